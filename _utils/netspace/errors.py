@@ -1,0 +1,48 @@
+"""The errors that netspace raises on purpose.
+
+Each says what is wrong and what to do about it; plugins turn them into a
+``CommandExecutionError`` or a failed state, and nothing else is caught.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class NetspaceError(Exception):
+    """Anything netspace refuses or fails at; the message is for the operator."""
+
+
+class Problem(NamedTuple):
+    """One thing wrong in a declaration: where, and what."""
+
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}"
+
+
+class SpecError(NetspaceError):
+    """A declaration that can't be accepted. ``problems`` names all that was found."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in problems))
+
+
+class MissingError(NetspaceError):
+    """Something this host lacks: a program, a library, a kernel feature.
+
+    :param what: what is missing, e.g. ``"the program crun"``.
+    :param remedy: how to get it, e.g. ``"apt-get install crun"``.
+    """
+
+    def __init__(self, what: str, remedy: str) -> None:
+        self.what = what
+        self.remedy = remedy
+        super().__init__(f"{what} is missing on this host; {remedy}")
+
+
+class StateError(NetspaceError):
+    """Recorded state that can't be read, or that contradicts what is asked."""

@@ -1,0 +1,140 @@
+"""Small files on disk, written so that a crash leaves the old or the new one, never half.
+
+Only what has changed is written: a second apply must not touch the disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from netspace.errors import StateError
+
+MAX_RECORD = 4 * 1024 * 1024
+
+
+def write(path: Path, content: bytes, *, mode: int = 0o600, owner: tuple[int, int] | None = None) -> bool:
+    """Make *path* hold *content* with *mode* and *owner*; return whether anything was written.
+
+    The file is replaced atomically (write aside, fsync, rename), and is never
+    visible with a wider mode or another owner than asked.
+    """
+    if _same(path, content, mode, owner):
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.new")
+    fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(fd, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            if owner is not None:
+                os.fchown(stream.fileno(), *owner)
+            os.fchmod(stream.fileno(), mode)
+            os.fsync(stream.fileno())
+        os.replace(aside, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        raise
+    return True
+
+
+def _same(path: Path, content: bytes, mode: int, owner: tuple[int, int] | None) -> bool:
+    try:
+        info = path.lstat()
+        if not stat.S_ISREG(info.st_mode) or info.st_size != len(content):
+            return False
+        if stat.S_IMODE(info.st_mode) != mode or (owner is not None and (info.st_uid, info.st_gid) != owner):
+            return False
+        return path.read_bytes() == content
+    except OSError:
+        return False
+
+
+def encode(value: Any) -> bytes:
+    """Canonical JSON: sorted keys, so that equal values are equal bytes."""
+    return (json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def write_json(path: Path, value: Any, *, mode: int = 0o600, owner: tuple[int, int] | None = None) -> bool:
+    """Write *value* as canonical JSON; see :func:`write`."""
+    return write(path, encode(value), mode=mode, owner=owner)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return the object in *path*, or None where there is no such file.
+
+    :raises StateError: when the file is not a JSON object of ours.
+    """
+    try:
+        with path.open("rb") as stream:
+            raw = stream.read(MAX_RECORD + 1)
+    except FileNotFoundError:
+        return None
+    try:
+        if len(raw) > MAX_RECORD:
+            raise ValueError(f"larger than {MAX_RECORD} bytes")
+        value = json.loads(raw)
+        if not isinstance(value, dict):
+            raise ValueError("not a JSON object")
+    except ValueError as err:
+        raise StateError(f"{path}: {err}; remove the file and apply again to rebuild it") from err
+    return value
+
+
+def read_records(directory: Path) -> dict[str, dict[str, Any]]:
+    """Return every record ``<name>.json`` in *directory* by name; none where it is absent."""
+    records = {}
+    try:
+        entries = sorted(entry.name for entry in os.scandir(directory))
+    except FileNotFoundError:
+        return {}
+    for entry in entries:
+        if entry.endswith(".json") and not entry.startswith("."):
+            record = read_json(directory / entry)
+            if record is not None:
+                records[entry[: -len(".json")]] = record
+    return records
+
+
+def remove(path: Path) -> bool:
+    """Remove a file; return whether there was one."""
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on *path* (made if absent), so that two runs don't interleave."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> dict[str, dict[str, Any]]:
+    """Return per-key ``{"old": ..., "new": ...}`` of two nested mappings, keys joined by ``:``."""
+    changes: dict[str, dict[str, Any]] = {}
+    for key in sorted({*old, *new}):
+        before, after = old.get(key), new.get(key)
+        if before == after:
+            continue
+        path = f"{prefix}{key}"
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            changes.update(differences(before, after, f"{path}:"))
+        else:
+            changes[path] = {"old": before, "new": after}
+    return changes

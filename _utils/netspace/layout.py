@@ -1,0 +1,93 @@
+"""Where netspace keeps things on a host: every path and system-wide name, in one place.
+
+All names carry the *instance* (``netspace`` unless configured otherwise), so
+that what is ours can be told from what is somebody else's and removed without
+looking further. Nothing here touches the disk.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+INSTANCE = re.compile(r"[a-z][a-z0-9]{0,15}")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The paths and names of one netspace instance on one host.
+
+    :param instance: prefix of every system-wide name.
+    :param root: directory that stands for ``/``; only unit tests set it.
+    """
+
+    instance: str = "netspace"
+    root: Path = Path("/")
+
+    def __post_init__(self) -> None:
+        if not INSTANCE.fullmatch(self.instance):
+            raise ValueError(f"instance {self.instance!r}: want a letter, then up to 15 of a-z and 0-9")
+
+    # -- persistent: survives a reboot --------------------------------------
+    @property
+    def state(self) -> Path:
+        """0700, root's: records, images, writable layers, credentials."""
+        return self.root / "var/lib" / self.instance
+
+    @property
+    def images(self) -> Path:
+        """Content-addressed images: ``sha256-<hex>.erofs`` or ``sha256-<hex>/``."""
+        return self.state / "images"
+
+    @property
+    def library(self) -> Path:
+        """Copy of this library that units run, so that they need no Salt cache."""
+        return self.state / "lib"
+
+    @property
+    def lock(self) -> Path:
+        """Held (flock) by whoever changes anything of this instance."""
+        return self.state / "lock"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "var/log" / self.instance
+
+    def records(self, kind: str) -> Path:
+        """What was applied, one JSON file per object: ``<state>/<kind>/<name>.json``."""
+        return self.state / kind
+
+    def environment(self, name: str) -> Path:
+        """The environment's own persistent folder (overlay upper and work)."""
+        return self.state / "layers" / name
+
+    # -- volatile: gone after a reboot, rebuilt from the records ------------
+    @property
+    def run(self) -> Path:
+        return self.root / "run" / self.instance
+
+    def bundle(self, name: str) -> Path:
+        """OCI bundle of an environment: config.json, rootfs, inside/."""
+        return self.run / "environments" / name
+
+    def inside(self, name: str) -> Path:
+        """What the environment sees as ``/run/netspace`` (bind-mounted, read-only)."""
+        return self.bundle(name) / "inside"
+
+    # -- system-wide names ---------------------------------------------------
+    def netns_name(self, name: str) -> str:
+        return f"{self.instance}-{name}"
+
+    def netns(self, name: str) -> Path:
+        """The environment's network namespace, where ``ip netns`` looks too."""
+        return self.root / "run/netns" / self.netns_name(name)
+
+    @property
+    def nft_table(self) -> str:
+        """Our own table, family inet."""
+        return self.instance
+
+    def service(self, name: str) -> str:
+        """Name of a supervised service, without a suffix: ``netspace-broker``."""
+        return f"{self.instance}-{name}"

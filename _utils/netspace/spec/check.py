@@ -1,0 +1,254 @@
+"""What types can't say: bounds of single values, and declarations that clash.
+
+Pure. Every function returns the problems it finds; an empty list is acceptance.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import posixpath
+import re
+from collections.abc import Collection
+
+from netspace.errors import Problem
+from netspace.spec.types import (
+    NAME,
+    Allow,
+    ClusterBroker,
+    Declaration,
+    Environment,
+    Interface,
+    Link,
+    LocalBroker,
+    Volume,
+)
+
+IMAGE_SOURCES = ("oci", "tar", "dir", "erofs")
+SECCOMP_PROFILES = ("strict",)
+MAX_TEXT = 4096
+MAX_ITEMS = 1024
+# Where an environment's own world is mounted: a volume there would cover it.
+RESERVED_TARGETS = ("/", "/proc", "/sys", "/dev", "/run/netspace")
+# Host folders that can't be handed out without handing out the host.
+RESERVED_SOURCES = (
+    "/",
+    "/proc",
+    "/sys",
+    "/dev",
+    "/run",
+    "/etc",
+    "/usr",
+    "/boot",
+    "/root",
+    "/var",
+    "/bin",
+    "/sbin",
+    "/lib",
+)
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
+_PORTS = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?")
+
+
+def environment(spec: Environment, path: str) -> list[Problem]:
+    """Check one environment's own values."""
+    problems: list[Problem] = []
+
+    def refuse(key: str, message: str) -> None:
+        problems.append(Problem(f"{path}:{key}", message))
+
+    source, _, location = spec.image.partition(":")
+    if source not in IMAGE_SOURCES or not location:
+        refuse("image", f"{spec.image!r}: write <source>:<location> with one of {', '.join(IMAGE_SOURCES)}")
+    elif not location.startswith("/"):
+        refuse("image", f"{spec.image!r}: the location must be an absolute path")
+    if len(spec.command) > MAX_ITEMS:
+        refuse("command", f"more than {MAX_ITEMS} arguments")
+    for index, argument in enumerate(spec.command):
+        if "\0" in argument or len(argument) > MAX_TEXT * 32:
+            refuse(f"command:{index}", "a NUL character, or longer than 128 KiB")
+    if spec.command and not spec.command[0]:
+        refuse("command:0", "empty program name")
+    if len(spec.env) > MAX_ITEMS:
+        refuse("env", f"more than {MAX_ITEMS} variables")
+    for name, value in spec.env.items():
+        if not _VARIABLE.fullmatch(name):
+            refuse(f"env:{name}", "not a variable's name (letters, digits and '_')")
+        if "\0" in value or len(value) > MAX_TEXT * 32:
+            refuse(f"env:{name}", "a NUL character, or longer than 128 KiB")
+    if not 1 <= spec.user <= 65535:
+        refuse("user", f"{spec.user} is out of 1..65535 (0, root, is never given)")
+    if not _clean(spec.working_dir):
+        refuse("working_dir", f"{spec.working_dir!r}: expected an absolute path without '..'")
+    limits = spec.limits
+    _between(problems, f"{path}:limits:memory", limits.memory, 4 * 1024**2, 2**50)
+    _between(problems, f"{path}:limits:cpus", limits.cpus, 0.01, 4096)
+    _between(problems, f"{path}:limits:pids", limits.pids, 1, 4_194_304)
+    _between(problems, f"{path}:limits:files", limits.files, 16, 1_048_576)
+    _between(problems, f"{path}:limits:shm", limits.shm, 0, 2**50)
+    _between(problems, f"{path}:limits:tmp", limits.tmp, 0, 2**50)
+    _between(problems, f"{path}:stop_timeout", spec.stop_timeout, 0, 3600)
+    if spec.seccomp not in SECCOMP_PROFILES:
+        refuse("seccomp", f"{spec.seccomp!r} is no profile; choose from {', '.join(SECCOMP_PROFILES)}")
+    targets: set[str] = set()
+    for index, volume in enumerate(spec.volumes):
+        problems += _volume(volume, f"{path}:volumes:{index}")
+        if volume.target in targets:
+            refuse(f"volumes:{index}:target", f"{volume.target} is the target of another volume already")
+        targets.add(volume.target)
+    return problems
+
+
+def _volume(volume: Volume, path: str) -> list[Problem]:
+    problems = []
+    if not _clean(volume.source):
+        problems.append(Problem(f"{path}:source", f"{volume.source!r}: expected an absolute path without '..'"))
+    elif volume.source in RESERVED_SOURCES:
+        problems.append(Problem(f"{path}:source", f"{volume.source} is the host's own and is never handed out"))
+    if not _clean(volume.target):
+        problems.append(Problem(f"{path}:target", f"{volume.target!r}: expected an absolute path without '..'"))
+    elif any(
+        volume.target == reserved or (reserved != "/" and within(volume.target, reserved))
+        for reserved in RESERVED_TARGETS
+    ):
+        problems.append(Problem(f"{path}:target", f"{volume.target} would cover what netspace mounts there"))
+    return problems
+
+
+def interface(spec: Interface, path: str) -> list[Problem]:
+    """Check one interface's values, whatever its kind."""
+    problems = []
+    rules: tuple[Allow, ...] = getattr(spec, "allow", ())
+    for index, rule in enumerate(rules):
+        if rule.port is None:
+            continue
+        where = f"{path}:allow:{index}:port"
+        if rule.protocol == "icmp":
+            problems.append(Problem(where, "icmp has no ports"))
+        elif ports(rule.port) is None:
+            problems.append(Problem(where, f"{rule.port!r}: expected a port in 1..65535 or 'first-last'"))
+    return problems
+
+
+def ports(value: int | str) -> tuple[int, int] | None:
+    """Return (first, last) of a port or a range, or None where it is neither."""
+    match = _PORTS.fullmatch(str(value))
+    if match is None:
+        return None
+    first, last = int(match[1]), int(match[2] or match[1])
+    return (first, last) if 1 <= first <= last <= 65535 else None
+
+
+def link(spec: Link, path: str) -> list[Problem]:
+    """Check one link's own values."""
+    problems = []
+    for key, name in (("from", spec.source), ("to", spec.target)):
+        if not NAME.fullmatch(name):
+            problems.append(Problem(f"{path}:{key}", f"{name!r} can't be an environment's name"))
+    if spec.source == spec.target:
+        problems.append(Problem(path, f"{spec.source} can't be linked to itself"))
+    return problems
+
+
+def clashes(declared: Declaration, path: str, known: Collection[str] = ()) -> list[Problem]:
+    """Check what only the whole declaration can tell.
+
+    :param known: names of environments that exist though they didn't parse.
+    """
+    problems: list[Problem] = []
+    names = {*declared.environments, *known}
+
+    seen: dict[str, int] = {}
+    for index, one in enumerate(declared.links):
+        where = f"{path}:links:{index}"
+        for key, name in (("from", one.source), ("to", one.target)):
+            if name not in names:
+                problems.append(Problem(f"{where}:{key}", f"there is no environment {name}"))
+        if one.name in seen:
+            problems.append(Problem(where, f"the same link as {path}:links:{seen[one.name]}"))
+        seen.setdefault(one.name, index)
+
+    addresses: dict[str, str] = {}
+    for name, spec in declared.environments.items():
+        for family in ("ipv4", "ipv6"):
+            address = getattr(spec.interface, family, None)
+            if address is None:
+                continue
+            where = f"{path}:environments:{name}:interface:{family}"
+            range_ = getattr(declared.network, family).network
+            if ipaddress.ip_address(address) not in range_:  # another family is never in it
+                problems.append(Problem(where, f"{address} is outside of {path}:network:{family} ({range_})"))
+            if address in addresses:
+                problems.append(Problem(where, f"{address} is {addresses[address]}'s already"))
+            addresses.setdefault(address, name)
+
+    problems += _volumes(declared, path)
+    problems += _settings(declared, path)
+    return problems
+
+
+def _volumes(declared: Declaration, path: str) -> list[Problem]:
+    """A host path belongs to one environment: no equal, nested or enclosing path."""
+    problems = []
+    sources = sorted(
+        (volume.source, name, f"{path}:environments:{name}:volumes:{index}:source")
+        for name, spec in declared.environments.items()
+        for index, volume in enumerate(spec.volumes)
+    )
+    # Sorted with '/' lowest, a path comes right before all that lies within it.
+    sources.sort(key=lambda entry: entry[0].replace("/", "\0"))
+    for index, (source, name, where) in enumerate(sources):
+        for other, owner, _ in reversed(sources[:index]):
+            if within(source, other):
+                problems.append(
+                    Problem(where, f"{source} is handed to {owner} already (as {other}); {name} can't share it")
+                )
+                break
+    return problems
+
+
+def _settings(declared: Declaration, path: str) -> list[Problem]:
+    problems = []
+    broker = declared.broker
+    if isinstance(broker, LocalBroker):
+        used: dict[int, str] = {}
+        for key in ("port", "management_port", "distribution_port", "epmd_port"):
+            port = getattr(broker, key)
+            if not 1 <= port <= 65535:
+                problems.append(Problem(f"{path}:broker:{key}", f"{port} is out of 1..65535"))
+            if port in used:
+                problems.append(Problem(f"{path}:broker:{key}", f"{port} is {used[port]} already"))
+            used.setdefault(port, key)
+    elif isinstance(broker, ClusterBroker):
+        if not broker.url.startswith(("amqp://", "amqps://")):
+            problems.append(Problem(f"{path}:broker:url", f"{broker.url!r}: expected amqp://... or amqps://..."))
+        if not broker.management.startswith(("http://", "https://")):
+            problems.append(Problem(f"{path}:broker:management", f"{broker.management!r}: expected http(s)://..."))
+    for index, pcr in enumerate(declared.attestation.pcrs):
+        if not 0 <= pcr <= 23:
+            problems.append(Problem(f"{path}:attestation:pcrs:{index}", f"{pcr} is no PCR (0..23)"))
+    if declared.network.ipv4.network.version != 4:
+        problems.append(Problem(f"{path}:network:ipv4", f"{declared.network.ipv4} is no IPv4 network"))
+    if declared.network.ipv6.network.version != 6:
+        problems.append(Problem(f"{path}:network:ipv6", f"{declared.network.ipv6} is no IPv6 network"))
+    return problems
+
+
+def within(path: str, folder: str) -> bool:
+    """Whether *path* is *folder* or lies below it (both absolute and normal)."""
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
+
+
+def _clean(path: str) -> bool:
+    return (
+        path.startswith("/")
+        and not path.startswith("//")
+        and "\0" not in path
+        and len(path) < MAX_TEXT
+        and posixpath.normpath(path) == path
+    )
+
+
+def _between(problems: list[Problem], path: str, value: float, least: float, most: float) -> None:
+    if not (math.isfinite(value) and least <= value <= most):
+        problems.append(Problem(path, f"{value} is out of {least}..{most}"))

@@ -1,0 +1,69 @@
+"""Does a trust level satisfy a requirement? The one place where that is decided.
+
+Pure. Levels are the verifier's (``netspace.attestation``); requirements are the
+declaration's. An environment that says nothing takes the host's default; a link
+that says nothing is as good as its two ends.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from netspace.spec.types import Declaration, Requirement
+
+
+@dataclass(frozen=True)
+class Trust:
+    """What is known of this host's trust, as far as enforcement needs it.
+
+    :param level: 0 to 5 (L0..L5).
+    :param verifier: who says so: ``self``, or the name of a verifier.
+    :param reason: one sentence: why this level and not the next.
+    """
+
+    level: int = 0
+    verifier: str = "none"
+    reason: str = "the host was never appraised"
+
+    @property
+    def name(self) -> str:
+        return f"L{self.level}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``allowed``, and a comment where the operator should know something."""
+
+    allowed: bool
+    comment: str = ""
+
+
+def judge(requirement: Requirement, trust: Trust) -> Verdict:
+    """Decide whether *trust* is enough for *requirement*."""
+    if requirement.policy == "off" or trust.level >= int(requirement.minimum[1:]):
+        return Verdict(True)
+    has = f"this host has {trust.name} ({trust.reason}; verifier: {trust.verifier})"
+    gap = f"needs trust level {requirement.minimum}, {has}"
+    if requirement.policy == "prefer":
+        return Verdict(True, f"{gap}; goes on, because the policy is prefer")
+    return Verdict(False, f"{gap}; withheld, because the policy is require")
+
+
+def environments(declared: Declaration, trust: Trust) -> dict[str, Verdict]:
+    """Return the verdict on each declared environment."""
+    return {
+        name: judge(spec.attestation or declared.attestation, trust) for name, spec in declared.environments.items()
+    }
+
+
+def links(declared: Declaration, trust: Trust) -> dict[str, Verdict]:
+    """Return the verdict on each declared link, by the link's name."""
+    ends = environments(declared, trust)
+    verdicts = {}
+    for link in declared.links:
+        verdict = judge(link.attestation, trust) if link.attestation else Verdict(True)
+        for end in (link.source, link.target):
+            if verdict.allowed and end in ends and not ends[end].allowed:
+                verdict = Verdict(False, f"its end {end} is withheld: {ends[end].comment}")
+        verdicts[link.name] = verdict
+    return verdicts

@@ -1,0 +1,237 @@
+"""The values of a declaration. Each is immutable; unknown keys are errors.
+
+Field names are the keys of the pillar and the arguments of the states. Sizes are
+in bytes once parsed; names match :data:`NAME`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import Any, Literal
+
+import msgspec
+
+NAME = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,46}[a-z0-9])?")
+NAME_RULE = "1 to 48 of a-z, 0-9, '-' and '_', beginning and ending with a letter or digit"
+
+Policy = Literal["require", "prefer", "off"]
+LevelName = Literal["L0", "L1", "L2", "L3", "L4", "L5"]
+Pattern = Literal["send", "request"]
+Direction = Literal["in", "out"]
+Protocol = Literal["tcp", "udp", "icmp"]
+
+_UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
+_SIZE = re.compile(r"(\d{1,15})\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
+
+
+class Size(int):
+    """A size in bytes; written as a number of bytes or with a binary suffix (``128M``)."""
+
+    @classmethod
+    def parse(cls, value: Any) -> Size:
+        if isinstance(value, bool) or not isinstance(value, (int, str)):
+            raise ValueError(f"expected a size such as 128M, got {value!r}")
+        match = _SIZE.fullmatch(str(value).strip())
+        if match is None:
+            raise ValueError(f"expected a size such as 128M, got {value!r}")
+        return cls(int(match[1]) * _UNITS[match[2].upper()])
+
+
+class Cidr(str):
+    """An IPv4 or IPv6 network in canonical form; a bare address is a network of one."""
+
+    @classmethod
+    def parse(cls, value: Any) -> Cidr:
+        if not isinstance(value, str):
+            raise ValueError(f"expected a network such as 198.51.100.0/24, got {value!r}")
+        try:
+            return cls(ipaddress.ip_network(value))
+        except ValueError as err:
+            raise ValueError(f"expected a network such as 198.51.100.0/24: {err}") from err
+
+    @property
+    def network(self) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+        return ipaddress.ip_network(str(self))
+
+
+class Address(str):
+    """One IPv4 or IPv6 address in canonical form."""
+
+    @classmethod
+    def parse(cls, value: Any) -> Address:
+        try:
+            return cls(ipaddress.ip_address(value if isinstance(value, str) else repr(value)))
+        except ValueError as err:
+            raise ValueError(f"expected an address such as 198.51.100.7: {err}") from err
+
+
+class Base(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What all declared values share."""
+
+
+class Requirement(Base, frozen=True):
+    """The least trust level that a host, an environment or a link demands.
+
+    ``require``: not without it. ``prefer``: goes on without it, and says so.
+    ``off``: doesn't ask.
+    """
+
+    policy: Policy = "prefer"
+    minimum: LevelName = "L1"
+
+
+class Attestation(Requirement, frozen=True):
+    """The host's default requirement, and how it attests.
+
+    :param tpm: TCTI of the TPM (``device:/dev/tpmrm0``, ``swtpm:path=/run/x.sock``);
+        without one, the host attests by a software key and reaches L1 at best.
+    :param roots: folder of PEM certificates that a TPM's endorsement certificate must
+        chain to for L3.
+    :param pcrs: PCRs of the SHA-256 bank that the quote covers.
+    """
+
+    tpm: str | None = None
+    roots: str | None = None
+    pcrs: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)
+
+
+class LocalBroker(Base, frozen=True, tag_field="kind", tag="local"):
+    """A RabbitMQ node of netspace's own on this host's loopback."""
+
+    port: int = 5682
+    management_port: int = 15682
+    distribution_port: int = 25682
+    epmd_port: int = 4379
+
+
+class ClusterBroker(Base, frozen=True, tag_field="kind", tag="cluster"):
+    """Somebody's RabbitMQ, by URL; ``management`` is its HTTP API.
+
+    :param credentials: root-readable file of ``user:password`` for the management API.
+    """
+
+    url: str
+    management: str
+    credentials: str
+    vhost: str = "netspace"
+
+
+Broker = LocalBroker | ClusterBroker
+
+
+class Network(Base, frozen=True):
+    """The ranges that declared interfaces get their addresses from."""
+
+    ipv4: Cidr = Cidr("10.203.0.0/16")
+    ipv6: Cidr = Cidr("fd6e:6574:7370::/64")
+
+
+class Limits(Base, frozen=True):
+    """The resources one environment may use; every environment has bounds.
+
+    :param memory: bytes, swap excluded (swap is 0).
+    :param cpus: CPU time per second of time.
+    :param pids: processes and threads.
+    :param files: open files per process.
+    :param shm: bytes of ``/dev/shm``, counted in ``memory`` too.
+    :param tmp: bytes of ``/tmp``, counted in ``memory`` too.
+    """
+
+    memory: Size = Size(256 * 1024**2)
+    cpus: float = 1.0
+    pids: int = 128
+    files: int = 1024
+    shm: Size = Size(16 * 1024**2)
+    tmp: Size = Size(64 * 1024**2)
+
+
+class Volume(Base, frozen=True):
+    """A host folder that belongs to this environment alone.
+
+    :param source: absolute path on the host; no other environment may name it, a
+        folder above it or one below it.
+    :param target: absolute path inside.
+    """
+
+    source: str
+    target: str
+    read_only: bool = False
+
+
+class Allow(Base, frozen=True):
+    """One exception to an interface's default drop. Never opens another environment.
+
+    :param direction: ``out``: the environment may connect; ``in``: it may be connected to.
+    :param cidr: whom it may reach, or who may reach it.
+    :param port: destination port, or ``first-last``; absent: every port of the protocol.
+    """
+
+    direction: Direction
+    cidr: Cidr
+    protocol: Protocol = "tcp"
+    port: int | str | None = None
+
+
+class Interface(Base, frozen=True, tag_field="kind"):
+    """Base of the interface kinds (``netspace.interface.kinds``)."""
+
+
+class Environment(Base, frozen=True):
+    """One program in an isolated world of its own.
+
+    :param image: ``<source>:<location>``, e.g. ``tar:/srv/shop.tar`` or ``oci:/srv/shop:web``.
+    :param command: argument vector; absent: what an OCI image says.
+    :param env: variables of the program, beside a minimal set.
+    :param user: uid and gid inside, never 0.
+    :param read_only: no writes to the root at all; else to a layer of its own.
+    :param restart: ``always``, ``on-failure`` or ``never``.
+    :param stop_timeout: seconds between SIGTERM and SIGKILL.
+    :param attestation: absent: the host's default.
+    """
+
+    image: str
+    command: tuple[str, ...] = ()
+    env: dict[str, str] = {}
+    user: int = 1000
+    working_dir: str = "/"
+    limits: Limits = Limits()
+    interface: Any = None
+    volumes: tuple[Volume, ...] = ()
+    read_only: bool = False
+    seccomp: str = "strict"
+    restart: Literal["always", "on-failure", "never"] = "on-failure"
+    stop_timeout: float = 10.0
+    attestation: Requirement | None = None
+
+
+class Link(Base, frozen=True):
+    """The right of one environment (``from``) to send to another's mailbox (``to``).
+
+    ``request``: each message asks for one reply, which goes to the asker alone.
+    """
+
+    source: str = msgspec.field(name="from")
+    target: str = msgspec.field(name="to")
+    pattern: Pattern = "send"
+    attestation: Requirement | None = None
+
+    @property
+    def name(self) -> str:
+        """Unique name of the link: ``<from>.<to>`` (names have no dot)."""
+        return f"{self.source}.{self.target}"
+
+
+class Declaration(Base, frozen=True):
+    """All that one host is declared to be."""
+
+    attestation: Attestation = Attestation()
+    broker: Broker = LocalBroker()
+    network: Network = Network()
+    environments: dict[str, Environment] = {}
+    links: tuple[Link, ...] = ()
+
+    @property
+    def interfaces(self) -> dict[str, Interface]:
+        """The interface of each environment, by the environment's name."""
+        return {name: environment.interface for name, environment in self.environments.items()}
