@@ -63,7 +63,7 @@ def declaration(data: Any, path: str = "netspace") -> Declaration:
     network = part("network", Network, Network())
 
     environments: dict[str, Environment] = {}
-    declared = data.get("environments") or {}
+    declared = {} if data.get("environments") is None else data["environments"]
     if not isinstance(declared, Mapping):
         problems.append(Problem(f"{path}:environments", f"expected a mapping of names, got {_kind_of(declared)}"))
         declared = {}
@@ -74,7 +74,7 @@ def declaration(data: Any, path: str = "netspace") -> Declaration:
             environments[name] = parsed
 
     links: list[Link] = []
-    listed = data.get("links") or []
+    listed = [] if data.get("links") is None else data["links"]
     if not isinstance(listed, (list, tuple)):
         problems.append(Problem(f"{path}:links", f"expected a list, got {_kind_of(listed)}"))
         listed = []

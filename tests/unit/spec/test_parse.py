@@ -1,0 +1,202 @@
+"""A declaration is accepted whole or refused with the path of everything that is wrong."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from netspace.errors import SpecError
+from netspace.spec import parse
+from netspace.spec.types import Cidr, LocalBroker, Requirement, Size
+
+SHOP = {
+    "attestation": {"policy": "prefer", "minimum": "L3"},
+    "broker": {"kind": "local"},
+    "environments": {
+        "orders": {
+            "image": "oci:/srv/images/shop:orders",
+            "command": ["/usr/bin/orders"],
+            "limits": {"memory": "128M", "cpus": 0.5, "pids": 64},
+            "interface": {
+                "kind": "veth",
+                "allow": [{"direction": "out", "cidr": "198.51.100.0/24", "port": 443}],
+            },
+            "attestation": {"policy": "require", "minimum": "L4"},
+        },
+        "web": {"image": "tar:/srv/images/shop.tar", "command": ["/usr/bin/web"]},
+    },
+    "links": [{"from": "web", "to": "orders", "pattern": "request"}],
+}
+
+
+def changed(path: str, value: object) -> dict:
+    """SHOP with *value* at *path* (keys joined by ``:``)."""
+    data = copy.deepcopy(SHOP)
+    *parents, last = path.split(":")
+    at = data
+    for key in parents:
+        at = at[int(key)] if isinstance(at, list) else at.setdefault(key, {})
+    if isinstance(at, list):
+        at.append(value)
+    else:
+        at[last] = value
+    return data
+
+
+def refusal(data: object) -> list[str]:
+    with pytest.raises(SpecError) as caught:
+        parse.declaration(data)
+    return [str(problem) for problem in caught.value.problems]
+
+
+def test_a_whole_declaration_becomes_values():
+    shop = parse.declaration(SHOP)
+    orders = shop.environments["orders"]
+    assert orders.limits.memory == Size(128 * 1024**2)
+    assert orders.limits.cpus == 0.5
+    assert orders.interface.allow[0].cidr == Cidr("198.51.100.0/24")
+    assert orders.attestation == Requirement(policy="require", minimum="L4")
+    assert type(shop.environments["web"].interface).__struct_config__.tag == "none"
+    assert shop.broker == LocalBroker()
+    assert [link.name for link in shop.links] == ["web.orders"]
+
+
+def test_what_is_encoded_parses_to_the_same():
+    shop = parse.declaration(SHOP)
+    assert parse.declaration(parse.encode(shop)) == shop
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (
+            "environments:web:limits:memroy",
+            "1M",
+            "netspace:environments:web:limits:memroy: unknown; did you mean memory?",
+        ),
+        ("environmnets", {}, "netspace:environmnets: unknown; did you mean environments?"),
+        ("environments:web:limits:memory", "12X", "netspace:environments:web:limits:memory: expected a size"),
+        ("environments:web:limits:memory", 1, "netspace:environments:web:limits:memory: 1 is out of"),
+        ("environments:web:limits:cpus", float("nan"), "netspace:environments:web:limits:cpus: nan is out of"),
+        ("environments:web:interface", {"kind": "vteh"}, "netspace:environments:web:interface:kind: 'vteh'"),
+        ("environments:web:image", "shop", "netspace:environments:web:image: 'shop': write <source>:<location>"),
+        ("environments:web:image", "tar:shop.tar", "netspace:environments:web:image: 'tar:shop.tar': the location"),
+        ("environments:web:user", 0, "netspace:environments:web:user: 0 is out of"),
+        ("environments:web:env", {"A": 1}, "netspace:environments:web:env: expected 'str', got 'int'"),
+        ("environments:web:command", "/bin/sh", "netspace:environments:web:command: expected 'array', got 'str'"),
+        ("environments:Web", {"image": "tar:/x"}, "netspace:environments:Web: 'Web' can't be an environment's name"),
+        ("environments:web:seccomp", "none", "netspace:environments:web:seccomp: 'none' is no profile"),
+        (
+            "environments:web:attestation",
+            {"policy": "maybe"},
+            "netspace:environments:web:attestation:policy: invalid enum",
+        ),
+        ("links:0", {"from": "web", "to": "nobody"}, "netspace:links:1:to: there is no environment nobody"),
+        ("links:0", {"from": "web", "to": "orders"}, "netspace:links:1: the same link as netspace:links:0"),
+        ("links:0", {"from": "web", "to": "web"}, "netspace:links:1: web can't be linked to itself"),
+        ("broker:port", 0, "netspace:broker:port: 0 is out of 1..65535"),
+        ("attestation:pcrs", [24], "netspace:attestation:pcrs:0: 24 is no PCR"),
+        ("network", {"ipv4": "fd00::/64"}, "netspace:network:ipv4: fd00::/64 is no IPv4 network"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_path_and_remedy(path, value, message):
+    found = refusal(changed(path, value))
+    assert len(found) == 1, found
+    assert found[0].startswith(message), found
+
+
+def test_every_problem_is_reported_at_once():
+    data = changed("environments:web:limits:memroy", "1M")
+    data["environments"]["orders"]["user"] = 0
+    data["links"].append({"from": "web", "to": "nobody"})
+    assert len(refusal(data)) == 3
+
+
+@pytest.mark.parametrize(
+    "data", [None, [], "x", 1, {"environments": []}, {"links": {}}, {"environments": {"web": None}}]
+)
+def test_the_wrong_shape_is_refused_not_crashed_on(data):
+    assert refusal(data)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("/srv/data", "/srv/data"), ("/srv/data", "/srv/data/deep/er"), ("/srv/data/x", "/srv/data")],
+)
+def test_a_path_is_never_handed_to_two_environments(first, second):
+    data = changed("environments:web:volumes", [{"source": first, "target": "/data"}])
+    data["environments"]["orders"]["volumes"] = [{"source": second, "target": "/data"}]
+    data["environments"]["orders"]["volumes"].append({"source": "/srv/data-other", "target": "/other"})
+    assert any("already" in problem for problem in refusal(data))
+
+
+def test_paths_that_only_look_alike_do_not_clash():
+    data = changed("environments:web:volumes", [{"source": "/srv/data", "target": "/data"}])
+    data["environments"]["orders"]["volumes"] = [{"source": "/srv/data-other", "target": "/data"}]
+    assert parse.declaration(data)
+
+
+@pytest.mark.parametrize("source", ["/", "/etc", "/run", "srv", "/srv/../etc", "/srv//x", "/srv/"])
+def test_the_hosts_own_folders_are_never_handed_out(source):
+    assert refusal(changed("environments:web:volumes", [{"source": source, "target": "/data"}]))
+
+
+@pytest.mark.parametrize("target", ["/", "/proc", "/dev/shm", "/run/netspace", "/run/netspace/x", "data", "/a/../proc"])
+def test_a_volume_never_covers_what_netspace_mounts(target):
+    assert refusal(changed("environments:web:volumes", [{"source": "/srv/data", "target": target}]))
+
+
+def test_one_address_is_never_given_twice():
+    data = changed("environments:web:interface", {"kind": "veth", "ipv4": "10.203.0.9"})
+    data["environments"]["orders"]["interface"] = {"kind": "veth", "ipv4": "10.203.0.9"}
+    assert refusal(data) == ["netspace:environments:web:interface:ipv4: 10.203.0.9 is orders's already"]
+    data["environments"]["orders"]["interface"] = {"kind": "veth", "ipv4": "203.0.113.9"}
+    assert "is outside of netspace:network:ipv4" in refusal(data)[0]
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+        lambda inner: (
+            st.lists(inner, max_size=4)
+            | st.dictionaries(
+                st.sampled_from(
+                    [
+                        "environments",
+                        "links",
+                        "image",
+                        "limits",
+                        "memory",
+                        "interface",
+                        "kind",
+                        "from",
+                        "to",
+                        "web",
+                        "broker",
+                        "allow",
+                    ]
+                )
+                | st.text(max_size=10),
+                inner,
+                max_size=5,
+            )
+        ),
+        max_leaves=30,
+    )
+)
+def test_any_document_is_parsed_or_refused(data):
+    try:
+        parsed = parse.declaration(data)
+    except SpecError as err:
+        assert err.problems
+    else:
+        assert parse.declaration(parse.encode(parsed)) == parsed
+
+
+@given(st.integers(0, 10**15 - 1), st.sampled_from(["", "K", "M", "G", "T", "k", "MB", "MiB"]))
+def test_sizes_are_bytes(number, unit):
+    factor = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}[unit.upper()[:1]]
+    assert Size.parse(f"{number}{unit}") == number * 1024**factor
