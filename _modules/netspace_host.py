@@ -1,0 +1,96 @@
+"""
+One host as a whole
+===================
+
+What is there, what a declaration would mean, and how to get rid of all of it.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import netspace
+
+netspace.refresh(__file__)
+
+from salt.exceptions import CommandExecutionError  # noqa: E402
+
+from netspace import declared, report  # noqa: E402
+from netspace.errors import NetspaceError  # noqa: E402
+from netspace.host import Host  # noqa: E402
+
+if TYPE_CHECKING:
+    __opts__: dict[str, Any]
+    __pillar__: dict[str, Any]
+
+log = logging.getLogger(__name__)
+
+__virtualname__ = "netspace"
+
+
+def __virtual__() -> str:
+    return __virtualname__
+
+
+def overview() -> dict[str, Any]:
+    """
+    Return this host's environments with their interfaces, its links and its trust.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' netspace.overview
+    """
+    try:
+        return Host(declared.layout(__opts__)).overview()
+    except NetspaceError as err:
+        raise CommandExecutionError(str(err)) from err
+
+
+def check(declaration: dict[str, Any] | None = None) -> dict[str, Any]:
+    """
+    Say whether a declaration can be accepted: ``{valid, problems: [{path, message}]}``.
+
+    Looks at nothing but the declaration and changes nothing.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' netspace.check
+
+    declaration
+        By default, what ``pillar:netspace`` says.
+    """
+    from netspace.errors import SpecError
+
+    try:
+        declared.whole(declaration, __pillar__)
+    except SpecError as err:
+        return {"valid": False, "problems": [problem._asdict() for problem in err.problems]}
+    return {"valid": True, "problems": []}
+
+
+def teardown(test: bool = False) -> dict[str, Any]:
+    """
+    Remove everything of netspace from this host: environments, links and mail,
+    interfaces, broker, images, records. **What lies in volumes stays; all else is gone.**
+
+    Returns ``{name, result, changes, comment}`` as a state would.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' netspace.teardown test=True
+
+    test
+        Say what would be removed, and remove nothing.
+    """
+    try:
+        result = Host(declared.layout(__opts__), log.info).teardown(test=test)
+    except NetspaceError as err:
+        raise CommandExecutionError(str(err)) from err
+    return report.state("netspace.teardown", result, test=test)

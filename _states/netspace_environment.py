@@ -1,0 +1,221 @@
+"""
+Isolated environments as states
+===============================
+
+An environment is one program in an isolated world of its own. It shares nothing
+with another: no file, no interface, no memory. See :py:mod:`netspace_link
+<netspace.states.netspace_link>` for the only way it may talk.
+
+Everything that ``pillar:netspace:environments`` declares, in one state:
+
+.. code-block:: yaml
+
+    environments:
+      netspace_environment.managed
+
+One environment by itself:
+
+.. code-block:: yaml
+
+    orders:
+      netspace_environment.running:
+        - image: tar:/srv/images/shop.tar
+        - command: [/usr/bin/orders]
+        - limits: {memory: 128M, pids: 64}
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import netspace
+
+netspace.refresh(__file__)
+
+from netspace import declared, report  # noqa: E402
+from netspace.errors import NetspaceError  # noqa: E402
+from netspace.host import Host  # noqa: E402
+
+if TYPE_CHECKING:
+    __opts__: dict[str, Any]
+    __pillar__: dict[str, Any]
+    __context__: dict[str, Any]
+
+__virtualname__ = "netspace_environment"
+
+_RESULTS = "netspace_environment.aggregated"
+
+
+def __virtual__() -> str:
+    return __virtualname__
+
+
+def managed(name: str, declaration: dict[str, Any] | None = None) -> dict[str, Any]:
+    """
+    All declared environments run as declared, and no others exist.
+
+    An environment is restarted only when one of its own keys changed that needs it;
+    ``changes`` says which. One that demands more trust than this host has is not
+    started (and stopped, if it runs): that one fails, the others don't.
+
+    name
+        Any text.
+
+    declaration
+        The host's declaration. By default, what ``pillar:netspace`` says.
+
+    .. code-block:: yaml
+
+        environments:
+          netspace_environment.managed
+    """
+    test = bool(__opts__["test"])
+    try:
+        wanted = declared.whole(declaration, __pillar__)
+        result = Host(declared.layout(__opts__)).converge_environments(wanted, whole=True, test=test)
+    except NetspaceError as err:
+        return report.failure(name, err)
+    return report.state(name, result, test=test)
+
+
+def running(name: str, **kwargs: Any) -> dict[str, Any]:
+    """
+    An environment exists as declared, and runs.
+
+    name
+        Its name: 1 to 48 of ``a-z``, ``0-9``, ``-`` and ``_``.
+
+    image
+        ``<source>:<absolute path>``; sources are ``tar``, ``oci``, ``dir`` and ``erofs``.
+
+    command
+        Argument vector. By default, what an ``oci`` image says.
+
+    env
+        Variables of the program. **Don't put secrets here**; they can be read from the
+        minion's cache.
+
+    user
+        User and group id inside, 1 to 65535. Defaults to 1000.
+
+    working_dir
+        Defaults to ``/``.
+
+    limits
+        ``memory`` (default 256M, no swap), ``cpus`` (1.0), ``pids`` (128), ``files``
+        (1024 per process), ``shm`` (16M), ``tmp`` (64M).
+
+    interface
+        ``{kind: none}`` (default) or ``{kind: veth, ...}``, see
+        :py:func:`netspace_interface.present <netspace.states.netspace_interface.present>`.
+
+    volumes
+        List of ``{source, target, read_only}``. A host folder belongs to one environment only.
+
+    read_only
+        The root can't be written to at all. Defaults to false: writes go to a layer of
+        the environment's own.
+
+    seccomp
+        Name of the system call profile. Defaults to ``strict``.
+
+    restart
+        ``on-failure`` (default), ``always`` or ``never``.
+
+    stop_timeout
+        Seconds between SIGTERM and SIGKILL. Defaults to 10.
+
+    attestation
+        ``{policy: require|prefer|off, minimum: L0..L5}``. By default, that of the host
+        (``pillar:netspace:attestation``).
+
+    Takes part in ``aggregate: True``: any number of these states is then one batch.
+    """
+    return _one(name, kwargs, "running")
+
+
+def present(name: str, **kwargs: Any) -> dict[str, Any]:
+    """
+    An environment exists as declared; whether it runs is left alone.
+
+    Takes the arguments of :py:func:`running`.
+    """
+    return _one(name, kwargs, "present")
+
+
+def absent(name: str, purge: bool = False) -> dict[str, Any]:
+    """
+    An environment doesn't exist: neither its program, nor its layer, links or interface.
+
+    What lies in its volumes stays.
+
+    name
+        Its name.
+
+    purge
+        Drop the mail in its mailbox too. By default, unread mail is parked, and said so.
+    """
+    test = bool(__opts__["test"])
+    try:
+        result = Host(declared.layout(__opts__)).remove_environments({name}, test=test, purge=purge)
+    except NetspaceError as err:
+        return report.failure(name, err)
+    return report.state(name, result, test=test, only=name)
+
+
+def _one(name: str, kwargs: dict[str, Any], state: str) -> dict[str, Any]:
+    aggregated = __context__.get(_RESULTS, {}).pop((name, state), None)
+    if aggregated is not None:
+        return aggregated
+    batch: dict[str, dict[str, Any]] = kwargs.pop("batch", None) or {name: kwargs}
+    test = bool(__opts__["test"])
+    results: dict[str, dict[str, Any]] = {}
+    try:
+        host = Host(declared.layout(__opts__))
+        wanted = None
+        for each, arguments in batch.items():
+            try:
+                alone = declared.one_environment(each, arguments, __pillar__)
+            except NetspaceError as err:
+                results[each] = report.failure(each, err)
+            else:
+                wanted = declared.merged(wanted, alone)
+        if wanted is not None:
+            result = host.converge_environments(wanted, test=test, state=state)  # type: ignore[arg-type]
+            for each in wanted.environments:
+                results[each] = report.state(each, result, test=test, only=each)
+    except NetspaceError as err:
+        for each in batch:
+            results.setdefault(each, report.failure(each, err))
+    own = results.pop(name)
+    if results:
+        __context__.setdefault(_RESULTS, {}).update({(each, state): entry for each, entry in results.items()})
+    return own
+
+
+def mod_aggregate(low: dict[str, Any], chunks: list[dict[str, Any]], running: dict[str, Any]) -> dict[str, Any]:
+    """
+    Make one batch of all states of the same function (with ``aggregate: True``).
+
+    Each state still reports its own result and changes.
+    """
+    from salt.state import STATE_INTERNAL_KEYWORDS
+    from salt.utils import state as state_utils
+
+    def own(chunk: dict[str, Any]) -> dict[str, Any]:
+        return {
+            key: value for key, value in chunk.items() if key not in (*STATE_INTERNAL_KEYWORDS, "name", "aggregate")
+        }
+
+    if low.get("fun") not in ("running", "present"):
+        return low
+    batch = {low["name"]: own(low)}
+    for chunk in chunks:
+        if state_utils.gen_tag(chunk) in running or chunk.get("__agg__"):
+            continue
+        if chunk.get("state") == low["state"] and chunk.get("fun") == low["fun"] and chunk["name"] not in batch:
+            batch[chunk["name"]] = own(chunk)
+            chunk["__agg__"] = True
+    if len(batch) > 1:
+        low["batch"] = batch
+    return low

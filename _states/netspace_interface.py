@@ -1,0 +1,108 @@
+"""
+Virtual interfaces as states
+============================
+
+Every environment has a network namespace that the host owns. By default there is
+nothing in it but ``lo``. A declared interface drops everything, both ways, but what
+``allow`` names; another environment can never be reached through it.
+
+.. code-block:: yaml
+
+    interfaces:
+      netspace_interface.managed
+
+    orders:
+      netspace_interface.present:
+        - kind: veth
+        - allow:
+          - {direction: out, cidr: 198.51.100.0/24, port: 443}
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import netspace
+
+netspace.refresh(__file__)
+
+from netspace import declared, report  # noqa: E402
+from netspace.errors import NetspaceError  # noqa: E402
+from netspace.host import Host  # noqa: E402
+
+if TYPE_CHECKING:
+    __opts__: dict[str, Any]
+    __pillar__: dict[str, Any]
+
+__virtualname__ = "netspace_interface"
+
+
+def __virtual__() -> str:
+    return __virtualname__
+
+
+def managed(name: str, declaration: dict[str, Any] | None = None) -> dict[str, Any]:
+    """
+    Every declared environment has its namespace and interface, and there are no others.
+
+    name
+        Any text.
+
+    declaration
+        The host's declaration. By default, what ``pillar:netspace`` says.
+    """
+    test = bool(__opts__["test"])
+    try:
+        wanted = declared.whole(declaration, __pillar__)
+        result = Host(declared.layout(__opts__)).converge_interfaces(wanted, whole=True, test=test)
+    except NetspaceError as err:
+        return report.failure(name, err)
+    return report.state(name, result, test=test)
+
+
+def present(name: str, **kwargs: Any) -> dict[str, Any]:
+    """
+    An environment's namespace and interface are as declared.
+
+    name
+        The environment's name. It need not exist yet.
+
+    kind
+        ``none`` (default; ``lo`` alone) or ``veth``.
+
+    ipv4, ipv6
+        Fixed addresses. By default, stable ones out of ``pillar:netspace:network``.
+
+    mtu
+        In bytes. Defaults to 1500.
+
+    allow
+        Exceptions to the default drop: a list of ``{direction: in|out, cidr, protocol:
+        tcp|udp|icmp, port}``. ``port`` may be ``first-last``; **without it, every port of
+        the protocol** is allowed. Nothing here ever opens another environment.
+    """
+    test = bool(__opts__["test"])
+    try:
+        wanted = declared.one_interface(name, kwargs, __pillar__)
+        result = Host(declared.layout(__opts__)).converge_interfaces(wanted, test=test)
+    except NetspaceError as err:
+        return report.failure(name, err)
+    return report.state(name, result, test=test, only=name)
+
+
+def absent(name: str) -> dict[str, Any]:
+    """
+    An environment has neither interface nor namespace.
+
+    A program that still runs in it keeps an unreachable ``lo``; remove it with
+    :py:func:`netspace_environment.absent <netspace.states.netspace_environment.absent>`.
+
+    name
+        The environment's name.
+    """
+    test = bool(__opts__["test"])
+    try:
+        result = Host(declared.layout(__opts__)).remove_interfaces({name}, test=test)
+    except NetspaceError as err:
+        return report.failure(name, err)
+    return report.state(name, result, test=test, only=name)

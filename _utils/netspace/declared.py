@@ -1,0 +1,97 @@
+"""From what Salt hands to a module or state, to typed values.
+
+Pure. State arguments carry the same names as the keys of the declaration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from netspace.errors import NetspaceError, Problem, SpecError
+from netspace.layout import INSTANCE, Layout
+from netspace.spec import check, parse
+from netspace.spec.types import Declaration, Link
+
+
+def arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return *kwargs* without what Salt adds (``__id__`` and the like, ``aggregate``)."""
+    return {key: value for key, value in kwargs.items() if not key.startswith("__") and key != "aggregate"}
+
+
+def layout(opts: Mapping[str, Any]) -> Layout:
+    """The layout of the instance that the minion's configuration names (``netspace.instance``).
+
+    :raises NetspaceError: when the name can't be used.
+    """
+    instance = opts.get("netspace.instance", "netspace")
+    if not isinstance(instance, str) or not INSTANCE.fullmatch(instance):
+        raise NetspaceError(
+            f"minion configuration: netspace.instance: {instance!r}: want a letter, then up to 15 of a-z and 0-9"
+        )
+    return Layout(instance)
+
+
+def whole(given: Mapping[str, Any] | None, pillar: Mapping[str, Any]) -> Declaration:
+    """The host's declaration: *given*, or what ``pillar:netspace`` says.
+
+    :raises SpecError: when there is none, or it can't be accepted.
+    """
+    data = pillar.get("netspace") if given is None else given
+    if data is None:
+        raise SpecError([Problem("netspace", "nothing is declared: put a netspace: section into this minion's pillar")])
+    return parse.declaration(data)
+
+
+def one_environment(name: str, kwargs: Mapping[str, Any], pillar: Mapping[str, Any]) -> Declaration:
+    """A declaration of one environment by state arguments; settings come from the pillar."""
+    spec = parse.environment(name, arguments(kwargs))
+    return _with(pillar, environments={name: spec})
+
+
+def one_interface(name: str, kwargs: Mapping[str, Any], pillar: Mapping[str, Any]) -> Declaration:
+    """A declaration of one interface (of the environment *name*) by state arguments."""
+    given = arguments(kwargs) or {"kind": "none"}
+    spec = parse.environment(name, {"image": "dir:/", "interface": given}, name)
+    return _with(pillar, environments={name: spec})
+
+
+def one_link(name: str, kwargs: Mapping[str, Any], pillar: Mapping[str, Any]) -> Declaration:
+    """A declaration of one link by state arguments, or by its name ``<from>.<to>`` alone."""
+    return _with(pillar, links=(link(name, kwargs),))
+
+
+def link(name: str, kwargs: Mapping[str, Any]) -> Link:
+    """One link by state arguments (``from``/``to``), else by its name ``<from>.<to>``."""
+    given = arguments(kwargs)
+    if "from" not in given and "to" not in given and name.count(".") == 1:
+        given["from"], given["to"] = name.split(".")
+    return parse.link(given, name)
+
+
+def merged(first: Declaration | None, second: Declaration) -> Declaration:
+    """Both declarations' things under the same settings; what clashes is refused.
+
+    :raises SpecError: when the two can't stand together.
+    """
+    from msgspec.structs import replace
+
+    if first is None:
+        return second
+    both: Declaration = replace(
+        second, environments={**first.environments, **second.environments}, links=(*first.links, *second.links)
+    )
+    problems = check.clashes(both, "netspace", known={end for link in both.links for end in (link.source, link.target)})
+    if problems:
+        raise SpecError(problems)
+    return both
+
+
+def _with(pillar: Mapping[str, Any], **parts: Any) -> Declaration:
+    """The settings of ``pillar:netspace`` (trust, broker, ranges) with *parts* as the things."""
+    from msgspec.structs import replace
+
+    section = pillar.get("netspace") or {}
+    settings = {key: section[key] for key in ("attestation", "broker", "network") if key in section}
+    declared: Declaration = replace(parse.declaration(settings), **parts)
+    return declared

@@ -1,0 +1,788 @@
+"""Tries to break out of an environment; run *inside* one, by its Python.
+
+A program by itself: standard library only (``pika`` where the image has it), no
+import of netspace, Python 3.9 or newer. It reads one JSON object from standard
+input, tries everything below once, bounded in count and time, and prints a JSON
+list of rows ``{name, group, outcome, detail}``; *outcome* is ``refused`` (good),
+``succeeded`` (isolation is broken) or ``skipped`` (nothing to try it on).
+
+The input says what to aim at; what is absent is skipped::
+
+    {"peer": {"addresses": [...], "port": 7000, "mailbox": "mailbox.x", "link": "link.x.y",
+              "marker": "text in the peer's files", "locked": "/path", "touched": "/path"},
+     "host": {"addresses": [...], "port": 22, "broker_ports": [...]},
+     "outside": {"addresses": [...], "port": 80}}
+
+``victim`` as argument turns it into the peer that is aimed at: it holds a lock, keeps
+touching a file, keeps the marker in a file, in memory and in its environment, and
+listens; it prints ``ready`` and waits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import json
+import mmap
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+MACHINE = os.uname().machine
+CLONE_NEW = {"mount": 0x20000, "cgroup": 0x02000000, "uts": 0x04000000, "ipc": 0x08000000,
+             "user": 0x10000000, "pid": 0x20000000, "net": 0x40000000}  # fmt: skip
+# (x86_64, aarch64) numbers; those from 424 on are the same on both.
+NUMBERS = {
+    "ptrace": (101, 117), "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51),
+    "unshare": (272, 97), "setns": (308, 268), "keyctl": (250, 219), "add_key": (248, 217), "request_key": (249, 218),
+    "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "userfaultfd": (323, 282), "bpf": (321, 280),
+    "perf_event_open": (298, 241), "open_by_handle_at": (304, 265), "name_to_handle_at": (303, 264),
+    "init_module": (175, 105), "finit_module": (313, 273), "kexec_load": (246, 104), "reboot": (169, 142),
+    "swapon": (167, 224), "sethostname": (170, 161), "settimeofday": (164, 170), "clock_settime": (227, 112),
+    "io_uring_setup": (425, 425), "pidfd_getfd": (438, 438), "pidfd_open": (434, 434), "open_tree": (428, 428),
+    "fsopen": (430, 430), "mount_setattr": (442, 442), "clone3": (435, 435), "syslog": (103, 116), "acct": (163, 89),
+    "quotactl": (179, 60), "lookup_dcookie": (212, 18), "kcmp": (312, 272), "iopl": (172, -1), "mknod": (133, -1),
+    "shmget": (29, 194), "msgget": (68, 186), "setuid": (105, 146), "capset": (126, 91), "personality": (135, 92),
+}  # fmt: skip
+
+Attempt = Callable[[dict[str, Any]], str]
+ATTEMPTS: list[tuple[str, str, Attempt]] = []
+
+
+class Skip(Exception):
+    """There is nothing here to try this on."""
+
+
+class Refused(Exception):
+    """The attempt failed, as it should."""
+
+
+def attempt(group: str, name: str) -> Callable[[Attempt], Attempt]:
+    """Register an attempt: it returns what it achieved, or raises Refused or OSError."""
+
+    def register(function: Attempt) -> Attempt:
+        ATTEMPTS.append((group, name, function))
+        return function
+
+    return register
+
+
+def syscall(name: str, *arguments: Any) -> int:
+    """Call the kernel directly, past libc's wrappers; raises OSError."""
+    numbers = NUMBERS[name]
+    number = numbers[0] if MACHINE == "x86_64" else numbers[1]
+    if number < 0 or MACHINE not in ("x86_64", "aarch64"):
+        raise Skip(f"no {name} on {MACHINE}")
+    LIBC.syscall.restype = ctypes.c_long
+    result = LIBC.syscall(ctypes.c_long(number), *(ctypes.c_long(a) if isinstance(a, int) else a for a in arguments))
+    if result == -1:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return int(result)
+
+
+def want(target: dict[str, Any], *keys: str) -> Any:
+    """The value at *keys* of the input; Skip where there is none."""
+    value: Any = target
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    if value in (None, [], ""):
+        raise Skip(f"no {':'.join(keys)} to aim at")
+    return value
+
+
+# -- files ---------------------------------------------------------------------------------
+SEARCH_LIMIT = 50_000
+
+
+def find(marker: str, roots: tuple[str, ...]) -> str:
+    """Look for *marker* in small files below *roots*; return where it stands."""
+    seen = 0
+    for root in roots:
+        for folder, folders, names in os.walk(root):
+            folders[:] = [
+                name for name in folders if os.path.join(folder, name) not in ("/proc/self", "/proc/thread-self")
+            ]
+            for name in names:
+                seen += 1
+                if seen > SEARCH_LIMIT:
+                    return ""
+                path = os.path.join(folder, name)
+                with contextlib.suppress(OSError, ValueError):
+                    info = os.lstat(path)
+                    if (info.st_mode & 0o170000) == 0o100000 and info.st_size < 65536:
+                        with open(path, "rb") as stream:
+                            if marker.encode() in stream.read(65536):
+                                return path
+    return ""
+
+
+@attempt("files", "find a file of another environment")
+def other_files(target: dict[str, Any]) -> str:
+    marker = want(target, "peer", "marker")
+    path = find(marker, ("/tmp", "/srv", "/var", "/home", "/run", "/dev/shm", "/mnt", "/media", "/opt"))
+    if not path:
+        raise Refused("no file here holds the peer's marker")
+    return path
+
+
+@attempt("files", "reach the host's files through /proc/1/root")
+def proc_root(target: dict[str, Any]) -> str:
+    for pid in ("1", "self"):
+        for path in (f"/proc/{pid}/root/../../../etc/shadow", f"/proc/{pid}/root/var/lib/netspace"):
+            with contextlib.suppress(OSError):
+                os.stat(path)
+                if path.endswith("shadow"):
+                    with open(path, "rb") as stream:
+                        if stream.read(1):
+                            return path
+                else:
+                    return path
+    raise Refused("nothing of the host's there")
+
+
+@attempt("files", "write to the root of the image's own files")
+def write_system(target: dict[str, Any]) -> str:
+    with open("/usr/.probe", "w"):
+        pass
+    os.unlink("/usr/.probe")
+    return "wrote below /usr as a plain user"
+
+
+@attempt("files", "open a file by its handle (as container escapes of old did)")
+def by_handle(target: dict[str, Any]) -> str:
+    handle = ctypes.create_string_buffer(struct.pack("=Ii", 8, 1) + struct.pack("=QQ", 2, 0))
+    return f"fd {syscall('open_by_handle_at', os.open('/', os.O_RDONLY), handle, 0)}"
+
+
+@attempt("files", "make a device node")
+def make_device(target: dict[str, Any]) -> str:
+    os.mknod("/tmp/probe-device", 0o600 | 0o020000, os.makedev(1, 1))
+    os.unlink("/tmp/probe-device")
+    return "made a character device"
+
+
+@attempt("files", "open a device beyond the minimal set")
+def open_device(target: dict[str, Any]) -> str:
+    allowed = {"null", "zero", "full", "random", "urandom", "tty", "fd", "stdin", "stdout", "stderr", "shm", "core"}
+    found = [name for name in os.listdir("/dev") if name not in allowed]
+    if not found:
+        raise Refused("/dev has nothing else")
+    return f"/dev has {', '.join(found)}"
+
+
+@attempt("files", "change what /run/netspace says")
+def change_card(target: dict[str, Any]) -> str:
+    with open("/run/netspace/environment.json", "a"):
+        return "environment.json can be written"
+
+
+# -- locks and notifications -----------------------------------------------------------------
+@attempt("locks", "see another environment's flock on the same image")
+def see_flock(target: dict[str, Any]) -> str:
+    path = want(target, "peer", "locked")
+    with open(path, "rb") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return f"{path} is locked by the peer"
+    raise Refused("the file's lock is free: it is another file")
+
+
+@attempt("locks", "see another environment's accesses by inotify on the same image")
+def see_inotify(target: dict[str, Any]) -> str:
+    path = want(target, "peer", "touched")
+    fd = LIBC.inotify_init1(os.O_CLOEXEC)
+    if fd < 0 or LIBC.inotify_add_watch(fd, path.encode(), 0x00000FFF) < 0:
+        raise Refused(f"inotify: {os.strerror(ctypes.get_errno())}")
+    ready, _, _ = select.select([fd], [], [], 1.5)
+    os.close(fd)
+    if ready:
+        return f"saw events on {path}"
+    raise Refused("no event in 1.5 s, while the peer opens it ten times a second")
+
+
+@attempt("locks", "use System V shared memory of another environment")
+def sysv(target: dict[str, Any]) -> str:
+    key = want(target, "peer", "shm_key")
+    return f"segment {syscall('shmget', key, 0, 0o600)}"
+
+
+@attempt("locks", "connect to another environment's abstract socket")
+def abstract(target: dict[str, Any]) -> str:
+    name = want(target, "peer", "abstract")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
+        peer.settimeout(1)
+        peer.connect("\0" + name)
+    return "connected"
+
+
+# -- processes and memory ---------------------------------------------------------------------
+def others() -> list[int]:
+    return [
+        int(entry)
+        for entry in os.listdir("/proc")
+        if entry.isdigit() and int(entry) not in (1, os.getpid(), os.getppid())
+    ]
+
+
+@attempt("processes", "see a process of another environment or of the host")
+def see_processes(target: dict[str, Any]) -> str:
+    marker = want(target, "peer", "marker").encode()
+    for pid in others():
+        for file in ("cmdline", "environ"):
+            with contextlib.suppress(OSError):
+                with open(f"/proc/{pid}/{file}", "rb") as stream:
+                    if marker in stream.read(65536):
+                        return f"process {pid} is the peer's"
+    raise Refused("no process here is the peer's")
+
+
+@attempt("processes", "signal a process outside")
+def send_signal(target: dict[str, Any]) -> str:
+    here = {int(entry) for entry in os.listdir("/proc") if entry.isdigit()}
+    for pid in [pid for pid in range(2, 3000) if pid not in here]:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, 0)
+            return f"process {pid} can be signalled"
+    raise Refused("2998 process ids tried")
+
+
+@attempt("processes", "trace another process")
+def trace(target: dict[str, Any]) -> str:
+    syscall("ptrace", 16, 1, 0, 0)
+    return "attached to process 1"
+
+
+@attempt("processes", "trace a child of its own")
+def trace_child(target: dict[str, Any]) -> str:
+    syscall("ptrace", 0, 0, 0, 0)
+    return "PTRACE_TRACEME"
+
+
+@attempt("memory", "read another process's memory")
+def read_memory(target: dict[str, Any]) -> str:
+    buffer = ctypes.create_string_buffer(8)
+    vector = (ctypes.c_void_p * 2)(ctypes.addressof(buffer), 8)
+    return f"{syscall('process_vm_readv', 1, vector, 1, vector, 1, 0)} bytes"
+
+
+@attempt("memory", "write into its own memory file of process 1")
+def memory_file(target: dict[str, Any]) -> str:
+    with open("/proc/1/mem", "r+b"):
+        return "opened"
+
+
+@attempt("memory", "userfaultfd")
+def user_fault(target: dict[str, Any]) -> str:
+    return f"fd {syscall('userfaultfd', 0)}"
+
+
+@attempt("memory", "see the peer's marker in shared anonymous memory of /dev/shm")
+def shared_memory(target: dict[str, Any]) -> str:
+    want(target, "peer", "marker")
+    found = [name for name in os.listdir("/dev/shm") if name.startswith("victim")]
+    if found:
+        return f"/dev/shm has {found}"
+    raise Refused("/dev/shm is its own")
+
+
+# -- namespaces, mounts, privileges --------------------------------------------------------------
+def _unshare(flag: int) -> Attempt:
+    def run(target: dict[str, Any]) -> str:
+        syscall("unshare", flag)
+        return "a new namespace of its own"
+
+    return run
+
+
+for _name, _flag in CLONE_NEW.items():
+    attempt("namespaces", f"unshare a {_name} namespace")(_unshare(_flag))
+
+
+@attempt("namespaces", "clone with a new user namespace")
+def clone_user(target: dict[str, Any]) -> str:
+    if MACHINE not in ("x86_64", "aarch64"):
+        raise Skip(MACHINE)
+    number = 56 if MACHINE == "x86_64" else 220
+    pid = LIBC.syscall(number, CLONE_NEW["user"] | signal.SIGCHLD, 0, 0, 0, 0)
+    if pid == 0:
+        os._exit(0)
+    if pid < 0:
+        raise Refused(os.strerror(ctypes.get_errno()))
+    os.waitpid(pid, 0)
+    return "a child in a user namespace of its own"
+
+
+@attempt("namespaces", "clone3 (whose arguments a filter can't see)")
+def clone_three(target: dict[str, Any]) -> str:
+    arguments = (ctypes.c_uint64 * 11)(CLONE_NEW["user"], 0, 0, 0, signal.SIGCHLD)
+    pid = syscall("clone3", arguments, 88)
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    return "clone3 worked"
+
+
+@attempt("namespaces", "enter another namespace of process 1")
+def enter(target: dict[str, Any]) -> str:
+    for name in ("net", "mnt", "user", "pid", "ipc", "uts"):
+        with contextlib.suppress(OSError):
+            fd = os.open(f"/proc/1/ns/{name}", os.O_RDONLY)
+            syscall("setns", fd, 0)
+            return f"entered {name}"
+    raise Refused("no namespace can be entered")
+
+
+@attempt("namespaces", "find another environment's network namespace")
+def find_netns(target: dict[str, Any]) -> str:
+    for folder in ("/run/netns", "/var/run/netns"):
+        with contextlib.suppress(OSError):
+            if os.listdir(folder):
+                return f"{folder} has {os.listdir(folder)}"
+    raise Refused("none to be seen")
+
+
+@attempt("mounts", "mount a tmpfs")
+def mount_tmpfs(target: dict[str, Any]) -> str:
+    syscall("mount", b"x", b"/tmp", b"tmpfs", 0, None)
+    return "mounted"
+
+
+@attempt("mounts", "bind-mount")
+def mount_bind(target: dict[str, Any]) -> str:
+    syscall("mount", b"/", b"/tmp", None, 4096, None)
+    return "mounted"
+
+
+@attempt("mounts", "unmount what hides kernel files")
+def unmount(target: dict[str, Any]) -> str:
+    syscall("umount2", b"/proc/kcore", 2)
+    return "unmounted"
+
+
+@attempt("mounts", "the new mount interface (fsopen, open_tree)")
+def new_mount(target: dict[str, Any]) -> str:
+    with contextlib.suppress(OSError):
+        return f"fsopen: fd {syscall('fsopen', b'tmpfs', 0)}"
+    return f"open_tree: fd {syscall('open_tree', -100, b'/', 1)}"
+
+
+@attempt("mounts", "chroot and pivot_root")
+def change_root(target: dict[str, Any]) -> str:
+    with contextlib.suppress(OSError):
+        syscall("chroot", b"/tmp")
+        return "chroot"
+    syscall("pivot_root", b"/tmp", b"/tmp")
+    return "pivot_root"
+
+
+@attempt("privileges", "become root")
+def become_root(target: dict[str, Any]) -> str:
+    if os.getuid() == 0:
+        return "is root already"
+    syscall("setuid", 0)
+    return "setuid(0)"
+
+
+@attempt("privileges", "hold any capability")
+def capabilities(target: dict[str, Any]) -> str:
+    with open("/proc/self/status") as stream:
+        sets = dict(line.split(":", 1) for line in stream if line.startswith(("Cap", "NoNewPrivs", "Seccomp:")))
+    held = [name for name, value in sets.items() if name.startswith("Cap") and int(value, 16)]
+    if held:
+        return f"holds {held}"
+    if sets["NoNewPrivs"].strip() != "1" or sets["Seccomp"].strip() != "2":
+        return f"no_new_privs {sets['NoNewPrivs'].strip()}, seccomp {sets['Seccomp'].strip()}"
+    raise Refused("five empty sets, no_new_privs, a filter")
+
+
+@attempt("privileges", "run a setuid program as root")
+def setuid_program(target: dict[str, Any]) -> str:
+    for path in ("/usr/bin/su", "/usr/bin/passwd", "/usr/bin/mount", "/bin/su", "/usr/bin/chsh"):
+        with contextlib.suppress(OSError):
+            if os.stat(path).st_mode & 0o4000:
+                if not os.statvfs(path).f_flag & os.ST_NOSUID:
+                    with open("/proc/self/status") as stream:
+                        if "NoNewPrivs:\t1" not in stream.read():
+                            return f"{path} would be obeyed"
+                raise Refused("nosuid or no_new_privs")
+    raise Skip("no setuid program in this image")
+
+
+@attempt("privileges", "change the host name")
+def host_name(target: dict[str, Any]) -> str:
+    syscall("sethostname", b"probe", 5)
+    return "changed"
+
+
+# -- kernel interfaces ---------------------------------------------------------------------------
+def _kernel(name: str, *arguments: Any) -> Attempt:
+    def run(target: dict[str, Any]) -> str:
+        return f"returned {syscall(name, *arguments)}"
+
+    return run
+
+
+for _call, _arguments in {
+    "keyctl": (0, -3, 1),
+    "add_key": (b"user", b"probe", b"x", 1, -3),
+    "request_key": (b"user", b"probe", None, 0),
+    "bpf": (0, None, 0),
+    "perf_event_open": (None, 0, -1, -1, 0),
+    "io_uring_setup": (1, ctypes.create_string_buffer(120)),
+    "init_module": (None, 0, b""),
+    "kexec_load": (0, 0, None, 0),
+    "swapon": (b"/tmp/x", 0),
+    "settimeofday": (None, None),
+    "syslog": (3, ctypes.create_string_buffer(16), 16),
+    "kcmp": (1, 1, 0, 0, 0),
+    "pidfd_getfd": (0, 0, 0),
+}.items():
+    attempt("kernel", _call)(_kernel(_call, *_arguments))
+
+
+@attempt("kernel", "write kernel settings")
+def sysctl(target: dict[str, Any]) -> str:
+    for path in ("/proc/sys/kernel/core_pattern", "/proc/sys/net/ipv4/ip_forward", "/proc/sysrq-trigger",
+                 "/proc/sys/kernel/hostname", "/proc/self/oom_score_adj"):  # fmt: skip
+        with contextlib.suppress(OSError), open(path, "w") as stream:
+            if path.endswith("oom_score_adj"):
+                stream.write("-1000")
+                stream.flush()
+                return "shielded itself from the OOM killer"
+            return f"opened {path}"
+    raise Refused("none can be opened for writing")
+
+
+@attempt("kernel", "read what tells of the kernel and of other programs")
+def kernel_files(target: dict[str, Any]) -> str:
+    for path in ("/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/kallsyms", "/proc/config.gz",
+                 "/proc/cmdline", "/proc/interrupts", "/proc/modules", "/sys/kernel/debug", "/sys/class/net", "/sys/fs/cgroup"):  # fmt: skip
+        with contextlib.suppress(OSError):
+            if os.path.isdir(path):
+                if os.listdir(path):
+                    return f"{path} can be listed"
+            else:
+                with open(path, "rb") as stream:
+                    if stream.read(1):
+                        return f"{path} can be read"
+    raise Refused("all masked or absent")
+
+
+# -- network -----------------------------------------------------------------------------------------
+def reach(address: str, port: int) -> str:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as peer:
+        peer.settimeout(1)
+        peer.connect((address, port))
+    return f"connected to {address} port {port}"
+
+
+def _reach(who: str, protocol: str) -> Attempt:
+    def run(target: dict[str, Any]) -> str:
+        problems = []
+        for address in want(target, who, "addresses"):
+            try:
+                if protocol == "tcp":
+                    return reach(address, want(target, who, "port"))
+                family = socket.AF_INET6 if ":" in address else socket.AF_INET
+                with socket.socket(family, socket.SOCK_DGRAM) as peer:
+                    peer.settimeout(1)
+                    peer.connect((address, want(target, who, "port")))
+                    peer.send(b"probe")
+                    if peer.recv(16):
+                        return f"{address} answered"
+            except OSError as err:
+                problems.append(f"{address}: {err}")
+        raise Refused("; ".join(problems))
+
+    return run
+
+
+for _who in ("peer", "host", "outside"):
+    for _protocol in ("tcp", "udp"):
+        attempt("network", f"reach {_who} by {_protocol}")(_reach(_who, _protocol))
+
+
+def _socket(family: int, kind: int, protocol: int) -> Attempt:
+    def run(target: dict[str, Any]) -> str:
+        with socket.socket(family, kind, protocol):
+            return "opened"
+
+    return run
+
+
+attempt("network", "open a raw IP socket")(_socket(socket.AF_INET, socket.SOCK_RAW, 1))
+attempt("network", "open a packet socket")(_socket(17, socket.SOCK_RAW, 0x0300))
+attempt("network", "open a vsock socket")(_socket(40, socket.SOCK_STREAM, 0))
+attempt("network", "open a kernel crypto socket")(_socket(38, socket.SOCK_SEQPACKET, 0))
+attempt("network", "open a netfilter netlink socket")(_socket(16, socket.SOCK_RAW, 12))
+
+
+@attempt("network", "give itself an address")
+def own_address(target: dict[str, Any]) -> str:
+    # RTM_NEWADDR for lo: nlmsghdr, ifaddrmsg, IFA_LOCAL.
+    body = struct.pack("=BBBBI", socket.AF_INET, 32, 0, 0, 1) + struct.pack(
+        "=HH4s", 8, 2, socket.inet_aton("198.18.99.99")
+    )
+    with socket.socket(16, socket.SOCK_RAW, 0) as netlink:
+        netlink.settimeout(1)
+        netlink.bind((0, 0))
+        netlink.send(struct.pack("=IHHII", 16 + len(body), 20, 0x0605, 1, 0) + body)
+        answer = netlink.recv(4096)
+    code = struct.unpack_from("=i", answer, 16)[0]
+    if code:
+        raise Refused(os.strerror(-code))
+    return "added an address"
+
+
+@attempt("network", "bind a host interface or see one")
+def see_interfaces(target: dict[str, Any]) -> str:
+    names = {name for _, name in socket.if_nameindex()}
+    if names - {"lo", "eth0"}:
+        return f"sees {sorted(names)}"
+    raise Refused(f"only {sorted(names)}")
+
+
+# -- broker ---------------------------------------------------------------------------------------------
+@attempt("broker", "reach the broker's management or distribution port")
+def broker_ports(target: dict[str, Any]) -> str:
+    problems = []
+    for port in want(target, "host", "broker_ports"):
+        for address in ["127.0.0.1", "::1", *(target.get("host") or {}).get("addresses", [])]:
+            try:
+                return reach(address, port)
+            except OSError as err:
+                problems.append(err.errno or 0)
+    raise Refused(f"{len(problems)} tries")
+
+
+def _channel(target: dict[str, Any]) -> Any:
+    try:
+        import pika
+    except ImportError:
+        raise Skip("no AMQP client in this image") from None
+    try:
+        with open("/run/netspace/environment.json") as stream:
+            card = json.load(stream)
+        with open(card["broker"]["password_file"]) as stream:
+            password = stream.read().strip()
+    except (OSError, KeyError) as err:
+        raise Skip(f"no account on the broker: {err}") from None
+    account = card["broker"]
+    connection = pika.BlockingConnection(
+        pika.ConnectionParameters(
+            account["host"],
+            account["port"],
+            account["vhost"],
+            pika.PlainCredentials(account["username"], password),
+            socket_timeout=3,
+            blocked_connection_timeout=3,
+        )
+    )
+    return card, connection, connection.channel(), pika
+
+
+def _broker(name: str) -> Callable[[Callable[..., str]], None]:
+    """Register an attempt on the broker, with a channel of its own."""
+
+    def register(function: Callable[..., str]) -> None:
+        def run(target: dict[str, Any]) -> str:
+            card, connection, channel, pika = _channel(target)
+            try:
+                return function(target, card, channel, pika)
+            except pika.exceptions.AMQPError as err:
+                raise Refused(repr(err)) from None
+            finally:
+                with contextlib.suppress(Exception):
+                    connection.close()
+
+        attempt("broker", name)(run)
+
+    return register
+
+
+@_broker("read another's mailbox")
+def read_mailbox(target: dict[str, Any], card: Any, channel: Any, pika: Any) -> str:
+    mailbox = want(target, "peer", "mailbox")
+    return f"got {channel.basic_get(mailbox)}"
+
+
+@_broker("empty another's mailbox")
+def purge_mailbox(target: dict[str, Any], card: Any, channel: Any, pika: Any) -> str:
+    channel.queue_purge(want(target, "peer", "mailbox"))
+    return "purged"
+
+
+@_broker("delete another's mailbox")
+def delete_mailbox(target: dict[str, Any], card: Any, channel: Any, pika: Any) -> str:
+    channel.queue_delete(want(target, "peer", "mailbox"))
+    return "deleted"
+
+
+@_broker("send to another's mailbox past the links, by the default exchange")
+def default_exchange(target: dict[str, Any], card: Any, channel: Any, pika: Any) -> str:
+    channel.confirm_delivery()
+    channel.basic_publish("", want(target, "peer", "mailbox"), b"probe", mandatory=True)
+    return "accepted"
+
+
+@_broker("send along a link that is not its own")
+def foreign_link(target: dict[str, Any], card: Any, channel: Any, pika: Any) -> str:
+    channel.confirm_delivery()
+    channel.basic_publish(want(target, "peer", "link"), "", b"probe", mandatory=True)
+    return "accepted"
+
+
+@_broker("bind another's link to its own mailbox")
+def bind_link(target: dict[str, Any], card: Any, channel: Any, pika: Any) -> str:
+    channel.queue_bind(card["mailbox"], want(target, "peer", "link"))
+    return "bound"
+
+
+@_broker("declare an exchange or a queue")
+def declare(target: dict[str, Any], card: Any, channel: Any, pika: Any) -> str:
+    channel.queue_declare("probe", auto_delete=True)
+    return "declared"
+
+
+@_broker("send under a forged sender")
+def forged_sender(target: dict[str, Any], card: Any, channel: Any, pika: Any) -> str:
+    peers = card.get("peers") or []
+    if not peers:
+        raise Skip("no link to send along")
+    channel.confirm_delivery()
+    channel.basic_publish(
+        peers[0]["exchange"], "", b"probe", pika.BasicProperties(user_id="env.somebody-else"), mandatory=True
+    )
+    return "accepted"
+
+
+@_broker("listen to the broker's own events and traces")
+def broker_events(target: dict[str, Any], card: Any, channel: Any, pika: Any) -> str:
+    for exchange in ("amq.rabbitmq.event", "amq.rabbitmq.trace", "amq.topic"):
+        with contextlib.suppress(Exception):
+            channel.queue_bind(card["mailbox"], exchange, "#")
+            return f"bound {exchange}"
+    raise Refused("none can be bound")
+
+
+@attempt("broker", "log in as somebody else")
+def other_account(target: dict[str, Any]) -> str:
+    card, connection, _, pika = _channel(target)
+    connection.close()
+    account = card["broker"]
+    for user, password in (("guest", "guest"), ("admin", "admin"), (want(target, "peer", "account"), "")):
+        with contextlib.suppress(Exception):
+            pika.BlockingConnection(
+                pika.ConnectionParameters(
+                    account["host"],
+                    account["port"],
+                    account["vhost"],
+                    pika.PlainCredentials(user, password),
+                    socket_timeout=3,
+                )
+            ).close()
+            return f"logged in as {user}"
+    raise Refused("no account took it")
+
+
+# -- the program --------------------------------------------------------------------------------------------
+def run(target: dict[str, Any]) -> list[dict[str, str]]:
+    """Try everything, each in a process of its own, so that one can't help or hinder the next."""
+    return [{"name": name, "group": group, **isolated(function, target)} for group, name, function in ATTEMPTS]
+
+
+def isolated(function: Attempt, target: dict[str, Any]) -> dict[str, str]:
+    """Run one attempt in a child, for 15 seconds at most."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reader)
+        os.write(writer, json.dumps(one(function, target)).encode()[:60_000])
+        os._exit(0)
+    os.close(writer)
+    answer = b""
+    deadline = time.monotonic() + 15
+    while True:
+        ready, _, _ = select.select([reader], [], [], max(0.0, deadline - time.monotonic()))
+        chunk = os.read(reader, 65536) if ready else b""
+        if not chunk:
+            break
+        answer += chunk
+    os.close(reader)
+    if not answer:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    _, status = os.waitpid(pid, 0)
+    if not answer:
+        return {"outcome": "refused", "detail": f"the attempt was ended ({os.waitstatus_to_exitcode(status)})"}
+    result: dict[str, str] = json.loads(answer)
+    return result
+
+
+def one(function: Attempt, target: dict[str, Any]) -> dict[str, str]:
+    try:
+        return {"outcome": "succeeded", "detail": function(target)}
+    except Skip as err:
+        return {"outcome": "skipped", "detail": str(err)}
+    except Refused as err:
+        return {"outcome": "refused", "detail": str(err)}
+    except OSError as err:
+        return {"outcome": "refused", "detail": errno.errorcode.get(err.errno or 0, "") + f" {err}"}
+    except Exception as err:
+        # Neither refused by the system nor achieved: the probe itself is at fault, and that must show.
+        return {"outcome": "succeeded", "detail": f"the probe failed: {err!r}"}
+
+
+def victim(target: dict[str, Any]) -> None:
+    """Be the peer: hold, keep and offer what an attacker would want."""
+    marker = target["marker"]
+    with open("/tmp/victim", "w") as stream:
+        stream.write(marker)
+    with open("/dev/shm/victim", "w") as stream:
+        stream.write(marker)
+    memory = mmap.mmap(-1, 4096)
+    memory[: len(marker)] = marker.encode()
+    lock = open(target["locked"], "rb")  # noqa: SIM115 (held until the end)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    syscall("shmget", target["shm_key"], 4096, 0o1600)
+    unix = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    unix.bind("\0" + target["abstract"])
+    unix.listen()
+    tcp = socket.create_server(("::", target["port"]), family=socket.AF_INET6, dualstack_ipv6=True)
+    udp = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    udp.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    udp.bind(("::", target["port"]))
+    print("ready", flush=True)
+    while True:
+        ready, _, _ = select.select([tcp, udp, unix], [], [], 0.1)
+        with open(target["touched"], "rb"):
+            pass
+        for end in ready:
+            if end is udp:
+                _, sender = udp.recvfrom(64)
+                udp.sendto(b"yes", sender)
+            else:
+                end.accept()[0].close()
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["victim"]:
+        victim(json.loads(sys.argv[2]))
+    else:
+        json.dump(run(json.load(sys.stdin)), sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,321 @@
+"""One host: what joins attestation, interfaces, links and environments.
+
+The four kinds know nothing of each other. Here the declaration is split among
+them, trust decides what of it may run, and each environment gets the card that
+tells it its links. Order: attestation, interfaces, links, environments, so that
+whatever an environment needs is there before it starts, and what it may no longer
+do is revoked before it is stopped.
+
+Every method takes the instance's lock, unless ``test`` is set: then nothing at all
+is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import shutil
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Literal
+
+import msgspec
+
+from netspace import files
+from netspace.layout import Layout
+from netspace.plan import Plan, Refusal, Result
+from netspace.spec import trust
+from netspace.spec.trust import Trust, Verdict
+from netspace.spec.types import Attestation, Declaration, Environment, Link
+
+Progress = Callable[[str], None]
+RunState = Literal["running", "present", "stopped"]
+
+
+def _silent(_: str) -> None:
+    """Report progress to nobody."""
+
+
+class Host:
+    """This host, under one instance's names.
+
+    :param layout: the instance's paths and names.
+    :param progress: told, in a few words, what is being done while it takes long.
+
+    A whole declaration is applied by the four ``converge_*`` methods in their order, each
+    with ``whole=True``: then what is not declared is removed. Without it only the things
+    named in the declaration are looked at.
+    """
+
+    def __init__(self, layout: Layout, progress: Progress = _silent) -> None:
+        self.layout = layout
+        self.progress = progress
+
+    # -- the four kinds, imported when they are needed ------------------------
+    @functools.cached_property
+    def supervisor(self) -> Any:
+        from netspace import supervision
+
+        return supervision.select(self.layout)
+
+    @functools.cached_property
+    def attestations(self) -> Any:
+        from netspace.attestation.kind import Attestations
+
+        return Attestations(self.layout)
+
+    @functools.cached_property
+    def interfaces(self) -> Any:
+        from netspace.interface.kind import Interfaces
+
+        return Interfaces(self.layout)
+
+    @functools.cached_property
+    def links(self) -> Any:
+        from netspace.link.kind import Links
+
+        return Links(self.layout, self.supervisor, progress=self.progress)
+
+    @functools.cached_property
+    def environments(self) -> Any:
+        from netspace.environment.kind import Environments
+
+        return Environments(self.layout, self.supervisor)
+
+    # -- attestation -----------------------------------------------------------
+    def converge_attestation(self, settings: Attestation, *, test: bool = False) -> Result:
+        """Have the host appraised where its last result no longer holds.
+
+        Refused (and so failed) where the host's own policy is ``require`` and the level
+        stays below its minimum.
+        """
+        with self._lock(test):
+            result = self._run(self.attestations, settings, (), test)
+        if result.failures or (test and result.plan.steps):
+            return result
+        verdict = trust.judge(settings, self.trust())
+        return _say(result, "attestation", {"host": verdict})
+
+    def trust(self) -> Trust:
+        """What is known of this host's trust now."""
+        from netspace.attestation import result
+
+        return result.trust(self.layout)
+
+    # -- interfaces --------------------------------------------------------------
+    def converge_interfaces(self, declared: Declaration, *, whole: bool = False, test: bool = False) -> Result:
+        """Give each declared environment its namespace and interface."""
+        with self._lock(test):
+            return self._interfaces(declared, whole, test)
+
+    def _interfaces(self, declared: Declaration, whole: bool, test: bool) -> Result:
+        from netspace.interface.kind import DesiredInterfaces
+
+        desired = DesiredInterfaces(declared.network, declared.interfaces)
+        remove = self.interfaces.names() - set(declared.environments) if whole else ()
+        return self._run(self.interfaces, desired, remove, test)
+
+    # -- links ---------------------------------------------------------------------
+    def converge_links(self, declared: Declaration, *, whole: bool = False, test: bool = False) -> Result:
+        """Make the declared links that trust permits; withheld ones are revoked."""
+        with self._lock(test):
+            verdicts = self._verdicts(trust.links, declared, test)
+            permitted = tuple(link for link in declared.links if verdicts[link.name].allowed)
+            result = self._links(declared.broker, permitted, verdicts.keys(), whole, test)
+            result = _say(result, "link", verdicts)
+            if not whole:
+                ends = {end for link in declared.links for end in (link.source, link.target)}
+                result = _join(result, self._refresh_cards(ends, test))
+            return result
+
+    def _links(
+        self, broker: Any, permitted: tuple[Link, ...], considered: Collection[str], whole: bool, test: bool
+    ) -> Result:
+        from netspace.link.kind import DesiredLinks
+
+        there = self.links.names()
+        kept = {link.name for link in permitted}
+        remove = there - kept if whole else (there & set(considered)) - kept
+        return self._run(self.links, DesiredLinks(broker, permitted), remove, test)
+
+    # -- environments ------------------------------------------------------------------
+    def converge_environments(
+        self, declared: Declaration, *, whole: bool = False, test: bool = False, state: RunState = "running"
+    ) -> Result:
+        """Make the declared environments run as declared (or be ``present``, not started)."""
+        with self._lock(test):
+            namespaces = Result(Plan())
+            if not whole:
+                # One declared by itself gets its namespace here; a whole declaration's stand already.
+                lacking = {
+                    name: spec for name, spec in declared.environments.items() if self._lacks_interface(name, spec)
+                }
+                if lacking:
+                    only = msgspec.structs.replace(declared, environments=lacking, links=())
+                    namespaces = self._interfaces(only, False, test)
+            return _join(namespaces, self._environments(declared, whole, test, state))
+
+    def _lacks_interface(self, name: str, spec: Environment) -> bool:
+        kind = type(spec.interface).__struct_config__.tag if spec.interface is not None else None
+        return kind not in (None, "none") or name not in self.interfaces.names()
+
+    def _environments(self, declared: Declaration, whole: bool, test: bool, state: RunState) -> Result:
+        verdicts = self._verdicts(trust.environments, declared, test)
+        links = self._card_links(declared, whole, test)
+        desired = {
+            name: self._desired(name, spec, links, state if verdicts[name].allowed else "stopped")
+            for name, spec in declared.environments.items()
+        }
+        remove = self.environments.names() - set(declared.environments) if whole else ()
+        result = self._run(self.environments, desired, remove, test)
+        return _say(result, "environment", verdicts)
+
+    def _desired(self, name: str, spec: Environment, links: tuple[Link, ...], state: RunState) -> Any:
+        from netspace.environment.kind import DesiredEnvironment
+        from netspace.link import card
+
+        own = [link for link in links if name in (link.source, link.target)]
+        known = self.trust()
+        level = {"level": known.name, "verifier": known.verifier}
+        content = {**card.card(name, own, self.links.vhost), "trust": level}
+        handed: dict[str, bytes] = {"environment.json": files.encode(content)}
+        if own:
+            password = self.links.password(name)
+            if password is not None:
+                handed["password"] = password.encode()
+        summary = {"links": sorted(f"{link.name} ({link.pattern})" for link in own), "trust": known.name}
+        return DesiredEnvironment(spec=spec, files=handed, files_summary=summary, state=state)
+
+    def _card_links(self, declared: Declaration, whole: bool, test: bool) -> tuple[Link, ...]:
+        """The links that cards tell of: what stands, and for a test what would stand."""
+        standing = {link.name: link for link in self.links.recorded()}
+        if not (whole and test):
+            return tuple(standing.values())
+        verdicts = self._verdicts(trust.links, declared, test)
+        return tuple(link for link in declared.links if verdicts[link.name].allowed)
+
+    def _refresh_cards(self, names: Collection[str], test: bool) -> Result:
+        """Tell running environments of links that were just made or revoked; restarts none."""
+        specs = self.environments.recorded()
+        links = tuple(self.links.recorded())
+        desired = {
+            name: self._desired(name, specs[name].spec, links, specs[name].state) for name in names if name in specs
+        }
+        return self._run(self.environments, desired, (), test) if desired else Result(Plan())
+
+    # -- removal -----------------------------------------------------------------------
+    def remove_links(self, names: Collection[str], *, test: bool = False, purge: bool = False) -> Result:
+        """Revoke links; ``purge`` also drops mail that nobody can read any more."""
+        with self._lock(test):
+            result = self._remove_links(names, test, purge)
+            ends = {end for name in names for end in name.split(".")}
+            return _join(result, self._refresh_cards(ends, test))
+
+    def _remove_links(self, names: Collection[str], test: bool, purge: bool) -> Result:
+        from netspace.link.kind import DesiredLinks
+
+        there = self.links.names() & set(names)
+        if not there:
+            return Result(Plan())
+        return self._run(self.links, DesiredLinks(self.links.recorded_broker(), ()), there, test, purge=purge)
+
+    def remove_environments(self, names: Collection[str], *, test: bool = False, purge: bool = False) -> Result:
+        """Remove environments with all that is theirs: links, program, layers, namespace.
+
+        What lies in their volumes stays.
+        """
+        with self._lock(test):
+            theirs = {link.name for link in self.links.recorded() if {link.source, link.target} & set(names)}
+            others = {end for name in theirs for end in name.split(".")} - set(names)
+            result = self._remove_links(theirs, test, purge)
+            result = _join(result, self._refresh_cards(others, test))
+            there = self.environments.names() & set(names)
+            if there:
+                result = _join(result, self._run(self.environments, {}, there, test))
+            return _join(result, self._remove_interfaces(names, test))
+
+    def remove_interfaces(self, names: Collection[str], *, test: bool = False) -> Result:
+        """Remove namespaces and interfaces."""
+        with self._lock(test):
+            return self._remove_interfaces(names, test)
+
+    def _remove_interfaces(self, names: Collection[str], test: bool) -> Result:
+        from netspace.interface.kind import DesiredInterfaces
+
+        there = self.interfaces.names() & set(names)
+        if not there:
+            return Result(Plan())
+        return self._run(self.interfaces, DesiredInterfaces(Declaration().network, {}), there, test)
+
+    def teardown(self, *, test: bool = False) -> Result:
+        """Remove everything of this instance from this host, mail and images included."""
+        with self._lock(test):
+            result = self._remove_links(self.links.names(), test, True)
+            if names := self.environments.names():
+                result = _join(result, self._run(self.environments, {}, names, test))
+            result = _join(result, self._remove_interfaces(self.interfaces.names(), test))
+            if test or not result.ok:
+                return result
+            self.links.purge()
+            self.environments.purge()
+            self.supervisor.purge()
+        for folder in (self.layout.run, self.layout.state, self.layout.logs):
+            shutil.rmtree(folder, ignore_errors=True)
+        return result
+
+    # -- seeing --------------------------------------------------------------------------
+    def overview(self) -> dict[str, Any]:
+        """Environments with their interface, links and trust: what a table shows."""
+        known = self.trust()
+        interfaces = self.interfaces.list()
+        return {
+            "trust": {"level": known.name, "verifier": known.verifier, "reason": known.reason},
+            "environments": {
+                name: {**entry, "interface": interfaces.get(name, {})}
+                for name, entry in self.environments.list().items()
+            },
+            "links": self.links.list(),
+        }
+
+    # -- plumbing ------------------------------------------------------------------------
+    def _lock(self, test: bool) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if test else files.locked(self.layout.lock)
+
+    def _run(self, kind: Any, desired: Any, remove: Collection[str], test: bool, **options: Any) -> Result:
+        plan: Plan = kind.plan(desired, kind.observe(), remove)
+        if test or not plan.steps:
+            return Result(plan)
+        return Result(plan, kind.apply(plan.steps, **options))
+
+    def _verdicts(
+        self, judge: Callable[[Declaration, Trust], dict[str, Verdict]], declared: Declaration, test: bool
+    ) -> Mapping[str, Verdict]:
+        known = self.trust()
+        if test and known.verifier == "none":
+            # Never appraised yet: the apply will do that first, so nothing can be said now.
+            best = Trust(5, "none", "")
+            unsure = judge(declared, known)
+            return {
+                name: Verdict(verdict.allowed, "depends on the trust level that the host will be found to have")
+                if unsure[name].comment
+                else verdict
+                for name, verdict in judge(declared, best).items()
+            }
+        return judge(declared, known)
+
+
+def _say(result: Result, kind: str, verdicts: Mapping[str, Verdict]) -> Result:
+    """Add what trust withholds (refusals) and what it merely would like (notes)."""
+    refusals = [Refusal(kind, name, v.comment) for name, v in verdicts.items() if not v.allowed]
+    notes = [f"{kind} {name}: {v.comment}" for name, v in verdicts.items() if v.allowed and v.comment]
+    plan = Plan(result.plan.steps, [*result.plan.refusals, *refusals], [*result.plan.notes, *notes])
+    return Result(plan, result.outcomes)
+
+
+def _join(first: Result, second: Result) -> Result:
+    """One result of two."""
+    plan = Plan(
+        [*first.plan.steps, *second.plan.steps],
+        [*first.plan.refusals, *second.plan.refusals],
+        [*first.plan.notes, *second.plan.notes],
+    )
+    return Result(plan, [*first.outcomes, *second.outcomes])
