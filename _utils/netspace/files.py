@@ -126,7 +126,10 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> dict[str, dict[str, Any]]:
-    """Return per-key ``{"old": ..., "new": ...}`` of two nested mappings, keys joined by ``:``."""
+    """Return per-key ``{"old": ..., "new": ...}`` of two nested mappings, keys joined by ``:``.
+
+    None and absent are the same.
+    """
     changes: dict[str, dict[str, Any]] = {}
     for key in sorted({*old, *new}):
         before, after = old.get(key), new.get(key)

@@ -466,8 +466,13 @@ def sysctl(target: dict[str, Any]) -> str:
 
 @attempt("kernel", "read what tells of the kernel and of other programs")
 def kernel_files(target: dict[str, Any]) -> str:
-    for path in ("/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/kallsyms", "/proc/config.gz",
-                 "/proc/cmdline", "/proc/interrupts", "/proc/modules", "/sys/kernel/debug", "/sys/class/net", "/sys/fs/cgroup"):  # fmt: skip
+    masked = "kcore keys timer_list kallsyms config.gz cmdline interrupts modules sched_debug latency_stats pressure"
+    for path in (
+        *(f"/proc/{name}" for name in masked.split()),
+        "/sys/kernel/debug",
+        "/sys/class/net",
+        "/sys/fs/cgroup",
+    ):
         with contextlib.suppress(OSError):
             if os.path.isdir(path):
                 if os.listdir(path):
