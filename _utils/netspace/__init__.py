@@ -13,20 +13,11 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 
 __version__ = "0.1.0"
 
-# Plugin kinds as Salt names them, and the package each is installed as by pip.
-PLUGIN_KINDS = {
-    "module": "modules",
-    "states": "states",
-    "grains": "grains",
-    "runner": "runners",
-    "pillar": "pillar",
-    "beacons": "beacons",
-    "engines": "engines",
-}
+#: Salt's names of the plugin kinds. Pip installs each as the package ``netspace.<kind>``.
+PLUGIN_KINDS = ("modules", "states", "grains", "runners", "pillar", "beacons", "engines")
 
 
 def _stamp(directory: str) -> tuple[int, int]:
@@ -36,16 +27,17 @@ def _stamp(directory: str) -> tuple[int, int]:
     while stack:
         with os.scandir(stack.pop()) as entries:
             for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    if entry.name != "__pycache__":
-                        stack.append(entry.path)
-                elif entry.name.endswith(".py"):
+                if entry.name.endswith(".py"):
                     newest = max(newest, entry.stat().st_mtime_ns)
                     count += 1
+                elif entry.name != "__pycache__" and entry.is_dir(follow_symlinks=False):
+                    stack.append(entry.path)
     return newest, count
 
 
-_LOADED = _stamp(os.path.dirname(__file__))
+_DIRECTORY = os.path.dirname(os.path.abspath(__file__))
+_LOADED = _stamp(_DIRECTORY)
+_warned: set[str] = set()
 
 
 def refresh(plugin_file: str) -> None:
@@ -58,34 +50,59 @@ def refresh(plugin_file: str) -> None:
         import netspace
         netspace.refresh(__file__)
 
-    :param plugin_file: the caller's ``__file__``; only used to tell in an error
-        which plugin was loading.
+    and takes all it needs by ``from netspace... import ...`` after that: the name
+    ``netspace`` itself may still be the library that was dropped.
+
+    A plugin that Salt synced, but that gets a library installed by pip, is warned of
+    in the log, once: pip's comes first in ``sys.path``, and the two may differ.
+
+    :param plugin_file: the caller's ``__file__``.
+    :raises ImportError: when the library's files are gone.
     """
-    directory = os.path.dirname(__file__)
+    _warn_of_two(plugin_file)
     try:
-        current = _stamp(directory)
+        current = _stamp(_DIRECTORY)
     except OSError as err:
-        raise ImportError(f"{plugin_file}: the netspace library at {directory} is gone: {err}") from err
+        raise ImportError(f"{plugin_file}: the netspace library at {_DIRECTORY} is gone: {err}") from err
     if current == _LOADED:
         return
-    for name in [n for n in sys.modules if n == "netspace" or n.startswith("netspace.")]:
+    for name in [name for name in sys.modules if name == "netspace" or name.startswith("netspace.")]:
         del sys.modules[name]
     __import__("netspace")
+
+
+def _warn_of_two(plugin_file: str) -> None:
+    """Warn where *plugin_file* was synced together with a library that isn't this one."""
+    cache = os.path.dirname(os.path.dirname(os.path.abspath(plugin_file)))
+    synced = os.path.join(cache, "utils", "netspace")
+    if synced in _warned or synced == _DIRECTORY or not os.path.isfile(os.path.join(synced, "__init__.py")):
+        return
+    _warned.add(synced)
+    import logging
+
+    logging.getLogger(__name__).warning(
+        "netspace is here twice: synced by Salt (%s) and installed by pip (%s, version %s). The synced plugins run "
+        "with pip's library. Keep one: 'pip uninstall netspace' for Salt's Python, or take netspace out of "
+        "file_roots and run 'saltutil.sync_all'.",
+        synced,
+        _DIRECTORY,
+        __version__,
+    )
 
 
 def loader_dirs() -> dict[str, list[str]]:
     """Return the folder of each plugin kind, for Salt's ``salt.loader`` entry point.
 
-    Called by Salt when netspace is installed by pip. Returns an empty mapping
-    when the library was synced by Salt instead: then Salt knows the folders.
+    Salt (3003 and newer; ``salt.loader._module_dirs``) calls it for each loader that it
+    builds, and takes the folders under the loader's own name: ``{"modules": [folder], ...}``.
+    A callable, because Salt looks for a module's plugins in folders beside it, where an
+    editable install has none.
     """
+    from importlib.util import find_spec
+
     found: dict[str, list[str]] = {}
-    for kind, package in PLUGIN_KINDS.items():
-        try:
-            module = __import__(f"netspace.{package}", fromlist=["__path__"])
-        except ImportError:
-            continue
-        directory = next(iter(module.__path__), None)
-        if directory and Path(directory).is_dir():
-            found[f"{kind}_dirs"] = [directory]
+    for kind in PLUGIN_KINDS:
+        spec = find_spec(f"{__name__}.{kind}")
+        if spec is not None and spec.submodule_search_locations:
+            found[kind] = list(spec.submodule_search_locations)
     return found

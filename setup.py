@@ -1,0 +1,22 @@
+"""Packaging: maps the one source tree, which Salt syncs, to what pip installs.
+
+``_utils/netspace`` is the package ``netspace``; each plugin folder beside it becomes
+a package of it (``_modules`` -> ``netspace.modules``), which the ``salt.loader`` entry
+point of ``pyproject.toml`` then tells Salt. Nothing is copied or generated; all else
+is in ``pyproject.toml``.
+"""
+
+from setuptools import find_packages, setup
+
+PLUGINS = ("modules", "states", "grains", "runners", "pillar", "beacons", "engines")
+
+setup(
+    package_dir={
+        "netspace": "_utils/netspace",
+        **{f"netspace.{kind}": f"_{kind}" for kind in PLUGINS},
+    },
+    packages=[
+        *find_packages("_utils", include=["netspace", "netspace.*"]),
+        *(f"netspace.{kind}" for kind in PLUGINS),
+    ],
+)
