@@ -224,6 +224,8 @@ def _settings(declared: Declaration, path: str) -> list[Problem]:
             problems.append(Problem(f"{path}:broker:url", f"{broker.url!r}: expected amqp://... or amqps://..."))
         if not broker.management.startswith(("http://", "https://")):
             problems.append(Problem(f"{path}:broker:management", f"{broker.management!r}: expected http(s)://..."))
+    if not declared.attestation.pcrs:
+        problems.append(Problem(f"{path}:attestation:pcrs", "a quote covers one PCR at least"))
     for index, pcr in enumerate(declared.attestation.pcrs):
         if not 0 <= pcr <= 23:
             problems.append(Problem(f"{path}:attestation:pcrs:{index}", f"{pcr} is no PCR (0..23)"))

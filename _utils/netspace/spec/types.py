@@ -88,11 +88,14 @@ class Attestation(Requirement, frozen=True):
         without one, the host attests by a software key and reaches L1 at best.
     :param roots: folder of PEM certificates that a TPM's endorsement certificate must
         chain to for L3.
+    :param references: JSON file of acceptable PCR values for L4:
+        ``{"sha256": {"0": ["<hex>", ...], ...}}``.
     :param pcrs: PCRs of the SHA-256 bank that the quote covers.
     """
 
     tpm: str | None = None
     roots: str | None = None
+    references: str | None = None
     pcrs: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)
 
 

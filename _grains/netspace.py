@@ -1,0 +1,49 @@
+"""
+What this host can do
+=====================
+
+Grains ``tpm``, ``secure_boot``, ``measured_boot``, ``ima``, ``tee`` and ``netspace``, from the
+kernel's files alone. The TPM's manufacturer and firmware, which the kernel does not show for
+TPM 2.0, are those of the last appraisal, where there was one.
+
+Grains are what a host says of itself: they never raise its trust level.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import netspace
+
+netspace.refresh(__file__)
+
+from netspace.attestation import facts, result  # noqa: E402
+from netspace.errors import NetspaceError  # noqa: E402
+from netspace.layout import INSTANCE, Layout  # noqa: E402
+
+if TYPE_CHECKING:
+    __opts__: dict[str, Any]
+
+
+def netspace_facts() -> dict[str, Any]:
+    """
+    Return the grains; see ``netspace.attestation.facts``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' grains.item tpm secure_boot measured_boot ima tee netspace
+    """
+    grains = facts.facts()
+    tpm = grains["tpm"]
+    instance = str(__opts__.get("netspace.instance", "netspace"))
+    if tpm["present"] and INSTANCE.fullmatch(instance):
+        try:
+            last = result.load(Layout(instance))
+        except (NetspaceError, OSError):
+            last = None
+        if last is not None and str(last.settings.get("tpm")).startswith("device:"):
+            for key in ("manufacturer", "firmware"):
+                tpm[key] = tpm[key] or last.tpm.get(key)
+    return grains

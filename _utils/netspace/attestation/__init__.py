@@ -1,0 +1,15 @@
+"""Attestation: what this host can prove about itself, and who judges it.
+
+The words are those of RFC 9334 (RATS): the *attester* makes *evidence*, the
+*verifier* checks it, the *result* is what enforcement reads.
+
+- ``facts``: what the host has, from files; never evidence.
+- ``tpm``: the TPM as a device. ``structures``: its structures, without libtss2.
+- ``evidence``: the messages. ``attester``: makes them. ``software``: the key of a
+  host without a TPM.
+- ``credential``, ``certificates``, ``eventlog``, ``verifier``: the judging side; no I/O.
+- ``appraisal``: a host without a master judges itself. ``result``: what is kept of it.
+- ``kind``: observe, plan, apply.
+
+Importing this package imports nothing heavy: no libtss2, no cryptography.
+"""

@@ -1,0 +1,253 @@
+"""A host without a master judges itself: attester and verifier in one process.
+
+What this is worth: a host whose root is honest learns whether its TPM, firmware and boot
+are what they should be. It can't convince anybody else, which is why the result names the
+verifier ``self``. The steps and checks are those of a verifier elsewhere: nothing is left
+out for being at home.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from netspace import files
+from netspace.attestation import attester, result, software, tpm
+from netspace.attestation.evidence import Context, Enrolment, Evidence
+from netspace.attestation.result import LIFETIME, RETRY, Result
+from netspace.errors import MissingError, NetspaceError, StateError
+from netspace.layout import Layout
+
+if TYPE_CHECKING:
+    from netspace.attestation.structures import Clock
+    from netspace.attestation.verifier import References, Verified
+    from netspace.spec.types import Attestation
+
+VERIFIER = "self"
+
+
+def settings(declared: Attestation) -> dict[str, Any]:
+    """What of a declaration an appraisal depends on, as it is recorded."""
+    return {
+        "policy": declared.policy,
+        "tpm": declared.tpm,
+        "roots": declared.roots,
+        "references": declared.references,
+        "pcrs": sorted(set(declared.pcrs)),
+    }
+
+
+def sources(layout: Layout, chosen: Mapping[str, Any]) -> str:
+    """Fingerprint of the files that settings name, by name, size and time; reads none of them.
+
+    A root that is added, or a TPM that appears, is seen by it.
+    """
+    seen: list[Any] = []
+    device = tpm.device_path(str(chosen.get("tpm") or ""))
+    seen.append(device is not None and device.exists())
+    for key in ("roots", "references"):
+        named = chosen.get(key)
+        seen.append(_stamps(Path(str(named))) if named else None)
+    return hashlib.sha256(repr(seen).encode()).hexdigest()[:32]
+
+
+def _stamps(path: Path) -> list[tuple[str, int, int]]:
+    try:
+        if not path.is_dir():
+            info = path.stat()
+            return [("", info.st_size, info.st_mtime_ns)]
+        with os.scandir(path) as entries:
+            found = [(entry.name, entry.stat().st_size, entry.stat().st_mtime_ns) for entry in entries]
+    except OSError as err:
+        return [(type(err).__name__, 0, 0)]
+    return sorted(found)
+
+
+def appraise(layout: Layout, chosen: Mapping[str, Any]) -> Result:
+    """Make evidence, verify it, and return the result; nothing is kept but pin, key and clock.
+
+    :param chosen: :func:`settings`.
+    :raises netspace.attestation.refusals.Refused: when evidence is not what it must be.
+    :raises NetspaceError: when a TPM is configured and required, but can't be used.
+    """
+    if chosen["tpm"] is None:
+        return _result(layout, chosen, _by_software(layout), {}, LIFETIME)
+    try:
+        verified, information = _by_tpm(layout, chosen)
+    except (tpm.DeviceError, MissingError) as err:
+        if chosen["policy"] == "require":
+            raise
+        fallback = _by_software(layout)
+        return _result(layout, chosen, fallback, {}, RETRY, reason=f"{err}; fell back to a software key")
+    return _result(layout, chosen, verified, information, LIFETIME)
+
+
+def failed(layout: Layout, chosen: Mapping[str, Any], reason: str) -> Result:
+    """The result of an appraisal that could not be made: L0, and tried again at once."""
+    now = time.time()
+    return Result(
+        level=0,
+        verifier=VERIFIER,
+        reason=reason,
+        remedy="mend what the reason names, and apply again",
+        boot=result.boot_id(layout),
+        issued=now,
+        expires=now,
+        settings=dict(chosen),
+        sources=sources(layout, chosen),
+        tpm={},
+    )
+
+
+def evidence(layout: Layout, chosen: Mapping[str, Any], context: Context) -> Evidence:
+    """Make evidence for somebody else's *context*: by the TPM that is configured, else by the key.
+
+    :raises NetspaceError: when a TPM is configured and can't be used.
+    """
+    if chosen["tpm"] is None:
+        return attester.by_key(software.load(layout), context)
+    log = attester.boot_log(layout.root)
+    return tpm.run(
+        chosen["tpm"],
+        lambda device: attester.by_tpm(device, context, chosen["pcrs"], log),
+        lock=_lock(layout),
+    )
+
+
+def pin(layout: Layout) -> dict[str, Any] | None:
+    """Return the record of the TPM that this host had when it was first appraised with one.
+
+    :raises StateError: when it is damaged. It is not made anew then: that would accept any TPM.
+    """
+    path = pin_path(layout)
+    record = files.read_json(path)
+    if record is None:
+        return None
+    clock = record.get("clock")
+    complete = (
+        record.get("v") == 1
+        and isinstance(record.get("template"), str)
+        and isinstance(record.get("ek"), str)
+        and isinstance(clock, dict)
+        and all(type(clock.get(key)) is int for key in ("clock", "reset_count", "restart_count"))
+    )
+    if not complete:
+        raise StateError(f"{path}: not a pinned TPM; if this host's TPM is known to be good, remove the file")
+    return record
+
+
+def pin_path(layout: Layout) -> Path:
+    return layout.records("attestation") / "pin.json"
+
+
+def _lock(layout: Layout) -> Path:
+    return layout.records("attestation") / "tpm.lock"
+
+
+def _context(layout: Layout) -> Context:
+    return Context(VERIFIER, software.host_id(layout), secrets.token_hex(8), secrets.token_bytes(32))
+
+
+def _by_software(layout: Layout) -> Verified:
+    from netspace.attestation import verifier
+
+    key = software.load(layout)
+    context = _context(layout)
+    return verifier.verify_software(attester.by_key(key, context), key.public, context)
+
+
+def _by_tpm(layout: Layout, chosen: Mapping[str, Any]) -> tuple[Verified, dict[str, str]]:
+    from netspace.attestation import verifier
+    from netspace.attestation.structures import Clock
+
+    known = pin(layout)
+    context = _context(layout)
+    roots = _roots(chosen["roots"])
+    log = attester.boot_log(layout.root)
+    references = _references(chosen["references"])
+    previous = None
+    if known is not None:
+        seen = known["clock"]
+        previous = Clock(seen["clock"], seen["reset_count"], seen["restart_count"], True)
+
+    def exchange(device: tpm.Device) -> tuple[Enrolment, Verified, str]:
+        enrolment = attester.enrol(device, known["template"] if known else None)
+        challenge = verifier.challenge(
+            enrolment, context, roots=roots, pinned=known["ek"] if known else None, now=time.time()
+        )
+        answer = attester.activate(device, enrolment, challenge.blob, challenge.encrypted, context)
+        bound = challenge.redeem(answer, time.time())
+        made = attester.by_tpm(device, context, chosen["pcrs"], log)
+        expected = verifier.Expected(context, chosen["pcrs"], previous, references)
+        return enrolment, verifier.verify_quote(made, bound, expected), bound.endorsement.fingerprint
+
+    enrolment, verified, fingerprint = tpm.run(chosen["tpm"], exchange, lock=_lock(layout))
+    assert verified.clock is not None
+    _remember(layout, enrolment.template, fingerprint, verified.clock)
+    return verified, {**enrolment.tpm, "template": enrolment.template, "ek": fingerprint}
+
+
+def _remember(layout: Layout, template: str, fingerprint: str, clock: Clock) -> None:
+    counters = {"clock": clock.clock, "reset_count": clock.reset_count, "restart_count": clock.restart_count}
+    files.write_json(pin_path(layout), {"v": 1, "template": template, "ek": fingerprint, "clock": counters})
+
+
+def _roots(folder: str | None) -> list[bytes]:
+    """Every PEM certificate in the folder's files, as DER.
+
+    :raises NetspaceError: when the folder or a file can't be read: a typing error must not lower a level silently.
+    """
+    if folder is None:
+        return []
+    from cryptography import x509
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    found: list[bytes] = []
+    try:
+        for entry in sorted(Path(folder).iterdir()):
+            if entry.suffix in (".pem", ".crt"):
+                loaded = x509.load_pem_x509_certificates(entry.read_bytes())
+                found += [certificate.public_bytes(Encoding.DER) for certificate in loaded]
+    except (OSError, ValueError) as err:
+        raise NetspaceError(f"attestation:roots: {folder}: {err}") from err
+    return found
+
+
+def _references(path: str | None) -> References | None:
+    if path is None:
+        return None
+    from netspace.attestation import verifier
+
+    data = files.read_json(Path(path))
+    if data is None:
+        raise NetspaceError(f"attestation:references: {path} does not exist")
+    return verifier.references(data)
+
+
+def _result(
+    layout: Layout,
+    chosen: Mapping[str, Any],
+    verified: Verified,
+    information: Mapping[str, str],
+    lifetime: float,
+    reason: str = "",
+) -> Result:
+    now = time.time()
+    return Result(
+        level=verified.level,
+        verifier=VERIFIER,
+        reason=reason or verified.reason,
+        remedy="make the configured TPM usable" if reason else verified.remedy,
+        boot=result.boot_id(layout),
+        issued=now,
+        expires=now + lifetime,
+        settings=dict(chosen),
+        sources=sources(layout, chosen),
+        tpm=dict(information),
+        fallback=bool(reason),
+    )

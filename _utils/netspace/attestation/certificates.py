@@ -1,0 +1,182 @@
+"""Does a TPM's endorsement certificate chain to a root that the operator trusts?
+
+RFC 5280 path validation, for exactly what TCG's EK Credential Profile 2.5 needs, written out
+because ``cryptography.x509.verification`` can't be used: it demands a subject that is a DNS
+name or an address, while an EK certificate has an empty subject, a critical subjectAltName of
+directory names and its own extended key usage; custom extension policies came with
+cryptography 45 only. Signatures, encodings and names are ``cryptography``'s.
+
+Fetches nothing: intermediates come with the evidence or lie among the roots. Revocation lists
+are not consulted here.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from netspace.errors import NetspaceError
+
+if TYPE_CHECKING:
+    from cryptography.x509 import Certificate
+
+# Checked by hand here, so a certificate that marks more than these as critical is refused.
+_UNDERSTOOD = frozenset(("2.5.29.15", "2.5.29.17", "2.5.29.19", "2.5.29.37", "2.5.29.32", "2.5.29.35", "2.5.29.14"))
+_EK_USAGE = "2.23.133.8.1"
+MAX_DEPTH = 5
+MAX_CERTIFICATE = 8192
+MAX_ROOTS = 1024
+
+
+class Untrusted(NetspaceError):
+    """No path to a root: the host keeps what it has without one."""
+
+
+def der(data: bytes) -> bytes:
+    """Return the one DER certificate at the start of *data*, without padding.
+
+    NV indices are often larger than the certificate in them.
+
+    :raises Untrusted: when there is none.
+    """
+    if len(data) >= 4 and data[:2] == b"\x30\x82":
+        length = 4 + int.from_bytes(data[2:4], "big")
+        if length <= min(len(data), MAX_CERTIFICATE):
+            return data[:length]
+    raise Untrusted("the endorsement certificate is not a certificate")
+
+
+def public_key(certificate: bytes) -> object:
+    """Return the key that a DER certificate is for.
+
+    :raises Untrusted: when it can't be read.
+    """
+    from cryptography.exceptions import UnsupportedAlgorithm
+
+    try:
+        return _load(certificate).public_key()
+    except (ValueError, UnsupportedAlgorithm) as err:
+        raise Untrusted(f"the endorsement certificate can't be read: {err}") from err
+
+
+def check(leaf: bytes, chain: Sequence[bytes], roots: Sequence[bytes], now: float) -> None:
+    """Check that the DER certificate *leaf* chains to one of *roots*.
+
+    :param chain: DER intermediates that came along; trusted for nothing.
+    :param roots: DER certificates that the operator trusts.
+    :param now: seconds since the epoch.
+    :raises Untrusted: saying what is missing.
+    """
+    from cryptography import x509
+    from cryptography.exceptions import UnsupportedAlgorithm
+
+    if not roots:
+        raise Untrusted("no root certificates are configured")
+    if len(chain) > MAX_DEPTH or len(roots) > MAX_ROOTS:
+        raise Untrusted(f"more than {MAX_DEPTH} intermediates or {MAX_ROOTS} roots")
+    try:
+        when = datetime.datetime.fromtimestamp(now, tz=datetime.timezone.utc)
+        certificate = _load(leaf)
+        _check_leaf(certificate, when)
+        anchors = [_load(root) for root in roots]
+        _path(certificate, [_load(one) for one in chain], anchors, when, 0)
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension) as err:
+        raise Untrusted(f"a certificate can't be read: {err}") from err
+
+
+def _load(data: bytes) -> Certificate:
+    from cryptography import x509
+
+    return x509.load_der_x509_certificate(data)
+
+
+def _path(
+    certificate: Certificate,
+    chain: Sequence[Certificate],
+    anchors: Sequence[Certificate],
+    when: datetime.datetime,
+    depth: int,
+) -> None:
+    """Find an issuer that is a root, or an intermediate that has a path itself.
+
+    Each step uses up an intermediate, so a loop among them ends.
+    """
+    last = f"its issuer, {certificate.issuer.rfc4514_string()!r}, is not among the roots"
+    for issuer in anchors:
+        problem = _issued(certificate, issuer, when, depth)
+        if not problem:
+            return
+        if issuer.subject == certificate.issuer:
+            last = problem
+    if depth < MAX_DEPTH:
+        for index, issuer in enumerate(chain):
+            if not _issued(certificate, issuer, when, depth):
+                _path(issuer, [*chain[:index], *chain[index + 1 :]], anchors, when, depth + 1)
+                return
+    raise Untrusted(f"the endorsement certificate does not chain to a root: {last}")
+
+
+def _issued(certificate: Certificate, issuer: Certificate, when: datetime.datetime, depth: int) -> str:
+    """Return why *issuer* is not the valid issuer of *certificate*; empty when it is."""
+    from cryptography import x509
+    from cryptography.exceptions import InvalidSignature
+
+    if issuer.subject != certificate.issuer:
+        return "another name"
+    problem = _common(certificate, when) or _common(issuer, when)
+    if problem:
+        return problem
+    try:
+        basic = issuer.extensions.get_extension_for_class(x509.BasicConstraints).value
+        usage = issuer.extensions.get_extension_for_class(x509.KeyUsage).value
+    except x509.ExtensionNotFound as err:
+        return f"the issuer is no CA: {err}"
+    if not basic.ca or not usage.key_cert_sign:
+        return "the issuer may not sign certificates"
+    if basic.path_length is not None and depth > basic.path_length:
+        return f"more than {basic.path_length} intermediates below an issuer that allows no more"
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (InvalidSignature, ValueError, TypeError) as err:
+        return f"the issuer did not sign it: {err or 'invalid signature'}"
+    return ""
+
+
+def _common(certificate: Certificate, when: datetime.datetime) -> str:
+    """What holds for every certificate of a path."""
+    from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+    name = certificate.subject.rfc4514_string() or "the endorsement certificate"
+    if not certificate.not_valid_before_utc <= when <= certificate.not_valid_after_utc:
+        return f"{name} is valid from {certificate.not_valid_before_utc} to {certificate.not_valid_after_utc}"
+    digest = certificate.signature_hash_algorithm
+    if digest is not None and digest.digest_size < 32:
+        return f"{name} is signed with {digest.name}"
+    key = certificate.public_key()
+    if isinstance(key, rsa.RSAPublicKey):
+        if key.key_size < 2048:
+            return f"{name} has an RSA key of {key.key_size} bits"
+    elif not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.key_size < 256:
+        return f"{name} has a key that is neither RSA nor on a curve of 256 bits or more"
+    for extension in certificate.extensions:
+        if extension.critical and extension.oid.dotted_string not in _UNDERSTOOD:
+            return f"{name} has the critical extension {extension.oid.dotted_string}, which is not understood"
+    return ""
+
+
+def _check_leaf(certificate: Certificate, when: datetime.datetime) -> None:
+    """EK Credential Profile, 3.2: no CA, key usage for decryption, EKU tcg-kp-EKCertificate."""
+    from cryptography import x509
+
+    problem = _common(certificate, when)
+    if problem:
+        raise Untrusted(problem)
+    for extension in certificate.extensions:
+        value = extension.value
+        if isinstance(value, x509.BasicConstraints) and value.ca:
+            raise Untrusted("the endorsement certificate is a CA's")
+        if isinstance(value, x509.KeyUsage) and not (value.key_encipherment or value.key_agreement):
+            raise Untrusted("the endorsement certificate's key may not be used for decryption")
+        if isinstance(value, x509.ExtendedKeyUsage) and _EK_USAGE not in [usage.dotted_string for usage in value]:
+            raise Untrusted("the endorsement certificate is for another use")

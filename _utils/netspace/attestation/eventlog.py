@@ -1,0 +1,201 @@
+"""The firmware's boot log: parsed strictly, and replayed to PCR values.
+
+Reads the crypto-agile format (TCG PC Client Platform Firmware Profile 1.06, section
+10) and the older SHA-1 one, as Linux offers them in ``binary_bios_measurements``.
+All integers are little-endian. Sizes and counts are bounded. A log proves nothing by
+itself: only when it replays to quoted values is it what the TPM saw. No file is read here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from netspace.attestation.refusals import Malformed
+
+MAX_LOG = 1024 * 1024
+MAX_EVENTS = 16384
+PCRS = 24
+NO_ACTION = 0x00000003
+EFI_HCRTM = 0x80000010
+# TPM_ALG_ID of the banks that can be replayed; SHA-1 for old logs only, never for trust.
+BANKS = {0x0004: "sha1", 0x000B: "sha256", 0x000C: "sha384", 0x000D: "sha512"}
+_SPEC_ID = b"Spec ID Event03\0"
+_LOCALITY = b"StartupLocality\0"
+
+
+class LogMalformed(Malformed):
+    """A boot log that can't be read to its end."""
+
+    code = "log-malformed"
+
+
+class LogMismatch(Malformed):
+    """A boot log that does not lead to the quoted PCR values."""
+
+    code = "log-mismatch"
+
+
+@dataclass(frozen=True)
+class Event:
+    """One entry: *digests* by the bank's name; banks that we can't compute are left out."""
+
+    pcr: int
+    type: int
+    digests: Mapping[str, bytes]
+    data: bytes
+
+
+@dataclass(frozen=True)
+class EventLog:
+    """A whole log.
+
+    :param banks: banks that every measured event has a digest for.
+    :param locality: PCR 0 starts with this value (3 or 4 after an H-CRTM).
+    """
+
+    banks: tuple[str, ...]
+    events: tuple[Event, ...]
+    locality: int
+
+    def replay(self, bank: str) -> dict[int, bytes]:
+        """Return the value of each PCR that the log extends, in *bank*.
+
+        :raises LogMismatch: when the log does not have this bank.
+        """
+        if bank not in self.banks:
+            raise LogMismatch(f"the boot log has no {bank} digests, only {', '.join(self.banks) or 'none'}")
+        size = hashlib.new(bank).digest_size
+        values: dict[int, bytes] = {}
+        for event in self.events:
+            if event.type == NO_ACTION:
+                continue
+            start = bytes((*bytes(size - 1), self.locality if event.pcr == 0 else 0))
+            values[event.pcr] = hashlib.new(bank, values.get(event.pcr, start) + event.digests[bank]).digest()
+        return values
+
+    def check(self, quoted: Mapping[int, bytes], bank: str = "sha256") -> None:
+        """Check that the log leads to the *quoted* values of all PCRs it has extended.
+
+        :raises LogMismatch: naming the first PCR that differs.
+        """
+        replayed = self.replay(bank)
+        for pcr in sorted(quoted.keys() & replayed.keys()):
+            if replayed[pcr] != quoted[pcr]:
+                raise LogMismatch(
+                    f"the boot log leads to {replayed[pcr].hex()} in PCR {pcr}, the TPM has {quoted[pcr].hex()}"
+                )
+        untouched = {bytes(len(value)) for value in quoted.values()}
+        for pcr in sorted(quoted.keys() - replayed.keys()):
+            if pcr < 8 and quoted[pcr] not in untouched:
+                raise LogMismatch(f"the boot log has no event for PCR {pcr}, but something was measured into it")
+
+
+class _Reader:
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.at = 0
+
+    def take(self, count: int) -> bytes:
+        end = self.at + count
+        if end > len(self.data):
+            raise LogMalformed(f"boot log: ends after {len(self.data)} bytes within an event; {end} are announced")
+        part = self.data[self.at : end]
+        self.at = end
+        return part
+
+    def number(self, size: int) -> int:
+        return int.from_bytes(self.take(size), "little")
+
+    @property
+    def left(self) -> int:
+        return len(self.data) - self.at
+
+
+def parse(raw: bytes) -> EventLog:
+    """Parse a boot log.
+
+    :raises LogMalformed: where it is not one, or not a whole one.
+    """
+    if len(raw) > MAX_LOG:
+        raise LogMalformed(f"boot log: {len(raw)} bytes, at most {MAX_LOG} are possible")
+    reader = _Reader(raw)
+    if not reader.left:
+        raise LogMalformed("boot log: empty")
+    first = _event_sha1(reader)
+    sizes = _header(first)
+    events = [first]
+    while reader.left:
+        if len(events) == MAX_EVENTS:
+            raise LogMalformed(f"boot log: more than {MAX_EVENTS} events")
+        events.append(_event(reader, sizes) if sizes else _event_sha1(reader))
+    measured = [event for event in events if event.type != NO_ACTION]
+    named = [BANKS[alg] for alg in sizes if alg in BANKS] if sizes else ["sha1"]
+    banks = tuple(bank for bank in named if all(bank in event.digests for event in measured))
+    return EventLog(banks, tuple(events), _locality(events))
+
+
+def _header(event: Event) -> dict[int, int]:
+    """Digest sizes by algorithm, of a crypto-agile log's first event; empty for a SHA-1 log."""
+    if event.type != NO_ACTION or not event.data.startswith(_SPEC_ID):
+        return {}
+    reader = _Reader(event.data)
+    reader.take(len(_SPEC_ID) + 8)
+    count = reader.number(4)
+    if not 1 <= count <= 16:
+        raise LogMalformed(f"boot log: {count} algorithms; 1 to 16 are possible")
+    sizes: dict[int, int] = {}
+    for _ in range(count):
+        algorithm, size = reader.number(2), reader.number(2)
+        known = BANKS.get(algorithm)
+        if algorithm in sizes or not 1 <= size <= 64 or (known and size != hashlib.new(known).digest_size):
+            raise LogMalformed(f"boot log: algorithm {algorithm:04x} twice, or with a digest of {size} bytes")
+        sizes[algorithm] = size
+    reader.take(reader.number(1))
+    if reader.left:
+        raise LogMalformed(f"boot log: {reader.left} bytes too many in its first event")
+    return sizes
+
+
+def _event_sha1(reader: _Reader) -> Event:
+    """TCG_PCClientPCREvent."""
+    pcr, kind = reader.number(4), reader.number(4)
+    digest = reader.take(20)
+    return _checked(Event(pcr, kind, {"sha1": digest}, reader.take(reader.number(4))))
+
+
+def _event(reader: _Reader, sizes: Mapping[int, int]) -> Event:
+    """TCG_PCR_EVENT2."""
+    pcr, kind, count = reader.number(4), reader.number(4), reader.number(4)
+    if count > len(sizes):
+        raise LogMalformed(f"boot log: an event with {count} digests; the log has {len(sizes)} algorithms")
+    digests: dict[str, bytes] = {}
+    seen: set[int] = set()
+    for _ in range(count):
+        algorithm = reader.number(2)
+        if algorithm not in sizes or algorithm in seen:
+            raise LogMalformed(f"boot log: algorithm {algorithm:04x} is not the log's, or given twice")
+        seen.add(algorithm)
+        digest = reader.take(sizes[algorithm])
+        if algorithm in BANKS:
+            digests[BANKS[algorithm]] = digest
+    return _checked(Event(pcr, kind, digests, reader.take(reader.number(4))))
+
+
+def _checked(event: Event) -> Event:
+    if event.type != NO_ACTION and event.pcr >= PCRS:
+        raise LogMalformed(f"boot log: a measurement into PCR {event.pcr}; there are {PCRS}")
+    return event
+
+
+def _locality(events: list[Event]) -> int:
+    """The locality that TPM2_Startup came from, which is PCR 0's first value."""
+    for event in events:
+        if event.type == NO_ACTION and event.data.startswith(_LOCALITY):
+            if len(event.data) != len(_LOCALITY) + 1 or event.data[-1] > 4:
+                raise LogMalformed("boot log: a startup locality that is none")
+            return event.data[-1]
+        if event.type == EFI_HCRTM and event.pcr == 0:
+            return 4
+    return 0

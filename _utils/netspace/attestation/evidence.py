@@ -1,0 +1,191 @@
+"""The messages between an attester and a verifier: what they hold and how they travel.
+
+Pure values, bounded in size. What is signed is bound to one request by
+:meth:`Context.qualifying`. The wire form is a plain mapping (JSON, msgpack), with
+binary fields in base64. Nothing here signs, verifies or reads a file.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from netspace.attestation.eventlog import MAX_LOG
+from netspace.attestation.refusals import Malformed
+
+PROTOCOL = b"netspace-attest/1"
+BANK = "sha256"
+BANK_ID = 0x000B
+# Ed25519 signs this before the qualifying data, so that no other use of the key can be mistaken for it.
+SOFTWARE_PREFIX = b"netspace-attest/1 software key\0"
+MAX_PCR = 23
+MIN_NONCE, MAX_NONCE = 16, 64
+
+
+@dataclass(frozen=True)
+class Context:
+    """What one piece of evidence is made for; both sides must hold the same.
+
+    :param verifier: fingerprint of the verifier's key; ``self`` where the host judges itself.
+    :param host: the host's identity with this verifier.
+    :param session: the verifier's name for this exchange.
+    :param nonce: 16 to 64 random bytes, used once.
+    :param environments: head of the log of environments' events; empty where none is kept.
+    :param binding: public key to bind to this evidence; empty for none.
+    """
+
+    verifier: str
+    host: str
+    session: str
+    nonce: bytes
+    environments: bytes = b""
+    binding: bytes = b""
+
+    def __post_init__(self) -> None:
+        if not MIN_NONCE <= len(self.nonce) <= MAX_NONCE:
+            raise Malformed(f"a nonce of {len(self.nonce)} bytes; {MIN_NONCE} to {MAX_NONCE} are possible")
+
+    def qualifying(self) -> bytes:
+        """SHA-256 over the fields, each after its length: what a quote is qualified with."""
+        fields = _joined(
+            PROTOCOL,
+            self.verifier.encode(),
+            self.host.encode(),
+            self.session.encode(),
+            self.nonce,
+            hashlib.sha256(self.environments).digest(),
+            hashlib.sha256(self.binding).digest(),
+        )
+        return hashlib.sha256(fields).digest()
+
+    def activation(self, secret: bytes, name: bytes) -> bytes:
+        """The answer to a credential: shows that *secret* was opened, without sending it back.
+
+        :param name: of the attestation key.
+        """
+        fields = _joined(PROTOCOL, self.session.encode(), self.host.encode(), name, self.verifier.encode())
+        return hmac.digest(secret, fields, "sha256")
+
+
+@dataclass(frozen=True)
+class Enrolment:
+    """A TPM's identity, and the key that it will attest with.
+
+    :param template: which endorsement key this is, e.g. ``EK-ECC256``.
+    :param endorsement: TPMT_PUBLIC of the endorsement key.
+    :param certificate: the content of its certificate's NV index, where there is one.
+    :param chain: intermediates, DER.
+    :param attestation: TPMT_PUBLIC of the attestation key.
+    :param tpm: manufacturer, firmware and the like: told by the TPM, proved by nothing.
+    """
+
+    template: str
+    endorsement: bytes
+    certificate: bytes | None
+    attestation: bytes
+    chain: tuple[bytes, ...] = ()
+    tpm: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a host signed for a :class:`Context`.
+
+    :param kind: ``tpm``: a quote; ``software``: by an Ed25519 key, without any PCRs.
+    :param key: TPMT_PUBLIC of the attestation key, or the 32 bytes of the Ed25519 key.
+    :param attest: TPMS_ATTEST, or the prefixed qualifying data.
+    :param signature: TPMT_SIGNATURE, or the 64 bytes of the Ed25519 signature.
+    :param pcrs: values of the quoted PCRs, SHA-256 bank.
+    :param boot_log: the firmware's log, where there is one.
+    """
+
+    kind: Literal["tpm", "software"]
+    key: bytes
+    attest: bytes
+    signature: bytes
+    pcrs: Mapping[int, bytes] = field(default_factory=dict)
+    boot_log: bytes | None = None
+
+    def wire(self) -> dict[str, Any]:
+        """Return the form that travels."""
+        return {
+            "v": 1,
+            "kind": self.kind,
+            "key": _text(self.key),
+            "attest": _text(self.attest),
+            "sig": _text(self.signature),
+            "bank": BANK,
+            "pcrs": {str(pcr): value.hex() for pcr, value in sorted(self.pcrs.items())},
+            "bootlog": None if self.boot_log is None else _text(self.boot_log),
+            "env": [],
+        }
+
+
+def parse(data: Any) -> Evidence:
+    """Read the form that travels.
+
+    :raises Malformed: for unknown or missing fields, other types, and sizes out of bounds.
+    """
+    keys = {"v", "kind", "key", "attest", "sig", "bank", "pcrs", "bootlog", "env"}
+    if not isinstance(data, Mapping) or set(data) != keys:
+        raise Malformed(f"evidence: expected a mapping with {', '.join(sorted(keys))}")
+    if type(data["v"]) is not int or data["v"] != 1 or data["bank"] != BANK or data["env"] != []:
+        raise Malformed("evidence: an unknown version or bank, or environments' events, which version 1 has not")
+    kind = data["kind"]
+    if kind not in ("tpm", "software"):
+        raise Malformed(f"evidence: unknown kind {kind!r:.40}")
+    pcrs = data["pcrs"]
+    if not isinstance(pcrs, Mapping) or len(pcrs) > MAX_PCR + 1:
+        raise Malformed("evidence: pcrs is not a mapping of at most 24 values")
+    return Evidence(
+        kind,
+        _bytes(data["key"], 4096, "key"),
+        _bytes(data["attest"], 4096, "attest"),
+        _bytes(data["sig"], 4096, "sig"),
+        {_pcr(key): _value(value) for key, value in pcrs.items()},
+        None if data["bootlog"] is None else _bytes(data["bootlog"], MAX_LOG, "bootlog"),
+    )
+
+
+def _joined(*fields: bytes) -> bytes:
+    """Each field after its length (32 bits, big-endian), so that no two lists of fields are equal."""
+    return b"".join(len(part).to_bytes(4, "big") + part for part in fields)
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def _bytes(text: Any, limit: int, name: str) -> bytes:
+    if not isinstance(text, str) or len(text) > limit * 4 // 3 + 4:
+        raise Malformed(f"evidence: {name} is not base64 of at most {limit} bytes")
+    try:
+        data = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as err:
+        raise Malformed(f"evidence: {name} is not base64: {err}") from err
+    if len(data) > limit:
+        raise Malformed(f"evidence: {name} is not base64 of at most {limit} bytes")
+    return data
+
+
+def _pcr(key: Any) -> int:
+    # One spelling per number, so that no PCR can be given twice.
+    if isinstance(key, str) and key in {str(index) for index in range(MAX_PCR + 1)}:
+        return int(key)
+    raise Malformed(f"evidence: {key!r:.40} is no PCR")
+
+
+def _value(value: Any) -> bytes:
+    if isinstance(value, str) and len(value) == 64:
+        try:
+            raw = bytes.fromhex(value)
+        except ValueError:
+            raw = b""
+        if len(raw) == 32:
+            return raw
+    raise Malformed("evidence: a PCR value that is not 32 bytes in hex")

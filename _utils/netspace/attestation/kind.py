@@ -1,0 +1,165 @@
+"""The attestation of this host as a kind: observe, plan, apply.
+
+There is one thing of this kind, named ``host``, and one step for it, ``appraise``: when
+there is no result, or none that still counts. What level it gives is known afterwards only,
+so the plan doesn't guess, and the outcome's step carries the change.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from netspace import files
+from netspace.attestation import appraisal, result
+from netspace.attestation.result import Result
+from netspace.errors import NetspaceError
+from netspace.layout import Layout
+from netspace.plan import Outcome, Plan, Step
+
+if TYPE_CHECKING:
+    from netspace.spec.types import Attestation
+
+KIND = "attestation"
+NAME = "host"
+
+
+@dataclass(frozen=True)
+class Observed:
+    """The last result, and what tells whether it still counts.
+
+    :param problem: why there is a record, but no result that can be read.
+    :param sources: fingerprint, now, of the files that the result's settings name.
+    :param present: there is anything of ours on disk.
+    """
+
+    result: Result | None
+    problem: str
+    boot: str
+    now: float
+    sources: str
+    present: bool
+
+
+class Attestations:
+    """See :class:`netspace.plan.Kind`; desired is a :class:`netspace.spec.types.Attestation`."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+
+    def observe(self) -> Observed:
+        """Read the result and a few stamps; no TPM, no cryptography."""
+        found: Result | None = None
+        problem = ""
+        try:
+            found = result.load(self.layout)
+        except NetspaceError as err:
+            problem = str(err)
+        return Observed(
+            found,
+            problem,
+            result.boot_id(self.layout),
+            time.time(),
+            appraisal.sources(self.layout, found.settings) if found else "",
+            self.layout.records(KIND).exists(),
+        )
+
+    @staticmethod
+    def plan(desired: Attestation, observed: Observed, remove: Collection[str] = ()) -> Plan:
+        """Appraise where nothing that still counts says what this host is worth.
+
+        :param remove: ``{"host"}`` forgets result, pinned TPM and software key.
+        """
+        if NAME in remove:
+            return Plan([Step(KIND, NAME, "remove")] if observed.present else [])
+        if desired.policy == "off":
+            return Plan()
+        chosen = appraisal.settings(desired)
+        reason = _due(chosen, observed)
+        if reason:
+            return Plan([Step(KIND, NAME, "appraise", reason=reason, data=chosen)])
+        assert observed.result is not None
+        return Plan(notes=[f"attestation: {observed.result.reason}"] if observed.result.fallback else [])
+
+    def apply(self, steps: Sequence[Step]) -> list[Outcome]:
+        """Appraise; the outcome's step has ``level`` and ``appraised`` as changes, and the reason for the level."""
+        return [self._remove(step) if step.action == "remove" else self._appraise(step) for step in steps]
+
+    def restore(self) -> list[Outcome]:
+        """After a reboot: appraise again as it was asked before it, where a result of another boot is all there is."""
+        observed = self.observe()
+        if observed.result is None or not _due(observed.result.settings, observed):
+            return []
+        return self.apply([Step(KIND, NAME, "appraise", data=dict(observed.result.settings))])
+
+    def status(self) -> dict[str, Any]:
+        """What an operator wants to know: level, verifier, reason, remedy, times (seconds since the epoch), TPM."""
+        trust = result.trust(self.layout)
+        observed = self.observe()
+        found = observed.result
+        counts = found is not None and (found.level == 0 or not result.invalid(found, observed.boot, observed.now))
+        return {
+            "level": trust.name,
+            "verifier": trust.verifier,
+            "reason": trust.reason,
+            "remedy": found.remedy if found is not None and counts else "apply the attestation",
+            "issued": found.issued if found else None,
+            "expires": found.expires if found else None,
+            "fallback": found.fallback if found else False,
+            "tpm": dict(found.tpm) if found else {},
+        }
+
+    def _appraise(self, step: Step) -> Outcome:
+        chosen: Mapping[str, Any] = step.data
+        before = self.observe().result
+        try:
+            after, error = appraisal.appraise(self.layout, chosen), ""
+        except (NetspaceError, OSError) as err:
+            after, error = appraisal.failed(self.layout, chosen, str(err)), str(err)
+        # Also after a failure: an older and better result must not stay in force.
+        result.save(self.layout, after)
+        done = dataclasses.replace(step, changes=_changes(before, after), reason=after.reason)
+        return Outcome(done, error)
+
+    def _remove(self, step: Step) -> Outcome:
+        folder = self.layout.records(KIND)
+        try:
+            for name in ("result.json", "pin.json", "key.json", "tpm.lock"):
+                files.remove(folder / name)
+            if folder.exists() and not any(folder.iterdir()):
+                folder.rmdir()
+        except OSError as err:
+            return Outcome(step, f"{folder}: {err}")
+        return Outcome(step)
+
+
+def _due(chosen: Mapping[str, Any], observed: Observed) -> str:
+    """Return why an appraisal is due; empty when none is."""
+    if observed.problem:
+        return observed.problem
+    found = observed.result
+    if found is None:
+        return "the host was never appraised"
+    changed = sorted(key for key in chosen.keys() | found.settings.keys() if chosen.get(key) != found.settings.get(key))
+    if changed:
+        return f"changed since the last appraisal: {', '.join(changed)}"
+    if found.sources != observed.sources:
+        return "the TPM, its roots or the references changed since the last appraisal"
+    return result.invalid(found, observed.boot, observed.now)
+
+
+def _changes(before: Result | None, after: Result) -> dict[str, dict[str, Any]]:
+    """An appraisal always changes its time; the level only where it did."""
+    changes: dict[str, dict[str, Any]] = {}
+    old = f"L{before.level}" if before else None
+    if old != f"L{after.level}":
+        changes["level"] = {"old": old, "new": f"L{after.level}"}
+    changes["appraised"] = {"old": _time(before.issued) if before else None, "new": _time(after.issued)}
+    return changes
+
+
+def _time(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

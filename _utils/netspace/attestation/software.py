@@ -1,0 +1,74 @@
+"""The key of a host without a TPM: Ed25519, in a file that only root can read.
+
+It shows that the same installation answers, and no more: whoever can read the file is
+the host. It is bound to the machine's id: a clone of the disk makes a key of its own.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from netspace import files
+from netspace.errors import StateError
+from netspace.layout import Layout
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+
+@dataclass(frozen=True)
+class Key:
+    """An Ed25519 key: its 32 public bytes, and a way to sign."""
+
+    public: bytes
+    _private: Ed25519PrivateKey
+
+    def sign(self, message: bytes) -> bytes:
+        return self._private.sign(message)
+
+    def __repr__(self) -> str:
+        return f"Key({self.public.hex()})"
+
+
+def host_id(layout: Layout) -> str:
+    """Return this host's name for itself: derived from the machine id, which is not to be shown.
+
+    As ``sd_id128_get_machine_app_specific(3)`` advises: a keyed hash of it.
+    """
+    try:
+        machine = (layout.root / "etc/machine-id").read_bytes().strip()
+    except OSError:
+        machine = b""
+    return hmac.digest(machine, b"netspace host\0" + layout.instance.encode(), "sha256").hex()[:32]
+
+
+def load(layout: Layout) -> Key:
+    """Return this host's key; make it where there is none, or where it is another machine's.
+
+    :raises StateError: when the file is damaged.
+    """
+    from cryptography.hazmat.primitives.asymmetric import ed25519
+
+    path = layout.records("attestation") / "key.json"
+    record = files.read_json(path)
+    host = host_id(layout)
+    if record is None or record.get("host") != host:
+        private = ed25519.Ed25519PrivateKey.generate()
+        seed = base64.b64encode(private.private_bytes_raw()).decode()
+        files.write_json(path, {"v": 1, "host": host, "seed": seed})
+    else:
+        try:
+            private = ed25519.Ed25519PrivateKey.from_private_bytes(base64.b64decode(record["seed"], validate=True))
+        except (KeyError, TypeError, ValueError) as err:
+            # The value is not repeated here: it may be most of a key.
+            raise StateError(f"{path}: not a key; remove the file and apply again to make another") from err
+    return Key(private.public_key().public_bytes_raw(), private)
+
+
+def fingerprint(public: bytes) -> str:
+    """SHA-256 of the public key, in hex."""
+    return hashlib.sha256(public).hexdigest()

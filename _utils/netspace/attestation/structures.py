@@ -1,0 +1,335 @@
+"""The TPM's own structures, read strictly and without libtss2.
+
+Parses TPMS_ATTEST (quotes only), TPMT_SIGNATURE and TPMT_PUBLIC, as of the TPM 2.0
+Library specification, Part 2: Structures. All integers are big-endian. Every length
+is bounded before it is used, and no byte may be left over. Nothing here verifies
+a signature, reads a file or talks to a TPM.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from netspace.attestation.refusals import Malformed, WrongEndorsementKey, WrongMagic, WrongType
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric import ec, rsa
+    from cryptography.hazmat.primitives.hashes import HashAlgorithm
+
+    PublicKey: TypeAlias = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
+
+MAX_STRUCTURE = 4096
+# TPM_GENERATED_VALUE: a restricted key signs nothing that begins so unless the TPM made it.
+GENERATED = 0xFF544347
+ATTEST_QUOTE = 0x8018
+
+RSA, ECC, NULL = 0x0001, 0x0023, 0x0010
+AES, CFB = 0x0006, 0x0043
+RSASSA, RSAPSS, ECDSA = 0x0014, 0x0016, 0x0018
+SHA1 = 0x0004
+# TPM_ALG_ID of the hashes that may stand in evidence: SHA-256 or better.
+HASHES = {0x000B: "sha256", 0x000C: "sha384", 0x000D: "sha512"}
+CURVES = {0x0003: ("secp256r1", 32), 0x0004: ("secp384r1", 48)}
+
+# TPMA_OBJECT (Part 2, 8.3)
+FIXED_TPM = 1 << 1
+ST_CLEAR = 1 << 2
+FIXED_PARENT = 1 << 4
+SENSITIVE_DATA_ORIGIN = 1 << 5
+USER_WITH_AUTH = 1 << 6
+ADMIN_WITH_POLICY = 1 << 7
+NO_DA = 1 << 10
+ENCRYPTED_DUPLICATION = 1 << 11
+RESTRICTED = 1 << 16
+DECRYPT = 1 << 17
+SIGN = 1 << 18
+KNOWN_ATTRIBUTES = (
+    FIXED_TPM
+    | ST_CLEAR
+    | FIXED_PARENT
+    | SENSITIVE_DATA_ORIGIN
+    | USER_WITH_AUTH
+    | ADMIN_WITH_POLICY
+    | NO_DA
+    | ENCRYPTED_DUPLICATION
+    | RESTRICTED
+    | DECRYPT
+    | SIGN
+)
+
+
+def hash_algorithm(identifier: int) -> HashAlgorithm:
+    """Return ``cryptography``'s object for one of :data:`HASHES`."""
+    from cryptography.hazmat.primitives import hashes
+
+    known: dict[int, HashAlgorithm] = {0x000B: hashes.SHA256(), 0x000C: hashes.SHA384(), 0x000D: hashes.SHA512()}
+    return known[identifier]
+
+
+class Reader:
+    """Reads a byte string from front to back; never past its end."""
+
+    def __init__(self, data: bytes, what: str, limit: int = MAX_STRUCTURE) -> None:
+        if len(data) > limit:
+            raise Malformed(f"{what}: {len(data)} bytes, at most {limit} are possible")
+        self._data = data
+        self._what = what
+        self._at = 0
+
+    def take(self, count: int) -> bytes:
+        end = self._at + count
+        if end > len(self._data):
+            raise Malformed(f"{self._what}: ends after {len(self._data)} bytes, {end} are announced")
+        part = self._data[self._at : end]
+        self._at = end
+        return part
+
+    def number(self, size: int) -> int:
+        return int.from_bytes(self.take(size), "big")
+
+    def sized(self, limit: int, field: str) -> bytes:
+        """A TPM2B: a 16-bit length and as many bytes."""
+        length = self.number(2)
+        if length > limit:
+            raise Malformed(f"{self._what}: {field} of {length} bytes, at most {limit} are possible")
+        return self.take(length)
+
+    def refuse(self, message: str) -> Malformed:
+        return Malformed(f"{self._what}: {message}")
+
+    def end(self) -> None:
+        if self._at != len(self._data):
+            raise self.refuse(f"{len(self._data) - self._at} bytes too many")
+
+
+@dataclass(frozen=True)
+class Clock:
+    """TPMS_CLOCK_INFO (Part 2, 10.11.1); *clock* in ms since the TPM was last cleared."""
+
+    clock: int
+    reset_count: int
+    restart_count: int
+    safe: bool
+
+
+@dataclass(frozen=True)
+class Quote:
+    """TPMS_ATTEST of type TPM_ST_ATTEST_QUOTE (Part 2, 10.12.8).
+
+    :param selections: per bank (TPM_ALG_ID) the selected PCRs, in the order given.
+    :param digest: of the selected PCRs' values.
+    """
+
+    signer: bytes
+    extra: bytes
+    clock: Clock
+    firmware: int
+    selections: tuple[tuple[int, frozenset[int]], ...]
+    digest: bytes
+
+
+def quote(raw: bytes) -> Quote:
+    """Parse a quote.
+
+    :raises WrongMagic: when the TPM did not make these bytes itself.
+    :raises WrongType: when it is another statement of a TPM.
+    :raises Malformed: when it is none at all.
+    """
+    reader = Reader(raw, "TPMS_ATTEST")
+    magic = reader.number(4)
+    if magic != GENERATED:
+        raise WrongMagic(f"TPMS_ATTEST begins with {magic:08x} instead of {GENERATED:08x}: not made by a TPM")
+    kind = reader.number(2)
+    if kind != ATTEST_QUOTE:
+        raise WrongType(f"TPMS_ATTEST is of type {kind:04x}; a quote ({ATTEST_QUOTE:04x}) was asked")
+    signer = reader.sized(68, "the signer's name")
+    extra = reader.sized(64, "qualifying data")
+    ticks, resets, restarts = reader.number(8), reader.number(4), reader.number(4)
+    safe = reader.number(1)
+    if safe > 1:
+        raise reader.refuse(f"'safe' is {safe}, neither yes nor no")
+    firmware = reader.number(8)
+    count = reader.number(4)
+    if count > 16:
+        raise reader.refuse(f"{count} PCR selections, at most 16 are possible")
+    selections = tuple(_selection(reader) for _ in range(count))
+    digest = reader.sized(64, "the PCR digest")
+    reader.end()
+    return Quote(signer, extra, Clock(ticks, resets, restarts, safe == 1), firmware, selections, digest)
+
+
+def _selection(reader: Reader) -> tuple[int, frozenset[int]]:
+    bank = reader.number(2)
+    size = reader.number(1)
+    if not 1 <= size <= 4:
+        raise reader.refuse(f"a PCR selection of {size} bytes; 1 to 4 are possible")
+    bits = int.from_bytes(reader.take(size), "little")
+    return bank, frozenset(index for index in range(size * 8) if bits >> index & 1)
+
+
+@dataclass(frozen=True)
+class Signature:
+    """TPMT_SIGNATURE (Part 2, 11.3.4): the scheme, its hash, and the signature's bytes.
+
+    :param value: as ``cryptography`` takes it: DER for ECDSA, the block for RSA.
+    """
+
+    scheme: int
+    hash: int
+    value: bytes
+
+
+def signature(raw: bytes) -> Signature:
+    """Parse a signature by ECDSA, RSASSA or RSAPSS.
+
+    :raises Malformed: also for any other scheme.
+    """
+    reader = Reader(raw, "TPMT_SIGNATURE")
+    scheme, digest = reader.number(2), reader.number(2)
+    if scheme == ECDSA:
+        r, s = reader.sized(66, "r"), reader.sized(66, "s")
+        value = _der_pair(r, s)
+    elif scheme in (RSASSA, RSAPSS):
+        value = reader.sized(512, "the signature")
+    else:
+        raise reader.refuse(f"unknown scheme {scheme:04x}")
+    reader.end()
+    return Signature(scheme, digest, value)
+
+
+def _der_pair(first: bytes, second: bytes) -> bytes:
+    """DER of ``SEQUENCE { INTEGER, INTEGER }`` (RFC 3279, 2.2.3) for numbers of at most 66 bytes."""
+    body = b""
+    for part in (first, second):
+        number = part.lstrip(b"\0") or b"\0"
+        if number[0] & 0x80:
+            number = b"\0" + number
+        body += bytes((0x02, len(number))) + number
+    head = bytes((0x30, len(body))) if len(body) < 0x80 else bytes((0x30, 0x81, len(body)))
+    return head + body
+
+
+@dataclass(frozen=True)
+class Public:
+    """TPMT_PUBLIC (Part 2, 12.2.4) of an RSA or ECC key.
+
+    :param symmetric: (algorithm, key bits, mode) of a storage key; None otherwise.
+    :param scheme: (TPM_ALG_ID, hash) that the key is restricted to; None where it is not.
+    :param size: key bits (RSA) or TPM_ECC_CURVE (ECC).
+    :param unique: the modulus, or the point's two coordinates.
+    """
+
+    raw: bytes
+    type: int
+    name_alg: int
+    attributes: int
+    auth_policy: bytes
+    symmetric: tuple[int, int, int] | None
+    scheme: tuple[int, int] | None
+    size: int
+    exponent: int
+    unique: tuple[bytes, ...]
+
+    @property
+    def name(self) -> bytes:
+        """The object's name (Part 1, 16): nameAlg and the hash of the public area."""
+        return self.name_alg.to_bytes(2, "big") + hashlib.new(HASHES[self.name_alg], self.raw).digest()
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the public area, in hex."""
+        return hashlib.sha256(self.raw).hexdigest()
+
+    def key(self) -> PublicKey:
+        """Return the key for ``cryptography``.
+
+        :raises Malformed: when the numbers are no key (a point off its curve).
+        """
+        from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+        try:
+            if self.type == RSA:
+                return rsa.RSAPublicNumbers(self.exponent, int.from_bytes(self.unique[0], "big")).public_key()
+            curves: dict[str, Callable[[], ec.EllipticCurve]] = {"secp256r1": ec.SECP256R1, "secp384r1": ec.SECP384R1}
+            x, y = (int.from_bytes(part, "big") for part in self.unique)
+            return ec.EllipticCurvePublicNumbers(x, y, curves[CURVES[self.size][0]]()).public_key()
+        except ValueError as err:
+            raise Malformed(f"TPMT_PUBLIC: not a key: {err}") from err
+
+
+def public(raw: bytes) -> Public:
+    """Parse the public area of an RSA key (2048 to 4096 bits) or an ECC key (P-256, P-384).
+
+    :raises Malformed: also for any other type, curve or name algorithm.
+    """
+    reader = Reader(raw, "TPMT_PUBLIC")
+    kind, name_alg, attributes = reader.number(2), reader.number(2), reader.number(4)
+    if name_alg not in HASHES:
+        raise reader.refuse(f"name algorithm {name_alg:04x}; SHA-256 or better is required")
+    if attributes & ~KNOWN_ATTRIBUTES:
+        raise reader.refuse(f"reserved attributes are set: {attributes:08x}")
+    policy = reader.sized(64, "the authorization policy")
+    if kind not in (RSA, ECC):
+        raise reader.refuse(f"key type {kind:04x}; RSA and ECC are known")
+    symmetric = _symmetric(reader)
+    scheme = _scheme(reader, kind)
+    if kind == RSA:
+        size = reader.number(2)
+        exponent = reader.number(4) or 65537
+        if size not in (2048, 3072, 4096) or exponent != 65537:
+            raise reader.refuse(f"an RSA key of {size} bits with exponent {exponent}")
+        unique: tuple[bytes, ...] = (reader.sized(512, "the modulus"),)
+        if len(unique[0]) != size // 8 or not unique[0][0] & 0x80:
+            raise reader.refuse(f"a modulus that has not {size} bits")
+    else:
+        size, exponent = reader.number(2), 0
+        if size not in CURVES:
+            raise reader.refuse(f"curve {size:04x}; P-256 and P-384 are known")
+        if reader.number(2) != NULL:
+            raise reader.refuse("a key derivation scheme, which no key of ours has")
+        unique = (reader.sized(66, "x"), reader.sized(66, "y"))
+        if any(len(part) > CURVES[size][1] for part in unique):
+            raise reader.refuse("coordinates that are larger than the curve's field")
+    reader.end()
+    return Public(bytes(raw), kind, name_alg, attributes, policy, symmetric, scheme, size, exponent, unique)
+
+
+def _symmetric(reader: Reader) -> tuple[int, int, int] | None:
+    algorithm = reader.number(2)
+    if algorithm == NULL:
+        return None
+    if algorithm != AES:
+        raise reader.refuse(f"symmetric algorithm {algorithm:04x}; AES is known")
+    bits, mode = reader.number(2), reader.number(2)
+    return algorithm, bits, mode
+
+
+def _scheme(reader: Reader, kind: int) -> tuple[int, int] | None:
+    scheme = reader.number(2)
+    if scheme == NULL:
+        return None
+    if scheme not in ((RSASSA, RSAPSS) if kind == RSA else (ECDSA,)):
+        raise reader.refuse(f"scheme {scheme:04x} is not possible for this key")
+    return scheme, reader.number(2)
+
+
+def endorsement(raw: bytes) -> Public:
+    """Parse an endorsement key's public area and check that it can be nothing else.
+
+    A restricted decryption key that was made in this TPM and can't leave it (TCG EK
+    Credential Profile 2.5, templates L-1, L-2 and H-1 to H-3, AES-128 or AES-256 in CFB mode).
+
+    :raises WrongEndorsementKey: when it is another kind of key.
+    :raises Malformed: when it is none.
+    """
+    key = public(raw)
+    required = FIXED_TPM | FIXED_PARENT | SENSITIVE_DATA_ORIGIN | ADMIN_WITH_POLICY | RESTRICTED | DECRYPT
+    forbidden = SIGN | ENCRYPTED_DUPLICATION | ST_CLEAR
+    if key.attributes & required != required or key.attributes & forbidden:
+        raise WrongEndorsementKey(f"attributes {key.attributes:08x} are not those of an endorsement key")
+    if key.symmetric not in ((AES, 128, CFB), (AES, 256, CFB)) or key.scheme is not None:
+        raise WrongEndorsementKey("an endorsement key has AES in CFB mode and no scheme")
+    return key

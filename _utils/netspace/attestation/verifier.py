@@ -1,0 +1,357 @@
+"""The verifier: every check of evidence, in the one legal order, and nothing else.
+
+No file, no network, no TPM, no clock: the time is an argument. Rules:
+
+1. ``challenge`` checks that the endorsement key can be nothing else, that its certificate
+   (if any) is for this very key, that it is the pinned one (if one is pinned), and that the
+   attestation key is restricted, signs only, and can't leave its TPM. Whether the certificate
+   chains to a root decides between L3 and L2; it never makes evidence wrong.
+2. ``Challenge.redeem`` accepts one answer, within 60 s, that only the TPM with both keys can
+   give. Nothing else makes a :class:`Bound`.
+3. ``verify_quote`` checks, in this order: size and structure; magic; type; the signature's
+   scheme equals the key's, SHA-256 or better; signature; qualifying data; exactly the PCRs
+   asked, of one bank; digest of the values; clock; boot log; references.
+4. ``verify_software`` checks a software key's evidence: structure, key, signature, qualifying
+   data. It never gives more than L1.
+
+Each refusal is an exception of its own with a stable code (``netspace.attestation.refusals``).
+:class:`Verified` can be made by this module alone. A complete use::
+
+    challenge = verifier.challenge(enrolment, context, roots=roots, pinned=None, now=now)
+    answer = ...                      # the host, with challenge.blob and challenge.encrypted
+    bound = challenge.redeem(answer, now)
+    verified = verifier.verify_quote(evidence, bound, Expected(context, pcrs))
+    verified.level                    # 2, 3 or 4
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+from netspace.attestation import certificates, credential, eventlog, structures
+from netspace.attestation.evidence import BANK_ID, SOFTWARE_PREFIX, Context, Enrolment, Evidence
+from netspace.attestation.refusals import (
+    ChallengeExpired,
+    ClockRolledBack,
+    EndorsementKeyChanged,
+    Malformed,
+    UnknownAttestationKey,
+    WrongActivation,
+    WrongAttestationKey,
+    WrongDigest,
+    WrongEndorsementCertificate,
+    WrongQualifyingData,
+    WrongScheme,
+    WrongSelection,
+    WrongSignature,
+)
+from netspace.attestation.structures import Clock, Public
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+CHALLENGE_SECONDS = 60.0
+References = Mapping[int, Collection[bytes]]
+_SEAL = object()
+
+_AK_REQUIRED = (
+    structures.FIXED_TPM
+    | structures.FIXED_PARENT
+    | structures.SENSITIVE_DATA_ORIGIN
+    | structures.RESTRICTED
+    | structures.SIGN
+)
+_AK_FORBIDDEN = structures.DECRYPT | structures.ENCRYPTED_DUPLICATION
+
+
+@dataclass(frozen=True)
+class Bound:
+    """An attestation key that is proved to live in the TPM of an endorsement key.
+
+    :param level: 3 where the endorsement certificate chains to a root, else 2.
+    :param reason: why not 3.
+    """
+
+    key: Public
+    endorsement: Public
+    template: str
+    level: int
+    reason: str
+    _seal: object = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if self._seal is not _SEAL:
+            raise TypeError("only Challenge.redeem makes a Bound")
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What a verified piece of evidence is worth.
+
+    :param level: 1 to 4.
+    :param reason: why this level and not the next.
+    :param remedy: what would raise it.
+    :param clock: to be remembered for the next time; None for a software key.
+    :param pcrs: the quoted values.
+    """
+
+    level: int
+    reason: str
+    remedy: str
+    key: str
+    clock: Clock | None
+    pcrs: Mapping[int, bytes]
+    _seal: object = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if self._seal is not _SEAL:
+            raise TypeError("only verification makes a Verified")
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a quote must be.
+
+    :param pcrs: exactly these, of the SHA-256 bank.
+    :param previous: the TPM's clock when it was last seen, where it was.
+    :param references: acceptable values of every PCR for L4; None: L3 at most.
+    """
+
+    context: Context
+    pcrs: Collection[int]
+    previous: Clock | None = None
+    references: References | None = None
+
+
+class Challenge:
+    """A credential for one enrolment; see :func:`challenge`. ``blob`` and ``encrypted`` are for the host."""
+
+    def __init__(
+        self, key: Public, endorsement: Public, template: str, trusted: str, context: Context, expires: float
+    ) -> None:
+        self._key = key
+        self._endorsement = endorsement
+        self._template = template
+        self._untrusted = trusted
+        self._expires = expires
+        secret = secrets.token_bytes(32)
+        self._answer: bytes | None = context.activation(secret, key.name)
+        self.blob, self.encrypted = credential.make(endorsement, key.name, secret)
+
+    def redeem(self, answer: bytes, now: float) -> Bound:
+        """Check the host's answer. May be called once.
+
+        :raises ChallengeExpired: too late, or a second time.
+        :raises WrongActivation: for any other answer.
+        """
+        expected, self._answer = self._answer, None
+        if expected is None or now > self._expires:
+            raise ChallengeExpired(f"a credential is answered once, within {CHALLENGE_SECONDS:g} s")
+        if not hmac.compare_digest(expected, answer):
+            raise WrongActivation("the attestation key is not proved to be in the TPM of this endorsement key")
+        return Bound(
+            self._key,
+            self._endorsement,
+            self._template,
+            2 if self._untrusted else 3,
+            self._untrusted,
+            _SEAL,
+        )
+
+
+def challenge(
+    enrolment: Enrolment,
+    context: Context,
+    *,
+    roots: Sequence[bytes],
+    pinned: str | None,
+    now: float,
+) -> Challenge:
+    """Check an enrolment's two keys and make the credential that binds them.
+
+    :param roots: DER certificates of the makers of TPMs that are trusted.
+    :param pinned: fingerprint of the endorsement key that this host had before; None at first use.
+    :raises Refused: see the module's rules.
+    """
+    endorsement = structures.endorsement(enrolment.endorsement)
+    untrusted = _endorsed(enrolment, endorsement, roots, now)
+    if pinned is not None and not hmac.compare_digest(pinned, endorsement.fingerprint):
+        raise EndorsementKeyChanged(
+            f"this host had the TPM {pinned[:16]}..., now it is {endorsement.fingerprint[:16]}...; "
+            "if that was on purpose, forget the old one (netspace_attestation.forget)"
+        )
+    key = structures.public(enrolment.attestation)
+    if key.attributes & _AK_REQUIRED != _AK_REQUIRED or key.attributes & _AK_FORBIDDEN:
+        raise WrongAttestationKey(
+            f"attributes {key.attributes:08x}: it must be restricted, for signing alone, and fixed to its TPM"
+        )
+    if key.scheme is None or key.symmetric is not None:
+        raise WrongAttestationKey("the attestation key is not restricted to one signature scheme")
+    return Challenge(key, endorsement, enrolment.template, untrusted, context, now + CHALLENGE_SECONDS)
+
+
+def _endorsed(enrolment: Enrolment, endorsement: Public, roots: Sequence[bytes], now: float) -> str:
+    """Return why the endorsement key is not certified by a trusted maker; empty when it is."""
+    if enrolment.certificate is None:
+        return "the TPM has no endorsement certificate"
+    try:
+        leaf = certificates.der(enrolment.certificate)
+        certified = certificates.public_key(leaf)
+        if certified != endorsement.key():
+            raise WrongEndorsementCertificate("the endorsement certificate is for another key")
+        certificates.check(leaf, enrolment.chain, roots, now)
+    except certificates.Untrusted as err:
+        return str(err)
+    return ""
+
+
+def verify_quote(evidence: Evidence, bound: Bound, expected: Expected) -> Verified:
+    """Verify a quote by the attestation key of *bound*.
+
+    :raises Refused: the first check that fails; see the module's rules.
+    """
+    if evidence.kind != "tpm":
+        raise UnknownAttestationKey(f"evidence by a {evidence.kind} key, where a TPM's is expected")
+    if evidence.key != bound.key.raw:
+        raise UnknownAttestationKey("evidence by another key than the one bound to this TPM")
+    quote = structures.quote(evidence.attest)
+    _check_signature(evidence, bound.key)
+    if not hmac.compare_digest(quote.extra, expected.context.qualifying()):
+        raise WrongQualifyingData("signed for another nonce, session, host or verifier")
+    wanted = frozenset(expected.pcrs)
+    if quote.selections != ((BANK_ID, wanted),):
+        raise WrongSelection(f"the quote covers {_selected(quote.selections)}, not exactly sha256:{_pcrs(wanted)}")
+    if evidence.pcrs.keys() != wanted:
+        raise WrongSelection(f"values of PCRs {_pcrs(evidence.pcrs)} came with a quote of {_pcrs(wanted)}")
+    values = b"".join(evidence.pcrs[pcr] for pcr in sorted(wanted))
+    # The hash of the key's scheme (Part 3, TPM2_Quote), which _check_signature has found to be a good one.
+    scheme = cast("tuple[int, int]", bound.key.scheme)
+    if not hmac.compare_digest(hashlib.new(structures.HASHES[scheme[1]], values).digest(), quote.digest):
+        raise WrongDigest("the PCR values are not those that were quoted")
+    _check_clock(quote.clock, expected.previous)
+    level, reason, remedy = _judge(evidence, bound, expected)
+    return Verified(level, reason, remedy, bound.key.fingerprint, quote.clock, dict(evidence.pcrs), _SEAL)
+
+
+def _check_signature(evidence: Evidence, key: Public) -> None:
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric import ec, padding
+
+    signature = structures.signature(evidence.signature)
+    if (signature.scheme, signature.hash) != key.scheme:
+        raise WrongScheme(f"signed by {signature.scheme:04x}/{signature.hash:04x}, the key is for another scheme")
+    if signature.hash not in structures.HASHES:
+        raise WrongScheme(f"hash {signature.hash:04x}; SHA-256 or better is required")
+    algorithm = structures.hash_algorithm(signature.hash)
+    try:
+        if signature.scheme == structures.ECDSA:
+            cast("ec.EllipticCurvePublicKey", key.key()).verify(signature.value, evidence.attest, ec.ECDSA(algorithm))
+        else:
+            block: Any = padding.PKCS1v15()
+            if signature.scheme == structures.RSAPSS:
+                block = padding.PSS(padding.MGF1(algorithm), padding.PSS.AUTO)
+            cast("rsa.RSAPublicKey", key.key()).verify(signature.value, evidence.attest, block, algorithm)
+    except InvalidSignature as err:
+        raise WrongSignature("the attestation key did not sign this") from err
+
+
+def _check_clock(clock: Clock, previous: Clock | None) -> None:
+    """resetCount never falls; the others are comparable only between equal resetCounts
+    (a reboot lowers restartCount)."""
+    if previous is None:
+        return
+    fallen = clock.reset_count < previous.reset_count or (
+        clock.reset_count == previous.reset_count
+        and (clock.restart_count < previous.restart_count or clock.clock < previous.clock)
+    )
+    if fallen:
+        raise ClockRolledBack(
+            f"the TPM's counters (reset {clock.reset_count}, restart {clock.restart_count}, clock {clock.clock}) are "
+            f"behind the last ones ({previous.reset_count}, {previous.restart_count}, {previous.clock}); "
+            "if the TPM was cleared on purpose, forget them (netspace_attestation.forget)"
+        )
+
+
+def _judge(evidence: Evidence, bound: Bound, expected: Expected) -> tuple[int, str, str]:
+    """Level, reason and remedy of a quote that is genuine: boot log and references decide on L4."""
+    if bound.level < 3:
+        return 2, bound.reason, "name a folder with the certificates of the TPM's maker in attestation:roots"
+    if expected.references is None:
+        return 3, "there are no references for the PCRs", "record the values of a good boot in attestation:references"
+    if evidence.boot_log is None:
+        return 3, "the firmware gives no boot log", "boot by UEFI with a TPM that the firmware knows"
+    try:
+        eventlog.parse(evidence.boot_log).check(evidence.pcrs)
+    except Malformed as err:
+        return 3, str(err), "find out what was measured without being logged, and boot again"
+    for pcr in sorted(evidence.pcrs):
+        if evidence.pcrs[pcr] not in expected.references.get(pcr, ()):
+            return (
+                3,
+                f"PCR {pcr} has a value that is not among the references",
+                f"if the change of PCR {pcr} was intended, add {evidence.pcrs[pcr].hex()} to attestation:references",
+            )
+    return 4, "what runs after the boot is not measured (IMA)", "a verifier with an IMA policy"
+
+
+def verify_software(evidence: Evidence, key: bytes, context: Context) -> Verified:
+    """Verify the evidence of a software key.
+
+    :param key: the Ed25519 key that this host is known by.
+    :raises Refused: the first check that fails.
+    """
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    if evidence.kind != "software" or evidence.key != key:
+        raise UnknownAttestationKey("evidence by another key than this host's")
+    if len(key) != 32 or evidence.pcrs or evidence.boot_log is not None:
+        raise Malformed("a software key's evidence claims nothing about PCRs or the boot")
+    try:
+        Ed25519PublicKey.from_public_bytes(key).verify(evidence.signature, evidence.attest)
+    except InvalidSignature as err:
+        raise WrongSignature("the software key did not sign this") from err
+    if not hmac.compare_digest(evidence.attest, SOFTWARE_PREFIX + context.qualifying()):
+        raise WrongQualifyingData("signed for another nonce, session, host or verifier")
+    return Verified(
+        1,
+        "a software key signs for this host, no TPM",
+        "name the host's TPM in attestation:tpm",
+        hashlib.sha256(key).hexdigest(),
+        None,
+        {},
+        _SEAL,
+    )
+
+
+def references(data: Any) -> References:
+    """Read references: ``{"sha256": {"<pcr>": ["<hex>", ...]}}``.
+
+    :raises Malformed: for anything else.
+    """
+    if not isinstance(data, Mapping) or set(data) != {"sha256"} or not isinstance(data["sha256"], Mapping):
+        raise Malformed('references: expected {"sha256": {"<pcr>": ["<hex>", ...]}}')
+    found: dict[int, frozenset[bytes]] = {}
+    for pcr, values in data["sha256"].items():
+        try:
+            number = int(pcr)
+            accepted = frozenset(bytes.fromhex(value) for value in values)
+        except (TypeError, ValueError) as err:
+            raise Malformed(f"references: PCR {pcr!r:.20}: {err}") from err
+        if not 0 <= number <= 23 or any(len(value) != 32 for value in accepted):
+            raise Malformed(f"references: PCR {pcr!r:.20}: a number in 0..23 with values of 32 bytes is expected")
+        found[number] = accepted
+    return found
+
+
+def _pcrs(pcrs: Collection[int]) -> str:
+    return ",".join(str(pcr) for pcr in sorted(pcrs)) or "none"
+
+
+def _selected(selections: Sequence[tuple[int, frozenset[int]]]) -> str:
+    return " + ".join(f"{structures.HASHES.get(bank, f'{bank:04x}')}:{_pcrs(pcrs)}" for bank, pcrs in selections)

@@ -1,0 +1,160 @@
+"""Software TPMs (swtpm), each on a socket of its own; some manufactured with a certificate by a CA of the test's."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from netspace.layout import Layout
+
+NEEDED = ("swtpm", "swtpm_setup", "swtpm_localca", "certtool")
+
+
+@dataclass
+class Factory:
+    """A maker of TPMs: the state of a TPM as it leaves the factory, and the maker's certificates."""
+
+    state: Path
+    roots: Path
+
+
+@dataclass
+class SoftwareTpm:
+    """A running swtpm."""
+
+    folder: Path
+    process: subprocess.Popen[bytes] | None = None
+    started: list[int] = field(default_factory=list)
+
+    @property
+    def tcti(self) -> str:
+        return f"swtpm:path={self.folder}/tpm"
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            [
+                "swtpm",
+                "socket",
+                "--tpm2",
+                "--server",
+                f"type=unixio,path={self.folder}/tpm",
+                "--ctrl",
+                f"type=unixio,path={self.folder}/tpm.ctrl",
+                "--tpmstate",
+                f"dir={self.folder}/state",
+                "--flags",
+                "not-need-init,startup-clear",
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        deadline = time.monotonic() + 20
+        while not (self.folder / "tpm").exists():
+            assert self.process.poll() is None, "swtpm ended"
+            assert time.monotonic() < deadline, "swtpm did not start"
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+        for name in ("tpm", "tpm.ctrl"):
+            (self.folder / name).unlink(missing_ok=True)
+
+    def pause(self) -> None:
+        assert self.process is not None
+        os.kill(self.process.pid, signal.SIGSTOP)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _programs() -> None:
+    missing = [name for name in NEEDED if shutil.which(name) is None]
+    if missing:
+        pytest.skip(f"{', '.join(missing)} missing: apt-get install swtpm swtpm-tools gnutls-bin")
+    pytest.importorskip("tpm2_pytss", reason="pip install tpm2-pytss")
+
+
+def manufacture(folder: Path) -> Factory:
+    """Make a TPM as a maker does: endorsement keys, and their certificates by the maker's own CA."""
+    for name in ("ca", "state", "roots"):
+        (folder / name).mkdir()
+    (folder / "localca.conf").write_text(
+        f"statedir = {folder}/ca\nsigningkey = {folder}/ca/signkey.pem\n"
+        f"issuercert = {folder}/ca/issuercert.pem\ncertserial = {folder}/ca/certserial\n"
+    )
+    (folder / "localca.options").write_text(
+        "--platform-manufacturer Test\n--platform-version 1\n--platform-model Test\n"
+    )
+    (folder / "setup.conf").write_text(
+        f"create_certs_tool = {shutil.which('swtpm_localca')}\ncreate_certs_tool_config = {folder}/localca.conf\n"
+        f"create_certs_tool_options = {folder}/localca.options\nactive_pcr_banks = sha256\n"
+    )
+    subprocess.run(
+        [
+            *("swtpm_setup", "--tpm2", "--create-ek-cert", "--tpm-state", folder / "state"),
+            *("--config", folder / "setup.conf", "--logfile", folder / "log"),
+        ],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    shutil.copy(folder / "ca/issuercert.pem", folder / "roots/issuer.pem")
+    shutil.copy(folder / "ca/swtpm-localca-rootca-cert.pem", folder / "roots/root.pem")
+    return Factory(folder / "state", folder / "roots")
+
+
+@pytest.fixture(scope="session")
+def factory(tmp_path_factory: pytest.TempPathFactory) -> Factory:
+    return manufacture(tmp_path_factory.mktemp("maker"))
+
+
+@pytest.fixture(scope="session")
+def other_factory(tmp_path_factory: pytest.TempPathFactory) -> Factory:
+    return manufacture(tmp_path_factory.mktemp("other-maker"))
+
+
+@pytest.fixture
+def make_tpm() -> Iterator[Callable[[Factory | None], SoftwareTpm]]:
+    """Start a TPM from a factory, or a blank one without any certificate."""
+    made: list[SoftwareTpm] = []
+
+    def make(origin: Factory | None = None) -> SoftwareTpm:
+        one = SoftwareTpm(Path(tempfile.mkdtemp(prefix="swtpm")))  # short: a socket's path has 107 bytes
+        made.append(one)
+        if origin is None:
+            (one.folder / "state").mkdir()
+        else:
+            shutil.copytree(origin.state, one.folder / "state")
+        one.start()
+        return one
+
+    yield make
+    for one in made:
+        one.stop()
+        shutil.rmtree(one.folder)
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    """A host of the test's own: an id, a boot."""
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/machine-id").write_text("0123456789abcdef0123456789abcdef\n")
+    boot(tmp_path, "first")
+    return Layout(root=tmp_path)
+
+
+def boot(root: Path, name: str) -> None:
+    path = root / "proc/sys/kernel/random/boot_id"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{name}\n")
