@@ -1,7 +1,17 @@
 """The kinds of interface, one module each: adding a file here adds a kind.
 
-A module defines exactly one subclass of :class:`netspace.spec.types.Interface`,
-whose ``tag`` is the kind's name, and what is special to it in netlink terms.
+A module holds all that is special to its kind, and nothing else knows it:
+
+- exactly one subclass of :class:`netspace.spec.types.Interface`, whose ``tag`` is the
+  kind's name: what an operator may declare;
+- ``NEEDS``: the kernel module it needs, or an empty text;
+- ``ends(spec, place) -> Ends``: what there should be inside and outside, in values;
+- ``create(wanted, host) -> [Message]``: how its link is made, put from within the
+  environment's namespace. Addresses, routes, settings, drift, changes in place and
+  removal are then done alike for every kind.
+
+Keys that mean the same in every kind: ``ipv4`` and ``ipv6`` (a kind with them gets
+addresses), ``mtu``, ``allow`` (a kind with it is filtered).
 """
 
 from __future__ import annotations
@@ -15,22 +25,26 @@ from netspace.spec.types import Interface
 
 
 @functools.cache
-def modules() -> dict[str, ModuleType]:
-    """Return the module of each kind, by the kind's name."""
+def _found() -> dict[str, tuple[ModuleType, type[Interface]]]:
     found = {}
     for entry in sorted(pkgutil.iter_modules(__path__), key=lambda entry: entry.name):
         module = importlib.import_module(f"{__name__}.{entry.name}")
         for value in vars(module).values():
             if isinstance(value, type) and issubclass(value, Interface) and value is not Interface:
-                found[str(value.__struct_config__.tag)] = module
+                found[str(value.__struct_config__.tag)] = (module, value)
     return found
+
+
+def modules() -> dict[str, ModuleType]:
+    """Return the module of each kind, by the kind's name."""
+    return {name: module for name, (module, _) in _found().items()}
 
 
 def specs() -> list[type[Interface]]:
     """Return the declared type of each kind."""
-    return [
-        value
-        for module in modules().values()
-        for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, Interface) and value is not Interface
-    ]
+    return [spec for _, spec in _found().values()]
+
+
+def of(spec: Interface) -> ModuleType:
+    """Return the module of a declared interface's kind."""
+    return _found()[str(type(spec).__struct_config__.tag)][0]

@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
+from netspace.interface.ends import Ends, Place
+from netspace.interface.netlink import Message
 from netspace.spec.types import Interface
+
+NEEDS = ""
 
 
 class NoInterface(Interface, frozen=True, tag="none"):
     """No interface but loopback (the default)."""
+
+
+def ends(spec: NoInterface, place: Place) -> Ends:
+    """Nothing at either end."""
+    return Ends()
+
+
+def create(wanted: Ends, host: int) -> list[Message]:
+    """Nothing to make."""
+    return []

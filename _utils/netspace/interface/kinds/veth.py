@@ -1,8 +1,25 @@
-"""Kind ``veth``: a routed point-to-point pair; nothing passes but what ``allow`` names."""
+"""Kind ``veth``: a routed point-to-point pair; nothing passes but what ``allow`` names.
+
+No bridge: environments share no link layer. Both ends bear one MAC and look for no
+neighbours (NOARP): a frame's destination is always the sender's own MAC, which is the
+other end's as well. So there is no ARP and no neighbour discovery that could be forged,
+and an environment can't fill the host's neighbour table: it has one neighbour, the gateway.
+
+Inside, ``eth0`` has its address as a network of one, and a default route by the gateway,
+which is the second address of the declared range. Outside, the host's end has the
+gateway's address and a route to the environment's.
+"""
 
 from __future__ import annotations
 
+from netspace.interface import netlink
+from netspace.interface.ends import INSIDE_INDEX, INSIDE_NAME, End, Ends, Place
+from netspace.interface.netlink import Message, Route
 from netspace.spec.types import Address, Allow, Interface
+
+NEEDS = "veth"
+_ANYWHERE = {"ipv4": "0.0.0.0/0", "ipv6": "::/0"}
+_LENGTH = {"ipv4": 32, "ipv6": 128}
 
 
 class Veth(Interface, frozen=True, tag="veth"):
@@ -18,3 +35,60 @@ class Veth(Interface, frozen=True, tag="veth"):
     ipv6: Address | None = None
     mtu: int = 1500
     allow: tuple[Allow, ...] = ()
+
+
+def ends(spec: Veth, place: Place) -> Ends:
+    """Both ends as they should be."""
+    families = sorted(place.addresses)
+
+    def alone(addresses: dict[str, str]) -> tuple[str, ...]:
+        return tuple(sorted(f"{addresses[family]}/{_LENGTH[family]}" for family in families))
+
+    return Ends(
+        inside=End(
+            name=INSIDE_NAME,
+            mac=place.mac,
+            mtu=spec.mtu,
+            arp=False,
+            addresses=alone(dict(place.addresses)),
+            routes=tuple(Route(_ANYWHERE[family], via=place.gateways[family]) for family in families),
+        ),
+        outside=End(
+            name=place.host_name,
+            mac=place.mac,
+            mtu=spec.mtu,
+            arp=False,
+            alias=place.alias,
+            addresses=alone(dict(place.gateways)),
+            routes=tuple(
+                Route(f"{place.addresses[family]}/{_LENGTH[family]}", source=place.gateways[family])
+                for family in families
+            ),
+            ipv4={
+                "forwarding": int(place.forwarding),
+                "rp_filter": 1,
+                "proxy_arp": 0,
+                "accept_redirects": 0,
+                "secure_redirects": 0,
+                "send_redirects": 0,
+                "accept_source_route": 0,
+                "accept_local": 0,
+                "route_localnet": 0,
+            },
+            accept_ra=0 if "ipv6" in families else None,
+        ),
+    )
+
+
+def create(wanted: Ends, host: int) -> list[Message]:
+    """Make the pair, from within the environment's namespace.
+
+    :param host: descriptor of the host's namespace.
+    """
+    inside, outside = wanted.inside, wanted.outside
+    assert inside is not None and outside is not None
+    return [
+        netlink.add_veth(
+            inside.name, inside.mac, inside.mtu, outside.name, outside.mac, host, index=INSIDE_INDEX, arp=inside.arp
+        )
+    ]

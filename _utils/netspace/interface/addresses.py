@@ -1,0 +1,106 @@
+"""Which address each interface gets: pure, and stable.
+
+An address, once given, is kept as long as its interface exists and the range
+allows it. A new one is found by starting at a place that only the name decides
+and going on to the first free one, so that the same declaration tends to give the
+same addresses on a host made anew.
+
+Never given: a range's first address (IPv4's network, IPv6's subnet-router anycast,
+RFC 4291 section 2.6.1), IPv4's last (broadcast), and the second, the *gateway*:
+the host's own address at its end of every interface.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """Addresses by name, and per name without one the reason."""
+
+    addresses: Mapping[str, str]
+    refused: Mapping[str, str]
+
+
+def gateway(network: Network) -> str | None:
+    """The host's address in *network*; None where the range is too small to have one."""
+    return str(network[1]) if network.num_addresses >= 4 else None
+
+
+def usable(network: Network) -> range:
+    """The places in *network*, counted from its first address, that can be given away."""
+    last = network.num_addresses - (1 if network.version == 4 else 0)
+    return range(2, max(last, 2)) if network.num_addresses >= 4 else range(0)
+
+
+def allocate(network: Network, wanted: Mapping[str, str | None], recorded: Mapping[str, str]) -> Allocation:
+    """Give every name in *wanted* an address of *network*.
+
+    :param wanted: per name a fixed address, or None for any.
+    :param recorded: what was given before, also to names that aren't in *wanted*: those keep theirs.
+    """
+    places = usable(network)
+    given: dict[str, str] = {}
+    refused: dict[str, str] = {}
+    taken = {address: name for name, address in recorded.items() if name not in wanted}
+    for name in sorted(name for name in wanted if wanted[name] is not None):
+        address = str(wanted[name])
+        reason = _unusable(network, places, address)
+        if not reason and address in taken:
+            reason = f"{address} is {taken[address]}'s; remove or change that one first"
+        if reason:
+            refused[name] = reason
+        else:
+            given[name] = address
+            taken[address] = name
+    for name in refused.keys() & recorded.keys():  # it goes on with what it has
+        taken.setdefault(recorded[name], name)
+    free = sorted(name for name in wanted if wanted[name] is None)
+    for name in free:
+        address = recorded.get(name, "")
+        if address and address not in taken and not _unusable(network, places, address):
+            given[name] = address
+            taken[address] = name
+    used = {_place(network, address) for address in taken}
+    for name in free:
+        if name in given:
+            continue
+        place = _free_place(name, places, used)
+        if place is None:
+            count = places.stop - places.start
+            refused[name] = f"no address is left in {network} (all {count} are given); declare a larger range"
+            continue
+        used.add(place)
+        given[name] = str(network[place])
+    return Allocation(given, refused)
+
+
+def _free_place(name: str, places: range, used: set[int]) -> int | None:
+    size = places.stop - places.start  # len() can't count an IPv6 range
+    if size == 0:
+        return None
+    start = int.from_bytes(hashlib.sha256(name.encode()).digest(), "big") % size
+    for step in range(min(size, len(used) + 1)):
+        place = places.start + (start + step) % size
+        if place not in used:
+            return place
+    return None
+
+
+def _place(network: Network, address: str) -> int:
+    return int(ipaddress.ip_address(address)) - int(network.network_address)
+
+
+def _unusable(network: Network, places: range, address: str) -> str:
+    parsed = ipaddress.ip_address(address)
+    if parsed.version != network.version or parsed not in network:
+        return f"{address} is outside of {network}"
+    if not places.start <= _place(network, address) < places.stop:
+        return f"{address} is reserved in {network} (the network's own, the host's or the broadcast address)"
+    return ""

@@ -1,0 +1,356 @@
+"""Doing what was planned for interfaces, batched, in the order that keeps every moment safe.
+
+Records first, then what goes, then the packet filter, then the host's forwarding, and only
+then what is new: no interface ever is up without the rules that guard it. Whoever stops
+this between any two system calls leaves what the next run finds and completes: a record
+is written before what it names is made, and removed after that is gone; a namespace
+counts as set up only once ``Volatile`` says so.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from netspace import files
+from netspace.errors import MissingError, NetspaceError
+from netspace.interface import ends, forwarding, namespaces, netlink, nft, records
+from netspace.interface.ends import INSIDE_INDEX, Ends
+from netspace.interface.netlink import Message
+from netspace.interface.observe import Live
+from netspace.interface.records import Record, Volatile
+from netspace.layout import Layout
+from netspace.plan import Outcome, Step
+
+_UNSUPPORTED = (errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a step on one environment needs.
+
+    :param record: what to remember; None: remove it all.
+    :param namespace: ``create`` it, ``settle`` one that isn't set up (completely), or ``keep`` it.
+    :param make: its link is to be made.
+    :param drop: what there is of a link goes first.
+    :param create: the kind's messages that make the link.
+    :param needs: the kernel module that takes.
+    """
+
+    record: Record | None
+    wanted: Ends
+    live: Live
+    namespace: Literal["create", "settle", "keep"] = "keep"
+    make: bool = False
+    drop: bool = False
+    create: Callable[[Ends, int], list[Message]] | None = None
+    needs: str = ""
+
+
+@dataclass(frozen=True)
+class Firewall:
+    """The packet filter to load; ``digest`` is empty where there is to be none."""
+
+    text: str
+    digest: str
+
+    @classmethod
+    def rendered(cls, text: str, *, empty: bool) -> Firewall:
+        return cls(text, "" if empty else hashlib.sha256(text.encode()).hexdigest())
+
+
+class Applying:
+    """One application of steps: its errors, by the step's name."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self.errors: dict[str, str] = {}
+        self.volatile = Volatile.read(layout)
+
+    def run(self, steps: Sequence[Step]) -> list[Outcome]:
+        work = {step.name: step.data for step in steps if isinstance(step.data, Work)}
+        try:
+            self._remember(work)
+            self._drop(work)
+            if self._filter(steps):
+                self._forward(steps, work)
+            else:
+                for step in steps:
+                    if isinstance(step.data, frozenset):
+                        self._fail(step.name, "not switched, because the packet filter could not be loaded")
+                for name, one in work.items():
+                    if one.wanted.outside is not None:
+                        self._fail(name, "not touched, because the packet filter could not be loaded")
+            self._inside(work)
+            self._outside(work)
+            self._forget(work)
+        finally:
+            self.volatile.write(self.layout)
+        return [Outcome(step, self.errors.get(step.name, "")) for step in steps]
+
+    def _fail(self, name: str, error: object) -> None:
+        self.errors.setdefault(name, str(error))
+
+    def _going_on(self, work: Mapping[str, Work]) -> dict[str, Work]:
+        return {name: one for name, one in work.items() if one.record is not None and name not in self.errors}
+
+    # -- records ---------------------------------------------------------------------
+    def _remember(self, work: Mapping[str, Work]) -> None:
+        for name, one in work.items():
+            # One that loses its link is remembered with it until that is gone.
+            if one.record is not None and not (one.drop and not one.make):
+                self._write(name, one.record)
+
+    def _write(self, name: str, record: Record) -> None:
+        try:
+            files.write_json(records.path(self.layout, name), record.encoded())
+        except OSError as err:
+            self._fail(name, f"its record can't be written: {err}")
+
+    def _forget(self, work: Mapping[str, Work]) -> None:
+        for name, one in work.items():
+            if one.record is None and name not in self.errors:
+                files.remove(records.path(self.layout, name))
+            elif one.record is not None and one.drop and not one.make and name not in self.errors:
+                self._write(name, one.record)
+
+    # -- what goes ---------------------------------------------------------------------
+    def _drop(self, work: Mapping[str, Work]) -> None:
+        doomed = {name: one for name, one in work.items() if one.drop and name not in self.errors}
+        self._delete_outside({name: one.live.outside for name, one in doomed.items() if one.live.outside})
+        # Without an outer end the inner one is alone: it goes from within, unless its namespace does.
+        alone = [
+            name
+            for name, one in doomed.items()
+            if one.live.inside and not one.live.outside and one.record is not None and name not in self.errors
+        ]
+        if alone:
+            namespaces.in_thread(lambda: self._delete_inside(alone, work))
+        for name, one in doomed.items():
+            if one.record is None and name not in self.errors:
+                try:
+                    namespaces.remove(self.layout.netns(name))
+                except OSError as err:
+                    self._fail(name, f"its namespace can't be removed: {err}")
+                    continue
+                self.volatile.namespaces.pop(name, None)
+
+    def _delete_outside(self, indexes: Mapping[str, int]) -> None:
+        if not indexes:
+            return
+        with netlink.Socket() as host:
+            group = _free_group({link.group for link in host.links()})
+            names = list(indexes)
+            failures = host.batch([netlink.set_link(indexes[name], group=group) for name in names])
+            for place, failure in failures.items():
+                if failure.code != errno.ENODEV:
+                    self._fail(names[place], f"its link can't be deleted: {failure}")
+            if len(failures) < len(names):
+                failed = host.batch([netlink.delete_group(group)])
+                for failure in failed.values():
+                    for name in names:
+                        self._fail(name, f"its link can't be deleted: {failure}")
+
+    def _delete_inside(self, names: Sequence[str], work: Mapping[str, Work]) -> None:
+        for name in names:
+            try:
+                namespaces.enter(self.layout.netns(name))
+                with netlink.Socket() as inner:
+                    failures = inner.batch([netlink.delete_link(work[name].live.inside)])
+            except OSError as err:
+                self._fail(name, err)
+                continue
+            for failure in failures.values():
+                self._fail(name, f"its link can't be deleted: {failure}")
+
+    # -- the host as a whole -----------------------------------------------------------
+    def _filter(self, steps: Sequence[Step]) -> bool:
+        """Load the packet filter, if that is a step; return whether the right one is in force."""
+        for step in steps:
+            if isinstance(step.data, Firewall):
+                todo, before = step.data, self.volatile.firewall
+                self.volatile.firewall = {"rendered": "being loaded"}
+                self.volatile.write(self.layout)
+                try:
+                    nft.load(todo.text)
+                except NetspaceError as err:
+                    self._fail(step.name, err)
+                    self.volatile.firewall = before  # it is all or nothing
+                    return False
+                generation = netlink.ruleset_generation()
+                self.volatile.firewall = (
+                    {"rendered": todo.digest, "generation": generation, "listed": nft.listed(self.layout.nft_table)}
+                    if todo.digest
+                    else {}
+                )
+        return True
+
+    def _forward(self, steps: Sequence[Step], work: Mapping[str, Work]) -> None:
+        for step in steps:
+            if step.name in self.errors or not isinstance(step.data, frozenset):
+                continue
+            needed = step.data
+            known = records.read(self.layout)
+            ours = {record.host_end for record in known.values() if record.host_end}
+            try:
+                values = dict(forwarding.old_values(needed, ours))
+                self.volatile.forwarding = values | self.volatile.forwarding
+                self.volatile.write(self.layout)
+                forwarding.switch_on(values)
+                over = {
+                    name: value
+                    for name, value in self.volatile.forwarding.items()
+                    if not any(forwarding.belongs(name, family) for family in needed)
+                }
+                forwarding.restore(over)
+                for name in over:
+                    del self.volatile.forwarding[name]
+                self._resettle(known, work)
+            except OSError as err:
+                self._fail(step.name, err)
+
+    def _resettle(self, known: Mapping[str, Record], work: Mapping[str, Work]) -> None:
+        """The host's switch overrode every interface's own: set that again for those that stand."""
+        from netspace.interface.observe import expected
+
+        with netlink.Socket() as host:
+            standing = {link.name: link.index for link in host.links()}
+            host.batch([
+                netlink.set_link(standing[record.host_end], ipv4=outside.ipv4)
+                for name, record in known.items()
+                if record.host_end in standing and (outside := expected(self.layout, name, record).outside)
+            ])  # fmt: skip
+
+    # -- what is new ----------------------------------------------------------------------
+    def _inside(self, work: Mapping[str, Work]) -> None:
+        """Make and set up namespaces, and in them the links and their inner ends."""
+        todo = {
+            name: one
+            for name, one in self._going_on(work).items()
+            if one.namespace != "keep" or one.make or _differ(one.live.ends.inside, one.wanted.inside)
+        }
+        if not todo:
+            return
+        if any(one.namespace == "create" for one in todo.values()):
+            namespaces.prepare(self.layout.netns("").parent)
+        host = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            namespaces.in_thread(lambda: self._one_by_one(todo, host))
+        finally:
+            os.close(host)
+
+    def _one_by_one(self, todo: Mapping[str, Work], host: int) -> None:
+        for name, one in todo.items():
+            path = self.layout.netns(name)
+            try:
+                inode = self._settle(path, one)
+                with netlink.Socket() as inner:
+                    self._set_up(name, one, inner, host)
+            except OSError as err:
+                self._fail(name, err)
+                continue
+            if name not in self.errors:
+                self.volatile.namespaces[name] = inode
+
+    def _settle(self, path: Path, one: Work) -> int:
+        if one.namespace == "create":
+            inode = namespaces.create(path)
+        else:
+            namespaces.enter(path)
+            inode = path.stat().st_ino
+        if one.namespace != "keep":
+            namespaces.write_settings(namespaces.SETTINGS.items())
+        return inode
+
+    def _set_up(self, name: str, one: Work, inner: netlink.Socket, host: int) -> None:
+        messages: list[Message] = []
+        if one.namespace != "keep":
+            messages.append(netlink.set_link(1, up=True))
+        if one.make and one.create is not None:
+            messages += one.create(one.wanted, host)
+        if one.wanted.inside is not None:
+            now = None if one.make else one.live.ends.inside
+            index = INSIDE_INDEX if one.make else one.live.inside
+            messages += ends.messages(index, now, one.wanted.inside)
+        self._judge(inner.batch(messages), messages, [name] * len(messages), {name: one})
+
+    def _outside(self, work: Mapping[str, Work]) -> None:
+        """Set up the host's ends, all in one go."""
+        todo = {
+            name: one
+            for name, one in self._going_on(work).items()
+            if one.wanted.outside is not None and (one.make or _differ(one.live.ends.outside, one.wanted.outside))
+        }
+        if not todo:
+            return
+        disabled = forwarding.read("net/ipv6/conf/default/disable_ipv6") == "1"
+        with netlink.Socket() as host:
+            made = {link.name: link.index for link in host.links()} if any(one.make for one in todo.values()) else {}
+            messages: list[Message] = []
+            owners: list[str] = []
+            for name, one in todo.items():
+                wanted = one.wanted.outside
+                assert wanted is not None
+                index = made.get(wanted.name, 0) if one.make else one.live.outside
+                if not index:
+                    self._fail(name, f"its host end {wanted.name} vanished while it was set up; apply again")
+                    continue
+                now = None if one.make else one.live.ends.outside
+                self._ipv6(now.name if now is not None else wanted.name, wanted, disabled)
+                own = ends.messages(index, now, wanted)
+                messages += own
+                owners += [name] * len(own)
+            self._judge(host.batch(messages), messages, owners, todo)
+
+    def _ipv6(self, name: str, wanted: ends.End, disabled: bool) -> None:
+        """What of a host end can be said by sysctl only."""
+        if wanted.accept_ra is not None:
+            settings = [(f"net/ipv6/conf/{name}/accept_ra", str(wanted.accept_ra))]
+            if disabled:
+                settings.append((f"net/ipv6/conf/{name}/disable_ipv6", "0"))
+            namespaces.write_settings(settings)
+
+    def _judge(
+        self,
+        failures: Mapping[int, netlink.Failure],
+        messages: Sequence[Message],
+        owners: Sequence[str],
+        work: Mapping[str, Work],
+    ) -> None:
+        for place, failure in sorted(failures.items()):
+            if netlink.forgiven(messages[place], failure):
+                continue
+            name = owners[place]
+            one = work[name]
+            if failure.code in _UNSUPPORTED and netlink.makes_link(messages[place]):
+                self._fail(name, _missing(one.needs, failure))
+            elif failure.code == errno.EEXIST and one.record is not None and netlink.makes_link(messages[place]):
+                self._fail(
+                    name, f"the host has a link {one.record.host_end} that isn't netspace's; remove or rename it"
+                )
+            else:
+                self._fail(name, f"the kernel refused: {failure}")
+
+
+def _missing(module: str, failure: netlink.Failure) -> MissingError:
+    return MissingError(
+        f"the kernel's module {module} ({failure})",
+        f"load it (modprobe {module}), boot a kernel that has it, or declare interfaces of kind none only",
+    )
+
+
+def _differ(now: Any, wanted: Any) -> bool:
+    return wanted is not None and now != wanted
+
+
+def _free_group(used: set[int]) -> int:
+    """A link group that nobody uses."""
+    group = int.from_bytes(os.urandom(4), "big") | 1 << 30
+    while group in used:
+        group = int.from_bytes(os.urandom(4), "big") | 1 << 30
+    return group

@@ -1,0 +1,163 @@
+"""What an interface is, in values: its ends as they should be or as they are. Pure.
+
+A kind of interface says which :class:`Ends` it wants; here is how one end is described
+to the operator, and which messages bring one that is to one that should be.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from netspace.interface import netlink
+from netspace.interface.netlink import Link, Message, Route
+
+# The inner end's index: a namespace of ours holds lo (1) and nothing else.
+INSIDE_INDEX = 2
+INSIDE_NAME = "eth0"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an interface stands: what a kind must know beside what is declared.
+
+    :param host_name: the host end's name.
+    :param mac: the pair's MAC.
+    :param alias: what tells ours from others' links.
+    :param addresses: by family (``ipv4``, ``ipv6``), the environment's.
+    :param gateways: by family, the host's at its end.
+    :param forwarding: whether the host shall forward IPv4 that comes out of it.
+    """
+
+    host_name: str
+    mac: str
+    alias: str
+    addresses: Mapping[str, str] = field(default_factory=dict)
+    gateways: Mapping[str, str] = field(default_factory=dict)
+    forwarding: bool = False
+
+
+@dataclass(frozen=True)
+class End:
+    """One end of an interface.
+
+    :param arp: whether neighbours are looked for at all.
+    :param addresses: sorted, ``address/prefix``.
+    :param ipv4: the kernel's settings of this end (``net.ipv4.conf.<name>``).
+    :param accept_ra: ``net.ipv6.conf.<name>.accept_ra``; None: the namespace's default says it.
+    """
+
+    name: str
+    mac: str
+    mtu: int
+    up: bool = True
+    arp: bool = True
+    alias: str = ""
+    addresses: tuple[str, ...] = ()
+    routes: tuple[Route, ...] = ()
+    ipv4: Mapping[str, int] = field(default_factory=dict)
+    accept_ra: int | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """The end in plain values, for the operator and for comparing."""
+        facts: dict[str, Any] = {
+            "name": self.name,
+            "mac": self.mac,
+            "mtu": self.mtu,
+            "up": self.up,
+            "arp": self.arp,
+            "addresses": list(self.addresses),
+            "routes": sorted(str(route) for route in self.routes),
+        }
+        if self.alias:
+            facts["alias"] = self.alias
+        if self.ipv4:
+            facts["ipv4"] = dict(self.ipv4)
+        if self.accept_ra is not None:
+            facts["accept_ra"] = self.accept_ra
+        return facts
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Both ends; a kind may have none, or an inner one only."""
+
+    inside: End | None = None
+    outside: End | None = None
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            key: None if end is None else end.facts()
+            for key, end in (("inside", self.inside), ("outside", self.outside))
+        }
+
+
+def host_name(instance: str, environment: str) -> str:
+    """The host end's name: 15 characters, of which 13 (65 bits) are a hash."""
+    number = int.from_bytes(hashlib.sha256(f"{instance}/{environment}".encode()).digest(), "big")
+    digits = "abcdefghijklmnopqrstuvwxyz234567"
+    return "ns" + "".join(digits[number >> 5 * place & 31] for place in range(13))
+
+
+def mac(instance: str, environment: str) -> str:
+    """The pair's MAC: locally administered, unicast, a hash."""
+    digest = hashlib.sha256(f"mac/{instance}/{environment}".encode()).digest()
+    return bytes([digest[0] & 0xFC | 0x02, *digest[1:6]]).hex(":")
+
+
+def alias(instance: str, environment: str) -> str:
+    return f"netspace {instance}/{environment}"
+
+
+def seen(link: Link, addresses: Sequence[str], routes: Sequence[Route], like: End | None) -> End:
+    """The end that *link* is, in so far as *like* (what it should be) has a say in it."""
+    return End(
+        name=link.name,
+        mac=link.mac,
+        mtu=link.mtu,
+        up=link.up,
+        arp=link.arp,
+        alias=link.alias,
+        addresses=tuple(sorted(addresses)),
+        routes=tuple(sorted(routes, key=str)),
+        ipv4={} if like is None else {key: link.ipv4[key] for key in like.ipv4 if key in link.ipv4},
+        accept_ra=None if like is None or like.accept_ra is None else link.accept_ra,
+    )
+
+
+def messages(index: int, now: End | None, wanted: End) -> list[Message]:
+    """What makes the link *index*, which is as *now* (None: just made), as *wanted*.
+
+    Inside, the namespace's settings keep IPv6 from giving itself addresses; outside, this does.
+    """
+    todo: list[Message] = []
+    rename = now is not None and now.name != wanted.name
+    if rename:
+        todo.append(netlink.set_link(index, up=False))  # older kernels rename only what is down
+    attributes: dict[str, Any] = {}
+    if now is not None:
+        for key in ("name", "mac", "mtu", "arp"):
+            if getattr(now, key) != getattr(wanted, key):
+                attributes[key] = getattr(wanted, key)
+    for key in ("alias", "ipv4"):
+        if getattr(wanted, key) and (now is None or getattr(now, key) != getattr(wanted, key)):
+            attributes[key] = getattr(wanted, key)
+    if wanted.accept_ra is not None:
+        attributes["addr_gen_none"] = True
+    if attributes:
+        todo.append(netlink.set_link(index, **attributes))
+    down = now is None or rename or not now.up
+    had_addresses = () if now is None else now.addresses
+    # Setting a link down takes its routes (and IPv6 addresses) along: give all anew.
+    had_routes = () if now is None or down else now.routes
+    todo += [netlink.delete_route(index, route) for route in had_routes if route not in wanted.routes]
+    todo += [netlink.delete_address(index, one) for one in had_addresses if one not in wanted.addresses]
+    if down:
+        todo.append(netlink.set_link(index, up=True))
+    todo += [netlink.add_address(index, one) for one in wanted.addresses if down or one not in had_addresses]
+    # An address taken away took the routes that prefer it along.
+    again = down or set(had_addresses) != set(wanted.addresses)
+    todo += [netlink.add_route(index, route) for route in wanted.routes if again or route not in had_routes]
+    return todo

@@ -1,0 +1,253 @@
+"""Interfaces as one of the four kinds: what the declaration and the host come to.
+
+``plan`` is pure; looking is in ``observe``, doing in ``apply``. Every environment gets
+a network namespace; what else, its interface's kind says (``kinds``). The packet filter
+and the host's forwarding concern all of them: they are steps of their own, named
+``host:firewall`` and ``host:forwarding`` (no environment can bear such a name).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from netspace import files
+from netspace.errors import NetspaceError
+from netspace.interface import addresses, ends, firewall, forwarding, kinds, namespaces, records
+from netspace.interface.apply import Applying, Firewall, Work
+from netspace.interface.ends import Ends
+from netspace.interface.observe import Live, Observed, expected, observe
+from netspace.interface.records import Record
+from netspace.layout import Layout
+from netspace.plan import Outcome, Plan, Refusal, Result, Step
+from netspace.spec import parse
+from netspace.spec.types import Interface, Network
+
+FIREWALL, FORWARDING = "host:firewall", "host:forwarding"
+FAMILIES = ("ipv4", "ipv6")
+Outcomes = list[Outcome]
+
+
+@dataclass(frozen=True)
+class DesiredInterfaces:
+    """What interfaces there should be.
+
+    :param network: the ranges that addresses come from.
+    :param interfaces: by the environment's name.
+    """
+
+    network: Network = field(default_factory=Network)
+    interfaces: Mapping[str, Interface] = field(default_factory=dict)
+
+
+class Interfaces:
+    """The interfaces and namespaces of one instance's environments. See ``netspace.plan.Kind``."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+
+    # -- seeing -------------------------------------------------------------------
+    def names(self) -> set[str]:
+        """Environments that have a namespace, or are remembered to have one."""
+        try:
+            entries = os.listdir(self.layout.records(records.KIND))
+        except FileNotFoundError:
+            return set()
+        return {entry[: -len(".json")] for entry in entries if entry.endswith(".json") and not entry.startswith(".")}
+
+    def observe(self) -> Observed:
+        """What there is now.
+
+        :raises StateError: a record can't be read.
+        """
+        return observe(self.layout)
+
+    def list(self) -> dict[str, dict[str, Any]]:
+        """Every environment's interface by its record, and whether its namespace is there."""
+        kept = namespaces.found(self.layout.netns("").parent)
+        return {name: self._entry(name, record, kept) for name, record in records.read(self.layout).items()}
+
+    def inspect(self, name: str) -> dict[str, Any]:
+        """One interface as declared and as it is, with what differs (``drift``).
+
+        :raises NetspaceError: there is no such interface.
+        """
+        observed = observe(self.layout, only={name})
+        record = observed.records.get(name)
+        if record is None:
+            known = ", ".join(sorted(observed.records)) or "none"
+            raise NetspaceError(f"environment {name} has no interface on this host; there are: {known}")
+        step = self._step(name, record, observed)
+        return {
+            **self._entry(name, record, observed.namespaces),
+            "declared": parse.encode(record.interface),
+            "live": observed.live.get(name, Live()).ends.facts(),
+            "firewall": observed.firewall,
+            "drift": {} if step is None else {key: dict(change) for key, change in step.changes.items()},
+        }
+
+    def _entry(self, name: str, record: Record, kept: Mapping[str, int]) -> dict[str, Any]:
+        return {
+            "kind": str(type(record.interface).__struct_config__.tag),
+            "addresses": dict(record.addresses),
+            "gateways": dict(record.gateways),
+            "host_end": record.host_end,
+            "netns": str(self.layout.netns(name)),
+            "state": "present" if self.layout.netns_name(name) in kept else "missing",
+        }
+
+    # -- planning: pure ---------------------------------------------------------------
+    def plan(self, desired: DesiredInterfaces, observed: Observed, remove: Collection[str] = ()) -> Plan:
+        """What would have to change. An interface that can't get an address is refused, the others go on."""
+        gone = {name for name in remove if name in observed.records}
+        wanted = {name: spec for name, spec in desired.interfaces.items() if name not in remove}
+        kept = {name: record for name, record in observed.records.items() if name not in gone}
+        new, refused, notes = self._allocated(desired.network, wanted, kept, observed)
+        plan = self._plan(new, gone, observed)
+        refusals = [Refusal("interface", name, message) for name, message in sorted(refused.items())]
+        return Plan(plan.steps, refusals, [*notes, *plan.notes])
+
+    def _allocated(
+        self, network: Network, wanted: Mapping[str, Interface], kept: Mapping[str, Record], observed: Observed
+    ) -> tuple[dict[str, Record], dict[str, str], Sequence[str]]:
+        given: dict[str, dict[str, str]] = {name: {} for name in wanted}
+        gateways: dict[str, dict[str, str]] = {name: {} for name in wanted}
+        refused: dict[str, str] = {}
+        notes: list[str] = []
+        for family in FAMILIES:
+            asking = {name: getattr(spec, family) for name, spec in wanted.items() if hasattr(spec, family)}
+            if not asking:
+                continue
+            if family not in observed.forwarding:
+                notes.append(f"this host's kernel has no {family}: interfaces get none")
+                continue
+            range_ = getattr(network, family).network
+            recorded = {name: record.addresses[family] for name, record in kept.items() if family in record.addresses}
+            allocation = addresses.allocate(range_, asking, recorded)
+            refused |= allocation.refused
+            for name, address in allocation.addresses.items():
+                given[name][family] = address
+                gateways[name][family] = str(addresses.gateway(range_))
+        new = {
+            name: Record(spec, given[name], gateways[name], self._host_end(name, spec))
+            for name, spec in wanted.items()
+            if name not in refused
+        }
+        return new, refused, notes
+
+    def _host_end(self, name: str, spec: Interface) -> str:
+        return ends.host_name(self.layout.instance, name) if hasattr(spec, "allow") else ""
+
+    def _plan(self, new: Mapping[str, Record], gone: Collection[str], observed: Observed) -> Plan:
+        """Steps that make *new* true and remove *gone*; other records stay as they are."""
+        removals = [self._removal(name, observed) for name in sorted(gone)]
+        changes = [step for name in sorted(new) if (step := self._step(name, new[name], observed)) is not None]
+        after = {name: record for name, record in observed.records.items() if name not in gone} | dict(new)
+        host = [step for step in (self._firewall(after, observed), self._forwarding(after, observed)) if step]
+        notes = [
+            f"{key} is switched {'on' if change['new'] == '1' else 'back'}: this concerns the whole host"
+            for step in host
+            if step.name == FORWARDING
+            for key, change in step.changes.items()
+        ]
+        return Plan([*removals, *host, *changes], (), notes)
+
+    def _removal(self, name: str, observed: Observed) -> Step:
+        shown = observed.records[name].shown()
+        changes = {key: {"old": value, "new": None} for key, value in shown.items()}
+        work = Work(None, Ends(), observed.live.get(name, Live()), drop=True)
+        return Step("interface", name, "remove", changes, data=work)
+
+    def _step(self, name: str, record: Record, observed: Observed) -> Step | None:
+        """What makes the interface of *name* as *record* says; None where it is."""
+        old = observed.records.get(name)
+        inode = observed.namespaces.get(self.layout.netns_name(name))
+        settled = inode is not None and observed.volatile.namespaces.get(name) == inode
+        live = observed.live.get(name, Live())
+        wanted = expected(self.layout, name, record)
+        changes = files.differences(old.shown() if old else {}, record.shown())
+        action, reason = "change", ""
+        make = bool(wanted.inside or wanted.outside) and _shape(live.ends) != _shape(wanted)
+        if old is None:
+            action = "create"
+        elif inode is None:
+            action, reason = "rebuild", "its namespace is gone"
+            changes["netns"] = {"old": None, "new": self.layout.netns_name(name)}
+        else:
+            if not settled:
+                changes["netns"] = {"old": "not set up completely", "new": "set up"}
+            before = expected(self.layout, name, old)
+            changes.update(files.differences(live.ends.facts(), before.facts()))
+            if make and _shape(before) == _shape(wanted):
+                action, reason = "rebuild", "its link is gone, or half of it"
+        if not changes:
+            # What follows from the declaration alone (say, an address's gateway) differs.
+            changes = files.differences(live.ends.facts(), wanted.facts())
+        if not changes and old == record:
+            return None
+        work = Work(
+            record,
+            wanted,
+            live,
+            namespace="create" if inode is None else "keep" if settled else "settle",
+            make=make,
+            drop=_shape(live.ends) not in ((False, False), _shape(wanted)),
+            create=kinds.of(record.interface).create,
+            needs=kinds.of(record.interface).NEEDS,
+        )
+        return Step("interface", name, action, changes, reason, work)
+
+    def _firewall(self, after: Mapping[str, Record], observed: Observed) -> Step | None:
+        guarded = [
+            firewall.Guarded(
+                name,
+                record.host_end,
+                ends.mac(self.layout.instance, name),
+                record.addresses,
+                record.gateways,
+                getattr(record.interface, "allow", ()),
+            )
+            for name, record in after.items()
+            if record.host_end
+        ]
+        loaded = observed.volatile.firewall
+        todo = Firewall.rendered(firewall.render(self.layout.nft_table, guarded), empty=not guarded)
+        if todo.digest == loaded.get("rendered", "") and observed.firewall == ("intact" if guarded else "absent"):
+            return None
+        if not guarded and not loaded:
+            return None
+        old = {"intact": loaded.get("rendered", "")[:12], "changed": "changed by hand", "absent": "absent"}
+        change = {"old": old[observed.firewall], "new": todo.digest[:12] or "absent"}
+        if change["old"] == change["new"]:
+            change["old"] = "not confirmed"
+        return Step("interface", FIREWALL, "change", {"table": change}, data=todo)
+
+    def _forwarding(self, after: Mapping[str, Record], observed: Observed) -> Step | None:
+        needed = {
+            family
+            for record in after.values()
+            for family in firewall.forwarded(getattr(record.interface, "allow", ()), record.gateways)
+            if family in record.addresses
+        }
+        changes = forwarding.changes(needed, observed.forwarding, observed.volatile.forwarding)
+        if not changes:
+            return None
+        reason = "an allow rule needs packets to be forwarded" if needed else "nothing needs it any more"
+        return Step("interface", FORWARDING, "change", changes, reason, frozenset(needed))
+
+    # -- doing ----------------------------------------------------------------------------
+    def apply(self, steps: Sequence[Step]) -> Outcomes:
+        """Do what *steps* say, batched; what fails is in its outcome, the others go on."""
+        return Applying(self.layout).run(steps)
+
+    def restore(self) -> Result:
+        """Make everything as the records say, without the declaration: after a reboot."""
+        observed = self.observe()
+        plan = self._plan(observed.records, (), observed)
+        return Result(plan, self.apply(plan.steps) if plan.steps else ())
+
+
+def _shape(one: Ends) -> tuple[bool, bool]:
+    return one.inside is not None, one.outside is not None

@@ -1,0 +1,145 @@
+"""Network namespaces that the host owns: made, entered, found and removed. No process is run.
+
+A namespace is kept by a bind mount under ``/run/netns``, exactly as iproute2 does it
+(ip-netns(8)), so that ``ip netns exec`` works; the namespaces of others there, and how
+their mounts propagate, are left as they are. Threads do what must be done inside: one is
+started for a batch, moves from namespace to namespace and ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import functools
+import os
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+_CLONE_NEWNET = 0x40000000
+_MS_BIND, _MS_REC, _MS_SHARED = 0x1000, 0x4000, 0x100000
+_MNT_DETACH = 2
+
+# What every namespace's sysctls are: a program without capabilities may bind any port of
+# its own world, and no address comes from anywhere but the declaration.
+SETTINGS: Mapping[str, str] = {
+    "net/ipv4/ip_unprivileged_port_start": "0",
+    "net/ipv6/conf/default/accept_ra": "0",
+    "net/ipv6/conf/default/autoconf": "0",
+    "net/ipv6/conf/default/addr_gen_mode": "1",
+    "net/ipv6/conf/default/disable_ipv6": "0",
+}
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _check(result: int, what: str) -> None:
+    if result != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), what)
+
+
+def _mount(source: str, target: str, flags: int) -> None:
+    _check(_libc().mount(source.encode(), target.encode(), b"none", flags, None), target)
+
+
+def found(directory: Path, mountinfo: str | None = None) -> dict[str, int]:
+    """The namespaces that are kept under *directory*: per file name the namespace's inode.
+
+    One read of ``/proc/self/mountinfo`` (proc_pid_mountinfo(5)), whatever their number.
+    """
+    if mountinfo is None:
+        mountinfo = Path("/proc/self/mountinfo").read_text()
+    prefix = f"{directory}/"
+    namespaces: dict[str, int] = {}
+    for line in mountinfo.splitlines():
+        if " net:[" not in line:
+            continue
+        fields = line.split(" ", 5)
+        if fields[4].startswith(prefix) and fields[3].startswith("net:["):
+            namespaces[fields[4][len(prefix) :]] = int(fields[3][5:-1])
+    return namespaces
+
+
+def in_thread(work: Callable[[], T]) -> T:
+    """Run *work* in a thread of its own, which may change its namespace; return what it returns."""
+    outcome: list[T] = []
+    failure: list[BaseException] = []
+
+    def body() -> None:
+        try:
+            outcome.append(work())
+        except BaseException as err:
+            failure.append(err)
+
+    thread = threading.Thread(target=body, name="netspace-namespaces")
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+    return outcome[0]
+
+
+def enter(path: Path) -> None:
+    """Move the calling thread (see :func:`in_thread`) into the namespace kept at *path*."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _check(_libc().setns(fd, _CLONE_NEWNET), str(path))
+    finally:
+        os.close(fd)
+
+
+def prepare(directory: Path, mountinfo: str | None = None) -> None:
+    """Make *directory* as iproute2 does: 0755, a shared mount of itself. One that is, stays."""
+    directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+    if mountinfo is None:
+        mountinfo = Path("/proc/self/mountinfo").read_text()
+    target = str(directory)
+    if any(line.split(" ", 5)[4] == target for line in mountinfo.splitlines()):
+        return
+    _mount(target, target, _MS_BIND | _MS_REC)
+    _mount("", target, _MS_SHARED | _MS_REC)
+
+
+def create(path: Path) -> int:
+    """Make a new namespace, keep it at *path*, move the calling thread into it; return its inode.
+
+    :raises OSError: also where something else is mounted at *path*.
+    """
+    with contextlib.suppress(FileExistsError):  # left by a run that was killed here
+        os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0))
+    _check(_libc().unshare(_CLONE_NEWNET), "unshare")
+    _mount("/proc/thread-self/ns/net", str(path), _MS_BIND)
+    return path.stat().st_ino
+
+
+def remove(path: Path) -> None:
+    """Give up the namespace at *path*. It ends with the last program in it."""
+    while _libc().umount2(str(path).encode(), _MNT_DETACH) == 0:
+        pass
+    if ctypes.get_errno() not in (errno.EINVAL, errno.ENOENT):
+        _check(-1, str(path))
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+
+
+def write_settings(settings: Iterable[tuple[str, str]]) -> None:
+    """Write sysctls of the calling thread's namespace; those of IPv6 only where the kernel has it."""
+    for name, value in settings:
+        try:
+            fd = os.open(f"/proc/sys/{name}", os.O_WRONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            if "/ipv6/" in name:
+                continue
+            raise
+        try:
+            os.write(fd, value.encode())
+        finally:
+            os.close(fd)

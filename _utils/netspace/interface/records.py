@@ -1,0 +1,107 @@
+"""What is remembered of interfaces: on disk what was declared, under /run what was done.
+
+``<state>/interfaces/<name>.json`` (:class:`Record`) survives a reboot, and is written
+before what it names is made and removed after that is gone. ``<run>/network.json``
+(:class:`Volatile`) is gone after a reboot like all it tells of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from netspace import files
+from netspace.errors import SpecError, StateError
+from netspace.layout import Layout
+from netspace.spec import parse
+from netspace.spec.types import Interface
+
+KIND = "interfaces"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One environment's interface as it was applied.
+
+    :param addresses: by family, the environment's.
+    :param gateways: by family, the host's at its end.
+    :param host_end: the name of the host's end; empty for a kind without one.
+    """
+
+    interface: Interface
+    addresses: Mapping[str, str] = field(default_factory=dict)
+    gateways: Mapping[str, str] = field(default_factory=dict)
+    host_end: str = ""
+
+    def encoded(self) -> dict[str, Any]:
+        return {
+            "interface": parse.encode(self.interface),
+            "addresses": dict(self.addresses),
+            "gateways": dict(self.gateways),
+            "host_end": self.host_end,
+        }
+
+    def shown(self) -> dict[str, Any]:
+        """What an operator sees as old and new."""
+        shown = {**parse.encode(self.interface), **{f"address:{k}": v for k, v in self.addresses.items()}}
+        shown |= {f"gateway:{family}": address for family, address in self.gateways.items()}
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in shown.items()
+            if value is not None and key not in ("ipv4", "ipv6")
+        }
+
+    @classmethod
+    def decoded(cls, value: Mapping[str, Any], path: Path) -> Record:
+        """:raises StateError: when it is no record of ours."""
+        try:
+            spec = parse.interface(value["interface"])
+            return cls(spec, dict(value["addresses"]), dict(value["gateways"]), str(value["host_end"]))
+        except (SpecError, KeyError, TypeError, ValueError) as err:
+            raise StateError(f"{path}: {err!r}; remove the file and apply again to rebuild it") from err
+
+
+def path(layout: Layout, name: str) -> Path:
+    return layout.records(KIND) / f"{name}.json"
+
+
+def read(layout: Layout) -> dict[str, Record]:
+    """Every record, by the environment's name."""
+    return {
+        name: Record.decoded(value, path(layout, name))
+        for name, value in files.read_records(layout.records(KIND)).items()
+    }
+
+
+@dataclass
+class Volatile:
+    """What was done since the host started.
+
+    :param namespaces: inode of each namespace that was made and set up completely.
+    :param firewall: of our nftables table: ``rendered`` (digest of the text), ``listed``
+        (digest of what the kernel then held), ``generation``; empty: there is none.
+    :param forwarding: sysctls of the host that were changed, with the value to restore.
+    """
+
+    namespaces: dict[str, int] = field(default_factory=dict)
+    firewall: dict[str, Any] = field(default_factory=dict)
+    forwarding: dict[str, str] = field(default_factory=dict)
+
+    @staticmethod
+    def path(layout: Layout) -> Path:
+        return layout.run / "network.json"
+
+    @classmethod
+    def read(cls, layout: Layout) -> Volatile:
+        value = files.read_json(cls.path(layout)) or {}
+        return cls(*(dict(value.get(key) or {}) for key in ("namespaces", "firewall", "forwarding")))
+
+    def write(self, layout: Layout) -> None:
+        """Write it where it changed; with nothing to tell there is no file."""
+        content = {"namespaces": self.namespaces, "firewall": self.firewall, "forwarding": self.forwarding}
+        if any(content.values()):
+            files.write_json(self.path(layout), content)
+        else:
+            files.remove(self.path(layout))
