@@ -52,11 +52,9 @@ def public_key(certificate: bytes) -> object:
 
     :raises Untrusted: when it can't be read.
     """
-    from cryptography.exceptions import UnsupportedAlgorithm
-
     try:
         return _load(certificate).public_key()
-    except (ValueError, UnsupportedAlgorithm) as err:
+    except _unreadable() as err:
         raise Untrusted(f"the endorsement certificate can't be read: {err}") from err
 
 
@@ -68,9 +66,6 @@ def check(leaf: bytes, chain: Sequence[bytes], roots: Sequence[bytes], now: floa
     :param now: seconds since the epoch.
     :raises Untrusted: saying what is missing.
     """
-    from cryptography import x509
-    from cryptography.exceptions import UnsupportedAlgorithm
-
     if not roots:
         raise Untrusted("no root certificates are configured")
     if len(chain) > MAX_DEPTH or len(roots) > MAX_ROOTS:
@@ -81,8 +76,17 @@ def check(leaf: bytes, chain: Sequence[bytes], roots: Sequence[bytes], now: floa
         _check_leaf(certificate, when)
         anchors = [_load(root) for root in roots]
         _path(certificate, [_load(one) for one in chain], anchors, when, 0)
-    except (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension) as err:
+    except _unreadable() as err:
         raise Untrusted(f"a certificate can't be read: {err}") from err
+
+
+def _unreadable() -> tuple[type[Exception], ...]:
+    """What ``cryptography`` raises for certificates that it can't read, some of it late: on use of a part."""
+    from cryptography import x509
+    from cryptography.exceptions import UnsupportedAlgorithm
+
+    late = (x509.DuplicateExtension, x509.UnsupportedGeneralNameType, x509.InvalidVersion)
+    return (ValueError, TypeError, UnsupportedAlgorithm, *late)
 
 
 def _load(data: bytes) -> Certificate:

@@ -76,6 +76,11 @@ def _text(path: Path) -> str | None:
     return None if raw is None else raw.decode(errors="replace").strip()
 
 
+def _number(path: Path) -> int | None:
+    text = _text(path) or ""
+    return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else None
+
+
 def _there(path: Path) -> bool:
     try:
         return path.exists()
@@ -175,8 +180,7 @@ def _ima(root: Path) -> dict[str, Any]:
     if not _there(security / "ima"):
         known = bool(_names(security))
         return {"active": False if known else None, "reason": "the kernel has no IMA, or securityfs is not mounted"}
-    count = _text(security / "ima/runtime_measurements_count")
-    measured = int(count) if count and count.isdigit() else None
+    measured = _number(security / "ima/runtime_measurements_count")
     # The boot aggregate alone means that there is no policy.
     return {"active": None if measured is None else measured > 1, "measurements": measured}
 
@@ -212,7 +216,7 @@ def _isolation(root: Path) -> dict[str, Any]:
     release = _text(root / "proc/sys/kernel/osrelease") or ""
     match = re.match(r"(\d+)\.(\d+)", release)
     version = (int(match[1]), int(match[2])) if match else (0, 0)
-    spaces = _text(root / "proc/sys/user/max_user_namespaces") or "0"
+    spaces = _number(root / "proc/sys/user/max_user_namespaces") or 0
     lsm = (_text(root / "sys/kernel/security/lsm") or "").split(",")
     cgroup = 1
     if _there(root / "sys/fs/cgroup/cgroup.controllers"):
@@ -227,7 +231,7 @@ def _isolation(root: Path) -> dict[str, Any]:
         "kernel": release,
         "erofs": True if "erofs" in filesystems else module("erofs"),
         "overlay": True if "overlay" in filesystems else module("overlay"),
-        "user_namespaces": _there(root / "proc/self/ns/user") and spaces.isdigit() and int(spaces) > 0,
+        "user_namespaces": _there(root / "proc/self/ns/user") and spaces > 0,
         "seccomp": "errno" in (_text(root / "proc/sys/kernel/seccomp/actions_avail") or "").split(),
         "landlock": "landlock" in lsm if lsm != [""] else None,
         "cgroup": cgroup,

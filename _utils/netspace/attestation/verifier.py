@@ -339,7 +339,7 @@ def references(data: Any) -> References:
     found: dict[int, frozenset[bytes]] = {}
     for pcr, values in data["sha256"].items():
         try:
-            number = int(pcr)
+            number = int(pcr) if str(pcr).isascii() else -1
             accepted = frozenset(bytes.fromhex(value) for value in values)
         except (TypeError, ValueError) as err:
             raise Malformed(f"references: PCR {pcr!r:.20}: {err}") from err
