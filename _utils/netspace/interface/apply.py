@@ -88,9 +88,9 @@ class Applying:
                         self._fail(name, "not touched, because the packet filter could not be loaded")
             self._inside(work)
             self._outside(work)
-            self._forget(work)
         finally:
             self.volatile.write(self.layout)
+        self._forget(work)
         return [Outcome(step, self.errors.get(step.name, "")) for step in steps]
 
     def _fail(self, name: str, error: object) -> None:

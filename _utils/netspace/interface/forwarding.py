@@ -43,14 +43,20 @@ def changes(needed: Collection[str], now: Mapping[str, str], before: Mapping[str
     :param before: the values to restore, of what we changed.
     """
     found = {}
-    for family, name in SWITCH.items():
+    for family, switch in SWITCH.items():
         value = now.get(family)
         if value is None:
             continue
-        wanted = "1" if family in needed else before.get(name, value)
-        if wanted != value:
-            found[name.replace("/", ".")] = {"old": value, "new": wanted}
-    return found
+        if family in needed:
+            if value != "1":
+                found[switch] = {"old": value, "new": "1"}
+            continue
+        for name, wanted in before.items():
+            if belongs(name, family):
+                old = value if name == switch else "2"
+                # Equal where a run was stopped between restoring and forgetting.
+                found[name] = {"old": old if old != wanted else "not confirmed", "new": wanted}
+    return {name.replace("/", "."): change for name, change in found.items()}
 
 
 def old_values(needed: Collection[str], ours: Collection[str]) -> Iterator[tuple[str, str]]:

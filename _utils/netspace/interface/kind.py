@@ -22,7 +22,6 @@ from netspace.interface.observe import Live, Observed, expected, observe
 from netspace.interface.records import Record
 from netspace.layout import Layout
 from netspace.plan import Outcome, Plan, Refusal, Result, Step
-from netspace.spec import parse
 from netspace.spec.types import Interface, Network
 
 FIREWALL, FORWARDING = "host:firewall", "host:forwarding"
@@ -82,7 +81,7 @@ class Interfaces:
         step = self._step(name, record, observed)
         return {
             **self._entry(name, record, observed.namespaces),
-            "declared": parse.encode(record.interface),
+            "declared": records.plain(record.interface),
             "live": observed.live.get(name, Live()).ends.facts(),
             "firewall": observed.firewall,
             "drift": {} if step is None else {key: dict(change) for key, change in step.changes.items()},
@@ -240,13 +239,13 @@ class Interfaces:
     # -- doing ----------------------------------------------------------------------------
     def apply(self, steps: Sequence[Step]) -> Outcomes:
         """Do what *steps* say, batched; what fails is in its outcome, the others go on."""
-        return Applying(self.layout).run(steps)
+        return Applying(self.layout).run(steps) if steps else []
 
     def restore(self) -> Result:
         """Make everything as the records say, without the declaration: after a reboot."""
         observed = self.observe()
         plan = self._plan(observed.records, (), observed)
-        return Result(plan, self.apply(plan.steps) if plan.steps else ())
+        return Result(plan, self.apply(plan.steps))
 
 
 def _shape(one: Ends) -> tuple[bool, bool]:

@@ -37,7 +37,7 @@ class Record:
 
     def encoded(self) -> dict[str, Any]:
         return {
-            "interface": parse.encode(self.interface),
+            "interface": plain(self.interface),
             "addresses": dict(self.addresses),
             "gateways": dict(self.gateways),
             "host_end": self.host_end,
@@ -45,13 +45,9 @@ class Record:
 
     def shown(self) -> dict[str, Any]:
         """What an operator sees as old and new."""
-        shown = {**parse.encode(self.interface), **{f"address:{k}": v for k, v in self.addresses.items()}}
-        shown |= {f"gateway:{family}": address for family, address in self.gateways.items()}
-        return {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in shown.items()
-            if value is not None and key not in ("ipv4", "ipv6")
-        }
+        shown = {key: value for key, value in plain(self.interface).items() if key not in ("ipv4", "ipv6")}
+        shown |= {f"address:{family}": address for family, address in self.addresses.items()}
+        return shown | {f"gateway:{family}": address for family, address in self.gateways.items()}
 
     @classmethod
     def decoded(cls, value: Mapping[str, Any], path: Path) -> Record:
@@ -61,6 +57,12 @@ class Record:
             return cls(spec, dict(value["addresses"]), dict(value["gateways"]), str(value["host_end"]))
         except (SpecError, KeyError, TypeError, ValueError) as err:
             raise StateError(f"{path}: {err!r}; remove the file and apply again to rebuild it") from err
+
+
+def plain(spec: Interface) -> dict[str, Any]:
+    """A declared interface as JSON would give it back."""
+    encoded = parse.encode(spec)
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in encoded.items()}
 
 
 def path(layout: Layout, name: str) -> Path:

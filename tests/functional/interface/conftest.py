@@ -1,0 +1,35 @@
+"""A host with an "outside" of its own: a namespace at the other end of a wire."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from interface_bench import OUTSIDE, WIRE, Bench, run
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    made = Bench()
+    yield made
+    made.remove_all()
+
+
+@pytest.fixture(scope="session")
+def outside() -> Iterator[Path]:
+    run("ip netns add test-outside")
+    run("ip link add test-wire type veth peer name wire netns test-outside")
+    for family in WIRE:
+        bits = "24" if family == "ipv4" else "64 nodad"
+        near, far = (f"{address}/{bits}" for address in WIRE[family])
+        run(f"ip addr add {near} dev test-wire")
+        run(f"ip -n test-outside addr add {far} dev wire")
+    run("ip link set test-wire up")
+    run("ip -n test-outside link set wire up")
+    run("ip -n test-outside link set lo up")
+    for family, option in (("ipv4", "-4"), ("ipv6", "-6")):
+        run(f"ip -n test-outside {option} route add default via {WIRE[family][0]}")
+    yield OUTSIDE
+    run("ip link del test-wire")
+    run("ip netns del test-outside")
