@@ -1,7 +1,8 @@
 """Keeping programs running: under systemd where it is PID 1, else by one process of ours.
 
 ``Service`` is what is to run, whoever runs it; ``Supervisor`` is what both ways
-offer. Environments, the broker and the forwarder are all services.
+offer, and :func:`select` picks one. Environments, the broker and the forwarder
+are all services.
 """
 
 from __future__ import annotations
@@ -9,7 +10,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from netspace.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -20,18 +24,21 @@ class Service:
     :param command: argument vector, absolute program. It stays in the foreground,
         unless ``pid_file`` is given: then it starts the program, leaves its PID
         there and exits 0.
-    :param variables: environment variables, complete (nothing is inherited).
-    :param cleanup: argument vectors run before a start and after the end, whose failure
-        is ignored (``crun delete --force``).
+    :param variables: environment variables, complete (nothing is inherited). They can be
+        seen by every user of the host: never a secret.
+    :param cleanup: argument vectors run after the end, and before a start where it is not
+        sure that they were; their failure is ignored (``crun delete --force``).
     :param reload: argument vector that makes the program re-read its configuration;
         ``{pid}`` stands for the main process.
     :param restart: when to start it again after it ended by itself.
-    :param stop_timeout: seconds from SIGTERM to SIGKILL of the whole group.
-    :param user: run as this user (name), else root.
-    :param after: services that must be started before.
-    :param log: file the output goes to where there is no journal.
+    :param stop_timeout: seconds from SIGTERM (to the main process) to SIGKILL of all of it.
+    :param user: run as this user (name), else root; not together with ``pid_file``.
+    :param after: services that must be started before; they are started with it.
+    :param log: file the output goes to where there is no journal; ``<logs>/<name>.log`` by default.
     :param limits: bounds that the supervisor's own cgroup sets where it has one
         (memory in bytes, cpus, pids); an environment's are set by its runtime too.
+    :param delegate: the program makes cgroups below its own (a container runtime; implied
+        by ``pid_file``): it gets the subtree, and is not confined by the supervisor.
     """
 
     name: str
@@ -60,7 +67,8 @@ class Status:
     :param pid: main process, 0 where there is none.
     :param since: seconds since the epoch of the last change of state.
     :param restarts: how often it was restarted since it was last asked to start.
-    :param exit: how it last ended: ``""``, ``exit 3``, ``signal 9``, ``oom``.
+    :param exit: how it last ended: ``""``, ``exit 3``, ``signal 9``, ``oom``, or ``unknown``
+        where its end was not witnessed.
     """
 
     state: Literal["running", "starting", "stopped", "failed"]
@@ -101,3 +109,41 @@ class Supervisor(Protocol):
     def remove(self, names: Collection[str]) -> dict[str, str]:
         """Stop and forget them: no unit, no record is left."""
         ...
+
+    def resume(self) -> None:
+        """Have all that should run be running and watched, after a reboot or the supervisor's own death.
+
+        Costs nothing where that is so already. Under systemd there is nothing to do.
+        """
+        ...
+
+    def purge(self) -> None:
+        """Stop and forget everything, and leave nothing behind but what callers own."""
+        ...
+
+
+def booted() -> bool:
+    """Whether systemd is this machine's PID 1 (sd_booted(3))."""
+    return Path("/run/systemd/system").is_dir()
+
+
+def select(layout: Layout) -> Supervisor:
+    """Return the supervisor for this host: systemd where it is PID 1, else our own process."""
+    if booted():
+        from netspace.supervision.systemd import Systemd
+
+        return Systemd(layout)
+    from netspace.supervision.direct import Direct
+
+    return Direct(layout)
+
+
+def payload_cgroup(layout: Layout, name: str) -> str:
+    """Return the cgroup (from the hierarchy's root) for what the service *name* starts detached.
+
+    For an OCI ``cgroupsPath``. Under systemd it lies in the unit's delegated subtree, so that
+    the unit's limits hold for it and the unit's end is its end.
+    """
+    if booted():
+        return f"/{layout.instance}.slice/{layout.service(name)}.service/payload"
+    return f"/{layout.instance}/{name}"

@@ -1,0 +1,51 @@
+"""``python -m netspace``: what must run without Salt, started by units and by the supervisor's client.
+
+It reads no declaration; everything it needs is in the instance's records.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from netspace.layout import Layout
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m netspace", description="The parts of netspace that run without Salt."
+    )
+    parser.add_argument("--instance", default="netspace", help="whose records to use (default: %(default)s)")
+    commands = parser.add_subparsers(dest="command", required=True)
+    supervise = commands.add_parser(
+        "supervise", help="keep the services running on a host without systemd; returns once it does"
+    )
+    supervise.add_argument("--foreground", action="store_true", help="stay, for an init of your own")
+    commands.add_parser("restore", help="after a reboot: rebuild all that was volatile and start the services")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        layout = Layout(options.instance)
+    except ValueError as err:
+        parser.error(str(err))
+    if os.geteuid() != 0:
+        parser.error("only root can do that")
+    if options.command == "supervise":
+        from netspace import library
+        from netspace.supervision import daemon
+
+        return daemon.main(layout, library.installed(layout), foreground=options.foreground)
+    from netspace import restore
+
+    return restore.run(layout)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

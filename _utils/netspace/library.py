@@ -1,0 +1,130 @@
+"""A copy of this library on the host's disk, for what must run without Salt.
+
+Units and the supervisor's process run ``python -m netspace`` after a reboot, when there
+may be no Salt cache, no checkout and no master. They run this copy, with the interpreter
+that Salt runs, whose site-packages hold the dependencies.
+
+``<state>/lib/<digest>/`` is a version: the package's ``.py`` files and a ``__main__.py``
+that starts it; ``<state>/lib/current`` points to the one in use. A version is complete
+before it is pointed to. Nothing here runs the copy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from netspace.errors import MissingError
+from netspace.layout import Layout
+
+DEPENDENCIES = ("msgspec", "cryptography", "pyroute2")
+
+STARTER = '''"""Runs the netspace library beside this file. Written by netspace; changes are lost."""
+
+import sys
+
+# Where the dependencies are that are not the interpreter's own (Salt's extras, a Salt-synced tree).
+for folder in {folders!r}:
+    if folder not in sys.path:
+        sys.path.append(folder)
+
+from netspace.__main__ import main
+
+sys.exit(main())
+'''
+
+
+def source() -> Path:
+    """Folder of the running library."""
+    return Path(__file__).resolve().parent
+
+
+def command(layout: Layout, *arguments: str) -> tuple[str, ...]:
+    """Return the argument vector that runs ``python -m netspace ARGUMENTS`` from the copy.
+
+    Isolated (``-I``): neither the caller's environment, its folder nor a user's
+    site-packages have a say in what is loaded.
+
+    :raises MissingError: where the running interpreter has no path (an embedded one).
+    """
+    if not sys.executable:
+        raise MissingError("the path of the Python interpreter", "run Salt by a Python that knows its own path")
+    instance = () if layout.instance == "netspace" else ("--instance", layout.instance)
+    return (sys.executable, "-I", str(layout.library / "current"), *instance, *arguments)
+
+
+def installed(layout: Layout) -> str:
+    """Return the digest of the copy in use, empty where there is none."""
+    try:
+        return os.readlink(layout.library / "current")
+    except OSError:
+        return ""
+
+
+def install(layout: Layout) -> bool:
+    """Make the copy equal to the running library; return whether anything was written."""
+    origin = source()
+    if layout.library in origin.parents:
+        return False  # it is the copy that runs
+    contents = dict(_contents(origin))
+    contents["__main__.py"] = STARTER.format(folders=_folders()).encode()
+    summary = hashlib.sha256()
+    for name in sorted(contents):
+        summary.update(f"{name}\0{len(contents[name])}\0".encode())
+        summary.update(contents[name])
+    digest = summary.hexdigest()[:32]
+    before = installed(layout)
+    if before == digest and (layout.library / digest / "__main__.py").exists():
+        return False
+    layout.library.mkdir(parents=True, exist_ok=True, mode=0o700)
+    aside = layout.library / f".{digest}.{os.getpid()}"
+    shutil.rmtree(aside, ignore_errors=True)
+    for name, content in contents.items():
+        path = aside / name
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.write_bytes(content)
+    os.sync()  # one for all files: the link below must not outlive them in a power cut
+    shutil.rmtree(layout.library / digest, ignore_errors=True)
+    os.rename(aside, layout.library / digest)
+    link = layout.library / f".current.{os.getpid()}"
+    with contextlib.suppress(FileNotFoundError):
+        link.unlink()
+    link.symlink_to(digest)
+    os.rename(link, layout.library / "current")
+    # The version before stays: a process that runs it may still import from it.
+    for entry in os.listdir(layout.library):
+        if entry not in (digest, before, "current"):
+            shutil.rmtree(layout.library / entry, ignore_errors=True)
+    return True
+
+
+def remove(layout: Layout) -> None:
+    """Remove the copy and all its versions."""
+    shutil.rmtree(layout.library, ignore_errors=True)
+
+
+def _contents(origin: Path) -> Iterator[tuple[str, bytes]]:
+    for folder, folders, names in os.walk(origin):
+        folders[:] = [name for name in folders if name != "__pycache__"]
+        for name in names:
+            if name.endswith(".py"):
+                path = Path(folder) / name
+                yield str(Path("netspace") / path.relative_to(origin)), path.read_bytes()
+
+
+def _folders() -> list[str]:
+    """Return the import path's folders that hold the dependencies."""
+    found = []
+    for name in DEPENDENCIES:
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.origin:
+            folder = str(Path(spec.origin).parent.parent)
+            if folder not in found:
+                found.append(folder)
+    return found

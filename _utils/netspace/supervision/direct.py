@@ -1,0 +1,190 @@
+"""The client's side of our own supervisor, for hosts where systemd is not PID 1.
+
+Definitions and what shall run are files (see ``records``), and reading a status is
+reading files. Only a change of what runs needs the daemon, which is started on demand
+from the library's copy and ends when there is nothing left to watch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Collection, Iterable, Sequence
+from typing import Literal
+
+from netspace import files, library
+from netspace.layout import Layout
+from netspace.supervision import Service, Status, daemon, messages, process, records
+from netspace.supervision.records import SupervisorError, Trace
+
+# Seconds to wait for an answer: the longest stop there is, and some.
+PATIENCE = 3600.0 + 120.0
+ATTEMPTS = 5
+
+STATES: dict[str, Literal["running", "starting", "stopped", "failed"]] = {
+    "launching": "starting",
+    "starting": "starting",
+    "running": "running",
+    "stopping": "running",
+    "stopped": "stopped",
+    "failed": "failed",
+}
+
+
+class Direct:
+    """Implements :class:`~netspace.supervision.Supervisor` over the daemon of ``daemon.py``."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+
+    def observe(self) -> dict[str, Status]:
+        names = records.defined(self.layout)
+        traced = set(records.traced(self.layout))
+        watched = bool(traced) and daemon.running(self.layout)
+        seen = {name: records.read_trace(self.layout, name) for name in names if name in traced}
+        return {name: _status(seen.get(name), watched) for name in names}
+
+    def define(self, services: Sequence[Service]) -> bool:
+        wanted = records.validate(services)
+        changed = bool(wanted) and library.install(self.layout)
+        folder = records.folder(self.layout)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with files.locked(folder / ".lock"):
+            for name, record in wanted.items():
+                changed = files.write_json(folder / f"{name}.json", record) or changed
+        return changed
+
+    def start(self, names: Collection[str]) -> dict[str, str]:
+        errors = records.unknown(names, records.defined(self.layout))
+        known = [name for name in names if name not in errors]
+        if known:
+            records.desire(self.layout, add=known)
+            errors.update(self._ask("start", known))
+        return errors
+
+    def stop(self, names: Collection[str]) -> dict[str, str]:
+        errors = records.unknown(names, records.defined(self.layout))
+        return {**errors, **self._end("stop", [name for name in names if name not in errors])}
+
+    def reload(self, names: Collection[str]) -> dict[str, str]:
+        errors = records.unknown(names, records.defined(self.layout))
+        known = [name for name in names if name not in errors]
+        return {**errors, **(self._ask("reload", known) if known else {})}
+
+    def remove(self, names: Collection[str]) -> dict[str, str]:
+        return self._end("remove", list(names))
+
+    def resume(self) -> None:
+        wanted = records.desired(self.layout) & set(records.defined(self.layout))
+        if wanted and not (daemon.running(self.layout) and wanted <= set(records.traced(self.layout))):
+            self._ask("resume", ())
+
+    def purge(self) -> None:
+        errors = self.remove(records.defined(self.layout))
+        if errors:
+            raise SupervisorError("\n".join(f"{name}: {error}" for name, error in errors.items()))
+        deadline = time.monotonic() + 10
+        while daemon.running(self.layout):
+            if time.monotonic() > deadline:
+                raise SupervisorError("the supervisor does not end though no service is left; see its log")
+            time.sleep(0.02)
+        shutil.rmtree(records.folder(self.layout), ignore_errors=True)
+        files.remove(daemon.lock_path(self.layout))
+        files.remove(daemon.socket_path(self.layout))
+        files.remove(self.layout.logs / "supervisor.log")
+        library.remove(self.layout)
+
+    def _end(self, do: Literal["stop", "remove"], names: list[str]) -> dict[str, str]:
+        if not names:
+            return {}
+        with contextlib.suppress(FileNotFoundError):
+            records.desire(self.layout, drop=names)
+        # Without a daemon and a trace nothing of it can be running.
+        if do == "remove" or daemon.running(self.layout) or not set(names).isdisjoint(records.traced(self.layout)):
+            there = {*records.defined(self.layout), *records.traced(self.layout)}
+            names = [name for name in names if name in there]
+            return self._ask(do, names) if names else {}
+        return {}
+
+    # -- the daemon -----------------------------------------------------------------
+    def _ask(self, do: str, names: Iterable[str]) -> dict[str, str]:
+        """Have the daemon do it, starting one if there is none; what is asked may be asked twice."""
+        request = messages.render(messages.Request(do, tuple(names)))
+        reason = ""
+        for _ in range(ATTEMPTS):
+            if not daemon.running(self.layout) or reason:
+                self._launch()
+            try:
+                self._renew()
+                return self._exchange(request).errors
+            except (OSError, ValueError) as err:  # it ended meanwhile, or was killed
+                reason = str(err)
+                time.sleep(0.05)
+        log = self.layout.logs / "supervisor.log"
+        raise SupervisorError(f"the supervisor of {self.layout.instance} does not answer ({reason}); see {log}")
+
+    def _renew(self) -> None:
+        """Have a daemon of another version of the library load the present one."""
+        version = library.installed(self.layout)
+        if self._exchange(messages.render(messages.Request("hello"))).version == version:
+            return
+        with contextlib.suppress(OSError, ValueError):
+            self._exchange(messages.render(messages.Request("renew")))
+        for _ in range(200):
+            with contextlib.suppress(OSError, ValueError):
+                if self._exchange(messages.render(messages.Request("hello"))).version == version:
+                    return
+            time.sleep(0.02)
+        raise OSError(errno.ETIMEDOUT, "it does not load the present library")
+
+    def _exchange(self, request: bytes) -> messages.Answer:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(PATIENCE)
+            connection.connect(str(daemon.socket_path(self.layout)))
+            connection.sendall(request)
+            connection.shutdown(socket.SHUT_WR)
+            answer = bytearray()
+            while chunk := connection.recv(65536):
+                answer += chunk
+                if len(answer) > messages.LARGEST:
+                    break
+        return messages.parse_answer(bytes(answer))
+
+    def _launch(self) -> None:
+        library.install(self.layout)
+        command = library.command(self.layout, "supervise")
+        try:
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": os.environ.get("LANG", "C.UTF-8")},
+                cwd="/",
+                start_new_session=True,
+                timeout=60,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as err:
+            raise SupervisorError(f"the supervisor can't be started: {err}") from err
+        if done.returncode:
+            text = done.stderr.decode(errors="replace").strip()
+            raise SupervisorError(f"the supervisor can't be started: {text or done.returncode}")
+
+
+def _status(trace: Trace | None, watched: bool) -> Status:
+    """Return what *trace* says; where nobody watches, what has become of it since."""
+    if trace is None:
+        return Status("stopped")
+    state = STATES.get(trace.state, "failed")
+    pid = trace.pid if state == "running" else 0
+    if not watched and state in ("running", "starting"):
+        if state == "running" and process.alive(pid, trace.ticks):
+            return Status("running", pid, trace.since, trace.restarts, trace.exit)
+        return Status("failed", 0, trace.since, trace.restarts, "unknown")
+    return Status(state, pid, trace.since, trace.restarts, trace.exit)

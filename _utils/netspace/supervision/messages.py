@@ -1,0 +1,79 @@
+"""What client and daemon say to each other: one JSON object each way per connection.
+
+A request is ``{"do": "start", "names": ["web"]}``; the answer ``{"version": "...",
+"errors": {"web": "..."}}``. Both are parsed strictly and bounded in size, for both
+sides run as root. Nothing here does input or output.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+from netspace.supervision.records import NAME
+
+LARGEST = 4 * 1024 * 1024
+MOST_NAMES = 20_000
+VERBS = frozenset({"start", "stop", "reload", "remove", "resume", "renew", "hello"})
+
+
+class Request(NamedTuple):
+    """``hello``, ``resume`` (start what shall run) and ``renew`` (load the library anew) take no names."""
+
+    do: str
+    names: tuple[str, ...] = ()
+
+
+class Answer(NamedTuple):
+    """``version`` is the library's that the daemon runs; ``errors`` by service."""
+
+    version: str
+    errors: dict[str, str]
+
+
+def _object(raw: bytes, keys: set[str]) -> dict[str, Any]:
+    if len(raw) > LARGEST:
+        raise ValueError(f"larger than {LARGEST} bytes")
+    try:
+        value = json.loads(raw)
+    except RecursionError as err:
+        raise ValueError("nested too deeply") from err
+    if not isinstance(value, dict) or value.keys() != keys:
+        raise ValueError(f"want an object with {', '.join(sorted(keys))}")
+    return value
+
+
+def parse_request(raw: bytes) -> Request:
+    """Return the request in *raw*.
+
+    :raises ValueError: when it is none.
+    """
+    value = _object(raw, {"do", "names"})
+    do, names = value["do"], value["names"]
+    if not isinstance(do, str) or do not in VERBS:
+        raise ValueError("do: no such verb")
+    if not isinstance(names, list) or len(names) > MOST_NAMES:
+        raise ValueError(f"names: want a list of at most {MOST_NAMES}")
+    if not all(isinstance(name, str) and NAME.fullmatch(name) for name in names):
+        raise ValueError("names: not a service's name")
+    if do in ("resume", "renew", "hello") and names:
+        raise ValueError(f"{do} takes no names")
+    return Request(do, tuple(dict.fromkeys(names)))
+
+
+def parse_answer(raw: bytes) -> Answer:
+    """Return the answer in *raw*.
+
+    :raises ValueError: when it is none.
+    """
+    value = _object(raw, {"version", "errors"})
+    version, errors = value["version"], value["errors"]
+    if not isinstance(version, str) or not isinstance(errors, dict):
+        raise ValueError("not an answer")
+    if not all(isinstance(text, str) for text in errors.values()):
+        raise ValueError("errors: want texts")
+    return Answer(version, errors)
+
+
+def render(message: Request | Answer) -> bytes:
+    return json.dumps(message._asdict()).encode()

@@ -1,0 +1,29 @@
+"""When a program that ended is started again, and after how long. Pure."""
+
+from __future__ import annotations
+
+import os
+
+# Seconds. A program that ran this long was healthy: its next crash counts as the first.
+FIRST_DELAY = 0.1
+LAST_DELAY = 30.0
+HEALTHY = 20.0
+
+
+def delay(failures: int) -> float:
+    """Return the seconds to wait before the restart after *failures* crashes in a row (>= 1)."""
+    # The exponent is bounded first: a float overflows after a thousand crashes.
+    return min(FIRST_DELAY * 2.0 ** min(failures - 1, 32), LAST_DELAY)
+
+
+def again(restart: str, end: str) -> bool:
+    """Whether a service with policy *restart* that ended as *end* says is to be started again."""
+    return restart == "always" or (restart == "on-failure" and end != "exit 0")
+
+
+def end_of(status: int | None) -> str:
+    """Return wait(2)'s *status* in :class:`~netspace.supervision.Status`'s words; None is unknown."""
+    if status is None:
+        return "unknown"
+    code = os.waitstatus_to_exitcode(status)
+    return f"signal {-code}" if code < 0 else f"exit {code}"

@@ -1,0 +1,87 @@
+"""Processes as the kernel shows them: who they are, for certain, and which belong to a service.
+
+Reads ``/proc`` (proc(5)) and makes the few system calls that Python has no name for.
+It starts nothing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterable
+from typing import NamedTuple
+
+# Every process of a service carries this variable, so that what a program leaves
+# behind (or put into another session) is found when the service ends.
+MARK = "NETSPACE_SERVICE"
+
+PR_SET_CHILD_SUBREAPER = 36
+PR_SET_NO_NEW_PRIVS = 38
+
+
+class Stat(NamedTuple):
+    """Of ``/proc/PID/stat``: ``state`` is a letter (``Z``: zombie), ``ticks`` the start since boot."""
+
+    state: str
+    ppid: int
+    session: int
+    ticks: int
+
+
+def stat(pid: int) -> Stat | None:
+    """Return what the kernel says of *pid*; None when there is no such process."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stream:
+            words = stream.read().rpartition(b")")[2].split()
+        return Stat(words[0].decode(), int(words[1]), int(words[3]), int(words[19]))
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+def alive(pid: int, ticks: int) -> bool:
+    """Whether the process *pid* that started at *ticks* still runs (a zombie doesn't)."""
+    there = stat(pid) if pid > 0 else None
+    return there is not None and there.ticks == ticks and there.state not in "ZX"
+
+
+def contained(pid: int) -> bool:
+    """Whether *pid* is in another PID namespace than we: then all it has started ends with it."""
+    try:
+        return os.readlink(f"/proc/{pid}/ns/pid") != os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return False
+
+
+def left_over(marks: Iterable[str], sessions: Iterable[int]) -> dict[int, int]:
+    """Return ``{pid: ticks}`` of all processes that bear one of *marks* or are in one of *sessions*.
+
+    One pass over ``/proc``, whatever is sought. Zombies and ourselves don't count.
+    """
+    wanted = {f"{MARK}={mark}".encode() for mark in marks}
+    ids = {session for session in sessions if session > 0}
+    found: dict[int, int] = {}
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit() or int(entry) == os.getpid():
+            continue
+        there = stat(int(entry))
+        if there is None or there.state in "ZX":
+            continue
+        if there.session in ids or (wanted and not wanted.isdisjoint(_environment(entry))):
+            found[int(entry)] = there.ticks
+    return found
+
+
+def _environment(pid: str) -> list[bytes]:
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as stream:
+            return stream.read().split(b"\0")
+    except OSError:
+        return []
+
+
+def prctl(option: int) -> None:
+    """Call prctl(2) with *option* set to 1."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(option, ctypes.c_ulong(1), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)):
+        code = ctypes.get_errno()
+        raise OSError(code, f"prctl {option}: {os.strerror(code)}")

@@ -1,0 +1,329 @@
+"""What is known of services on disk: their definitions, which shall run, and what became of them.
+
+Three places, all root's, 0600:
+
+``<state>/services/<name>.json``
+    the definition. Written by whoever defines it, read by the daemon at each start.
+``<state>/services/.desired.json``
+    ``{"running": [names]}``: what shall run, also after a reboot. One file, so that
+    starting a thousand is one write.
+``<run>/services/<name>.json``
+    a trace: process, state and the definition it was started with. Written by the daemon
+    (by the child itself before it becomes the program, so that no process is ever unrecorded)
+    and read by a later daemon to adopt what runs. Gone after a reboot, like the processes.
+
+Everything read is checked strictly. Nothing here starts, stops or signals a process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from netspace import files
+from netspace.errors import NetspaceError, StateError
+from netspace.layout import Layout
+from netspace.supervision import Service
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
+USER = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,31}")
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+# Names of our own that a service must not take: the oneshot unit and the daemon's files.
+RESERVED = frozenset({"restore", "supervisor"})
+LIMITS = frozenset({"memory", "cpus", "pids"})
+POLICIES = ("always", "on-failure", "never")
+
+
+# -- definitions ---------------------------------------------------------------
+def encode(service: Service) -> dict[str, Any]:
+    """Return *service* as plain JSON values; :func:`decode` is the inverse."""
+    record: dict[str, Any] = {}
+    for item in fields(service):
+        value = getattr(service, item.name)
+        if isinstance(value, Path):
+            value = str(value)
+        elif isinstance(value, Mapping):
+            value = dict(value)
+        elif item.name == "cleanup":
+            value = [list(argv) for argv in value]
+        elif isinstance(value, tuple):
+            value = list(value)
+        record[item.name] = value
+    return record
+
+
+def decode(record: Mapping[str, Any]) -> Service:
+    """Return the service that *record* describes.
+
+    :raises StateError: when it is not a definition that can be run.
+    """
+    name = record.get("name")
+    check = _Check(f"service {name!r}" if isinstance(name, str) else "service")
+    if unknown := set(record) - {item.name for item in fields(Service)}:
+        raise check.error(f"unknown keys {', '.join(sorted(map(str, unknown)))}")
+    get = record.get
+    restart, timeout = get("restart", "always"), get("stop_timeout", 10.0)
+    if restart not in POLICIES:
+        raise check.error(f"restart {restart!r}: want one of {', '.join(POLICIES)}")
+    if type(timeout) not in (int, float) or not 0 < timeout <= 3600:
+        raise check.error(f"stop_timeout {timeout!r}: want seconds up to 3600")
+    if not isinstance(get("delegate", False), bool):
+        raise check.error("delegate: want true or false")
+    cleanup = get("cleanup", [])
+    if not isinstance(cleanup, list):
+        raise check.error("cleanup: want a list of argument vectors")
+    service = Service(
+        name=check.name(name),
+        command=check.argv("command", get("command")),
+        description=check.text("description", get("description", "")),
+        variables=check.variables(get("variables", {})),
+        working_dir=str(check.path("working_dir", get("working_dir", "/"))),
+        pid_file=check.path("pid_file", get("pid_file")),
+        cleanup=tuple(check.argv("cleanup", argv) for argv in cleanup),
+        reload=check.argv("reload", get("reload")) if get("reload") else (),
+        restart=cast(Literal["always", "on-failure", "never"], restart),
+        stop_timeout=float(timeout),
+        user=check.text("user", get("user", "")),
+        after=tuple(check.name(other) for other in check.array("after", get("after", []))),
+        log=check.path("log", get("log")),
+        limits=check.limits(get("limits", {})),
+        delegate=get("delegate", False),
+    )
+    if service.user and not USER.fullmatch(service.user):
+        raise check.error(f"user {service.user!r} is not a user's name")
+    if service.user and service.pid_file is not None:
+        raise check.error("user and pid_file exclude each other")
+    return service
+
+
+class _Check:
+    """Checks of one definition's values; each error names the service."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def error(self, message: str) -> StateError:
+        return StateError(f"{self.what}: {message}")
+
+    def name(self, value: Any) -> str:
+        if not isinstance(value, str) or not NAME.fullmatch(value) or value in RESERVED:
+            raise self.error(f"{value!r} can't be a service's name")
+        return value
+
+    def text(self, key: str, value: Any) -> str:
+        if not isinstance(value, str) or CONTROL.search(value):
+            raise self.error(f"{key}: want text without control characters")
+        return value
+
+    def array(self, key: str, value: Any) -> list[Any]:
+        if not isinstance(value, list):
+            raise self.error(f"{key}: want a list")
+        return value
+
+    def argv(self, key: str, value: Any) -> tuple[str, ...]:
+        if not isinstance(value, list) or not all(isinstance(part, str) and "\0" not in part for part in value):
+            raise self.error(f"{key}: want a list of strings")
+        if not value or not value[0].startswith("/"):
+            raise self.error(f"{key}: want an absolute program first")
+        return tuple(value)
+
+    def path(self, key: str, value: Any) -> Path | None:
+        if value is None:
+            return None
+        if not self.text(key, value).startswith("/"):
+            raise self.error(f"{key}: want an absolute path")
+        return Path(value)
+
+    def variables(self, value: Any) -> dict[str, str]:
+        if not isinstance(value, dict):
+            raise self.error("variables: want a mapping")
+        for key, text in value.items():
+            if not isinstance(key, str) or not VARIABLE.fullmatch(key) or not isinstance(text, str) or "\0" in text:
+                raise self.error(f"variables: {key!r} is not a variable with a text")
+        return dict(value)
+
+    def limits(self, value: Any) -> dict[str, float]:
+        if not isinstance(value, dict):
+            raise self.error("limits: want a mapping")
+        for key, number in value.items():
+            if key not in LIMITS or type(number) not in (int, float) or not 0 < number < 2**63:
+                raise self.error(f"limits: {key!r}: {number!r}; want memory, cpus or pids above 0")
+        return dict(value)
+
+
+def validate(services: Iterable[Service]) -> dict[str, dict[str, Any]]:
+    """Return each service's record by name, having checked all of them.
+
+    :raises StateError: when one can't be run, or two have one name.
+    """
+    checked: dict[str, dict[str, Any]] = {}
+    for service in services:
+        record = encode(service)
+        decode(record)
+        if service.name in checked:
+            raise StateError(f"service {service.name!r} is defined twice")
+        checked[service.name] = record
+    return checked
+
+
+def folder(layout: Layout) -> Path:
+    """Where the definitions are."""
+    return layout.records("services")
+
+
+def defined(layout: Layout) -> list[str]:
+    """Return the names of all defined services, sorted; reads one directory."""
+    return _names(folder(layout))
+
+
+def read(layout: Layout, name: str) -> Service | None:
+    """Return the definition of *name*, None where there is none."""
+    record = files.read_json(folder(layout) / f"{name}.json")
+    if record is None:
+        return None
+    service = decode(record)
+    if service.name != name:
+        raise StateError(f"{folder(layout) / name}.json defines {service.name!r}; remove the file and apply again")
+    return service
+
+
+def in_order(names: Iterable[str], after: Mapping[str, Iterable[str]]) -> list[str]:
+    """Return *names* and all they come after, each behind what it comes after.
+
+    A service that is not in *after* is left out. Where they wait for each other in a
+    circle, the circle is cut at the service reached first: starting late beats never.
+    """
+    order: list[str] = []
+    seen: set[str] = set()
+    for first in names:
+        stack = [(first, iter(after.get(first, ())))] if first in after and first not in seen else []
+        seen.update(name for name, _ in stack)
+        while stack:
+            name, rest = stack[-1]
+            for other in rest:
+                if other in after and other not in seen:
+                    seen.add(other)
+                    stack.append((other, iter(after[other])))
+                    break
+            else:
+                order.append(name)
+                stack.pop()
+    return order
+
+
+# -- what shall run --------------------------------------------------------------
+def desired(layout: Layout) -> set[str]:
+    """Return the names of the services that shall run."""
+    record = files.read_json(folder(layout) / ".desired.json") or {}
+    names = record.get("running", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) and NAME.fullmatch(name) for name in names):
+        raise StateError(f"{folder(layout) / '.desired.json'} is damaged; remove it and apply again")
+    return set(names)
+
+
+def desire(layout: Layout, add: Iterable[str] = (), drop: Iterable[str] = ()) -> None:
+    """Record that *add* shall run and *drop* shall not."""
+    with files.locked(folder(layout) / ".lock"):
+        names = (desired(layout) | set(add)) - set(drop)
+        path = folder(layout) / ".desired.json"
+        if names:
+            files.write_json(path, {"running": sorted(names)})
+        else:
+            files.remove(path)
+
+
+# -- traces ------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Trace:
+    """What is recorded of a service that was started since the host booted.
+
+    :param state: as in :class:`~netspace.supervision.Status`, and ``launching`` (a
+        detached start is under way; ``pid`` is the launcher's) and ``stopping``.
+    :param ticks: when the process *pid* started, in clock ticks since boot (proc(5)): with
+        it, a PID means one process for ever.
+    :param service: the definition it was started with.
+    """
+
+    state: str
+    pid: int = 0
+    ticks: int = 0
+    since: float = 0.0
+    restarts: int = 0
+    exit: str = ""
+    service: Mapping[str, Any] = field(default_factory=dict)
+
+
+TRACE_TYPES: dict[str, tuple[type, ...]] = {
+    "state": (str,),
+    "pid": (int,),
+    "ticks": (int,),
+    "since": (float, int),
+    "restarts": (int,),
+    "exit": (str,),
+    "service": (dict,),
+}
+
+
+def traces(layout: Layout) -> Path:
+    return layout.run / "services"
+
+
+def traced(layout: Layout) -> list[str]:
+    """Return the names of the services that have a trace, sorted."""
+    return _names(traces(layout))
+
+
+def read_trace(layout: Layout, name: str) -> Trace | None:
+    """Return the trace of *name*; None where there is none or it makes no sense."""
+    try:
+        with open(f"{traces(layout)}/{name}.json", "rb") as stream:
+            record = json.loads(stream.read(files.MAX_RECORD))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(record, dict) or record.keys() != TRACE_TYPES.keys():
+        return None
+    if any(type(record[key]) not in types for key, types in TRACE_TYPES.items()) or record["pid"] < 0:
+        return None
+    return Trace(**record)
+
+
+def write_trace(layout: Layout, name: str, trace: Trace) -> None:
+    """Replace the trace of *name* atomically. ``/run`` is memory: nothing to sync."""
+    path = f"{traces(layout)}/{name}.json"
+    aside = f"{traces(layout)}/.{name}.{os.getpid()}"
+    record = {item.name: getattr(trace, item.name) for item in fields(trace)}
+    fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, json.dumps(record).encode())
+    finally:
+        os.close(fd)
+    os.rename(aside, path)
+
+
+def remove_trace(layout: Layout, name: str) -> None:
+    files.remove(traces(layout) / f"{name}.json")
+
+
+def _names(directory: Path) -> list[str]:
+    try:
+        entries = os.listdir(directory)
+    except FileNotFoundError:
+        return []
+    names = (entry[: -len(".json")] for entry in entries if entry.endswith(".json"))
+    return sorted(name for name in names if NAME.fullmatch(name))
+
+
+def unknown(names: Iterable[str], known: Iterable[str]) -> dict[str, str]:
+    """Return an error text for each of *names* that is not *known*."""
+    there = set(known)
+    return {name: f"the service {name} is not defined; apply its declaration first" for name in set(names) - there}
+
+
+class SupervisorError(NetspaceError):
+    """The supervisor can't be reached or doesn't do its work."""

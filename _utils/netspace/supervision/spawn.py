@@ -1,0 +1,83 @@
+"""How the daemon's child becomes a program: identity, output, environment, and its own trace first.
+
+A child never returns to the daemon's code: it becomes the program or tells why not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import pwd
+import signal
+from typing import NoReturn
+
+from netspace.layout import Layout
+from netspace.supervision import Service, logs, process, records
+from netspace.supervision.records import Trace
+
+
+def fork(layout: Layout, name: str, service: Service, argv: tuple[str, ...], trace: Trace | None) -> tuple[int, int]:
+    """Fork a child that becomes *argv*; return its PID and a descriptor.
+
+    From the descriptor comes an error text, or nothing once it has become its program.
+
+    :param trace: written by the child with its own PID before anything else; None for a
+        helper (cleanup, reload), which runs as root whatever the service's user.
+    :raises OSError: when it can't be forked.
+    """
+    read, write = os.pipe()
+    try:
+        pid = os.fork()
+    except OSError:
+        os.close(read)
+        os.close(write)
+        raise
+    if not pid:
+        _become(layout, name, service, argv, trace, write)
+    os.close(write)
+    return pid, read
+
+
+def _become(
+    layout: Layout, name: str, service: Service, argv: tuple[str, ...], trace: Trace | None, report: int
+) -> NoReturn:
+    """In the child: become *argv*, or tell *report* why not and exit. Never returns."""
+    step = ""
+    try:
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        os.setsid()
+        if trace is not None:
+            there = process.stat(os.getpid())
+            assert there is not None
+            own = dataclasses.replace(trace, pid=os.getpid(), ticks=there.ticks)
+            records.write_trace(layout, name, own)
+        assert service.log is not None
+        step = f"{service.log}: "
+        log = logs.open_log(service.log)
+        null = os.open("/dev/null", os.O_RDONLY)
+        os.dup2(null, 0)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.umask(0o077)
+        if service.user and trace is not None:
+            step = f"user {service.user}: "
+            account = pwd.getpwnam(service.user)
+            os.initgroups(service.user, account.pw_gid)
+            os.setgid(account.pw_gid)
+            os.setuid(account.pw_uid)
+            process.prctl(process.PR_SET_NO_NEW_PRIVS)
+        step = f"{service.working_dir}: "
+        os.chdir(service.working_dir)
+        step = f"{argv[0]}: "
+        os.execve(  # noqa: S606
+            argv[0], argv, {**service.variables, process.MARK: f"{layout.instance}/{name}"}
+        )
+    except BaseException as err:
+        text = os.strerror(err.errno) if isinstance(err, OSError) and err.errno else str(err)
+        with contextlib.suppress(OSError):
+            os.write(report, f"{step}{text}"[:4000].encode(errors="replace"))
+    finally:
+        os._exit(127)

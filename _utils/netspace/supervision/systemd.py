@@ -1,0 +1,240 @@
+"""Services as systemd units, one file each in ``/etc/systemd/system``.
+
+systemd keeps them running, also after a reboot; there is no process of ours. Each call
+is one ``systemctl``, whatever the number of services, and writes only what differs. A
+unit that does not start with our header is never touched, whatever its name.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from netspace import files, library
+from netspace.errors import StateError
+from netspace.layout import Layout
+from netspace.supervision import Service, Status, records, unit
+from netspace.supervision.records import SupervisorError
+
+PROPERTIES = (
+    "Id,ActiveState,SubState,MainPID,NRestarts,Result,ExecMainCode,ExecMainStatus,StateChangeTimestampMonotonic"
+)
+TIMEOUT = 3600.0 + 120.0
+
+
+class Systemd:
+    """Implements :class:`~netspace.supervision.Supervisor` by units."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self.folder = layout.root / "etc/systemd/system"
+
+    # -- names and files -----------------------------------------------------------
+    def _unit(self, name: str) -> str:
+        return unit.name(self.layout, name)
+
+    def _file(self, name: str) -> Path:
+        return self.folder / self._unit(name)
+
+    def _wish(self, name: str) -> Path:
+        """The symlink that has the unit started at boot, as ``systemctl enable`` makes it."""
+        return self.folder / "multi-user.target.wants" / self._unit(name)
+
+    def _ours(self, name: str) -> bool:
+        try:
+            with self._file(name).open("rb") as stream:
+                return stream.read(len(unit.HEADER)) == unit.HEADER.encode()
+        except OSError:
+            return False
+
+    def _defined(self) -> list[str]:
+        prefix, suffix = self.layout.service(""), ".service"
+        try:
+            entries = os.listdir(self.folder)
+        except FileNotFoundError:
+            return []
+        names = [e[len(prefix) : -len(suffix)] for e in entries if e.startswith(prefix) and e.endswith(suffix)]
+        return sorted(name for name in names if name not in records.RESERVED and self._ours(name))
+
+    def _wanted(self, name: str) -> bool:
+        return self._wish(name).is_symlink()
+
+    # -- the contract ----------------------------------------------------------------
+    def observe(self) -> dict[str, Status]:
+        names = self._defined()
+        return {name: _status(shown, self._wanted(name)) for name, shown in self._show(names).items()}
+
+    def define(self, services: Sequence[Service]) -> bool:
+        records.validate(services)
+        if not services:
+            return False
+        for service in services:
+            path = self._file(service.name)
+            if path.exists() and not self._ours(service.name):
+                raise StateError(f"{path} is not netspace's; move it away or use another instance name")
+        changed = library.install(self.layout)
+        texts = {service.name: unit.render(self.layout, service) for service in services}
+        texts["restore"] = unit.render_restore(self.layout, library.command(self.layout, "restore"))
+        written = [name for name, text in texts.items() if files.write(self._file(name), text.encode(), mode=0o644)]
+        linked = self._link(["restore"])
+        if written:
+            self._call("daemon-reload")
+        return changed or linked or bool(written)
+
+    def start(self, names: Collection[str]) -> dict[str, str]:
+        known, errors = self._known(names)
+        if not known:
+            return errors
+        self._link(known)
+        if self._run("start", *map(self._unit, known)).returncode:
+            for name, shown in self._show(known).items():
+                if shown.get("ActiveState") != "active":
+                    reason = shown.get("Result", "unknown")
+                    end = _status(shown, True).exit
+                    errors[name] = (
+                        f"{self._unit(name)} does not start: {reason}{f' ({end})' if end else ''}; "
+                        f"see journalctl -u {self._unit(name)}"
+                    )
+        return errors
+
+    def stop(self, names: Collection[str]) -> dict[str, str]:
+        known, errors = self._known(names)
+        if known:
+            self._unlink(known)
+            errors.update(self._halt(known))
+        return errors
+
+    def reload(self, names: Collection[str]) -> dict[str, str]:
+        known, errors = self._known(names)
+        for name in known:
+            # One by one: systemctl does not tell which of several failed.
+            done = self._run("reload", self._unit(name))
+            if done.returncode:
+                errors[name] = done.stderr.strip() or f"{self._unit(name)} does not reload"
+        return errors
+
+    def remove(self, names: Collection[str]) -> dict[str, str]:
+        known = [name for name in names if self._ours(name)]
+        if not known:
+            return {}
+        self._unlink(known)
+        errors = self._halt(known)
+        self._erase([name for name in known if name not in errors])
+        return errors
+
+    def resume(self) -> None:
+        return None
+
+    def purge(self) -> None:
+        errors = self.remove(self._defined())
+        if errors:
+            raise SupervisorError("\n".join(f"{name}: {error}" for name, error in errors.items()))
+        if self._ours("restore"):
+            self._unlink(["restore"])
+            self._halt(["restore"])
+            self._erase(["restore"])
+        library.remove(self.layout)
+
+    # -- plumbing ------------------------------------------------------------------------
+    def _known(self, names: Iterable[str]) -> tuple[list[str], dict[str, str]]:
+        names = list(names)
+        known = [name for name in names if name not in records.RESERVED and self._ours(name)]
+        return known, records.unknown(names, known)
+
+    def _link(self, names: Iterable[str]) -> bool:
+        changed = False
+        for name in names:
+            path = self._wish(name)
+            if not path.is_symlink():
+                path.parent.mkdir(exist_ok=True, mode=0o755)
+                path.symlink_to(self._file(name))
+                changed = True
+        return changed
+
+    def _unlink(self, names: Iterable[str]) -> None:
+        for name in names:
+            files.remove(self._wish(name))
+
+    def _halt(self, names: Sequence[str]) -> dict[str, str]:
+        done = self._run("stop", *map(self._unit, names))
+        if not done.returncode:
+            return {}
+        left = {name: shown for name, shown in self._show(names).items() if shown.get("MainPID", "0") != "0"}
+        return {name: f"{self._unit(name)} does not stop: {done.stderr.strip()}" for name in left}
+
+    def _erase(self, names: Sequence[str]) -> None:
+        """Remove the units of stopped services and what systemd remembers of them."""
+        if names:
+            for name in names:
+                files.remove(self._file(name))
+            self._run("reset-failed", *map(self._unit, names))  # fails for those that did not fail
+            self._call("daemon-reload")
+
+    def _show(self, names: Sequence[str]) -> dict[str, dict[str, str]]:
+        if not names:
+            return {}
+        text = self._call("show", f"--property={PROPERTIES}", "--", *map(self._unit, names))
+        prefix, suffix = len(self.layout.service("")), len(".service")
+        found = {}
+        for block in text.split("\n\n"):
+            shown = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
+            if "Id" in shown:
+                found[shown["Id"][prefix:-suffix]] = shown
+        return {name: found.get(name, {}) for name in names}
+
+    def _run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        try:
+            return subprocess.run(
+                ["systemctl", "--no-pager", "--no-ask-password", "--quiet", *arguments],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=TIMEOUT,
+                check=False,
+                env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"},
+            )
+        except (OSError, subprocess.TimeoutExpired) as err:
+            raise SupervisorError(f"systemctl {arguments[0]} can't be run: {err}") from err
+
+    def _call(self, *arguments: str) -> str:
+        done = self._run(*arguments)
+        if done.returncode:
+            raise SupervisorError(f"systemctl {arguments[0]} failed: {done.stderr.strip()}")
+        return done.stdout
+
+
+def _status(shown: Mapping[str, str], wanted: bool) -> Status:
+    """Return what ``systemctl show`` tells of a unit.
+
+    :param wanted: whether it shall run; one that is not wanted has not failed, it was stopped.
+    """
+    active = shown.get("ActiveState", "inactive")
+    state: Literal["running", "starting", "stopped", "failed"]
+    if active in ("active", "reloading", "refreshing", "deactivating"):
+        state = "running"
+    elif active == "activating":
+        state = "starting"
+    else:
+        state = "failed" if active == "failed" and wanted else "stopped"
+    code, value = shown.get("ExecMainCode", "0"), shown.get("ExecMainStatus", "0")
+    end = ""
+    if shown.get("Result") == "oom-kill":
+        end = "oom"
+    elif code == "1":
+        end = f"exit {value}"
+    elif code in ("2", "3"):
+        end = f"signal {value}"
+    elif shown.get("Result") not in ("success", None):
+        end = "unknown"
+    since = int(shown.get("StateChangeTimestampMonotonic") or 0)
+    return Status(
+        state,
+        pid=int(shown.get("MainPID") or 0),
+        since=time.time() - time.monotonic() + since / 1e6 if since else 0.0,
+        restarts=int(shown.get("NRestarts") or 0),
+        exit=end,
+    )

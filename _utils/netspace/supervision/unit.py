@@ -1,0 +1,160 @@
+"""A service as a systemd unit file (systemd.unit(5), systemd.service(5), systemd.exec(5)). Pure.
+
+A program that keeps to itself is confined by systemd; a container runtime
+(``delegate``, ``pid_file``) can't be, for it makes namespaces and mounts, and confines its
+payload itself: it gets a cgroup subtree that is bounded as a whole.
+"""
+
+from __future__ import annotations
+
+from netspace.layout import Layout
+from netspace.supervision import Service
+
+# Everything that is ours starts with this line; what doesn't is never touched.
+HEADER = "# Written by netspace; changes are lost."
+
+RESTART = {"always": "always", "on-failure": "on-failure", "never": "no"}
+
+# What a service that makes no namespaces of its own can do without. Not here:
+# RestrictNamespaces (the forwarder enters environments' network namespaces) and
+# MemoryDenyWriteExecute (the broker's virtual machine compiles as it runs).
+CONFINEMENT = """\
+NoNewPrivileges=yes
+ProtectSystem=full
+ProtectHome=read-only
+PrivateTmp=yes
+ProtectKernelTunables=yes
+ProtectKernelModules=yes
+ProtectKernelLogs=yes
+ProtectControlGroups=yes
+ProtectClock=yes
+ProtectHostname=yes
+LockPersonality=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+SystemCallArchitectures=native
+"""
+
+# systemd supervises a detached program only if it is its own child when the PID file is
+# read (else it takes it for somebody else's, and neither waits for its end nor ends it
+# gracefully). A runtime's helper that stands between may live a little longer than the
+# runtime itself (seen with crun: 1 start in 10), so the launcher is not done before that
+# helper is gone. The shell exits before the program is supervised: nothing stays.
+HOLD = (
+    '"$@" || exit; read -r pid <"$0"; [ -n "$pid" ] || exit 1; '
+    'while read -r line 2>/dev/null <"/proc/$pid/stat"; do '
+    'set -- ${line##*) }; [ "$2" = 1 ] && exit 0; done; exit 0'
+)
+
+
+def quote(text: str, variables: bool = False) -> str:
+    """Return *text* as one word of a unit file: systemd's quoting and specifiers undone.
+
+    :param variables: also keep ``$`` literal, which has a meaning in ``Exec...=`` only.
+    """
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
+    if variables:
+        escaped = escaped.replace("$", "$$")
+    for char, name in (("\n", "\\n"), ("\t", "\\t"), ("\r", "\\r")):
+        escaped = escaped.replace(char, name)
+    return '"' + "".join(char if char.isprintable() else _octets(char) for char in escaped) + '"'
+
+
+def _octets(char: str) -> str:
+    return "".join(f"\\x{octet:02x}" for octet in char.encode("utf-8", "surrogateescape"))
+
+
+def line(argv: tuple[str, ...]) -> str:
+    """Return an argument vector as the value of ``Exec...=``."""
+    return " ".join(quote(part, variables=True) for part in argv)
+
+
+def name(layout: Layout, service: str) -> str:
+    """Return the unit's name of *service*."""
+    return f"{layout.service(service)}.service"
+
+
+def render(layout: Layout, service: Service) -> str:
+    """Return the unit file of *service*."""
+    after = [name(layout, other) for other in service.after]
+    unit = [
+        HEADER,
+        "[Unit]",
+        f"Description={(service.description or f'{layout.instance} {service.name}').replace('%', '%%')}",
+        f"After={' '.join([name(layout, 'restore'), 'network.target', *after])}",
+        *([f"Wants={' '.join(after)}"] if after else []),
+        # Never give up: the delay between restarts is bounded, not their number.
+        "StartLimitIntervalSec=0",
+        "",
+        "[Service]",
+        f"Slice={layout.instance}.slice",
+        f"SyslogIdentifier={layout.service(service.name)}",
+        f"WorkingDirectory={_path(service.working_dir)}",
+        "UMask=0077",
+        *(f"Environment={quote(f'{key}={value}')}" for key, value in sorted(service.variables.items())),
+    ]
+    if service.pid_file is None:
+        unit += ["Type=exec", f"ExecStart={line(service.command)}"]
+    else:
+        launcher = ("/bin/sh", "-c", HOLD, str(service.pid_file), *service.command)
+        unit += ["Type=forking", f"PIDFile={_path(str(service.pid_file))}", f"ExecStart={line(launcher)}"]
+    if service.reload:
+        unit.append(f"ExecReload={line(service.reload).replace('{pid}', '$MAINPID')}")
+    unit += [f"ExecStopPost=-{line(argv)}" for argv in service.cleanup]
+    unit += [
+        f"Restart={RESTART[service.restart]}",
+        "RestartSec=100ms",
+        "RestartSteps=8",
+        "RestartMaxDelaySec=30s",
+        f"TimeoutStopSec={service.stop_timeout:g}s",
+        "KillMode=mixed",
+        "OOMPolicy=kill",
+        *_limits(service),
+    ]
+    text = "\n".join(unit) + "\n"
+    if service.user:
+        text += f"User={service.user}\nCapabilityBoundingSet=\n"
+    if service.delegate or service.pid_file is not None:
+        text += "Delegate=yes\nDelegateSubgroup=supervisor\n"
+    else:
+        text += CONFINEMENT
+    return text + "\n[Install]\nWantedBy=multi-user.target\n"
+
+
+def render_restore(layout: Layout, command: tuple[str, ...]) -> str:
+    """Return the unit that rebuilds, at boot and before any service, what does not survive a reboot.
+
+    After what may flush the host's packet filter, or our table would be gone again.
+    """
+    return f"""{HEADER}
+[Unit]
+Description={layout.instance}: restore namespaces, interfaces, packet filter and images
+After=nftables.service firewalld.service ufw.service systemd-modules-load.service systemd-sysctl.service
+RequiresMountsFor={_path(str(layout.state))}
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart={line(command)}
+TimeoutStartSec=10min
+UMask=0077
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+def _path(path: str) -> str:
+    return path.replace("%", "%%")
+
+
+def _limits(service: Service) -> list[str]:
+    limits = service.limits
+    lines = []
+    if "memory" in limits:
+        lines += [f"MemoryMax={int(limits['memory'])}", "MemorySwapMax=0"]
+    if "cpus" in limits:
+        lines.append(f"CPUQuota={max(1, round(limits['cpus'] * 100))}%")
+    if "pids" in limits:
+        lines.append(f"TasksMax={int(limits['pids'])}")
+    return lines

@@ -1,0 +1,381 @@
+"""Our own supervisor with real processes and real crun: it starts, restarts, adopts, stops, forgets."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from supervised import daemon_pid, kill_daemon, reap, shell, until
+
+from netspace import library
+from netspace.layout import Layout
+from netspace.supervision import Service, daemon, logs, process, records, select
+from netspace.supervision.direct import Direct
+
+pytestmark = pytest.mark.root
+
+Bundle = Callable[..., Service]
+STAY = "trap 'exit 0' TERM; while :; do sleep 0.05; done"
+
+
+def processes() -> set[int]:
+    reap()
+    return {int(entry) for entry in os.listdir("/proc") if entry.isdigit()}
+
+
+def zombies_of(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in children if (there := process.stat(int(child))) and there.state == "Z"]
+
+
+def test_without_systemd_select_gives_our_own(layout: Layout) -> None:
+    assert isinstance(select(layout), Direct)
+
+
+def test_define_starts_nothing_and_writes_once(direct: Direct, layout: Layout) -> None:
+    service = shell("a", STAY)
+    assert direct.define([service])
+    assert not direct.define([service])
+    assert direct.observe()["a"].state == "stopped"
+    assert not daemon.running(layout)
+    assert (records.folder(layout) / "a.json").stat().st_mode & 0o777 == 0o600
+    assert records.read(layout, "a") == service
+
+
+def test_start_stop_start(direct: Direct, layout: Layout) -> None:
+    direct.define([shell("a", STAY), shell("b", STAY)])
+    assert direct.start(["a", "b"]) == {}
+    seen = direct.observe()
+    assert seen["a"].state == seen["b"].state == "running"
+    assert process.alive(seen["a"].pid, process.stat(seen["a"].pid).ticks)
+    assert direct.start(["a", "b"]) == {}
+    assert direct.observe()["a"] == seen["a"], "starting what runs changes nothing"
+    assert direct.stop(["a"]) == {}
+    assert direct.observe()["a"].state == "stopped"
+    assert direct.observe()["a"].exit == "exit 0"
+    assert not process.stat(seen["a"].pid)
+    assert direct.observe()["b"] == seen["b"]
+    assert direct.start(["a"]) == {}
+    assert direct.observe()["a"].state == "running"
+    assert zombies_of(daemon_pid(layout)) == []
+
+
+def test_unknown_services_are_errors(direct: Direct, layout: Layout) -> None:
+    for call in (direct.start, direct.stop, direct.reload):
+        assert "not defined" in call(["nothing"])["nothing"]
+    assert direct.remove(["nothing"]) == {}
+    assert not daemon.running(layout)
+
+
+def test_a_program_that_can_not_run_is_an_error_with_its_reason(direct: Direct) -> None:
+    direct.define(
+        [
+            Service("a", ("/no/such/program",), restart="never"),
+            shell("b", STAY, user="nobody-of-that-name", restart="never"),
+            shell("c", STAY, working_dir="/no/such/folder", restart="never"),
+        ]
+    )
+    errors = direct.start(["a", "b", "c"])
+    assert "/no/such/program: No such file" in errors["a"]
+    assert "nobody-of-that-name" in errors["b"]
+    assert "/no/such/folder" in errors["c"]
+    assert {status.state for status in direct.observe().values()} == {"failed"}
+
+
+def test_it_is_restarted_after_a_crash_and_after_longer_and_longer_waits(direct: Direct, tmp_path: Path) -> None:
+    starts = tmp_path / "starts"
+    direct.define([shell("a", f"echo >>{starts}; exit 3")])
+    assert direct.start(["a"]) == {}
+    until(lambda: direct.observe()["a"].restarts >= 3)
+    status = direct.observe()["a"]
+    assert status.exit == "exit 3"
+    assert len(starts.read_text()) >= 3
+    assert direct.stop(["a"]) == {}
+    assert direct.observe()["a"].state == "stopped"
+    reached = starts.read_text()
+    assert direct.start(["a"]) == {}
+    until(lambda: len(starts.read_text()) > len(reached))
+    assert direct.observe()["a"].restarts <= status.restarts
+
+
+@pytest.mark.parametrize(
+    ("policy", "script", "state", "end"),
+    [
+        ("on-failure", "exit 0", "stopped", "exit 0"),
+        ("never", "exit 4", "failed", "exit 4"),
+        ("never", "kill -9 $$", "failed", "signal 9"),
+    ],
+)
+def test_policies(direct: Direct, policy: str, script: str, state: str, end: str) -> None:
+    direct.define([shell("a", script, restart=policy)])
+    direct.start(["a"])
+    until(lambda: direct.observe()["a"].state == state)
+    assert direct.observe()["a"].exit == end
+    assert direct.observe()["a"].restarts == 0
+
+
+def test_what_ignores_sigterm_is_killed_with_all_it_started(direct: Direct, tmp_path: Path) -> None:
+    before = processes()
+    script = f"trap '' TERM; setsid sleep 1000 & sleep 1001 & echo >{tmp_path}/up; while :; do sleep 0.05; done"
+    direct.define([shell("a", script, stop_timeout=0.2)])
+    direct.start(["a"])
+    until((tmp_path / "up").exists)
+    assert direct.stop(["a"]) == {}
+    assert direct.observe()["a"].exit == "signal 9"
+    until(lambda: processes() - before <= {daemon_pid(direct.layout)})
+
+
+def test_what_a_crashed_program_left_is_gone_before_the_next(direct: Direct, tmp_path: Path) -> None:
+    script = f"setsid sleep 1000 & echo $! >>{tmp_path}/left; exit 1"
+    direct.define([shell("a", script)])
+    direct.start(["a"])
+    until(lambda: direct.observe()["a"].restarts >= 2)
+    left = [int(word) for word in (tmp_path / "left").read_text().split()]
+    assert process.stat(left[0]) is None
+
+
+def test_variables_folder_user_and_output(direct: Direct, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LEAK", "yes")
+    script = "id -un; pwd; umask; grep NoNewPrivs /proc/self/status; ls -l /proc/self/fd; exec env"
+    direct.define([shell("a", script, variables={"PATH": "/bin"}, user="nobody", working_dir="/tmp", restart="never")])
+    direct.start(["a"])
+    until(lambda: direct.observe()["a"].state == "stopped")
+    log = layout.logs / "a.log"
+    text = log.read_text()
+    assert text.startswith("nobody\n/tmp\n0077\nNoNewPrivs:\t1\n")
+    assert "LEAK" not in text
+    assert "lock" not in text and "socket" not in text
+    assert log.stat().st_mode & 0o777 == 0o600
+
+
+def test_after_another(direct: Direct, layout: Layout, tmp_path: Path) -> None:
+    trail = tmp_path / "trail"
+    direct.define(
+        [
+            shell("a", f"echo a >>{trail}; {STAY}", after=("b", "undefined")),
+            shell("b", f"echo b >>{trail}; {STAY}", after=("c",)),
+            shell("c", f"echo c >>{trail}; {STAY}"),
+        ]
+    )
+    assert direct.start(["a"]) == {}
+    until(lambda: trail.exists() and len(trail.read_text()) == 6)
+    assert {status.state for status in direct.observe().values()} == {"running"}
+    started = [
+        line.split()[1] for line in (layout.logs / "supervisor.log").read_text().splitlines() if "started" in line
+    ]
+    assert started[-3:] == ["c:", "b:", "a:"]
+
+
+def test_a_circle_starts_all_the_same(direct: Direct) -> None:
+    direct.define([shell("a", STAY, after=("b",)), shell("b", STAY, after=("a",))])
+    assert direct.start(["a", "b"]) == {}
+    assert {status.state for status in direct.observe().values()} == {"running"}
+
+
+def test_reload(direct: Direct, tmp_path: Path) -> None:
+    up, hup = tmp_path / "up", ("/bin/kill", "-HUP", "{pid}")
+    direct.define(
+        [
+            shell("a", f"trap 'echo >{up}2' HUP; echo >{up}; while :; do sleep 0.05; done", reload=hup, stop_timeout=1),
+            shell("b", STAY),
+            shell("c", STAY, reload=("/bin/sh", "-c", "echo no such setting; exit 1")),
+        ]
+    )
+    direct.start(["a", "b", "c"])
+    until(up.exists)
+    errors = direct.reload(["a", "b", "c"])
+    until((tmp_path / "up2").exists)
+    assert set(errors) == {"b", "c"}
+    assert "no such setting" in errors["c"]
+
+
+def test_detached_crun(direct: Direct, layout: Layout, bundle: Bundle) -> None:
+    direct.define([bundle("a", f"echo hello; {STAY.replace('sleep', 'busybox sleep')}"), bundle("b", "exit 7")])
+    assert direct.start(["a"]) == {}
+    status = direct.observe()["a"]
+    assert status.state == "running"
+    assert process.stat(status.pid).ppid == daemon_pid(layout), "no process of ours stands between"
+    until(lambda: "hello" in (layout.logs / "a.log").read_text())
+    os.kill(status.pid, 9)
+    until(lambda: direct.observe()["a"].restarts == 1 and direct.observe()["a"].state == "running")
+    assert direct.observe()["a"].exit == "signal 9"
+    direct.start(["b"])
+    until(lambda: direct.observe()["b"].restarts >= 2)
+    assert direct.observe()["b"].exit == "exit 7", "also of one that ends at once the exit is known"
+    assert direct.stop(["a", "b"]) == {}
+    listed = subprocess.run(["crun", "list", "--format", "json"], capture_output=True, text=True, check=True)
+    assert json.loads(listed.stdout or "null") in (None, [])
+    assert zombies_of(daemon_pid(layout)) == []
+
+
+def test_a_detached_start_that_fails_tells_why(direct: Direct, bundle: Bundle, tmp_path: Path) -> None:
+    service = bundle("a", STAY, restart="never")
+    config = tmp_path / "a" / "config.json"
+    config.write_text(config.read_text().replace('"/bin/sh", "-c"', '"/bin/nothing", "-c"'))
+    direct.define([service])
+    assert "/bin/nothing" in direct.start(["a"])["a"]
+    assert direct.observe()["a"].state == "failed"
+
+
+def test_services_outlive_the_daemon_and_are_adopted(direct: Direct, layout: Layout, bundle: Bundle) -> None:
+    direct.define([shell("a", STAY), bundle("b", STAY.replace("sleep", "busybox sleep")), shell("c", STAY)])
+    assert direct.start(["a", "b", "c"]) == {}
+    seen = direct.observe()
+    kill_daemon(layout)
+    assert direct.observe() == seen, "they still run, and that can be seen without a daemon"
+    os.kill(seen["c"].pid, 9)
+    until(lambda: direct.observe()["c"].state == "failed")
+    direct.resume()
+    until(lambda: direct.observe()["c"].state == "running")
+    after = direct.observe()
+    assert (after["a"].pid, after["b"].pid) == (seen["a"].pid, seen["b"].pid), "adopted, no second copy"
+    assert after["c"].exit == "unknown"
+    for name in ("a", "b"):
+        os.kill(seen[name].pid, 9)
+    until(lambda: all(status.restarts == 1 and status.state == "running" for status in direct.observe().values()))
+    assert direct.stop(["a", "b", "c"]) == {}
+
+
+def test_a_pid_that_became_another_process_is_not_ours(direct: Direct, layout: Layout) -> None:
+    direct.define([shell("a", STAY, restart="never")])
+    direct.start(["a"])
+    kill_daemon(layout)
+    trace = records.read_trace(layout, "a")
+    assert trace is not None
+    with subprocess.Popen(["sleep", "1000"]) as stranger:
+        there = process.stat(stranger.pid)
+        records.write_trace(
+            layout,
+            "a",
+            records.Trace("running", stranger.pid, trace.ticks - 1, 0.0, 0, "", trace.service),
+        )
+        assert direct.observe()["a"].state == "failed"
+        assert direct.stop(["a"]) == {}
+        assert process.alive(stranger.pid, there.ticks)
+        stranger.kill()
+    assert process.stat(trace.pid) is None or process.stat(trace.pid).state == "Z", "its mark still found the program"
+
+
+def test_sigkill_of_the_daemon_while_it_starts_loses_and_doubles_nothing(
+    direct: Direct, layout: Layout, bundle: Bundle
+) -> None:
+    names = [f"x{number}" for number in range(12)]
+    direct.define(
+        [shell(name, STAY) for name in names[:6]]
+        + [bundle(name, STAY.replace("sleep", "busybox sleep")) for name in names[6:]]
+    )
+    for round_ in range(4):
+        records.desire(layout, add=names)
+        direct._launch()
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(str(daemon.socket_path(layout)))
+        connection.sendall(json.dumps({"do": "start", "names": names}).encode())
+        connection.shutdown(socket.SHUT_WR)
+        until(lambda least=round_ * 3: len(records.traced(layout)) > least)
+        kill_daemon(layout)
+        connection.close()
+        assert direct.start(names) == {}
+        seen = direct.observe()
+        assert {status.state for status in seen.values()} == {"running"}
+        mains = {status.pid for status in seen.values()}
+        assert len(mains) == len(names)
+        marked = process.left_over([f"netspace/{name}" for name in names[:6]], [])
+        shells = {pid for pid in marked if Path(f"/proc/{pid}/comm").read_text().strip() == "sh"}
+        assert shells == {seen[name].pid for name in names[:6]}
+        listed = json.loads(subprocess.run(["crun", "list", "-f", "json"], capture_output=True, check=True).stdout)
+        assert {entry["pid"] for entry in listed} == {seen[name].pid for name in names[6:]}
+        assert direct.stop(names) == {}
+        for name in names:
+            records.remove_trace(layout, name)
+
+
+def test_after_a_reboot_resume_starts_what_shall_run(direct: Direct, layout: Layout) -> None:
+    direct.define([shell("a", STAY, after=("b",)), shell("b", STAY), shell("c", STAY)])
+    direct.start(["a", "c"])
+    direct.stop(["c"])
+    kill_daemon(layout)
+    for name in ("a", "b"):  # what a reboot does: no process, no /run
+        os.kill(direct.observe()[name].pid, 9)
+    reap()
+    for entry in layout.run.rglob("*"):
+        if not entry.is_dir():
+            entry.unlink()
+    assert {status.state for status in direct.observe().values()} == {"stopped"}
+    direct.resume()
+    until(lambda: direct.observe()["a"].state == "running")
+    assert direct.observe()["b"].state == "running"
+    assert direct.observe()["c"].state == "stopped"
+    daemon_before = daemon_pid(layout)
+    direct.resume()
+    assert daemon_pid(layout) == daemon_before
+
+
+def test_removal_leaves_nothing_and_ends_the_daemon(direct: Direct, layout: Layout, bundle: Bundle) -> None:
+    before = processes()
+    direct.define([shell("a", STAY), bundle("b", STAY.replace("sleep", "busybox sleep"))])
+    direct.start(["a", "b"])
+    assert direct.remove(["a", "b"]) == {}
+    assert direct.observe() == {}
+    assert direct.remove(["a", "b"]) == {}
+    until(lambda: not daemon.running(layout), "the daemon ends by itself")
+    assert [path for path in layout.run.rglob("*") if path.name not in ("supervisor.lock", "pids")] == []
+    assert [path.name for path in records.folder(layout).iterdir()] == [".lock"]
+    assert [path.name for path in layout.logs.iterdir()] == ["supervisor.log"]
+    assert list(Path("/sys/fs/cgroup").glob("*/netspace")) == []
+    until(lambda: processes() - before == set())
+
+
+def test_logs_are_rotated_under_the_running_program(direct: Direct, layout: Layout) -> None:
+    chunk = logs.SIZE // 2
+    direct.define([shell("a", f"head -c {chunk * 3} /dev/zero; echo; echo end of the first; {STAY}")])
+    direct.start(["a"])
+    log = layout.logs / "a.log"
+    until(lambda: Path(f"{log}.1").exists())
+    until(lambda: logs.size(log) < logs.SIZE)
+    assert logs.size(Path(f"{log}.1")) <= 2 * logs.SIZE
+    direct.stop(["a"])
+
+
+def test_only_root_is_listened_to_and_only_requests(direct: Direct, layout: Layout) -> None:
+    direct.define([shell("a", STAY)])
+    direct.start(["a"])
+    path = daemon.socket_path(layout)
+    assert path.stat().st_mode & 0o777 == 0o600
+    for raw in (b"", b"{", b'{"do": "start", "names": ["../x"]}', b'{"do": "exec", "names": []}', b"[" * 100_000):
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(path))
+            connection.sendall(raw)
+            connection.shutdown(socket.SHUT_WR)
+            assert connection.recv(10) == b""
+    path.chmod(0o666)
+    layout.run.chmod(0o755)
+    code = (
+        "import os, socket, sys; os.setuid(65534); s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]);"
+        's.sendall(b\'{"do": "stop", "names": ["a"]}\'); s.shutdown(1); print(s.recv(100))'
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
+    assert done.stdout.strip() in ("b''", "") and "a" in direct.observe()
+    assert direct.observe()["a"].state == "running"
+
+
+def test_a_new_library_is_loaded_without_touching_what_runs(direct: Direct, layout: Layout) -> None:
+    direct.define([shell("a", STAY)])
+    direct.start(["a"])
+    pid, main = daemon_pid(layout), direct.observe()["a"].pid
+    version = library.installed(layout)
+    new = layout.library / "newer"
+    subprocess.run(["cp", "-r", layout.library / version, new], check=True)
+    (layout.library / "current").unlink()
+    (layout.library / "current").symlink_to("newer")
+    assert direct.reload(["a"]) != {}  # any request will do
+    assert direct.observe()["a"].pid == main
+    assert daemon_pid(layout) == pid, "the same process"
+    os.kill(main, 9)
+    until(lambda: direct.observe()["a"].restarts == 1)
+    assert direct.observe()["a"].exit == "signal 9", "and its children are still its own"

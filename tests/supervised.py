@@ -1,0 +1,52 @@
+"""What tests of supervised services share: waiting, finding and killing the supervisor, small services."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from netspace.layout import Layout
+from netspace.supervision import Service, daemon
+
+PATIENCE = 20.0
+
+
+def until(condition: Callable[[], object], what: str = "") -> None:
+    """Wait until *condition* holds; fail after a while."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, what or "it did not come to pass"
+        time.sleep(0.01)
+
+
+def daemon_pid(layout: Layout) -> int:
+    """Return the PID of who holds the supervisor's lock, 0 if nobody."""
+    inode = daemon.lock_path(layout).stat().st_ino
+    for line in Path("/proc/locks").read_text().splitlines():
+        words = line.split()
+        if words[1] == "FLOCK" and words[3] == "WRITE" and int(words[5].rsplit(":", 1)[1]) == inode:
+            return int(words[4])
+    return 0
+
+
+def reap() -> None:
+    """Collect orphans that became ours: in the sandbox the tests are PID 1."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+def kill_daemon(layout: Layout) -> None:
+    pid = daemon_pid(layout)
+    assert pid
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: not daemon.running(layout))
+    reap()
+
+
+def shell(name: str, script: str, **options: object) -> Service:
+    return Service(name, ("/bin/sh", "-c", script), **options)  # type: ignore[arg-type]

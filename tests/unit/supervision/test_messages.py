@@ -1,0 +1,76 @@
+"""What daemon and client accept from each other."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from netspace.supervision import messages
+from netspace.supervision.records import NAME
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4),
+    max_leaves=12,
+)
+names = st.lists(st.from_regex(NAME, fullmatch=True), unique=True, max_size=20)
+
+
+@given(st.sampled_from(sorted(messages.VERBS - {"resume", "renew", "hello"})), names)
+def test_a_request_survives_the_way(do: str, names: list[str]) -> None:
+    request = messages.Request(do, tuple(names))
+    assert messages.parse_request(messages.render(request)) == request
+
+
+@given(st.text(), st.dictionaries(st.text(), st.text()))
+def test_an_answer_survives_the_way(version: str, errors: dict[str, str]) -> None:
+    answer = messages.Answer(version, errors)
+    assert messages.parse_answer(messages.render(answer)) == answer
+
+
+@given(st.binary() | json_values.map(lambda value: json.dumps(value).encode()))
+def test_anything_else_is_a_value_error(raw: bytes) -> None:
+    for parse in (messages.parse_request, messages.parse_answer):
+        with pytest.raises(ValueError):
+            parse(raw)
+
+
+@given(
+    st.dictionaries(st.sampled_from(["do", "names", "more"]), json_values | st.sampled_from(sorted(messages.VERBS))),
+)
+def test_a_request_is_a_request_or_a_value_error(value: dict[str, object]) -> None:
+    try:
+        request = messages.parse_request(json.dumps(value).encode())
+    except ValueError:
+        return
+    assert value.keys() == {"do", "names"}
+    assert request.do in messages.VERBS
+    assert all(NAME.fullmatch(name) for name in request.names)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"do": "start", "names": ["../../etc/passwd"]}',
+        b'{"do": "start", "names": ["a/b"]}',
+        b'{"do": "start", "names": [".a"]}',
+        b'{"do": "start", "names": "a"}',
+        b'{"do": ["start"], "names": []}',
+        b'{"do": "renew", "names": ["a"]}',
+        b'{"do": "start", "names": ["a"], "more": 1}',
+        b"[" * 100_000,
+        b" " * (messages.LARGEST + 1),
+        json.dumps({"do": "start", "names": ["a"] * (messages.MOST_NAMES + 1)}).encode(),
+    ],
+    ids=["dots", "slash", "hidden", "text", "verb", "too many", "more", "deep", "large", "names"],
+)
+def test_refused(raw: bytes) -> None:
+    with pytest.raises(ValueError):
+        messages.parse_request(raw)
+
+
+def test_a_name_given_twice_is_meant_once() -> None:
+    assert messages.parse_request(b'{"do": "stop", "names": ["a", "a"]}').names == ("a",)

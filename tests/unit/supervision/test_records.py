@@ -1,0 +1,118 @@
+"""Definitions, desired state and traces on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from netspace.errors import StateError
+from netspace.layout import Layout
+from netspace.supervision import Service, records
+
+words = st.text(st.characters(blacklist_characters="\0", blacklist_categories=["Cs"]), max_size=12)
+argv = st.tuples(words.map("/{}".format), words, words)
+service_names = st.from_regex(records.NAME, fullmatch=True).filter(lambda name: name not in records.RESERVED)
+services = st.builds(
+    Service,
+    name=service_names,
+    command=argv,
+    description=st.text("abc %$\"'", max_size=8),
+    variables=st.dictionaries(st.from_regex(records.VARIABLE, fullmatch=True), words, max_size=3),
+    pid_file=st.none() | st.just(Path("/run/x.pid")),
+    cleanup=st.tuples(argv) | st.just(()),
+    reload=argv | st.just(()),
+    restart=st.sampled_from(records.POLICIES),
+    stop_timeout=st.floats(min_value=0.1, max_value=3600),
+    after=st.tuples(service_names) | st.just(()),
+    log=st.none() | st.just(Path("/var/log/x")),
+    limits=st.dictionaries(st.sampled_from(sorted(records.LIMITS)), st.integers(1, 2**40)),
+    delegate=st.booleans(),
+)
+
+
+@given(services)
+def test_a_definition_survives_the_disk(service: Service) -> None:
+    assert records.decode(records.encode(service)) == service
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "../x"},
+        {"name": "restore"},
+        {"name": ""},
+        {"command": ["relative"]},
+        {"command": []},
+        {"command": "/bin/true"},
+        {"command": ["/bin/true", "a\0b"]},
+        {"description": "two\nlines"},
+        {"variables": {"a b": "c"}},
+        {"variables": {"A": 1}},
+        {"cleanup": "/bin/true"},
+        {"restart": "sometimes"},
+        {"stop_timeout": 0},
+        {"stop_timeout": True},
+        {"user": "root:x"},
+        {"user": "nobody", "pid_file": "/run/x.pid"},
+        {"after": ["a/b"]},
+        {"log": "relative"},
+        {"limits": {"memroy": 1}},
+        {"limits": {"memory": 0}},
+        {"delegate": 1},
+        {"more": 1},
+    ],
+    ids=str,
+)
+def test_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(StateError):
+        records.decode({**records.encode(Service("a", ("/bin/true",))), **change})
+
+
+def test_two_of_one_name_are_refused() -> None:
+    with pytest.raises(StateError, match="twice"):
+        records.validate([Service("a", ("/bin/true",)), Service("a", ("/bin/false",))])
+
+
+def test_what_shall_run_is_one_file(tmp_path: Path) -> None:
+    layout = Layout(root=tmp_path)
+    assert records.desired(layout) == set()
+    records.desire(layout, add=["b", "a"])
+    records.desire(layout, add=["c"], drop=["b", "x"])
+    assert records.desired(layout) == {"a", "c"}
+    assert records.defined(layout) == []
+    records.desire(layout, drop=["a", "c"])
+    assert sorted(path.name for path in records.folder(layout).iterdir()) == [".lock"]
+
+
+def test_a_trace_survives_and_a_damaged_one_is_none(tmp_path: Path) -> None:
+    layout = Layout(root=tmp_path)
+    folder = records.traces(layout)
+    folder.mkdir(parents=True)
+    trace = records.Trace("running", 12, 345, 1.5, 2, "exit 1", {"name": "a"})
+    records.write_trace(layout, "a", trace)
+    assert records.read_trace(layout, "a") == trace
+    assert records.traced(layout) == ["a"]
+    for damage in (b"", b"[]", b"{}", b'{"state": 1}', (folder / "a.json").read_bytes().replace(b"12", b'"12"')):
+        (folder / "a.json").write_bytes(damage)
+        assert records.read_trace(layout, "a") is None
+
+
+@given(st.dictionaries(st.sampled_from("abcdef"), st.lists(st.sampled_from("abcdefxy"), max_size=4)), st.data())
+def test_order(after: dict[str, list[str]], data: st.DataObject) -> None:
+    wanted = data.draw(st.lists(st.sampled_from("abcdefxy")))
+    order = records.in_order(wanted, after)
+    assert len(order) == len(set(order))
+    assert set(wanted) & set(after) <= set(order) <= set(after)
+    for name in order:
+        for other in after[name]:
+            assert other not in after or other in order
+
+
+def test_order_without_a_circle_puts_each_behind_what_it_comes_after() -> None:
+    after = {"a": ["b", "c"], "b": ["d"], "c": ["d", "x"], "d": []}
+    assert records.in_order(["a"], after) == ["d", "b", "c", "a"]
+    assert records.in_order(["d", "a", "zzz"], after) == ["d", "b", "c", "a"]

@@ -1,0 +1,144 @@
+"""Services as unit files."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from netspace.layout import Layout
+from netspace.supervision import Service, Status, unit
+from netspace.supervision.systemd import _status
+
+LAYOUT = Layout()
+DETACHED = Service(
+    "environment-web",
+    ("/usr/bin/crun", "run", "--detach", "--pid-file", "/run/netspace/web.pid", "web"),
+    description="the shop's 100% web",
+    pid_file=Path("/run/netspace/web.pid"),
+    cleanup=(("/usr/bin/crun", "delete", "--force", "web"),),
+    after=("broker",),
+    limits={"memory": 64 * 2**20, "cpus": 0.5, "pids": 32},
+    restart="on-failure",
+)
+PLAIN = Service(
+    "broker",
+    ("/usr/lib/rabbit $x %n", 'a"b\\c', "new\nline"),
+    variables={"HOME": "/var/lib/x y", "PERCENT": "100%$"},
+    user="rabbitmq",
+    reload=("/bin/kill", "-HUP", "{pid}"),
+    stop_timeout=2.5,
+)
+
+
+def keys(text: str) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        if "=" in line:
+            key, value = line.split("=", 1)
+            found.setdefault(key, []).append(value)
+    return found
+
+
+def test_a_detached_service() -> None:
+    text = unit.render(LAYOUT, DETACHED)
+    found = keys(text)
+    assert text.startswith(unit.HEADER)
+    assert found["Type"] == ["forking"]
+    assert found["PIDFile"] == ["/run/netspace/web.pid"]
+    assert found["Delegate"] == ["yes"] and found["DelegateSubgroup"] == ["supervisor"]
+    assert found["MemoryMax"] == ["67108864"] and found["MemorySwapMax"] == ["0"]
+    assert found["CPUQuota"] == ["50%"] and found["TasksMax"] == ["32"]
+    assert found["ExecStopPost"] == ['-"/usr/bin/crun" "delete" "--force" "web"']
+    assert found["Restart"] == ["on-failure"]
+    assert "netspace-restore.service" in found["After"][0].split()
+    assert found["Wants"] == ["netspace-broker.service"]
+    assert found["Description"] == ["the shop's 100%% web"]
+    assert "ProtectSystem" not in found
+
+
+def test_a_plain_service_is_confined() -> None:
+    found = keys(unit.render(LAYOUT, PLAIN))
+    assert found["Type"] == ["exec"]
+    assert found["ExecStart"] == [r'"/usr/lib/rabbit $$x %%n" "a\"b\\c" "new\nline"']
+    assert found["Environment"] == ['"HOME=/var/lib/x y"', '"PERCENT=100%%$"']
+    assert found["ExecReload"] == ['"/bin/kill" "-HUP" "$MAINPID"']
+    assert found["User"] == ["rabbitmq"] and found["CapabilityBoundingSet"] == [""]
+    assert found["TimeoutStopSec"] == ["2.5s"]
+    assert found["NoNewPrivileges"] == ["yes"]
+    assert "Delegate" not in found
+
+
+@given(st.text(st.characters(blacklist_characters="\0", blacklist_categories=["Cs"])))
+def test_quoting_stays_on_one_line_and_expands_nothing(text: str) -> None:
+    quoted = unit.quote(text, variables=True)
+    assert quoted.isprintable()
+    inner = quoted[1:-1].replace("\\\\", "").replace('\\"', "").replace("%%", "").replace("$$", "")
+    assert not set(inner) & set('"%$')
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
+@pytest.mark.parametrize("service", [DETACHED, PLAIN], ids=lambda service: service.name)
+def test_systemd_understands_every_line(service: Service, tmp_path: Path) -> None:
+    known = Service(
+        service.name,
+        ("/bin/true", *service.command[1:]),
+        **{key: value for key, value in vars(service).items() if key not in ("name", "command", "user")},
+    )
+    for name, text in {
+        unit.name(LAYOUT, service.name): unit.render(LAYOUT, known),
+        unit.name(LAYOUT, "restore"): unit.render_restore(LAYOUT, ("/bin/true", "restore")),
+    }.items():
+        (tmp_path / name).write_text(text)
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", *map(str, sorted(tmp_path.iterdir()))], capture_output=True, text=True
+    )
+    ours = [line for line in done.stderr.splitlines() if str(tmp_path) in line]
+    assert ours == []
+
+
+def test_the_restore_unit_comes_after_what_flushes_the_packet_filter() -> None:
+    found = keys(unit.render_restore(LAYOUT, ("/usr/bin/python3", "-I", "/x", "restore")))
+    assert "nftables.service" in found["After"][0].split()
+    assert found["Type"] == ["oneshot"]
+
+
+@pytest.mark.parametrize(
+    ("shown", "wanted", "status"),
+    [
+        (
+            {"ActiveState": "active", "MainPID": "7", "NRestarts": "2", "Result": "success"},
+            True,
+            Status("running", 7, 0.0, 2),
+        ),
+        (
+            {"ActiveState": "activating", "ExecMainCode": "1", "ExecMainStatus": "3"},
+            True,
+            Status("starting", exit="exit 3"),
+        ),
+        ({"ActiveState": "inactive", "Result": "success"}, False, Status("stopped")),
+        (
+            {"ActiveState": "failed", "Result": "signal", "ExecMainCode": "2", "ExecMainStatus": "9"},
+            True,
+            Status("failed", exit="signal 9"),
+        ),
+        (
+            {"ActiveState": "failed", "Result": "timeout", "ExecMainCode": "2", "ExecMainStatus": "9"},
+            False,
+            Status("stopped", exit="signal 9"),
+        ),
+        (
+            {"ActiveState": "failed", "Result": "oom-kill", "ExecMainCode": "2", "ExecMainStatus": "9"},
+            True,
+            Status("failed", exit="oom"),
+        ),
+        ({"ActiveState": "failed", "Result": "protocol", "ExecMainCode": "0"}, True, Status("failed", exit="unknown")),
+        ({}, False, Status("stopped")),
+    ],
+)
+def test_what_systemctl_shows(shown: dict[str, str], wanted: bool, status: Status) -> None:
+    assert _status(shown, wanted) == status
