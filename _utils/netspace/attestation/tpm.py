@@ -180,16 +180,18 @@ class Device:
     def endorsement(self, template: str | None = None) -> Endorsement:
         """Return the endorsement key of *template*; by default the first that has a certificate."""
         names = (template,) if template else TEMPLATES
-        bare: str | None = None
+        bare: list[tuple[str, Any]] = []
         for name in names:
             certificate, public = self._template(name)
-            if public is not None and (certificate is not None or template):
+            if certificate is not None:
                 return self._endorsement(name, public, certificate)
-            if public is not None and bare is None:
-                bare = name
-        if bare is None:
-            raise DeviceError(f"the TPM has no endorsement key of {', '.join(names)}")
-        return self._endorsement(bare, self._template(bare)[1], None)
+            if public is not None:
+                bare.append((name, public))
+        for name, public in bare:
+            # A TPM need not know every algorithm; the last one's error is the one to see.
+            with contextlib.suppress(*([self._tss.TSS2_Exception] if name != bare[-1][0] else [])):
+                return self._endorsement(name, public, None)
+        raise DeviceError(f"the TPM has no endorsement key of {', '.join(names)}")
 
     def _template(self, name: str) -> tuple[bytes | None, Any]:
         """Return (certificate, template); without a template where the TPM has no such key."""
