@@ -117,7 +117,9 @@ def _volume(volume: Volume, path: str) -> list[Problem]:
 
 def interface(spec: Interface, path: str) -> list[Problem]:
     """Check one interface's values, whatever its kind."""
-    problems = []
+    problems: list[Problem] = []
+    # Below 1280 there is no IPv6 (RFC 8200 section 5).
+    _between(problems, f"{path}:mtu", getattr(spec, "mtu", 1500), 1280, 65535)
     rules: tuple[Allow, ...] = getattr(spec, "allow", ())
     for index, rule in enumerate(rules):
         if rule.port is None:

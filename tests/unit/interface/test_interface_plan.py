@@ -1,0 +1,158 @@
+"""Planning: pure, complete, and silent when nothing is to be done."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from netspace.errors import NetspaceError, StateError
+from netspace.interface import ends, forwarding, kinds, namespaces, netlink
+from netspace.interface.apply import Firewall, Work
+from netspace.interface.kind import DesiredInterfaces, Interfaces
+from netspace.interface.observe import Live, Observed, expected
+from netspace.interface.records import Record, Volatile, path
+from netspace.layout import Layout
+from netspace.plan import Plan
+from netspace.spec import parse
+
+LAYOUT = Layout()
+KIND = Interfaces(LAYOUT)
+SWITCHES = {"ipv4": "0", "ipv6": "0"}
+NAMES = st.from_regex(r"[a-z][a-z0-9-]{0,6}[a-z0-9]", fullmatch=True)
+SPECS = st.one_of(
+    st.just({"kind": "none"}),
+    st.fixed_dictionaries(
+        {"kind": st.just("veth")},
+        optional={
+            "mtu": st.sampled_from([1400, 1500]),
+            "allow": st.lists(
+                st.fixed_dictionaries(
+                    {"direction": st.sampled_from(["in", "out"]), "cidr": st.sampled_from(["0.0.0.0/0", "fd00:5::/32"])}
+                ),
+                max_size=2,
+            ),
+        },
+    ),
+).map(parse.interface)
+DECLARED = st.dictionaries(NAMES, SPECS, max_size=6)
+
+
+def done(plan: Plan, before: Observed) -> Observed:
+    """The host as it would be found after *plan* was applied."""
+    records, live = dict(before.records), dict(before.live)
+    kept, volatile = dict(before.namespaces), before.volatile
+    firewall, switches = before.firewall, dict(before.forwarding)
+    for step in plan.steps:
+        if isinstance(step.data, Firewall):
+            firewall = "intact" if step.data.digest else "absent"
+            loaded = {"rendered": step.data.digest} if step.data.digest else {}
+            volatile = replace(volatile, firewall=loaded)
+        elif isinstance(step.data, frozenset):
+            switches = {family: "1" if family in step.data else "0" for family in switches}
+            before_us = {forwarding.SWITCH[family]: "0" for family in step.data}
+            volatile = replace(volatile, forwarding=before_us)
+        elif isinstance(step.data, Work) and step.data.record is None:
+            del records[step.name], kept[LAYOUT.netns_name(step.name)]
+            live.pop(step.name, None)
+        else:
+            records[step.name] = step.data.record
+            kept[LAYOUT.netns_name(step.name)] = 7
+            volatile.namespaces[step.name] = 7
+            wanted = expected(LAYOUT, step.name, step.data.record)
+            live[step.name] = Live(wanted, 2, 9)
+    return Observed(records, kept, volatile, live, firewall, switches)
+
+
+@given(DECLARED, DECLARED)
+def test_planning_again_gives_nothing_and_undeclared_ones_stay(first: dict[str, Any], second: dict[str, Any]) -> None:
+    host = Observed(forwarding=SWITCHES)
+    for declared in (first, second):
+        desired = DesiredInterfaces(interfaces=declared)
+        before = set(host.records)
+        host = done(KIND.plan(desired, host), host)
+        assert not KIND.plan(desired, host).steps
+        assert set(host.records) == before | set(declared)
+    host = done(KIND.plan(DesiredInterfaces(), host, set(host.records)), host)
+    assert not host.records
+    assert host.firewall == "absent"
+    assert host.forwarding == SWITCHES
+    assert not KIND.plan(DesiredInterfaces(), host).steps
+
+
+def test_what_is_to_be_removed_and_is_not_there_is_no_step() -> None:
+    assert not KIND.plan(DesiredInterfaces(), Observed(forwarding=SWITCHES), {"a"}).steps
+
+
+def test_a_kernel_without_ipv6_gets_ipv4_and_a_note() -> None:
+    host = Observed(forwarding={"ipv4": "0"})
+    plan = KIND.plan(DesiredInterfaces(interfaces={"a": parse.interface({"kind": "veth"})}), host)
+    assert set(plan.steps[-1].data.record.addresses) == {"ipv4"}
+    assert any("ipv6" in note for note in plan.notes)
+
+
+@given(NAMES, NAMES)
+def test_host_end_names_fit_and_tell_environments_and_instances_apart(one: str, other: str) -> None:
+    names = {ends.host_name(instance, name) for instance in ("netspace", "second") for name in (one, other)}
+    assert len(names) == 2 * len({one, other})
+    assert all(len(name) <= 15 for name in names)
+    first = int(ends.mac("netspace", one)[:2], 16)
+    assert first & 3 == 2, "locally administered and unicast"
+
+
+def test_records_round_trip_and_damaged_ones_say_so(tmp_path: Path) -> None:
+    spec = parse.interface({"kind": "veth", "allow": [{"direction": "in", "cidr": "10.0.0.0/8", "port": 80}]})
+    record = Record(spec, {"ipv4": "10.203.0.9"}, {"ipv4": "10.203.0.1"}, "nsx")
+    file = path(Layout(root=tmp_path), "a")
+    assert Record.decoded(record.encoded(), file) == record
+    for damaged in ({}, {"interface": {"kind": "nope"}, "addresses": {}, "gateways": {}, "host_end": ""}):
+        with pytest.raises(StateError, match="apply again"):
+            Record.decoded(damaged, file)
+    assert Volatile.read(Layout(root=tmp_path)) == Volatile()
+
+
+def test_inspecting_an_unknown_one_names_the_known(tmp_path: Path) -> None:
+    with pytest.raises(NetspaceError, match="there are: none"):
+        Interfaces(Layout(root=tmp_path)).inspect("a")
+
+
+def test_every_kind_has_what_the_kinds_promise() -> None:
+    assert set(kinds.modules()) >= {"none", "veth"}
+    for name, module in kinds.modules().items():
+        assert isinstance(module.NEEDS, str), name
+        assert callable(module.ends)
+        assert callable(module.create)
+
+
+def test_namespaces_are_found_in_mountinfo() -> None:
+    text = (
+        "76 43 0:43 / /run rw,relatime - tmpfs sandbox rw,mode=755\n"
+        "80 76 0:4 net:[4026532252] /run/netns/netspace-web rw shared:3 - nsfs nsfs rw\n"
+        "81 76 0:4 mnt:[4026532253] /run/netns/other rw - nsfs nsfs rw\n"
+        "82 76 0:4 net:[4026532254] /run/elsewhere/web rw - nsfs nsfs rw\n"
+    )
+    assert namespaces.found(Path("/run/netns"), text) == {"netspace-web": 4026532252}
+
+
+@given(st.binary(max_size=200))
+def test_attributes_of_rubbish_end_quietly(data: bytes) -> None:
+    assert sum(len(value) + 4 for _, value in netlink.attributes(data)) <= len(data)
+
+
+def test_forwarding_is_restored_to_what_it_was() -> None:
+    switch = forwarding.SWITCH["ipv4"]
+    assert forwarding.changes(["ipv4"], SWITCHES, {}) == {"net.ipv4.ip_forward": {"old": "0", "new": "1"}}
+    assert not forwarding.changes(["ipv4"], {"ipv4": "1"}, {})
+    assert not forwarding.changes([], {"ipv4": "1"}, {}), "somebody else's choice stays"
+    assert forwarding.changes([], {"ipv4": "1"}, {switch: "0"}) == {"net.ipv4.ip_forward": {"old": "1", "new": "0"}}
+    assert forwarding.changes([], {"ipv4": "0"}, {switch: "0"}), "stopped between restoring and forgetting"
+
+
+@pytest.mark.parametrize("mtu", [0, 1279, 65536])
+def test_an_mtu_that_no_ipv6_can_use_is_refused(mtu: int) -> None:
+    with pytest.raises(NetspaceError, match="interface:mtu"):
+        parse.interface({"kind": "veth", "mtu": mtu})
