@@ -66,6 +66,9 @@ def required(name: str, declaration: dict[str, Any] | None = None, **kwargs: Any
     roots
         Folder of the PEM certificates that a TPM's certificate must chain to for L3.
 
+    references
+        File of PCR values that this host's boot must have had for L4.
+
     pcrs
         PCRs of the SHA-256 bank that the quote covers. Defaults to 0 to 7.
     """

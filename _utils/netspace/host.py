@@ -81,6 +81,13 @@ class Host:
 
         return Environments(self.layout, self.supervisor)
 
+    @functools.cached_property
+    def operations(self) -> Any:
+        """What an operator does with environments that exist (start, stop, exec, logs...)."""
+        from netspace.environment.operations import Operations
+
+        return Operations(self.layout, self.supervisor)
+
     # -- attestation -----------------------------------------------------------
     def converge_attestation(self, settings: Attestation, *, test: bool = False) -> Result:
         """Have the host appraised where its last result no longer holds.

@@ -1,0 +1,28 @@
+"""Fixtures for tests of a whole host."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from whole_host import IMAGE, Salt
+
+
+@pytest.fixture(scope="session")
+def salt() -> Salt:
+    return Salt()
+
+
+@pytest.fixture(scope="session")
+def image() -> Path:
+    assert IMAGE.exists(), f"{IMAGE} is missing: run scripts/demo-image"
+    return IMAGE
+
+
+@pytest.fixture
+def clean(salt: Salt) -> Iterator[None]:
+    """Nothing of netspace before and after."""
+    salt("netspace.teardown")
+    yield
+    salt("netspace.teardown")

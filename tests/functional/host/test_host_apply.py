@@ -1,0 +1,123 @@
+"""One declaration becomes one host: what README and the states promise, by Salt's command line."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import snapshot
+from whole_host import ASK, CLIENT, IDLE, all_true, changes, python, shop
+
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("clean")]
+
+
+def pids(salt):
+    return {name: entry["pid"] for name, entry in salt("netspace_environment.list").items()}
+
+
+def test_a_test_run_before_anything_lists_everything_and_changes_nothing(salt, image):
+    before = snapshot.host()
+    states = salt.apply(shop(image), "test=True")
+    assert snapshot.host() == before
+    assert {state["result"] for state in states.values()} == {None}
+    assert set(states["netspace environments"]["changes"]) == {"orders", "web", "stranger"}
+    assert set(states["netspace interfaces"]["changes"]) == {"orders", "web", "stranger"}
+    assert "web.orders" in states["netspace links"]["changes"]
+    assert states["netspace attestation"]["changes"]
+
+
+def test_a_declared_host_runs_talks_and_settles(salt, image):
+    everything = shop(image)
+    before = snapshot.host()
+    all_true(salt.apply(everything))
+
+    # Along the declared link a request is answered, and the answerer knows who asks.
+    answer = salt.exec("web", ["/usr/bin/python3", "-c", ASK, "orders", "two apples"])
+    assert answer["retcode"] == 0, answer
+    assert answer["stdout"].strip() == "orders to web: two apples"
+
+    # What isn't declared isn't there: no account and no broker, and no way to send.
+    alone = salt.exec("stranger", ["/usr/bin/python3", "-c", CLIENT])
+    assert alone["retcode"] != 0 and "KeyError: 'broker'" in alone["stderr"]
+    past = CLIENT + "channel.basic_publish('link.orders.web', '', b'x', mandatory=True)"
+    refused = salt.exec("web", ["/usr/bin/python3", "-c", past])
+    assert (refused["retcode"] != 0 and "AMQP" in refused["stderr"]) or "ACCESS_REFUSED" in refused["stderr"]
+
+    # Again: nothing to do, and not a file is touched.
+    files, running = snapshot.files(*snapshot.STATE), pids(salt)
+    again = salt.apply(everything)
+    all_true(again)
+    assert changes(again) == {}
+    assert snapshot.files(*snapshot.STATE) == {**files, **_broker(snapshot.files(*snapshot.STATE))}
+    assert pids(salt) == running
+    assert {state["result"] for state in salt.apply(everything, "test=True").values()} == {True}
+
+    # One key of one environment: that one is restarted, and the key is named.
+    changed = copy.deepcopy(everything)
+    changed["environments"]["web"]["limits"]["memory"] = "80M"
+    states = salt.apply(changed)
+    all_true(states)
+    assert changes(states) == {
+        "netspace environments": {"web": {"limits:memory": {"old": 64 * 1024**2, "new": 80 * 1024**2}}}
+    }
+    after = pids(salt)
+    assert after["web"] != running["web"]
+    assert {**after, "web": 0} == {**running, "web": 0}
+
+    # A new link reaches running environments without a restart; a revoked one is gone at once.
+    changed["links"] = [{"from": "stranger", "to": "orders", "pattern": "request"}]
+    states = salt.apply(changed)
+    all_true(states)
+    assert {"web.orders", "stranger.orders"} <= set(states["netspace links"]["changes"])
+    assert pids(salt) == after
+    answer = salt.exec("stranger", ["/usr/bin/python3", "-c", ASK, "orders", "hello"])
+    assert answer["stdout"].strip() == "orders to stranger: hello", answer
+    refused = salt.exec("web", ["/usr/bin/python3", "-c", ASK, "orders", "still there?"])
+    assert refused["retcode"] != 0
+
+    # What is no longer declared goes; the others don't notice.
+    del changed["environments"]["web"]
+    states = salt.apply(changed)
+    all_true(states)
+    assert set(pids(salt)) == {"orders", "stranger"}
+    assert pids(salt)["orders"] == after["orders"]
+
+    removed = salt("netspace.teardown")
+    assert removed["result"] is True, removed
+    assert snapshot.host() == before
+
+
+def _broker(files):
+    """The broker's own data, which it writes as it lives, and logs."""
+    return {path: value for path, value in files.items() if "broker" in path or path.startswith("/var/log/")}
+
+
+def test_a_mistake_is_named_with_its_path_and_nothing_is_changed(salt, image):
+    everything = shop(image)
+    everything["environments"]["web"]["limits"]["memroy"] = "1M"
+    before = snapshot.host()
+    states = salt.apply(everything)
+    for state in states.values():
+        assert state["result"] is False
+    message = "netspace:environments:web:limits:memroy: unknown; did you mean memory?"
+    assert message in states["netspace attestation"]["comment"]
+    assert snapshot.host() == before
+    assert salt("netspace.check", salt.pillar(everything), check=False)
+
+
+def test_states_by_hand_make_the_same_host(salt, image, tmp_path):
+    run = salt
+    made = run(
+        "state.single", "netspace_environment.running", "name=alone", f"image=tar:{image}", f"command={python(IDLE)}"
+    )
+    (state,) = made.values()
+    assert state["result"] is True, state
+    assert state["changes"]["image"] == {"old": None, "new": f"tar:{image}"}
+    again = run(
+        "state.single", "netspace_environment.running", "name=alone", f"image=tar:{image}", f"command={python(IDLE)}"
+    )
+    assert next(iter(again.values()))["changes"] == {}
+    assert run("netspace_environment.inspect", "alone")["state"] == "running"
+    removed = run("state.single", "netspace_environment.absent", "name=alone")
+    assert next(iter(removed.values()))["result"] is True
+    assert run("netspace_environment.list") == {}

@@ -1,0 +1,200 @@
+"""Nothing is shared: a program inside an environment tries to break out, and every attempt fails."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from whole_host import CHECKOUT, all_true, python, shop
+
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("clean")]
+
+PROBE = (CHECKOUT / "_utils/netspace/environment/probe.py").read_text()
+MARKER = "marker-5f2c1e"
+HOST_PORT = 7001
+OUTSIDE = {"ipv4": "198.18.7.2", "ipv6": "fd00:198:18:7::2"}
+PEER = {
+    "marker": MARKER,
+    "locked": "/usr/bin/python3",
+    "touched": "/etc/hostname",
+    "shm_key": 7788,
+    "abstract": "victim",
+    "port": 7000,
+}
+
+
+def attacked(image):
+    """The shop with a victim to aim at, and an attacker with a link and an interface of its own."""
+    declared = shop(image)
+    every = [
+        {"direction": direction, "cidr": cidr, "protocol": protocol}
+        for direction in ("in", "out")
+        for cidr in ("10.203.0.0/16", "fd6e:6574:7370::/64")
+        for protocol in ("tcp", "udp")
+    ]
+    victim = declared["environments"].pop("stranger")
+    victim["command"] = ["/usr/bin/python3", "-c", PROBE, "victim", json.dumps(PEER)]
+    victim["env"] = {"MARKER": MARKER}
+    # Both ends allow the whole range of environments: even so, one never reaches another.
+    victim["interface"] = {"kind": "veth", "allow": every}
+    attacker = declared["environments"].pop("web")
+    attacker["interface"] = {"kind": "veth", "allow": copy.deepcopy(every)}
+    declared["environments"].update(victim=victim, attacker=attacker)
+    declared["links"] = [
+        {"from": "attacker", "to": "orders", "pattern": "request"},
+        {"from": "victim", "to": "orders", "pattern": "send"},
+    ]
+    return declared
+
+
+@pytest.fixture
+def outside():
+    """A machine outside, and a service on the host, both within this test's own namespaces."""
+
+    def ip(*arguments):
+        subprocess.run(["ip", *arguments], check=True)
+
+    ip("netns", "add", "outside")
+    ip("link", "add", "up0", "type", "veth", "peer", "name", "eth0", "netns", "outside")
+    for family, length in (("ipv4", 24), ("ipv6", 64)):
+        inner = OUTSIDE[family]
+        ip("address", "add", inner[:-1] + f"1/{length}", "dev", "up0", *(["nodad"] if family == "ipv6" else []))
+        ip(
+            "-n",
+            "outside",
+            "address",
+            "add",
+            f"{inner}/{length}",
+            "dev",
+            "eth0",
+            *(["nodad"] if family == "ipv6" else []),
+        )
+    ip("link", "set", "up0", "up")
+    for name in ("lo", "eth0"):
+        ip("-n", "outside", "link", "set", name, "up")
+    for version, gateway in (("-4", OUTSIDE["ipv4"][:-1] + "1"), ("-6", OUTSIDE["ipv6"][:-1] + "1")):
+        ip(version, "-n", "outside", "route", "add", "default", "via", gateway)
+    ip("-4", "route", "add", "default", "via", OUTSIDE["ipv4"])
+    ip("-6", "route", "add", "default", "via", OUTSIDE["ipv6"])
+    for name in ("all/forwarding", "all/forwarding"):
+        Path(f"/proc/sys/net/ipv4/conf/{name}").write_text("1")
+        Path(f"/proc/sys/net/ipv6/conf/{name}").write_text("1")
+    answer = (
+        "import socket, select\n"
+        "t = socket.create_server(('::', {port}), family=socket.AF_INET6, dualstack_ipv6=True)\n"
+        "u = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)\n"
+        "u.setsockopt(41, socket.IPV6_V6ONLY, 0); u.bind(('::', {port}))\n"
+        "print('up', flush=True)\n"
+        "while True:\n"
+        "    for end in select.select([t, u], [], [])[0]:\n"
+        "        end.accept()[0].close() if end is t else u.sendto(b'yes', u.recvfrom(9)[1])\n"
+    )
+    services = [
+        subprocess.Popen([sys.executable, "-c", answer.format(port=HOST_PORT)], stdout=subprocess.PIPE),
+        subprocess.Popen(
+            ["ip", "netns", "exec", "outside", sys.executable, "-c", answer.format(port=80)], stdout=subprocess.PIPE
+        ),
+    ]
+    for service in services:
+        assert service.stdout.readline() == b"up\n"
+    yield
+    for service in services:
+        service.kill()
+        service.wait()
+    ip("link", "delete", "up0")
+    ip("netns", "delete", "outside")
+    Path("/proc/sys/net/ipv4/conf/all/forwarding").write_text("0")
+    Path("/proc/sys/net/ipv6/conf/all/forwarding").write_text("0")
+
+
+def aim(salt, declared):
+    """What the attacker is told to aim at: far more than a real one would know."""
+    interfaces = salt("netspace_interface.list")
+    broker = declared.get("broker", {})
+    return {
+        "peer": {
+            **PEER,
+            "addresses": list(interfaces["victim"]["addresses"].values()),
+            "mailbox": "mailbox.victim",
+            "link": "link.victim.orders",
+            "account": "env.victim",
+        },
+        "host": {
+            "addresses": ["10.203.0.1", "fd6e:6574:7370::1", "198.18.7.1", "fd00:198:18:7::1"],
+            "port": HOST_PORT,
+            "broker_ports": [broker.get("port", 5682), 15682, 25682, 4379],
+        },
+        "outside": {"addresses": list(OUTSIDE.values()), "port": 80},
+    }
+
+
+def probe(salt, name, target):
+    done = salt.exec(name, ["/usr/bin/python3", "-c", PROBE], stdin=json.dumps(target), timeout=120)
+    assert done["retcode"] == 0, done
+    return json.loads(done["stdout"])
+
+
+def test_every_attempt_to_break_out_fails(salt, image, outside):
+    declared = attacked(image)
+    all_true(salt.apply(declared))
+    target = aim(salt, declared)
+    # The targets are really there: the host and the outside answer on the host itself.
+    for address in (*target["host"]["addresses"][2:], *OUTSIDE.values()):
+        port = HOST_PORT if address.endswith("1") else 80
+        socket.create_connection((address, port), timeout=5).close()
+    rows = probe(salt, "attacker", target)
+    assert len(rows) >= 60
+    succeeded = [row for row in rows if row["outcome"] == "succeeded"]
+    assert succeeded == []
+    skipped = {row["name"] for row in rows if row["outcome"] == "skipped"}
+    assert skipped <= {"run a setuid program as root"}, rows
+    # And the victim never noticed: it still runs as it did.
+    assert salt("netspace_environment.inspect", "victim")["restarts"] == 0
+
+
+def test_the_probe_finds_what_a_loosened_profile_lets_through(salt, image, monkeypatch, tmp_path):
+    """A test of the test: the same probe run with less isolation does succeed."""
+    target = {"peer": PEER, "host": {"addresses": ["127.0.0.1"], "port": HOST_PORT}}
+    with socket.create_server(("127.0.0.1", HOST_PORT)) as server:
+        threading.Thread(target=lambda: [server.accept() for _ in range(2)], daemon=True).start()
+        done = subprocess.run(
+            [sys.executable, "-c", PROBE], input=json.dumps(target), capture_output=True, text=True, timeout=120
+        )
+    rows = {row["name"]: row["outcome"] for row in json.loads(done.stdout)}
+    assert rows["hold any capability"] == "succeeded"
+    assert rows["unshare a user namespace"] == "succeeded"
+    assert rows["mount a tmpfs"] == "succeeded"
+    assert rows["reach host by tcp"] == "succeeded"
+    assert rows["become root"] == "succeeded"
+
+
+def test_one_system_call_let_through_is_found(salt, image, tmp_path):
+    """The profile loosened by a single family, in an environment that is otherwise as hardened."""
+    library = tmp_path / "loose"
+    subprocess.run(["cp", "-r", str(CHECKOUT / "_utils"), str(library)], check=True)
+    seccomp = library / "netspace/environment/seccomp.py"
+    assert seccomp.exists()
+    script = (
+        "import sys, json; sys.path.insert(0, sys.argv[1])\n"
+        "from netspace.environment import seccomp\n"
+        "profile = seccomp.profile('strict')\n"
+        "profile['syscalls'].append({'names': ['keyctl', 'add_key'], 'action': 'SCMP_ACT_ALLOW'})\n"
+        "seccomp.profile = lambda *_: profile\n"
+        "from netspace.host import Host; from netspace.layout import Layout; from netspace.spec import parse\n"
+        "host = Host(Layout()); declared = parse.declaration(json.load(sys.stdin))\n"
+        "result = host.converge_environments(declared)\n"
+        "assert result.ok, result\n"
+    )
+    declared = {"environments": {"loose": {"image": f"tar:{image}", "command": python("signal.pause()")}}}
+    subprocess.run([sys.executable, "-c", script, str(library)], input=json.dumps(declared), text=True, check=True)
+    rows = {row["name"]: row["outcome"] for row in probe(salt, "loose", {})}
+    assert "succeeded" in (rows["keyctl"], rows["add_key"])
+    assert rows["bpf"] == "refused"
+    os.sync()

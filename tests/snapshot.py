@@ -1,0 +1,66 @@
+"""What a host looks like, so that before and after can be compared."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+STATE = (Path("/var/lib/netspace"), Path("/run/netspace"), Path("/var/log/netspace"))
+
+
+def _run(*command: str) -> list[str]:
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
+
+
+def files(*roots: Path) -> dict[str, tuple[int, ...]]:
+    """Every file below *roots* (the disk's own; not what is mounted there) with what a write would change."""
+    found: dict[str, tuple[int, ...]] = {}
+    for root in roots:
+        if not root.exists():
+            continue
+        device = root.stat().st_dev
+        for folder, folders, names in os.walk(root):
+            folders[:] = [name for name in folders if os.lstat(os.path.join(folder, name)).st_dev == device]
+            for name in [*folders, *names]:
+                path = os.path.join(folder, name)
+                info = os.lstat(path)
+                found[path] = (info.st_ino, info.st_mode, info.st_uid, info.st_size, info.st_mtime_ns)
+    return found
+
+
+def processes() -> dict[int, str]:
+    """Every process but kernel threads, by command line."""
+    found = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                command = Path(f"/proc/{entry}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                state = Path(f"/proc/{entry}/stat").read_text().rsplit(")", 1)[1].split()[0]
+            except OSError:
+                continue
+            if command or state == "Z":
+                found[int(entry)] = command if state != "Z" else "a zombie"
+    return found
+
+
+def host() -> dict[str, object]:
+    """Everything of a host that netspace could leave something in."""
+    mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    cgroups = [os.path.join(folder, name) for folder, folders, _ in os.walk("/sys/fs/cgroup") for name in folders]
+    return {
+        "mounts": sorted(f"{fields[4]} {fields[fields.index('-') + 1]}" for fields in mounts),
+        "namespaces": sorted(os.listdir("/run/netns")) if os.path.isdir("/run/netns") else [],
+        "interfaces": sorted(line.split(":")[1].strip() for line in _run("ip", "-o", "link")),
+        "routes": [
+            *_run("ip", "-4", "route", "show", "table", "all"),
+            *_run("ip", "-6", "route", "show", "table", "all"),
+        ],
+        "nftables": _run("nft", "list", "ruleset"),
+        "processes": sorted(processes().values()),
+        "cgroups": sorted(cgroups),
+        "ipv4 forwarding": Path("/proc/sys/net/ipv4/ip_forward").read_text(),
+        "files": sorted(
+            files(Path("/run"), Path("/var/lib/netspace"), Path("/var/log/netspace"), Path("/etc/systemd"))
+        ),
+    }

@@ -1,0 +1,122 @@
+"""A whole host by Salt: real crun, netlink, nftables, RabbitMQ, in a host of the test's own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+CHECKOUT = Path(__file__).parents[1]
+IMAGE = CHECKOUT / ".cache" / "demo.tar"
+
+CLIENT = """
+import json, sys, uuid, pika
+card = json.load(open("/run/netspace/environment.json"))
+account = card["broker"]
+password = open(account["password_file"]).read().strip()
+connection = pika.BlockingConnection(pika.ConnectionParameters(
+    account["host"], account["port"], account["vhost"],
+    pika.PlainCredentials(account["username"], password), socket_timeout=10))
+channel = connection.channel()
+channel.confirm_delivery()
+"""
+
+ASK = (
+    CLIENT
+    + """
+peer = next(peer for peer in card["peers"] if peer["to"] == sys.argv[1])
+key = uuid.uuid4().hex
+replies = peer["replies"]
+channel.queue_bind(replies["queue"], replies["exchange"], key)
+channel.basic_publish(peer["exchange"], "", sys.argv[2].encode(),
+    pika.BasicProperties(reply_to=replies["exchange"] + "/" + key, message_id=key), mandatory=True)
+for method, properties, body in channel.consume(replies["queue"], auto_ack=True, inactivity_timeout=15):
+    if method is None:
+        sys.exit("no reply in 15 s")
+    if properties.correlation_id == key:
+        print(body.decode())
+        break
+"""
+)
+
+SERVE = (
+    CLIENT
+    + """
+def answer(channel, method, properties, body):
+    sender = next(sender for sender in card["senders"] if sender["exchange"] == method.exchange)
+    if properties.reply_to:
+        exchange, key = properties.reply_to.rsplit("/", 1)
+        channel.basic_publish(exchange, key, (card["name"] + " to " + sender["from"] + ": ").encode() + body,
+            pika.BasicProperties(correlation_id=properties.message_id))
+    channel.basic_ack(method.delivery_tag)
+channel.basic_consume(card["mailbox"], answer)
+print("serving", flush=True)
+channel.start_consuming()
+"""
+)
+
+IDLE = "import signal; print('idle', flush=True); signal.pause()"
+
+
+def python(script: str, *arguments: str) -> list[str]:
+    """An environment's command that runs *script*, and ends on SIGTERM."""
+    return ["/usr/bin/python3", "-c", f"import signal; signal.signal(15, lambda *_: exit(0))\n{script}", *arguments]
+
+
+def shop(image: Path) -> dict[str, Any]:
+    """A declaration of three: web may ask orders; stranger is linked to nothing."""
+    limits = {"memory": "64M", "cpus": 1, "pids": 16}
+    common = {"image": f"tar:{image}", "limits": limits, "stop_timeout": 2}
+    return {
+        "environments": {
+            "orders": {**common, "command": python(SERVE), "interface": {"kind": "veth"}, "restart": "always"},
+            "web": {**common, "command": python(IDLE)},
+            "stranger": {**common, "command": python(IDLE), "interface": {"kind": "veth"}},
+        },
+        "links": [{"from": "web", "to": "orders", "pattern": "request"}],
+    }
+
+
+class Salt:
+    """``scripts/salt-call`` as an operator runs it."""
+
+    def __call__(self, *arguments: str, check: bool = True) -> Any:
+        """Run a function; return what it returned."""
+        done = self.run(*arguments)
+        try:
+            returned = json.loads(done.stdout)["local"]
+        except (ValueError, KeyError):
+            raise AssertionError(f"{arguments}: {done.stdout}\n{done.stderr}") from None
+        if check:
+            assert done.returncode == 0, f"{arguments}: {done.stdout}\n{done.stderr}"
+        return returned
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(self.command(*arguments), capture_output=True, text=True, timeout=180, check=False)
+
+    def command(self, *arguments: str) -> list[str]:
+        return [str(CHECKOUT / "scripts/salt-call"), "--out=json", "--retcode-passthrough", *arguments]
+
+    def apply(self, declaration: dict[str, Any], *arguments: str, sls: str = "netspace") -> dict[str, dict[str, Any]]:
+        """``state.apply`` of *declaration*; return each state's result by its id."""
+        returned = self("state.apply", sls, *arguments, self.pillar(declaration), check=False)
+        assert isinstance(returned, dict), returned
+        return {state["__id__"]: state for state in returned.values()}
+
+    @staticmethod
+    def pillar(declaration: dict[str, Any]) -> str:
+        return "pillar=" + json.dumps({"netspace": declaration})
+
+    def exec(self, name: str, command: list[str], **options: Any) -> dict[str, Any]:
+        arguments = [f"{key}={json.dumps(value)}" for key, value in options.items()]
+        returned: dict[str, Any] = self("netspace_environment.exec", name, json.dumps(command), *arguments, check=False)
+        return returned
+
+
+def all_true(states: dict[str, dict[str, Any]]) -> None:
+    assert {name: state["comment"] for name, state in states.items() if state["result"] is not True} == {}
+
+
+def changes(states: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return {name: state["changes"] for name, state in states.items() if state["changes"]}
