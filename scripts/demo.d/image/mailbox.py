@@ -1,0 +1,148 @@
+"""How a program in an environment sends, asks and answers: a small client over pika.
+
+All it knows it reads from /run/netspace (see docs/environment-json.md). It declares
+nothing at the broker: what it may use stands already, and the rest is refused. The
+sender of a message is the exchange that it came from, which nobody can forge.
+"""
+
+import contextlib
+import fcntl
+import json
+import secrets
+import signal
+import sys
+import time
+
+import pika
+from pika.exceptions import AMQPError, ChannelClosedByBroker, NackError, UnroutableError
+
+CARD = "/run/netspace/environment.json"
+
+
+class Refused(Exception):
+    """The broker won't let this environment do that."""
+
+
+def read_card():
+    with open(CARD, encoding="utf-8") as stream:
+        return json.load(stream)
+
+
+def log(text):
+    print(text, flush=True)
+
+
+@contextlib.contextmanager
+def channel(card):
+    """A channel that confirms each message; a new connection, as the credentials are now."""
+    broker = card["broker"]
+    with open(broker["password_file"], encoding="utf-8") as stream:
+        login = pika.PlainCredentials(broker["username"], stream.read())
+    parameters = pika.ConnectionParameters(
+        broker["host"], broker["port"], broker["vhost"], login, heartbeat=30, blocked_connection_timeout=10
+    )
+    connection = pika.BlockingConnection(parameters)
+    try:
+        opened = connection.channel()
+        opened.confirm_delivery()
+        yield opened
+    finally:
+        with contextlib.suppress(AMQPError):
+            connection.close()
+
+
+def forever(serve):
+    """Run ``serve(card, channel)``; after an error with a new connection, and a card read anew."""
+    # The first process of an environment gets no signal that it doesn't handle.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    pause = 0.5
+    while True:
+        try:
+            card = read_card()
+            with channel(card) as opened:
+                pause = 0.5
+                serve(card, opened)
+        except (AMQPError, Refused, OSError, KeyError) as err:
+            log(f"waiting: {err or type(err).__name__}")
+            time.sleep(pause)
+            pause = min(pause * 2, 10)
+
+
+def publish(opened, exchange, text, key="", **properties):
+    """Send *text* and wait until the broker has it.
+
+    :raises Refused: when this environment has no such link, or the mailbox takes no more.
+    """
+    try:
+        opened.basic_publish(exchange, key, text.encode(), pika.BasicProperties(**properties), mandatory=True)
+    except ChannelClosedByBroker as err:
+        raise Refused(f"{err.reply_code} {err.reply_text}") from err
+    except (NackError, UnroutableError) as err:
+        raise Refused(f"not delivered: {type(err).__name__}") from err
+
+
+def peer(card, name):
+    """What the card says of *name*; the exchange that it would have if it says nothing."""
+    for entry in card["peers"]:
+        if entry["to"] == name:
+            return entry
+    return {"to": name, "exchange": f"link.{card['name']}.{name}"}
+
+
+def send(card, opened, to, text):
+    publish(opened, peer(card, to)["exchange"], text, message_id=secrets.token_hex(8), delivery_mode=2)
+
+
+def ask(card, opened, to, text, timeout=5.0):
+    """Send a request along a declared link and return the answer.
+
+    The replies queue is the environment's, so its programs take turns.
+    """
+    replies = peer(card, to)["replies"]
+    key = secrets.token_hex(16)
+    with open("/tmp/replies.lock", "w", encoding="utf-8") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        opened.queue_bind(replies["queue"], replies["exchange"], key)
+        try:
+            address = f"{replies['exchange']}/{key}"
+            publish(opened, peer(card, to)["exchange"], text, reply_to=address, correlation_id=key)
+            until = time.monotonic() + timeout
+            for method, properties, body in opened.consume(replies["queue"], auto_ack=True, inactivity_timeout=0.2):
+                if method is not None and properties.correlation_id == key:
+                    return body.decode()
+                if time.monotonic() > until:
+                    raise Refused(f"no answer from {to} within {timeout:g} s")
+        finally:
+            with contextlib.suppress(AMQPError):
+                opened.cancel()
+                opened.queue_unbind(replies["queue"], replies["exchange"], key)
+
+
+def serve(card, opened, answer):
+    """Read the mailbox for good; ``answer(sender, text)`` gives the reply, where one is wanted."""
+    senders = {entry["exchange"]: entry for entry in card["senders"]}
+    opened.basic_qos(prefetch_count=16)
+    for method, properties, body in opened.consume(card["mailbox"]):
+        sender = senders.get(method.exchange)
+        if sender is None:
+            # A link made after this card was read: read it again.
+            opened.basic_nack(method.delivery_tag)
+            return
+        reply = answer(sender["from"], body.decode())
+        own = sender.get("reply_exchange")
+        if properties.reply_to and own and properties.reply_to.startswith(f"{own}/"):
+            wanted = properties.correlation_id or properties.message_id
+            with contextlib.suppress(Refused):  # who asked may be gone
+                publish(opened, own, reply, properties.reply_to[len(own) + 1 :], correlation_id=wanted)
+        opened.basic_ack(method.delivery_tag)
+
+
+def once(action):
+    """Print what ``action(card, channel)`` returns; exit 1 with the broker's words where it refuses."""
+    card = read_card()
+    try:
+        with channel(card) as opened:
+            log(action(card, opened))
+    except Refused as err:
+        log(f"refused: {err}")
+        sys.exit(1)

@@ -1,0 +1,20 @@
+"""The demo's web: asks 'orders' every ten seconds, or once what its arguments say."""
+
+import sys
+
+import mailbox
+
+
+def ask_on(card, channel):
+    number = 0
+    while True:
+        number += 1
+        mailbox.log(mailbox.ask(card, channel, "orders", f"{number} apples"))
+        channel.connection.sleep(10)
+
+
+if len(sys.argv) > 1:
+    text = " ".join(sys.argv[1:])
+    mailbox.once(lambda card, channel: mailbox.ask(card, channel, "orders", text))
+else:
+    mailbox.forever(ask_on)
