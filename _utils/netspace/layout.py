@@ -51,6 +51,11 @@ class Layout:
         return self.state / "lock"
 
     @property
+    def broker(self) -> Path:
+        """Our RabbitMQ node's data, log and configuration; beside ``state``, which only root may enter."""
+        return self.root / f"var/lib/{self.instance}-broker"
+
+    @property
     def logs(self) -> Path:
         return self.root / "var/log" / self.instance
 

@@ -1,0 +1,298 @@
+"""A RabbitMQ node of our own, from Debian's package, whose default service is left alone.
+
+It is two services: the node, and the epmd (Erlang's port mapper) that a node insists
+on; so neither outlives its removal. Everything listens on loopback only. Data, log and
+configuration lie in ``layout.broker``; the node runs as the package's user ``rabbitmq``
+and may write to nothing but its data and log. There is no user ``guest``: the node loads
+our management account and vhost from a definitions file that holds only a password's hash.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from netspace import files
+from netspace.errors import MissingError, NetspaceError, StateError
+from netspace.layout import Layout
+from netspace.link import diff
+from netspace.link.management import Login, Management, RefusedError, UnreachableError
+from netspace.spec.types import LocalBroker
+from netspace.supervision import Service, Supervisor
+
+USER = "rabbitmq"
+SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+EPMD = Path("/usr/bin/epmd")
+NODE, MAPPER = "broker", "epmd"
+SERVICES = (MAPPER, NODE)
+READY_SECONDS = 90.0
+
+# Erlang's schedulers don't spin while idle; our node is one of many things on this host.
+_EMULATOR = "+sbwt none +sbwtdcpu none +sbwtdio none -kernel inet_dist_use_interface {127,0,0,1}"
+
+
+def services(layout: Layout, spec: LocalBroker) -> tuple[Service, Service]:
+    """The services that make up the node, in the order of their start."""
+    base = layout.broker
+    epmd = {"ERL_EPMD_PORT": str(spec.epmd_port), "ERL_EPMD_ADDRESS": "127.0.0.1"}
+    common = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "HOME": str(base / "data"), **epmd}
+    return (
+        Service(
+            name=MAPPER,
+            command=(str(EPMD), "-address", "127.0.0.1", "-port", str(spec.epmd_port)),
+            description=f"Erlang port mapper of {layout.instance}'s broker",
+            variables=common,
+            user=USER,
+            stop_timeout=5.0,
+            log=layout.logs / "epmd.log",
+        ),
+        Service(
+            name=NODE,
+            command=(str(SERVER),),
+            description=f"RabbitMQ node of {layout.instance}",
+            variables={
+                **common,
+                # Makes the start script become the node instead of waiting beside it.
+                "RUNNING_UNDER_SYSTEMD": "true",
+                "RABBITMQ_NODENAME": f"{layout.instance}@localhost",
+                "RABBITMQ_MNESIA_BASE": str(base / "data/mnesia"),
+                "RABBITMQ_LOG_BASE": str(base / "log"),
+                "RABBITMQ_CONFIG_FILE": str(base / "etc/rabbitmq.conf"),
+                "RABBITMQ_ADVANCED_CONFIG_FILE": str(base / "etc/advanced.config"),
+                "RABBITMQ_CONF_ENV_FILE": "/dev/null",
+                "RABBITMQ_ENABLED_PLUGINS_FILE": str(base / "etc/enabled_plugins"),
+                "RABBITMQ_DIST_PORT": str(spec.distribution_port),
+                "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": _EMULATOR,
+            },
+            working_dir=str(base / "data"),
+            user=USER,
+            after=(MAPPER,),
+            stop_timeout=30.0,
+            log=layout.logs / "broker.log",
+        ),
+    )
+
+
+def configuration(layout: Layout, spec: LocalBroker) -> str:
+    """Content of ``rabbitmq.conf``."""
+    return f"""# Written by netspace: the broker of the links between environments.
+# Distribution port {spec.distribution_port}, epmd port {spec.epmd_port}.
+listeners.tcp.1 = 127.0.0.1:{spec.port}
+management.tcp.ip = 127.0.0.1
+management.tcp.port = {spec.management_port}
+management.rates_mode = none
+load_definitions = {layout.broker}/etc/definitions.json
+log.console = false
+log.file = broker.log
+log.file.level = info
+log.file.rotation.size = 10485760
+log.file.rotation.count = 3
+vm_memory_high_watermark.relative = 0.4
+disk_free_limit.absolute = 200MB
+raft.wal_max_size_bytes = 67108864
+handshake_timeout = 10000
+channel_max = 64
+consumer_timeout = 1800000
+"""
+
+
+def definitions(layout: Layout, username: str, password_hash: str) -> dict[str, Any]:
+    """What the node makes sure of at each start: our vhost, and who manages it.
+
+    The management API deletes and looks into queues in the manager's name, hence its permissions.
+    """
+    vhost = layout.instance
+    return {
+        "users": [
+            {
+                "name": username,
+                "password_hash": password_hash,
+                "hashing_algorithm": "rabbit_password_hashing_sha256",
+                "tags": ["administrator"],
+                "limits": {},
+            }
+        ],
+        "vhosts": [{"name": vhost}],
+        "permissions": [{"user": username, "vhost": vhost, "configure": ".*", "write": ".*", "read": ".*"}],
+    }
+
+
+def _admin(layout: Layout) -> Path:
+    return layout.records("link") / "management.json"
+
+
+def login(layout: Layout) -> Login | None:
+    """Our node's management account, or None before it was ever installed."""
+    record = files.read_json(_admin(layout))
+    if record is None:
+        return None
+    try:
+        return Login(record["username"], record["password"])
+    except KeyError as err:
+        raise StateError(f"{_admin(layout)}: {err} is missing; remove the file and apply again") from err
+
+
+def management(layout: Layout, spec: LocalBroker, timeout: float = 10.0) -> Management:
+    """The management API of our node."""
+    account = login(layout)
+    if account is None:
+        raise UnreachableError("the broker's management credentials are missing; apply again to make new ones")
+    return Management(f"http://127.0.0.1:{spec.management_port}", account, timeout)
+
+
+def available() -> None:
+    """Raise MissingError where Debian's RabbitMQ is not installed."""
+    for path in (SERVER, EPMD):
+        if not path.exists():
+            raise MissingError(f"RabbitMQ ({path})", "apt-get install rabbitmq-server")
+
+
+def installed(layout: Layout, spec: LocalBroker) -> bool:
+    """Whether configuration and credentials on disk are those of *spec*. Reads only."""
+    record = files.read_json(_admin(layout))
+    if record is None or "hash" not in record:
+        return False
+    etc = layout.broker / "etc"
+    wanted = _files(layout, spec, record)
+    try:
+        return all((etc / name).read_bytes() == content for name, content in wanted.items())
+    except OSError:
+        return False
+
+
+def _files(layout: Layout, spec: LocalBroker, record: Mapping[str, Any]) -> dict[str, bytes]:
+    return {
+        "rabbitmq.conf": configuration(layout, spec).encode(),
+        "advanced.config": b"[].\n",
+        "enabled_plugins": b"[rabbitmq_management].\n",
+        "definitions.json": files.encode(definitions(layout, record["username"], record["hash"])),
+    }
+
+
+def install(layout: Layout, spec: LocalBroker) -> None:
+    """Write what the node needs on disk.
+
+    :raises MissingError: RabbitMQ is not installed.
+    """
+    available()
+    try:
+        owner = pwd.getpwnam(USER)
+    except KeyError as err:
+        raise MissingError(f"the system user {USER}", "apt-get install rabbitmq-server") from err
+    base = layout.broker
+    for path, mode, uid in (
+        (base, 0o750, 0),
+        (base / "etc", 0o750, 0),
+        (base / "data", 0o700, owner.pw_uid),
+        (base / "log", 0o750, owner.pw_uid),
+    ):
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.chown(path, uid, owner.pw_gid, follow_symlinks=False)
+        path.chmod(mode)
+    record = files.read_json(_admin(layout))
+    if record is None or not {"username", "password", "hash"} <= record.keys():
+        password = secrets.token_urlsafe(32)
+        record = {"username": f"{layout.instance}.admin", "password": password, "hash": diff.hashed(password)}
+        files.write_json(_admin(layout), record)
+    for name, content in _files(layout, spec, record).items():
+        files.write(base / "etc" / name, content, mode=0o640, owner=(0, owner.pw_gid))
+    cookie = base / "data" / ".erlang.cookie"
+    if not cookie.exists():
+        files.write(cookie, secrets.token_hex(20).encode(), mode=0o400, owner=(owner.pw_uid, owner.pw_gid))
+
+
+def start(layout: Layout, spec: LocalBroker, supervisor: Supervisor, progress: Callable[[str], None]) -> None:
+    """Install the node, have it run, and wait until it answers.
+
+    :raises NetspaceError: when it doesn't come up; with the end of its log.
+    """
+    available()
+    if not installed(layout, spec):
+        # Stopped before anything is written: one killed in between is then started anew by the next run.
+        running = [name for name in reversed(SERVICES) if name in supervisor.observe()]
+        if running:
+            _raise(layout, "can't stop the broker to reconfigure it", supervisor.stop(running))
+    install(layout, spec)
+    supervisor.define(services(layout, spec))
+    _raise(layout, "the broker can't be started", supervisor.start(SERVICES))
+    wait(layout, spec, supervisor, progress)
+
+
+def wait(
+    layout: Layout,
+    spec: LocalBroker,
+    supervisor: Supervisor,
+    progress: Callable[[str], None],
+    seconds: float = READY_SECONDS,
+) -> None:
+    """Wait until the node's management API answers and our vhost is there.
+
+    :raises NetspaceError: when it ends or *seconds* pass; with the end of its log.
+    """
+    begun = time.monotonic()
+    said = 0.0
+    with management(layout, spec, timeout=5.0) as api:
+        while True:
+            try:
+                if api.get("vhosts", layout.instance, query="columns=name") is not None:
+                    return
+                complaint = "it has no vhost of ours"
+            except (UnreachableError, RefusedError) as err:  # it refuses while it still loads its definitions
+                complaint = str(err)
+            passed = time.monotonic() - begun
+            status = supervisor.observe().get(NODE)
+            if status is None or status.state in ("failed", "stopped") or passed > seconds:
+                why = f"isn't ready after {passed:.0f} s ({complaint})" if passed > seconds else "ended while starting"
+                if status is not None and status.exit:
+                    why += f" ({status.exit})"
+                raise NetspaceError(f"the broker {why}; the end of its log:\n{log_tail(layout)}")
+            if passed - said >= 1.0:
+                said = passed
+                progress(f"waiting for the broker to start ({passed:.0f} s)")
+            time.sleep(0.1)
+
+
+def log_tail(layout: Layout, lines: int = 20) -> str:
+    """The end of the node's log, or of what it printed where it got no further."""
+    for path in (layout.broker / "log/broker.log", layout.logs / "broker.log"):
+        try:
+            with path.open("rb") as stream:
+                stream.seek(max(0, path.stat().st_size - 16384))
+                text = stream.read().decode(errors="replace").strip()
+        except OSError:
+            continue
+        if text:
+            return "\n".join(text.splitlines()[-lines:])
+    return "(it has none)"
+
+
+def remove(layout: Layout, supervisor: Supervisor, *, keep_data: bool) -> None:
+    """Stop and forget the node; with *keep_data*, its mail stays for a later start."""
+    known = [name for name in reversed(SERVICES) if name in supervisor.observe()]
+    if known:
+        _raise(layout, "the broker can't be removed", supervisor.remove(known))
+    if keep_data:
+        return
+    # It may be a mount point of the operator's: then it stays, empty.
+    with contextlib.suppress(FileNotFoundError):
+        for entry in list(os.scandir(layout.broker)):
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path)
+            else:
+                files.remove(Path(entry.path))
+        with contextlib.suppress(OSError):
+            layout.broker.rmdir()
+    files.remove(_admin(layout))
+
+
+def _raise(layout: Layout, what: str, errors: Mapping[str, str]) -> None:
+    if errors:
+        detail = "; ".join(f"{name}: {text}" for name, text in errors.items())
+        raise NetspaceError(f"{what}: {detail}; the end of its log:\n{log_tail(layout)}")

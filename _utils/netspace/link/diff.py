@@ -1,0 +1,178 @@
+"""What must change on a broker: observed objects against the declared ones. Pure.
+
+First comes what is revoked, then one import of everything that lacks or differs.
+Only objects of ours are ever in it (``model.found`` picks them). Mailboxes are not
+deleted here: they may hold mail, so those nobody is meant to read any more are
+*left*, and whoever applies the difference looks whether they are empty.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from netspace.link import model
+from netspace.link.model import Found, Key, Objects
+
+# Accounts first: that closes their connections. Then whatever routes, then what holds replies.
+_REVOKE_ORDER = {"user": 0, "permission": 1, "exchange": 2, "binding": 3, "queue": 4, "policy": 5}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What to do to a broker.
+
+    :param revoke: objects to delete, in this order.
+    :param create: objects to import because they are absent (or deleted just before).
+    :param change: objects to import because they differ.
+    :param passwords: accounts whose password hash isn't that of the stored password.
+    :param left: mailboxes that nothing declares, by environment.
+    :param stuck: objects that differ in what can't be changed, and that may hold mail.
+    """
+
+    revoke: tuple[Key, ...] = ()
+    create: tuple[Key, ...] = ()
+    change: tuple[Key, ...] = ()
+    passwords: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
+    stuck: tuple[Key, ...] = ()
+
+    @property
+    def empty(self) -> bool:
+        """Nothing to do to the broker."""
+        return not (self.revoke or self.create or self.change or self.passwords)
+
+    @property
+    def touched(self) -> set[Key]:
+        return {*self.revoke, *self.create, *self.change, *(("user", name) for name in self.passwords)}
+
+
+def difference(wanted: Objects, there: Found, passwords: Mapping[str, str]) -> Difference:
+    """Compare.
+
+    :param wanted: all objects that shall be (``model.objects``).
+    :param there: what the broker has (``model.found``).
+    :param passwords: the stored password of each environment; one without any is
+        about to get one, and its account then differs.
+    """
+    revoke: list[Key] = []
+    change: list[Key] = []
+    left: list[str] = []
+    stuck: list[Key] = []
+    fresh: set[Key] = set()
+    for key, value in there.objects.items():
+        target = wanted.get(key)
+        if target is None:
+            if key[0] == "queue" and key[1].startswith("mailbox."):
+                left.append(key[1].partition(".")[2])
+            elif key == ("queue", model.DEAD):
+                continue  # goes with the broker; until then it may hold mail
+            elif not _answers(key, wanted):
+                revoke.append(key)
+        elif target != value:
+            if key[0] in ("exchange", "binding") or key[1].startswith("replies."):
+                revoke.append(key)
+                fresh.add(key)
+            elif key[0] == "queue":
+                stuck.append(key)
+            else:
+                change.append(key)
+    # Deleting an exchange or a queue takes its bindings along.
+    gone = {(key[0], key[1]) for key in revoke if key[0] in ("exchange", "queue")}
+    create = [
+        key
+        for key in wanted
+        if key not in there.objects
+        or key in fresh
+        or (key[0] == "binding" and (("exchange", key[1]) in gone or (key[2], key[3]) in gone))
+    ]
+    revoke = [
+        key
+        for key in revoke
+        if not (key[0] == "binding" and (("exchange", key[1]) in gone or (key[2], key[3]) in gone))
+        and not (key[0] == "permission" and ("user", key[1]) not in wanted and ("user", key[1]) in there.objects)
+    ]
+    revoke.sort(key=lambda key: (_REVOKE_ORDER[key[0]], key))
+    stale = []
+    for environment in sorted(key[1].partition(".")[2] for key in wanted if key[0] == "user"):
+        name = model.account(environment)
+        password = passwords.get(environment)
+        if password is None or not verify(password, there.hashes.get(name, "")):
+            stale.append(name)
+    return Difference(tuple(revoke), tuple(create), tuple(change), tuple(stale), tuple(sorted(left)), tuple(stuck))
+
+
+def _answers(key: Key, wanted: Objects) -> bool:
+    """Whether *key* is a binding that an asker may make: its replies to the answers of one it may ask."""
+    if key[0] != "binding" or key[2] != "queue":
+        return False
+    answerer = model.environments_of(key[1], "reply")
+    asker = model.environments_of(key[3], "replies")
+    if answerer is None or asker is None:
+        return False
+    read = wanted.get(("permission", model.account(asker[0])), {}).get("read", "")
+    return rf"|reply\.{answerer[0]}|" in f"|{read[2:-2]}|"
+
+
+def document(wanted: Objects, change: Difference, vhost: str, passwords: Mapping[str, str]) -> dict[str, Any]:
+    """Return the definitions to import for *change*: only what lacks or differs.
+
+    :param passwords: of every environment in *wanted*.
+    """
+    sections: dict[str, list[dict[str, Any]]] = {
+        name: [] for name in ("users", "permissions", "queues", "exchanges", "bindings", "policies")
+    }
+    users = set(change.passwords)
+    for key in (*change.create, *change.change):
+        value = wanted[key]
+        if key[0] == "user":
+            users.add(key[1])
+        elif key[0] == "permission":
+            sections["permissions"].append({"user": key[1], "vhost": vhost, **value})
+        elif key[0] == "binding":
+            sections["bindings"].append(
+                {
+                    "source": key[1],
+                    "vhost": vhost,
+                    "destination_type": key[2],
+                    "destination": key[3],
+                    "routing_key": key[4],
+                    **value,
+                }
+            )
+        else:
+            section = "policies" if key[0] == "policy" else f"{key[0]}s"
+            sections[section].append({"name": key[1], "vhost": vhost, **value})
+    for name in sorted(users):
+        sections["users"].append(
+            {
+                "name": name,
+                "password_hash": hashed(passwords[name.partition(".")[2]]),
+                "hashing_algorithm": "rabbit_password_hashing_sha256",
+                **wanted["user", name],
+            }
+        )
+    return {name: entries for name, entries in sections.items() if entries}
+
+
+def hashed(password: str, salt: bytes | None = None) -> str:
+    """RabbitMQ's salted SHA-256: ``base64(salt || sha256(salt || password))``, 4 bytes of salt.
+
+    https://www.rabbitmq.com/docs/passwords#computing-password-hash
+    """
+    salt = secrets.token_bytes(4) if salt is None else salt
+    return base64.b64encode(salt + hashlib.sha256(salt + password.encode()).digest()).decode()
+
+
+def verify(password: str, known: str) -> bool:
+    """Whether *known* is a hash of *password*. An empty hash (refuses everybody) is not."""
+    try:
+        raw = base64.b64decode(known, validate=True)
+    except ValueError:
+        return False
+    return len(raw) == 36 and hmac.compare_digest(hashed(password, raw[:4]), known)

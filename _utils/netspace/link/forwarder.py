@@ -1,0 +1,237 @@
+"""Each environment's own 127.0.0.1:5672, carried to the broker by one haproxy for all.
+
+haproxy runs in the host's network namespace and listens in those of the environments
+(``bind ... namespace``). It carries bytes: who may do what is the broker's business. An
+environment's namespace is found by name, and known by its inode number, since one that
+was made anew under the same name needs a new socket.
+
+Facts that the code relies on: haproxy refuses a configuration that names a missing
+namespace, and keeps the former one; a reload hands sockets over to the new worker by
+address and name of the namespace, so it would keep those of a namespace that is gone,
+unless told not to (``-x /dev/null``); old workers keep their connections until these end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from netspace import files
+from netspace.errors import MissingError, NetspaceError
+from netspace.layout import Layout
+from netspace.link.card import PORT
+from netspace.spec.types import Broker, LocalBroker
+from netspace.supervision import Service, Supervisor
+
+NAME = "forwarder"
+PROGRAM = Path("/usr/sbin/haproxy")
+
+CONNECTIONS = 16  # of one environment: the broker admits 8, and refuses the rest by itself
+OLD_WORKERS = 16  # each holds 10 MB until its last connection ends; older ones are ended
+_SECTION = "frontend environment:"
+
+
+def folder(layout: Layout) -> Path:
+    return layout.run / "forwarder"
+
+
+def _config(layout: Layout) -> Path:
+    return folder(layout) / "haproxy.cfg"
+
+
+def _served(layout: Layout) -> Path:
+    """Copy of the configuration that haproxy is known to have taken."""
+    return folder(layout) / "served.cfg"
+
+
+def _socket(layout: Layout) -> Path:
+    return folder(layout) / "master.sock"
+
+
+def service(layout: Layout) -> Service:
+    """The one service that forwards for all environments."""
+    return Service(
+        name=NAME,
+        command=(
+            str(PROGRAM),
+            "-W",
+            "-S",
+            f"{_socket(layout)},level,admin,mode,600",
+            "-x",
+            "/dev/null",
+            "-f",
+            str(_config(layout)),
+        ),
+        description=f"Forwarder of {layout.instance}: from the environments to the broker",
+        variables={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"},
+        reload=("/bin/kill", "-USR2", "{pid}"),
+        stop_timeout=5.0,
+        log=layout.logs / "forwarder.log",
+    )
+
+
+def namespaces(layout: Layout, environments: Collection[str]) -> dict[str, int]:
+    """Return the inode number of each environment's network namespace; those without one are left out."""
+    found = {}
+    for name in environments:
+        with contextlib.suppress(OSError):
+            found[name] = layout.netns(name).stat().st_ino
+    return found
+
+
+def render(layout: Layout, broker: Broker, found: Mapping[str, int]) -> str:
+    """Return haproxy's configuration for the environments in *found*."""
+    lines = [
+        "# Written by netspace: each environment's 127.0.0.1:5672, carried to the broker.",
+        "global",
+        f"    chroot {folder(layout)}/empty",
+        "    user haproxy",
+        "    group haproxy",
+        f"    maxconn {CONNECTIONS * len(found) + 64}",
+        f"    mworker-max-reloads {OLD_WORKERS}",
+        "    nbthread 2",
+        "defaults",
+        "    mode tcp",
+        f"    maxconn {CONNECTIONS}",
+        "    timeout connect 5s",
+        "    timeout client 20d",  # AMQP has heartbeats of its own
+        "    timeout server 20d",
+        "backend broker",
+        f"    server broker {_server(broker)}",
+    ]
+    for name in sorted(found):
+        lines += [
+            f"{_SECTION}{name}",
+            f"    # network namespace {found[name]}",
+            f"    bind 127.0.0.1:{PORT} namespace {layout.netns_name(name)}",
+            "    default_backend broker",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _server(broker: Broker) -> str:
+    if isinstance(broker, LocalBroker):
+        return f"127.0.0.1:{broker.port}"
+    parts = urlsplit(broker.url)
+    host = parts.hostname or ""
+    secure = parts.scheme == "amqps"
+    address = f"[{host}]" if ":" in host else host
+    where = f"{address}:{parts.port or (5671 if secure else 5672)} init-addr last,libc,none"
+    if secure:
+        where += f" ssl verify required ca-file /etc/ssl/certs/ca-certificates.crt verifyhost {host} sni str({host})"
+    return where
+
+
+def current(layout: Layout) -> str:
+    """The configuration that is served, or nothing."""
+    try:
+        return _served(layout).read_text()
+    except FileNotFoundError:
+        return ""
+
+
+def served(config: str) -> list[str]:
+    """The environments that a configuration serves."""
+    return [line.removeprefix(_SECTION) for line in config.splitlines() if line.startswith(_SECTION)]
+
+
+def available() -> None:
+    """Raise MissingError where haproxy is not installed."""
+    if not PROGRAM.exists():
+        raise MissingError(f"haproxy ({PROGRAM})", "apt-get install haproxy")
+
+
+def apply(layout: Layout, broker: Broker, found: Mapping[str, int], supervisor: Supervisor) -> None:
+    """Serve exactly the environments in *found*; live connections of the others go on.
+
+    :raises NetspaceError: when haproxy refuses; it then goes on with what it had.
+    """
+    available()
+    before = current(layout)
+    config = render(layout, broker, found)
+    empty = folder(layout) / "empty"
+    folder(layout).mkdir(parents=True, exist_ok=True, mode=0o700)
+    empty.mkdir(exist_ok=True, mode=0o755)
+    files.write(_config(layout), config.encode())
+    supervisor.define([service(layout)])
+    status = supervisor.observe().get(NAME)
+    if status is not None and status.state == "running" and _socket(layout).exists():
+        if config != before:
+            try:
+                _reload(layout)
+            except NetspaceError:
+                files.write(_config(layout), before.encode())  # what it would start with again
+                raise
+    else:
+        if status is not None and status.state in ("running", "starting"):
+            _raise(supervisor.stop([NAME]))
+        _raise(supervisor.start([NAME]))
+        _wait(layout, supervisor)
+    files.write(_served(layout), config.encode())
+
+
+def _reload(layout: Layout) -> None:
+    """Ask haproxy's master to reload, which answers when the new worker serves, or why it doesn't."""
+    answer = ask(layout, "reload")
+    if not answer.startswith("Success=1"):
+        alerts = [line.partition("config : ")[2] or line for line in answer.splitlines() if "[ALERT]" in line]
+        raise NetspaceError(f"the forwarder refuses its configuration: {'; '.join(alerts) or answer[:400]}")
+
+
+def ask(layout: Layout, command: str) -> str:
+    """Send one command to haproxy's master and return its answer.
+
+    https://docs.haproxy.org/3.0/management.html#9.4
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as stream:
+        stream.settimeout(30)
+        try:
+            stream.connect(str(_socket(layout)))
+            stream.sendall(command.encode() + b"\n")
+            stream.shutdown(socket.SHUT_WR)
+            parts = []
+            while part := stream.recv(65536):
+                parts.append(part)
+        except OSError as err:
+            raise NetspaceError(f"the forwarder doesn't answer on {_socket(layout)}: {err}") from err
+    return b"".join(parts).decode(errors="replace")
+
+
+def _wait(layout: Layout, supervisor: Supervisor, seconds: float = 20.0) -> None:
+    import time
+
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        with contextlib.suppress(NetspaceError):
+            workers = ask(layout, "show proc").partition("# workers")[2].partition("#")[0]
+            if "worker" in workers:
+                return
+        status = supervisor.observe().get(NAME)
+        if status is None or status.state in ("failed", "stopped"):
+            break
+        time.sleep(0.05)
+    raise NetspaceError(f"the forwarder doesn't start: {_complaint(layout)}")
+
+
+def _complaint(layout: Layout) -> str:
+    try:
+        lines = (layout.logs / "forwarder.log").read_text(errors="replace").splitlines()
+    except OSError:
+        return f"see the log of the service {layout.service(NAME)}"
+    return "; ".join([line for line in lines if "[ALERT]" in line][-5:]) or f"see {layout.logs}/forwarder.log"
+
+
+def remove(layout: Layout, supervisor: Supervisor) -> None:
+    """Stop and forget the forwarder."""
+    if NAME in supervisor.observe():
+        _raise(supervisor.remove([NAME]))
+    shutil.rmtree(folder(layout), ignore_errors=True)
+
+
+def _raise(errors: Mapping[str, str]) -> None:
+    if errors:
+        raise NetspaceError("; ".join(f"{name}: {text}" for name, text in errors.items()))

@@ -1,0 +1,152 @@
+"""A client of RabbitMQ's HTTP management API: what ``kind`` needs of it, and no more.
+
+One kept connection, bounded answers and times. Credentials go into a header, never
+into a URL, a log or an error's text.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlsplit
+
+from netspace.errors import NetspaceError
+
+if TYPE_CHECKING:
+    import http.client
+
+MAX_ANSWER = 256 * 1024 * 1024
+
+
+class UnreachableError(NetspaceError):
+    """The broker's management API gives no answer."""
+
+
+class RefusedError(NetspaceError):
+    """The management API answered, but not with what was asked for."""
+
+    def __init__(self, message: str, status: int) -> None:
+        self.status = status
+        super().__init__(message)
+
+
+@dataclass(frozen=True)
+class Login:
+    """Who may manage the broker."""
+
+    username: str
+    password: str = field(repr=False)
+
+
+class Management:
+    """The management API at *url* (``http://`` or ``https://``, verified by the system's CAs)."""
+
+    def __init__(self, url: str, login: Login, timeout: float = 10.0) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise NetspaceError(f"management URL {url!r}: expected http(s)://host[:port]")
+        self.where = f"{parts.scheme}://{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
+        self._scheme, self._host, self._port = parts.scheme, parts.hostname, parts.port
+        self._path = parts.path.rstrip("/")
+        self._timeout = timeout
+        token = base64.b64encode(f"{login.username}:{login.password}".encode()).decode()
+        self._headers = {"Authorization": f"Basic {token}", "Content-Type": "application/json"}
+        self._connection: http.client.HTTPConnection | None = None
+
+    def __enter__(self) -> Management:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def get(self, *path: str, query: str = "") -> Any:
+        """GET ``/api/<path>``; None where there is no such thing.
+
+        :raises UnreachableError: no answer.
+        :raises RefusedError: an answer other than 2xx or 404.
+        """
+        return self._call("GET", path, query=query)
+
+    def post(self, *path: str, body: Any, timeout: float | None = None) -> Any:
+        """POST *body* as JSON; raises as :meth:`get` does."""
+        return self._call("POST", path, body=body, timeout=timeout)
+
+    def delete(self, *path: str) -> bool:
+        """DELETE; whether there was such a thing. Raises as :meth:`get` does."""
+        return self._call("DELETE", path) is not None
+
+    def _call(
+        self, method: str, path: tuple[str, ...], query: str = "", body: Any = None, timeout: float | None = None
+    ) -> Any:
+        import http.client
+
+        url = f"{self._path}/api/{'/'.join(quote(part, safe='') for part in path)}{'?' + query if query else ''}"
+        data = None if body is None else json.dumps(body).encode()
+        kept = self._connection is not None
+        try:
+            try:
+                status, raw = self._exchange(method, url, data, timeout)
+            except (ConnectionError, http.client.BadStatusLine, http.client.CannotSendRequest):
+                if not kept:
+                    raise
+                # The server closes idle connections; all calls made here may be repeated.
+                self.close()
+                status, raw = self._exchange(method, url, data, timeout)
+        except (OSError, http.client.HTTPException) as err:
+            self.close()
+            raise UnreachableError(f"the broker's management API at {self.where} gives no answer: {err}") from err
+        if status == 404:
+            return None
+        if not 200 <= status < 300:
+            raise RefusedError(
+                f"the broker's management API at {self.where} answered {method} /api/{'/'.join(path)} with {status}"
+                f"{_reason(status, raw)}",
+                status,
+            )
+        try:
+            return json.loads(raw) if raw else {}
+        except ValueError as err:
+            raise RefusedError(f"{self.where} answered with something else than JSON; is it RabbitMQ?", status) from err
+
+    def _exchange(self, method: str, url: str, data: bytes | None, timeout: float | None) -> tuple[int, bytes]:
+        import http.client
+
+        if self._connection is None:
+            if self._scheme == "https":
+                import ssl
+
+                self._connection = http.client.HTTPSConnection(
+                    self._host, self._port, timeout=self._timeout, context=ssl.create_default_context()
+                )
+            else:
+                self._connection = http.client.HTTPConnection(self._host, self._port, timeout=self._timeout)
+            self._connection.connect()
+        assert self._connection.sock is not None
+        self._connection.sock.settimeout(timeout or self._timeout)
+        self._connection.request(method, url, body=data, headers=self._headers)
+        answer = self._connection.getresponse()
+        raw = answer.read(MAX_ANSWER + 1)
+        if len(raw) > MAX_ANSWER:
+            raise http.client.HTTPException(f"an answer of more than {MAX_ANSWER} bytes")
+        if answer.will_close:
+            self.close()
+        return answer.status, raw
+
+
+def _reason(status: int, raw: bytes) -> str:
+    if status in (401, 403):
+        return ": the management credentials aren't accepted (tag administrator needed)"
+    try:
+        value = json.loads(raw)
+        text = str(value.get("reason", ""))
+    except (ValueError, AttributeError):
+        text = raw[:200].decode(errors="replace")
+    return f": {text[:400]}" if text else ""

@@ -1,0 +1,276 @@
+"""Which broker objects a set of links is. Pure: no broker, no disk, no secret.
+
+One vhost; an environment with at least one link has an account and a mailbox, each
+link an exchange of its own:
+
+===========  ==================  ===================================================
+account      ``env.<e>``         no tags, few connections and channels, no configure
+mailbox      ``mailbox.<e>``     quorum queue, bounded by a policy; only <e> reads it
+link         ``link.<a>.<b>``    fanout exchange bound to ``mailbox.<b>``; only <a>
+                                 writes, so the exchange of a delivery is its sender
+replies      ``replies.<a>``     queue for answers, where <a> has a request link
+answers      ``reply.<b>``       direct exchange that <b> answers through; each asker
+                                 binds its replies queue to it under a random key
+dead         ``dead``            exchange and queue for mail that could not be kept
+===========  ==================  ===================================================
+
+Limits are policies and not arguments, because arguments can't be changed later.
+Links have exchanges of their own because a keyed exchange shared by several would
+let a CC header reach undeclared receivers. Names have no dot, so these can't clash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from netspace.spec.types import NAME, Link
+
+Key = tuple[str, ...]
+"""What names a broker object: ``("queue", "mailbox.web")``, ``("binding", source, type, target, key)``."""
+
+Objects = dict[Key, dict[str, Any]]
+"""Broker objects in the form of RabbitMQ's definitions, without vhost and secrets."""
+
+CONNECTIONS = 8
+CHANNELS = 64
+DEAD = "dead"
+_DAY = 24 * 3600 * 1000
+
+POLICIES: Mapping[str, dict[str, Any]] = {
+    "netspace.mailbox": {
+        "pattern": r"^mailbox\.",
+        "apply-to": "quorum_queues",
+        "priority": 10,
+        "definition": {
+            "max-length": 10_000,
+            "max-length-bytes": 64 * 1024 * 1024,
+            "overflow": "reject-publish",
+            "message-ttl": 7 * _DAY,
+            "delivery-limit": 20,
+            "dead-letter-exchange": DEAD,
+        },
+    },
+    "netspace.replies": {
+        "pattern": r"^replies\.",
+        "apply-to": "classic_queues",
+        "priority": 10,
+        "definition": {
+            "max-length": 10_000,
+            "max-length-bytes": 16 * 1024 * 1024,
+            "overflow": "reject-publish",
+            "message-ttl": 3600 * 1000,
+        },
+    },
+    "netspace.dead": {
+        "pattern": r"^dead$",
+        "apply-to": "quorum_queues",
+        "priority": 10,
+        "definition": {
+            "max-length": 10_000,
+            "max-length-bytes": 64 * 1024 * 1024,
+            "overflow": "drop-head",
+            "message-ttl": 30 * _DAY,
+        },
+    },
+}
+
+
+def account(environment: str) -> str:
+    return f"env.{environment}"
+
+
+def mailbox(environment: str) -> str:
+    return f"mailbox.{environment}"
+
+
+def exchange(link: Link) -> str:
+    return f"link.{link.name}"
+
+
+def replies(environment: str) -> str:
+    return f"replies.{environment}"
+
+
+def reply(environment: str) -> str:
+    return f"reply.{environment}"
+
+
+def members(links: Iterable[Link]) -> set[str]:
+    """The environments that have an account and a mailbox: those with at least one link."""
+    return {end for link in links for end in (link.source, link.target)}
+
+
+def objects(links: Collection[Link]) -> Objects:
+    """Return all broker objects of *links*, accounts without their passwords."""
+    made: Objects = {}
+    environments = members(links)
+    if not environments:
+        return made
+    answered: dict[str, set[str]] = {}  # asker -> those it may ask
+    asked: set[str] = set()
+    sends: set[str] = set()
+    for link in links:
+        sends.add(link.source)
+        if link.pattern == "request":
+            answered.setdefault(link.source, set()).add(link.target)
+            asked.add(link.target)
+
+    for name, policy in POLICIES.items():
+        made["policy", name] = dict(policy)
+    _exchange(made, DEAD, "fanout")
+    _queue(made, DEAD, "quorum")
+    _binding(made, DEAD, DEAD)
+    for environment in environments:
+        made["user", account(environment)] = {
+            "tags": [],
+            "limits": {"max-connections": CONNECTIONS, "max-channels": CHANNELS},
+        }
+        made["permission", account(environment)] = _permission(
+            environment, environment in sends, answered.get(environment, set()), environment in asked
+        )
+        _queue(made, mailbox(environment), "quorum")
+        if environment in answered:
+            _queue(made, replies(environment), "classic")
+        if environment in asked:
+            _exchange(made, reply(environment), "direct")
+    for link in links:
+        _exchange(made, exchange(link), "fanout")
+        _binding(made, exchange(link), mailbox(link.target))
+    return made
+
+
+def of_link(link: Link) -> list[Key]:
+    """The objects that are this link's alone."""
+    name = exchange(link)
+    return [("exchange", name), ("binding", name, "queue", mailbox(link.target), "")]
+
+
+def _permission(environment: str, sends: bool, asks: set[str], answers: bool) -> dict[str, Any]:
+    write = []
+    if sends:
+        write.append(rf"link\.{environment}\.[a-z0-9_-]+")
+    if asks:  # binding a queue needs write on it, and read on the exchange
+        write.append(rf"replies\.{environment}")
+    if answers:
+        write.append(rf"reply\.{environment}")
+    read = [rf"mailbox\.{environment}"]
+    if asks:
+        read.append(rf"replies\.{environment}")
+        read.extend(rf"reply\.{answerer}" for answerer in sorted(asks))
+    return {"configure": "^$", "write": _any_of(write), "read": _any_of(read)}
+
+
+def _any_of(patterns: list[str]) -> str:
+    return f"^({'|'.join(patterns)})$" if patterns else "^$"
+
+
+def _exchange(made: Objects, name: str, kind: str) -> None:
+    made["exchange", name] = {
+        "type": kind,
+        "durable": True,
+        "auto_delete": False,
+        "internal": False,
+        "arguments": {},
+    }
+
+
+def _queue(made: Objects, name: str, kind: str) -> None:
+    made["queue", name] = {"durable": True, "auto_delete": False, "arguments": {"x-queue-type": kind}}
+
+
+def _binding(made: Objects, source: str, target: str) -> None:
+    made["binding", source, "queue", target, ""] = {"arguments": {}}
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a broker has of ours, taken from its definitions.
+
+    :param objects: ours, in the form of :func:`objects`.
+    :param hashes: per account, its password hash (``base64(salt || sha256(salt || password))``).
+    :param vhost: whether our vhost exists.
+    """
+
+    objects: Objects = field(default_factory=dict)
+    hashes: Mapping[str, str] = field(default_factory=dict, repr=False)
+    vhost: bool = False
+
+
+def found(definitions: Mapping[str, Any], vhost: str, known: Collection[str], *, whole: bool) -> Found:
+    """Pick what is ours out of a broker's *definitions* (``GET /api/definitions``).
+
+    Ours is what bears one of our names in our *vhost*. Accounts have no vhost: an
+    ``env.<e>`` is ours where it has permissions in our vhost, or <e> is known to us.
+
+    :param known: environments that are, were or are about to be linked.
+    :param whole: the vhost is this host's alone. Else (a broker that hosts share) only
+        what is of *known* environments is ours.
+    """
+    names = set(known)
+
+    def here(section: str) -> Iterable[dict[str, Any]]:
+        return (entry for entry in definitions.get(section, ()) if entry.get("vhost") == vhost)
+
+    def is_ours(name: str, *kinds: str) -> bool:
+        ends = environments_of(name, *kinds)
+        return ends is not None and (whole or names.issuperset(ends))
+
+    ours: Objects = {}
+    hashes: dict[str, str] = {}
+    for entry in here("exchanges"):
+        if is_ours(entry["name"], "link", "reply", DEAD):
+            ours["exchange", entry["name"]] = _pick(
+                entry, type="", durable=True, auto_delete=False, internal=False, arguments={}
+            )
+    for entry in here("queues"):
+        if is_ours(entry["name"], "mailbox", "replies", DEAD):
+            ours["queue", entry["name"]] = _pick(entry, durable=True, auto_delete=False, arguments={})
+    for entry in here("bindings"):
+        source, kind, target = entry["source"], entry["destination_type"], entry["destination"]
+        if not source:  # the default exchange's, which every queue has
+            continue
+        others = not whole and environments_of(source, "link", "reply") is not None
+        if ("exchange", source) in ours or ((kind, target) in ours and not others):
+            ours["binding", source, kind, target, entry["routing_key"]] = _pick(entry, arguments={})
+    for entry in here("policies"):
+        if entry["name"] in POLICIES:
+            ours["policy", entry["name"]] = {
+                **_pick(entry, pattern="", priority=0, definition={}),
+                "apply-to": entry.get("apply-to", "all"),
+            }
+    accounts = {account(environment) for environment in names}
+    for entry in here("permissions"):
+        if is_ours(entry["user"], "env"):
+            ours["permission", entry["user"]] = _pick(entry, configure="", write="", read="")
+            accounts.add(entry["user"])
+    for entry in definitions.get("users", ()):
+        if entry["name"] in accounts:
+            tags = entry.get("tags") or []
+            ours["user", entry["name"]] = {
+                "tags": tags if isinstance(tags, list) else [tag for tag in tags.split(",") if tag],
+                "limits": dict(entry.get("limits") or {}),
+            }
+            hashes[entry["name"]] = entry.get("password_hash", "")
+    present = any(entry.get("name") == vhost for entry in definitions.get("vhosts", ()))
+    return Found(ours, hashes, present)
+
+
+_ENDS = {"link": 2, "reply": 1, "mailbox": 1, "replies": 1, "env": 1}
+
+
+def environments_of(name: str, *kinds: str) -> tuple[str, ...] | None:
+    """The environments in the name of an object of ours of one of the *kinds*; None: not such a name."""
+    kind, *ends = name.split(".")
+    if kind not in kinds:
+        return None
+    if kind == DEAD:
+        return None if ends else ()
+    if len(ends) != _ENDS[kind] or not all(NAME.fullmatch(end) for end in ends):
+        return None
+    return tuple(ends)
+
+
+def _pick(entry: Mapping[str, Any], **defaults: Any) -> dict[str, Any]:
+    return {key: entry.get(key, default) for key, default in defaults.items()}

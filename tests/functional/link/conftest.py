@@ -1,0 +1,158 @@
+"""A host with real environments' namespaces, a real broker and real clients, for all tests of links."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pika
+import pytest
+
+from netspace.layout import Layout
+from netspace.link import forwarder
+from netspace.link.card import card
+from netspace.link.kind import DesiredLinks, Links
+from netspace.plan import Plan
+from netspace.spec.types import Link, LocalBroker
+from netspace.supervision.direct import Direct
+
+CLONE_NEWNET = 0x40000000
+
+
+class World:
+    """One host: its links, and clients inside its environments."""
+
+    def __init__(self) -> None:
+        self.layout = Layout()
+        self.supervisor = Direct(self.layout)
+        self.messages: list[str] = []
+        self.links = Links(self.layout, self.supervisor, progress=self.messages.append)
+        self.netns: set[str] = set()
+
+    def environment(self, *names: str) -> None:
+        """Make the network namespaces of environments, as the interface kind does."""
+        for name in names:
+            namespace = self.layout.netns_name(name)
+            subprocess.run(["ip", "netns", "add", namespace], check=True)
+            subprocess.run(["ip", "-n", namespace, "link", "set", "lo", "up"], check=True)
+            self.netns.add(name)
+
+    def no_environment(self, *names: str) -> None:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", self.layout.netns_name(name)], check=True)
+            self.netns.discard(name)
+
+    def plan(self, *links: Link, remove=()) -> Plan:
+        return self.links.plan(DesiredLinks(LocalBroker(), links), self.links.observe(), remove)
+
+    def apply(self, *links: Link, only: bool = True, purge: bool = False) -> Plan:
+        """Have exactly these links (or these as well); every step must succeed."""
+        remove = self.links.names() - {link.name for link in links} if only else ()
+        plan = self.plan(*links, remove=remove)
+        outcomes = self.links.apply(plan.steps, purge=purge)
+        assert not [outcome.error for outcome in outcomes if outcome.error]
+        assert not plan.refusals
+        return plan
+
+    @contextlib.contextmanager
+    def inside(self, name: str) -> Iterator[None]:
+        """Be in an environment's network namespace (this thread only): sockets made here are its."""
+        libc = _libc()
+        own = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+        there = os.open(self.layout.netns(name), os.O_RDONLY)
+        try:
+            assert libc.setns(there, CLONE_NEWNET) == 0
+            try:
+                yield
+            finally:
+                assert libc.setns(own, CLONE_NEWNET) == 0
+        finally:
+            os.close(own)
+            os.close(there)
+
+    def connect(self, name: str, password: str | None = None, **options) -> pika.BlockingConnection:
+        """A client inside *name*, by nothing but what its card says."""
+        about = card(name, self.links.recorded(), self.links.vhost)["broker"]
+        secret = password or self.links.password(name)
+        parameters = pika.ConnectionParameters(
+            about["host"],
+            about["port"],
+            about["vhost"],
+            pika.PlainCredentials(about["username"], secret),
+            socket_timeout=5,
+            blocked_connection_timeout=5,
+            **options,
+        )
+        with self.inside(name):
+            return pika.BlockingConnection(parameters)
+
+    @contextlib.contextmanager
+    def client(self, name: str) -> Iterator[pika.adapters.blocking_connection.BlockingChannel]:
+        connection = self.connect(name)
+        try:
+            channel = connection.channel()
+            channel.confirm_delivery()
+            yield channel
+        finally:
+            if connection.is_open:
+                connection.close()
+
+    def api(self):
+        return self.links._management(LocalBroker())
+
+    def forwarder(self, command: str) -> str:
+        return forwarder.ask(self.layout, command)
+
+
+def _libc():
+    import ctypes
+
+    return ctypes.CDLL(None, use_errno=True)
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    made = World()
+    try:
+        yield made
+    finally:
+        made.links.purge()
+        made.supervisor.purge()
+        made.no_environment(*list(made.netns))
+
+
+@pytest.fixture(autouse=True)
+def _bounded() -> Iterator[None]:
+    """A client that waits for an answer for ever fails its test."""
+
+    def ring(*_: object) -> None:
+        raise TimeoutError("the test takes more than a minute")
+
+    former = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, former)
+
+
+def run_inside(world: World, name: str, code: str, *arguments: str, cards: str) -> subprocess.Popen[str]:
+    """Run Python *code* in an environment's namespace, where ``/run/netspace`` is the folder *cards*."""
+    script = 'mkdir -p /run/netspace && mount --bind "$0" /run/netspace && exec "$@"'
+    place = ["ip", "netns", "exec", world.layout.netns_name(name), "unshare", "-m", "sh", "-c", script, cards]
+    return subprocess.Popen(
+        [*place, sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def write_cards(world: World, name: str, folder) -> str:
+    """What the host puts into an environment's ``/run/netspace``."""
+    content = card(name, world.links.recorded(), world.links.vhost)
+    folder.mkdir()
+    (folder / "environment.json").write_text(json.dumps(content))
+    (folder / "password").write_text(world.links.password(name))
+    return str(folder)

@@ -1,0 +1,263 @@
+"""What the broker is told to be, and what must change: pure, over every set of links."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from netspace.link import diff, model
+from netspace.link.card import card
+from netspace.spec.types import Link
+
+NAMES = ["a", "b", "web", "web-1", "w_1"]
+LINKS = st.builds(
+    lambda ends: {
+        f"{source}.{target}": Link(source=source, target=target, pattern=how) for source, target, how in ends
+    },
+    st.lists(
+        st.tuples(st.sampled_from(NAMES), st.sampled_from(NAMES), st.sampled_from(["send", "request"])).filter(
+            lambda ends: ends[0] != ends[1]
+        )
+    ),
+).map(lambda links: list(links.values()))
+VHOST = "netspace"
+
+
+class Broker:
+    """Definitions as RabbitMQ keeps them, changed as its API changes them."""
+
+    def __init__(self) -> None:
+        self.objects: model.Objects = {}
+        self.hashes: dict[str, str] = {}
+
+    def definitions(self) -> dict:
+        sections: dict[str, list] = {f"{kind}s": [] for kind in ("user", "permission", "queue", "exchange", "binding")}
+        sections["policies"] = []
+        for key, value in self.objects.items():
+            if key[0] == "user":
+                entry = {"name": key[1], "password_hash": self.hashes[key[1]], **value}
+            elif key[0] == "permission":
+                entry = {"user": key[1], "vhost": VHOST, **value}
+            elif key[0] == "binding":
+                names = dict(zip(("source", "destination_type", "destination", "routing_key"), key[1:], strict=True))
+                entry = {"vhost": VHOST, **names, **value}
+            else:
+                entry = {"name": key[1], "vhost": VHOST, **value}
+            sections["policies" if key[0] == "policy" else f"{key[0]}s"].append(entry)
+        return json.loads(json.dumps({**sections, "vhosts": [{"name": VHOST}]}))
+
+    def delete(self, key: model.Key) -> None:
+        self.objects.pop(key, None)
+        if key[0] == "user":
+            self.objects.pop(("permission", key[1]), None)
+        if key[0] in ("exchange", "queue"):
+            for other in [other for other in self.objects if other[0] == "binding"]:
+                if key == ("exchange", other[1]) or key == (other[2], other[3]):
+                    del self.objects[other]
+
+    def post(self, document: dict) -> None:
+        for section, entries in document.items():
+            for entry in entries:
+                value = {k: v for k, v in entry.items() if k not in ("vhost", "name", "user")}
+                if section == "bindings":
+                    names = [value.pop(k) for k in ("source", "destination_type", "destination", "routing_key")]
+                    key = ("binding", *names)
+                elif section == "users":
+                    key = ("user", entry["name"])
+                    self.hashes[entry["name"]] = value.pop("password_hash")
+                    value.pop("hashing_algorithm")
+                else:
+                    key = ({"policies": "policy"}.get(section, section[:-1]), entry.get("name") or entry["user"])
+                if key[0] == "queue" and key in self.objects:
+                    assert self.objects[key] == value, "arguments of a queue can't be changed"
+                self.objects[key] = value
+
+    def converge(self, links: list[Link], known: set[str], passwords: dict[str, str]) -> diff.Difference:
+        wanted = model.objects(links)
+        there = model.found(self.definitions(), VHOST, known | model.members(links), whole=True)
+        change = diff.difference(wanted, there, passwords)
+        for key in change.revoke:
+            self.delete(key)
+        passwords.update({name: f"secret of {name}" for name in model.members(links)})
+        self.post(diff.document(wanted, change, VHOST, passwords))
+        return change
+
+
+@given(LINKS, LINKS)
+def test_after_a_change_there_is_no_difference_and_nothing_undeclared(first, second):
+    broker, passwords = Broker(), {}
+    broker.converge(first, set(), passwords)
+    change = broker.converge(second, model.members(first), passwords)
+    assert not change.stuck
+    wanted = model.objects(second)
+    kept = {("queue", model.DEAD), *(("queue", model.mailbox(name)) for name in change.left)}
+    assert {key for key in broker.objects if key not in kept} == {key for key in wanted if key not in kept}
+    assert all(broker.objects[key] == value for key, value in wanted.items())
+    again = broker.converge(second, model.members(first), passwords)
+    assert again.empty
+    assert again.left == change.left
+
+
+@given(LINKS, LINKS)
+def test_mailboxes_are_never_revoked(first, second):
+    broker, passwords = Broker(), {}
+    broker.converge(first, set(), passwords)
+    change = broker.converge(second, model.members(first), passwords)
+    assert not [key for key in change.revoke if key[0] == "queue" and not key[1].startswith("replies.")]
+    assert set(change.left) == model.members(first) - model.members(second)
+
+
+@given(LINKS)
+def test_an_account_may_do_what_its_links_say_and_nothing_else(links):
+    made = model.objects(links)
+    declared = {(link.source, link.target): link.pattern for link in links}
+    names = [key[1] for key in made if key[0] in ("queue", "exchange")] + ["", "amq.default", "amq.topic", "other"]
+    for one in model.members(links):
+        rights = made["permission", f"env.{one}"]
+        may = {right: {name for name in names if re.search(rights[right], name)} for right in rights}
+        assert may["configure"] <= {""}
+        asked = {target for (source, target), pattern in declared.items() if source == one and pattern == "request"}
+        asks_me = any(target == one and pattern == "request" for (_, target), pattern in declared.items())
+        sent = {f"link.{one}.{target}" for source, target in declared if source == one}
+        replies = {f"replies.{one}"} if asked else set()
+        assert may["write"] - {""} == sent | replies | ({f"reply.{one}"} if asks_me else set())
+        assert may["read"] - {""} == {f"mailbox.{one}"} | replies | {f"reply.{target}" for target in asked}
+        assert "amq.default" not in may["write"] | may["read"]
+
+
+@given(LINKS)
+def test_foreign_objects_are_not_ours(links):
+    broker, passwords = Broker(), {}
+    broker.converge(links, set(), passwords)
+    foreign = {
+        ("exchange", "orders"): {"type": "topic", "durable": True, "auto_delete": False, "internal": False},
+        ("exchange", "link.x"): {"type": "topic"},
+        ("queue", "mailbox.a.b"): {"durable": True, "auto_delete": False, "arguments": {}},
+        ("policy", "all"): {"pattern": ".*", "definition": {}},
+        ("permission", "bob"): {"configure": ".*", "write": ".*", "read": ".*"},
+        ("user", "env.elsewhere"): {"tags": [], "limits": {}},
+        ("binding", "orders", "queue", "mailbox.a.b", "k"): {"arguments": {}},
+    }
+    broker.hashes["env.elsewhere"] = ""
+    broker.objects.update(foreign)
+    broker.converge([], model.members(links), passwords)
+    left = {("queue", model.DEAD)} | {("queue", model.mailbox(name)) for name in model.members(links)}
+    assert broker.objects.keys() - left == foreign.keys()
+
+
+def test_what_is_in_another_vhost_is_not_ours():
+    broker = Broker()
+    links = [Link(source="a", target="b")]
+    broker.converge(links, set(), {})
+    there = model.found(broker.definitions(), "other", set(), whole=True)
+    assert there.objects == {}
+    assert not there.vhost
+
+
+def test_on_a_shared_broker_other_hosts_environments_are_not_ours():
+    broker = Broker()
+    broker.converge([Link(source="a", target="b"), Link(source="c", target="d", pattern="request")], set(), {})
+    there = model.found(broker.definitions(), VHOST, {"a", "b"}, whole=False).objects
+    assert ("exchange", "link.a.b") in there
+    assert ("queue", "mailbox.c") not in there
+    assert not [key for key in there if "c" in key[1].split(".") or "d" in key[1].split(".")]
+
+
+def test_an_undeclared_way_into_a_mailbox_is_revoked():
+    broker, passwords = Broker(), {}
+    links = [Link(source="a", target="b")]
+    broker.converge(links, set(), passwords)
+    hole = ("binding", "amq.topic", "queue", "mailbox.b", "#")
+    broker.objects[hole] = {"arguments": {}}
+    broker.objects["exchange", "link.b.a"] = {"type": "fanout"}
+    change = broker.converge(links, set(), passwords)
+    assert set(change.revoke) == {hole, ("exchange", "link.b.a")}
+
+
+def test_bindings_to_answers_stay_while_the_request_link_does():
+    broker, passwords = Broker(), {}
+    links = [Link(source="a", target="b", pattern="request"), Link(source="c", target="b", pattern="request")]
+    broker.converge(links, set(), passwords)
+    own = ("binding", "reply.b", "queue", "replies.a", "some random key")
+    broker.objects[own] = {"arguments": {}}
+    assert broker.converge(links, set(), passwords).empty
+    links[0] = Link(source="a", target="b")
+    broker.objects["queue", "replies.a"] = {"durable": True, "auto_delete": False, "arguments": {}}
+    broker.converge(links, set(), passwords)
+    assert own not in broker.objects
+
+
+def test_drift_is_repaired():
+    broker, passwords = Broker(), {}
+    links = [Link(source="a", target="b")]
+    broker.converge(links, set(), passwords)
+    broker.objects["permission", "env.a"]["read"] = ".*"
+    broker.objects["user", "env.b"]["tags"] = ["administrator"]
+    broker.objects["exchange", "link.a.b"]["type"] = "topic"
+    broker.hashes["env.a"] = ""
+    change = broker.converge(links, set(), passwords)
+    assert change.revoke == (("exchange", "link.a.b"),)
+    assert ("binding", "link.a.b", "queue", "mailbox.b", "") in change.create
+    assert change.passwords == ("env.a",)
+    assert broker.converge(links, set(), passwords).empty
+
+
+def test_a_mailbox_of_another_make_is_left_for_the_operator():
+    broker, passwords = Broker(), {}
+    broker.objects["queue", "mailbox.b"] = {"durable": True, "auto_delete": False, "arguments": {}}
+    links = [Link(source="a", target="b")]
+    there = model.found(broker.definitions(), VHOST, set(), whole=True)
+    change = diff.difference(model.objects(links), there, passwords)
+    assert change.stuck == (("queue", "mailbox.b"),)
+    assert ("queue", "mailbox.b") not in {*change.create, *change.change}
+
+
+def test_nothing_is_revoked_after_something_was_granted_in_its_place():
+    broker, passwords = Broker(), {}
+    broker.converge([Link(source="a", target="b"), Link(source="a", target="c")], set(), passwords)
+    links = [Link(source="a", target="b")]
+    there = model.found(broker.definitions(), VHOST, {"a", "b", "c"}, whole=True)
+    change = diff.difference(model.objects(links), there, passwords)
+    assert change.revoke == (("user", "env.c"), ("exchange", "link.a.c"))
+
+
+@given(st.text(), st.binary(min_size=4, max_size=4))
+def test_hashes_verify(password, salt):
+    assert diff.verify(password, diff.hashed(password, salt))
+    assert not diff.verify(password + "x", diff.hashed(password, salt))
+
+
+@pytest.mark.parametrize("known", ["", "x", "!!!", "AAAA", diff.hashed("other")])
+def test_other_hashes_do_not(known):
+    assert not diff.verify("password", known)
+    assert not diff.verify("", known)
+
+
+def test_known_hash():
+    # https://www.rabbitmq.com/docs/passwords: "test12" salted with 908D C60A
+    assert diff.hashed("test12", bytes.fromhex("908DC60A")) == "kI3GCqW5JLMJa4iX1lo7X4D6XbYqlLgxIs30+P6tENUV2POR"
+
+
+def test_card_of_both_ends():
+    links = [Link(source="web", target="orders", pattern="request"), Link(source="web", target="audit")]
+    web, orders, idle = (card(name, links, VHOST) for name in ("web", "orders", "idle"))
+    assert web["mailbox"] == "mailbox.web"
+    assert web["broker"]["username"] == "env.web"
+    assert web["peers"] == [
+        {"to": "audit", "pattern": "send", "exchange": "link.web.audit"},
+        {
+            "to": "orders",
+            "pattern": "request",
+            "exchange": "link.web.orders",
+            "replies": {"queue": "replies.web", "exchange": "reply.orders"},
+        },
+    ]
+    assert orders["peers"] == []
+    assert orders["senders"] == [
+        {"from": "web", "pattern": "request", "exchange": "link.web.orders", "reply_exchange": "reply.orders"}
+    ]
+    assert idle == {"version": 1, "name": "idle", "peers": [], "senders": []}
