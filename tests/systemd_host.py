@@ -205,11 +205,14 @@ class SystemdHost:
     def off(self) -> None:
         """Pull the plug: SIGKILL to everything in it. Its disk stays."""
         if self._unshare is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._unshare.pid, signal.SIGKILL)
             if self.pid:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(self.pid, signal.SIGKILL)
+            # unshare(1) collects systemd and ends; killed before, it would leave a zombie to whoever is PID 1.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._unshare.wait(5 if self.pid else 0)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._unshare.pid, signal.SIGKILL)
             self._unshare.wait()
         self._unshare, self.pid = None, 0
         subprocess.run(

@@ -7,15 +7,15 @@ that Salt runs, whose site-packages hold the dependencies.
 ``<state>/lib/<digest>/`` is a version: the package's ``.py`` files and a ``__main__.py``
 that starts it; ``<state>/lib/current`` points to the one in use. A version is complete
 before it is pointed to. Nothing here runs the copy.
+
+Imports that only writing needs stand in the functions: the supervisor's process imports
+this module and stays.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import importlib.util
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,6 +69,9 @@ def installed(layout: Layout) -> str:
 
 def install(layout: Layout) -> bool:
     """Make the copy equal to the running library; return whether anything was written."""
+    import hashlib
+    import shutil
+
     origin = source()
     if layout.library in origin.parents:
         return False  # it is the copy that runs
@@ -106,6 +109,8 @@ def install(layout: Layout) -> bool:
 
 def remove(layout: Layout) -> None:
     """Remove the copy and all its versions."""
+    import shutil
+
     shutil.rmtree(layout.library, ignore_errors=True)
 
 
@@ -120,6 +125,8 @@ def _contents(origin: Path) -> Iterator[tuple[str, bytes]]:
 
 def _folders() -> list[str]:
     """Return the import path's folders that hold the dependencies."""
+    import importlib.util
+
     found = []
     for name in DEPENDENCIES:
         spec = importlib.util.find_spec(name)

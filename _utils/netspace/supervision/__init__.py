@@ -68,7 +68,7 @@ class Status:
     :param since: seconds since the epoch of the last change of state.
     :param restarts: how often it was restarted since it was last asked to start.
     :param exit: how it last ended: ``""``, ``exit 3``, ``signal 9``, ``oom``, or ``unknown``
-        where its end was not witnessed.
+        where its end was not witnessed. systemd soon forgets a clean end: ``""`` again.
     """
 
     state: Literal["running", "starting", "stopped", "failed"]
@@ -125,6 +125,22 @@ class Supervisor(Protocol):
 def booted() -> bool:
     """Whether systemd is this machine's PID 1 (sd_booted(3))."""
     return Path("/run/systemd/system").is_dir()
+
+
+def controllers(root: Path = Path("/sys/fs/cgroup")) -> frozenset[str]:
+    """Return the cgroup controllers that can bound something here: ``memory``, ``pids``, ``cpu``...
+
+    A limit whose controller is missing can't be kept by anybody: systemd ignores it silently
+    and an OCI runtime refuses to start, so it must be left out, and said.
+
+    :param root: where the cgroup file systems are mounted; only tests set it.
+    """
+    try:
+        return frozenset((root / "cgroup.controllers").read_text().split())
+    except FileNotFoundError:  # version 1: a hierarchy for each
+        return frozenset(
+            name for path in root.glob("*/cgroup.procs") for name in path.parent.name.split(",") if name != "unified"
+        )
 
 
 def select(layout: Layout) -> Supervisor:

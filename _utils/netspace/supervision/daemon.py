@@ -218,9 +218,10 @@ class Daemon:
         timeout = None
         if self.timers:
             timeout = max(0, self.timers[0][0] - time.monotonic()) * 1000 + 1
-        for fd, events in self.poll.poll(timeout):
-            handler = self.handlers.get(fd)
-            if handler is not None:
+        due = [(fd, events, self.handlers.get(fd)) for fd, events in self.poll.poll(timeout)]
+        for fd, events, handler in due:
+            # One that was closed meanwhile may have been opened again, for something else.
+            if handler is not None and self.handlers.get(fd) is handler:
                 handler(events)
         self._reap()
         if self.sweeping:

@@ -17,12 +17,9 @@ from typing import Literal
 from netspace import files, library
 from netspace.errors import StateError
 from netspace.layout import Layout
-from netspace.supervision import Service, Status, records, unit
+from netspace.supervision import Service, Status, bus, records, unit
 from netspace.supervision.records import SupervisorError
 
-PROPERTIES = (
-    "Id,ActiveState,SubState,MainPID,NRestarts,Result,ExecMainCode,ExecMainStatus,StateChangeTimestampMonotonic"
-)
 TIMEOUT = 3600.0 + 120.0
 
 
@@ -137,6 +134,7 @@ class Systemd:
             self._unlink(["restore"])
             self._halt(["restore"])
             self._erase(["restore"])
+            self._run("stop", f"{self.layout.instance}.slice")  # made by systemd for us; its cgroup goes with it
         library.remove(self.layout)
 
     # -- plumbing ------------------------------------------------------------------------
@@ -177,14 +175,21 @@ class Systemd:
     def _show(self, names: Sequence[str]) -> dict[str, dict[str, str]]:
         if not names:
             return {}
-        text = self._call("show", f"--property={PROPERTIES}", "--", *map(self._unit, names))
-        prefix, suffix = len(self.layout.service("")), len(".service")
+        units = {self._unit(name): name for name in names}
+        try:
+            found = bus.show(list(units))
+        except (OSError, ValueError):
+            # Its socket is private to systemd: systemctl knows for certain, but is slower.
+            found = self._systemctl_show(list(units))
+        return {name: found.get(unit_name, {}) for unit_name, name in units.items()}
+
+    def _systemctl_show(self, units: Sequence[str]) -> dict[str, dict[str, str]]:
+        text = self._call("show", f"--property=Id,{','.join(bus.WANTED)}", "--", *units)
         found = {}
         for block in text.split("\n\n"):
             shown = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
-            if "Id" in shown:
-                found[shown["Id"][prefix:-suffix]] = shown
-        return {name: found.get(name, {}) for name in names}
+            found[shown.pop("Id", "")] = shown
+        return found
 
     def _run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         try:
@@ -208,7 +213,7 @@ class Systemd:
 
 
 def _status(shown: Mapping[str, str], wanted: bool) -> Status:
-    """Return what ``systemctl show`` tells of a unit.
+    """Return what systemd shows of a unit.
 
     :param wanted: whether it shall run; one that is not wanted has not failed, it was stopped.
     """

@@ -214,6 +214,18 @@ def test_detached_crun(direct: Direct, layout: Layout, bundle: Bundle) -> None:
     assert zombies_of(daemon_pid(layout)) == []
 
 
+def test_many_detached_at_once(direct: Direct, bundle: Bundle) -> None:
+    names = [f"x{number}" for number in range(24)]
+    direct.define([bundle(name, STAY.replace("sleep", "busybox sleep")) for name in names])
+    for _ in range(2):
+        assert direct.start(names) == {}
+        seen = direct.observe()
+        assert {(status.state, status.restarts, status.exit) for status in seen.values()} == {("running", 0, "")}
+        assert len({status.pid for status in seen.values()}) == len(names)
+        assert direct.stop(names) == {}
+        assert {status.exit for status in direct.observe().values()} == {"exit 0"}
+
+
 def test_a_detached_start_that_fails_tells_why(direct: Direct, bundle: Bundle, tmp_path: Path) -> None:
     service = bundle("a", STAY, restart="never")
     config = tmp_path / "a" / "config.json"
@@ -286,8 +298,8 @@ def test_sigkill_of_the_daemon_while_it_starts_loses_and_doubles_nothing(
         mains = {status.pid for status in seen.values()}
         assert len(mains) == len(names)
         marked = process.left_over([f"netspace/{name}" for name in names[:6]], [])
-        shells = {pid for pid in marked if Path(f"/proc/{pid}/comm").read_text().strip() == "sh"}
-        assert shells == {seen[name].pid for name in names[:6]}
+        tops = {pid for pid in marked if (there := process.stat(pid)) and there.ppid not in marked}
+        assert tops == {seen[name].pid for name in names[:6]}
         listed = json.loads(subprocess.run(["crun", "list", "-f", "json"], capture_output=True, check=True).stdout)
         assert {entry["pid"] for entry in listed} == {seen[name].pid for name in names[6:]}
         assert direct.stop(names) == {}
@@ -314,6 +326,18 @@ def test_after_a_reboot_resume_starts_what_shall_run(direct: Direct, layout: Lay
     daemon_before = daemon_pid(layout)
     direct.resume()
     assert daemon_pid(layout) == daemon_before
+
+
+def test_restore_by_the_copy_alone(direct: Direct, layout: Layout) -> None:
+    direct.define([shell("a", STAY), shell("b", STAY)])
+    records.desire(layout, add=["a"])
+    command = library.command(layout, "restore")
+    done = subprocess.run(command, capture_output=True, text=True, env={}, cwd="/")
+    assert (done.returncode, done.stderr) == (0, "")
+    until(lambda: direct.observe()["a"].state == "running")
+    assert direct.observe()["b"].state == "stopped"
+    again = subprocess.run(command, capture_output=True, text=True, env={}, cwd="/")
+    assert (again.returncode, again.stderr) == (0, "")
 
 
 def test_removal_leaves_nothing_and_ends_the_daemon(direct: Direct, layout: Layout, bundle: Bundle) -> None:

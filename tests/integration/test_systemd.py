@@ -1,0 +1,291 @@
+"""Units under a real systemd as PID 1: started, restarted, stopped, booted again, removed without a trace.
+
+The library runs inside the machine, by its own copy's interpreter, as Salt would run it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from systemd_host import SystemdHost
+
+pytestmark = [pytest.mark.systemd, pytest.mark.root]
+
+LIBRARY = Path(__file__).resolve().parents[2] / "_utils"
+CALL = """
+import json, sys
+from netspace.layout import Layout
+from netspace.supervision import payload_cgroup, records, select
+supervisor = select(Layout())
+what, argument = sys.argv[1], json.loads(sys.stdin.read())
+if what == "define":
+    value = supervisor.define([records.decode(record) for record in argument])
+elif what == "observe":
+    value = {name: vars(status) for name, status in supervisor.observe().items()}
+elif what == "payload":
+    value = payload_cgroup(Layout(), argument)
+elif what == "both":
+    from netspace.supervision import bus
+    units = [supervisor._unit(name) for name in supervisor.observe()] + ["netspace-absent.service"]
+    value = [bus.show(units), supervisor._systemctl_show(units)]
+else:
+    value = getattr(supervisor, what)(*([argument] if argument else []))
+print(json.dumps(value))
+"""
+STAY = "trap 'exit 0' TERM; while :; do busybox sleep 0.1; done"
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SystemdHost]:
+    with SystemdHost(tmp_path_factory.mktemp("machine")) as machine:
+        yield machine
+
+
+@pytest.fixture
+def call(host: SystemdHost) -> Iterator[Callable[..., Any]]:
+    """Call the supervisor inside the machine."""
+
+    def run(what: str, argument: Any = None) -> Any:
+        done = host.run(
+            sys.executable, "-c", CALL, what, variables={"PYTHONPATH": str(LIBRARY)}, text_in=json.dumps(argument)
+        )
+        return json.loads(done.stdout)
+
+    before = listing(host)
+    yield run
+    run("purge")
+    assert listing(host) == before, "something is left of a removed service"
+
+
+def listing(host: SystemdHost) -> tuple[set[str], str, list[str]]:
+    units = host.path("/etc/systemd")
+    files = {str(path.relative_to(units)) for path in units.rglob("*") if path.name != "multi-user.target.wants"}
+    loaded = host.run("systemctl", "list-units", "--all", "--plain", "--no-legend", "netspace*").stdout
+    cgroups = [path.name for path in host.path("/sys/fs/cgroup").glob("netspace*")]
+    return files, loaded, cgroups
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.02)
+
+
+def plain(name: str, script: str = STAY, **options: Any) -> dict[str, Any]:
+    return {"name": name, "command": ["/bin/sh", "-c", script], "variables": {"PATH": "/bin"}, **options}
+
+
+@pytest.fixture
+def detached(tmp_path: Path, call: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
+    """Make a crun bundle; return its service. It has no limits: there is no controller here."""
+
+    def make(name: str, script: str = STAY, **options: Any) -> dict[str, Any]:
+        root = tmp_path / name / "rootfs"
+        for entry in ("bin", "proc", "dev"):
+            (root / entry).mkdir(parents=True)
+        (root / "bin/busybox").write_bytes(Path("/bin/busybox").read_bytes())
+        (root / "bin/busybox").chmod(0o755)
+        (root / "bin/sh").symlink_to("busybox")
+        config = {
+            "ociVersion": "1.0.2",
+            "process": {
+                "user": {"uid": 0, "gid": 0},
+                "args": ["/bin/sh", "-c", script],
+                "env": ["PATH=/bin"],
+                "cwd": "/",
+                "noNewPrivileges": True,
+            },
+            "root": {"path": "rootfs", "readonly": True},
+            "mounts": [
+                {"destination": "/proc", "type": "proc", "source": "proc"},
+                {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"},
+            ],
+            "linux": {
+                "namespaces": [{"type": kind} for kind in ("pid", "mount", "ipc", "uts", "cgroup")],
+                "cgroupsPath": call("payload", name),
+            },
+        }
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+        pid_file = f"/run/{name}.pid"
+        run = ["/usr/bin/crun", "run", "--detach", "--bundle", str(tmp_path / name), "--pid-file", pid_file, name]
+        return {
+            "name": name,
+            "command": run,
+            "pid_file": pid_file,
+            "cleanup": [["/usr/bin/crun", "delete", "--force", name]],
+            **options,
+        }
+
+    return make
+
+
+def test_nothing_is_written_or_reloaded_the_second_time(call: Callable[..., Any], host: SystemdHost) -> None:
+    assert call("define", [plain("a")])
+    stamps = {path: path.lstat().st_mtime_ns for path in host.path("/etc/systemd/system").rglob("netspace*")}
+    assert stamps
+    assert call("define", [plain("a")]) is False
+    assert stamps == {path: path.lstat().st_mtime_ns for path in host.path("/etc/systemd/system").rglob("netspace*")}
+    assert call("observe")["a"]["state"] == "stopped"
+
+
+def test_a_foreground_service(call: Callable[..., Any], host: SystemdHost) -> None:
+    call("define", [plain("a", f"echo hello $$PPID; {STAY}"), plain("b", after=["a"])])
+    assert call("start", ["b"]) == {}
+    seen = call("observe")
+    assert {status["state"] for status in seen.values()} == {"running"}, "what it comes after is started too"
+    assert call("start", ["a", "b"]) == {}
+    assert {name: status["pid"] for name, status in call("observe").items()} == {
+        name: status["pid"] for name, status in seen.items()
+    }
+    assert "hello" in host.run("journalctl", "--no-pager", "-u", "netspace-a").stdout
+    host.run("kill", "-9", str(seen["a"]["pid"]))
+    until(lambda: (now := call("observe")["a"])["state"] == "running" and now["restarts"] == 1)
+    assert call("stop", ["a", "b"]) == {}
+    assert {status["state"] for status in call("observe").values()} == {"stopped"}
+
+
+def test_failures_are_told(call: Callable[..., Any]) -> None:
+    call("define", [plain("a", restart="never"), {**plain("b", restart="never"), "command": ["/no/such/program"]}])
+    errors = call("start", ["a", "b", "c"])
+    assert set(errors) == {"b", "c"}
+    assert "journalctl -u netspace-b.service" in errors["b"]
+    assert "not defined" in errors["c"]
+    assert call("observe")["b"]["state"] == "failed"
+    assert call("observe")["b"]["exit"] == "exit 203"
+    assert call("reload", ["b"])["b"]
+
+
+def test_what_systemd_itself_says_is_what_systemctl_shows(call: Callable[..., Any]) -> None:
+    services = [plain("a"), plain("b"), plain("c-d_e", "kill -9 $$", restart="never"), plain("f")]
+    call("define", services)
+    call("start", ["a", "c-d_e", "f"])
+    call("stop", ["f"])
+    until(lambda: call("observe")["c-d_e"]["state"] == "failed")
+    direct, shown = call("both")
+    assert direct == shown
+    assert direct["netspace-c-d_e.service"]["Result"] == "signal"
+
+
+def test_reload(call: Callable[..., Any], tmp_path: Path) -> None:
+    script = f"trap 'echo >{tmp_path}/again' HUP; echo >{tmp_path}/up; while :; do sleep 0.05; done"
+    service = plain("a", script, reload=["/bin/kill", "-HUP", "{pid}"], delegate=True)
+    call("define", [service])
+    call("start", ["a"])
+    until((tmp_path / "up").exists)
+    assert call("reload", ["a"]) == {}
+    until((tmp_path / "again").exists)
+
+
+def test_a_detached_crun_has_no_process_of_ours_beside_it(
+    call: Callable[..., Any], detached: Callable[..., dict[str, Any]], host: SystemdHost
+) -> None:
+    call("define", [detached("a", f"echo inside; {STAY}")])
+    assert call("start", ["a"]) == {}
+    status = call("observe")["a"]
+    assert status["state"] == "running"
+    unit = host.path("/sys/fs/cgroup/netspace.slice/netspace-a.service")
+    assert host.run("cat", "/sys/fs/cgroup/netspace.slice/netspace-a.service/payload/cgroup.procs").stdout.split()[
+        0
+    ] == (str(status["pid"]))
+    assert not (unit / "supervisor").exists() or not (unit / "supervisor/cgroup.procs").read_text()
+    assert "inside" in host.run("journalctl", "--no-pager", "-u", "netspace-a").stdout
+
+
+def test_a_detached_crun_is_always_systemds_own_child(
+    call: Callable[..., Any], detached: Callable[..., dict[str, Any]], host: SystemdHost
+) -> None:
+    call("define", [detached("a")])
+    call("start", ["a"])
+    for _ in range(12):
+        host.run("systemctl", "restart", "netspace-a")
+    assert "not our child" not in host.run("journalctl", "--no-pager", "-u", "netspace-a").stdout
+    shown = host.run("systemctl", "show", "-p", "Result", "--value", "netspace-a").stdout.strip()
+    assert shown == "success"
+
+
+def test_a_detached_crun_after_crash_kill_and_stop(
+    call: Callable[..., Any], detached: Callable[..., dict[str, Any]], host: SystemdHost, tmp_path: Path
+) -> None:
+    deaf = detached("deaf", "trap '' TERM; while :; do busybox sleep 0.1; done", stop_timeout=0.3)
+    crash = detached("crash", "busybox sleep 0.3; exit 7")
+    once = detached("once", "busybox sleep 0.1", restart="on-failure")
+    call("define", [detached("a"), deaf, crash, once])
+    assert call("start", ["a", "deaf", "crash", "once"]) == {}
+    host.run("kill", "-9", str(call("observe")["a"]["pid"]))
+    until(lambda: (now := call("observe")["a"])["state"] == "running" and now["restarts"] == 1)
+    until(lambda: call("observe")["crash"]["restarts"] >= 2)
+    until(lambda: call("observe")["once"]["state"] == "stopped")
+    assert call("observe")["once"]["restarts"] == 0
+    assert call("stop", ["a", "deaf", "crash"]) == {}
+    seen = call("observe")
+    assert {status["state"] for status in seen.values()} == {"stopped"}
+    assert seen["deaf"]["exit"] == "signal 9"
+    assert seen["a"]["exit"] in ("exit 0", ""), "it ended gracefully (systemd soon forgets that)"
+    assert host.run("crun", "list", "-q").stdout == ""
+
+
+def test_a_second_boot_starts_all_without_salt_and_after_the_restoration(
+    call: Callable[..., Any], detached: Callable[..., dict[str, Any]], host: SystemdHost
+) -> None:
+    call("define", [plain("a"), detached("b"), plain("c"), plain("d")])
+    assert call("start", ["a", "b", "c"]) == {}
+    assert call("stop", ["c"]) == {}
+    boot = host.run("cat", "/proc/1/stat").stdout.split()[21]
+    host.reboot()
+    assert host.run("cat", "/proc/1/stat").stdout.split()[21] != boot
+    until(lambda: call("observe")["b"]["state"] == "running")
+    states = {name: status["state"] for name, status in call("observe").items()}
+    assert states == {"a": "running", "b": "running", "c": "stopped", "d": "stopped"}
+    shown = host.run(
+        "systemctl", "show", "-p", "ActiveState,ExecMainCode,ExecMainExitTimestampMonotonic", "netspace-restore"
+    ).stdout
+    restored = dict(line.split("=") for line in shown.split())
+    assert restored["ExecMainCode"] == "1", "the restoration ran to its end"
+    log = host.run("journalctl", "--no-pager", "-b", "-u", "netspace-restore").stdout
+    assert restored["ActiveState"] == "active", log
+    started = host.run("systemctl", "show", "-p", "ExecMainStartTimestampMonotonic", "--value", "netspace-a").stdout
+    assert int(started) >= int(restored["ExecMainExitTimestampMonotonic"])
+
+
+def test_somebody_elses_unit_is_left_alone(call: Callable[..., Any], host: SystemdHost) -> None:
+    stranger = host.path("/etc/systemd/system/netspace-stranger.service")
+    stranger.write_text("[Service]\nExecStart=/bin/sleep 1000\n")
+    try:
+        host.run("systemctl", "daemon-reload")
+        host.run("systemctl", "start", "netspace-stranger")
+        assert "stranger" not in call("observe")
+        assert "not defined" in call("stop", ["stranger"])["stranger"]
+        assert call("remove", ["stranger"]) == {}
+        done = host.run(
+            sys.executable,
+            "-c",
+            CALL,
+            "define",
+            variables={"PYTHONPATH": str(LIBRARY)},
+            check=False,
+            text_in=json.dumps([plain("stranger")]),
+        )
+        assert "not netspace's" in done.stderr
+        host.run("systemctl", "is-active", "netspace-stranger")
+    finally:
+        host.run("systemctl", "stop", "netspace-stranger")
+        stranger.unlink()
+        host.run("systemctl", "daemon-reload")
+
+
+def test_the_machine_leaves_nothing_on_the_real_one(tmp_path: Path) -> None:
+    before = Path("/proc/self/mountinfo").read_text(), os.listdir("/run")
+    with SystemdHost(tmp_path) as machine:
+        pid = machine.pid
+        machine.run("touch", "/etc/made-inside", "/root/made-inside")
+    assert not Path("/etc/made-inside").exists() and not Path("/root/made-inside").exists()
+    assert (Path("/proc/self/mountinfo").read_text(), os.listdir("/run")) == before
+    until(lambda: not Path(f"/proc/{pid}").exists())
