@@ -126,6 +126,7 @@ def serve(card, opened, answer):
         sender = senders.get(method.exchange)
         if sender is None:
             # A link made after this card was read: read it again.
+            opened.connection.sleep(0.5)
             opened.basic_nack(method.delivery_tag)
             return
         reply = answer(sender["from"], body.decode())

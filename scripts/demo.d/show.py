@@ -1,0 +1,238 @@
+"""What scripts/demo shows, step by step: everything through scripts/salt-call.
+
+Changes nothing itself, and reads nothing but what Salt returns.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+SALT = Path(__file__).resolve().parents[1] / "salt-call"
+COLOUR = sys.stdout.isatty()
+
+
+class Failed(Exception):
+    """A step of the demo didn't go as it should; the message says how."""
+
+
+def paint(text: str, code: str) -> str:
+    return f"\033[{code}m{text}\033[0m" if COLOUR else text
+
+
+def say(text: str = "") -> None:
+    print(text, flush=True)
+
+
+@contextmanager
+def step(title: str) -> Iterator[None]:
+    """A heading, and how long it took."""
+    started = time.monotonic()
+    say(paint(f"\n== {title}", "1"))
+    yield
+    say(paint(f"   ({time.monotonic() - started:.1f} s)", "2"))
+
+
+def salt(*arguments: str) -> Any:
+    """Call a Salt function; return what it returns.
+
+    :raises Failed: when Salt itself fails.
+    """
+    command = [str(SALT), "--out", "json", "--log-level", "error", *arguments]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+    try:
+        return json.loads(done.stdout)["local"]
+    except (ValueError, KeyError) as err:
+        raise Failed(f"salt-call {' '.join(arguments)}: {done.stdout.strip() or f'exit {done.returncode}'}") from err
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+    for number, row in enumerate([head, *rows]):
+        line = "   " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        say(paint(line, "4") if number == 0 else line)
+
+
+def apply() -> dict[str, dict[str, Any]]:
+    """Apply the declaration; return the states' results.
+
+    :raises Failed: when a state failed, with what it says.
+    """
+    result = salt("state.apply", "netspace")
+    if not isinstance(result, dict):
+        raise Failed("\n".join(map(str, result if isinstance(result, list) else [result])))
+    states = {state["__id__"]: state for state in result.values()}
+    bad = [f"{name}: {state['comment']}" for name, state in states.items() if state["result"] is not True]
+    if bad:
+        raise Failed("\n".join(bad))
+    return states
+
+
+def show_changes(states: dict[str, dict[str, Any]]) -> int:
+    """One line for each thing that changed; return how many."""
+    rows = []
+    for state_id, state in states.items():
+        kind = state_id.removeprefix("netspace ")
+        for name, changes in state["changes"].items():
+            rows.append([kind, name, ", ".join(_change(key, change) for key, change in changes.items())])
+    if rows:
+        table(["kind", "name", "what changed"], [[*row[:2], _short(row[2], 100)] for row in rows])
+    return len(rows)
+
+
+def _change(key: str, change: Any) -> str:
+    if not isinstance(change, dict) or change.get("old") in (None, {}, [], ""):
+        new = change.get("new") if isinstance(change, dict) else change
+        return key if isinstance(new, (dict, list)) or new is True else f"{key}: {new}"
+    return f"{key}: {change['old']} -> {change.get('new')}"
+
+
+def _short(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def show_overview(overview: dict[str, Any]) -> None:
+    """Environments with interface and trust, then the links."""
+    level = overview["trust"]["level"]
+    rows = []
+    for name, entry in overview["environments"].items():
+        interface = entry["interface"]
+        addresses = ", ".join(interface.get("addresses", {}).values())
+        rows.append(
+            [
+                name,
+                entry["state"],
+                interface.get("kind", "-"),
+                addresses or "lo alone",
+                level,
+                entry["digest"].removeprefix("sha256:").removeprefix("sha256-")[:12],
+            ]
+        )
+    table(["environment", "state", "interface", "addresses", "trust", "image"], rows)
+    say()
+    links = [[link["from"], link["to"], link["pattern"], link["state"]] for link in overview["links"]["links"].values()]
+    table(["from", "to", "pattern", "link"], links)
+    trust = overview["trust"]
+    say(
+        f"\n   this host: {trust['level']}, judged by {trust['verifier']}"
+        + (f"; {trust['reason']}" if trust["reason"] else "")
+    )
+    say(f"   broker: {overview['links']['broker']['state']}")
+
+
+def inside(environment: str, *command: str) -> dict[str, Any]:
+    """Run a command inside an environment."""
+    result = salt("netspace_environment.exec", environment, json.dumps(command))
+    if not isinstance(result, dict):
+        raise Failed(f"{environment}: {result}")
+    return result
+
+
+def until(done: Callable[[dict[str, Any]], bool], *command: str, seconds: float = 20) -> dict[str, Any]:
+    """Run a command inside an environment until *done*: its peer may only just have started."""
+    end = time.monotonic() + seconds
+    while True:
+        result = inside(*command)
+        if done(result) or time.monotonic() > end:
+            return result
+        time.sleep(0.5)
+
+
+def python(script: str, *arguments: str) -> list[str]:
+    return ["/usr/bin/python3", f"/demo/{script}", *arguments]
+
+
+def request() -> None:
+    """A request along a declared link."""
+    result = until(lambda result: result["retcode"] == 0, "web", *python("web.py", "3 pears"))
+    say("   web asks orders for '3 pears'")
+    if result["retcode"] != 0:
+        raise Failed(f"no answer: {result['stdout']}{result['stderr']}")
+    say(f"   orders answers: {result['stdout'].strip()}")
+
+
+def refusal() -> None:
+    """A message that no link declares."""
+    result = inside("till", *python("till.py", "web", "psst"))
+    if result["retcode"] == 0:
+        raise Failed("the broker took a message that no link allows")
+    if "refused" not in result["stdout"]:
+        raise Failed(f"till could not even try: {result['stdout']}{result['stderr']}")
+    say("   till sends to web, which no link declares")
+    say(f"   the broker: {result['stdout'].strip()}")
+
+
+def up() -> None:
+    with step("Apply the declaration (pillar/netspace/demo.sls)"):
+        say("   salt-call state.apply netspace")
+        if not show_changes(apply()):
+            say("   nothing to do: everything is as declared")
+    with step("What there is now (salt-call netspace.overview)"):
+        show_overview(salt("netspace.overview"))
+    with step("A request along a declared link"):
+        request()
+    with step("A message that no link declares"):
+        refusal()
+    with step("Apply again"):
+        if show_changes(apply()):
+            raise Failed("the second apply changed something")
+        say("   nothing to do: everything is as declared")
+    say("\nLook around:  sudo scripts/salt-call netspace.overview")
+    say("Remove it:    sudo scripts/demo --down")
+
+
+def down() -> None:
+    with step("Remove everything (salt-call netspace.teardown)"):
+        result = salt("netspace.teardown")
+        if not isinstance(result, dict) or result.get("result") is not True:
+            raise Failed(result.get("comment") if isinstance(result, dict) else str(result))
+        for name, changes in result["changes"].items():
+            say(f"   {name}: {', '.join(changes)}")
+        if not result["changes"]:
+            say("   nothing was there")
+    left = leftovers()
+    if left:
+        raise Failed("still there:\n  " + "\n  ".join(left))
+    say("   no process, namespace, mount, packet filter, cgroup or file of it is left")
+
+
+def leftovers() -> list[str]:
+    """Whatever of the instance 'netspace' can still be found on this host."""
+    folders = [Path("/run/netspace"), *Path("/var/lib").glob("netspace*"), Path("/var/log/netspace")]
+    # A mount point stays where it is, empty.
+    left = [str(path) for path in folders if path.exists() and not (path.is_mount() and not any(path.iterdir()))]
+    left += [str(path) for path in Path("/run/netns").glob("netspace-*")]
+    left += [str(path) for path in Path("/sys/fs/cgroup").glob("**/netspace*") if path.is_dir()]
+    left += [str(path) for path in Path("/etc/systemd/system").glob("**/netspace*")]
+    left += [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines() if "/netspace/" in line]
+    tables = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True).stdout
+    left += [line for line in tables.splitlines() if line.split()[-1].startswith("netspace")]
+    left += [f"process {pid}: {command}" for pid, command in _processes() if "/var/lib/netspace" in command]
+    return left
+
+
+def _processes() -> Iterator[tuple[str, str]]:
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            yield path.parent.name, path.read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+        except OSError:
+            continue
+
+
+def main() -> int:
+    try:
+        down() if "--down" in sys.argv[1:] else up()
+    except Failed as err:
+        say(paint(f"\ndemo: {err}", "31"))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
