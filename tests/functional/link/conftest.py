@@ -102,6 +102,22 @@ class World:
             if connection.is_open:
                 connection.close()
 
+    def run_inside(self, name: str, code: str, *arguments: str, cards: str) -> subprocess.Popen[str]:
+        """Run Python *code* in an environment's namespace, where ``/run/netspace`` is the folder *cards*."""
+        script = 'mkdir -p /run/netspace && mount --bind "$0" /run/netspace && exec "$@"'
+        place = ["ip", "netns", "exec", self.layout.netns_name(name), "unshare", "-m", "sh", "-c", script, cards]
+        return subprocess.Popen(
+            [*place, sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    def write_cards(self, name: str, folder) -> str:
+        """What the host puts into an environment's ``/run/netspace``."""
+        content = card(name, self.links.recorded(), self.links.vhost)
+        folder.mkdir()
+        (folder / "environment.json").write_text(json.dumps(content))
+        (folder / "password").write_text(self.links.password(name))
+        return str(folder)
+
     def api(self):
         return self.links._management(LocalBroker())
 
@@ -138,21 +154,3 @@ def _bounded() -> Iterator[None]:
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, former)
-
-
-def run_inside(world: World, name: str, code: str, *arguments: str, cards: str) -> subprocess.Popen[str]:
-    """Run Python *code* in an environment's namespace, where ``/run/netspace`` is the folder *cards*."""
-    script = 'mkdir -p /run/netspace && mount --bind "$0" /run/netspace && exec "$@"'
-    place = ["ip", "netns", "exec", world.layout.netns_name(name), "unshare", "-m", "sh", "-c", script, cards]
-    return subprocess.Popen(
-        [*place, sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def write_cards(world: World, name: str, folder) -> str:
-    """What the host puts into an environment's ``/run/netspace``."""
-    content = card(name, world.links.recorded(), world.links.vhost)
-    folder.mkdir()
-    (folder / "environment.json").write_text(json.dumps(content))
-    (folder / "password").write_text(world.links.password(name))
-    return str(folder)

@@ -1,0 +1,433 @@
+"""A real broker and real clients inside environments: what links permit, and what they refuse."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pika
+import pytest
+from pika.exceptions import AMQPConnectionError, ChannelClosedByBroker, ConnectionClosedByBroker, UnroutableError
+
+from netspace import files
+from netspace.link import broker as node
+from netspace.link import forwarder
+from netspace.spec.types import Link, LocalBroker
+
+pytestmark = pytest.mark.root
+
+ASK = Link(source="web", target="orders", pattern="request")
+TELL = Link(source="orders", target="audit")
+LINKS = (ASK, TELL)
+EXAMPLE = Path(__file__).parents[3] / "docs/environment-json.md"
+
+
+@pytest.fixture(scope="module")
+def linked(world):
+    """Three environments with two links between them."""
+    world.environment("web", "orders", "audit")
+    world.apply(*LINKS)
+    return world
+
+
+@pytest.fixture
+def host(linked):
+    """The same links again, whatever the test before did."""
+    linked.apply(*LINKS, purge=True)
+    with linked.api() as api:
+        for name in ("web", "orders", "audit"):
+            api.delete("queues", "netspace", f"mailbox.{name}", "contents")
+    return linked
+
+
+# -- what is permitted -------------------------------------------------------------------
+def test_the_documented_example_asks_and_answers_and_sends(host, tmp_path):
+    code = re.search(r"```python\n(.*?)```", EXAMPLE.read_text(), re.DOTALL)[1]
+    cards = {name: host.write_cards(name, tmp_path / name) for name in ("web", "orders", "audit")}
+    answering = host.run_inside("orders", code, "answer", cards=cards["orders"])
+    try:
+        asking = host.run_inside("web", code, "request", "orders", "how much?", cards=cards["web"])
+        said, complaint = asking.communicate(timeout=30)
+        assert said.strip() == "web asked how much?", complaint
+    finally:
+        answering.kill()
+        answering.communicate()
+    sending = host.run_inside("orders", code, "send", "audit", "sold", cards=cards["orders"])
+    assert sending.communicate(timeout=30) == ("", "")
+    hearing = host.run_inside("audit", code, "receive", cards=cards["audit"])
+    said, complaint = hearing.communicate(timeout=30)
+    assert said.strip() == "orders: sold", complaint
+
+
+# -- what is refused ------------------------------------------------------------------------
+ATTACKS = {
+    "another's link": lambda channel: channel.basic_publish("link.orders.audit", "", b"x"),
+    "a link against its direction": lambda channel: channel.basic_publish("link.orders.web", "", b"x"),
+    "the default exchange": lambda channel: channel.basic_publish("", "mailbox.orders", b"x"),
+    "a standard exchange": lambda channel: channel.basic_publish("amq.fanout", "", b"x"),
+    "the dead letters' exchange": lambda channel: channel.basic_publish("dead", "", b"x"),
+    "reading another's mailbox": lambda channel: channel.basic_get("mailbox.orders"),
+    "consuming another's mailbox": lambda channel: channel.basic_consume("mailbox.orders", print),
+    "reading the dead letters": lambda channel: channel.basic_get("dead"),
+    "purging another's mailbox": lambda channel: channel.queue_purge("mailbox.orders"),
+    "deleting its own mailbox": lambda channel: channel.queue_delete("mailbox.web"),
+    "deleting another's mailbox": lambda channel: channel.queue_delete("mailbox.orders"),
+    "declaring a queue": lambda channel: channel.queue_declare("mine"),
+    "declaring an exchange": lambda channel: channel.exchange_declare("mine"),
+    "deleting a link": lambda channel: channel.exchange_delete("link.web.orders"),
+    "listening on a link": lambda channel: channel.queue_bind("replies.web", "link.orders.audit"),
+    "widening its mailbox": lambda channel: channel.queue_bind("mailbox.web", "amq.fanout"),
+    "answering for another": lambda channel: channel.basic_publish("reply.orders", "key", b"x"),
+    "unbinding a link": lambda channel: channel.queue_unbind("mailbox.orders", "link.web.orders"),
+}
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_refused(host, attack):
+    with host.client("web") as channel:
+        with pytest.raises(ChannelClosedByBroker) as caught:
+            ATTACKS[attack](channel)
+            channel.connection.process_data_events(1)
+    assert caught.value.reply_code in (403, 404), caught.value
+
+
+def test_a_forged_user_id_is_refused(host):
+    with host.client("web") as channel, pytest.raises(ChannelClosedByBroker) as caught:
+        channel.basic_publish("link.web.orders", "", b"x", pika.BasicProperties(user_id="env.audit"))
+    assert caught.value.reply_code == 406
+
+
+def test_another_password_is_refused(host):
+    with pytest.raises(AMQPConnectionError):
+        host.connect("web", password=host.links.password("orders"))
+
+
+def test_connections_are_bounded(host):
+    opened = []
+    try:
+        with pytest.raises(AMQPConnectionError):
+            for _ in range(9):
+                opened.append(host.connect("web"))
+        assert len(opened) == 8
+        with host.client("orders") as channel:  # a neighbour is served all the same
+            channel.basic_publish("link.orders.audit", "", b"x", mandatory=True)
+    finally:
+        for connection in opened:
+            connection.close()
+
+
+def test_only_the_amqp_port_can_be_reached_from_inside(host):
+    spec = LocalBroker()
+    with host.inside("web"):
+        socket.create_connection(("127.0.0.1", 5672), timeout=5).close()
+        for port in (spec.port, spec.management_port, spec.distribution_port, spec.epmd_port):
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", port), timeout=5)
+
+
+def test_the_broker_listens_on_loopback_only(host):
+    listing = subprocess.run(["ss", "-Hltnp"], check=True, capture_output=True, text=True).stdout
+    ours = [line for line in listing.splitlines() if '"beam.smp"' in line or '"epmd"' in line]
+    assert len(ours) >= 4
+    addresses = {line.split()[3].rpartition(":")[0] for line in ours}
+    assert addresses <= {"127.0.0.1", "[::1]"}, listing
+
+
+def test_secrets_are_root_only_and_in_no_argument(host):
+    secrets = [host.links.password(name) for name in ("web", "orders", "audit")]
+    secrets.append(node.login(host.layout).password)
+    secrets.append((host.layout.broker / "data/.erlang.cookie").read_text())
+    arguments = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")]
+    environments = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/environ")]
+    for secret in secrets:
+        assert not any(secret.encode() in text for text in arguments + environments)
+    for folder in (host.layout.records("credentials"), host.layout.records("link"), host.layout.broker):
+        for path in folder.rglob("*"):
+            if path.is_file():
+                # Logs and data of the node lie in folders that others can't enter.
+                open_way = all(parent.stat().st_mode & 0o001 for parent in path.parents)
+                assert not (path.stat().st_mode & 0o004 and open_way), path
+    assert (host.layout.broker / "data/.erlang.cookie").stat().st_mode & 0o777 == 0o400
+    logged = "".join(path.read_text(errors="replace") for path in (host.layout.broker / "log").iterdir())
+    assert not any(secret in logged for secret in secrets)
+
+
+def test_guest_does_not_exist(host):
+    with host.api() as api:
+        assert {user["name"] for user in api.get("users")} == {
+            "netspace.admin",
+            "env.web",
+            "env.orders",
+            "env.audit",
+        }
+
+
+# -- applying -------------------------------------------------------------------------------
+def test_a_second_apply_plans_nothing_and_writes_nothing(host):
+    def state():
+        folders = (host.layout.state, host.layout.run / "forwarder", host.layout.broker / "etc")
+        return {path: path.stat().st_mtime_ns for folder in folders for path in folder.rglob("*")}
+
+    before = state()
+    plan = host.plan(*LINKS)
+    assert (plan.steps, plan.refusals, plan.notes) == ([], [], [])
+    assert host.links.apply(plan.steps) == []
+    assert state() == before
+
+
+def test_links_that_are_not_named_stay(host):
+    host.environment("extra") if "extra" not in host.netns else None
+    more = Link(source="audit", target="extra")
+    plan = host.apply(more, only=False)
+    assert {step.name for step in plan.steps} == {"broker", "audit.extra", "forwarder"}
+    assert host.links.names() == {ASK.name, TELL.name, more.name}
+
+
+def test_no_secret_is_in_a_plan(host):
+    plan = host.plan(Link(source="audit", target="web"), remove=[ASK.name])
+    secret = host.links.password("web")
+    assert len(plan.steps) >= 2
+    assert secret not in repr(plan)
+
+
+def test_revocation_reaches_a_live_sender_at_once_and_nobody_else(host):
+    both = (*LINKS, Link(source="web", target="audit"))
+    host.apply(*both)
+    with host.client("web") as sender, host.client("orders") as other:
+        second = sender.connection.channel()
+        second.confirm_delivery()
+        sender.basic_publish("link.web.audit", "", b"1", mandatory=True)
+        plan = host.apply(*LINKS)
+        assert [step.name for step in plan.steps if step.action == "remove"] == ["web.audit"]
+        with pytest.raises(ChannelClosedByBroker) as caught:
+            sender.basic_publish("link.web.audit", "", b"2", mandatory=True)
+        assert caught.value.reply_code in (403, 404)
+        second.basic_publish("link.web.orders", "", b"3", mandatory=True)  # its connection goes on
+        other.basic_publish("link.orders.audit", "", b"4", mandatory=True)
+
+
+def test_removing_an_environment_severs_its_connections_and_only_its(host):
+    with host.client("web") as web, host.client("orders") as orders:
+        host.apply(TELL)
+        with pytest.raises((ConnectionClosedByBroker, pika.exceptions.StreamLostError)):
+            for _ in range(50):
+                web.connection.process_data_events(0.1)
+        orders.basic_publish("link.orders.audit", "", b"x", mandatory=True)
+    assert host.links.password("web") is None
+    with host.inside("web"), pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", 5672), timeout=5)
+
+
+def test_changing_the_pattern_takes_the_way_of_answers_away(host):
+    with host.client("web") as asker, host.client("orders") as answerer:
+        asker.queue_bind("replies.web", "reply.orders", "key")
+        answerer.basic_publish("reply.orders", "key", b"x", mandatory=True)
+        plan = host.apply(Link(source="web", target="orders"), TELL)
+        changed = {step.name: step.changes for step in plan.steps}
+        assert changed[ASK.name] == {"pattern": {"old": "request", "new": "send"}}
+        with pytest.raises((ChannelClosedByBroker, UnroutableError)):
+            answerer.basic_publish("reply.orders", "key", b"x", mandatory=True)
+    assert host.plan(Link(source="web", target="orders"), TELL).steps == []
+
+
+def test_a_binding_for_answers_is_not_drift(host):
+    with host.client("web") as asker:
+        asker.queue_bind("replies.web", "reply.orders", "a key/of ~its own")
+        assert host.plan(*LINKS).steps == []
+
+
+def test_drift_is_repaired_and_named(host):
+    with host.api() as api:
+        api.delete("exchanges", "netspace", "link.web.orders")
+        api.post("bindings", "netspace", "e", "amq.topic", "q", "mailbox.audit", body={"routing_key": "a/~b"})
+    plan = host.apply(*LINKS)
+    steps = {step.name: step for step in plan.steps}
+    assert steps[ASK.name].action == "repair"
+    assert "binding:amq.topic:queue:mailbox.audit:a/~b" in steps["broker"].changes
+    assert host.plan(*LINKS).steps == []
+    with host.client("web") as channel:
+        channel.basic_publish("link.web.orders", "", b"x", mandatory=True)
+
+
+def test_foreign_objects_are_untouched(host):
+    foreign = {
+        "vhosts": [{"name": "theirs"}],
+        "users": [
+            {"name": "bob", "password_hash": "", "tags": []},
+            {"name": "env.bob", "password_hash": "", "tags": []},
+        ],
+        "permissions": [
+            {"user": name, "vhost": "theirs", "configure": ".*", "write": ".*", "read": ".*"}
+            for name in ("bob", "env.bob")
+        ],
+        "queues": [{"name": "mailbox.web", "vhost": "theirs", "durable": True, "auto_delete": False, "arguments": {}}],
+        "exchanges": [
+            {"name": "link.a.b", "vhost": "theirs", "type": "topic", "durable": True}
+            | {"auto_delete": False, "internal": False, "arguments": {}}
+        ],
+    }
+    with host.api() as api:
+        api.post("definitions", body=foreign)
+        host.apply(TELL)
+        host.apply(*LINKS)
+        there = api.get("definitions")
+        for section, entries in foreign.items():
+            for entry in entries:
+                key = {name: entry[name] for name in ("name", "user", "vhost") if name in entry}
+                assert [one for one in there[section] if key.items() <= one.items()], (section, key)
+        api.delete("vhosts", "theirs")
+        api.delete("users", "bob")
+        api.delete("users", "env.bob")
+
+
+def test_mail_is_parked_until_it_is_read_or_purged(host):
+    with host.client("orders") as channel:
+        channel.basic_publish("link.orders.audit", "", b"kept", mandatory=True)
+    host.apply(ASK)
+    assert host.links.list()["parked"] == ["audit"]
+    assert any("audit" in note for note in host.plan(ASK).notes)
+    assert host.links.password("audit") is None
+    host.apply(*LINKS)
+    with host.client("audit") as channel:
+        delivery, _, body = channel.basic_get("mailbox.audit", auto_ack=True)
+        assert (delivery.exchange, body) == ("link.orders.audit", b"kept")
+    host.apply(ASK)
+    assert host.links.list()["parked"] == []
+
+
+def test_a_full_mailbox_refuses(host):
+    with host.api() as api:
+        policy = api.get("policies", "netspace", "netspace.mailbox")
+    assert policy["definition"]["overflow"] == "reject-publish"
+
+
+def test_lists_and_health(host):
+    listed = host.links.list()
+    assert listed["broker"] == {"kind": "local", "state": "running", "vhost": "netspace"}
+    assert listed["links"][ASK.name] == {"from": "web", "to": "orders", "pattern": "request", "state": "active"}
+    assert listed["mailboxes"].keys() == {"web", "orders", "audit"}
+    assert host.links.health()["ok"]
+
+
+# -- the forwarder ----------------------------------------------------------------------------
+def test_a_namespace_made_anew_gets_a_new_socket(host):
+    host.no_environment("audit")
+    host.environment("audit")
+    plan = host.apply(*LINKS)
+    assert [step.name for step in plan.steps] == ["forwarder"]
+    with host.client("audit") as channel:
+        assert channel.basic_get("mailbox.audit")
+
+
+def test_a_missing_namespace_is_named_and_the_others_are_served(host):
+    host.no_environment("audit")
+    try:
+        outcomes = host.links.apply(host.plan(*LINKS).steps)
+        assert [(outcome.step.name, "audit" in outcome.error) for outcome in outcomes] == [("forwarder", True)]
+        with host.client("web") as channel:
+            channel.basic_publish("link.web.orders", "", b"x", mandatory=True)
+    finally:
+        host.environment("audit")
+    host.apply(*LINKS)
+
+
+def test_live_connections_survive_changes_and_old_workers_are_bounded(host):
+    with host.client("web") as channel:
+        for _ in range(3):
+            host.apply(*LINKS, Link(source="audit", target="extra"))
+            host.apply(*LINKS)
+        channel.basic_publish("link.web.orders", "", b"x", mandatory=True)
+    assert f"mworker-max-reloads {forwarder.OLD_WORKERS}" in forwarder.current(host.layout)
+    for _ in range(50):
+        if "old workers" not in host.forwarder("show proc").replace("# old workers\n#", ""):
+            break
+        time.sleep(0.1)
+
+
+# -- broken and mended --------------------------------------------------------------------------
+def test_killed_broker_comes_back_with_its_mail(host):
+    with host.client("orders") as channel:
+        channel.basic_publish(
+            "link.orders.audit", "", b"survives", pika.BasicProperties(delivery_mode=2), mandatory=True
+        )
+    time.sleep(2)  # RabbitMQ writes the names of new queues down every half second
+    os.kill(host.supervisor.observe()[node.NODE].pid, signal.SIGKILL)
+    time.sleep(0.2)
+    plan = host.plan(*LINKS)
+    assert plan.steps, "a broker that doesn't answer is never 'no change'"
+    assert {link["state"] for link in host.links.list()["links"].values()} <= {"unknown"}
+    host.apply(*LINKS)
+    with host.client("audit") as channel:
+        assert channel.basic_get("mailbox.audit", auto_ack=True)[2] == b"survives"
+
+
+def test_restore_after_a_reboot(host):
+    host.supervisor.stop([forwarder.NAME, node.NODE, node.MAPPER])
+    subprocess.run(["rm", "-r", str(host.layout.run / "forwarder")], check=True)
+    assert host.links.restore() == {}
+    host.apply(*LINKS)
+    with host.client("web") as channel:
+        channel.basic_publish("link.web.orders", "", b"x", mandatory=True)
+
+
+@pytest.mark.parametrize("lost", ["credentials/web.json", "link/management.json"])
+def test_lost_files_are_made_anew(host, lost):
+    (host.layout.state / lost).unlink()
+    assert host.plan(*LINKS).steps
+    host.apply(*LINKS)
+    assert host.plan(*LINKS).steps == []
+    with host.client("web") as channel:
+        channel.basic_publish("link.web.orders", "", b"x", mandatory=True)
+
+
+def test_a_record_without_broker_objects_is_made_true(host):
+    """As a run leaves it that was killed right after it had recorded what it would do."""
+    more = Link(source="web", target="audit")
+    path = host.layout.records("link") / "applied.json"
+    record = files.read_json(path)
+    record["links"].append({"from": "web", "to": "audit", "pattern": "send"})
+    files.write_json(path, record)
+    plan = host.apply(*LINKS, more)
+    assert [(step.name, step.action) for step in plan.steps if step.name == more.name] == [(more.name, "repair")]
+    with host.client("web") as channel:
+        channel.basic_publish("link.web.audit", "", b"x", mandatory=True)
+
+
+def test_the_last_link_takes_everything_along(host):
+    with host.client("orders") as channel:
+        channel.basic_publish("link.orders.audit", "", b"x", mandatory=True)
+    plan = host.apply()
+    assert {step.action for step in plan.steps} == {"remove"}
+    assert host.layout.broker.joinpath("data").exists(), "mail is parked"
+    assert host.links.names() == set()
+    assert not host.plan().steps
+    host.apply(*LINKS)
+    host.apply(purge=True)
+    assert host.supervisor.observe() == {}
+    commands = {path.read_text().strip() for path in Path("/proc").glob("[0-9]*/comm")}
+    assert not commands & {"beam.smp", "epmd", "haproxy", "erl_child_setup", "inet_gethost"}
+    assert not (host.layout.run / "forwarder").exists()
+    assert not host.layout.records("link").exists()
+    assert not host.layout.records("credentials").exists()
+    assert list(host.layout.broker.glob("*")) == []
+
+
+def test_nothing_is_asked_where_nothing_was_declared(world, tmp_path):
+    from netspace.layout import Layout
+    from netspace.link.kind import DesiredLinks, Links
+
+    links = Links(Layout(root=tmp_path), supervisor=None)
+    assert links.plan(DesiredLinks(LocalBroker(), ()), links.observe()).steps == ()
+    planned = links.plan(DesiredLinks(LocalBroker(), LINKS), links.observe()).steps
+    assert [(step.name, step.action) for step in planned] == [
+        ("broker", "create"),
+        (TELL.name, "create"),
+        (ASK.name, "create"),
+        ("forwarder", "create"),
+    ]
+    assert list(tmp_path.iterdir()) == []
