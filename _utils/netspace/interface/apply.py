@@ -12,8 +12,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,6 +65,19 @@ class Firewall:
         return cls(text, "" if empty else hashlib.sha256(text.encode()).hexdigest())
 
 
+@dataclass(frozen=True)
+class Forwarding:
+    """The families in which the host shall forward.
+
+    :param ours: the names of our host ends that stand.
+    :param settings: what each is to be set to afterwards, by its index.
+    """
+
+    needed: frozenset[str]
+    ours: frozenset[str] = frozenset()
+    settings: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
+
+
 class Applying:
     """One application of steps: its errors, by the step's name."""
 
@@ -78,10 +92,10 @@ class Applying:
             self._remember(work)
             self._drop(work)
             if self._filter(steps):
-                self._forward(steps, work)
+                self._forward(steps)
             else:
                 for step in steps:
-                    if isinstance(step.data, frozenset):
+                    if isinstance(step.data, Forwarding):
                         self._fail(step.name, "not switched, because the packet filter could not be loaded")
                 for name, one in work.items():
                     if one.wanted.outside is not None:
@@ -190,41 +204,29 @@ class Applying:
                 )
         return True
 
-    def _forward(self, steps: Sequence[Step], work: Mapping[str, Work]) -> None:
+    def _forward(self, steps: Sequence[Step]) -> None:
         for step in steps:
-            if step.name in self.errors or not isinstance(step.data, frozenset):
+            todo = step.data
+            if not isinstance(todo, Forwarding):
                 continue
-            needed = step.data
-            known = records.read(self.layout)
-            ours = {record.host_end for record in known.values() if record.host_end}
             try:
-                values = dict(forwarding.old_values(needed, ours))
+                values = dict(forwarding.old_values(todo.needed, todo.ours))
                 self.volatile.forwarding = values | self.volatile.forwarding
                 self.volatile.write(self.layout)
                 forwarding.switch_on(values)
                 over = {
                     name: value
                     for name, value in self.volatile.forwarding.items()
-                    if not any(forwarding.belongs(name, family) for family in needed)
+                    if not any(forwarding.belongs(name, family) for family in todo.needed)
                 }
                 forwarding.restore(over)
                 for name in over:
                     del self.volatile.forwarding[name]
-                self._resettle(known, work)
+                # The host's switch overrode every interface's own: set that again for those that stand.
+                with netlink.Socket() as host:
+                    host.batch([netlink.set_link(index, ipv4=ipv4) for index, ipv4 in todo.settings.items()])
             except OSError as err:
                 self._fail(step.name, err)
-
-    def _resettle(self, known: Mapping[str, Record], work: Mapping[str, Work]) -> None:
-        """The host's switch overrode every interface's own: set that again for those that stand."""
-        from netspace.interface.observe import expected
-
-        with netlink.Socket() as host:
-            standing = {link.name: link.index for link in host.links()}
-            host.batch([
-                netlink.set_link(standing[record.host_end], ipv4=outside.ipv4)
-                for name, record in known.items()
-                if record.host_end in standing and (outside := expected(self.layout, name, record).outside)
-            ])  # fmt: skip
 
     # -- what is new ----------------------------------------------------------------------
     def _inside(self, work: Mapping[str, Work]) -> None:
@@ -290,18 +292,18 @@ class Applying:
             return
         disabled = forwarding.read("net/ipv6/conf/default/disable_ipv6") == "1"
         with netlink.Socket() as host:
-            made = {link.name: link.index for link in host.links()} if any(one.make for one in todo.values()) else {}
             messages: list[Message] = []
             owners: list[str] = []
             for name, one in todo.items():
                 wanted = one.wanted.outside
                 assert wanted is not None
-                index = made.get(wanted.name, 0) if one.make else one.live.outside
-                if not index:
-                    self._fail(name, f"its host end {wanted.name} vanished while it was set up; apply again")
-                    continue
                 now = None if one.make else one.live.ends.outside
-                self._ipv6(now.name if now is not None else wanted.name, wanted, disabled)
+                try:
+                    index = socket.if_nametoindex(wanted.name) if one.make else one.live.outside
+                    self._ipv6(now.name if now is not None else wanted.name, wanted, disabled)
+                except OSError as err:
+                    self._fail(name, f"its host end {wanted.name} can't be set up: {err}; apply again")
+                    continue
                 own = ends.messages(index, now, wanted)
                 messages += own
                 owners += [name] * len(own)

@@ -15,21 +15,24 @@ Rules, in the order in which a packet meets them:
 6. ICMP errors about a connection that passed may follow it. All else is dropped.
 
 Allowed connections outwards are masqueraded. Everything is looked up in maps by the
-interface's name, so that a packet's cost doesn't grow with the number of environments;
-and the names are known before the interfaces are, so that the filter is there first.
-Without any ``allow`` the table doesn't even ask for connection tracking.
+interface's name, so that a packet's cost doesn't grow with the number of environments,
+and interfaces with the same rules share the chains of these. Names are known before the
+interfaces are, so that the filter is there first. Without any ``allow`` the table doesn't
+even ask for connection tracking.
 
 Source of the syntax: nft(8).
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import ipaddress
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from netspace.spec import check
-from netspace.spec.types import Allow
+from netspace.spec.types import Allow, Cidr
 
 FAMILIES = ("ipv4", "ipv6")
 _WORD = {"ipv4": "ip", "ipv6": "ip6"}
@@ -45,7 +48,7 @@ _ERRORS = (
 class Guarded:
     """One interface as the filter sees it.
 
-    :param environment: its environment's name; names the chains.
+    :param environment: its environment's name; gives the order.
     :param interface: the host end's name.
     :param mac: the only MAC it may send from.
     :param addresses: by family, the only addresses it may send from.
@@ -68,8 +71,14 @@ def family(rule: Allow) -> str:
 def forwarded(allow: Iterable[Allow], gateways: Mapping[str, str]) -> frozenset[str]:
     """The families in which *allow* concerns others than the host, so that it must forward packets."""
     return frozenset(
-        family(rule) for rule in allow if str(rule.cidr.network.network_address) != gateways.get(family(rule))
+        fam for rule in allow if (fam := family(rule)) not in gateways or not _is(rule.cidr, gateways[fam])
     )
+
+
+@functools.lru_cache(4096)
+def _is(cidr: Cidr, address: str) -> bool:
+    """Whether a network is that one address."""
+    return cidr.network == ipaddress.ip_network(address)
 
 
 def render(table: str, guarded: Sequence[Guarded]) -> str:
@@ -119,8 +128,8 @@ def _judged(ruled: bool, end: str, original: str, reply: str) -> list[str]:
 
 
 def _chains(ordered: Sequence[Guarded]) -> list[str]:
-    """Per interface the chains of its rules, and the maps that lead there."""
-    chains: list[str] = []
+    """Chains of rules, one for all interfaces with the same rules, and the maps that lead there."""
+    chains: dict[str, list[str]] = {}
     ways: dict[str, list[str]] = {"out": [], "out.reply": [], "host": [], "in": [], "in.reply": []}
     for one in ordered:
         outward = [rule for rule in one.allow if rule.direction == "out"]
@@ -133,18 +142,22 @@ def _chains(ordered: Sequence[Guarded]) -> list[str]:
             ("in.reply", inward, "daddr", "sport"),
         ):
             if rules:
-                name = f"{way}.{one.environment}"
-                chains += _chain(name, [_rule(rule, peer, port) for rule in rules])
+                text = [_rule(rule, peer, port) for rule in rules]
+                name = f"{way}.{hashlib.sha256(repr(text).encode()).hexdigest()[:12]}"
+                chains.setdefault(name, _chain(name, text))
                 ways[way].append(f'"{one.interface}" : jump {name}')
+    text = [line for name in sorted(chains) for line in chains[name]]
     for way, elements in ways.items():
-        chains += _collection(f"map {way}", "ifname : verdict", elements)
-    return chains
+        text += _collection(f"map {way}", "ifname : verdict", elements)
+    return text
 
 
+@functools.lru_cache(4096)
 def _single(rule: Allow) -> bool:
     return rule.cidr.network.num_addresses == 1
 
 
+@functools.lru_cache(4096)
 def _rule(rule: Allow, peer: str, port: str) -> str:
     fam = family(rule)
     network = rule.cidr.network

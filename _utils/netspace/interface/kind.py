@@ -16,7 +16,7 @@ from typing import Any
 from netspace import files
 from netspace.errors import NetspaceError
 from netspace.interface import addresses, ends, firewall, forwarding, kinds, namespaces, records
-from netspace.interface.apply import Applying, Firewall, Work
+from netspace.interface.apply import Applying, Firewall, Forwarding, Work
 from netspace.interface.ends import Ends
 from netspace.interface.observe import Live, Observed, expected, observe
 from netspace.interface.records import Record
@@ -234,7 +234,14 @@ class Interfaces:
         if not changes:
             return None
         reason = "an allow rule needs packets to be forwarded" if needed else "nothing needs it any more"
-        return Step("interface", FORWARDING, "change", changes, reason, frozenset(needed))
+        standing = {name: one for name, one in observed.live.items() if one.outside and name in after}
+        settings = {
+            one.outside: outside.ipv4
+            for name, one in standing.items()
+            if (outside := expected(self.layout, name, after[name]).outside) is not None
+        }
+        ours = frozenset(end.name for one in standing.values() if (end := one.ends.outside) is not None)
+        return Step("interface", FORWARDING, "change", changes, reason, Forwarding(frozenset(needed), ours, settings))
 
     # -- doing ----------------------------------------------------------------------------
     def apply(self, steps: Sequence[Step]) -> Outcomes:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from netspace.errors import NetspaceError, StateError
 from netspace.interface import ends, forwarding, kinds, namespaces, netlink
-from netspace.interface.apply import Firewall, Work
+from netspace.interface.apply import Firewall, Forwarding, Work
 from netspace.interface.kind import DesiredInterfaces, Interfaces
 from netspace.interface.observe import Live, Observed, expected
 from netspace.interface.records import Record, Volatile, path
@@ -52,9 +52,9 @@ def done(plan: Plan, before: Observed) -> Observed:
             firewall = "intact" if step.data.digest else "absent"
             loaded = {"rendered": step.data.digest} if step.data.digest else {}
             volatile = replace(volatile, firewall=loaded)
-        elif isinstance(step.data, frozenset):
-            switches = {family: "1" if family in step.data else "0" for family in switches}
-            before_us = {forwarding.SWITCH[family]: "0" for family in step.data}
+        elif isinstance(step.data, Forwarding):
+            switches = {family: "1" if family in step.data.needed else "0" for family in switches}
+            before_us = {forwarding.SWITCH[family]: "0" for family in step.data.needed}
             volatile = replace(volatile, forwarding=before_us)
         elif isinstance(step.data, Work) and step.data.record is None:
             del records[step.name], kept[LAYOUT.netns_name(step.name)]
