@@ -65,14 +65,13 @@ def difference(wanted: Objects, there: Found, passwords: Mapping[str, str]) -> D
     left: list[str] = []
     stuck: list[Key] = []
     fresh: set[Key] = set()
+    common = model.shared()
     for key, value in there.objects.items():
         target = wanted.get(key)
         if target is None:
             if key[0] == "queue" and key[1].startswith("mailbox."):
                 left.append(key[1].partition(".")[2])
-            elif key == ("queue", model.DEAD):
-                continue  # goes with the broker; until then it may hold mail
-            elif not _answers(key, wanted):
+            elif not (key in common or _answers(key, wanted)):
                 revoke.append(key)
         elif target != value:
             if key[0] in ("exchange", "binding") or key[1].startswith("replies."):

@@ -91,7 +91,8 @@ def render(layout: Layout, broker: Broker, found: Mapping[str, int]) -> str:
         f"    chroot {folder(layout)}/empty",
         "    user haproxy",
         "    group haproxy",
-        f"    maxconn {CONNECTIONS * len(found) + 64}",
+        # A bound and no demand: haproxy makes do with less where the system grants less.
+        f"    fd-hard-limit {1000 + (2 * CONNECTIONS + 2) * len(found)}",
         f"    mworker-max-reloads {OLD_WORKERS}",
         "    nbthread 2",
         "defaults",

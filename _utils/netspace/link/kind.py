@@ -405,9 +405,12 @@ class Links:
                 document = diff.document(model.objects(list(after.values())), change, vhost, known)
                 if isinstance(broker, ClusterBroker) and api.get("vhosts", vhost, query="columns=name") is None:
                     document["vhosts"] = [{"name": vhost}]
+                    every = dict.fromkeys(("configure", "write", "read"), ".*")
+                    manager = {"user": _login(broker).username, "vhost": vhost, **every}
+                    document["permissions"] = [*document.get("permissions", ()), manager]
                 self.progress(f"importing {sum(map(len, document.values()))} objects into the broker")
                 api.post("definitions", body=document, timeout=IMPORT_SECONDS)
-            return self._sweep(api, vhost, change.left, purge, whole=not after)
+            return self._sweep(api, vhost, change.left, purge, not after and isinstance(broker, LocalBroker))
 
     def _sweep(self, api: Management, vhost: str, left: Sequence[str], purge: bool, whole: bool) -> Names:
         """Delete mailboxes that nothing declares, but those with mail in them, unless told to; return these."""

@@ -117,11 +117,7 @@ def objects(links: Collection[Link]) -> Objects:
             answered.setdefault(link.source, set()).add(link.target)
             asked.add(link.target)
 
-    for name, policy in POLICIES.items():
-        made["policy", name] = dict(policy)
-    _exchange(made, DEAD, "fanout")
-    _queue(made, DEAD, "quorum")
-    _binding(made, DEAD, DEAD)
+    made.update(shared())
     for environment in environments:
         made["user", account(environment)] = {
             "tags": [],
@@ -138,6 +134,15 @@ def objects(links: Collection[Link]) -> Objects:
     for link in links:
         _exchange(made, exchange(link), "fanout")
         _binding(made, exchange(link), mailbox(link.target))
+    return made
+
+
+def shared() -> Objects:
+    """What all links of a vhost have in common. It is never revoked: other hosts may use it too."""
+    made: Objects = {("policy", name): dict(policy) for name, policy in POLICIES.items()}
+    _exchange(made, DEAD, "fanout")
+    _queue(made, DEAD, "quorum")
+    _binding(made, DEAD, DEAD)
     return made
 
 

@@ -35,8 +35,8 @@ class World:
         self.netns: set[str] = set()
 
     def environment(self, *names: str) -> None:
-        """Make the network namespaces of environments, as the interface kind does."""
-        for name in names:
+        """Make the network namespaces of environments where they lack, as the interface kind does."""
+        for name in set(names) - self.netns:
             namespace = self.layout.netns_name(name)
             subprocess.run(["ip", "netns", "add", namespace], check=True)
             subprocess.run(["ip", "-n", namespace, "link", "set", "lo", "up"], check=True)
@@ -55,7 +55,8 @@ class World:
         remove = self.links.names() - {link.name for link in links} if only else ()
         plan = self.plan(*links, remove=remove)
         outcomes = self.links.apply(plan.steps, purge=purge)
-        assert not [outcome.error for outcome in outcomes if outcome.error]
+        errors = {outcome.error for outcome in outcomes if outcome.error}
+        assert not errors, errors
         assert not plan.refusals
         return plan
 

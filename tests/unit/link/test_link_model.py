@@ -94,7 +94,7 @@ def test_after_a_change_there_is_no_difference_and_nothing_undeclared(first, sec
     change = broker.converge(second, model.members(first), passwords)
     assert not change.stuck
     wanted = model.objects(second)
-    kept = {("queue", model.DEAD), *(("queue", model.mailbox(name)) for name in change.left)}
+    kept = {*model.shared(), *(("queue", model.mailbox(name)) for name in change.left)}
     assert {key for key in broker.objects if key not in kept} == {key for key in wanted if key not in kept}
     assert all(broker.objects[key] == value for key, value in wanted.items())
     again = broker.converge(second, model.members(first), passwords)
@@ -145,7 +145,7 @@ def test_foreign_objects_are_not_ours(links):
     broker.hashes["env.elsewhere"] = ""
     broker.objects.update(foreign)
     broker.converge([], model.members(links), passwords)
-    left = {("queue", model.DEAD)} | {("queue", model.mailbox(name)) for name in model.members(links)}
+    left = model.shared().keys() | {("queue", model.mailbox(name)) for name in model.members(links)}
     assert broker.objects.keys() - left == foreign.keys()
 
 

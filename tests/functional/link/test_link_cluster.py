@@ -1,0 +1,94 @@
+"""A broker that isn't ours, by URL: what we make there, and what we leave alone."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+
+from netspace.layout import Layout
+from netspace.link import broker
+from netspace.link.kind import DesiredLinks, Links
+from netspace.spec.types import ClusterBroker, Link, LocalBroker
+from netspace.supervision.direct import Direct
+
+pytestmark = pytest.mark.root
+
+LINK = Link(source="a", target="b", pattern="request")
+
+
+@pytest.fixture
+def shared(world, tmp_path):
+    """Our own broker, seen by another instance as somebody's."""
+    world.environment("web", "orders")
+    world.apply(Link(source="web", target="orders"))
+    login = broker.login(world.layout)
+    secret = tmp_path / "credentials"
+    secret.write_text(f"{login.username}:{login.password}\n")
+    spec = LocalBroker()
+    yield ClusterBroker(
+        url=f"amqp://127.0.0.1:{spec.port}",
+        management=f"http://127.0.0.1:{spec.management_port}",
+        credentials=str(secret),
+        vhost="shared",
+    )
+    with world.api() as api:
+        api.delete("vhosts", "shared")
+    world.apply(purge=True)
+
+
+@pytest.fixture
+def other(world):
+    layout = Layout("other")
+    links = Links(layout, Direct(layout))
+    for name in ("a", "b"):
+        subprocess.run(["ip", "netns", "add", layout.netns_name(name)], check=True)
+        subprocess.run(["ip", "-n", layout.netns_name(name), "link", "set", "lo", "up"], check=True)
+    yield links
+    links.purge()
+    links.supervisor.purge()
+    for name in ("a", "b"):
+        subprocess.run(["ip", "netns", "del", layout.netns_name(name)], check=True)
+    subprocess.run(["rm", "-rf", str(layout.state), str(layout.run), str(layout.logs)], check=True)
+
+
+def converge(links: Links, where: ClusterBroker, *wanted: Link):
+    plan = links.plan(DesiredLinks(where, wanted), links.observe(), links.names() - {link.name for link in wanted})
+    assert not plan.refusals
+    assert [outcome.error for outcome in links.apply(plan.steps) if outcome.error] == []
+    return plan
+
+
+def test_links_on_a_shared_broker(world, shared, other):
+    assert converge(other, shared, LINK).steps
+    assert not converge(other, shared, LINK).steps
+    beside = type(world)()
+    beside.layout, beside.links = other.layout, other
+    with beside.client("a") as channel:
+        channel.basic_publish("link.a.b", "", b"x", mandatory=True)
+    listed = other.list()
+    assert listed["broker"]["kind"] == "cluster"
+    assert listed["links"][LINK.name]["state"] == "active"
+
+    plan = converge(other, shared)
+    assert {step.action for step in plan.steps} == {"remove"}
+    with world.api() as api:
+        there = api.get("definitions")
+    assert len([policy for policy in there["policies"] if policy["vhost"] == "shared"]) == 3
+    assert {user["name"] for user in there["users"]} == {"netspace.admin", "env.web", "env.orders"}
+    assert "mailbox.b" in {queue["name"] for queue in there["queues"]}, "its mail is parked"
+    assert not world.plan(Link(source="web", target="orders")).steps
+    with world.client("web") as channel:
+        channel.basic_publish("link.web.orders", "", b"x", mandatory=True)
+
+
+def test_a_broker_out_of_reach_is_never_no_change(world, shared, other):
+    converge(other, shared, LINK)
+    world.supervisor.stop(["broker"])
+    plan = other.plan(DesiredLinks(shared, (LINK,)), other.observe())
+    assert plan.steps == ()
+    assert [(refusal.name, "unknown" in refusal.message) for refusal in plan.refusals] == [("broker", True)]
+    assert other.list()["links"][LINK.name]["state"] == "unknown"
+    assert not other.health()["ok"]
+    world.apply(Link(source="web", target="orders"))
+    assert not converge(other, shared, LINK).steps

@@ -1,0 +1,213 @@
+"""Configurations as they are rendered, the management client, and plans without a broker."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+
+import pytest
+
+from netspace import files
+from netspace.errors import NetspaceError, StateError
+from netspace.layout import Layout
+from netspace.link import broker, credentials, forwarder
+from netspace.link.kind import DesiredLinks, Links, Observed, Record
+from netspace.link.management import Login, Management, RefusedError, UnreachableError
+from netspace.spec.types import ClusterBroker, Link, LocalBroker
+
+LINK = Link(source="web", target="orders", pattern="request")
+CLUSTER = ClusterBroker(url="amqps://mq.example", management="https://mq.example:15671", credentials="/nowhere")
+
+
+# -- forwarder ---------------------------------------------------------------------
+def test_the_forwarder_listens_in_each_namespace_and_knows_its_inode():
+    config = forwarder.render(Layout(), LocalBroker(), {"web": 11, "a-b": 12})
+    assert forwarder.served(config) == ["a-b", "web"]
+    assert "    bind 127.0.0.1:5672 namespace netspace-web\n" in config
+    assert "    server broker 127.0.0.1:5682\n" in config
+    assert config != forwarder.render(Layout(), LocalBroker(), {"web": 13, "a-b": 12})
+    assert config == forwarder.render(Layout(), LocalBroker(), {"a-b": 12, "web": 11})
+
+
+@pytest.mark.parametrize(
+    ("url", "server"),
+    [
+        ("amqp://mq.example", "mq.example:5672 init-addr"),
+        ("amqp://[fd00::1]:99", "[fd00::1]:99 init-addr"),
+        ("amqps://mq.example", "mq.example:5671 init-addr"),
+    ],
+)
+def test_the_forwarder_goes_where_the_url_says(url, server):
+    config = forwarder.render(Layout(), ClusterBroker(url=url, management="http://x", credentials="/x"), {})
+    assert f"server broker {server}" in config
+    assert ("ssl verify required" in config) == url.startswith("amqps")
+
+
+# -- broker ------------------------------------------------------------------------
+def test_the_node_listens_on_loopback_and_has_no_secret_in_its_service():
+    layout, spec = Layout(), LocalBroker()
+    mapper, node = broker.services(layout, spec)
+    assert node.after == (mapper.name,)
+    assert {mapper.user, node.user} == {"rabbitmq"}
+    config = broker.configuration(layout, spec)
+    listeners = [line for line in config.splitlines() if line.startswith(("listeners", "management.tcp.ip"))]
+    assert listeners == ["listeners.tcp.1 = 127.0.0.1:5682", "management.tcp.ip = 127.0.0.1"]
+    assert "{127,0,0,1}" in node.variables["RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS"]
+    assert node.variables["ERL_EPMD_PORT"] == mapper.variables["ERL_EPMD_PORT"] == "4379"
+
+
+def test_another_port_is_another_configuration(tmp_path):
+    layout = Layout(root=tmp_path)
+    files.write_json(layout.records("link") / "management.json", {"username": "u", "password": "p", "hash": "h"})
+    for spec in (LocalBroker(), LocalBroker(epmd_port=1), LocalBroker(distribution_port=2), LocalBroker(port=3)):
+        assert not broker.installed(layout, spec)
+        for name, content in broker._files(layout, spec, {"username": "u", "hash": "h"}).items():
+            files.write(layout.broker / "etc" / name, content)
+        assert broker.installed(layout, spec)
+
+
+# -- credentials -------------------------------------------------------------------
+def test_credentials_are_made_once_and_root_only(tmp_path):
+    layout = Layout(root=tmp_path)
+    made = credentials.ensure(layout, ["web", "orders"], {})
+    assert len(set(made.values())) == 2
+    assert credentials.ensure(layout, ["web"], credentials.read_all(layout)) == {"web": made["web"]}
+    assert (layout.records("credentials") / "web.json").stat().st_mode & 0o777 == 0o600
+    credentials.remove(layout, ["web", "orders"])
+    assert credentials.read(layout, "web") is None
+    assert not layout.records("credentials").exists()
+
+
+def test_credentials_that_hold_none_are_an_error(tmp_path):
+    layout = Layout(root=tmp_path)
+    files.write_json(layout.records("credentials") / "web.json", {})
+    with pytest.raises(StateError, match="web"):
+        credentials.read(layout, "web")
+
+
+# -- plans without a broker ------------------------------------------------------------
+@pytest.fixture
+def links(tmp_path) -> Links:
+    return Links(Layout(root=tmp_path), supervisor=None)
+
+
+def test_planning_before_anything_is_there(links):
+    plan = links.plan(DesiredLinks(LocalBroker(), (LINK,)), links.observe())
+    assert [(step.name, step.action) for step in plan.steps] == [
+        ("broker", "create"),
+        ("web.orders", "create"),
+        ("forwarder", "create"),
+    ]
+    assert plan.steps[1].changes["pattern"] == {"old": None, "new": "request"}
+
+
+def test_nothing_is_removed_for_being_absent(links):
+    record = Record(LocalBroker(), {LINK.name: LINK})
+    observed = Observed(record, "stopped")
+    plan = links.plan(DesiredLinks(LocalBroker(), ()), observed)
+    assert {step.action for step in plan.steps} & {"remove"} == set()
+    plan = links.plan(DesiredLinks(LocalBroker(), ()), observed, [LINK.name])
+    assert {step.name: step.action for step in plan.steps} == {"broker": "remove", LINK.name: "remove"}
+
+
+@pytest.mark.parametrize("state", ["stopped", "starting"])
+def test_a_broker_that_does_not_answer_is_a_change(links, state):
+    record = Record(LocalBroker(), {LINK.name: LINK})
+    plan = links.plan(DesiredLinks(LocalBroker(), (LINK,)), Observed(record, state))
+    assert plan.steps[0].changes["state"] == {"old": state, "new": "running"}
+    assert plan.notes
+
+
+def test_a_foreign_broker_out_of_reach_is_refused(links):
+    record = Record(CLUSTER, {LINK.name: LINK})
+    plan = links.plan(DesiredLinks(CLUSTER, (LINK,)), Observed(record, "unreachable", "no answer"))
+    assert not plan.steps
+    assert "unknown" in plan.refusals[0].message
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"links": [{"from": "a"}], "broker": {"kind": "local"}}'])
+def test_a_broken_record_is_an_error_that_says_what_to_do(links, content):
+    path = links.layout.records("link") / "applied.json"
+    files.write(path, content.encode())
+    with pytest.raises(StateError, match="remove the file"):
+        links.names()
+
+
+@pytest.mark.parametrize("record", [Record(LocalBroker(port=9), {LINK.name: LINK}, ("a",)), Record(CLUSTER, {})])
+def test_records_are_read_as_they_were_written(links, record):
+    links._write(record)
+    assert links._record() == record
+    assert links.names() == set(record.links)
+    assert links.vhost == "netspace"
+
+
+# -- management ------------------------------------------------------------------------
+class Api(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    seen: list[tuple[str, str, str]] = []
+
+    def do_GET(self) -> None:
+        Api.seen.append((self.command, self.path, self.headers["Authorization"]))
+        status = {"missing": 404, "refused": 401, "wrong": 400}.get(self.path.rsplit("/", 1)[-1], 200)
+        body = b"<html>" if "html" in self.path else json.dumps({"reason": "because"}).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+        if "idle" in self.path:  # closes without saying so, as the server does with idle connections
+            self.close_connection = True
+
+    do_DELETE = do_GET
+
+    def log_message(self, *_: object) -> None:
+        return
+
+
+@pytest.fixture
+def api():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Api)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    Api.seen.clear()
+    with Management(f"http://127.0.0.1:{server.server_port}", Login("me", "secret")) as client:
+        yield client
+    server.shutdown()
+    server.server_close()
+
+
+def test_names_are_quoted_and_credentials_are_in_the_header(api):
+    assert api.get("queues", "a/b", "c d~%") == {"reason": "because"}
+    assert Api.seen == [("GET", "/api/queues/a%2Fb/c%20d~%25", "Basic bWU6c2VjcmV0")]
+
+
+def test_a_dropped_idle_connection_is_made_again(api):
+    for _ in range(3):
+        assert api.get("idle")
+    assert len(Api.seen) == 3
+
+
+def test_absent_and_refused(api):
+    assert api.get("missing") is None
+    assert api.delete("missing") is False
+    assert api.delete("there") is True
+    with pytest.raises(RefusedError, match="credentials") as caught:
+        api.get("refused")
+    assert caught.value.status == 401
+    with pytest.raises(RefusedError, match="because"):
+        api.get("wrong")
+    with pytest.raises(RefusedError, match="RabbitMQ"):
+        api.get("html")
+
+
+def test_no_answer():
+    client = Management("http://127.0.0.1:1", Login("me", "secret"))
+    with pytest.raises(UnreachableError) as caught:
+        client.get("x")
+    assert "secret" not in str(caught.value) + repr(Login("me", "secret"))
+
+
+@pytest.mark.parametrize("url", ["ftp://x", "x", "http://"])
+def test_other_urls(url):
+    with pytest.raises(NetspaceError):
+        Management(url, Login("me", "secret"))
