@@ -2,8 +2,8 @@
 
 Knows links, addresses and routes as far as interfaces need them, and nothing of
 netspace. Messages are packed here, by hand, because that is what makes a thousand
-interfaces fast: pyroute2's message classes cost four times what the kernel needs,
-and importing them a quarter of a second.
+interfaces fast: with pyroute2's message classes the packing takes longer than the
+kernel's own work, and importing them alone takes 0.2 s.
 
 Sources: RFC 3549, netlink(7), rtnetlink(7), and the kernel's ``linux/rtnetlink.h``,
 ``linux/if_link.h``, ``linux/veth.h``, ``linux/netfilter/nf_tables.h``.
