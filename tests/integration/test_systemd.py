@@ -199,6 +199,21 @@ def test_a_detached_crun_has_no_process_of_ours_beside_it(
     assert "inside" in host.run("journalctl", "--no-pager", "-u", "netspace-a").stdout
 
 
+def test_the_hosts_null_device_is_not_handed_to_a_runtime(
+    call: Callable[..., Any], detached: Callable[..., dict[str, Any]], host: SystemdHost
+) -> None:
+    look = "for fd in 0 1 2; do busybox readlink /proc/self/fd/$fd; done; busybox cat; echo end"
+    call("define", [detached("streams", f"{look}; {STAY}")])
+    assert call("start", ["streams"]) == {}
+
+    def told() -> str:
+        return host.run("journalctl", "--no-pager", "-o", "cat", "-t", "netspace-streams").stdout
+
+    until(lambda: "end" in told().splitlines())
+    assert "pipe:" in told()
+    assert "null" not in told()
+
+
 def test_a_detached_crun_is_always_systemds_own_child(
     call: Callable[..., Any], detached: Callable[..., dict[str, Any]], host: SystemdHost
 ) -> None:

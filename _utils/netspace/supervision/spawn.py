@@ -57,8 +57,11 @@ def _become(
         assert service.log is not None
         step = f"{service.log}: "
         log = logs.open_log(service.log)
-        null = os.open("/dev/null", os.O_RDONLY)
-        os.dup2(null, 0)
+        # Not /dev/null: a container runtime makes the program's user the owner of its standard
+        # streams, and then a program could change the mode of the whole host's /dev/null.
+        nothing, writer = os.pipe()
+        os.close(writer)
+        os.dup2(nothing, 0)
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.umask(0o077)

@@ -40,8 +40,12 @@ SystemCallArchitectures=native
 # gracefully). A runtime's helper that stands between may live a little longer than the
 # runtime itself (seen with crun: 1 start in 10), so the launcher is not done before that
 # helper is gone. The shell exits before the program is supervised: nothing stays.
+#
+# Its standard input is a pipe without a writer, not systemd's /dev/null: a runtime makes the
+# program's user the owner of its standard streams, and then a program could change the mode
+# of the whole host's /dev/null.
 HOLD = (
-    '"$@" || exit; read -r pid <"$0"; [ -n "$pid" ] || exit 1; '
+    ': | "$@" || exit; read -r pid <"$0"; [ -n "$pid" ] || exit 1; '
     'while read -r line 2>/dev/null <"/proc/$pid/stat"; do '
     'set -- ${line##*) }; [ "$2" = 1 ] && exit 0; done; exit 0'
 )

@@ -226,6 +226,17 @@ def test_many_detached_at_once(direct: Direct, bundle: Bundle) -> None:
         assert {status.exit for status in direct.observe().values()} == {"exit 0"}
 
 
+def test_the_hosts_null_device_is_not_handed_to_a_runtime(direct: Direct, layout: Layout, bundle: Bundle) -> None:
+    look = "for fd in 0 1 2; do busybox readlink /proc/self/fd/$fd; done; busybox cat; echo end"
+    direct.define([bundle("a", look, restart="never")])
+    assert direct.start(["a"]) == {}
+    until(lambda: direct.observe()["a"].state == "stopped")
+    streams = (layout.logs / "a.log").read_text().splitlines()
+    assert streams[0].startswith("pipe:")
+    assert "null" not in "".join(streams)
+    assert streams[-1] == "end", "and reading it ends at once"
+
+
 def test_a_detached_start_that_fails_tells_why(direct: Direct, bundle: Bundle, tmp_path: Path) -> None:
     service = bundle("a", STAY, restart="never")
     config = tmp_path / "a" / "config.json"
