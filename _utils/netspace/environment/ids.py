@@ -1,0 +1,48 @@
+"""Which host user ids an environment's ids 0..65535 stand for. Pure: never touches the disk.
+
+Every environment gets 65,536 host ids that nobody else on the host has, so that
+its processes and files are nobody's but its own. The ranges come out of
+1879048192..2147483647, which neither useradd, systemd nor subuid hands out
+(systemd's "Users, Groups, UIDs and GIDs", section "Summary").
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+
+from netspace.errors import NetspaceError
+
+FIRST = 1879048192
+LAST = 2147483647
+COUNT = 65536
+RANGES = (LAST + 1 - FIRST) // COUNT
+
+
+def allocate(names: Iterable[str], taken: Mapping[str, int]) -> dict[str, int]:
+    """Return the first host id of each of *names*.
+
+    A name in *taken* keeps what it has. A new one starts looking at a place that
+    only its name decides, so that it mostly gets the same ids wherever it is made.
+
+    :param taken: first id of every environment that exists, wanted here or not.
+    :raises NetspaceError: when all ranges are in use.
+    """
+    used = set(taken.values())
+    bases = {}
+    for name in names:
+        base = taken.get(name)
+        if base is None:
+            base = _free(name, used)
+            used.add(base)
+        bases[name] = base
+    return bases
+
+
+def _free(name: str, used: set[int]) -> int:
+    start = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
+    for offset in range(RANGES):
+        base = FIRST + (start + offset) % RANGES * COUNT
+        if base not in used:
+            return base
+    raise NetspaceError(f"no user ids are left for environment {name}: all {RANGES} ranges are in use")

@@ -1,0 +1,224 @@
+"""Mounts, straight by system call: no process is forked for one. Decides nothing.
+
+Written after mount(2), umount2(2), open_tree(2), move_mount(2), mount_setattr(2)
+and user_namespaces(7). The numbers of the newer calls are the same on every
+architecture.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import functools
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from netspace.errors import NetspaceError
+
+RDONLY = 0x1
+NOSUID = 0x2
+NODEV = 0x4
+BIND = 0x1000
+REMOUNT = 0x20
+PRIVATE = 1 << 18
+
+_MNT_DETACH = 0x2
+_UMOUNT_NOFOLLOW = 0x8
+
+_SYS_OPEN_TREE = 428
+_SYS_MOVE_MOUNT = 429
+_SYS_MOUNT_SETATTR = 442
+_AT_FDCWD = -100
+_AT_EMPTY_PATH = 0x1000
+_OPEN_TREE_CLONE = 0x1
+_OPEN_TREE_CLOEXEC = os.O_CLOEXEC
+_MOVE_MOUNT_F_EMPTY_PATH = 0x4
+_MOUNT_ATTR_IDMAP = 0x00100000
+
+_CLONE_VM = 0x00000100
+_CLONE_VFORK = 0x00004000
+_CLONE_NEWUSER = 0x10000000
+_WALL = 0x40000000
+
+_OCTAL = re.compile(r"\\([0-7]{3})")
+
+
+class _Attributes(ctypes.Structure):
+    """struct mount_attr of mount_setattr(2)."""
+
+    _fields_ = [
+        ("attr_set", ctypes.c_uint64),
+        ("attr_clr", ctypes.c_uint64),
+        ("propagation", ctypes.c_uint64),
+        ("userns_fd", ctypes.c_uint64),
+    ]
+
+
+@dataclass(frozen=True)
+class Mount:
+    """One line of ``/proc/self/mountinfo``."""
+
+    target: str
+    kind: str
+    source: str
+
+
+@functools.cache
+def _libc() -> Any:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _check(result: int, what: str) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+    return result
+
+
+def mount(source: str | Path, target: Path, kind: str, flags: int = 0, data: str = "") -> None:
+    """mount(2). :raises OSError: with source and target in its text."""
+    _check(
+        _libc().mount(
+            os.fsencode(source), os.fsencode(target), kind.encode(), ctypes.c_ulong(flags), os.fsencode(data)
+        ),
+        f"mount {source} ({kind}) at {target}",
+    )
+
+
+def unmount(target: Path) -> bool:
+    """Unmount all that is mounted at *target*, at once (users keep what they have open).
+
+    :return: whether anything was mounted there.
+    """
+    found = False
+    while True:
+        if _libc().umount2(os.fsencode(target), _MNT_DETACH | _UMOUNT_NOFOLLOW) == 0:
+            found = True
+            continue
+        number = ctypes.get_errno()
+        if number in (errno.EINVAL, errno.ENOENT):
+            return found
+        raise OSError(number, f"unmount {target}: {os.strerror(number)}")
+
+
+def bind(source: Path, target: Path, flags: int) -> None:
+    """Show the folder *source* at *target* too, with the mount flags *flags*."""
+    mount(source, target, "none", BIND)
+    mount("none", target, "none", BIND | REMOUNT | flags)
+
+
+def idmapped(source: Path, target: Path, user_namespace_fd: int) -> None:
+    """Show the mount at *source* at *target* too, its ids mapped as in the user namespace."""
+    libc = _libc()
+    tree = _check(
+        libc.syscall(
+            ctypes.c_long(_SYS_OPEN_TREE),
+            ctypes.c_int(_AT_FDCWD),
+            ctypes.c_char_p(os.fsencode(source)),
+            ctypes.c_uint(_OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC),
+        ),
+        f"open_tree {source}",
+    )
+    try:
+        attributes = _Attributes(_MOUNT_ATTR_IDMAP, 0, PRIVATE, user_namespace_fd)
+        _check(
+            libc.syscall(
+                ctypes.c_long(_SYS_MOUNT_SETATTR),
+                ctypes.c_int(tree),
+                ctypes.c_char_p(b""),
+                ctypes.c_uint(_AT_EMPTY_PATH),
+                ctypes.byref(attributes),
+                ctypes.c_size_t(ctypes.sizeof(attributes)),
+            ),
+            f"map the ids of {source} (does its file system support idmapped mounts?)",
+        )
+        _check(
+            libc.syscall(
+                ctypes.c_long(_SYS_MOVE_MOUNT),
+                ctypes.c_int(tree),
+                ctypes.c_char_p(b""),
+                ctypes.c_int(_AT_FDCWD),
+                ctypes.c_char_p(os.fsencode(target)),
+                ctypes.c_uint(_MOVE_MOUNT_F_EMPTY_PATH),
+            ),
+            f"move_mount to {target}",
+        )
+    finally:
+        os.close(tree)
+
+
+@contextlib.contextmanager
+def user_namespace(base: int, count: int) -> Iterator[int]:
+    """A file descriptor of a user namespace whose ids 0.. are the host's *base*.., for :func:`idmapped`.
+
+    A user namespace comes into being only with a process in it. That one borrows
+    this process's memory for the moment of its only call, ``_exit``, so nothing of
+    this (maybe large, maybe threaded) process is copied; its unreaped remains lend
+    their ``/proc`` entry to set the map and open the namespace. It sends no SIGCHLD.
+    """
+    libc = _libc()
+    stack = ctypes.create_string_buffer(65536)
+    top = (ctypes.addressof(stack) + len(stack)) & ~0xF
+    leave = ctypes.cast(libc._exit, ctypes.c_void_p)
+    pid = _check(
+        libc.clone(leave, ctypes.c_void_p(top), ctypes.c_int(_CLONE_VM | _CLONE_VFORK | _CLONE_NEWUSER), None),
+        "make a user namespace (is user.max_user_namespaces 0?)",
+    )
+    try:
+        for ids in ("uid_map", "gid_map"):
+            with open(f"/proc/{pid}/{ids}", "wb", buffering=0) as stream:
+                stream.write(f"0 {base} {count}".encode())
+        namespace = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.waitpid(pid, _WALL)
+    try:
+        yield namespace
+    finally:
+        os.close(namespace)
+
+
+def overlay(lower: Path, upper: Path, work: Path, target: Path, flags: int) -> None:
+    """Mount an overlay of *upper* on *lower* at *target*.
+
+    The layers are named by file descriptor: whoever sees the mount from inside
+    (``/proc/self/mountinfo``) learns no path of the host.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def handle(path: Path) -> str:
+            fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            stack.callback(os.close, fd)
+            return f"/proc/self/fd/{fd}"
+
+        options = f"lowerdir={handle(lower)},upperdir={handle(upper)},workdir={handle(work)}"
+        try:
+            mount("overlay", target, "overlay", flags, options)
+        except OSError as err:
+            raise NetspaceError(
+                f"overlay at {target} of {lower} and {upper}: {err.strerror}; `dmesg` tells more"
+            ) from err
+
+
+def table(text: str | None = None) -> dict[str, Mount]:
+    """What is mounted where, by target; the topmost where several are.
+
+    :param text: what ``/proc/self/mountinfo`` holds; read when absent.
+    """
+    if text is None:
+        text = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
+    mounts = {}
+    for line in text.splitlines():
+        fields = line.split(" ")
+        target = _plain(fields[4])
+        kind, source = fields[fields.index("-") + 1 :][:2]
+        mounts[target] = Mount(target, kind, _plain(source))
+    return mounts
+
+
+def _plain(field: str) -> str:
+    return _OCTAL.sub(lambda match: chr(int(match[1], 8)), field) if "\\" in field else field

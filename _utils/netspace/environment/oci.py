@@ -1,0 +1,187 @@
+"""The OCI runtime configuration of an environment. Pure: values in, a dict out.
+
+All hardening stands here, none of it can be loosened by a declaration: namespaces of its
+own, user ids of its own, no capability, no new privileges, our system call profile, a
+minimal /dev, masked kernel files, limits. There are no annotations (``run.oci.*`` would
+reconfigure crun), no hooks and no devices. Written after the OCI runtime specification 1.1.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+from netspace import files
+from netspace.environment import seccomp
+from netspace.environment.ids import COUNT
+from netspace.environment.images.sources import Defaults
+from netspace.errors import NetspaceError
+from netspace.layout import Layout
+from netspace.spec.types import Environment, Limits, Volume
+
+PATH = "/usr/local/bin:/usr/bin:/bin"
+HOME = "/tmp"  # noqa: S108 (inside; a tmpfs of the environment's own)
+INSIDE = "/run/netspace"
+
+# What a declaration says when it says nothing: there an image's own word counts.
+_UNSAID = Environment(image="")
+
+_PERIOD = 100_000  # microseconds; cpu.cfs_period_us
+_LEAST_QUOTA = 1_000  # microseconds; the kernel takes no less
+_MEMLOCK = 64 * 1024
+_OOM_SCORE_ADJ = 500  # an environment dies before the host's own services
+
+_MASKED = (
+    *("/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/key-users", "/proc/latency_stats"),
+    *("/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/proc/kallsyms"),
+    *("/proc/config.gz", "/proc/cmdline", "/proc/pressure", "/proc/interrupts", "/proc/softirqs", "/proc/modules"),
+    *("/proc/kpagecount", "/proc/kpageflags", "/proc/kpagecgroup", "/proc/kmsg", "/proc/vmallocinfo"),
+    *("/proc/slabinfo", "/proc/iomem", "/proc/ioports", "/proc/dma", "/proc/diskstats"),
+    *("/proc/bootconfig", "/proc/mtrr", "/proc/swaps", "/proc/zoneinfo", "/proc/buddyinfo"),
+)
+_READ_ONLY = (*("/proc/bus", "/proc/driver", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger", "/proc/tty"),)
+
+
+def config(
+    name: str,
+    spec: Environment,
+    *,
+    layout: Layout,
+    base: int,
+    cgroup: str,
+    defaults: Defaults = Defaults(),  # noqa: B008 (immutable)
+    machine: str | None = None,
+) -> dict[str, Any]:
+    """Return ``config.json`` of the environment's bundle.
+
+    :param base: the host id that the environment's id 0 stands for.
+    :param cgroup: where it is accounted, from the root of the cgroup hierarchy.
+    :param defaults: what the image says where *spec* says nothing.
+    :raises NetspaceError: when neither says what to run.
+    """
+    return {
+        "ociVersion": "1.0.2",
+        "hostname": name,
+        "root": {"path": str(layout.bundle(name) / "rootfs"), "readonly": spec.read_only},
+        "process": process(name, spec, defaults),
+        "mounts": [
+            *_own_mounts(spec.limits),
+            _bind(str(layout.inside(name)), INSIDE, "ro", "noexec"),
+            *(_volume(volume) for volume in spec.volumes),
+        ],
+        "linux": {
+            "namespaces": [
+                *({"type": kind} for kind in ("user", "pid", "ipc", "uts", "mount", "cgroup", "time")),
+                {"type": "network", "path": str(layout.netns(name))},
+            ],
+            "uidMappings": [{"containerID": 0, "hostID": base, "size": COUNT}],
+            "gidMappings": [{"containerID": 0, "hostID": base, "size": COUNT}],
+            "cgroupsPath": cgroup,
+            "resources": _resources(spec.limits),
+            "seccomp": seccomp.profile(spec.seccomp, machine),
+            "rootfsPropagation": "private",
+            "maskedPaths": list(_MASKED),
+            "readonlyPaths": list(_READ_ONLY),
+        },
+    }
+
+
+def process(
+    name: str,
+    spec: Environment,
+    defaults: Defaults = Defaults(),  # noqa: B008 (immutable)
+    command: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Return the ``process`` object: of the environment's program, or of another *command* beside it.
+
+    :raises NetspaceError: when nothing says what to run.
+    """
+    arguments = list(command or spec.command or defaults.command)
+    if not arguments:
+        raise NetspaceError(f"environment {name}: the image names no command; set command")
+    user = user_of(spec, defaults)
+    working_dir = spec.working_dir
+    if working_dir == _UNSAID.working_dir and defaults.working_dir:
+        working_dir = defaults.working_dir
+    variables = {"PATH": PATH, "HOME": HOME, **dict(defaults.env), **spec.env}
+    none: list[str] = []
+    return {
+        "terminal": False,
+        "user": {"uid": user, "gid": user, "umask": 0o077, "additionalGids": []},
+        "args": arguments,
+        "env": [f"{key}={variables[key]}" for key in sorted(variables)],
+        "cwd": working_dir,
+        "capabilities": dict.fromkeys(("bounding", "effective", "inheritable", "permitted", "ambient"), none),
+        "noNewPrivileges": True,
+        "oomScoreAdj": _OOM_SCORE_ADJ,
+        "rlimits": [
+            {"type": f"RLIMIT_{kind}", "soft": value, "hard": value}
+            for kind, value in (
+                ("NOFILE", spec.limits.files),
+                ("CORE", 0),
+                ("MEMLOCK", _MEMLOCK),
+                ("NPROC", spec.limits.pids),
+                ("MSGQUEUE", 0),
+            )
+        ],
+    }
+
+
+def user_of(spec: Environment, defaults: Defaults) -> int:
+    """The uid and gid inside: the declaration's, else the image's numeric one; never 0."""
+    return defaults.user if spec.user == _UNSAID.user and defaults.user else spec.user
+
+
+def digest(configuration: dict[str, Any]) -> str:
+    """Hexadecimal sha256 of a configuration as it is written."""
+    return hashlib.sha256(files.encode(configuration)).hexdigest()
+
+
+def _own_mounts(limits: Limits) -> list[dict[str, Any]]:
+    return [
+        {
+            "destination": "/proc",
+            "type": "proc",
+            "source": "proc",
+            "options": ["nosuid", "nodev", "noexec"],
+        },
+        _tmpfs("/dev", "755", 64 * 1024),
+        _tmpfs("/dev/shm", "1777", limits.shm, "nodev"),  # noqa: S108 (inside)
+        _tmpfs("/tmp", "1777", limits.tmp, "nodev"),  # noqa: S108 (inside)
+    ]
+
+
+def _tmpfs(target: str, mode: str, size: int, *options: str) -> dict[str, Any]:
+    # tmpfs(5): size=0 would mean no limit, so the least is one page.
+    return {
+        "destination": target,
+        "type": "tmpfs",
+        "source": "tmpfs",
+        "options": ["nosuid", "noexec", *options, f"mode={mode}", f"size={max(int(size), 4096)}"],
+    }
+
+
+def _bind(source: str, target: str, *options: str) -> dict[str, Any]:
+    return {
+        "destination": target,
+        "type": "bind",
+        "source": source,
+        "options": ["bind", "nosuid", "nodev", "private", *options],
+    }
+
+
+def _volume(volume: Volume) -> dict[str, Any]:
+    # "idmap": ids on disk are those inside, whatever host ids the environment runs with.
+    return _bind(volume.source, volume.target, "idmap", *(("ro",) if volume.read_only else ("rw",)))
+
+
+def _resources(limits: Limits) -> dict[str, Any]:
+    memory = int(limits.memory)
+    return {
+        "devices": [{"allow": False, "access": "rwm"}],
+        # The OCI value of swap is memory and swap together: equal means no swap.
+        "memory": {"limit": memory, "swap": memory},
+        "cpu": {"quota": max(round(limits.cpus * _PERIOD), _LEAST_QUOTA), "period": _PERIOD},
+        "pids": {"limit": limits.pids},
+    }

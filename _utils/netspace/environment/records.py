@@ -1,0 +1,105 @@
+"""What was applied, one record per environment: all that is needed to build it again.
+
+A record is written before what it names is made and removed after it is gone. It is
+replaced only while the environment is stopped, unless nothing that runs depends on the
+change; so whatever runs, runs as its record says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from netspace import files
+from netspace.environment.images import Image
+from netspace.environment.images.sources import Defaults
+from netspace.errors import NetspaceError, StateError
+from netspace.layout import Layout
+from netspace.spec import parse
+from netspace.spec.types import Environment
+
+RunState = Literal["running", "present", "stopped"]
+KIND = "environments"
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Record:
+    """One environment as it was applied.
+
+    :param state: what was asked for last, by a declaration or an operator.
+    :param base: host id of the id 0 inside.
+    :param config: sha256 of the bundle's ``config.json``.
+    :param revision: of the hardening it was rendered with.
+    :param summary: what its files said, for the operator.
+    """
+
+    spec: Environment
+    state: RunState
+    base: int
+    image: Image
+    config: str
+    revision: str
+    summary: Mapping[str, Any] = field(default_factory=dict)
+
+
+def own(spec: Environment) -> Environment:
+    """What of a declared environment is recorded here: all but the interface, which has its own record."""
+    return msgspec.structs.replace(spec, interface=None)
+
+
+def path(layout: Layout, name: str) -> Path:
+    return layout.records(KIND) / f"{name}.json"
+
+
+def write(layout: Layout, name: str, record: Record) -> bool:
+    """Write the record; return whether it was another."""
+    return files.write_json(
+        path(layout, name),
+        {
+            "version": _VERSION,
+            "spec": parse.encode(own(record.spec)),
+            "state": record.state,
+            "base": record.base,
+            "image": {
+                "digest": record.image.digest,
+                "identity": record.image.identity,
+                "defaults": record.image.defaults.encode(),
+            },
+            "config": record.config,
+            "revision": record.revision,
+            "summary": dict(record.summary),
+        },
+    )
+
+
+def read(layout: Layout) -> dict[str, Record]:
+    """Every record, by the environment's name.
+
+    :raises StateError: naming the one that can't be understood.
+    """
+    return {
+        name: _decode(path(layout, name), name, data) for name, data in files.read_records(layout.records(KIND)).items()
+    }
+
+
+def _decode(where: Path, name: str, data: dict[str, Any]) -> Record:
+    try:
+        if data["version"] != _VERSION:
+            raise ValueError(f"version {data['version']}, expected {_VERSION}")
+        image = data["image"]
+        return Record(
+            parse.environment(name, data["spec"]),
+            data["state"],
+            int(data["base"]),
+            Image(image["digest"], image["identity"], Defaults.decode(image["defaults"])),
+            data["config"],
+            data["revision"],
+            data["summary"],
+        )
+    except (NetspaceError, KeyError, TypeError, ValueError, AttributeError) as err:
+        raise StateError(f"{where}: {err}; remove the file and apply again to rebuild it") from err

@@ -1,0 +1,162 @@
+"""How crun is called: the command lines, and what crun left behind when it failed.
+
+Detached: crun starts the program, leaves its PID in a file and ends, so no process of ours
+stands beside an environment. crun refuses a *hybrid* cgroup layout (version 1 controllers
+with version 2 at ``/sys/fs/cgroup/unified``). There each call runs in a mount namespace of
+its own without that mount; the machine's mounts are never touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from netspace.environment import mounts
+from netspace.errors import MissingError
+from netspace.layout import Layout
+from netspace.spec.types import Environment
+from netspace.supervision import Service
+
+VARIABLES = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+_CGROUPS = "/sys/fs/cgroup"
+_UNIFIED = f"{_CGROUPS}/unified"
+
+
+def service_name(name: str) -> str:
+    """The environment's service, as the supervisor knows it."""
+    return f"environment-{name}"
+
+
+def container(layout: Layout, name: str) -> str:
+    """The environment's name for crun."""
+    return f"{layout.instance}-{name}"
+
+
+@functools.cache
+def program() -> str:
+    """Where crun is.
+
+    :raises MissingError: when it is not installed.
+    """
+    found = shutil.which("crun", path=VARIABLES["PATH"])
+    if found is None:
+        raise MissingError("the program crun", "install it: apt-get install crun")
+    return found
+
+
+def prefix(mounted: Mapping[str, mounts.Mount]) -> tuple[str, ...]:
+    """What stands before each call of crun on this host: nothing, unless cgroups are hybrid."""
+    unified = mounted.get(_UNIFIED)
+    if unified is None or unified.kind != "cgroup2" or not os.path.ismount(_UNIFIED):
+        return ()  # not there, or covered by another mount
+    script = f'umount {_UNIFIED} && exec "$@"'
+    return ("/usr/bin/unshare", "--mount", "--propagation", "private", "--", "/bin/sh", "-c", script, "sh")
+
+
+def crun(layout: Layout, mounted: Mapping[str, mounts.Mount], *arguments: str) -> tuple[str, ...]:
+    """A call of crun with our own state folder."""
+    return (*prefix(mounted), program(), "--root", str(state(layout)), *arguments)
+
+
+def state(layout: Layout) -> Path:
+    """Where crun keeps what runs."""
+    return layout.run / "crun"
+
+
+def log(layout: Layout, name: str) -> Path:
+    """Where crun writes why it failed."""
+    return layout.bundle(name) / "runtime.log"
+
+
+def output(layout: Layout, name: str) -> Path:
+    """Where the program's output goes where there is no journal."""
+    return layout.logs / f"{service_name(name)}.log"
+
+
+def pid_file(layout: Layout, name: str) -> Path:
+    return layout.bundle(name) / "pid"
+
+
+def service(layout: Layout, name: str, spec: Environment, mounted: Mapping[str, mounts.Mount]) -> Service:
+    """The environment as something to keep running."""
+    own = container(layout, name)
+    errors = ("--log", str(log(layout, name)))
+    pid = pid_file(layout, name)
+    return Service(
+        name=service_name(name),
+        description=f"{layout.instance} environment {name}",
+        command=crun(
+            *(layout, mounted, *errors, "run", "--detach"),
+            *("--bundle", str(layout.bundle(name)), "--pid-file", str(pid), own),
+        ),
+        variables=VARIABLES,
+        pid_file=pid,
+        cleanup=(crun(layout, mounted, "delete", "--force", own),),
+        restart=spec.restart,
+        stop_timeout=spec.stop_timeout,
+        log=output(layout, name),
+        limits={"memory": int(spec.limits.memory), "cpus": spec.limits.cpus, "pids": spec.limits.pids},
+        delegate=True,
+    )
+
+
+def failure(layout: Layout, name: str) -> str:
+    """Why the environment's last start failed in crun, or nothing."""
+    return complaint(log(layout, name))
+
+
+def complaint(path: Path) -> str:
+    """The last thing in a log of crun's, or nothing."""
+    try:
+        lines = path.read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    # "2026-01-31T12:00:00.000000Z: message"
+    return lines[-1].split("Z: ", 1)[-1] if lines else ""
+
+
+def delete(layout: Layout, name: str, mounted: Mapping[str, mounts.Mount]) -> None:
+    """Have crun kill and forget the environment's container, if it still knows one."""
+    own = container(layout, name)
+    if (state(layout) / own).exists():
+        subprocess.run(
+            crun(layout, mounted, "delete", "--force", own),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+            env=VARIABLES,
+        )
+
+
+def remove_cgroups(layout: Layout, cgroup: str, mounted: Mapping[str, mounts.Mount]) -> None:
+    """Remove an environment's empty cgroup in every hierarchy, and the instance's when it was the last."""
+    for mount in mounted.values():
+        if mount.kind in ("cgroup", "cgroup2") and mount.target.startswith(_CGROUPS):
+            for folder in (cgroup, f"/{layout.instance}"):
+                with contextlib.suppress(OSError):  # absent, or in use by another
+                    os.rmdir(mount.target + folder)
+
+
+def remove_output(layout: Layout, name: str) -> None:
+    """Remove the program's log, rotated ones too."""
+    own = output(layout, name)
+    if own.parent.is_dir():
+        for path in [own, *own.parent.glob(f"{own.name}.*")]:
+            path.unlink(missing_ok=True)
+
+
+def usage(cgroup: str, mounted: Mapping[str, mounts.Mount]) -> dict[str, int]:
+    """What the environment uses now: ``memory`` in bytes and ``pids``; empty where it doesn't run."""
+    found = {}
+    for mount in mounted.values():
+        if mount.kind in ("cgroup", "cgroup2") and mount.target.startswith(_CGROUPS):
+            for key, files in (("memory", ("memory.current", "memory.usage_in_bytes")), ("pids", ("pids.current",))):
+                for file in files:
+                    with contextlib.suppress(OSError, ValueError):
+                        found[key] = int(Path(f"{mount.target}{cgroup}/{file}").read_text())
+    return found

@@ -1,0 +1,51 @@
+"""Host folders that belong to one environment alone. Made when missing, never deleted.
+
+A volume keeps the ids that are used inside: files of user 1000 inside are user 1000's on
+disk, so they can be backed up and outlive the environment. On the host those ids may be
+somebody's, so a writable volume must lie where only root gets to: in a folder of root's
+with mode 0700.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from netspace.errors import NetspaceError
+from netspace.spec.types import Volume
+
+
+def ensure(name: str, volume: Volume, user: int) -> None:
+    """Have the volume's folder, made for the uid *user* (inside) if it is missing.
+
+    :raises NetspaceError: when the environment can't be given that folder.
+    """
+    source = Path(volume.source)
+    where = f"environment {name}: volume {source}"
+    try:
+        if not os.path.lexists(source):
+            _make(source, user)
+        if Path(os.path.realpath(source)) != source:
+            raise NetspaceError(f"{where}: there is a link in the path; name the folder itself")
+        if not source.is_dir():
+            raise NetspaceError(f"{where}: not a folder")
+        if not volume.read_only and not any(_private(folder) for folder in source.parents):
+            raise NetspaceError(
+                f"{where}: other users of this host could reach what the environment writes there (as user {user}); "
+                f"make a folder above it root's alone: chmod 0700 {source.parent}"
+            )
+    except OSError as err:
+        raise NetspaceError(f"{where}: {err.strerror}") from err
+
+
+def _make(source: Path, user: int) -> None:
+    missing = [source, *(folder for folder in source.parents if not folder.exists())]
+    for folder in reversed(missing):
+        folder.mkdir(mode=0o700)
+    os.chown(source, user, user)
+
+
+def _private(folder: Path) -> bool:
+    info = folder.stat()
+    return info.st_uid == 0 and not info.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
