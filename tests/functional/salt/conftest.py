@@ -1,0 +1,11 @@
+"""Salt with netspace in each of the ways that an operator may install it."""
+
+from __future__ import annotations
+
+import pytest
+from salt_modes import Salt, build
+
+
+@pytest.fixture(scope="module", params=["sync", "pip", "editable"])
+def salt(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Salt:
+    return build(request.param, tmp_path_factory.mktemp(request.param))

@@ -1,0 +1,61 @@
+"""One source tree serves Salt's sync, ``pip install`` and ``pip install --editable``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import checkout
+import pytest
+from salt_modes import Salt, build, configure
+
+DECLARATION = '{"environments": {"web": {"image": "tar:/srv/web.tar", "limits": {"memroy": "1M"}}}}'
+
+
+def test_every_plugin_loads_with_its_library(salt: Salt) -> None:
+    loaded = salt.load()
+    assert Path(loaded["library"]).is_relative_to(salt.library)
+    for folder, found in loaded["plugins"].items():
+        for plugin, functions in checkout.plugins(folder).items():
+            missing = {f"{plugin}.{function}" for function in functions} - set(found)
+            assert not missing, f"{folder}: Salt doesn't find {sorted(missing)}"
+
+
+def test_grains_are_there(salt: Salt) -> None:
+    grains = salt.load()["grains"]
+    assert {"tpm", "secure_boot", "netspace"} <= set(grains)
+
+
+def test_a_function_reaches_the_library(salt: Salt) -> None:
+    result, log = salt.call("netspace.check", f"declaration={DECLARATION}")
+    assert result["valid"] is False
+    assert result["problems"][0]["path"] == "netspace:environments:web:limits:memroy"
+    assert "here twice" not in log
+
+
+def test_a_state_reaches_the_library(salt: Salt) -> None:
+    result, _ = salt.call(
+        "state.single", "netspace_link.managed", "name=links", f"declaration={DECLARATION}", "test=True"
+    )
+    (state,) = result.values()
+    assert state["result"] is False
+    assert "did you mean memory" in state["comment"]
+
+
+def test_both_at_once_is_warned_of(tmp_path: Path) -> None:
+    pip = build("pip", tmp_path / "pip")
+    both = Salt(pip.python, configure(tmp_path / "both", pip.source), pip.source, pip.library)
+    both.call("saltutil.sync_all")
+    _, log = both.call("netspace.check", f"declaration={DECLARATION}")
+    assert log.count("netspace is here twice") == 1
+    assert "pip uninstall netspace" in log
+
+
+@pytest.mark.parametrize("folder", checkout.PLUGIN_FOLDERS)
+def test_every_plugin_guards_against_an_old_library(folder: str) -> None:
+    """A plugin that misses this would run a library from before the last sync."""
+    for path in sorted((checkout.ROOT / folder).glob("*.py")):
+        text = path.read_text()
+        if "netspace" in text and path.stem != "__init__":
+            first = text.index("from netspace")
+            assert "\nimport netspace\n" in text[:first], path
+            assert "\nnetspace.refresh(__file__)\n" in text[:first], path
