@@ -44,11 +44,11 @@ def ensure(layout: Layout, environments: Collection[str], known: dict[str, str])
 
 
 def remove(layout: Layout, environments: Collection[str]) -> None:
+    """Forget the passwords of *environments*."""
     for environment in environments:
         files.remove(_path(layout, environment))
-    files_left = layout.records("credentials")
     try:
-        files_left.rmdir()
+        layout.records("credentials").rmdir()
     except OSError:  # others' are in it, or there is none
         return
 

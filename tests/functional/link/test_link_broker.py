@@ -12,7 +12,13 @@ from pathlib import Path
 
 import pika
 import pytest
-from pika.exceptions import AMQPConnectionError, ChannelClosedByBroker, ConnectionClosedByBroker, UnroutableError
+from pika.exceptions import (
+    AMQPConnectionError,
+    ChannelClosedByBroker,
+    ConnectionClosedByBroker,
+    NackError,
+    UnroutableError,
+)
 
 from netspace import files
 from netspace.link import broker as node
@@ -300,10 +306,19 @@ def test_mail_is_parked_until_it_is_read_or_purged(host):
     assert host.links.list()["parked"] == []
 
 
-def test_a_full_mailbox_refuses(host):
+def test_a_full_mailbox_refuses_and_a_changed_limit_is_repaired(host):
     with host.api() as api:
         policy = api.get("policies", "netspace", "netspace.mailbox")
-    assert policy["definition"]["overflow"] == "reject-publish"
+        policy["definition"]["max-length"] = 2
+        api.post("definitions", body={"policies": [policy]})
+    with host.client("orders") as channel, pytest.raises(NackError):
+        for _ in range(100):  # the length of a quorum queue is a soft limit
+            channel.basic_publish("link.orders.audit", "", b"x")
+            time.sleep(0.02)
+    plan = host.apply(*LINKS)
+    assert set(plan.steps[0].changes) == {"policy:netspace.mailbox"}
+    with host.api() as api:
+        api.delete("queues", "netspace", "mailbox.audit", "contents")
 
 
 def test_lists_and_health(host):
