@@ -108,7 +108,8 @@ def ask(card, opened, to, text, timeout=5.0):
             publish(opened, peer(card, to)["exchange"], text, reply_to=address, correlation_id=key)
             until = time.monotonic() + timeout
             for method, properties, body in opened.consume(replies["queue"], auto_ack=True, inactivity_timeout=0.2):
-                if method is not None and properties.correlation_id == key:
+                # Only the one who was asked can put an answer on this exchange.
+                if method and method.exchange == replies["exchange"] and properties.correlation_id == key:
                     return body.decode()
                 if time.monotonic() > until:
                     raise Refused(f"no answer from {to} within {timeout:g} s")
