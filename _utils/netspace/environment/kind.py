@@ -67,6 +67,7 @@ class Seen:
     :param assembled: its root is mounted and its configuration is as recorded.
     :param files: sha256 of each file handed out; None where they are damaged.
     :param namespace: whether it runs in the network namespace that has its name.
+    :param halted: it was stopped by us, and not started since.
     """
 
     record: Record
@@ -74,6 +75,7 @@ class Seen:
     assembled: bool
     files: Mapping[str, str] | None
     namespace: bool = True
+    halted: bool = False
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,7 @@ class Environments:
                 self._assembled(name, record, mounted),
                 handout.observe(self.layout, name),
                 self._in_namespace(name, status),
+                runtime.halt_mark(self.layout, name).exists(),
             )
         sources = {image: self.store.seen(image) for image in sorted({record.spec.image for record in known.values()})}
         return Observed(found, sources, revision())
@@ -368,6 +371,7 @@ class _Batch:
             for name, work in self._left().items()
             if work.stop or (work.record is None and runtime.service_name(name) in defined)
         ]
+        halt(self.layout, names)
         self._supervise(self.kind.supervisor.stop, names)
 
     def make(self) -> None:
@@ -419,6 +423,14 @@ class _Batch:
         self._fail(start(self.kind, {name: work.want.spec for name, work in self._left(lambda w: w.start).items()}))
 
 
+def halt(layout: Layout, names: Iterable[str]) -> None:
+    """Note that these are about to be stopped by us."""
+    for name in names:
+        mark = runtime.halt_mark(layout, name)
+        if mark.parent.is_dir():
+            mark.touch(mode=0o600)
+
+
 def start(kind: Environments, specs: Mapping[str, Environment]) -> dict[str, str]:
     """Start environments that are made; return why some don't run, by name."""
     services = {runtime.service_name(name): name for name in specs}
@@ -434,6 +446,7 @@ def start(kind: Environments, specs: Mapping[str, Environment]) -> dict[str, str
         return dict.fromkeys(specs, str(err))
     errors = {}
     for service, name in services.items():
+        files.remove(runtime.halt_mark(kind.layout, name))
         status = statuses.get(service, Status("stopped"))
         complaint = runtime.failure(kind.layout, name)
         if complaint and status.state != "running":
@@ -496,7 +509,8 @@ def _compare(name: str, want: DesiredEnvironment, seen: Seen, source: images.See
     # A program that is not to be restarted after its success has done what was asked.
     done = (
         status is not None
-        and (status.state, status.exit, record.state) == ("stopped", "exit 0", "running")
+        and (status.state, status.exit) == ("stopped", "exit 0")
+        and not seen.halted
         and want.spec.restart != "always"
     )
     run = want.state == "running" or (want.state == "present" and runs)

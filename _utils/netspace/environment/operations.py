@@ -184,6 +184,7 @@ class Operations:
         return self._supervisor.observe().get(runtime.service_name(name), Status("stopped"))
 
     def _stop(self, known: Mapping[str, Record]) -> dict[str, str]:
+        kind.halt(self._layout, known)
         errors = self._supervisor.stop([runtime.service_name(name) for name in known])
         return {name: errors.get(runtime.service_name(name), "") for name in known}
 

@@ -82,6 +82,11 @@ def pid_file(layout: Layout, name: str) -> Path:
     return layout.bundle(name) / "pid"
 
 
+def halt_mark(layout: Layout, name: str) -> Path:
+    """There from before we stop the environment until it is started: its end was not its own."""
+    return layout.bundle(name) / "halted"
+
+
 def service(layout: Layout, name: str, spec: Environment, mounted: Mapping[str, mounts.Mount]) -> Service:
     """The environment as something to keep running."""
     own = container(layout, name)

@@ -1,0 +1,177 @@
+"""What an environment has, and what it hasn't."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from netspace.environment import ids
+
+pytestmark = pytest.mark.root
+
+
+def status(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def test_the_program_has_ids_of_its_own_and_no_right(host):
+    host.run("web", limits={"memory": "32M", "files": 100})
+    pid = host.pid("web")
+    base = host.kind.recorded()["web"].base
+    facts = status(pid)
+    assert facts["Uid"].split() == [str(base + 1000)] * 4
+    assert facts["Gid"].split() == [str(base + 1000)] * 4
+    assert facts["Groups"] == ""
+    assert {facts[f"Cap{kind}"] for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb")} == {"0" * 16}
+    assert facts["NoNewPrivs"] == "1"
+    assert facts["Seccomp"] == "2"
+    assert facts["Umask"] == "0077"
+    assert Path(f"/proc/{pid}/oom_score_adj").read_text().strip() == "500"
+    assert Path(f"/proc/{pid}/uid_map").read_text().split() == ["0", str(base), str(ids.COUNT)]
+    limits = Path(f"/proc/{pid}/limits").read_text().splitlines()
+    table = {line[:26].strip(): line[26:].split()[:2] for line in limits}
+    assert table["Max open files"] == ["100", "100"]
+    assert table["Max core file size"] == ["0", "0"]
+    assert table["Max msgqueue size"] == ["0", "0"]
+    assert table["Max processes"] == ["128", "128"]
+    for kind in ("user", "pid", "ipc", "uts", "mnt", "cgroup", "time", "net"):
+        assert os.readlink(f"/proc/{pid}/ns/{kind}") != os.readlink(f"/proc/self/ns/{kind}"), kind
+    assert os.path.samestat(os.stat(f"/proc/{pid}/ns/net"), os.stat(host.layout.netns("web")))
+
+
+def test_what_is_run_beside_it_has_no_more(host):
+    host.run("web")
+    facts = host.sh("web", "cat /proc/self/status")
+    assert "NoNewPrivs:\t1" in facts
+    assert "Seccomp:\t2" in facts
+    assert facts.count("\t" + "0" * 16) >= 5
+    assert host.sh("web", "id") == "uid=1000 gid=1000"
+    assert host.sh("web", "unshare -U true") == "unshare: unshare(0x10000000): Operation not permitted"
+    assert "not permitted" in host.sh("web", "mount -t tmpfs x /tmp") or "denied" in host.sh("web", "mount x /tmp")
+
+
+def test_the_root_is_the_image_with_a_layer_of_its_own(host):
+    host.run("web")
+    host.run("other")
+    # The environment's user owns nothing of the image, and modes count.
+    assert host.sh("web", "cat /etc/motd") == "hello"
+    assert "Permission denied" in host.sh("web", "cat /etc/shadow")
+    assert "Permission denied" in host.sh("web", "touch /etc/new")
+    assert host.sh("web", "echo mine > /tmp/x && cat /tmp/x") == "mine"
+    assert "No such file" in host.sh("other", "cat /tmp/x")
+    listed = host.sh("web", "ls /; ls /dev")
+    assert "sys" not in listed.split()
+    assert not {"kmsg", "mem", "mqueue", "pts", "console"} & set(listed.split())
+
+
+def test_no_path_of_the_host_is_seen_inside(host):
+    host.run("web")
+    seen = host.sh("web", "cat /proc/self/mountinfo /proc/self/cgroup /proc/1/environ")
+    for path in (str(host.image), "/var/lib", "layers"):
+        assert path not in seen
+    root = next(line for line in seen.splitlines() if line.split()[4] == "/")
+    assert "nosuid,nodev" in root
+    assert "lowerdir=/proc/self/fd/" in root
+
+
+def test_masked_files_are_empty(host):
+    host.run("web")
+    assert host.sh("web", "cat /proc/kallsyms /proc/cmdline /proc/interrupts /proc/keys") == ""
+    assert "Read-only" in host.sh("web", "echo 1 > /proc/sys/kernel/domainname") or "denied" in host.sh(
+        "web", "echo 1 > /proc/sys/kernel/domainname"
+    )
+
+
+def test_a_read_only_root_has_no_lasting_layer(host):
+    host.run("web", read_only=True)
+    assert "Read-only file system" in host.sh("web", "touch /bin/x")
+    assert host.sh("web", "cat /run/netspace/environment.json") == "{}"
+    layers = host.layout.environment("web")
+    assert [path.name for path in layers.iterdir()] == ["handout"]
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_locks_on_the_same_image_file_don_t_meet(host, read_only):
+    for name in ("one", "two"):
+        host.run(name, read_only=read_only)
+    with contextlib.ExitStack() as stack:
+
+        def lock(name: str) -> None:
+            stream = stack.enter_context(open(f"/proc/{host.pid(name)}/root/etc/motd"))
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+        lock("one")
+        with pytest.raises(BlockingIOError):
+            lock("one")
+        lock("two")
+
+
+def test_memory_is_bounded(host):
+    host.run("web", limits={"memory": "16M", "tmp": "64M"})
+    # A tmpfs's pages are memory: the writer is killed long before /tmp is full.
+    assert host.sh("web", "head -c 8000000 /dev/zero > /tmp/small && echo written") == "written"
+    done = host.operations.exec("web", ["/bin/sh", "-c", "head -c 40000000 /dev/zero > /tmp/big && echo written"])
+    assert "written" not in done["stdout"]
+    assert done["retcode"] != 0
+
+
+def test_processes_are_bounded(host):
+    host.run("web", limits={"pids": 8})
+    out = host.sh("web", "for i in 1 2 3 4 5 6 7 8 9 10; do sleep 1 & done; echo through")
+    assert "can't fork" in out
+    assert int(host.operations.inspect("web")["usage"]["pids"]) <= 8
+
+
+def test_files_inside_are_the_user_s_alone_and_change_without_a_restart(host):
+    first = {"environment.json": b"1", "password": b"hidden"}
+    host.run("web", files=first)
+    pid, base = host.pid("web"), host.kind.recorded()["web"].base
+    inside = host.layout.inside("web")
+    assert (inside.stat().st_uid, inside.stat().st_mode & 0o777) == (base + 1000, 0o500)
+    assert ((inside / "password").stat().st_uid, (inside / "password").stat().st_mode & 0o777) == (base + 1000, 0o400)
+    assert host.sh("web", "cat /run/netspace/password") == "hidden"
+    assert "Read-only" in host.sh("web", "touch /run/netspace/x")
+    kept = host.layout.environment("web") / "handout"
+    assert kept.stat().st_mode & 0o777 == 0o700
+
+    wanted = {"web": host.desired("web", files={"environment.json": b"2", "more": b"m"})}
+    (step,) = host.plan(wanted).steps
+    assert step.action == "update"
+    assert step.changes["files:password"] == {"old": "(old content)", "new": None}
+    assert "hidden" not in repr(step.changes)
+    host.apply(wanted)
+    assert host.pid("web") == pid
+    assert host.sh("web", "cat /run/netspace/environment.json; echo; ls /run/netspace").split() == [
+        "2",
+        "environment.json",
+        "more",
+    ]
+    assert host.plan(wanted).steps == []
+
+
+def test_a_volume_keeps_its_data_and_ids(host, tmp_path):
+    source = tmp_path / "data"
+    volumes = [{"source": str(source), "target": "/data"}]
+    host.run("web", volumes=volumes)
+    host.sh("web", "echo kept > /data/file")
+    assert (source / "file").read_text() == "kept\n"
+    assert ((source / "file").stat().st_uid, source.stat().st_mode & 0o777) == (1000, 0o700)
+    assert host.apply({}, ["web"])["web"].error == ""
+    assert (source / "file").read_text() == "kept\n"
+
+
+def test_a_volume_that_others_could_reach_is_refused(host, tmp_path):
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        os.chmod(folder, 0o755)
+        volumes = [{"source": f"{folder}/data", "target": "/data"}]
+        outcome = host.apply({"web": host.desired("web", volumes=volumes)})["web"]
+        assert f"chmod 0700 {folder}" in outcome.error
+    (tmp_path / "link").symlink_to("/etc")
+    volumes = [{"source": f"{tmp_path}/link", "target": "/data", "read_only": True}]
+    assert "there is a link" in host.apply({"web": host.desired("web", volumes=volumes)})["web"].error

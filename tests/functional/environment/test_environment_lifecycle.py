@@ -1,0 +1,292 @@
+"""From nothing to nothing: create, change one thing, start again after a reboot, repair, remove."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from environment_host import STAY, shell
+
+from netspace import files
+from netspace.environment import handout, mounts, records, rootfs
+from netspace.errors import NetspaceError
+
+pytestmark = pytest.mark.root
+
+NOTHING = {"mounts": [], "files": [], "cgroups": [], "processes": []}
+
+
+def fingerprint(*folders: Path) -> dict[str, tuple[int, int, int]]:
+    """Inode, mtime and ctime of everything: equal, when nothing was written."""
+    found = {}
+    for folder in folders:
+        for path in [folder, *folder.rglob("*")]:
+            info = path.lstat()
+            found[str(path)] = (info.st_ino, info.st_mtime_ns, info.st_ctime_ns)
+    return found
+
+
+def test_a_second_apply_plans_nothing_and_writes_nothing(host):
+    wanted = {name: host.desired(name) for name in ("web", "orders_2", "a-b")}
+    assert {outcome.error for outcome in host.apply(wanted).values()} == {""}
+    before = fingerprint(host.layout.state, host.layout.run)
+    mounted = mounts.table()
+    assert host.plan(wanted).steps == []
+    assert fingerprint(host.layout.state, host.layout.run) == before
+    assert mounts.table() == mounted
+
+
+def test_a_change_restarts_only_that_one_and_names_the_key(host):
+    host.apply({name: host.desired(name) for name in ("web", "other")})
+    pids = {name: host.pid(name) for name in ("web", "other")}
+    wanted = {"web": host.desired("web", limits={"memory": "64M"}), "other": host.desired("other")}
+    (step,) = host.plan(wanted).steps
+    assert str(step) == "restart environment web (limits:memory)"
+    assert step.changes == {"limits:memory": {"old": 256 * 1024**2, "new": 64 * 1024**2}}
+    host.apply(wanted)
+    assert host.pid("web") != pids["web"]
+    assert host.pid("other") == pids["other"]
+    assert host.plan(wanted).steps == []
+
+
+def test_what_needs_no_restart_gets_none(host):
+    host.run("web")
+    pid = host.pid("web")
+    wanted = {"web": host.desired("web", restart="always", stop_timeout=3, attestation={"minimum": "L0"})}
+    (step,) = host.plan(wanted).steps
+    assert step.action == "update"
+    host.apply(wanted)
+    assert host.pid("web") == pid
+    assert host.plan(wanted).steps == []
+
+
+def test_the_layer_survives_a_restart_but_not_another_image(host, tmp_path):
+    root = tmp_path / "root"
+    shutil.copytree(host.image, root, symlinks=True)
+    (root / "var").mkdir()
+    (root / "var").chmod(0o1777)
+    (root / "var").chmod(0o777)
+    image = f"dir:{root}"
+    host.run("web", image=image)
+    host.sh("web", "echo kept > /var/file")
+    assert host.operations.restart(["web"]) == {"web": ""}
+    assert host.sh("web", "cat /var/file") == "kept"
+
+    (root / "etc/motd").write_text("changed\n")
+    wanted = {"web": host.desired("web", image=image)}
+    (step,) = host.plan(wanted).steps
+    assert step.action == "restart"
+    assert list(step.changes) == ["image"]
+    old = host.kind.recorded()["web"].image.digest
+    assert host.apply(wanted)["web"].error == ""
+    assert host.sh("web", "cat /etc/motd") == "changed"
+    assert "No such file" in host.sh("web", "cat /var/file")
+    assert host.plan(wanted).steps == []
+    assert not host.kind.store.file(old).exists(), "an image that nobody uses is removed"
+    assert str(host.kind.store.mountpoint(old)) not in mounts.table()
+
+
+def test_a_touched_source_is_no_change(host, tmp_path, tar):
+    copy = tmp_path / "image.tar"
+    shutil.copy(tar, copy)
+    host.run("web", image=f"tar:{copy}")
+    os.utime(copy, ns=(1, 1))
+    wanted = {"web": host.desired("web", image=f"tar:{copy}")}
+    assert host.plan(wanted).steps == []
+    copy.unlink()
+    plan = host.plan(wanted)
+    assert plan.steps == []
+    assert "keeps the image it has" in plan.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"command": ["/nope"]}, "`/nope` not found"),
+        ({"command": ["/etc/motd"]}, "can't be started: "),
+        ({"command": shell("exit 3"), "restart": "never"}, "ended right after its start (exit 3)"),
+        ({"command": []}, "the image names no command"),
+        ({"image": "tar:/nowhere.tar"}, "image source /nowhere.tar: No such file or directory"),
+    ],
+)
+def test_a_program_that_can_not_run_is_a_clear_error(host, keys, message):
+    outcomes = host.apply({"bad": host.desired("bad", **keys), "good": host.desired("good")})
+    assert message in outcomes["bad"].error
+    assert outcomes["good"].error == ""
+    assert host.kind.list()["good"]["state"] == "running"
+
+
+def test_a_missing_namespace_is_a_clear_error_and_a_replaced_one_a_restart(host):
+    desired = host.desired("web")
+    (outcome,) = host.kind.apply(host.plan({"web": desired}).steps)
+    assert "apply interfaces first" in outcome.error
+    assert host.apply({"web": desired})["web"].error == ""
+    mounts.unmount(host.layout.netns("web"))
+    host.namespace("web")
+    (step,) = host.plan({"web": desired}).steps
+    assert str(step) == "restart environment web: its network namespace was replaced"
+    host.apply({"web": desired})
+    assert host.plan({"web": desired}).steps == []
+
+
+def test_a_job_that_has_ended_well_is_not_run_again(host):
+    host.run("job", command=shell("exit 0"), restart="never")
+    assert host.kind.list()["job"]["state"] == "stopped"
+    assert host.plan({"job": host.desired("job", command=shell("exit 0"), restart="never")}).steps == []
+
+
+def test_present_leaves_running_or_stopped(host):
+    host.run("web", state="present")
+    assert host.kind.list()["web"]["state"] == "stopped"
+    assert host.operations.start(["web"]) == {"web": ""}
+    (step,) = host.plan({"web": host.desired("web", state="present", user=7)}).steps
+    assert step.action == "restart"
+    host.run("web", state="present", user=7)
+    assert host.sh("web", "id") == "uid=7 gid=7"
+    host.run("web", state="stopped", user=7)
+    assert host.kind.list()["web"]["state"] == "stopped"
+
+
+def test_operations(host):
+    host.run("web", command=shell(f"echo started; {STAY}"))
+    assert host.operations.logs("web", 5) == {"lines": ["started"]}
+    assert host.operations.stop(["web"]) == {"web": ""}
+    assert host.operations.list()["web"]["state"] == "stopped"
+    assert host.operations.list()["web"]["wanted"] == "stopped"
+    with pytest.raises(NetspaceError, match="does not run"):
+        host.sh("web", "id")
+    assert host.operations.start(["web"]) == {"web": ""}
+    assert host.operations.logs("web", 1) == {"lines": ["started"]}
+    with pytest.raises(NetspaceError, match="did you mean web"):
+        host.operations.stop(["wbe"])
+
+    done = host.operations.exec("web", ["cat"], stdin="x" * 200_000)
+    assert (done["retcode"], len(done["stdout"]), done["truncated"]) == (0, 200_000, False)
+    done = host.operations.exec("web", ["head", "-c", "3000000", "/dev/zero"])
+    assert (len(done["stdout"]), done["truncated"]) == (1024 * 1024, True)
+    assert host.operations.exec("web", shell("exit 7"))["retcode"] == 7
+    done = host.operations.exec("web", ["sleep", "60"], timeout=0.3)
+    assert (done["retcode"], done["timed_out"]) == (124, True)
+    with pytest.raises(NetspaceError, match="`nope` not found"):
+        host.operations.exec("web", ["nope"])
+
+    seen = host.operations.inspect("web")
+    assert seen["state"] == "running"
+    assert seen["usage"]["pids"] >= 1
+    assert seen["usage"]["memory"] > 0
+    assert seen["files"] == ["environment.json"]
+    host.run("web", env={"TOKEN": "hush"}, command=shell(f"echo started; {STAY}"))
+    assert "hush" not in repr(host.operations.inspect("web"))
+
+
+def test_variables_are_never_shown(host):
+    (step,) = host.plan({"web": host.desired("web", env={"TOKEN": "hush"})}).steps
+    assert "hush" not in repr(step.changes)
+    host.run("web", env={"TOKEN": "hush"})
+    (step,) = host.plan({"web": host.desired("web", env={"TOKEN": "secret"})}).steps
+    assert step.changes == {"env:TOKEN": {"old": "(old value)", "new": "(new value)"}}
+
+
+def reboot(host) -> None:
+    """What is gone after one: processes, mounts, /run."""
+    host.supervisor.stop([f"environment-{name}" for name in host.kind.names()])
+    for target in mounts.table():
+        if Path(target).is_relative_to(host.layout.run):
+            mounts.unmount(Path(target))
+    for folder in ("environments", "images", "crun"):
+        shutil.rmtree(host.layout.run / folder)
+
+
+def test_everything_is_restored_from_the_records(host):
+    wanted = {name: host.desired(name, read_only=name == "two", files={"password": b"p"}) for name in ("one", "two")}
+    host.apply(wanted)
+    host.sh("one", "true")
+    reboot(host)
+    assert host.kind.restore() == {}
+    assert host.kind.restore() == {}
+    assert host.supervisor.start(["environment-one", "environment-two"]) == {}
+    assert host.plan(wanted).steps == []
+    assert host.sh("one", "cat /run/netspace/password") == "p"
+
+
+def test_a_tampered_image_is_not_mounted_after_a_boot(host):
+    host.run("web")
+    digest = host.kind.recorded()["web"].image.digest
+    reboot(host)
+    with host.kind.store.file(digest).open("r+b") as stream:
+        stream.seek(5000)
+        stream.write(b"tampered")
+    assert "was changed" in host.kind.restore()["web"]
+    assert "was changed" in host.apply({"web": host.desired("web")})["web"].error
+    host.kind.store.file(digest).unlink()
+    host.run("web")
+
+
+def test_removal_leaves_nothing(host):
+    assert host.traces() == NOTHING
+    host.run("web")
+    host.run("other", read_only=True)
+    host.sh("web", "echo x > /tmp/x")
+    assert all(host.traces().values())
+    (outcome,) = host.kind.apply(host.kind.plan({}, host.kind.observe(), ["web"]).steps)
+    assert outcome.error == ""
+    assert host.kind.list()["other"]["state"] == "running"
+    assert host.operations.remove(["other"]) == {"other": ""}
+    left = host.traces()
+    assert {key: left[key] for key in ("mounts", "cgroups", "processes")} == {
+        key: NOTHING[key] for key in ("mounts", "cgroups", "processes")
+    }
+    assert [path for path in left["files"] if "environment" in Path(path).name and Path(path).is_file()] == []
+    assert list((host.layout.run / "environments").iterdir()) == []
+    assert list((host.layout.state / "layers").iterdir()) == []
+    assert list(host.layout.images.iterdir()) == []
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+FAULTS = [
+    (records, "write"),
+    (rootfs, "assemble"),
+    (mounts, "idmapped"),
+    (mounts, "overlay"),
+    (handout, "write"),
+    (files, "write_json"),
+    (rootfs, "dismantle"),
+    (rootfs, "erase"),
+]
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize(
+    ("module", "function"), FAULTS, ids=[f"{m.__name__.rpartition('.')[2]}.{f}" for m, f in FAULTS]
+)
+def test_a_kill_at_any_step_is_repaired_by_the_next_apply(host, monkeypatch, module, function, after):
+    real = getattr(module, function)
+
+    def killed(*args, **keys):
+        if after:
+            real(*args, **keys)
+        raise Killed
+
+    def attempt(wanted, remove=()):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, function, killed)
+            with contextlib.suppress(Killed):
+                host.apply(wanted, remove)
+
+    created = {"web": host.desired("web")}
+    changed = {"web": host.desired("web", user=7, files={"environment.json": b"new"})}
+    for wanted in (created, changed):
+        attempt(wanted)
+        assert {outcome.error for outcome in host.apply(wanted).values()} <= {""}
+        assert host.plan(wanted).steps == []
+        assert host.sh("web", "id") == "uid={0} gid={0}".format(wanted["web"].spec.user)
+    attempt({}, ["web"])
+    assert {outcome.error for outcome in host.apply({}, ["web"]).values()} <= {""}
+    assert host.traces()["mounts"] == []
+    assert host.kind.names() == set()
