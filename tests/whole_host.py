@@ -44,6 +44,7 @@ SERVE = (
     CLIENT
     + """
 def answer(channel, method, properties, body):
+    card = json.load(open("/run/netspace/environment.json"))  # links come and go while this runs
     sender = next(sender for sender in card["senders"] if sender["exchange"] == method.exchange)
     if properties.reply_to:
         exchange, key = properties.reply_to.rsplit("/", 1)
@@ -68,7 +69,7 @@ def shop(image: Path) -> dict[str, Any]:
     """A declaration of three: web may ask orders; stranger is linked to nothing."""
     limits = {"memory": "64M", "cpus": 1, "pids": 16}
     common = {"image": f"tar:{image}", "limits": limits, "stop_timeout": 2}
-    return {
+    declared = {
         "environments": {
             "orders": {**common, "command": python(SERVE), "interface": {"kind": "veth"}, "restart": "always"},
             "web": {**common, "command": python(IDLE)},
@@ -76,10 +77,25 @@ def shop(image: Path) -> dict[str, Any]:
         },
         "links": [{"from": "web", "to": "orders", "pattern": "request"}],
     }
+    # A copy in which no part is another's.
+    copy: dict[str, Any] = json.loads(json.dumps(declared))
+    return copy
 
 
 class Salt:
-    """``scripts/salt-call`` as an operator runs it."""
+    """``scripts/salt-call`` as an operator runs it, with a pillar of the test's own.
+
+    :param pillar: folder to keep the pillar in.
+    """
+
+    def __init__(self, pillar: Path) -> None:
+        self.pillar = pillar
+        (pillar / "top.sls").write_text("base: {'*': [declared]}\n")
+        self.declare({})
+
+    def declare(self, declaration: dict[str, Any]) -> None:
+        """Make *declaration* what the pillar says."""
+        (self.pillar / "declared.sls").write_text("#!json\n" + json.dumps({"netspace": declaration}))
 
     def __call__(self, *arguments: str, check: bool = True) -> Any:
         """Run a function; return what it returned."""
@@ -96,17 +112,15 @@ class Salt:
         return subprocess.run(self.command(*arguments), capture_output=True, text=True, timeout=180, check=False)
 
     def command(self, *arguments: str) -> list[str]:
-        return [str(CHECKOUT / "scripts/salt-call"), "--out=json", "--retcode-passthrough", *arguments]
+        options = ["--out=json", "--retcode-passthrough", f"--pillar-root={self.pillar}"]
+        return [str(CHECKOUT / "scripts/salt-call"), *options, *arguments]
 
-    def apply(self, declaration: dict[str, Any], *arguments: str, sls: str = "netspace") -> dict[str, dict[str, Any]]:
-        """``state.apply`` of *declaration*; return each state's result by its id."""
-        returned = self("state.apply", sls, *arguments, self.pillar(declaration), check=False)
+    def apply(self, declaration: dict[str, Any], *arguments: str) -> dict[str, dict[str, Any]]:
+        """``state.apply netspace`` of *declaration*; return each state's result by its id."""
+        self.declare(declaration)
+        returned = self("state.apply", "netspace", *arguments, check=False)
         assert isinstance(returned, dict), returned
         return {state["__id__"]: state for state in returned.values()}
-
-    @staticmethod
-    def pillar(declaration: dict[str, Any]) -> str:
-        return "pillar=" + json.dumps({"netspace": declaration})
 
     def exec(self, name: str, command: list[str], **options: Any) -> dict[str, Any]:
         arguments = [f"{key}={json.dumps(value)}" for key, value in options.items()]
@@ -115,7 +129,8 @@ class Salt:
 
 
 def all_true(states: dict[str, dict[str, Any]]) -> None:
-    assert {name: state["comment"] for name, state in states.items() if state["result"] is not True} == {}
+    failed = {name: state["comment"] for name, state in states.items() if state["result"] is not True}
+    assert not failed, failed
 
 
 def changes(states: dict[str, dict[str, Any]]) -> dict[str, Any]:

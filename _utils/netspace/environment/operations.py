@@ -237,7 +237,8 @@ def _run(call: Sequence[str], stdin: bytes, timeout: float, pid_file: Path) -> _
     truncated = timed_out = False
     process = subprocess.Popen(
         call,
-        stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
+        # Never the host's /dev/null: crun hands its streams to the environment's user (fchown).
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=runtime.VARIABLES,

@@ -10,8 +10,8 @@ from whole_host import IMAGE, Salt
 
 
 @pytest.fixture(scope="session")
-def salt() -> Salt:
-    return Salt()
+def salt(tmp_path_factory: pytest.TempPathFactory) -> Salt:
+    return Salt(tmp_path_factory.mktemp("pillar"))
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ def test_a_test_run_before_anything_lists_everything_and_changes_nothing(salt, i
     assert snapshot.host() == before
     assert {state["result"] for state in states.values()} == {None}
     assert set(states["netspace environments"]["changes"]) == {"orders", "web", "stranger"}
-    assert set(states["netspace interfaces"]["changes"]) == {"orders", "web", "stranger"}
+    assert set(states["netspace interfaces"]["changes"]) == {"orders", "web", "stranger", "host:firewall"}
     assert "web.orders" in states["netspace links"]["changes"]
     assert states["netspace attestation"]["changes"]
 
@@ -102,7 +102,9 @@ def test_a_mistake_is_named_with_its_path_and_nothing_is_changed(salt, image):
     message = "netspace:environments:web:limits:memroy: unknown; did you mean memory?"
     assert message in states["netspace attestation"]["comment"]
     assert snapshot.host() == before
-    assert salt("netspace.check", salt.pillar(everything), check=False)
+    checked = salt("netspace.check")
+    assert checked["valid"] is False
+    assert checked["problems"][0]["path"] == "netspace:environments:web:limits:memroy"
 
 
 def test_states_by_hand_make_the_same_host(salt, image, tmp_path):

@@ -33,8 +33,9 @@ def test_twenty_killed_applies_are_each_repaired(salt, image):
             wanted["environments"]["web"]["env"] = {"TURN": str(turn)}
         elif turn % 3 == 2:
             del wanted["environments"]["stranger"]
+        salt.declare(wanted)
         run = subprocess.Popen(
-            salt.command("state.apply", "netspace", salt.pillar(wanted)),
+            salt.command("state.apply", "netspace"),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
