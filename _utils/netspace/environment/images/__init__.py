@@ -125,7 +125,8 @@ class Store:
                 digest = sources.digest(stream)
                 os.fchmod(stream.fileno(), 0o600)
                 os.fsync(stream.fileno())
-            target.rename(self.file(digest))
+            if not self.file(digest).exists():  # else it may be mounted
+                target.rename(self.file(digest))
         return digest, defaults
 
     @contextlib.contextmanager

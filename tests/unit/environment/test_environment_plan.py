@@ -1,0 +1,180 @@
+"""The plan: which difference makes which step. Nothing here touches a host."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from netspace import files
+from netspace.environment import handout, ids, images, records
+from netspace.environment.images import Image
+from netspace.environment.images.sources import Defaults
+from netspace.environment.kind import DesiredEnvironment, Environments, Observed, Seen
+from netspace.environment.records import Record
+from netspace.errors import StateError
+from netspace.layout import Layout
+from netspace.spec import parse
+from netspace.supervision import Status
+
+FILES = {"environment.json": b"{}", "password": b"hidden"}
+RUNNING = Status("running", pid=7)
+
+
+def spec(**keys):
+    return parse.environment("web", {"image": "tar:/x.tar", "command": ["/x"], **keys})
+
+
+def desired(state="running", handed=FILES, summary=None, **keys):
+    return DesiredEnvironment(spec(**keys), handed, {"links": []} if summary is None else summary, state)
+
+
+def seen(want=None, **changes):
+    """What one apply of *want* leaves."""
+    want = want or desired()
+    record = Record(want.spec, want.state, ids.FIRST, Image("d" * 64, "i", Defaults()), "c", "r", want.files_summary)
+    status = RUNNING if want.state == "running" else Status("stopped")
+    found = Seen(record, status, True, handout.digests(want.files))
+    return dataclasses.replace(found, **changes)
+
+
+def plan(want, found=None, sources=None, revision="r", remove=()):
+    there = {} if found is None else {"web": found}
+    observed = Observed(there, sources or {"tar:/x.tar": images.Seen("i")}, revision)
+    return Environments.plan({} if want is None else {"web": want}, observed, remove)
+
+
+def only(result):
+    (step,) = result.steps
+    return step
+
+
+KEYS = st.fixed_dictionaries(
+    {},
+    optional={
+        "user": st.integers(1, 65535),
+        "working_dir": st.sampled_from(["/", "/etc"]),
+        "read_only": st.booleans(),
+        "restart": st.sampled_from(["always", "on-failure", "never"]),
+        "stop_timeout": st.sampled_from([1.0, 10.0]),
+        "limits": st.fixed_dictionaries(
+            {}, optional={"memory": st.sampled_from(["8M", "9M"]), "pids": st.integers(1, 9)}
+        ),
+        "env": st.dictionaries(st.sampled_from(["A", "B"]), st.text("xy", max_size=2)),
+        "attestation": st.sampled_from([{"policy": "off"}, {"minimum": "L2"}]),
+        "interface": st.sampled_from([{"kind": "none"}, {"kind": "veth"}]),
+    },
+)
+STATES = st.sampled_from(["running", "present", "stopped"])
+
+
+@given(KEYS, STATES)
+def test_what_was_applied_needs_nothing(keys, state):
+    want = desired(state, **keys)
+    assert plan(want, seen(want)).steps == []
+    again = desired(state, **json.loads(json.dumps(keys)))
+    assert plan(again, seen(want)).steps == []
+
+
+@given(KEYS, KEYS, STATES)
+def test_a_step_names_exactly_the_keys_that_differ(before, after, state):
+    old, new = desired(state, **before), desired(state, **after)
+    differences = files.differences(parse.encode(records.own(old.spec)), parse.encode(records.own(new.spec)))
+    steps = plan(new, seen(old)).steps
+    assert {key for step in steps for key in step.changes} == set(differences)
+    live = {"restart", "stop_timeout", "attestation"}
+    if steps:
+        assert steps[0].data.stop == (state == "running" and any(key.split(":")[0] not in live for key in differences))
+        if state != "running":
+            assert not steps[0].data.start
+
+
+def test_create_shows_every_key_but_no_value_of_a_variable():
+    step = only(plan(desired(env={"TOKEN": "hush"})))
+    assert step.action == "create"
+    assert step.changes["command"] == {"old": None, "new": ("/x",)}
+    assert step.changes["env"] == {"old": None, "new": {"TOKEN": "(not shown)"}}
+    assert "hush" not in repr(step.changes)
+    assert "hidden" not in repr(step.changes)
+    assert step.data.start
+    assert not only(plan(desired("stopped"))).data.start
+    assert not only(plan(desired("present"))).data.start
+
+
+@pytest.mark.parametrize(
+    ("want", "found", "action"),
+    [
+        (desired(), seen(status=Status("stopped")), "start"),
+        (desired(), seen(status=Status("failed", exit="exit 1")), "start"),
+        (desired(), seen(status=None), "start"),
+        (desired(), seen(status=Status("starting", exit="exit 1")), None),
+        (desired(), seen(assembled=False), "restart"),
+        (desired(), seen(files=None), "update"),
+        (desired(), seen(namespace=False), "restart"),
+        (desired(), seen(status=Status("stopped"), assembled=False), "start"),
+        (desired("stopped"), seen(), "stop"),
+        (desired("present"), seen(desired("present")), None),
+        (desired("present"), seen(desired("present"), status=RUNNING), None),
+        (desired("present", user=7), seen(desired("present")), "change"),
+        (desired("present", user=7), seen(desired("present"), status=RUNNING), "restart"),
+        (desired("stopped"), seen(desired("stopped"), assembled=False), "change"),
+        (desired(handed={"environment.json": b"new"}), seen(), "update"),
+        (desired(user=7), seen(), "restart"),
+        (desired(user=7), seen(status=Status("stopped")), "start"),
+        (desired(restart="always"), seen(), "update"),
+        # A success that is not to be repeated was it, unless it was our own stop.
+        (desired(), seen(status=Status("stopped", exit="exit 0")), None),
+        (desired(), seen(status=Status("stopped", exit="exit 0"), halted=True), "start"),
+        (desired(restart="always"), seen(desired(restart="always"), status=Status("stopped", exit="exit 0")), "start"),
+        (desired(restart="never"), seen(desired(restart="never"), status=Status("stopped", exit="exit 3")), "start"),
+    ],
+)
+def test_steps(want, found, action):
+    assert [step.action for step in plan(want, found).steps] == ([action] if action else [])
+
+
+def test_a_changed_source_is_a_changed_image_and_a_missing_one_a_note():
+    step = only(plan(desired(), seen(), {"tar:/x.tar": images.Seen("other")}))
+    assert (step.action, list(step.changes), step.data.build) == ("restart", ["image"], True)
+    gone = plan(desired(), seen(), {"tar:/x.tar": images.Seen(error="no such file")})
+    assert gone.steps == []
+    assert gone.notes == ["environment web keeps the image it has: no such file"]
+
+
+def test_a_new_hardening_restarts():
+    step = only(plan(desired(), seen(), revision="new"))
+    assert (step.action, step.changes) == ("restart", {"hardening": {"old": "r", "new": "new"}})
+
+
+def test_files_are_shown_by_their_summary_and_never_by_content():
+    want = desired(handed={"environment.json": b"1", "password": b"secret"}, summary={"links": ["a.b"]})
+    step = only(plan(want, seen()))
+    assert step.action == "update"
+    assert step.changes["links"] == {"old": [], "new": ["a.b"]}
+    assert step.changes["files:password"] == {"old": "(old content)", "new": "(new content)"}
+
+
+def test_only_what_is_named_is_removed():
+    assert plan(None, seen()).steps == []
+    assert only(plan(None, seen(), remove=["web", "nobody"])).action == "remove"
+
+
+def test_a_record_comes_back_as_it_was_written(tmp_path):
+    layout = Layout(root=tmp_path)
+    want = desired(env={"A": "b"}, volumes=[{"source": "/srv/a", "target": "/a"}], attestation={"minimum": "L3"})
+    defaults = Defaults(("/c",), (("K", "v"),), "/w", 5)
+    record = dataclasses.replace(seen(want).record, image=Image("d" * 64, "i", defaults))
+    assert records.write(layout, "web", record)
+    assert not records.write(layout, "web", record)
+    read = records.read(layout)["web"]
+    assert dataclasses.replace(read, spec=records.own(read.spec)) == dataclasses.replace(
+        record, spec=records.own(record.spec)
+    )
+    path = records.path(layout, "web")
+    assert path.stat().st_mode & 0o777 == 0o600
+    path.write_text(json.dumps({**json.loads(path.read_text()), "version": 99}))
+    with pytest.raises(StateError, match="version 99"):
+        records.read(layout)

@@ -1,0 +1,205 @@
+"""Ids, system call profile, configuration, mount table: values in, values out."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from netspace.environment import ids, mounts, oci, runtime, seccomp
+from netspace.environment.images.sources import Defaults
+from netspace.environment.images.sources import oci as oci_source
+from netspace.errors import NetspaceError
+from netspace.layout import Layout
+from netspace.spec import parse
+
+NAMES = st.from_regex(r"[a-z0-9]([a-z0-9_-]{0,20}[a-z0-9])?", fullmatch=True)
+
+
+@given(st.sets(NAMES, max_size=60), st.sets(NAMES, max_size=60))
+def test_ranges_never_overlap_and_never_move(first, second):
+    before = ids.allocate(sorted(first), {})
+    after = {**before, **ids.allocate(sorted(second), before)}
+    assert all(after[name] == base for name, base in before.items())
+    bases = sorted(after.values())
+    assert all(base >= ids.FIRST and base + ids.COUNT - 1 <= ids.LAST for base in bases)
+    assert all(low + ids.COUNT <= high for low, high in itertools.pairwise(bases))
+
+
+@given(NAMES)
+def test_a_name_mostly_gets_the_same_ids(name):
+    base = ids.allocate([name], {})[name]
+    assert ids.allocate([name], {})[name] == base
+    moved = ids.allocate([name], {"other": base})[name]
+    assert moved == (base + ids.COUNT if base + ids.COUNT <= ids.LAST else ids.FIRST)
+
+
+def test_no_ids_left_is_an_error():
+    taken = {str(number): ids.FIRST + number * ids.COUNT for number in range(ids.RANGES)}
+    del taken["17"]
+    assert ids.allocate(["last"], taken) == {"last": ids.FIRST + 17 * ids.COUNT}
+    with pytest.raises(NetspaceError, match="all 4096 ranges"):
+        ids.allocate(["a", "b"], taken)
+
+
+NEVER = """
+    unshare setns mount umount2 pivot_root chroot move_mount open_tree fsopen fsconfig fsmount fspick
+    mount_setattr keyctl add_key request_key ptrace process_vm_readv process_vm_writev process_madvise pidfd_getfd
+    kcmp userfaultfd io_uring_setup io_uring_enter io_uring_register bpf perf_event_open kexec_load kexec_file_load
+    init_module finit_module delete_module open_by_handle_at name_to_handle_at swapon swapoff reboot clone3 acct
+    quotactl syslog settimeofday clock_settime adjtimex iopl ioperm fanotify_init sethostname
+"""
+
+
+def allowed(profile):
+    return {name for rule in profile["syscalls"] if rule["action"] == "SCMP_ACT_ALLOW" for name in rule["names"]}
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_the_profile_denies_by_default_and_what_it_must(machine):
+    profile = seccomp.profile("strict", machine)
+    assert (profile["defaultAction"], profile["defaultErrnoRet"]) == ("SCMP_ACT_ERRNO", 1)
+    assert len(profile["architectures"]) == 1, "no 32-bit calls"
+    assert not allowed(profile) & set(NEVER.split())
+    assert {"landlock_restrict_self", "seccomp", "futex", "execve"} <= allowed(profile)
+    every = [name for family in seccomp.ALLOWED.values() for name in family.calls.split()]
+    assert len(every) == len(set(every))
+    assert not set(every) & {"clone", "socket", "socketpair", "mknod", "mknodat", "personality"}, "filtered by argument"
+    assert not set(every) & set(seccomp.ABSENT.split())
+
+
+def test_clone_with_a_namespace_and_sockets_of_other_families_match_no_rule():
+    rules = seccomp.profile("strict", "x86_64")["syscalls"]
+
+    def passes(name, *args):
+        for rule in rules:
+            if name in rule["names"] and rule["action"] == "SCMP_ACT_ALLOW":
+                checks = []
+                for arg in rule.get("args", ()):
+                    value = args[arg["index"]]
+                    if arg["op"] == "SCMP_CMP_EQ":
+                        checks.append(value == arg["value"])
+                    else:
+                        checks.append(value & arg["value"] == arg["valueTwo"])
+                if all(checks):
+                    return True
+        return False
+
+    assert passes("clone", 0x01200011)
+    for bit in (0x20000, 0x02000000, 0x04000000, 0x08000000, 0x10000000, 0x20000000, 0x40000000):
+        assert not passes("clone", 0x01200011 | bit)
+    assert passes("socket", 1, 1, 0)
+    assert passes("socket", 2, 1, 6)
+    assert passes("socket", 16, 3, 0)
+    for call in ((16, 3, 9), (17, 3, 0), (40, 1, 0), (38, 5, 0), (2, 1, 132), (10, 1, 33), (2 | 1 << 32, 1, 0)):
+        assert not passes("socket", *call)
+    assert passes("mknod", 0, 0o010644)
+    assert not passes("mknod", 0, 0o020644)
+    assert not passes("mknod", 0, 0o060644)
+
+
+def test_unknown_profile_or_machine():
+    with pytest.raises(NetspaceError):
+        seccomp.profile("loose")
+    with pytest.raises(NetspaceError, match="riscv64"):
+        seccomp.profile("strict", "riscv64")
+
+
+def render(**keys):
+    declared = {"image": "tar:/x", "command": ["/x"], **keys.pop("declared", {})}
+    return oci.config(
+        "web",
+        parse.environment("web", declared),
+        **{"layout": Layout(), "base": ids.FIRST, "cgroup": "/n/web", "machine": "x86_64", **keys},
+    )
+
+
+def test_the_configuration_has_all_hardening():
+    config = render(declared={"limits": {"memory": "32M", "cpus": 0.001 + 0.02, "pids": 9}, "read_only": True})
+    process, linux = config["process"], config["linux"]
+    assert {entry["type"] for entry in linux["namespaces"]} == {
+        *("user", "pid", "ipc", "uts", "mount", "cgroup", "time", "network")
+    }
+    assert {"type": "network", "path": "/run/netns/netspace-web"} in linux["namespaces"]
+    assert set(process["capabilities"]) == {"bounding", "effective", "inheritable", "permitted", "ambient"}
+    assert not any(process["capabilities"].values())
+    assert process["noNewPrivileges"] is True
+    assert process["user"]["umask"] == 0o077
+    assert {entry["type"] for entry in process["rlimits"]} == {
+        f"RLIMIT_{kind}" for kind in ("NOFILE", "CORE", "MEMLOCK", "NPROC", "MSGQUEUE")
+    }
+    assert linux["rootfsPropagation"] == "private"
+    assert linux["resources"]["memory"] == {"limit": 32 * 1024**2, "swap": 32 * 1024**2}
+    assert linux["resources"]["cpu"] == {"quota": 2100, "period": 100000}
+    assert linux["resources"]["pids"] == {"limit": 9}
+    assert config["root"]["readonly"] is True
+    assert {entry["destination"] for entry in config["mounts"]} == {
+        *("/proc", "/dev", "/dev/shm", "/tmp", "/run/netspace")
+    }
+    assert all("nosuid" in entry["options"] for entry in config["mounts"])
+    assert "annotations" not in config
+    assert "hooks" not in config
+
+
+@given(st.dictionaries(st.sampled_from(["PATH", "HOME", "LANG", "X"]), st.text("abc=", max_size=5)))
+def test_the_declaration_s_word_counts_before_the_image_s(env):
+    defaults = Defaults(("/image",), (("LANG", "C"), ("PATH", "/image/bin")), "/srv", 33)
+    silent = render(defaults=defaults, declared={"command": [], "env": env})["process"]
+    assert silent["args"] == ["/image"]
+    assert silent["cwd"] == "/srv"
+    assert silent["user"]["uid"] == silent["user"]["gid"] == 33
+    expected = {"PATH": "/image/bin", "HOME": "/tmp", "LANG": "C", **env}
+    assert silent["env"] == [f"{key}={expected[key]}" for key in sorted(expected)]
+    said = render(defaults=defaults, declared={"user": 7, "working_dir": "/etc"})["process"]
+    assert (said["args"], said["cwd"], said["user"]["uid"]) == (["/x"], "/etc", 7)
+
+
+def test_nothing_to_run_is_an_error():
+    with pytest.raises(NetspaceError, match="names no command"):
+        render(declared={"command": []})
+
+
+def test_volumes_are_bound_with_ids_mapped():
+    config = render(declared={"volumes": [{"source": "/srv/a", "target": "/data", "read_only": True}]})
+    assert config["mounts"][-1] == {
+        "destination": "/data",
+        "type": "bind",
+        "source": "/srv/a",
+        "options": ["bind", "nosuid", "nodev", "private", "idmap", "ro"],
+    }
+
+
+@given(
+    st.recursive(
+        st.none() | st.integers() | st.text(max_size=9),
+        lambda x: st.lists(x) | st.dictionaries(st.text(), x),
+        max_leaves=9,
+    )
+)
+def test_whatever_an_image_says_gives_sane_defaults(value):
+    keys = ("Entrypoint", "Cmd", "Env", "WorkingDir", "User")
+    for config in [{key: value} for key in keys]:
+        defaults = oci_source._defaults(config)
+        assert 0 <= defaults.user <= 65535
+        assert defaults.working_dir == "" or defaults.working_dir.startswith("/")
+        assert all("\0" not in text and "=" not in name for name, text in defaults.env)
+        assert Defaults.decode(json.loads(json.dumps(defaults.encode()))) == defaults
+
+
+def test_the_mount_table_is_read():
+    text = (
+        "36 35 98:0 /mnt1 /a\\040b rw,noatime master:1 - ext3 /dev/root rw,errors=continue\n"
+        "37 36 0:5 / /run rw shared:2 - tmpfs tmpfs rw\n"
+        "38 37 0:6 / /run ro - overlay over\\134lay rw\n"
+    )
+    table = mounts.table(text)
+    assert set(table) == {"/a b", "/run"}
+    assert table["/run"] == mounts.Mount("/run", "overlay", "over\\lay")
+
+
+def test_a_container_name_is_ours():
+    assert runtime.container(Layout("shop"), "a-b_c") == "shop-a-b_c"
+    assert runtime.service_name("a-b_c") == "environment-a-b_c"
