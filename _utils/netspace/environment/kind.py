@@ -452,7 +452,7 @@ def start(kind: Environments, specs: Mapping[str, Environment]) -> dict[str, str
         if complaint and status.state != "running":
             errors[name] = f"can't be started: {complaint}"
         elif service in failed:
-            errors[name] = f"can't be started: {failed[service]}"
+            errors[name] = failed[service]
         elif status.state == "failed" or (status.state != "running" and status.exit not in ("", "exit 0")):
             again = "; it is started again and again" if status.state == "starting" else ""
             errors[name] = (

@@ -3,7 +3,7 @@
 Detached: crun starts the program, leaves its PID in a file and ends, so no process of ours
 stands beside an environment. crun refuses a *hybrid* cgroup layout (version 1 controllers
 with version 2 at ``/sys/fs/cgroup/unified``). There each call runs in a mount namespace of
-its own without that mount; the machine's mounts are never touched.
+its own where that mount is covered; the machine's mounts are never touched.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ def prefix(mounted: Mapping[str, mounts.Mount]) -> tuple[str, ...]:
     unified = mounted.get(_UNIFIED)
     if unified is None or unified.kind != "cgroup2" or not os.path.ismount(_UNIFIED):
         return ()  # not there, or covered by another mount
-    script = f'umount {_UNIFIED} && exec "$@"'
+    # crun makes a folder for the environment there all the same: in a tmpfs that goes with the namespace.
+    script = f'mount -t tmpfs -o size=64k none {_UNIFIED} && exec "$@"'
     return ("/usr/bin/unshare", "--mount", "--propagation", "private", "--", "/bin/sh", "-c", script, "sh")
 
 

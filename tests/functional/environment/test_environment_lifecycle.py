@@ -245,6 +245,21 @@ def test_removal_leaves_nothing(host):
     assert list(host.layout.images.iterdir()) == []
 
 
+def test_beside_a_hybrid_cgroup_layout_crun_runs_and_the_mount_stays(host):
+    unified = Path("/sys/fs/cgroup/unified")
+    unified.mkdir()
+    mounts.mount("cgroup2", unified, "cgroup2")
+    try:
+        host.run("web", limits={"memory": "16M"})
+        assert host.sh("web", "id") == "uid=1000 gid=1000"
+        assert host.operations.inspect("web")["usage"]["memory"] > 0
+        assert host.operations.remove(["web"]) == {"web": ""}
+        assert mounts.table()[str(unified)].kind == "cgroup2"
+    finally:
+        mounts.unmount(unified)
+        unified.rmdir()
+
+
 class Killed(BaseException):
     """The process ends here."""
 
