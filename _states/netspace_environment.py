@@ -183,7 +183,8 @@ def _one(name: str, kwargs: dict[str, Any], state: str) -> dict[str, Any]:
         if wanted is not None:
             result = host.converge_environments(wanted, test=test, state=state)  # type: ignore[arg-type]
             for each in wanted.environments:
-                results[each] = report.state(each, result, test=test, only=each)
+                others = set(wanted.environments) - {each}
+                results[each] = report.state(each, result, test=test, only=each, others=others)
     except NetspaceError as err:
         for each in batch:
             results.setdefault(each, report.failure(each, err))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from netspace.errors import NetspaceError
@@ -11,36 +11,35 @@ from netspace.plan import Result, Step, changes_by_name
 MAX_LISTED = 20
 
 
-def state(name: str, result: Result, *, test: bool, only: str | None = None) -> dict[str, Any]:
+def state(
+    name: str, result: Result, *, test: bool, only: str | None = None, others: Collection[str] = ()
+) -> dict[str, Any]:
     """Return a state's ``{name, result, changes, comment}``.
 
     :param only: the state is about this one thing: its changes stand without the thing's
-        name above them, and what concerns others is left out.
+        name above them. What else had to change for it (the broker, say) stands by its name.
+    :param others: things that have a state of their own: nothing is said of them here.
     """
     steps = [outcome.step for outcome in result.outcomes if not outcome.error] or (
         list(result.plan.steps) if test else []
     )
-    refusals = [refusal for refusal in result.plan.refusals if only in (None, refusal.name)]
-    failures = [failure for failure in result.failures if only in (None, failure.step.name)]
-    if only is not None:
-        steps = [step for step in steps if step.name == only]
+    steps = [step for step in steps if step.name not in others]
+    refusals = [refusal for refusal in result.plan.refusals if refusal.name not in others]
+    failures = [failure for failure in result.failures if failure.step.name not in others]
     changes = changes_by_name(steps)
+    if only is not None:
+        changes = {**changes.pop(only, {}), **changes}
     comment = [f"{failure.step}: {failure.error}" for failure in failures]
     comment += [f"{refusal.kind} {refusal.name}: {refusal.message}" for refusal in refusals]
     if steps:
         comment += _summary(steps, test)
     elif not failures and not refusals:
-        comment.append(f"{only or name} is as declared." if only else "Everything is as declared.")
+        comment.append(f"{only} is as declared." if only else "Everything is as declared.")
     comment += result.plan.notes
     verdict: bool | None = not failures and not refusals
     if test and verdict and steps:
         verdict = None
-    return {
-        "name": name,
-        "result": verdict,
-        "changes": changes.get(only, {}) if only is not None else changes,
-        "comment": "\n".join(comment),
-    }
+    return {"name": name, "result": verdict, "changes": changes, "comment": "\n".join(comment)}
 
 
 def _summary(steps: list[Step], test: bool) -> Iterable[str]:

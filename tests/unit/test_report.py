@@ -38,8 +38,18 @@ def test_what_trust_withholds_fails_even_without_a_step():
         assert "environment vault: needs L3" in returned["comment"]
 
 
-def test_a_state_about_one_thing_tells_of_that_thing_alone():
+def test_a_state_about_one_thing_leaves_out_those_with_a_state_of_their_own():
     result = Result(Plan([MEMORY, NEW]), [Outcome(MEMORY, "no memory"), Outcome(NEW)])
-    returned = report.state("new", result, test=False, only="new")
+    returned = report.state("new", result, test=False, only="new", others={"web"})
     assert returned["result"] is True
     assert returned["changes"] == {"image": {"old": None, "new": "tar:/x"}}
+
+
+def test_what_else_failed_for_the_one_thing_fails_its_state():
+    firewall = Step("interface", "host:firewall", "change", {"table": {"old": "absent", "new": "1"}})
+    result = Result(Plan([firewall, NEW]), [Outcome(firewall, "nft is missing"), Outcome(NEW)])
+    returned = report.state("new", result, test=False, only="new")
+    assert returned["result"] is False
+    assert "nft is missing" in returned["comment"]
+    done = report.state("new", Result(Plan([firewall]), [Outcome(firewall)]), test=False, only="new")
+    assert done["changes"] == {"host:firewall": {"table": {"old": "absent", "new": "1"}}}

@@ -102,6 +102,7 @@ class Applying:
                         self._fail(name, "not touched, because the packet filter could not be loaded")
             self._inside(work)
             self._outside(work)
+            self._release_folder()
         finally:
             self.volatile.write(self.layout)
         self._forget(work)
@@ -239,12 +240,28 @@ class Applying:
         if not todo:
             return
         if any(one.namespace == "create" for one in todo.values()):
-            namespaces.prepare(self.layout.netns("").parent)
+            self._prepare_folder()
         host = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         try:
             namespaces.in_thread(lambda: self._one_by_one(todo, host))
         finally:
             os.close(host)
+
+    def _prepare_folder(self) -> None:
+        folder = self.layout.netns("").parent
+        if lacks := namespaces.lacking(folder):
+            self.volatile.folder |= lacks
+            self.volatile.write(self.layout)
+            namespaces.prepare(folder)
+
+    def _release_folder(self) -> None:
+        """With our last namespace goes what was made for the first."""
+        if (
+            self.volatile.folder
+            and not self.volatile.namespaces
+            and namespaces.release(self.layout.netns("").parent, self.volatile.folder)
+        ):
+            self.volatile.folder = {}
 
     def _one_by_one(self, todo: Mapping[str, Work], host: int) -> None:
         for name, one in todo.items():

@@ -50,13 +50,17 @@ def _mount(source: str, target: str, flags: int) -> None:
     _check(_libc().mount(source.encode(), target.encode(), b"none", flags, None), target)
 
 
+def _mountinfo() -> str:
+    return Path("/proc/self/mountinfo").read_text()
+
+
 def found(directory: Path, mountinfo: str | None = None) -> dict[str, int]:
     """The namespaces that are kept under *directory*: per file name the namespace's inode.
 
     One read of ``/proc/self/mountinfo`` (proc_pid_mountinfo(5)), whatever their number.
     """
     if mountinfo is None:
-        mountinfo = Path("/proc/self/mountinfo").read_text()
+        mountinfo = _mountinfo()
     prefix = f"{directory}/"
     namespaces: dict[str, int] = {}
     for line in mountinfo.splitlines():
@@ -96,16 +100,33 @@ def enter(path: Path) -> None:
         os.close(fd)
 
 
-def prepare(directory: Path, mountinfo: str | None = None) -> None:
+def lacking(directory: Path) -> dict[str, bool]:
+    """What :func:`prepare` would have to make: ``folder``, ``mount``; empty where nothing lacks."""
+    mounted = any(line.split(" ", 5)[4] == str(directory) for line in _mountinfo().splitlines())
+    return {what: True for what, there in (("folder", directory.is_dir()), ("mount", mounted)) if not there}
+
+
+def prepare(directory: Path) -> None:
     """Make *directory* as iproute2 does: 0755, a shared mount of itself. One that is, stays."""
+    lacks = lacking(directory)
     directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-    if mountinfo is None:
-        mountinfo = Path("/proc/self/mountinfo").read_text()
-    target = str(directory)
-    if any(line.split(" ", 5)[4] == target for line in mountinfo.splitlines()):
-        return
-    _mount(target, target, _MS_BIND | _MS_REC)
-    _mount("", target, _MS_SHARED | _MS_REC)
+    if "mount" in lacks:
+        target = str(directory)
+        _mount(target, target, _MS_BIND | _MS_REC)
+        _mount("", target, _MS_SHARED | _MS_REC)
+
+
+def release(directory: Path, made: Mapping[str, bool]) -> bool:
+    """Undo what :func:`prepare` made, where no namespace (of whomever) is left; return whether it is undone."""
+    if directory.is_dir():
+        if any(directory.iterdir()):
+            return False
+        unmounted = not made.get("mount") or _libc().umount2(str(directory).encode(), 0) == 0
+        if not unmounted and ctypes.get_errno() != errno.EINVAL:  # not mounted (any more) is as good
+            return False
+        if made.get("folder"):
+            directory.rmdir()
+    return True
 
 
 def create(path: Path) -> int:

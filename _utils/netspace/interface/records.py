@@ -85,11 +85,13 @@ class Volatile:
     :param firewall: of our nftables table: ``rendered`` (digest of the text), ``listed``
         (digest of what the kernel then held), ``generation``; empty: there is none.
     :param forwarding: sysctls of the host that were changed, with the value to restore.
+    :param folder: what was made of the folder of namespaces itself (``folder``, ``mount``).
     """
 
     namespaces: dict[str, int] = field(default_factory=dict)
     firewall: dict[str, Any] = field(default_factory=dict)
     forwarding: dict[str, str] = field(default_factory=dict)
+    folder: dict[str, bool] = field(default_factory=dict)
 
     @staticmethod
     def path(layout: Layout) -> Path:
@@ -98,11 +100,16 @@ class Volatile:
     @classmethod
     def read(cls, layout: Layout) -> Volatile:
         value = files.read_json(cls.path(layout)) or {}
-        return cls(*(dict(value.get(key) or {}) for key in ("namespaces", "firewall", "forwarding")))
+        return cls(*(dict(value.get(key) or {}) for key in ("namespaces", "firewall", "forwarding", "folder")))
 
     def write(self, layout: Layout) -> None:
         """Write it where it changed; with nothing to tell there is no file."""
-        content = {"namespaces": self.namespaces, "firewall": self.firewall, "forwarding": self.forwarding}
+        content = {
+            "namespaces": self.namespaces,
+            "firewall": self.firewall,
+            "forwarding": self.forwarding,
+            "folder": self.folder,
+        }
         if any(content.values()):
             files.write_json(self.path(layout), content)
         else:
