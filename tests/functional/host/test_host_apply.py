@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 import snapshot
@@ -123,3 +124,32 @@ def test_states_by_hand_make_the_same_host(salt, image, tmp_path):
     removed = run("state.single", "netspace_environment.absent", "name=alone")
     assert next(iter(removed.values()))["result"] is True
     assert run("netspace_environment.list") == {}
+
+
+def test_states_by_hand_can_be_aggregated(salt, image, tmp_path):
+    """Each state still has its own result and changes, and one that is wrong fails alone."""
+    names = [f"batch-{number}" for number in range(4)]
+    states = {
+        name: {
+            "netspace_environment.running": [
+                {"image": f"tar:{image}"},
+                {"command": python(IDLE)},
+                {"stop_timeout": 1},
+                {"aggregate": True},
+            ]
+        }
+        for name in names
+    }
+    states["wrong"] = {"netspace_environment.running": [{"image": f"tar:{image}"}, {"user": 0}, {"aggregate": True}]}
+    (tmp_path / "batch.sls").write_text("#!json\n" + json.dumps(states))
+    returned = salt("state.apply", "batch", f"--file-root={tmp_path}", check=False)
+    results = {state["__id__"]: state for state in returned.values()}
+    assert results.pop("wrong")["result"] is False
+    all_true(results)
+    assert {name: state["changes"]["image"]["new"] for name, state in results.items()} == dict.fromkeys(
+        names, f"tar:{image}"
+    )
+    listed = salt("netspace_environment.list")
+    assert {name: entry["state"] for name, entry in listed.items()} == dict.fromkeys(names, "running")
+    assert salt("netspace_environment.remove", *names) is True
+    assert salt("netspace_environment.list") == {}
