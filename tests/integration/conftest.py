@@ -9,10 +9,6 @@ import pytest
 
 @pytest.fixture(scope="session")
 def salt_factories_config(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    import salt._logging
-
-    # Salt keeps what was logged to tell it at exit, when pytest has closed the stream.
-    salt._logging.shutdown_temp_handler()
     return {
         "root_dir": tmp_path_factory.mktemp("factories"),
         "log_server_host": "127.0.0.1",
