@@ -92,7 +92,12 @@ def _unreadable() -> tuple[type[Exception], ...]:
 def _load(data: bytes) -> Certificate:
     from cryptography import x509
 
-    return x509.load_der_x509_certificate(data)
+    certificate = x509.load_der_x509_certificate(data)
+    # DER of a BIT STRING of whole octets (X.690, 11.2): no unused bits. The parser lets them
+    # pass, and then one certificate would have two encodings.
+    if data[-len(certificate.signature) - 1] != 0:
+        raise ValueError("its signature has unused bits")
+    return certificate
 
 
 def _path(

@@ -175,6 +175,19 @@ def test_padding_of_the_index_is_cut_off() -> None:
             certificates.der(bad)
 
 
+def test_a_second_encoding_of_the_same_certificate_is_untrusted() -> None:
+    """A signature with "unused bits" verifies all the same: the bits are zero."""
+    while True:
+        leaf = ROOT.leaf(KEY)
+        if leaf.signature[-1] % 2 == 0:
+            break
+    raw = bytearray(der(leaf))
+    check(bytes(raw), [], [der(ROOT.certificate)], NOW.timestamp())
+    raw[-len(leaf.signature) - 1] = 1
+    with pytest.raises(Untrusted, match="unused bits"):
+        check(bytes(raw), [], [der(ROOT.certificate)], NOW.timestamp())
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_mutations_are_untrusted(data: st.DataObject) -> None:
