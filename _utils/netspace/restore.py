@@ -8,7 +8,7 @@ from being restored.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from netspace import files
 from netspace.layout import Layout
@@ -22,33 +22,39 @@ def run(layout: Layout) -> int:
     """
     supervisor = select(layout)
 
-    def interfaces() -> None:
+    def interfaces() -> Mapping[str, str]:
         from netspace.interface.kind import Interfaces
 
-        Interfaces(layout).restore()
+        return {str(failure.step): failure.error for failure in Interfaces(layout).restore().failures}
 
-    def environments() -> None:
+    def environments() -> Mapping[str, str]:
         from netspace.environment.kind import Environments
 
-        Environments(layout, supervisor).restore()
+        return Environments(layout, supervisor).restore()
 
-    def links() -> None:
+    def links() -> Mapping[str, str]:
         from netspace.link.kind import Links
 
-        Links(layout, supervisor).restore()
+        return Links(layout, supervisor).restore()
 
-    steps: tuple[tuple[str, Callable[[], None]], ...] = (
+    def services() -> Mapping[str, str]:
+        supervisor.resume()
+        return {}
+
+    steps: tuple[tuple[str, Callable[[], Mapping[str, str]]], ...] = (
         ("interfaces", interfaces),
         ("environments", environments),
         ("links", links),
-        ("services", supervisor.resume),
+        ("services", services),
     )
     failed = 0
     with files.locked(layout.lock):
         for what, step in steps:
             try:
-                step()
+                errors = step()
             except Exception as err:
+                errors = {type(err).__name__: str(err)}
+            for name, error in errors.items():
                 failed = 1
-                sys.stderr.write(f"netspace restore: {what}: {type(err).__name__}: {err}\n")
+                sys.stderr.write(f"netspace restore: {what}: {name}: {error}\n")
     return failed

@@ -8,6 +8,7 @@ namespace an environment joins stands already, and the files it is handed come a
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -29,6 +30,7 @@ from netspace.plan import Changes, Outcome, Plan, Step
 from netspace.spec import parse
 from netspace.spec.types import Environment
 from netspace.supervision import Service, Status, Supervisor, payload_cgroup
+from netspace.supervision import controllers as host_controllers
 
 KIND = "environment"
 
@@ -80,11 +82,15 @@ class Seen:
 
 @dataclass(frozen=True)
 class Observed:
-    """All environments, and their images' sources (by the text in the declaration)."""
+    """All environments, and their images' sources (by the text in the declaration).
+
+    :param unkept: the limits that nothing on this host can keep.
+    """
 
     environments: Mapping[str, Seen]
     sources: Mapping[str, images.Seen]
     revision: str
+    unkept: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -109,6 +115,11 @@ class Environments:
         self.layout = layout
         self.supervisor = supervisor
         self.store = Store(layout)
+
+    @functools.cached_property
+    def controllers(self) -> frozenset[str]:
+        """The cgroup controllers that can keep an environment's limits here."""
+        return host_controllers() & frozenset(oci.CONTROLLERS.values())
 
     # -- seeing ------------------------------------------------------------------
 
@@ -137,7 +148,8 @@ class Environments:
                 runtime.halt_mark(self.layout, name).exists(),
             )
         sources = {image: self.store.seen(image) for image in sorted({record.spec.image for record in known.values()})}
-        return Observed(found, sources, revision())
+        unkept = tuple(key for key, needed in oci.CONTROLLERS.items() if needed not in self.controllers)
+        return Observed(found, sources, revision(self.controllers), unkept)
 
     def _assembled(self, name: str, record: Record, mounted: Collection[str]) -> bool:
         if not rootfs.is_assembled(self.layout, name, mounted):
@@ -168,6 +180,9 @@ class Environments:
         """
         steps = [Step(KIND, name, "remove") for name in sorted(remove) if name in observed.environments]
         notes = []
+        if desired and observed.unkept:
+            limits = ", ".join(observed.unkept)
+            notes.append(f"environments run without these limits, since this host has no cgroup controller: {limits}")
         for name, want in desired.items():
             seen = observed.environments.get(name)
             if seen is None:
@@ -256,6 +271,7 @@ class Environments:
                 layout=self.layout,
                 base=base,
                 cgroup=self.cgroup(name),
+                controllers=self.controllers,
                 defaults=image.defaults,
             )
         )
@@ -282,7 +298,7 @@ class Environments:
         return _each(set(digests), lambda digest: self.store.mount(digest, mounted))
 
     def service(self, name: str, spec: Environment, mounted: Mapping[str, mounts.Mount]) -> Service:
-        return runtime.service(self.layout, name, spec, mounted)
+        return runtime.service(self.layout, name, spec, mounted, self.controllers)
 
 
 class _Batch:
@@ -361,7 +377,7 @@ class _Batch:
             return replace(work.record, spec=want.spec, state=want.state, summary=want.files_summary)
         content = self.kind.render(name, want.spec, base, image)
         config = hashlib.sha256(content).hexdigest()
-        return Record(want.spec, want.state, base, image, config, revision(), want.files_summary)
+        return Record(want.spec, want.state, base, image, config, revision(self.kind.controllers), want.files_summary)
 
     def stop(self) -> None:
         """Stop what can't go on as it is. What is created must not run under an old record either."""
@@ -476,13 +492,14 @@ def describe(record: Record, status: Status | None) -> dict[str, Any]:
     }
 
 
-def revision() -> str:
+def revision(controllers: Collection[str]) -> str:
     """What tells one hardening from another: a digest of a sample's configuration.
 
-    A new version of this library that hardens otherwise thus restarts what runs.
+    A new version of this library that hardens otherwise thus restarts what runs, and so does
+    a host that can keep limits which it could not before.
     """
     sample = Environment(image="tar:/sample", command=("/sample",))
-    rendered = oci.config("sample", sample, layout=Layout(), base=ids.FIRST, cgroup="/sample")
+    rendered = oci.config("sample", sample, layout=Layout(), base=ids.FIRST, cgroup="/sample", controllers=controllers)
     return hashlib.sha256(encode(rendered)).hexdigest()[:16]
 
 

@@ -9,7 +9,7 @@ reconfigure crun), no hooks and no devices. Written after the OCI runtime specif
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from netspace import files
@@ -26,6 +26,9 @@ INSIDE = "/run/netspace"
 
 # What a declaration says when it says nothing: there an image's own word counts.
 _UNSAID = Environment(image="")
+
+# Which cgroup controller keeps a limit.
+CONTROLLERS = {"memory": "memory", "cpus": "cpu", "pids": "pids"}
 
 _PERIOD = 100_000  # microseconds; cpu.cfs_period_us
 _LEAST_QUOTA = 1_000  # microseconds; the kernel takes no less
@@ -50,6 +53,7 @@ def config(
     layout: Layout,
     base: int,
     cgroup: str,
+    controllers: Collection[str] = frozenset(CONTROLLERS.values()),
     defaults: Defaults = Defaults(),  # noqa: B008 (immutable)
     machine: str | None = None,
 ) -> dict[str, Any]:
@@ -57,6 +61,7 @@ def config(
 
     :param base: the host id that the environment's id 0 stands for.
     :param cgroup: where it is accounted, from the root of the cgroup hierarchy.
+    :param controllers: the cgroup controllers that the host has: a runtime refuses a limit that none keeps.
     :param defaults: what the image says where *spec* says nothing.
     :raises NetspaceError: when neither says what to run.
     """
@@ -78,7 +83,7 @@ def config(
             "uidMappings": [{"containerID": 0, "hostID": base, "size": COUNT}],
             "gidMappings": [{"containerID": 0, "hostID": base, "size": COUNT}],
             "cgroupsPath": cgroup,
-            "resources": _resources(spec.limits),
+            "resources": _resources(spec.limits, controllers),
             "seccomp": seccomp.profile(spec.seccomp, machine),
             "rootfsPropagation": "private",
             "maskedPaths": list(_MASKED),
@@ -176,12 +181,13 @@ def _volume(volume: Volume) -> dict[str, Any]:
     return _bind(volume.source, volume.target, "idmap", *(("ro",) if volume.read_only else ("rw",)))
 
 
-def _resources(limits: Limits) -> dict[str, Any]:
+def _resources(limits: Limits, controllers: Collection[str]) -> dict[str, Any]:
     memory = int(limits.memory)
-    return {
-        "devices": [{"allow": False, "access": "rwm"}],
+    bounds = {
         # The OCI value of swap is memory and swap together: equal means no swap.
         "memory": {"limit": memory, "swap": memory},
         "cpu": {"quota": max(round(limits.cpus * _PERIOD), _LEAST_QUOTA), "period": _PERIOD},
         "pids": {"limit": limits.pids},
     }
+    kept = {controller: bound for controller, bound in bounds.items() if controller in controllers}
+    return {"devices": [{"allow": False, "access": "rwm"}], **kept}

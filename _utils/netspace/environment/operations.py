@@ -122,9 +122,11 @@ class Operations:
         own = runtime.output(self._layout, name)
         if own.exists() or not booted():
             return {"lines": _last_lines(own, count)}
-        unit = f"{self._layout.service(runtime.service_name(name))}.service"
+        service = self._layout.service(runtime.service_name(name))
+        # By its identifier too: without what systemd itself says of the unit.
+        which = ("--unit", f"{service}.service", "--identifier", service)
         done = subprocess.run(
-            ["journalctl", "--unit", unit, "--lines", str(count), "--output", "cat", "--no-pager", "--quiet"],
+            ["journalctl", *which, "--lines", str(count), "--output", "cat", "--no-pager", "--quiet"],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             check=False,

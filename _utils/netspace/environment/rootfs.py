@@ -20,6 +20,8 @@ from netspace.environment.ids import COUNT
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
 
+_PASSABLE = 0o711
+
 
 def assemble(layout: Layout, name: str, image: Path, digest: str, base: int, *, volatile: bool) -> None:
     """Mount the environment's root at ``<bundle>/rootfs``, which has nothing mounted on it.
@@ -30,6 +32,11 @@ def assemble(layout: Layout, name: str, image: Path, digest: str, base: int, *, 
     bundle = layout.bundle(name)
     layer = (bundle / "layer") if volatile else layout.environment(name) / digest[:16]
     upper, work, lower, root = layer / "upper", layer / "work", bundle / "lower", bundle / "rootfs"
+    # The runtime walks here as the environment's own user, whatever the umask was of who made these.
+    for folder in (layout.run, bundle.parent, bundle):
+        folder.mkdir(parents=True, exist_ok=True)
+        if folder.stat().st_mode & _PASSABLE != _PASSABLE:
+            folder.chmod(_PASSABLE)
     for folder in (upper, work, lower, root):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     if not volatile:

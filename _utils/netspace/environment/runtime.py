@@ -13,10 +13,10 @@ import functools
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from netspace.environment import mounts
+from netspace.environment import mounts, oci
 from netspace.errors import MissingError
 from netspace.layout import Layout
 from netspace.spec.types import Environment
@@ -88,8 +88,14 @@ def halt_mark(layout: Layout, name: str) -> Path:
     return layout.bundle(name) / "halted"
 
 
-def service(layout: Layout, name: str, spec: Environment, mounted: Mapping[str, mounts.Mount]) -> Service:
-    """The environment as something to keep running."""
+def service(
+    layout: Layout, name: str, spec: Environment, mounted: Mapping[str, mounts.Mount], controllers: Collection[str]
+) -> Service:
+    """The environment as something to keep running.
+
+    :param controllers: the cgroup controllers that the host has; what none keeps is no limit.
+    """
+    limits = {"memory": int(spec.limits.memory), "cpus": spec.limits.cpus, "pids": spec.limits.pids}
     own = container(layout, name)
     errors = ("--log", str(log(layout, name)))
     pid = pid_file(layout, name)
@@ -106,7 +112,7 @@ def service(layout: Layout, name: str, spec: Environment, mounted: Mapping[str, 
         restart=spec.restart,
         stop_timeout=spec.stop_timeout,
         log=output(layout, name),
-        limits={"memory": int(spec.limits.memory), "cpus": spec.limits.cpus, "pids": spec.limits.pids},
+        limits={key: value for key, value in limits.items() if oci.CONTROLLERS[key] in controllers},
         delegate=True,
     )
 

@@ -153,11 +153,7 @@ def apply(layout: Layout, broker: Broker, found: Mapping[str, int], supervisor: 
     """
     available()
     before = current(layout)
-    config = render(layout, broker, found)
-    empty = folder(layout) / "empty"
-    folder(layout).mkdir(parents=True, exist_ok=True, mode=0o700)
-    empty.mkdir(exist_ok=True, mode=0o755)
-    files.write(_config(layout), config.encode())
+    config = _install(layout, broker, found)
     supervisor.define([service(layout)])
     status = supervisor.observe().get(NAME)
     if status is not None and status.state == "running" and _socket(layout).exists():
@@ -173,6 +169,23 @@ def apply(layout: Layout, broker: Broker, found: Mapping[str, int], supervisor: 
         _raise(supervisor.start([NAME]))
         _wait(layout, supervisor)
     files.write(_served(layout), config.encode())
+
+
+def restore(layout: Layout, broker: Broker, found: Mapping[str, int], supervisor: Supervisor) -> None:
+    """After a reboot: write what it will start with; it is not started here."""
+    status = supervisor.observe().get(NAME)
+    if status is not None and status.state == "running":
+        apply(layout, broker, found, supervisor)
+    else:
+        files.write(_served(layout), _install(layout, broker, found).encode())
+
+
+def _install(layout: Layout, broker: Broker, found: Mapping[str, int]) -> str:
+    config = render(layout, broker, found)
+    folder(layout).mkdir(parents=True, exist_ok=True, mode=0o700)
+    (folder(layout) / "empty").mkdir(exist_ok=True, mode=0o755)
+    files.write(_config(layout), config.encode())
+    return config
 
 
 def _reload(layout: Layout) -> None:

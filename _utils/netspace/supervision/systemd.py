@@ -7,6 +7,7 @@ unit that does not start with our header is never touched, whatever its name.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import time
@@ -132,6 +133,8 @@ class Systemd:
             raise SupervisorError("\n".join(f"{name}: {error}" for name, error in errors.items()))
         if self._ours("restore"):
             self._unlink(["restore"])
+            with contextlib.suppress(OSError):  # as systemctl disable does: only where it is empty now
+                self._wish("restore").parent.rmdir()
             self._halt(["restore"])
             self._erase(["restore"])
             self._run("stop", f"{self.layout.instance}.slice")  # made by systemd for us; its cgroup goes with it

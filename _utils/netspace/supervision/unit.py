@@ -141,7 +141,6 @@ Type=oneshot
 RemainAfterExit=yes
 ExecStart={line(command)}
 TimeoutStartSec=10min
-UMask=0077
 
 [Install]
 WantedBy=multi-user.target

@@ -92,6 +92,15 @@ def test_a_step_names_exactly_the_keys_that_differ(before, after, state):
             assert not steps[0].data.start
 
 
+def test_limits_that_nothing_keeps_are_told_also_where_nothing_changes():
+    observed = Observed({"web": seen()}, {"tar:/x.tar": images.Seen("i")}, "r", ("memory", "pids"))
+    told = Environments.plan({"web": desired()}, observed)
+    assert told.steps == []
+    assert "memory, pids" in told.notes[0]
+    assert not Environments.plan({}, observed).notes
+    assert not plan(desired(), seen()).notes
+
+
 def test_create_shows_every_key_but_no_value_of_a_variable():
     step = only(plan(desired(env={"TOKEN": "hush"})))
     assert step.action == "create"

@@ -117,6 +117,16 @@ def render(**keys):
     )
 
 
+def test_a_limit_that_no_controller_keeps_is_left_out():
+    def resources(*controllers):
+        return set(render(controllers=controllers)["linux"]["resources"])
+
+    assert resources() == {"devices"}
+    assert resources("pids", "memory", "io") == {"devices", "memory", "pids"}
+    own = parse.environment("web", {"image": "tar:/x", "limits": {"memory": "32M", "cpus": 2, "pids": 9}})
+    assert runtime.service(Layout(), "web", own, {}, {"cpu", "pids"}).limits == {"cpus": 2, "pids": 9}
+
+
 def test_the_configuration_has_all_hardening():
     config = render(declared={"limits": {"memory": "32M", "cpus": 0.001 + 0.02, "pids": 9}, "read_only": True})
     process, linux = config["process"], config["linux"]

@@ -1,0 +1,142 @@
+"""A whole host under a real systemd as PID 1: declared, crashed, booted again without Salt, removed without a trace."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from systemd_host import SystemdHost
+from whole_host import ASK, CHECKOUT, IMAGE, Salt, all_true, changes, shop
+
+pytestmark = [pytest.mark.systemd, pytest.mark.root]
+
+SNAPSHOT = f"""
+import json, os, sys
+sys.path.insert(0, {str(CHECKOUT / "tests")!r})
+import snapshot
+print(json.dumps(snapshot.host()))
+"""
+ENVIRONMENTS = ("orders", "stranger", "web")
+UNITS = {
+    "netspace-restore",
+    "netspace-broker",
+    "netspace-epmd",
+    "netspace-forwarder",
+    *(f"netspace-environment-{name}" for name in ENVIRONMENTS),
+}
+
+
+class Inside(Salt):
+    """``scripts/salt-call`` within the machine."""
+
+    def __init__(self, pillar: Path, machine: SystemdHost) -> None:
+        self.machine = machine
+        super().__init__(pillar)
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return self.machine.run(*self.command(*arguments), check=False)
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SystemdHost]:
+    assert IMAGE.exists(), f"{IMAGE} is missing: run scripts/demo-image"
+    with SystemdHost(tmp_path_factory.mktemp("machine")) as one:
+        yield one
+
+
+@pytest.fixture
+def salt(machine: SystemdHost, tmp_path: Path) -> Iterator[Salt]:
+    run = Inside(tmp_path, machine)
+    yield run
+    assert run("netspace.teardown")["result"] is True
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.1)
+
+
+def look(machine: SystemdHost) -> dict[str, Any]:
+    """All that netspace could leave something in; what systemd does for itself is left out."""
+    found: dict[str, Any] = json.loads(machine.run(sys.executable, "-c", SNAPSHOT).stdout)
+    # systemd's own services come and go, and it keeps a file per unit that it invoked or logs of.
+    foreign = ("/run/systemd/", "/run/log/", "/sys/fs/cgroup/system.slice", "/sys/fs/cgroup/init.scope", "/run/udev")
+    for key in ("files", "cgroups", "mounts"):
+        found[key] = [entry for entry in found[key] if not entry.startswith(foreign) or "netspace" in entry]
+    found["processes"] = [
+        line for line in found["processes"] if "/lib/systemd/" not in line and "import snapshot" not in line
+    ]
+    found["units"] = machine.run(
+        "systemctl", "list-units", "--all", "--plain", "--no-legend", "netspace*"
+    ).stdout.splitlines()
+    return found
+
+
+def show(machine: SystemdHost, unit: str, key: str) -> str:
+    return machine.run("systemctl", "show", "--property", key, "--value", unit).stdout.strip()
+
+
+def active(machine: SystemdHost, names: set[str]) -> bool:
+    return {name: show(machine, name, "ActiveState") for name in names} == dict.fromkeys(names, "active")
+
+
+def answered(salt: Salt, text: str) -> bool:
+    done = salt.exec("web", ["/usr/bin/python3", "-c", ASK, "orders", text])
+    return isinstance(done, dict) and done["stdout"].strip() == f"orders to web: {text}"
+
+
+def test_a_whole_host_lives_crashes_boots_again_and_goes(machine: SystemdHost, salt: Salt) -> None:
+    before = look(machine)
+    everything = shop(IMAGE)
+    states = salt.apply(everything)
+    all_true(states)
+    for limit in ("memory", "cpus", "pids"):
+        # No controller in this machine can keep them: said, and not in the way.
+        assert limit in states["netspace environments"]["comment"]
+    assert active(machine, UNITS - {"netspace-restore"})
+    assert answered(salt, "two apples")
+
+    again = salt.apply(everything)
+    all_true(again)
+    assert changes(again) == {}
+    assert "without these limits" in again["netspace environments"]["comment"]
+
+    # No process of ours beside an environment: in its unit are only its programs.
+    for name in ENVIRONMENTS:
+        pid = show(machine, f"netspace-environment-{name}", "MainPID")
+        group = f"/sys/fs/cgroup/netspace.slice/netspace-environment-{name}.service"
+        listed = machine.run("sh", "-c", f"find {group} -name cgroup.procs -exec cat {{}} +").stdout.split()
+        assert listed == [pid]
+    assert salt("netspace_environment.logs", "orders") == ["serving"]
+
+    # A program that is killed is started again, by systemd.
+    pid = show(machine, "netspace-environment-orders", "MainPID")
+    machine.run("kill", "-9", pid)
+    until(lambda: show(machine, "netspace-environment-orders", "MainPID") not in ("0", pid))
+    assert salt("netspace_environment.list")["orders"]["restarts"] == 1
+    assert answered(salt, "after a crash")
+
+    # A boot without Salt brings everything back.
+    there = look(machine)
+    machine.reboot()
+    until(lambda: active(machine, UNITS))
+    until(lambda: answered(salt, "after a boot"))
+    now = look(machine)
+    for key in ("namespaces", "interfaces", "routes", "nftables", "mounts"):
+        assert now[key] == there[key], key
+    settled = salt.apply(everything)
+    all_true(settled)
+    assert changes(settled) == {}
+
+    removed = salt("netspace.teardown")
+    assert removed["result"] is True, removed
+    assert look(machine) == before
+    assert not machine.path("/var/lib/netspace-broker").exists()
