@@ -3,7 +3,8 @@
 It is two services: the node, and the epmd (Erlang's port mapper) that a node insists
 on; so neither outlives its removal. Everything listens on loopback only. Data, log and
 configuration lie in ``layout.broker``; the node runs as the package's user ``rabbitmq``
-and may write to nothing but its data and log. There is no user ``guest``: the node loads
+and may write to nothing but its data and log. It never asks a name server, whatever the
+host's resolver is set to. There is no user ``guest``: the node loads
 our management account and vhost from a definitions file that holds only a password's hash.
 """
 
@@ -37,6 +38,18 @@ READY_SECONDS = 90.0
 # Erlang's schedulers don't spin while idle; our node is one of many things on this host.
 _EMULATOR = "+sbwt none +sbwtdcpu none +sbwtdio none -kernel inet_dist_use_interface {127,0,0,1}"
 
+# RabbitMQ looks up its host's own name while it starts and for many an answer of the management API, and waits
+# for name servers that may never answer. https://www.erlang.org/doc/apps/erts/inet_cfg.html
+_NAMES = """% Written by netspace: names are looked up in files only, never in the DNS.
+{lookup, [file]}.
+{host, {127,0,0,1}, ["localhost"]}.
+"""
+
+# Before it reads that file, Erlang has the C library look up a host name that has no dot (one with a dot it takes
+# as it is). Such a name is asked for only below the search domain, and there is no question to send for one whose
+# label exceeds the 63 octets of RFC 1035, 2.3.4. resolv.conf(5)
+_NO_QUESTIONS = {"RES_OPTIONS": "ndots:1 no-tld-query", "LOCALDOMAIN": "x" * 64}
+
 
 def services(layout: Layout, spec: LocalBroker) -> tuple[Service, Service]:
     """The services that make up the node, in the order of their start."""
@@ -61,6 +74,8 @@ def services(layout: Layout, spec: LocalBroker) -> tuple[Service, Service]:
                 **common,
                 # Makes the start script become the node instead of waiting beside it.
                 "RUNNING_UNDER_SYSTEMD": "true",
+                "ERL_INETRC": str(base / "etc/inetrc"),
+                **_NO_QUESTIONS,
                 "RABBITMQ_NODENAME": f"{layout.instance}@localhost",
                 "RABBITMQ_MNESIA_BASE": str(base / "data/mnesia"),
                 "RABBITMQ_LOG_BASE": str(base / "log"),
@@ -171,6 +186,7 @@ def _files(layout: Layout, spec: LocalBroker, record: Mapping[str, Any]) -> dict
     return {
         "rabbitmq.conf": configuration(layout, spec).encode(),
         "advanced.config": b"[].\n",
+        "inetrc": _NAMES.encode(),
         "enabled_plugins": b"[rabbitmq_management].\n",
         "definitions.json": files.encode(definitions(layout, record["username"], record["hash"])),
     }
