@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 __virtualname__ = "netspace_environment"
 
 _RESULTS = "netspace_environment.aggregated"
+# Of Salt's own keys, those that every state has and that decide nothing.
+_UNCONDITIONAL = frozenset({"__env__", "__id__", "__sls__", "__sls_included_from__", "fun", "order", "state"})
 
 
 def __virtual__() -> str:
@@ -196,25 +198,33 @@ def _one(name: str, kwargs: dict[str, Any], state: str) -> dict[str, Any]:
 
 def mod_aggregate(low: dict[str, Any], chunks: list[dict[str, Any]], running: dict[str, Any]) -> dict[str, Any]:
     """
-    Make one batch of all states of the same function (with ``aggregate: True``).
+    Make one batch of all states of the same function that have ``aggregate: True``.
 
-    Each state still reports its own result and changes.
+    Each state still reports its own result and changes. One that waits for another or
+    depends on a condition (``require``, ``onlyif``...) is left to its own turn, when that
+    is known.
     """
     from salt.state import STATE_INTERNAL_KEYWORDS
     from salt.utils import state as state_utils
+
+    every = bool(__opts__.get("state_aggregate"))
 
     def own(chunk: dict[str, Any]) -> dict[str, Any]:
         return {
             key: value for key, value in chunk.items() if key not in (*STATE_INTERNAL_KEYWORDS, "name", "aggregate")
         }
 
+    def free(chunk: dict[str, Any]) -> bool:
+        wanted = chunk.get("aggregate", every)
+        conditions = [key for key in chunk if key in STATE_INTERNAL_KEYWORDS and key not in _UNCONDITIONAL]
+        return bool(wanted) and not conditions and state_utils.gen_tag(chunk) not in running
+
     if low.get("fun") not in ("running", "present"):
         return low
     batch = {low["name"]: own(low)}
     for chunk in chunks:
-        if state_utils.gen_tag(chunk) in running or chunk.get("__agg__"):
-            continue
-        if chunk.get("state") == low["state"] and chunk.get("fun") == low["fun"] and chunk["name"] not in batch:
+        same = chunk.get("state") == low["state"] and chunk.get("fun") == low["fun"]
+        if same and not chunk.get("__agg__") and chunk["name"] not in batch and free(chunk):
             batch[chunk["name"]] = own(chunk)
             chunk["__agg__"] = True
     if len(batch) > 1:

@@ -92,6 +92,8 @@ def _with(pillar: Mapping[str, Any], **parts: Any) -> Declaration:
     from msgspec.structs import replace
 
     section = pillar.get("netspace") or {}
+    if not isinstance(section, Mapping):
+        parse.declaration(section)  # says what is wrong with it
     settings = {key: section[key] for key in ("attestation", "broker", "network") if key in section}
     declared: Declaration = replace(parse.declaration(settings), **parts)
     return declared

@@ -40,3 +40,9 @@ def test_without_pillar_the_operator_is_told_what_to_do():
 def test_an_instance_that_could_be_a_path_is_refused(instance):
     with pytest.raises(NetspaceError, match=r"netspace\.instance"):
         declared.layout({"netspace.instance": instance})
+
+
+@pytest.mark.parametrize("section", ["broker", ["broker"], 7])
+def test_a_pillar_of_the_wrong_shape_is_refused(section):
+    with pytest.raises(SpecError, match="netspace: expected a mapping"):
+        declared.one_environment("web", {"image": "tar:/x"}, {"netspace": section})

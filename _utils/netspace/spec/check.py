@@ -9,6 +9,7 @@ import ipaddress
 import math
 import posixpath
 import re
+import urllib.parse
 from collections.abc import Collection
 
 from netspace.errors import Problem
@@ -27,26 +28,30 @@ from netspace.spec.types import (
 IMAGE_SOURCES = ("oci", "tar", "dir", "erofs")
 SECCOMP_PROFILES = ("strict",)
 MAX_TEXT = 4096
+MAX_ARGUMENT = 128 * 1024
 MAX_ITEMS = 1024
-# Where an environment's own world is mounted: a volume there would cover it.
-RESERVED_TARGETS = ("/", "/proc", "/sys", "/dev", "/run/netspace")
-# Host folders that can't be handed out without handing out the host.
-RESERVED_SOURCES = (
-    "/",
+_NOT_PLAIN = "a NUL character, text that is no Unicode, or longer than 128 KiB"
+# Where an environment's own world is mounted: a volume there, above or below would cover it.
+RESERVED_TARGETS = ("/proc", "/sys", "/dev", "/run/netspace")
+# The host's own: neither these nor anything in them is handed out...
+HOST_FOLDERS = (
     "/proc",
     "/sys",
     "/dev",
     "/run",
-    "/etc",
-    "/usr",
     "/boot",
-    "/root",
-    "/var",
+    "/usr",
     "/bin",
     "/sbin",
     "/lib",
+    "/lib32",
+    "/lib64",
+    "/libx32",
 )
+# ...and these only in part.
+HOST_ROOTS = ("/", "/etc", "/root", "/var", "/var/lib", "/var/log", "/home", "/opt", "/srv", "/tmp", "/mnt", "/media")  # noqa: S108 (refused, not used)
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
+_HOST = re.compile(r"[A-Za-z0-9.:-]{1,253}")
 _PORTS = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?")
 
 
@@ -62,11 +67,13 @@ def environment(spec: Environment, path: str) -> list[Problem]:
         refuse("image", f"{spec.image!r}: write <source>:<location> with one of {', '.join(IMAGE_SOURCES)}")
     elif not location.startswith("/"):
         refuse("image", f"{spec.image!r}: the location must be an absolute path")
+    elif not _plain(spec.image):
+        refuse("image", "a NUL character, text that is no Unicode, or longer than 4096 characters")
     if len(spec.command) > MAX_ITEMS:
         refuse("command", f"more than {MAX_ITEMS} arguments")
     for index, argument in enumerate(spec.command):
-        if "\0" in argument or len(argument) > MAX_TEXT * 32:
-            refuse(f"command:{index}", "a NUL character, or longer than 128 KiB")
+        if not _plain(argument, MAX_ARGUMENT):
+            refuse(f"command:{index}", _NOT_PLAIN)
     if spec.command and not spec.command[0]:
         refuse("command:0", "empty program name")
     if len(spec.env) > MAX_ITEMS:
@@ -74,8 +81,8 @@ def environment(spec: Environment, path: str) -> list[Problem]:
     for name, value in spec.env.items():
         if not _VARIABLE.fullmatch(name):
             refuse(f"env:{name}", "not a variable's name (letters, digits and '_')")
-        if "\0" in value or len(value) > MAX_TEXT * 32:
-            refuse(f"env:{name}", "a NUL character, or longer than 128 KiB")
+        if not _plain(value, MAX_ARGUMENT):
+            refuse(f"env:{name}", _NOT_PLAIN)
     if not 1 <= spec.user <= 65535:
         refuse("user", f"{spec.user} is out of 1..65535 (0, root, is never given)")
     if not _clean(spec.working_dir):
@@ -95,6 +102,8 @@ def environment(spec: Environment, path: str) -> list[Problem]:
         problems += _volume(volume, f"{path}:volumes:{index}")
         if volume.target in targets:
             refuse(f"volumes:{index}:target", f"{volume.target} is the target of another volume already")
+        elif inner := [other for other in targets if within(other, volume.target)]:
+            refuse(f"volumes:{index}:target", f"{volume.target} would cover {inner[0]}; list the outer one first")
         targets.add(volume.target)
     return problems
 
@@ -103,14 +112,11 @@ def _volume(volume: Volume, path: str) -> list[Problem]:
     problems = []
     if not _clean(volume.source):
         problems.append(Problem(f"{path}:source", f"{volume.source!r}: expected an absolute path without '..'"))
-    elif volume.source in RESERVED_SOURCES:
+    elif volume.source in HOST_ROOTS or any(within(volume.source, folder) for folder in HOST_FOLDERS):
         problems.append(Problem(f"{path}:source", f"{volume.source} is the host's own and is never handed out"))
     if not _clean(volume.target):
         problems.append(Problem(f"{path}:target", f"{volume.target!r}: expected an absolute path without '..'"))
-    elif any(
-        volume.target == reserved or (reserved != "/" and within(volume.target, reserved))
-        for reserved in RESERVED_TARGETS
-    ):
+    elif any(within(volume.target, own) or within(own, volume.target) for own in RESERVED_TARGETS):
         problems.append(Problem(f"{path}:target", f"{volume.target} would cover what netspace mounts there"))
     return problems
 
@@ -222,12 +228,10 @@ def _settings(declared: Declaration, path: str) -> list[Problem]:
                 problems.append(Problem(f"{path}:broker:{key}", f"{port} is {used[port]} already"))
             used.setdefault(port, key)
     elif isinstance(broker, ClusterBroker):
-        if not broker.url.startswith(("amqp://", "amqps://")):
-            problems.append(Problem(f"{path}:broker:url", f"{broker.url!r}: expected amqp://... or amqps://..."))
-        if not broker.management.startswith(("http://", "https://")):
-            problems.append(Problem(f"{path}:broker:management", f"{broker.management!r}: expected http(s)://..."))
-    if not declared.attestation.pcrs:
-        problems.append(Problem(f"{path}:attestation:pcrs", "a quote covers one PCR at least"))
+        problems += _url(broker.url, ("amqp", "amqps"), f"{path}:broker:url")
+        problems += _url(broker.management, ("http", "https"), f"{path}:broker:management")
+        if not _clean(broker.credentials):
+            problems.append(Problem(f"{path}:broker:credentials", "expected the absolute path of a file"))
     for index, pcr in enumerate(declared.attestation.pcrs):
         if not 0 <= pcr <= 23:
             problems.append(Problem(f"{path}:attestation:pcrs:{index}", f"{pcr} is no PCR (0..23)"))
@@ -238,19 +242,36 @@ def _settings(declared: Declaration, path: str) -> list[Problem]:
     return problems
 
 
+def _url(value: str, schemes: tuple[str, ...], path: str) -> list[Problem]:
+    """An address to connect to; the value is not repeated, since it may hold a password."""
+    wanted = f"expected {schemes[0]}://HOST:PORT or {schemes[1]}://HOST:PORT"
+    try:
+        parts = urllib.parse.urlsplit(value)
+        host, port = parts.hostname or "", parts.port
+    except ValueError as err:
+        return [Problem(path, f"{wanted}: {err}")]
+    if parts.username is not None or parts.password is not None:
+        return [Problem(path, "holds a user or a password: put them into the file that 'credentials' names")]
+    if parts.scheme not in schemes or not _HOST.fullmatch(host) or port == 0 or parts.query or parts.fragment:
+        return [Problem(path, wanted)]
+    return []
+
+
 def within(path: str, folder: str) -> bool:
     """Whether *path* is *folder* or lies below it (both absolute and normal)."""
     return path == folder or path.startswith(folder.rstrip("/") + "/")
 
 
+def _plain(text: str, most: int = MAX_TEXT) -> bool:
+    """Whether *text* can be given to the kernel: bounded, no NUL, and Unicode (YAML's "\\ud800" is not)."""
+    try:
+        return "\0" not in text and len(text.encode()) <= most
+    except UnicodeEncodeError:
+        return False
+
+
 def _clean(path: str) -> bool:
-    return (
-        path.startswith("/")
-        and not path.startswith("//")
-        and "\0" not in path
-        and len(path) < MAX_TEXT
-        and posixpath.normpath(path) == path
-    )
+    return path.startswith("/") and not path.startswith("//") and _plain(path) and posixpath.normpath(path) == path
 
 
 def _between(problems: list[Problem], path: str, value: float, least: float, most: float) -> None:

@@ -7,9 +7,10 @@ that says nothing is as good as its two ends.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from netspace.spec.types import Declaration, Requirement
+from netspace.spec.types import Declaration, Environment, Requirement
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,25 @@ def judge(requirement: Requirement, trust: Trust) -> Verdict:
     return Verdict(False, f"{gap}; withheld, because the policy is require")
 
 
+def requirement(spec: Environment, default: Requirement) -> Requirement:
+    """Return what *spec* demands on a host whose own requirement is *default*."""
+    given = spec.attestation or default
+    return Requirement(policy=given.policy, minimum=given.minimum)
+
+
 def environments(declared: Declaration, trust: Trust) -> dict[str, Verdict]:
     """Return the verdict on each declared environment."""
-    return {
-        name: judge(spec.attestation or declared.attestation, trust) for name, spec in declared.environments.items()
-    }
+    return {name: judge(requirement(spec, declared.attestation), trust) for name, spec in declared.environments.items()}
+
+
+def withheld(applied: Mapping[str, Environment], trust: Trust) -> dict[str, str]:
+    """Return which of the applied environments must not be started, and why.
+
+    :param applied: each with the requirement that was in force when it was applied; one
+        that was recorded without any (by an earlier release) demands nothing.
+    """
+    verdicts = {name: judge(spec.attestation, trust) for name, spec in applied.items() if spec.attestation is not None}
+    return {name: verdict.comment for name, verdict in verdicts.items() if not verdict.allowed}
 
 
 def links(declared: Declaration, trust: Trust) -> dict[str, Verdict]:

@@ -61,7 +61,10 @@ class Address(str):
     @classmethod
     def parse(cls, value: Any) -> Address:
         try:
-            return cls(ipaddress.ip_address(value if isinstance(value, str) else repr(value)))
+            address = ipaddress.ip_address(value if isinstance(value, str) else repr(value))
+            if getattr(address, "scope_id", None):
+                raise ValueError(f"{value!r} has a scope, which means nothing here")
+            return cls(address)
         except ValueError as err:
             raise ValueError(f"expected an address such as 198.51.100.7: {err}") from err
 

@@ -141,10 +141,16 @@ def test_states_by_hand_can_be_aggregated(salt, image, tmp_path):
         for name in names
     }
     states["wrong"] = {"netspace_environment.running": [{"image": f"tar:{image}"}, {"user": 0}, {"aggregate": True}]}
+    # What a condition or a requisite forbids is not made by another's batch.
+    common = states[names[0]]["netspace_environment.running"]
+    states["unwanted"] = {"netspace_environment.running": [*common, {"onlyif": "/bin/false"}]}
+    states["waiting"] = {"netspace_environment.running": [*common, {"require": [{"netspace_environment": "wrong"}]}]}
     (tmp_path / "batch.sls").write_text("#!json\n" + json.dumps(states))
     returned = salt("state.apply", "batch", f"--file-root={tmp_path}", check=False)
     results = {state["__id__"]: state for state in returned.values()}
     assert results.pop("wrong")["result"] is False
+    assert results.pop("waiting")["result"] is False
+    assert results.pop("unwanted")["changes"] == {}
     all_true(results)
     assert {name: state["changes"]["image"]["new"] for name, state in results.items()} == dict.fromkeys(
         names, f"tar:{image}"

@@ -98,6 +98,18 @@ def test_what_is_encoded_parses_to_the_same():
         ("links:0", {"from": "web", "to": "orders"}, "netspace:links:1: the same link as netspace:links:0"),
         ("links:0", {"from": "web", "to": "web"}, "netspace:links:1: web can't be linked to itself"),
         ("broker:port", 0, "netspace:broker:port: 0 is out of 1..65535"),
+        ("environments:web:image", "tar:/srv/x\0y", "netspace:environments:web:image: a NUL character"),
+        ("environments:web:command", ["\ud800"], "netspace:environments:web:command:0: a NUL character"),
+        (
+            "environments:web:interface",
+            {"kind": "veth", "ipv6": "fd6e:6574:7370::5%eth0"},
+            "netspace:environments:web:interface:ipv6: expected an address",
+        ),
+        (
+            "environments:web:volumes",
+            [{"source": "/srv/a", "target": "/data/in"}, {"source": "/srv/b", "target": "/data"}],
+            "netspace:environments:web:volumes:1:target: /data would cover /data/in",
+        ),
         ("attestation:pcrs", [24], "netspace:attestation:pcrs:0: 24 is no PCR"),
         ("network", {"ipv4": "fd00::/64"}, "netspace:network:ipv4: fd00::/64 is no IPv4 network"),
     ],
@@ -106,6 +118,21 @@ def test_what_is_wrong_is_named_with_its_path_and_remedy(path, value, message):
     found = refusal(changed(path, value))
     assert len(found) == 1, found
     assert found[0].startswith(message), found
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["amqp://h:99999", "amqp://h:x", "amqp://[::1", "amqp://", "amqp://a b", "http://h", "amqp://h?x=1", "h:5672", ""],
+)
+def test_a_broker_must_be_an_address_that_can_be_connected_to(url):
+    broker = {"kind": "cluster", "url": url, "management": "https://h:15671", "credentials": "/etc/netspace/broker"}
+    assert refusal(changed("broker", broker))[0].startswith("netspace:broker:url: expected amqp://HOST:PORT")
+
+
+def test_a_password_in_a_url_is_refused_and_not_repeated():
+    broker = {"kind": "cluster", "url": "amqps://u:sekret@h", "management": "https://h", "credentials": "/etc/b"}
+    (problem,) = refusal(changed("broker", broker))
+    assert "credentials" in problem and "sekret" not in problem
 
 
 def test_every_problem_is_reported_at_once():
@@ -139,12 +166,32 @@ def test_paths_that_only_look_alike_do_not_clash():
     assert parse.declaration(data)
 
 
-@pytest.mark.parametrize("source", ["/", "/etc", "/run", "srv", "/srv/../etc", "/srv//x", "/srv/"])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "/proc/sys",
+        "/run/dbus",
+        "/usr/share",
+        "/lib64",
+        "/var/lib",
+        "/home",
+        "/dev/shm",
+        "/",
+        "/etc",
+        "srv",
+        "/srv/../etc",
+        "/srv//x",
+        "/srv/",
+        "/run",
+    ],
+)
 def test_the_hosts_own_folders_are_never_handed_out(source):
     assert refusal(changed("environments:web:volumes", [{"source": source, "target": "/data"}]))
 
 
-@pytest.mark.parametrize("target", ["/", "/proc", "/dev/shm", "/run/netspace", "/run/netspace/x", "data", "/a/../proc"])
+@pytest.mark.parametrize(
+    "target", ["/", "/run", "/proc", "/dev/shm", "/run/netspace", "/run/netspace/x", "data", "/a/../proc"]
+)
 def test_a_volume_never_covers_what_netspace_mounts(target):
     assert refusal(changed("environments:web:volumes", [{"source": "/srv/data", "target": target}]))
 
