@@ -52,7 +52,7 @@ def listen(path: Path | None, address: str, port: int) -> socket.socket:
     return within(path, make)
 
 
-def connect(path: Path | None, address: str, port: int, *, timeout: float = 0.15) -> socket.socket | None:
+def connect(path: Path | None, address: str, port: int, *, timeout: float = 0.5) -> socket.socket | None:
     """A connection from the namespace at *path*, or None where none comes about."""
 
     def attempt() -> socket.socket | None:
