@@ -5,12 +5,14 @@ Pure. Every function returns the problems it finds; an empty list is acceptance.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import math
 import posixpath
 import re
 import urllib.parse
 from collections.abc import Collection
+from pathlib import Path
 
 from netspace.errors import Problem
 from netspace.spec.types import (
@@ -25,7 +27,6 @@ from netspace.spec.types import (
     Volume,
 )
 
-IMAGE_SOURCES = ("oci", "tar", "dir", "erofs")
 SECCOMP_PROFILES = ("strict",)
 MAX_TEXT = 4096
 MAX_ARGUMENT = 128 * 1024
@@ -55,6 +56,13 @@ _HOST = re.compile(r"[A-Za-z0-9.:-]{1,253}")
 _PORTS = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?")
 
 
+@functools.cache
+def image_sources() -> tuple[str, ...]:
+    """The schemes an image may come from: the modules of ``netspace.environment.images.sources``, by name alone."""
+    folder = Path(__file__).parents[1] / "environment/images/sources"
+    return tuple(sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__"))
+
+
 def environment(spec: Environment, path: str) -> list[Problem]:
     """Check one environment's own values."""
     problems: list[Problem] = []
@@ -63,8 +71,8 @@ def environment(spec: Environment, path: str) -> list[Problem]:
         problems.append(Problem(f"{path}:{key}", message))
 
     source, _, location = spec.image.partition(":")
-    if source not in IMAGE_SOURCES or not location:
-        refuse("image", f"{spec.image!r}: write <source>:<location> with one of {', '.join(IMAGE_SOURCES)}")
+    if source not in image_sources() or not location:
+        refuse("image", f"{spec.image!r}: write <source>:<location> with one of {', '.join(image_sources())}")
     elif not location.startswith("/"):
         refuse("image", f"{spec.image!r}: the location must be an absolute path")
     elif not _plain(spec.image):
