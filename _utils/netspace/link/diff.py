@@ -106,6 +106,14 @@ def difference(wanted: Objects, there: Found, passwords: Mapping[str, str]) -> D
     return Difference(tuple(revoke), tuple(create), tuple(change), tuple(stale), tuple(sorted(left)), tuple(stuck))
 
 
+def undeclared(before: Objects, after: Objects) -> list[Key]:
+    """What must go by the record alone, whatever the broker has: accounts, ways to send, queues for answers."""
+    gone = (key for key in before if key not in after)
+    routes = [key for key in gone if key[0] in ("user", "exchange") or key[1].startswith("replies.")]
+    common = model.shared()
+    return sorted((key for key in routes if key not in common), key=lambda key: (_REVOKE_ORDER[key[0]], key))
+
+
 def _answers(key: Key, wanted: Objects) -> bool:
     """Whether *key* is a binding that an asker may make: its replies to the answers of one it may ask."""
     if key[0] != "binding" or key[2] != "queue":

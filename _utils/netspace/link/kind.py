@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from netspace import files
 from netspace.errors import NetspaceError, StateError
@@ -19,13 +19,11 @@ from netspace.layout import Layout
 from netspace.link import broker as node
 from netspace.link import credentials, diff, forwarder, model
 from netspace.link.diff import Difference
-from netspace.link.management import Login, Management, RefusedError, UnreachableError
+from netspace.link.management import Login, Management, RefusedError, TooLargeError, UnreachableError
+from netspace.link.model import Key
 from netspace.plan import Outcome, Plan, Refusal, Step
 from netspace.spec.types import Broker, ClusterBroker, Link, LocalBroker
 from netspace.supervision import Status, Supervisor
-
-if TYPE_CHECKING:
-    from netspace.link.model import Key
 
 KIND = "link"
 BROKER, FORWARDER = "broker", "forwarder"
@@ -66,7 +64,8 @@ class Observed:
 
     :param broker: ``unreachable`` (with ``detail``) is somebody else's broker giving no
         answer; our own is then ``starting``.
-    :param definitions: the broker's, or None where it doesn't run.
+    :param definitions: the broker's, or None where it doesn't run, or where they aren't read before
+        what is ``flooded`` (``model.flooded``) has been made anew.
     :param installed: our node's files are those of the recorded broker.
     :param config: the forwarder's configuration; ``namespaces`` its environments' inodes.
     """
@@ -75,6 +74,7 @@ class Observed:
     broker: BrokerState = "absent"
     detail: str = ""
     definitions: Mapping[str, Any] | None = field(default=None, repr=False)
+    flooded: tuple[Key, ...] = ()
     passwords: Mapping[str, str] = field(default_factory=dict, repr=False)
     installed: bool = True
     forwarder: Status | None = None
@@ -136,13 +136,14 @@ class Links:
         if record.broker is None or not record.links:
             return Observed(record)
         services = self.supervisor.observe()
-        state, detail, definitions = self._ask(record.broker, services)
+        state, detail, definitions, flooded = self._ask(record, services)
         config = forwarder.current(self.layout)
         return Observed(
             record=record,
             broker=state,
             detail=detail,
             definitions=definitions,
+            flooded=flooded,
             passwords=credentials.read_all(self.layout),
             installed=not isinstance(record.broker, LocalBroker) or node.installed(self.layout, record.broker),
             forwarder=services.get(forwarder.NAME),
@@ -176,6 +177,8 @@ class Links:
 
         broker_changes = _broker_changes(work)
         if after:
+            unneeded = {"old": "bound to answers beyond what asking needs", "new": "made anew"}
+            accounts.update({":".join(key): unneeded for key in observed.flooded})
             entering = sorted(model.members(after.values()) - model.members(before.values()))
             accounts.update({f"environments:{name}": {"old": None, "new": "mailbox, account"} for name in entering})
             leaving = sorted(model.members(before.values()) - model.members(after.values()))
@@ -272,7 +275,7 @@ class Links:
         listed: dict[str, Any] = {"links": {}, "mailboxes": {}, "parked": list(record.parked)}
         if record.broker is None or not record.links:
             return {"broker": {"state": "absent"}, **listed}
-        state, detail, definitions = self._ask(record.broker, self.supervisor.observe())
+        state, detail, definitions, _ = self._ask(record, self.supervisor.observe())
         there: model.Objects = {}
         if definitions is not None:
             there = _found(self.layout, record.broker, model.members(record.links.values()), definitions).objects
@@ -306,7 +309,7 @@ class Links:
         status = services.get(forwarder.NAME)
         if status is None or status.state != "running":
             problems.append("the forwarder doesn't run: environments can't reach the broker")
-        state, detail, _ = self._ask(record.broker, services, definitions=False)
+        state, detail, *_ = self._ask(record, services, definitions=False)
         if state != "running":
             problems.append(f"the broker is {state}{': ' + detail if detail else ''}; links are unknown")
         else:
@@ -323,25 +326,50 @@ class Links:
 
     # -- the broker ---------------------------------------------------------------
     def _ask(
-        self, broker: Broker, services: Mapping[str, Status], *, definitions: bool = True
-    ) -> tuple[BrokerState, str, Mapping[str, Any] | None]:
-        """State of the broker, a detail, and its definitions where it runs."""
-        path = ("definitions",) if definitions else ("overview",)
+        self, record: Record, services: Mapping[str, Status], *, definitions: bool = True
+    ) -> tuple[BrokerState, str, Mapping[str, Any] | None, tuple[Key, ...]]:
+        """State of the recorded broker, a detail, and its definitions, or what is flooded, where it runs."""
+        broker = record.broker or LocalBroker()
         if isinstance(broker, LocalBroker):
             status = services.get(node.NODE)
             if status is None or status.state in ("stopped", "failed"):
-                return "stopped", status.exit if status else "", None
+                return "stopped", status.exit if status else "", None, ()
             if node.login(self.layout) is None:
-                return "starting", "its management credentials are missing", None
+                return "starting", "its management credentials are missing", None, ()
         try:
             with self._management(broker) as api:
-                return "running", "", api.get(*path)
-        except UnreachableError as err:
-            return ("starting" if isinstance(broker, LocalBroker) else "unreachable"), str(err), None
+                if not definitions:
+                    api.get("overview")
+                    return "running", "", None, ()
+                flooded = self._flooded(api, broker, record.links)
+                if flooded:
+                    names = ", ".join(key[1] for key in flooded)
+                    return "running", f"bindings that asking doesn't need: of {names}; apply again", None, flooded
+                return "running", "", api.get("definitions"), ()
+        except (UnreachableError, TooLargeError) as err:
+            return ("starting" if isinstance(broker, LocalBroker) else "unreachable"), str(err), None, ()
         except RefusedError as err:
             if isinstance(broker, LocalBroker) and err.status in (401, 503):
-                return "starting", str(err), None
-            return "unreachable", str(err), None
+                return "starting", str(err), None, ()
+            return "unreachable", str(err), None, ()
+
+    def _flooded(self, api: Management, broker: Broker, links: Mapping[str, Link]) -> tuple[Key, ...]:
+        """What environments have bound to answers beyond all need (``model.flooded``).
+
+        The arguments of bindings, which may be huge, are left out of what is read.
+        """
+        answering = {link.target for link in links.values() if link.pattern == "request"}
+        if not answering:
+            return ()
+        columns = "columns=source,destination_type,destination,properties_key"
+        try:
+            found = api.get("bindings", _vhost(self.layout, broker), query=columns) or []
+        except (TooLargeError, UnreachableError):
+            api.get("overview")
+            # It is well but for its bindings: without the exchanges for answers, those of environments are gone.
+            return tuple(("exchange", model.reply(environment)) for environment in sorted(answering))
+        whole = isinstance(broker, LocalBroker)
+        return tuple(model.flooded(found, model.members(links.values()), whole=whole))
 
     def _management(self, broker: Broker) -> Management:
         if isinstance(broker, LocalBroker):
@@ -395,6 +423,11 @@ class Links:
         vhost = _vhost(self.layout, broker)
         with self._management(broker) as api:
             if definitions is None:
+                # Nothing that an environment may do to what is read next keeps it from being revoked first.
+                for key in diff.undeclared(_objects(work.before), _objects(after)):
+                    _delete(api, vhost, key)
+                for key in self._flooded(api, broker, {**work.before, **after}):
+                    _delete(api, vhost, key)
                 definitions = api.get("definitions")
             passwords = dict(work.observed.passwords) or credentials.read_all(self.layout)
             change = _difference(self.layout, broker, work.before, after, definitions, passwords)
@@ -505,6 +538,10 @@ def _place(broker: Broker) -> tuple[str, ...]:
 
 def _plain(link: Link | None) -> dict[str, str] | None:
     return None if link is None else {"from": link.source, "to": link.target, "pattern": link.pattern}
+
+
+def _objects(links: Mapping[str, Link]) -> model.Objects:
+    return model.objects(list(links.values()))
 
 
 def _found(layout: Layout, broker: Broker, known: Collection[str], definitions: Mapping[str, Any]) -> model.Found:
@@ -619,11 +656,12 @@ def _delete(api: Management, vhost: str, key: Key) -> None:
         case "policy":
             api.delete("policies", vhost, key[1])
         case "exchange" | "queue":
-            api.delete(f"{key[0]}s", vhost, key[1])
+            # Its bindings go with it, which may be many.
+            api.delete(f"{key[0]}s", vhost, key[1], timeout=IMPORT_SECONDS)
         case _:
             _, source, kind, target, routing_key = key
             where = ("bindings", vhost, "e", source, "q" if kind == "queue" else "e", target)
-            for one in api.get(*where) or []:
+            for one in api.get(*where, query="columns=routing_key,properties_key") or []:
                 if one.get("routing_key") == routing_key:
                     api.delete(*where, one["properties_key"])
 

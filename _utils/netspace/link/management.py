@@ -25,6 +25,10 @@ class UnreachableError(NetspaceError):
     """The broker's management API gives no answer."""
 
 
+class TooLargeError(NetspaceError):
+    """The management API's answer is larger than any that is taken."""
+
+
 class RefusedError(NetspaceError):
     """The management API answered, but not with what was asked for."""
 
@@ -71,6 +75,7 @@ class Management:
         """GET ``/api/<path>``; None where there is no such thing.
 
         :raises UnreachableError: no answer.
+        :raises TooLargeError: more than ``MAX_ANSWER`` bytes.
         :raises RefusedError: an answer other than 2xx or 404.
         """
         return self._call("GET", path, query=query)
@@ -79,9 +84,9 @@ class Management:
         """POST *body* as JSON; raises as :meth:`get` does."""
         return self._call("POST", path, body=body, timeout=timeout)
 
-    def delete(self, *path: str) -> bool:
+    def delete(self, *path: str, timeout: float | None = None) -> bool:
         """DELETE; whether there was such a thing. Raises as :meth:`get` does."""
-        return self._call("DELETE", path) is not None
+        return self._call("DELETE", path, timeout=timeout) is not None
 
     def _call(
         self, method: str, path: tuple[str, ...], query: str = "", body: Any = None, timeout: float | None = None
@@ -135,7 +140,8 @@ class Management:
         answer = self._connection.getresponse()
         raw = answer.read(MAX_ANSWER + 1)
         if len(raw) > MAX_ANSWER:
-            raise http.client.HTTPException(f"an answer of more than {MAX_ANSWER} bytes")
+            self.close()
+            raise TooLargeError(f"the management API at {self.where} answers with more than {MAX_ANSWER} bytes")
         if answer.will_close:
             self.close()
         return answer.status, raw

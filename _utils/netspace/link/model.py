@@ -33,6 +33,9 @@ Key = tuple[str, ...]
 Objects = dict[Key, dict[str, Any]]
 """Broker objects in the form of RabbitMQ's definitions, without vhost and secrets."""
 
+ANSWERS = 1000
+"""How many answers an asker may wait for at a time: bindings of its replies queue."""
+
 CONNECTIONS = 8
 CHANNELS = 64
 DEAD = "dead"
@@ -260,6 +263,35 @@ def found(definitions: Mapping[str, Any], vhost: str, known: Collection[str], *,
             hashes[entry["name"]] = entry.get("password_hash", "")
     present = any(entry.get("name") == vhost for entry in definitions.get("vhosts", ()))
     return Found(ours, hashes, present)
+
+
+def flooded(bindings: Iterable[Mapping[str, Any]], known: Collection[str], *, whole: bool) -> list[Key]:
+    """Return the queues and exchanges of ours that environments have bound to answers beyond what asking needs.
+
+    An asker needs read on ``reply.<b>`` to bind its replies queue there, and so may bind whatever it may
+    write to, in any number and with arguments of any size; the broker keeps them all, and says them all
+    in its definitions. Made anew, these are without any such binding. No other binding can be
+    made by an environment, for it may read no other exchange.
+
+    :param bindings: of our vhost, with source, destination_type, destination and properties_key
+        (``<routing key>~<hash>`` where there are arguments, ``~`` for an empty key without any).
+    :param known: as for :func:`found`; so is *whole*.
+    """
+    names = set(known)
+    counts: dict[Key, int] = {}
+    odd: set[Key] = set()
+    for entry in bindings:
+        if environments_of(entry["source"], "reply") is None:
+            continue
+        key = (entry["destination_type"], entry["destination"])
+        ends = environments_of(key[1], *(("replies",) if key[0] == "queue" else ("link", "reply")))
+        if ends is None or not (whole or names.issuperset(ends)):
+            continue
+        counts[key] = counts.get(key, 0) + 1
+        said = entry["properties_key"]
+        if key[0] == "exchange" or ("~" in said and said != "~"):
+            odd.add(key)
+    return sorted(key for key, count in counts.items() if key in odd or count > ANSWERS)
 
 
 _ENDS = {"link": 2, "reply": 1, "mailbox": 1, "replies": 1, "env": 1}

@@ -22,7 +22,7 @@ from pika.exceptions import (
 
 from netspace import files
 from netspace.link import broker as node
-from netspace.link import forwarder
+from netspace.link import forwarder, management
 from netspace.spec.types import Link, LocalBroker
 
 pytestmark = pytest.mark.root
@@ -245,6 +245,69 @@ def test_a_binding_for_answers_is_not_drift(host):
     with host.client("web") as asker:
         asker.queue_bind("replies.web", "reply.orders", "a key/of ~its own")
         assert host.plan(*LINKS).steps == []
+
+
+def by_arguments(channel) -> None:
+    for number in range(20):
+        channel.queue_bind("replies.web", "reply.orders", str(number), arguments={"x": "x" * 100_000})
+
+
+def by_number(channel) -> None:
+    for number in range(1100):
+        channel.queue_bind("replies.web", "reply.orders", f"{number}" + "x" * 250)
+
+
+def by_exchange(channel) -> None:
+    for number in range(20):
+        channel.exchange_bind("link.web.orders", "reply.orders", str(number), arguments={"x": "x" * 100_000})
+
+
+FLOODS = {"arguments": by_arguments, "number": by_number, "exchange": by_exchange}
+
+
+@pytest.fixture(params=FLOODS)
+def flooded(host, monkeypatch, request):
+    """An asker has bound to answers so much that the broker's definitions can't be read."""
+    with host.client("web") as channel:
+        FLOODS[request.param](channel)
+    monkeypatch.setattr(management, "MAX_ANSWER", 250_000)
+    return host
+
+
+def answers_bound(host) -> list[dict]:
+    with host.api() as api:
+        return api.get("exchanges", "netspace", "reply.orders", "bindings", "source")
+
+
+def test_no_environment_makes_its_link_irrevocable(flooded):
+    with flooded.connect("web") as connection:
+        flooded.apply(TELL)
+        with pytest.raises((ConnectionClosedByBroker, ChannelClosedByBroker)):
+            connection.channel().basic_publish("link.web.orders", "", b"x", mandatory=True)
+            connection.process_data_events(2)
+    assert not flooded.plan(TELL).steps
+
+
+def test_bindings_beyond_need_are_removed_and_named(flooded):
+    plan = flooded.apply(*LINKS)
+    assert [step.name for step in plan.steps] == ["broker"]
+    assert "made anew" in str(plan.steps[0].changes)
+    assert answers_bound(flooded) == []
+    assert not flooded.plan(*LINKS).steps
+    with flooded.client("web") as channel:
+        channel.queue_bind("replies.web", "reply.orders", "key")
+        assert not flooded.plan(*LINKS).steps
+        channel.basic_publish("link.web.orders", "", b"x", mandatory=True)
+        channel.queue_unbind("replies.web", "reply.orders", "key")
+
+
+def test_bindings_too_many_to_be_listed_go_with_the_exchange_for_answers(host, monkeypatch):
+    with host.client("web") as channel:
+        by_number(channel)
+    monkeypatch.setattr(management, "MAX_ANSWER", 100_000)
+    host.apply(*LINKS)
+    assert answers_bound(host) == []
+    assert not host.plan(*LINKS).steps
 
 
 def test_drift_is_repaired_and_named(host):

@@ -191,6 +191,53 @@ def test_bindings_to_answers_stay_while_the_request_link_does():
     assert own not in broker.objects
 
 
+def binding(source: str, kind: str, target: str, properties_key: str = "key") -> dict:
+    return {"source": source, "destination_type": kind, "destination": target, "properties_key": properties_key}
+
+
+WAITING = binding("reply.b", "queue", "replies.a")
+
+
+@pytest.mark.parametrize(
+    ("bindings", "anew"),
+    [
+        ([WAITING] * model.ANSWERS, []),
+        ([WAITING] * (model.ANSWERS + 1), [("queue", "replies.a")]),
+        ([binding("reply.b", "queue", "replies.a", "~")], []),
+        ([binding("reply.b", "queue", "replies.a", "key~hash")], [("queue", "replies.a")]),
+        ([binding("reply.b", "queue", "replies.a", "~hash")], [("queue", "replies.a")]),
+        ([binding("reply.b", "exchange", "link.a.b")], [("exchange", "link.a.b")]),
+        ([binding("reply.b", "exchange", "reply.a")], [("exchange", "reply.a")]),
+        ([binding("link.a.b", "queue", "mailbox.b", "key~hash")], []),
+        ([binding("reply.b", "queue", "somebody's", "key~hash")], []),
+        ([binding("", "queue", "replies.a", "replies.a")], []),
+    ],
+)
+def test_what_environments_bind_beyond_need_is_made_anew(bindings, anew):
+    assert model.flooded(bindings, "ab", whole=True) == model.flooded(bindings, "ab", whole=False) == anew
+
+
+def test_on_a_shared_broker_other_hosts_bindings_are_theirs():
+    theirs = [binding("reply.b", "queue", "replies.x", "key~hash")]
+    assert model.flooded(theirs, "ab", whole=False) == []
+    assert model.flooded(theirs, "ab", whole=True) == [("queue", "replies.x")]
+
+
+@given(LINKS, LINKS)
+def test_what_the_record_says_must_go_is_revoked_by_the_difference_too(first, second):
+    broker = Broker()
+    broker.converge(first, model.members([*first, *second]), {})
+    keys = diff.undeclared(model.objects(first), model.objects(second))
+    for key in keys:
+        broker.delete(key)
+    names = {model.exchange(link) for link in second}
+    assert not [key for key in broker.objects if key[1].startswith("link.") and key[1] not in names]
+    accounts = {model.account(name) for name in model.members(second)}
+    assert {key[1] for key in broker.objects if key[0] in ("user", "permission")} <= accounts
+    kept = model.objects(second)
+    assert not [key for key in keys if key in kept or key in model.shared() or key[1].startswith("mailbox.")]
+
+
 def test_drift_is_repaired():
     broker, passwords = Broker(), {}
     links = [Link(source="a", target="b")]
