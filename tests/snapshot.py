@@ -44,6 +44,11 @@ def processes() -> dict[int, str]:
     return found
 
 
+def _owner(path: str) -> tuple[int, int, int]:
+    info = os.stat(path)
+    return info.st_uid, info.st_gid, info.st_mode
+
+
 def host() -> dict[str, object]:
     """Everything of a host that netspace could leave something in."""
     mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
@@ -59,6 +64,7 @@ def host() -> dict[str, object]:
         "nftables": _run("nft", "list", "ruleset"),
         "processes": sorted(processes().values()),
         "cgroups": sorted(cgroups),
+        "devices": [(name, *_owner(f"/dev/{name}")) for name in ("null", "zero", "full", "random", "urandom", "tty")],
         "ipv4 forwarding": Path("/proc/sys/net/ipv4/ip_forward").read_text(),
         "files": sorted(
             files(Path("/run"), Path("/var/lib/netspace"), Path("/var/log/netspace"), Path("/etc/systemd"))

@@ -208,7 +208,9 @@ def leftovers() -> list[str]:
     # A mount point stays where it is, empty.
     left = [str(path) for path in folders if path.exists() and not (path.is_mount() and not any(path.iterdir()))]
     left += [str(path) for path in Path("/run/netns").glob("netspace-*")]
-    left += [str(path) for path in Path("/sys/fs/cgroup").glob("**/netspace*") if path.is_dir()]
+    # By the supervisor's name in any hierarchy, or systemd's slice. (A test's sandbox has a cgroup beside it.)
+    for pattern in ("netspace", "*/netspace", "netspace.slice", "*/netspace.slice"):
+        left += [str(path) for path in Path("/sys/fs/cgroup").glob(pattern)]
     left += [str(path) for path in Path("/etc/systemd/system").glob("**/netspace*")]
     left += [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines() if "/netspace/" in line]
     tables = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True).stdout
