@@ -110,7 +110,8 @@ def render(layout: Layout, service: Service) -> str:
         "RestartSec=100ms",
         "RestartSteps=8",
         "RestartMaxDelaySec=30s",
-        f"TimeoutStopSec={service.stop_timeout:g}s",
+        # Nothing would be no limit at all.
+        f"TimeoutStopSec={max(1, round(service.stop_timeout * 1000))}ms",
         "KillMode=mixed",
         "OOMPolicy=kill",
         *_limits(service),

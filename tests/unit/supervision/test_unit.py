@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import subprocess
 from pathlib import Path
@@ -68,7 +69,7 @@ def test_a_plain_service_is_confined() -> None:
     assert found["Environment"] == ['"HOME=/var/lib/x y"', '"PERCENT=100%%$"']
     assert found["ExecReload"] == ['"/bin/kill" "-HUP" "$MAINPID"']
     assert found["User"] == ["rabbitmq"] and found["CapabilityBoundingSet"] == [""]
-    assert found["TimeoutStopSec"] == ["2.5s"]
+    assert found["TimeoutStopSec"] == ["2500ms"]
     assert found["NoNewPrivileges"] == ["yes"]
     assert "Delegate" not in found
 
@@ -99,6 +100,15 @@ def test_systemd_understands_every_line(service: Service, tmp_path: Path) -> Non
     )
     ours = [line for line in done.stderr.splitlines() if str(tmp_path) in line]
     assert ours == []
+
+
+@pytest.mark.parametrize(
+    ("seconds", "written"),
+    [(0.0, "1ms"), (1e-05, "1ms"), (0.25, "250ms"), (2.5, "2500ms"), (10.0, "10000ms"), (1e6, "1000000000ms")],
+)
+def test_time_to_stop_is_always_bounded(seconds: float, written: str) -> None:
+    text = unit.render(LAYOUT, dataclasses.replace(PLAIN, stop_timeout=seconds))
+    assert keys(text)["TimeoutStopSec"] == [written]
 
 
 def test_the_restore_unit_comes_after_what_flushes_the_packet_filter() -> None:
