@@ -161,7 +161,12 @@ class Links:
         notes = _parked_notes(observed.record.parked)
         # With nothing desired the broker is whichever there is.
         wanted = desired.broker if desired.links or observed.record.broker is None else observed.record.broker
-        if observed.broker == "unreachable" and wanted == observed.record.broker:
+        if observed.broker == "unreachable" and (
+            not after or _place(wanted) != _place(observed.record.broker or wanted)
+        ):
+            stay = "its links can't be revoked there and stay usable by whoever reaches it"
+            notes.append(f"{observed.detail}; {stay if after else stay + ': only a purge goes on without it'}")
+        elif observed.broker == "unreachable" and wanted == observed.record.broker:
             return Plan(refusals=[Refusal(KIND, BROKER, f"{observed.detail}; the state of all links is unknown")])
         work = _Work(wanted, before, after, observed)
 
@@ -207,7 +212,8 @@ class Links:
     def apply(self, steps: Sequence[Step], *, purge: bool = False) -> list[Outcome]:
         """Carry out a plan's steps.
 
-        :param purge: delete mail in mailboxes that no link leads to any more; else it is parked.
+        :param purge: delete mail in mailboxes that no link leads to any more; else it is parked. Where all links
+            go, a broker that isn't ours and was found out of reach is given up, with what is on it.
         """
         if not steps:
             return []
@@ -352,6 +358,10 @@ class Links:
             if isinstance(broker, LocalBroker) and err.status in (401, 503):
                 return "starting", str(err), None, ()
             return "unreachable", str(err), None, ()
+        except NetspaceError as err:  # its credentials can't be read
+            if isinstance(broker, LocalBroker):
+                raise
+            return "unreachable", str(err), None, ()
 
     def _flooded(self, api: Management, broker: Broker, links: Mapping[str, Link]) -> tuple[Key, ...]:
         """What environments have bound to answers beyond all need (``model.flooded``).
@@ -381,9 +391,21 @@ class Links:
         record = work.observed.record
         former = record.broker
         parked: list[str] = list(record.parked)
-        if former is not None and work.before and _place(former) != _place(work.broker):
+        lost = isinstance(former, ClusterBroker) and work.observed.broker == "unreachable"
+        moved = former is None or _place(former) != _place(work.broker)
+        if after and moved and isinstance(work.broker, ClusterBroker):
+            # One that was never reached is neither recorded nor a reason to leave the former.
+            with self._management(work.broker) as api:
+                if api.get("overview") is None:
+                    raise NetspaceError(f"there is no management API at {api.where}; is it RabbitMQ?")
+        if former is not None and work.before and moved:
             self.progress("revoking all links on the former broker")
-            parked = self._on_broker(former, work, {}, purge, None)
+            try:
+                parked = self._on_broker(former, work, {}, purge, None)
+            except NetspaceError:
+                if not lost:  # else the plan's notes say so
+                    raise
+                parked = []
             self._leave(former, parked)
         definitions = work.observed.definitions if former == work.broker and work.observed.installed else None
         if after:
@@ -396,7 +418,12 @@ class Links:
             credentials.remove(self.layout, model.members(work.before.values()))
             self._forget()
             return
-        parked = self._on_broker(work.broker, work, after, purge, definitions)
+        try:
+            parked = self._on_broker(work.broker, work, after, purge, definitions)
+        except NetspaceError:
+            if after or not (purge and lost):
+                raise
+            parked = []
         gone = model.members(work.before.values()) - model.members(after.values())
         if after:
             self._write(Record(work.broker, after, tuple(parked)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 
 import pytest
@@ -92,3 +93,64 @@ def test_a_broker_out_of_reach_is_never_no_change(world, shared, other):
     assert not other.health()["ok"]
     world.apply(Link(source="web", target="orders"))
     assert not converge(other, shared, LINK).steps
+
+
+NOWHERE = ClusterBroker(
+    url="amqp://127.0.0.1:9", management="http://127.0.0.1:9", credentials="/nowhere", vhost="shared"
+)
+
+
+def attempt(links: Links, where: ClusterBroker, *wanted: Link, purge: bool = False):
+    """As converge, but whatever comes of it: the plan, and the errors."""
+    plan = links.plan(DesiredLinks(where, wanted), links.observe(), links.names() - {link.name for link in wanted})
+    return plan, {outcome.error for outcome in links.apply(plan.steps, purge=purge)}
+
+
+def mistyped(shared: ClusterBroker) -> ClusterBroker:
+    return ClusterBroker(
+        url=NOWHERE.url, management=NOWHERE.management, credentials=shared.credentials, vhost=shared.vhost
+    )
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_a_broker_that_was_never_reached_is_simply_replaced(world, shared, other, readable):
+    wrong = mistyped(shared) if readable else NOWHERE
+    _, errors = attempt(other, wrong, LINK)
+    assert errors != {""}
+    assert other.names() == set()
+    assert not converge(other, shared, LINK).notes
+    _, errors = attempt(other, wrong, LINK)
+    assert errors != {""}
+    assert other.recorded_broker() == shared, "its links go on"
+    assert not converge(other, shared, LINK).steps
+
+
+def lose(links: Links, broker: ClusterBroker) -> None:
+    """The recorded broker was reached once, and is no more."""
+    links._write(dataclasses.replace(links._record(), broker=broker))
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_from_a_lost_broker_links_go_to_another_and_it_is_said(world, shared, other, readable):
+    converge(other, shared, LINK)
+    lose(other, mistyped(shared) if readable else NOWHERE)
+    plan = converge(other, shared, LINK)
+    assert "can't be revoked" in str(plan.notes)
+    plan = converge(other, shared, LINK)
+    assert not plan.steps
+    assert not plan.notes
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_a_lost_broker_is_given_up_by_a_purge_only(world, shared, other, readable):
+    converge(other, shared, LINK)
+    wrong = mistyped(shared) if readable else NOWHERE
+    lose(other, wrong)
+    plan, errors = attempt(other, wrong)
+    assert "" not in errors
+    assert "only a purge" in str(plan.notes)
+    assert other.names() == {LINK.name}
+    plan, errors = attempt(other, wrong, purge=True)
+    assert errors == {""}
+    assert "can't be revoked" in str(plan.notes)
+    assert other.names() == set()
