@@ -112,14 +112,19 @@ _UNIX, _INET, _INET6, _NETLINK = 1, 2, 10, 16
 _ANY, _ICMP, _TCP, _UDP, _ICMP6 = 0, 1, 6, 17, 58
 _NETLINK_ROUTE = 0
 
-# (address family, protocol or None for any). Other protocols would load kernel modules on request.
-# Netlink's routing family stays, reading one's own namespace: getifaddrs, if_nameindex and getaddrinfo
-# ask it. Without capabilities it changes nothing.
-SOCKETS: tuple[tuple[int, int | None], ...] = (
-    (_UNIX, None),
-    *((_INET, protocol) for protocol in (_ANY, _TCP, _UDP, _ICMP)),
-    *((_INET6, protocol) for protocol in (_ANY, _TCP, _UDP, _ICMP6)),
-    (_NETLINK, _NETLINK_ROUTE),
+_STREAM, _DGRAM = 1, 2
+_KIND = 0xF  # of a socket's type; the rest is flags: SOCK_CLOEXEC, SOCK_NONBLOCK
+
+# (address family, type, protocol); None for any. Other types and protocols would load kernel modules
+# on request: a type alone does (SOCK_DCCP with protocol 0). Netlink's routing family stays, reading one's
+# own namespace: getifaddrs, if_nameindex and getaddrinfo ask it. Without capabilities it changes nothing.
+SOCKETS: tuple[tuple[int, int | None, int | None], ...] = (
+    (_UNIX, None, None),
+    *((family, _STREAM, protocol) for family in (_INET, _INET6) for protocol in (_ANY, _TCP)),
+    *((family, _DGRAM, protocol) for family in (_INET, _INET6) for protocol in (_ANY, _UDP)),
+    (_INET, _DGRAM, _ICMP),
+    (_INET6, _DGRAM, _ICMP6),
+    (_NETLINK, None, _NETLINK_ROUTE),
 )
 
 _TYPE = 0o170000
@@ -141,12 +146,14 @@ def profile(name: str, machine: str | None = None) -> dict[str, Any]:
     rules: list[dict[str, Any]] = [_allow(calls.split()) for _, calls in ALLOWED.values()]
     rules.append({"names": ABSENT.split(), "action": "SCMP_ACT_ERRNO", "errnoRet": _ENOSYS})
     rules.append(_allow(["clone"], _masked(0, NAMESPACE_FLAGS, 0)))
-    for family, protocol in SOCKETS:
-        rules.append(_allow(["socket"], _equal(0, family), *([] if protocol is None else [_equal(2, protocol)])))
+    for family, kind, protocol in SOCKETS:
+        narrowed = [] if kind is None else [_masked(1, _KIND, kind)]
+        narrowed += [] if protocol is None else [_equal(2, protocol)]
+        rules.append(_allow(["socket"], _equal(0, family), *narrowed))
     rules.append(_allow(["socketpair"], _equal(0, _UNIX)))
-    for kind in _NODES:
-        rules.append(_allow(["mknod"], _masked(1, _TYPE, kind)))
-        rules.append(_allow(["mknodat"], _masked(2, _TYPE, kind)))
+    for node in _NODES:
+        rules.append(_allow(["mknod"], _masked(1, _TYPE, node)))
+        rules.append(_allow(["mknodat"], _masked(2, _TYPE, node)))
     rules += [_allow(["personality"], _equal(0, value)) for value in _PERSONALITIES]
     return {
         "defaultAction": "SCMP_ACT_ERRNO",

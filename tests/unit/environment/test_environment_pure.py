@@ -96,6 +96,13 @@ def test_clone_with_a_namespace_and_sockets_of_other_families_match_no_rule():
     assert passes("socket", 16, 3, 0)
     for call in ((16, 3, 9), (17, 3, 0), (40, 1, 0), (38, 5, 0), (2, 1, 132), (10, 1, 33), (2 | 1 << 32, 1, 0)):
         assert not passes("socket", *call)
+    for family, echo in ((2, 1), (10, 58)):
+        for flags in (0, 0o2000000, 0o2000000 | 0o4000):
+            for kind, protocol in ((1, 0), (1, 6), (2, 0), (2, 17), (2, echo)):
+                assert passes("socket", family, kind | flags, protocol)
+            # SOCK_RAW, SOCK_SEQPACKET, SOCK_DCCP; a protocol that the type has not
+            for kind, protocol in ((3, 0), (3, echo), (5, 0), (6, 0), (6, 33), (10, 0), (1, echo), (1, 17), (2, 6)):
+                assert not passes("socket", family, kind | flags, protocol)
     assert passes("mknod", 0, 0o010644)
     assert not passes("mknod", 0, 0o020644)
     assert not passes("mknod", 0, 0o060644)
