@@ -26,8 +26,9 @@ from netspace.environment.images import Image, Store
 from netspace.environment.records import Record, RunState
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
-from netspace.plan import Changes, Outcome, Plan, Step
+from netspace.plan import Changes, Outcome, Plan, Refusal, Step
 from netspace.spec import parse
+from netspace.spec.check import within
 from netspace.spec.types import Environment
 from netspace.supervision import Service, Status, Supervisor, payload_cgroup
 from netspace.supervision import controllers as host_controllers
@@ -176,14 +177,18 @@ class Environments:
         """Say what has to change: ``create``, ``restart``, ``change``, ``start``, ``stop``, ``update``, ``remove``.
 
         ``restart`` names exactly the keys that need it. ``change`` is the same for one that
-        doesn't run, ``update`` for what is changed without a restart.
+        doesn't run, ``update`` for what is changed without a restart. A folder that belongs to
+        another environment is refused, and then nothing of the one that asked for it changes.
         """
         steps = [Step(KIND, name, "remove") for name in sorted(remove) if name in observed.environments]
         notes = []
         if desired and observed.unkept:
             limits = ", ".join(observed.unkept)
             notes.append(f"environments run without these limits, since this host has no cgroup controller: {limits}")
+        taken = _taken(desired, observed, remove)
         for name, want in desired.items():
+            if name in taken:
+                continue
             seen = observed.environments.get(name)
             if seen is None:
                 run = want.state == "running"
@@ -196,7 +201,7 @@ class Environments:
             step = _compare(name, want, seen, source, observed.revision)
             if step is not None:
                 steps.append(step)
-        return Plan(steps, notes=notes)
+        return Plan(steps, [Refusal(KIND, name, message) for name, message in taken.items()], notes)
 
     # -- applying ------------------------------------------------------------------
 
@@ -206,6 +211,7 @@ class Environments:
         Images are built first, then what has to be stopped is stopped, all roots are made,
         and everything is started together.
         """
+        self.store.note_seen()
         batch = _Batch(self, steps)
         batch.remove()
         batch.build()
@@ -283,7 +289,7 @@ class Environments:
         """Mount the root and write the configuration; the image is mounted, nothing runs."""
         spec = record.spec
         for volume in spec.volumes:
-            volumes.ensure(name, volume, oci.user_of(spec, record.image.defaults))
+            volumes.ensure(self.layout, name, volume, oci.user_of(spec, record.image.defaults))
         rootfs.dismantle(self.layout, name)
         image = self.store.mountpoint(record.image.digest)
         rootfs.assemble(self.layout, name, image, record.image.digest, record.base, volatile=spec.read_only)
@@ -508,6 +514,33 @@ def encode(config: Mapping[str, Any]) -> bytes:
     return json.dumps(config, sort_keys=True, separators=(",", ":")).encode()
 
 
+def _taken(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: Collection[str]) -> dict[str, str]:
+    """Which want a folder that another environment has and keeps, and why that can't be.
+
+    Within one declaration that is an error already; this is about environments declared apart.
+    """
+    refused: dict[str, str] = {}
+    while True:
+        # One that is refused keeps what it has, so that may be another's obstacle in turn.
+        kept = {
+            owner: seen.record.spec.volumes
+            for owner, seen in observed.environments.items()
+            if owner not in remove and (owner not in desired or owner in refused)
+        }
+        found = {
+            name: f"volume {volume.source}: environment {owner} has {its.source}; give each its own folder"
+            for name, want in desired.items()
+            for volume in want.spec.volumes
+            for owner, theirs in kept.items()
+            if name not in refused and owner != name
+            for its in theirs
+            if within(volume.source, its.source) or within(its.source, volume.source)
+        }
+        if not found:
+            return refused
+        refused.update(found)
+
+
 def _compare(name: str, want: DesiredEnvironment, seen: Seen, source: images.Seen, current: str) -> Step | None:
     record, status = seen.record, seen.status
     changes = _differences(record.spec, want.spec)
@@ -600,6 +633,8 @@ def _each(items: Iterable[T], act: Callable[[T], object]) -> dict[T, str]:
             act(item)
         except (NetspaceError, OSError) as err:
             return item, str(err)
+        except Exception as err:  # whatever it is, the other items go on
+            return item, f"{type(err).__name__}: {err}"
         return item, ""
 
     todo = list(items)

@@ -117,8 +117,11 @@ class Operations:
 
     def logs(self, name: str, lines: int = 100) -> dict[str, Any]:
         """The last *lines* lines of what the program wrote: ``{"lines": [...]}``."""
+        try:
+            count = min(max(int(lines), 0), MAX_LINES)
+        except (TypeError, ValueError, OverflowError) as err:
+            raise NetspaceError(f"lines: expected a whole number, got {lines!r}") from err
         self._known([name])
-        count = min(max(int(lines), 0), MAX_LINES)
         own = runtime.output(self._layout, name)
         if own.exists() or not booted():
             return {"lines": _last_lines(own, count)}

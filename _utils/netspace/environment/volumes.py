@@ -13,10 +13,12 @@ import stat
 from pathlib import Path
 
 from netspace.errors import NetspaceError
+from netspace.layout import Layout
+from netspace.spec.check import within
 from netspace.spec.types import Volume
 
 
-def ensure(name: str, volume: Volume, user: int) -> None:
+def ensure(layout: Layout, name: str, volume: Volume, user: int) -> None:
     """Have the volume's folder, made for the uid *user* (inside) if it is missing.
 
     :raises NetspaceError: when the environment can't be given that folder.
@@ -24,10 +26,14 @@ def ensure(name: str, volume: Volume, user: int) -> None:
     source = Path(volume.source)
     where = f"environment {name}: volume {source}"
     try:
-        if not os.path.lexists(source):
-            _make(source, user)
         if Path(os.path.realpath(source)) != source:
             raise NetspaceError(f"{where}: there is a link in the path; name the folder itself")
+        for own in (layout.state, layout.run, layout.broker, layout.logs):
+            real = os.path.realpath(own)
+            if within(str(source), real) or within(real, str(source)):
+                raise NetspaceError(f"{where}: {own} is netspace's own; name another folder")
+        if not os.path.lexists(source):
+            _make(source, user)
         if not source.is_dir():
             raise NetspaceError(f"{where}: not a folder")
         if not volume.read_only and not any(_private(folder) for folder in source.parents):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
@@ -102,7 +103,10 @@ def test_what_is_unchanged_is_neither_read_nor_built_again(store, tmp_path, tar,
     os.utime(copy, ns=(5, 5))
     with monkeypatch.context() as patch:
         patch.setattr(sources, "make_erofs", unexpected)
+        before = {path: path.read_bytes() for path in store.file("x").parent.iterdir()}
         assert store.seen(f"tar:{copy}").identity == first.identity
+        assert {path: path.read_bytes() for path in store.file("x").parent.iterdir()} == before, "only looked at"
+        store.note_seen()
         patch.setattr(sources, "of_content", unexpected)
         assert store.seen(f"tar:{copy}").identity == first.identity, "noted that it is the same"
         assert store.ensure(f"tar:{copy}") == first
@@ -147,6 +151,16 @@ def test_garbage_is_refused_and_leaves_nothing(store, tmp_path):
             store.ensure(image)
     images = store.file("x").parent
     assert not images.exists() or list(images.iterdir()) == []
+
+
+@pytest.mark.parametrize("module", [gzip, lzma, bz2])
+def test_a_damaged_archive_is_a_clear_error(store, tmp_path, tar, module):
+    whole = bytearray(module.compress(tar.read_bytes()))
+    middle = len(whole) // 2
+    whole[middle : middle + 64] = b"\xff" * 64
+    (tmp_path / "damaged").write_bytes(whole)
+    with pytest.raises(NetspaceError, match="damaged"):
+        store.ensure(f"tar:{tmp_path}/damaged")
 
 
 def test_leftovers_of_a_killed_build_are_removed(store, tar):

@@ -113,6 +113,29 @@ def test_create_shows_every_key_but_no_value_of_a_variable():
     assert not only(plan(desired("present"))).data.start
 
 
+def volume(source, state="running"):
+    return desired(state, volumes=[{"source": source, "target": "/data"}])
+
+
+@pytest.mark.parametrize("source", ["/srv/x/a", "/srv/x/a/below", "/srv/x"])
+def test_a_folder_of_a_recorded_environment_is_not_given_to_another(source):
+    observed = Observed({"owner": seen(volume("/srv/x/a"))}, {}, "r")
+    wanted = {"thief": volume(source)}
+    told = Environments.plan(wanted, observed)
+    assert told.steps == []
+    (refusal,) = told.refusals
+    assert (refusal.kind, refusal.name) == ("environment", "thief")
+    assert "owner" in refusal.message
+    assert [step.name for step in Environments.plan(wanted, observed, ["owner"]).steps] == ["owner", "thief"]
+    given_up = Environments.plan({**wanted, "owner": volume("/srv/b")}, observed)
+    assert not given_up.refusals
+    # An existing one isn't changed either; and one that is refused keeps what it has.
+    both = Observed({"owner": seen(volume("/srv/x/a")), "thief": seen(volume("/opt/t"))}, {}, "r")
+    chain = Environments.plan({"thief": volume(source), "third": volume("/opt/t")}, both)
+    assert (chain.steps, sorted(each.name for each in chain.refusals)) == ([], ["thief", "third"])
+    assert not Environments.plan({"thief": volume("/srv/x/ab")}, observed).refusals
+
+
 @pytest.mark.parametrize(
     ("want", "found", "action"),
     [

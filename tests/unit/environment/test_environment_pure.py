@@ -9,12 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netspace.environment import ids, mounts, oci, runtime, seccomp
+from netspace.environment import ids, mounts, oci, runtime, seccomp, volumes
 from netspace.environment.images.sources import Defaults
 from netspace.environment.images.sources import oci as oci_source
+from netspace.environment.kind import _each
+from netspace.environment.operations import Operations
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
 from netspace.spec import parse
+from netspace.spec.types import Volume
 
 NAMES = st.from_regex(r"[a-z0-9]([a-z0-9_-]{0,20}[a-z0-9])?", fullmatch=True)
 
@@ -220,3 +223,27 @@ def test_the_mount_table_is_read():
 def test_a_container_name_is_ours():
     assert runtime.container(Layout("shop"), "a-b_c") == "shop-a-b_c"
     assert runtime.service_name("a-b_c") == "environment-a-b_c"
+
+
+@pytest.mark.parametrize("items", [["good", "bad"], ["bad"]])
+def test_whatever_fails_for_one_is_its_own_error(items):
+    def act(item):
+        if item == "bad":
+            raise KeyError("surprise")
+
+    assert _each(items, act) == {"bad": "KeyError: 'surprise'"}
+
+
+@pytest.mark.parametrize(
+    "source", ["var/lib/netspace/x", "var/lib", "run/netspace", "var/lib/netspace-broker", "var/log/netspace/a"]
+)
+def test_netspace_s_own_folders_are_no_volumes(tmp_path, source):
+    with pytest.raises(NetspaceError, match="netspace's own"):
+        volumes.ensure(Layout(root=tmp_path), "web", Volume(source=str(tmp_path / source), target="/data"), 0)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("lines", ["many", None, float("inf")])
+def test_a_number_of_lines_that_is_none(lines):
+    with pytest.raises(NetspaceError, match="expected a whole number"):
+        object.__new__(Operations).logs("web", lines)

@@ -60,6 +60,7 @@ class Store:
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
+        self._unchanged: dict[str, tuple[str, str]] = {}
 
     def file(self, digest: str) -> Path:
         return self._layout.images / f"sha256-{digest}.erofs"
@@ -70,10 +71,7 @@ class Store:
     # -- building --------------------------------------------------------------
 
     def seen(self, image: str) -> Seen:
-        """Look at a source without building it; hashes it only if it may have changed.
-
-        That it was looked at is noted, so that it isn't hashed again next time.
-        """
+        """Look at a source without building it; hashes it only if it may have changed. Writes nothing."""
         try:
             source, location = sources.split(image)
             now = source.fingerprint(location)
@@ -81,12 +79,20 @@ class Store:
             if note is None or note["fingerprint"] != now:
                 identity = source.identity(location)
                 if note is not None and note["identity"] == identity:
-                    files.write_json(self._note_path(image), {**note, "fingerprint": now})
+                    self._unchanged[image] = (now, identity)
             else:
                 identity = str(note["identity"])
         except NetspaceError as err:
             return Seen(error=str(err))
         return Seen(identity)
+
+    def note_seen(self) -> None:
+        """Note which sources were seen to be touched but the same, so that they aren't hashed again."""
+        for image, (fingerprint, identity) in self._unchanged.items():
+            note = self._note(image)
+            if note is not None and note["identity"] == identity:
+                files.write_json(self._note_path(image), {**note, "fingerprint": fingerprint})
+        self._unchanged.clear()
 
     def ensure(self, image: str) -> Image:
         """Have the image that ``<source>:<location>`` is now, building it if need be.

@@ -34,10 +34,16 @@ def build(location: str, target: Path, scratch: Path) -> sources.Defaults:
         return sources.Defaults()
 
     def feed(pipe: IO[bytes]) -> None:
+        import lzma
+        import zlib
+
         try:
             with _unpacked(location, start) as stream:
                 shutil.copyfileobj(stream, pipe, 1 << 20)
-        except (EOFError, ValueError) as err:
+        except (EOFError, ValueError, lzma.LZMAError, zlib.error, OSError) as err:
+            # gzip and bz2 say it with an OSError that has no number; others are the system's.
+            if isinstance(err, OSError) and err.errno is not None:
+                raise
             raise NetspaceError(f"image source {location}: damaged archive: {err}") from err
 
     sources.make_erofs(target, [], "--mkfs-time", "--tar=f", feed=feed)
