@@ -33,7 +33,7 @@ class Host:
         self.image = image
         self.supervisor = supervision.select(self.layout)
         self.kind = Environments(self.layout, self.supervisor)
-        self.operations = Operations(self.layout, self.supervisor)
+        self.operations = Operations(self.layout, self.supervisor, lambda specs: {})
 
     def desired(
         self, name: str, *, files: dict[str, bytes] | None = None, state: str = "running", **keys: Any

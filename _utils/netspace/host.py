@@ -86,7 +86,14 @@ class Host:
         """What an operator does with environments that exist (start, stop, exec, logs...)."""
         from netspace.environment.operations import Operations
 
-        return Operations(self.layout, self.supervisor)
+        return Operations(self.layout, self.supervisor, self._withheld)
+
+    def _withheld(self, applied: Mapping[str, Environment]) -> dict[str, str]:
+        """Say which must not be started, and why; the host is appraised again first where its result ran out."""
+        if not trust.withheld(applied, self.trust()):
+            return {}
+        self.attestations.restore()
+        return trust.withheld(applied, self.trust())
 
     # -- attestation -----------------------------------------------------------
     def converge_attestation(self, settings: Attestation, *, test: bool = False) -> Result:
@@ -169,7 +176,13 @@ class Host:
         verdicts = self._verdicts(trust.environments, declared, test)
         links = self._card_links(declared, whole, test)
         desired = {
-            name: self._desired(name, spec, links, state if verdicts[name].allowed else "stopped")
+            name: self._desired(
+                name,
+                # Recorded with the requirement in force, for whoever starts it without the declaration.
+                msgspec.structs.replace(spec, attestation=trust.requirement(spec, declared.attestation)),
+                links,
+                state if verdicts[name].allowed else "stopped",
+            )
             for name, spec in declared.environments.items()
         }
         remove = self.environments.names() - set(declared.environments) if whole else ()
@@ -202,10 +215,18 @@ class Host:
 
     def _refresh_cards(self, names: Collection[str], test: bool) -> Result:
         """Tell running environments of links that were just made or revoked; restarts none."""
-        specs = self.environments.recorded()
+        known = {name: record for name, record in self.environments.recorded().items() if name in names}
         links = tuple(self.links.recorded())
+        withheld = trust.withheld({name: record.spec for name, record in known.items()}, self.trust())
         desired = {
-            name: self._desired(name, specs[name].spec, links, specs[name].state) for name in names if name in specs
+            name: self._desired(
+                name,
+                record.spec,
+                links,
+                # A new card is no reason to start what trust withholds now.
+                "present" if name in withheld and record.state == "running" else record.state,
+            )
+            for name, record in known.items()
         }
         return self._run(self.environments, desired, (), test) if desired else Result(Plan())
 

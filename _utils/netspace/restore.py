@@ -2,7 +2,8 @@
 
 From the records on disk, in one process, without Salt, a master or the declaration. It
 only puts the kinds' own ``restore`` in order; a kind that fails does not keep the others
-from being restored.
+from being restored. The host is appraised first: an environment for which this boot is not
+trusted enough is neither rebuilt nor started, until an apply finds that it is.
 """
 
 from __future__ import annotations
@@ -22,15 +23,26 @@ def run(layout: Layout) -> int:
     """
     supervisor = select(layout)
 
+    def attestation() -> Mapping[str, str]:
+        from netspace.attestation.kind import Attestations
+
+        return {str(outcome.step): outcome.error for outcome in Attestations(layout).restore() if outcome.error}
+
     def interfaces() -> Mapping[str, str]:
         from netspace.interface.kind import Interfaces
 
         return {str(failure.step): failure.error for failure in Interfaces(layout).restore().failures}
 
     def environments() -> Mapping[str, str]:
+        from netspace.attestation import result
         from netspace.environment.kind import Environments
+        from netspace.spec import trust
 
-        return Environments(layout, supervisor).restore()
+        kind = Environments(layout, supervisor)
+        known = {name: record.spec for name, record in kind.recorded().items()}
+        # Where the appraisal failed, what an earlier boot was worth counts no longer.
+        withheld = trust.withheld(known, result.trust(layout))
+        return {**withheld, **kind.withhold(withheld), **kind.restore(without=withheld)}
 
     def links() -> Mapping[str, str]:
         from netspace.link.kind import Links
@@ -42,6 +54,7 @@ def run(layout: Layout) -> int:
         return {}
 
     steps: tuple[tuple[str, Callable[[], Mapping[str, str]]], ...] = (
+        ("attestation", attestation),
         ("interfaces", interfaces),
         ("environments", environments),
         ("links", links),

@@ -50,6 +50,8 @@ Outcomes = list[Outcome]
 class DesiredEnvironment:
     """What one environment shall be.
 
+    :param spec: its ``attestation`` is the requirement in force, the host's own where it has none:
+        it is recorded, for those who start it without the declaration.
     :param files: appear under ``/run/netspace`` inside; may hold secrets.
     :param files_summary: what to show in changes when the files differ; no secrets.
     :param state: ``running``; ``present``: there, and left running or stopped as it is;
@@ -222,12 +224,26 @@ class Environments:
         self.store.prune({record.image.digest for record in self.recorded().values()})
         return [Outcome(step, batch.errors.get(step.name, "")) for step in steps]
 
-    def restore(self) -> dict[str, str]:
-        """Rebuild what a reboot took (mounts, bundles, files) from the records, before the services start.
+    def withhold(self, names: Collection[str]) -> dict[str, str]:
+        """Have these neither run nor be started at boot, until an apply or an operator starts them.
 
         :return: what went wrong, by environment.
         """
         known = self.recorded()
+        for name in names:
+            records.write(self.layout, name, replace(known[name], state="stopped"))
+        halt(self.layout, names)
+        services = {runtime.service_name(name): name for name in names}
+        errors = self.supervisor.stop(list(services)) if services else {}
+        return {services[service]: error for service, error in errors.items()}
+
+    def restore(self, without: Collection[str] = ()) -> dict[str, str]:
+        """Rebuild what a reboot took (mounts, bundles, files) from the records, before the services start.
+
+        :param without: those that are not rebuilt: without its bundle nothing can start one.
+        :return: what went wrong, by environment.
+        """
+        known = {name: record for name, record in self.recorded().items() if name not in without}
         mounted = mounts.table()
         lost = {name: record for name, record in known.items() if not self._assembled(name, record, mounted)}
         errors = self._mount_images({record.image.digest for record in lost.values()}, mounted)
@@ -432,7 +448,11 @@ class _Batch:
         except (NetspaceError, OSError) as err:
             self._fail(dict.fromkeys(left, str(err)))
             return
-        idle = [name for name, work in left.items() if work.record is None and not work.start]
+        idle = [
+            name
+            for name, work in left.items()
+            if not (work.start or work.stop) and (work.record is None or work.want.state == "stopped")
+        ]
         self._supervise(self.kind.supervisor.stop, idle)
 
     def start(self) -> None:

@@ -27,6 +27,7 @@ from netspace.environment.records import Record, RunState
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
 from netspace.spec import parse
+from netspace.spec.types import Environment
 from netspace.supervision import Status, Supervisor, booted
 
 MAX_OUTPUT = 1024 * 1024
@@ -36,11 +37,20 @@ _TAIL = 256  # bytes of log read per wanted line, to begin with
 
 
 class Operations:
-    """Operations on the environments of one host; those that change something take the layout's lock."""
+    """Operations on the environments of one host; those that change something take the layout's lock.
 
-    def __init__(self, layout: Layout, supervisor: Supervisor) -> None:
+    :param withheld: says which of the environments must not be started now, and why.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        supervisor: Supervisor,
+        withheld: Callable[[Mapping[str, Environment]], Mapping[str, str]],
+    ) -> None:
         self._layout = layout
         self._supervisor = supervisor
+        self._withheld = withheld
         self._kind = Environments(layout, supervisor)
 
     def list(self) -> dict[str, Any]:
@@ -76,7 +86,7 @@ class Operations:
         }
 
     def start(self, names: Collection[str]) -> dict[str, str]:
-        """Start those that don't run; return an error text per name, empty where it runs."""
+        """Start those that don't run and are not withheld; return an error text per name, empty where it runs."""
 
         def act(known: Mapping[str, Record]) -> dict[str, str]:
             lost = self._kind.restore()
@@ -95,7 +105,7 @@ class Operations:
         return self._change(names, "stopped", self._stop)
 
     def restart(self, names: Collection[str]) -> dict[str, str]:
-        """Stop and start them; return an error text per name, empty where it runs."""
+        """Stop and start them, but not what is withheld; return an error text per name, empty where it runs."""
 
         def act(known: Mapping[str, Record]) -> dict[str, str]:
             failed = {name: error for name, error in self._stop(known).items() if error}
@@ -198,10 +208,13 @@ class Operations:
     ) -> dict[str, str]:
         with files.locked(self._layout.lock):
             known = self._known(names)
-            for name, record in known.items():
+            specs = {name: record.spec for name, record in known.items()}
+            refused = self._withheld(specs) if state == "running" else {}
+            permitted = {name: record for name, record in known.items() if name not in refused}
+            for name, record in permitted.items():
                 if record.state != state:
                     records.write(self._layout, name, replace(record, state=state))
-            errors = act(known)
+            errors = {**act(permitted), **refused}
             return {name: errors.get(name, "") for name in known}
 
 

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
+import shutil
+import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
+import snapshot
 from whole_host import IDLE, all_true, python
+
+from netspace import library
+from netspace.attestation import result
+from netspace.environment import mounts
+from netspace.layout import Layout
+from netspace.supervision import records
+from netspace.supervision.direct import Direct
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("clean")]
 
@@ -77,3 +90,54 @@ def test_with_a_tpm_what_requires_it_runs_and_loses_it_with_the_tpm(salt, image,
     assert lost["netspace environments"]["result"] is False
     listed = salt("netspace_environment.list")
     assert listed["vault"]["state"] == "stopped" and listed["plain"]["state"] == "running"
+
+    # Nor does it start by hand, alone or beside another.
+    started = salt.run("netspace_environment.start", "vault", "plain")
+    assert started.returncode != 0
+    assert "vault: needs trust level L2, this host has L1" in started.stderr
+    assert "needs trust level L2" in salt.run("netspace_environment.restart", "vault").stderr
+    listed = salt("netspace_environment.list")
+    assert listed["vault"]["state"] == "stopped" and listed["plain"]["state"] == "running"
+
+
+def reboot(layout):
+    """What a host has lost after one: processes, mounts, bundles, and that its last appraisal counts."""
+    wanted = records.desired(layout)
+    names = list(Direct(layout).observe())
+    assert Direct(layout).stop(names) == {}
+    for pid, command in snapshot.processes().items():
+        if command.rstrip().endswith(" supervise"):
+            os.kill(pid, signal.SIGKILL)
+            while os.path.exists(f"/proc/{pid}"):
+                time.sleep(0.01)
+    for name in names:
+        records.remove_trace(layout, name)
+    for target in mounts.table():
+        if Path(target).is_relative_to(layout.run):
+            mounts.unmount(Path(target))
+    for folder in ("environments", "images", "crun"):
+        shutil.rmtree(layout.run / folder)
+    records.desire(layout, add=wanted)
+    result.save(layout, dataclasses.replace(result.load(layout), boot="another"))
+
+
+def test_after_a_boot_that_is_trusted_less_what_requires_more_does_not_start(salt, image, tpm):
+    wanted = vault(image, policy="prefer", minimum="L2", tpm=tpm)
+    all_true(salt.apply(wanted))
+    layout = Layout()
+    reboot(layout)
+    socket = Path(tpm.partition("path=")[2])
+    socket.rename(socket.with_suffix(".away"))
+    done = subprocess.run(library.command(layout, "restore"), capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "environments: vault: needs trust level L2, this host has L" in done.stderr
+    listed = salt("netspace_environment.list")
+    assert (listed["plain"]["state"], listed["vault"]["state"]) == ("running", "stopped")
+    assert "environment-vault" not in records.desired(layout)
+    assert not layout.bundle("vault").exists()
+
+    # The TPM is back: so is the vault.
+    socket.with_suffix(".away").rename(socket)
+    salt("netspace_attestation.forget")
+    all_true(salt.apply(wanted))
+    assert salt("netspace_environment.list")["vault"]["state"] == "running"
