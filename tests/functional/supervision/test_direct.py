@@ -214,14 +214,20 @@ def test_detached_crun(direct: Direct, layout: Layout, bundle: Bundle) -> None:
     assert zombies_of(daemon_pid(layout)) == []
 
 
-def test_many_detached_at_once(direct: Direct, bundle: Bundle) -> None:
+def test_many_detached_at_once(direct: Direct, layout: Layout, bundle: Bundle) -> None:
     names = [f"x{number}" for number in range(24)]
-    direct.define([bundle(name, STAY.replace("sleep", "busybox sleep")) for name in names])
-    for _ in range(2):
+    script = STAY.replace("sleep", "busybox sleep").replace("while", "echo trapped; while", 1)
+    direct.define([bundle(name, script) for name in names])
+
+    def trapped() -> list[int]:
+        return [(layout.logs / f"{name}.log").read_text().count("trapped") for name in names]
+
+    for turn in (1, 2):
         assert direct.start(names) == {}
         seen = direct.observe()
         assert {(status.state, status.restarts, status.exit) for status in seen.values()} == {("running", 0, "")}
         assert len({status.pid for status in seen.values()}) == len(names)
+        until(lambda turn=turn: set(trapped()) == {turn})  # before that, process 1 doesn't hear SIGTERM
         assert direct.stop(names) == {}
         assert {status.exit for status in direct.observe().values()} == {"exit 0"}
 
