@@ -137,7 +137,7 @@ class Interfaces:
         return new, refused, notes
 
     def _host_end(self, name: str, spec: Interface) -> str:
-        return ends.host_name(self.layout.instance, name) if hasattr(spec, "allow") else ""
+        return ends.host_name(self.layout.instance, name) if kinds.of(spec).FILTER == "host" else ""
 
     def _plan(self, new: Mapping[str, Record], gone: Collection[str], observed: Observed) -> Plan:
         """Steps that make *new* true and remove *gone*; other records stay as they are."""
@@ -209,7 +209,7 @@ class Interfaces:
                 getattr(record.interface, "allow", ()),
             )
             for name, record in after.items()
-            if record.host_end
+            if kinds.of(record.interface).FILTER == "host"
         ]
         loaded = observed.volatile.firewall
         todo = Firewall.rendered(firewall.render(self.layout.nft_table, guarded), empty=not guarded)

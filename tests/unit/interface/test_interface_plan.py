@@ -124,6 +124,7 @@ def test_every_kind_has_what_the_kinds_promise() -> None:
     assert set(kinds.modules()) >= {"none", "veth"}
     for name, module in kinds.modules().items():
         assert isinstance(module.NEEDS, str), name
+        assert module.FILTER in ("host", "inside", ""), name
         assert callable(module.ends)
         assert callable(module.create)
 

@@ -5,10 +5,21 @@ A module holds all that is special to its kind, and nothing else knows it:
 - exactly one subclass of :class:`netspace.spec.types.Interface`, whose ``tag`` is the
   kind's name: what an operator may declare;
 - ``NEEDS``: the kernel module it needs, or an empty text;
+- ``FILTER``: where its packets can be filtered (see below);
 - ``ends(spec, place) -> Ends``: what there should be inside and outside, in values;
 - ``create(wanted, host) -> [Message]``: how its link is made, put from within the
   environment's namespace. Addresses, routes, settings, drift, changes in place and
   removal are then done alike for every kind.
+
+``FILTER`` is one of
+
+- ``"host"``: they pass the host's network stack at an end that the host has, so that the
+  host's nftables table sees them by that end's name (veth);
+- ``"inside"``: they don't: they come out of the host's NIC, a bridge or a tunnel straight into
+  the environment's namespace. A table in that namespace filters them. The namespace belongs to
+  the host's user namespace, so that the environment has no right to change it (macvlan, ipvlan,
+  vlan, vxlan, bridge, wireguard);
+- ``""``: there are none (none).
 
 Keys that mean the same in every kind: ``ipv4`` and ``ipv6`` (a kind with them gets
 addresses), ``mtu``, ``allow`` (a kind with it is filtered).

@@ -7,6 +7,7 @@ from netspace.interface.netlink import Message
 from netspace.spec.types import Interface
 
 NEEDS = ""
+FILTER = ""
 
 
 class NoInterface(Interface, frozen=True, tag="none"):

@@ -18,6 +18,7 @@ from netspace.interface.netlink import Message, Route
 from netspace.spec.types import Address, Allow, Interface
 
 NEEDS = "veth"
+FILTER = "host"
 _ANYWHERE = {"ipv4": "0.0.0.0/0", "ipv6": "::/0"}
 _LENGTH = {"ipv4": 32, "ipv6": 128}
 
