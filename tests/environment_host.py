@@ -10,7 +10,8 @@ from typing import Any
 
 from netspace import supervision
 from netspace.environment import ids, mounts
-from netspace.environment.kind import DesiredEnvironment, Environments
+from netspace.environment.compare import DesiredEnvironment
+from netspace.environment.kind import Environments
 from netspace.environment.operations import Operations
 from netspace.layout import Layout
 from netspace.plan import Outcome, Plan

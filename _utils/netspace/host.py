@@ -190,7 +190,7 @@ class Host:
         return _say(result, "environment", verdicts)
 
     def _desired(self, name: str, spec: Environment, links: tuple[Link, ...], state: RunState) -> Any:
-        from netspace.environment.kind import DesiredEnvironment
+        from netspace.environment.compare import DesiredEnvironment
         from netspace.link import card
 
         own = [link for link in links if name in (link.source, link.target)]

@@ -9,12 +9,13 @@ reconfigure crun), no hooks and no devices. Written after the OCI runtime specif
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+import json
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from netspace import files
 from netspace.environment import seccomp
-from netspace.environment.ids import COUNT
+from netspace.environment.ids import COUNT, FIRST
 from netspace.environment.images.sources import Defaults
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
@@ -191,3 +192,19 @@ def _resources(limits: Limits, controllers: Collection[str]) -> dict[str, Any]:
     }
     kept = {controller: bound for controller, bound in bounds.items() if controller in controllers}
     return {"devices": [{"allow": False, "access": "rwm"}], **kept}
+
+
+def revision(controllers: Collection[str]) -> str:
+    """What tells one hardening from another: a digest of a sample's configuration.
+
+    A new version of this library that hardens otherwise thus restarts what runs, and so does
+    a host that can keep limits which it could not before.
+    """
+    sample = Environment(image="tar:/sample", command=("/sample",))
+    rendered = config("sample", sample, layout=Layout(), base=FIRST, cgroup="/sample", controllers=controllers)
+    return hashlib.sha256(encode(rendered)).hexdigest()[:16]
+
+
+def encode(config: Mapping[str, Any]) -> bytes:
+    """A configuration as it is written; compact, since there is one per environment."""
+    return json.dumps(config, sort_keys=True, separators=(",", ":")).encode()

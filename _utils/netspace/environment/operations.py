@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from netspace import files
-from netspace.environment import ids, kind, mounts, oci, records, runtime
+from netspace.environment import ids, mounts, oci, records, runtime
 from netspace.environment.kind import Environments
+from netspace.environment.observe import describe
 from netspace.environment.records import Record, RunState
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
@@ -70,10 +71,10 @@ class Operations:
         spec.pop("interface", None)
         spec["env"] = dict.fromkeys(spec["env"], "(not shown)")
         user = oci.user_of(record.spec, record.image.defaults)
-        cgroup = self._kind.cgroup(name)
+        cgroup = self._kind.making.cgroup(name)
         inside = self._layout.inside(name)
         return {
-            **kind.describe(record, status),
+            **describe(record, status),
             "spec": spec,
             "user": {"inside": user, "host": record.base + user},
             "ids": {"base": record.base, "count": ids.COUNT},
@@ -91,27 +92,24 @@ class Operations:
         def act(known: Mapping[str, Record]) -> dict[str, str]:
             lost = self._kind.restore()
             statuses = self._supervisor.observe()
-            idle = {
-                name: record.spec
-                for name, record in known.items()
-                if name not in lost and _state(statuses, name) not in ("running", "starting")
-            }
-            return {**lost, **kind.start(self._kind, idle)}
+            idle = [
+                name for name in known if name not in lost and _state(statuses, name) not in ("running", "starting")
+            ]
+            return {**lost, **self._kind.start(idle)}
 
         return self._change(names, "running", act)
 
     def stop(self, names: Collection[str]) -> dict[str, str]:
         """Stop them and wait until they are gone; return an error text per name, empty where it stopped."""
-        return self._change(names, "stopped", self._stop)
+        return self._change(names, "stopped", self._kind.stop)
 
     def restart(self, names: Collection[str]) -> dict[str, str]:
         """Stop and start them, but not what is withheld; return an error text per name, empty where it runs."""
 
         def act(known: Mapping[str, Record]) -> dict[str, str]:
-            failed = {name: error for name, error in self._stop(known).items() if error}
+            failed = self._kind.stop(known)
             failed.update(self._kind.restore())
-            specs = {name: record.spec for name, record in known.items() if name not in failed}
-            return {**failed, **kind.start(self._kind, specs)}
+            return {**failed, **self._kind.start([name for name in known if name not in failed])}
 
         return self._change(names, "running", act)
 
@@ -168,7 +166,7 @@ class Operations:
         process = oci.process(name, record.spec, record.image.defaults, arguments)
         with tempfile.TemporaryDirectory(prefix="exec-", dir=self._layout.run) as folder:
             description, pid, log = (Path(folder) / file for file in ("process.json", "pid", "log"))
-            files.write(description, kind.encode(process))
+            files.write(description, oci.encode(process))
             call = runtime.crun(
                 *(self._layout, mounts.table(), "--log", str(log), "exec", "--process", str(description)),
                 *("--pid-file", str(pid), runtime.container(self._layout, name)),
@@ -197,11 +195,6 @@ class Operations:
 
     def _status(self, name: str) -> Status:
         return self._supervisor.observe().get(runtime.service_name(name), Status("stopped"))
-
-    def _stop(self, known: Mapping[str, Record]) -> dict[str, str]:
-        kind.halt(self._layout, known)
-        errors = self._supervisor.stop([runtime.service_name(name) for name in known])
-        return {name: errors.get(runtime.service_name(name), "") for name in known}
 
     def _change(
         self, names: Collection[str], state: RunState, act: Callable[[Mapping[str, Record]], Mapping[str, str]]

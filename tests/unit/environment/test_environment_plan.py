@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 
 from netspace import files
 from netspace.environment import handout, ids, images, records
+from netspace.environment.compare import DesiredEnvironment
 from netspace.environment.images import Image
 from netspace.environment.images.sources import Defaults
-from netspace.environment.kind import DesiredEnvironment, Environments, Observed, Seen
+from netspace.environment.kind import Environments
+from netspace.environment.observe import Observed, Seen
 from netspace.environment.records import Record
 from netspace.errors import StateError
 from netspace.layout import Layout

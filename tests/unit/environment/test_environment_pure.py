@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from netspace.environment import ids, mounts, oci, runtime, seccomp, volumes
 from netspace.environment.images.sources import Defaults
 from netspace.environment.images.sources import oci as oci_source
-from netspace.environment.kind import _each
+from netspace.environment.making import each
 from netspace.environment.operations import Operations
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
@@ -231,7 +231,7 @@ def test_whatever_fails_for_one_is_its_own_error(items):
         if item == "bad":
             raise KeyError("surprise")
 
-    assert _each(items, act) == {"bad": "KeyError: 'surprise'"}
+    assert each(items, act) == {"bad": "KeyError: 'surprise'"}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,223 @@
+"""Doing what was planned for environments, as one batch.
+
+Images are built before anything that runs is touched. A record is written before what it
+names is made, and removed after that is gone, so that a run killed at any moment is
+repaired by the next. What fails for one environment doesn't stop the others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from netspace import files
+from netspace.environment import ids, mounts, oci, records, rootfs, runtime
+from netspace.environment.compare import Work
+from netspace.environment.images import Image
+from netspace.environment.making import Making, each
+from netspace.environment.records import Record
+from netspace.errors import NetspaceError
+from netspace.layout import Layout
+from netspace.plan import Outcome, Step
+from netspace.supervision import Status, Supervisor
+
+# A batch that was started is looked at once more after this many seconds.
+_GRACE = 0.1
+
+
+class Applying:
+    """One application: the steps that are still good, and the errors of those that aren't."""
+
+    def __init__(self, making: Making, supervisor: Supervisor, steps: Sequence[Step]) -> None:
+        self.making = making
+        self.layout = making.layout
+        self.supervisor = supervisor
+        self.errors: dict[str, str] = {}
+        self._steps = steps
+        self._removals = [step.name for step in steps if step.action == "remove"]
+        self._work: dict[str, Work] = {step.name: step.data for step in steps if step.action != "remove"}
+        self._records: dict[str, Record] = {}
+        self._mounted = mounts.table()
+
+    def run(self) -> list[Outcome]:
+        """Do the steps: what goes, then images, then what has to stop; all is made, then started together."""
+        self.making.store.note_seen()
+        self._remove()
+        self._build()
+        self._stop()
+        self._make()
+        self._define()
+        self._start()
+        self.making.store.prune({record.image.digest for record in records.read(self.layout).values()})
+        return [Outcome(step, self.errors.get(step.name, "")) for step in self._steps]
+
+    def _left(self, wanted: Callable[[Work], bool] = lambda work: True) -> dict[str, Work]:
+        """The steps without an error so far."""
+        return {name: work for name, work in self._work.items() if name not in self.errors and wanted(work)}
+
+    def _fail(self, errors: Mapping[str, str]) -> None:
+        for name, error in errors.items():
+            self.errors.setdefault(name, error)
+
+    def _supervise(self, call: Callable[[list[str]], Mapping[str, str]], names: Iterable[str]) -> None:
+        """Have the supervisor do something to these environments' services."""
+        services = {runtime.service_name(name): name for name in names}
+        if not services:
+            return
+        try:
+            self._fail({services[service]: error for service, error in call(list(services)).items()})
+        except (NetspaceError, OSError) as err:
+            self._fail(dict.fromkeys(services.values(), str(err)))
+
+    def _remove(self) -> None:
+        """Stop and erase; the record goes last."""
+        self._supervise(self.supervisor.remove, self._removals)
+
+        def erase(name: str) -> None:
+            runtime.delete(self.layout, name, self._mounted)
+            rootfs.erase(self.layout, name)
+            runtime.remove_cgroups(self.layout, self.making.cgroup(name), self._mounted)
+            runtime.remove_output(self.layout, name)
+            files.remove(records.path(self.layout, name))
+
+        self._fail(each([name for name in self._removals if name not in self.errors], erase))
+
+    def _build(self) -> None:
+        """Have every image and decide ids: nothing that runs is touched yet."""
+        wanted: dict[str, list[str]] = {}
+        built: dict[str, Image] = {}
+        for name, work in self._left(lambda work: work.assemble).items():
+            if work.build or work.record is None or not self.making.store.file(work.record.image.digest).exists():
+                wanted.setdefault(work.want.spec.image, []).append(name)
+
+        def build(source: str) -> None:
+            built[source] = self.making.store.ensure(source)
+
+        for source, error in each(wanted, build).items():
+            self._fail(dict.fromkeys(wanted[source], error))
+        rebuilt = {name for names in wanted.values() for name in names}
+        taken = {name: record.base for name, record in records.read(self.layout).items()}
+        for name, work in self._left().items():
+            try:
+                base = ids.allocate([name], taken)[name]
+                taken[name] = base
+                image = built[work.want.spec.image] if name in rebuilt else None
+                self._records[name] = self._record(name, work, base, image)
+            except (NetspaceError, OSError) as err:
+                self._fail({name: str(err)})
+
+    def _record(self, name: str, work: Work, base: int, image: Image | None) -> Record:
+        want = work.want
+        if image is None:
+            assert work.record is not None
+            image = work.record.image
+        if work.record is not None and not work.assemble:
+            return replace(work.record, spec=want.spec, state=want.state, summary=want.files_summary)
+        content = self.making.render(name, want.spec, base, image)
+        config = hashlib.sha256(content).hexdigest()
+        return Record(
+            want.spec, want.state, base, image, config, oci.revision(self.making.controllers), want.files_summary
+        )
+
+    def _stop(self) -> None:
+        """Stop what can't go on as it is. What is created must not run under an old record either."""
+        defined = self.supervisor.observe() if self._left(lambda work: work.record is None) else {}
+        names = [
+            name
+            for name, work in self._left().items()
+            if work.stop or (work.record is None and runtime.service_name(name) in defined)
+        ]
+        halt(self.layout, names)
+        self._supervise(self.supervisor.stop, names)
+
+    def _make(self) -> None:
+        """Write records, mount, write configurations, hand out files."""
+        left = self._left(lambda work: work.assemble)
+        digests = {self._records[name].image.digest for name in left}
+        unmountable = self.making.mount_images(digests, self._mounted)
+        self._fail(
+            {
+                name: unmountable[self._records[name].image.digest]
+                for name in left
+                if self._records[name].image.digest in unmountable
+            }
+        )
+
+        def make(name: str) -> None:
+            work, record = self._work[name], self._records[name]
+            if work.record is None:
+                rootfs.erase(self.layout, name)  # of one whose record was lost
+            records.write(self.layout, name, record)
+            if work.assemble:
+                self.making.assemble(name, record)
+            self.making.hand_out(name, record, work.want.files)
+
+        self._fail(each(self._left(), make))
+
+    def _define(self) -> None:
+        """Tell the supervisor, all at once; what isn't to run must not be started at boot either."""
+        left = self._left()
+        if not left:
+            return
+        try:
+            self.supervisor.define(
+                [self.making.service(name, work.want.spec, self._mounted) for name, work in left.items()]
+            )
+        except (NetspaceError, OSError) as err:
+            self._fail(dict.fromkeys(left, str(err)))
+            return
+        idle = [
+            name
+            for name, work in left.items()
+            if not (work.start or work.stop) and (work.record is None or work.want.state == "stopped")
+        ]
+        self._supervise(self.supervisor.stop, idle)
+
+    def _start(self) -> None:
+        """Start, all at once, and see whether they really run."""
+        for name in self._left(lambda work: work.start):
+            if not self.layout.netns(name).exists():
+                self._fail(
+                    {name: f"its network namespace {self.layout.netns(name)} is missing; apply interfaces first"}
+                )
+        self._fail(start(self.layout, self.supervisor, self._left(lambda work: work.start)))
+
+
+def halt(layout: Layout, names: Iterable[str]) -> None:
+    """Note that these are about to be stopped by us."""
+    for name in names:
+        mark = runtime.halt_mark(layout, name)
+        if mark.parent.is_dir():
+            mark.touch(mode=0o600)
+
+
+def start(layout: Layout, supervisor: Supervisor, names: Collection[str]) -> dict[str, str]:
+    """Start environments that are made; return why some don't run, by name."""
+    services = {runtime.service_name(name): name for name in names}
+    if not services:
+        return {}
+    for name in names:
+        files.remove(runtime.log(layout, name))
+    try:
+        failed = supervisor.start(list(services))
+        time.sleep(_GRACE)
+        statuses = supervisor.observe()
+    except (NetspaceError, OSError) as err:
+        return dict.fromkeys(names, str(err))
+    errors = {}
+    for service, name in services.items():
+        files.remove(runtime.halt_mark(layout, name))
+        status = statuses.get(service, Status("stopped"))
+        complaint = runtime.failure(layout, name)
+        if complaint and status.state != "running":
+            errors[name] = f"can't be started: {complaint}"
+        elif service in failed:
+            errors[name] = failed[service]
+        elif status.state == "failed" or (status.state != "running" and status.exit not in ("", "exit 0")):
+            again = "; it is started again and again" if status.state == "starting" else ""
+            errors[name] = (
+                f"ended right after its start ({status.exit or 'no reason known'}){again}; its logs may say why"
+            )
+    return errors

@@ -1,0 +1,118 @@
+"""Making environments: each one's mounts, configuration and files, for a batch and after a reboot.
+
+Nothing is decided here: the record says what to make. Nothing runs yet either, and no
+record is written.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Collection, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from netspace import files
+from netspace.environment import handout, mounts, oci, rootfs, runtime, volumes
+from netspace.environment.images import Image, Store
+from netspace.environment.observe import assembled
+from netspace.environment.records import Record
+from netspace.errors import NetspaceError
+from netspace.layout import Layout
+from netspace.spec.types import Environment
+from netspace.supervision import Service, payload_cgroup
+from netspace.supervision import controllers as host_controllers
+
+_THREADS = 8
+
+T = TypeVar("T")
+
+
+class Making:
+    """How the environments of one layout are made.
+
+    :param store: where their images are.
+    """
+
+    def __init__(self, layout: Layout, store: Store) -> None:
+        self.layout = layout
+        self.store = store
+
+    @functools.cached_property
+    def controllers(self) -> frozenset[str]:
+        """The cgroup controllers that can keep an environment's limits here."""
+        return host_controllers() & frozenset(oci.CONTROLLERS.values())
+
+    def render(self, name: str, spec: Environment, base: int, image: Image) -> bytes:
+        """The bundle's ``config.json``."""
+        return oci.encode(
+            oci.config(
+                name,
+                spec,
+                layout=self.layout,
+                base=base,
+                cgroup=self.cgroup(name),
+                controllers=self.controllers,
+                defaults=image.defaults,
+            )
+        )
+
+    def cgroup(self, name: str) -> str:
+        return payload_cgroup(self.layout, runtime.service_name(name))
+
+    def assemble(self, name: str, record: Record) -> None:
+        """Mount the root and write the configuration; the image is mounted, nothing runs."""
+        spec = record.spec
+        for volume in spec.volumes:
+            volumes.ensure(self.layout, name, volume, oci.user_of(spec, record.image.defaults))
+        rootfs.dismantle(self.layout, name)
+        image = self.store.mountpoint(record.image.digest)
+        rootfs.assemble(self.layout, name, image, record.image.digest, record.base, volatile=spec.read_only)
+        content = self.render(name, spec, record.base, record.image)
+        files.write(self.layout.bundle(name) / "config.json", content)
+
+    def hand_out(self, name: str, record: Record, handed: Mapping[str, bytes]) -> None:
+        owner = record.base + oci.user_of(record.spec, record.image.defaults)
+        handout.write(self.layout, name, handed, owner)
+
+    def mount_images(self, digests: Iterable[str], mounted: Collection[str]) -> dict[str, str]:
+        """Mount these images, where they aren't; return what went wrong, by digest."""
+        return each(set(digests), lambda digest: self.store.mount(digest, mounted))
+
+    def service(self, name: str, spec: Environment, mounted: Mapping[str, mounts.Mount]) -> Service:
+        return runtime.service(self.layout, name, spec, mounted, self.controllers)
+
+    def restore(self, known: Mapping[str, Record]) -> dict[str, str]:
+        """Rebuild what these lack of mounts, bundles and files; return what went wrong, by environment."""
+        mounted = mounts.table()
+        lost = {name: record for name, record in known.items() if not assembled(self.layout, name, record, mounted)}
+        errors = self.mount_images({record.image.digest for record in lost.values()}, mounted)
+
+        def rebuild(name: str) -> None:
+            record = lost[name]
+            if error := errors.get(record.image.digest):
+                raise NetspaceError(error)
+            self.assemble(name, record)
+            self.hand_out(name, record, handout.read(self.layout, name))
+
+        return each(lost, rebuild)
+
+
+def each(items: Iterable[T], act: Callable[[T], object]) -> dict[T, str]:
+    """Do *act* for each item, several at once; return what went wrong."""
+
+    def attempt(item: T) -> tuple[T, str]:
+        try:
+            act(item)
+        except (NetspaceError, OSError) as err:
+            return item, str(err)
+        except Exception as err:  # whatever it is, the other items go on
+            return item, f"{type(err).__name__}: {err}"
+        return item, ""
+
+    todo = list(items)
+    if len(todo) < 2:
+        done = [attempt(item) for item in todo]
+    else:
+        with ThreadPoolExecutor(_THREADS) as pool:
+            done = list(pool.map(attempt, todo))
+    return {item: error for item, error in done if error}
