@@ -173,6 +173,8 @@ class Host:
         return kind not in (None, "none") or name not in self.interfaces.names()
 
     def _environments(self, declared: Declaration, whole: bool, test: bool, state: RunState) -> Result:
+        from netspace.environment import seccomp_file
+
         verdicts = self._verdicts(trust.environments, declared, test)
         links = self._card_links(declared, whole, test)
         desired = {
@@ -182,6 +184,7 @@ class Host:
                 msgspec.structs.replace(spec, attestation=trust.requirement(spec, declared.attestation)),
                 links,
                 state if verdicts[name].allowed else "stopped",
+                seccomp_file.look(spec.seccomp),
             )
             for name, spec in declared.environments.items()
         }
@@ -189,7 +192,7 @@ class Host:
         result = self._run(self.environments, desired, remove, test)
         return _say(result, "environment", verdicts)
 
-    def _desired(self, name: str, spec: Environment, links: tuple[Link, ...], state: RunState) -> Any:
+    def _desired(self, name: str, spec: Environment, links: tuple[Link, ...], state: RunState, profile: Any) -> Any:
         from netspace.environment.compare import DesiredEnvironment
         from netspace.link import card
 
@@ -203,7 +206,7 @@ class Host:
             if password is not None:
                 handed["password"] = password.encode()
         summary = {"links": sorted(f"{link.name} ({link.pattern})" for link in own), "trust": known.name}
-        return DesiredEnvironment(spec=spec, files=handed, files_summary=summary, state=state)
+        return DesiredEnvironment(spec=spec, files=handed, files_summary=summary, state=state, profile=profile)
 
     def _card_links(self, declared: Declaration, whole: bool, test: bool) -> tuple[Link, ...]:
         """The links that cards tell of: what stands, and for a test what would stand."""
@@ -225,6 +228,7 @@ class Host:
                 links,
                 # A new card is no reason to start what trust withholds now.
                 "present" if name in withheld and record.state == "running" else record.state,
+                record.profile,
             )
             for name, record in known.items()
         }

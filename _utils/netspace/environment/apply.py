@@ -115,11 +115,10 @@ class Applying:
             image = work.record.image
         if work.record is not None and not work.assemble:
             return replace(work.record, spec=want.spec, state=want.state, summary=want.files_summary)
-        content = self.making.render(name, want.spec, base, image)
+        content = self.making.render(name, want.spec, base, image, want.profile)
         config = hashlib.sha256(content).hexdigest()
-        return Record(
-            want.spec, want.state, base, image, config, oci.revision(self.making.controllers), want.files_summary
-        )
+        revision = oci.revision(self.making.controllers)
+        return Record(want.spec, want.state, base, image, config, revision, want.files_summary, want.profile)
 
     def _stop(self) -> None:
         """Stop what can't go on as it is. What is created must not run under an old record either."""

@@ -13,6 +13,7 @@ from netspace import files
 from netspace.environment import handout, images, records
 from netspace.environment.observe import Observed, Seen
 from netspace.environment.records import Record, RunState
+from netspace.environment.seccomp_file import Profile
 from netspace.plan import Changes, Plan, Refusal, Step
 from netspace.spec import parse
 from netspace.spec.check import within
@@ -35,12 +36,14 @@ class DesiredEnvironment:
     :param files_summary: what to show in changes when the files differ; no secrets.
     :param state: ``running``; ``present``: there, and left running or stopped as it is;
         ``stopped``: there, and not running.
+    :param profile: the operator's own system call profile; None where it is one of ours.
     """
 
     spec: Environment
     files: Mapping[str, bytes] = field(default_factory=dict)
     files_summary: Mapping[str, Any] = field(default_factory=dict)
     state: RunState = "running"
+    profile: Profile | None = None
 
 
 @dataclass(frozen=True)
@@ -60,17 +63,24 @@ def plan(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: 
 
     ``restart`` names exactly the keys that need it. ``change`` is the same for one that
     doesn't run, ``update`` for what is changed without a restart. A folder that belongs to
-    another environment is refused, and then nothing of the one that asked for it changes.
+    another environment is refused, and then nothing of the one that asked for it changes;
+    so is a system call profile that can't be read.
     """
     steps = [Step(KIND, name, "remove") for name in sorted(remove) if name in observed.environments]
     notes = []
     if desired and observed.unkept:
         limits = ", ".join(observed.unkept)
         notes.append(f"environments run without these limits, since this host has no cgroup controller: {limits}")
-    taken = _taken(desired, observed, remove)
+    refused = {name: want.profile.error for name, want in desired.items() if want.profile and want.profile.error}
+    refused |= _taken(desired, observed, remove)
     for name, want in desired.items():
-        if name in taken:
+        if name in refused:
             continue
+        if want.profile and want.profile.dangers:
+            notes.append(
+                f"environment {name}: {want.spec.seccomp} lets through what no profile of netspace does: "
+                + ", ".join(want.profile.dangers)
+            )
         seen = observed.environments.get(name)
         if seen is None:
             run = want.state == "running"
@@ -83,7 +93,7 @@ def plan(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: 
         step = _compare(name, want, seen, source, observed.revision)
         if step is not None:
             steps.append(step)
-    return Plan(steps, [Refusal(KIND, name, message) for name, message in taken.items()], notes)
+    return Plan(steps, [Refusal(KIND, name, message) for name, message in refused.items()], notes)
 
 
 def _taken(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: Collection[str]) -> dict[str, str]:
@@ -120,6 +130,9 @@ def _compare(name: str, want: DesiredEnvironment, seen: Seen, source: images.See
     if not build and source.identity and source.identity != record.image.identity:
         build = True
         changes["image"] = {"old": f"sha256:{record.image.digest}", "new": f"what {want.spec.image} is now"}
+    old, new = (profile.digest if profile else "" for profile in (record.profile, want.profile))
+    if old != new and "seccomp" not in changes:
+        changes["seccomp"] = {"old": f"sha256:{old}", "new": f"sha256:{new}, what {want.spec.seccomp} is now"}
     if record.revision != current:
         changes["hardening"] = {"old": record.revision, "new": current}
     depends = any(key.partition(":")[0] not in _LIVE for key in changes)

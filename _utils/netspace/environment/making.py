@@ -16,6 +16,7 @@ from netspace.environment import handout, mounts, oci, rootfs, runtime, volumes
 from netspace.environment.images import Image, Store
 from netspace.environment.observe import assembled
 from netspace.environment.records import Record
+from netspace.environment.seccomp_file import Profile
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
 from netspace.spec.types import Environment
@@ -42,7 +43,7 @@ class Making:
         """The cgroup controllers that can keep an environment's limits here."""
         return host_controllers() & frozenset(oci.CONTROLLERS.values())
 
-    def render(self, name: str, spec: Environment, base: int, image: Image) -> bytes:
+    def render(self, name: str, spec: Environment, base: int, image: Image, profile: Profile | None = None) -> bytes:
         """The bundle's ``config.json``."""
         return oci.encode(
             oci.config(
@@ -53,6 +54,7 @@ class Making:
                 cgroup=self.cgroup(name),
                 controllers=self.controllers,
                 defaults=image.defaults,
+                rules=None if profile is None else profile.rules,
             )
         )
 
@@ -67,7 +69,7 @@ class Making:
         rootfs.dismantle(self.layout, name)
         image = self.store.mountpoint(record.image.digest)
         rootfs.assemble(self.layout, name, image, record.image.digest, record.base, volatile=spec.read_only)
-        content = self.render(name, spec, record.base, record.image)
+        content = self.render(name, spec, record.base, record.image, record.profile)
         files.write(self.layout.bundle(name) / "config.json", content)
 
     def hand_out(self, name: str, record: Record, handed: Mapping[str, bytes]) -> None:

@@ -57,6 +57,7 @@ def config(
     controllers: Collection[str] = frozenset(CONTROLLERS.values()),
     defaults: Defaults = Defaults(),  # noqa: B008 (immutable)
     machine: str | None = None,
+    rules: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return ``config.json`` of the environment's bundle.
 
@@ -64,6 +65,7 @@ def config(
     :param cgroup: where it is accounted, from the root of the cgroup hierarchy.
     :param controllers: the cgroup controllers that the host has: a runtime refuses a limit that none keeps.
     :param defaults: what the image says where *spec* says nothing.
+    :param rules: the system call profile, where that is an operator's own file.
     :raises NetspaceError: when neither says what to run.
     """
     return {
@@ -85,7 +87,7 @@ def config(
             "gidMappings": [{"containerID": 0, "hostID": base, "size": COUNT}],
             "cgroupsPath": cgroup,
             "resources": _resources(spec.limits, controllers),
-            "seccomp": seccomp.profile(spec.seccomp, machine),
+            "seccomp": seccomp.profile(spec.seccomp, machine) if rules is None else dict(rules),
             "rootfsPropagation": "private",
             "maskedPaths": list(_MASKED),
             "readonlyPaths": list(_READ_ONLY),
@@ -202,7 +204,8 @@ def revision(controllers: Collection[str]) -> str:
     """
     sample = Environment(image="tar:/sample", command=("/sample",))
     rendered = config("sample", sample, layout=Layout(), base=FIRST, cgroup="/sample", controllers=controllers)
-    return hashlib.sha256(encode(rendered)).hexdigest()[:16]
+    profiles = [seccomp.profile(name) for name in seccomp.PROFILES]
+    return hashlib.sha256(encode({"sample": rendered, "profiles": profiles})).hexdigest()[:16]
 
 
 def encode(config: Mapping[str, Any]) -> bytes:

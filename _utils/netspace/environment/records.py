@@ -17,6 +17,7 @@ import msgspec
 from netspace import files
 from netspace.environment.images import Image
 from netspace.environment.images.sources import Defaults
+from netspace.environment.seccomp_file import Profile
 from netspace.errors import NetspaceError, StateError
 from netspace.layout import Layout
 from netspace.spec import parse
@@ -36,6 +37,7 @@ class Record:
     :param config: sha256 of the bundle's ``config.json``.
     :param revision: of the hardening it was rendered with.
     :param summary: what its files said, for the operator.
+    :param profile: the operator's own system call profile, as it was read; None where it is one of ours.
     """
 
     spec: Environment
@@ -45,6 +47,7 @@ class Record:
     config: str
     revision: str
     summary: Mapping[str, Any] = field(default_factory=dict)
+    profile: Profile | None = None
 
 
 def own(spec: Environment) -> Environment:
@@ -73,8 +76,13 @@ def write(layout: Layout, name: str, record: Record) -> bool:
             "config": record.config,
             "revision": record.revision,
             "summary": dict(record.summary),
+            **_profile(record.profile),
         },
     )
+
+
+def _profile(profile: Profile | None) -> dict[str, Any]:
+    return {} if profile is None else {"profile": {"digest": profile.digest, "rules": dict(profile.rules)}}
 
 
 def read(layout: Layout) -> dict[str, Record]:
@@ -100,6 +108,7 @@ def _decode(where: Path, name: str, data: dict[str, Any]) -> Record:
             data["config"],
             data["revision"],
             data["summary"],
+            None if data.get("profile") is None else Profile(data["profile"]["digest"], data["profile"]["rules"]),
         )
     except (NetspaceError, KeyError, TypeError, ValueError, AttributeError) as err:
         raise StateError(f"{where}: {err}; remove the file and apply again to rebuild it") from err

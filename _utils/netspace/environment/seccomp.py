@@ -1,12 +1,12 @@
 """Which system calls an environment may make. Deny by default; pure tables.
 
-The profile ``strict`` lists what ordinary programs need, by family, each with why.
-What is not listed fails with EPERM, except where a C library asks "is it there?" and
-goes on without it when told ENOSYS. Refused on purpose, capabilities or not, is all
-that makes namespaces, mounts, reaches into another process or widens the kernel's
-attack surface: unshare, setns, mount and the new mount calls, keyrings, ptrace,
-process_vm_*, userfaultfd, io_uring, bpf, perf, kexec, modules, file handles. Landlock
-and seccomp stay, so that a program can narrow itself further.
+The profile ``strict`` lists what ordinary programs need, by family, each with why;
+``standard`` adds what some servers want beyond that (``STANDARD``). What is not listed
+fails with EPERM, except where a C library asks "is it there?" and goes on without it
+when told ENOSYS. ``NEVER`` lists what neither profile lets through, capabilities or not:
+all that makes namespaces or mounts, reaches into another process or widens the kernel's
+attack surface. Landlock and seccomp stay, so that a program can narrow itself further.
+A profile of an operator's own is read by ``seccomp_file``; here nothing touches a file.
 
 Written from the manual pages of section 2; the names of both architectures stand in one
 table, since a name unknown to one of them is skipped.
@@ -14,8 +14,9 @@ table, since a name unknown to one of them is skipped.
 
 from __future__ import annotations
 
+import operator
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from netspace.errors import NetspaceError
@@ -99,6 +100,65 @@ ALLOWED: Mapping[str, Family] = {
     ),
 }
 
+STANDARD: Mapping[str, Family] = {
+    "asynchronous file access": Family(
+        "databases that read and write past the page cache (MariaDB, ScyllaDB; nginx `aio on`)",
+        "io_setup io_destroy io_submit io_getevents io_pgetevents io_cancel",
+    ),
+    "memory placement": Family(
+        "put one's own pages on a NUMA node (Java's UseNUMA, MariaDB, PostgreSQL 18, MongoDB)",
+        "mbind set_mempolicy set_mempolicy_home_node",
+    ),
+    "odd memory": Family(
+        "keys in pages that even the kernel doesn't map; windows of old databases",
+        "memfd_secret remap_file_pages",
+    ),
+    "System V message queues": Family(
+        "older servers and PHP, in the environment's own ipc namespace",
+        "msgget msgsnd msgrcv msgctl",
+    ),
+}
+
+NEVER: Mapping[str, Family] = {
+    "namespaces": Family(
+        "a user namespace gives every capability in it, and with that most of the kernel", "unshare setns clone3"
+    ),
+    "mounts": Family(
+        "uncover what is masked, cover what is checked",
+        "mount umount2 pivot_root chroot move_mount open_tree open_tree_attr fsopen fsconfig fsmount fspick "
+        "mount_setattr",
+    ),
+    "other processes": Family(
+        "read or steer another program, past its own rights",
+        "ptrace process_vm_readv process_vm_writev process_madvise process_mrelease pidfd_getfd kcmp move_pages "
+        "migrate_pages",
+    ),
+    "keyrings": Family("belong to a user, not to a namespace", "keyctl add_key request_key"),
+    "programs in the kernel": Family("bpf and tracing see the whole host", "bpf perf_event_open lookup_dcookie"),
+    "io_uring": Family(
+        "does what this filter would refuse, unseen by it", "io_uring_setup io_uring_enter io_uring_register"
+    ),
+    "faults": Family("stops the kernel in the middle of a copy: the lever of many exploits", "userfaultfd"),
+    "modules and kernels": Family(
+        "other code in the kernel", "init_module finit_module delete_module kexec_load kexec_file_load"
+    ),
+    "file handles": Family(
+        "open a file past the folders above it; watch or bill a whole file system",
+        "open_by_handle_at name_to_handle_at fanotify_init fanotify_mark quotactl quotactl_fd",
+    ),
+    "clocks": Family("are the host's", "settimeofday clock_settime adjtimex clock_adjtime stime"),
+    "the machine": Family(
+        "reboot, swap, ports, names, logs and accounts of the host",
+        "reboot swapon swapoff sethostname setdomainname syslog acct iopl ioperm vhangup nfsservctl sync",
+    ),
+    "caches": Family("tell which pages of a shared image others have read", "cachestat"),
+    "old or odd": Family(
+        "nobody's ordinary path, so nobody's tested one",
+        "modify_ldt uselib ustat sysfs _sysctl vmsplice mq_open mq_unlink mq_timedsend mq_timedreceive mq_notify "
+        "mq_getsetattr lsm_get_self_attr lsm_set_self_attr lsm_list_modules",
+    ),
+}
+
 # Calls that a C library or runtime tries and does without where they don't exist.
 ABSENT = (
     "clone3 io_uring_setup io_uring_enter io_uring_register io_setup cachestat statmount listmount setxattrat "
@@ -127,6 +187,8 @@ SOCKETS: tuple[tuple[int, int | None, int | None], ...] = (
     (_NETLINK, None, _NETLINK_ROUTE),
 )
 
+PROFILES = ("strict", "standard")
+
 _TYPE = 0o170000
 _NODES = (0, 0o010000, 0o100000, 0o140000)  # fifo, regular file (two ways), socket; no device
 _PERSONALITIES = (0, 0xFFFFFFFF)  # set plain Linux; ask
@@ -139,12 +201,15 @@ def profile(name: str, machine: str | None = None) -> dict[str, Any]:
     :raises NetspaceError: for an unknown profile or machine.
     """
     machine = machine or os.uname().machine
-    if name != "strict":
+    if name not in PROFILES:
         raise NetspaceError(f"there is no seccomp profile {name!r}")
     if machine not in ARCHITECTURES:
         raise NetspaceError(f"no seccomp profile is written for {machine}, only for {', '.join(ARCHITECTURES)}")
-    rules: list[dict[str, Any]] = [_allow(calls.split()) for _, calls in ALLOWED.values()]
-    rules.append({"names": ABSENT.split(), "action": "SCMP_ACT_ERRNO", "errnoRet": _ENOSYS})
+    families = [*ALLOWED.values(), *(STANDARD.values() if name == "standard" else ())]
+    allowed = {call for family in families for call in family.calls.split()}
+    rules: list[dict[str, Any]] = [_allow(family.calls.split()) for family in families]
+    absent = [call for call in ABSENT.split() if call not in allowed]
+    rules.append({"names": absent, "action": "SCMP_ACT_ERRNO", "errnoRet": _ENOSYS})
     rules.append(_allow(["clone"], _masked(0, NAMESPACE_FLAGS, 0)))
     for family, kind, protocol in SOCKETS:
         narrowed = [] if kind is None else [_masked(1, _KIND, kind)]
@@ -174,3 +239,62 @@ def _equal(index: int, value: int) -> dict[str, Any]:
 
 def _masked(index: int, mask: int, value: int) -> dict[str, Any]:
     return {"index": index, "value": mask, "valueTwo": value, "op": "SCMP_CMP_MASKED_EQ"}
+
+
+class Answer(NamedTuple):
+    """What a profile does with a call: an action without its ``SCMP_ACT_``, and the error it gives."""
+
+    action: str
+    errno: int = 0
+
+    @property
+    def passes(self) -> bool:
+        return self.action in ("ALLOW", "LOG")
+
+
+def answer(rules: Mapping[str, Any], name: str, arguments: Sequence[int] = ()) -> Answer:
+    """What a profile answers to one call, as libseccomp(3) puts its rules together.
+
+    A rule without conditions wins over those with some.
+
+    :param arguments: absent ones are 0.
+    """
+    given = [*arguments, *[0] * (6 - len(arguments))]
+    fitting = [
+        rule
+        for rule in rules.get("syscalls") or ()
+        if name in rule["names"] and all(_holds(condition, given) for condition in rule.get("args") or ())
+    ]
+    if not fitting:
+        return _answer(rules["defaultAction"], rules.get("defaultErrnoRet"))
+    rule = next((rule for rule in fitting if not rule.get("args")), fitting[0])
+    return _answer(rule["action"], rule.get("errnoRet"))
+
+
+def _answer(action: str, errno: int | None) -> Answer:
+    short = action.removeprefix("SCMP_ACT_")
+    return Answer(short, (_EPERM if errno is None else errno) if short == "ERRNO" else 0)
+
+
+def _holds(condition: Mapping[str, Any], arguments: Sequence[int]) -> bool:
+    found, value = arguments[condition["index"]], condition["value"]
+    comparison = condition["op"].removeprefix("SCMP_CMP_")
+    if comparison == "MASKED_EQ":
+        return bool(found & value == condition.get("valueTwo", 0))
+    return bool(getattr(operator, comparison.lower())(found, value))
+
+
+def dangers(rules: Mapping[str, Any]) -> list[str]:
+    """What of ``NEVER`` a profile lets through, if only under conditions; and clone with a namespace."""
+    passing = [rule for rule in rules.get("syscalls") or () if _answer(rule["action"], 0).passes]
+    named = {name for rule in passing for name in rule["names"]}
+    found = [
+        call
+        for family in NEVER.values()
+        for call in family.calls.split()
+        if call in named or answer(rules, call).passes
+    ]
+    bits = (bit for bit in (1 << place for place in range(32)) if bit & NAMESPACE_FLAGS)
+    if any(answer(rules, "clone", (bit,)).passes for bit in bits):
+        found.append("clone with a new namespace")
+    return sorted(found)

@@ -27,7 +27,7 @@ from netspace.spec.types import (
     Volume,
 )
 
-SECCOMP_PROFILES = ("strict",)
+SECCOMP_PROFILES = ("strict", "standard")  # or file:/path
 MAX_TEXT = 4096
 MAX_ARGUMENT = 128 * 1024
 MAX_ITEMS = 1024
@@ -103,8 +103,10 @@ def environment(spec: Environment, path: str) -> list[Problem]:
     _between(problems, f"{path}:limits:shm", limits.shm, 0, 2**50)
     _between(problems, f"{path}:limits:tmp", limits.tmp, 0, 2**50)
     _between(problems, f"{path}:stop_timeout", spec.stop_timeout, 0, 3600)
-    if spec.seccomp not in SECCOMP_PROFILES:
-        refuse("seccomp", f"{spec.seccomp!r} is no profile; choose from {', '.join(SECCOMP_PROFILES)}")
+    scheme, _, file = spec.seccomp.partition("file:")
+    if spec.seccomp not in SECCOMP_PROFILES and (scheme or not _clean(file)):
+        choice = ", ".join(SECCOMP_PROFILES)
+        refuse("seccomp", f"{spec.seccomp!r} is no profile; choose from {choice}, file:/absolute/path.json")
     targets: set[str] = set()
     for index, volume in enumerate(spec.volumes):
         problems += _volume(volume, f"{path}:volumes:{index}")

@@ -190,6 +190,7 @@ class Environment(Base, frozen=True):
     :param command: argument vector; absent: what an OCI image says.
     :param env: variables of the program, beside a minimal set.
     :param user: uid and gid inside, never 0.
+    :param seccomp: which system calls it may make: ``strict``, ``standard`` or ``file:/profile.json``.
     :param read_only: no writes to the root at all; else to a layer of its own.
     :param restart: ``always``, ``on-failure`` or ``never``.
     :param stop_timeout: seconds between SIGTERM and SIGKILL.
