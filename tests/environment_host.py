@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from netspace import supervision
-from netspace.environment import ids, mounts
+from netspace.environment import ids, mounts, seccomp_file
 from netspace.environment.compare import DesiredEnvironment
 from netspace.environment.kind import Environments
 from netspace.environment.operations import Operations
@@ -41,7 +41,9 @@ class Host:
     ) -> DesiredEnvironment:
         declared = {"image": f"dir:{self.image}", "command": shell(STAY), **keys}
         handed = {"environment.json": b"{}\n"} if files is None else files
-        return DesiredEnvironment(parse.environment(name, declared), handed, {"links": sorted(handed)}, state)  # type: ignore[arg-type]
+        spec = parse.environment(name, declared)
+        profile = seccomp_file.look(spec.seccomp)
+        return DesiredEnvironment(spec, handed, {"links": sorted(handed)}, state, profile)  # type: ignore[arg-type]
 
     def plan(self, desired: dict[str, DesiredEnvironment], remove: Any = ()) -> Plan:
         return self.kind.plan(desired, self.kind.observe(), remove)

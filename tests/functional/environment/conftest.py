@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import tempfile
@@ -13,6 +14,9 @@ from environment_host import Host
 
 from netspace.environment import mounts
 from netspace.layout import Layout
+
+PROGRAMS = ("/usr/bin/python3", "/usr/bin/perl", "/usr/bin/openssl", "/usr/bin/dash")
+FOLDERS = ("/usr/lib/python3.*", "/usr/lib/*-linux-gnu/perl-base", "/etc/ssl/openssl.cnf", "/usr/lib/ssl")
 
 
 @pytest.fixture(scope="session")
@@ -35,6 +39,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "mount",
         "kill",
         "touch",
+        "mkdir",
         "true",
         "false",
     ):
@@ -75,3 +80,28 @@ def tar(image: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tar") / "image.tar"
     subprocess.run(["tar", "-C", image, "-cf", path, "."], check=True)
     return path
+
+
+@pytest.fixture(scope="session")
+def debian(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root with some of this machine's own programs and what they load."""
+    root = tmp_path_factory.mktemp("debian")
+    root.chmod(0o755)
+    paths = [str(Path(program).resolve()) for program in PROGRAMS]
+    for pattern in FOLDERS:
+        paths += [str(path) for path in sorted(Path("/").glob(pattern[1:]))]
+    libraries = [str(path) for path in Path("/").glob("usr/lib/python3.*/lib-dynload/*.so")]
+    loaded = subprocess.run(["ldd", *paths[: len(PROGRAMS)], *libraries], capture_output=True, text=True).stdout
+    paths += sorted(set(re.findall(r"(/\S+\.so[.\d]*)", loaded)))
+    subprocess.run(
+        ["tar", "-C", "/", "-chf", root / "t.tar", "--exclude=test", "--exclude=__pycache__", *(p[1:] for p in paths)],
+        check=True,
+    )
+    subprocess.run(["tar", "-C", root, "-xf", root / "t.tar"], check=True)
+    (root / "t.tar").unlink()
+    (root / "usr/bin/python3").symlink_to(Path(PROGRAMS[0]).resolve().name)
+    (root / "bin").mkdir(exist_ok=True)
+    shutil.copy("/bin/busybox", root / "bin/busybox")
+    for applet in ("sh", "sleep"):
+        (root / "bin" / applet).symlink_to("busybox")
+    return root
