@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import socket
+import struct
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +18,8 @@ from netspace.plan import Plan
 from netspace.spec import parse
 
 T = TypeVar("T")
+
+SIOCGIFFLAGS, IFF_RUNNING = 0x8913, 0x40  # netdevice(7)
 
 OUTSIDE = Path("/run/netns/test-outside")
 # The host's and the outside's address on the wire between them.
@@ -76,6 +81,19 @@ def reaches(client: Path | None, server: Path | None, address: str, port: int = 
             return str(peer[0])
 
 
+def _running(link: str) -> None:
+    """Wait until the kernel's link watcher has seen that both ends are up: till then it drops what is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        for _ in range(500):
+            try:
+                answer = fcntl.ioctl(any_socket, SIOCGIFFLAGS, struct.pack("16s16x", link.encode()))
+            except OSError:
+                return
+            if struct.unpack_from("=H", answer, 16)[0] & IFF_RUNNING:
+                return
+            time.sleep(0.01)
+
+
 class Bench:
     """The kind under test, with what tests do most often."""
 
@@ -94,6 +112,9 @@ class Bench:
         assert not plan.refusals
         failed = [outcome for outcome in self.kind.apply(plan.steps) if outcome.error]
         assert not failed, failed
+        for name, entry in self.kind.list().items():
+            if entry["host_end"]:
+                within(self.path(name), lambda: _running("eth0"))
         return plan
 
     def make(self, **declared: Any) -> DesiredInterfaces:

@@ -348,6 +348,8 @@ class Applying:
             one = work[name]
             if failure.code in _UNSUPPORTED and netlink.makes_link(messages[place]):
                 self._fail(name, _missing(one.needs, failure))
+            elif failure.code == errno.ENOENT and netlink.limits_rate(messages[place]):
+                self._fail(name, _missing("sch_tbf", failure, "leave rate out"))
             elif failure.code == errno.EEXIST and one.record is not None and netlink.makes_link(messages[place]):
                 self._fail(
                     name, f"the host has a link {one.record.host_end} that isn't netspace's; remove or rename it"
@@ -356,10 +358,10 @@ class Applying:
                 self._fail(name, f"the kernel refused: {failure}")
 
 
-def _missing(module: str, failure: netlink.Failure) -> MissingError:
+def _missing(module: str, failure: object, otherwise: str = "declare interfaces of kind none only") -> MissingError:
     return MissingError(
         f"the kernel's module {module} ({failure})",
-        f"load it (modprobe {module}), boot a kernel that has it, or declare interfaces of kind none only",
+        f"load it (modprobe {module}), boot a kernel that has it, or {otherwise}",
     )
 
 

@@ -47,6 +47,7 @@ class End:
     :param addresses: sorted, ``address/prefix``.
     :param ipv4: the kernel's settings of this end (``net.ipv4.conf.<name>``).
     :param accept_ra: ``net.ipv6.conf.<name>.accept_ra``; None: the namespace's default says it.
+    :param rate: bits per second that it may send; 0: as many as it can.
     """
 
     name: str
@@ -59,6 +60,7 @@ class End:
     routes: tuple[Route, ...] = ()
     ipv4: Mapping[str, int] = field(default_factory=dict)
     accept_ra: int | None = None
+    rate: int = 0
 
     def facts(self) -> dict[str, Any]:
         """The end in plain values, for the operator and for comparing."""
@@ -77,6 +79,8 @@ class End:
             facts["ipv4"] = dict(self.ipv4)
         if self.accept_ra is not None:
             facts["accept_ra"] = self.accept_ra
+        if self.rate:
+            facts["rate"] = self.rate
         return facts
 
 
@@ -111,7 +115,7 @@ def alias(instance: str, environment: str) -> str:
     return f"netspace {instance}/{environment}"
 
 
-def seen(link: Link, addresses: Sequence[str], routes: Sequence[Route], like: End | None) -> End:
+def seen(link: Link, addresses: Sequence[str], routes: Sequence[Route], like: End | None, rate: int = 0) -> End:
     """The end that *link* is, in so far as *like* (what it should be) has a say in it."""
     return End(
         name=link.name,
@@ -124,6 +128,7 @@ def seen(link: Link, addresses: Sequence[str], routes: Sequence[Route], like: En
         routes=tuple(sorted(routes, key=str)),
         ipv4={} if like is None else {key: link.ipv4[key] for key in like.ipv4 if key in link.ipv4},
         accept_ra=None if like is None or like.accept_ra is None else link.accept_ra,
+        rate=rate,
     )
 
 
@@ -149,6 +154,9 @@ def messages(index: int, now: End | None, wanted: End) -> list[Message]:
     if attributes:
         todo.append(netlink.set_link(index, **attributes))
     down = now is None or rename or not now.up
+    if wanted.rate != (0 if now is None else now.rate):
+        change = netlink.limit_rate(index, wanted.rate, wanted.mtu) if wanted.rate else netlink.unlimit_rate(index)
+        todo.append(change)  # before it is up
     had_addresses = () if now is None else now.addresses
     # Setting a link down takes its routes (and IPv6 addresses) along: give all anew.
     had_routes = () if now is None or down else now.routes

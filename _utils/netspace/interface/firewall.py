@@ -12,7 +12,10 @@ Rules, in the order in which a packet meets them:
    a network, such as ``0.0.0.0/0``, never means the host. (The host as environments
    see it is the gateway's address.) Towards an environment the host is like anybody:
    it needs an ``in`` rule that covers its address.
-6. ICMP errors about a connection that passed may follow it. All else is dropped.
+6. An environment has at most ``connections`` open ones, from it and to it together; what it
+   closed leaves the host's table of connections within seconds. So none can fill that table.
+7. ICMP errors about a connection that passed may follow it. All else is dropped. No helper
+   reads along, so no other connection is ever expected.
 
 Allowed connections outwards are masqueraded. Everything is looked up in maps by the
 interface's name, so that a packet's cost doesn't grow with the number of environments,
@@ -35,9 +38,13 @@ from netspace.spec import check
 from netspace.spec.types import Allow, Cidr
 
 FAMILIES = ("ipv4", "ipv6")
+# From an environment, to it: by which name it is found.
+_WAYS = {"from": "iifname", "to": "oifname"}
 _WORD = {"ipv4": "ip", "ipv6": "ip6"}
 _TYPE = {"ipv4": "ipv4_addr", "ipv6": "ipv6_addr"}
 _ICMP = {"ipv4": "icmp", "ipv6": "ipv6-icmp"}
+# What is closed doesn't count any more: for how many seconds the host goes on remembering it.
+_CLOSED = "time_wait : 2, close : 1"
 _ERRORS = (
     "ct state related icmp type { destination-unreachable, time-exceeded, parameter-problem } accept",
     "ct state related icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem } accept",
@@ -53,6 +60,7 @@ class Guarded:
     :param mac: the only MAC it may send from.
     :param addresses: by family, the only addresses it may send from.
     :param gateways: by family, the host's address at its end.
+    :param connections: that may be open at once.
     """
 
     environment: str
@@ -61,6 +69,7 @@ class Guarded:
     addresses: Mapping[str, str]
     gateways: Mapping[str, str]
     allow: tuple[Allow, ...] = ()
+    connections: int = 1024
 
 
 def family(rule: Allow) -> str:
@@ -94,6 +103,7 @@ def render(table: str, guarded: Sequence[Guarded]) -> str:
         sources = (f'"{one.interface}" . {one.mac} . {one.addresses[fam]}' for one in ordered if fam in one.addresses)
         text += _collection(f"set sources_{fam}", f"ifname . ether_addr . {_TYPE[fam]}", sources)
     if ruled:
+        text += _limits([one for one in ordered if one.allow])
         text += _chains(ordered)
     text += _base("spoofed", "filter", "prerouting", "raw", [
         "iifname != @ends accept",
@@ -134,15 +144,15 @@ def _chains(ordered: Sequence[Guarded]) -> list[str]:
     for one in ordered:
         outward = [rule for rule in one.allow if rule.direction == "out"]
         inward = [rule for rule in one.allow if rule.direction == "in"]
-        for way, rules, peer, port in (
-            ("out", outward, "daddr", "dport"),
-            ("out.reply", outward, "saddr", "sport"),
-            ("host", [rule for rule in outward if _single(rule)], "daddr", "dport"),
-            ("in", inward, "saddr", "dport"),
-            ("in.reply", inward, "daddr", "sport"),
+        for way, rules, peer, port, verdict in (
+            ("out", outward, "daddr", "dport", "goto opened.from"),
+            ("out.reply", outward, "saddr", "sport", "accept"),
+            ("host", [rule for rule in outward if _single(rule)], "daddr", "dport", "goto opened.from"),
+            ("in", inward, "saddr", "dport", "goto opened.to"),
+            ("in.reply", inward, "daddr", "sport", "accept"),
         ):
             if rules:
-                text = [_rule(rule, peer, port) for rule in rules]
+                text = [f"{_matches(rule, peer, port)} {verdict}" for rule in rules]
                 name = f"{way}.{hashlib.sha256(repr(text).encode()).hexdigest()[:12]}"
                 chains.setdefault(name, _chain(name, text))
                 ways[way].append(f'"{one.interface}" : jump {name}')
@@ -157,8 +167,28 @@ def _single(rule: Allow) -> bool:
     return rule.cidr.network.num_addresses == 1
 
 
+def _limits(ruled: Sequence[Guarded]) -> list[str]:
+    """Where the first packet of an allowed connection goes: connections are counted by interface."""
+    text = []
+    for fam in FAMILIES:
+        text += _block(f"ct timeout brief_{fam}", "protocol tcp", f"l3proto {_WORD[fam]}", f"policy = {{ {_CLOSED} }}")
+    for most in sorted({one.connections for one in ruled}):
+        text += _block(f"set open.{most}", "type ifname", "size 65536", "flags dynamic")
+        for way, end in _WAYS.items():
+            text += _chain(f"most.{most}.{way}", [
+                *(f'meta nfproto {fam} meta l4proto tcp ct timeout set "brief_{fam}"' for fam in FAMILIES),
+                f"add @open.{most} {{ {end} ct count over {most} }} drop",
+                "accept",
+            ])  # fmt: skip
+    for way, end in _WAYS.items():
+        elements = (f'"{one.interface}" : goto most.{one.connections}.{way}' for one in ruled)
+        text += _collection(f"map connections.{way}", "ifname : verdict", elements)
+        text += _chain(f"opened.{way}", ["ct state != new accept", f"{end} vmap @connections.{way}", "drop"])
+    return text
+
+
 @functools.lru_cache(4096)
-def _rule(rule: Allow, peer: str, port: str) -> str:
+def _matches(rule: Allow, peer: str, port: str) -> str:
     fam = family(rule)
     network = rule.cidr.network
     if network.prefixlen == 0:
@@ -177,7 +207,7 @@ def _rule(rule: Allow, peer: str, port: str) -> str:
         assert bounds is not None  # the declaration was checked
         first, last = bounds
         words.append(f"{rule.protocol} {port} {first}" + (f"-{last}" if last != first else ""))
-    return " ".join([*words, "accept"])
+    return " ".join(words)
 
 
 def _collection(head: str, type_: str, elements: Iterable[str]) -> list[str]:
@@ -189,7 +219,11 @@ def _collection(head: str, type_: str, elements: Iterable[str]) -> list[str]:
 
 
 def _chain(name: str, rules: Iterable[str]) -> list[str]:
-    return [f"\tchain {name} {{", *(f"\t\t{rule}" for rule in rules), "\t}"]
+    return _block(f"chain {name}", *rules)
+
+
+def _block(head: str, *lines: str) -> list[str]:
+    return [f"\t{head} {{", *(f"\t\t{line}" for line in lines), "\t}"]
 
 
 def _base(name: str, type_: str, hook: str, priority: str, rules: Iterable[str]) -> list[str]:

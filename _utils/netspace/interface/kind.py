@@ -22,7 +22,7 @@ from netspace.interface.observe import Live, Observed, expected, observe
 from netspace.interface.records import Record
 from netspace.layout import Layout
 from netspace.plan import Outcome, Plan, Refusal, Result, Step
-from netspace.spec.types import Interface, Network
+from netspace.spec.types import Filtered, Interface, Network
 
 FIREWALL, FORWARDING = "host:firewall", "host:forwarding"
 FAMILIES = ("ipv4", "ipv6")
@@ -206,10 +206,11 @@ class Interfaces:
                 ends.mac(self.layout.instance, name),
                 record.addresses,
                 record.gateways,
-                getattr(record.interface, "allow", ()),
+                record.interface.allow,
+                record.interface.connections,
             )
             for name, record in after.items()
-            if kinds.of(record.interface).FILTER == "host"
+            if isinstance(record.interface, Filtered) and kinds.of(record.interface).FILTER == "host"
         ]
         loaded = observed.volatile.firewall
         todo = Firewall.rendered(firewall.render(self.layout.nft_table, guarded), empty=not guarded)

@@ -31,9 +31,10 @@ _ERROR, _DONE = 2, 3
 _NEWLINK, _DELLINK, _GETLINK, _SETLINK = 16, 17, 18, 19
 _NEWADDR, _DELADDR, _GETADDR = 20, 21, 22
 _NEWROUTE, _DELROUTE, _GETROUTE = 24, 25, 26
+_NEWQDISC, _DELQDISC, _GETQDISC = 36, 37, 38
 _GETGEN = 10 << 8 | 16
 
-_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_LINKINFO = 1, 3, 4, 5, 18
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_QDISC, _IFLA_LINKINFO = 1, 3, 4, 5, 6, 18
 _IFLA_IFALIAS, _IFLA_AF_SPEC, _IFLA_GROUP, _IFLA_NET_NS_FD, _IFLA_EXT_MASK = 20, 26, 27, 28, 29
 _IFLA_INFO_KIND, _IFLA_INFO_DATA, _VETH_INFO_PEER = 1, 2, 1
 _IFLA_INET_CONF, _IFLA_INET6_CONF, _IFLA_INET6_ADDR_GEN_MODE = 1, 2, 8
@@ -48,6 +49,9 @@ _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PREFSRC = 1, 4, 5, 7
 _RT_TABLE_MAIN, _RTN_UNICAST = 254, 1
 _SCOPE_UNIVERSE, _SCOPE_LINK, _SCOPE_NOWHERE = 0, 253, 255
 _ONLINK = 4
+
+_TCA_KIND, _TCA_OPTIONS, _TCA_TBF_PARMS, _TCA_TBF_RATE64, _TCA_TBF_BURST = 1, 2, 1, 4, 6
+_TC_ROOT, _TC_HANDLE = 0xFFFFFFFF, 1 << 16
 
 IFF_UP, IFF_NOARP = 0x1, 0x80
 
@@ -74,6 +78,8 @@ _ATTRIBUTE = struct.Struct("=HH")
 _LINK = struct.Struct("=BxHiII")  # ifinfomsg
 _ADDRESS = struct.Struct("=BBBBI")  # ifaddrmsg
 _ROUTE = struct.Struct("=BBBBBBBBI")  # rtmsg
+_TRAFFIC = struct.Struct("=BxxxiIII")  # tcmsg
+_TBF = struct.Struct("=BBHhHIBBHhHIIII")  # tc_tbf_qopt: two tc_ratespec, limit, buffer, mtu
 _CODE = struct.Struct("=i")
 _U32 = struct.Struct("=I")
 _RECEIVE = 1 << 18
@@ -109,7 +115,7 @@ class NetlinkError(OSError):
 
 @dataclass(frozen=True)
 class Link:
-    """What the kernel says of one link; ``ipv4`` and ``accept_ra`` are its settings."""
+    """What the kernel says of one link; ``ipv4`` and ``accept_ra`` are its settings, ``queue`` its root qdisc."""
 
     index: int
     name: str
@@ -123,6 +129,7 @@ class Link:
     addr_gen: int = 0
     accept_ra: int | None = None
     ipv4: Mapping[str, int] = field(default_factory=dict)
+    queue: str = ""
 
 
 @dataclass(frozen=True)
@@ -304,13 +311,47 @@ def delete_route(index: int, route: Route) -> Message:
     return _route(_DELROUTE, 0, index, route)
 
 
+def limit_rate(index: int, rate: int, mtu: int) -> Message:
+    """Have a link send at most *rate* bits per second, or change how many: tc-tbf(8).
+
+    What is too much waits, so that a sender is slowed down rather than robbed of packets:
+    50 ms worth of it may go at once, 200 ms worth wait, and at least a few packets.
+    """
+    octets = rate // 8
+    burst = min(max(octets // 20, 4 * (mtu + 18)), 1 << 30)
+    waiting = min(max(octets // 5, 16 * (mtu + 18)), 1 << 30)
+    # The buffer, in ticks, is worked out by the kernel from the burst.
+    parameters = _TBF.pack(0, 1, 0, -1, 0, min(octets, 0xFFFFFFFF), 0, 0, 0, 0, 0, 0, waiting, 0, 0)
+    options = attribute(_TCA_TBF_PARMS, parameters) + attribute(_TCA_TBF_BURST, _U32.pack(burst))
+    if octets > 0xFFFFFFFF:
+        options += attribute(_TCA_TBF_RATE64, struct.pack("=Q", octets))
+    body = _TRAFFIC.pack(0, index, _TC_HANDLE, _TC_ROOT, 0)
+    return Message(
+        _NEWQDISC, _CREATE | _REPLACE, body + attribute(_TCA_KIND, b"tbf\0") + attribute(_TCA_OPTIONS, options)
+    )
+
+
+def unlimit_rate(index: int) -> Message:
+    """Give a link its default queue."""
+    return Message(_DELQDISC, 0, _TRAFFIC.pack(0, index, 0, _TC_ROOT, 0))
+
+
+def limits_rate(message: Message) -> bool:
+    return message.type == _NEWQDISC
+
+
 def makes_link(message: Message) -> bool:
     return message.type == _NEWLINK
 
 
 def forgiven(message: Message, failure: Failure) -> bool:
     """Whether the failure only says that what should go was gone already."""
-    gone = {_DELADDR: errno.EADDRNOTAVAIL, _DELROUTE: errno.ESRCH, _DELLINK: errno.ENODEV}
+    gone = {
+        _DELADDR: errno.EADDRNOTAVAIL,
+        _DELROUTE: errno.ESRCH,
+        _DELLINK: errno.ENODEV,
+        _DELQDISC: errno.ENOENT,
+    }
     return gone.get(message.type) == failure.code
 
 
@@ -365,7 +406,20 @@ def parse_link(payload: bytes | memoryview) -> Link:
         addr_gen=addr_gen,
         accept_ra=accept_ra,
         ipv4=ipv4,
+        queue=_string(found.get(_IFLA_QDISC, memoryview(b""))),
     )
+
+
+def parse_rate(payload: bytes | memoryview) -> tuple[int, int]:
+    """The link's index and the bits per second out of an RTM_NEWQDISC; 0 where it is no such limit."""
+    _, index, _, parent, _ = _TRAFFIC.unpack_from(payload)
+    found = dict(attributes(payload, _TRAFFIC.size))
+    if parent != _TC_ROOT or _string(found.get(_TCA_KIND, memoryview(b""))) != "tbf":
+        return index, 0
+    options = dict(attributes(found.get(_TCA_OPTIONS, memoryview(b""))))
+    if _TCA_TBF_RATE64 in options:
+        return index, 8 * _number(options[_TCA_TBF_RATE64])
+    return index, 8 * int(_TBF.unpack_from(options[_TCA_TBF_PARMS])[5])
 
 
 def parse_address(payload: bytes | memoryview) -> Address:
@@ -495,6 +549,12 @@ class Socket:
             body = _ROUTE.pack(family, 0, 0, 0, _RT_TABLE_MAIN, ROUTE_PROTOCOL, 0, 0, 0)
             found += [parse_route(p) for p in self.dump(Message(_GETROUTE, _DUMP, body))]
         return found
+
+    def rates(self) -> dict[int, int]:
+        """By the link's index, how many bits per second it may send, where that is limited."""
+        body = _TRAFFIC.pack(0, 0, 0, 0, 0)
+        found = dict(parse_rate(payload) for payload in self.dump(Message(_GETQDISC, _DUMP, body)))
+        return {index: rate for index, rate in found.items() if rate}
 
 
 def _explanation(flags: int, payload: memoryview) -> str:

@@ -18,6 +18,8 @@ from netspace.errors import MissingError, NetspaceError
 
 _SEARCH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PATIENCE = 120  # seconds
+# What packets have put into a set, not we.
+_COUNTED = re.compile(r"(flags dynamic\n)\s*elements = \{[^}]*\}\n")
 _ELEMENTS = re.compile(r"elements = \{([^}]*)\}")
 
 
@@ -59,7 +61,8 @@ def load(text: str) -> None:
     if "Operation not supported" in errors or "Protocol not supported" in errors:
         raise MissingError(
             f"nftables in the kernel ({said})",
-            "use a kernel with CONFIG_NF_TABLES_INET, NFT_CT, NFT_MASQ and NF_CONNTRACK, or declare kind none only",
+            "use a kernel with CONFIG_NF_TABLES_INET, NFT_CT, NFT_CONNLIMIT, NFT_MASQ, NF_CONNTRACK and "
+            "NF_CONNTRACK_TIMEOUT, or declare kind none only",
         )
     raise NetspaceError(f"nft refused the packet filter: {said}")
 
@@ -71,9 +74,12 @@ def listed(table: str) -> str | None:
 
 
 def digest(listing: str) -> str:
-    """The digest of ``nft --stateless list table`` output, whatever order the kernel's hashes give elements."""
+    """The digest of ``nft --stateless list table`` output, whatever order the kernel's hashes give elements.
+
+    What packets count in sets of theirs (``flags dynamic``) is left out.
+    """
 
     def ordered(match: re.Match[str]) -> str:
         return ",".join(sorted(" ".join(element.split()) for element in match[1].split(",")))
 
-    return hashlib.sha256(_ELEMENTS.sub(ordered, listing).encode()).hexdigest()
+    return hashlib.sha256(_ELEMENTS.sub(ordered, _COUNTED.sub(r"\1", listing)).encode()).hexdigest()

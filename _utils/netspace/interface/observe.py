@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from netspace.errors import MissingError
 from netspace.interface import ends, forwarding, kinds, namespaces, netlink, nft, records
@@ -64,6 +64,10 @@ def place(layout: Layout, name: str, record: Record) -> Place:
 def expected(layout: Layout, name: str, record: Record) -> Ends:
     """The ends that *record* asks for."""
     wanted: Ends = kinds.of(record.interface).ends(record.interface, place(layout, name, record))
+    rate = getattr(record.interface, "rate", None)
+    if rate is not None and wanted.inside is not None:
+        # The kernel counts in bytes.
+        wanted = replace(wanted, inside=replace(wanted.inside, rate=rate // 8 * 8))
     return wanted
 
 
@@ -118,7 +122,10 @@ def _live(layout: Layout, wanted: Mapping[str, Ends], kept: Mapping[str, int]) -
                 link = next((link for link in inner.links() if link.name == ends.INSIDE_NAME), None)
                 if link is not None:
                     own, ways = _by_index(inner)
-                    end = ends.seen(link, own[link.index], ways[link.index], wanted[name].inside)
+                    # Asked for where the queue isn't the one that every link has.
+                    rates = inner.rates() if link.queue == "tbf" else {}
+                    limit = rates.get(link.index, 0)
+                    end = ends.seen(link, own[link.index], ways[link.index], wanted[name].inside, limit)
                     insides[name] = (link, end)
 
     if there:

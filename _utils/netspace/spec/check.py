@@ -17,10 +17,10 @@ from pathlib import Path
 from netspace.errors import Problem
 from netspace.spec.types import (
     NAME,
-    Allow,
     ClusterBroker,
     Declaration,
     Environment,
+    Filtered,
     Interface,
     Link,
     LocalBroker,
@@ -136,8 +136,13 @@ def interface(spec: Interface, path: str) -> list[Problem]:
     problems: list[Problem] = []
     # Below 1280 there is no IPv6 (RFC 8200 section 5).
     _between(problems, f"{path}:mtu", getattr(spec, "mtu", 1500), 1280, 65535)
-    rules: tuple[Allow, ...] = getattr(spec, "allow", ())
-    for index, rule in enumerate(rules):
+    if not isinstance(spec, Filtered):
+        return problems
+    if spec.rate is not None:
+        # A packet of 1,500 bytes takes more than a second below that.
+        _between(problems, f"{path}:rate", spec.rate, 8_000, 10**12)
+    _between(problems, f"{path}:connections", spec.connections, 1, 1_000_000)
+    for index, rule in enumerate(spec.allow):
         if rule.port is None:
             continue
         where = f"{path}:allow:{index}:port"

@@ -31,6 +31,7 @@ from netspace.spec.types import (
     Interface,
     Link,
     Network,
+    Rate,
     Size,
 )
 
@@ -137,7 +138,7 @@ def encode(value: Any) -> Any:
 
 
 def _encode(value: Any) -> Any:
-    if isinstance(value, Size):
+    if isinstance(value, (Size, Rate)):
         return int(value)
     if isinstance(value, (Cidr, Address)):
         return str(value)
@@ -162,7 +163,7 @@ def convert(data: Any, of: Any, path: str) -> Any:
 
 
 def _decode(of: type, value: Any) -> Any:
-    if of in (Size, Cidr, Address):
+    if of in (Size, Rate, Cidr, Address):
         return of.parse(value)
     raise NotImplementedError(of)
 

@@ -22,6 +22,8 @@ Direction = Literal["in", "out"]
 Protocol = Literal["tcp", "udp", "icmp"]
 
 _UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
+_DECIMAL = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
+_RATE = re.compile(r"(\d{1,15})\s*([KMGT]?)(?:bit)?(?:/s)?", re.IGNORECASE)
 _SIZE = re.compile(r"(\d{1,15})\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 
 
@@ -36,6 +38,19 @@ class Size(int):
         if match is None:
             raise ValueError(f"expected a size such as 128M, got {value!r}")
         return cls(int(match[1]) * _UNITS[match[2].upper()])
+
+
+class Rate(int):
+    """A rate in bits per second; written as such or with a decimal suffix (``10M``), as networks are sold."""
+
+    @classmethod
+    def parse(cls, value: Any) -> Rate:
+        match = None
+        if isinstance(value, (int, str)) and not isinstance(value, bool):
+            match = _RATE.fullmatch(str(value).strip())
+        if match is None:
+            raise ValueError(f"expected bits per second such as 10M, got {value!r}")
+        return cls(int(match[1]) * _DECIMAL[match[2].upper()])
 
 
 class Cidr(str):
@@ -181,6 +196,19 @@ class Allow(Base, frozen=True):
 
 class Interface(Base, frozen=True, tag_field="kind"):
     """Base of the interface kinds (``netspace.interface.kinds``)."""
+
+
+class Filtered(Interface, frozen=True):
+    """Base of the kinds that are filtered: nothing passes but what ``allow`` names.
+
+    :param allow: exceptions to the default drop.
+    :param rate: bits per second that it may send at most (``10M``); absent: as fast as it can.
+    :param connections: connections that may be open at once, from it and to it together.
+    """
+
+    allow: tuple[Allow, ...] = ()
+    rate: Rate | None = None
+    connections: int = 1024
 
 
 class Environment(Base, frozen=True):

@@ -87,3 +87,11 @@ def test_digest_ignores_the_order_of_elements_and_nothing_else() -> None:
     assert nft.digest(listing('"b", "a"')) == first
     assert nft.digest(listing('"a"')) != first
     assert nft.digest(listing('"a", "b"', "accept")) != first
+
+
+def test_digest_leaves_out_what_packets_counted() -> None:
+    head = "table inet netspace {\n\tset open.3 {\n\t\tsize 65536\n\t\tflags dynamic\n"
+    counted = '\t\telements = { "a" ct count over 3 ,\n\t\t\t     "b" ct count over 3 }\n'
+    tail = "\t}\n\tset ends {\n\t\ttype ifname\n\t\telements = { %s }\n\t}\n}\n"
+    assert nft.digest(head + counted + tail % '"a"') == nft.digest(head + tail % '"a"')
+    assert nft.digest(head + tail % '"b"') != nft.digest(head + tail % '"a"')

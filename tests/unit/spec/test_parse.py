@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from netspace.errors import SpecError
 from netspace.spec import parse
-from netspace.spec.types import Cidr, LocalBroker, Requirement, Size
+from netspace.spec.types import Cidr, LocalBroker, Rate, Requirement, Size
 
 SHOP = {
     "attestation": {"policy": "prefer", "minimum": "L3"},
@@ -79,6 +79,17 @@ def test_what_is_encoded_parses_to_the_same():
         ),
         ("environmnets", {}, "netspace:environmnets: unknown; did you mean environments?"),
         ("environments:web:limits:memory", "12X", "netspace:environments:web:limits:memory: expected a size"),
+        (
+            "environments:orders:interface:rate",
+            "10 miles",
+            "netspace:environments:orders:interface:rate: expected bits per second such as 10M",
+        ),
+        ("environments:orders:interface:rate", "1K", "netspace:environments:orders:interface:rate: 1000 is out of"),
+        (
+            "environments:orders:interface:connections",
+            0,
+            "netspace:environments:orders:interface:connections: 0 is out of",
+        ),
         ("environments:web:limits:memory", 1, "netspace:environments:web:limits:memory: 1 is out of"),
         ("environments:web:limits:cpus", float("nan"), "netspace:environments:web:limits:cpus: nan is out of"),
         ("environments:web:interface", {"kind": "vteh"}, "netspace:environments:web:interface:kind: 'vteh'"),
@@ -247,3 +258,9 @@ def test_any_document_is_parsed_or_refused(data):
 def test_sizes_are_bytes(number, unit):
     factor = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}[unit.upper()[:1]]
     assert Size.parse(f"{number}{unit}") == number * 1024**factor
+
+
+@given(st.integers(min_value=0, max_value=10**6), st.sampled_from(["", "K", "M", "G"]), st.sampled_from(["", "bit"]))
+def test_rates_are_bits_and_decimal(number, unit, word):
+    factor = 1000 ** ["", "K", "M", "G"].index(unit)
+    assert Rate.parse(f"{number}{unit}{word}") == number * factor

@@ -22,7 +22,8 @@ A module holds all that is special to its kind, and nothing else knows it:
 - ``""``: there are none (none).
 
 Keys that mean the same in every kind: ``ipv4`` and ``ipv6`` (a kind with them gets
-addresses), ``mtu``, ``allow`` (a kind with it is filtered).
+addresses), ``mtu``, and those of :class:`netspace.spec.types.Filtered`, the base of every kind
+that has a ``FILTER``.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def _found() -> dict[str, tuple[ModuleType, type[Interface]]]:
     for entry in sorted(pkgutil.iter_modules(__path__), key=lambda entry: entry.name):
         module = importlib.import_module(f"{__name__}.{entry.name}")
         for value in vars(module).values():
-            if isinstance(value, type) and issubclass(value, Interface) and value is not Interface:
+            if isinstance(value, type) and issubclass(value, Interface) and value.__module__ == module.__name__:
                 found[str(value.__struct_config__.tag)] = (module, value)
     return found
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 from netspace.interface import netlink
 from netspace.interface.ends import INSIDE_INDEX, INSIDE_NAME, End, Ends, Place
 from netspace.interface.netlink import Message, Route
-from netspace.spec.types import Address, Allow, Interface
+from netspace.spec.types import Address, Filtered
 
 NEEDS = "veth"
 FILTER = "host"
@@ -23,19 +23,17 @@ _ANYWHERE = {"ipv4": "0.0.0.0/0", "ipv6": "::/0"}
 _LENGTH = {"ipv4": 32, "ipv6": 128}
 
 
-class Veth(Interface, frozen=True, tag="veth"):
+class Veth(Filtered, frozen=True, tag="veth"):
     """A veth pair between the environment and the host.
 
     :param ipv4: a fixed address; absent: a stable one out of ``network:ipv4``.
     :param ipv6: likewise.
     :param mtu: bytes.
-    :param allow: exceptions to the default drop.
     """
 
     ipv4: Address | None = None
     ipv6: Address | None = None
     mtu: int = 1500
-    allow: tuple[Allow, ...] = ()
 
 
 def ends(spec: Veth, place: Place) -> Ends:

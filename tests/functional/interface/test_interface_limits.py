@@ -1,0 +1,153 @@
+"""What one environment may take of the host: bytes per second that it sends, connections that are open."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from interface_bench import WIRE, WORLD, Bench, connect, listen, reaches, run, veth, within
+
+pytestmark = pytest.mark.root
+families = pytest.mark.parametrize("family", ["ipv4", "ipv6"])
+
+DATAGRAMS, SIZE = 200, 1400
+SINK = {"direction": "out", "cidr": WORLD["ipv4"], "protocol": "udp", "port": 9}
+TCP = {"direction": "out", "cidr": WORLD["ipv4"], "port": 8080}
+
+
+def sent(bench: Bench, name: str) -> int:
+    shown = json.loads(run(f"ip -n {bench.path(name).name} -j -s link show eth0"))
+    return int(shown[0]["stats64"]["tx"]["bytes"])
+
+
+def flood(bench: Bench, name: str) -> int:
+    """Send a known amount as fast as one can; return how much of it came out of the interface."""
+
+    def send() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.setblocking(False)
+            for _ in range(DATAGRAMS):
+                try:
+                    sender.sendto(bytes(SIZE), (WIRE["ipv4"][1], 9))
+                except BlockingIOError:
+                    return  # as much waits as a socket may have waiting
+
+    before = sent(bench, name)
+    within(bench.path(name), send)
+    return sent(bench, name) - before
+
+
+def queue(bench: Bench) -> str:
+    return run(f"ip netns exec {bench.path('a').name} tc qdisc show dev eth0")
+
+
+def test_rate_bounds_what_is_sent_and_changes_in_place(bench: Bench, outside: Path) -> None:
+    bench.make(a=veth(SINK, TCP, rate="64K"), b=veth(SINK, TCP))
+    # 8,000 bytes a second, and some 6,000 at once: half of it all would take 17 seconds.
+    assert 0 < flood(bench, "a") < DATAGRAMS * SIZE / 2
+    assert flood(bench, "b") >= DATAGRAMS * SIZE, "nobody else is slowed down"
+    index = run(f"ip netns exec {bench.path('a').name} cat /sys/class/net/eth0/ifindex")
+    with listen(outside, WIRE["ipv4"][1], 8080) as server:
+        client = connect(bench.path("a"), WIRE["ipv4"][1], 8080, timeout=20)
+        assert client is not None
+        accepted, _ = server.accept()
+        with client, accepted:
+            steps = bench.plan(bench.desired(a=veth(SINK, TCP, rate="10G"), b=veth(SINK, TCP))).steps
+            assert {step.name: dict(step.changes) for step in steps} == {"a": {"rate": {"old": 64_000, "new": 10**10}}}
+            bench.make(a=veth(SINK, TCP, rate="10G"), b=veth(SINK, TCP))
+            client.send(b"still there")
+            accepted.settimeout(20)
+            assert accepted.recv(100) == b"still there"
+    assert flood(bench, "a") >= DATAGRAMS * SIZE
+    assert run(f"ip netns exec {bench.path('a').name} cat /sys/class/net/eth0/ifindex") == index
+    bench.make(a=veth(SINK), b=veth(SINK))
+    assert "tbf" not in queue(bench)
+
+
+@pytest.mark.parametrize(
+    "command", ["tc qdisc del dev eth0 root", "tc qdisc replace dev eth0 root tbf rate 1gbit burst 1m latency 1s"]
+)
+def test_a_changed_rate_is_seen_and_repaired(bench: Bench, outside: Path, command: str) -> None:
+    desired = bench.make(a=veth(SINK, rate="64K"))
+    before = queue(bench)
+    run(f"ip netns exec {bench.path('a').name} {command}")
+    (step,) = bench.plan(desired).steps
+    assert step.changes["inside:rate"]["new"] == 64_000
+    bench.apply(desired)
+    assert queue(bench) == before
+    assert not bench.plan(desired).steps
+
+
+@families
+def test_connections_have_a_limit_of_their_own(bench: Bench, outside: Path, family: str) -> None:
+    out = {"direction": "out", "cidr": WORLD[family], "port": 8080}
+    into = {"direction": "in", "cidr": WORLD[family], "port": 80}
+    bench.make(a=veth(out, into, connections=3), b=veth(out, connections=3), c=veth(out))
+    far, own = WIRE[family][1], bench.address("a", family)
+    with ExitStack() as stack:
+        server = stack.enter_context(listen(outside, far, 8080))
+        inner = stack.enter_context(listen(bench.path("a"), own, 80))
+
+        def take() -> socket.socket | None:
+            made = connect(bench.path("a"), far, 8080)
+            return None if made is None else stack.enter_context(made)
+
+        first, second = take(), take()
+        assert first is not None and second is not None
+        into_it = connect(outside, own, 80)
+        assert into_it is not None, "the third, from outside"
+        stack.enter_context(into_it)
+        assert take() is None
+        assert connect(outside, own, 80) is None
+        for other in ("b", "c"):
+            made = connect(bench.path(other), far, 8080)
+            assert made is not None, "another's limit is another's"
+            stack.enter_context(made)
+        desired = bench.desired(a=veth(out, into, connections=3), b=veth(out, connections=3), c=veth(out))
+        run("nft add table inet foreign")
+        run("nft delete table inet foreign")
+        assert not bench.plan(desired).steps, "what is counted is no drift"
+        first.close()
+        server.settimeout(5)
+        server.accept()[0].close()
+        for _ in range(100):
+            if (again := take()) is not None:
+                break
+            time.sleep(0.05)
+        assert again is not None, "one closed makes room"
+        del inner
+
+
+@families
+def test_what_is_closed_leaves_the_table_of_connections(bench: Bench, outside: Path, family: str) -> None:
+    """Else one that opens and closes quickly would fill the host's table, however few are open."""
+    bench.make(a=veth({"direction": "out", "cidr": WORLD[family], "port": 8080}))
+    far = WIRE[family][1]
+    with listen(outside, far, 8080) as server:
+        client = connect(bench.path("a"), far, 8080)
+        assert client is not None
+        accepted, _ = server.accept()
+        client.close()
+        assert accepted.recv(1) == b""
+        accepted.close()
+    for _ in range(100):
+        own = [
+            line.split()
+            for line in Path("/proc/thread-self/net/nf_conntrack").read_text().splitlines()
+            if "dport=8080" in line
+        ]
+        if all(fields[5] in ("TIME_WAIT", "CLOSE") for fields in own):
+            break
+        time.sleep(0.05)
+    assert all(int(fields[4]) <= 2 for fields in own), own
+
+
+def test_no_helper_reads_along(bench: Bench, outside: Path) -> None:
+    bench.make(a=veth({"direction": "out", "cidr": WORLD["ipv4"], "port": 21}))
+    assert reaches(bench.path("a"), outside, WIRE["ipv4"][1], 21)
+    assert "helper" not in Path("/proc/thread-self/net/nf_conntrack").read_text()
+    assert "helper" not in run("nft list table inet netspace")
