@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import subprocess
 import sys
@@ -55,6 +56,16 @@ class Salt:
         assert done.stdout, done.stderr
         return json.loads(done.stdout)["local"], done.stderr
 
+    def run(self, *arguments: str) -> tuple[Any, int]:
+        """``salt-run``: what the runner returned, and the exit status."""
+        command = "import sys; from salt.scripts import salt_run; sys.argv[0] = 'salt-run'; salt_run()"
+        done = subprocess.run(
+            [str(self.python), "-c", command, "-c", str(self.config.parent), "--out", "json", *arguments],
+            capture_output=True, text=True, check=False, cwd="/",
+        )  # fmt: skip
+        assert done.stdout, done.stderr
+        return json.loads(done.stdout), done.returncode
+
     def load(self) -> dict[str, Any]:
         """What Salt's loaders find, and where the library came from."""
         done = subprocess.run(
@@ -80,6 +91,9 @@ def configure(folder: Path, source: Path | None) -> Path:
         "pillar_roots": {"base": []},
     }
     (folder / "minion").write_text(yaml.safe_dump(settings))
+    master = {**settings, "conf_file": str(folder / "master"), "user": getpass.getuser()}
+    (folder / "master").write_text(yaml.safe_dump(master))
+    (folder / "var/cache/salt/master/proc").mkdir(parents=True)  # as a master makes it when it starts
     return folder / "minion"
 
 
@@ -106,6 +120,8 @@ def build(mode: str, folder: Path) -> Salt:
         salt = Salt(Path(sys.executable), config, source, folder / "salt/var/cache/salt/minion/extmods/utils")
         synced, _ = salt.call("saltutil.sync_all")
         assert "utils.netspace.__init__" in synced["utils"], synced
+        synced, _ = salt.run("saltutil.sync_all")
+        assert "runners.netspace_attestation" in synced["runners"], synced
         return salt
     python = scratch(folder / "venv")
     pip_install(python, *(["--editable"] if mode == "editable" else []), str(source))

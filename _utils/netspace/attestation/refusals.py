@@ -114,3 +114,27 @@ class ChallengeExpired(Refused):
     """An answer that came too late, or a second time."""
 
     code = "challenge-expired"
+
+
+class LogMalformed(Malformed):
+    """A boot log, or systemd's, that can't be read to its end."""
+
+    code = "log-malformed"
+
+
+class LogMismatch(Refused):
+    """A boot log that does not lead to the quoted PCR values."""
+
+    code = "log-mismatch"
+
+
+class ListMalformed(Malformed):
+    """A measurement list (IMA) that can't be read to its end."""
+
+    code = "ima-malformed"
+
+
+class ListMismatch(Refused):
+    """A measurement list that does not lead to the quoted value of PCR 10."""
+
+    code = "ima-mismatch"

@@ -40,6 +40,7 @@ from netspace.attestation.refusals import (
     ClockRolledBack,
     EndorsementKeyChanged,
     Malformed,
+    Refused,
     UnknownAttestationKey,
     WrongActivation,
     WrongAttestationKey,
@@ -50,10 +51,12 @@ from netspace.attestation.refusals import (
     WrongSelection,
     WrongSignature,
 )
-from netspace.attestation.structures import Clock, Public
+from netspace.attestation.structures import Clock, Public, Signature
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+    from netspace.attestation.structures import PublicKey
 
 CHALLENGE_SECONDS = 60.0
 References = Mapping[int, Collection[bytes]]
@@ -186,12 +189,7 @@ def challenge(
             "if that was on purpose, forget the old one (netspace_attestation.forget)"
         )
     key = structures.public(enrolment.attestation)
-    if key.attributes & _AK_REQUIRED != _AK_REQUIRED or key.attributes & _AK_FORBIDDEN:
-        raise WrongAttestationKey(
-            f"attributes {key.attributes:08x}: it must be restricted, for signing alone, and fixed to its TPM"
-        )
-    if key.scheme is None or key.symmetric is not None:
-        raise WrongAttestationKey("the attestation key is not restricted to one signature scheme")
+    check_attestation_key(key)
     return Challenge(key, endorsement, enrolment.template, untrusted, context, now + CHALLENGE_SECONDS)
 
 
@@ -220,16 +218,16 @@ def verify_quote(evidence: Evidence, bound: Bound, expected: Expected) -> Verifi
     if evidence.key != bound.key.raw:
         raise UnknownAttestationKey("evidence by another key than the one bound to this TPM")
     quote = structures.quote(evidence.attest)
-    _check_signature(evidence, bound.key)
+    check_signature(evidence.signature, evidence.attest, bound.key.key(), bound.key.scheme)
     if not hmac.compare_digest(quote.extra, expected.context.qualifying()):
         raise WrongQualifyingData("signed for another nonce, session, host or verifier")
     wanted = frozenset(expected.pcrs)
     if quote.selections != ((BANK_ID, wanted),):
-        raise WrongSelection(f"the quote covers {_selected(quote.selections)}, not exactly sha256:{_pcrs(wanted)}")
+        raise WrongSelection(f"the quote covers {_selected(quote.selections)}, not exactly sha256:{shown(wanted)}")
     if evidence.pcrs.keys() != wanted:
-        raise WrongSelection(f"values of PCRs {_pcrs(evidence.pcrs)} came with a quote of {_pcrs(wanted)}")
+        raise WrongSelection(f"values of PCRs {shown(evidence.pcrs)} came with a quote of {shown(wanted)}")
     values = b"".join(evidence.pcrs[pcr] for pcr in sorted(wanted))
-    # The hash of the key's scheme (Part 3, TPM2_Quote), which _check_signature has found to be a good one.
+    # The hash of the key's scheme (Part 3, TPM2_Quote), which check_signature has found to be a good one.
     scheme = cast("tuple[int, int]", bound.key.scheme)
     if not hmac.compare_digest(hashlib.new(structures.HASHES[scheme[1]], values).digest(), quote.digest):
         raise WrongDigest("the PCR values are not those that were quoted")
@@ -238,26 +236,48 @@ def verify_quote(evidence: Evidence, bound: Bound, expected: Expected) -> Verifi
     return Verified(level, reason, remedy, bound.key.fingerprint, quote.clock, dict(evidence.pcrs), _SEAL)
 
 
-def _check_signature(evidence: Evidence, key: Public) -> None:
+def check_signature(raw: bytes, attest: bytes, key: PublicKey, scheme: tuple[int, int] | None) -> Signature:
+    """Check that *raw*, a TPMT_SIGNATURE, is *key*'s over *attest*, and return it.
+
+    :param scheme: what the key is restricted to; None where that isn't known.
+    :raises Refused: `malformed`, `scheme` or `signature`, in this order.
+    """
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric import ec, padding
 
-    signature = structures.signature(evidence.signature)
-    if (signature.scheme, signature.hash) != key.scheme:
+    signature = structures.signature(raw)
+    if scheme is not None and (signature.scheme, signature.hash) != scheme:
         raise WrongScheme(f"signed by {signature.scheme:04x}/{signature.hash:04x}, the key is for another scheme")
     if signature.hash not in structures.HASHES:
         raise WrongScheme(f"hash {signature.hash:04x}; SHA-256 or better is required")
+    curve = isinstance(key, ec.EllipticCurvePublicKey)
+    if curve != (signature.scheme == structures.ECDSA):
+        raise WrongScheme(f"a signature by {signature.scheme:04x}, which this kind of key can't make")
     algorithm = structures.hash_algorithm(signature.hash)
     try:
-        if signature.scheme == structures.ECDSA:
-            cast("ec.EllipticCurvePublicKey", key.key()).verify(signature.value, evidence.attest, ec.ECDSA(algorithm))
+        if curve:
+            cast("ec.EllipticCurvePublicKey", key).verify(signature.value, attest, ec.ECDSA(algorithm))
         else:
             block: Any = padding.PKCS1v15()
             if signature.scheme == structures.RSAPSS:
                 block = padding.PSS(padding.MGF1(algorithm), padding.PSS.AUTO)
-            cast("rsa.RSAPublicKey", key.key()).verify(signature.value, evidence.attest, block, algorithm)
+            cast("rsa.RSAPublicKey", key).verify(signature.value, attest, block, algorithm)
     except InvalidSignature as err:
         raise WrongSignature("the attestation key did not sign this") from err
+    return signature
+
+
+def check_attestation_key(key: Public) -> None:
+    """Check that *key* can sign nothing but what its TPM made, and can't leave it.
+
+    :raises WrongAttestationKey: when it could.
+    """
+    if key.attributes & _AK_REQUIRED != _AK_REQUIRED or key.attributes & _AK_FORBIDDEN:
+        raise WrongAttestationKey(
+            f"attributes {key.attributes:08x}: it must be restricted, for signing alone, and fixed to its TPM"
+        )
+    if key.scheme is None or key.symmetric is not None:
+        raise WrongAttestationKey("the attestation key is not restricted to one signature scheme")
 
 
 def _check_clock(clock: Clock, previous: Clock | None) -> None:
@@ -287,7 +307,7 @@ def _judge(evidence: Evidence, bound: Bound, expected: Expected) -> tuple[int, s
         return 3, "the firmware gives no boot log", "boot by UEFI with a TPM that the firmware knows"
     try:
         eventlog.parse(evidence.boot_log).check(evidence.pcrs)
-    except Malformed as err:
+    except Refused as err:
         return 3, str(err), "find out what was measured without being logged, and boot again"
     for pcr in sorted(evidence.pcrs):
         if evidence.pcrs[pcr] not in expected.references.get(pcr, ()):
@@ -349,9 +369,10 @@ def references(data: Any) -> References:
     return found
 
 
-def _pcrs(pcrs: Collection[int]) -> str:
+def shown(pcrs: Collection[int]) -> str:
+    """PCR numbers for people."""
     return ",".join(str(pcr) for pcr in sorted(pcrs)) or "none"
 
 
 def _selected(selections: Sequence[tuple[int, frozenset[int]]]) -> str:
-    return " + ".join(f"{structures.HASHES.get(bank, f'{bank:04x}')}:{_pcrs(pcrs)}" for bank, pcrs in selections)
+    return " + ".join(f"{structures.HASHES.get(bank, f'{bank:04x}')}:{shown(pcrs)}" for bank, pcrs in selections)

@@ -41,6 +41,14 @@ def test_a_state_reaches_the_library(salt: Salt) -> None:
     assert "did you mean memory" in state["comment"]
 
 
+def test_a_runner_reaches_the_library(salt: Salt) -> None:
+    log = checkout.ROOT / "tests/fixtures/eventlogs/uki/binary_bios_measurements"
+    found, status = salt.run("netspace_attestation.replay", str(log))
+    assert status == 0 and len(found["banks"]["sha256"]) > 8
+    found, status = salt.run("netspace_attestation.replay", str(log.parent / "ak.pub"))
+    assert status == 1 and found["code"] == "log-malformed"
+
+
 def test_both_at_once_is_warned_of(tmp_path: Path) -> None:
     pip = build("pip", tmp_path / "pip")
     both = Salt(pip.python, configure(tmp_path / "both", pip.source), pip.source, pip.library)

@@ -126,18 +126,3 @@ def test_mutations(data: st.DataObject, fake_tpm) -> None:
             parsed.key()
     except refusals.Refused as err:
         assert err.code in str(err)
-
-
-def test_codes_are_unique_and_documented() -> None:
-    page = (Path(__file__).parents[3] / "docs/trust-levels.md").read_text()
-    from netspace.attestation import eventlog
-
-    found = [eventlog.LogMalformed, eventlog.LogMismatch]
-    found += [
-        value
-        for value in vars(refusals).values()
-        if isinstance(value, type) and issubclass(value, refusals.Refused) and value is not refusals.Refused
-    ]
-    codes = [one.code for one in found]
-    assert len(set(codes)) == len(codes)
-    assert [code for code in codes if f"`{code}`" not in page] == []

@@ -1,0 +1,266 @@
+"""The kernel's measurement list (IMA): parsed strictly, replayed, and matched to a quote of PCR 10.
+
+Reads ``binary_runtime_measurements`` and, by converting it, ``ascii_runtime_measurements``
+(kernel: security/integrity/ima, Documentation/security/IMA-templates.rst). The list grows
+while it is read: lines beyond the quoted value are left for the next time. A verifier asks
+only for what is new, from a :class:`State`. Which files are allowed is said by
+``netspace.attestation.policy``. No file is read here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from netspace.attestation.refusals import ListMalformed, ListMismatch
+
+PCR = 10
+MAX_LIST = 32 * 1024 * 1024
+MAX_LINES = 500_000
+MAX_ENTRY = 1024 * 1024
+MAX_NAME = 255
+_ZERO = bytes(20)
+# The original template's file name is hashed as a buffer of this size (IMA_EVENT_NAME_LEN_MAX + 1).
+_PADDED = 256
+# Templates whose first fields are a digest with its algorithm and a file name.
+_NAMED = frozenset((b"ima-ng", b"ima-sig", b"ima-buf", b"ima-modsig", b"evm-sig"))
+_NAMED_V2 = frozenset((b"ima-ngv2", b"ima-sigv2"))
+_SIGNED = frozenset((b"ima-sig", b"ima-sigv2", b"ima-modsig"))
+
+
+class Entry(NamedTuple):
+    """One line: what was measured is *data* (the SHA-1 of it is *digest*), or for a violation ``0xff`` alone.
+
+    :param template: its name.
+    """
+
+    digest: bytes
+    template: bytes
+    data: bytes
+
+    @property
+    def violation(self) -> bool:
+        """A file that was written while it was measured or run. **What *data* says of it is not authentic.**"""
+        return self.digest == _ZERO
+
+
+class File(NamedTuple):
+    """What a line says of a file.
+
+    :param digest: as the kernel writes it: ``algorithm:``, NUL, the digest.
+    :param signature: the file's signature (``security.ima``), where the template has one.
+    """
+
+    path: bytes
+    digest: bytes
+    signature: bytes = b""
+
+
+@dataclass(frozen=True)
+class State:
+    """How far a list was read: *lines* of it lead to *value* (the SHA-256 bank).
+
+    :param boot: (resetCount, restartCount) of the TPM: after a reboot nothing of this holds.
+    :param policy: fingerprint of the policy that the lines were judged by.
+    :param refused: the first line that the policy refuses, with its code; it stays refused until the next boot.
+    """
+
+    lines: int = 0
+    value: bytes = bytes(32)
+    boot: tuple[int, int] = (0, 0)
+    policy: str = ""
+    refused: tuple[str, str] | None = None
+
+
+def parse(raw: bytes) -> list[Entry]:
+    """Parse lines of ``binary_runtime_measurements`` (little-endian).
+
+    :raises ListMalformed: when it isn't whole lines, each measured into PCR 10.
+    """
+    size = len(raw)
+    if size > MAX_LIST:
+        raise ListMalformed(f"IMA list: {size} bytes, at most {MAX_LIST} are possible at once")
+    found: list[Entry] = []
+    number = int.from_bytes
+    at = 0
+    while at < size:
+        head = at + 28
+        if head > size:
+            raise _short(found, size)
+        pcr, length = number(raw[at : at + 4], "little"), number(raw[at + 24 : head], "little")
+        if pcr != PCR or not 0 < length <= MAX_NAME:
+            raise ListMalformed(f"IMA list: line {len(found)}: PCR {pcr}, a template's name of {length} bytes")
+        digest = raw[at + 4 : at + 24]
+        at = head + length
+        template = raw[head:at]
+        if template == b"ima":  # the only one whose data has no length before it
+            length = 24 + number(raw[at + 20 : at + 24], "little")
+        else:
+            length = number(raw[at : at + 4], "little")
+            at += 4
+        end = at + length
+        if length > MAX_ENTRY or len(found) == MAX_LINES:
+            raise ListMalformed(f"IMA list: line {len(found)}: {length} bytes, or more than {MAX_LINES} lines")
+        if end > size:
+            raise _short(found, size)
+        found.append(Entry(digest, template, raw[at:end]))
+        at = end
+    return found
+
+
+def _short(found: list[Entry], size: int) -> ListMalformed:
+    return ListMalformed(f"IMA list: ends after {size} bytes within line {len(found)}")
+
+
+def measured(entry: Entry, bank: str = "sha256") -> bytes:
+    """Return what PCR 10 of *bank* was extended with for *entry*."""
+    if entry.digest == _ZERO:
+        return b"\xff" * hashlib.new(bank).digest_size
+    data = entry.data
+    if entry.template == b"ima":
+        data = data[:20] + data[24:].ljust(_PADDED, b"\0")
+    return hashlib.new(bank, data).digest()
+
+
+def genuine(entry: Entry) -> bool:
+    """Whether the line's SHA-1 is of its data: false for a list that somebody edited by hand.
+
+    Redundant where the list is matched to a quote of SHA-256, so that is not asked then.
+    """
+    return entry.violation or measured(entry, "sha1") == entry.digest
+
+
+def replay(entries: list[Entry], bank: str = "sha256", value: bytes | None = None) -> Iterator[bytes]:
+    """Yield PCR 10's value after each of *entries*, beginning with *value* (zero at boot)."""
+    current = bytes(hashlib.new(bank).digest_size) if value is None else value
+    for entry in entries:
+        current = hashlib.new(bank, current + measured(entry, bank)).digest()
+        yield current
+
+
+def match(entries: list[Entry], start: bytes, quoted: bytes) -> int:
+    """Return how many of *entries* lead from *start* to the *quoted* value; later ones were not quoted yet.
+
+    :raises ListMismatch: when no number of them does.
+    """
+    if hmac.compare_digest(start, quoted):
+        return 0
+    sha256 = hashlib.sha256
+    value = start
+    for index, entry in enumerate(entries):
+        # measured(), written out: this is done for each line of each host.
+        if entry[0] == _ZERO:
+            part = b"\xff" * 32
+        elif entry[1] == b"ima":
+            part = measured(entry)
+        else:
+            part = sha256(entry[2]).digest()
+        value = sha256(value + part).digest()
+        if value == quoted:
+            return index + 1
+    raise ListMismatch(
+        f"IMA list: {len(entries)} lines from {start.hex()[:16]}... lead to {value.hex()[:16]}..., "
+        f"the TPM has {quoted.hex()[:16]}... in PCR {PCR}"
+    )
+
+
+def file(entry: Entry) -> File | None:
+    """Return what *entry* says of a file; None for a template that isn't known, or other data than it has."""
+    data = entry.data
+    template = entry.template
+    if template == b"ima":
+        # Its digests are SHA-1 or MD5, and it doesn't say which: 20 bytes of SHA-1 by default.
+        return File(data[24:], b"sha1:\0" + data[:20]) if 24 < len(data) <= 24 + _PADDED else None
+    if template not in _NAMED and template not in _NAMED_V2:
+        return None
+    size = len(data)
+    end = 4 + int.from_bytes(data[:4], "little")
+    digest = data[4:end]
+    start = end + 4
+    if start > size:
+        return None
+    end = start + int.from_bytes(data[end:start], "little")
+    path = data[start:end]
+    if end > size or not path.endswith(b"\0") or digest.find(b":\0") < 1:
+        return None
+    if template in _NAMED_V2:
+        kind, _, digest = digest.partition(b":")
+        if kind != b"ima":  # fs-verity's digest is not of the file's content
+            digest = kind + b":" + digest
+    signature = b""
+    if template in _SIGNED:
+        start = end + 4
+        if start > size:
+            return None
+        signature = data[start : start + int.from_bytes(data[end:start], "little")]
+    return File(path[:-1], digest, signature)
+
+
+def boot_aggregate(entries: list[Entry]) -> bytes | None:
+    """Return the first line's digest of the PCRs at boot (as in :class:`File`); None where it isn't that line."""
+    first = file(entries[0]) if entries else None
+    return first.digest if first is not None and first.path == b"boot_aggregate" else None
+
+
+def from_ascii(raw: bytes) -> bytes:
+    """Convert ``ascii_runtime_measurements`` to the binary form.
+
+    Each line's SHA-1 must be of the line that results (violations have none), so nothing is
+    guessed. Templates that show other fields than these can't be converted: ima, ima-ng, ima-sig,
+    ima-ngv2, ima-sigv2, ima-buf.
+
+    :raises ListMalformed: for a line that can't be.
+    """
+    if len(raw) > MAX_LIST:
+        raise ListMalformed(f"IMA list: {len(raw)} bytes, at most {MAX_LIST} are possible at once")
+    out: list[bytes] = []
+    for number, line in enumerate(raw.split(b"\n")):
+        if line:
+            out.append(_line(line, number))
+    return b"".join(out)
+
+
+def _line(line: bytes, number: int) -> bytes:
+    try:
+        pcr, digest, template, shown, rest = line.split(b" ", 4)
+        raw_digest = bytes.fromhex(digest.decode("ascii"))
+        if pcr.strip() != b"%d" % PCR or len(raw_digest) != 20:
+            raise ValueError("not a measurement into PCR 10")
+        head = PCR.to_bytes(4, "little") + raw_digest + _sized(template)
+        for data in _datas(template, shown, rest):
+            # From the ASCII form a name's final spaces can't be told from an empty last field.
+            body = data if template == b"ima" else _sized(data)
+            (entry,) = parse(head + body)
+            if genuine(entry):
+                return head + body
+    except ValueError as err:
+        raise ListMalformed(f"IMA list: line {number}: {err}") from err
+    raise ListMalformed(f"IMA list: line {number}: its digest is not of what it says")
+
+
+def _datas(template: bytes, shown: bytes, rest: bytes) -> Iterator[bytes]:
+    name, _, last = rest.rpartition(b" ")
+    if template == b"ima":
+        digest = bytes.fromhex(shown.decode("ascii"))
+        yield digest + _sized(rest)
+    elif template in (b"ima-ng", b"ima-ngv2"):
+        yield _sized(_shown(shown)) + _sized(rest + b"\0")
+    elif template in (b"ima-sig", b"ima-sigv2", b"ima-buf"):
+        with contextlib.suppress(ValueError):
+            yield _sized(_shown(shown)) + _sized(name + b"\0") + _sized(bytes.fromhex(last.decode("ascii")))
+        yield _sized(_shown(shown)) + _sized(rest + b"\0") + _sized(b"")
+    else:
+        raise ValueError(f"the template {template[:40]!r} can be read from the binary list only")
+
+
+def _shown(text: bytes) -> bytes:
+    algorithm, _, digest = text.rpartition(b":")
+    return algorithm + b":\0" + bytes.fromhex(digest.decode("ascii"))
+
+
+def _sized(data: bytes) -> bytes:
+    return len(data).to_bytes(4, "little") + data

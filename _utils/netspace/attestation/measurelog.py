@@ -1,0 +1,136 @@
+"""systemd's measurement log (``tpm2-measure.log``): parsed strictly, and replayed after the boot log.
+
+What systemd measures itself once the firmware has gone (boot phases into PCR 11, machine id
+and volumes into PCR 15), as JSON text sequences (RFC 7464) in the shape of TCG's Canonical
+Event Log. No file is read here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from netspace.attestation.eventlog import BANKS, PCRS
+from netspace.attestation.refusals import LogMalformed
+
+MAX_LOG = 1024 * 1024
+MAX_RECORDS = 4096
+MAX_TEXT = 4096
+_NAMES = frozenset(BANKS.values())
+
+
+@dataclass(frozen=True)
+class Record:
+    """One measurement: *digests* by the bank's name, *text* what systemd says it measured.
+
+    :param kind: systemd's name of it, e.g. ``phase``.
+    """
+
+    pcr: int
+    digests: Mapping[str, bytes]
+    kind: str
+    text: str
+
+    def proved(self, bank: str) -> bool:
+        """Whether the digest is of the text: only then was that measured."""
+        return self.digests.get(bank) == hashlib.new(bank, self.text.encode()).digest()
+
+    def describe(self) -> dict[str, Any]:
+        """Return the record for people, as ``events.describe`` does."""
+        return {
+            "pcr": self.pcr,
+            "type": f"systemd:{self.kind}",
+            "digests": {bank: digest.hex() for bank, digest in self.digests.items()},
+            "matches": all(self.proved(bank) for bank in self.digests),
+            "text": self.text[:1024],
+        }
+
+
+def parse(raw: bytes) -> tuple[Record, ...]:
+    """Parse a log; what systemd measured into NV indices is passed over.
+
+    :raises LogMalformed: where it is none, or not a whole one.
+    """
+    if len(raw) > MAX_LOG:
+        raise LogMalformed(f"systemd's log: {len(raw)} bytes, at most {MAX_LOG} are possible")
+    parts = raw.split(b"\x1e")
+    if parts[0].strip():
+        raise LogMalformed("systemd's log: does not begin with a record")
+    if len(parts) > MAX_RECORDS + 1:
+        raise LogMalformed(f"systemd's log: more than {MAX_RECORDS} records")
+    found: list[Record] = []
+    for part in parts[1:]:
+        if not part.endswith(b"\n"):  # RFC 7464, 2.4: a record may have been cut
+            raise LogMalformed(f"systemd's log: record {len(found)} is cut")
+        record = _record(part, len(found))
+        if record is not None:
+            found.append(record)
+    return tuple(found)
+
+
+def _record(part: bytes, number: int) -> Record | None:
+    def refuse(problem: object) -> LogMalformed:
+        return LogMalformed(f"systemd's log: record {number}: {problem}")
+
+    try:
+        data = json.loads(part, object_pairs_hook=_once)
+    except (ValueError, RecursionError) as err:
+        raise refuse(err) from err
+    if not isinstance(data, dict):
+        raise refuse("not an object")
+    if "pcr" not in data and ("nv_index" in data or "nvIndex" in data):
+        return None
+    pcr, digests, content = data.get("pcr"), data.get("digests"), data.get("content")
+    if type(pcr) is not int or not 0 <= pcr < PCRS:
+        raise refuse("no PCR")
+    if not isinstance(digests, list) or not 1 <= len(digests) <= 16:
+        raise refuse("no list of 1 to 16 digests")
+    if data.get("content_type") != "systemd" or not isinstance(content, dict):
+        raise refuse("not by systemd")
+    values: dict[str, bytes] = {}
+    for one in digests:
+        name, digest = (one.get("hashAlg"), one.get("digest")) if isinstance(one, dict) else (None, None)
+        if not isinstance(name, str) or not isinstance(digest, str) or name in values or len(digest) > 128:
+            raise refuse("a digest that is none, or twice")
+        if name not in _NAMES:
+            continue
+        try:
+            values[name] = bytes.fromhex(digest)
+        except ValueError as err:
+            raise refuse(err) from err
+        if len(values[name]) != hashlib.new(name).digest_size:
+            raise refuse(f"a digest of {len(values[name])} bytes")
+    said, kind = content.get("string", ""), content.get("eventType", "")
+    if not isinstance(said, str) or not isinstance(kind, str) or len(said) > MAX_TEXT or len(kind) > 64:
+        raise refuse("a text that is none, or too long")
+    try:
+        said.encode(), kind.encode()
+    except UnicodeEncodeError as err:
+        raise refuse(err) from err
+    return Record(pcr, values, kind, said)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse a key that is given twice: readers differ in which one counts."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key is given twice")
+    return found
+
+
+def extend(values: Mapping[int, bytes], records: Sequence[Record], bank: str) -> dict[int, bytes]:
+    """Return PCR *values* after *records*.
+
+    :raises LogMalformed: when a record has no digest for *bank*.
+    """
+    found = dict(values)
+    start = bytes(hashlib.new(bank).digest_size)
+    for number, record in enumerate(records):
+        digest = record.digests.get(bank)
+        if digest is None:
+            raise LogMalformed(f"systemd's log: record {number} has no {bank} digest")
+        found[record.pcr] = hashlib.new(bank, found.get(record.pcr, start) + digest).digest()
+    return found

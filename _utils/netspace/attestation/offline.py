@@ -1,0 +1,312 @@
+"""Quotes and logs in files, as tpm2-tools and the kernel write them: what is right, what is wrong.
+
+For people, on any machine: no TPM, no enrolment, no trust in the key beyond what the caller
+has. The same checks as ``netspace.attestation.verifier``, in the same order; what can't be
+checked without a session (the key's binding to a TPM, the clock) is told as unchecked. No
+file is read here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from netspace.attestation import eventlog as boot
+from netspace.attestation import events, ima, measurelog, pcrfile, structures, verifier
+from netspace.attestation.refusals import (
+    ListMismatch,
+    LogMismatch,
+    Malformed,
+    Refused,
+    WrongDigest,
+    WrongQualifyingData,
+    WrongSelection,
+)
+
+if TYPE_CHECKING:
+    from netspace.attestation.structures import PublicKey, Quote
+
+MAX_KEY = 16 * 1024
+
+
+@dataclass(frozen=True)
+class Logs:
+    """The logs of a boot, as read from their files; empty ones are absent."""
+
+    boot: bytes = b""
+    systemd: bytes = b""
+    ima: bytes = b""
+
+
+@dataclass
+class Report:
+    """What was found, check by check, up to the first that failed.
+
+    :param code: ``ok``, or the stable code of the failure (docs/attestation-reasons.md).
+    """
+
+    code: str = "ok"
+    reason: str = ""
+    checks: list[dict[str, str]] = field(default_factory=list)
+    quote: dict[str, Any] = field(default_factory=dict)
+
+    def passed(self, check: str, detail: str) -> None:
+        self.checks.append({"check": check, "result": "passed", "detail": detail})
+
+    def skipped(self, check: str, detail: str) -> None:
+        self.checks.append({"check": check, "result": "unchecked", "detail": detail})
+
+    def result(self) -> dict[str, Any]:
+        """Return the form that a runner shows."""
+        return {
+            "valid": self.code == "ok",
+            "code": self.code,
+            "reason": self.reason,
+            "checks": self.checks,
+            "quote": self.quote,
+        }
+
+
+def key(raw: bytes) -> tuple[PublicKey, structures.Public | None]:
+    """Read an attestation key: TPM2B_PUBLIC, TPMT_PUBLIC, PEM or DER; the latter two tell no attributes.
+
+    :raises Malformed: when it is none of them.
+    """
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric import ec, rsa
+    from cryptography.hazmat.primitives.serialization import load_der_public_key, load_pem_public_key
+
+    if len(raw) > MAX_KEY:
+        raise Malformed(f"attestation key: {len(raw)} bytes, at most {MAX_KEY} are possible")
+    if raw[:1] in (b"-", b"\x30"):
+        try:
+            loaded = load_pem_public_key(raw) if raw[:1] == b"-" else load_der_public_key(raw)
+        except (ValueError, UnsupportedAlgorithm) as err:
+            raise Malformed(f"attestation key: {err}") from err
+        if not isinstance(loaded, (ec.EllipticCurvePublicKey, rsa.RSAPublicKey)):
+            raise Malformed("attestation key: neither RSA nor on an elliptic curve")
+        if loaded.key_size < (256 if isinstance(loaded, ec.EllipticCurvePublicKey) else 2048):
+            raise Malformed(f"attestation key: {loaded.key_size} bits are too few")
+        return loaded, None
+    if len(raw) >= 2 and int.from_bytes(raw[:2], "big") == len(raw) - 2:
+        raw = raw[2:]
+    public = structures.public(raw)
+    return public.key(), public
+
+
+def replay(logs: Logs) -> dict[str, Any]:
+    """Return what the logs lead to: ``{banks: {bank: {pcr: hex}}, events: [...]}``.
+
+    With an IMA list also ``ima``: ``lines``, ``violations``, and in ``edited`` the lines whose
+    digest is not of what they say.
+
+    :raises Refused: when a log is malformed.
+    """
+    if logs.boot:
+        found = events.report(boot.parse(logs.boot))
+    else:
+        found = {"banks": {bank: {} for bank in boot.BANKS.values()}, "events": []}
+    if logs.systemd:
+        records = measurelog.parse(logs.systemd)
+        found["events"] += [record.describe() for record in records]
+        for bank, values in found["banks"].items():
+            before = {int(pcr): bytes.fromhex(value) for pcr, value in values.items()}
+            after = measurelog.extend(before, records, bank)
+            found["banks"][bank] = {str(pcr): value.hex() for pcr, value in sorted(after.items())}
+    if logs.ima:
+        entries = ima_entries(logs.ima)
+        for bank, values in found["banks"].items():
+            *_, last = b"", *ima.replay(entries, bank)
+            if last:
+                values[str(ima.PCR)] = last.hex()
+        edited = [number for number, entry in enumerate(entries) if not ima.genuine(entry)]
+        violations = sum(entry.violation for entry in entries)
+        found["ima"] = {"lines": len(entries), "violations": violations, "edited": edited[: events.MAX_LIST]}
+    return found
+
+
+def ima_entries(raw: bytes) -> list[ima.Entry]:
+    """Read an IMA list, in its binary or ASCII form."""
+    return ima.parse(ima.from_ascii(raw) if raw.lstrip()[:3] == b"10 " else raw)
+
+
+def verify_quote(
+    attest: bytes,
+    signature: bytes,
+    ak: bytes,
+    *,
+    nonce: bytes | None = None,
+    pcrs: bytes = b"",
+    logs: Logs | None = None,
+) -> Report:
+    """Check a quote in files, and all that came with it.
+
+    :param attest: as ``tpm2_quote -m`` writes it.
+    :param signature: as ``tpm2_quote -s`` writes it (``-f tss``, the default).
+    :param ak: the attestation key that the caller trusts; see :func:`key`.
+    :param nonce: the qualifying data; None: not checked.
+    :param pcrs: values; see :mod:`netspace.attestation.pcrfile`.
+    """
+    report = Report()
+    try:
+        _verify(report, attest, signature, ak, nonce, pcrs, logs or Logs())
+    except Refused as err:
+        report.code, report.reason = err.code, err.args[0]
+        report.checks.append({"check": err.code, "result": "failed", "detail": err.args[0]})
+    return report
+
+
+def _verify(
+    report: Report, attest: bytes, signature: bytes, ak: bytes, nonce: bytes | None, pcrs: bytes, logs: Logs
+) -> None:
+    quote = structures.quote(attest)
+    report.passed("structure", "TPMS_ATTEST of type quote, made by a TPM (magic)")
+    trusted, public = key(ak)
+    if public is None:
+        report.skipped("ak-attributes", "PEM tells no attributes: was the key restricted, could it leave its TPM?")
+    else:
+        verifier.check_attestation_key(public)
+        report.passed("ak-attributes", "restricted, signs only, fixed to its TPM")
+    signed = verifier.check_signature(signature, attest, trusted, public.scheme if public else None)
+    report.passed("signature", f"by the attestation key, scheme {signed.scheme:04x}, {structures.HASHES[signed.hash]}")
+    report.quote = _shown(quote)
+    if nonce is None:
+        report.skipped("qualifying-data", f"no nonce was given; the quote has {quote.extra.hex() or 'none'}")
+    elif not hmac.compare_digest(nonce, quote.extra):
+        raise WrongQualifyingData(f"the quote is for the nonce {quote.extra.hex() or '(none)'}, not {nonce.hex()}")
+    else:
+        report.passed("qualifying-data", "the quote is for this nonce")
+    selections = _selections(quote)
+    report.passed("pcr-selection", " + ".join(f"{bank}:{verifier.shown(chosen)}" for bank, chosen in selections))
+    digest = structures.HASHES[signed.hash]
+    values = _given(quote, selections, pcrs, digest) if pcrs else None
+    if values is not None:
+        report.passed("pcr-digest", "the values are those that were quoted")
+    if logs != Logs():
+        _check_logs(report, quote, selections, values, logs, digest)
+    elif values is None:
+        report.skipped("pcr-digest", "neither values nor logs were given")
+
+
+def _shown(quote: Quote) -> dict[str, Any]:
+    return {
+        "nonce": quote.extra.hex(),
+        "signer": quote.signer.hex(),
+        "firmware": f"{quote.firmware:016x}",
+        "clock": quote.clock.clock,
+        "reset_count": quote.clock.reset_count,
+        "restart_count": quote.clock.restart_count,
+        "clock_safe": quote.clock.safe,
+        "pcrs": {boot.BANKS.get(bank, f"{bank:04x}"): sorted(chosen) for bank, chosen in quote.selections},
+        "digest": quote.digest.hex(),
+    }
+
+
+def _selections(quote: Quote) -> list[tuple[str, list[int]]]:
+    found: list[tuple[str, list[int]]] = []
+    for bank, chosen in quote.selections:
+        if not chosen:
+            continue
+        if bank not in structures.HASHES:
+            raise WrongSelection(f"the quote covers bank {boot.BANKS.get(bank, f'{bank:04x}')}; SHA-256 or better")
+        if structures.HASHES[bank] in dict(found):
+            raise WrongSelection(f"the quote selects bank {structures.HASHES[bank]} twice")
+        if max(chosen) >= boot.PCRS:
+            raise WrongSelection(f"the quote selects PCR {max(chosen)}; there are {boot.PCRS}")
+        found.append((structures.HASHES[bank], sorted(chosen)))
+    if not found:
+        raise WrongSelection("the quote covers no PCR")
+    return found
+
+
+def _given(
+    quote: Quote, selections: list[tuple[str, list[int]]], pcrs: bytes, digest: str
+) -> Mapping[str, Mapping[int, bytes]]:
+    """The values of the quoted PCRs, as the caller gave them and the quote confirms them."""
+    given = pcrfile.parse(pcrs, selections)
+    missing = [f"{bank}:{pcr}" for bank, chosen in selections for pcr in chosen if pcr not in given.get(bank, {})]
+    if missing:
+        raise WrongSelection(f"the quote covers {', '.join(missing)}, of which no value was given")
+    joined = b"".join(given[bank][pcr] for bank, chosen in selections for pcr in chosen)
+    if not hmac.compare_digest(hashlib.new(digest, joined).digest(), quote.digest):
+        raise WrongDigest("the PCR values are not those that were quoted")
+    return {bank: {pcr: given[bank][pcr] for pcr in chosen} for bank, chosen in selections}
+
+
+def _check_logs(
+    report: Report,
+    quote: Quote,
+    selections: list[tuple[str, list[int]]],
+    values: Mapping[str, Mapping[int, bytes]] | None,
+    logs: Logs,
+    digest: str,
+) -> None:
+    log = boot.parse(logs.boot) if logs.boot else None
+    records = measurelog.parse(logs.systemd) if logs.systemd else ()
+    entries = ima_entries(logs.ima) if logs.ima else []
+    led = {}
+    for bank, _ in selections:
+        led[bank] = measurelog.extend(log.replay(bank) if log else {}, records, bank)
+    if values is None:
+        _check_blind(report, quote, selections, led, entries, digest)
+        return
+    for bank, chosen in selections:
+        if log is not None:
+            # PCR 10 is IMA's; PCRs that only another log explains are not this one's fault.
+            after = {pcr: value for pcr, value in led[bank].items() if pcr != ima.PCR}
+            log.check({pcr: values[bank][pcr] for pcr in chosen}, bank, after)
+            report.passed("log", f"{bank}: leads to PCRs {verifier.shown(after.keys() & set(chosen)) or 'none'}")
+        if entries and ima.PCR in chosen:
+            number = _ima_prefix(entries, bank, values[bank][ima.PCR])
+            report.passed("ima", f"{bank}: {number} of {len(entries)} lines lead to PCR {ima.PCR}")
+        unexplained = [pcr for pcr in chosen if pcr not in led[bank] and any(values[bank][pcr].strip(b"\xff"))]
+        unexplained = [pcr for pcr in unexplained if not (pcr == ima.PCR and entries)]
+        if unexplained:
+            report.skipped("log", f"{bank}: PCRs {verifier.shown(unexplained)} are in none of the logs")
+
+
+def _ima_prefix(entries: list[ima.Entry], bank: str, quoted: bytes) -> int:
+    if bank == "sha256":
+        return ima.match(entries, bytes(32), quoted)
+    for number, value in enumerate(ima.replay(entries, bank)):
+        if value == quoted:
+            return number + 1
+    raise ListMismatch(f"IMA list: none of its {len(entries)} lines leads to the {bank} value of PCR {ima.PCR}")
+
+
+def _check_blind(
+    report: Report,
+    quote: Quote,
+    selections: list[tuple[str, list[int]]],
+    led: Mapping[str, Mapping[int, bytes]],
+    entries: list[ima.Entry],
+    digest: str,
+) -> None:
+    """Without values: do the logs lead to the quote's digest? PCRs that no log extends count as untouched."""
+
+    def joined(tens: Mapping[str, bytes]) -> bytes:
+        out = b""
+        for bank, chosen in selections:
+            size = hashlib.new(bank).digest_size
+            for pcr in chosen:
+                untouched = (b"\xff" if 17 <= pcr <= 22 else b"\0") * size
+                ten = tens.get(bank) if pcr == ima.PCR else None
+                out += ten or led[bank].get(pcr, untouched)
+        return out
+
+    candidates: list[Mapping[str, bytes]] = [{}]
+    if entries and any(ima.PCR in chosen for _, chosen in selections):
+        banks = [bank for bank, chosen in selections if ima.PCR in chosen]
+        runs = zip(*(ima.replay(entries, bank) for bank in banks), strict=True)
+        # The list may be ahead of the quote: its end is the likeliest, so from there.
+        candidates += [dict(zip(banks, run, strict=True)) for run in runs]
+    for number in range(len(candidates) - 1, -1, -1):
+        if hmac.compare_digest(hashlib.new(digest, joined(candidates[number])).digest(), quote.digest):
+            report.passed("log", "the logs lead to what was quoted")
+            if len(candidates) > 1:
+                report.passed("ima", f"{number} of {len(entries)} lines lead to what was quoted")
+            return
+    raise LogMismatch("the logs don't lead to what was quoted; give pcrs= to learn which PCR differs")

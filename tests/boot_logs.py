@@ -1,0 +1,36 @@
+"""Boot logs and measurement lists for tests: our own, and a folder of others' where there is one.
+
+``NETSPACE_EVENTLOGS`` names that folder; without it ``shared/data/eventlogs`` beside the
+checkout is looked for. What is not there is skipped.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import checkout
+
+FIXTURES = checkout.ROOT / "tests/fixtures/eventlogs"
+
+
+def others() -> Path | None:
+    """The folder of others' logs; None where there is none."""
+    folder = Path(os.environ.get("NETSPACE_EVENTLOGS") or checkout.ROOT.parent / "shared/data/eventlogs")
+    return folder if folder.is_dir() else None
+
+
+def pcrread(path: Path) -> dict[int, bytes]:
+    """What ``tpm2_pcrread`` printed of one bank."""
+    return {int(p): bytes.fromhex(v) for p, v in re.findall(r"(\d+)\s*: 0x([0-9A-F]+)", path.read_text())}
+
+
+def read(name: str) -> bytes:
+    """A fixture, e.g. ``uki/quote.msg``."""
+    return (FIXTURES / name).read_bytes()
+
+
+def values(boot: str) -> dict[int, bytes]:
+    """What the TPM had after one of our boots, in the SHA-256 bank."""
+    return pcrread(FIXTURES / boot / "tpm2_pcrread_sha256.txt")

@@ -1,0 +1,50 @@
+"""Reason codes are an interface: unique, documented, and each refusal is tried by a test."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import checkout
+
+from netspace.attestation import refusals
+
+PAGE = checkout.ROOT / "docs/attestation-reasons.md"
+TESTS = [path for path in (checkout.ROOT / "tests").glob("**/attestation/test_*.py") if path != Path(__file__)]
+
+
+def classes() -> list[type[refusals.Refused]]:
+    return [
+        value
+        for value in vars(refusals).values()
+        if isinstance(value, type) and issubclass(value, refusals.Refused) and value is not refusals.Refused
+    ]
+
+
+def test_codes_are_unique_and_say_what_they_are() -> None:
+    codes = [one.code for one in classes()]
+    assert len(set(codes)) == len(codes)
+    assert all(re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", code) for code in codes)
+    assert all(one.__doc__ for one in classes())
+    assert str(refusals.WrongMagic("what was found")) == "what was found [magic]"
+
+
+def test_every_code_has_a_row_in_the_documentation_and_no_row_is_of_another() -> None:
+    rows = re.findall(r"^\| `([a-z0-9-]+)` \|", PAGE.read_text(), re.MULTILINE)
+    assert len(set(rows)) == len(rows)
+    assert set(rows) == {one.code for one in classes()} | {"ok", "input"}
+
+
+def test_every_refusal_is_tried_by_a_test() -> None:
+    text = "\n".join(path.read_text() for path in TESTS)
+    untried = [one.code for one in classes() if f"refusals.{one.__name__}" not in text and f'"{one.code}"' not in text]
+    assert untried == []
+
+
+def test_the_library_raises_nothing_but_codes_of_the_list() -> None:
+    """A refusal that is defined elsewhere would be in no list."""
+    for path in (checkout.ROOT / "_utils/netspace/attestation").glob("*.py"):
+        if path.name != "refusals.py":
+            assert not re.search(r"^class \w+\((Refused|Malformed|refusals\.\w+)\)", path.read_text(), re.MULTILINE), (
+                path
+            )
