@@ -10,13 +10,16 @@ import fcntl
 import json
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from netspace.errors import StateError
 
 MAX_RECORD = 4 * 1024 * 1024
+# Files written at one time, each with a descriptor; and so few that syncing each costs less than syncing all.
+_TOGETHER = 128
+_FEW = 4
 
 
 def write(path: Path, content: bytes, *, mode: int = 0o600, owner: tuple[int, int] | None = None) -> bool:
@@ -28,6 +31,47 @@ def write(path: Path, content: bytes, *, mode: int = 0o600, owner: tuple[int, in
     if _same(path, content, mode, owner):
         return False
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with _beside(path, content, mode, owner) as (aside, fd):
+        os.fsync(fd)
+        os.replace(aside, path)
+    return True
+
+
+def write_all(contents: Mapping[Path, bytes], *, mode: int = 0o600) -> tuple[set[Path], dict[Path, OSError]]:
+    """Like :func:`write` for many files, but the disk is waited for once, not for each.
+
+    :return: the paths that were written, and what went wrong, by path.
+    """
+    written: set[Path] = set()
+    failed: dict[Path, OSError] = {}
+    todo = [(path, content) for path, content in contents.items() if not _same(path, content, mode, None)]
+    for start in range(0, len(todo), _TOGETHER):
+        with contextlib.ExitStack() as stack:
+            asides: dict[Path, tuple[Path, int]] = {}
+            for path, content in todo[start : start + _TOGETHER]:
+                try:
+                    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                    asides[path] = stack.enter_context(_beside(path, content, mode, None))
+                except OSError as err:
+                    failed[path] = err
+            try:
+                _sync([fd for _, fd in asides.values()])
+            except OSError as err:
+                failed.update(dict.fromkeys(asides, err))
+                continue
+            for path, (aside, _) in asides.items():
+                try:
+                    os.replace(aside, path)
+                except OSError as err:
+                    failed[path] = err
+                else:
+                    written.add(path)
+    return written, failed
+
+
+@contextlib.contextmanager
+def _beside(path: Path, content: bytes, mode: int, owner: tuple[int, int] | None) -> Iterator[tuple[Path, int]]:
+    """A new file with *content* beside *path*, and its descriptor; removed if it still is there in the end."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.new")
     fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
@@ -35,15 +79,26 @@ def write(path: Path, content: bytes, *, mode: int = 0o600, owner: tuple[int, in
             stream.write(content)
             stream.flush()
             if owner is not None:
-                os.fchown(stream.fileno(), *owner)
-            os.fchmod(stream.fileno(), mode)
-            os.fsync(stream.fileno())
-        os.replace(aside, path)
-    except BaseException:
+                os.fchown(fd, *owner)
+            os.fchmod(fd, mode)
+            yield aside, fd
+    finally:
         with contextlib.suppress(OSError):
             aside.unlink()
-        raise
-    return True
+
+
+def _sync(fds: Sequence[int]) -> None:
+    """Have these files on disk: one by one where they are few, else by one syncfs(2) for each file system."""
+    if len(fds) < _FEW:
+        for fd in fds:
+            os.fsync(fd)
+        return
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    for fd in {os.fstat(fd).st_dev: fd for fd in fds}.values():
+        if libc.syncfs(fd) != 0:
+            raise OSError(ctypes.get_errno(), "syncfs: " + os.strerror(ctypes.get_errno()))
 
 
 def _same(path: Path, content: bytes, mode: int, owner: tuple[int, int] | None) -> bool:

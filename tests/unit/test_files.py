@@ -38,6 +38,51 @@ def test_a_link_in_the_way_is_replaced_not_followed(tmp_path):
     assert not path.is_symlink() and target.read_bytes() == b"one"
 
 
+@pytest.mark.parametrize("count", [1, 3, 4, 200])
+def test_many_are_on_disk_before_any_takes_its_name(tmp_path, monkeypatch, count):
+    done = []
+
+    def note(what, real):
+        def noted(*arguments):
+            done.append(what)
+            return real(*arguments)
+
+        return noted
+
+    monkeypatch.setattr(files, "_sync", note("sync", files._sync))
+    monkeypatch.setattr(os, "replace", note("replace", os.replace))
+    wanted = {tmp_path / "deep" / str(number): b"%d" % number for number in range(count)}
+    assert files.write_all(wanted, mode=0o640) == (set(wanted), {})
+    batches = "".join(what[0] for what in done).split("s")[1:]
+    assert sum(map(len, batches)) == count and max(map(len, batches)) <= 128
+    assert {path: path.read_bytes() for path in (tmp_path / "deep").iterdir()} == wanted
+    assert {path.stat().st_mode & 0o777 for path in wanted} == {0o640}
+    done.clear()
+    assert files.write_all(wanted, mode=0o640) == (set(), {}) and "replace" not in done
+
+
+def test_of_many_one_that_fails_is_its_own_error(tmp_path):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "file").write_bytes(b"")
+    good = {tmp_path / str(number): b"x" for number in range(9)}
+    bad = {tmp_path / "taken": b"x", tmp_path / "file" / "below": b"x"}
+    written, failed = files.write_all({**bad, **good})
+    assert (written, set(failed)) == (set(good), set(bad))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*"012345678", "file", "taken"]
+
+
+def test_where_the_disk_fails_the_old_files_stay(tmp_path, monkeypatch):
+    def full(fds):
+        raise OSError(28, "no space")
+
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(files, "_sync", full)
+    written, failed = files.write_all({path: b"new"})
+    assert (written, set(failed)) == (set(), {path})
+    assert [entry.read_bytes() for entry in tmp_path.iterdir()] == [b"old"]
+
+
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff", b"1"])
 def test_a_record_that_is_not_ours_is_an_error_with_a_remedy(tmp_path, content):
     path = tmp_path / "x.json"

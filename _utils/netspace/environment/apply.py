@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from netspace import files
-from netspace.environment import ids, mounts, oci, records, rootfs, runtime
+from netspace.environment import handout, ids, mounts, oci, records, rootfs, runtime
 from netspace.environment.compare import Work
 from netspace.environment.images import Image
 from netspace.environment.making import Making, each
@@ -23,8 +23,8 @@ from netspace.layout import Layout
 from netspace.plan import Outcome, Step
 from netspace.supervision import Status, Supervisor
 
-# A batch that was started is looked at once more after this many seconds.
-_GRACE = 0.1
+# A batch that was started is looked at after each of these pauses (seconds), until nothing of it runs (any more).
+_LOOKS = (0.005, 0.015, 0.08)
 
 
 class Applying:
@@ -144,11 +144,13 @@ class Applying:
             }
         )
 
+        # Of those whose record was lost.
+        self._fail(each(self._left(lambda work: work.record is None), lambda name: rootfs.erase(self.layout, name)))
+        self._fail(records.write_all(self.layout, {name: self._records[name] for name in self._left()}))
+        self._fail(handout.keep(self.layout, {name: work.want.files for name, work in self._left().items()}))
+
         def make(name: str) -> None:
             work, record = self._work[name], self._records[name]
-            if work.record is None:
-                rootfs.erase(self.layout, name)  # of one whose record was lost
-            records.write(self.layout, name, record)
             if work.assemble:
                 self.making.assemble(name, record)
             self.making.hand_out(name, record, work.want.files)
@@ -201,8 +203,7 @@ def start(layout: Layout, supervisor: Supervisor, names: Collection[str]) -> dic
         files.remove(runtime.log(layout, name))
     try:
         failed = supervisor.start(list(services))
-        time.sleep(_GRACE)
-        statuses = supervisor.observe()
+        statuses = _after_a_moment(supervisor, services)
     except (NetspaceError, OSError) as err:
         return dict.fromkeys(names, str(err))
     errors = {}
@@ -220,3 +221,14 @@ def start(layout: Layout, supervisor: Supervisor, names: Collection[str]) -> dic
                 f"ended right after its start ({status.exit or 'no reason known'}){again}; its logs may say why"
             )
     return errors
+
+
+def _after_a_moment(supervisor: Supervisor, services: Collection[str]) -> Mapping[str, Status]:
+    """What has become of services that were just started: at once where all ended, else a moment later."""
+    statuses: Mapping[str, Status] = {}
+    for pause in _LOOKS:
+        time.sleep(pause)
+        statuses = supervisor.observe()
+        if not any(service in statuses and statuses[service].state == "running" for service in services):
+            break
+    return statuses

@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from netspace import files
-from netspace.errors import NetspaceError
 from netspace.layout import Layout
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
@@ -33,20 +32,42 @@ def _kept(layout: Layout, name: str) -> Path:
     return layout.environment(name) / "handout"
 
 
-def write(layout: Layout, name: str, handed: Mapping[str, bytes], owner: int) -> None:
-    """Make the environment's files be exactly *handed*, both kept and seen inside.
+def keep(layout: Layout, wanted: Mapping[str, Mapping[str, bytes]]) -> dict[str, str]:
+    """Keep exactly these files for these environments; return what went wrong, by environment."""
+    failed: dict[str, str] = {}
+    contents: dict[Path, bytes] = {}
+    owners: dict[Path, str] = {}
+    for name, handed in wanted.items():
+        if odd := [file for file in handed if not _NAME.fullmatch(file)]:
+            failed[name] = f"environment {name}: {odd[0]!r} can't be the name of a file under /run/netspace"
+            continue
+        folder = _kept(layout, name)
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as err:
+            failed[name] = str(err)
+            continue
+        for file, content in handed.items():
+            contents[folder / file] = content
+            owners[folder / file] = name
+    _, unwritten = files.write_all(contents, mode=_FILE_MODE)
+    failed.update({owners[path]: str(err) for path, err in unwritten.items()})
+    for name, handed in wanted.items():
+        if name not in failed:
+            _forget_others(_kept(layout, name), handed)
+    return failed
+
+
+def show(layout: Layout, name: str, handed: Mapping[str, bytes], owner: int) -> None:
+    """Have exactly these files be seen inside.
 
     :param owner: host id of the environment's user.
     """
-    for file in handed:
-        if not _NAME.fullmatch(file):
-            raise NetspaceError(f"environment {name}: {file!r} can't be the name of a file under /run/netspace")
-    kept = _kept(layout, name)
-    kept.mkdir(parents=True, exist_ok=True, mode=0o700)
-    _fill(kept, handed, None)
     inside = layout.inside(name)
     inside.mkdir(parents=True, exist_ok=True, mode=_FOLDER_MODE)
-    _fill(inside, handed, owner)
+    for file, content in handed.items():
+        files.write(inside / file, content, mode=_FILE_MODE, owner=(owner, owner))
+    _forget_others(inside, handed)
     info = inside.stat()
     if (info.st_uid, info.st_gid) != (owner, owner):
         os.chown(inside, owner, owner)
@@ -54,9 +75,7 @@ def write(layout: Layout, name: str, handed: Mapping[str, bytes], owner: int) ->
         inside.chmod(_FOLDER_MODE)
 
 
-def _fill(folder: Path, handed: Mapping[str, bytes], owner: int | None) -> None:
-    for file, content in handed.items():
-        files.write(folder / file, content, mode=_FILE_MODE, owner=None if owner is None else (owner, owner))
+def _forget_others(folder: Path, handed: Mapping[str, bytes]) -> None:
     for entry in os.scandir(folder):
         if entry.name not in handed:
             os.unlink(entry.path)

@@ -73,8 +73,8 @@ class Making:
         files.write(self.layout.bundle(name) / "config.json", content)
 
     def hand_out(self, name: str, record: Record, handed: Mapping[str, bytes]) -> None:
-        owner = record.base + oci.user_of(record.spec, record.image.defaults)
-        handout.write(self.layout, name, handed, owner)
+        """Have the environment see the files that are kept for it."""
+        handout.show(self.layout, name, handed, record.base + oci.user_of(record.spec, record.image.defaults))
 
     def mount_images(self, digests: Iterable[str], mounted: Collection[str]) -> dict[str, str]:
         """Mount these images, where they aren't; return what went wrong, by digest."""

@@ -61,8 +61,18 @@ def path(layout: Layout, name: str) -> Path:
 
 def write(layout: Layout, name: str, record: Record) -> bool:
     """Write the record; return whether it was another."""
-    return files.write_json(
-        path(layout, name),
+    return files.write(path(layout, name), _encoded(record))
+
+
+def write_all(layout: Layout, wanted: Mapping[str, Record]) -> dict[str, str]:
+    """Write the records of these environments; return what went wrong, by environment."""
+    paths = {path(layout, name): name for name in wanted}
+    _, failed = files.write_all({where: _encoded(wanted[name]) for where, name in paths.items()})
+    return {paths[where]: f"its record can't be written: {err}" for where, err in failed.items()}
+
+
+def _encoded(record: Record) -> bytes:
+    return files.encode(
         {
             "version": _VERSION,
             "spec": parse.encode(own(record.spec)),
@@ -77,7 +87,7 @@ def write(layout: Layout, name: str, record: Record) -> bool:
             "revision": record.revision,
             "summary": dict(record.summary),
             **_profile(record.profile),
-        },
+        }
     )
 
 

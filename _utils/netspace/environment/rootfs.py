@@ -34,11 +34,13 @@ def assemble(layout: Layout, name: str, image: Path, digest: str, base: int, *, 
     upper, work, lower, root = layer / "upper", layer / "work", bundle / "lower", bundle / "rootfs"
     # The runtime walks here as the environment's own user, whatever the umask was of who made these.
     for folder in (layout.run, bundle.parent, bundle):
-        folder.mkdir(parents=True, exist_ok=True)
+        if not folder.is_dir():
+            folder.mkdir(parents=True, exist_ok=True)
         if folder.stat().st_mode & _PASSABLE != _PASSABLE:
             folder.chmod(_PASSABLE)
-    for folder in (upper, work, lower, root):
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    layer.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for folder in (layer, upper, work, lower, root):
+        folder.mkdir(exist_ok=True, mode=0o700)
     if not volatile:
         _forget_other_layers(layer)
     # The layer's top is the root folder itself, as the environment sees it.

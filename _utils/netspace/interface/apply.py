@@ -116,23 +116,29 @@ class Applying:
 
     # -- records ---------------------------------------------------------------------
     def _remember(self, work: Mapping[str, Work]) -> None:
-        for name, one in work.items():
-            # One that loses its link is remembered with it until that is gone.
-            if one.record is not None and not (one.drop and not one.make):
-                self._write(name, one.record)
+        # One that loses its link is remembered with it until that is gone.
+        self._write(
+            {
+                name: one.record
+                for name, one in work.items()
+                if one.record is not None and not (one.drop and not one.make)
+            }
+        )
 
-    def _write(self, name: str, record: Record) -> None:
-        try:
-            files.write_json(records.path(self.layout, name), record.encoded())
-        except OSError as err:
-            self._fail(name, f"its record can't be written: {err}")
+    def _write(self, wanted: Mapping[str, Record]) -> None:
+        paths = {records.path(self.layout, name): name for name in wanted}
+        contents = {path: files.encode(wanted[name].encoded()) for path, name in paths.items()}
+        for path, err in files.write_all(contents)[1].items():
+            self._fail(paths[path], f"its record can't be written: {err}")
 
     def _forget(self, work: Mapping[str, Work]) -> None:
-        for name, one in work.items():
-            if one.record is None and name not in self.errors:
+        done = {name: one for name, one in work.items() if name not in self.errors}
+        for name, one in done.items():
+            if one.record is None:
                 files.remove(records.path(self.layout, name))
-            elif one.record is not None and one.drop and not one.make and name not in self.errors:
-                self._write(name, one.record)
+        self._write(
+            {name: one.record for name, one in done.items() if one.record is not None and one.drop and not one.make}
+        )
 
     # -- what goes ---------------------------------------------------------------------
     def _drop(self, work: Mapping[str, Work]) -> None:

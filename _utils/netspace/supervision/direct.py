@@ -55,9 +55,12 @@ class Direct:
         folder = records.folder(self.layout)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with files.locked(folder / ".lock"):
-            for name, record in wanted.items():
-                changed = files.write_json(folder / f"{name}.json", record) or changed
-        return changed
+            written, failed = files.write_all(
+                {folder / f"{name}.json": files.encode(one) for name, one in wanted.items()}
+            )
+        for error in failed.values():
+            raise error
+        return changed or bool(written)
 
     def start(self, names: Collection[str]) -> dict[str, str]:
         errors = records.unknown(names, records.defined(self.layout))

@@ -265,11 +265,14 @@ class Killed(BaseException):
 
 
 FAULTS = [
-    (records, "write"),
+    (records, "write_all"),
     (rootfs, "assemble"),
     (mounts, "idmapped"),
     (mounts, "overlay"),
-    (handout, "write"),
+    (handout, "keep"),
+    (handout, "show"),
+    (files, "write"),
+    (files, "write_all"),
     (files, "write_json"),
     (rootfs, "dismantle"),
     (rootfs, "erase"),
