@@ -43,6 +43,11 @@ _MASKED = (
     *("/proc/kpagecount", "/proc/kpageflags", "/proc/kpagecgroup", "/proc/kmsg", "/proc/vmallocinfo"),
     *("/proc/slabinfo", "/proc/iomem", "/proc/ioports", "/proc/dma", "/proc/diskstats"),
     *("/proc/bootconfig", "/proc/mtrr", "/proc/swaps", "/proc/zoneinfo", "/proc/buddyinfo"),
+    # Which host this is, and how busy with what, as far as ordinary programs don't ask for it.
+    *("/proc/sys/kernel/random/boot_id", "/proc/sys/fs/file-nr", "/proc/sys/fs/inode-nr", "/proc/sys/fs/inode-state"),
+    *("/proc/sys/fs/dentry-state", "/proc/sys/fs/aio-nr", "/proc/sys/kernel/pty/nr"),
+    *("/proc/vmstat", "/proc/schedstat", "/proc/partitions", "/proc/cgroups", "/proc/consoles", "/proc/crypto"),
+    "/proc/locks",  # open file description locks are shown to every pid namespace
 )
 _READ_ONLY = (*("/proc/bus", "/proc/driver", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger", "/proc/tty"),)
 

@@ -11,7 +11,11 @@ The input says what to aim at; what is absent is skipped::
     {"peer": {"addresses": [...], "port": 7000, "mailbox": "mailbox.x", "link": "link.x.y",
               "marker": "text in the peer's files", "locked": "/path", "touched": "/path"},
      "host": {"addresses": [...], "port": 22, "broker_ports": [...]},
-     "outside": {"addresses": [...], "port": 80}}
+     "outside": {"addresses": [...], "port": 80},
+     "limits": {"memory": bytes, "pids": 64, "files": 1024, "tmp": bytes, "shm": bytes, "disk": bytes},
+     "skip": {"group": "why nothing of it is tried"}}
+
+No attempt asks for more than a little beyond a limit, and none harms the host where it succeeds.
 
 ``victim`` as argument turns it into the peer that is aimed at: it holds a lock, keeps
 touching a file, keeps the marker in a file, in memory and in its environment, and
@@ -27,11 +31,13 @@ import fcntl
 import json
 import mmap
 import os
+import resource
 import select
 import signal
 import socket
 import struct
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -51,11 +57,17 @@ NUMBERS = {
     "io_uring_setup": (425, 425), "pidfd_getfd": (438, 438), "pidfd_open": (434, 434), "open_tree": (428, 428),
     "fsopen": (430, 430), "mount_setattr": (442, 442), "clone3": (435, 435), "syslog": (103, 116), "acct": (163, 89),
     "quotactl": (179, 60), "lookup_dcookie": (212, 18), "kcmp": (312, 272), "iopl": (172, -1), "mknod": (133, -1),
-    "shmget": (29, 194), "msgget": (68, 186), "setuid": (105, 146), "capset": (126, 91), "personality": (135, 92),
+    "shmget": (29, 194), "setuid": (105, 146), "adjtimex": (159, 171), "clock_adjtime": (305, 266),
+    "process_madvise": (440, 440), "cachestat": (451, 451), "move_pages": (279, 239), "ioperm": (173, -1),
+    "sched_setscheduler": (144, 119), "ioprio_set": (251, 30), "mq_open": (240, 180), "fanotify_init": (300, 262),
+    "delete_module": (176, 106), "io_setup": (206, 0), "mlock": (149, 228),
 }  # fmt: skip
 
 # Whatever is tried on the network is on this machine, or refused: it answers at once or not at all.
 PATIENCE = 0.3
+
+GROUPS = ("files", "locks", "memory", "processes", "namespaces", "kernel", "devices", "network", "broker", "time",
+          "resources")  # fmt: skip
 
 Attempt = Callable[[dict[str, Any]], str]
 ATTEMPTS: list[tuple[str, str, Attempt]] = []
@@ -167,14 +179,14 @@ def by_handle(target: dict[str, Any]) -> str:
     return f"fd {syscall('open_by_handle_at', os.open('/', os.O_RDONLY), handle, 0)}"
 
 
-@attempt("files", "make a device node")
+@attempt("devices", "make a device node")
 def make_device(target: dict[str, Any]) -> str:
     os.mknod("/tmp/probe-device", 0o600 | 0o020000, os.makedev(1, 1))
     os.unlink("/tmp/probe-device")
     return "made a character device"
 
 
-@attempt("files", "open a device beyond the minimal set")
+@attempt("devices", "open a device beyond the minimal set")
 def open_device(target: dict[str, Any]) -> str:
     allowed = {"null", "zero", "full", "random", "urandom", "tty", "fd", "stdin", "stdout", "stderr", "shm", "core"}
     found = []
@@ -192,6 +204,49 @@ def open_device(target: dict[str, Any]) -> str:
 def change_card(target: dict[str, Any]) -> str:
     with open("/run/netspace/environment.json", "a"):
         return "environment.json can be written"
+
+
+@attempt("files", "look into the folders of the host's netspace")
+def netspace_folders(target: dict[str, Any]) -> str:
+    for path in (
+        "/var/lib/netspace",
+        "/var/log/netspace",
+        "/run/netspace/environments",
+        "/proc/1/cwd/var/lib/netspace",
+    ):
+        with contextlib.suppress(OSError):
+            return f"{path} has {os.listdir(path)}"
+    raise Refused("none of them is there")
+
+
+@attempt("files", "learn paths of the host from the mounts")
+def host_paths(target: dict[str, Any]) -> str:
+    with open("/proc/self/mountinfo") as stream:
+        for line in stream:
+            if "/var/lib/" in line or "/layers/" in line:
+                return line.strip()
+    raise Refused("mountinfo names none")
+
+
+@attempt("files", "use a descriptor that was left open")
+def inherited(target: dict[str, Any]) -> str:
+    left = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            what = os.readlink(f"/proc/self/fd/{name}")
+            if int(name) > 2 and not what.startswith(("pipe:", "/proc/")):
+                left.append(what)
+    if left:
+        return f"has {', '.join(left)}"
+    raise Refused("it has none but its own")
+
+
+@attempt("files", "escape by a symbolic link or a path of many levels")
+def climb(target: dict[str, Any]) -> str:
+    outside = os.stat("/" + "../" * 64)
+    if not os.path.samestat(outside, os.stat("/")):
+        return "/.. is not /"
+    raise Refused("the root's parent is the root")
 
 
 # -- locks and notifications -----------------------------------------------------------------
@@ -232,6 +287,20 @@ def abstract(target: dict[str, Any]) -> str:
         peer.settimeout(PATIENCE)
         peer.connect("\0" + name)
     return "connected"
+
+
+@attempt("locks", "learn of other programs' locks")
+def all_locks(target: dict[str, Any]) -> str:
+    with open("/proc/locks") as stream:
+        foreign = [line for line in stream if line.split()[4] in ("0", "-1")]
+    if foreign:
+        return f"/proc/locks shows {len(foreign)} of processes that are not here"
+    raise Refused("/proc/locks shows its own at most")
+
+
+@attempt("locks", "watch a whole file system (fanotify)")
+def fanotify(target: dict[str, Any]) -> str:
+    return f"fd {syscall('fanotify_init', 0x200, 0)}"
 
 
 # -- processes and memory ---------------------------------------------------------------------
@@ -298,6 +367,41 @@ def shared_memory(target: dict[str, Any]) -> str:
     raise Refused("/dev/shm is its own")
 
 
+@attempt("memory", "write another process's memory through /proc")
+def write_memory(target: dict[str, Any]) -> str:
+    for pid in [1, *others()]:
+        if pid != os.getpid():
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb") as stream:
+                if (want(target, "peer", "marker")).encode() in stream.read(65536):
+                    os.close(os.open(f"/proc/{pid}/mem", os.O_RDWR))
+                    return f"opened the memory of the peer's process {pid}"
+    raise Refused("no process of the peer's is here")
+
+
+@attempt("memory", "read the machine's memory")
+def physical_memory(target: dict[str, Any]) -> str:
+    for path in ("/dev/mem", "/dev/kmem", "/dev/port", "/proc/kcore", "/proc/kpagecount"):
+        with contextlib.suppress(OSError), open(path, "rb") as stream:
+            if stream.read(1):
+                return f"read {path}"
+    raise Refused("no such file, or an empty one")
+
+
+@attempt("memory", "learn which pages of a shared image others have read (cachestat)")
+def cached_pages(target: dict[str, Any]) -> str:
+    with open("/proc/self/exe", "rb") as stream:
+        syscall("cachestat", stream.fileno(), (ctypes.c_uint64 * 2)(0, 4096), (ctypes.c_uint64 * 5)(), 0)
+    return "cachestat answers"
+
+
+@attempt("memory", "advise or move another process's memory")
+def advise(target: dict[str, Any]) -> str:
+    with contextlib.suppress(OSError):
+        return f"move_pages: {syscall('move_pages', 1, 0, None, None, None, 0)}"
+    vector = (ctypes.c_void_p * 2)(0, 4096)
+    return f"process_madvise: {syscall('process_madvise', syscall('pidfd_open', 1, 0), vector, 1, 20, 0)}"
+
+
 # -- namespaces, mounts, privileges --------------------------------------------------------------
 def _unshare(flag: int) -> Attempt:
     def run(target: dict[str, Any]) -> str:
@@ -354,32 +458,32 @@ def find_netns(target: dict[str, Any]) -> str:
     raise Refused("none to be seen")
 
 
-@attempt("mounts", "mount a tmpfs")
+@attempt("namespaces", "mount a tmpfs")
 def mount_tmpfs(target: dict[str, Any]) -> str:
     syscall("mount", b"x", b"/tmp", b"tmpfs", 0, None)
     return "mounted"
 
 
-@attempt("mounts", "bind-mount")
+@attempt("namespaces", "bind-mount")
 def mount_bind(target: dict[str, Any]) -> str:
     syscall("mount", b"/", b"/tmp", None, 4096, None)
     return "mounted"
 
 
-@attempt("mounts", "unmount what hides kernel files")
+@attempt("namespaces", "unmount what hides kernel files")
 def unmount(target: dict[str, Any]) -> str:
     syscall("umount2", b"/proc/kcore", 2)
     return "unmounted"
 
 
-@attempt("mounts", "the new mount interface (fsopen, open_tree)")
+@attempt("namespaces", "the new mount interface (fsopen, open_tree)")
 def new_mount(target: dict[str, Any]) -> str:
     with contextlib.suppress(OSError):
         return f"fsopen: fd {syscall('fsopen', b'tmpfs', 0)}"
     return f"open_tree: fd {syscall('open_tree', -100, b'/', 1)}"
 
 
-@attempt("mounts", "chroot and pivot_root")
+@attempt("namespaces", "chroot and pivot_root")
 def change_root(target: dict[str, Any]) -> str:
     with contextlib.suppress(OSError):
         syscall("chroot", b"/tmp")
@@ -388,7 +492,7 @@ def change_root(target: dict[str, Any]) -> str:
     return "pivot_root"
 
 
-@attempt("privileges", "become root")
+@attempt("processes", "become root")
 def become_root(target: dict[str, Any]) -> str:
     if os.getuid() == 0:
         return "is root already"
@@ -396,7 +500,7 @@ def become_root(target: dict[str, Any]) -> str:
     return "setuid(0)"
 
 
-@attempt("privileges", "hold any capability")
+@attempt("processes", "hold any capability")
 def capabilities(target: dict[str, Any]) -> str:
     with open("/proc/self/status") as stream:
         sets = dict(line.split(":", 1) for line in stream if line.startswith(("Cap", "NoNewPrivs", "Seccomp:")))
@@ -408,7 +512,7 @@ def capabilities(target: dict[str, Any]) -> str:
     raise Refused("five empty sets, no_new_privs, a filter")
 
 
-@attempt("privileges", "run a setuid program as root")
+@attempt("processes", "run a setuid program as root")
 def setuid_program(target: dict[str, Any]) -> str:
     for path in ("/usr/bin/su", "/usr/bin/passwd", "/usr/bin/mount", "/bin/su", "/usr/bin/chsh"):
         with contextlib.suppress(OSError):
@@ -421,7 +525,7 @@ def setuid_program(target: dict[str, Any]) -> str:
     raise Skip("no setuid program in this image")
 
 
-@attempt("privileges", "change the host name")
+@attempt("processes", "change the host name")
 def host_name(target: dict[str, Any]) -> str:
     syscall("sethostname", b"probe", 5)
     return "changed"
@@ -445,7 +549,6 @@ for _call, _arguments in {
     "init_module": (None, 0, b""),
     "kexec_load": (0, 0, None, 0),
     "swapon": (b"/tmp/x", 0),
-    "settimeofday": (None, None),
     "syslog": (3, ctypes.create_string_buffer(16), 16),
     "kcmp": (1, 1, 0, 0, 0),
     "pidfd_getfd": (0, 0, 0),
@@ -484,6 +587,64 @@ def kernel_files(target: dict[str, Any]) -> str:
                     if stream.read(1):
                         return f"{path} can be read"
     raise Refused("all masked or absent")
+
+
+@attempt("kernel", "reconfigure its own cgroup")
+def cgroup(target: dict[str, Any]) -> str:
+    for folder, _, names in os.walk("/sys/fs/cgroup"):
+        for name in names:
+            if name in ("cgroup.procs", "memory.max", "pids.max", "release_agent"):
+                with contextlib.suppress(OSError):
+                    os.close(os.open(os.path.join(folder, name), os.O_WRONLY))
+                    return f"opened {folder}/{name}"
+    raise Refused("no cgroup file can be opened for writing")
+
+
+@attempt("kernel", "tell this host from another (boot id, counters of open files)")
+def host_identity(target: dict[str, Any]) -> str:
+    for name in ("kernel/random/boot_id", "fs/file-nr", "fs/inode-nr", "fs/dentry-state"):
+        with contextlib.suppress(OSError), open(f"/proc/sys/{name}", "rb") as stream:
+            if stream.read(1):
+                return f"/proc/sys/{name} can be read"
+    raise Refused("all masked")
+
+
+# -- devices -------------------------------------------------------------------------------------
+@attempt("devices", "make a block device and read the host's disk")
+def make_disk(target: dict[str, Any]) -> str:
+    for folder in ("/tmp", "/dev", "/dev/shm"):
+        for major, minor in ((8, 0), (259, 0), (254, 0), (7, 0)):
+            with contextlib.suppress(OSError):
+                os.mknod(f"{folder}/probe-disk", 0o600 | 0o060000, os.makedev(major, minor))
+                os.unlink(f"{folder}/probe-disk")
+                return f"made a block device in {folder}"
+    raise Refused("none can be made")
+
+
+@attempt("devices", "use the machine's ports")
+def ports(target: dict[str, Any]) -> str:
+    with contextlib.suppress(OSError):
+        return f"iopl: {syscall('iopl', 3)}"
+    return f"ioperm: {syscall('ioperm', 0x80, 1, 1)}"
+
+
+@attempt("devices", "reach a virtual machine monitor, a TPM, a GPU or a sound card")
+def special_devices(target: dict[str, Any]) -> str:
+    for name in ("kvm", "vhost-vsock", "tpm0", "tpmrm0", "dri/card0", "snd/timer", "fuse", "net/tun", "loop-control"):
+        with contextlib.suppress(OSError):
+            os.close(os.open(f"/dev/{name}", os.O_RDWR | os.O_NONBLOCK))
+            return f"opened /dev/{name}"
+    raise Refused("none is there")
+
+
+@attempt("devices", "type into a terminal of the host")
+def terminal(target: dict[str, Any]) -> str:
+    for path in ("/dev/tty", "/dev/console", "/dev/ptmx", "/dev/tty0"):
+        with contextlib.suppress(OSError):
+            fd = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
+            fcntl.ioctl(fd, 0x5412, b"\0")  # TIOCSTI
+            return f"typed into {path}"
+    raise Refused("there is no terminal")
 
 
 # -- network -----------------------------------------------------------------------------------------
@@ -534,6 +695,30 @@ attempt("network", "open a packet socket")(_socket(17, socket.SOCK_RAW, 0x0300))
 attempt("network", "open a vsock socket")(_socket(40, socket.SOCK_STREAM, 0))
 attempt("network", "open a kernel crypto socket")(_socket(38, socket.SOCK_SEQPACKET, 0))
 attempt("network", "open a netfilter netlink socket")(_socket(16, socket.SOCK_RAW, 12))
+attempt("network", "open a DCCP socket, named")(_socket(socket.AF_INET, 6, 33))
+attempt("network", "open a DCCP socket, by its type alone")(_socket(socket.AF_INET, 6, 0))
+attempt("network", "open an SCTP socket")(_socket(socket.AF_INET, socket.SOCK_STREAM, 132))
+attempt("network", "open a Bluetooth socket")(_socket(31, socket.SOCK_RAW, 1))
+
+
+@attempt("network", "take the interface down")
+def interface_down(target: dict[str, Any]) -> str:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as end:
+        for _, name in socket.if_nameindex():
+            with contextlib.suppress(OSError):
+                fcntl.ioctl(end, 0x8914, struct.pack("=16sh14x", name.encode(), 0x42))  # SIOCSIFFLAGS, promiscuous
+                return f"changed {name}"
+    raise Refused("no interface's flags can be changed")
+
+
+@attempt("network", "mark packets or pretend to be another address")
+def transparent(target: dict[str, Any]) -> str:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as end:
+        with contextlib.suppress(OSError):
+            end.setsockopt(socket.SOL_SOCKET, 36, 1)  # SO_MARK
+            return "SO_MARK"
+        end.setsockopt(socket.IPPROTO_IP, 19, 1)  # IP_TRANSPARENT
+    return "IP_TRANSPARENT"
 
 
 @attempt("network", "give itself an address")
@@ -684,30 +869,244 @@ def broker_events(target: dict[str, Any], card: Any, channel: Any, pika: Any) ->
     raise Refused("none can be bound")
 
 
+def login(mechanism: str, response: bytes) -> str:
+    """Log in at the broker by a few bytes of AMQP 0-9-1; raises Refused when it isn't taken."""
+    with socket.create_connection(("127.0.0.1", 5672), timeout=PATIENCE * 10) as broker:
+        broker.sendall(b"AMQP\0\0\x09\x01")
+        _frame(broker)  # connection.start
+        method = struct.pack("=BB", 0, 10) + struct.pack("=BB", 0, 11) + b"\0\0\0\0"  # start-ok, no properties
+        method += bytes([len(mechanism)]) + mechanism.encode() + struct.pack("!I", len(response)) + response
+        method += b"\x05en_US"
+        broker.sendall(struct.pack("!BHI", 1, 0, len(method)) + method + b"\xce")
+        answer = _frame(broker)
+    if answer[:4] == b"\0\x0a\0\x1e":  # connection.tune
+        return "logged in"
+    raise Refused(f"{mechanism}: not taken")
+
+
+def _frame(stream: socket.socket) -> bytes:
+    header = stream.recv(7, socket.MSG_WAITALL)
+    if len(header) < 7:
+        raise Refused("the broker hung up")
+    size = min(struct.unpack_from("!I", header, 3)[0] + 1, 65536)
+    return stream.recv(size, socket.MSG_WAITALL)
+
+
 @attempt("broker", "log in as somebody else")
 def other_account(target: dict[str, Any]) -> str:
-    card, connection, _, pika = _channel(target)
-    connection.close()
-    account = card["broker"]
-    for user, password in (("guest", "guest"), ("admin", "admin"), (want(target, "peer", "account"), "")):
-        with contextlib.suppress(Exception):
-            pika.BlockingConnection(
-                pika.ConnectionParameters(
-                    account["host"],
-                    account["port"],
-                    account["vhost"],
-                    pika.PlainCredentials(user, password),
-                    socket_timeout=3,
-                )
-            ).close()
-            return f"logged in as {user}"
-    raise Refused("no account took it")
+    users = [
+        "guest",
+        "admin",
+        "netspace",
+        *([target["peer"]["account"]] if "account" in target.get("peer", {}) else []),
+    ]
+    problems = []
+    for user in users:
+        for password in (user, ""):
+            try:
+                return f"{login('PLAIN', f'{chr(0)}{user}{chr(0)}{password}'.encode())} as {user}"
+            except (Refused, OSError) as err:
+                problems.append(str(err))
+    raise Refused("; ".join(sorted(set(problems))))
+
+
+@attempt("broker", "log in without a name")
+def anonymous(target: dict[str, Any]) -> str:
+    with contextlib.suppress(Refused):
+        return login("ANONYMOUS", b"anybody")
+    with contextlib.suppress(Refused):
+        return login("EXTERNAL", b"")
+    return login("PLAIN", b"\0\0")
+
+
+# -- time ------------------------------------------------------------------------------------------------
+def _clock(name: str, *arguments: Any) -> Attempt:
+    def run(target: dict[str, Any]) -> str:
+        # Nothing would change: the time that is set is the time that is.
+        now = (ctypes.c_int64 * 2)(int(time.time()), 0)
+        return f"returned {syscall(name, *(now if value is ... else value for value in arguments))}"
+
+    return run
+
+
+attempt("time", "set the clock (settimeofday)")(_clock("settimeofday", ..., None))
+attempt("time", "set the clock (clock_settime)")(_clock("clock_settime", 0, ...))
+attempt("time", "steer or read the clock's discipline (adjtimex)")(_clock("adjtimex", ctypes.create_string_buffer(256)))
+attempt("time", "steer or read the clock's discipline (clock_adjtime)")(
+    _clock("clock_adjtime", 0, ctypes.create_string_buffer(256))
+)
+
+
+@attempt("time", "make a time namespace by way of a user namespace")
+def time_namespace(target: dict[str, Any]) -> str:
+    with contextlib.suppress(OSError):
+        syscall("unshare", 0x80)
+        return "unshared the time namespace"
+    syscall("unshare", 0x10000080)
+    return "unshared a user and a time namespace"
+
+
+@attempt("time", "shift its clocks (timens_offsets)")
+def offsets(target: dict[str, Any]) -> str:
+    with open("/proc/self/timens_offsets", "w") as stream:
+        stream.write("monotonic 86400 0")
+    return "written"
+
+
+@attempt("time", "reach the machine's real-time clock")
+def hardware_clock(target: dict[str, Any]) -> str:
+    for path in ("/dev/rtc", "/dev/rtc0", "/dev/ptp0", "/dev/hpet"):
+        with contextlib.suppress(OSError):
+            os.close(os.open(path, os.O_RDONLY))
+            return f"opened {path}"
+    raise Refused("none is there")
+
+
+# -- resources -----------------------------------------------------------------------------------------------
+MOST = 2 * 1024**3  # bytes that an attempt may ask for at most
+
+
+def limit(target: dict[str, Any], name: str, most: int = MOST) -> int:
+    """A limit to go beyond; Skip where it is unknown, or so high that to try it would burden the host."""
+    value = int(want(target, "limits", name))
+    if value > most:
+        raise Skip(f"the limit of {value} is too much to try")
+    return value
+
+
+@attempt("resources", "have more processes and threads than its limit")
+def too_many(target: dict[str, Any]) -> str:
+    allowed = limit(target, "pids", 4096)
+    done = threading.Event()
+    threading.stack_size(64 * 1024)
+    started = 0
+    try:
+        for _ in range(allowed + 16):
+            threading.Thread(target=done.wait, daemon=True).start()
+            started += 1
+    except RuntimeError:
+        raise Refused(f"{started} threads, then no more") from None
+    finally:
+        done.set()
+    return f"{started} threads, {allowed} allowed"
+
+
+@attempt("resources", "use more memory than its limit")
+def too_much(target: dict[str, Any]) -> str:
+    size = limit(target, "memory") + 32 * 1024**2
+    memory = mmap.mmap(-1, size)
+    for offset in range(0, size, 4096):
+        memory[offset] = 1
+    return f"{size} bytes of it"
+
+
+@attempt("resources", "open more files than its limit")
+def too_many_files(target: dict[str, Any]) -> str:
+    allowed = limit(target, "files", 100_000)
+    held = []
+    try:
+        for _ in range(allowed + 16):
+            held.append(os.open("/", os.O_PATH))
+    except OSError as err:
+        raise Refused(f"{len(held)} files, then {errno.errorcode[err.errno or 0]}") from None
+    finally:
+        for fd in held:
+            os.close(fd)
+    return f"{len(held)} files, {allowed} allowed"
+
+
+def _fill(folder: str, size: int) -> str:
+    # Without a name, so that whatever ends this, nothing is left.
+    fd = os.open(folder, os.O_TMPFILE | os.O_RDWR, 0o600)
+    block = b"\xa5" * (1024 * 1024)
+    written = 0
+    try:
+        while written < size:
+            written += os.write(fd, block)
+    except OSError as err:
+        raise Refused(f"{written} bytes, then {errno.errorcode[err.errno or 0]}") from None
+    finally:
+        os.close(fd)
+    return f"wrote {written} bytes into {folder}"
+
+
+def _filler(folder: str, name: str) -> Attempt:
+    def run(target: dict[str, Any]) -> str:
+        return _fill(folder, limit(target, name) + 4 * 1024**2)
+
+    return run
+
+
+attempt("resources", "fill /tmp beyond its size")(_filler("/tmp", "tmp"))
+attempt("resources", "fill /dev/shm beyond its size")(_filler("/dev/shm", "shm"))
+attempt("resources", "fill /dev")(lambda target: _fill("/dev", 1024**2))
+
+
+@attempt("resources", "fill the host's disk by its own layer")
+def fill_layer(target: dict[str, Any]) -> str:
+    size = limit(target, "disk") + 16 * 1024**2
+    for folder in ("/", "/var/tmp", "/var", "/home", "/srv", "/opt"):
+        if os.access(folder, os.W_OK):
+            return _fill(folder, size)
+    raise Refused("its user may write to no folder of the image")
+
+
+def _raise_limit(kind: int) -> Attempt:
+    def run(target: dict[str, Any]) -> str:
+        _, hard = resource.getrlimit(kind)
+        if hard == resource.RLIM_INFINITY:
+            return "there is none"
+        try:
+            resource.setrlimit(kind, (hard + 1, hard + 1))
+        except ValueError as err:
+            raise Refused(str(err)) from None
+        return f"raised {hard}"
+
+    return run
+
+
+for _name in ("NOFILE", "NPROC", "CORE", "MEMLOCK", "MSGQUEUE"):
+    attempt("resources", f"raise its limit {_name}")(_raise_limit(getattr(resource, f"RLIMIT_{_name}")))
+
+
+@attempt("resources", "be preferred: a better priority, real-time scheduling, real-time disk access")
+def preferred(target: dict[str, Any]) -> str:
+    with contextlib.suppress(OSError):
+        return f"nice {os.nice(-5)}"
+    with contextlib.suppress(OSError):
+        return f"SCHED_FIFO: {syscall('sched_setscheduler', 0, 1, (ctypes.c_int * 1)(1))}"
+    return f"ioprio: {syscall('ioprio_set', 1, 0, 1 << 13)}"
+
+
+@attempt("resources", "lock memory that can't be swapped out")
+def lock_memory(target: dict[str, Any]) -> str:
+    size = 16 * 1024**2
+    memory = mmap.mmap(-1, size)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    return f"{syscall('mlock', address, size)}: locked {size} bytes"
+
+
+@attempt("resources", "keep messages in the kernel (POSIX message queues)")
+def message_queue(target: dict[str, Any]) -> str:
+    return f"queue {syscall('mq_open', b'probe', 0o102, 0o600, None)}"
 
 
 # -- the program --------------------------------------------------------------------------------------------
 def run(target: dict[str, Any]) -> list[dict[str, str]]:
     """Try everything, each in a process of its own, so that one can't help or hinder the next."""
-    return [{"name": name, "group": group, **isolated(function, target)} for group, name, function in ATTEMPTS]
+    left_out = target.get("skip") or {}
+    return [
+        {
+            "name": name,
+            "group": group,
+            **(
+                {"outcome": "skipped", "detail": str(left_out[group])}
+                if group in left_out
+                else isolated(function, target)
+            ),
+        }
+        for group, name, function in sorted(ATTEMPTS, key=lambda entry: GROUPS.index(entry[0]))
+    ]
 
 
 def isolated(function: Attempt, target: dict[str, Any]) -> dict[str, str]:
@@ -716,6 +1115,9 @@ def isolated(function: Attempt, target: dict[str, Any]) -> dict[str, str]:
     pid = os.fork()
     if pid == 0:
         os.close(reader)
+        # Where memory runs out, this one goes, not who asks it.
+        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as stream:
+            stream.write("1000")
         os.write(writer, json.dumps(one(function, target)).encode()[:60_000])
         os._exit(0)
     os.close(writer)
@@ -767,10 +1169,14 @@ def victim(target: dict[str, Any]) -> None:
     unix = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     unix.bind("\0" + target["abstract"])
     unix.listen()
-    tcp = socket.create_server(("::", target["port"]), family=socket.AF_INET6, dualstack_ipv6=True)
-    udp = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
-    udp.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-    udp.bind(("::", target["port"]))
+    if socket.has_dualstack_ipv6():
+        tcp = socket.create_server(("::", target["port"]), family=socket.AF_INET6, dualstack_ipv6=True)
+        udp = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+        udp.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    else:  # a kernel without IPv6
+        tcp = socket.create_server(("0.0.0.0", target["port"]))  # noqa: S104 (in its own namespace)
+        udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    udp.bind(tcp.getsockname()[:2])
     print("ready", flush=True)
     while True:
         ready, _, _ = select.select([tcp, udp, unix], [], [], 0.1)
