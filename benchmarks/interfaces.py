@@ -153,7 +153,7 @@ def timed(work: Callable[[], Any]) -> float:
 
 
 def converge(kind: Interfaces, desired: DesiredInterfaces, remove: set[str] | tuple[()] = ()) -> int:
-    plan = kind.plan(desired, kind.observe(), remove)
+    plan = kind.plan(desired, kind.observe(desired), remove)
     failed = [outcome for outcome in kind.apply(plan.steps) if outcome.error]
     assert not failed, failed[0]
     return len(plan.steps)

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import fcntl
+import json
+import os
 import socket
-import struct
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from netspace.interface import namespaces
+from netspace.interface import forwarding, namespaces, netlink
 from netspace.interface.kind import DesiredInterfaces, Interfaces
 from netspace.layout import Layout
 from netspace.plan import Plan
 from netspace.spec import parse
 
 T = TypeVar("T")
-
-SIOCGIFFLAGS, IFF_RUNNING = 0x8913, 0x40  # netdevice(7)
 
 OUTSIDE = Path("/run/netns/test-outside")
 # The host's and the outside's address on the wire between them.
@@ -69,10 +67,12 @@ def connect(path: Path | None, address: str, port: int, *, timeout: float = 0.5)
     return within(path, attempt)
 
 
-def reaches(client: Path | None, server: Path | None, address: str, port: int = 8080) -> str | None:
+def reaches(
+    client: Path | None, server: Path | None, address: str, port: int = 8080, *, timeout: float = 0.5
+) -> str | None:
     """Try a connection to a server that really listens; return the peer as it sees it, or None."""
     with listen(server, address, port) as listening:
-        connection = connect(client, address, port)
+        connection = connect(client, address, port, timeout=timeout)
         if connection is None:
             return None
         with connection:
@@ -81,17 +81,29 @@ def reaches(client: Path | None, server: Path | None, address: str, port: int = 
             return str(peer[0])
 
 
-def _running(link: str) -> None:
-    """Wait until the kernel's link watcher has seen that both ends are up: till then it drops what is sent."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        for _ in range(500):
-            try:
-                answer = fcntl.ioctl(any_socket, SIOCGIFFLAGS, struct.pack("16s16x", link.encode()))
-            except OSError:
+def _settled(names: set[str]) -> None:
+    """Wait until the kernel's link watcher has given each link that is up a queue: till then it drops what is sent."""
+    for _ in range(500):
+        with netlink.Socket() as here:
+            if not [link for link in here.links() if link.name in names and link.up and link.queue == "noop"]:
                 return
-            if struct.unpack_from("=H", answer, 16)[0] & IFF_RUNNING:
-                return
-            time.sleep(0.01)
+        time.sleep(0.01)
+
+
+def snapshot() -> dict[str, Any]:
+    """All of the host that interfaces could leave a trace in."""
+    return {
+        "links": {link["ifname"] for link in json.loads(run("ip -j link"))},
+        "routes": run("ip route") + run("ip -6 route"),
+        "rules": run("nft list ruleset"),
+        "namespaces": sorted(os.listdir("/run/netns")) if os.path.isdir("/run/netns") else [],
+        "mounts": [
+            line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines() if " net:[" in line
+        ],
+        "switches": [forwarding.read(name) for name in forwarding.SWITCH.values()],
+        "files": sorted(str(path) for path in Path("/run/netspace").rglob("*") if path.is_file()),
+        "records": sorted(str(path) for path in Path("/var/lib/netspace/interfaces").rglob("*")),
+    }
 
 
 class Bench:
@@ -105,16 +117,18 @@ class Bench:
         return DesiredInterfaces(interfaces={name: parse.interface(value) for name, value in declared.items()})
 
     def plan(self, desired: DesiredInterfaces | None = None, remove: Any = ()) -> Plan:
-        return self.kind.plan(desired or DesiredInterfaces(), self.kind.observe(), remove)
+        return self.kind.plan(desired or DesiredInterfaces(), self.kind.observe(desired), remove)
 
     def apply(self, desired: DesiredInterfaces | None = None, remove: Any = ()) -> Plan:
         plan = self.plan(desired, remove)
         assert not plan.refusals
         failed = [outcome for outcome in self.kind.apply(plan.steps) if outcome.error]
         assert not failed, failed
-        for name, entry in self.kind.list().items():
-            if entry["host_end"]:
-                within(self.path(name), lambda: _running("eth0"))
+        known = self.kind.list()
+        _settled({entry["host_end"] for entry in known.values()})
+        for name, entry in known.items():
+            if entry["kind"] != "none":
+                within(self.path(name), lambda: _settled({"eth0"}))
         return plan
 
     def make(self, **declared: Any) -> DesiredInterfaces:

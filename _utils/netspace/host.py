@@ -126,7 +126,7 @@ class Host:
 
         desired = DesiredInterfaces(declared.network, declared.interfaces)
         remove = self.interfaces.names() - set(declared.environments) if whole else ()
-        return self._run(self.interfaces, desired, remove, test)
+        return self._run(self.interfaces, desired, remove, test, self.interfaces.observe(desired))
 
     # -- links ---------------------------------------------------------------------
     def converge_links(self, declared: Declaration, *, whole: bool = False, test: bool = False) -> Result:
@@ -312,8 +312,12 @@ class Host:
     def _lock(self, test: bool) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext() if test else files.locked(self.layout.lock)
 
-    def _run(self, kind: Any, desired: Any, remove: Collection[str], test: bool, **options: Any) -> Result:
-        plan: Plan = kind.plan(desired, kind.observe(), remove)
+    def _run(
+        self, kind: Any, desired: Any, remove: Collection[str], test: bool, observed: Any = None, **options: Any
+    ) -> Result:
+        plan: Plan = (
+            kind.plan(desired, kind.observe(), remove) if observed is None else kind.plan(desired, observed, remove)
+        )
         if test or not plan.steps:
             return Result(plan)
         return Result(plan, kind.apply(plan.steps, **options))

@@ -31,7 +31,9 @@ def run(layout: Layout) -> int:
     def interfaces() -> Mapping[str, str]:
         from netspace.interface.kind import Interfaces
 
-        return {str(failure.step): failure.error for failure in Interfaces(layout).restore().failures}
+        result = Interfaces(layout).restore()
+        refused = {f"interface {refusal.name}": refusal.message for refusal in result.plan.refusals}
+        return refused | {str(failure.step): failure.error for failure in result.failures}
 
     def environments() -> Mapping[str, str]:
         from netspace.attestation import result

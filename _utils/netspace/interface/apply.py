@@ -13,21 +13,28 @@ import errno
 import hashlib
 import os
 import socket
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 from netspace import files
 from netspace.errors import MissingError, NetspaceError
 from netspace.interface import ends, forwarding, namespaces, netlink, nft, records
-from netspace.interface.ends import INSIDE_INDEX, Ends
+from netspace.interface.ends import INSIDE_INDEX, End, Ends
 from netspace.interface.netlink import Message
 from netspace.interface.observe import Live
 from netspace.interface.records import Record, Volatile
 from netspace.layout import Layout
 from netspace.plan import Outcome, Step
 
+# What a link that is still there answers: EEXIST a VLAN or VXLAN, the others a MAC.
+_OCCUPIED = (errno.EEXIST, errno.EBUSY, errno.EADDRINUSE)
+_TRIES, _PAUSE = 40, 0.05
+# Links that are made from the host at once: each takes a descriptor meanwhile.
+_TOGETHER = 128
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
 
 
@@ -39,8 +46,8 @@ class Work:
     :param namespace: ``create`` it, ``settle`` one that isn't set up (completely), or ``keep`` it.
     :param make: its link is to be made.
     :param drop: what there is of a link goes first.
-    :param create: the kind's messages that make the link.
-    :param needs: the kernel module that takes.
+    :param kind: the module of its kind (see ``kinds``).
+    :param parents: indexes of the host's links that it may need.
     """
 
     record: Record | None
@@ -49,8 +56,29 @@ class Work:
     namespace: Literal["create", "settle", "keep"] = "keep"
     make: bool = False
     drop: bool = False
-    create: Callable[[Ends, int], list[Message]] | None = None
-    needs: str = ""
+    kind: ModuleType | None = None
+    parents: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def from_host(self) -> bool:
+        """Whether its link is made from the host's namespace, not from its own."""
+        return bool(getattr(self.kind, "FROM_HOST", False))
+
+    @property
+    def late(self) -> bool:
+        """Whether what it needs may be about to become free."""
+        return self.namespace == "create"
+
+    def create(self, far: int) -> list[Message]:
+        """The kind's messages that make the link."""
+        made: list[Message] = self.kind.create(self.wanted, far, self.parents) if self.kind is not None else []
+        return made
+
+    def change(self, index: int, now: End | None, wanted: End) -> list[Message]:
+        """The kind's messages that change what only it knows of."""
+        change = getattr(self.kind, "change", None)
+        messages: list[Message] = change(index, now, wanted, self.parents) if change is not None else []
+        return messages
 
 
 @dataclass(frozen=True)
@@ -98,7 +126,7 @@ class Applying:
                     if isinstance(step.data, Forwarding):
                         self._fail(step.name, "not switched, because the packet filter could not be loaded")
                 for name, one in work.items():
-                    if one.wanted.outside is not None:
+                    if one.wanted != Ends():
                         self._fail(name, "not touched, because the packet filter could not be loaded")
             self._inside(work)
             self._outside(work)
@@ -116,14 +144,33 @@ class Applying:
 
     # -- records ---------------------------------------------------------------------
     def _remember(self, work: Mapping[str, Work]) -> None:
-        # One that loses its link is remembered with it until that is gone.
-        self._write(
-            {
-                name: one.record
-                for name, one in work.items()
-                if one.record is not None and not (one.drop and not one.make)
-            }
-        )
+        written = {}
+        for name, one in work.items():
+            record = one.record
+            if record is not None:
+                try:
+                    record = self._with_key(name, one, record)
+                except OSError as err:
+                    self._fail(name, f"its private key can't be had: {err}")
+                    continue
+                # One that loses its link is remembered with it until that is gone.
+                if not (one.drop and not one.make):
+                    written[name] = record
+        self._write(written)
+
+    def _with_key(self, name: str, one: Work, record: Record) -> Record:
+        """Make the secret that the interface's kind needs, unless there is one."""
+        make = getattr(one.kind, "secret", None)
+        if make is None:
+            return record
+        path = records.secret(self.layout, name)
+        if record.public_key and not path.exists():
+            raise OSError(
+                errno.ENOENT,
+                f"{path} is gone, and its peers know the public key {record.public_key}: put it back, or remove "
+                "the interface (netspace_interface.absent) and apply again for a new one",
+            )
+        return replace(record, public_key=make(str(path)))
 
     def _write(self, wanted: Mapping[str, Record]) -> None:
         paths = {records.path(self.layout, name): name for name in wanted}
@@ -134,6 +181,8 @@ class Applying:
     def _forget(self, work: Mapping[str, Work]) -> None:
         done = {name: one for name, one in work.items() if name not in self.errors}
         for name, one in done.items():
+            if getattr(one.kind, "secret", None) is None:
+                files.remove(records.secret(self.layout, name))
             if one.record is None:
                 files.remove(records.path(self.layout, name))
         self._write(
@@ -144,11 +193,10 @@ class Applying:
     def _drop(self, work: Mapping[str, Work]) -> None:
         doomed = {name: one for name, one in work.items() if one.drop and name not in self.errors}
         self._delete_outside({name: one.live.outside for name, one in doomed.items() if one.live.outside})
-        # Without an outer end the inner one is alone: it goes from within, unless its namespace does.
+        # Without an outer end the inner one is alone: it goes from within, and at once, since the
+        # namespace's end may take a while in which it occupies, say, its parent's VLAN.
         alone = [
-            name
-            for name, one in doomed.items()
-            if one.live.inside and not one.live.outside and one.record is not None and name not in self.errors
+            name for name, one in doomed.items() if one.live.inside and not one.live.outside and name not in self.errors
         ]
         if alone:
             namespaces.in_thread(lambda: self._delete_inside(alone, work))
@@ -249,7 +297,8 @@ class Applying:
             self._prepare_folder()
         host = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            namespaces.in_thread(lambda: self._one_by_one(todo, host))
+            with netlink.Socket() as outer:
+                namespaces.in_thread(lambda: self._one_by_one(todo, host, outer))
         finally:
             os.close(host)
 
@@ -269,18 +318,55 @@ class Applying:
         ):
             self.volatile.folder = {}
 
-    def _one_by_one(self, todo: Mapping[str, Work], host: int) -> None:
+    def _one_by_one(self, todo: Mapping[str, Work], host: int, outer: netlink.Socket) -> None:
+        """Runs in a thread that goes from namespace to namespace; *host* and *outer* are the host's."""
+        far: dict[str, int] = {}  # those whose links the host makes, all in one go, and their namespaces
         for name, one in todo.items():
             path = self.layout.netns(name)
             try:
                 inode = self._settle(path, one)
-                with netlink.Socket() as inner:
-                    self._set_up(name, one, inner, host)
+                if one.make and one.from_host:
+                    far[name] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                else:
+                    with netlink.Socket() as inner:
+                        self._set_up(name, one, inner, host)
             except OSError as err:
                 self._fail(name, err)
                 continue
-            if name not in self.errors:
+            if name in far:
+                if len(far) >= _TOGETHER:
+                    self._from_host(far, todo, outer)
+            elif name not in self.errors:
                 self.volatile.namespaces[name] = inode
+        self._from_host(far, todo, outer)
+
+    def _from_host(self, far: dict[str, int], work: Mapping[str, Work], outer: netlink.Socket) -> None:
+        """Make links from the host's namespace into those that *far* names, and set them up; empties *far*."""
+        try:
+            messages: list[Message] = []
+            owners: list[str] = []
+            for name, namespace in far.items():
+                made = work[name].create(namespace)
+                messages += made
+                owners += [name] * len(made)
+            failures = _patiently(outer, messages, lambda place: work[owners[place]].late)
+            self._judge(failures, messages, owners, work)
+            for name in far:
+                if name in self.errors:
+                    continue
+                path = self.layout.netns(name)
+                try:
+                    namespaces.enter(path)
+                    with netlink.Socket() as inner:
+                        self._set_up(name, work[name], inner, -1)
+                    if name not in self.errors:
+                        self.volatile.namespaces[name] = path.stat().st_ino
+                except OSError as err:
+                    self._fail(name, err)
+        finally:
+            for namespace in far.values():
+                os.close(namespace)
+            far.clear()
 
     def _settle(self, path: Path, one: Work) -> int:
         if one.namespace == "create":
@@ -296,13 +382,25 @@ class Applying:
         messages: list[Message] = []
         if one.namespace != "keep":
             messages.append(netlink.set_link(1, up=True))
-        if one.make and one.create is not None:
-            messages += one.create(one.wanted, host)
-        if one.wanted.inside is not None:
+        if one.make and not one.from_host:
+            messages += one.create(host)
+        special: list[Message] = []
+        wanted = one.wanted.inside
+        if wanted is not None:
             now = None if one.make else one.live.ends.inside
             index = INSIDE_INDEX if one.make else one.live.inside
-            messages += ends.messages(index, now, one.wanted.inside)
-        self._judge(inner.batch(messages), messages, [name] * len(messages), {name: one})
+            if one.make and one.from_host:
+                index = socket.if_nametoindex(one.wanted.made_as)
+                messages.append(netlink.set_link(index, name=wanted.name))
+            for message in one.change(index, now, wanted):
+                (messages if message.protocol == netlink.NETLINK_ROUTE else special).append(message)
+            messages += ends.messages(index, now, wanted)
+        if special:
+            with netlink.Socket(netlink.NETLINK_GENERIC) as generic:
+                self._judge(generic.batch(special), special, [name] * len(special), {name: one})
+        if name not in self.errors:
+            failures = _patiently(inner, messages, lambda _: one.late)
+            self._judge(failures, messages, [name] * len(messages), {name: one})
 
     def _outside(self, work: Mapping[str, Work]) -> None:
         """Set up the host's ends, all in one go."""
@@ -327,7 +425,7 @@ class Applying:
                 except OSError as err:
                     self._fail(name, f"its host end {wanted.name} can't be set up: {err}; apply again")
                     continue
-                own = ends.messages(index, now, wanted)
+                own = one.change(index, now, wanted) + ends.messages(index, now, wanted)
                 messages += own
                 owners += [name] * len(own)
             self._judge(host.batch(messages), messages, owners, todo)
@@ -352,11 +450,16 @@ class Applying:
                 continue
             name = owners[place]
             one = work[name]
-            if failure.code in _UNSUPPORTED and netlink.makes_link(messages[place]):
-                self._fail(name, _missing(one.needs, failure))
+            if failure.code in _UNSUPPORTED and netlink.makes_link(messages[place]) and one.kind is not None:
+                self._fail(name, _missing(one.kind.NEEDS, failure, "declare an interface of another kind"))
             elif failure.code == errno.ENOENT and netlink.limits_rate(messages[place]):
                 self._fail(name, _missing("sch_tbf", failure, "leave rate out"))
-            elif failure.code == errno.EEXIST and one.record is not None and netlink.makes_link(messages[place]):
+            elif (
+                failure.code == errno.EEXIST
+                and one.record is not None
+                and one.record.host_end
+                and netlink.makes_link(messages[place])
+            ):
                 self._fail(
                     name, f"the host has a link {one.record.host_end} that isn't netspace's; remove or rename it"
                 )
@@ -364,7 +467,24 @@ class Applying:
                 self._fail(name, f"the kernel refused: {failure}")
 
 
-def _missing(module: str, failure: object, otherwise: str = "declare interfaces of kind none only") -> MissingError:
+def _patiently(
+    where: netlink.Socket, messages: Sequence[Message], late: Callable[[int], bool]
+) -> dict[int, netlink.Failure]:
+    """Send *messages*, and again what is refused because something is there that goes: see ``Work.late``.
+
+    A namespace that is gone ends when the kernel finds time; until then its link is in the way.
+    """
+    failures = where.batch(messages)
+    for _ in range(_TRIES):
+        if not any(one.code in _OCCUPIED and late(place) for place, one in failures.items()):
+            break
+        time.sleep(_PAUSE)
+        places = sorted(failures)
+        failures = {places[n]: one for n, one in where.batch([messages[place] for place in places]).items()}
+    return failures
+
+
+def _missing(module: str, failure: object, otherwise: str) -> MissingError:
     return MissingError(
         f"the kernel's module {module} ({failure})",
         f"load it (modprobe {module}), boot a kernel that has it, or {otherwise}",

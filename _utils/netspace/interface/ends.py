@@ -14,8 +14,9 @@ from typing import Any
 from netspace.interface import netlink
 from netspace.interface.netlink import Link, Message, Route
 
-# The inner end's index: a namespace of ours holds lo (1) and nothing else.
-INSIDE_INDEX = 2
+# The inner end's index, where we can choose it. A namespace of ours holds lo (1) and, on a kernel
+# that has such modules loaded, a few idle tunnels (sit0, gre0...) that it puts into each namespace.
+INSIDE_INDEX = 64
 INSIDE_NAME = "eth0"
 
 
@@ -29,6 +30,8 @@ class Place:
     :param addresses: by family (``ipv4``, ``ipv6``), the environment's.
     :param gateways: by family, the host's at its end.
     :param forwarding: whether the host shall forward IPv4 that comes out of it.
+    :param secret: the file that holds its key, where its kind has one.
+    :param public_key: what of that may be known; empty as long as there is none.
     """
 
     host_name: str
@@ -37,17 +40,23 @@ class Place:
     addresses: Mapping[str, str] = field(default_factory=dict)
     gateways: Mapping[str, str] = field(default_factory=dict)
     forwarding: bool = False
+    secret: str = ""
+    public_key: str = ""
 
 
 @dataclass(frozen=True)
 class End:
     """One end of an interface.
 
+    :param mac: empty: not ours to say.
+    :param kind: the kernel's name of the link's kind.
     :param arp: whether neighbours are looked for at all.
     :param addresses: sorted, ``address/prefix``.
     :param ipv4: the kernel's settings of this end (``net.ipv4.conf.<name>``).
     :param accept_ra: ``net.ipv6.conf.<name>.accept_ra``; None: the namespace's default says it.
     :param rate: bits per second that it may send; 0: as many as it can.
+    :param details: what only its kind knows of, by the names that the operator knows.
+    :param secret: the file that holds its key; neither shown nor compared.
     """
 
     name: str
@@ -61,6 +70,9 @@ class End:
     ipv4: Mapping[str, int] = field(default_factory=dict)
     accept_ra: int | None = None
     rate: int = 0
+    kind: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    secret: str = field(default="", compare=False, repr=False)
 
     def facts(self) -> dict[str, Any]:
         """The end in plain values, for the operator and for comparing."""
@@ -72,7 +84,12 @@ class End:
             "arp": self.arp,
             "addresses": list(self.addresses),
             "routes": sorted(str(route) for route in self.routes),
+            **self.details,
         }
+        if self.kind:
+            facts["kind"] = self.kind
+        if not self.mac:
+            del facts["mac"]
         if self.alias:
             facts["alias"] = self.alias
         if self.ipv4:
@@ -86,10 +103,15 @@ class End:
 
 @dataclass(frozen=True)
 class Ends:
-    """Both ends; a kind may have none, or an inner one only."""
+    """Both ends; a kind may have none, or an inner one only.
+
+    :param made_as: the name that a link made from the host's namespace has at first: its own may be
+        somebody's there.
+    """
 
     inside: End | None = None
     outside: End | None = None
+    made_as: str = field(default="", compare=False)
 
     def facts(self) -> dict[str, Any]:
         return {
@@ -115,11 +137,18 @@ def alias(instance: str, environment: str) -> str:
     return f"netspace {instance}/{environment}"
 
 
-def seen(link: Link, addresses: Sequence[str], routes: Sequence[Route], like: End | None, rate: int = 0) -> End:
+def seen(
+    link: Link,
+    addresses: Sequence[str],
+    routes: Sequence[Route],
+    like: End | None,
+    rate: int = 0,
+    details: Mapping[str, Any] | None = None,
+) -> End:
     """The end that *link* is, in so far as *like* (what it should be) has a say in it."""
     return End(
         name=link.name,
-        mac=link.mac,
+        mac=link.mac if like is None or like.mac else "",
         mtu=link.mtu,
         up=link.up,
         arp=link.arp,
@@ -129,6 +158,8 @@ def seen(link: Link, addresses: Sequence[str], routes: Sequence[Route], like: En
         ipv4={} if like is None else {key: link.ipv4[key] for key in like.ipv4 if key in link.ipv4},
         accept_ra=None if like is None or like.accept_ra is None else link.accept_ra,
         rate=rate,
+        kind=link.kind,
+        details=details or {},
     )
 
 
@@ -144,7 +175,7 @@ def messages(index: int, now: End | None, wanted: End) -> list[Message]:
     attributes: dict[str, Any] = {}
     if now is not None:
         for key in ("name", "mac", "mtu", "arp"):
-            if getattr(now, key) != getattr(wanted, key):
+            if getattr(now, key) != getattr(wanted, key) and getattr(wanted, key) != "":
                 attributes[key] = getattr(wanted, key)
     for key in ("alias", "ipv4"):
         if getattr(wanted, key) and (now is None or getattr(now, key) != getattr(wanted, key)):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from netspace import files
@@ -22,6 +22,7 @@ from netspace.interface.observe import Live, Observed, expected, observe
 from netspace.interface.records import Record
 from netspace.layout import Layout
 from netspace.plan import Outcome, Plan, Refusal, Result, Step
+from netspace.spec import check
 from netspace.spec.types import Filtered, Interface, Network
 
 FIREWALL, FORWARDING = "host:firewall", "host:forwarding"
@@ -56,12 +57,12 @@ class Interfaces:
             return set()
         return {entry[: -len(".json")] for entry in entries if entry.endswith(".json") and not entry.startswith(".")}
 
-    def observe(self) -> Observed:
-        """What there is now.
+    def observe(self, desired: DesiredInterfaces | None = None) -> Observed:
+        """What there is now, of all interfaces and of what *desired* ones need.
 
         :raises StateError: a record can't be read.
         """
-        return observe(self.layout)
+        return observe(self.layout, declared=desired.interfaces.values() if desired is not None else ())
 
     def list(self) -> dict[str, dict[str, Any]]:
         """Every environment's interface by its record, and whether its namespace is there."""
@@ -93,20 +94,22 @@ class Interfaces:
             "addresses": dict(record.addresses),
             "gateways": dict(record.gateways),
             "host_end": record.host_end,
+            **({"public_key": record.public_key} if record.public_key else {}),
             "netns": str(self.layout.netns(name)),
             "state": "present" if self.layout.netns_name(name) in kept else "missing",
         }
 
     # -- planning: pure ---------------------------------------------------------------
     def plan(self, desired: DesiredInterfaces, observed: Observed, remove: Collection[str] = ()) -> Plan:
-        """What would have to change. An interface that can't get an address is refused, the others go on."""
+        """What would have to change. An interface that can't be had is refused, the others go on."""
         gone = {name for name in remove if name in observed.records}
         wanted = {name: spec for name, spec in desired.interfaces.items() if name not in remove}
         kept = {name: record for name, record in observed.records.items() if name not in gone}
         new, refused, notes = self._allocated(desired.network, wanted, kept, observed)
-        plan = self._plan(new, gone, observed)
+        refused |= _clashing(new, {name: record for name, record in kept.items() if name not in new})
+        plan = self._plan({name: record for name, record in new.items() if name not in refused}, gone, observed)
         refusals = [Refusal("interface", name, message) for name, message in sorted(refused.items())]
-        return Plan(plan.steps, refusals, [*notes, *plan.notes])
+        return Plan(plan.steps, [*refusals, *plan.refusals], [*notes, *plan.notes])
 
     def _allocated(
         self, network: Network, wanted: Mapping[str, Interface], kept: Mapping[str, Record], observed: Observed
@@ -116,34 +119,55 @@ class Interfaces:
         refused: dict[str, str] = {}
         notes: list[str] = []
         for family in FAMILIES:
-            asking = {name: getattr(spec, family) for name, spec in wanted.items() if hasattr(spec, family)}
-            if not asking:
+            having = {name: getattr(spec, family) for name, spec in wanted.items() if hasattr(spec, family)}
+            # On somebody's network nothing is given but what is declared.
+            asking = {name: having[name] for name in having if kinds.of(wanted[name]).FILTER == "host"}
+            foreign = {name: having[name] for name in having if name not in asking and having[name] is not None}
+            if not asking and not foreign:
                 continue
             if family not in observed.forwarding:
                 notes.append(f"this host's kernel has no {family}: interfaces get none")
                 continue
+            for name, address in foreign.items():
+                given[name][family] = str(address.interface.ip)
+                gateway = getattr(wanted[name], f"gateway{family[-1]}", None)
+                if gateway is not None:
+                    gateways[name][family] = str(gateway)
             range_ = getattr(network, family).network
-            recorded = {name: record.addresses[family] for name, record in kept.items() if family in record.addresses}
+            recorded = {
+                name: record.addresses[family]
+                for name, record in kept.items()
+                if family in record.addresses and name not in foreign
+            }
             allocation = addresses.allocate(range_, asking, recorded)
             refused |= allocation.refused
             for name, address in allocation.addresses.items():
                 given[name][family] = address
                 gateways[name][family] = str(addresses.gateway(range_))
         new = {
-            name: Record(spec, given[name], gateways[name], self._host_end(name, spec))
+            name: self._record(name, spec, given[name], gateways[name], kept.get(name))
             for name, spec in wanted.items()
             if name not in refused
         }
         return new, refused, notes
 
-    def _host_end(self, name: str, spec: Interface) -> str:
-        return ends.host_name(self.layout.instance, name) if kinds.of(spec).FILTER == "host" else ""
+    def _record(
+        self, name: str, spec: Interface, given: Mapping[str, str], gateways: Mapping[str, str], old: Record | None
+    ) -> Record:
+        key = old.public_key if old is not None and kinds.name(old.interface) == kinds.name(spec) else ""
+        record = Record(spec, given, gateways, "", key)
+        outside = expected(self.layout, name, record).outside
+        return record if outside is None else replace(record, host_end=outside.name)
 
     def _plan(self, new: Mapping[str, Record], gone: Collection[str], observed: Observed) -> Plan:
         """Steps that make *new* true and remove *gone*; other records stay as they are."""
         removals = [self._removal(name, observed) for name in sorted(gone)]
-        changes = [step for name in sorted(new) if (step := self._step(name, new[name], observed)) is not None]
-        after = {name: record for name, record in observed.records.items() if name not in gone} | dict(new)
+        impossible = {name: reason for name, record in new.items() if (reason := _impossible(record, observed))}
+        possible = {name: record for name, record in new.items() if name not in impossible}
+        changes = [
+            step for name in sorted(possible) if (step := self._step(name, possible[name], observed)) is not None
+        ]
+        after = {name: record for name, record in observed.records.items() if name not in gone} | possible
         host = [step for step in (self._firewall(after, observed), self._forwarding(after, observed)) if step]
         notes = [
             f"{key} is switched {'on' if change['new'] == '1' else 'back'}: this concerns the whole host"
@@ -151,7 +175,8 @@ class Interfaces:
             if step.name == FORWARDING
             for key, change in step.changes.items()
         ]
-        return Plan([*removals, *host, *changes], (), notes)
+        refusals = [Refusal("interface", name, reason) for name, reason in sorted(impossible.items())]
+        return Plan([*removals, *host, *changes], refusals, notes)
 
     def _removal(self, name: str, observed: Observed) -> Step:
         shown = observed.records[name].shown()
@@ -168,7 +193,10 @@ class Interfaces:
         wanted = expected(self.layout, name, record)
         changes = files.differences(old.shown() if old else {}, record.shown())
         action, reason = "change", ""
-        make = bool(wanted.inside or wanted.outside) and _shape(live.ends) != _shape(wanted)
+        some, due = any(_shape(live.ends)), any(_shape(wanted))
+        whole = _shape(live.ends) == _shape(wanted)
+        fixed = _unchangeable(record.interface, live.ends, wanted) if whole else ""
+        make = due and (not whole or bool(fixed))
         if old is None:
             action = "create"
         elif inode is None:
@@ -179,7 +207,9 @@ class Interfaces:
                 changes["netns"] = {"old": "not set up completely", "new": "set up"}
             before = expected(self.layout, name, old)
             changes.update(files.differences(live.ends.facts(), before.facts()))
-            if make and _shape(before) == _shape(wanted):
+            if fixed:
+                action, reason = "rebuild", f"the kernel can't change {fixed} of a link in place"
+            elif make and _shape(before) == _shape(wanted):
                 action, reason = "rebuild", "its link is gone, or half of it"
         if not changes:
             # What follows from the declaration alone (say, an address's gateway) differs.
@@ -192,9 +222,9 @@ class Interfaces:
             live,
             namespace="create" if inode is None else "keep" if settled else "settle",
             make=make,
-            drop=_shape(live.ends) not in ((False, False), _shape(wanted)),
-            create=kinds.of(record.interface).create,
-            needs=kinds.of(record.interface).NEEDS,
+            drop=some and (make or not due),
+            kind=kinds.of(record.interface),
+            parents={link.name: link.index for link in observed.links.values()},
         )
         return Step("interface", name, action, changes, reason, work)
 
@@ -228,6 +258,7 @@ class Interfaces:
         needed = {
             family
             for record in after.values()
+            if kinds.of(record.interface).FILTER == "host"
             for family in firewall.forwarded(getattr(record.interface, "allow", ()), record.gateways)
             if family in record.addresses
         }
@@ -254,6 +285,37 @@ class Interfaces:
         observed = self.observe()
         plan = self._plan(observed.records, (), observed)
         return Result(plan, self.apply(plan.steps))
+
+
+def _impossible(record: Record, observed: Observed) -> str:
+    """Why this host can't have the interface, for the operator; empty where it can."""
+    kind, name = kinds.of(record.interface), kinds.name(record.interface)
+    if name in observed.missing:
+        return f"an interface of kind {name} can't be had: {observed.missing[name]}"
+    lacks = getattr(kind, "lacks", None)
+    reason = lacks(record.interface, observed.links) if lacks is not None else ""
+    return f"an interface of kind {name} can't be had: {reason}" if reason else ""
+
+
+def _clashing(new: Mapping[str, Record], others: Mapping[str, Record]) -> dict[str, str]:
+    """Per name of *new* why it can't stand beside *others*, which stand already, or beside the rest of *new*."""
+    found: dict[str, str] = {}
+    declared = {**others, **new}
+    for name, _, message in check.together({name: record.interface for name, record in declared.items()}):
+        if name in new:
+            found.setdefault(name, message)
+    return found
+
+
+def _unchangeable(spec: Interface, now: Ends, wanted: Ends) -> str:
+    """What differs that the kernel can't change in place, in words; empty where there is no such thing."""
+    fixed = getattr(kinds.of(spec), "FIXED", ())
+    pairs = ((now.inside, wanted.inside), (now.outside, wanted.outside))
+    both = [(is_, due) for is_, due in pairs if is_ is not None and due is not None]
+    if any(is_.kind != due.kind for is_, due in both):
+        return "the kind"
+    differing = [key for key in fixed if any(is_.details.get(key) != due.details.get(key) for is_, due in both)]
+    return " and ".join(f"the {key}" for key in differing)
 
 
 def _shape(one: Ends) -> tuple[bool, bool]:

@@ -100,6 +100,11 @@ def enter(path: Path) -> None:
         os.close(fd)
 
 
+def unshare() -> None:
+    """Move the calling thread (see :func:`in_thread`) into a new namespace, which ends with it unless it is kept."""
+    _check(_libc().unshare(_CLONE_NEWNET), "unshare")
+
+
 def lacking(directory: Path) -> dict[str, bool]:
     """What :func:`prepare` would have to make: ``folder``, ``mount``; empty where nothing lacks."""
     mounted = any(line.split(" ", 5)[4] == str(directory) for line in _mountinfo().splitlines())
@@ -136,7 +141,7 @@ def create(path: Path) -> int:
     """
     with contextlib.suppress(FileExistsError):  # left by a run that was killed here
         os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0))
-    _check(_libc().unshare(_CLONE_NEWNET), "unshare")
+    unshare()
     _mount("/proc/thread-self/ns/net", str(path), _MS_BIND)
     return path.stat().st_ino
 

@@ -5,22 +5,28 @@ netspace. Messages are packed here, by hand, because that is what makes a thousa
 interfaces fast: with pyroute2's message classes the packing takes longer than the
 kernel's own work, and importing them alone takes 0.2 s.
 
+What the kernel answers is read within its bounds: what doesn't fit is an error, never a guess.
+
 Sources: RFC 3549, netlink(7), rtnetlink(7), and the kernel's ``linux/rtnetlink.h``,
-``linux/if_link.h``, ``linux/veth.h``, ``linux/netfilter/nf_tables.h``.
+``linux/if_link.h``, ``linux/veth.h``, ``linux/genetlink.h``, ``linux/netfilter/nf_tables.h``.
 """
 
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import socket
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import TypeVar
+
+T = TypeVar("T")
 
 # -- constants of the kernel's headers -------------------------------------------
-NETLINK_ROUTE, NETLINK_NETFILTER = 0, 12
+NETLINK_ROUTE, NETLINK_NETFILTER, NETLINK_GENERIC = 0, 12, 16
 _SOL_NETLINK, _CAP_ACK, _EXT_ACK, _STRICT = 270, 10, 11, 12
 
 _REQUEST, _MULTI, _ACK, _DUMP_INTERRUPTED = 0x1, 0x2, 0x4, 0x10
@@ -33,10 +39,12 @@ _NEWADDR, _DELADDR, _GETADDR = 20, 21, 22
 _NEWROUTE, _DELROUTE, _GETROUTE = 24, 25, 26
 _NEWQDISC, _DELQDISC, _GETQDISC = 36, 37, 38
 _GETGEN = 10 << 8 | 16
+_CONTROL, _GETFAMILY, _FAMILY_ID, _FAMILY_NAME = 16, 3, 1, 2  # linux/genetlink.h
 
-_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_QDISC, _IFLA_LINKINFO = 1, 3, 4, 5, 6, 18
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_QDISC, _IFLA_MASTER, _IFLA_LINKINFO = 1, 3, 4, 5, 6, 10, 18
 _IFLA_IFALIAS, _IFLA_AF_SPEC, _IFLA_GROUP, _IFLA_NET_NS_FD, _IFLA_EXT_MASK = 20, 26, 27, 28, 29
-_IFLA_INFO_KIND, _IFLA_INFO_DATA, _VETH_INFO_PEER = 1, 2, 1
+_IFLA_INFO_KIND, _IFLA_INFO_DATA, _IFLA_INFO_SLAVE_KIND, _IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
+_VETH_INFO_PEER = 1
 _IFLA_INET_CONF, _IFLA_INET6_CONF, _IFLA_INET6_ADDR_GEN_MODE = 1, 2, 8
 _SKIP_STATISTICS = 1 << 3
 _ADDR_GEN_NONE = 1
@@ -91,11 +99,12 @@ FAMILIES = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
 
 @dataclass(frozen=True)
 class Message:
-    """One request, ready but for its number."""
+    """One request, ready but for its number; ``protocol`` is the kind of socket that takes it."""
 
     type: int
     flags: int
     body: bytes
+    protocol: int = NETLINK_ROUTE
 
 
 @dataclass(frozen=True)
@@ -115,7 +124,12 @@ class NetlinkError(OSError):
 
 @dataclass(frozen=True)
 class Link:
-    """What the kernel says of one link; ``ipv4`` and ``accept_ra`` are its settings, ``queue`` its root qdisc."""
+    """What the kernel says of one link; ``ipv4`` and ``accept_ra`` are its settings, ``queue`` its root qdisc.
+
+    :param parent: index of the link it lies on, maybe in another namespace.
+    :param master: index of the bridge (or such) that it is a port of.
+    :param data: by number, what the link's kind says of it; ``port`` likewise, of the port that it is.
+    """
 
     index: int
     name: str
@@ -130,6 +144,10 @@ class Link:
     accept_ra: int | None = None
     ipv4: Mapping[str, int] = field(default_factory=dict)
     queue: str = ""
+    parent: int = 0
+    master: int = 0
+    data: Mapping[int, bytes] = field(default_factory=dict)
+    port: Mapping[int, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -207,6 +225,55 @@ def add_veth(
         )
     )
     return Message(_NEWLINK, _CREATE | _EXCLUSIVE, body)
+
+
+def add_link(
+    kind: str,
+    name: str,
+    *,
+    mtu: int,
+    mac: str = "",
+    arp: bool = True,
+    parent: int = 0,
+    data: bytes = b"",
+    namespace: int | None = None,
+) -> Message:
+    """Make a link of *kind*, down, in the namespace of the descriptor *namespace*.
+
+    :param parent: index of the link it lies on, in the socket's namespace. What a tunnel sends
+        goes out there, too.
+    :param data: the kind's own attributes.
+    """
+    body = _LINK.pack(0, 0, 0, 0 if arp else IFF_NOARP, IFF_NOARP) + attribute(_IFLA_IFNAME, _text(name))
+    if mac:
+        body += attribute(_IFLA_ADDRESS, _mac(mac))
+    body += attribute(_IFLA_MTU, _U32.pack(mtu))
+    if parent:
+        body += attribute(_IFLA_LINK, _U32.pack(parent))
+    if namespace is not None:
+        body += attribute(_IFLA_NET_NS_FD, _U32.pack(namespace))
+    return Message(_NEWLINK, _CREATE | _EXCLUSIVE, body + _information(kind, data))
+
+
+def _information(kind: str, data: bytes) -> bytes:
+    about = attribute(_IFLA_INFO_KIND, kind.encode())
+    return attribute(_IFLA_LINKINFO, about + (attribute(_IFLA_INFO_DATA, data) if data else b""))
+
+
+def change_link(index: int, kind: str, data: bytes) -> Message:
+    """Change what is special to a link's kind."""
+    return Message(_NEWLINK, 0, _LINK.pack(0, 0, index, 0, 0) + _information(kind, data))
+
+
+def join(index: int, master: int) -> Message:
+    """Make a link a port of *master*."""
+    return Message(_SETLINK, 0, _LINK.pack(0, 0, index, 0, 0) + attribute(_IFLA_MASTER, _U32.pack(master)))
+
+
+def change_port(index: int, kind: str, data: bytes) -> Message:
+    """Change what a master of *kind* says of its port."""
+    about = attribute(_IFLA_INFO_SLAVE_KIND, kind.encode()) + attribute(_IFLA_INFO_SLAVE_DATA, data)
+    return Message(_NEWLINK, 0, _LINK.pack(0, 0, index, 0, 0) + attribute(_IFLA_LINKINFO, about))
 
 
 def set_link(
@@ -341,7 +408,7 @@ def limits_rate(message: Message) -> bool:
 
 
 def makes_link(message: Message) -> bool:
-    return message.type == _NEWLINK
+    return message.type == _NEWLINK and bool(message.flags & _CREATE)
 
 
 def forgiven(message: Message, failure: Failure) -> bool:
@@ -355,7 +422,25 @@ def forgiven(message: Message, failure: Failure) -> bool:
     return gone.get(message.type) == failure.code
 
 
+def generic(family: int, command: int, body: bytes, *, dump: bool = False) -> Message:
+    """A command of a generic netlink family (see :func:`generic_family`), version 1."""
+    return Message(family, _DUMP if dump else 0, struct.pack("=BBH", command, 1, 0) + body, NETLINK_GENERIC)
+
+
 # -- unpacking -----------------------------------------------------------------------
+def bounded(parse: Callable[[bytes | memoryview], T]) -> Callable[[bytes | memoryview], T]:
+    """Let *parse* fail with a :class:`NetlinkError`, and nothing else, on what doesn't fit its bounds."""
+
+    @functools.wraps(parse)
+    def strict(payload: bytes | memoryview) -> T:
+        try:
+            return parse(payload)
+        except (struct.error, ValueError, TypeError, IndexError, KeyError, OverflowError) as err:
+            raise NetlinkError(errno.EBADMSG, f"the kernel's answer can't be understood: {err!r}") from err
+
+    return strict
+
+
 def attributes(data: bytes | memoryview, offset: int = 0) -> Iterator[tuple[int, memoryview]]:
     """The attributes in *data* from *offset* on; what is cut short ends them."""
     view = memoryview(data)
@@ -372,10 +457,20 @@ def _string(value: memoryview) -> str:
     return bytes(value).rstrip(b"\0").decode(errors="replace")
 
 
+def _values(nested: memoryview | None) -> dict[int, bytes]:
+    return {} if nested is None else {type_: bytes(value) for type_, value in attributes(nested)}
+
+
+def number(value: bytes | memoryview) -> int:
+    """An unsigned number of the host's byte order, of whatever length; nothing is 0."""
+    return _number(memoryview(value))
+
+
 def _number(value: memoryview) -> int:
     return int.from_bytes(value, "little" if struct.pack("=H", 1)[0] else "big")
 
 
+@bounded
 def parse_link(payload: bytes | memoryview) -> Link:
     """A link out of an RTM_NEWLINK."""
     _, _, index, flags, _ = _LINK.unpack_from(payload)
@@ -407,9 +502,14 @@ def parse_link(payload: bytes | memoryview) -> Link:
         accept_ra=accept_ra,
         ipv4=ipv4,
         queue=_string(found.get(_IFLA_QDISC, memoryview(b""))),
+        parent=_number(found.get(_IFLA_LINK, memoryview(b""))),
+        master=_number(found.get(_IFLA_MASTER, memoryview(b""))),
+        data=_values(information.get(_IFLA_INFO_DATA)),
+        port=_values(information.get(_IFLA_INFO_SLAVE_DATA)),
     )
 
 
+@bounded
 def parse_rate(payload: bytes | memoryview) -> tuple[int, int]:
     """The link's index and the bits per second out of an RTM_NEWQDISC; 0 where it is no such limit."""
     _, index, _, parent, _ = _TRAFFIC.unpack_from(payload)
@@ -422,6 +522,7 @@ def parse_rate(payload: bytes | memoryview) -> tuple[int, int]:
     return index, 8 * int(_TBF.unpack_from(options[_TCA_TBF_PARMS])[5])
 
 
+@bounded
 def parse_address(payload: bytes | memoryview) -> Address:
     """An address out of an RTM_NEWADDR."""
     family, prefix, _, _, index = _ADDRESS.unpack_from(payload)
@@ -430,6 +531,7 @@ def parse_address(payload: bytes | memoryview) -> Address:
     return Address(index, f"{socket.inet_ntop(family, bytes(packed))}/{prefix}")
 
 
+@bounded
 def parse_route(payload: bytes | memoryview) -> tuple[int, Route]:
     """The outgoing link's index and the route out of an RTM_NEWROUTE."""
     family, prefix = _ROUTE.unpack_from(payload)[:2]
@@ -527,8 +629,8 @@ class Socket:
         offset = 0
         while offset + _HEADER.size <= len(view):
             length, type_, flags, number, _ = _HEADER.unpack_from(view, offset)
-            if length < _HEADER.size:
-                return
+            if length < _HEADER.size or offset + length > len(view):
+                raise NetlinkError(errno.EBADMSG, "the kernel's answer is cut short")
             if only in (None, type_):
                 yield type_, flags, number, view[offset + _HEADER.size : offset + length]
             offset += (length + 3) & ~3
@@ -562,6 +664,18 @@ def _explanation(flags: int, payload: memoryview) -> str:
     if not flags & _ACK_TLVS or not flags & _ACK_CAPPED:
         return ""
     return next((_string(value) for type_, value in attributes(payload, 4 + _HEADER.size) if type_ == 1), "")
+
+
+@functools.cache
+def generic_family(name: str) -> int | None:
+    """The number of a generic netlink family; None where the kernel doesn't have it."""
+    body = attribute(_FAMILY_NAME, _text(name))
+    try:
+        with Socket(NETLINK_GENERIC) as control:
+            found = control.dump(Message(_CONTROL, 0, struct.pack("=BBH", _GETFAMILY, 1, 0) + body))
+    except OSError:
+        return None
+    return next((_number(value) for one in found for type_, value in attributes(one, 4) if type_ == _FAMILY_ID), None)
 
 
 def ruleset_generation() -> int | None:

@@ -2,23 +2,24 @@
 
 Of an environment without an interface no more is asked than whether its namespace is
 mounted: one file for all of them. Of the others: one dump of the host's links, addresses
-and (our) routes, and one inside each namespace.
+and (our) routes, and one inside each namespace, and what their kinds look at besides.
 """
 
 from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from netspace.errors import MissingError
-from netspace.interface import ends, forwarding, kinds, namespaces, netlink, nft, records
+from netspace.interface import ends, forwarding, kinds, namespaces, netlink, nft, records, support
 from netspace.interface.ends import End, Ends, Place
 from netspace.interface.firewall import forwarded
 from netspace.interface.netlink import Link, Route
 from netspace.interface.records import Record, Volatile
 from netspace.layout import Layout
+from netspace.spec.types import Interface
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Observed:
     :param live: per environment whose record says that it has an interface.
     :param firewall: ``absent``, ``intact`` (as we loaded it) or ``changed``.
     :param forwarding: per family the host's switch; a family that is missing here the kernel lacks.
+    :param links: the host's links that interfaces need, by name, where these are there.
+    :param missing: per kind that the kernel lacks, what is missing and what to do.
     """
 
     records: Mapping[str, Record] = field(default_factory=dict)
@@ -46,6 +49,8 @@ class Observed:
     live: Mapping[str, Live] = field(default_factory=dict)
     firewall: str = "absent"
     forwarding: Mapping[str, str] = field(default_factory=dict)
+    links: Mapping[str, Link] = field(default_factory=dict)
+    missing: Mapping[str, str] = field(default_factory=dict)
 
 
 def place(layout: Layout, name: str, record: Record) -> Place:
@@ -58,6 +63,8 @@ def place(layout: Layout, name: str, record: Record) -> Place:
         addresses=record.addresses,
         gateways=record.gateways,
         forwarding="ipv4" in forwarded(allow, record.gateways),
+        secret=str(records.secret(layout, name)),
+        public_key=record.public_key,
     )
 
 
@@ -71,8 +78,8 @@ def expected(layout: Layout, name: str, record: Record) -> Ends:
     return wanted
 
 
-def observe(layout: Layout, only: Collection[str] | None = None) -> Observed:
-    """Look at everything, or at the interfaces of *only*.
+def observe(layout: Layout, only: Collection[str] | None = None, declared: Iterable[Interface] = ()) -> Observed:
+    """Look at everything, or at the interfaces of *only*, and at what *declared* ones need.
 
     :raises StateError: a record can't be read.
     """
@@ -81,13 +88,18 @@ def observe(layout: Layout, only: Collection[str] | None = None) -> Observed:
     volatile = Volatile.read(layout)
     wanted = {name: expected(layout, name, record) for name, record in known.items() if only is None or name in only}
     linked = {name: one for name, one in wanted.items() if one != Ends()}
+    specs = [*(known[name].interface for name in wanted), *declared]
+    needed = {parent for spec in specs for parent in kinds.parents(spec)}
+    links, live = _links(layout, linked, known, kept, needed)
     return Observed(
         records=known,
         namespaces=kept,
         volatile=volatile,
-        live=_live(layout, linked, kept) if linked else {},
+        live=live,
         firewall=_firewall(layout, volatile),
         forwarding=forwarding.switches(),
+        links={link.name: link for link in links if link.name in needed},
+        missing=support.missing(specs, links),
     )
 
 
@@ -106,10 +118,21 @@ def _firewall(layout: Layout, volatile: Volatile) -> str:
     return "intact" if listed == volatile.firewall.get("listed") else "changed"
 
 
-def _live(layout: Layout, wanted: Mapping[str, Ends], kept: Mapping[str, int]) -> dict[str, Live]:
+def _links(
+    layout: Layout,
+    wanted: Mapping[str, Ends],
+    known: Mapping[str, Record],
+    kept: Mapping[str, int],
+    needed: Collection[str],
+) -> tuple[list[Link], dict[str, Live]]:
+    """The host's links, as far as they are needed, and the interfaces *wanted* as they are."""
+    if not wanted and not needed:
+        return [], {}
     with netlink.Socket() as host:
         links = host.links()
-        addresses, routes = _by_index(host)
+        addresses, routes = _by_index(host) if wanted else ({}, {})
+    details = {name: getattr(kinds.of(known[name].interface), "details", None) for name in wanted}
+    hosts = {link.index: link.name for link in links}
     by_alias = {link.alias: link for link in links if link.alias}
     by_name = {link.name: link for link in links}
     insides: dict[str, tuple[Link, End]] = {}
@@ -119,13 +142,15 @@ def _live(layout: Layout, wanted: Mapping[str, Ends], kept: Mapping[str, int]) -
         for name, path in there.items():
             namespaces.enter(path)
             with netlink.Socket() as inner:
-                link = next((link for link in inner.links() if link.name == ends.INSIDE_NAME), None)
+                link = _own(inner.links(), wanted[name])
                 if link is not None:
                     own, ways = _by_index(inner)
                     # Asked for where the queue isn't the one that every link has.
                     rates = inner.rates() if link.queue == "tbf" else {}
                     limit = rates.get(link.index, 0)
-                    end = ends.seen(link, own[link.index], ways[link.index], wanted[name].inside, limit)
+                    like, look_at = wanted[name].inside, details[name]
+                    more = look_at(link, like, hosts) if look_at is not None and like is not None else {}
+                    end = ends.seen(link, own[link.index], ways[link.index], like, limit, more)
                     insides[name] = (link, end)
 
     if there:
@@ -138,14 +163,25 @@ def _live(layout: Layout, wanted: Mapping[str, Ends], kept: Mapping[str, int]) -
             if outer is not None and outer.mac != ends.mac(layout.instance, name):
                 outer = None  # somebody else's
         if outer is not None:
-            outside = ends.seen(outer, addresses[outer.index], routes[outer.index], one.outside)
+            look_at = details[name]
+            more = look_at(outer, one.outside, hosts) if look_at is not None and one.outside is not None else {}
+            outside = ends.seen(outer, addresses[outer.index], routes[outer.index], one.outside, 0, more)
         inner_link, inside = insides.get(name, (None, None))
         live[name] = Live(
             Ends(inside, outside),
             inner_link.index if inner_link is not None else 0,
             outer.index if outer is not None else 0,
         )
-    return live
+    return links, live
+
+
+def _own(links: Sequence[Link], wanted: Ends) -> Link | None:
+    """The inner end, also where it was renamed or is not named yet."""
+    for link in links:
+        if link.name == ends.INSIDE_NAME:
+            return link
+    mac = wanted.inside.mac if wanted.inside is not None else ""
+    return next((link for link in links if link.name == wanted.made_as or (mac and link.mac == mac)), None)
 
 
 def _by_index(where: netlink.Socket) -> tuple[dict[int, list[str]], dict[int, list[Route]]]:

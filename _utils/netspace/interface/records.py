@@ -16,7 +16,7 @@ from netspace import files
 from netspace.errors import SpecError, StateError
 from netspace.layout import Layout
 from netspace.spec import parse
-from netspace.spec.types import Interface
+from netspace.spec.types import Interface, Prefixed
 
 KIND = "interfaces"
 
@@ -28,15 +28,19 @@ class Record:
     :param addresses: by family, the environment's.
     :param gateways: by family, the host's at its end.
     :param host_end: the name of the host's end; empty for a kind without one.
+    :param public_key: what may be known of its secret, for a kind that has one.
     """
 
     interface: Interface
     addresses: Mapping[str, str] = field(default_factory=dict)
     gateways: Mapping[str, str] = field(default_factory=dict)
     host_end: str = ""
+    public_key: str = ""
 
     def encoded(self) -> dict[str, Any]:
+        key = {"public_key": self.public_key} if self.public_key else {}
         return {
+            **key,
             "interface": plain(self.interface),
             "addresses": dict(self.addresses),
             "gateways": dict(self.gateways),
@@ -45,16 +49,23 @@ class Record:
 
     def shown(self) -> dict[str, Any]:
         """What an operator sees as old and new."""
-        shown = {key: value for key, value in plain(self.interface).items() if key not in ("ipv4", "ipv6")}
-        shown |= {f"address:{family}": address for family, address in self.addresses.items()}
-        return shown | {f"gateway:{family}": address for family, address in self.gateways.items()}
+        declared = plain(self.interface)
+        given = {family for family in self.addresses if not isinstance(getattr(self.interface, family), Prefixed)}
+        shown = {
+            key: value
+            for key, value in declared.items()
+            if key not in ("ipv4", "ipv6") or isinstance(getattr(self.interface, key), Prefixed)
+        }
+        shown |= {f"address:{family}": self.addresses[family] for family in sorted(given)}
+        return shown | {f"gateway:{family}": self.gateways[family] for family in sorted(given)}
 
     @classmethod
     def decoded(cls, value: Mapping[str, Any], path: Path) -> Record:
         """:raises StateError: when it is no record of ours."""
         try:
             spec = parse.interface(value["interface"])
-            return cls(spec, dict(value["addresses"]), dict(value["gateways"]), str(value["host_end"]))
+            key = str(value.get("public_key", ""))
+            return cls(spec, dict(value["addresses"]), dict(value["gateways"]), str(value["host_end"]), key)
         except (SpecError, KeyError, TypeError, ValueError) as err:
             raise StateError(f"{path}: {err!r}; remove the file and apply again to rebuild it") from err
 
@@ -67,6 +78,11 @@ def plain(spec: Interface) -> dict[str, Any]:
 
 def path(layout: Layout, name: str) -> Path:
     return layout.records(KIND) / f"{name}.json"
+
+
+def secret(layout: Layout, name: str) -> Path:
+    """Where the interface's private key lies, if its kind has one; root's alone, like the folder."""
+    return layout.records(KIND) / f"{name}.key"
 
 
 def read(layout: Layout) -> dict[str, Record]:

@@ -11,12 +11,13 @@ import math
 import posixpath
 import re
 import urllib.parse
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from netspace.errors import Problem
 from netspace.spec.types import (
     NAME,
+    Address,
     ClusterBroker,
     Declaration,
     Environment,
@@ -150,7 +151,25 @@ def interface(spec: Interface, path: str) -> list[Problem]:
             problems.append(Problem(where, "icmp has no ports"))
         elif ports(rule.port) is None:
             problems.append(Problem(where, f"{rule.port!r}: expected a port in 1..65535 or 'first-last'"))
+    problems += [Problem(f"{path}:{key}", message) for key, message in spec.problems()]
     return problems
+
+
+def together(interfaces: Mapping[str, Interface]) -> list[tuple[str, str, str]]:
+    """What interfaces of one host, by their environments' names, can't have together: (name, key, message)."""
+    found: list[tuple[str, str, str]] = []
+    owners: dict[str, str] = {}
+    agreed: dict[str, tuple[str, str]] = {}
+    for name, spec in interfaces.items():
+        for key, what in spec.claims():
+            owner = owners.setdefault(what, name)
+            if owner != name:
+                found.append((name, key, f"{what} is {owner}'s already"))
+        for key, subject, value in spec.shares():
+            first, other = agreed.setdefault(subject, (name, value))
+            if other != value:
+                found.append((name, key, f"{subject} is {value} here, but {other} for {first}: they must be the same"))
+    return found
 
 
 def ports(value: int | str) -> tuple[int, int] | None:
@@ -195,8 +214,8 @@ def clashes(declared: Declaration, path: str, known: Collection[str] = ()) -> li
     for name, spec in declared.environments.items():
         for family in ("ipv4", "ipv6"):
             address = getattr(spec.interface, family, None)
-            if address is None:
-                continue
+            if not isinstance(address, Address):
+                continue  # not out of our own ranges
             where = f"{path}:environments:{name}:interface:{family}"
             range_ = getattr(declared.network, family).network
             if ipaddress.ip_address(address) not in range_:  # another family is never in it
@@ -204,6 +223,11 @@ def clashes(declared: Declaration, path: str, known: Collection[str] = ()) -> li
             if address in addresses:
                 problems.append(Problem(where, f"{address} is {addresses[address]}'s already"))
             addresses.setdefault(address, name)
+
+    known_ones = {name: spec.interface for name, spec in declared.environments.items() if spec.interface is not None}
+    problems += [
+        Problem(f"{path}:environments:{name}:interface:{key}", message) for name, key, message in together(known_ones)
+    ]
 
     problems += _volumes(declared, path)
     problems += _settings(declared, path)

@@ -31,6 +31,7 @@ from netspace.spec.types import (
     Interface,
     Link,
     Network,
+    Prefixed,
     Rate,
     Size,
 )
@@ -140,7 +141,7 @@ def encode(value: Any) -> Any:
 def _encode(value: Any) -> Any:
     if isinstance(value, (Size, Rate)):
         return int(value)
-    if isinstance(value, (Cidr, Address)):
+    if isinstance(value, (Cidr, Address, Prefixed)):
         return str(value)
     raise NotImplementedError(type(value))
 
@@ -163,7 +164,7 @@ def convert(data: Any, of: Any, path: str) -> Any:
 
 
 def _decode(of: type, value: Any) -> Any:
-    if of in (Size, Rate, Cidr, Address):
+    if of in (Size, Rate, Cidr, Address, Prefixed):
         return of.parse(value)
     raise NotImplementedError(of)
 

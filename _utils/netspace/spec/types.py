@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import msgspec
@@ -82,6 +83,23 @@ class Address(str):
             return cls(address)
         except ValueError as err:
             raise ValueError(f"expected an address such as 198.51.100.7: {err}") from err
+
+
+class Prefixed(str):
+    """An address with the length of its network's prefix, in canonical form: ``198.51.100.7/24``."""
+
+    @classmethod
+    def parse(cls, value: Any) -> Prefixed:
+        try:
+            if not isinstance(value, str) or "/" not in value or "%" in value:
+                raise ValueError(f"{value!r} has no prefix, or more than that")
+            return cls(ipaddress.ip_interface(value))
+        except ValueError as err:
+            raise ValueError(f"expected an address and its network's prefix such as 198.51.100.7/24: {err}") from err
+
+    @property
+    def interface(self) -> ipaddress.IPv4Interface | ipaddress.IPv6Interface:
+        return ipaddress.ip_interface(str(self))
 
 
 class Base(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -194,8 +212,34 @@ class Allow(Base, frozen=True):
     port: int | str | None = None
 
 
+class Way(Base, frozen=True):
+    """A route of an interface beside those that follow from its addresses.
+
+    :param to: the network that is reached so.
+    :param via: the next router, on the interface's own network; absent: it is there itself.
+    """
+
+    to: Cidr
+    via: Address | None = None
+
+
 class Interface(Base, frozen=True, tag_field="kind"):
-    """Base of the interface kinds (``netspace.interface.kinds``)."""
+    """Base of the interface kinds (``netspace.interface.kinds``).
+
+    What a kind knows of its own values beyond their types it says by these methods.
+    """
+
+    def problems(self) -> Iterable[tuple[str, str]]:
+        """What is wrong with the values: (key, message)."""
+        return ()
+
+    def claims(self) -> Iterable[tuple[str, str]]:
+        """What only one interface of the host can have: (key, what)."""
+        return ()
+
+    def shares(self) -> Iterable[tuple[str, str, str]]:
+        """What interfaces must agree about: (key, of what, value)."""
+        return ()
 
 
 class Filtered(Interface, frozen=True):

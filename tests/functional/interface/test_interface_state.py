@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from interface_bench import WIRE, WORLD, Bench, reaches, run, veth, within
+from interface_bench import WIRE, WORLD, Bench, reaches, run, snapshot, veth, within
 
 from netspace import files
 from netspace.interface import ends, forwarding, namespaces, netlink, nft
@@ -20,22 +19,6 @@ pytestmark = pytest.mark.root
 
 OUT = {"direction": "out", "cidr": "198.18.0.0/15", "port": 8080}
 SWITCHES = tuple(forwarding.SWITCH.values())
-
-
-def snapshot() -> dict[str, Any]:
-    """All of the host that interfaces could leave a trace in."""
-    return {
-        "links": {link["ifname"] for link in json.loads(run("ip -j link"))},
-        "routes": run("ip route") + run("ip -6 route"),
-        "rules": run("nft list ruleset"),
-        "namespaces": sorted(os.listdir("/run/netns")) if os.path.isdir("/run/netns") else [],
-        "mounts": [
-            line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines() if " net:[" in line
-        ],
-        "switches": [forwarding.read(name) for name in SWITCHES],
-        "files": sorted(str(path) for path in Path("/run/netspace").rglob("*") if path.is_file()),
-        "records": sorted(str(path) for path in Path("/var/lib/netspace/interfaces").rglob("*")),
-    }
 
 
 def test_namespace_holds_what_is_promised(bench: Bench) -> None:

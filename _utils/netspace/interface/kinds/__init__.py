@@ -3,13 +3,33 @@
 A module holds all that is special to its kind, and nothing else knows it:
 
 - exactly one subclass of :class:`netspace.spec.types.Interface`, whose ``tag`` is the
-  kind's name: what an operator may declare;
-- ``NEEDS``: the kernel module it needs, or an empty text;
+  kind's name: what an operator may declare. Its methods say what is wrong with the values
+  (``problems``), what only one interface can have (``claims``) or all must agree about (``shares``);
+- ``NEEDS``: the kernel module it needs, and ``LINK``: the kernel's name of such links; or empty texts;
 - ``FILTER``: where its packets can be filtered (see below);
-- ``ends(spec, place) -> Ends``: what there should be inside and outside, in values;
-- ``create(wanted, host) -> [Message]``: how its link is made, put from within the
-  environment's namespace. Addresses, routes, settings, drift, changes in place and
-  removal are then done alike for every kind.
+- ``ends(spec, place) -> Ends``: what there should be inside and outside, in values. What only
+  this kind knows stands in an end's ``details``;
+- ``create(wanted, far, parents) -> [Message]``: how its link is made. The messages are put from
+  within the environment's namespace, *far* being a descriptor of the host's; or, with
+  ``FROM_HOST = True``, from the host's, *far* being the environment's: then the link is made with
+  the name ``wanted.made_as``. *parents* are the indexes of the host's links that it names.
+
+and, where the kind has use for it:
+
+- ``parents(spec) -> (name, ...)``: the links of the host that it needs;
+- ``lacks(spec, links) -> str``: why it can't be had with these links of the host, for the
+  operator; pure. Then nothing of that environment is changed;
+- ``details(link, like, hosts) -> dict``: what is true of an end, in the keys of its ``details``;
+  *hosts* are the names of the host's links by their index. Runs in the link's namespace; reads only;
+- ``FIXED``: the details that the kernel can't change in place: where one differs, the link is
+  made anew, with that as the reason;
+- ``change(index, now, wanted, parents) -> [Message]``: what brings the other details of one end from
+  *now* (None: just made) to *wanted*, put from within the link's namespace before the link is up;
+- ``secret(path) -> str``: make the secret that it needs at *path* unless there is one; return what
+  may be known of it.
+
+Addresses, routes, settings, drift, changes in place, restoring and removal are then done alike for
+every kind. ``netspace.interface.lan`` has what kinds share that are part of somebody's network.
 
 ``FILTER`` is one of
 
@@ -21,9 +41,9 @@ A module holds all that is special to its kind, and nothing else knows it:
   vlan, vxlan, bridge, wireguard);
 - ``""``: there are none (none).
 
-Keys that mean the same in every kind: ``ipv4`` and ``ipv6`` (a kind with them gets
-addresses), ``mtu``, and those of :class:`netspace.spec.types.Filtered`, the base of every kind
-that has a ``FILTER``.
+Keys that mean the same in every kind: ``ipv4`` and ``ipv6`` (a single address comes out of
+netspace's own ranges, one with a prefix is on somebody's network), ``mtu``, and those of
+:class:`netspace.spec.types.Filtered`, the base of every kind that has a ``FILTER``.
 """
 
 from __future__ import annotations
@@ -57,6 +77,17 @@ def specs() -> list[type[Interface]]:
     return [spec for _, spec in _found().values()]
 
 
+def name(spec: Interface) -> str:
+    """Return the name of a declared interface's kind."""
+    return str(type(spec).__struct_config__.tag)
+
+
 def of(spec: Interface) -> ModuleType:
     """Return the module of a declared interface's kind."""
-    return _found()[str(type(spec).__struct_config__.tag)][0]
+    return _found()[name(spec)][0]
+
+
+def parents(spec: Interface) -> tuple[str, ...]:
+    """Return the links of the host that a declared interface needs."""
+    named = getattr(of(spec), "parents", None)
+    return tuple(named(spec)) if named is not None else ()

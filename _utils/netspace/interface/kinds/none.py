@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from netspace.interface.ends import Ends, Place
 from netspace.interface.netlink import Message
 from netspace.spec.types import Interface
 
 NEEDS = ""
+LINK = ""
 FILTER = ""
 
 
@@ -19,6 +22,6 @@ def ends(spec: NoInterface, place: Place) -> Ends:
     return Ends()
 
 
-def create(wanted: Ends, host: int) -> list[Message]:
+def create(wanted: Ends, far: int, parents: Mapping[str, int]) -> list[Message]:
     """Nothing to make."""
     return []

@@ -12,12 +12,15 @@ gateway's address and a route to the environment's.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from netspace.interface import netlink
 from netspace.interface.ends import INSIDE_INDEX, INSIDE_NAME, End, Ends, Place
 from netspace.interface.netlink import Message, Route
 from netspace.spec.types import Address, Filtered
 
 NEEDS = "veth"
+LINK = "veth"
 FILTER = "host"
 _ANYWHERE = {"ipv4": "0.0.0.0/0", "ipv6": "::/0"}
 _LENGTH = {"ipv4": 32, "ipv6": 128}
@@ -48,6 +51,7 @@ def ends(spec: Veth, place: Place) -> Ends:
             name=INSIDE_NAME,
             mac=place.mac,
             mtu=spec.mtu,
+            kind=LINK,
             arp=False,
             addresses=alone(dict(place.addresses)),
             routes=tuple(Route(_ANYWHERE[family], via=place.gateways[family]) for family in families),
@@ -56,6 +60,7 @@ def ends(spec: Veth, place: Place) -> Ends:
             name=place.host_name,
             mac=place.mac,
             mtu=spec.mtu,
+            kind=LINK,
             arp=False,
             alias=place.alias,
             addresses=alone(dict(place.gateways)),
@@ -79,7 +84,7 @@ def ends(spec: Veth, place: Place) -> Ends:
     )
 
 
-def create(wanted: Ends, host: int) -> list[Message]:
+def create(wanted: Ends, host: int, parents: Mapping[str, int]) -> list[Message]:
     """Make the pair, from within the environment's namespace.
 
     :param host: descriptor of the host's namespace.

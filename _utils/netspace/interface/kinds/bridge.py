@@ -1,0 +1,108 @@
+"""Kind ``bridge``: the environment is plugged into a bridge that the operator has made.
+
+A veth pair whose outer end is a port of the bridge. The port is isolated: it reaches the bridge
+itself and ports that aren't isolated (say, the NIC), and no other environment. netspace changes
+nothing of the bridge. The outer end's MAC is high (``fe:``), so that no bridge takes it for its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from netspace.interface import lan, netlink
+from netspace.interface.ends import INSIDE_INDEX, End, Ends, Place
+from netspace.interface.netlink import Link, Message
+
+NEEDS = "veth"
+LINK = "veth"
+FILTER = "inside"
+_ISOLATED = 33  # IFLA_BRPORT_ISOLATED
+
+
+class Bridge(lan.Lan, frozen=True, kw_only=True, tag="bridge"):
+    """A port of a bridge of the host's.
+
+    :param bridge: the host's bridge, such as ``br0``.
+    :param isolated: whether it reaches no other isolated port. **Without it, other environments with
+        ports that aren't isolated can reach it**, as far as ``allow`` lets them.
+    :param mtu: bytes; the bridge's.
+    """
+
+    bridge: str
+    isolated: bool = True
+
+    def network(self) -> str:
+        return self.bridge
+
+    def problems(self) -> Iterable[tuple[str, str]]:
+        if reason := lan.name_problem(self.bridge):
+            yield "bridge", reason
+        yield from lan.address_problems(self)
+
+
+def parents(spec: Bridge) -> tuple[str, ...]:
+    return (spec.bridge,)
+
+
+def lacks(spec: Bridge, links: Mapping[str, Link]) -> str:
+    bridge = links.get(spec.bridge)
+    if bridge is None:
+        return f"this host has no bridge {spec.bridge}: create it (ip link add {spec.bridge} type bridge)"
+    if bridge.kind != "bridge":
+        return f"the link {spec.bridge} is no bridge: name one, or use the kind macvlan with it as parent"
+    if bridge.mtu != spec.mtu:  # a port's mtu would become the bridge's
+        return f"the bridge {spec.bridge} has an mtu of {bridge.mtu}: declare mtu: {bridge.mtu}, or change the bridge's"
+    return ""
+
+
+def ends(spec: Bridge, place: Place) -> Ends:
+    """The inner end, and the outer as a port."""
+    return Ends(
+        inside=lan.inside(spec, place, LINK, {}),
+        outside=End(
+            name=place.host_name,
+            mac=f"fe{place.mac[2:]}",
+            mtu=spec.mtu,
+            alias=place.alias,
+            accept_ra=0 if "ipv6" in place.addresses else None,
+            kind=LINK,
+            details={"bridge": spec.bridge, "isolated": spec.isolated},
+        ),
+    )
+
+
+def create(wanted: Ends, far: int, parents: Mapping[str, int]) -> list[Message]:
+    """Make the pair; it isn't a port yet."""
+    inside, outside = wanted.inside, wanted.outside
+    assert inside is not None and outside is not None
+    return [
+        netlink.add_veth(
+            inside.name, inside.mac, inside.mtu, outside.name, outside.mac, far, index=INSIDE_INDEX, arp=True
+        )
+    ]
+
+
+def details(link: Link, like: End, hosts: Mapping[int, str]) -> dict[str, Any]:
+    if "bridge" not in like.details:
+        return {}
+    return {
+        "bridge": hosts.get(link.master, ""),
+        "isolated": bool(netlink.number(link.port.get(_ISOLATED, b""))),
+    }
+
+
+def change(index: int, now: End | None, wanted: End, parents: Mapping[str, int]) -> list[Message]:
+    """Plug the outer end in, and isolate it before it is up."""
+    had = {} if now is None else now.details
+    if "bridge" not in wanted.details or had == wanted.details:
+        return []
+    isolated = netlink.attribute(_ISOLATED, bytes([wanted.details["isolated"]]))
+    messages = [netlink.change_port(index, "bridge", isolated)]
+    if had.get("bridge") != wanted.details["bridge"]:
+        # A new port isn't isolated: it stays down until it is.
+        plugged = [netlink.set_link(index, up=False), netlink.join(index, parents[wanted.details["bridge"]])]
+        messages = plugged + messages
+        if now is not None and now.up:
+            messages.append(netlink.set_link(index, up=True))
+    return messages

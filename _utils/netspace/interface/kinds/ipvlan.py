@@ -1,0 +1,103 @@
+"""Kind ``ipvlan``: the environment has addresses of its own at one of this host's NICs, under the NIC's MAC.
+
+For networks that accept only one MAC a port (Wi-Fi, many clouds and switches). ``l2`` looks for
+neighbours itself; with ``l3`` and ``l3s`` the network must route the addresses to this host, and
+``l3s`` lets packets pass the host's netfilter as well. Environments on one parent never reach each
+other through it (``private``), or only by way of an outside switch (``vepa``).
+
+Mode and isolation are the parent's, so all that are on one parent must agree about them.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from netspace.interface import lan, netlink
+from netspace.interface.ends import End, Ends, Place
+from netspace.interface.netlink import Link, Message
+
+NEEDS = "ipvlan"
+LINK = "ipvlan"
+FILTER = "inside"
+FROM_HOST = True
+FIXED = ("parent",)
+_MODE, _FLAGS = 1, 2  # IFLA_IPVLAN_MODE, IFLA_IPVLAN_FLAGS
+_MODES = {"l2": 0, "l3": 1, "l3s": 2}
+_ISOLATIONS = {"bridge": 0, "private": 1, "vepa": 2}
+
+
+class Ipvlan(lan.Lan, frozen=True, kw_only=True, tag="ipvlan"):
+    """Addresses of its own on one of the host's links, under that link's MAC.
+
+    :param parent: the host's link, such as ``eth1``.
+    :param mode: ``l2``, ``l3`` or ``l3s``; the same for all on one parent.
+    :param isolation: ``private``: nothing from or to others on the same parent; ``vepa``: only by way
+        of an outside switch that reflects it; the same for all on one parent.
+    """
+
+    parent: str
+    mode: Literal["l2", "l3", "l3s"] = "l2"
+    isolation: Literal["private", "vepa"] = "private"
+
+    def network(self) -> str:
+        return self.parent
+
+    def problems(self) -> Iterable[tuple[str, str]]:
+        if reason := lan.name_problem(self.parent):
+            yield "parent", reason
+        yield from lan.address_problems(self)
+
+    def shares(self) -> Iterable[tuple[str, str, str]]:
+        yield "kind", f"the use of {self.parent}", "ipvlan"
+        yield "mode", f"the mode of ipvlan on {self.parent}", self.mode
+        yield "isolation", f"the isolation of ipvlan on {self.parent}", self.isolation
+
+
+def parents(spec: Ipvlan) -> tuple[str, ...]:
+    return (spec.parent,)
+
+
+def lacks(spec: Ipvlan, links: Mapping[str, Link]) -> str:
+    return lan.lacks_parent(spec.parent, spec.mtu, links)
+
+
+def ends(spec: Ipvlan, place: Place) -> Ends:
+    """The inner end only; its MAC is the parent's."""
+    details = {"parent": spec.parent, "mode": spec.mode, "isolation": spec.isolation}
+    end = lan.inside(spec, place, LINK, details, mac="", neighbours=spec.mode == "l2")
+    return Ends(inside=end, made_as=place.host_name)
+
+
+def _data(details: Mapping[str, Any]) -> bytes:
+    return netlink.attribute(_MODE, struct.pack("=H", _MODES[details["mode"]])) + netlink.attribute(
+        _FLAGS, struct.pack("=H", _ISOLATIONS[details["isolation"]])
+    )
+
+
+def create(wanted: Ends, far: int, parents: Mapping[str, int]) -> list[Message]:
+    """Make it on its parent, straight into the namespace *far*."""
+    end = wanted.inside
+    assert end is not None
+    parent = parents[end.details["parent"]]
+    data = _data(end.details)
+    return [netlink.add_link(LINK, wanted.made_as, mtu=end.mtu, arp=end.arp, parent=parent, data=data, namespace=far)]
+
+
+def details(link: Link, like: End, hosts: Mapping[int, str]) -> dict[str, Any]:
+    def name(names: Mapping[str, int], type_: int) -> str:
+        value = netlink.number(link.data.get(type_, b""))
+        return next((name for name, number in names.items() if number == value), str(value))
+
+    return {
+        "parent": hosts.get(link.parent, ""),
+        "mode": name(_MODES, _MODE),
+        "isolation": name(_ISOLATIONS, _FLAGS),
+    }
+
+
+def change(index: int, now: End | None, wanted: End, parents: Mapping[str, int]) -> list[Message]:
+    if now is None or now.details == wanted.details:
+        return []
+    return [netlink.change_link(index, LINK, _data(wanted.details))]

@@ -1,0 +1,87 @@
+"""Kind ``macvlan``: the environment is a host of its own on the network of one of this host's NICs.
+
+It has its own MAC there. Environments on one parent never reach each other through it:
+``private`` drops what one sends to another, ``vepa`` sends it out to the switch, which decides.
+(The kernel's modes ``bridge`` and ``passthru`` would join them, or take the NIC: they aren't offered.)
+Nor does the host itself reach it, or it the host, but through an outside router.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from netspace.interface import lan, netlink
+from netspace.interface.ends import End, Ends, Place
+from netspace.interface.netlink import Link, Message
+
+NEEDS = "macvlan"
+LINK = "macvlan"
+FILTER = "inside"
+FROM_HOST = True
+FIXED = ("parent",)
+_MODE = 1  # IFLA_MACVLAN_MODE
+_MODES = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8, "source": 16}
+_NAMES = {number: name for name, number in _MODES.items()}
+
+
+class Macvlan(lan.Lan, frozen=True, kw_only=True, tag="macvlan"):
+    """A link with a MAC of its own on one of the host's links.
+
+    :param parent: the host's link, such as ``eth1``.
+    :param mode: ``private``: nothing from or to others on the same parent; ``vepa``: only by way of
+        an outside switch that reflects it.
+    """
+
+    parent: str
+    mode: Literal["private", "vepa"] = "private"
+
+    def network(self) -> str:
+        return self.parent
+
+    def problems(self) -> Iterable[tuple[str, str]]:
+        if reason := lan.name_problem(self.parent):
+            yield "parent", reason
+        yield from lan.address_problems(self)
+
+    def shares(self) -> Iterable[tuple[str, str, str]]:
+        yield "kind", f"the use of {self.parent}", "macvlan"
+
+
+def parents(spec: Macvlan) -> tuple[str, ...]:
+    return (spec.parent,)
+
+
+def lacks(spec: Macvlan, links: Mapping[str, Link]) -> str:
+    return lan.lacks_parent(spec.parent, spec.mtu, links)
+
+
+def ends(spec: Macvlan, place: Place) -> Ends:
+    """The inner end only."""
+    details = {"parent": spec.parent, "mode": spec.mode}
+    return Ends(inside=lan.inside(spec, place, LINK, details), made_as=place.host_name)
+
+
+def _data(details: Mapping[str, Any]) -> bytes:
+    return netlink.attribute(_MODE, struct.pack("=I", _MODES[details["mode"]]))
+
+
+def create(wanted: Ends, far: int, parents: Mapping[str, int]) -> list[Message]:
+    """Make it on its parent, straight into the namespace *far*."""
+    end = wanted.inside
+    assert end is not None
+    parent = parents[end.details["parent"]]
+    data = _data(end.details)
+    return [netlink.add_link(LINK, wanted.made_as, mtu=end.mtu, mac=end.mac, parent=parent, data=data, namespace=far)]
+
+
+def details(link: Link, like: End, hosts: Mapping[int, str]) -> dict[str, Any]:
+    mode = netlink.number(link.data.get(_MODE, b""))
+    return {"parent": hosts.get(link.parent, ""), "mode": _NAMES.get(mode, str(mode))}
+
+
+def change(index: int, now: End | None, wanted: End, parents: Mapping[str, int]) -> list[Message]:
+    if now is None or now.details == wanted.details:
+        return []
+    return [netlink.change_link(index, LINK, _data(wanted.details))]

@@ -1,0 +1,75 @@
+"""Kind ``vlan``: the environment alone is on one VLAN (IEEE 802.1Q) of one of this host's NICs.
+
+The tag is put on and taken off by the host; the environment sees no tag and can't send another
+one. A VLAN of a parent belongs to one environment.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from netspace.interface import lan, netlink
+from netspace.interface.ends import End, Ends, Place
+from netspace.interface.netlink import Link, Message
+
+NEEDS = "8021q"
+LINK = "vlan"
+FILTER = "inside"
+FROM_HOST = True
+FIXED = ("parent", "id")
+_ID = 1  # IFLA_VLAN_ID
+
+
+class Vlan(lan.Lan, frozen=True, kw_only=True, tag="vlan"):
+    """One VLAN of one of the host's links.
+
+    :param parent: the host's link, such as ``eth1``; it must be up.
+    :param id: 1 to 4094.
+    """
+
+    parent: str
+    vid: int = msgspec.field(name="id")
+
+    def network(self) -> str:
+        return f"vlan {self.vid} on {self.parent}"
+
+    def problems(self) -> Iterable[tuple[str, str]]:
+        if reason := lan.name_problem(self.parent):
+            yield "parent", reason
+        if not 1 <= self.vid <= 4094:
+            yield "id", f"{self.vid} is out of 1..4094"
+        yield from lan.address_problems(self)
+
+    def claims(self) -> Iterable[tuple[str, str]]:
+        yield "id", self.network()
+
+
+def parents(spec: Vlan) -> tuple[str, ...]:
+    return (spec.parent,)
+
+
+def lacks(spec: Vlan, links: Mapping[str, Link]) -> str:
+    return lan.lacks_parent(spec.parent, spec.mtu, links, up=True, alone=False)
+
+
+def ends(spec: Vlan, place: Place) -> Ends:
+    """The inner end only."""
+    details = {"parent": spec.parent, "id": spec.vid}
+    return Ends(inside=lan.inside(spec, place, LINK, details), made_as=place.host_name)
+
+
+def create(wanted: Ends, far: int, parents: Mapping[str, int]) -> list[Message]:
+    """Make it on its parent, straight into the namespace *far*."""
+    end = wanted.inside
+    assert end is not None
+    parent = parents[end.details["parent"]]
+    data = netlink.attribute(_ID, struct.pack("=H", end.details["id"]))
+    return [netlink.add_link(LINK, wanted.made_as, mtu=end.mtu, mac=end.mac, parent=parent, data=data, namespace=far)]
+
+
+def details(link: Link, like: End, hosts: Mapping[int, str]) -> dict[str, Any]:
+    return {"parent": hosts.get(link.parent, ""), "id": netlink.number(link.data.get(_ID, b""))}

@@ -1,0 +1,151 @@
+"""Kind ``vxlan``: a layer-2 network of the environment's own across hosts (RFC 7348).
+
+The tunnel's packets (UDP) leave and reach this host in its own network namespace; the environment
+sees only what is in them. **Nothing in them is encrypted or authenticated**: whoever can send UDP
+to the port can send into the network. Use it on a network you trust, or take wireguard.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import struct
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from netspace.interface import lan, netlink
+from netspace.interface.ends import End, Ends, Place
+from netspace.interface.netlink import Link, Message
+from netspace.spec.types import Address
+
+NEEDS = "vxlan"
+LINK = "vxlan"
+FILTER = "inside"
+FROM_HOST = True
+FIXED = ("id", "port", "group", "parent", "local")
+# IFLA_VXLAN_*
+_ID, _GROUP, _LINK, _LOCAL, _PORT, _GROUP6, _LOCAL6 = 1, 2, 3, 4, 15, 16, 17
+
+
+class Vxlan(lan.Lan, frozen=True, kw_only=True, tag="vxlan"):
+    """A tunnelled network.
+
+    :param id: the network's number (VNI), 1 to 16777215.
+    :param remote: the other host's address; either this or ``group``.
+    :param group: a multicast group that all hosts of the network join, on ``parent``.
+    :param local: the address that this host sends from; absent: by its routes.
+    :param parent: the host's link that it goes by; must be given with ``group``.
+    :param port: the UDP port.
+    :param mtu: bytes. By default it fits an outer mtu of 1500, with IPv6 too.
+    """
+
+    vni: int = msgspec.field(name="id")
+    remote: Address | None = None
+    group: Address | None = None
+    local: Address | None = None
+    parent: str | None = None
+    port: int = 4789
+    mtu: int = 1430
+
+    def network(self) -> str:
+        return f"vxlan {self.vni} at UDP port {self.port}"
+
+    def problems(self) -> Iterable[tuple[str, str]]:
+        if not 1 <= self.vni < 1 << 24:
+            yield "id", f"{self.vni} is out of 1..16777215"
+        if not 1 <= self.port <= 65535:
+            yield "port", f"{self.port} is out of 1..65535"
+        if (self.remote is None) == (self.group is None):
+            yield "remote", "give either remote (another host's address) or group (a multicast address)"
+        if self.parent is not None and (reason := lan.name_problem(self.parent)):
+            yield "parent", reason
+        if self.group is not None and self.parent is None:
+            yield "parent", "must be given with group: it says where the group is joined"
+        family = {ipaddress.ip_address(one).version for one in (self.remote, self.group, self.local) if one is not None}
+        if len(family) > 1:
+            yield "local", f"{self.local} and the other end are of different families"
+        for key, address, many in (
+            ("remote", self.remote, False),
+            ("group", self.group, True),
+            ("local", self.local, False),
+        ):
+            if address is None:
+                continue
+            parsed = ipaddress.ip_address(address)
+            if parsed.is_multicast != many or parsed.is_unspecified:
+                yield key, f"{address}: expected {'a multicast group' if many else 'one host'}"
+        yield from lan.address_problems(self)
+
+    def claims(self) -> Iterable[tuple[str, str]]:
+        yield "id", self.network()
+
+    def shares(self) -> Iterable[tuple[str, str, str]]:
+        yield "port", f"UDP port {self.port}", "vxlan's"
+
+
+def parents(spec: Vxlan) -> tuple[str, ...]:
+    return () if spec.parent is None else (spec.parent,)
+
+
+def lacks(spec: Vxlan, links: Mapping[str, Link]) -> str:
+    if spec.parent is None:
+        return ""
+    room = 70 if ":" in (spec.remote or spec.group or "") else 50
+    return lan.lacks_parent(spec.parent, spec.mtu, links, room=room, up=True, alone=False)
+
+
+def ends(spec: Vxlan, place: Place) -> Ends:
+    """The inner end only."""
+    details: dict[str, Any] = {"id": spec.vni, "port": spec.port}
+    for key in ("remote", "group", "local", "parent"):
+        value = getattr(spec, key)
+        if value is not None:
+            details[key] = str(value)
+    return Ends(inside=lan.inside(spec, place, LINK, details), made_as=place.host_name)
+
+
+def _far(address: str) -> bytes:
+    parsed = ipaddress.ip_address(address)
+    return netlink.attribute(_GROUP if parsed.version == 4 else _GROUP6, parsed.packed)
+
+
+def create(wanted: Ends, far: int, parents: Mapping[str, int]) -> list[Message]:
+    """Make it straight into the namespace *far*; its packets stay in the host's."""
+    end = wanted.inside
+    assert end is not None
+    values = end.details
+    data = netlink.attribute(_ID, struct.pack("=I", values["id"]))
+    data += netlink.attribute(_PORT, struct.pack("!H", values["port"]))
+    data += _far(values.get("remote") or values["group"])
+    if "local" in values:
+        local = ipaddress.ip_address(values["local"])
+        data += netlink.attribute(_LOCAL if local.version == 4 else _LOCAL6, local.packed)
+    if "parent" in values:
+        data += netlink.attribute(_LINK, struct.pack("=I", parents[values["parent"]]))
+    return [netlink.add_link(LINK, wanted.made_as, mtu=end.mtu, mac=end.mac, data=data, namespace=far)]
+
+
+def details(link: Link, like: End, hosts: Mapping[int, str]) -> dict[str, Any]:
+    def address(*types: int) -> str:
+        value = next((link.data[type_] for type_ in types if type_ in link.data), b"")
+        return str(ipaddress.ip_address(value)) if len(value) in (4, 16) and any(value) else ""
+
+    found: dict[str, Any] = {
+        "id": netlink.number(link.data.get(_ID, b"")),
+        "port": int.from_bytes(link.data.get(_PORT, b""), "big"),
+    }
+    far, local, parent = address(_GROUP, _GROUP6), address(_LOCAL, _LOCAL6), netlink.number(link.data.get(_LINK, b""))
+    if far:
+        found["group" if ipaddress.ip_address(far).is_multicast else "remote"] = far
+    if local:
+        found["local"] = local
+    if parent:
+        found["parent"] = hosts.get(parent, "")
+    return found
+
+
+def change(index: int, now: End | None, wanted: End, parents: Mapping[str, int]) -> list[Message]:
+    if now is None or now.details == wanted.details or "remote" not in wanted.details:
+        return []
+    return [netlink.change_link(index, LINK, _far(wanted.details["remote"]))]

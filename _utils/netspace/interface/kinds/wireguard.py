@@ -1,0 +1,344 @@
+"""Kind ``wireguard``: an encrypted network of the environment's own, to peers anywhere.
+
+The tunnel's packets (UDP) leave and reach this host in its own network namespace; the environment
+sees only what is in them. The private key is made on the host, in a file that only root can read,
+and never leaves it; ``netspace_interface.inspect`` shows the public key, for the peers. Only
+addresses are taken as endpoints, never names: nothing is asked of the network to apply a declaration.
+
+Source of the messages: the kernel's ``linux/wireguard.h``.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import errno
+import ipaddress
+import re
+import socket
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from netspace.interface import lan, netlink
+from netspace.interface.ends import End, Ends, Place
+from netspace.interface.netlink import Link, Message, attribute
+from netspace.spec.types import Base, Cidr, Filtered, Prefixed, Way
+
+NEEDS = "wireguard"
+LINK = "wireguard"
+FILTER = "inside"
+FROM_HOST = True
+FIXED = ()
+
+_GET, _SET = 0, 1
+_REMOVE, _REPLACE_ALLOWED = 1, 2
+# WGDEVICE_A_*, WGPEER_A_*, WGALLOWEDIP_A_*
+_INDEX, _PRIVATE, _PUBLIC, _PORT, _PEERS = 1, 3, 4, 6, 8
+_PEER_KEY, _PEER_FLAGS, _PEER_ENDPOINT, _PEER_KEEPALIVE, _PEER_ALLOWED = 1, 3, 4, 5, 9
+_FAMILY, _ADDRESS, _LENGTH = 1, 2, 3
+_NESTED = 1 << 15
+_MAX_PEERS, _MAX_ALLOWED = 1000, 1000
+# A message's attribute holds at most 64 KiB: peers go in portions.
+_PORTION = 32 * 1024
+_ENDPOINT = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([0-9.]+)):(\d{1,5})")
+
+
+class Peer(Base, frozen=True):
+    """Whom a wireguard interface talks to.
+
+    :param public_key: 44 characters, as ``wg pubkey`` or ``netspace_interface.inspect`` tell it.
+    :param endpoint: ``ADDRESS:PORT`` or ``[ADDRESS]:PORT``; absent: it is learnt when the peer calls.
+    :param allowed_ips: what it may send from, and what is sent to it.
+    :param keepalive: seconds between packets that keep a way through NAT open; 0: none.
+    """
+
+    public_key: str
+    endpoint: str | None = None
+    allowed_ips: tuple[Cidr, ...] = ()
+    keepalive: int = 0
+
+
+class Wireguard(Filtered, frozen=True, kw_only=True, tag="wireguard"):
+    """An encrypted tunnel.
+
+    :param peers: a list of ``{public_key, endpoint, allowed_ips, keepalive}``: key, ``ADDRESS:PORT``
+        (absent: the peer calls first), networks, seconds (0: none). What a peer is allowed is also
+        routed to it.
+    :param listen_port: UDP; absent: any.
+    :param ipv4: its address in the tunnel, with the prefix: ``198.51.100.7/24``.
+    :param ipv6: likewise; one of the two must be given.
+    :param routes: more networks: a list of ``{to}``, within what peers are allowed.
+    :param mtu: bytes.
+    """
+
+    peers: tuple[Peer, ...] = ()
+    listen_port: int | None = None
+    ipv4: Prefixed | None = None
+    ipv6: Prefixed | None = None
+    routes: tuple[Way, ...] = ()
+    mtu: int = 1420
+
+    def problems(self) -> Iterable[tuple[str, str]]:
+        if self.listen_port is not None and not 1 <= self.listen_port <= 65535:
+            yield "listen_port", f"{self.listen_port} is out of 1..65535"
+        if len(self.peers) > _MAX_PEERS:
+            yield "peers", f"more than {_MAX_PEERS}"
+        keys: set[str] = set()
+        allowed: dict[str, int] = {}
+        for index, peer in enumerate(self.peers):
+            where = f"peers:{index}"
+            if _key(peer.public_key) is None:
+                yield f"{where}:public_key", "expected a key of 32 bytes in base64 (44 characters)"
+            if peer.public_key in keys:
+                yield f"{where}:public_key", "another peer has this key already"
+            keys.add(peer.public_key)
+            if peer.endpoint is not None and endpoint(peer.endpoint) is None:
+                yield f"{where}:endpoint", f"{peer.endpoint!r}: expected ADDRESS:PORT or [IPV6]:PORT; no names"
+            if not 0 <= peer.keepalive <= 65535:
+                yield f"{where}:keepalive", f"{peer.keepalive} is out of 0..65535"
+            if len(peer.allowed_ips) > _MAX_ALLOWED:
+                yield f"{where}:allowed_ips", f"more than {_MAX_ALLOWED}"
+            for network in peer.allowed_ips:
+                if allowed.setdefault(network, index) != index:
+                    yield f"{where}:allowed_ips", f"{network} is allowed to peer {allowed[network]} already"
+        for index, way in enumerate(self.routes):
+            if way.via is not None:
+                yield f"routes:{index}:via", "means nothing here: a tunnel has no neighbours"
+        yield from lan.address_problems(self)
+
+    def claims(self) -> Iterable[tuple[str, str]]:
+        if self.listen_port is not None:
+            yield "listen_port", f"wireguard at UDP port {self.listen_port}"
+
+    def shares(self) -> Iterable[tuple[str, str, str]]:
+        if self.listen_port is not None:
+            yield "listen_port", f"UDP port {self.listen_port}", "wireguard's"
+
+
+def _key(text: str) -> bytes | None:
+    try:
+        raw = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    return raw if len(raw) == 32 and base64.b64encode(raw).decode() == text else None
+
+
+def endpoint(text: str) -> tuple[int, str, int] | None:
+    """Family, address and port; None where it is no endpoint."""
+    match = _ENDPOINT.fullmatch(text)
+    if match is None or not 1 <= int(match[3]) <= 65535:
+        return None
+    try:
+        address = ipaddress.IPv6Address(match[1]) if match[1] else ipaddress.IPv4Address(match[2])
+    except ValueError:
+        return None
+    family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
+    return family, str(address), int(match[3])
+
+
+def ends(spec: Wireguard, place: Place) -> Ends:
+    """The inner end only."""
+    details: dict[str, Any] = {
+        "peers": {
+            peer.public_key: {
+                "allowed_ips": sorted({str(network) for network in peer.allowed_ips}),
+                "keepalive": peer.keepalive,
+                **({} if peer.endpoint is None else {"endpoint": peer.endpoint}),
+            }
+            for peer in spec.peers
+        }
+    }
+    if spec.listen_port is not None:
+        details["listen_port"] = spec.listen_port
+    if place.public_key:
+        details["public_key"] = place.public_key
+    allowed = [str(network) for peer in spec.peers for network in peer.allowed_ips]
+    end = lan.inside(spec, place, LINK, details, mac="", neighbours=False, more=allowed)
+    return Ends(inside=end, made_as=place.host_name)
+
+
+def create(wanted: Ends, far: int, parents: Mapping[str, int]) -> list[Message]:
+    """Make it straight into the namespace *far*; its packets stay in the host's."""
+    end = wanted.inside
+    assert end is not None
+    return [netlink.add_link(LINK, wanted.made_as, mtu=end.mtu, arp=False, namespace=far)]
+
+
+# -- the key ---------------------------------------------------------------------------
+def secret(path: str) -> str:
+    """Make a private key at *path* unless there is one; return the public one."""
+    from pathlib import Path
+
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+    from netspace import files
+
+    try:
+        private = X25519PrivateKey.from_private_bytes(Path(path).read_bytes())
+    except FileNotFoundError:
+        private = X25519PrivateKey.generate()
+        raw = private.private_bytes(
+            serialization.Encoding.Raw, serialization.PrivateFormat.Raw, serialization.NoEncryption()
+        )
+        files.write(Path(path), raw, mode=0o600)
+    except ValueError as err:
+        raise OSError(errno.EINVAL, f"{path} is no private key ({err}); remove it, and a new one is made") from err
+    public = private.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+    return base64.b64encode(public).decode()
+
+
+# -- speaking to the kernel ---------------------------------------------------------------
+def change(index: int, now: End | None, wanted: End, parents: Mapping[str, int]) -> list[Message]:
+    """Set key, port and peers; a peer that stays keeps its session."""
+    if now is not None and now.details == wanted.details:
+        return []
+    family = netlink.generic_family("wireguard")
+    if family is None:
+        raise OSError(errno.EOPNOTSUPP, "the kernel has no wireguard to configure; load it (modprobe wireguard)")
+    with open(wanted.secret, "rb") as file:
+        private = file.read(33)
+    had = {} if now is None else now.details.get("peers", {})
+    return [
+        netlink.generic(family, _SET, body)
+        for body in configuration(index, private, wanted.details.get("listen_port"), wanted.details["peers"], had)
+    ]
+
+
+def configuration(
+    index: int,
+    private: bytes,
+    port: int | None,
+    peers: Mapping[str, Mapping[str, Any]],
+    had: Mapping[str, Mapping[str, Any]],
+) -> list[bytes]:
+    """The bodies of the messages that make the device *index* so; *had*: the peers that it has."""
+    head = attribute(_INDEX, struct.pack("=I", index))
+    first = head + attribute(_PRIVATE, private)
+    if port is not None:
+        first += attribute(_PORT, struct.pack("=H", port))
+    entries = [_gone(key) for key in had if key not in peers]
+    for key, peer in peers.items():
+        if had.get(key) != peer:
+            entries += _peer(key, peer)
+    bodies = [first]
+    portion = b""
+    for entry in entries:
+        if len(portion) + len(entry) > _PORTION:
+            bodies.append(head + attribute(_PEERS | _NESTED, portion))
+            portion = b""
+        portion += entry
+    if portion:
+        bodies.append(head + attribute(_PEERS | _NESTED, portion))
+    return bodies
+
+
+def _gone(key: str) -> bytes:
+    body = attribute(_PEER_KEY, _key(key) or b"") + attribute(_PEER_FLAGS, struct.pack("=I", _REMOVE))
+    return attribute(_NESTED, body)
+
+
+def _peer(key: str, peer: Mapping[str, Any]) -> list[bytes]:
+    """A peer in portions: what it is, then what it is allowed."""
+    name = attribute(_PEER_KEY, _key(key) or b"")
+    body = name + attribute(_PEER_FLAGS, struct.pack("=I", _REPLACE_ALLOWED))
+    if "endpoint" in peer:
+        parsed = endpoint(peer["endpoint"])
+        assert parsed is not None  # the declaration was checked
+        body += attribute(_PEER_ENDPOINT, _sockaddr(*parsed))
+    body += attribute(_PEER_KEEPALIVE, struct.pack("=H", peer["keepalive"]))
+    allowed = [_allowed(network) for network in peer["allowed_ips"]]
+    portions = [b"".join(allowed[start : start + 500]) for start in range(0, len(allowed), 500)] or [b""]
+    found = [attribute(_NESTED, body + attribute(_PEER_ALLOWED | _NESTED, portions[0]))]
+    return found + [attribute(_NESTED, name + attribute(_PEER_ALLOWED | _NESTED, more)) for more in portions[1:]]
+
+
+def _allowed(network: str) -> bytes:
+    parsed = ipaddress.ip_network(network)
+    family = socket.AF_INET6 if parsed.version == 6 else socket.AF_INET
+    body = attribute(_FAMILY, struct.pack("=H", family)) + attribute(_ADDRESS, parsed.network_address.packed)
+    return attribute(_NESTED, body + attribute(_LENGTH, bytes([parsed.prefixlen])))
+
+
+def _sockaddr(family: int, address: str, port: int) -> bytes:
+    raw = socket.inet_pton(family, address)
+    head = struct.pack("=H", family) + struct.pack("!H", port)
+    return head + (struct.pack("!I", 0) + raw + bytes(4) if family == socket.AF_INET6 else raw + bytes(8))
+
+
+def details(link: Link, like: End, hosts: Mapping[int, str]) -> dict[str, Any]:
+    """Ask the kernel, in as far as *like* has a say: a random port, or where a peer called from, is no drift."""
+    family = netlink.generic_family("wireguard")
+    if family is None or link.kind != LINK:
+        return {}
+    with netlink.Socket(netlink.NETLINK_GENERIC) as generic:
+        request = netlink.generic(family, _GET, attribute(_INDEX, struct.pack("=I", link.index)), dump=True)
+        device = parse_device(generic.dump(request))
+    for key in ("listen_port", "public_key"):
+        if key not in like.details:
+            del device[key]
+    for key, peer in device["peers"].items():
+        due = like.details.get("peers", {}).get(key, {})
+        if "endpoint" not in due:
+            peer.pop("endpoint", None)
+        elif "endpoint" in peer:
+            peer["endpoint"] = due["endpoint"]
+    return device
+
+
+def parse_device(payloads: Sequence[bytes]) -> dict[str, Any]:
+    """``{"listen_port", "public_key", "peers"}`` out of a dump; never the private key.
+
+    :raises NetlinkError: it can't be understood.
+    """
+    found: dict[str, Any] = {"listen_port": 0, "public_key": "", "peers": {}}
+    for payload in payloads:
+        device = _parse(payload)
+        for key, value in device.items():
+            if key != "peers":
+                found[key] = value
+        for key, peer in device["peers"].items():
+            # The kernel goes on with a peer in its next message where one is too long.
+            known = found["peers"].setdefault(key, {"allowed_ips": [], "keepalive": 0})
+            known["allowed_ips"] = sorted({*known["allowed_ips"], *peer.pop("allowed_ips")})
+            known.update(peer)
+    return found
+
+
+@netlink.bounded
+def _parse(payload: bytes | memoryview) -> dict[str, Any]:
+    found: dict[str, Any] = {"peers": {}}
+    for type_, value in netlink.attributes(payload, 4):
+        if type_ == _PORT:
+            found["listen_port"] = netlink.number(value)
+        elif type_ == _PUBLIC:
+            found["public_key"] = base64.b64encode(value).decode()
+        elif type_ == _PEERS:
+            for _, entry in netlink.attributes(value):
+                key, peer = _parse_peer(entry)
+                known = found["peers"].setdefault(key, {"allowed_ips": []})
+                known["allowed_ips"] += peer.pop("allowed_ips")
+                known.update(peer)
+    return found
+
+
+def _parse_peer(entry: memoryview) -> tuple[str, dict[str, Any]]:
+    values = dict(netlink.attributes(entry))
+    if len(values[_PEER_KEY]) != 32:
+        raise ValueError("a peer's key is not of 32 bytes")
+    peer: dict[str, Any] = {"allowed_ips": []}
+    if _PEER_KEEPALIVE in values:
+        peer["keepalive"] = netlink.number(values[_PEER_KEEPALIVE])
+    if _PEER_ENDPOINT in values:
+        raw = bytes(values[_PEER_ENDPOINT])
+        (family,), (port,) = struct.unpack_from("=H", raw), struct.unpack_from("!H", raw, 2)
+        if family == socket.AF_INET6:
+            peer["endpoint"] = f"[{socket.inet_ntop(family, raw[8:24])}]:{port}"
+        else:
+            peer["endpoint"] = f"{socket.inet_ntop(family, raw[4:8])}:{port}"
+    for _, below in netlink.attributes(values.get(_PEER_ALLOWED, memoryview(b""))):
+        one = dict(netlink.attributes(below))
+        network = ipaddress.ip_network((bytes(one[_ADDRESS]), netlink.number(one[_LENGTH])))
+        peer["allowed_ips"].append(str(network))
+    return base64.b64encode(values[_PEER_KEY]).decode(), peer

@@ -1,0 +1,196 @@
+"""What the kinds share that put an environment onto somebody's network: addresses, gateways, routes. Pure.
+
+Such a network isn't ours: no address of it is given away unless the operator names it, with
+its network's prefix, and nothing is learnt from it (no router advertisement, no DHCP). All
+routes are ours and explicit, the one to the network itself too, so that drift is seen.
+
+IPv6 gets a link-local address, by the MAC, since neighbours and routers answer to that
+(RFC 4861); it isn't made up by the kernel, and is checked like any other.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from netspace.interface.ends import INSIDE_NAME, End, Place
+from netspace.interface.netlink import Link, Route
+from netspace.spec.types import Address, Filtered, Prefixed, Way
+
+_ANYWHERE = {4: "0.0.0.0/0", 6: "::/0"}
+_LINK_LOCAL = ipaddress.IPv6Network("fe80::/10")
+_NAME = re.compile(r"[^\s/:\0]{1,15}")
+_MAX_ROUTES = 256
+
+
+class Lan(Filtered, frozen=True):
+    """What all kinds on a network that isn't netspace's have besides.
+
+    :param ipv4: its address there and that network's prefix, such as ``198.51.100.7/24``.
+    :param ipv6: likewise; one of the two must be given.
+    :param gateway4: the router to everywhere else; absent: nothing else is reached.
+    :param gateway6: likewise.
+    :param routes: more networks: ``{to, via}``.
+    :param mtu: bytes; not more than the parent's, and just the bridge's. 1430 for vxlan, so that it fits an
+        outer mtu of 1500.
+    """
+
+    ipv4: Prefixed | None = None
+    ipv6: Prefixed | None = None
+    gateway4: Address | None = None
+    gateway6: Address | None = None
+    routes: tuple[Way, ...] = ()
+    mtu: int = 1500
+
+    def network(self) -> str:
+        """Which network it is on, in words."""
+        raise NotImplementedError
+
+    def problems(self) -> Iterable[tuple[str, str]]:
+        return address_problems(self)
+
+    def claims(self) -> Iterable[tuple[str, str]]:
+        for family in ("ipv4", "ipv6"):
+            address = getattr(self, family)
+            if address is not None:
+                yield family, f"{address.interface.ip} on {self.network()}"
+
+
+def name_problem(name: str) -> str:
+    """Why *name* can't be a link's (kernel: dev_valid_name); empty where it can."""
+    if _NAME.fullmatch(name) and name not in (".", "..") and len(name.encode()) <= 15:
+        return ""
+    return f"{name!r} can't be a link's name: 1 to 15 bytes, no space, '/' or ':'"
+
+
+def address_problems(spec: Any) -> Iterable[tuple[str, str]]:
+    """What is wrong with the addresses, gateways and routes of a kind that has these keys."""
+    if spec.ipv4 is None and spec.ipv6 is None:
+        yield "ipv4", "give ipv4 or ipv6 (address/prefix): none is taken from a network that isn't netspace's"
+    networks: dict[int, ipaddress.IPv4Network | ipaddress.IPv6Network] = {}
+    for version in (4, 6):
+        key, address = f"ipv{version}", getattr(spec, f"ipv{version}")
+        if address is not None:
+            parsed = address.interface
+            networks[version] = parsed.network
+            if reason := _unfit(parsed, version):
+                yield key, f"{address} {reason}"
+        gateway = getattr(spec, f"gateway{version}", None)
+        if gateway is not None and (reason := _unreachable(gateway, version, address)):
+            yield f"gateway{version}", f"{gateway} {reason}"
+    if len(spec.routes) > _MAX_ROUTES:
+        yield "routes", f"more than {_MAX_ROUTES}"
+    taken = {str(network) for network in networks.values()}
+    taken |= {_ANYWHERE[version] for version in (4, 6) if getattr(spec, f"gateway{version}", None) is not None}
+    for index, way in enumerate(spec.routes):
+        version = way.to.network.version
+        if way.to in taken:
+            yield f"routes:{index}:to", f"there is a route to {way.to} already"
+        taken.add(str(way.to))
+        if version not in networks:
+            yield f"routes:{index}:to", f"{way.to} can't be reached without an ipv{version} address"
+        elif way.via is not None and (reason := _unreachable(way.via, version, getattr(spec, f"ipv{version}"))):
+            yield f"routes:{index}:via", f"{way.via} {reason}"
+
+
+def _unfit(address: ipaddress.IPv4Interface | ipaddress.IPv6Interface, version: int) -> str:
+    if address.version != version:
+        return f"is no ipv{version} address"
+    ip, network = address.ip, address.network
+    if ip.is_multicast or ip.is_loopback or ip.is_unspecified or ip.is_link_local:
+        return "is no address that one host can have on a network"
+    bits = network.max_prefixlen - network.prefixlen
+    if bits > 1 and (ip == network.network_address or (version == 4 and ip == network.broadcast_address)):
+        return "is the network's own or its broadcast address"
+    return ""
+
+
+def _unreachable(gateway: Address, version: int, address: Prefixed | None) -> str:
+    parsed = ipaddress.ip_address(gateway)
+    if parsed.version != version:
+        return f"is no ipv{version} address"
+    if address is None:
+        return f"can't be reached without an ipv{version} address"
+    if parsed == address.interface.ip:
+        return "is the interface's own address"
+    if parsed not in address.interface.network and not (version == 6 and parsed in _LINK_LOCAL):
+        return f"is not on the interface's network ({address.interface.network})"
+    return ""
+
+
+def link_local(mac: str) -> str:
+    """The link-local address that belongs to a MAC (RFC 4291, appendix A)."""
+    raw = bytes.fromhex(mac.replace(":", ""))
+    return str(ipaddress.IPv6Address(b"\xfe\x80" + bytes(6) + bytes([raw[0] ^ 2]) + raw[1:3] + b"\xff\xfe" + raw[3:]))
+
+
+def inside(
+    spec: Any,
+    place: Place,
+    kind: str,
+    details: Mapping[str, Any],
+    *,
+    mac: str | None = None,
+    neighbours: bool = True,
+    more: Iterable[str] = (),
+) -> End:
+    """The inner end of a kind with these addresses.
+
+    :param mac: empty: not ours to say.
+    :param neighbours: whether it looks for neighbours (and so needs a link-local address).
+    :param more: networks that are reached without a router.
+    """
+    addresses: list[str] = []
+    routes: dict[str, Route] = {}
+    for version in (4, 6):
+        address = getattr(spec, f"ipv{version}")
+        if address is None or f"ipv{version}" not in place.addresses:
+            continue
+        addresses.append(str(address))
+        network = address.interface.network
+        if network.prefixlen < network.max_prefixlen:
+            routes[str(network)] = Route(str(network))
+        if version == 6 and neighbours:
+            addresses.append(f"{link_local(place.mac)}/64")
+            routes["fe80::/64"] = Route("fe80::/64")
+        gateway = getattr(spec, f"gateway{version}", None)
+        if gateway is not None:
+            routes[_ANYWHERE[version]] = Route(_ANYWHERE[version], via=str(gateway))
+    ways = [Way(to=to) for to in more] + list(spec.routes)  # type: ignore[arg-type]
+    for way in ways:
+        if f"ipv{6 if ':' in way.to else 4}" in place.addresses:
+            routes[str(way.to)] = Route(str(way.to), via=str(way.via or ""))
+    return End(
+        name=INSIDE_NAME,
+        mac=place.mac if mac is None else mac,
+        mtu=spec.mtu,
+        arp=neighbours,
+        addresses=tuple(sorted(addresses)),
+        routes=tuple(sorted(routes.values(), key=lambda route: (bool(route.via), str(route)))),
+        kind=kind,
+        details=details,
+        secret=place.secret,
+    )
+
+
+def lacks_parent(
+    name: str, mtu: int, links: Mapping[str, Link], *, room: int = 0, up: bool = False, alone: bool = True
+) -> str:
+    """Why nothing can be made on the host's link *name*; empty where it can.
+
+    :param room: bytes that are put around each packet.
+    :param up: it must be up.
+    :param alone: it must not be a port of a bridge.
+    """
+    parent = links.get(name)
+    if parent is None:
+        return f"this host has no link {name}: create it, or name another one as parent"
+    if parent.mtu < mtu + room:
+        return f"its parent {name} has an mtu of {parent.mtu}: raise that, or declare mtu: {parent.mtu - room}"
+    if up and not parent.up:
+        return f"its parent {name} is down: bring it up (ip link set {name} up)"
+    if alone and parent.master:
+        return f"its parent {name} is a port of a bridge: use the bridge itself as parent, or take it out"
+    return ""

@@ -1,0 +1,66 @@
+"""Whether the kernel has what a kind of interface needs: reads, and never loads a module itself.
+
+Files tell of a module that is loaded, built in or there to be loaded. Only where they don't
+(a kernel without such files), a link of the kind is tried in a network namespace that is gone
+right after. Asked once a run for each kind.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from netspace.interface import kinds, namespaces, netlink
+from netspace.interface.netlink import Link
+from netspace.spec.types import Interface
+
+_UNSUPPORTED = (errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
+
+
+def missing(specs: Iterable[Interface], links: Iterable[Link]) -> dict[str, str]:
+    """Per kind among *specs* that this kernel lacks, what is missing and what to do.
+
+    :param links: the host's: a kind of which there is one is there.
+    """
+    modules = {kinds.name(spec): kinds.of(spec) for spec in specs}
+    there = {link.kind for link in links}
+    return {
+        name: f"the kernel's module {module.NEEDS} is missing on this host; boot a kernel that has it (Debian: "
+        f"linux-image-amd64; then modprobe {module.NEEDS}), or declare an interface of another kind"
+        for name, module in modules.items()
+        if module.NEEDS and module.LINK not in there and not has(module.NEEDS, module.LINK)
+    }
+
+
+@functools.cache
+def has(module: str, kind: str) -> bool:
+    """Whether the kernel has *module*, or can load it; *kind* is what its links are called."""
+    return listed(module) or _tried(kind)
+
+
+def listed(module: str, modules: Path = Path("/lib/modules"), sys: Path = Path("/sys/module")) -> bool:
+    """Whether files tell that a module is loaded, built in, or there to be loaded (modules.dep(5))."""
+    if (sys / module.replace("-", "_")).is_dir():
+        return True
+    for name in ("modules.builtin", "modules.dep"):
+        try:
+            text = (modules / os.uname().release / name).read_text(errors="replace")
+        except OSError:
+            continue
+        if any(line.partition(":")[0].rpartition("/")[2].startswith(f"{module}.ko") for line in text.splitlines()):
+            return True
+    return False
+
+
+def _tried(kind: str) -> bool:
+    def attempt() -> bool:
+        namespaces.unshare()
+        with netlink.Socket() as scratch:
+            failures = scratch.batch([netlink.add_link(kind, "try", mtu=1500)])
+        # A kernel that knows the kind refuses for what is not said: a parent, an id.
+        return all(failure.code not in _UNSUPPORTED for failure in failures.values())
+
+    return namespaces.in_thread(attempt)
