@@ -58,8 +58,8 @@ def evidence(nonce: str, verifier: str = "", session: str = "") -> dict[str, Any
     Make evidence for a verifier: a quote by the TPM that ``pillar:netspace:attestation:tpm``
     names, with the PCR values and the firmware's log; without one, a software key's signature.
 
-    Returns ``{v, kind, key, attest, sig, bank, pcrs, bootlog, env}`` with binary fields in base64,
-    and ``host``, the name that the evidence is bound to.
+    Returns ``{v, kind, key, attest, sig, bank, pcrs, bootlog, systemdlog, ima, env}`` with binary
+    fields in base64, and ``host``, the name that the evidence is bound to.
 
     CLI Example:
 

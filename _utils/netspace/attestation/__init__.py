@@ -7,7 +7,10 @@ The words are those of RFC 9334 (RATS): the *attester* makes *evidence*, the
 - ``tpm``: the TPM as a device. ``structures``: its structures, without libtss2.
 - ``evidence``: the messages. ``attester``: makes them. ``software``: the key of a
   host without a TPM.
-- ``credential``, ``certificates``, ``eventlog``, ``verifier``: the judging side; no I/O.
+- ``credential``, ``certificates``, ``verifier``: is evidence genuine? No I/O, nor in these:
+- ``eventlog``, ``measurelog``, ``ima``: what was measured. ``events``: what a boot log says.
+- ``policy``: what a good boot is. ``judge``: what genuine evidence is worth. ``refusals``: why not.
+- ``offline``, ``pcrfile``: quotes and logs in files, for people.
 - ``appraisal``: a host without a master judges itself. ``result``: what is kept of it.
 - ``kind``: observe, plan, apply.
 

@@ -24,8 +24,9 @@ from netspace.errors import MissingError, NetspaceError, StateError
 from netspace.layout import Layout
 
 if TYPE_CHECKING:
+    from netspace.attestation.judge import References
     from netspace.attestation.structures import Clock
-    from netspace.attestation.verifier import References, Verified
+    from netspace.attestation.verifier import Verified
     from netspace.spec.types import Attestation
 
 VERIFIER = "self"

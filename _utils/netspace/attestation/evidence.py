@@ -15,7 +15,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from netspace.attestation import measurelog
 from netspace.attestation.eventlog import MAX_LOG
+from netspace.attestation.ima import MAX_LIST
 from netspace.attestation.refusals import Malformed
 
 PROTOCOL = b"netspace-attest/1"
@@ -93,6 +95,22 @@ class Enrolment:
 
 
 @dataclass(frozen=True)
+class Measurements:
+    """IMA's list, and a quote of PCR 10 alone: the PCR moves, so the list may be ahead of the quote.
+
+    :param value: of PCR 10, SHA-256 bank.
+    :param first: number of the first line that is brought.
+    :param lines: as in ``binary_runtime_measurements``.
+    """
+
+    attest: bytes
+    signature: bytes
+    value: bytes
+    first: int
+    lines: bytes
+
+
+@dataclass(frozen=True)
 class Evidence:
     """What a host signed for a :class:`Context`.
 
@@ -102,6 +120,8 @@ class Evidence:
     :param signature: TPMT_SIGNATURE, or the 64 bytes of the Ed25519 signature.
     :param pcrs: values of the quoted PCRs, SHA-256 bank.
     :param boot_log: the firmware's log, where there is one.
+    :param systemd_log: systemd's measurement log, where there is one.
+    :param ima: the kernel's measurements, where they were asked for.
     """
 
     kind: Literal["tpm", "software"]
@@ -110,6 +130,8 @@ class Evidence:
     signature: bytes
     pcrs: Mapping[int, bytes] = field(default_factory=dict)
     boot_log: bytes | None = None
+    systemd_log: bytes | None = None
+    ima: Measurements | None = None
 
     def wire(self) -> dict[str, Any]:
         """Return the form that travels."""
@@ -122,6 +144,8 @@ class Evidence:
             "bank": BANK,
             "pcrs": {str(pcr): value.hex() for pcr, value in sorted(self.pcrs.items())},
             "bootlog": None if self.boot_log is None else _text(self.boot_log),
+            "systemdlog": None if self.systemd_log is None else _text(self.systemd_log),
+            "ima": None if self.ima is None else _ima_wire(self.ima),
             "env": [],
         }
 
@@ -131,7 +155,7 @@ def parse(data: Any) -> Evidence:
 
     :raises Malformed: for unknown or missing fields, other types, and sizes out of bounds.
     """
-    keys = {"v", "kind", "key", "attest", "sig", "bank", "pcrs", "bootlog", "env"}
+    keys = {"v", "kind", "key", "attest", "sig", "bank", "pcrs", "bootlog", "systemdlog", "ima", "env"}
     if not isinstance(data, Mapping) or set(data) != keys:
         raise Malformed(f"evidence: expected a mapping with {', '.join(sorted(keys))}")
     if type(data["v"]) is not int or data["v"] != 1 or data["bank"] != BANK or data["env"] != []:
@@ -149,6 +173,33 @@ def parse(data: Any) -> Evidence:
         _bytes(data["sig"], 4096, "sig"),
         {_pcr(key): _value(value) for key, value in pcrs.items()},
         None if data["bootlog"] is None else _bytes(data["bootlog"], MAX_LOG, "bootlog"),
+        None if data["systemdlog"] is None else _bytes(data["systemdlog"], measurelog.MAX_LOG, "systemdlog"),
+        None if data["ima"] is None else _ima(data["ima"]),
+    )
+
+
+def _ima_wire(made: Measurements) -> dict[str, Any]:
+    return {
+        "attest": _text(made.attest),
+        "sig": _text(made.signature),
+        "value": made.value.hex(),
+        "first": made.first,
+        "lines": _text(made.lines),
+    }
+
+
+def _ima(data: Any) -> Measurements:
+    keys = {"attest", "sig", "value", "first", "lines"}
+    if not isinstance(data, Mapping) or set(data) != keys:
+        raise Malformed(f"evidence: ima: expected a mapping with {', '.join(sorted(keys))}")
+    if type(data["first"]) is not int or not 0 <= data["first"] < 2**31:
+        raise Malformed("evidence: ima: first is no line's number")
+    return Measurements(
+        _bytes(data["attest"], 4096, "ima:attest"),
+        _bytes(data["sig"], 4096, "ima:sig"),
+        _value(data["value"]),
+        data["first"],
+        _bytes(data["lines"], MAX_LIST, "ima:lines"),
     )
 
 

@@ -15,6 +15,7 @@ class Refused(NetspaceError):
     """Evidence that was refused; ``code`` says why, the message says what was found."""
 
     code: ClassVar[str] = "refused"
+    remedy: ClassVar[str] = "find out who made this evidence, and of what"
 
     def __str__(self) -> str:
         return f"{super().__str__()} [{self.code}]"
@@ -120,21 +121,166 @@ class LogMalformed(Malformed):
     """A boot log, or systemd's, that can't be read to its end."""
 
     code = "log-malformed"
+    remedy = "find out what wrote the log, and boot again"
 
 
 class LogMismatch(Refused):
     """A boot log that does not lead to the quoted PCR values."""
 
     code = "log-mismatch"
+    remedy = "find out what was measured without being logged, and boot again"
 
 
 class ListMalformed(Malformed):
     """A measurement list (IMA) that can't be read to its end."""
 
     code = "ima-malformed"
+    remedy = "find out what wrote the list, and boot again"
 
 
 class ListMismatch(Refused):
     """A measurement list that does not lead to the quoted value of PCR 10."""
 
     code = "ima-mismatch"
+    remedy = "find out what was measured without being listed, and boot again"
+
+
+class OtherBoot(Refused):
+    """A quote of PCR 10 from another boot of the TPM than the quote that it came with."""
+
+    code = "ima-boot"
+
+
+class Limited(Refused):
+    """Genuine evidence that is worth less than it could be: the level ends here.
+
+    ``remedy`` says what would raise it.
+    """
+
+    code = "limited"
+
+
+class NoChain(Limited):
+    """The TPM's endorsement certificate does not chain to a maker that is trusted."""
+
+    code = "ek-untrusted"
+    remedy = "name a folder with the certificates of the TPM's maker in attestation:roots"
+
+
+class NoPolicy(Limited):
+    """Neither references nor a boot policy say what a good boot is."""
+
+    code = "policy-none"
+    remedy = "record the values of a good boot in attestation:references"
+
+
+class NoBootLog(Limited):
+    """References or a policy, but no boot log to hold against them."""
+
+    code = "log-none"
+    remedy = "boot by UEFI with a TPM that the firmware knows"
+
+
+class UnknownValue(Limited):
+    """A PCR whose value is not among the references."""
+
+    code = "pcr-value"
+    remedy = "if the change was intended, add the value to the references"
+
+
+class Uncovered(Limited):
+    """A quoted PCR that no rule of the policy judges, or a rule whose PCR is not quoted."""
+
+    code = "policy-uncovered"
+    remedy = "add a rule, a value, or the PCR's number to 'unchecked' in the policy; or quote the PCR"
+
+
+class SecureBootOff(Limited):
+    """Secure Boot was off, in setup or debug mode, or is not proved to have been on."""
+
+    code = "secure-boot"
+    remedy = "enrol keys and turn Secure Boot on in the firmware"
+
+
+class OldRevocations(Limited):
+    """The firmware's list of revoked programs (dbx) lacks some that the policy asks for."""
+
+    code = "dbx-old"
+    remedy = "update dbx (fwupdmgr update)"
+
+
+class UnknownSigner(Limited):
+    """A program of the boot was trusted for another signer than the policy's."""
+
+    code = "boot-signer"
+    remedy = "find out who signed what was booted; if that is intended, add its certificate to 'signers'"
+
+
+class UnknownApplication(Limited):
+    """A UEFI program was run whose digest is not in the policy, or none was."""
+
+    code = "boot-application"
+    remedy = "if the boot loader or kernel was updated, add its Authenticode digest to 'applications'"
+
+
+class UnknownFile(Limited):
+    """The boot loader or the kernel loaded something whose digest is not in the policy, or no kernel of it."""
+
+    code = "boot-file"
+    remedy = "if kernel, initrd or configuration were updated, add their digests to the policy"
+
+
+class UnknownCommandLine(Limited):
+    """The kernel's command line matches no pattern of the policy, or is not proved."""
+
+    code = "command-line"
+    remedy = "boot with an allowed command line, and quote the PCR that it is measured into (8, 9 or 12)"
+
+
+class UnexpectedEvent(Limited):
+    """An event that has no place in its PCR, or whose data is not what was measured."""
+
+    code = "boot-event"
+    remedy = "find out what measured it; firmware that measures otherwise needs plain values for this PCR"
+
+
+class NoImaPolicy(Limited):
+    """The boot is good, and nothing says which programs may run after it."""
+
+    code = "ima-policy-none"
+    remedy = "a verifier with an IMA policy"
+
+
+class NoList(Limited):
+    """An IMA policy, but no quote of PCR 10 with the list."""
+
+    code = "ima-none"
+    remedy = "boot with ima_policy=tcb, and let the evidence bring the list"
+
+
+class ListGap(Limited):
+    """Lines of a measurement list that do not continue where the verifier stopped."""
+
+    code = "ima-gap"
+    remedy = "ask for the list from line 0: the host was restarted, or the policy changed"
+
+
+class WrongAggregate(Limited):
+    """A measurement list that begins with another boot's PCR values."""
+
+    code = "ima-aggregate"
+    remedy = "the kernel's TPM driver must be there before IMA starts: build it in"
+
+
+class UnknownFileRun(Limited):
+    """A file was run or read that the IMA policy does not allow."""
+
+    code = "ima-file"
+    remedy = "remove the file and restart, or allow it in the policy"
+
+
+class Violation(Limited):
+    """A file changed while it was measured, so that nobody knows what was run."""
+
+    code = "ima-violation"
+    remedy = "restart; if this host's files are written while they are read, set 'violations: ignore'"

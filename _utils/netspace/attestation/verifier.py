@@ -10,7 +10,9 @@ No file, no network, no TPM, no clock: the time is an argument. Rules:
    give. Nothing else makes a :class:`Bound`.
 3. ``verify_quote`` checks, in this order: size and structure; magic; type; the signature's
    scheme equals the key's, SHA-256 or better; signature; qualifying data; exactly the PCRs
-   asked, of one bank; digest of the values; clock; boot log; references.
+   asked, of one bank; digest of the values; clock. Then the same of the quote of PCR 10 that came
+   with it, if one did, and that both are of one boot. What genuine evidence is worth is decided by
+   ``netspace.attestation.judge``, which is asked for L4 and L5 only where the certificate gave L3.
 4. ``verify_software`` checks a software key's evidence: structure, key, signature, qualifying
    data. It never gives more than L1.
 
@@ -33,14 +35,16 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
-from netspace.attestation import certificates, credential, eventlog, structures
-from netspace.attestation.evidence import BANK_ID, SOFTWARE_PREFIX, Context, Enrolment, Evidence
+from netspace.attestation import certificates, credential, ima, judge, structures
+from netspace.attestation.evidence import BANK_ID, SOFTWARE_PREFIX, Context, Enrolment, Evidence, Measurements
+from netspace.attestation.judge import References
 from netspace.attestation.refusals import (
     ChallengeExpired,
     ClockRolledBack,
     EndorsementKeyChanged,
     Malformed,
-    Refused,
+    NoChain,
+    OtherBoot,
     UnknownAttestationKey,
     WrongActivation,
     WrongAttestationKey,
@@ -56,10 +60,10 @@ from netspace.attestation.structures import Clock, Public, Signature
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
+    from netspace.attestation.policy import Policy
     from netspace.attestation.structures import PublicKey
 
 CHALLENGE_SECONDS = 60.0
-References = Mapping[int, Collection[bytes]]
 _SEAL = object()
 
 _AK_REQUIRED = (
@@ -101,6 +105,8 @@ class Verified:
     :param remedy: what would raise it.
     :param clock: to be remembered for the next time; None for a software key.
     :param pcrs: the quoted values.
+    :param code: of the reason; ``ok`` where there is no next level.
+    :param ima: how far the measurement list was judged: to be remembered for the next time.
     """
 
     level: int
@@ -110,6 +116,8 @@ class Verified:
     clock: Clock | None
     pcrs: Mapping[int, bytes]
     _seal: object = field(repr=False)
+    code: str = ""
+    ima: ima.State | None = None
 
     def __post_init__(self) -> None:
         if self._seal is not _SEAL:
@@ -122,13 +130,17 @@ class Expected:
 
     :param pcrs: exactly these, of the SHA-256 bank.
     :param previous: the TPM's clock when it was last seen, where it was.
-    :param references: acceptable values of every PCR for L4; None: L3 at most.
+    :param references: acceptable values of PCRs.
+    :param policy: what a good boot is, and what may run. Without it and references: L3 at most.
+    :param ima: how far this host's measurement list was judged, where it was.
     """
 
     context: Context
     pcrs: Collection[int]
     previous: Clock | None = None
     references: References | None = None
+    policy: Policy | None = None
+    ima: ima.State | None = None
 
 
 class Challenge:
@@ -232,8 +244,24 @@ def verify_quote(evidence: Evidence, bound: Bound, expected: Expected) -> Verifi
     if not hmac.compare_digest(hashlib.new(structures.HASHES[scheme[1]], values).digest(), quote.digest):
         raise WrongDigest("the PCR values are not those that were quoted")
     _check_clock(quote.clock, expected.previous)
-    level, reason, remedy = _judge(evidence, bound, expected)
-    return Verified(level, reason, remedy, bound.key.fingerprint, quote.clock, dict(evidence.pcrs), _SEAL)
+    if evidence.ima is not None:
+        _check_measurements(evidence.ima, bound, expected.context, quote.clock, scheme)
+    if bound.level < 3:
+        found = judge.Appraisal(2, NoChain.code, bound.reason, NoChain.remedy)
+    else:
+        boot = (quote.clock.reset_count, quote.clock.restart_count)
+        found = judge.appraise(evidence, expected.policy, expected.references, boot=boot, start=expected.ima)
+    return Verified(
+        found.level,
+        found.reason,
+        found.remedy,
+        bound.key.fingerprint,
+        quote.clock,
+        dict(evidence.pcrs),
+        _SEAL,
+        found.code,
+        found.ima,
+    )
 
 
 def check_signature(raw: bytes, attest: bytes, key: PublicKey, scheme: tuple[int, int] | None) -> Signature:
@@ -297,26 +325,20 @@ def _check_clock(clock: Clock, previous: Clock | None) -> None:
         )
 
 
-def _judge(evidence: Evidence, bound: Bound, expected: Expected) -> tuple[int, str, str]:
-    """Level, reason and remedy of a quote that is genuine: boot log and references decide on L4."""
-    if bound.level < 3:
-        return 2, bound.reason, "name a folder with the certificates of the TPM's maker in attestation:roots"
-    if expected.references is None:
-        return 3, "there are no references for the PCRs", "record the values of a good boot in attestation:references"
-    if evidence.boot_log is None:
-        return 3, "the firmware gives no boot log", "boot by UEFI with a TPM that the firmware knows"
-    try:
-        eventlog.parse(evidence.boot_log).check(evidence.pcrs)
-    except Refused as err:
-        return 3, str(err), "find out what was measured without being logged, and boot again"
-    for pcr in sorted(evidence.pcrs):
-        if evidence.pcrs[pcr] not in expected.references.get(pcr, ()):
-            return (
-                3,
-                f"PCR {pcr} has a value that is not among the references",
-                f"if the change of PCR {pcr} was intended, add {evidence.pcrs[pcr].hex()} to attestation:references",
-            )
-    return 4, "what runs after the boot is not measured (IMA)", "a verifier with an IMA policy"
+def _check_measurements(
+    made: Measurements, bound: Bound, context: Context, clock: Clock, scheme: tuple[int, int]
+) -> None:
+    """The quote of PCR 10: everything that is checked of the other quote, and that both are of one boot."""
+    quote = structures.quote(made.attest)
+    check_signature(made.signature, made.attest, bound.key.key(), bound.key.scheme)
+    if not hmac.compare_digest(quote.extra, context.qualifying()):
+        raise WrongQualifyingData("IMA: signed for another nonce, session, host or verifier")
+    if quote.selections != ((BANK_ID, frozenset((ima.PCR,))),):
+        raise WrongSelection(f"IMA: the quote covers {_selected(quote.selections)}, not exactly sha256:{ima.PCR}")
+    if not hmac.compare_digest(hashlib.new(structures.HASHES[scheme[1]], made.value).digest(), quote.digest):
+        raise WrongDigest(f"IMA: the value of PCR {ima.PCR} is not the one that was quoted")
+    if (quote.clock.reset_count, quote.clock.restart_count) != (clock.reset_count, clock.restart_count):
+        raise OtherBoot(f"IMA: the quote of PCR {ima.PCR} is from another boot")
 
 
 def verify_software(evidence: Evidence, key: bytes, context: Context) -> Verified:
@@ -346,6 +368,7 @@ def verify_software(evidence: Evidence, key: bytes, context: Context) -> Verifie
         None,
         {},
         _SEAL,
+        "software-key",
     )
 
 

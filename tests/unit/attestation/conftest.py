@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa, utils
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from netspace.attestation.evidence import Context, Enrolment, Evidence
+from netspace.attestation.evidence import Context, Enrolment, Evidence, Measurements
 
 EK_ATTRIBUTES = 0x000300B2
 AK_ATTRIBUTES = 0x00050072
@@ -121,6 +121,11 @@ class FakeTpm:
     def evidence(self, context: Context, pcrs: tuple[int, ...] = tuple(range(8)), **changes: object) -> Evidence:
         attest = self.attest(context.qualifying(), pcrs, **changes)
         return Evidence("tpm", self.ak_public, attest, self.sign(attest), {pcr: self.pcrs[pcr] for pcr in pcrs})
+
+    def measurements(self, context: Context, lines: bytes, first: int = 0, **changes: object) -> Measurements:
+        """A quote of PCR 10, with *lines* of IMA's list."""
+        attest = self.attest(context.qualifying(), (10,), **changes)
+        return Measurements(attest, self.sign(attest), self.pcrs[10], first, lines)
 
     def ek_public_pem(self) -> bytes:
         return self.ek.public_key().public_bytes(

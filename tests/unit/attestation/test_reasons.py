@@ -12,12 +12,14 @@ from netspace.attestation import refusals
 PAGE = checkout.ROOT / "docs/attestation-reasons.md"
 TESTS = [path for path in (checkout.ROOT / "tests").glob("**/attestation/test_*.py") if path != Path(__file__)]
 
+BASES = (refusals.Refused, refusals.Limited)
+
 
 def classes() -> list[type[refusals.Refused]]:
     return [
         value
         for value in vars(refusals).values()
-        if isinstance(value, type) and issubclass(value, refusals.Refused) and value is not refusals.Refused
+        if isinstance(value, type) and issubclass(value, refusals.Refused) and value not in BASES
     ]
 
 
@@ -32,7 +34,7 @@ def test_codes_are_unique_and_say_what_they_are() -> None:
 def test_every_code_has_a_row_in_the_documentation_and_no_row_is_of_another() -> None:
     rows = re.findall(r"^\| `([a-z0-9-]+)` \|", PAGE.read_text(), re.MULTILINE)
     assert len(set(rows)) == len(rows)
-    assert set(rows) == {one.code for one in classes()} | {"ok", "input"}
+    assert set(rows) == {one.code for one in classes()} | {"ok", "input", "software-key"}
 
 
 def test_every_refusal_is_tried_by_a_test() -> None:
@@ -45,6 +47,6 @@ def test_the_library_raises_nothing_but_codes_of_the_list() -> None:
     """A refusal that is defined elsewhere would be in no list."""
     for path in (checkout.ROOT / "_utils/netspace/attestation").glob("*.py"):
         if path.name != "refusals.py":
-            assert not re.search(r"^class \w+\((Refused|Malformed|refusals\.\w+)\)", path.read_text(), re.MULTILINE), (
-                path
-            )
+            assert not re.search(
+                r"^class \w+\((Refused|Limited|Malformed|refusals\.\w+)\)", path.read_text(), re.MULTILINE
+            ), path

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from netspace.attestation import refusals, verifier
-from netspace.attestation.evidence import Context, Evidence, parse
+from netspace.attestation.evidence import Context, Evidence, Measurements, parse
 from netspace.attestation.structures import Clock
 from netspace.attestation.verifier import Bound, Expected, Verified
 
@@ -293,8 +293,14 @@ def test_no_mutation_of_evidence_is_accepted(data: st.DataObject, fake_tpm) -> N
 
 
 def test_the_wire_keeps_everything(fake_tpm, context: Context) -> None:
-    evidence = dataclasses.replace(fake_tpm.evidence(context), boot_log=b"log")
+    measurements = Measurements(b"attest", b"sig", bytes(32), 7, b"lines")
+    evidence = dataclasses.replace(fake_tpm.evidence(context), boot_log=b"log", systemd_log=b"more", ima=measurements)
     assert parse(evidence.wire()) == evidence
+    for key, value in (("first", -1), ("first", True), ("lines", 1), ("value", "00"), ("more", 1)):
+        wire = evidence.wire()
+        wire["ima"][key] = value
+        with pytest.raises(refusals.Malformed):
+            parse(wire)
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -313,4 +319,4 @@ def test_a_damaged_wire_is_refused_or_read(data: st.DataObject, fake_tpm) -> Non
         parse(wire)
     except refusals.Malformed:
         return
-    assert key in ("key", "attest", "sig", "pcrs", "bootlog", "kind", "v", "env")
+    assert key in ("key", "attest", "sig", "pcrs", "bootlog", "systemdlog", "ima", "kind", "v", "env")

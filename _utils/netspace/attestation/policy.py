@@ -1,0 +1,358 @@
+"""What a good boot is, and which programs may run after it: policies, read strictly.
+
+A policy is a mapping (YAML, JSON)::
+
+    version: 3                       # never falls; recorded in results
+    boot:
+      secure_boot: true              # on, with keys, not in debug mode
+      dbx: [<sha256>, ...]           # the revocation list has at least these
+      signers: [<sha256>, ...]       # certificates that whatever was booted may be trusted for
+      applications: [<sha256>, ...]  # Authenticode digests of all UEFI programs that were run (PCR 4)
+      kernels: [<sha256>, ...]       # files; one of them was loaded (PCR 9 or 11)
+      initrds: [<sha256>, ...]
+      files: [<sha256>, ...]         # whatever else the boot loader may load (PCR 9, 11, 12)
+      command_lines: ["root=/dev/vda ro *"]    # * stands for anything
+      pcrs: {0: [<hex>, ...]}        # plain values
+      unchecked: [1, 5]              # quoted PCRs that may have any value
+    ima:
+      files: {/usr/bin/true: ["sha256:<hex>", ...]}
+      keys: [<PEM of a certificate or public key>, ...]     # sign files (security.ima)
+      exclude: ["/var/cache/*"]      # files that may be anything
+      entries: [<sha256>, ...]       # whole lines, for templates that are not known
+      violations: refuse             # or ignore
+
+What no rule allows is refused: each quoted PCR needs a rule, a value, or to be named in
+``unchecked``. Only :mod:`netspace.attestation.judge` holds evidence against a policy. No
+file is read here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from netspace.attestation.ima import File
+from netspace.errors import NetspaceError
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+    from netspace.attestation.structures import PublicKey
+
+MAX_ITEMS = 65_536
+MAX_FILES = 1_000_000
+MAX_PATTERN = 1024
+MAX_PATTERNS = 256
+MAX_CACHE = 65_536
+DIGESTS = {"sha256": 32, "sha384": 48, "sha512": 64}
+
+
+class PolicyError(NetspaceError):
+    """A policy that can't be accepted; the message begins with the path of what is wrong."""
+
+
+class Pattern:
+    """Text in which ``*`` stands for anything; matched in linear time, whatever the text."""
+
+    __slots__ = ("_parts", "text")
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self._parts = text.split("*")
+
+    @property
+    def exact(self) -> bool:
+        return len(self._parts) == 1
+
+    def matches(self, text: str) -> bool:
+        first, *middle = self._parts
+        if not middle:
+            return text == first
+        last = middle.pop()
+        if len(text) < len(first) + len(last) or not text.startswith(first) or not text.endswith(last):
+            return False
+        at, end = len(first), len(text) - len(last)
+        for part in middle:
+            found = text.find(part, at, end)
+            if found < 0:
+                return False
+            at = found + len(part)
+        return True
+
+
+class Keyring:
+    """Keys that sign files, as IMA does (kernel: security/integrity/digsig_asymmetric.c).
+
+    Remembers signatures that it found good: the same file is signed alike on each host.
+    """
+
+    # include/uapi/linux/hash_info.h; nothing below SHA-256.
+    _HASHES: ClassVar[Mapping[int, bytes]] = {4: b"sha256", 5: b"sha384", 6: b"sha512"}
+
+    def __init__(self, keys: Mapping[bytes, PublicKey]) -> None:
+        self._keys = keys
+        self._good: set[tuple[bytes, bytes]] = set()
+
+    def __bool__(self) -> bool:
+        return bool(self._keys)
+
+    def signed(self, file: File) -> bool:
+        """Whether one of the keys signed the digest of *file*."""
+        if not file.signature or not self._keys:
+            return False
+        seen = (file.digest, file.signature)
+        if seen in self._good:
+            return True
+        if not self._verify(file):
+            return False
+        if len(self._good) >= MAX_CACHE:
+            self._good.clear()
+        self._good.add(seen)
+        return True
+
+    def _verify(self, file: File) -> bool:
+        """struct signature_v2_hdr, after the type EVM_IMA_XATTR_DIGSIG (3)."""
+        from cryptography.exceptions import InvalidSignature
+        from cryptography.hazmat.primitives import hashes
+        from cryptography.hazmat.primitives.asymmetric import ec, padding, utils
+
+        raw = file.signature
+        if len(raw) < 10 or raw[:2] != b"\3\2" or int.from_bytes(raw[7:9], "big") != len(raw) - 9:
+            return False
+        name = self._HASHES.get(raw[2])
+        algorithm, _, digest = file.digest.partition(b":\0")
+        key = self._keys.get(raw[3:7])
+        if key is None or name is None or algorithm != name or len(digest) != DIGESTS[name.decode()]:
+            return False
+        hashed = utils.Prehashed({b"sha256": hashes.SHA256(), b"sha384": hashes.SHA384()}.get(name, hashes.SHA512()))
+        try:
+            if isinstance(key, ec.EllipticCurvePublicKey):
+                key.verify(raw[9:], digest, ec.ECDSA(hashed))
+            else:
+                key.verify(raw[9:], digest, padding.PKCS1v15(), hashed)
+        except (InvalidSignature, ValueError):
+            return False
+        return True
+
+
+@dataclass(frozen=True)
+class Boot:
+    """Rules for the boot; None: no such rule."""
+
+    secure_boot: bool = False
+    dbx: frozenset[bytes] = frozenset()
+    signers: frozenset[bytes] | None = None
+    applications: frozenset[bytes] | None = None
+    kernels: frozenset[bytes] | None = None
+    initrds: frozenset[bytes] = frozenset()
+    files: frozenset[bytes] = frozenset()
+    command_lines: tuple[Pattern, ...] | None = None
+    pcrs: Mapping[int, frozenset[bytes]] = field(default_factory=dict)
+    unchecked: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Ima:
+    """Rules for what is run.
+
+    :param files: digests as the kernel writes them, by path.
+    """
+
+    files: Mapping[bytes, frozenset[bytes]]
+    keys: Keyring
+    exclude: tuple[Pattern, ...]
+    entries: frozenset[bytes]
+    ignore_violations: bool
+
+    def allows(self, file: File) -> bool:
+        """Whether *file* may run: listed, signed, or excluded."""
+        if file.digest in self.files.get(file.path, ()) or self.keys.signed(file):
+            return True
+        if not self.exclude:
+            return False
+        path = file.path.decode("utf-8", "surrogateescape")
+        return any(pattern.matches(path) for pattern in self.exclude)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A whole policy. It is made once and used for every host: parsing a long list takes time.
+
+    :param fingerprint: SHA-256 of its content.
+    """
+
+    version: int
+    fingerprint: str
+    boot: Boot | None
+    ima: Ima | None
+
+
+def parse(data: Any) -> Policy:
+    """Read a policy.
+
+    :raises PolicyError: for unknown keys, wrong types and sizes out of bounds.
+    """
+    found = _mapping(data, "policy", ("version", "boot", "ima"))
+    version = found.get("version")
+    if type(version) is not int or not 0 < version < 2**31:
+        raise PolicyError(f"policy:version: {version!r:.40}: expected a whole number from 1 on")
+    boot = _boot(found["boot"]) if "boot" in found else None
+    ima = _ima(found["ima"]) if "ima" in found else None
+    canonical = json.dumps(_canonical(data), sort_keys=True, separators=(",", ":"))
+    return Policy(version, hashlib.sha256(canonical.encode()).hexdigest(), boot, ima)
+
+
+def _canonical(data: Any) -> Any:
+    """YAML has numbers as keys where JSON has text: the same policy."""
+    if isinstance(data, Mapping):
+        return {str(key): _canonical(value) for key, value in data.items()}
+    return data
+
+
+def _boot(data: Any) -> Boot:
+    at = "policy:boot"
+    known = tuple(Boot.__dataclass_fields__)
+    found = _mapping(data, at, known)
+    if type(found.get("secure_boot", False)) is not bool:
+        raise PolicyError(f"{at}:secure_boot: expected true or false")
+    sets = {
+        key: _digests(found[key], f"{at}:{key}")
+        for key in ("dbx", "signers", "applications", "kernels", "initrds", "files")
+        if key in found
+    }
+    if sets.keys() & {"initrds", "files"} and "kernels" not in sets:
+        raise PolicyError(f"{at}: initrds and files are judged together with kernels, which is missing")
+    lines = None
+    if "command_lines" in found:
+        lines = _patterns(found["command_lines"], f"{at}:command_lines")
+    values = found.get("pcrs", {})
+    if not isinstance(values, Mapping):
+        raise PolicyError(f"{at}:pcrs: expected a mapping of PCRs to lists of values")
+    pcrs = {_pcr(pcr, f"{at}:pcrs"): _digests(one, f"{at}:pcrs:{pcr}") for pcr, one in values.items()}
+    if len(pcrs) != len(values):
+        raise PolicyError(f"{at}:pcrs: a PCR is given twice")
+    unchecked = frozenset(_pcr(pcr, f"{at}:unchecked") for pcr in _list(found.get("unchecked", []), f"{at}:unchecked"))
+    return Boot(
+        secure_boot=found.get("secure_boot", False), command_lines=lines, pcrs=pcrs, unchecked=unchecked, **sets
+    )
+
+
+def _ima(data: Any) -> Ima:
+    at = "policy:ima"
+    found = _mapping(data, at, ("files", "keys", "exclude", "entries", "violations"))
+    violations = found.get("violations", "refuse")
+    if violations not in ("refuse", "ignore"):
+        raise PolicyError(f"{at}:violations: {violations!r:.40}: expected refuse or ignore")
+    listed = found.get("files", {})
+    if not isinstance(listed, Mapping) or len(listed) > MAX_FILES:
+        raise PolicyError(f"{at}:files: expected a mapping of at most {MAX_FILES} paths")
+    files: dict[bytes, frozenset[bytes]] = {}
+    for path, digests in listed.items():
+        if not isinstance(path, str) or not path or len(path) > 4096:
+            raise PolicyError(f"{at}:files: {path!r:.60}: not a path")
+        files[_text(path, f"{at}:files")] = frozenset(
+            _named(one, f"{at}:files:{path[:60]}") for one in _list(digests, f"{at}:files:{path[:60]}")
+        )
+    exclude = _patterns(found.get("exclude", []), f"{at}:exclude")
+    for pattern in exclude:
+        if not pattern.text.strip("*/"):
+            raise PolicyError(f"{at}:exclude: {pattern.text!r} would exclude every file")
+    return Ima(
+        files,
+        Keyring(_keys(found.get("keys", []), f"{at}:keys")),
+        exclude,
+        _digests(found.get("entries", []), f"{at}:entries"),
+        violations == "ignore",
+    )
+
+
+def _mapping(data: Any, at: str, known: tuple[str, ...]) -> Mapping[str, Any]:
+    if not isinstance(data, Mapping):
+        raise PolicyError(f"{at}: expected a mapping")
+    for key in data:
+        if key not in known:
+            raise PolicyError(f"{at}:{key!s:.40}: unknown; there are {', '.join(known)}")
+    return data
+
+
+def _list(data: Any, at: str, limit: int = MAX_ITEMS) -> list[Any]:
+    if not isinstance(data, list) or len(data) > limit:
+        raise PolicyError(f"{at}: expected a list of at most {limit}")
+    return data
+
+
+def _digests(data: Any, at: str) -> frozenset[bytes]:
+    return frozenset(_hex(one, 32, at) for one in _list(data, at))
+
+
+def _hex(text: Any, size: int, at: str) -> bytes:
+    if isinstance(text, str) and len(text) == 2 * size:
+        try:
+            return bytes.fromhex(text)
+        except ValueError:
+            pass
+    raise PolicyError(f"{at}: {text!r:.40}: expected {size} bytes in hex")
+
+
+def _named(text: Any, at: str) -> bytes:
+    """``sha256:<hex>`` as the kernel writes it."""
+    algorithm, _, digest = text.partition(":") if isinstance(text, str) else ("", "", "")
+    if algorithm not in DIGESTS:
+        raise PolicyError(f"{at}: {text!r:.40}: expected sha256:, sha384: or sha512: and a digest in hex")
+    return algorithm.encode() + b":\0" + _hex(digest, DIGESTS[algorithm], at)
+
+
+def _text(text: str, at: str) -> bytes:
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as err:
+        raise PolicyError(f"{at}: {text!r:.60}: {err}") from err
+
+
+def _patterns(data: Any, at: str) -> tuple[Pattern, ...]:
+    for one in _list(data, at, MAX_PATTERNS):
+        if not isinstance(one, str) or not 0 < len(one) <= MAX_PATTERN:
+            raise PolicyError(f"{at}: {one!r:.40}: expected text of 1 to {MAX_PATTERN} characters")
+    return tuple(Pattern(one) for one in data)
+
+
+def _pcr(number: Any, at: str) -> int:
+    text = str(number)
+    if isinstance(number, bool) or not isinstance(number, (int, str)) or text not in {str(pcr) for pcr in range(24)}:
+        raise PolicyError(f"{at}: {number!r:.40}: expected a PCR, 0 to 23")
+    return int(text)
+
+
+def _keys(data: Any, at: str) -> dict[bytes, PublicKey]:
+    """Keys by the last four bytes of their identifier (RFC 5280, 4.2.1.2), as IMA's signatures name them."""
+    found: dict[bytes, PublicKey] = {}
+    for one in _list(data, at, 1024):
+        key = _key(one, at)
+        from cryptography import x509
+
+        found[x509.SubjectKeyIdentifier.from_public_key(key).digest[-4:]] = key
+    return found
+
+
+def _key(pem: Any, at: str) -> ec.EllipticCurvePublicKey | rsa.RSAPublicKey:
+    from cryptography import x509
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric import ec, rsa
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    try:
+        raw = pem.encode()
+        if b"BEGIN CERTIFICATE" in raw:
+            key: object = x509.load_pem_x509_certificate(raw).public_key()
+        else:
+            key = load_pem_public_key(raw)
+    except (AttributeError, ValueError, UnsupportedAlgorithm) as err:
+        raise PolicyError(f"{at}: not a certificate or public key in PEM: {err}") from err
+    if isinstance(key, rsa.RSAPublicKey) and key.key_size >= 2048:
+        return key
+    if isinstance(key, ec.EllipticCurvePublicKey) and key.key_size >= 256:
+        return key
+    raise PolicyError(f"{at}: neither RSA of 2048 bits or more nor on a curve of 256 or more")

@@ -1,0 +1,91 @@
+"""Edits boot logs as a forger would: event by event, and re-measured where that is possible for him.
+
+Also the policies that our two recorded boots satisfy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import boot_logs
+
+from netspace.attestation import eventlog, events
+from netspace.attestation.eventlog import NO_ACTION, Event, EventLog
+
+LINE = "root=/dev/nvme0n1 rootfstype=ext4 rw console=ttyS0 quiet systemd.show_status=0 ima_policy=tcb"
+KERNEL = "fd09ba2d352b222ed9dc5e5446d434b821d5b7eae0ba030cdd078e903a85cfb9"
+INITRD = "748ff81ed5b6823e3a2e3fa200e52ecc17566c4a7512162c60b8fa6ef142d68a"
+PCRS = {"shim-grub": (*range(10), 14), "uki": (*range(10), 11, 15)}
+
+
+def log(boot: str) -> EventLog:
+    return eventlog.parse(boot_logs.read(f"{boot}/binary_bios_measurements"))
+
+
+def packed(found: list[Event]) -> bytes:
+    """The log of *found*, with the SHA-256 bank alone."""
+    header = b"Spec ID Event03\0" + bytes(8) + struct.pack("<IHH", 1, 0x000B, 32) + b"\0"
+    raw = struct.pack("<II20xI", 0, NO_ACTION, len(header)) + header
+    for event in found:
+        raw += struct.pack("<IIIH", event.pcr, event.type, 1, 0x000B) + event.digests.get("sha256", bytes(32))
+        raw += struct.pack("<I", len(event.data)) + event.data
+    return raw
+
+
+def measured(pcr: int, kind: int, data: bytes, of: bytes | None = None) -> Event:
+    """An event whose digest is of *data*, or of something else that was measured."""
+    return Event(pcr, kind, {"sha256": hashlib.sha256(data if of is None else of).digest()}, data)
+
+
+def edited(boot: str, edit: Callable[[list[Event]], None]) -> tuple[bytes, dict[int, bytes]]:
+    """A boot that differs from *boot* by *edit*: its log, and the PCR values that it really has then."""
+    found = list(log(boot).events[1:])
+    edit(found)
+    raw = packed(found)
+    values = boot_logs.values(boot)
+    before = log(boot).replay("sha256")
+    for pcr, value in eventlog.parse(raw).replay("sha256").items():
+        if before.get(pcr) != value:
+            values[pcr] = value
+    return raw, values
+
+
+def index(found: list[Event], pcr: int, kind: int, name: str = "", number: int = 0) -> int:
+    """Where the event stands: the *number*-th of *kind* in *pcr*, of the UEFI variable *name*."""
+    hits = []
+    for at, event in enumerate(found):
+        read = events.variable(event.data) if name else None
+        if (event.pcr, event.type) == (pcr, kind) and (not name or (read and read.name == name)):
+            hits.append(at)
+    return hits[number]
+
+
+def policy(boot: str, **rules: Any) -> dict[str, Any]:
+    """What *boot* satisfies, with *rules* changed; None leaves a rule out."""
+    told = log(boot).events
+    files = [event.digests["sha256"].hex() for event in told if event.pcr in (9, 11) and event.type != NO_ACTION]
+    certificates = []
+    for event in told:
+        if event.type == events.VARIABLE_AUTHORITY:
+            read = events.variable(event.data)
+            if read and read.name != "SbatLevel":
+                certificates.append(hashlib.sha256(read.data[16:]).hexdigest())
+    dbx = next(
+        read for event in told if (read := events.variable(event.data)) and read.name == "dbx" and event.pcr == 7
+    )
+    found: dict[str, Any] = {
+        "secure_boot": True,
+        "dbx": [digest.hex() for digest in (events.signatures(dbx.data) or ([], []))[1]],
+        "signers": certificates,
+        "applications": [e.digests["sha256"].hex() for e in told if e.type == events.APPLICATION],
+        "kernels": [KERNEL],
+        "initrds": [INITRD],
+        "files": [one for one in files if one not in (KERNEL, INITRD)],
+        "command_lines": ["/vmlinuz root=/dev/nvme0n1 * ima_policy=tcb"] if boot == "shim-grub" else [LINE],
+        "unchecked": [0, 1, 2, 3, 5, 6, 8, 14] if boot == "shim-grub" else [0, 1, 2, 3, 5, 6, 8, 15],
+        **rules,
+    }
+    return {"version": 1, "boot": {key: value for key, value in found.items() if value is not None}}
