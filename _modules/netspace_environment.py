@@ -24,7 +24,9 @@ from netspace.errors import NetspaceError  # noqa: E402
 from netspace.host import Host  # noqa: E402
 
 if TYPE_CHECKING:
+    __context__: dict[str, Any]
     __opts__: dict[str, Any]
+    __pillar__: dict[str, Any]
 
 __virtualname__ = "netspace_environment"
 __func_alias__ = {"list_": "list", "exec_": "exec"}
@@ -187,6 +189,53 @@ def logs(name: str, lines: int = 100) -> list[str]:
     """
     found: list[str] = _do(lambda operations: operations.logs(name, lines))["lines"]
     return found
+
+
+def audit(name: str, summary: bool = False) -> list[dict[str, str]] | dict[str, Any]:
+    """
+    Try to break out of an environment, in more than a hundred ways, and tell what came of it.
+
+    The attempts are made in a throw-away twin of it, which attacks a second one: the same image,
+    system call profile, limits, user, hardening and kind of interface, but none of its data,
+    variables, volumes or credentials. The environment itself is not touched. It takes some
+    seconds, in which nothing else of netspace is changed on this host.
+
+    Returns a row for each attempt: ``name``, ``group`` (files, locks, memory, processes, namespaces,
+    kernel, devices, network, broker, time, resources), ``outcome`` and ``detail``. The outcome is
+    ``refused`` (good), ``succeeded`` (**isolation is broken**) or ``skipped`` (there was nothing to
+    try it on; the detail says why). Where anything succeeded the return code is not 0.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' netspace_environment.audit web
+        salt '*' netspace_environment.audit web summary=True
+
+    name
+        The environment. It need not run.
+
+    summary
+        Return ``comment``, the number of attempts by outcome, and those rows alone that succeeded.
+        Defaults to False.
+    """
+    from netspace import audit as auditing
+
+    try:
+        rows = auditing.audit(Host(declared.layout(__opts__)), name, declared.network(__pillar__))
+    except NetspaceError as err:
+        raise CommandExecutionError(str(err)) from err
+    succeeded = [row for row in rows if row["outcome"] == "succeeded"]
+    if succeeded:
+        __context__["retcode"] = 2
+    if not summary:
+        return rows
+    counts = {
+        kind: len([row for row in rows if row["outcome"] == kind]) for kind in ("refused", "succeeded", "skipped")
+    }
+    verdict = "ISOLATION IS BROKEN" if succeeded else "all that could be tried was refused"
+    comment = f"{verdict}: " + ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    return {"comment": comment, **counts, "rows": succeeded}
 
 
 def remove(*names: str, purge: bool = False) -> bool:

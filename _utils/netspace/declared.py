@@ -11,7 +11,7 @@ from typing import Any
 from netspace.errors import NetspaceError, Problem, SpecError
 from netspace.layout import INSTANCE, Layout
 from netspace.spec import check, parse
-from netspace.spec.types import Declaration, Link
+from netspace.spec.types import Declaration, Link, Network
 
 
 def arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -41,6 +41,11 @@ def whole(given: Mapping[str, Any] | None, pillar: Mapping[str, Any]) -> Declara
     if data is None:
         raise SpecError([Problem("netspace", "nothing is declared: put a netspace: section into this minion's pillar")])
     return parse.declaration(data)
+
+
+def network(pillar: Mapping[str, Any]) -> Network:
+    """The ranges that addresses come from, as the pillar says."""
+    return _with(pillar).network
 
 
 def one_environment(name: str, kwargs: Mapping[str, Any], pillar: Mapping[str, Any]) -> Declaration:

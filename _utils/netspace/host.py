@@ -86,9 +86,9 @@ class Host:
         """What an operator does with environments that exist (start, stop, exec, logs...)."""
         from netspace.environment.operations import Operations
 
-        return Operations(self.layout, self.supervisor, self._withheld)
+        return Operations(self.layout, self.supervisor, self.withheld)
 
-    def _withheld(self, applied: Mapping[str, Environment]) -> dict[str, str]:
+    def withheld(self, applied: Mapping[str, Environment]) -> dict[str, str]:
         """Say which must not be started, and why; the host is appraised again first where its result ran out."""
         if not trust.withheld(applied, self.trust()):
             return {}
@@ -119,7 +119,12 @@ class Host:
     def converge_interfaces(self, declared: Declaration, *, whole: bool = False, test: bool = False) -> Result:
         """Give each declared environment its namespace and interface."""
         with self._lock(test):
+            self._tidy(test)
             return self._interfaces(declared, whole, test)
+
+    def connect(self, declared: Declaration) -> Result:
+        """Give twins their namespaces; the caller holds the lock (:mod:`netspace.audit`)."""
+        return self._interfaces(declared, False, False)
 
     def _interfaces(self, declared: Declaration, whole: bool, test: bool) -> Result:
         from netspace.interface.kind import DesiredInterfaces
@@ -157,6 +162,7 @@ class Host:
     ) -> Result:
         """Make the declared environments run as declared (or be ``present``, not started)."""
         with self._lock(test):
+            self._tidy(test)
             namespaces = Result(Plan())
             if not whole:
                 # One declared by itself gets its namespace here; a whole declaration's stand already.
@@ -281,6 +287,7 @@ class Host:
     def teardown(self, *, test: bool = False) -> Result:
         """Remove everything of this instance from this host, mail and images included."""
         with self._lock(test):
+            self._tidy(test)
             result = self._remove_links(self.links.names(), test, True)
             if names := self.environments.names():
                 result = _join(result, self._run(self.environments, {}, names, test))
@@ -293,6 +300,20 @@ class Host:
         for folder in (self.layout.run, self.layout.state, self.layout.logs):
             shutil.rmtree(folder, ignore_errors=True)
         return result
+
+    def sweep(self) -> None:
+        """Remove the twins that an audit left, if it was killed; the caller holds the lock."""
+        from netspace.environment import twin
+
+        for names in twin.noted(self.layout):
+            for name in names:
+                twin.erase(self.layout, name)
+            if self._remove_interfaces(names, False).ok:
+                twin.forget(self.layout, names)
+
+    def _tidy(self, test: bool) -> None:
+        if not test and self.layout.records("audits").is_dir():
+            self.sweep()
 
     # -- seeing --------------------------------------------------------------------------
     def overview(self) -> dict[str, Any]:

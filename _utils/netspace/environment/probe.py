@@ -12,8 +12,9 @@ The input says what to aim at; what is absent is skipped::
               "marker": "text in the peer's files", "locked": "/path", "touched": "/path"},
      "host": {"addresses": [...], "port": 22, "broker_ports": [...]},
      "outside": {"addresses": [...], "port": 80},
-     "limits": {"memory": bytes, "pids": 64, "files": 1024, "tmp": bytes, "shm": bytes, "disk": bytes},
-     "skip": {"group": "why nothing of it is tried"}}
+     "limits": {"memory": bytes, "pids": 64, "files": 1024, "tmp": bytes, "shm": bytes, "disk": bytes}}
+
+A value ``{"skip": "why"}`` gives the reason.
 
 No attempt asks for more than a little beyond a limit, and none harms the host where it succeeds.
 
@@ -106,10 +107,14 @@ def syscall(name: str, *arguments: Any) -> int:
 
 
 def want(target: dict[str, Any], *keys: str) -> Any:
-    """The value at *keys* of the input; Skip where there is none."""
+    """The value at *keys* of the input; Skip where there is none, with the reason that may stand there."""
     value: Any = target
     for key in keys:
+        if isinstance(value, dict) and "skip" in value:
+            break
         value = value.get(key) if isinstance(value, dict) else None
+    if isinstance(value, dict) and "skip" in value:
+        raise Skip(str(value["skip"]))
     if value in (None, [], ""):
         raise Skip(f"no {':'.join(keys)} to aim at")
     return value
@@ -751,7 +756,8 @@ def see_interfaces(target: dict[str, Any]) -> str:
 def broker_ports(target: dict[str, Any]) -> str:
     problems = []
     for port in want(target, "host", "broker_ports"):
-        for address in ["127.0.0.1", "::1", *(target.get("host") or {}).get("addresses", [])]:
+        known = (target.get("host") or {}).get("addresses", [])
+        for address in ["127.0.0.1", "::1", *(known if isinstance(known, list) else [])]:
             try:
                 return reach(address, port)
             except OSError as err:
@@ -761,16 +767,16 @@ def broker_ports(target: dict[str, Any]) -> str:
 
 def _channel(target: dict[str, Any]) -> Any:
     try:
-        import pika
-    except ImportError:
-        raise Skip("no AMQP client in this image") from None
-    try:
         with open("/run/netspace/environment.json") as stream:
             card = json.load(stream)
         with open(card["broker"]["password_file"]) as stream:
             password = stream.read().strip()
-    except (OSError, KeyError) as err:
-        raise Skip(f"no account on the broker: {err}") from None
+    except (OSError, KeyError):
+        raise Skip("it has no account on the broker") from None
+    try:
+        import pika
+    except ImportError:
+        raise Skip("no AMQP client in this image") from None
     account = card["broker"]
     connection = pika.BlockingConnection(
         pika.ConnectionParameters(
@@ -1094,17 +1100,8 @@ def message_queue(target: dict[str, Any]) -> str:
 # -- the program --------------------------------------------------------------------------------------------
 def run(target: dict[str, Any]) -> list[dict[str, str]]:
     """Try everything, each in a process of its own, so that one can't help or hinder the next."""
-    left_out = target.get("skip") or {}
     return [
-        {
-            "name": name,
-            "group": group,
-            **(
-                {"outcome": "skipped", "detail": str(left_out[group])}
-                if group in left_out
-                else isolated(function, target)
-            ),
-        }
+        {"name": name, "group": group, **isolated(function, target)}
         for group, name, function in sorted(ATTEMPTS, key=lambda entry: GROUPS.index(entry[0]))
     ]
 

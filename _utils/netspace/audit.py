@@ -1,0 +1,128 @@
+"""An environment put to the test: two throw-away twins of it, one of which attacks the other.
+
+Joins what makes a twin with what gives it a network: an interface of the original's kind,
+with the same rules, and an address of its own. The instance's lock is held all the while, so
+nothing else changes meanwhile; what an audit leaves that was killed, the next run removes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import socket
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from netspace import files
+from netspace.errors import NetspaceError
+from netspace.host import Host
+from netspace.spec.types import Address, Allow, Declaration, Environment, Interface, LocalBroker, Network
+
+Rows = list[dict[str, str]]
+OUTSIDE = {"skip": "an audit sends nothing beyond this host"}
+
+
+def audit(host: Host, name: str, network: Network) -> Rows:
+    """Try to break out of a twin of an environment.
+
+    :param network: the ranges that the twins' addresses come from.
+    :return: a row per attempt: ``name``, ``group``, ``outcome``, ``detail``.
+    :raises NetspaceError: when there is no such environment, or its twins can't be run.
+    """
+    from netspace.environment import twin
+    from netspace.interface import records
+
+    with files.locked(host.layout.lock):
+        host.sweep()
+        host.operations.inspect(name)  # an unknown name is an error
+        record = host.environments.recorded()[name]
+        if reason := host.withheld({name: record.spec}).get(name):
+            raise NetspaceError(f"environment {name} is not to run now: {reason}")
+        twins = twin.names()
+        twin.note(host.layout, twins)
+        try:
+            known = records.read(host.layout).get(name)
+            interface = None if known is None else known.interface
+            problem = _connect(host, twins, interface, network)
+            with _listening(host, twins[0], interface) as aim:
+                target = {**aim, "outside": OUTSIDE}
+                if problem:
+                    target["peer"] = {"addresses": {"skip": problem}}
+                else:
+                    addresses = host.interfaces.list()[twins[1]]["addresses"]
+                    target["peer"] = {"addresses": list(addresses.values()) or {"skip": "it has no interface"}}
+                rows: Rows = twin.attack(host.environments.making, record, twins, target)
+                return rows
+        finally:
+            host.sweep()
+
+
+def _connect(host: Host, twins: tuple[str, str], interface: Interface | None, network: Network) -> str:
+    """Give both twins a namespace, with an interface like the original's; return why it isn't like that."""
+    problem = ""
+    if interface is not None:
+        error = _made(host, _declared(twins, _anonymous(interface), network))
+        if not error:
+            return ""
+        kind = type(interface).__struct_config__.tag
+        problem = f"a twin can't have an interface of kind {kind}: {error}"
+    if error := _made(host, _declared(twins, None, network)):
+        raise NetspaceError(f"a twin can't have a network namespace: {error}")
+    return problem
+
+
+def _made(host: Host, declared: Declaration) -> str:
+    result = host.connect(declared)
+    problems = [failure.error for failure in result.failures] + [refusal.message for refusal in result.plan.refusals]
+    return "; ".join(sorted(set(problems)))
+
+
+def _declared(twins: tuple[str, str], interface: Interface | None, network: Network) -> Declaration:
+    spec = Environment(image="", interface=interface)
+    return Declaration(network=network, environments=dict.fromkeys(twins, spec))
+
+
+def _anonymous(interface: Interface) -> Interface:
+    """The same interface without an address of its own: two can't have one."""
+    own = [key for key in interface.__struct_fields__ if isinstance(getattr(interface, key), Address)]
+    changed: Interface = msgspec.structs.replace(interface, **dict.fromkeys(own))
+    return changed
+
+
+@contextlib.contextmanager
+def _listening(host: Host, name: str, interface: Interface | None) -> Iterator[dict[str, Any]]:
+    """Listen at the host's end of a twin's interface, and say where: a service that the twin must not reach."""
+    gateways: Mapping[str, str] = host.interfaces.list()[name]["gateways"]
+    port = 0
+    with contextlib.ExitStack() as stack:
+        open_ends = []
+        for address in gateways.values():
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            tcp = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            try:
+                tcp.bind((address, port))
+                tcp.listen()
+            except OSError:
+                continue  # no longer the host's: nothing to aim at
+            port = tcp.getsockname()[1]
+            open_ends.append(address)
+        allow = getattr(interface, "allow", ())
+        aim = [address for address in open_ends if not _allowed(address, port, allow)]
+        why = "it is allowed to reach the host" if open_ends else "the host has no end of its interface"
+        account = host.links.recorded_broker()
+        local = account if isinstance(account, LocalBroker) else LocalBroker()
+        ports = [local.port, local.management_port, local.distribution_port, local.epmd_port]
+        yield {"host": {"addresses": aim or {"skip": why}, "port": port, "broker_ports": ports}}
+
+
+def _allowed(address: str, port: int, allow: tuple[Allow, ...]) -> bool:
+    """Whether a rule of the declaration lets the environment reach that much of the host."""
+    for rule in allow:
+        first, _, last = str(rule.port or "0-65535").partition("-")
+        network = rule.cidr.network
+        inside = ipaddress.ip_address(address) in network
+        if rule.direction == "out" and inside and int(first) <= port <= int(last or first):
+            return True
+    return False

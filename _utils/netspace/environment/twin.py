@@ -1,0 +1,267 @@
+"""A throw-away twin of an environment, in which the probe tries to break out.
+
+It has the original's image, system call profile, limits, user and hardening; ids, a root, a
+cgroup and a card of its own. It has none of the original's files, variables, volumes (an empty
+tmpfs stands for each) or credentials, and runs the probe, by an interpreter of this host's,
+instead of the image's program. What else differs is listed in ``docs/isolation.md``. A twin is
+never recorded: what notes it is removed after all that it names is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import selectors
+import shutil
+import stat
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from netspace import files
+from netspace.environment import ids, kit, mounts, oci, probe, records, rootfs, runtime
+from netspace.environment.making import Making
+from netspace.environment.records import Record
+from netspace.errors import NetspaceError
+from netspace.layout import Layout
+from netspace.spec import parse
+
+INSIDE = "/run/netspace-audit"
+# What the probe imports, and the codecs that Python looks for on its way.
+MODULES = (
+    *("__future__", "contextlib", "ctypes", "errno", "fcntl", "json", "mmap", "os", "resource", "select"),
+    *("signal", "socket", "struct", "sys", "threading", "time"),
+    *("collections.abc", "typing", "encodings.idna", "encodings.ascii"),
+)
+PORT = 7000
+_KIND = "audits"
+_PREFIX = "audit-"
+_READY = 20.0  # seconds that the peer gets to be ready
+_TIMEOUT = 300.0  # seconds for the whole probe
+_KIT_SIZE = 128 * 1024**2
+_MOST = 4 * 1024**2  # bytes of the probe's answer
+
+
+def names() -> tuple[str, str]:
+    """Names for a twin and for the peer that it attacks."""
+    token = secrets.token_hex(4)
+    return f"{_PREFIX}{token}", f"{_PREFIX}{token}-peer"
+
+
+def note(layout: Layout, twins: Sequence[str]) -> None:
+    """Remember twins before anything of them is made."""
+    files.write_json(_path(layout, twins), {"twins": list(twins)})
+
+
+def forget(layout: Layout, twins: Sequence[str]) -> None:
+    """Forget twins of which nothing is left."""
+    files.remove(_path(layout, twins))
+
+
+def noted(layout: Layout) -> list[list[str]]:
+    """The twins of audits that did not come to their end."""
+    return [[str(name) for name in note["twins"]] for note in files.read_records(layout.records(_KIND)).values()]
+
+
+def _path(layout: Layout, twins: Sequence[str]) -> Path:
+    return layout.records(_KIND) / f"{twins[0]}.json"
+
+
+def erase(layout: Layout, name: str) -> None:
+    """Remove everything of a twin: processes, mounts, files, cgroup."""
+    mounted = mounts.table()
+    runtime.delete(layout, name, mounted)
+    mounts.unmount(layout.bundle(name) / "kit")
+    rootfs.erase(layout, name)
+    for mount in mounted.values():
+        if mount.kind in ("cgroup", "cgroup2"):
+            for folder in (_cgroup(layout, name), os.path.dirname(_cgroup(layout, name))):
+                with contextlib.suppress(OSError):  # absent, or another twin's
+                    os.rmdir(mount.target + folder)
+
+
+def _cgroup(layout: Layout, name: str) -> str:
+    # Beside the supervisor's: no unit and no service of its own knows of a twin.
+    return f"/{layout.instance}-audit/{name}"
+
+
+def attack(making: Making, original: Record, twins: tuple[str, str], target: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Run the probe in a twin that aims at another; return its rows.
+
+    Both are noted, and have their network namespaces.
+
+    :param target: what to aim at, beside the peer and the limits.
+    :raises NetspaceError: when one of them doesn't run.
+    """
+    attacker, peer = twins
+    image = making.store.mountpoint(original.image.digest)
+    problems = making.mount_images({original.image.digest}, mounts.table())
+    if problems:
+        raise NetspaceError(*problems.values())
+    first, second = _readable(image)
+    aim = {
+        "marker": secrets.token_hex(16),
+        "locked": first,
+        "touched": second,
+        "shm_key": 1 + secrets.randbelow(2**30),
+        "abstract": secrets.token_hex(8),
+        "port": PORT,
+    }
+    taken = {name: record.base for name, record in records.read(making.layout).items()}
+    bases = ids.allocate(twins, taken)
+    folder = making.layout.bundle(attacker) / "kit"
+    interpreter = _pack(folder)
+    for name, arguments in ((attacker, ()), (peer, ("victim", json.dumps(aim)))):
+        command = interpreter.command(INSIDE, f"{INSIDE}/probe.py", *arguments)
+        variables = [*interpreter.variables(INSIDE), f"HOME={oci.HOME}", f"PATH={oci.PATH}"]
+        if name == peer:
+            variables.append(f"MARKER={aim['marker']}")
+        _make(making, name, original, bases[name], folder, command, variables)
+    given = {**target, "peer": {**target.get("peer", {}), **aim}, "limits": _limits(making, original)}
+    with _running(making.layout, peer):
+        return _rows(making.layout, attacker, json.dumps(given))
+
+
+def _pack(folder: Path) -> kit.Kit:
+    """Put the interpreter and the probe into a file system of their own: /run may forbid to run programs."""
+    folder.mkdir(parents=True)
+    for passable in (folder.parents[2], folder.parents[1], folder.parent):
+        passable.chmod(passable.stat().st_mode | 0o111)
+    mounts.mount("tmpfs", folder, "tmpfs", mounts.NOSUID | mounts.NODEV, f"mode=755,size={_KIT_SIZE}")
+    packed = kit.pack(folder, MODULES)
+    shutil.copyfile(probe.__file__, folder / "probe.py")
+    for path in [folder, *folder.rglob("*")]:  # whatever the umask is
+        path.chmod(path.stat().st_mode | (0o755 if path.is_dir() else 0o444))
+    return packed
+
+
+def _make(
+    making: Making, name: str, original: Record, base: int, folder: Path, command: list[str], variables: list[str]
+) -> None:
+    layout = making.layout
+    spec = msgspec.structs.replace(original.spec, command=("/probe",), env={}, volumes=(), interface=None)
+    twin = replace(original, spec=spec, base=base)
+    making.assemble(name, twin)
+    making.hand_out(name, twin, {"environment.json": files.encode({"name": name, "peers": [], "senders": []})})
+    config = json.loads(making.render(name, spec, base, original.image, original.profile))
+    config["process"]["args"], config["process"]["env"] = command, variables
+    config["linux"]["cgroupsPath"] = _cgroup(layout, name)
+    options = ["nosuid", "nodev"]
+    bound = {"type": "bind", "source": str(folder), "options": ["bind", "private", "ro", *options]}
+    empty = {"type": "tmpfs", "source": "tmpfs", "options": ["mode=1777", "size=1048576", *options]}
+    config["mounts"].append({"destination": INSIDE, **bound})
+    config["mounts"] += [{"destination": volume.target, **empty} for volume in original.spec.volumes]
+    files.write(layout.bundle(name) / "config.json", oci.encode(config))
+
+
+def _limits(making: Making, original: Record) -> dict[str, Any]:
+    """The limits to go beyond; of those that nothing on this host keeps, that."""
+    found: dict[str, Any] = {
+        key: value for key, value in parse.encode(original.spec.limits).items() if isinstance(value, int | float)
+    }
+    for key, controller in oci.CONTROLLERS.items():
+        if controller not in making.controllers:
+            found[key] = {"skip": f"this host has no cgroup controller for {key}: no limit is kept"}
+    return found
+
+
+def _readable(image: Path) -> tuple[str, str]:
+    """Two files of an image (or one, twice) that everybody may read, as they are seen inside."""
+    found: list[str] = []
+    for folder, folders, entries in os.walk(image):
+        folders[:] = [
+            name for name in folders if os.stat(os.path.join(folder, name), follow_symlinks=False).st_mode & 1
+        ]
+        for entry in entries:
+            path = os.path.join(folder, entry)
+            info = os.lstat(path)
+            if stat.S_ISREG(info.st_mode) and info.st_mode & 0o004:
+                found.append("/" + os.path.relpath(path, image))
+                if len(found) == 2:
+                    return found[0], found[1]
+    return (found[0], found[0]) if found else ("", "")
+
+
+# -- running ---------------------------------------------------------------------------------
+
+
+def _call(layout: Layout, name: str) -> tuple[str, ...]:
+    bundle = layout.bundle(name)
+    run = ("--log", str(runtime.log(layout, name)), "run", "--bundle", str(bundle), runtime.container(layout, name))
+    return runtime.crun(layout, mounts.table(), *run)
+
+
+def _start(layout: Layout, name: str) -> subprocess.Popen[bytes]:
+    # Never the host's /dev/null: crun hands its streams to the environment's user (fchown).
+    return subprocess.Popen(
+        _call(layout, name),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=runtime.VARIABLES,
+        start_new_session=True,
+        bufsize=0,
+    )
+
+
+@contextlib.contextmanager
+def _running(layout: Layout, name: str) -> Iterator[None]:
+    """Have the peer run, and be ready."""
+    process = _start(layout, name)
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.close()
+    try:
+        with selectors.DefaultSelector() as selector:
+            selector.register(process.stdout, selectors.EVENT_READ)
+            ready = selector.select(_READY) and os.read(process.stdout.fileno(), 64) == b"ready\n"
+        if not ready:
+            raise _failed(layout, name, process)
+        yield
+    finally:
+        _end(layout, name, process)
+
+
+def _rows(layout: Layout, name: str, stdin: str) -> list[dict[str, str]]:
+    process = _start(layout, name)
+    try:
+        try:
+            answer, _ = process.communicate(stdin.encode(), timeout=_TIMEOUT)
+        except subprocess.TimeoutExpired as err:
+            raise NetspaceError(f"the probe came to no end within {_TIMEOUT:.0f} seconds") from err
+        if process.returncode != 0 or len(answer) > _MOST:
+            raise _failed(layout, name, process)
+        return msgspec.json.decode(answer, type=list[dict[str, str]])
+    except msgspec.DecodeError as err:
+        raise NetspaceError(f"the probe's answer can't be understood: {err}") from err
+    finally:
+        _end(layout, name, process)
+
+
+def _failed(layout: Layout, name: str, process: subprocess.Popen[bytes]) -> NetspaceError:
+    """Why a twin doesn't run."""
+    _end(layout, name, process)
+    reason = runtime.failure(layout, name)
+    if not reason and process.stderr is not None and not process.stderr.closed:
+        reason = process.stderr.read(4096).decode(errors="replace").strip()
+    if not reason:
+        reason = f"it ended ({process.returncode}); are its limits too narrow for Python?"
+    return NetspaceError(f"a twin can't be run: {reason}")
+
+
+def _end(layout: Layout, name: str, process: subprocess.Popen[bytes]) -> None:
+    """Kill what is left of it; crun then ends, too."""
+    if process.poll() is None:
+        runtime.delete(layout, name, mounts.table())
+        deadline = time.monotonic() + 10
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        if process.poll() is None:
+            process.kill()
+            process.wait()

@@ -1,0 +1,192 @@
+"""``netspace_environment.audit``: a throw-away twin, whatever the image has in it, and nothing left of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from whole_host import CHECKOUT, IDLE, all_true, python
+
+from netspace.environment import ids, mounts, probe
+from netspace.layout import Layout
+
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("clean")]
+
+SECRET = "secret-7c1d"
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    """An image without Python, without a C library: one static program."""
+    root = tmp_path_factory.mktemp("bare")
+    root.chmod(0o755)
+    (root / "bin").mkdir()
+    shutil.copy("/bin/busybox", root / "bin/busybox")
+    return root
+
+
+def declared(image, bare, volume):
+    limits = {"memory": "64M", "pids": 32, "tmp": "16M"}
+    return {
+        "environments": {
+            "web": {
+                "image": f"tar:{image}",
+                "command": python(IDLE),
+                "limits": limits,
+                "env": {"TOKEN": SECRET},
+                "interface": {"kind": "veth", "ipv4": "10.203.9.9"},
+                "volumes": [{"source": str(volume), "target": "/data"}],
+                "stop_timeout": 1,
+            },
+            "bare": {
+                "image": f"dir:{bare}",
+                "command": ["/bin/busybox", "sleep", "1000"],
+                "limits": limits,
+                "read_only": True,
+                "seccomp": "standard",
+                "stop_timeout": 1,
+            },
+        },
+        "links": [{"from": "web", "to": "bare"}],
+    }
+
+
+@pytest.fixture
+def applied(salt, image, bare, tmp_path):
+    volume = tmp_path / "data"
+    wanted = declared(image, bare, volume)
+    all_true(salt.apply(wanted))
+    (volume / "file").write_text(SECRET)
+    return wanted
+
+
+def traces():
+    """What there is of twins on this host."""
+    layout = Layout()
+    places = [layout.state, layout.run, Path("/run/netns"), Path("/sys/class/net")]
+    found = [str(path) for place in places for path in place.rglob("*audit-*")]
+    found += [target for target in mounts.table() if "audit-" in target]
+    found += [str(path) for path in Path("/sys/fs/cgroup").glob("**/netspace-audit*")]
+    tables = subprocess.run(["nft", "list", "ruleset"], capture_output=True, text=True, check=True).stdout
+    return found + [line for line in tables.splitlines() if "audit-" in line]
+
+
+def users():
+    """Which processes run as somebody's environment."""
+    found = set()
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                if os.stat(f"/proc/{entry}").st_uid >= ids.FIRST:
+                    found.add(int(entry))
+            except FileNotFoundError:
+                pass
+    return found
+
+
+def test_everything_is_refused_whatever_the_image(salt, applied):
+    before = users()
+    for name in ("web", "bare"):
+        rows = salt("netspace_environment.audit", name)
+        assert [row for row in rows if row["outcome"] == "succeeded"] == []
+        assert len(rows) == len(probe.ATTEMPTS)
+        assert all(set(row) == {"name", "group", "outcome", "detail"} for row in rows)
+        assert SECRET not in json.dumps(rows)
+        skipped = {row["name"]: row["detail"] for row in rows if row["outcome"] == "skipped"}
+        assert skipped.pop("reach outside by tcp") == "an audit sends nothing beyond this host"
+        assert "peer" not in "".join(why for what, why in skipped.items() if "reach" not in what), skipped
+        refused = {(row["group"], row["name"]) for row in rows if row["outcome"] == "refused"}
+        if name == "web":
+            assert {("network", "reach peer by tcp"), ("network", "reach host by tcp")} <= refused
+        else:
+            assert skipped["reach peer by tcp"] == "it has no interface"
+        assert ("locks", "see another environment's flock on the same image") in refused
+        assert ("files", "find a file of another environment") in refused
+        assert ("resources", "use more memory than its limit") in refused
+        assert traces() == []
+    assert users() == before
+    # The originals were not touched, and nothing is to be done.
+    states = salt.apply(applied, "test=True")
+    assert {state["result"] for state in states.values()} == {True}
+    summary = salt("netspace_environment.audit", "web", "summary=True")
+    assert summary["rows"] == []
+    assert summary["succeeded"] == 0
+    assert summary["comment"].startswith("all that could be tried was refused: ")
+
+
+def test_an_unknown_name_is_told(salt, applied):
+    done = salt.run("netspace_environment.audit", "wbe")
+    assert "there is no environment wbe; did you mean web?" in done.stderr
+    assert done.returncode != 0
+    assert traces() == []
+
+
+WEAK = """
+import sys, json; sys.path.insert(0, sys.argv[1])
+from netspace.environment import oci
+genuine = oci.config
+def weak(*arguments, **keys):
+    config = genuine(*arguments, **keys)
+    config["linux"]["seccomp"]["syscalls"].append({"names": ["keyctl", "ptrace"], "action": "SCMP_ACT_ALLOW"})
+    config["linux"]["maskedPaths"] = []
+    return config
+oci.config = weak
+from netspace.audit import audit; from netspace.host import Host; from netspace.layout import Layout
+from netspace.spec.types import Network
+json.dump(audit(Host(Layout()), "bare", Network()), sys.stdout)
+"""
+
+
+def test_a_weakness_of_the_configuration_is_found(applied):
+    done = subprocess.run(
+        [sys.executable, "-c", WEAK, str(CHECKOUT / "_utils")], capture_output=True, text=True, check=True, timeout=200
+    )
+    rows = {row["name"] for row in json.loads(done.stdout) if row["outcome"] == "succeeded"}
+    assert {"keyctl", "trace a child of its own"} <= rows
+    assert "read what tells of the kernel and of other programs" in rows
+    assert "bpf" not in rows
+    assert traces() == []
+
+
+def test_success_is_an_exit_code():
+    """The module's own word: a row that succeeded makes the job fail."""
+    script = (
+        "import sys; sys.path[:0] = sys.argv[1:]\n"
+        "import netspace_environment as module\n"
+        "from netspace import audit\n"
+        "audit.audit = lambda *_: [{'name': 'x', 'group': 'files', 'outcome': sys.stdin.read(), 'detail': ''}]\n"
+        "module.__opts__, module.__pillar__, module.__context__ = {}, {}, {}\n"
+        "module.audit('web'); print(module.__context__.get('retcode', 0))\n"
+    )
+    for outcome, code in (("succeeded", "2"), ("skipped", "0"), ("refused", "0")):
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(CHECKOUT / "_modules"), str(CHECKOUT / "_utils")],
+            input=outcome,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.strip() == code
+
+
+def test_what_a_killed_audit_leaves_the_next_apply_removes(salt, applied):
+    before = users()
+    command = salt.command("netspace_environment.audit", "web")
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True) as process:
+        deadline = time.monotonic() + 60
+        while len(users()) < len(before) + 2 and time.monotonic() < deadline:
+            assert process.poll() is None
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+    assert users() > before
+    assert traces()
+    all_true(salt.apply(applied))
+    assert traces() == []
+    assert users() == before

@@ -1,0 +1,73 @@
+"""What a twin is made of: the packed interpreter, the files it aims at."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from netspace.environment import kit, probe, twin
+from netspace.errors import NetspaceError
+from netspace.layout import Layout
+
+
+def test_the_kit_has_all_that_the_probe_imports():
+    imported = set()
+    for node in ast.walk(ast.parse(Path(probe.__file__).read_text())):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add(node.module)
+    assert imported - {"pika"} <= set(twin.MODULES)
+
+
+def test_a_packed_interpreter_runs_from_its_folder_alone(tmp_path):
+    packed = kit.pack(tmp_path / "kit", twin.MODULES)
+    folder = str(tmp_path / "kit")
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import {', '.join(twin.MODULES)}\n"
+        "print([m.__file__ for m in sys.modules.values() if getattr(m, '__file__', None)])\n"
+        "print({line.split()[-1] for line in open('/proc/self/maps') if '.so' in line or 'python' in line})\n"
+    )
+    variables = dict(entry.split("=", 1) for entry in packed.variables(folder))
+    command = packed.command(folder, str(script))
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=True)
+    modules, mapped = (ast.literal_eval(line) for line in done.stdout.splitlines())
+    assert all(path.startswith((folder, str(script))) for path in modules), modules
+    assert all(path.startswith(folder) for path in mapped), mapped
+
+
+def test_what_can_t_be_packed_is_told(tmp_path):
+    with pytest.raises(NetspaceError, match="no_such_module"):
+        kit.pack(tmp_path / "kit", ["no_such_module"])
+
+
+def test_files_to_aim_at_are_readable_by_everybody(tmp_path):
+    assert twin._readable(tmp_path) == ("", "")
+    for name, mode in (("a/secret", 0o600), ("b/one", 0o644), ("hidden/x", 0o644), ("c/two", 0o644)):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+        path.chmod(mode)
+        path.parent.chmod(0o755)
+    (tmp_path / "hidden").chmod(0o700)
+    os.symlink("b/one", tmp_path / "link")
+    assert set(twin._readable(tmp_path)) == {"/b/one", "/c/two"}
+    (tmp_path / "c/two").unlink()
+    assert twin._readable(tmp_path) == ("/b/one", "/b/one")
+
+
+def test_twins_are_noted_until_nothing_is_left(tmp_path):
+    layout = Layout(root=tmp_path)
+    assert twin.noted(layout) == []
+    first, second = twin.names(), twin.names()
+    assert not set(first) & set(second)
+    twin.note(layout, first)
+    twin.note(layout, second)
+    assert sorted(twin.noted(layout)) == sorted([list(first), list(second)])
+    twin.forget(layout, first)
+    assert twin.noted(layout) == [list(second)]
