@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ class Host:
         """Have one environment run; it must."""
         desired = self.desired(name, **keys)
         for outcome in self.apply({name: desired}).values():
-            assert outcome.error == ""
+            assert outcome.error == "", outcome.error
         return desired
 
     def sh(self, name: str, script: str, **options: Any) -> str:
@@ -89,6 +90,7 @@ class Host:
         errors = {name: outcome.error for name, outcome in self.apply({}, self.kind.names()).items() if outcome.error}
         assert errors == {}
         self.kind.purge()
+        shutil.rmtree(self.layout.volumes(""), ignore_errors=True)
         self.supervisor.purge()
         namespaces = self.layout.netns("x").parent
         if namespaces.is_dir():

@@ -259,7 +259,7 @@ class Host:
     def remove_environments(self, names: Collection[str], *, test: bool = False, purge: bool = False) -> Result:
         """Remove environments with all that is theirs: links, program, layers, namespace.
 
-        What lies in their volumes stays.
+        What lies in their volumes stays; ``purge`` removes those that are no folders of the host.
         """
         with self._lock(test):
             theirs = {link.name for link in self.links.recorded() if {link.source, link.target} & set(names)}
@@ -268,7 +268,7 @@ class Host:
             result = _join(result, self._refresh_cards(others, test))
             there = self.environments.names() & set(names)
             if there:
-                result = _join(result, self._run(self.environments, {}, there, test))
+                result = _join(result, self._run(self.environments, {}, there, test, purge=purge))
             return _join(result, self._remove_interfaces(names, test))
 
     def remove_interfaces(self, names: Collection[str], *, test: bool = False) -> Result:
@@ -285,7 +285,7 @@ class Host:
         return self._run(self.interfaces, DesiredInterfaces(Declaration().network, {}), there, test)
 
     def teardown(self, *, test: bool = False) -> Result:
-        """Remove everything of this instance from this host, mail and images included."""
+        """Remove everything of this instance from this host, mail and images included; volumes stay."""
         with self._lock(test):
             self._tidy(test)
             result = self._remove_links(self.links.names(), test, True)
@@ -297,8 +297,17 @@ class Host:
             self.links.purge()
             self.environments.purge()
             self.supervisor.purge()
-        for folder in (self.layout.run, self.layout.state, self.layout.logs):
+        for folder in (self.layout.run, self.layout.logs):
             shutil.rmtree(folder, ignore_errors=True)
+        kept = self.layout.volumes("")
+        if not kept.is_dir():
+            shutil.rmtree(self.layout.state, ignore_errors=True)
+        else:
+            for path in self.layout.state.iterdir():
+                if path != kept:
+                    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+            note = f"volumes of environments that there were are kept in {kept}"
+            result = _join(result, Result(Plan(notes=[note])))
         return result
 
     def sweep(self) -> None:

@@ -63,9 +63,18 @@ class Layout:
         """What was applied, one JSON file per object: ``<state>/<kind>/<name>.json``."""
         return self.state / kind
 
+    @property
+    def layers(self) -> Path:
+        """What environments write to their roots, a folder for each."""
+        return self.state / "layers"
+
     def environment(self, name: str) -> Path:
         """The environment's own persistent folder (overlay upper and work)."""
-        return self.state / "layers" / name
+        return self.layers / name
+
+    def volumes(self, name: str) -> Path:
+        """The environment's volumes that have no folder of the host's: one file each, kept after its removal."""
+        return self.state / "volumes" / name
 
     # -- volatile: gone after a reboot, rebuilt from the records ------------
     @property
@@ -79,6 +88,10 @@ class Layout:
     def inside(self, name: str) -> Path:
         """What the environment sees as ``/run/netspace`` (bind-mounted, read-only)."""
         return self.bundle(name) / "inside"
+
+    def disks(self, name: str) -> Path:
+        """Where the environment's own file systems are mounted. Never emptied, only unmounted."""
+        return self.run / "disks" / name
 
     # -- system-wide names ---------------------------------------------------
     def netns_name(self, name: str) -> str:

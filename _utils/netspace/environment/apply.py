@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from netspace import files
-from netspace.environment import handout, ids, mounts, oci, records, rootfs, runtime
+from netspace.environment import handout, ids, mounts, oci, records, rootfs, runtime, volumes
 from netspace.environment.compare import Work
 from netspace.environment.images import Image
 from netspace.environment.making import Making, each
@@ -28,14 +28,18 @@ _LOOKS = (0.005, 0.015, 0.08)
 
 
 class Applying:
-    """One application: the steps that are still good, and the errors of those that aren't."""
+    """One application: the steps that are still good, and the errors of those that aren't.
 
-    def __init__(self, making: Making, supervisor: Supervisor, steps: Sequence[Step]) -> None:
+    :param purge: what is removed takes its volumes along, but for folders of the host.
+    """
+
+    def __init__(self, making: Making, supervisor: Supervisor, steps: Sequence[Step], *, purge: bool = False) -> None:
         self.making = making
         self.layout = making.layout
         self.supervisor = supervisor
         self.errors: dict[str, str] = {}
         self._steps = steps
+        self._purge = purge
         self._removals = [step.name for step in steps if step.action == "remove"]
         self._work: dict[str, Work] = {step.name: step.data for step in steps if step.action != "remove"}
         self._records: dict[str, Record] = {}
@@ -78,6 +82,8 @@ class Applying:
         def erase(name: str) -> None:
             runtime.delete(self.layout, name, self._mounted)
             rootfs.erase(self.layout, name)
+            if self._purge:
+                volumes.erase(self.layout, name)
             runtime.remove_cgroups(self.layout, self.making.cgroup(name), self._mounted)
             runtime.remove_output(self.layout, name)
             files.remove(records.path(self.layout, name))
@@ -114,7 +120,11 @@ class Applying:
             assert work.record is not None
             image = work.record.image
         if work.record is not None and not work.assemble:
-            return replace(work.record, spec=want.spec, state=want.state, summary=want.files_summary)
+            record = replace(work.record, spec=want.spec, state=want.state, summary=want.files_summary)
+            if work.tune:
+                content = self.making.render(name, want.spec, base, image, record.profile)
+                record = replace(record, config=hashlib.sha256(content).hexdigest())
+            return record
         content = self.making.render(name, want.spec, base, image, want.profile)
         config = hashlib.sha256(content).hexdigest()
         revision = oci.revision(self.making.controllers)
@@ -145,7 +155,12 @@ class Applying:
         )
 
         # Of those whose record was lost.
-        self._fail(each(self._left(lambda work: work.record is None), lambda name: rootfs.erase(self.layout, name)))
+        self._fail(
+            each(
+                self._left(lambda work: work.record is None),
+                lambda name: rootfs.adopt(self.layout, name, self._records[name].image.digest),
+            )
+        )
         self._fail(records.write_all(self.layout, {name: self._records[name] for name in self._left()}))
         self._fail(handout.keep(self.layout, {name: work.want.files for name, work in self._left().items()}))
 
@@ -153,6 +168,8 @@ class Applying:
             work, record = self._work[name], self._records[name]
             if work.assemble:
                 self.making.assemble(name, record)
+            elif work.tune:
+                self.making.tune(name, record, self._mounted)
             self.making.hand_out(name, record, work.want.files)
 
         self._fail(each(self._left(), make))

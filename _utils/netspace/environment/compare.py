@@ -9,20 +9,32 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from netspace import files
-from netspace.environment import handout, images, records
+from netspace.environment import disks, handout, images, mounts, records
 from netspace.environment.observe import Observed, Seen
 from netspace.environment.records import Record, RunState
 from netspace.environment.seccomp_file import Profile
 from netspace.plan import Changes, Plan, Refusal, Step
 from netspace.spec import parse
 from netspace.spec.check import within
-from netspace.spec.types import Environment
+from netspace.spec.types import Environment, Io, Volume
 
 KIND = "environment"
 
 # Keys whose change needs no restart: what they say matters to the supervisor or the appraisal alone.
 _LIVE = frozenset({"restart", "stop_timeout", "attestation"})
+# Limits that are changed in place: the kernel keeps them in cgroups.
+_TUNED = ("limits:memory", "limits:cpus", "limits:io")
+# And why another one's change needs a restart.
+_FIXED = {
+    "limits:files": "a program's limit of open files is set when it starts",
+    "limits:shm": "the size of /dev/shm is set when it is mounted",
+    "limits:tmp": "the size of /tmp is set when it is mounted",
+    "limits:pids": "what runs can't be allowed more processes than when it started",
+    "limits:disk": "a file system of its own is given, taken or made smaller only while nothing uses it",
+}
 _HIDDEN = "(not shown)"
 
 
@@ -56,6 +68,7 @@ class Work:
     assemble: bool = False
     stop: bool = False
     start: bool = False
+    tune: bool = False
 
 
 def plan(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: Collection[str] = ()) -> Plan:
@@ -68,11 +81,18 @@ def plan(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: 
     """
     steps = [Step(KIND, name, "remove") for name in sorted(remove) if name in observed.environments]
     notes = []
-    if desired and observed.unkept:
-        limits = ", ".join(observed.unkept)
+    if desired and (unkept := [key for key in observed.unkept if key != "io"]):
+        limits = ", ".join(unkept)
         notes.append(f"environments run without these limits, since this host has no cgroup controller: {limits}")
     refused = {name: want.profile.error for name, want in desired.items() if want.profile and want.profile.error}
     refused |= _taken(desired, observed, remove)
+    refused |= _bounded(desired, observed)
+    notes += _unslowed(desired, observed)
+    for name in sorted(observed.unrecorded - desired.keys() - set(remove)):
+        notes.append(
+            f"environment {name} has no record, but there is a layer of it; declare it to have it back, "
+            "or declare and remove it to be rid of it"
+        )
     for name, want in desired.items():
         if name in refused:
             continue
@@ -85,12 +105,13 @@ def plan(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: 
         if seen is None:
             run = want.state == "running"
             work = Work(want, None, build=True, assemble=True, start=run)
-            steps.append(Step(KIND, name, "create", _created(want), data=work))
+            lost = "its record was lost; the layer that is there is kept" if name in observed.unrecorded else ""
+            steps.append(Step(KIND, name, "create", _created(want), lost, work))
             continue
         source = observed.sources.get(want.spec.image, images.Seen())
         if source.error:
             notes.append(f"environment {name} keeps the image it has: {source.error}")
-        step = _compare(name, want, seen, source, observed.revision)
+        step = _compare(name, want, seen, source, observed.revision, observed.grows)
         if step is not None:
             steps.append(step)
     return Plan(steps, [Refusal(KIND, name, message) for name, message in refused.items()], notes)
@@ -99,9 +120,19 @@ def plan(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: 
 def _taken(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: Collection[str]) -> dict[str, str]:
     """Which want a folder that another environment has and keeps, and why that can't be.
 
-    Within one declaration that is an error already; this is about environments declared apart.
+    Within one declaration the same path is an error already; this is about environments declared
+    apart, and about one folder under two names (bind mounts).
     """
     refused: dict[str, str] = {}
+    folders: dict[str, tuple[str, str]] = {}
+
+    def real(volume: Volume) -> tuple[str, str] | None:
+        if volume.source is None:
+            return None
+        if volume.source not in folders:
+            folders[volume.source] = mounts.origin(volume.source, observed.mounted)
+        return folders[volume.source]
+
     while True:
         # One that is refused keeps what it has, so that may be another's obstacle in turn.
         kept = {
@@ -109,21 +140,34 @@ def _taken(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove
             for owner, seen in observed.environments.items()
             if owner not in remove and (owner not in desired or owner in refused)
         }
-        found = {
-            name: f"volume {volume.source}: environment {owner} has {its.source}; give each its own folder"
-            for name, want in desired.items()
-            for volume in want.spec.volumes
-            for owner, theirs in kept.items()
-            if name not in refused and owner != name
-            for its in theirs
-            if within(volume.source, its.source) or within(its.source, volume.source)
-        }
+        found: dict[str, str] = {}
+        for name, want in desired.items():
+            if name in refused:
+                continue
+            wanted = [(volume, real(volume)) for volume in want.spec.volumes if volume.source is not None]
+            others = ((owner, its) for owner, theirs in kept.items() if owner != name for its in theirs)
+            for owner, its in others if wanted else ():
+                for volume, folder in wanted:
+                    if _overlap(folder, real(its)):
+                        found[name] = (
+                            f"volume {volume.source}: environment {owner} has {its.source}; give each its own folder"
+                        )
+            if wanted and name not in found:
+                kept[name] = want.spec.volumes
         if not found:
             return refused
         refused.update(found)
 
 
-def _compare(name: str, want: DesiredEnvironment, seen: Seen, source: images.Seen, current: str) -> Step | None:
+def _overlap(one: tuple[str, str] | None, other: tuple[str, str] | None) -> bool:
+    if one is None or other is None or one[0] != other[0]:
+        return False
+    return within(one[1], other[1]) or within(other[1], one[1])
+
+
+def _compare(
+    name: str, want: DesiredEnvironment, seen: Seen, source: images.Seen, current: str, grows: bool
+) -> Step | None:
     record, status = seen.record, seen.status
     changes = _differences(record.spec, want.spec)
     build = "image" in changes
@@ -135,7 +179,9 @@ def _compare(name: str, want: DesiredEnvironment, seen: Seen, source: images.See
         changes["seccomp"] = {"old": f"sha256:{old}", "new": f"sha256:{new}, what {want.spec.seccomp} is now"}
     if record.revision != current:
         changes["hardening"] = {"old": record.revision, "new": current}
-    depends = any(key.partition(":")[0] not in _LIVE for key in changes)
+    tuned = {key for key in changes if _tuned(key, record.spec, want.spec, grows)}
+    fixed = [key for key in changes if key.partition(":")[0] not in _LIVE and key not in tuned]
+    depends = bool(fixed)
     if record.state != want.state:
         changes["state"] = {"old": record.state, "new": want.state}
     changes.update(_files_changes(want, seen))
@@ -150,13 +196,16 @@ def _compare(name: str, want: DesiredEnvironment, seen: Seen, source: images.See
     )
     run = want.state == "running" or (want.state == "present" and runs)
     assemble = depends or not seen.assembled
+    tune = bool(tuned or seen.differing or _smaller(record.spec, seen)) and not assemble
     stop = runs and (assemble or not seen.namespace or not run)
     begin = run and (stop or not (runs or (done and not assemble)))
-    work = Work(want, record, build=build, assemble=assemble, stop=stop, start=begin)
+    work = Work(want, record, build=build, assemble=assemble, stop=stop, start=begin, tune=tune)
 
-    reasons = []
+    reasons = [_FIXED[key] for key in fixed if key in _FIXED] if runs else []
     if not seen.assembled:
-        reasons.append("its root or configuration is missing or damaged")
+        reasons.append("its root, a file system of its own or its configuration is missing or damaged")
+    elif not assemble and (off := [*seen.differing, *_smaller(record.spec, seen)]):
+        reasons.append(f"not as it was declared: {', '.join(off)}")
     if not seen.namespace:
         reasons.append("its network namespace was replaced")
     if status is None:
@@ -171,11 +220,69 @@ def _compare(name: str, want: DesiredEnvironment, seen: Seen, source: images.See
         action = "start"
     elif assemble:
         action = "change"
-    elif changes or status is None:
+    elif changes or tune or status is None:
         action = "update"
     else:
         return None
     return Step(KIND, name, action, changes, "; ".join(reasons), work)
+
+
+def _tuned(key: str, old: Environment, new: Environment, grows: bool) -> bool:
+    """Whether a changed key is a limit that is changed in place."""
+    if key == "limits:pids":
+        return new.limits.pids <= old.limits.pids
+    if key == "limits:disk":
+        before, after = old.limits.disk, new.limits.disk
+        return grows and before is not None and after is not None and after >= before
+    if key == "volumes":
+        return (
+            grows
+            and len(old.volumes) == len(new.volumes)
+            and all(
+                msgspec.structs.replace(after, size=before.size) == before and (after.size or 0) >= (before.size or 0)
+                for before, after in zip(old.volumes, new.volumes, strict=True)
+            )
+        )
+    return key.startswith(_TUNED)
+
+
+def _sizes(spec: Environment) -> dict[str, int]:
+    """The sizes of its own file systems, by what ``Seen.disks`` calls them."""
+    found = {one.target: int(one.size) for one in spec.volumes if one.size is not None}
+    if spec.limits.disk is not None and not spec.read_only:
+        found[disks.LAYER] = int(spec.limits.disk)
+    return found
+
+
+def _smaller(spec: Environment, seen: Seen) -> list[str]:
+    """Which of its file systems are smaller than recorded: a crash while they grew, or a hand."""
+    wanted = _sizes(spec)
+    return sorted(key for key, there in seen.disks.items() if key in wanted and there.size < disks.whole(wanted[key]))
+
+
+def _bounded(desired: Mapping[str, DesiredEnvironment], observed: Observed) -> dict[str, str]:
+    """Which want a file system of a size that can't be: here at all, or with what it holds already."""
+    refused = {}
+    for name, want in desired.items():
+        sizes = _sizes(want.spec)
+        seen = observed.environments.get(name)
+        for key, size in sizes.items():
+            what = "limits:disk" if key == disks.LAYER else f"volume {key}: its size"
+            if observed.unbounded:
+                refused[name] = f"{what} can't be kept on this host: {observed.unbounded}"
+            elif seen is not None and key in seen.disks and seen.disks[key].used > disks.room(size):
+                used = f"{seen.disks[key].used / 1024**2:.1f} MiB"
+                refused[name] = f"{what}: it holds {used} already, {size} bytes have no room for that"
+    return refused
+
+
+def _unslowed(desired: Mapping[str, DesiredEnvironment], observed: Observed) -> list[str]:
+    """Which want rates that nothing here can keep."""
+    names = sorted(name for name, want in desired.items() if want.spec.limits.io != Io())
+    if not names or not (observed.idle or "io" in observed.unkept):
+        return []
+    why = "no cgroup controller" if "io" in observed.unkept else "its state folder on no disk"
+    return [f"environments run without limits:io, since this host has {why}: {', '.join(names)}"]
 
 
 def _differences(old: Environment, new: Environment) -> dict[str, dict[str, Any]]:

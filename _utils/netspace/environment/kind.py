@@ -7,6 +7,7 @@ the namespace an environment joins stands already, and the files it is handed co
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -53,7 +54,7 @@ class Environments:
 
     def observe(self) -> Observed:
         """Look at everything once: records, services, mounts, files, image sources. Changes nothing."""
-        return observe.observe(self.layout, self.supervisor, self.store, self.making.controllers)
+        return observe.observe(self.layout, self.supervisor, self.store, self.making.controllers, self.making.devices)
 
     def list(self) -> dict[str, Any]:
         """Per environment: ``state``, ``pid``, ``since``, ``restarts``, ``exit``, ``image``, ``digest``, ``wanted``."""
@@ -71,9 +72,12 @@ class Environments:
 
     # -- doing ---------------------------------------------------------------------
 
-    def apply(self, steps: Sequence[Step]) -> Outcomes:
-        """Do the steps as one batch; what fails for one environment doesn't stop the others."""
-        return Applying(self.making, self.supervisor, steps).run()
+    def apply(self, steps: Sequence[Step], *, purge: bool = False) -> Outcomes:
+        """Do the steps as one batch; what fails for one environment doesn't stop the others.
+
+        :param purge: what is removed takes its volumes along, but for folders of the host.
+        """
+        return Applying(self.making, self.supervisor, steps, purge=purge).run()
 
     def start(self, names: Collection[str]) -> dict[str, str]:
         """Start environments that are made; return why some don't run, by name."""
@@ -112,11 +116,15 @@ class Environments:
         if names := self.names():
             raise NetspaceError(f"there still are environments: {', '.join(sorted(names))}")
         self.store.prune(())
-        folder = self.layout.run / "environments"
+        folder, file_systems = self.layout.run / "environments", self.layout.disks("")
         mounted = mounts.table()
         for target in mounted:
-            if Path(target).is_relative_to(folder):
+            if Path(target).is_relative_to(folder) or Path(target).is_relative_to(file_systems):
                 mounts.unmount(Path(target))
+        for path in sorted(file_systems.rglob("*"), reverse=True):
+            path.rmdir()  # never more: volumes were mounted there
         runtime.remove_cgroups(self.layout, f"/{self.layout.instance}", mounted)
         for each in (folder, runtime.state(self.layout), self.layout.images, self.layout.records(records.KIND)):
             shutil.rmtree(each, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):
+            file_systems.rmdir()

@@ -1,25 +1,28 @@
 """Making environments: each one's mounts, configuration and files, for a batch and after a reboot.
 
-Nothing is decided here: the record says what to make. Nothing runs yet either, and no
-record is written.
+Nothing is decided here: the record says what to make. Only what *tune* changes may run
+already, and no record is written but for what a reboot changed.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 from typing import TypeVar
 
 from netspace import files
-from netspace.environment import handout, mounts, oci, rootfs, runtime, volumes
+from netspace.environment import cgroups, disks, handout, mounts, oci, records, rootfs, runtime, volumes
 from netspace.environment.images import Image, Store
 from netspace.environment.observe import assembled
 from netspace.environment.records import Record
 from netspace.environment.seccomp_file import Profile
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
-from netspace.spec.types import Environment
+from netspace.spec.types import Environment, Io
 from netspace.supervision import Service, payload_cgroup
 from netspace.supervision import controllers as host_controllers
 
@@ -41,7 +44,22 @@ class Making:
     @functools.cached_property
     def controllers(self) -> frozenset[str]:
         """The cgroup controllers that can keep an environment's limits here."""
-        return host_controllers() & frozenset(oci.CONTROLLERS.values())
+        return cgroups.limits(host_controllers())
+
+    @functools.cached_property
+    def unified(self) -> bool:
+        """Whether they are cgroup version 2's."""
+        return Path(cgroups.ROOT, "cgroup.controllers").exists()
+
+    @functools.cached_property
+    def _own_disk(self) -> cgroups.Device | None:
+        return cgroups.disk(self.layout.layers)
+
+    def devices(self, spec: Environment) -> frozenset[cgroups.Device]:
+        """The disks that the environment's layer and volumes are on."""
+        sources = [Path(volume.source) for volume in spec.volumes if volume.source is not None]
+        found = {self._own_disk, *(cgroups.disk(source) for source in sources)}
+        return frozenset(device for device in found if device is not None)
 
     def render(self, name: str, spec: Environment, base: int, image: Image, profile: Profile | None = None) -> bytes:
         """The bundle's ``config.json``."""
@@ -53,6 +71,8 @@ class Making:
                 base=base,
                 cgroup=self.cgroup(name),
                 controllers=self.controllers,
+                disks=self.devices(spec) if spec.limits.io != Io() else (),
+                unified=self.unified,
                 defaults=image.defaults,
                 rules=None if profile is None else profile.rules,
             )
@@ -64,13 +84,29 @@ class Making:
     def assemble(self, name: str, record: Record) -> None:
         """Mount the root and write the configuration; the image is mounted, nothing runs."""
         spec = record.spec
+        rootfs.dismantle(self.layout, name)
         for volume in spec.volumes:
             volumes.ensure(self.layout, name, volume, oci.user_of(spec, record.image.defaults))
-        rootfs.dismantle(self.layout, name)
         image = self.store.mountpoint(record.image.digest)
-        rootfs.assemble(self.layout, name, image, record.image.digest, record.base, volatile=spec.read_only)
-        content = self.render(name, spec, record.base, record.image, record.profile)
+        rootfs.assemble(self.layout, name, spec, image, record.image.digest, record.base)
+        self._configure(name, record)
+
+    def _configure(self, name: str, record: Record) -> None:
+        content = self.render(name, record.spec, record.base, record.image, record.profile)
         files.write(self.layout.bundle(name) / "config.json", content)
+
+    def tune(self, name: str, record: Record, mounted: Mapping[str, mounts.Mount]) -> None:
+        """Have the limits of one that is made, and maybe runs, be those of its record.
+
+        :raises NetspaceError: when one can't be changed in place.
+        """
+        self._configure(name, record)
+        for place in disks.places(self.layout, name, record.spec, record.image.digest):
+            mount = mounted.get(str(place.point))
+            if mount is not None:
+                disks.grow(place, mount.source)
+        group = cgroups.Group(self.cgroup(name), mounted, self.controllers)
+        group.change(record.spec.limits, self.devices(record.spec))
 
     def hand_out(self, name: str, record: Record, handed: Mapping[str, bytes]) -> None:
         """Have the environment see the files that are kept for it."""
@@ -94,6 +130,9 @@ class Making:
             if error := errors.get(record.image.digest):
                 raise NetspaceError(error)
             self.assemble(name, record)
+            # Disks may have got other numbers: what the configuration says of them is no change.
+            content = self.render(name, record.spec, record.base, record.image, record.profile)
+            records.write(self.layout, name, replace(record, config=hashlib.sha256(content).hexdigest()))
             self.hand_out(name, record, handout.read(self.layout, name))
 
         return each(lost, rebuild)

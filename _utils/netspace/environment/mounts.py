@@ -13,7 +13,7 @@ import errno
 import functools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,11 +61,17 @@ class _Attributes(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Mount:
-    """One line of ``/proc/self/mountinfo``."""
+    """One line of ``/proc/self/mountinfo``.
+
+    :param device: of the file system, ``major:minor``.
+    :param root: which of its folders is mounted.
+    """
 
     target: str
     kind: str
     source: str
+    device: str = ""
+    root: str = "/"
 
 
 @functools.cache
@@ -104,6 +110,11 @@ def unmount(target: Path) -> bool:
         if number in (errno.EINVAL, errno.ENOENT):
             return found
         raise OSError(number, f"unmount {target}: {os.strerror(number)}")
+
+
+def sync(folder_fd: int) -> None:
+    """Write all of the file system that the folder lies in to its disk (syncfs(2))."""
+    _check(_libc().syncfs(ctypes.c_int(folder_fd)), "syncfs")
 
 
 def bind(source: Path, target: Path, flags: int) -> None:
@@ -216,8 +227,21 @@ def table(text: str | None = None) -> dict[str, Mount]:
         fields = line.split(" ")
         target = _plain(fields[4])
         kind, source = fields[fields.index("-") + 1 :][:2]
-        mounts[target] = Mount(target, kind, _plain(source))
+        mounts[target] = Mount(target, kind, _plain(source), fields[2], _plain(fields[3]))
     return mounts
+
+
+def origin(path: str, mounted: Mapping[str, Mount]) -> tuple[str, str]:
+    """Where a path (without links) really is: its file system's device, and the path from that one's own root.
+
+    So it is the same for all names that bind mounts give to a folder. Pure.
+    """
+    target = path
+    while target not in mounted and target != "/":
+        target = target.rpartition("/")[0] or "/"
+    mount = mounted.get(target, Mount(target, "", ""))
+    rest = path[len(target.rstrip("/")) :]
+    return mount.device, f"{mount.root.rstrip('/')}{rest}" or "/"
 
 
 def _plain(field: str) -> str:

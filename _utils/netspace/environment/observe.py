@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from netspace.environment import handout, images, mounts, oci, records, rootfs, runtime
+from netspace.environment import cgroups, disks, handout, images, mounts, oci, records, rootfs, runtime
+from netspace.environment.disks import Disk
 from netspace.environment.images import Store
 from netspace.environment.records import Record
 from netspace.layout import Layout
-from netspace.supervision import Status, Supervisor
+from netspace.spec.types import Environment
+from netspace.supervision import Status, Supervisor, payload_cgroup
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class Seen:
     :param files: sha256 of each file handed out; None where they are damaged.
     :param namespace: whether it runs in the network namespace that has its name.
     :param halted: it was stopped by us, and not started since.
+    :param differing: the limits that are not kept as its record says, though it runs.
+    :param disks: its own file systems that are mounted.
     """
 
     record: Record
@@ -36,29 +40,48 @@ class Seen:
     files: Mapping[str, str] | None
     namespace: bool = True
     halted: bool = False
+    differing: tuple[str, ...] = ()
+    disks: Mapping[str, Disk] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Observed:
     """All environments, and their images' sources (by the text in the declaration).
 
-    :param unkept: the limits that nothing on this host can keep.
+    :param unkept: the limits that no cgroup controller on this host can keep.
+    :param unbounded: why no file system can have a bounded size here; empty where it can.
+    :param grows: whether such a file system can be made larger while it is in use.
+    :param idle: whether the state folder is on no disk, so that ``limits:io`` means nothing for layers.
+    :param unrecorded: names of environments that have a layer but no record.
+    :param mounted: what is mounted where.
     """
 
     environments: Mapping[str, Seen]
     sources: Mapping[str, images.Seen]
     revision: str
     unkept: tuple[str, ...] = ()
+    unbounded: str = ""
+    grows: bool = True
+    idle: bool = False
+    unrecorded: frozenset[str] = frozenset()
+    mounted: Mapping[str, mounts.Mount] = field(default_factory=dict)
 
 
-def observe(layout: Layout, supervisor: Supervisor, store: Store, controllers: Collection[str]) -> Observed:
-    """Look at everything once: records, services, mounts, files, image sources. Changes nothing.
+def observe(
+    layout: Layout,
+    supervisor: Supervisor,
+    store: Store,
+    controllers: Collection[str],
+    devices: Callable[[Environment], Collection[cgroups.Device]],
+) -> Observed:
+    """Look at everything once: records, services, mounts, files, limits, image sources. Changes nothing.
 
     :param controllers: the cgroup controllers that can keep limits here.
+    :param devices: tells the disks that an environment's files are on.
     """
     known = records.read(layout)
     statuses = supervisor.observe() if known else {}
-    mounted = mounts.table() if known else {}
+    mounted = mounts.table()
     found = {}
     for name, record in known.items():
         status = statuses.get(runtime.service_name(name))
@@ -69,21 +92,61 @@ def observe(layout: Layout, supervisor: Supervisor, store: Store, controllers: C
             handout.observe(layout, name),
             _in_namespace(layout, name, status),
             runtime.halt_mark(layout, name).exists(),
+            _differing(layout, name, record, status, mounted, controllers, devices),
+            _disks(layout, name, record, mounted),
         )
     sources = {image: store.seen(image) for image in sorted({record.spec.image for record in known.values()})}
-    unkept = tuple(key for key, needed in oci.CONTROLLERS.items() if needed not in controllers)
-    return Observed(found, sources, oci.revision(controllers), unkept)
+    unkept = tuple(key for key, needed in cgroups.CONTROLLERS.items() if needed not in controllers)
+    return Observed(
+        found,
+        sources,
+        oci.revision(controllers),
+        unkept,
+        disks.lacking(),
+        disks.grows(),
+        not devices(Environment(image="")),
+        frozenset(rootfs.layers(layout) - known.keys()),
+        mounted,
+    )
 
 
-def assembled(layout: Layout, name: str, record: Record, mounted: Collection[str]) -> bool:
-    """Whether the root is mounted and the configuration is as recorded."""
+def assembled(layout: Layout, name: str, record: Record, mounted: Mapping[str, mounts.Mount]) -> bool:
+    """Whether all is mounted and the configuration is as recorded."""
     if not rootfs.is_assembled(layout, name, mounted):
         return False
+    for place in disks.places(layout, name, record.spec, record.image.digest):
+        there = disks.observe(place, mounted)
+        # One that is too small is grown as it is, where that can be.
+        if there is None or there.size > place.size or (there.size < place.size and not disks.grows()):
+            return False
     try:
         written = (layout.bundle(name) / "config.json").read_bytes()
     except OSError:
         return False
     return hashlib.sha256(written).hexdigest() == record.config
+
+
+def _disks(layout: Layout, name: str, record: Record, mounted: Mapping[str, mounts.Mount]) -> dict[str, Disk]:
+    found = {
+        place.key: disks.observe(place, mounted)
+        for place in disks.places(layout, name, record.spec, record.image.digest)
+    }
+    return {key: there for key, there in found.items() if there is not None}
+
+
+def _differing(
+    layout: Layout,
+    name: str,
+    record: Record,
+    status: Status | None,
+    mounted: Mapping[str, mounts.Mount],
+    controllers: Collection[str],
+    devices: Callable[[Environment], Collection[cgroups.Device]],
+) -> tuple[str, ...]:
+    if status is None or status.state != "running":
+        return ()
+    group = cgroups.Group(payload_cgroup(layout, runtime.service_name(name)), mounted, controllers)
+    return group.differing(record.spec.limits, devices(record.spec))
 
 
 def _in_namespace(layout: Layout, name: str, status: Status | None) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from netspace import files
-from netspace.environment import seccomp
+from netspace.environment import cgroups, seccomp, volumes
 from netspace.environment.ids import COUNT, FIRST
 from netspace.environment.images.sources import Defaults
 from netspace.errors import NetspaceError
@@ -28,11 +28,6 @@ INSIDE = "/run/netspace"
 # What a declaration says when it says nothing: there an image's own word counts.
 _UNSAID = Environment(image="")
 
-# Which cgroup controller keeps a limit.
-CONTROLLERS = {"memory": "memory", "cpus": "cpu", "pids": "pids"}
-
-_PERIOD = 100_000  # microseconds; cpu.cfs_period_us
-_LEAST_QUOTA = 1_000  # microseconds; the kernel takes no less
 _MEMLOCK = 64 * 1024
 _OOM_SCORE_ADJ = 500  # an environment dies before the host's own services
 
@@ -59,7 +54,9 @@ def config(
     layout: Layout,
     base: int,
     cgroup: str,
-    controllers: Collection[str] = frozenset(CONTROLLERS.values()),
+    controllers: Collection[str] = frozenset(cgroups.CONTROLLERS.values()),
+    disks: Collection[cgroups.Device] = (),
+    unified: bool = False,
     defaults: Defaults = Defaults(),  # noqa: B008 (immutable)
     machine: str | None = None,
     rules: Mapping[str, Any] | None = None,
@@ -69,6 +66,8 @@ def config(
     :param base: the host id that the environment's id 0 stands for.
     :param cgroup: where it is accounted, from the root of the cgroup hierarchy.
     :param controllers: the cgroup controllers that the host has: a runtime refuses a limit that none keeps.
+    :param disks: the disks that its layer and volumes are on: what ``limits:io`` is about.
+    :param unified: whether those controllers are cgroup version 2's.
     :param defaults: what the image says where *spec* says nothing.
     :param rules: the system call profile, where that is an operator's own file.
     :raises NetspaceError: when neither says what to run.
@@ -81,7 +80,7 @@ def config(
         "mounts": [
             *_own_mounts(spec.limits),
             _bind(str(layout.inside(name)), INSIDE, "ro", "noexec"),
-            *(_volume(volume) for volume in spec.volumes),
+            *(_volume(layout, name, volume) for volume in spec.volumes),
         ],
         "linux": {
             "namespaces": [
@@ -91,7 +90,7 @@ def config(
             "uidMappings": [{"containerID": 0, "hostID": base, "size": COUNT}],
             "gidMappings": [{"containerID": 0, "hostID": base, "size": COUNT}],
             "cgroupsPath": cgroup,
-            "resources": _resources(spec.limits, controllers),
+            "resources": _resources(spec.limits, controllers, disks, unified),
             "seccomp": seccomp.profile(spec.seccomp, machine) if rules is None else dict(rules),
             "rootfsPropagation": "private",
             "maskedPaths": list(_MASKED),
@@ -184,21 +183,32 @@ def _bind(source: str, target: str, *options: str) -> dict[str, Any]:
     }
 
 
-def _volume(volume: Volume) -> dict[str, Any]:
+def _volume(layout: Layout, name: str, volume: Volume) -> dict[str, Any]:
     # "idmap": ids on disk are those inside, whatever host ids the environment runs with.
-    return _bind(volume.source, volume.target, "idmap", *(("ro",) if volume.read_only else ("rw",)))
+    source = volumes.folder(layout, name, volume)
+    return _bind(str(source), volume.target, "idmap", *(("ro",) if volume.read_only else ("rw",)))
 
 
-def _resources(limits: Limits, controllers: Collection[str]) -> dict[str, Any]:
+def _resources(
+    limits: Limits, controllers: Collection[str], disks: Collection[cgroups.Device], unified: bool
+) -> dict[str, Any]:
     memory = int(limits.memory)
+    throttle = {
+        cgroups.OCI_RATES[key]: [{"major": major, "minor": minor, "rate": rate} for major, minor in sorted(disks)]
+        for key, rate in cgroups.rates(limits.io).items()
+        if disks
+    }
     bounds = {
         # The OCI value of swap is memory and swap together: equal means no swap.
-        "memory": {"limit": memory, "swap": memory},
-        "cpu": {"quota": max(round(limits.cpus * _PERIOD), _LEAST_QUOTA), "period": _PERIOD},
-        "pids": {"limit": limits.pids},
+        "memory": ("memory", {"limit": memory, "swap": memory}),
+        "cpu": ("cpu", {"quota": cgroups.quota(limits.cpus), "period": cgroups.PERIOD}),
+        "pids": ("pids", {"limit": limits.pids}),
+        **({"io": ("blockIO", throttle)} if throttle else {}),
     }
-    kept = {controller: bound for controller, bound in bounds.items() if controller in controllers}
-    return {"devices": [{"allow": False, "access": "rwm"}], **kept}
+    kept = {key: bound for controller, (key, bound) in bounds.items() if controller in controllers}
+    # An environment that is out of memory ends as a whole; version 1 can't say that.
+    whole = {"unified": {"memory.oom.group": "1"}} if unified and "memory" in controllers else {}
+    return {"devices": [{"allow": False, "access": "rwm"}], **kept, **whole}
 
 
 def revision(controllers: Collection[str]) -> str:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from netspace import files
-from netspace.environment import ids, mounts, oci, records, runtime
+from netspace.environment import disks, ids, mounts, oci, records, runtime
 from netspace.environment.kind import Environments
 from netspace.environment.observe import describe
 from netspace.environment.records import Record, RunState
@@ -63,7 +63,8 @@ class Operations:
 
         What :meth:`list` tells, and ``spec`` (values of variables hidden), ``user`` (``inside``,
         ``host``), ``ids`` (``base``, ``count``), ``cgroup``, ``netns``, ``layer``, ``log``, ``usage``
-        (``memory`` in bytes, ``pids``; empty where it doesn't run) and ``files`` (names).
+        (``memory`` in bytes, ``pids``; both absent where it doesn't run; ``disk`` and ``volumes``, in bytes,
+        of those that have a bounded size) and ``files`` (names).
         """
         record = self._known([name])[name]
         status = self._status(name)
@@ -73,6 +74,7 @@ class Operations:
         user = oci.user_of(record.spec, record.image.defaults)
         cgroup = self._kind.making.cgroup(name)
         inside = self._layout.inside(name)
+        mounted = mounts.table()
         return {
             **describe(record, status),
             "spec": spec,
@@ -82,7 +84,7 @@ class Operations:
             "netns": str(self._layout.netns(name)),
             "layer": str(self._layout.environment(name)),
             "log": str(runtime.output(self._layout, name)),
-            "usage": runtime.usage(cgroup, mounts.table()),
+            "usage": {**runtime.usage(cgroup, mounted), **_disk_usage(self._layout, name, record, mounted)},
             "files": sorted(os.listdir(inside)) if inside.is_dir() else [],
         }
 
@@ -209,6 +211,17 @@ class Operations:
                     records.write(self._layout, name, replace(record, state=state))
             errors = {**act(permitted), **refused}
             return {name: errors.get(name, "") for name in known}
+
+
+def _disk_usage(layout: Layout, name: str, record: Record, mounted: Mapping[str, mounts.Mount]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for place in disks.places(layout, name, record.spec, record.image.digest):
+        there = disks.observe(place, mounted)
+        if there is not None and place.key == disks.LAYER:
+            found["disk"] = there.used
+        elif there is not None:
+            found.setdefault("volumes", {})[place.key] = there.used
+    return found
 
 
 def _state(statuses: Mapping[str, Status], name: str) -> str:

@@ -3,7 +3,8 @@
 Even a read-only environment has its own, because two programs on one file system see each
 other's file locks and inotify events there. The image is mounted with the environment's
 user ids; what it writes goes to a layer that belongs to it and to this very image: a new
-image starts with an empty layer (what shall stay belongs into a volume). A read-only
+image starts with an empty layer (what shall stay belongs into a volume). The layer is a
+folder, or where its size is bounded a file system of its own (``disks``). A read-only
 environment's layer, which only holds mount points, is volatile.
 """
 
@@ -15,36 +16,35 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 
-from netspace.environment import mounts
-from netspace.environment.ids import COUNT
+from netspace.environment import disks, mounts
+from netspace.environment.ids import COUNT, FIRST
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
+from netspace.spec.types import Environment
 
+LOST = "lost-"
 _PASSABLE = 0o711
 
 
-def assemble(layout: Layout, name: str, image: Path, digest: str, base: int, *, volatile: bool) -> None:
+def assemble(layout: Layout, name: str, spec: Environment, image: Path, digest: str, base: int) -> None:
     """Mount the environment's root at ``<bundle>/rootfs``, which has nothing mounted on it.
 
     :param image: where the image is mounted.
     :raises NetspaceError: when a mount fails, with which and why.
     """
     bundle = layout.bundle(name)
-    layer = (bundle / "layer") if volatile else layout.environment(name) / digest[:16]
-    upper, work, lower, root = layer / "upper", layer / "work", bundle / "lower", bundle / "rootfs"
     # The runtime walks here as the environment's own user, whatever the umask was of who made these.
     for folder in (layout.run, bundle.parent, bundle):
         if not folder.is_dir():
             folder.mkdir(parents=True, exist_ok=True)
         if folder.stat().st_mode & _PASSABLE != _PASSABLE:
             folder.chmod(_PASSABLE)
-    layer.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    layer = bundle / "layer" if spec.read_only else _layer(layout, name, digest, spec.limits.disk, base)
+    upper, work, lower, root = layer / "upper", layer / "work", bundle / "lower", bundle / "rootfs"
     for folder in (layer, upper, work, lower, root):
         folder.mkdir(exist_ok=True, mode=0o700)
-    if not volatile:
-        _forget_other_layers(layer)
     # The layer's top is the root folder itself, as the environment sees it.
-    os.chown(upper, base, base)
+    _own(upper, base)
     upper.chmod(0o755)
     try:
         mounts.unmount(lower)
@@ -58,10 +58,92 @@ def assemble(layout: Layout, name: str, image: Path, digest: str, base: int, *, 
         raise NetspaceError(f"environment {name}: {err}") from err
 
 
-def _forget_other_layers(layer: Path) -> None:
-    for entry in os.scandir(layer.parent):
-        if entry.is_dir(follow_symlinks=False) and entry.name not in (layer.name, "handout"):
+def _layer(layout: Layout, name: str, digest: str, size: int | None, base: int) -> Path:
+    """Have the lasting layer on this image, in a folder or in a file system of *size*; return where its parts are.
+
+    What is in the one kind goes over into the other: all of it, or (where that fails) the old one stays.
+    Once the wanted kind is there it is complete, so the other one is a left-over.
+    """
+    folder = layout.environment(name) / digest[:16]
+    folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    place = disks.layer(layout, name, digest, disks.LEAST if size is None else size)
+    if size is None:
+        if place.file.exists() and not folder.exists():
+            aside = folder.with_name(f"{folder.name}.new")
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(mode=0o700)
+            with disks.attached(place.file, place.point):
+                disks.copy(place.folder, aside / place.content)
+            aside.rename(folder)
+        disks.remove(place.file)
+        layer = folder
+    else:
+        if folder.exists() and not place.file.exists():
+            disks.write(place, folder / place.content, base, 0o755)
+        disks.ensure(place, base, 0o755)
+        shutil.rmtree(folder, ignore_errors=True)
+        layer = place.point
+    _forget_other_layers(layout.environment(name), digest)
+    return layer
+
+
+def _own(upper: Path, base: int) -> None:
+    """Have the layer's top, and all in it that had the ids of another base, belong to *base*'s ids.
+
+    That is so where an environment's record was lost and it got other ids. The top goes last:
+    until then there may be something left to do.
+    """
+    old = upper.stat().st_uid
+    if old != base and old >= FIRST:
+        for parent, folders, names in os.walk(upper):
+            for entry in (*folders, *names):
+                path = f"{parent}/{entry}"
+                info = os.lstat(path)
+                user, group = (
+                    one - old + base if old <= one < old + COUNT else -1 for one in (info.st_uid, info.st_gid)
+                )
+                if (user, group) != (-1, -1):
+                    os.chown(path, user, group, follow_symlinks=False)
+    os.chown(upper, base, base)
+
+
+def _forget_other_layers(folder: Path, digest: str) -> None:
+    """Remove the layers on other images, but not those that were found without a record."""
+    for entry in os.scandir(folder):
+        if entry.name == "handout" or entry.name.startswith((digest[:16], LOST)):
+            continue
+        if entry.is_dir(follow_symlinks=False):
             shutil.rmtree(entry.path, ignore_errors=True)
+        else:
+            disks.remove(Path(entry.path))
+
+
+def layers(layout: Layout) -> set[str]:
+    """The names under which there is a layer, or was one."""
+    try:
+        return {entry.name for entry in os.scandir(layout.layers) if entry.is_dir(follow_symlinks=False)}
+    except FileNotFoundError:
+        return set()
+
+
+def adopt(layout: Layout, name: str, digest: str) -> None:
+    """Take over the layer of an environment whose record was lost: nobody asked to remove it.
+
+    A layer on another image can't be used any more: it is put aside under a name that
+    begins with ``lost-``, until the environment is removed.
+    """
+    dismantle(layout, name)
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(layout.bundle(name))
+    folder = layout.environment(name)
+    if not folder.is_dir():
+        return
+    for entry in list(os.scandir(folder)):
+        if entry.name != "handout" and not entry.name.startswith((digest[:16], LOST)):
+            target, number = folder / f"{LOST}{entry.name}", 1
+            while target.exists():
+                target, number = folder / f"{LOST}{entry.name}.{number}", number + 1
+            os.rename(entry.path, target)
 
 
 def is_assembled(layout: Layout, name: str, mounted: Collection[str]) -> bool:
@@ -69,10 +151,11 @@ def is_assembled(layout: Layout, name: str, mounted: Collection[str]) -> bool:
 
 
 def dismantle(layout: Layout, name: str) -> None:
-    """Unmount the environment's root; its layer stays."""
+    """Unmount the environment's root and its own file systems; what is in them stays."""
     bundle = layout.bundle(name)
     for folder in ("rootfs", "lower"):
         mounts.unmount(bundle / folder)
+    disks.detach_all(layout, name)
 
 
 def erase(layout: Layout, name: str) -> None:

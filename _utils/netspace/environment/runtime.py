@@ -16,7 +16,7 @@ import subprocess
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from netspace.environment import mounts, oci
+from netspace.environment import cgroups, mounts
 from netspace.errors import MissingError
 from netspace.layout import Layout
 from netspace.spec.types import Environment
@@ -112,7 +112,7 @@ def service(
         restart=spec.restart,
         stop_timeout=spec.stop_timeout,
         log=output(layout, name),
-        limits={key: value for key, value in limits.items() if oci.CONTROLLERS[key] in controllers},
+        limits={key: value for key, value in limits.items() if cgroups.CONTROLLERS[key] in controllers},
         delegate=True,
     )
 

@@ -1,4 +1,6 @@
-"""Host folders that belong to one environment alone. Made when missing, never deleted.
+"""Volumes: host folders, or file systems of netspace's own, that belong to one environment alone.
+
+Made when missing, never deleted; one of netspace's own (``disks``) is removed only by a purge.
 
 A volume keeps the ids that are used inside: files of user 1000 inside are user 1000's on
 disk, so they can be backed up and outlive the environment. On the host those ids may be
@@ -8,14 +10,24 @@ with mode 0700.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import stat
 from pathlib import Path
 
+from netspace.environment import disks, mounts
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
 from netspace.spec.check import within
 from netspace.spec.types import Volume
+
+
+def folder(layout: Layout, name: str, volume: Volume) -> Path:
+    """What is shown at the volume's target. Pure."""
+    if volume.source is not None:
+        return Path(volume.source)
+    return disks.volume(layout, name, volume).folder
 
 
 def ensure(layout: Layout, name: str, volume: Volume, user: int) -> None:
@@ -23,14 +35,21 @@ def ensure(layout: Layout, name: str, volume: Volume, user: int) -> None:
 
     :raises NetspaceError: when the environment can't be given that folder.
     """
+    if volume.source is None:
+        disks.ensure(disks.volume(layout, name, volume), user, 0o700)
+        return
     source = Path(volume.source)
     where = f"environment {name}: volume {source}"
     try:
         if Path(os.path.realpath(source)) != source:
             raise NetspaceError(f"{where}: there is a link in the path; name the folder itself")
+        mounted = mounts.table()
+        device, path = mounts.origin(str(source), mounted)
         for own in (layout.state, layout.run, layout.broker, layout.logs):
             real = os.path.realpath(own)
-            if within(str(source), real) or within(real, str(source)):
+            own_device, own_path = mounts.origin(real, mounted)
+            alias = device == own_device and (within(path, own_path) or within(own_path, path))
+            if alias or within(str(source), real) or within(real, str(source)):
                 raise NetspaceError(f"{where}: {own} is netspace's own; name another folder")
         if not os.path.lexists(source):
             _make(source, user)
@@ -43,6 +62,13 @@ def ensure(layout: Layout, name: str, volume: Volume, user: int) -> None:
             )
     except OSError as err:
         raise NetspaceError(f"{where}: {err.strerror}") from err
+
+
+def erase(layout: Layout, name: str) -> None:
+    """Remove the environment's volumes that have no folder of the host's, with all that is in them."""
+    disks.detach_all(layout, name)
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(layout.volumes(name))
 
 
 def _make(source: Path, user: int) -> None:

@@ -29,6 +29,9 @@ from netspace.spec.types import (
 )
 
 SECCOMP_PROFILES = ("strict", "standard")  # or file:/path
+# Of a file system of its own: less has no room for the journal, more none in ext4.
+DISK_SIZES = (16 * 1024**2, 2**44)
+MAX_QUOTED = 200
 MAX_TEXT = 4096
 MAX_ARGUMENT = 128 * 1024
 MAX_ITEMS = 1024
@@ -100,9 +103,16 @@ def environment(spec: Environment, path: str) -> list[Problem]:
     _between(problems, f"{path}:limits:memory", limits.memory, 4 * 1024**2, 2**50)
     _between(problems, f"{path}:limits:cpus", limits.cpus, 0.01, 4096)
     _between(problems, f"{path}:limits:pids", limits.pids, 1, 4_194_304)
-    _between(problems, f"{path}:limits:files", limits.files, 16, 1_048_576)
+    _between(problems, f"{path}:limits:files", limits.files, 64, 1_048_576)
     _between(problems, f"{path}:limits:shm", limits.shm, 0, 2**50)
     _between(problems, f"{path}:limits:tmp", limits.tmp, 0, 2**50)
+    if limits.disk is not None:
+        _between(problems, f"{path}:limits:disk", limits.disk, *DISK_SIZES)
+    for key in ("read", "write", "read_ops", "write_ops"):
+        rate = getattr(limits.io, key)
+        if rate is not None:
+            # Less than a page a second is no use; the kernel counts operations in 32 bits.
+            _between(problems, f"{path}:limits:io:{key}", rate, *((1, 2**32 - 1) if "ops" in key else (4096, 2**50)))
     _between(problems, f"{path}:stop_timeout", spec.stop_timeout, 0, 3600)
     scheme, _, file = spec.seccomp.partition("file:")
     if spec.seccomp not in SECCOMP_PROFILES and (scheme or not _clean(file)):
@@ -121,7 +131,22 @@ def environment(spec: Environment, path: str) -> list[Problem]:
 
 def _volume(volume: Volume, path: str) -> list[Problem]:
     problems = []
-    if not _clean(volume.source):
+    if volume.source is None:
+        if volume.size is None:
+            problems.append(Problem(path, "needs a source (a folder of the host) or a size (netspace keeps it)"))
+        else:
+            _between(problems, f"{path}:size", volume.size, *DISK_SIZES)
+        if len(quoted(volume.target)) > MAX_QUOTED:
+            problems.append(Problem(f"{path}:target", f"longer than {MAX_QUOTED} characters (without a source)"))
+    elif volume.size is not None:
+        problems.append(
+            Problem(
+                f"{path}:size",
+                "the size of a host's folder is its file system's to bound: leave out source, and netspace keeps "
+                "a file system of this size (copy what is in the folder into it), or leave out size",
+            )
+        )
+    elif not _clean(volume.source):
         problems.append(Problem(f"{path}:source", f"{volume.source!r}: expected an absolute path without '..'"))
     elif volume.source in HOST_ROOTS or any(within(volume.source, folder) for folder in HOST_FOLDERS):
         problems.append(Problem(f"{path}:source", f"{volume.source} is the host's own and is never handed out"))
@@ -241,6 +266,7 @@ def _volumes(declared: Declaration, path: str) -> list[Problem]:
         (volume.source, name, f"{path}:environments:{name}:volumes:{index}:source")
         for name, spec in declared.environments.items()
         for index, volume in enumerate(spec.volumes)
+        if volume.source is not None
     )
     # Sorted with '/' lowest, a path comes right before all that lies within it.
     sources.sort(key=lambda entry: entry[0].replace("/", "\0"))
@@ -299,6 +325,11 @@ def _url(value: str, schemes: tuple[str, ...], path: str) -> list[Problem]:
 def within(path: str, folder: str) -> bool:
     """Whether *path* is *folder* or lies below it (both absolute and normal)."""
     return path == folder or path.startswith(folder.rstrip("/") + "/")
+
+
+def quoted(target: str) -> str:
+    """A path inside as the name of one file: what a volume without a source is kept under."""
+    return urllib.parse.quote(target.strip("/"), safe="")
 
 
 def _plain(text: str, most: int = MAX_TEXT) -> bool:

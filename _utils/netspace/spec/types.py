@@ -166,6 +166,21 @@ class Network(Base, frozen=True):
     ipv6: Cidr = Cidr("fd6e:6574:7370::/64")
 
 
+class Io(Base, frozen=True):
+    """How fast one environment may use the disks its layer and volumes are on; absent: as fast as they are.
+
+    :param read: bytes per second.
+    :param write: bytes per second.
+    :param read_ops: reads per second.
+    :param write_ops: writes per second.
+    """
+
+    read: Size | None = None
+    write: Size | None = None
+    read_ops: int | None = None
+    write_ops: int | None = None
+
+
 class Limits(Base, frozen=True):
     """The resources one environment may use; every environment has bounds.
 
@@ -175,6 +190,8 @@ class Limits(Base, frozen=True):
     :param files: open files per process.
     :param shm: bytes of ``/dev/shm``, counted in ``memory`` too.
     :param tmp: bytes of ``/tmp``, counted in ``memory`` too.
+    :param disk: bytes of the writable layer, which then has a file system of its own; one file
+        per 16 KiB. **Absent: as much as the host's disk has.**
     """
 
     memory: Size = Size(256 * 1024**2)
@@ -183,18 +200,25 @@ class Limits(Base, frozen=True):
     files: int = 1024
     shm: Size = Size(16 * 1024**2)
     tmp: Size = Size(64 * 1024**2)
+    disk: Size | None = None
+    io: Io = Io()
 
 
 class Volume(Base, frozen=True):
-    """A host folder that belongs to this environment alone.
+    """Files that belong to this environment alone, and outlive it.
+
+    Either a folder of the host (``source``), or a file system of its own with a bounded size,
+    kept by netspace (``size``): that one is removed with the environment only by ``purge``.
 
     :param source: absolute path on the host; no other environment may name it, a
         folder above it or one below it.
     :param target: absolute path inside.
+    :param size: bytes it may hold; one file per 16 KiB.
     """
 
-    source: str
     target: str
+    source: str | None = None
+    size: Size | None = None
     read_only: bool = False
 
 

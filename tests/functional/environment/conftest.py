@@ -105,3 +105,12 @@ def debian(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for applet in ("sh", "sleep"):
         (root / "bin" / applet).symlink_to("busybox")
     return root
+
+
+@pytest.fixture
+def writable(image: Path, tmp_path: Path) -> str:
+    """An image with a folder that the environment's user may write to."""
+    subprocess.run(["cp", "-a", image, tmp_path / "root"], check=True)
+    (tmp_path / "root/var").mkdir()
+    (tmp_path / "root/var").chmod(0o777)
+    return f"dir:{tmp_path}/root"

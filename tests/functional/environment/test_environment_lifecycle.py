@@ -42,10 +42,10 @@ def test_a_second_apply_plans_nothing_and_writes_nothing(host):
 def test_a_change_restarts_only_that_one_and_names_the_key(host):
     host.apply({name: host.desired(name) for name in ("web", "other")})
     pids = {name: host.pid(name) for name in ("web", "other")}
-    wanted = {"web": host.desired("web", limits={"memory": "64M"}), "other": host.desired("other")}
+    wanted = {"web": host.desired("web", limits={"files": 64}), "other": host.desired("other")}
     (step,) = host.plan(wanted).steps
-    assert str(step) == "restart environment web (limits:memory)"
-    assert step.changes == {"limits:memory": {"old": 256 * 1024**2, "new": 64 * 1024**2}}
+    assert str(step).startswith("restart environment web (limits:files): a program's limit of open files")
+    assert step.changes == {"limits:files": {"old": 1024, "new": 64}}
     host.apply(wanted)
     assert host.pid("web") != pids["web"]
     assert host.pid("other") == pids["other"]

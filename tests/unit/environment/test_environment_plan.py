@@ -87,9 +87,13 @@ def test_a_step_names_exactly_the_keys_that_differ(before, after, state):
     differences = files.differences(parse.encode(records.own(old.spec)), parse.encode(records.own(new.spec)))
     steps = plan(new, seen(old)).steps
     assert {key for step in steps for key in step.changes} == set(differences)
-    live = {"restart", "stop_timeout", "attestation"}
+    live = {"restart", "stop_timeout", "attestation", "limits:memory"}
+    if new.spec.limits.pids < old.spec.limits.pids:
+        live.add("limits:pids")
+    fixed = {key for key in differences if key not in live and key.split(":")[0] not in live}
     if steps:
-        assert steps[0].data.stop == (state == "running" and any(key.split(":")[0] not in live for key in differences))
+        assert steps[0].data.stop == (state == "running" and bool(fixed))
+        assert steps[0].data.tune == (not fixed and any(key.startswith("limits:") for key in differences))
         if state != "running":
             assert not steps[0].data.start
 

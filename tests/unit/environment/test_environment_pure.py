@@ -215,7 +215,7 @@ def test_the_mount_table_is_read():
     )
     table = mounts.table(text)
     assert set(table) == {"/a b", "/run"}
-    assert table["/run"] == mounts.Mount("/run", "overlay", "over\\lay")
+    assert table["/run"] == mounts.Mount("/run", "overlay", "over\\lay", "0:6", "/")
 
 
 def test_a_container_name_is_ours():

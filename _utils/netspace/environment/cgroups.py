@@ -1,0 +1,231 @@
+"""The limits that the kernel's cgroups keep of a running environment: read, and changed in place.
+
+The runtime sets them when an environment starts, as ``oci`` says; this module changes those
+of one that runs, without a restart, and tells which are no longer what they should be.
+Written after cgroups(7) and the kernel's cgroup-v2, memory, blkio-controller and pids pages.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from netspace.environment import mounts
+from netspace.errors import NetspaceError
+from netspace.spec.types import Io, Limits
+
+ROOT = "/sys/fs/cgroup"
+
+# Which cgroup controller keeps a limit; blkio is what version 1 calls io.
+CONTROLLERS = {"memory": "memory", "cpus": "cpu", "pids": "pids", "io": "io"}
+_ALIASES = {"blkio": "io"}
+
+PERIOD = 100_000  # microseconds; cpu.cfs_period_us
+_LEAST_QUOTA = 1_000  # microseconds; the kernel takes no less
+
+# Of one device: what the declaration calls it, version 1's file, version 2's key in io.max.
+_RATES = (
+    ("read", "blkio.throttle.read_bps_device", "rbps"),
+    ("write", "blkio.throttle.write_bps_device", "wbps"),
+    ("read_ops", "blkio.throttle.read_iops_device", "riops"),
+    ("write_ops", "blkio.throttle.write_iops_device", "wiops"),
+)
+# The same for an OCI configuration.
+OCI_RATES = {
+    "read": "throttleReadBpsDevice",
+    "write": "throttleWriteBpsDevice",
+    "read_ops": "throttleReadIOPSDevice",
+    "write_ops": "throttleWriteIOPSDevice",
+}
+
+Device = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One file of a cgroup and what to write to it.
+
+    :param key: the limit it keeps, as the declaration calls it.
+    :param optional: a kernel may not have it.
+    """
+
+    key: str
+    file: str
+    value: str
+    optional: bool = False
+
+
+def limits(known: Iterable[str]) -> frozenset[str]:
+    """The controllers among *known* that can keep a limit, as :data:`CONTROLLERS` calls them."""
+    return frozenset(_ALIASES.get(name, name) for name in known) & frozenset(CONTROLLERS.values())
+
+
+def quota(cpus: float) -> int:
+    """Microseconds of CPU time in each period."""
+    return max(round(cpus * PERIOD), _LEAST_QUOTA)
+
+
+def rates(io: Io) -> dict[str, int]:
+    """The rates that are bounded, by key."""
+    return {key: int(getattr(io, key)) for key, _, _ in _RATES if getattr(io, key) is not None}
+
+
+def settings(spec: Limits, devices: Collection[Device], unified: bool) -> list[Setting]:
+    """What the files of an environment's cgroup hold. Pure.
+
+    :param devices: the disks that ``io`` is about.
+    :param unified: cgroup version 2.
+    """
+    memory = str(int(spec.memory))
+    wanted = rates(spec.io)
+    if unified:
+        found = [
+            Setting("memory", "memory.max", memory),
+            Setting("memory", "memory.swap.max", "0", optional=True),
+            Setting("cpus", "cpu.max", f"{quota(spec.cpus)} {PERIOD}"),
+            Setting("pids", "pids.max", str(spec.pids)),
+        ]
+        found += [
+            Setting(
+                "io",
+                "io.max",
+                " ".join((f"{major}:{minor}", *(f"{key}={wanted.get(name, 'max')}" for name, _, key in _RATES))),
+            )
+            for major, minor in sorted(devices)
+        ]
+        return found
+    found = [
+        Setting("memory", "memory.limit_in_bytes", memory),
+        # Memory and swap together: equal means no swap.
+        Setting("memory", "memory.memsw.limit_in_bytes", memory, optional=True),
+        Setting("cpus", "cpu.cfs_period_us", str(PERIOD)),
+        Setting("cpus", "cpu.cfs_quota_us", str(quota(spec.cpus))),
+        Setting("pids", "pids.max", str(spec.pids)),
+    ]
+    found += [
+        Setting("io", file, f"{major}:{minor} {wanted.get(name, 0)}")
+        for major, minor in sorted(devices)
+        for name, file, _ in _RATES
+    ]
+    return found
+
+
+class Group:
+    """One environment's cgroup, in whatever hierarchies this host has.
+
+    :param path: from the root of each hierarchy.
+    :param controllers: those that can keep limits here.
+    """
+
+    def __init__(self, path: str, mounted: Mapping[str, mounts.Mount], controllers: Collection[str]) -> None:
+        self.unified = ROOT in mounted and mounted[ROOT].kind == "cgroup2"
+        self._path = path
+        self._controllers = controllers
+        self._folders = {}
+        for mount in mounted.values():
+            if mount.kind == "cgroup" and mount.target.startswith(f"{ROOT}/"):
+                for name in mount.target.rpartition("/")[2].split(","):
+                    self._folders[name] = mount.target + path
+
+    def _file(self, name: str) -> str:
+        return f"{ROOT}{self._path}/{name}" if self.unified else f"{self._folders.get(name.partition('.')[0])}/{name}"
+
+    def _settings(self, spec: Limits, devices: Collection[Device]) -> list[Setting]:
+        return [one for one in settings(spec, devices, self.unified) if CONTROLLERS[one.key] in self._controllers]
+
+    def differing(self, spec: Limits, devices: Collection[Device]) -> tuple[str, ...]:
+        """The limits that are not what *spec* says; none where the environment doesn't run."""
+        found = []
+        for one in self._settings(spec, devices):
+            try:
+                with open(self._file(one.file), "rb", buffering=0) as stream:
+                    now = stream.read(4096).decode()
+            except OSError:
+                continue
+            if one.key not in found and not _same(one, now):
+                found.append(one.key)
+        return tuple(found)
+
+    def change(self, spec: Limits, devices: Collection[Device]) -> None:
+        """Have a running environment's limits be what *spec* says.
+
+        :raises NetspaceError: when one can't be; the others are set.
+        """
+        failed: dict[str, str] = {}
+        todo = self._settings(spec, devices)
+        # Version 1 has two bounds of memory, of which one must never be above the other: whether
+        # they grow or shrink, one of the two orders works.
+        for one in (*todo, *(one for one in todo if one.key == "memory")):
+            try:
+                _write(self._file(one.file), one.value)
+                failed.pop(one.file, None)
+            except FileNotFoundError:
+                if not one.optional and os.path.isdir(os.path.dirname(self._file(one.file))):
+                    failed[one.file] = f"limits:{one.key}: this kernel has no {one.file}"
+            except OSError as err:
+                reason = err.strerror
+                if err.errno == errno.EBUSY:
+                    reason = "it uses more than that now, and nothing of it can be freed; restart it"
+                failed[one.file] = f"limits:{one.key}: {reason}"
+        if failed:
+            raise NetspaceError("; ".join(dict.fromkeys(failed.values())))
+
+
+def _write(file: str, value: str) -> None:
+    handle = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(handle, value.encode())
+    finally:
+        os.close(handle)
+
+
+def _same(one: Setting, now: str) -> bool:
+    """Whether what a file holds means what the setting says."""
+    if one.key == "memory":
+        page = os.sysconf("SC_PAGESIZE")  # the kernel rounds down
+        with contextlib.suppress(ValueError):
+            return int(now) == int(one.value) // page * page
+        return False
+    if one.key != "io":
+        return now.split() == one.value.split()
+    device, *wanted = one.value.split()
+    line = next((line.split()[1:] for line in now.splitlines() if line.split()[:1] == [device]), None)
+    if line is None:  # a device without a line has no bound
+        return all(value == "0" or value.endswith("=max") for value in wanted)
+    return sorted(line) == sorted(wanted)
+
+
+# -- disks -------------------------------------------------------------------------
+
+
+def disk(path: Path) -> Device | None:
+    """The whole disk that the file system of *path* is on; None where it is on none (memory, network).
+
+    Rates are kept per disk, never per partition.
+    """
+    try:
+        number = os.stat(_existing(path)).st_dev
+        if os.major(number) == 0:  # of no device of its own: btrfs and others name theirs in the mount
+            source = _mount_of(path, mounts.table()).source
+            if not source.startswith("/dev/"):
+                return None
+            number = os.stat(source).st_rdev
+        folder = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}").resolve(strict=True)
+        if (folder / "partition").exists():
+            folder = folder.parent
+        major, minor = (folder / "dev").read_text().split(":")
+        return int(major), int(minor)
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _existing(path: Path) -> Path:
+    return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
+def _mount_of(path: Path, mounted: Mapping[str, mounts.Mount]) -> mounts.Mount:
+    return next(mounted[str(folder)] for folder in (path, *path.parents) if str(folder) in mounted)

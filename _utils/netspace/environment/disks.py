@@ -1,0 +1,424 @@
+"""File systems of a bounded size, each in a file of its own: writable layers and volumes without a source.
+
+Each is an ext4 in a sparse file on a loop device, so the kernel keeps its bounds (bytes, and
+files: one per 16 KiB) on any host, whatever the state folder is on, and an environment's
+``df`` tells its own. Nothing of it is shared: no free space, no journal. It is grown while in
+use, where we may (CAP_SYS_RESOURCE). Else, and to get smaller, it is written anew, so that a
+crash leaves the old one or the new one. The loop device lets the host's page cache alone
+(direct I/O): what an environment reads and writes is its own memory, and its own I/O on the
+disk below.
+
+What lies in one is never removed here, unless *remove* is called. Written after loop(4),
+ext4(5) and linux/loop.h.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import functools
+import os
+import shutil
+import stat
+import struct
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from netspace.environment import mounts
+from netspace.errors import MissingError, NetspaceError
+from netspace.layout import Layout
+from netspace.spec import check
+from netspace.spec.types import Environment, Volume
+
+LAYER = "layer"
+LEAST = check.DISK_SIZES[0]
+SUFFIX = ".ext4"
+_NEW = ".new"
+
+_BLOCK = 4096
+_BYTES_PER_FILE = 16384
+_JOURNAL = 4  # MiB, the least there is
+# ext4 leaves a rest unused that is too small for another block group's tables.
+_SLACK = 8 * 1024**2
+_OPTIONS = "discard,noinit_itable,errors=remount-ro"
+_PROGRAMS = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+_LOOP_SET_CAPACITY = 0x4C07
+_LOOP_CONFIGURE = 0x4C0A
+_LOOP_CTL_GET_FREE = 0x4C82
+_LO_FLAGS_AUTOCLEAR = 4
+_LO_FLAGS_DIRECT_IO = 16
+_EXT4_IOC_RESIZE_FS = 0x40086610
+_CONTROL = Path("/dev/loop-control")
+_ATTEMPTS = 100
+
+_CAP_SYS_RESOURCE = 24
+
+_SUPER_BLOCK = 1024
+_MAGIC = 0xEF53
+
+
+@dataclass(frozen=True)
+class Place:
+    """One file system that an environment has.
+
+    :param key: ``layer``, or the volume's target.
+    :param file: what it is kept in.
+    :param point: where it is mounted.
+    :param content: the folder in it that counts.
+    """
+
+    key: str
+    file: Path
+    point: Path
+    size: int
+    content: str
+
+    @property
+    def folder(self) -> Path:
+        return self.point / self.content
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A file system as it was found, mounted.
+
+    :param size: bytes that it has now: what was asked for, unless it was changed or left half-way.
+    :param used: bytes of it in use.
+    """
+
+    size: int
+    used: int
+
+
+def layer(layout: Layout, name: str, digest: str, size: int) -> Place:
+    """The place of the layer on the image *digest*."""
+    file = layout.environment(name) / f"{digest[:16]}{SUFFIX}"
+    return Place(LAYER, file, layout.disks(name) / LAYER, whole(size), "upper")
+
+
+def volume(layout: Layout, name: str, one: Volume) -> Place:
+    """The place of a volume without a source."""
+    assert one.size is not None
+    own = check.quoted(one.target)
+    file = layout.volumes(name) / f"{own}{SUFFIX}"
+    return Place(one.target, file, layout.disks(name) / f"volume-{own}", whole(one.size), "data")
+
+
+def places(layout: Layout, name: str, spec: Environment, digest: str) -> list[Place]:
+    """Every file system of its own that the environment is declared to have."""
+    found = []
+    if spec.limits.disk is not None and not spec.read_only:
+        found.append(layer(layout, name, digest, spec.limits.disk))
+    return found + [volume(layout, name, one) for one in spec.volumes if one.source is None]
+
+
+def lacking() -> str:
+    """Why this host can have no file system of a bounded size; empty where it can."""
+    if not _CONTROL.exists():
+        return f"there is no {_CONTROL} (is the kernel's loop module there?)"
+    if shutil.which("mkfs.ext4", path=_PROGRAMS) is None:
+        return "the program mkfs.ext4 is missing: apt-get install e2fsprogs"
+    return ""
+
+
+@functools.cache
+def grows() -> bool:
+    """Whether we may have a file system grow while it is in use (CAP_SYS_RESOURCE, capabilities(7))."""
+    with open("/proc/self/status") as stream:
+        found = next((line.split()[1] for line in stream if line.startswith("CapEff:")), "0")
+    return bool(int(found, 16) >> _CAP_SYS_RESOURCE & 1)
+
+
+# -- seeing ------------------------------------------------------------------------
+
+
+def observe(place: Place, mounted: Mapping[str, mounts.Mount]) -> Disk | None:
+    """What is mounted at the place; None unless it is what lies in its file."""
+    mount = mounted.get(str(place.point))
+    if mount is None or mount.kind != "ext4" or not mount.source.startswith("/dev/loop"):
+        return None
+    try:
+        backing = Path(f"/sys/block/{mount.source[5:]}/loop/backing_file").read_text().rstrip("\n")
+        if not os.path.samestat(os.stat(backing), os.stat(place.file)):
+            return None
+        system = os.statvfs(place.point)
+        size = _size(Path(mount.source))
+        length = place.file.stat().st_size
+    except (OSError, ValueError):
+        return None
+    if length == place.size and size <= place.size < size + _SLACK:
+        size = place.size
+    else:
+        size = max(size, length) if length > place.size else min(size, length)
+    return Disk(size, (system.f_blocks - system.f_bfree) * system.f_frsize)
+
+
+def _size(path: Path) -> int:
+    """Bytes of the ext4 in *path* (a file, or better the device it is mounted from), by its super block."""
+    with path.open("rb", buffering=0) as stream:
+        block = os.pread(stream.fileno(), 1024, _SUPER_BLOCK)
+    if len(block) < 1024 or struct.unpack_from("<H", block, 0x38)[0] != _MAGIC:
+        raise ValueError(f"{path} holds no ext4")
+    (low,), (high,) = struct.unpack_from("<I", block, 0x4), struct.unpack_from("<I", block, 0x150)
+    (log,) = struct.unpack_from("<I", block, 0x18)
+    return int((high << 32 | low) << (10 + log))
+
+
+# -- doing -------------------------------------------------------------------------
+
+
+def ensure(place: Place, owner: int, mode: int) -> None:
+    """Have the place mounted with at least its size, made if it is missing; nothing uses it.
+
+    :param owner: host id that a new content's folder belongs to.
+    :param mode: of a new content's folder.
+    :raises NetspaceError: when it can't be, with the reason.
+    """
+    try:
+        detach(place.point)
+        if not place.file.exists():
+            # The mount itself has all of the file written to the disk (it flushes its device), so
+            # that a name which survives a power failure is a whole file system.
+            aside = _aside(place)
+            _blank_file(aside, place.size)
+            device = attach(aside, place.point)
+            aside.replace(place.file)
+        else:
+            if not _fits(place):
+                with attached(place.file, place.point):
+                    write(place, place.folder, owner, mode)
+            device = attach(place.file, place.point)
+        place.point.chmod(0o700)  # what is in it has the ids inside, which may be somebody's on this host
+        grow(place, device)
+        if not place.folder.exists():
+            _folder(place.folder, owner, mode)
+    except (OSError, ValueError) as err:
+        raise NetspaceError(f"{place.file}: {err}") from err
+
+
+def _fits(place: Place) -> bool:
+    """Whether the place's file is of its size, or can be grown to it as it is."""
+    size, length = _size(place.file), place.file.stat().st_size
+    if length > place.size or size > place.size:
+        return False
+    return grows() or (length == place.size and place.size < size + _SLACK)
+
+
+def write(place: Place, source: Path, owner: int, mode: int) -> None:
+    """Write the place's file, holding what is in the folder *source*. The old one counts until all is done.
+
+    :raises NetspaceError: when that is too much for it.
+    """
+    aside = _aside(place)
+    beside = place.point.with_name(place.point.name + _NEW)
+    detach(beside)
+    try:
+        _blank_file(aside, place.size)
+        with attached(aside, beside):
+            _folder(beside / place.content, owner, mode)
+            copy(source, beside / place.content)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    aside.replace(place.file)
+    _sync(place.file.parent)
+
+
+def _aside(place: Place) -> Path:
+    """Where the place's file is made, without what an interrupted run left there."""
+    aside = place.file.with_name(place.file.name + _NEW)
+    aside.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    aside.unlink(missing_ok=True)
+    return aside
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy all of the folder *source* into the folder *target*: owners, modes, times, links, attributes.
+
+    :raises NetspaceError: when it can't be, as when *target* has no room for it.
+    """
+    done = subprocess.run(
+        ["cp", "--archive", "--no-target-directory", str(source), str(target)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+        env={"PATH": _PROGRAMS, "LC_ALL": "C"},
+    )
+    if done.returncode:
+        reason = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["cp failed"]
+        raise NetspaceError(f"what is in {source} can't be kept: {reason[0]}")
+    _sync(target, everything=True)
+
+
+def grow(place: Place, device: str) -> None:
+    """Have a mounted place be as large as it shall be, if it is smaller; also while it is in use.
+
+    :param device: what is mounted there.
+    """
+    if place.file.stat().st_size < place.size:
+        os.truncate(place.file, place.size)
+    with open(device, "rb", buffering=0) as stream:
+        fcntl.ioctl(stream, _LOOP_SET_CAPACITY, 0)
+    if _size(Path(device)) < place.size and grows():
+        point = os.open(place.point, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.ioctl(point, _EXT4_IOC_RESIZE_FS, struct.pack("=Q", place.size // _BLOCK))
+        finally:
+            os.close(point)
+
+
+def attach(file: Path, point: Path) -> str:
+    """Mount the file system in *file* at *point*; return its loop device, which goes with the mount."""
+    for folder in (point.parent.parent, point.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+        if stat.S_IMODE(folder.stat().st_mode) & 0o711 != 0o711:
+            folder.chmod(0o711)
+    point.mkdir(exist_ok=True, mode=0o700)
+    device, handle = _loop(file)
+    try:
+        mounts.mount(device, point, "ext4", mounts.NOSUID | mounts.NODEV, _OPTIONS)
+    finally:
+        os.close(handle)
+    return device
+
+
+def detach(point: Path) -> None:
+    """Unmount what is mounted at *point*, if anything is; its content stays."""
+    mounts.unmount(point)
+    with contextlib.suppress(FileNotFoundError):
+        point.rmdir()
+
+
+def detach_all(layout: Layout, name: str) -> None:
+    """Unmount every file system of the environment."""
+    folder = layout.disks(name)
+    with contextlib.suppress(FileNotFoundError):
+        for entry in sorted(os.listdir(folder)):
+            detach(folder / entry)
+        folder.rmdir()
+
+
+def remove(file: Path) -> None:
+    """Remove a file system that is not mounted, with all that is in it."""
+    file.unlink(missing_ok=True)
+    file.with_name(file.name + _NEW).unlink(missing_ok=True)
+
+
+# -- parts -------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def attached(file: Path, point: Path) -> Iterator[None]:
+    """Have the file system in *file* mounted at *point* for a moment."""
+    attach(file, point)
+    try:
+        yield
+    finally:
+        detach(point)
+
+
+def _loop(file: Path) -> tuple[str, int]:
+    """A loop device on *file*, as its name and an open handle: without one, and no mount, it is gone."""
+    backing = os.open(file, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        config = bytearray(304)  # struct loop_config: fd, block_size, struct loop_info64 (lo_flags at 52), reserved
+        struct.pack_into("=II", config, 0, backing, 0)
+        struct.pack_into("=I", config, 8 + 52, _LO_FLAGS_AUTOCLEAR | _LO_FLAGS_DIRECT_IO)
+        for _ in range(_ATTEMPTS):
+            with _CONTROL.open("rb") as control:
+                device = f"/dev/loop{fcntl.ioctl(control, _LOOP_CTL_GET_FREE)}"
+            handle = os.open(device, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                fcntl.ioctl(handle, _LOOP_CONFIGURE, config)
+            except OSError as err:
+                os.close(handle)
+                if err.errno != errno.EBUSY:  # somebody was quicker
+                    raise
+            else:
+                return device, handle
+        raise OSError(errno.EBUSY, "no loop device is free")
+    finally:
+        os.close(backing)
+
+
+def _blank_file(path: Path, size: int) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        os.ftruncate(handle, size)
+        for offset, content in _blank(size):
+            os.pwrite(handle, content, offset)
+    finally:
+        os.close(handle)
+
+
+@functools.lru_cache(maxsize=4)
+def _blank(size: int) -> tuple[tuple[int, bytes], ...]:
+    """What is not zero in an empty ext4 of this size: mkfs runs once for many."""
+    program = shutil.which("mkfs.ext4", path=_PROGRAMS)
+    if program is None:
+        raise MissingError("the program mkfs.ext4", "install it: apt-get install e2fsprogs")
+    handle = os.memfd_create("ext4", os.MFD_CLOEXEC)
+    try:
+        os.ftruncate(handle, size)
+        done = subprocess.run(
+            [
+                *(program, "-q", "-F", "-b", str(_BLOCK), "-i", str(_BYTES_PER_FILE), "-I", "256", "-m", "0"),
+                *("-J", f"size={_JOURNAL}", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard"),
+                f"/proc/self/fd/{handle}",
+            ],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+            pass_fds=(handle,),
+            env={"PATH": _PROGRAMS, "LC_ALL": "C"},
+        )
+        if done.returncode:
+            raise NetspaceError(f"mkfs.ext4: {done.stderr.decode(errors='replace').strip()}")
+        return tuple(_extents(handle, size))
+    finally:
+        os.close(handle)
+
+
+def _extents(handle: int, size: int) -> Iterator[tuple[int, bytes]]:
+    at = 0
+    while at < size:
+        try:
+            at = os.lseek(handle, at, os.SEEK_DATA)
+        except OSError as err:
+            if err.errno == errno.ENXIO:  # nothing more
+                return
+            raise
+        end = os.lseek(handle, at, os.SEEK_HOLE)
+        yield at, os.pread(handle, end - at, at)
+        at = end
+
+
+def _folder(path: Path, owner: int, mode: int) -> None:
+    path.mkdir(exist_ok=True)
+    os.chown(path, owner, owner)
+    path.chmod(mode)
+
+
+def _sync(folder: Path, *, everything: bool = False) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if everything:
+            mounts.sync(handle)
+        else:
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def whole(size: int) -> int:
+    """The size in whole blocks, as a file system has it."""
+    return int(size) // _BLOCK * _BLOCK
+
+
+def room(size: int) -> int:
+    """About how much a file system of *size* can hold: without its journal and its tables."""
+    return size - size * 256 // _BYTES_PER_FILE - (_JOURNAL + 1) * 1024**2

@@ -1,0 +1,248 @@
+"""Every limit that is no disk's: exceeded by one environment while its neighbour goes on; changed; lost and repaired.
+
+The kernel's own counters tell, never a clock.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from environment_host import Host, shell
+
+from netspace.environment import cgroups, mounts
+from netspace.layout import Layout
+
+pytestmark = pytest.mark.root
+
+# Gives the kernel something to do until it is told to end.
+BUSY = "trap 'exit 0' TERM; while :; do :; done"
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@pytest.fixture
+def pair(host: Host) -> Host:
+    """A neighbour beside what is tested."""
+    host.run("neighbour")
+    return host
+
+
+@pytest.fixture
+def on_disk(disk: Path) -> Iterator[None]:
+    """The layers lie on the machine's disk: a sandbox's own state folder is memory."""
+    layers = Layout().layers
+    folder = disk / "layers"
+    folder.mkdir(exist_ok=True)
+    layers.mkdir(parents=True, exist_ok=True)
+    mounts.mount(folder, layers, "none", mounts.BIND)
+    yield
+    mounts.unmount(layers)
+
+
+def goes_on(host: Host, name: str = "neighbour") -> bool:
+    return host.kind.list()[name]["state"] == "running" and host.sh(name, "echo alive") == "alive"
+
+
+def group(host: Host, name: str) -> cgroups.Group:
+    return cgroups.Group(host.kind.making.cgroup(name), mounts.table(), host.kind.making.controllers)
+
+
+def read(host: Host, name: str, file: str) -> str:
+    own = group(host, name)
+    return Path(own._file(file)).read_text().strip()
+
+
+def settle(condition: Callable[[], bool]) -> bool:
+    """Wait until it is so; generously, for it is not the time that is tested."""
+    for _ in range(600):
+        if condition():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+# -- memory -------------------------------------------------------------------------
+
+
+def test_memory_that_is_too_much_ends_the_program_and_not_its_neighbour(pair):
+    eats = shell("sleep 0.3; x=0123456789abcdef; while :; do x=$x$x; done")
+    pair.apply({"web": pair.desired("web", command=eats, restart="never", limits={"memory": "16M"})})
+    assert settle(lambda: pair.kind.list()["web"]["state"] != "running")
+    assert pair.kind.list()["web"]["exit"] in ("oom", "signal 9")
+    assert goes_on(pair)
+
+
+def test_there_is_no_swap(pair):
+    pair.run("web", limits={"memory": "32M"})
+    limits = pair.kind.recorded()["web"].spec.limits
+    found = {one.file: one for one in cgroups.settings(limits, (), group(pair, "web").unified)}
+    for file in ("memory.memsw.limit_in_bytes", "memory.swap.max"):
+        if file in found and Path(group(pair, "web")._file(file)).exists():
+            assert read(pair, "web", file) == found[file].value
+            return
+    # Without swap accounting the kernel counts no swap; then there must be none.
+    assert len(Path("/proc/swaps").read_text().splitlines()) == 1
+
+
+# -- CPU -----------------------------------------------------------------------------
+
+
+def test_cpu_time_is_bounded_and_the_neighbour_has_its_own(host):
+    host.run("web", command=shell(BUSY), limits={"cpus": 0.1})
+    host.run("neighbour", command=shell(BUSY), limits={"cpus": 0.5})
+
+    def used(name: str) -> float:
+        user, system = Path(f"/proc/{host.pid(name)}/stat").read_text().rsplit(") ", 1)[1].split()[11:13]
+        return (int(user) + int(system)) / TICKS
+
+    start = {name: used(name) for name in ("web", "neighbour")}
+    began = time.monotonic()
+    # Until the neighbour has had a second of CPU time, however long that takes.
+    assert settle(lambda: used("neighbour") - start["neighbour"] > 1.0)
+    passed = time.monotonic() - began
+    # Far from what an unbounded one would have had, and not more than its share of the time that passed.
+    assert used("web") - start["web"] < 0.1 * passed * 1.5 + 0.2
+    assert int(read(host, "web", "cpu.stat").split("nr_throttled ")[1].split()[0]) > 0
+
+
+# -- processes and files -------------------------------------------------------------
+
+
+def test_processes_are_refused_and_the_neighbour_s_are_not(pair):
+    pair.run("web", limits={"pids": 6})
+    out = pair.sh("web", "for i in 1 2 3 4 5 6 7 8; do sleep 5 & done; echo through")
+    assert "can't fork" in out
+    assert int(read(pair, "web", "pids.events").split()[-1]) > 0 or "Resource" in out
+    assert int(read(pair, "web", "pids.current")) <= 6
+    assert "can't fork" not in pair.sh("neighbour", "for i in 1 2 3 4 5 6 7 8; do sleep 0 & done; wait; echo through")
+
+
+def test_open_files_are_refused(pair):
+    pair.run("web", limits={"files": 64})
+    # Each shell opens one more and has the next one inherit them.
+    script = "opens() { [ $1 = 0 ] || opens $(($1 - 1)) </etc/motd; }; opens 80 && echo all"
+    assert "all" not in pair.sh("web", script).splitlines()
+    assert pair.sh("neighbour", script).splitlines()[-1] == "all"
+
+
+@pytest.mark.parametrize(("key", "folder"), [("shm", "/dev/shm"), ("tmp", "/tmp")])
+def test_the_folders_in_memory_are_full_at_their_size(pair, key, folder):
+    pair.run("web", limits={key: "1M"})
+    out = pair.sh("web", f"busybox dd if=/dev/zero of={folder}/big bs=65536 count=32 2>&1")
+    assert "No space left on device" in out
+    assert "No space" not in pair.sh("neighbour", f"busybox dd if=/dev/zero of={folder}/big bs=65536 count=32 2>&1")
+
+
+def test_the_number_of_files_in_memory_is_bounded(pair):
+    """Their names and inodes are the environment's own memory, so these are full before the host's is."""
+    pair.run("web", limits={"memory": "16M", "tmp": "4K"}, restart="never")
+    out = pair.sh("web", "cd /tmp; i=0; while touch $i; do i=$((i+1)); done 2>&1; echo made $i")
+    assert goes_on(pair)
+    assert "No space left" in out or "made" not in out
+
+
+def test_locked_memory_core_files_and_message_queues_are_bounded(pair):
+    pair.run("web")
+    out = pair.sh("web", "ulimit -l; ulimit -c; ulimit -u")
+    assert out.split() == ["64", "0", "128"]
+    assert Path(f"/proc/{pair.pid('web')}/limits").read_text().split("Max msgqueue size")[1].split()[:2] == ["0", "0"]
+
+
+# -- io ------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("on_disk")
+@pytest.mark.parametrize("limits", [{}, {"disk": "64M"}])
+def test_writing_is_slowed_down_and_the_neighbour_s_is_not(host, writable, limits):
+    """Two write as much at once; the bounded one is not done when the other is."""
+    if host.kind.observe().idle or "io" not in host.kind.making.controllers:
+        pytest.skip("this machine has no disk of its own, or no controller")
+    host.run("web", image=writable, limits={**limits, "io": {"write": "1M"}})
+    host.run("neighbour", image=writable, limits=limits)
+    write = "busybox dd if=/dev/zero of=/var/big bs=65536 count=64 conv=fsync; echo written"
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(host.sh, "web", write)
+        # 4 MiB are the matter of a moment for one, of some seconds for the other.
+        assert "written" in host.sh("neighbour", write)
+        assert not slow.done()
+        assert "written" in slow.result()
+    (device,) = host.kind.making.devices(host.kind.recorded()["web"].spec)
+    pid = host.pid("web")
+    for io, rate in (({"write": "512K", "read_ops": 100}, 512 * 1024), ({}, 0)):
+        wanted = {"web": host.desired("web", image=writable, limits={**limits, "io": io})}
+        assert host.plan(wanted).steps[0].action == "update"
+        assert host.apply(wanted)["web"].error == ""
+        assert group(host, "web").differing(wanted["web"].spec.limits, [device]) == ()
+        assert (f"{device[0]}:{device[1]} {rate}" in read(host, "web", "blkio.throttle.write_bps_device")) == (rate > 0)
+        assert host.pid("web") == pid
+        assert host.plan(wanted).steps == []
+
+
+def test_rates_where_there_is_no_disk_are_said_to_mean_nothing(host):
+    plan = host.plan({"web": host.desired("web", limits={"io": {"write": "1M"}})})
+    assert "run without limits:io, since this host has its state folder on no disk: web" in plan.notes[-1]
+
+
+# -- changes ----------------------------------------------------------------------------
+
+
+def test_what_cgroups_keep_changes_without_a_restart(host):
+    host.run("web", limits={"memory": "64M", "cpus": 0.5, "pids": 32})
+    pid = host.pid("web")
+    for memory, cpus, pids in (("128M", 2, 16), ("32M", 0.2, 8)):
+        wanted = {"web": host.desired("web", limits={"memory": memory, "cpus": cpus, "pids": pids})}
+        (step,) = host.plan(wanted).steps
+        assert (step.action, sorted(step.changes)) == ("update", ["limits:cpus", "limits:memory", "limits:pids"])
+        assert host.apply(wanted)["web"].error == ""
+        assert host.pid("web") == pid
+        record = host.kind.recorded()["web"]
+        assert group(host, "web").differing(record.spec.limits, ()) == ()
+        assert host.plan(wanted).steps == []
+    # And a start after that has them as well.
+    host.operations.restart(["web"])
+    assert host.plan(wanted).steps == []
+    assert "can't fork" in host.sh("web", "for i in 1 2 3 4 5 6 7 8; do sleep 1 & done")
+
+
+@pytest.mark.parametrize("key", ["files", "shm", "tmp", "pids"])
+def test_what_needs_a_restart_says_why(host, key):
+    host.run("web")
+    (step,) = host.plan({"web": host.desired("web", limits={key: 65536})}).steps
+    assert step.action == "restart"
+    assert step.reason
+
+
+def test_memory_that_is_in_use_can_t_be_taken_away_unseen(host):
+    host.run("web", limits={"memory": "64M"})
+    host.sh("web", "head -c 30000000 /dev/zero > /tmp/big")
+    wanted = {"web": host.desired("web", limits={"memory": "8M"})}
+    outcome = host.apply(wanted)["web"]
+    if outcome.error:  # version 1 refuses; version 2 kills
+        assert "limits:memory: it uses more than that now" in outcome.error
+        (step,) = host.plan(wanted).steps
+        assert "memory" in step.reason
+    host.sh("web", "rm -f /tmp/big")
+    host.apply(wanted)
+    assert host.plan(wanted).steps == []
+
+
+@pytest.mark.parametrize(("key", "value"), [("memory", "-1"), ("cpus", "-1"), ("pids", "max")])
+def test_a_limit_lifted_by_hand_is_seen_and_repaired(host, key, value):
+    host.run("web", limits={"memory": "32M", "cpus": 0.5, "pids": 16})
+    wanted = {"web": host.desired("web", limits={"memory": "32M", "cpus": 0.5, "pids": 16})}
+    pid = host.pid("web")
+    own = group(host, "web")
+    for one in reversed(cgroups.settings(wanted["web"].spec.limits, (), own.unified)):
+        if one.key == key and "period" not in one.file:
+            path = Path(own._file(one.file))
+            if path.exists():
+                path.write_text("max" if own.unified else value)
+    (step,) = host.plan(wanted).steps
+    assert (step.action, step.reason) == ("update", f"not as it was declared: {key}")
+    assert host.apply(wanted)["web"].error == ""
+    assert host.pid("web") == pid
+    assert host.plan(wanted).steps == []

@@ -1,0 +1,341 @@
+"""Limits without a kernel: what cgroups of both versions are told, what changes how, which sizes are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from netspace.environment import cgroups, compare, disks, mounts, oci
+from netspace.environment.compare import DesiredEnvironment
+from netspace.environment.disks import Disk
+from netspace.environment.ids import FIRST
+from netspace.environment.images import Image
+from netspace.environment.images.sources import Defaults
+from netspace.environment.observe import Observed, Seen
+from netspace.environment.records import Record
+from netspace.errors import NetspaceError, SpecError
+from netspace.layout import Layout
+from netspace.spec import parse
+from netspace.spec.types import Io, Limits, Size
+from netspace.supervision import Status
+
+MIB = 1024**2
+DISK = (254, 0)
+
+
+def desired(**keys):
+    return DesiredEnvironment(parse.environment("web", {"image": "tar:/x.tar", "command": ["/x"], **keys}))
+
+
+def seen(want, **found):
+    record = Record(want.spec, "running", FIRST, Image("d" * 64, "i", Defaults()), "c", "r", {})
+    return Seen(record, Status("running", 1), True, {}, **found)
+
+
+def plan(before, after, **found):
+    grows = found.pop("grows", True)
+    return compare.plan({"web": after}, Observed({"web": seen(before, **found)}, {}, "r", grows=grows))
+
+
+def values(limits, unified, devices=(DISK,)):
+    return {
+        one.file + (":" + one.value.split()[0] if one.key == "io" else ""): one.value
+        for one in cgroups.settings(limits, devices, unified)
+    }
+
+
+LIMITS = Limits(memory=Size(64 * MIB), cpus=0.25, pids=9, io=Io(read=Size(MIB), write_ops=20))
+
+
+def test_version_1_is_told_all_of_them():
+    assert values(LIMITS, unified=False) == {
+        "memory.limit_in_bytes": str(64 * MIB),
+        "memory.memsw.limit_in_bytes": str(64 * MIB),
+        "cpu.cfs_period_us": "100000",
+        "cpu.cfs_quota_us": "25000",
+        "pids.max": "9",
+        "blkio.throttle.read_bps_device:254:0": f"254:0 {MIB}",
+        # Nought lifts what was there before.
+        "blkio.throttle.write_bps_device:254:0": "254:0 0",
+        "blkio.throttle.read_iops_device:254:0": "254:0 0",
+        "blkio.throttle.write_iops_device:254:0": "254:0 20",
+    }
+
+
+def test_version_2_is_told_all_of_them():
+    assert values(LIMITS, unified=True) == {
+        "memory.max": str(64 * MIB),
+        "memory.swap.max": "0",
+        "cpu.max": "25000 100000",
+        "pids.max": "9",
+        "io.max:254:0": f"254:0 rbps={MIB} wbps=max riops=max wiops=20",
+    }
+
+
+def render(limits, **options):
+    spec = parse.environment("web", {"image": "tar:/x", "command": ["/x"], "limits": limits})
+    return oci.config("web", spec, layout=Layout(), base=FIRST, cgroup="/x", **options)["linux"]["resources"]
+
+
+def test_a_start_has_the_same_limits_as_a_change_in_place():
+    limits = {"memory": "64M", "cpus": 0.25, "pids": 9, "io": {"read": "1M", "write_ops": 20}}
+    found = render(limits, disks=[DISK])
+    assert found["memory"] == {"limit": 64 * MIB, "swap": 64 * MIB}
+    assert found["cpu"] == {"quota": 25000, "period": 100000}
+    assert found["pids"] == {"limit": 9}
+    assert found["blockIO"] == {
+        "throttleReadBpsDevice": [{"major": 254, "minor": 0, "rate": MIB}],
+        "throttleWriteIOPSDevice": [{"major": 254, "minor": 0, "rate": 20}],
+    }
+    assert "unified" not in found
+
+
+def test_version_2_ends_an_environment_without_memory_as_a_whole():
+    assert render({}, unified=True)["unified"] == {"memory.oom.group": "1"}
+    assert "unified" not in render({}, unified=True, controllers={"cpu"})
+
+
+@pytest.mark.parametrize("options", [{}, {"disks": [DISK], "controllers": {"memory", "cpu", "pids"}}])
+def test_rates_are_left_out_where_nothing_keeps_them(options):
+    assert "blockIO" not in render({"io": {"read": "1M"}}, **options)
+
+
+def test_what_version_1_calls_blkio_keeps_io():
+    assert cgroups.limits({"blkio", "memory", "devices", "freezer"}) == {"io", "memory"}
+
+
+@pytest.mark.parametrize(
+    ("file", "wanted", "now", "same"),
+    [
+        ("memory.max", "4096", "4096\n", True),
+        ("memory.max", "5000", "4096\n", True),
+        ("memory.max", "4096", "max\n", False),
+        ("memory.limit_in_bytes", "4096", "8192\n", False),
+    ],
+)
+def test_memory_is_compared_in_pages(file, wanted, now, same):
+    assert cgroups._same(cgroups.Setting("memory", file, wanted), now) == same
+
+
+@pytest.mark.parametrize(
+    ("wanted", "now", "same"),
+    [
+        ("254:0 100", "254:0 100\n7:0 5\n", True),
+        ("254:0 100", "7:0 100\n", False),
+        ("254:0 0", "", True),
+        ("254:0 0", "254:0 7\n", False),
+        ("254:0 rbps=1 wbps=max riops=max wiops=max", "254:0 rbps=1 wbps=max riops=max wiops=max\n", True),
+        ("254:0 rbps=max wbps=max riops=max wiops=max", "", True),
+        ("254:0 rbps=max wbps=max riops=max wiops=max", "254:0 rbps=1 wbps=max riops=max wiops=max", False),
+    ],
+)
+def test_rates_are_compared_by_disk(wanted, now, same):
+    assert cgroups._same(cgroups.Setting("io", "io.max", wanted), now) == same
+
+
+def hierarchy(tmp_path, monkeypatch, unified):
+    """A cgroup as files, in version 1 or 2."""
+    monkeypatch.setattr(cgroups, "ROOT", str(tmp_path))
+    root = str(tmp_path)
+    if unified:
+        mounted = {root: mounts.Mount(root, "cgroup2", "cgroup2")}
+    else:
+        mounted = {
+            f"{root}/{own}": mounts.Mount(f"{root}/{own}", "cgroup", "cgroup")
+            for own in ("memory", "cpu,cpuacct", "pids", "blkio")
+        }
+    own = cgroups.Group("/web", mounted, set(cgroups.CONTROLLERS.values()))
+    for one in cgroups.settings(Limits(), (DISK,), unified):
+        path = Path(own._file(one.file))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("0")
+    return own
+
+
+@pytest.mark.parametrize("unified", [False, True])
+def test_a_running_one_is_changed_in_its_files(tmp_path, monkeypatch, unified):
+    own = hierarchy(tmp_path, monkeypatch, unified)
+    assert set(own.differing(LIMITS, ())) == {"memory", "cpus", "pids"}
+    own.change(LIMITS, ())
+    assert own.differing(LIMITS, ()) == ()
+    assert own.differing(dataclasses_replace(LIMITS, pids=10), ()) == ("pids",)
+
+
+def dataclasses_replace(value, **changes):
+    import msgspec
+
+    return msgspec.structs.replace(value, **changes)
+
+
+@pytest.mark.parametrize("unified", [False, True])
+def test_one_that_doesn_t_run_has_no_files_and_no_error(tmp_path, monkeypatch, unified):
+    own = hierarchy(tmp_path, monkeypatch, unified)
+    other = cgroups.Group("/stopped", {}, set(cgroups.CONTROLLERS.values()))
+    other.unified, other._folders = (
+        own.unified,
+        {key: value.replace("/web", "/stopped") for key, value in own._folders.items()},
+    )
+    assert other.differing(LIMITS, (DISK,)) == ()
+    other.change(LIMITS, (DISK,))
+
+
+def test_memory_in_use_is_a_clear_error(tmp_path, monkeypatch):
+    own = hierarchy(tmp_path, monkeypatch, False)
+
+    def busy(file, value):
+        if "memory" in file:
+            raise OSError(16, "Device or resource busy")
+
+    monkeypatch.setattr(cgroups, "_write", busy)
+    with pytest.raises(NetspaceError, match="limits:memory: it uses more than that now"):
+        own.change(LIMITS, ())
+
+
+# -- what changes how -----------------------------------------------------------------
+
+TUNED = [
+    ({"memory": "64M"}, {"memory": "1G"}),
+    ({"memory": "1G"}, {"memory": "64M"}),
+    ({"cpus": 1}, {"cpus": 3}),
+    ({"pids": 9}, {"pids": 8}),
+    ({"io": {"read": "1M"}}, {"io": {"write": "1M"}}),
+    ({"io": {"read": "1M"}}, {}),
+    ({"disk": "16M"}, {"disk": "17M"}),
+]
+FIXED = [
+    ({"pids": 8}, {"pids": 9}),
+    ({"files": 64}, {"files": 65}),
+    ({"shm": 0}, {"shm": 4096}),
+    ({"tmp": 0}, {"tmp": 4096}),
+    ({"disk": "17M"}, {"disk": "16M"}),
+    ({}, {"disk": "16M"}),
+    ({"disk": "16M"}, {}),
+]
+
+
+@pytest.mark.parametrize(("before", "after"), TUNED)
+def test_these_change_in_place(before, after):
+    (step,) = plan(desired(limits=before), desired(limits=after)).steps
+    assert (step.action, step.data.tune, step.data.stop) == ("update", True, False)
+
+
+@pytest.mark.parametrize(("before", "after"), FIXED)
+def test_these_need_a_restart_and_say_why(before, after):
+    (step,) = plan(desired(limits=before), desired(limits=after)).steps
+    assert (step.action, step.data.tune) == ("restart", False)
+    assert step.reason in compare._FIXED.values()
+
+
+def volumes(size, **more):
+    return desired(volumes=[{"target": "/data", "size": size, **more}])
+
+
+def test_a_volume_grows_in_place_and_changes_otherwise_by_a_restart():
+    for before, after, grows, action in (
+        (volumes("16M"), volumes("17M"), True, "update"),
+        (volumes("16M"), volumes("17M"), False, "restart"),
+        (volumes("17M"), volumes("16M"), True, "restart"),
+        (volumes("16M"), volumes("17M", read_only=True), True, "restart"),
+        (volumes("16M"), desired(), True, "restart"),
+        (desired(), volumes("16M"), True, "restart"),
+    ):
+        (step,) = plan(before, after, grows=grows).steps
+        assert step.action == action, (before.spec.volumes, after.spec.volumes)
+
+
+def test_what_is_not_as_recorded_is_repaired_in_place():
+    want = desired(limits={"disk": "64M"})
+    (step,) = plan(want, want, differing=("memory",), disks={disks.LAYER: Disk(32 * MIB, 0)}).steps
+    assert (step.action, step.data.tune, step.reason) == ("update", True, "not as it was declared: memory, layer")
+    assert plan(want, want, disks={disks.LAYER: Disk(64 * MIB, 0)}).steps == []
+
+
+def test_no_size_is_below_what_is_held():
+    found = {disks.LAYER: Disk(64 * MIB, 30 * MIB), "/data": Disk(64 * MIB, 30 * MIB)}
+    told = plan(desired(limits={"disk": "64M"}), desired(limits={"disk": "32M"}), disks=found)
+    assert told.steps == []
+    assert told.refusals[0].message == "limits:disk: it holds 30.0 MiB already, 33554432 bytes have no room for that"
+    told = plan(volumes("64M"), volumes("32M"), disks=found)
+    assert "volume /data: its size: it holds" in told.refusals[0].message
+    assert plan(volumes("64M"), volumes("48M"), disks=found).steps[0].action == "restart"
+
+
+def test_a_layer_without_a_record_is_told_of():
+    observed = Observed({}, {}, "r", unrecorded=frozenset({"web", "old"}))
+    told = compare.plan({"web": desired()}, observed)
+    assert told.steps[0].reason == "its record was lost; the layer that is there is kept"
+    assert told.notes[0].startswith("environment old has no record, but there is a layer of it")
+
+
+@given(st.integers(16 * MIB, 2**44))
+def test_a_file_system_has_room_for_less_than_its_size(size):
+    assert 0 < disks.room(size) < disks.whole(size) <= size
+
+
+@pytest.mark.parametrize(
+    ("volume", "message"),
+    [
+        ({"target": "/data"}, "volumes:0: needs a source (a folder of the host) or a size"),
+        ({"target": "/data", "source": "/srv/x", "size": "1G"}, "volumes:0:size: the size of a host's folder"),
+        ({"target": "/data", "size": "1M"}, "volumes:0:size: 1048576 is out of"),
+        ({"target": "/" + "ä" * 40, "size": "1G"}, "volumes:0:target: longer than 200"),
+    ],
+)
+def test_a_volume_is_a_folder_or_has_a_size(volume, message):
+    with pytest.raises(SpecError) as caught:
+        desired(volumes=[volume])
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "limits", [{"disk": "1M"}, {"disk": 0}, {"io": {"read": 1}}, {"io": {"write_ops": 0}}, {"io": {"reads": 1}}]
+)
+def test_senseless_limits_are_refused(limits):
+    with pytest.raises(SpecError):
+        desired(limits=limits)
+
+
+# -- one folder under two names --------------------------------------------------------
+
+MOUNTED = mounts.table(
+    "1 0 8:1 / / rw - ext4 /dev/sda1 rw\n"
+    "2 1 8:1 /srv/a /mnt/alias rw - ext4 /dev/sda1 rw\n"
+    "3 1 8:2 / /data rw - ext4 /dev/sda2 rw\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("path", "origin"),
+    [
+        ("/srv/a/x", ("8:1", "/srv/a/x")),
+        ("/mnt/alias", ("8:1", "/srv/a")),
+        ("/mnt/alias/x", ("8:1", "/srv/a/x")),
+        ("/mnt/aliased", ("8:1", "/mnt/aliased")),
+        ("/data", ("8:2", "/")),
+        ("/data/x", ("8:2", "/x")),
+        ("/", ("8:1", "/")),
+    ],
+)
+def test_a_path_has_one_origin(path, origin):
+    assert mounts.origin(path, MOUNTED) == origin
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "refused"),
+    [
+        ("/srv/a", "/mnt/alias", True),
+        ("/srv/a/x", "/mnt/alias", True),
+        ("/srv/a", "/mnt/alias/x", True),
+        ("/srv/a/x", "/mnt/alias/y", False),
+        ("/srv/a", "/data/srv/a", False),
+    ],
+)
+@pytest.mark.parametrize("together", [False, True])
+def test_a_folder_under_another_name_is_not_given_twice(one, other, refused, together):
+    first, second = (desired(volumes=[{"source": source, "target": "/v"}]) for source in (one, other))
+    observed = Observed({} if together else {"one": seen(first)}, {}, "r", mounted=MOUNTED)
+    told = compare.plan({"one": first, "other": second} if together else {"other": second}, observed)
+    assert [refusal.name for refusal in told.refusals] == (["other"] if refused else [])
