@@ -26,7 +26,7 @@ from typing import Any
 import msgspec
 
 from netspace import files
-from netspace.environment import ids, kit, mounts, oci, probe, records, rootfs, runtime
+from netspace.environment import cgroups, ids, kit, mounts, oci, probe, records, rootfs, runtime
 from netspace.environment.making import Making
 from netspace.environment.records import Record
 from netspace.errors import NetspaceError
@@ -166,8 +166,8 @@ def _limits(making: Making, original: Record) -> dict[str, Any]:
     found: dict[str, Any] = {
         key: value for key, value in parse.encode(original.spec.limits).items() if isinstance(value, int | float)
     }
-    for key, controller in oci.CONTROLLERS.items():
-        if controller not in making.controllers:
+    for key, controller in cgroups.CONTROLLERS.items():
+        if key in found and controller not in making.controllers:
             found[key] = {"skip": f"this host has no cgroup controller for {key}: no limit is kept"}
     return found
 
