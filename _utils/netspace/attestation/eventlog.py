@@ -9,6 +9,7 @@ itself: only when it replays to quoted values is it what the TPM saw. No file is
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -54,13 +55,16 @@ class EventLog:
         """
         if bank not in self.banks:
             raise LogMismatch(f"the boot log has no {bank} digests, only {', '.join(self.banks) or 'none'}")
-        size = hashlib.new(bank).digest_size
+        digest_of = getattr(hashlib, bank)
+        size = digest_of().digest_size
         values: dict[int, bytes] = {}
         for event in self.events:
             if event.type == NO_ACTION:
                 continue
-            start = bytes((*bytes(size - 1), self.locality if event.pcr == 0 else 0))
-            values[event.pcr] = hashlib.new(bank, values.get(event.pcr, start) + event.digests[bank]).digest()
+            before = values.get(event.pcr)
+            if before is None:
+                before = bytes((*bytes(size - 1), self.locality if event.pcr == 0 else 0))
+            values[event.pcr] = digest_of(before + event.digests[bank]).digest()
         return values
 
     def check(
@@ -118,10 +122,11 @@ def parse(raw: bytes) -> EventLog:
     first = _event_sha1(reader)
     sizes = _header(first)
     events = [first]
+    usual = _Layout(sizes)
     while reader.left:
         if len(events) == MAX_EVENTS:
             raise LogMalformed(f"boot log: more than {MAX_EVENTS} events")
-        events.append(_event(reader, sizes) if sizes else _event_sha1(reader))
+        events.append(_event(reader, sizes, usual) if sizes else _event_sha1(reader))
     measured = [event for event in events if event.type != NO_ACTION]
     named = [BANKS[alg] for alg in sizes if alg in BANKS] if sizes else ["sha1"]
     banks = tuple(bank for bank in named if all(bank in event.digests for event in measured))
@@ -157,8 +162,11 @@ def _event_sha1(reader: _Reader) -> Event:
     return _checked(Event(pcr, kind, {"sha1": digest}, reader.take(reader.number(4))))
 
 
-def _event(reader: _Reader, sizes: Mapping[int, int]) -> Event:
+def _event(reader: _Reader, sizes: Mapping[int, int], usual: _Layout) -> Event:
     """TCG_PCR_EVENT2."""
+    event = usual.event(reader)
+    if event is not None:
+        return event
     pcr, kind, count = reader.number(4), reader.number(4), reader.number(4)
     if count > len(sizes):
         raise LogMalformed(f"boot log: an event with {count} digests; the log has {len(sizes)} algorithms")
@@ -173,6 +181,29 @@ def _event(reader: _Reader, sizes: Mapping[int, int]) -> Event:
         if algorithm in BANKS:
             digests[BANKS[algorithm]] = digest
     return _checked(Event(pcr, kind, digests, reader.take(reader.number(4))))
+
+
+class _Layout:
+    """How almost every event looks: a digest for each algorithm, in the header's order. Read at one go, for speed."""
+
+    def __init__(self, sizes: Mapping[int, int]) -> None:
+        self._struct = struct.Struct("<III" + "".join(f"H{size}s" for size in sizes.values()) + "I")
+        self._algorithms = tuple(sizes)
+        self._names = [(BANKS[algorithm], 4 + 2 * at) for at, algorithm in enumerate(sizes) if algorithm in BANKS]
+        self._last = 3 + 2 * len(sizes)
+
+    def event(self, reader: _Reader) -> Event | None:
+        """Return the next event; None, with nothing read, where it looks otherwise."""
+        end = reader.at + self._struct.size
+        if end > len(reader.data):
+            return None
+        found = self._struct.unpack_from(reader.data, reader.at)
+        if found[2] != len(self._algorithms) or found[3 : self._last : 2] != self._algorithms:
+            return None
+        reader.at = end
+        return _checked(
+            Event(found[0], found[1], {name: found[at] for name, at in self._names}, reader.take(found[-1]))
+        )
 
 
 def _checked(event: Event) -> Event:

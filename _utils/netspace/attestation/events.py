@@ -92,7 +92,8 @@ def type_name(kind: int) -> str:
 
 def proved(event: Event, bank: str, data: bytes | None = None) -> bool:
     """Whether the event's digest in *bank* is of its data (or of *data*): only then was that measured."""
-    return event.digests.get(bank) == hashlib.new(bank, event.data if data is None else data).digest()
+    expected: bytes = getattr(hashlib, bank)(event.data if data is None else data).digest()
+    return event.digests.get(bank) == expected
 
 
 def variable(data: bytes) -> Variable | None:

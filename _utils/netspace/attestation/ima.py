@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import hmac
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -24,6 +25,8 @@ MAX_LINES = 500_000
 MAX_ENTRY = 1024 * 1024
 MAX_NAME = 255
 _ZERO = bytes(20)
+# struct ima_template_entry as it is shown: PCR, SHA-1, length of the template's name.
+_HEAD, _SIZE = struct.Struct("<I20sI"), struct.Struct("<I")
 # The original template's file name is hashed as a buffer of this size (IMA_EVENT_NAME_LEN_MAX + 1).
 _PADDED = 256
 # Templates whose first fields are a digest with its algorithm and a file name.
@@ -85,30 +88,30 @@ def parse(raw: bytes) -> list[Entry]:
     if size > MAX_LIST:
         raise ListMalformed(f"IMA list: {size} bytes, at most {MAX_LIST} are possible at once")
     found: list[Entry] = []
-    number = int.from_bytes
+    head_of, size_of, make, add = _HEAD.unpack_from, _SIZE.unpack_from, tuple.__new__, found.append
     at = 0
-    while at < size:
-        head = at + 28
-        if head > size:
-            raise _short(found, size)
-        pcr, length = number(raw[at : at + 4], "little"), number(raw[at + 24 : head], "little")
-        if pcr != PCR or not 0 < length <= MAX_NAME:
-            raise ListMalformed(f"IMA list: line {len(found)}: PCR {pcr}, a template's name of {length} bytes")
-        digest = raw[at + 4 : at + 24]
-        at = head + length
-        template = raw[head:at]
-        if template == b"ima":  # the only one whose data has no length before it
-            length = 24 + number(raw[at + 20 : at + 24], "little")
-        else:
-            length = number(raw[at : at + 4], "little")
-            at += 4
-        end = at + length
-        if length > MAX_ENTRY or len(found) == MAX_LINES:
-            raise ListMalformed(f"IMA list: line {len(found)}: {length} bytes, or more than {MAX_LINES} lines")
-        if end > size:
-            raise _short(found, size)
-        found.append(Entry(digest, template, raw[at:end]))
-        at = end
+    try:
+        while at < size:
+            pcr, digest, length = head_of(raw, at)
+            if pcr != PCR or not 0 < length <= MAX_NAME:
+                raise ListMalformed(f"IMA list: line {len(found)}: PCR {pcr}, a template's name of {length} bytes")
+            head = at + 28
+            at = head + length
+            template = raw[head:at]
+            if template == b"ima":  # the only one whose data has no length before it
+                length = 24 + size_of(raw, at + 20)[0]
+            else:
+                length = size_of(raw, at)[0]
+                at += 4
+            end = at + length
+            if length > MAX_ENTRY or len(found) == MAX_LINES:
+                raise ListMalformed(f"IMA list: line {len(found)}: {length} bytes, or more than {MAX_LINES} lines")
+            if end > size:
+                raise _short(found, size)
+            add(make(Entry, (digest, template, raw[at:end])))
+            at = end
+    except struct.error:
+        raise _short(found, size) from None
     return found
 
 
@@ -198,6 +201,11 @@ def file(entry: Entry) -> File | None:
             return None
         signature = data[start : start + int.from_bytes(data[end:start], "little")]
     return File(path[:-1], digest, signature)
+
+
+def line(path: bytes, digest: bytes) -> bytes:
+    """Return the data of an ``ima-ng`` line; ``ima-sig`` has the signature's length and the signature after it."""
+    return _sized(digest) + _sized(path + b"\0")
 
 
 def boot_aggregate(entries: list[Entry]) -> bytes | None:

@@ -374,9 +374,13 @@ def _aggregate(entries: list[ima.Entry], quoted: Mapping[int, bytes]) -> None:
 
 
 def _first_refused(entries: list[ima.Entry], count: int, first: int, policy: Ima) -> tuple[str, str] | None:
+    listed = policy.listed
     for number in range(count):
         entry = entries[number]
-        if entry.violation:
+        violation = entry.violation
+        if not violation and listed(entry):
+            continue
+        if violation:
             # What it says of a file is not measured, so no path can excuse it.
             if not policy.ignore_violations:
                 return Violation.code, f"line {first + number}: a file was written while it was measured"

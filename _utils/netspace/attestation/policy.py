@@ -34,7 +34,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from netspace.attestation.ima import File
+from netspace.attestation.ima import Entry, File, line
 from netspace.errors import NetspaceError
 
 if TYPE_CHECKING:
@@ -158,18 +158,28 @@ class Boot:
 class Ima:
     """Rules for what is run.
 
-    :param files: digests as the kernel writes them, by path.
+    :param lines: what :func:`netspace.attestation.ima.line` makes of each allowed file: so most lines of a
+        list are judged by one look-up, without being taken apart.
     """
 
-    files: Mapping[bytes, frozenset[bytes]]
+    lines: frozenset[bytes]
     keys: Keyring
     exclude: tuple[Pattern, ...]
     entries: frozenset[bytes]
     ignore_violations: bool
 
+    def listed(self, entry: Entry) -> bool:
+        """Whether a line is one of an allowed file, without a signature or with an empty one."""
+        data = entry[2]
+        if entry[1] == b"ima-sig" and data[-4:] == b"\0\0\0\0":
+            data = data[:-4]
+        elif entry[1] != b"ima-ng":
+            return False
+        return data in self.lines
+
     def allows(self, file: File) -> bool:
         """Whether *file* may run: listed, signed, or excluded."""
-        if file.digest in self.files.get(file.path, ()) or self.keys.signed(file):
+        if line(file.path, file.digest) in self.lines or self.keys.signed(file):
             return True
         if not self.exclude:
             return False
@@ -249,19 +259,18 @@ def _ima(data: Any) -> Ima:
     listed = found.get("files", {})
     if not isinstance(listed, Mapping) or len(listed) > MAX_FILES:
         raise PolicyError(f"{at}:files: expected a mapping of at most {MAX_FILES} paths")
-    files: dict[bytes, frozenset[bytes]] = {}
+    lines: set[bytes] = set()
     for path, digests in listed.items():
         if not isinstance(path, str) or not path or len(path) > 4096:
             raise PolicyError(f"{at}:files: {path!r:.60}: not a path")
-        files[_text(path, f"{at}:files")] = frozenset(
-            _named(one, f"{at}:files:{path[:60]}") for one in _list(digests, f"{at}:files:{path[:60]}")
-        )
+        raw, where = _text(path, f"{at}:files"), f"{at}:files:{path[:60]}"
+        lines.update(line(raw, _named(one, where)) for one in _list(digests, where))
     exclude = _patterns(found.get("exclude", []), f"{at}:exclude")
     for pattern in exclude:
         if not pattern.text.strip("*/"):
             raise PolicyError(f"{at}:exclude: {pattern.text!r} would exclude every file")
     return Ima(
-        files,
+        frozenset(lines),
         Keyring(_keys(found.get("keys", []), f"{at}:keys")),
         exclude,
         _digests(found.get("entries", []), f"{at}:entries"),

@@ -8,6 +8,7 @@ a signature, reads a file or talks to a TPM.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -248,16 +249,22 @@ class Public:
 
         :raises Malformed: when the numbers are no key (a point off its curve).
         """
-        from cryptography.hazmat.primitives.asymmetric import ec, rsa
-
         try:
-            if self.type == RSA:
-                return rsa.RSAPublicNumbers(self.exponent, int.from_bytes(self.unique[0], "big")).public_key()
-            curves: dict[str, Callable[[], ec.EllipticCurve]] = {"secp256r1": ec.SECP256R1, "secp384r1": ec.SECP384R1}
-            x, y = (int.from_bytes(part, "big") for part in self.unique)
-            return ec.EllipticCurvePublicNumbers(x, y, curves[CURVES[self.size][0]]()).public_key()
+            return _key(self.type, self.size, self.exponent, self.unique)
         except ValueError as err:
             raise Malformed(f"TPMT_PUBLIC: not a key: {err}") from err
+
+
+@functools.lru_cache(maxsize=1024)
+def _key(kind: int, size: int, exponent: int, unique: tuple[bytes, ...]) -> PublicKey:
+    """A verifier meets the same attestation key again and again, and a point takes longer to check than a quote."""
+    from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+    if kind == RSA:
+        return rsa.RSAPublicNumbers(exponent, int.from_bytes(unique[0], "big")).public_key()
+    curves: dict[str, Callable[[], ec.EllipticCurve]] = {"secp256r1": ec.SECP256R1, "secp384r1": ec.SECP384R1}
+    x, y = (int.from_bytes(part, "big") for part in unique)
+    return ec.EllipticCurvePublicNumbers(x, y, curves[CURVES[size][0]]()).public_key()
 
 
 def public(raw: bytes) -> Public:

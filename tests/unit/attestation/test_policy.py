@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from netspace.attestation import policy
+from netspace.attestation import ima, policy
 from netspace.attestation.policy import Pattern, PolicyError
 
 DIGEST = "ab" * 32
@@ -37,7 +37,7 @@ def test_a_whole_policy() -> None:
         }
     )
     assert found.version == 3 and found.boot and found.boot.pcrs.keys() == {0, 1} and found.boot.signers == frozenset()
-    assert found.ima and found.ima.files == {b"/bin/true": {b"sha256:\0" + bytes.fromhex(DIGEST)}}
+    assert found.ima and found.ima.lines == {ima.line(b"/bin/true", b"sha256:\0" + bytes.fromhex(DIGEST))}
     assert found.ima.ignore_violations and not found.ima.keys
 
 

@@ -1,0 +1,265 @@
+"""How fast evidence is verified, beside Keylime in the same run.
+
+``python benchmarks/attestation.py [--json] [--keylime PYTHON]``: no root, no TPM, no network. The
+boot is one that we recorded (tests/fixtures/eventlogs/shim-grub: Secure Boot, shim, GRUB), signed
+by a key of the benchmark's; the 2,000 IMA lines are made. Keylime is what PYTHON imports
+(default: .cache/keylime/bin/python, a venv with ``pip install keylime cryptography jsonschema tornado
+sqlalchemy pyzmq lark requests pyasn1 pyasn1-modules packaging psutil jinja2 alembic pyyaml``; tpm2-tools give it
+tpm2_eventlog). Without it the lines stand beside their limits alone. Both are asked for
+the same: signature, nonce, PCR values, boot log replayed and judged, list replayed and each line
+held against an allow-list. Medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import hashlib
+import json
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "_utils"))
+
+import boot_forge
+import boot_logs
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, utils
+
+from netspace.attestation import ima, policy, structures, verifier
+from netspace.attestation.evidence import Context, Evidence, Measurements, parse
+from netspace.attestation.verifier import Bound, Expected
+
+ROOT = Path(__file__).resolve().parent.parent
+PCRS = boot_forge.PCRS["shim-grub"]
+LINES = 2000
+HOSTS = 10_000
+NONCE = "0123456789abcdef0123456789abcdef"
+
+# Run by Keylime's interpreter: the same boot, log and list through its verifier's own entry.
+KEYLIME = """
+import importlib.util, json, logging, sys, time, types
+if importlib.util.find_spec("gpg") is None:  # has no wheel, and is used for signed policies only
+    sys.modules["gpg"] = types.ModuleType("gpg")
+data = json.load(open(sys.argv[1]))
+logging.disable(logging.CRITICAL)
+from keylime.agentstates import AgentAttestState
+from keylime.common.algorithms import Hash
+from keylime.ima import ima
+from keylime.mba import mba
+from keylime.tpm.tpm_main import Tpm
+mba.load_imports(skip_custom_policies=True)
+tpm, times = Tpm(), {}
+
+def ask(quote, **more):
+    start = time.perf_counter()
+    failure = tpm.check_quote(AgentAttestState("x"), data["nonce"], None, quote, data["ak"],
+                              hash_alg=Hash.SHA256, skip_data_pcr_check=True, **more)
+    taken = (time.perf_counter() - start) * 1000
+    assert not failure, [event.event_id + str(event.context) for event in failure.events]
+    return taken
+
+mask = lambda pcrs: {"mask": hex(sum(1 << pcr for pcr in pcrs))}
+boot = dict(tpm_policy=mask(data["pcrs"]), mb_measurement_list=data["log"], mb_policy="{}", mb_policy_name="accept-all")
+rules = ima.empty_policy()
+rules["digests"] = data["digests"]
+listed = dict(boot, tpm_policy=mask([*data["pcrs"], 10]), ima_measurement_list=data["list"],
+              runtime_policy=rules)
+for name, rounds, work in (
+    ("quote", 200, lambda: ask(data["quote"], tpm_policy=mask(data["pcrs"]))),
+    ("boot", 12, lambda: ask(data["quote"], **boot)),
+    ("list", 12, lambda: ask(data["quote10"], **listed)),
+):
+    work()
+    times[name] = [work() for _ in range(rounds)]
+json.dump(times, sys.stdout)
+"""
+
+
+def sized(data: bytes) -> bytes:
+    return struct.pack(">H", len(data)) + data
+
+
+class Tpm:
+    """A key that signs what a TPM with the recorded PCR values would."""
+
+    def __init__(self, values: dict[int, bytes]) -> None:
+        self.key = ec.generate_private_key(ec.SECP256R1())
+        self.values = values
+        numbers = self.key.public_key().public_numbers()
+        head = struct.pack(">HHI", 0x0023, 0x000B, 0x00050072) + sized(b"")
+        scheme = struct.pack(">HHHHH", 0x0010, 0x0018, 0x000B, 0x0003, 0x0010)
+        self.public = head + scheme + sized(numbers.x.to_bytes(32, "big")) + sized(numbers.y.to_bytes(32, "big"))
+
+    def quote(self, extra: bytes, pcrs: tuple[int, ...]) -> tuple[bytes, bytes]:
+        bits = sum(1 << pcr for pcr in pcrs).to_bytes(3, "little")
+        digest = hashlib.sha256(b"".join(self.values[pcr] for pcr in sorted(pcrs))).digest()
+        attest = struct.pack(">IH", 0xFF544347, 0x8018) + sized(b"\0\x0b" + bytes(32)) + sized(extra)
+        attest += struct.pack(">QIIBQ", 1000, 5, 0, 1, 0) + struct.pack(">IHB", 1, 0x000B, 3) + bits + sized(digest)
+        r, s = utils.decode_dss_signature(self.key.sign(attest, ec.ECDSA(hashes.SHA256())))
+        signature = struct.pack(">HH", 0x0018, 0x000B) + sized(r.to_bytes(32, "big")) + sized(s.to_bytes(32, "big"))
+        return attest, signature
+
+    def values_blob(self, pcrs: tuple[int, ...]) -> bytes:
+        """The values as tpm2_quote -o writes them."""
+        bits = sum(1 << pcr for pcr in pcrs).to_bytes(3, "little")
+        blob = struct.pack("<IHB", 1, 0x000B, 3) + bits + bytes(2) + bytes(8 * 15)
+        groups = [sorted(pcrs)[at : at + 8] for at in range(0, len(pcrs), 8)]
+        blob += struct.pack("<I", len(groups))
+        for group in groups:
+            blob += struct.pack("<I", len(group))
+            blob += b"".join(struct.pack("<H", 32) + self.values[pcr].ljust(64, b"\0") for pcr in group)
+            blob += bytes(66 * (8 - len(group)))
+        return blob
+
+
+def made_list(aggregate: bytes) -> tuple[bytes, list[tuple[str, bytes]]]:
+    """A list of LINES lines, and its files; the first line is the boot's."""
+    raw, files = b"", [("boot_aggregate", aggregate)]
+    files += [
+        (f"/usr/lib/x86_64-linux-gnu/library-{n}.so.{n % 7}", hashlib.sha256(b"%d" % n).digest())
+        for n in range(1, LINES)
+    ]
+    for path, digest in files:
+        data = ima.line(path.encode(), b"sha256:\0" + digest) + bytes(4)
+        raw += (
+            struct.pack("<I", 10) + hashlib.sha1(data).digest() + struct.pack("<I7sI", 7, b"ima-sig", len(data)) + data
+        )
+    return raw, files
+
+
+def shown(raw: bytes) -> str:
+    """The list as ascii_runtime_measurements shows it: the form that Keylime takes."""
+    lines = []
+    for entry in ima.parse(raw):
+        file = ima.file(entry)
+        assert file is not None
+        algorithm, _, digest = file.digest.partition(b":\0")
+        lines.append(f"10 {entry.digest.hex()} ima-sig {algorithm.decode()}:{digest.hex()} {file.path.decode()} ")
+    return "\n".join(lines) + "\n"
+
+
+def timed(work: Callable[[], Any], rounds: int) -> float:
+    work()
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        work()
+        times.append((time.perf_counter() - start) * 1000)
+    return statistics.median(times)
+
+
+def measure(keylime: Path | None) -> tuple[dict[str, float], dict[str, float]]:
+    values = boot_logs.values("shim-grub")
+    aggregate = hashlib.sha256(b"".join(values[pcr] for pcr in range(10))).digest()
+    raw, files = made_list(aggregate)
+    values[10] = list(ima.replay(ima.parse(raw)))[-1]
+    tpm = Tpm(values)
+    log = boot_logs.read("shim-grub/binary_bios_measurements")
+    context = Context("verifier", "host", "session", bytes(range(32)))
+    rules = boot_forge.policy("shim-grub")
+    allowed = {path: [f"sha256:{digest.hex()}"] for path, digest in files[1:]}
+    judged = policy.parse(rules)
+    whole = policy.parse({**rules, "ima": {"files": allowed}})
+    bound = Bound(structures.public(tpm.public), structures.public(tpm.public), "", 3, "", verifier._SEAL)
+    attest, signature = tpm.quote(context.qualifying(), PCRS)
+    attest10, signature10 = tpm.quote(context.qualifying(), (10,))
+    made = Evidence("tpm", tpm.public, attest, signature, {pcr: values[pcr] for pcr in PCRS}, log)
+    listed = Evidence(
+        "tpm", tpm.public, attest, signature, made.pcrs, log, None,
+        Measurements(attest10, signature10, values[10], 0, raw),
+    )  # fmt: skip
+    wire, wire_listed = made.wire(), listed.wire()
+
+    def ask(evidence: Evidence, rules: policy.Policy | None, start: ima.State | None = None) -> verifier.Verified:
+        return verifier.verify_quote(evidence, bound, Expected(context, PCRS, None, None, rules, start))
+
+    assert ask(made, None).level == 3 and ask(made, judged).level == 4 and ask(listed, whole).level == 5
+    # What a fleet's hosts ask for all day: nothing new since the last time, as it comes off the wire.
+    state = ask(listed, whole).ima
+    assert state is not None
+    again = Evidence(
+        "tpm", tpm.public, attest, signature, made.pcrs, log, None,
+        Measurements(attest10, signature10, values[10], LINES, b""),
+    )  # fmt: skip
+    wire_again = again.wire()
+    assert ask(parse(wire_again), whole, state).level == 5
+    start = time.perf_counter()
+    for _ in range(HOSTS):
+        ask(parse(wire_again), whole, state)
+    ours = {
+        "hosts": time.perf_counter() - start,
+        "quote": timed(lambda: ask(parse(wire), None), 400),
+        "boot": timed(lambda: ask(parse(wire), judged), 400),
+        "list": timed(lambda: ask(parse(wire_listed), whole), 40),
+    }
+    if keylime is None:
+        return ours, {}
+    theirs = {"nonce": NONCE, "pcrs": [*PCRS], "log": base64.b64encode(log).decode(), "list": shown(raw)}
+    theirs["ak"] = base64.b64encode(sized(tpm.public)).decode()
+    for name, pcrs in (("quote", PCRS), ("quote10", (*PCRS, 10))):
+        parts = (*tpm.quote(NONCE.encode(), pcrs), tpm.values_blob(pcrs))
+        theirs[name] = "r" + ":".join(base64.b64encode(part).decode() for part in parts)
+    theirs["digests"] = {path: [digest.hex()] for path, digest in files}
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as stream:
+        json.dump(theirs, stream)
+        stream.flush()
+        done = subprocess.run([keylime, "-c", KEYLIME, stream.name], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"Keylime: {done.stderr[-2000:]}")
+    return ours, {name: statistics.median(times) for name, times in json.loads(done.stdout).items()}
+
+
+def lines(ours: dict[str, float], theirs: dict[str, float]) -> dict[str, dict[str, Any]]:
+    def line(name: str, limit: float, unit: str = "ms") -> dict[str, Any]:
+        peer = theirs.get(name)
+        return {
+            "value": round(ours[name], 3),
+            "unit": unit,
+            "peer": "limit" if peer is None else "Keylime",
+            "peer_value": round(limit if peer is None else peer, 3),
+            "ratio": round(ours[name] / (limit if peer is None else peer), 3),
+            "target": limit,
+            "met": ours[name] <= limit,
+        }
+
+    return {
+        "a quote": line("quote", 0.2),
+        "a quote with boot log and policy": line("boot", 0.5),
+        f"a quote with boot log, policy and {LINES} new IMA lines": line("list", 15),
+        f"{HOSTS} hosts again, nothing new, one core": line("hosts", 10.0, "s"),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one object, alone on stdout")
+    parser.add_argument("--keylime", type=Path, help="Python that has Keylime (default .cache/keylime/bin/python)")
+    options = parser.parse_args()
+    keylime = options.keylime or ROOT / ".cache/keylime/bin/python"
+    if not keylime.exists():
+        if options.keylime:
+            parser.error(f"{keylime} does not exist")
+        print(f"attestation: no Keylime in {keylime}; beside limits alone", file=sys.stderr)
+        keylime = None
+    found = lines(*measure(keylime))
+    if options.json:
+        print(json.dumps(found, indent=1))
+        return
+    for name, one in found.items():
+        print(
+            f"{name:56} {one['value']:9} {one['unit']:3} {one['peer']:8} {one['peer_value']:9} "
+            f"x{one['ratio']:<7} target {one['target']:5} {'met' if one['met'] else 'MISSED'}"
+        )
+
+
+if __name__ == "__main__":
+    main()

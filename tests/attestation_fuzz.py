@@ -1,0 +1,154 @@
+"""Mutated inputs against every parser of the verifier: each gives a value or a refusal, soon.
+
+``python tests/attestation_fuzz.py [COUNT] [SEED]``: COUNT inputs (default 1,000,000), spread over all
+parsers; prints how many of each were read and refused, and the slowest. A finding ends it with a
+traceback and the input in hex. Small runs are part of the tests.
+"""
+
+from __future__ import annotations
+
+import random
+import struct
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "_utils"))
+
+import boot_forge
+import boot_logs
+
+from netspace.attestation import events, ima, judge, measurelog, offline, pcrfile, policy, structures
+from netspace.attestation.eventlog import parse as parse_log
+from netspace.attestation.evidence import Evidence
+from netspace.attestation.refusals import Refused
+
+INTERESTING = [0, 1, 2, 3, 4, 0x7F, 0x80, 0xFF]
+
+
+def _log(raw: bytes) -> None:
+    log = parse_log(raw)
+    for bank in log.banks:
+        log.replay(bank)
+    events.report(log)
+
+
+def _judged(values: dict[int, bytes], rules: policy.Policy) -> Callable[[bytes], None]:
+    """The log's own values, so that the policy itself is reached."""
+
+    def work(raw: bytes) -> None:
+        log = parse_log(raw)
+        led = log.replay("sha256")
+        quoted = {pcr: led.get(pcr, value) for pcr, value in values.items()}
+        judge.judged_boot(Evidence("tpm", b"", b"", b"", quoted, raw), rules.boot, None)
+
+    return work
+
+
+def _ima(raw: bytes) -> None:
+    for entry in ima.parse(raw):
+        ima.file(entry)
+        ima.genuine(entry)
+
+
+def _public(raw: bytes) -> None:
+    structures.public(raw).key()
+
+
+def targets() -> dict[str, tuple[Callable[[bytes], object], list[bytes]]]:
+    """Parsers, and genuine inputs of each to begin with."""
+    shim = boot_logs.read("shim-grub/binary_bios_measurements")
+    uki = boot_logs.read("uki/binary_bios_measurements")
+    sha1 = b"".join(struct.pack("<II20sI", pcr, 0x80000007, bytes(20), 4) + b"text" for pcr in range(8))
+    small = boot_forge.packed(list(boot_forge.log("shim-grub").events[1:20]))
+    text_lines = b"".join(boot_logs.read("shim-grub/ima_ascii_head.txt").splitlines(keepends=True)[:4])
+    lines = ima.from_ascii(text_lines)
+    head = struct.pack(">HHIHHHHHH", 0x23, 0x0B, 0x50072, 0, 0x10, 0x18, 0x0B, 3, 0x10)
+    rsa = struct.pack(">HHIHHHHHI", 1, 0x0B, 0x50072, 0, 0x10, 0x14, 0x0B, 2048, 0) + b"\1\0" + b"\xc1" * 256
+    msg, sig = boot_logs.read("uki/quote.msg"), boot_logs.read("uki/quote.sig")
+    chosen = [("sha256", sorted(structures.quote(msg).selections[0][1]))]
+    rules = policy.parse(boot_forge.policy("shim-grub"))
+    text = b"sha256:\n  0 : 0x" + b"00" * 32 + b"\n"
+    return {
+        "quote": (structures.quote, [msg, boot_logs.read("shim-grub/quote.msg")]),
+        "signature": (structures.signature, [sig, b"\0\x14\0\x0b\1\0" + bytes(256)]),
+        "public": (_public, [head + (b"\0\x20" + b"\1" * 32) * 2, rsa]),
+        "key": (lambda raw: offline.key(raw), [boot_logs.read("uki/ak.pub"), head + (b"\0\x20" + b"\1" * 32) * 2]),
+        "boot log": (_log, [small, sha1]),
+        "whole boot log": (lambda raw: parse_log(raw), [shim, uki]),
+        "boot policy": (
+            _judged({pcr: boot_logs.values("shim-grub")[pcr] for pcr in boot_forge.PCRS["shim-grub"]}, rules),
+            [boot_forge.packed(list(boot_forge.log("shim-grub").events[1:]))],
+        ),
+        "systemd's log": (lambda raw: measurelog.parse(raw), [boot_logs.read("uki/systemd-tpm2-measure.log")]),
+        "IMA list": (_ima, [lines]),
+        "IMA list, ASCII": (
+            lambda raw: ima.parse(ima.from_ascii(raw)),
+            [text_lines],
+        ),
+        "PCR values": (
+            lambda raw: pcrfile.parse(raw, chosen),
+            [boot_logs.read("uki/quote.pcr"), text, b'{"sha256": {"0": "' + b"00" * 32 + b'"}}'],
+        ),
+    }
+
+
+def mutate(chance: random.Random, genuine: bytes) -> bytes:
+    raw = bytearray(genuine)
+    for _ in range(chance.choice((1, 1, 1, 2, 3, 8))):
+        at = chance.randrange(len(raw) + 1)
+        kind = chance.randrange(7)
+        if kind == 0 and at < len(raw):
+            raw[at] ^= 1 << chance.randrange(8)
+        elif kind == 1 and at < len(raw):
+            raw[at] = chance.choice(INTERESTING)
+        elif kind == 2:
+            del raw[at : at + chance.randrange(1, 9)]
+        elif kind == 3:
+            raw[at:at] = chance.randbytes(chance.randrange(1, 9))
+        elif kind == 4:  # a number that a length may be
+            raw[at : at + 4] = struct.pack(chance.choice("<>") + "I", chance.choice((0, 1, 0xFFFF, 1 << 31, 2**32 - 1)))
+        elif kind == 5:  # a piece of it once more
+            raw[at:at] = raw[chance.randrange(len(raw) + 1) :][: chance.randrange(64)]
+        else:
+            del raw[at:]
+    return bytes(raw)
+
+
+def run(count: int, seed: int) -> dict[str, dict[str, Any]]:
+    """Try *count* inputs.
+
+    :raises AssertionError: for anything that a parser may not do, with the input.
+    """
+    chance = random.Random(seed)
+    found: dict[str, dict[str, Any]] = {}
+    parsers = targets()
+    for name, (parse, seeds) in parsers.items():
+        tally = found[name] = {"read": 0, "refused": 0, "slowest_ms": 0.0}
+        for _ in range(count // len(parsers) + 1):
+            raw = mutate(chance, chance.choice(seeds))
+            start = time.perf_counter()
+            try:
+                parse(raw)
+                tally["read"] += 1
+            except Refused:
+                tally["refused"] += 1
+            except BaseException as err:
+                raise AssertionError(f"{name}: {type(err).__name__}: {err}: {raw.hex()}") from err
+            tally["slowest_ms"] = max(tally["slowest_ms"], round((time.perf_counter() - start) * 1000, 2))
+    return found
+
+
+def main() -> None:
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
+    seed = int(sys.argv[2]) if len(sys.argv) > 2 else random.SystemRandom().randrange(2**32)
+    start = time.monotonic()
+    for name, tally in run(count, seed).items():
+        print(f"{name:18} {tally}")
+    print(f"{count} inputs, seed {seed}, {time.monotonic() - start:.0f} s: no unexpected exception")
+
+
+if __name__ == "__main__":
+    main()
