@@ -9,6 +9,7 @@ the command's exit status is 1 where something is wrong.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,15 @@ import netspace
 
 netspace.refresh(__file__)
 
-from netspace.attestation import ima, offline  # noqa: E402
+from netspace.attestation import ima as lists  # noqa: E402
+from netspace.attestation import offline  # noqa: E402
+from netspace.attestation import policy as rules  # noqa: E402
 from netspace.attestation.refusals import Refused  # noqa: E402
 from netspace.errors import NetspaceError  # noqa: E402
 
 __virtualname__ = "netspace_attestation"
+
+MAX_POLICY = 256 * 1024 * 1024
 
 
 def __virtual__() -> str:
@@ -71,6 +76,7 @@ def verify_quote(
     pcrs: str = "",
     systemd: str = "",
     ima: str = "",
+    policy: str = "",
 ) -> dict[str, Any]:
     """
     Check a quote as ``tpm2_quote`` writes it, and say precisely what is right and what is wrong:
@@ -112,6 +118,10 @@ def verify_quote(
 
     ima
         IMA's list, binary or ASCII. It may be ahead of the quote.
+
+    policy
+        A file (YAML or JSON) with what the boot must be, and what may have run after it: see the page
+        on policies. It needs ``pcrs`` and ``log``.
     """
 
     def work() -> dict[str, Any]:
@@ -122,6 +132,7 @@ def verify_quote(
             nonce=_nonce(nonce),
             pcrs=_read(pcrs, 64 * 1024) if pcrs else b"",
             logs=_logs(log, systemd, ima),
+            policy=_policy(policy) if policy else None,
         )
         found = report.result()
         return found if found["valid"] else {**found, "retcode": 1}
@@ -140,11 +151,11 @@ def _answer(work: Any) -> dict[str, Any]:
     return found
 
 
-def _logs(log: str, systemd: str, measured: str) -> offline.Logs:
+def _logs(log: str, systemd: str, ima: str) -> offline.Logs:
     return offline.Logs(
-        _read(log, ima.MAX_LIST) if log else b"",
-        _read(systemd, ima.MAX_LIST) if systemd else b"",
-        _read(measured, ima.MAX_LIST) if measured else b"",
+        _read(log, lists.MAX_LIST) if log else b"",
+        _read(systemd, lists.MAX_LIST) if systemd else b"",
+        _read(ima, lists.MAX_LIST) if ima else b"",
     )
 
 
@@ -155,6 +166,20 @@ def _read(path: str, limit: int) -> bytes:
     if not raw:
         raise NetspaceError(f"{path} is empty")
     return raw
+
+
+def _policy(path: str) -> Any:
+    from salt.utils.yaml import YAMLError, safe_load
+
+    raw = _read(path, MAX_POLICY)
+    if len(raw) > MAX_POLICY:
+        raise NetspaceError(f"{path}: more than {MAX_POLICY} bytes")
+    try:
+        # YAML is read slowly, and long lists of files come as JSON.
+        data = json.loads(raw) if raw.lstrip()[:1] == b"{" else safe_load(raw)
+    except (ValueError, RecursionError, YAMLError) as err:
+        raise NetspaceError(f"{path}: {err}") from err
+    return rules.parse(data)
 
 
 def _nonce(text: Any) -> bytes | None:

@@ -15,21 +15,25 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from netspace.attestation import eventlog as boot
-from netspace.attestation import events, ima, measurelog, pcrfile, structures, verifier
+from netspace.attestation import events, ima, judge, measurelog, pcrfile, structures, verifier
+from netspace.attestation.evidence import BANK, Evidence, Measurements
 from netspace.attestation.refusals import (
     ListMismatch,
     LogMismatch,
     Malformed,
     Refused,
+    Uncovered,
     WrongDigest,
     WrongQualifyingData,
     WrongSelection,
 )
 
 if TYPE_CHECKING:
+    from netspace.attestation.policy import Policy
     from netspace.attestation.structures import PublicKey, Quote
 
 MAX_KEY = 16 * 1024
+Values = Mapping[str, Mapping[int, bytes]]
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,12 @@ def replay(logs: Logs) -> dict[str, Any]:
 
 def ima_entries(raw: bytes) -> list[ima.Entry]:
     """Read an IMA list, in its binary or ASCII form."""
-    return ima.parse(ima.from_ascii(raw) if raw.lstrip()[:3] == b"10 " else raw)
+    return ima.parse(ima_binary(raw))
+
+
+def ima_binary(raw: bytes) -> bytes:
+    """Return an IMA list in its binary form."""
+    return ima.from_ascii(raw) if raw.lstrip()[:3] == b"10 " else raw
 
 
 def verify_quote(
@@ -141,6 +150,7 @@ def verify_quote(
     nonce: bytes | None = None,
     pcrs: bytes = b"",
     logs: Logs | None = None,
+    policy: Policy | None = None,
 ) -> Report:
     """Check a quote in files, and all that came with it.
 
@@ -149,10 +159,13 @@ def verify_quote(
     :param ak: the attestation key that the caller trusts; see :func:`key`.
     :param nonce: the qualifying data; None: not checked.
     :param pcrs: values; see :mod:`netspace.attestation.pcrfile`.
+    :param policy: what the boot, and with its section ``ima`` what ran after it, must be.
     """
     report = Report()
     try:
-        _verify(report, attest, signature, ak, nonce, pcrs, logs or Logs())
+        values = _verify(report, attest, signature, ak, nonce, pcrs, logs or Logs())
+        if policy is not None:
+            _judge(report, values, logs or Logs(), policy)
     except Refused as err:
         report.code, report.reason = err.code, err.args[0]
         report.checks.append({"check": err.code, "result": "failed", "detail": err.args[0]})
@@ -161,7 +174,7 @@ def verify_quote(
 
 def _verify(
     report: Report, attest: bytes, signature: bytes, ak: bytes, nonce: bytes | None, pcrs: bytes, logs: Logs
-) -> None:
+) -> Values | None:
     quote = structures.quote(attest)
     report.passed("structure", "TPMS_ATTEST of type quote, made by a TPM (magic)")
     trusted, public = key(ak)
@@ -189,6 +202,27 @@ def _verify(
         _check_logs(report, quote, selections, values, logs, digest)
     elif values is None:
         report.skipped("pcr-digest", "neither values nor logs were given")
+    return values
+
+
+def _judge(report: Report, values: Values | None, logs: Logs, policy: Policy) -> None:
+    """Hold the boot against a policy. PCR 10 moves after it, so the policy's section ``ima`` judges that."""
+    quoted = dict((values or {}).get(BANK, {}))
+    if not quoted:
+        raise Uncovered(f"a policy needs the values of quoted PCRs of the {BANK} bank (pcrs=)")
+    moving = quoted.pop(ima.PCR, None)
+    made = None
+    if logs.ima and moving is not None:
+        made = Measurements(b"", b"", moving, 0, ima_binary(logs.ima))
+    evidence = Evidence("tpm", b"", b"", b"", quoted, logs.boot or None, logs.systemd or None, made)
+    found = judge.appraise(evidence, policy, None)
+    if found.level >= 4:
+        report.passed("policy", "the boot is as the policy says")
+    if found.level == 5:
+        report.passed("policy", "what ran after the boot is as the policy says")
+    elif found.level < 4 or policy.ima is not None:
+        report.code, report.reason = found.code, f"{found.reason}; {found.remedy}"
+        report.checks.append({"check": found.code, "result": "failed", "detail": report.reason})
 
 
 def _shown(quote: Quote) -> dict[str, Any]:
@@ -222,9 +256,7 @@ def _selections(quote: Quote) -> list[tuple[str, list[int]]]:
     return found
 
 
-def _given(
-    quote: Quote, selections: list[tuple[str, list[int]]], pcrs: bytes, digest: str
-) -> Mapping[str, Mapping[int, bytes]]:
+def _given(quote: Quote, selections: list[tuple[str, list[int]]], pcrs: bytes, digest: str) -> Values:
     """The values of the quoted PCRs, as the caller gave them and the quote confirms them."""
     given = pcrfile.parse(pcrs, selections)
     missing = [f"{bank}:{pcr}" for bank, chosen in selections for pcr in chosen if pcr not in given.get(bank, {})]
@@ -240,7 +272,7 @@ def _check_logs(
     report: Report,
     quote: Quote,
     selections: list[tuple[str, list[int]]],
-    values: Mapping[str, Mapping[int, bytes]] | None,
+    values: Values | None,
     logs: Logs,
     digest: str,
 ) -> None:

@@ -9,6 +9,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import boot_forge
 import boot_logs
 import pytest
 import salt.config
@@ -19,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import netspace
-from netspace.attestation import offline, pcrfile, structures
+from netspace.attestation import ima, offline, pcrfile, policy, structures
 from netspace.attestation.offline import Logs
 from netspace.attestation.refusals import Malformed
 
@@ -219,6 +220,31 @@ def test_mutations_of_files_are_told_apart_by_codes(data: st.DataObject) -> None
         assert report.code != "ok"
 
 
+@pytest.mark.parametrize("boot", ["shim-grub", "uki"])
+def test_policies(boot: str) -> None:
+    rules = boot_forge.policy(boot, unchecked=[0, 1, 2, 3, 5, 6, 8, 12, 14, 15])
+
+    def judged(rules: dict, **changes: Any) -> offline.Report:
+        return verify(boot, policy=policy.parse(rules), **changes)
+
+    report = judged(rules)
+    assert report.code == "ok" and report.checks[-1]["detail"] == "the boot is as the policy says"
+    assert judged(rules, pcrs=b"").code == "policy-uncovered"
+    assert judged(rules, logs=logs(boot, boot=b"")).code == "log-none"
+    assert judged({"version": 1}).code == "policy-none"
+    rules["boot"]["command_lines"] = ["root=/dev/vda"]
+    report = judged(rules)
+    assert report.code == "command-line" and "boot with an allowed command line" in report.reason
+    rules = boot_forge.policy(boot, unchecked=[0, 1, 2, 3, 5, 6, 8, 12, 14, 15])
+    report = judged({**rules, "ima": {"files": {}}})
+    assert report.code == "ima-file" and "line 1" in report.reason
+    found = [ima.file(entry) for entry in ima.parse(logs(boot).ima)]
+    exclude = sorted({f"/{one.path.decode().split('/')[1]}*" for one in found[1:] if one})
+    report = judged({**rules, "ima": {"exclude": exclude}})
+    assert report.code == "ok" and report.checks[-1]["detail"].startswith("what ran after")
+    assert judged({**rules, "ima": {}}, logs=logs(boot, ima=b"")).code == "ima-none"
+
+
 @pytest.fixture(scope="module")
 def runner() -> Any:
     opts = {**salt.config.DEFAULT_MASTER_OPTS, "runner_dirs": [str(ROOT / "_runners")], "extension_modules": ""}
@@ -237,6 +263,17 @@ def test_the_runner(runner: Any, tmp_path: Path) -> None:
     assert found["valid"] is True and found["code"] == "ok" and "retcode" not in found
     found = verify(**paths, nonce="aa")
     assert (found["valid"], found["code"], found["retcode"]) == (False, "qualifying-data", 1)
+    rules = tmp_path / "policy.yaml"
+    rules.write_text(json.dumps(boot_forge.policy("shim-grub")))
+    log = str(folder / "binary_bios_measurements")
+    assert verify(**paths, log=log, policy=str(rules))["code"] == "ok"
+    rules.write_text("version: 1\nboot: {}\n")
+    assert verify(**paths, log=log, policy=str(rules))["code"] == "policy-uncovered"
+    rules.write_text("version: 1\nboot: {unchecked: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 14]}\n")
+    assert verify(**paths, log=log, policy=str(rules))["valid"] is True
+    for wrong in ("version: 1\nbot: {}\n", "{", "a: [", "- 1\n"):
+        rules.write_text(wrong)
+        assert verify(**paths, log=log, policy=str(rules))["code"] == "input"
     (tmp_path / "empty").touch()
     for bad in ({"nonce": 112233}, {"nonce": "xyz"}, {"msg": "/nonexistent"}, {"sig": str(tmp_path / "empty")}):
         found = verify(**{**paths, **bad})
