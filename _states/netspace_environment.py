@@ -35,11 +35,13 @@ netspace.refresh(__file__)
 from netspace import declared, report  # noqa: E402
 from netspace.errors import NetspaceError  # noqa: E402
 from netspace.host import Host  # noqa: E402
+from netspace.saltfiles import SaltFiles  # noqa: E402
 
 if TYPE_CHECKING:
     __opts__: dict[str, Any]
     __pillar__: dict[str, Any]
     __context__: dict[str, Any]
+    __salt__: dict[str, Any]
 
 __virtualname__ = "netspace_environment"
 
@@ -50,6 +52,10 @@ _UNCONDITIONAL = frozenset({"__env__", "__id__", "__sls__", "__sls_included_from
 
 def __virtual__() -> str:
     return __virtualname__
+
+
+def _host() -> Host:
+    return Host(declared.layout(__opts__), remote=SaltFiles(__salt__))
 
 
 def managed(name: str, declaration: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -74,7 +80,7 @@ def managed(name: str, declaration: dict[str, Any] | None = None) -> dict[str, A
     test = bool(__opts__["test"])
     try:
         wanted = declared.whole(declaration, __pillar__)
-        result = Host(declared.layout(__opts__)).converge_environments(wanted, whole=True, test=test)
+        result = _host().converge_environments(wanted, whole=True, test=test)
     except NetspaceError as err:
         return report.failure(name, err)
     return report.state(name, result, test=test)
@@ -88,20 +94,29 @@ def running(name: str, **kwargs: Any) -> dict[str, Any]:
         Its name: 1 to 48 of ``a-z``, ``0-9``, ``-`` and ``_``.
 
     image
-        ``<source>:<absolute path>``; sources are ``tar``, ``oci``, ``dir`` and ``erofs``.
+        ``<source>:<absolute path>``; sources are ``tar``, ``oci``, ``dir`` and ``erofs``. A file may be
+        on Salt's file server: ``tar:salt://images/shop.tar``. It is fetched when the master's hash of
+        it changed, and held to that hash.
+
+    source_hash
+        ``sha256:<hex>`` that the source must have; see :py:func:`netspace_image.present
+        <netspace.states.netspace_image.present>`.
 
     command
-        Argument vector. By default, what an ``oci`` image says.
+        Argument vector, in place of an ``oci`` image's Entrypoint **and** Cmd (as ``command`` in Kubernetes).
+
+    args
+        What follows ``command``, or the image's Entrypoint in place of its Cmd.
 
     env
         Variables of the program. **Don't put secrets here**; they can be read from the
         minion's cache.
 
     user
-        User and group id inside, 1 to 65535. Defaults to 1000.
+        User and group id inside, 1 to 65535. By default, what an ``oci`` image says unless that is root, else 1000.
 
     working_dir
-        Defaults to ``/``.
+        By default, what an ``oci`` image says, else ``/``.
 
     limits
         ``memory`` (default 256M, no swap), ``cpus`` (1.0), ``pids`` (128), ``files``
@@ -173,7 +188,7 @@ def _one(name: str, kwargs: dict[str, Any], state: str) -> dict[str, Any]:
     test = bool(__opts__["test"])
     results: dict[str, dict[str, Any]] = {}
     try:
-        host = Host(declared.layout(__opts__))
+        host = _host()
         wanted = None
         for each, arguments in batch.items():
             try:

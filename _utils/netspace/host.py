@@ -40,15 +40,17 @@ class Host:
 
     :param layout: the instance's paths and names.
     :param progress: told, in a few words, what is being done while it takes long.
+    :param remote: who fetches images' sources that are not on this host; see ``images.remote``.
 
     A whole declaration is applied by the four ``converge_*`` methods in their order, each
     with ``whole=True``: then what is not declared is removed. Without it only the things
     named in the declaration are looked at.
     """
 
-    def __init__(self, layout: Layout, progress: Progress = _silent) -> None:
+    def __init__(self, layout: Layout, progress: Progress = _silent, remote: Any = None) -> None:
         self.layout = layout
         self.progress = progress
+        self.remote = remote
 
     # -- the four kinds, imported when they are needed ------------------------
     @functools.cached_property
@@ -79,7 +81,20 @@ class Host:
     def environments(self) -> Any:
         from netspace.environment.kind import Environments
 
-        return Environments(self.layout, self.supervisor)
+        return Environments(self.layout, self.supervisor, self.remote)
+
+    @functools.cached_property
+    def images(self) -> Any:
+        """What an operator does with images."""
+        from netspace.environment.images.admin import Images
+
+        return Images(self.environments.store, self._image_users)
+
+    def _image_users(self) -> dict[str, list[str]]:
+        users: dict[str, list[str]] = {}
+        for name, record in self.environments.recorded().items():
+            users.setdefault(record.image.digest, []).append(name)
+        return users
 
     @functools.cached_property
     def operations(self) -> Any:
@@ -239,6 +254,26 @@ class Host:
             for name, record in known.items()
         }
         return self._run(self.environments, desired, (), test) if desired else Result(Plan())
+
+    # -- images ------------------------------------------------------------------------
+    def converge_images(self, wanted: Mapping[str, Any], *, test: bool = False) -> Result:
+        """Have images built (``images.admin.Wanted``), by the names of what asks for them."""
+        with self._lock(test):
+            plan: Plan = self.images.plan(wanted)
+            return Result(plan) if test or not plan.steps else Result(plan, self.images.apply(plan.steps))
+
+    def remove_image(self, name: str, *, test: bool = False) -> Result:
+        """Remove one image; refused while an environment uses it."""
+        return self._remove_images(lambda: self.images.plan_absent(name), test)
+
+    def prune_images(self, *, test: bool = False) -> Result:
+        """Remove every image that no environment uses."""
+        return self._remove_images(self.images.plan_prune, test)
+
+    def _remove_images(self, look: Callable[[], Plan], test: bool) -> Result:
+        with self._lock(test):
+            plan = look()
+            return Result(plan) if test or plan.refusals else Result(plan, self.images.apply_removal(plan.steps))
 
     # -- removal -----------------------------------------------------------------------
     def remove_links(self, names: Collection[str], *, test: bool = False, purge: bool = False) -> Result:

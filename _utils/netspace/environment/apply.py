@@ -47,6 +47,7 @@ class Applying:
 
     def run(self) -> list[Outcome]:
         """Do the steps: what goes, then images, then what has to stop; all is made, then started together."""
+        self.making.store.tidy()
         self.making.store.note_seen()
         self._remove()
         self._build()
@@ -54,7 +55,6 @@ class Applying:
         self._make()
         self._define()
         self._start()
-        self.making.store.prune({record.image.digest for record in records.read(self.layout).values()})
         return [Outcome(step, self.errors.get(step.name, "")) for step in self._steps]
 
     def _left(self, wanted: Callable[[Work], bool] = lambda work: True) -> dict[str, Work]:
@@ -92,24 +92,28 @@ class Applying:
 
     def _build(self) -> None:
         """Have every image and decide ids: nothing that runs is touched yet."""
-        wanted: dict[str, list[str]] = {}
-        built: dict[str, Image] = {}
+        wanted: dict[tuple[str, str], list[str]] = {}
+        built: dict[tuple[str, str], Image] = {}
+
+        def source(work: Work) -> tuple[str, str]:
+            return work.want.spec.image, work.want.spec.source_hash or ""
+
         for name, work in self._left(lambda work: work.assemble).items():
             if work.build or work.record is None or not self.making.store.file(work.record.image.digest).exists():
-                wanted.setdefault(work.want.spec.image, []).append(name)
+                wanted.setdefault(source(work), []).append(name)
 
-        def build(source: str) -> None:
-            built[source] = self.making.store.ensure(source)
+        def build(of: tuple[str, str]) -> None:
+            built[of] = self.making.store.ensure(*of)
 
-        for source, error in each(wanted, build).items():
-            self._fail(dict.fromkeys(wanted[source], error))
+        for of, error in each(wanted, build).items():
+            self._fail(dict.fromkeys(wanted[of], error))
         rebuilt = {name for names in wanted.values() for name in names}
         taken = {name: record.base for name, record in records.read(self.layout).items()}
         for name, work in self._left().items():
             try:
                 base = ids.allocate([name], taken)[name]
                 taken[name] = base
-                image = built[work.want.spec.image] if name in rebuilt else None
+                image = built[source(work)] if name in rebuilt else None
                 self._records[name] = self._record(name, work, base, image)
             except (NetspaceError, OSError) as err:
                 self._fail({name: str(err)})

@@ -24,7 +24,7 @@ from netspace.spec.types import Environment, Io, Volume
 KIND = "environment"
 
 # Keys whose change needs no restart: what they say matters to the supervisor or the appraisal alone.
-_LIVE = frozenset({"restart", "stop_timeout", "attestation"})
+_LIVE = frozenset({"restart", "stop_timeout", "attestation", "source_hash"})
 # Limits that are changed in place: the kernel keeps them in cgroups.
 _TUNED = ("limits:memory", "limits:cpus", "limits:io")
 # And why another one's change needs a restart.
@@ -87,6 +87,12 @@ def plan(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: 
     refused = {name: want.profile.error for name, want in desired.items() if want.profile and want.profile.error}
     refused |= _taken(desired, observed, remove)
     refused |= _bounded(desired, observed)
+    refused |= {
+        name: f"image {want.spec.image}: {message}"
+        for name, want in desired.items()
+        if name in observed.environments
+        and (message := images.mismatch(_source(want, observed).identity, want.spec.source_hash or ""))
+    }
     notes += _unslowed(desired, observed)
     for name in sorted(observed.unrecorded - desired.keys() - set(remove)):
         notes.append(
@@ -108,13 +114,17 @@ def plan(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: 
             lost = "its record was lost; the layer that is there is kept" if name in observed.unrecorded else ""
             steps.append(Step(KIND, name, "create", _created(want), lost, work))
             continue
-        source = observed.sources.get(want.spec.image, images.Seen())
+        source = _source(want, observed)
         if source.error:
             notes.append(f"environment {name} keeps the image it has: {source.error}")
         step = _compare(name, want, seen, source, observed.revision, observed.grows)
         if step is not None:
             steps.append(step)
     return Plan(steps, [Refusal(KIND, name, message) for name, message in refused.items()], notes)
+
+
+def _source(want: DesiredEnvironment, observed: Observed) -> images.Seen:
+    return observed.sources.get(want.spec.image, images.Seen())
 
 
 def _taken(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: Collection[str]) -> dict[str, str]:

@@ -19,6 +19,7 @@ from netspace.environment import compare, mounts, observe, records, runtime
 from netspace.environment.apply import Applying, halt, start
 from netspace.environment.compare import DesiredEnvironment
 from netspace.environment.images import Store
+from netspace.environment.images.remote import Remote
 from netspace.environment.making import Making
 from netspace.environment.observe import Observed
 from netspace.environment.records import Record
@@ -34,12 +35,13 @@ class Environments:
     """The environments of one host. See ``netspace.plan.Kind``.
 
     :param supervisor: what keeps them running.
+    :param remote: who fetches images' sources that are not on this host.
     """
 
-    def __init__(self, layout: Layout, supervisor: Supervisor) -> None:
+    def __init__(self, layout: Layout, supervisor: Supervisor, remote: Remote | None = None) -> None:
         self.layout = layout
         self.supervisor = supervisor
-        self.store = Store(layout)
+        self.store = Store(layout, remote)
         self.making = Making(layout, self.store)
 
     # -- seeing ------------------------------------------------------------------

@@ -25,8 +25,8 @@ PATH = "/usr/local/bin:/usr/bin:/bin"
 HOME = "/tmp"  # noqa: S108 (inside; a tmpfs of the environment's own)
 INSIDE = "/run/netspace"
 
-# What a declaration says when it says nothing: there an image's own word counts.
-_UNSAID = Environment(image="")
+# Who runs a program where neither the declaration nor the image says it.
+USER = 1000
 
 _MEMLOCK = 64 * 1024
 _OOM_SCORE_ADJ = 500  # an environment dies before the host's own services
@@ -109,21 +109,17 @@ def process(
 
     :raises NetspaceError: when nothing says what to run.
     """
-    arguments = list(command or spec.command or defaults.command)
+    arguments = list(command or arguments_of(spec, defaults))
     if not arguments:
         raise NetspaceError(f"environment {name}: the image names no command; set command")
-    user = user_of(spec, defaults)
-    working_dir = spec.working_dir
-    if working_dir == _UNSAID.working_dir and defaults.working_dir:
-        working_dir = defaults.working_dir
     variables = {"PATH": PATH, "HOME": HOME, **dict(defaults.env), **spec.env}
     none: list[str] = []
     return {
         "terminal": False,
-        "user": {"uid": user, "gid": user, "umask": 0o077, "additionalGids": []},
+        "user": {"uid": user_of(spec, defaults), "gid": group_of(spec, defaults), "umask": 0o077, "additionalGids": []},
         "args": arguments,
         "env": [f"{key}={variables[key]}" for key in sorted(variables)],
-        "cwd": working_dir,
+        "cwd": spec.working_dir or defaults.working_dir or "/",
         "capabilities": dict.fromkeys(("bounding", "effective", "inheritable", "permitted", "ambient"), none),
         "noNewPrivileges": True,
         "oomScoreAdj": _OOM_SCORE_ADJ,
@@ -141,8 +137,20 @@ def process(
 
 
 def user_of(spec: Environment, defaults: Defaults) -> int:
-    """The uid and gid inside: the declaration's, else the image's numeric one; never 0."""
-    return defaults.user if spec.user == _UNSAID.user and defaults.user else spec.user
+    """The uid inside: the declaration's, else the image's; never 0."""
+    return spec.user or defaults.user or USER
+
+
+def group_of(spec: Environment, defaults: Defaults) -> int:
+    """The gid inside: the same number as a declared user's, else the image's; never 0."""
+    return spec.user or defaults.group or USER
+
+
+def arguments_of(spec: Environment, defaults: Defaults) -> tuple[str, ...]:
+    """What to run, as in Kubernetes: ``command`` replaces the image's Entrypoint and Cmd, ``args`` its Cmd."""
+    if spec.command:
+        return (*spec.command, *(spec.args or ()))
+    return (*defaults.entrypoint, *(defaults.cmd if spec.args is None else spec.args))
 
 
 def digest(configuration: dict[str, Any]) -> str:

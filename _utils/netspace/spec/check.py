@@ -57,6 +57,7 @@ HOST_FOLDERS = (
 HOST_ROOTS = ("/", "/etc", "/root", "/var", "/var/lib", "/var/log", "/home", "/opt", "/srv", "/tmp", "/mnt", "/media")  # noqa: S108 (refused, not used)
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
 _HOST = re.compile(r"[A-Za-z0-9.:-]{1,253}")
+_HASH = re.compile(r"(?:sha256[:=])?[0-9a-fA-F]{64}")
 _PORTS = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?")
 
 
@@ -67,6 +68,26 @@ def image_sources() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__"))
 
 
+def image(text: str) -> str:
+    """What is wrong with an image's ``<source>:<location>``; empty where nothing is."""
+    source, _, location = text.partition(":")
+    if source not in image_sources() or not location:
+        return f"{text!r}: write <source>:<location> with one of {', '.join(image_sources())}"
+    if location.startswith("salt://"):
+        if source == "dir":
+            return f"{text!r}: a folder can't be fetched; pack it: tar:salt://..."
+    elif not location.startswith("/"):
+        return f"{text!r}: the location must be an absolute path, or salt://..."
+    if not _plain(text):
+        return "a NUL character, text that is no Unicode, or longer than 4096 characters"
+    return ""
+
+
+def source_hash(text: str) -> str:
+    """What is wrong with a ``sha256:<hex>``; empty where nothing is."""
+    return "" if _HASH.fullmatch(text) else f"{text!r}: expected sha256: and 64 hexadecimal digits"
+
+
 def environment(spec: Environment, path: str) -> list[Problem]:
     """Check one environment's own values."""
     problems: list[Problem] = []
@@ -74,18 +95,16 @@ def environment(spec: Environment, path: str) -> list[Problem]:
     def refuse(key: str, message: str) -> None:
         problems.append(Problem(f"{path}:{key}", message))
 
-    source, _, location = spec.image.partition(":")
-    if source not in image_sources() or not location:
-        refuse("image", f"{spec.image!r}: write <source>:<location> with one of {', '.join(image_sources())}")
-    elif not location.startswith("/"):
-        refuse("image", f"{spec.image!r}: the location must be an absolute path")
-    elif not _plain(spec.image):
-        refuse("image", "a NUL character, text that is no Unicode, or longer than 4096 characters")
-    if len(spec.command) > MAX_ITEMS:
-        refuse("command", f"more than {MAX_ITEMS} arguments")
-    for index, argument in enumerate(spec.command):
-        if not _plain(argument, MAX_ARGUMENT):
-            refuse(f"command:{index}", _NOT_PLAIN)
+    if message := image(spec.image):
+        refuse("image", message)
+    if spec.source_hash is not None and (message := source_hash(spec.source_hash)):
+        refuse("source_hash", message)
+    for key, arguments in (("command", spec.command), ("args", spec.args or ())):
+        if len(arguments) > MAX_ITEMS:
+            refuse(key, f"more than {MAX_ITEMS} arguments")
+        for index, argument in enumerate(arguments):
+            if not _plain(argument, MAX_ARGUMENT):
+                refuse(f"{key}:{index}", _NOT_PLAIN)
     if spec.command and not spec.command[0]:
         refuse("command:0", "empty program name")
     if len(spec.env) > MAX_ITEMS:
@@ -95,9 +114,9 @@ def environment(spec: Environment, path: str) -> list[Problem]:
             refuse(f"env:{name}", "not a variable's name (letters, digits and '_')")
         if not _plain(value, MAX_ARGUMENT):
             refuse(f"env:{name}", _NOT_PLAIN)
-    if not 1 <= spec.user <= 65535:
+    if spec.user is not None and not 1 <= spec.user <= 65535:
         refuse("user", f"{spec.user} is out of 1..65535 (0, root, is never given)")
-    if not _clean(spec.working_dir):
+    if spec.working_dir is not None and not _clean(spec.working_dir):
         refuse("working_dir", f"{spec.working_dir!r}: expected an absolute path without '..'")
     limits = spec.limits
     _between(problems, f"{path}:limits:memory", limits.memory, 4 * 1024**2, 2**50)

@@ -283,9 +283,13 @@ class Environment(Base, frozen=True):
     """One program in an isolated world of its own.
 
     :param image: ``<source>:<location>``, e.g. ``tar:/srv/shop.tar`` or ``oci:/srv/shop:web``.
-    :param command: argument vector; absent: what an OCI image says.
-    :param env: variables of the program, beside a minimal set.
-    :param user: uid and gid inside, never 0.
+        A file may be on Salt's file server: ``tar:salt://images/shop.tar``.
+    :param source_hash: sha256 that the image's source must have (``sha256:<hex>``).
+    :param command: argument vector; absent: an OCI image's Entrypoint and Cmd.
+    :param args: what follows ``command``, or the image's Entrypoint in place of its Cmd.
+    :param env: variables of the program, beside a minimal set and an OCI image's.
+    :param user: uid and gid inside, never 0; absent: an OCI image's User, else 1000.
+    :param working_dir: absent: an OCI image's WorkingDir, else ``/``.
     :param seccomp: which system calls it may make: ``strict``, ``standard`` or ``file:/profile.json``.
     :param read_only: no writes to the root at all; else to a layer of its own.
     :param restart: ``always``, ``on-failure`` or ``never``.
@@ -294,10 +298,12 @@ class Environment(Base, frozen=True):
     """
 
     image: str
+    source_hash: str | None = None
     command: tuple[str, ...] = ()
+    args: tuple[str, ...] | None = None
     env: dict[str, str] = {}
-    user: int = 1000
-    working_dir: str = "/"
+    user: int | None = None
+    working_dir: str | None = None
     limits: Limits = Limits()
     interface: Any = None
     volumes: tuple[Volume, ...] = ()

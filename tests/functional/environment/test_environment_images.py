@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import bz2
 import gzip
-import io
 import json
 import lzma
 import os
 import shutil
+import socket
 import subprocess
+import sys
 import tarfile
 import time
 from pathlib import Path
 
 import pytest
+from environment_host import STAY
+from image_files import Layout as OciLayout
+from image_files import hard, member
+from image_files import tar as tar_of
 
-from netspace.environment import mounts
-from netspace.environment.images import Store, sources
+from netspace.environment import mounts, rootfs
+from netspace.environment.images import Store, bounds, sources, verity
+from netspace.environment.images.admin import Images
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
 
@@ -33,15 +39,12 @@ def other_store(store: Store, tmp_path: Path) -> Store:
     return Store(Layout(root=tmp_path / "other"))
 
 
-def write_tar(path: Path, *members: tuple[str, dict[str, object], bytes]) -> Path:
-    with tarfile.open(path, "w") as archive:
-        for name, attributes, content in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            for key, value in attributes.items():
-                setattr(info, key, value)
-            archive.addfile(info, io.BytesIO(content))
-    return path
+def leftovers(store: Store, built: int = 0) -> list[str]:
+    """What is in the images' folder beside that many built images with their notes."""
+    images = store.file("x").parent
+    found = sorted(path.name for path in images.iterdir()) if images.exists() else []
+    kept = [name for name in found if not name.startswith(".")]
+    return found if len(kept) != 2 * built else [name for name in found if name not in kept]
 
 
 @pytest.fixture(scope="session")
@@ -97,12 +100,12 @@ def test_what_is_unchanged_is_neither_read_nor_built_again(store, tmp_path, tar,
 
     with monkeypatch.context() as patch:
         patch.setattr(sources, "of_content", unexpected)
-        patch.setattr(sources, "make_erofs", unexpected)
+        patch.setattr(sources, "pack", unexpected)
         assert store.ensure(f"tar:{copy}") == first
         assert store.seen(f"tar:{copy}").identity == first.identity
     os.utime(copy, ns=(5, 5))
     with monkeypatch.context() as patch:
-        patch.setattr(sources, "make_erofs", unexpected)
+        patch.setattr(sources, "pack", unexpected)
         before = {path: path.read_bytes() for path in store.file("x").parent.iterdir()}
         assert store.seen(f"tar:{copy}").identity == first.identity
         assert {path: path.read_bytes() for path in store.file("x").parent.iterdir()} == before, "only looked at"
@@ -122,26 +125,126 @@ def test_a_changed_folder_is_another_image(store, tmp_path, image):
 
 
 def test_no_member_of_a_tar_reaches_the_host(store, tmp_path):
-    link = ("l", {"type": tarfile.SYMTYPE, "linkname": str(tmp_path)}, b"")
+    link = member("l", linkname=str(tmp_path))
     members = [
-        ("../../escaped", {}, b"x"),
-        (f"{tmp_path}/absolute", {}, b"x"),
-        ("l/through", {}, b"x"),
-        ("hard", {"type": tarfile.LNKTYPE, "linkname": "../../../etc/shadow"}, b""),
+        member("../../escaped", b"x"),
+        member(f"{tmp_path}/absolute", b"x"),
+        member("l/through", b"x"),
+        hard("hard", "../../../etc/shadow"),
     ]
-    for index, member in enumerate(members):
-        path = write_tar(tmp_path / f"{index}.tar", ("motd", {}, b"m"), link, member)
-        before = {entry for entry in tmp_path.rglob("*") if not entry.is_relative_to(tmp_path / "host")}
+
+    def found() -> set[Path]:
+        return {entry for entry in tmp_path.rglob("*") if not entry.is_relative_to(tmp_path / "host")}
+
+    for index, odd in enumerate(members):
+        path = tmp_path / f"{index}.tar"
+        path.write_bytes(tar_of([member("motd", b"m"), link, odd]))
+        before = found()
         try:
             digest = store.ensure(f"tar:{path}").digest
         except NetspaceError:
             continue  # refused is as good
         finally:
-            after = {entry for entry in tmp_path.rglob("*") if not entry.is_relative_to(tmp_path / "host")}
-            assert after == before
+            assert found() == before
         folder = store._unpack(digest)
-        assert {entry for entry in tmp_path.rglob("*") if not entry.is_relative_to(tmp_path / "host")} == before
+        assert found() == before
         assert not any(entry.is_symlink() and entry.name != "l" for entry in folder.rglob("*"))
+
+
+def test_an_image_has_neither_devices_nor_special_bits(store, tmp_path):
+    path = tmp_path / "a.tar"
+    path.write_bytes(
+        tar_of(
+            [
+                member("su", b"x", mode=0o6755, pax_headers={"SCHILY.xattr.security.capability": "\x01\x00\x00\x02"}),
+                member("null", type=tarfile.CHRTYPE, devmajor=1, devminor=3),
+                member("pipe", type=tarfile.FIFOTYPE),
+                member("kept", b"k", mode=0o640, uid=7, gid=8, mtime=9, pax_headers={"SCHILY.xattr.user.a": "b"}),
+                hard("again", "kept"),
+            ]
+        )
+    )
+    image = store.ensure(f"tar:{path}")
+    assert image.defaults.notes == ("left out: 1 device nodes", "left out: 1 named pipes")
+    folder = store._unpack(image.digest)
+    assert sorted(entry.name for entry in folder.iterdir()) == ["again", "kept", "su"]
+    assert (folder / "su").stat().st_mode & 0o7777 == 0o755
+    assert os.listxattr(folder / "su") == []
+    kept = (folder / "again").stat()
+    assert (kept.st_mode & 0o7777, kept.st_uid, kept.st_gid, kept.st_mtime) == (0o640, 7, 8, 9)
+    assert kept.st_ino == (folder / "kept").stat().st_ino
+    assert os.getxattr(folder / "kept", "user.a") == b"b"
+
+
+def test_a_folder_s_odd_entries_and_links_are_not_copied(store, tmp_path):
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "file").write_text("f")
+    (root / "file").chmod(0o4755)
+    (root / "out").symlink_to("/etc/passwd")
+    os.mkfifo(root / "pipe")
+    os.mknod(root / "null", 0o020666, os.makedev(1, 3))
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(root / "socket"))
+    image = store.ensure(f"dir:{root}")
+    assert image.defaults.notes == tuple(f"left out: 1 {what}" for what in ("device nodes", "named pipes", "sockets"))
+    folder = store._unpack(image.digest)
+    assert sorted(entry.name for entry in folder.iterdir()) == ["file", "out"]
+    assert (folder / "file").stat().st_mode & 0o7777 == 0o755
+    assert os.readlink(folder / "out") == "/etc/passwd"
+
+
+def test_a_folder_that_changes_while_it_is_copied_is_refused(store, tmp_path, monkeypatch):
+    root = tmp_path / "root"
+    (root / "d").mkdir(parents=True)
+    (root / "d/file").write_text("f")
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret/file").write_text("s")
+    real = sources.pack
+
+    def swapped(tree, target, budget):
+        (root / "d").rename(root / "e")
+        (root / "d").symlink_to(tmp_path / "secret")
+        real(tree, target, budget)
+
+    monkeypatch.setattr(sources, "pack", swapped)
+    with pytest.raises(NetspaceError):
+        store.ensure(f"dir:{root}")
+    assert leftovers(store) == []
+
+
+def test_a_folder_is_bounded_too(store, tmp_path, monkeypatch):
+    root = tmp_path / "root"
+    root.mkdir()
+    with (root / "huge").open("wb") as stream:
+        stream.truncate(bounds.BYTES + 1)
+    with pytest.raises(NetspaceError, match="more than 16 GiB"):
+        store.ensure(f"dir:{root}")
+    monkeypatch.setattr(bounds, "ENTRIES", 3)
+    (root / "huge").unlink()
+    for name in "abc":
+        (root / name).touch()
+    with pytest.raises(NetspaceError, match="more than 3 files"):
+        store.ensure(f"dir:{root}")
+
+
+def test_an_erofs_file_is_checked_before_the_kernel_sees_it(store, tmp_path, tar, monkeypatch):
+    built = tmp_path / "built.erofs"
+    shutil.copy(store.file(store.ensure(f"tar:{tar}").digest), built)
+    whole = built.read_bytes()
+    built.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(NetspaceError, match="damaged"):
+        store.ensure(f"erofs:{built}")
+    root = tmp_path / "bomb"
+    root.mkdir()
+    (root / "zeros").write_bytes(bytes(4 << 20))
+    packed = tmp_path / "bomb.erofs"
+    subprocess.run(["mkfs.erofs", "--quiet", "-zlz4", packed, root], check=True, capture_output=True)
+    assert packed.stat().st_size < 1 << 20
+    monkeypatch.setattr(bounds, "BYTES", 1 << 20)
+    with pytest.raises(NetspaceError, match="unpacks to more"):
+        store.ensure(f"erofs:{packed}")
+    assert leftovers(store, built=1) == []
 
 
 def test_garbage_is_refused_and_leaves_nothing(store, tmp_path):
@@ -232,3 +335,204 @@ def test_an_oci_image_is_reproducible_and_checked(store, tmp_path, layout_folder
     shutil.rmtree(tmp_path / "other")
     with pytest.raises(NetspaceError, match="not what its digest says"):
         other_store(store, tmp_path).ensure(f"oci:{copy}:web")
+
+
+def test_a_full_disk_is_a_clear_error_and_nothing_is_left(store, tmp_path, tar):
+    images = store._layout.images
+    images.mkdir(parents=True)
+    packed = tmp_path / "image.tar.gz"
+    packed.write_bytes(gzip.compress(tar.read_bytes()))
+    for source in (f"tar:{tar}", f"tar:{packed}"):
+        mounts.mount("tmpfs", images, "tmpfs", data="size=512k")
+        try:
+            with pytest.raises(NetspaceError, match=r"No space left on device.*netspace_image\.prune") as caught:
+                store.ensure(source)
+            assert source in str(caught.value)
+            assert list(images.iterdir()) == []
+        finally:
+            mounts.unmount(images)
+        store.ensure(source)
+
+
+def test_a_build_that_is_killed_is_made_good_by_the_next_run(host, tmp_path, image):
+    pipe = tmp_path / "slow.tar"
+    os.mkfifo(pipe)
+    code = f"""
+from netspace.environment.images import Store
+from netspace.layout import Layout
+with Store(Layout())._aside() as aside:
+    (aside / "image").write_bytes(b"half")
+    open({str(pipe)!r}, "w").close()
+    import time
+    time.sleep(60)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    )
+    pipe.open().close()
+    process.kill()
+    process.wait()
+    images = host.layout.images
+    assert [path for path in images.iterdir() if path.name.startswith(".building-")]
+    host.run("web")
+    assert not [path for path in images.iterdir() if path.name.startswith(".")]
+
+
+def test_an_image_that_is_asked_for_twice_at_once_is_built_once(tmp_path, tar):
+    code = f"""
+import sys
+from netspace import files
+from netspace.environment.images import Store
+from netspace.layout import Layout
+layout = Layout(root=__import__("pathlib").Path({str(tmp_path / "host")!r}))
+print("ready", flush=True)
+sys.stdin.readline()
+import logging
+logging.basicConfig(level="INFO", stream=sys.stdout, format="%(message)s")
+with files.locked(layout.lock):
+    Store(layout).ensure("tar:{tar}")
+"""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(4)
+    ]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    told = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4
+    assert sum(text.count("building") for text in told) == 1
+    assert len(list((tmp_path / "host/var/lib/netspace/images").iterdir())) == 2
+
+
+def test_a_flipped_byte_is_refused_at_the_mount_and_made_good_as_it_says(host, image):
+    want = {"web": host.run("web")}
+    digest = host.kind.recorded()["web"].image.digest
+    host.kind.stop(["web"])
+    file = host.kind.store.file(digest)
+    # As after a boot.
+    rootfs.dismantle(host.layout, "web")
+    mounts.unmount(host.kind.store.mountpoint(digest))
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.chmod(0o600)
+    file.write_bytes(content)
+    error = host.kind.restore()["web"]
+    assert "was changed" in error
+    assert f"rm {file}" in error
+    assert host.apply(want)["web"].error == error
+    file.unlink()
+    assert host.apply(want)["web"].error == ""
+    assert host.sh("web", "cat /etc/motd") == "hello"
+
+
+def test_unused_images_stay_until_they_are_pruned(host, tmp_path, image):
+    second = tmp_path / "second"
+    shutil.copytree(image, second, symlinks=True)
+    (second / "etc/motd").write_text("second\n")
+    host.run("web")
+    first = host.kind.recorded()["web"].image.digest
+    host.run("web", image=f"dir:{second}")
+    images = Images(host.kind.store, lambda: {r.image.digest: [n] for n, r in host.kind.recorded().items()})
+    assert images.list()[f"sha256:{first}"]["used_by"] == []
+    assert host.kind.store.file(first).exists()
+    host.run("web")
+    assert images.list()[f"sha256:{first}"]["used_by"] == ["web"]
+    steps = images.plan_prune().steps
+    assert [step.name for step in steps] != [f"sha256:{first}"]
+    assert [outcome.error for outcome in images.apply_removal(steps)] == [""]
+    assert list(images.list()) == [f"sha256:{first}"]
+    assert host.sh("web", "cat /etc/motd") == "hello", "what runs is not touched"
+    assert images.verify() == {f"sha256:{first}": ""}
+
+
+def test_a_hash_that_is_declared_later_restarts_nothing(host, tar):
+    image = f"tar:{tar}"
+    host.run("web", image=image)
+    pid = host.pid("web")
+    right = sources.of_content(tar)
+    (step,) = host.plan({"web": host.desired("web", image=image, source_hash=right)}).steps
+    assert step.action == "update"
+    host.run("web", image=image, source_hash=right)
+    assert host.pid("web") == pid
+    wrong = host.plan({"web": host.desired("web", image=image, source_hash="0" * 64)})
+    assert wrong.steps == []
+    assert "source_hash says" in wrong.refusals[0].message
+    assert (
+        "source_hash says" in host.apply({"new": host.desired("new", image=image, source_hash="0" * 64)})["new"].error
+    )
+
+
+def test_an_image_s_user_is_found_by_name_and_root_is_never_given(host, tmp_path, image):
+    layers = [subprocess.run(["tar", "-C", image, "-c", "."], check=True, capture_output=True).stdout]
+    layers.append(tar_of([member("etc/passwd", b"shop:x:33:34::/:\nroot:x:0:0::/:\n")]))
+    made = OciLayout()
+    for user in ("shop", "root"):
+        made.tag(made.image(layers, {"User": user, "Entrypoint": ["/bin/sh", "-c"], "Cmd": [STAY]}), user)
+    folder = made.write(tmp_path / "layout")
+    host.run("shop", image=f"oci:{folder}:shop", command=[])
+    host.run("root", image=f"oci:{folder}:root", command=[])
+    assert host.sh("shop", "id") == "uid=33(shop) gid=34"
+    assert host.sh("root", "id") == "uid=1000 gid=1000"
+    assert "never given" in host.kind.recorded()["root"].image.defaults.notes[0]
+    host.run("shop", image=f"oci:{folder}:shop", command=[], args=[f"echo args; {STAY}"], user=1000)
+    assert host.operations.logs("shop", 1) == {"lines": ["args"]}
+    assert host.sh("shop", "id") == "uid=1000 gid=1000"
+
+
+def test_verity_is_used_where_the_file_system_has_it(host, image):
+    digest = host.kind.store.ensure(f"dir:{image}").digest
+    file = host.kind.store.file(digest)
+    measured, why = verity.measure(file)
+    if not measured:
+        pytest.skip(f"fs-verity: {why}")
+    with pytest.raises(PermissionError):
+        file.open("r+b")
+
+
+@pytest.mark.parametrize("kind", ["oci-archive", "docker-archive"])
+def test_what_skopeo_makes_of_an_image_is_that_image(store, tmp_path, layout_folder, kind):
+    made = tmp_path / "made.tar"
+    command = ["skopeo", "copy", f"oci:{layout_folder}:web", f"{kind}:{made}:shop:web"]
+    subprocess.run(command, check=True, capture_output=True)
+    first = store.ensure(f"oci:{layout_folder}:web")
+    again = other_store(store, tmp_path).ensure(f"oci:{made}:web")
+    assert again.digest == first.digest
+    assert (again.defaults.entrypoint, again.defaults.user) == (first.defaults.entrypoint, 4242)
+
+
+def test_umoci_s_layers_are_put_together_as_umoci_does(store, tmp_path, layout_folder):
+    layout = tmp_path / "layout"
+    shutil.copytree(layout_folder, layout)
+    image = f"{layout}:web"
+    bundle = tmp_path / "bundle"
+    run = lambda *command: subprocess.run(command, check=True, capture_output=True)  # noqa: E731
+    run("umoci", "unpack", "--image", image, bundle)
+    (bundle / "rootfs/etc/motd").unlink()
+    shutil.rmtree(bundle / "rootfs/bin")
+    (bundle / "rootfs/bin").mkdir()
+    (bundle / "rootfs/bin/new").write_text("new")
+    (bundle / "rootfs/link").symlink_to("etc")
+    run("umoci", "repack", "--image", image, bundle)
+    run("umoci", "raw", "unpack", "--image", image, tmp_path / "expected")
+    folder = store._unpack(store.ensure(f"oci:{image}").digest)
+
+    def listed(root: Path) -> dict[str, object]:
+        return {
+            str(path.relative_to(root)): (
+                path.lstat().st_mode,
+                path.lstat().st_uid,
+                path.is_file() and path.read_bytes(),
+            )
+            for path in root.rglob("*")
+        }
+
+    assert listed(folder) == listed(tmp_path / "expected")

@@ -203,7 +203,7 @@ def test_only_what_is_named_is_removed():
 def test_a_record_comes_back_as_it_was_written(tmp_path):
     layout = Layout(root=tmp_path)
     want = desired(env={"A": "b"}, volumes=[{"source": "/srv/a", "target": "/a"}], attestation={"minimum": "L3"})
-    defaults = Defaults(("/c",), (("K", "v"),), "/w", 5)
+    defaults = Defaults(("/c",), ("x",), (("K", "v"),), "/w", 5, 6, ("note",))
     record = dataclasses.replace(seen(want).record, image=Image("d" * 64, "i", defaults))
     assert records.write(layout, "web", record)
     assert not records.write(layout, "web", record)

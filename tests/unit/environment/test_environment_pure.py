@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netspace.environment import ids, mounts, oci, runtime, seccomp, volumes
+from netspace.environment.images.bounds import Budget
 from netspace.environment.images.sources import Defaults
 from netspace.environment.images.sources import oci as oci_source
+from netspace.environment.images.tree import Tree
 from netspace.environment.making import each
 from netspace.environment.operations import Operations
 from netspace.errors import NetspaceError
@@ -164,15 +166,32 @@ def test_the_configuration_has_all_hardening():
 
 @given(st.dictionaries(st.sampled_from(["PATH", "HOME", "LANG", "X"]), st.text("abc=", max_size=5)))
 def test_the_declaration_s_word_counts_before_the_image_s(env):
-    defaults = Defaults(("/image",), (("LANG", "C"), ("PATH", "/image/bin")), "/srv", 33)
+    defaults = Defaults(("/image",), ("serve",), (("LANG", "C"), ("PATH", "/image/bin")), "/srv", 33, 34)
     silent = render(defaults=defaults, declared={"command": [], "env": env})["process"]
-    assert silent["args"] == ["/image"]
+    assert silent["args"] == ["/image", "serve"]
     assert silent["cwd"] == "/srv"
-    assert silent["user"]["uid"] == silent["user"]["gid"] == 33
+    assert (silent["user"]["uid"], silent["user"]["gid"]) == (33, 34)
     expected = {"PATH": "/image/bin", "HOME": "/tmp", "LANG": "C", **env}
     assert silent["env"] == [f"{key}={expected[key]}" for key in sorted(expected)]
-    said = render(defaults=defaults, declared={"user": 7, "working_dir": "/etc"})["process"]
-    assert (said["args"], said["cwd"], said["user"]["uid"]) == (["/x"], "/etc", 7)
+    said = render(defaults=defaults, declared={"user": 1000, "working_dir": "/"})["process"]
+    assert (said["args"], said["cwd"], said["user"]["uid"], said["user"]["gid"]) == (["/x"], "/", 1000, 1000)
+    nobody = render(defaults=Defaults(("/image",)))["process"]
+    assert (nobody["cwd"], nobody["user"]["uid"], nobody["user"]["gid"]) == ("/", 1000, 1000)
+
+
+@pytest.mark.parametrize(
+    ("declared", "run"),
+    [
+        ({}, ["/entry", "cmd"]),
+        ({"args": ["a", "b"]}, ["/entry", "a", "b"]),
+        ({"args": []}, ["/entry"]),
+        ({"command": ["/x", "y"]}, ["/x", "y"]),
+        ({"command": ["/x"], "args": ["a"]}, ["/x", "a"]),
+    ],
+)
+def test_command_replaces_entrypoint_and_cmd_args_replaces_cmd(declared, run):
+    defaults = Defaults(("/entry",), ("cmd",))
+    assert render(defaults=defaults, declared={"command": [], **declared})["process"]["args"] == run
 
 
 def test_nothing_to_run_is_an_error():
@@ -200,8 +219,9 @@ def test_volumes_are_bound_with_ids_mapped():
 def test_whatever_an_image_says_gives_sane_defaults(value):
     keys = ("Entrypoint", "Cmd", "Env", "WorkingDir", "User")
     for config in [{key: value} for key in keys]:
-        defaults = oci_source._defaults(config)
+        defaults = oci_source._defaults(config, Tree(Budget("x")))
         assert 0 <= defaults.user <= 65535
+        assert 0 <= defaults.group <= 65535
         assert defaults.working_dir == "" or defaults.working_dir.startswith("/")
         assert all("\0" not in text and "=" not in name for name, text in defaults.env)
         assert Defaults.decode(json.loads(json.dumps(defaults.encode()))) == defaults

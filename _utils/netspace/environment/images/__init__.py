@@ -4,7 +4,8 @@ The erofs file is the image on every host, and its digest is what a host attests
 mounted once, straight from the file, after its content was checked against its name (again
 after each boot). Where the kernel can't do that (no erofs, older than 6.12, a file system
 that can't back it), the file is checked just so and unpacked beside itself, and that folder
-is mounted. Images don't know environments: who uses what is the caller's to say.
+is mounted. Nothing is removed but by :meth:`Store.prune` and :meth:`Store.remove`. Images don't
+know environments: who uses what is the caller's to say.
 """
 
 from __future__ import annotations
@@ -12,26 +13,31 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import logging
 import os
 import re
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from netspace import files
 from netspace.environment import mounts
-from netspace.environment.images import sources
+from netspace.environment.images import remote as remotes
+from netspace.environment.images import sources, tools, verity
+from netspace.environment.images.remote import Remote
 from netspace.environment.images.sources import Defaults
-from netspace.errors import MissingError, NetspaceError
+from netspace.errors import NetspaceError, StateError
 from netspace.layout import Layout
 
 _FLAGS = mounts.RDONLY | mounts.NOSUID | mounts.NODEV
 _FILE = re.compile(r"sha256-([0-9a-f]{64})(\.erofs)?")
+_NOTE = re.compile(r"[0-9a-f]{32}\.json")
 _BUILDING = ".building-"
+_ASIDE = re.compile(r"\..*\.new")  # of netspace.files
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -55,15 +61,45 @@ class Seen:
     error: str = ""
 
 
-class Store:
-    """The images of one host. Calls that change something need the layout's lock held."""
+@dataclass(frozen=True)
+class Note:
+    """What a source was built into."""
 
-    def __init__(self, layout: Layout) -> None:
+    image: str
+    fingerprint: str
+    identity: str
+    digest: str
+    defaults: Defaults
+
+
+def mismatch(identity: str, source_hash: str) -> str:
+    """Why what a source is isn't what was declared; empty where it is, or nothing was."""
+    if not source_hash or not identity:
+        return ""
+    _, marked, found = identity.rpartition("sha256:")
+    if not marked:
+        return "a folder has no source_hash: leave it out"
+    wanted = source_hash.lower()[-64:]
+    return "" if found == wanted else f"the source's hash is sha256:{found}, but source_hash says sha256:{wanted}"
+
+
+class Store:
+    """The images of one host. Calls that change something need the layout's lock held.
+
+    :param remote: who fetches sources that are not on this host; None: nobody can here.
+    """
+
+    def __init__(self, layout: Layout, remote: Remote | None = None) -> None:
         self._layout = layout
+        self._remote = remote
         self._unchanged: dict[str, tuple[str, str]] = {}
 
     def file(self, digest: str) -> Path:
         return self._layout.images / f"sha256-{digest}.erofs"
+
+    def folder(self, digest: str) -> Path:
+        """Where the image is unpacked, on hosts that can't mount the file."""
+        return self._layout.images / f"sha256-{digest}"
 
     def mountpoint(self, digest: str) -> Path:
         return self._layout.run / "images" / f"sha256-{digest}"
@@ -74,14 +110,18 @@ class Store:
         """Look at a source without building it; hashes it only if it may have changed. Writes nothing."""
         try:
             source, location = sources.split(image)
+            note = self.note(image)
+            url, _ = remotes.split(source, location)
+            if url:
+                # Without a master to ask, what was built last is what there is.
+                return Seen(self._remote.hash(url) if self._remote else note.identity if note else "")
             now = source.fingerprint(location)
-            note = self._note(image)
-            if note is None or note["fingerprint"] != now:
+            if note is None or note.fingerprint != now:
                 identity = source.identity(location)
-                if note is not None and note["identity"] == identity:
+                if note is not None and note.identity == identity:
                     self._unchanged[image] = (now, identity)
             else:
-                identity = str(note["identity"])
+                identity = note.identity
         except NetspaceError as err:
             return Seen(error=str(err))
         return Seen(identity)
@@ -89,51 +129,92 @@ class Store:
     def note_seen(self) -> None:
         """Note which sources were seen to be touched but the same, so that they aren't hashed again."""
         for image, (fingerprint, identity) in self._unchanged.items():
-            note = self._note(image)
-            if note is not None and note["identity"] == identity:
-                files.write_json(self._note_path(image), {**note, "fingerprint": fingerprint})
+            note = self.note(image)
+            if note is not None and note.identity == identity:
+                self._write_note(replace(note, fingerprint=fingerprint))
         self._unchanged.clear()
 
-    def ensure(self, image: str) -> Image:
+    def ensure(self, image: str, source_hash: str = "") -> Image:
         """Have the image that ``<source>:<location>`` is now, building it if need be.
 
-        :raises NetspaceError: when the source is missing, damaged or no image.
+        :param source_hash: sha256 that the source must have.
+        :raises NetspaceError: when the source is missing, damaged, no image, or not what it must be;
+            then nothing of it is left.
         """
         source, location = sources.split(image)
-        now = source.fingerprint(location)
-        note = self._note(image)
-        if note is not None and note["fingerprint"] == now and self.file(note["digest"]).exists():
-            return Image(note["digest"], note["identity"], Defaults.decode(note["defaults"]))
-        identity = source.identity(location)
-        if note is None or note["identity"] != identity or not self.file(note["digest"]).exists():
-            digest, defaults = self._build(source, location)
+        note = self.note(image)
+        url, rest = remotes.split(source, location)
+        if url:
+            if self._remote is None:
+                raise NetspaceError(f"image {image}: nobody can fetch {url} here; apply by Salt")
+            now = identity = self._remote.hash(url)
         else:
-            digest, defaults = note["digest"], Defaults.decode(note["defaults"])
-        if source.fingerprint(location) != now:
-            raise NetspaceError(f"image {image}: the source changed while it was read; apply again when it is complete")
-        note = {
-            "image": image,
-            "fingerprint": now,
-            "identity": identity,
-            "digest": digest,
-            "defaults": defaults.encode(),
-        }
-        files.write_json(self._note_path(image), note)
+            now = source.fingerprint(location)
+            identity = note.identity if note is not None and note.fingerprint == now else source.identity(location)
+        if error := mismatch(identity, source_hash):
+            raise NetspaceError(f"image {image}: {error}")
+        if note is not None and note.identity == identity and self.file(note.digest).exists():
+            self._write_note(replace(note, fingerprint=now))
+            return Image(note.digest, identity, note.defaults)
+        log.info("image %s: building", image)
+        with self._telling(image), self._aside() as aside:
+            if url:
+                digest, defaults = self._build_fetched(source, url, rest, identity, aside)
+            else:
+                digest, defaults = self._build(source, location, aside)
+                if source.fingerprint(location) != now:
+                    raise NetspaceError("the source changed while it was read; apply again when it is complete")
+            new = not self.file(digest).exists()
+            if new:  # else it may be mounted
+                (aside / "image").rename(self.file(digest))
+            try:
+                self._write_note(Note(image, now, identity, digest, defaults))
+            except OSError:
+                if new:
+                    files.remove(self.file(digest))
+                raise
+        log.info("image %s: built sha256:%s", image, digest)
         return Image(digest, identity, defaults)
 
-    def _build(self, source: sources.Source, location: str) -> tuple[str, Defaults]:
-        with self._aside() as aside:
-            scratch = aside / "scratch"
-            scratch.mkdir()
-            target = aside / "image"
-            defaults = source.build(location, target, scratch)
-            with target.open("rb") as stream:
-                digest = sources.digest(stream)
-                os.fchmod(stream.fileno(), 0o600)
-                os.fsync(stream.fileno())
-            if not self.file(digest).exists():  # else it may be mounted
-                target.rename(self.file(digest))
+    def _build(self, source: sources.Source, location: str, aside: Path) -> tuple[str, Defaults]:
+        scratch = aside / "scratch"
+        scratch.mkdir()
+        target = aside / "image"
+        defaults = source.build(location, target, scratch)
+        with target.open("rb") as stream:
+            digest = sources.digest(stream)
+            os.fchmod(stream.fileno(), 0o600)
+            os.fsync(stream.fileno())
+        verity.enable(target)
         return digest, defaults
+
+    def _build_fetched(
+        self, source: sources.Source, url: str, rest: str, identity: str, aside: Path
+    ) -> tuple[str, Defaults]:
+        assert self._remote is not None
+        log.info("image source %s: fetching", url)
+        folder = aside / "remote"
+        folder.mkdir()
+        fetched = self._remote.fetch(url, folder)
+        found = sources.of_content(fetched)
+        if found != identity:
+            raise NetspaceError(f"{url}: what came is {found}, but the server said {identity}; apply again")
+        try:
+            return self._build(source, f"{fetched}{rest}", aside)
+        except NetspaceError as err:
+            raise NetspaceError(str(err).replace(str(fetched), url)) from err
+
+    @contextlib.contextmanager
+    def _telling(self, image: str) -> Iterator[None]:
+        """Name the image in whatever goes wrong, and the remedy where the disk is full."""
+        try:
+            yield
+        except (NetspaceError, OSError) as err:
+            message = str(err)
+            full = isinstance(err, OSError) and err.errno in (errno.ENOSPC, errno.EDQUOT)
+            if full or os.strerror(errno.ENOSPC) in message:
+                message += f"; make room in {self._layout.images}, for example by netspace_image.prune, and apply again"
+            raise NetspaceError(message if image in message else f"image {image}: {message}") from err
 
     @contextlib.contextmanager
     def _aside(self) -> Iterator[Path]:
@@ -144,13 +225,82 @@ class Store:
         finally:
             shutil.rmtree(aside, ignore_errors=True)
 
+    def tidy(self) -> None:
+        """Remove what interrupted builds left. Nothing is being built now: the caller has the lock."""
+        for entry in self._entries():
+            if entry.name.startswith(_BUILDING):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            elif _ASIDE.fullmatch(entry.name):
+                files.remove(Path(entry.path))
+
+    # -- notes: which source became which image ----------------------------------
+
+    def note(self, image: str) -> Note | None:
+        """What the source was built into; None where it never was, or that can't be told any more."""
+        return self._read_note(self._note_path(image))
+
+    def notes(self) -> list[Note]:
+        """All of them, by source."""
+        paths = [Path(entry.path) for entry in self._entries() if _NOTE.fullmatch(entry.name)]
+        found = [note for note in map(self._read_note, paths) if note is not None]
+        return sorted(found, key=lambda note: note.image)
+
+    def digests(self) -> list[str]:
+        """Every image that is here."""
+        matches = (_FILE.fullmatch(entry.name) for entry in self._entries())
+        return sorted(match[1] for match in matches if match and match[2])
+
+    def _entries(self) -> list[os.DirEntry[str]]:
+        try:
+            with os.scandir(self._layout.images) as found:
+                return list(found)
+        except FileNotFoundError:
+            return []
+
     def _note_path(self, image: str) -> Path:
         return self._layout.images / f"{hashlib.sha256(image.encode()).hexdigest()[:32]}.json"
 
-    def _note(self, image: str) -> dict[str, Any] | None:
-        return files.read_json(self._note_path(image))
+    def _write_note(self, note: Note) -> None:
+        files.write_json(
+            self._note_path(note.image),
+            {
+                "image": note.image,
+                "fingerprint": note.fingerprint,
+                "identity": note.identity,
+                "digest": note.digest,
+                "defaults": note.defaults.encode(),
+            },
+        )
 
-    # -- mounting --------------------------------------------------------------
+    @staticmethod
+    def _read_note(path: Path) -> Note | None:
+        # It only spares work: one that can't be understood is as good as none.
+        with contextlib.suppress(StateError, KeyError, TypeError, AttributeError, ValueError):
+            data = files.read_json(path)
+            if data is not None and re.fullmatch(r"[0-9a-f]{64}", data["digest"]):
+                return Note(
+                    str(data["image"]),
+                    str(data["fingerprint"]),
+                    str(data["identity"]),
+                    data["digest"],
+                    Defaults.decode(data["defaults"]),
+                )
+        return None
+
+    # -- checking and mounting -----------------------------------------------------
+
+    def damage(self, digest: str) -> str:
+        """Read the whole image; return what is wrong with it, and what to do, empty where it is what its name says."""
+        path = self.file(digest)
+        remedy = f"remove it and apply again: rm {path}"
+        try:
+            with path.open("rb") as stream:
+                found = sources.digest(stream)
+        except FileNotFoundError:
+            return f"image {path} is missing; apply again to build it from its source"
+        except OSError as err:
+            return f"image {path} can't be read ({err.strerror}); {remedy}"
+        return "" if found == digest else f"image {path} was changed (its sha256 is {found}); {remedy}"
 
     def mount(self, digest: str, mounted: Collection[str]) -> Path:
         """Have the image mounted; return where.
@@ -161,14 +311,10 @@ class Store:
         target = self.mountpoint(digest)
         if str(target) in mounted:
             return target
+        if error := self.damage(digest):
+            raise NetspaceError(error)
         path = self.file(digest)
-        try:
-            with path.open("rb") as stream:
-                found = sources.digest(stream)
-        except FileNotFoundError as err:
-            raise NetspaceError(f"image {path} is missing; apply again to build it from its source") from err
-        if found != digest:
-            raise NetspaceError(f"image {path} was changed (its sha256 is {found}): remove the file and apply again")
+        verity.enable(path)
         target.mkdir(parents=True, exist_ok=True, mode=0o700)
         try:
             mounts.mount(path, target, "erofs", _FLAGS)
@@ -181,47 +327,47 @@ class Store:
 
     def _unpack(self, digest: str) -> Path:
         """Unpack the checked image beside itself, afresh: what lies there may have been changed."""
-        folder = self._layout.images / f"sha256-{digest}"
-        with self._aside() as aside:
+        folder, path = self.folder(digest), self.file(digest)
+        log.info("image sha256:%s: unpacking, since this host can't mount it", digest)
+        with self._telling(str(path)), self._aside() as aside:
             root = aside / "root"
-            try:
-                done = subprocess.run(
-                    ["fsck.erofs", "--preserve", "--xattrs", f"--extract={root}", str(self.file(digest))],
-                    stdin=subprocess.DEVNULL,
-                    capture_output=True,
-                    check=False,
-                )
-            except FileNotFoundError as err:
-                raise MissingError("the program fsck.erofs", "install it: apt-get install erofs-utils") from err
-            if done.returncode != 0:
-                message = " ".join(done.stderr.decode(errors="replace").split())[-600:]
-                raise NetspaceError(f"image {self.file(digest)} can't be unpacked: {message}")
+            tools.run(
+                ["fsck.erofs", "--preserve", "--xattrs", f"--extract={root}", str(path)],
+                f"image {path} can't be unpacked",
+            )
             if folder.exists():
                 folder.rename(aside / "old")
             root.rename(folder)
         return folder
 
-    # -- tidying ---------------------------------------------------------------
+    # -- removing ------------------------------------------------------------------
+
+    def remove(self, digest: str) -> None:
+        """Remove an image that nobody uses, with all that is known of it."""
+        target = self.mountpoint(digest)
+        with contextlib.suppress(FileNotFoundError):
+            mounts.unmount(target)
+            os.rmdir(target)
+        for note in self.notes():
+            if note.digest == digest:
+                files.remove(self._note_path(note.image))
+        files.remove(self.file(digest))
+        shutil.rmtree(self.folder(digest), ignore_errors=True)
+
+    def forget(self, image: str) -> None:
+        """Forget that a source was built; the image stays."""
+        files.remove(self._note_path(image))
+
+    def unused(self, used: Collection[str]) -> list[str]:
+        """Every image, or what is left of one, that is not in *used*."""
+        found = {match[1] for entry in self._entries() if (match := _FILE.fullmatch(entry.name))}
+        with contextlib.suppress(FileNotFoundError), os.scandir(self._layout.run / "images") as entries:
+            found |= {match[1] for entry in entries if (match := _FILE.fullmatch(entry.name))}
+        found |= {note.digest for note in self.notes()}
+        return sorted(found - set(used))
 
     def prune(self, used: Collection[str]) -> None:
         """Remove every image but those in *used*, and what an interrupted build left."""
-        with contextlib.suppress(FileNotFoundError):
-            for entry in sorted(os.scandir(self._layout.run / "images"), key=lambda entry: entry.name):
-                match = _FILE.fullmatch(entry.name)
-                if match and match[1] not in used:
-                    mounts.unmount(Path(entry.path))
-                    os.rmdir(entry.path)
-        try:
-            entries = list(os.scandir(self._layout.images))
-        except FileNotFoundError:
-            return
-        for entry in entries:
-            match = _FILE.fullmatch(entry.name)
-            if entry.name.startswith(_BUILDING) or (match and not match[2] and match[1] not in used):
-                shutil.rmtree(entry.path, ignore_errors=True)
-            elif match and match[1] not in used:
-                files.remove(Path(entry.path))
-            elif entry.name.endswith(".json"):
-                note = files.read_json(Path(entry.path))
-                if note is not None and note["digest"] not in used:
-                    files.remove(Path(entry.path))
+        self.tidy()
+        for digest in self.unused(used):
+            self.remove(digest)

@@ -4,50 +4,88 @@ Each module has
 
 - ``fingerprint(location)``: text that changes whenever the source may have changed,
   from stat data or an index alone; cheap;
-- ``identity(location)``: text that changes exactly when the source's content did;
+- ``identity(location)``: text that changes exactly when the source's content did. It ends in
+  ``sha256:`` and what a declared ``source_hash`` is compared with, if the source has such a thing;
 - ``build(location, target, scratch)``: makes the erofs file *target*, with the empty
   folder *scratch* to work in, and returns what the image itself says about running it.
+  :func:`pack` makes it of a tree (``netspace.environment.images.tree``).
+
+and, where a location is a file that can be fetched from elsewhere first:
+
+- ``split(location)``: the path of that file, and what of the location follows it.
 
 All raise NetspaceError where the location can't be used.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import importlib
+import logging
+import os
 import subprocess
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol, cast
 
-from netspace.errors import MissingError, NetspaceError
+from netspace.environment.images import tools
+from netspace.environment.images.bounds import Budget
+from netspace.environment.images.tree import Piece, Tree
+from netspace.errors import NetspaceError
 
 # Every image has this UUID ("netspace" and zeros), so that equal content is an equal file.
 UUID = "6e657473-7061-6365-0000-000000000000"
 _CHUNK = 1 << 20
+_LITTLE = 1 << 20
+_FULL = 128 * 1024  # bytes free
+_LOOK = 0.2  # seconds between looks at mkfs.erofs...
+_STUCK = 120.0  # ...which is given up when it did nothing for so long
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Defaults:
-    """What an image says about how to run it; empty where it says nothing."""
+    """What an image says about how to run it; empty where it says nothing.
 
-    command: tuple[str, ...] = ()
+    :param user: 0 where it names none that can be given; then *group* is 0 too.
+    :param notes: what the operator should know of how the image was made and will be run.
+    """
+
+    entrypoint: tuple[str, ...] = ()
+    cmd: tuple[str, ...] = ()
     env: tuple[tuple[str, str], ...] = ()
     working_dir: str = ""
     user: int = 0
+    group: int = 0
+    notes: tuple[str, ...] = ()
 
     def encode(self) -> dict[str, Any]:
         return {
-            "command": list(self.command),
+            "entrypoint": list(self.entrypoint),
+            "cmd": list(self.cmd),
             "env": dict(self.env),
             "working_dir": self.working_dir,
             "user": self.user,
+            "group": self.group,
+            "notes": list(self.notes),
         }
 
     @classmethod
     def decode(cls, data: dict[str, Any]) -> Defaults:
-        return cls(tuple(data["command"]), tuple(data["env"].items()), data["working_dir"], data["user"])
+        return cls(
+            tuple(data["entrypoint"]),
+            tuple(data["cmd"]),
+            tuple(data["env"].items()),
+            data["working_dir"],
+            data["user"],
+            data["group"],
+            tuple(data["notes"]),
+        )
 
 
 class Source(Protocol):
@@ -87,11 +125,11 @@ def of_content(path: Path) -> str:
 
     :raises NetspaceError: when it can't be read.
     """
-    try:
-        with path.open("rb") as stream:
+    with opened(path) as stream:
+        try:
             return "sha256:" + digest(stream)
-    except OSError as err:
-        raise NetspaceError(f"image source {path}: {err.strerror}") from err
+        except OSError as err:  # a folder opens, but can't be read
+            raise NetspaceError(f"image source {path}: {err.strerror}") from err
 
 
 def digest(stream: IO[bytes]) -> str:
@@ -102,41 +140,86 @@ def digest(stream: IO[bytes]) -> str:
     return state.hexdigest()
 
 
-def make_erofs(
-    target: Path,
-    source: Sequence[str | Path],
-    *options: str,
-    feed: Callable[[IO[bytes]], None] | None = None,
-) -> None:
-    """Run ``mkfs.erofs`` so that the same input gives the same file, byte for byte.
+def opened(path: Path) -> IO[bytes]:
+    """A source's file, open to be read.
 
-    Owners and modes are kept. Set-user-id bits and device nodes are kept too and have no
-    effect: images are mounted nosuid and nodev. Overlay's own attributes are left out.
-
-    :param feed: writes the input to the given stream, the program's stdin.
+    :raises NetspaceError: when it can't be.
     """
-    command = ["mkfs.erofs", "--quiet", "-T0", "-U", UUID, "--ovlfs-strip=1", *options, str(target), *map(str, source)]
     try:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE if feed else subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
-    except FileNotFoundError as err:
-        raise MissingError("the program mkfs.erofs", "install it: apt-get install erofs-utils") from err
-    with process:
-        try:
-            if feed is not None:
-                assert process.stdin is not None
-                with process.stdin:
-                    feed(process.stdin)
-        except BrokenPipeError:
-            pass  # it ended early, and says why below
-        except BaseException:
-            process.kill()
-            raise
+        return path.open("rb")
+    except OSError as err:
+        raise NetspaceError(f"image source {path}: {err.strerror}") from err
+
+
+def whole(stream: IO[bytes]) -> Piece:
+    """All of an open file."""
+    return Piece(stream, 0, stream.seek(0, 2))
+
+
+def pack(tree: Tree, target: Path, budget: Budget) -> None:
+    """Make an erofs file of a tree: the same tree is the same file, byte for byte.
+
+    The program gets an archive of our own making, never one of somebody else's.
+
+    :raises OSError: when the disk is full.
+    """
+    if not tree.root.children:
+        raise budget.refuse("there is no file in it")
+    _want_room(target, sum(node.content.size for _, node in tree.walk() if node.content is not None))
+    # The block size would else be the page size of the host that builds.
+    command = ["mkfs.erofs", "--quiet", "-b4096", "-T0", "--mkfs-time", "-U", UUID, "--tar=f", str(target)]
+    with tools.started(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
+        assert process.stdin is not None
         assert process.stderr is not None
-        message = process.stderr.read(65536).decode(errors="replace")
+        with _watched(process, target):
+            try:
+                with process.stdin:
+                    entries, size = tree.write(process.stdin.write)
+                log.info("image source %s: packed %d files, %d bytes", budget.where, entries, size)
+            except BrokenPipeError:
+                pass  # it ended early, and says why below
+            message = tools.message(process.stderr.read(65536))
     if process.returncode != 0:
-        raise NetspaceError(f"mkfs.erofs refuses the image: {' '.join(message.split()) or process.returncode}")
+        _want_room(target, _LITTLE)  # on a full disk it complains of other things
+        raise budget.refuse(f"mkfs.erofs failed: {message or process.returncode}")
+
+
+def _want_room(target: Path, size: int) -> None:
+    if _room(target) < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target.parent))
+
+
+def _room(target: Path) -> int:
+    info = os.statvfs(target.parent)
+    return info.f_bfree * info.f_frsize
+
+
+@contextlib.contextmanager
+def _watched(process: subprocess.Popen[bytes], target: Path) -> Iterator[None]:
+    """End the program when it can't go on: mkfs.erofs 1.8 waits for itself forever once the disk is full."""
+    done = threading.Event()
+
+    def watch() -> None:
+        last, still = None, 0
+        while not done.wait(_LOOK):
+            state = (_room(target), _ticks(process.pid))
+            still = still + 1 if state == last else 0
+            last = state
+            if state[0] < _FULL or still * _LOOK > _STUCK:
+                process.kill()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+
+
+def _ticks(pid: int) -> str:
+    """What the process has used of the processor."""
+    try:
+        return " ".join(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13])
+    except OSError:
+        return ""

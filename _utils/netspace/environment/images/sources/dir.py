@@ -1,57 +1,155 @@
 """``dir:/srv/root``: a folder that is a root. It is copied into the image, never mounted itself.
 
-All file times become 0, so that copies of one folder are one image on every host.
+All file times become 0, so that copies of one folder are one image on every host. Links
+are never followed: whoever may write there can't have another file of the host copied.
 """
 
 from __future__ import annotations
 
+import errno
+import functools
 import hashlib
 import os
 import stat
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from netspace.environment.images import sources
+from netspace.environment.images import bounds, sources
+from netspace.environment.images.bounds import Budget
+from netspace.environment.images.tree import FILE, FOLDER, LINK, Member, Node, Tree
 from netspace.errors import NetspaceError
+
+_ODD = {stat.S_IFCHR: "device nodes", stat.S_IFBLK: "device nodes", stat.S_IFIFO: "named pipes"}
+_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+_CHUNK = 1 << 20
 
 
 def fingerprint(location: str) -> str:
     state = hashlib.sha256()
     for path, info in _walk(location):
         state.update(
-            f"{path}\0{info.st_mode}:{info.st_uid}:{info.st_gid}:{info.st_size}:{info.st_ino}"
-            f":{info.st_mtime_ns}:{info.st_ctime_ns}\0".encode(errors="surrogateescape")
+            os.fsencode(path)
+            + f"\0{info.st_mode}:{info.st_uid}:{info.st_gid}:{info.st_size}:{info.st_ino}"
+            f":{info.st_mtime_ns}:{info.st_ctime_ns}\0".encode()
         )
     return "walk:" + state.hexdigest()
 
 
 def identity(location: str) -> str:
-    """Of names, types, modes, owners, contents and extended attributes; not of times."""
+    """Of all that goes into the image: names, types, modes, owners, contents, ``user.*`` attributes; not of times."""
     state = hashlib.sha256()
-    for path, info in _walk(location):
-        full = os.path.join(location, path)
-        if stat.S_ISREG(info.st_mode):
-            content = sources.of_content(Path(full))
-        elif stat.S_ISLNK(info.st_mode):
-            content = os.readlink(full)
-        else:
-            content = str(info.st_rdev)
-        attributes = [(name, os.getxattr(full, name, follow_symlinks=False).hex()) for name in _attributes(full)]
-        state.update(
-            f"{path}\0{info.st_mode}:{info.st_uid}:{info.st_gid}:{content}\0{attributes}\0".encode(
-                errors="surrogateescape"
-            )
-        )
+    _tree(location, Budget(location)).write(state.update)
     return "tree:" + state.hexdigest()
 
 
 def build(location: str, target: Path, scratch: Path) -> sources.Defaults:
-    sources.make_erofs(target, [location])
-    return sources.Defaults()
+    budget = Budget(location)
+    tree = _tree(location, budget)
+    sources.pack(tree, target, budget)
+    return sources.Defaults(notes=tree.notes())
 
 
-def _attributes(path: str) -> list[str]:
-    return sorted(os.listxattr(path, follow_symlinks=False))
+@dataclass(frozen=True)
+class _File:
+    """A file's content, as long as it is the one that was seen."""
+
+    location: str
+    path: str
+    info: os.stat_result
+
+    @property
+    def size(self) -> int:
+        return self.info.st_size
+
+    def chunks(self) -> Iterator[bytes]:
+        done = 0
+        with os.fdopen(_open(self.location, self.path), "rb", 0) as stream:
+            found = os.fstat(stream.fileno())
+            if _same(found) != _same(self.info):
+                raise self._changed()
+            while done < self.size:
+                chunk = stream.read(min(_CHUNK, self.size - done))
+                if not chunk:
+                    raise self._changed()
+                done += len(chunk)
+                yield chunk
+
+    def _changed(self) -> NetspaceError:
+        return NetspaceError(
+            f"image source {self.location}: {self.path} changed while it was read; apply again when it is complete"
+        )
+
+
+def _same(info: os.stat_result) -> tuple[int, ...]:
+    return info.st_dev, info.st_ino, info.st_mode, info.st_size, info.st_mtime_ns, info.st_ctime_ns
+
+
+def _open(location: str, path: str) -> int:
+    """Open a file below the folder; no name on the way may be a link by now."""
+    folder = os.open(location, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    *parents, name = path.split("/")
+    try:
+        for parent in parents:
+            below = os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+            os.close(folder)
+            folder = below
+        return os.open(name, _FLAGS | os.O_NONBLOCK, dir_fd=folder)
+    finally:
+        os.close(folder)
+
+
+def _tree(location: str, budget: Budget) -> Tree:
+    def members() -> Iterator[Member]:
+        first: dict[tuple[int, int], bytes] = {}
+        for path, info in _walk(location):
+            budget.take_entry()
+            name, kind = os.fsencode(path), stat.S_IFMT(info.st_mode)
+            make = functools.partial(
+                Node,
+                mode=stat.S_IMODE(info.st_mode),
+                uid=info.st_uid,
+                gid=info.st_gid,
+                xattrs=_attributes(os.path.join(location, path), budget),
+            )
+            if kind == stat.S_IFREG and info.st_nlink > 1 and (info.st_dev, info.st_ino) in first:
+                yield Member(name, same_as=first[info.st_dev, info.st_ino])
+            elif kind == stat.S_IFREG:
+                first[info.st_dev, info.st_ino] = name
+                budget.take_bytes(info.st_size)
+                yield Member(name, make(FILE, content=_File(location, path, info)))
+            elif kind == stat.S_IFDIR:
+                yield Member(name, make(FOLDER))
+            elif kind == stat.S_IFLNK:
+                target = os.readlink(os.fsencode(os.path.join(location, path)))
+                yield Member(name, make(LINK, target=target))
+            else:
+                yield Member(name, odd=_ODD.get(kind, "sockets"))
+
+    tree = Tree(budget)
+    try:
+        tree.apply(members())
+    except OSError as err:
+        raise NetspaceError(f"image source {err.filename or location}: {err.strerror}") from err
+    return tree
+
+
+def _attributes(path: str, budget: Budget) -> tuple[tuple[bytes, bytes], ...]:
+    found = []
+    try:
+        names = os.listxattr(path, follow_symlinks=False)
+    except OSError as err:
+        if err.errno == errno.ENOTSUP:
+            return ()
+        raise
+    for name in names:
+        if name.startswith("user."):
+            if "=" in name:
+                raise budget.refuse(f"{path}: an extended attribute with '=' in its name")
+            found.append((os.fsencode(name), os.getxattr(path, name, follow_symlinks=False)))
+    if sum(len(name) + len(value) for name, value in found) > bounds.HEADER:
+        raise budget.refuse(f"{path}: more than {bounds.HEADER} bytes of extended attributes")
+    return tuple(found)
 
 
 def _walk(location: str) -> Iterator[tuple[str, os.stat_result]]:

@@ -1,99 +1,243 @@
-"""``oci:/srv/images/shop:orders``: a tagged image in an OCI layout folder.
+"""``oci:/srv/images/shop:orders``: a tagged image in an OCI layout folder, or in a tar of one.
 
-Every blob is checked against its digest before umoci unpacks the layers. The layout's
-digests are its identity, so an unchanged image is told by its small ``index.json``.
-Written after the OCI image specification 1.1 (image-layout.md, manifest.md, config.md).
+A tar may be an OCI layout (``skopeo copy ... oci-archive:``) or what ``docker save`` writes;
+which it is, is told by its content. Every blob and every layer is checked against its digest
+while it is read, and layers are put together in memory: nothing is unpacked on the host.
+Written after the OCI image specification 1.1 (image-layout.md, manifest.md, config.md,
+layer.md) and Docker's image specification 1.2.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import posixpath
 import re
-import subprocess
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
-from netspace.environment.images import sources
-from netspace.errors import MissingError, NetspaceError
+from netspace.environment.images import archive, bounds, sources, streams, users
+from netspace.environment.images.bounds import Budget
+from netspace.environment.images.tree import FILE, Piece, Tree
+from netspace.errors import NetspaceError
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_NAMED_BY_DIGEST = re.compile(r"(?:.*/)?([0-9a-f]{64})(?:\.json)?")
 _REF = "org.opencontainers.image.ref.name"
-_INDEX = "application/vnd.oci.image.index.v1+json"
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
-_MAX_JSON = 4 * 1024 * 1024
+_INDEXES = (
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+)
+_NESTED = 4  # indexes within indexes
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
+_MAX_TEXT = 128 * 1024  # MAX_ARG_STRLEN of the kernel
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
 
 
+def split(location: str) -> tuple[str, str]:
+    path, colon, tag = location.rpartition(":")
+    if not colon or "/" in tag:
+        return location, ""
+    return path, colon + tag
+
+
 def fingerprint(location: str) -> str:
-    layout, tag = _split(location)
-    return "manifest:" + str(_descriptor(layout, tag)["digest"])
+    path, tag = _split(location)
+    if path.is_dir():
+        return "manifest:" + _manifest_digest(_Folder(path), tag, location)
+    return sources.of_stat(path)
 
 
-identity = fingerprint
+def identity(location: str) -> str:
+    """A layout folder's manifest by its digest, an archive by its content."""
+    path, _ = _split(location)
+    return fingerprint(location) if path.is_dir() else sources.of_content(path)
 
 
 def build(location: str, target: Path, scratch: Path) -> sources.Defaults:
-    layout, tag = _split(location)
-    manifest = _blob_json(layout, _descriptor(layout, tag))
-    config = _blob_json(layout, manifest.get("config"))
-    layers = manifest.get("layers")
-    if not isinstance(layers, list) or not layers:
-        raise NetspaceError(f"image source oci:{location}: no layers")
-    for layer in layers:
-        _check_blob(layout, layer)
-    root = scratch / "root"
-    try:
-        done = subprocess.run(
-            ["umoci", "raw", "unpack", "--image", f"{layout}:{tag}", str(root)],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=False,
-        )
-    except FileNotFoundError as err:
-        raise MissingError("the program umoci", "install it: apt-get install umoci") from err
-    if done.returncode != 0:
-        message = " ".join(done.stderr.decode(errors="replace").split())[-600:]
-        raise NetspaceError(f"image source oci:{location}: umoci can't unpack it: {message}")
-    sources.make_erofs(target, [root], "--mkfs-time")
-    return _defaults(config.get("config") or {})
+    path, tag = _split(location)
+    budget = Budget(f"oci:{location}")
+    with contextlib.ExitStack() as stack:
+        blobs = _open(path, scratch, budget, stack)
+        found = _find(blobs, tag, budget)
+        _check_platform(found.config, budget)
+        tree = Tree(budget)
+        for number, layer in enumerate(found.layers, 1):
+            sources.log.info("image source %s: layer %d of %d", budget.where, number, len(found.layers))
+            piece = blobs.open(layer.name, stack)
+            if piece is None:
+                raise budget.refuse(f"its layer {layer.name} is missing; copy the image again")
+            with streams.reader(piece, budget, scratch, packed=layer.packed, unpacked=layer.unpacked) as reader:
+                tree.apply(archive.members(reader, budget), layer=True)
+        sources.pack(tree, target, budget)
+        return _defaults(found.config.get("config"), tree)
+
+
+# -- where blobs lie -------------------------------------------------------------
+
+
+class _Blobs(Protocol):
+    def open(self, name: str, stack: contextlib.ExitStack) -> Piece | None:
+        """What is called so, as long as the stack stands; None where there is nothing."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Folder:
+    path: Path
+
+    def open(self, name: str, stack: contextlib.ExitStack) -> Piece | None:
+        try:
+            return sources.whole(stack.enter_context((self.path / name).open("rb")))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as err:
+            raise NetspaceError(f"image source {self.path / name}: {err.strerror}") from err
+
+
+@dataclass(frozen=True)
+class _Archive:
+    tree: Tree
+
+    def open(self, name: str, stack: contextlib.ExitStack) -> Piece | None:
+        node = self.tree.find(name.encode())
+        if node is None or node.kind != FILE:
+            return None
+        return cast(Piece, node.content)
+
+
+def _open(path: Path, scratch: Path, budget: Budget, stack: contextlib.ExitStack) -> _Blobs:
+    if path.is_dir():
+        return _Folder(path)
+    stream = stack.enter_context(sources.opened(path))
+    # The archive around the layers has its own bounds: what counts is what comes out of them.
+    outer = Budget(budget.where)
+    tree = Tree(outer)
+    with streams.reader(sources.whole(stream), outer, scratch) as reader:
+        tree.apply(archive.members(reader, outer))
+    return _Archive(tree)
+
+
+# -- which image, and what it consists of ------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A layer's name among the blobs, and its digests, packed (unless there is none) and unpacked."""
+
+    name: str
+    packed: str
+    unpacked: str
+
+
+@dataclass(frozen=True)
+class _Image:
+    config: dict[str, Any]
+    layers: tuple[_Layer, ...]
 
 
 def _split(location: str) -> tuple[Path, str]:
-    layout, colon, tag = location.rpartition(":")
-    if not colon or "/" in tag:
-        layout, tag = location, "latest"
-    return Path(layout), tag
+    path, tag = split(location)
+    return Path(path), tag[1:]
 
 
-def _descriptor(layout: Path, tag: str) -> dict[str, Any]:
+def _find(blobs: _Blobs, tag: str, budget: Budget) -> _Image:
+    if _exists(blobs, "index.json"):
+        manifest = _blob(blobs, _descriptor(blobs, tag, budget), budget)
+        config = _blob(blobs, manifest.get("config"), budget)
+        layers = manifest.get("layers")
+        names = []
+        for layer in layers if isinstance(layers, list) else []:
+            kind = str(layer.get("mediaType")) if isinstance(layer, dict) else ""
+            if "tar" not in kind or "encrypted" in kind:
+                raise budget.refuse(f"a layer of the unknown kind {kind!r}")
+            digest = _digest(layer, budget)
+            names.append((f"blobs/sha256/{digest}", digest))
+    elif isinstance(blobs, _Archive) and _exists(blobs, "manifest.json"):
+        entry = _saved(blobs, tag, budget)
+        name = str(entry.get("Config"))
+        raw = _read(blobs, name, budget)
+        named = _NAMED_BY_DIGEST.fullmatch(name)
+        if named and hashlib.sha256(raw).hexdigest() != named[1]:
+            raise budget.refuse(f"{name}: its content is not what its digest says; copy the image again")
+        config = _object(raw, name, budget)
+        layers = entry.get("Layers")
+        names = [(str(layer), "") for layer in layers] if isinstance(layers, list) else []
+    else:
+        raise budget.refuse("neither an OCI layout (index.json) nor what `docker save` writes (manifest.json)")
+    rootfs = config.get("rootfs")
+    unpacked = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
+    if not names:
+        raise budget.refuse("no layers")
+    if len(names) > bounds.LAYERS:
+        raise budget.refuse(f"more than {bounds.LAYERS} layers")
+    if not isinstance(unpacked, list) or len(unpacked) != len(names) or not all(map(_is_digest, unpacked)):
+        raise budget.refuse("its configuration doesn't tell the digest of each layer (rootfs.diff_ids)")
+    return _Image(config, tuple(_Layer(name, packed, diff[7:]) for (name, packed), diff in zip(names, unpacked)))  # noqa: B905
+
+
+def _manifest_digest(blobs: _Blobs, tag: str, location: str) -> str:
+    budget = Budget(f"oci:{location}")
+    if not _exists(blobs, "index.json"):
+        raise budget.refuse("no index.json; is this an OCI layout?")
+    return "sha256:" + _digest(_descriptor(blobs, tag, budget), budget)
+
+
+def _descriptor(blobs: _Blobs, tag: str, budget: Budget) -> dict[str, Any]:
     """The manifest's descriptor for *tag* and this machine."""
-    try:
-        index = _json((layout / "index.json").read_bytes(), f"{layout}/index.json")
-    except OSError as err:
-        raise NetspaceError(f"image source {layout}/index.json: {err.strerror}; is this an OCI layout?") from err
-    entries = _manifests(index)
-    named = [entry for entry in entries if (entry.get("annotations") or {}).get(_REF) == tag]
-    if len(named) != 1:
-        tags = sorted(str((entry.get("annotations") or {}).get(_REF)) for entry in entries)
-        raise NetspaceError(f"image source {layout}: no single image is tagged {tag!r}; tags: {', '.join(tags)}")
-    found = named[0]
-    if found.get("mediaType") == _INDEX:
-        machine = _ARCHITECTURES.get(os.uname().machine, os.uname().machine)
+    entries = _manifests(_object(_read(blobs, "index.json", budget), "index.json", budget))
+    found = _pick({index: _refs(entry) for index, entry in enumerate(entries)}, tag, budget)
+    descriptor = entries[found]
+    for _ in range(_NESTED):
+        if descriptor.get("mediaType") not in _INDEXES:
+            return descriptor
+        machine = _machine()
         fitting = [
             entry
-            for entry in _manifests(_blob_json(layout, found))
-            if (entry.get("platform") or {}).get("os") == "linux"
-            and (entry.get("platform") or {}).get("architecture") == machine
+            for entry in _manifests(_blob(blobs, descriptor, budget))
+            if entry.get("mediaType") in _INDEXES or _platform(entry) == ("linux", machine)
         ]
         if not fitting:
-            raise NetspaceError(f"image source {layout}:{tag}: has nothing for linux on {machine}")
-        found = fitting[0]
-    if not _DIGEST.fullmatch(str(found.get("digest"))):
-        raise NetspaceError(f"image source {layout}:{tag}: {found.get('digest')!r} is no sha256 digest")
-    return found
+            raise budget.refuse(f"has nothing for linux on {machine}")
+        descriptor = fitting[0]
+    raise budget.refuse("indexes within indexes")
+
+
+def _saved(blobs: _Blobs, tag: str, budget: Budget) -> dict[str, Any]:
+    """The entry of docker's ``manifest.json`` for *tag*."""
+    try:
+        value = json.loads(_read(blobs, "manifest.json", budget))
+    except (ValueError, RecursionError) as err:
+        raise budget.refuse(f"manifest.json: {err}") from err
+    entries = [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
+    named = {
+        index: [str(name) for name in entry.get("RepoTags") or [] if isinstance(entry.get("RepoTags"), list)]
+        for index, entry in enumerate(entries)
+    }
+    return entries[_pick(named, tag, budget)]
+
+
+def _pick(named: dict[int, list[str]], tag: str, budget: Budget) -> int:
+    """The one image that is called *tag*, or whose name ends in ``:tag``; without a tag, ``latest`` or the only one."""
+    wanted = tag or "latest"
+    exact = [index for index, names in named.items() if wanted in names]
+    ending = [index for index, names in named.items() if any(name.endswith(f":{wanted}") for name in names)]
+    for found in (exact, ending):
+        if len(found) == 1:
+            return found[0]
+    if not tag and len(named) == 1:
+        return next(iter(named))
+    names = sorted(name for names in named.values() for name in names)
+    raise budget.refuse(f"no single image is tagged {wanted!r}; tags: {', '.join(names) or 'none'}")
+
+
+def _refs(entry: dict[str, Any]) -> list[str]:
+    annotations = entry.get("annotations")
+    name = annotations.get(_REF) if isinstance(annotations, dict) else None
+    return [name] if isinstance(name, str) else []
 
 
 def _manifests(index: dict[str, Any]) -> list[dict[str, Any]]:
@@ -101,58 +245,104 @@ def _manifests(index: dict[str, Any]) -> list[dict[str, Any]]:
     return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
 
 
-def _blob(layout: Path, descriptor: Any) -> tuple[Path, str]:
-    digest = str(descriptor.get("digest")) if isinstance(descriptor, dict) else ""
-    if not _DIGEST.fullmatch(digest):
-        raise NetspaceError(f"image source {layout}: {digest!r} is no sha256 digest")
-    return layout / "blobs" / "sha256" / digest[7:], digest
+def _platform(entry: dict[str, Any]) -> tuple[object, object]:
+    platform = entry.get("platform")
+    return (platform.get("os"), platform.get("architecture")) if isinstance(platform, dict) else (None, None)
 
 
-def _check_blob(layout: Path, descriptor: Any) -> None:
-    path, digest = _blob(layout, descriptor)
-    if sources.of_content(path) != digest:
-        raise NetspaceError(f"image source {path}: its content is not what its digest says; copy the image again")
+def _machine() -> str:
+    return _ARCHITECTURES.get(os.uname().machine, os.uname().machine)
 
 
-def _blob_json(layout: Path, descriptor: Any) -> dict[str, Any]:
-    path, digest = _blob(layout, descriptor)
-    try:
-        with path.open("rb") as stream:
-            raw = stream.read(_MAX_JSON)
-    except OSError as err:
-        raise NetspaceError(f"image source {path}: {err.strerror}") from err
-    if f"sha256:{hashlib.sha256(raw).hexdigest()}" != digest:
-        raise NetspaceError(f"image source {path}: its content is not what its digest says; copy the image again")
-    return _json(raw, str(path))
+def _check_platform(config: dict[str, Any], budget: Budget) -> None:
+    system, machine = config.get("os") or "linux", config.get("architecture") or _machine()
+    if (system, machine) != ("linux", _machine()):
+        raise budget.refuse(f"is for {system} on {machine}; this is linux on {_machine()}")
 
 
-def _json(raw: bytes, where: str) -> dict[str, Any]:
+# -- reading and checking small blobs ------------------------------------------------
+
+
+def _exists(blobs: _Blobs, name: str) -> bool:
+    with contextlib.ExitStack() as stack:
+        return blobs.open(name, stack) is not None
+
+
+def _read(blobs: _Blobs, name: str, budget: Budget) -> bytes:
+    with contextlib.ExitStack() as stack:
+        piece = blobs.open(name, stack)
+        if piece is None:
+            raise budget.refuse(f"{name} is missing; copy the image again")
+        if piece.size > bounds.JSON:
+            raise budget.refuse(f"{name}: more than {bounds.JSON} bytes")
+        return b"".join(piece.chunks())
+
+
+def _is_digest(text: object) -> bool:
+    return isinstance(text, str) and _DIGEST.fullmatch(text) is not None
+
+
+def _digest(descriptor: Any, budget: Budget) -> str:
+    digest = descriptor.get("digest") if isinstance(descriptor, dict) else None
+    if not _is_digest(digest):
+        raise budget.refuse(f"{digest!r} is no sha256 digest")
+    return str(digest)[7:]
+
+
+def _blob(blobs: _Blobs, descriptor: Any, budget: Budget) -> dict[str, Any]:
+    digest = _digest(descriptor, budget)
+    raw = _read(blobs, f"blobs/sha256/{digest}", budget)
+    if hashlib.sha256(raw).hexdigest() != digest:
+        raise budget.refuse(f"blobs/sha256/{digest}: its content is not what its digest says; copy the image again")
+    return _object(raw, f"blobs/sha256/{digest}", budget)
+
+
+def _object(raw: bytes, name: str, budget: Budget) -> dict[str, Any]:
     try:
         value = json.loads(raw)
     except (ValueError, RecursionError) as err:
-        raise NetspaceError(f"image source {where}: {err}") from err
+        raise budget.refuse(f"{name}: {err}") from err
     if not isinstance(value, dict):
-        raise NetspaceError(f"image source {where}: not a JSON object")
+        raise budget.refuse(f"{name}: not a JSON object")
     return value
 
 
-def _defaults(config: dict[str, Any]) -> sources.Defaults:
-    """What the image's config says; what it says badly is left out, the declaration can say it."""
+# -- how to run it -----------------------------------------------------------------
 
-    def texts(key: str) -> list[str]:
+
+def _defaults(config: Any, tree: Tree) -> sources.Defaults:
+    """What the image's config says; what it says badly is left out, the declaration can say it."""
+    config = config if isinstance(config, dict) else {}
+
+    def texts(key: str) -> tuple[str, ...]:
         value = config.get(key)
-        return [str(item) for item in value] if isinstance(value, list) else []
+        return tuple(value) if isinstance(value, list) and all(map(_plain, value)) else ()
+
+    def read(path: str, most: int) -> bytes:
+        node = tree.find(path.encode())
+        return next(node.content.chunks(), b"")[:most] if node is not None and node.content is not None else b""
 
     pairs = [item.partition("=") for item in texts("Env")]
-    env = {name: value for name, equals, value in pairs if equals and _VARIABLE.fullmatch(name) and "\0" not in value}
+    env = {name: value for name, equals, value in pairs if equals and _VARIABLE.fullmatch(name)}
     working_dir = config.get("WorkingDir")
-    if not isinstance(working_dir, str) or not working_dir.startswith("/"):
+    if not _plain(working_dir) or not working_dir.startswith("/"):
         working_dir = ""
-    user = str(config.get("User") or "").partition(":")[0]
-    number = int(user) if re.fullmatch(r"\d{1,5}", user) and int(user) <= 65535 else 0
+    user = config.get("User")
+    uid, gid, note = users.resolve(user if _plain(user) else "", read)
     return sources.Defaults(
-        (*texts("Entrypoint"), *texts("Cmd")),
+        texts("Entrypoint"),
+        texts("Cmd"),
         tuple(sorted(env.items())),
         posixpath.normpath(working_dir) if working_dir else "",
-        number,
+        uid,
+        gid,
+        (*tree.notes(), *([note] if note else [])),
     )
+
+
+def _plain(value: Any) -> bool:
+    """Whether it is text that can be given to the kernel."""
+    try:
+        return isinstance(value, str) and "\0" not in value and len(value.encode()) <= _MAX_TEXT
+    except UnicodeEncodeError:  # a lone surrogate
+        return False

@@ -1,0 +1,92 @@
+"""
+Images of environments as states
+================================
+
+An image is built by itself when an environment needs it. These states are for having it
+earlier (it is fetched and built before the hour when environments change), for pinning
+what it must be, and for removing it.
+
+.. code-block:: yaml
+
+    oci:/srv/images/shop:orders:
+      netspace_image.present
+
+    shop:
+      netspace_image.present:
+        - source: tar:salt://images/shop.tar
+        - source_hash: sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
+
+An environment uses the image when its ``image`` is the same text as the ``source``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import netspace
+
+netspace.refresh(__file__)
+
+from netspace import declared, report  # noqa: E402
+from netspace.environment.images.admin import Wanted  # noqa: E402
+from netspace.errors import NetspaceError  # noqa: E402
+from netspace.host import Host  # noqa: E402
+from netspace.saltfiles import SaltFiles  # noqa: E402
+
+if TYPE_CHECKING:
+    __opts__: dict[str, Any]
+    __salt__: dict[str, Any]
+
+__virtualname__ = "netspace_image"
+
+
+def __virtual__() -> str:
+    return __virtualname__
+
+
+def present(name: str, source: str = "", source_hash: str = "", digest: str = "") -> dict[str, Any]:
+    """
+    The image that a source is now has been built.
+
+    A source that did not change is neither fetched nor read again. ``test=True`` looks at it, or
+    asks the master for its hash, but fetches nothing.
+
+    name
+        Any text; the source, where none is given.
+
+    source
+        ``<source>:<location>`` as in an environment's ``image``: ``oci:``, ``tar:``, ``erofs:``
+        and ``dir:``. A file may be on Salt's file server: ``tar:salt://images/shop.tar``,
+        ``oci:salt://images/shop.tar:orders``, ``erofs:salt://shop.erofs?saltenv=prod``.
+
+    source_hash
+        ``sha256:<hex>`` that the source's file must have (of an OCI layout folder: its manifest). By
+        default, what comes by ``salt://`` is held to the master's own hash, and a local file to none.
+
+    digest
+        ``sha256:<hex>`` that the image must have, as :py:func:`netspace_image.list
+        <netspace.modules.netspace_image.list_>` shows it.
+    """
+    test = bool(__opts__["test"])
+    try:
+        host = Host(declared.layout(__opts__), remote=SaltFiles(__salt__))
+        wanted = Wanted(str(source or name), str(source_hash or ""), str(digest or ""))
+        result = host.converge_images({name: wanted}, test=test)
+    except NetspaceError as err:
+        return report.failure(name, err)
+    return report.state(name, result, test=test, only=name)
+
+
+def absent(name: str) -> dict[str, Any]:
+    """
+    There is no such image. Refused while an environment uses it.
+
+    name
+        A source, a digest, or at least the first 12 digits of one.
+    """
+    test = bool(__opts__["test"])
+    try:
+        result = Host(declared.layout(__opts__)).remove_image(name, test=test)
+    except NetspaceError as err:
+        return report.failure(name, err)
+    return report.state(name, result, test=test, only=name)

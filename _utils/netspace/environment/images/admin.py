@@ -1,0 +1,232 @@
+"""What an operator does with images: have one, see them, check them, remove what is unused.
+
+``present`` and ``absent`` have the one shape of change (look, plan, apply), so a test is the
+plan. Who uses an image is told by the caller. Returns are plain values, fit for JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from netspace.environment import mounts
+from netspace.environment.images import Note, Store, mismatch, verity
+from netspace.errors import NetspaceError
+from netspace.plan import Outcome, Plan, Refusal, Step
+from netspace.spec import check
+
+KIND = "image"
+_SHORTEST = 12  # hexadecimal digits that name an image
+
+# Names of environments, by the digest of the image they use.
+Users = Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """An image to have.
+
+    :param source: ``<source>:<location>``.
+    :param source_hash: sha256 that the source must have; empty: any.
+    :param digest: sha256 that the image must have; empty: any.
+    """
+
+    source: str
+    source_hash: str = ""
+    digest: str = ""
+
+
+class Images:
+    """The images of one host; what changes something needs the layout's lock held.
+
+    :param users: says who uses what now.
+    """
+
+    def __init__(self, store: Store, users: Callable[[], Users]) -> None:
+        self._store = store
+        self._users = users
+
+    # -- seeing ------------------------------------------------------------------
+
+    def list(self) -> dict[str, dict[str, Any]]:
+        """Per image: ``sources``, ``size`` in bytes, ``built`` (seconds since 1970), ``used_by``, ``mounted``."""
+        users, mounted = self._users(), mounts.table()
+        sources: dict[str, list[str]] = {}
+        for note in self._store.notes():
+            sources.setdefault(note.digest, []).append(note.image)
+        return {
+            f"sha256:{digest}": self._row(digest, sources.get(digest, []), users.get(digest, ()), mounted)
+            for digest in sorted({*self._store.digests(), *users})
+        }
+
+    def _row(
+        self, digest: str, sources: Sequence[str], users: Sequence[str], mounted: Collection[str]
+    ) -> dict[str, Any]:
+        try:
+            info = self._store.file(digest).stat()
+        except FileNotFoundError:
+            info = None  # used, and lost
+        return {
+            "sources": list(sources),
+            "size": info.st_size if info else None,
+            "built": int(info.st_mtime) if info else None,
+            "used_by": sorted(users),
+            "mounted": str(self._store.mountpoint(digest)) in mounted,
+        }
+
+    def inspect(self, name: str) -> dict[str, Any]:
+        """All that is known of one image; values of variables are not shown.
+
+        What :meth:`list` tells, and ``digest``, ``file``, ``unpacked`` (the folder, where this host can't
+        mount the file), ``verity`` (its digest, or why there is none), and of each source what the image
+        says about running it.
+        """
+        digest = self.resolve(name)
+        row = self.list()[f"sha256:{digest}"]
+        file, folder = self._store.file(digest), self._store.folder(digest)
+        measured, why = verity.measure(file) if file.exists() else ("", "the file is missing")
+        return {
+            "digest": f"sha256:{digest}",
+            **row,
+            "file": str(file),
+            "unpacked": str(folder) if folder.is_dir() else None,
+            "verity": measured or f"none: {why}",
+            "sources": {note.image: _described(note) for note in self._store.notes() if note.digest == digest},
+        }
+
+    def resolve(self, name: str) -> str:
+        """The digest of the image that *name* means: a source, a digest or the beginning of one.
+
+        :raises NetspaceError: when it means none, or several.
+        """
+        note = self._store.note(name)
+        if note is not None:
+            return note.digest
+        known = {*self._store.digests(), *self._users()}
+        short = name.removeprefix("sha256:").lower()
+        found = [digest for digest in known if len(short) >= _SHORTEST and digest.startswith(short)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise NetspaceError(f"image {name}: there are {len(found)} whose digests begin so")
+        raise NetspaceError(f"image {name}: there is no such image; netspace_image.list shows them")
+
+    def verify(self, names: Collection[str] = ()) -> dict[str, str]:
+        """Read whole images, all of them by default; return what is wrong with each, empty where nothing is."""
+        digests = [self.resolve(name) for name in names] or sorted({*self._store.digests(), *self._users()})
+        return {f"sha256:{digest}": self._store.damage(digest) for digest in digests}
+
+    # -- having one ----------------------------------------------------------------
+
+    def plan(self, wanted: Mapping[str, Wanted]) -> Plan:
+        """What would have to be built, by the name of the thing. Asks for hashes, fetches and writes nothing."""
+        steps, refusals = [], []
+        for name, want in wanted.items():
+            error = _invalid(want)
+            note = self._store.note(want.source) if not error else None
+            if not error:
+                seen = self._store.seen(want.source)
+                error = seen.error or mismatch(seen.identity, want.source_hash)
+                there = note is not None and self._store.file(note.digest).exists()
+                if not error and note is not None and there and note.identity == seen.identity:
+                    error = _other(note.digest, want)
+                    if not error:
+                        continue
+            if error:
+                refusals.append(Refusal(KIND, name, error))
+                continue
+            old = f"sha256:{note.digest}" if note is not None and there else None
+            changes = {"digest": {"old": old, "new": f"what {want.source} is now"}}
+            steps.append(Step(KIND, name, "build", changes, data=want))
+        return Plan(steps, refusals)
+
+    def apply(self, steps: Sequence[Step]) -> Sequence[Outcome]:
+        """Build what was planned; the outcomes tell the digests."""
+        self._store.tidy()
+        return [self._build(step) for step in steps]
+
+    def _build(self, step: Step) -> Outcome:
+        want: Wanted = step.data
+        before = self._store.note(want.source)
+        known = set(self._store.digests())
+        try:
+            image = self._store.ensure(want.source, want.source_hash)
+        except (NetspaceError, OSError) as err:
+            return Outcome(step, str(err))
+        if error := _other(image.digest, want):
+            if image.digest not in known:
+                self._store.remove(image.digest)
+            return Outcome(step, error)
+        change = {"old": step.changes["digest"]["old"], "new": f"sha256:{image.digest}"}
+        changes: dict[str, dict[str, Any]] = {"digest": change} if change["old"] != change["new"] else {}
+        if before is not None and before.identity != image.identity:
+            changes["source"] = {"old": before.identity, "new": image.identity}
+        return Outcome(replace(step, changes=changes))
+
+    # -- removing ------------------------------------------------------------------
+
+    def plan_absent(self, name: str) -> Plan:
+        """What would have to be removed that is called so; refused while an environment uses it."""
+        try:
+            digest = self.resolve(name)
+        except NetspaceError:
+            return Plan()
+        if users := self._users().get(digest):
+            environments = ", ".join(sorted(users))
+            return Plan(refusals=[Refusal(KIND, name, f"sha256:{digest} is used by {environments}; remove them first")])
+        return Plan([self._removal(name, digest)])
+
+    def plan_prune(self) -> Plan:
+        """Every image that no environment uses."""
+        return Plan([self._removal(f"sha256:{digest}", digest) for digest in self._store.unused(self._users())])
+
+    def _removal(self, name: str, digest: str) -> Step:
+        file = self._store.file(digest)
+        size = file.stat().st_size if file.exists() else 0
+        changes: dict[str, dict[str, Any]] = {
+            "digest": {"old": f"sha256:{digest}", "new": None},
+            "size": {"old": size, "new": None},
+        }
+        return Step(KIND, name, "remove", changes, data=digest)
+
+    def apply_removal(self, steps: Sequence[Step]) -> Sequence[Outcome]:
+        """Remove what was planned, and what interrupted builds left."""
+        self._store.tidy()
+        outcomes = []
+        for step in steps:
+            try:
+                self._store.remove(step.data)
+            except OSError as err:
+                outcomes.append(Outcome(step, str(err)))
+            else:
+                outcomes.append(Outcome(step))
+        return outcomes
+
+
+def _invalid(want: Wanted) -> str:
+    if message := check.image(want.source):
+        return message
+    for key, value in (("source_hash", want.source_hash), ("digest", want.digest)):
+        if value and (message := check.source_hash(value)):
+            return f"{key}: {message}"
+    return ""
+
+
+def _other(digest: str, want: Wanted) -> str:
+    wanted = want.digest.lower()[-64:]
+    return "" if wanted in ("", digest) else f"{want.source} makes sha256:{digest}, but digest says sha256:{wanted}"
+
+
+def _described(note: Note) -> dict[str, Any]:
+    defaults = note.defaults
+    return {
+        "identity": note.identity,
+        "entrypoint": list(defaults.entrypoint),
+        "cmd": list(defaults.cmd),
+        "env": [name for name, _ in defaults.env],
+        "user": defaults.user or None,
+        "group": defaults.group or None,
+        "working_dir": defaults.working_dir or None,
+        "notes": list(defaults.notes),
+    }

@@ -1,0 +1,164 @@
+"""Reads tar archives: ustar, pax and GNU long names; strict, and within bounds.
+
+Says what an archive holds and touches nothing. Headers are decoded by the standard
+library; what stands around them (extended headers, sizes, types) is decided here, because
+an archive is somebody else's word: sparse files, unknown types, data where there can be none, and an
+archive without its end are refused. Written after pax(1) of POSIX.1-2017 and GNU tar's manual.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import tarfile
+from collections.abc import Iterator
+
+from netspace.environment.images import bounds
+from netspace.environment.images.bounds import Budget
+from netspace.environment.images.streams import Reader
+from netspace.environment.images.tree import FILE, FOLDER, LINK, Member, Node, printable
+
+_BLOCK = 512
+_PAX, _PAX_GLOBAL, _LONG_NAME, _LONG_LINK = b"x", b"g", b"L", b"K"
+_HEADERS = (_PAX, _PAX_GLOBAL, _LONG_NAME, _LONG_LINK)
+_FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
+_ODD = {tarfile.CHRTYPE: "device nodes", tarfile.BLKTYPE: "device nodes", tarfile.FIFOTYPE: "named pipes"}
+_XATTR = b"SCHILY.xattr."
+_SPARSE = b"GNU.sparse."
+_NUMBER = re.compile(rb"\d{1,19}")
+_TIME = re.compile(rb"(-?\d{1,19})(?:\.\d*)?")
+_LENGTH = re.compile(rb"([1-9]\d{0,8}) ")
+# What a header for all members may not decide: two readers would take two different archives from it.
+_NOT_GLOBAL = frozenset({b"path", b"linkpath", b"size"})
+
+
+def members(reader: Reader, budget: Budget) -> Iterator[Member]:
+    """Yield the archive's members in their order.
+
+    :raises NetspaceError: where it is damaged, beyond the bounds, or not to be trusted.
+    """
+    pax: dict[bytes, bytes] = {}
+    headers = 0
+    while True:
+        block = reader.take(_BLOCK)
+        if len(block) < _BLOCK:
+            raise budget.refuse("not a tar archive, or only the beginning of one (was it copied in full?)")
+        if not block.strip(b"\0"):
+            if pax:
+                raise budget.refuse("an extended header with nothing behind it")
+            break
+        try:
+            info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        except tarfile.HeaderError as err:
+            raise budget.refuse(f"not a tar archive, or a damaged one: {err}") from err
+        budget.take_entry()
+        if info.size < 0:
+            raise budget.refuse(f"{_shown(info)}: a negative size")
+        if info.type in _HEADERS:
+            headers += info.size
+            if headers > bounds.HEADER:
+                raise budget.refuse(f"{_shown(info)}: more than {bounds.HEADER} bytes of extended headers")
+            data = _padded(reader, info.size, budget)
+            if info.type == _PAX:
+                pax.update(_records(data, budget))
+            elif info.type == _PAX_GLOBAL:
+                if _NOT_GLOBAL & _records(data, budget).keys():
+                    raise budget.refuse("a global header that names or sizes every member")
+            else:
+                pax.setdefault(b"path" if info.type == _LONG_NAME else b"linkpath", data.split(b"\0", 1)[0])
+            continue
+        yield _member(info, pax, reader, budget)
+        pax, headers = {}, 0
+    reader.finish()
+
+
+def _member(info: tarfile.TarInfo, pax: dict[bytes, bytes], reader: Reader, budget: Budget) -> Member:
+    path = pax.get(b"path") or _bytes(info.name)
+    target = pax.get(b"linkpath") or _bytes(info.linkname)
+    where = printable(path)
+    if info.type == tarfile.GNUTYPE_SPARSE or any(key.startswith(_SPARSE) for key in pax):
+        raise budget.refuse(f"{where}: a sparse file; pack the archive without --sparse")
+    size = info.size
+    if b"size" in pax:
+        if not _NUMBER.fullmatch(pax[b"size"]):
+            raise budget.refuse(f"{where}: a size that is no number")
+        size = int(pax[b"size"])
+    if not path:
+        raise budget.refuse("a member without a name")
+    make = functools.partial(
+        Node,
+        mode=info.mode,
+        uid=_id(info.uid, pax.get(b"uid"), where, budget),
+        gid=_id(info.gid, pax.get(b"gid"), where, budget),
+        mtime=_time(int(info.mtime), pax.get(b"mtime"), where, budget),
+        xattrs=tuple((key[len(_XATTR) :], value) for key, value in pax.items() if key.startswith(_XATTR)),
+    )
+    if info.type in _FILES:
+        if path.endswith(b"/"):  # old archives' folders; the standard library saw only the short name
+            info.type = tarfile.DIRTYPE
+        else:
+            content = reader.content(size)
+            if content is None or len(reader.take(-size % _BLOCK)) != -size % _BLOCK:
+                raise budget.refuse(f"{where}: ends too early (was it copied in full?)")
+            return Member(path, make(FILE, content=content))
+    if size:
+        raise budget.refuse(f"{where}: data in what can have none")
+    if info.type == tarfile.DIRTYPE:
+        return Member(path, make(FOLDER))
+    if info.type == tarfile.SYMTYPE:
+        if not target or len(target) > bounds.PATH or b"\0" in target:
+            raise budget.refuse(f"{where}: a symbolic link to nothing, or to more than {bounds.PATH} bytes")
+        return Member(path, make(LINK, target=target))
+    if info.type == tarfile.LNKTYPE:
+        return Member(path, same_as=target)
+    if info.type in _ODD:
+        return Member(path, odd=_ODD[info.type])
+    raise budget.refuse(f"{where}: a member of the unknown type {info.type!r}")
+
+
+def _records(data: bytes, budget: Budget) -> dict[bytes, bytes]:
+    """The ``<length> <key>=<value>\\n`` records of an extended header."""
+    records: dict[bytes, bytes] = {}
+    at = 0
+    while at < len(data):
+        match = _LENGTH.match(data, at)
+        end = at + int(match[1]) if match else 0
+        key, equals, value = data[match.end() : end - 1].partition(b"=") if match else (b"", b"", b"")
+        if not match or end > len(data) or data[end - 1 : end] != b"\n" or not equals or not key:
+            raise budget.refuse("a damaged extended header")
+        records[key] = value
+        at = end
+    return records
+
+
+def _padded(reader: Reader, size: int, budget: Budget) -> bytes:
+    padded = size + -size % _BLOCK
+    data = reader.take(padded)
+    if len(data) < padded:
+        raise budget.refuse("ends within a header (was it copied in full?)")
+    return data[:size]
+
+
+def _id(number: int, record: bytes | None, where: str, budget: Budget) -> int:
+    if record is not None:
+        number = int(record) if _NUMBER.fullmatch(record) else -1
+    if not 0 <= number <= bounds.ID:
+        raise budget.refuse(f"{where}: an owner that is no user or group id")
+    return number
+
+
+def _time(seconds: int, record: bytes | None, where: str, budget: Budget) -> int:
+    if record is None:
+        return seconds
+    match = _TIME.fullmatch(record)
+    if match is None:
+        raise budget.refuse(f"{where}: a time that is none")
+    return int(match[1])
+
+
+def _shown(info: tarfile.TarInfo) -> str:
+    return printable(_bytes(info.name))
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")

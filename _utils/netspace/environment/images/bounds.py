@@ -1,0 +1,74 @@
+"""How large an image may be. What goes beyond is refused before it is on disk.
+
+An image comes from whoever packed it; these bounds keep a small file from filling the
+host's disk or memory. They are far above what programs need.
+"""
+
+from __future__ import annotations
+
+from netspace.errors import NetspaceError
+
+BYTES = 16 * 1024**3
+"""Bytes that come out of an image's archives, all layers together."""
+ENTRIES = 500_000
+"""Members of an image's archives, all layers together; files of a folder."""
+DEPTH = 100
+"""Folders above a file."""
+PATH = 4095
+"""Bytes of a path, and of what a symbolic link says."""
+NAME = 255
+"""Bytes of one name in a path."""
+LAYERS = 128
+"""Layers of an OCI image."""
+RATIO = 250
+"""Bytes that come out of a compressed stream for each that went in..."""
+UNRATED = 64 * 1024**2
+"""...once more than this came out."""
+HEADER = 256 * 1024
+"""Bytes of one member's extended headers (long names, extended attributes)."""
+ID = 2**32 - 2
+"""Largest user or group id."""
+TIME = 2**33
+"""Latest file time, in seconds since 1970; what lies beyond, or before 1970, is moved there."""
+JSON = 4 * 1024**2
+"""Bytes of an OCI index, manifest or configuration."""
+LOOKUPS = 1_000_000
+"""Symbolic links followed to find where members belong."""
+DICTIONARY = 128 * 1024**2
+"""Bytes of memory that a compressed stream may ask for."""
+
+
+class Budget:
+    """What of the bounds one image has used up.
+
+    :param where: what the operator calls the image's source; begins every refusal.
+    """
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self._bytes = 0
+        self._entries = 0
+        self._lookups = 0
+
+    def refuse(self, message: str) -> NetspaceError:
+        """The error to raise."""
+        return NetspaceError(f"image source {self.where}: {message}")
+
+    def take_bytes(self, count: int) -> None:
+        self._bytes += count
+        if self._bytes > BYTES:
+            raise self.refuse(f"unpacks to more than {BYTES // 1024**3} GiB")
+
+    def take_entry(self) -> None:
+        self._entries += 1
+        if self._entries > ENTRIES:
+            raise self.refuse(f"more than {ENTRIES} files")
+
+    def take_lookup(self) -> None:
+        self._lookups += 1
+        if self._lookups > LOOKUPS:
+            raise self.refuse("its files lie behind too many symbolic links")
+
+    def rate(self, packed: int, unpacked: int) -> None:
+        if unpacked > UNRATED and unpacked > packed * RATIO:
+            raise self.refuse(f"unpacks to more than {RATIO} times its size: a bomb")

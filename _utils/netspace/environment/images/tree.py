@@ -1,0 +1,327 @@
+"""What an image consists of, in memory: names, modes, owners, links, and where contents lie.
+
+Every source but a ready erofs file becomes a tree before it becomes an image, so what an
+archive says is never acted upon on the host's own files. A tree holds folders, files and
+symbolic links; anything else is left out, and set-user-id bits and all extended attributes
+but ``user.*`` are dropped. Equal trees are written as equal bytes, in whatever order
+they were filled.
+"""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import IO, Protocol
+
+from netspace.environment.images import bounds
+from netspace.environment.images.bounds import Budget
+from netspace.errors import NetspaceError
+
+FOLDER, FILE, LINK = "folder", "file", "link"
+_WHITEOUT = b".wh."
+_OPAQUE = b".wh..wh..opq"
+_AUFS = b".wh..wh."
+_HOPS = 40  # as path_resolution(7)
+_MODE = 0o1777  # neither set-user-id nor set-group-id
+_CHUNK = 1 << 20
+_BLOCK = 512
+
+
+class Content(Protocol):
+    """Where a file's bytes are."""
+
+    @property
+    def size(self) -> int: ...
+
+    def chunks(self) -> Iterator[bytes]:
+        """Exactly *size* bytes. :raises NetspaceError: when they are no longer there."""
+        ...
+
+
+@dataclass(slots=True)
+class Piece:
+    """A part of an open file."""
+
+    file: IO[bytes]
+    offset: int
+    size: int
+
+    def read(self, count: int, at: int = 0) -> bytes:
+        return os.pread(self.file.fileno(), max(min(count, self.size - at), 0), self.offset + at)
+
+    def chunks(self) -> Iterator[bytes]:
+        done = 0
+        while done < self.size:
+            chunk = self.read(_CHUNK, done)
+            if not chunk:
+                raise NetspaceError("an image source became shorter while it was read; apply again when it is complete")
+            done += len(chunk)
+            yield chunk
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """A folder, a file or a symbolic link. Names of one file (hard links) share one node."""
+
+    kind: str
+    mode: int = 0o755
+    uid: int = 0
+    gid: int = 0
+    mtime: int = 0
+    xattrs: tuple[tuple[bytes, bytes], ...] = ()
+    target: bytes = b""
+    content: Content | None = None
+    children: dict[bytes, Node] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # A link's own mode means nothing.
+        self.mode = 0o777 if self.kind == LINK else self.mode & _MODE
+        self.mtime = min(max(self.mtime, 0), bounds.TIME)
+        self.xattrs = tuple(sorted((name, value) for name, value in self.xattrs if _kept(name)))
+
+
+@dataclass(slots=True)
+class Member:
+    """One member of an archive: a node, another name of one (``same_as``), or something odd."""
+
+    path: bytes
+    node: Node | None = None
+    same_as: bytes | None = None
+    odd: str = ""
+
+
+def _kept(name: bytes) -> bool:
+    # security.* and trusted.* are rights on a host, system.* are ACLs, user.overlay.* and the like overlayfs's own.
+    return name.startswith(b"user.") and not name.startswith((b"user.overlay.", b"user.fuseoverlayfs."))
+
+
+def printable(name: bytes) -> str:
+    """A name for a message: bounded, and without control characters."""
+    text = name.decode(errors="backslashreplace")
+    shown = "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+    return shown if len(shown) <= 200 else f"{shown[:200]}..."
+
+
+class Tree:
+    """The root of an image, filled member by member.
+
+    :param budget: the bounds that it counts against.
+    """
+
+    def __init__(self, budget: Budget) -> None:
+        self.root = Node(FOLDER)
+        self.left_out: Counter[str] = Counter()
+        self._budget = budget
+
+    # -- filling -----------------------------------------------------------------
+
+    def apply(self, members: Iterable[Member], *, layer: bool = False) -> None:
+        """Add what an archive holds; where two members have one path, the last counts.
+
+        :param layer: it is a layer of an OCI image: its whiteouts hide what lies below it,
+            wherever in the archive they stand.
+        """
+        if layer:
+            members = list(members)
+            for member in members:
+                self._white_out(member.path)
+            members = [member for member in members if not _is_whiteout(member)]
+        for member in members:
+            if member.odd:
+                self._leave_out(member)
+            elif member.same_as is not None:
+                self._link(member.path, member.same_as)
+            elif member.node is not None:
+                self.add(member.path, member.node)
+
+    def add(self, path: bytes, node: Node) -> None:
+        """Put *node* at *path*; a folder that is there keeps what is in it.
+
+        :raises NetspaceError: when the path leads out, is too long or too deep.
+        """
+        parts = self.parts(path)
+        if not parts:
+            if node.kind != FOLDER:
+                raise self._budget.refuse("its root is not a folder")
+            _dress(self.root, node)
+            return
+        folder, depth, length = self._folder(parts[:-1])
+        self._measure(path, depth + 1, length + 1 + len(parts[-1]))
+        there = folder.children.get(parts[-1])
+        if there is not None and there.kind == node.kind == FOLDER:
+            _dress(there, node)
+        else:
+            folder.children[parts[-1]] = node
+
+    def parts(self, path: bytes) -> list[bytes]:
+        """The names in *path*; a leading ``/`` or ``./`` means the image's root.
+
+        :raises NetspaceError: when it leads out, or is too long.
+        """
+        parts = _parts(path)
+        if b".." in parts:
+            raise self._budget.refuse(f"{printable(path)}: leads out of the image ('..')")
+        if len(path) > bounds.PATH or b"\0" in path:
+            raise self._budget.refuse(f"{printable(path)}: a path of more than {bounds.PATH} bytes, or with a NUL")
+        for part in parts:
+            if len(part) > bounds.NAME:
+                raise self._budget.refuse(f"{printable(path)}: a name of more than {bounds.NAME} bytes")
+        return parts
+
+    def _measure(self, path: bytes, depth: int, length: int) -> None:
+        if depth > bounds.DEPTH:
+            raise self._budget.refuse(f"{printable(path)}: more than {bounds.DEPTH} folders deep")
+        if length > bounds.PATH:
+            raise self._budget.refuse(f"{printable(path)}: a path of more than {bounds.PATH} bytes")
+
+    def _folder(self, parts: list[bytes]) -> tuple[Node, int, int]:
+        """The folder at *parts*, made where it is missing; its depth and its path's length."""
+        trail = self._walk(parts, make=True)
+        assert trail is not None
+        names, node = trail
+        if node.kind != FOLDER:
+            raise self._budget.refuse(f"{printable(b'/'.join(parts))}: is no folder, and something lies in it")
+        return node, len(names), sum(len(name) + 1 for name in names)
+
+    def _walk(self, parts: list[bytes], *, make: bool = False) -> tuple[list[bytes], Node] | None:
+        """Follow *parts* as a process inside would: links lead nowhere but into the image."""
+        trail, names = [self.root], list[bytes]()
+        todo = parts[::-1]
+        hops = 0
+        while todo:
+            part = todo.pop()
+            if part == b"..":  # a link's
+                if names:
+                    trail.pop()
+                    names.pop()
+                continue
+            child = trail[-1].children.get(part)
+            if child is None and make:
+                child = trail[-1].children[part] = Node(FOLDER)
+                self._budget.take_entry()
+                self._measure(b"/".join(parts), len(names) + 1, sum(len(name) + 1 for name in (*names, part)))
+            elif child is None or (child.kind == FILE and todo):
+                if not make:
+                    return None
+                raise self._budget.refuse(f"{printable(b'/'.join(parts))}: lies below a file")
+            if child.kind == LINK:
+                hops += 1
+                self._budget.take_lookup()
+                further = _parts(child.target)
+                if hops > _HOPS or len(further) > bounds.DEPTH:
+                    if not make:
+                        return None
+                    raise self._budget.refuse(f"{printable(b'/'.join(parts))}: behind too many symbolic links")
+                if child.target.startswith(b"/"):
+                    trail, names = [self.root], []
+                todo.extend(reversed(further))
+                continue
+            trail.append(child)
+            names.append(part)
+        return names, trail[-1]
+
+    def find(self, path: bytes) -> Node | None:
+        """What a process inside would find at *path*, links followed; None where there is nothing."""
+        found = self._walk(_parts(path))
+        return found[1] if found is not None else None
+
+    def _link(self, path: bytes, target: bytes) -> None:
+        parts = self.parts(target)
+        found = self._walk(parts[:-1]) if parts else None
+        node = found[1].children.get(parts[-1]) if found is not None and found[1].kind == FOLDER else None
+        if node is None or node.kind == FOLDER:
+            raise self._budget.refuse(
+                f"{printable(path)}: a hard link to {printable(target)}, which is no file that stands before it"
+            )
+        self.add(path, node)
+
+    def _leave_out(self, member: Member) -> None:
+        self.left_out[member.odd] += 1
+        self._remove(self.parts(member.path))
+
+    def _remove(self, parts: list[bytes]) -> None:
+        found = self._walk(parts[:-1]) if parts else None
+        if found is not None and found[1].kind == FOLDER:
+            found[1].children.pop(parts[-1], None)
+
+    def _white_out(self, path: bytes) -> None:
+        parts = self.parts(path)
+        if not parts or not parts[-1].startswith(_WHITEOUT):
+            return
+        if parts[-1] == _OPAQUE:
+            found = self._walk(parts[:-1])
+            if found is not None:
+                found[1].children.clear()
+        elif not parts[-1].startswith(_AUFS):
+            name = parts[-1][len(_WHITEOUT) :]
+            if name in (b"", b".", b".."):
+                raise self._budget.refuse(f"{printable(path)}: a whiteout of nothing")
+            self._remove([*parts[:-1], name])
+
+    # -- reading -----------------------------------------------------------------
+
+    def walk(self) -> Iterator[tuple[bytes, Node]]:
+        """Every path with its node, in the one order there is; a folder before what is in it."""
+        stack = [(b".", self.root)]
+        while stack:
+            path, node = stack.pop()
+            yield path, node
+            below = b"" if path == b"." else path + b"/"
+            stack.extend((below + name, node.children[name]) for name in sorted(node.children, reverse=True))
+
+    def write(self, write: Callable[[bytes], object]) -> tuple[int, int]:
+        """Write the tree as a tar archive: the same tree is the same bytes.
+
+        :return: how many entries, and how many bytes of content.
+        """
+        first: dict[int, bytes] = {}
+        entries = total = 0
+        for path, node in self.walk():
+            entries += 1
+            info = tarfile.TarInfo(_text(path))
+            info.mode, info.uid, info.gid, info.mtime = node.mode, node.uid, node.gid, node.mtime
+            if node.kind == FILE and id(node) in first:
+                info.type, info.linkname = tarfile.LNKTYPE, _text(first[id(node)])
+            elif node.kind == FILE:
+                first[id(node)] = path
+                info.size = node.content.size if node.content is not None else 0
+            elif node.kind == LINK:
+                info.type, info.linkname = tarfile.SYMTYPE, _text(node.target)
+            else:
+                info.type = tarfile.DIRTYPE
+            if info.type != tarfile.LNKTYPE:
+                info.pax_headers = {f"SCHILY.xattr.{_text(name)}": _text(value) for name, value in node.xattrs}
+            write(info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape"))
+            if info.size and node.content is not None:
+                for chunk in node.content.chunks():
+                    write(chunk)
+                write(bytes(-info.size % _BLOCK))
+                total += info.size
+        write(bytes(2 * _BLOCK))
+        return entries, total
+
+    def notes(self) -> tuple[str, ...]:
+        """What was left out, in words."""
+        return tuple(f"left out: {count} {kind}" for kind, count in sorted(self.left_out.items()))
+
+
+def _is_whiteout(member: Member) -> bool:
+    parts = _parts(member.path)
+    return bool(parts) and parts[-1].startswith(_WHITEOUT)
+
+
+def _dress(folder: Node, like: Node) -> None:
+    """Give *folder* the mode, owner, time and attributes of *like*."""
+    folder.mode, folder.uid, folder.gid = like.mode, like.uid, like.gid
+    folder.mtime, folder.xattrs = like.mtime, like.xattrs
+
+
+def _parts(path: bytes) -> list[bytes]:
+    return [part for part in path.split(b"/") if part not in (b"", b".")]
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "surrogateescape")

@@ -1,0 +1,62 @@
+"""Which user an image asks to be run as: by number, or by name through its own /etc/passwd.
+
+Root is never given, and neither is what the image doesn't know: then nobody is named here,
+and a note says so. Pure.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+_NUMBER = re.compile(r"\d{1,10}")
+_LAST = 65535
+_MOST = 1024 * 1024
+
+
+def resolve(user: str, read: Callable[[str, int], bytes]) -> tuple[int, int, str]:
+    """Return uid, gid (0: nobody is named) and what the operator should know.
+
+    :param user: ``USER[:GROUP]`` of an OCI configuration.
+    :param read: returns the beginning of a file of the image; empty where there is none.
+    """
+    name, _, group = user.partition(":")
+    if not name:
+        return 0, 0, "names no user: runs as the declaration's"
+    people = _table(read("/etc/passwd", _MOST))
+    uid, gid = _person(name, people)
+    if uid is None:
+        return 0, 0, f"user {name!r} is not in its /etc/passwd: runs as the declaration's"
+    if uid == 0:
+        return 0, 0, f"user {name!r} is root, which is never given: runs as the declaration's"
+    if group:
+        found = int(group) if _NUMBER.fullmatch(group) else _group(group, _table(read("/etc/group", _MOST)))
+        if found is None:
+            return 0, 0, f"group {group!r} is not in its /etc/group: runs as the declaration's user"
+        gid = found
+    if uid > _LAST or (gid or 0) > _LAST:
+        return 0, 0, f"user {user!r} is beyond {_LAST}: runs as the declaration's"
+    if gid == 0:
+        return uid, uid, f"its group is root's, which is never given: runs with group {uid}"
+    return uid, gid if gid is not None else uid, ""
+
+
+def _person(name: str, people: list[list[str]]) -> tuple[int | None, int | None]:
+    number = int(name) if _NUMBER.fullmatch(name) else None
+    for fields in people:
+        if len(fields) < 4 or not _NUMBER.fullmatch(fields[2]) or not _NUMBER.fullmatch(fields[3]):
+            continue
+        if fields[0] == name or (number is not None and int(fields[2]) == number):
+            return int(fields[2]), int(fields[3])
+    return number, None
+
+
+def _group(name: str, groups: list[list[str]]) -> int | None:
+    for fields in groups:
+        if len(fields) >= 3 and fields[0] == name and _NUMBER.fullmatch(fields[2]):
+            return int(fields[2])
+    return None
+
+
+def _table(content: bytes) -> list[list[str]]:
+    return [line.split(":") for line in content.decode(errors="replace").splitlines()]

@@ -1,0 +1,48 @@
+"""Salt's file server, for image sources by ``salt://`` URL: with a master or without one.
+
+Knows Salt only by the functions that the caller hands in (``__salt__``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from netspace.errors import NetspaceError
+
+_HEX = re.compile(r"[0-9a-f]{64}")
+
+
+class SaltFiles:
+    """:param functions: Salt's execution functions, by name."""
+
+    def __init__(self, functions: Mapping[str, Callable[..., Any]]) -> None:
+        self._functions = functions
+
+    def hash(self, url: str) -> str:
+        """Ask the master (or this minion's own file_roots) for the file's hash; nothing is fetched."""
+        found = self._call("cp.hash_file", url)
+        if not found:
+            raise NetspaceError(f"{url}: Salt's file server has no such file")
+        kind, digest = found.get("hash_type"), str(found.get("hsum"))
+        if kind != "sha256" or not _HEX.fullmatch(digest):
+            raise NetspaceError(f"{url}: Salt hashes files by {kind}: set 'hash_type: sha256' on master and minion")
+        return f"sha256:{digest}"
+
+    def fetch(self, url: str, folder: Path) -> Path:
+        """Fetch it past Salt's cache, which would keep a second copy."""
+        target = folder / "fetched"
+        found = self._call("cp.get_file", url, str(target))
+        # Without a master, Salt copies nothing: it says where the file lies.
+        path = target if target.exists() else Path(str(found or ""))
+        if not found or not path.is_file():
+            raise NetspaceError(f"{url}: Salt could not fetch it")
+        return path
+
+    def _call(self, function: str, *arguments: str) -> Any:
+        try:
+            return self._functions[function](*arguments)
+        except Exception as err:  # whatever Salt raises: of its transport, of the disk
+            raise NetspaceError(f"{arguments[0]}: {function}: {err or type(err).__name__}") from err
