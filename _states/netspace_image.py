@@ -44,7 +44,9 @@ def __virtual__() -> str:
     return __virtualname__
 
 
-def present(name: str, source: str = "", source_hash: str = "", digest: str = "") -> dict[str, Any]:
+def present(
+    name: str, source: str | None = None, source_hash: str | None = None, digest: str | None = None
+) -> dict[str, Any]:
     """
     The image that a source is now has been built.
 
@@ -70,7 +72,9 @@ def present(name: str, source: str = "", source_hash: str = "", digest: str = ""
     test = bool(__opts__["test"])
     try:
         host = Host(declared.layout(__opts__), remote=SaltFiles(__salt__))
-        wanted = Wanted(str(source or name), str(source_hash or ""), str(digest or ""))
+        # A hash that YAML takes for a number is refused, not left out.
+        hashes = ("" if value is None else str(value) for value in (source_hash, digest))
+        wanted = Wanted(name if source is None else str(source), *hashes)
         result = host.converge_images({name: wanted}, test=test)
     except NetspaceError as err:
         return report.failure(name, err)

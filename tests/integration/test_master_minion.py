@@ -11,6 +11,7 @@ from typing import Any
 
 import checkout
 import pytest
+from image_files import member, sha256, tar
 from saltfactories.cli.salt import SaltCli
 from saltfactories.daemons.minion import SaltMinion
 from saltfactories.manager import FactoriesManager
@@ -72,6 +73,33 @@ def test_states_read_the_minions_pillar(fleet: Fleet) -> None:
     done = fleet.cli.run("state.apply", "netspace.links", "test=True", minion_tgt=fleet.minion.id)
     comments = [state["comment"] for state in done.data.values()]
     assert any("limits:memroy" in comment for comment in comments), done.data
+
+
+def test_an_image_is_fetched_from_the_master_once(fleet: Fleet) -> None:
+    fleet.call("saltutil.sync_all")
+    archive = fleet.source / "images/a.tar"
+    archive.parent.mkdir()
+    archive.write_bytes(tar([member("motd", b"hello")]))
+    single = ("state.single", "netspace_image.present", "name=tar:salt://images/a.tar")
+
+    def present(*more: str) -> dict[str, Any]:
+        (state,) = fleet.call(*single, *more).values()
+        return state
+
+    assert present("test=True")["result"] is None
+    made = present()
+    assert made["result"] is True, made
+    digest = made["changes"]["digest"]["new"]
+    assert present()["changes"] == {}
+    archive.write_bytes(tar([member("motd", b"changed")]))
+    changed = present()["changes"]
+    assert changed["digest"]["old"] == digest
+    assert changed["source"]["new"] == sha256(archive.read_bytes())
+    cached = fleet.call("cp.list_minion")
+    assert not [path for path in cached if path.endswith("a.tar")], "no second copy is kept"
+    assert len(fleet.call("netspace_image.list")) == 2
+    assert fleet.call("netspace_image.prune")["result"] is True
+    assert fleet.call("netspace_image.list") == {}
 
 
 def test_a_sync_makes_new_library_code_live_without_a_restart(fleet: Fleet) -> None:
