@@ -284,3 +284,31 @@ class Violation(Limited):
 
     code = "ima-violation"
     remedy = "restart; if this host's files are written while they are read, set 'violations: ignore'"
+
+
+class WrongAttestationCertificate(Refused):
+    """A certificate that the Privacy CA did not issue for this attestation key, or that is another kind of one."""
+
+    code = "ak-certificate"
+    remedy = "enrol the host again"
+
+
+class ExpiredAttestationCertificate(Refused):
+    """An attestation key's certificate outside of its time, or a CA's."""
+
+    code = "ak-certificate-expired"
+    remedy = "let the host have a new certificate; check the clocks"
+
+
+class RevokedAttestationCertificate(Refused):
+    """An attestation key's certificate that was revoked, or a revocation list that is missing or too old to tell."""
+
+    code = "ak-certificate-revoked"
+    remedy = "if the list is too old: make a new one; else find out why it was revoked, and enrol the host again"
+
+
+class SharedEndorsementKey(Refused):
+    """A TPM that is bound to another minion already."""
+
+    code = "ek-shared"
+    remedy = "find out which of the two hosts has the TPM; if it moved on purpose, release it first"

@@ -1,0 +1,270 @@
+"""The Privacy CA: what it certifies, what it never says, and which certificates are refused."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from netspace.attestation import privacy_ca, refusals, verifier
+from netspace.attestation.evidence import Context
+from netspace.attestation.privacy_ca import Authority
+from netspace.errors import NetspaceError
+
+NOW = 1_700_000_000.0
+HOUR, DAY = 3600.0, 86400.0
+
+
+def pem(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def intermediate(root: Authority, name: str = "Privacy CA 1", now: float = NOW, days: float = 365.0) -> Authority:
+    key, asked = privacy_ca.request(name)
+    return privacy_ca.adopt(key, privacy_ca.sign_request(root, asked, now, days), pem(root.certificate), now)
+
+
+@pytest.fixture(scope="module")
+def root() -> Authority:
+    return privacy_ca.root("Test root", NOW)
+
+
+@pytest.fixture(scope="module")
+def ca(root: Authority) -> Authority:
+    return intermediate(root)
+
+
+@pytest.fixture
+def bound(fake_tpm: Any, context: Context) -> verifier.Bound:
+    made = verifier.challenge(fake_tpm.enrolment(), context, roots=[], pinned=None, now=NOW)
+    return made.redeem(context.activation(fake_tpm.activate(made.blob, made.encrypted), made._key.name), NOW)
+
+
+def check(issued: privacy_ca.Issued, bound: verifier.Bound, *trusted: Authority, now: float = NOW + HOUR, lists=None):
+    return privacy_ca.check(issued.certificate, bound.key, [one.certificate for one in trusted], lists, now)
+
+
+def test_a_bound_key_is_certified_for_a_day(ca: Authority, bound: verifier.Bound) -> None:
+    issued = privacy_ca.issue(ca, bound, NOW)
+    assert check(issued, bound, ca) == issued.pseudonym
+    assert issued.expires == NOW + DAY
+    assert check(issued, bound, ca, now=NOW + DAY - 1) == issued.pseudonym
+    for now in (NOW + DAY + 1, NOW - HOUR):
+        with pytest.raises(refusals.ExpiredAttestationCertificate):
+            check(issued, bound, ca, now=now)
+
+
+def test_it_says_neither_which_host_nor_which_tpm(ca: Authority, bound: verifier.Bound) -> None:
+    first, second = privacy_ca.issue(ca, bound, NOW), privacy_ca.issue(ca, bound, NOW)
+    assert first.pseudonym != second.pseudonym and first.serial != second.serial
+    raw = first.certificate
+    for secret in (bound.endorsement.raw, bytes.fromhex(bound.endorsement.fingerprint), bound.endorsement.name[2:]):
+        assert secret not in raw
+    for coordinate in bound.endorsement.unique:
+        assert coordinate not in raw
+    assert bound.endorsement.fingerprint.encode() not in raw
+    assert privacy_ca.issue(ca, bound, NOW, pseudonym=first.pseudonym).pseudonym == first.pseudonym
+
+
+def test_openssl_agrees(ca: Authority, root: Authority, bound: verifier.Bound, tmp_path: Path) -> None:
+    import shutil
+    import subprocess
+
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is missing")
+    issued = privacy_ca.issue(ca, bound, NOW)
+    (tmp_path / "leaf").write_bytes(pem(x509.load_der_x509_certificate(issued.certificate)))
+    (tmp_path / "ca").write_bytes(pem(ca.certificate))
+    (tmp_path / "root").write_bytes(pem(root.certificate))
+    (tmp_path / "crl").write_bytes(privacy_ca.revocations(ca, {}, NOW))
+    command = ["openssl", "verify", "-x509_strict", "-attime", str(int(NOW + HOUR)), "-CAfile", "root", "-untrusted"]
+    command += ["ca", "-CRLfile", "crl", "-crl_check", "leaf"]
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True, check=False).returncode == 0
+    (tmp_path / "crl").write_bytes(privacy_ca.revocations(ca, {issued.serial: NOW}, NOW))
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True, check=False).returncode != 0
+
+
+def test_certificate_of_another_key(ca: Authority, bound: verifier.Bound, fake_tpm: Any, context: Context) -> None:
+    other = type(fake_tpm)()
+    made = verifier.challenge(other.enrolment(), context, roots=[], pinned=None, now=NOW)
+    theirs = made.redeem(context.activation(other.activate(made.blob, made.encrypted), made._key.name), NOW)
+    with pytest.raises(refusals.WrongAttestationCertificate, match="another key"):
+        check(privacy_ca.issue(ca, theirs, NOW), bound, ca)
+
+
+def test_certificate_by_another_ca(ca: Authority, bound: verifier.Bound) -> None:
+    other = intermediate(privacy_ca.root("Test root", NOW))  # of the same names
+    with pytest.raises(refusals.WrongAttestationCertificate, match="none of the CAs"):
+        check(privacy_ca.issue(other, bound, NOW), bound, ca)
+    with pytest.raises(refusals.WrongAttestationCertificate, match="none of the CAs"):
+        check(privacy_ca.issue(ca, bound, NOW), bound)
+
+
+def test_a_cas_own_certificate_attests_nothing(ca: Authority, root: Authority) -> None:
+    """Somebody with an attestation key that is the CA's: whatever it signs, its certificate is no attestation key's."""
+
+    class Key:
+        def key(self) -> Any:
+            return ca.key.public_key()
+
+    raw = ca.certificate.public_bytes(serialization.Encoding.DER)
+    with pytest.raises(refusals.WrongAttestationCertificate, match="not an attestation key's"):
+        privacy_ca.check(raw, Key(), [root.certificate], None, NOW)  # type: ignore[arg-type]
+
+
+def test_rotation_old_and_new_are_trusted_together(ca: Authority, root: Authority, bound: verifier.Bound) -> None:
+    new = intermediate(root, "Privacy CA 2")
+    for one in (ca, new):
+        assert check(privacy_ca.issue(one, bound, NOW), bound, ca, new)
+
+
+def test_nothing_outlives_its_issuer(root: Authority, bound: verifier.Bound) -> None:
+    short = intermediate(root, days=0.5)
+    issued = privacy_ca.issue(short, bound, NOW)
+    assert issued.expires == NOW + DAY / 2
+    with pytest.raises(refusals.ExpiredAttestationCertificate):
+        check(issued, bound, short, now=NOW + DAY / 2)
+    with pytest.raises(NetspaceError, match="valid from"):
+        privacy_ca.issue(short, bound, NOW + DAY)
+    brief = privacy_ca.root("Brief root", NOW, days=2)
+    assert intermediate(brief).certificate.not_valid_after_utc == brief.certificate.not_valid_after_utc
+
+
+def test_revocation(ca: Authority, root: Authority, bound: verifier.Bound) -> None:
+    issued, other = privacy_ca.issue(ca, bound, NOW), privacy_ca.issue(ca, bound, NOW)
+    good = privacy_ca.revocations(ca, {other.serial: NOW}, NOW)
+    assert check(issued, bound, ca, lists=[good]) == issued.pseudonym
+    with pytest.raises(refusals.RevokedAttestationCertificate, match="was revoked"):
+        check(other, bound, ca, lists=[good])
+
+
+@pytest.mark.parametrize("case", ["none", "old", "early", "another CA's", "noise", "changed"])
+def test_a_revocation_list_that_can_not_tell(ca: Authority, root: Authority, bound: verifier.Bound, case: str) -> None:
+    lists: dict[str, list[bytes]] = {
+        "none": [],
+        "old": [privacy_ca.revocations(ca, {}, NOW - 2 * DAY)],
+        "early": [privacy_ca.revocations(ca, {}, NOW + DAY)],
+        "another CA's": [privacy_ca.revocations(intermediate(root), {}, NOW)],
+        "noise": [b"noise"],
+        "changed": [privacy_ca.revocations(ca, {}, NOW).replace(b"M", b"N", 1)],
+    }
+    with pytest.raises(refusals.RevokedAttestationCertificate, match="no fresh"):
+        check(privacy_ca.issue(ca, bound, NOW), bound, ca, lists=lists[case])
+
+
+def test_an_older_list_does_not_undo_a_newer_one(ca: Authority, bound: verifier.Bound) -> None:
+    issued = privacy_ca.issue(ca, bound, NOW)
+    before = privacy_ca.revocations(ca, {}, NOW)
+    after = privacy_ca.revocations(ca, {issued.serial: NOW + 60}, NOW + 60)
+    for lists in ([before, after], [after, before]):
+        with pytest.raises(refusals.RevokedAttestationCertificate):
+            check(issued, bound, ca, lists=lists)
+
+
+def test_only_an_intermediate_issues(root: Authority, ca: Authority, bound: verifier.Bound) -> None:
+    with pytest.raises(NetspaceError, match="intermediates alone"):
+        privacy_ca.issue(root, bound, NOW)
+    with pytest.raises(NetspaceError, match="take the request to the root"):
+        privacy_ca.sign_request(ca, privacy_ca.request("x")[1], NOW)
+
+
+def test_what_may_not_be_adopted(root: Authority, ca: Authority, bound: verifier.Bound) -> None:
+    key, asked = privacy_ca.request("New")
+    signed = privacy_ca.sign_request(root, asked, NOW, days=1)
+    other = privacy_ca.root("Test root", NOW)
+    leaf = pem(x509.load_der_x509_certificate(privacy_ca.issue(ca, bound, NOW).certificate))
+    for arguments, message in (
+        ((ca.key, signed, pem(root.certificate), NOW), "another key"),
+        ((key, signed, pem(other.certificate), NOW), "not by this root"),
+        ((key, signed, pem(root.certificate), NOW + 2 * DAY), "valid from"),
+        ((key, signed, leaf, NOW), "no CA"),
+        ((key, b"noise", pem(root.certificate), NOW), "certificate"),
+    ):
+        with pytest.raises(NetspaceError, match=message):
+            privacy_ca.adopt(*arguments)
+
+
+def test_requests_that_are_none(root: Authority) -> None:
+    _, asked = privacy_ca.request("New")
+    for bad in (b"", asked[:100], asked.replace(b"M", b"N", 3)):
+        with pytest.raises(NetspaceError, match="certificate request"):
+            privacy_ca.sign_request(root, bad, NOW)
+    with pytest.raises(NetspaceError, match="another name"):
+        privacy_ca.sign_request(root, privacy_ca.request("Test root")[1], NOW)
+    for name in ("", "x" * 65):
+        with pytest.raises(NetspaceError, match="characters"):
+            privacy_ca.request(name)
+
+
+def test_one_tpm_serving_two_minions() -> None:
+    owners = {"aa" * 32: "web1"}
+    privacy_ca.claim(owners, "aa" * 32, "web1")
+    privacy_ca.claim(owners, "bb" * 32, "web2")
+    with pytest.raises(refusals.SharedEndorsementKey, match="bound to web1"):
+        privacy_ca.claim(owners, "aa" * 32, "web2")
+
+
+def test_kept_on_disk_for_its_user_alone(ca: Authority, root: Authority, tmp_path: Path) -> None:
+    folder = tmp_path / "ca"
+    privacy_ca.save(ca, folder)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert (folder / "key.pem").stat().st_mode & 0o777 == 0o600
+    loaded = privacy_ca.load(folder)
+    assert loaded.certificate == ca.certificate and loaded.chain == (root.certificate,)
+    assert "PRIVATE" not in repr(loaded)
+    (folder / "key.pem").chmod(0o640)
+    with pytest.raises(NetspaceError, match="0640"):
+        privacy_ca.load(folder)
+    (folder / "key.pem").chmod(0o600)
+    folder.chmod(0o770)
+    with pytest.raises(NetspaceError, match="0770"):
+        privacy_ca.load(folder)
+    with pytest.raises(NetspaceError, match="0770"):
+        privacy_ca.save(ca, folder)
+
+
+def test_a_folder_that_is_no_ca(ca: Authority, root: Authority, tmp_path: Path) -> None:
+    with pytest.raises(NetspaceError, match="no CA that can be used"):
+        privacy_ca.load(tmp_path / "none")
+    folder = tmp_path / "ca"
+    privacy_ca.save(ca, folder)
+    key = (folder / "key.pem").read_bytes()
+    privacy_ca.save(root, folder)
+    (folder / "key.pem").write_bytes(key)
+    with pytest.raises(NetspaceError, match="not the certificate's"):
+        privacy_ca.load(folder)
+    (folder / "key.pem").write_bytes(key[:50])
+    with pytest.raises(NetspaceError) as caught:
+        privacy_ca.load(folder)
+    assert "PRIVATE" not in str(caught.value)
+
+
+@pytest.fixture
+def made(ca: Authority, bound: verifier.Bound) -> list[privacy_ca.Issued]:
+    return [privacy_ca.issue(ca, bound, NOW)]
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_mutation_is_accepted(data: st.DataObject, ca: Authority, bound: verifier.Bound, made: list) -> None:
+    genuine = made[0]
+    raw = bytearray(genuine.certificate)
+    at = data.draw(st.integers(0, 4095)) % len(raw)
+    raw[at : at + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=3))
+    if bytes(raw) == genuine.certificate:
+        return
+    try:
+        privacy_ca.check(bytes(raw), bound.key, [ca.certificate], None, NOW + HOUR)
+    except refusals.Refused:
+        return
+    raise AssertionError(f"accepted with a change at {at}")
+
+
+def test_time_is_an_argument(ca: Authority) -> None:
+    assert ca.certificate.not_valid_before_utc < datetime.datetime(2023, 11, 15, tzinfo=datetime.timezone.utc)
