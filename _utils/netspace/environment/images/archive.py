@@ -75,22 +75,21 @@ def members(reader: Reader, budget: Budget) -> Iterator[Member]:
 def _member(info: tarfile.TarInfo, pax: dict[bytes, bytes], reader: Reader, budget: Budget) -> Member:
     path = pax.get(b"path") or _bytes(info.name)
     target = pax.get(b"linkpath") or _bytes(info.linkname)
-    where = printable(path)
     if info.type == tarfile.GNUTYPE_SPARSE or any(key.startswith(_SPARSE) for key in pax):
-        raise budget.refuse(f"{where}: a sparse file; pack the archive without --sparse")
+        raise budget.refuse(f"{printable(path)}: a sparse file; pack the archive without --sparse")
     size = info.size
     if b"size" in pax:
         if not _NUMBER.fullmatch(pax[b"size"]):
-            raise budget.refuse(f"{where}: a size that is no number")
+            raise budget.refuse(f"{printable(path)}: a size that is no number")
         size = int(pax[b"size"])
     if not path:
         raise budget.refuse("a member without a name")
     make = functools.partial(
         Node,
         mode=info.mode,
-        uid=_id(info.uid, pax.get(b"uid"), where, budget),
-        gid=_id(info.gid, pax.get(b"gid"), where, budget),
-        mtime=_time(int(info.mtime), pax.get(b"mtime"), where, budget),
+        uid=_id(info.uid, pax.get(b"uid"), path, budget),
+        gid=_id(info.gid, pax.get(b"gid"), path, budget),
+        mtime=_time(int(info.mtime), pax.get(b"mtime"), path, budget),
         xattrs=tuple((key[len(_XATTR) :], value) for key, value in pax.items() if key.startswith(_XATTR)),
     )
     if info.type in _FILES:
@@ -99,21 +98,21 @@ def _member(info: tarfile.TarInfo, pax: dict[bytes, bytes], reader: Reader, budg
         else:
             content = reader.content(size)
             if content is None or len(reader.take(-size % _BLOCK)) != -size % _BLOCK:
-                raise budget.refuse(f"{where}: ends too early (was it copied in full?)")
+                raise budget.refuse(f"{printable(path)}: ends too early (was it copied in full?)")
             return Member(path, make(FILE, content=content))
     if size:
-        raise budget.refuse(f"{where}: data in what can have none")
+        raise budget.refuse(f"{printable(path)}: data in what can have none")
     if info.type == tarfile.DIRTYPE:
         return Member(path, make(FOLDER))
     if info.type == tarfile.SYMTYPE:
         if not target or len(target) > bounds.PATH or b"\0" in target:
-            raise budget.refuse(f"{where}: a symbolic link to nothing, or to more than {bounds.PATH} bytes")
+            raise budget.refuse(f"{printable(path)}: a symbolic link to nothing, or to more than {bounds.PATH} bytes")
         return Member(path, make(LINK, target=target))
     if info.type == tarfile.LNKTYPE:
         return Member(path, same_as=target)
     if info.type in _ODD:
         return Member(path, odd=_ODD[info.type])
-    raise budget.refuse(f"{where}: a member of the unknown type {info.type!r}")
+    raise budget.refuse(f"{printable(path)}: a member of the unknown type {info.type!r}")
 
 
 def _records(data: bytes, budget: Budget) -> dict[bytes, bytes]:
@@ -139,20 +138,20 @@ def _padded(reader: Reader, size: int, budget: Budget) -> bytes:
     return data[:size]
 
 
-def _id(number: int, record: bytes | None, where: str, budget: Budget) -> int:
+def _id(number: int, record: bytes | None, path: bytes, budget: Budget) -> int:
     if record is not None:
         number = int(record) if _NUMBER.fullmatch(record) else -1
     if not 0 <= number <= bounds.ID:
-        raise budget.refuse(f"{where}: an owner that is no user or group id")
+        raise budget.refuse(f"{printable(path)}: an owner that is no user or group id")
     return number
 
 
-def _time(seconds: int, record: bytes | None, where: str, budget: Budget) -> int:
+def _time(seconds: int, record: bytes | None, path: bytes, budget: Budget) -> int:
     if record is None:
         return seconds
     match = _TIME.fullmatch(record)
     if match is None:
-        raise budget.refuse(f"{where}: a time that is none")
+        raise budget.refuse(f"{printable(path)}: a time that is none")
     return int(match[1])
 
 
