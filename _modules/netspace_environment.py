@@ -253,7 +253,8 @@ def remove(*names: str, purge: bool = False) -> bool:
         The environments.
 
     purge
-        Drop unread mail too. By default it is parked.
+        Drop unread mail too, **and volumes that have a size** (never a host folder). By default mail is
+        parked and volumes are kept.
     """
     wanted = _names(names)
     _do(lambda operations: [operations.inspect(name) for name in wanted])  # an unknown name is an error

@@ -120,14 +120,16 @@ def running(name: str, **kwargs: Any) -> dict[str, Any]:
 
     limits
         ``memory`` (default 256M, no swap), ``cpus`` (1.0), ``pids`` (128), ``files``
-        (1024 per process), ``shm`` (16M), ``tmp`` (64M).
+        (1024 per process), ``shm`` (16M), ``tmp`` (64M), ``disk`` (of the writable layer; **by default
+        as much as the host's disk has**), ``io`` (``read``, ``write``, ``read_ops``, ``write_ops`` per second).
 
     interface
         ``{kind: none}`` (default) or ``{kind: veth, ...}``, see
         :py:func:`netspace_interface.present <netspace.states.netspace_interface.present>`.
 
     volumes
-        List of ``{source, target, read_only}``. A host folder belongs to one environment only.
+        List of ``{target, source, read_only}``: a host folder, which belongs to one environment only; or of
+        ``{target, size, read_only}``: a file system of that size, which netspace keeps.
 
     read_only
         The root can't be written to at all. Defaults to false: writes go to a layer of
@@ -170,7 +172,8 @@ def absent(name: str, purge: bool = False) -> dict[str, Any]:
         Its name.
 
     purge
-        Drop the mail in its mailbox too. By default, unread mail is parked, and said so.
+        Drop the mail in its mailbox too, **and its volumes that have a size** (never a host folder).
+        By default, unread mail is parked, and said so.
     """
     test = bool(__opts__["test"])
     try:

@@ -161,6 +161,8 @@ class Group:
         # they grow or shrink, one of the two orders works.
         for one in (*todo, *(one for one in todo if one.key == "memory")):
             try:
+                if one.file == "memory.max":
+                    self._reclaim(int(one.value))
                 _write(self._file(one.file), one.value)
                 failed.pop(one.file, None)
             except FileNotFoundError:
@@ -173,6 +175,18 @@ class Group:
                 failed[one.file] = f"limits:{one.key}: {reason}"
         if failed:
             raise NetspaceError("; ".join(dict.fromkeys(failed.values())))
+
+    def _reclaim(self, wanted: int) -> None:
+        """Have version 2 free what is over *wanted*, or refuse as version 1 does: it would kill instead."""
+        file = self._file("memory.current")
+        with open(file, "rb", buffering=0) as stream:
+            over = int(stream.read()) - wanted
+        if over > 0:
+            with contextlib.suppress(OSError):  # EAGAIN: not all of it; or an older kernel
+                _write(self._file("memory.reclaim"), str(over))
+            with open(file, "rb", buffering=0) as stream:
+                if int(stream.read()) > wanted:
+                    raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
 
 
 def _write(file: str, value: str) -> None:

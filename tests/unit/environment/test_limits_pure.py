@@ -148,6 +148,9 @@ def hierarchy(tmp_path, monkeypatch, unified):
             for own in ("memory", "cpu,cpuacct", "pids", "blkio")
         }
     own = cgroups.Group("/web", mounted, set(cgroups.CONTROLLERS.values()))
+    if unified:
+        (tmp_path / "web").mkdir()
+        (tmp_path / "web/memory.current").write_text("4096")
     for one in cgroups.settings(Limits(), (DISK,), unified):
         path = Path(own._file(one.file))
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -180,6 +183,17 @@ def test_one_that_doesn_t_run_has_no_files_and_no_error(tmp_path, monkeypatch, u
     )
     assert other.differing(LIMITS, (DISK,)) == ()
     other.change(LIMITS, (DISK,))
+
+
+def test_version_2_does_not_kill_for_a_smaller_limit(tmp_path, monkeypatch):
+    own = hierarchy(tmp_path, monkeypatch, True)
+    (tmp_path / "web/memory.current").write_text(str(65 * MIB))
+    (tmp_path / "web/memory.reclaim").write_text("")
+    with pytest.raises(NetspaceError, match="limits:memory: it uses more than that now"):
+        own.change(LIMITS, ())
+    assert (tmp_path / "web/memory.reclaim").read_text() == str(MIB)
+    assert (tmp_path / "web/memory.max").read_text() == "0"
+    assert (tmp_path / "web/pids.max").read_text() == "9"
 
 
 def test_memory_in_use_is_a_clear_error(tmp_path, monkeypatch):
