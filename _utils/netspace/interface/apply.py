@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 from netspace import files
-from netspace.errors import MissingError, NetspaceError
+from netspace.errors import MissingError, NetspaceError, StateError
 from netspace.interface import ends, forwarding, namespaces, netlink, nft, records
 from netspace.interface.ends import INSIDE_INDEX, End, Ends
 from netspace.interface.netlink import Message
@@ -150,7 +150,7 @@ class Applying:
             if record is not None:
                 try:
                     record = self._with_key(name, one, record)
-                except OSError as err:
+                except (OSError, StateError) as err:
                     self._fail(name, f"its private key can't be had: {err}")
                     continue
                 # One that loses its link is remembered with it until that is gone.
@@ -165,8 +165,7 @@ class Applying:
             return record
         path = records.secret(self.layout, name)
         if record.public_key and not path.exists():
-            raise OSError(
-                errno.ENOENT,
+            raise StateError(
                 f"{path} is gone, and its peers know the public key {record.public_key}: put it back, or remove "
                 "the interface (netspace_interface.absent) and apply again for a new one",
             )

@@ -174,6 +174,7 @@ def secret(path: str) -> str:
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
     from netspace import files
+    from netspace.errors import StateError
 
     try:
         private = X25519PrivateKey.from_private_bytes(Path(path).read_bytes())
@@ -184,7 +185,7 @@ def secret(path: str) -> str:
         )
         files.write(Path(path), raw, mode=0o600)
     except ValueError as err:
-        raise OSError(errno.EINVAL, f"{path} is no private key ({err}); remove it, and a new one is made") from err
+        raise StateError(f"{path} is no private key ({err}); put back the one that peers know") from err
     public = private.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
     return base64.b64encode(public).decode()
 
