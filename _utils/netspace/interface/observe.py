@@ -180,8 +180,8 @@ def _own(links: Sequence[Link], wanted: Ends) -> Link | None:
     for link in links:
         if link.name == ends.INSIDE_NAME:
             return link
-    mac = wanted.inside.mac if wanted.inside is not None else ""
-    return next((link for link in links if link.name == wanted.made_as or (mac and link.mac == mac)), None)
+    kind = wanted.inside.kind if wanted.inside is not None else ""
+    return next((link for link in links if link.name == wanted.made_as or link.kind == kind != ""), None)
 
 
 def _by_index(where: netlink.Socket) -> tuple[dict[int, list[str]], dict[int, list[Route]]]:
