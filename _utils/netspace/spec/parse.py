@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 _AT = re.compile(r"(?s)(.*?)(?: - at `(?:key in )?(\$[^`]*)`)?")
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
-_BAD_TAG = re.compile(r"Invalid value '(.*)'", re.DOTALL)
+_BAD_TAG = re.compile(r"Invalid (?:enum )?value '(.*)'", re.DOTALL)
 
 
 def declaration(data: Any, path: str = "netspace") -> Declaration:
@@ -173,6 +173,7 @@ def _problem(err: msgspec.ValidationError, data: Any, of: Any, path: str) -> Pro
     match = _AT.fullmatch(str(err))
     assert match is not None
     text, at = match[1], match[2] or "$"
+    of = _chosen(of, data)
     steps = re.findall(r"\.([^.\[\]]+)|\[(\d+|\.\.\.)\]", at)
     keys = [name or index for name, index in steps]
     where = ":".join([path, *(key for key in keys if key != "...")])
@@ -205,6 +206,15 @@ def _members(of: Any) -> list[Any]:
     if get_origin(of) in (Union, types.UnionType):
         return [member for arg in get_args(of) for member in _members(arg)]
     return [of]
+
+
+def _chosen(of: Any, data: Any) -> Any:
+    """Of a union of kinds the one that *data* names: only its keys and values are worth suggesting."""
+    for one in _members(of):
+        tag = one.__struct_config__.tag_field if _is_struct(one) else None
+        if tag and isinstance(data, Mapping) and data.get(tag) == one.__struct_config__.tag:
+            return one
+    return of
 
 
 def _is_struct(of: Any) -> bool:
