@@ -55,7 +55,7 @@ def __virtual__() -> str:
 
 
 def _host() -> Host:
-    return Host(declared.layout(__opts__), remote=SaltFiles(__salt__))
+    return Host(declared.layout(__opts__), remote=SaltFiles(__salt__, __opts__))
 
 
 def managed(name: str, declaration: dict[str, Any] | None = None) -> dict[str, Any]:

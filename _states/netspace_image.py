@@ -71,7 +71,7 @@ def present(
     """
     test = bool(__opts__["test"])
     try:
-        host = Host(declared.layout(__opts__), remote=SaltFiles(__salt__))
+        host = Host(declared.layout(__opts__), remote=SaltFiles(__salt__, __opts__))
         # A hash that YAML takes for a number is refused, not left out.
         hashes = ("" if value is None else str(value) for value in (source_hash, digest))
         wanted = Wanted(name if source is None else str(source), *hashes)

@@ -16,13 +16,25 @@ _HEX = re.compile(r"[0-9a-f]{64}")
 
 
 class SaltFiles:
-    """:param functions: Salt's execution functions, by name."""
+    """:param functions: Salt's execution functions, by name.
+    :param opts: Salt's configuration, which says whether there is a master.
+    """
 
-    def __init__(self, functions: Mapping[str, Callable[..., Any]]) -> None:
+    def __init__(self, functions: Mapping[str, Callable[..., Any]], opts: Mapping[str, Any]) -> None:
         self._functions = functions
+        self._local = opts.get("file_client") == "local"
+
+    def here(self, url: str) -> Path | None:
+        """Without a master, where the file lies in file_roots: Salt copies nothing then."""
+        if not self._local:
+            return None
+        path = self._call("cp.cache_file", url)
+        if not path:
+            raise NetspaceError(f"{url}: Salt's file server has no such file")
+        return Path(path)
 
     def hash(self, url: str) -> str:
-        """Ask the master (or this minion's own file_roots) for the file's hash; nothing is fetched."""
+        """Ask the master for the file's hash; nothing is fetched."""
         found = self._call("cp.hash_file", url)
         if not found:
             raise NetspaceError(f"{url}: Salt's file server has no such file")
@@ -34,12 +46,9 @@ class SaltFiles:
     def fetch(self, url: str, folder: Path) -> Path:
         """Fetch it past Salt's cache, which would keep a second copy."""
         target = folder / "fetched"
-        found = self._call("cp.get_file", url, str(target))
-        # Without a master, Salt copies nothing: it says where the file lies.
-        path = target if target.exists() else Path(str(found or ""))
-        if not found or not path.is_file():
+        if not self._call("cp.get_file", url, str(target)) or not target.is_file():
             raise NetspaceError(f"{url}: Salt could not fetch it")
-        return path
+        return target
 
     def _call(self, function: str, *arguments: str) -> Any:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import hashlib
 import json
 import lzma
 import os
@@ -378,6 +379,16 @@ with Store(Layout())._aside() as aside:
     assert not [path for path in images.iterdir() if path.name.startswith(".")]
 
 
+def test_what_is_no_regular_file_is_no_source(store, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for scheme in ("tar", "oci", "erofs"):
+        for path in (tmp_path / "pipe", "/dev/zero"):
+            with pytest.raises(NetspaceError, match="not a regular file"):
+                store.ensure(f"{scheme}:{path}")
+    with pytest.raises(NetspaceError, match="not a regular file"):
+        store.ensure(f"tar:{tmp_path}")
+
+
 def test_an_image_that_is_asked_for_twice_at_once_is_built_once(tmp_path, tar):
     code = f"""
 import sys
@@ -494,8 +505,20 @@ def test_verity_is_used_where_the_file_system_has_it(host, image):
     measured, why = verity.measure(file)
     if not measured:
         pytest.skip(f"fs-verity: {why}")
+    assert measured == f"sha256:{merkle(file.read_bytes())}"
     with pytest.raises(PermissionError):
         file.open("r+b")
+
+
+def merkle(content: bytes) -> str:
+    """The fs-verity digest as Documentation/filesystems/fsverity.rst defines it."""
+    level = [content[at : at + 4096] for at in range(0, len(content), 4096)]
+    hashes = [hashlib.sha256(block.ljust(4096, b"\0")).digest() for block in level]
+    while len(hashes) > 1:
+        level = [b"".join(hashes[at : at + 128]) for at in range(0, len(hashes), 128)]
+        hashes = [hashlib.sha256(block.ljust(4096, b"\0")).digest() for block in level]
+    about = bytes([1, 1, 12, 0]) + bytes(4) + len(content).to_bytes(8, "little") + hashes[0].ljust(64, b"\0")
+    return hashlib.sha256(about.ljust(256, b"\0")).hexdigest()
 
 
 @pytest.mark.parametrize("kind", ["oci-archive", "docker-archive"])

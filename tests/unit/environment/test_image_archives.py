@@ -426,6 +426,14 @@ def test_huge_extended_headers_are_refused(kind):
     assert "extended headers" in refused((one.tobuf(tarfile.GNU_FORMAT) + b"n" * 100_000 + bytes(352)) * 3)
 
 
+def test_extended_headers_don_t_count_as_files_but_are_bounded(monkeypatch):
+    monkeypatch.setattr(bounds, "ENTRIES", 20)
+    read(tar([member(f"{number}", pax_headers={"comment": "x"}) for number in range(20)]))
+    empty = tarfile.TarInfo("x")
+    empty.type = tarfile.XHDTYPE
+    assert "extended headers" in refused(empty.tobuf(tarfile.GNU_FORMAT) * 100)
+
+
 # -- damage -----------------------------------------------------------------------------------
 
 

@@ -59,8 +59,9 @@ class Master:
         self.calls = []
         self.lie = None
 
-    def functions(self):
-        return {"cp.hash_file": self.hash_file, "cp.get_file": self.get_file}
+    def salt(self, **functions):
+        own = {"cp.hash_file": self.hash_file, "cp.get_file": self.get_file, "cp.cache_file": self.cache_file}
+        return SaltFiles({**own, **functions}, {"file_client": "local" if self.local else "remote"})
 
     def hash_file(self, path):
         self.calls.append("hash")
@@ -70,11 +71,13 @@ class Master:
 
     def get_file(self, path, dest):
         self.calls.append("fetch")
-        if self.local:
-            return str(self.files[path])
         content = self.files[path].read_bytes() if self.lie is None else self.lie
         Path(dest).write_bytes(content)
         return dest
+
+    def cache_file(self, path):
+        assert self.local
+        return str(self.files[path]) if path in self.files else False
 
 
 @pytest.fixture
@@ -219,10 +222,11 @@ def master(request, source):
 
 
 def remote_store(tmp_path, master):
-    return Store(Layout(root=tmp_path / "host"), SaltFiles(master.functions()))
+    return Store(Layout(root=tmp_path / "host"), master.salt())
 
 
-def test_a_salt_source_is_fetched_once_and_again_only_when_its_hash_changes(fake, tmp_path, source, master):
+def test_a_salt_source_is_fetched_once_and_again_only_when_its_hash_changes(fake, tmp_path, source):
+    master = Master({URL: source})
     store = remote_store(tmp_path, master)
     image = store.ensure(f"tar:{URL}")
     assert image.digest == sha256(b"content")
@@ -236,7 +240,20 @@ def test_a_salt_source_is_fetched_once_and_again_only_when_its_hash_changes(fake
     assert "fetch" not in master.calls[2:], "looking fetches nothing"
     assert store.ensure(f"tar:{URL}").digest == sha256(b"newer")
     assert master.calls[-2:] == ["hash", "fetch"]
-    assert source.exists()
+
+
+def test_without_a_master_the_file_is_read_where_it_lies(fake, tmp_path, source, monkeypatch):
+    master = Master({URL: source}, local=True)
+    store = remote_store(tmp_path, master)
+    image = store.ensure(f"tar:{URL}")
+    assert image.identity == f"sha256:{sha256(b'content')}", "as with a master"
+    with monkeypatch.context() as patch:
+        patch.setattr(fake, "identity", None)
+        assert store.ensure(f"tar:{URL}") == image, "told by its times, not by reading it"
+        assert store.seen(f"tar:{URL}").identity == image.identity
+    source.write_bytes(b"newer")
+    assert store.ensure(f"tar:{URL}").digest == sha256(b"newer")
+    assert master.calls == []
 
 
 def test_what_came_must_be_what_the_master_said(fake, tmp_path, source):
@@ -254,13 +271,14 @@ def test_what_came_must_be_what_the_master_said(fake, tmp_path, source):
 def test_source_hash_is_asked_before_anything_is_fetched(fake, tmp_path, master):
     with pytest.raises(NetspaceError, match="source_hash says"):
         remote_store(tmp_path, master).ensure(f"tar:{URL}", "0" * 64)
-    assert master.calls == ["hash"]
+    assert "fetch" not in master.calls
 
 
 def test_errors_name_the_url(fake, tmp_path, source, master):
     store = remote_store(tmp_path, master)
     source.write_bytes(b"damaged")
-    with pytest.raises(NetspaceError, match=rf"image source {URL}#tag: damaged"):
+    named = source if master.local else URL
+    with pytest.raises(NetspaceError, match=rf"image source {named}#tag: damaged"):
         store.ensure(f"tar:{URL}#tag")
     with pytest.raises(NetspaceError, match="no such file"):
         store.ensure("tar:salt://other.tar")
@@ -268,18 +286,20 @@ def test_errors_name_the_url(fake, tmp_path, source, master):
     assert kept(store) == []
 
 
-def test_whatever_salt_raises_is_a_clear_error(fake, tmp_path, source, master):
+def test_whatever_salt_raises_is_a_clear_error(fake, tmp_path, source):
+    master = Master({URL: source})
+
     def broken(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    store = Store(Layout(root=tmp_path / "host"), SaltFiles({**master.functions(), "cp.get_file": broken}))
+    store = Store(Layout(root=tmp_path / "host"), master.salt(**{"cp.get_file": broken}))
     with pytest.raises(NetspaceError, match=rf"{URL}: cp.get_file: .*No space left.*netspace_image.prune"):
         store.ensure(f"tar:{URL}")
-    store = Store(Layout(root=tmp_path / "host"), SaltFiles({**master.functions(), "cp.get_file": lambda *_: False}))
+    store = Store(Layout(root=tmp_path / "host"), master.salt(**{"cp.get_file": lambda *_: False}))
     with pytest.raises(NetspaceError, match="could not fetch"):
         store.ensure(f"tar:{URL}")
     md5 = {"hash_type": "md5", "hsum": "0" * 32}
-    store = Store(Layout(root=tmp_path / "host"), SaltFiles({"cp.hash_file": lambda *_: md5}))
+    store = Store(Layout(root=tmp_path / "host"), master.salt(**{"cp.hash_file": lambda *_: md5}))
     with pytest.raises(NetspaceError, match="hash_type: sha256"):
         store.ensure(f"tar:{URL}")
     assert kept(store) == []

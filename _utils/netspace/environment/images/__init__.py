@@ -111,13 +111,13 @@ class Store:
         try:
             source, location = sources.split(image)
             note = self.note(image)
-            url, _ = remotes.split(source, location)
-            if url:
+            at = remotes.locate(source, location, self._remote)
+            if at.url:
                 # Without a master to ask, what was built last is what there is.
-                return Seen(self._remote.hash(url) if self._remote else note.identity if note else "")
-            now = source.fingerprint(location)
+                return Seen(self._remote.hash(at.url) if self._remote else note.identity if note else "")
+            now = source.fingerprint(at.location)
             if note is None or note.fingerprint != now:
-                identity = source.identity(location)
+                identity = source.identity(at.location)
                 if note is not None and note.identity == identity:
                     self._unchanged[image] = (now, identity)
             else:
@@ -143,14 +143,14 @@ class Store:
         """
         source, location = sources.split(image)
         note = self.note(image)
-        url, rest = remotes.split(source, location)
-        if url:
+        at = remotes.locate(source, location, self._remote)
+        if at.url:
             if self._remote is None:
-                raise NetspaceError(f"image {image}: nobody can fetch {url} here; apply by Salt")
-            now = identity = self._remote.hash(url)
+                raise NetspaceError(f"image {image}: nobody can fetch {at.url} here; apply by Salt")
+            now = identity = self._remote.hash(at.url)
         else:
-            now = source.fingerprint(location)
-            identity = note.identity if note is not None and note.fingerprint == now else source.identity(location)
+            now = source.fingerprint(at.location)
+            identity = note.identity if note is not None and note.fingerprint == now else source.identity(at.location)
         if error := mismatch(identity, source_hash):
             raise NetspaceError(f"image {image}: {error}")
         if note is not None and note.identity == identity and self.file(note.digest).exists():
@@ -158,11 +158,11 @@ class Store:
             return Image(note.digest, identity, note.defaults)
         log.info("image %s: building", image)
         with self._telling(image), self._aside() as aside:
-            if url:
-                digest, defaults = self._build_fetched(source, url, rest, identity, aside)
+            if at.url:
+                digest, defaults = self._build_fetched(source, at, identity, aside)
             else:
-                digest, defaults = self._build(source, location, aside)
-                if source.fingerprint(location) != now:
+                digest, defaults = self._build(source, at.location, aside)
+                if source.fingerprint(at.location) != now:
                     raise NetspaceError("the source changed while it was read; apply again when it is complete")
             new = not self.file(digest).exists()
             if new:  # else it may be mounted
@@ -189,20 +189,20 @@ class Store:
         return digest, defaults
 
     def _build_fetched(
-        self, source: sources.Source, url: str, rest: str, identity: str, aside: Path
+        self, source: sources.Source, at: remotes.Located, identity: str, aside: Path
     ) -> tuple[str, Defaults]:
         assert self._remote is not None
-        log.info("image source %s: fetching", url)
+        log.info("image source %s: fetching", at.url)
         folder = aside / "remote"
         folder.mkdir()
-        fetched = self._remote.fetch(url, folder)
+        fetched = self._remote.fetch(at.url, folder)
         found = sources.of_content(fetched)
         if found != identity:
-            raise NetspaceError(f"{url}: what came is {found}, but the server said {identity}; apply again")
+            raise NetspaceError(f"{at.url}: what came is {found}, but the server said {identity}; apply again")
         try:
-            return self._build(source, f"{fetched}{rest}", aside)
+            return self._build(source, f"{fetched}{at.rest}", aside)
         except NetspaceError as err:
-            raise NetspaceError(str(err).replace(str(fetched), url)) from err
+            raise NetspaceError(str(err).replace(str(fetched), at.url)) from err
 
     @contextlib.contextmanager
     def _telling(self, image: str) -> Iterator[None]:

@@ -23,6 +23,7 @@ _PAX, _PAX_GLOBAL, _LONG_NAME, _LONG_LINK = b"x", b"g", b"L", b"K"
 _HEADERS = (_PAX, _PAX_GLOBAL, _LONG_NAME, _LONG_LINK)
 _FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 _ODD = {tarfile.CHRTYPE: "device nodes", tarfile.BLKTYPE: "device nodes", tarfile.FIFOTYPE: "named pipes"}
+_MOST_HEADERS = 16  # extended headers before one member; there are three kinds
 _XATTR = b"SCHILY.xattr."
 _SPARSE = b"GNU.sparse."
 _NUMBER = re.compile(rb"\d{1,19}")
@@ -38,7 +39,7 @@ def members(reader: Reader, budget: Budget) -> Iterator[Member]:
     :raises NetspaceError: where it is damaged, beyond the bounds, or not to be trusted.
     """
     pax: dict[bytes, bytes] = {}
-    headers = 0
+    headers = count = 0
     while True:
         block = reader.take(_BLOCK)
         if len(block) < _BLOCK:
@@ -51,13 +52,12 @@ def members(reader: Reader, budget: Budget) -> Iterator[Member]:
             info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
         except tarfile.HeaderError as err:
             raise budget.refuse(f"not a tar archive, or a damaged one: {err}") from err
-        budget.take_entry()
         if info.size < 0:
             raise budget.refuse(f"{_shown(info)}: a negative size")
         if info.type in _HEADERS:
-            headers += info.size
-            if headers > bounds.HEADER:
-                raise budget.refuse(f"{_shown(info)}: more than {bounds.HEADER} bytes of extended headers")
+            headers, count = headers + info.size, count + 1
+            if headers > bounds.HEADER or count > _MOST_HEADERS:
+                raise budget.refuse(f"{_shown(info)}: more than {bounds.HEADER} bytes of extended headers, or too many")
             data = _padded(reader, info.size, budget)
             if info.type == _PAX:
                 pax.update(_records(data, budget))
@@ -67,8 +67,9 @@ def members(reader: Reader, budget: Budget) -> Iterator[Member]:
             else:
                 pax.setdefault(b"path" if info.type == _LONG_NAME else b"linkpath", data.split(b"\0", 1)[0])
             continue
+        budget.take_entry()
         yield _member(info, pax, reader, budget)
-        pax, headers = {}, 0
+        pax, headers, count = {}, 0, 0
     reader.finish()
 
 

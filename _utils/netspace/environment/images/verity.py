@@ -25,7 +25,7 @@ _ENABLE_ARG = struct.Struct("=IIIIQIIQ11Q")
 _DIGEST = struct.Struct("=HH32s")
 _ABSENT = {
     errno.ENOTTY: "the kernel or the file system has no fs-verity",
-    errno.EOPNOTSUPP: "fs-verity is not enabled on this file system",
+    errno.EOPNOTSUPP: "the kernel has no CONFIG_FS_VERITY, or the file system not its feature 'verity'",
     errno.ENODATA: "the file has none",
 }
 

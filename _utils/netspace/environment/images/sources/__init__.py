@@ -25,6 +25,7 @@ import hashlib
 import importlib
 import logging
 import os
+import stat
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -128,7 +129,7 @@ def of_content(path: Path) -> str:
     with opened(path) as stream:
         try:
             return "sha256:" + digest(stream)
-        except OSError as err:  # a folder opens, but can't be read
+        except OSError as err:  # of the disk
             raise NetspaceError(f"image source {path}: {err.strerror}") from err
 
 
@@ -146,9 +147,14 @@ def opened(path: Path) -> IO[bytes]:
     :raises NetspaceError: when it can't be.
     """
     try:
-        return path.open("rb")
+        # Not waiting: a named pipe would be opened only when somebody writes to it.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as err:
         raise NetspaceError(f"image source {path}: {err.strerror}") from err
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise NetspaceError(f"image source {path}: not a regular file")
+    return os.fdopen(fd, "rb")
 
 
 def whole(stream: IO[bytes]) -> Piece:

@@ -22,7 +22,6 @@ from typing import Any, Protocol, cast
 from netspace.environment.images import archive, bounds, sources, streams, users
 from netspace.environment.images.bounds import Budget
 from netspace.environment.images.tree import FILE, Piece, Tree
-from netspace.errors import NetspaceError
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _NAMED_BY_DIGEST = re.compile(r"(?:.*/)?([0-9a-f]{64})(?:\.json)?")
@@ -90,12 +89,8 @@ class _Folder:
     path: Path
 
     def open(self, name: str, stack: contextlib.ExitStack) -> Piece | None:
-        try:
-            return sources.whole(stack.enter_context((self.path / name).open("rb")))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except OSError as err:
-            raise NetspaceError(f"image source {self.path / name}: {err.strerror}") from err
+        path = self.path / name
+        return sources.whole(stack.enter_context(sources.opened(path))) if path.exists() else None
 
 
 @dataclass(frozen=True)
