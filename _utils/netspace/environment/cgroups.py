@@ -114,25 +114,38 @@ def settings(spec: Limits, devices: Collection[Device], unified: bool) -> list[S
     return found
 
 
+class Hierarchies:
+    """Where this host's cgroups are: looked up once for all environments.
+
+    :param controllers: those that can keep limits here.
+    """
+
+    def __init__(self, mounted: Mapping[str, mounts.Mount], controllers: Collection[str]) -> None:
+        self.controllers = controllers
+        self.unified = ROOT in mounted and mounted[ROOT].kind == "cgroup2"
+        self.folders = {
+            name: mount.target
+            for mount in mounted.values()
+            if mount.kind == "cgroup" and mount.target.startswith(f"{ROOT}/")
+            for name in mount.target.rpartition("/")[2].split(",")
+        }
+
+
 class Group:
     """One environment's cgroup, in whatever hierarchies this host has.
 
     :param path: from the root of each hierarchy.
-    :param controllers: those that can keep limits here.
     """
 
-    def __init__(self, path: str, mounted: Mapping[str, mounts.Mount], controllers: Collection[str]) -> None:
-        self.unified = ROOT in mounted and mounted[ROOT].kind == "cgroup2"
+    def __init__(self, path: str, hierarchies: Hierarchies) -> None:
+        self.unified = hierarchies.unified
         self._path = path
-        self._controllers = controllers
-        self._folders = {}
-        for mount in mounted.values():
-            if mount.kind == "cgroup" and mount.target.startswith(f"{ROOT}/"):
-                for name in mount.target.rpartition("/")[2].split(","):
-                    self._folders[name] = mount.target + path
+        self._controllers = hierarchies.controllers
+        self._folders = hierarchies.folders
 
     def _file(self, name: str) -> str:
-        return f"{ROOT}{self._path}/{name}" if self.unified else f"{self._folders.get(name.partition('.')[0])}/{name}"
+        folder = ROOT if self.unified else self._folders.get(name.partition(".")[0], ROOT)
+        return f"{folder}{self._path}/{name}"
 
     def _settings(self, spec: Limits, devices: Collection[Device]) -> list[Setting]:
         return [one for one in settings(spec, devices, self.unified) if CONTROLLERS[one.key] in self._controllers]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Any
 
 import msgspec
@@ -18,8 +19,7 @@ from netspace.environment.records import Record, RunState
 from netspace.environment.seccomp_file import Profile
 from netspace.plan import Changes, Plan, Refusal, Step
 from netspace.spec import parse
-from netspace.spec.check import within
-from netspace.spec.types import Environment, Io, Volume
+from netspace.spec.types import Environment, Io
 
 KIND = "environment"
 
@@ -134,45 +134,55 @@ def _taken(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove
     apart, and about one folder under two names (bind mounts).
     """
     refused: dict[str, str] = {}
-    folders: dict[str, tuple[str, str]] = {}
-
-    def real(volume: Volume) -> tuple[str, str] | None:
-        if volume.source is None:
-            return None
-        if volume.source not in folders:
-            folders[volume.source] = mounts.origin(volume.source, observed.mounted)
-        return folders[volume.source]
-
     while True:
         # One that is refused keeps what it has, so that may be another's obstacle in turn.
-        kept = {
-            owner: seen.record.spec.volumes
-            for owner, seen in observed.environments.items()
-            if owner not in remove and (owner not in desired or owner in refused)
-        }
+        kept = _Folders(observed.mounted)
+        for owner, seen in observed.environments.items():
+            if owner not in remove and (owner not in desired or owner in refused):
+                kept.add(owner, seen.record.spec)
         found: dict[str, str] = {}
         for name, want in desired.items():
-            if name in refused:
-                continue
-            wanted = [(volume, real(volume)) for volume in want.spec.volumes if volume.source is not None]
-            others = ((owner, its) for owner, theirs in kept.items() if owner != name for its in theirs)
-            for owner, its in others if wanted else ():
-                for volume, folder in wanted:
-                    if _overlap(folder, real(its)):
-                        found[name] = (
-                            f"volume {volume.source}: environment {owner} has {its.source}; give each its own folder"
-                        )
-            if wanted and name not in found:
-                kept[name] = want.spec.volumes
+            if name not in refused:
+                if message := kept.taken(want.spec):
+                    found[name] = message
+                else:
+                    kept.add(name, want.spec)
         if not found:
             return refused
         refused.update(found)
 
 
-def _overlap(one: tuple[str, str] | None, other: tuple[str, str] | None) -> bool:
-    if one is None or other is None or one[0] != other[0]:
-        return False
-    return within(one[1], other[1]) or within(other[1], one[1])
+class _Folders:
+    """Folders of the host that are given to environments, by where they really are (``mounts.origin``)."""
+
+    def __init__(self, mounted: Mapping[str, mounts.Mount]) -> None:
+        self._mounted = mounted
+        self._given: dict[tuple[str, str], tuple[str, str]] = {}
+        self._above: dict[tuple[str, str], tuple[str, str]] = {}
+
+    def add(self, owner: str, spec: Environment) -> None:
+        for source in _sources(spec):
+            path, *above = self._upwards(source)
+            self._given.setdefault(path, (owner, source))
+            for folder in above:
+                self._above.setdefault(folder, (owner, source))
+
+    def taken(self, spec: Environment) -> str:
+        """Who has a folder of these already, one in it or one above it; empty where nobody has."""
+        for source in _sources(spec):
+            path, *above = self._upwards(source)
+            hits = [self._above.get(path), *(self._given.get(folder) for folder in (path, *above))]
+            for owner, its in filter(None, hits):
+                return f"volume {source}: environment {owner} has {its}; give each its own folder"
+        return ""
+
+    def _upwards(self, source: str) -> list[tuple[str, str]]:
+        device, path = mounts.origin(source, self._mounted)
+        return [(device, str(folder)) for folder in (PurePosixPath(path), *PurePosixPath(path).parents)]
+
+
+def _sources(spec: Environment) -> list[str]:
+    return [volume.source for volume in spec.volumes if volume.source is not None]
 
 
 def _compare(

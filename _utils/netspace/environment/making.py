@@ -105,7 +105,7 @@ class Making:
             mount = mounted.get(str(place.point))
             if mount is not None:
                 disks.grow(place, mount.source)
-        group = cgroups.Group(self.cgroup(name), mounted, self.controllers)
+        group = cgroups.Group(self.cgroup(name), cgroups.Hierarchies(mounted, self.controllers))
         group.change(record.spec.limits, self.devices(record.spec))
 
     def hand_out(self, name: str, record: Record, handed: Mapping[str, bytes]) -> None:

@@ -82,6 +82,7 @@ def observe(
     known = records.read(layout)
     statuses = supervisor.observe() if known else {}
     mounted = mounts.table()
+    hierarchies = cgroups.Hierarchies(mounted, controllers)
     found = {}
     for name, record in known.items():
         status = statuses.get(runtime.service_name(name))
@@ -92,7 +93,7 @@ def observe(
             handout.observe(layout, name),
             _in_namespace(layout, name, status),
             runtime.halt_mark(layout, name).exists(),
-            _differing(layout, name, record, status, mounted, controllers, devices),
+            _differing(layout, name, record, status, hierarchies, devices),
             _disks(layout, name, record, mounted),
         )
     sources = {image: store.seen(image) for image in sorted({record.spec.image for record in known.values()})}
@@ -139,13 +140,12 @@ def _differing(
     name: str,
     record: Record,
     status: Status | None,
-    mounted: Mapping[str, mounts.Mount],
-    controllers: Collection[str],
+    hierarchies: cgroups.Hierarchies,
     devices: Callable[[Environment], Collection[cgroups.Device]],
 ) -> tuple[str, ...]:
     if status is None or status.state != "running":
         return ()
-    group = cgroups.Group(payload_cgroup(layout, runtime.service_name(name)), mounted, controllers)
+    group = cgroups.Group(payload_cgroup(layout, runtime.service_name(name)), hierarchies)
     return group.differing(record.spec.limits, devices(record.spec))
 
 

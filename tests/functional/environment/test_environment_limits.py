@@ -48,7 +48,8 @@ def goes_on(host: Host, name: str = "neighbour") -> bool:
 
 
 def group(host: Host, name: str) -> cgroups.Group:
-    return cgroups.Group(host.kind.making.cgroup(name), mounts.table(), host.kind.making.controllers)
+    hierarchies = cgroups.Hierarchies(mounts.table(), host.kind.making.controllers)
+    return cgroups.Group(host.kind.making.cgroup(name), hierarchies)
 
 
 def read(host: Host, name: str, file: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -147,7 +148,7 @@ def hierarchy(tmp_path, monkeypatch, unified):
             f"{root}/{own}": mounts.Mount(f"{root}/{own}", "cgroup", "cgroup")
             for own in ("memory", "cpu,cpuacct", "pids", "blkio")
         }
-    own = cgroups.Group("/web", mounted, set(cgroups.CONTROLLERS.values()))
+    own = cgroups.Group("/web", cgroups.Hierarchies(mounted, set(cgroups.CONTROLLERS.values())))
     if unified:
         (tmp_path / "web").mkdir()
         (tmp_path / "web/memory.current").write_text("4096")
@@ -176,11 +177,8 @@ def dataclasses_replace(value, **changes):
 @pytest.mark.parametrize("unified", [False, True])
 def test_one_that_doesn_t_run_has_no_files_and_no_error(tmp_path, monkeypatch, unified):
     own = hierarchy(tmp_path, monkeypatch, unified)
-    other = cgroups.Group("/stopped", {}, set(cgroups.CONTROLLERS.values()))
-    other.unified, other._folders = (
-        own.unified,
-        {key: value.replace("/web", "/stopped") for key, value in own._folders.items()},
-    )
+    other = copy.copy(own)
+    other._path = "/stopped"
     assert other.differing(LIMITS, (DISK,)) == ()
     other.change(LIMITS, (DISK,))
 
