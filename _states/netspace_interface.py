@@ -68,10 +68,13 @@ def present(name: str, **kwargs: Any) -> dict[str, Any]:
         The environment's name. It need not exist yet.
 
     kind
-        ``none`` (default; ``lo`` alone) or ``veth``.
+        ``none`` (default; ``lo`` alone), ``veth``, ``macvlan``, ``ipvlan``, ``vlan``, ``vxlan``,
+        ``bridge`` or ``wireguard``, each with keys of its own: see the page "Interfaces".
 
     ipv4, ipv6
-        Fixed addresses. By default, stable ones out of ``pillar:netspace:network``.
+        For ``veth`` fixed addresses; by default, stable ones out of ``pillar:netspace:network``.
+        For the others, which are on somebody's network, an address and the prefix
+        (``198.51.100.7/24``); **one of the two must be given**.
 
     mtu
         In bytes. Defaults to 1500.

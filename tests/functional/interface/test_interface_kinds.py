@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -480,3 +482,39 @@ def test_a_private_key_is_the_roots_alone_and_shown_nowhere(bench: Bench, wire: 
     (outcome,) = bench.kind.apply(bench.plan(desired).steps)
     assert "put it back" in outcome.error
     bench.remove_all()
+
+
+APPLY = """
+import sys
+from netspace.interface.kind import DesiredInterfaces, Interfaces
+from netspace.layout import Layout
+from netspace.spec import parse
+
+kind = Interfaces(Layout())
+wanted = {"b": {"kind": "dummy", "ipv4": "198.51.100.7/24", "ipv6": "fd00:5::7/64"}} if sys.argv[1] == "make" else {}
+desired = DesiredInterfaces(interfaces={name: parse.interface(value) for name, value in wanted.items()})
+for _ in range(2):
+    plan = kind.plan(desired, kind.observe(desired), kind.names() - set(wanted))
+    failed = [outcome.error for outcome in kind.apply(plan.steps) if outcome.error]
+    assert not failed and not plan.refusals, (failed, plan.refusals)
+assert not plan.steps
+"""
+
+
+def test_the_example_of_a_new_kind_is_applied_as_it_stands(tmp_path: Path) -> None:
+    if not support.has("dummy", "dummy"):
+        pytest.skip("this kernel has no dummy")
+    text = (Path(__file__).parents[3] / "CONTRIBUTING.md").read_text()
+    code = text[text.index("## Add an interface kind") :].split("```python\n")[1].split("```")[0]
+    library = tmp_path / "library"
+    shutil.copytree(Path(__file__).parents[3] / "_utils", library, ignore=shutil.ignore_patterns("__pycache__"))
+    (library / "netspace/interface/kinds/dummy.py").write_text(code)
+    for what in ("make", "remove"):
+        done = subprocess.run(
+            [sys.executable, "-c", APPLY, what], env={"PYTHONPATH": str(library)}, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        if what == "make":
+            shown = run("ip -n netspace-b addr show eth0")
+            assert "198.51.100.7/24" in shown and "fd00:5::7/64" in shown
+    assert not Path("/run/netns/netspace-b").exists()

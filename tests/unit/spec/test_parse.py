@@ -103,7 +103,7 @@ def test_what_is_encoded_parses_to_the_same():
         (
             "environments:web:attestation",
             {"policy": "maybe"},
-            "netspace:environments:web:attestation:policy: 'maybe' is not possible here; choose from off, prefer, require",
+            "netspace:environments:web:attestation:policy: 'maybe' is not possible here; choose from off",
         ),
         ("links:0", {"from": "web", "to": "nobody"}, "netspace:links:1:to: there is no environment nobody"),
         ("links:0", {"from": "web", "to": "orders"}, "netspace:links:1: the same link as netspace:links:0"),

@@ -1,0 +1,59 @@
+"""What the pages say of interface kinds is so: the table, and the example of a new kind."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import checkout
+
+from netspace.interface import kinds
+
+PLAN = """
+from netspace.interface import kinds
+from netspace.interface.kind import DesiredInterfaces, Interfaces
+from netspace.interface.observe import Observed
+from netspace.layout import Layout
+from netspace.spec import parse
+
+spec = parse.interface({"kind": "dummy", "ipv4": "198.51.100.7/24", "connections": 5})
+host = Observed(forwarding={"ipv4": "0", "ipv6": "0"})
+(step,) = [s for s in Interfaces(Layout()).plan(DesiredInterfaces(interfaces={"a": spec}), host).steps if s.name == "a"]
+assert step.action == "create"
+(message,) = step.data.create(9)
+assert b"dummy" in message.body
+assert "dummy" in kinds.modules()
+"""
+
+
+def example(folder: Path) -> Path:
+    """A copy of the library with the example's file in it."""
+    text = (checkout.ROOT / "CONTRIBUTING.md").read_text()
+    code = text[text.index("## Add an interface kind") :].split("```python\n")[1].split("```")[0]
+    library = folder / "library"
+    shutil.copytree(checkout.ROOT / "_utils", library, ignore=shutil.ignore_patterns("__pycache__"))
+    (library / "netspace/interface/kinds/dummy.py").write_text(code)
+    return library
+
+
+def test_every_kind_has_a_row_and_what_it_says_of_filter_module_and_rebuilding_is_so() -> None:
+    page = (checkout.ROOT / "docs/interfaces.md").read_text()
+    rows = {row[0]: row for row in (line.strip("|").split("|") for line in page.splitlines() if line.startswith("| `"))}
+    said = {re.sub(r"[ `]", "", name): [cell.strip() for cell in row] for name, row in rows.items()}
+    assert set(said) == set(kinds.modules())
+    for name, module in kinds.modules().items():
+        row = said[name]
+        assert row[-2].strip("`") == module.NEEDS
+        assert row[-1] == {"host": "at the host's end", "inside": "inside", "": "there are none"}[module.FILTER]
+        assert re.findall(r"`(\w+)`", row[-3]) == list(getattr(module, "FIXED", ()))
+
+
+def test_the_example_of_a_new_kind_is_one_file_and_works(tmp_path: Path) -> None:
+    library = example(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", PLAN], env={"PYTHONPATH": str(library)}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
