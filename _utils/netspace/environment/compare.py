@@ -94,6 +94,7 @@ def plan(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: 
         and (message := images.mismatch(_source(want, observed).identity, want.spec.source_hash or ""))
     }
     notes += _unslowed(desired, observed)
+    notes += _promised(desired, observed, remove)
     for name in sorted(observed.unrecorded - desired.keys() - set(remove)):
         notes.append(
             f"environment {name} has no record, but there is a layer of it; declare it to have it back, "
@@ -294,6 +295,17 @@ def _bounded(desired: Mapping[str, DesiredEnvironment], observed: Observed) -> d
                 used = f"{seen.disks[key].used / 1024**2:.1f} MiB"
                 refused[name] = f"{what}: it holds {used} already, {size} bytes have no room for that"
     return refused
+
+
+def _promised(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: Collection[str]) -> list[str]:
+    """Whether all sizes together are more than the disk has: no error, for few are ever full."""
+    specs = {name: seen.record.spec for name, seen in observed.environments.items() if name not in remove}
+    specs.update({name: want.spec for name, want in desired.items()})
+    promised = sum(size for spec in specs.values() for size in _sizes(spec).values())
+    if observed.budget is None or promised <= observed.budget:
+        return []
+    has, sizes = f"{observed.budget / 1024**3:.1f} GiB", f"{promised / 1024**3:.1f} GiB"
+    return [f"layers and volumes may hold {sizes}, more than the disk has for them ({has}): a full one fails them all"]
 
 
 def _unslowed(desired: Mapping[str, DesiredEnvironment], observed: Observed) -> list[str]:

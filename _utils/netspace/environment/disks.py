@@ -168,6 +168,16 @@ def _size(path: Path) -> int:
     return int((high << 32 | low) << (10 + log))
 
 
+def budget(layout: Layout) -> int | None:
+    """Bytes that all file systems of their own can hold together here: what they have of the disk, and what is free."""
+    try:
+        system = os.statvfs(layout.state)
+        files = [file for folder in (layout.layers, layout.volumes("")) for file in folder.glob(f"*/*{SUFFIX}")]
+        return system.f_bavail * system.f_frsize + sum(file.stat().st_blocks * 512 for file in files)
+    except OSError:  # nothing was ever made here
+        return None
+
+
 # -- doing -------------------------------------------------------------------------
 
 
@@ -197,7 +207,9 @@ def ensure(place: Place, owner: int, mode: int) -> None:
         if not place.folder.exists():
             _folder(place.folder, owner, mode)
     except (OSError, ValueError) as err:
-        raise NetspaceError(f"{place.file}: {err}") from err
+        damaged = isinstance(err, ValueError) or err.errno in (errno.EINVAL, errno.EUCLEAN, errno.EIO)
+        hint = f"; is it damaged? e2fsck -f {place.file} repairs it" if damaged else ""
+        raise NetspaceError(f"{place.file}: {err}{hint}") from err
 
 
 def _fits(place: Place) -> bool:

@@ -51,6 +51,7 @@ class Observed:
     :param unkept: the limits that no cgroup controller on this host can keep.
     :param unbounded: why no file system can have a bounded size here; empty where it can.
     :param grows: whether such a file system can be made larger while it is in use.
+    :param budget: bytes that all of these can hold together; None where that isn't known.
     :param idle: whether the state folder is on no disk, so that ``limits:io`` means nothing for layers.
     :param unrecorded: names of environments that have a layer but no record.
     :param mounted: what is mounted where.
@@ -62,6 +63,7 @@ class Observed:
     unkept: tuple[str, ...] = ()
     unbounded: str = ""
     grows: bool = True
+    budget: int | None = None
     idle: bool = False
     unrecorded: frozenset[str] = frozenset()
     mounted: Mapping[str, mounts.Mount] = field(default_factory=dict)
@@ -105,6 +107,7 @@ def observe(
         unkept,
         disks.lacking(),
         disks.grows(),
+        disks.budget(layout),
         not devices(Environment(image="")),
         frozenset(rootfs.layers(layout) - known.keys()),
         mounted,

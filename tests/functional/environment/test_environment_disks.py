@@ -278,3 +278,39 @@ def test_a_lost_record_does_not_lose_the_layer(host, writable, monkeypatch):
         assert host.plan(wanted).steps == []
         host.apply({}, ["web", "taker"])
         monkeypatch.undo()
+
+
+def test_a_layer_on_another_image_without_a_record_is_put_aside(host, writable, tmp_path):
+    for limits in ({}, {"disk": "16M"}):
+        host.run("web", image=writable, limits=limits)
+        host.sh("web", "echo kept > /var/file")
+        old = host.kind.recorded()["web"].image.digest[:16]
+        records.path(host.layout, "web").unlink()
+        (tmp_path / "root/etc/motd").write_text(f"another {limits}")
+        for _ in range(2):  # the second time nothing happens to it either
+            host.run("web", image=writable, limits=limits)
+            host.operations.stop(["web"])
+            rootfs.dismantle(host.layout, "web")
+        (lost,) = host.layout.environment("web").glob("lost-*")
+        assert lost.name.startswith(f"lost-{old}")
+        if limits:
+            with disks.attached(lost, tmp_path / "point" / "lost"):
+                assert (tmp_path / "point/lost/upper/var/file").read_text() == "kept\n"
+        else:
+            assert (lost / "upper/var/file").read_text() == "kept\n"
+        host.apply({}, ["web"])
+        assert not host.layout.environment("web").exists()
+
+
+def test_a_damaged_file_system_is_a_clear_error_of_that_environment_alone(host, writable):
+    host.run("web", image=writable, limits={"disk": "16M"})
+    record = host.kind.recorded()["web"]
+    host.operations.stop(["web"])
+    rootfs.dismantle(host.layout, "web")
+    with disks.layer(host.layout, "web", record.image.digest, 16 * MIB).file.open("r+b") as stream:
+        stream.seek(1024)
+        stream.write(bytes(1024))
+    wanted = {name: host.desired(name, image=writable, limits={"disk": "16M"}) for name in ("web", "other")}
+    outcomes = host.apply(wanted)
+    assert "is it damaged? e2fsck -f /var/lib/netspace/layers/web/" in outcomes["web"].error
+    assert outcomes["other"].error == ""

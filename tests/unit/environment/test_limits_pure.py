@@ -275,6 +275,14 @@ def test_no_size_is_below_what_is_held():
     assert plan(volumes("64M"), volumes("48M"), disks=found).steps[0].action == "restart"
 
 
+@pytest.mark.parametrize(("budget", "told"), [(None, False), (100 * MIB, False), (60 * MIB, True)])
+def test_promising_more_than_the_disk_has_is_told(budget, told):
+    before, after = desired(limits={"disk": "32M"}), volumes("32M")
+    observed = Observed({"web": seen(before), "gone": seen(before)}, {}, "r", budget=budget)
+    notes = compare.plan({"web": before, "other": after}, observed, ["gone"]).notes
+    assert any("more than the disk has for them" in note for note in notes) == told
+
+
 def test_a_layer_without_a_record_is_told_of():
     observed = Observed({}, {}, "r", unrecorded=frozenset({"web", "old"}))
     told = compare.plan({"web": desired()}, observed)
