@@ -29,7 +29,7 @@ INSIDE = "/run/netspace"
 USER = 1000
 
 _MEMLOCK = 64 * 1024
-_OOM_SCORE_ADJ = 500  # an environment dies before the host's own services
+OOM_SCORE_ADJ = 500  # an environment dies before the host's own services
 
 _MASKED = (
     *("/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/key-users", "/proc/latency_stats"),
@@ -40,11 +40,12 @@ _MASKED = (
     *("/proc/bootconfig", "/proc/mtrr", "/proc/swaps", "/proc/zoneinfo", "/proc/buddyinfo"),
     # Which host this is, and how busy with what, as far as ordinary programs don't ask for it.
     *("/proc/sys/kernel/random/boot_id", "/proc/sys/fs/file-nr", "/proc/sys/fs/inode-nr", "/proc/sys/fs/inode-state"),
-    *("/proc/sys/fs/dentry-state", "/proc/sys/fs/aio-nr", "/proc/sys/kernel/pty/nr"),
+    *("/proc/sys/fs/dentry-state", "/proc/sys/fs/aio-nr", "/proc/sys/fs/quota", "/proc/sys/kernel/pty/nr"),
+    *("/proc/bus", "/proc/driver", "/proc/fs", "/proc/irq", "/proc/tty"),
     *("/proc/vmstat", "/proc/schedstat", "/proc/partitions", "/proc/cgroups", "/proc/consoles", "/proc/crypto"),
     "/proc/locks",  # open file description locks are shown to every pid namespace
 )
-_READ_ONLY = (*("/proc/bus", "/proc/driver", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger", "/proc/tty"),)
+_READ_ONLY = ("/proc/sys", "/proc/sysrq-trigger")
 
 
 def config(
@@ -122,7 +123,7 @@ def process(
         "cwd": spec.working_dir or defaults.working_dir or "/",
         "capabilities": dict.fromkeys(("bounding", "effective", "inheritable", "permitted", "ambient"), none),
         "noNewPrivileges": True,
-        "oomScoreAdj": _OOM_SCORE_ADJ,
+        "oomScoreAdj": OOM_SCORE_ADJ,
         "rlimits": [
             {"type": f"RLIMIT_{kind}", "soft": value, "hard": value}
             for kind, value in (

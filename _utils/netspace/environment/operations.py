@@ -173,6 +173,9 @@ class Operations:
                 *(self._layout, mounts.table(), "--log", str(log), "exec", "--process", str(description)),
                 *("--pid-file", str(pid), runtime.container(self._layout, name)),
             )
+            # crun sets no such score for what it runs beside: it would be as precious as the minion.
+            score = f'echo {oci.OOM_SCORE_ADJ} >/proc/self/oom_score_adj && exec "$@"'
+            call = ("/bin/sh", "-c", score, "sh", *call)
             done = _run(call, stdin.encode() if isinstance(stdin, str) else stdin, timeout, pid)
             if not pid.exists() and log.exists():
                 raise NetspaceError(f"exec in environment {name}: {runtime.complaint(log)}")

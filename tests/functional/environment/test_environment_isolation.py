@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -51,6 +52,8 @@ def test_what_is_run_beside_it_has_no_more(host):
     assert "NoNewPrivs:\t1" in facts
     assert "Seccomp:\t2" in facts
     assert facts.count("\t" + "0" * 16) >= 5
+    assert "Umask:\t0077" in facts
+    assert host.sh("web", "cat /proc/self/oom_score_adj") == "500"
     assert host.sh("web", "id") == "uid=1000 gid=1000"
     assert host.sh("web", "unshare -U true") == "unshare: unshare(0x10000000): Operation not permitted"
     assert "not permitted" in host.sh("web", "mount -t tmpfs x /tmp") or "denied" in host.sh("web", "mount x /tmp")
@@ -86,6 +89,74 @@ def test_masked_files_are_empty(host):
     assert "Read-only" in host.sh("web", "echo 1 > /proc/sys/kernel/domainname") or "denied" in host.sh(
         "web", "echo 1 > /proc/sys/kernel/domainname"
     )
+
+
+# What of the host can be read, and is said to be (docs/isolation.md): as it is, and as it changes by itself.
+FACTS = {"cpuinfo", "devices", "execdomains", "fb", "filesystems", "loadavg", "meminfo", "misc", "mounts", "net"}
+FACTS |= {"self", "stat", "sys", "sysvipc", "thread-self", "uptime", "version", "version_signature"}
+CHANGING = {"loadavg", "meminfo", "stat", "uptime", "sys/kernel/ns_last_pid", "sys/kernel/random/uuid"}
+SCAN = """
+import json, os, time
+def look():
+    found = {}
+    for folder, folders, names in os.walk("/proc"):
+        if folder == "/proc":
+            folders[:] = [name for name in folders if not name.isdigit() and name not in ("self", "thread-self")]
+        for name in names:
+            path = os.path.join(folder, name)
+            try:
+                fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+                content = os.read(fd, 65536)
+                os.close(fd)
+            except OSError:
+                continue
+            if content:
+                found[path[len("/proc/"):]] = content
+    return found
+first = look()
+time.sleep(0.7)
+second = look()
+changing = [path for path in first if second.get(path) != first[path]]
+print(json.dumps({"readable": list(first), "changing": changing}))
+"""
+
+
+def test_proc_tells_what_is_declared_and_no_more(host, debian):
+    host.run("web", image=f"dir:{debian}")
+    found = json.loads(host.operations.exec("web", ["/usr/bin/python3", "-c", SCAN])["stdout"])
+    assert {path.split("/")[0] for path in found["readable"]} <= FACTS
+    assert set(found["changing"]) <= CHANGING
+
+
+CACHE = """
+import ctypes, errno, mmap, os
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+fd = os.open("/usr/bin/perl", os.O_RDONLY)
+size = os.fstat(fd).st_size
+pages = (size + 4095) // 4096
+resident = ctypes.create_string_buffer(pages)
+address = libc.mmap(None, ctypes.c_size_t(size), 1, 1, fd, ctypes.c_long(0))
+assert libc.mincore(ctypes.c_void_p(address), ctypes.c_size_t(size), resident) == 0
+told = {byte & 1 for byte in resident.raw[:pages]}
+answers = []
+for offset in range(0, size, 4096):
+    try:
+        answers.append(os.preadv(fd, [bytearray(1)], offset, os.RWF_NOWAIT))
+    except OSError as err:
+        answers.append(errno.errorcode[err.errno])
+print(sorted(told), sorted(set(map(str, answers))))
+"""
+
+
+def test_nobody_is_told_which_pages_of_a_shared_image_are_cached(host, debian):
+    """Two on one image share its page cache. What asks for it by name gets no answer; time may still tell."""
+    for name in ("one", "two"):
+        host.run(name, image=f"dir:{debian}")
+    first = host.operations.exec("one", ["/usr/bin/python3", "-c", CACHE])["stdout"]
+    host.operations.exec("two", ["/usr/bin/perl", "-e", "1"])
+    assert host.operations.exec("one", ["/usr/bin/python3", "-c", CACHE])["stdout"] == first
+    assert first.strip() == "[1] ['ENOTSUP']"  # all of them, as it says of every file that one doesn't own
 
 
 def test_a_read_only_root_has_no_lasting_layer(host):

@@ -1,0 +1,83 @@
+"""The pages on isolation claim nothing without a test: each that they name is there."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from netspace.environment import oci, probe, seccomp
+
+CHECKOUT = Path(__file__).parents[2]
+PAGES = CHECKOUT / "docs"
+NAMED = re.compile(r"`(test_\w+\.py)::(test_\w+)`")
+
+
+def named():
+    return sorted(set(NAMED.findall((PAGES / "isolation.md").read_text())))
+
+
+def defined_in(file):
+    found = list((CHECKOUT / "tests").rglob(file))
+    assert len(found) == 1, f"{file}: {found}"
+    return {node.name for node in ast.walk(ast.parse(found[0].read_text())) if isinstance(node, ast.FunctionDef)}
+
+
+def test_the_page_names_tests():
+    assert len(named()) > 15
+
+
+@pytest.mark.parametrize(("file", "name"), named())
+def test_each_test_that_the_page_names_is_there(file, name):
+    assert name in defined_in(file)
+
+
+def test_each_row_of_a_claim_names_one():
+    tables = (PAGES / "isolation.md").read_text().split("\n## ")
+    for title in ("What it has", "Against the checklist"):
+        (table,) = (part for part in tables if part.startswith(title))
+        rows = [line for line in table.splitlines() if line.startswith("|")][2:]
+        assert rows
+        assert [row for row in rows if not NAMED.search(row)] == []
+
+
+def test_the_page_counts_the_attempts():
+    assert f"{len(probe.ATTEMPTS)} ways to try" in (PAGES / "isolation.md").read_text()
+    assert len(probe.GROUPS) == 11
+
+
+def test_what_standard_adds_is_told():
+    page = (PAGES / "isolation.md").read_text()
+    for call in ("io_submit", "mbind", "memfd_secret", "remap_file_pages"):
+        assert call in page
+        assert any(call in family.calls.split() for family in seccomp.STANDARD.values())
+
+
+def test_the_page_s_facts_are_not_masked():
+    for fact in ("cpuinfo", "meminfo", "stat", "loadavg", "uptime", "version", "devices", "filesystems", "misc"):
+        assert f"/proc/{fact}" not in oci._MASKED
+
+
+def lines(*folders):
+    return sum(len(path.read_text().splitlines()) for folder in folders for path in folder.rglob("*.py"))
+
+
+def test_sizes_of_the_trusted_computing_base_are_about_right():
+    page = (PAGES / "trusted-computing-base.md").read_text()
+    library = CHECKOUT / "_utils" / "netspace"
+    top = sum(len(path.read_text().splitlines()) for path in library.glob("*.py"))
+    sizes = {
+        "netspace: environments": lines(library / "environment"),
+        "netspace: interfaces": lines(library / "interface"),
+        "netspace: links": lines(library / "link"),
+        "netspace: attestation": lines(library / "attestation"),
+        "netspace: declaration, plan, host": top + lines(library / "spec"),
+        "supervision: our daemon": lines(library / "supervision"),
+    }
+    for part, size in sizes.items():
+        told = re.search(rf"\| {part}.*?([\d,]+) lines", page)
+        assert told, part
+        # Rounded, and not to be changed with every commit; but no part may double unseen.
+        assert 0.5 < size / int(told[1].replace(",", "")) < 2, (part, size, told[1])
