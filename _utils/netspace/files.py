@@ -115,7 +115,9 @@ def _same(path: Path, content: bytes, mode: int, owner: tuple[int, int] | None) 
 
 def encode(value: Any) -> bytes:
     """Canonical JSON: sorted keys, so that equal values are equal bytes."""
-    return (json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode()
+    import msgspec.json  # a tenth of the time that json takes to indent
+
+    return msgspec.json.format(msgspec.json.encode(value, order="sorted"), indent=1) + b"\n"
 
 
 def write_json(path: Path, value: Any, *, mode: int = 0o600, owner: tuple[int, int] | None = None) -> bool:

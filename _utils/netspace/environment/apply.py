@@ -43,6 +43,7 @@ class Applying:
         self._removals = [step.name for step in steps if step.action == "remove"]
         self._work: dict[str, Work] = {step.name: step.data for step in steps if step.action != "remove"}
         self._records: dict[str, Record] = {}
+        self._revision = oci.revision(making.controllers)
         self._mounted = mounts.table()
 
     def run(self) -> list[Outcome]:
@@ -131,8 +132,7 @@ class Applying:
             return record
         content = self.making.render(name, want.spec, base, image, want.profile)
         config = hashlib.sha256(content).hexdigest()
-        revision = oci.revision(self.making.controllers)
-        return Record(want.spec, want.state, base, image, config, revision, want.files_summary, want.profile)
+        return Record(want.spec, want.state, base, image, config, self._revision, want.files_summary, want.profile)
 
     def _stop(self) -> None:
         """Stop what can't go on as it is. What is created must not run under an old record either."""

@@ -9,9 +9,10 @@ reconfigure crun), no hooks and no devices. Written after the OCI runtime specif
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
+
+import msgspec
 
 from netspace import files
 from netspace.environment import cgroups, seccomp, volumes
@@ -234,4 +235,4 @@ def revision(controllers: Collection[str]) -> str:
 
 def encode(config: Mapping[str, Any]) -> bytes:
     """A configuration as it is written; compact, since there is one per environment."""
-    return json.dumps(config, sort_keys=True, separators=(",", ":")).encode()
+    return msgspec.json.encode(config, order="sorted")

@@ -12,6 +12,7 @@ the host's own address at its end of every interface.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import ipaddress
 from collections.abc import Mapping
@@ -26,6 +27,10 @@ class Allocation:
 
     addresses: Mapping[str, str]
     refused: Mapping[str, str]
+
+
+# Each is looked at several times in one allocation.
+_parsed = functools.lru_cache(maxsize=16384)(ipaddress.ip_address)
 
 
 def gateway(network: Network) -> str | None:
@@ -94,11 +99,11 @@ def _free_place(name: str, places: range, used: set[int]) -> int | None:
 
 
 def _place(network: Network, address: str) -> int:
-    return int(ipaddress.ip_address(address)) - int(network.network_address)
+    return int(_parsed(address)) - int(network.network_address)
 
 
 def _unusable(network: Network, places: range, address: str) -> str:
-    parsed = ipaddress.ip_address(address)
+    parsed = _parsed(address)
     if parsed.version != network.version or parsed not in network:
         return f"{address} is outside of {network}"
     if not places.start <= _place(network, address) < places.stop:

@@ -205,7 +205,7 @@ class Interfaces:
         else:
             if not settled:
                 changes["netns"] = {"old": "not set up completely", "new": "set up"}
-            before = expected(self.layout, name, old)
+            before = wanted if old == record else expected(self.layout, name, old)
             changes.update(files.differences(live.ends.facts(), before.facts()))
             if fixed:
                 action, reason = "rebuild", f"the kernel can't change {fixed} of a link in place"
