@@ -1,0 +1,133 @@
+"""What the benchmarks share: a host of their own, rounds, and how figures are told. Measures nothing itself.
+
+A line compares one value with its peer, both measured in this run. ``target`` is in the value's own
+unit (a ratio to the peer is told as that multiple of the peer's value); a line without one is there to be read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "_utils"))
+
+_INSIDE = "NETSPACE_BENCHMARK_SANDBOX"
+_STATE = Path("/var/lib/netspace")
+
+
+def say(text: str) -> None:
+    """Progress: on stderr, so that stdout is the result's alone."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def arguments(doc: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one object, alone on stdout")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds, of which the medians are told (default 5)")
+    parser.add_argument(
+        "--memory-disk",
+        action="store_true",
+        help="keep netspace's files in memory, not on this machine's disk: tells what syncing costs",
+    )
+    return parser
+
+
+def on_a_host_of_its_own() -> None:
+    """Go on in ``scripts/sandbox``: this process becomes it, unless it runs there already."""
+    if os.environ.get(_INSIDE):
+        return
+    if os.geteuid() != 0:
+        sys.exit("benchmarks make namespaces and mounts: run them as root")
+    command = [str(ROOT / "scripts" / "sandbox"), sys.executable, *sys.argv]
+    os.execve(command[0], command, {**os.environ, _INSIDE: "1"})
+
+
+@contextlib.contextmanager
+def disk(*, in_memory: bool) -> Iterator[Path]:
+    """A scratch folder, and netspace's own state beside it: on disk, as on a real host, unless asked otherwise."""
+    from netspace.environment import mounts
+
+    place = Path("/dev/shm") if in_memory else ROOT / ".cache"
+    place.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="benchmark-", dir=place) as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        if not in_memory:
+            state = folder / "state"
+            state.mkdir(mode=0o700)
+            mounts.mount(state, _STATE, "none", mounts.BIND)
+        try:
+            yield folder
+        finally:
+            if not in_memory:
+                mounts.unmount(_STATE)
+
+
+class Rounds:
+    """Values by name, one more with each round."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, list[float]] = {}
+
+    def note(self, name: str, value: float) -> None:
+        self.values.setdefault(name, []).append(value)
+
+    @contextlib.contextmanager
+    def timed(self, name: str, each: int = 1) -> Iterator[None]:
+        """Note how many milliseconds this takes, for each of *each*."""
+        start = time.perf_counter()
+        yield
+        self.note(name, (time.perf_counter() - start) * 1000 / each)
+
+    def time(self, name: str, work: Callable[[], Any], each: int = 1) -> None:
+        with self.timed(name, each):
+            work()
+
+    def middle(self, name: str) -> float:
+        return statistics.median(self.values[name])
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.values
+
+
+def line(
+    value: float, unit: str, peer: str, peer_value: float, *, ratio: float | None = None, limit: float | None = None
+) -> dict[str, Any]:
+    """One line of the result.
+
+    :param ratio: the value shall be at most this many times the peer's.
+    :param limit: the value shall be at most this.
+    """
+    target = limit if ratio is None else ratio * peer_value
+    return {
+        "value": round(value, 3),
+        "unit": unit,
+        "peer": peer,
+        "peer_value": round(peer_value, 3),
+        "ratio": round(value / peer_value, 3) if peer_value else None,
+        "target": None if target is None else round(target, 3),
+        "met": None if target is None else value <= target,
+    }
+
+
+def tell(lines: Mapping[str, Mapping[str, Any]], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(lines, indent=1))
+        return
+    for name, one in lines.items():
+        ratio = "" if one["ratio"] is None else f"x{one['ratio']:.2f}"
+        judged = "" if one["met"] is None else f"target {one['target']:.2f} {'met' if one['met'] else 'MISSED'}"
+        print(
+            f"{name:52} {one['value']:9.2f} {one['unit']:8} {ratio:>8} {one['peer']}: {one['peer_value']:.2f}"
+            f"{'   ' + judged if judged else ''}"
+        )

@@ -1,0 +1,462 @@
+"""How fast environments are made, found unchanged and removed, and what an idle one costs, beside their peers.
+
+usage: sudo python benchmarks/environments.py [--json] [--count N] [--many N] [--rounds N]
+
+It goes on a host of its own by itself (``scripts/sandbox``). Progress is told on stderr. In each
+round a thing and its peers are measured one after the other, so that what else this machine does
+burdens all of them; medians are told. What is compared:
+
+*one environment* -- from nothing to nothing: network namespace, veth pair with addresses, overlay
+with ids of its own, ``true`` started and ended, all removed again. Ours does that by the library, as
+an apply does: records that survive a power cut, packet filter, checks, supervisor. The peer is raw
+crun by hand (``by_hand.py``): the same namespaces, addresses, mounts and ``config.json``, by bare system
+calls and hand-packed netlink, without any of that. Another environment is there already, so neither the
+supervisor's start nor the image's build is in the figure. podman and docker run the same files with
+their own defaults, which harden less, where they are installed.
+
+*its program alone* -- ``true`` from start to exit in an environment that is made already, restarted as an
+operator would, beside ``crun run`` of the same bundle.
+
+*through Salt* -- ``salt-call state.apply netspace`` of a pillar with N environments of kind veth: all of Salt,
+states and all four kinds of thing. Told beyond ``salt-call test.ping`` (what any call of Salt costs), and
+as a whole. The peer is raw crun by hand, one after another.
+
+*memory* -- what the host pays for each idle environment beyond the program itself: anonymous memory, kernel
+memory and files in memory of all that is in the sandbox (by its memory cgroup, so that other work on this
+machine doesn't count), and per-CPU memory; less what the same program costs when it is just started.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import bench
+from bench import Rounds, line, say
+
+IDLE = ["/bin/sh", "-c", 'trap "exit 0" TERM; while :; do sleep 1000 & wait; done']
+CLI = {"podman": "podman", "docker": "docker"}
+
+
+# -- what is run ------------------------------------------------------------------------
+def image(folder: Path) -> Path:
+    """A root with a static busybox."""
+    busybox = shutil.which("busybox")
+    assert busybox, "busybox is missing: apt-get install busybox-static (scripts/provision --test)"
+    root = folder / "image"
+    (root / "bin").mkdir(parents=True)
+    for path in (root, root / "bin"):
+        path.chmod(0o755)
+    shutil.copy(busybox, root / "bin" / "busybox")
+    for applet in ("sh", "sleep", "true"):
+        (root / "bin" / applet).symlink_to("busybox")
+    return root
+
+
+def declared(root: Path, count: int, prefix: str = "bench") -> dict[str, Any]:
+    one = {"image": f"dir:{root}", "command": IDLE, "interface": {"kind": "veth"}}
+    return {"environments": {f"{prefix}{number}": one for number in range(count)}}
+
+
+# -- one environment --------------------------------------------------------------------
+class One:
+    """One environment of ours and one by hand, from nothing to nothing."""
+
+    def __init__(self, folder: Path, root: Path) -> None:
+        from by_hand import Environment
+
+        from netspace.host import Host
+        from netspace.layout import Layout
+
+        self.root = root
+        self.layout = Layout()
+        self.host = Host(self.layout)
+        self._apply({"resident": self._spec(IDLE)})
+        self._apply({"one": self._spec(["/bin/true"])})
+        record = self.host.environments.recorded()["one"]
+        mounted = self.host.environments.store.mountpoint(record.image.digest)
+        config = json.loads((self.layout.bundle("one") / "config.json").read_bytes())
+        self.hands = [
+            Environment(folder, number, mounted, _as(config, folder, number, record.base), record.base)
+            for number in range(HANDS)
+        ]
+        self._remove("one")
+        Path("/run/netns").mkdir(exist_ok=True)
+
+    def _spec(self, command: Sequence[str]) -> dict[str, Any]:
+        return {
+            "image": f"dir:{self.root}",
+            "command": list(command),
+            "interface": {"kind": "veth"},
+            "restart": "on-failure",
+        }
+
+    def _apply(self, environments: Mapping[str, Any]) -> None:
+        from netspace.spec import parse
+
+        wanted = parse.declaration({"environments": environments})
+        for result in (self.host.converge_interfaces(wanted), self.host.converge_environments(wanted)):
+            assert result.ok, result.failures
+
+    def _remove(self, *names: str) -> None:
+        result = self.host.remove_environments(names)
+        assert result.ok, result.failures
+
+    def ours(self, rounds: Rounds) -> None:
+        with rounds.timed("one"):
+            with rounds.timed("one make and run"):
+                self._apply({"one": self._spec(["/bin/true"])})
+                status = self.host.environments.list()["one"]
+                assert (status["state"], status["exit"]) == ("stopped", "exit 0"), status
+            with rounds.timed("one remove"):
+                self._remove("one")
+
+    def by_hand(self, rounds: Rounds) -> None:
+        hand = self.hands[0]
+        with rounds.timed("hand"):
+            with rounds.timed("hand make"):
+                hand.make()
+            with rounds.timed("hand run"):
+                hand.run()
+            with rounds.timed("hand remove"):
+                hand.drop()
+
+    def program(self, rounds: Rounds) -> None:
+        """Only the program, in what is made already: ours and crun by hand."""
+        self._apply({"one": self._spec(["/bin/true"])})
+        supervisor = self.host.supervisor
+        start = time.perf_counter()
+        assert not supervisor.start(["environment-one"])
+        while supervisor.observe()["environment-one"].state != "stopped":
+            time.sleep(0.0002)
+        rounds.note("program", (time.perf_counter() - start) * 1000)
+        self._remove("one")
+        hand = self.hands[0]
+        hand.make()
+        rounds.time("hand program", hand.run)
+        hand.drop()
+
+    def many_by_hand(self, rounds: Rounds) -> None:
+        """A number of environments that stay, one after another."""
+        few = self.hands[1:]
+        with rounds.timed("hand create", len(few)):
+            for hand in few:
+                hand.make()
+                hand.start()
+        with rounds.timed("hand destroy", len(few)):
+            for hand in few:
+                hand.kill()
+                hand.drop()
+
+    def end(self) -> None:
+        result = self.host.teardown()
+        assert result.ok, result.failures
+
+
+HANDS = 11
+
+
+def _as(config: Mapping[str, Any], folder: Path, number: int, base: int) -> bytes:
+    """Our configuration with the paths and names of the peer's environment *number*."""
+    copy: dict[str, Any] = json.loads(json.dumps(config))
+    bundle = folder / f"hand{number}"
+    copy["root"]["path"] = str(bundle / "rootfs")
+    copy["hostname"] = bundle.name
+    copy["linux"]["cgroupsPath"] = f"/hand/{number}"
+    if number:
+        copy["process"]["args"] = IDLE
+    for namespace in copy["linux"]["namespaces"]:
+        if namespace["type"] == "network":
+            namespace["path"] = f"/run/netns/hand{number}"
+    for mount in copy["mounts"]:
+        if mount["destination"] == "/run/netspace":
+            mount["source"] = str(bundle / "inside")
+    return json.dumps(copy).encode()
+
+
+# -- other container managers -------------------------------------------------------------
+class Engine:
+    """podman or docker, with all it keeps in a scratch folder."""
+
+    def __init__(self, name: str, folder: Path, root: Path) -> None:
+        self.name = name
+        self.folder = folder / name
+        self.root = root
+        self.server: subprocess.Popen[bytes] | None = None
+        self.networks: list[str] = []
+
+    def start(self) -> bool:
+        """Whether it works here, and with which networks."""
+        if self.name == "docker" and not self._serve():
+            return False
+        archive = subprocess.run(["tar", "-C", str(self.root), "-c", "."], capture_output=True, check=True).stdout
+        done = subprocess.run([*self._command(), "import", "-", "bench"], input=archive, capture_output=True)
+        if done.returncode:
+            say(f"{self.name} can't import an image: {done.stderr.decode()[-300:]}")
+            return False
+        for network in ("none", "bridge"):
+            done = subprocess.run(self._run(network), capture_output=True)
+            if done.returncode == 0:
+                self.networks.append(network)
+            else:
+                say(f"{self.name} with network {network} doesn't work here: {done.stderr.decode()[-300:]}")
+        return bool(self.networks)
+
+    def _command(self) -> list[str]:
+        if self.name == "docker":
+            return ["docker", "-H", f"unix://{self.folder}/docker.sock"]
+        keep = ["--root", f"{self.folder}/root", "--runroot", f"{self.folder}/run", "--storage-driver", "overlay"]
+        return ["podman", *keep, "--cgroup-manager", "cgroupfs", "--tmpdir", f"{self.folder}/tmp"]
+
+    def _run(self, network: str) -> list[str]:
+        return [*self._command(), "run", "--rm", "--network", network, "bench", "/bin/true"]
+
+    def _serve(self) -> bool:
+        if not shutil.which("dockerd"):
+            return False
+        self.folder.mkdir(parents=True, exist_ok=True)
+        log = (self.folder / "log").open("wb")
+        self.server = subprocess.Popen(
+            [
+                *("dockerd", "-H", f"unix://{self.folder}/docker.sock", "--data-root", f"{self.folder}/data"),
+                *("--exec-root", f"{self.folder}/exec", "--pidfile", f"{self.folder}/pid"),
+            ],
+            stdout=log,
+            stderr=log,
+        )
+        for _ in range(150):
+            if subprocess.run([*self._command(), "version"], capture_output=True).returncode == 0:
+                return True
+            if self.server.poll() is not None:
+                break
+            time.sleep(0.1)
+        say(f"dockerd doesn't work here: {(self.folder / 'log').read_text()[-500:]}")
+        return False
+
+    def measure(self, rounds: Rounds) -> None:
+        for network in self.networks:
+            with rounds.timed(f"{self.name} {network}"):
+                subprocess.run(self._run(network), check=True, capture_output=True)
+
+    def stop(self) -> None:
+        if self.server is not None:
+            self.server.send_signal(signal.SIGTERM)
+            self.server.wait(30)
+        if self.folder.exists():
+            # What it mounted there goes first.
+            subprocess.run([*self._command(), "system", "prune", "-af"], capture_output=True)
+            subprocess.run(["umount", "-R", "-l", str(self.folder / "root" / "overlay")], capture_output=True)
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+# -- through Salt --------------------------------------------------------------------------
+class Salt:
+    """``scripts/salt-call`` with a pillar of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.pillar = folder / "pillar"
+        self.pillar.mkdir()
+        (self.pillar / "top.sls").write_text("base: {'*': [declared]}\n")
+        self.declare({})
+
+    def declare(self, declaration: Mapping[str, Any]) -> None:
+        (self.pillar / "declared.sls").write_text("#!json\n" + json.dumps({"netspace": declaration}))
+
+    def call(self, *arguments: str) -> Any:
+        command = [str(bench.ROOT / "scripts" / "salt-call"), "--out=json", f"--pillar-root={self.pillar}"]
+        done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+        assert done.stdout, done.stderr
+        return json.loads(done.stdout)["local"]
+
+    def apply(self) -> int:
+        """Apply what is declared; return how many things changed."""
+        states = self.call("state.apply", "netspace")
+        assert isinstance(states, dict), states
+        wrong = [state["comment"] for state in states.values() if state["result"] is not True]
+        assert not wrong, wrong[0][:2000]
+        return sum(len(state["changes"]) for state in states.values())
+
+    def measure(self, rounds: Rounds, root: Path, count: int, again: int = 1) -> None:
+        """Create, find unchanged (*again* times), destroy *count* environments, with a test.ping beside each."""
+        key = f"{count} "
+        for what, declaration, changed in (
+            ("create", declared(root, count), True),
+            *(("unchanged", declared(root, count), False),) * again,
+            ("destroy", {"environments": {}}, True),
+        ):
+            self.declare(declaration)
+            start = time.perf_counter()
+            self.call("test.ping")
+            ping = time.perf_counter() - start
+            start = time.perf_counter()
+            assert bool(self.apply()) is changed, what
+            whole = time.perf_counter() - start
+            rounds.note(f"{key}{what} whole", whole)
+            rounds.note(f"{key}{what}", whole - ping)
+            rounds.note("ping", ping)
+
+
+# -- memory ----------------------------------------------------------------------------------
+def used() -> float:
+    """kB of memory that all in the sandbox uses now, but for cached files of the disk; and per-CPU memory."""
+    folder = Path("/sys/fs/cgroup")
+    if (folder / "memory.stat").exists():
+        stat = dict(one.split() for one in (folder / "memory.stat").read_text().splitlines())
+        charged = int(stat["anon"]) + int(stat["kernel"]) + int(stat["shmem"])
+    else:
+        folder = folder / "memory"
+        stat = dict(one.split() for one in (folder / "memory.stat").read_text().splitlines())
+        charged = int(stat["total_rss"]) + int(stat.get("total_shmem", 0))
+        charged += int((folder / "memory.kmem.usage_in_bytes").read_text())
+    return charged / 1024
+
+
+def settled() -> float:
+    """:func:`used`, once what is released late (by RCU, by work queues) is released."""
+    values = []
+    for _ in range(6):
+        time.sleep(0.5)
+        values.append(used())
+    return min(values)
+
+
+def memory(rounds: Rounds, folder: Path, root: Path, count: int) -> None:
+    from netspace.host import Host
+    from netspace.layout import Layout
+    from netspace.spec import parse
+
+    def apply(wanted: int) -> None:
+        declaration = parse.declaration(declared(root, wanted, "idle"))
+        for result in (
+            host.converge_interfaces(declaration, whole=True),
+            host.converge_environments(declaration, whole=True),
+        ):
+            assert result.ok, result.failures
+
+    host = Host(Layout())
+    apply(10)
+    before = settled()
+    apply(10 + count)
+    rounds.note("memory", (settled() - before) / count)
+    result = host.teardown()
+    assert result.ok, result.failures
+
+    outside = [str(root / "bin" / "busybox"), *IDLE[0].split("/")[-1:], *IDLE[1:]]
+    variables = {"PATH": f"{root}/bin"}
+    before = settled()
+    programs = [subprocess.Popen(outside, env=variables, start_new_session=True) for _ in range(count)]
+    rounds.note("plain memory", (settled() - before) / count)
+    for program in programs:
+        os.killpg(program.pid, signal.SIGKILL)
+    for program in programs:
+        program.wait()
+
+
+# -- all of it -------------------------------------------------------------------------------
+def measure(options: Any, folder: Path) -> Rounds:
+    rounds = Rounds()
+    root = image(folder)
+    one = One(folder, root)
+    engines = [engine for name in CLI if shutil.which(name) and (engine := Engine(name, folder, root)).start()]
+    try:
+        for number in range(options.rounds * 3 + 1):
+            say(f"one environment: round {number + 1} of {options.rounds * 3 + 1}")
+            kept = Rounds() if number == 0 else rounds  # the first warms everything
+            one.by_hand(kept)
+            one.ours(kept)
+            one.program(kept)
+            if number <= options.rounds:
+                one.many_by_hand(kept)
+                for engine in engines:
+                    engine.measure(kept)
+    finally:
+        for engine in engines:
+            engine.stop()
+    one.end()
+    salt = Salt(folder)
+    for number in range(options.rounds):
+        say(f"{options.count} environments through Salt: round {number + 1} of {options.rounds}")
+        salt.measure(rounds, root, options.count)
+    say(f"memory: {options.idle} environments")
+    memory(rounds, folder, root, options.idle)
+    if options.many:
+        say(f"{options.many} environments through Salt")
+        salt.measure(rounds, root, options.many, again=options.rounds)
+    salt.call("netspace.teardown")
+    return rounds
+
+
+def lines(rounds: Rounds, options: Any) -> dict[str, dict[str, Any]]:
+    middle, count, many = rounds.middle, options.count, options.many
+    hand = "raw crun by hand"
+    found = {
+        "one environment, nothing to nothing": line(middle("one"), "ms", hand, middle("hand"), ratio=1.3),
+        "its program alone, start to exit": line(
+            middle("program"), "ms", "crun run of the bundle", middle("hand program"), ratio=1.3
+        ),
+    }
+    for engine in CLI:
+        for network in ("none", "bridge"):
+            if f"{engine} {network}" in rounds:
+                found[f"one environment beside {engine}, network {network}"] = line(
+                    middle("one"), "ms", f"{engine} run --rm", middle(f"{engine} {network}"), ratio=0.1
+                )
+    each = 1000 / count
+    found |= {
+        f"{count} through Salt, create each": line(
+            middle(f"{count} create") * each, "ms", hand, middle("hand create"), limit=20
+        ),
+        f"{count} through Salt, create each, Salt's own start too": line(
+            middle(f"{count} create whole") * each, "ms", hand, middle("hand create")
+        ),
+        f"{count} through Salt, destroy each": line(
+            middle(f"{count} destroy") * each, "ms", "create", middle(f"{count} create") * each, ratio=1.0
+        ),
+        f"{count} by hand, destroy each": line(middle("hand destroy"), "ms", "create", middle("hand create")),
+        f"{count} through Salt, unchanged": line(
+            middle(f"{count} unchanged"), "s", "salt-call test.ping", middle("ping"), limit=0.2
+        ),
+        "memory per idle environment": line(
+            middle("memory") - middle("plain memory"), "kB", "the program alone", middle("plain memory"), limit=100
+        ),
+    }
+    if many:
+        found |= {
+            f"{many} through Salt, create each": line(
+                middle(f"{many} create") * 1000 / many, "ms", hand, middle("hand create"), limit=20
+            ),
+            f"{many} through Salt, destroy each": line(
+                middle(f"{many} destroy") * 1000 / many, "ms", "create", middle(f"{many} create") * 1000 / many, ratio=1
+            ),
+            f"{many} through Salt, unchanged": line(
+                middle(f"{many} unchanged"), "s", "salt-call test.ping", middle("ping"), limit=max(0.2, 2 * many / 1000)
+            ),
+        }
+    return found
+
+
+def main() -> None:
+    parser = bench.arguments(__doc__)
+    parser.add_argument("--count", type=int, default=50, help="environments of a batch (default 50)")
+    parser.add_argument(
+        "--many", type=int, default=1000, help="environments of the large batch (default 1000; 0: none)"
+    )
+    parser.add_argument("--idle", type=int, default=100, help="environments whose memory is measured (default 100)")
+    options = parser.parse_args()
+    bench.on_a_host_of_its_own()
+    with bench.disk(in_memory=options.memory_disk) as folder:
+        rounds = measure(options, folder)
+    if os.environ.get("BENCH_RAW"):
+        say(json.dumps({name: [round(value, 3) for value in values] for name, values in rounds.values.items()}))
+    bench.tell(lines(rounds, options), as_json=options.json)
+
+
+if __name__ == "__main__":
+    main()
