@@ -7,6 +7,8 @@ The trust level that the host was found to have, and evidence for a verifier.
 
 from __future__ import annotations
 
+import base64
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import netspace
@@ -17,9 +19,10 @@ from salt.exceptions import CommandExecutionError  # noqa: E402
 
 from netspace import declared, files  # noqa: E402
 from netspace.attestation import appraisal, software  # noqa: E402
-from netspace.attestation.evidence import Context  # noqa: E402
+from netspace.attestation.evidence import Context, key_fingerprint  # noqa: E402
 from netspace.attestation.kind import NAME, Attestations  # noqa: E402
 from netspace.errors import NetspaceError  # noqa: E402
+from netspace.layout import Layout  # noqa: E402
 from netspace.spec import parse  # noqa: E402
 
 if TYPE_CHECKING:
@@ -77,18 +80,95 @@ def evidence(nonce: str, verifier: str = "", session: str = "") -> dict[str, Any
         The verifier's name for this exchange. Defaults to none.
     """
     try:
-        layout = declared.layout(__opts__)
-        section = (__pillar__.get("netspace") or {}).get("attestation")
-        settings = parse.declaration({} if section is None else {"attestation": section}).attestation
+        layout, chosen = _settings()
         try:
             raw = bytes.fromhex(nonce)
         except (TypeError, ValueError) as err:
             raise NetspaceError(f"nonce: {nonce!r:.40}: expected 16 to 64 bytes in hex") from err
         host = software.host_id(layout)
-        made = appraisal.evidence(layout, appraisal.settings(settings), Context(str(verifier), host, str(session), raw))
+        made = appraisal.evidence(layout, chosen, Context(str(verifier), host, str(session), raw))
     except NetspaceError as err:
         raise CommandExecutionError(str(err)) from err
     return {**made.wire(), "host": host}
+
+
+def enroll(template: str = "") -> dict[str, Any]:
+    """
+    Return the identity of the TPM that ``pillar:netspace:attestation:tpm`` names, for the registrar
+    on the master: ``{v, template, ek, cert, chain, ak, tpm}`` with binary fields in base64.
+
+    The master's ``netspace_attestation.enroll`` calls it, and ``activate`` after it.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' netspace_attestation.enroll
+
+    template
+        Which endorsement key. Defaults to one with a certificate, where the TPM has one.
+    """
+    try:
+        layout, chosen = _settings()
+        return appraisal.enroll(layout, chosen, str(template) or None).wire()
+    except NetspaceError as err:
+        raise CommandExecutionError(str(err)) from err
+
+
+def activate(template: str, blob: str, encrypted: str, session: str, nonce: str) -> dict[str, str]:
+    """
+    Open a credential that the master made for this TPM, and return ``{answer: hex}``, which proves that
+    the attestation key is in it. The secret itself is not returned.
+
+    The answer is bound to this minion's id and to the key of the master that the minion knows: a
+    credential that another master or for another minion made is answered wrongly.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt web1 netspace_attestation.activate EK-ECC256 blob=<base64> encrypted=<base64> session=1f nonce=00
+
+    template
+        Which endorsement key, as ``enroll`` returned it.
+
+    blob
+        TPMS_ID_OBJECT, in base64.
+
+    encrypted
+        The encrypted seed, in base64.
+
+    session
+        The master's name for this exchange.
+
+    nonce
+        The master's nonce, in hex.
+    """
+    try:
+        layout, chosen = _settings()
+        try:
+            raw = [base64.b64decode(part, validate=True) for part in (blob, encrypted)]
+            context = Context(_master(), str(__opts__["id"]), str(session), bytes.fromhex(nonce))
+        except (TypeError, ValueError) as err:
+            raise NetspaceError(f"not base64, or not hex: {err}") from err
+        return {"answer": appraisal.activate(layout, chosen, str(template), raw[0], raw[1], context).hex()}
+    except NetspaceError as err:
+        raise CommandExecutionError(str(err)) from err
+
+
+def _settings() -> tuple[Layout, dict[str, Any]]:
+    section = (__pillar__.get("netspace") or {}).get("attestation")
+    declared_settings = parse.declaration({} if section is None else {"attestation": section}).attestation
+    return declared.layout(__opts__), appraisal.settings(declared_settings)
+
+
+def _master() -> str:
+    """Fingerprint of the key of the master that this minion trusts."""
+    path = Path(__opts__["pki_dir"]) / "minion_master.pub"
+    try:
+        return key_fingerprint(path.read_bytes())
+    except OSError as err:
+        raise NetspaceError(f"{path}: {err.strerror}: this minion has accepted no master's key") from err
 
 
 def forget() -> dict[str, Any]:

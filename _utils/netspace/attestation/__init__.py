@@ -10,6 +10,7 @@ The words are those of RFC 9334 (RATS): the *attester* makes *evidence*, the
 - ``credential``, ``certificates``, ``verifier``: is evidence genuine? No I/O, nor in these:
 - ``eventlog``, ``measurelog``, ``ima``: what was measured. ``events``: what a boot log says.
 - ``policy``: what a good boot is. ``judge``: what genuine evidence is worth. ``refusals``: why not.
+- ``registrar``: which TPM is which minion's, on the master; with ``privacy_ca`` and ``audit_log``.
 - ``offline``, ``pcrfile``: quotes and logs in files, for people.
 - ``appraisal``: a host without a master judges itself. ``result``: what is kept of it.
 - ``kind``: observe, plan, apply.

@@ -120,6 +120,33 @@ def evidence(layout: Layout, chosen: Mapping[str, Any], context: Context) -> Evi
     )
 
 
+def enroll(layout: Layout, chosen: Mapping[str, Any], template: str | None) -> Enrolment:
+    """Return the TPM's identity for a registrar elsewhere.
+
+    :param template: which endorsement key, where the registrar knows one already.
+    :raises NetspaceError: when no TPM is configured, or it can't be used.
+    """
+    if chosen["tpm"] is None:
+        raise NetspaceError("attestation:tpm names no TPM: there is nothing to enrol")
+    return tpm.run(chosen["tpm"], lambda device: attester.enrol(device, template), lock=_lock(layout))
+
+
+def activate(
+    layout: Layout, chosen: Mapping[str, Any], template: str, blob: bytes, encrypted: bytes, context: Context
+) -> bytes:
+    """Open a registrar's credential, and return the answer that proves it.
+
+    :raises NetspaceError: when it is not for this TPM and its attestation key.
+    """
+    if chosen["tpm"] is None:
+        raise NetspaceError("attestation:tpm names no TPM: there is nothing to enrol")
+
+    def exchange(device: tpm.Device) -> bytes:
+        return attester.activate(device, attester.enrol(device, template), blob, encrypted, context)
+
+    return tpm.run(chosen["tpm"], exchange, lock=_lock(layout))
+
+
 def pin(layout: Layout) -> dict[str, Any] | None:
     """Return the record of the TPM that this host had when it was first appraised with one.
 
@@ -168,7 +195,7 @@ def _by_tpm(layout: Layout, chosen: Mapping[str, Any]) -> tuple[Verified, dict[s
 
     known = pin(layout)
     context = _context(layout)
-    roots = _roots(chosen["roots"])
+    roots = read_roots(chosen["roots"])
     log = attester.boot_log(layout.root)
     references = _references(chosen["references"])
     previous = None
@@ -198,7 +225,7 @@ def _remember(layout: Layout, template: str, fingerprint: str, clock: Clock) -> 
     files.write_json(pin_path(layout), {"v": 1, "template": template, "ek": fingerprint, "clock": counters})
 
 
-def _roots(folder: str | None) -> list[bytes]:
+def read_roots(folder: str | None) -> list[bytes]:
     """Every PEM certificate in the folder's files, as DER.
 
     :raises NetspaceError: when the folder or a file can't be read: a typing error must not lower a level silently.

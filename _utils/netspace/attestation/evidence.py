@@ -11,6 +11,7 @@ import base64
 import binascii
 import hashlib
 import hmac
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -27,6 +28,7 @@ BANK_ID = 0x000B
 SOFTWARE_PREFIX = b"netspace-attest/1 software key\0"
 MAX_PCR = 23
 MIN_NONCE, MAX_NONCE = 16, 64
+MAX_CHAIN = 5
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,18 @@ class Enrolment:
     attestation: bytes
     chain: tuple[bytes, ...] = ()
     tpm: Mapping[str, str] = field(default_factory=dict)
+
+    def wire(self) -> dict[str, Any]:
+        """Return the form that travels."""
+        return {
+            "v": 1,
+            "template": self.template,
+            "ek": _text(self.endorsement),
+            "cert": None if self.certificate is None else _text(self.certificate),
+            "chain": [_text(one) for one in self.chain],
+            "ak": _text(self.attestation),
+            "tpm": dict(self.tpm),
+        }
 
 
 @dataclass(frozen=True)
@@ -178,6 +192,52 @@ def parse(data: Any) -> Evidence:
     )
 
 
+def parse_enrolment(data: Any) -> Enrolment:
+    """Read the form of an enrolment that travels.
+
+    :raises Malformed: for unknown or missing fields, other types, and sizes out of bounds.
+    """
+    keys = {"v", "template", "ek", "cert", "chain", "ak", "tpm"}
+    if not isinstance(data, Mapping) or set(data) != keys:
+        raise Malformed(f"enrolment: expected a mapping with {', '.join(sorted(keys))}")
+    if type(data["v"]) is not int or data["v"] != 1:
+        raise Malformed("enrolment: an unknown version")
+    template, chain, told = data["template"], data["chain"], data["tpm"]
+    if not isinstance(template, str) or not re.fullmatch(r"[A-Z0-9-]{1,32}", template):
+        raise Malformed("enrolment: template is no name of one")
+    if not isinstance(chain, list) or len(chain) > MAX_CHAIN:
+        raise Malformed(f"enrolment: chain is not a list of at most {MAX_CHAIN}")
+    if not isinstance(told, Mapping) or len(told) > 16 or any(not _short(one) for pair in told.items() for one in pair):
+        raise Malformed("enrolment: tpm is not a mapping of a few short texts")
+    return Enrolment(
+        template,
+        _bytes(data["ek"], 4096, "ek"),
+        None if data["cert"] is None else _bytes(data["cert"], 8192, "cert"),
+        _bytes(data["ak"], 4096, "ak"),
+        tuple(_bytes(one, 8192, "chain") for one in chain),
+        dict(told),
+    )
+
+
+def _short(text: Any) -> bool:
+    return isinstance(text, str) and len(text) <= 64 and (text.isprintable() or not text)
+
+
+def key_fingerprint(pem: bytes) -> str:
+    """Name a master by its key (the one that minions know it by): both sides compute this by themselves.
+
+    :raises Malformed: when it is no key.
+    """
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
+
+    try:
+        key = load_pem_public_key(pem.strip() + b"\n")
+    except (ValueError, UnsupportedAlgorithm) as err:
+        raise Malformed(f"the master's key: {err}") from err
+    return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+
+
 def _ima_wire(made: Measurements) -> dict[str, Any]:
     return {
         "attest": _text(made.attest),
@@ -214,13 +274,13 @@ def _text(data: bytes) -> str:
 
 def _bytes(text: Any, limit: int, name: str) -> bytes:
     if not isinstance(text, str) or len(text) > limit * 4 // 3 + 4:
-        raise Malformed(f"evidence: {name} is not base64 of at most {limit} bytes")
+        raise Malformed(f"{name} is not base64 of at most {limit} bytes")
     try:
         data = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as err:
-        raise Malformed(f"evidence: {name} is not base64: {err}") from err
+        raise Malformed(f"{name} is not base64: {err}") from err
     if len(data) > limit:
-        raise Malformed(f"evidence: {name} is not base64 of at most {limit} bytes")
+        raise Malformed(f"{name} is not base64 of at most {limit} bytes")
     return data
 
 

@@ -236,16 +236,16 @@ def claim(owners: Mapping[str, str], endorsement: str, minion: str) -> None:
 
 
 def save(authority: Authority, folder: Path) -> None:
-    """Write *authority* to *folder* (made with 0700): ``key.pem`` (0600) and ``chain.pem``."""
+    """Write *authority* to *folder* (made with 0700): ``authority.pem`` (0600), and its ``chain.pem`` for others."""
     from cryptography.hazmat.primitives import serialization
 
     pem = serialization.Encoding.PEM
     private = authority.key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    chain = b"".join(one.public_bytes(pem) for one in (authority.certificate, *authority.chain))
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     _private(folder)
-    # The chain last: a folder with one is whole, and load() wants both to fit.
-    files.write(folder / "key.pem", private, mode=0o600)
-    chain = b"".join(one.public_bytes(pem) for one in (authority.certificate, *authority.chain))
+    # Key and certificate in one file: a crash must not leave one of them without the other.
+    files.write(folder / "authority.pem", private + chain, mode=0o600)
     files.write(folder / "chain.pem", chain, mode=0o644)
 
 
@@ -259,11 +259,13 @@ def load(folder: Path) -> Authority:
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+    path = folder / "authority.pem"
     try:
         _private(folder)
-        _private(folder / "key.pem")
-        key = load_pem_private_key((folder / "key.pem").read_bytes(), None)
-        chain = x509.load_pem_x509_certificates((folder / "chain.pem").read_bytes())
+        _private(path)
+        raw = path.read_bytes()
+        key = load_pem_private_key(raw, None)
+        chain = x509.load_pem_x509_certificates(raw)
     except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as err:
         # The key's content is never repeated in a message.
         raise NetspaceError(f"{folder}: no CA that can be used: {type(err).__name__}") from err

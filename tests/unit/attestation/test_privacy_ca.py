@@ -214,14 +214,14 @@ def test_kept_on_disk_for_its_user_alone(ca: Authority, root: Authority, tmp_pat
     folder = tmp_path / "ca"
     privacy_ca.save(ca, folder)
     assert folder.stat().st_mode & 0o777 == 0o700
-    assert (folder / "key.pem").stat().st_mode & 0o777 == 0o600
+    assert (folder / "authority.pem").stat().st_mode & 0o777 == 0o600
     loaded = privacy_ca.load(folder)
     assert loaded.certificate == ca.certificate and loaded.chain == (root.certificate,)
     assert "PRIVATE" not in repr(loaded)
-    (folder / "key.pem").chmod(0o640)
+    (folder / "authority.pem").chmod(0o640)
     with pytest.raises(NetspaceError, match="0640"):
         privacy_ca.load(folder)
-    (folder / "key.pem").chmod(0o600)
+    (folder / "authority.pem").chmod(0o600)
     folder.chmod(0o770)
     with pytest.raises(NetspaceError, match="0770"):
         privacy_ca.load(folder)
@@ -234,15 +234,18 @@ def test_a_folder_that_is_no_ca(ca: Authority, root: Authority, tmp_path: Path) 
         privacy_ca.load(tmp_path / "none")
     folder = tmp_path / "ca"
     privacy_ca.save(ca, folder)
-    key = (folder / "key.pem").read_bytes()
+    path = folder / "authority.pem"
+    whole = path.read_bytes()
+    key = whole[: whole.index(b"-----BEGIN CERTIFICATE")]
     privacy_ca.save(root, folder)
-    (folder / "key.pem").write_bytes(key)
+    path.write_bytes(key + (folder / "chain.pem").read_bytes())
     with pytest.raises(NetspaceError, match="not the certificate's"):
         privacy_ca.load(folder)
-    (folder / "key.pem").write_bytes(key[:50])
-    with pytest.raises(NetspaceError) as caught:
-        privacy_ca.load(folder)
-    assert "PRIVATE" not in str(caught.value)
+    for cut in (whole[:50], key, whole[len(key) :]):
+        path.write_bytes(cut)
+        with pytest.raises(NetspaceError) as caught:
+            privacy_ca.load(folder)
+        assert "PRIVATE" not in str(caught.value)
 
 
 @pytest.fixture

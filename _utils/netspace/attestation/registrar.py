@@ -1,0 +1,267 @@
+"""The registrar on the master: which TPM is which minion's, and the Privacy CA's books.
+
+``Registrar.enroll`` binds a minion to its TPM by a credential that only this TPM can open, and
+has its attestation key certified. What it keeps, in a folder of its master's user alone::
+
+    root/                 the root, where it is here      (privacy_ca.save)
+    ca/                   the intermediate that signs     (privacy_ca.save)
+    requested.pem         key of a request that the root has not answered yet
+    retired.pem           intermediates that signed before, until they run out
+    hosts/<hash>.json     a minion: TPM, attestation key, level, certificate
+    revoked.json          serial numbers, and when
+    audit.log             everything that was done       (audit_log)
+
+Nothing here talks to a minion: *exchange* does. An endorsement key is bound to one minion, and a
+minion to one endorsement key, until ``release``. The log is written before what it tells of.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from netspace import files
+from netspace.attestation import audit_log, privacy_ca, verifier
+from netspace.attestation.evidence import Context, parse_enrolment
+from netspace.attestation.privacy_ca import Authority
+from netspace.attestation.refusals import Malformed, Refused
+from netspace.errors import NetspaceError
+
+if TYPE_CHECKING:
+    from cryptography.x509 import Certificate
+
+NAME = "netspace Privacy CA"
+
+
+class Exchange(Protocol):
+    """How a minion is asked. Both raise :class:`NetspaceError` where it can't be."""
+
+    def enroll(self, template: str | None) -> Any:
+        """Return ``netspace_attestation.enroll`` of the minion."""
+
+    def activate(self, template: str, blob: bytes, encrypted: bytes, session: str, nonce: bytes) -> Any:
+        """Return ``netspace_attestation.activate`` of the minion: ``{answer: hex}``."""
+
+
+class Registrar:
+    """The books in *folder*. Time is an argument."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.log = folder / "audit.log"
+
+    # -- the CA ---------------------------------------------------------------------
+    def init(self, now: float, *, name: str = NAME, here: bool = True) -> dict[str, Any]:
+        """Make the CA: root and intermediate here, or only an intermediate's request for a root elsewhere.
+
+        :raises NetspaceError: when there is a CA already.
+        """
+        with files.locked(self.folder / "lock"):
+            if (self.folder / "ca").exists() or (self.folder / "root").exists():
+                raise NetspaceError(f"{self.folder} has a CA; 'ca_renew' makes its next intermediate")
+            if here:
+                self._log("ca-root", now, {"name": f"{name} root"})
+                privacy_ca.save(privacy_ca.root(f"{name} root", now), self.folder / "root")
+            return self._intermediate(name, now)
+
+    def renew(self, now: float, *, name: str = NAME) -> dict[str, Any]:
+        """Make the next intermediate; what the last one signed stays good until it runs out."""
+        with files.locked(self.folder / "lock"):
+            return self._intermediate(name, now)
+
+    def adopt(self, certificate: bytes, root: bytes, now: float) -> dict[str, Any]:
+        """Take the certificate (PEM) that a root elsewhere made of the last request.
+
+        :raises NetspaceError: when it is not for that request, or not by *root*.
+        """
+        from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+        with files.locked(self.folder / "lock"):
+            path = self.folder / "requested.pem"
+            try:
+                key: Any = load_pem_private_key(path.read_bytes(), None)
+            except (OSError, ValueError) as err:
+                raise NetspaceError(f"{path}: no request is waiting for a certificate: {type(err).__name__}") from err
+            self._install(privacy_ca.adopt(key, certificate, root, now), now)
+            files.remove(path)
+            return self.status(now)
+
+    def status(self, now: float) -> dict[str, Any]:
+        """What there is: the CA, how long it lasts, hosts, and the log's head."""
+        authority = self._authority() if (self.folder / "ca").exists() else None
+        return {
+            "ca": None if authority is None else authority.certificate.subject.rfc4514_string(),
+            "until": None if authority is None else authority.certificate.not_valid_after_utc.timestamp(),
+            "root_here": (self.folder / "root").exists(),
+            "requested": (self.folder / "requested.pem").exists(),
+            "retired": len(self._retired(now)),
+            "hosts": len(self._hosts()),
+        }
+
+    def trusted(self, now: float) -> list[Certificate]:
+        """Intermediates whose certificates count: the one that signs, and those before it that haven't run out."""
+        return [self._authority().certificate, *self._retired(now)]
+
+    def revocations(self, now: float) -> bytes:
+        """Return the revocation list (PEM) of the intermediate that signs."""
+        revoked = {int(serial): since for serial, since in (files.read_json(self._revoked_path) or {}).items()}
+        return privacy_ca.revocations(self._authority(), revoked, now)
+
+    # -- hosts ----------------------------------------------------------------------
+    def enroll(
+        self, minion: str, exchange: Exchange, master: str, roots: Sequence[bytes], now: float
+    ) -> dict[str, Any]:
+        """Bind *minion* to its TPM, and have its attestation key certified.
+
+        :param master: fingerprint of the master's key.
+        :param roots: DER certificates of the makers of TPMs that are trusted.
+        :raises Refused: when the TPM is not what it must be; the log tells so.
+        """
+        authority = self._authority()
+        known = self.host(minion)
+        context = Context(master, minion, secrets.token_hex(8), secrets.token_bytes(32))
+        try:
+            enrolment = parse_enrolment(exchange.enroll(known["template"] if known else None))
+            made = verifier.challenge(enrolment, context, roots=roots, pinned=known["ek"] if known else None, now=now)
+            answer = exchange.activate(enrolment.template, made.blob, made.encrypted, context.session, context.nonce)
+            bound = made.redeem(_answer(answer), now)
+            with files.locked(self.folder / "lock"):
+                # Once more, under the lock: another enrolment may have been faster.
+                owners = {one["ek"]: one["minion"] for one in self._hosts()}
+                privacy_ca.claim(owners, bound.endorsement.fingerprint, minion)
+                issued = privacy_ca.issue(authority, bound, now)
+                record = {
+                    "v": 1,
+                    "minion": minion,
+                    "template": bound.template,
+                    "ek": bound.endorsement.fingerprint,
+                    "ak": base64.b64encode(bound.key.raw).decode(),
+                    "level": bound.level,
+                    "reason": bound.reason,
+                    "tpm": dict(enrolment.tpm),
+                    "enrolled": now,
+                    "pseudonym": issued.pseudonym,
+                    "serial": str(issued.serial),
+                    "expires": issued.expires,
+                    "certificate": base64.b64encode(issued.certificate).decode(),
+                }
+                self._log("issued", now, {key: record[key] for key in ("minion", "ek", "level", "pseudonym", "serial")})
+                files.write_json(self._path(minion), record)
+        except Refused as err:
+            with files.locked(self.folder / "lock"):
+                self._log("refused", now, {"minion": minion, "code": err.code, "reason": err.args[0][:1000]})
+            raise
+        return record
+
+    def revoke(self, minion: str, why: str, now: float) -> dict[str, Any]:
+        """Revoke the minion's certificate. It stays bound to its TPM, and may be enrolled again."""
+        with files.locked(self.folder / "lock"):
+            record = self._known(minion)
+            revoked = files.read_json(self._revoked_path) or {}
+            self._log("revoked", now, {"minion": minion, "serial": record["serial"], "why": why[:1000]})
+            # Those that have run out need no revocation any more.
+            kept = {serial: since for serial, since in revoked.items() if since > now - 2 * 86400}
+            files.write_json(self._revoked_path, {**kept, record["serial"]: now})
+            return record
+
+    def release(self, minion: str, now: float) -> dict[str, Any]:
+        """Forget which TPM the minion has, and revoke its certificate: for a host that gets another one."""
+        record = self.revoke(minion, "released", now)
+        with files.locked(self.folder / "lock"):
+            self._log("released", now, {"minion": minion, "ek": record["ek"]})
+            files.remove(self._path(minion))
+        return record
+
+    def host(self, minion: str) -> dict[str, Any] | None:
+        """Return what is known of *minion*."""
+        return files.read_json(self._path(minion))
+
+    def hosts(self) -> list[dict[str, Any]]:
+        """Return what is known of every minion, by name."""
+        return sorted(self._hosts(), key=lambda record: str(record["minion"]))
+
+    def verify_log(self, noted: audit_log.Head | None = None) -> audit_log.Head:
+        """Check the log from its beginning; see :func:`netspace.attestation.audit_log.verify`."""
+        try:
+            with self.log.open("rb") as stream:
+                return audit_log.verify(stream, noted)
+        except FileNotFoundError:
+            return audit_log.verify((), noted)
+
+    # -- what they are made of ------------------------------------------------------
+    @property
+    def _revoked_path(self) -> Path:
+        return self.folder / "revoked.json"
+
+    def _path(self, minion: str) -> Path:
+        # A minion's name may be anything: a file's may not.
+        return self.folder / "hosts" / f"{hashlib.sha256(minion.encode()).hexdigest()[:32]}.json"
+
+    def _hosts(self) -> list[dict[str, Any]]:
+        return list(files.read_records(self.folder / "hosts").values())
+
+    def _known(self, minion: str) -> dict[str, Any]:
+        record = self.host(minion)
+        if record is None:
+            raise NetspaceError(f"{minion} is not enrolled: netspace_attestation.enroll {minion}")
+        return record
+
+    def _authority(self) -> Authority:
+        if not (self.folder / "ca").exists():
+            raise NetspaceError("there is no Privacy CA: netspace_attestation.ca_init")
+        return privacy_ca.load(self.folder / "ca")
+
+    def _log(self, event: str, now: float, data: dict[str, Any]) -> None:
+        audit_log.append(self.log, event, data, when=now)
+
+    def _intermediate(self, name: str, now: float) -> dict[str, Any]:
+        from cryptography.hazmat.primitives import serialization
+
+        key, asked = privacy_ca.request(name)
+        if (self.folder / "root").exists():
+            root = privacy_ca.load(self.folder / "root")
+            pem = root.certificate.public_bytes(serialization.Encoding.PEM)
+            self._install(privacy_ca.adopt(key, privacy_ca.sign_request(root, asked, now), pem, now), now)
+            return self.status(now)
+        private = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        self._log("ca-requested", now, {"name": name})
+        files.write(self.folder / "requested.pem", private, mode=0o600)
+        return {**self.status(now), "request": asked.decode()}
+
+    def _install(self, authority: Authority, now: float) -> None:
+        from cryptography.hazmat.primitives import serialization
+
+        self._log("ca-intermediate", now, {"serial": str(authority.certificate.serial_number)})
+        if (self.folder / "ca").exists():
+            before = [self._authority().certificate, *self._retired(now)]
+            pem = b"".join(one.public_bytes(serialization.Encoding.PEM) for one in before)
+            files.write(self.folder / "retired.pem", pem, mode=0o644)
+        privacy_ca.save(authority, self.folder / "ca")
+
+    def _retired(self, now: float) -> list[Certificate]:
+        from cryptography import x509
+
+        try:
+            found = x509.load_pem_x509_certificates((self.folder / "retired.pem").read_bytes())
+        except FileNotFoundError:
+            return []
+        except ValueError as err:
+            raise NetspaceError(f"{self.folder / 'retired.pem'}: {err}") from err
+        return [one for one in found if one.not_valid_after_utc.timestamp() > now]
+
+
+def _answer(data: Any) -> bytes:
+    text = data.get("answer") if isinstance(data, dict) else None
+    try:
+        raw = bytes.fromhex(text or "")
+    except (TypeError, ValueError):
+        raw = b""
+    if len(raw) != 32:
+        raise Malformed("activation: the answer is not 32 bytes in hex")
+    return raw

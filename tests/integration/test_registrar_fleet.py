@@ -1,0 +1,170 @@
+"""A real master enrols real minions, each with a TPM of its own, over Salt's bus."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import checkout
+import pytest
+from saltfactories.cli.run import SaltRun
+from saltfactories.cli.salt import SaltCli
+from saltfactories.manager import FactoriesManager
+from saltfactories.utils import random_string
+
+pytestmark = pytest.mark.root
+
+
+@dataclass
+class Fleet:
+    """A master and two minions, ``a`` and ``b``; the sockets of their TPMs."""
+
+    run: SaltRun
+    minions: dict[str, str]
+    pillar: Path
+    sockets: dict[str, Path]
+    cli: SaltCli
+    started: bool = False
+
+    def runner(self, function: str, *arguments: str) -> tuple[dict[str, Any], int]:
+        done = self.run.run(f"netspace_attestation.{function}", *arguments)
+        assert isinstance(done.data, dict), done
+        return done.data, done.returncode
+
+    def give(self, **tpms: str) -> None:
+        """Declare whose TPM each minion is to use."""
+        for name, tpm in tpms.items():
+            declared = {"netspace": {"attestation": {"tpm": f"swtpm:path={self.sockets[tpm]}"}}}
+            (self.pillar / f"{name}.sls").write_text(json.dumps(declared))
+            if self.started:
+                done = self.cli.run("saltutil.refresh_pillar", "wait=True", minion_tgt=self.minions[name])
+                assert done.data is True, done
+
+
+@pytest.fixture(scope="module")
+def sockets() -> Iterator[dict[str, Path]]:
+    if shutil.which("swtpm") is None:
+        pytest.skip("swtpm missing: apt-get install swtpm")
+    pytest.importorskip("tpm2_pytss", reason="pip install tpm2-pytss")
+    folder = Path(tempfile.mkdtemp(prefix="swtpm"))  # short: a socket's path has 107 bytes
+    running = []
+    for name in ("a", "b"):
+        (folder / f"{name}.state").mkdir()
+        command = ["swtpm", "socket", "--tpm2", "--flags", "not-need-init,startup-clear"]
+        command += ["--server", f"type=unixio,path={folder / name}", "--ctrl", f"type=unixio,path={folder / name}.ctrl"]
+        command += ["--tpmstate", f"dir={folder / name}.state"]
+        running.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+    deadline = time.monotonic() + 20
+    while not all((folder / name).exists() for name in ("a", "b")):
+        assert time.monotonic() < deadline, "swtpm did not start"
+        time.sleep(0.01)
+    yield {name: folder / name for name in ("a", "b")}
+    for one in running:
+        one.kill()
+        one.wait()
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def fleet(
+    salt_factories: FactoriesManager, tmp_path_factory: pytest.TempPathFactory, sockets: dict[str, Path]
+) -> Iterator[Fleet]:
+    folder = tmp_path_factory.mktemp("registrar")
+    source = checkout.copy(folder / "source")
+    names = {"a": random_string("a-"), "b": random_string("b-")}
+    pillar = folder / "pillar"
+    pillar.mkdir()
+    top = {"base": {names["a"]: ["a"], names["b"]: ["b"]}}
+    (pillar / "top.sls").write_text(json.dumps(top))
+    master = salt_factories.salt_master_daemon(
+        random_string("master-"),
+        overrides={
+            "interface": "127.0.0.1",
+            "file_roots": {"base": [str(source)]},
+            "pillar_roots": {"base": [str(pillar)]},
+            "runner_dirs": [str(source / "_runners")],
+            "utils_dirs": [str(source / "_utils")],
+            "netspace.attestation": {"folder": str(folder / "books"), "timeout": 30},
+        },
+    )
+    minions = {
+        name: master.salt_minion_daemon(
+            identity, overrides={"enable_fqdns_grains": False, "netspace.instance": f"fleet{name}"}
+        )
+        for name, identity in names.items()
+    }
+    made = Fleet(master.salt_run_cli(timeout=180), names, pillar, sockets, master.salt_cli(timeout=120))
+    made.give(a="a", b="b")
+    with (
+        master.started(start_timeout=120),
+        minions["a"].started(start_timeout=120),
+        minions["b"].started(start_timeout=120),
+    ):
+        synced = made.cli.run("saltutil.sync_all", minion_tgt="*")
+        assert synced.returncode == 0, synced
+        made.started = True
+        yield made
+    for name in names:
+        shutil.rmtree(f"/var/lib/fleet{name}", ignore_errors=True)
+
+
+def test_a_fleet_is_enrolled_and_one_tpm_can_not_serve_two(fleet: Fleet) -> None:
+    a, b = fleet.minions["a"], fleet.minions["b"]
+    found, status = fleet.runner("enroll", a)
+    assert (found["code"], status) == ("input", 1) and "ca_init" in found["reason"]
+    found, status = fleet.runner("ca_init")
+    assert status == 0 and found["ca"] == "CN=netspace Privacy CA"
+
+    first, status = fleet.runner("enroll", a)
+    assert status == 0 and first["level"] == "L2" and first["minion"] == a, first
+
+    # b shows a's TPM: the master knows whose it is.
+    fleet.give(b="a")
+    found, status = fleet.runner("enroll", b)
+    assert (found["code"], status) == ("ek-shared", 1), found
+
+    fleet.give(b="b")
+    second, status = fleet.runner("enroll", b)
+    assert status == 0 and second["ek"] != first["ek"]
+    assert second["pseudonym"] != first["pseudonym"]
+
+    # a comes with another TPM than before.
+    fleet.give(a="b")
+    found, status = fleet.runner("enroll", a)
+    assert (found["code"], status) == ("ek-changed", 1), found
+    fleet.give(a="a")
+
+    hosts, _ = fleet.runner("hosts")
+    assert hosts == {a: first, b: second}
+    found, status = fleet.runner("revoke", b, "why=stolen")
+    assert status == 0 and found["serial"] == second["serial"]
+    found, _ = fleet.runner("ca_crl")
+    from cryptography import x509
+
+    revoked = x509.load_pem_x509_crl(found["crl"].encode())
+    assert [str(one.serial_number) for one in revoked] == [second["serial"]]
+
+    found, status = fleet.runner("verify_log")
+    assert status == 0 and found["valid"] is True and found["records"] == 7
+    noted = found
+    log = Path(fleet.run.config["netspace.attestation"]["folder"]) / "audit.log"
+    assert b"PRIVATE" not in log.read_bytes()
+    raw = log.read_bytes()
+    log.write_bytes(raw.replace(b"stolen", b"sold.."))
+    found, status = fleet.runner("verify_log")
+    assert (found["code"], status) == ("audit-log", 1)
+    log.write_bytes(b"".join(raw.splitlines(keepends=True)[:-1]))
+    found, status = fleet.runner("verify_log", f"records={noted['records']}", f"hash={noted['hash']}")
+    assert (found["code"], status) == ("audit-log", 1) and "ends here" in found["reason"]
+
+
+def test_a_minion_that_is_not_there_or_is_a_pattern(fleet: Fleet) -> None:
+    found, status = fleet.runner("enroll", "*")
+    assert (found["code"], status) == ("input", 1) and "did not answer" in found["reason"]

@@ -1,0 +1,239 @@
+"""The registrar: which TPM is whose, what is certified, and what the log tells of it."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from netspace.attestation import audit_log, privacy_ca, refusals, structures
+from netspace.attestation.evidence import Context, Enrolment, key_fingerprint, parse_enrolment
+from netspace.attestation.registrar import Registrar
+from netspace.errors import NetspaceError
+
+NOW = 1_700_000_000.0
+DAY = 86400.0
+MASTER = "ab" * 32
+
+
+class Minion:
+    """What a minion answers, honest unless told otherwise."""
+
+    def __init__(self, name: str, tpm: Any, master: str = MASTER) -> None:
+        self.name, self.tpm, self.master = name, tpm, master
+        self.enrolment: Callable[[Any], Any] = lambda wire: wire
+        self.answer: Callable[[Any], Any] = lambda answer: answer
+        self.asked: list[str | None] = []
+
+    def enroll(self, template: str | None) -> Any:
+        self.asked.append(template)
+        return self.enrolment(self.tpm.enrolment(tpm={"manufacturer": "TEST"}).wire())
+
+    def activate(self, template: str, blob: bytes, encrypted: bytes, session: str, nonce: bytes) -> Any:
+        secret = self.tpm.activate(blob, encrypted)
+        context = Context(self.master, self.name, session, nonce)
+        answer = context.activation(secret, structures.public(self.tpm.ak_public).name)
+        return self.answer({"answer": answer.hex()})
+
+
+@pytest.fixture
+def registrar(tmp_path: Path) -> Registrar:
+    made = Registrar(tmp_path / "master")
+    made.init(NOW)
+    return made
+
+
+@pytest.fixture
+def minion(fake_tpm) -> Minion:
+    return Minion("web1", fake_tpm)
+
+
+def enroll(registrar: Registrar, minion: Minion, now: float = NOW) -> dict[str, Any]:
+    return registrar.enroll(minion.name, minion, MASTER, [], now)
+
+
+def events(registrar: Registrar) -> list[tuple[str, Any]]:
+    registrar.verify_log()
+    found = [json.loads(line) for line in registrar.log.read_bytes().splitlines()]
+    return [(one["event"], one["data"].get("code") or one["data"].get("minion")) for one in found]
+
+
+def test_a_minion_is_bound_and_certified(registrar: Registrar, minion: Minion) -> None:
+    record = enroll(registrar, minion)
+    assert (record["level"], record["minion"]) == (2, "web1")
+    certificate = base64.b64decode(record["certificate"])
+    key = structures.public(minion.tpm.ak_public)
+    lists = [registrar.revocations(NOW)]
+    assert privacy_ca.check(certificate, key, registrar.trusted(NOW), lists, NOW) == record["pseudonym"]
+    assert b"web1" not in certificate and minion.tpm.ek_public not in certificate
+    assert registrar.host("web1") == record and registrar.hosts() == [record]
+    assert events(registrar) == [("ca-root", None), ("ca-intermediate", None), ("issued", "web1")]
+    assert registrar.status(NOW)["hosts"] == 1
+
+
+def test_again_it_is_the_same_tpm_under_another_pseudonym(registrar: Registrar, minion: Minion) -> None:
+    first, second = enroll(registrar, minion), enroll(registrar, minion, NOW + DAY)
+    assert first["ek"] == second["ek"] and first["pseudonym"] != second["pseudonym"]
+    assert minion.asked == [None, "EK-ECC256"]
+    assert registrar.hosts() == [second]
+
+
+def test_another_tpm_is_refused_until_the_minion_is_released(registrar: Registrar, minion: Minion) -> None:
+    enroll(registrar, minion)
+    moved = Minion("web1", type(minion.tpm)())
+    with pytest.raises(refusals.EndorsementKeyChanged):
+        enroll(registrar, moved)
+    assert events(registrar)[-1] == ("refused", "ek-changed")
+    registrar.release("web1", NOW)
+    assert registrar.host("web1") is None
+    assert [event for event, _ in events(registrar)][-2:] == ["revoked", "released"]
+    enroll(registrar, moved)
+
+
+def test_one_tpm_serving_two_minions(registrar: Registrar, minion: Minion) -> None:
+    enroll(registrar, minion)
+    with pytest.raises(refusals.SharedEndorsementKey, match="bound to web1"):
+        enroll(registrar, Minion("web2", minion.tpm))
+    assert registrar.host("web2") is None and events(registrar)[-1] == ("refused", "ek-shared")
+
+
+def test_a_minion_that_relays_to_another(registrar: Registrar, minion: Minion) -> None:
+    """It answers with another minion's TPM: that one's answer is bound to its own id."""
+    relay = Minion("evil", minion.tpm)
+    relay.name, named = "web1", "evil"
+    with pytest.raises(refusals.WrongActivation):
+        registrar.enroll(named, relay, MASTER, [], NOW)
+
+
+def test_a_master_in_between(registrar: Registrar, fake_tpm) -> None:
+    """The minion knows another master than the one that asks."""
+    with pytest.raises(refusals.WrongActivation):
+        enroll(registrar, Minion("web1", fake_tpm, master="cd" * 32))
+
+
+def test_an_attestation_key_of_another_tpm(registrar: Registrar, minion: Minion) -> None:
+    other = type(minion.tpm)()
+    minion.enrolment = lambda wire: {**wire, "ak": base64.b64encode(other.ak_public).decode()}
+    with pytest.raises((AssertionError, refusals.WrongActivation)):  # the TPM itself refuses to open it
+        enroll(registrar, minion)
+    assert registrar.hosts() == []
+
+
+@pytest.mark.parametrize(
+    "answer", [None, {}, {"answer": 1}, {"answer": "zz"}, {"answer": "00" * 31}, "00" * 32, {"answer": "00" * 32}]
+)
+def test_answers_that_prove_nothing(registrar: Registrar, minion: Minion, answer: Any) -> None:
+    minion.answer = lambda _: answer
+    with pytest.raises(refusals.Refused) as caught:
+        enroll(registrar, minion)
+    assert caught.value.code in ("malformed", "activation")
+    assert registrar.hosts() == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"v": 2}, {"v": True}, {"more": 1}, {"template": "x y"}, {"template": 1}, {"ek": 1}, {"ek": "!"}),
+        *({"ek": "AA" * 4000}, {"cert": 1}, {"cert": "AA" * 9000}, {"chain": None}, {"chain": ["AA"] * 6}),
+        *({"chain": [1]}, {"tpm": []}, {"tpm": {"a": 1}}, {"tpm": {"a": "x" * 65}}, {"tpm": {"a": "\x1b[31m"}}),
+        *({"tpm": {str(n): "x" for n in range(17)}},),
+    ],
+)
+def test_enrolments_that_are_none(registrar: Registrar, minion: Minion, change: dict) -> None:
+    minion.enrolment = lambda wire: {**wire, **change}
+    with pytest.raises(refusals.Malformed):
+        enroll(registrar, minion)
+    assert events(registrar)[-1] == ("refused", "malformed")
+
+
+def test_the_wire_of_an_enrolment_keeps_everything(fake_tpm) -> None:
+    whole = Enrolment("EK-ECC256", b"ek", b"cert", b"ak", (b"a", b"b"), {"manufacturer": "X"})
+    assert parse_enrolment(whole.wire()) == whole
+    assert parse_enrolment(fake_tpm.enrolment().wire()) == fake_tpm.enrolment()
+
+
+def test_revocation(registrar: Registrar, minion: Minion) -> None:
+    record = enroll(registrar, minion)
+    registrar.revoke("web1", "stolen", NOW)
+    key, raw = structures.public(minion.tpm.ak_public), base64.b64decode(record["certificate"])
+    with pytest.raises(refusals.RevokedAttestationCertificate):
+        privacy_ca.check(raw, key, registrar.trusted(NOW), [registrar.revocations(NOW)], NOW)
+    again = enroll(registrar, minion)
+    raw = base64.b64decode(again["certificate"])
+    assert privacy_ca.check(raw, key, registrar.trusted(NOW), [registrar.revocations(NOW)], NOW)
+    with pytest.raises(NetspaceError, match="not enrolled"):
+        registrar.revoke("web9", "", NOW)
+
+
+def test_a_renewed_ca_leaves_the_old_certificates_good(registrar: Registrar, minion: Minion) -> None:
+    record = enroll(registrar, minion)
+    registrar.renew(NOW + 1)
+    assert registrar.status(NOW)["retired"] == 1 and len(registrar.trusted(NOW)) == 2
+    key, raw = structures.public(minion.tpm.ak_public), base64.b64decode(record["certificate"])
+    assert privacy_ca.check(raw, key, registrar.trusted(NOW), None, NOW) == record["pseudonym"]
+    assert len(registrar.trusted(NOW + 400 * DAY)) == 1
+    with pytest.raises(NetspaceError, match="has a CA"):
+        registrar.init(NOW)
+
+
+def test_a_root_elsewhere(tmp_path: Path, minion: Minion) -> None:
+    from cryptography.hazmat.primitives import serialization
+
+    registrar = Registrar(tmp_path / "master")
+    with pytest.raises(NetspaceError, match="ca_init"):
+        enroll(registrar, minion)
+    asked = registrar.init(NOW, here=False)
+    assert asked["requested"] and not asked["root_here"] and asked["ca"] is None
+    assert (tmp_path / "master/requested.pem").stat().st_mode & 0o777 == 0o600
+    root = privacy_ca.root("Root elsewhere", NOW)
+    pem = root.certificate.public_bytes(serialization.Encoding.PEM)
+    certificate = privacy_ca.sign_request(root, asked["request"].encode(), NOW)
+    with pytest.raises(NetspaceError, match="not by this root"):
+        other = privacy_ca.root("Root elsewhere", NOW).certificate.public_bytes(serialization.Encoding.PEM)
+        registrar.adopt(certificate, other, NOW)
+    found = registrar.adopt(certificate, pem, NOW)
+    assert not found["requested"] and found["ca"] == "CN=netspace Privacy CA"
+    assert enroll(registrar, minion)["level"] == 2
+    with pytest.raises(NetspaceError, match="no request is waiting"):
+        registrar.adopt(certificate, pem, NOW)
+
+
+def test_a_log_that_was_changed(registrar: Registrar, minion: Minion) -> None:
+    enroll(registrar, minion)
+    head = registrar.verify_log()
+    raw = registrar.log.read_bytes()
+    registrar.log.write_bytes(raw.replace(b"web1", b"web2"))
+    with pytest.raises(audit_log.LogBroken):
+        registrar.verify_log()
+    registrar.log.write_bytes(b"".join(raw.splitlines(keepends=True)[:-1]))
+    with pytest.raises(audit_log.LogBroken, match="ends here"):
+        registrar.verify_log(head)
+    registrar.log.unlink()
+    assert registrar.verify_log() == audit_log.Head()
+    with pytest.raises(audit_log.LogBroken):
+        registrar.verify_log(head)
+
+
+def test_nothing_of_it_is_readable_by_others(registrar: Registrar, minion: Minion) -> None:
+    enroll(registrar, minion)
+    registrar.revoke("web1", "", NOW)
+    assert registrar.folder.stat().st_mode & 0o777 == 0o700
+    for path in registrar.folder.rglob("*"):
+        assert path.is_dir() or path.name == "chain.pem" or path.stat().st_mode & 0o077 == 0, path
+    assert b"PRIVATE" not in registrar.log.read_bytes()
+
+
+def test_names_of_minions_are_no_paths(registrar: Registrar, fake_tpm) -> None:
+    enroll(registrar, Minion("../../etc/x", fake_tpm))
+    assert registrar.host("../../etc/x") and len(list((registrar.folder / "hosts").iterdir())) == 1
+
+
+def test_a_masters_name_is_of_its_key_not_of_its_file(fake_tpm) -> None:
+    pem = fake_tpm.ek_public_pem()
+    assert key_fingerprint(pem) == key_fingerprint(pem.strip()) == key_fingerprint(pem + b"\n\n")
+    with pytest.raises(refusals.Malformed):
+        key_fingerprint(b"noise")
