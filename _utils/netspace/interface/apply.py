@@ -433,7 +433,7 @@ class Applying:
         """What of a host end can be said by sysctl only."""
         if wanted.accept_ra is not None:
             settings = [(f"net/ipv6/conf/{name}/accept_ra", str(wanted.accept_ra))]
-            if disabled:
+            if disabled and any(":" in address for address in wanted.addresses):
                 settings.append((f"net/ipv6/conf/{name}/disable_ipv6", "0"))
             namespaces.write_settings(settings)
 

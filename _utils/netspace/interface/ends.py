@@ -30,6 +30,7 @@ class Place:
     :param addresses: by family (``ipv4``, ``ipv6``), the environment's.
     :param gateways: by family, the host's at its end.
     :param forwarding: whether the host shall forward IPv4 that comes out of it.
+    :param ipv6: whether the kernel has IPv6.
     :param secret: the file that holds its key, where its kind has one.
     :param public_key: what of that may be known; empty as long as there is none.
     """
@@ -40,6 +41,7 @@ class Place:
     addresses: Mapping[str, str] = field(default_factory=dict)
     gateways: Mapping[str, str] = field(default_factory=dict)
     forwarding: bool = False
+    ipv6: bool = True
     secret: str = ""
     public_key: str = ""
 

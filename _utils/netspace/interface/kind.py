@@ -180,7 +180,7 @@ class Interfaces:
 
     def _removal(self, name: str, observed: Observed) -> Step:
         shown = observed.records[name].shown()
-        changes = {key: {"old": value, "new": None} for key, value in shown.items()}
+        changes = {key: {"old": value, "new": None} for key, value in shown.items() if value is not None}
         work = Work(None, Ends(), observed.live.get(name, Live()), drop=True)
         return Step("interface", name, "remove", changes, data=work)
 

@@ -7,6 +7,7 @@ and (our) routes, and one inside each namespace, and what their kinds look at be
 
 from __future__ import annotations
 
+import functools
 import os
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -63,6 +64,7 @@ def place(layout: Layout, name: str, record: Record) -> Place:
         addresses=record.addresses,
         gateways=record.gateways,
         forwarding="ipv4" in forwarded(allow, record.gateways),
+        ipv6=has_ipv6(),
         secret=str(records.secret(layout, name)),
         public_key=record.public_key,
     )
@@ -195,6 +197,7 @@ def _by_index(where: netlink.Socket) -> tuple[dict[int, list[str]], dict[int, li
     return addresses, routes
 
 
+@functools.cache
 def has_ipv6() -> bool:
     """Whether the kernel has IPv6 at all."""
     return os.path.isdir("/proc/sys/net/ipv6")

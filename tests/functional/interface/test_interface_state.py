@@ -344,11 +344,24 @@ def killer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
     left[0] = -1
 
 
+@pytest.fixture
+def a_bridge() -> Iterator[str]:
+    run("ip link add test-killed type bridge")
+    yield "test-killed"
+    run("ip link del test-killed")
+
+
 @pytest.mark.parametrize("what", ["create", "change", "remove"])
-def test_whatever_is_cut_short_is_repaired(bench: Bench, killer: Callable[[int], None], what: str) -> None:
+def test_whatever_is_cut_short_is_repaired(
+    bench: Bench, killer: Callable[[int], None], a_bridge: str, what: str
+) -> None:
     before = snapshot()
-    old = bench.desired(a={"kind": "none"}, b=veth(OUT), c=veth())
-    new = bench.desired(a=veth(OUT), b={"kind": "none"}, c=veth(OUT, mtu=1400, ipv4="10.203.1.1"))
+    tunnel = {"kind": "vxlan", "remote": "198.18.0.2", "ipv4": "198.18.7.7/24"}
+    port = {"kind": "bridge", "bridge": a_bridge, "ipv4": "198.18.8.7/24"}
+    old = bench.desired(a={"kind": "none"}, b=veth(OUT), c=veth(), d={**tunnel, "id": 42}, e={"kind": "none"})
+    new = bench.desired(
+        a=veth(OUT), b={"kind": "none"}, c=veth(OUT, mtu=1400, ipv4="10.203.1.1"), d={**tunnel, "id": 43}, e=port
+    )
     for count in range(200):
         if what != "create":
             bench.apply(old)

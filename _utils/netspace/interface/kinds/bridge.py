@@ -65,7 +65,7 @@ def ends(spec: Bridge, place: Place) -> Ends:
             mac=f"fe{place.mac[2:]}",
             mtu=spec.mtu,
             alias=place.alias,
-            accept_ra=0 if "ipv6" in place.addresses else None,
+            accept_ra=0 if place.ipv6 else None,  # and so no address of its own
             kind=LINK,
             details={"bridge": spec.bridge, "isolated": spec.isolated},
         ),
