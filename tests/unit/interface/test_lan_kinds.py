@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from netspace.errors import NetspaceError, SpecError
@@ -22,6 +22,8 @@ from netspace.layout import Layout
 from netspace.plan import Plan
 from netspace.spec import parse
 
+# A busy machine is no failure.
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 LAYOUT = Layout()
 KIND = Interfaces(LAYOUT)
 LINKS = {
@@ -209,6 +211,7 @@ def some(choices: list[tuple[str, bool, bool]]) -> DesiredInterfaces:
 
 
 @given(CHOICES, CHOICES)
+@settings(PATIENT)
 def test_planning_again_gives_nothing_and_nothing_is_allocated(first: Any, second: Any) -> None:
     now = host()
     for choices in (first, second):
@@ -324,6 +327,7 @@ def test_modules_are_found_in_the_kernel_s_files(tmp_path: Path, monkeypatch: py
 
 
 @given(st.text(max_size=20))
+@settings(PATIENT)
 def test_whatever_stands_for_an_endpoint_or_a_name_is_taken_or_refused(text: str) -> None:
     for kind, more in (
         ("wireguard", {"peers": [{"public_key": text, "endpoint": text}]}),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from netspace.interface import ends, kinds, netlink
@@ -24,6 +24,8 @@ from netspace.spec import parse
 
 pytestmark = pytest.mark.skipif(sys.byteorder == "big", reason="captured on a little-endian machine")
 
+# A busy machine is no failure.
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 MAC = "02:00:00:00:00:01"
 KEYS = ("ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8=", "QEFCQ0RFRkdISUpLTE1OT1BRUlNUVVZXWFlaW1xdXl8=")
 LAN = {"ipv4": "198.18.6.7/24", "parent": "p"}
@@ -277,7 +279,7 @@ PEER = st.fixed_dictionaries(
         st.binary(min_size=32, max_size=32).map(lambda raw: base64.b64encode(raw).decode()), PEER, max_size=5
     )
 )
-@settings(deadline=None, max_examples=30)
+@settings(PATIENT, max_examples=30)
 def test_many_peers_go_in_portions_and_are_all_there(peers: dict[str, Any]) -> None:
     bodies = wireguard.configuration(10, bytes(32), None, peers, {})
     assert all(len(body) < 65536 for body in bodies)
@@ -287,6 +289,7 @@ def test_many_peers_go_in_portions_and_are_all_there(peers: dict[str, Any]) -> N
 
 # -- bounds -------------------------------------------------------------------------------------
 @given(st.binary(max_size=300))
+@settings(PATIENT)
 def test_rubbish_is_an_error_of_ours_or_read_within_its_bounds(data: bytes) -> None:
     for read in (netlink.parse_link, netlink.parse_address, netlink.parse_route, netlink.parse_rate):
         try:
@@ -298,6 +301,7 @@ def test_rubbish_is_an_error_of_ours_or_read_within_its_bounds(data: bytes) -> N
 
 
 @given(st.data())
+@settings(PATIENT)
 def test_a_true_answer_that_was_damaged_is_no_surprise_either(data: st.DataObject) -> None:
     raw = bytearray.fromhex(WG_SHOWN)[16:]
     for _ in range(data.draw(st.integers(1, 4))):
@@ -310,6 +314,7 @@ def test_a_true_answer_that_was_damaged_is_no_surprise_either(data: st.DataObjec
 
 
 @given(st.sampled_from(sorted(MADE)), st.data())
+@settings(PATIENT)
 def test_details_of_whatever_link_are_plain_values(command: str, data: st.DataObject) -> None:
     declared, _ = MADE[command]
     module, due = wanted(declared)
