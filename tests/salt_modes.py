@@ -26,7 +26,8 @@ functions = salt.loader.minion_mods(opts, utils=utils)
 loaders = {
     "_modules": functions,
     "_states": salt.loader.states(opts, functions, utils, None),
-    "_runners": salt.loader.runner(opts, utils),
+    # The master's side has a configuration and, synced by its own saltutil, a cache of its own.
+    "_runners": salt.loader.runner(salt.config.master_config(sys.argv[2]), utils),
     "_beacons": salt.loader.beacons(opts, functions),
     "_engines": salt.loader.engines(opts, functions, {}, utils),
     "_pillar": salt.loader.pillars(opts, functions),
@@ -69,8 +70,9 @@ class Salt:
     def load(self) -> dict[str, Any]:
         """What Salt's loaders find, and where the library came from."""
         done = subprocess.run(
-            [str(self.python), "-c", LOAD, str(self.config)], capture_output=True, text=True, check=False, cwd="/"
-        )
+            [str(self.python), "-c", LOAD, str(self.config), str(self.config.with_name("master"))],
+            capture_output=True, text=True, check=False, cwd="/",
+        )  # fmt: skip
         assert done.returncode == 0, done.stderr
         loaded: dict[str, Any] = json.loads(done.stdout)
         return loaded
