@@ -1,7 +1,8 @@
 """An environment put to the test: two throw-away twins of it, one of which attacks the other.
 
 Joins what makes a twin with what gives it a network: an interface of the original's kind,
-with the same rules, and an address of its own. The instance's lock is held all the while, so
+with the same rules, and an address of its own; but none that is part of a network beyond this
+host. The instance's lock is held all the while, so
 nothing else changes meanwhile; what an audit leaves that was killed, the next run removes.
 """
 
@@ -18,7 +19,8 @@ import msgspec
 from netspace import files
 from netspace.errors import NetspaceError
 from netspace.host import Host
-from netspace.spec.types import Address, Allow, Declaration, Environment, Interface, LocalBroker, Network
+from netspace.spec import parse
+from netspace.spec.types import Allow, Declaration, Environment, Interface, LocalBroker, Network
 
 Rows = list[dict[str, str]]
 OUTSIDE = {"skip": "an audit sends nothing beyond this host"}
@@ -61,14 +63,19 @@ def audit(host: Host, name: str, network: Network) -> Rows:
 
 def _connect(host: Host, twins: tuple[str, str], interface: Interface | None, network: Network) -> str:
     """Give both twins a namespace, with an interface like the original's; return why it isn't like that."""
+    from netspace.interface import kinds
+
     problem = ""
     if interface is not None:
-        error = _made(host, _declared(twins, _anonymous(interface), network))
-        if not error:
-            return ""
         kind = type(interface).__struct_config__.tag
-        problem = f"a twin can't have an interface of kind {kind}: {error}"
-    if error := _made(host, _declared(twins, None, network)):
+        if kinds.of(interface).FILTER == "inside":
+            # It would bear somebody's address there, or the original's own key.
+            problem = f"a twin has no interface of kind {kind}: it would be seen on a network beyond this host"
+        elif error := _made(host, _declared(twins, _anonymous(interface), network)):
+            problem = f"a twin can't have an interface of kind {kind}: {error}"
+        else:
+            return ""
+    if error := _made(host, _declared(twins, parse.interface({"kind": "none"}), network)):
         raise NetspaceError(f"a twin can't have a network namespace: {error}")
     return problem
 
@@ -79,14 +86,14 @@ def _made(host: Host, declared: Declaration) -> str:
     return "; ".join(sorted(set(problems)))
 
 
-def _declared(twins: tuple[str, str], interface: Interface | None, network: Network) -> Declaration:
+def _declared(twins: tuple[str, str], interface: Interface, network: Network) -> Declaration:
     spec = Environment(image="", interface=interface)
     return Declaration(network=network, environments=dict.fromkeys(twins, spec))
 
 
 def _anonymous(interface: Interface) -> Interface:
     """The same interface without an address of its own: two can't have one."""
-    own = [key for key in interface.__struct_fields__ if isinstance(getattr(interface, key), Address)]
+    own = [key for key in ("ipv4", "ipv6") if getattr(interface, key, None) is not None]
     changed: Interface = msgspec.structs.replace(interface, **dict.fromkeys(own))
     return changed
 
@@ -123,6 +130,6 @@ def _allowed(address: str, port: int, allow: tuple[Allow, ...]) -> bool:
         first, _, last = str(rule.port or "0-65535").partition("-")
         network = rule.cidr.network
         inside = ipaddress.ip_address(address) in network
-        if rule.direction == "out" and inside and int(first) <= port <= int(last or first):
+        if rule.direction == "out" and rule.protocol != "icmp" and inside and int(first) <= port <= int(last or first):
             return True
     return False

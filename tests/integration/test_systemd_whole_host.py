@@ -136,6 +136,12 @@ def test_a_whole_host_lives_crashes_boots_again_and_goes(machine: SystemdHost, s
     all_true(settled)
     assert changes(settled) == {}
 
+    # A twin needs no supervisor, and leaves nothing.
+    audit = salt("netspace_environment.audit", "orders", "summary=True")
+    assert audit["rows"] == []
+    assert audit["refused"] > 80, audit
+    assert changes(salt.apply(everything)) == {}
+
     removed = salt("netspace.teardown")
     assert removed["result"] is True, removed
     assert look(machine) == before

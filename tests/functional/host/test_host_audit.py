@@ -128,6 +128,23 @@ def test_an_unknown_name_is_told(salt, applied):
     assert traces() == []
 
 
+def test_no_twin_is_seen_on_a_network_beyond_the_host(salt, bare):
+    subprocess.run(["ip", "link", "add", "br-audit", "type", "bridge"], check=True)
+    try:
+        web = {"image": f"dir:{bare}", "command": ["/bin/busybox", "sleep", "1000"], "stop_timeout": 1}
+        web["interface"] = {"kind": "bridge", "bridge": "br-audit", "ipv4": "198.51.100.7/24"}
+        subprocess.run(["ip", "link", "set", "br-audit", "up"], check=True)
+        all_true(salt.apply({"environments": {"lan": web}}))
+        rows = {row["name"]: row for row in salt("netspace_environment.audit", "lan")}
+        assert {row["outcome"] for row in rows.values()} == {"refused", "skipped"}
+        assert "a twin has no interface of kind bridge" in rows["reach peer by tcp"]["detail"]
+        assert rows["open a raw IP socket"]["outcome"] == "refused"
+        assert [trace for trace in traces() if "br-audit" not in trace] == []
+    finally:
+        salt("netspace.teardown")
+        subprocess.run(["ip", "link", "delete", "br-audit"], check=True)
+
+
 WEAK = """
 import sys, json; sys.path.insert(0, sys.argv[1])
 from netspace.environment import oci
