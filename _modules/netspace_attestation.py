@@ -56,10 +56,10 @@ def status() -> dict[str, Any]:
         raise CommandExecutionError(str(err)) from err
 
 
-def evidence(nonce: str, verifier: str = "", session: str = "") -> dict[str, Any]:
+def evidence(nonce: str, verifier: str = "", session: str = "", ima_from: int | None = None) -> dict[str, Any]:
     """
     Make evidence for a verifier: a quote by the TPM that ``pillar:netspace:attestation:tpm``
-    names, with the PCR values and the firmware's log; without one, a software key's signature.
+    names, with the PCR values and the logs of the boot; without one, a software key's signature.
 
     Returns ``{v, kind, key, attest, sig, bank, pcrs, bootlog, systemdlog, ima, env}`` with binary
     fields in base64, and ``host``, the name that the evidence is bound to.
@@ -78,6 +78,10 @@ def evidence(nonce: str, verifier: str = "", session: str = "") -> dict[str, Any
 
     session
         The verifier's name for this exchange. Defaults to none.
+
+    ima_from
+        Bring IMA's measurement list too, from this line on, with a quote of PCR 10 of its own. Defaults to
+        none: no list. Without a TPM there never is one.
     """
     try:
         layout, chosen = _settings()
@@ -85,8 +89,10 @@ def evidence(nonce: str, verifier: str = "", session: str = "") -> dict[str, Any
             raw = bytes.fromhex(nonce)
         except (TypeError, ValueError) as err:
             raise NetspaceError(f"nonce: {nonce!r:.40}: expected 16 to 64 bytes in hex") from err
+        if ima_from is not None and (type(ima_from) is not int or not 0 <= ima_from < 2**31):
+            raise NetspaceError(f"ima_from: {ima_from!r:.40}: expected a line's number, from 0 on")
         host = software.host_id(layout)
-        made = appraisal.evidence(layout, chosen, Context(str(verifier), host, str(session), raw))
+        made = appraisal.evidence(layout, chosen, Context(str(verifier), host, str(session), raw), ima_from)
     except NetspaceError as err:
         raise CommandExecutionError(str(err)) from err
     return {**made.wire(), "host": host}

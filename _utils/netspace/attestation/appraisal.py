@@ -8,6 +8,7 @@ out for being at home.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import secrets
@@ -105,17 +106,20 @@ def failed(layout: Layout, chosen: Mapping[str, Any], reason: str) -> Result:
     )
 
 
-def evidence(layout: Layout, chosen: Mapping[str, Any], context: Context) -> Evidence:
+def evidence(layout: Layout, chosen: Mapping[str, Any], context: Context, ima_from: int | None = None) -> Evidence:
     """Make evidence for somebody else's *context*: by the TPM that is configured, else by the key.
 
-    :raises NetspaceError: when a TPM is configured and can't be used.
+    :param ima_from: bring IMA's list from this line on, with a quote of PCR 10; None: without it.
+    :raises NetspaceError: when a TPM is configured and can't be used, or there is no list.
     """
     if chosen["tpm"] is None:
         return attester.by_key(software.load(layout), context)
-    log = attester.boot_log(layout.root)
+    root = layout.root
+    logs = attester.boot_log(root), attester.systemd_log(root)
+    measured = None if ima_from is None else functools.partial(attester.measured, root, ima_from)
     return tpm.run(
         chosen["tpm"],
-        lambda device: attester.by_tpm(device, context, chosen["pcrs"], log),
+        lambda device: attester.by_tpm(device, context, chosen["pcrs"], *logs, measured),
         lock=_lock(layout),
     )
 
@@ -196,7 +200,7 @@ def _by_tpm(layout: Layout, chosen: Mapping[str, Any]) -> tuple[Verified, dict[s
     known = pin(layout)
     context = _context(layout)
     roots = read_roots(chosen["roots"])
-    log = attester.boot_log(layout.root)
+    logs = attester.boot_log(layout.root), attester.systemd_log(layout.root)
     references = _references(chosen["references"])
     previous = None
     if known is not None:
@@ -210,7 +214,7 @@ def _by_tpm(layout: Layout, chosen: Mapping[str, Any]) -> tuple[Verified, dict[s
         )
         answer = attester.activate(device, enrolment, challenge.blob, challenge.encrypted, context)
         bound = challenge.redeem(answer, time.time())
-        made = attester.by_tpm(device, context, chosen["pcrs"], log)
+        made = attester.by_tpm(device, context, chosen["pcrs"], *logs)
         expected = verifier.Expected(context, chosen["pcrs"], previous, references)
         return enrolment, verifier.verify_quote(made, bound, expected), bound.endorsement.fingerprint
 

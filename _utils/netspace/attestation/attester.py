@@ -6,15 +6,26 @@ message; keeps nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from netspace.attestation import software, structures
+from netspace.attestation import ima, measurelog, software, structures
 from netspace.attestation.eventlog import MAX_LOG
-from netspace.attestation.evidence import SOFTWARE_PREFIX, Context, Enrolment, Evidence
+from netspace.attestation.evidence import SOFTWARE_PREFIX, Context, Enrolment, Evidence, Measurements
 from netspace.attestation.tpm import Device
+from netspace.errors import NetspaceError
 
 BOOT_LOG = "sys/kernel/security/tpm0/binary_bios_measurements"
+SYSTEMD_LOG = "run/log/systemd/tpm2-measure.log"
+IMA_LIST = "sys/kernel/security/ima/binary_runtime_measurements"
+
+
+class Lines(NamedTuple):
+    """Lines of IMA's list, from number *first* on."""
+
+    first: int
+    raw: bytes
 
 
 def enrol(device: Device, template: str | None = None) -> Enrolment:
@@ -39,11 +50,26 @@ def activate(device: Device, enrolment: Enrolment, blob: bytes, encrypted: bytes
     return context.activation(secret, structures.public(enrolment.attestation).name)
 
 
-def by_tpm(device: Device, context: Context, pcrs: Sequence[int], boot_log: bytes | None = None) -> Evidence:
-    """Return a quote of *pcrs* for *context*, with the firmware's log."""
+def by_tpm(
+    device: Device,
+    context: Context,
+    pcrs: Sequence[int],
+    boot_log: bytes | None = None,
+    systemd_log: bytes | None = None,
+    measured: Callable[[], Lines] | None = None,
+) -> Evidence:
+    """Return a quote of *pcrs* for *context*, with the logs of the boot.
+
+    :param measured: reads IMA's list, where it is asked for: after its quote, so that the list is never behind it.
+    """
+    made: Measurements | None = None
     with device.attestation_key() as (handle, public):
         attest, signature, values = device.quote(handle, context.qualifying(), pcrs)
-    return Evidence("tpm", public, attest, signature, values, boot_log)
+        if measured is not None:
+            ima_attest, ima_signature, ima_values = device.quote(handle, context.qualifying(), (ima.PCR,))
+            lines = measured()
+            made = Measurements(ima_attest, ima_signature, ima_values[ima.PCR], lines.first, lines.raw)
+    return Evidence("tpm", public, attest, signature, values, boot_log, systemd_log, made)
 
 
 def by_key(key: software.Key, context: Context) -> Evidence:
@@ -57,9 +83,36 @@ def boot_log(root: Path) -> bytes | None:
 
     The file claims to be empty: it is read to its end.
     """
+    raw = _read(root / BOOT_LOG, MAX_LOG)
+    return raw or None
+
+
+def systemd_log(root: Path) -> bytes | None:
+    """Return systemd's measurement log of this boot; None as of :func:`boot_log`."""
+    raw = _read(root / SYSTEMD_LOG, measurelog.MAX_LOG)
+    return raw or None
+
+
+def measured(root: Path, first: int) -> Lines:
+    """Return IMA's list from line *first* on.
+
+    A list that has fewer lines gives none: the host was restarted, and the verifier will ask for all of it.
+
+    :raises NetspaceError: where there is no list, or one beyond all bounds.
+    """
+    raw = _read(root / IMA_LIST, ima.MAX_LIST)
+    if raw is None:
+        raise NetspaceError(
+            f"{root / IMA_LIST}: no measurement list of at most {ima.MAX_LIST} bytes; "
+            "boot with ima_policy=tcb, and mount securityfs"
+        )
+    return Lines(first, raw[ima.offset(raw, first) :])
+
+
+def _read(path: Path, limit: int) -> bytes | None:
     try:
-        with (root / BOOT_LOG).open("rb") as stream:
-            raw = stream.read(MAX_LOG + 1)
+        with path.open("rb") as stream:
+            raw = stream.read(limit + 1)
     except OSError:
         return None
-    return raw if 0 < len(raw) <= MAX_LOG else None
+    return raw if len(raw) <= limit else None

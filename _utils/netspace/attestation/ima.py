@@ -115,6 +115,17 @@ def parse(raw: bytes) -> list[Entry]:
     return found
 
 
+def offset(raw: bytes, lines: int) -> int:
+    """Return where line number *lines* begins; the list's end where it has no more.
+
+    :raises ListMalformed: as :func:`parse`.
+    """
+    # As long as they are in the list: what each of them takes is in its lengths.
+    return sum(
+        len(entry.template) + len(entry.data) + (28 if entry.template == b"ima" else 32) for entry in parse(raw)[:lines]
+    )
+
+
 def _short(found: list[Entry], size: int) -> ListMalformed:
     return ListMalformed(f"IMA list: ends after {size} bytes within line {len(found)}")
 

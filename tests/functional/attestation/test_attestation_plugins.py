@@ -68,6 +68,14 @@ def test_evidence_by_a_tpm(load: Callable, host: Layout, make_tpm: Callable) -> 
     assert quote.extra == evidence.Context("", name, "", bytes.fromhex(NONCE)).qualifying()
 
 
+@pytest.mark.parametrize("line", [-1, True, "3", 2**31])
+def test_a_line_that_is_none(load: Callable, host: Layout, line: Any) -> None:
+    from salt.exceptions import CommandExecutionError
+
+    with pytest.raises(CommandExecutionError, match="ima_from"):
+        load("modules", {})["netspace_attestation.evidence"](NONCE, ima_from=line)
+
+
 @pytest.mark.parametrize(
     ("nonce", "pillar", "message"),
     [

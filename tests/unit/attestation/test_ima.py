@@ -89,6 +89,15 @@ def test_every_template_is_measured_as_the_kernel_does(bank: str) -> None:
         assert ima.match(entries, bytes(32), value) == len(ALL)
 
 
+def test_where_a_line_begins() -> None:
+    raw = b"".join(ALL)
+    for number in range(len(ALL) + 1):
+        assert ima.offset(raw, number) == len(b"".join(ALL[:number]))
+    assert ima.offset(raw, 100) == len(raw) and ima.offset(b"", 3) == 0
+    with pytest.raises(refusals.ListMalformed):
+        ima.offset(raw[:-1], 1)
+
+
 def test_files() -> None:
     found = [ima.file(entry) for entry in ima.parse(b"".join(ALL))]
     content = b"sha256:\0" + hashlib.sha256(b"x").digest()
