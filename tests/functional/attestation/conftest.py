@@ -13,18 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from software_tpm import Factory, manufacture
 
 from netspace.layout import Layout
 
 NEEDED = ("swtpm", "swtpm_setup", "swtpm_localca", "certtool")
-
-
-@dataclass
-class Factory:
-    """A maker of TPMs: the state of a TPM as it leaves the factory, and the maker's certificates."""
-
-    state: Path
-    roots: Path
 
 
 @dataclass
@@ -83,35 +76,6 @@ def _programs() -> None:
     if missing:
         pytest.skip(f"{', '.join(missing)} missing: apt-get install swtpm swtpm-tools gnutls-bin")
     pytest.importorskip("tpm2_pytss", reason="pip install tpm2-pytss")
-
-
-def manufacture(folder: Path) -> Factory:
-    """Make a TPM as a maker does: endorsement keys, and their certificates by the maker's own CA."""
-    for name in ("ca", "state", "roots"):
-        (folder / name).mkdir()
-    (folder / "localca.conf").write_text(
-        f"statedir = {folder}/ca\nsigningkey = {folder}/ca/signkey.pem\n"
-        f"issuercert = {folder}/ca/issuercert.pem\ncertserial = {folder}/ca/certserial\n"
-    )
-    (folder / "localca.options").write_text(
-        "--platform-manufacturer Test\n--platform-version 1\n--platform-model Test\n"
-    )
-    (folder / "setup.conf").write_text(
-        f"create_certs_tool = {shutil.which('swtpm_localca')}\ncreate_certs_tool_config = {folder}/localca.conf\n"
-        f"create_certs_tool_options = {folder}/localca.options\nactive_pcr_banks = sha256\n"
-    )
-    subprocess.run(
-        [
-            *("swtpm_setup", "--tpm2", "--create-ek-cert", "--tpm-state", folder / "state"),
-            *("--config", folder / "setup.conf", "--logfile", folder / "log"),
-        ],
-        check=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    shutil.copy(folder / "ca/issuercert.pem", folder / "roots/issuer.pem")
-    shutil.copy(folder / "ca/swtpm-localca-rootca-cert.pem", folder / "roots/root.pem")
-    return Factory(folder / "state", folder / "roots")
 
 
 @pytest.fixture(scope="session")

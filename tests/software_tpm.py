@@ -1,0 +1,45 @@
+"""Software TPMs as a maker makes them, with a certificate by a CA of the test's own."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass
+class Factory:
+    """A maker of TPMs: the state of a TPM as it leaves the factory, and the maker's certificates."""
+
+    state: Path
+    roots: Path
+
+
+def manufacture(folder: Path) -> Factory:
+    """Make a TPM as a maker does: endorsement keys, and their certificates by the maker's own CA."""
+    for name in ("ca", "state", "roots"):
+        (folder / name).mkdir()
+    (folder / "localca.conf").write_text(
+        f"statedir = {folder}/ca\nsigningkey = {folder}/ca/signkey.pem\n"
+        f"issuercert = {folder}/ca/issuercert.pem\ncertserial = {folder}/ca/certserial\n"
+    )
+    (folder / "localca.options").write_text(
+        "--platform-manufacturer Test\n--platform-version 1\n--platform-model Test\n"
+    )
+    (folder / "setup.conf").write_text(
+        f"create_certs_tool = {shutil.which('swtpm_localca')}\ncreate_certs_tool_config = {folder}/localca.conf\n"
+        f"create_certs_tool_options = {folder}/localca.options\nactive_pcr_banks = sha256\n"
+    )
+    subprocess.run(
+        [
+            *("swtpm_setup", "--tpm2", "--create-ek-cert", "--tpm-state", folder / "state"),
+            *("--config", folder / "setup.conf", "--logfile", folder / "log"),
+        ],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    shutil.copy(folder / "ca/issuercert.pem", folder / "roots/issuer.pem")
+    shutil.copy(folder / "ca/swtpm-localca-rootca-cert.pem", folder / "roots/root.pem")
+    return Factory(folder / "state", folder / "roots")

@@ -1,0 +1,90 @@
+"""The trust that a host is found to have: with Secure Boot and a log, with a TPM alone, with nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from test_vm_limits import STAY, environment
+from vmlab import image
+from vmlab.lab import ROOTS, Salt
+from vmlab.machine import Machine
+from whole_host import all_true
+
+pytestmark = pytest.mark.vm
+
+REFERENCES = "/etc/netspace-references.json"
+# GRUB measures its commands and the kernel's command line into 8, what it reads into 9.
+PCRS = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
+TPM = {"policy": "prefer", "minimum": "L3", "tpm": "device:/dev/tpmrm0", "roots": ROOTS, "pcrs": PCRS}
+
+
+def vault(level: str, **attestation: Any) -> dict[str, Any]:
+    common = environment(STAY, restart="on-failure")
+    return {
+        "attestation": attestation,
+        "environments": {
+            "plain": common,
+            "vault": {**common, "attestation": {"policy": "require", "minimum": level}},
+        },
+    }
+
+
+def learn(machine: Machine, salt: Salt) -> None:
+    """Take what this boot measured for good."""
+    evidence = salt("netspace_attestation.evidence", "ab" * 32)
+    values = {pcr: [value] for pcr, value in evidence["pcrs"].items()}
+    machine.put(REFERENCES, json.dumps({"sha256": values}))
+
+
+def test_a_measured_boot_is_trusted_and_another_command_line_is_not(clone: Callable[[str], Machine]) -> None:
+    machine = clone("measured")
+    salt = Salt(machine)
+    assert salt.apply(vault("L4", **TPM))["netspace environments"]["result"] is False
+    status = salt("netspace_attestation.status")
+    assert status["level"] == "L3", status
+    assert salt("grains.get", "secure_boot") is not None
+
+    learn(machine, salt)
+    all_true(salt.apply(vault("L4", **TPM, references=REFERENCES)))
+    assert salt("netspace_attestation.status")["level"] == "L4"
+    assert machine.sh("systemctl is-active netspace-environment-vault") == "active"
+
+    # The same boot again: the same trust, before anybody asks.
+    machine.reboot()
+    assert machine.sh("systemctl is-active netspace-environment-vault") == "active"
+    assert salt("netspace_attestation.status")["level"] == "L4"
+
+    # Another kernel command line: the host comes up, and what demands trust does not.
+    machine.off()
+    machine.command_line = image.COMMAND_LINE + " systemd.debug_shell=1"
+    machine.on()
+    assert machine.sh("systemctl is-active netspace-environment-plain") == "active"
+    assert machine.sh("systemctl is-active netspace-environment-vault", check=False) != "active"
+    assert machine.sh("systemctl is-failed netspace-restore") == "failed"
+    status = salt("netspace_attestation.status")
+    assert status["level"] == "L3" and "PCR 8" in status["reason"], status
+    states = salt.apply(vault("L4", **TPM, references=REFERENCES))
+    assert "vault" in states["netspace environments"]["comment"]
+    assert states["netspace environments"]["result"] is False
+
+
+def test_a_tpm_without_a_log_stops_at_l3(clone: Callable[[str], Machine]) -> None:
+    machine = clone("unlogged")
+    salt = Salt(machine)
+    salt.apply(vault("L3", **TPM))
+    learn(machine, salt)
+    all_true(salt.apply(vault("L3", **TPM, references=REFERENCES)))
+    status = salt("netspace_attestation.status")
+    assert status["level"] == "L3" and "log" in status["reason"], status
+    assert machine.sh("systemctl is-active netspace-environment-vault") == "active"
+
+
+def test_without_a_tpm_a_host_has_l1(plain: Machine, salt: Salt) -> None:
+    states = salt.apply(vault("L2", policy="prefer", minimum="L3", tpm="device:/dev/tpmrm0"))
+    assert "vault" in states["netspace environments"]["comment"]
+    assert salt("netspace_attestation.status")["level"] == "L1"
+    assert plain.sh("systemctl is-active netspace-environment-plain") == "active"
+    assert plain.sh("systemctl is-active netspace-environment-vault", check=False) != "active"

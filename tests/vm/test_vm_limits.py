@@ -1,0 +1,85 @@
+"""The limits of an environment, exceeded on cgroup v2 under systemd."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+from vmlab.lab import ROOTFS, Salt
+from vmlab.machine import Machine
+from whole_host import all_true
+
+pytestmark = pytest.mark.vm
+
+STAY = "trap 'exit 0' TERM; while :; do sleep 0.1; done"
+GROUP = "/sys/fs/cgroup/netspace.slice/netspace-environment-{}.service"
+
+
+def environment(script: str, **keys: Any) -> dict[str, Any]:
+    return {
+        "image": f"dir:{ROOTFS}",
+        "command": ["/bin/sh", "-c", script],
+        "restart": "never",
+        "stop_timeout": 1,
+        **keys,
+    }
+
+
+def until(condition: Any) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.5)
+
+
+def test_what_exceeds_its_memory_is_killed_and_said_to_be_out_of_memory(plain: Machine, salt: Salt) -> None:
+    hungry = "sleep 1; x=$(head -c 100000000 /dev/zero | tr '\\0' x); echo survived"
+    all_true(
+        salt.apply(
+            {
+                "environments": {
+                    "hungry": environment(hungry, limits={"memory": "32M"}),
+                    "neighbour": environment(STAY, limits={"memory": "32M"}),
+                }
+            }
+        )
+    )
+    until(lambda: salt("netspace_environment.list")["hungry"]["state"] != "running")
+    listed = salt("netspace_environment.list")
+    assert listed["hungry"]["exit"] == "oom"
+    assert listed["neighbour"]["state"] == "running"
+    assert salt("netspace_environment.logs", "hungry") == []
+    # No swap either.
+    group = GROUP.format("neighbour")
+    found = plain.sh(f"find {group} -name memory.swap.max -exec cat {{}} +").split()
+    assert "0" in found
+
+
+def test_processes_and_cpu_time_are_bounded(plain: Machine, salt: Salt) -> None:
+    # A shell that can't fork ends: the one that stays forks before there are too many.
+    forks = "trap 'exit 0' TERM; sleep 100000 & kept=$!; (for i in $(seq 30); do sleep 1000 & done) & wait $kept"
+    spins = "trap 'exit 0' TERM; while :; do :; done"
+    all_true(
+        salt.apply(
+            {
+                "environments": {
+                    "forks": environment(forks, limits={"pids": 10}),
+                    "spins": environment(spins, limits={"cpus": 0.2}),
+                }
+            }
+        )
+    )
+    group = GROUP.format("forks")
+    until(lambda: any("fork" in line for line in salt("netspace_environment.logs", "forks")))
+    counts = plain.sh(f"find {group} -name pids.current -exec cat {{}} +").split()
+    assert counts and all(int(count) <= 10 for count in counts)
+
+    def used() -> int:
+        lines = plain.sh(f"cat {GROUP.format('spins')}/cpu.stat").splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("usage_usec"))
+
+    before, began = used(), time.monotonic()
+    time.sleep(3)
+    share = (used() - before) / 1e6 / (time.monotonic() - began)
+    assert 0 < share < 0.4

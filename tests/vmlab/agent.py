@@ -1,0 +1,85 @@
+"""What answers inside a virtual machine: runs commands, reads and writes files.
+
+A program of its own (only the standard library), started at boot with the virtio port
+that leads to the driver. Requests and replies are a line of JSON each; every request
+runs in a thread of its own, so that a long command doesn't keep others waiting. It does
+all that it is told: the port's other end is the test.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+
+
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """Do one request."""
+    if "argv" in request:
+        try:
+            done = subprocess.run(
+                request["argv"],
+                input=base64.b64decode(request.get("input", "")),
+                capture_output=True,
+                timeout=request["timeout"],
+                cwd="/",
+                env={"PATH": os.environ["PATH"], "HOME": "/root", "LANG": "C.UTF-8", **request.get("variables", {})},
+            )
+        except subprocess.TimeoutExpired as err:
+            return {"error": f"no end after {request['timeout']} s", "out": text(err.stdout), "err": text(err.stderr)}
+        return {"code": done.returncode, "out": text(done.stdout), "err": text(done.stderr)}
+    if "put" in request:
+        os.makedirs(os.path.dirname(request["put"]), exist_ok=True)
+        with open(request["put"], "wb") as stream:
+            os.fchmod(stream.fileno(), request["mode"])
+            stream.write(base64.b64decode(request["data"]))
+        return {}
+    if "get" in request:
+        with open(request["get"], "rb") as stream:
+            return {"data": base64.b64encode(stream.read()).decode()}
+    if "clock" in request:
+        time.clock_settime(time.CLOCK_REALTIME, request["clock"])
+    return {}
+
+
+def text(data: bytes | None) -> str:
+    return base64.b64encode(data or b"").decode()
+
+
+def serve(path: str) -> None:
+    """Answer for ever."""
+    port = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    lock = threading.Lock()
+
+    def work(line: bytes) -> None:
+        try:
+            request = json.loads(line)
+        except ValueError:
+            return  # half a line, from before a reboot
+        try:
+            reply = answer(request)
+        except Exception as err:
+            reply = {"error": repr(err)}
+        data = json.dumps({"id": request.get("id"), **reply}).encode() + b"\n"
+        with lock:
+            while data:
+                data = data[os.write(port, data) :]
+
+    rest = b""
+    while True:
+        data = os.read(port, 1 << 20)
+        if not data:  # nobody is at the other end
+            time.sleep(0.05)
+            continue
+        *lines, rest = (rest + data).split(b"\n")
+        for line in lines:
+            threading.Thread(target=work, args=(line,)).start()
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])

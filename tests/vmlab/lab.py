@@ -1,0 +1,118 @@
+"""Snapshots of booted machines, and clones of them: a pristine machine within a second."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from software_tpm import Factory, manufacture
+
+from vmlab import image as images
+from vmlab.flavours import FLAVOURS
+from vmlab.machine import Machine, checkout
+
+MINION = """\
+id: vm
+file_client: local
+file_roots: {base: [/srv/netspace/states]}
+pillar_roots: {base: [/srv/pillar]}
+module_dirs: [/srv/netspace/_modules]
+states_dirs: [/srv/netspace/_states]
+grains_dirs: [/srv/netspace/_grains]
+utils_dirs: [/srv/netspace/_utils]
+beacons_dirs: [/srv/netspace/_beacons]
+autoload_dynamic_modules: false
+enable_fqdns_grains: false
+enable_gpu_grains: false
+"""
+
+
+# In a machine: certificates of its TPM's maker, and a root with busybox for environments.
+ROOTS = "/etc/tpm-roots"
+ROOTFS = "/srv/image"
+BUSYBOX = "sh sleep cat head tr dd touch ls mkdir wc seq kill true false id"
+
+
+class Lab:
+    """The machines of a test run.
+
+    :param folder: where snapshots and clones lie; gone with the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.image = images.build()
+        self._clones = 0
+
+    @functools.cached_property
+    def factory(self) -> Factory:
+        """The maker of the machines' TPMs."""
+        folder = self.folder / "factory"
+        folder.mkdir()
+        return manufacture(folder)
+
+    def machine(self, flavour: str) -> Machine:
+        """Return a new machine that is off."""
+        tpm = self.factory.state if FLAVOURS[flavour].tpm else None
+        return Machine(self.image, FLAVOURS[flavour], self._new(flavour), tpm=tpm)
+
+    def clone(self, flavour: str) -> Machine:
+        """Return a machine that was booted, with the checkout in it and Salt set up."""
+        saved = self.folder / flavour
+        if not (saved / "memory").exists():
+            print(f"vm: booting {flavour}", file=sys.stderr, flush=True)
+            shutil.rmtree(saved, ignore_errors=True)
+            with self.machine(flavour) as first:
+                first.on()
+                furnish(first)
+                if first.tpm is not None:
+                    for path in self.factory.roots.iterdir():
+                        first.put(f"{ROOTS}/{path.name}", path.read_bytes())
+                first.save(saved)
+            shutil.rmtree(first.folder)
+        return Machine.clone(self.image, FLAVOURS[flavour], saved, self._new(flavour))
+
+    def _new(self, flavour: str) -> Path:
+        self._clones += 1
+        return self.folder / f"{flavour}-{self._clones}"
+
+
+def furnish(machine: Machine) -> None:
+    """Put the checkout and a masterless Salt's configuration into a running machine."""
+    machine.put("/etc/salt/minion", MINION)
+    machine.put("/srv/pillar/top.sls", "base: {'*': [declared]}\n")
+    machine.sh(
+        f"mkdir -p {ROOTFS}/bin && cp /usr/bin/busybox {ROOTFS}/bin/ && "
+        f"for name in {BUSYBOX}; do ln -s busybox {ROOTFS}/bin/$name; done"
+    )
+    checkout(machine)
+
+
+class Salt:
+    """Masterless Salt in a machine, as an operator uses it."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+
+    def __call__(self, *arguments: str, check: bool = True) -> Any:
+        """Run a function; return what it returned."""
+        done = self.machine.run(
+            "salt-call", "--out=json", "--retcode-passthrough", *arguments, check=False, timeout=300
+        )
+        try:
+            returned = json.loads(done.out)["local"]
+        except (ValueError, KeyError):
+            raise AssertionError(f"{arguments}: {done.out}\n{done.err}") from None
+        assert done.code == 0 or not check, f"{arguments}: {done.out}\n{done.err}"
+        return returned
+
+    def apply(self, declaration: dict[str, Any], *arguments: str) -> dict[str, dict[str, Any]]:
+        """``state.apply netspace`` of *declaration*; return each state's result by its id."""
+        self.machine.put("/srv/pillar/declared.sls", "#!json\n" + json.dumps({"netspace": declaration}))
+        returned = self("state.apply", "netspace", *arguments, check=False)
+        assert isinstance(returned, dict), returned
+        return {state["__id__"]: state for state in returned.values()}

@@ -1,0 +1,403 @@
+"""One virtual machine: switch it on, run commands in it, pull the plug, save and resume it.
+
+All that it writes is in its folder; the image it began with is only read. A machine that
+is resumed comes back within a second, TPM included.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import itertools
+import json
+import os
+import queue
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vmlab import image as images
+from vmlab.flavours import OVMF, Flavour
+from vmlab.image import Image
+
+# Emulated, and on a machine that does other things: everything may take long.
+PATIENCE = 240.0
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of a command."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Machine:
+    """A machine of one flavour; a context manager that switches it off.
+
+    :param folder: for its disk, its firmware's variables, its TPM. What is there already
+        (a clone, or a machine that was on before) is used.
+    :param command_line: the kernel's.
+    :param tpm: state of a TPM as it leaves the factory; a blank one where there is none.
+    """
+
+    def __init__(
+        self,
+        image: Image,
+        flavour: Flavour,
+        folder: Path,
+        *,
+        command_line: str = images.COMMAND_LINE,
+        tpm: Path | None = None,
+    ) -> None:
+        self.image = image
+        self.flavour = flavour
+        self.folder = folder
+        self.command_line = command_line
+        self.tpm = tpm
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._qmp: socket.socket | None = None
+        self._port: socket.socket | None = None
+        self._replies: dict[int, queue.SimpleQueue[dict[str, Any]]] = {}
+        self._numbers = itertools.count(1)
+
+    def __enter__(self) -> Machine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.cut()
+
+    # -- power ---------------------------------------------------------------------
+    def on(self, *, saved: Path | None = None) -> None:
+        """Boot, or go on from the memory in *saved*; return when it is up."""
+        self._prepare()
+        command = self._command()
+        if saved is not None:
+            command += ["-incoming", f"file:{saved}"]
+        if self.flavour.tpm:
+            self._start_tpm()
+        self._spawn("qemu", command)
+        self._qmp = self._connect("qmp")
+        self._await_greeting()
+        if saved is not None:
+            while self.qmp("query-migrate").get("status") not in ("completed", "failed"):
+                time.sleep(0.02)
+            self.qmp("cont")
+        self._attach()
+        if saved is None:
+            self.wait()
+        else:
+            self._until_answer()
+            self._ask({"clock": time.time()}, 30)
+
+    def wait(self) -> None:
+        """Wait until the agent answers and systemd has started all that it has to."""
+        self._until_answer()
+        self.run("systemctl", "is-system-running", "--wait", check=False, timeout=PATIENCE)
+
+    def reboot(self) -> None:
+        """Reboot in an orderly way, and wait until it is up again."""
+        before = self.run("cat", "/proc/sys/kernel/random/boot_id").out
+        self.run("systemctl", "--no-block", "reboot")
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            self._until_answer()
+            with contextlib.suppress(RuntimeError):
+                if self.run("cat", "/proc/sys/kernel/random/boot_id", timeout=5).out != before:
+                    break
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{self.flavour.name} doesn't come back from a reboot: {self.console()}")
+            time.sleep(0.2)
+        self.wait()
+
+    def cut(self) -> None:
+        """Pull the plug. What had reached its disk stays."""
+        for stream in (self._qmp, self._port):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.shutdown(socket.SHUT_RDWR)
+                stream.close()
+        self._qmp = self._port = None
+        for process in reversed(self._processes):
+            process.kill()
+            process.wait()
+        self._processes.clear()
+
+    def off(self) -> None:
+        """Switch off in an orderly way."""
+        self.run("systemctl", "--no-block", "poweroff")
+        self._processes[-1].wait(PATIENCE)
+        self.cut()
+
+    def save(self, folder: Path) -> None:
+        """Write memory and disk to *folder* and switch off: what :meth:`clone` starts from."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.run("sync")
+        self.qmp("stop")
+        self.qmp("migrate", uri=f"file:{folder / 'memory'}")
+        while (status := self.qmp("query-migrate").get("status")) != "completed":
+            if status == "failed":
+                raise RuntimeError(f"{self.flavour.name} can't be saved: {self.qmp('query-migrate')}")
+            time.sleep(0.05)
+        self.qmp("quit")
+        self._processes[-1].wait(30)
+        self.cut()
+        for name in ("disk.qcow2", "vars.fd", "esp.img"):
+            if (self.folder / name).exists():
+                shutil.copyfile(self.folder / name, folder / name)
+        if self.flavour.tpm:
+            shutil.copytree(self.folder / "tpm", folder / "tpm", dirs_exist_ok=True)
+
+    @classmethod
+    def clone(cls, image: Image, flavour: Flavour, saved: Path, folder: Path) -> Machine:
+        """Return a machine that goes on from where a saved one stood, and changes nothing of that."""
+        folder.mkdir(parents=True)
+        _overlay(saved / "disk.qcow2", "qcow2", folder / "disk.qcow2")
+        for name in ("vars.fd", "esp.img"):
+            if (saved / name).exists():
+                shutil.copyfile(saved / name, folder / name)
+        if flavour.tpm:
+            shutil.copytree(saved / "tpm", folder / "tpm")
+        machine = cls(image, flavour, folder)
+        try:
+            machine.on(saved=saved / "memory")
+        except BaseException:
+            machine.cut()
+            raise
+        return machine
+
+    # -- inside -----------------------------------------------------------------------
+    def run(
+        self,
+        *argv: str,
+        check: bool = True,
+        timeout: float = 120,
+        stdin: str = "",
+        variables: Mapping[str, str] | None = None,
+    ) -> Done:
+        """Run a command as root.
+
+        :raises AssertionError: it failed and *check* is set; with what it wrote.
+        :raises RuntimeError: it didn't end, or the machine doesn't answer.
+        """
+        request = {
+            "argv": argv,
+            "timeout": timeout,
+            "input": base64.b64encode(stdin.encode()).decode(),
+            "variables": dict(variables or {}),
+        }
+        reply = self._ask(request, timeout + 30)
+        if "error" in reply:
+            raise RuntimeError(f"{argv}: {reply['error']}: {_text(reply.get('out'))} {_text(reply.get('err'))}")
+        done = Done(reply["code"], _text(reply["out"]), _text(reply["err"]))
+        if check and done.code:
+            raise AssertionError(f"{argv} exited {done.code}\n{done.out}\n{done.err}")
+        return done
+
+    def sh(self, script: str, *, check: bool = True, timeout: float = 120) -> str:
+        """Run a shell script; return what it wrote, without the last newline."""
+        return self.run("sh", "-c", script, check=check, timeout=timeout).out.rstrip("\n")
+
+    def put(self, path: str, data: bytes | str, mode: int = 0o644) -> None:
+        raw = data.encode() if isinstance(data, str) else data
+        reply = self._ask({"put": path, "mode": mode, "data": base64.b64encode(raw).decode()}, 120)
+        if "error" in reply:
+            raise RuntimeError(f"{path}: {reply['error']}")
+
+    def get(self, path: str) -> bytes:
+        reply = self._ask({"get": path}, 120)
+        if "error" in reply:
+            raise RuntimeError(f"{path}: {reply['error']}")
+        return base64.b64decode(reply["data"])
+
+    def console(self) -> str:
+        """The end of what it wrote to its serial console."""
+        with contextlib.suppress(OSError):
+            return (self.folder / "console").read_text(errors="replace")[-3000:]
+        return ""
+
+    def qmp(self, command: str, **arguments: Any) -> dict[str, Any]:
+        """Tell QEMU something (its machine protocol)."""
+        assert self._qmp is not None
+        self._qmp.sendall(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
+        while True:
+            message = json.loads(self._qmp_lines.readline())
+            if "return" in message:
+                result: dict[str, Any] = message["return"]
+                return result
+            if "error" in message:
+                raise RuntimeError(f"QEMU: {command}: {message['error']['desc']}")
+
+    # -- parts ------------------------------------------------------------------------
+    def _prepare(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not (self.folder / "disk.qcow2").exists():
+            _overlay(self.image.root, "raw", self.folder / "disk.qcow2")
+        if self.flavour.tpm and not (self.folder / "tpm").exists():
+            if self.tpm is None:
+                (self.folder / "tpm").mkdir()
+            else:
+                shutil.copytree(self.tpm, self.folder / "tpm")
+        if self.flavour.secure_boot:
+            if not (self.folder / "vars.fd").exists():
+                shutil.copyfile(OVMF / "OVMF_VARS_4M.ms.fd", self.folder / "vars.fd")
+            images.esp_with(self.image, self.command_line, self.folder / "esp.img")
+
+    def _command(self) -> list[str]:
+        path = self.folder
+        command = [
+            "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-nic", "none",
+            "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1024", "-rtc", "base=utc",
+            "-machine", "q35,smm=" + ("on" if self.flavour.secure_boot else "off"),
+            "-qmp", f"unix:{path}/qmp,server=on,wait=off",
+            "-serial", f"file:{path}/console",
+            "-device", "virtio-rng-pci", "-device", "virtio-serial-pci",
+            "-chardev", f"socket,id=agent,path={path}/agent,server=on,wait=off",
+            "-device", "virtserialport,chardev=agent,name=agent",
+            "-drive", f"if=none,id=disk,file={path}/disk.qcow2,format=qcow2,cache=unsafe,discard=unmap",
+            "-device", "virtio-blk-pci,drive=disk",
+        ]  # fmt: skip
+        if self.flavour.secure_boot:
+            command += [
+                "-global", "driver=cfi.pflash01,property=secure,value=on",
+                "-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={OVMF}/OVMF_CODE_4M.secboot.fd",
+                "-drive", f"if=pflash,unit=1,format=raw,file={path}/vars.fd",
+                "-drive", f"if=none,id=esp,file={path}/esp.img,format=raw,readonly=on",
+                "-device", "virtio-blk-pci,drive=esp,bootindex=1",
+            ]  # fmt: skip
+        else:
+            command += [
+                "-kernel",
+                str(self.image.kernel),
+                "-initrd",
+                str(self.image.initrd),
+                "-append",
+                self.command_line,
+            ]
+            if self.flavour.firmware:
+                command += ["-bios", self.flavour.firmware]
+        if self.flavour.tpm:
+            command += [
+                "-chardev", f"socket,id=tpm,path={path}/tpm.sock",
+                "-tpmdev", "emulator,id=tpm,chardev=tpm", "-device", "tpm-crb,tpmdev=tpm",
+            ]  # fmt: skip
+        return command
+
+    def _start_tpm(self) -> None:
+        (self.folder / "tpm.sock").unlink(missing_ok=True)
+        self._spawn("swtpm", ["swtpm", "socket", "--tpm2", "--tpmstate", f"dir={self.folder / 'tpm'}",
+                              "--ctrl", f"type=unixio,path={self.folder / 'tpm.sock'}"])  # fmt: skip
+        deadline = time.monotonic() + PATIENCE
+        while not (self.folder / "tpm.sock").exists():
+            self._check(deadline)
+
+    def _spawn(self, name: str, command: Sequence[str]) -> None:
+        log = (self.folder / f"{name}.log").open("ab")
+        with log:
+            # Whoever tests may be killed: then the machine goes with it.
+            self._processes.append(
+                subprocess.Popen(
+                    ["setpriv", "--pdeathsig", "KILL", *command], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                )
+            )
+
+    def _check(self, deadline: float) -> None:
+        for process in self._processes:
+            if process.poll() is not None:
+                logs = "".join((self.folder / f"{name}.log").read_text()[-1000:] for name in ("swtpm", "qemu")
+                               if (self.folder / f"{name}.log").exists())  # fmt: skip
+                raise RuntimeError(f"{self.flavour.name} ended: {logs}")
+        if time.monotonic() > deadline or "Kernel panic" in self.console():
+            raise RuntimeError(f"{self.flavour.name} doesn't answer: {self.console()}")
+        time.sleep(0.02)
+
+    def _connect(self, name: str) -> socket.socket:
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            stream = socket.socket(socket.AF_UNIX)
+            try:
+                stream.connect(str(self.folder / name))
+            except OSError:
+                stream.close()
+                self._check(deadline)
+            else:
+                return stream
+
+    def _await_greeting(self) -> None:
+        assert self._qmp is not None
+        self._qmp_lines = self._qmp.makefile("rb")
+        self._qmp_lines.readline()
+        self.qmp("qmp_capabilities")
+
+    def _attach(self) -> None:
+        port = self._port = self._connect("agent")
+
+        def read() -> None:
+            with port.makefile("rb") as lines:
+                while True:
+                    try:
+                        line = lines.readline()
+                    except (OSError, ValueError):
+                        return
+                    if not line:
+                        return
+                    with contextlib.suppress(ValueError, KeyError):
+                        reply = json.loads(line)
+                        self._replies[reply["id"]].put(reply)
+
+        threading.Thread(target=read, daemon=True).start()
+
+    def _ask(self, request: dict[str, Any], timeout: float) -> dict[str, Any]:
+        assert self._port is not None, "it is off"
+        number = next(self._numbers)
+        replies = self._replies[number] = queue.SimpleQueue()
+        try:
+            self._port.sendall(b"\n" + json.dumps({"id": number, **request}).encode() + b"\n")
+            return replies.get(timeout=timeout)
+        except queue.Empty:
+            raise RuntimeError(f"{self.flavour.name} doesn't answer within {timeout} s: {self.console()}") from None
+        finally:
+            del self._replies[number]
+
+    def _until_answer(self) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                self._ask({}, 1)
+            except RuntimeError:
+                self._check(deadline)
+            else:
+                return
+
+
+def _overlay(base: Path, form: str, target: Path) -> None:
+    subprocess.run(
+        ["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(base.resolve()), "-F", form, str(target)], check=True
+    )
+
+
+def _text(data: str | None) -> str:
+    return base64.b64decode(data or "").decode(errors="replace")
+
+
+def checkout(machine: Machine, target: str = "/srv/netspace") -> None:
+    """Put the checkout's files (what git tracks or would) into the machine."""
+    root = str(images.CHECKOUT)
+    listed = subprocess.run(
+        ["git", "-C", root, "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        check=True,
+        capture_output=True,
+    ).stdout
+    names = [name for name in listed.split(b"\0") if name and os.path.lexists(os.path.join(root, os.fsdecode(name)))]
+    packed = subprocess.run(
+        ["tar", "-C", root, "--null", "-T", "-", "-cz"], input=b"\0".join(names), check=True, capture_output=True
+    ).stdout
+    machine.put("/tmp/checkout.tar.gz", packed)
+    machine.sh(f"mkdir -p {target} && tar -C {target} -xzf /tmp/checkout.tar.gz && rm /tmp/checkout.tar.gz")
