@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
+import struct
 import subprocess
 import time
 from collections.abc import Callable
@@ -18,6 +20,8 @@ from netspace.plan import Plan
 from netspace.spec import parse
 
 T = TypeVar("T")
+
+SIOCGIFFLAGS, IFF_RUNNING = 0x8913, 0x40
 
 OUTSIDE = Path("/run/netns/test-outside")
 # The host's and the outside's address on the wire between them.
@@ -59,10 +63,13 @@ def connect(path: Path | None, address: str, port: int, *, timeout: float = 0.5)
     """A connection from the namespace at *path*, or None where none comes about."""
 
     def attempt() -> socket.socket | None:
-        try:
-            return socket.create_connection((address, port), timeout=timeout)
-        except OSError:
-            return None
+        # Right after a link is up the kernel may lose a packet, and waits a second before the next: try anew.
+        for _ in range(3):
+            try:
+                return socket.create_connection((address, port), timeout=timeout / 2)
+            except OSError:
+                continue
+        return None
 
     return within(path, attempt)
 
@@ -81,12 +88,20 @@ def reaches(
             return str(peer[0])
 
 
-def _settled(names: set[str]) -> None:
+def _running(link: str) -> bool:
+    """Whether the kernel takes a link for usable: netdevice(7)."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        answer = fcntl.ioctl(any_socket, SIOCGIFFLAGS, struct.pack("16s16x", link.encode()))
+    return bool(struct.unpack_from("=H", answer, 16)[0] & IFF_RUNNING)
+
+
+def settled(names: set[str]) -> None:
     """Wait until the kernel's link watcher has given each link that is up a queue: till then it drops what is sent."""
     for _ in range(500):
         with netlink.Socket() as here:
-            if not [link for link in here.links() if link.name in names and link.up and link.queue == "noop"]:
-                return
+            up = [link for link in here.links() if link.name in names and link.up]
+        if all(link.queue != "noop" and _running(link.name) for link in up):
+            return
         time.sleep(0.01)
 
 
@@ -125,16 +140,20 @@ class Bench:
         failed = [outcome for outcome in self.kind.apply(plan.steps) if outcome.error]
         assert not failed, failed
         known = self.kind.list()
-        _settled({entry["host_end"] for entry in known.values()})
+        settled({entry["host_end"] for entry in known.values()})
         for name, entry in known.items():
             if entry["kind"] != "none":
-                within(self.path(name), lambda: _settled({"eth0"}))
+                within(self.path(name), lambda: settled({"eth0"}))
         return plan
 
     def make(self, **declared: Any) -> DesiredInterfaces:
         desired = self.desired(**declared)
         self.apply(desired)
         return desired
+
+    def own(self, **owners: int) -> None:
+        errors = self.kind.own(owners)
+        assert not errors, errors
 
     def remove_all(self) -> None:
         self.apply(remove=self.kind.names())

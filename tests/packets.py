@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import select
 import socket
@@ -124,7 +125,11 @@ class Wire:
         self._socket.close()
 
     def send(self, data: bytes) -> None:
-        self._socket.send(data)
+        try:
+            self._socket.send(data)
+        except OSError as err:
+            if err.errno != errno.ENOBUFS:  # dropped before it left
+                raise
 
     def received(self, *, patience: float = 0.02) -> list[bytes]:
         """What has come in, until nothing more does."""

@@ -15,6 +15,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
@@ -22,7 +23,7 @@ from typing import Any, Literal
 
 from netspace import files
 from netspace.errors import MissingError, NetspaceError, StateError
-from netspace.interface import ends, forwarding, namespaces, netlink, nft, records
+from netspace.interface import ends, forwarding, guards, namespaces, netlink, nft, records
 from netspace.interface.ends import INSIDE_INDEX, End, Ends
 from netspace.interface.netlink import Message
 from netspace.interface.observe import Live
@@ -35,6 +36,8 @@ _OCCUPIED = (errno.EEXIST, errno.EBUSY, errno.EADDRINUSE)
 _TRIES, _PAUSE = 40, 0.05
 # Links that are made from the host at once: each takes a descriptor meanwhile.
 _TOGETHER = 128
+# Namespaces whose tables are replaced at once.
+_WAITING = 16
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
 
 
@@ -48,6 +51,7 @@ class Work:
     :param drop: what there is of a link goes first.
     :param kind: the module of its kind (see ``kinds``).
     :param parents: indexes of the host's links that it may need.
+    :param guard: the table to put into its namespace; empty: none; None: what there is stays.
     """
 
     record: Record | None
@@ -58,6 +62,7 @@ class Work:
     drop: bool = False
     kind: ModuleType | None = None
     parents: Mapping[str, int] = field(default_factory=dict)
+    guard: tuple[Message, ...] | None = None
 
     @property
     def from_host(self) -> bool:
@@ -207,6 +212,7 @@ class Applying:
                     self._fail(name, f"its namespace can't be removed: {err}")
                     continue
                 self.volatile.namespaces.pop(name, None)
+                self.volatile.guards.pop(name, None)
 
     def _delete_outside(self, indexes: Mapping[str, int]) -> None:
         if not indexes:
@@ -290,6 +296,11 @@ class Applying:
             for name, one in self._going_on(work).items()
             if one.namespace != "keep" or one.make or _differ(one.live.ends.inside, one.wanted.inside)
         }
+        guarded = {
+            name: one for name, one in self._going_on(work).items() if one.guard is not None and name not in todo
+        }
+        if guarded:
+            self._guard_only(guarded)
         if not todo:
             return
         if any(one.namespace == "create" for one in todo.values()):
@@ -300,6 +311,27 @@ class Applying:
                 namespaces.in_thread(lambda: self._one_by_one(todo, host, outer))
         finally:
             os.close(host)
+
+    def _guard_only(self, work: Mapping[str, Work]) -> None:
+        """Put tables in place of others: several at once, since the kernel makes each wait."""
+        with ThreadPoolExecutor(_WAITING, thread_name_prefix="netspace-guards") as pool:
+            for name, one in work.items():
+                pool.submit(self._guard, name, one, enter=True)
+
+    def _guard(self, name: str, one: Work, *, enter: bool = False) -> None:
+        """Put its table into its namespace, which the calling thread is in unless it is to *enter*."""
+        assert one.guard is not None
+        try:
+            if enter:
+                namespaces.enter(self.layout.netns(name))
+            loaded = guards.put(self.layout, one.guard, fresh=one.namespace == "create")
+        except OSError as err:
+            self._fail(name, _unfiltered(err))
+            return
+        if loaded:
+            self.volatile.guards[name] = loaded
+        else:
+            self.volatile.guards.pop(name, None)
 
     def _prepare_folder(self) -> None:
         folder = self.layout.netns("").parent
@@ -391,10 +423,20 @@ class Applying:
             if one.make and one.from_host:
                 index = socket.if_nametoindex(one.wanted.made_as)
                 messages.append(netlink.set_link(index, name=wanted.name))
-            for message in one.change(index, now, wanted):
+            changed = one.change(index, now, wanted)
+            if one.guard is not None:  # the link is there, and still down
+                self._judge(
+                    _patiently(inner, messages, lambda _: one.late), messages, [name] * len(messages), {name: one}
+                )
+                messages = []
+                if name not in self.errors:
+                    self._guard(name, one)
+            for message in changed:
                 (messages if message.protocol == netlink.NETLINK_ROUTE else special).append(message)
             messages += ends.messages(index, now, wanted)
-        if special:
+        elif one.guard is not None:
+            self._guard(name, one)
+        if special and name not in self.errors:
             with netlink.Socket(netlink.NETLINK_GENERIC) as generic:
                 self._judge(generic.batch(special), special, [name] * len(special), {name: one})
         if name not in self.errors:
@@ -488,6 +530,16 @@ def _missing(module: str, failure: object, otherwise: str) -> MissingError:
         f"the kernel's module {module} ({failure})",
         f"load it (modprobe {module}), boot a kernel that has it, or {otherwise}",
     )
+
+
+def _unfiltered(error: OSError) -> Exception:
+    if error.errno in _UNSUPPORTED:
+        return _missing(
+            "nf_tables with CONFIG_NETFILTER_EGRESS, NF_TABLES_NETDEV, NFT_CONNLIMIT and NFT_FWD_NETDEV",
+            error,
+            "declare an interface of kind veth",
+        )
+    return NetspaceError(f"its packet filter can't be loaded: {error}")
 
 
 def _differ(now: Any, wanted: Any) -> bool:

@@ -33,6 +33,7 @@ class Place:
     :param ipv6: whether the kernel has IPv6.
     :param secret: the file that holds its key, where its kind has one.
     :param public_key: what of that may be known; empty as long as there is none.
+    :param owner: the host's id of the user whose device it is, where its kind has one.
     """
 
     host_name: str
@@ -44,6 +45,7 @@ class Place:
     ipv6: bool = True
     secret: str = ""
     public_key: str = ""
+    owner: int = 0
 
 
 @dataclass(frozen=True)

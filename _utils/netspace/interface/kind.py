@@ -15,10 +15,11 @@ from typing import Any
 
 from netspace import files
 from netspace.errors import NetspaceError
-from netspace.interface import addresses, ends, firewall, forwarding, kinds, namespaces, records
+from netspace.interface import addresses, ends, firewall, forwarding, guards, kinds, namespaces, nftables, records
 from netspace.interface.apply import Applying, Firewall, Forwarding, Work
 from netspace.interface.ends import Ends
-from netspace.interface.observe import Live, Observed, expected, observe
+from netspace.interface.netlink import Message
+from netspace.interface.observe import Live, Observed, expected, observe, place
 from netspace.interface.records import Record
 from netspace.layout import Layout
 from netspace.plan import Outcome, Plan, Refusal, Result, Step
@@ -79,7 +80,7 @@ class Interfaces:
         if record is None:
             known = ", ".join(sorted(observed.records)) or "none"
             raise NetspaceError(f"environment {name} has no interface on this host; there are: {known}")
-        step = self._step(name, record, observed)
+        step = self._step(name, record, observed, guards.numbers(observed.records.values()))
         return {
             **self._entry(name, record, observed.namespaces),
             "declared": records.plain(record.interface),
@@ -154,8 +155,9 @@ class Interfaces:
     def _record(
         self, name: str, spec: Interface, given: Mapping[str, str], gateways: Mapping[str, str], old: Record | None
     ) -> Record:
-        key = old.public_key if old is not None and kinds.name(old.interface) == kinds.name(spec) else ""
-        record = Record(spec, given, gateways, "", key)
+        same = old is not None and kinds.name(old.interface) == kinds.name(spec)
+        key, owner = (old.public_key, old.owner) if old is not None and same else ("", 0)
+        record = Record(spec, given, gateways, "", key, owner)
         outside = expected(self.layout, name, record).outside
         return record if outside is None else replace(record, host_end=outside.name)
 
@@ -164,10 +166,10 @@ class Interfaces:
         removals = [self._removal(name, observed) for name in sorted(gone)]
         impossible = {name: reason for name, record in new.items() if (reason := _impossible(record, observed))}
         possible = {name: record for name, record in new.items() if name not in impossible}
-        changes = [
-            step for name in sorted(possible) if (step := self._step(name, possible[name], observed)) is not None
-        ]
         after = {name: record for name, record in observed.records.items() if name not in gone} | possible
+        everybody = guards.numbers(after.values())
+        steps = (self._step(name, possible[name], observed, everybody) for name in sorted(possible))
+        changes = [step for step in steps if step is not None]
         host = [step for step in (self._firewall(after, observed), self._forwarding(after, observed)) if step]
         notes = [
             f"{key} is switched {'on' if change['new'] == '1' else 'back'}: this concerns the whole host"
@@ -184,7 +186,7 @@ class Interfaces:
         work = Work(None, Ends(), observed.live.get(name, Live()), drop=True)
         return Step("interface", name, "remove", changes, data=work)
 
-    def _step(self, name: str, record: Record, observed: Observed) -> Step | None:
+    def _step(self, name: str, record: Record, observed: Observed, everybody: guards.Numbers) -> Step | None:
         """What makes the interface of *name* as *record* says; None where it is."""
         old = observed.records.get(name)
         inode = observed.namespaces.get(self.layout.netns_name(name))
@@ -215,6 +217,11 @@ class Interfaces:
         if not changes:
             # What follows from the declaration alone (say, an address's gateway) differs.
             changes = files.differences(live.ends.facts(), wanted.facts())
+        guard = guards.wanted(self.layout, record, wanted, place(self.layout, name, record), everybody)
+        filtered = _filter(guard, observed, name)
+        if filtered and (not changes or filtered["old"] not in ("absent", filtered["new"])):
+            changes["filter"] = filtered
+        anew = bool(guard) and (make or not settled or _details(live.ends) != _details(wanted))
         if not changes and old == record:
             return None
         work = Work(
@@ -226,6 +233,7 @@ class Interfaces:
             drop=some and (make or not due),
             kind=kinds.of(record.interface),
             parents={link.name: link.index for link in observed.links.values()},
+            guard=guard if anew or filtered else None,
         )
         return Step("interface", name, action, changes, reason, work)
 
@@ -281,6 +289,22 @@ class Interfaces:
         """Do what *steps* say, batched; what fails is in its outcome, the others go on."""
         return Applying(self.layout).run(steps) if steps else []
 
+    def own(self, owners: Mapping[str, int]) -> dict[str, str]:
+        """Give the devices in environments' namespaces to their users, by the host's ids of these.
+
+        :return: what went wrong, by environment. Those whose kind has no such device are left as they are.
+        """
+        known = records.read(self.layout)
+        new = {
+            name: replace(known[name], owner=owner)
+            for name, owner in owners.items()
+            if name in known and known[name].owner != owner and hasattr(known[name].interface, "DEVICES")
+        }
+        if not new:
+            return {}
+        plan = self._plan(new, (), self.observe())
+        return {outcome.step.name: outcome.error for outcome in self.apply(plan.steps) if outcome.error}
+
     def restore(self) -> Result:
         """Make everything as the records say, without the declaration: after a reboot."""
         observed = self.observe()
@@ -317,6 +341,20 @@ def _unchangeable(spec: Interface, now: Ends, wanted: Ends) -> str:
         return "the kind"
     differing = [key for key in fixed if any(is_.details.get(key) != due.details.get(key) for is_, due in both)]
     return " and ".join(f"the {key}" for key in differing)
+
+
+def _filter(guard: Sequence[Message], observed: Observed, name: str) -> dict[str, str]:
+    """How the table in its namespace differs from what it should be; empty where it doesn't."""
+    loaded = observed.volatile.guards.get(name, {})
+    old = str(loaded.get("rendered", ""))[:12] or "absent"
+    new = nftables.digest(guard)[:12] if guard else "absent"
+    if loaded and observed.guards.get(name, "intact") != "intact":
+        old = "changed by hand"
+    return {} if old == new else {"old": old, "new": new}
+
+
+def _details(one: Ends) -> object:
+    return None if one.inside is None else one.inside.details
 
 
 def _shape(one: Ends) -> tuple[bool, bool]:

@@ -594,6 +594,30 @@ class Socket:
                     ended = ended or number == self._sequence
         return failures
 
+    def transaction(self, messages: Sequence[Message]) -> Failure | None:
+        """Send *messages*, of which the first opens a transaction and the last closes it; return what was refused.
+
+        The kernel confirms all of it by the last one within.
+        """
+        first = self._sequence + 1
+        self._sequence += len(messages)
+        confirming = self._sequence - 1
+        data = bytearray()
+        for number, message in enumerate(messages, first):
+            flags = _REQUEST | message.flags | (_ACK if number == confirming else 0)
+            data += _HEADER.pack(_HEADER.size + len(message.body), message.type, flags, number, 0) + message.body
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * len(data))
+        self._socket.send(data)
+        refused: Failure | None = None
+        while True:
+            for _, flags, number, payload in self._receive(_ERROR):
+                code = -_CODE.unpack_from(payload)[0]
+                if code and refused is None:
+                    refused = Failure(code, _explanation(flags, payload))
+                # A refused opening is all that is said.
+                if number == confirming or (code and number == first):
+                    return refused
+
     def dump(self, message: Message) -> list[bytes]:
         """The payloads of all that a dump request yields; asked again where it changed meanwhile."""
         for _ in range(5):

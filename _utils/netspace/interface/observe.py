@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from netspace.errors import MissingError
-from netspace.interface import ends, forwarding, kinds, namespaces, netlink, nft, records, support
+from netspace.interface import ends, forwarding, guards, kinds, namespaces, netlink, nft, records, support
 from netspace.interface.ends import End, Ends, Place
 from netspace.interface.firewall import forwarded
 from netspace.interface.netlink import Link, Route
@@ -41,6 +41,7 @@ class Observed:
     :param firewall: ``absent``, ``intact`` (as we loaded it) or ``changed``.
     :param forwarding: per family the host's switch; a family that is missing here the kernel lacks.
     :param links: the host's links that interfaces need, by name, where these are there.
+    :param guards: per environment with a table in its namespace ``intact`` or ``changed``.
     :param missing: per kind that the kernel lacks, what is missing and what to do.
     """
 
@@ -52,6 +53,7 @@ class Observed:
     forwarding: Mapping[str, str] = field(default_factory=dict)
     links: Mapping[str, Link] = field(default_factory=dict)
     missing: Mapping[str, str] = field(default_factory=dict)
+    guards: Mapping[str, str] = field(default_factory=dict)
 
 
 def place(layout: Layout, name: str, record: Record) -> Place:
@@ -67,6 +69,7 @@ def place(layout: Layout, name: str, record: Record) -> Place:
         ipv6=has_ipv6(),
         secret=str(records.secret(layout, name)),
         public_key=record.public_key,
+        owner=record.owner,
     )
 
 
@@ -92,7 +95,7 @@ def observe(layout: Layout, only: Collection[str] | None = None, declared: Itera
     linked = {name: one for name, one in wanted.items() if one != Ends()}
     specs = [*(known[name].interface for name in wanted), *declared]
     needed = {parent for spec in specs for parent in kinds.parents(spec)}
-    links, live = _links(layout, linked, known, kept, needed)
+    links, live, guarded = _links(layout, linked, known, kept, needed, volatile)
     return Observed(
         records=known,
         namespaces=kept,
@@ -102,6 +105,7 @@ def observe(layout: Layout, only: Collection[str] | None = None, declared: Itera
         forwarding=forwarding.switches(),
         links={link.name: link for link in links if link.name in needed},
         missing=support.missing(specs, links),
+        guards=guarded,
     )
 
 
@@ -126,10 +130,11 @@ def _links(
     known: Mapping[str, Record],
     kept: Mapping[str, int],
     needed: Collection[str],
-) -> tuple[list[Link], dict[str, Live]]:
+    volatile: Volatile,
+) -> tuple[list[Link], dict[str, Live], dict[str, str]]:
     """The host's links, as far as they are needed, and the interfaces *wanted* as they are."""
     if not wanted and not needed:
-        return [], {}
+        return [], {}, {}
     with netlink.Socket() as host:
         links = host.links()
         addresses, routes = _by_index(host) if wanted else ({}, {})
@@ -138,11 +143,14 @@ def _links(
     by_alias = {link.alias: link for link in links if link.alias}
     by_name = {link.name: link for link in links}
     insides: dict[str, tuple[Link, End]] = {}
+    guarded: dict[str, str] = {}
     there = {name: layout.netns(name) for name in wanted if layout.netns_name(name) in kept}
 
     def look() -> None:
         for name, path in there.items():
             namespaces.enter(path)
+            if name in volatile.guards:
+                guarded[name] = guards.state(layout, volatile.guards[name])
             with netlink.Socket() as inner:
                 link = _own(inner.links(), wanted[name])
                 if link is not None:
@@ -174,7 +182,7 @@ def _links(
             inner_link.index if inner_link is not None else 0,
             outer.index if outer is not None else 0,
         )
-    return links, live
+    return links, live, guarded
 
 
 def _own(links: Sequence[Link], wanted: Ends) -> Link | None:

@@ -29,6 +29,7 @@ class Record:
     :param gateways: by family, the host's at its end.
     :param host_end: the name of the host's end; empty for a kind without one.
     :param public_key: what may be known of its secret, for a kind that has one.
+    :param owner: the host's id of the user whose device it is, for a kind that has one; 0: nobody's yet.
     """
 
     interface: Interface
@@ -36,11 +37,13 @@ class Record:
     gateways: Mapping[str, str] = field(default_factory=dict)
     host_end: str = ""
     public_key: str = ""
+    owner: int = 0
 
     def encoded(self) -> dict[str, Any]:
         key = {"public_key": self.public_key} if self.public_key else {}
         return {
             **key,
+            **({"owner": self.owner} if self.owner else {}),
             "interface": plain(self.interface),
             "addresses": dict(self.addresses),
             "gateways": dict(self.gateways),
@@ -56,6 +59,8 @@ class Record:
             for key, value in declared.items()
             if key not in ("ipv4", "ipv6") or isinstance(getattr(self.interface, key), Prefixed)
         }
+        if self.owner:
+            shown["owner"] = self.owner
         shown |= {f"address:{family}": self.addresses[family] for family in sorted(given)}
         return shown | {f"gateway:{family}": self.gateways[family] for family in sorted(given)}
 
@@ -65,7 +70,8 @@ class Record:
         try:
             spec = parse.interface(value["interface"])
             key = str(value.get("public_key", ""))
-            return cls(spec, dict(value["addresses"]), dict(value["gateways"]), str(value["host_end"]), key)
+            owner = int(value.get("owner", 0))
+            return cls(spec, dict(value["addresses"]), dict(value["gateways"]), str(value["host_end"]), key, owner)
         except (SpecError, KeyError, TypeError, ValueError) as err:
             raise StateError(f"{path}: {err!r}; remove the file and apply again to rebuild it") from err
 
@@ -101,6 +107,7 @@ class Volatile:
     :param firewall: of our nftables table: ``rendered`` (digest of the text), ``listed``
         (digest of what the kernel then held), ``generation``; empty: there is none.
     :param forwarding: sysctls of the host that were changed, with the value to restore.
+    :param guards: of each table in an environment's namespace the same as ``firewall``.
     :param folder: what was made of the folder of namespaces itself (``folder``, ``mount``).
     """
 
@@ -108,6 +115,7 @@ class Volatile:
     firewall: dict[str, Any] = field(default_factory=dict)
     forwarding: dict[str, str] = field(default_factory=dict)
     folder: dict[str, bool] = field(default_factory=dict)
+    guards: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @staticmethod
     def path(layout: Layout) -> Path:
@@ -116,7 +124,9 @@ class Volatile:
     @classmethod
     def read(cls, layout: Layout) -> Volatile:
         value = files.read_json(cls.path(layout)) or {}
-        return cls(*(dict(value.get(key) or {}) for key in ("namespaces", "firewall", "forwarding", "folder")))
+        return cls(
+            *(dict(value.get(key) or {}) for key in ("namespaces", "firewall", "forwarding", "folder", "guards"))
+        )
 
     def write(self, layout: Layout) -> None:
         """Write it where it changed; with nothing to tell there is no file."""
@@ -125,6 +135,7 @@ class Volatile:
             "firewall": self.firewall,
             "forwarding": self.forwarding,
             "folder": self.folder,
+            "guards": self.guards,
         }
         if any(content.values()):
             files.write_json(self.path(layout), content)

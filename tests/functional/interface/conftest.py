@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from interface_bench import OUTSIDE, WIRE, Bench, run
+from interface_bench import OUTSIDE, WIRE, Bench, run, settled, within
+
+# Both ends of the wire: where, and their names there.
+ENDS = (("", "test-wire"), ("-n test-outside", "wire"))
 
 
 @pytest.fixture
@@ -30,6 +34,14 @@ def outside() -> Iterator[Path]:
     run("ip -n test-outside link set lo up")
     for family, option in (("ipv4", "-4"), ("ipv6", "-6")):
         run(f"ip -n test-outside {option} route add default via {WIRE[family][0]}")
+    settled({"test-wire"})
+    within(OUTSIDE, lambda: settled({"wire"}))
+    # Known to each other: no test's first packet waits for an answer.
+    macs = [json.loads(run(f"ip {where} -j link show {link}"))[0]["address"] for where, link in ENDS]
+    for family in WIRE:
+        for number, (where, link) in enumerate(ENDS):
+            other = 1 - number
+            run(f"ip {where} neigh replace {WIRE[family][other]} lladdr {macs[other]} dev {link} nud permanent")
     yield OUTSIDE
     run("ip link del test-wire")
     run("ip netns del test-outside")

@@ -13,6 +13,7 @@ gateway's address and a route to the environment's.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from netspace.interface import netlink
 from netspace.interface.ends import INSIDE_INDEX, INSIDE_NAME, End, Ends, Place
@@ -39,7 +40,7 @@ class Veth(Filtered, frozen=True, tag="veth"):
     mtu: int = 1500
 
 
-def ends(spec: Veth, place: Place) -> Ends:
+def ends(spec: Any, place: Place) -> Ends:
     """Both ends as they should be."""
     families = sorted(place.addresses)
 

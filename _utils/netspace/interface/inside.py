@@ -1,0 +1,245 @@
+"""The packet filter of one interface whose packets the host's own never sees. Pure.
+
+A table in the environment's namespace, which belongs to the host's user namespace: no
+capability that an environment could ever have changes it. It is there before the
+interface is up. Rules, in the order in which a packet meets them:
+
+1. What leaves must bear the environment's own MAC and address; so must what ARP and
+   neighbour discovery say of it. Other protocols, tagged frames, router advertisements
+   and redirects don't leave at all.
+2. To and from another environment of this host nothing passes, whatever ``allow`` says.
+3. What arrives must be for the environment's own address.
+4. A connection passes if an ``allow`` rule covers it; that is judged anew for each of its
+   packets, in both directions. At most ``connections`` are open at once.
+5. ICMP errors about a connection that passed may follow it. All else is dropped.
+
+It means the same as the host's table (``netspace.interface.firewall``) does for the kinds
+that pass the host's own network stack; a test holds both against one model.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from netspace.interface import nftables as nf
+from netspace.interface.netlink import Message
+from netspace.spec import check
+from netspace.spec.types import Allow
+
+_LOOPBACK = struct.pack("=I", 1)
+
+
+@dataclass(frozen=True)
+class _Family:
+    """Where things stand in a packet of one family."""
+
+    proto: bytes  # as the kernel numbers the family
+    ether: int
+    source: int
+    target: int
+    length: int
+    icmp: int
+    errors: tuple[int, ...]
+
+
+_FAMILIES = {
+    # destination-unreachable, time-exceeded, parameter-problem
+    "ipv4": _Family(b"\x02", nf.IPV4, 12, 16, 4, 1, (3, 11, 12)),
+    # and packet-too-big
+    "ipv6": _Family(b"\x0a", nf.IPV6, 8, 24, 16, 58, (1, 2, 3, 4)),
+}
+_PROTOCOLS = {"tcp": 6, "udp": 17}
+_SOLICITATION, _ADVERTISEMENT, _QUERY, _REPORT = 135, 136, 130, 143
+_LONGER = (struct.pack(">H", 33), b"\xff\xff")
+_REPORTS_TO = ipaddress.IPv6Address("ff02::16").packed  # RFC 3810 section 5.2.14
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """One interface as its table sees it.
+
+    :param link: its name.
+    :param mac: the only MAC it may send from; empty where the kind has none of its own.
+    :param arp: whether it looks for neighbours.
+    :param addresses: by family, the only address it may send from.
+    :param local: its link-local address of IPv6, if it has one: only neighbours hear of that.
+    :param others: by family, addresses of other environments that ``allow`` covers.
+    """
+
+    link: str
+    mac: str
+    arp: bool
+    addresses: Mapping[str, str]
+    allow: tuple[Allow, ...] = ()
+    connections: int = 1024
+    local: str = ""
+    others: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+def covered(allow: Sequence[Allow], addresses: Sequence[tuple[int, int]]) -> dict[str, list[str]]:
+    """By family, which *addresses* (version and number, sorted) some rule covers."""
+    from bisect import bisect_left, bisect_right
+
+    found: dict[str, set[str]] = {}
+    for rule in allow:
+        network = rule.cidr.network
+        first, last = (network.version, int(network[0])), (network.version, int(network[-1]))
+        for _, number in addresses[bisect_left(addresses, first) : bisect_right(addresses, last)]:
+            address = ipaddress.IPv4Address(number) if network.version == 4 else ipaddress.IPv6Address(number)
+            found.setdefault(f"ipv{network.version}", set()).add(str(address))
+    return {family: sorted(ones) for family, ones in found.items()}
+
+
+def render(table: str, guarded: Guarded) -> list[Message]:
+    """The messages that fill the tables *table* (families ``inet`` and ``netdev``), which aren't there yet."""
+    text = [*nf.add_table(nf.INET, table), *nf.add_table(nf.NETDEV, table)]
+    for family, others in guarded.others.items():
+        packed = [ipaddress.ip_address(other).packed for other in others]
+        text += nf.add_set(nf.INET, table, f"others_{family}", family, packed)
+    chains: dict[str, list[list[bytes]]] = {
+        "opened": [
+            [*_not(nf.new()), _accept()],
+            [nf.more_open_than(guarded.connections), _drop()],
+            [_accept()],
+        ],
+        "output": _judged(guarded, outwards=True),
+        "input": _judged(guarded, outwards=False),
+        "forward": [],
+    }
+    text.append(nf.add_chain(nf.INET, table, "opened"))
+    hooks = {"output": nf.OUTPUT, "input": nf.INPUT, "forward": nf.FORWARD}
+    text += [nf.add_base(nf.INET, table, name, hook) for name, hook in hooks.items()]
+    for name, rules in chains.items():
+        text += [nf.add_rule(nf.INET, table, name, rule) for rule in rules]
+    text.append(nf.add_base(nf.NETDEV, table, "leaving", nf.EGRESS, device=guarded.link))
+    text += [nf.add_rule(nf.NETDEV, table, "leaving", rule) for rule in _pinned(guarded)]
+    return text
+
+
+def _accept() -> bytes:
+    return nf.verdict(nf.ACCEPT)
+
+
+def _drop() -> bytes:
+    return nf.verdict(nf.DROP)
+
+
+def _not(state: Sequence[bytes]) -> list[bytes]:
+    """The same load and mask, but nothing of it set."""
+    return [*state[:-1], nf.equal(bytes(4))]
+
+
+def _ether(family: _Family) -> list[bytes]:
+    return nf.is_(nf.PROTOCOL, struct.pack(">H", family.ether))
+
+
+def _icmp(family: _Family, *types: int) -> list[list[bytes]]:
+    head = [*nf.is_(nf.NFPROTO, family.proto), *nf.is_(nf.L4PROTO, bytes([family.icmp]))]
+    return [[*head, nf.payload(nf.TRANSPORT, 0, 1), nf.equal(bytes([one]))] for one in types]
+
+
+def _judged(guarded: Guarded, *, outwards: bool) -> list[list[bytes]]:
+    """The rules of what the environment sends, or of what it is sent."""
+    six = _FAMILIES["ipv6"]
+    rules = [[*nf.is_(nf.OIF if outwards else nf.IIF, _LOOPBACK), _accept()]]
+    # Neighbours: never from beyond the link (RFC 4861 section 7.1).
+    whole = [nf.payload(nf.NETWORK, 7, 1), nf.equal(b"\xff")]
+    rules += [[*one, *whole, _accept()] for one in _icmp(six, _SOLICITATION, _ADVERTISEMENT)]
+    if outwards:
+        rules += [[*one, *_at(six.target, _REPORTS_TO), _accept()] for one in _icmp(six, _REPORT)]
+    else:
+        once = [nf.payload(nf.NETWORK, 7, 1), nf.equal(b"\x01")]
+        rules += [[*one, *once, _accept()] for one in _icmp(six, _QUERY)]
+    for name, family in _FAMILIES.items():
+        is_family = nf.is_(nf.NFPROTO, family.proto)
+        if name not in guarded.addresses:
+            rules.append([*is_family, _drop()])
+            continue
+        own = ipaddress.ip_address(guarded.addresses[name]).packed
+        mine, theirs = (family.source, family.target) if outwards else (family.target, family.source)
+        rules.append([*is_family, *_at(mine, own, negate=True), _drop()])
+        if guarded.others.get(name):
+            peer = nf.payload(nf.NETWORK, theirs, family.length)
+            rules.append([*is_family, peer, nf.member(f"others_{name}"), _drop()])
+        for direction in ("out", "in"):
+            original = (direction == "out") == outwards
+            rules += [
+                [
+                    nf.connection(nf.DIRECTION),
+                    nf.equal(nf.ORIGINAL if original else nf.REPLY),
+                    *is_family,
+                    *_matches(rule, family, theirs, original),
+                    nf.goto("opened") if original else _accept(),
+                ]
+                for rule in guarded.allow
+                if rule.direction == direction and rule.cidr.network.version == int(name[-1])
+            ]
+        rules += [[*nf.related(), *one, _accept()] for one in _icmp(family, *family.errors)]
+    return rules
+
+
+def _at(offset: int, value: bytes, *, negate: bool = False) -> list[bytes]:
+    return [nf.payload(nf.NETWORK, offset, len(value)), nf.equal(value, negate=negate)]
+
+
+def _matches(rule: Allow, family: _Family, peer: int, original: bool) -> list[bytes]:
+    network = rule.cidr.network
+    words: list[bytes] = []
+    if network.prefixlen:
+        words.append(nf.payload(nf.NETWORK, peer, family.length))
+        if network.num_addresses > 1:
+            words.append(nf.masked(network.netmask.packed))
+        words.append(nf.equal(network.network_address.packed))
+    protocol = family.icmp if rule.protocol == "icmp" else _PROTOCOLS[rule.protocol]
+    words += nf.is_(nf.L4PROTO, bytes([protocol]))
+    if rule.port is not None:
+        bounds = check.ports(rule.port)
+        assert bounds is not None  # the declaration was checked
+        # The server's port, wherever it stands in this packet.
+        words.append(nf.payload(nf.TRANSPORT, 2 if original else 0, 2))
+        words.append(nf.between(*(struct.pack(">H", bound) for bound in bounds)))
+    return words
+
+
+def _pinned(guarded: Guarded) -> list[list[bytes]]:
+    """What may leave the link at all, down to the frame."""
+    rules = []
+    mac = bytes.fromhex(guarded.mac.replace(":", ""))
+    if mac:
+        rules.append([nf.payload(nf.LINK, 6, 6), nf.equal(mac, negate=True), _drop()])
+    for name, address in sorted(guarded.addresses.items()):
+        family = _FAMILIES[name]
+        own = ipaddress.ip_address(address).packed
+        if name == "ipv6":
+            rules += _neighbourly(mac, [own, *([ipaddress.ip_address(guarded.local).packed] if guarded.local else [])])
+        rules.append([*_ether(family), *_at(family.source, own), _accept()])
+        if name == "ipv4" and guarded.arp:
+            # From its MAC and its address, as ARP itself says it: RFC 826.
+            about = _at(8, mac + own) if mac else _at(14, own)
+            rules.append([*nf.is_(nf.PROTOCOL, struct.pack(">H", nf.ARP)), *about, _accept()])
+    return rules
+
+
+def _neighbourly(mac: bytes, own: Sequence[bytes]) -> list[list[bytes]]:
+    """What may be said to IPv6 neighbours: RFC 4861, RFC 3810."""
+    six = _ether(_FAMILIES["ipv6"])
+    rules = []
+    for type_, option in ((_ADVERTISEMENT, b"\x02\x01"), (_SOLICITATION, b"\x01\x01")):
+        about = [*six, *_at(6, b"\x3a"), *_at(40, bytes([type_]))]
+        if type_ == _ADVERTISEMENT:  # about itself only
+            others = [part for address in own for part in _at(48, address, negate=True)]
+            rules.append([*about, *others, _drop()])
+        # Neither has more than the one option, which tells a MAC.
+        rules.append([*about, nf.payload(nf.NETWORK, 4, 2), nf.between(*_LONGER), _drop()])
+        if mac:
+            rules.append([*about, *_at(64, option + mac, negate=True), _drop()])
+    # From nobody yet, that it listens to a multicast group; and all of this from its link-local address.
+    rules.append([*six, *_at(8, bytes(16)), *_at(24, _REPORTS_TO), *_at(6, b"\0"), _accept()])
+    for address in own[1:]:
+        rules.append([*six, *_at(8, address), *_at(24, _REPORTS_TO), *_at(6, b"\0"), _accept()])
+        for type_ in (_ADVERTISEMENT, _SOLICITATION):
+            rules.append([*six, *_at(8, address), *_at(6, b"\x3a"), *_at(40, bytes([type_])), _accept()])
+    return rules

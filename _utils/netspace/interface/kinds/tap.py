@@ -1,0 +1,209 @@
+"""Kind ``tap``: frames for a network stack of the environment's own: a unikernel, a virtual machine, a library.
+
+``tap0`` in the environment's namespace belongs to the environment's user, who attaches to it by
+``/dev/net/tun`` without any capability; it can make no other interface, since the namespace isn't its
+own. What it writes there reaches the host by a pair like kind ``veth``'s, and passes the same
+filter. The guest has the interface's MAC and addresses.
+
+Between ``tap0`` and the pair there is no bridge, which would learn and flood, and no routing, for which
+the namespace would need the guest's addresses: a table of ours hands each frame over (nftables'
+``fwd``), from and to this one guest and the gateway only. Nor does the host hear of ARP and neighbour
+discovery: the table itself answers the guest's one possible question, for the gateway's MAC, by writing
+the answer into it. So a guest can neither fill nor poison the host's tables of neighbours.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import struct
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from netspace.interface import netlink
+from netspace.interface import nftables as nf
+from netspace.interface.ends import INSIDE_INDEX, End, Ends, Place
+from netspace.interface.kinds import veth
+from netspace.interface.netlink import Link, Message
+from netspace.spec.types import Address, Filtered
+
+NEEDS = "veth"
+LINK = "veth"
+FILTER = "host"
+
+NAME = "tap0"
+_INDEX = INSIDE_INDEX + 1
+# linux/if_tun.h
+_SET_PERSIST, _SET_OWNER, _SET_IFF, _SET_INDEX = 0x400454CB, 0x400454CC, 0x400454CA, 0x400454DA
+_TAP, _NO_INFORMATION = 0x0002, 0x1000
+_OWNER, _PERSIST = 1, 6  # IFLA_TUN_OWNER, IFLA_TUN_PERSIST
+
+_REQUEST = bytes.fromhex("0001080006040001")  # ARP for IPv4 on Ethernet: who has?
+_SOLICITATION, _ADVERTISEMENT = 135, 136
+_FROM_ROUTER = bytes.fromhex("e0000000")  # router, solicited, override
+
+
+class Tap(Filtered, frozen=True, tag="tap"):
+    """A tap device for a network stack of the environment's own.
+
+    :param ipv4: a fixed address; absent: a stable one out of ``network:ipv4``.
+    :param ipv6: likewise.
+    :param mtu: bytes.
+    """
+
+    DEVICES: ClassVar[tuple[str, ...]] = ("/dev/net/tun",)
+
+    ipv4: Address | None = None
+    ipv6: Address | None = None
+    mtu: int = 1500
+
+
+def ends(spec: Tap, place: Place) -> Ends:
+    """The host's end like a veth's; the inner one is but a wire to the tap device."""
+    pair = veth.ends(spec, place)
+    assert pair.inside is not None
+    tap = {"mtu": spec.mtu, "up": True, "owner": place.owner}
+    return replace(pair, inside=replace(pair.inside, addresses=(), routes=(), details={NAME: tap}))
+
+
+def create(wanted: Ends, far: int, parents: Mapping[str, int]) -> list[Message]:
+    """Make the pair, from within the environment's namespace."""
+    return veth.create(wanted, far, parents)
+
+
+def gateway_mac(mac: str) -> str:
+    """The MAC that the guest takes for its gateway's: the host's end has the guest's own."""
+    return f"{int(mac[:2], 16) ^ 0x04:02x}{mac[2:]}"
+
+
+# -- the device ----------------------------------------------------------------------
+def details(link: Link, like: End, hosts: Mapping[int, str]) -> dict[str, Any]:
+    """The tap device as it is, where *link* is the inner end."""
+    if NAME not in like.details:
+        return {}
+    with netlink.Socket() as inner:
+        tap = next((one for one in inner.links() if one.name == NAME), None)
+    if tap is None or tap.kind != "tun" or not netlink.number(tap.data.get(_PERSIST, b"")):
+        return {NAME: None}
+    owner = netlink.number(tap.data[_OWNER]) if _OWNER in tap.data else None
+    return {NAME: {"mtu": tap.mtu, "up": tap.up, "owner": owner}}
+
+
+def change(index: int, now: End | None, wanted: End, parents: Mapping[str, int]) -> list[Message]:
+    """Have the device, and of this owner; what else there is to it is set by messages."""
+    if NAME not in wanted.details or (now is not None and now.details == wanted.details):
+        return []
+    tap = wanted.details[NAME]
+    had = None if now is None else now.details.get(NAME)
+    if had is None or had["owner"] != tap["owner"]:
+        _own(tap["owner"])
+    return [netlink.set_link(_INDEX, mtu=tap["mtu"], up=tap["up"])]
+
+
+def _own(owner: int) -> None:
+    """Make the device, or take it from whom it had.
+
+    :raises OSError: with what to do.
+    """
+    try:
+        device = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+    except OSError as err:
+        raise OSError(
+            err.errno, f"no tap device can be made: {err}; load the kernel's module tun (modprobe tun)"
+        ) from err
+    try:
+        if NAME not in (name for _, name in socket.if_nameindex()):
+            fcntl.ioctl(device, _SET_INDEX, struct.pack("=i", _INDEX))
+        fcntl.ioctl(device, _SET_IFF, struct.pack("16sH22x", NAME.encode(), _TAP | _NO_INFORMATION))
+        fcntl.ioctl(device, _SET_OWNER, owner)
+        fcntl.ioctl(device, _SET_PERSIST, 1)
+    except OSError as err:
+        if err.errno == errno.EBUSY:
+            raise OSError(err.errno, f"a program has {NAME} open; stop the environment and apply again") from err
+        raise
+    finally:
+        os.close(device)
+
+
+# -- the table -----------------------------------------------------------------------
+def guard(table: str, wanted: Ends, place: Place) -> list[Message]:
+    """The table that hands frames over between the tap device and the pair; nothing else passes."""
+    inside = wanted.inside
+    assert inside is not None
+    guest = bytes.fromhex(place.mac.replace(":", ""))
+    router = bytes.fromhex(gateway_mac(place.mac).replace(":", ""))
+    sent: list[list[bytes]] = [[nf.payload(nf.LINK, 6, 6), nf.equal(guest, negate=True), nf.verdict(nf.DROP)]]
+    received: list[list[bytes]] = []
+    for family, address in sorted(place.addresses.items()):
+        own = socket.inet_pton(netlink.FAMILIES[family], address)
+        gateway = socket.inet_pton(netlink.FAMILIES[family], place.gateways[family])
+        if family == "ipv4":
+            protocol, source, target = _protocol(nf.IPV4), 12, 16
+            sent.append(_arp_answer(guest, own, router, gateway))
+        else:
+            protocol, source, target = _protocol(nf.IPV6), 8, 24
+            sent += [_neighbour_answer(guest, own, router, gateway, option=option) for option in (True, False)]
+        sent.append([
+            *protocol, *_at(nf.LINK, 0, router), *_at(nf.NETWORK, source, own),
+            *nf.write(nf.LINK, 0, guest), *nf.forward_to(INSIDE_INDEX),
+        ])  # fmt: skip
+        received.append([
+            *protocol, *_at(nf.NETWORK, target, own), *nf.write(nf.LINK, 6, router), *nf.forward_to(_INDEX),
+        ])  # fmt: skip
+    text = nf.add_table(nf.NETDEV, table)
+    for chain, device, rules in (("sent", NAME, sent), ("received", inside.name, received)):
+        text.append(nf.add_base(nf.NETDEV, table, chain, nf.INGRESS, device=device))
+        text += [nf.add_rule(nf.NETDEV, table, chain, rule) for rule in rules]
+    return text
+
+
+def _protocol(ether: int) -> list[bytes]:
+    return nf.is_(nf.PROTOCOL, struct.pack(">H", ether))
+
+
+def _at(base: int, offset: int, value: bytes) -> list[bytes]:
+    return [nf.payload(base, offset, len(value)), nf.equal(value)]
+
+
+def _arp_answer(guest: bytes, own: bytes, router: bytes, gateway: bytes) -> list[bytes]:
+    """Who has the gateway? The router: RFC 826."""
+    return [
+        *_protocol(nf.ARP), *_at(nf.NETWORK, 0, _REQUEST),
+        *_at(nf.NETWORK, 8, guest + own), *_at(nf.NETWORK, 24, gateway),
+        *nf.write(nf.LINK, 0, guest + router),
+        *nf.write(nf.NETWORK, 6, b"\0\2"),
+        *nf.write(nf.NETWORK, 8, router + gateway),
+        *nf.write(nf.NETWORK, 18, guest + own),
+        *nf.forward_to(_INDEX),
+    ]  # fmt: skip
+
+
+def _neighbour_answer(guest: bytes, own: bytes, router: bytes, gateway: bytes, *, option: bool) -> list[bytes]:
+    """The same of IPv6 (RFC 4861), asked with the option that tells the guest's MAC, or without."""
+    head = bytes([_ADVERTISEMENT, 0, 0, 0]) + _FROM_ROUTER
+    answer = head + gateway + (b"\x02\x01" + router if option else b"")
+    pseudo = gateway + own + struct.pack(">IxxxB", len(answer), socket.IPPROTO_ICMPV6)
+    told = struct.pack(">H", _checksum(pseudo + answer))
+    asked = [*_at(nf.NETWORK, 64, b"\x01\x01" + guest)] if option else []
+    more = nf.write(nf.NETWORK, 64, b"\x02\x01" + router) if option else []
+    return [
+        *_protocol(nf.IPV6), *_at(nf.NETWORK, 4, struct.pack(">HBB", len(answer), socket.IPPROTO_ICMPV6, 255)),
+        *_at(nf.NETWORK, 8, own),
+        *_at(nf.NETWORK, 40, bytes([_SOLICITATION, 0])), *_at(nf.NETWORK, 48, gateway), *asked,
+        *nf.write(nf.LINK, 0, guest + router),
+        *nf.write(nf.NETWORK, 8, gateway + own),
+        *nf.write(nf.NETWORK, 40, head[:2] + told + _FROM_ROUTER),
+        *more,
+        *nf.forward_to(_INDEX),
+    ]  # fmt: skip
+
+
+def _checksum(data: bytes) -> int:
+    """RFC 1071."""
+    total: int = sum(struct.unpack(f">{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF

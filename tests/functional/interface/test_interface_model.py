@@ -1,0 +1,153 @@
+"""The loaded rules mean what is declared: a model of a few lines decides about packets, and so does the kernel.
+
+Both for the host's table and for the one in an environment's own namespace.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from interface_bench import WIRE, Bench, run, veth
+from packets import Wire, datagram, frame, kind_of, tags
+
+from netspace.spec import check, parse
+from netspace.spec.types import Allow
+
+pytestmark = pytest.mark.root
+
+PEERS = {
+    "ipv4": ["198.18.0.2", "198.51.100.7", "198.51.100.200", "203.0.113.5", "8.8.8.8"],
+    "ipv6": ["fd00:198:18::2", "fd00:51::7", "fd00:51:0:1::7", "2001:db8::5"],
+}
+NETWORKS = {
+    "ipv4": ["0.0.0.0/0", "198.18.0.0/15", "198.51.100.0/24", "198.51.100.0/25", "198.51.100.7", "192.0.0.0/3"],
+    "ipv6": ["::/0", "fd00::/8", "fd00:51::/32", "fd00:51::/64", "fd00:51::7", "fd00:198:18::/48"],
+}
+PORTS = [1, 80, 443, 8000, 8099, 8100, 65535]
+DIRECTIONS, PROTOCOLS = ("out", "in"), ("tcp", "udp", "icmp")
+MARK_PORT = 7
+
+
+@dataclass(frozen=True)
+class Packet:
+    """The first packet of a connection between the environment and *peer*."""
+
+    direction: str
+    family: str
+    peer: str
+    protocol: str
+    port: int
+
+
+def passes(rules: tuple[Allow, ...], packet: Packet) -> bool:
+    """The declaration's meaning."""
+    for rule in rules:
+        first, last = (check.ports(rule.port) if rule.port is not None else None) or (0, 65535)
+        if (
+            rule.direction == packet.direction
+            and rule.protocol == packet.protocol
+            and ipaddress.ip_address(packet.peer) in rule.cidr.network
+            and (rule.protocol == "icmp" or first <= packet.port <= last)
+        ):
+            return True
+    return False
+
+
+@st.composite
+def rules(draw: st.DrawFn) -> dict[str, Any]:
+    protocol = draw(st.sampled_from(PROTOCOLS))
+    rule = {
+        "direction": draw(st.sampled_from(DIRECTIONS)),
+        "cidr": draw(st.sampled_from([network for networks in NETWORKS.values() for network in networks])),
+        "protocol": protocol,
+    }
+    port = draw(st.sampled_from([None, 80, "8000-8099", "443-8000", "1-65535"]))
+    return rule if protocol == "icmp" or port is None else {**rule, "port": port}
+
+
+packets = st.sampled_from(["ipv4", "ipv6"]).flatmap(
+    lambda family: st.builds(
+        Packet,
+        st.sampled_from(DIRECTIONS),
+        st.just(family),
+        st.sampled_from(PEERS[family]),
+        st.sampled_from(PROTOCOLS),
+        st.sampled_from(PORTS),
+    )
+)
+# The last of each direction, so that one knows when all have been judged.
+MARKS = [
+    {"direction": direction, "cidr": "198.18.0.2", "protocol": "udp", "port": MARK_PORT} for direction in DIRECTIONS
+]
+
+
+def mac_of(path: Path | None, link: str) -> str:
+    where = ["-n", path.name] if path is not None else []
+    return str(json.loads(run(" ".join(["ip", *where, "-j", "link", "show", link])))[0]["address"])
+
+
+class Between:
+    """Frames from the environment to the outside and back, and what is let through."""
+
+    def __init__(
+        self, inside: Wire, outside: Wire, addresses: dict[str, str], inner: str, outer: str, far: str
+    ) -> None:
+        self.inside, self.outside, self.addresses = inside, outside, addresses
+        self.inner, self.outer, self.far = inner, outer, far
+        self.count = 0
+
+    def judged(self, sample: list[Packet]) -> list[bool]:
+        """Which of *sample* arrive."""
+        known = []
+        marks = {}
+        for packet in [*sample, *(Packet(way, "ipv4", "198.18.0.2", "udp", MARK_PORT) for way in DIRECTIONS)]:
+            self.count += 1
+            known.append(b"sample-%08d" % self.count)
+            if packet.port == MARK_PORT:
+                marks[packet.direction] = known[-1]
+            own = self.addresses[packet.family]
+            ways = {"out": (own, packet.peer), "in": (packet.peer, own)}
+            body = datagram(*ways[packet.direction], packet.protocol, packet.port, known[-1])
+            if packet.direction == "out":
+                self.inside.send(frame(self.inner, self.inner, kind_of(body), body))
+            else:
+                self.outside.send(frame(self.outer, self.far, kind_of(body), body))
+        seen = {
+            "out": tags(self.outside.until(marks["out"]), known),
+            "in": tags(self.inside.until(marks["in"]), known),
+        }
+        return [tag in seen[packet.direction] for tag, packet in zip(known, sample, strict=False)]
+
+
+@pytest.fixture
+def world(outside: Path) -> Iterator[None]:
+    """Everything is beyond the wire."""
+    run(f"ip route add default via {WIRE['ipv4'][1]}")
+    run(f"ip -6 route add default via {WIRE['ipv6'][1]}")
+    yield
+    run("ip route del default")
+    run("ip -6 route del default")
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(rules(), max_size=6), st.lists(packets, min_size=20, max_size=60))
+def test_the_hosts_table(
+    bench: Bench, outside: Path, world: None, declared: list[dict[str, Any]], sample: list[Packet]
+) -> None:
+    allow = [*declared, *MARKS]
+    bench.make(a=veth(*allow), b=veth(*declared))
+    spec = parse.interface(veth(*allow))
+    addresses = {family: bench.address("a", family) for family in WIRE}
+    with Wire(bench.path("a"), "eth0") as inside, Wire(outside, "wire") as beyond:
+        inner = mac_of(bench.path("a"), "eth0")
+        between = Between(inside, beyond, addresses, inner, mac_of(None, "test-wire"), mac_of(outside, "wire"))
+        kernel = between.judged(sample)
+    assert kernel == [passes(spec.allow, packet) for packet in sample]  # type: ignore[attr-defined]
