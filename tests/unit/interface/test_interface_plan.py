@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netspace.errors import NetspaceError, StateError
-from netspace.interface import ends, forwarding, kinds, namespaces, netlink
+from netspace.interface import ends, forwarding, kinds, namespaces, netlink, nftables
 from netspace.interface.apply import Firewall, Forwarding, Work
 from netspace.interface.kind import DesiredInterfaces, Interfaces
 from netspace.interface.observe import Live, Observed, expected
@@ -59,10 +59,15 @@ def done(plan: Plan, before: Observed) -> Observed:
         elif isinstance(step.data, Work) and step.data.record is None:
             del records[step.name], kept[LAYOUT.netns_name(step.name)]
             live.pop(step.name, None)
+            volatile.guards.pop(step.name, None)
         else:
             records[step.name] = step.data.record
             kept[LAYOUT.netns_name(step.name)] = 7
             volatile.namespaces[step.name] = 7
+            if step.data.guard is not None:
+                volatile.guards.pop(step.name, None)
+                if step.data.guard:
+                    volatile.guards[step.name] = {"rendered": nftables.digest(step.data.guard)}
             wanted = expected(LAYOUT, step.name, step.data.record)
             live[step.name] = Live(wanted, 2, 9)
     return Observed(records, kept, volatile, live, firewall, switches)

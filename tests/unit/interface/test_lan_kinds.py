@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from netspace.errors import NetspaceError, SpecError
-from netspace.interface import kinds, lan, support
+from netspace.interface import kinds, lan, nftables, support
 from netspace.interface.apply import Firewall, Forwarding, Work
 from netspace.interface.kind import DesiredInterfaces, Interfaces
 from netspace.interface.netlink import Link
@@ -189,6 +189,10 @@ def done(plan: Plan, before: Observed) -> Observed:
             known[step.name] = work.record
             kept[LAYOUT.netns_name(step.name)] = 7
             volatile.namespaces[step.name] = 7
+            if work.guard is not None:
+                volatile.guards.pop(step.name, None)
+                if work.guard:
+                    volatile.guards[step.name] = {"rendered": nftables.digest(work.guard)}
             live[step.name] = Live(expected(LAYOUT, step.name, work.record), 64, 9)
     return replace(before, records=known, live=live, namespaces=kept, volatile=volatile, firewall=firewall)
 
