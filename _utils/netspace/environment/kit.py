@@ -3,7 +3,8 @@
 An image may hold no interpreter, another C library, or nothing but one static program. So
 the interpreter, the shared objects it loads and the few modules it needs are copied into one
 folder, and started by the copy of their own loader: of the image nothing is used, and
-nothing is changed. Nothing is fetched, built or installed.
+nothing is changed, so it can't make the interpreter say what it wants. Nothing is fetched,
+built or installed.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class Kit:
     @staticmethod
     def variables(folder: str) -> list[str]:
         """The interpreter's environment variables."""
-        return [f"PYTHONHOME={folder}", "PYTHONDONTWRITEBYTECODE=1", "PYTHONUTF8=1"]
+        return [f"PYTHONHOME={folder}", "PYTHONDONTWRITEBYTECODE=1", "PYTHONUTF8=1", "PYTHONCOERCECLOCALE=0", "TZ=UTC0"]
 
 
 def pack(folder: Path, modules: Sequence[str], interpreter: str = "") -> Kit:
@@ -98,6 +99,9 @@ def pack(folder: Path, modules: Sequence[str], interpreter: str = "") -> Kit:
     shutil.copy(found["program"], folder / "python")
     if not loader:
         return Kit(("{}/python",))  # linked statically
+    # glibc's loader reads this file, always: an image could have its own code loaded with ours.
+    content = (folder / "so" / loader).read_bytes()
+    (folder / "so" / loader).write_bytes(content.replace(b"/etc/ld.so.preload\0", b"/dev/ld.so.nothing\0"))
     (folder / "so" / loader).chmod(0o755)
     return Kit((f"{{}}/so/{loader}", "--library-path", "{}/so", "{}/python"))
 

@@ -28,6 +28,8 @@ def bare(tmp_path_factory):
     root = tmp_path_factory.mktemp("bare")
     root.chmod(0o755)
     (root / "bin").mkdir()
+    (root / "var/tmp").mkdir(parents=True)
+    (root / "var/tmp").chmod(0o1777)
     shutil.copy("/bin/busybox", root / "bin/busybox")
     return root
 
@@ -51,6 +53,12 @@ def declared(image, bare, volume):
                 "limits": limits,
                 "read_only": True,
                 "seccomp": "standard",
+                "stop_timeout": 1,
+            },
+            "small": {
+                "image": f"dir:{bare}",
+                "command": ["/bin/busybox", "sleep", "1000"],
+                "limits": {**limits, "disk": "32M"},
                 "stop_timeout": 1,
             },
         },
@@ -93,7 +101,7 @@ def users():
 
 def test_everything_is_refused_whatever_the_image(salt, applied):
     before = users()
-    for name in ("web", "bare"):
+    for name in ("web", "bare", "small"):
         rows = salt("netspace_environment.audit", name)
         assert [row for row in rows if row["outcome"] == "succeeded"] == []
         assert len(rows) == len(probe.ATTEMPTS)
@@ -109,6 +117,8 @@ def test_everything_is_refused_whatever_the_image(salt, applied):
             assert skipped["reach peer by tcp"] == "it has no interface"
         assert ("locks", "see another environment's flock on the same image") in refused
         assert ("files", "find a file of another environment") in refused
+        if name == "small":
+            assert ("resources", "fill the host's disk by its own layer") in refused
         assert ("resources", "use more memory than its limit") in refused
         assert traces() == []
     assert users() == before

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -39,6 +40,19 @@ def test_a_packed_interpreter_runs_from_its_folder_alone(tmp_path):
     modules, mapped = (ast.literal_eval(line) for line in done.stdout.splitlines())
     assert all(path.startswith((folder, str(script))) for path in modules), modules
     assert all(path.startswith(folder) for path in mapped), mapped
+
+
+def test_an_image_can_t_have_its_own_code_loaded_with_the_kit(tmp_path):
+    packed = kit.pack(tmp_path / "kit", ["os"])
+    script = tmp_path / "script.py"
+    script.write_text("print('ran')")
+    variables = dict(entry.split("=", 1) for entry in packed.variables(str(tmp_path / "kit")))
+    trace = ["strace", "-f", "-qq", "-e", "trace=file", "-o", str(tmp_path / "trace")]
+    subprocess.run([*trace, *packed.command(str(tmp_path / "kit"), str(script))], env=variables, check=True)
+    calls = (tmp_path / "trace").read_text()
+    opened = {path for line in calls.splitlines() if "= -1" not in line for path in re.findall(r'open.*?"(.*?)"', line)}
+    assert {path for path in opened if not path.startswith(str(tmp_path))} <= {"/dev/null", "/etc/ld.so.cache"}, opened
+    assert "/etc/ld.so.preload" not in calls
 
 
 def test_what_can_t_be_packed_is_told(tmp_path):
