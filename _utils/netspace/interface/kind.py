@@ -157,6 +157,8 @@ class Interfaces:
     ) -> Record:
         same = old is not None and kinds.name(old.interface) == kinds.name(spec)
         key, owner = (old.public_key, old.owner) if old is not None and same else ("", 0)
+        if kinds.of(spec).FILTER == "host":  # has an end there, without asking
+            return Record(spec, given, gateways, ends.host_name(self.layout.instance, name), key, owner)
         record = Record(spec, given, gateways, "", key, owner)
         outside = expected(self.layout, name, record).outside
         return record if outside is None else replace(record, host_end=outside.name)
