@@ -370,6 +370,12 @@ def test_links_don_t_make_it_deeper_than_that():
     assert "deep" in refused(tar(members))
 
 
+def test_links_don_t_make_it_longer_than_that():
+    far = "/".join(["n" * 200] * 12)
+    members = [member(f"{far}/"), member("l", linkname=far), member(f"l/{far}/x", b"x")]
+    assert f"more than {bounds.PATH} bytes" in refused(tar(members))
+
+
 def test_too_many_files_are_refused(monkeypatch):
     monkeypatch.setattr(bounds, "ENTRIES", 20)
     read(tar([member(f"{number}") for number in range(20)]))

@@ -127,6 +127,17 @@ def test_every_flipped_byte_of_a_blob_is_refused(packed, tmp_path):
     assert packed == []
 
 
+@pytest.mark.parametrize("change", [lambda blob: blob[:4] + b"\1" + blob[5:], lambda blob: blob + gzip.compress(b"")])
+def test_a_layer_that_unpacks_to_the_same_is_another_all_the_same(packed, tmp_path, change):
+    made = layout()
+    name = max((name for name in made.files if "blobs" in name), key=lambda name: made.files[name][:1] == b"\x1f")
+    blob = made.files[name]
+    made.files[name] = change(blob)
+    assert gzip.decompress(made.files[name]) == gzip.decompress(blob)
+    with pytest.raises(NetspaceError, match="not what its digest"):
+        build(f"{made.write(tmp_path)}:web", tmp_path)
+
+
 def test_a_saved_image_is_checked_by_what_its_config_says(packed, tmp_path):
     whole = saved([LOWER, UPPER], ["shop:web"])
     for text in (b'"architecture"', b"app:x:33"):
@@ -196,6 +207,20 @@ def test_no_name_in_an_archive_reaches_the_host(packed, tmp_path):
         )
         with pytest.raises(NetspaceError, match="missing"):
             build(f"{tmp_path}/a.tar:web", tmp_path)
+
+
+def test_a_folder_is_a_layout_or_nothing(packed, tmp_path):
+    """What ``docker save`` wrote, unpacked into a folder, would be read by the names it says."""
+    (tmp_path / "secret.tar").write_bytes(LOWER)
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    (folder / "c.json").write_text(json.dumps({"rootfs": {"diff_ids": [sha256(LOWER)]}}))
+    manifest = [{"Config": "c.json", "RepoTags": ["x:web"], "Layers": ["../secret.tar"]}]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(NetspaceError, match="neither an OCI layout"):
+        build(f"{folder}:web", tmp_path)
+    with pytest.raises(NetspaceError, match="is this an OCI layout"):
+        oci.fingerprint(f"{folder}:web")
 
 
 def test_a_layer_bomb_is_refused(packed, tmp_path, monkeypatch):

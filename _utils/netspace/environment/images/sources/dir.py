@@ -39,12 +39,12 @@ def fingerprint(location: str) -> str:
 def identity(location: str) -> str:
     """Of all that goes into the image: names, types, modes, owners, contents, ``user.*`` attributes; not of times."""
     state = hashlib.sha256()
-    _tree(location, Budget(location)).write(state.update)
+    _tree(location, Budget(f"dir:{location}")).write(state.update)
     return "tree:" + state.hexdigest()
 
 
 def build(location: str, target: Path, scratch: Path) -> sources.Defaults:
-    budget = Budget(location)
+    budget = Budget(f"dir:{location}")
     tree = _tree(location, budget)
     sources.pack(tree, target, budget)
     return sources.Defaults(notes=tree.notes())

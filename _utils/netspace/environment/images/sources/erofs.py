@@ -34,7 +34,7 @@ def identity(location: str) -> str:
 
 
 def build(location: str, target: Path, scratch: Path) -> sources.Defaults:
-    budget = Budget(location)
+    budget = Budget(f"erofs:{location}")
     with sources.opened(Path(location)) as stream:
         budget.take_bytes(sources.whole(stream).size)
         stream.seek(_SUPERBLOCK)
@@ -44,12 +44,12 @@ def build(location: str, target: Path, scratch: Path) -> sources.Defaults:
         with target.open("wb") as copy:
             shutil.copyfileobj(stream, copy, 1 << 20)
     # Of the copy, which nobody else can change.
-    tools.run(["fsck.erofs", str(target)], f"image source {location}: damaged: fsck.erofs")
-    told = tools.run(["dump.erofs", "-S", str(target)], f"image source {location}: dump.erofs")
+    tools.run(["fsck.erofs", str(target)], f"image source erofs:{location}: damaged: fsck.erofs")
+    told = tools.run(["dump.erofs", "-S", str(target)], f"image source erofs:{location}: dump.erofs")
     count, size = _COUNT.search(told), _SIZE.search(told)
     if count is None or size is None:
         raise budget.refuse("dump.erofs doesn't tell its size")
     if int(count[1]) > bounds.ENTRIES:
         raise budget.refuse(f"more than {bounds.ENTRIES} files")
-    Budget(location).take_bytes(int(size[1]))
+    Budget(f"erofs:{location}").take_bytes(int(size[1]))
     return sources.Defaults()

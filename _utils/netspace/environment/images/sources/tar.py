@@ -27,7 +27,7 @@ def identity(location: str) -> str:
 
 
 def build(location: str, target: Path, scratch: Path) -> sources.Defaults:
-    budget = Budget(location)
+    budget = Budget(f"tar:{location}")
     tree = Tree(budget)
     with sources.opened(Path(location)) as stream:
         with streams.reader(sources.whole(stream), budget, scratch) as reader:
