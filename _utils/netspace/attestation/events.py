@@ -18,6 +18,7 @@ from netspace.attestation.eventlog import NO_ACTION, Event, EventLog
 
 MAX_TEXT = 1024
 MAX_LIST = 64
+SLACK = 8
 
 # TCG PC Client Platform Firmware Profile 1.06, 10.4.1
 POST_CODE, SEPARATOR, ACTION, EVENT_TAG, CRTM_VERSION, IPL = 0x1, 0x4, 0x5, 0x6, 0x8, 0xD
@@ -96,16 +97,36 @@ def proved(event: Event, bank: str, data: bytes | None = None) -> bool:
     return event.digests.get(bank) == expected
 
 
-def variable(data: bytes) -> Variable | None:
-    """Read UEFI_VARIABLE_DATA; None where it is none."""
+def measured_data(event: Event, bank: str) -> bytes | None:
+    """Return the event's data where its digest in *bank* is of it; None where it isn't.
+
+    Old shims log a byte more of an authority than they measure.
+    """
+    if proved(event, bank):
+        return event.data
+    if event.type == VARIABLE_AUTHORITY and proved(event, bank, event.data[:-1]):
+        return event.data[:-1]
+    return None
+
+
+def variable(data: bytes, slack: int = 0) -> Variable | None:
+    """Read UEFI_VARIABLE_DATA; None where it is none.
+
+    :param slack: so many bytes may follow it: old shims measure some more than they fill (``SLACK``).
+    """
     if len(data) < 32:
         return None
     characters, size = int.from_bytes(data[16:24], "little"), int.from_bytes(data[24:32], "little")
     start = 32 + 2 * characters
-    if characters > MAX_TEXT or start + size != len(data):
+    if characters > MAX_TEXT or not 0 <= len(data) - start - size <= slack:
         return None
     name = data[32:start].decode("utf-16-le", "replace")
-    return Variable(str(uuid.UUID(bytes_le=data[:16])), name, data[start:])
+    return Variable(str(uuid.UUID(bytes_le=data[:16])), name, data[start : start + size])
+
+
+def certificate(data: bytes) -> bytes:
+    """Return what an authority's content vouches by: a certificate, alone or after its owner (EFI_SIGNATURE_DATA)."""
+    return data if data[:2] == b"\x30\x82" else data[16:]
 
 
 def signatures(data: bytes) -> tuple[list[bytes], list[bytes]] | None:
@@ -210,13 +231,13 @@ def _matches(event: Event) -> bool | None:
         return all(proved(event, bank) or proved(event, bank, after) for bank in event.digests)
     if event.type not in _OF_DATA:
         return None
-    return all(proved(event, bank) for bank in event.digests)
+    return all(measured_data(event, bank) is not None for bank in event.digests)
 
 
 def _said(event: Event) -> dict[str, Any]:
     data = event.data
     if event.type in (VARIABLE_DRIVER_CONFIG, VARIABLE_BOOT, VARIABLE_BOOT2, VARIABLE_AUTHORITY):
-        read = variable(data)
+        read = variable(data, SLACK if event.type == VARIABLE_AUTHORITY else 0)
         return {"data": _hex(data)} if read is None else _variable(read, event.type)
     if event.type in _IMAGES:
         if len(data) >= 32 and int.from_bytes(data[24:32], "little") == len(data) - 32:
@@ -238,8 +259,8 @@ def _said(event: Event) -> dict[str, Any]:
 
 def _variable(read: Variable, kind: int) -> dict[str, Any]:
     found: dict[str, Any] = {"variable": _bounded(read.name), "guid": read.guid}
-    if kind == VARIABLE_AUTHORITY and len(read.data) > 16 and read.data[16:18] == b"\x30\x82":
-        found["certificate"] = hashlib.sha256(read.data[16:]).hexdigest()
+    if kind == VARIABLE_AUTHORITY and b"\x30\x82" in (read.data[:2], read.data[16:18]):
+        found["certificate"] = hashlib.sha256(certificate(read.data)).hexdigest()
         return found
     lists = signatures(read.data) if read.name in ("PK", "KEK", "db", "dbx", "dbr", "dbt") else None
     if lists is not None:

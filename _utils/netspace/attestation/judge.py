@@ -202,24 +202,25 @@ def _platform(told: list[Event], policy: Boot) -> None:
     separated = False
     for event in told:
         kind = events.type_name(event.type)
-        if not events.proved(event, BANK):
+        data = events.measured_data(event, BANK)
+        if data is None:
             raise UnexpectedEvent(f"PCR 7: the data of an event ({kind}) is not what was measured")
         if event.type == events.SEPARATOR:
-            if separated or event.data != _SEPARATED:
+            if separated or data != _SEPARATED:
                 raise UnexpectedEvent("PCR 7: a second separator, or one that tells of an error")
             separated = True
         elif event.type == events.VARIABLE_DRIVER_CONFIG and not separated:
-            read = events.variable(event.data)
+            read = events.variable(data)
             if read is None or (read.guid, read.name) in settings:
                 raise UnexpectedEvent("PCR 7: a variable that is none, or is measured twice")
             settings[read.guid, read.name] = read.data
         elif event.type == events.VARIABLE_AUTHORITY:
-            read = events.variable(event.data)
+            read = events.variable(data, events.SLACK)
             if read is None:
                 raise UnexpectedEvent("PCR 7: an authority that is no variable")
             authorities.append(read)
         elif event.type == events.EFI_ACTION:
-            raise SecureBootOff(f"the firmware says: {event.data[:64].decode('ascii', 'replace')}")
+            raise SecureBootOff(f"the firmware says: {data[:64].decode('ascii', 'replace')}")
         else:
             raise UnexpectedEvent(f"PCR 7: an event of type {kind} {'after' if separated else 'before'} the separator")
     if not separated:
@@ -246,7 +247,7 @@ def _signers(authorities: list[events.Variable], signers: frozenset[bytes], appl
     for one in authorities:
         if one.guid == SHIM and one.name == "SbatLevel":
             continue  # a list of revoked generations of shim's, which is no authority
-        certificate = one.data if one.data[:2] == b"\x30\x82" else one.data[16:]
+        certificate = events.certificate(one.data)
         if len(one.data) == 48 and certificate in applications:
             firmware += one.guid == events.SECURITY
             continue

@@ -220,6 +220,45 @@ def test_another_signer(host: Host) -> None:
         assert host.appraise(changed).code == "boot-signer"
 
 
+def test_an_old_shim_measures_more_than_it_fills_and_logs_a_byte_more(host: Host) -> None:
+    def edit(found: list[Event]) -> None:
+        at = index(found, 7, events.VARIABLE_AUTHORITY, "MokListRT")
+        data = found[at].data + bytes(5)
+        found[at] = measured(7, events.VARIABLE_AUTHORITY, data + b"\xaf", data)
+        assert events.describe(found[at])["matches"] is True and "certificate" in events.describe(found[at])
+
+    host.edit(edit)
+    assert host.appraise(boot_forge.policy("shim-grub")).level == 4
+
+
+@pytest.mark.skipif(boot_logs.others() is None, reason="there is no folder of others' logs (NETSPACE_EVENTLOGS)")
+def test_secure_boots_of_others() -> None:
+    """Firmware and shims of several makers and years: what they measure into PCRs 4 and 7 is understood."""
+    from netspace.attestation import eventlog
+
+    folder = boot_logs.others()
+    assert folder is not None
+    understood = 0
+    for path in (*folder.glob("go-*/*eventlog*"), *folder.glob("go-tpm-tools/*.bin"), *folder.glob("*/binary_*")):
+        log = eventlog.parse(path.read_bytes())
+        told = [event for event in log.events if event.type != eventlog.NO_ACTION]
+        if "sha256" not in log.banks or len(told) < 10:
+            continue
+        found = [events.variable(one.data, events.SLACK) for one in told if one.type == events.VARIABLE_AUTHORITY]
+        signers = [hashlib.sha256(events.certificate(one.data)).hexdigest() for one in found if one]
+        applications = [one.digests["sha256"].hex() for one in told if one.type == events.APPLICATION]
+        rules = {"secure_boot": True, "signers": signers, "applications": applications}
+        boot = policy.parse({"version": 1, "boot": rules}).boot
+        assert boot is not None and boot.applications is not None
+        judge._applications([event for event in told if event.pcr == 4], boot.applications)
+        try:
+            judge._platform([event for event in told if event.pcr == 7], boot)
+            understood += 1
+        except refusals.SecureBootOff:
+            pass
+    assert understood >= 9
+
+
 def test_nothing_was_verified(host: Host) -> None:
     def edit(found: list[Event]) -> None:
         found[:] = [one for one in found if one.type != events.VARIABLE_AUTHORITY]
