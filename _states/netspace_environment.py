@@ -136,7 +136,8 @@ def running(name: str, **kwargs: Any) -> dict[str, Any]:
         the environment's own.
 
     seccomp
-        Name of the system call profile. Defaults to ``strict``.
+        Which system calls it may make: ``strict`` (default), ``standard``, which adds what some databases
+        and older servers need, or ``file:/profile.json``: a file of the host's in the format of OCI or Docker.
 
     restart
         ``on-failure`` (default), ``always`` or ``never``.

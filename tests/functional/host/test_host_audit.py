@@ -138,6 +138,16 @@ def test_an_unknown_name_is_told(salt, applied):
     assert traces() == []
 
 
+@pytest.mark.parametrize("limits", [{"memory": "4M"}, {"pids": 2}])
+def test_limits_too_narrow_for_a_twin_are_told(salt, bare, limits):
+    web = {"image": f"dir:{bare}", "command": ["/bin/busybox", "sleep", "1000"], "stop_timeout": 1, "limits": limits}
+    all_true(salt.apply({"environments": {"narrow": web}}))
+    done = salt.run("netspace_environment.audit", "narrow")
+    assert done.returncode != 0
+    assert "a twin can't be run: " in done.stderr
+    assert traces() == []
+
+
 def test_no_twin_is_seen_on_a_network_beyond_the_host(salt, bare):
     subprocess.run(["ip", "link", "add", "br-audit", "type", "bridge"], check=True)
     try:
