@@ -81,7 +81,7 @@ class Host:
     def environments(self) -> Any:
         from netspace.environment.kind import Environments
 
-        return Environments(self.layout, self.supervisor, self.remote)
+        return Environments(self.layout, self.supervisor, self.remote, give=lambda owners: self.interfaces.own(owners))
 
     @functools.cached_property
     def images(self) -> Any:

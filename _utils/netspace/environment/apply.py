@@ -23,6 +23,8 @@ from netspace.layout import Layout
 from netspace.plan import Outcome, Step
 from netspace.supervision import Status, Supervisor
 
+Give = Callable[[Mapping[str, int]], Mapping[str, str]]
+
 # A batch that was started is looked at after each of these pauses (seconds), until nothing of it runs (any more).
 _LOOKS = (0.005, 0.015, 0.08)
 
@@ -31,15 +33,25 @@ class Applying:
     """One application: the steps that are still good, and the errors of those that aren't.
 
     :param purge: what is removed takes its volumes along, but for folders of the host.
+    :param give: gives the devices of these environments' interfaces to these users (the host's ids), before they start.
     """
 
-    def __init__(self, making: Making, supervisor: Supervisor, steps: Sequence[Step], *, purge: bool = False) -> None:
+    def __init__(
+        self,
+        making: Making,
+        supervisor: Supervisor,
+        steps: Sequence[Step],
+        *,
+        purge: bool = False,
+        give: Give | None = None,
+    ) -> None:
         self.making = making
         self.layout = making.layout
         self.supervisor = supervisor
         self.errors: dict[str, str] = {}
         self._steps = steps
         self._purge = purge
+        self._give = give
         self._removals = [step.name for step in steps if step.action == "remove"]
         self._work: dict[str, Work] = {step.name: step.data for step in steps if step.action != "remove"}
         self._records: dict[str, Record] = {}
@@ -54,6 +66,7 @@ class Applying:
         self._build()
         self._stop()
         self._make()
+        self._give_devices()
         self._define()
         self._start()
         return [Outcome(step, self.errors.get(step.name, "")) for step in self._steps]
@@ -177,6 +190,16 @@ class Applying:
             self.making.hand_out(name, record, work.want.files)
 
         self._fail(each(self._left(), make))
+
+    def _give_devices(self) -> None:
+        """Have each that has a device of its interface's own it, before it starts."""
+        owners = {
+            name: record.base + oci.user_of(record.spec, record.image.defaults)
+            for name in self._left()
+            if (record := self._records[name]).spec.interface is not None and record.spec.interface.DEVICES
+        }
+        if owners and self._give is not None:
+            self._fail(self._give(owners))
 
     def _define(self) -> None:
         """Tell the supervisor, all at once; what isn't to run must not be started at boot either."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from netspace import files
 from netspace.environment import compare, mounts, observe, records, runtime
-from netspace.environment.apply import Applying, halt, start
+from netspace.environment.apply import Applying, Give, halt, start
 from netspace.environment.compare import DesiredEnvironment
 from netspace.environment.images import Store
 from netspace.environment.images.remote import Remote
@@ -35,13 +35,17 @@ class Environments:
     """The environments of one host. See ``netspace.plan.Kind``.
 
     :param supervisor: what keeps them running.
+    :param give: gives interfaces' devices to these environments' users; returns what went wrong.
     :param remote: who fetches images' sources that are not on this host.
     """
 
-    def __init__(self, layout: Layout, supervisor: Supervisor, remote: Remote | None = None) -> None:
+    def __init__(
+        self, layout: Layout, supervisor: Supervisor, remote: Remote | None = None, give: Give | None = None
+    ) -> None:
         self.layout = layout
         self.supervisor = supervisor
         self.store = Store(layout, remote)
+        self._give = give
         self.making = Making(layout, self.store)
 
     # -- seeing ------------------------------------------------------------------
@@ -79,7 +83,7 @@ class Environments:
 
         :param purge: what is removed takes its volumes along, but for folders of the host.
         """
-        return Applying(self.making, self.supervisor, steps, purge=purge).run()
+        return Applying(self.making, self.supervisor, steps, purge=purge, give=self._give).run()
 
     def start(self, names: Collection[str]) -> dict[str, str]:
         """Start environments that are made; return why some don't run, by name."""

@@ -3,7 +3,8 @@
 All hardening stands here, none of it can be loosened by a declaration: namespaces of its
 own, user ids of its own, no capability, no new privileges, our system call profile, a
 minimal /dev, masked kernel files, limits. There are no annotations (``run.oci.*`` would
-reconfigure crun), no hooks and no devices. Written after the OCI runtime specification 1.1.
+reconfigure crun), no hooks and no devices but what a kind of interface needs (``DEVICES``).
+Written after the OCI runtime specification 1.1.
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ def config(
     :param rules: the system call profile, where that is an operator's own file.
     :raises NetspaceError: when neither says what to run.
     """
+    devices = spec.interface.DEVICES if spec.interface is not None else ()
     return {
         "ociVersion": "1.0.2",
         "hostname": name,
@@ -92,7 +94,8 @@ def config(
             "uidMappings": [{"containerID": 0, "hostID": base, "size": COUNT}],
             "gidMappings": [{"containerID": 0, "hostID": base, "size": COUNT}],
             "cgroupsPath": cgroup,
-            "resources": _resources(spec.limits, controllers, disks, unified),
+            **({"devices": [_device(path) for path in devices]} if devices else {}),
+            "resources": _resources(spec.limits, controllers, disks, unified, devices),
             "seccomp": seccomp.profile(spec.seccomp, machine) if rules is None else dict(rules),
             "rootfsPropagation": "private",
             "maskedPaths": list(_MASKED),
@@ -199,8 +202,21 @@ def _volume(layout: Layout, name: str, volume: Volume) -> dict[str, Any]:
     return _bind(str(source), volume.target, "idmap", *(("ro",) if volume.read_only else ("rw",)))
 
 
+# linux/Documentation/admin-guide/devices.txt: major and minor of what can be handed out.
+_NUMBERS = {"/dev/net/tun": (10, 200)}
+
+
+def _device(path: str) -> dict[str, Any]:
+    major, minor = _NUMBERS[path]
+    return {"path": path, "type": "c", "major": major, "minor": minor, "fileMode": 0o666, "uid": 0, "gid": 0}
+
+
 def _resources(
-    limits: Limits, controllers: Collection[str], disks: Collection[cgroups.Device], unified: bool
+    limits: Limits,
+    controllers: Collection[str],
+    disks: Collection[cgroups.Device],
+    unified: bool,
+    devices: Collection[str],
 ) -> dict[str, Any]:
     memory = int(limits.memory)
     throttle = {
@@ -218,7 +234,11 @@ def _resources(
     kept = {key: bound for controller, (key, bound) in bounds.items() if controller in controllers}
     # An environment that is out of memory ends as a whole; version 1 can't say that.
     whole = {"unified": {"memory.oom.group": "1"}} if unified and "memory" in controllers else {}
-    return {"devices": [{"allow": False, "access": "rwm"}], **kept, **whole}
+    opened = [
+        {"allow": True, "type": "c", "major": major, "minor": minor, "access": "rw"}
+        for major, minor in (_NUMBERS[path] for path in devices)
+    ]
+    return {"devices": [{"allow": False, "access": "rwm"}, *opened], **kept, **whole}
 
 
 def revision(controllers: Collection[str]) -> str:

@@ -51,8 +51,12 @@ class Record:
 
 
 def own(spec: Environment) -> Environment:
-    """What of a declared environment is recorded here: all but the interface, which has its own record."""
-    return msgspec.structs.replace(spec, interface=None)
+    """What of a declared environment is recorded here: all but the interface, which has its own record.
+
+    Only that it is of a kind with devices concerns the environment itself.
+    """
+    interface = type(spec.interface)() if spec.interface is not None and spec.interface.DEVICES else None
+    return msgspec.structs.replace(spec, interface=interface)
 
 
 def path(layout: Layout, name: str) -> Path:

@@ -300,7 +300,7 @@ class Interfaces:
         new = {
             name: replace(known[name], owner=owner)
             for name, owner in owners.items()
-            if name in known and known[name].owner != owner and hasattr(known[name].interface, "DEVICES")
+            if name in known and known[name].owner != owner and known[name].interface.DEVICES
         }
         if not new:
             return {}

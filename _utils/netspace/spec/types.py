@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import msgspec
 
@@ -251,7 +251,11 @@ class Interface(Base, frozen=True, tag_field="kind"):
     """Base of the interface kinds (``netspace.interface.kinds``).
 
     What a kind knows of its own values beyond their types it says by these methods.
+
+    ``DEVICES`` are the host's devices that an environment with such an interface may open.
     """
+
+    DEVICES: ClassVar[tuple[str, ...]] = ()
 
     def problems(self) -> Iterable[tuple[str, str]]:
         """What is wrong with the values: (key, message)."""

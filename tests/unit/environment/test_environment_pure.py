@@ -265,3 +265,19 @@ def test_netspace_s_own_folders_are_no_volumes(tmp_path, source):
 def test_a_number_of_lines_that_is_none(lines):
     with pytest.raises(NetspaceError, match="expected a whole number"):
         object.__new__(Operations).logs("web", lines)
+
+
+def test_a_device_is_there_for_the_kind_of_interface_that_needs_it_alone():
+    def config(interface):
+        spec = parse.environment("web", {"image": "tar:/x.tar", "command": ["/x"], "interface": interface})
+        return oci.config("web", spec, layout=Layout(), base=ids.FIRST, cgroup="/web")["linux"]
+
+    for kind in ({"kind": "none"}, {"kind": "veth"}):
+        assert "devices" not in config(kind)
+        assert config(kind)["resources"]["devices"] == [{"allow": False, "access": "rwm"}]
+    linux = config({"kind": "tap"})
+    assert [device["path"] for device in linux["devices"]] == ["/dev/net/tun"]
+    assert linux["resources"]["devices"] == [
+        {"allow": False, "access": "rwm"},
+        {"allow": True, "type": "c", "major": 10, "minor": 200, "access": "rw"},
+    ]
