@@ -413,6 +413,8 @@ def test_support_is_told_as_the_kernel_does() -> None:
 
 # -- what is particular -----------------------------------------------------------------------
 def test_environments_on_one_parent_do_not_reach_each_other(bench: Bench, wire: None) -> None:
+    for family, address in FAR.items():
+        run(f"ip -n test-lan addr add {address}/{BITS[family]}{' nodad' * (family == 'ipv6')} dev wire")
     for kind in ("macvlan", "ipvlan", "bridge"):
         module = kinds.modules()[kind]
         if not support.has(module.NEEDS, module.LINK):
@@ -420,6 +422,8 @@ def test_environments_on_one_parent_do_not_reach_each_other(bench: Bench, wire: 
         lan = LANS[kind]()
         bench.make(a=lan.spec(), b=lan.spec(OTHERS))
         for family in FAR:
+            assert meets(bench.path("a"), OUTSIDE, FAR[family]) == OURS[family]
+            assert meets(OUTSIDE, bench.path("b"), OTHERS[family]) == FAR[family]
             with listen(bench.path("b"), OTHERS[family], 8080):
                 assert connect(bench.path("a"), OTHERS[family], 8080) is None, kind
         bench.remove_all()
