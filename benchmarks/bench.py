@@ -1,6 +1,7 @@
 """What the benchmarks share: a host of their own, rounds, and how figures are told. Measures nothing itself.
 
-A line compares one value with its peer, both measured in this run. ``target`` is in the value's own
+A line compares one value with its peer, both measured in this run; lines of *processor time* tell the
+same on a machine that is busy with something else. ``target`` is in the value's own
 unit (a ratio to the peer is told as that multiple of the peer's value); a line without one is there to be read.
 """
 
@@ -73,6 +74,14 @@ def disk(*, in_memory: bool) -> Iterator[Path]:
                 mounts.unmount(_STATE)
 
 
+def processor() -> float:
+    """Milliseconds of processor time that all in the sandbox has used so far: what else runs here doesn't count."""
+    version1, version2 = Path("/sys/fs/cgroup/cpuacct/cpuacct.usage"), Path("/sys/fs/cgroup/cpu.stat")
+    if version1.exists():
+        return int(version1.read_text()) / 1e6
+    return int(version2.read_text().split()[1]) / 1e3
+
+
 class Rounds:
     """Values by name, one more with each round."""
 
@@ -84,10 +93,11 @@ class Rounds:
 
     @contextlib.contextmanager
     def timed(self, name: str, each: int = 1) -> Iterator[None]:
-        """Note how many milliseconds this takes, for each of *each*."""
-        start = time.perf_counter()
+        """Note how many milliseconds this takes, for each of *each*; as ``<name> cpu`` how much processor time."""
+        start, used = time.perf_counter(), processor()
         yield
         self.note(name, (time.perf_counter() - start) * 1000 / each)
+        self.note(f"{name} cpu", (processor() - used) / each)
 
     def time(self, name: str, work: Callable[[], Any], each: int = 1) -> None:
         with self.timed(name, each):

@@ -23,7 +23,8 @@ as a whole. The peer is raw crun by hand, one after another.
 
 *memory* -- what the host pays for each idle environment beyond the program itself: anonymous memory, kernel
 memory and files in memory of all that is in the sandbox (by its memory cgroup, so that other work on this
-machine doesn't count), and per-CPU memory; less what the same program costs when it is just started.
+machine doesn't count), less what the same program costs when it is just started. The peer is raw crun
+by hand again: what the kernel pays for namespaces, control groups and mounts is the same for both.
 """
 
 from __future__ import annotations
@@ -83,10 +84,12 @@ class One:
         record = self.host.environments.recorded()["one"]
         mounted = self.host.environments.store.mountpoint(record.image.digest)
         config = json.loads((self.layout.bundle("one") / "config.json").read_bytes())
-        self.hands = [
-            Environment(folder, number, mounted, _as(config, folder, number, record.base), record.base)
-            for number in range(HANDS)
-        ]
+
+        def hand(number: int) -> Environment:
+            return Environment(folder, number, mounted, _as(config, folder, number, record.base), record.base)
+
+        self.hand = hand
+        self.hands = [hand(number) for number in range(HANDS)]
         self._remove("one")
         Path("/run/netns").mkdir(exist_ok=True)
 
@@ -132,11 +135,10 @@ class One:
         """Only the program, in what is made already: ours and crun by hand."""
         self._apply({"one": self._spec(["/bin/true"])})
         supervisor = self.host.supervisor
-        start = time.perf_counter()
-        assert not supervisor.start(["environment-one"])
-        while supervisor.observe()["environment-one"].state != "stopped":
-            time.sleep(0.0002)
-        rounds.note("program", (time.perf_counter() - start) * 1000)
+        with rounds.timed("program"):
+            assert not supervisor.start(["environment-one"])
+            while supervisor.observe()["environment-one"].state != "stopped":
+                time.sleep(0.002)
         self._remove("one")
         hand = self.hands[0]
         hand.make()
@@ -154,6 +156,17 @@ class One:
             for hand in few:
                 hand.kill()
                 hand.drop()
+
+    def memory_by_hand(self, rounds: Rounds, count: int) -> None:
+        many = [self.hand(HANDS + number) for number in range(count)]
+        before = settled()
+        for hand in many:
+            hand.make()
+            hand.start()
+        rounds.note("hand memory", (settled() - before) / count)
+        for hand in many:
+            hand.kill()
+            hand.drop()
 
     def end(self) -> None:
         result = self.host.teardown()
@@ -293,11 +306,14 @@ class Salt:
         ):
             self.declare(declaration)
             start = time.perf_counter()
+            used = bench.processor()
             self.call("test.ping")
             ping = time.perf_counter() - start
-            start = time.perf_counter()
+            rounds.note("ping cpu", bench.processor() - used)
+            start, used = time.perf_counter(), bench.processor()
             assert bool(self.apply()) is changed, what
             whole = time.perf_counter() - start
+            rounds.note(f"{key}{what} cpu", bench.processor() - used)
             rounds.note(f"{key}{what} whole", whole)
             rounds.note(f"{key}{what}", whole - ping)
             rounds.note("ping", ping)
@@ -379,6 +395,8 @@ def measure(options: Any, folder: Path) -> Rounds:
     finally:
         for engine in engines:
             engine.stop()
+    say(f"memory: {options.idle} environments by hand")
+    one.memory_by_hand(rounds, options.idle)
     one.end()
     salt = Salt(folder)
     for number in range(options.rounds):
@@ -398,10 +416,14 @@ def lines(rounds: Rounds, options: Any) -> dict[str, dict[str, Any]]:
     hand = "raw crun by hand"
     found = {
         "one environment, nothing to nothing": line(middle("one"), "ms", hand, middle("hand"), ratio=1.3),
+        "one environment, processor time": line(middle("one cpu"), "ms", hand, middle("hand cpu")),
         "its program alone, start to exit": line(
             middle("program"), "ms", "crun run of the bundle", middle("hand program"), ratio=1.3
         ),
     }
+    found["its program alone, processor time"] = line(
+        middle("program cpu"), "ms", "crun run of the bundle", middle("hand program cpu")
+    )
     for engine in CLI:
         for network in ("none", "bridge"):
             if f"{engine} {network}" in rounds:
@@ -416,6 +438,9 @@ def lines(rounds: Rounds, options: Any) -> dict[str, dict[str, Any]]:
         f"{count} through Salt, create each, Salt's own start too": line(
             middle(f"{count} create whole") * each, "ms", hand, middle("hand create")
         ),
+        f"{count} through Salt, create each, processor time": line(
+            (middle(f"{count} create cpu") - middle("ping cpu")) / count, "ms", hand, middle("hand create cpu")
+        ),
         f"{count} through Salt, destroy each": line(
             middle(f"{count} destroy") * each, "ms", "create", middle(f"{count} create") * each, ratio=1.0
         ),
@@ -423,8 +448,15 @@ def lines(rounds: Rounds, options: Any) -> dict[str, dict[str, Any]]:
         f"{count} through Salt, unchanged": line(
             middle(f"{count} unchanged"), "s", "salt-call test.ping", middle("ping"), limit=0.2
         ),
-        "memory per idle environment": line(
-            middle("memory") - middle("plain memory"), "kB", "the program alone", middle("plain memory"), limit=100
+        "memory per idle environment beyond its program": line(
+            middle("memory") - middle("plain memory"),
+            "kB",
+            hand,
+            middle("hand memory") - middle("plain memory"),
+            limit=100,
+        ),
+        "memory per idle environment beyond raw crun": line(
+            middle("memory") - middle("hand memory"), "kB", "all of it", middle("memory")
         ),
     }
     if many:

@@ -107,6 +107,7 @@ def lines(rounds: Rounds, options: argparse.Namespace) -> dict[str, dict[str, An
     found = {
         **each("interfaces, create", "create", "hand-packed netlink", "floor", 1.5),
         **each("interfaces, create, without records and filter", "links", "hand-packed netlink", "floor"),
+        **each("interfaces, create, processor time", "create cpu", "hand-packed netlink", "floor cpu"),
         **each("interfaces, create beside ip", "create", "ip -batch", "ip", 0.5),
         **each("interfaces, remove", "remove", "create", "create", 1.0),
         **each("interfaces, remove beside ip", "remove", "ip -batch link del", "ip remove", 1.0),
