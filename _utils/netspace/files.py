@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from netspace.errors import StateError
+from netspace.errors import NetspaceError, StateError
 
 MAX_RECORD = 4 * 1024 * 1024
 # Files written at one time, each with a descriptor; and so few that syncing each costs less than syncing all.
@@ -26,7 +26,8 @@ def write(path: Path, content: bytes, *, mode: int = 0o600, owner: tuple[int, in
     """Make *path* hold *content* with *mode* and *owner*; return whether anything was written.
 
     The file is replaced atomically (write aside, fsync, rename), and is never
-    visible with a wider mode or another owner than asked.
+    visible with a wider mode or another owner than asked. What a killed run left aside
+    is replaced by the next, so a file has one writer at a time: whoever holds the lock.
     """
     if _same(path, content, mode, owner):
         return False
@@ -72,7 +73,7 @@ def write_all(contents: Mapping[Path, bytes], *, mode: int = 0o600) -> tuple[set
 @contextlib.contextmanager
 def _beside(path: Path, content: bytes, mode: int, owner: tuple[int, int] | None) -> Iterator[tuple[Path, int]]:
     """A new file with *content* beside *path*, and its descriptor; removed if it still is there in the end."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.new")
+    aside = _aside(path)
     fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(fd, "wb") as stream:
@@ -101,6 +102,10 @@ def _sync(fds: Sequence[int]) -> None:
             raise OSError(ctypes.get_errno(), "syncfs: " + os.strerror(ctypes.get_errno()))
 
 
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.new")
+
+
 def _same(path: Path, content: bytes, mode: int, owner: tuple[int, int] | None) -> bool:
     try:
         info = path.lstat()
@@ -110,6 +115,14 @@ def _same(path: Path, content: bytes, mode: int, owner: tuple[int, int] | None) 
             return False
         return path.read_bytes() == content
     except OSError:
+        return False
+
+
+def differs(path: Path, content: bytes) -> bool:
+    """Whether there is a file at *path* with another content."""
+    try:
+        return path.read_bytes() != content
+    except FileNotFoundError:
         return False
 
 
@@ -141,7 +154,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
         value = json.loads(raw)
         if not isinstance(value, dict):
             raise ValueError("not a JSON object")
-    except ValueError as err:
+    except (ValueError, RecursionError) as err:
         raise StateError(f"{path}: {err}; remove the file and apply again to rebuild it") from err
     return value
 
@@ -162,12 +175,28 @@ def read_records(directory: Path) -> dict[str, dict[str, Any]]:
 
 
 def remove(path: Path) -> bool:
-    """Remove a file; return whether there was one."""
+    """Remove a file, and what a killed run left beside it; return whether there was one."""
+    with contextlib.suppress(FileNotFoundError):
+        _aside(path).unlink()
     try:
         path.unlink()
     except FileNotFoundError:
         return False
     return True
+
+
+@contextlib.contextmanager
+def refusals_told() -> Iterator[None]:
+    """Make what the system refuses (no space, too many files, no process) an error for the operator."""
+    try:
+        yield
+    except OSError as err:
+        where = f": {err.filename}" if err.filename is not None else ""
+        raise NetspaceError(f"the system refuses: {err.strerror or err}{where}; apply again once it doesn't") from err
+    except RuntimeError as err:
+        if "start new thread" not in str(err):
+            raise
+        raise NetspaceError(f"the system refuses: {err} (no more processes or memory); apply again later") from err
 
 
 @contextlib.contextmanager

@@ -103,7 +103,11 @@ def install(layout: Layout) -> bool:
     # The version before stays: a process that runs it may still import from it.
     for entry in os.listdir(layout.library):
         if entry not in (digest, before, "current"):
-            shutil.rmtree(layout.library / entry, ignore_errors=True)
+            path = layout.library / entry
+            if path.is_symlink():  # of one that was killed just before it pointed to its version
+                path.unlink()
+            else:
+                shutil.rmtree(path, ignore_errors=True)
     return True
 
 

@@ -213,6 +213,9 @@ class Applying:
         except (NetspaceError, OSError) as err:
             self._fail(dict.fromkeys(left, str(err)))
             return
+        for name, work in left.items():
+            if work.want.state == "running" and not work.start:  # it runs, or ended by itself
+                files.remove(runtime.halt_mark(self.layout, name))
         idle = [
             name
             for name, work in left.items()
@@ -245,6 +248,13 @@ def start(layout: Layout, supervisor: Supervisor, names: Collection[str]) -> dic
         return {}
     for name in names:
         files.remove(runtime.log(layout, name))
+    # What crun could not forget when it last ended would keep it from being started.
+    unforgotten = [name for name in names if runtime.known(layout, name)]
+    if unforgotten:
+        mounted = mounts.table()
+        stuck = each(unforgotten, lambda name: runtime.delete(layout, name, mounted))
+        if stuck:
+            return {**stuck, **start(layout, supervisor, [name for name in names if name not in stuck])}
     try:
         failed = supervisor.start(list(services))
         statuses = _after_a_moment(supervisor, services)

@@ -222,15 +222,22 @@ def _compare(
     begin = run and (stop or not (runs or (done and not assemble)))
     work = Work(want, record, build=build, assemble=assemble, stop=stop, start=begin, tune=tune)
 
+    # A run was killed after it started it, before it had noted that.
+    unnoted = seen.halted and runs and want.state == "running" and not stop
+
     reasons = [_FIXED[key] for key in fixed if key in _FIXED] if runs else []
     if not seen.assembled:
         reasons.append("its root, a file system of its own or its configuration is missing or damaged")
     elif not assemble and (off := [*seen.differing, *_smaller(record.spec, seen)]):
         reasons.append(f"not as it was declared: {', '.join(off)}")
+    if unnoted and not changes:
+        reasons.append("it is noted as stopped")
     if not seen.namespace:
         reasons.append("its network namespace was replaced")
     if status is None:
         reasons.append("its service is not defined")
+    elif not seen.service and not changes:
+        reasons.append("its service is not defined as it was declared")
     elif begin and not runs:
         reasons.append(f"it is {status.state}" + (f" ({status.exit})" if status.exit else ""))
     if stop and run:
@@ -241,7 +248,7 @@ def _compare(
         action = "start"
     elif assemble:
         action = "change"
-    elif changes or tune or status is None:
+    elif changes or tune or status is None or not seen.service or unnoted:
         action = "update"
     else:
         return None

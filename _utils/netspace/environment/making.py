@@ -121,6 +121,7 @@ class Making:
 
     def restore(self, known: Mapping[str, Record]) -> dict[str, str]:
         """Rebuild what these lack of mounts, bundles and files; return what went wrong, by environment."""
+        self.store.tidy()
         mounted = mounts.table()
         lost = {name: record for name, record in known.items() if not assembled(self.layout, name, record, mounted)}
         errors = self.mount_images({record.image.digest for record in lost.values()}, mounted)
@@ -135,7 +136,12 @@ class Making:
             records.write(self.layout, name, replace(record, config=hashlib.sha256(content).hexdigest()))
             self.hand_out(name, record, handout.read(self.layout, name))
 
-        return each(lost, rebuild)
+        def complete(name: str) -> None:
+            """A restoration that was killed may have got as far as the configuration."""
+            if handout.observe(self.layout, name) is None:
+                self.hand_out(name, known[name], handout.read(self.layout, name))
+
+        return {**each(lost, rebuild), **each(known.keys() - lost.keys(), complete)}
 
 
 def each(items: Iterable[T], act: Callable[[T], object]) -> dict[T, str]:

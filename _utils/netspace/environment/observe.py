@@ -6,6 +6,7 @@ service) is looked at once for all of them.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Collection, Mapping
@@ -16,6 +17,7 @@ from netspace.environment import cgroups, disks, handout, images, mounts, oci, r
 from netspace.environment.disks import Disk
 from netspace.environment.images import Store
 from netspace.environment.records import Record
+from netspace.errors import MissingError
 from netspace.layout import Layout
 from netspace.spec.types import Environment
 from netspace.supervision import Status, Supervisor, payload_cgroup
@@ -32,6 +34,7 @@ class Seen:
     :param halted: it was stopped by us, and not started since.
     :param differing: the limits that are not kept as its record says, though it runs.
     :param disks: its own file systems that are mounted.
+    :param service: its service, where there is one, is defined as its record says.
     """
 
     record: Record
@@ -42,6 +45,7 @@ class Seen:
     halted: bool = False
     differing: tuple[str, ...] = ()
     disks: Mapping[str, Disk] = field(default_factory=dict)
+    service: bool = True
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,10 @@ def observe(
     mounted = mounts.table()
     hierarchies = cgroups.Hierarchies(mounted, controllers)
     found = {}
+    redefined: set[str] = set()
+    with contextlib.suppress(MissingError):  # without crun nothing can be told of services; starting one says so
+        services = [runtime.service(layout, name, record.spec, mounted, controllers) for name, record in known.items()]
+        redefined = supervisor.differing(services)
     for name, record in known.items():
         status = statuses.get(runtime.service_name(name))
         found[name] = Seen(
@@ -97,6 +105,7 @@ def observe(
             runtime.halt_mark(layout, name).exists(),
             _differing(layout, name, record, status, hierarchies, devices),
             _disks(layout, name, record, mounted),
+            runtime.service_name(name) not in redefined,
         )
     sources = {image: store.seen(image) for image in sorted({record.spec.image for record in known.values()})}
     unkept = tuple(key for key, needed in cgroups.CONTROLLERS.items() if needed not in controllers)

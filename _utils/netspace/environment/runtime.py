@@ -17,12 +17,13 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from netspace.environment import cgroups, mounts
-from netspace.errors import MissingError
+from netspace.errors import MissingError, NetspaceError
 from netspace.layout import Layout
 from netspace.spec.types import Environment
 from netspace.supervision import Service
 
 VARIABLES = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+PATIENCE = 60.0  # seconds for crun to kill and forget a container
 _CGROUPS = "/sys/fs/cgroup"
 _UNIFIED = f"{_CGROUPS}/unified"
 
@@ -132,17 +133,31 @@ def complaint(path: Path) -> str:
     return lines[-1].split("Z: ", 1)[-1] if lines else ""
 
 
+def known(layout: Layout, name: str) -> bool:
+    """Whether crun knows a container of the environment's, running or not."""
+    return (state(layout) / container(layout, name)).exists()
+
+
 def delete(layout: Layout, name: str, mounted: Mapping[str, mounts.Mount]) -> None:
-    """Have crun kill and forget the environment's container, if it still knows one."""
+    """Have crun kill and forget the environment's container, if it still knows one.
+
+    :raises NetspaceError: when it doesn't come to an end.
+    """
     own = container(layout, name)
-    if (state(layout) / own).exists():
-        subprocess.run(
-            crun(layout, mounted, "delete", "--force", own),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=False,
-            env=VARIABLES,
-        )
+    if known(layout, name):
+        try:
+            subprocess.run(
+                crun(layout, mounted, "delete", "--force", own),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                check=False,
+                env=VARIABLES,
+                timeout=PATIENCE,
+            )
+        except subprocess.TimeoutExpired as err:
+            raise NetspaceError(
+                f"crun did not delete {own} within {PATIENCE:.0f} s and was killed; apply again"
+            ) from err
 
 
 def remove_cgroups(layout: Layout, cgroup: str, mounted: Mapping[str, mounts.Mount]) -> None:

@@ -424,7 +424,8 @@ class Links:
             if after or not (purge and lost):
                 raise
             parked = []
-        gone = model.members(work.before.values()) - model.members(after.values())
+        # Before the record goes: without it nothing would ever find them.
+        credentials.remove(self.layout, model.members(work.before.values()) - model.members(after.values()))
         if after:
             self._write(Record(work.broker, after, tuple(parked)))
         else:
@@ -433,7 +434,6 @@ class Links:
                 self._write(Record(work.broker, {}, tuple(parked)))
             else:
                 self._forget()
-        credentials.remove(self.layout, gone)
 
     def _on_broker(
         self,

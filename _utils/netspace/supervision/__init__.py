@@ -94,6 +94,10 @@ class Supervisor(Protocol):
         """Write what is needed to start them now and at boot; return whether anything changed."""
         ...
 
+    def differing(self, services: Sequence[Service]) -> set[str]:
+        """Which of these are defined otherwise: by a run that was killed, or by hand. Reads only."""
+        ...
+
     def start(self, names: Collection[str]) -> dict[str, str]:
         """Start those that don't run (in parallel); per failed name an error text."""
         ...

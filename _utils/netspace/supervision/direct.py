@@ -62,6 +62,14 @@ class Direct:
             raise error
         return changed or bool(written)
 
+    def differing(self, services: Sequence[Service]) -> set[str]:
+        folder = records.folder(self.layout)
+        return {
+            service.name
+            for service in services
+            if files.differs(folder / f"{service.name}.json", files.encode(records.encode(service)))
+        }
+
     def start(self, names: Collection[str]) -> dict[str, str]:
         errors = records.unknown(names, records.defined(self.layout))
         known = [name for name in names if name not in errors]
@@ -120,12 +128,12 @@ class Direct:
         request = messages.render(messages.Request(do, tuple(names)))
         reason = ""
         for _ in range(ATTEMPTS):
-            if not daemon.running(self.layout) or reason:
-                self._launch()
             try:
+                if not daemon.running(self.layout) or reason:
+                    self._launch()
                 self._renew()
                 return self._exchange(request).errors
-            except (OSError, ValueError) as err:  # it ended meanwhile, or was killed
+            except (OSError, ValueError, SupervisorError) as err:  # it ended meanwhile, or was killed
                 reason = str(err)
                 time.sleep(0.05)
         log = self.layout.logs / "supervisor.log"

@@ -83,6 +83,13 @@ class Systemd:
             self._call("daemon-reload")
         return changed or linked or bool(written)
 
+    def differing(self, services: Sequence[Service]) -> set[str]:
+        return {
+            service.name
+            for service in services
+            if files.differs(self._file(service.name), unit.render(self.layout, service).encode())
+        }
+
     def start(self, names: Collection[str]) -> dict[str, str]:
         known, errors = self._known(names)
         if not known:

@@ -1,0 +1,162 @@
+"""SIGKILL between any two steps: each state-changing system call of an apply is a fault point, and all are tried.
+
+A cycle is: from nothing, changes, a reboot, a removal, the teardown. In each of them the run is
+killed at one point and run again with no help between; then nothing more is planned, and
+the host looks as after a run that nobody killed: nothing lost, nothing leaked, nothing of
+another's touched. The next cycle takes the next points, until there are none.
+
+By default a step that is done many times (for each environment, for each file of the library)
+is tried once. ``NETSPACE_FAULTS=all`` tries each.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import faultpoints
+import faults_host
+import pytest
+from faultpoints import Point
+from faults_host import Declared, World
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(not faultpoints.SUPPORTED, reason="the tracer knows x86-64 only"),
+]
+
+START = time.monotonic()
+EVERY = os.environ.get("NETSPACE_FAULTS") == "all"
+# What an environment's name may be followed by in a path.
+NAMES = re.compile(r"(?<=[/.-])[ab](?=[/. ]|$)")
+# These leave nothing that a killed process would leave behind: the moment before is tried already.
+SAME_AS_BEFORE = ("fsync", "fdatasync", "sync", "flock", "connect")
+
+
+@dataclass
+class Scenario:
+    """One way of changing a host.
+
+    :param act: does it, in a fork; returns ``steps`` and ``errors``.
+    :param then: what is declared afterwards, None for nothing.
+    :param before: makes what it starts from.
+    """
+
+    name: str
+    act: Callable[[], dict[str, list[str]]]
+    then: Declared | None
+    before: Callable[[], object] = lambda: None
+    points: list[Point] = field(default_factory=list)
+    looks: dict[str, Any] | None = None
+
+
+def scenarios(world: World) -> list[Scenario]:
+    first = world.declared()
+    changed = copy.deepcopy(first)
+    environments = changed["environments"]
+    environments["a"]["env"] = {"TURN": "2"}
+    environments["a"]["interface"]["allow"] = [{"direction": "out", "cidr": "198.51.100.0/24", "port": 443}]
+    environments["b"]["stop_timeout"] = 3
+    changed["links"].append({"from": "b", "to": "a"})
+    removed = copy.deepcopy(changed)
+    del removed["environments"]["b"]
+    removed["links"] = []
+    return [
+        Scenario("create", lambda: faults_host.converge(first), first),
+        Scenario("change", lambda: faults_host.converge(changed), changed),
+        Scenario("restore", faults_host.restored, changed, world.reboot),
+        Scenario("remove", lambda: faults_host.converge(removed), removed),
+        Scenario("teardown", faults_host.teardown, None),
+    ]
+
+
+def chosen(run: faultpoints.Run) -> list[Point]:
+    """The points that are tried: of each kind of step the first, or all."""
+    points = [point for point in run.changing if not point.what.startswith(SAME_AS_BEFORE)]
+    if points and points[-1].what == "write pipe":
+        points.pop()  # that is the run's own report
+    if EVERY:
+        return points
+    kinds: dict[str, Point] = {}
+    for point in points:
+        kinds.setdefault(NAMES.sub("ENVIRONMENT", point.what), point)
+    return list(kinds.values())
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    faults_host.warm_up()
+    with World(tmp_path_factory.mktemp("faults")) as made:
+        yield made
+
+
+def succeeded(run: faultpoints.Run) -> str:
+    if run.error:
+        return run.error
+    return "; ".join(run.value["errors"])
+
+
+def check(world: World, scenario: Scenario) -> list[str]:
+    """Do it again, and see that it is done, and just so; return what is wrong."""
+    wrong = []
+    if error := succeeded(faultpoints.run(scenario.act, traced=False)):
+        wrong.append(f"the next run fails: {error}")
+    if scenario.then is not None:
+        then = scenario.then
+        planned = faultpoints.run(lambda: faults_host.converge(then, test=True), traced=False)
+        if error := succeeded(planned):
+            wrong.append(f"the plan after it fails: {error}")
+        elif planned.value["steps"]:
+            wrong.append(f"the run after it plans {planned.value['steps']}")
+    if differing := world.settled(scenario.looks):
+        wrong.append(f"the host differs: {differing}")
+    return wrong
+
+
+def test_a_run_killed_at_any_step_is_repaired_by_the_next(world: World) -> None:
+    whole = scenarios(world)
+    looks = world.look()  # nothing, as after the teardown
+    whole[-1].looks = looks
+    for scenario in whole:
+        scenario.before()
+        reference = faultpoints.run(scenario.act)
+        assert succeeded(reference) == "", scenario.name
+        scenario.points = chosen(reference)
+        if scenario.looks is None:
+            # What starts in the background (after a reboot) looks as it did before.
+            scenario.looks = looks if scenario.before == world.reboot else world.rested()
+        looks = scenario.looks
+        assert world.settled(looks) == {}, scenario.name
+    failures: list[str] = []
+    tried = 0
+    print(", ".join(f"{scenario.name} {len(scenario.points)}" for scenario in whole), flush=True)
+    for turn in range(max(len(scenario.points) for scenario in whole)):
+        for place, scenario in enumerate(whole):
+            left = [later for later in whole[place:] if turn < len(later.points)]
+            if not left:
+                if scenario.then is None:
+                    assert succeeded(faultpoints.run(scenario.act, traced=False)) == ""
+                continue
+            scenario.before()
+            if turn >= len(scenario.points):
+                if left == whole[-1:] and scenario.then is not None and place:
+                    continue
+                assert succeeded(faultpoints.run(scenario.act, traced=False)) == ""
+                continue
+            point = scenario.points[turn]
+            tried += 1
+            print(round(time.monotonic() - START, 1), scenario.name, point, flush=True)
+            killed = faultpoints.run(scenario.act, at=point)
+            if not killed.reached:
+                failures.append(f"{scenario.name}: {point}: not reached")
+            if wrong := check(world, scenario):
+                print("FAIL", scenario.name, point, wrong, flush=True)
+                failures.append(f"{scenario.name}, killed at {point}: " + "\n    ".join(wrong))
+    print(f"{tried} fault points: " + ", ".join(f"{scenario.name} {len(scenario.points)}" for scenario in whole))
+    print(f"tried in {time.monotonic() - START:.0f} s")
+    assert not failures, f"{len(failures)} of {tried}:\n" + "\n".join(failures)
