@@ -13,6 +13,7 @@ Sources: ``linux/netfilter/nf_tables.h``, ``linux/netfilter/nfnetlink.h``, nft(8
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import socket
 import struct
@@ -54,6 +55,8 @@ _PORTION = 1000  # elements to a message: an attribute holds 64 KiB
 _LISTED = {_GETTABLE: (3, 4), _GETCHAIN: (2, 6, 8), _GETSET: (10, 16), _GETRULE: (3, 6, 9)}
 
 Expression = bytes
+# A thousand tables are made of the same few expressions.
+_remembered = functools.lru_cache(4096)
 
 
 def _number(value: int) -> bytes:
@@ -77,14 +80,17 @@ def _expression(name: str, *attributes: bytes) -> Expression:
     return _nest(1, attribute(1, _text(name)), _nest(2, *attributes))
 
 
+@_remembered
 def meta(key: int) -> Expression:
     return _expression("meta", attribute(2, _number(key)), attribute(1, _number(_REGISTER)))
 
 
+@_remembered
 def connection(key: int) -> Expression:
     return _expression("ct", attribute(2, _number(key)), attribute(1, _number(_REGISTER)))
 
 
+@_remembered
 def payload(base: int, offset: int, length: int) -> Expression:
     return _expression(
         "payload",
@@ -95,6 +101,7 @@ def payload(base: int, offset: int, length: int) -> Expression:
     )
 
 
+@_remembered
 def masked(mask: bytes) -> Expression:
     """Only these bits of what was loaded."""
     return _expression(
@@ -107,17 +114,20 @@ def masked(mask: bytes) -> Expression:
     )
 
 
+@_remembered
 def equal(data: bytes, *, negate: bool = False) -> Expression:
     operation = _UNEQUAL if negate else _EQUAL
     return _expression("cmp", attribute(1, _number(_REGISTER)), attribute(2, _number(operation)), _value(3, data))
 
 
+@_remembered
 def between(first: bytes, last: bytes) -> Expression:
     return _expression(
         "range", attribute(1, _number(_REGISTER)), attribute(2, _number(_EQUAL)), _value(3, first), _value(4, last)
     )
 
 
+@_remembered
 def member(name: str) -> Expression:
     """Whether what was loaded is in the set *name*."""
     return _expression("lookup", attribute(1, _text(name)), attribute(2, _number(_REGISTER)))
@@ -144,11 +154,13 @@ def write(base: int, offset: int, data: bytes) -> list[Expression]:
     return made
 
 
+@_remembered
 def more_open_than(count: int) -> Expression:
     """Whether more connections than *count* are open, this one included."""
     return _expression("connlimit", attribute(1, _number(count)), attribute(2, _number(1)))
 
 
+@_remembered
 def verdict(code: int, chain: str = "") -> Expression:
     inner = attribute(1, _number(code)) + (attribute(2, _text(chain)) if chain else b"")
     return _expression("immediate", attribute(1, _number(0)), _nest(2, _nest(2, inner)))
