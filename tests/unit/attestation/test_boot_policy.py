@@ -41,6 +41,17 @@ def test_a_whole_policy() -> None:
     assert found.ima.ignore_violations and not found.ima.keys
 
 
+def test_a_line_is_listed_only_as_a_whole() -> None:
+    digest = b"sha256:\0" + bytes.fromhex(DIGEST)
+    rules = policy.parse({"version": 1, "ima": {"files": {"/bin/true": [f"sha256:{DIGEST}"]}}}).ima
+    assert rules is not None
+    data = ima.line(b"/bin/true", digest)
+    assert rules.listed(ima.Entry(b"", b"ima-ng", data))
+    assert rules.listed(ima.Entry(b"", b"ima-sig", data + bytes(4)))
+    for template, other in ((b"ima-sig", data + b"\1\0\0\0"), (b"ima-ng", data + bytes(4)), (b"mine", data)):
+        assert not rules.listed(ima.Entry(b"", template, other))
+
+
 def test_a_fingerprint_is_of_the_content() -> None:
     first = policy.parse({"version": 1, "boot": {"dbx": [DIGEST], "secure_boot": True}})
     assert first.fingerprint == policy.parse({"boot": {"secure_boot": True, "dbx": [DIGEST]}, "version": 1}).fingerprint

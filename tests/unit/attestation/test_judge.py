@@ -195,6 +195,21 @@ def test_a_second_separator_or_one_of_an_error(host: Host, data: bytes) -> None:
     assert host.appraise(boot_forge.policy("shim-grub")).code == "boot-event"
 
 
+def test_a_second_separator_at_the_end(host: Host) -> None:
+    host.edit(lambda found: found.append(measured(7, events.SEPARATOR, bytes(4))))
+    assert host.appraise(boot_forge.policy("shim-grub")).code == "boot-event"
+
+
+def test_secure_boot_that_was_measured_by_what_was_booted_alone(host: Host) -> None:
+    """Firmware that measures no variable: whatever was booted says that Secure Boot was on."""
+
+    def edit(found: list[Event]) -> None:
+        found.append(found.pop(index(found, 7, events.VARIABLE_DRIVER_CONFIG, "SecureBoot")))
+
+    host.edit(edit)
+    assert host.appraise(boot_forge.policy("shim-grub")).code == "boot-event"
+
+
 def test_no_separator(host: Host) -> None:
     host.edit(lambda found: found.pop(index(found, 7, events.SEPARATOR)) and None)
     assert host.appraise(boot_forge.policy("shim-grub")).code == "boot-event"

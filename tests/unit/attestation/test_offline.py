@@ -114,6 +114,13 @@ def test_keys_of_the_tpm_tell_their_attributes(fake_tpm) -> None:
     assert offline.verify_quote(attest, fake_tpm.sign(attest), bytes(free)).code == "ak-attributes"
 
 
+def test_a_signature_that_this_kind_of_key_can_not_make(fake_tpm, fake_rsa_tpm) -> None:
+    attest = fake_tpm.attest(b"n" * 32)
+    assert offline.verify_quote(attest, fake_tpm.sign(attest), fake_rsa_tpm.ek_public_pem()).code == "scheme"
+    rsa = struct.pack(">HHH", 0x0014, 0x000B, 256) + bytes(256)
+    assert offline.verify_quote(attest, rsa, fake_tpm.ek_public_pem()).code == "scheme"
+
+
 def test_keys_that_no_tpm_attests_with() -> None:
     for form in (Encoding.PEM, Encoding.DER):
         ed = ed25519.Ed25519PrivateKey.generate().public_key().public_bytes(form, PublicFormat.SubjectPublicKeyInfo)

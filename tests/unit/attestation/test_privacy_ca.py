@@ -118,6 +118,18 @@ def test_a_cas_own_certificate_attests_nothing(ca: Authority, root: Authority) -
         privacy_ca.check(raw, Key(), [root.certificate], None, NOW)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(("is_ca", "good"), [(False, True), (True, False)])
+def test_an_attestation_key_that_is_called_a_ca(ca: Authority, bound: verifier.Bound, is_ca: bool, good: bool) -> None:
+    builder = privacy_ca._builder(privacy_ca._name("x"), ca.certificate.subject, NOW, DAY).public_key(bound.key.key())
+    builder = builder.add_extension(x509.BasicConstraints(is_ca, None), True)
+    builder = builder.add_extension(x509.ExtendedKeyUsage([x509.ObjectIdentifier(privacy_ca._USAGE)]), False)
+    raw = privacy_ca._signed(builder, ca.key, ca.key.public_key()).public_bytes(serialization.Encoding.DER)
+    try:
+        assert privacy_ca.check(raw, bound.key, [ca.certificate], None, NOW) == "x" and good
+    except refusals.WrongAttestationCertificate:
+        assert not good
+
+
 def test_rotation_old_and_new_are_trusted_together(ca: Authority, root: Authority, bound: verifier.Bound) -> None:
     new = intermediate(root, "Privacy CA 2")
     for one in (ca, new):
