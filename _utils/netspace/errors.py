@@ -13,6 +13,11 @@ class NetspaceError(Exception):
     """Anything netspace refuses or fails at; the message is for the operator."""
 
 
+def _short(text: str, most: int = 400) -> str:
+    """Leave out the middle of what is too long to be read."""
+    return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 2 :]}"
+
+
 class Problem(NamedTuple):
     """One thing wrong in a declaration: where, and what."""
 
@@ -20,7 +25,7 @@ class Problem(NamedTuple):
     message: str
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.message}"
+        return f"{_short(self.path)}: {_short(self.message)}"
 
 
 class SpecError(NetspaceError):

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -374,8 +374,11 @@ class Host:
         }
 
     # -- plumbing ------------------------------------------------------------------------
-    def _lock(self, test: bool) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext() if test else files.locked(self.layout.lock)
+    @contextlib.contextmanager
+    def _lock(self, test: bool) -> Iterator[None]:
+        """Hold the lock, unless it is a test; what the system refuses meanwhile is an error like any other."""
+        with files.refusals_told(), contextlib.nullcontext() if test else files.locked(self.layout.lock):
+            yield
 
     def _run(
         self, kind: Any, desired: Any, remove: Collection[str], test: bool, observed: Any = None, **options: Any

@@ -137,8 +137,10 @@ def release(directory: Path, made: Mapping[str, bool]) -> bool:
 def create(path: Path) -> int:
     """Make a new namespace, keep it at *path*, move the calling thread into it; return its inode.
 
-    :raises OSError: also where something else is mounted at *path*.
+    :raises OSError: also where something else is mounted at *path*, or a link lies there.
     """
+    if path.is_symlink():  # mount(2) would follow it
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
     with contextlib.suppress(FileExistsError):  # left by a run that was killed here
         os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0))
     unshare()

@@ -23,6 +23,7 @@ import fcntl
 import heapq
 import itertools
 import os
+import resource
 import select
 import signal
 import socket
@@ -36,7 +37,7 @@ from typing import NoReturn
 
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
-from netspace.supervision import Service, logs, messages, policy, process, records, spawn
+from netspace.supervision import Service, logs, messages, payload_cgroup, policy, process, records, spawn
 from netspace.supervision.records import Trace
 
 START_TIMEOUT = 90.0  # seconds for a detached start
@@ -45,6 +46,9 @@ REQUEST_TIMEOUT = 10.0  # seconds for a client to send its request
 IDLE = 10.0  # seconds with nothing to watch, after which the daemon ends
 IDLE_FOR_GOOD = 0.2  # the same where nothing is defined either
 CONNECTIONS = 32
+DESCRIPTORS = 524288  # what systemd grants at most, too: systemd-system.conf(5), DefaultLimitNOFILE
+BY_MARK = -1
+UNREAPED = 200  # looks, a hundredth of a second apart, at a process that has ended and that its parent doesn't reap
 # Phases in which others that come after need not wait (any longer).
 SETTLED = ("running", "idle", "backoff")
 # So many programs are being started at one time: enough to fill the processors, not to drown them.
@@ -95,7 +99,9 @@ class Unit:
         self.ticks = 0
         self.pidfd = -1
         self.report = -1  # from a child that is becoming its program
-        self.session = 0  # the launched process's: of a detached start, the launcher's
+        # The launched process's (of a detached start, the launcher's), by which what it leaves is found;
+        # BY_MARK; or 0 where nothing can be left.
+        self.session = 0
         self.adopted = False
         self.exit = ""
         self.error = ""
@@ -310,6 +316,8 @@ class Daemon:
         self.statuses.pop(pid, None)  # of an earlier process of that number
         self.followed.add(pid)
 
+        patience = itertools.count()
+
         def readable(_: int) -> None:
             self._reap()
             status = self.statuses.pop(pid, None)
@@ -320,8 +328,12 @@ class Daemon:
                 and there is not None
                 and there.state == "Z"
                 and there.ppid != os.getpid()
+                and next(patience) < UNREAPED
             ):
-                return  # its parent, a runtime's helper, is about to go: then it is ours to reap
+                # Its parent, a runtime's helper, is about to go: then it is ours to reap. Another may never reap it.
+                self._unwatch(pidfd)
+                self._after(0.01, lambda: self._watch(pidfd, readable))
+                return
             self.followed.discard(pid)
             self._unwatch(pidfd)
             os.close(pidfd)
@@ -382,7 +394,8 @@ class Daemon:
             if not unit.wanted:
                 self._halt(unit)
             return
-        unit.session = trace.pid
+        # What it left is known by its mark alone: its session's number may be another's by now.
+        unit.session = BY_MARK
         unit.exit = "unknown" if trace.pid else trace.exit
         self._end(unit)
 
@@ -516,12 +529,11 @@ class Daemon:
         """Follow the process that the PID file names, if it is the one that was just launched.
 
         A PID alone may have been given to another process meanwhile: ours was born after
-        its launcher and before the file was written.
+        its launcher, and is in the service's cgroup, where nobody else is.
         """
         assert unit.service is not None and unit.service.pid_file is not None
         try:
             pid = int(unit.service.pid_file.read_text()[:20])
-            written = unit.service.pid_file.stat().st_mtime
         except (OSError, ValueError):
             return False
         born = process.stat(pid)
@@ -533,8 +545,14 @@ class Daemon:
             status = self.statuses.pop(pid)
             self._after(0, lambda: self._ended(unit, status))
             return True
-        boot = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
-        if not launcher_ticks <= born.ticks <= (written - boot + 0.1) * os.sysconf("SC_CLK_TCK"):
+        if born.ticks < launcher_ticks:
+            return False
+        # One that ends leaves its cgroup a moment before it is seen to have ended.
+        for _ in range(20):
+            if process.within(pid, payload_cgroup(self.layout, unit.name)) or not process.alive(pid, born.ticks):
+                break
+            time.sleep(0.005)
+        else:
             return False
         unit.pid, unit.ticks = pid, born.ticks
         try:
@@ -925,6 +943,7 @@ def main(layout: Layout, version: str, foreground: bool = False) -> int:
 def _supervise(layout: Layout, version: str, foreground: bool, tell: int) -> int:
     os.chdir("/")
     os.umask(0o077)
+    _widen()
     lock = os.open(lock_path(layout), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         # Children of a killed predecessor that are just becoming their programs hold it a moment longer.
@@ -953,6 +972,19 @@ def _supervise(layout: Layout, version: str, foreground: bool, tell: int) -> int
         return 0
     finally:
         os.close(lock)
+
+
+def _widen() -> None:
+    """Have descriptors enough for any number of services, whatever limit was inherited from who started us.
+
+    A program gets the usual soft limit (see ``spawn``), and may raise it as under systemd.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough = max(hard, DESCRIPTORS)
+    for limit in (enough, hard):
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+            return
 
 
 def _detach(layout: Layout, keep: set[int]) -> None:

@@ -28,6 +28,9 @@ class Stat(NamedTuple):
     ticks: int
 
 
+_GONE = Stat("X", 0, 0, 0)
+
+
 def stat(pid: int) -> Stat | None:
     """Return what the kernel says of *pid*; None when there is no such process."""
     try:
@@ -52,13 +55,26 @@ def contained(pid: int) -> bool:
         return False
 
 
+def within(pid: int, cgroup: str) -> bool:
+    """Whether *pid* is in *cgroup* or below it, in any hierarchy (cgroups(7), /proc/PID/cgroup)."""
+    try:
+        with open(f"/proc/{pid}/cgroup") as stream:
+            paths = [line.rstrip("\n").split(":", 2)[2] for line in stream]
+    except (OSError, IndexError):
+        return False
+    return any(path == cgroup or path.startswith(f"{cgroup}/") for path in paths)
+
+
 def left_over(marks: Iterable[str], sessions: Iterable[int]) -> dict[int, int]:
     """Return ``{pid: ticks}`` of all processes that bear one of *marks* or are in one of *sessions*.
 
     One pass over ``/proc``, whatever is sought. Zombies and ourselves don't count.
+
+    :param sessions: whose leaders have ended. Where such a number is a process's again, that is
+        somebody else's, and so are the processes of its session.
     """
     wanted = {f"{MARK}={mark}".encode() for mark in marks}
-    ids = {session for session in sessions if session > 0}
+    ids = {session for session in sessions if session > 0 and (stat(session) or _GONE).state in "ZX"}
     found: dict[int, int] = {}
     for entry in os.listdir("/proc"):
         if not entry.isdigit() or int(entry) == os.getpid():

@@ -284,7 +284,7 @@ def read_trace(layout: Layout, name: str) -> Trace | None:
     try:
         with open(f"{traces(layout)}/{name}.json", "rb") as stream:
             record = json.loads(stream.read(files.MAX_RECORD))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     if not isinstance(record, dict) or record.keys() != TRACE_TYPES.keys():
         return None

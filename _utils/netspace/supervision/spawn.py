@@ -9,12 +9,15 @@ import contextlib
 import dataclasses
 import os
 import pwd
+import resource
 import signal
 from typing import NoReturn
 
 from netspace.layout import Layout
 from netspace.supervision import Service, logs, process, records
 from netspace.supervision.records import Trace
+
+DESCRIPTORS = 1024  # a program's soft limit, as under systemd; it may raise it
 
 
 def fork(layout: Layout, name: str, service: Service, argv: tuple[str, ...], trace: Trace | None) -> tuple[int, int]:
@@ -49,6 +52,8 @@ def _become(
         for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
         os.setsid()
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(DESCRIPTORS, hard), hard))
         if trace is not None:
             there = process.stat(os.getpid())
             assert there is not None

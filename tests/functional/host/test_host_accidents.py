@@ -1,0 +1,427 @@
+"""Accidents on a host: scarce resources, what is taken away, programs that hang: a clear error or a repair.
+
+After each of them the next apply, with no help between, makes the host as declared, and the
+teardown leaves it as it was, with all that is somebody else's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import faultpoints
+import faults_host
+import pytest
+import snapshot
+from environment_host import shell
+from faults_host import LAYOUT, Declared, World
+from supervised import daemon_pid, until
+
+from netspace import files, library
+from netspace.environment import mounts, runtime
+from netspace.errors import SpecError
+from netspace.host import Host
+from netspace.spec import parse
+from netspace.supervision import daemon, process, records
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """Nothing of netspace before; after, what is left by a teardown must be nothing."""
+    faults_host.warm_up()
+    with World(tmp_path / "world", linked=False) as made:
+        assert apply(faults_host.teardown) == []
+        before = made.look()
+        yield made
+        assert apply(faults_host.teardown) == []
+        assert made.settled(before) == {}
+
+
+def apply(act: Callable[[], dict[str, list[str]]]) -> list[str]:
+    """Do it in a fork; return the errors. A surprise fails."""
+    done = faultpoints.run(act, traced=False)
+    assert done.error == ""
+    errors: list[str] = done.value["errors"]
+    return errors
+
+
+def converge(declared: Declared) -> list[str]:
+    return apply(lambda: faults_host.converge(declared))
+
+
+def mends(declared: Declared) -> None:
+    """The next apply makes it so, and the one after it has nothing to do."""
+    assert converge(declared) == []
+    planned = faultpoints.run(lambda: faults_host.converge(declared, test=True), traced=False)
+    assert planned.value == {"steps": [], "errors": []}
+
+
+@contextlib.contextmanager
+def mounted(target: Path, size: str) -> Iterator[None]:
+    """A small file system at *target* for a while; what was mounted there before (the sandbox's) stays."""
+    target.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size},mode=755", "small", target], check=True)
+    try:
+        yield
+    finally:
+        for path in sorted(mounts.table(), reverse=True):
+            if path.startswith(f"{target}/"):
+                mounts.unmount(Path(path))
+        subprocess.run(["umount", "--lazy", target], check=True)
+        assert os.path.ismount(LAYOUT.state), "the sandbox's own"
+
+
+# -- what is scarce ----------------------------------------------------------------
+@pytest.mark.parametrize("size", ["4k", "64k", "512k", "1100k", "1400k"])
+@pytest.mark.parametrize("folder", [LAYOUT.state, LAYOUT.run, LAYOUT.logs], ids=["state", "run", "logs"])
+def test_a_full_disk_is_a_clear_error_and_repaired_once_there_is_room(world: World, folder: Path, size: str) -> None:
+    declared = world.declared()
+    with mounted(folder, size):
+        try:
+            filler = folder / "filler"
+            with contextlib.suppress(OSError), filler.open("wb") as stream:
+                while True:  # all but some pages, so that it is the small files that find no room
+                    stream.write(bytes(4096))
+            with filler.open("rb+") as stream:
+                stream.truncate(max(0, filler.stat().st_size - int(size[:-1]) * 1024 // 2))
+            errors = converge(declared)
+            for error in errors:
+                assert "No space left on device" in error or "can't" in error, error
+            # A log of nothing needs no room: then what the program writes is lost, and it runs on.
+            assert errors or size != "4k" or folder == LAYOUT.logs
+            filler.unlink(missing_ok=True)
+            subprocess.run(["mount", "-o", "remount,size=64m", folder], check=True)
+            mends(declared)
+        finally:
+            apply(faults_host.teardown)
+
+
+@pytest.mark.parametrize("more", [0, 1, 2, 4, 6, 9, 13, 20])
+def test_too_few_descriptors_are_a_clear_error(world: World, more: int) -> None:
+    declared = world.declared()
+
+    def starved() -> dict[str, list[str]]:
+        parse.declaration(declared)  # what it imports is imported
+        limit = max(map(int, os.listdir("/proc/self/fd"))) + more
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+        return faults_host.converge(declared)
+
+    for error in apply(starved):
+        assert "Too many open files" in error, error
+    mends(declared)
+    # The supervisor that the starved one may have started has not inherited that.
+    soft, hard = resource.prlimit(daemon_pid(LAYOUT), resource.RLIMIT_NOFILE)
+    assert soft == hard >= resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+
+
+@pytest.mark.skipif(not faultpoints.SUPPORTED, reason="the tracer knows x86-64 only")
+def test_what_can_t_be_forked_is_a_clear_error(world: World) -> None:
+    declared = world.declared()
+    reference = faultpoints.run(lambda: faults_host.converge(declared))
+    assert reference.value["errors"] == []
+    forks = [point for point in reference.points if point.what.split()[0] in ("fork", "vfork", "clone", "clone3")]
+    assert len(forks) >= 4
+    for point in forks:
+        assert apply(faults_host.teardown) == []
+        failed = faultpoints.run(lambda: faults_host.converge(declared), at=point, fail=11)
+        assert failed.reached
+        assert failed.error == ""
+        for error in failed.value["errors"]:
+            assert "temporarily unavailable" in error or "not touched, because" in error, error
+        mends(declared)
+
+
+# -- what is taken away --------------------------------------------------------------
+def test_a_namespace_deleted_under_a_running_environment_is_made_anew(world: World) -> None:
+    declared = world.declared()
+    assert converge(declared) == []
+    for name in ("a", "b"):
+        subprocess.run(["ip", "netns", "del", LAYOUT.netns_name(name)], check=True)
+    done = faultpoints.run(lambda: faults_host.converge(declared), traced=False)
+    assert done.value["errors"] == []
+    assert any(step.startswith("restart environment a") for step in done.value["steps"]), done.value
+    mends(declared)
+    for name, entry in Host(LAYOUT).environments.list().items():
+        inside = os.stat(f"/proc/{entry['pid']}/ns/net")
+        assert os.path.samestat(inside, os.stat(LAYOUT.netns(name)))
+
+
+def test_what_was_mounted_is_unmounted_under_it(world: World) -> None:
+    declared = world.declared()
+    assert converge(declared) == []
+    mounts.unmount(LAYOUT.bundle("a") / "rootfs")
+    mends(declared)
+
+
+def test_a_pid_that_is_somebody_else_s_by_now_is_never_signalled(world: World) -> None:
+    declared = world.declared()
+    assert converge(declared) == []
+    own = {name: entry["pid"] for name, entry in Host(LAYOUT).environments.list().items()}
+    os.kill(daemon_pid(LAYOUT), signal.SIGKILL)
+    for pid in own.values():
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: not any(process.alive(pid, there.ticks) for pid in own.values() if (there := process.stat(pid))))
+    # Leaders of sessions of their own, as every daemon is, each with a child in it.
+    others = [subprocess.Popen(["/bin/sh", "-c", "sleep 1000 & exec sleep 1000"], start_new_session=True) for _ in own]
+    try:
+        for name, other in zip(own, others, strict=True):
+            path = records.traces(LAYOUT) / f"{runtime.service_name(name)}.json"
+            record = files.read_json(path)
+            assert record is not None
+            files.write_json(path, {**record, "pid": other.pid})
+            runtime.pid_file(LAYOUT, name).write_text(str(other.pid))
+        mends(declared)
+        assert [other.poll() for other in others] == [None, None]
+        there = [process.stat(int(entry)) for entry in os.listdir("/proc") if entry.isdigit()]
+        leaders = {other.pid for other in others}
+        assert len([one for one in there if one is not None and one.session in leaders]) == 4, "with their children"
+    finally:
+        for other in others:
+            os.killpg(other.pid, signal.SIGKILL)
+            other.wait()
+
+
+def test_the_supervisor_killed_while_an_apply_waits_for_it(world: World) -> None:
+    declared = world.declared()
+    assert converge(declared) == []
+    changed = world.declared()
+    for environment in changed["environments"].values():
+        environment["env"] = {"TURN": "2"}
+        # It takes its time to end, so that the supervisor is killed while it is waited for.
+        environment["command"] = shell("trap 'sleep 0.3; exit 0' TERM; while :; do sleep 0.05; done")
+    assert converge(changed) == []
+    stop = threading.Event()
+
+    def kill() -> None:
+        for _ in range(3):
+            time.sleep(0.1)
+            if (pid := daemon_pid(LAYOUT)) and not stop.is_set():
+                os.kill(pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        errors = converge(declared)
+    finally:
+        stop.set()
+        killer.join()
+    assert errors == []
+    mends(declared)
+
+
+# -- programs that fail or hang --------------------------------------------------------
+@contextlib.contextmanager
+def instead_of(program: str, script: str, folder: Path) -> Iterator[None]:
+    """Another program stands in the place of *program*, which the script may run as ``$REAL``."""
+    place = Path(shutil.which(program) or "")
+    real, other = folder / f"real-{program}", folder / f"other-{program}"
+    shutil.copy(place, real)
+    other.write_text(f"#!/bin/sh\nREAL={real}\n{script}\n")
+    other.chmod(0o755)
+    mounts.mount(other, place, "none", mounts.BIND)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", place], check=True)
+
+
+def test_an_nft_that_fails_leaves_interfaces_shut_and_says_why(world: World, tmp_path: Path) -> None:
+    declared = world.declared()
+    with instead_of("nft", "echo 'Error: no such thing as luck' >&2; exit 1", tmp_path):
+        errors = converge(declared)
+    assert any("no such thing as luck" in error for error in errors), errors
+    assert Host(LAYOUT).interfaces.list()["a"]["state"] == "missing", "no link without its filter"
+    mends(declared)
+
+
+@pytest.mark.parametrize("call", ["run", "delete"])
+def test_a_runtime_that_hangs_is_given_up_with_a_clear_error(
+    world: World, call: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    declared = world.declared()
+    hangs = f'for word; do [ "$word" = {call} ] && exec sleep 1001; done; exec $REAL "$@"'
+    monkeypatch.setattr(daemon, "START_TIMEOUT", 1.0)
+    monkeypatch.setattr(daemon, "HELPER_TIMEOUT", 0.5)
+    monkeypatch.setattr(runtime, "PATIENCE", 0.5)
+    with impatient_supervisor():
+        with instead_of("crun", hangs, tmp_path):
+            errors = converge(declared)
+            if call == "run":
+                assert errors
+                for error in errors:
+                    assert "not done within 1 s" in error or "ended right after" in error, error
+            else:
+                assert errors == []
+                errors = apply(faults_host.teardown)
+                assert errors
+                for error in errors:
+                    assert "crun did not delete netspace-" in error, error
+        until(lambda: not any("sleep 1001" in line for line in snapshot.processes().values()))
+        mends(declared)
+        assert apply(faults_host.teardown) == []
+
+
+@contextlib.contextmanager
+def impatient_supervisor() -> Iterator[None]:
+    """A supervisor with this process's constants, instead of the library's copy."""
+    LAYOUT.run.mkdir(mode=0o755, parents=True, exist_ok=True)
+    LAYOUT.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+    library.install(LAYOUT)
+    pid = os.fork()
+    if not pid:
+        try:
+            log = os.open(LAYOUT.logs / "supervisor.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            os.dup2(log, 2)
+            os.setsid()
+            daemon.main(LAYOUT, library.installed(LAYOUT), foreground=True)
+        finally:
+            os._exit(0)
+    try:
+        until(lambda: daemon.running(LAYOUT))
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+# -- two at once, and being told to stop ---------------------------------------------------
+def test_two_applies_at_once_wait_for_each_other(world: World) -> None:
+    declared, other = world.declared(), world.declared()
+    other["environments"]["a"]["env"] = {"TURN": "2"}
+    outcomes: list[list[str]] = []
+    script = (
+        "import json, sys; sys.path[:0] = json.loads(sys.argv[1]); import faults_host; "
+        "print(json.dumps(faults_host.converge(json.loads(sys.argv[2]))))"
+    )
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, json.dumps(sys.path), json.dumps(one)], stdout=subprocess.PIPE, text=True
+        )
+        for one in (declared, other, declared, other)
+    ]
+    for run in runs:
+        output, _ = run.communicate(timeout=120)
+        outcomes.append(json.loads(output)["errors"])
+    assert outcomes == [[], [], [], []]
+    mends(declared)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_apply_that_is_told_to_stop_stops_and_the_next_goes_on(
+    world: World, number: signal.Signals, tmp_path: Path
+) -> None:
+    declared = world.declared()
+    # It is told to stop while it waits for a program that it started.
+    with instead_of("nft", "exec sleep 1002", tmp_path):
+        read, write = os.pipe()
+        pid = os.fork()
+        if not pid:
+            try:
+                os.write(write, b"x")
+                faults_host.converge(declared)
+            except KeyboardInterrupt:
+                os._exit(3)
+            finally:
+                os._exit(1)
+        assert os.read(read, 1) == b"x"
+        until(lambda: any("sleep 1002" in line for line in snapshot.processes().values()))
+        os.kill(pid, number)
+        _, status = os.waitpid(pid, 0)
+        os.close(read)
+        os.close(write)
+    assert os.waitstatus_to_exitcode(status) == (3 if number == signal.SIGINT else -number)
+
+    def left() -> list[int]:
+        return [pid for pid, line in snapshot.processes().items() if line.startswith("sleep 1002")]
+
+    if number == signal.SIGTERM:  # that ends the apply alone: what it started goes on to its own end
+        for one in left():
+            os.kill(one, signal.SIGKILL)
+    until(lambda: not left())
+    mends(declared)
+
+
+# -- many at once, and names at their limits --------------------------------------------------
+def test_two_hundred_environments_at_once(world: World) -> None:
+    declared = world.declared()
+    spec = {"image": f"dir:{world.image}", "command": ["/bin/sleep", "1000"], "stop_timeout": 0.1, "read_only": True}
+    names = [f"n{number}" for number in range(199)] + ["x" * 48]
+    declared["environments"] = {name: {**spec, "interface": {"kind": "veth"}} for name in names}
+    seen: list[tuple[int, int]] = []
+    done = threading.Event()
+
+    def watch() -> None:
+        """The most threads and descriptors of any process of this library."""
+        while not done.wait(0.02):
+            for entry in os.listdir("/proc"):
+                with contextlib.suppress(OSError):
+                    command = Path(f"/proc/{entry}/cmdline").read_bytes() if entry.isdigit() else b""
+                    if b"python" in command:
+                        seen.append((len(os.listdir(f"/proc/{entry}/task")), len(os.listdir(f"/proc/{entry}/fd"))))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        assert converge(declared) == []
+        supervisor = daemon_pid(LAYOUT)
+        states = {name: entry["state"] for name, entry in Host(LAYOUT).environments.list().items()}
+        assert states == dict.fromkeys(names, "running")
+        descriptors = len(os.listdir(f"/proc/{supervisor}/fd"))
+        assert len(os.listdir(f"/proc/{supervisor}/task")) == 1
+        planned = faultpoints.run(lambda: faults_host.converge(declared, test=True), traced=False)
+        assert planned.value == {"steps": [], "errors": []}
+        assert apply(faults_host.teardown) == []
+    finally:
+        done.set()
+        watcher.join()
+    assert descriptors < len(names) + 20, "one for each program, and few besides"
+    assert max(threads for threads, _ in seen) <= 16
+    assert max(count for _, count in seen) < len(names) + 100
+
+
+# fmt: off
+HOSTILE = (
+    "../x", "..", ".", "a/b", "/etc/passwd", "-rf", "--help", " a", "a ", "a b", "a\tb", "a\nb", "a\0b", "a.b", "a:b",
+    "\u00e4", "\u202ea", "\u0430", "A", "CON ", "a;b", "$(id)", "`id`", "a'b", 'a"b', "a*", "a?", "%s", "{a}", "~", "",
+    "@a", "x" * 49, "x" * 5000, True, False, None, 1, 1.0, ("a",), b"a", "-a", "a-", "_a", "a_",
+)
+# fmt: on
+LIMIT = ["x" * 48, "0", "con", "on", "null", "nul", "a-b_c", "1-0", "none", "host", "broker", "lib", "environments"]
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=repr)
+def test_a_hostile_name_is_refused_with_its_path_before_anything_changes(name: object, tmp_path: Path) -> None:
+    spec = {"image": "dir:/srv/x", "command": ["/bin/true"]}
+    for section in (
+        {"environments": {name: spec}},
+        {"environments": {"a": spec}, "links": [{"from": "a", "to": name}]},
+        {"environments": {"a": spec}, "links": [{"from": name, "to": "a"}]},
+    ):
+        with pytest.raises(SpecError) as refused:
+            parse.declaration(section)  # type: ignore[arg-type]
+        for problem in refused.value.problems:
+            assert problem.path.startswith("netspace:"), problem
+            assert len(str(problem)) < 1000, "a long name is not repeated at its length"
+            assert problem.message
+
+
+def test_the_longest_and_the_oddest_names_are_names_like_any_other(world: World) -> None:
+    declared = world.declared()
+    spec = {"image": f"dir:{world.image}", "command": shell("exec sleep 1000"), "stop_timeout": 0.1}
+    declared["environments"] = {name: {**spec, "interface": {"kind": "veth"}} for name in LIMIT}
+    mends(declared)
+    assert {entry["state"] for entry in Host(LAYOUT).environments.list().values()} == {"running"}
