@@ -138,8 +138,7 @@ class Making:
 
         def complete(name: str) -> None:
             """A restoration that was killed may have got as far as the configuration."""
-            if handout.observe(self.layout, name) is None:
-                self.hand_out(name, known[name], handout.read(self.layout, name))
+            self.hand_out(name, known[name], handout.read(self.layout, name))
 
         return {**each(lost, rebuild), **each(known.keys() - lost.keys(), complete)}
 
