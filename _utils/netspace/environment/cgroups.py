@@ -135,10 +135,14 @@ class Group:
     """One environment's cgroup, in whatever hierarchies this host has.
 
     :param path: from the root of each hierarchy.
+    :param unit: its parent is a unit of systemd's, which has the same bounds (but for io) and must
+        never be the lower one. systemd follows a changed unit file in its own time, so both are
+        changed here; how it rounds the CPU's is its own affair.
     """
 
-    def __init__(self, path: str, hierarchies: Hierarchies) -> None:
+    def __init__(self, path: str, hierarchies: Hierarchies, *, unit: bool = False) -> None:
         self.unified = hierarchies.unified
+        self._above = Group(path.rpartition("/")[0], hierarchies) if unit else None
         self._path = path
         self._controllers = hierarchies.controllers
         self._folders = hierarchies.folders
@@ -152,7 +156,7 @@ class Group:
 
     def differing(self, spec: Limits, devices: Collection[Device]) -> tuple[str, ...]:
         """The limits that are not what *spec* says; none where the environment doesn't run."""
-        found = []
+        found = [key for key in self._above.differing(spec, ()) if key != "cpus"] if self._above else []
         for one in self._settings(spec, devices):
             try:
                 with open(self._file(one.file), "rb", buffering=0) as stream:
@@ -168,6 +172,8 @@ class Group:
 
         :raises NetspaceError: when one can't be; the others are set.
         """
+        if self._above is not None:
+            self._above.change(spec, ())
         failed: dict[str, str] = {}
         todo = self._settings(spec, devices)
         # Version 1 has two bounds of memory, of which one must never be above the other: whether

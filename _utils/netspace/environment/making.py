@@ -23,7 +23,7 @@ from netspace.environment.seccomp_file import Profile
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
 from netspace.spec.types import Environment, Io
-from netspace.supervision import Service, payload_cgroup
+from netspace.supervision import Service, booted, payload_cgroup
 from netspace.supervision import controllers as host_controllers
 
 _THREADS = 8
@@ -105,7 +105,8 @@ class Making:
             mount = mounted.get(str(place.point))
             if mount is not None:
                 disks.grow(place, mount.source)
-        group = cgroups.Group(self.cgroup(name), cgroups.Hierarchies(mounted, self.controllers))
+        hierarchies = cgroups.Hierarchies(mounted, self.controllers)
+        group = cgroups.Group(self.cgroup(name), hierarchies, unit=booted())
         group.change(record.spec.limits, self.devices(record.spec))
 
     def hand_out(self, name: str, record: Record, handed: Mapping[str, bytes]) -> None:

@@ -20,7 +20,7 @@ from netspace.environment.records import Record
 from netspace.errors import MissingError
 from netspace.layout import Layout
 from netspace.spec.types import Environment
-from netspace.supervision import Status, Supervisor, payload_cgroup
+from netspace.supervision import Status, Supervisor, booted, payload_cgroup
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def _differing(
 ) -> tuple[str, ...]:
     if status is None or status.state != "running":
         return ()
-    group = cgroups.Group(payload_cgroup(layout, runtime.service_name(name)), hierarchies)
+    group = cgroups.Group(payload_cgroup(layout, runtime.service_name(name)), hierarchies, unit=booted())
     return group.differing(record.spec.limits, devices(record.spec))
 
 

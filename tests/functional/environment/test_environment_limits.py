@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from environment_host import Host, shell
 
+from netspace import supervision
 from netspace.environment import cgroups, mounts
 from netspace.layout import Layout
 
@@ -202,6 +203,10 @@ def test_what_cgroups_keep_changes_without_a_restart(host):
         assert host.pid("web") == pid
         record = host.kind.recorded()["web"]
         assert group(host, "web").differing(record.spec.limits, ()) == ()
+        if supervision.booted():  # the unit's own bounds, above those of what runs in it, follow
+            unit = Path(f"{cgroups.ROOT}{host.kind.making.cgroup('web')}").parent
+            assert int((unit / "memory.max").read_text()) == record.spec.limits.memory
+            assert int((unit / "pids.max").read_text()) == pids
         assert host.plan(wanted).steps == []
     # And a start after that has them as well.
     host.operations.restart(["web"])

@@ -194,6 +194,24 @@ def test_version_2_does_not_kill_for_a_smaller_limit(tmp_path, monkeypatch):
     assert (tmp_path / "web/pids.max").read_text() == "9"
 
 
+@pytest.mark.parametrize("unified", [False, True])
+def test_a_unit_above_is_changed_as_well(tmp_path, monkeypatch, unified):
+    above = hierarchy(tmp_path, monkeypatch, unified)
+    for path in [Path(above._file(one.file)) for one in cgroups.settings(Limits(), (DISK,), unified)]:
+        (path.parent / "payload").mkdir(exist_ok=True)
+        (path.parent / "payload" / path.name).write_text("0")
+    if unified:
+        (tmp_path / "web/payload/memory.current").write_text("4096")
+    hierarchies = cgroups.Hierarchies({}, set(cgroups.CONTROLLERS.values()))
+    hierarchies.unified, hierarchies.folders = unified, above._folders
+    own = cgroups.Group("/web/payload", hierarchies, unit=True)
+    own.change(LIMITS, (DISK,))
+    assert above.differing(LIMITS, ()) == own.differing(LIMITS, ()) == ()
+    Path(above._file("pids.max")).write_text("8")
+    Path(above._file("cpu.max" if unified else "cpu.cfs_quota_us")).write_text("8")
+    assert own.differing(LIMITS, ()) == ("pids",)
+
+
 def test_memory_in_use_is_a_clear_error(tmp_path, monkeypatch):
     own = hierarchy(tmp_path, monkeypatch, False)
 
