@@ -335,6 +335,9 @@ def send_signal(target: dict[str, Any]) -> str:
     for pid in [pid for pid in range(2, 3000) if pid not in here]:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, 0)
+            if os.path.exists(f"/proc/{pid}"):
+                continue  # one of our own world, started since
+            os.kill(pid, 0)  # or started and ended
             return f"process {pid} can be signalled"
     raise Refused("2998 process ids tried")
 
