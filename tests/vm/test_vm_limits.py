@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any
 
 import pytest
 from vmlab.lab import ROOTFS, Salt
 from vmlab.machine import Machine
-from whole_host import all_true
+from whole_host import all_true, changes
 
 pytestmark = pytest.mark.vm
 
@@ -83,3 +84,38 @@ def test_processes_and_cpu_time_are_bounded(plain: Machine, salt: Salt) -> None:
     time.sleep(3)
     share = (used() - before) / 1e6 / (time.monotonic() - began)
     assert 0 < share < 0.4
+
+
+def test_limits_change_while_it_runs_and_a_disk_grows(plain: Machine, salt: Salt) -> None:
+    writes = ["/bin/sh", "-c", "dd if=/dev/zero of=/data/big bs=1M count=40 2>&1"]
+
+    def declared(**limits: Any) -> dict[str, Any]:
+        return {"environments": {"kept": environment(STAY, limits=limits)}}
+
+    def pid() -> str:
+        return plain.sh("systemctl show --property MainPID --value netspace-environment-kept")
+
+    def setting(file: str) -> list[str]:
+        return plain.sh(f"find {GROUP.format('kept')} -name {file} -exec cat {{}} +").splitlines()
+
+    all_true(salt.apply(declared(memory="64M", cpus=0.5, disk="32M")))
+    before = pid()
+    full = salt("netspace_environment.exec", "kept", json.dumps(writes), check=False)
+    assert "No space left on device" in full["stdout"]
+
+    states = salt.apply(declared(memory="96M", cpus=0.75, disk="96M", io={"write": "50M"}))
+    all_true(states)
+    assert set(states["netspace environments"]["changes"]["kept"]) == {
+        "limits:memory",
+        "limits:cpus",
+        "limits:disk",
+        "limits:io:write",
+    }
+    assert pid() == before
+    assert str(96 * 1024**2) in setting("memory.max") and str(64 * 1024**2) not in setting("memory.max")
+    assert any(
+        line.split()[0] == str(round(0.75 * int(line.split()[1]))) for line in setting("cpu.max") if line[0] != "m"
+    )
+    assert any(f"wbps={50 * 1024**2}" in line for line in setting("io.max"))
+    assert salt("netspace_environment.exec", "kept", json.dumps(writes))["retcode"] == 0
+    assert changes(salt.apply(declared(memory="96M", cpus=0.75, disk="96M", io={"write": "50M"}))) == {}

@@ -31,7 +31,7 @@ enable_gpu_grains: false
 """
 
 
-# In a machine: certificates of its TPM's maker, and a root with busybox for environments.
+# In a machine: its TPM maker's certificates; a root with busybox and a folder that all may write to.
 ROOTS = "/etc/tpm-roots"
 ROOTFS = "/srv/image"
 BUSYBOX = "sh sleep cat head tr dd touch ls mkdir wc seq kill true false id"
@@ -86,7 +86,7 @@ def furnish(machine: Machine) -> None:
     machine.put("/etc/salt/minion", MINION)
     machine.put("/srv/pillar/top.sls", "base: {'*': [declared]}\n")
     machine.sh(
-        f"mkdir -p {ROOTFS}/bin && cp /usr/bin/busybox {ROOTFS}/bin/ && "
+        f"mkdir -p {ROOTFS}/bin {ROOTFS}/data && chmod 1777 {ROOTFS}/data && cp /usr/bin/busybox {ROOTFS}/bin/ && "
         f"for name in {BUSYBOX}; do ln -s busybox {ROOTFS}/bin/$name; done"
     )
     checkout(machine)
