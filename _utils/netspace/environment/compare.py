@@ -301,6 +301,9 @@ def _bounded(desired: Mapping[str, DesiredEnvironment], observed: Observed) -> d
             elif seen is not None and key in seen.disks and seen.disks[key].used > disks.room(size):
                 used = f"{seen.disks[key].used / 1024**2:.1f} MiB"
                 refused[name] = f"{what}: it holds {used} already, {size} bytes have no room for that"
+            elif seen is not None and key in seen.disks and seen.disks[key].files > disks.most_files(size):
+                most = disks.most_files(size)
+                refused[name] = f"{what}: it holds {seen.disks[key].files} files, {size} bytes have room for {most}"
     return refused
 
 

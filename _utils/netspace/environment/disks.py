@@ -23,6 +23,7 @@ import shutil
 import stat
 import struct
 import subprocess
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,7 @@ _LO_FLAGS_DIRECT_IO = 16
 _EXT4_IOC_RESIZE_FS = 0x40086610
 _CONTROL = Path("/dev/loop-control")
 _ATTEMPTS = 100
+_RELEASED = 2.0  # seconds that the kernel gets to let go of what was unmounted
 
 _CAP_SYS_RESOURCE = 24
 
@@ -88,10 +90,12 @@ class Disk:
 
     :param size: bytes that it has now: what was asked for, unless it was changed or left half-way.
     :param used: bytes of it in use.
+    :param files: how many there are, the file system's own among them.
     """
 
     size: int
     used: int
+    files: int = 0
 
 
 def layer(layout: Layout, name: str, digest: str, size: int) -> Place:
@@ -154,7 +158,7 @@ def observe(place: Place, mounted: Mapping[str, mounts.Mount]) -> Disk | None:
         size = place.size
     else:
         size = max(size, length) if length > place.size else min(size, length)
-    return Disk(size, (system.f_blocks - system.f_bfree) * system.f_frsize)
+    return Disk(size, (system.f_blocks - system.f_bfree) * system.f_frsize, system.f_files - system.f_ffree)
 
 
 def _size(path: Path) -> int:
@@ -337,6 +341,7 @@ def _loop(file: Path) -> tuple[str, int]:
     """A loop device on *file*, as its name and an open handle: without one, and no mount, it is gone."""
     backing = os.open(file, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
+        _claim(file, backing)
         config = bytearray(304)  # struct loop_config: fd, block_size, struct loop_info64 (lo_flags at 52), reserved
         struct.pack_into("=II", config, 0, backing, 0)
         struct.pack_into("=I", config, 8 + 52, _LO_FLAGS_AUTOCLEAR | _LO_FLAGS_DIRECT_IO)
@@ -355,6 +360,34 @@ def _loop(file: Path) -> tuple[str, int]:
         raise OSError(errno.EBUSY, "no loop device is free")
     finally:
         os.close(backing)
+
+
+def _claim(file: Path, backing: int) -> None:
+    """Have *file* be one loop device's alone: two mounts of one ext4, unaware of each other, would destroy it.
+
+    The device keeps the open file that it is given, and so the lock on it, for as long as anybody has
+    something open in a mount of it: also in one that we unmounted, and so no longer see.
+    """
+    deadline = time.monotonic() + _RELEASED
+    while True:
+        try:
+            fcntl.flock(backing, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                break
+        time.sleep(0.01)
+    device = next((name for name, path in _backing_files() if path == str(file)), "a loop device")
+    raise NetspaceError(
+        f"{file} is still in use by {device}: a process outside of the environment has a file or folder "
+        "in it open; end that one (a backup? a shell?) and apply again"
+    )
+
+
+def _backing_files() -> Iterator[tuple[str, str]]:
+    for path in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with contextlib.suppress(OSError):  # it just went
+            yield f"/dev/{path.parts[3]}", path.read_text().rstrip("\n")
 
 
 def _blank_file(path: Path, size: int) -> None:
@@ -434,3 +467,8 @@ def whole(size: int) -> int:
 def room(size: int) -> int:
     """About how much a file system of *size* can hold: without its journal and its tables."""
     return size - size * 256 // _BYTES_PER_FILE - (_JOURNAL + 1) * 1024**2
+
+
+def most_files(size: int) -> int:
+    """About how many files a file system of *size* can have."""
+    return size // _BYTES_PER_FILE

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from netspace import files
-from netspace.environment import compare, mounts, observe, records, runtime
+from netspace.environment import compare, mounts, observe, records, runtime, trees
 from netspace.environment.apply import Applying, Give, halt, start
 from netspace.environment.compare import DesiredEnvironment
 from netspace.environment.images import Store
@@ -130,6 +130,7 @@ class Environments:
         for path in sorted(file_systems.rglob("*"), reverse=True):
             path.rmdir()  # never more: volumes were mounted there
         runtime.remove_cgroups(self.layout, f"/{self.layout.instance}", mounted)
+        trees.remove(self.layout.layers)  # of those whose record was lost
         for each in (folder, runtime.state(self.layout), self.layout.images, self.layout.records(records.KIND)):
             shutil.rmtree(each, ignore_errors=True)
         with contextlib.suppress(FileNotFoundError):

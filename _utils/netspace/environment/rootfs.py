@@ -10,13 +10,11 @@ environment's layer, which only holds mount points, is volatile.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
 from collections.abc import Collection
 from pathlib import Path
 
-from netspace.environment import disks, mounts
+from netspace.environment import disks, mounts, trees
 from netspace.environment.ids import COUNT, FIRST
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
@@ -66,22 +64,26 @@ def _layer(layout: Layout, name: str, digest: str, size: int | None, base: int) 
     """
     folder = layout.environment(name) / digest[:16]
     folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    # What counts has its own name only as long as it is whole: else a run that was killed would leave a part.
+    making, leaving = (folder.with_name(f"{folder.name}{suffix}") for suffix in (".new", ".old"))
+    trees.remove(making)
+    trees.remove(leaving)
     place = disks.layer(layout, name, digest, disks.LEAST if size is None else size)
     if size is None:
         if place.file.exists() and not folder.exists():
-            aside = folder.with_name(f"{folder.name}.new")
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(mode=0o700)
+            making.mkdir(mode=0o700)
             with disks.attached(place.file, place.point):
-                disks.copy(place.folder, aside / place.content)
-            aside.rename(folder)
+                disks.copy(place.folder, making / place.content)
+            making.rename(folder)
         disks.remove(place.file)
         layer = folder
     else:
         if folder.exists() and not place.file.exists():
             disks.write(place, folder / place.content, base, 0o755)
         disks.ensure(place, base, 0o755)
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            folder.rename(leaving)
+            trees.remove(leaving)
         layer = place.point
     _forget_other_layers(layout.environment(name), digest)
     return layer
@@ -113,7 +115,7 @@ def _forget_other_layers(folder: Path, digest: str) -> None:
         if entry.name == "handout" or entry.name.startswith((digest[:16], LOST)):
             continue
         if entry.is_dir(follow_symlinks=False):
-            shutil.rmtree(entry.path, ignore_errors=True)
+            trees.remove(Path(entry.path))
         else:
             disks.remove(Path(entry.path))
 
@@ -133,8 +135,7 @@ def adopt(layout: Layout, name: str, digest: str) -> None:
     begins with ``lost-``, until the environment is removed.
     """
     dismantle(layout, name)
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(layout.bundle(name))
+    trees.remove(layout.bundle(name))
     folder = layout.environment(name)
     if not folder.is_dir():
         return
@@ -162,5 +163,4 @@ def erase(layout: Layout, name: str) -> None:
     """Unmount the root and remove bundle and layers."""
     dismantle(layout, name)
     for folder in (layout.bundle(name), layout.environment(name)):
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(folder)
+        trees.remove(folder)

@@ -5,18 +5,17 @@ Made when missing, never deleted; one of netspace's own (``disks``) is removed o
 A volume keeps the ids that are used inside: files of user 1000 inside are user 1000's on
 disk, so they can be backed up and outlive the environment. On the host those ids may be
 somebody's, so a writable volume must lie where only root gets to: in a folder of root's
-with mode 0700.
+with mode 0700. No folder above may be another's to write, or that one could have any folder of
+the host given to an environment, by a link in its place.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
 import stat
 from pathlib import Path
 
-from netspace.environment import disks, mounts
+from netspace.environment import disks, mounts, trees
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
 from netspace.spec.check import within
@@ -51,6 +50,11 @@ def ensure(layout: Layout, name: str, volume: Volume, user: int) -> None:
             alias = device == own_device and (within(path, own_path) or within(own_path, path))
             if alias or within(str(source), real) or within(real, str(source)):
                 raise NetspaceError(f"{where}: {own} is netspace's own; name another folder")
+        if loose := _loose(source):
+            raise NetspaceError(
+                f"{where}: others of this host could put another folder in its place, in {loose}: "
+                "let nobody but root write there (chown root, chmod go-w), or name a folder elsewhere"
+            )
         if not os.path.lexists(source):
             _make(source, user)
         if not source.is_dir():
@@ -67,8 +71,7 @@ def ensure(layout: Layout, name: str, volume: Volume, user: int) -> None:
 def erase(layout: Layout, name: str) -> None:
     """Remove the environment's volumes that have no folder of the host's, with all that is in them."""
     disks.detach_all(layout, name)
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(layout.volumes(name))
+    trees.remove(layout.volumes(name))
 
 
 def _make(source: Path, user: int) -> None:
@@ -76,6 +79,26 @@ def _make(source: Path, user: int) -> None:
     for folder in reversed(missing):
         folder.mkdir(mode=0o700)
     os.chown(source, user, user)
+
+
+def _loose(source: Path) -> Path | None:
+    """The folder above in which another than root may rename what leads to *source*; None where there is none.
+
+    What lies in a folder that only root gets into is safe, whoever it belongs to; so will be what root makes.
+    """
+    for folder in reversed(source.parents):
+        if not os.path.lexists(folder):
+            return None
+        info = folder.stat()
+        others = info.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        # Where the folder is sticky nobody renames what is root's: the next one is looked at, too.
+        if others and info.st_mode & stat.S_ISVTX:
+            others = folder == source.parent and not (source.exists() and source.stat().st_uid == 0)
+        if info.st_uid != 0 or others:
+            return folder
+        if _private(folder):
+            return None
+    return None
 
 
 def _private(folder: Path) -> bool:

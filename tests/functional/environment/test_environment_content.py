@@ -1,0 +1,109 @@
+"""What an environment, or somebody of the host, may leave where root works: trees without end, links, other mounts."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from netspace.environment import trees
+
+pytestmark = pytest.mark.root
+
+DEEP = "cd /var; i=0; while [ $i -lt 3000 ]; do mkdir d; cd d; i=$((i+1)); done"
+SIZED = {"target": "/data", "size": "16M"}
+
+
+@pytest.mark.parametrize("limits", [{}, {"disk": "32M"}])
+def test_folders_within_folders_don_t_keep_an_environment_from_being_removed(host, writable, limits):
+    host.run("web", image=writable, limits=limits)
+    host.sh("web", f"{DEEP}; echo kept > file")
+    for limit in ({}, {"disk": "16M"}) if not limits else ():
+        host.apply({"web": host.desired("web", image=writable, limits=limit)})
+    host.apply({"web": host.desired("web", limits=limits)})  # another image: the layer goes
+    assert host.sh("web", "ls -d /var") != "/var"
+    assert [entry for entry in os.listdir(host.layout.environment("web")) if entry != "handout"] != []
+    assert host.apply({}, ["web"])["web"].error == ""
+    assert not host.layout.environment("web").exists()
+
+
+def test_a_file_system_that_somebody_still_has_open_is_not_mounted_a_second_time(host):
+    """Two mounts of one ext4 that don't know of each other would destroy it."""
+    host.run("web", volumes=[SIZED])
+    host.sh("web", "echo kept > /data/file")
+    again = {"web": host.desired("web", volumes=[SIZED], limits={"files": 512})}
+    with (host.layout.disks("web") / "volume-data/data/file").open("rb"):  # as a backup has
+        error = host.apply(again)["web"].error
+        devices = [path.read_text() for path in Path("/sys/block").glob("loop*/loop/backing_file")]
+        assert sum("volumes/web/data.ext4" in text for text in devices) == 1
+        assert "volumes/web/data.ext4 is still in use by /dev/loop" in error
+    assert host.apply(again)["web"].error == ""
+    assert host.sh("web", "cat /data/file") == "kept"
+    assert host.plan(again).steps == []
+
+
+def test_a_file_system_goes_from_other_mount_namespaces_too(host):
+    host.run("web", volumes=[SIZED])
+    holder = subprocess.Popen(["unshare", "--mount", "--propagation", "private", "sleep", "1000"])
+    try:
+        while os.path.samefile(f"/proc/{holder.pid}/ns/mnt", "/proc/self/ns/mnt"):
+            pass
+        assert "disks/web" in Path(f"/proc/{holder.pid}/mounts").read_text()
+        host.run("web", volumes=[SIZED], limits={"files": 512})
+        assert "disks/web" not in Path(f"/proc/{holder.pid}/mounts").read_text()
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+def test_what_a_killed_run_left_of_the_old_layer_is_not_taken_for_the_layer(host, writable, monkeypatch):
+    host.run("web", image=writable)
+    host.sh("web", "mkdir -p /var/a; echo old > /var/a/file")
+    real = trees.remove
+
+    def killed(path):
+        if (path / "upper/var/a/file").exists():
+            (path / "upper/var/a/file").unlink()
+            raise KeyboardInterrupt
+        real(path)
+
+    monkeypatch.setattr(trees, "remove", killed)
+    with pytest.raises(KeyboardInterrupt):
+        host.apply({"web": host.desired("web", image=writable, limits={"disk": "16M"})})
+    monkeypatch.undo()
+    # Nobody asked for the limit any more when the next run came.
+    assert host.apply({"web": host.desired("web", image=writable)})["web"].error == ""
+    assert host.sh("web", "cat /var/a/file") == "old"
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+def test_a_volume_s_path_can_t_be_swapped_by_another_user_of_the_host(host, read_only):
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as theirs:
+        source = Path(theirs, "mine/data")
+        source.mkdir(parents=True)
+        source.parent.chmod(0o700)
+        os.chown(theirs, 1234, 1234)
+        volumes = [{"source": str(source), "target": "/data", "read_only": read_only}]
+        wanted = {"web": host.desired("web", volumes=volumes)}
+        assert f"put another folder in its place, in {theirs}:" in host.apply(wanted)["web"].error
+        os.chown(theirs, 0, 0)
+        os.chmod(theirs, 0o777)
+        assert f"put another folder in its place, in {theirs}:" in host.apply(wanted)["web"].error
+        os.chmod(theirs, 0o755)
+        assert host.apply(wanted)["web"].error == ""
+        host.apply({}, ["web"])
+        loose = {"source": "/var/tmp/netspace-volume", "target": "/data", "read_only": read_only}
+        wanted = {"web": host.desired("web", volumes=[loose])}
+        assert "put another folder in its place, in /var/tmp:" in host.apply(wanted)["web"].error
+        assert not Path(loose["source"]).exists()
+
+
+def test_more_files_than_a_smaller_layer_can_have_are_refused_by_the_plan(host, writable):
+    host.run("web", image=writable, limits={"disk": "64M"})
+    host.sh("web", "cd /var; i=0; while [ $i -lt 1500 ]; do : > $i; i=$((i+1)); done")
+    plan = host.plan({"web": host.desired("web", image=writable, limits={"disk": "16M"})})
+    assert plan.steps == []
+    assert "files" in plan.refusals[0].message

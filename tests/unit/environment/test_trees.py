@@ -1,0 +1,63 @@
+"""Folders that an environment filled are removed whole, whatever is in them; nothing beside them is touched."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from netspace.environment import trees
+
+NAMES = st.sampled_from(["a", "b", ".netspace-1", "é", "..x"])
+KINDS = st.sampled_from(["file", "link", "folder"])
+TREES = st.recursive(KINDS, lambda inner: st.dictionaries(NAMES, inner), max_leaves=20)
+
+
+def fill(folder: Path, tree: dict[str, object], outside: Path) -> None:
+    for name, what in tree.items():
+        path = folder / name
+        if what == "file":
+            path.write_text("x")
+        elif what == "link":
+            path.symlink_to(outside)
+        else:
+            path.mkdir()
+            fill(path, what if isinstance(what, dict) else {}, outside)
+
+
+@given(tree=st.dictionaries(NAMES, TREES))
+def test_whatever_is_in_it_goes_and_what_links_point_to_stays(tmp_path_factory, tree):
+    base = tmp_path_factory.mktemp("trees")
+    outside = base / "outside"
+    outside.mkdir()
+    (outside / "kept").write_text("kept")
+    (base / "tree").mkdir()
+    fill(base / "tree", tree, outside)
+    trees.remove(base / "tree")
+    assert os.listdir(base) == ["outside"]
+    assert (outside / "kept").read_text() == "kept"
+
+
+def test_deeper_than_paths_stacks_and_open_files_reach(tmp_path):
+    (tmp_path / "tree").mkdir()
+    folder = os.open(tmp_path / "tree", os.O_RDONLY)
+    for _ in range(5000):
+        os.mkdir("d" * 20, dir_fd=folder)
+        below = os.open("d" * 20, os.O_RDONLY, dir_fd=folder)
+        os.close(folder)
+        folder = below
+    os.close(folder)
+    trees.remove(tmp_path / "tree")
+    assert os.listdir(tmp_path) == []
+
+
+def test_none_is_no_error_and_a_link_is_refused(tmp_path):
+    trees.remove(tmp_path / "absent")
+    (tmp_path / "target").mkdir()
+    (tmp_path / "link").symlink_to("target")
+    with pytest.raises(OSError, match="link"):
+        trees.remove(tmp_path / "link")
+    assert (tmp_path / "target").is_dir()
