@@ -25,6 +25,7 @@ from image_files import tar as tar_of
 from netspace.environment import mounts, rootfs
 from netspace.environment.images import Store, bounds, sources, verity
 from netspace.environment.images.admin import Images
+from netspace.environment.images.sources import oci
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
 
@@ -480,6 +481,31 @@ def test_a_hash_that_is_declared_later_restarts_nothing(host, tar):
     assert (
         "source_hash says" in host.apply({"new": host.desired("new", image=image, source_hash="0" * 64)})["new"].error
     )
+
+
+def test_what_has_a_hash_is_built_as_it_was_hashed(store, tmp_path, monkeypatch):
+    """Of a layout folder: whoever may write there exchanges the index while it is read, and puts it back."""
+    made = OciLayout()
+    for tag in ("right", "wrong"):
+        made.tag(made.image([tar_of([member("etc/motd", tag.encode())])], {}), tag)
+    folder = made.write(tmp_path / "layout")
+    image = f"oci:{folder}:right"
+    wanted = store.seen(image).identity.rpartition("sha256:")[2]
+    index = folder / "index.json"
+    right = index.read_bytes()
+    wrong = right.replace(b'"right"', b'"other"').replace(b'"wrong"', b'"right"')
+    build = oci.build
+
+    def meanwhile(*arguments):
+        index.write_bytes(wrong)
+        try:
+            return build(*arguments)
+        finally:
+            index.write_bytes(right)
+
+    digest = other_store(store, tmp_path).ensure(image).digest
+    monkeypatch.setattr(oci, "build", meanwhile)
+    assert store.ensure(image, wanted).digest == digest
 
 
 def test_an_image_s_user_is_found_by_name_and_root_is_never_given(host, tmp_path, image):

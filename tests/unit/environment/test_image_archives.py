@@ -308,6 +308,24 @@ def test_sparse_files_are_refused(tmp_path):
         assert "sparse" in refused(packed)
 
 
+def test_what_is_kept_in_memory_is_bounded(monkeypatch, tmp_path):
+    """A few megabytes of zeros may be gigabytes of attributes, which no file on disk takes up."""
+    monkeypatch.setattr(bounds, "NAMES", 50_000)
+
+    def attribute(number):
+        one = member(f"f{number}", b"")
+        one[0].pax_headers = {"SCHILY.xattr.user.a": "x" * 10_000}
+        return one
+
+    assert paths(read(tar([attribute(number) for number in range(4)])))
+    assert "more than 0 MiB" in refused(gzip.compress(tar([attribute(number) for number in range(6)])))
+    assert "more than 0 MiB" in refused(tar([member("n" * 200 + str(number), b"") for number in range(300)]))
+    for number in range(20):
+        (tmp_path / f"link{number}").symlink_to("t" * 3000)
+    with pytest.raises(NetspaceError, match="more than 0 MiB"):
+        folders.identity(str(tmp_path))
+
+
 @pytest.mark.parametrize("kind", [b"M", b"V", b"D", b"N", b"S", b"z", b"\xff", b"8"])
 def test_unknown_types_are_refused(kind):
     refused(tar([member("a", type=kind)]))

@@ -22,6 +22,7 @@ ROWS = {
     "layers": bounds.LAYERS,
     "bytes that come out of a compressed stream": bounds.RATIO,
     "bytes of one member's extended headers": bounds.HEADER,
+    "bytes of all names": bounds.NAMES,
     "bytes of an OCI index": bounds.JSON,
     "bytes of memory": bounds.DICTIONARY,
     "symbolic links followed": bounds.LOOKUPS,

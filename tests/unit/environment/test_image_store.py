@@ -417,6 +417,8 @@ def test_what_is_used_stays_and_what_is_not_goes_on_demand(fake, images, store, 
     assert "used by web" in refusal.message
     assert images.plan_absent("tar:/nothing") == images.plan_absent("0" * 64)
     assert images.plan_absent("tar:/nothing").steps == ()
+    (refusal,) = images.plan_absent(sha256(b"content")[:6]).refusals
+    assert "12 digits or more" in refusal.message
     (step,) = images.plan_prune().steps
     assert step.changes["digest"]["old"] == f"sha256:{sha256(b'other')}"
     assert len(kept(store)) == 4
@@ -425,6 +427,39 @@ def test_what_is_used_stays_and_what_is_not_goes_on_demand(fake, images, store, 
     assert images.plan_prune().steps == []
     users.clear()
     images.apply_removal(images.plan_absent(f"tar:{source}").steps)
+    assert kept(store) == []
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_what_has_a_hash_is_built_as_it_was_hashed(fake, store, source, monkeypatch, swapped):
+    """Who may write to the source may change it for the moment between (a shared mapping leaves its times alone)."""
+    build = fake.build
+
+    def meanwhile(location, target, scratch):
+        info = source.stat()
+        source.write_bytes(b"c0ntent")
+        os.utime(source, ns=(info.st_atime_ns, info.st_mtime_ns))
+        return build(location, target, scratch)
+
+    monkeypatch.setattr(fake, "fingerprint", lambda location: "same")
+    if swapped:
+        monkeypatch.setattr(fake, "build", meanwhile)
+    assert store.ensure(f"tar:{source}", sha256(b"content")).digest == sha256(b"content")
+    assert kept(store) == sorted([store.file(sha256(b"content")).name, store._note_path(f"tar:{source}").name])
+
+
+def test_what_changes_before_it_is_copied_is_refused(fake, store, source, monkeypatch):
+    monkeypatch.setattr(fake, "fingerprint", lambda location: "same")
+    identity, seen = fake.identity, []
+
+    def once(location):
+        seen.append(identity(location))
+        source.write_bytes(b"c0ntent")
+        return seen[-1]
+
+    monkeypatch.setattr(fake, "identity", once)
+    with pytest.raises(NetspaceError, match="changed while it was read"):
+        store.ensure(f"tar:{source}", sha256(b"content"))
     assert kept(store) == []
 
 

@@ -161,7 +161,8 @@ class Store:
             if at.url:
                 digest, defaults = self._build_fetched(source, at, identity, aside)
             else:
-                digest, defaults = self._build(source, at.location, aside)
+                location = self._pinned(source, at.location, identity, aside) if source_hash else at.location
+                digest, defaults = self._build(source, location, aside)
                 if source.fingerprint(at.location) != now:
                     raise NetspaceError("the source changed while it was read; apply again when it is complete")
             new = not self.file(digest).exists()
@@ -187,6 +188,16 @@ class Store:
             os.fsync(stream.fileno())
         verity.enable(target)
         return digest, defaults
+
+    @staticmethod
+    def _pinned(source: sources.Source, location: str, identity: str, aside: Path) -> str:
+        """A copy of the source that has a declared hash, which nobody changes between its check and its use."""
+        folder = aside / "pinned"
+        folder.mkdir()
+        copy = sources.pinned(source, location, folder)
+        if source.identity(copy) != identity:
+            raise NetspaceError("the source changed while it was read; apply again when it is complete")
+        return copy
 
     def _build_fetched(
         self, source: sources.Source, at: remotes.Located, identity: str, aside: Path

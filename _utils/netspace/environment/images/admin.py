@@ -170,7 +170,10 @@ class Images:
         """What would have to be removed that is called so; refused while an environment uses it."""
         try:
             digest = self.resolve(name)
-        except NetspaceError:
+        except NetspaceError as err:
+            short = name.removeprefix("sha256:").lower()
+            if short and any(digest.startswith(short) for digest in (*self._store.digests(), *self._users())):
+                return Plan(refusals=[Refusal(KIND, name, f"{err}; name it by {_SHORTEST} digits or more")])
             return Plan()
         if users := self._users().get(digest):
             environments = ", ".join(sorted(users))

@@ -68,7 +68,9 @@ def members(reader: Reader, budget: Budget) -> Iterator[Member]:
                 pax.setdefault(b"path" if info.type == _LONG_NAME else b"linkpath", data.split(b"\0", 1)[0])
             continue
         budget.take_entry()
-        yield _member(info, pax, reader, budget)
+        member = _member(info, pax, reader, budget)
+        budget.take_names(member.length)
+        yield member
         pax, headers, count = {}, 0, 0
     reader.finish()
 

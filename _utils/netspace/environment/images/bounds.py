@@ -26,6 +26,8 @@ UNRATED = 64 * 1024**2
 """...once more than this came out."""
 HEADER = 256 * 1024
 """Bytes of one member's extended headers (long names, extended attributes)."""
+NAMES = 128 * 1024**2
+"""Bytes of all names, symbolic links' targets and ``user.*`` attributes together: they are kept in memory."""
 ID = 2**32 - 2
 """Largest user or group id."""
 TIME = 2**33
@@ -49,6 +51,7 @@ class Budget:
         self._bytes = 0
         self._entries = 0
         self._lookups = 0
+        self._names = 0
 
     def refuse(self, message: str) -> NetspaceError:
         """The error to raise."""
@@ -63,6 +66,11 @@ class Budget:
         self._entries += 1
         if self._entries > ENTRIES:
             raise self.refuse(f"more than {ENTRIES} files")
+
+    def take_names(self, count: int) -> None:
+        self._names += count
+        if self._names > NAMES:
+            raise self.refuse(f"its names, links and attributes are more than {NAMES // 1024**2} MiB")
 
     def take_lookup(self) -> None:
         self._lookups += 1

@@ -92,6 +92,13 @@ class Member:
     same_as: bytes | None = None
     odd: str = ""
 
+    @property
+    def length(self) -> int:
+        """Bytes of its name, and of what else of it is kept in memory."""
+        node = self.node
+        own = 0 if node is None else len(node.target) + sum(len(name) + len(value) for name, value in node.xattrs)
+        return len(self.path) + len(self.same_as or b"") + own
+
 
 def _kept(name: bytes) -> bool:
     # security.* and trusted.* are rights on a host, system.* are ACLs, user.overlay.* and the like overlayfs's own.

@@ -12,7 +12,9 @@ Each module has
 
 and, where a location is a file that can be fetched from elsewhere first:
 
-- ``split(location)``: the path of that file, and what of the location follows it.
+- ``split(location)``: the path of that file, and what of the location follows it;
+- ``pin(path, folder)``, if the path may be a folder too: copies into *folder* what the identity
+  depends on, and returns the path of that.
 
 All raise NetspaceError where the location can't be used.
 """
@@ -25,6 +27,7 @@ import hashlib
 import importlib
 import logging
 import os
+import shutil
 import stat
 import subprocess
 import threading
@@ -155,6 +158,17 @@ def opened(path: Path) -> IO[bytes]:
         os.close(fd)
         raise NetspaceError(f"image source {path}: not a regular file")
     return os.fdopen(fd, "rb")
+
+
+def pinned(source: Source, location: str, folder: Path) -> str:
+    """A location in *folder* with what the source is now: whoever may change the source can't change that."""
+    path, rest = cast(Any, source).split(location)
+    if os.path.isdir(path):
+        return f"{cast(Any, source).pin(Path(path), folder)}{rest}"
+    copy = folder / "source"
+    with opened(Path(path)) as stream, copy.open("wb") as target:
+        shutil.copyfileobj(stream, target, _CHUNK)
+    return f"{copy}{rest}"
 
 
 def whole(stream: IO[bytes]) -> Piece:

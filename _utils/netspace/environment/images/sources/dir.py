@@ -126,9 +126,14 @@ def _tree(location: str, budget: Budget) -> Tree:
             else:
                 yield Member(name, odd=_ODD.get(kind, "sockets"))
 
+    def counted() -> Iterator[Member]:
+        for member in members():
+            budget.take_names(member.length)
+            yield member
+
     tree = Tree(budget)
     try:
-        tree.apply(members())
+        tree.apply(counted())
     except OSError as err:
         raise NetspaceError(f"image source {err.filename or location}: {err.strerror}") from err
     return tree

@@ -1,7 +1,7 @@
 """``erofs:/srv/shop.erofs``: a ready image, taken as it is: its sha256 is the image's name.
 
 The kernel will read it as a file system, so it is checked first by erofs-utils, and
-measured against the same bounds as everything else. That finds damage and bombs; it can't make a file
+measured against the bounds of bytes and of files. That finds damage and bombs; it can't make a file
 harmless that was made to attack the kernel, so take such files only from who may be trusted with that.
 """
 
