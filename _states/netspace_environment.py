@@ -173,7 +173,8 @@ def absent(name: str, purge: bool = False) -> dict[str, Any]:
         Its name.
 
     purge
-        Drop the mail in its mailbox too, **and its volumes that have a size** (never a host folder).
+        Drop the mail in its mailbox too, **and its volumes that have a size** (never a host folder), also
+        those that an environment of this name left when it was removed without ``purge``.
         By default, unread mail is parked, and said so.
     """
     test = bool(__opts__["test"])

@@ -294,7 +294,8 @@ class Host:
     def remove_environments(self, names: Collection[str], *, test: bool = False, purge: bool = False) -> Result:
         """Remove environments with all that is theirs: links, program, layers, namespace.
 
-        What lies in their volumes stays; ``purge`` removes those that are no folders of the host.
+        What lies in their volumes stays; ``purge`` removes those that are no folders of the host,
+        also of environments that are gone already.
         """
         with self._lock(test):
             theirs = {link.name for link in self.links.recorded() if {link.source, link.target} & set(names)}
@@ -304,6 +305,9 @@ class Host:
             there = self.environments.names() & set(names)
             if there:
                 result = _join(result, self._run(self.environments, {}, there, test, purge=purge))
+            if purge:
+                left = self.environments.plan_purge(names)
+                result = _join(result, Result(left, () if test else self.environments.apply_purge(left.steps)))
             return _join(result, self._remove_interfaces(names, test))
 
     def remove_interfaces(self, names: Collection[str], *, test: bool = False) -> Result:

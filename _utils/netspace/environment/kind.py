@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from netspace import files
-from netspace.environment import compare, mounts, observe, records, runtime, trees
+from netspace.environment import compare, mounts, observe, records, runtime, trees, volumes
 from netspace.environment.apply import Applying, Give, halt, start
 from netspace.environment.compare import DesiredEnvironment
 from netspace.environment.images import Store
 from netspace.environment.images.remote import Remote
-from netspace.environment.making import Making
+from netspace.environment.making import Making, each
 from netspace.environment.observe import Observed
 from netspace.environment.records import Record
 from netspace.errors import NetspaceError
@@ -85,6 +85,17 @@ class Environments:
         """
         return Applying(self.making, self.supervisor, steps, purge=purge, give=self._give).run()
 
+    def plan_purge(self, names: Collection[str]) -> Plan:
+        """Which volumes of these lie there, though there are no such environments any more."""
+        gone = {name: volumes.kept(self.layout, name) for name in sorted(set(names) - self.names())}
+        changes = {name: {"volumes": {"old": targets, "new": None}} for name, targets in gone.items() if targets}
+        return Plan([Step(compare.KIND, name, "purge", change) for name, change in changes.items()])
+
+    def apply_purge(self, steps: Sequence[Step]) -> Outcomes:
+        """Remove those volumes."""
+        errors = each([step.name for step in steps], lambda name: volumes.erase(self.layout, name))
+        return [Outcome(step, errors.get(step.name, "")) for step in steps]
+
     def start(self, names: Collection[str]) -> dict[str, str]:
         """Start environments that are made; return why some don't run, by name."""
         return start(self.layout, self.supervisor, names)
@@ -131,7 +142,7 @@ class Environments:
             path.rmdir()  # never more: volumes were mounted there
         runtime.remove_cgroups(self.layout, f"/{self.layout.instance}", mounted)
         trees.remove(self.layout.layers)  # of those whose record was lost
-        for each in (folder, runtime.state(self.layout), self.layout.images, self.layout.records(records.KIND)):
-            shutil.rmtree(each, ignore_errors=True)
+        for left in (folder, runtime.state(self.layout), self.layout.images, self.layout.records(records.KIND)):
+            shutil.rmtree(left, ignore_errors=True)
         with contextlib.suppress(FileNotFoundError):
             file_systems.rmdir()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import stat
+import urllib.parse
 from pathlib import Path
 
 from netspace.environment import disks, mounts, trees
@@ -66,6 +67,12 @@ def ensure(layout: Layout, name: str, volume: Volume, user: int) -> None:
             )
     except OSError as err:
         raise NetspaceError(f"{where}: {err.strerror}") from err
+
+
+def kept(layout: Layout, name: str) -> list[str]:
+    """Targets of the volumes of netspace's own that lie there, whether there is such an environment or not."""
+    found = layout.volumes(name).glob(f"*{disks.SUFFIX}")
+    return sorted(f"/{urllib.parse.unquote(file.name.removesuffix(disks.SUFFIX))}" for file in found)
 
 
 def erase(layout: Layout, name: str) -> None:

@@ -87,6 +87,20 @@ def test_a_volume_goes_only_with_a_purge_and_a_folder_never(host, folders):
     assert host.sh("web", "cat /folder/x") == "kept"
 
 
+def test_volumes_of_an_environment_that_is_gone_are_purged_too(host):
+    host.run("web", volumes=[SIZED, {**SIZED, "target": "/srv/a b"}])
+    removed(host, purge=False)
+    joined = Host(host.layout)
+    assert joined.remove_environments(["web"]).plan.steps == []
+    plan = joined.remove_environments(["web"], purge=True, test=True).plan
+    change = {"volumes": {"old": ["/data", "/srv/a b"], "new": None}}
+    assert [(step.action, step.changes) for step in plan.steps] == [("purge", change)]
+    assert host.layout.volumes("web").exists()
+    removed(host, purge=True)
+    assert not host.layout.volumes("web").exists()
+    assert joined.remove_environments(["web"], purge=True).plan.steps == []
+
+
 def test_a_teardown_keeps_volumes_and_says_so(host):
     host.run("web", volumes=[SIZED])
     host.sh("web", "echo kept > /data/x")

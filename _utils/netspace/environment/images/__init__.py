@@ -365,10 +365,6 @@ class Store:
         files.remove(self.file(digest))
         shutil.rmtree(self.folder(digest), ignore_errors=True)
 
-    def forget(self, image: str) -> None:
-        """Forget that a source was built; the image stays."""
-        files.remove(self._note_path(image))
-
     def unused(self, used: Collection[str]) -> list[str]:
         """Every image, or what is left of one, that is not in *used*."""
         found = {match[1] for entry in self._entries() if (match := _FILE.fullmatch(entry.name))}
