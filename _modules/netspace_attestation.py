@@ -18,7 +18,7 @@ netspace.refresh(__file__)
 from salt.exceptions import CommandExecutionError  # noqa: E402
 
 from netspace import declared, files  # noqa: E402
-from netspace.attestation import appraisal, software  # noqa: E402
+from netspace.attestation import appraisal, software, verdict  # noqa: E402
 from netspace.attestation.evidence import Context, key_fingerprint  # noqa: E402
 from netspace.attestation.kind import NAME, Attestations  # noqa: E402
 from netspace.errors import NetspaceError  # noqa: E402
@@ -203,3 +203,62 @@ def forget() -> dict[str, Any]:
     if errors:
         raise CommandExecutionError("; ".join(errors))
     return {"forgotten": bool(plan.steps)}
+
+
+def answer(challenges: dict[str, Any]) -> dict[str, Any]:
+    """
+    Answer the challenge of a verifier on the master: ``{boot, evidence}``, bound to this minion's id, to
+    the key of the master that it knows, to the challenge and to this boot.
+
+    The master's ``netspace_attestation.attest`` calls it, and ``accept`` after it. With one message it asks many.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt web1 netspace_attestation.answer challenges='{"web1": {"session": "1f", "nonce": "8a1c...", ...}}'
+
+    challenges
+        Challenges by minions' ids: this one's is answered.
+    """
+    try:
+        layout, chosen = _settings()
+        return verdict.answer(layout, chosen, str(__opts__["id"]), _master(), _mine(challenges))
+    except NetspaceError as err:
+        raise CommandExecutionError(str(err)) from err
+
+
+def accept(tokens: dict[str, str], key: dict[str, str]) -> dict[str, Any]:
+    """
+    Take the result that the master signed (an EAR JWT), and enforce by it: ``{level, expires, stored}``.
+
+    It is taken only where ``pillar:netspace:attestation:verifier`` is ``master``, the key is one of
+    ``verifier_keys``, and it is for this minion, this boot and the challenge that was answered last.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt web1 netspace_attestation.accept tokens='{"web1": "<token>"}' key='<JWK>'
+
+    tokens
+        Results by minions' ids.
+
+    key
+        The verifier's public key, as JWK.
+    """
+    try:
+        layout, chosen = _settings()
+        if chosen["verifier"] != appraisal.MASTER:
+            return {"stored": False, "reason": "attestation:verifier is 'self' here"}
+        found = verdict.accept(layout, chosen, str(__opts__["id"]), _mine(tokens), key)
+    except NetspaceError as err:
+        raise CommandExecutionError(str(err)) from err
+    return {"stored": True, "level": f"L{found.level}", "expires": found.expires}
+
+
+def _mine(given: Any) -> Any:
+    found = given.get(__opts__["id"]) if isinstance(given, dict) else None
+    if found is None:
+        raise NetspaceError("nothing in it is for this minion")
+    return found

@@ -4,8 +4,9 @@ The verifier on the master
 
 ``replay`` and ``verify_quote`` look at logs and quotes that lie in files: no TPM, no minion and no
 service is asked. The others are the registrar and its Privacy CA: which TPM is which minion's, and
-attestation certificates under pseudonyms. Each refusal has a stable ``code`` (see the page on
-reason codes), and the command's exit status is 1 where something is wrong.
+attestation certificates under pseudonyms; and the verifier of the fleet: ``attest`` asks minions over
+Salt's bus and keeps a signed result of each, ``status`` and ``explain`` show them. Each refusal has a
+stable ``code`` (see the page on reason codes), and the command's exit status is 1 where something is wrong.
 
 The master's configuration may have (these are the defaults)::
 
@@ -13,13 +14,18 @@ The master's configuration may have (these are the defaults)::
       folder: /var/lib/netspace-master   # the registrar's, 0700
       roots: null                        # a folder with PEM certificates of makers of TPMs
       timeout: 60                        # seconds that a minion may take
+      concurrency: 32                    # minions that are asked at one time
+      jitter: 1                          # seconds, at most, that are waited at random before each such lot
+      groups: []                         # whose policy is which: see the page on fleets
 """
 
 from __future__ import annotations
 
 import base64
 import json
+import random
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +33,7 @@ import netspace
 
 netspace.refresh(__file__)
 
-from netspace.attestation import appraisal, audit_log, offline, privacy_ca  # noqa: E402
+from netspace.attestation import appraisal, audit_log, ear, fleet, groups, offline, privacy_ca  # noqa: E402
 from netspace.attestation import ima as lists  # noqa: E402
 from netspace.attestation import policy as rules  # noqa: E402
 from netspace.attestation.evidence import key_fingerprint  # noqa: E402
@@ -225,6 +231,7 @@ def revoke(minion: str, why: str = "") -> dict[str, Any]:
 def release(minion: str) -> dict[str, Any]:
     """
     Forget which TPM a minion has, and revoke its certificate: **the next one that it shows is accepted**.
+    Of a minion without a TPM, the software key is forgotten.
 
     CLI Example:
 
@@ -235,7 +242,14 @@ def release(minion: str) -> dict[str, Any]:
     minion
         Its id.
     """
-    return _answer(lambda: _shown(_registrar()[0].release(str(minion), time.time())))
+
+    def work() -> dict[str, Any]:
+        registrar, _ = _registrar()
+        if registrar.host(str(minion)) is None and _fleet().release(str(minion)):
+            return {"minion": str(minion), "released": "the software key that it had at first"}
+        return _shown(registrar.release(str(minion), time.time()))
+
+    return _answer(work)
 
 
 def ca_init(name: str = "netspace Privacy CA", root_elsewhere: bool = False) -> dict[str, Any]:
@@ -384,9 +398,444 @@ def verify_log(records: int = 0, hash: str = "") -> dict[str, Any]:
     return _answer(work)
 
 
+def attest(target: str = "*", tgt_type: str = "glob") -> dict[str, Any]:
+    """
+    Challenge minions over Salt's bus, judge what they answer by their groups' policies, keep a signed result
+    of each, and have those enforce it whose pillar says ``verifier: master``. The exit status is 1 unless
+    all of them are *trusted*.
+
+    Each minion gets a nonce of its own; ``concurrency`` of them are asked with one message, after a pause of
+    up to ``jitter`` seconds, in random order. **Who does not answer is not judged**: its last result
+    counts until its deadline, and then the host is *stale*. A certificate that runs out within the hour is
+    renewed first. Each change of state is an event, ``netspace/attestation/<minion>/<state>``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run netspace_attestation.attest 'web*'
+
+    target
+        Which minions. Defaults to all.
+
+    tgt_type
+        How ``target`` is meant: ``glob`` (default), ``list``, ``grain``, ``compound``, ...
+    """
+
+    def work() -> dict[str, Any]:
+        found = _attest(_minions(target, tgt_type))
+        good = found and all(one["state"] == fleet.TRUSTED for one in found.values())
+        return found if good else {**found, "retcode": 1}
+
+    return _answer(work)
+
+
+def status(target: str = "*") -> dict[str, Any]:
+    """
+    Show the state of each minion now, by its id: ``unknown``, ``enrolled``, ``trusted``, ``degraded``,
+    ``stale``, ``failed`` or ``revoked``, with level, reason, remedy, group, age and deadline.
+
+    Asks nobody. The state is computed from the last result and the time, so where nobody attested for too
+    long, hosts are ``stale``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run netspace_attestation.status
+
+    target
+        A pattern of minions' ids. Defaults to all that the master knows.
+    """
+
+    def work() -> dict[str, Any]:
+        made, now = _fleet(), time.time()
+        found = {}
+        for minion in _known(made, str(target)):
+            standing = made.standing(minion, now)
+            _announce(made, standing)
+            found[minion] = standing.shown(now)
+        return found
+
+    return _answer(work)
+
+
+def explain(minion: str) -> dict[str, Any]:
+    """
+    Say on one screen why a minion has its level, and what would raise it.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run netspace_attestation.explain web1
+
+    minion
+        Its id.
+    """
+
+    def work() -> dict[str, Any]:
+        made, now = _fleet(), time.time()
+        standing = made.standing(str(minion), now)
+        _announce(made, standing)
+        record, host = standing.record, standing.host
+        shown = standing.shown(now)
+        try:
+            policy = made.policies.get(standing.group.name)
+            in_force = "none: L3 at most" if policy is None else f"version {policy.version}"
+        except Refused as err:
+            in_force = str(err)
+        return {
+            "minion": str(minion),
+            "state": f"{standing.state}, {shown['level']} (asked for: {shown['minimum']} or more)",
+            "why": standing.reason,
+            "to raise it": standing.remedy or "nothing: there is no next level",
+            "last evidence": "none" if record is None else f"{_when(record['issued'])}, {shown['age']} s ago",
+            "counts until": "-" if record is None else _when(shown["deadline"]),
+            "group": f"{standing.group.name}; its policy: {in_force}",
+            "judged by": "-"
+            if record is None
+            else f"version {record['version']}"
+            if record["version"]
+            else "no policy",
+            "tpm": "none is enrolled" if host is None else f"{host['ek'][:16]}..., seen {_when(host['enrolled'])}",
+            "certificate": "-" if host is None else f"until {_when(host['expires'])}",
+        }
+
+    return _answer(work)
+
+
+def learn(host: str, sign: bool = False) -> dict[str, Any]:
+    """
+    Learn from a host that is known to be good: attest it now, and show what the policy of its group would
+    become if it also took this host's PCR values. **Nothing is written without** ``sign=True``.
+
+    Values that were good stay so, for the time of an update; PCRs that a rule of the policy judges are left
+    to the rule. The next version is one higher.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run netspace_attestation.learn web1
+        salt-run netspace_attestation.learn web1 sign=True
+
+    host
+        A minion's id.
+
+    sign
+        Put it in force. Defaults to False.
+    """
+
+    def work() -> dict[str, Any]:
+        made = _fleet()
+        found = _attest([str(host)])[str(host)]
+        if not found["answered"]:
+            raise NetspaceError(f"{host}: {found['answer']}")
+        record = made.record(str(host))
+        if record is None:
+            raise NetspaceError(f"{host}: its result could not be kept")
+        before, after = made.learn(record)
+        shown = {"group": record["group"], "diff": groups.diff(before, after), "signed": False}
+        if sign is True and before != after:
+            _put(made, record["group"], after)
+            shown["signed"] = True
+        return {**shown, "version": after["version"]}
+
+    return _answer(work)
+
+
+def policy_set(group: str, file: str) -> dict[str, Any]:
+    """
+    Sign a policy and put it in force. Its version must be higher than the last one's.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run netspace_attestation.policy_set web policy.yaml
+
+    group
+        Of the master's configuration, or ``default``.
+
+    file
+        YAML or JSON: see the page on policies.
+    """
+
+    def work() -> dict[str, Any]:
+        made = _fleet()
+        data = _policy_data(file)
+        before = made.policies.data(made.named(str(group)).name)
+        found = _put(made, str(group), data)
+        return {"group": str(group), "version": found.version, "diff": groups.diff(before, data)[:1000]}
+
+    return _answer(work)
+
+
+def policy_show(group: str = groups.DEFAULT) -> dict[str, Any]:
+    """
+    Return the policy that is in force, after its signature and version were checked.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run netspace_attestation.policy_show web --out yaml
+
+    group
+        Defaults to ``default``.
+    """
+
+    def work() -> dict[str, Any]:
+        made = _fleet()
+        found = made.policies.data(made.named(str(group)).name)
+        if found is None:
+            raise NetspaceError(f"the group {group} has no policy")
+        return found
+
+    return _answer(work)
+
+
+def policy_check(group: str, file: str) -> dict[str, Any]:
+    """
+    Show what a policy would make of each host of the group, by the last evidence of each: nothing is put
+    in force, and nobody is asked. ``changes`` has those whose level would be another.
+
+    The boot is tried (up to L4): what runs after it is judged as it comes.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run netspace_attestation.policy_check web policy.yaml
+
+    group
+        Of the master's configuration, or ``default``.
+
+    file
+        YAML or JSON: see the page on policies.
+    """
+
+    def work() -> dict[str, Any]:
+        made = _fleet()
+        chosen = made.named(str(group))
+        data = _policy_data(file)
+        proposed = rules.parse(data)
+        before = made.policies.data(chosen.name)
+        hosts = [minion for minion in _known(made, "*") if made.group(minion) == chosen]
+        tried = {minion: made.tried(minion, proposed) for minion in hosts}
+        changes = {minion: one for minion, one in tried.items() if one["new"] is not None and one["old"] != one["new"]}
+        return {
+            "group": chosen.name,
+            "version": {"in_force": None if before is None else before["version"], "proposed": proposed.version},
+            "changes": changes,
+            "same": sorted(one for one in tried if tried[one]["new"] is not None and one not in changes),
+            "untried": {one: tried[one]["reason"] for one in tried if tried[one]["new"] is None},
+        }
+
+    return _answer(work)
+
+
+def jwks() -> dict[str, Any]:
+    """
+    Return the verifier's public key as a JWK set, for others that check results. ``kid`` is the thumbprint
+    that minions pin in ``attestation:verifier_keys``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run netspace_attestation.jwks --out json
+    """
+    return _answer(lambda: ear.jwks([ear.signer(_registrar()[0].folder).jwk]))
+
+
+def ear_token(minion: str) -> dict[str, Any]:
+    """
+    Return the last result of a minion as a signed token (EAR, JWT, ES256), which is good for ten minutes after it
+    was made: ``{token, expires}``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run netspace_attestation.ear_token web1
+
+    minion
+        Its id.
+    """
+
+    def work() -> dict[str, Any]:
+        record = _fleet().record(str(minion))
+        if record is None:
+            raise NetspaceError(f"{minion} was never attested")
+        if time.time() > record["issued"] + ear.LIFETIME:
+            raise NetspaceError(f"the last result of {minion} is older than ten minutes: attest it")
+        return {"token": record["token"], "expires": int(record["issued"] + ear.LIFETIME)}
+
+    return _answer(work)
+
+
+def _attest(minions: list[str]) -> dict[str, Any]:
+    made, (registrar, settings) = _fleet(), _registrar()
+    random.shuffle(minions)
+    results: dict[str, Any] = {}
+    for start in range(0, len(minions), settings["concurrency"]):
+        time.sleep(random.uniform(0, settings["jitter"]))  # noqa: S311 (no secret: a herd that is to scatter)
+        results.update(_lot(made, registrar, settings, minions[start : start + settings["concurrency"]]))
+    return dict(sorted(results.items()))
+
+
+def _lot(made: fleet.Fleet, registrar: Registrar, settings: dict[str, Any], minions: list[str]) -> dict[str, Any]:
+    told: dict[str, str] = {}
+    for minion in minions:
+        if made.certificate_due(minion, time.time()):
+            bus = _Bus(minion, settings["timeout"])
+            try:
+                registrar.enroll(minion, bus, _master(), appraisal.read_roots(settings["roots"]), time.time())
+            except Refused as err:
+                told[minion] = f"its certificate can't be renewed: {err}"  # judged all the same, by the old one
+            except NetspaceError as err:
+                told[minion] = str(err)
+    asked: dict[str, fleet.Asked] = {}
+    for minion in minions:
+        try:
+            asked[minion] = made.ask(minion)
+        except Refused as err:
+            told[minion] = str(err)
+    challenges = {minion: one.wire() for minion, one in asked.items()}
+    sent: dict[str, Any] = {"challenges": challenges}
+    answers = _ask(list(asked), "answer", sent, settings["timeout"]) if asked else {}
+    tokens: dict[str, str] = {}
+    for minion, (answer, problem) in answers.items():
+        if problem:
+            told[minion] = problem
+            continue
+        try:
+            tokens[minion] = made.judge(asked[minion], answer, time.time())["token"]
+        except NetspaceError as err:
+            told[minion] = str(err)
+    taken: dict[str, tuple[Any, str]] = {}
+    if tokens:
+        sent = {"tokens": tokens, "key": made.signer.jwk}
+        taken = _ask(list(tokens), "accept", sent, settings["timeout"])
+    now = time.time()
+    found = {}
+    for minion in minions:
+        standing = made.standing(minion, now)
+        _announce(made, standing)
+        reply, problem = taken.get(minion, (None, ""))
+        stored = isinstance(reply, dict) and reply.get("stored") is True
+        why = problem or ("" if stored or not isinstance(reply, dict) else str(reply.get("reason", ""))[:200])
+        found[minion] = {
+            **standing.shown(now),
+            "answered": minion in tokens,
+            "answer": told.get(minion, ""),
+            "enforced": stored,
+            "enforcement": why,
+        }
+    return found
+
+
+def _ask(minions: list[str], function: str, arguments: Mapping[str, Any], timeout: int) -> dict[str, tuple[Any, str]]:
+    """Ask many with one message; return each one's answer, or why there is none."""
+    import salt.client
+    from salt.exceptions import SaltException
+
+    try:
+        with salt.client.get_local_client(mopts=__opts__) as client:
+            answers = client.cmd(
+                minions,
+                f"netspace_attestation.{function}",
+                kwarg=dict(arguments),
+                tgt_type="list",
+                timeout=timeout,
+                full_return=True,
+            )
+    except SaltException as err:
+        raise NetspaceError(f"the master can't be reached: {err}") from err
+    found: dict[str, tuple[Any, str]] = {}
+    for minion in minions:
+        answer = answers.get(minion)
+        if not isinstance(answer, dict) or "ret" not in answer:
+            found[minion] = None, f"did not answer within {timeout} s"
+        elif answer.get("retcode"):
+            found[minion] = None, str(answer["ret"])[:1000]
+        else:
+            found[minion] = answer["ret"], ""
+    return found
+
+
+def _minions(target: Any, tgt_type: str) -> list[str]:
+    """The minions that a target means. It chooses who is asked, and never by what they are judged."""
+    import salt.utils.minions
+
+    found = salt.utils.minions.CkMinions(__opts__).check_minions(target, tgt_type)["minions"]
+    if not found:
+        raise NetspaceError(f"no minion matches {target!r:.80}")
+    return list(found)
+
+
+def _known(made: fleet.Fleet, pattern: str) -> list[str]:
+    """Minions whose keys are accepted, and those that were enrolled: one whose key was deleted is not forgotten."""
+    import fnmatch
+
+    import salt.utils.minions
+
+    accepted = salt.utils.minions.CkMinions(__opts__).check_minions(pattern, "glob")["minions"]
+    enrolled = [str(one["minion"]) for one in made.registrar.hosts()]
+    return sorted({*accepted, *(one for one in enrolled if fnmatch.fnmatchcase(one, pattern))})
+
+
+def _announce(made: fleet.Fleet, standing: fleet.Standing) -> None:
+    """Tell of a change of state: in the log, then on Salt's bus."""
+    before = made.announced(standing)
+    if before is None:
+        return
+    import salt.utils.event
+
+    data = {"minion": standing.minion, "old": before, "new": standing.state, "reason": standing.reason[:1000]}
+    made.registrar.note("state", data, time.time())
+    with salt.utils.event.get_event("master", opts=__opts__, listen=False) as bus:
+        bus.fire_event(data, f"netspace/attestation/{standing.minion}/{standing.state}")
+
+
+def _put(made: fleet.Fleet, group: str, data: Any) -> rules.Policy:
+    found = made.policies.put(made.named(group).name, data)
+    noted = {"group": group, "version": found.version, "fingerprint": found.fingerprint}
+    made.registrar.note("policy", noted, time.time())
+    return found
+
+
+def _when(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(seconds))
+
+
+class _Store:
+    """Records in ``salt.cache``: localfs, or what the master's ``cache`` names (redis, ...)."""
+
+    def __init__(self) -> None:
+        import salt.cache
+
+        self._cache = salt.cache.factory(__opts__)
+
+    def fetch(self, kind: str, key: str) -> dict[str, Any]:
+        found = self._cache.fetch(f"netspace_attestation/{kind}", key)
+        return found if isinstance(found, dict) else {}
+
+    def store(self, kind: str, key: str, data: dict[str, Any]) -> None:
+        self._cache.store(f"netspace_attestation/{kind}", key, data)
+
+
+def _fleet() -> fleet.Fleet:
+    registrar, settings = _registrar()
+    return fleet.Fleet(registrar, _master(), groups.parse(settings["groups"]), _Store(), netspace.__version__)
+
+
 def _registrar() -> tuple[Registrar, dict[str, Any]]:
     """The books, and what the master's configuration says under ``netspace.attestation``."""
-    settings = {"folder": f"/var/lib/{INSTANCE}-master", "roots": None, "timeout": 60}
+    settings: dict[str, Any] = {"folder": f"/var/lib/{INSTANCE}-master", "roots": None, "timeout": 60}
+    settings.update(concurrency=32, jitter=1, groups=[])
     given = __opts__.get("netspace.attestation") or {}
     unknown = sorted(set(given) - set(settings)) if isinstance(given, dict) else [repr(given)]
     if unknown:
@@ -394,6 +843,10 @@ def _registrar() -> tuple[Registrar, dict[str, Any]]:
             f"master configuration: netspace.attestation: {unknown[0]:.40}: unknown; there are {', '.join(settings)}"
         )
     settings.update(given)
+    if type(settings["concurrency"]) is not int or settings["concurrency"] < 1:
+        raise NetspaceError("master configuration: netspace.attestation:concurrency: expected a whole number from 1 on")
+    if type(settings["jitter"]) not in (int, float) or not 0 <= settings["jitter"] <= 3600:
+        raise NetspaceError("master configuration: netspace.attestation:jitter: expected 0 to 3600 seconds")
     return Registrar(Path(str(settings["folder"]))), settings
 
 
@@ -489,6 +942,10 @@ def _read(path: str, limit: int) -> bytes:
 
 
 def _policy(path: str) -> Any:
+    return rules.parse(_policy_data(path))
+
+
+def _policy_data(path: str) -> Any:
     from salt.utils.yaml import YAMLError, safe_load
 
     raw = _read(path, MAX_POLICY)
@@ -499,7 +956,7 @@ def _policy(path: str) -> Any:
         data = json.loads(raw) if raw.lstrip()[:1] == b"{" else safe_load(raw)
     except (ValueError, RecursionError, YAMLError) as err:
         raise NetspaceError(f"{path}: {err}") from err
-    return rules.parse(data)
+    return data
 
 
 def _nonce(text: Any) -> bytes | None:

@@ -71,6 +71,13 @@ def required(name: str, declaration: dict[str, Any] | None = None, **kwargs: Any
 
     pcrs
         PCRs of the SHA-256 bank that the quote covers. Defaults to 0 to 7.
+
+    verifier
+        Who judges: ``self`` (default), or ``master``. Of a master, only results that one of
+        ``verifier_keys`` signed count, and **without one the host has L0**: see the page on fleets.
+
+    verifier_keys
+        Thumbprints of the master's verifier's keys, as ``salt-run netspace_attestation.jwks`` shows them.
     """
     test = bool(__opts__["test"])
     try:

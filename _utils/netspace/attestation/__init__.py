@@ -11,6 +11,8 @@ The words are those of RFC 9334 (RATS): the *attester* makes *evidence*, the
 - ``eventlog``, ``measurelog``, ``ima``: what was measured. ``events``: what a boot log says.
 - ``policy``: what a good boot is. ``judge``: what genuine evidence is worth. ``refusals``: why not.
 - ``registrar``: which TPM is which minion's, on the master; with ``privacy_ca`` and ``audit_log``.
+- ``fleet``: the verifier on the master; ``groups``: whose policy is which. ``ear``: its signed results.
+  ``verdict``: a host takes them.
 - ``offline``, ``pcrfile``: quotes and logs in files, for people.
 - ``appraisal``: a host without a master judges itself. ``result``: what is kept of it.
 - ``kind``: observe, plan, apply.

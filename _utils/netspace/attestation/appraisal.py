@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from netspace.spec.types import Attestation
 
 VERIFIER = "self"
+MASTER = "master"
+ASK = "let the master ask: salt-run netspace_attestation.attest <this minion>"
 
 
 def settings(declared: Attestation) -> dict[str, Any]:
@@ -41,6 +43,8 @@ def settings(declared: Attestation) -> dict[str, Any]:
         "roots": declared.roots,
         "references": declared.references,
         "pcrs": sorted(set(declared.pcrs)),
+        "verifier": declared.verifier,
+        "verifier_keys": sorted(set(declared.verifier_keys)),
     }
 
 
@@ -97,6 +101,23 @@ def failed(layout: Layout, chosen: Mapping[str, Any], reason: str) -> Result:
         verifier=VERIFIER,
         reason=reason,
         remedy="mend what the reason names, and apply again",
+        boot=result.boot_id(layout),
+        issued=now,
+        expires=now,
+        settings=dict(chosen),
+        sources=sources(layout, chosen),
+        tpm={},
+    )
+
+
+def waiting(layout: Layout, chosen: Mapping[str, Any]) -> Result:
+    """The result of a host whose master is to judge it, and has not yet: L0."""
+    now = time.time()
+    return Result(
+        level=0,
+        verifier=MASTER,
+        reason="its master is to judge this host, and has not since that was declared",
+        remedy=ASK,
         boot=result.boot_id(layout),
         issued=now,
         expires=now,

@@ -40,7 +40,7 @@ class Context:
     :param session: the verifier's name for this exchange.
     :param nonce: 16 to 64 random bytes, used once.
     :param environments: head of the log of environments' events; empty where none is kept.
-    :param binding: public key to bind to this evidence; empty for none.
+    :param binding: what else this evidence is bound to, such as the id of the boot; empty for nothing.
     """
 
     verifier: str

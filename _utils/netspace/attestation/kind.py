@@ -75,13 +75,17 @@ class Attestations:
         """
         if NAME in remove:
             return Plan([Step(KIND, NAME, "remove")] if observed.present else [])
-        if desired.policy == "off":
-            return Plan()
         chosen = appraisal.settings(desired)
+        # Where the master judges, what the host found by itself must not count, asked for or not.
+        if desired.policy == "off" and desired.verifier != appraisal.MASTER:
+            return Plan()
         reason = _due(chosen, observed)
         if reason:
             return Plan([Step(KIND, NAME, "appraise", reason=reason, data=chosen)])
         assert observed.result is not None
+        if desired.verifier == appraisal.MASTER:
+            gone = result.invalid(observed.result, observed.boot, observed.now) if observed.result.level else ""
+            return Plan(notes=[f"attestation: {gone}; {appraisal.ASK}"] if gone else [])
         return Plan(notes=[f"attestation: {observed.result.reason}"] if observed.result.fallback else [])
 
     def apply(self, steps: Sequence[Step]) -> list[Outcome]:
@@ -105,7 +109,7 @@ class Attestations:
             "level": trust.name,
             "verifier": trust.verifier,
             "reason": trust.reason,
-            "remedy": found.remedy if found is not None and counts else "apply the attestation",
+            "remedy": found.remedy if found is not None and counts else _renew(found),
             "issued": found.issued if found else None,
             "expires": found.expires if found else None,
             "fallback": found.fallback if found else False,
@@ -116,7 +120,8 @@ class Attestations:
         chosen: Mapping[str, Any] = step.data
         before = self.observe().result
         try:
-            after, error = appraisal.appraise(self.layout, chosen), ""
+            judged = appraisal.waiting if chosen.get("verifier") == appraisal.MASTER else appraisal.appraise
+            after, error = judged(self.layout, chosen), ""
         except (NetspaceError, OSError) as err:
             after, error = appraisal.failed(self.layout, chosen, str(err)), str(err)
         # Also after a failure: an older and better result must not stay in force.
@@ -127,7 +132,7 @@ class Attestations:
     def _remove(self, step: Step) -> Outcome:
         folder = self.layout.records(KIND)
         try:
-            for name in ("result.json", "pin.json", "key.json", "tpm.lock"):
+            for name in ("result.json", "pin.json", "key.json", "tpm.lock", "master.json", "master.lock"):
                 files.remove(folder / name)
             if folder.exists() and not any(folder.iterdir()):
                 folder.rmdir()
@@ -143,12 +148,21 @@ def _due(chosen: Mapping[str, Any], observed: Observed) -> str:
     found = observed.result
     if found is None:
         return "the host was never appraised"
+    if chosen.get("verifier") == appraisal.MASTER:
+        # Only the master can renew it: a result that has run out counts as none until then.
+        same = all(chosen.get(key) == found.settings.get(key) for key in ("verifier", "verifier_keys"))
+        return "" if same else "the master is to judge this host, by the keys that are declared"
     changed = sorted(key for key in chosen.keys() | found.settings.keys() if chosen.get(key) != found.settings.get(key))
     if changed:
         return f"changed since the last appraisal: {', '.join(changed)}"
     if found.sources != observed.sources:
         return "the TPM, its roots or the references changed since the last appraisal"
     return result.invalid(found, observed.boot, observed.now)
+
+
+def _renew(found: Result | None) -> str:
+    master = found is not None and found.settings.get("verifier") == appraisal.MASTER
+    return appraisal.ASK if master else "apply the attestation"
 
 
 def _changes(before: Result | None, after: Result) -> dict[str, dict[str, Any]]:

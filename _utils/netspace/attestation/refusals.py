@@ -312,3 +312,52 @@ class SharedEndorsementKey(Refused):
 
     code = "ek-shared"
     remedy = "find out which of the two hosts has the TPM; if it moved on purpose, release it first"
+
+
+class ResultForged(Refused):
+    """A result that none of the verifier's keys signed, or by another algorithm than ES256 (``none``)."""
+
+    code = "result-signature"
+    remedy = "compare attestation:verifier_keys with the master's 'netspace_attestation.jwks'"
+
+
+class ResultElsewhere(Refused):
+    """A result for another host."""
+
+    code = "result-host"
+    remedy = "find out who sent it"
+
+
+class ResultReplayed(Refused):
+    """A result of another challenge than the one that this host answered last."""
+
+    code = "result-nonce"
+    remedy = "let the master ask again: netspace_attestation.attest"
+
+
+class ResultOtherBoot(Refused):
+    """A result of another boot of this host."""
+
+    code = "result-boot"
+    remedy = "let the master ask again: netspace_attestation.attest"
+
+
+class ResultExpired(Refused):
+    """A result after its time, or before it."""
+
+    code = "result-expired"
+    remedy = "compare the clocks of host and master, and let the master ask again"
+
+
+class PolicyDowngraded(Refused):
+    """A policy, or a result by one, of a lower version than was in force before."""
+
+    code = "policy-downgrade"
+    remedy = "give the policy a higher version; if nobody meant to change it, find out who put an old one back"
+
+
+class PolicyForged(Refused):
+    """A policy in the master's folder that its verifier did not sign."""
+
+    code = "policy-signature"
+    remedy = "put a policy in force again: netspace_attestation.policy_set"

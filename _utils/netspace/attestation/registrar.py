@@ -34,6 +34,8 @@ from netspace.errors import NetspaceError
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
 
+    from netspace.attestation.verifier import Certified
+
 NAME = "netspace Privacy CA"
 
 
@@ -166,6 +168,8 @@ class Registrar:
             # Those that have run out need no revocation any more.
             kept = {serial: since for serial, since in revoked.items() if since > now - 2 * 86400}
             files.write_json(self._revoked_path, {**kept, record["serial"]: now})
+            # In the host's own record too: it stays revoked until somebody enrols it again.
+            files.write_json(self._path(minion), {**record, "revoked": now})
             return record
 
     def release(self, minion: str, now: float) -> dict[str, Any]:
@@ -183,6 +187,30 @@ class Registrar:
     def hosts(self) -> list[dict[str, Any]]:
         """Return what is known of every minion, by name."""
         return sorted(self._hosts(), key=lambda record: str(record["minion"]))
+
+    def certified(self, record: dict[str, Any], now: float) -> Certified:
+        """Return the attestation key of a host that is enrolled, where its certificate still counts.
+
+        :raises Refused: when it doesn't.
+        """
+        try:
+            key, certificate = (base64.b64decode(record[name], validate=True) for name in ("ak", "certificate"))
+        except (KeyError, TypeError, ValueError) as err:
+            raise NetspaceError(f"{self._path(str(record.get('minion')))}: not a record of an enrolment") from err
+        return verifier.certified(
+            key,
+            certificate,
+            record["level"],
+            record["reason"],
+            trusted=self.trusted(now),
+            revoked="revoked" in record,
+            now=now,
+        )
+
+    def note(self, event: str, data: dict[str, Any], now: float) -> None:
+        """Have the log tell of something else that was decided here."""
+        with files.locked(self.folder / "lock"):
+            self._log(event, now, data)
 
     def verify_log(self, noted: audit_log.Head | None = None) -> audit_log.Head:
         """Check the log from its beginning; see :func:`netspace.attestation.audit_log.verify`."""

@@ -7,7 +7,8 @@ No file, no network, no TPM, no clock: the time is an argument. Rules:
    attestation key is restricted, signs only, and can't leave its TPM. Whether the certificate
    chains to a root decides between L3 and L2; it never makes evidence wrong.
 2. ``Challenge.redeem`` accepts one answer, within 60 s, that only the TPM with both keys can
-   give. Nothing else makes a :class:`Bound`.
+   give. Nothing else makes a :class:`Bound`. ``certified`` takes a key that was bound before, by its
+   certificate of the Privacy CA.
 3. ``verify_quote`` checks, in this order: size and structure; magic; type; the signature's
    scheme equals the key's, SHA-256 or better; signature; qualifying data; exactly the PCRs
    asked, of one bank; digest of the values; clock. Then the same of the quote of PCR 10 that came
@@ -35,7 +36,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
-from netspace.attestation import certificates, credential, ima, judge, structures
+from netspace.attestation import certificates, credential, ima, judge, privacy_ca, structures
 from netspace.attestation.evidence import BANK_ID, SOFTWARE_PREFIX, Context, Enrolment, Evidence, Measurements
 from netspace.attestation.judge import References
 from netspace.attestation.refusals import (
@@ -45,6 +46,7 @@ from netspace.attestation.refusals import (
     Malformed,
     NoChain,
     OtherBoot,
+    RevokedAttestationCertificate,
     UnknownAttestationKey,
     WrongActivation,
     WrongAttestationKey,
@@ -59,6 +61,7 @@ from netspace.attestation.structures import Clock, Public, Signature
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec, rsa
+    from cryptography.x509 import Certificate
 
     from netspace.attestation.policy import Policy
     from netspace.attestation.structures import PublicKey
@@ -94,6 +97,24 @@ class Bound:
     def __post_init__(self) -> None:
         if self._seal is not _SEAL:
             raise TypeError("only Challenge.redeem makes a Bound")
+
+
+@dataclass(frozen=True)
+class Certified:
+    """An attestation key that was bound before, by the certificate that tells so; see :func:`certified`.
+
+    :param level: as in :class:`Bound`. *reason* likewise.
+    """
+
+    key: Public
+    level: int
+    reason: str
+    pseudonym: str
+    _seal: object = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if self._seal is not _SEAL:
+            raise TypeError("only verifier.certified makes a Certified")
 
 
 @dataclass(frozen=True)
@@ -220,7 +241,34 @@ def _endorsed(enrolment: Enrolment, endorsement: Public, roots: Sequence[bytes],
     return ""
 
 
-def verify_quote(evidence: Evidence, bound: Bound, expected: Expected) -> Verified:
+def certified(
+    attestation: bytes,
+    certificate: bytes,
+    level: int,
+    reason: str,
+    *,
+    trusted: Sequence[Certificate],
+    revoked: bool,
+    now: float,
+) -> Certified:
+    """Return the attestation key of an enrolment that is in the registrar's books, where its certificate still counts.
+
+    :param level: what the enrolment found, with *reason*.
+    :param trusted: intermediates of the Privacy CA.
+    :param revoked: the books say that the certificate is revoked.
+    :raises Refused: when the certificate is not good, or not for this key.
+    """
+    key = structures.public(attestation)
+    check_attestation_key(key)
+    pseudonym = privacy_ca.check(certificate, key, trusted, None, now)
+    if revoked:
+        raise RevokedAttestationCertificate("the certificate of this host's attestation key was revoked")
+    if level not in (2, 3):
+        raise Malformed(f"an enrolment gives L2 or L3, not {level!r:.20}")
+    return Certified(key, level, reason, pseudonym, _SEAL)
+
+
+def verify_quote(evidence: Evidence, bound: Bound | Certified, expected: Expected) -> Verified:
     """Verify a quote by the attestation key of *bound*.
 
     :raises Refused: the first check that fails; see the module's rules.
@@ -326,7 +374,7 @@ def _check_clock(clock: Clock, previous: Clock | None) -> None:
 
 
 def _check_measurements(
-    made: Measurements, bound: Bound, context: Context, clock: Clock, scheme: tuple[int, int]
+    made: Measurements, bound: Bound | Certified, context: Context, clock: Clock, scheme: tuple[int, int]
 ) -> None:
     """The quote of PCR 10: everything that is checked of the other quote, and that both are of one boot."""
     quote = structures.quote(made.attest)

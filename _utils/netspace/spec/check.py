@@ -319,6 +319,16 @@ def _settings(declared: Declaration, path: str) -> list[Problem]:
     for index, pcr in enumerate(declared.attestation.pcrs):
         if not 0 <= pcr <= 23:
             problems.append(Problem(f"{path}:attestation:pcrs:{index}", f"{pcr} is no PCR (0..23)"))
+    if declared.attestation.verifier == "master" and not declared.attestation.verifier_keys:
+        problems.append(
+            Problem(
+                f"{path}:attestation:verifier_keys",
+                "missing: a master's result counts by its verifier's key alone (salt-run netspace_attestation.jwks)",
+            )
+        )
+    for index, key in enumerate(declared.attestation.verifier_keys):
+        if not re.fullmatch(r"[A-Za-z0-9_-]{43}", key):
+            problems.append(Problem(f"{path}:attestation:verifier_keys:{index}", f"{key!r:.60} is no thumbprint"))
     if declared.network.ipv4.network.version != 4:
         problems.append(Problem(f"{path}:network:ipv4", f"{declared.network.ipv4} is no IPv4 network"))
     if declared.network.ipv6.network.version != 6:

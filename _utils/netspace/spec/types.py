@@ -127,12 +127,16 @@ class Attestation(Requirement, frozen=True):
     :param references: JSON file of acceptable PCR values for L4:
         ``{"sha256": {"0": ["<hex>", ...], ...}}``.
     :param pcrs: PCRs of the SHA-256 bank that the quote covers.
+    :param verifier: who judges: the host itself, or its master; then what counts is a result that one of
+        *verifier_keys* signed (RFC 7638 thumbprints, as the master's ``netspace_attestation.jwks`` shows them).
     """
 
     tpm: str | None = None
     roots: str | None = None
     references: str | None = None
     pcrs: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)
+    verifier: Literal["self", "master"] = "self"
+    verifier_keys: tuple[str, ...] = ()
 
 
 class LocalBroker(Base, frozen=True, tag_field="kind", tag="local"):

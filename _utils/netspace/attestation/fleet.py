@@ -1,0 +1,403 @@
+"""The verifier of a fleet: challenges, what an answer is worth, and in which state each host is now.
+
+``Fleet.ask`` makes a challenge for one minion and ``Fleet.judge`` takes its answer, in the one legal order:
+
+1. the answer is one of this protocol (``malformed``);
+2. the attestation key is in the registrar's books, and its certificate counts (``Registrar.certified``);
+3. the quote is genuine, and for this challenge: this minion, this master, this nonce, and the boot that
+   the minion names (``verifier.verify_quote``; ``verify_software`` for a host without a TPM);
+4. the policy of the minion's group says what it is worth (in 3, by ``judge``).
+
+What is kept of it, per minion, lies in a *store* that needs no trust: each record is signed by the
+verifier, so what others wrote there counts as nothing. Who does not answer is not judged: nothing changes.
+
+:func:`state` is computed at each read from the record and the time, never stored: a verifier that
+stopped shows hosts that are stale. Nothing here talks to a minion, and nothing here imports Salt.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from netspace import files
+from netspace.attestation import ear, groups, ima, judge, structures, verifier
+from netspace.attestation.evidence import Context, Evidence
+from netspace.attestation.evidence import parse as parse_evidence
+from netspace.attestation.groups import Group, Policies
+from netspace.attestation.policy import Policy
+from netspace.attestation.refusals import Malformed, Refused, UnknownAttestationKey
+from netspace.attestation.registrar import Registrar
+from netspace.attestation.structures import Clock
+from netspace.errors import NetspaceError
+
+VERSION = 1
+MAX_STATE = 256 * 1024
+MAX_BOOT = 64
+ENROL_AGAIN = 3600.0
+UNKNOWN, ENROLLED, TRUSTED, DEGRADED = "unknown", "enrolled", "trusted", "degraded"
+STALE, FAILED, REVOKED = "stale", "failed", "revoked"
+
+
+class Store(Protocol):
+    """Where records are kept. Nothing that is read from it is believed without its signature."""
+
+    def fetch(self, kind: str, key: str) -> dict[str, Any]:
+        """Return what is there; empty for nothing."""
+
+    def store(self, kind: str, key: str, data: dict[str, Any]) -> None:
+        """Keep *data*."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A challenge that waits for its answer. It is judged once, by whoever holds it."""
+
+    minion: str
+    group: Group
+    policy: Policy | None
+    session: str
+    nonce: bytes
+    ima_from: int | None
+
+    def wire(self) -> dict[str, Any]:
+        """Return what the minion is sent."""
+        return {
+            "session": self.session,
+            "nonce": self.nonce.hex(),
+            "pcrs": list(self.group.pcrs),
+            "ima_from": self.ima_from,
+        }
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A host's state now.
+
+    :param record: the last result that this verifier made; None where there is none.
+    """
+
+    minion: str
+    state: str
+    reason: str
+    remedy: str
+    group: Group
+    record: dict[str, Any] | None
+    host: dict[str, Any] | None
+
+    def shown(self, now: float) -> dict[str, Any]:
+        """Return the form that a runner shows."""
+        record = self.record or {}
+        counts = self.state in (TRUSTED, DEGRADED)
+        return {
+            "state": self.state,
+            "level": f"L{record['level']}" if counts else "L0",
+            "reason": self.reason,
+            "code": record.get("code") if counts or self.state == FAILED else None,
+            "remedy": self.remedy,
+            "group": self.group.name,
+            "minimum": f"L{self.group.minimum}",
+            "last_level": f"L{record['level']}" if record else None,
+            "policy_version": record.get("version"),
+            "evidence": record.get("issued"),
+            "age": None if not record else int(now - record["issued"]),
+            "deadline": None if not record else deadline(record, self.group),
+        }
+
+
+class Fleet:
+    """The verifier, with the registrar's books. Time is an argument.
+
+    :param master: fingerprint of the master's key.
+    """
+
+    def __init__(
+        self, registrar: Registrar, master: str, chosen: Sequence[Group], store: Store, software: str = ""
+    ) -> None:
+        self.registrar = registrar
+        self.signer = ear.signer(registrar.folder)
+        self.policies = Policies(registrar.folder, self.signer)
+        self._master = master
+        self._groups = chosen
+        self._store = store
+        self._software = software
+
+    def group(self, minion: str) -> Group:
+        return groups.of(self._groups, minion)
+
+    def named(self, name: str) -> Group:
+        """Return the group of this name.
+
+        :raises NetspaceError: when there is none.
+        """
+        for one in self._groups:
+            if one.name == name:
+                return one
+        raise NetspaceError(f"there is no group {name!r:.80}; there are {', '.join(one.name for one in self._groups)}")
+
+    # -- asking and judging ---------------------------------------------------------
+    def certificate_due(self, minion: str, now: float) -> bool:
+        """Whether the minion is enrolled, not revoked, and needs another certificate before it is asked."""
+        host = self.registrar.host(minion)
+        return host is not None and "revoked" not in host and host["expires"] < now + ENROL_AGAIN
+
+    def ask(self, minion: str) -> Asked:
+        """Make a challenge for *minion*.
+
+        :raises Refused: when its policy can't be used.
+        """
+        group = self.group(minion)
+        policy = self.policies.get(group.name)
+        host = self.registrar.host(minion)
+        first: int | None = None
+        if policy is not None and policy.ima is not None and host is not None and host["level"] >= 3:
+            first = judge.ask_from(policy, _ima(self.record(minion)))
+        return Asked(minion, group, policy, secrets.token_hex(8), secrets.token_bytes(32), first)
+
+    def judge(self, asked: Asked, answer: Any, now: float) -> dict[str, Any]:
+        """Judge an answer, keep the result, and return its record; ``token`` in it is for the minion.
+
+        :raises NetspaceError: when it can't be judged, because the host is not enrolled.
+        """
+        minion, before = asked.minion, self.record(asked.minion)
+        host = self.registrar.host(minion)
+        boot, evidence = "", None
+        kept: dict[str, Any] = {"clock": None, "ima": None, "key": None, "pcrs": {}, "base": 0, "digest": ""}
+        if before is not None and host is not None and before["key"] == _ak(host):
+            # Refused evidence must not make the TPM's clock forgotten.
+            kept.update(clock=before["clock"], key=before["key"])
+        try:
+            boot, evidence = _answer(answer)
+            context = Context(self._master, minion, asked.session, asked.nonce, binding=boot.encode())
+            if host is None:
+                found = self._by_software(minion, evidence, context)
+                base = found.level
+            else:
+                key = self.registrar.certified(host, now)
+                base = key.level
+                expected = verifier.Expected(
+                    context, asked.group.pcrs, _clock(before, key.key.fingerprint), None, asked.policy, _ima(before)
+                )
+                found = verifier.verify_quote(evidence, key, expected)
+            level, code, reason, remedy = found.level, found.code, found.reason, found.remedy
+            kept = {
+                "clock": None if found.clock is None else dataclasses.astuple(found.clock),
+                "ima": None if found.ima is None else _ima_record(found.ima),
+                "key": found.key,
+                "pcrs": {str(pcr): value.hex() for pcr, value in sorted(found.pcrs.items())},
+                "base": base,
+                "digest": "",
+            }
+        except Refused as err:
+            level, code, reason, remedy = 0, err.code, str(err), err.remedy
+        if level and evidence is not None:
+            kept["digest"] = self._keep(minion, evidence)
+        version = 0 if asked.policy is None else asked.policy.version
+        until = now + asked.group.deadline
+        told = ear.Told(
+            minion,
+            level,
+            asked.group.minimum,
+            code,
+            reason,
+            remedy,
+            asked.nonce.hex(),
+            boot,
+            asked.group.name,
+            version,
+            until,
+        )
+        record = {
+            "v": VERSION,
+            "minion": minion,
+            "level": level,
+            "code": code,
+            "reason": reason[:1000],
+            "remedy": remedy[:1000],
+            "group": asked.group.name,
+            "version": version,
+            "issued": now,
+            "deadline": until,
+            "boot": boot,
+            "kind": "software" if host is None else "tpm",
+            **kept,
+        }
+        record["token"] = ear.make(self.signer, told, now, self._software)
+        self._store.store("state", _key(minion), {"jws": self.signer.sign(ear.STATE, record)})
+        return record
+
+    def _by_software(self, minion: str, evidence: Evidence, context: Context) -> verifier.Verified:
+        """A host without a TPM: by the key that it had at first."""
+        if evidence.kind != "software":
+            raise NotEnrolled(f"{minion} has a TPM and is not enrolled: netspace_attestation.enroll {minion}")
+        path = self._pin(minion)
+        pin = files.read_json(path)
+        if pin is not None and pin.get("key") != evidence.key.hex():
+            raise UnknownAttestationKey(
+                "a software key, but another than the one that this minion had at first; "
+                "if it was installed anew, release it (netspace_attestation.release)"
+            )
+        found = verifier.verify_software(evidence, evidence.key, context)
+        if pin is None:
+            files.write_json(path, {"v": 1, "minion": minion, "key": evidence.key.hex()})
+        return found
+
+    def release(self, minion: str) -> bool:
+        """Forget the software key that a minion without a TPM had; return whether there was one."""
+        return files.remove(self._pin(minion))
+
+    def _pin(self, minion: str) -> Path:
+        return self.registrar.folder / "keys" / f"{_key(minion)}.json"
+
+    def _keep(self, minion: str, evidence: Evidence) -> str:
+        """Keep evidence without IMA's list, for trying policies on it; return its digest."""
+        wire = dataclasses.replace(evidence, ima=None).wire()
+        self._store.store("evidence", _key(minion), wire)
+        return _digest(wire)
+
+    # -- what is known --------------------------------------------------------------
+    def record(self, minion: str) -> dict[str, Any] | None:
+        """Return the last result of *minion*; None where there is none that this verifier signed."""
+        stored = self._store.fetch("state", _key(minion))
+        try:
+            found = ear.opened(stored.get("jws") if stored else None, ear.STATE, [self.signer.jwk], MAX_STATE)
+        except Refused:
+            return None
+        if found.get("v") != VERSION or found.get("minion") != minion:
+            return None
+        return found
+
+    def standing(self, minion: str, now: float) -> Standing:
+        """Return the state of *minion* now."""
+        record, host, group = self.record(minion), self.registrar.host(minion), self.group(minion)
+        name, reason, remedy = state(minion, record, host, group, now)
+        return Standing(minion, name, reason, remedy, group, record, host)
+
+    def announced(self, standing: Standing) -> str | None:
+        """Note a state as told; return the one that was told before, or None where nothing changed."""
+        key = _key(standing.minion)
+        before = str(self._store.fetch("told", key).get("state", UNKNOWN))
+        if before == standing.state:
+            return None
+        self._store.store("told", key, {"state": standing.state, "minion": standing.minion})
+        return before
+
+    # -- policies -------------------------------------------------------------------
+    def learn(self, record: Mapping[str, Any]) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+        """Return the policy in force of the record's group, and one that also takes what this host has."""
+        if record["level"] == 0:
+            raise NetspaceError(f"{record['minion']}: {record['reason']}: nothing is learned from it")
+        if not record["pcrs"]:
+            raise NetspaceError(f"{record['minion']} has no TPM: there is nothing to learn from it")
+        data = self.policies.data(record["group"])
+        pcrs = {int(pcr): bytes.fromhex(value) for pcr, value in record["pcrs"].items()}
+        return data, groups.learned(data, pcrs)
+
+    def tried(self, minion: str, policy: Policy) -> dict[str, Any]:
+        """Return what *policy* would make of the host's last evidence: ``{old, new, code, reason}``.
+
+        The boot alone is tried: what ran since is judged line by line as it comes, and is not kept.
+        """
+        record = self.record(minion)
+        if record is None or not record["level"] or record["kind"] != "tpm":
+            return _trial(None, None, "evidence-none", "there is no genuine quote of this host")
+        old = min(record["level"], 4)
+        wire = self._store.fetch("evidence", _key(minion))
+        if not wire or _digest(wire) != record["digest"]:
+            return _trial(old, None, "evidence-none", "its evidence is not kept any more")
+        if record["base"] < 3:
+            return _trial(old, record["base"], record["code"], record["reason"])
+        found = judge.appraise(parse_evidence(wire), dataclasses.replace(policy, ima=None), None)
+        return _trial(old, found.level, found.code, found.reason)
+
+
+class NotEnrolled(NetspaceError):
+    """A host that can't be judged yet."""
+
+
+def state(
+    minion: str, record: Mapping[str, Any] | None, host: Mapping[str, Any] | None, group: Group, now: float
+) -> tuple[str, str, str]:
+    """Return a host's state, why, and what would better it. Pure.
+
+    :param record: the last result. *host*: the registrar's record.
+    """
+    if host is not None and "revoked" in host:
+        return REVOKED, "its certificate was revoked", f"netspace_attestation.enroll {minion}, once it is good again"
+    ours = record is not None and (
+        record["kind"] == "software" if host is None else record["kind"] == "tpm" and record["key"] in (None, _ak(host))
+    )
+    if record is None or not ours:
+        if host is None:
+            return UNKNOWN, "it was never attested", f"netspace_attestation.enroll {minion}; attest alone without a TPM"
+        return ENROLLED, "its TPM is known, and it was not attested since", f"netspace_attestation.attest {minion}"
+    if record["level"] == 0:
+        return FAILED, record["reason"], record["remedy"]
+    if now > deadline(record, group):
+        late = int(now - deadline(record, group))
+        return STALE, f"no evidence since its deadline, {late} s ago", f"netspace_attestation.attest {minion}"
+    name = TRUSTED if record["level"] >= group.minimum else DEGRADED
+    return name, record["reason"], record["remedy"]
+
+
+def deadline(record: Mapping[str, Any], group: Group) -> float:
+    """Until when a result counts: as it was signed, or sooner where the group's deadline was made shorter."""
+    return float(min(record["deadline"], record["issued"] + group.deadline))
+
+
+def _trial(old: int | None, new: int | None, code: str, reason: str) -> dict[str, Any]:
+    return {
+        "old": None if old is None else f"L{old}",
+        "new": None if new is None else f"L{new}",
+        "code": code,
+        "reason": reason,
+    }
+
+
+def _ak(host: Mapping[str, Any]) -> str:
+    return structures.public(base64.b64decode(host["ak"])).fingerprint
+
+
+def _answer(data: Any) -> tuple[str, Evidence]:
+    if not isinstance(data, Mapping) or set(data) != {"boot", "evidence"}:
+        raise Malformed("answer: expected boot and evidence")
+    boot = data["boot"]
+    if not isinstance(boot, str) or not 0 < len(boot) <= MAX_BOOT or not boot.isprintable():
+        raise Malformed("answer: boot is no boot's id")
+    return boot, parse_evidence(data["evidence"])
+
+
+def _clock(record: Mapping[str, Any] | None, key: str) -> Clock | None:
+    """The TPM's clock when it was last seen; another TPM's says nothing."""
+    if record is None or record["clock"] is None or record["key"] != key:
+        return None
+    return Clock(*record["clock"])
+
+
+def _ima(record: Mapping[str, Any] | None) -> ima.State | None:
+    kept = None if record is None else record["ima"]
+    if kept is None:
+        return None
+    refused = None if kept["refused"] is None else (kept["refused"][0], kept["refused"][1])
+    first, second = kept["boot"]
+    return ima.State(kept["lines"], bytes.fromhex(kept["value"]), (first, second), kept["policy"], refused)
+
+
+def _ima_record(found: ima.State) -> dict[str, Any]:
+    return {**dataclasses.asdict(found), "value": found.value.hex()}
+
+
+def _key(minion: str) -> str:
+    # A minion's name may be anything: a key's may not.
+    return hashlib.sha256(minion.encode()).hexdigest()[:32]
+
+
+def _digest(wire: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(wire, sort_keys=True).encode()).hexdigest()

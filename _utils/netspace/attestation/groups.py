@@ -1,0 +1,215 @@
+"""Which policy is whose: groups of hosts, and their policies in force, signed and never of a lower version.
+
+A group is chosen by the minion's id alone: a grain is what a host says of itself, so it must not choose by
+what the host is judged. :class:`Policies` keeps, in the registrar's folder::
+
+    policies/<group>.jws      the policy in force, signed by the verifier
+    policies/versions.json    the highest version that ever was, by group
+
+A policy that the verifier didn't sign, that is of a lower version than there was, or that is gone,
+is refused: nothing is judged by it, so its hosts become stale.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import fnmatch
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from netspace import files
+from netspace.attestation import ear, policy
+from netspace.attestation.ear import Signer
+from netspace.attestation.policy import Policy
+from netspace.attestation.refusals import PolicyDowngraded, PolicyForged, Refused
+from netspace.errors import NetspaceError
+
+DEFAULT = "default"
+MAX_POLICY = 512 * 1024 * 1024
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+_LEVEL = re.compile(r"L([1-5])")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Hosts that are judged alike.
+
+    :param match: patterns (``*``, ``?``, ``[]``) of minions' ids.
+    :param minimum: the level from which on a host is *trusted*; below it is *degraded*.
+    :param deadline: seconds for which a result counts, here and at the host.
+    """
+
+    name: str = DEFAULT
+    match: tuple[str, ...] = ("*",)
+    minimum: int = 2
+    pcrs: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)
+    deadline: float = 7200.0
+
+
+def parse(data: Any) -> tuple[Group, ...]:
+    """Read the master's configuration: a list of groups, of which the first that matches counts.
+
+    The group ``default`` is the last, and matches all; it may be given too, for other values.
+
+    :raises NetspaceError: for unknown keys and values that are none.
+    """
+    at = "master configuration: netspace.attestation:groups"
+    if not isinstance(data, list):
+        raise NetspaceError(f"{at}: expected a list")
+    found: dict[str, Group] = {}
+    for number, one in enumerate(data):
+        group = _group(one, f"{at}:{number}")
+        if group.name in found:
+            raise NetspaceError(f"{at}:{number}: {group.name} is there already")
+        found[group.name] = group
+    last = found.pop(DEFAULT, Group())
+    return (*found.values(), last)
+
+
+def _group(data: Any, at: str) -> Group:
+    known = tuple(Group.__dataclass_fields__)
+    if not isinstance(data, Mapping) or not isinstance(data.get("name"), str):
+        raise NetspaceError(f"{at}: expected a mapping with a name")
+    for key in data:
+        if key not in known:
+            raise NetspaceError(f"{at}:{key!s:.40}: unknown; there are {', '.join(known)}")
+    name = data["name"]
+    if not _NAME.fullmatch(name):
+        raise NetspaceError(f"{at}:name: {name!r:.80}: expected a-z, 0-9, _ and -, at most 63")
+    match = data.get("match", ["*"] if name == DEFAULT else None)
+    if not isinstance(match, list) or not match or any(not isinstance(one, str) or not one for one in match):
+        raise NetspaceError(f"{at}:match: expected a list of patterns of minions' ids")
+    if name == DEFAULT and match != ["*"]:
+        raise NetspaceError(f"{at}:match: the group {DEFAULT} is for all that no other group has")
+    level = _LEVEL.fullmatch(str(data.get("minimum", "L2")))
+    if level is None:
+        raise NetspaceError(f"{at}:minimum: {data['minimum']!r:.40}: expected L1 to L5")
+    pcrs = data.get("pcrs", list(Group.pcrs))
+    if not isinstance(pcrs, list) or not pcrs or any(type(one) is not int or not 0 <= one <= 23 for one in pcrs):
+        raise NetspaceError(f"{at}:pcrs: expected a list of PCRs, 0 to 23")
+    deadline = data.get("deadline", Group.deadline)
+    if type(deadline) not in (int, float) or not 60 <= deadline <= 30 * 86400:
+        raise NetspaceError(f"{at}:deadline: {deadline!r:.40}: expected 60 seconds to 30 days")
+    return Group(name, tuple(match), int(level[1]), tuple(sorted(set(pcrs))), float(deadline))
+
+
+def of(groups: Sequence[Group], minion: str) -> Group:
+    """Return the group of *minion*: the first that matches its id."""
+    return next(one for one in groups if any(fnmatch.fnmatchcase(minion, pattern) for pattern in one.match))
+
+
+class Policies:
+    """The policies in force; see the module."""
+
+    def __init__(self, folder: Path, signer: Signer) -> None:
+        self._folder = folder / "policies"
+        self._signer = signer
+        self._parsed: dict[str, Policy | None] = {}
+
+    def data(self, group: str) -> dict[str, Any] | None:
+        """Return the policy in force as it was given; None where there never was one.
+
+        :raises PolicyForged: when the verifier did not sign it.
+        :raises PolicyDowngraded: when there was a later one.
+        """
+        path = self._path(group)
+        floor = self._floor(group)
+        try:
+            with path.open("rb") as stream:
+                raw = stream.read(MAX_POLICY + 1)
+        except FileNotFoundError as err:
+            if floor:
+                raise PolicyDowngraded(f"{path} is gone; version {floor} was in force") from err
+            return None
+        try:
+            payload = ear.opened(raw.decode("ascii", "replace"), ear.POLICY, [self._signer.jwk], MAX_POLICY)
+        except Refused as err:
+            raise PolicyForged(f"{path}: {err.args[0]}") from err
+        if payload.get("group") != group or not isinstance(payload.get("policy"), dict):
+            raise PolicyForged(f"{path}: signed for another group")
+        found: dict[str, Any] = payload["policy"]
+        if type(found.get("version")) is not int or found["version"] < floor:
+            raise PolicyDowngraded(f"{path}: version {found.get('version')!r:.20}; version {floor} was in force")
+        return found
+
+    def get(self, group: str) -> Policy | None:
+        """Return the policy in force, parsed once; raises as :meth:`data`."""
+        if group not in self._parsed:
+            data = self.data(group)
+            self._parsed[group] = None if data is None else policy.parse(data)
+        return self._parsed[group]
+
+    def put(self, group: str, data: Any) -> Policy:
+        """Sign a policy and put it in force.
+
+        :raises PolicyDowngraded: when its version is not above the last one's.
+        """
+        found = policy.parse(data)
+        with files.locked(self._folder / "lock"):
+            floor = self._floor(group)
+            if found.version <= floor:
+                raise PolicyDowngraded(f"version {found.version}: expected {floor + 1} or higher")
+            token = self._signer.sign(ear.POLICY, {"group": group, "policy": _plain(data)})
+            files.write(self._path(group), token.encode())
+            # After it: a crash in between leaves a policy in force whose version nothing contradicts.
+            versions = files.read_json(self._folder / "versions.json") or {}
+            files.write_json(self._folder / "versions.json", {**versions, group: found.version})
+        self._parsed[group] = found
+        return found
+
+    def _path(self, group: str) -> Path:
+        return self._folder / f"{group}.jws"
+
+    def _floor(self, group: str) -> int:
+        floor = (files.read_json(self._folder / "versions.json") or {}).get(group, 0)
+        if type(floor) is not int:
+            raise NetspaceError(f"{self._folder / 'versions.json'}: {group}: not a version")
+        return floor
+
+
+def learned(data: Mapping[str, Any] | None, pcrs: Mapping[int, bytes]) -> dict[str, Any]:
+    """Return the policy that also takes these values, with the next version; *data* itself where it takes them already.
+
+    A PCR that a rule judges, or that may be anything, is left to the rule. Values that were good stay so, for the
+    time of an update: whoever wants them gone edits the policy.
+    """
+    before: dict[str, Any] = _plain(data) if data is not None else {"version": 0}
+    after = copy.deepcopy(before)
+    boot = after.setdefault("boot", {})
+    rules = {"signers": (7,), "applications": (4,), "kernels": (9, 11)}
+    ruled = {pcr for rule, covered in rules.items() if rule in boot for pcr in covered}
+    ruled |= {int(pcr) for pcr in boot.get("unchecked", [])}
+    if "kernels" in boot and "command_lines" in boot:
+        ruled.add(12)
+    values = boot.setdefault("pcrs", {})
+    for pcr, value in sorted(pcrs.items()):
+        if pcr not in ruled and value.hex() not in values.get(str(pcr), []):
+            values[str(pcr)] = [*values.get(str(pcr), []), value.hex()]
+    if after == before or (data is not None and values == before.get("boot", {}).get("pcrs", {})):
+        return before
+    after["version"] = before["version"] + 1
+    return after
+
+
+def diff(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> list[str]:
+    """Return what a policy would change, line by line."""
+    old, new = _lines(before), _lines(after)
+    return list(difflib.unified_diff(old, new, "in force", "proposed", lineterm="", n=2))
+
+
+def _lines(data: Mapping[str, Any] | None) -> list[str]:
+    return [] if data is None else json.dumps(_plain(data), indent=1, sort_keys=True).splitlines()
+
+
+def _plain(data: Any) -> Any:
+    """YAML has numbers as keys where JSON has text: text everywhere."""
+    if isinstance(data, Mapping):
+        return {str(key): _plain(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_plain(one) for one in data]
+    return data

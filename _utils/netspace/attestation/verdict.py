@@ -1,0 +1,122 @@
+"""The host's side where its master is the verifier: answers a challenge, and takes the signed result.
+
+The result becomes the host's own (``result.json``), which enforcement reads as ever; the last
+challenge and the versions of policies that this host was judged by are in ``master.json``. A result counts
+only for the last challenge that was answered, in the same boot; see ``netspace.attestation.ear``.
+Nothing here decides a level.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from netspace import files
+from netspace.attestation import appraisal, attester, ear, result
+from netspace.attestation.evidence import Context
+from netspace.attestation.refusals import Malformed, ResultForged
+from netspace.attestation.result import Result
+from netspace.errors import NetspaceError, StateError
+from netspace.layout import Layout
+
+
+def answer(layout: Layout, chosen: Mapping[str, Any], minion: str, master: str, challenge: Any) -> dict[str, Any]:
+    """Answer a challenge, and remember it: ``{boot, evidence}``.
+
+    :param chosen: :func:`netspace.attestation.appraisal.settings`.
+    :param master: fingerprint of the key of the master that this minion trusts.
+    :raises NetspaceError: when it is no challenge, or a TPM that is configured can't be used.
+    """
+    session, nonce, pcrs, first = _challenge(challenge)
+    boot = result.boot_id(layout)
+    if not boot:
+        raise NetspaceError("the kernel tells no id of this boot: /proc is not mounted")
+    if first is not None and not (layout.root / attester.IMA_LIST).exists():
+        first = None  # the verifier says what that is worth
+    context = Context(master, minion, session, nonce, binding=boot.encode())
+    made = appraisal.evidence(layout, {**chosen, "pcrs": pcrs}, context, first)
+    with files.locked(_folder(layout) / "master.lock"):
+        _save(layout, nonce.hex(), boot, _known(layout)[2])
+    return {"boot": boot, "evidence": made.wire()}
+
+
+def accept(layout: Layout, chosen: Mapping[str, Any], minion: str, token: Any, key: Any) -> Result:
+    """Check a result, and have it enforced from now on.
+
+    :param key: the verifier's key (JWK), believed where it is one of those that the declaration pins.
+    :raises Refused: when it is not to be taken; what was in force stays so.
+    """
+    found = ear.parse_jwk(key)
+    if ear.thumbprint(found) not in chosen["verifier_keys"]:
+        raise ResultForged(f"the key {ear.thumbprint(found)} is not one of attestation:verifier_keys")
+    with files.locked(_folder(layout) / "master.lock"):
+        nonce, boot, versions = _known(layout)
+        now = time.time()
+        here = result.boot_id(layout)
+        told = ear.check(
+            token,
+            [found],
+            minion=minion,
+            nonce=nonce,
+            boot=here if here == boot else "",
+            now=now,
+            versions=versions,
+        )
+        made = Result(
+            level=told.level,
+            verifier=appraisal.MASTER,
+            reason=told.reason,
+            remedy=told.remedy,
+            boot=here,
+            issued=now,
+            expires=told.deadline,
+            settings=dict(chosen),
+            sources=appraisal.sources(layout, chosen),
+            tpm={},
+        )
+        result.save(layout, made)
+        # After it: who is killed in between can take the same result once more, and no other.
+        _save(layout, "", boot, {**versions, told.group: told.version})
+    return made
+
+
+def _challenge(data: Any) -> tuple[str, bytes, list[int], int | None]:
+    if not isinstance(data, Mapping) or set(data) != {"session", "nonce", "pcrs", "ima_from"}:
+        raise Malformed("challenge: expected session, nonce, pcrs and ima_from")
+    session, pcrs, first = data["session"], data["pcrs"], data["ima_from"]
+    if not isinstance(session, str) or not 0 < len(session) <= 64:
+        raise Malformed("challenge: session is no text of at most 64 characters")
+    try:
+        nonce = bytes.fromhex(data["nonce"])
+    except (TypeError, ValueError) as err:
+        raise Malformed("challenge: nonce is not hex") from err
+    if not isinstance(pcrs, list) or not pcrs or any(type(one) is not int or not 0 <= one <= 23 for one in pcrs):
+        raise Malformed("challenge: pcrs are no PCRs")
+    if first is not None and (type(first) is not int or not 0 <= first < 2**31):
+        raise Malformed("challenge: ima_from is no line's number")
+    return session, nonce, pcrs, first
+
+
+def _folder(layout: Layout) -> Path:
+    return layout.records("attestation")
+
+
+def _known(layout: Layout) -> tuple[str, str, dict[str, int]]:
+    """The nonce that waits for its result, the boot in which it was answered, and the versions."""
+    path = _folder(layout) / "master.json"
+    record = files.read_json(path)
+    if record is None:
+        return "", "", {}
+    nonce, boot, versions = record.get("nonce"), record.get("boot"), record.get("versions")
+    good = isinstance(versions, dict) and all(type(one) is int for one in versions.values())
+    if not good or not isinstance(nonce, str) or not isinstance(boot, str):
+        raise StateError(f"{path}: not what was written; remove the file, and let the master ask again")
+    return nonce, boot, dict(versions or {})
+
+
+def _save(layout: Layout, nonce: str, boot: str, versions: Mapping[str, int]) -> None:
+    files.write_json(
+        _folder(layout) / "master.json", {"v": 1, "nonce": nonce, "boot": boot, "versions": dict(versions)}
+    )

@@ -1,0 +1,376 @@
+"""The fleet's verifier: states, deadlines, policies, and answers that are not what they should be."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_registrar import MASTER, NOW, Minion
+
+from netspace.attestation import attester, ear, fleet, groups, policy, refusals, software
+from netspace.attestation.evidence import Context
+from netspace.attestation.fleet import Fleet
+from netspace.attestation.registrar import Registrar
+from netspace.errors import NetspaceError
+from netspace.layout import Layout
+
+BOOT = "0f0e0d0c-boot"
+HOUR = 3600.0
+
+
+class Store:
+    def __init__(self) -> None:
+        self.data: dict[tuple[str, str], dict[str, Any]] = {}
+
+    def fetch(self, kind: str, key: str) -> dict[str, Any]:
+        return self.data.get((kind, key), {})
+
+    def store(self, kind: str, key: str, data: dict[str, Any]) -> None:
+        self.data[kind, key] = json.loads(json.dumps(data))
+
+
+@pytest.fixture
+def store() -> Store:
+    return Store()
+
+
+@pytest.fixture
+def made(tmp_path: Path, store: Store) -> Fleet:
+    registrar = Registrar(tmp_path / "master")
+    registrar.init(NOW)
+    chosen = groups.parse([{"name": "web", "match": ["web*"], "minimum": "L2", "deadline": 7200}])
+    return Fleet(registrar, MASTER, chosen, store)
+
+
+@pytest.fixture
+def minion(made: Fleet, fake_tpm: Any) -> Minion:
+    one = Minion("web1", fake_tpm)
+    made.registrar.enroll("web1", one, MASTER, [], NOW)
+    return one
+
+
+def answer(asked: fleet.Asked, tpm: Any, boot: str = BOOT, **changes: Any) -> dict[str, Any]:
+    values = {"verifier": MASTER, "host": asked.minion, "session": asked.session, "nonce": asked.nonce, **changes}
+    context = Context(**values, binding=boot.encode())
+    return {"boot": boot, "evidence": tpm.evidence(context).wire()}
+
+
+def attest(made: Fleet, minion: Minion, now: float = NOW, **changes: Any) -> dict[str, Any]:
+    asked = made.ask(minion.name)
+    return made.judge(asked, answer(asked, minion.tpm, **changes), now)
+
+
+def standing(made: Fleet, now: float = NOW, minion: str = "web1") -> tuple[str, str]:
+    found = made.standing(minion, now)
+    return found.state, found.shown(now)["level"]
+
+
+def test_from_unknown_to_trusted_and_stale_by_the_clock_alone(made: Fleet, fake_tpm: Any) -> None:
+    assert standing(made) == ("unknown", "L0")
+    one = Minion("web1", fake_tpm)
+    made.registrar.enroll("web1", one, MASTER, [], NOW)
+    assert standing(made) == ("enrolled", "L0")
+    record = attest(made, one)
+    assert (record["level"], record["code"]) == (2, "ek-untrusted")
+    assert standing(made) == ("trusted", "L2")
+    assert standing(made, NOW + 7200) == ("trusted", "L2")
+    assert standing(made, NOW + 7201) == ("stale", "L0")
+    attest(made, one, NOW + 7300)
+    assert standing(made, NOW + 7301) == ("trusted", "L2")
+
+
+def test_below_its_groups_minimum_it_is_degraded(made: Fleet, minion: Minion) -> None:
+    attest(made, minion)
+    high = dataclasses.replace(made.group("web1"), minimum=3)
+    assert fleet.state("web1", made.record("web1"), made.registrar.host("web1"), high, NOW)[0] == "degraded"
+
+
+def test_a_deadline_that_was_made_shorter_counts_at_once(made: Fleet, minion: Minion) -> None:
+    attest(made, minion)
+    short = dataclasses.replace(made.group("web1"), deadline=60.0)
+    host = made.registrar.host("web1")
+    assert fleet.state("web1", made.record("web1"), host, short, NOW + 61)[0] == "stale"
+
+
+def test_the_token_is_for_this_host_challenge_and_boot(made: Fleet, minion: Minion) -> None:
+    asked = made.ask("web1")
+    record = made.judge(asked, answer(asked, minion.tpm), NOW)
+    told = ear.check(
+        record["token"],
+        [made.signer.jwk],
+        minion="web1",
+        nonce=asked.nonce.hex(),
+        boot=BOOT,
+        now=NOW,
+        versions={},
+    )
+    assert (told.level, told.group, told.deadline) == (2, "web", NOW + 7200)
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"nonce": bytes(32)}, "qualifying-data"),
+        ({"session": "other"}, "qualifying-data"),
+        ({"host": "web2"}, "qualifying-data"),  # another host's answer, relayed
+        ({"verifier": "cd" * 32}, "qualifying-data"),
+    ],
+)
+def test_an_answer_to_something_else_fails_the_host(
+    made: Fleet, minion: Minion, changes: dict[str, Any], code: str
+) -> None:
+    attest(made, minion)
+    record = attest(made, minion, **changes)
+    assert (record["level"], record["code"]) == (0, code)
+    assert standing(made) == ("failed", "L0")
+    assert standing(made, NOW + 10 * HOUR) == ("failed", "L0")  # time heals no refusal
+    attest(made, minion)
+    assert standing(made) == ("trusted", "L2")
+
+
+def test_a_boot_that_the_tpm_did_not_sign(made: Fleet, minion: Minion) -> None:
+    asked = made.ask("web1")
+    forged = {**answer(asked, minion.tpm), "boot": "another-boot"}
+    assert made.judge(asked, forged, NOW)["code"] == "qualifying-data"
+
+
+@pytest.mark.parametrize("forged", [None, {}, {"boot": "b"}, {"boot": "", "evidence": {}}, {"boot": 1, "evidence": {}}])
+def test_an_answer_that_is_none(made: Fleet, minion: Minion, forged: Any) -> None:
+    assert made.judge(made.ask("web1"), forged, NOW)["code"] == "malformed"
+    assert standing(made)[0] == "failed"
+
+
+def test_an_attestation_key_of_another_tpm(made: Fleet, minion: Minion) -> None:
+    asked = made.ask("web1")
+    record = made.judge(asked, answer(asked, type(minion.tpm)()), NOW)
+    assert record["code"] == "ak-unknown"
+    assert standing(made)[0] == "failed"
+
+
+def test_a_clock_that_was_set_back_also_after_refused_evidence(made: Fleet, minion: Minion) -> None:
+    attest(made, minion)
+    made.judge(made.ask("web1"), {}, NOW)
+    minion.tpm.clock = (1000, 4, 2, 1)
+    assert attest(made, minion)["code"] == "clock"
+
+
+def test_an_expired_certificate_is_due_and_refused(made: Fleet, minion: Minion) -> None:
+    assert not made.certificate_due("web1", NOW)
+    assert made.certificate_due("web1", NOW + 23.5 * HOUR)
+    assert attest(made, minion, NOW + 25 * HOUR)["code"] == "ak-certificate-expired"
+
+
+def test_a_revoked_host_stays_revoked_until_it_is_enrolled_again(made: Fleet, minion: Minion) -> None:
+    attest(made, minion)
+    made.registrar.revoke("web1", "stolen", NOW)
+    assert standing(made) == ("revoked", "L0")
+    assert attest(made, minion)["code"] == "ak-certificate-revoked"
+    later = NOW + 30 * 24 * HOUR
+    made.registrar.revoke("web1", "again", later)  # which forgets serials that ran out
+    assert standing(made, later)[0] == "revoked"
+    assert not made.certificate_due("web1", later), "no renewal may reinstate it"
+    made.registrar.enroll("web1", minion, MASTER, [], later)
+    assert standing(made, later)[0] != "revoked"
+
+
+def test_another_tpm_after_a_release_is_not_trusted_by_the_old_ones_result(made: Fleet, minion: Minion) -> None:
+    attest(made, minion)
+    made.registrar.release("web1", NOW)
+    assert standing(made)[0] == "unknown"
+    made.registrar.enroll("web1", Minion("web1", type(minion.tpm)()), MASTER, [], NOW)
+    assert standing(made)[0] == "enrolled"
+
+
+def test_what_others_write_into_the_store_counts_as_nothing(
+    made: Fleet, minion: Minion, store: Store, tmp_path: Path
+) -> None:
+    attest(made, minion)
+    (key,) = (key for key in store.data if key[0] == "state")
+    good = store.data[key]["jws"]
+    record = made.record("web1")
+    assert record is not None
+    other = ear.signer(tmp_path / "other").sign(ear.STATE, {**record, "level": 5})
+    for forged in (other, good[:-4] + "AAAA", "", 7, ear.make(made.signer, _told(record), NOW, "")):
+        store.data[key] = {"jws": forged}
+        assert standing(made) == ("enrolled", "L0")
+    made.registrar.enroll("web2", Minion("web2", type(minion.tpm)()), MASTER, [], NOW)
+    store.data["state", fleet._key("web2")] = {"jws": good}
+    assert standing(made, minion="web2")[0] == "enrolled", "one host's record is not another's"
+
+
+def _told(record: dict[str, Any]) -> ear.Told:
+    return ear.Told("web1", 5, 2, "ok", "", "", "ab", record["boot"], "web", 1, NOW + 60)
+
+
+def test_each_change_of_state_is_told_once(made: Fleet, minion: Minion) -> None:
+    assert made.announced(made.standing("web1", NOW)) == "unknown"
+    assert made.announced(made.standing("web1", NOW)) is None
+    attest(made, minion)
+    assert made.announced(made.standing("web1", NOW)) == "enrolled"
+    assert made.announced(made.standing("web1", NOW + 8000)) == "trusted"
+    assert made.announced(made.standing("web1", NOW + 8000)) is None
+
+
+# -- hosts without a TPM ----------------------------------------------------------------
+def by_software(asked: fleet.Asked, key: software.Key) -> dict[str, Any]:
+    context = Context(MASTER, asked.minion, asked.session, asked.nonce, binding=BOOT.encode())
+    return {"boot": BOOT, "evidence": attester.by_key(key, context).wire()}
+
+
+def test_a_host_without_a_tpm_keeps_the_key_that_it_had_at_first(made: Fleet, tmp_path: Path) -> None:
+    first, second = (software.load(Layout(root=tmp_path / name)) for name in ("one", "two"))
+    asked = made.ask("web7")
+    assert made.judge(asked, by_software(asked, first), NOW)["level"] == 1
+    assert standing(made, minion="web7") == ("degraded", "L1")
+    asked = made.ask("web7")
+    assert made.judge(asked, by_software(asked, second), NOW)["code"] == "ak-unknown"
+    assert standing(made, minion="web7") == ("failed", "L0")
+    assert made.release("web7") and not made.release("web7")
+    asked = made.ask("web7")
+    assert made.judge(asked, by_software(asked, second), NOW)["level"] == 1
+
+
+def test_a_host_with_a_tpm_can_not_go_back_to_a_software_key(made: Fleet, minion: Minion, tmp_path: Path) -> None:
+    asked = made.ask("web1")
+    record = made.judge(asked, by_software(asked, software.load(Layout(root=tmp_path))), NOW)
+    assert record["code"] == "ak-unknown"
+
+
+def test_a_tpm_that_is_not_enrolled_is_not_judged(made: Fleet, fake_tpm: Any) -> None:
+    asked = made.ask("web1")
+    with pytest.raises(NetspaceError, match=r"netspace_attestation\.enroll web1"):
+        made.judge(asked, answer(asked, fake_tpm), NOW)
+    assert standing(made)[0] == "unknown"
+
+
+# -- groups and policies ----------------------------------------------------------------
+def test_the_first_group_that_matches_counts_and_default_is_the_last() -> None:
+    found = groups.parse(
+        [{"name": "default", "minimum": "L1"}, {"name": "a", "match": ["web1"]}, {"name": "b", "match": ["web*"]}]
+    )
+    assert [groups.of(found, name).name for name in ("web1", "web2", "db")] == ["a", "b", "default"]
+    assert groups.of(found, "db").minimum == 1
+    assert [one.name for one in groups.parse([])] == ["default"]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {},
+        [1],
+        [{"name": "A", "match": ["*"]}],
+        [{"name": "../x", "match": ["*"]}],
+        [{"name": "a"}],
+        [{"name": "a", "match": []}],
+        [{"name": "a", "match": ["*"], "grain": "x"}],
+        [{"name": "a", "match": ["*"], "minimum": "L6"}],
+        [{"name": "a", "match": ["*"], "minimum": "L0"}],
+        [{"name": "a", "match": ["*"], "pcrs": [24]}],
+        [{"name": "a", "match": ["*"], "deadline": 1}],
+        [{"name": "a", "match": ["*"]}, {"name": "a", "match": ["*"]}],
+        [{"name": "default", "match": ["web*"]}],
+    ],
+)
+def test_groups_that_are_none(data: Any) -> None:
+    with pytest.raises(NetspaceError, match=r"netspace\.attestation:groups"):
+        groups.parse(data)
+
+
+def test_a_policys_version_never_falls(made: Fleet, tmp_path: Path) -> None:
+    assert made.policies.get("web") is None
+    made.policies.put("web", {"version": 3})
+    for version in (2, 3):
+        with pytest.raises(refusals.PolicyDowngraded):
+            made.policies.put("web", {"version": version})
+    path = tmp_path / "master/policies/web.jws"
+    old = path.read_bytes()
+    made.policies.put("web", {"version": 4})
+    path.write_bytes(old)  # somebody puts the old one back
+    again = Fleet(made.registrar, MASTER, groups.parse([]), Store()).policies
+    with pytest.raises(refusals.PolicyDowngraded):
+        again.get("web")
+    path.unlink()
+    with pytest.raises(refusals.PolicyDowngraded):
+        again.get("web")
+    again.put("web", {"version": 5})
+    assert again.get("web") is not None
+
+
+def test_a_policy_that_the_verifier_did_not_sign(made: Fleet, tmp_path: Path) -> None:
+    made.policies.put("web", {"version": 1})
+    made.policies.put("db", {"version": 1})
+    path = tmp_path / "master/policies/web.jws"
+    other = ear.signer(tmp_path / "other").sign(ear.POLICY, {"group": "web", "policy": {"version": 2}})
+    for forged in (other.encode(), path.with_name("db.jws").read_bytes(), b"{}", b""):
+        path.write_bytes(forged)
+        with pytest.raises(refusals.PolicyForged):
+            made.policies.data("web")
+
+
+def test_learning_shows_a_difference_and_keeps_what_was_good(made: Fleet, minion: Minion) -> None:
+    before, after = made.learn(attest(made, minion))
+    assert before is None and after["version"] == 1 and set(after["boot"]["pcrs"]) == {str(pcr) for pcr in range(8)}
+    assert any(line.startswith("+") and minion.tpm.pcrs[0].hex() in line for line in groups.diff(before, after))
+    policy.parse(after)
+    made.policies.put("web", after)
+    before, same = made.learn(attest(made, minion))
+    assert before == same and groups.diff(before, same) == []
+    old = minion.tpm.pcrs[4]
+    minion.tpm.pcrs[4] = bytes([7]) * 32
+    before, after = made.learn(attest(made, minion))
+    assert after["version"] == 2 and after["boot"]["pcrs"]["4"] == [old.hex(), "07" * 32]
+
+
+def test_learning_leaves_pcrs_with_a_rule_to_the_rule() -> None:
+    data = {"version": 1, "boot": {"applications": ["00" * 32], "unchecked": [1]}}
+    after = groups.learned(data, {1: bytes(32), 4: bytes(32), 5: bytes(32)})
+    assert set(after["boot"]["pcrs"]) == {"5"} and after["version"] == 2
+    assert data == {"version": 1, "boot": {"applications": ["00" * 32], "unchecked": [1]}}
+
+
+def test_nothing_is_learned_from_what_was_refused(made: Fleet, minion: Minion) -> None:
+    with pytest.raises(NetspaceError, match="nothing is learned"):
+        made.learn(attest(made, minion, session="other"))
+
+
+def test_a_policy_is_tried_on_the_last_evidence(made: Fleet, minion: Minion, store: Store) -> None:
+    proposed = policy.parse({"version": 1, "boot": {"pcrs": {str(pcr): ["00" * 32] for pcr in range(8)}}})
+    assert made.tried("web1", proposed)["new"] is None
+    attest(made, minion)
+    assert made.tried("web1", proposed) == {
+        "old": "L2",
+        "new": "L2",
+        "code": "ek-untrusted",
+        "reason": "the TPM has no endorsement certificate",
+    }
+    for key in store.data:
+        if key[0] == "evidence":
+            store.data[key]["pcrs"] = {}
+    assert made.tried("web1", proposed)["code"] == "evidence-none"
+
+
+def test_a_policy_that_would_cost_a_host_its_level_says_so(made: Fleet, minion: Minion) -> None:
+    """The same evidence with a TPM that is trusted: one policy takes its boot, another doesn't."""
+    from boot_forge import edited
+
+    boot, pcrs = edited("shim-grub", lambda found: None)
+    minion.tpm.pcrs.update(pcrs)
+    record = made.registrar.host("web1")
+    assert record is not None
+    (path,) = (made.registrar.folder / "hosts").iterdir()
+    path.write_text(json.dumps({**record, "level": 3, "reason": ""}))
+    good = {"version": 1, "boot": {"pcrs": {str(pcr): [minion.tpm.pcrs[pcr].hex()] for pcr in range(8)}}}
+    made.policies.put("web", good)
+    asked = made.ask("web1")
+    wire = answer(asked, minion.tpm)
+    wire["evidence"]["bootlog"] = base64.b64encode(boot).decode()
+    assert made.judge(asked, wire, NOW)["level"] == 4
+    worse = {"version": 2, "boot": {"pcrs": {**good["boot"]["pcrs"], "4": ["00" * 32]}}}
+    tried = made.tried("web1", policy.parse(worse))
+    assert (tried["old"], tried["new"], tried["code"]) == ("L4", "L3", "pcr-value")
+    assert made.tried("web1", policy.parse({**good, "version": 2}))["new"] == "L4"
+    assert made.policies.get("web").version == 1, "trying puts nothing in force"
