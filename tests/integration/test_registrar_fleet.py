@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class Fleet:
     sockets: dict[str, Path]
     cli: SaltCli
     started: bool = False
+    also: dict[str, Any] = field(default_factory=dict)
 
     def runner(self, function: str, *arguments: str) -> tuple[dict[str, Any], int]:
         done = self.run.run(f"netspace_attestation.{function}", *arguments)
@@ -41,7 +42,8 @@ class Fleet:
     def give(self, **tpms: str) -> None:
         """Declare whose TPM each minion is to use."""
         for name, tpm in tpms.items():
-            declared = {"netspace": {"attestation": {"tpm": f"swtpm:path={self.sockets[tpm]}"}}}
+            chosen = {"tpm": f"swtpm:path={self.sockets.get(tpm, tpm)}", **self.also}
+            declared = {"netspace": {"attestation": chosen}}
             (self.pillar / f"{name}.sls").write_text(json.dumps(declared))
             if self.started:
                 done = self.cli.run("saltutil.refresh_pillar", "wait=True", minion_tgt=self.minions[name])
@@ -91,7 +93,12 @@ def fleet(
             "pillar_roots": {"base": [str(pillar)]},
             "runner_dirs": [str(source / "_runners")],
             "utils_dirs": [str(source / "_utils")],
-            "netspace.attestation": {"folder": str(folder / "books"), "timeout": 30},
+            "netspace.attestation": {
+                "folder": str(folder / "books"),
+                "timeout": 30,
+                "jitter": 0,
+                "groups": [{"name": "alpha", "match": ["a-*"], "minimum": "L2"}],
+            },
         },
     )
     minions = {

@@ -1,0 +1,133 @@
+"""A real master attests real minions over Salt's bus, and they enforce what it signed."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from saltfactories.manager import FactoriesManager
+from test_registrar_fleet import Fleet, fleet, sockets
+
+__all__ = ["fleet", "sockets"]
+pytestmark = pytest.mark.root
+
+
+def required(made: Fleet, name: str) -> dict[str, Any]:
+    """Apply the attestation's state on a minion, as ``netspace.attestation`` does."""
+    done = made.cli.run(
+        "state.single", "netspace_attestation.required", "name=attestation", minion_tgt=made.minions[name]
+    )
+    (found,) = done.data.values()
+    return dict(found)
+
+
+def level(made: Fleet, name: str) -> tuple[str, str]:
+    done = made.cli.run("netspace_attestation.status", minion_tgt=made.minions[name])
+    return done.data["level"], done.data["verifier"]
+
+
+def accept(made: Fleet, name: str, token: str, key: dict[str, str]) -> str:
+    done = made.cli.run(
+        "netspace_attestation.accept",
+        f"tokens={json.dumps({made.minions[name]: token})}",
+        f"key={json.dumps(key)}",
+        minion_tgt=made.minions[name],
+    )
+    return str(done.data if done.data is not None else done.stdout)
+
+
+def test_a_fleet_is_attested_and_enforces_it(fleet: Fleet, salt_factories: FactoriesManager, tmp_path: Path) -> None:
+    a, b = fleet.minions["a"], fleet.minions["b"]
+    since = time.time()
+
+    # From nothing: no host is trusted for having been seen.
+    fleet.runner("ca_init")
+    found, status = fleet.runner("attest", "*")
+    assert status == 1 and {found[a]["state"], found[b]["state"]} == {"unknown"}
+    assert f"netspace_attestation.enroll {a}" in found[a]["answer"], found
+
+    for minion in (a, b):
+        fleet.runner("enroll", minion)
+    found, status = fleet.runner("status")
+    assert status == 0 and {found[a]["state"], found[b]["state"]} == {"enrolled"}, found
+    found, status = fleet.runner("attest", "*")
+    assert status == 0 and found[a]["state"] == found[b]["state"] == "trusted", found
+    assert (found[a]["level"], found[a]["group"], found[b]["group"]) == ("L2", "alpha", "default")
+    assert not found[a]["enforced"] and "verifier is 'self'" in found[a]["enforcement"]
+
+    # From now on the master's word counts, and nothing else.
+    found, _ = fleet.runner("jwks")
+    (key,) = found["keys"]
+    fleet.also = {"verifier": "master", "verifier_keys": [key["kid"]], "policy": "require", "minimum": "L2"}
+    fleet.give(a="a", b="b")
+    for name in ("a", "b"):
+        applied = required(fleet, name)
+        assert applied["result"] is False and "has not since that was declared" in applied["comment"], applied
+        assert level(fleet, name) == ("L0", "master")
+    found, status = fleet.runner("attest", "*")
+    assert status == 0 and found[a]["enforced"] and found[b]["enforced"], found
+    for name in ("a", "b"):
+        assert level(fleet, name) == ("L2", "master")
+        applied = required(fleet, name)
+        assert applied["result"] is True and not applied["changes"], applied
+
+    # One minion's result is another's as little as it is good twice.
+    found, _ = fleet.runner("ear_token", a)
+    assert "[result-host]" in accept(fleet, "b", found["token"], key)
+    assert "[result-nonce]" in accept(fleet, "a", found["token"], key)
+    assert level(fleet, "b") == ("L2", "master")
+
+    # a comes with another TPM: it fails, says why, and is withheld at the next apply.
+    fleet.give(a="b")
+    found, status = fleet.runner("attest", a)
+    assert (status, found[a]["state"], found[a]["code"]) == (1, "failed", "ak-unknown"), found
+    assert required(fleet, "a")["result"] is False
+    shown, _ = fleet.runner("explain", a)
+    assert shown["state"].startswith("failed, L0") and "[ak-unknown]" in shown["why"] and shown["to raise it"]
+
+    # Its TPM can't be reached: nothing is said of trust, what was known stays.
+    fleet.give(b="/nonexistent")
+    found, status = fleet.runner("attest", b)
+    assert (status, found[b]["answered"], found[b]["state"]) == (0, False, "trusted"), found
+    assert level(fleet, "b") == ("L2", "master")
+
+    # Both are as they were: one command recovers them.
+    fleet.give(a="a", b="b")
+    found, status = fleet.runner("attest", "*")
+    assert status == 0 and found[a]["state"] == found[b]["state"] == "trusted", found
+    assert required(fleet, "a")["result"] is True
+
+    events = salt_factories.event_listener.get_events(
+        [(fleet.run.config["id"], f"netspace/attestation/{a}/*")], after_time=since
+    )
+    told = sorted(events, key=lambda event: event.stamp)
+    assert [event.tag.rpartition("/")[2] for event in told] == ["enrolled", "trusted", "failed", "trusted"], told
+
+
+def test_a_policy_is_learned_shown_signed_and_never_goes_back(fleet: Fleet, tmp_path: Path) -> None:
+    a = fleet.minions["a"]
+    found, status = fleet.runner("learn", a)
+    assert status == 0 and found["signed"] is False and found["version"] == 1, found
+    assert any(line.startswith("+") and '"pcrs"' in line for line in found["diff"])
+    found, status = fleet.runner("policy_show", "alpha")
+    assert (found["code"], status) == ("input", 1)
+    found, status = fleet.runner("learn", a, "sign=True")
+    assert status == 0 and found["signed"] is True
+    found, status = fleet.runner("learn", a)
+    assert found["diff"] == [] and found["version"] == 1
+
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("version: 2\nboot: {unchecked: [0, 1, 2, 3, 4, 5, 6, 7]}\n")
+    found, status = fleet.runner("policy_check", "alpha", str(policy))
+    assert status == 0 and found["version"] == {"in_force": 1, "proposed": 2} and found["same"] == [a], found
+    found, status = fleet.runner("policy_set", "alpha", str(policy))
+    assert (status, found["version"]) == (0, 2), found
+    found, status = fleet.runner("policy_set", "alpha", str(policy))
+    assert (found["code"], status) == ("policy-downgrade", 1)
+    found, status = fleet.runner("attest", a)
+    assert status == 0 and found[a]["policy_version"] == 2 and found[a]["enforced"], found
+    found, status = fleet.runner("verify_log")
+    assert status == 0 and found["valid"] is True
