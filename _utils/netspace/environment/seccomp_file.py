@@ -15,11 +15,12 @@ import re
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 
-from netspace.environment import seccomp
+from netspace.environment import paths, seccomp
 from netspace.errors import NetspaceError
 
 PREFIX = "file:"
@@ -136,6 +137,9 @@ def _read(path: str) -> bytes:
             raise NetspaceError(f"seccomp profile {path}: no regular file")
         if info.st_uid not in (0, os.geteuid()) or info.st_mode & 0o022:
             raise NetspaceError(f"seccomp profile {path}: others can change it: chown root and chmod go-w {path}")
+        if folder := paths.loose(Path(path)) or paths.loose(Path(os.path.realpath(path))):
+            remedy = f"chown root {folder} && chmod go-w {folder}"
+            raise NetspaceError(f"seccomp profile {path}: others can put another in its place: {remedy}")
         content = stream.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise NetspaceError(f"seccomp profile {path}: larger than {MAX_BYTES // 1024} KiB")

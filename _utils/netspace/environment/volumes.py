@@ -12,11 +12,10 @@ the host given to an environment, by a link in its place.
 from __future__ import annotations
 
 import os
-import stat
 import urllib.parse
 from pathlib import Path
 
-from netspace.environment import disks, mounts, trees
+from netspace.environment import disks, mounts, paths, trees
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
 from netspace.spec.check import within
@@ -51,7 +50,7 @@ def ensure(layout: Layout, name: str, volume: Volume, user: int) -> None:
             alias = device == own_device and (within(path, own_path) or within(own_path, path))
             if alias or within(str(source), real) or within(real, str(source)):
                 raise NetspaceError(f"{where}: {own} is netspace's own; name another folder")
-        if loose := _loose(source):
+        if loose := paths.loose(source):
             raise NetspaceError(
                 f"{where}: others of this host could put another folder in its place, in {loose}: "
                 "let nobody but root write there (chown root, chmod go-w), or name a folder elsewhere"
@@ -60,7 +59,7 @@ def ensure(layout: Layout, name: str, volume: Volume, user: int) -> None:
             _make(source, user)
         if not source.is_dir():
             raise NetspaceError(f"{where}: not a folder")
-        if not volume.read_only and not any(_private(folder) for folder in source.parents):
+        if not volume.read_only and not any(paths.private(folder) for folder in source.parents):
             raise NetspaceError(
                 f"{where}: other users of this host could reach what the environment writes there (as user {user}); "
                 f"make a folder above it root's alone: chmod 0700 {source.parent}"
@@ -86,28 +85,3 @@ def _make(source: Path, user: int) -> None:
     for folder in reversed(missing):
         folder.mkdir(mode=0o700)
     os.chown(source, user, user)
-
-
-def _loose(source: Path) -> Path | None:
-    """The folder above in which another than root may rename what leads to *source*; None where there is none.
-
-    What lies in a folder that only root gets into is safe, whoever it belongs to; so will be what root makes.
-    """
-    for folder in reversed(source.parents):
-        if not os.path.lexists(folder):
-            return None
-        info = folder.stat()
-        others = info.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-        # Where the folder is sticky nobody renames what is root's: the next one is looked at, too.
-        if others and info.st_mode & stat.S_ISVTX:
-            others = folder == source.parent and not (source.exists() and source.stat().st_uid == 0)
-        if info.st_uid != 0 or others:
-            return folder
-        if _private(folder):
-            return None
-    return None
-
-
-def _private(folder: Path) -> bool:
-    info = folder.stat()
-    return info.st_uid == 0 and not info.st_mode & (stat.S_IRWXG | stat.S_IRWXO)

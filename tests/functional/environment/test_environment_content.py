@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from netspace.environment import trees
+from netspace.environment import seccomp_file, trees
 
 pytestmark = pytest.mark.root
 
@@ -107,3 +107,21 @@ def test_more_files_than_a_smaller_layer_can_have_are_refused_by_the_plan(host, 
     plan = host.plan({"web": host.desired("web", image=writable, limits={"disk": "16M"})})
     assert plan.steps == []
     assert "files" in plan.refusals[0].message
+
+
+def test_a_system_call_profile_can_t_be_swapped_by_another_user_of_the_host(tmp_path):
+    """Who owns the folder could put a link there, to any file of root's that lets more through."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as theirs:
+        profile = Path(theirs, "profile.json")
+        profile.write_text('{"defaultAction": "SCMP_ACT_ERRNO"}')
+        (tmp_path / "link").symlink_to(profile)
+        os.chmod(theirs, 0o755)
+        for path in (profile, tmp_path / "link"):
+            found = seccomp_file.look(f"file:{path}")
+            assert found is not None
+            assert found.error == ""
+            os.chown(theirs, 1234, 0)
+            found = seccomp_file.look(f"file:{path}")
+            assert found is not None
+            assert f"others can put another in its place: chown root {theirs} && chmod go-w {theirs}" in found.error
+            os.chown(theirs, 0, 0)

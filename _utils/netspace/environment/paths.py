@@ -1,0 +1,37 @@
+"""Whether others of this host could change what a path leads to. Reads only."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+
+def loose(path: Path) -> Path | None:
+    """The folder above in which another than root may rename what leads to *path*; None where there is none.
+
+    What lies in a folder that only root gets into is safe, whoever it belongs to; so will be what root makes.
+    """
+    for folder in reversed(path.parents):
+        if not os.path.lexists(folder):
+            return None
+        info = folder.stat()
+        others = info.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        # Where the folder is sticky nobody renames what is root's: the next one is looked at, too.
+        if others and info.st_mode & stat.S_ISVTX:
+            others = folder == path.parent and not (path.exists() and _own(path.stat()))
+        if not _own(info) or others:
+            return folder
+        if private(folder):
+            return None
+    return None
+
+
+def private(folder: Path) -> bool:
+    """Whether only root gets into the folder."""
+    info = folder.stat()
+    return _own(info) and not info.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
+
+
+def _own(info: os.stat_result) -> bool:
+    return info.st_uid in (0, os.geteuid())
