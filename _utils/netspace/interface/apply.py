@@ -10,7 +10,6 @@ counts as set up only once ``Volatile`` says so.
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import socket
 import time
@@ -23,11 +22,12 @@ from typing import Any, Literal
 
 from netspace import files
 from netspace.errors import MissingError, NetspaceError, StateError
-from netspace.interface import ends, forwarding, guards, namespaces, netlink, nft, records
+from netspace.interface import ends, forwarding, guards, hosttable, namespaces, netlink, records
 from netspace.interface.ends import INSIDE_INDEX, End, Ends
 from netspace.interface.netlink import Message
 from netspace.interface.observe import Live
 from netspace.interface.records import Record, Volatile
+from netspace.interface.table import Table
 from netspace.layout import Layout
 from netspace.plan import Outcome, Step
 
@@ -52,6 +52,7 @@ class Work:
     :param kind: the module of its kind (see ``kinds``).
     :param parents: indexes of the host's links that it may need.
     :param guard: the table to put into its namespace; empty: none; None: what there is stays.
+    :param guard_before: what made the table that is there, if that is known.
     """
 
     record: Record | None
@@ -63,6 +64,7 @@ class Work:
     kind: ModuleType | None = None
     parents: Mapping[str, int] = field(default_factory=dict)
     guard: tuple[Message, ...] | None = None
+    guard_before: tuple[Message, ...] = ()
 
     @property
     def from_host(self) -> bool:
@@ -88,14 +90,15 @@ class Work:
 
 @dataclass(frozen=True)
 class Firewall:
-    """The packet filter to load; ``digest`` is empty where there is to be none."""
+    """The packet filter to load, and (if known) the one that is in the kernel: then only what differs is changed."""
 
-    text: str
-    digest: str
+    table: Table
+    before: Table | None = None
 
-    @classmethod
-    def rendered(cls, text: str, *, empty: bool) -> Firewall:
-        return cls(text, "" if empty else hashlib.sha256(text.encode()).hexdigest())
+    @property
+    def digest(self) -> str:
+        """Empty where there is to be none."""
+        return self.table.digest if self.table.chains else ""
 
 
 @dataclass(frozen=True)
@@ -251,17 +254,11 @@ class Applying:
                 self.volatile.firewall = {"rendered": "being loaded"}
                 self.volatile.write(self.layout)
                 try:
-                    nft.load(todo.text)
+                    self.volatile.firewall = hosttable.put(self.layout.nft_table, todo.table, todo.before, before)
                 except NetspaceError as err:
                     self._fail(step.name, err)
                     self.volatile.firewall = before  # it is all or nothing
                     return False
-                generation = netlink.ruleset_generation()
-                self.volatile.firewall = (
-                    {"rendered": todo.digest, "generation": generation, "listed": nft.listed(self.layout.nft_table)}
-                    if todo.digest
-                    else {}
-                )
         return True
 
     def _forward(self, steps: Sequence[Step]) -> None:
@@ -324,7 +321,13 @@ class Applying:
         try:
             if enter:
                 namespaces.enter(self.layout.netns(name))
-            loaded = guards.put(self.layout, one.guard, fresh=one.namespace == "create")
+            loaded = guards.put(
+                self.layout,
+                one.guard,
+                fresh=one.namespace == "create",
+                before=one.guard_before,
+                loaded=self.volatile.guards.get(name),
+            )
         except OSError as err:
             self._fail(name, _unfiltered(err))
             return

@@ -1,4 +1,4 @@
-"""The packet filter of all interfaces, as the text of one nftables table. Pure.
+"""The packet filter of all interfaces, as one nftables table. Pure.
 
 Rules, in the order in which a packet meets them:
 
@@ -23,7 +23,8 @@ and interfaces with the same rules share the chains of these. Names are known be
 interfaces are, so that the filter is there first. Without any ``allow`` the table doesn't
 even ask for connection tracking.
 
-Source of the syntax: nft(8).
+The same table as text for nft(8) is ``tests/filter_text.py``: a test has nft load that, and
+compares what it then lists with what it lists of this.
 """
 
 from __future__ import annotations
@@ -31,24 +32,42 @@ from __future__ import annotations
 import functools
 import hashlib
 import ipaddress
+import socket
+import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from netspace.interface import nftables as nf
+from netspace.interface.nftables import Expression, Verdict
+from netspace.interface.table import Base, Chain, Collection, Rule, Table, Timeout
 from netspace.spec import check
 from netspace.spec.types import Allow, Cidr
 
 FAMILIES = ("ipv4", "ipv6")
 # From an environment, to it: by which name it is found.
-_WAYS = {"from": "iifname", "to": "oifname"}
-_WORD = {"ipv4": "ip", "ipv6": "ip6"}
-_TYPE = {"ipv4": "ipv4_addr", "ipv6": "ipv6_addr"}
-_ICMP = {"ipv4": "icmp", "ipv6": "ipv6-icmp"}
-# What is closed doesn't count any more: for how many seconds the host goes on remembering it.
-_CLOSED = "time_wait : 2, close : 1"
-_ERRORS = (
-    "ct state related icmp type { destination-unreachable, time-exceeded, parameter-problem } accept",
-    "ct state related icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem } accept",
-)
+_WAYS = {"from": nf.IIFNAME, "to": nf.OIFNAME}
+_PROTO = {"ipv4": bytes([socket.AF_INET]), "ipv6": bytes([socket.AF_INET6])}
+_ETHER = {"ipv4": nf.IPV4, "ipv6": nf.IPV6}
+# Where source and destination address stand in a packet, and how long they are.
+_ADDRESS = {"ipv4": {"saddr": 12, "daddr": 16}, "ipv6": {"saddr": 8, "daddr": 24}}
+_LENGTH = {"ipv4": 4, "ipv6": 16}
+_PORT = {"sport": 0, "dport": 2}
+_PROTOCOLS = {"tcp": 6, "udp": 17}
+_ICMP = {"ipv4": 1, "ipv6": 58}
+# What is closed doesn't count any more: for how many seconds the host goes on remembering it (TIME_WAIT, CLOSE).
+_CLOSED = {7: 2, 8: 1}
+# destination-unreachable, time-exceeded, parameter-problem; and packet-too-big
+_ERRORS = {"ipv4": (3, 11, 12), "ipv6": (1, 2, 3, 4)}
+_MOST = 65536  # interfaces whose connections are counted
+_RAW, _SRCNAT = -300, 100  # priorities: linux/netfilter_ipv4.h
+# Of a set's keys: nft's number of the type, bytes, and what nft wants to know of their byte order.
+_NAME = (41, 16, bytes.fromhex("000401000000"))
+_NAME_TO_VERDICT = (41, 16, bytes.fromhex("000401000000010400000000"))
+# A name, a MAC and an address: each padded to four bytes.
+_SOURCE = {
+    "ipv4": (41 << 12 | 9 << 6 | 7, 16 + 8 + 4, bytes.fromhex("000400000000")),
+    "ipv6": (41 << 12 | 9 << 6 | 8, 16 + 8 + 16, bytes.fromhex("000400000000")),
+}
 
 
 @dataclass(frozen=True)
@@ -90,142 +109,204 @@ def _is(cidr: Cidr, address: str) -> bool:
     return cidr.network == ipaddress.ip_network(address)
 
 
-def render(table: str, guarded: Sequence[Guarded]) -> str:
-    """The transaction that puts the table (family ``inet``) in place of an older one, or removes it."""
-    text = [f"add table inet {table}", f"delete table inet {table}"]
+def build(guarded: Sequence[Guarded]) -> Table:
+    """The table (family ``inet``) for these; an empty one for none."""
     if not guarded:
-        return "\n".join(text) + "\n"
+        return Table()
     ordered = sorted(guarded, key=lambda one: one.environment)
-    ruled = any(one.allow for one in ordered)
-    text.append(f"table inet {table} {{")
-    text += _collection("set ends", "ifname", (f'"{one.interface}"' for one in ordered))
+    ruled = [one for one in ordered if one.allow]
+    keys = {one.interface: _key(one.interface) for one in ordered}
+    sets = {"ends": Collection(*_NAME, dict.fromkeys(keys.values()))}
     for fam in FAMILIES:
-        sources = (f'"{one.interface}" . {one.mac} . {one.addresses[fam]}' for one in ordered if fam in one.addresses)
-        text += _collection(f"set sources_{fam}", f"ifname . ether_addr . {_TYPE[fam]}", sources)
+        sources = (_source(one.interface, one.mac, one.addresses[fam]) for one in ordered if fam in one.addresses)
+        sets[f"sources_{fam}"] = Collection(*_SOURCE[fam], dict.fromkeys(sources))
+    chains: dict[str, Chain] = {}
+    timeouts: dict[str, Timeout] = {}
     if ruled:
-        text += _limits([one for one in ordered if one.allow])
-        text += _chains(ordered)
-    text += _base("spoofed", "filter", "prerouting", "raw", [
-        "iifname != @ends accept",
-        *(f"iifname . ether saddr . {_WORD[fam]} saddr @sources_{fam} accept" for fam in FAMILIES),
-        "drop",
-    ])  # fmt: skip
-    text += _chain("beyond", _judged(ruled, "iifname", "out", "in.reply"))
-    text += _chain("to_host", _judged(ruled, "iifname", "host", "in.reply"))
-    text += _chain("towards", _judged(ruled, "oifname", "in", "out.reply"))
-    text += _base("forward", "filter", "forward", "filter", [
-        "iifname @ends oifname @ends drop",
-        "iifname @ends goto beyond",
-        "oifname @ends goto towards",
-    ])  # fmt: skip
-    text += _base("input", "filter", "input", "filter", ["iifname @ends goto to_host"])
-    text += _base("output", "filter", "output", "filter", ["oifname @ends goto towards"])
-    if any(rule.direction == "out" and forwarded([rule], one.gateways) for one in ordered for rule in one.allow):
-        text += _base("outward", "nat", "postrouting", "srcnat", ["iifname @ends masquerade"])
-    text.append("}")
-    return "\n".join(text) + "\n"
+        for fam in FAMILIES:
+            timeouts[f"brief_{fam}"] = Timeout(_PROTO[fam][0], socket.IPPROTO_TCP, _CLOSED)
+        _limits(ruled, keys, chains, sets)
+        _allowed(ruled, keys, chains, sets)
+        chains["errors"] = Chain(_ICMP_ERRORS)
+    chains["spoofed"] = Chain(_SPOOFED, Base("filter", nf.PREROUTING, _RAW))
+    for name, end, original, reply in (
+        ("beyond", nf.IIFNAME, "out", "in.reply"),
+        ("to_host", nf.IIFNAME, "host", "in.reply"),
+        ("towards", nf.OIFNAME, "in", "out.reply"),
+    ):
+        chains[name] = Chain(_judged(end, original, reply) if ruled else [[_DROP]])
+    for name, (hook, rules) in _HOOKED.items():
+        chains[name] = Chain(rules, Base("filter", hook))
+    if any(rule.direction == "out" and forwarded([rule], one.gateways) for one in ruled for rule in one.allow):
+        chains["outward"] = Chain([[*_OURS_IN, nf.MASQUERADE]], Base("nat", nf.POSTROUTING, _SRCNAT))
+    return Table(chains, sets, timeouts)
 
 
-def _judged(ruled: bool, end: str, original: str, reply: str) -> list[str]:
-    if not ruled:
-        return ["drop"]
-    return [
-        f"ct direction original {end} vmap @{original}",
-        f"ct direction reply {end} vmap @{reply}",
-        *_ERRORS,
-        "drop",
-    ]
+def chain_name(way: str, rules: Sequence[Allow]) -> str:
+    """The name of the chain that interfaces with the same rules share."""
+    text = repr([(str(rule.cidr), rule.protocol, str(rule.port)) for rule in rules])
+    return f"{way}.{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
-def _chains(ordered: Sequence[Guarded]) -> list[str]:
-    """Chains of rules, one for all interfaces with the same rules, and the maps that lead there."""
-    chains: dict[str, list[str]] = {}
-    ways: dict[str, list[str]] = {"out": [], "out.reply": [], "host": [], "in": [], "in.reply": []}
-    for one in ordered:
-        outward = [rule for rule in one.allow if rule.direction == "out"]
-        inward = [rule for rule in one.allow if rule.direction == "in"]
-        for way, rules, peer, port, verdict in (
-            ("out", outward, "daddr", "dport", "goto opened.from"),
-            ("out.reply", outward, "saddr", "sport", "accept"),
-            ("host", [rule for rule in outward if _single(rule)], "daddr", "dport", "goto opened.from"),
-            ("in", inward, "saddr", "dport", "goto opened.to"),
-            ("in.reply", inward, "daddr", "sport", "accept"),
-        ):
-            if rules:
-                text = [f"{_matches(rule, peer, port)} {verdict}" for rule in rules]
-                name = f"{way}.{hashlib.sha256(repr(text).encode()).hexdigest()[:12]}"
-                chains.setdefault(name, _chain(name, text))
-                ways[way].append(f'"{one.interface}" : jump {name}')
-    text = [line for name in sorted(chains) for line in chains[name]]
-    for way, elements in ways.items():
-        text += _collection(f"map {way}", "ifname : verdict", elements)
-    return text
+# Per way that a packet may go: the rules' direction, where the peer and the service stand in it, what then.
+WAYS = {
+    "out": ("out", "daddr", "dport", "opened.from"),
+    "out.reply": ("out", "saddr", "sport", ""),
+    "host": ("out", "daddr", "dport", "opened.from"),
+    "in": ("in", "saddr", "dport", "opened.to"),
+    "in.reply": ("in", "daddr", "sport", ""),
+}
+
+
+def of_way(way: str, allow: Iterable[Allow]) -> tuple[Allow, ...]:
+    """Which rules concern packets on that way."""
+    direction = WAYS[way][0]
+    return tuple(rule for rule in allow if rule.direction == direction and (way != "host" or single(rule)))
 
 
 @functools.lru_cache(4096)
-def _single(rule: Allow) -> bool:
+def single(rule: Allow) -> bool:
+    """Whether it names one address."""
     return rule.cidr.network.num_addresses == 1
 
 
-def _limits(ruled: Sequence[Guarded]) -> list[str]:
-    """Where the first packet of an allowed connection goes: connections are counted by interface."""
-    text = []
-    for fam in FAMILIES:
-        text += _block(f"ct timeout brief_{fam}", "protocol tcp", f"l3proto {_WORD[fam]}", f"policy = {{ {_CLOSED} }}")
-    for most in sorted({one.connections for one in ruled}):
-        text += _block(f"set open.{most}", "type ifname", "size 65536", "flags dynamic")
-        for way, end in _WAYS.items():
-            text += _chain(f"most.{most}.{way}", [
-                *(f'meta nfproto {fam} meta l4proto tcp ct timeout set "brief_{fam}"' for fam in FAMILIES),
-                f"add @open.{most} {{ {end} ct count over {most} }} drop",
-                "accept",
-            ])  # fmt: skip
-    for way, end in _WAYS.items():
-        elements = (f'"{one.interface}" : goto most.{one.connections}.{way}' for one in ruled)
-        text += _collection(f"map connections.{way}", "ifname : verdict", elements)
-        text += _chain(f"opened.{way}", ["ct state != new accept", f"{end} vmap @connections.{way}", "drop"])
-    return text
+_DROP, _ACCEPT = nf.verdict(nf.DROP), nf.verdict(nf.ACCEPT)
+_OURS_IN = [nf.meta(nf.IIFNAME), nf.member("ends")]
+_OURS_OUT = [nf.meta(nf.OIFNAME), nf.member("ends")]
+_HOOKED: Mapping[str, tuple[int, Sequence[Rule]]] = {
+    "forward": (
+        nf.FORWARD,
+        [
+            [*_OURS_IN, *_OURS_OUT, _DROP],
+            [*_OURS_IN, nf.goto("beyond")],
+            [*_OURS_OUT, nf.goto("towards")],
+        ],
+    ),
+    "input": (nf.INPUT, [[*_OURS_IN, nf.goto("to_host")]]),
+    "output": (nf.OUTPUT, [[*_OURS_OUT, nf.goto("towards")]]),
+}
+_ICMP_ERRORS: Sequence[Rule] = [
+    *(
+        [
+            *nf.is_(nf.NFPROTO, _PROTO[fam]),
+            *nf.is_(nf.L4PROTO, bytes([_ICMP[fam]])),
+            nf.payload(nf.TRANSPORT, 0, 1),
+            nf.equal(bytes([type_])),
+            _ACCEPT,
+        ]
+        for fam in FAMILIES
+        for type_ in _ERRORS[fam]
+    ),
+    [_DROP],
+]
+_SPOOFED: Sequence[Rule] = [
+    [nf.meta(nf.IIFNAME), nf.member("ends", negate=True), _ACCEPT],
+    *(
+        [
+            *nf.is_(nf.IIFTYPE, struct.pack("=H", 1)),  # Ethernet
+            nf.payload(nf.LINK, 12, 2),
+            nf.equal(struct.pack(">H", _ETHER[fam])),
+            nf.meta(nf.IIFNAME),
+            nf.payload(nf.LINK, 6, 6, nf.SECOND),
+            nf.payload(nf.NETWORK, _ADDRESS[fam]["saddr"], _LENGTH[fam], nf.SECOND_THIRD),
+            nf.member(f"sources_{fam}"),
+            _ACCEPT,
+        ]
+        for fam in FAMILIES
+    ),
+    [_DROP],
+]
+
+
+def _judged(end: int, original: str, reply: str) -> list[Rule]:
+    return [
+        [nf.connection(nf.DIRECTION), nf.equal(nf.ORIGINAL), nf.meta(end), nf.by_map(original)],
+        [nf.connection(nf.DIRECTION), nf.equal(nf.REPLY), nf.meta(end), nf.by_map(reply)],
+        [*nf.related(), nf.goto("errors")],
+        [_DROP],
+    ]
+
+
+def _allowed(
+    ruled: Sequence[Guarded], keys: Mapping[str, bytes], chains: dict[str, Chain], sets: dict[str, Collection]
+) -> None:
+    """Chains of rules, one for all interfaces with the same rules, and the maps that lead there."""
+    for way in WAYS:
+        elements: dict[bytes, Verdict | None] = {}
+        for one in ruled:
+            name, rules = _chain(way, one.allow)
+            if rules:
+                chains.setdefault(name, Chain(rules))
+                elements[keys[one.interface]] = nf.to_jump(name)
+        sets[way] = Collection(*_NAME_TO_VERDICT, elements, verdicts=True)
 
 
 @functools.lru_cache(4096)
-def _matches(rule: Allow, peer: str, port: str) -> str:
+def _chain(way: str, allow: tuple[Allow, ...]) -> tuple[str, Sequence[Rule]]:
+    _, peer, port, chain = WAYS[way]
+    then = nf.goto(chain) if chain else _ACCEPT
+    rules = of_way(way, allow)
+    return chain_name(way, rules), [[*_matches(rule, peer, port), then] for rule in rules]
+
+
+def _limits(
+    ruled: Sequence[Guarded], keys: Mapping[str, bytes], chains: dict[str, Chain], sets: dict[str, Collection]
+) -> None:
+    """Where the first packet of an allowed connection goes: connections are counted by interface."""
+    for most in sorted({one.connections for one in ruled}):
+        sets[f"open.{most}"] = Collection(*_NAME, most=_MOST)
+        for way, end in _WAYS.items():
+            briefly = (
+                [*nf.is_(nf.NFPROTO, _PROTO[fam]), *nf.is_(nf.L4PROTO, b"\x06"), nf.use_timeout(f"brief_{fam}")]
+                for fam in FAMILIES
+            )
+            counted = [nf.meta(end), nf.more_open_each(f"open.{most}", most), _DROP]
+            chains[f"most.{most}.{way}"] = Chain([*briefly, counted, [_ACCEPT]])
+    for way, end in _WAYS.items():
+        led = {keys[one.interface]: nf.to_goto(f"most.{one.connections}.{way}") for one in ruled}
+        sets[f"connections.{way}"] = Collection(*_NAME_TO_VERDICT, led, verdicts=True)
+        chains[f"opened.{way}"] = Chain([
+            [nf.connection(nf.STATE), nf.equal(struct.pack("=I", 8), negate=True), _ACCEPT],  # not new
+            [nf.meta(end), nf.by_map(f"connections.{way}")],
+            [_DROP],
+        ])  # fmt: skip
+
+
+def _matches(rule: Allow, peer: str, port: str) -> list[Expression]:
     fam = family(rule)
     network = rule.cidr.network
-    if network.prefixlen == 0:
-        words = [f"meta nfproto {fam}"]
-    else:
-        address: ipaddress.IPv4Network | ipaddress.IPv6Network | str = network
-        if _single(rule):
-            address = str(network.network_address)
-        words = [f"{_WORD[fam]} {peer} {address}"]
-    if rule.protocol == "icmp":
-        words.append(f"meta l4proto {_ICMP[fam]}")
-    elif rule.port is None:
-        words.append(f"meta l4proto {rule.protocol}")
-    else:
+    words = nf.is_(nf.NFPROTO, _PROTO[fam])
+    if bits := network.prefixlen:
+        octets = -(-bits // 8)
+        address = network.network_address.packed
+        if bits % 8:
+            words += [
+                nf.payload(nf.NETWORK, _ADDRESS[fam][peer], _LENGTH[fam]),
+                nf.masked(network.netmask.packed),
+                nf.equal(address),
+            ]
+        else:
+            words += [nf.payload(nf.NETWORK, _ADDRESS[fam][peer], octets), nf.equal(address[:octets])]
+    protocol = _ICMP[fam] if rule.protocol == "icmp" else _PROTOCOLS[rule.protocol]
+    words += nf.is_(nf.L4PROTO, bytes([protocol]))
+    if rule.protocol != "icmp" and rule.port is not None:
         bounds = check.ports(rule.port)
         assert bounds is not None  # the declaration was checked
-        first, last = bounds
-        words.append(f"{rule.protocol} {port} {first}" + (f"-{last}" if last != first else ""))
-    return " ".join(words)
+        first, last = (struct.pack(">H", bound) for bound in bounds)
+        words += [nf.payload(nf.TRANSPORT, _PORT[port], 2), _from_to(first, last)]
+    return words
 
 
-def _collection(head: str, type_: str, elements: Iterable[str]) -> list[str]:
-    listed = list(elements)
-    text = [f"\t{head} {{", f"\t\ttype {type_}"]
-    if listed:
-        text.append(f"\t\telements = {{ {', '.join(listed)} }}")
-    return [*text, "\t}"]
+def _from_to(first: bytes, last: bytes) -> Expression:
+    return nf.equal(first) if first == last else nf.between(first, last)
 
 
-def _chain(name: str, rules: Iterable[str]) -> list[str]:
-    return _block(f"chain {name}", *rules)
+@functools.lru_cache(16384)
+def _key(interface: str) -> bytes:
+    return interface.encode().ljust(16, b"\0")
 
 
-def _block(head: str, *lines: str) -> list[str]:
-    return [f"\t{head} {{", *(f"\t\t{line}" for line in lines), "\t}"]
-
-
-def _base(name: str, type_: str, hook: str, priority: str, rules: Iterable[str]) -> list[str]:
-    head = f"type {type_} hook {hook} priority {priority}; policy accept;"
-    return _chain(name, [head, *rules])
+@functools.lru_cache(16384)
+def _source(interface: str, mac: str, address: str) -> bytes:
+    ether = bytes.fromhex(mac.replace(":", "")) + bytes(2)
+    return _key(interface) + ether + ipaddress.ip_address(address).packed

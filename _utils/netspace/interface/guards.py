@@ -8,6 +8,7 @@ Never touches another table.
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -66,17 +67,49 @@ def state(layout: Layout, loaded: Mapping[str, Any]) -> str:
     generation = netlink.ruleset_generation()
     if generation is not None and generation == loaded.get("generation"):
         return "intact"
-    return "intact" if nf.listed(layout.nft_table) == loaded.get("listed") else "changed"
+    return "intact" if list(nf.listed(layout.nft_table) or ()) == loaded.get("listed") else "changed"
 
 
-def put(layout: Layout, messages: Sequence[Message], *, fresh: bool) -> dict[str, Any]:
+def put(
+    layout: Layout,
+    messages: Sequence[Message],
+    *,
+    fresh: bool,
+    before: Sequence[Message] = (),
+    loaded: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Put the table into the calling thread's namespace, in one transaction; return what to remember.
 
     :param fresh: there can't be one yet. (To replace one takes 12 ms: the kernel waits for all packets on their way.)
+    :param before: what made the one of which *loaded* tells: where only elements of sets differ, only these change.
     """
     table = layout.nft_table
-    removal = [] if fresh else [*nf.remove_table(nf.INET, table), *nf.remove_table(nf.NETDEV, table)]
-    generation = nf.load([*removal, *messages])
+    generation = _changed_in_place(layout, messages, before, loaded) if before and loaded else None
+    if generation is None:
+        removal = [] if fresh else [*nf.remove_table(nf.INET, table), *nf.remove_table(nf.NETDEV, table)]
+        generation = nf.load([*removal, *messages])
     if not messages:
         return {}
-    return {"rendered": nf.digest(messages), "generation": generation, "listed": nf.listed(table)}
+    listed = nf.confirmed(table, generation)
+    return {
+        "rendered": nf.digest(messages),
+        "generation": generation,
+        # Where somebody else changed something meanwhile, the next look finds it changed.
+        "listed": None if listed is None else list(listed),
+    }
+
+
+def _changed_in_place(
+    layout: Layout, messages: Sequence[Message], before: Sequence[Message], loaded: Mapping[str, Any]
+) -> int | None:
+    """The generation that this made; None where it can't be done."""
+    changed = nf.elements_changed(before, messages)
+    now = netlink.ruleset_generation()
+    if not changed or now is None or state(layout, loaded) != "intact":
+        return None
+    try:
+        return nf.load(changed, now)
+    except netlink.NetlinkError as err:
+        if err.errno != errno.ERESTART:  # somebody else was faster
+            raise
+        return None

@@ -96,8 +96,9 @@ def covered(allow: Sequence[Allow], addresses: Sequence[tuple[int, int]]) -> dic
 def render(table: str, guarded: Guarded) -> list[Message]:
     """The messages that fill the tables *table* (families ``inet`` and ``netdev``), which aren't there yet."""
     text = [*nf.add_table(nf.INET, table), *nf.add_table(nf.NETDEV, table)]
-    for family, others in guarded.others.items():
-        packed = [ipaddress.ip_address(other).packed for other in others]
+    # Also where there are no others yet: who comes later is an element more, and nothing else changes.
+    for family in guarded.addresses:
+        packed = [ipaddress.ip_address(other).packed for other in guarded.others.get(family, ())]
         text += nf.add_set(nf.INET, table, f"others_{family}", family, packed)
     chains: dict[str, list[list[bytes]]] = {
         "opened": [
@@ -161,9 +162,8 @@ def _judged(guarded: Guarded, *, outwards: bool) -> list[list[bytes]]:
         own = ipaddress.ip_address(guarded.addresses[name]).packed
         mine, theirs = (family.source, family.target) if outwards else (family.target, family.source)
         rules.append([*is_family, *_at(mine, own, negate=True), _drop()])
-        if guarded.others.get(name):
-            peer = nf.payload(nf.NETWORK, theirs, family.length)
-            rules.append([*is_family, peer, nf.member(f"others_{name}"), _drop()])
+        peer = nf.payload(nf.NETWORK, theirs, family.length)
+        rules.append([*is_family, peer, nf.member(f"others_{name}"), _drop()])
         for direction in ("out", "in"):
             original = (direction == "out") == outwards
             rules += [

@@ -21,6 +21,7 @@ from netspace.interface.ends import Ends
 from netspace.interface.netlink import Message
 from netspace.interface.observe import Live, Observed, expected, observe, place
 from netspace.interface.records import Record
+from netspace.interface.table import Table
 from netspace.layout import Layout
 from netspace.plan import Outcome, Plan, Refusal, Result, Step
 from netspace.spec import check
@@ -80,7 +81,8 @@ class Interfaces:
         if record is None:
             known = ", ".join(sorted(observed.records)) or "none"
             raise NetspaceError(f"environment {name} has no interface on this host; there are: {known}")
-        step = self._step(name, record, observed, guards.numbers(observed.records.values()))
+        everybody = guards.numbers(observed.records.values())
+        step = self._step(name, record, observed, everybody, everybody)
         return {
             **self._entry(name, record, observed.namespaces),
             "declared": records.plain(record.interface),
@@ -169,9 +171,12 @@ class Interfaces:
         impossible = {name: reason for name, record in new.items() if (reason := _impossible(record, observed))}
         possible = {name: record for name, record in new.items() if name not in impossible}
         after = {name: record for name, record in observed.records.items() if name not in gone} | possible
-        everybody = guards.numbers(after.values())
-        steps = (self._step(name, possible[name], observed, everybody) for name in sorted(possible))
+        everybody, before = guards.numbers(after.values()), guards.numbers(observed.records.values())
+        steps = (self._step(name, possible[name], observed, everybody, before) for name in sorted(possible))
         changes = [step for step in steps if step is not None]
+        if everybody != before:
+            others = {name: record for name, record in after.items() if name not in new}
+            changes += self._neighbours(others, observed, everybody, before)
         host = [step for step in (self._firewall(after, observed), self._forwarding(after, observed)) if step]
         notes = [
             f"{key} is switched {'on' if change['new'] == '1' else 'back'}: this concerns the whole host"
@@ -182,14 +187,46 @@ class Interfaces:
         refusals = [Refusal("interface", name, reason) for name, reason in sorted(impossible.items())]
         return Plan([*removals, *host, *changes], refusals, notes)
 
+    def _neighbours(
+        self, others: Mapping[str, Record], observed: Observed, everybody: guards.Numbers, before: guards.Numbers
+    ) -> Sequence[Step]:
+        """Have those that nothing else is done to know whom they must not reach, since that has changed."""
+        steps = []
+        for name, record in sorted(others.items()):
+            live = observed.live.get(name, Live())
+            if not guards.is_inside(record) or live.ends.inside is None or name not in observed.volatile.guards:
+                continue
+            wanted = expected(self.layout, name, record)
+            guard = guards.wanted(self.layout, record, wanted, place(self.layout, name, record), everybody)
+            if filtered := _filter(guard, observed, name):
+                known = self._guard_before(name, observed, before)
+                work = Work(record, live.ends, live, kind=kinds.of(record.interface), guard=guard, guard_before=known)
+                reason = "an environment that its rules cover came or went"
+                steps.append(Step("interface", name, "change", {"filter": filtered}, reason, work))
+        return steps
+
+    def _guard_before(self, name: str, observed: Observed, everybody: guards.Numbers) -> tuple[Message, ...]:
+        """What made the table that is in its namespace; empty where that isn't known."""
+        record, loaded = observed.records.get(name), observed.volatile.guards.get(name, {})
+        if record is None or observed.guards.get(name) != "intact":
+            return ()
+        wanted = expected(self.layout, name, record)
+        before = guards.wanted(self.layout, record, wanted, place(self.layout, name, record), everybody)
+        return before if nftables.digest(before) == loaded.get("rendered") else ()
+
     def _removal(self, name: str, observed: Observed) -> Step:
         shown = observed.records[name].shown()
         changes = {key: {"old": value, "new": None} for key, value in shown.items() if value is not None}
         work = Work(None, Ends(), observed.live.get(name, Live()), drop=True)
         return Step("interface", name, "remove", changes, data=work)
 
-    def _step(self, name: str, record: Record, observed: Observed, everybody: guards.Numbers) -> Step | None:
-        """What makes the interface of *name* as *record* says; None where it is."""
+    def _step(
+        self, name: str, record: Record, observed: Observed, everybody: guards.Numbers, known: guards.Numbers
+    ) -> Step | None:
+        """What makes the interface of *name* as *record* says; None where it is.
+
+        :param everybody: whom tables inside must know of; *known*: whom by the records they know.
+        """
         old = observed.records.get(name)
         inode = observed.namespaces.get(self.layout.netns_name(name))
         settled = inode is not None and observed.volatile.namespaces.get(name) == inode
@@ -236,11 +273,13 @@ class Interfaces:
             kind=kinds.of(record.interface),
             parents={link.name: link.index for link in observed.links.values()},
             guard=guard if anew or filtered else None,
+            guard_before=self._guard_before(name, observed, known) if filtered and not anew else (),
         )
         return Step("interface", name, action, changes, reason, work)
 
-    def _firewall(self, after: Mapping[str, Record], observed: Observed) -> Step | None:
-        guarded = [
+    def _table(self, known: Mapping[str, Record]) -> Table:
+        """The host's nftables table for these."""
+        return firewall.build([
             firewall.Guarded(
                 name,
                 record.host_end,
@@ -250,15 +289,21 @@ class Interfaces:
                 record.interface.allow,
                 record.interface.connections,
             )
-            for name, record in after.items()
+            for name, record in known.items()
             if isinstance(record.interface, Filtered) and kinds.of(record.interface).FILTER == "host"
-        ]
+        ])  # fmt: skip
+
+    def _firewall(self, after: Mapping[str, Record], observed: Observed) -> Step | None:
         loaded = observed.volatile.firewall
-        todo = Firewall.rendered(firewall.render(self.layout.nft_table, guarded), empty=not guarded)
-        if todo.digest == loaded.get("rendered", "") and observed.firewall == ("intact" if guarded else "absent"):
+        todo = Firewall(self._table(after))
+        if todo.digest == loaded.get("rendered", "") and observed.firewall == ("intact" if todo.digest else "absent"):
             return None
-        if not guarded and not loaded:
+        if not todo.digest and not loaded:
             return None
+        if todo.digest and observed.firewall == "intact":
+            # What the records say may be more than was loaded, when a run was cut short between the two.
+            before = self._table(observed.records)
+            todo = replace(todo, before=before if before.digest == loaded.get("rendered") else None)
         old = {"intact": loaded.get("rendered", "")[:12], "changed": "changed by hand", "absent": "absent"}
         change = {"old": old[observed.firewall], "new": todo.digest[:12] or "absent"}
         if change["old"] == change["new"]:

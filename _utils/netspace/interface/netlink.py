@@ -27,6 +27,7 @@ T = TypeVar("T")
 
 # -- constants of the kernel's headers -------------------------------------------
 NETLINK_ROUTE, NETLINK_NETFILTER, NETLINK_GENERIC = 0, 12, 16
+_SO_SNDBUFFORCE = 32  # asm-generic/socket.h
 _SOL_NETLINK, _CAP_ACK, _EXT_ACK, _STRICT = 270, 10, 11, 12
 
 _REQUEST, _MULTI, _ACK, _DUMP_INTERRUPTED = 0x1, 0x2, 0x4, 0x10
@@ -594,8 +595,10 @@ class Socket:
                     ended = ended or number == self._sequence
         return failures
 
-    def transaction(self, messages: Sequence[Message]) -> Failure | None:
-        """Send *messages*, of which the first opens a transaction and the last closes it; return what was refused.
+    def transaction(self, messages: Sequence[Message]) -> tuple[int, Failure] | None:
+        """Send *messages*, of which the first opens a transaction and the last closes it.
+
+        Return the first that was refused, by its place, and why: then nothing was done.
 
         The kernel confirms all of it by the last one within.
         """
@@ -606,14 +609,18 @@ class Socket:
         for number, message in enumerate(messages, first):
             flags = _REQUEST | message.flags | (_ACK if number == confirming else 0)
             data += _HEADER.pack(_HEADER.size + len(message.body), message.type, flags, number, 0) + message.body
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * len(data))
+        # All must go in one piece, beyond what a socket may commonly hold.
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 2 * len(data))
+        except PermissionError:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * len(data))
         self._socket.send(data)
-        refused: Failure | None = None
+        refused: tuple[int, Failure] | None = None
         while True:
             for _, flags, number, payload in self._receive(_ERROR):
                 code = -_CODE.unpack_from(payload)[0]
                 if code and refused is None:
-                    refused = Failure(code, _explanation(flags, payload))
+                    refused = number - first, Failure(code, _explanation(flags, payload))
                 # A refused opening is all that is said.
                 if number == confirming or (code and number == first):
                     return refused

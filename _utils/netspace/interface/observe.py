@@ -13,8 +13,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from netspace.errors import MissingError
-from netspace.interface import ends, forwarding, guards, kinds, namespaces, netlink, nft, records, support
+from netspace.interface import ends, forwarding, guards, hosttable, kinds, namespaces, netlink, records, support
 from netspace.interface.ends import End, Ends, Place
 from netspace.interface.firewall import forwarded
 from netspace.interface.netlink import Link, Route
@@ -101,27 +100,12 @@ def observe(layout: Layout, only: Collection[str] | None = None, declared: Itera
         namespaces=kept,
         volatile=volatile,
         live=live,
-        firewall=_firewall(layout, volatile),
+        firewall=hosttable.state(layout.nft_table, volatile.firewall),
         forwarding=forwarding.switches(),
         links={link.name: link for link in links if link.name in needed},
         missing=support.missing(specs, links),
         guards=guarded,
     )
-
-
-def _firewall(layout: Layout, volatile: Volatile) -> str:
-    if not volatile.firewall:
-        return "absent"
-    generation = netlink.ruleset_generation()
-    if generation is not None and generation == volatile.firewall.get("generation"):
-        return "intact"
-    try:
-        listed = nft.listed(layout.nft_table)
-    except MissingError:
-        return "changed"  # it can't be told; applying says what is missing
-    if listed is None:
-        return "absent"
-    return "intact" if listed == volatile.firewall.get("listed") else "changed"
 
 
 def _links(

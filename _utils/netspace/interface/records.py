@@ -104,10 +104,12 @@ class Volatile:
     """What was done since the host started.
 
     :param namespaces: inode of each namespace that was made and set up completely.
-    :param firewall: of our nftables table: ``rendered`` (digest of the text), ``listed``
-        (digest of what the kernel then held), ``generation``; empty: there is none.
+    :param firewall: of our nftables table: ``rendered`` (digest of what was asked for), ``structure``
+        and ``elements`` (digests of what the kernel then held), ``generation`` and the ``boot`` that
+        it counts in; empty: there is none.
     :param forwarding: sysctls of the host that were changed, with the value to restore.
-    :param guards: of each table in an environment's namespace the same as ``firewall``.
+    :param guards: of each table in an environment's namespace ``rendered``, ``listed`` (digests
+        of what the kernel then held) and ``generation``.
     :param folder: what was made of the folder of namespaces itself (``folder``, ``mount``).
     """
 

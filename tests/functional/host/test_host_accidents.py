@@ -31,6 +31,7 @@ from netspace import files, library
 from netspace.environment import mounts, runtime
 from netspace.errors import SpecError
 from netspace.host import Host
+from netspace.interface import nftables
 from netspace.spec import parse
 from netspace.supervision import daemon, process, records
 
@@ -238,11 +239,21 @@ def instead_of(program: str, script: str, folder: Path) -> Iterator[None]:
         subprocess.run(["umount", "--lazy", place], check=True)
 
 
-def test_an_nft_that_fails_leaves_interfaces_shut_and_says_why(world: World, tmp_path: Path) -> None:
+def test_a_refused_packet_filter_leaves_interfaces_shut_and_says_why(world: World) -> None:
     declared = world.declared()
-    with instead_of("nft", "echo 'Error: no such thing as luck' >&2; exit 1", tmp_path):
+    # A table belongs to the program that made it so, and goes with it.
+    owner = subprocess.Popen(["nft", "-i"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert owner.stdin is not None
+    assert owner.stdout is not None
+    try:
+        owner.stdin.write(f"add table inet {LAYOUT.nft_table} {{ flags owner; }}\nlist tables\n")
+        owner.stdin.flush()
+        while f"table inet {LAYOUT.nft_table}" not in owner.stdout.readline():
+            pass
         errors = converge(declared)
-    assert any("no such thing as luck" in error for error in errors), errors
+    finally:
+        owner.communicate("quit\n")
+    assert any("another program owns a table of that name" in error for error in errors), errors
     assert Host(LAYOUT).interfaces.list()["a"]["state"] == "missing", "no link without its filter"
     mends(declared)
 
@@ -321,28 +332,26 @@ def test_two_applies_at_once_wait_for_each_other(world: World) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_apply_that_is_told_to_stop_stops_and_the_next_goes_on(
-    world: World, number: signal.Signals, tmp_path: Path
-) -> None:
+def test_an_apply_that_is_told_to_stop_stops_and_the_next_goes_on(world: World, number: signal.Signals) -> None:
     declared = world.declared()
     # It is told to stop while it waits for a program that it started.
-    with instead_of("nft", "exec sleep 1002", tmp_path):
-        read, write = os.pipe()
-        pid = os.fork()
-        if not pid:
-            try:
-                os.write(write, b"x")
-                faults_host.converge(declared)
-            except KeyboardInterrupt:
-                os._exit(3)
-            finally:
-                os._exit(1)
-        assert os.read(read, 1) == b"x"
-        until(lambda: any("sleep 1002" in line for line in snapshot.processes().values()))
-        os.kill(pid, number)
-        _, status = os.waitpid(pid, 0)
-        os.close(read)
-        os.close(write)
+    read, write = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            nftables.load = lambda *_: subprocess.run(["sleep", "1002"]).returncode
+            os.write(write, b"x")
+            faults_host.converge(declared)
+        except KeyboardInterrupt:
+            os._exit(3)
+        finally:
+            os._exit(1)
+    assert os.read(read, 1) == b"x"
+    until(lambda: any("sleep 1002" in line for line in snapshot.processes().values()))
+    os.kill(pid, number)
+    _, status = os.waitpid(pid, 0)
+    os.close(read)
+    os.close(write)
     assert os.waitstatus_to_exitcode(status) == (3 if number == signal.SIGINT else -number)
 
     def left() -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ import pytest
 from interface_bench import Bench, connect, listen, reaches, run, settled, within
 from packets import ARP, UDP, Wire, frame, ip, kind_of, mac, packed, tags, udp
 
-from netspace.interface import nft
 from netspace.interface import nftables as nf
 
 pytestmark = pytest.mark.root
@@ -86,6 +86,33 @@ def test_another_environment_never_even_on_one_link(bench: Bench, lan: Path, fam
     bench.apply(remove={"b", "c"})
 
 
+def test_those_that_are_there_know_of_a_newcomer_in_the_same_run_and_count_on(bench: Bench, lan: Path) -> None:
+    mine, theirs = bridged(7, *OUT, connections=1), bridged(8, *OUT)
+    bench.make(a=mine, b=theirs)
+
+    def table() -> str:
+        return run(f"ip netns exec {bench.path('a').name} nft -a list table inet netspace")
+
+    before = table()
+    assert address(8, "ipv4") in before
+    with listen(lan, FAR["ipv4"], 8080):
+        client = connect(bench.path("a"), FAR["ipv4"], 8080, timeout=2)
+        assert client is not None
+        with client:
+            # Only c is asked for, each time.
+            steps = {step.name: set(step.changes) for step in bench.apply(bench.desired(c=bridged(9, *OUT))).steps}
+            assert steps.keys() == {"a", "b", "c"}
+            assert steps["a"] == steps["b"] == {"filter"}
+            assert not bench.plan(bench.desired(a=mine, b=theirs, c=bridged(9, *OUT))).steps
+            after = table()
+            assert all(address(9, family) in after for family in FAR)
+            assert before.splitlines()[0] == after.splitlines()[0], "it is the same table, changed in place"
+            assert connect(bench.path("a"), FAR["ipv4"], 8080, timeout=2) is None, "what is open stays counted"
+            bench.apply(remove={"c"})
+            assert table() == before
+            assert not bench.plan(bench.desired(a=mine, b=theirs)).steps
+
+
 @families
 def test_revoked_rule_cuts_a_live_connection(bench: Bench, lan: Path, family: str) -> None:
     bench.make(a=bridged(7, *OUT))
@@ -117,8 +144,8 @@ def test_it_is_there_before_the_link_is_up(bench: Bench, lan: Path, monkeypatch:
     states = []
     load = nf.load
 
-    def seen(messages: Any) -> int:
-        generation = load(messages)
+    def seen(messages: Any, *more: Any) -> int:
+        generation = load(messages, *more)
         for one in json.loads(run(f"ip netns exec {bench.path('a').name} ip -j link show eth0")):
             states.append("UP" in one["flags"])
         return generation
@@ -167,7 +194,7 @@ def test_nothing_to_do_runs_no_process(bench: Bench, lan: Path, monkeypatch: pyt
     def refuse(*_: Any, **__: Any) -> Any:
         raise AssertionError("something was changed, or a process was run")
 
-    for where, name in ((nft, "_run"), (nf, "load"), (nf, "listed")):
+    for where, name in ((subprocess, "Popen"), (nf, "load"), (nf, "listed")):
         monkeypatch.setattr(where, name, refuse)
     assert not bench.plan(desired).steps
 

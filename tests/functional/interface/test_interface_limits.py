@@ -122,6 +122,51 @@ def test_connections_have_a_limit_of_their_own(bench: Bench, outside: Path, fami
         del inner
 
 
+def test_connections_stay_counted_while_other_environments_come_change_and_go(bench: Bench, outside: Path) -> None:
+    out = {"direction": "out", "cidr": WORLD["ipv4"], "port": 8080}
+    far = WIRE["ipv4"][1]
+    own = veth(out, connections=2)
+    bench.make(a=own, b=veth(out, connections=7))
+    with listen(outside, far, 8080) as server, ExitStack() as stack:
+        for _ in range(2):
+            made = connect(bench.path("a"), far, 8080)
+            assert made is not None
+            stack.enter_context(made)
+        for others in (
+            {"b": veth(out, connections=7), "c": own},
+            {"b": veth({**out, "port": 80}, connections=9)},
+            {"b": {"kind": "none"}},
+        ):
+            bench.make(a=own, **others)
+            assert connect(bench.path("a"), far, 8080) is None
+        bench.apply(remove={"b", "c"})
+        assert connect(bench.path("a"), far, 8080) is None
+        # Its own other rules don't change what it has open, either.
+        bench.make(a=veth(out, {**out, "port": 80}, connections=2))
+        assert connect(bench.path("a"), far, 8080) is None
+        bench.make(a=veth(out, connections=3))
+        more = connect(bench.path("a"), far, 8080)
+        assert more is not None
+        stack.enter_context(more)
+        del server
+
+
+def test_who_has_nothing_open_any_more_is_forgotten(bench: Bench, outside: Path) -> None:
+    """Else names of environments long gone would fill the set of those that are counted."""
+    out = {"direction": "out", "cidr": WORLD["ipv4"], "port": 8080}
+    bench.make(a=veth(out), b=veth(out))
+    assert reaches(bench.path("a"), outside, WIRE["ipv4"][1], 8080)
+    name = bench.host_end("a")
+    assert name in run("nft list set inet netspace open.1024")
+    bench.apply(remove={"a"})
+    for _ in range(400):
+        if name not in run("nft list set inet netspace open.1024"):
+            break
+        time.sleep(0.05)
+    else:
+        raise AssertionError(f"{name} is still there")
+
+
 @families
 def test_what_is_closed_leaves_the_table_of_connections(bench: Bench, outside: Path, family: str) -> None:
     """Else one that opens and closes quickly would fill the host's table, however few are open."""

@@ -169,7 +169,8 @@ def test_ping_where_it_is_allowed(bench: Bench, outside: Path, family: str) -> N
             except TimeoutError:
                 return False
 
-    assert within(bench.path("a"), ping)
+    # As in connect(): right after a link is up the kernel may lose a packet.
+    assert any(within(bench.path("a"), ping) for _ in range(3))
     assert not within(bench.path("b"), ping)
 
 

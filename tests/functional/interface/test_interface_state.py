@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,8 @@ import pytest
 from interface_bench import WIRE, WORLD, Bench, reaches, run, snapshot, veth, within
 
 from netspace import files
-from netspace.interface import ends, forwarding, namespaces, netlink, nft
+from netspace.interface import ends, forwarding, namespaces, netlink
+from netspace.interface import nftables as nf
 from netspace.spec.types import Cidr, Network
 
 pytestmark = pytest.mark.root
@@ -40,7 +43,9 @@ def test_second_apply_changes_and_writes_nothing(bench: Bench, monkeypatch: pyte
     def refuse(*_: Any, **__: Any) -> Any:
         raise AssertionError("something was changed, or a process was run")
 
-    monkeypatch.setattr(nft, "_run", refuse)
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    monkeypatch.setattr(nf, "load", refuse)
+    monkeypatch.setattr(nf, "listed", refuse)
     monkeypatch.setattr(netlink.Socket, "batch", refuse)
     monkeypatch.setattr(files, "write", refuse)
     plan = bench.apply(desired)
@@ -256,11 +261,17 @@ def test_list_and_inspect(bench: Bench) -> None:
     assert seen["firewall"] == "intact"
 
 
-def test_without_nft_no_interface_is_made_but_namespaces_are(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nft, "_SEARCH", "/nonexistent")
+def test_without_nftables_no_interface_is_made_but_namespaces_are(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacking(*_: Any) -> int:
+        raise netlink.NetlinkError(errno.EPROTONOSUPPORT, "Protocol not supported")
+
     desired = bench.desired(a=veth(OUT), b={"kind": "none"})
-    outcomes = {one.step.name: one.error for one in bench.kind.apply(bench.plan(desired).steps)}
-    assert "apt-get install nftables" in outcomes["host:firewall"]
+    with monkeypatch.context() as patched:
+        patched.setattr(nf, "load", lacking)
+        outcomes = {one.step.name: one.error for one in bench.kind.apply(bench.plan(desired).steps)}
+    assert "use a kernel with CONFIG_NF_TABLES_INET" in outcomes["host:firewall"]
     assert "packet filter" in outcomes["a"]
     assert outcomes["b"] == ""
     assert not bench.path("a").exists()
@@ -333,7 +344,7 @@ def killer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
     watch(namespaces, "_mount")
     watch(namespaces, "write_settings")
     watch(namespaces, "remove")
-    watch(nft, "load")
+    watch(nf, "load")
     watch(forwarding, "write")
     watch(netlink.Socket, "batch")
 

@@ -216,6 +216,22 @@ def some(choices: list[tuple[str, bool, bool]]) -> DesiredInterfaces:
 
 @given(CHOICES, CHOICES)
 @settings(PATIENT)
+def test_those_that_are_not_asked_for_need_nothing_later(first: Any, second: Any) -> None:
+    """Whoever comes is known to the others in the same run, so that a state for each plans nothing the next time."""
+    now = host()
+    together: dict[str, Any] = {}
+    for choices in (first, second):
+        desired = some(choices)
+        plan = KIND.plan(desired, now)
+        if plan.refusals:  # what the others have by then
+            return
+        together |= desired.interfaces
+        now = done(plan, now)
+    assert not KIND.plan(DesiredInterfaces(interfaces=together), now).steps
+
+
+@given(CHOICES, CHOICES)
+@settings(PATIENT)
 def test_planning_again_gives_nothing_and_nothing_is_allocated(first: Any, second: Any) -> None:
     now = host()
     for choices in (first, second):

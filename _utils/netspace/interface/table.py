@@ -1,0 +1,144 @@
+"""One nftables table as a value: what is in it, and the messages that make it of another. Pure.
+
+A change touches what differs and nothing else: elements are added and removed in place, a
+chain is filled anew only if its rules differ. So what the kernel counts in the rest of the
+table (which connections are open) survives, and the cost goes by what changed. The order of
+the messages is such that no rule ever names what isn't there yet, or any more.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from netspace.interface import nftables as nf
+from netspace.interface.netlink import Message
+from netspace.interface.nftables import Expression, Verdict
+
+Rule = Sequence[Expression]
+
+
+@dataclass(frozen=True)
+class Base:
+    """Where packets come into a chain, whose policy is to accept."""
+
+    type: str
+    hook: int
+    priority: int = 0
+
+
+@dataclass(frozen=True)
+class Chain:
+    rules: Sequence[Rule]
+    base: Base | None = None
+
+
+@dataclass(frozen=True)
+class Collection:
+    """A set, or (``verdicts``) a map to what is done; ``most``: packets fill it. See ``nftables.declare_set``."""
+
+    type: int
+    length: int
+    about: bytes
+    elements: Mapping[bytes, Verdict | None] = field(default_factory=dict)
+    verdicts: bool = False
+    most: int = 0
+
+
+@dataclass(frozen=True)
+class Timeout:
+    """For how many seconds connections of a protocol are remembered, by their state."""
+
+    l3: int
+    l4: int
+    seconds: Mapping[int, int]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of family inet. Nothing of a name changes but elements and rules."""
+
+    chains: Mapping[str, Chain] = field(default_factory=dict)
+    sets: Mapping[str, Collection] = field(default_factory=dict)
+    timeouts: Mapping[str, Timeout] = field(default_factory=dict)
+
+    @functools.cached_property
+    def elements(self) -> str:
+        """The digest of all elements, as ``nftables.listed`` has it."""
+        return nf.elements_digest(nf.INET, {name: one.elements for name, one in self.sets.items() if not one.most})
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Two tables that differ in anything have different ones."""
+        found = hashlib.sha256(self.elements.encode())
+        for message in _declared("", self):
+            found.update(message.body)
+        for name, chain in sorted(self.chains.items()):
+            found.update(f"{name} {chain.base} {len(chain.rules)}\n".encode())
+            for rule in chain.rules:
+                found.update(b"%d" % len(rule) + b"".join(rule))
+        return found.hexdigest()
+
+    def same_structure(self, other: Table) -> bool:
+        """Whether nothing but elements differs."""
+        return self.chains == other.chains and self.timeouts == other.timeouts and self.sets.keys() == other.sets.keys()
+
+
+def whole(name: str, table: Table) -> list[Message]:
+    """The messages that put the table in place of what there is of its name."""
+    made = nf.remove_table(nf.INET, name)
+    return [*made, *nf.add_table(nf.INET, name), *difference(name, Table(), table)] if table.chains else made
+
+
+def difference(name: str, old: Table, new: Table) -> list[Message]:
+    """The messages that make *new* of *old*, which is in the kernel."""
+    refilled = [chain for chain, one in new.chains.items() if chain in old.chains and old.chains[chain] != one]
+    gone = [chain for chain in old.chains if chain not in new.chains]
+    made: list[Message] = []
+    for chain, one in new.chains.items():
+        if chain not in old.chains:
+            made.append(_add_chain(name, chain, one))
+    made += _declared(name, new, old)
+    made += [nf.remove_rules(nf.INET, name, chain) for chain in (*refilled, *gone) if old.chains[chain].rules]
+    added: list[Message] = []
+    for set_, collection in new.sets.items():
+        before = old.sets[set_].elements if set_ in old.sets else {}
+        if before == collection.elements:
+            continue
+        over = {key: said for key, said in before.items() if collection.elements.get(key, ()) != said}
+        more = {key: said for key, said in collection.elements.items() if before.get(key, ()) != said}
+        made += nf.remove_elements(nf.INET, name, set_, over)
+        added += nf.add_elements(nf.INET, name, set_, more)
+    for chain, one in new.chains.items():
+        if old.chains.get(chain) != one:
+            made += [nf.add_rule(nf.INET, name, chain, rule) for rule in one.rules]
+    made += added
+    made += [nf.remove_set(nf.INET, name, set_) for set_ in old.sets if set_ not in new.sets]
+    made += [nf.remove_chain(nf.INET, name, chain) for chain in gone]
+    made += [nf.remove_timeout(nf.INET, name, one) for one in old.timeouts if one not in new.timeouts]
+    return made
+
+
+def _add_chain(name: str, chain: str, one: Chain) -> Message:
+    if one.base is None:
+        return nf.add_chain(nf.INET, name, chain)
+    base = one.base
+    return nf.add_base(nf.INET, name, chain, base.hook, policy=nf.ACCEPT, type_=base.type, priority=base.priority)
+
+
+def _declared(name: str, new: Table, old: Table | None = None) -> list[Message]:
+    """Timeouts and (empty) sets that *old* hasn't."""
+    made = [
+        nf.add_timeout(nf.INET, name, which, one.l3, one.l4, one.seconds)
+        for which, one in new.timeouts.items()
+        if old is None or which not in old.timeouts
+    ]
+    return made + [
+        nf.declare_set(
+            nf.INET, name, which, one.type, one.length, verdicts=one.verdicts, most=one.most, about=one.about
+        )
+        for which, one in new.sets.items()
+        if old is None or which not in old.sets
+    ]

@@ -1,0 +1,149 @@
+"""The packet filter as text for nft(8): what ``netspace.interface.firewall`` builds must list as this does."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Sequence
+
+from netspace.interface.firewall import FAMILIES, WAYS, Guarded, chain_name, family, forwarded, of_way, single
+from netspace.spec import check
+from netspace.spec.types import Allow
+
+# From an environment, to it: by which name it is found.
+_WAYS = {"from": "iifname", "to": "oifname"}
+_WORD = {"ipv4": "ip", "ipv6": "ip6"}
+_TYPE = {"ipv4": "ipv4_addr", "ipv6": "ipv6_addr"}
+_ICMP = {"ipv4": "icmp", "ipv6": "ipv6-icmp"}
+_CLOSED = "time_wait : 2, close : 1"
+_ERRORS = {
+    "icmp": ("destination-unreachable", "time-exceeded", "parameter-problem"),
+    "icmpv6": ("destination-unreachable", "packet-too-big", "time-exceeded", "parameter-problem"),
+}
+
+
+def render(table: str, guarded: Sequence[Guarded]) -> str:
+    """The transaction that puts the table (family ``inet``) in place of an older one, or removes it."""
+    text = [f"add table inet {table}", f"delete table inet {table}"]
+    if not guarded:
+        return "\n".join(text) + "\n"
+    ordered = sorted(guarded, key=lambda one: one.environment)
+    ruled = any(one.allow for one in ordered)
+    text.append(f"table inet {table} {{")
+    text += _collection("set ends", "ifname", (f'"{one.interface}"' for one in ordered))
+    for fam in FAMILIES:
+        sources = (f'"{one.interface}" . {one.mac} . {one.addresses[fam]}' for one in ordered if fam in one.addresses)
+        text += _collection(f"set sources_{fam}", f"ifname . ether_addr . {_TYPE[fam]}", sources)
+    if ruled:
+        text += _limits([one for one in ordered if one.allow])
+        text += _chains(ordered)
+        text += _chain("errors", [*(f"{word} type {one} accept" for word in _ERRORS for one in _ERRORS[word]), "drop"])
+    text += _base("spoofed", "filter", "prerouting", "raw", [
+        "iifname != @ends accept",
+        *(f"iifname . ether saddr . {_WORD[fam]} saddr @sources_{fam} accept" for fam in FAMILIES),
+        "drop",
+    ])  # fmt: skip
+    text += _chain("beyond", _judged(ruled, "iifname", "out", "in.reply"))
+    text += _chain("to_host", _judged(ruled, "iifname", "host", "in.reply"))
+    text += _chain("towards", _judged(ruled, "oifname", "in", "out.reply"))
+    text += _base("forward", "filter", "forward", "filter", [
+        "iifname @ends oifname @ends drop",
+        "iifname @ends goto beyond",
+        "oifname @ends goto towards",
+    ])  # fmt: skip
+    text += _base("input", "filter", "input", "filter", ["iifname @ends goto to_host"])
+    text += _base("output", "filter", "output", "filter", ["oifname @ends goto towards"])
+    if any(rule.direction == "out" and forwarded([rule], one.gateways) for one in ordered for rule in one.allow):
+        text += _base("outward", "nat", "postrouting", "srcnat", ["iifname @ends masquerade"])
+    text.append("}")
+    return "\n".join(text) + "\n"
+
+
+def _judged(ruled: bool, end: str, original: str, reply: str) -> list[str]:
+    if not ruled:
+        return ["drop"]
+    return [
+        f"ct direction original {end} vmap @{original}",
+        f"ct direction reply {end} vmap @{reply}",
+        "ct state related goto errors",
+        "drop",
+    ]
+
+
+def _chains(ordered: Sequence[Guarded]) -> list[str]:
+    """Chains of rules, one for all interfaces with the same rules, and the maps that lead there."""
+    chains: dict[str, list[str]] = {}
+    ways: dict[str, list[str]] = {way: [] for way in WAYS}
+    for one in ordered:
+        for way, (_, peer, port, then) in WAYS.items():
+            if rules := of_way(way, one.allow):
+                name = chain_name(way, rules)
+                verdict = f"goto {then}" if then else "accept"
+                chains.setdefault(name, _chain(name, [f"{_matches(rule, peer, port)} {verdict}" for rule in rules]))
+                ways[way].append(f'"{one.interface}" : jump {name}')
+    text = [line for name in sorted(chains) for line in chains[name]]
+    for way, elements in ways.items():
+        text += _collection(f"map {way}", "ifname : verdict", elements)
+    return text
+
+
+def _limits(ruled: Sequence[Guarded]) -> list[str]:
+    """Where the first packet of an allowed connection goes: connections are counted by interface."""
+    text = []
+    for fam in FAMILIES:
+        text += _block(f"ct timeout brief_{fam}", "protocol tcp", f"l3proto {_WORD[fam]}", f"policy = {{ {_CLOSED} }}")
+    for most in sorted({one.connections for one in ruled}):
+        text += _block(f"set open.{most}", "type ifname", "size 65536", "flags dynamic")
+        for way, end in _WAYS.items():
+            text += _chain(f"most.{most}.{way}", [
+                *(f'meta nfproto {fam} meta l4proto tcp ct timeout set "brief_{fam}"' for fam in FAMILIES),
+                f"add @open.{most} {{ {end} ct count over {most} }} drop",
+                "accept",
+            ])  # fmt: skip
+    for way, end in _WAYS.items():
+        elements = (f'"{one.interface}" : goto most.{one.connections}.{way}' for one in ruled)
+        text += _collection(f"map connections.{way}", "ifname : verdict", elements)
+        text += _chain(f"opened.{way}", ["ct state != new accept", f"{end} vmap @connections.{way}", "drop"])
+    return text
+
+
+def _matches(rule: Allow, peer: str, port: str) -> str:
+    fam = family(rule)
+    network = rule.cidr.network
+    if network.prefixlen == 0:
+        words = [f"meta nfproto {fam}"]
+    else:
+        address: ipaddress.IPv4Network | ipaddress.IPv6Network | str = network
+        if single(rule):
+            address = str(network.network_address)
+        words = [f"{_WORD[fam]} {peer} {address}"]
+    if rule.protocol == "icmp":
+        words.append(f"meta l4proto {_ICMP[fam]}")
+    elif rule.port is None:
+        words.append(f"meta l4proto {rule.protocol}")
+    else:
+        bounds = check.ports(rule.port)
+        assert bounds is not None  # the declaration was checked
+        first, last = bounds
+        words.append(f"{rule.protocol} {port} {first}" + (f"-{last}" if last != first else ""))
+    return " ".join(words)
+
+
+def _collection(head: str, type_: str, elements: Iterable[str]) -> list[str]:
+    listed = list(elements)
+    text = [f"\t{head} {{", f"\t\ttype {type_}"]
+    if listed:
+        text.append(f"\t\telements = {{ {', '.join(listed)} }}")
+    return [*text, "\t}"]
+
+
+def _chain(name: str, rules: Iterable[str]) -> list[str]:
+    return _block(f"chain {name}", *rules)
+
+
+def _block(head: str, *lines: str) -> list[str]:
+    return [f"\t{head} {{", *(f"\t\t{line}" for line in lines), "\t}"]
+
+
+def _base(name: str, type_: str, hook: str, priority: str, rules: Iterable[str]) -> list[str]:
+    head = f"type {type_} hook {hook} priority {priority}; policy accept;"
+    return _chain(name, [head, *rules])

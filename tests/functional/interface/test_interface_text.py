@@ -1,0 +1,257 @@
+"""What is packed by hand is what nft makes of the same table as text; a change in place ends where a whole load does.
+
+Each in a namespace of its own, where nothing else is.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import subprocess
+from collections.abc import Sequence
+
+import pytest
+from filter_text import render
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from netspace.errors import MissingError, NetspaceError
+from netspace.interface import hosttable, namespaces, netlink
+from netspace.interface import nftables as nf
+from netspace.interface.firewall import Guarded, build
+from netspace.interface.table import Chain, Table, difference
+from netspace.spec.types import Allow, Cidr
+
+pytestmark = pytest.mark.root
+
+NAME = "netspace"
+GATEWAYS = {"ipv4": "10.203.0.1", "ipv6": "fd00::1"}
+NETWORKS = [
+    *("0.0.0.0/0", "128.0.0.0/1", "198.51.0.0/16", "198.51.100.128/25", "198.51.100.7/32", "10.203.0.1/32"),
+    *("::/0", "2000::/3", "fd00:5::/32", "fd00:5::/63", "fd00:51::7/128", "fd00::1/128"),
+]
+RULES = st.one_of(
+    st.builds(
+        Allow,
+        direction=st.sampled_from(["in", "out"]),
+        cidr=st.sampled_from(NETWORKS).map(Cidr),
+        protocol=st.sampled_from(["tcp", "udp"]),
+        port=st.sampled_from([None, 80, "8000-8100", "1-65535"]),
+    ),
+    st.builds(
+        Allow,
+        direction=st.sampled_from(["in", "out"]),
+        cidr=st.sampled_from(NETWORKS).map(Cidr),
+        protocol=st.just("icmp"),
+    ),
+)
+
+
+def guarded(number: int, allow: Sequence[Allow], connections: int, families: Sequence[str]) -> Guarded:
+    addresses = {"ipv4": f"10.203.1.{number}", "ipv6": f"fd00::1:{number}"}
+    return Guarded(
+        f"e{number}",
+        f"nsp{number:012}"[:15],
+        f"02:00:00:00:00:{number:02x}",
+        {family: addresses[family] for family in families},
+        GATEWAYS,
+        tuple(allow),
+        connections,
+    )
+
+
+HOSTS = st.dictionaries(
+    st.integers(1, 8),
+    st.tuples(
+        st.lists(RULES, max_size=4),
+        st.sampled_from([1, 3, 1024]),
+        st.sampled_from([["ipv4", "ipv6"], ["ipv4"], ["ipv6"]]),
+    ),
+    min_size=1,
+    max_size=6,
+).map(lambda found: [guarded(number, *one) for number, one in found.items()])
+
+
+def nft(*arguments: str, text: str = "") -> str:
+    done = subprocess.run(["nft", *arguments], input=text, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def listing() -> list[str]:
+    """What nft lists, whatever the order of elements and of what stands beside each other."""
+
+    def ordered(match: re.Match[str]) -> str:
+        return ",".join(sorted(" ".join(element.split()) for element in match[1].split(",")))
+
+    text = re.sub(r"elements = \{([^}]*)\}", ordered, nft("-s", "list", "ruleset"))
+    return sorted(re.split(r"\n\t}\n+", text.removeprefix(f"table inet {NAME} {{\n")))
+
+
+def alone(work: object) -> None:
+    """Run *work* in a namespace that ends with it."""
+
+    def inside() -> None:
+        namespaces.unshare()
+        work()  # type: ignore[operator]
+
+    namespaces.in_thread(inside)
+
+
+property_ = settings(
+    max_examples=25,
+    deadline=None,
+    phases=(Phase.explicit, Phase.generate),
+    suppress_health_check=[HealthCheck.too_slow],
+)
+
+
+@property_
+@given(HOSTS)
+def test_it_lists_as_the_text_does(host: list[Guarded]) -> None:
+    def compare() -> None:
+        loaded = hosttable.put(NAME, build(host), None, {})
+        ours = listing()
+        assert hosttable.state(NAME, loaded) == "intact"
+        # Also by a look at all of it: nothing is held against the kernel but what it was given.
+        assert hosttable.state(NAME, {**loaded, "generation": 0}) == "intact"
+        nft("-f", "-", text=nft("-s", "list", "ruleset"))  # nft can read what it says of it
+        nft("-f", "-", text=render(NAME, host))
+        assert listing() == ours
+
+    alone(compare)
+
+
+@property_
+@given(st.lists(HOSTS, min_size=2, max_size=5))
+def test_a_change_in_place_ends_where_a_whole_load_does(hosts: list[list[Guarded]]) -> None:
+    def compare() -> None:
+        loaded = hosttable.put(NAME, build(hosts[0]), None, {})
+        handle = netlink_handle()
+        for before, after in itertools.pairwise(hosts):
+            loaded = hosttable.put(NAME, build(after), build(before), loaded)
+            assert hosttable.state(NAME, {**loaded, "generation": 0}) == "intact"
+        assert netlink_handle() == handle, "the table was never made anew"
+        in_place = listing()
+        hosttable.put(NAME, build(hosts[-1]), None, {})
+        assert listing() == in_place
+
+    alone(compare)
+
+
+def netlink_handle() -> str:
+    return re.findall(r"table inet netspace \{ # handle (\d+)", nft("-a", "list", "ruleset"))[0]
+
+
+def host(*numbers: int) -> list[Guarded]:
+    rule = Allow(direction="out", cidr=Cidr("198.51.100.0/24"), protocol="tcp", port=80)
+    return [guarded(number, [rule], 3, ["ipv4", "ipv6"]) for number in numbers]
+
+
+def test_one_more_and_one_less_touch_elements_only() -> None:
+    few, more = build(host(1, 2)), build(host(*range(1, 200)))
+    one = build(host(*range(1, 201)))
+    assert few.same_structure(more)
+    assert len(difference(NAME, more, one)) == len(difference(NAME, build(host(1)), few)) < 12
+    assert len(difference(NAME, one, more)) == len(difference(NAME, few, build(host(1)))) < 12
+    assert not difference(NAME, few, build(host(2, 1)))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "delete element inet netspace ends { nsp000000000001 }",
+        "add element inet netspace ends { eth0 }",
+        'add element inet netspace ends { eth0 comment "not ours" }',
+        "add rule inet netspace input accept",
+        "flush chain inet netspace beyond",
+        "add chain inet netspace more",
+        "add set inet netspace more { type ifname; }",
+        "delete element inet netspace out { nsp000000000001 }",
+        "delete table inet netspace",
+    ],
+)
+@pytest.mark.parametrize("meanwhile", [False, True], ids=["before the look", "after the look"])
+def test_nothing_is_changed_in_place_that_somebody_else_changed(command: str, *, meanwhile: bool) -> None:
+    def compare() -> None:
+        loaded = hosttable.put(NAME, build(host(1, 2)), None, {})
+        nft(*command.split())
+        seen = hosttable.state(NAME, loaded)
+        assert seen == ("absent" if command.startswith("delete table") else "changed")
+        if meanwhile:  # it was seen intact, and planned upon
+            loaded = hosttable.put(NAME, build(host(1, 2, 3)), build(host(1, 2)), loaded)
+        else:
+            loaded = hosttable.put(NAME, build(host(1, 2, 3)), None, loaded)
+        ours = listing()
+        assert hosttable.state(NAME, loaded) == "intact"
+        nft("flush", "ruleset")
+        nft("-f", "-", text=render(NAME, host(1, 2, 3)))
+        assert listing() == ours
+
+    alone(compare)
+
+
+def test_others_changes_are_no_drift_and_another_boot_is_told() -> None:
+    def compare() -> None:
+        loaded = hosttable.put(NAME, build(host(1)), None, {})
+        nft("add", "table", "inet", "foreign")
+        nft("add", "table", "ip", NAME)
+        assert hosttable.state(NAME, loaded) == "intact"
+        assert hosttable.put(NAME, Table(), None, loaded) == {}
+        assert "foreign" in nft("list", "tables")
+        assert f"table ip {NAME}" in nft("list", "tables")
+        assert f"table inet {NAME}" not in nft("list", "tables")
+        # After a reboot the ruleset may be at the same generation by chance.
+        now = netlink.ruleset_generation()
+        assert hosttable.state(NAME, {**loaded, "boot": "another", "generation": now}) == "absent"
+
+    alone(compare)
+
+
+def test_a_foreign_change_just_after_ours_is_not_taken_for_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    load = nf.load
+
+    def and_somebody(*arguments: object) -> int:
+        made = load(*arguments)  # type: ignore[arg-type]
+        nft("add", "rule", "inet", NAME, "input", "accept")
+        return made
+
+    def compare() -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(nf, "load", and_somebody)
+            loaded = hosttable.put(NAME, build(host(1)), None, {})
+        assert hosttable.state(NAME, loaded) == "changed"
+
+    alone(compare)
+
+
+def test_what_is_refused_changes_nothing_and_is_explained() -> None:
+    def compare() -> None:
+        old = build(host(1))
+        loaded = hosttable.put(NAME, old, None, {})
+        before = listing()
+        chains = {**old.chains, "beyond": Chain([[nf.goto("nowhere")]])}
+        with pytest.raises(MissingError, match=r"nftables in the kernel .*rule in chain beyond"):
+            hosttable.put(NAME, Table(chains, old.sets, old.timeouts), old, loaded)
+        assert listing() == before
+        assert hosttable.state(NAME, loaded) == "intact"
+
+    alone(compare)
+
+
+def test_a_table_that_a_program_owns_is_left_to_it() -> None:
+    def compare() -> None:
+        owner = subprocess.Popen(["nft", "-i"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert owner.stdin is not None
+        try:
+            owner.stdin.write(f"add table inet {NAME} {{ flags owner; }}\nlist tables\n")
+            owner.stdin.flush()
+            assert owner.stdout is not None
+            while f"table inet {NAME}" not in owner.stdout.readline():
+                pass
+            with pytest.raises(NetspaceError, match="another program owns"):
+                hosttable.put(NAME, build(host(1)), None, {})
+        finally:
+            owner.communicate("quit\n")
+
+    alone(compare)
