@@ -97,15 +97,14 @@ def _own(upper: Path, base: int) -> None:
     """
     old = upper.stat().st_uid
     if old != base and old >= FIRST:
-        for parent, folders, names in os.walk(upper):
-            for entry in (*folders, *names):
-                path = f"{parent}/{entry}"
-                info = os.lstat(path)
-                user, group = (
-                    one - old + base if old <= one < old + COUNT else -1 for one in (info.st_uid, info.st_gid)
-                )
-                if (user, group) != (-1, -1):
-                    os.chown(path, user, group, follow_symlinks=False)
+
+        def move(name: str, folder: int) -> None:
+            info = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            user, group = (one - old + base if old <= one < old + COUNT else -1 for one in (info.st_uid, info.st_gid))
+            if (user, group) != (-1, -1):
+                os.chown(name, user, group, dir_fd=folder, follow_symlinks=False)
+
+        trees.walk(upper, move)
     os.chown(upper, base, base)
 
 

@@ -1,8 +1,8 @@
-"""Folders whose content an environment made: removed whole, however deep it is. Nothing uses them any more.
+"""Folders whose content an environment made: walked and removed whole, however deep it is. Nothing uses them meanwhile.
 
 A program may nest folders deeper than any path, any stack and any number of open files can
-reach. So none is descended into by path: what lies two folders down is first moved to the
-top, under a name of ours. Links are removed, never followed.
+reach. So none is descended into by its path: one step is made at a time, or what lies two
+folders down is moved to the top, under a name of ours. Links are never followed.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -56,3 +57,31 @@ def _emptied(folder: int) -> list[str]:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(entry.name, dir_fd=folder)
     return folders
+
+
+def walk(folder: Path, act: Callable[[str, int], None]) -> None:
+    """Call *act* with the name of all that is in *folder*, and the open folder that it is in."""
+
+    def look(handle: int) -> list[str]:
+        with os.scandir(handle) as found:
+            entries = list(found)
+        for entry in entries:
+            act(entry.name, handle)
+        return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+
+    here = os.open(folder, _FOLDER)
+    try:
+        todo = [look(here)]
+        while todo:
+            step = todo[-1].pop() if todo[-1] else ".."
+            if step == "..":
+                todo.pop()
+                if not todo:
+                    break
+            there = os.open(step, _FOLDER, dir_fd=here)
+            os.close(here)
+            here = there
+            if step != "..":
+                todo.append(look(here))
+    finally:
+        os.close(here)

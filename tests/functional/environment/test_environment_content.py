@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from netspace.environment import seccomp_file, trees
+from netspace.environment import records, seccomp_file, trees
 
 pytestmark = pytest.mark.root
 
@@ -28,6 +28,27 @@ def test_folders_within_folders_don_t_keep_an_environment_from_being_removed(hos
     assert [entry for entry in os.listdir(host.layout.environment("web")) if entry != "handout"] != []
     assert host.apply({}, ["web"])["web"].error == ""
     assert not host.layout.environment("web").exists()
+
+
+def test_a_layer_whose_record_was_lost_gets_its_new_ids_however_deep_it_is(host, writable):
+    host.run("web", image=writable)
+    host.sh("web", DEEP)
+    record = host.kind.recorded()["web"]
+    host.operations.stop(["web"])
+    records.path(host.layout, "web").unlink()
+    records.write(host.layout, "other", record)  # somebody has its ids by now
+    host.apply({"web": host.desired("web", image=writable)})
+    assert host.kind.recorded()["web"].base != record.base
+    folder, inside = os.open(host.layout.environment("web") / f"{record.image.digest[:16]}/upper/var", os.O_RDONLY), 0
+    while "d" in os.listdir(folder):
+        below, inside = os.open("d", os.O_RDONLY, dir_fd=folder), inside + 1
+        os.close(folder)
+        folder = below
+    owner = os.fstat(folder).st_uid
+    os.close(folder)
+    assert inside > 1000
+    assert owner == host.kind.recorded()["web"].base + 1000
+    assert host.sh("web", "cat /etc/motd") == "hello"
 
 
 def test_a_file_system_that_somebody_still_has_open_is_not_mounted_a_second_time(host):

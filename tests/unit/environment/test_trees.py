@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from netspace.environment import trees
@@ -28,6 +28,7 @@ def fill(folder: Path, tree: dict[str, object], outside: Path) -> None:
             fill(path, what if isinstance(what, dict) else {}, outside)
 
 
+@settings(deadline=None, max_examples=50)
 @given(tree=st.dictionaries(NAMES, TREES))
 def test_whatever_is_in_it_goes_and_what_links_point_to_stays(tmp_path_factory, tree):
     base = tmp_path_factory.mktemp("trees")
@@ -41,6 +42,20 @@ def test_whatever_is_in_it_goes_and_what_links_point_to_stays(tmp_path_factory, 
     assert (outside / "kept").read_text() == "kept"
 
 
+@settings(deadline=None, max_examples=50)
+@given(tree=st.dictionaries(NAMES, TREES))
+def test_everything_is_walked_once_and_no_link_followed(tmp_path_factory, tree):
+    base = tmp_path_factory.mktemp("trees")
+    (base / "outside").mkdir()
+    (base / "outside/kept").write_text("kept")
+    (base / "tree").mkdir()
+    fill(base / "tree", tree, base / "outside")
+    found = []
+    trees.walk(base / "tree", lambda name, folder: found.append(os.stat(name, dir_fd=folder, follow_symlinks=False)))
+    wanted = [path.lstat() for path in (base / "tree").rglob("*")]
+    assert sorted(info.st_ino for info in found) == sorted(info.st_ino for info in wanted)
+
+
 def test_deeper_than_paths_stacks_and_open_files_reach(tmp_path):
     (tmp_path / "tree").mkdir()
     folder = os.open(tmp_path / "tree", os.O_RDONLY)
@@ -50,6 +65,9 @@ def test_deeper_than_paths_stacks_and_open_files_reach(tmp_path):
         os.close(folder)
         folder = below
     os.close(folder)
+    found = []
+    trees.walk(tmp_path / "tree", lambda name, _: found.append(name))
+    assert found == ["d" * 20] * 5000
     trees.remove(tmp_path / "tree")
     assert os.listdir(tmp_path) == []
 
