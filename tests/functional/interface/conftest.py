@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from interface_bench import OUTSIDE, WIRE, Bench, run, settled, within
+from lan_bench import BITS, FAR, LAN
 
 # Both ends of the wire: where, and their names there.
 ENDS = (("", "test-wire"), ("-n test-outside", "wire"))
@@ -45,3 +46,26 @@ def outside() -> Iterator[Path]:
     yield OUTSIDE
     run("ip link del test-wire")
     run("ip netns del test-outside")
+
+
+@pytest.fixture
+def lan() -> Iterator[Path]:
+    """A bridge of the host's, and a machine on it."""
+    run("ip netns add test-lan")
+    try:
+        run("ip link add test-br type bridge")
+        run("ip link set test-br up")
+        run("ip link add test-port type veth peer name wire netns test-lan")
+        run("ip link set test-port master test-br up")
+        for family, one in FAR.items():
+            nodad = " nodad" if family == "ipv6" else ""
+            run(f"ip -n test-lan addr add {one}/{BITS[family]}{nodad} dev wire")
+        run("ip -n test-lan link set lo up")
+        run("ip -n test-lan link set wire up")
+        settled({"test-br", "test-port"})
+        within(LAN, lambda: settled({"wire"}))
+        yield LAN
+    finally:
+        run("ip link del test-port")
+        run("ip link del test-br")
+        run("ip netns del test-lan")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import struct
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from interface_bench import Bench, connect, listen, reaches, run, settled, within
+from interface_bench import Bench, connect, listen, reaches, run
+from lan_bench import FAR, NETWORK, address, bridged
 from packets import ARP, UDP, Wire, frame, ip, kind_of, mac, packed, tags, udp
 
 from netspace.interface import nftables as nf
@@ -18,45 +18,9 @@ from netspace.interface import nftables as nf
 pytestmark = pytest.mark.root
 families = pytest.mark.parametrize("family", ["ipv4", "ipv6"])
 
-LAN = Path("/run/netns/test-lan")
-FAR = {"ipv4": "198.18.6.2", "ipv6": "fd00:198:6::2"}
-NETWORK = {"ipv4": "198.18.6.0/24", "ipv6": "fd00:198:6::/64"}
-BITS = {"ipv4": "24", "ipv6": "64"}
 OUT = [{"direction": "out", "cidr": cidr, "port": 8080} for cidr in NETWORK.values()]
 MARKS = [{"direction": "out", "cidr": cidr, "protocol": "udp", "port": 5353} for cidr in FAR.values()]
 MARK = b"the honest last one"
-
-
-def bridged(number: int, *allow: dict[str, Any], **more: Any) -> dict[str, Any]:
-    own = {"ipv4": f"198.18.6.{number}/24", "ipv6": f"fd00:198:6::{number:x}/64"}
-    return {"kind": "bridge", "bridge": "test-br", **own, "allow": list(allow), **more}
-
-
-def address(number: int, family: str) -> str:
-    return {"ipv4": f"198.18.6.{number}", "ipv6": f"fd00:198:6::{number:x}"}[family]
-
-
-@pytest.fixture
-def lan() -> Iterator[Path]:
-    """A bridge of the host's, and a machine on it."""
-    run("ip netns add test-lan")
-    try:
-        run("ip link add test-br type bridge")
-        run("ip link set test-br up")
-        run("ip link add test-port type veth peer name wire netns test-lan")
-        run("ip link set test-port master test-br up")
-        for family, one in FAR.items():
-            nodad = " nodad" if family == "ipv6" else ""
-            run(f"ip -n test-lan addr add {one}/{BITS[family]}{nodad} dev wire")
-        run("ip -n test-lan link set lo up")
-        run("ip -n test-lan link set wire up")
-        settled({"test-br", "test-port"})
-        within(LAN, lambda: settled({"wire"}))
-        yield LAN
-    finally:
-        run("ip link del test-port")
-        run("ip link del test-br")
-        run("ip netns del test-lan")
 
 
 @families

@@ -1,12 +1,16 @@
 """The loaded rules mean what is declared: a model of a few lines decides about packets, and so does the kernel.
 
-Every packet is a real one, sent past all sockets.
+Every packet is a real one, sent past all sockets; inside, where the table is the namespace's own, by raw ones.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import json
+import select
+import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +19,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from interface_bench import WIRE, Bench, run, veth
+from interface_bench import WIRE, Bench, run, veth, within
+from lan_bench import FAR, address, bridged
 from packets import Wire, datagram, frame, kind_of, tags
 
 from netspace.spec import check, parse
@@ -94,11 +99,57 @@ def mac_of(path: Path | None, link: str) -> str:
     return str(json.loads(run(" ".join(["ip", *where, "-j", "link", "show", link])))[0]["address"])
 
 
+class Stack:
+    """The network stack of a namespace, as a program in it meets it: behind the table there."""
+
+    _PROTOCOLS = {
+        socket.AF_INET: (socket.IPPROTO_TCP, socket.IPPROTO_UDP, socket.IPPROTO_ICMP),
+        socket.AF_INET6: (socket.IPPROTO_TCP, socket.IPPROTO_UDP, socket.IPPROTO_ICMPV6),
+    }
+
+    def __init__(self, path: Path) -> None:
+        def make() -> None:
+            for family, protocols in self._PROTOCOLS.items():
+                self._senders[family] = socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW)
+                self._receivers += [socket.socket(family, socket.SOCK_RAW, protocol) for protocol in protocols]
+
+        self._senders: dict[int, socket.socket] = {}
+        self._receivers: list[socket.socket] = []
+        within(path, make)
+
+    def __enter__(self) -> Stack:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for one in (*self._senders.values(), *self._receivers):
+            one.close()
+
+    def send(self, data: bytes) -> None:
+        """Send the packet that is in this frame."""
+        packet = data[14:]
+        six = packet[0] >> 4 == 6
+        family = socket.AF_INET6 if six else socket.AF_INET
+        target = socket.inet_ntop(family, packet[24:40] if six else packet[16:20])
+        with contextlib.suppress(PermissionError):  # dropped at once
+            self._senders[family].sendto(packet, (target, 0))
+
+    def until(self, mark: bytes) -> list[bytes]:
+        """What has come in up to the packet that holds *mark*, and right after it."""
+        found: list[bytes] = []
+        end = time.monotonic() + 10
+        while time.monotonic() < end:
+            while ready := select.select(self._receivers, [], [], 0.02)[0]:
+                found += [one.recv(1 << 16) for one in ready]
+            if any(mark in one for one in found):
+                return found
+        raise AssertionError(f"{mark!r} did not arrive")
+
+
 class Between:
     """Frames from the environment to the outside and back, and what is let through."""
 
     def __init__(
-        self, inside: Wire, outside: Wire, addresses: dict[str, str], inner: str, outer: str, far: str
+        self, inside: Wire | Stack, outside: Wire, addresses: dict[str, str], inner: str, outer: str, far: str
     ) -> None:
         self.inside, self.outside, self.addresses = inside, outside, addresses
         self.inner, self.outer, self.far = inner, outer, far
@@ -138,13 +189,18 @@ def world(outside: Path) -> Iterator[None]:
 
 
 # Not shrunk: an example takes seconds where a packet never comes.
-@settings(
+model = settings(
     max_examples=12,
     deadline=None,
     phases=(Phase.explicit, Phase.generate),
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-@given(st.lists(rules(), min_size=3, max_size=8), st.lists(packets, min_size=60, max_size=80))
+declarations = st.lists(rules(), min_size=3, max_size=8)
+samples = st.lists(packets, min_size=60, max_size=80)
+
+
+@model
+@given(declarations, samples)
 def test_the_hosts_table(
     bench: Bench, outside: Path, world: None, declared: list[dict[str, Any]], sample: list[Packet]
 ) -> None:
@@ -156,4 +212,21 @@ def test_the_hosts_table(
         inner = mac_of(bench.path("a"), "eth0")
         between = Between(inside, beyond, addresses, inner, mac_of(None, "test-wire"), mac_of(outside, "wire"))
         kernel = between.judged(sample)
+    assert kernel == [passes(spec.allow, packet) for packet in sample]  # type: ignore[attr-defined]
+
+
+@model
+@given(declarations, samples)
+def test_a_table_inside(bench: Bench, lan: Path, declared: list[dict[str, Any]], sample: list[Packet]) -> None:
+    allow = [*declared, *MARKS]
+    gateways = {f"gateway{family[-1]}": one for family, one in FAR.items()}
+    bench.make(a=bridged(7, *allow, **gateways), b=bridged(8, *declared))
+    spec = parse.interface(bridged(7, *allow))
+    path, far = bench.path("a"), mac_of(lan, "wire")
+    for one in FAR.values():
+        run(f"ip -n {path.name} neigh replace {one} lladdr {far} dev eth0 nud permanent")
+    addresses = {family: address(7, family) for family in FAR}
+    with Stack(path) as inside, Wire(lan, "wire") as beyond:
+        inner = mac_of(path, "eth0")
+        kernel = Between(inside, beyond, addresses, far, inner, far).judged(sample)
     assert kernel == [passes(spec.allow, packet) for packet in sample]  # type: ignore[attr-defined]
