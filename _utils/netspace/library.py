@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 
 from netspace.errors import MissingError
@@ -69,21 +69,22 @@ def installed(layout: Layout) -> str:
 
 def install(layout: Layout) -> bool:
     """Make the copy equal to the running library; return whether anything was written."""
-    import hashlib
+    global _known
     import shutil
 
     origin = source()
     if layout.library in origin.parents:
         return False  # it is the copy that runs
-    contents = dict(_contents(origin))
-    contents["__main__.py"] = STARTER.format(folders=_folders()).encode()
-    summary = hashlib.sha256()
-    for name in sorted(contents):
-        summary.update(f"{name}\0{len(contents[name])}\0".encode())
-        summary.update(contents[name])
-    digest = summary.hexdigest()[:32]
+    starter = STARTER.format(folders=_folders()).encode()
+    files = _files(str(origin))
     before = installed(layout)
-    if before == digest and (layout.library / digest / "__main__.py").exists():
+    there = (layout.library / before / "__main__.py").exists()
+    if there and _known == (files, starter, before):
+        return False
+    contents = {**_contents(files), "__main__.py": starter}
+    digest = _digest(contents)
+    _known = (files, starter, digest)
+    if there and before == digest:
         return False
     layout.library.mkdir(parents=True, exist_ok=True, mode=0o700)
     aside = layout.library / f".{digest}.{os.getpid()}"
@@ -118,13 +119,46 @@ def remove(layout: Layout) -> None:
     shutil.rmtree(layout.library, ignore_errors=True)
 
 
-def _contents(origin: Path) -> Iterator[tuple[str, bytes]]:
-    for folder, folders, names in os.walk(origin):
-        folders[:] = [name for name in folders if name != "__pycache__"]
-        for name in names:
-            if name.endswith(".py"):
-                path = Path(folder) / name
-                yield str(Path("netspace") / path.relative_to(origin)), path.read_bytes()
+# A file as it was found: path, device, inode, size, times of change.
+_File = tuple[str, int, int, int, int, int]
+# What was last digested (files, starter), and its digest: reading a hundred files again would tell nothing new.
+_known: tuple[Mapping[str, _File], bytes, str] = ({}, b"", "")
+
+
+def _files(origin: str) -> dict[str, _File]:
+    """The library's files by their names in the copy."""
+    found: dict[str, _File] = {}
+    todo = [(origin, "netspace")]
+    while todo:
+        folder, inside = todo.pop()
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                name = f"{inside}/{entry.name}"
+                if entry.name.endswith(".py") and entry.is_file():
+                    info = entry.stat()
+                    times = (info.st_mtime_ns, info.st_ctime_ns)
+                    found[name] = (entry.path, info.st_dev, info.st_ino, info.st_size, *times)
+                elif entry.name != "__pycache__" and entry.is_dir(follow_symlinks=False):
+                    todo.append((entry.path, name))
+    return found
+
+
+def _contents(files: Mapping[str, _File]) -> dict[str, bytes]:
+    found = {}
+    for name, (path, *_) in files.items():
+        with open(path, "rb", buffering=0) as stream:
+            found[name] = stream.readall()
+    return found
+
+
+def _digest(contents: Mapping[str, bytes]) -> str:
+    import hashlib
+
+    summary = hashlib.sha256()
+    for name in sorted(contents):
+        summary.update(f"{name}\0{len(contents[name])}\0".encode())
+        summary.update(contents[name])
+    return summary.hexdigest()[:32]
 
 
 def _folders() -> list[str]:

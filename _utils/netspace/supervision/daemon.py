@@ -37,7 +37,17 @@ from typing import NoReturn
 
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
-from netspace.supervision import Service, logs, messages, payload_cgroup, policy, process, records, spawn
+from netspace.supervision import (
+    Service,
+    container,
+    logs,
+    messages,
+    payload_cgroup,
+    policy,
+    process,
+    records,
+    spawn,
+)
 from netspace.supervision.records import Trace
 
 START_TIMEOUT = 90.0  # seconds for a detached start
@@ -633,7 +643,16 @@ class Daemon:
             self._failed_launch(unit)
             return
         self._say(f"{unit.name}: ended, {unit.exit}")
+        if self._forgotten(unit):
+            unit.session = 0
         self._end(unit)
+
+    def _forgotten(self, unit: Unit) -> bool:
+        """Have the runtime's container be forgotten without its help; then nothing of it is left either."""
+        assert unit.service is not None
+        cgroup = payload_cgroup(self.layout, unit.name)
+        cleanup = unit.service.cleanup if unit.service.pid_file is not None else ()
+        return bool(cleanup) and all(container.forget(argv, cgroup) for argv in cleanup)
 
     def _end(self, unit: Unit) -> None:
         """Remove what is left of a service whose main process is gone, then decide what comes."""
@@ -675,7 +694,7 @@ class Daemon:
         steps = iter(unit.service.cleanup)
 
         def step(_: str = "") -> None:
-            argv = next(steps, None)
+            argv = next((argv for argv in steps if not container.unknown(argv)), None)
             if argv is None:
                 self._decide(unit)
             else:
