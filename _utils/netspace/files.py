@@ -138,14 +138,26 @@ def write_json(path: Path, value: Any, *, mode: int = 0o600, owner: tuple[int, i
     return write(path, encode(value), mode=mode, owner=owner)
 
 
+def _read(path: Path) -> bytes:
+    """The file's first bytes, one more than a record may have; without a buffer as large as that."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        parts, left = [], MAX_RECORD + 1
+        while left > 0 and (part := os.read(fd, min(left, 65536))):
+            parts.append(part)
+            left -= len(part)
+    finally:
+        os.close(fd)
+    return b"".join(parts)
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
     """Return the object in *path*, or None where there is no such file.
 
     :raises StateError: when the file is not a JSON object of ours.
     """
     try:
-        with path.open("rb") as stream:
-            raw = stream.read(MAX_RECORD + 1)
+        raw = _read(path)
     except FileNotFoundError:
         return None
     try:

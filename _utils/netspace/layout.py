@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 INSTANCE = re.compile(r"[a-z][a-z0-9]{0,15}")
@@ -30,32 +31,32 @@ class Layout:
             raise ValueError(f"instance {self.instance!r}: want a letter, then up to 15 of a-z and 0-9")
 
     # -- persistent: survives a reboot --------------------------------------
-    @property
+    @cached_property
     def state(self) -> Path:
         """0700, root's: records, images, writable layers, credentials."""
         return self.root / "var/lib" / self.instance
 
-    @property
+    @cached_property
     def images(self) -> Path:
         """Content-addressed images: ``sha256-<hex>.erofs`` or ``sha256-<hex>/``."""
         return self.state / "images"
 
-    @property
+    @cached_property
     def library(self) -> Path:
         """Copy of this library that units run, so that they need no Salt cache."""
         return self.state / "lib"
 
-    @property
+    @cached_property
     def lock(self) -> Path:
         """Held (flock) by whoever changes anything of this instance."""
         return self.state / "lock"
 
-    @property
+    @cached_property
     def broker(self) -> Path:
         """Our RabbitMQ node's data, log and configuration; beside ``state``, which only root may enter."""
         return self.root / f"var/lib/{self.instance}-broker"
 
-    @property
+    @cached_property
     def logs(self) -> Path:
         return self.root / "var/log" / self.instance
 
@@ -63,7 +64,7 @@ class Layout:
         """What was applied, one JSON file per object: ``<state>/<kind>/<name>.json``."""
         return self.state / kind
 
-    @property
+    @cached_property
     def layers(self) -> Path:
         """What environments write to their roots, a folder for each."""
         return self.state / "layers"
@@ -77,13 +78,17 @@ class Layout:
         return self.state / "volumes" / name
 
     # -- volatile: gone after a reboot, rebuilt from the records ------------
-    @property
+    @cached_property
     def run(self) -> Path:
         return self.root / "run" / self.instance
 
     def bundle(self, name: str) -> Path:
         """OCI bundle of an environment: config.json, rootfs, inside/."""
-        return self.run / "environments" / name
+        return self._bundles / name
+
+    @cached_property
+    def _bundles(self) -> Path:
+        return self.run / "environments"
 
     def inside(self, name: str) -> Path:
         """What the environment sees as ``/run/netspace`` (bind-mounted, read-only)."""

@@ -112,7 +112,7 @@ def observe(
     return Observed(
         found,
         sources,
-        oci.revision(controllers),
+        oci.revision(frozenset(controllers)),
         unkept,
         disks.lacking(),
         disks.grows(),

@@ -9,6 +9,7 @@ Written after the OCI runtime specification 1.1.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -241,7 +242,8 @@ def _resources(
     return {"devices": [{"allow": False, "access": "rwm"}, *opened], **kept, **whole}
 
 
-def revision(controllers: Collection[str]) -> str:
+@functools.lru_cache(maxsize=4)
+def revision(controllers: frozenset[str]) -> str:
     """What tells one hardening from another: a digest of a sample's configuration.
 
     A new version of this library that hardens otherwise thus restarts what runs, and so does

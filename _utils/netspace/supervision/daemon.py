@@ -557,13 +557,16 @@ class Daemon:
             return True
         if born.ticks < launcher_ticks:
             return False
-        # One that ends leaves its cgroup a moment before it is seen to have ended.
-        for _ in range(20):
-            if process.within(pid, payload_cgroup(self.layout, unit.name)) or not process.alive(pid, born.ticks):
-                break
-            time.sleep(0.005)
-        else:
+        # One that ends leaves its cgroup a moment before it is seen to have ended: then it is waited for.
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError:
             return False
+        try:
+            if not _ends_or_is_within(pid, pidfd, payload_cgroup(self.layout, unit.name)):
+                return False
+        finally:
+            os.close(pidfd)
         unit.pid, unit.ticks = pid, born.ticks
         try:
             unit.pidfd = self._follow(pid, lambda status: self._ended(unit, status), adopted=unit.adopted)
@@ -798,7 +801,8 @@ class Daemon:
                 self._say(f"a request that is none: {err}")
                 self._drop(client)
                 return
-            self._serve(client, request)
+            if request.version in ("", self.version):
+                self._serve(client, request)
             self._answer_if_done(client)
 
     def _serve(self, client: Client, request: messages.Request) -> None:
@@ -920,6 +924,13 @@ class Daemon:
             self.log_timer.action = None
             self.log_wait = FASTEST_LOG_CHECK
             self.log_timer = self._after(self.log_wait, self._check_logs)
+
+
+def _ends_or_is_within(pid: int, pidfd: int, cgroup: str) -> bool:
+    """Whether a process is in the cgroup, or ends within a moment."""
+    end = select.poll()
+    end.register(pidfd, select.POLLIN)
+    return any(process.within(pid, cgroup) or end.poll(5) for _ in range(20))
 
 
 def _with_log(layout: Layout, service: Service) -> Service:

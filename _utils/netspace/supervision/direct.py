@@ -125,23 +125,27 @@ class Direct:
     # -- the daemon -----------------------------------------------------------------
     def _ask(self, do: str, names: Iterable[str]) -> dict[str, str]:
         """Have the daemon do it, starting one if there is none; what is asked may be asked twice."""
-        request = messages.render(messages.Request(do, tuple(names)))
+        asked = tuple(names)
         reason = ""
         for _ in range(ATTEMPTS):
             try:
                 if not daemon.running(self.layout) or reason:
                     self._launch()
-                self._renew()
-                return self._exchange(request).errors
+                version = library.installed(self.layout)
+                if reason:  # maybe it is of another version
+                    self._renew(version)
+                answer = self._exchange(messages.render(messages.Request(do, asked, version)))
+                if answer.version == version:
+                    return answer.errors
+                reason = "it is of another version of the library and did nothing"
             except (OSError, ValueError, SupervisorError) as err:  # it ended meanwhile, or was killed
                 reason = str(err)
                 time.sleep(0.05)
         log = self.layout.logs / "supervisor.log"
         raise SupervisorError(f"the supervisor of {self.layout.instance} does not answer ({reason}); see {log}")
 
-    def _renew(self) -> None:
+    def _renew(self, version: str) -> None:
         """Have a daemon of another version of the library load the present one."""
-        version = library.installed(self.layout)
         if self._exchange(messages.render(messages.Request("hello"))).version == version:
             return
         with contextlib.suppress(OSError, ValueError):

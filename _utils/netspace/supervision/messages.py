@@ -1,8 +1,9 @@
 """What client and daemon say to each other: one JSON object each way per connection.
 
-A request is ``{"do": "start", "names": ["web"]}``; the answer ``{"version": "...",
-"errors": {"web": "..."}}``. Both are parsed strictly and bounded in size, for both
-sides run as root. Nothing here does input or output.
+A request is ``{"do": "start", "names": ["web"], "version": "..."}``; the answer ``{"version": "...",
+"errors": {"web": "..."}}``. A daemon of another version than is asked for does nothing and tells
+its own; without one it does whatever is asked, as older ones do. Both are parsed strictly and bounded
+in size, for both sides run as root. Nothing here does input or output.
 """
 
 from __future__ import annotations
@@ -18,10 +19,14 @@ VERBS = frozenset({"start", "stop", "reload", "remove", "resume", "renew", "hell
 
 
 class Request(NamedTuple):
-    """``hello``, ``resume`` (start what shall run) and ``renew`` (load the library anew) take no names."""
+    """``hello``, ``resume`` (start what shall run) and ``renew`` (load the library anew) take no names.
+
+    ``version``: the library's that has to do it; empty: whichever.
+    """
 
     do: str
     names: tuple[str, ...] = ()
+    version: str = ""
 
 
 class Answer(NamedTuple):
@@ -31,14 +36,14 @@ class Answer(NamedTuple):
     errors: dict[str, str]
 
 
-def _object(raw: bytes, keys: set[str]) -> dict[str, Any]:
+def _object(raw: bytes, keys: set[str], optional: frozenset[str] = frozenset()) -> dict[str, Any]:
     if len(raw) > LARGEST:
         raise ValueError(f"larger than {LARGEST} bytes")
     try:
         value = json.loads(raw)
     except RecursionError as err:
         raise ValueError("nested too deeply") from err
-    if not isinstance(value, dict) or value.keys() != keys:
+    if not isinstance(value, dict) or value.keys() - optional != keys:
         raise ValueError(f"want an object with {', '.join(sorted(keys))}")
     return value
 
@@ -48,8 +53,8 @@ def parse_request(raw: bytes) -> Request:
 
     :raises ValueError: when it is none.
     """
-    value = _object(raw, {"do", "names"})
-    do, names = value["do"], value["names"]
+    value = _object(raw, {"do", "names"}, frozenset({"version"}))
+    do, names, version = value["do"], value["names"], value.get("version", "")
     if not isinstance(do, str) or do not in VERBS:
         raise ValueError("do: no such verb")
     if not isinstance(names, list) or len(names) > MOST_NAMES:
@@ -58,7 +63,9 @@ def parse_request(raw: bytes) -> Request:
         raise ValueError("names: not a service's name")
     if do in ("resume", "renew", "hello") and names:
         raise ValueError(f"{do} takes no names")
-    return Request(do, tuple(dict.fromkeys(names)))
+    if not isinstance(version, str):
+        raise ValueError("version: want a text")
+    return Request(do, tuple(dict.fromkeys(names)), version)
 
 
 def parse_answer(raw: bytes) -> Answer:
@@ -76,4 +83,7 @@ def parse_answer(raw: bytes) -> Answer:
 
 
 def render(message: Request | Answer) -> bytes:
-    return json.dumps(message._asdict()).encode()
+    value = message._asdict()
+    if isinstance(message, Request) and not message.version:
+        del value["version"]
+    return json.dumps(value).encode()

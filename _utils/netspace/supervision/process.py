@@ -34,8 +34,11 @@ _GONE = Stat("X", 0, 0, 0)
 def stat(pid: int) -> Stat | None:
     """Return what the kernel says of *pid*; None when there is no such process."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as stream:
-            words = stream.read().rpartition(b")")[2].split()
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            words = os.read(fd, 4096).rpartition(b")")[2].split()  # whole: the kernel writes it at once
+        finally:
+            os.close(fd)
         return Stat(words[0].decode(), int(words[1]), int(words[3]), int(words[19]))
     except (OSError, IndexError, ValueError):
         return None

@@ -21,8 +21,13 @@ names = st.lists(st.from_regex(NAME, fullmatch=True), unique=True, max_size=20)
 
 @given(st.sampled_from(sorted(messages.VERBS - {"resume", "renew", "hello"})), names)
 def test_a_request_survives_the_way(do: str, names: list[str]) -> None:
-    request = messages.Request(do, tuple(names))
-    assert messages.parse_request(messages.render(request)) == request
+    for version in ("", "0123"):
+        request = messages.Request(do, tuple(names), version)
+        assert messages.parse_request(messages.render(request)) == request
+
+
+def test_without_a_version_a_request_is_what_older_daemons_know() -> None:
+    assert json.loads(messages.render(messages.Request("renew"))) == {"do": "renew", "names": []}
 
 
 @given(st.text(), st.dictionaries(st.text(), st.text()))
