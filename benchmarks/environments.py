@@ -43,6 +43,7 @@ import bench
 from bench import Rounds, line, say
 
 IDLE = ["/bin/sh", "-c", 'trap "exit 0" TERM; while :; do sleep 1000 & wait; done']
+NOTHING = "state.apply of four test.nop"
 CLI = {"podman": "podman", "docker": "docker"}
 
 
@@ -277,6 +278,10 @@ class Salt:
         self.pillar = folder / "pillar"
         self.pillar.mkdir()
         (self.pillar / "top.sls").write_text("base: {'*': [declared]}\n")
+        self.nothing = folder / "nothing"
+        self.nothing.mkdir()
+        names = ("attestation", "interfaces", "links", "environments")
+        (self.nothing / "nothing.sls").write_text("#!json\n" + json.dumps({name: {"test.nop": []} for name in names}))
         self.declare({})
 
     def declare(self, declaration: Mapping[str, Any]) -> None:
@@ -287,6 +292,18 @@ class Salt:
         done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
         assert done.stdout, done.stderr
         return json.loads(done.stdout)["local"]
+
+    def floor(self, rounds: Rounds) -> None:
+        """What Salt alone takes for four states that do nothing, beyond ``test.ping``."""
+        values = []
+        for arguments in (("test.ping",), (f"--file-root={self.nothing}", "state.apply", "nothing")):
+            start, used = time.perf_counter(), bench.processor()
+            answer = self.call(*arguments)
+            values.append((time.perf_counter() - start, bench.processor() - used))
+        assert len(answer) == 4, answer
+        (ping, ping_cpu), (nothing, nothing_cpu) = values
+        rounds.note("nop", nothing - ping)
+        rounds.note("nop cpu", nothing_cpu - ping_cpu)
 
     def apply(self) -> int:
         """Apply what is declared; return how many things changed."""
@@ -402,6 +419,7 @@ def measure(options: Any, folder: Path) -> Rounds:
     for number in range(options.rounds):
         say(f"{options.count} environments through Salt: round {number + 1} of {options.rounds}")
         salt.measure(rounds, root, options.count)
+        salt.floor(rounds)
     say(f"memory: {options.idle} environments")
     memory(rounds, folder, root, options.idle)
     if options.many:
@@ -445,8 +463,9 @@ def lines(rounds: Rounds, options: Any) -> dict[str, dict[str, Any]]:
             middle(f"{count} destroy") * each, "ms", "create", middle(f"{count} create") * each, ratio=1.0
         ),
         f"{count} by hand, destroy each": line(middle("hand destroy"), "ms", "create", middle("hand create")),
-        f"{count} through Salt, unchanged": line(
-            middle(f"{count} unchanged"), "s", "salt-call test.ping", middle("ping"), limit=0.2
+        f"{count} through Salt, unchanged": line(middle(f"{count} unchanged"), "s", NOTHING, middle("nop"), limit=0.2),
+        f"{count} through Salt, unchanged, processor time": line(
+            (middle(f"{count} unchanged cpu") - middle("ping cpu")) / 1000, "s", NOTHING, middle("nop cpu") / 1000
         ),
         "memory per idle environment beyond its program": line(
             middle("memory") - middle("plain memory"),
@@ -468,7 +487,10 @@ def lines(rounds: Rounds, options: Any) -> dict[str, dict[str, Any]]:
                 middle(f"{many} destroy") * 1000 / many, "ms", "create", middle(f"{many} create") * 1000 / many, ratio=1
             ),
             f"{many} through Salt, unchanged": line(
-                middle(f"{many} unchanged"), "s", "salt-call test.ping", middle("ping"), limit=max(0.2, 2 * many / 1000)
+                middle(f"{many} unchanged"), "s", NOTHING, middle("nop"), limit=max(0.2, 2 * many / 1000)
+            ),
+            f"{many} through Salt, unchanged, processor time": line(
+                (middle(f"{many} unchanged cpu") - middle("ping cpu")) / 1000, "s", NOTHING, middle("nop cpu") / 1000
             ),
         }
     return found
