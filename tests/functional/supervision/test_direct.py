@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import socket
@@ -15,7 +16,7 @@ from supervised import daemon_pid, kill_daemon, reap, shell, until
 
 from netspace import library
 from netspace.layout import Layout
-from netspace.supervision import Service, daemon, logs, process, records, select
+from netspace.supervision import Service, daemon, logs, payload_cgroup, process, records, select
 from netspace.supervision.direct import Direct
 
 pytestmark = pytest.mark.root
@@ -212,6 +213,28 @@ def test_detached_crun(direct: Direct, layout: Layout, bundle: Bundle) -> None:
     listed = subprocess.run(["crun", "list", "--format", "json"], capture_output=True, text=True, check=True)
     assert json.loads(listed.stdout or "null") in (None, [])
     assert zombies_of(daemon_pid(layout)) == []
+
+
+def test_crun_is_started_for_an_end_only_where_it_is_unusual(
+    direct: Direct, layout: Layout, bundle: Bundle, tmp_path: Path
+) -> None:
+    called, program = tmp_path / "called", tmp_path / "crun"
+    program.write_text(f'#!/bin/sh\ntouch {called}\nexec /usr/bin/crun "$@"\n')
+    program.chmod(0o755)
+    cleanup = ((str(program), "--root", "/run/crun", "delete", "--force", "a"),)
+    service = dataclasses.replace(bundle("a", STAY.replace("sleep", "busybox sleep")), cleanup=cleanup)
+    direct.define([service])
+    state = Path("/run/crun/a")
+    for unusual in (False, True):
+        assert direct.start(["a"]) == {}
+        assert state.is_dir()
+        if unusual:
+            (state / "another").touch()
+        assert direct.stop(["a"]) == {}
+        assert direct.observe()["a"].state == "stopped"
+        assert not state.exists()
+        assert list(Path("/sys/fs/cgroup").glob(f"**{payload_cgroup(layout, 'a')}")) == []
+        assert called.exists() is unusual
 
 
 def test_many_detached_at_once(direct: Direct, layout: Layout, bundle: Bundle) -> None:
