@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -16,7 +17,7 @@ from supervised import daemon_pid, kill_daemon, reap, shell, until
 
 from netspace import library
 from netspace.layout import Layout
-from netspace.supervision import Service, daemon, logs, payload_cgroup, process, records, select
+from netspace.supervision import Service, container, daemon, logs, payload_cgroup, process, records, select
 from netspace.supervision.direct import Direct
 
 pytestmark = pytest.mark.root
@@ -235,6 +236,42 @@ def test_crun_is_started_for_an_end_only_where_it_is_unusual(
         assert not state.exists()
         assert list(Path("/sys/fs/cgroup").glob(f"**{payload_cgroup(layout, 'a')}")) == []
         assert called.exists() is unusual
+
+
+def test_killed_between_any_two_steps_of_forgetting_crun_deletes_the_rest(
+    direct: Direct, layout: Layout, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    direct.define([dataclasses.replace(bundle("a", "true", restart="never"), cleanup=())])
+    argv = ("/usr/bin/crun", "--root", "/run/crun", "delete", "--force", "a")
+    cgroup = payload_cgroup(layout, "a")
+
+    class Killed(BaseException):
+        pass
+
+    def bounded(call: Callable[[str], None], left: list[None]) -> Callable[[str], None]:
+        def act(path: str) -> None:
+            if not left:
+                raise Killed
+            call(path)
+            left.pop()
+
+        return act
+
+    steps = 0
+    forgotten = False
+    while not forgotten:
+        assert direct.start(["a"]) == {}
+        until(lambda: direct.observe()["a"].state == "stopped")
+        left = [None] * steps
+        with monkeypatch.context() as patched, contextlib.suppress(Killed):
+            patched.setattr(os, "rmdir", bounded(os.rmdir, left))
+            patched.setattr(os, "unlink", bounded(os.unlink, left))
+            forgotten = container.forget(argv, cgroup)
+        subprocess.run(argv, check=True)
+        assert not Path("/run/crun/a").exists()
+        assert list(Path("/sys/fs/cgroup").glob(f"**{cgroup}")) == []
+        steps += 1
+    assert steps > 3, "at least a control group, a file and the folder"
 
 
 def test_many_detached_at_once(direct: Direct, layout: Layout, bundle: Bundle) -> None:
