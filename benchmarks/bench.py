@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -58,8 +59,13 @@ def disk(*, in_memory: bool) -> Iterator[Path]:
     """A scratch folder, and netspace's own state beside it: on disk, as on a real host, unless asked otherwise."""
     from netspace.environment import mounts
 
-    place = Path("/dev/shm") if in_memory else ROOT / ".cache"
-    place.mkdir(exist_ok=True)
+    place = Path("/dev/shm") if in_memory else ROOT / ".cache/benchmarks"
+    place.mkdir(exist_ok=True, parents=True)
+    if not in_memory:
+        # ext4 doesn't give an inode away for a while after its file was removed, and looks at each such one for every
+        # new file near by. So that one round doesn't measure the removals of another (or of somebody else's tests),
+        # each folder made here is put somewhere else on the disk.
+        subprocess.run(["chattr", "+T", str(place)], check=False, capture_output=True)
     with tempfile.TemporaryDirectory(prefix="benchmark-", dir=place) as name:
         folder = Path(name)
         folder.chmod(0o755)

@@ -64,8 +64,8 @@ def measure(options: argparse.Namespace) -> Rounds:
     wired = desired(count, {"kind": "veth", "allow": [rule]})
     paths = [layout.netns(name) for name in bare.interfaces]
     few = min(count, 50)
-    for number in range(options.rounds):
-        say(f"{count} interfaces: round {number + 1} of {options.rounds}")
+
+    def one_round() -> None:
         rounds.time("namespaces", lambda: converge(bare), count)
         rounds.time("namespaces unchanged", lambda: unchanged(bare))
         rounds.values["part"] = []
@@ -78,20 +78,26 @@ def measure(options: argparse.Namespace) -> Rounds:
         rounds.time("ip", lambda: by_hand.ip_batch(paths), count)
         rounds.time("ip remove", lambda: by_hand.remove_by_ip(count), count)
         names = set(bare.interfaces)
-        rounds.time("namespaces remove", lambda names=names: converge(DesiredInterfaces(), names), count)
+        rounds.time("namespaces remove", lambda: converge(DesiredInterfaces(), names), count)
         with rounds.timed("ip netns", few):
             for one in range(few):
                 subprocess.run(["ip", "netns", "add", f"x{one}"], check=True)
         with rounds.timed("ip netns remove", few):
             for one in range(few):
                 subprocess.run(["ip", "netns", "del", f"x{one}"], check=True)
+
+    for number in range(options.rounds):
+        say(f"{count} interfaces: round {number + 1} of {options.rounds}")
+        with bench.disk(in_memory=options.memory_disk):
+            one_round()
     if options.many:
         say(f"{options.many} interfaces")
         many = desired(options.many, {"kind": "veth", "allow": [rule]})
-        rounds.time("many create", lambda: converge(many), options.many)
-        for _ in range(options.rounds):
-            rounds.time("many unchanged", lambda: unchanged(many))
-        rounds.time("many remove", lambda: converge(DesiredInterfaces(), set(many.interfaces)), options.many)
+        with bench.disk(in_memory=options.memory_disk):
+            rounds.time("many create", lambda: converge(many), options.many)
+            for _ in range(options.rounds):
+                rounds.time("many unchanged", lambda: unchanged(many))
+            rounds.time("many remove", lambda: converge(DesiredInterfaces(), set(many.interfaces)), options.many)
     return rounds
 
 
@@ -135,8 +141,7 @@ def main() -> None:
     parser.add_argument("--many", type=int, default=1000, help="interfaces of the large batch (default 1000; 0: none)")
     options = parser.parse_args()
     bench.on_a_host_of_its_own()
-    with bench.disk(in_memory=options.memory_disk):
-        rounds = measure(options)
+    rounds = measure(options)
     bench.tell(lines(rounds, options), as_json=options.json)
 
 

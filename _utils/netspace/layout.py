@@ -102,9 +102,13 @@ class Layout:
     def netns_name(self, name: str) -> str:
         return f"{self.instance}-{name}"
 
+    @cached_property
+    def _namespaces(self) -> Path:
+        return self.root / "run/netns"
+
     def netns(self, name: str) -> Path:
         """The environment's network namespace, where ``ip netns`` looks too."""
-        return self.root / "run/netns" / self.netns_name(name)
+        return self._namespaces / f"{self.instance}-{name}"
 
     @property
     def nft_table(self) -> str:

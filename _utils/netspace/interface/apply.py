@@ -10,6 +10,7 @@ counts as set up only once ``Volatile`` says so.
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import socket
 import time
@@ -187,8 +188,9 @@ class Applying:
 
     def _forget(self, work: Mapping[str, Work]) -> None:
         done = {name: one for name, one in work.items() if name not in self.errors}
+        secrets = records.secrets(self.layout)
         for name, one in done.items():
-            if getattr(one.kind, "secret", None) is None:
+            if name in secrets and getattr(one.kind, "secret", None) is None:
                 files.remove(records.secret(self.layout, name))
             if one.record is None:
                 files.remove(records.path(self.layout, name))
@@ -456,31 +458,25 @@ class Applying:
         if not todo:
             return
         disabled = forwarding.read("net/ipv6/conf/default/disable_ipv6") == "1"
-        with netlink.Socket() as host:
-            messages: list[Message] = []
-            owners: list[str] = []
+        with netlink.Socket() as host, namespaces.settings_folder("net/ipv6/conf") as settings:
+            each: list[list[tuple[str, Message]]] = []
             for name, one in todo.items():
                 wanted = one.wanted.outside
                 assert wanted is not None
                 now = None if one.make else one.live.ends.outside
                 try:
                     index = socket.if_nametoindex(wanted.name) if one.make else one.live.outside
-                    self._ipv6(now.name if now is not None else wanted.name, wanted, disabled)
+                    _ipv6(settings, now.name if now is not None else wanted.name, wanted, disabled)
                 except OSError as err:
                     self._fail(name, f"its host end {wanted.name} can't be set up: {err}; apply again")
                     continue
                 own = one.change(index, now, wanted) + ends.messages(index, now, wanted)
-                messages += own
-                owners += [name] * len(own)
-            self._judge(host.batch(messages), messages, owners, todo)
-
-    def _ipv6(self, name: str, wanted: ends.End, disabled: bool) -> None:
-        """What of a host end can be said by sysctl only."""
-        if wanted.accept_ra is not None:
-            settings = [(f"net/ipv6/conf/{name}/accept_ra", str(wanted.accept_ra))]
-            if disabled and any(":" in address for address in wanted.addresses):
-                settings.append((f"net/ipv6/conf/{name}/disable_ipv6", "0"))
-            namespaces.write_settings(settings)
+                each.append([(name, message) for message in own])
+            # The first of each, then the second of each...: whenever a link goes up, the kernel walks
+            # through all IPv6 routes, so these come once every link is up.
+            ordered = [entry for row in itertools.zip_longest(*each) for entry in row if entry is not None]
+            messages = [message for _, message in ordered]
+            self._judge(host.batch(messages), messages, [name for name, _ in ordered], todo)
 
     def _judge(
         self,
@@ -509,6 +505,14 @@ class Applying:
                 )
             else:
                 self._fail(name, f"the kernel refused: {failure}")
+
+
+def _ipv6(folder: int | None, name: str, wanted: ends.End, disabled: bool) -> None:
+    """What of a host end can be said by sysctl only."""
+    if wanted.accept_ra is not None and folder is not None:
+        namespaces.write_setting(folder, f"{name}/accept_ra", str(wanted.accept_ra))
+        if disabled and any(":" in address for address in wanted.addresses):
+            namespaces.write_setting(folder, f"{name}/disable_ipv6", "0")
 
 
 def _patiently(

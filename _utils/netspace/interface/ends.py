@@ -6,6 +6,7 @@ to the operator, and which messages bring one that is to one that should be.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -124,6 +125,8 @@ class Ends:
         }
 
 
+# Each is asked for several times in one run.
+@functools.lru_cache(maxsize=16384)
 def host_name(instance: str, environment: str) -> str:
     """The host end's name: 15 characters, of which 13 (65 bits) are a hash."""
     number = int.from_bytes(hashlib.sha256(f"{instance}/{environment}".encode()).digest(), "big")
@@ -131,6 +134,7 @@ def host_name(instance: str, environment: str) -> str:
     return "ns" + "".join(digits[number >> 5 * place & 31] for place in range(13))
 
 
+@functools.lru_cache(maxsize=16384)
 def mac(instance: str, environment: str) -> str:
     """The pair's MAC: locally administered, unicast, a hash."""
     digest = hashlib.sha256(f"mac/{instance}/{environment}".encode()).digest()

@@ -231,7 +231,8 @@ class Interfaces:
         inode = observed.namespaces.get(self.layout.netns_name(name))
         settled = inode is not None and observed.volatile.namespaces.get(name) == inode
         live = observed.live.get(name, Live())
-        wanted = expected(self.layout, name, record)
+        at = place(self.layout, name, record)
+        wanted = expected(self.layout, name, record, at)
         changes = files.differences(old.shown() if old else {}, record.shown())
         action, reason = "change", ""
         some, due = any(_shape(live.ends)), any(_shape(wanted))
@@ -256,7 +257,7 @@ class Interfaces:
         if not changes:
             # What follows from the declaration alone (say, an address's gateway) differs.
             changes = files.differences(live.ends.facts(), wanted.facts())
-        guard = guards.wanted(self.layout, record, wanted, place(self.layout, name, record), everybody)
+        guard = guards.wanted(self.layout, record, wanted, at, everybody)
         filtered = _filter(guard, observed, name)
         if filtered and (not changes or filtered["old"] not in ("absent", filtered["new"])):
             changes["filter"] = filtered

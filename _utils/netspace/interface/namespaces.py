@@ -14,7 +14,7 @@ import errno
 import functools
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -160,14 +160,40 @@ def remove(path: Path) -> None:
 
 def write_settings(settings: Iterable[tuple[str, str]]) -> None:
     """Write sysctls of the calling thread's namespace; those of IPv6 only where the kernel has it."""
+    by_folder: dict[str, list[tuple[str, str]]] = {}
     for name, value in settings:
-        try:
-            fd = os.open(f"/proc/sys/{name}", os.O_WRONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            if "/ipv6/" in name:
-                continue
+        folder, _, file = name.rpartition("/")
+        by_folder.setdefault(folder, []).append((file, value))
+    for folder, files in by_folder.items():
+        with settings_folder(folder) as within:
+            if within is not None:
+                for file, value in files:
+                    write_setting(within, file, value)
+
+
+@contextlib.contextmanager
+def settings_folder(name: str) -> Iterator[int | None]:
+    """A descriptor of a folder of sysctls of the calling thread's namespace; None where IPv6's isn't there.
+
+    Each namespace has its own under the same name, so finding one takes the longer the more there are.
+    """
+    try:
+        fd = os.open(f"/proc/sys/{name}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        if "/ipv6" not in name:
             raise
-        try:
-            os.write(fd, value.encode())
-        finally:
-            os.close(fd)
+        yield None
+        return
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def write_setting(folder: int, name: str, value: str) -> None:
+    """Write the sysctl *name* below the *folder* that was opened."""
+    fd = os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        os.write(fd, value.encode())
+    finally:
+        os.close(fd)

@@ -91,7 +91,8 @@ _TRAFFIC = struct.Struct("=BxxxiIII")  # tcmsg
 _TBF = struct.Struct("=BBHhHIBBHhHIIII")  # tc_tbf_qopt: two tc_ratespec, limit, buffer, mtu
 _CODE = struct.Struct("=i")
 _U32 = struct.Struct("=I")
-_RECEIVE = 1 << 18
+# The kernel tells at most 32 kB at once, and more than 128 kB would be mapped and unmapped for each answer.
+_RECEIVE = 1 << 16
 # Messages to a send: bounded by the socket's buffers, not least by that of the errors.
 _BATCH = 128
 

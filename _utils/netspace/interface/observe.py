@@ -72,9 +72,10 @@ def place(layout: Layout, name: str, record: Record) -> Place:
     )
 
 
-def expected(layout: Layout, name: str, record: Record) -> Ends:
-    """The ends that *record* asks for."""
-    wanted: Ends = kinds.of(record.interface).ends(record.interface, place(layout, name, record))
+def expected(layout: Layout, name: str, record: Record, at: Place | None = None) -> Ends:
+    """The ends that *record* asks for, *at* its :func:`place` where that is known."""
+    where = place(layout, name, record) if at is None else at
+    wanted: Ends = kinds.of(record.interface).ends(record.interface, where)
     rate = getattr(record.interface, "rate", None)
     if rate is not None and wanted.inside is not None:
         # The kernel counts in bytes.

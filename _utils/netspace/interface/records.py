@@ -7,6 +7,7 @@ before what it names is made and removed after that is gone. ``<run>/network.jso
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,6 +90,16 @@ def path(layout: Layout, name: str) -> Path:
 def secret(layout: Layout, name: str) -> Path:
     """Where the interface's private key lies, if its kind has one; root's alone, like the folder."""
     return layout.records(KIND) / f"{name}.key"
+
+
+def secrets(layout: Layout) -> set[str]:
+    """Environments of which a private key lies there, or what a killed run left of one."""
+    try:
+        entries = os.listdir(layout.records(KIND))
+    except FileNotFoundError:
+        return set()
+    kept = (entry.removeprefix(".").removesuffix(".new") for entry in entries)
+    return {entry.removesuffix(".key") for entry in kept if entry.endswith(".key")}
 
 
 def read(layout: Layout) -> dict[str, Record]:

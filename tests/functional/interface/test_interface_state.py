@@ -342,7 +342,7 @@ def killer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
     watch(files, "write")
     watch(files, "remove")
     watch(namespaces, "_mount")
-    watch(namespaces, "write_settings")
+    watch(namespaces, "write_setting")
     watch(namespaces, "remove")
     watch(nf, "load")
     watch(forwarding, "write")

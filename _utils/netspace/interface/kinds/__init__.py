@@ -84,7 +84,12 @@ def name(spec: Interface) -> str:
 
 def of(spec: Interface) -> ModuleType:
     """Return the module of a declared interface's kind."""
-    return _found()[name(spec)][0]
+    return _module(type(spec))
+
+
+@functools.cache
+def _module(spec: type[Interface]) -> ModuleType:
+    return _found()[str(spec.__struct_config__.tag)][0]
 
 
 def parents(spec: Interface) -> tuple[str, ...]:
