@@ -565,7 +565,10 @@ def policy_set(group: str, file: str) -> dict[str, Any]:
     def work() -> dict[str, Any]:
         made = _fleet()
         data = _policy_data(file)
-        before = made.policies.data(made.named(str(group)).name)
+        try:
+            before = made.policies.data(made.named(str(group)).name)
+        except Refused:
+            before = None  # what is there can't be used: this is how it is mended
         found = _put(made, str(group), data)
         return {"group": str(group), "version": found.version, "diff": groups.diff(before, data)[:1000]}
 
@@ -621,13 +624,13 @@ def policy_check(group: str, file: str) -> dict[str, Any]:
         chosen = made.named(str(group))
         data = _policy_data(file)
         proposed = rules.parse(data)
-        before = made.policies.data(chosen.name)
+        in_force = made.policies.get(chosen.name)
         hosts = [minion for minion in _known(made, "*") if made.group(minion) == chosen]
         tried = {minion: made.tried(minion, proposed) for minion in hosts}
         changes = {minion: one for minion, one in tried.items() if one["new"] is not None and one["old"] != one["new"]}
         return {
             "group": chosen.name,
-            "version": {"in_force": None if before is None else before["version"], "proposed": proposed.version},
+            "version": {"in_force": None if in_force is None else in_force.version, "proposed": proposed.version},
             "changes": changes,
             "same": sorted(one for one in tried if tried[one]["new"] is not None and one not in changes),
             "untried": {one: tried[one]["reason"] for one in tried if tried[one]["new"] is None},

@@ -129,5 +129,16 @@ def test_a_policy_is_learned_shown_signed_and_never_goes_back(fleet: Fleet, tmp_
     assert (found["code"], status) == ("policy-downgrade", 1)
     found, status = fleet.runner("attest", a)
     assert status == 0 and found[a]["policy_version"] == 2 and found[a]["enforced"], found
+
+    # Somebody else writes a policy: nothing is judged by it, and a higher version mends it.
+    books = Path(fleet.run.config["netspace.attestation"]["folder"])
+    (books / "policies/alpha.jws").write_text("{}")
+    found, status = fleet.runner("attest", a)
+    assert found[a]["answered"] is False and "[policy-signature]" in found[a]["answer"], found
+    policy.write_text(policy.read_text().replace("version: 2", "version: 3"))
+    found, status = fleet.runner("policy_set", "alpha", str(policy))
+    assert (status, found["version"]) == (0, 3), found
+    found, status = fleet.runner("attest", a)
+    assert status == 0 and found[a]["policy_version"] == 3, found
     found, status = fleet.runner("verify_log")
     assert status == 0 and found["valid"] is True

@@ -150,8 +150,10 @@ def _due(chosen: Mapping[str, Any], observed: Observed) -> str:
         return "the host was never appraised"
     if chosen.get("verifier") == appraisal.MASTER:
         # Only the master can renew it: a result that has run out counts as none until then.
-        same = all(chosen.get(key) == found.settings.get(key) for key in ("verifier", "verifier_keys"))
-        return "" if same else "the master is to judge this host, by the keys that are declared"
+        pinned = set(found.settings.get("verifier_keys") or ()) <= set(chosen.get("verifier_keys") or ())
+        if pinned and found.settings.get("verifier") == appraisal.MASTER:
+            return ""
+        return "the master is to judge this host, by the keys that are declared"
     changed = sorted(key for key in chosen.keys() | found.settings.keys() if chosen.get(key) != found.settings.get(key))
     if changed:
         return f"changed since the last appraisal: {', '.join(changed)}"

@@ -72,7 +72,8 @@ def accept(layout: Layout, chosen: Mapping[str, Any], minion: str, token: Any, k
             boot=here,
             issued=now,
             expires=told.deadline,
-            settings=dict(chosen),
+            # The one that it rests on: as long as this one is pinned, others may come and go.
+            settings={**chosen, "verifier_keys": [ear.thumbprint(found)]},
             sources=appraisal.sources(layout, chosen),
             tpm={},
         )

@@ -173,8 +173,10 @@ def test_a_key_that_is_pinned_no_longer_takes_its_result_along(host: Host, signe
     host.answer()
     host.accept(token(signer), signer)
     new = ear.signer(tmp_path / "new")
-    both = Host(host.layout, declared(new))
-    assert both.apply() and both.level == 0
+    both = Host(host.layout, declared(signer, new))
+    assert not both.apply() and both.level == 3, "another key beside it changes nothing"
+    after = Host(host.layout, declared(new))
+    assert after.apply() and after.level == 0
 
 
 @pytest.mark.parametrize(
