@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, utils
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -113,6 +115,8 @@ def test_a_result_of_another_boot(signer: Signer) -> None:
     for boot in ("boot-2", ""):
         with pytest.raises(refusals.ResultOtherBoot):
             check(token, signer, boot=boot)
+    with pytest.raises(refusals.ResultOtherBoot):
+        check(ear.make(signer, dataclasses.replace(TOLD, boot=""), NOW, "1"), signer, boot="")
 
 
 @pytest.mark.parametrize("now", [NOW + 601, NOW - 301, NOW + 8000])
@@ -159,9 +163,13 @@ def test_alg_none_and_other_headers(signer: Signer, header: dict[str, Any]) -> N
     if "kid" in header:
         header = {**header, "kid": ear.thumbprint(signer.jwk)}
     _, body, signature = ear.make(signer, TOLD, NOW, "1").split(".")
-    for signed in ("", signature):
+    signed = f"{part(header)}.{body}"
+    # Also where the very key signed it: nobody else's reading of such a header may count.
+    r, s = utils.decode_dss_signature(signer.key.sign(signed.encode(), ec.ECDSA(hashes.SHA256())))
+    genuine = base64.urlsafe_b64encode(r.to_bytes(32, "big") + s.to_bytes(32, "big")).rstrip(b"=").decode()
+    for one in ("", signature, genuine):
         with pytest.raises(refusals.ResultForged):
-            check(f"{part(header)}.{body}.{signed}", signer)
+            check(f"{signed}.{one}", signer)
 
 
 def test_a_signed_token_of_another_kind_is_no_result(signer: Signer) -> None:

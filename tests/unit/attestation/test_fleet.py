@@ -200,6 +200,7 @@ def test_what_others_write_into_the_store_counts_as_nothing(
     made.registrar.enroll("web2", Minion("web2", type(minion.tpm)()), MASTER, [], NOW)
     store.data["state", fleet._key("web2")] = {"jws": good}
     assert standing(made, minion="web2")[0] == "enrolled", "one host's record is not another's"
+    assert made.record("web2") is None
 
 
 def _told(record: dict[str, Any]) -> ear.Told:
