@@ -522,7 +522,10 @@ def listed(table: str, family: int = socket.AF_UNSPEC) -> tuple[str, str] | None
 
 def confirmed(table: str, generation: int, family: int = socket.AF_UNSPEC) -> tuple[str, str] | None:
     """The same, if nobody changed the ruleset since *generation*; else it can't be told whose doing it is."""
-    found = listed(table, family)
+    try:
+        found = listed(table, family)
+    except OSError:  # it went while one looked
+        return None
     return found if netlink.ruleset_generation() == generation else None
 
 

@@ -225,6 +225,37 @@ def test_a_foreign_change_just_after_ours_is_not_taken_for_ours(monkeypatch: pyt
     alone(compare)
 
 
+@pytest.mark.parametrize("times", [1, 1000], ids=["once", "all the time"])
+def test_somebody_who_is_faster_is_waited_for(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    ask = netlink.ruleset_generation
+    left = [times]
+
+    def compare() -> None:
+        loaded = hosttable.put(NAME, build(host(1)), None, {})
+        handle = netlink_handle()
+
+        def and_somebody() -> int | None:
+            seen = ask()
+            if left[0]:
+                left[0] -= 1
+                nf.load(nf.add_table(nf.INET, f"foreign{left[0]}"), seen)
+            return seen
+
+        with monkeypatch.context() as patched:
+            patched.setattr(netlink, "ruleset_generation", and_somebody)
+            if times > 1:
+                with pytest.raises(NetspaceError, match="changes nftables all the time"):
+                    hosttable.put(NAME, build(host(1, 2)), build(host(1)), loaded)
+                left[0] = 0
+                assert hosttable.state(NAME, loaded) == "intact"
+                return
+            loaded = hosttable.put(NAME, build(host(1, 2)), build(host(1)), loaded)
+        assert hosttable.state(NAME, loaded) == "intact"
+        assert netlink_handle() == handle, "changed in place none the less"
+
+    alone(compare)
+
+
 def test_what_is_refused_changes_nothing_and_is_explained() -> None:
     def compare() -> None:
         old = build(host(1))
