@@ -129,7 +129,18 @@ def _files(*roots: Path) -> dict[str, str]:
 
 # What of a record may differ between two hosts that are alike.
 _UNSTEADY = frozenset({"pid", "ticks", "since", "restarts", "exit", "fingerprint", "issued", "expires", "boot"})
-_UNSTEADY |= {"generation", "listed", "namespaces", "sources", "evidence", "key", "nonce", "password", "hash"}
+_UNSTEADY |= {
+    "generation",
+    "listed",
+    "structure",
+    "namespaces",
+    "sources",
+    "evidence",
+    "key",
+    "nonce",
+    "password",
+    "hash",
+}
 
 
 def _steady(value: Any) -> Any:
@@ -277,7 +288,9 @@ class World:
         """What the host looks like, without what differs between two hosts that are alike."""
         whole = snapshot.host()
         del whole["files"]
-        whole["nftables"] = [_plain(line) for line in snapshot._run("nft", "-s", "list", "ruleset")]
+        # One that was changed in place lists the same things in another order.
+        rules = "\n".join(_plain(line) for line in snapshot._run("nft", "-s", "list", "ruleset"))
+        whole["nftables"] = sorted(re.split(r"(?<=\n\t}\n)|(?<= {\n)|\n(?=})", rules.replace("\n\n", "\n")))
         ours = (*map(str, (LAYOUT.run, LAYOUT.state, LAYOUT.logs, self.folder)), "/run/netns")
         whole["mounts"] = sorted(_plain(line) for line in whole["mounts"] if line.startswith(ours))
         whole["processes"] = sorted(
