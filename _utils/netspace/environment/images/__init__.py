@@ -240,6 +240,7 @@ class Store:
         """Remove what interrupted builds left. Nothing is being built now: the caller has the lock."""
         for entry in self._entries():
             if entry.name.startswith(_BUILDING):
+                tools.end_those_in(Path(entry.path))
                 shutil.rmtree(entry.path, ignore_errors=True)
             elif _ASIDE.fullmatch(entry.name):
                 files.remove(Path(entry.path))

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
+import signal
 import subprocess
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from netspace.errors import MissingError, NetspaceError
@@ -21,22 +25,39 @@ def message(output: bytes) -> str:
 
 @contextlib.contextmanager
 def started(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a program with its stderr piped; it is gone at the end.
+    """Start a program with its stderr piped; it is gone at the end, and when who started it is killed.
 
     :raises MissingError: when it is not installed.
     """
     program = command[0]
-    try:
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, **options)
-    except FileNotFoundError as err:
+    if shutil.which(program) is None:
         package = _PACKAGES.get(program, program)
-        raise MissingError(f"the program {program}", f"install it: apt-get install {package}") from err
-    with process:
+        raise MissingError(f"the program {program}", f"install it: apt-get install {package}")
+    # mkfs.erofs 1.8 doesn't end with its input: it would go on for ever.
+    tied = ["setpriv", "--pdeathsig", "KILL", "--", *command]
+    with subprocess.Popen(tied, stderr=subprocess.PIPE, **options) as process:
         try:
             yield process
         except BaseException:
             process.kill()
             raise
+
+
+def end_those_in(folder: Path) -> None:
+    """Kill the programs that were started for something in *folder* by one who was killed just then."""
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            handle = os.pidfd_open(int(entry))
+            try:
+                words = Path(f"/proc/{entry}/cmdline").read_bytes().split(b"\0")
+                if any(word.startswith(os.fsencode(folder) + b"/") for word in words) and any(
+                    os.path.basename(word).decode(errors="replace") in _PACKAGES for word in words
+                ):
+                    signal.pidfd_send_signal(handle, signal.SIGKILL)
+            finally:
+                os.close(handle)
 
 
 def run(command: Sequence[str], what: str) -> bytes:

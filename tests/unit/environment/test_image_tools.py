@@ -1,0 +1,71 @@
+"""Programs that work on images end with who started them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from netspace.environment.images import Store, sources, tools
+from netspace.errors import MissingError
+from netspace.layout import Layout
+
+STARTER = """
+import signal, sys
+from netspace.environment.images import tools
+with tools.started(["sleep", "1000"]) as process:
+    print(process.pid, flush=True)
+    signal.pause()
+"""
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.01)
+
+
+def runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_program_ends_with_who_started_it() -> None:
+    paths = os.pathsep.join(path for path in sys.path if path)
+    starter = subprocess.Popen(
+        [sys.executable, "-c", STARTER], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": paths}
+    )
+    assert starter.stdout is not None
+    pid = int(starter.stdout.readline())
+    until(lambda: b"sleep" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:1])
+    starter.kill()
+    starter.wait()
+    starter.stdout.close()
+    until(lambda: not runs(pid))
+
+
+@pytest.mark.skipif(shutil.which("mkfs.erofs") is None, reason="apt-get install erofs-utils")
+def test_what_an_interrupted_build_left_running_is_ended_by_the_next(tmp_path: Path) -> None:
+    layout = Layout(root=tmp_path)
+    target = layout.images / ".building-left/image"
+    target.parent.mkdir(parents=True)
+    command = ["mkfs.erofs", "--quiet", "-T0", "--mkfs-time", "-U", sources.UUID, "--tar=f", str(target)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as left:
+        until(target.exists)
+        Store(layout).tidy()
+        assert left.wait(20) == -9
+    assert not target.parent.exists()
+
+
+def test_a_missing_program_is_told() -> None:
+    with pytest.raises(MissingError, match="no-such-program"), tools.started(["no-such-program"]):
+        pass
