@@ -53,17 +53,19 @@ def test_a_declared_host_runs_talks_and_settles(salt, image):
     assert pids(salt) == running
     assert {state["result"] for state in salt.apply(everything, "test=True").values()} == {True}
 
-    # One key of one environment: that one is restarted, and the key is named.
+    # One key of one environment: where that needs a restart that one is restarted, and the key is named.
     changed = copy.deepcopy(everything)
-    changed["environments"]["web"]["limits"]["memory"] = "80M"
-    states = salt.apply(changed)
-    all_true(states)
-    assert changes(states) == {
-        "netspace environments": {"web": {"limits:memory": {"old": 64 * 1024**2, "new": 80 * 1024**2}}}
-    }
-    after = pids(salt)
-    assert after["web"] != running["web"]
-    assert {**after, "web": 0} == {**running, "web": 0}
+    for key, value, old, new in (
+        ("memory", "80M", 64 * 1024**2, 80 * 1024**2),
+        ("files", 512, 1024, 512),
+    ):
+        changed["environments"]["web"]["limits"][key] = value
+        states = salt.apply(changed)
+        all_true(states)
+        assert changes(states) == {"netspace environments": {"web": {f"limits:{key}": {"old": old, "new": new}}}}
+        after = pids(salt)
+        assert (after["web"] == running["web"]) == (key == "memory")
+        assert {**after, "web": 0} == {**running, "web": 0}
 
     # A new link reaches running environments without a restart; a revoked one is gone at once.
     changed["links"] = [{"from": "stranger", "to": "orders", "pattern": "request"}]
