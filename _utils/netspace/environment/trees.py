@@ -8,6 +8,7 @@ folders down is moved to the top, under a name of ours. Links are never followed
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 from collections.abc import Callable
@@ -42,7 +43,11 @@ def remove(folder: Path) -> None:
             os.rmdir(name, dir_fd=top)
     finally:
         os.close(top)
-    folder.rmdir()
+    try:
+        folder.rmdir()
+    except OSError as err:
+        if err.errno != errno.EBUSY:  # else somebody's disk is mounted there: it stays, empty
+            raise
 
 
 def _emptied(folder: int) -> list[str]:
