@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from netspace import files
-from netspace.environment import compare, mounts, observe, records, runtime, trees, volumes
+from netspace.environment import compare, mounts, observe, records, rootfs, runtime, trees, volumes
 from netspace.environment.apply import Applying, Give, halt, start
 from netspace.environment.compare import DesiredEnvironment
 from netspace.environment.images import Store
@@ -141,7 +141,8 @@ class Environments:
         for path in sorted(file_systems.rglob("*"), reverse=True):
             path.rmdir()  # never more: volumes were mounted there
         runtime.remove_cgroups(self.layout, f"/{self.layout.instance}", mounted)
-        trees.remove(self.layout.layers)  # of those whose record was lost
+        for name in rootfs.layers(self.layout):  # of those whose record was lost
+            trees.remove(self.layout.environment(name))
         for left in (folder, runtime.state(self.layout), self.layout.images, self.layout.records(records.KIND)):
             shutil.rmtree(left, ignore_errors=True)
         with contextlib.suppress(FileNotFoundError):
