@@ -100,9 +100,11 @@ def test_a_fleet_is_attested_and_enforces_it(fleet: Fleet, salt_factories: Facto
     assert status == 0 and found[a]["state"] == found[b]["state"] == "trusted", found
     assert required(fleet, "a")["result"] is True
 
-    events = salt_factories.event_listener.get_events(
-        [(fleet.run.config["id"], f"netspace/attestation/{a}/*")], after_time=since
-    )
+    wanted = [(fleet.run.config["id"], f"netspace/attestation/{a}/*")]
+    deadline = time.monotonic() + 30  # the bus takes its time
+    while len(events := salt_factories.event_listener.get_events(wanted, after_time=since)) < 4:
+        assert time.monotonic() < deadline, events
+        time.sleep(0.1)
     told = sorted(events, key=lambda event: event.stamp)
     assert [event.tag.rpartition("/")[2] for event in told] == ["enrolled", "trusted", "failed", "trusted"], told
 
