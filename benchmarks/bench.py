@@ -32,10 +32,11 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def arguments(doc: str | None) -> argparse.ArgumentParser:
+def arguments(doc: str | None, rounds: int = 5) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one object, alone on stdout")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds, of which the medians are told (default 5)")
+    told = f"rounds, of which the medians are told (default {rounds})"
+    parser.add_argument("--rounds", type=int, default=rounds, help=told)
     parser.add_argument(
         "--memory-disk",
         action="store_true",

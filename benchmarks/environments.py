@@ -504,11 +504,11 @@ def main() -> None:
     )
     parser.add_argument("--idle", type=int, default=100, help="environments whose memory is measured (default 100)")
     options = parser.parse_args()
+    if options.idle < 1:
+        parser.error("--idle: at least 1")
     bench.on_a_host_of_its_own()
     with bench.disk(in_memory=options.memory_disk) as folder:
         rounds = measure(options, folder)
-    if os.environ.get("BENCH_RAW"):
-        say(json.dumps({name: [round(value, 3) for value in values] for name, values in rounds.values.items()}))
     bench.tell(lines(rounds, options), as_json=options.json)
 
 

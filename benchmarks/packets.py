@@ -1,6 +1,8 @@
 """What a packet costs among many environments, beside what it costs alone.
 
-Run it on a host of its own: ``sudo scripts/sandbox python benchmarks/packets.py [--json] [--count N]``.
+usage: sudo python benchmarks/packets.py [--json] [--count N] [--rounds N] [--times N]
+
+It goes on a host of its own by itself (``scripts/sandbox``).
 A datagram goes from one environment through the host's packet filter to the host, and back, as
 often as it can; first with that environment alone, then among others with rules of their own.
 Medians of several rounds. The target: no dearer than a tenth, whatever the number.
@@ -9,25 +11,26 @@ Medians of several rounds. The target: no dearer than a tenth, whatever the numb
 from __future__ import annotations
 
 import argparse
-import json
 import socket
 import statistics
-import sys
 import threading
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "_utils"))
+import bench
+from bench import line, say
 
-from netspace.interface import namespaces
-from netspace.interface.kind import DesiredInterfaces, Interfaces
-from netspace.layout import Layout
-from netspace.spec import parse
+if TYPE_CHECKING:
+    from netspace.interface.kind import Interfaces
 
 PORT = 7007
 
 
 def converge(kind: Interfaces, declared: dict[str, object], remove: set[str] | tuple[()] = ()) -> None:
+    from netspace.interface.kind import DesiredInterfaces
+    from netspace.spec import parse
+
     desired = DesiredInterfaces(interfaces={name: parse.interface(value) for name, value in declared.items()})
     failed = [outcome for outcome in kind.apply(kind.plan(desired, kind.observe(), remove).steps) if outcome.error]
     assert not failed, failed[0]
@@ -35,6 +38,8 @@ def converge(kind: Interfaces, declared: dict[str, object], remove: set[str] | t
 
 def round_trip(path: Path, gateway: str, times: int) -> float:
     """Microseconds for a datagram there and back."""
+    from netspace.interface import namespaces
+
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as host:
         host.bind((gateway, PORT))
 
@@ -68,13 +73,11 @@ def round_trip(path: Path, gateway: str, times: int) -> float:
     return taken
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print one object, alone on stdout")
-    parser.add_argument("--count", type=int, default=1000, help="environments (default 1000)")
-    parser.add_argument("--rounds", type=int, default=7, help="rounds (default 7)")
-    parser.add_argument("--times", type=int, default=5000, help="datagrams a round (default 5000)")
-    options = parser.parse_args()
+def measure(options: argparse.Namespace) -> tuple[float, float]:
+    """Microseconds alone and among the others."""
+    from netspace.interface.kind import DesiredInterfaces, Interfaces
+    from netspace.layout import Layout
+
     layout = Layout()
     kind = Interfaces(layout)
     gateway = str(DesiredInterfaces().network.ipv4.network[1])
@@ -85,6 +88,7 @@ def main() -> None:
     }
     middle = []
     for declared in ({"one": one}, {"one": one, **others}):
+        say(f"{len(declared)} environments")
         converge(kind, declared)
         time.sleep(1)
         middle.append(
@@ -92,23 +96,19 @@ def main() -> None:
         )
     converge(kind, {}, kind.names())
     alone, among = middle
-    found = {
-        f"a datagram there and back among {options.count}": {
-            "value": round(among, 2),
-            "unit": "us",
-            "peer": "alone",
-            "peer_value": round(alone, 2),
-            "ratio": round(among / alone, 3),
-            "target": 1.1,
-            "met": among / alone <= 1.1,
-        }
-    }
-    if options.json:
-        print(json.dumps(found, indent=1))
-        return
-    for name, line in found.items():
-        verdict = "met" if line["met"] else "MISSED"
-        print(f"{name}: {line['value']} us, alone {line['peer_value']} us, x{line['ratio']} (target x1.1, {verdict})")
+    return alone, among
+
+
+def main() -> None:
+    parser = bench.arguments(__doc__, rounds=7)
+    parser.add_argument("--count", type=int, default=1000, help="environments (default 1000)")
+    parser.add_argument("--times", type=int, default=5000, help="datagrams a round (default 5000)")
+    options = parser.parse_args()
+    bench.on_a_host_of_its_own()
+    with bench.disk(in_memory=options.memory_disk):
+        alone, among = measure(options)
+    name = f"a datagram there and back among {options.count}"
+    bench.tell({name: line(among, "us", "alone", alone, ratio=1.1)}, as_json=options.json)
 
 
 if __name__ == "__main__":

@@ -1,26 +1,16 @@
-"""What tests of supervised services share: waiting, finding and killing the supervisor, small services."""
+"""What tests of supervised services share: finding and killing the supervisor, small services."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
+
+from waiting import until
 
 from netspace.layout import Layout
 from netspace.supervision import Service, daemon
-
-PATIENCE = 20.0
-
-
-def until(condition: Callable[[], object], what: str = "") -> None:
-    """Wait until *condition* holds; fail after a while."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, what or "it did not come to pass"
-        time.sleep(0.01)
 
 
 def daemon_pid(layout: Layout) -> int:

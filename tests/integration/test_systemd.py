@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from systemd_host import SystemdHost
+from waiting import until
 
 pytestmark = [pytest.mark.systemd, pytest.mark.root]
 
@@ -70,13 +70,6 @@ def listing(host: SystemdHost) -> tuple[set[str], str, list[str]]:
     loaded = host.run("systemctl", "list-units", "--all", "--plain", "--no-legend", "netspace*").stdout
     cgroups = [path.name for path in host.path("/sys/fs/cgroup").glob("netspace*")]
     return files, loaded, cgroups
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.02)
 
 
 def plain(name: str, script: str = STAY, **options: Any) -> dict[str, Any]:

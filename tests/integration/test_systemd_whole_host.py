@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import waiting
 from systemd_host import SystemdHost
 from whole_host import ASK, CHECKOUT, IMAGE, Salt, all_true, changes, shop
 
@@ -57,11 +58,7 @@ def salt(machine: SystemdHost, tmp_path: Path) -> Iterator[Salt]:
     assert run("netspace.teardown")["result"] is True
 
 
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.1)
+until = functools.partial(waiting.until, patience=60, pause=0.1)
 
 
 def look(machine: SystemdHost) -> dict[str, Any]:

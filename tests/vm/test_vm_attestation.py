@@ -7,9 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from test_vm_limits import STAY, environment
 from vmlab import image
-from vmlab.lab import ROOTS, Salt
+from vmlab.lab import ROOTS, STAY, Salt, environment
 from vmlab.machine import Machine
 from whole_host import all_true
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from vmlab.lab import ROOTFS, Salt
+from vmlab.lab import ROOTFS, STAY, Salt
 from vmlab.machine import Machine
 from whole_host import all_true
 
 pytestmark = pytest.mark.vm
 
-STAY = "trap 'exit 0' TERM; while :; do sleep 0.1; done"
 # Something to look for on the disk, over many blocks.
 PATTERN = b"no other file of this machine has this in it " * 4000
 # Flip a bit of one block of the file on the disk itself, as a failing disk does; nothing is left cached.

@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-import json
+import functools
 import time
 from typing import Any
 
 import pytest
-from vmlab.lab import ROOTFS, Salt
+import waiting
+from vmlab.lab import STAY, Salt, environment
 from vmlab.machine import Machine
 from whole_host import all_true, changes
 
 pytestmark = pytest.mark.vm
 
-STAY = "trap 'exit 0' TERM; while :; do sleep 0.1; done"
 GROUP = "/sys/fs/cgroup/netspace.slice/netspace-environment-{}.service"
 
 
-def environment(script: str, **keys: Any) -> dict[str, Any]:
-    return {
-        "image": f"dir:{ROOTFS}",
-        "command": ["/bin/sh", "-c", script],
-        "restart": "never",
-        "stop_timeout": 1,
-        **keys,
-    }
-
-
-def until(condition: Any) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.5)
+until = functools.partial(waiting.until, patience=120, pause=0.5)
 
 
 def test_what_exceeds_its_memory_is_killed_and_said_to_be_out_of_memory(plain: Machine, salt: Salt) -> None:
@@ -100,7 +86,7 @@ def test_limits_change_while_it_runs_and_a_disk_grows(plain: Machine, salt: Salt
 
     all_true(salt.apply(declared(memory="64M", cpus=0.5, disk="32M")))
     before = pid()
-    full = salt("netspace_environment.exec", "kept", json.dumps(writes), check=False)
+    full = salt.exec("kept", writes)
     assert "No space left on device" in full["stdout"]
 
     states = salt.apply(declared(memory="96M", cpus=0.75, disk="96M", io={"write": "50M"}))
@@ -117,5 +103,5 @@ def test_limits_change_while_it_runs_and_a_disk_grows(plain: Machine, salt: Salt
         line.split()[0] == str(round(0.75 * int(line.split()[1]))) for line in setting("cpu.max") if line[0] != "m"
     )
     assert any(f"wbps={50 * 1024**2}" in line for line in setting("io.max"))
-    assert salt("netspace_environment.exec", "kept", json.dumps(writes))["retcode"] == 0
+    assert salt.exec("kept", writes)["retcode"] == 0
     assert changes(salt.apply(declared(memory="96M", cpus=0.75, disk="96M", io={"write": "50M"}))) == {}

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from test_vm_limits import STAY, environment
-from vmlab.lab import Salt
+from vmlab.lab import STAY, Salt, environment
 from vmlab.machine import Machine
 from whole_host import all_true, changes
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import whole_host
 from software_tpm import Factory, manufacture
 
 from vmlab import image as images
@@ -92,27 +94,30 @@ def furnish(machine: Machine) -> None:
     checkout(machine)
 
 
-class Salt:
+STAY = "trap 'exit 0' TERM; while :; do sleep 0.1; done"
+
+
+def environment(script: str, **keys: Any) -> dict[str, Any]:
+    """An environment that runs a shell script, once."""
+    return {
+        "image": f"dir:{ROOTFS}",
+        "command": ["/bin/sh", "-c", script],
+        "restart": "never",
+        "stop_timeout": 1,
+        **keys,
+    }
+
+
+class Salt(whole_host.Salt):
     """Masterless Salt in a machine, as an operator uses it."""
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
 
-    def __call__(self, *arguments: str, check: bool = True) -> Any:
-        """Run a function; return what it returned."""
-        done = self.machine.run(
-            "salt-call", "--out=json", "--retcode-passthrough", *arguments, check=False, timeout=300
-        )
-        try:
-            returned = json.loads(done.out)["local"]
-        except (ValueError, KeyError):
-            raise AssertionError(f"{arguments}: {done.out}\n{done.err}") from None
-        assert done.code == 0 or not check, f"{arguments}: {done.out}\n{done.err}"
-        return returned
-
-    def apply(self, declaration: dict[str, Any], *arguments: str) -> dict[str, dict[str, Any]]:
-        """``state.apply netspace`` of *declaration*; return each state's result by its id."""
+    def declare(self, declaration: dict[str, Any]) -> None:
         self.machine.put("/srv/pillar/declared.sls", "#!json\n" + json.dumps({"netspace": declaration}))
-        returned = self("state.apply", "netspace", *arguments, check=False)
-        assert isinstance(returned, dict), returned
-        return {state["__id__"]: state for state in returned.values()}
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = ["salt-call", "--out=json", "--retcode-passthrough", *arguments]
+        done = self.machine.run(*command, check=False, timeout=300)
+        return subprocess.CompletedProcess(command, done.code, done.out, done.err)

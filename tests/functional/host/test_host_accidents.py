@@ -25,7 +25,8 @@ import pytest
 import snapshot
 from environment_host import shell
 from faults_host import LAYOUT, Declared, World
-from supervised import daemon_pid, until
+from supervised import daemon_pid
+from waiting import until
 
 from netspace import files, library
 from netspace.environment import mounts, runtime

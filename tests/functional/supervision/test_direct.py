@@ -13,7 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from supervised import daemon_pid, kill_daemon, reap, shell, until
+from supervised import daemon_pid, kill_daemon, reap, shell
+from waiting import until
 
 from netspace import library
 from netspace.layout import Layout

@@ -6,11 +6,10 @@ import os
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from waiting import until
 
 from netspace.environment.images import Store, sources, tools
 from netspace.errors import MissingError
@@ -23,13 +22,6 @@ with tools.started(["sleep", "1000"]) as process:
     print(process.pid, flush=True)
     signal.pause()
 """
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.01)
 
 
 def runs(pid: int) -> bool:

@@ -1,0 +1,16 @@
+"""How tests wait for what happens beside them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+PATIENCE = 20.0
+
+
+def until(condition: Callable[[], object], what: str = "", *, patience: float = PATIENCE, pause: float = 0.01) -> None:
+    """Wait until *condition* holds, looking every *pause* seconds; fail after *patience* seconds."""
+    deadline = time.monotonic() + patience
+    while not condition():
+        assert time.monotonic() < deadline, what or "it did not come to pass"
+        time.sleep(pause)
