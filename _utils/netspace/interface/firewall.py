@@ -266,7 +266,7 @@ def _limits(
         led = {keys[one.interface]: nf.to_goto(f"most.{one.connections}.{way}") for one in ruled}
         sets[f"connections.{way}"] = Collection(*_NAME_TO_VERDICT, led, verdicts=True)
         chains[f"opened.{way}"] = Chain([
-            [nf.connection(nf.STATE), nf.equal(struct.pack("=I", 8), negate=True), _ACCEPT],  # not new
+            [*nf.not_new(), _ACCEPT],
             [nf.meta(end), nf.by_map(f"connections.{way}")],
             [_DROP],
         ])  # fmt: skip

@@ -23,7 +23,7 @@ from netspace.interface.table import Table
 
 _TRIES = 20
 # The kernel knows no such kind of rule, chain or object, or no nftables at all.
-_LACKING = (errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.ENOENT)
+_LACKING = (*netlink.UNSUPPORTED, errno.ENOENT)
 
 
 def state(name: str, loaded: Mapping[str, Any]) -> str:

@@ -102,7 +102,7 @@ def render(table: str, guarded: Guarded) -> list[Message]:
         text += nf.add_set(nf.INET, table, f"others_{family}", family, packed)
     chains: dict[str, list[list[bytes]]] = {
         "opened": [
-            [*_not(nf.new()), _accept()],
+            [*nf.not_new(), _accept()],
             [nf.more_open_than(guarded.connections), _drop()],
             [_accept()],
         ],
@@ -126,11 +126,6 @@ def _accept() -> bytes:
 
 def _drop() -> bytes:
     return nf.verdict(nf.DROP)
-
-
-def _not(state: Sequence[bytes]) -> list[bytes]:
-    """The same load and mask, but nothing of it set."""
-    return [*state[:-1], nf.equal(bytes(4))]
 
 
 def _ether(family: _Family) -> list[bytes]:

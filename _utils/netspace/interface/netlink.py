@@ -18,6 +18,7 @@ import functools
 import os
 import socket
 import struct
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -34,6 +35,9 @@ _REQUEST, _MULTI, _ACK, _DUMP_INTERRUPTED = 0x1, 0x2, 0x4, 0x10
 _ACK_CAPPED, _ACK_TLVS = 0x100, 0x200
 _DUMP, _REPLACE, _EXCLUSIVE, _CREATE = 0x300, 0x100, 0x200, 0x400
 _ERROR, _DONE = 2, 3
+
+# What a kernel answers that lacks the kind of link or rule that one asks for.
+UNSUPPORTED = (errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
 
 _NEWLINK, _DELLINK, _GETLINK, _SETLINK = 16, 17, 18, 19
 _NEWADDR, _DELADDR, _GETADDR = 20, 21, 22
@@ -465,11 +469,7 @@ def _values(nested: memoryview | None) -> dict[int, bytes]:
 
 def number(value: bytes | memoryview) -> int:
     """An unsigned number of the host's byte order, of whatever length; nothing is 0."""
-    return _number(memoryview(value))
-
-
-def _number(value: memoryview) -> int:
-    return int.from_bytes(value, "little" if struct.pack("=H", 1)[0] else "big")
+    return int.from_bytes(value, sys.byteorder)
 
 
 @bounded
@@ -495,17 +495,17 @@ def parse_link(payload: bytes | memoryview) -> Link:
         name=_string(found.get(_IFLA_IFNAME, memoryview(b""))),
         up=bool(flags & IFF_UP),
         arp=not flags & IFF_NOARP,
-        mtu=_number(found.get(_IFLA_MTU, memoryview(b""))),
+        mtu=number(found.get(_IFLA_MTU, memoryview(b""))),
         mac=bytes(found.get(_IFLA_ADDRESS, memoryview(b""))).hex(":"),
         alias=_string(found.get(_IFLA_IFALIAS, memoryview(b""))),
         kind=_string(information.get(_IFLA_INFO_KIND, memoryview(b""))),
-        group=_number(found.get(_IFLA_GROUP, memoryview(b""))),
+        group=number(found.get(_IFLA_GROUP, memoryview(b""))),
         addr_gen=addr_gen,
         accept_ra=accept_ra,
         ipv4=ipv4,
         queue=_string(found.get(_IFLA_QDISC, memoryview(b""))),
-        parent=_number(found.get(_IFLA_LINK, memoryview(b""))),
-        master=_number(found.get(_IFLA_MASTER, memoryview(b""))),
+        parent=number(found.get(_IFLA_LINK, memoryview(b""))),
+        master=number(found.get(_IFLA_MASTER, memoryview(b""))),
         data=_values(information.get(_IFLA_INFO_DATA)),
         port=_values(information.get(_IFLA_INFO_SLAVE_DATA)),
     )
@@ -520,7 +520,7 @@ def parse_rate(payload: bytes | memoryview) -> tuple[int, int]:
         return index, 0
     options = dict(attributes(found.get(_TCA_OPTIONS, memoryview(b""))))
     if _TCA_TBF_RATE64 in options:
-        return index, 8 * _number(options[_TCA_TBF_RATE64])
+        return index, 8 * number(options[_TCA_TBF_RATE64])
     return index, 8 * int(_TBF.unpack_from(options[_TCA_TBF_PARMS])[5])
 
 
@@ -544,11 +544,16 @@ def parse_route(payload: bytes | memoryview) -> tuple[int, Route]:
         return socket.inet_ntop(family, bytes(found[type_])) if type_ in found else ""
 
     destination = f"{address(_RTA_DST) or socket.inet_ntop(family, none)}/{prefix}"
-    index = _number(found[_RTA_OIF]) if _RTA_OIF in found else 0
+    index = number(found[_RTA_OIF]) if _RTA_OIF in found else 0
     return index, Route(destination, address(_RTA_GATEWAY), address(_RTA_PREFSRC))
 
 
 # -- the socket -------------------------------------------------------------------------
+def _request(message: Message, number: int, more: int = 0) -> bytes:
+    flags = _REQUEST | message.flags | more
+    return _HEADER.pack(_HEADER.size + len(message.body), message.type, flags, number, 0) + message.body
+
+
 class Socket:
     """A netlink socket in the calling thread's network namespace; it stays there."""
 
@@ -584,8 +589,7 @@ class Socket:
             data = bytearray()
             for number, message in enumerate(part, first):
                 # Success is silent but for the last one's, which tells the end.
-                flags = _REQUEST | message.flags | (_ACK if number == self._sequence else 0)
-                data += _HEADER.pack(_HEADER.size + len(message.body), message.type, flags, number, 0) + message.body
+                data += _request(message, number, _ACK if number == self._sequence else 0)
             self._socket.send(data)
             ended = False
             while not ended:
@@ -608,8 +612,7 @@ class Socket:
         confirming = self._sequence - 1
         data = bytearray()
         for number, message in enumerate(messages, first):
-            flags = _REQUEST | message.flags | (_ACK if number == confirming else 0)
-            data += _HEADER.pack(_HEADER.size + len(message.body), message.type, flags, number, 0) + message.body
+            data += _request(message, number, _ACK if number == confirming else 0)
         # All must go in one piece, beyond what a socket may commonly hold.
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 2 * len(data))
@@ -636,10 +639,7 @@ class Socket:
 
     def _dump(self, message: Message) -> tuple[list[bytes], bool]:
         self._sequence += 1
-        header = _HEADER.pack(
-            _HEADER.size + len(message.body), message.type, _REQUEST | message.flags, self._sequence, 0
-        )
-        self._socket.send(header + message.body)
+        self._socket.send(_request(message, self._sequence))
         found: list[bytes] = []
         whole = True
         while True:
@@ -707,7 +707,7 @@ def generic_family(name: str) -> int | None:
             found = control.dump(Message(_CONTROL, 0, struct.pack("=BBH", _GETFAMILY, 1, 0) + body))
     except OSError:
         return None
-    return next((_number(value) for one in found for type_, value in attributes(one, 4) if type_ == _FAMILY_ID), None)
+    return next((number(value) for one in found for type_, value in attributes(one, 4) if type_ == _FAMILY_ID), None)
 
 
 def ruleset_generation() -> int | None:

@@ -245,26 +245,27 @@ def forward_to(index: int) -> list[Expression]:
     ]
 
 
-def is_(key: int, data: bytes, *, negate: bool = False) -> list[Expression]:
-    return [meta(key), equal(data, negate=negate)]
+def is_(key: int, data: bytes) -> list[Expression]:
+    return [meta(key), equal(data)]
 
 
-def in_state(bits: int) -> list[Expression]:
-    """Whether a connection is in any of these states."""
-    return [connection(STATE), masked(struct.pack("=I", bits)), equal(bytes(4), negate=True)]
-
-
-def new() -> list[Expression]:
-    return in_state(_NEW)
+def not_new() -> list[Expression]:
+    """Whether a packet isn't the first of a connection. (Each is in one state.)"""
+    return [connection(STATE), equal(struct.pack("=I", _NEW), negate=True)]
 
 
 def related() -> list[Expression]:
-    return in_state(_RELATED)
+    return [connection(STATE), masked(struct.pack("=I", _RELATED)), equal(bytes(4), negate=True)]
 
 
 # -- tables --------------------------------------------------------------------------
 def _message(type_: int, family: int, flags: int, *attributes: bytes) -> Message:
     return Message(_SUBSYSTEM | type_, flags, struct.pack("=BBH", family, 0, 0) + b"".join(attributes))
+
+
+def _of(table: str, name: str, type_: int = 2) -> bytes:
+    """Which thing of a table: the attribute *type_* bears its name."""
+    return attribute(1, _text(table)) + attribute(type_, _text(name))
 
 
 def add_table(family: int, table: str) -> list[Message]:
@@ -278,7 +279,7 @@ def remove_table(family: int, table: str) -> list[Message]:
 
 
 def add_chain(family: int, table: str, chain: str) -> Message:
-    return _message(_NEWCHAIN, family, _CREATE, attribute(1, _text(table)), attribute(3, _text(chain)))
+    return _message(_NEWCHAIN, family, _CREATE, _of(table, chain, 3))
 
 
 def add_base(
@@ -300,8 +301,7 @@ def add_base(
         _NEWCHAIN,
         family,
         _CREATE,
-        attribute(1, _text(table)),
-        attribute(3, _text(chain)),
+        _of(table, chain, 3),
         _nest(4, place),
         attribute(5, _number(policy)),
         attribute(7, _text(type_)),
@@ -309,12 +309,12 @@ def add_base(
 
 
 def remove_chain(family: int, table: str, chain: str) -> Message:
-    return _message(_DELCHAIN, family, 0, attribute(1, _text(table)), attribute(3, _text(chain)))
+    return _message(_DELCHAIN, family, 0, _of(table, chain, 3))
 
 
 def remove_rules(family: int, table: str, chain: str) -> Message:
     """A chain is left without rules."""
-    return _message(_DELRULE, family, 0, attribute(1, _text(table)), attribute(2, _text(chain)))
+    return _message(_DELRULE, family, 0, _of(table, chain))
 
 
 def add_rule(family: int, table: str, chain: str, expressions: Iterable[Expression]) -> Message:
@@ -322,8 +322,7 @@ def add_rule(family: int, table: str, chain: str, expressions: Iterable[Expressi
         _NEWRULE,
         family,
         _CREATE | _APPEND,
-        attribute(1, _text(table)),
-        attribute(2, _text(chain)),
+        _of(table, chain),
         _nest(4, *expressions),
     )
 
@@ -365,8 +364,7 @@ def declare_set(
         _NEWSET,
         family,
         _CREATE,
-        attribute(1, _text(table)),
-        attribute(2, _text(name)),
+        _of(table, name),
         attribute(_FLAGS, _number(flags)),
         attribute(4, _number(type_)),
         attribute(5, _number(length)),
@@ -376,7 +374,7 @@ def declare_set(
 
 
 def remove_set(family: int, table: str, name: str) -> Message:
-    return _message(_DELSET, family, 0, attribute(1, _text(table)), attribute(2, _text(name)))
+    return _message(_DELSET, family, 0, _of(table, name))
 
 
 def add_elements(family: int, table: str, name: str, elements: Mapping[bytes, Verdict | None]) -> list[Message]:
@@ -390,7 +388,7 @@ def remove_elements(family: int, table: str, name: str, elements: Mapping[bytes,
 def _elements(
     type_: int, flags: int, family: int, table: str, name: str, elements: Mapping[bytes, Verdict | None]
 ) -> list[Message]:
-    where = attribute(1, _text(table)) + attribute(2, _text(name))
+    where = _of(table, name)
     packed = [_nest(1, _value(1, key) + (_done(*said) if said is not None else b"")) for key, said in elements.items()]
     return [
         _message(type_, family, flags, where, _nest(3, *packed[start : start + _PORTION]))
@@ -433,8 +431,7 @@ def add_timeout(family: int, table: str, name: str, l3: int, l4: int, seconds: M
         _NEWOBJECT,
         family,
         _CREATE,
-        attribute(1, _text(table)),
-        attribute(2, _text(name)),
+        _of(table, name),
         attribute(3, _number(_TIMEOUT)),
         _nest(
             4,
@@ -446,8 +443,7 @@ def add_timeout(family: int, table: str, name: str, l3: int, l4: int, seconds: M
 
 
 def remove_timeout(family: int, table: str, name: str) -> Message:
-    about = attribute(1, _text(table)) + attribute(2, _text(name)) + attribute(3, _number(_TIMEOUT))
-    return _message(_DELOBJECT, family, 0, about)
+    return _message(_DELOBJECT, family, 0, _of(table, name), attribute(3, _number(_TIMEOUT)))
 
 
 def digest(messages: Sequence[Message]) -> str:

@@ -7,7 +7,6 @@ right after. Asked once a run for each kind.
 
 from __future__ import annotations
 
-import errno
 import functools
 import os
 from collections.abc import Iterable
@@ -16,8 +15,6 @@ from pathlib import Path
 from netspace.interface import kinds, namespaces, netlink
 from netspace.interface.netlink import Link
 from netspace.spec.types import Interface
-
-_UNSUPPORTED = (errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
 
 
 def missing(specs: Iterable[Interface], links: Iterable[Link]) -> dict[str, str]:
@@ -61,6 +58,6 @@ def _tried(kind: str) -> bool:
         with netlink.Socket() as scratch:
             failures = scratch.batch([netlink.add_link(kind, "try", mtu=1500)])
         # A kernel that knows the kind refuses for what is not said: a parent, an id.
-        return all(failure.code not in _UNSUPPORTED for failure in failures.values())
+        return all(failure.code not in netlink.UNSUPPORTED for failure in failures.values())
 
     return namespaces.in_thread(attempt)

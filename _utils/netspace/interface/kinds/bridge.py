@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from netspace.interface import lan, netlink
-from netspace.interface.ends import INSIDE_INDEX, End, Ends, Place
+from netspace.interface.ends import End, Ends, Place
+from netspace.interface.kinds import veth
 from netspace.interface.netlink import Link, Message
 
 NEEDS = "veth"
@@ -74,13 +75,7 @@ def ends(spec: Bridge, place: Place) -> Ends:
 
 def create(wanted: Ends, far: int, parents: Mapping[str, int]) -> list[Message]:
     """Make the pair; it isn't a port yet."""
-    inside, outside = wanted.inside, wanted.outside
-    assert inside is not None and outside is not None
-    return [
-        netlink.add_veth(
-            inside.name, inside.mac, inside.mtu, outside.name, outside.mac, far, index=INSIDE_INDEX, arp=True
-        )
-    ]
+    return veth.create(wanted, far, parents)
 
 
 def details(link: Link, like: End, hosts: Mapping[int, str]) -> dict[str, Any]:
