@@ -39,7 +39,6 @@ _TRIES, _PAUSE = 40, 0.05
 _TOGETHER = 128
 # Namespaces whose tables are replaced at once.
 _WAITING = 16
-_UNSUPPORTED = (errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
 
 
 @dataclass(frozen=True)
@@ -314,8 +313,9 @@ class Applying:
     def _guard_only(self, work: Mapping[str, Work]) -> None:
         """Put tables in place of others: several at once, since the kernel makes each wait."""
         with ThreadPoolExecutor(_WAITING, thread_name_prefix="netspace-guards") as pool:
-            for name, one in work.items():
-                pool.submit(self._guard, name, one, enter=True)
+            done = [pool.submit(self._guard, name, one, enter=True) for name, one in work.items()]
+        for future in done:
+            future.result()  # raises what isn't a refusal of the kernel's
 
     def _guard(self, name: str, one: Work, *, enter: bool = False) -> None:
         """Put its table into its namespace, which the calling thread is in unless it is to *enter*."""
@@ -490,7 +490,7 @@ class Applying:
                 continue
             name = owners[place]
             one = work[name]
-            if failure.code in _UNSUPPORTED and netlink.makes_link(messages[place]) and one.kind is not None:
+            if failure.code in netlink.UNSUPPORTED and netlink.makes_link(messages[place]) and one.kind is not None:
                 self._fail(name, _missing(one.kind.NEEDS, failure, "declare an interface of another kind"))
             elif failure.code == errno.ENOENT and netlink.limits_rate(messages[place]):
                 self._fail(name, _missing("sch_tbf", failure, "leave rate out"))
@@ -540,7 +540,7 @@ def _missing(module: str, failure: object, otherwise: str) -> MissingError:
 
 
 def _unfiltered(error: OSError) -> Exception:
-    if error.errno in _UNSUPPORTED:
+    if error.errno in netlink.UNSUPPORTED:
         return _missing(
             "nf_tables with CONFIG_NETFILTER_EGRESS, NF_TABLES_NETDEV, NFT_CONNLIMIT and NFT_FWD_NETDEV",
             error,

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netspace.errors import NetspaceError, StateError
-from netspace.interface import ends, forwarding, kinds, namespaces, netlink, nftables
-from netspace.interface.apply import Firewall, Forwarding, Work
+from netspace.interface import ends, forwarding, guards, kinds, namespaces, netlink, nftables
+from netspace.interface.apply import Applying, Firewall, Forwarding, Work
 from netspace.interface.kind import DesiredInterfaces, Interfaces
 from netspace.interface.observe import Live, Observed, expected
 from netspace.interface.records import Record, Volatile, path
@@ -156,6 +156,19 @@ def test_forwarding_is_restored_to_what_it_was() -> None:
     assert not forwarding.changes([], {"ipv4": "1"}, {}), "somebody else's choice stays"
     assert forwarding.changes([], {"ipv4": "1"}, {switch: "0"}) == {"net.ipv4.ip_forward": {"old": "1", "new": "0"}}
     assert forwarding.changes([], {"ipv4": "0"}, {switch: "0"}), "stopped between restoring and forgetting"
+
+
+def test_what_is_no_refusal_of_the_kernels_ends_the_run_also_out_of_a_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def put(*_: Any, **__: Any) -> None:
+        raise ValueError("unforeseen")
+
+    monkeypatch.setattr(guards, "put", put)
+    monkeypatch.setattr(namespaces, "enter", lambda _: None)
+    work = Work(None, ends.Ends(), Live(), guard=())
+    with pytest.raises(ValueError, match="unforeseen"):
+        Applying(Layout(root=tmp_path))._guard_only({"a": work, "b": work})
 
 
 @pytest.mark.parametrize("mtu", [0, 1279, 65536])
