@@ -5,7 +5,8 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable, Sequence
 
-from netspace.interface.firewall import FAMILIES, WAYS, Guarded, chain_name, family, forwarded, of_way, single
+from netspace.interface.firewall import WAYS, Guarded, chain_name, forwarded, of_way, single
+from netspace.interface.matching import FAMILIES, family
 from netspace.spec import check
 from netspace.spec.types import Allow
 

@@ -37,27 +37,17 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from netspace.interface import matching
 from netspace.interface import nftables as nf
-from netspace.interface.nftables import Expression, Verdict
+from netspace.interface.matching import FAMILIES, family
+from netspace.interface.nftables import Verdict
 from netspace.interface.table import Base, Chain, Collection, Rule, Table, Timeout
-from netspace.spec import check
 from netspace.spec.types import Allow, Cidr
 
-FAMILIES = ("ipv4", "ipv6")
 # From an environment, to it: by which name it is found.
 _WAYS = {"from": nf.IIFNAME, "to": nf.OIFNAME}
-_PROTO = {"ipv4": bytes([socket.AF_INET]), "ipv6": bytes([socket.AF_INET6])}
-_ETHER = {"ipv4": nf.IPV4, "ipv6": nf.IPV6}
-# Where source and destination address stand in a packet, and how long they are.
-_ADDRESS = {"ipv4": {"saddr": 12, "daddr": 16}, "ipv6": {"saddr": 8, "daddr": 24}}
-_LENGTH = {"ipv4": 4, "ipv6": 16}
-_PORT = {"sport": 0, "dport": 2}
-_PROTOCOLS = {"tcp": 6, "udp": 17}
-_ICMP = {"ipv4": 1, "ipv6": 58}
 # What is closed doesn't count any more: for how many seconds the host goes on remembering it (TIME_WAIT, CLOSE).
 _CLOSED = {7: 2, 8: 1}
-# destination-unreachable, time-exceeded, parameter-problem; and packet-too-big
-_ERRORS = {"ipv4": (3, 11, 12), "ipv6": (1, 2, 3, 4)}
 _MOST = 65536  # interfaces whose connections are counted
 _RAW, _SRCNAT = -300, 100  # priorities: linux/netfilter_ipv4.h
 # Of a set's keys: nft's number of the type, bytes, and what nft wants to know of their byte order.
@@ -91,11 +81,6 @@ class Guarded:
     connections: int = 1024
 
 
-def family(rule: Allow) -> str:
-    """``ipv4`` or ``ipv6``."""
-    return "ipv6" if ":" in rule.cidr else "ipv4"
-
-
 def forwarded(allow: Iterable[Allow], gateways: Mapping[str, str]) -> frozenset[str]:
     """The families in which *allow* concerns others than the host, so that it must forward packets."""
     return frozenset(
@@ -123,8 +108,8 @@ def build(guarded: Sequence[Guarded]) -> Table:
     chains: dict[str, Chain] = {}
     timeouts: dict[str, Timeout] = {}
     if ruled:
-        for fam in FAMILIES:
-            timeouts[f"brief_{fam}"] = Timeout(_PROTO[fam][0], socket.IPPROTO_TCP, _CLOSED)
+        for fam, of in FAMILIES.items():
+            timeouts[f"brief_{fam}"] = Timeout(of.proto[0], socket.IPPROTO_TCP, _CLOSED)
         _limits(ruled, keys, chains, sets)
         _allowed(ruled, keys, chains, sets)
         chains["errors"] = Chain(_ICMP_ERRORS)
@@ -186,17 +171,7 @@ _HOOKED: Mapping[str, tuple[int, Sequence[Rule]]] = {
     "output": (nf.OUTPUT, [[*_OURS_OUT, nf.goto("towards")]]),
 }
 _ICMP_ERRORS: Sequence[Rule] = [
-    *(
-        [
-            *nf.is_(nf.NFPROTO, _PROTO[fam]),
-            *nf.is_(nf.L4PROTO, bytes([_ICMP[fam]])),
-            nf.payload(nf.TRANSPORT, 0, 1),
-            nf.equal(bytes([type_])),
-            _ACCEPT,
-        ]
-        for fam in FAMILIES
-        for type_ in _ERRORS[fam]
-    ),
+    *([*one, _ACCEPT] for of in FAMILIES.values() for one in matching.icmp(of, *of.errors)),
     [_DROP],
 ]
 _SPOOFED: Sequence[Rule] = [
@@ -205,14 +180,14 @@ _SPOOFED: Sequence[Rule] = [
         [
             *nf.is_(nf.IIFTYPE, struct.pack("=H", 1)),  # Ethernet
             nf.payload(nf.LINK, 12, 2),
-            nf.equal(struct.pack(">H", _ETHER[fam])),
+            nf.equal(struct.pack(">H", of.ether)),
             nf.meta(nf.IIFNAME),
             nf.payload(nf.LINK, 6, 6, nf.SECOND),
-            nf.payload(nf.NETWORK, _ADDRESS[fam]["saddr"], _LENGTH[fam], nf.SECOND_THIRD),
+            nf.payload(nf.NETWORK, of.address["saddr"], of.length, nf.SECOND_THIRD),
             nf.member(f"sources_{fam}"),
             _ACCEPT,
         ]
-        for fam in FAMILIES
+        for fam, of in FAMILIES.items()
     ),
     [_DROP],
 ]
@@ -246,7 +221,7 @@ def _chain(way: str, allow: tuple[Allow, ...]) -> tuple[str, Sequence[Rule]]:
     _, peer, port, chain = WAYS[way]
     then = nf.goto(chain) if chain else _ACCEPT
     rules = of_way(way, allow)
-    return chain_name(way, rules), [[*_matches(rule, peer, port), then] for rule in rules]
+    return chain_name(way, rules), [[*matching.covers(rule, peer, port), then] for rule in rules]
 
 
 def _limits(
@@ -257,8 +232,8 @@ def _limits(
         sets[f"open.{most}"] = Collection(*_NAME, most=_MOST)
         for way, end in _WAYS.items():
             briefly = (
-                [*nf.is_(nf.NFPROTO, _PROTO[fam]), *nf.is_(nf.L4PROTO, b"\x06"), nf.use_timeout(f"brief_{fam}")]
-                for fam in FAMILIES
+                [*nf.is_(nf.NFPROTO, of.proto), *nf.is_(nf.L4PROTO, b"\x06"), nf.use_timeout(f"brief_{fam}")]
+                for fam, of in FAMILIES.items()
             )
             counted = [nf.meta(end), nf.more_open_each(f"open.{most}", most), _DROP]
             chains[f"most.{most}.{way}"] = Chain([*briefly, counted, [_ACCEPT]])
@@ -270,35 +245,6 @@ def _limits(
             [nf.meta(end), nf.by_map(f"connections.{way}")],
             [_DROP],
         ])  # fmt: skip
-
-
-def _matches(rule: Allow, peer: str, port: str) -> list[Expression]:
-    fam = family(rule)
-    network = rule.cidr.network
-    words = nf.is_(nf.NFPROTO, _PROTO[fam])
-    if bits := network.prefixlen:
-        octets = -(-bits // 8)
-        address = network.network_address.packed
-        if bits % 8:
-            words += [
-                nf.payload(nf.NETWORK, _ADDRESS[fam][peer], _LENGTH[fam]),
-                nf.masked(network.netmask.packed),
-                nf.equal(address),
-            ]
-        else:
-            words += [nf.payload(nf.NETWORK, _ADDRESS[fam][peer], octets), nf.equal(address[:octets])]
-    protocol = _ICMP[fam] if rule.protocol == "icmp" else _PROTOCOLS[rule.protocol]
-    words += nf.is_(nf.L4PROTO, bytes([protocol]))
-    if rule.protocol != "icmp" and rule.port is not None:
-        bounds = check.ports(rule.port)
-        assert bounds is not None  # the declaration was checked
-        first, last = (struct.pack(">H", bound) for bound in bounds)
-        words += [nf.payload(nf.TRANSPORT, _PORT[port], 2), _from_to(first, last)]
-    return words
-
-
-def _from_to(first: bytes, last: bytes) -> Expression:
-    return nf.equal(first) if first == last else nf.between(first, last)
 
 
 @functools.lru_cache(16384)

@@ -24,34 +24,13 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from netspace.interface import matching
 from netspace.interface import nftables as nf
+from netspace.interface.matching import FAMILIES
 from netspace.interface.netlink import Message
-from netspace.spec import check
 from netspace.spec.types import Allow
 
 _LOOPBACK = struct.pack("=I", 1)
-
-
-@dataclass(frozen=True)
-class _Family:
-    """Where things stand in a packet of one family."""
-
-    proto: bytes  # as the kernel numbers the family
-    ether: int
-    source: int
-    target: int
-    length: int
-    icmp: int
-    errors: tuple[int, ...]
-
-
-_FAMILIES = {
-    # destination-unreachable, time-exceeded, parameter-problem
-    "ipv4": _Family(b"\x02", nf.IPV4, 12, 16, 4, 1, (3, 11, 12)),
-    # and packet-too-big
-    "ipv6": _Family(b"\x0a", nf.IPV6, 8, 24, 16, 58, (1, 2, 3, 4)),
-}
-_PROTOCOLS = {"tcp": 6, "udp": 17}
 _SOLICITATION, _ADVERTISEMENT, _QUERY, _REPORT = 135, 136, 130, 143
 _LONGER = (struct.pack(">H", 33), b"\xff\xff")
 _REPORTS_TO = ipaddress.IPv6Address("ff02::16").packed  # RFC 3810 section 5.2.14
@@ -128,36 +107,27 @@ def _drop() -> bytes:
     return nf.verdict(nf.DROP)
 
 
-def _ether(family: _Family) -> list[bytes]:
-    return nf.is_(nf.PROTOCOL, struct.pack(">H", family.ether))
-
-
-def _icmp(family: _Family, *types: int) -> list[list[bytes]]:
-    head = [*nf.is_(nf.NFPROTO, family.proto), *nf.is_(nf.L4PROTO, bytes([family.icmp]))]
-    return [[*head, nf.payload(nf.TRANSPORT, 0, 1), nf.equal(bytes([one]))] for one in types]
-
-
 def _judged(guarded: Guarded, *, outwards: bool) -> list[list[bytes]]:
     """The rules of what the environment sends, or of what it is sent."""
-    six = _FAMILIES["ipv6"]
+    six = FAMILIES["ipv6"]
     rules = [[*nf.is_(nf.OIF if outwards else nf.IIF, _LOOPBACK), _accept()]]
     # Neighbours: never from beyond the link (RFC 4861 section 7.1).
     whole = [nf.payload(nf.NETWORK, 7, 1), nf.equal(b"\xff")]
-    rules += [[*one, *whole, _accept()] for one in _icmp(six, _SOLICITATION, _ADVERTISEMENT)]
+    rules += [[*one, *whole, _accept()] for one in matching.icmp(six, _SOLICITATION, _ADVERTISEMENT)]
     if outwards:
-        rules += [[*one, *_at(six.target, _REPORTS_TO), _accept()] for one in _icmp(six, _REPORT)]
+        rules += [[*one, *_at(six.address["daddr"], _REPORTS_TO), _accept()] for one in matching.icmp(six, _REPORT)]
     else:
         once = [nf.payload(nf.NETWORK, 7, 1), nf.equal(b"\x01")]
-        rules += [[*one, *once, _accept()] for one in _icmp(six, _QUERY)]
-    for name, family in _FAMILIES.items():
+        rules += [[*one, *once, _accept()] for one in matching.icmp(six, _QUERY)]
+    for name, family in FAMILIES.items():
         is_family = nf.is_(nf.NFPROTO, family.proto)
         if name not in guarded.addresses:
             rules.append([*is_family, _drop()])
             continue
         own = ipaddress.ip_address(guarded.addresses[name]).packed
-        mine, theirs = (family.source, family.target) if outwards else (family.target, family.source)
-        rules.append([*is_family, *_at(mine, own, negate=True), _drop()])
-        peer = nf.payload(nf.NETWORK, theirs, family.length)
+        mine, theirs = ("saddr", "daddr") if outwards else ("daddr", "saddr")
+        rules.append([*is_family, *_at(family.address[mine], own, negate=True), _drop()])
+        peer = nf.payload(nf.NETWORK, family.address[theirs], family.length)
         rules.append([*is_family, peer, nf.member(f"others_{name}"), _drop()])
         for direction in ("out", "in"):
             original = (direction == "out") == outwards
@@ -165,38 +135,18 @@ def _judged(guarded: Guarded, *, outwards: bool) -> list[list[bytes]]:
                 [
                     nf.connection(nf.DIRECTION),
                     nf.equal(nf.ORIGINAL if original else nf.REPLY),
-                    *is_family,
-                    *_matches(rule, family, theirs, original),
+                    *matching.covers(rule, theirs, "dport" if original else "sport"),
                     nf.goto("opened") if original else _accept(),
                 ]
                 for rule in guarded.allow
-                if rule.direction == direction and rule.cidr.network.version == int(name[-1])
+                if rule.direction == direction and matching.family(rule) == name
             ]
-        rules += [[*nf.related(), *one, _accept()] for one in _icmp(family, *family.errors)]
+        rules += [[*nf.related(), *one, _accept()] for one in matching.icmp(family, *family.errors)]
     return rules
 
 
 def _at(offset: int, value: bytes, *, negate: bool = False) -> list[bytes]:
     return [nf.payload(nf.NETWORK, offset, len(value)), nf.equal(value, negate=negate)]
-
-
-def _matches(rule: Allow, family: _Family, peer: int, original: bool) -> list[bytes]:
-    network = rule.cidr.network
-    words: list[bytes] = []
-    if network.prefixlen:
-        words.append(nf.payload(nf.NETWORK, peer, family.length))
-        if network.num_addresses > 1:
-            words.append(nf.masked(network.netmask.packed))
-        words.append(nf.equal(network.network_address.packed))
-    protocol = family.icmp if rule.protocol == "icmp" else _PROTOCOLS[rule.protocol]
-    words += nf.is_(nf.L4PROTO, bytes([protocol]))
-    if rule.port is not None:
-        bounds = check.ports(rule.port)
-        assert bounds is not None  # the declaration was checked
-        # The server's port, wherever it stands in this packet.
-        words.append(nf.payload(nf.TRANSPORT, 2 if original else 0, 2))
-        words.append(nf.between(*(struct.pack(">H", bound) for bound in bounds)))
-    return words
 
 
 def _pinned(guarded: Guarded) -> list[list[bytes]]:
@@ -206,21 +156,21 @@ def _pinned(guarded: Guarded) -> list[list[bytes]]:
     if mac:
         rules.append([nf.payload(nf.LINK, 6, 6), nf.equal(mac, negate=True), _drop()])
     for name, address in sorted(guarded.addresses.items()):
-        family = _FAMILIES[name]
+        family = FAMILIES[name]
         own = ipaddress.ip_address(address).packed
         if name == "ipv6":
             rules += _neighbourly(mac, [own, *([ipaddress.ip_address(guarded.local).packed] if guarded.local else [])])
-        rules.append([*_ether(family), *_at(family.source, own), _accept()])
+        rules.append([*nf.of_protocol(family.ether), *_at(family.address["saddr"], own), _accept()])
         if name == "ipv4" and guarded.arp:
             # From its MAC and its address, as ARP itself says it: RFC 826.
             about = _at(8, mac + own) if mac else _at(14, own)
-            rules.append([*nf.is_(nf.PROTOCOL, struct.pack(">H", nf.ARP)), *about, _accept()])
+            rules.append([*nf.of_protocol(nf.ARP), *about, _accept()])
     return rules
 
 
 def _neighbourly(mac: bytes, own: Sequence[bytes]) -> list[list[bytes]]:
     """What may be said to IPv6 neighbours: RFC 4861, RFC 3810."""
-    six = _ether(_FAMILIES["ipv6"])
+    six = nf.of_protocol(nf.IPV6)
     rules = []
     for type_, option in ((_ADVERTISEMENT, b"\x02\x01"), (_SOLICITATION, b"\x01\x01")):
         about = [*six, *_at(6, b"\x3a"), *_at(40, bytes([type_]))]

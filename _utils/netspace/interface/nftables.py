@@ -249,6 +249,11 @@ def is_(key: int, data: bytes) -> list[Expression]:
     return [meta(key), equal(data)]
 
 
+def of_protocol(ether: int) -> list[Expression]:
+    """Whether a frame is of this protocol."""
+    return is_(PROTOCOL, struct.pack(">H", ether))
+
+
 def not_new() -> list[Expression]:
     """Whether a packet isn't the first of a connection. (Each is in one state.)"""
     return [connection(STATE), equal(struct.pack("=I", _NEW), negate=True)]

@@ -27,6 +27,7 @@ from netspace.interface import netlink
 from netspace.interface import nftables as nf
 from netspace.interface.ends import INSIDE_INDEX, End, Ends, Place
 from netspace.interface.kinds import veth
+from netspace.interface.matching import FAMILIES
 from netspace.interface.netlink import Link, Message
 from netspace.spec.types import Address, Filtered
 
@@ -140,28 +141,24 @@ def guard(table: str, wanted: Ends, place: Place) -> list[Message]:
     for family, address in sorted(place.addresses.items()):
         own = socket.inet_pton(netlink.FAMILIES[family], address)
         gateway = socket.inet_pton(netlink.FAMILIES[family], place.gateways[family])
+        of = FAMILIES[family]
         if family == "ipv4":
-            protocol, source, target = _protocol(nf.IPV4), 12, 16
             sent.append(_arp_answer(guest, own, router, gateway))
         else:
-            protocol, source, target = _protocol(nf.IPV6), 8, 24
             sent += [_neighbour_answer(guest, own, router, gateway, option=option) for option in (True, False)]
         sent.append([
-            *protocol, *_at(nf.LINK, 0, router), *_at(nf.NETWORK, source, own),
+            *nf.of_protocol(of.ether), *_at(nf.LINK, 0, router), *_at(nf.NETWORK, of.address["saddr"], own),
             *nf.write(nf.LINK, 0, guest), *nf.forward_to(INSIDE_INDEX),
         ])  # fmt: skip
         received.append([
-            *protocol, *_at(nf.NETWORK, target, own), *nf.write(nf.LINK, 6, router), *nf.forward_to(_INDEX),
+            *nf.of_protocol(of.ether), *_at(nf.NETWORK, of.address["daddr"], own),
+            *nf.write(nf.LINK, 6, router), *nf.forward_to(_INDEX),
         ])  # fmt: skip
     text = nf.add_table(nf.NETDEV, table)
     for chain, device, rules in (("sent", NAME, sent), ("received", inside.name, received)):
         text.append(nf.add_base(nf.NETDEV, table, chain, nf.INGRESS, device=device))
         text += [nf.add_rule(nf.NETDEV, table, chain, rule) for rule in rules]
     return text
-
-
-def _protocol(ether: int) -> list[bytes]:
-    return nf.is_(nf.PROTOCOL, struct.pack(">H", ether))
 
 
 def _at(base: int, offset: int, value: bytes) -> list[bytes]:
@@ -171,7 +168,7 @@ def _at(base: int, offset: int, value: bytes) -> list[bytes]:
 def _arp_answer(guest: bytes, own: bytes, router: bytes, gateway: bytes) -> list[bytes]:
     """Who has the gateway? The router: RFC 826."""
     return [
-        *_protocol(nf.ARP), *_at(nf.NETWORK, 0, _REQUEST),
+        *nf.of_protocol(nf.ARP), *_at(nf.NETWORK, 0, _REQUEST),
         *_at(nf.NETWORK, 8, guest + own), *_at(nf.NETWORK, 24, gateway),
         *nf.write(nf.LINK, 0, guest + router),
         *nf.write(nf.NETWORK, 6, b"\0\2"),
@@ -190,7 +187,7 @@ def _neighbour_answer(guest: bytes, own: bytes, router: bytes, gateway: bytes, *
     asked = [*_at(nf.NETWORK, 64, b"\x01\x01" + guest)] if option else []
     more = nf.write(nf.NETWORK, 64, b"\x02\x01" + router) if option else []
     return [
-        *_protocol(nf.IPV6), *_at(nf.NETWORK, 4, struct.pack(">HBB", len(answer), socket.IPPROTO_ICMPV6, 255)),
+        *nf.of_protocol(nf.IPV6), *_at(nf.NETWORK, 4, struct.pack(">HBB", len(answer), socket.IPPROTO_ICMPV6, 255)),
         *_at(nf.NETWORK, 8, own),
         *_at(nf.NETWORK, 40, bytes([_SOLICITATION, 0])), *_at(nf.NETWORK, 48, gateway), *asked,
         *nf.write(nf.LINK, 0, guest + router),

@@ -1,0 +1,86 @@
+"""What both packet filters share: where things stand in a packet, and what of one an ``allow`` rule covers. Pure."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from netspace.interface import nftables as nf
+from netspace.interface.nftables import Expression
+from netspace.spec import check
+from netspace.spec.types import Allow
+
+
+@dataclass(frozen=True)
+class Family:
+    """Packets of one family.
+
+    :param proto: the kernel's number of the family.
+    :param ether: that of the frames that bear them.
+    :param address: where source and destination stand, of *length* bytes.
+    :param icmp: the protocol of its ICMP, *errors* the types that tell of one.
+    """
+
+    proto: bytes
+    ether: int
+    address: Mapping[str, int]
+    length: int
+    icmp: int
+    errors: tuple[int, ...]
+
+
+FAMILIES = {
+    # destination-unreachable, time-exceeded, parameter-problem
+    "ipv4": Family(bytes([socket.AF_INET]), nf.IPV4, {"saddr": 12, "daddr": 16}, 4, 1, (3, 11, 12)),
+    # and packet-too-big
+    "ipv6": Family(bytes([socket.AF_INET6]), nf.IPV6, {"saddr": 8, "daddr": 24}, 16, 58, (1, 2, 3, 4)),
+}
+_PORT = {"sport": 0, "dport": 2}
+_PROTOCOLS = {"tcp": 6, "udp": 17}
+
+
+def family(rule: Allow) -> str:
+    """``ipv4`` or ``ipv6``."""
+    return "ipv6" if ":" in rule.cidr else "ipv4"
+
+
+def icmp(of: Family, *types: int) -> list[list[Expression]]:
+    """For each of *types* what a packet of it is."""
+    head = [*nf.is_(nf.NFPROTO, of.proto), *nf.is_(nf.L4PROTO, bytes([of.icmp]))]
+    return [[*head, nf.payload(nf.TRANSPORT, 0, 1), nf.equal(bytes([type_]))] for type_ in types]
+
+
+def covers(rule: Allow, peer: str, port: str) -> list[Expression]:
+    """Whether *rule* covers a packet.
+
+    :param peer: where the other end's address stands in it: ``saddr`` or ``daddr``.
+    :param port: where the server's port stands, ``sport`` or ``dport``.
+    """
+    of = FAMILIES[family(rule)]
+    network = rule.cidr.network
+    words = nf.is_(nf.NFPROTO, of.proto)
+    if bits := network.prefixlen:
+        octets = -(-bits // 8)
+        address = network.network_address.packed
+        if bits % 8:
+            words += [
+                nf.payload(nf.NETWORK, of.address[peer], of.length),
+                nf.masked(network.netmask.packed),
+                nf.equal(address),
+            ]
+        else:
+            words += [nf.payload(nf.NETWORK, of.address[peer], octets), nf.equal(address[:octets])]
+    protocol = of.icmp if rule.protocol == "icmp" else _PROTOCOLS[rule.protocol]
+    words += nf.is_(nf.L4PROTO, bytes([protocol]))
+    if rule.protocol != "icmp" and rule.port is not None:
+        bounds = check.ports(rule.port)
+        assert bounds is not None  # the declaration was checked
+        first, last = (struct.pack(">H", bound) for bound in bounds)
+        words += [nf.payload(nf.TRANSPORT, _PORT[port], 2), _from_to(first, last)]
+    return words
+
+
+def _from_to(first: bytes, last: bytes) -> Expression:
+    return nf.equal(first) if first == last else nf.between(first, last)
