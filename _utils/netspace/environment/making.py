@@ -17,7 +17,7 @@ from typing import TypeVar
 from netspace import files
 from netspace.environment import cgroups, disks, handout, mounts, oci, records, rootfs, runtime, volumes
 from netspace.environment.images import Image, Store
-from netspace.environment.observe import assembled
+from netspace.environment.observe import assembled, own_disks
 from netspace.environment.records import Record
 from netspace.environment.seccomp_file import Profile
 from netspace.errors import NetspaceError
@@ -81,19 +81,23 @@ class Making:
     def cgroup(self, name: str) -> str:
         return payload_cgroup(self.layout, runtime.service_name(name))
 
-    def assemble(self, name: str, record: Record) -> None:
-        """Mount the root and write the configuration; the image is mounted, nothing runs."""
+    def assemble(self, name: str, record: Record) -> str:
+        """Mount the root and write the configuration; the image is mounted, nothing runs.
+
+        :return: the configuration's digest, as records have it.
+        """
         spec = record.spec
         rootfs.dismantle(self.layout, name)
         for volume in spec.volumes:
             volumes.ensure(self.layout, name, volume, oci.user_of(spec, record.image.defaults))
         image = self.store.mountpoint(record.image.digest)
         rootfs.assemble(self.layout, name, spec, image, record.image.digest, record.base)
-        self._configure(name, record)
+        return self._configure(name, record)
 
-    def _configure(self, name: str, record: Record) -> None:
+    def _configure(self, name: str, record: Record) -> str:
         content = self.render(name, record.spec, record.base, record.image, record.profile)
         files.write(self.layout.bundle(name) / "config.json", content)
+        return hashlib.sha256(content).hexdigest()
 
     def tune(self, name: str, record: Record, mounted: Mapping[str, mounts.Mount]) -> None:
         """Have the limits of one that is made, and maybe runs, be those of its record.
@@ -124,17 +128,19 @@ class Making:
         """Rebuild what these lack of mounts, bundles and files; return what went wrong, by environment."""
         self.store.tidy()
         mounted = mounts.table()
-        lost = {name: record for name, record in known.items() if not assembled(self.layout, name, record, mounted)}
+        lost = {
+            name: record
+            for name, record in known.items()
+            if not assembled(self.layout, name, record, mounted, own_disks(self.layout, name, record, mounted))
+        }
         errors = self.mount_images({record.image.digest for record in lost.values()}, mounted)
 
         def rebuild(name: str) -> None:
             record = lost[name]
             if error := errors.get(record.image.digest):
                 raise NetspaceError(error)
-            self.assemble(name, record)
             # Disks may have got other numbers: what the configuration says of them is no change.
-            content = self.render(name, record.spec, record.base, record.image, record.profile)
-            records.write(self.layout, name, replace(record, config=hashlib.sha256(content).hexdigest()))
+            records.write(self.layout, name, replace(record, config=self.assemble(name, record)))
             self.hand_out(name, record, handout.read(self.layout, name))
 
         def complete(name: str) -> None:

@@ -96,15 +96,16 @@ def observe(
         redefined = supervisor.differing(services)
     for name, record in known.items():
         status = statuses.get(runtime.service_name(name))
+        own = own_disks(layout, name, record, mounted)
         found[name] = Seen(
             record,
             status,
-            assembled(layout, name, record, mounted),
+            assembled(layout, name, record, mounted, own),
             handout.observe(layout, name),
             _in_namespace(layout, name, status),
             runtime.halt_mark(layout, name).exists(),
             _differing(layout, name, record, status, hierarchies, devices),
-            _disks(layout, name, record, mounted),
+            own,
             runtime.service_name(name) not in redefined,
         )
     sources = {image: store.seen(image) for image in sorted({record.spec.image for record in known.values()})}
@@ -123,12 +124,17 @@ def observe(
     )
 
 
-def assembled(layout: Layout, name: str, record: Record, mounted: Mapping[str, mounts.Mount]) -> bool:
-    """Whether all is mounted and the configuration is as recorded."""
+def assembled(
+    layout: Layout, name: str, record: Record, mounted: Mapping[str, mounts.Mount], own: Mapping[str, Disk]
+) -> bool:
+    """Whether all is mounted and the configuration is as recorded.
+
+    :param own: what :func:`own_disks` says.
+    """
     if not rootfs.is_assembled(layout, name, mounted):
         return False
     for place in disks.places(layout, name, record.spec, record.image.digest):
-        there = disks.observe(place, mounted)
+        there = own.get(place.key)
         # One that is too small is grown as it is, where that can be.
         if there is None or there.size > place.size or (there.size < place.size and not disks.grows()):
             return False
@@ -139,7 +145,8 @@ def assembled(layout: Layout, name: str, record: Record, mounted: Mapping[str, m
     return hashlib.sha256(written).hexdigest() == record.config
 
 
-def _disks(layout: Layout, name: str, record: Record, mounted: Mapping[str, mounts.Mount]) -> dict[str, Disk]:
+def own_disks(layout: Layout, name: str, record: Record, mounted: Mapping[str, mounts.Mount]) -> dict[str, Disk]:
+    """Its own file systems that are mounted, by their keys."""
     found = {
         place.key: disks.observe(place, mounted)
         for place in disks.places(layout, name, record.spec, record.image.digest)

@@ -23,7 +23,7 @@ from typing import IO, Any
 from netspace import files
 from netspace.environment import disks, ids, mounts, oci, records, runtime
 from netspace.environment.kind import Environments
-from netspace.environment.observe import describe
+from netspace.environment.observe import describe, own_disks
 from netspace.environment.records import Record, RunState
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
@@ -217,14 +217,9 @@ class Operations:
 
 
 def _disk_usage(layout: Layout, name: str, record: Record, mounted: Mapping[str, mounts.Mount]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for place in disks.places(layout, name, record.spec, record.image.digest):
-        there = disks.observe(place, mounted)
-        if there is not None and place.key == disks.LAYER:
-            found["disk"] = there.used
-        elif there is not None:
-            found.setdefault("volumes", {})[place.key] = there.used
-    return found
+    used = {key: there.used for key, there in own_disks(layout, name, record, mounted).items()}
+    found: dict[str, Any] = {"disk": used.pop(disks.LAYER)} if disks.LAYER in used else {}
+    return {**found, "volumes": used} if used else found
 
 
 def _state(statuses: Mapping[str, Status], name: str) -> str:
