@@ -16,7 +16,6 @@ from typing import Any
 
 import msgspec
 
-from netspace import files
 from netspace.environment import cgroups, seccomp, volumes
 from netspace.environment.ids import COUNT, FIRST
 from netspace.environment.images.sources import Defaults
@@ -157,11 +156,6 @@ def arguments_of(spec: Environment, defaults: Defaults) -> tuple[str, ...]:
     if spec.command:
         return (*spec.command, *(spec.args or ()))
     return (*defaults.entrypoint, *(defaults.cmd if spec.args is None else spec.args))
-
-
-def digest(configuration: dict[str, Any]) -> str:
-    """Hexadecimal sha256 of a configuration as it is written."""
-    return hashlib.sha256(files.encode(configuration)).hexdigest()
 
 
 def _own_mounts(limits: Limits) -> list[dict[str, Any]]:

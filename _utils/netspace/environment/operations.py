@@ -115,16 +115,6 @@ class Operations:
 
         return self._change(names, "running", act)
 
-    def remove(self, names: Collection[str]) -> dict[str, str]:
-        """Remove them with their layers; return an error text per name, empty where it is gone.
-
-        Links and interfaces are not removed here; what lies in volumes stays.
-        """
-        with files.locked(self._layout.lock):
-            self._known(names)
-            plan = self._kind.plan({}, self._kind.observe(), names)
-            return {outcome.step.name: outcome.error for outcome in self._kind.apply(plan.steps)}
-
     def logs(self, name: str, lines: int = 100) -> dict[str, Any]:
         """The last *lines* lines of what the program wrote: ``{"lines": [...]}``."""
         try:
@@ -257,16 +247,7 @@ def _run(call: Sequence[str], stdin: bytes, timeout: float, pid_file: Path) -> _
     deadline = time.monotonic() + timeout
     kept = {"stdout": bytearray(), "stderr": bytearray()}
     truncated = timed_out = False
-    process = subprocess.Popen(
-        call,
-        # Never the host's /dev/null: crun hands its streams to the environment's user (fchown).
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=runtime.VARIABLES,
-        start_new_session=True,
-        bufsize=0,
-    )
+    process = runtime.piped(call)
     assert process.stdout is not None
     assert process.stderr is not None
     with process, selectors.DefaultSelector() as selector:

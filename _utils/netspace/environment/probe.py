@@ -8,8 +8,9 @@ list of rows ``{name, group, outcome, detail}``; *outcome* is ``refused`` (good)
 
 The input says what to aim at; what is absent is skipped::
 
-    {"peer": {"addresses": [...], "port": 7000, "mailbox": "mailbox.x", "link": "link.x.y",
-              "marker": "text in the peer's files", "locked": "/path", "touched": "/path"},
+    {"peer": {"addresses": [...], "port": 7000, "mailbox": "mailbox.x", "link": "link.x.y", "account": "env.x",
+              "marker": "text in the peer's files", "locked": "/path", "touched": "/path",
+              "shm_key": 4711, "abstract": "name of a socket"},
      "host": {"addresses": [...], "port": 22, "broker_ports": [...]},
      "outside": {"addresses": [...], "port": 80},
      "limits": {"memory": bytes, "pids": 64, "files": 1024, "tmp": bytes, "shm": bytes, "disk": bytes}}

@@ -13,7 +13,7 @@ import functools
 import os
 import shutil
 import subprocess
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from netspace.environment import cgroups, mounts
@@ -24,8 +24,7 @@ from netspace.supervision import Service
 
 VARIABLES = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 PATIENCE = 60.0  # seconds for crun to kill and forget a container
-_CGROUPS = "/sys/fs/cgroup"
-_UNIFIED = f"{_CGROUPS}/unified"
+_UNIFIED = f"{cgroups.ROOT}/unified"
 
 
 def service_name(name: str) -> str:
@@ -63,6 +62,22 @@ def prefix(mounted: Mapping[str, mounts.Mount]) -> tuple[str, ...]:
 def crun(layout: Layout, mounted: Mapping[str, mounts.Mount], *arguments: str) -> tuple[str, ...]:
     """A call of crun with our own state folder."""
     return (*prefix(mounted), program(), "--root", str(state(layout)), *arguments)
+
+
+def piped(call: Sequence[str]) -> subprocess.Popen[bytes]:
+    """Start a call of crun that stays with its program, on three pipes.
+
+    Never the host's /dev/null: crun hands its streams to the environment's user (fchown).
+    """
+    return subprocess.Popen(
+        call,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=VARIABLES,
+        start_new_session=True,
+        bufsize=0,
+    )
 
 
 def state(layout: Layout) -> Path:
@@ -163,7 +178,7 @@ def delete(layout: Layout, name: str, mounted: Mapping[str, mounts.Mount]) -> No
 def remove_cgroups(layout: Layout, cgroup: str, mounted: Mapping[str, mounts.Mount]) -> None:
     """Remove an environment's empty cgroup in every hierarchy, and the instance's when it was the last."""
     for mount in mounted.values():
-        if mount.kind in ("cgroup", "cgroup2") and mount.target.startswith(_CGROUPS):
+        if mount.kind in ("cgroup", "cgroup2") and mount.target.startswith(cgroups.ROOT):
             for folder in (cgroup, f"/{layout.instance}"):
                 with contextlib.suppress(OSError):  # absent, or in use by another
                     os.rmdir(mount.target + folder)
@@ -181,7 +196,7 @@ def usage(cgroup: str, mounted: Mapping[str, mounts.Mount]) -> dict[str, int]:
     """What the environment uses now: ``memory`` in bytes and ``pids``; empty where it doesn't run."""
     found = {}
     for mount in mounted.values():
-        if mount.kind in ("cgroup", "cgroup2") and mount.target.startswith(_CGROUPS):
+        if mount.kind in ("cgroup", "cgroup2") and mount.target.startswith(cgroups.ROOT):
             for key, files in (("memory", ("memory.current", "memory.usage_in_bytes")), ("pids", ("pids.current",))):
                 for file in files:
                     with contextlib.suppress(OSError, ValueError):

@@ -132,8 +132,6 @@ def attack(making: Making, original: Record, twins: tuple[str, str], target: Map
 def _pack(folder: Path) -> kit.Kit:
     """Put the interpreter and the probe into a file system of their own: /run may forbid to run programs."""
     folder.mkdir(parents=True)
-    for passable in (folder.parents[2], folder.parents[1], folder.parent):
-        passable.chmod(passable.stat().st_mode | 0o111)
     mounts.mount("tmpfs", folder, "tmpfs", mounts.NOSUID | mounts.NODEV, f"mode=755,size={_KIT_SIZE}")
     packed = kit.pack(folder, MODULES)
     shutil.copyfile(probe.__file__, folder / "probe.py")
@@ -192,23 +190,10 @@ def _readable(image: Path) -> tuple[str, str]:
 # -- running ---------------------------------------------------------------------------------
 
 
-def _call(layout: Layout, name: str) -> tuple[str, ...]:
+def _start(layout: Layout, name: str) -> subprocess.Popen[bytes]:
     bundle = layout.bundle(name)
     run = ("--log", str(runtime.log(layout, name)), "run", "--bundle", str(bundle), runtime.container(layout, name))
-    return runtime.crun(layout, mounts.table(), *run)
-
-
-def _start(layout: Layout, name: str) -> subprocess.Popen[bytes]:
-    # Never the host's /dev/null: crun hands its streams to the environment's user (fchown).
-    return subprocess.Popen(
-        _call(layout, name),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=runtime.VARIABLES,
-        start_new_session=True,
-        bufsize=0,
-    )
+    return runtime.piped(runtime.crun(layout, mounts.table(), *run))
 
 
 @contextlib.contextmanager

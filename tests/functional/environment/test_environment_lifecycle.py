@@ -236,7 +236,7 @@ def test_removal_leaves_nothing(host):
     (outcome,) = host.kind.apply(host.kind.plan({}, host.kind.observe(), ["web"]).steps)
     assert outcome.error == ""
     assert host.kind.list()["other"]["state"] == "running"
-    assert host.operations.remove(["other"]) == {"other": ""}
+    assert host.apply({}, ["other"])["other"].error == ""
     left = host.traces()
     assert {key: left[key] for key in ("mounts", "cgroups", "processes")} == {
         key: NOTHING[key] for key in ("mounts", "cgroups", "processes")
@@ -257,7 +257,7 @@ def test_beside_a_hybrid_cgroup_layout_crun_runs_and_the_mount_stays(host):
         host.run("web", limits={"memory": "16M"})
         assert host.sh("web", "id") == "uid=1000 gid=1000"
         assert host.operations.inspect("web")["usage"]["memory"] > 0
-        assert host.operations.remove(["web"]) == {"web": ""}
+        assert host.apply({}, ["web"])["web"].error == ""
         assert mounts.table()[str(unified)].kind == "cgroup2"
     finally:
         mounts.unmount(unified)

@@ -35,14 +35,14 @@ def attack(hosts, name, **target):
     return json.loads(done["stdout"])
 
 
-def run_victim(host, debian):
+def run_victim(host, debian, peer=PEER):
     host.run(
         "victim",
         image=f"dir:{debian}",
         limits={"pids": 64},
         stop_timeout=0.5,
-        command=["/usr/bin/python3", "-c", PROGRAM, "victim", json.dumps(PEER)],
-        env={"MARKER": PEER["marker"]},
+        command=["/usr/bin/python3", "-c", PROGRAM, "victim", json.dumps(peer)],
+        env={"MARKER": peer["marker"]},
     )
 
 
@@ -118,13 +118,7 @@ def test_each_weakness_is_found(host, debian, weakened):
     subprocess.run(["ip", "-n", namespace, "link", "set", "lo", "up"], check=True)
     peer = {**PEER, "locked": "/mnt/busybox"}
     host.run("web", image=f"dir:{debian}", limits=DECLARED)
-    host.run(
-        "victim",
-        image=f"dir:{debian}",
-        limits={"pids": 64},
-        stop_timeout=0.5,
-        command=["/usr/bin/python3", "-c", PROGRAM, "victim", json.dumps(peer)],
-    )
+    run_victim(host, debian, peer)
     listen = (
         "import socket, signal; s = socket.create_server(('127.0.0.1', 15682)); print('up', flush=1); signal.pause()"
     )
