@@ -28,15 +28,12 @@ def fill(host: Host, name: str, path: str, megabytes: int) -> str:
 
 
 def loops() -> set[str]:
-    """The loop devices in use on files of ours."""
-    found = set()
-    for path in Path("/sys/block").glob("loop*/loop/backing_file"):
-        if OURS in path.read_text():
-            found.add(str(path))
-    return found
-
-
-OURS = "/var/lib/netspace/"
+    """The loop devices in use on files of ours; the machine's other hosts have theirs, under the same paths."""
+    state = os.stat("/var/lib/netspace").st_dev
+    wanted = f"{os.major(state)}:{os.minor(state)}"
+    columns = ["losetup", "--noheadings", "--raw", "--output", "NAME,BACK-MAJ:MIN"]
+    listed = subprocess.run(columns, capture_output=True, text=True, check=True).stdout
+    return {name for name, device in map(str.split, listed.splitlines()) if device == wanted}
 
 
 def step(host: Host, wanted):
