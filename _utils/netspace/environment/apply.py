@@ -128,7 +128,10 @@ class Applying:
                 base = ids.allocate([name], taken)[name]
                 taken[name] = base
                 image = built[source(work)] if name in rebuilt else None
-                self._records[name] = self._record(name, work, base, image)
+                record = self._record(name, work, base, image)
+                if work.record is not None and work.assemble:
+                    rootfs.check(self.layout, name, record.spec, record.image.digest)
+                self._records[name] = record
             except (NetspaceError, OSError) as err:
                 self._fail({name: str(err)})
 

@@ -298,12 +298,12 @@ def _bounded(desired: Mapping[str, DesiredEnvironment], observed: Observed) -> d
             what = "limits:disk" if key == disks.LAYER else f"volume {key}: its size"
             if observed.unbounded:
                 refused[name] = f"{what} can't be kept on this host: {observed.unbounded}"
-            elif seen is not None and key in seen.disks and seen.disks[key].used > disks.room(size):
-                used = f"{seen.disks[key].used / 1024**2:.1f} MiB"
-                refused[name] = f"{what}: it holds {used} already, {size} bytes have no room for that"
-            elif seen is not None and key in seen.disks and seen.disks[key].files > disks.most_files(size):
-                most = disks.most_files(size)
-                refused[name] = f"{what}: it holds {seen.disks[key].files} files, {size} bytes have room for {most}"
+            elif (
+                seen is not None
+                and (held := seen.disks.get(key)) is not None
+                and (message := disks.overfull(size, held.used, held.files))
+            ):
+                refused[name] = f"{what}: {message}"
     return refused
 
 

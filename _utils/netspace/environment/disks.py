@@ -55,6 +55,7 @@ _LO_FLAGS_DIRECT_IO = 16
 _EXT4_IOC_RESIZE_FS = 0x40086610
 _CONTROL = Path("/dev/loop-control")
 _ATTEMPTS = 100
+_MEASURED = 60.0  # seconds that a folder gets to be measured
 _RELEASED = 2.0  # seconds that the kernel gets to let go of what was unmounted
 
 _CAP_SYS_RESOURCE = 24
@@ -462,6 +463,34 @@ def _sync(folder: Path, *, everything: bool = False) -> None:
 def whole(size: int) -> int:
     """The size in whole blocks, as a file system has it."""
     return int(size) // _BLOCK * _BLOCK
+
+
+def overfull(size: int, used: int, files: int) -> str:
+    """Why a file system of *size* can't hold that much; empty where it can."""
+    if used > room(size):
+        return f"it holds {used / 1024**2:.1f} MiB already, {size} bytes have no room for that"
+    if files > most_files(size):
+        return f"it holds {files} files, {size} bytes have room for {most_files(size)}"
+    return ""
+
+
+def measure(folder: Path) -> tuple[int, int] | None:
+    """Bytes and files that a folder holds, which may be in use meanwhile; None where that can't be told."""
+    found = []
+    for what in (("--block-size=1",), ("--inodes",)):
+        try:
+            done = subprocess.run(
+                ["du", "--summarize", *what, str(folder)],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                check=False,  # what went away meanwhile is no error here
+                env={"PATH": _PROGRAMS, "LC_ALL": "C"},
+                timeout=_MEASURED,
+            )
+            found.append(int(done.stdout.split()[0]))
+        except (subprocess.TimeoutExpired, ValueError, IndexError):
+            return None
+    return found[0], found[1]
 
 
 def room(size: int) -> int:

@@ -89,6 +89,20 @@ def _layer(layout: Layout, name: str, digest: str, size: int | None, base: int) 
     return layer
 
 
+def check(layout: Layout, name: str, spec: Environment, digest: str) -> None:
+    """See whether a layer that shall get a size has room for what it holds; nothing is changed, it may be in use.
+
+    :raises NetspaceError: when it has not.
+    """
+    size = spec.limits.disk
+    if size is None or spec.read_only or disks.layer(layout, name, digest, size).file.exists():
+        return
+    content = layout.environment(name) / digest[:16] / "upper"
+    held = disks.measure(content) if content.is_dir() else None
+    if held is not None and (message := disks.overfull(size, *held)):
+        raise NetspaceError(f"limits:disk: {message}")
+
+
 def _own(upper: Path, base: int) -> None:
     """Have the layer's top, and all in it that had the ids of another base, belong to *base*'s ids.
 

@@ -132,6 +132,23 @@ def test_a_layer_keeps_its_content_when_it_gets_a_limit_and_when_it_loses_it(hos
         assert host.plan(wanted).steps == []
 
 
+def test_a_limit_below_what_an_unbounded_layer_holds_stops_nothing(host, writable):
+    host.run("web", image=writable)
+    pid, wanted = host.pid("web"), {"web": host.desired("web", image=writable, limits={"disk": "16M"})}
+    for content, told in (
+        ("busybox dd if=/dev/zero of=/var/big bs=1048576 count=30", "limits:disk: it holds 30"),
+        ("rm /var/big; i=0; while [ $i -lt 1100 ]; do touch /var/$i; i=$((i+1)); done", "files, 16777216 bytes have"),
+    ):
+        host.sh("web", content)
+        assert told in host.apply(wanted)["web"].error
+        assert host.pid("web") == pid
+        assert host.kind.recorded()["web"].spec.limits.disk is None
+    host.sh("web", "rm /var/*; echo kept > /var/file")
+    assert host.apply(wanted)["web"].error == ""
+    assert host.sh("web", "cat /var/file") == "kept"
+    assert host.plan(wanted).steps == []
+
+
 def test_what_was_changed_by_hand_is_seen_and_repaired(host, writable):
     host.run("web", image=writable, limits={"disk": "32M"})
     wanted = {"web": host.desired("web", image=writable, limits={"disk": "32M"})}

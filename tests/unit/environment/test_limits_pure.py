@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import copy
+import re
 from pathlib import Path
 
 import pytest
@@ -334,6 +336,27 @@ def test_a_volume_is_a_folder_or_has_a_size(volume, message):
 def test_senseless_limits_are_refused(limits):
     with pytest.raises(SpecError):
         desired(limits=limits)
+
+
+def test_a_folder_in_use_is_measured_in_bytes_and_files(tmp_path):
+    (tmp_path / "tree/d").mkdir(parents=True)
+    (tmp_path / "tree/d/file").write_bytes(b"x" * MIB)
+    (tmp_path / "tree/d/again").hardlink_to(tmp_path / "tree/d/file")
+    (tmp_path / "tree/out").symlink_to("/usr")
+    found = disks.measure(tmp_path / "tree")
+    assert found is not None
+    assert MIB <= found[0] < 2 * MIB
+    assert found[1] == 4
+    assert disks.measure(tmp_path / "absent") is None
+
+
+def test_the_page_tells_the_defaults():
+    table = (Path(__file__).parents[3] / "docs/limits.md").read_text()
+    told = dict(re.findall(r"`(\w+)` \(([\d.]+M?)\)", table))
+    assert set(told) == {"memory", "cpus", "pids", "files", "tmp", "shm"}
+    limits = {key: value if "M" in value else ast.literal_eval(value) for key, value in told.items()}
+    assert desired(limits=limits) == desired()
+    assert f"The least is {disks.LEAST // MIB}M." in table
 
 
 # -- one folder under two names --------------------------------------------------------
