@@ -45,6 +45,11 @@ def within(path: Path | None, work: Callable[[], T]) -> T:
     return namespaces.in_thread(inside)
 
 
+def mac_of(path: Path | None, link: str) -> str:
+    where = ["-n", path.name] if path is not None else []
+    return str(json.loads(run(" ".join(["ip", *where, "-j", "link", "show", link])))[0]["address"])
+
+
 def listen(path: Path | None, address: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from interface_bench import WIRE, WORLD, Bench, run, veth, within
+from interface_bench import WIRE, WORLD, Bench, mac_of, run, veth, within
 from packets import (
     ARP,
     BROADCAST,
@@ -49,8 +48,7 @@ class Attack:
         rules += [{"direction": "out", "cidr": cidr, "protocol": "icmp"} for cidr in WORLD.values()]
         bench.make(a=veth(*rules), b=veth(*rules))
         self.bench = bench
-        shown = json.loads(run(f"ip -n {bench.path('a').name} -j link show eth0"))
-        self.mac = str(shown[0]["address"])
+        self.mac = mac_of(bench.path("a"), "eth0")
         self.wire = Wire(bench.path("a"), "eth0")
         self.outside = Wire(outside, "wire")
         self.neighbour = Wire(bench.path("b"), "eth0")
@@ -115,7 +113,7 @@ def test_tagged_frames(attack: Attack, family: str) -> None:
 
 @families
 def test_another_environment_by_its_address_or_its_mac(attack: Attack, family: str) -> None:
-    other = json.loads(run(f"ip -n {attack.bench.path('b').name} -j link show eth0"))[0]["address"]
+    other = mac_of(attack.bench.path("b"), "eth0")
     attack.send(attack.datagram(family, b"by-address", target=attack.own(family, "b")))
     attack.send(attack.datagram(family, b"by-mac", target=attack.own(family, "b")), target=other)
     attack.send(attack.datagram(family, b"to-all", target=attack.own(family, "b")), target=BROADCAST)

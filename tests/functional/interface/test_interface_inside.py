@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from interface_bench import Bench, connect, listen, reaches, run
+from interface_bench import Bench, connect, listen, mac_of, reaches, run
 from lan_bench import FAR, NETWORK, address, bridged
 from packets import ARP, UDP, Wire, frame, ip, kind_of, mac, packed, tags, udp
 
@@ -175,8 +175,7 @@ def test_another_kind_takes_its_table_along(bench: Bench, lan: Path) -> None:
 def test_forged_frames_do_not_leave(bench: Bench, lan: Path) -> None:
     bench.make(a=bridged(7, *OUT, *MARKS), b=bridged(8))
     path = bench.path("a")
-    own_mac = str(json.loads(run(f"ip -n {path.name} -j link show eth0"))[0]["address"])
-    far_mac = str(json.loads(run("ip -n test-lan -j link show wire"))[0]["address"])
+    own_mac, far_mac = mac_of(path, "eth0"), mac_of(lan, "wire")
     own = {family: address(7, family) for family in FAR}
     known = []
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-import json
 import select
 import socket
 import time
@@ -19,7 +18,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from interface_bench import WIRE, Bench, run, veth, within
+from interface_bench import WIRE, Bench, mac_of, run, veth, within
 from lan_bench import FAR, address, bridged
 from packets import Wire, datagram, frame, kind_of, tags
 
@@ -92,11 +91,6 @@ packets = st.sampled_from(["ipv4", "ipv6"]).flatmap(
 MARKS = [
     {"direction": direction, "cidr": "198.18.0.2", "protocol": "udp", "port": MARK_PORT} for direction in DIRECTIONS
 ]
-
-
-def mac_of(path: Path | None, link: str) -> str:
-    where = ["-n", path.name] if path is not None else []
-    return str(json.loads(run(" ".join(["ip", *where, "-j", "link", "show", link])))[0]["address"])
 
 
 class Stack:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from interface_bench import WIRE, WORLD, Bench, run, within
+from interface_bench import WIRE, WORLD, Bench, mac_of, run, within
 from packets import (
     ARP,
     BROADCAST,
@@ -87,8 +87,7 @@ class Guest:
     def __init__(self, bench: Bench, name: str = "a") -> None:
         self.device = attach(bench, name, OWNER)
         os.set_blocking(self.device, False)
-        shown = json.loads(run(f"ip -n {bench.path(name).name} -j link show eth0"))
-        self.mac = str(shown[0]["address"])
+        self.mac = mac_of(bench.path(name), "eth0")
         self.gateway_mac = ""
         self.own = {family: bench.address(name, family) for family in WIRE}
         self.gateway = {family: bench.gateway(name, family) for family in WIRE}
