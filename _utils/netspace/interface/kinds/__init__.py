@@ -25,6 +25,8 @@ and, where the kind has use for it:
   made anew, with that as the reason;
 - ``change(index, now, wanted, parents) -> [Message]``: what brings the other details of one end from
   *now* (None: just made) to *wanted*, put from within the link's namespace before the link is up;
+- ``guard(table, wanted, place) -> [Message]``: the table in the environment's namespace,
+  of the kind's own making (``"inside"`` has one without);
 - ``secret(path) -> str``: make the secret that it needs at *path* unless there is one; return what
   may be known of it.
 
@@ -34,7 +36,7 @@ every kind. ``netspace.interface.lan`` has what kinds share that are part of som
 ``FILTER`` is one of
 
 - ``"host"``: they pass the host's network stack at an end that the host has, so that the
-  host's nftables table sees them by that end's name (veth);
+  host's nftables table sees them by that end's name (veth, tap);
 - ``"inside"``: they don't: they come out of the host's NIC, a bridge or a tunnel straight into
   the environment's namespace. A table in that namespace filters them. The namespace belongs to
   the host's user namespace, so that the environment has no right to change it (macvlan, ipvlan,
