@@ -21,6 +21,15 @@ def copy(target: Path) -> Path:
     return target
 
 
+def with_example_kind(target: Path) -> Path:
+    """Copy the library to *target*, with the interface kind that CONTRIBUTING.md has as its example; return it."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    code = text[text.index("## Add an interface kind") :].split("```python\n")[1].split("```")[0]
+    shutil.copytree(ROOT / "_utils", target, ignore=_UNWANTED)
+    (target / "netspace/interface/kinds/dummy.py").write_text(code)
+    return target
+
+
 def plugins(folder: str) -> dict[str, set[str]]:
     """The plugins in *folder* by the name Salt gives them, with their public functions."""
     return {_name(path): _functions(path) for path in sorted((ROOT / folder).glob("*.py")) if path.stem != "__init__"}

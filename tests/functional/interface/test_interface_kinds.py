@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,23 +15,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import checkout
 import pytest
 from interface_bench import Bench, connect, listen, reaches, run, snapshot, within
+from lan_bench import BITS, FAR
+from lan_bench import LAN as OUTSIDE
 
 from netspace.interface import kinds, netlink, support
 from netspace.interface.kinds import wireguard
 
 pytestmark = pytest.mark.root
 
-OUTSIDE = Path("/run/netns/test-lan")
 NIC = "test-nic"
 # On the wire between host and outside, and on the networks that the kinds make of it.
 UNDER = {"ipv4": ("198.18.5.1", "198.18.5.2"), "ipv6": ("fd00:198:5::1", "fd00:198:5::2")}
-FAR = {"ipv4": "198.18.6.2", "ipv6": "fd00:198:6::2"}
 BEYOND = {"ipv4": "198.18.9.9", "ipv6": "fd00:198:9::9"}
 OURS = {"ipv4": "198.18.6.7", "ipv6": "fd00:198:6::7"}
 OTHERS = {"ipv4": "198.18.6.8", "ipv6": "fd00:198:6::8"}
-BITS = {"ipv4": "24", "ipv6": "64"}
 ALLOW = [
     {"direction": direction, "cidr": cidr, "protocol": protocol}
     for direction in ("in", "out")
@@ -508,11 +507,7 @@ assert not plan.steps
 def test_the_example_of_a_new_kind_is_applied_as_it_stands(tmp_path: Path) -> None:
     if not support.has("dummy", "dummy"):
         pytest.skip("this kernel has no dummy")
-    text = (Path(__file__).parents[3] / "CONTRIBUTING.md").read_text()
-    code = text[text.index("## Add an interface kind") :].split("```python\n")[1].split("```")[0]
-    library = tmp_path / "library"
-    shutil.copytree(Path(__file__).parents[3] / "_utils", library, ignore=shutil.ignore_patterns("__pycache__"))
-    (library / "netspace/interface/kinds/dummy.py").write_text(code)
+    library = checkout.with_example_kind(tmp_path / "library")
     for what in ("make", "remove"):
         done = subprocess.run(
             [sys.executable, "-c", APPLY, what], env={"PYTHONPATH": str(library)}, capture_output=True, text=True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -29,16 +28,6 @@ assert "dummy" in kinds.modules()
 """
 
 
-def example(folder: Path) -> Path:
-    """A copy of the library with the example's file in it."""
-    text = (checkout.ROOT / "CONTRIBUTING.md").read_text()
-    code = text[text.index("## Add an interface kind") :].split("```python\n")[1].split("```")[0]
-    library = folder / "library"
-    shutil.copytree(checkout.ROOT / "_utils", library, ignore=shutil.ignore_patterns("__pycache__"))
-    (library / "netspace/interface/kinds/dummy.py").write_text(code)
-    return library
-
-
 def test_every_kind_has_a_row_and_what_it_says_of_filter_module_and_rebuilding_is_so() -> None:
     page = (checkout.ROOT / "docs/interfaces.md").read_text()
     rows = {row[0]: row for row in (line.strip("|").split("|") for line in page.splitlines() if line.startswith("| `"))}
@@ -52,7 +41,7 @@ def test_every_kind_has_a_row_and_what_it_says_of_filter_module_and_rebuilding_i
 
 
 def test_the_example_of_a_new_kind_is_one_file_and_works(tmp_path: Path) -> None:
-    library = example(tmp_path)
+    library = checkout.with_example_kind(tmp_path / "library")
     done = subprocess.run(
         [sys.executable, "-c", PLAN], env={"PYTHONPATH": str(library)}, capture_output=True, text=True, check=False
     )
