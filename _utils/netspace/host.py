@@ -198,36 +198,46 @@ class Host:
 
         verdicts = self._verdicts(trust.environments, declared, test)
         links = self._card_links(declared, whole, test)
-        desired = {
-            name: self._desired(
-                name,
+        wanted = {
+            name: (
                 # Recorded with the requirement in force, for whoever starts it without the declaration.
                 msgspec.structs.replace(spec, attestation=trust.requirement(spec, declared.attestation)),
-                links,
                 state if verdicts[name].allowed else "stopped",
                 seccomp_file.look(spec.seccomp),
             )
             for name, spec in declared.environments.items()
         }
         remove = self.environments.names() - set(declared.environments) if whole else ()
-        result = self._run(self.environments, desired, remove, test)
+        result = self._run(self.environments, self._desired(wanted, links), remove, test)
         return _say(result, "environment", verdicts)
 
-    def _desired(self, name: str, spec: Environment, links: tuple[Link, ...], state: RunState, profile: Any) -> Any:
+    def _desired(
+        self, wanted: Mapping[str, tuple[Environment, RunState, Any]], links: tuple[Link, ...]
+    ) -> dict[str, Any]:
+        """What environments shall be, by specification, state and system call profile, with the cards of *links*."""
         from netspace.environment.compare import DesiredEnvironment
         from netspace.link import card
 
-        own = [link for link in links if name in (link.source, link.target)]
-        known = self.trust()
+        known, vhost = self.trust(), self.links.vhost
         level = {"level": known.name, "verifier": known.verifier}
-        content = {**card.card(name, own, self.links.vhost), "trust": level}
-        handed: dict[str, bytes] = {"environment.json": files.encode(content)}
-        if own:
-            password = self.links.password(name)
-            if password is not None:
-                handed["password"] = password.encode()
-        summary = {"links": sorted(f"{link.name} ({link.pattern})" for link in own), "trust": known.name}
-        return DesiredEnvironment(spec=spec, files=handed, files_summary=summary, state=state, profile=profile)
+        linked: dict[str, list[Link]] = {}
+        for link in links:
+            for end in {link.source, link.target}:
+                linked.setdefault(end, []).append(link)
+        desired = {}
+        for name, (spec, state, profile) in wanted.items():
+            own = linked.get(name, [])
+            content = {**card.card(name, own, vhost), "trust": level}
+            handed: dict[str, bytes] = {"environment.json": files.encode(content)}
+            if own:
+                password = self.links.password(name)
+                if password is not None:
+                    handed["password"] = password.encode()
+            summary = {"links": sorted(f"{link.name} ({link.pattern})" for link in own), "trust": known.name}
+            desired[name] = DesiredEnvironment(
+                spec=spec, files=handed, files_summary=summary, state=state, profile=profile
+            )
+        return desired
 
     def _card_links(self, declared: Declaration, whole: bool, test: bool) -> tuple[Link, ...]:
         """The links that cards tell of: what stands, and for a test what would stand."""
@@ -242,18 +252,16 @@ class Host:
         known = {name: record for name, record in self.environments.recorded().items() if name in names}
         links = tuple(self.links.recorded())
         withheld = trust.withheld({name: record.spec for name, record in known.items()}, self.trust())
-        desired = {
-            name: self._desired(
-                name,
+        wanted: dict[str, tuple[Environment, RunState, Any]] = {
+            name: (
                 record.spec,
-                links,
                 # A new card is no reason to start what trust withholds now.
                 "present" if name in withheld and record.state == "running" else record.state,
                 record.profile,
             )
             for name, record in known.items()
         }
-        return self._run(self.environments, desired, (), test) if desired else Result(Plan())
+        return self._run(self.environments, self._desired(wanted, links), (), test) if wanted else Result(Plan())
 
     # -- images ------------------------------------------------------------------------
     def converge_images(self, wanted: Mapping[str, Any], *, test: bool = False) -> Result:
@@ -387,9 +395,7 @@ class Host:
     def _run(
         self, kind: Any, desired: Any, remove: Collection[str], test: bool, observed: Any = None, **options: Any
     ) -> Result:
-        plan: Plan = (
-            kind.plan(desired, kind.observe(), remove) if observed is None else kind.plan(desired, observed, remove)
-        )
+        plan: Plan = kind.plan(desired, kind.observe() if observed is None else observed, remove)
         if test or not plan.steps:
             return Result(plan)
         return Result(plan, kind.apply(plan.steps, **options))
