@@ -35,9 +35,13 @@ def write(path: Path, content: bytes, *, mode: int = 0o600, owner: tuple[int, in
     if _same(path, content, mode, owner):
         return False
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with _beside(path, content, mode, owner) as (aside, fd):
-        os.fsync(fd)
+    aside = str(_aside(path))
+    try:
+        _put(aside, content, mode, owner, sync=True)
         os.replace(aside, path)
+    except BaseException:
+        _discard(aside)
+        raise
     return True
 
 
@@ -83,14 +87,18 @@ def write_all(contents: Mapping[Path, bytes], *, mode: int = 0o600) -> tuple[set
     return written, failed
 
 
-def _put(aside: str, content: bytes, mode: int) -> None:
-    """Make a file with *content*; it is closed at once, so that many need no descriptors."""
+def _put(aside: str, content: bytes, mode: int, owner: tuple[int, int] | None = None, *, sync: bool = False) -> None:
+    """Make a file with *content*, on disk with *sync*; it is closed at once, so that many need no descriptors."""
     fd = os.open(aside, _NEW, 0o600)
     try:
         left = memoryview(content)
         while left:
             left = left[os.write(fd, left) :]
+        if owner is not None:
+            os.fchown(fd, *owner)
         os.fchmod(fd, mode)
+        if sync:
+            os.fsync(fd)
     finally:
         os.close(fd)
 
@@ -98,24 +106,6 @@ def _put(aside: str, content: bytes, mode: int) -> None:
 def _discard(aside: str) -> None:
     with contextlib.suppress(OSError):
         os.unlink(aside)
-
-
-@contextlib.contextmanager
-def _beside(path: Path, content: bytes, mode: int, owner: tuple[int, int] | None) -> Iterator[tuple[Path, int]]:
-    """A new file with *content* beside *path*, and its descriptor; removed if it still is there in the end."""
-    aside = _aside(path)
-    fd = os.open(aside, _NEW, 0o600)
-    try:
-        with os.fdopen(fd, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            if owner is not None:
-                os.fchown(fd, *owner)
-            os.fchmod(fd, mode)
-            yield aside, fd
-    finally:
-        with contextlib.suppress(OSError):
-            aside.unlink()
 
 
 def _sync(paths: Collection[str]) -> None:
