@@ -451,7 +451,7 @@ class Links:
         with self._management(broker) as api:
             if definitions is None:
                 # Nothing that an environment may do to what is read next keeps it from being revoked first.
-                for key in diff.undeclared(_objects(work.before), _objects(after)):
+                for key in diff.undeclared(model.objects(work.before.values()), model.objects(after.values())):
                     _delete(api, vhost, key)
                 for key in self._flooded(api, broker, {**work.before, **after}):
                     _delete(api, vhost, key)
@@ -462,7 +462,7 @@ class Links:
                 _delete(api, vhost, key)
             if change.create or change.change or change.passwords:
                 known = credentials.ensure(self.layout, model.members(after.values()), passwords)
-                document = diff.document(model.objects(list(after.values())), change, vhost, known)
+                document = diff.document(model.objects(after.values()), change, vhost, known)
                 if isinstance(broker, ClusterBroker) and api.get("vhosts", vhost, query="columns=name") is None:
                     document["vhosts"] = [{"name": vhost}]
                     every = dict.fromkeys(("configure", "write", "read"), ".*")
@@ -567,10 +567,6 @@ def _plain(link: Link | None) -> dict[str, str] | None:
     return None if link is None else {"from": link.source, "to": link.target, "pattern": link.pattern}
 
 
-def _objects(links: Mapping[str, Link]) -> model.Objects:
-    return model.objects(list(links.values()))
-
-
 def _found(layout: Layout, broker: Broker, known: Collection[str], definitions: Mapping[str, Any]) -> model.Found:
     return model.found(definitions, _vhost(layout, broker), known, whole=isinstance(broker, LocalBroker))
 
@@ -585,7 +581,7 @@ def _difference(
 ) -> Difference:
     known = model.members([*before.values(), *after.values()])
     there = _found(layout, broker, known, definitions)
-    return diff.difference(model.objects(list(after.values())), there, passwords)
+    return diff.difference(model.objects(after.values()), there, passwords)
 
 
 def _drift(
@@ -612,7 +608,7 @@ def _drift(
 
 def _expected(before: Mapping[str, Link], after: Mapping[str, Link]) -> set[Key]:
     """The objects that differ because the declaration does."""
-    old, new = model.objects(list(before.values())), model.objects(list(after.values()))
+    old, new = model.objects(before.values()), model.objects(after.values())
     keys = {key for key in {*old, *new} if old.get(key) != new.get(key)}
     for name, link in before.items():
         if after.get(name) != link:
