@@ -33,7 +33,7 @@ SECCOMP_PROFILES = ("strict", "standard")  # or file:/path
 DISK_SIZES = (16 * 1024**2, 2**44)
 MAX_QUOTED = 200
 MAX_TEXT = 4096
-MAX_ARGUMENT = 128 * 1024
+MAX_ARGUMENT = 128 * 1024  # the kernel's MAX_ARG_STRLEN
 MAX_ITEMS = 1024
 _NOT_PLAIN = "a NUL character, text that is no Unicode, or longer than 128 KiB"
 # Where an environment's own world is mounted: a volume there, above or below would cover it.
@@ -55,7 +55,7 @@ HOST_FOLDERS = (
 )
 # ...and these only in part.
 HOST_ROOTS = ("/", "/etc", "/root", "/var", "/var/lib", "/var/log", "/home", "/opt", "/srv", "/tmp", "/mnt", "/media")  # noqa: S108 (refused, not used)
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
 _HOST = re.compile(r"[A-Za-z0-9.:-]{1,253}")
 _HASH = re.compile(r"(?:sha256[:=])?[0-9a-fA-F]{64}")
 _PORTS = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?")
@@ -78,7 +78,7 @@ def image(text: str) -> str:
             return f"{text!r}: a folder can't be fetched; pack it: tar:salt://..."
     elif not location.startswith("/"):
         return f"{text!r}: the location must be an absolute path, or salt://..."
-    if not _plain(text):
+    if not plain(text):
         return "a NUL character, text that is no Unicode, or longer than 4096 characters"
     return ""
 
@@ -103,16 +103,16 @@ def environment(spec: Environment, path: str) -> list[Problem]:
         if len(arguments) > MAX_ITEMS:
             refuse(key, f"more than {MAX_ITEMS} arguments")
         for index, argument in enumerate(arguments):
-            if not _plain(argument, MAX_ARGUMENT):
+            if not plain(argument, MAX_ARGUMENT):
                 refuse(f"{key}:{index}", _NOT_PLAIN)
     if spec.command and not spec.command[0]:
         refuse("command:0", "empty program name")
     if len(spec.env) > MAX_ITEMS:
         refuse("env", f"more than {MAX_ITEMS} variables")
     for name, value in spec.env.items():
-        if not _VARIABLE.fullmatch(name):
+        if not VARIABLE.fullmatch(name):
             refuse(f"env:{name}", "not a variable's name (letters, digits and '_')")
-        if not _plain(value, MAX_ARGUMENT):
+        if not plain(value, MAX_ARGUMENT):
             refuse(f"env:{name}", _NOT_PLAIN)
     if spec.user is not None and not 1 <= spec.user <= 65535:
         refuse("user", f"{spec.user} is out of 1..65535 (0, root, is never given)")
@@ -361,7 +361,7 @@ def quoted(target: str) -> str:
     return urllib.parse.quote(target.strip("/"), safe="")
 
 
-def _plain(text: str, most: int = MAX_TEXT) -> bool:
+def plain(text: str, most: int = MAX_TEXT) -> bool:
     """Whether *text* can be given to the kernel: bounded, no NUL, and Unicode (YAML's "\\ud800" is not)."""
     try:
         return "\0" not in text and len(text.encode()) <= most
@@ -370,7 +370,7 @@ def _plain(text: str, most: int = MAX_TEXT) -> bool:
 
 
 def _clean(path: str) -> bool:
-    return path.startswith("/") and not path.startswith("//") and _plain(path) and posixpath.normpath(path) == path
+    return path.startswith("/") and not path.startswith("//") and plain(path) and posixpath.normpath(path) == path
 
 
 def _between(problems: list[Problem], path: str, value: float, least: float, most: float) -> None:

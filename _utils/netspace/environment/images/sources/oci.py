@@ -22,6 +22,7 @@ from typing import Any, Protocol, cast
 from netspace.environment.images import archive, bounds, sources, streams, users
 from netspace.environment.images.bounds import Budget
 from netspace.environment.images.tree import FILE, Piece, Tree
+from netspace.spec import check
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _NAMED_BY_DIGEST = re.compile(r"(?:.*/)?([0-9a-f]{64})(?:\.json)?")
@@ -32,8 +33,6 @@ _INDEXES = (
 )
 _NESTED = 4  # indexes within indexes
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
-_MAX_TEXT = 128 * 1024  # MAX_ARG_STRLEN of the kernel
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
 
 
 def split(location: str) -> tuple[str, str]:
@@ -326,7 +325,7 @@ def _defaults(config: Any, tree: Tree) -> sources.Defaults:
         return next(node.content.chunks(), b"")[:most] if node is not None and node.content is not None else b""
 
     pairs = [item.partition("=") for item in texts("Env")]
-    env = {name: value for name, equals, value in pairs if equals and _VARIABLE.fullmatch(name)}
+    env = {name: value for name, equals, value in pairs if equals and check.VARIABLE.fullmatch(name)}
     working_dir = config.get("WorkingDir")
     if not _plain(working_dir) or not working_dir.startswith("/"):
         working_dir = ""
@@ -344,8 +343,5 @@ def _defaults(config: Any, tree: Tree) -> sources.Defaults:
 
 
 def _plain(value: Any) -> bool:
-    """Whether it is text that can be given to the kernel."""
-    try:
-        return isinstance(value, str) and "\0" not in value and len(value.encode()) <= _MAX_TEXT
-    except UnicodeEncodeError:  # a lone surrogate
-        return False
+    """Whether it is text that a declaration could say too."""
+    return isinstance(value, str) and check.plain(value, check.MAX_ARGUMENT)
