@@ -61,3 +61,10 @@ def test_what_an_interrupted_build_left_running_is_ended_by_the_next(tmp_path: P
 def test_a_missing_program_is_told() -> None:
     with pytest.raises(MissingError, match="no-such-program"), tools.started(["no-such-program"]):
         pass
+
+
+@pytest.mark.parametrize("program", ["mkfs.erofs", "fsck.erofs", "dump.erofs"])
+def test_a_missing_program_is_told_with_its_package(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(MissingError, match="install erofs-utils"), tools.started([program]):
+        pass

@@ -14,7 +14,7 @@ from typing import Any
 from netspace.errors import MissingError, NetspaceError
 
 # The Debian package of each program.
-_PACKAGES = {"mkfs.erofs": "erofs-utils", "fsck.erofs": "erofs-utils", "zstd": "zstd"}
+_PACKAGES = {"mkfs.erofs": "erofs-utils", "fsck.erofs": "erofs-utils", "dump.erofs": "erofs-utils", "zstd": "zstd"}
 _MOST = 600
 
 
