@@ -123,23 +123,28 @@ class Images:
         """What would have to be built, by the name of the thing. Asks for hashes, fetches and writes nothing."""
         steps, refusals = [], []
         for name, want in wanted.items():
-            error = _invalid(want)
-            note = self._store.note(want.source) if not error else None
-            if not error:
-                seen = self._store.seen(want.source)
-                error = seen.error or mismatch(seen.identity, want.source_hash)
-                there = note is not None and self._store.file(note.digest).exists()
-                if not error and note is not None and there and note.identity == seen.identity:
-                    error = _other(note.digest, want)
-                    if not error:
-                        continue
-            if error:
-                refusals.append(Refusal(KIND, name, error))
-                continue
-            old = f"sha256:{note.digest}" if note is not None and there else None
-            changes = {"digest": {"old": old, "new": f"what {want.source} is now"}}
-            steps.append(Step(KIND, name, "build", changes, data=want))
+            found = self._needed(name, want)
+            if isinstance(found, Step):
+                steps.append(found)
+            elif found:
+                refusals.append(Refusal(KIND, name, found))
         return Plan(steps, refusals)
+
+    def _needed(self, name: str, want: Wanted) -> Step | str:
+        """What has to be done to have it, or why it can't be had; empty where it is there."""
+        if error := _invalid(want):
+            return error
+        seen = self._store.seen(want.source)
+        if error := seen.error or mismatch(seen.identity, want.source_hash):
+            return error
+        note = self._store.note(want.source)
+        old = None
+        if note is not None and self._store.file(note.digest).exists():
+            if note.identity == seen.identity:
+                return _other(note.digest, want)
+            old = f"sha256:{note.digest}"
+        changes = {"digest": {"old": old, "new": f"what {want.source} is now"}}
+        return Step(KIND, name, "build", changes, data=want)
 
     def apply(self, steps: Sequence[Step]) -> Sequence[Outcome]:
         """Build what was planned; the outcomes tell the digests."""
