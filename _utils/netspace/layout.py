@@ -108,7 +108,7 @@ class Layout:
 
     def netns(self, name: str) -> Path:
         """The environment's network namespace, where ``ip netns`` looks too."""
-        return self._namespaces / f"{self.instance}-{name}"
+        return self._namespaces / self.netns_name(name)
 
     @property
     def nft_table(self) -> str:
