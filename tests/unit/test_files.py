@@ -38,6 +38,27 @@ def test_a_link_in_the_way_is_replaced_not_followed(tmp_path):
     assert not path.is_symlink() and target.read_bytes() == b"one"
 
 
+def test_a_link_in_the_way_of_the_new_file_is_not_followed(tmp_path):
+    target = tmp_path / "target"
+    target.write_bytes(b"one")
+    (tmp_path / ".file.new").symlink_to(target)
+    with pytest.raises(OSError, match="symbolic links"):
+        files.write(tmp_path / "file", b"two")
+    assert target.read_bytes() == b"one" and not (tmp_path / "file").exists()
+
+
+def test_one_that_fails_leaves_the_old_file_alone(tmp_path, monkeypatch):
+    def full(fd):
+        raise OSError(28, "no space")
+
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        files.write(path, b"new")
+    assert [entry.read_bytes() for entry in tmp_path.iterdir()] == [b"old"]
+
+
 @pytest.mark.parametrize("count", [1, 3, 4, 200, 1100])
 def test_many_are_on_disk_before_any_takes_its_name(tmp_path, monkeypatch, count):
     done = []
