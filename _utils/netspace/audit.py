@@ -38,8 +38,7 @@ def audit(host: Host, name: str, network: Network) -> Rows:
 
     with files.locked(host.layout.lock):
         host.sweep()
-        host.operations.inspect(name)  # an unknown name is an error
-        record = host.environments.recorded()[name]
+        record = host.operations.known([name])[name]
         if reason := host.withheld({name: record.spec}).get(name):
             raise NetspaceError(f"environment {name} is not to run now: {reason}")
         twins = twin.names()

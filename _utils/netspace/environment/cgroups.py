@@ -243,7 +243,7 @@ def disk(path: Path) -> Device | None:
     try:
         number = os.stat(_existing(path)).st_dev
         if os.major(number) == 0:  # of no device of its own: btrfs and others name theirs in the mount
-            source = _mount_of(path, mounts.table()).source
+            source = mounts.over(str(path), mounts.table()).source
             if not source.startswith("/dev/"):
                 return None
             number = os.stat(source).st_rdev
@@ -258,7 +258,3 @@ def disk(path: Path) -> Device | None:
 
 def _existing(path: Path) -> Path:
     return next(folder for folder in (path, *path.parents) if folder.exists())
-
-
-def _mount_of(path: Path, mounted: Mapping[str, mounts.Mount]) -> mounts.Mount:
-    return next(mounted[str(folder)] for folder in (path, *path.parents) if str(folder) in mounted)

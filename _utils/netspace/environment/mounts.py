@@ -231,16 +231,21 @@ def table(text: str | None = None) -> dict[str, Mount]:
     return mounts
 
 
+def over(path: str, mounted: Mapping[str, Mount]) -> Mount:
+    """The mount that a path (without links) is on. Pure."""
+    target = path
+    while target not in mounted and target != "/":
+        target = target.rpartition("/")[0] or "/"
+    return mounted.get(target, Mount(target, "", ""))
+
+
 def origin(path: str, mounted: Mapping[str, Mount]) -> tuple[str, str]:
     """Where a path (without links) really is: its file system's device, and the path from that one's own root.
 
     So it is the same for all names that bind mounts give to a folder. Pure.
     """
-    target = path
-    while target not in mounted and target != "/":
-        target = target.rpartition("/")[0] or "/"
-    mount = mounted.get(target, Mount(target, "", ""))
-    rest = path[len(target.rstrip("/")) :]
+    mount = over(path, mounted)
+    rest = path[len(mount.target.rstrip("/")) :]
     return mount.device, f"{mount.root.rstrip('/')}{rest}" or "/"
 
 

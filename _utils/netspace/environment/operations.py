@@ -66,7 +66,7 @@ class Operations:
         (``memory`` in bytes, ``pids``; both absent where it doesn't run; ``disk`` and ``volumes``, in bytes,
         of those that have a bounded size) and ``files`` (names).
         """
-        record = self._known([name])[name]
+        record = self.known([name])[name]
         status = self._status(name)
         spec = parse.encode(records.own(record.spec))
         spec.pop("interface", None)
@@ -121,7 +121,7 @@ class Operations:
             count = min(max(int(lines), 0), MAX_LINES)
         except (TypeError, ValueError, OverflowError) as err:
             raise NetspaceError(f"lines: expected a whole number, got {lines!r}") from err
-        self._known([name])
+        self.known([name])
         own = runtime.output(self._layout, name)
         if own.exists() or not booted():
             return {"lines": _last_lines(own, count)}
@@ -149,7 +149,7 @@ class Operations:
             each), ``truncated`` (whether there was more) and ``timed_out``.
         :raises NetspaceError: when the environment doesn't run or the program can't be run.
         """
-        record = self._known([name])[name]
+        record = self.known([name])[name]
         arguments = [str(argument) for argument in command]
         if not arguments or not arguments[0]:
             raise NetspaceError("exec: no command is given")
@@ -177,9 +177,11 @@ class Operations:
             "timed_out": done.timed_out,
         }
 
-    # -- parts -------------------------------------------------------------------
+    def known(self, names: Collection[str]) -> dict[str, Record]:
+        """The records of these.
 
-    def _known(self, names: Collection[str]) -> dict[str, Record]:
+        :raises NetspaceError: naming one that there is not.
+        """
         known = self._kind.recorded()
         for name in names:
             if name not in known:
@@ -188,6 +190,8 @@ class Operations:
                 raise NetspaceError(f"there is no environment {name}{hint}")
         return {name: known[name] for name in names}
 
+    # -- parts -------------------------------------------------------------------
+
     def _status(self, name: str) -> Status:
         return self._supervisor.observe().get(runtime.service_name(name), Status("stopped"))
 
@@ -195,7 +199,7 @@ class Operations:
         self, names: Collection[str], state: RunState, act: Callable[[Mapping[str, Record]], Mapping[str, str]]
     ) -> dict[str, str]:
         with files.locked(self._layout.lock):
-            known = self._known(names)
+            known = self.known(names)
             specs = {name: record.spec for name, record in known.items()}
             refused = self._withheld(specs) if state == "running" else {}
             permitted = {name: record for name, record in known.items() if name not in refused}
