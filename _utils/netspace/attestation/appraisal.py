@@ -95,29 +95,21 @@ def appraise(layout: Layout, chosen: Mapping[str, Any]) -> Result:
 
 def failed(layout: Layout, chosen: Mapping[str, Any], reason: str) -> Result:
     """The result of an appraisal that could not be made: L0, and tried again at once."""
-    now = time.time()
-    return Result(
-        level=0,
-        verifier=VERIFIER,
-        reason=reason,
-        remedy="mend what the reason names, and apply again",
-        boot=result.boot_id(layout),
-        issued=now,
-        expires=now,
-        settings=dict(chosen),
-        sources=sources(layout, chosen),
-        tpm={},
-    )
+    return _none(layout, chosen, VERIFIER, reason, "mend what the reason names, and apply again")
 
 
 def waiting(layout: Layout, chosen: Mapping[str, Any]) -> Result:
     """The result of a host whose master is to judge it, and has not yet: L0."""
+    return _none(layout, chosen, MASTER, "its master is to judge this host, and has not since that was declared", ASK)
+
+
+def _none(layout: Layout, chosen: Mapping[str, Any], verifier: str, reason: str, remedy: str) -> Result:
     now = time.time()
     return Result(
         level=0,
-        verifier=MASTER,
-        reason="its master is to judge this host, and has not since that was declared",
-        remedy=ASK,
+        verifier=verifier,
+        reason=reason,
+        remedy=remedy,
         boot=result.boot_id(layout),
         issued=now,
         expires=now,

@@ -21,7 +21,7 @@ MAX_LIST = 64
 SLACK = 8
 
 # TCG PC Client Platform Firmware Profile 1.06, 10.4.1
-POST_CODE, SEPARATOR, ACTION, EVENT_TAG, CRTM_VERSION, IPL = 0x1, 0x4, 0x5, 0x6, 0x8, 0xD
+SEPARATOR, ACTION, EVENT_TAG, CRTM_VERSION, IPL = 0x4, 0x5, 0x6, 0x8, 0xD
 VARIABLE_DRIVER_CONFIG, VARIABLE_BOOT, APPLICATION = 0x80000001, 0x80000002, 0x80000003
 EFI_ACTION, VARIABLE_BOOT2, VARIABLE_AUTHORITY = 0x80000007, 0x8000000C, 0x800000E0
 TYPES = {
@@ -74,8 +74,10 @@ SECURITY = "d719b2cb-3d3a-4596-a3bc-dad00e67656f"
 # UEFI 2.10, 32.4.1: the kinds of a signature list.
 _X509 = uuid.UUID("a5c059a1-94e4-4aa7-87b5-ab155c2bf072").bytes_le
 _SHA256 = uuid.UUID("c1c41626-504c-4092-aca9-41f936934328").bytes_le
-# Tags of Linux's EFI stub (drivers/firmware/efi/libstub): what it loaded.
-TAG_INITRD, TAG_OPTIONS = 0x8F3B22EC, 0x8F3B22ED
+# Tag of Linux's EFI stub (drivers/firmware/efi/libstub): its command line.
+TAG_OPTIONS = 0x8F3B22ED
+# What GRUB logs before a kernel's command line, which is what it measures.
+_GRUB = (b"kernel_cmdline: ", b"grub_kernel_cmdline ")
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,7 @@ def command_line(event: Event, bank: str) -> str | None:
     """
     if event.type != IPL:
         return None
-    for prefix in (b"kernel_cmdline: ", b"grub_kernel_cmdline "):
+    for prefix in _GRUB:
         if event.pcr == 8 and event.data.startswith(prefix):
             line = event.data[len(prefix) :].removesuffix(b"\0")
             return text(line) if proved(event, bank, line) else None
@@ -193,10 +195,7 @@ def is_command_line(event: Event) -> bool:
     """Whether *event* claims to be a kernel's command line, proved or not."""
     if event.type != IPL:
         return False
-    return event.pcr == 12 or (
-        event.pcr == 8
-        and (event.data.startswith((b"kernel_cmdline: ", b"grub_kernel_cmdline ")) or event.data[1:2] == b"\0")
-    )
+    return event.pcr == 12 or (event.pcr == 8 and (event.data.startswith(_GRUB) or event.data[1:2] == b"\0"))
 
 
 def tag(event: Event) -> tuple[int, str] | None:

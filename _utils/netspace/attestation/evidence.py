@@ -292,11 +292,19 @@ def _pcr(key: Any) -> int:
 
 
 def _value(value: Any) -> bytes:
-    if isinstance(value, str) and len(value) == 64:
+    raw = from_hex(value, 32)
+    if raw is None:
+        raise Malformed("evidence: a PCR value that is not 32 bytes in hex")
+    return raw
+
+
+def from_hex(text: Any, size: int) -> bytes | None:
+    """Return *size* bytes that *text* has in hex; None for anything else, and for blanks, which ``fromhex`` takes."""
+    if isinstance(text, str) and len(text) == 2 * size:
         try:
-            raw = bytes.fromhex(value)
+            raw = bytes.fromhex(text)
         except ValueError:
-            raw = b""
-        if len(raw) == 32:
+            return None
+        if len(raw) == size:
             return raw
-    raise Malformed("evidence: a PCR value that is not 32 bytes in hex")
+    return None

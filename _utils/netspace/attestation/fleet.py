@@ -34,7 +34,7 @@ from netspace.attestation.evidence import parse as parse_evidence
 from netspace.attestation.groups import Group, Policies
 from netspace.attestation.policy import Policy
 from netspace.attestation.refusals import Malformed, Refused, UnknownAttestationKey
-from netspace.attestation.registrar import Registrar
+from netspace.attestation.registrar import Registrar, key_of
 from netspace.attestation.structures import Clock
 from netspace.errors import NetspaceError
 
@@ -230,7 +230,7 @@ class Fleet:
             **kept,
         }
         record["token"] = ear.make(self.signer, told, now, self._software)
-        self._store.store("state", _key(minion), {"jws": self.signer.sign(ear.STATE, record)})
+        self._store.store("state", key_of(minion), {"jws": self.signer.sign(ear.STATE, record)})
         return record
 
     def _by_software(self, minion: str, evidence: Evidence, context: Context) -> verifier.Verified:
@@ -254,18 +254,18 @@ class Fleet:
         return files.remove(self._pin(minion))
 
     def _pin(self, minion: str) -> Path:
-        return self.registrar.folder / "keys" / f"{_key(minion)}.json"
+        return self.registrar.folder / "keys" / f"{key_of(minion)}.json"
 
     def _keep(self, minion: str, evidence: Evidence) -> str:
         """Keep evidence without IMA's list, for trying policies on it; return its digest."""
         wire = dataclasses.replace(evidence, ima=None).wire()
-        self._store.store("evidence", _key(minion), wire)
+        self._store.store("evidence", key_of(minion), wire)
         return _digest(wire)
 
     # -- what is known --------------------------------------------------------------
     def record(self, minion: str) -> dict[str, Any] | None:
         """Return the last result of *minion*; None where there is none that this verifier signed."""
-        stored = self._store.fetch("state", _key(minion))
+        stored = self._store.fetch("state", key_of(minion))
         try:
             found = ear.opened(stored.get("jws") if stored else None, ear.STATE, [self.signer.jwk], MAX_STATE)
         except Refused:
@@ -282,7 +282,7 @@ class Fleet:
 
     def announced(self, standing: Standing) -> str | None:
         """Note a state as told; return the one that was told before, or None where nothing changed."""
-        key = _key(standing.minion)
+        key = key_of(standing.minion)
         before = str(self._store.fetch("told", key).get("state", UNKNOWN))
         if before == standing.state:
             return None
@@ -309,7 +309,7 @@ class Fleet:
         if record is None or not record["level"] or record["kind"] != "tpm":
             return _trial(None, None, "evidence-none", "there is no genuine quote of this host")
         old = min(record["level"], 4)
-        wire = self._store.fetch("evidence", _key(minion))
+        wire = self._store.fetch("evidence", key_of(minion))
         if not wire or _digest(wire) != record["digest"]:
             return _trial(old, None, "evidence-none", "its evidence is not kept any more")
         if record["base"] < 3:
@@ -392,11 +392,6 @@ def _ima(record: Mapping[str, Any] | None) -> ima.State | None:
 
 def _ima_record(found: ima.State) -> dict[str, Any]:
     return {**dataclasses.asdict(found), "value": found.value.hex()}
-
-
-def _key(minion: str) -> str:
-    # A minion's name may be anything: a key's may not.
-    return hashlib.sha256(minion.encode()).hexdigest()[:32]
 
 
 def _digest(wire: Mapping[str, Any]) -> str:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from netspace import files
-from netspace.attestation import ear, policy
+from netspace.attestation import ear, judge, policy
 from netspace.attestation.ear import Signer
 from netspace.attestation.policy import Policy
 from netspace.attestation.refusals import PolicyDowngraded, PolicyForged, Refused
@@ -154,7 +154,7 @@ class Policies:
             floor = self._floor(group)
             if found.version <= floor:
                 raise PolicyDowngraded(f"version {found.version}: expected {floor + 1} or higher")
-            token = self._signer.sign(ear.POLICY, {"group": group, "policy": _plain(data)})
+            token = self._signer.sign(ear.POLICY, {"group": group, "policy": policy.plain(data)})
             files.write(self._path(group), token.encode())
             # After it: a crash in between leaves a policy in force whose version nothing contradicts.
             versions = files.read_json(self._folder / "versions.json") or {}
@@ -178,14 +178,12 @@ def learned(data: Mapping[str, Any] | None, pcrs: Mapping[int, bytes]) -> dict[s
     A PCR that a rule judges, or that may be anything, is left to the rule. Values that were good stay so, for the
     time of an update: whoever wants them gone edits the policy.
     """
-    before: dict[str, Any] = _plain(data) if data is not None else {"version": 0}
+    before: dict[str, Any] = policy.plain(data) if data is not None else {"version": 0}
     after = copy.deepcopy(before)
     boot = after.setdefault("boot", {})
-    rules = {"signers": (7,), "applications": (4,), "kernels": (9, 11)}
-    ruled = {pcr for rule, covered in rules.items() if rule in boot for pcr in covered}
-    ruled |= {int(pcr) for pcr in boot.get("unchecked", [])}
-    if "kernels" in boot and "command_lines" in boot:
-        ruled.add(12)
+    rules = policy.parse({"version": 1, "boot": boot}).boot
+    assert rules is not None
+    ruled = judge.judged_pcrs(rules) | rules.unchecked
     values = boot.setdefault("pcrs", {})
     for pcr, value in sorted(pcrs.items()):
         if pcr not in ruled and value.hex() not in values.get(str(pcr), []):
@@ -203,13 +201,4 @@ def diff(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> list[str
 
 
 def _lines(data: Mapping[str, Any] | None) -> list[str]:
-    return [] if data is None else json.dumps(_plain(data), indent=1, sort_keys=True).splitlines()
-
-
-def _plain(data: Any) -> Any:
-    """YAML has numbers as keys where JSON has text: text everywhere."""
-    if isinstance(data, Mapping):
-        return {str(key): _plain(value) for key, value in data.items()}
-    if isinstance(data, (list, tuple)):
-        return [_plain(one) for one in data]
-    return data
+    return [] if data is None else json.dumps(policy.plain(data), indent=1, sort_keys=True).splitlines()

@@ -94,21 +94,19 @@ def appraise(
     :param boot: (resetCount, restartCount) that were quoted.
     :param start: how far this host's measurement list was judged before.
     """
-    state: State | None = None
     try:
         judged_boot(evidence, policy.boot if policy else None, references)
-        level = 4
     except Refused as err:
         return Appraisal(3, err.code, str(err), err.remedy)
     try:
         if policy is None or policy.ima is None:
             raise NoImaPolicy("what runs after the boot is not measured (IMA)")
         state = _listed(evidence, policy.ima, policy.fingerprint, boot, start)
-        if state.refused is not None:
-            code, reason = state.refused
-            return Appraisal(level, code, f"{reason} [{code}]", _remedy(code), state)
     except Refused as err:
-        return Appraisal(level, err.code, str(err), err.remedy)
+        return Appraisal(4, err.code, str(err), err.remedy)
+    if state.refused is not None:
+        code, reason = state.refused
+        return Appraisal(4, code, f"{reason} [{code}]", _remedy(code), state)
     return Appraisal(5, "ok", "boot and programs are as the policy says", "", state)
 
 
@@ -136,7 +134,8 @@ def judged_boot(evidence: Evidence, policy: Boot | None, references: References 
         return
     _covered(quoted, policy, references or {})
     told = [event for event in log.events if event.type != NO_ACTION and event.pcr in quoted]
-    judged = _judged(policy) & quoted.keys()
+    ruled = judged_pcrs(policy)
+    judged = ruled & quoted.keys()
     for pcr in sorted(judged - replayed.keys()):
         if quoted[pcr] != _UNTOUCHED:
             raise LogMismatch(f"PCR {pcr} has a value, and no log has an event for it")
@@ -148,10 +147,10 @@ def judged_boot(evidence: Evidence, policy: Boot | None, references: References 
     if policy.kernels is not None:
         _loaded(told, policy, lines, [record for record in records if record.pcr in judged])
     plain = {pcr: {*policy.pcrs.get(pcr, ()), *(references or {}).get(pcr, ())} for pcr in quoted}
-    _values(quoted, plain, quoted.keys() - (_judged(policy) | policy.unchecked) | policy.pcrs.keys())
+    _values(quoted, plain, quoted.keys() - (ruled | policy.unchecked) | policy.pcrs.keys())
 
 
-def _judged(policy: Boot) -> frozenset[int]:
+def judged_pcrs(policy: Boot) -> frozenset[int]:
     """PCRs that are judged by their events."""
     found: set[int] = set()
     if policy.secure_boot and policy.signers is not None:
@@ -166,7 +165,7 @@ def _judged(policy: Boot) -> frozenset[int]:
 
 
 def _covered(quoted: Mapping[int, bytes], policy: Boot, references: References) -> None:
-    covered = _judged(policy) | policy.unchecked | policy.pcrs.keys() | references.keys()
+    covered = judged_pcrs(policy) | policy.unchecked | policy.pcrs.keys() | references.keys()
     open_pcrs = sorted(quoted.keys() - covered)
     if open_pcrs:
         raise Uncovered(f"PCRs {', '.join(map(str, open_pcrs))} are quoted, and nothing says what they may be")
@@ -345,10 +344,10 @@ def _listed(evidence: Evidence, policy: Ima, fingerprint: str, boot: tuple[int, 
     brought = evidence.ima
     if brought is None:
         raise NoList("the evidence has no quote of PCR 10")
-    before = start if start is not None and (start.boot, start.policy) == (boot, fingerprint) else State(0, bytes(32))
-    if brought.first == 0:
-        before = State()
-    elif brought.first != before.lines:
+    before = State()
+    if brought.first and start is not None and (start.boot, start.policy) == (boot, fingerprint):
+        before = start
+    if brought.first != before.lines:
         raise ListGap(f"the list begins with line {brought.first}, and was judged up to line {before.lines}")
     entries = ima.parse(brought.lines)
     count = ima.match(entries, before.value, brought.value)

@@ -34,6 +34,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from netspace.attestation.evidence import from_hex
 from netspace.attestation.ima import Entry, File, line
 from netspace.errors import NetspaceError
 
@@ -211,14 +212,14 @@ def parse(data: Any) -> Policy:
         raise PolicyError(f"policy:version: {version!r:.40}: expected a whole number from 1 on")
     boot = _boot(found["boot"]) if "boot" in found else None
     ima = _ima(found["ima"]) if "ima" in found else None
-    canonical = json.dumps(_canonical(data), sort_keys=True, separators=(",", ":"))
+    canonical = json.dumps(plain(data), sort_keys=True, separators=(",", ":"))
     return Policy(version, hashlib.sha256(canonical.encode()).hexdigest(), boot, ima)
 
 
-def _canonical(data: Any) -> Any:
-    """YAML has numbers as keys where JSON has text: the same policy."""
+def plain(data: Any) -> Any:
+    """YAML has numbers as keys where JSON has text: text everywhere, so that both are the same policy."""
     if isinstance(data, Mapping):
-        return {str(key): _canonical(value) for key, value in data.items()}
+        return {str(key): plain(value) for key, value in data.items()}
     return data
 
 
@@ -298,12 +299,10 @@ def _digests(data: Any, at: str) -> frozenset[bytes]:
 
 
 def _hex(text: Any, size: int, at: str) -> bytes:
-    if isinstance(text, str) and len(text) == 2 * size:
-        try:
-            return bytes.fromhex(text)
-        except ValueError:
-            pass
-    raise PolicyError(f"{at}: {text!r:.40}: expected {size} bytes in hex")
+    raw = from_hex(text, size)
+    if raw is None:
+        raise PolicyError(f"{at}: {text!r:.40}: expected {size} bytes in hex")
+    return raw
 
 
 def _named(text: Any, at: str) -> bytes:

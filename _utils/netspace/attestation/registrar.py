@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from netspace import files
 from netspace.attestation import audit_log, privacy_ca, verifier
-from netspace.attestation.evidence import Context, parse_enrolment
+from netspace.attestation.evidence import Context, from_hex, parse_enrolment
 from netspace.attestation.privacy_ca import Authority
 from netspace.attestation.refusals import Malformed, Refused
 from netspace.errors import NetspaceError
@@ -226,8 +226,7 @@ class Registrar:
         return self.folder / "revoked.json"
 
     def _path(self, minion: str) -> Path:
-        # A minion's name may be anything: a file's may not.
-        return self.folder / "hosts" / f"{hashlib.sha256(minion.encode()).hexdigest()[:32]}.json"
+        return self.folder / "hosts" / f"{key_of(minion)}.json"
 
     def _hosts(self) -> list[dict[str, Any]]:
         return list(files.read_records(self.folder / "hosts").values())
@@ -284,12 +283,13 @@ class Registrar:
         return [one for one in found if one.not_valid_after_utc.timestamp() > now]
 
 
+def key_of(minion: str) -> str:
+    """Return what a minion is filed by: its name may be anything, a file's may not."""
+    return hashlib.sha256(minion.encode()).hexdigest()[:32]
+
+
 def _answer(data: Any) -> bytes:
-    text = data.get("answer") if isinstance(data, dict) else None
-    try:
-        raw = bytes.fromhex(text or "")
-    except (TypeError, ValueError):
-        raw = b""
-    if len(raw) != 32:
+    raw = from_hex(data.get("answer"), 32) if isinstance(data, dict) else None
+    if raw is None:
         raise Malformed("activation: the answer is not 32 bytes in hex")
     return raw

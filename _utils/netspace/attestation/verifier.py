@@ -24,7 +24,7 @@ Each refusal is an exception of its own with a stable code (``netspace.attestati
     answer = ...                      # the host, with challenge.blob and challenge.encrypted
     bound = challenge.redeem(answer, now)
     verified = verifier.verify_quote(evidence, bound, Expected(context, pcrs))
-    verified.level                    # 2, 3 or 4
+    verified.level                    # 2 to 5
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ from netspace.attestation.refusals import (
     WrongSelection,
     WrongSignature,
 )
-from netspace.attestation.structures import Clock, Public, Signature
+from netspace.attestation.structures import Clock, Public, Quote, Signature
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -121,7 +121,7 @@ class Certified:
 class Verified:
     """What a verified piece of evidence is worth.
 
-    :param level: 1 to 4.
+    :param level: 1 to 5.
     :param reason: why this level and not the next.
     :param remedy: what would raise it.
     :param clock: to be remembered for the next time; None for a software key.
@@ -277,23 +277,15 @@ def verify_quote(evidence: Evidence, bound: Bound | Certified, expected: Expecte
         raise UnknownAttestationKey(f"evidence by a {evidence.kind} key, where a TPM's is expected")
     if evidence.key != bound.key.raw:
         raise UnknownAttestationKey("evidence by another key than the one bound to this TPM")
-    quote = structures.quote(evidence.attest)
-    check_signature(evidence.signature, evidence.attest, bound.key.key(), bound.key.scheme)
-    if not hmac.compare_digest(quote.extra, expected.context.qualifying()):
-        raise WrongQualifyingData("signed for another nonce, session, host or verifier")
-    wanted = frozenset(expected.pcrs)
-    if quote.selections != ((BANK_ID, wanted),):
-        raise WrongSelection(f"the quote covers {_selected(quote.selections)}, not exactly sha256:{shown(wanted)}")
+    context, wanted = expected.context, frozenset(expected.pcrs)
+    quote = _quoted(evidence.attest, evidence.signature, bound.key, context, wanted)
     if evidence.pcrs.keys() != wanted:
         raise WrongSelection(f"values of PCRs {shown(evidence.pcrs)} came with a quote of {shown(wanted)}")
-    values = b"".join(evidence.pcrs[pcr] for pcr in sorted(wanted))
-    # The hash of the key's scheme (Part 3, TPM2_Quote), which check_signature has found to be a good one.
-    scheme = cast("tuple[int, int]", bound.key.scheme)
-    if not hmac.compare_digest(hashlib.new(structures.HASHES[scheme[1]], values).digest(), quote.digest):
+    if not _is_digest(quote, b"".join(evidence.pcrs[pcr] for pcr in sorted(wanted)), bound.key):
         raise WrongDigest("the PCR values are not those that were quoted")
     _check_clock(quote.clock, expected.previous)
     if evidence.ima is not None:
-        _check_measurements(evidence.ima, bound, expected.context, quote.clock, scheme)
+        _check_measurements(evidence.ima, bound.key, context, quote.clock)
     if bound.level < 3:
         found = judge.Appraisal(2, NoChain.code, bound.reason, NoChain.remedy)
     else:
@@ -373,17 +365,32 @@ def _check_clock(clock: Clock, previous: Clock | None) -> None:
         )
 
 
-def _check_measurements(
-    made: Measurements, bound: Bound | Certified, context: Context, clock: Clock, scheme: tuple[int, int]
-) -> None:
-    """The quote of PCR 10: everything that is checked of the other quote, and that both are of one boot."""
-    quote = structures.quote(made.attest)
-    check_signature(made.signature, made.attest, bound.key.key(), bound.key.scheme)
+def _quoted(
+    attest: bytes, signature: bytes, key: Public, context: Context, pcrs: frozenset[int], at: str = ""
+) -> Quote:
+    """Return a quote by *key*, for *context*, of exactly *pcrs*.
+
+    :raises Refused: for any other, its message after *at*; from the structure up to the selection.
+    """
+    quote = structures.quote(attest)
+    check_signature(signature, attest, key.key(), key.scheme)
     if not hmac.compare_digest(quote.extra, context.qualifying()):
-        raise WrongQualifyingData("IMA: signed for another nonce, session, host or verifier")
-    if quote.selections != ((BANK_ID, frozenset((ima.PCR,))),):
-        raise WrongSelection(f"IMA: the quote covers {_selected(quote.selections)}, not exactly sha256:{ima.PCR}")
-    if not hmac.compare_digest(hashlib.new(structures.HASHES[scheme[1]], made.value).digest(), quote.digest):
+        raise WrongQualifyingData(f"{at}signed for another nonce, session, host or verifier")
+    if quote.selections != ((BANK_ID, pcrs),):
+        raise WrongSelection(f"{at}the quote covers {_selected(quote.selections)}, not exactly sha256:{shown(pcrs)}")
+    return quote
+
+
+def _is_digest(quote: Quote, values: bytes, key: Public) -> bool:
+    """By the hash of the key's scheme (Part 3, TPM2_Quote), which check_signature has found to be a good one."""
+    scheme = cast("tuple[int, int]", key.scheme)
+    return hmac.compare_digest(hashlib.new(structures.HASHES[scheme[1]], values).digest(), quote.digest)
+
+
+def _check_measurements(made: Measurements, key: Public, context: Context, clock: Clock) -> None:
+    """The quote of PCR 10: everything that is checked of the other quote, and that both are of one boot."""
+    quote = _quoted(made.attest, made.signature, key, context, frozenset((ima.PCR,)), "IMA: ")
+    if not _is_digest(quote, made.value, key):
         raise WrongDigest(f"IMA: the value of PCR {ima.PCR} is not the one that was quoted")
     if (quote.clock.reset_count, quote.clock.restart_count) != (clock.reset_count, clock.restart_count):
         raise OtherBoot(f"IMA: the quote of PCR {ima.PCR} is from another boot")

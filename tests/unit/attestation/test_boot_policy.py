@@ -72,6 +72,7 @@ def test_a_fingerprint_is_of_the_content() -> None:
         ({"version": 1, "boot": {"dbx": DIGEST}}, "policy:boot:dbx: expected a list"),
         ({"version": 1, "boot": {"dbx": ["ab"]}}, "policy:boot:dbx: 'ab'"),
         ({"version": 1, "boot": {"dbx": ["zz" * 32]}}, "policy:boot:dbx"),
+        ({"version": 1, "boot": {"dbx": ["ab " * 20 + "abab"]}}, "expected 32 bytes"),
         ({"version": 1, "boot": {"initrds": [DIGEST]}}, "kernels, which is missing"),
         ({"version": 1, "boot": {"command_lines": [""]}}, "policy:boot:command_lines"),
         ({"version": 1, "boot": {"command_lines": ["x"] * 257}}, "at most 256"),

@@ -198,7 +198,7 @@ def test_what_others_write_into_the_store_counts_as_nothing(
         store.data[key] = {"jws": forged}
         assert standing(made) == ("enrolled", "L0")
     made.registrar.enroll("web2", Minion("web2", type(minion.tpm)()), MASTER, [], NOW)
-    store.data["state", fleet._key("web2")] = {"jws": good}
+    store.data["state", fleet.key_of("web2")] = {"jws": good}
     assert standing(made, minion="web2")[0] == "enrolled", "one host's record is not another's"
     assert made.record("web2") is None
 
@@ -331,6 +331,13 @@ def test_learning_leaves_pcrs_with_a_rule_to_the_rule() -> None:
     after = groups.learned(data, {1: bytes(32), 4: bytes(32), 5: bytes(32)})
     assert set(after["boot"]["pcrs"]) == {"5"} and after["version"] == 2
     assert data == {"version": 1, "boot": {"applications": ["00" * 32], "unchecked": [1]}}
+
+
+def test_learning_takes_a_pcr_that_half_of_its_rule_would_not_judge() -> None:
+    signers = {"signers": ["00" * 32]}
+    for boot, learned in (({**signers, "secure_boot": True}, {"5"}), (signers, {"5", "7"})):
+        after = groups.learned({"version": 1, "boot": boot}, {5: bytes(32), 7: bytes(32)})
+        assert set(after["boot"]["pcrs"]) == learned
 
 
 def test_nothing_is_learned_from_what_was_refused(made: Fleet, minion: Minion) -> None:
