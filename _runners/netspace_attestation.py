@@ -182,15 +182,8 @@ def enroll(minion: str) -> dict[str, Any]:
     """
 
     def work() -> dict[str, Any]:
-        registrar, settings = _registrar()
-        record = registrar.enroll(
-            str(minion),
-            _Bus(str(minion), settings["timeout"]),
-            _master(),
-            appraisal.read_roots(settings["roots"]),
-            time.time(),
-        )
-        return _shown(record)
+        settings = _settings()
+        return _shown(_enroll(_registrar(settings), settings, str(minion)))
 
     return _answer(work)
 
@@ -206,7 +199,7 @@ def hosts() -> dict[str, Any]:
 
         salt-run netspace_attestation.hosts
     """
-    return _answer(lambda: {record["minion"]: _shown(record) for record in _registrar()[0].hosts()})
+    return _answer(lambda: {record["minion"]: _shown(record) for record in _registrar().hosts()})
 
 
 def revoke(minion: str, why: str = "") -> dict[str, Any]:
@@ -225,7 +218,7 @@ def revoke(minion: str, why: str = "") -> dict[str, Any]:
     why
         For the log.
     """
-    return _answer(lambda: _shown(_registrar()[0].revoke(str(minion), str(why), time.time())))
+    return _answer(lambda: _shown(_registrar().revoke(str(minion), str(why), time.time())))
 
 
 def release(minion: str) -> dict[str, Any]:
@@ -244,7 +237,7 @@ def release(minion: str) -> dict[str, Any]:
     """
 
     def work() -> dict[str, Any]:
-        registrar, _ = _registrar()
+        registrar = _registrar()
         if registrar.host(str(minion)) is None and _fleet().release(str(minion)):
             return {"minion": str(minion), "released": "the software key that it had at first"}
         return _shown(registrar.release(str(minion), time.time()))
@@ -271,7 +264,7 @@ def ca_init(name: str = "netspace Privacy CA", root_elsewhere: bool = False) -> 
     root_elsewhere
         Make no root here. Defaults to False.
     """
-    return _answer(lambda: _registrar()[0].init(time.time(), name=str(name), here=not root_elsewhere))
+    return _answer(lambda: _registrar().init(time.time(), name=str(name), here=not root_elsewhere))
 
 
 def ca_renew(name: str = "netspace Privacy CA") -> dict[str, Any]:
@@ -287,7 +280,7 @@ def ca_renew(name: str = "netspace Privacy CA") -> dict[str, Any]:
     name
         Its name.
     """
-    return _answer(lambda: _registrar()[0].renew(time.time(), name=str(name)))
+    return _answer(lambda: _registrar().renew(time.time(), name=str(name)))
 
 
 def ca_sign(request: str, root: str) -> dict[str, Any]:
@@ -338,7 +331,7 @@ def ca_import(certificate: str, root: str) -> dict[str, Any]:
     root
         A file with the root's certificate (PEM).
     """
-    return _answer(lambda: _registrar()[0].adopt(_read(certificate, 64 * 1024), _read(root, 64 * 1024), time.time()))
+    return _answer(lambda: _registrar().adopt(_read(certificate, 64 * 1024), _read(root, 64 * 1024), time.time()))
 
 
 def ca_status() -> dict[str, Any]:
@@ -351,7 +344,7 @@ def ca_status() -> dict[str, Any]:
 
         salt-run netspace_attestation.ca_status
     """
-    return _answer(lambda: _registrar()[0].status(time.time()))
+    return _answer(lambda: _registrar().status(time.time()))
 
 
 def ca_crl() -> dict[str, Any]:
@@ -364,7 +357,7 @@ def ca_crl() -> dict[str, Any]:
 
         salt-run netspace_attestation.ca_crl
     """
-    return _answer(lambda: {"crl": _registrar()[0].revocations(time.time()).decode()})
+    return _answer(lambda: {"crl": _registrar().revocations(time.time()).decode()})
 
 
 def verify_log(records: int = 0, hash: str = "") -> dict[str, Any]:
@@ -390,7 +383,7 @@ def verify_log(records: int = 0, hash: str = "") -> dict[str, Any]:
     def work() -> dict[str, Any]:
         noted = audit_log.Head(int(records), str(hash)) if records or hash else None
         try:
-            head = _registrar()[0].verify_log(noted)
+            head = _registrar().verify_log(noted)
         except audit_log.LogBroken as err:
             return {"valid": False, "code": "audit-log", "reason": str(err), "retcode": 1}
         return {"valid": True, "records": head.records, "hash": head.hash}
@@ -650,7 +643,7 @@ def jwks() -> dict[str, Any]:
 
         salt-run netspace_attestation.jwks --out json
     """
-    return _answer(lambda: ear.jwks([ear.signer(_registrar()[0].folder).jwk]))
+    return _answer(lambda: ear.jwks([ear.signer(_registrar().folder).jwk]))
 
 
 def ear_token(minion: str) -> dict[str, Any]:
@@ -680,22 +673,26 @@ def ear_token(minion: str) -> dict[str, Any]:
 
 
 def _attest(minions: list[str]) -> dict[str, Any]:
-    made, (registrar, settings) = _fleet(), _registrar()
+    made, settings = _fleet(), _settings()
     random.shuffle(minions)
     results: dict[str, Any] = {}
     for start in range(0, len(minions), settings["concurrency"]):
         time.sleep(random.uniform(0, settings["jitter"]))  # noqa: S311 (no secret: a herd that is to scatter)
-        results.update(_lot(made, registrar, settings, minions[start : start + settings["concurrency"]]))
+        results.update(_lot(made, settings, minions[start : start + settings["concurrency"]]))
     return dict(sorted(results.items()))
 
 
-def _lot(made: fleet.Fleet, registrar: Registrar, settings: dict[str, Any], minions: list[str]) -> dict[str, Any]:
+def _enroll(registrar: Registrar, settings: dict[str, Any], minion: str) -> dict[str, Any]:
+    bus = _Bus(minion, settings["timeout"])
+    return registrar.enroll(minion, bus, _master(), appraisal.read_roots(settings["roots"]), time.time())
+
+
+def _lot(made: fleet.Fleet, settings: dict[str, Any], minions: list[str]) -> dict[str, Any]:
     told: dict[str, str] = {}
     for minion in minions:
         if made.certificate_due(minion, time.time()):
-            bus = _Bus(minion, settings["timeout"])
             try:
-                registrar.enroll(minion, bus, _master(), appraisal.read_roots(settings["roots"]), time.time())
+                _enroll(made.registrar, settings, minion)
             except Refused as err:
                 told[minion] = f"its certificate can't be renewed: {err}"  # judged all the same, by the old one
             except NetspaceError as err:
@@ -742,21 +739,7 @@ def _lot(made: fleet.Fleet, registrar: Registrar, settings: dict[str, Any], mini
 
 def _ask(minions: list[str], function: str, arguments: Mapping[str, Any], timeout: int) -> dict[str, tuple[Any, str]]:
     """Ask many with one message; return each one's answer, or why there is none."""
-    import salt.client
-    from salt.exceptions import SaltException
-
-    try:
-        with salt.client.get_local_client(mopts=__opts__) as client:
-            answers = client.cmd(
-                minions,
-                f"netspace_attestation.{function}",
-                kwarg=dict(arguments),
-                tgt_type="list",
-                timeout=timeout,
-                full_return=True,
-            )
-    except SaltException as err:
-        raise NetspaceError(f"the master can't be reached: {err}") from err
+    answers = _sent(minions, function, arguments, timeout)
     found: dict[str, tuple[Any, str]] = {}
     for minion in minions:
         answer = answers.get(minion)
@@ -767,6 +750,26 @@ def _ask(minions: list[str], function: str, arguments: Mapping[str, Any], timeou
         else:
             found[minion] = answer["ret"], ""
     return found
+
+
+def _sent(minions: list[str], function: str, arguments: Mapping[str, Any], timeout: int) -> dict[str, Any]:
+    """Send one message to these and nobody else, and return what came back, by minion."""
+    import salt.client
+    from salt.exceptions import SaltException
+
+    try:
+        with salt.client.get_local_client(mopts=__opts__) as client:
+            answers: dict[str, Any] = client.cmd(
+                minions,
+                f"netspace_attestation.{function}",
+                kwarg=dict(arguments),
+                tgt_type="list",  # a name may look like a pattern
+                timeout=timeout,
+                full_return=True,
+            )
+    except SaltException as err:
+        raise NetspaceError(f"the master can't be reached: {err}") from err
+    return answers
 
 
 def _minions(target: Any, tgt_type: str) -> list[str]:
@@ -831,12 +834,17 @@ class _Store:
 
 
 def _fleet() -> fleet.Fleet:
-    registrar, settings = _registrar()
+    settings = _settings()
+    registrar = _registrar(settings)
     return fleet.Fleet(registrar, _master(), groups.parse(settings["groups"]), _Store(), netspace.__version__)
 
 
-def _registrar() -> tuple[Registrar, dict[str, Any]]:
-    """The books, and what the master's configuration says under ``netspace.attestation``."""
+def _registrar(settings: Mapping[str, Any] | None = None) -> Registrar:
+    return Registrar(Path(str((settings or _settings())["folder"])))
+
+
+def _settings() -> dict[str, Any]:
+    """What the master's configuration says under ``netspace.attestation``."""
     settings: dict[str, Any] = {"folder": f"/var/lib/{INSTANCE}-master", "roots": None, "timeout": 60}
     settings.update(concurrency=32, jitter=1, groups=[])
     given = __opts__.get("netspace.attestation") or {}
@@ -850,7 +858,7 @@ def _registrar() -> tuple[Registrar, dict[str, Any]]:
         raise NetspaceError("master configuration: netspace.attestation:concurrency: expected a whole number from 1 on")
     if type(settings["jitter"]) not in (int, float) or not 0 <= settings["jitter"] <= 3600:
         raise NetspaceError("master configuration: netspace.attestation:jitter: expected 0 to 3600 seconds")
-    return Registrar(Path(str(settings["folder"]))), settings
+    return settings
 
 
 def _master() -> str:
@@ -892,22 +900,7 @@ class _Bus:
         return self._call("activate", template=template, session=session, nonce=nonce.hex(), **coded)
 
     def _call(self, function: str, **arguments: str) -> Any:
-        import salt.client
-        from salt.exceptions import SaltException
-
-        try:
-            with salt.client.get_local_client(mopts=__opts__) as client:
-                # A list, not a pattern: nobody else may be asked.
-                answers = client.cmd(
-                    [self._minion],
-                    f"netspace_attestation.{function}",
-                    kwarg=arguments,
-                    tgt_type="list",
-                    timeout=self._timeout,
-                    full_return=True,
-                )
-        except SaltException as err:
-            raise NetspaceError(f"the master can't be reached: {err}") from err
+        answers = _sent([self._minion], function, arguments, self._timeout)
         answer = answers.get(self._minion)
         if not isinstance(answer, dict) or "ret" not in answer:
             raise NetspaceError(f"{self._minion} did not answer within {self._timeout} s")
