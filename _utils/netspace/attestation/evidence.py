@@ -27,6 +27,8 @@ BANK_ID = 0x000B
 # Ed25519 signs this before the qualifying data, so that no other use of the key can be mistaken for it.
 SOFTWARE_PREFIX = b"netspace-attest/1 software key\0"
 MAX_PCR = 23
+# One spelling per number, so that no PCR can be given twice.
+PCR_NAMES = frozenset(str(index) for index in range(MAX_PCR + 1))
 MIN_NONCE, MAX_NONCE = 16, 64
 MAX_CHAIN = 5
 
@@ -285,8 +287,7 @@ def _bytes(text: Any, limit: int, name: str) -> bytes:
 
 
 def _pcr(key: Any) -> int:
-    # One spelling per number, so that no PCR can be given twice.
-    if isinstance(key, str) and key in {str(index) for index in range(MAX_PCR + 1)}:
+    if isinstance(key, str) and key in PCR_NAMES:
         return int(key)
     raise Malformed(f"evidence: {key!r:.40} is no PCR")
 

@@ -34,7 +34,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from netspace.attestation.evidence import from_hex
+from netspace.attestation.evidence import PCR_NAMES, from_hex
 from netspace.attestation.ima import Entry, File, line
 from netspace.errors import NetspaceError
 
@@ -329,7 +329,7 @@ def _patterns(data: Any, at: str) -> tuple[Pattern, ...]:
 
 def _pcr(number: Any, at: str) -> int:
     text = str(number)
-    if isinstance(number, bool) or not isinstance(number, (int, str)) or text not in {str(pcr) for pcr in range(24)}:
+    if isinstance(number, bool) or not isinstance(number, (int, str)) or text not in PCR_NAMES:
         raise PolicyError(f"{at}: {number!r:.40}: expected a PCR, 0 to 23")
     return int(text)
 
