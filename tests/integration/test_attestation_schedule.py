@@ -1,0 +1,85 @@
+"""The page's reactor and schedule, as they stand there: a host is attested after its start, and again by itself."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import checkout
+import pytest
+import yaml
+from saltfactories.manager import FactoriesManager
+from saltfactories.utils import random_string
+
+pytestmark = pytest.mark.root
+
+PAGE = checkout.ROOT / "docs/attestation-fleet.md"
+INSTANCE = "scheduled"
+
+
+def snippet(begins: str) -> str:
+    """The page's one YAML block that begins so."""
+    blocks = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    (found,) = (block for block in blocks if block.startswith(begins))
+    return str(found)
+
+
+@pytest.fixture
+def instance() -> Iterator[str]:
+    yield INSTANCE
+    shutil.rmtree(f"/var/lib/{INSTANCE}", ignore_errors=True)
+
+
+def test_a_start_and_a_schedule_attest(salt_factories: FactoriesManager, tmp_path: Path, instance: str) -> None:
+    source = checkout.copy(tmp_path / "source")
+    (tmp_path / "attest.sls").write_text(snippet("# /srv/reactor/attest.sls"))
+    settings: dict[str, Any] = yaml.safe_load(snippet("schedule:"))
+    ((tag, files),) = settings["reactor"][0].items()
+    assert files == ["/srv/reactor/attest.sls"]
+    master = salt_factories.salt_master_daemon(
+        random_string("master-"),
+        overrides={
+            "interface": "127.0.0.1",
+            "loop_interval": 1,
+            "file_roots": {"base": [str(source)]},
+            "runner_dirs": [str(source / "_runners")],
+            "utils_dirs": [str(source / "_utils")],
+            "reactor": [{tag: [str(tmp_path / "attest.sls")]}],
+            "netspace.attestation": {"folder": str(tmp_path / "books"), "jitter": 0},
+        },
+    )
+    minion = master.salt_minion_daemon(
+        random_string("host-"), overrides={"enable_fqdns_grains": False, "netspace.instance": instance}
+    )
+    run = master.salt_run_cli(timeout=120)
+
+    def shown() -> dict[str, Any]:
+        return dict(run.run("netspace_attestation.status").data[minion.id])
+
+    def attested(after: float) -> dict[str, Any]:
+        deadline = time.monotonic() + 90  # Salt takes its time
+        while not ((found := shown())["evidence"] or 0) > after:
+            assert time.monotonic() < deadline, found
+            time.sleep(0.5)
+        return found
+
+    with master.started(start_timeout=120), minion.started(start_timeout=120):
+        assert master.salt_cli(timeout=120).run("saltutil.sync_all", minion_tgt=minion.id).returncode == 0
+        assert shown()["state"] == "unknown", "at its first start it did not know how to answer"
+        with minion.stopped():
+            pass
+        found = attested(0)
+        assert (found["level"], found["code"]) == ("L1", "software-key"), found
+
+        # From here on by the schedule alone; sooner than an operator would, and no word of it else is changed.
+        with master.stopped():
+            path = Path(master.config["conf_file"])
+            config = yaml.safe_load(path.read_text())
+            del config["reactor"]
+            settings["schedule"]["attest"].update(minutes=0, seconds=2, splay=1)
+            path.write_text(yaml.safe_dump({**config, "schedule": settings["schedule"]}))
+        assert attested(found["evidence"])["level"] == "L1"
