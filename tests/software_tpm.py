@@ -43,3 +43,10 @@ def manufacture(folder: Path) -> Factory:
     shutil.copy(folder / "ca/issuercert.pem", folder / "roots/issuer.pem")
     shutil.copy(folder / "ca/swtpm-localca-rootca-cert.pem", folder / "roots/root.pem")
     return Factory(folder / "state", folder / "roots")
+
+
+def listening(path: Path) -> bool:
+    """Whether somebody takes connections at a socket: it is there, by bind(2), before that."""
+    accepts = "00010000"  # SO_ACCEPTCON, of the column Flags
+    lines = (line.split() for line in Path("/proc/net/unix").read_text().splitlines())
+    return any(one[3] == accepts and one[-1] == str(path) for one in lines)

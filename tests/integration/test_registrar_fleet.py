@@ -18,6 +18,7 @@ from saltfactories.cli.run import SaltRun
 from saltfactories.cli.salt import SaltCli
 from saltfactories.manager import FactoriesManager
 from saltfactories.utils import random_string
+from software_tpm import listening
 
 pytestmark = pytest.mark.root
 
@@ -64,7 +65,7 @@ def sockets() -> Iterator[dict[str, Path]]:
         command += ["--tpmstate", f"dir={folder / name}.state"]
         running.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
     deadline = time.monotonic() + 20
-    while not all((folder / name).exists() for name in ("a", "b")):
+    while not all(listening(folder / name) for name in ("a", "b")):
         assert time.monotonic() < deadline, "swtpm did not start"
         time.sleep(0.01)
     yield {name: folder / name for name in ("a", "b")}

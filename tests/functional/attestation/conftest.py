@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from software_tpm import Factory, manufacture
+from software_tpm import Factory, listening, manufacture
 
 from netspace.layout import Layout
 
@@ -51,7 +51,7 @@ class SoftwareTpm:
             stderr=subprocess.DEVNULL,
         )
         deadline = time.monotonic() + 20
-        while not (self.folder / "tpm").exists():
+        while not listening(self.folder / "tpm"):
             assert self.process.poll() is None, "swtpm ended"
             assert time.monotonic() < deadline, "swtpm did not start"
             time.sleep(0.01)
