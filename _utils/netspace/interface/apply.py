@@ -430,9 +430,7 @@ class Applying:
                 messages.append(netlink.set_link(index, name=wanted.name))
             changed = one.change(index, now, wanted)
             if one.guard is not None:  # the link is there, and still down
-                self._judge(
-                    _patiently(inner, messages, lambda _: one.late), messages, [name] * len(messages), {name: one}
-                )
+                self._send(name, one, inner, messages)
                 messages = []
                 if name not in self.errors:
                     self._guard(name, one)
@@ -445,8 +443,11 @@ class Applying:
             with netlink.Socket(netlink.NETLINK_GENERIC) as generic:
                 self._judge(generic.batch(special), special, [name] * len(special), {name: one})
         if name not in self.errors:
-            failures = _patiently(inner, messages, lambda _: one.late)
-            self._judge(failures, messages, [name] * len(messages), {name: one})
+            self._send(name, one, inner, messages)
+
+    def _send(self, name: str, one: Work, inner: netlink.Socket, messages: Sequence[Message]) -> None:
+        failures = _patiently(inner, messages, lambda _: one.late)
+        self._judge(failures, messages, [name] * len(messages), {name: one})
 
     def _outside(self, work: Mapping[str, Work]) -> None:
         """Set up the host's ends, all in one go."""
