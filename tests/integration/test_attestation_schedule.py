@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 import shutil
 import time
 from collections.abc import Iterator
@@ -18,7 +19,6 @@ from saltfactories.utils import random_string
 pytestmark = pytest.mark.root
 
 PAGE = checkout.ROOT / "docs/attestation-fleet.md"
-INSTANCE = "scheduled"
 
 
 def snippet(begins: str) -> str:
@@ -30,8 +30,9 @@ def snippet(begins: str) -> str:
 
 @pytest.fixture
 def instance() -> Iterator[str]:
-    yield INSTANCE
-    shutil.rmtree(f"/var/lib/{INSTANCE}", ignore_errors=True)
+    name = f"fleet{secrets.token_hex(4)}"  # /var/lib is the machine's
+    yield name
+    shutil.rmtree(f"/var/lib/{name}", ignore_errors=True)
 
 
 def test_a_start_and_a_schedule_attest(salt_factories: FactoriesManager, tmp_path: Path, instance: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import shutil
 import subprocess
 import tempfile
@@ -82,6 +83,8 @@ def fleet(
     folder = tmp_path_factory.mktemp("registrar")
     source = checkout.copy(folder / "source")
     names = {"a": random_string("a-"), "b": random_string("b-")}
+    # Not the same twice: another run may be beside this one, and /var/lib is the machine's.
+    instances = {name: f"fleet{name}{secrets.token_hex(4)}" for name in names}
     pillar = folder / "pillar"
     pillar.mkdir()
     top = {"base": {names["a"]: ["a"], names["b"]: ["b"]}}
@@ -104,7 +107,7 @@ def fleet(
     )
     minions = {
         name: master.salt_minion_daemon(
-            identity, overrides={"enable_fqdns_grains": False, "netspace.instance": f"fleet{name}"}
+            identity, overrides={"enable_fqdns_grains": False, "netspace.instance": instances[name]}
         )
         for name, identity in names.items()
     }
@@ -119,8 +122,8 @@ def fleet(
         assert synced.returncode == 0, synced
         made.started = True
         yield made
-    for name in names:
-        shutil.rmtree(f"/var/lib/fleet{name}", ignore_errors=True)
+    for instance in instances.values():
+        shutil.rmtree(f"/var/lib/{instance}", ignore_errors=True)
 
 
 def test_a_fleet_is_enrolled_and_one_tpm_can_not_serve_two(fleet: Fleet) -> None:
