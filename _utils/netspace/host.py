@@ -181,17 +181,16 @@ class Host:
             namespaces = Result(Plan())
             if not whole:
                 # One declared by itself gets its namespace here; a whole declaration's stand already.
+                there = self.interfaces.names()
                 lacking = {
-                    name: spec for name, spec in declared.environments.items() if self._lacks_interface(name, spec)
+                    name: spec
+                    for name, spec in declared.environments.items()
+                    if name not in there or _kind(spec) != "none"
                 }
                 if lacking:
                     only = msgspec.structs.replace(declared, environments=lacking, links=())
                     namespaces = self._interfaces(only, False, test)
             return _join(namespaces, self._environments(declared, whole, test, state))
-
-    def _lacks_interface(self, name: str, spec: Environment) -> bool:
-        kind = type(spec.interface).__struct_config__.tag if spec.interface is not None else None
-        return kind not in (None, "none") or name not in self.interfaces.names()
 
     def _environments(self, declared: Declaration, whole: bool, test: bool, state: RunState) -> Result:
         from netspace.environment import seccomp_file
@@ -415,6 +414,10 @@ class Host:
                 for name, verdict in judge(declared, best).items()
             }
         return judge(declared, known)
+
+
+def _kind(spec: Environment) -> Any:
+    return type(spec.interface).__struct_config__.tag if spec.interface is not None else "none"
 
 
 def _say(result: Result, kind: str, verdicts: Mapping[str, Verdict]) -> Result:
