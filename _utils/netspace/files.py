@@ -17,6 +17,9 @@ from typing import Any
 from netspace.errors import NetspaceError, StateError
 
 MAX_RECORD = 4 * 1024 * 1024
+# What to do about a damaged file: of what is made anew from the declaration, and of what is not.
+REBUILT = "remove the file and apply again to rebuild it"
+KEPT = "restore it from a backup: nothing can make it anew"
 # Files written at one time: whoever has more waits for the disk several times. ext4 looks long for a file's inode
 # where others were given up a moment ago, as each old one is when it is replaced: the more are made before, the better.
 # And so few that syncing each costs less than syncing all.
@@ -181,9 +184,10 @@ def _read(path: Path) -> bytes:
     return b"".join(parts)
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path, remedy: str = REBUILT) -> dict[str, Any] | None:
     """Return the object in *path*, or None where there is no such file.
 
+    :param remedy: what to do about a damaged one.
     :raises StateError: when the file is not a JSON object of ours.
     """
     try:
@@ -197,12 +201,12 @@ def read_json(path: Path) -> dict[str, Any] | None:
         if not isinstance(value, dict):
             raise ValueError("not a JSON object")
     except (ValueError, RecursionError) as err:
-        raise StateError(f"{path}: {err}; remove the file and apply again to rebuild it") from err
+        raise StateError(f"{path}: {err}; {remedy}") from err
     return value
 
 
-def read_records(directory: Path) -> dict[str, dict[str, Any]]:
-    """Return every record ``<name>.json`` in *directory* by name; none where it is absent."""
+def read_records(directory: Path, remedy: str = REBUILT) -> dict[str, dict[str, Any]]:
+    """Return every record ``<name>.json`` in *directory* by name; none where it is absent. See :func:`read_json`."""
     records = {}
     try:
         entries = sorted(entry.name for entry in os.scandir(directory))
@@ -210,7 +214,7 @@ def read_records(directory: Path) -> dict[str, dict[str, Any]]:
         return {}
     for entry in entries:
         if entry.endswith(".json") and not entry.startswith("."):
-            record = read_json(directory / entry)
+            record = read_json(directory / entry, remedy)
             if record is not None:
                 records[entry[: -len(".json")]] = record
     return records

@@ -268,7 +268,7 @@ def _references(path: str | None) -> References | None:
         return None
     from netspace.attestation import verifier
 
-    data = files.read_json(Path(path))
+    data = files.read_json(Path(path), "correct it (attestation:references)")
     if data is None:
         raise NetspaceError(f"attestation:references: {path} does not exist")
     return verifier.references(data)

@@ -238,7 +238,7 @@ class Fleet:
         if evidence.kind != "software":
             raise NotEnrolled(f"{minion} has a TPM and is not enrolled: netspace_attestation.enroll {minion}")
         path = self._pin(minion)
-        pin = files.read_json(path)
+        pin = files.read_json(path, files.KEPT)
         if pin is not None and pin.get("key") != evidence.key.hex():
             raise UnknownAttestationKey(
                 "a software key, but another than the one that this minion had at first; "

@@ -157,7 +157,7 @@ class Policies:
             token = self._signer.sign(ear.POLICY, {"group": group, "policy": policy.plain(data)})
             files.write(self._path(group), token.encode())
             # After it: a crash in between leaves a policy in force whose version nothing contradicts.
-            versions = files.read_json(self._folder / "versions.json") or {}
+            versions = files.read_json(self._folder / "versions.json", files.KEPT) or {}
             files.write_json(self._folder / "versions.json", {**versions, group: found.version})
         self._parsed[group] = found
         return found
@@ -166,7 +166,7 @@ class Policies:
         return self._folder / f"{group}.jws"
 
     def _floor(self, group: str) -> int:
-        floor = (files.read_json(self._folder / "versions.json") or {}).get(group, 0)
+        floor = (files.read_json(self._folder / "versions.json", files.KEPT) or {}).get(group, 0)
         if type(floor) is not int:
             raise NetspaceError(f"{self._folder / 'versions.json'}: {group}: not a version")
         return floor

@@ -12,7 +12,8 @@ has its attestation key certified. What it keeps, in a folder of its master's us
     audit.log             everything that was done       (audit_log)
 
 Nothing here talks to a minion: *exchange* does. An endorsement key is bound to one minion, and a
-minion to one endorsement key, until ``release``. The log is written before what it tells of.
+minion to one endorsement key, until ``release``. The log tells of a binding, a certificate and a
+revocation before they are written.
 """
 
 from __future__ import annotations
@@ -110,7 +111,9 @@ class Registrar:
 
     def revocations(self, now: float) -> bytes:
         """Return the revocation list (PEM) of the intermediate that signs."""
-        revoked = {int(serial): since for serial, since in (files.read_json(self._revoked_path) or {}).items()}
+        revoked = {
+            int(serial): since for serial, since in (files.read_json(self._revoked_path, files.KEPT) or {}).items()
+        }
         return privacy_ca.revocations(self._authority(), revoked, now)
 
     # -- hosts ----------------------------------------------------------------------
@@ -163,7 +166,7 @@ class Registrar:
         """Revoke the minion's certificate. It stays bound to its TPM, and may be enrolled again."""
         with files.locked(self.folder / "lock"):
             record = self._known(minion)
-            revoked = files.read_json(self._revoked_path) or {}
+            revoked = files.read_json(self._revoked_path, files.KEPT) or {}
             self._log("revoked", now, {"minion": minion, "serial": record["serial"], "why": why[:1000]})
             # Those that have run out need no revocation any more.
             kept = {serial: since for serial, since in revoked.items() if since > now - 2 * 86400}
@@ -182,7 +185,7 @@ class Registrar:
 
     def host(self, minion: str) -> dict[str, Any] | None:
         """Return what is known of *minion*."""
-        return files.read_json(self._path(minion))
+        return files.read_json(self._path(minion), files.KEPT)
 
     def hosts(self) -> list[dict[str, Any]]:
         """Return what is known of every minion, by name."""
@@ -229,7 +232,7 @@ class Registrar:
         return self.folder / "hosts" / f"{key_of(minion)}.json"
 
     def _hosts(self) -> list[dict[str, Any]]:
-        return list(files.read_records(self.folder / "hosts").values())
+        return list(files.read_records(self.folder / "hosts", files.KEPT).values())
 
     def _known(self, minion: str) -> dict[str, Any]:
         record = self.host(minion)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import snapshot
+from software_tpm import listening
+from waiting import until
 from whole_host import IDLE, all_true, python
 
 from netspace import library
@@ -45,10 +47,7 @@ def tpm(tmp_path):
         ["swtpm", "socket", "--tpm2", "--tpmstate", f"dir={state}", "--server", f"type=unixio,path={path}",
          "--ctrl", f"type=unixio,path={path}.ctrl", "--flags", "not-need-init,startup-clear"]
     )  # fmt: skip
-    for _ in range(100):
-        if path.exists():
-            break
-        time.sleep(0.05)
+    until(lambda: listening(path), "swtpm did not start")
     yield f"swtpm:path={path}"
     process.kill()
     process.wait()

@@ -13,7 +13,7 @@ import pytest
 from netspace.attestation import audit_log, privacy_ca, refusals, structures
 from netspace.attestation.evidence import Context, Enrolment, key_fingerprint, parse_enrolment
 from netspace.attestation.registrar import Registrar
-from netspace.errors import NetspaceError
+from netspace.errors import NetspaceError, StateError
 
 NOW = 1_700_000_000.0
 DAY = 86400.0
@@ -225,6 +225,15 @@ def test_nothing_of_it_is_readable_by_others(registrar: Registrar, minion: Minio
     for path in registrar.folder.rglob("*"):
         assert path.is_dir() or path.name == "chain.pem" or path.stat().st_mode & 0o077 == 0, path
     assert b"PRIVATE" not in registrar.log.read_bytes()
+
+
+def test_a_damaged_book_is_to_be_restored_never_removed(registrar: Registrar, minion: Minion) -> None:
+    enroll(registrar, minion)
+    (binding,) = (registrar.folder / "hosts").iterdir()
+    binding.write_text("{")
+    for look in (lambda: registrar.host("web1"), lambda: registrar.status(NOW)):
+        with pytest.raises(StateError, match="restore it from a backup"):
+            look()
 
 
 def test_names_of_minions_are_no_paths(registrar: Registrar, fake_tpm) -> None:
