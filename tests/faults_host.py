@@ -333,7 +333,7 @@ class World:
 
     def settled(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
         """Look again until it is as *wanted*, for a while: what was told to end takes a moment. Return differences."""
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while True:
             found = differences(wanted, self.look())
             if not found or time.monotonic() > deadline:
@@ -346,7 +346,7 @@ class World:
             for pid, name in snapshot.processes().items():
                 if "lib/netspace/lib/current supervise" in name:
                     os.kill(pid, 9)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while found := self._ours():
             assert time.monotonic() < deadline, found
             for pid in found:

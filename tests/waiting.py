@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-PATIENCE = 20.0
+# Seconds. What takes one here takes twenty on a busy machine; only a test that fails waits so long.
+PATIENCE = 60.0
 
 
 def until(condition: Callable[[], object], what: str = "", *, patience: float = PATIENCE, pause: float = 0.01) -> None:

@@ -65,7 +65,7 @@ def sockets() -> Iterator[dict[str, Path]]:
         command += ["--server", f"type=unixio,path={folder / name}", "--ctrl", f"type=unixio,path={folder / name}.ctrl"]
         command += ["--tpmstate", f"dir={folder / name}.state"]
         running.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not all(listening(folder / name) for name in ("a", "b")):
         assert time.monotonic() < deadline, "swtpm did not start"
         time.sleep(0.01)

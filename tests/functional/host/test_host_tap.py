@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import until
 from whole_host import Salt, python
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("clean")]
 
-# Asks for its gateway's MAC as an Ethernet station would, then idles.
+# Asks for its gateway's MAC as an Ethernet station would, again and again until it is told, then idles: the kernel
+# hands packets to a tap once its link watcher has seen that someone holds it, which may be after the first question.
 ATTACH = """
 import fcntl, os, select, signal, struct, sys
 device = os.open("/dev/net/tun", os.O_RDWR)
 fcntl.ioctl(device, 0x400454CA, struct.pack("16sH22x", b"tap0", 0x1002))
 mac, own, gateway = bytes.fromhex(sys.argv[1]), bytes(map(int, sys.argv[2].split("."))), bytes([10, 203, 0, 1])
-os.write(device, b"\\xff" * 6 + mac + bytes.fromhex("08060001080006040001") + mac + own + bytes(6) + gateway)
-while select.select([device], [], [], 5)[0]:
-    answer = os.read(device, 2000)
-    if answer[12:14] == b"\\x08\\x06" and answer[28:32] == gateway:
-        print("the gateway is at", answer[22:28].hex(), flush=True)
-        break
-signal.pause()
+for _ in range(60):
+    os.write(device, b"\\xff" * 6 + mac + bytes.fromhex("08060001080006040001") + mac + own + bytes(6) + gateway)
+    while select.select([device], [], [], 1)[0]:
+        answer = os.read(device, 2000)
+        if answer[12:14] == b"\\x08\\x06" and answer[28:32] == gateway:
+            print("the gateway is at", answer[22:28].hex(), flush=True)
+            signal.pause()
+print("no gateway has answered")
 """
 
 MORE = """
@@ -62,12 +64,11 @@ def declared(image: Path, script: list[str], **more: Any) -> dict[str, Any]:
     return {"environments": {"guest": guest, "plain": plain}}
 
 
-def logged(salt: Salt, text: str, times: int = 1) -> bool:
-    for _ in range(100):
-        if json.dumps(salt("netspace_environment.logs", "guest")).count(text) >= times:
-            return True
-        time.sleep(0.1)
-    return False
+def wait_logged(salt: Salt, text: str, times: int = 1) -> None:
+    def is_there() -> bool:
+        return json.dumps(salt("netspace_environment.logs", "guest")).count(text) >= times
+
+    until(is_there, f"guest has not written {text!r} {times} times", pause=0.1)
 
 
 def test_a_stack_of_its_own_finds_its_gateway(salt: Salt, image: Path) -> None:
@@ -77,7 +78,7 @@ def test_a_stack_of_its_own_finds_its_gateway(salt: Salt, image: Path) -> None:
     script = python(ATTACH, mac, "10.203.7.7")
     salt.declare(declared(image, script))
     salt("state.apply", "netspace")
-    assert logged(salt, "the gateway is at"), salt("netspace_environment.logs", "guest")
+    wait_logged(salt, "the gateway is at")
     tried = salt("netspace_environment.exec", "guest", json.dumps(["/usr/bin/python3", "-c", MORE]))
     assert "MADE" not in json.dumps(tried) and json.dumps(tried).count("EPERM") + json.dumps(tried).count("EINVAL") == 8
     refused = json.dumps(
@@ -90,4 +91,4 @@ def test_a_stack_of_its_own_finds_its_gateway(salt: Salt, image: Path) -> None:
     salt.declare(declared(image, script, user=2000))
     changed = salt("state.apply", "netspace")
     assert any(one["changes"] for one in changed.values())
-    assert logged(salt, "the gateway is at", times=2), salt("netspace_environment.logs", "guest")
+    wait_logged(salt, "the gateway is at", times=2)

@@ -6,7 +6,6 @@ import re
 import select
 import socket
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -26,14 +25,15 @@ def met(bench: Bench, port: int) -> list[str]:
     monitor = subprocess.Popen(["nft", "monitor", "trace"], stdout=subprocess.PIPE)
     assert monitor.stdout is not None
     try:
-        time.sleep(0.5)  # it doesn't say that it listens
-
         def attempt() -> None:
             with socket.socket() as client:
                 client.settimeout(0.3)
                 client.connect_ex((WIRE["ipv4"][1], port))
 
-        within(bench.path("a"), attempt)
+        for _ in range(60):  # it doesn't say that it listens
+            within(bench.path("a"), attempt)
+            if select.select([monitor.stdout], [], [], 0.5)[0]:
+                break
         text = b""
         while select.select([monitor.stdout], [], [], 0.5)[0]:
             text += monitor.stdout.read1()

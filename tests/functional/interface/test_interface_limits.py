@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import socket
-import time
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from interface_bench import WIRE, WORLD, Bench, connect, listen, reaches, run, veth, within
+from waiting import until
 
 pytestmark = pytest.mark.root
 families = pytest.mark.parametrize("family", ["ipv4", "ipv6"])
@@ -112,13 +112,9 @@ def test_connections_have_a_limit_of_their_own(bench: Bench, outside: Path, fami
         run("nft delete table inet foreign")
         assert not bench.plan(desired).steps, "what is counted is no drift"
         first.close()
-        server.settimeout(5)
+        server.settimeout(30)
         server.accept()[0].close()
-        for _ in range(100):
-            if (again := take()) is not None:
-                break
-            time.sleep(0.05)
-        assert again is not None, "one closed makes room"
+        until(lambda: take() is not None, "one closed makes room", pause=0.05)
         del inner
 
 
@@ -159,12 +155,7 @@ def test_who_has_nothing_open_any_more_is_forgotten(bench: Bench, outside: Path)
     name = bench.host_end("a")
     assert name in run("nft list set inet netspace open.1024")
     bench.apply(remove={"a"})
-    for _ in range(400):
-        if name not in run("nft list set inet netspace open.1024"):
-            break
-        time.sleep(0.05)
-    else:
-        raise AssertionError(f"{name} is still there")
+    until(lambda: name not in run("nft list set inet netspace open.1024"), f"{name} is still there", pause=0.05)
 
 
 @families
@@ -179,16 +170,13 @@ def test_what_is_closed_leaves_the_table_of_connections(bench: Bench, outside: P
         client.close()
         assert accepted.recv(1) == b""
         accepted.close()
-    for _ in range(100):
-        own = [
-            line.split()
-            for line in Path("/proc/thread-self/net/nf_conntrack").read_text().splitlines()
-            if "dport=8080" in line
-        ]
-        if all(fields[5] in ("TIME_WAIT", "CLOSE") for fields in own):
-            break
-        time.sleep(0.05)
-    assert all(int(fields[4]) <= 2 for fields in own), own
+
+    def tracked() -> list[list[str]]:
+        lines = Path("/proc/thread-self/net/nf_conntrack").read_text().splitlines()
+        return [line.split() for line in lines if "dport=8080" in line]
+
+    until(lambda: all(fields[5] in ("TIME_WAIT", "CLOSE") for fields in tracked()), "it is closed", pause=0.05)
+    assert all(int(fields[4]) <= 2 for fields in tracked()), tracked()
 
 
 def test_no_helper_reads_along(bench: Bench, outside: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from pathlib import Path
 
@@ -124,11 +125,18 @@ def test_forged_source_is_dropped(bench: Bench, outside: Path, family: str) -> N
     bits = {"ipv4": "32", "ipv6": "128 nodad"}[family]
     run(f"ip -n {bench.path('a').name} addr add {forged}/{bits} dev eth0")
     with within(outside, receiver) as listening:
+        arrived = []
+        for _ in range(30):  # as in connect(): right after a link is up the kernel may lose a packet
+            within(bench.path("a"), lambda: send(forged, b"forged"))
+            within(bench.path("a"), lambda: send(bench.address("a", family), b"honest"))
+            with contextlib.suppress(TimeoutError):
+                arrived.append(listening.recv(100))
+                break
         within(bench.path("a"), lambda: send(forged, b"forged"))
-        within(bench.path("a"), lambda: send(bench.address("a", family), b"honest"))
-        assert listening.recv(100) == b"honest"
-        with pytest.raises(TimeoutError):
-            listening.recv(100)
+        with contextlib.suppress(TimeoutError):
+            while True:
+                arrived.append(listening.recv(100))
+        assert set(arrived) == {b"honest"}
 
 
 @families
@@ -141,9 +149,10 @@ def test_revoked_rule_cuts_a_live_connection(bench: Bench, outside: Path, family
         accepted, _ = server.accept()
         with client, accepted:
             client.send(b"before")
+            accepted.settimeout(30)
+            assert accepted.recv(100) == b"before"
             accepted.settimeout(0.4)
             client.settimeout(0.4)
-            assert accepted.recv(100) == b"before"
             bench.make(a=veth())
             client.send(b"after")
             accepted.send(b"after")
@@ -170,7 +179,7 @@ def test_ping_where_it_is_allowed(bench: Bench, outside: Path, family: str) -> N
                 return False
 
     # As in connect(): right after a link is up the kernel may lose a packet.
-    assert any(within(bench.path("a"), ping) for _ in range(3))
+    assert any(within(bench.path("a"), ping) for _ in range(30))
     assert not within(bench.path("b"), ping)
 
 
