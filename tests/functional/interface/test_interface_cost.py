@@ -25,6 +25,7 @@ def met(bench: Bench, port: int) -> list[str]:
     monitor = subprocess.Popen(["nft", "monitor", "trace"], stdout=subprocess.PIPE)
     assert monitor.stdout is not None
     try:
+
         def attempt() -> None:
             with socket.socket() as client:
                 client.settimeout(0.3)
