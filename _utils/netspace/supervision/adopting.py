@@ -1,0 +1,87 @@
+"""Taking over what an earlier daemon started, by the traces it left.
+
+Whatever runs goes on running; what ended meanwhile is followed up as if it had been seen.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from netspace.errors import NetspaceError
+from netspace.supervision import process, records
+from netspace.supervision.children import Children
+from netspace.supervision.ending import Ending
+from netspace.supervision.loop import Loop
+from netspace.supervision.records import Trace
+from netspace.supervision.starting import START_TIMEOUT, Starting, with_log
+from netspace.supervision.units import BY_MARK, Unit, Units
+
+
+class Adopting:
+    """Done once, before the first request is listened to."""
+
+    def __init__(self, units: Units, loop: Loop, children: Children, starting: Starting, ending: Ending) -> None:
+        self.units = units
+        self.loop = loop
+        self.children = children
+        self.starting = starting
+        self.ending = ending
+
+    def adopt(self) -> None:
+        """Take over what an earlier daemon started: watch what runs, follow up what ended meanwhile."""
+        folder = records.traces(self.units.layout)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for entry in os.listdir(folder):
+            if entry.startswith("."):
+                os.unlink(folder / entry)
+        desired = records.desired(self.units.layout)
+        for name in records.traced(self.units.layout):
+            trace = records.read_trace(self.units.layout, name)
+            try:
+                service = records.decode(trace.service) if trace is not None else None
+            except NetspaceError:
+                service = None
+            if trace is None or service is None:
+                self.units.say(f"{name}: its trace is damaged; forgotten")
+                records.remove_trace(self.units.layout, name)
+                continue
+            if trace.state in ("stopped", "failed"):
+                continue
+            unit = self.units.get(name)
+            unit.service = with_log(self.units.layout, service)
+            unit.wanted = name in desired
+            unit.restarts, unit.exit, unit.since = trace.restarts, trace.exit, trace.since
+            unit.adopted = True
+            self.units.active.add(name)
+            self._take_over(unit, trace)
+
+    def _take_over(self, unit: Unit, trace: Trace) -> None:
+        assert unit.service is not None
+        unit.began = time.monotonic()
+        if process.alive(trace.pid, trace.ticks):
+            unit.pid, unit.ticks = trace.pid, trace.ticks
+            if trace.state == "launching":
+                unit.phase, unit.session = "launching", trace.pid
+                self.starting.launching.add(unit.name)
+                unit.pidfd = self.children.follow(
+                    trace.pid, lambda status: self.starting.launched(unit, status), adopted=True
+                )
+                unit.timer = self.loop.after(START_TIMEOUT, lambda: self.starting.too_slow(unit))
+                return
+            unit.session = 0 if process.contained(trace.pid) else trace.pid
+            unit.pidfd = self.children.follow(trace.pid, lambda status: self.starting.ended(unit, status), adopted=True)
+            unit.phase = "running"
+            self.units.say(f"{unit.name}: adopted, process {trace.pid}")
+            if trace.state == "stopping" or not unit.wanted:
+                self.ending.halt(unit)
+            return
+        if trace.state == "launching" and self.starting.main_of(unit, trace.ticks):
+            self.starting.main_runs(unit)
+            if not unit.wanted:
+                self.ending.halt(unit)
+            return
+        # What it left is known by its mark alone: its session's number may be another's by now.
+        unit.session = BY_MARK
+        unit.exit = "unknown" if trace.pid else trace.exit
+        self.ending.end(unit)

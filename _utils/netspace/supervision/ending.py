@@ -1,0 +1,173 @@
+"""How services end: asked to, forced to, cleaned up after, and whether they are started again.
+
+What a program leaves behind is found by its session and mark (see ``process``) and killed;
+a container runtime's left-overs are removed by its own cleanup command.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable
+
+from netspace.supervision import container, logs, payload_cgroup, policy, process, spawn
+from netspace.supervision.children import Children
+from netspace.supervision.loop import Loop
+from netspace.supervision.units import Unit, Units, Waiter
+
+HELPER_TIMEOUT = 30.0  # seconds for a cleanup or reload command
+
+
+class Ending:
+    """Brings services to ``idle``, or to ``backoff`` and then back to their start.
+
+    :param again: has a unit be started again.
+    """
+
+    def __init__(self, units: Units, loop: Loop, children: Children, again: Callable[[Unit], None]) -> None:
+        self.units = units
+        self.loop = loop
+        self.children = children
+        self.again = again
+        self.sweeping: dict[str, int] = {}  # units whose left-overs are being killed: rounds so far
+
+    def stop(self, names: Iterable[str], asker: Waiter | None = None) -> None:
+        for name in names:
+            unit = self.units.find(name)
+            if unit is None or unit.phase == "idle":
+                continue
+            unit.wanted = False
+            if asker is not None:
+                asker.pending.add(name)
+                unit.waiters.append((asker, "stop"))
+            self.units.tell(unit, "start", "it was stopped meanwhile")
+            if unit.phase == "running":
+                self.halt(unit)
+            elif unit.phase in ("waiting", "backoff"):
+                unit.cancel()
+                self.units.idle(unit, "stopped")
+            # launching, stopping, ending: seen to when that is done
+
+    def halt(self, unit: Unit) -> None:
+        """Ask a running service to end, and see to it that it does."""
+        assert unit.service is not None
+        self.units.note(unit, "stopping", "stopping")
+        unit.kill(signal.SIGTERM)
+        unit.timer = self.loop.after(unit.service.stop_timeout, lambda: self._force(unit))
+
+    def _force(self, unit: Unit) -> None:
+        unit.timer = None
+        self.units.say(f"{unit.name}: does not end; killed")
+        unit.kill(signal.SIGKILL)
+
+    def ended(self, unit: Unit) -> None:
+        """The main process of one that ran is gone."""
+        self.units.say(f"{unit.name}: ended, {unit.exit}")
+        if self._forgotten(unit):
+            unit.session = 0
+        self.end(unit)
+
+    def _forgotten(self, unit: Unit) -> bool:
+        """Have the runtime's container be forgotten without its help; then nothing of it is left either."""
+        assert unit.service is not None
+        cgroup = payload_cgroup(self.units.layout, unit.name)
+        cleanup = unit.service.cleanup if unit.service.pid_file is not None else ()
+        return bool(cleanup) and all(container.forget(argv, cgroup) for argv in cleanup)
+
+    def end(self, unit: Unit) -> None:
+        """Remove what is left of a service whose main process is gone, then decide what comes."""
+        unit.pid = unit.ticks = 0
+        unit.phase = "ending"
+        self.units.active.add(unit.name)
+        if unit.session:
+            self.sweeping[unit.name] = 0
+        else:
+            self._clean(unit)
+
+    def sweep(self) -> None:
+        """Kill what ended services left behind: one pass over all processes for all of them.
+
+        SIGKILL takes a moment, so a service goes on only when a pass finds nothing of it.
+        """
+        marks = {f"{self.units.layout.instance}/{name}": name for name in self.sweeping}
+        sessions = [self.units.by_name[name].session for name in self.sweeping]
+        found = process.left_over(marks, sessions)
+        for pid, ticks in found.items():
+            with contextlib.suppress(OSError):
+                pidfd = os.pidfd_open(pid)
+                try:
+                    if process.alive(pid, ticks):
+                        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                finally:
+                    os.close(pidfd)
+        for name, rounds in list(self.sweeping.items()):
+            if found and rounds < 100:
+                self.sweeping[name] = rounds + 1
+            else:
+                del self.sweeping[name]
+                self._clean(self.units.by_name[name])
+        if self.sweeping:
+            self.loop.after(0.01, lambda: None)
+
+    def _clean(self, unit: Unit) -> None:
+        assert unit.service is not None
+        steps = iter(unit.service.cleanup)
+
+        def step(_: str = "") -> None:
+            argv = next((argv for argv in steps if not container.unknown(argv)), None)
+            if argv is None:
+                self._decide(unit)
+            else:
+                self.help(unit, argv, step)
+
+        step()
+
+    def help(self, unit: Unit, argv: tuple[str, ...], done: Callable[[str], None]) -> None:
+        """Run a command for *unit*; call *done* with an error text, empty when it exited 0."""
+        assert unit.service is not None
+        offset = logs.size(unit.log)
+        try:
+            pid, report = spawn.fork(self.units.layout, unit.name, unit.service, argv, None)
+        except OSError as err:
+            done(str(err))
+            return
+        os.close(report)
+        slow = self.loop.after(HELPER_TIMEOUT, lambda: signal.pidfd_send_signal(pidfd, signal.SIGKILL))
+
+        def ended(status: int | None) -> None:
+            slow.cancel()
+            told = logs.tail(unit.log, offset)
+            done("" if status == 0 else f"{argv[0]}: {policy.end_of(status)}{': ' + told if told else ''}")
+
+        pidfd = self.children.follow(pid, ended)
+
+    def _decide(self, unit: Unit) -> None:
+        """All of a service is gone: start it again, later, or not at all."""
+        assert unit.service is not None
+        if unit.service.pid_file is not None:
+            unit.service.pid_file.unlink(missing_ok=True)
+        if unit.wanted and unit.again:
+            unit.restarts = unit.failures = 0
+            self.again(unit)
+        elif not unit.wanted:
+            self.units.idle(unit, "stopped")
+        elif unit.error or policy.again(unit.service.restart, unit.exit):
+            if unit.error and unit.service.restart == "never":
+                self.units.idle(unit, "failed")
+                return
+            if time.monotonic() - unit.began >= policy.HEALTHY:
+                unit.failures = 0
+            unit.failures += 1
+            unit.restarts += 1
+            wait = policy.delay(unit.failures)
+            self.units.note(unit, "backoff", "starting")
+            self.units.tell(unit, "start", unit.error)
+            unit.timer = self.loop.after(wait, lambda: self._retry(unit))
+        else:
+            self.units.idle(unit, "stopped" if unit.exit == "exit 0" else "failed")
+
+    def _retry(self, unit: Unit) -> None:
+        unit.timer = None
+        self.again(unit)

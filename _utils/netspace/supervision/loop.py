@@ -1,0 +1,64 @@
+"""What a single-threaded process waits for: descriptors that become readable, and times that come.
+
+No thread, and no polling of anything. Nothing is known here of services or processes.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import select
+import time
+from collections.abc import Callable
+
+
+class Timer:
+    """Something to do at a time, unless cancelled."""
+
+    def __init__(self, action: Callable[[], None]) -> None:
+        self.action: Callable[[], None] | None = action
+
+    def cancel(self) -> None:
+        self.action = None
+
+
+class Loop:
+    """Calls who watches a descriptor or waits for a time; one at a time."""
+
+    def __init__(self) -> None:
+        self._timers: list[tuple[float, int, Timer]] = []
+        self._sequence = itertools.count()
+        self._poll = select.poll()
+        self._handlers: dict[int, Callable[[int], None]] = {}
+
+    def watch(self, fd: int, handler: Callable[[int], None], events: int = select.POLLIN) -> None:
+        self._handlers[fd] = handler
+        self._poll.register(fd, events)
+
+    def unwatch(self, fd: int) -> None:
+        if self._handlers.pop(fd, None) is not None:
+            self._poll.unregister(fd)
+
+    def after(self, seconds: float, action: Callable[[], None]) -> Timer:
+        timer = Timer(action)
+        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._sequence), timer))
+        return timer
+
+    def due(self) -> None:
+        """Do what it is time for."""
+        now = time.monotonic()
+        while self._timers and self._timers[0][0] <= now:
+            action = heapq.heappop(self._timers)[2].action
+            if action is not None:
+                action()
+
+    def wait(self) -> None:
+        """Wait for something to happen, or for the next time that comes; call who watches it."""
+        timeout = None
+        if self._timers:
+            timeout = max(0, self._timers[0][0] - time.monotonic()) * 1000 + 1
+        due = [(fd, events, self._handlers.get(fd)) for fd, events in self._poll.poll(timeout)]
+        for fd, events, handler in due:
+            # One that was closed meanwhile may have been opened again, for something else.
+            if handler is not None and self._handlers.get(fd) is handler:
+                handler(events)

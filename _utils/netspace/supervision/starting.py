@@ -1,0 +1,257 @@
+"""How services come to run: what they come after first, then launched, so many at a time.
+
+A program started detached is followed by its launcher, until that leaves the PID of the
+program itself. How one ends, and what follows from that, is in ``ending``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import select
+import signal
+import time
+from collections import deque
+from collections.abc import Iterable
+
+from netspace.errors import NetspaceError
+from netspace.layout import Layout
+from netspace.supervision import Service, logs, payload_cgroup, policy, process, records, spawn
+from netspace.supervision.children import Children
+from netspace.supervision.ending import Ending
+from netspace.supervision.loop import Loop
+from netspace.supervision.rotation import Rotation
+from netspace.supervision.units import SETTLED, Unit, Units, Waiter
+
+START_TIMEOUT = 90.0  # seconds for a detached start
+# So many programs are being started at one time: enough to fill the processors, not to drown them.
+LAUNCHES = 4 * (os.cpu_count() or 2)
+
+
+class Starting:
+    """Brings services from ``idle`` or ``backoff`` to ``running``."""
+
+    def __init__(self, units: Units, loop: Loop, children: Children, ending: Ending, rotation: Rotation) -> None:
+        self.units = units
+        self.loop = loop
+        self.children = children
+        self.ending = ending
+        self.logs = rotation
+        self.launching: set[str] = set()
+        self._queue: deque[Unit] = deque()
+
+    def ready(self, unit: Unit) -> None:
+        """Have *unit* be launched when its turn comes."""
+        self._queue.append(unit)
+
+    def start(self, names: Iterable[str], asker: Waiter | None = None) -> None:
+        """Start *names*, and what they come after first; *asker* is answered for its names."""
+        after: dict[str, tuple[str, ...]] = {}
+        fetch = list(names)
+        asked = set(fetch)
+        services: dict[str, Service] = {}
+        while fetch:
+            name = fetch.pop()
+            if name in after:
+                continue
+            try:
+                service = records.read(self.units.layout, name)
+            except NetspaceError as err:
+                self.units.fail(asker, name, str(err))
+                continue
+            if service is None:
+                if name in asked:
+                    self.units.fail(asker, name, records.unknown([name], ())[name])
+                continue
+            after[name], services[name] = service.after, service
+            fetch.extend(service.after)
+        earlier: set[str] = set()
+        for name in records.in_order(sorted(after), after):
+            unit = self.units.get(name)
+            unit.wanted = True
+            if asker is not None and name in asked and unit.phase != "running":
+                asker.pending.add(name)
+                unit.waiters.append((asker, "start"))
+            if unit.phase in ("idle", "backoff"):
+                unit.cancel()
+                unit.restarts = unit.failures = 0
+                unit.exit = unit.error = ""
+                self.enqueue(unit, earlier.intersection(after[name]))
+            elif unit.phase in ("stopping", "ending"):
+                unit.again = True
+                self.units.tell(unit, "stop", "it was started again meanwhile")
+            earlier.add(name)
+
+    def enqueue(self, unit: Unit, after: Iterable[str] = ()) -> None:
+        unit.phase = "waiting"
+        self.units.active.add(unit.name)
+        unit.blocked_by = {other for other in after if self.units.by_name[other].phase not in SETTLED}
+        for other in unit.blocked_by:
+            self.units.dependents.setdefault(other, set()).add(unit.name)
+        if not unit.blocked_by:
+            self._queue.append(unit)
+
+    def pump(self) -> None:
+        """Launch what waits only for its turn."""
+        while self._queue and len(self.launching) < LAUNCHES:
+            unit = self._queue.popleft()
+            if unit.phase == "waiting" and not unit.blocked_by:
+                self._launch(unit)
+
+    def _launch(self, unit: Unit) -> None:
+        try:
+            service = records.read(self.units.layout, unit.name)
+        except NetspaceError as err:
+            service, unit.error = None, str(err)
+        if service is None:  # forgotten, or damaged, while it waited
+            unit.wanted, unit.service = False, None
+            self.units.idle(unit, "failed" if unit.error else "stopped")
+            return
+        unit.service = service = with_log(self.units.layout, service)
+        unit.adopted, unit.again, unit.session, unit.error = False, False, 0, ""
+        unit.pid = unit.ticks = 0
+        unit.log_offset = logs.size(unit.log)
+        unit.began = time.monotonic()
+        unit.since = time.time()
+        detached = service.pid_file is not None
+        try:
+            if service.pid_file is not None:
+                service.pid_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                service.pid_file.unlink(missing_ok=True)
+            template = self.units.trace(unit, "launching" if detached else "running")
+            pid, unit.report = spawn.fork(self.units.layout, unit.name, service, service.command, template)
+        except OSError as err:
+            unit.error = f"can't be started: {err}"
+            self._failed_launch(unit)
+            return
+        unit.pid = unit.session = pid
+        there = process.stat(pid)
+        unit.ticks = there.ticks if there is not None else 0
+        unit.phase = "launching"
+        self.units.active.add(unit.name)
+        self.launching.add(unit.name)
+        if detached:
+            unit.pidfd = self.children.follow(pid, lambda status: self.launched(unit, status))
+            unit.timer = self.loop.after(START_TIMEOUT, lambda: self.too_slow(unit))
+        else:
+            unit.pidfd = self.children.follow(pid, lambda status: self.ended(unit, status))
+        self.loop.watch(unit.report, lambda _: self._executed(unit))
+
+    def _executed(self, unit: Unit) -> None:
+        """The child became its program, or says why it can't."""
+        assert unit.service is not None
+        error = os.read(unit.report, 4096).decode(errors="replace")
+        self.loop.unwatch(unit.report)
+        os.close(unit.report)
+        unit.report = -1
+        if error:
+            unit.error = f"can't be started: {error}"
+        elif unit.service.pid_file is None:
+            self.main_runs(unit)
+
+    def launched(self, unit: Unit, status: int | None) -> None:
+        """The launcher of a detached program ended."""
+        unit.cancel()
+        unit.pidfd = -1
+        if unit.report >= 0:
+            self._executed(unit)
+        # An adopted launcher's status is unknown: then the PID file alone tells.
+        if status in (0, None) and not unit.error and self.main_of(unit, unit.ticks):
+            self.main_runs(unit)
+            return
+        unit.exit = policy.end_of(status)
+        if not unit.error:
+            told = logs.tail(unit.log, unit.log_offset)
+            reason = "it left no PID file" if status == 0 else policy.end_of(status)
+            unit.error = f"can't be started: {reason}{': ' + told if told else ''}"
+        self._failed_launch(unit)
+
+    def main_of(self, unit: Unit, launcher_ticks: int) -> bool:
+        """Follow the process that the PID file names, if it is the one that was just launched.
+
+        A PID alone may have been given to another process meanwhile: ours was born after
+        its launcher, and is in the service's cgroup, where nobody else is.
+        """
+        assert unit.service is not None and unit.service.pid_file is not None
+        try:
+            pid = int(unit.service.pid_file.read_text()[:20])
+        except (OSError, ValueError):
+            return False
+        born = process.stat(pid)
+        if born is None:
+            if pid not in self.children.statuses:
+                return False
+            # Born and gone since: its exit was collected already.
+            unit.pid, unit.ticks = pid, launcher_ticks
+            status = self.children.statuses.pop(pid)
+            self.loop.after(0, lambda: self.ended(unit, status))
+            return True
+        if born.ticks < launcher_ticks:
+            return False
+        # One that ends leaves its cgroup a moment before it is seen to have ended: then it is waited for.
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError:
+            return False
+        try:
+            if not _ends_or_is_within(pid, pidfd, payload_cgroup(self.units.layout, unit.name)):
+                return False
+        finally:
+            os.close(pidfd)
+        unit.pid, unit.ticks = pid, born.ticks
+        try:
+            unit.pidfd = self.children.follow(pid, lambda status: self.ended(unit, status), adopted=unit.adopted)
+        except OSError:
+            return False
+        return True
+
+    def main_runs(self, unit: Unit) -> None:
+        assert unit.service is not None
+        self.launching.discard(unit.name)
+        if unit.service.pid_file is None:
+            unit.phase = "running"  # the child wrote its trace itself
+            self.units.unblock(unit)
+        else:
+            unit.session = 0 if process.contained(unit.pid) else unit.pid
+            self.units.note(unit, "running", "running")
+        self.units.say(f"{unit.name}: started, process {unit.pid}")
+        self.logs.look_soon()
+        self.units.tell(unit, "start")
+        if not unit.wanted:
+            self.ending.halt(unit)
+
+    def _failed_launch(self, unit: Unit) -> None:
+        self.launching.discard(unit.name)
+        self.units.say(f"{unit.name}: {unit.error}")
+        self.ending.end(unit)
+
+    def too_slow(self, unit: Unit) -> None:
+        unit.timer = None
+        unit.error = f"can't be started: not done within {START_TIMEOUT:.0f} s"
+        unit.kill(signal.SIGKILL)
+
+    def ended(self, unit: Unit, status: int | None) -> None:
+        """The main process is gone."""
+        unit.cancel()
+        unit.pidfd = -1
+        unit.exit = policy.end_of(status)
+        if unit.report >= 0:
+            self._executed(unit)
+        if unit.phase == "launching":  # it did not become its program
+            self._failed_launch(unit)
+        else:
+            self.ending.ended(unit)
+
+
+def _ends_or_is_within(pid: int, pidfd: int, cgroup: str) -> bool:
+    """Whether a process is in the cgroup, or ends within a moment."""
+    end = select.poll()
+    end.register(pidfd, select.POLLIN)
+    return any(process.within(pid, cgroup) or end.poll(5) for _ in range(20))
+
+
+def with_log(layout: Layout, service: Service) -> Service:
+    """Return *service* with its log file filled in."""
+    if service.log is not None:
+        return service
+    return dataclasses.replace(service, log=layout.logs / f"{service.name}.log")
