@@ -12,7 +12,7 @@ The master's configuration may have (these are the defaults)::
 
     netspace.attestation:
       folder: /var/lib/netspace-master   # the registrar's, 0700
-      roots: null                        # a folder with PEM certificates of makers of TPMs
+      roots: null                        # a folder: certificates (.pem), revocation lists (.crl) of makers of TPMs
       timeout: 60                        # seconds that a minion may take
       concurrency: 32                    # minions that are asked at one time
       jitter: 1                          # seconds, at most, that are waited at random before each such lot
@@ -99,6 +99,9 @@ def verify_quote(
     systemd: str = "",
     ima: str = "",
     policy: str = "",
+    certificate: str = "",
+    ca: str = "",
+    crl: str = "",
 ) -> dict[str, Any]:
     """
     Check a quote as ``tpm2_quote`` writes it, and say precisely what is right and what is wrong:
@@ -106,7 +109,7 @@ def verify_quote(
 
     ``checks`` are in the order in which they were made and end with the first that failed. What
     was not given can't be checked, and is listed as ``unchecked``. That the key belongs to a genuine
-    TPM is not checked here: that is what enrolment does.
+    TPM is what enrolment finds: the Privacy CA's ``certificate`` says so.
 
     CLI Example:
 
@@ -144,6 +147,15 @@ def verify_quote(
     policy
         A file (YAML or JSON) with what the boot must be, and what may have run after it: see the page
         on policies. It needs ``pcrs`` and ``log``.
+
+    certificate
+        The certificate that a Privacy CA issued for the key (PEM), as ``certificate`` returns it; with ``ca``.
+
+    ca
+        The Privacy CA that you trust: its ``chain.pem``.
+
+    crl
+        Its revocation list, as ``ca_crl`` returns it. **Without it a revoked certificate passes.**
     """
 
     def work() -> dict[str, Any]:
@@ -155,6 +167,7 @@ def verify_quote(
             pcrs=_read(pcrs, 64 * 1024) if pcrs else b"",
             logs=_logs(log, systemd, ima),
             policy=_policy(policy) if policy else None,
+            issue=_issue(certificate, ca, crl),
         )
         found = report.result()
         return found if found["valid"] else {**found, "retcode": 1}
@@ -200,6 +213,23 @@ def hosts() -> dict[str, Any]:
         salt-run netspace_attestation.hosts
     """
     return _answer(lambda: {record["minion"]: _shown(record) for record in _registrar().hosts()})
+
+
+def certificate(minion: str) -> dict[str, Any]:
+    """
+    Return the certificate of a minion's attestation key (PEM), and the Privacy CA's ``chain``: with them and
+    ``ca_crl`` others check its quotes (``verify_quote certificate=... ca=... crl=...``) and learn a pseudonym alone.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run netspace_attestation.certificate web1
+
+    minion
+        Its id.
+    """
+    return _answer(lambda: _registrar().certificate(str(minion)))
 
 
 def revoke(minion: str, why: str = "") -> dict[str, Any]:
@@ -684,7 +714,8 @@ def _attest(minions: list[str]) -> dict[str, Any]:
 
 def _enroll(registrar: Registrar, settings: dict[str, Any], minion: str) -> dict[str, Any]:
     bus = _Bus(minion, settings["timeout"])
-    return registrar.enroll(minion, bus, _master(), appraisal.read_roots(settings["roots"]), time.time())
+    makers = appraisal.read_roots(settings["roots"])
+    return registrar.enroll(minion, bus, _master(), makers.roots, time.time(), makers.lists)
 
 
 def _lot(made: fleet.Fleet, settings: dict[str, Any], minions: list[str]) -> dict[str, Any]:
@@ -918,6 +949,17 @@ def _answer(work: Any) -> dict[str, Any]:
     except (NetspaceError, OSError) as err:
         return {"valid": False, "code": "input", "reason": str(err), "retcode": 1}
     return found
+
+
+def _issue(certificate: str, ca: str, crl: str) -> offline.Issue | None:
+    if not certificate:
+        if ca or crl:
+            raise NetspaceError("ca and crl are for a certificate: name it, too")
+        return None
+    if not ca:
+        raise NetspaceError("certificate: name the Privacy CA that you trust, too (ca=chain.pem)")
+    lists = _read(crl, privacy_ca.MAX_LIST) if crl else b""
+    return offline.Issue(_read(certificate, 64 * 1024), _read(ca, 64 * 1024), time.time(), lists)
 
 
 def _logs(log: str, systemd: str, ima: str) -> offline.Logs:

@@ -15,7 +15,7 @@ import secrets
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from netspace import files
 from netspace.attestation import attester, result, software, tpm
@@ -212,7 +212,7 @@ def _by_tpm(layout: Layout, chosen: Mapping[str, Any]) -> tuple[Verified, dict[s
 
     known = pin(layout)
     context = _context(layout)
-    roots = read_roots(chosen["roots"])
+    makers = read_roots(chosen["roots"])
     logs = attester.boot_log(layout.root), attester.systemd_log(layout.root)
     references = _references(chosen["references"])
     previous = None
@@ -223,7 +223,12 @@ def _by_tpm(layout: Layout, chosen: Mapping[str, Any]) -> tuple[Verified, dict[s
     def exchange(device: tpm.Device) -> tuple[Enrolment, Verified, str]:
         enrolment = attester.enrol(device, known["template"] if known else None)
         challenge = verifier.challenge(
-            enrolment, context, roots=roots, pinned=known["ek"] if known else None, now=time.time()
+            enrolment,
+            context,
+            roots=makers.roots,
+            lists=makers.lists,
+            pinned=known["ek"] if known else None,
+            now=time.time(),
         )
         answer = attester.activate(device, enrolment, challenge.blob, challenge.encrypted, context)
         bound = challenge.redeem(answer, time.time())
@@ -242,25 +247,39 @@ def _remember(layout: Layout, template: str, fingerprint: str, clock: Clock) -> 
     files.write_json(pin_path(layout), {"v": 1, "template": template, "ek": fingerprint, "clock": counters})
 
 
-def read_roots(folder: str | None) -> list[bytes]:
-    """Every PEM certificate in the folder's files, as DER.
+class Makers(NamedTuple):
+    """Makers of TPMs that the operator trusts: their certificates and revocation lists, DER."""
+
+    roots: tuple[bytes, ...] = ()
+    lists: tuple[bytes, ...] = ()
+
+
+def read_roots(folder: str | None) -> Makers:
+    """Every PEM certificate in the folder's files (.pem, .crt), and its revocation lists (.crl, PEM or DER).
 
     :raises NetspaceError: when the folder or a file can't be read: a typing error must not lower a level silently.
     """
     if folder is None:
-        return []
+        return Makers()
     from cryptography import x509
     from cryptography.hazmat.primitives.serialization import Encoding
 
+    from netspace.attestation import certificates
+
     found: list[bytes] = []
+    lists: list[bytes] = []
+    path = folder
     try:
         for entry in sorted(Path(folder).iterdir()):
+            path = str(entry)
             if entry.suffix in (".pem", ".crt"):
                 loaded = x509.load_pem_x509_certificates(entry.read_bytes())
                 found += [certificate.public_bytes(Encoding.DER) for certificate in loaded]
-    except (OSError, ValueError) as err:
-        raise NetspaceError(f"attestation:roots: {folder}: {err}") from err
-    return found
+            elif entry.suffix == ".crl":
+                lists.append(certificates.revocations(entry.read_bytes()))
+    except (OSError, ValueError, NetspaceError) as err:
+        raise NetspaceError(f"attestation:roots: {path}: {err}") from err
+    return Makers(tuple(found), tuple(lists))
 
 
 def _references(path: str | None) -> References | None:

@@ -6,8 +6,10 @@ name or an address, while an EK certificate has an empty subject, a critical sub
 directory names and its own extended key usage; custom extension policies came with
 cryptography 45 only. Signatures, encodings and names are ``cryptography``'s.
 
-Fetches nothing: intermediates come with the evidence or lie among the roots. Revocation lists
-are not consulted here.
+Fetches nothing: intermediates come with the evidence or lie among the roots, and revocation lists are those
+that the operator put beside the roots; where a certificate says that a list is to be had is not looked at. A
+maker of whom there is a list says by it which of his certificates are revoked: one that has run out tells nothing, so
+it is as if the maker were not trusted. Of makers without a list nothing is asked.
 """
 
 from __future__ import annotations
@@ -16,10 +18,11 @@ import datetime
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from netspace.attestation.refusals import RevokedEndorsementCertificate
 from netspace.errors import NetspaceError
 
 if TYPE_CHECKING:
-    from cryptography.x509 import Certificate
+    from cryptography.x509 import Certificate, CertificateRevocationList
 
 # Checked by hand here, so a certificate that marks more than these as critical is refused.
 _UNDERSTOOD = frozenset(("2.5.29.15", "2.5.29.17", "2.5.29.19", "2.5.29.37", "2.5.29.32", "2.5.29.35", "2.5.29.14"))
@@ -27,6 +30,9 @@ _EK_USAGE = "2.23.133.8.1"
 MAX_DEPTH = 5
 MAX_CERTIFICATE = 8192
 MAX_ROOTS = 1024
+MAX_LIST = 16 * 1024 * 1024
+# The maker's clock may be ahead of ours by so much.
+_SKEW = datetime.timedelta(minutes=5)
 
 
 class Untrusted(NetspaceError):
@@ -58,13 +64,17 @@ def public_key(certificate: bytes) -> object:
         raise Untrusted(f"the endorsement certificate can't be read: {err}") from err
 
 
-def check(leaf: bytes, chain: Sequence[bytes], roots: Sequence[bytes], now: float) -> None:
+def check(
+    leaf: bytes, chain: Sequence[bytes], roots: Sequence[bytes], now: float, lists: Sequence[bytes] = ()
+) -> None:
     """Check that the DER certificate *leaf* chains to one of *roots*.
 
     :param chain: DER intermediates that came along; trusted for nothing.
     :param roots: DER certificates that the operator trusts.
     :param now: seconds since the epoch.
+    :param lists: makers' revocation lists, DER, as :func:`revocations` returns them.
     :raises Untrusted: saying what is missing.
+    :raises RevokedEndorsementCertificate: when its maker, or his, revoked one of the path.
     """
     if not roots:
         raise Untrusted("no root certificates are configured")
@@ -75,9 +85,81 @@ def check(leaf: bytes, chain: Sequence[bytes], roots: Sequence[bytes], now: floa
         certificate = _load(leaf)
         _check_leaf(certificate, when)
         anchors = [_load(root) for root in roots]
-        _path(certificate, [_load(one) for one in chain], anchors, when, 0)
+        brought = [_load(one) for one in chain]
+        told = [_load_list(one) for one in lists]
+        for one in _path(certificate, brought, anchors, when, 0):
+            # An intermediate that lies among the roots is trusted as long as its own issuer, if he is there, does.
+            _not_revoked(one, [*anchors, *brought], told, when)
     except _unreadable() as err:
         raise Untrusted(f"a certificate can't be read: {err}") from err
+
+
+def revocations(raw: bytes) -> bytes:
+    """Return a revocation list (PEM or DER) as DER, if it is one that :func:`check` can go by.
+
+    :raises NetspaceError: for anything else. A list with a critical extension is for some certificates only, or
+        names the changes alone: who took it for the whole would miss what is not in it.
+    """
+    from cryptography import x509
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    if len(raw) > MAX_LIST:
+        raise NetspaceError(f"a revocation list of {len(raw)} bytes; at most {MAX_LIST} are possible")
+    try:
+        found = x509.load_pem_x509_crl(raw) if raw.lstrip()[:5] == b"-----" else x509.load_der_x509_crl(raw)
+        critical = [one.oid.dotted_string for one in found.extensions if one.critical]
+        ends = found.next_update_utc
+    except _unreadable() as err:
+        raise NetspaceError(f"not a revocation list: {err}") from err
+    if critical:
+        raise NetspaceError(f"a revocation list with the critical extension {critical[0]}, which is not understood")
+    if ends is None:
+        raise NetspaceError("a revocation list that does not say how long it is good")
+    return found.public_bytes(Encoding.DER)
+
+
+def _load_list(data: bytes) -> CertificateRevocationList:
+    from cryptography import x509
+
+    return x509.load_der_x509_crl(data)
+
+
+def _not_revoked(
+    certificate: Certificate,
+    issuers: Sequence[Certificate],
+    lists: Sequence[CertificateRevocationList],
+    when: datetime.datetime,
+) -> None:
+    """By the newest list of each of *issuers* that issued it; one's name alone is not one."""
+    for issuer in issuers:
+        if issuer.subject != certificate.issuer or _issued(certificate, issuer, when, 0):
+            continue
+        genuine = [one for one in lists if one.issuer == issuer.subject and _signed_list(one, issuer)]
+        if not genuine:
+            continue
+        newest = max(genuine, key=lambda one: one.last_update_utc)
+        name = issuer.subject.rfc4514_string()
+        found = newest.get_revoked_certificate_by_serial_number(certificate.serial_number)
+        if found is not None:
+            raise RevokedEndorsementCertificate(
+                f"{name} revoked the certificate {certificate.serial_number:x} at {found.revocation_date_utc}"
+            )
+        ends = newest.next_update_utc
+        if newest.last_update_utc > when + _SKEW or ends is None or when > ends:
+            raise Untrusted(
+                f"the revocation list of {name} is good from {newest.last_update_utc} to {ends}: "
+                "put a newer one beside the roots"
+            )
+
+
+def _signed_list(found: CertificateRevocationList, issuer: Certificate) -> bool:
+    from cryptography import x509
+
+    try:
+        usage = issuer.extensions.get_extension_for_class(x509.KeyUsage).value
+        return usage.crl_sign and found.is_signature_valid(issuer.public_key())  # type: ignore[arg-type]
+    except (*_unreadable(), x509.ExtensionNotFound):
+        return False
 
 
 def _unreadable() -> tuple[type[Exception], ...]:
@@ -106,8 +188,8 @@ def _path(
     anchors: Sequence[Certificate],
     when: datetime.datetime,
     depth: int,
-) -> None:
-    """Find an issuer that is a root, or an intermediate that has a path itself.
+) -> list[Certificate]:
+    """Find an issuer that is a root, or an intermediate that has a path itself; return the path, the root last.
 
     Each step uses up an intermediate, so a loop among them ends.
     """
@@ -115,14 +197,14 @@ def _path(
     for issuer in anchors:
         problem = _issued(certificate, issuer, when, depth)
         if not problem:
-            return
+            return [certificate, issuer]
         if issuer.subject == certificate.issuer:
             last = problem
     if depth < MAX_DEPTH:
         for index, issuer in enumerate(chain):
             if not _issued(certificate, issuer, when, depth):
-                _path(issuer, [*chain[:index], *chain[index + 1 :]], anchors, when, depth + 1)
-                return
+                rest = [*chain[:index], *chain[index + 1 :]]
+                return [certificate, *_path(issuer, rest, anchors, when, depth + 1)]
     raise Untrusted(f"the endorsement certificate does not chain to a root: {last}")
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from netspace.attestation import eventlog as boot
-from netspace.attestation import events, ima, judge, measurelog, pcrfile, structures, verifier
+from netspace.attestation import events, ima, judge, measurelog, pcrfile, privacy_ca, structures, verifier
 from netspace.attestation.evidence import BANK, Evidence, Measurements
 from netspace.attestation.refusals import (
     ListMismatch,
@@ -23,6 +23,7 @@ from netspace.attestation.refusals import (
     Malformed,
     Refused,
     Uncovered,
+    WrongAttestationCertificate,
     WrongDigest,
     WrongQualifyingData,
     WrongSelection,
@@ -34,6 +35,20 @@ if TYPE_CHECKING:
 
 MAX_KEY = 16 * 1024
 Values = Mapping[str, Mapping[int, bytes]]
+
+
+@dataclass(frozen=True)
+class Issue:
+    """A certificate of a Privacy CA, for the key of a quote; PEM.
+
+    :param ca: the intermediate that issued it, among others.
+    :param crl: its revocation list; empty: not checked.
+    """
+
+    certificate: bytes
+    ca: bytes
+    now: float
+    crl: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -151,6 +166,7 @@ def verify_quote(
     pcrs: bytes = b"",
     logs: Logs | None = None,
     policy: Policy | None = None,
+    issue: Issue | None = None,
 ) -> Report:
     """Check a quote in files, and all that came with it.
 
@@ -160,10 +176,11 @@ def verify_quote(
     :param nonce: the qualifying data; None: not checked.
     :param pcrs: values; see :mod:`netspace.attestation.pcrfile`.
     :param policy: what the boot, and with its section ``ima`` what ran after it, must be.
+    :param issue: what vouches for the key; None: the caller.
     """
     report = Report()
     try:
-        values = _verify(report, attest, signature, ak, nonce, pcrs, logs or Logs())
+        values = _verify(report, attest, signature, ak, nonce, pcrs, logs or Logs(), issue)
         if policy is not None:
             _judge(report, values, logs or Logs(), policy)
     except Refused as err:
@@ -173,7 +190,14 @@ def verify_quote(
 
 
 def _verify(
-    report: Report, attest: bytes, signature: bytes, ak: bytes, nonce: bytes | None, pcrs: bytes, logs: Logs
+    report: Report,
+    attest: bytes,
+    signature: bytes,
+    ak: bytes,
+    nonce: bytes | None,
+    pcrs: bytes,
+    logs: Logs,
+    issue: Issue | None,
 ) -> Values | None:
     quote = structures.quote(attest)
     report.passed("structure", "TPMS_ATTEST of type quote, made by a TPM (magic)")
@@ -183,6 +207,8 @@ def _verify(
     else:
         verifier.check_attestation_key(public)
         report.passed("ak-attributes", "restricted, signs only, fixed to its TPM")
+    if issue is not None:
+        _certified(report, trusted, issue)
     signed = verifier.check_signature(signature, attest, trusted, public.scheme if public else None)
     report.passed("signature", f"by the attestation key, scheme {signed.scheme:04x}, {structures.HASHES[signed.hash]}")
     report.quote = _shown(quote)
@@ -203,6 +229,21 @@ def _verify(
     elif values is None:
         report.skipped("pcr-digest", "neither values nor logs were given")
     return values
+
+
+def _certified(report: Report, trusted: PublicKey, issue: Issue) -> None:
+    from cryptography import x509
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    try:
+        leaf = x509.load_pem_x509_certificate(issue.certificate[:MAX_KEY]).public_bytes(Encoding.DER)
+        issuers = x509.load_pem_x509_certificates(issue.ca[:MAX_KEY])
+    except ValueError as err:
+        raise WrongAttestationCertificate(f"not certificates in PEM: {err}") from err
+    pseudonym = privacy_ca.check(leaf, trusted, issuers, [issue.crl] if issue.crl else None, issue.now)
+    report.passed("ak-certificate", f"by the Privacy CA, for a key in a TPM; pseudonym {pseudonym}")
+    if not issue.crl:
+        report.skipped("ak-certificate-revoked", "no revocation list was given")
 
 
 def _judge(report: Report, values: Values | None, logs: Logs, policy: Policy) -> None:

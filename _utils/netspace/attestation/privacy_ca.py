@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
     from cryptography.x509 import Certificate, CertificateBuilder, CertificateRevocationList, KeyUsage, Name
 
-    from netspace.attestation.structures import Public
     from netspace.attestation.verifier import Bound
 
 HOURS = 24.0
@@ -139,10 +138,9 @@ def adopt(key: EllipticCurvePrivateKey, certificate: bytes, root_certificate: by
     return Authority(key, found, (anchor,))
 
 
-def issue(authority: Authority, bound: Bound, now: float, hours: float = HOURS, pseudonym: str = "") -> Issued:
-    """Certify the attestation key of *bound*.
+def issue(authority: Authority, bound: Bound, now: float, hours: float = HOURS) -> Issued:
+    """Certify the attestation key of *bound*, under a pseudonym that nobody had before.
 
-    :param pseudonym: the one that the key had before, where it is to be renewed; else a new one.
     :raises NetspaceError: when the CA's own certificate has run out, or this is a root.
     """
     from cryptography import x509
@@ -152,7 +150,7 @@ def issue(authority: Authority, bound: Bound, now: float, hours: float = HOURS, 
     problem = _issuing(authority.certificate, now)
     if problem or not authority.chain:
         raise NetspaceError(problem or "a root signs intermediates alone")
-    pseudonym = pseudonym or secrets.token_hex(16)
+    pseudonym = secrets.token_hex(16)
     # It must not outlive what it is checked by.
     seconds = min(hours * 3600, authority.certificate.not_valid_after_utc.timestamp() - now)
     key = bound.key.key()
@@ -194,7 +192,7 @@ def revocations(authority: Authority, revoked: Mapping[int, float], now: float, 
 
 def check(
     certificate: bytes,
-    key: Public,
+    key: object,
     trusted: Sequence[Certificate],
     lists: Sequence[bytes] | None,
     now: float,
@@ -207,7 +205,7 @@ def check(
     :raises WrongAttestationCertificate: see the module's rules; likewise the other two.
     """
     found = _leaf(certificate)
-    if found.public_key() != key.key():
+    if found.public_key() != key:
         raise WrongAttestationCertificate("the certificate is for another key")
     issuer = next((one for one in trusted if _by(found, one)), None)
     if issuer is None:

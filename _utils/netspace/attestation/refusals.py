@@ -99,6 +99,13 @@ class WrongEndorsementCertificate(Refused):
     code = "ek-certificate"
 
 
+class RevokedEndorsementCertificate(Refused):
+    """An endorsement certificate, or one on its path, that its maker revoked."""
+
+    code = "ek-revoked"
+    remedy = "ask the TPM's maker why; a TPM with a known flaw needs new firmware and a new certificate, or replacing"
+
+
 class EndorsementKeyChanged(Refused):
     """Another TPM than the one that was pinned for this host."""
 

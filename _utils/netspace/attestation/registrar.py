@@ -118,12 +118,18 @@ class Registrar:
 
     # -- hosts ----------------------------------------------------------------------
     def enroll(
-        self, minion: str, exchange: Exchange, master: str, roots: Sequence[bytes], now: float
+        self,
+        minion: str,
+        exchange: Exchange,
+        master: str,
+        roots: Sequence[bytes],
+        now: float,
+        lists: Sequence[bytes] = (),
     ) -> dict[str, Any]:
         """Bind *minion* to its TPM, and have its attestation key certified.
 
         :param master: fingerprint of the master's key.
-        :param roots: DER certificates of the makers of TPMs that are trusted.
+        :param roots: DER certificates of the makers of TPMs that are trusted; *lists*: their revocation lists.
         :raises Refused: when the TPM is not what it must be; the log tells so.
         """
         authority = self._authority()
@@ -131,7 +137,8 @@ class Registrar:
         context = Context(master, minion, secrets.token_hex(8), secrets.token_bytes(32))
         try:
             enrolment = parse_enrolment(exchange.enroll(known["template"] if known else None))
-            made = verifier.challenge(enrolment, context, roots=roots, pinned=known["ek"] if known else None, now=now)
+            pinned = known["ek"] if known else None
+            made = verifier.challenge(enrolment, context, roots=roots, lists=lists, pinned=pinned, now=now)
             answer = exchange.activate(enrolment.template, made.blob, made.encrypted, context.session, context.nonce)
             bound = made.redeem(_answer(answer), now)
             with files.locked(self.folder / "lock"):
@@ -161,6 +168,20 @@ class Registrar:
                 self._log("refused", now, {"minion": minion, "code": err.code, "reason": err.args[0][:1000]})
             raise
         return record
+
+    def certificate(self, minion: str) -> dict[str, Any]:
+        """Return the certificate of a minion's attestation key (PEM), and the chain (PEM), for others that check it."""
+        from cryptography import x509
+        from cryptography.hazmat.primitives.serialization import Encoding
+
+        record = self._known(minion)
+        found = x509.load_der_x509_certificate(base64.b64decode(record["certificate"]))
+        return {
+            "certificate": found.public_bytes(Encoding.PEM).decode(),
+            "chain": (self.folder / "ca/chain.pem").read_text(),
+            "pseudonym": record["pseudonym"],
+            "expires": record["expires"],
+        }
 
     def revoke(self, minion: str, why: str, now: float) -> dict[str, Any]:
         """Revoke the minion's certificate. It stays bound to its TPM, and may be enrolled again."""

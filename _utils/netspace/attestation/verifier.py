@@ -5,7 +5,7 @@ No file, no network, no TPM, no clock: the time is an argument. Rules:
 1. ``challenge`` checks that the endorsement key can be nothing else, that its certificate
    (if any) is for this very key, that it is the pinned one (if one is pinned), and that the
    attestation key is restricted, signs only, and can't leave its TPM. Whether the certificate
-   chains to a root decides between L3 and L2; it never makes evidence wrong.
+   chains to a root decides between L3 and L2; it never makes evidence wrong, unless its maker revoked it.
 2. ``Challenge.redeem`` accepts one answer, within 60 s, that only the TPM with both keys can
    give. Nothing else makes a :class:`Bound`. ``certified`` takes a key that was bound before, by its
    certificate of the Privacy CA.
@@ -207,15 +207,17 @@ def challenge(
     roots: Sequence[bytes],
     pinned: str | None,
     now: float,
+    lists: Sequence[bytes] = (),
 ) -> Challenge:
     """Check an enrolment's two keys and make the credential that binds them.
 
     :param roots: DER certificates of the makers of TPMs that are trusted.
     :param pinned: fingerprint of the endorsement key that this host had before; None at first use.
+    :param lists: revocation lists of theirs, DER.
     :raises Refused: see the module's rules.
     """
     endorsement = structures.endorsement(enrolment.endorsement)
-    untrusted = _endorsed(enrolment, endorsement, roots, now)
+    untrusted = _endorsed(enrolment, endorsement, roots, lists, now)
     if pinned is not None and not hmac.compare_digest(pinned, endorsement.fingerprint):
         raise EndorsementKeyChanged(
             f"this host had the TPM {pinned[:16]}..., now it is {endorsement.fingerprint[:16]}...; "
@@ -226,7 +228,9 @@ def challenge(
     return Challenge(key, endorsement, enrolment.template, untrusted, context, now + CHALLENGE_SECONDS)
 
 
-def _endorsed(enrolment: Enrolment, endorsement: Public, roots: Sequence[bytes], now: float) -> str:
+def _endorsed(
+    enrolment: Enrolment, endorsement: Public, roots: Sequence[bytes], lists: Sequence[bytes], now: float
+) -> str:
     """Return why the endorsement key is not certified by a trusted maker; empty when it is."""
     if enrolment.certificate is None:
         return "the TPM has no endorsement certificate"
@@ -235,7 +239,7 @@ def _endorsed(enrolment: Enrolment, endorsement: Public, roots: Sequence[bytes],
         certified = certificates.public_key(leaf)
         if certified != endorsement.key():
             raise WrongEndorsementCertificate("the endorsement certificate is for another key")
-        certificates.check(leaf, enrolment.chain, roots, now)
+        certificates.check(leaf, enrolment.chain, roots, now, lists)
     except certificates.Untrusted as err:
         return str(err)
     return ""
@@ -260,7 +264,7 @@ def certified(
     """
     key = structures.public(attestation)
     check_attestation_key(key)
-    pseudonym = privacy_ca.check(certificate, key, trusted, None, now)
+    pseudonym = privacy_ca.check(certificate, key.key(), trusted, None, now)
     if revoked:
         raise RevokedAttestationCertificate("the certificate of this host's attestation key was revoked")
     if level not in (2, 3):

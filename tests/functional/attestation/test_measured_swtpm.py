@@ -53,7 +53,7 @@ class Host:
         made = appraisal.evidence(self.layout, chosen, context, first)
         lock = {"lock": self.lock}
         enrolment = tpm.run(self.tcti, attester.enrol, **lock)
-        roots = appraisal.read_roots(self.roots)
+        roots = appraisal.read_roots(self.roots).roots
         asked = verifier.challenge(enrolment, context, roots=roots, pinned=None, now=time.time())
         answer = tpm.run(
             self.tcti, lambda dev: attester.activate(dev, enrolment, asked.blob, asked.encrypted, context), **lock

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from pathlib import Path
 
 import pytest
 from cryptography import x509
@@ -12,8 +13,9 @@ from cryptography.x509.oid import NameOID, ObjectIdentifier
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from netspace.attestation import certificates, refusals, verifier
+from netspace.attestation import appraisal, certificates, refusals, verifier
 from netspace.attestation.certificates import Untrusted, check
+from netspace.errors import NetspaceError
 
 NOW = datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc)
 DAY = datetime.timedelta(days=1)
@@ -167,6 +169,101 @@ def test_no_roots() -> None:
         judge(ROOT.leaf(KEY), roots=[])
 
 
+# -- revocation lists ---------------------------------------------------------------------
+def crl(issuer: Authority, *revoked: x509.Certificate, start=NOW - DAY, end=NOW + DAY, more=None) -> bytes:
+    builder = x509.CertificateRevocationListBuilder().issuer_name(name(issuer.title))
+    builder = builder.last_update(start).next_update(end)
+    for one in revoked:
+        entry = x509.RevokedCertificateBuilder().serial_number(one.serial_number).revocation_date(start).build()
+        builder = builder.add_revoked_certificate(entry)
+    if more is not None:
+        builder = builder.add_extension(more, True)
+    return builder.sign(issuer.key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
+
+
+SIGNS = usage(key_cert_sign=True, crl_sign=True)
+SIGNING = Authority("a maker with lists", usage=SIGNS)
+
+
+def told(leaf: x509.Certificate, lists: list[bytes], chain=(), roots=()) -> None:
+    found = [certificates.revocations(one) for one in lists]
+    check(der(leaf), [der(one) for one in chain], [der(one) for one in roots], NOW.timestamp(), found)
+
+
+def test_a_maker_who_revoked_an_endorsement_certificate() -> None:
+    maker = Authority("maker", usage=SIGNS)
+    bad, good = maker.leaf(KEY), maker.leaf(KEY)
+    told(good, [crl(maker, bad)], roots=[maker.certificate])
+    with pytest.raises(refusals.RevokedEndorsementCertificate):
+        told(bad, [crl(maker, bad)], roots=[maker.certificate])
+
+
+def test_a_maker_who_revoked_an_intermediate_wherever_it_lies() -> None:
+    maker = Authority("maker", usage=SIGNS)
+    middle = Authority("middle", maker)
+    leaf, lists = middle.leaf(KEY), [crl(maker, middle.certificate)]
+    told(leaf, [crl(maker)], [middle.certificate], [maker.certificate])
+    with pytest.raises(refusals.RevokedEndorsementCertificate):
+        told(leaf, lists, [middle.certificate], [maker.certificate])
+    with pytest.raises(refusals.RevokedEndorsementCertificate):
+        told(leaf, lists, [], [middle.certificate, maker.certificate])
+
+
+@pytest.mark.parametrize(
+    ("start", "end"), [(NOW - 3 * DAY, NOW - DAY), (NOW + DAY, NOW + 2 * DAY)], ids=["old", "from the future"]
+)
+def test_a_list_that_can_not_tell_now_is_as_no_trust_in_its_maker(start, end) -> None:
+    maker = Authority("maker", usage=SIGNS)
+    with pytest.raises(Untrusted, match="put a newer one"):
+        told(maker.leaf(KEY), [crl(maker, start=start, end=end)], roots=[maker.certificate])
+
+
+def test_the_newest_list_counts_and_an_old_revocation_is_never_forgotten_by_running_out() -> None:
+    maker = Authority("maker", usage=SIGNS)
+    leaf = maker.leaf(KEY)
+    old = crl(maker, start=NOW - 5 * DAY, end=NOW - 4 * DAY)
+    for lists in ([old, crl(maker, leaf)], [crl(maker, leaf), old], [crl(maker, leaf, end=NOW - DAY / 2)]):
+        with pytest.raises(refusals.RevokedEndorsementCertificate):
+            told(leaf, lists, roots=[maker.certificate])
+
+
+def test_lists_of_others_say_nothing() -> None:
+    maker, namesake = Authority("maker", usage=SIGNS), Authority("maker", usage=SIGNS)
+    leaf = maker.leaf(KEY)
+    told(leaf, [crl(namesake, leaf), crl(Authority("other", usage=SIGNS), leaf)], roots=[maker.certificate])
+    told(leaf, [crl(namesake, leaf)], roots=[maker.certificate, namesake.certificate])
+    unsigning = Authority("maker")  # may sign certificates, not lists
+    told(leaf := unsigning.leaf(KEY), [crl(unsigning, leaf)], roots=[unsigning.certificate])
+
+
+def test_files_that_are_no_list_that_one_can_go_by() -> None:
+    maker = Authority("maker", usage=SIGNS)
+    part = x509.IssuingDistributionPoint(None, None, True, False, None, False, False)
+    for raw, message in (
+        (b"noise", "not a revocation list"),
+        (der(maker.certificate), "not a revocation list"),
+        (crl(maker, more=part), "critical"),
+        (crl(maker, more=x509.DeltaCRLIndicator(1)), "critical"),
+        (bytes(certificates.MAX_LIST + 1), "at most"),
+    ):
+        with pytest.raises(NetspaceError, match=message):
+            certificates.revocations(raw)
+
+
+def test_roots_and_lists_are_read_from_one_folder(tmp_path: Path) -> None:
+    maker = Authority("maker", usage=SIGNS)
+    raw = crl(maker)
+    pem = x509.load_der_x509_crl(raw).public_bytes(serialization.Encoding.PEM)
+    (tmp_path / "root.pem").write_bytes(maker.certificate.public_bytes(serialization.Encoding.PEM))
+    (tmp_path / "a.crl").write_bytes(raw)
+    (tmp_path / "b.crl").write_bytes(pem)
+    assert appraisal.read_roots(str(tmp_path)) == ((der(maker.certificate),), (raw, raw))
+    (tmp_path / "b.crl").write_bytes(b"https://example.org/maker.crl")
+    with pytest.raises(NetspaceError, match=r"b\.crl: not a revocation list"):
+        appraisal.read_roots(str(tmp_path))
+    assert appraisal.read_roots(None) == ((), ())
+
+
 def test_padding_of_the_index_is_cut_off() -> None:
     raw = der(ROOT.leaf(KEY))
     assert certificates.der(raw + b"\xff" * 100) == raw
@@ -200,13 +297,14 @@ def test_mutations_are_untrusted(data: st.DataObject) -> None:
 
 
 def test_the_verifier_wants_the_certificate_of_this_key(fake_tpm, context) -> None:
-    def level(certificate: bytes) -> int:
+    def level(certificate: bytes, lists: tuple[bytes, ...] = ()) -> int:
         made = verifier.challenge(
             fake_tpm.enrolment(certificate=certificate),
             context,
-            roots=[der(ROOT.certificate)],
+            roots=[der(ROOT.certificate), der(SIGNING.certificate)],
             pinned=None,
             now=NOW.timestamp(),
+            lists=lists,
         )
         secret = fake_tpm.activate(made.blob, made.encrypted)
         return made.redeem(context.activation(secret, made._key.name), NOW.timestamp()).level
@@ -216,3 +314,7 @@ def test_the_verifier_wants_the_certificate_of_this_key(fake_tpm, context) -> No
     assert level(b"\xff" * 700) == 2
     with pytest.raises(refusals.WrongEndorsementCertificate):
         level(der(ROOT.leaf(KEY)))
+    leaf = SIGNING.leaf(fake_tpm.ek.public_key())
+    assert level(der(leaf), (crl(SIGNING),)) == 3
+    with pytest.raises(refusals.RevokedEndorsementCertificate):
+        level(der(leaf), (crl(SIGNING, leaf),))

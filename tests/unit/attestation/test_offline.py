@@ -285,5 +285,8 @@ def test_the_runner(runner: Any, tmp_path: Path) -> None:
     for bad in ({"nonce": 112233}, {"nonce": "xyz"}, {"msg": "/nonexistent"}, {"sig": str(tmp_path / "empty")}):
         found = verify(**{**paths, **bad})
         assert (found["code"], found["retcode"]) == ("input", 1), bad
+    for half in ({"certificate": paths["ak"]}, {"ca": paths["ak"]}, {"crl": paths["ak"]}):
+        assert verify(**{**paths, **half})["code"] == "input"
+    assert verify(**{**paths, "certificate": paths["ak"], "ca": paths["ak"]})["code"] == "ak-certificate"
     assert runner["netspace_attestation.replay"]()["code"] == "input"
     assert runner["netspace_attestation.replay"](paths["ak"])["code"] == "log-malformed"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from netspace.attestation import audit_log, privacy_ca, refusals, structures
+from netspace.attestation import audit_log, offline, privacy_ca, refusals, structures
 from netspace.attestation.evidence import Context, Enrolment, key_fingerprint, parse_enrolment
 from netspace.attestation.registrar import Registrar
 from netspace.errors import NetspaceError, StateError
@@ -66,7 +66,7 @@ def test_a_minion_is_bound_and_certified(registrar: Registrar, minion: Minion) -
     record = enroll(registrar, minion)
     assert (record["level"], record["minion"]) == (2, "web1")
     certificate = base64.b64decode(record["certificate"])
-    key = structures.public(minion.tpm.ak_public)
+    key = structures.public(minion.tpm.ak_public).key()
     lists = [registrar.revocations(NOW)]
     assert privacy_ca.check(certificate, key, registrar.trusted(NOW), lists, NOW) == record["pseudonym"]
     assert b"web1" not in certificate and minion.tpm.ek_public not in certificate
@@ -159,7 +159,7 @@ def test_the_wire_of_an_enrolment_keeps_everything(fake_tpm) -> None:
 def test_revocation(registrar: Registrar, minion: Minion) -> None:
     record = enroll(registrar, minion)
     registrar.revoke("web1", "stolen", NOW)
-    key, raw = structures.public(minion.tpm.ak_public), base64.b64decode(record["certificate"])
+    key, raw = structures.public(minion.tpm.ak_public).key(), base64.b64decode(record["certificate"])
     with pytest.raises(refusals.RevokedAttestationCertificate):
         privacy_ca.check(raw, key, registrar.trusted(NOW), [registrar.revocations(NOW)], NOW)
     again = enroll(registrar, minion)
@@ -169,11 +169,36 @@ def test_revocation(registrar: Registrar, minion: Minion) -> None:
         registrar.revoke("web9", "", NOW)
 
 
+def test_others_check_a_quote_by_certificate_and_list_and_learn_a_pseudonym(
+    registrar: Registrar, minion: Minion
+) -> None:
+    record = enroll(registrar, minion)
+    given = registrar.certificate("web1")
+    attest = minion.tpm.attest(b"n" * 32)
+
+    def check(now: float = NOW, ak: bytes = minion.tpm.ak_public, crl: bytes = b"", **changes: str) -> offline.Report:
+        parts = {**given, **changes}
+        issue = offline.Issue(parts["certificate"].encode(), parts["chain"].encode(), now, crl)
+        return offline.verify_quote(attest, minion.tpm.sign(attest), ak, nonce=b"n" * 32, issue=issue)
+
+    report = check(crl=registrar.revocations(NOW))
+    (found,) = (one for one in report.checks if one["check"] == "ak-certificate")
+    assert report.code == "ok" and record["pseudonym"] in found["detail"] and "web1" not in str(report.result())
+    assert {one["check"] for one in check().checks if one["result"] == "unchecked"} >= {"ak-certificate-revoked"}
+    assert check(ak=type(minion.tpm)().ak_public).code == "ak-certificate"
+    assert check(chain=given["certificate"]).code == "ak-certificate"
+    assert check(certificate="x").code == "ak-certificate"
+    assert check(now=NOW + 2 * DAY).code == "ak-certificate-expired"
+    assert check(now=NOW + DAY / 2, crl=registrar.revocations(NOW - DAY)).code == "ak-certificate-revoked"
+    registrar.revoke("web1", "stolen", NOW)
+    assert check(crl=registrar.revocations(NOW)).code == "ak-certificate-revoked"
+
+
 def test_a_renewed_ca_leaves_the_old_certificates_good(registrar: Registrar, minion: Minion) -> None:
     record = enroll(registrar, minion)
     registrar.renew(NOW + 1)
     assert registrar.status(NOW)["retired"] == 1 and len(registrar.trusted(NOW)) == 2
-    key, raw = structures.public(minion.tpm.ak_public), base64.b64decode(record["certificate"])
+    key, raw = structures.public(minion.tpm.ak_public).key(), base64.b64decode(record["certificate"])
     assert privacy_ca.check(raw, key, registrar.trusted(NOW), None, NOW) == record["pseudonym"]
     assert len(registrar.trusted(NOW + 400 * DAY)) == 1
     with pytest.raises(NetspaceError, match="has a CA"):
