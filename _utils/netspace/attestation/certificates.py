@@ -64,9 +64,7 @@ def public_key(certificate: bytes) -> object:
         raise Untrusted(f"the endorsement certificate can't be read: {err}") from err
 
 
-def check(
-    leaf: bytes, chain: Sequence[bytes], roots: Sequence[bytes], now: float, lists: Sequence[bytes] = ()
-) -> None:
+def check(leaf: bytes, chain: Sequence[bytes], roots: Sequence[bytes], now: float, lists: Sequence[bytes] = ()) -> None:
     """Check that the DER certificate *leaf* chains to one of *roots*.
 
     :param chain: DER intermediates that came along; trusted for nothing.
@@ -158,7 +156,9 @@ def _signed_list(found: CertificateRevocationList, issuer: Certificate) -> bool:
     try:
         usage = issuer.extensions.get_extension_for_class(x509.KeyUsage).value
         return usage.crl_sign and found.is_signature_valid(issuer.public_key())  # type: ignore[arg-type]
-    except (*_unreadable(), x509.ExtensionNotFound):
+    except x509.ExtensionNotFound:
+        return False
+    except _unreadable():
         return False
 
 
