@@ -10,7 +10,7 @@ import pytest
 from netspace import files
 from netspace.host import Host
 from netspace.layout import Layout
-from netspace.link.kind import Record
+from netspace.link.record import Record, write
 from netspace.spec import parse
 from netspace.spec.types import Environment, LocalBroker
 
@@ -18,7 +18,7 @@ from netspace.spec.types import Environment, LocalBroker
 def test_more_environments_are_no_more_to_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     host = Host(Layout(root=tmp_path))
     links = tuple(parse.link({"from": "a", "to": to}, "links") for to in ("b", "c"))
-    host.links._write(Record(LocalBroker(), {link.name: link for link in links}, ()))
+    write(host.layout, Record(LocalBroker(), {link.name: link for link in links}, ()))
     read: list[Path] = []
     real = files.read_json
     monkeypatch.setattr(files, "read_json", lambda path: read.append(path) or real(path))

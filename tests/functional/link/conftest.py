@@ -120,7 +120,7 @@ class World:
         return str(folder)
 
     def api(self):
-        return self.links._management(LocalBroker())
+        return self.links.management(LocalBroker())
 
     def forwarder(self, command: str) -> str:
         return forwarder.ask(self.layout, command)

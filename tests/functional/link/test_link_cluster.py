@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from netspace.layout import Layout
-from netspace.link import broker
+from netspace.link import broker, record
 from netspace.link.kind import DesiredLinks, Links
 from netspace.spec.types import ClusterBroker, Link, LocalBroker
 from netspace.supervision.direct import Direct
@@ -127,7 +127,7 @@ def test_a_broker_that_was_never_reached_is_simply_replaced(world, shared, other
 
 def lose(links: Links, broker: ClusterBroker) -> None:
     """The recorded broker was reached once, and is no more."""
-    links._write(dataclasses.replace(links._record(), broker=broker))
+    record.write(links.layout, dataclasses.replace(record.read(links.layout), broker=broker))
 
 
 @pytest.mark.parametrize("readable", [True, False])

@@ -14,6 +14,7 @@ from netspace.layout import Layout
 from netspace.link import broker, credentials, forwarder
 from netspace.link.kind import DesiredLinks, Links, Observed, Record
 from netspace.link.management import Login, Management, RefusedError, UnreachableError
+from netspace.link.record import read, write
 from netspace.spec.types import ClusterBroker, Link, LocalBroker
 
 LINK = Link(source="web", target="orders", pattern="request")
@@ -136,8 +137,8 @@ def test_a_broken_record_is_an_error_that_says_what_to_do(links, content):
 
 @pytest.mark.parametrize("record", [Record(LocalBroker(port=9), {LINK.name: LINK}, ("a",)), Record(CLUSTER, {})])
 def test_records_are_read_as_they_were_written(links, record):
-    links._write(record)
-    assert links._record() == record
+    write(links.layout, record)
+    assert read(links.layout) == record
     assert links.names() == set(record.links)
     assert links.vhost == "netspace"
 

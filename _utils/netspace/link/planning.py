@@ -1,0 +1,213 @@
+"""What must change so that links are as desired. Pure: no broker, no disk."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from netspace import files
+from netspace.layout import Layout
+from netspace.link import diff, forwarder, model, reach
+from netspace.link.diff import Difference
+from netspace.link.model import Key
+from netspace.link.reach import BrokerState
+from netspace.link.record import Record, plain
+from netspace.plan import Plan, Refusal, Step
+from netspace.spec.types import Broker, Link, LocalBroker
+from netspace.supervision import Status
+
+KIND = "link"
+BROKER, FORWARDER = "broker", "forwarder"
+
+
+@dataclass(frozen=True)
+class DesiredLinks:
+    """Links that shall exist, on which broker. Other recorded links stay."""
+
+    broker: Broker
+    links: tuple[Link, ...]
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What is there.
+
+    :param broker: ``unreachable`` (with ``detail``) is somebody else's broker giving no
+        answer; our own is then ``starting``.
+    :param definitions: the broker's, or None where it doesn't run, or where they aren't read before
+        what is ``flooded`` (``model.flooded``) has been made anew.
+    :param installed: our node's files are those of the recorded broker.
+    :param config: the forwarder's configuration; ``namespaces`` its environments' inodes.
+    """
+
+    record: Record = field(default_factory=Record)
+    broker: BrokerState = "absent"
+    detail: str = ""
+    definitions: Mapping[str, Any] | None = field(default=None, repr=False)
+    flooded: tuple[Key, ...] = ()
+    passwords: Mapping[str, str] = field(default_factory=dict, repr=False)
+    installed: bool = True
+    forwarder: Status | None = None
+    config: str = ""
+    namespaces: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What ``apply`` needs to know; every step of a plan carries the same one."""
+
+    broker: Broker
+    before: Mapping[str, Link]
+    after: Mapping[str, Link]
+    observed: Observed = field(repr=False)
+
+
+def plan(layout: Layout, desired: DesiredLinks, observed: Observed, remove: Collection[str] = ()) -> Plan:
+    """What must change. Pure. Steps bear the name of a link, or ``broker``, ``forwarder``."""
+    before = observed.record.links
+    after = {name: link for name, link in before.items() if name not in remove}
+    after.update({link.name: link for link in desired.links})
+    if not before and not after:
+        return Plan(notes=parked_notes(observed.record.parked))
+    notes = parked_notes(observed.record.parked)
+    # With nothing desired the broker is whichever there is.
+    wanted = desired.broker if desired.links or observed.record.broker is None else observed.record.broker
+    if observed.broker == "unreachable" and (
+        not after or reach.place(wanted) != reach.place(observed.record.broker or wanted)
+    ):
+        stay = "its links can't be revoked there and stay usable by whoever reaches it"
+        notes.append(f"{observed.detail}; {stay if after else stay + ': only a purge goes on without it'}")
+    elif observed.broker == "unreachable" and wanted == observed.record.broker:
+        return Plan(refusals=[Refusal(KIND, BROKER, f"{observed.detail}; the state of all links is unknown")])
+    work = Work(wanted, before, after, observed)
+
+    steps: list[Step] = []
+    change = Difference()
+    drifted: dict[str, dict[str, Any]] = {}
+    accounts: dict[str, dict[str, Any]] = {}
+    if observed.definitions is not None and wanted == observed.record.broker:
+        change = difference(layout, wanted, before, after, observed.definitions, observed.passwords)
+        drifted, accounts = _drift(change, before, after)
+    elif before and observed.broker != "running":
+        notes.append("the broker doesn't run: whether its links are as recorded is unknown until it does")
+
+    broker_changes = _broker_changes(work)
+    if after:
+        unneeded = {"old": "bound to answers beyond what asking needs", "new": "made anew"}
+        accounts.update({":".join(key): unneeded for key in observed.flooded})
+        entering = sorted(model.members(after.values()) - model.members(before.values()))
+        accounts.update({f"environments:{name}": {"old": None, "new": "mailbox, account"} for name in entering})
+        leaving = sorted(model.members(before.values()) - model.members(after.values()))
+        accounts.update({f"environments:{name}": {"old": "mailbox, account", "new": None} for name in leaving})
+    broker_changes.update(accounts)
+    if broker_changes:
+        action = "create" if not before else "change" if after else "remove"
+        steps.append(Step(KIND, BROKER, action, broker_changes, data=work))
+    for name in sorted({*before, *after}):
+        old, new = plain(before.get(name)), plain(after.get(name))
+        if old != new:
+            action = "create" if old is None else "remove" if new is None else "change"
+            steps.append(Step(KIND, name, action, files.differences(old or {}, new or {}), data=work))
+        elif name in drifted:
+            steps.append(Step(KIND, name, "repair", drifted[name], "differs on the broker", data=work))
+    forwards = _forwarder_changes(layout, work)
+    if forwards:
+        action = "create" if not observed.config else "change" if after else "remove"
+        steps.append(Step(KIND, FORWARDER, action, forwards, data=work))
+    refusals = [
+        Refusal(KIND, BROKER, f"{key[0]} {key[1]} isn't as netspace makes it and may hold mail: delete it by hand")
+        for key in change.stuck
+    ]
+    return Plan(steps, refusals, notes)
+
+
+def found(layout: Layout, broker: Broker, known: Collection[str], definitions: Mapping[str, Any]) -> model.Found:
+    return model.found(definitions, reach.vhost(layout, broker), known, whole=isinstance(broker, LocalBroker))
+
+
+def difference(
+    layout: Layout,
+    broker: Broker,
+    before: Mapping[str, Link],
+    after: Mapping[str, Link],
+    definitions: Mapping[str, Any],
+    passwords: Mapping[str, str],
+) -> Difference:
+    known = model.members([*before.values(), *after.values()])
+    there = found(layout, broker, known, definitions)
+    return diff.difference(model.objects(after.values()), there, passwords)
+
+
+def _drift(
+    change: Difference, before: Mapping[str, Link], after: Mapping[str, Link]
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """What differs on the broker though the declaration is the same: per link, and the rest."""
+    links: dict[str, dict[str, Any]] = {}
+    others: dict[str, dict[str, Any]] = {}
+    expected = _expected(before, after)
+    for key in sorted(change.touched - expected):
+        parts = model.environments_of(key[1], "link") if key[0] in ("exchange", "binding") else None
+        entry = {"old": "there" if key in change.revoke else "differs", "new": None}
+        if key in change.create:
+            entry = {"old": "differs" if key in change.revoke else None, "new": "as declared"}
+        elif key not in change.revoke:
+            entry = {"old": "differs", "new": "as declared"}
+        name = ".".join(parts) if parts else ""
+        if name in after:
+            links.setdefault(name, {})[":".join(part for part in (key[0], *key[3:4]) if part)] = entry
+        else:
+            others[":".join(part for part in key if part)] = entry
+    return links, others
+
+
+def _expected(before: Mapping[str, Link], after: Mapping[str, Link]) -> set[Key]:
+    """The objects that differ because the declaration does."""
+    old, new = model.objects(before.values()), model.objects(after.values())
+    keys = {key for key in {*old, *new} if old.get(key) != new.get(key)}
+    for name, link in before.items():
+        if after.get(name) != link:
+            # An asker's bindings to answers that it may no longer hear have keys of its own making.
+            keys.update(model.of_link(link))
+    return keys
+
+
+def _broker_changes(work: Work) -> dict[str, dict[str, Any]]:
+    """What must happen to the broker itself."""
+    from netspace.spec import parse
+
+    observed = work.observed
+    former = observed.record.broker if work.before else None
+    old = parse.encode(former) if former is not None else {}
+    if not work.after:
+        return {"broker": {"old": old.get("kind"), "new": None}}
+    changes: dict[str, dict[str, Any]] = files.differences(old, parse.encode(work.broker), "broker:")
+    if changes or not isinstance(work.broker, LocalBroker):
+        return changes
+    if not observed.installed:
+        changes["configuration"] = {"old": "differs", "new": "as declared"}
+    if observed.broker != "running":
+        changes["state"] = {"old": observed.broker, "new": "running"}
+    return changes
+
+
+def _forwarder_changes(layout: Layout, work: Work) -> dict[str, dict[str, Any]]:
+    observed = work.observed
+    serves = forwarder.served(observed.config)
+    wanted = sorted(model.members(work.after.values()))
+    changes: dict[str, dict[str, Any]] = {}
+    if serves != wanted:
+        added, removed = sorted(set(wanted) - set(serves)), sorted(set(serves) - set(wanted))
+        changes["environments"] = {"old": removed or None, "new": added or None}
+    elif work.after and observed.config != forwarder.render(layout, work.broker, observed.namespaces):
+        changes["configuration"] = {"old": "differs", "new": "as declared"}
+    running = observed.forwarder is not None and observed.forwarder.state == "running"
+    if work.after and not running:
+        changes["state"] = {"old": observed.forwarder.state if observed.forwarder else "absent", "new": "running"}
+    return changes
+
+
+def parked_notes(parked: Sequence[str]) -> list[str]:
+    if not parked:
+        return []
+    return [f"mail is parked, because no link leads there any more, in the mailboxes of: {', '.join(parked)}"]

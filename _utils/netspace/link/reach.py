@@ -1,0 +1,99 @@
+"""Reaching the recorded broker: its management API, its state, and what it has of ours. Changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from netspace.errors import NetspaceError
+from netspace.layout import Layout
+from netspace.link import broker as node
+from netspace.link import model
+from netspace.link.management import Login, Management, RefusedError, TooLargeError, UnreachableError
+from netspace.link.model import Key
+from netspace.link.record import Record
+from netspace.spec.types import Broker, ClusterBroker, Link, LocalBroker
+from netspace.supervision import Status
+
+BrokerState = Literal["absent", "stopped", "starting", "running", "unreachable"]
+
+
+def vhost(layout: Layout, broker: Broker) -> str:
+    """The virtual host that the links are in."""
+    return layout.instance if isinstance(broker, LocalBroker) else broker.vhost
+
+
+def place(broker: Broker) -> tuple[str, ...]:
+    """What makes two brokers the same one, whatever else is changed."""
+    return ("local",) if isinstance(broker, LocalBroker) else ("cluster", broker.management, broker.vhost)
+
+
+def management(layout: Layout, broker: Broker) -> Management:
+    """The management API of whichever broker it is."""
+    if isinstance(broker, LocalBroker):
+        return node.management(layout, broker)
+    return Management(broker.management, login(broker))
+
+
+def login(broker: ClusterBroker) -> Login:
+    """Who manages a broker that isn't ours."""
+    try:
+        with open(broker.credentials) as stream:
+            username, colon, password = stream.read(4096).strip().partition(":")
+    except OSError as err:
+        raise NetspaceError(f"broker:credentials: {err}") from err
+    if not colon or not username:
+        raise NetspaceError(f"broker:credentials: {broker.credentials}: expected user:password")
+    return Login(username, password)
+
+
+def ask(
+    layout: Layout, record: Record, services: Mapping[str, Status], *, definitions: bool = True
+) -> tuple[BrokerState, str, Mapping[str, Any] | None, tuple[Key, ...]]:
+    """State of the recorded broker, a detail, and its definitions, or what is flooded, where it runs."""
+    broker = record.broker or LocalBroker()
+    if isinstance(broker, LocalBroker):
+        status = services.get(node.NODE)
+        if status is None or status.state in ("stopped", "failed"):
+            return "stopped", status.exit if status else "", None, ()
+        if node.login(layout) is None:
+            return "starting", "its management credentials are missing", None, ()
+    try:
+        with management(layout, broker) as api:
+            if not definitions:
+                api.get("overview")
+                return "running", "", None, ()
+            excess = flooded(layout, api, broker, record.links)
+            if excess:
+                names = ", ".join(key[1] for key in excess)
+                return "running", f"bindings that asking doesn't need: of {names}; apply again", None, excess
+            return "running", "", api.get("definitions"), ()
+    except (UnreachableError, TooLargeError) as err:
+        return ("starting" if isinstance(broker, LocalBroker) else "unreachable"), str(err), None, ()
+    except RefusedError as err:
+        if isinstance(broker, LocalBroker) and err.status in (401, 503):
+            return "starting", str(err), None, ()
+        return "unreachable", str(err), None, ()
+    except NetspaceError as err:  # its credentials can't be read
+        if isinstance(broker, LocalBroker):
+            raise
+        return "unreachable", str(err), None, ()
+
+
+def flooded(layout: Layout, api: Management, broker: Broker, links: Mapping[str, Link]) -> tuple[Key, ...]:
+    """What environments have bound to answers beyond all need (``model.flooded``).
+
+    The arguments of bindings, which may be huge, are left out of what is read.
+    """
+    answering = {link.target for link in links.values() if link.pattern == "request"}
+    if not answering:
+        return ()
+    columns = "columns=source,destination_type,destination,properties_key"
+    try:
+        found = api.get("bindings", vhost(layout, broker), query=columns) or []
+    except (TooLargeError, UnreachableError):
+        api.get("overview")
+        # It is well but for its bindings: without the exchanges for answers, those of environments are gone.
+        return tuple(("exchange", model.reply(environment)) for environment in sorted(answering))
+    whole = isinstance(broker, LocalBroker)
+    return tuple(model.flooded(found, model.members(links.values()), whole=whole))

@@ -1,0 +1,79 @@
+"""What was applied last: ``<records>/link/applied.json``. Asks no broker.
+
+It is written before the broker is touched, and what was revoked is taken out of it
+afterwards: so a run that was killed anywhere is finished by the next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from netspace import files
+from netspace.errors import StateError
+from netspace.layout import Layout
+from netspace.spec.types import Broker, Link
+
+
+@dataclass(frozen=True)
+class Record:
+    """What was applied last.
+
+    :param broker: None where nothing ever was.
+    :param parked: mailboxes (by environment) that were left with mail in them.
+    """
+
+    broker: Broker | None = None
+    links: Mapping[str, Link] = field(default_factory=dict)
+    parked: tuple[str, ...] = ()
+
+
+def _path(layout: Layout) -> Path:
+    return layout.records("link") / "applied.json"
+
+
+def read(layout: Layout) -> Record:
+    """What was applied last."""
+    from netspace.errors import SpecError
+    from netspace.spec import parse
+
+    path = _path(layout)
+    value = files.read_json(path)
+    if value is None:
+        return Record()
+    try:
+        links = parse.convert(value["links"], tuple[Link, ...], "links")
+        broker = parse.convert(value["broker"], Broker, "broker")
+        return Record(broker, {link.name: link for link in links}, tuple(value.get("parked", ())))
+    except (KeyError, TypeError, SpecError) as err:
+        raise StateError(f"{path}: {err}; remove the file and apply again to rebuild it") from err
+
+
+def write(layout: Layout, record: Record) -> None:
+    """Record it."""
+    from netspace.spec import parse
+
+    value = {
+        "version": 1,
+        "broker": parse.encode(record.broker),
+        "links": [plain(link) for _, link in sorted(record.links.items())],
+        "parked": list(record.parked),
+    }
+    files.write_json(_path(layout), value)
+
+
+def forget(layout: Layout) -> None:
+    """Nothing is applied any more."""
+    path = _path(layout)
+    files.remove(path)
+    try:
+        path.parent.rmdir()
+    except OSError:  # the management account's record is in it
+        return
+
+
+def plain(link: Link | None) -> dict[str, Any] | None:
+    """A link as it is recorded and shown."""
+    return None if link is None else {"from": link.source, "to": link.target, "pattern": link.pattern}

@@ -1,0 +1,71 @@
+"""What an operator sees of links: their state, and what needs attention. Changes nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from netspace.errors import NetspaceError
+from netspace.layout import Layout
+from netspace.link import forwarder, model, planning, reach
+from netspace.link.record import plain, read
+from netspace.spec.types import LocalBroker
+from netspace.supervision import Supervisor
+
+
+def links(layout: Layout, supervisor: Supervisor) -> dict[str, Any]:
+    """Links and mailboxes with their state: ``active``, ``missing`` (not on the broker), ``unknown``."""
+    record = read(layout)
+    listed: dict[str, Any] = {"links": {}, "mailboxes": {}, "parked": list(record.parked)}
+    if record.broker is None or not record.links:
+        return {"broker": {"state": "absent"}, **listed}
+    state, detail, definitions, _ = reach.ask(layout, record, supervisor.observe())
+    there: model.Objects = {}
+    if definitions is not None:
+        there = planning.found(layout, record.broker, model.members(record.links.values()), definitions).objects
+        try:
+            with reach.management(layout, record.broker) as api:
+                queues = (
+                    api.get("queues", reach.vhost(layout, record.broker), query="columns=name,messages,consumers") or []
+                )
+        except NetspaceError as err:
+            detail, queues = str(err), []
+        counts = {queue["name"]: queue for queue in queues}
+        for environment in sorted(model.members(record.links.values())):
+            queue = counts.get(model.mailbox(environment), {})
+            listed["mailboxes"][environment] = {key: queue.get(key) for key in ("messages", "consumers")}
+        listed["dead"] = counts.get(model.DEAD, {}).get("messages")
+    for name, link in sorted(record.links.items()):
+        on_broker = all(key in there for key in model.of_link(link))
+        listed["links"][name] = {
+            **(plain(link) or {}),
+            "state": "unknown" if definitions is None else "active" if on_broker else "missing",
+        }
+    kind = "local" if isinstance(record.broker, LocalBroker) else "cluster"
+    about = {"kind": kind, "state": state, "vhost": reach.vhost(layout, record.broker)}
+    return {"broker": {**about, "detail": detail} if detail else about, **listed}
+
+
+def health(layout: Layout, supervisor: Supervisor) -> dict[str, Any]:
+    """What needs attention: ``{ok, problems: [text]}``; resource alarms of the broker included."""
+    record = read(layout)
+    if record.broker is None or not record.links:
+        return {"ok": True, "problems": []}
+    problems = []
+    services = supervisor.observe()
+    status = services.get(forwarder.NAME)
+    if status is None or status.state != "running":
+        problems.append("the forwarder doesn't run: environments can't reach the broker")
+    state, detail, *_ = reach.ask(layout, record, services, definitions=False)
+    if state != "running":
+        problems.append(f"the broker is {state}{': ' + detail if detail else ''}; links are unknown")
+    else:
+        with reach.management(layout, record.broker) as api:
+            for one in api.get("nodes", query="columns=name,running,mem_alarm,disk_free_alarm") or []:
+                for key, text in (("mem_alarm", "memory"), ("disk_free_alarm", "disk space")):
+                    if one.get(key):
+                        problems.append(f"{one.get('name')} is short of {text}: it accepts no messages")
+            dead = api.get("queues", reach.vhost(layout, record.broker), model.DEAD, query="columns=messages") or {}
+            if dead.get("messages"):
+                problems.append(f"{dead['messages']} dead messages")
+    problems += planning.parked_notes(record.parked)
+    return {"ok": not problems, "problems": problems}
