@@ -1,0 +1,45 @@
+"""Mailboxes and links for programs in netspace environments.
+
+    async with Mailbox() as mailbox:
+        await mailbox.send("audit", "sold")
+        answer = await mailbox.call("orders", "how much?", timeout=5)
+        async for message in mailbox.messages():
+            async with message:  # acknowledged at the end
+                ...
+
+``card`` reads what the host tells, ``session`` keeps a connection, ``outlet`` sends in order until it
+is confirmed, ``inbox`` is selective receive, ``window`` tells what comes twice, ``mailbox`` joins them.
+"""
+
+from netspace_client.card import Card
+from netspace_client.errors import (
+    CardError,
+    Closed,
+    InboxFull,
+    LinkError,
+    MailboxFull,
+    NotDeclared,
+    Refused,
+    Revoked,
+    Timeout,
+    Unreachable,
+)
+from netspace_client.mailbox import Link, Mailbox
+from netspace_client.message import Message
+
+__all__ = [
+    "Card",
+    "CardError",
+    "Closed",
+    "InboxFull",
+    "Link",
+    "LinkError",
+    "Mailbox",
+    "MailboxFull",
+    "Message",
+    "NotDeclared",
+    "Refused",
+    "Revoked",
+    "Timeout",
+    "Unreachable",
+]

@@ -1,0 +1,190 @@
+"""What the host tells a program: ``/run/netspace/environment.json``, read and checked. Reads only.
+
+Every name, address and credential of this library comes from here and none is ever
+put together. Keys that are not known are left alone, for a later host may add some; a
+``version`` that is not known is an error.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from netspace_client.errors import CardError
+
+FOLDER = Path("/run/netspace")
+VERSIONS = (1,)
+MAX_CARD = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Broker:
+    """Where the broker is and who one is there. Credentials are read from their files at each connect.
+
+    :param password_file: for a login by password.
+    :param certificate, key, authority: files for TLS, where the login is by certificate (EXTERNAL).
+    :param server_name: what the broker's certificate must be for.
+    """
+
+    host: str
+    port: int
+    vhost: str
+    username: str = ""
+    password_file: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    authority: Path | None = None
+    server_name: str | None = None
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One whom this environment may send to.
+
+    :param replies: for ``request``: (own queue for answers, exchange to bind it to).
+    """
+
+    name: str
+    pattern: str
+    exchange: str
+    broker: Broker
+    replies: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Sender:
+    """One who may send to this environment; what came from *exchange* is from him.
+
+    :param reply_exchange: for ``request``: what answers to him go through.
+    """
+
+    name: str
+    pattern: str
+    exchange: str
+    reply_exchange: str | None = None
+
+
+@dataclass(frozen=True)
+class Card:
+    """All that ``environment.json`` says."""
+
+    name: str
+    mailbox: str | None = None
+    broker: Broker | None = None
+    peers: Mapping[str, Peer] = field(default_factory=dict)
+    senders: Mapping[str, Sender] = field(default_factory=dict)
+    trust: Mapping[str, Any] = field(default_factory=dict)
+
+    def sender(self, exchange: str) -> Sender | None:
+        """Who sends through *exchange*; None: nobody that the host told of."""
+        return next((sender for sender in self.senders.values() if sender.exchange == exchange), None)
+
+
+def load(folder: Path = FOLDER) -> Card:
+    """Read the card in *folder*.
+
+    :raises CardError: it isn't there, or isn't understood.
+    """
+    path = folder / "environment.json"
+    try:
+        with path.open("rb") as stream:
+            raw = stream.read(MAX_CARD + 1)
+    except OSError as err:
+        raise CardError(f"{path}: {err.strerror}; is this an environment of netspace?") from err
+    if len(raw) > MAX_CARD:
+        raise CardError(f"{path}: larger than {MAX_CARD} bytes")
+    try:
+        return parse(json.loads(raw), folder)
+    except (CardError, ValueError, RecursionError) as err:
+        raise CardError(f"{path}: {err}") from err
+
+
+def parse(value: Any, folder: Path = FOLDER) -> Card:
+    """Understand a card.
+
+    :param folder: where the files lie that it names below ``/run/netspace``.
+    :raises CardError: naming what is missing or of another kind than expected.
+    """
+    top = _table(value, "the card")
+    version = top.get("version")
+    if version not in VERSIONS:
+        known = ", ".join(map(str, VERSIONS))
+        raise CardError(f"version {version!r} is not known (but {known}): a newer netspace-client is needed")
+    broker = None if top.get("broker") is None else _broker(top["broker"], "broker", folder)
+    peers, senders = {}, {}
+    for index, entry in enumerate(_list(top, "peers")):
+        where = f"peers:{index}"
+        about = _table(entry, where)
+        own = broker if about.get("broker") is None else _broker(about["broker"], f"{where}:broker", folder)
+        if own is None:
+            raise CardError(f"{where}: there is no broker")
+        replies = None
+        if about.get("replies") is not None:
+            back = _table(about["replies"], f"{where}:replies")
+            replies = (_text(back, "queue", f"{where}:replies"), _text(back, "exchange", f"{where}:replies"))
+        name = _text(about, "to", where)
+        peers[name] = Peer(name, _text(about, "pattern", where), _text(about, "exchange", where), own, replies)
+    for index, entry in enumerate(_list(top, "senders")):
+        where = f"senders:{index}"
+        about = _table(entry, where)
+        back_to = None if about.get("reply_exchange") is None else _text(about, "reply_exchange", where)
+        name = _text(about, "from", where)
+        senders[name] = Sender(name, _text(about, "pattern", where), _text(about, "exchange", where), back_to)
+    mailbox = None if top.get("mailbox") is None else _text(top, "mailbox", "the card")
+    trust = _table(top.get("trust") or {}, "trust")
+    return Card(_text(top, "name", "the card"), mailbox, broker, peers, senders, trust)
+
+
+def _broker(value: Any, where: str, folder: Path) -> Broker:
+    about = _table(value, where)
+    port = about.get("port")
+    if not isinstance(port, int) or isinstance(port, bool) or not 1 <= port <= 65535:
+        raise CardError(f"{where}:port: expected a port, got {port!r}")
+
+    def file(table: Mapping[str, Any], key: str, place: str) -> Path | None:
+        return None if table.get(key) is None else _placed(_text(table, key, place), folder)
+
+    tls = {} if about.get("tls") is None else _table(about["tls"], f"{where}:tls")
+    name = tls.get("server_name")
+    if name is not None and not isinstance(name, str):
+        raise CardError(f"{where}:tls:server_name: expected a text")
+    return Broker(
+        host=_text(about, "host", where),
+        port=port,
+        vhost=_text(about, "vhost", where),
+        username="" if about.get("username") is None else _text(about, "username", where),
+        password_file=file(about, "password_file", where),
+        certificate=file(tls, "certificate_file", f"{where}:tls"),
+        key=file(tls, "key_file", f"{where}:tls"),
+        authority=file(tls, "ca_file", f"{where}:tls"),
+        server_name=name,
+    )
+
+
+def _placed(path: str, folder: Path) -> Path:
+    """The file that *path* names: what is said to be in ``/run/netspace`` is in *folder*."""
+    named = Path(path)
+    return folder / named.relative_to(FOLDER) if named.is_relative_to(FOLDER) else named
+
+
+def _table(value: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise CardError(f"{where}: expected a mapping, got {type(value).__name__}")
+    return value
+
+
+def _list(table: Mapping[str, Any], key: str) -> list[Any]:
+    value = table.get(key) or []
+    if not isinstance(value, list):
+        raise CardError(f"{key}: expected a list, got {type(value).__name__}")
+    return value
+
+
+def _text(table: Mapping[str, Any], key: str, where: str) -> str:
+    value = table.get(key)
+    if not isinstance(value, str) or not value:
+        raise CardError(f"{where}: {key} is missing or no text")
+    return value

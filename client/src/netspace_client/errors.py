@@ -1,0 +1,43 @@
+"""What can go wrong, each as a type of its own; all are :class:`LinkError`."""
+
+from __future__ import annotations
+
+
+class LinkError(Exception):
+    """Base of all errors of this library."""
+
+
+class CardError(LinkError):
+    """What the host has put into ``/run/netspace`` is missing or can't be understood."""
+
+
+class NotDeclared(LinkError):
+    """There is no such link: nobody declared that this environment may talk to that one, or in this way."""
+
+
+class Revoked(LinkError):
+    """The link was declared once and is no more: the broker refuses what is sent."""
+
+
+class MailboxFull(LinkError):
+    """The receiver's mailbox took no more; the message was not kept."""
+
+
+class Unreachable(LinkError):
+    """The broker, or the peer's mailbox on it, could not be reached in time; whether a message arrived is unknown."""
+
+
+class Timeout(LinkError, TimeoutError):
+    """The broker didn't confirm, or nobody answered, in time; whether a message arrived is unknown."""
+
+
+class Refused(LinkError):
+    """The broker refuses this very message, which would be in vain to repeat: it is too large, say."""
+
+
+class InboxFull(LinkError):
+    """As many messages wait as may, and none is what this ``receive`` asked for; receive some of the others."""
+
+
+class Closed(LinkError):
+    """The mailbox was closed by this program."""

@@ -1,0 +1,540 @@
+"""A program's mailbox and links: ``send``, ``call``, selective ``receive``, ``reply``, ``links``.
+
+What is promised, and by what, is in ``docs/client.md``. Nothing is declared on the broker but the
+binding by which answers find their asker; nothing is written to disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from aiormq import Channel, spec
+from aiormq.abc import DeliveredMessage
+from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity
+
+from netspace_client import card as cards
+from netspace_client.card import Broker, Card, Peer
+from netspace_client.errors import Closed, InboxFull, LinkError, NotDeclared, Revoked, Timeout, Unreachable
+from netspace_client.inbox import Inbox, Waiter
+from netspace_client.message import Message
+from netspace_client.outlet import CONFIRM_SECONDS, Outlet, Unroutable
+from netspace_client.session import FAILURES, Session, answer
+from netspace_client.window import SIZE, Window
+
+log = logging.getLogger("netspace_client")
+
+TIMEOUT = 60.0
+CHANNELS = 40
+"""The host permits 64 for all connections of an environment: two programs of it may be this busy, but for a moment."""
+
+Match = Callable[[Message], bool]
+Work = Callable[[Message], Awaitable[bytes | str | None]]
+
+
+@dataclass(frozen=True)
+class Link:
+    """A declared link of this environment: ``to`` a peer, or ``from`` one."""
+
+    direction: str
+    peer: str
+    pattern: str
+
+
+class Mailbox:
+    """This environment's mailbox, and the links from it. Use: ``async with Mailbox() as mailbox``.
+
+    :param folder: where the host has put ``environment.json``.
+    :param capacity: how many messages may wait here or be in work; more stay with the broker.
+    :param in_flight: how many ``send`` may wait for the broker at once; more wait for their turn.
+    :param window: how many ids of each sender are remembered, to drop what comes twice.
+    :param confirm: seconds after which a broker that doesn't confirm is asked again.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str] = cards.FOLDER,
+        *,
+        capacity: int = 200,
+        in_flight: int = 256,
+        window: int = SIZE,
+        confirm: float = CONFIRM_SECONDS,
+    ) -> None:
+        if not 1 <= capacity <= 65535:
+            raise ValueError(f"capacity {capacity} is out of 1..65535")
+        self._folder = Path(folder)
+        self._capacity = capacity
+        self._confirm = confirm
+        self._flight = asyncio.Semaphore(in_flight)
+        self._window = Window(window)
+        self._inbox: Inbox[Message] = Inbox()
+        self._unsettled: dict[tuple[str, str], Message] = {}
+        self._arrived: asyncio.Queue[DeliveredMessage] = asyncio.Queue()
+        self._sessions: dict[tuple[str, int, str], Session] = {}
+        self._outlets: dict[tuple[Session, str], Outlet] = {}
+        self._keys: dict[str, str] = {}
+        self._bound: dict[str, Channel] = {}
+        self._hearing: dict[tuple[Session, str], asyncio.Task[None]] = {}
+        self._ears: dict[tuple[Session, str], asyncio.Future[Channel]] = {}
+        self._calls: dict[str, tuple[str, asyncio.Future[Message]]] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._card_state: tuple[int, ...] = ()
+        self._card: Card | None = None
+        self._working = 0
+        self._closed = False
+        self.duplicates = 0
+        """Messages that came again and were dropped."""
+        self.strays = 0
+        """Messages of nobody who is declared to send; they are with the dead letters."""
+
+    # -- life --------------------------------------------------------------------
+    async def __aenter__(self) -> Mailbox:
+        about = self.card
+        if about.mailbox is not None and about.broker is not None:
+            session = self._session(about.broker)
+            self._tasks = [
+                asyncio.create_task(self._hear(session, about.mailbox, self._capacity, self._arrived.put)),
+                asyncio.create_task(self._sort()),
+            ]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Leave. What was received and not acknowledged goes back to the broker."""
+        if self._closed:
+            return
+        self._closed = True
+        self._inbox.fail(Closed("this mailbox was closed"))
+        with contextlib.suppress(LinkError, ConnectionError, asyncio.TimeoutError):
+            await asyncio.wait_for(self._unbind(), 2.0)
+        tasks = [*self._tasks, *self._hearing.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for outlet in self._outlets.values():
+            await outlet.close()
+        for session in self._sessions.values():
+            await session.close()
+
+    # -- what is declared ----------------------------------------------------------
+    @property
+    def card(self) -> Card:
+        """What the host says now; read again where it was changed."""
+        path = self._folder / "environment.json"
+        try:
+            found = path.stat()
+            state: tuple[int, ...] = (found.st_ino, found.st_mtime_ns, found.st_size)
+        except OSError:
+            state = ()
+        if self._card is None or state != self._card_state:
+            try:
+                self._card = cards.load(self._folder)
+                self._card_state = state
+            except LinkError as err:
+                if self._card is None:
+                    raise
+                log.warning("%s; going on with what it said before", err)
+                self._card_state = state
+        return self._card
+
+    @property
+    def name(self) -> str:
+        """This environment's name."""
+        return self.card.name
+
+    def links(self) -> list[Link]:
+        """All links that are declared now, from this environment and to it."""
+        about = self.card
+        to = [Link("to", peer.name, peer.pattern) for peer in about.peers.values()]
+        return to + [Link("from", sender.name, sender.pattern) for sender in about.senders.values()]
+
+    def _peer(self, name: str) -> Peer:
+        peer = self.card.peers.get(name)
+        if peer is None:
+            known = ", ".join(self.card.peers) or "nobody"
+            raise NotDeclared(f"no link to {name} is declared; {self.name} may send to {known}")
+        return peer
+
+    # -- sending ---------------------------------------------------------------------
+    async def send(
+        self,
+        link: str,
+        body: bytes | str,
+        *,
+        timeout: float = TIMEOUT,
+        id: str | None = None,
+        content_type: str | None = None,
+    ) -> str:
+        """Put a message into a peer's mailbox; returns its id when it is safe there.
+
+        Waits where many are on their way already. Messages of one link arrive in the order of the calls.
+
+        :param link: the peer's name.
+        :param timeout: seconds to try for, over lost connections and restarts of the broker.
+        :param id: the message's id, where the same is sent again after an error that left open whether it arrived.
+        :raises NotDeclared: no such link.
+        :raises Revoked: it is no more.
+        :raises MailboxFull: the peer's mailbox takes no more now.
+        :raises Unreachable: the broker can't be reached. It may have the message.
+        :raises Timeout: the broker doesn't confirm. It may have the message.
+        :raises Refused: not this message.
+        """
+        return await self._send(link, body, timeout, id, content_type, {})
+
+    async def _send(
+        self,
+        link: str,
+        body: bytes | str,
+        timeout: float,
+        id: str | None,
+        content_type: str | None,
+        more: dict[str, Any],
+    ) -> str:
+        self._open()
+        peer = self._peer(link)
+        identity = id or secrets.token_hex(16)
+        deadline = _now() + timeout
+        try:
+            await asyncio.wait_for(self._flight.acquire(), timeout)
+        except asyncio.TimeoutError:
+            raise Timeout(f"the link to {link}: others were on their way for {timeout:g} s") from None
+        try:
+            while True:
+                raw, properties = _prepared(body, content_type, message_id=identity, **more)
+                outlet = self._outlet(peer.broker, peer.exchange, f"the link to {link}")
+                try:
+                    await outlet.publish(raw, properties, timeout=max(0.0, deadline - _now()))
+                    return identity
+                except Unroutable as err:
+                    raise Unreachable(f"{link} has no mailbox ({err})") from None
+                except Revoked:
+                    again = self.card.peers.get(link)  # it may have been made anew under another name
+                    if again is None or again.exchange == peer.exchange:
+                        raise
+                    peer = again
+        finally:
+            self._flight.release()
+
+    async def call(
+        self, link: str, body: bytes | str, timeout: float = TIMEOUT, *, content_type: str | None = None
+    ) -> Message:
+        """Ask a peer, and wait for its answer.
+
+        :raises Timeout: no answer came; the peer may have done the work all the same.
+        :raises NotDeclared: no such link, or one that is for sending only.
+        """
+        self._open()
+        peer = self._peer(link)
+        if peer.replies is None:
+            raise NotDeclared(f"the link to {link} is for sending only; declare it with pattern: request")
+        queue, exchange = peer.replies
+        deadline = _now() + timeout
+        identity = secrets.token_hex(16)
+        answered: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        self._calls[identity] = (exchange, answered)
+        try:
+            try:
+                key = await asyncio.wait_for(self._listen(peer, queue, exchange), timeout)
+            except asyncio.TimeoutError:
+                raise Unreachable(f"{link}: the broker wasn't reached within {timeout:g} s") from None
+            more = {"reply_to": f"{exchange}/{key}", "correlation_id": identity}
+            await self._send(link, body, max(0.0, deadline - _now()), None, content_type, more)
+            try:
+                return await asyncio.wait_for(answered, max(0.0, deadline - _now()))
+            except asyncio.TimeoutError:
+                self._bound.pop(exchange, None)  # should the host have made the exchange anew
+                raise Timeout(f"{link} didn't answer within {timeout:g} s") from None
+        finally:
+            self._calls.pop(identity, None)
+
+    async def reply(
+        self, message: Message, body: bytes | str, *, content_type: str | None = None, timeout: float = TIMEOUT
+    ) -> bool:
+        """Answer a request; see :meth:`Message.reply`."""
+        self._open()
+        back, about = message._from.reply_exchange, self.card.broker
+        if not message.wants_reply or back is None or message.reply_to is None or about is None:
+            raise NotDeclared(f"{message!r} is no request: it can't be answered")
+        raw, properties = _prepared(
+            body, content_type, message_id=secrets.token_hex(16), correlation_id=message.correlation_id or ""
+        )
+        outlet = self._outlet(about, back, f"the answer to {message.sender}")
+        try:
+            await outlet.publish(raw, properties, message.reply_to[len(back) + 1 :], timeout=timeout)
+        except Unroutable:
+            return False
+        return True
+
+    # -- receiving ----------------------------------------------------------------------
+    async def receive(self, match: Match | str | None = None, timeout: float | None = None) -> Message:
+        """The first message that is asked for; others stay, in their order.
+
+        :param match: says whether a message is wanted; or a peer's name. Absent: any.
+        :param timeout: seconds to wait; absent: for ever.
+        :raises Timeout: none came.
+        :raises InboxFull: none can come, for others take all the room.
+        """
+        self._open()
+        wanted = _matcher(match)
+        found = self._inbox.take(wanted)
+        if found is not None:
+            return self._taken(found)
+        if self.card.mailbox is None:
+            raise NotDeclared(f"{self.name} has no mailbox: no link of its is declared")
+        waiter = Waiter(wanted, asyncio.get_running_loop().create_future())
+        self._inbox.wait(waiter)
+        self._stuck()
+        try:
+            return self._taken(await asyncio.wait_for(asyncio.shield(waiter.future), timeout))
+        except asyncio.TimeoutError:
+            if message := _given(waiter):
+                return self._taken(message)
+            raise Timeout(f"no such message within {timeout:g} s") from None
+        except asyncio.CancelledError:
+            if message := _given(waiter):
+                self._inbox.put_back(message)
+            raise
+        finally:
+            self._inbox.leave(waiter)
+            waiter.future.cancel()
+
+    def _taken(self, message: Message) -> Message:
+        message.taken = True
+        self._working += 1
+        return message
+
+    async def messages(self, match: Match | str | None = None) -> AsyncIterator[Message]:
+        """All messages that are asked for, as they come: ``async for message in mailbox.messages()``."""
+        while True:
+            yield await self.receive(match)
+
+    async def serve(
+        self, work: Callable[[Message], Awaitable[bytes | str | None]], match: Match | str | None = None
+    ) -> None:
+        """Have *work* done for each message, one after another; what it returns answers a request.
+
+        A message is acknowledged after its work; one whose work raises comes again, until the
+        broker's delivery limit, and is then with the dead letters.
+        """
+        async for message in self.messages(match):
+            try:
+                async with message:
+                    said = await work(message)
+                    if said is not None and message.wants_reply:
+                        await message.reply(said)
+            except LinkError:
+                raise
+            except Exception:
+                log.exception("the work for %r failed; it comes again", message)
+
+    async def _settle(self, message: Message, how: str) -> None:
+        if message.settled:
+            return
+        message.settled = True
+        self._working -= message.taken
+        if message.id is not None:
+            self._unsettled.pop((message.sender, message.id), None)
+            if how != "requeue":
+                self._window.add(message.sender, message.id)
+        await self._answer(message._delivery, how)
+
+    async def _answer(self, delivery: DeliveredMessage, how: str) -> None:
+        """Tell the broker; where it is gone, the message comes again and is known then."""
+        channel, tag = delivery.channel, delivery.delivery_tag
+        if channel.is_closed or tag is None:
+            return
+        with contextlib.suppress(*FAILURES):
+            if how == "ack":
+                await channel.basic_ack(tag, wait=False)
+            else:
+                await channel.basic_nack(tag, requeue=how == "requeue", wait=False)
+
+    async def _sort(self) -> None:
+        """Judge what arrives, in order."""
+        while True:
+            delivery = await self._arrived.get()
+            if not delivery.channel.is_closed:
+                await self._admit(delivery)
+
+    async def _admit(self, delivery: DeliveredMessage) -> None:
+        sender = self.card.sender(delivery.exchange or "")
+        if sender is None:
+            self.strays += 1
+            log.warning("a message of nobody who is declared to send was put with the dead letters")
+            await self._answer(delivery, "reject")
+            return
+        identity = delivery.header.properties.message_id
+        if identity:
+            key = (sender.name, identity)
+            former = self._unsettled.get(key)
+            if former is not None and former._delivery.channel.is_closed:
+                former._delivery = delivery  # the same, handed out again after a lost connection
+                return
+            if former is not None or key in self._window:
+                self.duplicates += 1
+                await self._answer(delivery, "ack")
+                return
+        message = Message(self, sender, delivery, delivery.body)
+        if message.id is not None:
+            self._unsettled[sender.name, message.id] = message
+        self._inbox.put(message)
+        self._stuck()
+
+    def _stuck(self) -> None:
+        """Don't have anybody wait for what can't come: the broker hands out no more than there is room for."""
+        if len(self._inbox) and len(self._inbox) + self._working >= self._capacity and self._inbox.waiting:
+            self._inbox.fail(
+                InboxFull(
+                    f"{len(self._inbox)} messages wait here and {self._working} are in work, none as asked for: "
+                    "receive some of them, or raise capacity"
+                )
+            )
+
+    # -- answers ---------------------------------------------------------------------------
+    async def _listen(self, peer: Peer, queue: str, exchange: str) -> str:
+        """Have the peer's answers find us; return the key that they need."""
+        session = self._session(peer.broker)
+        place = (session, queue)
+        if place not in self._hearing:
+            self._ears[place] = asyncio.get_running_loop().create_future()
+            self._hearing[place] = asyncio.create_task(self._hear(session, queue, 0, self._answered, place))
+        key = self._keys.setdefault(exchange, secrets.token_hex(16))
+        while True:
+            ear = await asyncio.shield(self._ears[place])
+            if self._bound.get(exchange) is ear:
+                return key
+            try:
+                channel = await session.channel()
+                await answer(channel.queue_bind(queue, exchange, key))
+                await answer(channel.close())
+                self._bound[exchange] = ear
+            except (ChannelNotFoundEntity, ChannelAccessRefused) as err:
+                raise Revoked(f"the link to {peer.name} is revoked ({err})") from None
+            except FAILURES:
+                await asyncio.sleep(0.1)
+
+    async def _answered(self, delivery: DeliveredMessage) -> None:
+        """Give an answer to who asked; what nobody waits for any more is dropped."""
+        await self._answer(delivery, "ack")
+        exchange, waiting = self._calls.get(delivery.header.properties.correlation_id or "", ("", None))
+        if waiting is not None and not waiting.done() and exchange and delivery.exchange == exchange:
+            peer = next(peer for peer in self.card.peers.values() if peer.replies and peer.replies[1] == exchange)
+            message = Message(self, cards.Sender(peer.name, "reply", exchange), delivery, delivery.body)
+            message.settled = True
+            waiting.set_result(message)
+
+    async def _unbind(self) -> None:
+        """Take back what answers found us by."""
+        for peer in self.card.peers.values():
+            key = self._keys.get(peer.replies[1]) if peer.replies else None
+            session = self._sessions.get(_place(peer.broker))
+            if key is None or peer.replies is None or session is None or not session.connected:
+                continue
+            with contextlib.suppress(*FAILURES):
+                channel = await session.channel()
+                await answer(channel.queue_unbind(*peer.replies, key), 2.0)
+
+    # -- plumbing ----------------------------------------------------------------------------
+    async def _hear(
+        self,
+        session: Session,
+        queue: str,
+        prefetch: int,
+        heard: Callable[[DeliveredMessage], Coroutine[Any, Any, None]],
+        place: tuple[Session, str] | None = None,
+    ) -> None:
+        """Have *heard* get what is in *queue*, over lost connections; without *prefetch*, all of it at once."""
+        pause = 0.05
+        while True:
+            try:
+                channel = await session.channel()
+                await answer(channel.basic_qos(prefetch_count=prefetch))
+                if prefetch:
+                    self._inbox.drop(lambda message: message.id is None and message._delivery.channel.is_closed)
+                tag = (await answer(channel.basic_consume(queue, heard))).consumer_tag
+                if place is not None:
+                    if self._ears[place].done():
+                        self._ears[place] = asyncio.get_running_loop().create_future()
+                    self._ears[place].set_result(channel)
+                pause = 0.05
+                while not channel.is_closed and tag in channel.consumers:
+                    await asyncio.wait({channel.closing}, timeout=0.5)
+                if not channel.is_closed:
+                    await answer(channel.close())
+            except Closed:
+                return
+            except FAILURES as err:
+                log.debug("hearing %s: %s", queue, err)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 2.0)
+
+    def _session(self, broker: Broker) -> Session:
+        place = _place(broker)
+        session = self._sessions.get(place)
+        if session is None:
+            session = self._sessions[place] = Session(lambda: self._login(place, broker))
+        return session
+
+    def _login(self, place: tuple[str, int, str], known: Broker) -> Broker:
+        """How to log in there, by the newest card."""
+        about = self.card
+        brokers = [about.broker, *(peer.broker for peer in about.peers.values())]
+        return next((one for one in brokers if one is not None and _place(one) == place), known)
+
+    def _outlet(self, broker: Broker, exchange: str, what: str) -> Outlet:
+        session = self._session(broker)
+        outlet = self._outlets.get((session, exchange))
+        if outlet is None:
+            outlet = self._outlets[session, exchange] = Outlet(session, exchange, what, self._room, self._confirm)
+        return outlet
+
+    def _room(self) -> None:
+        """Close channels that nothing is on its way through, where there are many."""
+        opened = [outlet for outlet in self._outlets.values() if outlet.open]
+        for outlet in opened[: max(0, len(opened) - CHANNELS)]:
+            outlet.release()
+
+    def _open(self) -> None:
+        if self._closed:
+            raise Closed("this mailbox was closed")
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def _place(broker: Broker) -> tuple[str, int, str]:
+    return (broker.host, broker.port, broker.vhost)
+
+
+def _matcher(match: Match | str | None) -> Match:
+    if match is None:
+        return lambda message: True
+    if isinstance(match, str):
+        return lambda message: message.sender == match
+    return match
+
+
+def _given(waiter: Waiter[Message]) -> Message | None:
+    """What a waiter got, though he no longer waits."""
+    future = waiter.future
+    done = future.done() and not future.cancelled() and future.exception() is None
+    return future.result() if done else None
+
+
+def _prepared(body: bytes | str, content_type: str | None, **about: Any) -> tuple[bytes, spec.Basic.Properties]:
+    kind = content_type or ("text/plain" if isinstance(body, str) else "application/octet-stream")
+    raw = body.encode() if isinstance(body, str) else bytes(body)
+    return raw, spec.Basic.Properties(content_type=kind, delivery_mode=2, **about)

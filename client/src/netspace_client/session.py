@@ -1,0 +1,179 @@
+"""One connection to a broker, made again whenever it is lost, with a growing pause. Declares nothing.
+
+That a port accepts doesn't mean that the broker behind it is up, so only a finished
+handshake counts. Credentials are read anew for each connect, for they may have been renewed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import ssl
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import aiormq
+from aiormq import Channel
+from aiormq.abc import AbstractConnection
+
+from netspace_client.card import Broker
+from netspace_client.errors import CardError, Closed
+
+T = TypeVar("T")
+
+log = logging.getLogger("netspace_client")
+
+FIRST_PAUSE = 0.05
+LONGEST_PAUSE = 5.0
+HEARTBEAT = 20
+PATIENCE = 15.0
+"""Seconds for a handshake, and for each answer that the broker owes at once."""
+
+FAILURES = (aiormq.AMQPError, aiormq.exceptions.ChannelInvalidStateError, OSError, asyncio.TimeoutError, RuntimeError)
+"""What an operation on a connection that is going away may raise, besides aiormq's ``CancelledError``."""
+
+
+async def answer(work: Coroutine[Any, Any, T], seconds: float = PATIENCE) -> T:
+    """Await what aiormq does, for so long.
+
+    When a connection ends, aiormq cancels what waits for it; that must not look as if the waiting task
+    itself had been cancelled.
+
+    :raises ConnectionError: the connection ended.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({task}, timeout=seconds)
+    finally:
+        over = task.done()
+        task.cancel()
+    if not over:
+        raise asyncio.TimeoutError
+    if task.cancelled():
+        raise ConnectionError("the connection was lost")
+    return task.result()
+
+
+class Session:
+    """A connection that is kept up until ``close``.
+
+    :param broker: tells where it is and who one is there, each time anew.
+    """
+
+    def __init__(self, broker: Callable[[], Broker]) -> None:
+        self._broker = broker
+        self._up = asyncio.Event()
+        self._connection: AbstractConnection | None = None
+        self._closed = False
+        self._task = asyncio.create_task(self._run())
+        self.problem = "not connected yet"
+
+    async def connection(self) -> AbstractConnection:
+        """The connection, once there is one."""
+        while True:
+            await self._up.wait()
+            if self._closed:
+                raise Closed("this mailbox was closed")
+            connection = self._connection
+            if connection is not None and not connection.is_closed:
+                return connection
+            self._up.clear()
+
+    async def channel(self) -> Channel:
+        """A new channel with confirms, once there is a connection.
+
+        :raises ConnectionError: that connection went away meanwhile; try again.
+        """
+        connection = await self.connection()
+        try:
+            channel = await answer(connection.channel())
+        except asyncio.TimeoutError as err:
+            await self._drop(connection)
+            raise ConnectionError("the broker didn't answer") from err
+        except FAILURES as err:
+            raise ConnectionError(f"no channel: {err}") from err
+        assert isinstance(channel, Channel)
+        return channel
+
+    @property
+    def connected(self) -> bool:
+        return self._connection is not None and not self._connection.is_closed
+
+    async def close(self) -> None:
+        self._closed = True
+        self._up.set()
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        if self._connection is not None:
+            await self._drop(self._connection)
+
+    async def _run(self) -> None:
+        pause = FIRST_PAUSE
+        clock = asyncio.get_running_loop().time
+        while True:
+            begun = clock()
+            try:
+                connection = await answer(_connect(self._broker()))
+            except CardError as err:
+                self._say(str(err))
+            except FAILURES as err:
+                self._say(_told(err))
+            else:
+                self._connection = connection
+                self.problem = ""
+                self._up.set()
+                await asyncio.wait({connection.closing})
+                self._up.clear()
+                self._say("the connection was lost")
+                if clock() - begun > LONGEST_PAUSE:
+                    pause = FIRST_PAUSE
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 (not all at the same time, no secret)
+            pause = min(pause * 2, LONGEST_PAUSE)
+
+    def _say(self, problem: str) -> None:
+        if problem != self.problem:
+            log.info("broker: %s; trying again", problem)
+        self.problem = problem
+
+    @staticmethod
+    async def _drop(connection: AbstractConnection) -> None:
+        with contextlib.suppress(*FAILURES):
+            await answer(connection.close(), 2.0)
+
+
+async def _connect(broker: Broker) -> AbstractConnection:
+    where = f"{quote(broker.host)}:{broker.port}/{quote(broker.vhost, safe='')}?heartbeat={HEARTBEAT}"
+    if broker.certificate is None:
+        secret = _secret(broker)
+        url = f"amqp://{quote(broker.username, safe='')}:{quote(secret, safe='')}@{where}"
+        return await aiormq.connect(url)
+    context = _context(broker)
+    name = broker.server_name or broker.host
+    return await aiormq.connect(f"amqps://{where}&auth=external", context=context, server_hostname=name)
+
+
+def _context(broker: Broker) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=broker.authority)
+        if broker.certificate is not None:
+            context.load_cert_chain(broker.certificate, broker.key)
+    except OSError as err:  # ssl.SSLError is one
+        raise CardError(f"{broker.certificate}, {broker.key}, {broker.authority}: {err}") from err
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
+def _secret(broker: Broker) -> str:
+    if broker.password_file is None or not broker.username:
+        raise CardError("the broker has neither a password file and a username, nor a certificate")
+    try:
+        return broker.password_file.read_text().strip()
+    except (OSError, ValueError) as err:
+        raise CardError(f"{broker.password_file}: {err}") from err
+
+
+def _told(err: BaseException) -> str:
+    return f"{type(err).__name__}: {err}" if str(err) else type(err).__name__

@@ -1,0 +1,41 @@
+"""Which messages were received already. Pure, and bounded: it forgets the oldest.
+
+Delivery on a link is at least once: a sender repeats what wasn't confirmed, and the broker repeats what
+wasn't acknowledged. Both come with the id of the first time, so what comes twice is told by
+its sender and id.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+SIZE = 8192
+"""How many ids are kept for each sender. A repetition is found if fewer others came in between."""
+
+
+class Window:
+    """The ids of finished work, by sender: one can't push another's out.
+
+    :param size: how many ids to keep for each sender.
+    """
+
+    def __init__(self, size: int = SIZE) -> None:
+        if size < 1:
+            raise ValueError(f"a window of {size} ids would find nothing")
+        self.size = size
+        self._seen: dict[str, OrderedDict[str, None]] = {}
+
+    def add(self, sender: str, identity: str) -> None:
+        """Remember an id as the newest of its sender."""
+        seen = self._seen.setdefault(sender, OrderedDict())
+        seen[identity] = None
+        seen.move_to_end(identity)
+        if len(seen) > self.size:
+            seen.popitem(last=False)
+
+    def __contains__(self, key: tuple[str, str]) -> bool:
+        sender, identity = key
+        return identity in self._seen.get(sender, ())
+
+    def __len__(self) -> int:
+        return sum(map(len, self._seen.values()))

@@ -1,0 +1,204 @@
+"""The parts of ``netspace-client`` that need no broker: the card, the window of ids, selective receive."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from netspace_client import CardError, Closed, LinkError, Mailbox, NotDeclared, Timeout, card
+from netspace_client.inbox import Inbox, Waiter
+from netspace_client.window import Window
+
+STEADY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+CARD = {
+    "version": 1,
+    "name": "web",
+    "mailbox": "box",
+    "broker": {
+        "host": "127.0.0.1",
+        "port": 5672,
+        "vhost": "a/b",
+        "username": "u",
+        "password_file": "/run/netspace/password",
+    },
+    "peers": [
+        {"to": "orders", "pattern": "request", "exchange": "x1", "replies": {"queue": "q", "exchange": "r"}},
+        {"to": "audit", "pattern": "send", "exchange": "x2", "something": "new"},
+    ],
+    "senders": [{"from": "audit", "pattern": "request", "exchange": "x3", "reply_exchange": "y"}],
+}
+
+
+# -- the card ----------------------------------------------------------------------------------
+def test_every_name_of_the_card_is_taken_as_it_stands():
+    read = card.parse(CARD, Path("/elsewhere"))
+    assert read.peers["orders"].exchange == "x1"
+    assert read.peers["orders"].replies == ("q", "r")
+    assert read.peers["audit"].replies is None
+    assert read.sender("x3") == card.Sender("audit", "request", "x3", "y")
+    assert read.sender("x1") is None
+    assert read.broker is not None
+    assert read.broker.password_file == Path("/elsewhere/password")
+    assert read.broker.certificate is None
+
+
+def test_a_certificate_and_a_broker_of_a_peers_own_are_read():
+    tls = {"ca_file": "/run/netspace/ca.pem", "certificate_file": "/run/netspace/c", "key_file": "/etc/k"}
+    far = {"host": "127.0.0.1", "port": 5673, "vhost": "v", "tls": {**tls, "server_name": "far"}}
+    peers = [{**CARD["peers"][1], "broker": far}]
+    broker = card.parse({**CARD, "peers": peers}).peers["audit"].broker
+    assert (broker.port, broker.server_name) == (5673, "far")
+    assert (broker.authority, broker.key) == (Path("/run/netspace/ca.pem"), Path("/etc/k"))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"version": 99}, "version 99 is not known"),
+        ({"name": None}, "name is missing"),
+        ({"peers": {}}, None),
+        ({"peers": [1]}, "peers:0: expected a mapping"),
+        ({"peers": [{"to": "a", "pattern": "send"}]}, "peers:0: exchange is missing"),
+        ({"broker": None}, "there is no broker"),
+        ({"broker": {**CARD["broker"], "port": "5672"}}, "broker:port"),
+    ],
+)
+def test_a_card_that_is_not_understood_is_told(change, said):
+    if said is None:
+        assert card.parse({**CARD, **change}).peers == {}
+        return
+    with pytest.raises(CardError, match=said):
+        card.parse({**CARD, **change})
+
+
+odd = st.sampled_from([None, True, 0, 70_000, "", "x", [], [[]], [None], {}, {"to": 1}, {"host": []}, [{"from": {}}]])
+
+
+@STEADY
+@given(st.dictionaries(st.sampled_from(list(CARD)), odd), st.dictionaries(st.sampled_from(list(CARD["broker"])), odd))
+def test_no_card_is_anything_but_read_or_refused(change, broker):
+    with contextlib.suppress(CardError):
+        read = card.parse({**CARD, "broker": {**CARD["broker"], **broker}, **change})
+        assert isinstance(read, card.Card)
+
+
+def test_a_missing_and_a_damaged_file_are_told(tmp_path):
+    with pytest.raises(CardError, match="is this an environment"):
+        card.load(tmp_path)
+    for content in ("{", "[" * 100_000, '"text"'):
+        (tmp_path / "environment.json").write_text(content)
+        with pytest.raises(CardError, match=r"environment\.json"):
+            card.load(tmp_path)
+
+
+# -- the window ---------------------------------------------------------------------------------
+@STEADY
+@given(st.integers(1, 5), st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from("123456789"))))
+def test_the_window_holds_the_newest_ids_of_each_sender_and_no_others(size, added):
+    window = Window(size)
+    model: dict[str, OrderedDict[str, None]] = {}
+    for sender, identity in added:
+        window.add(sender, identity)
+        ids = model.setdefault(sender, OrderedDict())
+        ids.pop(identity, None)
+        ids[identity] = None
+    for sender in "abc":
+        newest = list(model.get(sender, ()))[-size:]
+        for identity in "123456789":
+            assert ((sender, identity) in window) == (identity in newest)
+    assert len(window) <= 2 * size
+
+
+# -- selective receive ---------------------------------------------------------------------------
+actions = st.lists(
+    st.tuples(st.just("put"), st.integers(0, 9))
+    | st.tuples(st.just("take"), st.sets(st.integers(0, 9)))
+    | st.tuples(st.just("wait"), st.sets(st.integers(0, 9)))
+    | st.tuples(st.just("leave"), st.integers(0, 3))
+)
+
+
+@STEADY
+@given(actions)
+def test_receive_gives_the_first_that_matches_and_keeps_the_others_in_order(steps):
+    """Beside a model: a list of messages and one of waiters, searched from the front."""
+
+    async def play() -> None:
+        inbox: Inbox[int] = Inbox()
+        held: list[int] = []
+        waiting: list[tuple[set[int], Waiter[int]]] = []
+        for step, value in steps:
+            if step == "put":
+                taker = next(((wanted, waiter) for wanted, waiter in waiting if value in wanted), None)
+                inbox.put(value)
+                if taker is None:
+                    held.append(value)
+                else:
+                    waiting.remove(taker)
+                    assert taker[1].future.result() == value
+            elif step == "take":
+                expected = next((item for item in held if item in value), None)
+                assert inbox.take(lambda item, value=value: item in value) == expected
+                if expected is not None:
+                    held.remove(expected)
+            elif step == "wait":
+                waiter = Waiter(lambda item, value=value: item in value, asyncio.get_running_loop().create_future())
+                inbox.wait(waiter)
+                waiting.append((value, waiter))
+            elif waiting:
+                inbox.leave(waiting.pop(value % len(waiting))[1])
+            assert list(inbox._held) == held
+            assert inbox.waiting == len(waiting)
+            assert not any(waiter.future.done() for _, waiter in waiting)
+
+    asyncio.run(play())
+
+
+def test_a_match_that_fails_is_its_waiters_error_and_loses_nothing():
+    async def play() -> None:
+        inbox: Inbox[int] = Inbox()
+        broken = Waiter(lambda item: 1 // item > 0, asyncio.get_running_loop().create_future())
+        inbox.wait(broken)
+        assert not inbox.put(0)
+        assert isinstance(broken.future.exception(), ZeroDivisionError)
+        assert inbox.take(lambda item: True) == 0
+
+    asyncio.run(play())
+
+
+# -- the mailbox, without a broker ------------------------------------------------------------------
+def test_what_needs_no_broker_needs_none(tmp_path):
+    """An environment without links has no mailbox; one whose broker is away can be closed all the same."""
+
+    async def play() -> None:
+        (tmp_path / "environment.json").write_text(json.dumps({"version": 1, "name": "alone"}))
+        async with Mailbox(tmp_path) as mailbox:
+            assert mailbox.name == "alone"
+            assert mailbox.links() == []
+            with pytest.raises(NotDeclared):
+                await mailbox.send("orders", "x")
+            with pytest.raises(NotDeclared):
+                await mailbox.receive()
+        with pytest.raises(Closed):
+            await mailbox.receive()
+        away = {**CARD, "broker": {**CARD["broker"], "port": 1}}
+        (tmp_path / "environment.json").write_text(json.dumps(away))
+        async with Mailbox(tmp_path) as mailbox:
+            with pytest.raises(Timeout):
+                await mailbox.receive(timeout=0.05)
+            with pytest.raises(LinkError, match="wasn't reached"):
+                await mailbox.send("audit", "x", timeout=0.05)
+            waiting = asyncio.create_task(mailbox.receive())
+            await asyncio.sleep(0)
+        with pytest.raises(Closed):
+            await waiting
+
+    asyncio.run(play())

@@ -1,0 +1,397 @@
+"""``netspace-client`` in programs inside environments, on the real broker: what ``docs/client.md`` promises."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from programs import Program, tell
+from waiting import until
+
+from netspace.link import broker as node
+from netspace.spec.types import Link
+from netspace_client import (
+    InboxFull,
+    MailboxFull,
+    NotDeclared,
+    Revoked,
+    Timeout,
+    Unreachable,
+)
+
+pytestmark = pytest.mark.root
+
+ASK = Link(source="web", target="orders", pattern="request")
+TELL = Link(source="web", target="audit")
+ALSO = Link(source="orders", target="audit")
+LINKS = (ASK, TELL, ALSO)
+NAMES = ("web", "orders", "audit")
+CLIENT = Path(__file__).parents[3] / "client"
+
+
+class Town:
+    """Three environments, their cards, and the programs in them."""
+
+    def __init__(self, world, folder: Path) -> None:
+        self.world = world
+        self.folder = folder
+        self.programs: list[Program] = []
+        self.made = time.monotonic()
+
+    def apply(self, *links: Link) -> None:
+        """Have these links, and tell the environments."""
+        self.world.apply(*links, purge=True)
+        for name in {end for link in links for end in (link.source, link.target)}:
+            tell(self.world, name, self.folder / name)
+
+    def program(self, name: str, **options) -> Program:
+        self.programs.append(Program(self.world, name, self.folder / name, **options))
+        return self.programs[-1]
+
+
+def cut() -> int:
+    """Break all connections of the programs in this process, at once and without a word; return how many."""
+    broken = 0
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as end:
+            if end.type == socket.SOCK_STREAM and end.getpeername() == ("127.0.0.1", 5672):
+                end.shutdown(socket.SHUT_RDWR)
+                broken += 1
+    return broken
+
+
+@pytest.fixture(scope="module")
+def linked(world, tmp_path_factory) -> Town:
+    world.environment(*NAMES)
+    town = Town(world, tmp_path_factory.mktemp("cards"))
+    town.apply(*LINKS)
+    town.made = time.monotonic()
+    return town
+
+
+@pytest.fixture
+def town(linked) -> Iterator[Town]:
+    try:
+        yield linked
+    finally:
+        for program in linked.programs:
+            program.leave()
+        linked.programs.clear()
+        linked.apply(*LINKS)
+        with linked.world.api() as api:
+            for queue in api.get("queues", "netspace", query="columns=name") or []:
+                api.delete("queues", "netspace", queue["name"], "contents")
+
+
+@pytest.fixture(autouse=True)
+def _bounded() -> Iterator[None]:
+    """More than others have: brokers are killed here, and clients are patient."""
+
+    def ring(*_: object) -> None:
+        raise TimeoutError("the test takes more than three minutes")
+
+    former = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(180)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, former)
+
+
+async def every(work) -> list:
+    return await asyncio.gather(*work, return_exceptions=True)
+
+
+# -- what it does ------------------------------------------------------------------------------
+def test_a_message_arrives_and_its_sender_is_known(town):
+    web, audit = town.program("web"), town.program("audit")
+    identity = web.send("audit", "sold")
+
+    async def take():
+        async with await audit.mailbox.receive(timeout=30) as message:
+            return message.sender, message.id, message.text, message.content_type, message.wants_reply
+
+    assert audit.run(take()) == ("web", identity, "sold", "text/plain", False)
+
+
+def test_links_are_those_of_the_card_as_it_is_now(town):
+    web = town.program("web")
+    seen = lambda: {(link.direction, link.peer, link.pattern) for link in web.mailbox.links()}  # noqa: E731
+    assert seen() == {("to", "orders", "request"), ("to", "audit", "send")}
+    with pytest.raises(NotDeclared, match="may send to"):
+        web.send("nobody", "x")
+    with pytest.raises(NotDeclared, match="for sending only"):
+        web.run(web.mailbox.call("audit", "x"))
+    town.apply(ASK)
+    assert seen() == {("to", "orders", "request")}
+
+
+def test_a_call_is_answered_to_the_asker(town):
+    web, orders = town.program("web"), town.program("orders")
+
+    async def work(message):
+        return f"{message.sender} asked {message.text}"
+
+    serving = orders.start(orders.mailbox.serve(work))
+    answers = web.run(every(web.mailbox.call("orders", str(number), 60) for number in range(20)))
+    assert [answer.text for answer in answers] == [f"web asked {number}" for number in range(20)]
+    assert {answer.sender for answer in answers} == {"orders"}
+    serving.cancel()
+
+
+def test_a_call_that_nobody_answers_times_out_and_its_late_answer_is_dropped(town):
+    web, orders = town.program("web"), town.program("orders")
+    with pytest.raises(Timeout, match="didn't answer"):
+        web.run(web.mailbox.call("orders", "first", 1.0))
+
+    async def work(message):
+        return message.text
+
+    serving = orders.start(orders.mailbox.serve(work))
+    assert web.run(web.mailbox.call("orders", "second", 60)).text == "second"
+    serving.cancel()
+
+
+def test_an_answer_to_one_who_left_is_said_to_be_in_vain(town):
+    web, orders = town.program("web"), town.program("orders")
+    with pytest.raises(Timeout):
+        web.run(web.mailbox.call("orders", "anybody?", 1.0))
+    web.leave()
+
+    async def answer():
+        async with await orders.mailbox.receive(timeout=30) as message:
+            return await message.reply("yes")
+
+    assert orders.run(answer()) is False
+
+
+def test_receive_is_selective_and_others_stay_in_order(town):
+    web, orders, audit = town.program("web"), town.program("orders"), town.program("audit")
+    for number in range(5):
+        web.send("audit", f"web {number}")
+    orders.send("audit", "orders 0")
+    assert audit.receive("orders") == "orders 0"
+    assert audit.receive(lambda message: message.text.endswith("3")) == "web 3"
+    assert [audit.receive() for _ in range(4)] == ["web 0", "web 1", "web 2", "web 4"]
+    with pytest.raises(Timeout):
+        audit.receive(timeout=0.2)
+
+
+def test_a_receiver_that_waits_for_what_cannot_come_is_told(town):
+    web, audit = town.program("web"), town.program("audit", capacity=3)
+    for number in range(5):
+        web.send("audit", str(number))
+    with pytest.raises(InboxFull, match="3 messages wait here"):
+        audit.receive("orders", timeout=50)
+    assert [audit.receive() for _ in range(5)] == list("01234")
+
+
+def test_work_that_fails_comes_again_and_unfinished_work_goes_to_a_successor(town):
+    web, audit = town.program("web"), town.program("audit")
+    web.send("audit", "hard")
+
+    async def fail():
+        async with await audit.mailbox.receive(timeout=30):
+            raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        audit.run(fail())
+    audit.run(audit.mailbox.receive(timeout=30))  # and is not acknowledged
+    audit.die()
+    assert town.program("audit").receive() == "hard"
+
+
+def test_the_examples_work_as_they_stand_and_are_short(town):
+    code = {name: (CLIENT / f"examples/{name}.py").read_text() for name in ("echo", "asker")}
+    assert all(len(text.splitlines()) <= 30 for text in code.values())
+    path = f"import sys; sys.path[:0] = [{str(CLIENT / 'src')!r}, *{sys.path!r}]\n"
+    folders = {name: str(town.folder / name) for name in NAMES}
+    serving = town.world.run_inside("orders", path + code["echo"], cards=folders["orders"])
+    try:
+        asking = town.world.run_inside("web", path + code["asker"], "orders", "hello", cards=folders["web"])
+        assert asking.communicate(timeout=60) == ("web said HELLO\n", "")
+    finally:
+        serving.kill()
+        serving.communicate()
+
+
+# -- what it stands -------------------------------------------------------------------------------
+def test_nothing_is_lost_and_nothing_comes_twice_though_connections_and_broker_die(town):
+    """A thousand messages, all connections cut again and again and the broker killed among them."""
+    web, audit = town.program("web", confirm=5.0), town.program("audit")
+    got: list[str] = []
+
+    async def collect():
+        async for message in audit.mailbox.messages():
+            async with message:
+                got.append(message.text)
+
+    collecting = audit.start(collect())
+    web.send("audit", "first")
+    until(lambda: got == ["first"], patience=60)
+
+    async def pour():
+        return await every(
+            web.mailbox.send("audit", str(number), timeout=55, id=f"m{number}") for number in range(1000)
+        )
+
+    pouring = web.start(pour())
+    for goal in (100, 300):
+        until(lambda goal=goal: len(got) > goal, f"{len(got)} of 1000", patience=60)
+        assert cut() == 2
+    until(lambda: len(got) > 500, f"{len(got)} of 1000", patience=60)
+    # RabbitMQ writes the names of new queues down every half second.
+    until(lambda: time.monotonic() > town.made + 3)
+    os.kill(town.world.supervisor.observe()[node.NODE].pid, signal.SIGKILL)
+    until(lambda: not _answers(town.world), patience=30)
+    town.world.apply(*LINKS)
+    assert [result for result in pouring.result(120) if isinstance(result, Exception)] == []
+    until(lambda: len(got) >= 1001, f"{len(got)} of 1000", patience=60)
+    # In order, each once.
+    assert got == ["first", *map(str, range(1000))]
+    collecting.cancel()
+
+
+def _answers(world) -> bool:
+    try:
+        with world.api() as api:
+            return api.get("overview") is not None
+    except Exception:
+        return False
+
+
+def test_what_a_sender_repeats_is_received_once(town):
+    web, audit = town.program("web"), town.program("audit")
+    for _ in range(3):
+        web.send("audit", "once", id="the same")
+    web.send("audit", "twice")
+    assert [audit.receive(), audit.receive()] == ["once", "twice"]
+    assert audit.mailbox.duplicates == 2
+    orders = town.program("orders")
+    orders.send("audit", "of another", id="the same")
+    assert audit.receive() == "of another"
+
+
+def test_work_in_hand_outlives_a_lost_connection_and_is_done_once(town):
+    web, audit = town.program("web"), town.program("audit")
+    web.send("audit", "long work")
+    web.send("audit", "next")
+    message = audit.run(audit.mailbox.receive(timeout=30))
+    held = audit.mailbox._inbox
+    until(lambda: len(held) == 1, patience=60)
+    former = message._delivery
+    assert cut() == 2
+    until(lambda: message._delivery is not former, patience=60)  # handed out again, and known
+    audit.run(message.ack())
+    assert audit.receive() == "next"
+    with pytest.raises(Timeout):
+        audit.receive(timeout=0.3)
+    audit.leave()
+    with pytest.raises(Timeout):
+        town.program("audit").receive(timeout=0.5)
+
+
+def test_a_revoked_link_is_told_and_the_others_go_on(town):
+    web, audit, orders = (town.program(name) for name in ("web", "audit", "orders"))
+    web.send("audit", "before")
+    town.world.apply(ASK, ALSO, purge=True)  # the cards still tell of the link
+    with pytest.raises(Revoked):
+        web.send("audit", "after")
+
+    async def work(message):
+        return "well"
+
+    serving = orders.start(orders.mailbox.serve(work))
+    assert web.run(web.mailbox.call("orders", "how are you?", 60)).text == "well"
+    orders.send("audit", "from another")
+    assert audit.receive("orders") == "from another"
+    town.apply(ASK, ALSO)
+    with pytest.raises(NotDeclared):
+        web.send("audit", "after")
+    town.apply(*LINKS)
+    web.send("audit", "again")
+    assert audit.receive("web", 30) in ("before", "again")
+    serving.cancel()
+
+
+def test_a_full_mailbox_is_told_and_takes_more_when_it_was_read(town):
+    web, orders = town.program("web"), town.program("orders")
+    with town.world.api() as api:
+        policies = [one for one in api.get("policies", "netspace") if one["name"].startswith("netspace.mailbox")]
+        for policy in policies:
+            policy["definition"]["max-length"] = 2
+        api.post("definitions", body={"policies": policies})
+
+    async def pour():
+        sent = 0
+        while True:
+            await web.mailbox.send("orders", str(sent))
+            sent += 1
+
+    with pytest.raises(MailboxFull):
+        web.run(pour())
+    town.world.apply(*LINKS)
+
+    def again() -> bool:
+        with contextlib.suppress(MailboxFull):
+            return bool(web.send("orders", "more"))
+        return False
+
+    until(again, patience=60)
+    assert orders.receive() == "0"
+
+
+def test_a_broker_out_of_reach_is_told(town):
+    web = town.program("web")
+    web.send("audit", "x")
+    pid = town.world.supervisor.observe()[node.NODE].pid
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with pytest.raises((Timeout, Unreachable)):
+            web.send("audit", "y", timeout=1.0)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    web.send("audit", "z")
+
+
+def test_a_program_waits_for_a_broker_that_is_not_up_yet(town):
+    subprocess.run(["ip", "-n", town.world.layout.netns_name("web"), "link", "set", "lo", "down"], check=True)
+    try:
+        web = town.program("web")
+        with pytest.raises(Unreachable, match="wasn't reached"):
+            web.send("audit", "x", timeout=0.5)
+        sending = web.start(web.mailbox.send("audit", "patient"))
+    finally:
+        subprocess.run(["ip", "-n", town.world.layout.netns_name("web"), "link", "set", "lo", "up"], check=True)
+    sending.result(60)
+    assert town.program("audit").receive() == "patient"
+
+
+def test_senders_wait_their_turn_beyond_what_may_be_in_flight(town):
+    web = town.program("web", in_flight=3)
+    most = 0
+
+    async def pour():
+        nonlocal most
+
+        async def watch():
+            nonlocal most
+            while True:
+                most = max(most, *(len(outlet._pending) for outlet in web.mailbox._outlets.values()), 0)
+                await asyncio.sleep(0)
+
+        watching = asyncio.create_task(watch())
+        results = await every(web.mailbox.send("audit", str(number)) for number in range(100))
+        watching.cancel()
+        return results
+
+    assert not [result for result in web.run(pour()) if isinstance(result, Exception)]
+    assert 1 <= most <= 3
