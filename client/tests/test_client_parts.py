@@ -43,20 +43,27 @@ def test_every_name_of_the_card_is_taken_as_it_stands():
     assert read.peers["orders"].exchange == "x1"
     assert read.peers["orders"].replies == ("q", "r")
     assert read.peers["audit"].replies is None
-    assert read.sender("x3") == card.Sender("audit", "request", "x3", "y")
-    assert read.sender("x1") is None
+    assert read.senders == {"x3": card.Sender("audit", "request", "x3", "y")}
+    assert read.queues == ("box",)
     assert read.broker is not None
     assert read.broker.password_file == Path("/elsewhere/password")
     assert read.broker.certificate is None
 
 
 def test_a_certificate_and_a_broker_of_a_peers_own_are_read():
-    tls = {"ca_file": "/run/netspace/ca.pem", "certificate_file": "/run/netspace/c", "key_file": "/etc/k"}
-    far = {"host": "127.0.0.1", "port": 5673, "vhost": "v", "tls": {**tls, "server_name": "far"}}
+    login = {"auth": "certificate", "certificate_file": "/run/netspace/c", "key_file": "/etc/k", "server_name": "far"}
+    far = {"host": "127.0.0.1", "port": 5673, "vhost": "v", "ca_file": "/run/netspace/ca.pem", **login}
     peers = [{**CARD["peers"][1], "broker": far}]
-    broker = card.parse({**CARD, "peers": peers}).peers["audit"].broker
+    broker = card.parse({**CARD, "version": 2, "peers": peers}).peers["audit"].broker
     assert (broker.port, broker.server_name) == (5673, "far")
     assert (broker.authority, broker.key) == (Path("/run/netspace/ca.pem"), Path("/etc/k"))
+
+
+def test_all_queues_are_read_and_a_sender_may_have_a_former_exchange():
+    former = {"from": "audit", "pattern": "send", "exchange": "old", "former": True}
+    read = card.parse({**CARD, "queues": ["box", "beside"], "senders": [*CARD["senders"], former]})
+    assert read.queues == ("box", "beside")
+    assert {sender.name for sender in read.senders.values()} == {"audit"}
 
 
 @pytest.mark.parametrize(
@@ -68,6 +75,7 @@ def test_a_certificate_and_a_broker_of_a_peers_own_are_read():
         ({"peers": [1]}, "peers:0: expected a mapping"),
         ({"peers": [{"to": "a", "pattern": "send"}]}, "peers:0: exchange is missing"),
         ({"broker": None}, "there is no broker"),
+        ({"queues": [""]}, "queues:0"),
         ({"broker": {**CARD["broker"], "port": "5672"}}, "broker:port"),
     ],
 )

@@ -16,7 +16,7 @@ from typing import Any
 from netspace_client.errors import CardError
 
 FOLDER = Path("/run/netspace")
-VERSIONS = (1,)
+VERSIONS = (1, 2)
 MAX_CARD = 16 * 1024 * 1024
 
 
@@ -25,7 +25,8 @@ class Broker:
     """Where the broker is and who one is there. Credentials are read from their files at each connect.
 
     :param password_file: for a login by password.
-    :param certificate, key, authority: files for TLS, where the login is by certificate (EXTERNAL).
+    :param certificate: for a login by certificate (EXTERNAL); so is *key*.
+    :param authority: certificates that the broker's own is checked by; with one, the connection is TLS.
     :param server_name: what the broker's certificate must be for.
     """
 
@@ -58,6 +59,8 @@ class Peer:
 class Sender:
     """One who may send to this environment; what came from *exchange* is from him.
 
+    There may be several of one name: what he sent before his link was named anew (``former``) is still to be read.
+
     :param reply_exchange: for ``request``: what answers to him go through.
     """
 
@@ -65,22 +68,23 @@ class Sender:
     pattern: str
     exchange: str
     reply_exchange: str | None = None
+    former: bool = False
 
 
 @dataclass(frozen=True)
 class Card:
-    """All that ``environment.json`` says."""
+    """All that ``environment.json`` says.
+
+    :param queues: all that this environment reads.
+    :param senders: by the exchange that they send through.
+    """
 
     name: str
-    mailbox: str | None = None
+    queues: tuple[str, ...] = ()
     broker: Broker | None = None
     peers: Mapping[str, Peer] = field(default_factory=dict)
     senders: Mapping[str, Sender] = field(default_factory=dict)
     trust: Mapping[str, Any] = field(default_factory=dict)
-
-    def sender(self, exchange: str) -> Sender | None:
-        """Who sends through *exchange*; None: nobody that the host told of."""
-        return next((sender for sender in self.senders.values() if sender.exchange == exchange), None)
 
 
 def load(folder: Path = FOLDER) -> Card:
@@ -132,10 +136,15 @@ def parse(value: Any, folder: Path = FOLDER) -> Card:
         about = _table(entry, where)
         back_to = None if about.get("reply_exchange") is None else _text(about, "reply_exchange", where)
         name = _text(about, "from", where)
-        senders[name] = Sender(name, _text(about, "pattern", where), _text(about, "exchange", where), back_to)
-    mailbox = None if top.get("mailbox") is None else _text(top, "mailbox", "the card")
+        exchange = _text(about, "exchange", where)
+        senders[exchange] = Sender(name, _text(about, "pattern", where), exchange, back_to, bool(about.get("former")))
+    queues = [] if top.get("mailbox") is None else [_text(top, "mailbox", "the card")]
+    for index, queue in enumerate(_list(top, "queues")):
+        if not isinstance(queue, str) or not queue:
+            raise CardError(f"queues:{index}: expected the name of a queue")
+        queues.append(queue)
     trust = _table(top.get("trust") or {}, "trust")
-    return Card(_text(top, "name", "the card"), mailbox, broker, peers, senders, trust)
+    return Card(_text(top, "name", "the card"), tuple(dict.fromkeys(queues)), broker, peers, senders, trust)
 
 
 def _broker(value: Any, where: str, folder: Path) -> Broker:
@@ -144,23 +153,24 @@ def _broker(value: Any, where: str, folder: Path) -> Broker:
     if not isinstance(port, int) or isinstance(port, bool) or not 1 <= port <= 65535:
         raise CardError(f"{where}:port: expected a port, got {port!r}")
 
-    def file(table: Mapping[str, Any], key: str, place: str) -> Path | None:
-        return None if table.get(key) is None else _placed(_text(table, key, place), folder)
+    def text(key: str) -> str | None:
+        return None if about.get(key) is None else _text(about, key, where)
 
-    tls = {} if about.get("tls") is None else _table(about["tls"], f"{where}:tls")
-    name = tls.get("server_name")
-    if name is not None and not isinstance(name, str):
-        raise CardError(f"{where}:tls:server_name: expected a text")
+    def file(key: str) -> Path | None:
+        named = text(key)
+        return None if named is None else _placed(named, folder)
+
+    by_password = about.get("auth", "password") == "password"
     return Broker(
         host=_text(about, "host", where),
         port=port,
         vhost=_text(about, "vhost", where),
-        username="" if about.get("username") is None else _text(about, "username", where),
-        password_file=file(about, "password_file", where),
-        certificate=file(tls, "certificate_file", f"{where}:tls"),
-        key=file(tls, "key_file", f"{where}:tls"),
-        authority=file(tls, "ca_file", f"{where}:tls"),
-        server_name=name,
+        username=text("username") or "",
+        password_file=file("password_file"),
+        certificate=None if by_password else file("certificate_file"),
+        key=None if by_password else file("key_file"),
+        authority=file("ca_file"),
+        server_name=text("server_name"),
     )
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import secrets
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +29,7 @@ from netspace_client.errors import Closed, InboxFull, LinkError, NotDeclared, Re
 from netspace_client.inbox import Inbox, Waiter
 from netspace_client.message import Message
 from netspace_client.outlet import CONFIRM_SECONDS, Outlet, Unroutable
-from netspace_client.session import FAILURES, Session, answer
+from netspace_client.session import FAILURES, Session, answer, hang_up
 from netspace_client.window import SIZE, Window
 
 log = logging.getLogger("netspace_client")
@@ -77,7 +79,10 @@ class Mailbox:
         self._window = Window(window)
         self._inbox: Inbox[Message] = Inbox()
         self._unsettled: dict[tuple[str, str], Message] = {}
-        self._arrived: asyncio.Queue[DeliveredMessage] = asyncio.Queue()
+        self._arrived: asyncio.Queue[tuple[str, DeliveredMessage]] = asyncio.Queue()
+        self._reading: dict[tuple[Session, str], asyncio.Task[None]] = {}
+        self._room_in: dict[str, int] = {}
+        self._here: Counter[str] = Counter()
         self._sessions: dict[tuple[str, int, str], Session] = {}
         self._outlets: dict[tuple[Session, str], Outlet] = {}
         self._keys: dict[str, str] = {}
@@ -86,9 +91,9 @@ class Mailbox:
         self._ears: dict[tuple[Session, str], asyncio.Future[Channel]] = {}
         self._calls: dict[str, tuple[str, asyncio.Future[Message]]] = {}
         self._tasks: list[asyncio.Task[None]] = []
+        self._errands: set[asyncio.Task[None]] = set()
         self._card_state: tuple[int, ...] = ()
         self._card: Card | None = None
-        self._working = 0
         self._closed = False
         self.duplicates = 0
         """Messages that came again and were dropped."""
@@ -97,13 +102,8 @@ class Mailbox:
 
     # -- life --------------------------------------------------------------------
     async def __aenter__(self) -> Mailbox:
-        about = self.card
-        if about.mailbox is not None and about.broker is not None:
-            session = self._session(about.broker)
-            self._tasks = [
-                asyncio.create_task(self._hear(session, about.mailbox, self._capacity, self._arrived.put)),
-                asyncio.create_task(self._sort()),
-            ]
+        self._read()
+        self._tasks = [asyncio.create_task(self._sort()), asyncio.create_task(self._watch())]
         return self
 
     async def __aexit__(
@@ -119,7 +119,7 @@ class Mailbox:
         self._inbox.fail(Closed("this mailbox was closed"))
         with contextlib.suppress(LinkError, ConnectionError, asyncio.TimeoutError):
             await asyncio.wait_for(self._unbind(), 2.0)
-        tasks = [*self._tasks, *self._hearing.values()]
+        tasks = [*self._tasks, *self._hearing.values(), *self._reading.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -127,6 +127,7 @@ class Mailbox:
             await outlet.close()
         for session in self._sessions.values():
             await session.close()
+        await asyncio.gather(*self._errands, return_exceptions=True)
 
     # -- what is declared ----------------------------------------------------------
     @property
@@ -158,7 +159,8 @@ class Mailbox:
         """All links that are declared now, from this environment and to it."""
         about = self.card
         to = [Link("to", peer.name, peer.pattern) for peer in about.peers.values()]
-        return to + [Link("from", sender.name, sender.pattern) for sender in about.senders.values()]
+        senders = [sender for sender in about.senders.values() if not sender.former]
+        return to + [Link("from", sender.name, sender.pattern) for sender in senders]
 
     def _peer(self, name: str) -> Peer:
         peer = self.card.peers.get(name)
@@ -291,7 +293,7 @@ class Mailbox:
         found = self._inbox.take(wanted)
         if found is not None:
             return self._taken(found)
-        if self.card.mailbox is None:
+        if not self.card.queues:
             raise NotDeclared(f"{self.name} has no mailbox: no link of its is declared")
         waiter = Waiter(wanted, asyncio.get_running_loop().create_future())
         self._inbox.wait(waiter)
@@ -312,7 +314,6 @@ class Mailbox:
 
     def _taken(self, message: Message) -> Message:
         message.taken = True
-        self._working += 1
         return message
 
     async def messages(self, match: Match | str | None = None) -> AsyncIterator[Message]:
@@ -343,7 +344,7 @@ class Mailbox:
         if message.settled:
             return
         message.settled = True
-        self._working -= message.taken
+        self._here[message._queue] -= 1
         if message.id is not None:
             self._unsettled.pop((message.sender, message.id), None)
             if how != "requeue":
@@ -361,15 +362,41 @@ class Mailbox:
             else:
                 await channel.basic_nack(tag, requeue=how == "requeue", wait=False)
 
+    def _read(self) -> None:
+        """Read the queues that the card names, and no others."""
+        about = self.card
+        wanted = {(self._session(about.broker), queue) for queue in about.queues} if about.broker is not None else set()
+        answers = {(_place(peer.broker), peer.replies[0]) for peer in about.peers.values() if peer.replies}
+        for place in self._reading.keys() - wanted:
+            self._reading.pop(place).cancel()
+        for place in [one for one in self._hearing if (one[0].place, one[1]) not in answers]:
+            self._hearing.pop(place).cancel()
+        brokers = [about.broker, *(peer.broker for peer in about.peers.values())]
+        for moved in self._sessions.keys() - {_place(broker) for broker in brokers if broker is not None}:
+            self._later(self._sessions.pop(moved).close())
+        for session, queue in wanted - self._reading.keys():
+            self._room_in[queue] = room = max(1, self._capacity // len(wanted))
+            heard = functools.partial(self._arrive, queue)
+            self._reading[session, queue] = asyncio.create_task(self._hear(session, queue, room, heard))
+
+    async def _arrive(self, queue: str, delivery: DeliveredMessage) -> None:
+        await self._arrived.put((queue, delivery))
+
+    async def _watch(self) -> None:
+        """Follow the card."""
+        while True:
+            await asyncio.sleep(0.5)
+            self._read()
+
     async def _sort(self) -> None:
         """Judge what arrives, in order."""
         while True:
-            delivery = await self._arrived.get()
+            queue, delivery = await self._arrived.get()
             if not delivery.channel.is_closed:
-                await self._admit(delivery)
+                await self._admit(queue, delivery)
 
-    async def _admit(self, delivery: DeliveredMessage) -> None:
-        sender = self.card.sender(delivery.exchange or "")
+    async def _admit(self, queue: str, delivery: DeliveredMessage) -> None:
+        sender = self.card.senders.get(delivery.exchange or "")
         if sender is None:
             self.strays += 1
             log.warning("a message of nobody who is declared to send was put with the dead letters")
@@ -386,7 +413,8 @@ class Mailbox:
                 self.duplicates += 1
                 await self._answer(delivery, "ack")
                 return
-        message = Message(self, sender, delivery, delivery.body)
+        message = Message(self, sender, queue, delivery, delivery.body)
+        self._here[queue] += 1
         if message.id is not None:
             self._unsettled[sender.name, message.id] = message
         self._inbox.put(message)
@@ -394,10 +422,12 @@ class Mailbox:
 
     def _stuck(self) -> None:
         """Don't have anybody wait for what can't come: the broker hands out no more than there is room for."""
-        if len(self._inbox) and len(self._inbox) + self._working >= self._capacity and self._inbox.waiting:
+        full = all(self._here[queue] >= self._room_in.get(queue, 1) for queue in self.card.queues)
+        if len(self._inbox) and self._inbox.waiting and full:
+            working = sum(self._here.values()) - len(self._inbox)
             self._inbox.fail(
                 InboxFull(
-                    f"{len(self._inbox)} messages wait here and {self._working} are in work, none as asked for: "
+                    f"{len(self._inbox)} messages wait here and {working} are in work, none as asked for: "
                     "receive some of them, or raise capacity"
                 )
             )
@@ -431,7 +461,7 @@ class Mailbox:
         exchange, waiting = self._calls.get(delivery.header.properties.correlation_id or "", ("", None))
         if waiting is not None and not waiting.done() and exchange and delivery.exchange == exchange:
             peer = next(peer for peer in self.card.peers.values() if peer.replies and peer.replies[1] == exchange)
-            message = Message(self, cards.Sender(peer.name, "reply", exchange), delivery, delivery.body)
+            message = Message(self, cards.Sender(peer.name, "reply", exchange), "", delivery, delivery.body)
             message.settled = True
             waiting.set_result(message)
 
@@ -458,11 +488,12 @@ class Mailbox:
         """Have *heard* get what is in *queue*, over lost connections; without *prefetch*, all of it at once."""
         pause = 0.05
         while True:
+            channel: Channel | None = None
             try:
                 channel = await session.channel()
                 await answer(channel.basic_qos(prefetch_count=prefetch))
                 if prefetch:
-                    self._inbox.drop(lambda message: message.id is None and message._delivery.channel.is_closed)
+                    self._forget_unnamed()
                 tag = (await answer(channel.basic_consume(queue, heard))).consumer_tag
                 if place is not None:
                     if self._ears[place].done():
@@ -471,20 +502,31 @@ class Mailbox:
                 pause = 0.05
                 while not channel.is_closed and tag in channel.consumers:
                     await asyncio.wait({channel.closing}, timeout=0.5)
-                if not channel.is_closed:
-                    await answer(channel.close())
             except Closed:
                 return
             except FAILURES as err:
                 log.debug("hearing %s: %s", queue, err)
+            finally:
+                if channel is not None and not channel.is_closed:
+                    self._later(hang_up(channel))
             await asyncio.sleep(pause)
             pause = min(pause * 2, 2.0)
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._errands.add(task)
+        task.add_done_callback(self._errands.discard)
+
+    def _forget_unnamed(self) -> None:
+        """Messages without an id wouldn't be known when they are handed out again: forget the first time."""
+        for message in self._inbox.drop(lambda one: one.id is None and one._delivery.channel.is_closed):
+            self._here[message._queue] -= 1
 
     def _session(self, broker: Broker) -> Session:
         place = _place(broker)
         session = self._sessions.get(place)
         if session is None:
-            session = self._sessions[place] = Session(lambda: self._login(place, broker))
+            session = self._sessions[place] = Session(place, lambda: self._login(place, broker))
         return session
 
     def _login(self, place: tuple[str, int, str], known: Broker) -> Broker:

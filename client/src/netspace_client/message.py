@@ -29,11 +29,13 @@ class Message:
         self,
         mailbox: Mailbox,
         sender: Sender,
+        queue: str,
         delivery: DeliveredMessage,
         body: bytes,
     ) -> None:
         properties = delivery.header.properties
         self._mailbox = mailbox
+        self._queue = queue
         self._delivery = delivery
         self._from = sender
         self.sender = sender.name

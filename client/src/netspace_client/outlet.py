@@ -8,7 +8,6 @@ order it was given, under the same id: so order stays, and a receiver can tell w
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 
 from aiormq import Channel, spec
@@ -21,7 +20,7 @@ from aiormq.exceptions import (
 )
 
 from netspace_client.errors import LinkError, MailboxFull, Refused, Revoked, Timeout, Unreachable
-from netspace_client.session import FAILURES, Session, answer
+from netspace_client.session import FAILURES, Session, answer, hang_up
 
 CONFIRM_SECONDS = 20.0
 """A broker that is up confirms long before; without this, one that lost the majority would be waited for."""
@@ -169,7 +168,7 @@ class Outlet:
         if channel is self._channel:
             self._channel = None
             if not channel.is_closed:
-                self._keep(asyncio.create_task(_close(channel)))
+                self._keep(asyncio.create_task(hang_up(channel)))
         if self._pending and self._channel is None:
             self._reopen()
 
@@ -194,8 +193,3 @@ class Outlet:
             for parcel in parcels[:1] if self._one_by_one else parcels:
                 self._put(channel, parcel)
             return
-
-
-async def _close(channel: Channel) -> None:
-    with contextlib.suppress(*FAILURES):
-        await answer(channel.close(), 5.0)

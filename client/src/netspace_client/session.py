@@ -57,13 +57,21 @@ async def answer(work: Coroutine[Any, Any, T], seconds: float = PATIENCE) -> T:
     return task.result()
 
 
+async def hang_up(channel: Channel) -> None:
+    """Close a channel as well as can be."""
+    with contextlib.suppress(*FAILURES):
+        await answer(channel.close(), 5.0)
+
+
 class Session:
     """A connection that is kept up until ``close``.
 
-    :param broker: tells where it is and who one is there, each time anew.
+    :param place: which broker: host, port, vhost.
+    :param broker: tells who one is there, each time anew.
     """
 
-    def __init__(self, broker: Callable[[], Broker]) -> None:
+    def __init__(self, place: tuple[str, int, str], broker: Callable[[], Broker]) -> None:
+        self.place = place
         self._broker = broker
         self._up = asyncio.Event()
         self._connection: AbstractConnection | None = None
@@ -147,12 +155,13 @@ class Session:
 async def _connect(broker: Broker) -> AbstractConnection:
     where = f"{quote(broker.host)}:{broker.port}/{quote(broker.vhost, safe='')}?heartbeat={HEARTBEAT}"
     if broker.certificate is None:
-        secret = _secret(broker)
-        url = f"amqp://{quote(broker.username, safe='')}:{quote(secret, safe='')}@{where}"
-        return await aiormq.connect(url)
-    context = _context(broker)
+        login = f"{quote(broker.username, safe='')}:{quote(_secret(broker), safe='')}@"
+    else:
+        login, where = "", f"{where}&auth=external"
+    if broker.certificate is None and broker.authority is None:
+        return await aiormq.connect(f"amqp://{login}{where}")
     name = broker.server_name or broker.host
-    return await aiormq.connect(f"amqps://{where}&auth=external", context=context, server_hostname=name)
+    return await aiormq.connect(f"amqps://{login}{where}", context=_context(broker), server_hostname=name)
 
 
 def _context(broker: Broker) -> ssl.SSLContext:
