@@ -208,7 +208,8 @@ def forget() -> dict[str, Any]:
 def answer(challenges: dict[str, Any]) -> dict[str, Any]:
     """
     Answer the challenge of a verifier on the master: ``{boot, evidence}``, bound to this minion's id, to
-    the key of the master that it knows, to the challenge and to this boot.
+    the key of the master that it knows, to the challenge and to this boot; of what is too large for one message,
+    ``{parts, sha256}``, and ``part`` returns it.
 
     The master's ``netspace_attestation.attest`` calls it, and ``accept`` after it. With one message it asks many.
 
@@ -224,6 +225,28 @@ def answer(challenges: dict[str, Any]) -> dict[str, Any]:
     try:
         layout, chosen = _settings()
         return verdict.answer(layout, chosen, str(__opts__["id"]), _master(), _mine(challenges))
+    except NetspaceError as err:
+        raise CommandExecutionError(str(err)) from err
+
+
+def part(parts: dict[str, int]) -> dict[str, str]:
+    """
+    Return one part of an answer that is too large for one message of Salt's bus (a long measurement list):
+    ``{text}``. ``answer`` says how many there are.
+
+    The master's ``netspace_attestation.attest`` calls it.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt web1 netspace_attestation.part parts='{"web1": 0}'
+
+    parts
+        Numbers of parts by minions' ids: this one's is returned.
+    """
+    try:
+        return verdict.part(declared.layout(__opts__), _mine(parts))
     except NetspaceError as err:
         raise CommandExecutionError(str(err)) from err
 

@@ -734,18 +734,14 @@ def _lot(made: fleet.Fleet, settings: dict[str, Any], minions: list[str]) -> dic
             asked[minion] = made.ask(minion)
         except Refused as err:
             told[minion] = str(err)
-    challenges = {minion: one.wire() for minion, one in asked.items()}
-    sent: dict[str, Any] = {"challenges": challenges}
-    answers = _ask(list(asked), "answer", sent, settings["timeout"]) if asked else {}
-    tokens: dict[str, str] = {}
-    for minion, (answer, problem) in answers.items():
-        if problem:
-            told[minion] = problem
-            continue
-        try:
-            tokens[minion] = made.judge(asked[minion], answer, time.time())["token"]
-        except NetspaceError as err:
-            told[minion] = str(err)
+    tokens, problems, lost = _judged(made, settings, asked)
+    if lost:
+        # Our copy of a boot log is gone, which is no fault of the host's: it brings the log once more.
+        again = {minion: made.ask(minion, whole=True) for minion in lost}
+        more, still, _ = _judged(made, settings, again)
+        tokens.update(more)
+        problems.update({**lost, **still})
+    told.update(problems)
     taken: dict[str, tuple[Any, str]] = {}
     if tokens:
         sent = {"tokens": tokens, "key": made.signer.jwk}
@@ -766,6 +762,62 @@ def _lot(made: fleet.Fleet, settings: dict[str, Any], minions: list[str]) -> dic
             "enforcement": why,
         }
     return found
+
+
+def _judged(
+    made: fleet.Fleet, settings: dict[str, Any], asked: Mapping[str, fleet.Asked]
+) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+    """Ask and judge; return tokens, what is said of those without, and whose boot log must be asked for again."""
+    tokens: dict[str, str] = {}
+    told: dict[str, str] = {}
+    lost: dict[str, str] = {}
+    for minion, (answer, problem) in _answers(asked, settings).items():
+        if problem:
+            told[minion] = problem
+            continue
+        try:
+            tokens[minion] = made.judge(asked[minion], answer, time.time())["token"]
+        except fleet.LogLost as err:
+            lost[minion] = str(err)
+        except NetspaceError as err:
+            told[minion] = str(err)
+    return tokens, told, lost
+
+
+def _answers(asked: Mapping[str, fleet.Asked], settings: dict[str, Any]) -> dict[str, tuple[Any, str]]:
+    """Each one's answer, or why there is none. Large ones come in parts: all of them together, within ten timeouts."""
+    if not asked:
+        return {}
+    timeout = settings["timeout"]
+    challenges = {minion: one.wire() for minion, one in asked.items()}
+    answers = _ask(list(asked), "answer", {"challenges": challenges}, timeout)
+    coming: dict[str, fleet.Parts] = {}
+    for minion, (answer, _) in answers.items():
+        if isinstance(answer, dict) and "parts" in answer:
+            try:
+                coming[minion] = fleet.Parts(answer)
+            except Refused:
+                answers[minion] = None, ""  # judged: malformed
+    last = time.monotonic() + 10 * timeout
+    while coming:
+        numbers = {minion: one.next for minion, one in coming.items()}
+        if time.monotonic() > last:
+            answers.update(dict.fromkeys(coming, (None, f"its answer took more than {10 * timeout} s")))
+            break
+        for minion, (text, problem) in _ask(list(numbers), "part", {"parts": numbers}, timeout).items():
+            try:
+                if problem:
+                    raise NetspaceError(problem)
+                coming[minion].add(text)
+                if coming[minion].next is None:
+                    answers[minion] = coming.pop(minion).whole(), ""
+            except Refused:
+                coming.pop(minion, None)
+                answers[minion] = None, ""
+            except NetspaceError as err:
+                coming.pop(minion)
+                answers[minion] = None, str(err)
+    return answers
 
 
 def _ask(minions: list[str], function: str, arguments: Mapping[str, Any], timeout: int) -> dict[str, tuple[Any, str]]:

@@ -138,6 +138,7 @@ class Evidence:
     :param boot_log: the firmware's log, where there is one.
     :param systemd_log: systemd's measurement log, where there is one.
     :param ima: the kernel's measurements, where they were asked for.
+    :param known_log: SHA-256 of the firmware's log, in its place: the verifier said that it has this one.
     """
 
     kind: Literal["tpm", "software"]
@@ -148,6 +149,7 @@ class Evidence:
     boot_log: bytes | None = None
     systemd_log: bytes | None = None
     ima: Measurements | None = None
+    known_log: str | None = None
 
     def wire(self) -> dict[str, Any]:
         """Return the form that travels."""
@@ -159,7 +161,7 @@ class Evidence:
             "sig": _text(self.signature),
             "bank": BANK,
             "pcrs": {str(pcr): value.hex() for pcr, value in sorted(self.pcrs.items())},
-            "bootlog": None if self.boot_log is None else _text(self.boot_log),
+            "bootlog": _log_wire(self),
             "systemdlog": None if self.systemd_log is None else _text(self.systemd_log),
             "ima": None if self.ima is None else _ima_wire(self.ima),
             "env": [],
@@ -182,15 +184,17 @@ def parse(data: Any) -> Evidence:
     pcrs = data["pcrs"]
     if not isinstance(pcrs, Mapping) or len(pcrs) > MAX_PCR + 1:
         raise Malformed("evidence: pcrs is not a mapping of at most 24 values")
+    known = _known(data["bootlog"])
     return Evidence(
         kind,
         _bytes(data["key"], 4096, "key"),
         _bytes(data["attest"], 4096, "attest"),
         _bytes(data["sig"], 4096, "sig"),
         {_pcr(key): _value(value) for key, value in pcrs.items()},
-        None if data["bootlog"] is None else _bytes(data["bootlog"], MAX_LOG, "bootlog"),
+        None if data["bootlog"] is None or known else _bytes(data["bootlog"], MAX_LOG, "bootlog"),
         None if data["systemdlog"] is None else _bytes(data["systemdlog"], measurelog.MAX_LOG, "systemdlog"),
         None if data["ima"] is None else _ima(data["ima"]),
+        known,
     )
 
 
@@ -238,6 +242,21 @@ def key_fingerprint(pem: bytes) -> str:
     except (ValueError, UnsupportedAlgorithm) as err:
         raise Malformed(f"the master's key: {err}") from err
     return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+
+
+def _log_wire(made: Evidence) -> str | dict[str, str] | None:
+    if made.known_log is not None:
+        return {"sha256": made.known_log}
+    return None if made.boot_log is None else _text(made.boot_log)
+
+
+def _known(data: Any) -> str | None:
+    """The digest that stands in a log's place."""
+    if not isinstance(data, Mapping):
+        return None
+    if set(data) != {"sha256"} or from_hex(data["sha256"], 32) is None:
+        raise Malformed("evidence: bootlog is neither a log nor the digest of one")
+    return str(data["sha256"])
 
 
 def _ima_wire(made: Measurements) -> dict[str, Any]:

@@ -8,6 +8,10 @@
    the minion names (``verifier.verify_quote``; ``verify_software`` for a host without a TPM);
 4. the policy of the minion's group says what it is worth (in 3, by ``judge``).
 
+The firmware's log changes at a boot alone, so it travels once: ``ask`` names the log that is kept here, and
+a host that has the same answers by its digest. Where it was lost meanwhile, ``judge`` raises
+:class:`LogLost`: ask for it (``whole``).
+
 What is kept of it, per minion, lies in a *store* that needs no trust: each record is signed by the
 verifier, so what others wrote there counts as nothing. Who does not answer is not judged: nothing changes.
 
@@ -28,8 +32,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from netspace import files
-from netspace.attestation import ear, groups, ima, judge, structures, verifier
-from netspace.attestation.evidence import Context, Evidence
+from netspace.attestation import ear, eventlog, groups, ima, judge, measurelog, structures, verdict, verifier
+from netspace.attestation.evidence import Context, Evidence, from_hex
 from netspace.attestation.evidence import parse as parse_evidence
 from netspace.attestation.groups import Group, Policies
 from netspace.attestation.policy import Policy
@@ -38,7 +42,7 @@ from netspace.attestation.registrar import Registrar, key_of
 from netspace.attestation.structures import Clock
 from netspace.errors import NetspaceError
 
-VERSION = 1
+VERSION = 2
 MAX_STATE = 256 * 1024
 MAX_BOOT = 64
 ENROL_AGAIN = 3600.0
@@ -58,7 +62,10 @@ class Store(Protocol):
 
 @dataclass(frozen=True)
 class Asked:
-    """A challenge that waits for its answer. It is judged once, by whoever holds it."""
+    """A challenge that waits for its answer. It is judged once, by whoever holds it.
+
+    :param log: SHA-256 of the boot log that is kept of this host.
+    """
 
     minion: str
     group: Group
@@ -66,6 +73,7 @@ class Asked:
     session: str
     nonce: bytes
     ima_from: int | None
+    log: str | None = None
 
     def wire(self) -> dict[str, Any]:
         """Return what the minion is sent."""
@@ -74,6 +82,7 @@ class Asked:
             "nonce": self.nonce.hex(),
             "pcrs": list(self.group.pcrs),
             "ima_from": self.ima_from,
+            "bootlog": self.log,
         }
 
 
@@ -148,33 +157,46 @@ class Fleet:
         host = self.registrar.host(minion)
         return host is not None and "revoked" not in host and host["expires"] < now + ENROL_AGAIN
 
-    def ask(self, minion: str) -> Asked:
+    def ask(self, minion: str, *, whole: bool = False) -> Asked:
         """Make a challenge for *minion*.
 
+        :param whole: have it bring its boot log, whatever is kept here.
         :raises Refused: when its policy can't be used.
         """
         group = self.group(minion)
         policy = self.policies.get(group.name)
         host = self.registrar.host(minion)
         first: int | None = None
+        before = self.record(minion)
         if policy is not None and policy.ima is not None and host is not None and host["level"] >= 3:
-            first = judge.ask_from(policy, _ima(self.record(minion)))
-        return Asked(minion, group, policy, secrets.token_hex(8), secrets.token_bytes(32), first)
+            first = judge.ask_from(policy, _ima(before))
+        log = None if whole or before is None else before["log"]
+        return Asked(minion, group, policy, secrets.token_hex(8), secrets.token_bytes(32), first, log)
 
     def judge(self, asked: Asked, answer: Any, now: float) -> dict[str, Any]:
         """Judge an answer, keep the result, and return its record; ``token`` in it is for the minion.
 
         :raises NetspaceError: when it can't be judged, because the host is not enrolled.
+        :raises LogLost: when it names a boot log that is not kept any more.
         """
         minion, before = asked.minion, self.record(asked.minion)
         host = self.registrar.host(minion)
         boot, evidence = "", None
-        kept: dict[str, Any] = {"clock": None, "ima": None, "key": None, "pcrs": {}, "base": 0, "digest": ""}
+        kept: dict[str, Any] = {
+            "clock": None,
+            "ima": None,
+            "key": None,
+            "pcrs": {},
+            "base": 0,
+            "digest": "",
+            "log": None,
+        }
         if before is not None and host is not None and before["key"] == _ak(host):
             # Refused evidence must not make the TPM's clock forgotten.
             kept.update(clock=before["clock"], key=before["key"])
         try:
             boot, evidence = _answer(answer)
+            evidence = self._with_log(asked, evidence)
             context = Context(self._master, minion, asked.session, asked.nonce, binding=boot.encode())
             if host is None:
                 found = self._by_software(minion, evidence, context)
@@ -194,11 +216,12 @@ class Fleet:
                 "pcrs": {str(pcr): value.hex() for pcr, value in sorted(found.pcrs.items())},
                 "base": base,
                 "digest": "",
+                "log": None,
             }
         except Refused as err:
             level, code, reason, remedy = 0, err.code, str(err), err.remedy
         if level and evidence is not None:
-            kept["digest"] = self._keep(minion, evidence)
+            kept["digest"], kept["log"] = self._keep(asked, evidence)
         version = 0 if asked.policy is None else asked.policy.version
         until = now + asked.group.deadline
         told = ear.Told(
@@ -256,11 +279,33 @@ class Fleet:
     def _pin(self, minion: str) -> Path:
         return self.registrar.folder / "keys" / f"{key_of(minion)}.json"
 
-    def _keep(self, minion: str, evidence: Evidence) -> str:
-        """Keep evidence without IMA's list, for trying policies on it; return its digest."""
-        wire = dataclasses.replace(evidence, ima=None).wire()
-        self._store.store("evidence", key_of(minion), wire)
-        return _digest(wire)
+    def _keep(self, asked: Asked, evidence: Evidence) -> tuple[str, str | None]:
+        """Keep evidence without IMA's list, for trying policies on it, and the log beside it; return their digests."""
+        log, key = evidence.boot_log, key_of(asked.minion)
+        known = None if log is None else hashlib.sha256(log).hexdigest()
+        if log is not None and known != asked.log:
+            self._store.store("log", key, {"log": base64.b64encode(log).decode()})
+        wire = dataclasses.replace(evidence, ima=None, boot_log=None, known_log=known).wire()
+        self._store.store("evidence", key, wire)
+        return _digest(wire), known
+
+    def _log(self, minion: str, digest: str) -> bytes | None:
+        """The boot log that is kept of a host, if it is the one of this digest."""
+        try:
+            log = base64.b64decode(self._store.fetch("log", key_of(minion)).get("log", ""), validate=True)
+        except (TypeError, ValueError):
+            return None
+        return log if hashlib.sha256(log).hexdigest() == digest else None
+
+    def _with_log(self, asked: Asked, evidence: Evidence) -> Evidence:
+        if evidence.known_log is None:
+            return evidence
+        if evidence.known_log != asked.log:
+            raise Malformed("evidence: bootlog is the digest of a log that was not named to it")
+        log = self._log(asked.minion, asked.log)
+        if log is None:
+            raise LogLost(f"the boot log of {asked.minion} is not kept here any more: it was asked for again")
+        return dataclasses.replace(evidence, boot_log=log, known_log=None)
 
     # -- what is known --------------------------------------------------------------
     def record(self, minion: str) -> dict[str, Any] | None:
@@ -314,12 +359,66 @@ class Fleet:
             return _trial(old, None, "evidence-none", "its evidence is not kept any more")
         if record["base"] < 3:
             return _trial(old, record["base"], record["code"], record["reason"])
-        found = judge.appraise(parse_evidence(wire), dataclasses.replace(policy, ima=None), None)
+        evidence = parse_evidence(wire)
+        if evidence.known_log is not None:
+            log = self._log(minion, evidence.known_log)
+            if log is None:
+                return _trial(old, None, "evidence-none", "its boot log is not kept any more: attest it")
+            evidence = dataclasses.replace(evidence, boot_log=log, known_log=None)
+        found = judge.appraise(evidence, dataclasses.replace(policy, ima=None), None)
         return _trial(old, found.level, found.code, found.reason)
 
 
 class NotEnrolled(NetspaceError):
     """A host that can't be judged yet."""
+
+
+class LogLost(NetspaceError):
+    """Evidence that names a log which was kept here, and is not any more."""
+
+
+class Parts:
+    """An answer that comes in parts, as ``netspace.attestation.verdict`` cuts it; never more than it may have."""
+
+    # Of base64 a third more than of bytes: IMA's list, the logs, and little else.
+    MOST = (ima.MAX_LIST + eventlog.MAX_LOG + measurelog.MAX_LOG + 64 * 1024) * 4 // 3
+
+    def __init__(self, head: Any) -> None:
+        """Take the announcement.
+
+        :raises Malformed: when it is none.
+        """
+        number = head.get("parts") if isinstance(head, Mapping) else None
+        digest = from_hex(head.get("sha256"), 32) if isinstance(head, Mapping) else None
+        if type(number) is not int or not 0 < number <= -(-self.MOST // verdict.PART) or digest is None:
+            raise Malformed("answer: not an announcement of parts")
+        self._digest = digest
+        self._number = number
+        self._parts: list[bytes] = []
+
+    @property
+    def next(self) -> int | None:
+        """Number of the part that is to be fetched; None when all are here."""
+        return len(self._parts) if len(self._parts) < self._number else None
+
+    def add(self, data: Any) -> None:
+        text = data.get("text") if isinstance(data, Mapping) and set(data) == {"text"} else None
+        if not isinstance(text, str) or not text.isascii() or not 0 < len(text) <= verdict.PART:
+            raise Malformed(f"answer: part {len(self._parts)} is none")
+        self._parts.append(text.encode())
+
+    def whole(self) -> Any:
+        """Return the answer.
+
+        :raises Malformed: when it is not the one that was announced.
+        """
+        text = b"".join(self._parts)
+        if hashlib.sha256(text).digest() != self._digest:
+            raise Malformed("answer: the parts are not of the answer that was announced")
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError) as err:
+            raise Malformed(f"answer: {err}") from err
 
 
 def state(

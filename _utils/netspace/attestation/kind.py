@@ -132,7 +132,15 @@ class Attestations:
     def _remove(self, step: Step) -> Outcome:
         folder = self.layout.records(KIND)
         try:
-            for name in ("result.json", "pin.json", "key.json", "tpm.lock", "master.json", "master.lock"):
+            for name in (
+                "result.json",
+                "pin.json",
+                "key.json",
+                "tpm.lock",
+                "master.json",
+                "master.lock",
+                "answer.json",
+            ):
                 files.remove(folder / name)
             if folder.exists() and not any(folder.iterdir()):
                 folder.rmdir()

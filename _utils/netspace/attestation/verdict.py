@@ -1,5 +1,9 @@
 """The host's side where its master is the verifier: answers a challenge, and takes the signed result.
 
+An answer that is too large for Salt's bus (``PART``) waits in ``answer.json`` and is fetched part by part. Salt
+replaces values in messages of more than its ``max_event_size`` (a MiB) by ``VALUE_TRIMMED``, and a host's
+measurement list may have 20.
+
 The result becomes the host's own (``result.json``), which enforcement reads as ever; the last
 challenge and the versions of policies that this host was judged by are in ``master.json``. A result counts
 only for the last challenge that was answered, in the same boot; see ``netspace.attestation.ear``.
@@ -8,6 +12,9 @@ Nothing here decides a level.
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,31 +22,67 @@ from typing import Any
 
 from netspace import files
 from netspace.attestation import appraisal, attester, ear, result
-from netspace.attestation.evidence import Context
+from netspace.attestation.evidence import Context, Evidence, from_hex
 from netspace.attestation.refusals import Malformed, ResultForged
 from netspace.attestation.result import Result
 from netspace.errors import NetspaceError, StateError
 from netspace.layout import Layout
 
+WAITING = "answer.json"
+# Characters of an answer that travel in one message: less than half of what Salt lets through.
+PART = 384 * 1024
+
 
 def answer(layout: Layout, chosen: Mapping[str, Any], minion: str, master: str, challenge: Any) -> dict[str, Any]:
-    """Answer a challenge, and remember it: ``{boot, evidence}``.
+    """Answer a challenge, and remember it: ``{boot, evidence}``; or ``{parts, sha256}`` of that as JSON: :func:`part`.
 
     :param chosen: :func:`netspace.attestation.appraisal.settings`.
     :param master: fingerprint of the key of the master that this minion trusts.
     :raises NetspaceError: when it is no challenge, or a TPM that is configured can't be used.
     """
-    session, nonce, pcrs, first = _challenge(challenge)
+    session, nonce, pcrs, first, known = _challenge(challenge)
     boot = result.boot_id(layout)
     if not boot:
         raise NetspaceError("the kernel tells no id of this boot: /proc is not mounted")
     if first is not None and not (layout.root / attester.IMA_LIST).exists():
         first = None  # the verifier says what that is worth
     context = Context(master, minion, session, nonce, binding=boot.encode())
-    made = appraisal.evidence(layout, {**chosen, "pcrs": pcrs}, context, first)
+    made = _without_log(appraisal.evidence(layout, {**chosen, "pcrs": pcrs}, context, first), known)
+    whole = {"boot": boot, "evidence": made.wire()}
+    text = json.dumps(whole).encode()
     with files.locked(_folder(layout) / "master.lock"):
         _save(layout, nonce.hex(), boot, _known(layout)[2])
-    return {"boot": boot, "evidence": made.wire()}
+        if len(text) <= PART:
+            files.remove(_folder(layout) / WAITING)
+            return whole
+        files.write(_folder(layout) / WAITING, text)
+    return {"parts": -(-len(text) // PART), "sha256": hashlib.sha256(text).hexdigest()}
+
+
+def part(layout: Layout, number: Any) -> dict[str, str]:
+    """Return one part of the answer that waits: ``{text}``.
+
+    :raises NetspaceError: when there is none.
+    """
+    path = _folder(layout) / WAITING
+    try:
+        if type(number) is not int or number < 0:
+            raise NetspaceError(f"part: {number!r:.40}: expected a number from 0 on")
+        with path.open("rb") as stream:
+            stream.seek(number * PART)
+            text = stream.read(PART)
+    except FileNotFoundError as err:
+        raise NetspaceError("no answer waits to be fetched") from err
+    if not text:
+        raise NetspaceError(f"the answer that waits has no part {number}")
+    return {"text": text.decode("ascii")}
+
+
+def _without_log(made: Evidence, known: str | None) -> Evidence:
+    """The firmware's log changes at a boot alone: a verifier that has it is told so."""
+    if known is None or made.boot_log is None or hashlib.sha256(made.boot_log).hexdigest() != known:
+        return made
+    return dataclasses.replace(made, boot_log=None, known_log=known)
 
 
 def accept(layout: Layout, chosen: Mapping[str, Any], minion: str, token: Any, key: Any) -> Result:
@@ -78,14 +121,15 @@ def accept(layout: Layout, chosen: Mapping[str, Any], minion: str, token: Any, k
             tpm={},
         )
         result.save(layout, made)
+        files.remove(_folder(layout) / WAITING)
         # After it: who is killed in between can take the same result once more, and no other.
         _save(layout, "", boot, {**versions, told.group: told.version})
     return made
 
 
-def _challenge(data: Any) -> tuple[str, bytes, list[int], int | None]:
-    if not isinstance(data, Mapping) or set(data) != {"session", "nonce", "pcrs", "ima_from"}:
-        raise Malformed("challenge: expected session, nonce, pcrs and ima_from")
+def _challenge(data: Any) -> tuple[str, bytes, list[int], int | None, str | None]:
+    if not isinstance(data, Mapping) or set(data) != {"session", "nonce", "pcrs", "ima_from", "bootlog"}:
+        raise Malformed("challenge: expected session, nonce, pcrs, ima_from and bootlog")
     session, pcrs, first = data["session"], data["pcrs"], data["ima_from"]
     if not isinstance(session, str) or not 0 < len(session) <= 64:
         raise Malformed("challenge: session is no text of at most 64 characters")
@@ -97,7 +141,9 @@ def _challenge(data: Any) -> tuple[str, bytes, list[int], int | None]:
         raise Malformed("challenge: pcrs are no PCRs")
     if first is not None and (type(first) is not int or not 0 <= first < 2**31):
         raise Malformed("challenge: ima_from is no line's number")
-    return session, nonce, pcrs, first
+    if data["bootlog"] is not None and from_hex(data["bootlog"], 32) is None:
+        raise Malformed("challenge: bootlog is no SHA-256 of a log")
+    return session, nonce, pcrs, first, data["bootlog"]
 
 
 def _folder(layout: Layout) -> Path:

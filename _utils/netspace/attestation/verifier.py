@@ -411,7 +411,7 @@ def verify_software(evidence: Evidence, key: bytes, context: Context) -> Verifie
 
     if evidence.kind != "software" or evidence.key != key:
         raise UnknownAttestationKey("evidence by another key than this host's")
-    if len(key) != 32 or evidence.pcrs or evidence.boot_log is not None:
+    if len(key) != 32 or evidence.pcrs or evidence.boot_log is not None or evidence.known_log is not None:
         raise Malformed("a software key's evidence claims nothing about PCRs or the boot")
     try:
         Ed25519PublicKey.from_public_bytes(key).verify(evidence.signature, evidence.attest)

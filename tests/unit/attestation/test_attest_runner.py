@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import hashlib
 import importlib.util
+import json
+import struct
+import time
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import boot_forge
 import checkout
 import pytest
 import salt.cache
@@ -15,10 +22,12 @@ import salt.config
 import salt.utils.event
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from test_registrar import Minion
 
-from netspace.attestation import attester, software
+from netspace.attestation import appraisal, attester, ima, software, verdict
 from netspace.attestation.evidence import Context, key_fingerprint
 from netspace.layout import Layout
+from netspace.spec.types import Attestation
 
 MINIONS = [f"web{number}" for number in range(70)]
 
@@ -123,6 +132,141 @@ def test_who_does_not_answer_is_not_judged(made: tuple[Any, Bus], monkeypatch: p
     assert set(bus.events) == {("trusted", f"netspace/attestation/{minion}/stale") for minion in MINIONS}
     shown = runner.explain("web2")
     assert shown["state"] == "stale, L0 (asked for: L1 or more)" and "attest web2" in shown["to raise it"]
+
+
+class Measured:
+    """The host ``web1`` with a TPM that the test holds, a boot log and a measurement list; and what travels."""
+
+    def __init__(self, runner: Any, tpm: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+        self.runner, self.tpm = runner, tpm
+        self.layout = Layout(root=folder)
+        boot = folder / "proc/sys/kernel/random/boot_id"
+        boot.parent.mkdir(parents=True)
+        boot.write_text("boot-1")
+        (folder / attester.IMA_LIST).parent.mkdir(parents=True)
+        (folder / attester.IMA_LIST).touch()  # what is in it comes from evidence()
+        self.log, pcrs = boot_forge.edited("shim-grub", lambda found: None)
+        tpm.pcrs.update(pcrs)
+        self.master = runner._master()
+        self.sent: list[tuple[str, int]] = []
+        self.replies: Any = lambda function, reply: reply
+        raw, value, number = [], bytes(32), 0
+        aggregate = hashlib.sha256(b"".join(tpm.pcrs[pcr] for pcr in range(10))).digest()
+        while sum(map(len, raw[-1:])) * len(raw) < size or not raw:
+            name = b"/usr/lib/" + b"long-" * 100 + b"%06d" % number if number else b"boot_aggregate"
+            digest = hashlib.sha256(b"%d" % number).digest() if number else aggregate
+            data = ima.line(name, b"sha256:\0" + digest)
+            head = struct.pack("<I20sI6sI", 10, hashlib.sha1(data).digest(), 6, b"ima-ng", len(data))
+            raw.append(head + data)
+            value = hashlib.sha256(value + hashlib.sha256(data).digest()).digest()
+            number += 1
+        tpm.pcrs[10] = value
+        self.list = b"".join(raw)
+        monkeypatch.setattr(appraisal, "evidence", self.evidence)
+        monkeypatch.setattr(runner, "_ask", self.ask)
+        monkeypatch.setattr(runner, "_minions", lambda target, kind: ["web1"])
+        runner.__opts__["netspace.attestation"]["groups"] = [{"name": "default", "minimum": "L3"}]
+        made = runner._fleet()
+        made.registrar.init(time.time())
+        made.registrar.enroll("web1", Minion("web1", tpm, self.master), self.master, [], time.time())
+        (path,) = (made.registrar.folder / "hosts").iterdir()
+        path.write_text(json.dumps({**json.loads(path.read_text()), "level": 3, "reason": ""}))
+        rules = {"boot": {"unchecked": list(range(8))}, "ima": {"exclude": ["/usr/lib/*"]}}
+        made.policies.put("default", {"version": 1, **rules})
+
+    def evidence(self, layout: Layout, chosen: Any, context: Context, first: int | None = None) -> Any:
+        brought = None
+        if first is not None:
+            brought = self.tpm.measurements(context, self.list[ima.offset(self.list, first) :], first)
+        return dataclasses.replace(self.tpm.evidence(context), boot_log=self.log, ima=brought)
+
+    def ask(self, minions: list[str], function: str, arguments: Any, timeout: int) -> dict[str, Any]:
+        assert minions == ["web1"]
+        if function == "accept":
+            return {"web1": ({"stored": True}, "")}
+        if function == "part":
+            reply: Any = verdict.part(self.layout, arguments["parts"]["web1"])
+        else:
+            chosen = appraisal.settings(Attestation(tpm="x"))
+            reply = verdict.answer(self.layout, chosen, "web1", self.master, arguments["challenges"]["web1"])
+        reply = self.replies(function, reply)
+        self.sent.append((function, len(json.dumps(reply))))
+        return {"web1": (reply, "")}
+
+    def attest(self) -> dict[str, Any]:
+        self.sent.clear()
+        return dict(self.runner.attest()["web1"])
+
+
+@pytest.fixture
+def measured(made: tuple[Any, Bus], fake_tpm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    return lambda size: Measured(made[0], fake_tpm, tmp_path / "root", monkeypatch, size)
+
+
+def test_a_measurement_list_of_20_megabytes_chokes_nothing(measured: Any) -> None:
+    host = measured(20_000_000)
+    assert len(host.list) > 20_000_000
+    found = host.attest()
+    assert (found["level"], found["code"], found["state"]) == ("L5", "ok", "trusted"), found
+    # No message is larger than what Salt lets through (max_event_size: a MiB, and a value half of it).
+    assert max(size for _, size in host.sent) < 512 * 1024
+    assert [name for name, _ in host.sent].count("answer") == 1 and len(host.sent) < 100
+    # From then on only what is new travels: nothing, and no boot log either.
+    assert host.attest()["level"] == "L5"
+    assert [name for name, _ in host.sent] == ["answer"] and host.sent[0][1] < 4096
+
+
+def test_a_lost_log_is_asked_for_again_with_the_reason(measured: Any) -> None:
+    host = measured(1000)
+    assert host.attest()["level"] == "L5"
+    salt.cache.factory(host.runner.__opts__).flush("netspace_attestation/log")
+    found = host.attest()
+    assert (found["level"], found["answered"]) == ("L5", True)
+    assert "asked for again" in found["answer"] and [name for name, _ in host.sent] == ["answer", "answer"]
+    assert host.attest()["answer"] == "" and len(host.sent) == 1
+
+
+@pytest.mark.parametrize(
+    ("function", "reply", "code"),
+    [
+        ("answer", {"parts": 10**9, "sha256": "00" * 32}, "malformed"),
+        ("answer", {"parts": 3, "sha256": "00" * 32}, "malformed"),
+        ("answer", "VALUE_TRIMMED", "malformed"),
+        ("part", {"text": "VALUE_TRIMMED"}, "malformed"),
+        ("part", "VALUE_TRIMMED", "malformed"),
+    ],
+)
+def test_parts_that_a_minion_makes_up_fail_it_alone(measured: Any, function: str, reply: Any, code: str) -> None:
+    host = measured(1_000_000)
+    host.replies = lambda name, genuine: reply if name == function else genuine
+    found = host.attest()
+    assert (found["state"], found["code"]) == ("failed", code), found
+    host.replies = lambda name, genuine: genuine
+    assert host.attest()["level"] == "L5"
+
+
+def test_parts_that_do_not_come_are_no_judgement(measured: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = measured(1_000_000)
+    genuine = host.ask
+
+    def silent(minions: list[str], function: str, arguments: Any, timeout: int) -> dict[str, Any]:
+        if function == "part":
+            return {"web1": (None, "did not answer within 60 s")}
+        return dict(genuine(minions, function, arguments, timeout))
+
+    monkeypatch.setattr(host.runner, "_ask", silent)
+    found = host.attest()
+    assert (found["state"], found["answered"]) == ("enrolled", False) and "did not answer" in found["answer"]
+
+    def slow(minions: list[str], function: str, arguments: Any, timeout: int) -> dict[str, Any]:
+        now[0] += 400 * (function == "part")
+        return dict(genuine(minions, function, arguments, timeout))
+
+    now = [0.0]
+    monkeypatch.setattr(host.runner, "_ask", slow)
+    monkeypatch.setattr(host.runner, "time", types.SimpleNamespace(**{**vars(time), "monotonic": lambda: now[0]}))
+    found = host.attest()
+    assert (found["state"], found["answered"]) == ("enrolled", False) and "more than 600 s" in found["answer"]
 
 
 @pytest.mark.parametrize(

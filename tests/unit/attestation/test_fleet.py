@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -214,6 +215,123 @@ def test_each_change_of_state_is_told_once(made: Fleet, minion: Minion) -> None:
     assert made.announced(made.standing("web1", NOW)) == "enrolled"
     assert made.announced(made.standing("web1", NOW + 8000)) == "trusted"
     assert made.announced(made.standing("web1", NOW + 8000)) is None
+
+
+# -- the boot log -----------------------------------------------------------------------
+@pytest.fixture
+def logged(minion: Minion) -> bytes:
+    """A boot that is recorded, and the TPM has its values."""
+    from boot_forge import edited
+
+    log, pcrs = edited("shim-grub", lambda found: None)
+    minion.tpm.pcrs.update(pcrs)
+    return log
+
+
+def judged(made: Fleet, minion: Minion, log: Any, asked: fleet.Asked | None = None) -> dict[str, Any]:
+    asked = made.ask("web1") if asked is None else asked
+    wire = answer(asked, minion.tpm)
+    wire["evidence"]["bootlog"] = base64.b64encode(log).decode() if isinstance(log, bytes) else log
+    return made.judge(asked, wire, NOW)
+
+
+def trusted(made: Fleet, minion: Minion) -> None:
+    """Its maker is known, and its boot is good as it is."""
+    record = made.registrar.host("web1")
+    assert record is not None
+    (path,) = (made.registrar.folder / "hosts").iterdir()
+    path.write_text(json.dumps({**record, "level": 3, "reason": ""}))
+    made.policies.put("web", {"version": 1, "boot": {"pcrs": {str(n): [minion.tpm.pcrs[n].hex()] for n in range(8)}}})
+
+
+def test_a_boot_log_travels_once(made: Fleet, minion: Minion, store: Store, logged: bytes) -> None:
+    trusted(made, minion)
+    assert made.ask("web1").wire()["bootlog"] is None
+    assert judged(made, minion, logged)["level"] == 4
+    digest = made.ask("web1").wire()["bootlog"]
+    assert digest == hashlib.sha256(logged).hexdigest()
+    writes = dict(store.data)
+    for _ in range(3):
+        assert judged(made, minion, {"sha256": digest})["level"] == 4
+    assert store.data["log", fleet.key_of("web1")] is writes["log", fleet.key_of("web1")], "it is not written again"
+    assert made.tried("web1", policy.parse({"version": 2}))["new"] == "L3"
+    # After the next boot there is another one, and it is the one that counts then.
+    other = logged + logged[-64:]
+    assert judged(made, minion, other)["code"] == "log-malformed"
+    assert made.ask("web1").wire()["bootlog"] == hashlib.sha256(other).hexdigest()
+
+
+def test_a_log_that_was_lost_is_asked_for_again_and_nothing_is_judged(
+    made: Fleet, minion: Minion, store: Store, logged: bytes
+) -> None:
+    trusted(made, minion)
+    judged(made, minion, logged)
+    asked = made.ask("web1")
+    for lost in ({}, {"log": "x"}, {"log": 7}, {"log": base64.b64encode(b"another").decode()}):
+        store.data["log", fleet.key_of("web1")] = lost
+        with pytest.raises(fleet.LogLost, match="asked for again"):
+            judged(made, minion, {"sha256": asked.log}, asked)
+        assert standing(made) == ("trusted", "L4"), "our own loss costs no host its trust"
+        assert made.tried("web1", policy.parse({"version": 2}))["code"] == "evidence-none"
+    whole = made.ask("web1", whole=True)
+    assert whole.wire()["bootlog"] is None
+    assert judged(made, minion, logged, whole)["level"] == 4
+    assert judged(made, minion, {"sha256": asked.log})["level"] == 4
+
+
+def test_the_digest_of_a_log_proves_nothing_by_itself(made: Fleet, minion: Minion, logged: bytes) -> None:
+    trusted(made, minion)
+    for claimed in (hashlib.sha256(logged).hexdigest(), "00" * 32, "xx"):
+        assert judged(made, minion, {"sha256": claimed})["code"] == "malformed", "nobody named a log to it"
+    judged(made, minion, logged)
+    minion.tpm.pcrs[4] = bytes(32)  # another boot, which says that it has the log of the last one
+    record = judged(made, minion, {"sha256": made.ask("web1").log})
+    assert (record["level"], record["code"]) == (3, "log-mismatch")
+
+
+# -- answers in parts ---------------------------------------------------------------------
+def cut(value: Any, size: int = 10) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    text = json.dumps(value)
+    parts = [{"text": text[at : at + size]} for at in range(0, len(text), size)]
+    return {"parts": len(parts), "sha256": hashlib.sha256(text.encode()).hexdigest()}, parts
+
+
+def test_parts_are_put_together_again() -> None:
+    head, parts = cut({"boot": "b" * 50})
+    coming = fleet.Parts(head)
+    for number, one in enumerate(parts):
+        assert coming.next == number
+        coming.add(one)
+    assert coming.next is None and coming.whole() == {"boot": "b" * 50}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"parts": 0}, {"parts": True}, {"parts": 10**6}, {"parts": "1"}, {"sha256": "00"}, {"sha256": None}],
+)
+def test_an_announcement_that_is_none_or_of_too_much(change: dict[str, Any]) -> None:
+    with pytest.raises(refusals.Malformed):
+        fleet.Parts({**cut({})[0], **change})
+    with pytest.raises(refusals.Malformed):
+        fleet.Parts(None)
+
+
+@pytest.mark.parametrize(
+    "part", [None, {}, {"text": ""}, {"text": 1}, {"text": "é"}, {"text": "x" * (400 * 1024)}, {"text": "x", "more": 1}]
+)
+def test_a_part_that_is_none(part: Any) -> None:
+    with pytest.raises(refusals.Malformed):
+        fleet.Parts(cut({})[0]).add(part)
+
+
+def test_parts_of_another_answer_are_none() -> None:
+    head, parts = cut([1])
+    for text in ("[2]", "[1", "[" * 100_000):
+        coming = fleet.Parts({**head, "sha256": hashlib.sha256(text.encode()).hexdigest()} if text != "[2]" else head)
+        coming.add({"text": text})
+        with pytest.raises(refusals.Malformed):
+            coming.whole()
+    assert parts
 
 
 # -- hosts without a TPM ----------------------------------------------------------------

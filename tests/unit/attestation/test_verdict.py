@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from netspace.spec import parse
 from netspace.spec.types import Attestation
 
 NONCE = "cd" * 32
-CHALLENGE = {"session": "1f", "nonce": NONCE, "pcrs": [0, 7], "ima_from": None}
+CHALLENGE = {"session": "1f", "nonce": NONCE, "pcrs": [0, 7], "ima_from": None, "bootlog": None}
 
 
 @pytest.fixture
@@ -190,6 +192,8 @@ def test_a_key_that_is_pinned_no_longer_takes_its_result_along(host: Host, signe
         {"pcrs": [24]},
         {"pcrs": [True]},
         {"ima_from": -1},
+        {"bootlog": "00"},
+        {"bootlog": 7},
         {"more": 1},
     ],
 )
@@ -203,9 +207,53 @@ def test_a_host_without_ima_answers_all_the_same(host: Host) -> None:
     assert parse_evidence(host.answer(ima_from=0)["evidence"]).ima is None
 
 
-def test_forgetting_leaves_nothing(host: Host, signer: Signer) -> None:
+@pytest.fixture
+def logged(host: Host, fake_tpm: Any, monkeypatch: pytest.MonkeyPatch) -> bytes:
+    """A TPM of the test's own signs for the host, which has a boot log of some size."""
+    log = bytes(range(256)) * 4096
+
+    def evidence(layout: Layout, chosen: Any, context: Context, first: int | None = None) -> Any:
+        return dataclasses.replace(fake_tpm.evidence(context, tuple(chosen["pcrs"])), boot_log=log)
+
+    monkeypatch.setattr(appraisal, "evidence", evidence)
+    return log
+
+
+def test_a_log_that_the_verifier_has_is_told_by_its_digest_alone(host: Host, logged: bytes) -> None:
+    digest = hashlib.sha256(logged).hexdigest()
+    found = parse_evidence(host.answer(bootlog=digest)["evidence"])
+    assert found.boot_log is None and found.known_log == digest
+    assert "parts" in host.answer(bootlog="00" * 32), "another log than ours: the verifier has to have this one"
+    assert "parts" in host.answer()
+
+
+def test_a_large_answer_waits_to_be_fetched_part_by_part(host: Host, signer: Signer, logged: bytes) -> None:
+    head = host.answer()
+    assert set(head) == {"parts", "sha256"} and head["parts"] == 4
+    parts = [verdict.part(host.layout, number)["text"] for number in range(head["parts"])]
+    assert max(map(len, parts)) == verdict.PART
+    text = "".join(parts).encode()
+    assert hashlib.sha256(text).hexdigest() == head["sha256"]
+    assert parse_evidence(json.loads(text)["evidence"]).boot_log == logged
+    for wrong in (4, -1, "0", True, None):
+        with pytest.raises(NetspaceError, match="part"):
+            verdict.part(host.layout, wrong)
+    host.accept(token(signer), signer)
+    with pytest.raises(NetspaceError, match="no answer waits"):
+        verdict.part(host.layout, 0)
+
+
+def test_a_small_answer_takes_the_place_of_a_large_one(host: Host, logged: bytes) -> None:
+    host.answer()
+    host.answer(bootlog=hashlib.sha256(logged).hexdigest())
+    with pytest.raises(NetspaceError, match="no answer waits"):
+        verdict.part(host.layout, 0)
+
+
+def test_forgetting_leaves_nothing(host: Host, signer: Signer, logged: bytes) -> None:
     host.answer()
     host.accept(token(signer), signer)
+    host.answer()
     kind = Attestations(host.layout)
     kind.apply(kind.plan(host.wanted, kind.observe(), {"host"}).steps)
     assert not host.layout.records("attestation").exists()
