@@ -681,7 +681,11 @@ class Socket:
         found = []
         for family in families:
             body = _ROUTE.pack(family, 0, 0, 0, _RT_TABLE_MAIN, ROUTE_PROTOCOL, 0, 0, 0)
-            found += [parse_route(p) for p in self.dump(Message(_GETROUTE, _DUMP, body))]
+            try:
+                found += [parse_route(p) for p in self.dump(Message(_GETROUTE, _DUMP, body))]
+            except NetlinkError as err:
+                if err.errno != errno.ENOENT:  # a table without a first route in it does not exist yet
+                    raise
         return found
 
     def rates(self) -> dict[int, int]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import checkout
+import faultpoints
 import pytest
 from interface_bench import Bench, connect, listen, reaches, run, snapshot, within
 from lan_bench import BITS, FAR
@@ -517,3 +518,43 @@ def test_the_example_of_a_new_kind_is_applied_as_it_stands(tmp_path: Path) -> No
             shown = run("ip -n netspace-b addr show eth0")
             assert "198.51.100.7/24" in shown and "fd00:5::7/64" in shown
     assert not Path("/run/netns/netspace-b").exists()
+
+
+@pytest.mark.skipif(not faultpoints.SUPPORTED, reason="the tracer knows x86-64 only")
+def test_a_run_killed_at_any_step_is_repaired_by_the_next(bench: Bench, lan: Lan) -> None:
+    """As of whole hosts (``test_host_faults.py``), for the kinds that have a network of somebody's under them."""
+    bench.remove_all()
+    nothing, first = snapshot(), bench.desired(a=lan.spec(mtu=_mtu(lan)), b={"kind": "tap"})
+    changed = bench.desired(a=lan.spec(OTHERS, **SPECIAL.get(lan.kind, {})), b={"kind": "none"})
+    bench.apply(first)
+    made = snapshot()
+    bench.apply(changed)
+    after = snapshot()
+
+    def create() -> None:
+        bench.apply(first)
+
+    def change() -> None:
+        bench.apply(changed)
+
+    turns = [
+        ("create", bench.remove_all, create, made),
+        ("change", create, change, after),
+        ("remove", create, bench.remove_all, nothing),
+    ]
+    wrong, tried, missed = [], 0, 0
+    for name, before, act, looks in turns:
+        before()
+        reference = faultpoints.run(act)
+        assert not reference.error, reference.error
+        points = {point.what: point for point in reversed(reference.changing) if point.what != "write pipe"}
+        for point in points.values():
+            before()
+            tried += 1
+            missed += not faultpoints.run(act, at=point).reached
+            act()
+            if (found := snapshot()) != looks:
+                wrong.append(f"{name}, killed at {point}: {found} instead of {looks}")
+    assert tried > 30 and missed <= tried // 20, f"{missed} of {tried} points were not reached"
+    assert not wrong, f"{len(wrong)} of {tried}:\n" + "\n".join(wrong)
+    print(f"{lan.kind}: {tried} fault points")
