@@ -150,9 +150,9 @@ class Measured:
         self.master = runner._master()
         self.sent: list[tuple[str, int]] = []
         self.replies: Any = lambda function, reply: reply
-        raw, value, number = [], bytes(32), 0
+        raw, value, number, so_far = [], bytes(32), 0, 0
         aggregate = hashlib.sha256(b"".join(tpm.pcrs[pcr] for pcr in range(10))).digest()
-        while sum(map(len, raw[-1:])) * len(raw) < size or not raw:
+        while so_far < size:
             name = b"/usr/lib/" + b"long-" * 100 + b"%06d" % number if number else b"boot_aggregate"
             digest = hashlib.sha256(b"%d" % number).digest() if number else aggregate
             data = ima.line(name, b"sha256:\0" + digest)
@@ -160,6 +160,7 @@ class Measured:
             raw.append(head + data)
             value = hashlib.sha256(value + hashlib.sha256(data).digest()).digest()
             number += 1
+            so_far += len(raw[-1])
         tpm.pcrs[10] = value
         self.list = b"".join(raw)
         monkeypatch.setattr(appraisal, "evidence", self.evidence)
@@ -205,7 +206,7 @@ def measured(made: tuple[Any, Bus], fake_tpm: Any, tmp_path: Path, monkeypatch: 
 
 def test_a_measurement_list_of_20_megabytes_chokes_nothing(measured: Any) -> None:
     host = measured(20_000_000)
-    assert len(host.list) > 20_000_000
+    assert len(host.list) >= 20_000_000
     found = host.attest()
     assert (found["level"], found["code"], found["state"]) == ("L5", "ok", "trusted"), found
     # No message is larger than what Salt lets through (max_event_size: a MiB, and a value half of it).
