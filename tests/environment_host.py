@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from netspace import supervision
-from netspace.environment import ids, mounts, seccomp_file
+from netspace.environment import ids, mounts, runtimes, seccomp_file
 from netspace.environment.compare import DesiredEnvironment
 from netspace.environment.kind import Environments
 from netspace.environment.operations import Operations
@@ -35,6 +35,7 @@ class Host:
         self.image = image
         self.supervisor = supervision.select(self.layout)
         self.kind = Environments(self.layout, self.supervisor)
+        self.settings: dict[str, dict[str, Any]] = {}  # of runtimes
         self.operations = Operations(self.layout, self.supervisor, lambda specs: {})
 
     def desired(
@@ -44,7 +45,8 @@ class Host:
         handed = {"environment.json": b"{}\n"} if files is None else files
         spec = parse.environment(name, declared)
         profile = seccomp_file.look(spec.seccomp)
-        return DesiredEnvironment(spec, handed, {"links": sorted(handed)}, state, profile)  # type: ignore[arg-type]
+        runtime = runtimes.look(spec.runtime or runtimes.DEFAULT, self.settings.get(spec.runtime or "", {}))
+        return DesiredEnvironment(spec, handed, {"links": sorted(handed)}, state, profile, runtime)  # type: ignore[arg-type]
 
     def plan(self, desired: dict[str, DesiredEnvironment], remove: Any = ()) -> Plan:
         return self.kind.plan(desired, self.kind.observe(), remove)

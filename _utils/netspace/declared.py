@@ -99,6 +99,6 @@ def _with(pillar: Mapping[str, Any], **parts: Any) -> Declaration:
     section = pillar.get("netspace") or {}
     if not isinstance(section, Mapping):
         parse.declaration(section)  # says what is wrong with it
-    settings = {key: section[key] for key in ("attestation", "broker", "network") if key in section}
+    settings = {key: section[key] for key in ("attestation", "broker", "network", "runtimes") if key in section}
     declared: Declaration = replace(parse.declaration(settings), **parts)
     return declared

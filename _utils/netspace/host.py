@@ -195,6 +195,7 @@ class Host:
     def _environments(self, declared: Declaration, whole: bool, test: bool, state: RunState) -> Result:
         from netspace.environment import seccomp_file
 
+        looked = _runtimes(declared)
         verdicts = self._verdicts(trust.environments, declared, test)
         links = self._card_links(declared, whole, test)
         wanted = {
@@ -203,6 +204,7 @@ class Host:
                 msgspec.structs.replace(spec, attestation=trust.requirement(spec, declared.attestation)),
                 state if verdicts[name].allowed else "stopped",
                 seccomp_file.look(spec.seccomp),
+                looked[name],
             )
             for name, spec in declared.environments.items()
         }
@@ -211,9 +213,9 @@ class Host:
         return _say(result, "environment", verdicts)
 
     def _desired(
-        self, wanted: Mapping[str, tuple[Environment, RunState, Any]], links: tuple[Link, ...]
+        self, wanted: Mapping[str, tuple[Environment, RunState, Any, Any]], links: tuple[Link, ...]
     ) -> dict[str, Any]:
-        """What environments shall be, by specification, state and system call profile, with the cards of *links*."""
+        """What environments shall be, by specification, state, system call profile and runtime; cards of *links*."""
         from netspace.environment.compare import DesiredEnvironment
         from netspace.link import card
 
@@ -224,7 +226,7 @@ class Host:
             for end in {link.source, link.target}:
                 linked.setdefault(end, []).append(link)
         desired = {}
-        for name, (spec, state, profile) in wanted.items():
+        for name, (spec, state, profile, runtime) in wanted.items():
             own = linked.get(name, [])
             content = {**card.card(name, own, vhost), "trust": level}
             handed: dict[str, bytes] = {"environment.json": files.encode(content)}
@@ -234,7 +236,7 @@ class Host:
                     handed["password"] = password.encode()
             summary = {"links": sorted(f"{link.name} ({link.pattern})" for link in own), "trust": known.name}
             desired[name] = DesiredEnvironment(
-                spec=spec, files=handed, files_summary=summary, state=state, profile=profile
+                spec=spec, files=handed, files_summary=summary, state=state, profile=profile, runtime=runtime
             )
         return desired
 
@@ -251,12 +253,13 @@ class Host:
         known = {name: record for name, record in self.environments.recorded().items() if name in names}
         links = tuple(self.links.recorded())
         withheld = trust.withheld({name: record.spec for name, record in known.items()}, self.trust())
-        wanted: dict[str, tuple[Environment, RunState, Any]] = {
+        wanted: dict[str, tuple[Environment, RunState, Any, Any]] = {
             name: (
                 record.spec,
                 # A new card is no reason to start what trust withholds now.
                 "present" if name in withheld and record.state == "running" else record.state,
                 record.profile,
+                record.runtime,
             )
             for name, record in known.items()
         }
@@ -414,6 +417,15 @@ class Host:
                 for name, verdict in judge(declared, best).items()
             }
         return judge(declared, known)
+
+
+def _runtimes(declared: Declaration) -> dict[str, Any]:
+    """What shall run each environment, as this host has it; each is looked for once."""
+    from netspace.environment import runtimes
+
+    names = {name: spec.runtime or declared.runtimes.default for name, spec in declared.environments.items()}
+    found = {one: runtimes.look(one, declared.runtimes.settings.get(one, {})) for one in set(names.values())}
+    return {name: found[one] for name, one in names.items()}
 
 
 def _kind(spec: Environment) -> Any:

@@ -1,7 +1,18 @@
 {#- What a host needs to run environments and links (Debian). The services of a package
-    that is new here are masked, since netspace runs its own; others are left alone. #}
+    that is new here are masked, since netspace runs its own; others are left alone.
+    Other runtimes than crun only where the pillar names them; a package's name begins with its runtime's. #}
 {%- import_yaml "netspace/packages.yaml" as packages %}
-{%- set missing = packages.host | reject("in", salt["pkg.list_pkgs"]()) | list %}
+{%- set section = salt["pillar.get"]("netspace", {}) %}
+{%- set runtimes = section.get("runtimes") or {} %}
+{%- set named = [runtimes.get("default")] %}
+{%- for environment in (section.get("environments") or {}).values() %}
+{%- do named.append(environment.get("runtime") or (runtimes.get("kernels", "qemu") if environment.get("kernel"))) %}
+{%- endfor %}
+{%- set wanted = packages.host[:] %}
+{%- for package in packages.runtimes if package.split("-")[0] in named %}
+{%- do wanted.append(package) %}
+{%- endfor %}
+{%- set missing = wanted | reject("in", salt["pkg.list_pkgs"]()) | list %}
 
 {%- if grains["init"] == "systemd" %}
 {%- for service in packages.services if service in missing or (service == "epmd" and "rabbitmq-server" in missing) %}
@@ -17,5 +28,5 @@ netspace masks {{ unit }}:
 
 netspace packages:
   pkg.installed:
-    - pkgs: {{ packages.host | json }}
+    - pkgs: {{ wanted | json }}
     - install_recommends: False

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from netspace import files
+from netspace.environment import runtimes
 from netspace.host import Host
 from netspace.layout import Layout
 from netspace.link.record import Record, write
@@ -24,7 +25,7 @@ def test_more_environments_are_no_more_to_read(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(files, "read_json", lambda path: read.append(path) or real(path))
 
     def told(*names: str) -> dict[str, list[str]]:
-        wanted: dict[str, Any] = {name: (Environment(image="dir:/"), "running", None) for name in names}
+        wanted: dict[str, Any] = {name: (Environment(image="dir:/"), "running", None, runtimes.USUAL) for name in names}
         desired = host._desired(wanted, links)
         return {name: one.files_summary["links"] for name, one in desired.items()}
 

@@ -18,6 +18,7 @@ from netspace.environment.compare import Work
 from netspace.environment.images import Image
 from netspace.environment.making import Making, each
 from netspace.environment.records import Record
+from netspace.environment.runtimes import USUAL
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
 from netspace.plan import Outcome, Step
@@ -93,8 +94,11 @@ class Applying:
         """Stop and erase; the record goes last."""
         self._supervise(self.supervisor.remove, self._removals)
 
+        made = records.read(self.layout) if self._removals else {}
+
         def erase(name: str) -> None:
-            runtime.delete(self.layout, name, self._mounted)
+            used = made[name].runtime if name in made else USUAL
+            runtime.delete(self.layout, name, self._mounted, used)
             rootfs.erase(self.layout, name)
             if self._purge:
                 volumes.erase(self.layout, name)
@@ -110,7 +114,7 @@ class Applying:
         built: dict[tuple[str, str], Image] = {}
 
         def source(work: Work) -> tuple[str, str]:
-            return work.want.spec.image, work.want.spec.source_hash or ""
+            return work.want.image, work.want.spec.source_hash or ""
 
         for name, work in self._left(lambda work: work.assemble).items():
             if work.build or work.record is None or not self.making.store.file(work.record.image.digest).exists():
@@ -143,12 +147,15 @@ class Applying:
         if work.record is not None and not work.assemble:
             record = replace(work.record, spec=want.spec, state=want.state, summary=want.files_summary)
             if work.tune:
-                content = self.making.render(name, want.spec, base, image, record.profile)
+                content = self.making.render(name, want.spec, base, image, record.runtime, record.profile)
                 record = replace(record, config=hashlib.sha256(content).hexdigest())
             return record
-        content = self.making.render(name, want.spec, base, image, want.profile)
+        content = self.making.render(name, want.spec, base, image, want.runtime, want.profile)
         config = hashlib.sha256(content).hexdigest()
-        return Record(want.spec, want.state, base, image, config, self._revision, want.files_summary, want.profile)
+        return Record(
+            *(want.spec, want.state, base, image, config, self._revision, want.files_summary, want.profile),
+            want.runtime,
+        )
 
     def _stop(self) -> None:
         """Stop what can't go on as it is. What is created must not run under an old record either."""
@@ -211,7 +218,10 @@ class Applying:
             return
         try:
             self.supervisor.define(
-                [self.making.service(name, work.want.spec, self._mounted) for name, work in left.items()]
+                [
+                    self.making.service(name, work.want.spec, self._records[name].runtime, self._mounted)
+                    for name, work in left.items()
+                ]
             )
         except (NetspaceError, OSError) as err:
             self._fail(dict.fromkeys(left, str(err)))
@@ -251,11 +261,12 @@ def start(layout: Layout, supervisor: Supervisor, names: Collection[str]) -> dic
         return {}
     for name in names:
         files.remove(runtime.log(layout, name))
-    # What crun could not forget when it last ended would keep it from being started.
+    # What a runtime could not forget when it last ended would keep it from being started.
     unforgotten = [name for name in names if runtime.known(layout, name)]
     if unforgotten:
-        mounted = mounts.table()
-        stuck = each(unforgotten, lambda name: runtime.delete(layout, name, mounted))
+        mounted, made = mounts.table(), records.read(layout)
+        used = {name: made[name].runtime if name in made else USUAL for name in unforgotten}
+        stuck = each(unforgotten, lambda name: runtime.delete(layout, name, mounted, used[name]))
         if stuck:
             return {**stuck, **start(layout, supervisor, [name for name in names if name not in stuck])}
     try:

@@ -16,6 +16,7 @@ from netspace import files
 from netspace.environment import disks, handout, images, mounts, records
 from netspace.environment.observe import Observed, Seen
 from netspace.environment.records import Record, RunState
+from netspace.environment.runtimes import USUAL, Runtime
 from netspace.environment.seccomp_file import Profile
 from netspace.plan import Changes, Plan, Refusal, Step
 from netspace.spec import parse
@@ -49,6 +50,7 @@ class DesiredEnvironment:
     :param state: ``running``; ``present``: there, and left running or stopped as it is;
         ``stopped``: there, and not running.
     :param profile: the operator's own system call profile; None where it is one of ours.
+    :param runtime: what shall run it.
     """
 
     spec: Environment
@@ -56,6 +58,12 @@ class DesiredEnvironment:
     files_summary: Mapping[str, Any] = field(default_factory=dict)
     state: RunState = "running"
     profile: Profile | None = None
+    runtime: Runtime = USUAL
+
+    @property
+    def image(self) -> str:
+        """Where its root comes from."""
+        return self.spec.image
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,7 @@ def plan(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: 
     ``restart`` names exactly the keys that need it. ``change`` is the same for one that
     doesn't run, ``update`` for what is changed without a restart. A folder that belongs to
     another environment is refused, and then nothing of the one that asked for it changes;
-    so is a system call profile that can't be read.
+    so is a system call profile that can't be read, or a runtime that there isn't.
     """
     steps = [Step(KIND, name, "remove") for name in sorted(remove) if name in observed.environments]
     notes = []
@@ -85,10 +93,15 @@ def plan(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: 
         limits = ", ".join(unkept)
         notes.append(f"environments run without these limits, since this host has no cgroup controller: {limits}")
     refused = {name: want.profile.error for name, want in desired.items() if want.profile and want.profile.error}
+    refused |= {
+        name: f"netspace:environments:{name}:runtime: {want.runtime.name} can't be used here: {want.runtime.error}"
+        for name, want in desired.items()
+        if want.runtime.error
+    }
     refused |= _taken(desired, observed, remove)
     refused |= _bounded(desired, observed)
     refused |= {
-        name: f"image {want.spec.image}: {message}"
+        name: f"image {want.image}: {message}"
         for name, want in desired.items()
         if name in observed.environments
         and (message := images.mismatch(_source(want, observed).identity, want.spec.source_hash or ""))
@@ -125,7 +138,7 @@ def plan(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: 
 
 
 def _source(want: DesiredEnvironment, observed: Observed) -> images.Seen:
-    return observed.sources.get(want.spec.image, images.Seen())
+    return observed.sources.get(want.image, images.Seen())
 
 
 def _taken(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: Collection[str]) -> dict[str, str]:
@@ -194,10 +207,11 @@ def _compare(
     build = "image" in changes
     if not build and source.identity and source.identity != record.image.identity:
         build = True
-        changes["image"] = {"old": f"sha256:{record.image.digest}", "new": f"what {want.spec.image} is now"}
+        changes["image"] = {"old": f"sha256:{record.image.digest}", "new": f"what {want.image} is now"}
     old, new = (profile.digest if profile else "" for profile in (record.profile, want.profile))
     if old != new and "seccomp" not in changes:
         changes["seccomp"] = {"old": f"sha256:{old}", "new": f"sha256:{new}, what {want.spec.seccomp} is now"}
+    changes.update(_runtime_changes(record.runtime, want.runtime))
     if record.revision != current:
         changes["hardening"] = {"old": record.revision, "new": current}
     tuned = {key for key in changes if _tuned(key, record.spec, want.spec, grows)}
@@ -329,11 +343,20 @@ def _unslowed(desired: Mapping[str, DesiredEnvironment], observed: Observed) -> 
 
 def _differences(old: Environment, new: Environment) -> dict[str, dict[str, Any]]:
     changes = files.differences(parse.encode(records.own(old)), parse.encode(records.own(new)))
-    return {key: _shown(key, change) for key, change in changes.items()}
+    # What counts is the runtime in use, declared or by default.
+    return {key: _shown(key, change) for key, change in changes.items() if key != "runtime"}
+
+
+def _runtime_changes(old: Runtime, new: Runtime) -> dict[str, dict[str, Any]]:
+    if old.name != new.name:
+        return {"runtime": {"old": old.name, "new": new.name}}
+    changes = files.differences(old.settings, new.settings)
+    return {f"runtime:{key}": change for key, change in changes.items()}
 
 
 def _created(want: DesiredEnvironment) -> Changes:
     declared = {key: value for key, value in parse.encode(records.own(want.spec)).items() if value is not None}
+    declared["runtime"] = want.runtime.name
     if declared["env"]:
         declared["env"] = dict.fromkeys(declared["env"], _HIDDEN)
     return {key: {"old": None, "new": value} for key, value in {**declared, **want.files_summary}.items()}

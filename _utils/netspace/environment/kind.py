@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from netspace import files
-from netspace.environment import compare, mounts, observe, records, rootfs, runtime, trees, volumes
+from netspace.environment import compare, mounts, observe, records, rootfs, runtime, runtimes, trees, volumes
 from netspace.environment.apply import Applying, Give, halt, start
 from netspace.environment.compare import DesiredEnvironment
 from netspace.environment.images import Store
@@ -63,7 +63,8 @@ class Environments:
         return observe.observe(self.layout, self.supervisor, self.store, self.making.controllers, self.making.devices)
 
     def list(self) -> dict[str, Any]:
-        """Per environment: ``state``, ``pid``, ``since``, ``restarts``, ``exit``, ``image``, ``digest``, ``wanted``."""
+        """Per environment: ``state``, ``pid``, ``since``, ``restarts``, ``exit``, ``image``, ``digest``, ``wanted``,
+        ``runtime``."""
         known = self.recorded()
         statuses = self.supervisor.observe() if known else {}
         services = {name: statuses.get(runtime.service_name(name)) for name in known}
@@ -143,7 +144,8 @@ class Environments:
         runtime.remove_cgroups(self.layout, f"/{self.layout.instance}", mounted)
         for name in rootfs.layers(self.layout):  # of those whose record was lost
             trees.remove(self.layout.environment(name))
-        for left in (folder, runtime.state(self.layout), self.layout.images, self.layout.records(records.KIND)):
+        states = [runtime.state(self.layout, name) for name in runtimes.names()]
+        for left in (folder, *states, self.layout.images, self.layout.records(records.KIND)):
             shutil.rmtree(left, ignore_errors=True)
         with contextlib.suppress(FileNotFoundError):
             file_systems.rmdir()

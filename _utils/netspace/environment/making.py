@@ -19,6 +19,7 @@ from netspace.environment import cgroups, disks, handout, mounts, oci, records, 
 from netspace.environment.images import Image, Store
 from netspace.environment.observe import assembled, own_disks
 from netspace.environment.records import Record
+from netspace.environment.runtimes import Runtime
 from netspace.environment.seccomp_file import Profile
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
@@ -61,7 +62,9 @@ class Making:
         found = {self._own_disk, *(cgroups.disk(source) for source in sources)}
         return frozenset(device for device in found if device is not None)
 
-    def render(self, name: str, spec: Environment, base: int, image: Image, profile: Profile | None = None) -> bytes:
+    def render(
+        self, name: str, spec: Environment, base: int, image: Image, runtime: Runtime, profile: Profile | None = None
+    ) -> bytes:
         """The bundle's ``config.json``."""
         return oci.encode(
             oci.config(
@@ -75,6 +78,7 @@ class Making:
                 unified=self.unified,
                 defaults=image.defaults,
                 rules=None if profile is None else profile.rules,
+                lacks=runtime.jail.lacks,
             )
         )
 
@@ -92,10 +96,12 @@ class Making:
             volumes.ensure(self.layout, name, volume, oci.user_of(spec, record.image.defaults))
         image = self.store.mountpoint(record.image.digest)
         rootfs.assemble(self.layout, name, spec, image, record.image.digest, record.base)
+        if "idmap" in record.runtime.jail.lacks:
+            volumes.show(self.layout, name, spec.volumes, record.base)
         return self._configure(name, record)
 
     def _configure(self, name: str, record: Record) -> str:
-        content = self.render(name, record.spec, record.base, record.image, record.profile)
+        content = self.render(name, record.spec, record.base, record.image, record.runtime, record.profile)
         files.write(self.layout.bundle(name) / "config.json", content)
         return hashlib.sha256(content).hexdigest()
 
@@ -121,8 +127,8 @@ class Making:
         """Mount these images, where they aren't; return what went wrong, by digest."""
         return each(set(digests), lambda digest: self.store.mount(digest, mounted))
 
-    def service(self, name: str, spec: Environment, mounted: Mapping[str, mounts.Mount]) -> Service:
-        return runtime.service(self.layout, name, spec, mounted, self.controllers)
+    def service(self, name: str, spec: Environment, used: Runtime, mounted: Mapping[str, mounts.Mount]) -> Service:
+        return runtime.service(self.layout, name, spec, used, mounted, self.controllers)
 
     def restore(self, known: Mapping[str, Record]) -> dict[str, str]:
         """Rebuild what these lack of mounts, bundles and files; return what went wrong, by environment."""

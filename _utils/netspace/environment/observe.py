@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from netspace.environment import cgroups, disks, handout, images, mounts, oci, records, rootfs, runtime
+from netspace.environment import cgroups, disks, handout, images, mounts, oci, records, rootfs, runtime, volumes
 from netspace.environment.disks import Disk
 from netspace.environment.images import Store
 from netspace.environment.records import Record
@@ -90,10 +90,11 @@ def observe(
     mounted = mounts.table()
     hierarchies = cgroups.Hierarchies(mounted, controllers)
     found = {}
-    redefined: set[str] = set()
-    with contextlib.suppress(MissingError):  # without crun nothing can be told of services; starting one says so
-        services = [runtime.service(layout, name, record.spec, mounted, controllers) for name, record in known.items()]
-        redefined = supervisor.differing(services)
+    services = []
+    for name, record in known.items():
+        with contextlib.suppress(MissingError):  # without its runtime nothing can be told of it; the plan says so
+            services.append(runtime.service(layout, name, record.spec, record.runtime, mounted, controllers))
+    redefined = supervisor.differing(services)
     for name, record in known.items():
         status = statuses.get(runtime.service_name(name))
         own = own_disks(layout, name, record, mounted)
@@ -133,6 +134,10 @@ def assembled(
     """
     if not rootfs.is_assembled(layout, name, mounted):
         return False
+    if "idmap" in record.runtime.jail.lacks:
+        places = (volumes.shown(layout, name, index) for index in range(len(record.spec.volumes)))
+        if not all(str(place) in mounted for place in places):
+            return False
     for place in disks.places(layout, name, record.spec, record.image.digest):
         there = own.get(place.key)
         # One that is too small is grown as it is, where that can be.
@@ -190,4 +195,5 @@ def describe(record: Record, status: Status | None) -> dict[str, Any]:
         "image": record.spec.image,
         "digest": f"sha256:{record.image.digest}",
         "wanted": record.state,
+        "runtime": record.runtime.name,
     }

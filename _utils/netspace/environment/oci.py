@@ -47,6 +47,7 @@ _MASKED = (
     *("/proc/vmstat", "/proc/schedstat", "/proc/partitions", "/proc/cgroups", "/proc/consoles", "/proc/crypto"),
     "/proc/locks",  # open file description locks are shown to every pid namespace
 )
+_NAMESPACES = ("user", "pid", "ipc", "uts", "mount", "cgroup", "time")
 _READ_ONLY = ("/proc/sys", "/proc/sysrq-trigger")
 
 
@@ -63,6 +64,7 @@ def config(
     defaults: Defaults = Defaults(),  # noqa: B008 (immutable)
     machine: str | None = None,
     rules: Mapping[str, Any] | None = None,
+    lacks: Collection[str] = (),
 ) -> dict[str, Any]:
     """Return ``config.json`` of the environment's bundle.
 
@@ -73,6 +75,7 @@ def config(
     :param unified: whether those controllers are cgroup version 2's.
     :param defaults: what the image says where *spec* says nothing.
     :param rules: the system call profile, where that is an operator's own file.
+    :param lacks: what the runtime can't do (``runtimes.LACKS``).
     :raises NetspaceError: when neither says what to run.
     """
     devices = spec.interface.DEVICES if spec.interface is not None else ()
@@ -84,11 +87,14 @@ def config(
         "mounts": [
             *_own_mounts(spec.limits),
             _bind(str(layout.inside(name)), INSIDE, "ro", "noexec"),
-            *(_volume(layout, name, volume) for volume in spec.volumes),
+            *(
+                _volume(layout, name, volume, index if "idmap" in lacks else None)
+                for index, volume in enumerate(spec.volumes)
+            ),
         ],
         "linux": {
             "namespaces": [
-                *({"type": kind} for kind in ("user", "pid", "ipc", "uts", "mount", "cgroup", "time")),
+                *({"type": kind} for kind in _NAMESPACES if kind not in lacks),
                 {"type": "network", "path": str(layout.netns(name))},
             ],
             "uidMappings": [{"containerID": 0, "hostID": base, "size": COUNT}],
@@ -191,10 +197,12 @@ def _bind(source: str, target: str, *options: str) -> dict[str, Any]:
     }
 
 
-def _volume(layout: Layout, name: str, volume: Volume) -> dict[str, Any]:
+def _volume(layout: Layout, name: str, volume: Volume, shown: int | None) -> dict[str, Any]:
     # "idmap": ids on disk are those inside, whatever host ids the environment runs with.
-    source = volumes.folder(layout, name, volume)
-    return _bind(str(source), volume.target, "idmap", *(("ro",) if volume.read_only else ("rw",)))
+    access = "ro" if volume.read_only else "rw"
+    if shown is not None:
+        return _bind(str(volumes.shown(layout, name, shown)), volume.target, access)
+    return _bind(str(volumes.folder(layout, name, volume)), volume.target, "idmap", access)
 
 
 # linux/Documentation/admin-guide/devices.txt: major and minor of what can be handed out.

@@ -33,7 +33,7 @@ from netspace.supervision import Status, Supervisor, booted
 
 MAX_OUTPUT = 1024 * 1024
 MAX_LINES = 10_000
-_REAPED = 5.0  # seconds that crun gets to end after the program it waits for was killed
+_REAPED = 5.0  # seconds that a runtime gets to end after the program it waits for was killed
 _TAIL = 256  # bytes of log read per wanted line, to begin with
 
 
@@ -55,7 +55,8 @@ class Operations:
         self._kind = Environments(layout, supervisor)
 
     def list(self) -> dict[str, Any]:
-        """Per environment: ``state``, ``pid``, ``since``, ``restarts``, ``exit``, ``image``, ``digest``, ``wanted``."""
+        """Per environment: ``state``, ``pid``, ``since``, ``restarts``, ``exit``, ``image``, ``digest``, ``wanted``,
+        ``runtime``."""
         return self._kind.list()
 
     def inspect(self, name: str) -> dict[str, Any]:
@@ -157,15 +158,10 @@ class Operations:
             raise NetspaceError(f"environment {name} does not run")
         process = oci.process(name, record.spec, record.image.defaults, arguments)
         with tempfile.TemporaryDirectory(prefix="exec-", dir=self._layout.run) as folder:
-            description, pid, log = (Path(folder) / file for file in ("process.json", "pid", "log"))
-            files.write(description, oci.encode(process))
-            call = runtime.crun(
-                *(self._layout, mounts.table(), "--log", str(log), "exec", "--process", str(description)),
-                *("--pid-file", str(pid), runtime.container(self._layout, name)),
-            )
-            # crun sets no such score for what it runs beside: it would be as precious as the minion.
-            score = f'echo {oci.OOM_SCORE_ADJ} >/proc/self/oom_score_adj && exec "$@"'
-            call = ("/bin/sh", "-c", score, "sh", *call)
+            scratch = Path(folder)
+            pid, log = scratch / "pid", scratch / "log"
+            files.write(scratch / "process.json", oci.encode(process))
+            call = runtime.beside(self._layout, name, record.runtime, mounts.table(), scratch)
             done = _run(call, stdin.encode() if isinstance(stdin, str) else stdin, timeout, pid)
             if not pid.exists() and log.exists():
                 raise NetspaceError(f"exec in environment {name}: {runtime.complaint(log)}")
@@ -299,7 +295,7 @@ def _feed(stream: IO[bytes], data: bytes) -> bytes:
 
 
 def _kill(process: subprocess.Popen[bytes], pid_file: Path) -> None:
-    """Kill the program inside with its process group; crun then reaps it, and ends."""
+    """Kill the program inside with its process group; the runtime then reaps it, and ends."""
     with contextlib.suppress(OSError, ValueError):
         inside = int(pid_file.read_text())
         if os.getpgid(inside) == inside:

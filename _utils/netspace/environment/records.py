@@ -15,8 +15,10 @@ from typing import Any, Literal
 import msgspec
 
 from netspace import files
+from netspace.environment import runtimes
 from netspace.environment.images import Image
 from netspace.environment.images.sources import Defaults
+from netspace.environment.runtimes import USUAL, Runtime
 from netspace.environment.seccomp_file import Profile
 from netspace.errors import NetspaceError, StateError
 from netspace.layout import Layout
@@ -38,6 +40,7 @@ class Record:
     :param revision: of the hardening it was rendered with.
     :param summary: what its files said, for the operator.
     :param profile: the operator's own system call profile, as it was read; None where it is one of ours.
+    :param runtime: what runs it, and how that was set.
     """
 
     spec: Environment
@@ -48,6 +51,7 @@ class Record:
     revision: str
     summary: Mapping[str, Any] = field(default_factory=dict)
     profile: Profile | None = None
+    runtime: Runtime = USUAL
 
 
 def own(spec: Environment) -> Environment:
@@ -91,6 +95,7 @@ def _encoded(record: Record) -> bytes:
             "revision": record.revision,
             "summary": dict(record.summary),
             **_profile(record.profile),
+            "runtime": {"name": record.runtime.name, "settings": dict(record.runtime.settings)},
         }
     )
 
@@ -123,6 +128,14 @@ def _decode(where: Path, name: str, data: dict[str, Any]) -> Record:
             data["revision"],
             data["summary"],
             None if data.get("profile") is None else Profile(data["profile"]["digest"], data["profile"]["rules"]),
+            _runtime(data.get("runtime", {})),
         )
     except (NetspaceError, KeyError, TypeError, ValueError, AttributeError) as err:
         raise StateError(f"{where}: {err}; remove the file and apply again to rebuild it") from err
+
+
+def _runtime(data: dict[str, Any]) -> Runtime:
+    # Before there was a choice, it was crun.
+    runtime = Runtime(data.get("name", runtimes.DEFAULT), data.get("settings", {}))
+    _ = runtime.typed  # it is one that there is, and its settings are
+    return runtime

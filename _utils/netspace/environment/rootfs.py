@@ -167,8 +167,8 @@ def is_assembled(layout: Layout, name: str, mounted: Collection[str]) -> bool:
 def dismantle(layout: Layout, name: str) -> None:
     """Unmount the environment's root and its own file systems; what is in them stays."""
     bundle = layout.bundle(name)
-    for folder in ("rootfs", "lower"):
-        mounts.unmount(bundle / folder)
+    for folder in (bundle / "rootfs", bundle / "lower", *sorted((bundle / "volumes").glob("*"))):
+        mounts.unmount(folder)
     disks.detach_all(layout, name)
 
 

@@ -1,29 +1,34 @@
-"""How crun is called: the command lines, and what crun left behind when it failed.
+"""How OCI runtimes are called: the command lines, and what one left behind when it failed.
 
-Detached: crun starts the program, leaves its PID in a file and ends, so no process of ours
-stands beside an environment. crun refuses a *hybrid* cgroup layout (version 1 controllers
-with version 2 at ``/sys/fs/cgroup/unified``). There each call runs in a mount namespace of
-its own where that mount is covered; the machine's mounts are never touched.
+Which there are, and how they differ, is in ``runtimes``. Detached: the runtime starts the
+program, leaves its PID in a file and ends, so no process of ours stands beside an
+environment. crun refuses a *hybrid* cgroup layout (version 1 controllers with version 2 at
+``/sys/fs/cgroup/unified``). There each call runs in a mount namespace of its own where that
+mount is covered; the machine's mounts are never touched.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
+import hashlib
+import json
 import os
-import shutil
 import subprocess
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from netspace.environment import cgroups, mounts
-from netspace.errors import MissingError, NetspaceError
+from netspace.environment import cgroups, mounts, oci, runtimes
+from netspace.environment.runtimes import USUAL, Runtime
+from netspace.errors import NetspaceError
 from netspace.layout import Layout
 from netspace.spec.types import Environment
 from netspace.supervision import Service
 
-VARIABLES = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
-PATIENCE = 60.0  # seconds for crun to kill and forget a container
+VARIABLES = {"PATH": runtimes.SEARCHED}
+PATIENCE = 60.0  # seconds for a runtime to kill and forget a container
+# What runs beside gets neither the score nor the umask that the program got from the runtime: without them it would
+# be as precious as the minion, and its files everybody's.
+_BESIDE = f'umask 077 && echo {oci.OOM_SCORE_ADJ} >/proc/self/oom_score_adj && exec "$@"'
 _UNIFIED = f"{cgroups.ROOT}/unified"
 
 
@@ -32,42 +37,70 @@ def service_name(name: str) -> str:
     return f"environment-{name}"
 
 
-def container(layout: Layout, name: str) -> str:
-    """The environment's name for crun."""
+def container(layout: Layout, name: str, runtime: Runtime) -> str:
+    """The environment's name for the runtime."""
+    if runtime.module.FIXED_NAMES:
+        return f"{layout.instance}-{hashlib.sha256(name.encode()).hexdigest()[:32]}"
     return f"{layout.instance}-{name}"
 
 
-@functools.cache
-def program() -> str:
-    """Where crun is.
-
-    :raises MissingError: when it is not installed.
-    """
-    found = shutil.which("crun", path=VARIABLES["PATH"])
-    if found is None:
-        raise MissingError("the program crun", "install it: apt-get install crun")
-    return found
-
-
 def prefix(mounted: Mapping[str, mounts.Mount]) -> tuple[str, ...]:
-    """What stands before each call of crun on this host: nothing, unless cgroups are hybrid."""
+    """What stands before each call of a runtime that can't do with hybrid cgroups: nothing, unless they are."""
     unified = mounted.get(_UNIFIED)
     if unified is None or unified.kind != "cgroup2" or not os.path.ismount(_UNIFIED):
         return ()  # not there, or covered by another mount
-    # crun makes a folder for the environment there all the same: in a tmpfs that goes with the namespace.
+    # It makes a folder for the environment there all the same: in a tmpfs that goes with the namespace.
     script = f'mount -t tmpfs -o size=64k none {_UNIFIED} && exec "$@"'
     return ("/usr/bin/unshare", "--mount", "--propagation", "private", "--", "/bin/sh", "-c", script, "sh")
 
 
-def crun(layout: Layout, mounted: Mapping[str, mounts.Mount], *arguments: str) -> tuple[str, ...]:
-    """A call of crun with our own state folder."""
-    return (*prefix(mounted), program(), "--root", str(state(layout)), *arguments)
+def call(layout: Layout, runtime: Runtime, mounted: Mapping[str, mounts.Mount], *arguments: str) -> tuple[str, ...]:
+    """A call of an OCI runtime with our own state folder.
+
+    :raises MissingError: when it is not installed.
+    """
+    return (*_before(runtime, mounted), *_program(runtime, state(layout, runtime.name)), *arguments)
+
+
+def _before(runtime: Runtime, mounted: Mapping[str, mounts.Mount]) -> tuple[str, ...]:
+    if "hybrid" in runtime.lacks:
+        return prefix(mounted)
+    return ("/bin/sh", "-c", 'umask 022 && exec "$@"', "sh") if "umask" in runtime.lacks else ()
+
+
+def _program(runtime: Runtime, root: Path) -> tuple[str, ...]:
+    return (runtime.program, *runtime.module.options(runtime.typed), "--root", str(root))
+
+
+def beside(
+    layout: Layout, name: str, runtime: Runtime, mounted: Mapping[str, mounts.Mount], scratch: Path
+) -> tuple[str, ...]:
+    """The call that runs another program in a running environment: ``<scratch>/process.json``.
+
+    Its PID will be in ``<scratch>/pid``, and complaints in ``<scratch>/log``.
+
+    :raises NetspaceError: when the runtime doesn't know the environment (any more).
+    """
+    runtime = runtime.jail
+    own, root = container(layout, name, runtime), state(layout, runtime.name)
+    before = prefix(mounted) if "hybrid" in runtime.lacks else ()
+    if hasattr(runtime.module, "elsewhere"):
+        (scratch / "state").mkdir(mode=0o700)
+        try:
+            root = runtime.module.elsewhere(root, own, scratch / "state")
+        except (OSError, ValueError, KeyError, TypeError) as err:
+            raise NetspaceError(f"environment {name} is not known to {runtime.name}: {err}") from err
+        before = ("/usr/bin/nsenter", f"--net={layout.netns(name)}")
+    return (
+        *("/bin/sh", "-c", _BESIDE, "sh", *before, *_program(runtime, root), "--log", str(scratch / "log"), "exec"),
+        *("--process", str(scratch / "process.json"), "--pid-file", str(scratch / "pid"), own),
+    )
 
 
 def piped(call: Sequence[str]) -> subprocess.Popen[bytes]:
-    """Start a call of crun that stays with its program, on three pipes.
+    """Start a call that stays with its program, on three pipes.
 
-    Never the host's /dev/null: crun hands its streams to the environment's user (fchown).
+    Never the host's /dev/null: a runtime hands its streams to the environment's user (fchown).
     """
     return subprocess.Popen(
         call,
@@ -80,13 +113,13 @@ def piped(call: Sequence[str]) -> subprocess.Popen[bytes]:
     )
 
 
-def state(layout: Layout) -> Path:
-    """Where crun keeps what runs."""
-    return layout.run / "crun"
+def state(layout: Layout, runtime: str) -> Path:
+    """Where the runtime keeps what runs."""
+    return layout.run / runtime
 
 
 def log(layout: Layout, name: str) -> Path:
-    """Where crun writes why it failed."""
+    """Where the runtime writes why it failed."""
     return layout.bundle(name) / "runtime.log"
 
 
@@ -105,28 +138,35 @@ def halt_mark(layout: Layout, name: str) -> Path:
 
 
 def service(
-    layout: Layout, name: str, spec: Environment, mounted: Mapping[str, mounts.Mount], controllers: Collection[str]
+    layout: Layout,
+    name: str,
+    spec: Environment,
+    runtime: Runtime,
+    mounted: Mapping[str, mounts.Mount],
+    controllers: Collection[str],
 ) -> Service:
     """The environment as something to keep running.
 
     :param controllers: the cgroup controllers that the host has; what none keeps is no limit.
+    :raises MissingError: when the runtime is not installed.
     """
     limits = {"memory": int(spec.limits.memory), "cpus": spec.limits.cpus, "pids": spec.limits.pids}
-    own = container(layout, name)
+    jail = runtime.jail
+    own = container(layout, name, jail)
     errors = ("--log", str(log(layout, name)))
     pid = pid_file(layout, name)
     return Service(
         name=service_name(name),
         description=f"{layout.instance} environment {name}",
-        command=crun(
-            *(layout, mounted, *errors, "run", "--detach"),
+        command=call(
+            *(layout, jail, mounted, *errors, "run", "--detach"),
             *("--bundle", str(layout.bundle(name)), "--pid-file", str(pid), own),
         ),
         variables=VARIABLES,
         pid_file=pid,
-        cleanup=(crun(layout, mounted, "delete", "--force", own),),
+        cleanup=(call(layout, jail, mounted, "delete", "--force", own),),
         restart=spec.restart,
-        stop_timeout=spec.stop_timeout,
+        stop_timeout=spec.stop_timeout if getattr(runtime.module, "STOPS", True) else 0.0,
         log=output(layout, name),
         limits={key: value for key, value in limits.items() if cgroups.CONTROLLERS[key] in controllers},
         delegate=True,
@@ -134,35 +174,50 @@ def service(
 
 
 def failure(layout: Layout, name: str) -> str:
-    """Why the environment's last start failed in crun, or nothing."""
+    """Why the environment's last start failed in the runtime, or nothing."""
     return complaint(log(layout, name))
 
 
 def complaint(path: Path) -> str:
-    """The last thing in a log of crun's, or nothing."""
+    """The last thing that a runtime complained of in its log, or nothing."""
     try:
         lines = path.read_text(errors="replace").splitlines()
     except OSError:
         return ""
-    # "2026-01-31T12:00:00.000000Z: message"
-    return lines[-1].split("Z: ", 1)[-1] if lines else ""
+    for line in reversed(lines):
+        if not line.startswith("{"):
+            return line.split("Z: ", 1)[-1]  # "2026-01-31T12:00:00.000000Z: message"
+        with contextlib.suppress(ValueError, RecursionError):
+            entry = json.loads(line)
+            if entry.get("level") in ("error", "fatal"):
+                return str(entry.get("msg", ""))
+    return ""
 
 
-def known(layout: Layout, name: str) -> bool:
-    """Whether crun knows a container of the environment's, running or not."""
-    return (state(layout) / container(layout, name)).exists()
+def known(layout: Layout, name: str) -> list[str]:
+    """The runtimes that know a container of the environment's, running or not."""
+    found = []
+    for runtime in runtimes.names():
+        folder = state(layout, runtime)
+        if folder.is_dir():
+            own = container(layout, name, Runtime(runtime))
+            if (folder / runtimes.find(runtime).STATE.format(own)).exists():
+                found.append(runtime)
+    return found
 
 
-def delete(layout: Layout, name: str, mounted: Mapping[str, mounts.Mount]) -> None:
-    """Have crun kill and forget the environment's container, if it still knows one.
+def delete(layout: Layout, name: str, mounted: Mapping[str, mounts.Mount], used: Runtime = USUAL) -> None:
+    """Have runtimes kill and forget the environment's container, if one still knows it.
 
+    :param used: the runtime that it was made with.
     :raises NetspaceError: when it doesn't come to an end.
     """
-    own = container(layout, name)
-    if known(layout, name):
+    for one in known(layout, name):
+        runtime = used.jail if used.jail.name == one else Runtime(one)
+        own = container(layout, name, runtime)
         try:
             subprocess.run(
-                crun(layout, mounted, "delete", "--force", own),
+                call(layout, runtime, mounted, "delete", "--force", own),
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 check=False,
@@ -171,7 +226,7 @@ def delete(layout: Layout, name: str, mounted: Mapping[str, mounts.Mount]) -> No
             )
         except subprocess.TimeoutExpired as err:
             raise NetspaceError(
-                f"crun did not delete {own} within {PATIENCE:.0f} s and was killed; apply again"
+                f"{one} did not delete {own} within {PATIENCE:.0f} s and was killed; apply again"
             ) from err
 
 

@@ -29,6 +29,7 @@ from netspace import files
 from netspace.environment import cgroups, ids, kit, mounts, oci, probe, records, rootfs, runtime
 from netspace.environment.making import Making
 from netspace.environment.records import Record
+from netspace.environment.runtimes import Runtime
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
 from netspace.spec import parse
@@ -125,8 +126,8 @@ def attack(making: Making, original: Record, twins: tuple[str, str], target: Map
             variables.append(f"MARKER={aim['marker']}")
         _make(making, name, original, bases[name], folder, command, variables)
     given = {**target, "peer": {**target.get("peer", {}), **aim}, "limits": _limits(making, original)}
-    with _running(making.layout, peer):
-        return _rows(making.layout, attacker, json.dumps(given))
+    with _running(making.layout, peer, original.runtime):
+        return _rows(making.layout, attacker, original.runtime, json.dumps(given))
 
 
 def _pack(folder: Path) -> kit.Kit:
@@ -148,7 +149,7 @@ def _make(
     twin = replace(original, spec=spec, base=base)
     making.assemble(name, twin)
     making.hand_out(name, twin, {"environment.json": files.encode({"name": name, "peers": [], "senders": []})})
-    config = json.loads(making.render(name, spec, base, original.image, original.profile))
+    config = json.loads(making.render(name, spec, base, original.image, original.runtime, original.profile))
     config["process"]["args"], config["process"]["env"] = command, variables
     config["linux"]["cgroupsPath"] = _cgroup(layout, name)
     options = ["nosuid", "nodev"]
@@ -190,16 +191,17 @@ def _readable(image: Path) -> tuple[str, str]:
 # -- running ---------------------------------------------------------------------------------
 
 
-def _start(layout: Layout, name: str) -> subprocess.Popen[bytes]:
+def _start(layout: Layout, name: str, used: Runtime) -> subprocess.Popen[bytes]:
     bundle = layout.bundle(name)
-    run = ("--log", str(runtime.log(layout, name)), "run", "--bundle", str(bundle), runtime.container(layout, name))
-    return runtime.piped(runtime.crun(layout, mounts.table(), *run))
+    own = runtime.container(layout, name, used)
+    run = ("--log", str(runtime.log(layout, name)), "run", "--bundle", str(bundle), own)
+    return runtime.piped(runtime.call(layout, used, mounts.table(), *run))
 
 
 @contextlib.contextmanager
-def _running(layout: Layout, name: str) -> Iterator[None]:
+def _running(layout: Layout, name: str, used: Runtime) -> Iterator[None]:
     """Have the peer run, and be ready."""
-    process = _start(layout, name)
+    process = _start(layout, name, used)
     assert process.stdin is not None and process.stdout is not None
     process.stdin.close()
     try:
@@ -213,8 +215,8 @@ def _running(layout: Layout, name: str) -> Iterator[None]:
         _end(layout, name, process)
 
 
-def _rows(layout: Layout, name: str, stdin: str) -> list[dict[str, str]]:
-    process = _start(layout, name)
+def _rows(layout: Layout, name: str, used: Runtime, stdin: str) -> list[dict[str, str]]:
+    process = _start(layout, name, used)
     try:
         try:
             answer, _ = process.communicate(stdin.encode(), timeout=_TIMEOUT)
@@ -241,7 +243,7 @@ def _failed(layout: Layout, name: str, process: subprocess.Popen[bytes]) -> Nets
 
 
 def _end(layout: Layout, name: str, process: subprocess.Popen[bytes]) -> None:
-    """Kill what is left of it; crun then ends, too."""
+    """Kill what is left of it; the runtime then ends, too."""
     if process.poll() is None:
         runtime.delete(layout, name, mounts.table())
         deadline = time.monotonic() + 10

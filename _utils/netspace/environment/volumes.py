@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import os
 import urllib.parse
+from collections.abc import Sequence
 from pathlib import Path
 
 from netspace.environment import disks, mounts, paths, trees
+from netspace.environment.ids import COUNT
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
 from netspace.spec.check import within
@@ -27,6 +29,26 @@ def folder(layout: Layout, name: str, volume: Volume) -> Path:
     if volume.source is not None:
         return Path(volume.source)
     return disks.volume(layout, name, volume).folder
+
+
+def shown(layout: Layout, name: str, index: int) -> Path:
+    """Where the volume of that place is mounted with the environment's ids, for a runtime that can't do it itself."""
+    return layout.bundle(name) / "volumes" / str(index)
+
+
+def show(layout: Layout, name: str, wanted: Sequence[Volume], base: int) -> None:
+    """Mount these volumes with the environment's ids; nothing is mounted there.
+
+    :raises NetspaceError: when one can't be.
+    """
+    for index, volume in enumerate(wanted):
+        target = shown(layout, name, index)
+        target.mkdir(parents=True, exist_ok=True, mode=0o711)
+        try:
+            with mounts.user_namespace(base, COUNT) as ids:
+                mounts.idmapped(folder(layout, name, volume), target, ids)
+        except OSError as err:
+            raise NetspaceError(f"environment {name}: volume {volume.target}: {err}") from err
 
 
 def ensure(layout: Layout, name: str, volume: Volume, user: int) -> None:

@@ -13,6 +13,7 @@ import re
 import urllib.parse
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any, Literal
 
 from netspace.errors import Problem
 from netspace.spec.types import (
@@ -25,6 +26,7 @@ from netspace.spec.types import (
     Interface,
     Link,
     LocalBroker,
+    Runtimes,
     Volume,
 )
 
@@ -68,6 +70,28 @@ def image_sources() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__"))
 
 
+def runtimes(spec: Runtimes, path: str) -> list[Problem]:
+    """Check which runtimes are the default."""
+    message = runtime(spec.default, "images")
+    return [Problem(f"{path}:default", message)] if message else []
+
+
+def runtime_settings(spec: Any, path: str) -> list[Problem]:
+    """Check what all runtimes' settings have."""
+    if spec.program is not None and not _clean(spec.program):
+        return [Problem(f"{path}:program", f"{spec.program!r}: expected an absolute path without '..'")]
+    return []
+
+
+def runtime(name: str, thing: Literal["images", "kernels"]) -> str:
+    """Why a runtime can't run such a thing (``images``, ``kernels``); empty where it can."""
+    from netspace.environment import runtimes as known
+
+    if name in known.names() and thing == known.find(name).RUNS:
+        return ""
+    return f"{name!r} is no runtime of {thing}; choose from {', '.join(known.running(thing))}"
+
+
 def image(text: str) -> str:
     """What is wrong with an image's ``<source>:<location>``; empty where nothing is."""
     source, _, location = text.partition(":")
@@ -97,6 +121,8 @@ def environment(spec: Environment, path: str) -> list[Problem]:
 
     if message := image(spec.image):
         refuse("image", message)
+    if spec.runtime is not None and (message := runtime(spec.runtime, "images")):
+        refuse("runtime", message)
     if spec.source_hash is not None and (message := source_hash(spec.source_hash)):
         refuse("source_hash", message)
     for key, arguments in (("command", spec.command), ("args", spec.args or ())):

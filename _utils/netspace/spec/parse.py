@@ -33,6 +33,7 @@ from netspace.spec.types import (
     Network,
     Prefixed,
     Rate,
+    Runtimes,
     Size,
 )
 
@@ -63,6 +64,7 @@ def declaration(data: Any, path: str = "netspace") -> Declaration:
     settings = part("attestation", Attestation, Attestation())
     broker: Broker = part("broker", Broker, Declaration().broker)
     network = part("network", Network, Network())
+    chosen = _try(lambda: runtimes(data.get("runtimes"), f"{path}:runtimes"), Runtimes(), problems)
 
     environments: dict[str, Environment] = {}
     declared = {} if data.get("environments") is None else data["environments"]
@@ -86,7 +88,12 @@ def declaration(data: Any, path: str = "netspace") -> Declaration:
             links.append(parsed_link)
 
     result = Declaration(
-        attestation=settings, broker=broker, network=network, environments=environments, links=tuple(links)
+        attestation=settings,
+        broker=broker,
+        network=network,
+        runtimes=chosen,
+        environments=environments,
+        links=tuple(links),
     )
     # Names that were declared badly are still names: don't report their links as well.
     problems.extend(check.clashes(result, path, known={str(name) for name in declared}))
@@ -124,6 +131,39 @@ def interface(data: Any, path: str = "interface") -> Interface:
     return parsed
 
 
+def runtimes(data: Any, path: str = "runtimes") -> Runtimes:
+    """Parse which runtimes are the default, and each one's own settings; None is all defaults."""
+    from netspace.environment import runtimes as known
+
+    if data is None:
+        return Runtimes()
+    if not isinstance(data, Mapping):
+        raise SpecError([Problem(path, f"expected a mapping, got {_kind_of(data)}")])
+    problems: list[Problem] = []
+    settings: dict[str, Any] = {}
+    defaults = [key for key in Runtimes.__struct_fields__ if key != "settings"]
+    for name, value in data.items():
+        if name in defaults:
+            continue
+        if name not in known.names():
+            near = _suggest(str(name), [*defaults, *known.names()])
+            problems.append(Problem(f"{path}:{name}", "unknown" + near))
+            continue
+        of, where = known.find(name).Settings, f"{path}:{name}"
+        own = _try(functools.partial(convert, value, of, where), None, problems)
+        if own is not None:
+            problems += check.runtime_settings(own, where)
+            given = encode(own)
+            settings[name] = {key: value for key, value in given.items() if value != encode(of())[key]}
+    chosen = {key: data[key] for key in defaults if data.get(key) is not None}
+    parsed = _try(lambda: convert(chosen, Runtimes, path), Runtimes(), problems)
+    problems += check.runtimes(parsed, path)
+    if problems:
+        raise SpecError(problems)
+    complete: Runtimes = msgspec.structs.replace(parsed, settings=settings)
+    return complete
+
+
 def link(data: Any, path: str = "link") -> Link:
     """Parse one link."""
     parsed: Link = convert(data, Link, path)
@@ -135,7 +175,10 @@ def link(data: Any, path: str = "link") -> Link:
 
 def encode(value: Any) -> Any:
     """Return *value* as plain mappings, lists and scalars, the form that parsing takes."""
-    return msgspec.to_builtins(value, builtin_types=(), enc_hook=_encode)
+    plain = msgspec.to_builtins(value, builtin_types=(), enc_hook=_encode)
+    if isinstance(value, Declaration):
+        plain["runtimes"].update(plain["runtimes"].pop("settings"))
+    return plain
 
 
 def _encode(value: Any) -> Any:

@@ -298,6 +298,7 @@ class Environment(Base, frozen=True):
     :param env: variables of the program, beside a minimal set and an OCI image's.
     :param user: uid and gid inside, never 0; absent: an OCI image's User, else 1000.
     :param working_dir: absent: an OCI image's WorkingDir, else ``/``.
+    :param runtime: what runs it: ``crun``, ``runc`` or ``runsc``; absent: the host's default.
     :param seccomp: which system calls it may make: ``strict``, ``standard`` or ``file:/profile.json``.
     :param read_only: no writes to the root at all; else to a layer of its own.
     :param restart: ``always``, ``on-failure`` or ``never``.
@@ -316,6 +317,7 @@ class Environment(Base, frozen=True):
     interface: Any = None
     volumes: tuple[Volume, ...] = ()
     read_only: bool = False
+    runtime: str | None = None
     seccomp: str = "strict"
     restart: Literal["always", "on-failure", "never"] = "on-failure"
     stop_timeout: float = 10.0
@@ -339,12 +341,25 @@ class Link(Base, frozen=True):
         return f"{self.source}.{self.target}"
 
 
+class Runtimes(Base, frozen=True):
+    """What runs environments that don't say it, and how the runtimes are set.
+
+    Under a runtime's name stand its own settings, such as ``program``.
+
+    :param default: of environments with an image.
+    """
+
+    default: str = "crun"
+    settings: dict[str, Any] = {}
+
+
 class Declaration(Base, frozen=True):
     """All that one host is declared to be."""
 
     attestation: Attestation = Attestation()
     broker: Broker = LocalBroker()
     network: Network = Network()
+    runtimes: Runtimes = Runtimes()
     environments: dict[str, Environment] = {}
     links: tuple[Link, ...] = ()
 

@@ -42,6 +42,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "mkdir",
         "true",
         "false",
+        "wc",
     ):
         (binaries / applet).symlink_to("busybox")
     (root / "etc").mkdir(mode=0o755)

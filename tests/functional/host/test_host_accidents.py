@@ -277,7 +277,7 @@ def test_a_runtime_that_hangs_is_given_up_with_a_clear_error(
                     assert "not done within 1 s" in error or "ended right after" in error, error
             else:
                 assert errors == []
-                for folder in runtime.state(LAYOUT).iterdir():
+                for folder in runtime.state(LAYOUT, "crun").iterdir():
                     (folder / "unusual").touch()  # what is plain is forgotten without crun
                 errors = apply(faults_host.teardown)
                 assert errors

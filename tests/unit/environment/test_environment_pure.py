@@ -16,6 +16,7 @@ from netspace.environment.images.sources import oci as oci_source
 from netspace.environment.images.tree import Tree
 from netspace.environment.making import each
 from netspace.environment.operations import Operations
+from netspace.environment.runtimes import Runtime
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
 from netspace.spec import parse
@@ -134,7 +135,7 @@ def test_a_limit_that_no_controller_keeps_is_left_out():
     assert resources() == {"devices"}
     assert resources("pids", "memory", "io") == {"devices", "memory", "pids"}
     own = parse.environment("web", {"image": "tar:/x", "limits": {"memory": "32M", "cpus": 2, "pids": 9}})
-    assert runtime.service(Layout(), "web", own, {}, {"cpu", "pids"}).limits == {"cpus": 2, "pids": 9}
+    assert runtime.service(Layout(), "web", own, Runtime(), {}, {"cpu", "pids"}).limits == {"cpus": 2, "pids": 9}
 
 
 def test_the_configuration_has_all_hardening():
@@ -239,7 +240,7 @@ def test_the_mount_table_is_read():
 
 
 def test_a_container_name_is_ours():
-    assert runtime.container(Layout("shop"), "a-b_c") == "shop-a-b_c"
+    assert runtime.container(Layout("shop"), "a-b_c", Runtime()) == "shop-a-b_c"
     assert runtime.service_name("a-b_c") == "environment-a-b_c"
 
 

@@ -1,0 +1,169 @@
+"""What can run an environment: one module each, named as a declaration's ``runtime`` names it. A new file is a new one.
+
+Every module has
+
+- ``PROGRAM`` and ``PACKAGE``: its program, and the Debian package that has it (empty: none has);
+- ``RUNS``: ``"images"`` or ``"kernels"``: what of an environment it needs;
+- ``Settings``: what an operator may set under ``netspace:runtimes:<name>``: :class:`Settings`, or more;
+
+and where there is more to it than a missing program, ``problem(settings) -> str``: why it can't be used on this host.
+
+A module that runs **images** is an OCI runtime, called by the OCI's command line (``run``, ``exec``, ``delete``).
+It tells how it differs from others:
+
+- ``options(settings)``: global options of each call, before ``--root``;
+- ``LACKS``: what it can't do of what is asked of it (:data:`LACKS`); then it is done without, or for it;
+- ``FIXED_NAMES``: whether containers' names must be equally long: it takes a name's beginning for the name;
+- ``STATE``: the entry of its state folder by which it knows a container, ``{}`` being the container's name;
+
+and one that can't start a second program in a network namespace that is the host's has
+
+- ``elsewhere(root, name, scratch) -> Path``: another state folder, in *scratch*, by which the container is known
+  to have no such namespace. It is then called from within that namespace.
+
+A module that runs **kernels** is a tender: a program whose guest is the kernel. It runs as the one process of an
+ordinary environment (by crun) whose root holds nothing but the tender and the kernel (``tenders``):
+
+- ``files(settings) -> {path inside: path on the host}``: what it needs to be there, beside its program and
+  the libraries of that;
+- ``command(guest) -> (argument, ...)``: its arguments, for a ``tenders.Guest``;
+- ``STOPS``: whether it ends when it is sent SIGTERM; one that doesn't is killed at once;
+- ``devices(settings)``: the host's devices that it opens, beside those of the interface.
+
+Everything else, hardening above all, is done alike for all of them.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from netspace.environment import paths
+from netspace.errors import MissingError, NetspaceError
+from netspace.spec.types import Base
+
+DEFAULT = "crun"
+SEARCHED = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+# time: a time namespace; idmap: the mount option of that name; hybrid: to work beside version 1 controllers
+# with version 2 at /sys/fs/cgroup/unified; umask: to make mount points that all may pass, whatever umask it has.
+LACKS = ("time", "idmap", "hybrid", "umask")
+
+Thing = Literal["images", "kernels"]
+
+
+class Settings(Base, frozen=True):
+    """What can be set of every runtime.
+
+    :param program: its program's path; absent: it is looked for where programs are.
+    """
+
+    program: str | None = None
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """One runtime as it is to be used.
+
+    :param settings: what is set of it, in plain values.
+    :param error: why it can't be used here; empty where it can.
+    """
+
+    name: str = DEFAULT
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    error: str = field(default="", compare=False)
+
+    @functools.cached_property
+    def module(self) -> Any:
+        return find(self.name)
+
+    @property
+    def runs(self) -> Thing:
+        thing: Thing = self.module.RUNS
+        return thing
+
+    @functools.cached_property
+    def typed(self) -> Any:
+        """The settings as their module has them."""
+        return msgspec.convert(dict(self.settings), self.module.Settings)
+
+    @property
+    def jail(self) -> Runtime:
+        """The OCI runtime that makes the environment: itself, or for a tender the default one."""
+        return self if self.runs == "images" else USUAL
+
+    @property
+    def lacks(self) -> frozenset[str]:
+        return frozenset(self.module.LACKS)
+
+    @functools.cached_property
+    def program(self) -> str:
+        """Where its program is.
+
+        :raises MissingError: when it is nowhere.
+        """
+        return _program(self.module.PROGRAM, self.module.PACKAGE, self.typed.program)
+
+
+USUAL = Runtime()
+
+
+@functools.cache
+def _program(name: str, package: str, path: str | None) -> str:
+    if path is not None:
+        real = Path(os.path.realpath(path))
+        if not os.access(real, os.X_OK) or not real.is_file():
+            raise MissingError(f"the program {path}", "install it there, or name another path")
+        info = real.stat()
+        changeable = real if info.st_uid != 0 or info.st_mode & 0o022 else paths.loose(real)
+        if changeable:
+            raise NetspaceError(
+                f"{path} is not used: others than root may change {changeable} (chown root, chmod go-w)"
+            )
+        return path
+    found = shutil.which(name, path=SEARCHED)
+    if found is None:
+        raise MissingError(f"the program {name}", f"install it: apt-get install {package}" if package else "name it")
+    return found
+
+
+@functools.cache
+def names() -> tuple[str, ...]:
+    """Every runtime, by the names of the modules alone."""
+    return tuple(sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem != "__init__"))
+
+
+@functools.cache
+def find(name: str) -> Any:
+    """The module of a runtime.
+
+    :raises NetspaceError: when there is none.
+    """
+    if name not in names():
+        raise NetspaceError(f"there is no runtime {name!r}; choose from {', '.join(names())}")
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def running(thing: Thing) -> list[str]:
+    """The names of the runtimes that run images, or kernels."""
+    return [name for name in names() if thing == find(name).RUNS]
+
+
+def look(name: str, settings: Mapping[str, Any]) -> Runtime:
+    """A runtime as it can be used on this host, or the error why it can't."""
+    wanted = Runtime(name, settings)
+    try:
+        for one in {wanted.name: wanted, wanted.jail.name: wanted.jail}.values():
+            _ = one.program
+        check = getattr(wanted.module, "problem", None)
+        error = "" if check is None else check(wanted.typed)
+    except NetspaceError as err:
+        error = str(err)
+    return Runtime(name, settings, error)

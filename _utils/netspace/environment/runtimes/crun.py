@@ -1,0 +1,16 @@
+"""``crun``: the default. Small and fast; leaves no process of its own beside the program."""
+
+from __future__ import annotations
+
+from netspace.environment import runtimes
+
+PROGRAM = PACKAGE = "crun"
+RUNS = "images"
+Settings = runtimes.Settings
+LACKS = ("hybrid",)
+FIXED_NAMES = False
+STATE = "{}"
+
+
+def options(settings: runtimes.Settings) -> tuple[str, ...]:
+    return ()

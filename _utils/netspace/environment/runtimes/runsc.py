@@ -1,0 +1,35 @@
+"""``runsc`` (gVisor): the program's system calls are answered by a kernel of its own, in user space.
+
+That kernel has its own ``/proc`` and ``/sys`` and sees neither masks nor a time namespace. It uses the
+network namespace's own stack (``--network=host``): the only way into a namespace that is there already.
+Its sandbox passes signals on to the program, and ends as that does. What the program writes goes to
+the environment's layer, never to memory of runsc's own (``--overlay2=none``).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from netspace.environment import runtimes
+
+PROGRAM = PACKAGE = "runsc"
+RUNS = "images"
+LACKS = ("time", "idmap", "umask")
+FIXED_NAMES = True
+STATE = "{0}_sandbox:{0}.state"
+
+
+class Settings(runtimes.Settings, frozen=True):
+    """What can be set of runsc.
+
+    :param platform: how the program's system calls are caught; ``kvm`` needs ``/dev/kvm``.
+    """
+
+    platform: Literal["systrap", "ptrace", "kvm"] = "systrap"
+
+
+def options(settings: Settings) -> tuple[str, ...]:
+    return (
+        *("--log-format", "json", "--platform", settings.platform, "--network", "host"),
+        *("--overlay2", "none", "--oci-seccomp", "--host-uds", "none", "--host-fifo", "none"),
+    )

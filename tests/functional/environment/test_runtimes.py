@@ -1,0 +1,127 @@
+"""The same declaration under each runtime: it runs, is bounded, answers, stops and is changed to another alike."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from environment_host import Host, shell
+from waiting import until
+
+from netspace.environment import runtime, runtimes
+
+RUNTIMES = runtimes.running("images")
+
+
+@pytest.fixture(scope="session", params=RUNTIMES)
+def one(request: pytest.FixtureRequest) -> str:
+    """A runtime that this host has."""
+    name: str = request.param
+    if error := runtimes.look(name, {}).error:
+        pytest.skip(f"{name}: {error}")
+    return name
+
+
+@pytest.fixture
+def volume() -> Iterator[Path]:
+    folder = Path("/var/tmp/netspace-test-runtimes")
+    folder.mkdir(mode=0o700)
+    yield folder / "data"
+    shutil.rmtree(folder)
+
+
+def test_one_declaration_runs_alike(host: Host, one: str, volume: Path) -> None:
+    script = "echo started; trap 'echo told to stop; exit 0' TERM; while :; do sleep 0.1; done"
+    keys = {
+        "command": shell(script),
+        "env": {"COLOUR": "blue"},
+        "user": 1234,
+        "limits": {"memory": "96M", "pids": 48, "files": 200, "tmp": "1M"},
+        "volumes": [{"source": str(volume), "target": "/data"}],
+        "stop_timeout": 30,
+    }
+    desired = host.run("web", runtime=one, files={"environment.json": b'{"name": "web"}\n'}, **keys)
+    assert host.kind.list()["web"]["runtime"] == one
+    assert host.plan({"web": desired}).steps == []
+    until(lambda: "started" in host.operations.logs("web")["lines"], patience=60)
+
+    # Who it is and what it has.
+    assert host.sh("web", "id -u; id -g") == "1234\n1234"
+    status = host.sh("web", "cat /proc/self/status")
+    assert set(re.findall(r"Cap\w+:\s*(\w+)", status)) == {"0" * 16}
+    assert host.sh("web", "cat /run/netspace/environment.json") == '{"name": "web"}'
+    assert host.sh("web", "echo no > /run/netspace/x; echo no > /etc/x").count("an't create") == 2
+    assert host.sh("web", "ulimit -n") == "200"
+    assert host.sh("web", "head -c 2000000 /dev/zero >/tmp/x 2>/dev/null; cat /tmp/x | wc -c") == str(1024**2)
+
+    # The volume's files belong to the ids that are inside, wherever they are mapped to.
+    assert host.sh("web", "echo kept > /data/x; cat /data/x; ls -ln /data/x").split()[0:5:3] == ["kept", "1234"]
+    assert ((volume / "x").stat().st_uid, (volume / "x").read_text()) == (1234, "kept\n")
+
+    # exec: status, streams, standard input, deadline.
+    done = host.operations.exec("web", shell("cat; echo bad >&2; exit 3"), stdin="asked")
+    assert (done["retcode"], done["stdout"], done["stderr"]) == (3, "asked", "bad\n")
+    assert host.operations.exec("web", ["/bin/sleep", "600"], timeout=2)["timed_out"]
+    assert host.operations.exec("web", shell("echo alive"))["stdout"] == "alive\n"
+
+    # The limits are kept by the host, whatever kernel answers inside.
+    usage = host.operations.inspect("web")["usage"]
+    if "memory" in host.kind.making.controllers:
+        assert 0 < usage["memory"] <= 96 * 1024**2
+        assert host.kind.observe().environments["web"].differing == ()
+
+    assert host.operations.stop(["web"]) == {"web": ""}
+    assert "told to stop" in host.operations.logs("web")["lines"]
+    assert host.kind.list()["web"]["exit"] == "exit 0"
+    assert runtime.known(host.layout, "web") == []
+    assert host.operations.start(["web"]) == {"web": ""}
+    assert host.sh("web", "cat /data/x") == "kept"
+
+
+def test_one_that_does_not_stop_is_killed_and_one_that_crashes_is_started_again(host: Host, one: str) -> None:
+    host.run("deaf", runtime=one, command=shell("trap '' TERM; echo up; while :; do sleep 0.1; done"), stop_timeout=1)
+    until(lambda: "up" in host.operations.logs("deaf")["lines"], patience=60)
+    assert host.operations.stop(["deaf"]) == {"deaf": ""}
+    assert runtime.known(host.layout, "deaf") == []
+    assert host.traces()["processes"] == []
+
+    crashing = shell("[ -e /tmp/x ] || { echo up; touch /tmp/x; }; sleep 0.3; exit 3")
+    host.apply({"crash": host.desired("crash", runtime=one, command=crashing)})
+    until(lambda: host.operations.logs("crash")["lines"].count("up") > 1, patience=60)
+    assert host.kind.list()["crash"]["exit"] in ("exit 3", "")
+
+
+def test_another_runtime_is_a_restart_with_that_reason(host: Host, one: str) -> None:
+    other = next(name for name in RUNTIMES if name != one and not runtimes.look(name, {}).error)
+    host.run("web", runtime=other, command=shell("echo started; while :; do sleep 0.1; done"), stop_timeout=1)
+    (step,) = host.plan({"web": host.desired("web", runtime=one, command=shell("sleep 600"))}).steps
+    assert step.changes["runtime"] == {"old": other, "new": one}
+    same = host.desired("web", runtime=one, command=shell("echo started; while :; do sleep 0.1; done"), stop_timeout=1)
+    (step,) = host.plan({"web": same}).steps
+    assert (step.action, step.changes) == ("restart", {"runtime": {"old": other, "new": one}})
+    outcomes = host.apply({"web": same})
+    assert outcomes["web"].error == ""
+    assert runtime.known(host.layout, "web") == [one]
+    assert host.plan({"web": same}).steps == []
+
+
+def test_one_killed_from_outside_leaves_nothing_and_comes_back(host: Host, one: str) -> None:
+    import os
+    import signal
+
+    host.run("web", runtime=one)
+    first = host.pid("web")
+    os.kill(first, signal.SIGKILL)
+    until(lambda: host.kind.list()["web"]["pid"] not in (0, first), patience=60)
+    until(lambda: host.operations.exec("web", shell("echo alive"))["stdout"] == "alive\n", patience=60)
+
+
+def test_a_missing_runtime_is_refused_in_the_plan(host: Host) -> None:
+    host.settings["runsc"] = {"program": "/usr/local/bin/no-such-runsc"}
+    plan = host.plan({"web": host.desired("web", runtime="runsc")})
+    assert plan.steps == []
+    (refusal,) = plan.refusals
+    assert refusal.message.startswith("netspace:environments:web:runtime: runsc can't be used here: the program /usr")
