@@ -528,42 +528,55 @@ def explain(minion: str) -> dict[str, Any]:
     return _answer(work)
 
 
-def learn(host: str, sign: bool = False) -> dict[str, Any]:
+def learn(target: str, sign: bool = False, tgt_type: str = "glob") -> dict[str, Any]:
     """
-    Learn from a host that is known to be good: attest it now, and show what the policy of its group would
-    become if it also took this host's PCR values. **Nothing is written without** ``sign=True``.
+    Learn from hosts that are known to be good: attest them now, and show what the policy of their group would
+    become if it also took how they were booted. **Nothing is written without** ``sign=True``.
 
-    Values that were good stay so, for the time of an update; PCRs that a rule of the policy judges are left
-    to the rule. The next version is one higher.
+    The first policy of a group gets rules wherever the boot logs allow them: Secure Boot on, the entries of
+    dbx that all of them have, who signed what was booted, UEFI programs, kernels, initrds, whatever else was loaded,
+    and command lines. The rest are plain PCR values. ``notes`` says what could not be told by rules, and why.
+
+    A policy that is there keeps its form: its lists get longer, what was good stays so, and what it demands is
+    not lowered. The next version is one higher.
 
     CLI Example:
 
     .. code-block:: bash
 
         salt-run netspace_attestation.learn web1
+        salt-run netspace_attestation.learn 'golden*'
         salt-run netspace_attestation.learn web1 sign=True
 
-    host
-        A minion's id.
+    target
+        Which minions, all of one group.
 
     sign
         Put it in force. Defaults to False.
+
+    tgt_type
+        How ``target`` is meant: ``glob`` (default), ``list``, ...
     """
 
     def work() -> dict[str, Any]:
+        minions = sorted(_minions(target, tgt_type))
+        found = _attest(list(minions))
+        silent = [minion for minion in minions if not found[minion]["answered"]]
+        if silent:
+            raise NetspaceError(f"{silent[0]}: {found[silent[0]]['answer']}")
         made = _fleet()
-        found = _attest([str(host)])[str(host)]
-        if not found["answered"]:
-            raise NetspaceError(f"{host}: {found['answer']}")
-        record = made.record(str(host))
-        if record is None:
-            raise NetspaceError(f"{host}: its result could not be kept")
-        before, after = made.learn(record)
-        shown = {"group": record["group"], "diff": groups.diff(before, after), "signed": False}
-        if sign is True and before != after:
-            _put(made, record["group"], after)
+        group, learned = made.learn(minions)
+        shown = {
+            "group": group,
+            "learned_from": minions,
+            "diff": groups.diff(learned.before, learned.after),
+            "notes": list(learned.notes),
+            "signed": False,
+        }
+        if sign is True and learned.before != learned.after:
+            _put(made, group, learned.after)
             shown["signed"] = True
-        return {**shown, "version": after["version"]}
+        return {**shown, "version": learned.after["version"]}
 
     return _answer(work)
 
@@ -919,7 +932,13 @@ class _Store:
 def _fleet() -> fleet.Fleet:
     settings = _settings()
     registrar = _registrar(settings)
-    return fleet.Fleet(registrar, _master(), groups.parse(settings["groups"]), _Store(), netspace.__version__)
+    return fleet.Fleet(
+        registrar,
+        _master(),
+        groups.parse(settings["groups"], __opts__.get("nodegroups")),
+        _Store(),
+        netspace.__version__,
+    )
 
 
 def _registrar(settings: Mapping[str, Any] | None = None) -> Registrar:

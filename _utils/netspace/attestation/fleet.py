@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from netspace import files
-from netspace.attestation import ear, eventlog, groups, ima, judge, measurelog, structures, verdict, verifier
+from netspace.attestation import ear, eventlog, groups, ima, judge, learning, measurelog, structures, verdict, verifier
 from netspace.attestation.evidence import Context, Evidence, from_hex
 from netspace.attestation.evidence import parse as parse_evidence
 from netspace.attestation.groups import Group, Policies
@@ -335,15 +335,41 @@ class Fleet:
         return before
 
     # -- policies -------------------------------------------------------------------
-    def learn(self, record: Mapping[str, Any]) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-        """Return the policy in force of the record's group, and one that also takes what this host has."""
-        if record["level"] == 0:
-            raise NetspaceError(f"{record['minion']}: {record['reason']}: nothing is learned from it")
-        if not record["pcrs"]:
-            raise NetspaceError(f"{record['minion']} has no TPM: there is nothing to learn from it")
-        data = self.policies.data(record["group"])
-        pcrs = {int(pcr): bytes.fromhex(value) for pcr, value in record["pcrs"].items()}
-        return data, groups.learned(data, pcrs)
+    def learn(self, minions: Sequence[str]) -> tuple[str, learning.Learned]:
+        """Return the group of *minions*, and its policy as it would be if it also took how they were booted.
+
+        :raises NetspaceError: when they are of several groups, or the last evidence of one teaches nothing.
+        """
+        chosen = {self.group(minion).name for minion in minions}
+        if len(chosen) != 1:
+            raise NetspaceError(f"hosts of the groups {', '.join(sorted(chosen))}: learn from those of one at a time")
+        boots = {}
+        for minion in minions:
+            record = self.record(minion)
+            if record is None or record["level"] == 0:
+                why = "it was never attested" if record is None else record["reason"]
+                raise NetspaceError(f"{minion}: {why}: nothing is learned from it")
+            if record["kind"] != "tpm":
+                raise NetspaceError(f"{minion} has no TPM: there is nothing to learn from it")
+            evidence, problem = self._last(minion, record)
+            if evidence is None:
+                raise NetspaceError(f"{minion}: {problem}: attest it")
+            boots[minion] = evidence
+        (group,) = chosen
+        return group, learning.learn(self.policies.data(group), boots)
+
+    def _last(self, minion: str, record: Mapping[str, Any]) -> tuple[Evidence | None, str]:
+        """The evidence that a record was made of, without IMA's list; or why it is not here any more."""
+        wire = self._store.fetch("evidence", key_of(minion))
+        if not wire or _digest(wire) != record["digest"]:
+            return None, "its evidence is not kept any more"
+        evidence = parse_evidence(wire)
+        if evidence.known_log is None:
+            return evidence, ""
+        log = self._log(minion, evidence.known_log)
+        if log is None:
+            return None, "its boot log is not kept any more"
+        return dataclasses.replace(evidence, boot_log=log, known_log=None), ""
 
     def tried(self, minion: str, policy: Policy) -> dict[str, Any]:
         """Return what *policy* would make of the host's last evidence: ``{old, new, code, reason}``.
@@ -354,17 +380,11 @@ class Fleet:
         if record is None or not record["level"] or record["kind"] != "tpm":
             return _trial(None, None, "evidence-none", "there is no genuine quote of this host")
         old = min(record["level"], 4)
-        wire = self._store.fetch("evidence", key_of(minion))
-        if not wire or _digest(wire) != record["digest"]:
-            return _trial(old, None, "evidence-none", "its evidence is not kept any more")
+        evidence, problem = self._last(minion, record)
+        if evidence is None:
+            return _trial(old, None, "evidence-none", problem)
         if record["base"] < 3:
             return _trial(old, record["base"], record["code"], record["reason"])
-        evidence = parse_evidence(wire)
-        if evidence.known_log is not None:
-            log = self._log(minion, evidence.known_log)
-            if log is None:
-                return _trial(old, None, "evidence-none", "its boot log is not kept any more: attest it")
-            evidence = dataclasses.replace(evidence, boot_log=log, known_log=None)
         found = judge.appraise(evidence, dataclasses.replace(policy, ima=None), None)
         return _trial(old, found.level, found.code, found.reason)
 

@@ -12,7 +12,6 @@ is refused: nothing is judged by it, so its hosts become stale.
 
 from __future__ import annotations
 
-import copy
 import difflib
 import fnmatch
 import json
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from netspace import files
-from netspace.attestation import ear, judge, policy
+from netspace.attestation import ear, policy
 from netspace.attestation.ear import Signer
 from netspace.attestation.policy import Policy
 from netspace.attestation.refusals import PolicyDowngraded, PolicyForged, Refused
@@ -39,7 +38,8 @@ _LEVEL = re.compile(r"L([1-5])")
 class Group:
     """Hosts that are judged alike.
 
-    :param match: patterns (``*``, ``?``, ``[]``) of minions' ids.
+    :param match: of minions' ids: patterns (``*``, ``?``, ``[]``), and Salt's ``E@<regular expression>`` and
+        ``L@<id>,<id>``. Nothing that a host says of itself.
     :param minimum: the level from which on a host is *trusted*; below it is *degraded*.
     :param deadline: seconds for which a result counts, here and at the host.
     """
@@ -51,11 +51,12 @@ class Group:
     deadline: float = 7200.0
 
 
-def parse(data: Any) -> tuple[Group, ...]:
+def parse(data: Any, nodegroups: Mapping[str, Any] | None = None) -> tuple[Group, ...]:
     """Read the master's configuration: a list of groups, of which the first that matches counts.
 
     The group ``default`` is the last, and matches all; it may be given too, for other values.
 
+    :param nodegroups: the master's, for ``N@<name>``: it is replaced by what it stands for.
     :raises NetspaceError: for unknown keys and values that are none.
     """
     at = "master configuration: netspace.attestation:groups"
@@ -63,7 +64,7 @@ def parse(data: Any) -> tuple[Group, ...]:
         raise NetspaceError(f"{at}: expected a list")
     found: dict[str, Group] = {}
     for number, one in enumerate(data):
-        group = _group(one, f"{at}:{number}")
+        group = _group(one, f"{at}:{number}", nodegroups or {})
         if group.name in found:
             raise NetspaceError(f"{at}:{number}: {group.name} is there already")
         found[group.name] = group
@@ -71,7 +72,7 @@ def parse(data: Any) -> tuple[Group, ...]:
     return (*found.values(), last)
 
 
-def _group(data: Any, at: str) -> Group:
+def _group(data: Any, at: str, nodegroups: Mapping[str, Any]) -> Group:
     known = tuple(Group.__dataclass_fields__)
     if not isinstance(data, Mapping) or not isinstance(data.get("name"), str):
         raise NetspaceError(f"{at}: expected a mapping with a name")
@@ -86,6 +87,7 @@ def _group(data: Any, at: str) -> Group:
         raise NetspaceError(f"{at}:match: expected a list of patterns of minions' ids")
     if name == DEFAULT and match != ["*"]:
         raise NetspaceError(f"{at}:match: the group {DEFAULT} is for all that no other group has")
+    match = [term for one in match for term in _terms(one, f"{at}:match", nodegroups)]
     level = _LEVEL.fullmatch(str(data.get("minimum", "L2")))
     if level is None:
         raise NetspaceError(f"{at}:minimum: {data['minimum']!r:.40}: expected L1 to L5")
@@ -100,7 +102,43 @@ def _group(data: Any, at: str) -> Group:
 
 def of(groups: Sequence[Group], minion: str) -> Group:
     """Return the group of *minion*: the first that matches its id."""
-    return next(one for one in groups if any(fnmatch.fnmatchcase(minion, pattern) for pattern in one.match))
+    return next(one for one in groups if any(_matches(minion, term) for term in one.match))
+
+
+def _matches(minion: str, term: str) -> bool:
+    kind, at, rest = term[:1], term[1:2], term[2:]
+    if at != "@":
+        return fnmatch.fnmatchcase(minion, term)
+    return minion in rest.split(",") if kind == "L" else re.match(rest, minion) is not None
+
+
+def _terms(one: str, at: str, nodegroups: Mapping[str, Any], depth: int = 0) -> list[str]:
+    """A term of a target, nodegroups taken apart.
+
+    :raises NetspaceError: for one that matches by grains, pillar or addresses: by what a host may choose.
+    """
+    if one[1:2] != "@":
+        return [one]
+    kind, rest = one[0], one[2:]
+    if kind == "N":
+        found = nodegroups.get(rest)
+        words = found.split() if isinstance(found, str) else found
+        if not isinstance(words, list) or not words or depth > 8 or any(not isinstance(word, str) for word in words):
+            raise NetspaceError(f"{at}: {one!r:.80}: not one of the master's nodegroups, or one that names itself")
+        joined = [word for word in words if word != "or"]
+        if any(word in ("and", "not", "(", ")") for word in joined):
+            raise NetspaceError(f"{at}: {one!r:.80}: a nodegroup of more than ids joined by 'or'")
+        return [term for word in joined for term in _terms(word, at, nodegroups, depth + 1)]
+    if kind not in ("E", "L"):
+        raise NetspaceError(
+            f"{at}: {one!r:.80}: a host may say what it likes of itself: match by its id (glob, E@, L@, N@)"
+        )
+    if kind == "E":
+        try:
+            re.compile(rest)
+        except re.error as err:
+            raise NetspaceError(f"{at}: {one!r:.80}: {err}") from err
+    return [one]
 
 
 class Policies:
@@ -170,28 +208,6 @@ class Policies:
         if type(floor) is not int:
             raise NetspaceError(f"{self._folder / 'versions.json'}: {group}: not a version")
         return floor
-
-
-def learned(data: Mapping[str, Any] | None, pcrs: Mapping[int, bytes]) -> dict[str, Any]:
-    """Return the policy that also takes these values, with the next version; *data* itself where it takes them already.
-
-    A PCR that a rule judges, or that may be anything, is left to the rule. Values that were good stay so, for the
-    time of an update: whoever wants them gone edits the policy.
-    """
-    before: dict[str, Any] = policy.plain(data) if data is not None else {"version": 0}
-    after = copy.deepcopy(before)
-    boot = after.setdefault("boot", {})
-    rules = policy.parse({"version": 1, "boot": boot}).boot
-    assert rules is not None
-    ruled = judge.judged_pcrs(rules) | rules.unchecked
-    values = boot.setdefault("pcrs", {})
-    for pcr, value in sorted(pcrs.items()):
-        if pcr not in ruled and value.hex() not in values.get(str(pcr), []):
-            values[str(pcr)] = [*values.get(str(pcr), []), value.hex()]
-    if after == before or (data is not None and values == before.get("boot", {}).get("pcrs", {})):
-        return before
-    after["version"] = before["version"] + 1
-    return after
 
 
 def diff(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> list[str]:

@@ -62,7 +62,7 @@ _SECTIONS = (
     *(".profile", ".linux", ".osrel", ".cmdline", ".initrd", ".ucode", ".splash", ".dtb", ".uname", ".sbat"),
     *(".pcrsig", ".pcrpkey", ".dtbauto", ".hwids", ".efifw"),
 )
-_SECTION_NAMES = frozenset(hashlib.sha256(name.encode() + b"\0").digest() for name in _SECTIONS)
+SECTION_NAMES = frozenset(hashlib.sha256(name.encode() + b"\0").digest() for name in _SECTIONS)
 
 
 @dataclass(frozen=True)
@@ -320,7 +320,7 @@ def _loaded(told: list[Event], policy: Boot, lines: set[bytes], records: list[me
         digest = event.digests[BANK]
         if event.type == events.SEPARATOR and event.data == _SEPARATED and events.proved(event, BANK):
             continue
-        if event.pcr == 11 and digest in _SECTION_NAMES:
+        if event.pcr == 11 and digest in SECTION_NAMES:
             continue
         if event.pcr == 12 and events.command_line(event, BANK) is not None:
             continue

@@ -376,6 +376,16 @@ def test_the_first_group_that_matches_counts_and_default_is_the_last() -> None:
     assert [one.name for one in groups.parse([])] == ["default"]
 
 
+def test_a_group_is_matched_by_ids_in_salts_words() -> None:
+    nodes = {"racks": "L@db1,db2 or N@edge", "edge": ["e*", "or", "E@edge-[0-9]+$"], "loop": "N@loop", "not": "not L@x"}
+    found = groups.parse([{"name": "a", "match": ["web*", "N@racks"]}, {"name": "b", "match": ["E@b[12]$"]}], nodes)
+    names = ("web1", "db2", "db3", "e7", "edge-1", "edge-x", "b1", "b12")
+    assert [groups.of(found, name).name for name in names] == ["a", "a", "default", "a", "a", "a", "b", "default"]
+    for term in ("G@os:Debian", "I@role:web", "S@10.0.0.0/8", "N@none", "N@loop", "N@not", "E@(", "X@y"):
+        with pytest.raises(NetspaceError, match="match"):
+            groups.parse([{"name": "a", "match": [term]}], nodes)
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -430,37 +440,45 @@ def test_a_policy_that_the_verifier_did_not_sign(made: Fleet, tmp_path: Path) ->
             made.policies.data("web")
 
 
+def learn(made: Fleet, minion: Minion) -> tuple[Any, dict[str, Any]]:
+    attest(made, minion)
+    group, found = made.learn(["web1"])
+    assert group == "web"
+    return found.before, found.after
+
+
 def test_learning_shows_a_difference_and_keeps_what_was_good(made: Fleet, minion: Minion) -> None:
-    before, after = made.learn(attest(made, minion))
+    before, after = learn(made, minion)
     assert before is None and after["version"] == 1 and set(after["boot"]["pcrs"]) == {str(pcr) for pcr in range(8)}
     assert any(line.startswith("+") and minion.tpm.pcrs[0].hex() in line for line in groups.diff(before, after))
     policy.parse(after)
     made.policies.put("web", after)
-    before, same = made.learn(attest(made, minion))
+    before, same = learn(made, minion)
     assert before == same and groups.diff(before, same) == []
     old = minion.tpm.pcrs[4]
     minion.tpm.pcrs[4] = bytes([7]) * 32
-    before, after = made.learn(attest(made, minion))
+    before, after = learn(made, minion)
     assert after["version"] == 2 and after["boot"]["pcrs"]["4"] == [old.hex(), "07" * 32]
 
 
-def test_learning_leaves_pcrs_with_a_rule_to_the_rule() -> None:
-    data = {"version": 1, "boot": {"applications": ["00" * 32], "unchecked": [1]}}
-    after = groups.learned(data, {1: bytes(32), 4: bytes(32), 5: bytes(32)})
-    assert set(after["boot"]["pcrs"]) == {"5"} and after["version"] == 2
-    assert data == {"version": 1, "boot": {"applications": ["00" * 32], "unchecked": [1]}}
-
-
-def test_learning_takes_a_pcr_that_half_of_its_rule_would_not_judge() -> None:
-    signers = {"signers": ["00" * 32]}
-    for boot, learned in (({**signers, "secure_boot": True}, {"5"}), (signers, {"5", "7"})):
-        after = groups.learned({"version": 1, "boot": boot}, {5: bytes(32), 7: bytes(32)})
-        assert set(after["boot"]["pcrs"]) == learned
-
-
-def test_nothing_is_learned_from_what_was_refused(made: Fleet, minion: Minion) -> None:
+def test_nothing_is_learned_from_what_was_refused_or_of_two_groups(
+    made: Fleet, minion: Minion, store: Store, tmp_path: Path
+) -> None:
+    with pytest.raises(NetspaceError, match="never attested: nothing is learned"):
+        made.learn(["web1"])
+    attest(made, minion, session="other")
     with pytest.raises(NetspaceError, match="nothing is learned"):
-        made.learn(attest(made, minion, session="other"))
+        made.learn(["web1"])
+    with pytest.raises(NetspaceError, match="default, web: learn from those of one"):
+        made.learn(["web1", "db1"])
+    asked = made.ask("web7")
+    made.judge(asked, by_software(asked, software.load(Layout(root=tmp_path / "soft"))), NOW)
+    with pytest.raises(NetspaceError, match="has no TPM"):
+        made.learn(["web7"])
+    attest(made, minion)
+    store.data["evidence", fleet.key_of("web1")] = {}
+    with pytest.raises(NetspaceError, match="not kept any more: attest it"):
+        made.learn(["web1"])
 
 
 def test_a_policy_is_tried_on_the_last_evidence(made: Fleet, minion: Minion, store: Store) -> None:

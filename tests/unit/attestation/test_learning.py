@@ -1,0 +1,194 @@
+"""What is learned from golden hosts: rules that say what a good boot is, and that judge it so."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import Any
+
+import boot_forge
+import boot_logs
+import pytest
+
+from netspace.attestation import eventlog, events, judge, learning, policy
+from netspace.attestation.evidence import Evidence
+from netspace.attestation.refusals import Refused
+
+RULES = {"secure_boot", "dbx", "signers", "applications", "kernels", "initrds", "files"}
+
+
+def booted(boot: str, edit: Any = lambda found: None) -> Evidence:
+    log, pcrs = boot_forge.edited(boot, edit)
+    chosen = {pcr: pcrs[pcr] for pcr in boot_forge.PCRS[boot]}
+    systemd = boot_logs.read("uki/systemd-tpm2-measure.log") if boot == "uki" else None
+    return Evidence("tpm", b"", b"", b"", chosen, log, systemd)
+
+
+def code(data: dict[str, Any], evidence: Evidence) -> str:
+    try:
+        judge.judged_boot(evidence, policy.parse(data).boot, None)
+    except Refused as err:
+        return err.code
+    return "ok"
+
+
+@pytest.mark.parametrize("boot", ["shim-grub", "uki"])
+def test_a_golden_host_gives_rules_and_they_take_it(boot: str) -> None:
+    evidence = booted(boot)
+    found = learning.learn(None, {"gold": evidence})
+    rules = found.after["boot"]
+    assert found.before is None and found.after["version"] == 1
+    assert rules.keys() >= RULES and rules["secure_boot"] is True
+    expected = boot_forge.policy(boot)["boot"]
+    assert rules["kernels"] == [boot_forge.KERNEL] and boot_forge.INITRD in rules["initrds"]
+    assert rules["dbx"] == expected["dbx"] and rules["signers"] == expected["signers"]
+    assert rules["applications"] == list(dict.fromkeys(expected["applications"]))
+    # What a rule judges has no plain value; what none judges has.
+    assert set(rules["pcrs"]).isdisjoint({"4", "7", "9", "11"})
+    assert set(rules["pcrs"]) == {str(pcr) for pcr in evidence.pcrs} - {"4", "7", "9", "11"}
+    assert code(found.after, evidence) == "ok"
+    again = learning.learn(found.after, {"gold": evidence})
+    assert again.after == again.before == found.after and not again.notes
+
+
+def test_a_command_line_that_is_logged_is_a_rule_and_another_one_is_not_taken() -> None:
+    found = learning.learn(None, {"gold": booted("shim-grub")})
+    assert found.after["boot"]["command_lines"] == [f"/vmlinuz {boot_forge.LINE}"] and not found.notes
+
+    def other(told: list[Any]) -> None:
+        at = next(n for n, one in enumerate(told) if one.pcr == 8 and one.data.startswith(b"kernel_cmdline"))
+        line = b"/vmlinuz root=/dev/nvme0n1 init=/bin/sh"
+        told[at] = boot_forge.measured(8, events.IPL, b"kernel_cmdline: " + line, line)
+
+    assert code(found.after, booted("shim-grub", other)) == "command-line"
+
+
+def test_where_only_its_digest_is_known_the_line_is_pinned_by_it() -> None:
+    found = learning.learn(None, {"gold": booted("uki")})
+    assert "command_lines" not in found.after["boot"] and "command_lines" in " ".join(found.notes)
+
+    def other(told: list[Any]) -> None:
+        at = next(n for n, one in enumerate(told) if one.pcr == 9 and events.tag(one))
+        told[at] = dataclasses.replace(told[at], digests={"sha256": bytes(32)})
+
+    assert code(found.after, booted("uki", other)) == "boot-file"
+
+
+@pytest.mark.parametrize(
+    ("edit", "expected"),
+    [
+        ("kernel", "boot-file"),
+        ("loader", "boot-application"),
+        ("secure boot", "secure-boot"),
+    ],
+)
+def test_what_was_learned_refuses_what_differs(edit: str, expected: str) -> None:
+    def change(told: list[Any]) -> None:
+        if edit == "kernel":
+            for at, one in enumerate(told):
+                if one.pcr == 9 and one.digests["sha256"].hex() == boot_forge.KERNEL:
+                    told[at] = dataclasses.replace(one, digests={"sha256": bytes(32)})
+        elif edit == "loader":
+            at = boot_forge.index(told, 4, events.APPLICATION, number=1)
+            told[at] = dataclasses.replace(told[at], digests={"sha256": bytes(32)})
+        else:
+            at = boot_forge.index(told, 7, events.VARIABLE_DRIVER_CONFIG, "SecureBoot")
+            told[at] = boot_forge.measured(7, events.VARIABLE_DRIVER_CONFIG, told[at].data[:-1] + b"\0")
+
+    found = learning.learn(None, {"gold": booted("shim-grub")})
+    assert code(found.after, booted("shim-grub", change)) == expected
+
+
+def test_a_set_has_what_any_of_it_has_and_the_dbx_that_all_have() -> None:
+    def more(told: list[Any]) -> None:
+        """A newer kernel, and an older list of revoked programs."""
+        for at, one in enumerate(told):
+            if one.digests["sha256"].hex() == boot_forge.KERNEL:
+                told[at] = dataclasses.replace(one, digests={"sha256": b"\7" * 32})
+        at = boot_forge.index(told, 7, events.VARIABLE_DRIVER_CONFIG, "dbx")
+        head = told[at].data
+        read = events.variable(head)
+        assert read is not None
+        emptied = head[: len(head) - len(read.data)]
+        emptied = emptied[:24] + bytes(8) + emptied[32:]
+        told[at] = boot_forge.measured(7, events.VARIABLE_DRIVER_CONFIG, emptied)
+
+    one, two = booted("shim-grub"), booted("shim-grub", more)
+    found = learning.learn(None, {"one": one, "two": two})
+    assert sorted(found.after["boot"]["kernels"]) == sorted([boot_forge.KERNEL, "07" * 32])
+    assert "dbx" not in found.after["boot"]
+    assert code(found.after, one) == code(found.after, two) == "ok"
+
+    # A policy that demands more than the second host has is not lowered by learning from it.
+    strict = learning.learn(None, {"one": one})
+    later = learning.learn(strict.after, {"two": two})
+    assert later.after["boot"]["dbx"] == strict.after["boot"]["dbx"] and later.after["version"] == 2
+    assert any("[dbx-old]" in note for note in later.notes)
+    assert set(later.after["boot"]["kernels"]) == {boot_forge.KERNEL, "07" * 32}
+
+
+def test_without_secure_boot_pcr_7_is_known_by_its_value() -> None:
+    def off(told: list[Any]) -> None:
+        at = boot_forge.index(told, 7, events.VARIABLE_DRIVER_CONFIG, "SecureBoot")
+        told[at] = boot_forge.measured(7, events.VARIABLE_DRIVER_CONFIG, told[at].data[:-1] + b"\0")
+
+    evidence = booted("shim-grub", off)
+    found = learning.learn(None, {"gold": evidence})
+    assert "secure_boot" not in found.after["boot"] and "7" in found.after["boot"]["pcrs"]
+    assert any("secure_boot" in note for note in found.notes) and code(found.after, evidence) == "ok"
+
+
+@pytest.mark.parametrize("log", [None, b"\0", "other"])
+def test_without_a_log_that_leads_to_the_values_there_are_values_alone(log: Any) -> None:
+    evidence = booted("shim-grub")
+    brought = booted("uki").boot_log if log == "other" else log
+    found = learning.learn(None, {"gold": dataclasses.replace(evidence, boot_log=brought)})
+    assert found.after["boot"].keys() == {"pcrs"} and any("plain values alone" in note for note in found.notes)
+    assert set(found.after["boot"]["pcrs"]) == {str(pcr) for pcr in evidence.pcrs}
+
+
+def test_a_policy_by_values_keeps_its_form() -> None:
+    evidence = booted("shim-grub")
+    before = {"version": 4, "boot": {"pcrs": {str(pcr): ["00" * 32] for pcr in evidence.pcrs}, "unchecked": [1]}}
+    given = copy.deepcopy(before)
+    found = learning.learn(before, {"gold": evidence})
+    assert before == given and found.after["version"] == 5
+    assert found.after["boot"].keys() == {"pcrs", "unchecked"} and code(found.after, evidence) == "ok"
+    assert found.after["boot"]["pcrs"]["7"] == ["00" * 32, evidence.pcrs[7].hex()]
+
+
+@pytest.mark.parametrize("half", ["secure_boot", "signers"])
+def test_a_pcr_that_half_of_its_rule_would_not_judge_keeps_its_value(half: str) -> None:
+    evidence = booted("shim-grub")
+    whole = boot_forge.policy("shim-grub")
+    rules = {half: whole["boot"][half], "unchecked": [0, 1]}
+    found = learning.learn({"version": 1, "boot": rules}, {"gold": evidence})
+    assert "7" in found.after["boot"]["pcrs"] and "1" not in found.after["boot"]["pcrs"]
+    assert code(found.after, evidence) == "ok"
+
+
+def test_no_mutation_of_a_log_is_learned_as_good_and_none_breaks_it() -> None:
+    """Whatever the log says: what is learned either takes the boot, or the notes say that it doesn't."""
+    import random
+
+    chance = random.Random(7)
+    genuine = list(boot_forge.log("shim-grub").events[1:])
+    for _ in range(120):
+        told = list(genuine)
+        for _ in range(chance.choice((1, 2, 5))):
+            at = chance.randrange(len(told))
+            kind = chance.randrange(4)
+            if kind == 0:
+                del told[at]
+            elif kind == 1:
+                told.insert(at, chance.choice(genuine))
+            elif kind == 2:
+                told[at] = dataclasses.replace(told[at], pcr=chance.choice((4, 7, 8, 9, 11, 12)))
+            else:
+                told[at] = dataclasses.replace(told[at], data=chance.randbytes(chance.randrange(80)))
+        raw = boot_forge.packed(told)
+        values = eventlog.parse(raw).replay("sha256")
+        pcrs = {pcr: values.get(pcr, bytes(32)) for pcr in range(15)}
+        evidence = Evidence("tpm", b"", b"", b"", pcrs, raw)
+        found = learning.learn(None, {"gold": evidence})
+        assert (code(found.after, evidence) == "ok") != any("L4 would not be reached" in one for one in found.notes)
