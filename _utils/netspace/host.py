@@ -217,9 +217,8 @@ class Host:
     ) -> dict[str, Any]:
         """What environments shall be, by specification, state, system call profile and runtime; cards of *links*."""
         from netspace.environment.compare import DesiredEnvironment
-        from netspace.link import card
 
-        known, vhost = self.trust(), self.links.vhost
+        known, cards = self.trust(), self.links.cards()
         level = {"level": known.name, "verifier": known.verifier}
         linked: dict[str, list[Link]] = {}
         for link in links:
@@ -228,7 +227,7 @@ class Host:
         desired = {}
         for name, (spec, state, profile, runtime) in wanted.items():
             own = linked.get(name, [])
-            content = {**card.card(name, own, vhost), "trust": level}
+            content = {**cards(name, own), "trust": level}
             handed: dict[str, bytes] = {"environment.json": files.encode(content)}
             if own:
                 password = self.links.password(name)

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from netspace.link import model
+from netspace.link import former
+from netspace.link.former import Former
+from netspace.link.names import Names, account
 from netspace.spec.types import Link
 
 VERSION = 1
@@ -17,32 +19,44 @@ PORT = 5672
 PASSWORD_FILE = "/run/netspace/password"  # noqa: S105 (a path)
 
 
-def card(name: str, links: Collection[Link], vhost: str) -> dict[str, Any]:
+def card(
+    name: str, links: Collection[Link], vhost: str, names: Names, formers: Collection[Former] = ()
+) -> dict[str, Any]:
     """Return the card of environment *name*; *links* not its own are left out.
 
     One without any link has no mailbox and no broker.
     """
     peers = []
     senders = []
+    queues = [names.mailbox(name)]
     for link in sorted(links, key=lambda link: link.name):
         if link.source == name:
-            peer: dict[str, Any] = {"to": link.target, "pattern": link.pattern, "exchange": model.exchange(link)}
+            peer: dict[str, Any] = {"to": link.target, "pattern": link.pattern, "exchange": names.exchange(link)}
             if link.pattern == "request":
-                peer["replies"] = {"queue": model.replies(name), "exchange": model.reply(link.target)}
+                peer["replies"] = {"queue": names.replies(name), "exchange": names.reply(link.target)}
             peers.append(peer)
         elif link.target == name:
-            sender: dict[str, Any] = {"from": link.source, "pattern": link.pattern, "exchange": model.exchange(link)}
+            sender: dict[str, Any] = {"from": link.source, "pattern": link.pattern, "exchange": names.exchange(link)}
             if link.pattern == "request":
-                sender["reply_exchange"] = model.reply(name)
+                sender["reply_exchange"] = names.reply(name)
+            if link.bounds:
+                queues.append(names.queue(link))
             senders.append(sender)
     content: dict[str, Any] = {"version": VERSION, "name": name, "peers": peers, "senders": senders}
     if peers or senders:
-        content["mailbox"] = model.mailbox(name)
+        patterns = {link.name: link.pattern for link in links}
+        more, whose = former.of(name, formers, names, links)
+        for exchange, was in sorted(whose.items()):
+            if was in patterns:  # a revoked link's mail is nobody's any more
+                pattern = {"from": was.partition(".")[0], "pattern": "send"}
+                senders.append({**pattern, "exchange": exchange, "former": True})
+        content["mailbox"] = names.mailbox(name)
+        content["queues"] = queues + more
         content["broker"] = {
             "host": "127.0.0.1",
             "port": PORT,
             "vhost": vhost,
-            "username": model.account(name),
+            "username": account(name),
             "password_file": PASSWORD_FILE,
         }
     return content

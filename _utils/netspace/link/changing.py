@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
 from netspace.link import broker as node
-from netspace.link import credentials, diff, forwarder, model, planning, reach, record
+from netspace.link import credentials, diff, former, forwarder, model, names, planning, reach, record
+from netspace.link.former import Former
 from netspace.link.management import Management, RefusedError
 from netspace.link.model import Key
+from netspace.link.names import Names
 from netspace.link.planning import Work
 from netspace.link.record import Record
 from netspace.spec.types import Broker, ClusterBroker, Link, LocalBroker
@@ -19,7 +22,13 @@ from netspace.supervision import Supervisor
 
 IMPORT_SECONDS = 300.0
 
-Names = list[str]
+
+@dataclass(frozen=True)
+class _Left:
+    """Queues with mail in them that are none of today's: nobody's (parked), or read under a former name."""
+
+    parked: tuple[str, ...] = ()
+    former: tuple[Former, ...] = ()
 
 
 class Change:
@@ -33,51 +42,65 @@ class Change:
     def links(self, work: Work, after: Mapping[str, Link], purge: bool) -> None:
         """Make the broker carry the links *after*, and record it."""
         before = work.observed.record
-        former = before.broker
-        parked: list[str] = list(before.parked)
-        lost = isinstance(former, ClusterBroker) and work.observed.broker == "unreachable"
-        moved = former is None or reach.place(former) != reach.place(work.broker)
+        where = before.broker
+        left = _Left(tuple(before.parked), before.former)
+        lost = isinstance(where, ClusterBroker) and work.observed.broker == "unreachable"
+        moved = where is None or reach.place(where) != reach.place(work.broker)
         if after and moved and isinstance(work.broker, ClusterBroker):
             # One that was never reached is neither recorded nor a reason to leave the former.
             with reach.management(self.layout, work.broker) as api:
                 if api.get("overview") is None:
                     raise NetspaceError(f"there is no management API at {api.where}; is it RabbitMQ?")
-        if former is not None and work.before and moved:
+        if where is not None and work.before and moved:
             self.progress("revoking all links on the former broker")
             try:
-                parked = self._on_broker(former, work, {}, purge, None)
+                left = self._on_broker(where, work, {}, purge, None, self._names(where))
             except NetspaceError:
                 if not lost:  # else the plan's notes say so
                     raise
-                parked = []
-            self._leave(former, parked)
-        definitions = work.observed.definitions if former == work.broker and work.observed.installed else None
+                left = _Left()
+            self._leave(where, left.parked)
+        definitions = work.observed.definitions if where == work.broker and work.observed.installed else None
         if after:
             if isinstance(work.broker, LocalBroker):
                 forwarder.available()
                 node.available()
-            record.write(self.layout, Record(work.broker, {**work.before, **after}, tuple(parked)))
+            called = names.ensure(self.layout, work.broker)
+            # What is recorded of names is what the broker has for certain: the former ones, until it has been changed.
+            self._record(Record(work.broker, {**work.before, **after}, left.parked, _named(work, called), left.former))
         elif purge and isinstance(work.broker, LocalBroker):
-            self._leave(work.broker, [])
+            self._leave(work.broker, ())
             credentials.remove(self.layout, model.members(work.before.values()))
-            record.forget(self.layout)
+            self._forget()
             return
+        else:
+            called = self._names(work.broker)
         try:
-            parked = self._on_broker(work.broker, work, after, purge, definitions)
+            left = self._on_broker(work.broker, work, after, purge, definitions, called)
         except NetspaceError:
             if after or not (purge and lost):
                 raise
-            parked = []
+            left = _Left()
         # Before the record goes: without it nothing would ever find them.
         credentials.remove(self.layout, model.members(work.before.values()) - model.members(after.values()))
         if after:
-            record.write(self.layout, Record(work.broker, after, tuple(parked)))
+            self._record(Record(work.broker, after, left.parked, called.fingerprint, left.former))
         else:
-            self._leave(work.broker, parked)
-            if parked:
-                record.write(self.layout, Record(work.broker, {}, tuple(parked)))
+            self._leave(work.broker, left.parked)
+            if left.parked:
+                self._record(Record(work.broker, {}, left.parked, called.fingerprint))
             else:
-                record.forget(self.layout)
+                self._forget()
+
+    def _record(self, what: Record) -> None:
+        record.write(self.layout, what)
+
+    def _forget(self) -> None:
+        names.forget(self.layout)
+        record.forget(self.layout)
+
+    def _names(self, broker: Broker) -> Names:
+        return names.read(self.layout, broker) or names.PLAIN
 
     def _on_broker(
         self,
@@ -86,27 +109,37 @@ class Change:
         after: Mapping[str, Link],
         purge: bool,
         definitions: Mapping[str, Any] | None,
-    ) -> Names:
-        """Revoke, then import; return the mailboxes that stay with mail in them."""
+        called: Names,
+    ) -> _Left:
+        """Revoke, then import; return the queues that stay with mail in them."""
         if definitions is None and isinstance(broker, LocalBroker):
             self.progress("starting the broker")
             node.start(self.layout, broker, self.supervisor, self.progress)
         vhost = reach.vhost(self.layout, broker)
+        before = work.observed.record
         with reach.management(self.layout, broker) as api:
             if definitions is None:
                 # Nothing that an environment may do to what is read next keeps it from being revoked first.
-                for key in diff.undeclared(model.objects(work.before.values()), model.objects(after.values())):
+                known = called if before.named == called.fingerprint else names.PLAIN
+                old, new = (model.objects(links.values(), known) for links in (work.before, after))
+                for key in diff.undeclared(old, new):
                     _delete(api, vhost, key)
                 for key in reach.flooded(self.layout, api, broker, {**work.before, **after}):
                     _delete(api, vhost, key)
                 definitions = api.get("definitions")
             passwords = dict(work.observed.passwords) or credentials.read_all(self.layout)
-            change = planning.difference(self.layout, broker, work.before, after, definitions, passwords)
+            compared = planning.compare(self.layout, broker, work.before, after, definitions, passwords, called)
+            change = compared.change
+            formers = former.find(compared.there, compared.wanted, after, before.former, time.time())
+            if after:  # which exchange meant whom must be known before it is gone
+                self._record(
+                    Record(broker, {**work.before, **after}, before.parked, _named(work, called), tuple(formers))
+                )
             for key in change.revoke:
                 _delete(api, vhost, key)
             if change.create or change.change or change.passwords:
-                known = credentials.ensure(self.layout, model.members(after.values()), passwords)
-                document = diff.document(model.objects(after.values()), change, vhost, known)
+                secrets = credentials.ensure(self.layout, model.members(after.values()), passwords)
+                document = diff.document(compared.wanted, change, vhost, secrets)
                 if isinstance(broker, ClusterBroker) and api.get("vhosts", vhost, query="columns=name") is None:
                     document["vhosts"] = [{"name": vhost}]
                     every = dict.fromkeys(("configure", "write", "read"), ".*")
@@ -114,13 +147,21 @@ class Change:
                     document["permissions"] = [*document.get("permissions", ()), manager]
                 self.progress(f"importing {sum(map(len, document.values()))} objects into the broker")
                 api.post("definitions", body=document, timeout=IMPORT_SECONDS)
-            return self._sweep(api, vhost, change.left, purge, not after and isinstance(broker, LocalBroker))
+            for key in diff.old_letters(compared.wanted, compared.there):
+                _delete(api, vhost, key)
+            drained = {one.queue for one in formers if one.queue in work.observed.drained}
+            drained = {name for name in drained if not _has_mail(api, vhost, name)}
+            for name in drained:
+                api.delete("queues", vhost, name)
+            reading = {one.queue for one in formers}
+            whole = not after and isinstance(broker, LocalBroker)
+            left = [name for name in change.left if name not in reading]
+            parked = self._sweep(api, vhost, [name for name in left if whole or not names.is_dead(name)], purge)
+            return _Left(tuple(parked), tuple(one for one in formers if one.queue not in drained))
 
-    def _sweep(self, api: Management, vhost: str, left: Sequence[str], purge: bool, whole: bool) -> Names:
-        """Delete mailboxes that nothing declares, but those with mail in them, unless told to; return these."""
-        queues = {model.mailbox(environment): environment for environment in left}
-        if whole:
-            queues[model.DEAD] = model.DEAD
+    def _sweep(self, api: Management, vhost: str, left: Sequence[str], purge: bool) -> list[str]:
+        """Delete queues that nothing declares, but those with mail in them, unless told to; say whose these are."""
+        queues = dict.fromkeys(left)
         if not queues:
             return []
         if purge:
@@ -136,7 +177,7 @@ class Change:
             time.sleep(0.2)
         for name in queues.keys() - full:
             api.delete("queues", vhost, name)
-        return sorted(queues[name] for name in full)
+        return sorted({names.owner(name) for name in full})
 
     def _leave(self, broker: Broker, parked: Sequence[str]) -> None:
         """Stop what served the last link."""
@@ -149,6 +190,11 @@ class Change:
         found = forwarder.namespaces(self.layout, wanted)
         forwarder.apply(self.layout, broker, found, self.supervisor)
         complete(wanted, found)
+
+
+def _named(work: Work, called: Names) -> str:
+    """The names that the broker has for certain, while it is being changed."""
+    return work.observed.record.named if work.before else called.fingerprint
 
 
 def complete(wanted: Collection[str], found: Collection[str]) -> None:

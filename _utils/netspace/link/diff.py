@@ -18,6 +18,7 @@ from typing import Any
 
 from netspace.link import model
 from netspace.link.model import Found, Key, Objects
+from netspace.link.names import DEAD, account, environments_of, is_dead
 
 # Accounts first: that closes their connections. Then whatever routes, then what holds replies.
 _REVOKE_ORDER = {"user": 0, "permission": 1, "exchange": 2, "binding": 3, "queue": 4, "policy": 5}
@@ -31,7 +32,7 @@ class Difference:
     :param create: objects to import because they are absent (or deleted just before).
     :param change: objects to import because they differ.
     :param passwords: accounts whose password hash isn't that of the stored password.
-    :param left: mailboxes that nothing declares, by environment.
+    :param left: queues of mail that nothing declares, by their whole name.
     :param stuck: objects that differ in what can't be changed, and that may hold mail.
     """
 
@@ -65,16 +66,15 @@ def difference(wanted: Objects, there: Found, passwords: Mapping[str, str]) -> D
     left: list[str] = []
     stuck: list[Key] = []
     fresh: set[Key] = set()
-    common = model.shared()
     for key, value in there.objects.items():
         target = wanted.get(key)
         if target is None:
-            if key[0] == "queue" and key[1].startswith("mailbox."):
-                left.append(key[1].partition(".")[2])
-            elif not (key in common or _answers(key, wanted)):
+            if key[0] == "queue" and environments_of(key[1], "mailbox", "lane", DEAD) is not None:
+                left.append(key[1])
+            elif not (_is_shared(key) or _answers(key, wanted)):
                 revoke.append(key)
         elif target != value:
-            if key[0] in ("exchange", "binding") or key[1].startswith("replies."):
+            if key[0] in ("exchange", "binding") or environments_of(key[1], "replies") is not None:
                 revoke.append(key)
                 fresh.add(key)
             elif key[0] == "queue":
@@ -99,7 +99,7 @@ def difference(wanted: Objects, there: Found, passwords: Mapping[str, str]) -> D
     revoke.sort(key=lambda key: (_REVOKE_ORDER[key[0]], key))
     stale = []
     for environment in sorted(key[1].partition(".")[2] for key in wanted if key[0] == "user"):
-        name = model.account(environment)
+        name = account(environment)
         password = passwords.get(environment)
         if password is None or not verify(password, there.hashes.get(name, "")):
             stale.append(name)
@@ -109,21 +109,31 @@ def difference(wanted: Objects, there: Found, passwords: Mapping[str, str]) -> D
 def undeclared(before: Objects, after: Objects) -> list[Key]:
     """What must go by the record alone, whatever the broker has: accounts, ways to send, queues for answers."""
     gone = (key for key in before if key not in after)
-    routes = [key for key in gone if key[0] in ("user", "exchange") or key[1].startswith("replies.")]
-    common = model.shared()
-    return sorted((key for key in routes if key not in common), key=lambda key: (_REVOKE_ORDER[key[0]], key))
+    routes = [key for key in gone if key[0] in ("user", "exchange") or environments_of(key[1], "replies") is not None]
+    return sorted((key for key in routes if not _is_shared(key)), key=lambda key: (_REVOKE_ORDER[key[0]], key))
+
+
+def old_letters(wanted: Objects, there: Found) -> list[Key]:
+    """Exchanges of dead letters with a former name; needed until the policies name the new one."""
+    if not (wanted and there.whole):
+        return []
+    return [key for key in there.objects if key[0] == "exchange" and key not in wanted and is_dead(key[1])]
+
+
+def _is_shared(key: Key) -> bool:
+    """Whether it is what all links of a virtual host have in common; mail of others may need it."""
+    return key[0] == "policy" or (key[0] in ("exchange", "binding") and is_dead(key[1]))
 
 
 def _answers(key: Key, wanted: Objects) -> bool:
     """Whether *key* is a binding that an asker may make: its replies to the answers of one it may ask."""
     if key[0] != "binding" or key[2] != "queue":
         return False
-    answerer = model.environments_of(key[1], "reply")
-    asker = model.environments_of(key[3], "replies")
-    if answerer is None or asker is None:
+    asker = environments_of(key[3], "replies")
+    if asker is None or environments_of(key[1], "reply") is None or ("queue", key[3]) not in wanted:
         return False
-    read = wanted.get(("permission", model.account(asker[0])), {}).get("read", "")
-    return rf"|reply\.{answerer[0]}|" in f"|{read[2:-2]}|"
+    read = wanted.get(("permission", account(asker[0])), {}).get("read", "")
+    return f"|{model.literal(key[1])}|" in f"|{read[2:-2]}|"
 
 
 def document(wanted: Objects, change: Difference, vhost: str, passwords: Mapping[str, str]) -> dict[str, Any]:

@@ -8,15 +8,18 @@ compared as a whole, and changed by revoking first and importing the difference 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Any
 
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
 from netspace.link import broker as node
-from netspace.link import credentials, forwarder, model, planning, reach, seeing
+from netspace.link import card, credentials, forwarder, model, names, planning, reach, seeing
 from netspace.link.changing import Change, complete
 from netspace.link.management import Management
+from netspace.link.names import Names
 from netspace.link.planning import FORWARDER, KIND, DesiredLinks, Observed, Work
 from netspace.link.record import Record, forget, read
 from netspace.plan import Outcome, Plan, Step
@@ -56,6 +59,18 @@ class Links:
         return read(self.layout).broker or LocalBroker()
 
     @property
+    def called(self) -> Names:
+        """What the broker's objects are called; before there is a key, what they were."""
+        return names.read(self.layout, self.recorded_broker()) or names.PLAIN
+
+    def cards(self) -> Callable[[str, Collection[Link]], dict[str, Any]]:
+        """Return what says what an environment is told of links (``environment.json``)."""
+        record = read(self.layout)
+        where = record.broker or LocalBroker()
+        called = names.read(self.layout, where) or names.PLAIN
+        return partial(card.card, vhost=reach.vhost(self.layout, where), names=called, formers=record.former)
+
+    @property
     def vhost(self) -> str:
         """The virtual host that the links are in."""
         return reach.vhost(self.layout, self.recorded_broker())
@@ -76,12 +91,16 @@ class Links:
         services = self.supervisor.observe()
         state, detail, definitions, flooded = reach.ask(self.layout, record, services)
         config = forwarder.current(self.layout)
+        now = time.time()
         return Observed(
             record=record,
             broker=state,
             detail=detail,
             definitions=definitions,
             flooded=flooded,
+            names=names.read(self.layout, record.broker),
+            drained=reach.drained(self.layout, record, now) if state == "running" else (),
+            now=now,
             passwords=credentials.read_all(self.layout),
             installed=not isinstance(record.broker, LocalBroker) or node.installed(self.layout, record.broker),
             forwarder=services.get(forwarder.NAME),
@@ -157,6 +176,7 @@ class Links:
         forwarder.remove(self.layout, self.supervisor)
         node.remove(self.layout, self.supervisor, keep_data=False)
         credentials.remove(self.layout, list(credentials.read_all(self.layout)))
+        names.forget(self.layout)
         forget(self.layout)
 
     # -- seeing -----------------------------------------------------------------

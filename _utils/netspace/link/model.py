@@ -1,22 +1,25 @@
 """Which broker objects a set of links is. Pure: no broker, no disk, no secret.
 
 One vhost; an environment with at least one link has an account and a mailbox, each
-link an exchange of its own:
+link an exchange of its own (``names`` makes the names, which nobody can guess):
 
 ===========  ==================  ===================================================
 account      ``env.<e>``         no tags, few connections and channels, no configure
 mailbox      ``mailbox.<e>``     quorum queue, bounded by a policy; only <e> reads it
 link         ``link.<a>.<b>``    fanout exchange bound to ``mailbox.<b>``; only <a>
                                  writes, so the exchange of a delivery is its sender
+lane         ``lane.<a>.<b>``    quorum queue in place of the mailbox for a link with
+                                 bounds of its own; only <b> reads it
 replies      ``replies.<a>``     queue for answers, where <a> has a request link
 answers      ``reply.<b>``       direct exchange that <b> answers through; each asker
                                  binds its replies queue to it under a random key
 dead         ``dead``            exchange and queue for mail that could not be kept
 ===========  ==================  ===================================================
 
-Limits are policies and not arguments, because arguments can't be changed later.
+A mailbox's limits are policies and not arguments, because arguments can't be changed later;
+a lane with other limits is another lane, and the former one is read until it is empty.
 Links have exchanges of their own because a keyed exchange shared by several would
-let a CC header reach undeclared receivers. Names have no dot, so these can't clash.
+let a CC header reach undeclared receivers. Names of environments have no dot, so these can't clash.
 """
 
 from __future__ import annotations
@@ -25,7 +28,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from netspace.spec.types import NAME, Link
+from netspace.link.names import DEAD, TAG_PATTERN, Names, account, environments_of
+from netspace.spec.types import Link
 
 Key = tuple[str, ...]
 """What names a broker object: ``("queue", "mailbox.web")``, ``("binding", source, type, target, key)``."""
@@ -38,66 +42,45 @@ ANSWERS = 1000
 
 CONNECTIONS = 8
 CHANNELS = 64
-DEAD = "dead"
 _DAY = 24 * 3600 * 1000
 
-POLICIES: Mapping[str, dict[str, Any]] = {
-    "netspace.mailbox": {
-        "pattern": r"^mailbox\.",
-        "apply-to": "quorum_queues",
-        "priority": 10,
-        "definition": {
-            "max-length": 10_000,
-            "max-length-bytes": 64 * 1024 * 1024,
-            "overflow": "reject-publish",
-            "message-ttl": 7 * _DAY,
-            "delivery-limit": 20,
-            "dead-letter-exchange": DEAD,
-        },
-    },
-    "netspace.replies": {
-        "pattern": r"^replies\.",
-        "apply-to": "classic_queues",
-        "priority": 10,
-        "definition": {
-            "max-length": 10_000,
-            "max-length-bytes": 16 * 1024 * 1024,
-            "overflow": "reject-publish",
-            "message-ttl": 3600 * 1000,
-        },
-    },
-    "netspace.dead": {
-        "pattern": r"^dead$",
-        "apply-to": "quorum_queues",
-        "priority": 10,
-        "definition": {
-            "max-length": 10_000,
-            "max-length-bytes": 64 * 1024 * 1024,
-            "overflow": "drop-head",
-            "message-ttl": 30 * _DAY,
-        },
-    },
+_MAILBOX: dict[str, Any] = {
+    "max-length": 10_000,
+    "max-length-bytes": 64 * 1024 * 1024,
+    "overflow": "reject-publish",
+    "message-ttl": 7 * _DAY,
+    "delivery-limit": 20,
 }
+_LANE = {key: value for key, value in _MAILBOX.items() if key != "overflow"}  # a policy's would hide its own
+_REPLIES: dict[str, Any] = {
+    "max-length": 10_000,
+    "max-length-bytes": 16 * 1024 * 1024,
+    "overflow": "reject-publish",
+    "message-ttl": 3600 * 1000,
+}
+_DEAD: dict[str, Any] = {
+    "max-length": 10_000,
+    "max-length-bytes": 64 * 1024 * 1024,
+    "overflow": "drop-head",
+    "message-ttl": 30 * _DAY,
+    "delivery-limit": -1,  # looking into it counts as a delivery
+}
+POLICIES = ("netspace.mailbox", "netspace.lane", "netspace.replies", "netspace.dead")
 
 
-def account(environment: str) -> str:
-    return f"env.{environment}"
+def policies(names: Names) -> dict[str, dict[str, Any]]:
+    """The limits of all queues, by the policy's name."""
+    letters = {"dead-letter-exchange": names.dead}
+    return {
+        "netspace.mailbox": _policy(r"^mailbox\.", "quorum_queues", {**_MAILBOX, **letters}),
+        "netspace.lane": _policy(r"^lane\.", "quorum_queues", {**_LANE, **letters}),
+        "netspace.replies": _policy(r"^replies\.", "classic_queues", _REPLIES),
+        "netspace.dead": _policy(rf"^dead(\.{TAG_PATTERN})?$", "quorum_queues", _DEAD),
+    }
 
 
-def mailbox(environment: str) -> str:
-    return f"mailbox.{environment}"
-
-
-def exchange(link: Link) -> str:
-    return f"link.{link.name}"
-
-
-def replies(environment: str) -> str:
-    return f"replies.{environment}"
-
-
-def reply(environment: str) -> str:
-    return f"reply.{environment}"
+def _policy(pattern: str, kind: str, definition: dict[str, Any]) -> dict[str, Any]:
+    return {"pattern": pattern, "apply-to": kind, "priority": 10, "definition": dict(definition)}
 
 
 def members(links: Iterable[Link]) -> set[str]:
@@ -105,7 +88,7 @@ def members(links: Iterable[Link]) -> set[str]:
     return {end for link in links for end in (link.source, link.target)}
 
 
-def objects(links: Collection[Link]) -> Objects:
+def objects(links: Collection[Link], names: Names) -> Objects:
     """Return all broker objects of *links*, accounts without their passwords."""
     made: Objects = {}
     environments = members(links)
@@ -120,54 +103,74 @@ def objects(links: Collection[Link]) -> Objects:
             answered.setdefault(link.source, set()).add(link.target)
             asked.add(link.target)
 
-    made.update(shared())
+    made.update(shared(names))
     for environment in environments:
         made["user", account(environment)] = {
             "tags": [],
             "limits": {"max-connections": CONNECTIONS, "max-channels": CHANNELS},
         }
         made["permission", account(environment)] = _permission(
-            environment, environment in sends, answered.get(environment, set()), environment in asked
+            names, environment, environment in sends, answered.get(environment, set()), environment in asked
         )
-        _queue(made, mailbox(environment), "quorum")
+        _queue(made, names.mailbox(environment), "quorum")
         if environment in answered:
-            _queue(made, replies(environment), "classic")
+            _queue(made, names.replies(environment), "classic")
         if environment in asked:
-            _exchange(made, reply(environment), "direct")
+            _exchange(made, names.reply(environment), "direct")
     for link in links:
-        _exchange(made, exchange(link), "fanout")
-        _binding(made, exchange(link), mailbox(link.target))
+        if link.bounds:
+            _queue(made, names.queue(link), "quorum", _bounds(link))
+        _exchange(made, names.exchange(link), "fanout")
+        _binding(made, names.exchange(link), names.queue(link))
     return made
 
 
-def shared() -> Objects:
+def shared(names: Names) -> Objects:
     """What all links of a vhost have in common. It is never revoked: other hosts may use it too."""
-    made: Objects = {("policy", name): dict(policy) for name, policy in POLICIES.items()}
-    _exchange(made, DEAD, "fanout")
-    _queue(made, DEAD, "quorum")
-    _binding(made, DEAD, DEAD)
+    made: Objects = {("policy", name): policy for name, policy in policies(names).items()}
+    _exchange(made, names.dead, "fanout")
+    _queue(made, names.dead, "quorum")
+    _binding(made, names.dead, names.dead)
     return made
 
 
-def of_link(link: Link) -> list[Key]:
+def of_link(link: Link, names: Names) -> list[Key]:
     """The objects that are this link's alone."""
-    name = exchange(link)
-    return [("exchange", name), ("binding", name, "queue", mailbox(link.target), "")]
+    name, queue = names.exchange(link), names.queue(link)
+    lane: list[Key] = [("queue", queue)] if link.bounds else []
+    return [("exchange", name), ("binding", name, "queue", queue, ""), *lane]
 
 
-def _permission(environment: str, sends: bool, asks: set[str], answers: bool) -> dict[str, Any]:
+def _bounds(link: Link) -> dict[str, Any]:
+    """A lane's own limits; the policy's count besides, whichever are less."""
+    bounds: dict[str, Any] = {"x-overflow": "drop-head" if link.full == "drop-head" else "reject-publish"}
+    if link.length is not None:
+        bounds["x-max-length"] = link.length
+    if link.ttl is not None:
+        bounds["x-message-ttl"] = round(link.ttl * 1000)
+    return bounds
+
+
+def _permission(names: Names, environment: str, sends: bool, asks: set[str], answers: bool) -> dict[str, Any]:
+    tag = rf"\.{TAG_PATTERN}" if names.key else ""
     write = []
     if sends:
-        write.append(rf"link\.{environment}\.[a-z0-9_-]+")
+        write.append(rf"link\.{environment}\.[a-z0-9_-]+{tag}")
     if asks:  # binding a queue needs write on it, and read on the exchange
-        write.append(rf"replies\.{environment}")
+        write.append(literal(names.replies(environment)))
     if answers:
-        write.append(rf"reply\.{environment}")
-    read = [rf"mailbox\.{environment}"]
+        write.append(literal(names.reply(environment)))
+    # A mailbox or lane with a former name is this environment's as well, until it is empty.
+    read = [rf"mailbox\.{environment}(\.{TAG_PATTERN})?", rf"lane\.[a-z0-9_-]+\.{environment}(\.{TAG_PATTERN})?"]
     if asks:
-        read.append(rf"replies\.{environment}")
-        read.extend(rf"reply\.{answerer}" for answerer in sorted(asks))
+        read.append(literal(names.replies(environment)))
+        read.extend(literal(names.reply(answerer)) for answerer in sorted(asks))
     return {"configure": "^$", "write": _any_of(write), "read": _any_of(read)}
+
+
+def literal(name: str) -> str:
+    """A name as a permission's pattern has it."""
+    return name.replace(".", r"\.")
 
 
 def _any_of(patterns: list[str]) -> str:
@@ -184,8 +187,12 @@ def _exchange(made: Objects, name: str, kind: str) -> None:
     }
 
 
-def _queue(made: Objects, name: str, kind: str) -> None:
-    made["queue", name] = {"durable": True, "auto_delete": False, "arguments": {"x-queue-type": kind}}
+def _queue(made: Objects, name: str, kind: str, arguments: Mapping[str, Any] | None = None) -> None:
+    made["queue", name] = {
+        "durable": True,
+        "auto_delete": False,
+        "arguments": {"x-queue-type": kind, **(arguments or {})},
+    }
 
 
 def _binding(made: Objects, source: str, target: str) -> None:
@@ -199,11 +206,13 @@ class Found:
     :param objects: ours, in the form of :func:`objects`.
     :param hashes: per account, its password hash (``base64(salt || sha256(salt || password))``).
     :param vhost: whether our vhost exists.
+    :param whole: whether it is this host's alone.
     """
 
     objects: Objects = field(default_factory=dict)
     hashes: Mapping[str, str] = field(default_factory=dict, repr=False)
     vhost: bool = False
+    whole: bool = True
 
 
 def found(definitions: Mapping[str, Any], vhost: str, known: Collection[str], *, whole: bool) -> Found:
@@ -233,7 +242,7 @@ def found(definitions: Mapping[str, Any], vhost: str, known: Collection[str], *,
                 entry, type="", durable=True, auto_delete=False, internal=False, arguments={}
             )
     for entry in here("queues"):
-        if is_ours(entry["name"], "mailbox", "replies", DEAD):
+        if is_ours(entry["name"], "mailbox", "lane", "replies", DEAD):
             ours["queue", entry["name"]] = _pick(entry, durable=True, auto_delete=False, arguments={})
     for entry in here("bindings"):
         source, kind, target = entry["source"], entry["destination_type"], entry["destination"]
@@ -262,7 +271,7 @@ def found(definitions: Mapping[str, Any], vhost: str, known: Collection[str], *,
             }
             hashes[entry["name"]] = entry.get("password_hash", "")
     present = any(entry.get("name") == vhost for entry in definitions.get("vhosts", ()))
-    return Found(ours, hashes, present)
+    return Found(ours, hashes, present, whole)
 
 
 def flooded(bindings: Iterable[Mapping[str, Any]], known: Collection[str], *, whole: bool) -> list[Key]:
@@ -292,21 +301,6 @@ def flooded(bindings: Iterable[Mapping[str, Any]], known: Collection[str], *, wh
         if key[0] == "exchange" or ("~" in said and said != "~"):
             odd.add(key)
     return sorted(key for key, count in counts.items() if key in odd or count > ANSWERS)
-
-
-_ENDS = {"link": 2, "reply": 1, "mailbox": 1, "replies": 1, "env": 1}
-
-
-def environments_of(name: str, *kinds: str) -> tuple[str, ...] | None:
-    """The environments in the name of an object of ours of one of the *kinds*; None: not such a name."""
-    kind, *ends = name.split(".")
-    if kind not in kinds:
-        return None
-    if kind == DEAD:
-        return None if ends else ()
-    if len(ends) != _ENDS[kind] or not all(NAME.fullmatch(end) for end in ends):
-        return None
-    return tuple(ends)
 
 
 def _pick(entry: Mapping[str, Any], **defaults: Any) -> dict[str, Any]:

@@ -8,9 +8,11 @@ from typing import Any
 
 from netspace import files
 from netspace.layout import Layout
-from netspace.link import diff, forwarder, model, reach
+from netspace.link import diff, former, forwarder, model, reach
 from netspace.link.diff import Difference
+from netspace.link.former import Former
 from netspace.link.model import Key
+from netspace.link.names import Names, environments_of, shown
 from netspace.link.reach import BrokerState
 from netspace.link.record import Record, plain
 from netspace.plan import Plan, Refusal, Step
@@ -37,6 +39,8 @@ class Observed:
         answer; our own is then ``starting``.
     :param definitions: the broker's, or None where it doesn't run, or where they aren't read before
         what is ``flooded`` (``model.flooded``) has been made anew.
+    :param names: what objects are called; None: their key is still to be made.
+    :param drained: queues with a former name that are empty.
     :param installed: our node's files are those of the recorded broker.
     :param config: the forwarder's configuration; ``namespaces`` its environments' inodes.
     """
@@ -46,6 +50,9 @@ class Observed:
     detail: str = ""
     definitions: Mapping[str, Any] | None = field(default=None, repr=False)
     flooded: tuple[Key, ...] = ()
+    names: Names | None = None
+    drained: tuple[str, ...] = ()
+    now: float = 0.0
     passwords: Mapping[str, str] = field(default_factory=dict, repr=False)
     installed: bool = True
     forwarder: Status | None = None
@@ -79,23 +86,31 @@ def plan(layout: Layout, desired: DesiredLinks, observed: Observed, remove: Coll
         stay = "its links can't be revoked there and stay usable by whoever reaches it"
         notes.append(f"{observed.detail}; {stay if after else stay + ': only a purge goes on without it'}")
     elif observed.broker == "unreachable" and wanted == observed.record.broker:
-        return Plan(refusals=[Refusal(KIND, BROKER, f"{observed.detail}; the state of all links is unknown")])
+        if before == after:
+            return Plan(refusals=[Refusal(KIND, BROKER, f"{observed.detail}; the state of all links is unknown")])
+        notes.append(f"{observed.detail}: planned from what was recorded last; it can't be applied until it answers")
     work = Work(wanted, before, after, observed)
 
     steps: list[Step] = []
     change = Difference()
     drifted: dict[str, dict[str, Any]] = {}
     accounts: dict[str, dict[str, Any]] = {}
-    if observed.definitions is not None and wanted == observed.record.broker:
-        change = difference(layout, wanted, before, after, observed.definitions, observed.passwords)
-        drifted, accounts = _drift(change, before, after)
-    elif before and observed.broker != "running":
+    renamed = observed.names is None or observed.names.fingerprint != observed.record.named
+    if before and after and renamed and wanted == observed.record.broker:
+        accounts["names"] = {"old": "another key's" if observed.record.named else "guessable", "new": "unguessable"}
+    elif observed.definitions is not None and observed.names is not None and wanted == observed.record.broker:
+        comparison = compare(layout, wanted, before, after, observed.definitions, observed.passwords, observed.names)
+        change = comparison.change
+        drifted, accounts = _drift(change, before, after, observed.names)
+        if after:
+            accounts.update(_former_changes(comparison.formers(observed), observed.record.former))
+    if before and observed.broker not in ("running", "unreachable"):
         notes.append("the broker doesn't run: whether its links are as recorded is unknown until it does")
 
     broker_changes = _broker_changes(work)
     if after:
         unneeded = {"old": "bound to answers beyond what asking needs", "new": "made anew"}
-        accounts.update({":".join(key): unneeded for key in observed.flooded})
+        accounts.update({shown(":".join(key)): unneeded for key in observed.flooded})
         entering = sorted(model.members(after.values()) - model.members(before.values()))
         accounts.update({f"environments:{name}": {"old": None, "new": "mailbox, account"} for name in entering})
         leaving = sorted(model.members(before.values()) - model.members(after.values()))
@@ -116,7 +131,9 @@ def plan(layout: Layout, desired: DesiredLinks, observed: Observed, remove: Coll
         action = "create" if not observed.config else "change" if after else "remove"
         steps.append(Step(KIND, FORWARDER, action, forwards, data=work))
     refusals = [
-        Refusal(KIND, BROKER, f"{key[0]} {key[1]} isn't as netspace makes it and may hold mail: delete it by hand")
+        Refusal(
+            KIND, BROKER, f"{key[0]} {shown(key[1])} isn't as netspace makes it and may hold mail: delete it by hand"
+        )
         for key in change.stuck
     ]
     return Plan(steps, refusals, notes)
@@ -126,28 +143,56 @@ def found(layout: Layout, broker: Broker, known: Collection[str], definitions: M
     return model.found(definitions, reach.vhost(layout, broker), known, whole=isinstance(broker, LocalBroker))
 
 
-def difference(
+@dataclass(frozen=True)
+class Comparison:
+    """What is on the broker beside what shall be."""
+
+    there: model.Found
+    wanted: model.Objects
+    after: Mapping[str, Link]
+    change: Difference
+
+    def formers(self, observed: Observed) -> list[Former]:
+        """The queues that are read under a former name from now on."""
+        known = observed.record.former
+        found = former.find(self.there, self.wanted, self.after, known, observed.now)
+        return [one for one in found if one.queue not in observed.drained]
+
+
+def compare(
     layout: Layout,
     broker: Broker,
     before: Mapping[str, Link],
     after: Mapping[str, Link],
     definitions: Mapping[str, Any],
     passwords: Mapping[str, str],
-) -> Difference:
+    names: Names,
+) -> Comparison:
     known = model.members([*before.values(), *after.values()])
     there = found(layout, broker, known, definitions)
-    return diff.difference(model.objects(after.values()), there, passwords)
+    wanted = model.objects(after.values(), names)
+    return Comparison(there, wanted, after, diff.difference(wanted, there, passwords))
+
+
+def _former_changes(formers: Collection[Former], known: Collection[Former]) -> dict[str, dict[str, Any]]:
+    """Which queues are read under a former name, or no more."""
+    old, new = {one.queue for one in known}, {one.queue for one in formers}
+    read = "read until it is empty"
+    return {
+        f"former queue:{shown(queue)}": {"old": read if queue in old else None, "new": read if queue in new else None}
+        for queue in sorted(old ^ new)
+    }
 
 
 def _drift(
-    change: Difference, before: Mapping[str, Link], after: Mapping[str, Link]
+    change: Difference, before: Mapping[str, Link], after: Mapping[str, Link], names: Names
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
     """What differs on the broker though the declaration is the same: per link, and the rest."""
     links: dict[str, dict[str, Any]] = {}
     others: dict[str, dict[str, Any]] = {}
-    expected = _expected(before, after)
+    expected = _expected(before, after, names)
     for key in sorted(change.touched - expected):
-        parts = model.environments_of(key[1], "link") if key[0] in ("exchange", "binding") else None
+        parts = environments_of(key[1], "link") if key[0] in ("exchange", "binding") else None
         entry = {"old": "there" if key in change.revoke else "differs", "new": None}
         if key in change.create:
             entry = {"old": "differs" if key in change.revoke else None, "new": "as declared"}
@@ -157,18 +202,18 @@ def _drift(
         if name in after:
             links.setdefault(name, {})[":".join(part for part in (key[0], *key[3:4]) if part)] = entry
         else:
-            others[":".join(part for part in key if part)] = entry
+            others[shown(":".join(part for part in key if part))] = entry
     return links, others
 
 
-def _expected(before: Mapping[str, Link], after: Mapping[str, Link]) -> set[Key]:
+def _expected(before: Mapping[str, Link], after: Mapping[str, Link], names: Names) -> set[Key]:
     """The objects that differ because the declaration does."""
-    old, new = model.objects(before.values()), model.objects(after.values())
+    old, new = model.objects(before.values(), names), model.objects(after.values(), names)
     keys = {key for key in {*old, *new} if old.get(key) != new.get(key)}
     for name, link in before.items():
         if after.get(name) != link:
             # An asker's bindings to answers that it may no longer hear have keys of its own making.
-            keys.update(model.of_link(link))
+            keys.update(model.of_link(link, names))
     return keys
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
 from netspace.link import broker as node
-from netspace.link import model
+from netspace.link import former, model, names
 from netspace.link.management import Login, Management, RefusedError, TooLargeError, UnreachableError
 from netspace.link.model import Key
 from netspace.link.record import Record
@@ -80,6 +80,19 @@ def ask(
         return "unreachable", str(err), None, ()
 
 
+def drained(layout: Layout, record: Record, now: float) -> tuple[str, ...]:
+    """The recorded queues with a former name that are empty for certain, also of mail that a reader holds."""
+    settled = {one.queue for one in record.former if now - one.since > former.SETTLED}
+    if not settled or record.broker is None:
+        return ()
+    try:
+        with management(layout, record.broker) as api:
+            counted = api.get("queues", vhost(layout, record.broker), query="columns=name,messages") or []
+    except NetspaceError:  # then they are read a little longer
+        return ()
+    return tuple(sorted(queue["name"] for queue in counted if queue["name"] in settled and queue.get("messages") == 0))
+
+
 def flooded(layout: Layout, api: Management, broker: Broker, links: Mapping[str, Link]) -> tuple[Key, ...]:
     """What environments have bound to answers beyond all need (``model.flooded``).
 
@@ -94,6 +107,7 @@ def flooded(layout: Layout, api: Management, broker: Broker, links: Mapping[str,
     except (TooLargeError, UnreachableError):
         api.get("overview")
         # It is well but for its bindings: without the exchanges for answers, those of environments are gone.
-        return tuple(("exchange", model.reply(environment)) for environment in sorted(answering))
+        named = names.read(layout, broker) or names.PLAIN
+        return tuple(("exchange", named.reply(environment)) for environment in sorted(answering))
     whole = isinstance(broker, LocalBroker)
     return tuple(model.flooded(found, model.members(links.values()), whole=whole))

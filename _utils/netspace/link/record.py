@@ -14,6 +14,8 @@ from typing import Any
 from netspace import files
 from netspace.errors import StateError
 from netspace.layout import Layout
+from netspace.link import former
+from netspace.link.former import Former
 from netspace.spec.types import Broker, Link
 
 
@@ -22,12 +24,16 @@ class Record:
     """What was applied last.
 
     :param broker: None where nothing ever was.
-    :param parked: mailboxes (by environment) that were left with mail in them.
+    :param parked: mailboxes (by environment), and lanes (by link), that were left with mail in them.
+    :param named: fingerprint of the names that it was applied with; empty: those of netspace's first versions.
+    :param former: queues with a former name that are read until they are empty.
     """
 
     broker: Broker | None = None
     links: Mapping[str, Link] = field(default_factory=dict)
     parked: tuple[str, ...] = ()
+    named: str = ""
+    former: tuple[Former, ...] = ()
 
 
 def _path(layout: Layout) -> Path:
@@ -46,8 +52,14 @@ def read(layout: Layout) -> Record:
     try:
         links = parse.convert(value["links"], tuple[Link, ...], "links")
         broker = parse.convert(value["broker"], Broker, "broker")
-        return Record(broker, {link.name: link for link in links}, tuple(value.get("parked", ())))
-    except (KeyError, TypeError, SpecError) as err:
+        return Record(
+            broker,
+            {link.name: link for link in links},
+            tuple(value.get("parked", ())),
+            value.get("named", ""),
+            tuple(former.decode(one) for one in value.get("former", ())),
+        )
+    except (KeyError, TypeError, ValueError, SpecError) as err:
         raise StateError(f"{path}: {err}; remove the file and apply again to rebuild it") from err
 
 
@@ -60,6 +72,8 @@ def write(layout: Layout, record: Record) -> None:
         "broker": parse.encode(record.broker),
         "links": [plain(link) for _, link in sorted(record.links.items())],
         "parked": list(record.parked),
+        "named": record.named,
+        "former": [former.encode(one) for one in record.former],
     }
     files.write_json(_path(layout), value)
 
@@ -76,4 +90,6 @@ def forget(layout: Layout) -> None:
 
 def plain(link: Link | None) -> dict[str, Any] | None:
     """A link as it is recorded and shown."""
-    return None if link is None else {"from": link.source, "to": link.target, "pattern": link.pattern}
+    if link is None:
+        return None
+    return {"from": link.source, "to": link.target, "pattern": link.pattern, **link.bounds}

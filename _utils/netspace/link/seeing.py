@@ -6,7 +6,7 @@ from typing import Any
 
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
-from netspace.link import forwarder, model, planning, reach
+from netspace.link import forwarder, model, names, planning, reach
 from netspace.link.record import plain, read
 from netspace.spec.types import LocalBroker
 from netspace.supervision import Supervisor
@@ -20,6 +20,7 @@ def links(layout: Layout, supervisor: Supervisor) -> dict[str, Any]:
         return {"broker": {"state": "absent"}, **listed}
     state, detail, definitions, _ = reach.ask(layout, record, supervisor.observe())
     there: model.Objects = {}
+    called = names.read(layout, record.broker) or names.PLAIN
     if definitions is not None:
         there = planning.found(layout, record.broker, model.members(record.links.values()), definitions).objects
         try:
@@ -31,11 +32,11 @@ def links(layout: Layout, supervisor: Supervisor) -> dict[str, Any]:
             detail, queues = str(err), []
         counts = {queue["name"]: queue for queue in queues}
         for environment in sorted(model.members(record.links.values())):
-            queue = counts.get(model.mailbox(environment), {})
+            queue = counts.get(called.mailbox(environment), {})
             listed["mailboxes"][environment] = {key: queue.get(key) for key in ("messages", "consumers")}
-        listed["dead"] = counts.get(model.DEAD, {}).get("messages")
+        listed["dead"] = counts.get(called.dead, {}).get("messages")
     for name, link in sorted(record.links.items()):
-        on_broker = all(key in there for key in model.of_link(link))
+        on_broker = all(key in there for key in model.of_link(link, called))
         listed["links"][name] = {
             **(plain(link) or {}),
             "state": "unknown" if definitions is None else "active" if on_broker else "missing",
@@ -59,12 +60,13 @@ def health(layout: Layout, supervisor: Supervisor) -> dict[str, Any]:
     if state != "running":
         problems.append(f"the broker is {state}{': ' + detail if detail else ''}; links are unknown")
     else:
+        called = names.read(layout, record.broker) or names.PLAIN
         with reach.management(layout, record.broker) as api:
             for one in api.get("nodes", query="columns=name,running,mem_alarm,disk_free_alarm") or []:
                 for key, text in (("mem_alarm", "memory"), ("disk_free_alarm", "disk space")):
                     if one.get(key):
                         problems.append(f"{one.get('name')} is short of {text}: it accepts no messages")
-            dead = api.get("queues", reach.vhost(layout, record.broker), model.DEAD, query="columns=messages") or {}
+            dead = api.get("queues", reach.vhost(layout, record.broker), called.dead, query="columns=messages") or {}
             if dead.get("messages"):
                 problems.append(f"{dead['messages']} dead messages")
     problems += planning.parked_notes(record.parked)

@@ -251,6 +251,10 @@ def ports(value: int | str) -> tuple[int, int] | None:
     return (first, last) if 1 <= first <= last <= 65535 else None
 
 
+LINK_TTL = 7 * 24 * 3600  # what every mailbox has
+LINK_LENGTH = 10_000
+
+
 def link(spec: Link, path: str) -> list[Problem]:
     """Check one link's own values."""
     problems = []
@@ -259,6 +263,12 @@ def link(spec: Link, path: str) -> list[Problem]:
             problems.append(Problem(f"{path}:{key}", f"{name!r} can't be an environment's name"))
     if spec.source == spec.target:
         problems.append(Problem(path, f"{spec.source} can't be linked to itself"))
+    if spec.ttl is not None and not 0.001 <= spec.ttl <= LINK_TTL:
+        problems.append(Problem(f"{path}:ttl", f"{spec.ttl:g}: expected 0.001 to {LINK_TTL} seconds, a week"))
+    if spec.length is not None and not 1 <= spec.length <= LINK_LENGTH:
+        problems.append(Problem(f"{path}:length", f"{spec.length}: expected 1 to {LINK_LENGTH} messages"))
+    if spec.full != "reject" and spec.length is None:
+        problems.append(Problem(f"{path}:full", "needs length: a mailbox that others send to as well rejects"))
     return problems
 
 

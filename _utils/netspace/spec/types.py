@@ -19,6 +19,7 @@ NAME_RULE = "1 to 48 of a-z, 0-9, '-' and '_', beginning and ending with a lette
 Policy = Literal["require", "prefer", "off"]
 LevelName = Literal["L0", "L1", "L2", "L3", "L4", "L5"]
 Pattern = Literal["send", "request"]
+Full = Literal["reject", "drop-head"]
 Direction = Literal["in", "out"]
 Protocol = Literal["tcp", "udp", "icmp"]
 
@@ -140,24 +141,31 @@ class Attestation(Requirement, frozen=True):
 
 
 class LocalBroker(Base, frozen=True, tag_field="kind", tag="local"):
-    """A RabbitMQ node of netspace's own on this host's loopback."""
+    """A RabbitMQ node of netspace's own on this host's loopback.
+
+    :param names_key: root-readable file of 32 random characters or more, from which the names of mailboxes
+        and links are made so that nobody can guess them; absent: a key of this host's own.
+    """
 
     port: int = 5682
     management_port: int = 15682
     distribution_port: int = 25682
     epmd_port: int = 4379
+    names_key: str | None = None
 
 
 class ClusterBroker(Base, frozen=True, tag_field="kind", tag="cluster"):
     """Somebody's RabbitMQ, by URL; ``management`` is its HTTP API.
 
     :param credentials: root-readable file of ``user:password`` for the management API.
+    :param names_key: as of a local broker; with the same one on all hosts, dead letters can't be probed either.
     """
 
     url: str
     management: str
     credentials: str
     vhost: str = "netspace"
+    names_key: str | None = None
 
 
 Broker = LocalBroker | ClusterBroker
@@ -328,12 +336,32 @@ class Link(Base, frozen=True):
     """The right of one environment (``from``) to send to another's mailbox (``to``).
 
     ``request``: each message asks for one reply, which goes to the asker alone.
+
+    With ``ttl`` or ``length`` its mail waits in a queue of its own, beside the receiver's mailbox.
+
+    :param ttl: seconds that a message may wait to be read; then it is a dead letter.
+    :param length: messages that may wait.
+    :param full: what happens beyond ``length``: ``reject``: the sender is told by a nack;
+        ``drop-head``: the oldest one is a dead letter.
     """
 
     source: str = msgspec.field(name="from")
     target: str = msgspec.field(name="to")
     pattern: Pattern = "send"
     attestation: Requirement | None = None
+    ttl: float | None = None
+    length: int | None = None
+    full: Full = "reject"
+
+    @property
+    def bounds(self) -> dict[str, float | int | str]:
+        """What was declared of its queue; nothing: its mail waits in the receiver's mailbox."""
+        bounds: dict[str, float | int | str] = {}
+        if self.ttl is not None:
+            bounds["ttl"] = self.ttl
+        if self.length is not None:
+            bounds.update(length=self.length, full=self.full)
+        return bounds
 
     @property
     def name(self) -> str:

@@ -119,11 +119,22 @@ def ask(card, opened, to, text, timeout=5.0):
                 opened.queue_unbind(replies["queue"], replies["exchange"], key)
 
 
+def letters(card, opened):
+    """Yield what comes into any of the queues that the card names, for good."""
+    waiting = []
+    for queue in card["queues"]:
+        opened.basic_consume(queue, lambda _, *letter: waiting.append(letter))
+    while True:
+        opened.connection.process_data_events(time_limit=None)
+        while waiting:
+            yield waiting.pop(0)
+
+
 def serve(card, opened, answer):
-    """Read the mailbox for good; ``answer(sender, text)`` gives the reply, where one is wanted."""
+    """Read all mail for good; ``answer(sender, text)`` gives the reply, where one is wanted."""
     senders = {entry["exchange"]: entry for entry in card["senders"]}
     opened.basic_qos(prefetch_count=16)
-    for method, properties, body in opened.consume(card["mailbox"]):
+    for method, properties, body in letters(card, opened):
         sender = senders.get(method.exchange)
         if sender is None:
             # A link made after this card was read: read it again.

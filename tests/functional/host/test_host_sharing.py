@@ -13,6 +13,10 @@ from pathlib import Path
 import pytest
 from whole_host import CHECKOUT, all_true, python, shop
 
+from netspace.layout import Layout
+from netspace.link import names
+from netspace.spec.types import LocalBroker
+
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("clean")]
 
 PROBE = (CHECKOUT / "_utils/netspace/environment/probe.py").read_text()
@@ -112,12 +116,13 @@ def aim(salt, declared):
     """What the attacker is told to aim at: far more than a real one would know."""
     interfaces = salt("netspace_interface.list")
     broker = declared.get("broker", {})
+    called = names.ensure(Layout(), LocalBroker())
     return {
         "peer": {
             **PEER,
             "addresses": list(interfaces["victim"]["addresses"].values()),
-            "mailbox": "mailbox.victim",
-            "link": "link.victim.orders",
+            "mailbox": called.of("mailbox.victim"),
+            "link": called.of("link.victim.orders"),
             "account": "env.victim",
         },
         "host": {

@@ -47,7 +47,7 @@ def host(linked):
     linked.apply(*LINKS, purge=True)
     with linked.api() as api:
         for name in ("web", "orders", "audit"):
-            api.delete("queues", "netspace", f"mailbox.{name}", "contents")
+            api.delete("queues", "netspace", linked.n(f"mailbox.{name}"), "contents")
     return linked
 
 
@@ -72,24 +72,24 @@ def test_the_documented_example_asks_and_answers_and_sends(host, tmp_path):
 
 # -- what is refused ------------------------------------------------------------------------
 ATTACKS = {
-    "another's link": lambda channel: channel.basic_publish("link.orders.audit", "", b"x"),
-    "a link against its direction": lambda channel: channel.basic_publish("link.orders.web", "", b"x"),
-    "the default exchange": lambda channel: channel.basic_publish("", "mailbox.orders", b"x"),
-    "a standard exchange": lambda channel: channel.basic_publish("amq.fanout", "", b"x"),
-    "the dead letters' exchange": lambda channel: channel.basic_publish("dead", "", b"x"),
-    "reading another's mailbox": lambda channel: channel.basic_get("mailbox.orders"),
-    "consuming another's mailbox": lambda channel: channel.basic_consume("mailbox.orders", print),
-    "reading the dead letters": lambda channel: channel.basic_get("dead"),
-    "purging another's mailbox": lambda channel: channel.queue_purge("mailbox.orders"),
-    "deleting its own mailbox": lambda channel: channel.queue_delete("mailbox.web"),
-    "deleting another's mailbox": lambda channel: channel.queue_delete("mailbox.orders"),
-    "declaring a queue": lambda channel: channel.queue_declare("mine"),
-    "declaring an exchange": lambda channel: channel.exchange_declare("mine"),
-    "deleting a link": lambda channel: channel.exchange_delete("link.web.orders"),
-    "listening on a link": lambda channel: channel.queue_bind("replies.web", "link.orders.audit"),
-    "widening its mailbox": lambda channel: channel.queue_bind("mailbox.web", "amq.fanout"),
-    "answering for another": lambda channel: channel.basic_publish("reply.orders", "key", b"x"),
-    "unbinding a link": lambda channel: channel.queue_unbind("mailbox.orders", "link.web.orders"),
+    "another's link": lambda channel, n: channel.basic_publish(n("link.orders.audit"), "", b"x"),
+    "a link against its direction": lambda channel, n: channel.basic_publish(n("link.orders.web"), "", b"x"),
+    "the default exchange": lambda channel, n: channel.basic_publish("", n("mailbox.orders"), b"x"),
+    "a standard exchange": lambda channel, n: channel.basic_publish("amq.fanout", "", b"x"),
+    "the dead letters' exchange": lambda channel, n: channel.basic_publish(n("dead"), "", b"x"),
+    "reading another's mailbox": lambda channel, n: channel.basic_get(n("mailbox.orders")),
+    "consuming another's mailbox": lambda channel, n: channel.basic_consume(n("mailbox.orders"), print),
+    "reading the dead letters": lambda channel, n: channel.basic_get(n("dead")),
+    "purging another's mailbox": lambda channel, n: channel.queue_purge(n("mailbox.orders")),
+    "deleting its own mailbox": lambda channel, n: channel.queue_delete(n("mailbox.web")),
+    "deleting another's mailbox": lambda channel, n: channel.queue_delete(n("mailbox.orders")),
+    "declaring a queue": lambda channel, n: channel.queue_declare("mine"),
+    "declaring an exchange": lambda channel, n: channel.exchange_declare("mine"),
+    "deleting a link": lambda channel, n: channel.exchange_delete(n("link.web.orders")),
+    "listening on a link": lambda channel, n: channel.queue_bind(n("replies.web"), n("link.orders.audit")),
+    "widening its mailbox": lambda channel, n: channel.queue_bind(n("mailbox.web"), "amq.fanout"),
+    "answering for another": lambda channel, n: channel.basic_publish(n("reply.orders"), "key", b"x"),
+    "unbinding a link": lambda channel, n: channel.queue_unbind(n("mailbox.orders"), n("link.web.orders")),
 }
 
 
@@ -97,14 +97,14 @@ ATTACKS = {
 def test_refused(host, attack):
     with host.client("web") as channel:
         with pytest.raises(ChannelClosedByBroker) as caught:
-            ATTACKS[attack](channel)
+            ATTACKS[attack](channel, host.n)
             channel.connection.process_data_events(1)
     assert caught.value.reply_code in (403, 404), caught.value
 
 
 def test_a_forged_user_id_is_refused(host):
     with host.client("web") as channel, pytest.raises(ChannelClosedByBroker) as caught:
-        channel.basic_publish("link.web.orders", "", b"x", pika.BasicProperties(user_id="env.audit"))
+        channel.basic_publish(host.n("link.web.orders"), "", b"x", pika.BasicProperties(user_id="env.audit"))
     assert caught.value.reply_code == 406
 
 
@@ -121,7 +121,7 @@ def test_connections_are_bounded(host):
                 opened.append(host.connect("web"))
         assert len(opened) == 8
         with host.client("orders") as channel:  # a neighbour is served all the same
-            channel.basic_publish("link.orders.audit", "", b"x", mandatory=True)
+            channel.basic_publish(host.n("link.orders.audit"), "", b"x", mandatory=True)
     finally:
         for connection in opened:
             connection.close()
@@ -207,14 +207,14 @@ def test_revocation_reaches_a_live_sender_at_once_and_nobody_else(host):
     with host.client("web") as sender, host.client("orders") as other:
         second = sender.connection.channel()
         second.confirm_delivery()
-        sender.basic_publish("link.web.audit", "", b"1", mandatory=True)
+        sender.basic_publish(host.n("link.web.audit"), "", b"1", mandatory=True)
         plan = host.apply(*LINKS)
         assert [step.name for step in plan.steps if step.action == "remove"] == ["web.audit"]
         with pytest.raises(ChannelClosedByBroker) as caught:
-            sender.basic_publish("link.web.audit", "", b"2", mandatory=True)
+            sender.basic_publish(host.n("link.web.audit"), "", b"2", mandatory=True)
         assert caught.value.reply_code in (403, 404)
-        second.basic_publish("link.web.orders", "", b"3", mandatory=True)  # its connection goes on
-        other.basic_publish("link.orders.audit", "", b"4", mandatory=True)
+        second.basic_publish(host.n("link.web.orders"), "", b"3", mandatory=True)  # its connection goes on
+        other.basic_publish(host.n("link.orders.audit"), "", b"4", mandatory=True)
 
 
 def test_removing_an_environment_severs_its_connections_and_only_its(host):
@@ -223,7 +223,7 @@ def test_removing_an_environment_severs_its_connections_and_only_its(host):
         with pytest.raises((ConnectionClosedByBroker, pika.exceptions.StreamLostError)):
             for _ in range(50):
                 web.connection.process_data_events(0.1)
-        orders.basic_publish("link.orders.audit", "", b"x", mandatory=True)
+        orders.basic_publish(host.n("link.orders.audit"), "", b"x", mandatory=True)
     assert host.links.password("web") is None
     with host.inside("web"), pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", 5672), timeout=5)
@@ -231,35 +231,35 @@ def test_removing_an_environment_severs_its_connections_and_only_its(host):
 
 def test_changing_the_pattern_takes_the_way_of_answers_away(host):
     with host.client("web") as asker, host.client("orders") as answerer:
-        asker.queue_bind("replies.web", "reply.orders", "key")
-        answerer.basic_publish("reply.orders", "key", b"x", mandatory=True)
+        asker.queue_bind(host.n("replies.web"), host.n("reply.orders"), "key")
+        answerer.basic_publish(host.n("reply.orders"), "key", b"x", mandatory=True)
         plan = host.apply(Link(source="web", target="orders"), TELL)
         changed = {step.name: step.changes for step in plan.steps}
         assert changed[ASK.name] == {"pattern": {"old": "request", "new": "send"}}
         with pytest.raises((ChannelClosedByBroker, UnroutableError)):
-            answerer.basic_publish("reply.orders", "key", b"x", mandatory=True)
+            answerer.basic_publish(host.n("reply.orders"), "key", b"x", mandatory=True)
     assert host.plan(Link(source="web", target="orders"), TELL).steps == []
 
 
 def test_a_binding_for_answers_is_not_drift(host):
     with host.client("web") as asker:
-        asker.queue_bind("replies.web", "reply.orders", "a key/of ~its own")
+        asker.queue_bind(host.n("replies.web"), host.n("reply.orders"), "a key/of ~its own")
         assert host.plan(*LINKS).steps == []
 
 
-def by_arguments(channel) -> None:
+def by_arguments(channel, n) -> None:
     for number in range(20):
-        channel.queue_bind("replies.web", "reply.orders", str(number), arguments={"x": "x" * 100_000})
+        channel.queue_bind(n("replies.web"), n("reply.orders"), str(number), arguments={"x": "x" * 100_000})
 
 
-def by_number(channel) -> None:
+def by_number(channel, n) -> None:
     for number in range(1100):
-        channel.queue_bind("replies.web", "reply.orders", f"{number}" + "x" * 250)
+        channel.queue_bind(n("replies.web"), n("reply.orders"), f"{number}" + "x" * 250)
 
 
-def by_exchange(channel) -> None:
+def by_exchange(channel, n) -> None:
     for number in range(20):
-        channel.exchange_bind("link.web.orders", "reply.orders", str(number), arguments={"x": "x" * 100_000})
+        channel.exchange_bind(n("link.web.orders"), n("reply.orders"), str(number), arguments={"x": "x" * 100_000})
 
 
 FLOODS = {"arguments": by_arguments, "number": by_number, "exchange": by_exchange}
@@ -269,21 +269,21 @@ FLOODS = {"arguments": by_arguments, "number": by_number, "exchange": by_exchang
 def flooded(host, monkeypatch, request):
     """An asker has bound to answers so much that the broker's definitions can't be read."""
     with host.client("web") as channel:
-        FLOODS[request.param](channel)
+        FLOODS[request.param](channel, host.n)
     monkeypatch.setattr(management, "MAX_ANSWER", 250_000)
     return host
 
 
 def answers_bound(host) -> list[dict]:
     with host.api() as api:
-        return api.get("exchanges", "netspace", "reply.orders", "bindings", "source")
+        return api.get("exchanges", "netspace", host.n("reply.orders"), "bindings", "source")
 
 
 def test_no_environment_makes_its_link_irrevocable(flooded):
     with flooded.connect("web") as connection:
         flooded.apply(TELL)
         with pytest.raises((ConnectionClosedByBroker, ChannelClosedByBroker)):
-            connection.channel().basic_publish("link.web.orders", "", b"x", mandatory=True)
+            connection.channel().basic_publish(flooded.n("link.web.orders"), "", b"x", mandatory=True)
             connection.process_data_events(2)
     assert not flooded.plan(TELL).steps
 
@@ -295,15 +295,15 @@ def test_bindings_beyond_need_are_removed_and_named(flooded):
     assert answers_bound(flooded) == []
     assert not flooded.plan(*LINKS).steps
     with flooded.client("web") as channel:
-        channel.queue_bind("replies.web", "reply.orders", "key")
+        channel.queue_bind(flooded.n("replies.web"), flooded.n("reply.orders"), "key")
         assert not flooded.plan(*LINKS).steps
-        channel.basic_publish("link.web.orders", "", b"x", mandatory=True)
-        channel.queue_unbind("replies.web", "reply.orders", "key")
+        channel.basic_publish(flooded.n("link.web.orders"), "", b"x", mandatory=True)
+        channel.queue_unbind(flooded.n("replies.web"), flooded.n("reply.orders"), "key")
 
 
 def test_bindings_too_many_to_be_listed_go_with_the_exchange_for_answers(host, monkeypatch):
     with host.client("web") as channel:
-        by_number(channel)
+        by_number(channel, host.n)
     monkeypatch.setattr(management, "MAX_ANSWER", 100_000)
     host.apply(*LINKS)
     assert answers_bound(host) == []
@@ -312,15 +312,15 @@ def test_bindings_too_many_to_be_listed_go_with_the_exchange_for_answers(host, m
 
 def test_drift_is_repaired_and_named(host):
     with host.api() as api:
-        api.delete("exchanges", "netspace", "link.web.orders")
-        api.post("bindings", "netspace", "e", "amq.topic", "q", "mailbox.audit", body={"routing_key": "a/~b"})
+        api.delete("exchanges", "netspace", host.n("link.web.orders"))
+        api.post("bindings", "netspace", "e", "amq.topic", "q", host.n("mailbox.audit"), body={"routing_key": "a/~b"})
     plan = host.apply(*LINKS)
     steps = {step.name: step for step in plan.steps}
     assert steps[ASK.name].action == "repair"
     assert "binding:amq.topic:queue:mailbox.audit:a/~b" in steps["broker"].changes
     assert host.plan(*LINKS).steps == []
     with host.client("web") as channel:
-        channel.basic_publish("link.web.orders", "", b"x", mandatory=True)
+        channel.basic_publish(host.n("link.web.orders"), "", b"x", mandatory=True)
 
 
 def test_foreign_objects_are_untouched(host):
@@ -356,15 +356,15 @@ def test_foreign_objects_are_untouched(host):
 
 def test_mail_is_parked_until_it_is_read_or_purged(host):
     with host.client("orders") as channel:
-        channel.basic_publish("link.orders.audit", "", b"kept", mandatory=True)
+        channel.basic_publish(host.n("link.orders.audit"), "", b"kept", mandatory=True)
     host.apply(ASK)
     assert host.links.list()["parked"] == ["audit"]
     assert any("audit" in note for note in host.plan(ASK).notes)
     assert host.links.password("audit") is None
     host.apply(*LINKS)
     with host.client("audit") as channel:
-        delivery, _, body = channel.basic_get("mailbox.audit", auto_ack=True)
-        assert (delivery.exchange, body) == ("link.orders.audit", b"kept")
+        delivery, _, body = channel.basic_get(host.n("mailbox.audit"), auto_ack=True)
+        assert (delivery.exchange, body) == (host.n("link.orders.audit"), b"kept")
     host.apply(ASK)
     assert host.links.list()["parked"] == []
 
@@ -376,12 +376,12 @@ def test_a_full_mailbox_refuses_and_a_changed_limit_is_repaired(host):
         api.post("definitions", body={"policies": [policy]})
     with host.client("orders") as channel, pytest.raises(NackError):
         for _ in range(100):  # the length of a quorum queue is a soft limit
-            channel.basic_publish("link.orders.audit", "", b"x")
+            channel.basic_publish(host.n("link.orders.audit"), "", b"x")
             time.sleep(0.02)
     plan = host.apply(*LINKS)
     assert set(plan.steps[0].changes) == {"policy:netspace.mailbox"}
     with host.api() as api:
-        api.delete("queues", "netspace", "mailbox.audit", "contents")
+        api.delete("queues", "netspace", host.n("mailbox.audit"), "contents")
 
 
 def test_lists_and_health(host):
@@ -399,7 +399,7 @@ def test_a_namespace_made_anew_gets_a_new_socket(host):
     plan = host.apply(*LINKS)
     assert [step.name for step in plan.steps] == ["forwarder"]
     with host.client("audit") as channel:
-        assert channel.basic_get("mailbox.audit")
+        assert channel.basic_get(host.n("mailbox.audit"))
 
 
 def test_a_missing_namespace_is_named_and_the_others_are_served(host):
@@ -408,7 +408,7 @@ def test_a_missing_namespace_is_named_and_the_others_are_served(host):
         outcomes = host.links.apply(host.plan(*LINKS).steps)
         assert [(outcome.step.name, "audit" in outcome.error) for outcome in outcomes] == [("forwarder", True)]
         with host.client("web") as channel:
-            channel.basic_publish("link.web.orders", "", b"x", mandatory=True)
+            channel.basic_publish(host.n("link.web.orders"), "", b"x", mandatory=True)
     finally:
         host.environment("audit")
     host.apply(*LINKS)
@@ -419,7 +419,7 @@ def test_live_connections_survive_changes_and_old_workers_are_bounded(host):
         for _ in range(3):
             host.apply(*LINKS, Link(source="audit", target="extra"))
             host.apply(*LINKS)
-        channel.basic_publish("link.web.orders", "", b"x", mandatory=True)
+        channel.basic_publish(host.n("link.web.orders"), "", b"x", mandatory=True)
     assert f"mworker-max-reloads {forwarder.OLD_WORKERS}" in forwarder.current(host.layout)
     for _ in range(50):
         if "old workers" not in host.forwarder("show proc").replace("# old workers\n#", ""):
@@ -431,7 +431,7 @@ def test_live_connections_survive_changes_and_old_workers_are_bounded(host):
 def test_killed_broker_comes_back_with_its_mail(host):
     with host.client("orders") as channel:
         channel.basic_publish(
-            "link.orders.audit", "", b"survives", pika.BasicProperties(delivery_mode=2), mandatory=True
+            host.n("link.orders.audit"), "", b"survives", pika.BasicProperties(delivery_mode=2), mandatory=True
         )
     time.sleep(2)  # RabbitMQ writes the names of new queues down every half second
     os.kill(host.supervisor.observe()[node.NODE].pid, signal.SIGKILL)
@@ -441,7 +441,7 @@ def test_killed_broker_comes_back_with_its_mail(host):
     assert {link["state"] for link in host.links.list()["links"].values()} <= {"unknown"}
     host.apply(*LINKS)
     with host.client("audit") as channel:
-        assert channel.basic_get("mailbox.audit", auto_ack=True)[2] == b"survives"
+        assert channel.basic_get(host.n("mailbox.audit"), auto_ack=True)[2] == b"survives"
 
 
 def test_restore_after_a_reboot(host):
@@ -450,7 +450,7 @@ def test_restore_after_a_reboot(host):
     assert host.links.restore() == {}
     host.apply(*LINKS)
     with host.client("web") as channel:
-        channel.basic_publish("link.web.orders", "", b"x", mandatory=True)
+        channel.basic_publish(host.n("link.web.orders"), "", b"x", mandatory=True)
 
 
 @pytest.mark.parametrize("lost", ["credentials/web.json", "link/management.json"])
@@ -460,7 +460,7 @@ def test_lost_files_are_made_anew(host, lost):
     host.apply(*LINKS)
     assert host.plan(*LINKS).steps == []
     with host.client("web") as channel:
-        channel.basic_publish("link.web.orders", "", b"x", mandatory=True)
+        channel.basic_publish(host.n("link.web.orders"), "", b"x", mandatory=True)
 
 
 def test_a_record_without_broker_objects_is_made_true(host):
@@ -473,12 +473,12 @@ def test_a_record_without_broker_objects_is_made_true(host):
     plan = host.apply(*LINKS, more)
     assert [(step.name, step.action) for step in plan.steps if step.name == more.name] == [(more.name, "repair")]
     with host.client("web") as channel:
-        channel.basic_publish("link.web.audit", "", b"x", mandatory=True)
+        channel.basic_publish(host.n("link.web.audit"), "", b"x", mandatory=True)
 
 
 def test_the_last_link_takes_everything_along(host):
     with host.client("orders") as channel:
-        channel.basic_publish("link.orders.audit", "", b"x", mandatory=True)
+        channel.basic_publish(host.n("link.orders.audit"), "", b"x", mandatory=True)
     plan = host.apply()
     assert {step.action for step in plan.steps} == {"remove"}
     assert host.layout.broker.joinpath("data").exists(), "mail is parked"

@@ -98,7 +98,7 @@ def test_links_are_made_and_used_without_a_question_to_the_name_server(world, na
         assert api.get("definitions")["vhosts"]
         assert api.get("nodes")[0]["running"]
     with world.client("web") as channel:
-        channel.basic_publish("link.web.orders", "", b"hello", mandatory=True)
+        channel.basic_publish(world.n("link.web.orders"), "", b"hello", mandatory=True)
     with world.client("orders") as channel:
-        assert channel.basic_get("mailbox.orders", auto_ack=True)[2] == b"hello"
+        assert channel.basic_get(world.n("mailbox.orders"), auto_ack=True)[2] == b"hello"
     assert name_server.questions() == []

@@ -11,20 +11,28 @@ from hypothesis import strategies as st
 
 from netspace.link import diff, model
 from netspace.link.card import card
+from netspace.link.former import Former, find
+from netspace.link.names import PLAIN, Names, account, environments_of, owner, shown
 from netspace.spec.types import Link
 
 NAMES = ["a", "b", "web", "web-1", "w_1"]
 LINKS = st.builds(
     lambda ends: {
-        f"{source}.{target}": Link(source=source, target=target, pattern=how) for source, target, how in ends
+        f"{source}.{target}": Link(source=source, target=target, pattern=how, ttl=ttl)
+        for source, target, how, ttl in ends
     },
     st.lists(
-        st.tuples(st.sampled_from(NAMES), st.sampled_from(NAMES), st.sampled_from(["send", "request"])).filter(
-            lambda ends: ends[0] != ends[1]
-        )
+        st.tuples(
+            st.sampled_from(NAMES),
+            st.sampled_from(NAMES),
+            st.sampled_from(["send", "request"]),
+            st.sampled_from([None, None, 1.0, 2.5]),
+        ).filter(lambda ends: ends[0] != ends[1])
     ),
 ).map(lambda links: list(links.values()))
 VHOST = "netspace"
+CALLED = Names(b"a key of this test's")
+N = CALLED.of
 
 
 class Broker:
@@ -77,7 +85,7 @@ class Broker:
                 self.objects[key] = value
 
     def converge(self, links: list[Link], known: set[str], passwords: dict[str, str]) -> diff.Difference:
-        wanted = model.objects(links)
+        wanted = model.objects(links, CALLED)
         there = model.found(self.definitions(), VHOST, known | model.members(links), whole=True)
         change = diff.difference(wanted, there, passwords)
         for key in change.revoke:
@@ -93,8 +101,8 @@ def test_after_a_change_there_is_no_difference_and_nothing_undeclared(first, sec
     broker.converge(first, set(), passwords)
     change = broker.converge(second, model.members(first), passwords)
     assert not change.stuck
-    wanted = model.objects(second)
-    kept = {*model.shared(), *(("queue", model.mailbox(name)) for name in change.left)}
+    wanted = model.objects(second, CALLED)
+    kept = {*model.shared(CALLED), *(("queue", name) for name in change.left)}
     assert {key for key in broker.objects if key not in kept} == {key for key in wanted if key not in kept}
     assert all(broker.objects[key] == value for key, value in wanted.items())
     again = broker.converge(second, model.members(first), passwords)
@@ -108,12 +116,16 @@ def test_mailboxes_are_never_revoked(first, second):
     broker.converge(first, set(), passwords)
     change = broker.converge(second, model.members(first), passwords)
     assert not [key for key in change.revoke if key[0] == "queue" and not key[1].startswith("replies.")]
-    assert set(change.left) == model.members(first) - model.members(second)
+    gone = {owner(name) for name in change.left if name.startswith("mailbox.")}
+    assert gone == model.members(first) - model.members(second)
+    lanes = {name for name in change.left if name.startswith("lane.")}
+    wanted = {CALLED.queue(link) for link in second}
+    assert lanes == {CALLED.queue(link) for link in first if link.bounds} - wanted
 
 
 @given(LINKS)
 def test_an_account_may_do_what_its_links_say_and_nothing_else(links):
-    made = model.objects(links)
+    made = model.objects(links, CALLED)
     declared = {(link.source, link.target): link.pattern for link in links}
     names = [key[1] for key in made if key[0] in ("queue", "exchange")] + ["", "amq.default", "amq.topic", "other"]
     for one in model.members(links):
@@ -122,10 +134,13 @@ def test_an_account_may_do_what_its_links_say_and_nothing_else(links):
         assert may["configure"] <= {""}
         asked = {target for (source, target), pattern in declared.items() if source == one and pattern == "request"}
         asks_me = any(target == one and pattern == "request" for (_, target), pattern in declared.items())
-        sent = {f"link.{one}.{target}" for source, target in declared if source == one}
-        replies = {f"replies.{one}"} if asked else set()
-        assert may["write"] - {""} == sent | replies | ({f"reply.{one}"} if asks_me else set())
-        assert may["read"] - {""} == {f"mailbox.{one}"} | replies | {f"reply.{target}" for target in asked}
+        sent = {N(f"link.{one}.{target}") for source, target in declared if source == one}
+        replies = {N(f"replies.{one}")} if asked else set()
+        assert may["write"] - {""} == sent | replies | ({N(f"reply.{one}")} if asks_me else set())
+        lanes = {name for name in names if environments_of(name, "lane") and name.split(".")[2] == one}
+        assert may["read"] - {""} == {N(f"mailbox.{one}")} | lanes | replies | {
+            N(f"reply.{target}") for target in asked
+        }
         assert "amq.default" not in may["write"] | may["read"]
 
 
@@ -145,7 +160,8 @@ def test_foreign_objects_are_not_ours(links):
     broker.hashes["env.elsewhere"] = ""
     broker.objects.update(foreign)
     broker.converge([], model.members(links), passwords)
-    left = model.shared().keys() | {("queue", model.mailbox(name)) for name in model.members(links)}
+    left = model.shared(CALLED).keys() | {("queue", CALLED.mailbox(name)) for name in model.members(links)}
+    left |= {("queue", CALLED.queue(link)) for link in links}
     assert broker.objects.keys() - left == foreign.keys()
 
 
@@ -162,8 +178,8 @@ def test_on_a_shared_broker_other_hosts_environments_are_not_ours():
     broker = Broker()
     broker.converge([Link(source="a", target="b"), Link(source="c", target="d", pattern="request")], set(), {})
     there = model.found(broker.definitions(), VHOST, {"a", "b"}, whole=False).objects
-    assert ("exchange", "link.a.b") in there
-    assert ("queue", "mailbox.c") not in there
+    assert ("exchange", N("link.a.b")) in there
+    assert ("queue", N("mailbox.c")) not in there
     assert not [key for key in there if "c" in key[1].split(".") or "d" in key[1].split(".")]
 
 
@@ -171,22 +187,22 @@ def test_an_undeclared_way_into_a_mailbox_is_revoked():
     broker, passwords = Broker(), {}
     links = [Link(source="a", target="b")]
     broker.converge(links, set(), passwords)
-    hole = ("binding", "amq.topic", "queue", "mailbox.b", "#")
+    hole = ("binding", "amq.topic", "queue", N("mailbox.b"), "#")
     broker.objects[hole] = {"arguments": {}}
-    broker.objects["exchange", "link.b.a"] = {"type": "fanout"}
+    broker.objects["exchange", N("link.b.a")] = {"type": "fanout"}
     change = broker.converge(links, set(), passwords)
-    assert set(change.revoke) == {hole, ("exchange", "link.b.a")}
+    assert set(change.revoke) == {hole, ("exchange", N("link.b.a"))}
 
 
 def test_bindings_to_answers_stay_while_the_request_link_does():
     broker, passwords = Broker(), {}
     links = [Link(source="a", target="b", pattern="request"), Link(source="c", target="b", pattern="request")]
     broker.converge(links, set(), passwords)
-    own = ("binding", "reply.b", "queue", "replies.a", "some random key")
+    own = ("binding", N("reply.b"), "queue", N("replies.a"), "some random key")
     broker.objects[own] = {"arguments": {}}
     assert broker.converge(links, set(), passwords).empty
     links[0] = Link(source="a", target="b")
-    broker.objects["queue", "replies.a"] = {"durable": True, "auto_delete": False, "arguments": {}}
+    broker.objects["queue", N("replies.a")] = {"durable": True, "auto_delete": False, "arguments": {}}
     broker.converge(links, set(), passwords)
     assert own not in broker.objects
 
@@ -195,22 +211,22 @@ def binding(source: str, kind: str, target: str, properties_key: str = "key") ->
     return {"source": source, "destination_type": kind, "destination": target, "properties_key": properties_key}
 
 
-WAITING = binding("reply.b", "queue", "replies.a")
+WAITING = binding(N("reply.b"), "queue", N("replies.a"))
 
 
 @pytest.mark.parametrize(
     ("bindings", "anew"),
     [
         ([WAITING] * model.ANSWERS, []),
-        ([WAITING] * (model.ANSWERS + 1), [("queue", "replies.a")]),
-        ([binding("reply.b", "queue", "replies.a", "~")], []),
-        ([binding("reply.b", "queue", "replies.a", "key~hash")], [("queue", "replies.a")]),
-        ([binding("reply.b", "queue", "replies.a", "~hash")], [("queue", "replies.a")]),
-        ([binding("reply.b", "exchange", "link.a.b")], [("exchange", "link.a.b")]),
-        ([binding("reply.b", "exchange", "reply.a")], [("exchange", "reply.a")]),
-        ([binding("link.a.b", "queue", "mailbox.b", "key~hash")], []),
-        ([binding("reply.b", "queue", "somebody's", "key~hash")], []),
-        ([binding("", "queue", "replies.a", "replies.a")], []),
+        ([WAITING] * (model.ANSWERS + 1), [("queue", N("replies.a"))]),
+        ([binding(N("reply.b"), "queue", N("replies.a"), "~")], []),
+        ([binding(N("reply.b"), "queue", N("replies.a"), "key~hash")], [("queue", N("replies.a"))]),
+        ([binding(N("reply.b"), "queue", N("replies.a"), "~hash")], [("queue", N("replies.a"))]),
+        ([binding(N("reply.b"), "exchange", N("link.a.b"))], [("exchange", N("link.a.b"))]),
+        ([binding(N("reply.b"), "exchange", N("reply.a"))], [("exchange", N("reply.a"))]),
+        ([binding(N("link.a.b"), "queue", N("mailbox.b"), "key~hash")], []),
+        ([binding(N("reply.b"), "queue", "somebody's", "key~hash")], []),
+        ([binding("", "queue", N("replies.a"), N("replies.a"))], []),
     ],
 )
 def test_what_environments_bind_beyond_need_is_made_anew(bindings, anew):
@@ -218,24 +234,24 @@ def test_what_environments_bind_beyond_need_is_made_anew(bindings, anew):
 
 
 def test_on_a_shared_broker_other_hosts_bindings_are_theirs():
-    theirs = [binding("reply.b", "queue", "replies.x", "key~hash")]
+    theirs = [binding(N("reply.b"), "queue", N("replies.x"), "key~hash")]
     assert model.flooded(theirs, "ab", whole=False) == []
-    assert model.flooded(theirs, "ab", whole=True) == [("queue", "replies.x")]
+    assert model.flooded(theirs, "ab", whole=True) == [("queue", N("replies.x"))]
 
 
 @given(LINKS, LINKS)
 def test_what_the_record_says_must_go_is_revoked_by_the_difference_too(first, second):
     broker = Broker()
     broker.converge(first, model.members([*first, *second]), {})
-    keys = diff.undeclared(model.objects(first), model.objects(second))
+    keys = diff.undeclared(model.objects(first, CALLED), model.objects(second, CALLED))
     for key in keys:
         broker.delete(key)
-    names = {model.exchange(link) for link in second}
+    names = {CALLED.exchange(link) for link in second}
     assert not [key for key in broker.objects if key[1].startswith("link.") and key[1] not in names]
-    accounts = {model.account(name) for name in model.members(second)}
+    accounts = {account(name) for name in model.members(second)}
     assert {key[1] for key in broker.objects if key[0] in ("user", "permission")} <= accounts
-    kept = model.objects(second)
-    assert not [key for key in keys if key in kept or key in model.shared() or key[1].startswith("mailbox.")]
+    kept = model.objects(second, CALLED)
+    assert not [key for key in keys if key in kept or key in model.shared(CALLED) or key[1].startswith("mailbox.")]
 
 
 def test_drift_is_repaired():
@@ -244,23 +260,23 @@ def test_drift_is_repaired():
     broker.converge(links, set(), passwords)
     broker.objects["permission", "env.a"]["read"] = ".*"
     broker.objects["user", "env.b"]["tags"] = ["administrator"]
-    broker.objects["exchange", "link.a.b"]["type"] = "topic"
+    broker.objects["exchange", N("link.a.b")]["type"] = "topic"
     broker.hashes["env.a"] = ""
     change = broker.converge(links, set(), passwords)
-    assert change.revoke == (("exchange", "link.a.b"),)
-    assert ("binding", "link.a.b", "queue", "mailbox.b", "") in change.create
+    assert change.revoke == (("exchange", N("link.a.b")),)
+    assert ("binding", N("link.a.b"), "queue", N("mailbox.b"), "") in change.create
     assert change.passwords == ("env.a",)
     assert broker.converge(links, set(), passwords).empty
 
 
 def test_a_mailbox_of_another_make_is_left_for_the_operator():
     broker, passwords = Broker(), {}
-    broker.objects["queue", "mailbox.b"] = {"durable": True, "auto_delete": False, "arguments": {}}
+    broker.objects["queue", N("mailbox.b")] = {"durable": True, "auto_delete": False, "arguments": {}}
     links = [Link(source="a", target="b")]
     there = model.found(broker.definitions(), VHOST, set(), whole=True)
-    change = diff.difference(model.objects(links), there, passwords)
-    assert change.stuck == (("queue", "mailbox.b"),)
-    assert ("queue", "mailbox.b") not in {*change.create, *change.change}
+    change = diff.difference(model.objects(links, CALLED), there, passwords)
+    assert change.stuck == (("queue", N("mailbox.b")),)
+    assert ("queue", N("mailbox.b")) not in {*change.create, *change.change}
 
 
 def test_nothing_is_revoked_after_something_was_granted_in_its_place():
@@ -268,8 +284,8 @@ def test_nothing_is_revoked_after_something_was_granted_in_its_place():
     broker.converge([Link(source="a", target="b"), Link(source="a", target="c")], set(), passwords)
     links = [Link(source="a", target="b")]
     there = model.found(broker.definitions(), VHOST, {"a", "b", "c"}, whole=True)
-    change = diff.difference(model.objects(links), there, passwords)
-    assert change.revoke == (("user", "env.c"), ("exchange", "link.a.c"))
+    change = diff.difference(model.objects(links, CALLED), there, passwords)
+    assert change.revoke == (("user", "env.c"), ("exchange", N("link.a.c")))
 
 
 @given(st.text(), st.binary(min_size=4, max_size=4))
@@ -291,20 +307,111 @@ def test_known_hash():
 
 def test_card_of_both_ends():
     links = [Link(source="web", target="orders", pattern="request"), Link(source="web", target="audit")]
-    web, orders, idle = (card(name, links, VHOST) for name in ("web", "orders", "idle"))
-    assert web["mailbox"] == "mailbox.web"
+    web, orders, idle = (card(name, links, VHOST, CALLED) for name in ("web", "orders", "idle"))
+    assert web["mailbox"] == N("mailbox.web")
     assert web["broker"]["username"] == "env.web"
     assert web["peers"] == [
-        {"to": "audit", "pattern": "send", "exchange": "link.web.audit"},
+        {"to": "audit", "pattern": "send", "exchange": N("link.web.audit")},
         {
             "to": "orders",
             "pattern": "request",
-            "exchange": "link.web.orders",
-            "replies": {"queue": "replies.web", "exchange": "reply.orders"},
+            "exchange": N("link.web.orders"),
+            "replies": {"queue": N("replies.web"), "exchange": N("reply.orders")},
         },
     ]
     assert orders["peers"] == []
     assert orders["senders"] == [
-        {"from": "web", "pattern": "request", "exchange": "link.web.orders", "reply_exchange": "reply.orders"}
+        {"from": "web", "pattern": "request", "exchange": N("link.web.orders"), "reply_exchange": N("reply.orders")}
     ]
     assert idle == {"version": 1, "name": "idle", "peers": [], "senders": []}
+
+
+# -- names -----------------------------------------------------------------------------
+def test_a_card_names_every_queue_of_its_environment():
+    lane = Link(source="audit", target="web", ttl=5)
+    content = card("web", [lane, Link(source="orders", target="web")], VHOST, CALLED)
+    assert content["queues"] == [N("mailbox.web"), CALLED.queue(lane)]
+    assert CALLED.queue(lane) != CALLED.queue(Link(source="audit", target="web", ttl=6))
+
+
+@given(LINKS, LINKS)
+def test_no_environment_is_told_a_name_that_isnt_its_own(first, second):
+    formers = [
+        Former(N(f"mailbox.{end}", "former"), end, {N(f"link.{link.name}", "x"): link.name})
+        for link in second
+        for end in [link.target]
+    ]
+    every = model.objects(first, CALLED)
+    for one in model.members(first):
+        told = json.dumps(card(one, first, VHOST, CALLED, formers))
+        for key in every:
+            if key[0] == "queue" and key[1] in told:
+                assert environments_of(key[1], "mailbox", "replies", "lane")[-1] == one
+            if key[0] == "exchange" and key[1] in told:
+                ends = environments_of(key[1], "link", "reply")
+                peers = {link.target for link in first if link.source == one and link.pattern == "request"}
+                assert one in ends or set(ends) <= peers
+
+
+def test_names_follow_from_the_key_alone_and_none_from_another():
+    other = Names(b"another key, which is as good")
+    assert CALLED.mailbox("a") == Names(CALLED.key).mailbox("a")
+    assert len({one.mailbox("a").rpartition(".")[2] for one in (CALLED, other)}) == 2
+    every = [N("mailbox.a"), N("mailbox.b"), N("replies.a"), N("reply.a"), N("link.a.b"), CALLED.dead]
+    assert len({name.rpartition(".")[2] for name in every}) == len(every)
+    assert shown(" ".join(every)) == "mailbox.a mailbox.b replies.a reply.a link.a.b dead"
+    assert CALLED.key.decode() not in repr(CALLED)
+    assert CALLED.fingerprint != other.fingerprint != PLAIN.fingerprint == ""
+
+
+def test_dead_letters_that_hosts_share_without_a_key_have_one_name():
+    assert Names(b"one", apart=True).dead == Names(b"other", apart=True).dead == "dead"
+
+
+@given(LINKS, LINKS)
+def test_what_is_renamed_is_read_until_it_is_empty_and_has_no_way_in(first, second):
+    """From the definitions of netspace's first versions, or of another key."""
+    for old in (PLAIN, Names(b"the key that was lost")):
+        broker = Broker()
+        broker.post(diff.document(*_everything(first, old)))
+        wanted = model.objects(second, CALLED)
+        there = model.found(broker.definitions(), VHOST, model.members([*first, *second]), whole=True)
+        links = {link.name: link for link in second}
+        formers = find(there, wanted, links, (), now=5.0)
+        passwords = dict.fromkeys(model.members(first), "x")
+        change = diff.difference(wanted, there, passwords)
+        assert {one.queue for one in formers} <= set(change.left), "none is revoked"
+        mailboxes = {old.mailbox(name) for name in model.members(first) & model.members(second)}
+        assert mailboxes <= {one.queue for one in formers}
+        for one in formers:
+            assert dict(one.senders) == {
+                old.exchange(link): link.name for link in first if one.queue in (old.queue(link),)
+            }
+            ways = {key for key in there.objects if key[0] == "binding" and key[3] == one.queue}
+            assert not one.environment or {("exchange", key[1]) for key in ways} <= set(change.revoke)
+            if one.environment:
+                assert re.search(wanted["permission", account(one.environment)]["read"], one.queue)
+        # Killed after the revocation, the next run knows as much.
+        later = model.found({**broker.definitions(), "bindings": [], "exchanges": []}, VHOST, (), whole=True)
+        again = find(later, wanted, links, formers, now=9.0)
+        assert [(one.queue, one.senders, one.since) for one in again] == [
+            (one.queue, one.senders, 5.0) for one in formers
+        ]
+
+
+def _everything(links: list[Link], called: Names):
+    wanted = model.objects(links, called)
+    accounts = tuple(account(name) for name in model.members(links))
+    change = diff.Difference(create=tuple(wanted), passwords=accounts)
+    return wanted, change, VHOST, dict.fromkeys(model.members(links), "x")
+
+
+def test_a_card_tells_the_senders_of_former_queues_by_their_exchange():
+    links = [Link(source="a", target="b", pattern="request")]
+    formers = [
+        Former("mailbox.b", "b", {"link.a.b": "a.b", "link.c.b": "c.b"}),
+        Former("mailbox.c", "c", {"link.a.c": "a.c"}),
+    ]
+    content = card("b", links, VHOST, CALLED, formers)
+    assert content["queues"] == [N("mailbox.b"), "mailbox.b"]
+    assert content["senders"][1:] == [{"from": "a", "pattern": "send", "exchange": "link.a.b", "former": True}]

@@ -1,0 +1,102 @@
+"""Queues that bear a former name: still read until they are empty, and written by nobody. Pure.
+
+A mailbox is named anew when its host gets a key of names, or another one; a lane, when the bounds
+of its link change. Nothing is moved, so nothing can be lost or come from elsewhere: the new
+queue takes what is sent from now on, the former one has no way in any more, and its reader
+reads both. The exchange that a delivery came from still tells the sender: which one meant whom is kept here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from netspace.link.model import Found, Objects
+from netspace.link.names import DEAD, Names, environments_of
+from netspace.spec.types import Link
+
+SETTLED = 15.0
+"""Seconds after which the broker's count of a queue's messages tells of all that was sent there."""
+
+
+@dataclass(frozen=True)
+class Former:
+    """A queue with a former name.
+
+    :param environment: who reads it; empty: dead letters, which the operator reads.
+    :param senders: exchange -> the link that it was.
+    :param since: when it got its last message at the latest, in seconds since 1970.
+    """
+
+    queue: str
+    environment: str
+    senders: Mapping[str, str] = field(default_factory=dict)
+    since: float = 0.0
+
+
+def find(
+    there: Found, wanted: Objects, links: Mapping[str, Link], known: Collection[Former], now: float
+) -> list[Former]:
+    """The queues on the broker that are read under a former name.
+
+    :param there: what the broker has of ours, before anything is revoked.
+    :param links: those that shall be.
+    :param known: what the record says of them.
+    """
+    members = {end for link in links.values() for end in (link.source, link.target)}
+    if members and there.whole:
+        members.add("")  # dead letters have no reader of their own, but belong to all
+    recorded = {one.queue: one for one in known}
+    senders: dict[str, dict[str, str]] = {}
+    for key in there.objects:
+        if key[0] == "binding" and key[2] == "queue":
+            ends = environments_of(key[1], "link")
+            if ends is not None:
+                senders.setdefault(key[3], {})[key[1]] = ".".join(ends)
+    found = []
+    for key in there.objects:
+        if key[0] != "queue" or key in wanted:
+            continue
+        reader = _reader(key[1], members, links)
+        if reader is None:
+            continue
+        before = recorded.get(key[1])
+        ways = {**(before.senders if before else {}), **senders.get(key[1], {})}
+        # Bound to whatever, it may have got mail up to now.
+        since = before.since if before and key[1] not in senders else now
+        found.append(Former(key[1], reader, ways, since))
+    return sorted(found, key=lambda one: one.queue)
+
+
+def _reader(queue: str, members: Collection[str], links: Mapping[str, Link]) -> str | None:
+    """Who goes on reading *queue*; None: nobody, or it is none of ours."""
+    if environments_of(queue, DEAD) is not None:
+        return "" if "" in members else None
+    mailbox = environments_of(queue, "mailbox")
+    if mailbox is not None:
+        return mailbox[0] if mailbox[0] in members else None
+    lane = environments_of(queue, "lane")
+    return lane[1] if lane is not None and ".".join(lane) in links else None
+
+
+def of(environment: str, known: Collection[Former], names: Names, links: Collection[Link]) -> tuple[list[str], Any]:
+    """What a card tells *environment*: its former queues, and their senders by exchange, but those of today."""
+    today = {names.exchange(link) for link in links}
+    own = [one for one in known if one.environment == environment]
+    senders = {exchange: link for one in own for exchange, link in one.senders.items() if exchange not in today}
+    return [one.queue for one in own], senders
+
+
+def decode(value: Mapping[str, Any]) -> Former:
+    """From a record; raises KeyError or TypeError where it is damaged."""
+    return Former(value["queue"], value["environment"], dict(value["senders"]), float(value["since"]))
+
+
+def encode(one: Former) -> dict[str, Any]:
+    return {
+        "queue": one.queue,
+        "environment": one.environment,
+        "senders": dict(sorted(one.senders.items())),
+        "since": one.since,
+    }
