@@ -22,10 +22,11 @@ The master's configuration may have (these are the defaults)::
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -922,11 +923,24 @@ class _Store:
         self._cache = salt.cache.factory(__opts__)
 
     def fetch(self, kind: str, key: str) -> dict[str, Any]:
-        found = self._cache.fetch(f"netspace_attestation/{kind}", key)
+        with self._reached():
+            found = self._cache.fetch(f"netspace_attestation/{kind}", key)
         return found if isinstance(found, dict) else {}
 
     def store(self, kind: str, key: str, data: dict[str, Any]) -> None:
-        self._cache.store(f"netspace_attestation/{kind}", key, data)
+        with self._reached():
+            self._cache.store(f"netspace_attestation/{kind}", key, data)
+
+    @staticmethod
+    @contextlib.contextmanager
+    def _reached() -> Iterator[None]:
+        """Where results can't be read or kept, nothing is said of any host."""
+        from salt.exceptions import SaltException
+
+        try:
+            yield
+        except SaltException as err:
+            raise NetspaceError(f"results can't be read or kept (the master's cache): {err}") from err
 
 
 def _fleet() -> fleet.Fleet:

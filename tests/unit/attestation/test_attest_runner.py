@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import importlib.util
 import json
 import struct
 import time
@@ -15,73 +14,25 @@ from pathlib import Path
 from typing import Any
 
 import boot_forge
-import checkout
 import pytest
+import runner_bus
 import salt.cache
-import salt.config
 import salt.utils.event
-from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from runner_bus import Bus
 from test_registrar import Minion
 
-from netspace.attestation import appraisal, attester, ima, software, verdict
-from netspace.attestation.evidence import Context, key_fingerprint
+from netspace.attestation import appraisal, attester, ima, verdict
+from netspace.attestation.evidence import Context
 from netspace.layout import Layout
 from netspace.spec.types import Attestation
 
 MINIONS = [f"web{number}" for number in range(70)]
 
 
-class Bus:
-    """Minions without TPMs, and what is told to whom."""
-
-    def __init__(self, folder: Path, master: str) -> None:
-        self.key = software.load(Layout(root=folder))
-        self.master = master
-        self.asked: list[dict[str, Any]] = []
-        self.accepted: dict[str, str] = {}
-        self.silent: set[str] = set()
-        self.events: list[tuple[str, str]] = []
-
-    def ask(self, minions: list[str], function: str, arguments: Any, timeout: int) -> dict[str, Any]:
-        if function == "accept":
-            self.accepted.update(arguments["tokens"])
-            return {minion: ({"stored": True}, "") for minion in minions}
-        assert list(arguments["challenges"]) == minions
-        self.asked.append(arguments["challenges"])
-        return {
-            minion: (None, "did not answer within 1 s") if minion in self.silent else (self.answer(minion, one), "")
-            for minion, one in arguments["challenges"].items()
-        }
-
-    def answer(self, minion: str, one: dict[str, Any]) -> dict[str, Any]:
-        context = Context(self.master, minion, one["session"], bytes.fromhex(one["nonce"]), binding=b"boot")
-        return {"boot": "boot", "evidence": attester.by_key(self.key, context).wire()}
-
-
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Bus]:
-    spec = importlib.util.spec_from_file_location("attest_runner", checkout.ROOT / "_runners/netspace_attestation.py")
-    assert spec is not None and spec.loader is not None
-    runner: Any = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(runner)
-    pki = tmp_path / "pki"
-    pki.mkdir()
-    pem = (
-        rsa.generate_private_key(65537, 2048).public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    )
-    (pki / "master.pub").write_bytes(pem)
-    runner.__opts__ = {
-        **salt.config.DEFAULT_MASTER_OPTS,
-        "pki_dir": str(pki),
-        "cachedir": str(tmp_path / "cache"),
-        "netspace.attestation": {
-            "folder": str(tmp_path / "books"),
-            "jitter": 0,
-            "groups": [{"name": "default", "minimum": "L1"}],
-        },
-    }
-    bus = Bus(tmp_path / "host", key_fingerprint(pem))
+    runner, master = runner_bus.load(tmp_path, {"groups": [{"name": "default", "minimum": "L1"}]})
+    bus = Bus(tmp_path / "host", master)
     monkeypatch.setattr(runner, "_ask", bus.ask)
     monkeypatch.setattr(runner, "_minions", lambda target, kind: list(MINIONS))
     monkeypatch.setattr(runner, "_known", lambda fleet, pattern: list(MINIONS))
