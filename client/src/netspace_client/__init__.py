@@ -8,7 +8,8 @@
                 ...
 
 ``card`` reads what the host tells, ``session`` keeps a connection, ``outlet`` sends in order until it
-is confirmed, ``inbox`` is selective receive, ``window`` tells what comes twice, ``mailbox`` joins them.
+is confirmed, ``inbox`` is selective receive, ``window`` tells what comes twice,
+``seal`` seals and opens, ``mailbox`` joins them.
 """
 
 from netspace_client.card import Card
@@ -26,6 +27,7 @@ from netspace_client.errors import (
 )
 from netspace_client.mailbox import Link, Mailbox
 from netspace_client.message import Message
+from netspace_client.seal import SealError
 
 __all__ = [
     "Card",
@@ -40,6 +42,7 @@ __all__ = [
     "NotDeclared",
     "Refused",
     "Revoked",
+    "SealError",
     "Timeout",
     "Unreachable",
 ]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from netspace_client.errors import CardError
+from netspace_client.seal import Ring, Sealed, ring
 
 FOLDER = Path("/run/netspace")
 VERSIONS = (1, 2)
@@ -53,6 +54,7 @@ class Peer:
     exchange: str
     broker: Broker
     replies: tuple[str, str] | None = None
+    seal: Sealed | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class Sender:
     exchange: str
     reply_exchange: str | None = None
     former: bool = False
+    seal: Sealed | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ class Card:
 
     :param queues: all that this environment reads.
     :param senders: by the exchange that they send through.
+    :param keys: file of this environment's own keys, where a link of its is sealed.
     """
 
     name: str
@@ -85,6 +89,7 @@ class Card:
     peers: Mapping[str, Peer] = field(default_factory=dict)
     senders: Mapping[str, Sender] = field(default_factory=dict)
     trust: Mapping[str, Any] = field(default_factory=dict)
+    keys: Path | None = None
 
 
 def load(folder: Path = FOLDER) -> Card:
@@ -130,21 +135,45 @@ def parse(value: Any, folder: Path = FOLDER) -> Card:
             back = _table(about["replies"], f"{where}:replies")
             replies = (_text(back, "queue", f"{where}:replies"), _text(back, "exchange", f"{where}:replies"))
         name = _text(about, "to", where)
-        peers[name] = Peer(name, _text(about, "pattern", where), _text(about, "exchange", where), own, replies)
+        pattern, exchange = _text(about, "pattern", where), _text(about, "exchange", where)
+        peers[name] = Peer(name, pattern, exchange, own, replies, _seal(about, where))
     for index, entry in enumerate(_list(top, "senders")):
         where = f"senders:{index}"
         about = _table(entry, where)
         back_to = None if about.get("reply_exchange") is None else _text(about, "reply_exchange", where)
         name = _text(about, "from", where)
         exchange = _text(about, "exchange", where)
-        senders[exchange] = Sender(name, _text(about, "pattern", where), exchange, back_to, bool(about.get("former")))
+        pattern, former = _text(about, "pattern", where), bool(about.get("former"))
+        senders[exchange] = Sender(name, pattern, exchange, back_to, former, _seal(about, where))
     queues = [] if top.get("mailbox") is None else [_text(top, "mailbox", "the card")]
     for index, queue in enumerate(_list(top, "queues")):
         if not isinstance(queue, str) or not queue:
             raise CardError(f"queues:{index}: expected the name of a queue")
         queues.append(queue)
     trust = _table(top.get("trust") or {}, "trust")
-    return Card(_text(top, "name", "the card"), tuple(dict.fromkeys(queues)), broker, peers, senders, trust)
+    own_keys = _table(top.get("seal") or {}, "seal")
+    keys = _placed(_text(own_keys, "keys_file", "seal"), folder) if own_keys else None
+    return Card(_text(top, "name", "the card"), tuple(dict.fromkeys(queues)), broker, peers, senders, trust, keys)
+
+
+def load_keys(path: Path) -> Ring:
+    """Read an environment's own keys.
+
+    :raises CardError: they aren't there, or aren't understood.
+    """
+    try:
+        with path.open("rb") as stream:
+            value = json.loads(stream.read(MAX_CARD))
+    except (OSError, ValueError, RecursionError) as err:
+        raise CardError(f"{path}: {err}") from err
+    return ring(_table(value, str(path)).get("keys"), f"{path}: keys", private=True)
+
+
+def _seal(table: Mapping[str, Any], where: str) -> Sealed | None:
+    if table.get("seal") is None:
+        return None
+    about = _table(table["seal"], f"{where}:seal")
+    return Sealed(_text(about, "link", f"{where}:seal"), ring(about.get("keys"), f"{where}:seal:keys"))
 
 
 def _broker(value: Any, where: str, folder: Path) -> Broker:

@@ -12,6 +12,7 @@ import functools
 import logging
 import os
 import secrets
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
@@ -24,17 +25,20 @@ from aiormq.abc import DeliveredMessage
 from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity
 
 from netspace_client import card as cards
+from netspace_client import seal
 from netspace_client.card import Broker, Card, Peer
-from netspace_client.errors import Closed, InboxFull, LinkError, NotDeclared, Revoked, Timeout, Unreachable
+from netspace_client.errors import CardError, Closed, InboxFull, LinkError, NotDeclared, Revoked, Timeout, Unreachable
 from netspace_client.inbox import Inbox, Waiter
 from netspace_client.message import Message
 from netspace_client.outlet import CONFIRM_SECONDS, Outlet, Unroutable
+from netspace_client.seal import Envelope, Opened, Ring, Sealed, SealError, UnknownKey
 from netspace_client.session import FAILURES, Session, answer, hang_up
 from netspace_client.window import SIZE, Window
 
 log = logging.getLogger("netspace_client")
 
 TIMEOUT = 60.0
+WAIT_AGAIN = 30.0
 CHANNELS = 40
 """The host permits 64 for all connections of an environment: two programs of it may be this busy, but for a moment."""
 
@@ -94,11 +98,16 @@ class Mailbox:
         self._errands: set[asyncio.Task[None]] = set()
         self._card_state: tuple[int, ...] = ()
         self._card: Card | None = None
+        self._ring: Ring | None = None
+        self._ring_state: tuple[int, ...] = ()
+        self._waited: dict[str, float] = {}
         self._closed = False
         self.duplicates = 0
         """Messages that came again and were dropped."""
         self.strays = 0
         """Messages of nobody who is declared to send; they are with the dead letters."""
+        self.refused = 0
+        """Messages on sealed links that weren't sealed, or not for us, here and now; they are with the dead letters."""
 
     # -- life --------------------------------------------------------------------
     async def __aenter__(self) -> Mailbox:
@@ -133,12 +142,7 @@ class Mailbox:
     @property
     def card(self) -> Card:
         """What the host says now; read again where it was changed."""
-        path = self._folder / "environment.json"
-        try:
-            found = path.stat()
-            state: tuple[int, ...] = (found.st_ino, found.st_mtime_ns, found.st_size)
-        except OSError:
-            state = ()
+        state = _state(self._folder / "environment.json")
         if self._card is None or state != self._card_state:
             try:
                 self._card = cards.load(self._folder)
@@ -214,7 +218,8 @@ class Mailbox:
             raise Timeout(f"the link to {link}: others were on their way for {timeout:g} s") from None
         try:
             while True:
-                raw, properties = _prepared(body, content_type, message_id=identity, **more)
+                envelope = self._envelope(peer.seal, peer.name, "message", identity, more.get("correlation_id"))
+                raw, properties = self._prepared(body, content_type, peer.seal, envelope, **more)
                 outlet = self._outlet(peer.broker, peer.exchange, f"the link to {link}")
                 try:
                     await outlet.publish(raw, properties, timeout=max(0.0, deadline - _now()))
@@ -269,9 +274,9 @@ class Mailbox:
         back, about = message._from.reply_exchange, self.card.broker
         if not message.wants_reply or back is None or message.reply_to is None or about is None:
             raise NotDeclared(f"{message!r} is no request: it can't be answered")
-        raw, properties = _prepared(
-            body, content_type, message_id=secrets.token_hex(16), correlation_id=message.correlation_id or ""
-        )
+        sealed, correlation = message._from.seal, message.correlation_id or ""
+        envelope = self._envelope(sealed, message.sender, "answer", secrets.token_hex(16), correlation)
+        raw, properties = self._prepared(body, content_type, sealed, envelope, correlation_id=correlation)
         outlet = self._outlet(about, back, f"the answer to {message.sender}")
         try:
             await outlet.publish(raw, properties, message.reply_to[len(back) + 1 :], timeout=timeout)
@@ -348,7 +353,7 @@ class Mailbox:
         if message.id is not None:
             self._unsettled.pop((message.sender, message.id), None)
             if how != "requeue":
-                self._window.add(message.sender, message.id)
+                self._window.add(message.sender, message.id, message.sealed_at)
         await self._answer(message._delivery, how)
 
     async def _answer(self, delivery: DeliveredMessage, how: str) -> None:
@@ -413,7 +418,13 @@ class Mailbox:
                 self.duplicates += 1
                 await self._answer(delivery, "ack")
                 return
-        message = Message(self, sender, queue, delivery, delivery.body)
+        try:
+            opened = await self._opened(delivery, sender.exchange)
+        except LinkError as err:
+            self._refuse(err, sender.name)
+            await self._answer(delivery, "reject")
+            return
+        message = Message(self, sender, queue, delivery, opened)
         self._here[queue] += 1
         if message.id is not None:
             self._unsettled[sender.name, message.id] = message
@@ -461,7 +472,12 @@ class Mailbox:
         exchange, waiting = self._calls.get(delivery.header.properties.correlation_id or "", ("", None))
         if waiting is not None and not waiting.done() and exchange and delivery.exchange == exchange:
             peer = next(peer for peer in self.card.peers.values() if peer.replies and peer.replies[1] == exchange)
-            message = Message(self, cards.Sender(peer.name, "reply", exchange), "", delivery, delivery.body)
+            try:
+                opened = self._open_sealed(delivery, peer.seal, peer.name, "answer")
+            except LinkError as err:
+                self._refuse(err, peer.name)
+                return
+            message = Message(self, cards.Sender(peer.name, "reply", exchange), "", delivery, opened)
             message.settled = True
             waiting.set_result(message)
 
@@ -475,6 +491,64 @@ class Mailbox:
             with contextlib.suppress(*FAILURES):
                 channel = await session.channel()
                 await answer(channel.queue_unbind(*peer.replies, key), 2.0)
+
+    # -- seals -----------------------------------------------------------------------------
+    def _envelope(self, sealed: Sealed | None, to: str, use: str, id: str, correlation: str | None) -> Envelope:
+        return Envelope(sealed.link if sealed else "", self.name, to, use, id, correlation or "")
+
+    def _prepared(
+        self, body: bytes | str, content_type: str | None, sealed: Sealed | None, envelope: Envelope, **about: Any
+    ) -> tuple[bytes, spec.Basic.Properties]:
+        """What goes to the broker."""
+        kind = content_type or ("text/plain" if isinstance(body, str) else "application/octet-stream")
+        raw = body.encode() if isinstance(body, str) else bytes(body)
+        if sealed is not None:
+            raw, kind = seal.seal(raw, kind, envelope, self._own_keys(), sealed.keys, time.time()), seal.CONTENT_TYPE
+        return raw, spec.Basic.Properties(content_type=kind, delivery_mode=2, message_id=envelope.id, **about)
+
+    def _own_keys(self) -> Ring:
+        """Our keys; read again where the host has made new ones."""
+        path = self.card.keys
+        if path is None:
+            raise CardError("a link is sealed, but the card names no keys of ours")
+        state = _state(path)
+        if self._ring is None or state != self._ring_state:
+            self._ring, self._ring_state = cards.load_keys(path), state
+        return self._ring
+
+    def _open_sealed(self, delivery: DeliveredMessage, sealed: Sealed | None, sender: str, use: str) -> Opened | None:
+        """What is in a sealed message; None where the link isn't sealed.
+
+        :raises LinkError: it isn't what its sender sealed for us.
+        """
+        if sealed is None:
+            return None
+        about = delivery.header.properties
+        envelope = Envelope(sealed.link, sender, self.name, use, about.message_id or "", about.correlation_id or "")
+        found = seal.open_sealed(delivery.body, envelope, self._own_keys(), sealed.keys, time.time())
+        if self._window.too_old(sender, found.at):
+            raise SealError("it is older than the oldest id that is remembered: it may have come before")
+        return found
+
+    async def _opened(self, delivery: DeliveredMessage, exchange: str) -> Opened | None:
+        """As ``_open_sealed``; waits a moment for a key that the host is about to tell us.
+
+        Not more than once in a while for one sender, who could keep us waiting with keys that he made up.
+        """
+        sender = self.card.senders[exchange]
+        try:
+            return self._open_sealed(delivery, sender.seal, sender.name, "message")
+        except UnknownKey:
+            if self._waited.get(sender.name, -WAIT_AGAIN) + WAIT_AGAIN > _now():
+                raise
+        self._waited[sender.name] = _now()
+        await asyncio.sleep(1.0)
+        sender = self.card.senders.get(exchange, sender)
+        return self._open_sealed(delivery, sender.seal, sender.name, "message")
+
+    def _refuse(self, err: LinkError, sender: str) -> None:
+        self.refused += 1
+        log.warning("a message over the sealed link from %s was refused: %s", sender, err)
 
     # -- plumbing ----------------------------------------------------------------------------
     async def _hear(
@@ -557,6 +631,15 @@ def _now() -> float:
     return asyncio.get_running_loop().time()
 
 
+def _state(path: Path) -> tuple[int, ...]:
+    """What changes when a file is replaced."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return (found.st_ino, found.st_mtime_ns, found.st_size)
+
+
 def _place(broker: Broker) -> tuple[str, int, str]:
     return (broker.host, broker.port, broker.vhost)
 
@@ -574,9 +657,3 @@ def _given(waiter: Waiter[Message]) -> Message | None:
     future = waiter.future
     done = future.done() and not future.cancelled() and future.exception() is None
     return future.result() if done else None
-
-
-def _prepared(body: bytes | str, content_type: str | None, **about: Any) -> tuple[bytes, spec.Basic.Properties]:
-    kind = content_type or ("text/plain" if isinstance(body, str) else "application/octet-stream")
-    raw = body.encode() if isinstance(body, str) else bytes(body)
-    return raw, spec.Basic.Properties(content_type=kind, delivery_mode=2, **about)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from aiormq.abc import DeliveredMessage
 
 from netspace_client.card import Sender
+from netspace_client.seal import Opened
 
 if TYPE_CHECKING:
     from netspace_client.mailbox import Mailbox
@@ -22,6 +23,7 @@ class Message:
 
     :ivar sender: the environment that sent it, known for certain.
     :ivar id: the sender's id for it, the same at each repetition; None: it gave none.
+    :ivar sealed_at: when its sender sealed it (seconds since 1970); None: the link is not sealed.
     :ivar redelivered: it may have been handed out before.
     """
 
@@ -31,7 +33,7 @@ class Message:
         sender: Sender,
         queue: str,
         delivery: DeliveredMessage,
-        body: bytes,
+        opened: Opened | None = None,
     ) -> None:
         properties = delivery.header.properties
         self._mailbox = mailbox
@@ -40,8 +42,9 @@ class Message:
         self._from = sender
         self.sender = sender.name
         self.id: str | None = properties.message_id or None
-        self.body = body
-        self.content_type: str | None = properties.content_type
+        self.body = delivery.body if opened is None else opened.body
+        self.content_type: str | None = properties.content_type if opened is None else opened.content_type
+        self.sealed_at = None if opened is None else opened.at
         self.correlation_id: str | None = properties.correlation_id
         self.reply_to: str | None = properties.reply_to
         self.redelivered = bool(delivery.redelivered)
