@@ -18,6 +18,7 @@ from salt.exceptions import CommandExecutionError  # noqa: E402
 
 from netspace import supervision  # noqa: E402
 from netspace.errors import NetspaceError  # noqa: E402
+from netspace.host import Host  # noqa: E402
 from netspace.layout import Layout  # noqa: E402
 from netspace.link.kind import Links  # noqa: E402
 
@@ -71,6 +72,33 @@ def health() -> dict[str, Any]:
         return _links().health()
     except NetspaceError as err:
         raise CommandExecutionError(str(err)) from err
+
+
+def renew_seals(*environments: str) -> list[str]:
+    """
+    Give environments new keys for their sealed links now, and tell their peers; return which have new ones.
+
+    They are used a minute later, when all have heard of them, and the old ones are kept for what is under way:
+    nothing is lost. An apply does the same when keys are 30 days old; this is for when one may be known to others.
+
+    environments
+        Names; absent: all that have sealed links.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' netspace_link.renew_seals vault
+    """
+    layout = Layout(instance=__opts__.get("netspace.instance", "netspace"))
+    try:
+        renewed, result = Host(layout).renew_seals(environments)
+    except NetspaceError as err:
+        raise CommandExecutionError(str(err)) from err
+    if result.failures:
+        told = "; ".join(f"{failure.step.name}: {failure.error}" for failure in result.failures)
+        raise CommandExecutionError(f"the keys are new, but not all were told: {told}")
+    return renewed
 
 
 def _links() -> Links:

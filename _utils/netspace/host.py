@@ -161,6 +161,18 @@ class Host:
                 result = _join(result, self._refresh_cards(ends, test))
             return result
 
+    def renew_seals(self, names: Collection[str] = ()) -> tuple[list[str], Result]:
+        """Give environments new keys for their sealed links, and tell all who need to know; return who has some.
+
+        :param names: absent: all that have such links.
+        """
+        with self._lock(False):
+            sealed = [{link.source, link.target} for link in self.links.recorded() if link.seal]
+            ends: set[str] = set().union(*sealed)
+            renewed = self.links.renew_keys(ends & set(names) if names else ends)
+            told = set().union(*(pair for pair in sealed if pair & set(renewed)))
+            return renewed, self._refresh_cards(told, False)
+
     def _links(
         self, broker: Any, permitted: tuple[Link, ...], considered: Collection[str], whole: bool, test: bool
     ) -> Result:
@@ -217,8 +229,9 @@ class Host:
     ) -> dict[str, Any]:
         """What environments shall be, by specification, state, system call profile and runtime; cards of *links*."""
         from netspace.environment.compare import DesiredEnvironment
+        from netspace.link import seals
 
-        known, cards = self.trust(), self.links.cards()
+        known, cards, keys = self.trust(), self.links.cards(), self.links.keys()
         level = {"level": known.name, "verifier": known.verifier}
         linked: dict[str, list[Link]] = {}
         for link in links:
@@ -233,7 +246,8 @@ class Host:
                 password = self.links.password(name)
                 if password is not None:
                     handed["password"] = password.encode()
-            summary = {"links": sorted(f"{link.name} ({link.pattern})" for link in own), "trust": known.name}
+                handed.update(seals.handed(name, own, keys))
+            summary = {"links": sorted(f"{link.name} ({_manner(link)})" for link in own), "trust": known.name}
             desired[name] = DesiredEnvironment(
                 spec=spec, files=handed, files_summary=summary, state=state, profile=profile, runtime=runtime
             )
@@ -425,6 +439,10 @@ def _runtimes(declared: Declaration) -> dict[str, Any]:
     names = {name: spec.runtime or declared.runtimes.default for name, spec in declared.environments.items()}
     found = {one: runtimes.look(one, declared.runtimes.settings.get(one, {})) for one in set(names.values())}
     return {name: found[one] for name, one in names.items()}
+
+
+def _manner(link: Link) -> str:
+    return f"{link.pattern}, sealed" if link.seal else link.pattern
 
 
 def _kind(spec: Environment) -> Any:

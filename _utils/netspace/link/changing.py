@@ -10,7 +10,7 @@ from typing import Any
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
 from netspace.link import broker as node
-from netspace.link import credentials, diff, former, forwarder, model, names, planning, reach, record
+from netspace.link import credentials, diff, former, forwarder, model, names, planning, reach, record, seals
 from netspace.link.former import Former
 from netspace.link.management import Management, RefusedError
 from netspace.link.model import Key
@@ -71,6 +71,7 @@ class Change:
         elif purge and isinstance(work.broker, LocalBroker):
             self._leave(work.broker, ())
             credentials.remove(self.layout, model.members(work.before.values()))
+            seals.remove(self.layout, model.members(work.before.values()))
             self._forget()
             return
         else:
@@ -83,6 +84,8 @@ class Change:
             left = _Left()
         # Before the record goes: without it nothing would ever find them.
         credentials.remove(self.layout, model.members(work.before.values()) - model.members(after.values()))
+        seals.remove(self.layout, seals.members(work.before.values()) - seals.members(after.values()))
+        seals.ensure(self.layout, seals.members(after.values()), time.time())
         if after:
             self._record(Record(work.broker, after, left.parked, called.fingerprint, left.former))
         else:

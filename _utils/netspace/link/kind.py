@@ -9,14 +9,14 @@ compared as a whole, and changed by revoking first and importing the difference 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
 from netspace.link import broker as node
-from netspace.link import card, credentials, forwarder, model, names, planning, reach, seeing
+from netspace.link import card, credentials, forwarder, model, names, planning, reach, seals, seeing
 from netspace.link.changing import Change, complete
 from netspace.link.management import Management
 from netspace.link.names import Names
@@ -68,7 +68,9 @@ class Links:
         record = read(self.layout)
         where = record.broker or LocalBroker()
         called = names.read(self.layout, where) or names.PLAIN
-        return partial(card.card, vhost=reach.vhost(self.layout, where), names=called, formers=record.former)
+        tell = partial(card.card, vhost=reach.vhost(self.layout, where), names=called, formers=record.former)
+        keys = self.keys()
+        return lambda name, links: seals.told(tell(name, links), links, keys)
 
     @property
     def vhost(self) -> str:
@@ -78,6 +80,14 @@ class Links:
     def password(self, environment: str) -> str | None:
         """The password of an environment's account; None where it has none (yet)."""
         return credentials.read(self.layout, environment)
+
+    def keys(self) -> Mapping[str, seals.Keys]:
+        """The keys for sealed links, by environment."""
+        return seals.read_all(self.layout)
+
+    def renew_keys(self, environments: Collection[str], lead: float = seals.LEAD) -> list[str]:
+        """Make new keys for those of these that have some; return which. Cards don't tell of them yet."""
+        return seals.renew(self.layout, environments, time.time(), lead)
 
     # -- observe, plan, apply --------------------------------------------------
     def observe(self) -> Observed:
@@ -106,10 +116,11 @@ class Links:
             forwarder=services.get(forwarder.NAME),
             config=config,
             namespaces=forwarder.namespaces(self.layout, model.members(record.links.values())),
+            keys=seals.read_all(self.layout),
         )
 
     def plan(self, desired: DesiredLinks, observed: Observed, remove: Collection[str] = ()) -> Plan:
-        """What must change. Pure. Steps bear the name of a link, or ``broker``, ``forwarder``."""
+        """What must change. Pure. Steps bear the name of a link, or ``broker``, ``forwarder``, ``seals``."""
         return planning.plan(self.layout, desired, observed, remove)
 
     def apply(self, steps: Sequence[Step], *, purge: bool = False) -> list[Outcome]:
@@ -177,6 +188,7 @@ class Links:
         node.remove(self.layout, self.supervisor, keep_data=False)
         credentials.remove(self.layout, list(credentials.read_all(self.layout)))
         names.forget(self.layout)
+        seals.remove(self.layout, list(seals.read_all(self.layout)))
         forget(self.layout)
 
     # -- seeing -----------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any
 
 from netspace import files
 from netspace.layout import Layout
-from netspace.link import diff, former, forwarder, model, reach
+from netspace.link import diff, former, forwarder, model, reach, seals
 from netspace.link.diff import Difference
 from netspace.link.former import Former
 from netspace.link.model import Key
@@ -20,7 +20,7 @@ from netspace.spec.types import Broker, Link, LocalBroker
 from netspace.supervision import Status
 
 KIND = "link"
-BROKER, FORWARDER = "broker", "forwarder"
+BROKER, FORWARDER, SEALS = "broker", "forwarder", "seals"
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Observed:
     :param drained: queues with a former name that are empty.
     :param installed: our node's files are those of the recorded broker.
     :param config: the forwarder's configuration; ``namespaces`` its environments' inodes.
+    :param keys: for sealed links, by environment.
     """
 
     record: Record = field(default_factory=Record)
@@ -58,6 +59,7 @@ class Observed:
     forwarder: Status | None = None
     config: str = ""
     namespaces: Mapping[str, int] = field(default_factory=dict)
+    keys: Mapping[str, seals.Keys] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Work:
 
 
 def plan(layout: Layout, desired: DesiredLinks, observed: Observed, remove: Collection[str] = ()) -> Plan:
-    """What must change. Pure. Steps bear the name of a link, or ``broker``, ``forwarder``."""
+    """What must change. Pure. Steps bear the name of a link, or ``broker``, ``forwarder``, ``seals``."""
     before = observed.record.links
     after = {name: link for name, link in before.items() if name not in remove}
     after.update({link.name: link for link in desired.links})
@@ -126,6 +128,9 @@ def plan(layout: Layout, desired: DesiredLinks, observed: Observed, remove: Coll
             steps.append(Step(KIND, name, action, files.differences(old or {}, new or {}), data=work))
         elif name in drifted:
             steps.append(Step(KIND, name, "repair", drifted[name], "differs on the broker", data=work))
+    keys = _key_changes(work)
+    if keys:
+        steps.append(Step(KIND, SEALS, "change", keys, data=work))
     forwards = _forwarder_changes(layout, work)
     if forwards:
         action = "create" if not observed.config else "change" if after else "remove"
@@ -233,6 +238,20 @@ def _broker_changes(work: Work) -> dict[str, dict[str, Any]]:
         changes["configuration"] = {"old": "differs", "new": "as declared"}
     if observed.broker != "running":
         changes["state"] = {"old": observed.broker, "new": "running"}
+    return changes
+
+
+def _key_changes(work: Work) -> dict[str, dict[str, Any]]:
+    """Whose keys for sealed links are made, renewed or forgotten."""
+    observed = work.observed
+    wanted = seals.members(work.after.values())
+    changes: dict[str, dict[str, Any]] = {}
+    for name in sorted(wanted | seals.members(work.before.values())):
+        keys = observed.keys.get(name, ())
+        if name not in wanted:
+            changes[name] = {"old": "keys", "new": None}
+        elif reason := seals.due(keys, observed.now):
+            changes[name] = {"old": reason if keys else None, "new": "keys"}
     return changes
 
 

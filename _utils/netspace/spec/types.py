@@ -343,11 +343,14 @@ class Link(Base, frozen=True):
     :param length: messages that may wait.
     :param full: what happens beyond ``length``: ``reject``: the sender is told by a nack;
         ``drop-head``: the oldest one is a dead letter.
+    :param seal: messages and replies are signed and encrypted end to end with the environments' own keys, so that no
+        broker and no relay can read or change them. **Their programs must seal and open**, as netspace-client does.
     """
 
     source: str = msgspec.field(name="from")
     target: str = msgspec.field(name="to")
     pattern: Pattern = "send"
+    seal: bool = False
     attestation: Requirement | None = None
     ttl: float | None = None
     length: int | None = None

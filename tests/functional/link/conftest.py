@@ -15,7 +15,7 @@ import pika
 import pytest
 
 from netspace.layout import Layout
-from netspace.link import forwarder
+from netspace.link import forwarder, seals
 from netspace.link.kind import DesiredLinks, Links
 from netspace.plan import Plan
 from netspace.spec.types import Link, LocalBroker
@@ -120,8 +120,11 @@ class World:
 
     def write_cards(self, name: str, folder) -> str:
         """What the host puts into an environment's ``/run/netspace``."""
+        links = [link for link in self.links.recorded() if name in (link.source, link.target)]
         content = self.card(name)
         folder.mkdir()
+        for file, raw in seals.handed(name, links, self.links.keys()).items():
+            (folder / file).write_bytes(raw)
         (folder / "environment.json").write_text(json.dumps(content))
         (folder / "password").write_text(self.links.password(name))
         return str(folder)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -26,6 +28,7 @@ from netspace_client import (
     Revoked,
     Timeout,
     Unreachable,
+    seal,
 )
 
 pytestmark = pytest.mark.root
@@ -33,8 +36,10 @@ pytestmark = pytest.mark.root
 ASK = Link(source="web", target="orders", pattern="request")
 TELL = Link(source="web", target="audit")
 ALSO = Link(source="orders", target="audit")
-LINKS = (ASK, TELL, ALSO)
-NAMES = ("web", "orders", "audit")
+SEALED = Link(source="web", target="vault", pattern="request", seal=True)
+OTHERS = Link(source="orders", target="vault", seal=True)
+LINKS = (ASK, TELL, ALSO, SEALED, OTHERS)
+NAMES = ("web", "orders", "audit", "vault")
 CLIENT = Path(__file__).parents[3] / "client"
 
 
@@ -52,6 +57,9 @@ class Town:
         self.world.apply(*links, purge=True)
         for name in {end for link in links for end in (link.source, link.target)}:
             tell(self.world, name, self.folder / name)
+
+    def card(self, name: str) -> dict:
+        return json.loads((self.folder / name / "environment.json").read_text())
 
     def program(self, name: str, **options) -> Program:
         self.programs.append(Program(self.world, name, self.folder / name, **options))
@@ -125,7 +133,7 @@ def test_a_message_arrives_and_its_sender_is_known(town):
 def test_links_are_those_of_the_card_as_it_is_now(town):
     web = town.program("web")
     seen = lambda: {(link.direction, link.peer, link.pattern) for link in web.mailbox.links()}  # noqa: E731
-    assert seen() == {("to", "orders", "request"), ("to", "audit", "send")}
+    assert seen() == {("to", "orders", "request"), ("to", "audit", "send"), ("to", "vault", "request")}
     with pytest.raises(NotDeclared, match="may send to"):
         web.send("nobody", "x")
     with pytest.raises(NotDeclared, match="for sending only"):
@@ -395,3 +403,175 @@ def test_senders_wait_their_turn_beyond_what_may_be_in_flight(town):
 
     assert not [result for result in web.run(pour()) if isinstance(result, Exception)]
     assert 1 <= most <= 3
+
+
+# -- sealed links ------------------------------------------------------------------------------------
+class Relay:
+    """Who carries what *name* is to read: sees, takes and publishes whatever it likes."""
+
+    def __init__(self, town: Town, name: str) -> None:
+        self.town = town
+        self.queue = town.card(name)["mailbox"]
+        self.exchanges = {sender["from"]: sender["exchange"] for sender in town.card(name)["senders"]}
+
+    def take(self) -> dict:
+        """The next letter, which is then gone."""
+        got: list[dict] = []
+
+        def ask() -> bool:
+            body = {"count": 1, "ackmode": "ack_requeue_false", "encoding": "base64"}
+            with self.town.world.api() as api:
+                got.extend(api.post("queues", "netspace", self.queue, "get", body=body))
+            return bool(got)
+
+        until(ask, patience=60)
+        return got[0]
+
+    def put(self, letter: dict, sender: str, payload: bytes | None = None, **changed: str) -> None:
+        """Publish it over the link of *sender*."""
+        letter = {
+            "properties": {**letter["properties"], **changed},
+            "routing_key": "",
+            "payload": base64.b64encode(payload).decode() if payload is not None else letter["payload"],
+            "payload_encoding": "base64",
+        }
+        with self.town.world.api() as api:
+            answer = api.post("exchanges", "netspace", self.exchanges[sender], "publish", body=letter)
+        assert answer == {"routed": True}
+
+
+def test_a_sealed_link_is_used_as_any_other(town):
+    web, vault = town.program("web"), town.program("vault")
+
+    async def work(message):
+        return f"{message.sender}, {message.content_type}, {message.sealed_at is not None}: {message.text}"
+
+    serving = vault.start(vault.mailbox.serve(work))
+    answer = web.run(web.mailbox.call("vault", "the plan", 60))
+    assert answer.text == "web, text/plain, True: the plan"
+    assert answer.sealed_at is not None
+    serving.cancel()
+
+
+def test_the_broker_sees_nothing_of_what_is_sealed(town):
+    web, relay = town.program("web"), Relay(town, "vault")
+    asking = web.start(web.mailbox.call("vault", "the plan", 60, content_type="text/secret"))
+    letter = relay.take()
+    raw = base64.b64decode(letter["payload"])
+    seen = [raw, *(base64.urlsafe_b64decode(part + b"===") for part in raw.split(b"."))]
+    assert not any(word in part for part in seen for word in (b"the plan", b"secret"))
+    assert letter["properties"]["content_type"] == "application/jose"
+    relay.put(letter, "web")
+    vault = town.program("vault")
+
+    async def answer():
+        async with await vault.mailbox.receive(timeout=30) as message:
+            return message.text, message.content_type, await message.reply("yes")
+
+    assert vault.run(answer()) == ("the plan", "text/secret", True)
+    assert asking.result(60).text == "yes"
+
+
+def test_a_relay_that_changes_or_repeats_what_is_sealed_is_refused(town):
+    web, relay = town.program("web"), Relay(town, "vault")
+    web.send("vault", "genuine")
+    letter = relay.take()
+    vault = town.program("vault")
+    relay.put(letter, "orders")  # as if it were another's
+    relay.put(letter, "web", message_id="another")
+    relay.put(letter, "web", correlation_id="another")
+    relay.put(letter, "web", payload=b"in clear")
+    relay.put(letter, "web", payload=b"in clear", message_id="new", content_type="text/plain")
+    until(lambda: vault.mailbox.refused == 5, patience=60)
+    relay.put(letter, "web")
+    assert vault.receive() == "genuine"
+    relay.put(letter, "web")  # once more
+    web.send("vault", "after")
+    assert vault.receive() == "after"
+    assert (vault.mailbox.refused, vault.mailbox.duplicates) == (5, 1)
+    with pytest.raises(Timeout):
+        vault.receive(timeout=0.3)
+
+
+def test_a_repetition_that_is_no_longer_remembered_is_refused_by_its_age(town):
+    web, relay = town.program("web"), Relay(town, "vault")
+    web.send("vault", "first")
+    letter = relay.take()
+    vault = town.program("vault", window=2)
+    relay.put(letter, "web")
+    for number in range(4):
+        web.send("vault", str(number))
+    assert [vault.receive() for _ in range(5)] == ["first", "0", "1", "2", "3"]
+    relay.put(letter, "web")
+    until(lambda: vault.mailbox.refused == 1, patience=60)
+
+
+def test_an_answer_to_another_question_is_not_taken(town):
+    """A relay that exchanges answers: each is sealed for its question."""
+    web, vault = town.program("web"), town.program("vault")
+    asking = [web.start(web.mailbox.call("vault", question, 60)) for question in ("one", "two")]
+
+    async def cross():
+        first, second = await vault.mailbox.receive(timeout=30), await vault.mailbox.receive(timeout=30)
+        real = vault.mailbox._prepared
+
+        def crossed(body, kind, sealed, envelope, **about):
+            return real(body, kind, sealed, envelope, **{**about, "correlation_id": second.correlation_id})
+
+        vault.mailbox._prepared = crossed
+        await first.reply("to one")
+        vault.mailbox._prepared = real
+        await second.reply("to two")
+        await first.reply("to one")
+
+    vault.run(cross())
+    assert {answer.result(60).text for answer in asking} == {"to one", "to two"}
+    assert web.mailbox.refused == 1
+
+
+def test_new_keys_amid_a_stream_lose_nothing(town):
+    """Keys of both ends are renewed twice, and each end hears of it at another time."""
+    web, vault = town.program("web"), town.program("vault")
+    got: list[str] = []
+    kids: set[str] = set()
+
+    async def collect():
+        async for message in vault.mailbox.messages():
+            kids.add(seal._Jose.header(message._delivery.body)["kid"])
+            async with message:
+                got.append(message.text)
+
+    async def pour():
+        number = 0
+        while not enough:
+            await web.mailbox.send("vault", str(number))
+            number += 1
+            await asyncio.sleep(0.005)
+        return number
+
+    enough: list[bool] = []
+    collecting, pouring = vault.start(collect()), web.start(pour())
+    for order in (("web", "vault"), ("vault", "web")):
+        known = {key["kid"] for key in town.world.links.keys()["vault"]}
+        town.world.links.renew_keys(["web", "vault"], lead=1.0)
+        for name in order:
+            tell(town.world, name, town.folder / name)
+            until(lambda: got, patience=60)
+        until(lambda known=known: kids - known, f"only {len(kids)} keys in use", patience=60)
+    enough.append(True)
+    sent = pouring.result(60)
+    until(lambda: len(got) >= sent, patience=60)
+    assert got == [str(number) for number in range(sent)]
+    assert (vault.mailbox.refused, len(kids)) == (0, 3)
+    collecting.cancel()
+
+
+def test_keys_are_made_once_and_are_nobody_elses(town):
+    folder = town.world.layout.records("seals")
+    assert {path.name for path in folder.iterdir()} == {"web.json", "orders.json", "vault.json"}
+    assert not town.world.plan(*LINKS).steps
+    secrets = {name: [key["d"] for key in keys] for name, keys in town.world.links.keys().items()}
+    for name in NAMES:
+        seen = "".join(path.read_text() for path in (town.folder / name).iterdir())
+        for other, numbers in secrets.items():
+            assert all((number in seen) is (other == name) for number in numbers)
