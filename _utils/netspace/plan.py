@@ -14,14 +14,14 @@ nothing is ever removed just because it is not in ``desired``.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
+
+import msgspec
 
 Changes = Mapping[str, Mapping[str, Any]]
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(msgspec.Struct, frozen=True):
     """One change to one thing.
 
     :param kind: ``environment``, ``interface``, ``link``, ``attestation``.
@@ -35,7 +35,7 @@ class Step:
     kind: str
     name: str
     action: str
-    changes: Changes = field(default_factory=dict)
+    changes: Changes = msgspec.field(default_factory=dict)
     reason: str = ""
     data: Any = None
 
@@ -47,16 +47,14 @@ class Step:
         return f"{text}: {self.reason}" if self.reason else text
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True):
     """What became of a step: done when ``error`` is empty."""
 
     step: Step
     error: str = ""
 
 
-@dataclass(frozen=True)
-class Refusal:
+class Refusal(msgspec.Struct, frozen=True):
     """Something declared that the plan leaves undone on purpose, e.g. for want of trust."""
 
     kind: str
@@ -64,8 +62,7 @@ class Refusal:
     message: str
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True):
     """Steps in the order to apply them, and what was refused or is worth saying."""
 
     steps: Sequence[Step] = ()
@@ -73,8 +70,7 @@ class Plan:
     notes: Sequence[str] = ()
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(msgspec.Struct, frozen=True):
     """A plan and what came of it; ``outcomes`` is empty for ``test=True``."""
 
     plan: Plan

@@ -7,11 +7,12 @@ so the plan doesn't guess, and the outcome's step carries the change.
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from netspace import files
 from netspace.attestation import appraisal, result
@@ -126,7 +127,7 @@ class Attestations:
             after, error = appraisal.failed(self.layout, chosen, str(err)), str(err)
         # Also after a failure: an older and better result must not stay in force.
         result.save(self.layout, after)
-        done = dataclasses.replace(step, changes=_changes(before, after), reason=after.reason)
+        done = msgspec.structs.replace(step, changes=_changes(before, after), reason=after.reason)
         return Outcome(done, error)
 
     def _remove(self, step: Step) -> Outcome:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+
+import msgspec
 
 from netspace import files
 from netspace.environment import handout, ids, mounts, oci, records, rootfs, runtime, volumes
@@ -145,10 +146,10 @@ class Applying:
             assert work.record is not None
             image = work.record.image
         if work.record is not None and not work.assemble:
-            record = replace(work.record, spec=want.spec, state=want.state, summary=want.files_summary)
+            record = msgspec.structs.replace(work.record, spec=want.spec, state=want.state, summary=want.files_summary)
             if work.tune:
                 content = self.making.render(name, want.spec, base, image, record.runtime, record.profile)
-                record = replace(record, config=hashlib.sha256(content).hexdigest())
+                record = msgspec.structs.replace(record, config=hashlib.sha256(content).hexdigest())
             return record
         content = self.making.render(name, want.spec, base, image, want.runtime, want.profile)
         config = hashlib.sha256(content).hexdigest()

@@ -11,8 +11,9 @@ import contextlib
 import errno
 import os
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from netspace.environment import mounts
 from netspace.errors import NetspaceError
@@ -45,8 +46,7 @@ OCI_RATES = {
 Device = tuple[int, int]
 
 
-@dataclass(frozen=True)
-class Setting:
+class Setting(msgspec.Struct, frozen=True):
     """One file of a cgroup and what to write to it.
 
     :param key: the limit it keeps, as the declaration calls it.

@@ -6,7 +6,6 @@ Only a difference makes a step, and the step names it.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -39,8 +38,7 @@ _FIXED = {
 _HIDDEN = "(not shown)"
 
 
-@dataclass(frozen=True)
-class DesiredEnvironment:
+class DesiredEnvironment(msgspec.Struct, frozen=True):
     """What one environment shall be.
 
     :param spec: its ``attestation`` is the requirement in force, the host's own where it has none:
@@ -54,8 +52,8 @@ class DesiredEnvironment:
     """
 
     spec: Environment
-    files: Mapping[str, bytes] = field(default_factory=dict)
-    files_summary: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, bytes] = msgspec.field(default_factory=dict)
+    files_summary: Mapping[str, Any] = msgspec.field(default_factory=dict)
     state: RunState = "running"
     profile: Profile | None = None
     runtime: Runtime = USUAL
@@ -66,8 +64,7 @@ class DesiredEnvironment:
         return self.spec.image
 
 
-@dataclass(frozen=True)
-class Work:
+class Work(msgspec.Struct, frozen=True):
     """What a step's ``apply`` has to do, decided by the plan."""
 
     want: DesiredEnvironment

@@ -25,8 +25,9 @@ import struct
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from netspace.environment import mounts
 from netspace.errors import MissingError, NetspaceError
@@ -64,8 +65,7 @@ _SUPER_BLOCK = 1024
 _MAGIC = 0xEF53
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(msgspec.Struct, frozen=True):
     """One file system that an environment has.
 
     :param key: ``layer``, or the volume's target.
@@ -85,8 +85,7 @@ class Place:
         return self.point / self.content
 
 
-@dataclass(frozen=True)
-class Disk:
+class Disk(msgspec.Struct, frozen=True):
     """A file system as it was found, mounted.
 
     :param size: bytes that it has now: what was asked for, unless it was changed or left half-way.

@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from netspace import files
 from netspace.environment import compare, mounts, observe, records, rootfs, runtime, runtimes, trees, volumes
@@ -115,7 +116,7 @@ class Environments:
         """
         known = self.recorded()
         for name in names:
-            records.write(self.layout, name, replace(known[name], state="stopped"))
+            records.write(self.layout, name, msgspec.structs.replace(known[name], state="stopped"))
         return self.stop(names)
 
     def restore(self, without: Collection[str] = ()) -> dict[str, str]:

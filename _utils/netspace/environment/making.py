@@ -10,9 +10,10 @@ import functools
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
+
+import msgspec
 
 from netspace import files
 from netspace.environment import cgroups, disks, handout, mounts, oci, records, rootfs, runtime, volumes
@@ -146,7 +147,7 @@ class Making:
             if error := errors.get(record.image.digest):
                 raise NetspaceError(error)
             # Disks may have got other numbers: what the configuration says of them is no change.
-            records.write(self.layout, name, replace(record, config=self.assemble(name, record)))
+            records.write(self.layout, name, msgspec.structs.replace(record, config=self.assemble(name, record)))
             self.hand_out(name, record, handout.read(self.layout, name))
 
         def complete(name: str) -> None:

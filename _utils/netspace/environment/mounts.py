@@ -14,9 +14,10 @@ import functools
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from netspace.errors import NetspaceError
 
@@ -59,8 +60,7 @@ class _Attributes(ctypes.Structure):
     ]
 
 
-@dataclass(frozen=True)
-class Mount:
+class Mount(msgspec.Struct, frozen=True):
     """One line of ``/proc/self/mountinfo``.
 
     :param device: of the file system, ``major:minor``.

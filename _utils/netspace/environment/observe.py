@@ -10,8 +10,9 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from netspace.environment import cgroups, disks, handout, images, mounts, oci, records, rootfs, runtime, volumes
 from netspace.environment.disks import Disk
@@ -23,8 +24,7 @@ from netspace.spec.types import Environment
 from netspace.supervision import Status, Supervisor, booted, payload_cgroup
 
 
-@dataclass(frozen=True)
-class Seen:
+class Seen(msgspec.Struct, frozen=True):
     """One environment as it was found.
 
     :param status: of its service; None where none is defined.
@@ -44,12 +44,11 @@ class Seen:
     namespace: bool = True
     halted: bool = False
     differing: tuple[str, ...] = ()
-    disks: Mapping[str, Disk] = field(default_factory=dict)
+    disks: Mapping[str, Disk] = msgspec.field(default_factory=dict)
     service: bool = True
 
 
-@dataclass(frozen=True)
-class Observed:
+class Observed(msgspec.Struct, frozen=True):
     """All environments, and their images' sources (by the text in the declaration).
 
     :param unkept: the limits that no cgroup controller on this host can keep.
@@ -70,7 +69,7 @@ class Observed:
     budget: int | None = None
     idle: bool = False
     unrecorded: frozenset[str] = frozenset()
-    mounted: Mapping[str, mounts.Mount] = field(default_factory=dict)
+    mounted: Mapping[str, mounts.Mount] = msgspec.field(default_factory=dict)
 
 
 def observe(

@@ -16,9 +16,11 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
+
+import msgspec
 
 from netspace import files
 from netspace.environment import disks, ids, mounts, oci, records, runtime
@@ -201,7 +203,7 @@ class Operations:
             permitted = {name: record for name, record in known.items() if name not in refused}
             for name, record in permitted.items():
                 if record.state != state:
-                    records.write(self._layout, name, replace(record, state=state))
+                    records.write(self._layout, name, msgspec.structs.replace(record, state=state))
             errors = {**act(permitted), **refused}
             return {name: errors.get(name, "") for name in known}
 

@@ -8,7 +8,6 @@ change; so whatever runs, runs as its record says.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,8 +29,7 @@ KIND = "environments"
 _VERSION = 1
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(msgspec.Struct, frozen=True):
     """One environment as it was applied.
 
     :param state: what was asked for last, by a declaration or an operator.
@@ -49,7 +47,7 @@ class Record:
     image: Image
     config: str
     revision: str
-    summary: Mapping[str, Any] = field(default_factory=dict)
+    summary: Mapping[str, Any] = msgspec.field(default_factory=dict)
     profile: Profile | None = None
     runtime: Runtime = USUAL
 

@@ -14,7 +14,6 @@ import os
 import re
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -98,8 +97,7 @@ class _File(_Strict, frozen=True):
     syscalls: tuple[_Rule, ...] | None = None
 
 
-@dataclass(frozen=True)
-class Profile:
+class Profile(msgspec.Struct, frozen=True):
     """A profile as it was read.
 
     :param digest: hexadecimal sha256 of the file, which tells a changed one.
@@ -109,7 +107,7 @@ class Profile:
     """
 
     digest: str = ""
-    rules: Mapping[str, Any] = field(default_factory=dict)
+    rules: Mapping[str, Any] = msgspec.field(default_factory=dict)
     dangers: Sequence[str] = ()
     error: str = ""
 

@@ -19,7 +19,6 @@ import stat
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +145,7 @@ def _make(
 ) -> None:
     layout = making.layout
     spec = msgspec.structs.replace(original.spec, command=("/probe",), env={}, volumes=(), interface=None)
-    twin = replace(original, spec=spec, base=base)
+    twin = msgspec.structs.replace(original, spec=spec, base=base)
     making.assemble(name, twin)
     making.hand_out(name, twin, {"environment.json": files.encode({"name": name, "peers": [], "senders": []})})
     config = json.loads(making.render(name, spec, base, original.image, original.runtime, original.profile))

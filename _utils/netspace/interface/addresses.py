@@ -16,13 +16,13 @@ import functools
 import hashlib
 import ipaddress
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
-@dataclass(frozen=True)
-class Allocation:
+class Allocation(msgspec.Struct, frozen=True):
     """Addresses by name, and per name without one the reason."""
 
     addresses: Mapping[str, str]

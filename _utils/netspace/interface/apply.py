@@ -16,10 +16,11 @@ import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
+
+import msgspec
 
 from netspace import files
 from netspace.errors import MissingError, NetspaceError, StateError
@@ -41,8 +42,7 @@ _TOGETHER = 128
 _WAITING = 16
 
 
-@dataclass(frozen=True)
-class Work:
+class Work(msgspec.Struct, frozen=True):
     """What a step on one environment needs.
 
     :param record: what to remember; None: remove it all.
@@ -62,7 +62,7 @@ class Work:
     make: bool = False
     drop: bool = False
     kind: ModuleType | None = None
-    parents: Mapping[str, int] = field(default_factory=dict)
+    parents: Mapping[str, int] = msgspec.field(default_factory=dict)
     guard: tuple[Message, ...] | None = None
     guard_before: tuple[Message, ...] = ()
 
@@ -88,8 +88,7 @@ class Work:
         return messages
 
 
-@dataclass(frozen=True)
-class Firewall:
+class Firewall(msgspec.Struct, frozen=True):
     """The packet filter to load, and (if known) the one that is in the kernel: then only what differs is changed."""
 
     table: Table
@@ -101,8 +100,7 @@ class Firewall:
         return self.table.digest if self.table.chains else ""
 
 
-@dataclass(frozen=True)
-class Forwarding:
+class Forwarding(msgspec.Struct, frozen=True):
     """The families in which the host shall forward.
 
     :param ours: the names of our host ends that stand.
@@ -111,7 +109,7 @@ class Forwarding:
 
     needed: frozenset[str]
     ours: frozenset[str] = frozenset()
-    settings: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
+    settings: Mapping[int, Mapping[str, int]] = msgspec.field(default_factory=dict)
 
 
 class Applying:
@@ -177,7 +175,7 @@ class Applying:
                 f"{path} is gone, and its peers know the public key {record.public_key}: put it back, or remove "
                 "the interface (netspace_interface.absent) and apply again for a new one",
             )
-        return replace(record, public_key=make(str(path)))
+        return msgspec.structs.replace(record, public_key=make(str(path)))
 
     def _write(self, wanted: Mapping[str, Record]) -> None:
         paths = {records.path(self.layout, name): name for name in wanted}

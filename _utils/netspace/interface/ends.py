@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from netspace.interface import netlink
 from netspace.interface.netlink import Link, Message, Route
 
@@ -21,8 +23,7 @@ INSIDE_INDEX = 64
 INSIDE_NAME = "eth0"
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(msgspec.Struct, frozen=True):
     """Where an interface stands: what a kind must know beside what is declared.
 
     :param host_name: the host end's name.
@@ -40,8 +41,8 @@ class Place:
     host_name: str
     mac: str
     alias: str
-    addresses: Mapping[str, str] = field(default_factory=dict)
-    gateways: Mapping[str, str] = field(default_factory=dict)
+    addresses: Mapping[str, str] = msgspec.field(default_factory=dict)
+    gateways: Mapping[str, str] = msgspec.field(default_factory=dict)
     forwarding: bool = False
     ipv6: bool = True
     secret: str = ""

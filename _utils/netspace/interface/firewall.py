@@ -35,7 +35,8 @@ import ipaddress
 import socket
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from netspace.interface import matching
 from netspace.interface import nftables as nf
@@ -60,8 +61,7 @@ _SOURCE = {
 }
 
 
-@dataclass(frozen=True)
-class Guarded:
+class Guarded(msgspec.Struct, frozen=True):
     """One interface as the filter sees it.
 
     :param environment: its environment's name; gives the order.

@@ -22,7 +22,8 @@ from __future__ import annotations
 import ipaddress
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+
+import msgspec
 
 from netspace.interface import matching
 from netspace.interface import nftables as nf
@@ -36,8 +37,7 @@ _LONGER = (struct.pack(">H", 33), b"\xff\xff")
 _REPORTS_TO = ipaddress.IPv6Address("ff02::16").packed  # RFC 3810 section 5.2.14
 
 
-@dataclass(frozen=True)
-class Guarded:
+class Guarded(msgspec.Struct, frozen=True):
     """One interface as its table sees it.
 
     :param link: its name.
@@ -55,7 +55,7 @@ class Guarded:
     allow: tuple[Allow, ...] = ()
     connections: int = 1024
     local: str = ""
-    others: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    others: Mapping[str, Sequence[str]] = msgspec.field(default_factory=dict)
 
 
 def covered(allow: Sequence[Allow], addresses: Sequence[tuple[int, int]]) -> dict[str, list[str]]:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any
+
+import msgspec
 
 from netspace import files
 from netspace.errors import NetspaceError
@@ -32,16 +33,15 @@ FAMILIES = ("ipv4", "ipv6")
 Outcomes = list[Outcome]
 
 
-@dataclass(frozen=True)
-class DesiredInterfaces:
+class DesiredInterfaces(msgspec.Struct, frozen=True):
     """What interfaces there should be.
 
     :param network: the ranges that addresses come from.
     :param interfaces: by the environment's name.
     """
 
-    network: Network = field(default_factory=Network)
-    interfaces: Mapping[str, Interface] = field(default_factory=dict)
+    network: Network = msgspec.field(default_factory=Network)
+    interfaces: Mapping[str, Interface] = msgspec.field(default_factory=dict)
 
 
 class Interfaces:
@@ -163,7 +163,7 @@ class Interfaces:
             return Record(spec, given, gateways, ends.host_name(self.layout.instance, name), key, owner)
         record = Record(spec, given, gateways, "", key, owner)
         outside = expected(self.layout, name, record).outside
-        return record if outside is None else replace(record, host_end=outside.name)
+        return record if outside is None else msgspec.structs.replace(record, host_end=outside.name)
 
     def _plan(self, new: Mapping[str, Record], gone: Collection[str], observed: Observed) -> Plan:
         """Steps that make *new* true and remove *gone*; other records stay as they are."""
@@ -304,7 +304,7 @@ class Interfaces:
         if todo.digest and observed.firewall == "intact":
             # What the records say may be more than was loaded, when a run was cut short between the two.
             before = self._table(observed.records)
-            todo = replace(todo, before=before if before.digest == loaded.get("rendered") else None)
+            todo = msgspec.structs.replace(todo, before=before if before.digest == loaded.get("rendered") else None)
         old = {"intact": loaded.get("rendered", "")[:12], "changed": "changed by hand", "absent": "absent"}
         change = {"old": old[observed.firewall], "new": todo.digest[:12] or "absent"}
         if change["old"] == change["new"]:
@@ -344,7 +344,7 @@ class Interfaces:
         """
         known = records.read(self.layout)
         new = {
-            name: replace(known[name], owner=owner)
+            name: msgspec.structs.replace(known[name], owner=owner)
             for name, owner in owners.items()
             if name in known and known[name].owner != owner and known[name].interface.DEVICES
         }

@@ -5,7 +5,8 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from netspace.interface import nftables as nf
 from netspace.interface.nftables import Expression
@@ -13,8 +14,7 @@ from netspace.spec import check
 from netspace.spec.types import Allow
 
 
-@dataclass(frozen=True)
-class Family:
+class Family(msgspec.Struct, frozen=True):
     """Packets of one family.
 
     :param proto: the kernel's number of the family.

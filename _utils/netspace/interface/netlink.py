@@ -20,9 +20,10 @@ import socket
 import struct
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TypeVar
+
+import msgspec
 
 T = TypeVar("T")
 
@@ -103,8 +104,7 @@ _BATCH = 128
 FAMILIES = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
 
 
-@dataclass(frozen=True)
-class Message:
+class Message(msgspec.Struct, frozen=True):
     """One request, ready but for its number; ``protocol`` is the kind of socket that takes it."""
 
     type: int
@@ -113,8 +113,7 @@ class Message:
     protocol: int = NETLINK_ROUTE
 
 
-@dataclass(frozen=True)
-class Failure:
+class Failure(msgspec.Struct, frozen=True):
     """What the kernel answered to a message it refused."""
 
     code: int
@@ -128,8 +127,7 @@ class NetlinkError(OSError):
     """A request that couldn't even be put, or a dump that failed."""
 
 
-@dataclass(frozen=True)
-class Link:
+class Link(msgspec.Struct, frozen=True):
     """What the kernel says of one link; ``ipv4`` and ``accept_ra`` are its settings, ``queue`` its root qdisc.
 
     :param parent: index of the link it lies on, maybe in another namespace.
@@ -148,24 +146,22 @@ class Link:
     group: int = 0
     addr_gen: int = 0
     accept_ra: int | None = None
-    ipv4: Mapping[str, int] = field(default_factory=dict)
+    ipv4: Mapping[str, int] = msgspec.field(default_factory=dict)
     queue: str = ""
     parent: int = 0
     master: int = 0
-    data: Mapping[int, bytes] = field(default_factory=dict)
-    port: Mapping[int, bytes] = field(default_factory=dict)
+    data: Mapping[int, bytes] = msgspec.field(default_factory=dict)
+    port: Mapping[int, bytes] = msgspec.field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Address:
+class Address(msgspec.Struct, frozen=True):
     """One address of a link; ``text`` is ``address/prefix``."""
 
     index: int
     text: str
 
 
-@dataclass(frozen=True)
-class Route:
+class Route(msgspec.Struct, frozen=True):
     """One route out of a link, in the main table.
 
     :param destination: network; ``0.0.0.0/0`` and ``::/0`` are the default.

@@ -11,7 +11,9 @@ import functools
 import os
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+
+import msgspec
 
 from netspace.interface import ends, forwarding, guards, hosttable, kinds, namespaces, netlink, records, support
 from netspace.interface.ends import End, Ends, Place
@@ -22,17 +24,15 @@ from netspace.layout import Layout
 from netspace.spec.types import Interface
 
 
-@dataclass(frozen=True)
-class Live:
+class Live(msgspec.Struct, frozen=True):
     """One interface's ends as they are, and their links' indexes (0: none)."""
 
-    ends: Ends = field(default_factory=Ends)
+    ends: Ends = msgspec.field(default_factory=Ends)
     inside: int = 0
     outside: int = 0
 
 
-@dataclass(frozen=True)
-class Observed:
+class Observed(msgspec.Struct, frozen=True):
     """All that planning needs to know.
 
     :param namespaces: per namespace's file name its inode.
@@ -44,15 +44,15 @@ class Observed:
     :param missing: per kind that the kernel lacks, what is missing and what to do.
     """
 
-    records: Mapping[str, Record] = field(default_factory=dict)
-    namespaces: Mapping[str, int] = field(default_factory=dict)
-    volatile: Volatile = field(default_factory=Volatile)
-    live: Mapping[str, Live] = field(default_factory=dict)
+    records: Mapping[str, Record] = msgspec.field(default_factory=dict)
+    namespaces: Mapping[str, int] = msgspec.field(default_factory=dict)
+    volatile: Volatile = msgspec.field(default_factory=Volatile)
+    live: Mapping[str, Live] = msgspec.field(default_factory=dict)
     firewall: str = "absent"
-    forwarding: Mapping[str, str] = field(default_factory=dict)
-    links: Mapping[str, Link] = field(default_factory=dict)
-    missing: Mapping[str, str] = field(default_factory=dict)
-    guards: Mapping[str, str] = field(default_factory=dict)
+    forwarding: Mapping[str, str] = msgspec.field(default_factory=dict)
+    links: Mapping[str, Link] = msgspec.field(default_factory=dict)
+    missing: Mapping[str, str] = msgspec.field(default_factory=dict)
+    guards: Mapping[str, str] = msgspec.field(default_factory=dict)
 
 
 def place(layout: Layout, name: str, record: Record) -> Place:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from netspace import files
 from netspace.errors import SpecError, StateError
@@ -22,8 +23,7 @@ from netspace.spec.types import Interface, Prefixed
 KIND = "interfaces"
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(msgspec.Struct, frozen=True):
     """One environment's interface as it was applied.
 
     :param addresses: by family, the environment's.
@@ -34,8 +34,8 @@ class Record:
     """
 
     interface: Interface
-    addresses: Mapping[str, str] = field(default_factory=dict)
-    gateways: Mapping[str, str] = field(default_factory=dict)
+    addresses: Mapping[str, str] = msgspec.field(default_factory=dict)
+    gateways: Mapping[str, str] = msgspec.field(default_factory=dict)
     host_end: str = ""
     public_key: str = ""
     owner: int = 0
@@ -110,8 +110,7 @@ def read(layout: Layout) -> dict[str, Record]:
     }
 
 
-@dataclass
-class Volatile:
+class Volatile(msgspec.Struct):
     """What was done since the host started.
 
     :param namespaces: inode of each namespace that was made and set up completely.
@@ -124,11 +123,11 @@ class Volatile:
     :param folder: what was made of the folder of namespaces itself (``folder``, ``mount``).
     """
 
-    namespaces: dict[str, int] = field(default_factory=dict)
-    firewall: dict[str, Any] = field(default_factory=dict)
-    forwarding: dict[str, str] = field(default_factory=dict)
-    folder: dict[str, bool] = field(default_factory=dict)
-    guards: dict[str, dict[str, Any]] = field(default_factory=dict)
+    namespaces: dict[str, int] = msgspec.field(default_factory=dict)
+    firewall: dict[str, Any] = msgspec.field(default_factory=dict)
+    forwarding: dict[str, str] = msgspec.field(default_factory=dict)
+    folder: dict[str, bool] = msgspec.field(default_factory=dict)
+    guards: dict[str, dict[str, Any]] = msgspec.field(default_factory=dict)
 
     @staticmethod
     def path(layout: Layout) -> Path:

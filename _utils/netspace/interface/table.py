@@ -11,7 +11,8 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+
+import msgspec
 
 from netspace.interface import nftables as nf
 from netspace.interface.netlink import Message
@@ -20,8 +21,7 @@ from netspace.interface.nftables import Expression, Verdict
 Rule = Sequence[Expression]
 
 
-@dataclass(frozen=True)
-class Base:
+class Base(msgspec.Struct, frozen=True):
     """Where packets come into a chain, whose policy is to accept."""
 
     type: str
@@ -29,26 +29,23 @@ class Base:
     priority: int = 0
 
 
-@dataclass(frozen=True)
-class Chain:
+class Chain(msgspec.Struct, frozen=True):
     rules: Sequence[Rule]
     base: Base | None = None
 
 
-@dataclass(frozen=True)
-class Collection:
+class Collection(msgspec.Struct, frozen=True):
     """A set, or (``verdicts``) a map to what is done; ``most``: packets fill it. See ``nftables.declare_set``."""
 
     type: int
     length: int
     about: bytes
-    elements: Mapping[bytes, Verdict | None] = field(default_factory=dict)
+    elements: Mapping[bytes, Verdict | None] = msgspec.field(default_factory=dict)
     verdicts: bool = False
     most: int = 0
 
 
-@dataclass(frozen=True)
-class Timeout:
+class Timeout(msgspec.Struct, frozen=True):
     """For how many seconds connections of a protocol are remembered, by their state."""
 
     l3: int
@@ -56,13 +53,12 @@ class Timeout:
     seconds: Mapping[int, int]
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(msgspec.Struct, frozen=True, dict=True):
     """A table of family inet. Nothing of a name changes but elements and rules."""
 
-    chains: Mapping[str, Chain] = field(default_factory=dict)
-    sets: Mapping[str, Collection] = field(default_factory=dict)
-    timeouts: Mapping[str, Timeout] = field(default_factory=dict)
+    chains: Mapping[str, Chain] = msgspec.field(default_factory=dict)
+    sets: Mapping[str, Collection] = msgspec.field(default_factory=dict)
+    timeouts: Mapping[str, Timeout] = msgspec.field(default_factory=dict)
 
     @functools.cached_property
     def elements(self) -> str:

@@ -8,13 +8,13 @@ that says nothing is as good as its two ends.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from netspace.spec.types import Declaration, Environment, Requirement
 
 
-@dataclass(frozen=True)
-class Trust:
+class Trust(msgspec.Struct, frozen=True):
     """What is known of this host's trust, as far as enforcement needs it.
 
     :param level: 0 to 5 (L0..L5).
@@ -31,8 +31,7 @@ class Trust:
         return f"L{self.level}"
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(msgspec.Struct, frozen=True):
     """``allowed``, and a comment where the operator should know something."""
 
     allowed: bool

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -40,7 +40,7 @@ def seen(want=None, **changes):
     record = Record(want.spec, want.state, ids.FIRST, Image("d" * 64, "i", Defaults()), "c", "r", want.files_summary)
     status = RUNNING if want.state == "running" else Status("stopped")
     found = Seen(record, status, True, handout.digests(want.files))
-    return dataclasses.replace(found, **changes)
+    return msgspec.structs.replace(found, **changes)
 
 
 def plan(want, found=None, sources=None, revision="r", remove=()):
@@ -204,11 +204,11 @@ def test_a_record_comes_back_as_it_was_written(tmp_path):
     layout = Layout(root=tmp_path)
     want = desired(env={"A": "b"}, volumes=[{"source": "/srv/a", "target": "/a"}], attestation={"minimum": "L3"})
     defaults = Defaults(("/c",), ("x",), (("K", "v"),), "/w", 5, 6, ("note",))
-    record = dataclasses.replace(seen(want).record, image=Image("d" * 64, "i", defaults))
+    record = msgspec.structs.replace(seen(want).record, image=Image("d" * 64, "i", defaults))
     assert records.write(layout, "web", record)
     assert not records.write(layout, "web", record)
     read = records.read(layout)["web"]
-    assert dataclasses.replace(read, spec=records.own(read.spec)) == dataclasses.replace(
+    assert msgspec.structs.replace(read, spec=records.own(read.spec)) == msgspec.structs.replace(
         record, spec=records.own(record.spec)
     )
     path = records.path(layout, "web")

@@ -19,8 +19,9 @@ import re
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
+
+import msgspec
 
 from netspace import files
 from netspace.environment import mounts
@@ -40,8 +41,7 @@ _ASIDE = re.compile(r"\..*\.new")  # of netspace.files
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Image:
+class Image(msgspec.Struct, frozen=True):
     """A built image.
 
     :param digest: hexadecimal sha256 of the erofs file.
@@ -53,16 +53,14 @@ class Image:
     defaults: Defaults
 
 
-@dataclass(frozen=True)
-class Seen:
+class Seen(msgspec.Struct, frozen=True):
     """What a source looks like now: its content's identity, or why it can't be told."""
 
     identity: str = ""
     error: str = ""
 
 
-@dataclass(frozen=True)
-class Note:
+class Note(msgspec.Struct, frozen=True):
     """What a source was built into."""
 
     image: str
@@ -131,7 +129,7 @@ class Store:
         for image, (fingerprint, identity) in self._unchanged.items():
             note = self.note(image)
             if note is not None and note.identity == identity:
-                self._write_note(replace(note, fingerprint=fingerprint))
+                self._write_note(msgspec.structs.replace(note, fingerprint=fingerprint))
         self._unchanged.clear()
 
     def ensure(self, image: str, source_hash: str = "") -> Image:
@@ -154,7 +152,7 @@ class Store:
         if error := mismatch(identity, source_hash):
             raise NetspaceError(f"image {image}: {error}")
         if note is not None and note.identity == identity and self.file(note.digest).exists():
-            self._write_note(replace(note, fingerprint=now))
+            self._write_note(msgspec.structs.replace(note, fingerprint=now))
             return Image(note.digest, identity, note.defaults)
         log.info("image %s: building", image)
         with self._telling(image), self._aside() as aside:

@@ -7,8 +7,10 @@ plan. Who uses an image is told by the caller. Returns are plain values, fit for
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from netspace.environment import mounts
 from netspace.environment.images import Note, Store, mismatch, verity
@@ -167,7 +169,7 @@ class Images:
         changes: dict[str, dict[str, Any]] = {"digest": change} if change["old"] != change["new"] else {}
         if before is not None and before.identity != image.identity:
             changes["source"] = {"old": before.identity, "new": image.identity}
-        return Outcome(replace(step, changes=changes))
+        return Outcome(msgspec.structs.replace(step, changes=changes))
 
     # -- removing ------------------------------------------------------------------
 

@@ -32,9 +32,10 @@ import stat
 import subprocess
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol, cast
+
+import msgspec
 
 from netspace.environment.images import tools
 from netspace.environment.images.bounds import Budget
@@ -52,8 +53,7 @@ _STUCK = 120.0  # ...which is given up when it did nothing for so long
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Defaults:
+class Defaults(msgspec.Struct, frozen=True):
     """What an image says about how to run it; empty where it says nothing.
 
     :param user: 0 where it names none that can be given; then *group* is 0 too.
