@@ -33,7 +33,7 @@ from netspace.layout import Layout
 from netspace.link import broker
 from netspace.spec import parse
 from netspace.spec.types import LocalBroker
-from netspace.supervision import Service, Status, daemon, process
+from netspace.supervision import Service, Status, place, process
 
 LAYOUT = Layout()
 # Somebody else's broker, in folders of this test's own.
@@ -342,7 +342,7 @@ class World:
 
     def reboot(self) -> None:
         """What a reboot takes: processes, mounts, namespaces, links, the packet filter, all of /run."""
-        if daemon.running(LAYOUT):
+        if place.running(LAYOUT):
             for pid, name in snapshot.processes().items():
                 if "lib/netspace/lib/current supervise" in name:
                     os.kill(pid, 9)

@@ -10,12 +10,12 @@ from pathlib import Path
 from waiting import until
 
 from netspace.layout import Layout
-from netspace.supervision import Service, daemon
+from netspace.supervision import Service, place
 
 
 def daemon_pid(layout: Layout) -> int:
     """Return the PID of who holds the supervisor's lock, 0 if nobody."""
-    inode = daemon.lock_path(layout).stat().st_ino
+    inode = place.lock_path(layout).stat().st_ino
     for line in Path("/proc/locks").read_text().splitlines():
         words = line.split()
         if words[1] == "FLOCK" and words[3] == "WRITE" and int(words[5].rsplit(":", 1)[1]) == inode:
@@ -34,7 +34,7 @@ def kill_daemon(layout: Layout) -> None:
     pid = daemon_pid(layout)
     assert pid
     os.kill(pid, signal.SIGKILL)
-    until(lambda: not daemon.running(layout))
+    until(lambda: not place.running(layout))
     reap()
 
 

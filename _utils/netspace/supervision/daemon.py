@@ -35,6 +35,7 @@ from netspace.supervision.adopting import Adopting
 from netspace.supervision.children import Children
 from netspace.supervision.ending import Ending
 from netspace.supervision.loop import Loop
+from netspace.supervision.place import lock_path, socket_path
 from netspace.supervision.rotation import Rotation
 from netspace.supervision.serving import Serving
 from netspace.supervision.starting import Starting
@@ -43,29 +44,6 @@ from netspace.supervision.units import Unit, Units
 IDLE = 10.0  # seconds with nothing to watch, after which the daemon ends
 IDLE_FOR_GOOD = 0.2  # the same where nothing is defined either
 DESCRIPTORS = 524288  # what systemd grants at most, too: systemd-system.conf(5), DefaultLimitNOFILE
-
-
-def socket_path(layout: Layout) -> Path:
-    return layout.run / "supervisor.sock"
-
-
-def lock_path(layout: Layout) -> Path:
-    return layout.run / "supervisor.lock"
-
-
-def running(layout: Layout) -> bool:
-    """Whether a daemon holds the lock; forks nothing and starts nothing."""
-    try:
-        fd = os.open(lock_path(layout), os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fd)
-    return False
 
 
 class Daemon:

@@ -19,7 +19,7 @@ from typing import Literal
 
 from netspace import files, library
 from netspace.layout import Layout
-from netspace.supervision import Service, Status, daemon, messages, process, records
+from netspace.supervision import Service, Status, messages, place, process, records
 from netspace.supervision.records import SupervisorError, Trace
 
 # Seconds to wait for an answer: the longest stop there is, and some.
@@ -45,7 +45,7 @@ class Direct:
     def observe(self) -> dict[str, Status]:
         names = records.defined(self.layout)
         traced = set(records.traced(self.layout))
-        watched = bool(traced) and daemon.running(self.layout)
+        watched = bool(traced) and place.running(self.layout)
         seen = {name: records.read_trace(self.layout, name) for name in names if name in traced}
         return {name: _status(seen.get(name), watched) for name in names}
 
@@ -92,7 +92,7 @@ class Direct:
 
     def resume(self) -> None:
         wanted = records.desired(self.layout) & set(records.defined(self.layout))
-        if wanted and not (daemon.running(self.layout) and wanted <= set(records.traced(self.layout))):
+        if wanted and not (place.running(self.layout) and wanted <= set(records.traced(self.layout))):
             self._ask("resume", ())
 
     def purge(self) -> None:
@@ -100,13 +100,13 @@ class Direct:
         if errors:
             raise SupervisorError("\n".join(f"{name}: {error}" for name, error in errors.items()))
         deadline = time.monotonic() + 10
-        while daemon.running(self.layout):
+        while place.running(self.layout):
             if time.monotonic() > deadline:
                 raise SupervisorError("the supervisor does not end though no service is left; see its log")
             time.sleep(0.02)
         shutil.rmtree(records.folder(self.layout), ignore_errors=True)
-        files.remove(daemon.lock_path(self.layout))
-        files.remove(daemon.socket_path(self.layout))
+        files.remove(place.lock_path(self.layout))
+        files.remove(place.socket_path(self.layout))
         files.remove(self.layout.logs / "supervisor.log")
         library.remove(self.layout)
 
@@ -116,7 +116,7 @@ class Direct:
         with contextlib.suppress(FileNotFoundError):
             records.desire(self.layout, drop=names)
         # Without a daemon and a trace nothing of it can be running.
-        if do == "remove" or daemon.running(self.layout) or not set(names).isdisjoint(records.traced(self.layout)):
+        if do == "remove" or place.running(self.layout) or not set(names).isdisjoint(records.traced(self.layout)):
             there = {*records.defined(self.layout), *records.traced(self.layout)}
             names = [name for name in names if name in there]
             return self._ask(do, names) if names else {}
@@ -129,7 +129,7 @@ class Direct:
         reason = ""
         for _ in range(ATTEMPTS):
             try:
-                if not daemon.running(self.layout) or reason:
+                if not place.running(self.layout) or reason:
                     self._launch()
                 version = library.installed(self.layout)
                 if reason:  # maybe it is of another version
@@ -160,7 +160,7 @@ class Direct:
     def _exchange(self, request: bytes) -> messages.Answer:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(PATIENCE)
-            connection.connect(str(daemon.socket_path(self.layout)))
+            connection.connect(str(place.socket_path(self.layout)))
             connection.sendall(request)
             connection.shutdown(socket.SHUT_WR)
             answer = bytearray()

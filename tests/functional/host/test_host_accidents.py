@@ -34,7 +34,7 @@ from netspace.errors import SpecError
 from netspace.host import Host
 from netspace.interface import nftables
 from netspace.spec import parse
-from netspace.supervision import daemon, process, records
+from netspace.supervision import daemon, place, process, records
 
 pytestmark = pytest.mark.root
 
@@ -304,7 +304,7 @@ def impatient_supervisor() -> Iterator[None]:
         finally:
             os._exit(0)
     try:
-        until(lambda: daemon.running(LAYOUT))
+        until(lambda: place.running(LAYOUT))
         yield
     finally:
         with contextlib.suppress(ProcessLookupError):

@@ -18,7 +18,7 @@ from waiting import until
 
 from netspace import library
 from netspace.layout import Layout
-from netspace.supervision import Service, container, daemon, logs, payload_cgroup, process, records, select
+from netspace.supervision import Service, container, logs, payload_cgroup, place, process, records, select
 from netspace.supervision.direct import Direct
 
 pytestmark = pytest.mark.root
@@ -46,7 +46,7 @@ def test_define_starts_nothing_and_writes_once(direct: Direct, layout: Layout) -
     assert direct.define([service])
     assert not direct.define([service])
     assert direct.observe()["a"].state == "stopped"
-    assert not daemon.running(layout)
+    assert not place.running(layout)
     assert (records.folder(layout) / "a.json").stat().st_mode & 0o777 == 0o600
     assert records.read(layout, "a") == service
 
@@ -73,7 +73,7 @@ def test_unknown_services_are_errors(direct: Direct, layout: Layout) -> None:
     for call in (direct.start, direct.stop, direct.reload):
         assert "not defined" in call(["nothing"])["nothing"]
     assert direct.remove(["nothing"]) == {}
-    assert not daemon.running(layout)
+    assert not place.running(layout)
 
 
 def test_a_program_that_can_not_run_is_an_error_with_its_reason(direct: Direct) -> None:
@@ -364,7 +364,7 @@ def test_sigkill_of_the_daemon_while_it_starts_loses_and_doubles_nothing(
         records.desire(layout, add=names)
         direct._launch()
         connection = socket.socket(socket.AF_UNIX)
-        connection.connect(str(daemon.socket_path(layout)))
+        connection.connect(str(place.socket_path(layout)))
         connection.sendall(json.dumps({"do": "start", "names": names}).encode())
         connection.shutdown(socket.SHUT_WR)
         until(lambda least=round_ * 3: len(records.traced(layout)) > least)
@@ -425,7 +425,7 @@ def test_removal_leaves_nothing_and_ends_the_daemon(direct: Direct, layout: Layo
     assert direct.remove(["a", "b"]) == {}
     assert direct.observe() == {}
     assert direct.remove(["a", "b"]) == {}
-    until(lambda: not daemon.running(layout), "the daemon ends by itself")
+    until(lambda: not place.running(layout), "the daemon ends by itself")
     assert [path for path in layout.run.rglob("*") if path.name not in ("supervisor.lock", "pids")] == []
     assert [path.name for path in records.folder(layout).iterdir()] == [".lock"]
     assert [path.name for path in layout.logs.iterdir()] == ["supervisor.log"]
@@ -447,7 +447,7 @@ def test_logs_are_rotated_under_the_running_program(direct: Direct, layout: Layo
 def test_only_root_is_listened_to_and_only_requests(direct: Direct, layout: Layout) -> None:
     direct.define([shell("a", STAY)])
     direct.start(["a"])
-    path = daemon.socket_path(layout)
+    path = place.socket_path(layout)
     assert path.stat().st_mode & 0o777 == 0o600
     for raw in (b"", b"{", b'{"do": "start", "names": ["../x"]}', b'{"do": "exec", "names": []}', b"[" * 100_000):
         with socket.socket(socket.AF_UNIX) as connection:
