@@ -18,7 +18,7 @@ netspace.refresh(__file__)
 from salt.exceptions import CommandExecutionError  # noqa: E402
 
 from netspace import declared, files  # noqa: E402
-from netspace.attestation import appraisal, software, verdict  # noqa: E402
+from netspace.attestation import appraisal, software, terms, verdict  # noqa: E402
 from netspace.attestation.evidence import Context, key_fingerprint  # noqa: E402
 from netspace.attestation.kind import NAME, Attestations  # noqa: E402
 from netspace.errors import NetspaceError  # noqa: E402
@@ -165,7 +165,7 @@ def activate(template: str, blob: str, encrypted: str, session: str, nonce: str)
 def _settings() -> tuple[Layout, dict[str, Any]]:
     section = (__pillar__.get("netspace") or {}).get("attestation")
     declared_settings = parse.declaration({} if section is None else {"attestation": section}).attestation
-    return declared.layout(__opts__), appraisal.settings(declared_settings)
+    return declared.layout(__opts__), terms.of(declared_settings)
 
 
 def _master() -> str:
@@ -272,7 +272,7 @@ def accept(tokens: dict[str, str], key: dict[str, str]) -> dict[str, Any]:
     """
     try:
         layout, chosen = _settings()
-        if chosen["verifier"] != appraisal.MASTER:
+        if chosen["verifier"] != terms.MASTER:
             return {"stored": False, "reason": "attestation:verifier is 'self' here"}
         found = verdict.accept(layout, chosen, str(__opts__["id"]), _mine(tokens), key)
     except NetspaceError as err:

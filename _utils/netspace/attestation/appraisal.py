@@ -9,8 +9,6 @@ out for being at home.
 from __future__ import annotations
 
 import functools
-import hashlib
-import os
 import secrets
 import time
 from collections.abc import Mapping
@@ -21,6 +19,7 @@ from netspace import files
 from netspace.attestation import attester, result, software, tpm
 from netspace.attestation.evidence import Context, Enrolment, Evidence
 from netspace.attestation.result import LIFETIME, RETRY, Result
+from netspace.attestation.terms import ASK, MASTER, sources
 from netspace.errors import MissingError, NetspaceError, StateError
 from netspace.layout import Layout
 
@@ -28,56 +27,14 @@ if TYPE_CHECKING:
     from netspace.attestation.judge import References
     from netspace.attestation.structures import Clock
     from netspace.attestation.verifier import Verified
-    from netspace.spec.types import Attestation
 
 VERIFIER = "self"
-MASTER = "master"
-ASK = "let the master ask: salt-run netspace_attestation.attest <this minion>"
-
-
-def settings(declared: Attestation) -> dict[str, Any]:
-    """What of a declaration an appraisal depends on, as it is recorded."""
-    return {
-        "policy": declared.policy,
-        "tpm": declared.tpm,
-        "roots": declared.roots,
-        "references": declared.references,
-        "pcrs": sorted(set(declared.pcrs)),
-        "verifier": declared.verifier,
-        "verifier_keys": sorted(set(declared.verifier_keys)),
-    }
-
-
-def sources(layout: Layout, chosen: Mapping[str, Any]) -> str:
-    """Fingerprint of the files that settings name, by name, size and time; reads none of them.
-
-    A root that is added, or a TPM that appears, is seen by it.
-    """
-    seen: list[Any] = []
-    device = tpm.device_path(str(chosen.get("tpm") or ""))
-    seen.append(device is not None and device.exists())
-    for key in ("roots", "references"):
-        named = chosen.get(key)
-        seen.append(_stamps(Path(str(named))) if named else None)
-    return hashlib.sha256(repr(seen).encode()).hexdigest()[:32]
-
-
-def _stamps(path: Path) -> list[tuple[str, int, int]]:
-    try:
-        if not path.is_dir():
-            info = path.stat()
-            return [("", info.st_size, info.st_mtime_ns)]
-        with os.scandir(path) as entries:
-            found = [(entry.name, entry.stat().st_size, entry.stat().st_mtime_ns) for entry in entries]
-    except OSError as err:
-        return [(type(err).__name__, 0, 0)]
-    return sorted(found)
 
 
 def appraise(layout: Layout, chosen: Mapping[str, Any]) -> Result:
     """Make evidence, verify it, and return the result; nothing is kept but pin, key and clock.
 
-    :param chosen: :func:`settings`.
+    :param chosen: :func:`netspace.attestation.terms.of`.
     :raises netspace.attestation.refusals.Refused: when evidence is not what it must be.
     :raises NetspaceError: when a TPM is configured and required, but can't be used.
     """

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from netspace import files
-from netspace.attestation import appraisal, result
+from netspace.attestation import result, terms
 from netspace.attestation.result import Result
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
@@ -64,7 +64,7 @@ class Attestations:
             problem,
             result.boot_id(self.layout),
             time.time(),
-            appraisal.sources(self.layout, found.settings) if found else "",
+            terms.sources(self.layout, found.settings) if found else "",
             self.layout.records(KIND).exists(),
         )
 
@@ -76,17 +76,17 @@ class Attestations:
         """
         if NAME in remove:
             return Plan([Step(KIND, NAME, "remove")] if observed.present else [])
-        chosen = appraisal.settings(desired)
+        chosen = terms.of(desired)
         # Where the master judges, what the host found by itself must not count, asked for or not.
-        if desired.policy == "off" and desired.verifier != appraisal.MASTER:
+        if desired.policy == "off" and desired.verifier != terms.MASTER:
             return Plan()
         reason = _due(chosen, observed)
         if reason:
             return Plan([Step(KIND, NAME, "appraise", reason=reason, data=chosen)])
         assert observed.result is not None
-        if desired.verifier == appraisal.MASTER:
+        if desired.verifier == terms.MASTER:
             gone = result.invalid(observed.result, observed.boot, observed.now) if observed.result.level else ""
-            return Plan(notes=[f"attestation: {gone}; {appraisal.ASK}"] if gone else [])
+            return Plan(notes=[f"attestation: {gone}; {terms.ASK}"] if gone else [])
         return Plan(notes=[f"attestation: {observed.result.reason}"] if observed.result.fallback else [])
 
     def apply(self, steps: Sequence[Step]) -> list[Outcome]:
@@ -118,10 +118,12 @@ class Attestations:
         }
 
     def _appraise(self, step: Step) -> Outcome:
+        from netspace.attestation import appraisal
+
         chosen: Mapping[str, Any] = step.data
         before = self.observe().result
         try:
-            judged = appraisal.waiting if chosen.get("verifier") == appraisal.MASTER else appraisal.appraise
+            judged = appraisal.waiting if chosen.get("verifier") == terms.MASTER else appraisal.appraise
             after, error = judged(self.layout, chosen), ""
         except (NetspaceError, OSError) as err:
             after, error = appraisal.failed(self.layout, chosen, str(err)), str(err)
@@ -157,10 +159,10 @@ def _due(chosen: Mapping[str, Any], observed: Observed) -> str:
     found = observed.result
     if found is None:
         return "the host was never appraised"
-    if chosen.get("verifier") == appraisal.MASTER:
+    if chosen.get("verifier") == terms.MASTER:
         # Only the master can renew it: a result that has run out counts as none until then.
         pinned = set(found.settings.get("verifier_keys") or ()) <= set(chosen.get("verifier_keys") or ())
-        if pinned and found.settings.get("verifier") == appraisal.MASTER:
+        if pinned and found.settings.get("verifier") == terms.MASTER:
             return ""
         return "the master is to judge this host, by the keys that are declared"
     changed = sorted(key for key in chosen.keys() | found.settings.keys() if chosen.get(key) != found.settings.get(key))
@@ -172,8 +174,8 @@ def _due(chosen: Mapping[str, Any], observed: Observed) -> str:
 
 
 def _renew(found: Result | None) -> str:
-    master = found is not None and found.settings.get("verifier") == appraisal.MASTER
-    return appraisal.ASK if master else "apply the attestation"
+    master = found is not None and found.settings.get("verifier") == terms.MASTER
+    return terms.ASK if master else "apply the attestation"
 
 
 def _changes(before: Result | None, after: Result) -> dict[str, dict[str, Any]]:

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from netspace.attestation import terms
 from netspace.errors import MissingError, NetspaceError
 
 T = TypeVar("T")
@@ -47,21 +48,11 @@ def check_tcti(tcti: str) -> None:
 
     :raises DeviceError: unless it is ``device:<path>`` or ``swtpm:path=<path>``.
     """
-    if device_path(tcti) is None:
+    if terms.device_path(tcti) is None:
         raise DeviceError(
             f"tpm {tcti!r}: write device:/dev/tpmrm0, or swtpm:path=/run/x.sock for a software TPM "
             "on a socket that only root can reach"
         )
-
-
-def device_path(tcti: str) -> Path | None:
-    """Return the device or socket that *tcti* names; None where it names none for certain."""
-    for prefix in ("device:", "swtpm:path="):
-        if tcti.startswith(prefix):
-            path = tcti[len(prefix) :]
-            if path.startswith("/") and not set(path) & {",", "\0"}:
-                return Path(path)
-    return None
 
 
 @dataclass(frozen=True)
@@ -83,7 +74,7 @@ def run(tcti: str, work: Callable[[Device], T], *, lock: Path, timeout: float = 
     :raises MissingError: when tpm2-pytss is.
     """
     check_tcti(tcti)
-    path = device_path(tcti)
+    path = terms.device_path(tcti)
     assert path is not None
     if not path.exists():
         raise DeviceError(f"tpm {tcti}: {path} does not exist")

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from netspace import files
-from netspace.attestation import appraisal, attester, ear, result
+from netspace.attestation import appraisal, attester, ear, result, terms
 from netspace.attestation.evidence import Context, Evidence, from_hex
 from netspace.attestation.refusals import Malformed, ResultForged
 from netspace.attestation.result import Result
@@ -36,7 +36,7 @@ PART = 384 * 1024
 def answer(layout: Layout, chosen: Mapping[str, Any], minion: str, master: str, challenge: Any) -> dict[str, Any]:
     """Answer a challenge, and remember it: ``{boot, evidence}``; or ``{parts, sha256}`` of that as JSON: :func:`part`.
 
-    :param chosen: :func:`netspace.attestation.appraisal.settings`.
+    :param chosen: :func:`netspace.attestation.terms.of`.
     :param master: fingerprint of the key of the master that this minion trusts.
     :raises NetspaceError: when it is no challenge, or a TPM that is configured can't be used.
     """
@@ -109,7 +109,7 @@ def accept(layout: Layout, chosen: Mapping[str, Any], minion: str, token: Any, k
         )
         made = Result(
             level=told.level,
-            verifier=appraisal.MASTER,
+            verifier=terms.MASTER,
             reason=told.reason,
             remedy=told.remedy,
             boot=here,
@@ -117,7 +117,7 @@ def accept(layout: Layout, chosen: Mapping[str, Any], minion: str, token: Any, k
             expires=told.deadline,
             # The one that it rests on: as long as this one is pinned, others may come and go.
             settings={**chosen, "verifier_keys": [ear.thumbprint(found)]},
-            sources=appraisal.sources(layout, chosen),
+            sources=terms.sources(layout, chosen),
             tpm={},
         )
         result.save(layout, made)

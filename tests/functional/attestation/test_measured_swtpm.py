@@ -12,7 +12,7 @@ import boot_forge
 import boot_logs
 import pytest
 
-from netspace.attestation import appraisal, attester, eventlog, ima, judge, policy, software, tpm, verifier
+from netspace.attestation import appraisal, attester, eventlog, ima, judge, policy, software, terms, tpm, verifier
 from netspace.attestation.evidence import Context, parse
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
@@ -49,7 +49,7 @@ class Host:
 
     def verify(self, rules: policy.Policy, start: ima.State | None, first: int | None) -> verifier.Verified:
         context = Context("verifier", "host", "session", next(self.nonces).to_bytes(32, "big"))
-        chosen = appraisal.settings(Attestation(tpm=self.tcti, pcrs=list(PCRS)))
+        chosen = terms.of(Attestation(tpm=self.tcti, pcrs=list(PCRS)))
         made = appraisal.evidence(self.layout, chosen, context, first)
         lock = {"lock": self.lock}
         enrolment = tpm.run(self.tcti, attester.enrol, **lock)
@@ -137,5 +137,5 @@ def test_a_host_that_has_fewer_lines_than_asked_for(host: Host) -> None:
 
 def test_no_list_by_a_software_key(layout: Layout) -> None:
     context = Context("verifier", "host", "session", bytes(32))
-    made = appraisal.evidence(layout, appraisal.settings(Attestation()), context, 0)
+    made = appraisal.evidence(layout, terms.of(Attestation()), context, 0)
     assert made.ima is None and verifier.verify_software(made, software.load(layout).public, context).level == 1

@@ -139,7 +139,7 @@ class Measured:
         if function == "part":
             reply: Any = verdict.part(self.layout, arguments["parts"]["web1"])
         else:
-            chosen = appraisal.settings(Attestation(tpm="x"))
+            chosen = terms.of(Attestation(tpm="x"))
             reply = verdict.answer(self.layout, chosen, "web1", self.master, arguments["challenges"]["web1"])
         reply = self.replies(function, reply)
         self.sent.append((function, len(json.dumps(reply))))

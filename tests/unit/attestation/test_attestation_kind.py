@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netspace.attestation import appraisal, result, software
+from netspace.attestation import appraisal, result, software, terms
 from netspace.attestation.kind import Attestations, Observed
 from netspace.attestation.result import Result
 from netspace.errors import NetspaceError, StateError
@@ -28,7 +28,7 @@ GOOD = Result(
     boot="boot",
     issued=NOW,
     expires=NOW + 100,
-    settings=appraisal.settings(DESIRED),
+    settings=terms.of(DESIRED),
     sources="s",
     tpm={},
 )

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from netspace.attestation import appraisal, attester, ear, refusals, result, verdict, verifier
+from netspace.attestation import attester, ear, refusals, result, terms, verdict, verifier
 from netspace.attestation.ear import Signer, Told
 from netspace.attestation.evidence import Context
 from netspace.attestation.evidence import parse as parse_evidence
@@ -60,11 +60,11 @@ class Host:
         self.layout, self.wanted = layout, wanted
 
     def answer(self, **changes: Any) -> dict[str, Any]:
-        chosen = appraisal.settings(self.wanted)
+        chosen = terms.of(self.wanted)
         return verdict.answer(self.layout, chosen, "web1", "ab" * 32, {**CHALLENGE, **changes})
 
     def accept(self, made: str, signer: Signer) -> result.Result:
-        return verdict.accept(self.layout, appraisal.settings(self.wanted), "web1", made, signer.jwk)
+        return verdict.accept(self.layout, terms.of(self.wanted), "web1", made, signer.jwk)
 
     def apply(self) -> list[Any]:
         kind = Attestations(self.layout)

@@ -1,0 +1,71 @@
+"""The terms of an appraisal: what of a declaration it depends on, and whether that has changed since.
+
+Every run asks that, few appraise: so nothing here needs a TPM, cryptography or what judges.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from netspace.layout import Layout
+
+if TYPE_CHECKING:
+    from netspace.spec.types import Attestation
+
+MASTER = "master"
+ASK = "let the master ask: salt-run netspace_attestation.attest <this minion>"
+
+
+def of(declared: Attestation) -> dict[str, Any]:
+    """What an appraisal depends on, as it is recorded."""
+    return {
+        "policy": declared.policy,
+        "tpm": declared.tpm,
+        "roots": declared.roots,
+        "references": declared.references,
+        "pcrs": sorted(set(declared.pcrs)),
+        "verifier": declared.verifier,
+        "verifier_keys": sorted(set(declared.verifier_keys)),
+    }
+
+
+def sources(layout: Layout, chosen: Mapping[str, Any]) -> str:
+    """Fingerprint of the files that settings name, by name, size and time; reads none of them.
+
+    A root that is added, or a TPM that appears, is seen by it.
+
+    :param chosen: :func:`of`.
+    """
+    seen: list[Any] = []
+    device = device_path(str(chosen.get("tpm") or ""))
+    seen.append(device is not None and device.exists())
+    for key in ("roots", "references"):
+        named = chosen.get(key)
+        seen.append(_stamps(Path(str(named))) if named else None)
+    return hashlib.sha256(repr(seen).encode()).hexdigest()[:32]
+
+
+def _stamps(path: Path) -> list[tuple[str, int, int]]:
+    try:
+        if not path.is_dir():
+            info = path.stat()
+            return [("", info.st_size, info.st_mtime_ns)]
+        with os.scandir(path) as entries:
+            found = [(entry.name, entry.stat().st_size, entry.stat().st_mtime_ns) for entry in entries]
+    except OSError as err:
+        return [(type(err).__name__, 0, 0)]
+    return sorted(found)
+
+
+def device_path(tcti: str) -> Path | None:
+    """Return the device or socket that *tcti* names; None where it names none for certain."""
+    for prefix in ("device:", "swtpm:path="):
+        if tcti.startswith(prefix):
+            path = tcti[len(prefix) :]
+            if path.startswith("/") and not set(path) & {",", "\0"}:
+                return Path(path)
+    return None
