@@ -11,13 +11,15 @@ CHECKOUT = Path(__file__).parents[1]
 IMAGE = CHECKOUT / ".cache" / "demo.tar"
 
 CLIENT = """
-import json, sys, uuid, pika
+import json, ssl, sys, uuid, pika
 card = json.load(open("/run/netspace/environment.json"))
 account = card["broker"]
-password = open(account["password_file"]).read().strip()
+about = account["tls"]
+tls = ssl.create_default_context(cafile=about["ca_file"])
+tls.load_cert_chain(about["certificate_file"], about["key_file"])
 connection = pika.BlockingConnection(pika.ConnectionParameters(
-    account["host"], account["port"], account["vhost"],
-    pika.PlainCredentials(account["username"], password), socket_timeout=10))
+    account["host"], account["port"], account["vhost"], pika.credentials.ExternalCredentials(),
+    ssl_options=pika.SSLOptions(tls, about["server_name"]), socket_timeout=10))
 channel = connection.channel()
 channel.confirm_delivery()
 """

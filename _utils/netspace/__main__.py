@@ -24,6 +24,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     supervise.add_argument("--foreground", action="store_true", help="stay, for an init of your own")
     commands.add_parser("restore", help="after a reboot: rebuild all that was volatile and start the services")
+    commands.add_parser("renew", help="replace the certificates of environments that are about to run out")
     return parser
 
 
@@ -42,6 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from netspace.supervision import daemon
 
         return daemon.main(layout, library.installed(layout), foreground=options.foreground)
+    if options.command == "renew":
+        from netspace import renew
+
+        return renew.run(layout)
     from netspace import restore
 
     return restore.run(layout)

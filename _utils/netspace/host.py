@@ -210,6 +210,7 @@ class Host:
         looked = _runtimes(declared)
         verdicts = self._verdicts(trust.environments, declared, test)
         links = self._card_links(declared, whole, test)
+        access = self.links.access(declared.broker if whole and test and declared.links else None)
         wanted = {
             name: (
                 # Recorded with the requirement in force, for whoever starts it without the declaration.
@@ -221,17 +222,21 @@ class Host:
             for name, spec in declared.environments.items()
         }
         remove = self.environments.names() - set(declared.environments) if whole else ()
-        result = self._run(self.environments, self._desired(wanted, links), remove, test)
+        result = self._run(self.environments, self._desired(wanted, links, access), remove, test)
         return _say(result, "environment", verdicts)
 
     def _desired(
-        self, wanted: Mapping[str, tuple[Environment, RunState, Any, Any]], links: tuple[Link, ...]
+        self,
+        wanted: Mapping[str, tuple[Environment, RunState, Any, Any]],
+        links: tuple[Link, ...],
+        access: Any = None,
     ) -> dict[str, Any]:
         """What environments shall be, by specification, state, system call profile and runtime; cards of *links*."""
         from netspace.environment.compare import DesiredEnvironment
         from netspace.link import seals
 
-        known, cards, keys = self.trust(), self.links.cards(), self.links.keys()
+        access = access or self.links.access()
+        known, cards, keys = self.trust(), self.links.cards(access), self.links.keys()
         level = {"level": known.name, "verifier": known.verifier}
         linked: dict[str, list[Link]] = {}
         for link in links:
@@ -243,9 +248,7 @@ class Host:
             content = {**cards(name, own), "trust": level}
             handed: dict[str, bytes] = {"environment.json": files.encode(content)}
             if own:
-                password = self.links.password(name)
-                if password is not None:
-                    handed["password"] = password.encode()
+                handed.update(access.files(name))
                 handed.update(seals.handed(name, own, keys))
             summary = {"links": sorted(f"{link.name} ({_manner(link)})" for link in own), "trust": known.name}
             desired[name] = DesiredEnvironment(
@@ -276,7 +279,9 @@ class Host:
             )
             for name, record in known.items()
         }
-        return self._run(self.environments, self._desired(wanted, links), (), test) if wanted else Result(Plan())
+        if not wanted:
+            return Result(Plan())
+        return self._run(self.environments, self._desired(wanted, links), (), test)
 
     # -- images ------------------------------------------------------------------------
     def converge_images(self, wanted: Mapping[str, Any], *, test: bool = False) -> Result:

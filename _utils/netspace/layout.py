@@ -94,6 +94,15 @@ class Layout:
         """What the environment sees as ``/run/netspace`` (bind-mounted, read-only)."""
         return self.bundle(name) / "inside"
 
+    @cached_property
+    def identities(self) -> Path:
+        """Keys by which environments log in, root's alone; they exist in memory only."""
+        return self.run / "identities"
+
+    def identity(self, name: str) -> Path:
+        """What is handed to an environment beside what is kept on disk."""
+        return self.identities / name
+
     def disks(self, name: str) -> Path:
         """Where the environment's own file systems are mounted. Never emptied, only unmounted."""
         return self.run / "disks" / name

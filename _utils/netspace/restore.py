@@ -35,6 +35,12 @@ def run(layout: Layout) -> int:
         refused = {f"interface {refusal.name}": refusal.message for refusal in result.plan.refusals}
         return refused | {str(failure.step): failure.error for failure in result.failures}
 
+    def identities() -> Mapping[str, str]:
+        from netspace.link.kind import Links
+
+        Links(layout, supervisor).renew()
+        return {}
+
     def environments() -> Mapping[str, str]:
         from netspace.attestation import result
         from netspace.environment.kind import Environments
@@ -58,6 +64,7 @@ def run(layout: Layout) -> int:
     steps: tuple[tuple[str, Callable[[], Mapping[str, str]]], ...] = (
         ("attestation", attestation),
         ("interfaces", interfaces),
+        ("identities", identities),
         ("environments", environments),
         ("links", links),
         ("services", services),

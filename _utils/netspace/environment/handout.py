@@ -4,6 +4,9 @@ They are kept twice: in the state folder, root's alone, from which a reboot rest
 in the folder that is mounted (read-only) into the environment, there owned by its user with
 mode 0400 in a folder of 0500. A change is a rename within that folder, so a running
 environment sees it at once.
+
+A private key is not kept on disk: whoever issues it keeps it in ``layout.identity(<name>)``, in memory, and
+issues another after a reboot.
 """
 
 from __future__ import annotations
@@ -12,13 +15,14 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from netspace import files
 from netspace.layout import Layout
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+_NEVER_KEPT = frozenset({"identity.pem"})
 _FILE_MODE = 0o400
 _FOLDER_MODE = 0o500
 
@@ -48,13 +52,15 @@ def keep(layout: Layout, wanted: Mapping[str, Mapping[str, bytes]]) -> dict[str,
             failed[name] = str(err)
             continue
         for file, content in handed.items():
+            if file in _NEVER_KEPT:
+                continue
             contents[folder / file] = content
             owners[folder / file] = name
     _, unwritten = files.write_all(contents, mode=_FILE_MODE)
     failed.update({owners[path]: str(err) for path, err in unwritten.items()})
     for name, handed in wanted.items():
         if name not in failed:
-            _forget_others(_kept(layout, name), handed)
+            _forget_others(_kept(layout, name), handed.keys() - _NEVER_KEPT)
     return failed
 
 
@@ -75,15 +81,16 @@ def show(layout: Layout, name: str, handed: Mapping[str, bytes], owner: int) -> 
         inside.chmod(_FOLDER_MODE)
 
 
-def _forget_others(folder: Path, handed: Mapping[str, bytes]) -> None:
+def _forget_others(folder: Path, handed: Collection[str]) -> None:
     for entry in os.scandir(folder):
         if entry.name not in handed:
             os.unlink(entry.path)
 
 
 def read(layout: Layout, name: str) -> dict[str, bytes]:
-    """The kept files."""
-    return _read(_kept(layout, name))
+    """The kept files, and the keys that there are now."""
+    keys = {file: content for file, content in _read(layout.identity(name)).items() if file in _NEVER_KEPT}
+    return {**_read(_kept(layout, name)), **keys}
 
 
 def observe(layout: Layout, name: str) -> dict[str, str] | None:

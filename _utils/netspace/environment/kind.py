@@ -127,6 +127,24 @@ class Environments:
         """
         return self.making.restore({name: record for name, record in self.recorded().items() if name not in without})
 
+    def hand_out(self, access: Any) -> dict[str, str]:
+        """Show these environments the keys and the trusted certificates that there are for them now.
+
+        :param access: what :meth:`netspace.link.kind.Links.access` returns.
+        :return: what went wrong, by environment.
+        """
+        from netspace.environment import handout
+
+        known = {name: record for name, record in self.recorded().items() if access.files(name)}
+        wanted = {name: {**handout.read(self.layout, name), **access.files(name)} for name in known}
+        failed = handout.keep(self.layout, wanted)
+
+        def show(name: str) -> None:
+            if self.layout.bundle(name).is_dir():  # else trust withholds it
+                self.making.hand_out(name, known[name], wanted[name])
+
+        return {**failed, **each(wanted.keys() - failed.keys(), show)}
+
     def purge(self) -> None:
         """Remove what is left when no environment exists any more: images, mounts, empty cgroups.
 

@@ -773,21 +773,27 @@ def _channel(target: dict[str, Any]) -> Any:
     try:
         with open("/run/netspace/environment.json") as stream:
             card = json.load(stream)
-        with open(card["broker"]["password_file"]) as stream:
-            password = stream.read().strip()
+        account = card["broker"]
     except (OSError, KeyError):
         raise Skip("it has no account on the broker") from None
     try:
         import pika
     except ImportError:
         raise Skip("no AMQP client in this image") from None
-    account = card["broker"]
+    tls = None
+    if "tls" in account:
+        login = pika.credentials.ExternalCredentials()
+        tls = pika.SSLOptions(_tls(own=True), account["tls"]["server_name"])
+    else:
+        with open(account["password_file"]) as stream:
+            login = pika.PlainCredentials(account["username"], stream.read().strip())
     connection = pika.BlockingConnection(
         pika.ConnectionParameters(
             account["host"],
             account["port"],
             account["vhost"],
-            pika.PlainCredentials(account["username"], password),
+            login,
+            ssl_options=tls,
             socket_timeout=3,
             blocked_connection_timeout=3,
         )
@@ -879,9 +885,47 @@ def broker_events(target: dict[str, Any], card: Any, channel: Any, pika: Any) ->
     raise Refused("none can be bound")
 
 
-def login(mechanism: str, response: bytes) -> str:
-    """Log in at the broker by a few bytes of AMQP 0-9-1; raises Refused when it isn't taken."""
-    with socket.create_connection(("127.0.0.1", 5672), timeout=PATIENCE * 10) as broker:
+def _tls(own: bool) -> Any:
+    """TLS that believes any broker, with this environment's own certificate or without one."""
+    try:
+        import ssl
+    except ImportError:
+        raise Refused("no TLS in this image, and nothing else is taken") from None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    if own:
+        context.load_cert_chain("/run/netspace/identity.pem")
+    return context
+
+
+def _stream(own: bool) -> Any:
+    """A connection to the broker, by whichever port is served."""
+    try:
+        plain = socket.create_connection(("127.0.0.1", 5672), timeout=PATIENCE * 10)
+    except OSError:
+        raw = socket.create_connection(("127.0.0.1", 5671), timeout=PATIENCE * 10)
+        try:
+            return _tls(own).wrap_socket(raw)
+        except BaseException:
+            raw.close()
+            raise
+    return plain
+
+
+def login(mechanism: str, response: bytes, own: bool = False) -> str:
+    """Log in at the broker by a few bytes of AMQP 0-9-1; raises Refused when it isn't taken.
+
+    :param own: show this environment's own certificate.
+    """
+    try:
+        return _login(mechanism, response, own)
+    except OSError as err:
+        raise Refused(f"{mechanism}: {err}") from None
+
+
+def _login(mechanism: str, response: bytes, own: bool) -> str:
+    with _stream(own) as broker:
         broker.sendall(b"AMQP\0\0\x09\x01")
         _frame(broker)  # connection.start
         method = struct.pack("=BB", 0, 10) + struct.pack("=BB", 0, 11) + b"\0\0\0\0"  # start-ok, no properties
@@ -895,11 +939,20 @@ def login(mechanism: str, response: bytes) -> str:
 
 
 def _frame(stream: socket.socket) -> bytes:
-    header = stream.recv(7, socket.MSG_WAITALL)
-    if len(header) < 7:
-        raise Refused("the broker hung up")
+    header = _exactly(stream, 7)
     size = min(struct.unpack_from("!I", header, 3)[0] + 1, 65536)
-    return stream.recv(size, socket.MSG_WAITALL)
+    return _exactly(stream, size)
+
+
+def _exactly(stream: socket.socket, size: int) -> bytes:
+    """So many bytes; TLS knows no MSG_WAITALL."""
+    found = b""
+    while len(found) < size:
+        part = stream.recv(size - len(found))
+        if not part:
+            raise Refused("the broker hung up")
+        found += part
+    return found
 
 
 @attempt("broker", "log in as somebody else")
@@ -913,10 +966,11 @@ def other_account(target: dict[str, Any]) -> str:
     problems = []
     for user in users:
         for password in (user, ""):
-            try:
-                return f"{login('PLAIN', f'{chr(0)}{user}{chr(0)}{password}'.encode())} as {user}"
-            except (Refused, OSError) as err:
-                problems.append(str(err))
+            for own in (False, os.path.exists("/run/netspace/identity.pem")):
+                try:
+                    return f"{login('PLAIN', f'{chr(0)}{user}{chr(0)}{password}'.encode(), own)} as {user}"
+                except (Refused, OSError) as err:
+                    problems.append(str(err))
     raise Refused("; ".join(sorted(set(problems))))
 
 

@@ -6,6 +6,9 @@ configuration lie in ``layout.broker``; the node runs as the package's user ``ra
 and may write to nothing but its data and log. It never asks a name server, whatever the
 host's resolver is set to. There is no user ``guest``: the node loads
 our management account and vhost from a definitions file that holds only a password's hash.
+
+It takes TLS connections alone, and of these only such as bring a certificate of this host's authority, whose SPIFFE ID
+is the account (:mod:`netspace.link.identity`), unless the declaration lists environments that need passwords.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from typing import Any
 from netspace import files
 from netspace.errors import MissingError, NetspaceError, StateError
 from netspace.layout import Layout
-from netspace.link import diff
+from netspace.link import authority, diff, identity
 from netspace.link.management import Login, Management, RefusedError, UnreachableError
 from netspace.spec.types import LocalBroker
 from netspace.supervision import Service, Supervisor
@@ -97,9 +100,24 @@ def services(layout: Layout, spec: LocalBroker) -> tuple[Service, Service]:
 
 def configuration(layout: Layout, spec: LocalBroker) -> str:
     """Content of ``rabbitmq.conf``."""
+    tls = identity.server_folder(layout)
+    allowed = ("EXTERNAL", "PLAIN") if spec.passwords else ("EXTERNAL",)
+    mechanisms = "\n".join(f"auth_mechanisms.{number} = {name}" for number, name in enumerate(allowed, 1))
     return f"""# Written by netspace: the broker of the links between environments.
 # Distribution port {spec.distribution_port}, epmd port {spec.epmd_port}.
-listeners.tcp.1 = 127.0.0.1:{spec.port}
+listeners.tcp = none
+listeners.ssl.1 = 127.0.0.1:{spec.port}
+ssl_options.cacertfile = {tls}/{identity.ANCHORS}
+ssl_options.certfile = {tls}/server.pem
+ssl_options.keyfile = {tls}/server.pem
+ssl_options.verify = verify_peer
+ssl_options.fail_if_no_peer_cert = {"false" if spec.passwords else "true"}
+ssl_options.versions.1 = tlsv1.3
+ssl_options.versions.2 = tlsv1.2
+ssl_cert_login_from = subject_alternative_name
+ssl_cert_login_san_type = uri
+ssl_cert_login_san_index = 0
+{mechanisms}
 management.tcp.ip = 127.0.0.1
 management.tcp.port = {spec.management_port}
 management.rates_mode = none
@@ -187,7 +205,7 @@ def _files(layout: Layout, spec: LocalBroker, record: Mapping[str, Any]) -> dict
         "rabbitmq.conf": configuration(layout, spec).encode(),
         "advanced.config": b"[].\n",
         "inetrc": _NAMES.encode(),
-        "enabled_plugins": b"[rabbitmq_management].\n",
+        "enabled_plugins": b"[rabbitmq_auth_mechanism_ssl,rabbitmq_management].\n",
         "definitions.json": files.encode(definitions(layout, record["username"], record["hash"])),
     }
 
@@ -198,10 +216,7 @@ def install(layout: Layout, spec: LocalBroker) -> None:
     :raises MissingError: RabbitMQ is not installed.
     """
     available()
-    try:
-        owner = pwd.getpwnam(USER)
-    except KeyError as err:
-        raise MissingError(f"the system user {USER}", "apt-get install rabbitmq-server") from err
+    owner = _user()
     base = layout.broker
     for path, mode, uid in (
         (base, 0o750, 0),
@@ -217,11 +232,54 @@ def install(layout: Layout, spec: LocalBroker) -> None:
         password = secrets.token_urlsafe(32)
         record = {"username": f"{layout.instance}.admin", "password": password, "hash": diff.hashed(password)}
         files.write_json(_admin(layout), record)
+    identity.ensure(layout, spec, (), time.time(), reader())
     for name, content in _files(layout, spec, record).items():
         files.write(base / "etc" / name, content, mode=0o640, owner=(0, owner.pw_gid))
     cookie = base / "data" / ".erlang.cookie"
     if not cookie.exists():
         files.write(cookie, secrets.token_hex(20).encode(), mode=0o400, owner=(owner.pw_uid, owner.pw_gid))
+
+
+def _user() -> pwd.struct_passwd:
+    try:
+        return pwd.getpwnam(USER)
+    except KeyError as err:
+        raise MissingError(f"the system user {USER}", "apt-get install rabbitmq-server") from err
+
+
+def reader() -> tuple[int, int]:
+    """Owner of what the node may read and not write: root, and the node's group.
+
+    :raises MissingError: RabbitMQ is not installed.
+    """
+    available()
+    return 0, _user().pw_gid
+
+
+def reread_certificates(layout: Layout, spec: LocalBroker) -> None:
+    """Have a running node look at its certificate files now, which it does every two minutes by itself.
+
+    Connections that stand are not touched.
+    """
+    import subprocess
+
+    variables = {**services(layout, spec)[1].variables, "RABBITMQ_NODENAME": f"{layout.instance}@localhost"}
+    command = ["/usr/lib/rabbitmq/bin/rabbitmqctl", "--quiet", "eval", "ssl:clear_pem_cache()."]
+    done = subprocess.run(
+        command,
+        env=dict(variables),
+        user=USER,
+        group=USER,
+        extra_groups=(),
+        capture_output=True,
+        text=True,
+        cwd=layout.broker / "data",
+        stdin=subprocess.DEVNULL,
+        timeout=60,
+        check=False,
+    )
+    if done.returncode:
+        raise NetspaceError(f"the broker can't be told of new certificates: {(done.stderr or done.stdout)[-400:]}")
 
 
 def start(layout: Layout, spec: LocalBroker, supervisor: Supervisor, progress: Callable[[str], None]) -> None:
@@ -306,6 +364,7 @@ def remove(layout: Layout, supervisor: Supervisor, *, keep_data: bool) -> None:
         with contextlib.suppress(OSError):
             layout.broker.rmdir()
     files.remove(_admin(layout))
+    authority.remove(layout)
 
 
 def _raise(layout: Layout, what: str, errors: Mapping[str, str]) -> None:

@@ -1,7 +1,7 @@
 """What an environment is told of its links: the content of ``/run/netspace/environment.json``.
 
-Pure. The schema, with an example of its use, is ``docs/environment-json.md``. The
-card holds no secret: the password is in a file of its own beside it.
+Pure. The schema is ``docs/environment.schema.json``, its description ``docs/environment-json.md``. The
+card holds no secret: the key (or the password) is in a file of its own beside it.
 """
 
 from __future__ import annotations
@@ -14,17 +14,26 @@ from netspace.link.former import Former
 from netspace.link.names import Names, account
 from netspace.spec.types import Link
 
-VERSION = 1
-PORT = 5672
-PASSWORD_FILE = "/run/netspace/password"  # noqa: S105 (a path)
+VERSION = 2
+PORT, TLS_PORT = 5672, 5671
+FOLDER = "/run/netspace"
+PASSWORD, IDENTITY, ANCHORS = "password", "identity.pem", "ca.pem"
+SERVER_NAME = "localhost"
 
 
 def card(
-    name: str, links: Collection[Link], vhost: str, names: Names, formers: Collection[Former] = ()
+    name: str,
+    links: Collection[Link],
+    vhost: str,
+    names: Names,
+    formers: Collection[Former] = (),
+    identity: str | None = None,
 ) -> dict[str, Any]:
     """Return the card of environment *name*; *links* not its own are left out.
 
     One without any link has no mailbox and no broker.
+
+    :param identity: the SPIFFE ID that its certificate bears; None: it logs in by password.
     """
     peers = []
     senders = []
@@ -52,11 +61,17 @@ def card(
                 senders.append({**pattern, "exchange": exchange, "former": True})
         content["mailbox"] = names.mailbox(name)
         content["queues"] = queues + more
-        content["broker"] = {
-            "host": "127.0.0.1",
-            "port": PORT,
-            "vhost": vhost,
-            "username": account(name),
-            "password_file": PASSWORD_FILE,
-        }
+        content["broker"] = {"host": "127.0.0.1", "vhost": vhost, **_login(name, identity)}
     return content
+
+
+def _login(name: str, identity: str | None) -> dict[str, Any]:
+    if identity is None:
+        return {"port": PORT, "username": account(name), "password_file": f"{FOLDER}/{PASSWORD}"}
+    tls = {
+        "server_name": SERVER_NAME,
+        "ca_file": f"{FOLDER}/{ANCHORS}",
+        "certificate_file": f"{FOLDER}/{IDENTITY}",
+        "key_file": f"{FOLDER}/{IDENTITY}",
+    }
+    return {"port": TLS_PORT, "username": identity, "tls": tls}

@@ -10,8 +10,22 @@ from typing import Any
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
 from netspace.link import broker as node
-from netspace.link import credentials, diff, former, forwarder, model, names, planning, reach, record, seals
+from netspace.link import (
+    credentials,
+    diff,
+    former,
+    forwarder,
+    identity,
+    model,
+    names,
+    planning,
+    reach,
+    record,
+    renewer,
+    seals,
+)
 from netspace.link.former import Former
+from netspace.link.identity import Accounts
 from netspace.link.management import Management, RefusedError
 from netspace.link.model import Key
 from netspace.link.names import Names
@@ -72,6 +86,7 @@ class Change:
             self._leave(work.broker, ())
             credentials.remove(self.layout, model.members(work.before.values()))
             seals.remove(self.layout, model.members(work.before.values()))
+            identity.remove(self.layout, identity.known(self.layout))
             self._forget()
             return
         else:
@@ -83,7 +98,11 @@ class Change:
                 raise
             left = _Left()
         # Before the record goes: without it nothing would ever find them.
-        credentials.remove(self.layout, model.members(work.before.values()) - model.members(after.values()))
+        members = model.members(after.values())
+        certified = identity.certified(work.broker, members)
+        obsolete = certified & work.observed.passwords.keys()
+        credentials.remove(self.layout, (model.members(work.before.values()) - members) | obsolete)
+        identity.remove(self.layout, identity.known(self.layout) - certified)
         seals.remove(self.layout, seals.members(work.before.values()) - seals.members(after.values()))
         seals.ensure(self.layout, seals.members(after.values()), time.time())
         if after:
@@ -115,21 +134,25 @@ class Change:
         called: Names,
     ) -> _Left:
         """Revoke, then import; return the queues that stay with mail in them."""
+        self.issue(broker, model.members(after.values()))
         if definitions is None and isinstance(broker, LocalBroker):
             self.progress("starting the broker")
             node.start(self.layout, broker, self.supervisor, self.progress)
         vhost = reach.vhost(self.layout, broker)
         before = work.observed.record
+        accounts = reach.accounts(self.layout, broker)
         with reach.management(self.layout, broker) as api:
             if definitions is None:
                 # Nothing that an environment may do to what is read next keeps it from being revoked first.
                 known = called if before.named == called.fingerprint else names.PLAIN
                 old, new = (model.objects(links.values(), known) for links in (work.before, after))
                 for key in diff.undeclared(old, new):
-                    _delete(api, vhost, key)
+                    _delete(api, vhost, key, accounts)
                 for key in reach.flooded(self.layout, api, broker, {**work.before, **after}):
-                    _delete(api, vhost, key)
-                definitions = api.get("definitions")
+                    _delete(api, vhost, key, accounts)
+                definitions = reach.definitions(self.layout, api, broker)
+            for name in accounts.stale(definitions, vhost):
+                api.delete("users", name)
             passwords = dict(work.observed.passwords) or credentials.read_all(self.layout)
             compared = planning.compare(self.layout, broker, work.before, after, definitions, passwords, called)
             change = compared.change
@@ -139,9 +162,11 @@ class Change:
                     Record(broker, {**work.before, **after}, before.parked, _named(work, called), tuple(formers))
                 )
             for key in change.revoke:
-                _delete(api, vhost, key)
+                _delete(api, vhost, key, accounts)
             if change.create or change.change or change.passwords:
-                secrets = credentials.ensure(self.layout, model.members(after.values()), passwords)
+                members = model.members(after.values())
+                certified = identity.certified(broker, members)
+                secrets = credentials.ensure(self.layout, members - certified, passwords) | dict.fromkeys(certified, "")
                 document = diff.document(compared.wanted, change, vhost, secrets)
                 if isinstance(broker, ClusterBroker) and api.get("vhosts", vhost, query="columns=name") is None:
                     document["vhosts"] = [{"name": vhost}]
@@ -149,9 +174,9 @@ class Change:
                     manager = {"user": reach.login(broker).username, "vhost": vhost, **every}
                     document["permissions"] = [*document.get("permissions", ()), manager]
                 self.progress(f"importing {sum(map(len, document.values()))} objects into the broker")
-                api.post("definitions", body=document, timeout=IMPORT_SECONDS)
+                api.post("definitions", body=accounts.document(document), timeout=IMPORT_SECONDS)
             for key in diff.old_letters(compared.wanted, compared.there):
-                _delete(api, vhost, key)
+                _delete(api, vhost, key, accounts)
             drained = {one.queue for one in formers if one.queue in work.observed.drained}
             drained = {name for name in drained if not _has_mail(api, vhost, name)}
             for name in drained:
@@ -184,6 +209,7 @@ class Change:
 
     def _leave(self, broker: Broker, parked: Sequence[str]) -> None:
         """Stop what served the last link."""
+        renewer.apply(self.layout, self.supervisor, wanted=False)
         forwarder.remove(self.layout, self.supervisor)
         if isinstance(broker, LocalBroker):
             node.remove(self.layout, self.supervisor, keep_data=bool(parked))
@@ -191,8 +217,27 @@ class Change:
     def forward(self, broker: Broker, links: Mapping[str, Link]) -> None:
         wanted = model.members(links.values())
         found = forwarder.namespaces(self.layout, wanted)
-        forwarder.apply(self.layout, broker, found, self.supervisor)
+        forwarder.apply(self.layout, broker, found, self.supervisor, identity.trusted(self.layout, broker))
+        renewer.apply(self.layout, self.supervisor, wanted=isinstance(broker, LocalBroker))
         complete(wanted, found)
+
+    def issue(self, broker: Broker, environments: Collection[str], **how: bool) -> set[str]:
+        """Have certificates for these (see ``identity.ensure``); return the environments that got a new one."""
+        if not isinstance(broker, LocalBroker):
+            return set()
+        renewed, told = identity.ensure(self.layout, broker, environments, time.time(), node.reader(), **how)
+        if told:
+            self._tell_trust(broker)
+        return renewed
+
+    def _tell_trust(self, broker: LocalBroker) -> None:
+        """Have what runs trust whom it shall from now on."""
+        services = self.supervisor.observe()
+        running = {name for name, status in services.items() if status.state == "running"}
+        if node.NODE in running:
+            node.reread_certificates(self.layout, broker)
+        if forwarder.NAME in running:
+            self.forward(broker, record.read(self.layout).links)
 
 
 def _named(work: Work, called: Names) -> str:
@@ -210,13 +255,13 @@ def complete(wanted: Collection[str], found: Collection[str]) -> None:
         )
 
 
-def _delete(api: Management, vhost: str, key: Key) -> None:
+def _delete(api: Management, vhost: str, key: Key, accounts: Accounts) -> None:
     """Delete one object; one that is gone already is as good."""
     match key[0]:
         case "user":
-            api.delete("users", key[1])
+            api.delete("users", accounts.there(key[1]))
         case "permission":
-            api.delete("permissions", vhost, key[1])
+            api.delete("permissions", vhost, accounts.there(key[1]))
         case "policy":
             api.delete("policies", vhost, key[1])
         case "exchange" | "queue":

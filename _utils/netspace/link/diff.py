@@ -58,8 +58,8 @@ def difference(wanted: Objects, there: Found, passwords: Mapping[str, str]) -> D
 
     :param wanted: all objects that shall be (``model.objects``).
     :param there: what the broker has (``model.found``).
-    :param passwords: the stored password of each environment; one without any is
-        about to get one, and its account then differs.
+    :param passwords: the stored password of each environment, empty where it logs in by certificate; one
+        without any is about to get one, and its account then differs.
     """
     revoke: list[Key] = []
     change: list[Key] = []
@@ -182,12 +182,16 @@ def hashed(password: str, salt: bytes | None = None) -> str:
 
     https://www.rabbitmq.com/docs/passwords#computing-password-hash
     """
+    if not password:
+        return ""  # logs in by certificate: an empty hash refuses every password
     salt = secrets.token_bytes(4) if salt is None else salt
     return base64.b64encode(salt + hashlib.sha256(salt + password.encode()).digest()).decode()
 
 
 def verify(password: str, known: str) -> bool:
-    """Whether *known* is a hash of *password*. An empty hash (refuses everybody) is not."""
+    """Whether *known* is a hash of *password*. An empty hash refuses every password: it is that of none."""
+    if not password:
+        return not known
     try:
         raw = base64.b64decode(known, validate=True)
     except ValueError:

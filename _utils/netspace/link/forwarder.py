@@ -1,7 +1,8 @@
-"""Each environment's own 127.0.0.1:5672, carried to the broker by one haproxy for all.
+"""Each environment's own 127.0.0.1:5671 (or 5672), carried to the broker by one haproxy for all.
 
 haproxy runs in the host's network namespace and listens in those of the environments
-(``bind ... namespace``). It carries bytes: who may do what is the broker's business. An
+(``bind ... namespace``). It carries bytes: who may do what is the broker's business. TLS is between client and
+broker; only for clients that can't do it (``broker: {passwords: [...]}``) it is between here and there. An
 environment's namespace is found by name, and known by its inode number, since one that
 was made anew under the same name needs a new socket.
 
@@ -23,7 +24,8 @@ from urllib.parse import urlsplit
 from netspace import files
 from netspace.errors import MissingError, NetspaceError
 from netspace.layout import Layout
-from netspace.link.card import PORT
+from netspace.link import identity
+from netspace.link.card import PORT, SERVER_NAME, TLS_PORT
 from netspace.spec.types import Broker, LocalBroker
 from netspace.supervision import Service, Supervisor
 
@@ -83,10 +85,14 @@ def namespaces(layout: Layout, environments: Collection[str]) -> dict[str, int]:
     return found
 
 
-def render(layout: Layout, broker: Broker, found: Mapping[str, int]) -> str:
-    """Return haproxy's configuration for the environments in *found*."""
+def render(layout: Layout, broker: Broker, found: Mapping[str, int], trusted: str = "") -> str:
+    """Return haproxy's configuration for the environments in *found*.
+
+    :param trusted: tells the certificates that our broker is checked by, which haproxy reads once.
+    """
+    certified = identity.certified(broker, found)
     lines = [
-        "# Written by netspace: each environment's 127.0.0.1:5672, carried to the broker.",
+        "# Written by netspace: each environment's own port, carried to the broker.",
         "global",
         f"    chroot {folder(layout)}/empty",
         "    user haproxy",
@@ -104,14 +110,25 @@ def render(layout: Layout, broker: Broker, found: Mapping[str, int]) -> str:
         "backend broker",
         f"    server broker {_server(broker)}",
     ]
+    if isinstance(broker, LocalBroker) and len(certified) < len(found):
+        anchors = identity.server_folder(layout) / identity.ANCHORS
+        lines += [
+            "backend broker-by-password",
+            f"    # trusts {trusted}",
+            f"    server broker {_server(broker)} ssl verify required ca-file {anchors} verifyhost {SERVER_NAME}",
+        ]
     for name in sorted(found):
         lines += [
             f"{_SECTION}{name}",
             f"    # network namespace {found[name]}",
-            f"    bind 127.0.0.1:{PORT} namespace {layout.netns_name(name)}",
-            "    default_backend broker",
+            f"    bind 127.0.0.1:{TLS_PORT if name in certified else PORT} namespace {layout.netns_name(name)}",
+            f"    default_backend {_backend(broker, name in certified)}",
         ]
     return "\n".join(lines) + "\n"
+
+
+def _backend(broker: Broker, certified: bool) -> str:
+    return "broker" if certified or not isinstance(broker, LocalBroker) else "broker-by-password"
 
 
 def _server(broker: Broker) -> str:
@@ -123,7 +140,8 @@ def _server(broker: Broker) -> str:
     address = f"[{host}]" if ":" in host else host
     where = f"{address}:{parts.port or (5671 if secure else 5672)} init-addr last,libc,none"
     if secure:
-        where += f" ssl verify required ca-file /etc/ssl/certs/ca-certificates.crt verifyhost {host} sni str({host})"
+        anchors = broker.ca or "/etc/ssl/certs/ca-certificates.crt"
+        where += f" ssl verify required ca-file {anchors} verifyhost {host} sni str({host})"
     return where
 
 
@@ -146,14 +164,14 @@ def available() -> None:
         raise MissingError(f"haproxy ({PROGRAM})", "apt-get install haproxy")
 
 
-def apply(layout: Layout, broker: Broker, found: Mapping[str, int], supervisor: Supervisor) -> None:
+def apply(layout: Layout, broker: Broker, found: Mapping[str, int], supervisor: Supervisor, trusted: str = "") -> None:
     """Serve exactly the environments in *found*; live connections of the others go on.
 
     :raises NetspaceError: when haproxy refuses; it then goes on with what it had.
     """
     available()
     before = current(layout)
-    config = _install(layout, broker, found)
+    config = _install(layout, broker, found, trusted)
     supervisor.define([service(layout)])
     status = supervisor.observe().get(NAME)
     if status is not None and status.state == "running" and _socket(layout).exists():
@@ -171,17 +189,19 @@ def apply(layout: Layout, broker: Broker, found: Mapping[str, int], supervisor: 
     files.write(_served(layout), config.encode())
 
 
-def restore(layout: Layout, broker: Broker, found: Mapping[str, int], supervisor: Supervisor) -> None:
+def restore(
+    layout: Layout, broker: Broker, found: Mapping[str, int], supervisor: Supervisor, trusted: str = ""
+) -> None:
     """After a reboot: write what it will start with; it is not started here."""
     status = supervisor.observe().get(NAME)
     if status is not None and status.state == "running":
-        apply(layout, broker, found, supervisor)
+        apply(layout, broker, found, supervisor, trusted)
     else:
-        files.write(_served(layout), _install(layout, broker, found).encode())
+        files.write(_served(layout), _install(layout, broker, found, trusted).encode())
 
 
-def _install(layout: Layout, broker: Broker, found: Mapping[str, int]) -> str:
-    config = render(layout, broker, found)
+def _install(layout: Layout, broker: Broker, found: Mapping[str, int], trusted: str) -> str:
+    config = render(layout, broker, found, trusted)
     folder(layout).mkdir(parents=True, exist_ok=True, mode=0o700)
     (folder(layout) / "empty").mkdir(exist_ok=True, mode=0o755)
     files.write(_config(layout), config.encode())

@@ -10,14 +10,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
+from netspace.link import (
+    authority,
+    card,
+    credentials,
+    forwarder,
+    identity,
+    model,
+    names,
+    planning,
+    reach,
+    renewer,
+    seals,
+    seeing,
+)
 from netspace.link import broker as node
-from netspace.link import card, credentials, forwarder, model, names, planning, reach, seals, seeing
 from netspace.link.changing import Change, complete
+from netspace.link.identity import Access
 from netspace.link.management import Management
 from netspace.link.names import Names
 from netspace.link.planning import FORWARDER, KIND, DesiredLinks, Observed, Work
@@ -63,14 +76,20 @@ class Links:
         """What the broker's objects are called; before there is a key, what they were."""
         return names.read(self.layout, self.recorded_broker()) or names.PLAIN
 
-    def cards(self) -> Callable[[str, Collection[Link]], dict[str, Any]]:
-        """Return what says what an environment is told of links (``environment.json``)."""
+    def cards(self, access: Access | None = None) -> Callable[[str, Collection[Link]], dict[str, Any]]:
+        """Return what says what an environment is told of links (``environment.json``).
+
+        :param access: how they log in; by default as they do now.
+        """
         record = read(self.layout)
-        where = record.broker or LocalBroker()
-        called = names.read(self.layout, where) or names.PLAIN
-        tell = partial(card.card, vhost=reach.vhost(self.layout, where), names=called, formers=record.former)
-        keys = self.keys()
-        return lambda name, links: seals.told(tell(name, links), links, keys)
+        called = names.read(self.layout, record.broker or LocalBroker()) or names.PLAIN
+        known, keys = access or self.access(), self.keys()
+
+        def tell(name: str, links: Collection[Link]) -> dict[str, Any]:
+            content = card.card(name, links, known.vhost, called, record.former, known.identity(name))
+            return seals.told(content, links, keys)
+
+        return tell
 
     @property
     def vhost(self) -> str:
@@ -89,6 +108,25 @@ class Links:
         """Make new keys for those of these that have some; return which. Cards don't tell of them yet."""
         return seals.renew(self.layout, environments, time.time(), lead)
 
+    def access(self, declared: Broker | None = None) -> Access:
+        """How environments log in at the broker that was applied, or (for a test) at the declared one."""
+        broker = declared or self.recorded_broker()
+        known = authority.read(self.layout) if isinstance(broker, LocalBroker) else None
+        return Access(self.layout, broker, reach.vhost(self.layout, broker), known)
+
+    def renew(self, *, replace: bool = False, distrust: bool = False) -> set[str]:
+        """Issue certificates that are due or lost; return the environments that got a new one.
+
+        Neither starts nor stops anything, and ends no connection.
+
+        :param replace: have another authority; *distrust*: and trust no former one from now on.
+        """
+        record = read(self.layout)
+        if not record.links or record.broker is None:
+            return set()
+        change = Change(self.layout, self.supervisor, self.progress)
+        return change.issue(record.broker, model.members(record.links.values()), replace=replace, distrust=distrust)
+
     # -- observe, plan, apply --------------------------------------------------
     def observe(self) -> Observed:
         """Read the records, our services and, where the broker runs, its definitions.
@@ -102,6 +140,7 @@ class Links:
         state, detail, definitions, flooded = reach.ask(self.layout, record, services)
         config = forwarder.current(self.layout)
         now = time.time()
+        members = model.members(record.links.values())
         return Observed(
             record=record,
             broker=state,
@@ -115,8 +154,10 @@ class Links:
             installed=not isinstance(record.broker, LocalBroker) or node.installed(self.layout, record.broker),
             forwarder=services.get(forwarder.NAME),
             config=config,
-            namespaces=forwarder.namespaces(self.layout, model.members(record.links.values())),
+            namespaces=forwarder.namespaces(self.layout, members),
             keys=seals.read_all(self.layout),
+            identities=identity.observe(self.layout, record.broker, members, now),
+            renewer=services.get(renewer.NAME),
         )
 
     def plan(self, desired: DesiredLinks, observed: Observed, remove: Collection[str] = ()) -> Plan:
@@ -173,7 +214,8 @@ class Links:
         wanted = model.members(record.links.values())
         found = forwarder.namespaces(self.layout, wanted)
         try:
-            forwarder.restore(self.layout, record.broker, found, self.supervisor)
+            trusted = identity.trusted(self.layout, record.broker)
+            forwarder.restore(self.layout, record.broker, found, self.supervisor, trusted)
             complete(wanted, found)
         except NetspaceError as err:
             errors[forwarder.NAME] = str(err)
@@ -184,11 +226,13 @@ class Links:
 
         A broker that isn't ours keeps what was made there: remove the links first.
         """
+        renewer.apply(self.layout, self.supervisor, wanted=False)
         forwarder.remove(self.layout, self.supervisor)
         node.remove(self.layout, self.supervisor, keep_data=False)
         credentials.remove(self.layout, list(credentials.read_all(self.layout)))
         names.forget(self.layout)
         seals.remove(self.layout, list(seals.read_all(self.layout)))
+        identity.remove(self.layout, identity.known(self.layout))
         forget(self.layout)
 
     # -- seeing -----------------------------------------------------------------

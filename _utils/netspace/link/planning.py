@@ -8,9 +8,10 @@ from typing import Any
 
 from netspace import files
 from netspace.layout import Layout
-from netspace.link import diff, former, forwarder, model, reach, seals
+from netspace.link import diff, former, forwarder, identity, model, reach, renewer, seals
 from netspace.link.diff import Difference
 from netspace.link.former import Former
+from netspace.link.identity import Identities
 from netspace.link.model import Key
 from netspace.link.names import Names, environments_of, shown
 from netspace.link.reach import BrokerState
@@ -37,8 +38,8 @@ class Observed:
 
     :param broker: ``unreachable`` (with ``detail``) is somebody else's broker giving no
         answer; our own is then ``starting``.
-    :param definitions: the broker's, or None where it doesn't run, or where they aren't read before
-        what is ``flooded`` (``model.flooded``) has been made anew.
+    :param definitions: the broker's, with accounts by our names, or None where it doesn't run, or where they aren't
+        read before what is ``flooded`` (``model.flooded``) has been made anew.
     :param names: what objects are called; None: their key is still to be made.
     :param drained: queues with a former name that are empty.
     :param installed: our node's files are those of the recorded broker.
@@ -60,6 +61,8 @@ class Observed:
     config: str = ""
     namespaces: Mapping[str, int] = field(default_factory=dict)
     keys: Mapping[str, seals.Keys] = field(default_factory=dict, repr=False)
+    identities: Identities = field(default_factory=Identities)
+    renewer: Status | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,9 @@ def plan(layout: Layout, desired: DesiredLinks, observed: Observed, remove: Coll
         comparison = compare(layout, wanted, before, after, observed.definitions, observed.passwords, observed.names)
         change = comparison.change
         drifted, accounts = _drift(change, before, after, observed.names)
+        named = identity.accounts(wanted, observed.identities.host)
+        stale = named.stale(observed.definitions, reach.vhost(layout, wanted))
+        accounts.update({f"user:{name}": {"old": "logs in otherwise than declared", "new": None} for name in stale})
         if after:
             accounts.update(_former_changes(comparison.formers(observed), observed.record.former))
     if before and observed.broker not in ("running", "unreachable"):
@@ -176,7 +182,8 @@ def compare(
     known = model.members([*before.values(), *after.values()])
     there = found(layout, broker, known, definitions)
     wanted = model.objects(after.values(), names)
-    return Comparison(there, wanted, after, diff.difference(wanted, there, passwords))
+    none = dict.fromkeys(identity.certified(broker, known), "")
+    return Comparison(there, wanted, after, diff.difference(wanted, there, {**passwords, **none}))
 
 
 def _former_changes(formers: Collection[Former], known: Collection[Former]) -> dict[str, dict[str, Any]]:
@@ -234,6 +241,10 @@ def _broker_changes(work: Work) -> dict[str, dict[str, Any]]:
     changes: dict[str, dict[str, Any]] = files.differences(old, parse.encode(work.broker), "broker:")
     if changes or not isinstance(work.broker, LocalBroker):
         return changes
+    if work.before:
+        staying = model.members(work.before.values()) & model.members(work.after.values())
+        changes.update(observed.identities.changes(work.broker, staying))
+        changes.update(renewer.lacking(observed.renewer, wanted=True))
     if not observed.installed:
         changes["configuration"] = {"old": "differs", "new": "as declared"}
     if observed.broker != "running":
@@ -263,7 +274,9 @@ def _forwarder_changes(layout: Layout, work: Work) -> dict[str, dict[str, Any]]:
     if serves != wanted:
         added, removed = sorted(set(wanted) - set(serves)), sorted(set(serves) - set(wanted))
         changes["environments"] = {"old": removed or None, "new": added or None}
-    elif work.after and observed.config != forwarder.render(layout, work.broker, observed.namespaces):
+    elif work.after and observed.config != forwarder.render(
+        layout, work.broker, observed.namespaces, observed.identities.trusted
+    ):
         changes["configuration"] = {"old": "differs", "new": "as declared"}
     running = observed.forwarder is not None and observed.forwarder.state == "running"
     if work.after and not running:

@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
+from netspace.link import authority, former, identity, model, names
 from netspace.link import broker as node
-from netspace.link import former, model, names
+from netspace.link.identity import Accounts
 from netspace.link.management import Login, Management, RefusedError, TooLargeError, UnreachableError
 from netspace.link.model import Key
 from netspace.link.record import Record
@@ -47,10 +48,24 @@ def login(broker: ClusterBroker) -> Login:
     return Login(username, password)
 
 
+def accounts(layout: Layout, broker: Broker) -> Accounts:
+    """What the broker calls the accounts of environments."""
+    known = authority.read(layout) if isinstance(broker, LocalBroker) else None
+    return identity.accounts(broker, None if known is None else known.host)
+
+
+def definitions(layout: Layout, api: Management, broker: Broker) -> dict[str, Any]:
+    """All that is on the broker, with accounts by our names."""
+    return accounts(layout, broker).told(api.get("definitions") or {})
+
+
 def ask(
-    layout: Layout, record: Record, services: Mapping[str, Status], *, definitions: bool = True
+    layout: Layout, record: Record, services: Mapping[str, Status], *, whole: bool = True
 ) -> tuple[BrokerState, str, Mapping[str, Any] | None, tuple[Key, ...]]:
-    """State of the recorded broker, a detail, and its definitions, or what is flooded, where it runs."""
+    """State of the recorded broker, a detail, and its definitions, or what is flooded, where it runs.
+
+    :param whole: definitions are read; else None.
+    """
     broker = record.broker or LocalBroker()
     if isinstance(broker, LocalBroker):
         status = services.get(node.NODE)
@@ -60,14 +75,14 @@ def ask(
             return "starting", "its management credentials are missing", None, ()
     try:
         with management(layout, broker) as api:
-            if not definitions:
+            if not whole:
                 api.get("overview")
                 return "running", "", None, ()
             excess = flooded(layout, api, broker, record.links)
             if excess:
                 names = ", ".join(key[1] for key in excess)
                 return "running", f"bindings that asking doesn't need: of {names}; apply again", None, excess
-            return "running", "", api.get("definitions"), ()
+            return "running", "", definitions(layout, api, broker), ()
     except (UnreachableError, TooLargeError) as err:
         return ("starting" if isinstance(broker, LocalBroker) else "unreachable"), str(err), None, ()
     except RefusedError as err:

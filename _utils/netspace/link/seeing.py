@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
-from netspace.link import forwarder, model, names, planning, reach
+from netspace.link import forwarder, identity, model, names, planning, reach, renewer
 from netspace.link.record import plain, read
 from netspace.spec.types import LocalBroker
 from netspace.supervision import Supervisor
@@ -56,7 +57,13 @@ def health(layout: Layout, supervisor: Supervisor) -> dict[str, Any]:
     status = services.get(forwarder.NAME)
     if status is None or status.state != "running":
         problems.append("the forwarder doesn't run: environments can't reach the broker")
-    state, detail, *_ = reach.ask(layout, record, services, definitions=False)
+    members = model.members(record.links.values())
+    issued = identity.observe(layout, record.broker, members, time.time())
+    if lacking := list(issued.changes(record.broker, members)):
+        problems.append(f"{', '.join(lacking[:10])}: to be issued anew; apply again")
+    if renewer.lacking(services.get(renewer.NAME), isinstance(record.broker, LocalBroker)):
+        problems.append("the renewer of certificates doesn't run; apply again")
+    state, detail, *_ = reach.ask(layout, record, services, whole=False)
     if state != "running":
         problems.append(f"the broker is {state}{': ' + detail if detail else ''}; links are unknown")
     else:

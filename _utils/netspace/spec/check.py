@@ -59,6 +59,7 @@ HOST_FOLDERS = (
 HOST_ROOTS = ("/", "/etc", "/root", "/var", "/var/lib", "/var/log", "/home", "/opt", "/srv", "/tmp", "/mnt", "/media")  # noqa: S108 (refused, not used)
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
 _HOST = re.compile(r"[A-Za-z0-9.:-]{1,253}")
+_DOMAIN = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,200}[a-z0-9])?")
 _HASH = re.compile(r"(?:sha256[:=])?[0-9a-fA-F]{64}")
 _PORTS = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?")
 
@@ -347,11 +348,22 @@ def _settings(declared: Declaration, path: str) -> list[Problem]:
             if port in used:
                 problems.append(Problem(f"{path}:broker:{key}", f"{port} is {used[port]} already"))
             used.setdefault(port, key)
+        for index, name in enumerate(broker.passwords):
+            if not NAME.fullmatch(name):
+                problems.append(Problem(f"{path}:broker:passwords:{index}", f"{name!r:.60} is no environment's name"))
+        if broker.trust_domain is not None and not _DOMAIN.fullmatch(broker.trust_domain):
+            problems.append(
+                Problem(f"{path}:broker:trust_domain", "expected a name such as example.org: a-z, 0-9, '.', '-', '_'")
+            )
+        if broker.authority is not None and not _clean(broker.authority):
+            problems.append(Problem(f"{path}:broker:authority", "expected the absolute path of a folder"))
     elif isinstance(broker, ClusterBroker):
         problems += _url(broker.url, ("amqp", "amqps"), f"{path}:broker:url")
         problems += _url(broker.management, ("http", "https"), f"{path}:broker:management")
         if not _clean(broker.credentials):
             problems.append(Problem(f"{path}:broker:credentials", "expected the absolute path of a file"))
+        if broker.ca is not None and not _clean(broker.ca):
+            problems.append(Problem(f"{path}:broker:ca", "expected the absolute path of a file"))
     for index, pcr in enumerate(declared.attestation.pcrs):
         if not 0 <= pcr <= 23:
             problems.append(Problem(f"{path}:attestation:pcrs:{index}", f"{pcr} is no PCR (0..23)"))

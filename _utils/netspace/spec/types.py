@@ -145,6 +145,12 @@ class LocalBroker(Base, frozen=True, tag_field="kind", tag="local"):
 
     :param names_key: root-readable file of 32 random characters or more, from which the names of mailboxes
         and links are made so that nobody can guess them; absent: a key of this host's own.
+    :param port: where it takes TLS connections; so with the others.
+    :param passwords: environments whose clients can't log in by certificate: these get a password instead, and
+        their own port 5672 takes AMQP without TLS. **Where there is one, the broker takes passwords at all.**
+    :param trust_domain: begins the SPIFFE ID of each environment; by default the instance's name.
+    :param authority: folder with ``authority.pem`` (root's alone): the key, the certificate and those above it
+        of an intermediate that issues the certificates; by default the host makes an authority of its own.
     """
 
     port: int = 5682
@@ -152,6 +158,9 @@ class LocalBroker(Base, frozen=True, tag_field="kind", tag="local"):
     distribution_port: int = 25682
     epmd_port: int = 4379
     names_key: str | None = None
+    passwords: tuple[str, ...] = ()
+    trust_domain: str | None = None
+    authority: str | None = None
 
 
 class ClusterBroker(Base, frozen=True, tag_field="kind", tag="cluster"):
@@ -159,6 +168,7 @@ class ClusterBroker(Base, frozen=True, tag_field="kind", tag="cluster"):
 
     :param credentials: root-readable file of ``user:password`` for the management API.
     :param names_key: as of a local broker; with the same one on all hosts, dead letters can't be probed either.
+    :param ca: PEM file of the certificates that an ``amqps`` URL's broker is checked by; by default the system's.
     """
 
     url: str
@@ -166,6 +176,7 @@ class ClusterBroker(Base, frozen=True, tag_field="kind", tag="cluster"):
     credentials: str
     vhost: str = "netspace"
     names_key: str | None = None
+    ca: str | None = None
 
 
 Broker = LocalBroker | ClusterBroker

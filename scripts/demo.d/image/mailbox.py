@@ -10,6 +10,7 @@ import fcntl
 import json
 import secrets
 import signal
+import ssl
 import sys
 import time
 
@@ -36,10 +37,18 @@ def log(text):
 def channel(card):
     """A channel that confirms each message; a new connection, as the credentials are now."""
     broker = card["broker"]
-    with open(broker["password_file"], encoding="utf-8") as stream:
-        login = pika.PlainCredentials(broker["username"], stream.read())
+    # Read each time: certificates are replaced long before they run out.
+    files = broker["tls"]
+    tls = ssl.create_default_context(cafile=files["ca_file"])
+    tls.load_cert_chain(files["certificate_file"], files["key_file"])
     parameters = pika.ConnectionParameters(
-        broker["host"], broker["port"], broker["vhost"], login, heartbeat=30, blocked_connection_timeout=10
+        broker["host"],
+        broker["port"],
+        broker["vhost"],
+        pika.credentials.ExternalCredentials(),
+        ssl_options=pika.SSLOptions(tls, files["server_name"]),
+        heartbeat=30,
+        blocked_connection_timeout=10,
     )
     connection = pika.BlockingConnection(parameters)
     try:

@@ -6,16 +6,18 @@ import contextlib
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pika
 import pytest
 
 from netspace.layout import Layout
-from netspace.link import forwarder, seals
+from netspace.link import authority, forwarder, identity, seals
 from netspace.link.kind import DesiredLinks, Links
 from netspace.plan import Plan
 from netspace.spec.types import Link, LocalBroker
@@ -47,13 +49,13 @@ class World:
             subprocess.run(["ip", "netns", "del", self.layout.netns_name(name)], check=True)
             self.netns.discard(name)
 
-    def plan(self, *links: Link, remove=()) -> Plan:
-        return self.links.plan(DesiredLinks(LocalBroker(), links), self.links.observe(), remove)
+    def plan(self, *links: Link, remove=(), broker: LocalBroker | None = None) -> Plan:
+        return self.links.plan(DesiredLinks(broker or LocalBroker(), links), self.links.observe(), remove)
 
-    def apply(self, *links: Link, only: bool = True, purge: bool = False) -> Plan:
+    def apply(self, *links: Link, only: bool = True, purge: bool = False, broker: LocalBroker | None = None) -> Plan:
         """Have exactly these links (or these as well); every step must succeed."""
         remove = self.links.names() - {link.name for link in links} if only else ()
-        plan = self.plan(*links, remove=remove)
+        plan = self.plan(*links, remove=remove, broker=broker)
         outcomes = self.links.apply(plan.steps, purge=purge)
         errors = {outcome.error for outcome in outcomes if outcome.error}
         assert not errors, errors
@@ -83,15 +85,32 @@ class World:
             os.close(own)
             os.close(there)
 
-    def connect(self, name: str, password: str | None = None, **options) -> pika.BlockingConnection:
-        """A client inside *name*, by nothing but what its card says."""
+    def tls(self, certificate: str | Path | None = None) -> ssl.SSLContext:
+        """What a client checks the broker by, and what it shows (None: nothing)."""
+        context = ssl.create_default_context(cadata=authority.read(self.layout).anchors.decode())
+        if certificate is not None:
+            context.load_cert_chain(certificate)
+        return context
+
+    def connect(
+        self, name: str, password: str | None = None, certificate: str | Path | None = None, **options
+    ) -> pika.BlockingConnection:
+        """A client inside *name*, by nothing but what its card says, or with another's password or certificate."""
         about = self.card(name)["broker"]
-        secret = password or self.links.password(name)
+        if "tls" in about and password is None:
+            login = pika.credentials.ExternalCredentials()
+            options["ssl_options"] = pika.SSLOptions(
+                self.tls(certificate or identity.path(self.layout, name)), about["tls"]["server_name"]
+            )
+        else:
+            login = pika.PlainCredentials(about["username"], password or self.links.password(name))
+            if "tls" in about:
+                options["ssl_options"] = pika.SSLOptions(self.tls(certificate), about["tls"]["server_name"])
         parameters = pika.ConnectionParameters(
             about["host"],
             about["port"],
             about["vhost"],
-            pika.PlainCredentials(about["username"], secret),
+            login,
             socket_timeout=5,
             blocked_connection_timeout=5,
             **options,
@@ -121,12 +140,11 @@ class World:
     def write_cards(self, name: str, folder) -> str:
         """What the host puts into an environment's ``/run/netspace``."""
         links = [link for link in self.links.recorded() if name in (link.source, link.target)]
-        content = self.card(name)
         folder.mkdir()
-        for file, raw in seals.handed(name, links, self.links.keys()).items():
-            (folder / file).write_bytes(raw)
-        (folder / "environment.json").write_text(json.dumps(content))
-        (folder / "password").write_text(self.links.password(name))
+        (folder / "environment.json").write_text(json.dumps(self.card(name)))
+        handed = {**seals.handed(name, links, self.links.keys()), **self.links.access().files(name)}
+        for file, content in handed.items():
+            (folder / file).write_bytes(content)
         return str(folder)
 
     def api(self):

@@ -71,7 +71,7 @@ def cut() -> int:
     broken = 0
     for fd in map(int, os.listdir("/proc/self/fd")):
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as end:
-            if end.type == socket.SOCK_STREAM and end.getpeername() == ("127.0.0.1", 5672):
+            if end.type == socket.SOCK_STREAM and end.getpeername() == ("127.0.0.1", 5671):
                 end.shutdown(socket.SHUT_RDWR)
                 broken += 1
     return broken

@@ -8,13 +8,15 @@ import subprocess
 import pytest
 
 from netspace.layout import Layout
-from netspace.link import broker, record
+from netspace.link import broker, identity, record
 from netspace.link.kind import DesiredLinks, Links
 from netspace.spec.types import ClusterBroker, Link, LocalBroker
 from netspace.supervision.direct import Direct
 
 pytestmark = pytest.mark.root
 
+# Ours takes passwords too, for it is somebody's broker to the other instance.
+OURS = LocalBroker(passwords=("web",))
 LINK = Link(source="a", target="b", pattern="request")
 
 
@@ -22,13 +24,14 @@ LINK = Link(source="a", target="b", pattern="request")
 def shared(world, tmp_path):
     """Our own broker, seen by another instance as somebody's."""
     world.environment("web", "orders")
-    world.apply(Link(source="web", target="orders"))
+    world.apply(Link(source="web", target="orders"), broker=OURS)
     login = broker.login(world.layout)
     secret = tmp_path / "credentials"
     secret.write_text(f"{login.username}:{login.password}\n")
     spec = LocalBroker()
     yield ClusterBroker(
-        url=f"amqp://127.0.0.1:{spec.port}",
+        url=f"amqps://localhost:{spec.port}",
+        ca=str(identity.server_folder(world.layout) / identity.ANCHORS),
         management=f"http://127.0.0.1:{spec.management_port}",
         credentials=str(secret),
         vhost="shared",
@@ -77,9 +80,13 @@ def test_links_on_a_shared_broker(world, shared, other):
     with world.api() as api:
         there = api.get("definitions")
     assert len([policy for policy in there["policies"] if policy["vhost"] == "shared"]) == 4
-    assert {user["name"] for user in there["users"]} == {"netspace.admin", "env.web", "env.orders"}
+    assert {user["name"] for user in there["users"]} == {
+        "netspace.admin",
+        "env.web",
+        world.links.access().identity("orders"),
+    }
     assert parked in {queue["name"] for queue in there["queues"]}, "its mail is parked"
-    assert not world.plan(Link(source="web", target="orders")).steps
+    assert not world.plan(Link(source="web", target="orders"), broker=OURS).steps
     with world.client("web") as channel:
         channel.basic_publish(world.n("link.web.orders"), "", b"x", mandatory=True)
 
@@ -92,7 +99,7 @@ def test_a_broker_out_of_reach_is_never_no_change(world, shared, other):
     assert [(refusal.name, "unknown" in refusal.message) for refusal in plan.refusals] == [("broker", True)]
     assert other.list()["links"][LINK.name]["state"] == "unknown"
     assert not other.health()["ok"]
-    world.apply(Link(source="web", target="orders"))
+    world.apply(Link(source="web", target="orders"), broker=OURS)
     assert not converge(other, shared, LINK).steps
 
 

@@ -297,6 +297,12 @@ def test_hashes_verify(password, salt):
 @pytest.mark.parametrize("known", ["", "x", "!!!", "AAAA", diff.hashed("other")])
 def test_other_hashes_do_not(known):
     assert not diff.verify("password", known)
+
+
+@pytest.mark.parametrize("known", ["x", "!!!", "AAAA", diff.hashed("other")])
+def test_one_without_a_password_has_an_empty_hash_and_no_other(known):
+    assert diff.hashed("") == ""
+    assert diff.verify("", "")
     assert not diff.verify("", known)
 
 
@@ -307,9 +313,12 @@ def test_known_hash():
 
 def test_card_of_both_ends():
     links = [Link(source="web", target="orders", pattern="request"), Link(source="web", target="audit")]
-    web, orders, idle = (card(name, links, VHOST, CALLED) for name in ("web", "orders", "idle"))
+    web, orders, idle = (
+        card(name, links, VHOST, CALLED, identity=f"spiffe://d/host/h/env/{name}") for name in ("web", "orders", "idle")
+    )
     assert web["mailbox"] == N("mailbox.web")
-    assert web["broker"]["username"] == "env.web"
+    assert web["broker"]["username"] == "spiffe://d/host/h/env/web"
+    assert card("web", links, VHOST, CALLED)["broker"]["username"] == "env.web"
     assert web["peers"] == [
         {"to": "audit", "pattern": "send", "exchange": N("link.web.audit")},
         {
@@ -323,7 +332,7 @@ def test_card_of_both_ends():
     assert orders["senders"] == [
         {"from": "web", "pattern": "request", "exchange": N("link.web.orders"), "reply_exchange": N("reply.orders")}
     ]
-    assert idle == {"version": 1, "name": "idle", "peers": [], "senders": []}
+    assert idle == {"version": 2, "name": "idle", "peers": [], "senders": []}
 
 
 # -- names -----------------------------------------------------------------------------

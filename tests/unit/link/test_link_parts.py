@@ -25,8 +25,9 @@ CLUSTER = ClusterBroker(url="amqps://mq.example", management="https://mq.example
 def test_the_forwarder_listens_in_each_namespace_and_knows_its_inode():
     config = forwarder.render(Layout(), LocalBroker(), {"web": 11, "a-b": 12})
     assert forwarder.served(config) == ["a-b", "web"]
-    assert "    bind 127.0.0.1:5672 namespace netspace-web\n" in config
+    assert "    bind 127.0.0.1:5671 namespace netspace-web\n" in config
     assert "    server broker 127.0.0.1:5682\n" in config
+    assert " ssl " not in config, "TLS is between client and broker"
     assert config != forwarder.render(Layout(), LocalBroker(), {"web": 13, "a-b": 12})
     assert config == forwarder.render(Layout(), LocalBroker(), {"a-b": 12, "web": 11})
 
@@ -53,7 +54,7 @@ def test_the_node_listens_on_loopback_and_has_no_secret_in_its_service():
     assert {mapper.user, node.user} == {"rabbitmq"}
     config = broker.configuration(layout, spec)
     listeners = [line for line in config.splitlines() if line.startswith(("listeners", "management.tcp.ip"))]
-    assert listeners == ["listeners.tcp.1 = 127.0.0.1:5682", "management.tcp.ip = 127.0.0.1"]
+    assert listeners == ["listeners.tcp = none", "listeners.ssl.1 = 127.0.0.1:5682", "management.tcp.ip = 127.0.0.1"]
     assert "{127,0,0,1}" in node.variables["RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS"]
     assert node.variables["ERL_EPMD_PORT"] == mapper.variables["ERL_EPMD_PORT"] == "4379"
 

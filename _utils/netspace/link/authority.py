@@ -1,0 +1,389 @@
+"""The certificate authority of one host's links: it says who is who towards the broker, and nothing else.
+
+Its own key and certificate are made once, or are the operator's (``broker: {authority: FOLDER}``: an
+intermediate of a fleet's). It issues two kinds of certificates, both short-lived, on P-256:
+
+- to an environment, for clients alone, with its SPIFFE ID as the one name:
+  ``spiffe://<trust domain>/host/<host>/env/<name>``, which is what the broker knows it by;
+- to the broker, for servers alone, with the names that clients inside look for.
+
+The authority's key never leaves ``<records>/link/authority.json``, root's alone. Nothing here talks to a broker.
+A certificate is due when less than a third of its life is left, or when it is by another authority.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import ipaddress
+import re
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from netspace import files
+from netspace.errors import NetspaceError, StateError
+from netspace.layout import Layout
+from netspace.spec.types import LocalBroker
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+    from cryptography.x509 import Certificate, SubjectAlternativeName
+
+HOUR = 3600.0
+LIFE = 24 * HOUR
+SERVER_LIFE = 30 * 24 * HOUR
+OWN_LIFE = 10 * 365 * 24 * HOUR
+SKEW = 300.0  # clocks that are set back a little must not make a new certificate one of the future
+MAX_FILE = 65536
+
+# What clients inside look for: the address they connect to, also as a name (librabbitmq knows no addresses).
+SERVER_NAMES = ("localhost", "127.0.0.1")
+SERVER_ADDRESSES = ("127.0.0.1",)
+
+_HEADER = re.compile(r"# netspace: (\S+) from (\d+) to (\d+) by ([0-9a-f]{16})\n")
+_LABEL = re.compile(r"[^a-z0-9._-]+")
+
+
+@dataclass(frozen=True)
+class Issued:
+    """What the first line of an issued file says; the rest is its key, its certificate and those above it.
+
+    :param id: whose it is.
+    :param by: the authority's ``name``.
+    """
+
+    id: str
+    begins: float
+    ends: float
+    by: str
+
+    def due(self, now: float, by: str) -> bool:
+        """Whether it is to be replaced."""
+        third = (self.ends - self.begins) / 3
+        return self.by != by or now > self.ends - third or now + SKEW < self.begins
+
+
+def issued(pem: bytes) -> Issued | None:
+    """Tell what a file is that was issued here, without reading its certificate; None: it isn't."""
+    match = _HEADER.match(pem[:400].decode("ascii", "replace"))
+    return None if match is None else Issued(match[1], float(match[2]), float(match[3]), match[4])
+
+
+@dataclass(frozen=True)
+class Authority:
+    """The authority as it is recorded.
+
+    :param host: the SPIFFE ID of this host, that all it issues begin with.
+    :param pem: its key, its certificate, and those up to what is trusted (or none, where it is that itself).
+    :param anchor: the certificate (PEM) that is trusted.
+    :param name: tells it from others.
+    :param source: sha256 of the operator's file that it was read from; empty: made here.
+    :param former: certificates of authorities before it, each with the time until which it is trusted still.
+    """
+
+    host: str
+    pem: str = field(repr=False)
+    anchor: str
+    name: str
+    begins: float
+    ends: float
+    source: str = ""
+    former: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def anchors(self) -> bytes:
+        """The certificates that client and broker shall trust (PEM)."""
+        return "".join([self.anchor, *(pem for pem, _ in self.former)]).encode()
+
+    def id(self, environment: str) -> str:
+        """The SPIFFE ID of an environment of this host."""
+        return f"{self.host}/env/{environment}"
+
+
+def _path(layout: Layout) -> Path:
+    return layout.records("link") / "authority.json"
+
+
+def read(layout: Layout) -> Authority | None:
+    """The recorded authority; None where there is none yet."""
+    record = files.read_json(_path(layout))
+    if record is None:
+        return None
+    try:
+        former = tuple((str(pem), float(until)) for pem, until in record["former"])
+        texts = {key: str(record[key]) for key in ("host", "pem", "anchor", "name", "source")}
+        return Authority(**texts, begins=float(record["begins"]), ends=float(record["ends"]), former=former)
+    except (KeyError, TypeError, ValueError) as err:
+        raise StateError(f"{_path(layout)}: {err!r}; {files.REBUILT}") from err
+
+
+def _write(layout: Layout, authority: Authority) -> None:
+    names = ("host", "pem", "anchor", "name", "begins", "ends", "source")
+    value: dict[str, Any] = {key: getattr(authority, key) for key in names}
+    files.write_json(_path(layout), {"version": 1, **value, "former": [list(one) for one in authority.former]})
+
+
+def remove(layout: Layout) -> None:
+    files.remove(_path(layout))
+
+
+def wanting(layout: Layout, spec: LocalBroker, known: Authority | None, now: float) -> str:
+    """Why the authority isn't as *spec* wants it; empty: it is. Reads the operator's file, if there is one."""
+    if known is None:
+        return "absent"
+    if _domain(known.host) != domain(layout, spec):
+        return "another trust domain"
+    if known.source != (_digest(_given(spec)) if spec.authority else ""):
+        return "another authority"
+    if now > known.ends - (known.ends - known.begins) / 3 and not known.source:
+        return "running out"
+    if now > known.ends:
+        return "run out"
+    return "former trusted for too long" if any(until < now for _, until in known.former) else ""
+
+
+def ensure(
+    layout: Layout, spec: LocalBroker, now: float, *, replace: bool = False, distrust: bool = False
+) -> Authority:
+    """Have an authority as *spec* wants it, and return it.
+
+    :param replace: make another, whatever there is.
+    :param distrust: trust none but the one returned, from now on; else what an authority before it
+        issued is good for as long as such certificates live.
+    :raises NetspaceError: when the operator's can't be used.
+    """
+    known = read(layout)
+    why = wanting(layout, spec, known, now)
+    if not why and not replace and not (distrust and known and known.former):
+        return known  # type: ignore[return-value]
+    former = () if known is None or distrust else tuple(one for one in known.former if one[1] >= now)
+    if known is None or replace or why not in ("", "former trusted for too long"):
+        label = known.host.rpartition("/")[2] if known else _label(socket.gethostname())
+        host = f"spiffe://{domain(layout, spec)}/host/{label}"
+        made = _adopt(spec, host, now) if spec.authority else _make(host, now)
+        if known is not None and not distrust and known.anchor != made.anchor:
+            former = ((known.anchor, now + LIFE), *former)
+    else:
+        assert known is not None
+        made = known
+    made = Authority(**{**made.__dict__, "former": former})
+    _write(layout, made)
+    return made
+
+
+def domain(layout: Layout, spec: LocalBroker) -> str:
+    """The trust domain: the operator's, or the instance's name."""
+    return spec.trust_domain or layout.instance
+
+
+def _domain(host: str) -> str:
+    return host.removeprefix("spiffe://").partition("/")[0]
+
+
+def _label(hostname: str) -> str:
+    """A host's name as a part of a SPIFFE ID's path."""
+    return _LABEL.sub("-", hostname.lower()).strip("-.") or "localhost"
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+# -- its own certificate ----------------------------------------------------------------
+def _make(host: str, now: float) -> Authority:
+    from cryptography import x509
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = _common(f"netspace links of {host.rpartition('/')[2]}"[:64])
+    # RFC 5280 tells authorities apart by their names, and so does the broker while it trusts two.
+    name = x509.Name([*name, x509.NameAttribute(x509.NameOID.SERIAL_NUMBER, f"{x509.random_serial_number():x}"[:16])])
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(_when(now - SKEW))
+        .not_valid_after(_when(now + OWN_LIFE))
+        .public_key(key.public_key())
+        .add_extension(x509.BasicConstraints(True, 0), True)
+        .add_extension(_usage(key_cert_sign=True, crl_sign=True), True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
+        .add_extension(x509.SubjectAlternativeName([x509.UniformResourceIdentifier(_root(host))]), False)
+    )
+    own = _sign(builder, key)
+    return _authority(host, key, [own], now)
+
+
+def _root(host: str) -> str:
+    """An authority's own SPIFFE ID is its trust domain's: SPIFFE X.509-SVID, section 2."""
+    return f"spiffe://{_domain(host)}"
+
+
+def _given(spec: LocalBroker) -> bytes:
+    path = Path(str(spec.authority)) / "authority.pem"
+    try:
+        info = path.stat()
+        if info.st_uid != 0 or info.st_mode & 0o077:
+            raise NetspaceError(f"broker:authority: {path}: others can get at the key: chown root, chmod go=")
+        with path.open("rb") as stream:
+            return stream.read(MAX_FILE)
+    except OSError as err:
+        raise NetspaceError(f"broker:authority: {err}") from err
+
+
+def _adopt(spec: LocalBroker, host: str, now: float) -> Authority:
+    """The operator's intermediate: its key, its certificate, then those above it, the root last."""
+    from cryptography import x509
+    from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    raw = _given(spec)
+    where = f"broker:authority: {spec.authority}/authority.pem"
+    try:
+        key = load_pem_private_key(raw, None)
+        chain = x509.load_pem_x509_certificates(raw)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as err:  # the key's content is never repeated
+        raise NetspaceError(f"{where}: want a key and the certificates above it in PEM: {type(err).__name__}") from err
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or chain[0].public_key() != key.public_key():
+        raise NetspaceError(f"{where}: want an elliptic curve's key, and its own certificate first")
+    for below, above in zip(chain, [*chain[1:], chain[-1]], strict=True):
+        try:
+            below.verify_directly_issued_by(above)
+        except (ValueError, TypeError, InvalidSignature) as err:
+            raise NetspaceError(f"{where}: {below.subject.rfc4514_string()}: the one after it didn't issue it") from err
+        basic = below.extensions.get_extension_for_class(x509.BasicConstraints).value
+        if not basic.ca or not below.not_valid_before_utc <= _when(now) < below.not_valid_after_utc:
+            raise NetspaceError(f"{where}: {below.subject.rfc4514_string()} is no authority, or not now")
+    made = _authority(host, key, chain, now)
+    return Authority(**{**made.__dict__, "source": _digest(raw)})
+
+
+def _authority(host: str, key: EllipticCurvePrivateKey, chain: list[Certificate], now: float) -> Authority:
+    from cryptography.hazmat.primitives import hashes, serialization
+
+    pem = serialization.Encoding.PEM
+    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    texts = [one.public_bytes(pem).decode() for one in chain]
+    return Authority(
+        host,
+        private.decode() + "".join(texts),
+        texts[-1],
+        chain[0].fingerprint(hashes.SHA256()).hex()[:16],
+        chain[0].not_valid_before_utc.timestamp(),
+        min(one.not_valid_after_utc.timestamp() for one in chain),
+    )
+
+
+# -- what it issues ------------------------------------------------------------------------
+class Issuer:
+    """An authority whose key is loaded, to issue many."""
+
+    def __init__(self, authority: Authority) -> None:
+        from cryptography import x509
+        from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+        self.authority = authority
+        raw = authority.pem.encode()
+        try:
+            self._key: Any = load_pem_private_key(raw, None)
+            chain = x509.load_pem_x509_certificates(raw)
+        except (ValueError, TypeError) as err:
+            raise StateError(f"the authority of links can't be read: {type(err).__name__}; {files.REBUILT}") from err
+        self._own = chain[0]
+        authority_key: Any = self._key.public_key()
+        self._identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key)
+        # What lies between a certificate and what is trusted travels with it.
+        self._between = "" if len(chain) == 1 else "".join(_text(one) for one in chain[:-1])
+
+    def environment(self, name: str, now: float, life: float = LIFE) -> bytes:
+        """A new key and certificate (PEM) of an environment, by which it logs in."""
+        from cryptography import x509
+        from cryptography.x509.oid import ExtendedKeyUsageOID
+
+        whose = self.authority.id(name)
+        names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(whose)])
+        return self._issue(whose, name, names, ExtendedKeyUsageOID.CLIENT_AUTH, now, life)
+
+    def server(self, now: float, life: float = SERVER_LIFE) -> bytes:
+        """A new key and certificate (PEM) of the broker."""
+        from cryptography import x509
+        from cryptography.x509.oid import ExtendedKeyUsageOID
+
+        whose = f"{self.authority.host}/broker"
+        names = x509.SubjectAlternativeName(
+            [
+                *map(x509.DNSName, SERVER_NAMES),
+                *(x509.IPAddress(ipaddress.ip_address(address)) for address in SERVER_ADDRESSES),
+                x509.UniformResourceIdentifier(whose),
+            ]
+        )
+        return self._issue(whose, "broker", names, ExtendedKeyUsageOID.SERVER_AUTH, now, life)
+
+    def _issue(
+        self, whose: str, common: str, names: SubjectAlternativeName, use: Any, now: float, life: float
+    ) -> bytes:
+        from cryptography import x509
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        key = ec.generate_private_key(ec.SECP256R1())
+        begins = int(now)
+        ends = int(min(now + life, self.authority.ends))
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(_common(common))
+            .issuer_name(self._own.subject)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(_when(now - SKEW))
+            .not_valid_after(_when(ends))
+            .public_key(key.public_key())
+            .add_extension(x509.BasicConstraints(False, None), True)
+            .add_extension(_usage(digital_signature=True), True)
+            .add_extension(x509.ExtendedKeyUsage([use]), False)
+            .add_extension(names, False)
+            .add_extension(self._identifier, False)
+        )
+        private = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        header = f"# netspace: {whose} from {begins} to {ends} by {self.authority.name}\n"
+        return (header + private.decode() + _text(_sign(builder, self._key)) + self._between).encode()
+
+
+def _text(certificate: Certificate) -> str:
+    from cryptography.hazmat.primitives import serialization
+
+    return certificate.public_bytes(serialization.Encoding.PEM).decode()
+
+
+def _sign(builder: Any, key: Any) -> Certificate:
+    from cryptography.hazmat.primitives import hashes
+
+    made: Certificate = builder.sign(key, hashes.SHA256())
+    return made
+
+
+def _common(text: str) -> Any:
+    from cryptography import x509
+
+    return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, text)])
+
+
+def _when(seconds: float) -> datetime.datetime:
+    return datetime.datetime.fromtimestamp(int(seconds), tz=datetime.timezone.utc)
+
+
+def _usage(**given: bool) -> Any:
+    from cryptography import x509
+
+    names = (
+        *("digital_signature", "content_commitment", "key_encipherment", "data_encipherment"),
+        *("key_agreement", "key_cert_sign", "crl_sign", "encipher_only", "decipher_only"),
+    )
+    flags: Mapping[str, bool] = {**dict.fromkeys(names, False), **given}
+    return x509.KeyUsage(**flags)

@@ -1,0 +1,276 @@
+"""Who the environments of this host are towards the broker: their keys and certificates, and the broker's own.
+
+An environment's key exists in memory alone: in ``layout.identity(<name>)`` (root's), and, handed out, in the
+environment's own ``/run/netspace``. One file holds key and certificate, so that both are replaced at
+once; a client reads it whenever it connects, and connections that stand are not asked for it again.
+After a reboot all are issued anew.
+
+The broker knows an environment by its SPIFFE ID; ``model`` and ``diff`` know it as ``env.<name>``.
+:class:`Accounts` is where the two meet. Environments that the declaration lists in ``broker: {passwords: [...]}`` have
+a password instead; so have all on a broker that isn't ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from netspace import files
+from netspace.layout import Layout
+from netspace.link import authority, credentials
+from netspace.link.authority import Authority, Issued, Issuer
+from netspace.link.names import account
+from netspace.spec.types import NAME, Broker, LocalBroker
+
+FILE = "identity.pem"
+ANCHORS = "ca.pem"
+BROKER = "broker"
+
+
+def certified(broker: Broker, environments: Iterable[str]) -> set[str]:
+    """Those of the environments that log in by certificate."""
+    return set(environments) - set(broker.passwords) if isinstance(broker, LocalBroker) else set()
+
+
+def server_folder(layout: Layout) -> Path:
+    """What the broker reads: its own key and certificate, and whom it trusts."""
+    return layout.broker / "etc/tls"
+
+
+def path(layout: Layout, environment: str) -> Path:
+    return layout.identity(environment) / FILE
+
+
+@dataclass(frozen=True)
+class Identities:
+    """What is there, at one time.
+
+    :param host: SPIFFE ID of the host; None where there is no authority yet.
+    :param lacking: why the authority isn't as declared; empty: it is.
+    :param by: the authority's name.
+    :param trusted: digest of the certificates that are trusted.
+    :param issued: by environment; ``None`` as a key is the broker's own.
+    :param now: when this was looked at.
+    """
+
+    host: str | None = None
+    lacking: str = ""
+    by: str = ""
+    trusted: str = ""
+    issued: Mapping[str | None, Issued | None] = field(default_factory=dict)
+    now: float = 0.0
+
+    def changes(self, broker: Broker, environments: Collection[str]) -> dict[str, dict[str, Any]]:
+        """What must be issued, so that each of the environments (and the broker) has a certificate that lasts."""
+        if not isinstance(broker, LocalBroker):
+            return {}
+        if self.lacking:
+            return {"authority": {"old": self.lacking, "new": "as declared"}}
+        wanted: list[str | None] = [None, *sorted(certified(broker, environments))]
+        found = {name: self.issued.get(name) for name in wanted}
+        return {
+            f"certificates:{name or 'of the broker itself'}": {"old": "due" if one else None, "new": "issued"}
+            for name, one in found.items()
+            if one is None or one.due(self.now, self.by) or not one.id.startswith(f"{self.host}/")
+        }
+
+
+def observe(layout: Layout, broker: Broker, environments: Iterable[str], now: float) -> Identities:
+    """Look at what is issued, by the first line of each file."""
+    if not isinstance(broker, LocalBroker):
+        return Identities(now=now)
+    known = authority.read(layout)
+    lacking = authority.wanting(layout, broker, known, now)
+    if known is None:
+        return Identities(lacking=lacking, now=now)
+    served = server_folder(layout)
+    if files.differs(served / ANCHORS, known.anchors) or not (served / ANCHORS).exists():
+        lacking = lacking or "not what the broker trusts"
+    there: dict[str | None, Issued | None] = {None: _issued(served / "server.pem")}
+    there.update({name: _issued(path(layout, name)) for name in certified(broker, environments)})
+    return Identities(known.host, lacking, known.name, _digest(known), there, now)
+
+
+def trusted(layout: Layout, broker: Broker) -> str:
+    """Digest of the certificates that client and broker trust; empty where none serve."""
+    known = authority.read(layout) if isinstance(broker, LocalBroker) else None
+    return "" if known is None else _digest(known)
+
+
+def _digest(known: Authority) -> str:
+    return hashlib.sha256(known.anchors).hexdigest()[:16]
+
+
+def _issued(place: Path) -> Issued | None:
+    try:
+        return authority.issued(place.read_bytes())
+    except OSError:
+        return None
+
+
+def ensure(
+    layout: Layout,
+    broker: Broker,
+    environments: Iterable[str],
+    now: float,
+    owner: tuple[int, int],
+    *,
+    replace: bool = False,
+    distrust: bool = False,
+) -> tuple[set[str], bool]:
+    """Issue what lacks or is due, to the environments and to the broker.
+
+    :param owner: of the broker's files: root, and the group that it runs as.
+    :param replace: with another authority; *distrust*: and trust no former one.
+    :return: the environments that got a new one, and whether whom the broker trusts has changed.
+    """
+    if not isinstance(broker, LocalBroker):
+        return set(), False
+    known = authority.ensure(layout, broker, now, replace=replace, distrust=distrust)
+    served = server_folder(layout)
+    served.mkdir(mode=0o750, parents=True, exist_ok=True)
+    os.chown(served, *owner)
+    served.chmod(0o750)
+    trust_changed = files.write(served / ANCHORS, known.anchors, mode=0o640, owner=owner)
+    issuer: Issuer | None = None
+    one = _issued(served / "server.pem")
+    if one is None or one.due(now, known.name):
+        issuer = Issuer(known)
+        files.write(served / "server.pem", issuer.server(now), mode=0o640, owner=owner)
+    renewed = set()
+    for name in sorted(certified(broker, environments)):
+        one = _issued(path(layout, name))
+        if one is None or one.due(now, known.name) or one.id != known.id(name):
+            issuer = issuer or Issuer(known)
+            folder = layout.identity(name)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            files.write(folder / FILE, issuer.environment(name, now))
+            renewed.add(name)
+    return renewed, trust_changed
+
+
+def remove(layout: Layout, environments: Iterable[str]) -> None:
+    """Forget the keys of *environments*."""
+    for name in environments:
+        shutil.rmtree(layout.identity(name), ignore_errors=True)
+    with contextlib.suppress(OSError):
+        layout.identities.rmdir()
+
+
+def known(layout: Layout) -> set[str]:
+    """The environments that have a key."""
+    try:
+        return {entry.name for entry in layout.identities.iterdir()}
+    except FileNotFoundError:
+        return set()
+
+
+@dataclass(frozen=True)
+class Accounts:
+    """The names of accounts on the broker.
+
+    :param host: SPIFFE ID of this host; None: accounts are named ``env.<name>`` there too.
+    :param by_password: environments that are known there as ``env.<name>`` all the same.
+    """
+
+    host: str | None = None
+    by_password: frozenset[str] = frozenset()
+
+    def there(self, name: str) -> str:
+        """The broker's name of account *name*."""
+        kind, _, environment = name.partition(".")
+        if self.host is None or kind != "env" or environment in self.by_password:
+            return name
+        return f"{self.host}/env/{environment}"
+
+    def here(self, name: str) -> str:
+        """Our name of an account of the broker's; one of ours that logs in otherwise than declared is :data:`STALE`."""
+        if self.host is None:
+            return name
+        environment = self._environment(name)
+        if not NAME.fullmatch(environment):
+            return name
+        ours = account(environment)
+        return ours if self.there(ours) == name else f"{STALE}{name}"
+
+    def _environment(self, name: str) -> str:
+        """Whose account it is, in whatever trust domain this host was then; empty: none of this host's."""
+        host, slash, environment = name.partition("/env/")
+        if slash:
+            same = host.startswith("spiffe://") and host.rpartition("/")[2] == str(self.host).rpartition("/")[2]
+            return environment if same else ""
+        return name.removeprefix("env.") if name.startswith("env.") else ""
+
+    def told(self, definitions: Mapping[str, Any]) -> dict[str, Any]:
+        """A broker's definitions in our names."""
+        return self._named(definitions, self.here)
+
+    def document(self, definitions: Mapping[str, Any]) -> dict[str, Any]:
+        """Definitions of ours in the broker's names."""
+        return self._named(definitions, self.there)
+
+    def _named(self, definitions: Mapping[str, Any], rename: Any) -> dict[str, Any]:
+        if self.host is None:
+            return dict(definitions)
+        renamed = {
+            section: [{**one, key: rename(one[key])} for one in definitions[section]]
+            for section, key in (("users", "name"), ("permissions", "user"))
+            if section in definitions
+        }
+        return {**definitions, **renamed}
+
+    def stale(self, definitions: Mapping[str, Any], vhost: str) -> list[str]:
+        """Accounts in our vhost that log in otherwise than declared (an older version's), by the broker's names."""
+        users = {one["name"] for one in definitions.get("users", ())}
+        return sorted(
+            one["user"].removeprefix(STALE)
+            for one in definitions.get("permissions", ())
+            if one.get("vhost") == vhost and one["user"].startswith(STALE) and one["user"] in users
+        )
+
+
+def accounts(broker: Broker, host: str | None) -> Accounts:
+    """What *broker* calls the accounts of environments.
+
+    :param host: SPIFFE ID of this host, if it has one yet.
+    """
+    return Accounts(host, frozenset(broker.passwords)) if isinstance(broker, LocalBroker) else Accounts()
+
+
+@dataclass(frozen=True)
+class Access:
+    """How each environment logs in: what its card says, and the files that it gets beside it.
+
+    :param authority: None where certificates don't serve, or where none was issued yet.
+    """
+
+    layout: Layout
+    broker: Broker
+    vhost: str
+    authority: Authority | None = field(default=None, repr=False)
+
+    def identity(self, environment: str) -> str | None:
+        """Its SPIFFE ID, or None where it logs in by password."""
+        if not certified(self.broker, [environment]):
+            return None
+        return self.authority.id(environment) if self.authority else ""
+
+    def files(self, environment: str) -> dict[str, bytes]:
+        """Its key, certificate and the authority's, or its password; none where it has no account."""
+        if certified(self.broker, [environment]):
+            with contextlib.suppress(FileNotFoundError):
+                if self.authority is not None:
+                    return {FILE: path(self.layout, environment).read_bytes(), ANCHORS: self.authority.anchors}
+            return {}
+        password = credentials.read(self.layout, environment)
+        return {} if password is None else {"password": password.encode()}
+
+
+STALE = "stale "
+"""What :meth:`Accounts.told` puts before the name of an account that is ours to remove; no account begins so."""

@@ -1,0 +1,55 @@
+"""The service that has certificates replaced before they run out, on a host where nothing is applied for days.
+
+A shell that sleeps (under a megabyte, whatever supervises it) and runs ``python -m netspace renew`` each hour.
+What that does is in :mod:`netspace.renew`; an apply does the same, and first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from netspace import library
+from netspace.errors import NetspaceError
+from netspace.layout import Layout
+from netspace.supervision import Service, Status, Supervisor
+
+NAME = "renewer"
+PAUSE = 3600
+
+_LOOP = 'while sleep "$0"; do "$@"; done'
+
+
+def service(layout: Layout) -> Service:
+    return Service(
+        name=NAME,
+        command=("/bin/sh", "-c", _LOOP, str(PAUSE), *library.command(layout, "renew")),
+        description=f"Renewal of the certificates of {layout.instance}'s links",
+        variables={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"},
+        stop_timeout=5.0,
+        log=layout.logs / "renewer.log",
+    )
+
+
+def lacking(status: Status | None, wanted: bool) -> dict[str, dict[str, str | None]]:
+    """What must change, for it to run where it is wanted."""
+    state = None if status is None else status.state
+    if wanted and state not in ("running", "starting"):
+        return {"renewal of certificates": {"old": state, "new": "running"}}
+    if not wanted and state is not None:
+        return {"renewal of certificates": {"old": state, "new": None}}
+    return {}
+
+
+def apply(layout: Layout, supervisor: Supervisor, wanted: bool) -> None:
+    """Have it run, or be gone."""
+    there = NAME in supervisor.observe()
+    if wanted:
+        supervisor.define([service(layout)])
+        _raise(supervisor.start([NAME]))
+    elif there:
+        _raise(supervisor.remove([NAME]))
+
+
+def _raise(errors: Mapping[str, str]) -> None:
+    if errors:
+        raise NetspaceError("; ".join(f"{name}: {text}" for name, text in errors.items()))

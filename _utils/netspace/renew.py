@@ -1,0 +1,44 @@
+"""What the renewer runs each hour: certificates that are due are issued anew, and handed to who has them.
+
+From the records on disk, without Salt or the declaration, like :mod:`netspace.restore`. No program is restarted and no
+connection ended: a client reads its certificate whenever it connects.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from netspace import files
+from netspace.errors import NetspaceError
+from netspace.layout import Layout
+from netspace.supervision import select
+
+
+def run(layout: Layout) -> int:
+    """Renew what is due.
+
+    :return: an exit code: 1 where anything failed, which is then told on stderr.
+    """
+    try:
+        with files.refusals_told(), files.locked(layout.lock):
+            errors = renew(layout)
+    except NetspaceError as err:
+        errors = {"": str(err)}
+    for name, error in errors.items():
+        sys.stderr.write(f"netspace renew: {name}{': ' if name else ''}{error}\n")
+    return 1 if errors else 0
+
+
+def renew(layout: Layout, *, replace: bool = False, distrust: bool = False) -> dict[str, str]:
+    """Issue and hand out; the caller holds the lock.
+
+    :param replace: have another authority; *distrust*: and trust no former one from now on.
+    :return: what went wrong, by environment.
+    """
+    from netspace.environment.kind import Environments
+    from netspace.link.kind import Links
+
+    supervisor = select(layout)
+    links = Links(layout, supervisor)
+    links.renew(replace=replace, distrust=distrust)
+    return Environments(layout, supervisor).hand_out(links.access())
