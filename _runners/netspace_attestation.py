@@ -17,6 +17,7 @@ The master's configuration may have (these are the defaults)::
       concurrency: 32                    # minions that are asked at one time
       jitter: 1                          # seconds, at most, that are waited at random before each such lot
       groups: []                         # whose policy is which: see the page on fleets
+      pkcs11: null                       # a module for keys: see the page on enrolling
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ import netspace
 
 netspace.refresh(__file__)
 
-from netspace.attestation import appraisal, audit_log, ear, fleet, groups, offline, privacy_ca  # noqa: E402
+from netspace.attestation import appraisal, audit_log, ear, fleet, groups, hsm, offline, privacy_ca  # noqa: E402
 from netspace.attestation import ima as lists  # noqa: E402
 from netspace.attestation import policy as rules  # noqa: E402
 from netspace.attestation.evidence import key_fingerprint  # noqa: E402
@@ -335,9 +336,11 @@ def ca_sign(request: str, root: str) -> dict[str, Any]:
         now = time.time()
         folder = Path(root)
         asked = _read(request, 64 * 1024)
+        module = hsm.module(_settings()["pkcs11"])
         if not folder.exists():
-            privacy_ca.save(privacy_ca.root("netspace Privacy CA root", now), folder)
-        authority = privacy_ca.load(folder)
+            made = privacy_ca.root("netspace Privacy CA root", now, key=module.create("root") if module else None)
+            privacy_ca.save(made, folder)
+        authority = privacy_ca.load(folder, module)
         return {
             "certificate": privacy_ca.sign_request(authority, asked, now).decode(),
             "root": str(folder / "chain.pem"),
@@ -687,7 +690,7 @@ def jwks() -> dict[str, Any]:
 
         salt-run netspace_attestation.jwks --out json
     """
-    return _answer(lambda: ear.jwks([ear.signer(_registrar().folder).jwk]))
+    return _answer(lambda: ear.jwks([ear.signer((made := _registrar()).folder, made.module).jwk]))
 
 
 def ear_token(minion: str) -> dict[str, Any]:
@@ -956,13 +959,14 @@ def _fleet() -> fleet.Fleet:
 
 
 def _registrar(settings: Mapping[str, Any] | None = None) -> Registrar:
-    return Registrar(Path(str((settings or _settings())["folder"])))
+    chosen = settings or _settings()
+    return Registrar(Path(str(chosen["folder"])), hsm.module(chosen["pkcs11"]))
 
 
 def _settings() -> dict[str, Any]:
     """What the master's configuration says under ``netspace.attestation``."""
     settings: dict[str, Any] = {"folder": f"/var/lib/{INSTANCE}-master", "roots": None, "timeout": 60}
-    settings.update(concurrency=32, jitter=1, groups=[])
+    settings.update(concurrency=32, jitter=1, groups=[], pkcs11=None)
     given = __opts__.get("netspace.attestation") or {}
     unknown = sorted(set(given) - set(settings)) if isinstance(given, dict) else [repr(given)]
     if unknown:

@@ -230,7 +230,7 @@ def _issued(certificate: Certificate, issuer: Certificate, when: datetime.dateti
     try:
         certificate.verify_directly_issued_by(issuer)
     except (InvalidSignature, ValueError, TypeError) as err:
-        return f"the issuer did not sign it: {err or 'invalid signature'}"
+        return f"the issuer did not sign it: {str(err) or 'invalid signature'}"
     return ""
 
 

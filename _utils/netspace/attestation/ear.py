@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from netspace import files
+from netspace.attestation import hsm, privacy_ca
 from netspace.attestation.refusals import (
     Malformed,
     PolicyDowngraded,
@@ -102,31 +103,23 @@ class Told:
         return AFFIRMING if self.level >= max(self.minimum, 2) else WARNING
 
 
-def signer(folder: Path) -> Signer:
+def signer(folder: Path, module: hsm.Module | None = None) -> Signer:
     """Return the key in *folder*; make it where there is none (0600, in a folder of its user's alone).
 
+    :param module: where it is made, in place of the file.
     :raises NetspaceError: when others could read it, or it is none.
     """
-    from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
     path = folder / "verifier.pem"
     with files.locked(folder / "lock"):
         if not path.exists():
-            made = ec.generate_private_key(ec.SECP256R1()).private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            )
-            files.write(path, made, mode=0o600)
+            made = module.create("verifier") if module else ec.generate_private_key(ec.SECP256R1())
+            files.write(path, privacy_ca.private_bytes(made), mode=0o600)
     info = path.lstat()
     if info.st_mode & 0o077 or info.st_uid != os.geteuid():
         raise NetspaceError(f"{path}: must be its user's alone: chmod go= it, and ask who has read it")
-    try:
-        key = serialization.load_pem_private_key(path.read_bytes(), None)
-    except (ValueError, TypeError) as err:
-        raise NetspaceError(f"{path}: no key that can be used: {type(err).__name__}") from err
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
-        raise NetspaceError(f"{path}: not a key on P-256")
-    return Signer(key)
+    return Signer(privacy_ca.private_key(path.read_bytes(), module, path))
 
 
 def jwk(key: EllipticCurvePublicKey) -> dict[str, str]:

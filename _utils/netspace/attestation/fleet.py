@@ -131,7 +131,7 @@ class Fleet:
         self, registrar: Registrar, master: str, chosen: Sequence[Group], store: Store, software: str = ""
     ) -> None:
         self.registrar = registrar
-        self.signer = ear.signer(registrar.folder)
+        self.signer = ear.signer(registrar.folder, registrar.module)
         self.policies = Policies(registrar.folder, self.signer)
         self._master = master
         self._groups = chosen

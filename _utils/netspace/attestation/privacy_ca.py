@@ -14,8 +14,8 @@ Rules:
 3. :func:`check` accepts a certificate of one of the intermediates that are trusted (two, while keys are
    rotated), for this very key, within its time, and not on a list that is fresh.
 
-Keys are ECDSA P-256. Pure but for :func:`save` and :func:`load`: the CA's folder is 0700 and its key
-0600, or it isn't used. Time is an argument.
+Keys are ECDSA P-256, and may be in a module (``netspace.attestation.hsm``). Pure but for that, :func:`save` and
+:func:`load`: the CA's folder is 0700 and its key 0600, or it isn't used. Time is an argument.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from netspace import files
+from netspace.attestation import hsm
 from netspace.attestation.refusals import (
     ExpiredAttestationCertificate,
     RevokedAttestationCertificate,
@@ -76,20 +77,23 @@ class Issued:
     expires: float
 
 
-def root(name: str, now: float, days: float = ROOT_DAYS) -> Authority:
-    """Make a root, which signs intermediates alone."""
-    key = _new_key()
+def root(name: str, now: float, days: float = ROOT_DAYS, key: EllipticCurvePrivateKey | None = None) -> Authority:
+    """Make a root, which signs intermediates alone.
+
+    :param key: one that is somewhere else; None: it is made here.
+    """
+    key = key or _new_key()
     title = _name(name)
     builder = _ca(_builder(title, title, now, days * 86400), 1, key.public_key())
     return Authority(key, _signed(builder, key, key.public_key()))
 
 
-def request(name: str) -> tuple[EllipticCurvePrivateKey, bytes]:
-    """Make an intermediate's key, and the request (PEM) to take to the root."""
+def request(name: str, key: EllipticCurvePrivateKey | None = None) -> tuple[EllipticCurvePrivateKey, bytes]:
+    """Make an intermediate's key (or take *key*), and the request (PEM) to take to the root."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
 
-    key = _new_key()
+    key = key or _new_key()
     made = x509.CertificateSigningRequestBuilder().subject_name(_name(name)).sign(key, hashes.SHA256())
     return key, made.public_bytes(serialization.Encoding.PEM)
 
@@ -134,7 +138,7 @@ def adopt(key: EllipticCurvePrivateKey, certificate: bytes, root_certificate: by
     try:
         found.verify_directly_issued_by(anchor)
     except Exception as err:
-        raise NetspaceError(f"the certificate is not by this root: {err or type(err).__name__}") from err
+        raise NetspaceError(f"the certificate is not by this root: {str(err) or type(err).__name__}") from err
     return Authority(key, found, (anchor,))
 
 
@@ -238,7 +242,7 @@ def save(authority: Authority, folder: Path) -> None:
     from cryptography.hazmat.primitives import serialization
 
     pem = serialization.Encoding.PEM
-    private = authority.key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    private = private_bytes(authority.key)
     chain = b"".join(one.public_bytes(pem) for one in (authority.certificate, *authority.chain))
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     _private(folder)
@@ -247,27 +251,54 @@ def save(authority: Authority, folder: Path) -> None:
     files.write(folder / "chain.pem", chain, mode=0o644)
 
 
-def load(folder: Path) -> Authority:
-    """Read an authority.
+def private_bytes(key: EllipticCurvePrivateKey) -> bytes:
+    """Return what a file holds of a key: the key (PEM), or where it is."""
+    from cryptography.hazmat.primitives import serialization
 
-    :raises NetspaceError: when it is incomplete, its key and certificate don't fit, or others can get at the key.
+    return hsm.reference(key) or key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def private_key(raw: bytes, module: hsm.Module | None, path: Path) -> EllipticCurvePrivateKey:
+    """Return the key that a file holds, as :func:`private_bytes` wrote it.
+
+    :raises NetspaceError: when it is none that can be used; what it holds is in no message.
     """
-    from cryptography import x509
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    if raw.startswith(hsm.PREFIX):
+        return hsm.opened(raw, module, path)
+    try:
+        key = load_pem_private_key(raw, None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as err:
+        raise NetspaceError(f"{path}: no key that can be used: {type(err).__name__}") from err
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise NetspaceError(f"{path}: not a key on P-256")
+    return key
+
+
+def load(folder: Path, module: hsm.Module | None = None) -> Authority:
+    """Read an authority.
+
+    :param module: where its key may be.
+    :raises NetspaceError: when it is incomplete, its key and certificate don't fit, or others can get at the key.
+    """
+    from cryptography import x509
 
     path = folder / "authority.pem"
     try:
         _private(folder)
         _private(path)
         raw = path.read_bytes()
-        key = load_pem_private_key(raw, None)
         chain = x509.load_pem_x509_certificates(raw)
-    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as err:
+    except (OSError, ValueError) as err:
         # The key's content is never repeated in a message.
         raise NetspaceError(f"{folder}: no CA that can be used: {type(err).__name__}") from err
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or chain[0].public_key() != key.public_key():
+    key = private_key(raw, module, path)
+    if chain[0].public_key() != key.public_key():
         raise NetspaceError(f"{folder}: the key is not the certificate's")
     return Authority(key, chain[0], tuple(chain[1:]))
 

@@ -26,13 +26,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from netspace import files
-from netspace.attestation import audit_log, privacy_ca, verifier
+from netspace.attestation import audit_log, hsm, privacy_ca, verifier
 from netspace.attestation.evidence import Context, from_hex, parse_enrolment
 from netspace.attestation.privacy_ca import Authority
 from netspace.attestation.refusals import Malformed, Refused
 from netspace.errors import NetspaceError
 
 if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
     from cryptography.x509 import Certificate
 
     from netspace.attestation.verifier import Certified
@@ -53,8 +54,12 @@ class Exchange(Protocol):
 class Registrar:
     """The books in *folder*. Time is an argument."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, module: hsm.Module | None = None) -> None:
+        """
+        :param module: where new keys are made, and those are that were made there.
+        """
         self.folder = folder
+        self.module = module
         self.log = folder / "audit.log"
 
     # -- the CA ---------------------------------------------------------------------
@@ -68,7 +73,8 @@ class Registrar:
                 raise NetspaceError(f"{self.folder} has a CA; 'ca_renew' makes its next intermediate")
             if here:
                 self._log("ca-root", now, {"name": f"{name} root"})
-                privacy_ca.save(privacy_ca.root(f"{name} root", now), self.folder / "root")
+                made = privacy_ca.root(f"{name} root", now, key=self._new("root"))
+                privacy_ca.save(made, self.folder / "root")
             return self._intermediate(name, now)
 
     def renew(self, now: float, *, name: str = NAME) -> dict[str, Any]:
@@ -81,14 +87,13 @@ class Registrar:
 
         :raises NetspaceError: when it is not for that request, or not by *root*.
         """
-        from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
         with files.locked(self.folder / "lock"):
             path = self.folder / "requested.pem"
             try:
-                key: Any = load_pem_private_key(path.read_bytes(), None)
-            except (OSError, ValueError) as err:
+                raw = path.read_bytes()
+            except OSError as err:
                 raise NetspaceError(f"{path}: no request is waiting for a certificate: {type(err).__name__}") from err
+            key = privacy_ca.private_key(raw, self.module, path)
             self._install(privacy_ca.adopt(key, certificate, root, now), now)
             files.remove(path)
             return self.status(now)
@@ -98,6 +103,7 @@ class Registrar:
         authority = self._authority() if (self.folder / "ca").exists() else None
         return {
             "ca": None if authority is None else authority.certificate.subject.rfc4514_string(),
+            "key": None if authority is None else (hsm.reference(authority.key) or b"a file").decode().strip(),
             "until": None if authority is None else authority.certificate.not_valid_after_utc.timestamp(),
             "root_here": (self.folder / "root").exists(),
             "requested": (self.folder / "requested.pem").exists(),
@@ -264,7 +270,11 @@ class Registrar:
     def _authority(self) -> Authority:
         if not (self.folder / "ca").exists():
             raise NetspaceError("there is no Privacy CA: netspace_attestation.ca_init")
-        return privacy_ca.load(self.folder / "ca")
+        return privacy_ca.load(self.folder / "ca", self.module)
+
+    def _new(self, use: str) -> EllipticCurvePrivateKey | None:
+        """A key in the module, where one is configured; else whoever needs it makes it."""
+        return None if self.module is None else self.module.create(use)
 
     def _log(self, event: str, now: float, data: dict[str, Any]) -> None:
         audit_log.append(self.log, event, data, when=now)
@@ -272,17 +282,14 @@ class Registrar:
     def _intermediate(self, name: str, now: float) -> dict[str, Any]:
         from cryptography.hazmat.primitives import serialization
 
-        key, asked = privacy_ca.request(name)
+        key, asked = privacy_ca.request(name, self._new("ca"))
         if (self.folder / "root").exists():
-            root = privacy_ca.load(self.folder / "root")
+            root = privacy_ca.load(self.folder / "root", self.module)
             pem = root.certificate.public_bytes(serialization.Encoding.PEM)
             self._install(privacy_ca.adopt(key, privacy_ca.sign_request(root, asked, now), pem, now), now)
             return self.status(now)
-        private = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
         self._log("ca-requested", now, {"name": name})
-        files.write(self.folder / "requested.pem", private, mode=0o600)
+        files.write(self.folder / "requested.pem", privacy_ca.private_bytes(key), mode=0o600)
         return {**self.status(now), "request": asked.decode()}
 
     def _install(self, authority: Authority, now: float) -> None:
