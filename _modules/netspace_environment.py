@@ -62,9 +62,10 @@ def list_() -> dict[str, dict[str, Any]]:
     """
     Return every environment with its state.
 
-    Per name: ``state`` (running, starting, stopped, failed), ``pid``, ``since`` (seconds
-    since the epoch), ``restarts``, ``exit`` (how it last ended), ``image``, ``digest`` and
-    ``wanted`` (the state it should have).
+    Per name: ``state`` (running, starting, stopped, failed), ``health`` (healthy, starting, unhealthy; empty
+    without a check or while it doesn't run), ``flapping`` (whether it ends and is restarted again and again),
+    ``pid``, ``since`` (seconds since the epoch), ``restarts``, ``exit`` (how it last ended: ``oom`` is for want of
+    memory), ``image``, ``digest`` and ``wanted`` (the state it should have).
 
     CLI Example:
 
@@ -139,6 +140,46 @@ def restart(*names: str) -> bool:
         The environments.
     """
     return _each(_do(lambda operations: operations.restart(_names(names))))
+
+
+def wait(*names: str, timeout: float = 60) -> dict[str, dict[str, Any]]:
+    """
+    Wait until environments are healthy or, where they declare no health check, run.
+
+    Returns what :py:func:`list <list_>` tells of them then. One that isn't in time, or that has ended and is
+    not started again, is an error, which says how it is.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' netspace_environment.wait orders timeout=120
+
+    names
+        The environments.
+
+    timeout
+        Seconds. Defaults to 60.
+    """
+    return _do(lambda operations: operations.wait(_names(names), timeout=float(timeout)))
+
+
+def retry(*names: str) -> bool:
+    """
+    Let the next apply try updates again that were taken back since they did not become healthy. Without this
+    they are tried when the declaration or the image has changed.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' netspace_environment.retry web
+
+    names
+        The environments.
+    """
+    _do(lambda operations: operations.retry(_names(names)))
+    return True
 
 
 def exec_(name: str, command: list[str], timeout: float = 60, stdin: str = "") -> dict[str, Any]:

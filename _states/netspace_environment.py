@@ -145,6 +145,17 @@ def running(name: str, **kwargs: Any) -> dict[str, Any]:
     stop_timeout
         Seconds between SIGTERM and SIGKILL. Defaults to 10.
 
+    health
+        ``{exec: [argument vector]}`` or ``{mailbox: true}``, with ``interval`` (10 s), ``timeout`` (5 s), ``retries``
+        (3) and ``start_period`` (0 s). By default it is well as long as it runs.
+
+    after
+        Environments that must be healthy (or, without a check, run) before this one is started.
+
+    update
+        ``{strategy: restart|rolling, deadline: 60, rollback: true}``: what a change does to one that has a health
+        check. One that isn't healthy within the deadline is taken back, and this state fails.
+
     attestation
         ``{policy: require|prefer|off, minimum: L0..L5}``. By default, that of the host
         (``pillar:netspace:attestation``).
@@ -161,6 +172,35 @@ def present(name: str, **kwargs: Any) -> dict[str, Any]:
     Takes the arguments of :py:func:`running`.
     """
     return _one(name, kwargs, "present")
+
+
+def healthy(name: str, timeout: float = 60) -> dict[str, Any]:
+    """
+    An environment is healthy or, where it declares no health check, runs. It is waited for, and never changed.
+
+    For requisites: what requires this goes on only when the environment does its work.
+
+    name
+        Its name.
+
+    timeout
+        Seconds. Defaults to 60. ``test=True`` doesn't wait.
+
+    .. code-block:: yaml
+
+        orders:
+          netspace_environment.healthy:
+            - timeout: 120
+            - require:
+              - netspace_environment: netspace environments
+    """
+    test = bool(__opts__["test"])
+    try:
+        row = _host().operations.wait([name], timeout=0.0 if test else float(timeout))[name]
+    except NetspaceError as err:
+        return {"name": name, "result": None if test else False, "changes": {}, "comment": str(err)}
+    how = "healthy" if row["health"] else "running"
+    return {"name": name, "result": True, "changes": {}, "comment": f"{name} is {how}."}
 
 
 def absent(name: str, purge: bool = False) -> dict[str, Any]:

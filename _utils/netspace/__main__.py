@@ -23,6 +23,7 @@ def _parser() -> argparse.ArgumentParser:
         "supervise", help="keep the services running on a host without systemd; returns once it does"
     )
     supervise.add_argument("--foreground", action="store_true", help="stay, for an init of your own")
+    commands.add_parser("health", help="watch the health of the environments that have a check; a service's program")
     commands.add_parser("restore", help="after a reboot: rebuild all that was volatile and start the services")
     commands.add_parser("renew", help="replace the certificates of environments that are about to run out")
     return parser
@@ -47,6 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from netspace import renew
 
         return renew.run(layout)
+    if options.command == "health":
+        from netspace.health import watch
+
+        return watch.main(layout)
     from netspace import restore
 
     return restore.run(layout)

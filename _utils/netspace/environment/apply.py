@@ -14,13 +14,14 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 import msgspec
 
 from netspace import files
-from netspace.environment import handout, ids, mounts, oci, records, rootfs, runtime, volumes
-from netspace.environment.compare import Work
+from netspace.environment import handout, ids, mounts, oci, proving, records, rootfs, runtime, volumes
+from netspace.environment.compare import KIND, Work
 from netspace.environment.images import Image
 from netspace.environment.making import Making, each
 from netspace.environment.records import Record
 from netspace.environment.runtimes import USUAL
 from netspace.errors import NetspaceError
+from netspace.health import verdict
 from netspace.layout import Layout
 from netspace.plan import Outcome, Step
 from netspace.supervision import Status, Supervisor
@@ -57,6 +58,8 @@ class Applying:
         self._removals = [step.name for step in steps if step.action == "remove"]
         self._work: dict[str, Work] = {step.name: step.data for step in steps if step.action != "remove"}
         self._records: dict[str, Record] = {}
+        self._tried: set[str] = set()  # those that were started, whatever came of it
+        self._taken_back: list[Step] = []
         self._revision = oci.revision(making.controllers)
         self._mounted = mounts.table()
 
@@ -70,8 +73,11 @@ class Applying:
         self._make()
         self._give_devices()
         self._define()
+        self._watch()
         self._start()
-        return [Outcome(step, self.errors.get(step.name, "")) for step in self._steps]
+        self._prove()
+        taken_back = [Outcome(step) for step in self._taken_back]
+        return taken_back + [Outcome(step, self.errors.get(step.name, "")) for step in self._steps]
 
     def _left(self, wanted: Callable[[Work], bool] = lambda work: True) -> dict[str, Work]:
         """The steps without an error so far."""
@@ -83,13 +89,8 @@ class Applying:
 
     def _supervise(self, call: Callable[[list[str]], Mapping[str, str]], names: Iterable[str]) -> None:
         """Have the supervisor do something to these environments' services."""
-        services = {runtime.service_name(name): name for name in names}
-        if not services:
-            return
-        try:
-            self._fail({services[service]: error for service, error in call(list(services)).items()})
-        except (NetspaceError, OSError) as err:
-            self._fail(dict.fromkeys(services.values(), str(err)))
+        if todo := list(names):
+            self._fail(_asked(call, todo))
 
     def _remove(self) -> None:
         """Stop and erase; the record goes last."""
@@ -100,6 +101,7 @@ class Applying:
         def erase(name: str) -> None:
             used = made[name].runtime if name in made else USUAL
             runtime.delete(self.layout, name, self._mounted, used)
+            verdict.clear(self.layout, [name])
             rootfs.erase(self.layout, name)
             if self._purge:
                 volumes.erase(self.layout, name)
@@ -146,7 +148,14 @@ class Applying:
             assert work.record is not None
             image = work.record.image
         if work.record is not None and not work.assemble:
-            record = msgspec.structs.replace(work.record, spec=want.spec, state=want.state, summary=want.files_summary)
+            record = msgspec.structs.replace(
+                work.record,
+                spec=want.spec,
+                state=want.state,
+                summary=want.files_summary,
+                previous=work.previous,
+                failed=work.failed,
+            )
             if work.tune:
                 content = self.making.render(name, want.spec, base, image, record.runtime, record.profile)
                 record = msgspec.structs.replace(record, config=hashlib.sha256(content).hexdigest())
@@ -156,6 +165,8 @@ class Applying:
         return Record(
             *(want.spec, want.state, base, image, config, self._revision, want.files_summary, want.profile),
             want.runtime,
+            previous=work.previous,
+            failed=work.failed,
         )
 
     def _stop(self) -> None:
@@ -168,6 +179,7 @@ class Applying:
         ]
         halt(self.layout, names)
         self._supervise(self.supervisor.stop, names)
+        verdict.clear(self.layout, names)
 
     def _make(self) -> None:
         """Write records, mount, write configurations, hand out files."""
@@ -204,13 +216,15 @@ class Applying:
 
     def _give_devices(self) -> None:
         """Have each that has a device of its interface's own it, before it starts."""
+        self._fail(self._give_to({name: self._records[name] for name in self._left()}))
+
+    def _give_to(self, known: Mapping[str, Record]) -> Mapping[str, str]:
         owners = {
             name: record.base + oci.user_of(record.spec, record.image.defaults)
-            for name in self._left()
-            if (record := self._records[name]).spec.interface is not None and record.spec.interface.DEVICES
+            for name, record in known.items()
+            if record.spec.interface is not None and record.spec.interface.DEVICES
         }
-        if owners and self._give is not None:
-            self._fail(self._give(owners))
+        return self._give(owners) if owners and self._give is not None else {}
 
     def _define(self) -> None:
         """Tell the supervisor, all at once; what isn't to run must not be started at boot either."""
@@ -237,6 +251,26 @@ class Applying:
         ]
         self._supervise(self.supervisor.stop, idle)
 
+    def _watch(self) -> None:
+        """Have the service that watches health run where any environment needs it, and be gone where none does."""
+        known = records.read(self.layout)
+        needed = any(record.spec.health is not None or record.spec.after for record in known.values())
+        try:
+            there = self.supervisor.observe().get(runtime.HEALTH)
+            if needed:
+                own = runtime.health(self.layout)
+                changed = self.supervisor.differing([own])
+                self.supervisor.define([own])
+                if changed and there is not None:
+                    self.supervisor.stop([own.name])
+                if errors := self.supervisor.start([own.name]):
+                    raise NetspaceError(f"what watches health does not run: {errors[own.name]}")
+            elif there is not None and (errors := self.supervisor.remove([runtime.HEALTH])):
+                raise NetspaceError(f"what watches health does not end: {errors[runtime.HEALTH]}")
+        except (NetspaceError, OSError) as err:
+            needy = self._left(lambda work: work.want.spec.health is not None or bool(work.want.spec.after))
+            self._fail(dict.fromkeys(needy, str(err)))
+
     def _start(self) -> None:
         """Start, all at once, and see whether they really run."""
         for name in self._left(lambda work: work.start):
@@ -244,7 +278,88 @@ class Applying:
                 self._fail(
                     {name: f"its network namespace {self.layout.netns(name)} is missing; apply interfaces first"}
                 )
-        self._fail(start(self.layout, self.supervisor, self._left(lambda work: work.start)))
+        todo = self._left(lambda work: work.start)
+        self._tried = set(todo)
+        self._fail(start(self.layout, self.supervisor, todo))
+        gated = [name for name, work in self._left(lambda work: work.start).items() if work.want.spec.after]
+        if gated:
+            waiting = proving.awaited(self.layout, self.supervisor, gated, records.read(self.layout))
+            self._tried -= waiting.keys()
+            self._fail(waiting)
+            self._fail(_ends(self.layout, self.supervisor, [name for name in gated if name not in waiting]))
+
+    # -- updates that are on trial -------------------------------------------------
+
+    def _prove(self) -> None:
+        """See whether what was changed is healthy; what isn't is taken back.
+
+        Where something else went wrong before it was started, it stays on trial, for the next run.
+        """
+        trials = {
+            name: record
+            for name, record in self._records.items()
+            if record.previous is not None and (name in self._tried or name not in self.errors)
+        }
+        reasons = {name: self.errors[name] for name in trials if name in self.errors}
+        asked = {name: record for name, record in trials.items() if name not in reasons}
+        if not trials:
+            return
+        for name, reason in proving.wait(self.layout, self.supervisor, asked).items():
+            if reason:
+                reasons[name] = reason
+                continue
+            record = msgspec.structs.replace(trials[name], previous=None)
+            records.write(self.layout, name, record)
+            if not record.spec.read_only:
+                rootfs.forget_layers(self.layout, name, {record.image.digest})
+        if reasons:
+            self._take_back({name: trials[name] for name in reasons}, reasons)
+
+    def _take_back(self, trials: Mapping[str, Record], reasons: Mapping[str, str]) -> None:
+        """Put back what these were before, and remember what failed."""
+        halt(self.layout, trials)
+        errors = _asked(self.supervisor.stop, trials)
+        verdict.clear(self.layout, trials)
+        before: dict[str, Record] = {}
+
+        def put_back(name: str) -> None:
+            record, mounted = trials[name], mounts.table()
+            assert record.previous is not None
+            runtime.delete(self.layout, name, mounted, record.runtime)
+            old = record.previous
+            content = self.making.render(name, old.spec, record.base, old.image, old.runtime, old.profile)
+            now = Record(
+                *(old.spec, record.state, record.base, old.image, hashlib.sha256(content).hexdigest()),
+                *(self._revision, record.summary, old.profile, old.runtime),
+                failed=proving.failed(record, reasons[name]),
+            )
+            if error := self.making.mount_images({old.image.digest}, mounted).get(old.image.digest):
+                raise NetspaceError(error)
+            records.write(self.layout, name, now)
+            self.making.assemble(name, now)
+            self.making.hand_out(name, now, handout.read(self.layout, name))
+            before[name] = now
+
+        errors.update(each([name for name in trials if name not in errors], put_back))
+        errors.update(self._give_to(before))
+        todo = [name for name in before if name not in errors]
+        try:
+            self.supervisor.define(
+                [self.making.service(name, before[name].spec, before[name].runtime, self._mounted) for name in todo]
+            )
+            errors.update(start(self.layout, self.supervisor, todo))
+        except (NetspaceError, OSError) as err:
+            errors.update(dict.fromkeys(todo, str(err)))
+        for name, record in trials.items():
+            assert record.previous is not None
+            what = f"the update was taken back, since {reasons[name]}"
+            if name in errors:
+                what += f"; the previous one could not be put back: {errors[name]}"
+            else:
+                old, new = record.previous.image.digest, record.image.digest
+                kept = {"old": f"sha256:{new}", "new": f"sha256:{old}, as it was before"}
+                self._taken_back.append(Step(KIND, name, "rollback", {"rolled back": kept}, reasons[name]))
+            self.errors[name] = f"{what}; it is not tried again until its declaration or its image is another"
 
 
 def halt(layout: Layout, names: Iterable[str]) -> None:
@@ -272,12 +387,35 @@ def start(layout: Layout, supervisor: Supervisor, names: Collection[str]) -> dic
             return {**stuck, **start(layout, supervisor, [name for name in names if name not in stuck])}
     try:
         failed = supervisor.start(list(services))
-        statuses = _after_a_moment(supervisor, services)
+        _after_a_moment(supervisor, services)
     except (NetspaceError, OSError) as err:
         return dict.fromkeys(names, str(err))
+    for name in names:
+        files.remove(runtime.halt_mark(layout, name))
+    return _ends(layout, supervisor, names, failed)
+
+
+def _asked(call: Callable[[list[str]], Mapping[str, str]], names: Iterable[str]) -> dict[str, str]:
+    """Ask the supervisor something about these; return what went wrong, by environment."""
+    services = {runtime.service_name(name): name for name in names}
+    try:
+        return {services[service]: error for service, error in call(list(services)).items()}
+    except (NetspaceError, OSError) as err:
+        return dict.fromkeys(services.values(), str(err))
+
+
+def _ends(
+    layout: Layout, supervisor: Supervisor, names: Collection[str], failed: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Why some of these, which were just started, don't run.
+
+    :param failed: what the supervisor said, by service.
+    """
+    services = {runtime.service_name(name): name for name in names}
+    failed = failed or {}
+    statuses = supervisor.observe()
     errors = {}
     for service, name in services.items():
-        files.remove(runtime.halt_mark(layout, name))
         status = statuses.get(service, Status("stopped"))
         complaint = runtime.failure(layout, name)
         if complaint and status.state != "running":
@@ -292,12 +430,10 @@ def start(layout: Layout, supervisor: Supervisor, names: Collection[str]) -> dic
     return errors
 
 
-def _after_a_moment(supervisor: Supervisor, services: Collection[str]) -> Mapping[str, Status]:
-    """What has become of services that were just started: at once where all ended, else a moment later."""
-    statuses: Mapping[str, Status] = {}
+def _after_a_moment(supervisor: Supervisor, services: Collection[str]) -> None:
+    """Wait until it can be told what has become of services that were just started: the less where all ended."""
     for pause in _LOOKS:
         time.sleep(pause)
         statuses = supervisor.observe()
         if not any(service in statuses and statuses[service].state == "running" for service in services):
             break
-    return statuses

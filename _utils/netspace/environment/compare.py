@@ -12,19 +12,20 @@ from typing import Any
 import msgspec
 
 from netspace import files
-from netspace.environment import disks, handout, images, mounts, records
+from netspace.environment import disks, handout, images, mounts, proving, records
 from netspace.environment.observe import Observed, Seen
-from netspace.environment.records import Record, RunState
+from netspace.environment.records import Failed, Previous, Record, RunState
 from netspace.environment.runtimes import USUAL, Runtime
 from netspace.environment.seccomp_file import Profile
 from netspace.plan import Changes, Plan, Refusal, Step
-from netspace.spec import parse
+from netspace.spec import check, parse
 from netspace.spec.types import Environment, Io
+from netspace.supervision import policy
 
 KIND = "environment"
 
 # Keys whose change needs no restart: what they say matters to the supervisor or the appraisal alone.
-_LIVE = frozenset({"restart", "stop_timeout", "attestation", "source_hash"})
+_LIVE = frozenset({"restart", "stop_timeout", "attestation", "source_hash", "health", "after", "update"})
 # Limits that are changed in place: the kernel keeps them in cgroups.
 _TUNED = ("limits:memory", "limits:cpus", "limits:io")
 # And why another one's change needs a restart.
@@ -65,7 +66,11 @@ class DesiredEnvironment(msgspec.Struct, frozen=True):
 
 
 class Work(msgspec.Struct, frozen=True):
-    """What a step's ``apply`` has to do, decided by the plan."""
+    """What a step's ``apply`` has to do, decided by the plan.
+
+    :param previous: what to go back to if it does not prove itself.
+    :param failed: the update that was taken back, and is still what is declared.
+    """
 
     want: DesiredEnvironment
     record: Record | None
@@ -74,6 +79,8 @@ class Work(msgspec.Struct, frozen=True):
     stop: bool = False
     start: bool = False
     tune: bool = False
+    previous: Previous | None = None
+    failed: Failed | None = None
 
 
 def plan(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: Collection[str] = ()) -> Plan:
@@ -96,6 +103,7 @@ def plan(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: 
         if want.runtime.error
     }
     refused |= _taken(desired, observed, remove)
+    refused |= _unordered(desired, observed, remove)
     refused |= _bounded(desired, observed)
     refused |= {
         name: f"image {want.image}: {message}"
@@ -110,28 +118,83 @@ def plan(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: 
             f"environment {name} has no record, but there is a layer of it; declare it to have it back, "
             "or declare and remove it to be rid of it"
         )
+    taken_back: dict[str, str] = {}
     for name, want in desired.items():
         if name in refused:
             continue
+        seen = observed.environments.get(name)
+        source = _source(want, observed)
+        if seen is not None:
+            notes += _ails(name, seen, observed.now)
+        if seen is not None and (failed := _failed_before(want, seen, observed)) is not None:
+            taken_back[name] = (
+                f"the update to sha256:{failed.digest[:12]} was taken back, since {failed.reason}; it is not tried "
+                "again until its declaration or its image is another, or netspace_environment.retry says so"
+            )
+            # What is there is what was put back, and stays as it is recorded.
+            was = seen.record
+            want = msgspec.structs.replace(want, spec=was.spec, profile=was.profile, runtime=was.runtime)
+            source = images.Seen()
         if want.profile and want.profile.dangers:
             notes.append(
                 f"environment {name}: {want.spec.seccomp} lets through what no profile of netspace does: "
                 + ", ".join(want.profile.dangers)
             )
-        seen = observed.environments.get(name)
         if seen is None:
             run = want.state == "running"
             work = Work(want, None, build=True, assemble=True, start=run)
             lost = "its record was lost; the layer that is there is kept" if name in observed.unrecorded else ""
             steps.append(Step(KIND, name, "create", _created(want), lost, work))
             continue
-        source = _source(want, observed)
         if source.error:
             notes.append(f"environment {name} keeps the image it has: {source.error}")
-        step = _compare(name, want, seen, source, observed.revision, observed.grows)
+        step = _compare(name, want, seen, source, observed)
         if step is not None:
             steps.append(step)
-    return Plan(steps, [Refusal(KIND, name, message) for name, message in refused.items()], notes)
+    refusals = [Refusal(KIND, name, message) for name, message in {**refused, **taken_back}.items()]
+    return Plan(steps, refusals, notes)
+
+
+def _failed_before(want: DesiredEnvironment, seen: Seen, observed: Observed) -> Failed | None:
+    """The update that was taken back, where that is still what is asked for."""
+    failed = seen.record.failed
+    if failed is None or records.fingerprint(want.spec, want.profile, want.runtime) != failed.declared:
+        return None
+    source = observed.sources.get(failed.source, images.Seen())
+    return failed if source.identity in ("", failed.identity) else None
+
+
+def _ails(name: str, seen: Seen, now: float) -> list[str]:
+    """What an operator should know of one that is there, though nothing has to change."""
+    found = []
+    status = seen.status
+    if status is not None and status.exit == "oom":
+        bound = seen.record.spec.limits.memory
+        found.append(f"environment {name} was last killed for want of memory (limits:memory {bound})")
+    if seen.verdict is not None and seen.verdict.judgement.state == "unhealthy":
+        detail = seen.verdict.judgement.detail
+        found.append(f"environment {name} is unhealthy{': ' + detail if detail else ''}")
+    if status is not None and policy.flapping(status.state, status.restarts, status.since, now):
+        how = f" ({status.exit})" if status.exit else ""
+        found.append(f"environment {name} is flapping: it ended and was restarted {status.restarts} times{how}")
+    return found
+
+
+def _unordered(
+    desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: Collection[str]
+) -> dict[str, str]:
+    """Which come after what there is not, or wait for each other; within one declaration that is an error already."""
+    after = {name: seen.record.spec.after for name, seen in observed.environments.items() if name not in remove}
+    after |= {name: want.spec.after for name, want in desired.items()}
+    refused = {
+        name: f"after: there is no environment {missing[0]}"
+        for name, want in desired.items()
+        if (missing := [other for other in want.spec.after if other not in after])
+    }
+    if found := check.circle(after):
+        text = f"after: they would wait for each other: {' after '.join(found)}"
+        refused |= {name: text for name in found if name in desired}
+    return refused
 
 
 def _source(want: DesiredEnvironment, observed: Observed) -> images.Seen:
@@ -196,10 +259,9 @@ def _sources(spec: Environment) -> list[str]:
     return [volume.source for volume in spec.volumes if volume.source is not None]
 
 
-def _compare(
-    name: str, want: DesiredEnvironment, seen: Seen, source: images.Seen, current: str, grows: bool
-) -> Step | None:
+def _compare(name: str, want: DesiredEnvironment, seen: Seen, source: images.Seen, observed: Observed) -> Step | None:
     record, status = seen.record, seen.status
+    current, grows = observed.revision, observed.grows
     changes = _differences(record.spec, want.spec)
     build = "image" in changes
     if not build and source.identity and source.identity != record.image.identity:
@@ -231,7 +293,22 @@ def _compare(
     tune = bool(tuned or seen.differing or _smaller(record.spec, seen)) and not assemble
     stop = runs and (assemble or not seen.namespace or not run)
     begin = run and (stop or not (runs or (done and not assemble)))
-    work = Work(want, record, build=build, assemble=assemble, stop=stop, start=begin, tune=tune)
+    # Another program than what there is: that one is kept until this one has proved itself.
+    trial = record.previous is not None and want.state == "running"
+    previous = proving.worth_keeping(seen, want.spec) if trial or (depends and run) else None
+    was = records.fingerprint(record.spec, record.profile, record.runtime)
+    same = records.fingerprint(want.spec, want.profile, want.runtime) == was
+    work = Work(
+        *(want, record),
+        build=build,
+        assemble=assemble,
+        stop=stop,
+        start=begin,
+        tune=tune,
+        previous=previous,
+        failed=record.failed if same and not build else None,
+    )
+    unwatched = not observed.watched and (want.spec.health is not None or bool(want.spec.after))
 
     # A run was killed after it started it, before it had noted that.
     unnoted = seen.halted and runs and want.state == "running" and not stop
@@ -243,6 +320,10 @@ def _compare(
         reasons.append(f"not as it was declared: {', '.join(off)}")
     if unnoted and not changes:
         reasons.append("it is noted as stopped")
+    if trial:
+        reasons.append("its last update has not proved itself yet")
+    if unwatched:
+        reasons.append("its health is not watched")
     if not seen.namespace:
         reasons.append("its network namespace was replaced")
     if status is None:
@@ -259,7 +340,7 @@ def _compare(
         action = "start"
     elif assemble:
         action = "change"
-    elif changes or tune or status is None or not seen.service or unnoted:
+    elif changes or tune or status is None or not seen.service or unnoted or trial or unwatched:
         action = "update"
     else:
         return None

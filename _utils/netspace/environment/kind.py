@@ -25,6 +25,7 @@ from netspace.environment.making import Making, each
 from netspace.environment.observe import Observed
 from netspace.environment.records import Record
 from netspace.errors import NetspaceError
+from netspace.health import verdict
 from netspace.layout import Layout
 from netspace.plan import Outcome, Plan, Step
 from netspace.supervision import Supervisor
@@ -64,12 +65,13 @@ class Environments:
         return observe.observe(self.layout, self.supervisor, self.store, self.making.controllers, self.making.devices)
 
     def list(self) -> dict[str, Any]:
-        """Per environment: ``state``, ``pid``, ``since``, ``restarts``, ``exit``, ``image``, ``digest``, ``wanted``,
-        ``runtime``."""
+        """Per environment what :func:`observe.describe` tells: ``state``, ``health``, ``image`` and so on."""
         known = self.recorded()
         statuses = self.supervisor.observe() if known else {}
         services = {name: statuses.get(runtime.service_name(name)) for name in known}
-        return {name: observe.describe(record, services[name]) for name, record in sorted(known.items())}
+        return {
+            name: observe.describe(self.layout, name, record, services[name]) for name, record in sorted(known.items())
+        }
 
     # -- planning: pure ------------------------------------------------------------
 
@@ -107,6 +109,7 @@ class Environments:
         halt(self.layout, names)
         services = {runtime.service_name(name): name for name in names}
         errors = self.supervisor.stop(list(services)) if services else {}
+        verdict.clear(self.layout, names)
         return {services[service]: error for service, error in errors.items()}
 
     def withhold(self, names: Collection[str]) -> dict[str, str]:
@@ -164,7 +167,8 @@ class Environments:
         for name in rootfs.layers(self.layout):  # of those whose record was lost
             trees.remove(self.layout.environment(name))
         states = [runtime.state(self.layout, name) for name in runtimes.names()]
-        for left in (folder, *states, self.layout.images, self.layout.records(records.KIND)):
+        kept = (verdict.folder(self.layout), self.layout.images, self.layout.records(records.KIND))
+        for left in (folder, *states, *kept):
             shutil.rmtree(left, ignore_errors=True)
         with contextlib.suppress(FileNotFoundError):
             file_systems.rmdir()

@@ -96,7 +96,8 @@ class Making:
         for volume in spec.volumes:
             volumes.ensure(self.layout, name, volume, oci.user_of(spec, record.image.defaults))
         image = self.store.mountpoint(record.image.digest)
-        rootfs.assemble(self.layout, name, spec, image, record.image.digest, record.base)
+        keep = record.previous.image.digest if record.previous is not None else ""
+        rootfs.assemble(self.layout, name, spec, image, record.image.digest, record.base, keep)
         if "idmap" in record.runtime.jail.lacks:
             volumes.show(self.layout, name, spec.volumes, record.base)
         return self._configure(name, record)

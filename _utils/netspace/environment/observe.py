@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -19,9 +20,11 @@ from netspace.environment.disks import Disk
 from netspace.environment.images import Store
 from netspace.environment.records import Record
 from netspace.errors import MissingError
+from netspace.health import verdict
+from netspace.health.verdict import Verdict
 from netspace.layout import Layout
 from netspace.spec.types import Environment
-from netspace.supervision import Status, Supervisor, booted, payload_cgroup
+from netspace.supervision import Status, Supervisor, booted, payload_cgroup, policy
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -35,6 +38,7 @@ class Seen(msgspec.Struct, frozen=True):
     :param differing: the limits that are not kept as its record says, though it runs.
     :param disks: its own file systems that are mounted.
     :param service: its service, where there is one, is defined as its record says.
+    :param verdict: what is thought of the process that runs; None where it has no check, or nothing is known yet.
     """
 
     record: Record
@@ -46,6 +50,7 @@ class Seen(msgspec.Struct, frozen=True):
     differing: tuple[str, ...] = ()
     disks: Mapping[str, Disk] = msgspec.field(default_factory=dict)
     service: bool = True
+    verdict: Verdict | None = None
 
 
 class Observed(msgspec.Struct, frozen=True):
@@ -58,6 +63,8 @@ class Observed(msgspec.Struct, frozen=True):
     :param idle: whether the state folder is on no disk, so that ``limits:io`` means nothing for layers.
     :param unrecorded: names of environments that have a layer but no record.
     :param mounted: what is mounted where.
+    :param now: seconds since the epoch.
+    :param watched: whether the service that watches health is as it has to be.
     """
 
     environments: Mapping[str, Seen]
@@ -70,6 +77,8 @@ class Observed(msgspec.Struct, frozen=True):
     idle: bool = False
     unrecorded: frozenset[str] = frozenset()
     mounted: Mapping[str, mounts.Mount] = msgspec.field(default_factory=dict)
+    watched: bool = True
+    now: float = 0.0
 
 
 def observe(
@@ -89,7 +98,7 @@ def observe(
     mounted = mounts.table()
     hierarchies = cgroups.Hierarchies(mounted, controllers)
     found = {}
-    services = []
+    services = [runtime.health(layout)] if known else []
     for name, record in known.items():
         with contextlib.suppress(MissingError):  # without its runtime nothing can be told of it; the plan says so
             services.append(runtime.service(layout, name, record.spec, record.runtime, mounted, controllers))
@@ -107,8 +116,13 @@ def observe(
             _differing(layout, name, record, status, hierarchies, devices),
             own,
             runtime.service_name(name) not in redefined,
+            current(layout, name, record, status),
         )
-    sources = {image: store.seen(image) for image in sorted({record.spec.image for record in known.values()})}
+    images_of = {record.spec.image for record in known.values()}
+    images_of |= {record.failed.source for record in known.values() if record.failed is not None}
+    sources = {image: store.seen(image) for image in sorted(images_of)}
+    watch = statuses.get(runtime.HEALTH)
+    watched = watch is not None and watch.state in ("running", "starting") and runtime.HEALTH not in redefined
     unkept = tuple(key for key, needed in cgroups.CONTROLLERS.items() if needed not in controllers)
     return Observed(
         found,
@@ -121,6 +135,8 @@ def observe(
         not devices(Environment(image="")),
         frozenset(rootfs.layers(layout) - known.keys()),
         mounted,
+        watched,
+        time.time(),
     )
 
 
@@ -182,9 +198,28 @@ def _in_namespace(layout: Layout, name: str, status: Status | None) -> bool:
         return not os.path.exists(f"/proc/{status.pid}")
 
 
-def describe(record: Record, status: Status | None) -> dict[str, Any]:
+def current(layout: Layout, name: str, record: Record, status: Status | None) -> Verdict | None:
+    """What is thought of the process that runs."""
+    if record.spec.health is None or status is None or not status.pid:
+        return None
+    found = verdict.read(layout, name)
+    return found if found is not None and found.pid == status.pid else None
+
+
+def is_up(record: Record, status: Status | None, known: Verdict | None) -> bool:
+    """Whether it does its work, as far as that can be told: it is healthy or, without a check, runs."""
+    if status is None or status.state != "running":
+        return False
+    return record.spec.health is None or (known is not None and known.judgement.state == "healthy")
+
+
+def describe(layout: Layout, name: str, record: Record, status: Status | None) -> dict[str, Any]:
     """One environment in a table; see ``Environments.list``."""
     status = status or Status("stopped")
+    known = current(layout, name, record, status)
+    health = ""
+    if record.spec.health is not None and status.state in ("running", "starting"):
+        health = known.judgement.state if known is not None else "starting"
     return {
         "state": status.state,
         "pid": status.pid,
@@ -195,4 +230,6 @@ def describe(record: Record, status: Status | None) -> dict[str, Any]:
         "digest": f"sha256:{record.image.digest}",
         "wanted": record.state,
         "runtime": record.runtime.name,
+        "health": health,
+        "flapping": policy.flapping(status.state, status.restarts, status.since, time.time()),
     }

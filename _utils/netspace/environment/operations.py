@@ -7,35 +7,32 @@ variable and no content of a handed-out file is ever returned.
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import os
-import selectors
-import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import msgspec
 
 from netspace import files
-from netspace.environment import disks, ids, mounts, oci, records, runtime
+from netspace.environment import disks, entering, ids, mounts, oci, records, runtime
+from netspace.environment.entering import MAX_OUTPUT
 from netspace.environment.kind import Environments
-from netspace.environment.observe import describe, own_disks
+from netspace.environment.observe import current, describe, own_disks
 from netspace.environment.records import Record, RunState
 from netspace.errors import NetspaceError
+from netspace.health import verdict
 from netspace.layout import Layout
 from netspace.spec import parse
 from netspace.spec.types import Environment
 from netspace.supervision import Status, Supervisor, booted
 
-MAX_OUTPUT = 1024 * 1024
 MAX_LINES = 10_000
-_REAPED = 5.0  # seconds that a runtime gets to end after the program it waits for was killed
+_LOOK = 0.1  # seconds between two looks at what is waited for
+_WELL = ("", "healthy")
 _TAIL = 256  # bytes of log read per wanted line, to begin with
 
 
@@ -57,8 +54,7 @@ class Operations:
         self._kind = Environments(layout, supervisor)
 
     def list(self) -> dict[str, Any]:
-        """Per environment: ``state``, ``pid``, ``since``, ``restarts``, ``exit``, ``image``, ``digest``, ``wanted``,
-        ``runtime``."""
+        """Per environment what :func:`observe.describe` tells: ``state``, ``health``, ``image`` and so on."""
         return self._kind.list()
 
     def inspect(self, name: str) -> dict[str, Any]:
@@ -67,7 +63,8 @@ class Operations:
         What :meth:`list` tells, and ``spec`` (values of variables hidden), ``user`` (``inside``,
         ``host``), ``ids`` (``base``, ``count``), ``cgroup``, ``netns``, ``layer``, ``log``, ``usage``
         (``memory`` in bytes, ``pids``; both absent where it doesn't run; ``disk`` and ``volumes``, in bytes,
-        of those that have a bounded size) and ``files`` (names).
+        of those that have a bounded size) and ``files`` (names); where it has a health check and runs, ``check``
+        (``since``, ``failures`` in a row, ``detail`` of the last); where an update was taken back, ``taken_back``.
         """
         record = self.known([name])[name]
         status = self._status(name)
@@ -79,7 +76,7 @@ class Operations:
         inside = self._layout.inside(name)
         mounted = mounts.table()
         return {
-            **describe(record, status),
+            **describe(self._layout, name, record, status),
             "spec": spec,
             "user": {"inside": user, "host": record.base + user},
             "ids": {"base": record.base, "count": ids.COUNT},
@@ -89,6 +86,8 @@ class Operations:
             "log": str(runtime.output(self._layout, name)),
             "usage": {**runtime.usage(cgroup, mounted), **_disk_usage(self._layout, name, record, mounted)},
             "files": sorted(os.listdir(inside)) if inside.is_dir() else [],
+            **({"check": _judged(found)} if (found := current(self._layout, name, record, status)) else {}),
+            **({"taken_back": msgspec.structs.asdict(record.failed)} if record.failed is not None else {}),
         }
 
     def start(self, names: Collection[str]) -> dict[str, str]:
@@ -117,6 +116,43 @@ class Operations:
             return {**failed, **self._kind.start([name for name in known if name not in failed])}
 
         return self._change(names, "running", act)
+
+    def wait(self, names: Collection[str], timeout: float = 60.0) -> dict[str, Any]:
+        """Wait until they are healthy or, without a check, run; return what :meth:`list` tells of them then.
+
+        :param timeout: seconds.
+        :raises NetspaceError: when one isn't within that time, or has ended and is not started again; says how it is.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            known, statuses = self.known(names), self._supervisor.observe()
+            rows = {
+                name: describe(self._layout, name, record, statuses.get(runtime.service_name(name)))
+                for name, record in known.items()
+            }
+            left = {name: row for name, row in rows.items() if row["state"] != "running" or row["health"] not in _WELL}
+            late = time.monotonic() > deadline
+            over = {name: row for name, row in left.items() if late or row["state"] in ("stopped", "failed")}
+            if over:
+                why = "; ".join(self._how(name, row) for name, row in over.items())
+                raise NetspaceError(f"not healthy within {timeout:g} s: {why}" if late else why)
+            if not left:
+                return rows
+            time.sleep(_LOOK)
+
+    def _how(self, name: str, row: Mapping[str, Any]) -> str:
+        """How one is that is not as it should be."""
+        state = row["health"] if row["state"] == "running" and row["health"] else row["state"]
+        found = verdict.read(self._layout, name)
+        said = found.judgement.detail if found is not None and row["pid"] == found.pid else row["exit"]
+        return f"environment {name} is {state}{f' ({said})' if said else ''}"
+
+    def retry(self, names: Collection[str]) -> None:
+        """Have updates that were taken back be tried again by the next apply."""
+        with files.locked(self._layout.lock):
+            for name, record in self.known(names).items():
+                if record.failed is not None:
+                    records.write(self._layout, name, msgspec.structs.replace(record, failed=None))
 
     def logs(self, name: str, lines: int = 100) -> dict[str, Any]:
         """The last *lines* lines of what the program wrote: ``{"lines": [...]}``."""
@@ -158,15 +194,9 @@ class Operations:
             raise NetspaceError("exec: no command is given")
         if self._status(name).state != "running":
             raise NetspaceError(f"environment {name} does not run")
-        process = oci.process(name, record.spec, record.image.defaults, arguments)
-        with tempfile.TemporaryDirectory(prefix="exec-", dir=self._layout.run) as folder:
-            scratch = Path(folder)
-            pid, log = scratch / "pid", scratch / "log"
-            files.write(scratch / "process.json", oci.encode(process))
-            call = runtime.beside(self._layout, name, record.runtime, mounts.table(), scratch)
-            done = _run(call, stdin.encode() if isinstance(stdin, str) else stdin, timeout, pid)
-            if not pid.exists() and log.exists():
-                raise NetspaceError(f"exec in environment {name}: {runtime.complaint(log)}")
+        done = entering.enter(
+            self._layout, name, record, arguments, timeout, stdin.encode() if isinstance(stdin, str) else stdin
+        )
         return {
             "retcode": done.retcode,
             "stdout": done.stdout.decode(errors="replace"),
@@ -208,6 +238,11 @@ class Operations:
             return {name: errors.get(name, "") for name in known}
 
 
+def _judged(found: verdict.Verdict) -> dict[str, Any]:
+    judgement = found.judgement
+    return {"since": found.since, "failures": judgement.failures, "detail": judgement.detail}
+
+
 def _disk_usage(layout: Layout, name: str, record: Record, mounted: Mapping[str, mounts.Mount]) -> dict[str, Any]:
     used = {key: there.used for key, there in own_disks(layout, name, record, mounted).items()}
     found: dict[str, Any] = {"disk": used.pop(disks.LAYER)} if disks.LAYER in used else {}
@@ -233,78 +268,3 @@ def _last_lines(path: Path, count: int) -> Sequence[str]:
             if start == 0 or len(lines) > count or size >= MAX_OUTPUT:
                 return [line.decode(errors="replace") for line in lines[-count:]]
             size *= 2
-
-
-@dataclass
-class _Done:
-    retcode: int
-    stdout: bytes
-    stderr: bytes
-    truncated: bool
-    timed_out: bool
-
-
-def _run(call: Sequence[str], stdin: bytes, timeout: float, pid_file: Path) -> _Done:
-    """Run *call* to its end or the timeout, keeping no more than MAX_OUTPUT of each stream."""
-    deadline = time.monotonic() + timeout
-    kept = {"stdout": bytearray(), "stderr": bytearray()}
-    truncated = timed_out = False
-    process = runtime.piped(call)
-    assert process.stdout is not None
-    assert process.stderr is not None
-    with process, selectors.DefaultSelector() as selector:
-        streams = {"stdout": process.stdout, "stderr": process.stderr}
-        for name, stream in streams.items():
-            selector.register(stream, selectors.EVENT_READ, name)
-        if process.stdin is not None:
-            os.set_blocking(process.stdin.fileno(), False)
-            selector.register(process.stdin, selectors.EVENT_WRITE, "stdin")
-        while selector.get_map() and not timed_out:
-            ready = selector.select(max(deadline - time.monotonic(), 0.0))
-            timed_out = not ready
-            for key, _ in ready:
-                if process.stdin is not None and key.data == "stdin":
-                    stdin = _feed(process.stdin, stdin)
-                    if not stdin:
-                        selector.unregister(process.stdin)
-                        process.stdin.close()
-                    continue
-                chunk = os.read(key.fd, 65536)
-                if not chunk:
-                    selector.unregister(streams[key.data])
-                room = MAX_OUTPUT - len(kept[key.data])
-                kept[key.data] += chunk[:room]
-                truncated = truncated or len(chunk) > room
-        if not timed_out:
-            try:
-                process.wait(max(deadline - time.monotonic(), 0.0))
-            except subprocess.TimeoutExpired:
-                timed_out = True
-        if timed_out:
-            _kill(process, pid_file)
-        retcode = process.wait()
-    return _Done(124 if timed_out else retcode, bytes(kept["stdout"]), bytes(kept["stderr"]), truncated, timed_out)
-
-
-def _feed(stream: IO[bytes], data: bytes) -> bytes:
-    """Write what the pipe takes; return what is left (nothing, when nobody reads)."""
-    try:
-        return data[os.write(stream.fileno(), data) :]
-    except BlockingIOError:
-        return data
-    except BrokenPipeError:
-        return b""
-
-
-def _kill(process: subprocess.Popen[bytes], pid_file: Path) -> None:
-    """Kill the program inside with its process group; the runtime then reaps it, and ends."""
-    with contextlib.suppress(OSError, ValueError):
-        inside = int(pid_file.read_text())
-        if os.getpgid(inside) == inside:
-            os.killpg(inside, signal.SIGKILL)
-        else:
-            os.kill(inside, signal.SIGKILL)
-    try:
-        process.wait(_REAPED)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)

@@ -7,6 +7,7 @@ change; so whatever runs, runs as its record says.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +30,32 @@ KIND = "environments"
 _VERSION = 1
 
 
+class Previous(msgspec.Struct, frozen=True):
+    """What an environment was before an update, until that has proved itself."""
+
+    spec: Environment
+    image: Image
+    profile: Profile | None = None
+    runtime: Runtime = USUAL
+
+
+class Failed(msgspec.Struct, frozen=True):
+    """An update that was taken back: not tried again until something of it is another.
+
+    :param declared: what :func:`fingerprint` says of what was declared.
+    :param source: the image's source as the declaration named it.
+    :param identity: what that source was.
+    :param digest: of the image that it made.
+    :param reason: why it was taken back.
+    """
+
+    declared: str
+    source: str
+    identity: str
+    digest: str
+    reason: str
+
+
 class Record(msgspec.Struct, frozen=True):
     """One environment as it was applied.
 
@@ -39,6 +66,8 @@ class Record(msgspec.Struct, frozen=True):
     :param summary: what its files said, for the operator.
     :param profile: the operator's own system call profile, as it was read; None where it is one of ours.
     :param runtime: what runs it, and how that was set.
+    :param previous: what to go back to; None where nothing has to be proved (any more).
+    :param failed: the update that was taken back last, if it is what is still declared.
     """
 
     spec: Environment
@@ -50,6 +79,18 @@ class Record(msgspec.Struct, frozen=True):
     summary: Mapping[str, Any] = msgspec.field(default_factory=dict)
     profile: Profile | None = None
     runtime: Runtime = USUAL
+    previous: Previous | None = None
+    failed: Failed | None = None
+
+
+def fingerprint(spec: Environment, profile: Profile | None, runtime: Runtime) -> str:
+    """Tells one declaration of an environment from another."""
+    content = {
+        "spec": parse.encode(own(spec)),
+        "profile": "" if profile is None else profile.digest,
+        "runtime": _encoded_runtime(runtime),
+    }
+    return hashlib.sha256(files.encode(content)).hexdigest()
 
 
 def own(spec: Environment) -> Environment:
@@ -84,18 +125,33 @@ def _encoded(record: Record) -> bytes:
             "spec": parse.encode(own(record.spec)),
             "state": record.state,
             "base": record.base,
-            "image": {
-                "digest": record.image.digest,
-                "identity": record.image.identity,
-                "defaults": record.image.defaults.encode(),
-            },
+            "image": _image(record.image),
             "config": record.config,
             "revision": record.revision,
             "summary": dict(record.summary),
             **_profile(record.profile),
-            "runtime": {"name": record.runtime.name, "settings": dict(record.runtime.settings)},
+            "runtime": _encoded_runtime(record.runtime),
+            **({} if record.previous is None else {"previous": _previous(record.previous)}),
+            **({} if record.failed is None else {"failed": msgspec.structs.asdict(record.failed)}),
         }
     )
+
+
+def _image(image: Image) -> dict[str, Any]:
+    return {"digest": image.digest, "identity": image.identity, "defaults": image.defaults.encode()}
+
+
+def _encoded_runtime(runtime: Runtime) -> dict[str, Any]:
+    return {"name": runtime.name, "settings": dict(runtime.settings)}
+
+
+def _previous(previous: Previous) -> dict[str, Any]:
+    return {
+        "spec": parse.encode(own(previous.spec)),
+        "image": _image(previous.image),
+        **_profile(previous.profile),
+        "runtime": _encoded_runtime(previous.runtime),
+    }
 
 
 def _profile(profile: Profile | None) -> dict[str, Any]:
@@ -116,17 +172,26 @@ def _decode(where: Path, name: str, data: dict[str, Any]) -> Record:
     try:
         if data["version"] != _VERSION:
             raise ValueError(f"version {data['version']}, expected {_VERSION}")
-        image = data["image"]
+        before, failed = data.get("previous"), data.get("failed")
         return Record(
             parse.environment(name, data["spec"]),
             data["state"],
             int(data["base"]),
-            Image(image["digest"], image["identity"], Defaults.decode(image["defaults"])),
+            _decoded_image(data["image"]),
             data["config"],
             data["revision"],
             data["summary"],
-            None if data.get("profile") is None else Profile(data["profile"]["digest"], data["profile"]["rules"]),
+            _decoded_profile(data.get("profile")),
             _runtime(data.get("runtime", {})),
+            None
+            if before is None
+            else Previous(
+                parse.environment(name, before["spec"]),
+                _decoded_image(before["image"]),
+                _decoded_profile(before.get("profile")),
+                _runtime(before.get("runtime", {})),
+            ),
+            None if failed is None else Failed(**failed),
         )
     except (NetspaceError, KeyError, TypeError, ValueError, AttributeError) as err:
         raise StateError(f"{where}: {err}; remove the file and apply again to rebuild it") from err
@@ -137,3 +202,11 @@ def _runtime(data: dict[str, Any]) -> Runtime:
     runtime = Runtime(data.get("name", runtimes.DEFAULT), data.get("settings", {}))
     _ = runtime.typed  # it is one that there is, and its settings are
     return runtime
+
+
+def _decoded_image(data: dict[str, Any]) -> Image:
+    return Image(data["digest"], data["identity"], Defaults.decode(data["defaults"]))
+
+
+def _decoded_profile(data: dict[str, Any] | None) -> Profile | None:
+    return None if data is None else Profile(data["digest"], data["rules"])

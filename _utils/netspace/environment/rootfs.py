@@ -24,10 +24,11 @@ LOST = "lost-"
 _PASSABLE = 0o711
 
 
-def assemble(layout: Layout, name: str, spec: Environment, image: Path, digest: str, base: int) -> None:
+def assemble(layout: Layout, name: str, spec: Environment, image: Path, digest: str, base: int, keep: str = "") -> None:
     """Mount the environment's root at ``<bundle>/rootfs``, which has nothing mounted on it.
 
     :param image: where the image is mounted.
+    :param keep: digest of another image; the layer on that stays, too.
     :raises NetspaceError: when a mount fails, with which and why.
     """
     bundle = layout.bundle(name)
@@ -37,7 +38,7 @@ def assemble(layout: Layout, name: str, spec: Environment, image: Path, digest: 
             folder.mkdir(parents=True, exist_ok=True)
         if folder.stat().st_mode & _PASSABLE != _PASSABLE:
             folder.chmod(_PASSABLE)
-    layer = bundle / "layer" if spec.read_only else _layer(layout, name, digest, spec.limits.disk, base)
+    layer = bundle / "layer" if spec.read_only else _layer(layout, name, digest, spec.limits.disk, base, keep)
     upper, work, lower, root = layer / "upper", layer / "work", bundle / "lower", bundle / "rootfs"
     for folder in (layer, upper, work, lower, root):
         folder.mkdir(exist_ok=True, mode=0o700)
@@ -56,7 +57,7 @@ def assemble(layout: Layout, name: str, spec: Environment, image: Path, digest: 
         raise NetspaceError(f"environment {name}: {err}") from err
 
 
-def _layer(layout: Layout, name: str, digest: str, size: int | None, base: int) -> Path:
+def _layer(layout: Layout, name: str, digest: str, size: int | None, base: int, keep: str) -> Path:
     """Have the lasting layer on this image, in a folder or in a file system of *size*; return where its parts are.
 
     What is in the one kind goes over into the other: all of it, or (where that fails) the old one stays.
@@ -85,7 +86,7 @@ def _layer(layout: Layout, name: str, digest: str, size: int | None, base: int) 
             folder.rename(leaving)
             trees.remove(leaving)
         layer = place.point
-    _forget_other_layers(layout.environment(name), digest)
+    forget_layers(layout, name, {digest, keep or digest})
     return layer
 
 
@@ -122,10 +123,11 @@ def _own(upper: Path, base: int) -> None:
     os.chown(upper, base, base)
 
 
-def _forget_other_layers(folder: Path, digest: str) -> None:
-    """Remove the layers on other images, but not those that were found without a record."""
-    for entry in os.scandir(folder):
-        if entry.name == "handout" or entry.name.startswith((digest[:16], LOST)):
+def forget_layers(layout: Layout, name: str, keep: Collection[str]) -> None:
+    """Remove the layers on other images than those, but not those that were found without a record."""
+    kept = tuple(digest[:16] for digest in keep)
+    for entry in os.scandir(layout.environment(name)):
+        if entry.name == "handout" or entry.name.startswith((*kept, LOST)):
             continue
         if entry.is_dir(follow_symlinks=False):
             trees.remove(Path(entry.path))

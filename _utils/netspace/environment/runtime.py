@@ -17,9 +17,11 @@ import subprocess
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+from netspace import library
 from netspace.environment import cgroups, mounts, oci, runtimes
 from netspace.environment.runtimes import USUAL, Runtime
 from netspace.errors import NetspaceError
+from netspace.health import verdict
 from netspace.layout import Layout
 from netspace.spec.types import Environment
 from netspace.supervision import Service
@@ -29,6 +31,7 @@ PATIENCE = 60.0  # seconds for a runtime to kill and forget a container
 # What runs beside gets neither the score nor the umask that the program got from the runtime: without them it would
 # be as precious as the minion, and its files everybody's.
 _BESIDE = f'umask 077 && echo {oci.OOM_SCORE_ADJ} >/proc/self/oom_score_adj && exec "$@"'
+HEALTH = "health"  # the service that watches environments' health
 _UNIFIED = f"{cgroups.ROOT}/unified"
 
 
@@ -150,6 +153,8 @@ def service(
     :param controllers: the cgroup controllers that the host has; what none keeps is no limit.
     :raises MissingError: when the runtime is not installed.
     """
+    # One with a check is meant to stay: whenever it ends, that is no success.
+    checked = spec.health is not None and spec.restart == "on-failure"
     limits = {"memory": int(spec.limits.memory), "cpus": spec.limits.cpus, "pids": spec.limits.pids}
     jail = runtime.jail
     own = container(layout, name, jail)
@@ -165,11 +170,26 @@ def service(
         variables=VARIABLES,
         pid_file=pid,
         cleanup=(call(layout, jail, mounted, "delete", "--force", own),),
-        restart=spec.restart,
+        restart="always" if checked else spec.restart,
         stop_timeout=spec.stop_timeout if getattr(runtime.module, "STOPS", True) else 0.0,
+        after=(HEALTH,) if spec.after else (),
+        until=tuple(verdict.up(layout, other) for other in spec.after),
+        condemned=verdict.condemned(layout, name) if spec.health is not None else None,
         log=output(layout, name),
         limits={key: value for key, value in limits.items() if cgroups.CONTROLLERS[key] in controllers},
         delegate=True,
+    )
+
+
+def health(layout: Layout) -> Service:
+    """What watches the health of all environments."""
+    return Service(
+        name=HEALTH,
+        description=f"{layout.instance}: the health of environments",
+        command=library.command(layout, "health"),
+        variables=VARIABLES,
+        stop_timeout=5.0,
+        delegate=True,  # it runs crun
     )
 
 

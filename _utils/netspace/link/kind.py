@@ -240,6 +240,10 @@ class Links:
         """Links and mailboxes with their state: ``active``, ``missing`` (not on the broker), ``unknown``."""
         return seeing.links(self.layout, self.supervisor)
 
+    def readers(self, environment: str) -> int:
+        """How many consumers its mailbox has, as the broker last counted them (every few seconds)."""
+        return seeing.readers(self.layout, environment)
+
     def health(self) -> dict[str, Any]:
         """What needs attention: ``{ok, problems: [text]}``; resource alarms of the broker included."""
         return seeing.health(self.layout, self.supervisor)

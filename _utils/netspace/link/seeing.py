@@ -78,3 +78,20 @@ def health(layout: Layout, supervisor: Supervisor) -> dict[str, Any]:
                 problems.append(f"{dead['messages']} dead messages")
     problems += planning.parked_notes(record.parked)
     return {"ok": not problems, "problems": problems}
+
+
+def readers(layout: Layout, environment: str) -> int:
+    """How many consumers an environment's mailbox has, as the broker last counted them (every few seconds).
+
+    :raises NetspaceError: when there is no such mailbox, or the broker doesn't answer.
+    """
+    record = read(layout)
+    if record.broker is None:
+        raise NetspaceError(f"there is no link, and so no mailbox of {environment}")
+    called = names.read(layout, record.broker) or names.PLAIN
+    with reach.management(layout, record.broker) as api:
+        where = ("queues", reach.vhost(layout, record.broker), called.mailbox(environment))
+        queue = api.get(*where, query="columns=consumers")
+    if queue is None:
+        raise NetspaceError(f"there is no mailbox of {environment} on the broker")
+    return int(queue.get("consumers") or 0)

@@ -160,6 +160,7 @@ def environment(spec: Environment, path: str) -> list[Problem]:
             # Less than a page a second is no use; the kernel counts operations in 32 bits.
             _between(problems, f"{path}:limits:io:{key}", rate, *((1, 2**32 - 1) if "ops" in key else (4096, 2**50)))
     _between(problems, f"{path}:stop_timeout", spec.stop_timeout, 0, 3600)
+    problems += _health(spec, path)
     scheme, _, file = spec.seccomp.partition("file:")
     if spec.seccomp not in SECCOMP_PROFILES and (scheme or not _clean(file)):
         choice = ", ".join(SECCOMP_PROFILES)
@@ -173,6 +174,102 @@ def environment(spec: Environment, path: str) -> list[Problem]:
             refuse(f"volumes:{index}:target", f"{volume.target} would cover {inner[0]}; list the outer one first")
         targets.add(volume.target)
     return problems
+
+
+def _health(spec: Environment, path: str) -> list[Problem]:
+    """Health, what it comes after, and how it is updated."""
+    problems: list[Problem] = []
+    health = spec.health
+    if health is not None:
+        where = f"{path}:health"
+        if bool(health.exec) == health.mailbox:
+            problems.append(Problem(where, "needs one of exec (an argument vector) and mailbox: true"))
+        if len(health.exec) > MAX_ITEMS or not all(plain(part, MAX_ARGUMENT) for part in health.exec):
+            problems.append(Problem(f"{where}:exec", f"more than {MAX_ITEMS} arguments, {_NOT_PLAIN}"))
+        elif health.exec and not health.exec[0]:
+            problems.append(Problem(f"{where}:exec:0", "empty program name"))
+        _between(problems, f"{where}:interval", health.interval, 0.1, 86_400)
+        _between(problems, f"{where}:timeout", health.timeout, 0.1, 3600)
+        _between(problems, f"{where}:retries", health.retries, 1, 1000)
+        _between(problems, f"{where}:start_period", health.start_period, 0, 86_400)
+    seen: set[str] = set()
+    for index, name in enumerate(spec.after):
+        if not NAME.fullmatch(name) or name in seen:
+            why = "listed twice" if name in seen else "can't be an environment's name"
+            problems.append(Problem(f"{path}:after:{index}", f"{name!r} is {why}"))
+        seen.add(name)
+    _between(problems, f"{path}:update:deadline", spec.update.deadline, 1, 86_400)
+    if spec.update.strategy == "rolling":
+        if health is None:
+            problems.append(Problem(f"{path}:update:strategy", "rolling needs a health check to tell the new one by"))
+        elif health.mailbox:
+            problems.append(
+                Problem(
+                    f"{path}:update:strategy", "the new one beside the old has no mailbox to read: health needs exec"
+                )
+            )
+        if not spec.read_only or spec.volumes:
+            problems.append(
+                Problem(
+                    f"{path}:update:strategy", "rolling needs read_only: true and no volumes: two can't write to one"
+                )
+            )
+    return problems
+
+
+def circle(after: Mapping[str, Collection[str]]) -> list[str]:
+    """Names that wait for each other in a circle, the first one again at the end; empty where there is none.
+
+    What waits for a name that is not among them is no circle.
+    """
+    done: set[str] = set()
+    for first in after:
+        trail: list[str] = []
+        stack = [(first, iter(after[first]))] if first not in done else []
+        if stack:
+            trail.append(first)
+        while stack:
+            name, rest = stack[-1]
+            for other in rest:
+                if other in trail:
+                    return [*trail[trail.index(other) :], other]
+                if other in after and other not in done:
+                    trail.append(other)
+                    stack.append((other, iter(after[other])))
+                    break
+            else:
+                done.add(name)
+                trail.pop()
+                stack.pop()
+    return []
+
+
+def _order(declared: Declaration, path: str, names: Collection[str]) -> list[Problem]:
+    """What comes after what: only what is there, and in no circle."""
+    problems = [
+        Problem(f"{path}:environments:{name}:after:{index}", f"there is no environment {other}")
+        for name, spec in declared.environments.items()
+        for index, other in enumerate(spec.after)
+        if other not in names
+    ]
+    if found := circle({name: spec.after for name, spec in declared.environments.items()}):
+        index = declared.environments[found[0]].after.index(found[1])
+        where = f"{path}:environments:{found[0]}:after:{index}"
+        problems.append(Problem(where, f"they would wait for each other: {' after '.join(found)}"))
+    return problems
+
+
+def whole(declared: Declaration, path: str, names: Collection[str]) -> list[Problem]:
+    """Check what only all that there is on a host can tell.
+
+    :param names: of all environments, also those that didn't parse.
+    """
+    targets = {link.target for link in declared.links}
+    return _order(declared, path, names) + [
+        Problem(f"{path}:environments:{name}:health:mailbox", f"no link leads to {name}: it has no mailbox")
+        for name, spec in declared.environments.items()
+        if spec.health is not None and spec.health.mailbox and name not in targets
+    ]
 
 
 def _volume(volume: Volume, path: str) -> list[Problem]:

@@ -96,7 +96,9 @@ def declaration(data: Any, path: str = "netspace") -> Declaration:
         links=tuple(links),
     )
     # Names that were declared badly are still names: don't report their links as well.
-    problems.extend(check.clashes(result, path, known={str(name) for name in declared}))
+    names = {str(name) for name in declared}
+    problems.extend(check.clashes(result, path, known=names))
+    problems.extend(check.whole(result, path, names))
     if problems:
         raise SpecError(problems)
     return result
@@ -114,6 +116,11 @@ def environment(name: Any, data: Any, path: str | None = None) -> Environment:
         parsed_interface = _try(lambda: interface(data.get("interface"), f"{where}:interface"), None, problems)
     if parsed is not None:
         problems.extend(check.environment(parsed, where))
+        if parsed.update.strategy == "rolling" and parsed_interface is not None:
+            kind = type(parsed_interface).__struct_config__.tag
+            if kind != "none":
+                message = f"rolling needs interface none: there can't be two of one {kind}"
+                problems.append(Problem(f"{where}:update:strategy", message))
     if problems or parsed is None:
         raise SpecError(problems)
     complete: Environment = msgspec.structs.replace(parsed, interface=parsed_interface)

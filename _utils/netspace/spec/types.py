@@ -306,6 +306,39 @@ class Filtered(Interface, frozen=True):
     connections: int = 1024
 
 
+class Health(Base, frozen=True):
+    """How it is told whether an environment does its work: by a program run inside, or by its mailbox.
+
+    :param exec: argument vector, run inside with the environment's own rights; it exits with 0 where all is well.
+    :param mailbox: all is well while its program reads its mailbox. Needs a link that leads there.
+    :param interval: seconds from one probe to the next; while it starts, at most one second.
+    :param timeout: seconds that a probe may take.
+    :param retries: failures in a row that make a healthy one unhealthy.
+    :param start_period: seconds that it gets to start, beside ``retries`` times ``interval``.
+    """
+
+    exec: tuple[str, ...] = ()
+    mailbox: bool = False
+    interval: float = 10.0
+    timeout: float = 5.0
+    retries: int = 3
+    start_period: float = 0.0
+
+
+class Update(Base, frozen=True):
+    """What happens when an environment that runs is to run otherwise, and has a health check.
+
+    :param strategy: ``restart``: the old one is stopped, then the new one is started. ``rolling``: the new one is
+        first tried beside the old one; only where two can be: interface ``none``, ``read_only``, no volumes.
+    :param deadline: seconds in which the new one has to be healthy; else the previous one is put back.
+    :param rollback: false: the new one stays, healthy or not.
+    """
+
+    strategy: Literal["restart", "rolling"] = "restart"
+    deadline: float = 60.0
+    rollback: bool = True
+
+
 class Environment(Base, frozen=True):
     """One program in an isolated world of its own.
 
@@ -322,6 +355,8 @@ class Environment(Base, frozen=True):
     :param read_only: no writes to the root at all; else to a layer of its own.
     :param restart: ``always``, ``on-failure`` or ``never``.
     :param stop_timeout: seconds between SIGTERM and SIGKILL.
+    :param health: absent: it is well as long as it runs.
+    :param after: environments that must be healthy (or, without a check, run) before this one is started.
     :param attestation: absent: the host's default.
     """
 
@@ -340,6 +375,9 @@ class Environment(Base, frozen=True):
     seccomp: str = "strict"
     restart: Literal["always", "on-failure", "never"] = "on-failure"
     stop_timeout: float = 10.0
+    health: Health | None = None
+    after: tuple[str, ...] = ()
+    update: Update = Update()
     attestation: Requirement | None = None
 
 

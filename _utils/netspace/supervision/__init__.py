@@ -34,6 +34,10 @@ class Service:
     :param stop_timeout: seconds from SIGTERM (to the main process) to SIGKILL of all of it.
     :param user: run as this user (name), else root; not together with ``pid_file``.
     :param after: services that must be started before; they are started with it.
+    :param until: files that must be there before it is started; it is ``starting`` until then, for as long as it takes.
+        Whoever starts it does not wait for that.
+    :param condemned: where this file is there when it ends, that was no good end, however long it ran: the delay
+        before its restart grows on.
     :param log: file the output goes to where there is no journal; ``<logs>/<name>.log`` by default.
     :param limits: bounds that the supervisor's own cgroup sets where it has one
         (memory in bytes, cpus, pids); an environment's are set by its runtime too.
@@ -53,6 +57,8 @@ class Service:
     stop_timeout: float = 10.0
     user: str = ""
     after: tuple[str, ...] = ()
+    until: tuple[Path, ...] = ()
+    condemned: Path | None = None
     log: Path | None = None
     limits: Mapping[str, float] = field(default_factory=dict)
     delegate: bool = False

@@ -81,6 +81,12 @@ class Adopting:
             if not unit.wanted:
                 self.ending.halt(unit)
             return
+        if trace.state == "starting" and not trace.pid and not trace.exit:  # it was still waiting for its first start
+            if unit.wanted:
+                self.starting.enqueue(unit)
+            else:
+                self.units.idle(unit, "stopped")
+            return
         # What it left is known by its mark alone: its session's number may be another's by now.
         unit.session = BY_MARK
         unit.exit = "unknown" if trace.pid else trace.exit

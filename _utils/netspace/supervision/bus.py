@@ -8,7 +8,9 @@ systemctl does when root runs it: no bus daemon is needed. It changes nothing.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import socket
 import struct
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,6 +47,9 @@ def _string(text: str) -> bytes:
 
 def _pad(raw: bytes, to: int) -> bytes:
     return raw + b"\0" * (-len(raw) % to)
+
+
+MANAGER = ("/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager")
 
 
 def call(serial: int, path: str, interface: str, name: str) -> bytes:
@@ -130,11 +135,7 @@ def show(units: Sequence[str]) -> dict[str, dict[str, str]]:
     :raises ValueError: when it says what can't be understood.
     """
     found: dict[str, dict[str, str]] = {unit: {} for unit in units}
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(TIMEOUT)
-        connection.connect(SOCKET)
-        uid = str(os.geteuid()).encode().hex().encode()
-        connection.sendall(b"\0AUTH EXTERNAL " + uid + b"\r\nBEGIN\r\n")
+    with _connected() as connection:
         messages = _messages(connection)
         serial = 0
         for start in range(0, len(units), BATCH):
@@ -148,6 +149,42 @@ def show(units: Sequence[str]) -> dict[str, dict[str, str]]:
             connection.sendall(out)
             _collect(messages, pending, found)
     return found
+
+
+def version() -> int:
+    """Return systemd's version.
+
+    :raises OSError: when systemd can't be reached so.
+    :raises ValueError: when it says what can't be understood.
+    """
+    with _connected() as connection:
+        connection.sendall(call(1, *MANAGER, "Version"))
+        for message in _messages(connection):
+            number, value = answer(message)
+            if number == 1:
+                return release(value or "")
+    raise ValueError("no answer")
+
+
+def release(text: str) -> int:
+    """Return the number of a version such as ``257.9-1~deb13u1`` or ``v255-rc1``.
+
+    :raises ValueError: when there is none.
+    """
+    found = re.match(r"v?(\d{1,6})", text)
+    if found is None:
+        raise ValueError(f"no version: {text[:40]!r}")
+    return int(found[1])
+
+
+@contextlib.contextmanager
+def _connected() -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(TIMEOUT)
+        connection.connect(SOCKET)
+        uid = str(os.geteuid()).encode().hex().encode()
+        connection.sendall(b"\0AUTH EXTERNAL " + uid + b"\r\nBEGIN\r\n")
+        yield connection
 
 
 def _collect(

@@ -12,7 +12,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable
 
-from netspace.supervision import container, logs, payload_cgroup, policy, process, spawn
+from netspace.supervision import container, logs, memory, payload_cgroup, policy, process, spawn
 from netspace.supervision.children import Children
 from netspace.supervision.loop import Loop
 from netspace.supervision.units import Unit, Units, Waiter
@@ -47,6 +47,7 @@ class Ending:
                 self.halt(unit)
             elif unit.phase in ("waiting", "backoff"):
                 unit.cancel()
+                unit.held = False
                 self.units.idle(unit, "stopped")
             # launching, stopping, ending: seen to when that is done
 
@@ -64,6 +65,10 @@ class Ending:
 
     def ended(self, unit: Unit) -> None:
         """The main process of one that ran is gone."""
+        assert unit.service is not None
+        cgroup = payload_cgroup(self.units.layout, unit.name)
+        if unit.service.pid_file is not None and unit.exit in ("signal 9", "unknown") and memory.killed(cgroup):
+            unit.exit = "oom"
         self.units.say(f"{unit.name}: ended, {unit.exit}")
         if self._forgotten(unit):
             unit.session = 0
@@ -157,7 +162,8 @@ class Ending:
             if unit.error and unit.service.restart == "never":
                 self.units.idle(unit, "failed")
                 return
-            if time.monotonic() - unit.began >= policy.HEALTHY:
+            condemned = unit.service.condemned is not None and unit.service.condemned.exists()
+            if time.monotonic() - unit.began >= policy.HEALTHY and not condemned:
                 unit.failures = 0
             unit.failures += 1
             unit.restarts += 1

@@ -10,6 +10,19 @@ LAST_DELAY = 30.0
 HEALTHY = 20.0
 
 
+# One that was restarted so often, the last time within so many seconds, does not come to rest.
+FLAPS = 3
+FLAPPING = 300.0
+
+
+def flapping(state: str, restarts: int, since: float, now: float) -> bool:
+    """Whether a service is started again and again.
+
+    :param since: of its last change of state.
+    """
+    return state in ("running", "starting") and restarts >= FLAPS and now - since < FLAPPING
+
+
 def delay(failures: int) -> float:
     """Return the seconds to wait before the restart after *failures* crashes in a row (>= 1)."""
     # The exponent is bounded first: a float overflows after a thousand crashes.

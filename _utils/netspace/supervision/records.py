@@ -52,6 +52,8 @@ def encode(service: Service) -> dict[str, Any]:
             value = dict(value)
         elif item.name == "cleanup":
             value = [list(argv) for argv in value]
+        elif item.name == "until":
+            value = [str(path) for path in value]
         elif isinstance(value, tuple):
             value = list(value)
         record[item.name] = value
@@ -91,6 +93,8 @@ def decode(record: Mapping[str, Any]) -> Service:
         stop_timeout=float(timeout),
         user=check.text("user", get("user", "")),
         after=tuple(check.name(other) for other in check.array("after", get("after", []))),
+        until=tuple(check.paths("until", get("until", []))),
+        condemned=check.path("condemned", get("condemned")),
         log=check.path("log", get("log")),
         limits=check.limits(get("limits", {})),
         delegate=get("delegate", False),
@@ -139,6 +143,10 @@ class _Check:
         if not self.text(key, value).startswith("/"):
             raise self.error(f"{key}: want an absolute path")
         return Path(value)
+
+    def paths(self, key: str, value: Any) -> list[Path]:
+        found = [self.path(key, one) for one in self.array(key, value)]
+        return [one for one in found if one is not None]
 
     def variables(self, value: Any) -> dict[str, str]:
         if not isinstance(value, dict):

@@ -24,6 +24,7 @@ from netspace.supervision.rotation import Rotation
 from netspace.supervision.units import SETTLED, Unit, Units, Waiter
 
 START_TIMEOUT = 90.0  # seconds for a detached start
+HOLD = 0.1  # seconds between two looks for files that one waits for
 # So many programs are being started at one time: enough to fill the processors, not to drown them.
 LAUNCHES = 4 * (os.cpu_count() or 2)
 
@@ -108,6 +109,10 @@ class Starting:
             self.units.idle(unit, "failed" if unit.error else "stopped")
             return
         unit.service = service = with_log(self.units.layout, service)
+        if not all(path.exists() for path in service.until):
+            self._hold(unit)
+            return
+        unit.held = False
         unit.adopted, unit.again, unit.session, unit.error = False, False, 0, ""
         unit.pid = unit.ticks = 0
         unit.log_offset = logs.size(unit.log)
@@ -136,6 +141,21 @@ class Starting:
         else:
             unit.pidfd = self.children.follow(pid, lambda status: self.ended(unit, status))
         self.loop.watch(unit.report, lambda _: self._executed(unit))
+
+    def _hold(self, unit: Unit) -> None:
+        """Look again soon; nobody waits for one that may have to wait for long."""
+        if not unit.held:
+            unit.held = True
+            unit.pid = unit.ticks = 0
+            self.units.note(unit, "waiting", "starting")
+        self.units.unblock(unit)
+        self.units.tell(unit, "start")
+
+        def again() -> None:
+            unit.timer = None
+            self._queue.append(unit)
+
+        unit.timer = self.loop.after(HOLD, again)
 
     def _executed(self, unit: Unit) -> None:
         """The child became its program, or says why it can't."""

@@ -8,7 +8,9 @@ unit that does not start with our header is never touched, whatever its name.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -61,10 +63,34 @@ class Systemd:
     def _wanted(self, name: str) -> bool:
         return self._wish(name).is_symlink()
 
+    @functools.cached_property
+    def version(self) -> int:
+        """systemd's; the newest where it can't be asked."""
+        try:
+            return bus.version()
+        except (OSError, ValueError):
+            return unit.GROWING
+
+    def _noted(self, name: str) -> str:
+        """How a detached one last ended, by what was noted then."""
+        try:
+            return end(unit.ended(self.layout, name).read_text())
+        except OSError:
+            return ""
+
+    def _waits(self, name: str) -> bool:
+        """Whether it may have to wait, for long, until it is started."""
+        try:
+            return f"\n{unit.WAITS}\n" in self._file(name).read_text()
+        except OSError:
+            return False
+
     # -- the contract ----------------------------------------------------------------
     def observe(self) -> dict[str, Status]:
         names = self._defined()
-        return {name: _status(shown, self._wanted(name)) for name, shown in self._show(names).items()}
+        return {
+            name: _status(shown, self._wanted(name), self._noted(name)) for name, shown in self._show(names).items()
+        }
 
     def define(self, services: Sequence[Service]) -> bool:
         records.validate(services)
@@ -75,7 +101,7 @@ class Systemd:
             if path.exists() and not self._ours(service.name):
                 raise StateError(f"{path} is not netspace's; move it away or use another instance name")
         changed = library.install(self.layout)
-        texts = {service.name: unit.render(self.layout, service) for service in services}
+        texts = {service.name: unit.render(self.layout, service, self.version) for service in services}
         texts["restore"] = unit.render_restore(self.layout, library.command(self.layout, "restore"))
         written = [name for name, text in texts.items() if files.write(self._file(name), text.encode(), mode=0o644)]
         linked = self._link(["restore"])
@@ -87,15 +113,21 @@ class Systemd:
         return {
             service.name
             for service in services
-            if files.differs(self._file(service.name), unit.render(self.layout, service).encode())
+            if files.differs(self._file(service.name), unit.render(self.layout, service, self.version).encode())
         }
 
     def start(self, names: Collection[str]) -> dict[str, str]:
         known, errors = self._known(names)
         if not known:
             return errors
+        for name in known:
+            unit.ended(self.layout, name).unlink(missing_ok=True)
         self._link(known)
-        if self._run("start", *map(self._unit, known)).returncode:
+        waiting = [name for name in known if self._waits(name)]
+        known = [name for name in known if name not in waiting]
+        if waiting and self._run("start", "--no-block", *map(self._unit, waiting)).returncode:
+            errors.update(dict.fromkeys(waiting, "systemd does not take it; see journalctl -u its unit"))
+        if known and self._run("start", *map(self._unit, known)).returncode:
             for name, shown in self._show(known).items():
                 if shown.get("ActiveState") != "active":
                     reason = shown.get("Result", "unknown")
@@ -179,6 +211,7 @@ class Systemd:
         if names:
             for name in names:
                 files.remove(self._file(name))
+                unit.ended(self.layout, name).unlink(missing_ok=True)
             self._run("reset-failed", *map(self._unit, names))  # fails for those that did not fail
             self._call("daemon-reload")
 
@@ -222,10 +255,24 @@ class Systemd:
         return done.stdout
 
 
-def _status(shown: Mapping[str, str], wanted: bool) -> Status:
+def end(note: str) -> str:
+    """Return what a note of systemd's variables (systemd.exec(5), $SERVICE_RESULT) says, in ``Status``'s words."""
+    result, code, value = [*note.split(), "", "", ""][:3]
+    if result == "oom-kill":
+        return "oom"
+    if code == "exited" and value.isdigit():
+        return f"exit {value}"
+    if code in ("killed", "dumped"):
+        known = signal.Signals.__members__.get(f"SIG{value}")
+        return f"signal {known.value}" if known is not None else "unknown"
+    return ""
+
+
+def _status(shown: Mapping[str, str], wanted: bool, noted: str = "") -> Status:
     """Return what systemd shows of a unit.
 
     :param wanted: whether it shall run; one that is not wanted has not failed, it was stopped.
+    :param noted: how it last ended, where systemd has forgotten that.
     """
     active = shown.get("ActiveState", "inactive")
     state: Literal["running", "starting", "stopped", "failed"]
@@ -236,20 +283,20 @@ def _status(shown: Mapping[str, str], wanted: bool) -> Status:
     else:
         state = "failed" if active == "failed" and wanted else "stopped"
     code, value = shown.get("ExecMainCode", "0"), shown.get("ExecMainStatus", "0")
-    end = ""
+    how = noted
     if shown.get("Result") == "oom-kill":
-        end = "oom"
+        how = "oom"
     elif code == "1":
-        end = f"exit {value}"
+        how = f"exit {value}"
     elif code in ("2", "3"):
-        end = f"signal {value}"
+        how = f"signal {value}"
     elif shown.get("Result") not in ("success", None):
-        end = "unknown"
+        how = noted or "unknown"
     since = int(shown.get("StateChangeTimestampMonotonic") or 0)
     return Status(
         state,
         pid=int(shown.get("MainPID") or 0),
         since=time.time() - time.monotonic() + since / 1e6 if since else 0.0,
         restarts=int(shown.get("NRestarts") or 0),
-        exit=end,
+        exit=how,
     )

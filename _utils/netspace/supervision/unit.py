@@ -7,6 +7,8 @@ payload itself: it gets a cgroup subtree that is bounded as a whole.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from netspace.layout import Layout
 from netspace.supervision import Service
 
@@ -51,6 +53,23 @@ HOLD = (
 )
 
 
+# Before that: whatever it comes after must be there. The shell waits, and so does systemd.
+GATE = 'while [ "$1" != -- ]; do until [ -e "$1" ]; do sleep 0.2; done; shift; done; shift; '
+WAITS = "TimeoutStartSec=infinity"
+
+# The first release that lets the delay between restarts grow: 254. Before that it is always the same.
+GROWING = 254
+
+
+# systemd forgets how a service ended once it is started again.
+NOTE = 'mkdir -p "${0%/*}" && echo "$SERVICE_RESULT $EXIT_CODE $EXIT_STATUS" >"$0"'
+
+
+def ended(layout: Layout, service: str) -> Path:
+    """Where it is noted how a detached service last ended."""
+    return layout.run / "ended" / service
+
+
 def quote(text: str, variables: bool = False) -> str:
     """Return *text* as one word of a unit file: systemd's quoting and specifiers undone.
 
@@ -78,8 +97,11 @@ def name(layout: Layout, service: str) -> str:
     return f"{layout.service(service)}.service"
 
 
-def render(layout: Layout, service: Service) -> str:
-    """Return the unit file of *service*."""
+def render(layout: Layout, service: Service, version: int = GROWING) -> str:
+    """Return the unit file of *service*.
+
+    :param version: systemd's.
+    """
     after = [name(layout, other) for other in service.after]
     unit = [
         HEADER,
@@ -97,19 +119,26 @@ def render(layout: Layout, service: Service) -> str:
         "UMask=0077",
         *(f"Environment={quote(f'{key}={value}')}" for key, value in sorted(service.variables.items())),
     ]
+    gates = (*map(str, service.until), "--") if service.until else ()
     if service.pid_file is None:
-        unit += ["Type=exec", f"ExecStart={line(service.command)}"]
+        command = ("/bin/sh", "-c", f'{GATE}exec "$@"', "sh", *gates, *service.command) if gates else service.command
+        unit += ["Type=exec", f"ExecStart={line(command)}"]
     else:
-        launcher = ("/bin/sh", "-c", HOLD, str(service.pid_file), *service.command)
+        launcher = ("/bin/sh", "-c", (GATE if gates else "") + HOLD, str(service.pid_file), *gates, *service.command)
         unit += ["Type=forking", f"PIDFile={_path(str(service.pid_file))}", f"ExecStart={line(launcher)}"]
     if service.reload:
         unit.append(f"ExecReload={line(service.reload).replace('{pid}', '$MAINPID')}")
     unit += [f"ExecStopPost=-{line(argv)}" for argv in service.cleanup]
+    if service.pid_file is not None:
+        unit.append(f"ExecStopPost=-{line(('/bin/sh', '-c', NOTE, str(ended(layout, service.name))))}")
     unit += [
         f"Restart={RESTART[service.restart]}",
-        "RestartSec=100ms",
-        "RestartSteps=8",
-        "RestartMaxDelaySec=30s",
+        *(
+            ("RestartSec=100ms", "RestartSteps=8", "RestartMaxDelaySec=30s")
+            if version >= GROWING
+            else ("RestartSec=5s",)
+        ),
+        *([WAITS] if gates else []),
         # Nothing would be no limit at all.
         f"TimeoutStopSec={max(1, round(service.stop_timeout * 1000))}ms",
         "KillMode=mixed",

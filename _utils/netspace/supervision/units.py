@@ -56,6 +56,7 @@ class Unit:
         # BY_MARK; or 0 where nothing can be left.
         self.session = 0
         self.adopted = False
+        self.held = False  # waits for files to be there
         self.exit = ""
         self.error = ""
         self.since = 0.0

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from netspace.errors import SpecError
-from netspace.spec import parse
+from netspace.spec import check, parse
 from netspace.spec.types import Cidr, LocalBroker, Rate, Requirement, Size
 
 SHOP = {
@@ -264,3 +265,59 @@ def test_sizes_are_bytes(number, unit):
 def test_rates_are_bits_and_decimal(number, unit, word):
     factor = 1000 ** ["", "K", "M", "G"].index(unit)
     assert Rate.parse(f"{number}{unit}{word}") == number * factor
+
+
+HEALTH = "environments:web:health"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (HEALTH, {}, "netspace:environments:web:health: needs one of exec"),
+        (HEALTH, {"exec": ["/x"], "mailbox": True}, "netspace:environments:web:health: needs one of exec"),
+        (HEALTH, {"exec": [""]}, "netspace:environments:web:health:exec:0: empty"),
+        (HEALTH, {"exec": ["/x"], "interval": 0}, "netspace:environments:web:health:interval: 0.0 is out of"),
+        (HEALTH, {"exec": ["/x"], "timeout": float("nan")}, "netspace:environments:web:health:timeout: nan is out"),
+        (HEALTH, {"exec": ["/x"], "retries": 0}, "netspace:environments:web:health:retries: 0 is out of"),
+        (HEALTH, {"exec": ["/x"], "intervall": 1}, "health:intervall: unknown; did you mean interval?"),
+        (HEALTH, {"mailbox": True}, "netspace:environments:web:health:mailbox: no link leads to web"),
+        ("environments:web:after", ["orders", "orders"], "netspace:environments:web:after:1: 'orders' is listed twice"),
+        ("environments:web:after", ["order"], "netspace:environments:web:after:0: there is no environment order"),
+        ("environments:web:after", ["web"], "netspace:environments:web:after:0: they would wait for each other"),
+        ("environments:web:update", {"deadline": 0}, "netspace:environments:web:update:deadline: 0.0 is out of"),
+        ("environments:web:update", {"strategy": "blue"}, "choose from restart, rolling"),
+        ("environments:web:update", {"strategy": "rolling"}, "rolling needs a health check"),
+        ("environments:web:update", {"strategy": "rolling"}, "rolling needs read_only: true and no volumes"),
+        ("environments:orders:update", {"strategy": "rolling"}, "there can't be two of one veth"),
+    ],
+)
+def test_health_order_and_updates_that_can_not_be(path: str, value: object, message: str) -> None:
+    assert any(message in line for line in refusal(changed(path, value))), refusal(changed(path, value))
+
+
+def test_a_circle_is_told_with_all_that_is_in_it() -> None:
+    data = changed("environments:web:after", ["orders"])
+    data["environments"]["orders"]["after"] = ["mail"]
+    data["environments"]["mail"] = {"image": "tar:/x.tar", "after": ["web"]}
+    (line,) = refusal(data)
+    assert line.startswith("netspace:environments:orders:after:0: they would wait for each other: ")
+    assert line.endswith("orders after mail after web after orders")
+
+
+@given(st.dictionaries(st.sampled_from("abcdef"), st.lists(st.sampled_from("abcdefg"), max_size=4, unique=True)))
+def test_circles_are_found_wherever_they_are(after: dict[str, list[str]]) -> None:
+    found = check.circle(after)
+    if found:
+        assert found[0] == found[-1]
+        assert all(later in after[name] for name, later in itertools.pairwise(found))
+        return
+    done: set[str] = set()
+    while left := {name for name in after if name not in done}:
+        free = {name for name in left if all(other in done or other not in after for other in after[name])}
+        assert free, f"{after} can't be started in any order"
+        done |= free
+
+
+def test_rolling_is_accepted_where_two_can_be() -> None:
+    spec = {"image": "tar:/x.tar", "read_only": True, "health": {"exec": ["/x"]}, "update": {"strategy": "rolling"}}
+    assert parse.environment("web", spec).update.strategy == "rolling"

@@ -72,3 +72,17 @@ def test_a_call_says_its_own_size(serial: int, unit: str, name: str) -> None:
 
 def test_object_paths() -> None:
     assert bus.object_path("netspace-a_b.service") == "/org/freedesktop/systemd1/unit/netspace_2da_5fb_2eservice"
+
+
+@pytest.mark.parametrize(("text", "number"), [("257.9-1~deb13u1", 257), ("252", 252), ("v255-rc1", 255)])
+def test_the_release(text: str, number: int) -> None:
+    assert bus.release(text) == number
+
+
+@pytest.mark.parametrize("text", ["", "unknown", "-1", "9" * 4000])
+def test_no_release(text: str) -> None:
+    if text.isdigit():
+        assert bus.release(text) == 999999
+        return
+    with pytest.raises(ValueError, match="no version"):
+        bus.release(text)

@@ -36,3 +36,12 @@ def test_policies(restart: str, end: str, again: bool) -> None:
 
 def test_ends_in_words() -> None:
     assert [policy.end_of(status) for status in (0, 3 << 8, 9, None)] == ["exit 0", "exit 3", "signal 9", "unknown"]
+
+
+def test_one_that_does_not_come_to_rest_is_flapping() -> None:
+    often, now = policy.FLAPS, 1000.0
+    assert policy.flapping("starting", often, now - 1, now)
+    assert policy.flapping("running", often, now - 1, now)
+    assert not policy.flapping("running", often - 1, now - 1, now)
+    assert not policy.flapping("running", often, now - policy.FLAPPING, now), "it runs, for a while now"
+    assert not policy.flapping("failed", often, now - 1, now), "it is not started again"

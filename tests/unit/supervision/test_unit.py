@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from netspace.layout import Layout
 from netspace.supervision import Service, Status, unit
-from netspace.supervision.systemd import _status
+from netspace.supervision.systemd import _status, end
 
 LAYOUT = Layout()
 DETACHED = Service(
@@ -54,7 +54,7 @@ def test_a_detached_service() -> None:
     assert found["Delegate"] == ["yes"] and found["DelegateSubgroup"] == ["supervisor"]
     assert found["MemoryMax"] == ["67108864"] and found["MemorySwapMax"] == ["0"]
     assert found["CPUQuota"] == ["50%"] and found["TasksMax"] == ["32"]
-    assert found["ExecStopPost"] == ['-"/usr/bin/crun" "delete" "--force" "web"']
+    assert found["ExecStopPost"][0] == '-"/usr/bin/crun" "delete" "--force" "web"'
     assert found["Restart"] == ["on-failure"]
     assert "netspace-restore.service" in found["After"][0].split()
     assert found["Wants"] == ["netspace-broker.service"]
@@ -152,3 +152,53 @@ def test_the_restore_unit_comes_after_what_flushes_the_packet_filter() -> None:
 )
 def test_what_systemctl_shows(shown: dict[str, str], wanted: bool, status: Status) -> None:
     assert _status(shown, wanted) == status
+
+
+def test_the_delay_between_restarts_grows_where_systemd_can_do_that() -> None:
+    found = keys(unit.render(LAYOUT, DETACHED, 254))
+    assert (found["RestartSec"], found["RestartSteps"], found["RestartMaxDelaySec"]) == (["100ms"], ["8"], ["30s"])
+    found = keys(unit.render(LAYOUT, DETACHED, 252))
+    assert found["RestartSec"] == ["5s"]
+    assert "RestartSteps" not in found and "RestartMaxDelaySec" not in found
+
+
+@pytest.mark.parametrize(
+    ("note", "how"),
+    [
+        ("success exited 0", "exit 0"),
+        ("exit-code exited 3", "exit 3"),
+        ("signal killed KILL", "signal 9"),
+        ("core-dump dumped SEGV", "signal 11"),
+        ("signal killed RTMIN+3", "unknown"),
+        ("oom-kill killed KILL", "oom"),
+        ("timeout  ", ""),
+        ("", ""),
+    ],
+)
+def test_how_it_last_ended_by_what_was_noted(note: str, how: str) -> None:
+    assert end(note) == how
+
+
+def test_what_systemd_still_knows_is_newer_than_what_was_noted() -> None:
+    shown = {"ActiveState": "activating", "ExecMainCode": "2", "ExecMainStatus": "9", "Result": "signal"}
+    assert _status(shown, True, "exit 3").exit == "signal 9"
+    running = {"ActiveState": "active", "ExecMainCode": "0", "Result": "success"}
+    assert _status(running, True, "oom").exit == "oom"
+
+
+@pytest.mark.parametrize("service", [DETACHED, PLAIN])
+def test_one_that_waits_does_so_in_a_shell_and_for_as_long_as_it_takes(service: Service, tmp_path: Path) -> None:
+    gates = (tmp_path / "a b.up", tmp_path / "c$d.up")
+    waiting = dataclasses.replace(service, until=gates)
+    text = unit.render(LAYOUT, waiting)
+    assert "TimeoutStartSec=infinity" in text and "TimeoutStartSec" not in unit.render(LAYOUT, service)
+    found = keys(text)["ExecStart"][0]
+    assert unit.quote(str(gates[1]), variables=True) in found
+    # What the shell makes of it.
+    gates[0].touch()
+    argv = ("/bin/sh", "-c", unit.GATE + 'echo "$@"', "sh", *map(str, gates), "--", "through", "--", "it")
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as shell:
+        with pytest.raises(subprocess.TimeoutExpired):
+            shell.wait(0.3)
+        gates[1].touch()
+        assert shell.communicate()[0] == "through -- it\n"

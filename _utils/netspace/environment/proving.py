@@ -1,0 +1,124 @@
+"""Updates that have to prove themselves: who is on trial, until when, and what its verdict is.
+
+An environment that ran well and is changed keeps what it was (``Record.previous``) until the
+new one is healthy. What follows from a verdict is done in ``apply``; here is only looked.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping
+
+from netspace.environment import observe, runtime
+from netspace.environment.observe import Seen
+from netspace.environment.records import Failed, Previous, Record, fingerprint
+from netspace.health import machine, verdict
+from netspace.layout import Layout
+from netspace.spec.types import Environment
+from netspace.supervision import Status, Supervisor
+
+LOOK = 0.1
+SLACK = 10.0  # seconds beside what is declared: a busy host's
+
+
+def worth_keeping(seen: Seen, new: Environment) -> Previous | None:
+    """What to go back to if an update of what was seen fails; None where there is nothing to prove, or go back to."""
+    record = seen.record
+    if new.health is None or not new.update.rollback:
+        return None
+    if record.previous is not None:  # the update before was not proved: what was there before that is
+        return record.previous
+    if not observe.is_up(record, seen.status, seen.verdict):
+        return None
+    return Previous(record.spec, record.image, record.profile, record.runtime)
+
+
+def failed(record: Record, reason: str) -> Failed:
+    """What to remember of an update that is taken back."""
+    image, declared = record.image, fingerprint(record.spec, record.profile, record.runtime)
+    return Failed(declared, record.spec.image, image.identity, image.digest, reason)
+
+
+def wait(layout: Layout, supervisor: Supervisor, trials: Mapping[str, Record]) -> dict[str, str]:
+    """Wait for each of these, which were just started, until it is healthy, has failed or its time is up.
+
+    :return: why it has failed, by name; empty where it is healthy.
+    """
+    began = time.monotonic()
+    found: dict[str, str] = {}
+    while len(found) < len(trials):
+        statuses = supervisor.observe()
+        for name in trials.keys() - found.keys():
+            status = statuses.get(runtime.service_name(name), Status("stopped"))
+            late = time.monotonic() - began > trials[name].spec.update.deadline
+            if (reason := _finding(layout, name, trials[name], status, late)) is not None:
+                found[name] = reason
+        if len(found) < len(trials):
+            time.sleep(LOOK)
+    return found
+
+
+def _finding(layout: Layout, name: str, record: Record, status: Status, late: bool) -> str | None:
+    """Why its trial failed; empty where it has passed, None where that is not known yet."""
+    if observe.is_up(record, status, observe.current(layout, name, record, status)):
+        return ""
+    # Also of one that was ended for that: what was thought of it before the trial was cleared.
+    known = verdict.read(layout, name)
+    said = f": {known.judgement.detail}" if known is not None and known.judgement.detail else ""
+    if verdict.condemned(layout, name).exists() or (known is not None and known.judgement.state == "unhealthy"):
+        return f"its health check failed{said}"
+    if status.state in ("stopped", "failed"):
+        return f"it ended ({status.exit or 'no reason known'})"
+    if status.restarts:
+        return f"it ended ({status.exit or 'no reason known'}) and was started again"
+    if late:
+        return f"it was not healthy within {record.spec.update.deadline:g} s{said}"
+    return None
+
+
+def awaited(
+    layout: Layout, supervisor: Supervisor, names: Collection[str], known: Mapping[str, Record]
+) -> dict[str, str]:
+    """Wait for environments that come after others to be started; return why some are not, by name.
+
+    They are started by whatever supervises them, also after this: nothing is lost by not waiting longer.
+    """
+    until = time.monotonic() + max((_patience(name, known) for name in names), default=0.0)
+    while True:
+        statuses = supervisor.observe()
+        left = [name for name in names if _waits(statuses.get(runtime.service_name(name)))]
+        if not left or time.monotonic() > until:
+            missing = {name: _missing(layout, name, known, statuses) for name in left}
+            return {name: why for name, why in missing.items() if why}
+        time.sleep(LOOK)
+
+
+def _waits(status: Status | None) -> bool:
+    """Whether it is not started yet, and never was."""
+    return status is not None and status.state == "starting" and not status.exit
+
+
+def _missing(layout: Layout, name: str, known: Mapping[str, Record], statuses: Mapping[str, Status]) -> str:
+    """What it waits for, for the operator; empty where that is up."""
+    missing = []
+    for other in known[name].spec.after:
+        record, its = known.get(other), statuses.get(runtime.service_name(other), Status("stopped"))
+        if record is None:
+            missing.append(f"{other}, which there is not")
+            continue
+        judged = observe.current(layout, other, record, its)
+        if not observe.is_up(record, its, judged):
+            state = judged.judgement.state if judged is not None and its.state == "running" else its.state
+            missing.append(f"{other}, which is {'not healthy yet' if state == 'running' else state}")
+    return f"waits for {', '.join(missing)}; it is started as soon as that is healthy" if missing else ""
+
+
+def _patience(name: str, known: Mapping[str, Record], trail: tuple[str, ...] = ()) -> float:
+    """How long all it comes after may take, one after the other."""
+    longest = SLACK
+    for other in known[name].spec.after if name in known else ():
+        if other in known and other not in (*trail, name):
+            health = known[other].spec.health
+            own = machine.allowance(health) + health.timeout if health is not None else 0.0
+            longest = max(longest, own + _patience(other, known, (*trail, name)))
+    return longest

@@ -1,0 +1,45 @@
+"""Asking an environment how it is: by a program run inside, or by who reads its mailbox.
+
+A probe changes nothing, and never raises: whatever can't be asked is not well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from netspace.environment import entering
+from netspace.environment.records import Record
+from netspace.errors import NetspaceError
+from netspace.layout import Layout
+from netspace.spec.types import Health
+
+# Whether all is well, and what was said where it isn't.
+Found = tuple[bool, str]
+
+
+def inside(layout: Layout, name: str, record: Record, health: Health) -> Found:
+    """Run its program inside."""
+    try:
+        done = entering.enter(layout, name, record, health.exec, health.timeout)
+    except (NetspaceError, OSError) as err:
+        return False, str(err)
+    if done.timed_out:
+        return False, f"no answer within {health.timeout:g} s"
+    if done.retcode == 0:
+        return True, ""
+    said = (done.stdout + b"\n" + done.stderr).decode(errors="replace").split("\n")
+    last = next((line.strip() for line in reversed(said) if line.strip()), "")
+    text = "".join(char if char.isprintable() else "?" for char in last)
+    return False, f"exit {done.retcode}{': ' + text if text else ''}"
+
+
+def mailbox(name: str, readers: Callable[[str], int]) -> Found:
+    """See whether somebody reads its mailbox.
+
+    :param readers: tells how many do, or raises.
+    """
+    try:
+        count = readers(name)
+    except (NetspaceError, OSError) as err:
+        return False, str(err)
+    return (True, "") if count else (False, "nobody reads its mailbox")

@@ -1,0 +1,93 @@
+"""What is written about environments' health: below ``/run``, for this boot alone, root's.
+
+``<run>/health/<name>.json``
+    the judgement, and of which process. Written by the watch, read by whoever lists.
+``<run>/health/<name>.up``
+    there while the environment is healthy (or, without a check, runs): what others that come
+    after it wait for, without asking anybody.
+``<run>/health/<name>.condemned``
+    there from when the watch ends one that is unhealthy until it is healthy again: its
+    restarts are a crash's, however long it ran.
+
+Nothing is judged here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from netspace import files
+from netspace.health.machine import Judgement
+from netspace.layout import Layout
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """A judgement on the process *pid*; ``ticks`` is when it started (proc(5)), ``since`` seconds since the epoch."""
+
+    judgement: Judgement
+    pid: int
+    ticks: int
+    since: float
+
+
+def folder(layout: Layout) -> Path:
+    return layout.run / "health"
+
+
+def up(layout: Layout, name: str) -> Path:
+    return folder(layout) / f"{name}.up"
+
+
+def condemned(layout: Layout, name: str) -> Path:
+    return folder(layout) / f"{name}.condemned"
+
+
+def _path(layout: Layout, name: str) -> Path:
+    return folder(layout) / f"{name}.json"
+
+
+def write(layout: Layout, name: str, verdict: Verdict) -> None:
+    """Replace the judgement at once. ``/run`` is memory: nothing to sync."""
+    known = verdict.judgement
+    record: dict[str, Any] = {"state": known.state, "failures": known.failures, "detail": known.detail}
+    record |= {"pid": verdict.pid, "ticks": verdict.ticks, "since": verdict.since}
+    aside = folder(layout) / f".{name}.json"
+    fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, json.dumps(record).encode())
+    finally:
+        os.close(fd)
+    os.rename(aside, _path(layout, name))
+
+
+def read(layout: Layout, name: str) -> Verdict | None:
+    """The judgement; None where there is none, or none that makes sense."""
+    try:
+        with open(_path(layout, name), "rb") as stream:
+            record: Any = json.loads(stream.read(65536))
+        judgement = Judgement(record["state"], int(record["failures"]), str(record["detail"]))
+        verdict = Verdict(judgement, int(record["pid"]), int(record["ticks"]), float(record["since"]))
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return verdict if judgement.state in ("starting", "healthy", "unhealthy") else None
+
+
+def clear(layout: Layout, names: Iterable[str]) -> None:
+    """Forget what was thought of environments that were stopped: nothing is to go on as if they ran."""
+    for name in names:
+        for path in (up(layout, name), _path(layout, name), condemned(layout, name)):
+            files.remove(path)
+
+
+def mark(path: Path, there: bool) -> None:
+    """Have a mark be there, or not."""
+    if there:
+        path.touch(mode=0o600)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,255 @@
+"""The one process that watches the health of all environments of a host.
+
+A service like the broker: it is kept running by whatever supervises the environments, and
+needs no word with that. Which environments there are it reads from their records, which of
+them run from the files that their runtime leaves; processes are followed by pidfd. Probes run
+in a few threads, all else in one loop. What it found is written for others (``verdict``).
+
+What it does to others: it ends an unhealthy environment whose ``restart`` isn't ``never``, by
+SIGTERM and, at the deadline, SIGKILL. The supervisor starts it again, as after a crash. Killed
+itself, it goes on where it was: nothing of what it watches depends on it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+from netspace.environment import records, runtime
+from netspace.environment.records import Record
+from netspace.errors import NetspaceError
+from netspace.health import machine, probes, verdict
+from netspace.health.machine import Judgement
+from netspace.health.verdict import Verdict
+from netspace.layout import Layout
+from netspace.link.kind import Links
+from netspace.supervision import payload_cgroup, process, select
+from netspace.supervision.loop import Loop, Timer
+
+LOOK = 0.2  # seconds between two looks for environments that were started
+REREAD = 1.0  # seconds between two looks at whether records have changed
+THREADS = 16
+_TICK = os.sysconf("SC_CLK_TCK")
+
+
+class Watched:
+    """One environment, and what is thought of it. ``pidfd`` is -1 while it doesn't run."""
+
+    def __init__(self, name: str, record: Record) -> None:
+        self.name = name
+        self.record = record
+        self.pid = self.ticks = 0
+        self.pidfd = -1
+        self.judgement = Judgement()
+        self.timer: Timer | None = None
+        self.doomed = False  # it was told to end
+
+    def cancel(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+
+class Watch:
+    """The loop, and all that is watched."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self.loop = Loop()
+        self.links = Links(layout, select(layout))
+        self.watched: dict[str, Watched] = {}
+        self._pool = ThreadPoolExecutor(THREADS)
+        self._found: list[tuple[Watched, int, probes.Found]] = []
+        self._told, self._tell = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._stamp: tuple[int, ...] = ()
+        self._over = False
+
+    def run(self) -> None:
+        """Watch until a signal says that it is enough."""
+        verdict.folder(self.layout).mkdir(parents=True, exist_ok=True, mode=0o700)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._end)
+        signal.set_wakeup_fd(self._tell, warn_on_full_buffer=False)
+        self.loop.watch(self._told, lambda _: self._collect())
+        self._reread()
+        self._look()
+        while not self._over:
+            self.loop.due()
+            self.loop.wait()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _end(self, *_: object) -> None:
+        self._over = True
+
+    # -- who is watched --------------------------------------------------------
+    def _reread(self) -> None:
+        """Take up changed records: a new folder's time tells of them."""
+        self.loop.after(REREAD, self._reread)
+        try:
+            info = os.stat(self.layout.records(records.KIND))
+            # What was changed this very moment may be changed again without another time.
+            fresh = time.time_ns() - info.st_mtime_ns < 100_000_000
+            stamp: tuple[int, ...] = (info.st_mtime_ns, info.st_ino, *([time.time_ns()] if fresh else []))
+        except FileNotFoundError:
+            stamp = (0,)
+        if stamp == self._stamp:
+            return
+        try:
+            known = needed(records.read(self.layout))
+        except NetspaceError as err:
+            sys.stderr.write(f"netspace health: {err}\n")
+            return
+        self._stamp = stamp
+        for name in self.watched.keys() - known.keys():
+            gone = self.watched.pop(name)
+            self._let_go(gone)
+            verdict.clear(self.layout, [name])
+        for name, record in known.items():
+            one = self.watched.setdefault(name, Watched(name, record))
+            changed = one.record.spec.health != record.spec.health
+            one.record = record
+            if changed and one.pidfd >= 0:
+                one.judgement = Judgement()
+                self._begin(one)
+
+    # -- who runs ----------------------------------------------------------------
+    def _look(self) -> None:
+        """Find those that were started."""
+        self.loop.after(LOOK, self._look)
+        for one in self.watched.values():
+            if one.pidfd < 0:
+                self._find(one)
+
+    def _find(self, one: Watched) -> None:
+        try:
+            pid = int(runtime.pid_file(self.layout, one.name).read_text()[:20])
+            pidfd = os.pidfd_open(pid)
+        except (OSError, ValueError):
+            return
+        there = process.stat(pid)
+        # A file may be older than the process that has its number now.
+        cgroup = payload_cgroup(self.layout, runtime.service_name(one.name))
+        if there is None or there.state in "ZX" or not process.within(pid, cgroup):
+            os.close(pidfd)
+            return
+        one.pid, one.ticks, one.pidfd, one.doomed = pid, there.ticks, pidfd, False
+        before = verdict.read(self.layout, one.name)
+        same = before is not None and (before.pid, before.ticks) == (pid, there.ticks)
+        one.judgement = before.judgement if same and before is not None else Judgement()
+        self.loop.watch(pidfd, lambda _: self._ended(one))
+        self._begin(one)
+
+    def _begin(self, one: Watched) -> None:
+        """Judge it from now on; without a check, that it runs is enough."""
+        one.cancel()
+        self._write(one)
+        health = one.record.spec.health
+        if health is not None:
+            one.timer = self.loop.after(0, lambda: self._probe(one))
+
+    def _ended(self, one: Watched) -> None:
+        self._let_go(one)
+        verdict.mark(verdict.up(self.layout, one.name), False)
+
+    def _let_go(self, one: Watched) -> None:
+        one.cancel()
+        if one.pidfd >= 0:
+            self.loop.unwatch(one.pidfd)
+            os.close(one.pidfd)
+        one.pidfd, one.pid, one.ticks = -1, 0, 0
+
+    # -- how they are ----------------------------------------------------------------
+    def _probe(self, one: Watched) -> None:
+        one.timer = None
+        name, record, pid, health = one.name, one.record, one.pid, one.record.spec.health
+        assert health is not None
+
+        def ask() -> None:
+            try:
+                if health.mailbox:
+                    found = probes.mailbox(name, self.links.readers)
+                else:
+                    found = probes.inside(self.layout, name, record, health)
+            except Exception as err:  # whatever it is, it has to be told to the loop
+                found = (False, f"{type(err).__name__}: {err}")
+            self._found.append((one, pid, found))
+            os.write(self._tell, b"\0")
+
+        self._pool.submit(ask)
+
+    def _collect(self) -> None:
+        """Take what probes found."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._told, 4096)
+        while self._found:
+            one, pid, found = self._found.pop(0)
+            # It may have ended meanwhile, been started again, or been declared without a check.
+            if one.pid == pid and one.pidfd >= 0 and one.record.spec.health is not None and one.timer is None:
+                self._judge(one, *found)
+
+    def _judge(self, one: Watched, passed: bool, detail: str) -> None:
+        health = one.record.spec.health
+        assert health is not None
+        halted = runtime.halt_mark(self.layout, one.name).exists()
+        if one.doomed or halted:  # it ends: what it answers now tells nothing
+            if halted:
+                one.timer = self.loop.after(machine.SOON, lambda: self._probe(one))
+            return
+        before = one.judgement
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - one.ticks / _TICK
+        one.judgement = machine.judge(before, health, passed, detail, age)
+        if one.judgement != before:
+            self._write(one)
+        if one.judgement.state == "unhealthy" and one.record.spec.restart != "never":
+            self._doom(one)
+            return
+        one.timer = self.loop.after(machine.pause(one.judgement, health), lambda: self._probe(one))
+
+    def _write(self, one: Watched) -> None:
+        """Tell what is thought of it, unless it has ended: whoever stopped it has cleared that."""
+        if not process.alive(one.pid, one.ticks):
+            return
+        health, state = one.record.spec.health, one.judgement.state
+        if health is not None:
+            before = verdict.read(self.layout, one.name)
+            same = before is not None and before.pid == one.pid and before.judgement.state == state
+            since = before.since if same and before is not None else time.time()
+            verdict.write(self.layout, one.name, Verdict(one.judgement, one.pid, one.ticks, since))
+        if health is None or state == "healthy":
+            verdict.mark(verdict.condemned(self.layout, one.name), False)
+        verdict.mark(verdict.up(self.layout, one.name), health is None or state == "healthy")
+
+    # -- what is done about it ---------------------------------------------------------
+    def _doom(self, one: Watched) -> None:
+        """Have an unhealthy one end: by itself, or not."""
+        one.doomed = True
+        said = f" ({one.judgement.detail})" if one.judgement.detail else ""
+        sys.stderr.write(f"netspace health: {one.name} is unhealthy{said}: it is ended, and started again\n")
+        sys.stderr.flush()
+        verdict.mark(verdict.condemned(self.layout, one.name), True)
+        pidfd = one.pidfd
+        self._signal(one, pidfd, signal.SIGTERM)
+        one.timer = self.loop.after(one.record.spec.stop_timeout, lambda: self._signal(one, pidfd, signal.SIGKILL))
+
+    @staticmethod
+    def _signal(one: Watched, pidfd: int, number: int) -> None:
+        if one.pidfd == pidfd:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, number)
+
+
+def needed(known: Mapping[str, Record]) -> dict[str, Record]:
+    """Which of the environments have to be watched: those with a check, and those that others come after."""
+    awaited = {name for record in known.values() for name in record.spec.after}
+    return {name: record for name, record in known.items() if record.spec.health is not None or name in awaited}
+
+
+def main(layout: Layout) -> int:
+    """Watch until it is told to end; return an exit code."""
+    Watch(layout).run()
+    return 0

@@ -1,0 +1,240 @@
+"""Health for real: probed inside, told, waited for, acted upon; order of starts; updates that are taken back."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import waiting
+from environment_host import STAY, Host, shell
+from supervised import daemon_pid, kill_daemon
+
+from netspace.environment import runtime
+from netspace.errors import NetspaceError
+from netspace.health import verdict
+
+pytestmark = pytest.mark.root
+
+until = functools.partial(waiting.until, patience=60, pause=0.05)
+
+# Healthy while there is a file that the program makes a moment after its start, in memory of its own.
+CHECK = {"exec": ["/bin/sh", "-c", "[ -e /tmp/well ] || { echo not well; exit 3; }"], "interval": 0.2, "retries": 2}
+PATIENT = {"start_period": 60}
+SERVES = shell("trap 'exit 0' TERM; sleep 0.3; touch /tmp/well; while :; do sleep 0.05; done")
+SLOWLY = shell("trap 'exit 0' TERM; sleep 1; touch /tmp/well; while :; do sleep 0.05; done")
+NEVER = shell(STAY)
+
+
+def row(host: Host, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = host.kind.list()[name]
+    return found
+
+
+def health_pid(host: Host) -> int:
+    return host.supervisor.observe()[runtime.HEALTH].pid
+
+
+def test_health_is_probed_told_and_acted_upon(host: Host) -> None:
+    host.apply({"web": host.desired("web", command=SERVES, health=CHECK), "plain": host.desired("plain")})
+    assert host.operations.wait(["web", "plain"])["web"]["health"] == "healthy"
+    assert row(host, "plain")["health"] == ""
+    assert verdict.up(host.layout, "web").exists()
+    pid = host.pid("web")
+
+    # Unhealthy: it is ended and started again, by whatever keeps it running.
+    host.sh("web", "busybox rm /tmp/well")
+    until(lambda: host.pid("web") not in (0, pid))
+    assert row(host, "web")["restarts"] >= 1
+    assert host.operations.wait(["web"])["web"]["health"] == "healthy"
+
+    # Stopped, it is neither healthy nor unhealthy, and nobody takes it for being up.
+    assert host.operations.stop(["web"]) == {"web": ""}
+    assert row(host, "web")["health"] == ""
+    assert not verdict.up(host.layout, "web").exists()
+    with pytest.raises(NetspaceError, match="environment web is stopped"):
+        host.operations.wait(["web"])
+    assert host.operations.start(["web"]) == {"web": ""}
+    assert host.operations.wait(["web"])["web"]["health"] == "healthy"
+
+
+def test_one_that_is_not_restarted_is_said_to_be_unhealthy_and_may_recover(host: Host) -> None:
+    wanted = {"web": host.run("web", command=NEVER, restart="never", health=CHECK)}
+    pid = host.pid("web")
+    with pytest.raises(NetspaceError, match=r"not healthy within 0.2 s: environment web is (starting|unhealthy)"):
+        host.operations.wait(["web"], timeout=0.2)
+    until(lambda: row(host, "web")["health"] == "unhealthy")
+    check = host.operations.inspect("web")["check"]
+    assert check["failures"] >= 1
+    assert check["detail"] == "exit 3: not well"
+    plan = host.plan(wanted)
+    assert plan.steps == []
+    assert plan.notes[-1] == "environment web is unhealthy: exit 3: not well"
+    host.sh("web", "touch /tmp/well")
+    until(lambda: row(host, "web")["health"] == "healthy")
+    assert host.pid("web") == pid
+
+
+def test_the_watch_comes_back_after_a_kill_and_goes_on_where_it_was(host: Host) -> None:
+    host.run("web", command=SERVES, health=CHECK)
+    host.operations.wait(["web"])
+    pid, since = host.pid("web"), verdict.read(host.layout, "web").since
+    watch = health_pid(host)
+    os.kill(watch, signal.SIGKILL)
+    until(lambda: health_pid(host) not in (0, watch))
+    host.sh("web", "busybox rm /tmp/well")
+    until(lambda: host.pid("web") not in (0, pid))
+    host.operations.wait(["web"])
+    assert verdict.read(host.layout, "web").since > since
+    assert host.plan({"web": host.desired("web", command=SERVES, health=CHECK)}).steps == []
+
+    # Nothing of it is left when nobody needs it.
+    host.apply({"web": host.desired("web", command=SERVES)})
+    assert runtime.HEALTH not in host.supervisor.observe()
+
+
+def test_what_comes_after_another_is_started_when_that_is_healthy(host: Host) -> None:
+    slow = {
+        "web": host.desired("web", after=["db"]),
+        "db": host.desired("db", command=SLOWLY, health=CHECK | PATIENT),
+    }
+    outcomes = host.apply(slow)
+    assert {outcome.error for outcome in outcomes.values()} == {""}
+    db, web = (row(host, name) for name in ("db", "web"))
+    assert db["health"] == "healthy"
+    assert web["state"] == "running"
+    assert web["since"] >= verdict.read(host.layout, "db").since
+    assert host.plan(slow).steps == []
+    plan = host.plan({"db": host.desired("db", after=["web"])})
+    assert plan.steps == [] and "wait for each other: db after web after db" in plan.refusals[0].message
+    plan = host.plan({"other": host.desired("other", after=["nobody"])})
+    assert plan.steps == [] and "no environment nobody" in plan.refusals[0].message
+
+    # The same after a restart of both by hand, and without us when the supervisor itself was killed.
+    assert host.operations.stop(["db", "web"]) == {"db": "", "web": ""}
+    assert host.operations.start(["web"]) == {"web": ""}
+    assert row(host, "web")["state"] == "starting", "db doesn't run"
+    kill_daemon(host.layout)
+    host.supervisor.resume()
+    assert daemon_pid(host.layout)
+    assert host.operations.start(["db"]) == {"db": ""}
+    until(lambda: row(host, "web")["state"] == "running")
+    assert row(host, "web")["since"] >= verdict.read(host.layout, "db").since
+
+
+def test_one_that_waits_in_vain_is_said_to_and_nothing_is_refused_for_it(host: Host, monkeypatch: Any) -> None:
+    monkeypatch.setattr("netspace.environment.proving._patience", lambda *_: 1.5)
+    wanted = {
+        "web": host.desired("web", after=["db"]),
+        "db": host.desired("db", command=NEVER, restart="never", health=CHECK),
+    }
+    outcomes = host.apply(wanted)
+    assert outcomes["db"].error == ""
+    assert outcomes["web"].error.startswith("waits for db, which is ")
+    assert row(host, "web")["state"] == "starting"
+    host.sh("db", "touch /tmp/well")
+    until(lambda: row(host, "web")["state"] == "running")
+    assert host.plan(wanted).steps == []
+
+
+# -- updates ---------------------------------------------------------------------------
+
+
+def test_an_update_that_does_not_become_healthy_is_taken_back(host: Host) -> None:
+    old = host.run("web", command=SERVES, health=CHECK)
+    host.operations.wait(["web"])
+    bad = host.desired("web", command=NEVER, health=CHECK)
+    outcome = host.kind.apply(host.plan({"web": bad}).steps)
+    rollback, update = outcome
+    assert rollback.step.action == "rollback" and rollback.error == ""
+    assert "taken back, since its health check failed: exit 3: not well" in update.error
+    assert host.operations.wait(["web"])["web"]["health"] == "healthy"
+    assert host.kind.recorded()["web"].spec.command == old.spec.command
+    assert host.kind.recorded()["web"].previous is None
+
+    # It doesn't flap: the same declaration is refused, and changes nothing, as often as it is applied.
+    pid = host.pid("web")
+    plan = host.plan({"web": bad})
+    assert plan.steps == []
+    assert "was taken back" in plan.refusals[0].message
+    assert host.operations.inspect("web")["taken_back"]["reason"].startswith("its health check failed")
+
+    # What was there before is no change, another declaration is tried, and so is the same after a retry.
+    assert [step.action for step in host.plan({"web": old}).steps] == []
+    host.operations.retry(["web"])
+    assert host.plan({"web": bad}).steps[0].action == "restart"
+    better = host.desired("web", command=shell(f"touch /tmp/well; {STAY}"), health=CHECK)
+    assert host.apply({"web": better})["web"].error == ""
+    assert host.pid("web") != pid
+    record = host.kind.recorded()["web"]
+    assert (record.previous, record.failed) == (None, None)
+    assert host.plan({"web": better}).steps == []
+
+
+def test_an_image_that_fails_goes_and_the_layer_of_the_one_before_is_still_there(
+    host: Host, writable: str, tmp_path: Path
+) -> None:
+    check = {"exec": ["/bin/sh", "-c", "[ -e /etc/motd ]"], "interval": 0.2, "retries": 2}
+    host.run("web", image=writable, health=check)
+    host.operations.wait(["web"])
+    host.sh("web", "echo kept > /var/file")
+    root = Path(writable.partition(":")[2])
+    (root / "etc/motd").unlink()
+    wanted = {"web": host.desired("web", image=writable, health=check)}
+    before = host.kind.recorded()["web"].image.digest
+    assert "taken back" in host.apply(wanted)["web"].error
+    assert host.kind.recorded()["web"].image.digest == before
+    assert host.sh("web", "cat /var/file") == "kept"
+    assert host.plan(wanted).steps == []
+    # Another content under the same name is another update.
+    (root / "etc/motd").write_text("mended\n")
+    assert host.plan(wanted).steps[0].action == "restart"
+    assert host.apply(wanted)["web"].error == ""
+    assert host.sh("web", "cat /etc/motd") == "mended"
+    assert "No such file" in host.sh("web", "cat /var/file")
+    assert host.plan(wanted).steps == []
+
+
+def test_a_run_that_was_killed_on_the_way_is_finished_by_the_next(host: Host, monkeypatch: Any) -> None:
+    host.run("web", command=SERVES, health=CHECK)
+    host.operations.wait(["web"])
+    bad = host.desired("web", command=NEVER, health=CHECK)
+
+    class Killed(BaseException):
+        """As SIGKILL: nobody catches it."""
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise Killed
+
+    places = (
+        "netspace.environment.proving.wait",
+        "netspace.environment.apply.Applying._take_back",
+        "netspace.environment.apply.records.write",
+        "netspace.environment.making.Making.assemble",
+    )
+    for place in places:
+        steps = host.plan({"web": bad}).steps
+        assert steps, f"nothing is left to do before {place}"
+        with monkeypatch.context() as patch:
+            patch.setattr(place, killed)
+            with pytest.raises(Killed):
+                host.kind.apply(steps)
+    host.apply({"web": bad})
+    record = host.kind.recorded()["web"]
+    assert record.failed is not None and record.previous is None
+    assert host.operations.wait(["web"])["web"]["health"] == "healthy"
+    assert host.plan({"web": bad}).steps == []
+
+
+def test_what_is_killed_for_want_of_memory_is_said_to_be(host: Host) -> None:
+    if "memory" not in host.kind.making.controllers:
+        pytest.skip("this host has no memory controller")
+    eats = shell("sleep 0.3; x=0123456789abcdef; while :; do x=$x$x; done")
+    wanted = {"web": host.desired("web", command=eats, restart="never", limits={"memory": "16M"})}
+    host.apply(wanted)
+    until(lambda: row(host, "web")["state"] == "failed")
+    assert row(host, "web")["exit"] == "oom"
+    assert any("want of memory" in note for note in host.plan(wanted).notes)
