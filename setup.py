@@ -8,7 +8,9 @@ is in ``pyproject.toml``.
 
 from setuptools import find_packages, setup
 
-PLUGINS = ("modules", "states", "grains", "runners", "pillar", "beacons", "engines")
+PLUGINS = ("modules", "states", "grains", "runners", "pillar", "beacons", "engines", "resources")
+# What targets of the resource type "netspace" have in place of Salt's own modules and states.
+OVERLAYS = ("modules", "states")
 
 setup(
     package_dir={
@@ -18,5 +20,6 @@ setup(
     packages=[
         *find_packages("_utils", include=["netspace", "netspace.*"]),
         *(f"netspace.{kind}" for kind in PLUGINS),
+        *(f"netspace.resources.netspace.{kind}" for kind in OVERLAYS),
     ],
 )

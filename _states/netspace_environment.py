@@ -58,6 +58,15 @@ def _host() -> Host:
     return Host(declared.layout(__opts__), remote=SaltFiles(__salt__, __opts__))
 
 
+def _told(*states: dict[str, Any]) -> dict[str, Any]:
+    """The first of *states*, after Salt was told where its targets may be others now."""
+    changed = any(state["changes"] for state in states) and not __opts__["test"]
+    # Older ones have no such function, and no targets.
+    if changed and declared.targets_wanted(__opts__, __pillar__) and "saltutil.refresh_resources" in __salt__:
+        __salt__["saltutil.refresh_resources"]()
+    return states[0]
+
+
 def managed(name: str, declaration: dict[str, Any] | None = None) -> dict[str, Any]:
     """
     All declared environments run as declared, and no others exist.
@@ -83,7 +92,7 @@ def managed(name: str, declaration: dict[str, Any] | None = None) -> dict[str, A
         result = _host().converge_environments(wanted, whole=True, test=test)
     except NetspaceError as err:
         return report.failure(name, err)
-    return report.state(name, result, test=test)
+    return _told(report.state(name, result, test=test))
 
 
 def running(name: str, **kwargs: Any) -> dict[str, Any]:
@@ -160,6 +169,9 @@ def running(name: str, **kwargs: Any) -> dict[str, Any]:
         ``{policy: require|prefer|off, minimum: L0..L5}``. By default, that of the host
         (``pillar:netspace:attestation``).
 
+    target
+        Whether Salt may address it by itself (``T@netspace:MINION-NAME``), and so act in it. Defaults to false.
+
     Takes part in ``aggregate: True``: any number of these states is then one batch.
     """
     return _one(name, kwargs, "running")
@@ -222,7 +234,7 @@ def absent(name: str, purge: bool = False) -> dict[str, Any]:
         result = Host(declared.layout(__opts__)).remove_environments({name}, test=test, purge=purge)
     except NetspaceError as err:
         return report.failure(name, err)
-    return report.state(name, result, test=test, only=name)
+    return _told(report.state(name, result, test=test, only=name))
 
 
 def _one(name: str, kwargs: dict[str, Any], state: str) -> dict[str, Any]:
@@ -251,6 +263,7 @@ def _one(name: str, kwargs: dict[str, Any], state: str) -> dict[str, Any]:
         for each in batch:
             results.setdefault(each, report.failure(each, err))
     own = results.pop(name)
+    _told(own, *results.values())
     if results:
         __context__.setdefault(_RESULTS, {}).update({(each, state): entry for each, entry in results.items()})
     return own

@@ -36,11 +36,14 @@ TITLES = {
     "pillar": "External pillar",
     "beacons": "Beacons",
     "engines": "Engines",
+    "resources": "Resources",
+    "resources/netspace/modules": "Execution modules in an environment",
+    "resources/netspace/states": "State modules in an environment",
 }
 
 
-def _make_importable(kind: str) -> None:
-    spec = ModuleSpec(f"netspace.{kind}", None, is_package=True)
+def _make_importable(kind: str, package: str) -> None:
+    spec = ModuleSpec(package, None, is_package=True)
     spec.submodule_search_locations = [str(ROOT / f"_{kind}")]
     sys.modules[spec.name] = module_from_spec(spec)
 
@@ -56,13 +59,14 @@ def _reference(folder: Path) -> None:
     index = ["Salt modules", "============", ""]
     pages = set()
     for kind, title in TITLES.items():
-        _make_importable(kind)
+        package = f"netspace.{kind.replace('/', '.')}"
+        _make_importable(kind, package)
         names = sorted(path.stem for path in (ROOT / f"_{kind}").glob("*.py") if path.stem != "__init__")
         if not names:
             continue
         index += [title, "-" * len(title), "", ".. toctree::", ""]
         for name in names:
-            module = f"netspace.{kind}.{name}"
+            module = f"{package}.{name}"
             index.append(f"   {module}")
             pages.add(folder / f"{module}.rst")
             _write(folder / f"{module}.rst", f".. automodule:: {module}\n   :members:\n")

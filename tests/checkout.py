@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PLUGIN_FOLDERS = ("_modules", "_states", "_grains", "_runners", "_pillar", "_beacons", "_engines")
+PLUGIN_FOLDERS = ("_modules", "_states", "_grains", "_runners", "_pillar", "_beacons", "_engines", "_resources")
 _UNWANTED = shutil.ignore_patterns("__pycache__", "*.pyc", "*.egg-info")
 
 
@@ -16,6 +16,7 @@ def copy(target: Path) -> Path:
     """Copy plugins, library and packaging to *target*, and return it."""
     for folder in (*PLUGIN_FOLDERS, "_utils"):
         shutil.copytree(ROOT / folder, target / folder, ignore=_UNWANTED)
+    (target / "resources").symlink_to("_resources")
     for file in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / file, target / file)
     return target

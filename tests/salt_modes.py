@@ -33,8 +33,19 @@ loaders = {
     "_pillar": salt.loader.pillars(opts, functions),
 }
 found = {folder: [name for name in loader if name.startswith("netspace")] for folder, loader in loaders.items()}
+reason, inside = "", []
+if hasattr(salt.loader, "resource"):
+    # As a minion looks for targets: with nothing but the configuration.
+    found["_resources"] = [name for name in salt.loader.resource(opts) if name.startswith("netspace")]
+    inside = sorted(salt.loader.resource_modules(opts, "netspace", utils=utils, context={}))
+else:
+    folders = salt.loader._module_dirs(opts, "resources")
+    resources = salt.loader.LazyLoader(folders, opts, tag="resources", pack={"__context__": {}})
+    assert "netspace.ping" not in resources
+    reason = resources.missing_fun_string("netspace.ping")
 import netspace
-json.dump({"plugins": found, "library": netspace.__file__, "grains": opts["grains"]}, sys.stdout)
+told = {"plugins": found, "library": netspace.__file__, "grains": opts["grains"], "reason": reason, "inside": inside}
+json.dump(told, sys.stdout)
 """
 
 

@@ -32,6 +32,17 @@ def layout(opts: Mapping[str, Any]) -> Layout:
     return Layout(instance)
 
 
+def minion(opts: Mapping[str, Any]) -> str:
+    """The minion's id; where Salt applies states in a target, that says its own in its place."""
+    return str(opts.get("netspace.minion") or opts["id"])
+
+
+def targets_wanted(opts: Mapping[str, Any], pillar: Mapping[str, Any]) -> bool:
+    """Whether environments are to be Salt's targets, and this is the minion that offers them, no ``salt-call``."""
+    section = pillar.get(opts.get("resource_pillar_key") or "resources")
+    return isinstance(section, Mapping) and "netspace" in section and opts.get("__cli") != "salt-call"
+
+
 def whole(given: Mapping[str, Any] | None, pillar: Mapping[str, Any]) -> Declaration:
     """The host's declaration: *given*, or what ``pillar:netspace`` says.
 

@@ -24,8 +24,8 @@ from netspace.supervision import policy
 
 KIND = "environment"
 
-# Keys whose change needs no restart: what they say matters to the supervisor or the appraisal alone.
-_LIVE = frozenset({"restart", "stop_timeout", "attestation", "source_hash", "health", "after", "update"})
+# Keys whose change needs no restart: what they say matters to the supervisor, the appraisal or Salt alone.
+_LIVE = frozenset({"restart", "stop_timeout", "attestation", "source_hash", "health", "after", "update", "target"})
 # Limits that are changed in place: the kernel keeps them in cgroups.
 _TUNED = ("limits:memory", "limits:cpus", "limits:io")
 # And why another one's change needs a restart.

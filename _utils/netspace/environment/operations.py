@@ -178,12 +178,21 @@ class Operations:
         return {"lines": done.stdout[-MAX_OUTPUT:].decode(errors="replace").splitlines()[-count:] if count else []}
 
     def exec(
-        self, name: str, command: Sequence[str], timeout: float = 60.0, stdin: bytes | str = b""
+        self,
+        name: str,
+        command: Sequence[str],
+        timeout: float = 60.0,
+        stdin: bytes | str = b"",
+        *,
+        folder: str | None = None,
+        variables: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
         """Run another program in a running environment, with the same rights as its own.
 
         :param command: argument vector; the program is looked up inside.
         :param timeout: seconds; then it is killed.
+        :param folder: where it begins, inside; absent: where the environment's program did.
+        :param variables: beside the environment's own.
         :return: ``retcode`` (124 after a timeout), ``stdout`` and ``stderr`` (text, at most 1 MiB
             each), ``truncated`` (whether there was more) and ``timed_out``.
         :raises NetspaceError: when the environment doesn't run or the program can't be run.
@@ -194,9 +203,13 @@ class Operations:
             raise NetspaceError("exec: no command is given")
         if self._status(name).state != "running":
             raise NetspaceError(f"environment {name} does not run")
-        done = entering.enter(
-            self._layout, name, record, arguments, timeout, stdin.encode() if isinstance(stdin, str) else stdin
-        )
+        spec = record.spec
+        if variables:
+            spec = msgspec.structs.replace(spec, env={**spec.env, **variables})
+        if folder is not None:
+            spec = msgspec.structs.replace(spec, working_dir=folder)
+        fed = stdin.encode() if isinstance(stdin, str) else stdin
+        done = entering.enter(self._layout, name, replace(record, spec=spec), arguments, timeout, fed)
         return {
             "retcode": done.retcode,
             "stdout": done.stdout.decode(errors="replace"),

@@ -168,6 +168,15 @@ def read(layout: Layout) -> dict[str, Record]:
     }
 
 
+def read_one(layout: Layout, name: str) -> Record | None:
+    """One environment's record; None where there is no such environment.
+
+    :raises StateError: when it can't be understood.
+    """
+    data = files.read_json(path(layout, name))
+    return None if data is None else _decode(path(layout, name), name, data)
+
+
 def _decode(where: Path, name: str, data: dict[str, Any]) -> Record:
     try:
         if data["version"] != _VERSION:

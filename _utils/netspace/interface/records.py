@@ -110,6 +110,12 @@ def read(layout: Layout) -> dict[str, Record]:
     }
 
 
+def read_one(layout: Layout, name: str) -> Record | None:
+    """One environment's record; None where it has none."""
+    value = files.read_json(path(layout, name))
+    return None if value is None else Record.decoded(value, path(layout, name))
+
+
 class Volatile(msgspec.Struct):
     """What was done since the host started.
 

@@ -358,6 +358,8 @@ class Environment(Base, frozen=True):
     :param health: absent: it is well as long as it runs.
     :param after: environments that must be healthy (or, without a check, run) before this one is started.
     :param attestation: absent: the host's default.
+    :param target: whether Salt may address it by itself, as ``T@netspace:MINION-NAME``, and so run
+        commands and apply states in it. **Not unless it is declared.**
     """
 
     image: str
@@ -379,6 +381,7 @@ class Environment(Base, frozen=True):
     after: tuple[str, ...] = ()
     update: Update = Update()
     attestation: Requirement | None = None
+    target: bool = False
 
 
 class Link(Base, frozen=True):

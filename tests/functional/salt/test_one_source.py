@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import checkout
@@ -18,6 +19,21 @@ def test_every_plugin_loads_with_its_library(salt: Salt) -> None:
         for plugin, functions in checkout.plugins(folder).items():
             missing = {f"{plugin}.{function}" for function in functions} - set(found)
             assert not missing, f"{folder}: Salt doesn't find {sorted(missing)}"
+
+
+def test_an_environment_has_functions_of_its_own_and_no_others_or_there_is_a_reason(salt: Salt) -> None:
+    loaded = salt.load()
+    if "_resources" not in loaded["plugins"]:
+        # Older Salts don't sync what they have no use for.
+        assert "environments are targets with Salt 3008" in loaded["reason"] or salt.python == Path(sys.executable)
+        return
+    expected = {
+        f"{name}.{function}"
+        for name, functions in checkout.plugins("_resources/netspace/modules").items()
+        for function in functions
+    }
+    assert {"test.ping", "cmd.run", "grains.items", "state.apply"} <= expected
+    assert set(loaded["inside"]) == expected
 
 
 def test_grains_are_there(salt: Salt) -> None:
@@ -61,9 +77,9 @@ def test_both_at_once_is_warned_of(tmp_path: Path) -> None:
 @pytest.mark.parametrize("folder", checkout.PLUGIN_FOLDERS)
 def test_every_plugin_guards_against_an_old_library(folder: str) -> None:
     """A plugin that misses this would run a library from before the last sync."""
-    for path in sorted((checkout.ROOT / folder).glob("*.py")):
+    for path in sorted((checkout.ROOT / folder).rglob("*.py")):
         text = path.read_text()
-        if "netspace" in text and path.stem != "__init__":
+        if "from netspace" in text and path.stem != "__init__":
             first = text.index("from netspace")
             assert "\nimport netspace\n" in text[:first], path
             assert "\nnetspace.refresh(__file__)\n" in text[:first], path

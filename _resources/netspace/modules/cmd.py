@@ -1,0 +1,172 @@
+"""
+``cmd`` in an environment
+=========================
+
+Commands inside a target of type ``netspace``: as the environment's own user, with its limits and its system call
+filter. At most 256 KiB of each stream come back.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import netspace
+
+netspace.refresh(__file__)
+
+from salt.exceptions import CommandExecutionError  # noqa: E402
+
+from netspace import declared  # noqa: E402
+from netspace.errors import NetspaceError  # noqa: E402
+from netspace.targets import Answer, Targets  # noqa: E402
+
+if TYPE_CHECKING:
+    __context__: dict[str, Any]
+    __opts__: dict[str, Any]
+    __resource__: dict[str, str]
+    __salt__: dict[str, Callable[..., Any]]
+
+# What Salt's own cmd.run knows and an environment can't do otherwise; it may be said, as Salt itself does.
+_SAID = {"output_loglevel", "hide_output", "use_vt", "log_callback", "bg", "rstrip", "redirect_stderr", "saltenv"}
+
+
+def _variables(env: Any) -> dict[str, str]:
+    parts = env if isinstance(env, list) else [env or {}]
+    found: dict[str, str] = {}
+    for part in parts:
+        if not isinstance(part, Mapping):
+            raise CommandExecutionError(f"env: expected names and values, got {part!r}")
+        found.update({str(name): "" if value is None else str(value) for name, value in part.items()})
+    return found
+
+
+def _run(
+    cmd: str | list[str],
+    cwd: str | None = None,
+    stdin: str | None = None,
+    env: Any = None,
+    timeout: float | None = None,
+    shell: str | None = None,
+    python_shell: bool | None = None,
+    ignore_retcode: bool = False,
+    success_retcodes: list[int] | None = None,
+    **kwargs: Any,
+) -> Answer:
+    unknown = [key for key, value in kwargs.items() if not key.startswith("__") and key not in _SAID and value]
+    if unknown:
+        raise CommandExecutionError(f"in an environment, cmd has no {', '.join(sorted(unknown))}")
+    if isinstance(cmd, str) and python_shell is False:
+        cmd = shlex.split(cmd)
+    try:
+        answer = Targets(declared.layout(__opts__), declared.minion(__opts__)).run(
+            __resource__["id"], cmd, timeout=timeout, stdin=stdin or "", folder=cwd, variables=_variables(env),
+            shell=shell,
+        )  # fmt: skip
+    except NetspaceError as err:
+        raise CommandExecutionError(str(err)) from err
+    fine = ignore_retcode or answer.retcode in (success_retcodes or [0])
+    __context__["retcode"] = 0 if fine else answer.retcode
+    return answer
+
+
+def run(cmd: str | list[str], **kwargs: Any) -> str:
+    """
+    Run a command inside and return what it wrote, to both its outputs.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt -C 'T@netspace:shop1-web' cmd.run 'id; ls /srv'
+        salt -C 'T@netspace:shop1-web' cmd.run '["/usr/bin/web", "--version"]'
+
+    cmd
+        A text for a shell, **which the image must have**, or an argument vector, for which none is needed.
+
+    cwd
+        Folder inside where it begins. By default, where the environment's program did.
+
+    stdin
+        What the command reads.
+
+    env
+        Variables, beside the environment's own.
+
+    timeout
+        Seconds after which it is killed, and 124 is its return code. Defaults to 60.
+
+    shell
+        The shell inside. Defaults to ``/bin/sh``.
+
+    python_shell
+        False: a text is split into an argument vector.
+
+    ignore_retcode
+        Whether a return code other than 0 is no failure of this job.
+
+    success_retcodes
+        Return codes beside which all others are a failure. Defaults to 0.
+    """
+    answer = _run(cmd, **kwargs)
+    return "\n".join(part.rstrip("\n") for part in (answer.stdout, answer.stderr) if part)
+
+
+def run_stdout(cmd: str | list[str], **kwargs: Any) -> str:
+    """
+    Run a command inside and return what it wrote to its standard output. See :py:func:`run`.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt -C 'T@netspace:shop1-web' cmd.run_stdout 'ls /srv'
+    """
+    return _run(cmd, **kwargs).stdout.rstrip("\n")
+
+
+def run_stderr(cmd: str | list[str], **kwargs: Any) -> str:
+    """
+    Run a command inside and return what it wrote to its standard error. See :py:func:`run`.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt -C 'T@netspace:shop1-web' cmd.run_stderr 'ls /srv'
+    """
+    return _run(cmd, **kwargs).stderr.rstrip("\n")
+
+
+def run_all(cmd: str | list[str], **kwargs: Any) -> dict[str, Any]:
+    """
+    Run a command inside and return ``retcode``, ``stdout``, ``stderr`` and ``truncated``: whether there was more
+    than comes back. See :py:func:`run`.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt -C 'T@netspace:shop1-web' cmd.run_all 'ls /srv'
+    """
+    answer = _run(cmd, **kwargs)
+    return {
+        "retcode": answer.retcode,
+        "stdout": answer.stdout.rstrip("\n"),
+        "stderr": answer.stderr.rstrip("\n"),
+        "truncated": answer.truncated,
+    }
+
+
+def retcode(cmd: str | list[str], **kwargs: Any) -> int:
+    """
+    Run a command inside and return its return code. See :py:func:`run`.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt -C 'T@netspace:shop1-web' cmd.retcode 'test -e /srv/ready'
+    """
+    return _run(cmd, **kwargs).retcode

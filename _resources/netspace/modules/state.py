@@ -1,0 +1,263 @@
+"""
+``state`` in an environment
+===========================
+
+States inside a target of type ``netspace``. The minion renders them, with the target's ``id`` and grains and the
+minion's own pillar, and each acts inside as the environment's own user: nothing of Salt, no Python and but for
+``cmd`` no program is needed in the image. There are ``cmd.run``, ``file.managed``, ``file.directory``,
+``file.symlink``, ``file.absent`` and ``test.nop``, with all requisites; any other is an error, and then none is
+applied.
+What Salt asks of execution modules (``unless``, ``onlyif``, ``salt['cmd.run']`` in a template) is asked inside.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import netspace
+
+netspace.refresh(__file__)
+
+import salt.fileclient  # noqa: E402
+import salt.loader  # noqa: E402
+import salt.state  # noqa: E402
+import salt.utils.args  # noqa: E402
+import salt.utils.dictupdate  # noqa: E402
+import salt.utils.state  # noqa: E402
+from salt.exceptions import CommandExecutionError  # noqa: E402
+
+from netspace import declared  # noqa: E402
+from netspace.errors import NetspaceError  # noqa: E402
+from netspace.targets import Targets  # noqa: E402
+
+if TYPE_CHECKING:
+    __context__: dict[str, Any]
+    __opts__: dict[str, Any]
+    __resource__: dict[str, str]
+    __resource_funcs__: dict[str, Callable[..., Any]]
+
+__func_alias__ = {"apply_": "apply"}
+
+_FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "states")
+KNOWN = ("cmd", "file", "test")
+_COMPILER_ERROR, _FAILURE = 1, 2
+
+
+class _State(salt.state.State):  # type: ignore[misc]
+    """Salt's states, but for those that act in an environment: no others, since they would act on the host."""
+
+    def load_modules(self, data: Any = None, proxy: Any = None) -> None:
+        super().load_modules(data, proxy)
+        # What Salt itself needs between two states (a configuration, a pause) is the minion's.
+        self._trusted_functions = self.minion_functions
+
+    def _load_states(self) -> None:
+        self.states = salt.loader.LazyLoader(
+            [_FOLDER],
+            self.opts,
+            tag="states",
+            pack={
+                "__salt__": self.functions,
+                "__context__": self.state_con,
+                "__file_client__": salt.fileclient.ContextlessFileClient(self.file_client),
+                "__resource__": {},
+                "__resource_funcs__": self.resource_funcs,
+            },
+            whitelist=list(KNOWN),
+            extra_module_dirs=self.utils.module_dirs,
+            pack_self="__states__",
+            loaded_base_name="netspace.inside",
+        )
+
+    def _run_check_creates(self, low: Any) -> dict[str, Any]:
+        """As Salt's, which would look on the host."""
+        wanted = low["creates"] if isinstance(low["creates"], list) else [low["creates"]]
+        targets = Targets(declared.layout(self.opts), declared.minion(self.opts))
+        try:
+            with targets.files(self.opts["id"]) as inside:
+                there = bool(wanted) and all(inside.look(str(path)) is not None for path in wanted)
+            comment = f"{', '.join(map(str, wanted))}: " + ("there" if there else "not all there")
+        except NetspaceError as err:
+            there, comment = False, str(err)
+        done = {"skip_watch": True} if there else {}
+        return {"name": low.get("name"), "__id__": low.get("__id__"), "result": there, "comment": comment, **done}
+
+
+class _HighState(salt.state.HighState):  # type: ignore[misc]
+    """A highstate of such states.
+
+    Renders as Salt does, with the minion's own connection to the master.
+    """
+
+    def __init__(self, opts: dict[str, Any], pillar: dict[str, Any], client: Any) -> None:
+        self.opts = opts
+        self.client = client
+        self.preserve_client = False
+        salt.state.BaseHighState.__init__(self, opts)
+        self.state = _State(opts, initial_pillar=pillar, file_client=client)
+        self.matchers = salt.loader.matchers(self.opts)
+        self.proxy = None
+        self._pydsl_all_decls: dict[str, Any] = {}
+        self._pydsl_render_stack: list[Any] = []
+
+    def render_highstate(self, matches: Any, *arguments: Any, **kwargs: Any) -> tuple[Any, list[str]]:
+        high, errors = super().render_highstate(matches, *arguments, **kwargs)
+        return high, [*errors, *_unknown(high)]
+
+
+def _unknown(high: Any) -> list[str]:
+    """What of rendered states can't be applied inside."""
+    return [
+        f"{identifier}: state {state} acts on a host; in an environment there are: {', '.join(KNOWN)}"
+        for identifier, body in (high or {}).items()
+        if isinstance(body, dict) and not identifier.startswith("__")
+        for state in body
+        if not state.startswith("__") and state.partition(".")[0] not in KNOWN
+    ]
+
+
+def _options(kwargs: dict[str, Any], test: bool | None) -> dict[str, Any]:
+    """The minion's configuration, as the target's own."""
+    opts = salt.utils.state.get_sls_opts(dict(__opts__), **kwargs)
+    opts["netspace.minion"] = declared.minion(__opts__)
+    opts["id"] = __resource__["id"]
+    opts["grains"] = __resource_funcs__["netspace.grains"]()
+    opts["resource_type"] = "netspace"
+    opts["autoload_dynamic_modules"] = False
+    opts["test"] = bool(opts.get("test")) if test is None else test
+    return opts
+
+
+def _pillar(given: Any) -> dict[str, Any]:
+    """The minion's pillar as it has it, with what was given. Never asked for: to the master a target is nobody."""
+    own = __opts__.get("pillar") or {}
+    own = copy.deepcopy(dict(own.value() if hasattr(own, "value") else own))
+    if given is not None and not isinstance(given, dict):
+        raise CommandExecutionError(f"pillar: expected names and values, got {given!r}")
+    merged: dict[str, Any] = salt.utils.dictupdate.merge(own, given or {}, strategy="smart")
+    return merged or {"netspace": {}}
+
+
+def _applied(test: bool | None, kwargs: dict[str, Any], act: Callable[[_HighState], Any]) -> Any:
+    pillar = _pillar(kwargs.get("pillar"))
+    # Before the options say that they are another's: the connection to the master is the minion's.
+    client = salt.fileclient.get_file_client(dict(__opts__))
+    with _HighState(_options(kwargs, test), pillar, client) as high:
+        high.push_active()
+        try:
+            done = act(high)
+        finally:
+            high.pop_active()
+    if isinstance(done, list):
+        __context__["retcode"] = _COMPILER_ERROR
+    else:
+        failed = any(isinstance(one, dict) and one.get("result") is False for one in done.values())
+        __context__["retcode"] = _FAILURE if failed else 0
+    return done
+
+
+def sls(mods: str | list[str], saltenv: str | None = None, test: bool | None = None, **kwargs: Any) -> Any:
+    """
+    Apply some SLS files in the environment.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt -C 'T@netspace:shop1-web' state.sls web.content test=True
+
+    mods
+        The files' names, in a list or with commas between them.
+
+    saltenv
+        Salt's file server environment. Defaults to the minion's, or ``base``.
+
+    test
+        True: say what would change, and change nothing.
+
+    pillar
+        Values beside the minion's pillar.
+
+    exclude
+        Names of SLS files that are left out.
+    """
+    names = mods.split(",") if isinstance(mods, str) else mods
+    names = [str(name).strip() for name in names if str(name).strip()]
+    where = saltenv or __opts__.get("saltenv") or "base"
+
+    def act(high: _HighState) -> Any:
+        rendered, errors = high.render_highstate({where: names})
+        exclude = kwargs.get("exclude")
+        if exclude:
+            rendered["__exclude__"] = exclude.split(",") if isinstance(exclude, str) else list(exclude)
+        return errors or high.state.call_high(rendered)
+
+    return _applied(test, kwargs, act)
+
+
+def highstate(test: bool | None = None, **kwargs: Any) -> Any:
+    """
+    Apply in the environment what the top file has for the target's id.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt -C 'T@netspace:shop1-web' state.highstate
+
+    test
+        True: say what would change, and change nothing.
+    """
+    name = f"netspace-{__resource__['id']}"
+    return _applied(
+        test, kwargs, lambda high: high.call_highstate(exclude=kwargs.get("exclude"), cache_name=name)
+    )  # fmt: skip
+
+
+def apply_(mods: str | list[str] | None = None, **kwargs: Any) -> Any:
+    """
+    Apply some SLS files, or all that the top file has for the target's id. See :py:func:`sls` and
+    :py:func:`highstate`.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt -C 'T@netspace:shop1-web' state.apply web.content
+    """
+    return sls(mods, **kwargs) if mods else highstate(**kwargs)
+
+
+def single(fun: str, name: str, test: bool | None = None, **kwargs: Any) -> Any:
+    """
+    Apply one state in the environment.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt -C 'T@netspace:shop1-web' state.single file.managed /srv/motd contents=hello
+
+    fun
+        The state and its function.
+
+    name
+        What it is about.
+
+    test
+        True: say what would change, and change nothing.
+    """
+    state, _, function = fun.partition(".")
+    low = {
+        key: value for key, value in salt.utils.args.clean_kwargs(**kwargs).items() if key not in ("pillar", "saltenv")
+    }
+    low = {**low, "state": state, "fun": function, "name": name, "__id__": name, "__sls__": "single"}
+
+    def act(high: _HighState) -> Any:
+        errors = [*_unknown({name: {fun: []}}), *high.state.verify_data(low)]
+        return errors or {f"{state}_|-{name}_|-{name}_|-{function}": high.state.call(low)}
+
+    return _applied(test, kwargs, act)

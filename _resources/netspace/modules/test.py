@@ -1,0 +1,29 @@
+"""
+``test`` on an environment
+==========================
+
+What ``test`` there is on a target of type ``netspace``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    __resource_funcs__: dict[str, Callable[..., Any]]
+
+
+def ping() -> bool:
+    """
+    Whether the environment runs: what it was handed could be read inside, as its own user.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt -C 'T@netspace:shop1-web' test.ping
+        salt -C 'T@netspace' test.ping
+    """
+    found: bool = __resource_funcs__["netspace.ping"]()
+    return found

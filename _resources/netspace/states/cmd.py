@@ -1,0 +1,73 @@
+"""
+``cmd`` states in an environment
+================================
+
+Commands inside, as the environment's own user.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from salt.exceptions import CommandExecutionError
+
+if TYPE_CHECKING:
+    __opts__: dict[str, Any]
+    __salt__: dict[str, Callable[..., Any]]
+
+# Salt's, which it acts on itself.
+_SALTS = {"creates", "unless", "onlyif", "check_cmd"}
+
+
+def run(
+    name: str | list[str],
+    cwd: str | None = None,
+    env: Any = None,
+    shell: str | None = None,
+    stdin: str | None = None,
+    timeout: float | None = None,
+    success_retcodes: list[int] | None = None,
+    **kwargs: Any,
+) -> dict[str, Any]:
+    """
+    Run a command inside. ``unless``, ``onlyif`` and ``creates`` are looked at inside, too.
+
+    name
+        A text for a shell, **which the image must have**, or an argument vector.
+
+    cwd
+        Folder inside where it begins.
+
+    env
+        Variables, beside the environment's own.
+
+    shell
+        The shell inside. Defaults to ``/bin/sh``.
+
+    stdin
+        What the command reads.
+
+    timeout
+        Seconds after which it is killed. Defaults to 60.
+
+    success_retcodes
+        Return codes that are no failure. Defaults to 0.
+    """
+    ret: dict[str, Any] = {"name": name, "result": False, "changes": {}, "comment": ""}
+    unknown = [key for key in kwargs if not key.startswith("__") and key not in _SALTS]
+    if unknown:
+        return {**ret, "comment": f"in an environment, cmd.run has no {', '.join(sorted(unknown))}"}
+    if __opts__["test"]:
+        return {**ret, "result": None, "comment": f"Command {name!r} would have been executed."}
+    try:
+        done = __salt__["cmd.run_all"](
+            name, cwd=cwd, env=env, shell=shell, stdin=stdin, timeout=timeout, ignore_retcode=True
+        )
+    except CommandExecutionError as err:
+        return {**ret, "comment": str(err)}
+    fine = done["retcode"] in (success_retcodes or [0])
+    return {**ret, "result": fine, "changes": done, "comment": f"Command {name!r} ended with {done['retcode']}."}
+
+
+wait = run

@@ -1,0 +1,20 @@
+"""
+``test`` states in an environment
+=================================
+
+A state that does nothing, for requisites.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def nop(name: str, **kwargs: Any) -> dict[str, Any]:
+    """
+    Do nothing, with success.
+
+    name
+        Anything.
+    """
+    return {"name": name, "result": True, "changes": {}, "comment": "Nothing to do."}

@@ -1,0 +1,364 @@
+"""Files of a running environment, seen and changed from the host as its own user would.
+
+No program of the image is needed, so it works in an image that is one static binary. Whatever
+is in an environment may be hostile, so nothing is done there with the host's rights: a thread
+takes on the environment's user and group and has no capability left, and every path is resolved
+by the kernel within the environment's root (``openat2(2)``, ``RESOLVE_IN_ROOT``), whatever links
+lie there. Only plain files, folders and links are touched; /proc never. Nothing of the image is run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import functools
+import os
+import platform
+import secrets
+import stat
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, TypeVar
+
+from netspace.environment.ids import COUNT
+from netspace.errors import MissingError, NetspaceError
+
+T = TypeVar("T")
+
+MOST = 1024 * 1024  # bytes of a file
+DEPTH = 64  # folders within one another that are removed
+
+_OPENAT2 = 437
+_NO_XDEV, _NO_MAGICLINKS, _IN_ROOT = 0x01, 0x02, 0x10
+_PATH = os.O_PATH | os.O_CLOEXEC
+# Of the thread alone: the C library's functions of these names change a whole process.
+_CALLS = {
+    "x86_64": {"setgroups": 116, "setresgid": 119, "setresuid": 117},
+    "aarch64": {"setgroups": 159, "setresgid": 149, "setresuid": 147},
+}
+
+
+@functools.cache
+def _libc() -> Any:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _call(number: int, *arguments: Any) -> int:
+    result: int = _libc().syscall(ctypes.c_long(number), *arguments)
+    if result < 0:
+        failed = ctypes.get_errno()
+        raise OSError(failed, os.strerror(failed))
+    return result
+
+
+def opened(root: int, path: str, flags: int, *, one_file_system: bool = False) -> int:
+    """Open *path* with *root* (a descriptor) as ``/``: no link and no ``..`` leads out of it. Never blocks.
+
+    :raises OSError: as open(2).
+    """
+    resolve = _IN_ROOT | _NO_MAGICLINKS | (_NO_XDEV if one_file_system else 0)
+    flags |= os.O_CLOEXEC if flags & os.O_PATH else os.O_CLOEXEC | os.O_NONBLOCK
+    how = ctypes.create_string_buffer(struct.pack("=QQQ", flags, 0, resolve), 24)
+    while True:
+        try:
+            return _call(_OPENAT2, ctypes.c_long(root), os.fsencode(path), how, ctypes.c_size_t(24))
+        except OSError as err:
+            if err.errno != errno.EAGAIN:  # something was renamed meanwhile
+                raise
+
+
+def beginning(folder: str, path: str, most: int) -> bytes:
+    """The first *most* bytes of a plain file in a root that may be hostile; empty where there is none.
+
+    Only of that root's own file system: not of what is mounted in it.
+    """
+    try:
+        root = os.open(folder, _PATH | os.O_DIRECTORY)
+    except OSError:
+        return b""
+    try:
+        file = opened(root, path, os.O_RDONLY, one_file_system=True)
+    except OSError:
+        return b""
+    finally:
+        os.close(root)
+    try:
+        return os.read(file, most) if stat.S_ISREG(os.fstat(file).st_mode) else b""
+    except OSError:
+        return b""
+    finally:
+        os.close(file)
+
+
+def as_user(uid: int, gid: int, action: Callable[[], T]) -> T:
+    """Have a thread do *action* as the host's user *uid*: no other group, no capability.
+
+    :raises MissingError: on a machine whose system calls aren't known here.
+    """
+    calls = _CALLS.get(platform.machine())
+    if calls is None:
+        raise MissingError(
+            f"what is known of the system calls of {platform.machine()}", "x86_64 and aarch64 can do this"
+        )
+    outcome: list[T] = []
+    failure: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            _call(calls["setgroups"], ctypes.c_size_t(0), None)
+            _call(calls["setresgid"], *[ctypes.c_uint(gid)] * 3)
+            _call(calls["setresuid"], *[ctypes.c_uint(uid)] * 3)
+            outcome.append(action())
+        except BaseException as err:  # for whoever waits
+            failure.append(err)
+
+    thread = threading.Thread(target=work, name="netspace-within")
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+    return outcome[0]
+
+
+class UnreachableError(NetspaceError):
+    """The environment runs, but has a kernel of its own between its files and this one."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What lies at a path: ``file``, ``folder``, ``link`` or ``other``, its permissions, and a link's target."""
+
+    kind: str
+    mode: int = 0
+    target: str = ""
+
+
+class Within:
+    """The files of one environment; see :func:`entered`. Every method raises NetspaceError naming the path."""
+
+    def __init__(self, root: int, uid: int, gid: int) -> None:
+        self._root, self._uid, self._gid = root, uid, gid
+
+    def look(self, path: str) -> Entry | None:
+        """What lies there, links not followed; None where there is nothing."""
+
+        def act() -> Entry | None:
+            with self._parent(path) as (parent, name):
+                return _entry(parent, name)
+
+        return self._do(path, act, absent=None)
+
+    def read(self, path: str, most: int = MOST) -> bytes | None:
+        """The content of a plain file; None where there is nothing.
+
+        :raises NetspaceError: where it is larger than *most*, or no plain file.
+        """
+
+        def act() -> bytes:
+            with _closing(opened(self._root, path, os.O_RDONLY)) as file:
+                _plain(file)
+                self._no_proc(file)
+                found = b""
+                while len(found) <= most and (chunk := os.read(file, most + 1 - len(found))):
+                    found += chunk
+                if len(found) > most:
+                    raise OSError(errno.EFBIG, f"it is larger than {most} bytes")
+                return found
+
+        return self._do(path, act, absent=None)
+
+    def write(self, path: str, content: bytes, mode: int | None) -> None:
+        """Have a plain file hold *content*, all at once; a link there is followed. *mode* None: kept, or 0600."""
+
+        def act() -> None:
+            target = self._followed(path)
+            with self._parent(target) as (parent, name):
+                there = _entry(parent, name)
+                if there is not None and there.kind != "file":
+                    raise OSError(errno.EEXIST, f"there is a {there.kind}")
+                wanted = mode if mode is not None else there.mode if there is not None else 0o600
+                aside = f".{name[:200]}.{secrets.token_hex(4)}"
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+                with _closing(os.open(aside, flags, 0o600, dir_fd=parent)) as file:
+                    try:
+                        left = memoryview(content)
+                        while left:
+                            left = left[os.write(file, left) :]
+                        os.fchmod(file, wanted)
+                        os.rename(aside, name, src_dir_fd=parent, dst_dir_fd=parent)
+                    except BaseException:
+                        with contextlib.suppress(OSError):
+                            os.unlink(aside, dir_fd=parent)
+                        raise
+
+        self._do(path, act)
+
+    def chmod(self, path: str, mode: int) -> None:
+        """Set the permissions of a plain file or a folder."""
+
+        def act() -> None:
+            with _closing(opened(self._root, path, os.O_RDONLY | os.O_NOFOLLOW)) as file:
+                if not stat.S_ISDIR(os.fstat(file).st_mode):
+                    _plain(file)
+                self._no_proc(file)
+                os.fchmod(file, mode)
+
+        self._do(path, act)
+
+    def make_folder(self, path: str, mode: int) -> None:
+        """Make one folder; the one above it is there."""
+
+        def act() -> None:
+            with self._parent(path) as (parent, name):
+                os.mkdir(name, 0o700, dir_fd=parent)
+                with _closing(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)) as file:
+                    os.fchmod(file, mode)
+
+        self._do(path, act)
+
+    def make_link(self, path: str, target: str) -> None:
+        """Have *path* be a symbolic link to *target*, in place of another link."""
+
+        def act() -> None:
+            with self._parent(path) as (parent, name):
+                aside = f".{name[:200]}.{secrets.token_hex(4)}"
+                os.symlink(target, aside, dir_fd=parent)
+                try:
+                    os.rename(aside, name, src_dir_fd=parent, dst_dir_fd=parent)
+                except BaseException:
+                    os.unlink(aside, dir_fd=parent)
+                    raise
+
+        self._do(path, act)
+
+    def remove(self, path: str) -> None:
+        """Remove a file, a link, or a folder with all that is in it."""
+
+        def act() -> None:
+            with self._parent(path) as (parent, name):
+                _remove(parent, name, DEPTH)
+
+        self._do(path, act)
+
+    # -- parts -------------------------------------------------------------------
+
+    def _do(self, path: str, action: Callable[[], T], **absent: T) -> T:
+        if "\0" in path or not path.startswith("/"):
+            raise NetspaceError(f"{path!r}: want an absolute path inside")
+        try:
+            return as_user(self._uid, self._gid, action)
+        except FileNotFoundError as err:
+            if "absent" in absent:
+                return absent["absent"]
+            raise NetspaceError(f"{path}: {err.strerror}, inside") from err
+        except OSError as err:
+            raise NetspaceError(f"{path}: {err.strerror}, inside") from err
+
+    @contextlib.contextmanager
+    def _parent(self, path: str) -> Iterator[tuple[int, str]]:
+        """The folder above, and the last part of *path*."""
+        whole = PurePosixPath(path)
+        if whole.name in ("", ".."):
+            raise OSError(errno.EINVAL, "no name that can be used")
+        with _closing(opened(self._root, str(whole.parent), os.O_PATH | os.O_DIRECTORY)) as parent:
+            self._no_proc(parent)
+            yield parent, whole.name
+
+    def _followed(self, path: str) -> str:
+        """Where a chain of links at the end of *path* leads to, within the root."""
+        for _ in range(8):
+            with self._parent(path) as (parent, name):
+                there = _entry(parent, name)
+            if there is None or there.kind != "link":
+                return path
+            path = os.path.join(
+                os.path.dirname(path), there.target
+            )  # parts that go upwards are the kernel's to resolve
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+
+    def _no_proc(self, file: int) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            with _closing(opened(self._root, "/proc", os.O_PATH)) as proc:
+                if os.fstat(proc).st_dev == os.fstat(file).st_dev != os.fstat(self._root).st_dev:
+                    raise OSError(errno.EPERM, "nothing is done in /proc")
+
+
+@contextlib.contextmanager
+def entered(pid: int, base: int, uid: int, gid: int, root: str) -> Iterator[Within]:
+    """The files that process *pid* of an environment sees.
+
+    :param base: host id of the id 0 inside: the process must have one of the environment's ids.
+    :param root: where the environment's root is mounted on the host: the process must have that one.
+    :raises UnreachableError: when the environment's files are not the host's kernel's.
+    :raises NetspaceError: when the process is gone, or is not what it is thought to be.
+    """
+    lost = f"process {pid} is no longer the environment's"
+    try:
+        with _closing(os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as process:
+            if not base <= os.fstat(process).st_uid < base + COUNT:
+                raise NetspaceError(lost)
+            # Of this very process: were the number another's by now, it would not be there.
+            inside = os.open("root", _PATH | os.O_DIRECTORY, dir_fd=process)
+    except OSError as err:
+        raise NetspaceError(lost) from err
+    with _closing(inside):
+        if os.fstat(inside).st_dev != os.stat(root).st_dev:
+            raise UnreachableError("the files of this environment can't be reached from the host")
+        yield Within(inside, base + uid, base + gid)
+
+
+@contextlib.contextmanager
+def _closing(file: int) -> Iterator[int]:
+    try:
+        yield file
+    finally:
+        os.close(file)
+
+
+def _plain(file: int) -> None:
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        raise OSError(errno.EINVAL, "it is no plain file")
+
+
+def _entry(parent: int, name: str) -> Entry | None:
+    try:
+        info = os.stat(name, dir_fd=parent, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    mode = stat.S_IMODE(info.st_mode)
+    if stat.S_ISREG(info.st_mode):
+        return Entry("file", mode)
+    if stat.S_ISDIR(info.st_mode):
+        return Entry("folder", mode)
+    if stat.S_ISLNK(info.st_mode):
+        return Entry("link", mode, os.readlink(name, dir_fd=parent))
+    return Entry("other", mode)
+
+
+def _remove(parent: int, name: str, depth: int) -> None:
+    try:
+        os.unlink(name, dir_fd=parent)
+        return
+    except (IsADirectoryError, PermissionError):
+        if not stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
+            raise
+    if not depth:
+        raise OSError(errno.ELOOP, f"folders lie more than {DEPTH} deep in one another")
+    with _closing(os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)) as folder:
+        # Not all at once: an environment can make more names than the host has memory for.
+        while batch := _some(folder):
+            for one in batch:
+                _remove(folder, one, depth - 1)
+    os.rmdir(name, dir_fd=parent)
+
+
+def _some(folder: int) -> list[str]:
+    import itertools
+
+    os.lseek(folder, 0, os.SEEK_SET)
+    with os.scandir(folder) as entries:
+        return [entry.name for entry in itertools.islice(entries, 1000)]

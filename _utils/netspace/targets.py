@@ -1,0 +1,222 @@
+"""Environments as targets of Salt's own: which there are, and what Salt may do with one.
+
+A target's id is ``<minion>-<environment>``. There is one for every environment of this host that is
+declared with ``target: true`` and is to run; nobody else's can be named here, and what was
+applied counts at each call, not what Salt noted when it started.
+
+What an environment answers is somebody else's text: it is bounded, decoded, and without control characters.
+Knows no Salt; ``_resources/`` and its overlays call this.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from netspace.errors import NetspaceError
+from netspace.host import Host
+from netspace.layout import Layout
+from netspace.spec.types import NAME
+
+MOST = 256 * 1024  # characters of each stream: a master drops events of more than 1 MiB
+SHELL = "/bin/sh"
+TIMEOUT = 60.0
+_LONGEST = 24 * 3600.0
+
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_OS_RELEASE = ("/etc/os-release", "/usr/lib/os-release")
+_OS_SIZE = 16 * 1024
+_OS_LINE = re.compile(r"""(NAME|ID|VERSION_ID|VERSION_CODENAME|PRETTY_NAME)=(["']?)([A-Za-z0-9 ._+()~/-]{1,64})\2\s*""")
+_OS_GRAINS = {
+    "NAME": "os",
+    "ID": "os_id",
+    "VERSION_ID": "osrelease",
+    "VERSION_CODENAME": "oscodename",
+    "PRETTY_NAME": "osfullname",
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command did: 124 is a timeout."""
+
+    retcode: int
+    stdout: str
+    stderr: str
+    truncated: bool
+    timed_out: bool
+
+
+class Targets:
+    """The targets of one host.
+
+    :param minion: the id of the host's minion.
+    """
+
+    def __init__(self, layout: Layout, minion: str) -> None:
+        self._layout = layout
+        self._minion = minion
+        self._host = Host(layout)
+
+    def list(self) -> dict[str, str]:
+        """Every target's environment, by the target's id."""
+        from netspace.environment import records
+
+        known = records.read(self._layout)
+        return {self.id(name): name for name, record in sorted(known.items()) if _offered(record)}
+
+    def id(self, name: str) -> str:
+        return f"{self._minion}-{name}"
+
+    def environment(self, target: str) -> str:
+        """The environment that a target is.
+
+        :raises NetspaceError: when it is no target of this host (any more).
+        """
+        return self._found(target)[0]
+
+    def ping(self, target: str) -> bool:
+        """Whether it runs, and what it was handed can be read inside by its own user.
+
+        Under a runtime that has a kernel of its own (gVisor), whether it runs.
+        """
+        from netspace.environment.within import UnreachableError
+
+        try:
+            with self.files(target) as inside:
+                return inside.read("/run/netspace/environment.json") is not None
+        except UnreachableError:
+            return True
+        except NetspaceError:
+            return False
+
+    def run(
+        self,
+        target: str,
+        command: str | Sequence[str],
+        *,
+        timeout: float | None = None,
+        stdin: str = "",
+        folder: str | None = None,
+        variables: Mapping[str, str] | None = None,
+        shell: str | None = None,
+    ) -> Answer:
+        """Run a command inside, as the environment's user, with its limits and its filter.
+
+        :param command: an argument vector, or a text for a shell of the image.
+        :param timeout: seconds; absent: a minute.
+        :param folder: where it begins, inside.
+        :raises NetspaceError: when the environment doesn't run, or hasn't what is to be run.
+        """
+        name = self.environment(target)
+        whole = [shell or SHELL, "-c", command] if isinstance(command, str) else command
+        arguments = [str(one) for one in whole]
+        for text in (*arguments, *(variables or {}), *(variables or {}).values(), folder or ""):
+            if "\0" in text:
+                raise NetspaceError("a command, a variable or a folder can't have a NUL character in it")
+        if any("=" in key or not key for key in variables or {}):
+            raise NetspaceError("env: the name of a variable is empty, or has a '=' in it")
+        if folder is not None and not folder.startswith("/"):
+            raise NetspaceError(f"cwd: want an absolute path inside, got {folder!r}")
+        done = self._host.operations.exec(
+            name, arguments, timeout=_seconds(timeout), stdin=stdin, folder=folder, variables=variables
+        )
+        out, err = (plain(done[stream]) for stream in ("stdout", "stderr"))
+        cut = done["truncated"] or len(out) > MOST or len(err) > MOST
+        return Answer(done["retcode"], out[:MOST], err[:MOST], cut, done["timed_out"])
+
+    @contextlib.contextmanager
+    def files(self, target: str) -> Iterator[Any]:
+        """The environment's files (``environment.within.Within``), while it runs.
+
+        :raises NetspaceError: when it doesn't.
+        """
+        from netspace.environment import oci, runtime, within
+
+        name, record = self._found(target)
+        status = self._host.supervisor.observe().get(runtime.service_name(name))
+        if status is None or status.state != "running" or not status.pid:
+            raise NetspaceError(f"environment {name} does not run")
+        uid, gid = (of(record.spec, record.image.defaults) for of in (oci.user_of, oci.group_of))
+        root = str(self._layout.bundle(name) / "rootfs")
+        with within.entered(status.pid, record.base, uid, gid, root) as inside:
+            yield inside
+
+    def grains(self, target: str) -> dict[str, Any]:
+        """What is known of a target. What its image says of itself (``os``...) is no more than a claim."""
+        from netspace.environment import within
+        from netspace.interface import records as interfaces
+
+        name, record = self._found(target)
+        interface = interfaces.read_one(self._layout, name)
+        addresses = {} if interface is None else interface.addresses
+        trust = self._host.trust()
+        release = b""
+        for path in _OS_RELEASE:
+            release = release or within.beginning(str(self._layout.bundle(name) / "rootfs"), path, _OS_SIZE)
+        return {
+            "id": target,
+            "resource_type": "netspace",
+            "resource_id": target,
+            "minion": self._minion,
+            "environment": name,
+            "image": record.spec.image,
+            "image_digest": f"sha256:{record.image.digest}",
+            "trust": {"level": trust.name, "verifier": trust.verifier},
+            "interface": "none" if interface is None else str(type(interface.interface).__struct_config__.tag),
+            "ipv4": [addresses["ipv4"]] if addresses.get("ipv4") else [],
+            "ipv6": [addresses["ipv6"]] if addresses.get("ipv6") else [],
+            "kernel": "Linux",
+            "virtual": "netspace",
+            **os_grains(release),
+        }
+
+    def _found(self, target: str) -> tuple[str, Any]:
+        from netspace.environment import records
+
+        name = target.removeprefix(f"{self._minion}-")
+        # A name that isn't one would be a path.
+        if not target.startswith(f"{self._minion}-") or not NAME.fullmatch(name):
+            raise NetspaceError(
+                f"{target} is no environment of this host: its targets are {self._minion}-<environment>"
+            )
+        record = records.read_one(self._layout, name)
+        if record is None:
+            raise NetspaceError(f"{target}: there is no environment {name} on this host")
+        if not record.spec.target:
+            raise NetspaceError(f"{target}: environment {name} is not declared with 'target: true'")
+        return name, record
+
+
+def _offered(record: Any) -> bool:
+    return bool(record.spec.target) and record.state != "stopped"
+
+
+def _seconds(timeout: Any) -> float:
+    if timeout is None:
+        return TIMEOUT
+    try:
+        seconds = float(timeout)
+    except (TypeError, ValueError) as err:
+        raise NetspaceError(f"timeout: expected seconds, got {timeout!r}") from err
+    if not 0 < seconds <= _LONGEST:
+        raise NetspaceError(f"timeout: expected more than 0 and at most {_LONGEST:.0f} seconds, got {timeout!r}")
+    return seconds
+
+
+def plain(text: str) -> str:
+    """A text without what would be a command to the terminal it is shown on."""
+    return _CONTROL.sub("\ufffd", text)
+
+
+def os_grains(release: bytes) -> dict[str, str]:
+    """What an ``os-release(5)`` says, as Salt's grains: only plain words, since templates use them."""
+    found = {}
+    for line in release.decode("ascii", errors="replace").splitlines():
+        match = _OS_LINE.fullmatch(line)
+        if match is not None:
+            found[_OS_GRAINS[match[1]]] = match[3].strip()
+    return {grain: value for grain, value in found.items() if value}
