@@ -1,0 +1,184 @@
+"""Environments of a real minion as a real master's targets: addressed, told apart, and acted in."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import checkout
+import pytest
+import salt.client
+import salt.loader
+from saltfactories.cli.salt import SaltCli
+from saltfactories.manager import FactoriesManager
+from saltfactories.utils import random_string
+from waiting import until
+from whole_host import IDLE, IMAGE, all_true, python
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(not hasattr(salt.loader, "resource"), reason="this Salt has no resources: 3008 brought them"),
+]
+
+SLS = """
+/tmp/made/card:
+  file.managed:
+    - source: salt://inside/card
+    - template: jinja
+    - makedirs: true
+    - mode: '0640'
+read:
+  cmd.run:
+    - name: cat /tmp/made/card
+    - onchanges: [{file: /tmp/made/card}]
+"""
+CARD = "{{ grains.id }} {{ grains.environment }} {{ pillar.told }} {{ salt['cmd.run']('id -u') }}\n"
+
+
+@dataclass
+class Fleet:
+    """A master and its minion, whose pillar declares ``web`` (a target) and ``shy`` (none)."""
+
+    cli: SaltCli
+    minion: str
+    pillar: Path
+    declared: dict[str, Any]
+    client: Any = None
+
+    def at(self, target: str, function: str, *arguments: Any, timeout: int = 60) -> dict[str, Any]:
+        """What each target that answered returned, by its id."""
+        found = self.client.cmd(target, function, arguments, timeout=timeout, tgt_type="compound")
+        return {name: value for name, value in found.items() if not str(value).startswith("Minion did not return")}
+
+    def host(self, function: str, *arguments: str) -> Any:
+        return self.client.cmd(self.minion, function, arguments, timeout=120, tgt_type="list").get(self.minion)
+
+    def declare(self, **environments: Any) -> None:
+        self.declared["environments"].update(environments)
+        content = {"netspace": self.declared, "resources": {"netspace": {}}, "told": "by-pillar"}
+        (self.pillar / "declared.sls").write_text("#!json\n" + json.dumps(content))
+
+    def apply(self) -> None:
+        self.host("saltutil.refresh_pillar", "wait=True")
+        states = self.host("state.apply", "netspace.environments")
+        all_true({state["__id__"]: state for state in states.values()})
+
+
+@pytest.fixture(scope="module")
+def fleet(salt_factories: FactoriesManager, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    assert IMAGE.exists(), f"{IMAGE} is missing: run scripts/demo-image"
+    folder = tmp_path_factory.mktemp("targets")
+    source = checkout.copy(folder / "source")
+    (source / "inside").mkdir()
+    (source / "inside/init.sls").write_text(SLS)
+    (source / "inside/card").write_text(CARD)
+    pillar = folder / "pillar"
+    pillar.mkdir()
+    (pillar / "top.sls").write_text("base: {'*': [declared]}\n")
+    instance = f"target{secrets.token_hex(4)}"
+    master = salt_factories.salt_master_daemon(
+        random_string("master-"),
+        overrides={
+            "interface": "127.0.0.1",
+            "file_roots": {"base": [str(source), str(checkout.ROOT / "states")]},
+            "pillar_roots": {"base": [str(pillar)]},
+            "fileserver_list_cache_time": 0,
+        },
+    )
+    minion = master.salt_minion_daemon(
+        random_string("shop-"), overrides={"enable_fqdns_grains": False, "netspace.instance": instance}
+    )
+    common = {"image": f"tar:{IMAGE}", "command": python(IDLE), "stop_timeout": 2, "limits": {"pids": 16}}
+    made = Fleet(master.salt_cli(timeout=120), minion.id, pillar, {"environments": {}})
+    made.declare(web={**common, "target": True}, shy=common)
+    with master.started(start_timeout=120), minion.started(start_timeout=120):
+        made.client = salt.client.LocalClient(mopts=dict(master.config))  # reads the key that the master made
+        assert "resources.netspace_targets" in made.host("saltutil.sync_all")["resources"]
+        try:
+            made.apply()
+            until(lambda: made.at("T@netspace", "test.ping") == {f"{made.minion}-web": True})
+            yield made
+        finally:
+            made.host("netspace.teardown")
+
+
+def test_only_what_is_declared_a_target_answers(fleet: Fleet) -> None:
+    web = f"{fleet.minion}-web"
+    assert fleet.at(f"T@netspace:{web}", "test.ping") == {web: True}
+    everybody = (web, f"{fleet.minion}-shy", f"{fleet.minion}-none", "other-web", "web")
+    # Salt waits for those whom nobody knows.
+    asked = " or ".join(f"T@netspace:{target}" for target in everybody)
+    assert fleet.at(asked, "test.ping", timeout=5) == {web: True}
+
+
+def test_an_operator_addresses_one_on_the_command_line(fleet: Fleet) -> None:
+    web = f"{fleet.minion}-web"
+    done = fleet.cli.run("-C", "cmd.run", "id -u", minion_tgt=f"T@netspace:{web}")
+    assert (done.returncode, done.data) == (0, {web: "1000"}), done
+
+
+def test_a_command_runs_inside_as_its_user(fleet: Fleet) -> None:
+    web = f"{fleet.minion}-web"
+    found = fleet.at(f"T@netspace:{web}", "cmd.run", "cat /proc/sys/kernel/hostname; id -u")
+    assert found[web].split() == ["web", "1000"]
+    done = fleet.at(f"T@netspace:{web}", "cmd.run_all", ["/bin/sh", "-c", "echo out; echo err >&2; exit 7"])
+    assert done[web] == {"retcode": 7, "stdout": "out", "stderr": "err", "truncated": False}
+    assert fleet.at(f"T@netspace:{web}", "cmd.retcode", "exit 3") == {web: 3}
+    refused = fleet.at(f"T@netspace:{web}", "cmd.run", "id", "runas=root")
+    assert "in an environment, cmd has no runas" in refused[web]
+
+
+def test_a_target_has_grains_of_its_own_and_is_found_by_them(fleet: Fleet) -> None:
+    web = f"{fleet.minion}-web"
+    grains = fleet.at(f"T@netspace:{web}", "grains.items")[web]
+    assert (grains["id"], grains["minion"], grains["environment"]) == (web, fleet.minion, "web")
+    assert grains["image_digest"].startswith("sha256:") and grains["os_id"] == "debian"
+    assert grains["trust"]["level"] == "L0"
+    assert fleet.at("G@environment:web", "test.ping") == {web: True}
+
+
+def test_states_act_inside_and_settle(fleet: Fleet) -> None:
+    web = f"{fleet.minion}-web"
+
+    def apply(*arguments: str) -> dict[str, Any]:
+        states = fleet.at(f"T@netspace:{web}", "state.apply", "inside", *arguments)[web]
+        return {state["__id__"]: state for state in states.values()}
+
+    planned = apply("test=True")
+    assert {state["result"] for state in planned.values()} == {None}, planned
+    assert fleet.at(f"T@netspace:{web}", "cmd.retcode", "test -e /tmp/made") == {web: 1}
+    made = apply()
+    assert made["read"]["changes"]["stdout"] == f"{web} web by-pillar 1000"
+    assert made["/tmp/made/card"]["changes"]["mode"] == {"old": None, "new": "0640"}
+    again = apply()
+    assert {name: state["changes"] for name, state in again.items()} == {"/tmp/made/card": {}, "read": {}}
+    assert not Path("/tmp/made").exists()
+
+
+def test_what_acts_on_a_host_is_refused_and_nothing_of_it_applied(fleet: Fleet) -> None:
+    web = f"{fleet.minion}-web"
+    refused = fleet.at(f"T@netspace:{web}", "state.apply", "netspace.environments")[web]
+    assert (
+        "netspace environments: state netspace_environment acts on a host; in an environment there are: cmd, file, test"
+        in refused
+    )
+    assert "is not supported for resource type" in fleet.at(f"T@netspace:{web}", "pkg.install", "x")[web]
+    for function in ("network.interfaces", "netspace.teardown"):
+        assert "is not supported for resource type" in fleet.at(f"T@netspace:{web}", function)[web]
+
+
+def test_targets_come_and_go_with_an_apply(fleet: Fleet) -> None:
+    web, shy = (f"{fleet.minion}-{name}" for name in ("web", "shy"))
+    environments = fleet.declared["environments"]
+    fleet.declare(shy={**environments["shy"], "target": True})
+    fleet.apply()
+    until(lambda: fleet.at("T@netspace", "test.ping") == {web: True, shy: True})
+    assert fleet.host("netspace_environment.stop", "shy") is True
+    assert fleet.at(f"T@netspace:{shy}", "test.ping").get(shy) in (False, None)
+    fleet.declare(shy={**environments["shy"], "target": False})
+    fleet.apply()
+    until(lambda: fleet.at("T@netspace", "test.ping") == {web: True})
