@@ -12,8 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from netspace_client import CardError, Closed, LinkError, Mailbox, NotDeclared, Timeout, card
+from netspace_client import CardError, Change, Closed, LinkError, Mailbox, Monitor, NotDeclared, Revoked, Timeout, card
 from netspace_client.inbox import Inbox, Waiter
+from netspace_client.monitor import Readers
 from netspace_client.window import Window
 
 STEADY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -22,6 +23,7 @@ CARD = {
     "version": 1,
     "name": "web",
     "mailbox": "box",
+    "notices": "n",
     "broker": {
         "host": "127.0.0.1",
         "port": 5672,
@@ -31,7 +33,13 @@ CARD = {
     },
     "peers": [
         {"to": "orders", "pattern": "request", "exchange": "x1", "replies": {"queue": "q", "exchange": "r"}},
-        {"to": "audit", "pattern": "send", "exchange": "x2", "something": "new"},
+        {
+            "to": "audit",
+            "pattern": "send",
+            "exchange": "x2",
+            "monitor": {"exchange": "e", "queue": "q2"},
+            "something": "new",
+        },
     ],
     "senders": [{"from": "audit", "pattern": "request", "exchange": "x3", "reply_exchange": "y"}],
 }
@@ -45,16 +53,17 @@ def test_every_name_of_the_card_is_taken_as_it_stands():
     assert read.peers["audit"].replies is None
     assert read.senders == {"x3": card.Sender("audit", "request", "x3", "y")}
     assert read.queues == ("box",)
+    assert (read.notices, read.peers["audit"].monitor, read.peers["orders"].monitor) == ("n", ("e", "q2"), None)
     assert read.broker is not None
     assert read.broker.password_file == Path("/elsewhere/password")
     assert read.broker.certificate is None
 
 
 def test_a_certificate_and_a_broker_of_a_peers_own_are_read():
-    login = {"auth": "certificate", "certificate_file": "/run/netspace/c", "key_file": "/etc/k", "server_name": "far"}
-    far = {"host": "127.0.0.1", "port": 5673, "vhost": "v", "ca_file": "/run/netspace/ca.pem", **login}
+    tls = {"ca_file": "/run/netspace/ca.pem", "certificate_file": "/run/netspace/c", "key_file": "/etc/k"}
+    far = {"host": "127.0.0.1", "port": 5673, "vhost": "v", "tls": {**tls, "server_name": "far"}}
     peers = [{**CARD["peers"][1], "broker": far}]
-    broker = card.parse({**CARD, "version": 2, "peers": peers}).peers["audit"].broker
+    broker = card.parse({**CARD, "peers": peers}).peers["audit"].broker
     assert (broker.port, broker.server_name) == (5673, "far")
     assert (broker.authority, broker.key) == (Path("/run/netspace/ca.pem"), Path("/etc/k"))
 
@@ -178,6 +187,42 @@ def test_a_match_that_fails_is_its_waiters_error_and_loses_nothing():
         assert not inbox.put(0)
         assert isinstance(broken.future.exception(), ZeroDivisionError)
         assert inbox.take(lambda item: True) == 0
+
+    asyncio.run(play())
+
+
+# -- monitoring -----------------------------------------------------------------------------------
+@STEADY
+@given(st.lists(st.sampled_from("abc")))
+def test_a_peer_is_up_from_its_first_reader_to_its_last(turns):
+    """Each turn a reader comes, or goes if it was there."""
+    readers, there = Readers(), set()
+    for reader in turns:
+        before = bool(there)
+        there ^= {reader}
+        told = readers.told(reader in there, reader)
+        assert told == (None if bool(there) == before else "up" if there else "down")
+
+
+def test_a_monitor_tells_what_came_after_it_and_ends_with_the_link():
+    async def play() -> None:
+        monitor = Monitor("orders")
+        monitor.told(False, "unknown", monitor._since - 1)
+        monitor.told(False, "unknown", monitor._since + 1)
+        assert await monitor.change(1) == Change("orders", "down")
+        with pytest.raises(Timeout):
+            await monitor.change(0.01)
+        monitor.told(True, "new", monitor._since + 2)
+        monitor.revoked()
+        monitor.revoked()
+        assert (await monitor.down(1)).state == "revoked"
+        assert [change async for change in monitor] == []
+        with pytest.raises(Revoked):
+            await monitor.change()
+        flood = Monitor("orders")
+        for number in range(1000):
+            flood.told(number % 2 == 0, "one", flood._since + number)
+        assert len(flood._changes) == 100
 
     asyncio.run(play())
 

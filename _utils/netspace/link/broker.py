@@ -122,6 +122,7 @@ management.tcp.ip = 127.0.0.1
 management.tcp.port = {spec.management_port}
 management.rates_mode = none
 load_definitions = {layout.broker}/etc/definitions.json
+event_exchange.vhost = {layout.instance}
 log.console = false
 log.file = broker.log
 log.file.level = info
@@ -205,7 +206,7 @@ def _files(layout: Layout, spec: LocalBroker, record: Mapping[str, Any]) -> dict
         "rabbitmq.conf": configuration(layout, spec).encode(),
         "advanced.config": b"[].\n",
         "inetrc": _NAMES.encode(),
-        "enabled_plugins": b"[rabbitmq_auth_mechanism_ssl,rabbitmq_management].\n",
+        "enabled_plugins": b"[rabbitmq_auth_mechanism_ssl,rabbitmq_event_exchange,rabbitmq_management].\n",
         "definitions.json": files.encode(definitions(layout, record["username"], record["hash"])),
     }
 

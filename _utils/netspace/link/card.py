@@ -11,6 +11,7 @@ from typing import Any
 
 from netspace.link import former
 from netspace.link.former import Former
+from netspace.link.model import EVENTS
 from netspace.link.names import Names, account
 from netspace.spec.types import Link
 
@@ -43,6 +44,8 @@ def card(
             peer: dict[str, Any] = {"to": link.target, "pattern": link.pattern, "exchange": names.exchange(link)}
             if link.pattern == "request":
                 peer["replies"] = {"queue": names.replies(name), "exchange": names.reply(link.target)}
+            if link.monitor:
+                peer["monitor"] = {"exchange": EVENTS, "queue": names.mailbox(link.target)}
             peers.append(peer)
         elif link.target == name:
             sender: dict[str, Any] = {"from": link.source, "pattern": link.pattern, "exchange": names.exchange(link)}
@@ -61,6 +64,8 @@ def card(
                 senders.append({**pattern, "exchange": exchange, "former": True})
         content["mailbox"] = names.mailbox(name)
         content["queues"] = queues + more
+        if any("monitor" in peer for peer in peers):
+            content["notices"] = names.notices(name)
         content["broker"] = {"host": "127.0.0.1", "vhost": vhost, **_login(name, identity)}
     return content
 

@@ -74,7 +74,7 @@ def difference(wanted: Objects, there: Found, passwords: Mapping[str, str]) -> D
             elif not (_is_shared(key) or _answers(key, wanted)):
                 revoke.append(key)
         elif target != value:
-            if key[0] in ("exchange", "binding") or environments_of(key[1], "replies") is not None:
+            if key[0] in ("exchange", "binding") or environments_of(key[1], "replies", "notices") is not None:
                 revoke.append(key)
                 fresh.add(key)
             elif key[0] == "queue":
@@ -109,7 +109,12 @@ def difference(wanted: Objects, there: Found, passwords: Mapping[str, str]) -> D
 def undeclared(before: Objects, after: Objects) -> list[Key]:
     """What must go by the record alone, whatever the broker has: accounts, ways to send, queues for answers."""
     gone = (key for key in before if key not in after)
-    routes = [key for key in gone if key[0] in ("user", "exchange") or environments_of(key[1], "replies") is not None]
+    routes = [
+        key
+        for key in gone
+        if key[0] in ("user", "exchange")
+        or (key[0] == "queue" and environments_of(key[1], "replies", "notices") is not None)
+    ]
     return sorted((key for key in routes if not _is_shared(key)), key=lambda key: (_REVOKE_ORDER[key[0]], key))
 
 

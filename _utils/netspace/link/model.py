@@ -13,6 +13,9 @@ lane         ``lane.<a>.<b>``    quorum queue in place of the mailbox for a link
 replies      ``replies.<a>``     queue for answers, where <a> has a request link
 answers      ``reply.<b>``       direct exchange that <b> answers through; each asker
                                  binds its replies queue to it under a random key
+notices      ``notices.<a>``     queue for news of those whom <a> may monitor
+watch        ``watch.<a>.<b>``   headers exchange that lets through to it what the broker
+                                 tells of the consumers of ``mailbox.<b>``, and no more
 dead         ``dead``            exchange and queue for mail that could not be kept
 ===========  ==================  ===================================================
 
@@ -58,6 +61,11 @@ _REPLIES: dict[str, Any] = {
     "overflow": "reject-publish",
     "message-ttl": 3600 * 1000,
 }
+_NOTICES: dict[str, Any] = {
+    "max-length": 1000,
+    "overflow": "drop-head",  # whoever comes and goes all the time hides no more than what came before
+    "message-ttl": 3600 * 1000,
+}
 _DEAD: dict[str, Any] = {
     "max-length": 10_000,
     "max-length-bytes": 64 * 1024 * 1024,
@@ -65,7 +73,9 @@ _DEAD: dict[str, Any] = {
     "message-ttl": 30 * _DAY,
     "delivery-limit": -1,  # looking into it counts as a delivery
 }
-POLICIES = ("netspace.mailbox", "netspace.lane", "netspace.replies", "netspace.dead")
+POLICIES = ("netspace.mailbox", "netspace.lane", "netspace.replies", "netspace.notices", "netspace.dead")
+EVENTS = "amq.rabbitmq.event"
+"""The exchange of RabbitMQ's own, which only it publishes to: what happens on the broker."""
 
 
 def policies(names: Names) -> dict[str, dict[str, Any]]:
@@ -75,6 +85,7 @@ def policies(names: Names) -> dict[str, dict[str, Any]]:
         "netspace.mailbox": _policy(r"^mailbox\.", "quorum_queues", {**_MAILBOX, **letters}),
         "netspace.lane": _policy(r"^lane\.", "quorum_queues", {**_LANE, **letters}),
         "netspace.replies": _policy(r"^replies\.", "classic_queues", _REPLIES),
+        "netspace.notices": _policy(r"^notices\.", "classic_queues", _NOTICES),
         "netspace.dead": _policy(rf"^dead(\.{TAG_PATTERN})?$", "quorum_queues", _DEAD),
     }
 
@@ -97,8 +108,11 @@ def objects(links: Collection[Link], names: Names) -> Objects:
     answered: dict[str, set[str]] = {}  # asker -> those it may ask
     asked: set[str] = set()
     sends: set[str] = set()
+    watches: set[str] = set()
     for link in links:
         sends.add(link.source)
+        if link.monitor:
+            watches.add(link.source)
         if link.pattern == "request":
             answered.setdefault(link.source, set()).add(link.target)
             asked.add(link.target)
@@ -110,18 +124,31 @@ def objects(links: Collection[Link], names: Names) -> Objects:
             "limits": {"max-connections": CONNECTIONS, "max-channels": CHANNELS},
         }
         made["permission", account(environment)] = _permission(
-            names, environment, environment in sends, answered.get(environment, set()), environment in asked
+            names,
+            environment,
+            sends=environment in sends,
+            asks=answered.get(environment, set()),
+            answers=environment in asked,
+            watches=environment in watches,
         )
         _queue(made, names.mailbox(environment), "quorum")
         if environment in answered:
             _queue(made, names.replies(environment), "classic")
         if environment in asked:
             _exchange(made, names.reply(environment), "direct")
+        if environment in watches:
+            _queue(made, names.notices(environment), "classic")
     for link in links:
         if link.bounds:
             _queue(made, names.queue(link), "quorum", _bounds(link))
         _exchange(made, names.exchange(link), "fanout")
         _binding(made, names.exchange(link), names.queue(link))
+        if link.monitor:
+            watch = names.watch(link)
+            _exchange(made, watch, "headers")
+            made["binding", EVENTS, "exchange", watch, "consumer.*"] = {"arguments": {}}
+            about = {"x-match": "all", "queue": names.mailbox(link.target)}
+            made["binding", watch, "queue", names.notices(link.source), ""] = {"arguments": about}
     return made
 
 
@@ -138,7 +165,16 @@ def of_link(link: Link, names: Names) -> list[Key]:
     """The objects that are this link's alone."""
     name, queue = names.exchange(link), names.queue(link)
     lane: list[Key] = [("queue", queue)] if link.bounds else []
-    return [("exchange", name), ("binding", name, "queue", queue, ""), *lane]
+    return [("exchange", name), ("binding", name, "queue", queue, ""), *lane, *_of_watch(link, names)]
+
+
+def _of_watch(link: Link, names: Names) -> list[Key]:
+    if not link.monitor:
+        return []
+    watch = names.watch(link)
+    notices = names.notices(link.source)
+    heard: list[Key] = [("binding", EVENTS, "exchange", watch, "consumer.*"), ("binding", watch, "queue", notices, "")]
+    return [("exchange", watch), *heard]
 
 
 def _bounds(link: Link) -> dict[str, Any]:
@@ -151,7 +187,9 @@ def _bounds(link: Link) -> dict[str, Any]:
     return bounds
 
 
-def _permission(names: Names, environment: str, sends: bool, asks: set[str], answers: bool) -> dict[str, Any]:
+def _permission(
+    names: Names, environment: str, *, sends: bool, asks: set[str], answers: bool, watches: bool
+) -> dict[str, Any]:
     tag = rf"\.{TAG_PATTERN}" if names.key else ""
     write = []
     if sends:
@@ -162,6 +200,8 @@ def _permission(names: Names, environment: str, sends: bool, asks: set[str], ans
         write.append(literal(names.reply(environment)))
     # A mailbox or lane with a former name is this environment's as well, until it is empty.
     read = [rf"mailbox\.{environment}(\.{TAG_PATTERN})?", rf"lane\.[a-z0-9_-]+\.{environment}(\.{TAG_PATTERN})?"]
+    if watches:
+        read.append(literal(names.notices(environment)))
     if asks:
         read.append(literal(names.replies(environment)))
         read.extend(literal(names.reply(answerer)) for answerer in sorted(asks))
@@ -237,18 +277,18 @@ def found(definitions: Mapping[str, Any], vhost: str, known: Collection[str], *,
     ours: Objects = {}
     hashes: dict[str, str] = {}
     for entry in here("exchanges"):
-        if is_ours(entry["name"], "link", "reply", DEAD):
+        if is_ours(entry["name"], "link", "reply", "watch", DEAD):
             ours["exchange", entry["name"]] = _pick(
                 entry, type="", durable=True, auto_delete=False, internal=False, arguments={}
             )
     for entry in here("queues"):
-        if is_ours(entry["name"], "mailbox", "lane", "replies", DEAD):
+        if is_ours(entry["name"], "mailbox", "lane", "replies", "notices", DEAD):
             ours["queue", entry["name"]] = _pick(entry, durable=True, auto_delete=False, arguments={})
     for entry in here("bindings"):
         source, kind, target = entry["source"], entry["destination_type"], entry["destination"]
         if not source:  # the default exchange's, which every queue has
             continue
-        others = not whole and environments_of(source, "link", "reply") is not None
+        others = not whole and environments_of(source, "link", "reply", "watch") is not None
         if ("exchange", source) in ours or ((kind, target) in ours and not others):
             ours["binding", source, kind, target, entry["routing_key"]] = _pick(entry, arguments={})
     for entry in here("policies"):

@@ -5,6 +5,7 @@ has: declaring it passively needs no right. So each name ends in a keyed hash of
 an environment knows those that its ``environment.json`` tells it, and no other::
 
     mailbox.<e>.<tag>   lane.<a>.<b>.<tag>   link.<a>.<b>.<tag>   replies.<a>.<tag>   reply.<b>.<tag>   dead.<tag>
+    notices.<a>.<tag>   watch.<a>.<b>.<tag>
 
 The key is the host's own (``<records>/link/names.json``), or that of a file which hosts share
 (``broker:names_key``). It is never on the broker, in a card, or in what Salt returns.
@@ -26,7 +27,7 @@ from netspace.spec.types import NAME, Broker, ClusterBroker, Link
 
 DEAD = "dead"
 LEAST = 32  # characters of a key that is given
-_ENDS = {"link": 2, "lane": 2, "reply": 1, "mailbox": 1, "replies": 1, "env": 1, DEAD: 0}
+_ENDS = {"link": 2, "lane": 2, "watch": 2, "reply": 1, "mailbox": 1, "replies": 1, "notices": 1, "env": 1, DEAD: 0}
 _TAG = re.compile(r"[0-9a-f]{32}")
 TAG_PATTERN = r"[0-9a-f]{32}"
 _SHOWN = re.compile(r"\.[0-9a-f]{32}(?![0-9a-f])")
@@ -64,6 +65,12 @@ class Names:
 
     def reply(self, environment: str) -> str:
         return self.of(f"reply.{environment}")
+
+    def notices(self, environment: str) -> str:
+        return self.of(f"notices.{environment}")
+
+    def watch(self, link: Link) -> str:
+        return self.of(f"watch.{link.name}")
 
     def queue(self, link: Link) -> str:
         """Where a link's mail waits: in the mailbox, or in a lane of its own where it has bounds of its own.

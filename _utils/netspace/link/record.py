@@ -92,5 +92,5 @@ def plain(link: Link | None) -> dict[str, Any] | None:
     """A link as it is recorded and shown."""
     if link is None:
         return None
-    sealed = {"seal": True} if link.seal else {}
-    return {"from": link.source, "to": link.target, "pattern": link.pattern, **link.bounds, **sealed}
+    rights = {**({"seal": True} if link.seal else {}), **({"monitor": True} if link.monitor else {})}
+    return {"from": link.source, "to": link.target, "pattern": link.pattern, **link.bounds, **rights}

@@ -388,6 +388,11 @@ def clashes(declared: Declaration, path: str, known: Collection[str] = ()) -> li
             problems.append(Problem(where, f"the same link as {path}:links:{seen[one.name]}"))
         seen.setdefault(one.name, index)
 
+        if one.monitor and isinstance(declared.broker, ClusterBroker):
+            problems.append(
+                Problem(f"{where}:monitor", "needs a broker of netspace's own, which tells who comes and goes")
+            )
+
     addresses: dict[str, str] = {}
     for name, spec in declared.environments.items():
         for family in ("ipv4", "ipv6"):

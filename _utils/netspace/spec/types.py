@@ -395,6 +395,7 @@ class Link(Base, frozen=True):
     :param length: messages that may wait.
     :param full: what happens beyond ``length``: ``reject``: the sender is told by a nack;
         ``drop-head``: the oldest one is a dead letter.
+    :param monitor: the sender is told when the receiver's program goes and comes.
     :param seal: messages and replies are signed and encrypted end to end with the environments' own keys, so that no
         broker and no relay can read or change them. **Their programs must seal and open**, as netspace-client does.
     """
@@ -403,6 +404,7 @@ class Link(Base, frozen=True):
     target: str = msgspec.field(name="to")
     pattern: Pattern = "send"
     seal: bool = False
+    monitor: bool = False
     attestation: Requirement | None = None
     ttl: float | None = None
     length: int | None = None

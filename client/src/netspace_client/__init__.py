@@ -27,11 +27,13 @@ from netspace_client.errors import (
 )
 from netspace_client.mailbox import Link, Mailbox
 from netspace_client.message import Message
+from netspace_client.monitor import Change, Monitor
 from netspace_client.seal import SealError
 
 __all__ = [
     "Card",
     "CardError",
+    "Change",
     "Closed",
     "InboxFull",
     "Link",
@@ -39,6 +41,7 @@ __all__ = [
     "Mailbox",
     "MailboxFull",
     "Message",
+    "Monitor",
     "NotDeclared",
     "Refused",
     "Revoked",

@@ -47,6 +47,7 @@ class Peer:
     """One whom this environment may send to.
 
     :param replies: for ``request``: (own queue for answers, exchange to bind it to).
+    :param monitor: where we are told of it: (exchange that the news come from, the queue that they are about).
     """
 
     name: str
@@ -55,6 +56,7 @@ class Peer:
     broker: Broker
     replies: tuple[str, str] | None = None
     seal: Sealed | None = None
+    monitor: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class Card:
 
     :param queues: all that this environment reads.
     :param senders: by the exchange that they send through.
+    :param notices: queue for news of those whom it may monitor.
     :param keys: file of this environment's own keys, where a link of its is sealed.
     """
 
@@ -90,6 +93,7 @@ class Card:
     senders: Mapping[str, Sender] = field(default_factory=dict)
     trust: Mapping[str, Any] = field(default_factory=dict)
     keys: Path | None = None
+    notices: str | None = None
 
 
 def load(folder: Path = FOLDER) -> Card:
@@ -135,8 +139,12 @@ def parse(value: Any, folder: Path = FOLDER) -> Card:
             back = _table(about["replies"], f"{where}:replies")
             replies = (_text(back, "queue", f"{where}:replies"), _text(back, "exchange", f"{where}:replies"))
         name = _text(about, "to", where)
+        watched = None
+        if about.get("monitor") is not None:
+            news = _table(about["monitor"], f"{where}:monitor")
+            watched = (_text(news, "exchange", f"{where}:monitor"), _text(news, "queue", f"{where}:monitor"))
         pattern, exchange = _text(about, "pattern", where), _text(about, "exchange", where)
-        peers[name] = Peer(name, pattern, exchange, own, replies, _seal(about, where))
+        peers[name] = Peer(name, pattern, exchange, own, replies, _seal(about, where), watched)
     for index, entry in enumerate(_list(top, "senders")):
         where = f"senders:{index}"
         about = _table(entry, where)
@@ -150,10 +158,13 @@ def parse(value: Any, folder: Path = FOLDER) -> Card:
         if not isinstance(queue, str) or not queue:
             raise CardError(f"queues:{index}: expected the name of a queue")
         queues.append(queue)
+    notices = None if top.get("notices") is None else _text(top, "notices", "the card")
     trust = _table(top.get("trust") or {}, "trust")
     own_keys = _table(top.get("seal") or {}, "seal")
     keys = _placed(_text(own_keys, "keys_file", "seal"), folder) if own_keys else None
-    return Card(_text(top, "name", "the card"), tuple(dict.fromkeys(queues)), broker, peers, senders, trust, keys)
+    return Card(
+        _text(top, "name", "the card"), tuple(dict.fromkeys(queues)), broker, peers, senders, trust, keys, notices
+    )
 
 
 def load_keys(path: Path) -> Ring:
@@ -182,24 +193,25 @@ def _broker(value: Any, where: str, folder: Path) -> Broker:
     if not isinstance(port, int) or isinstance(port, bool) or not 1 <= port <= 65535:
         raise CardError(f"{where}:port: expected a port, got {port!r}")
 
-    def text(key: str) -> str | None:
-        return None if about.get(key) is None else _text(about, key, where)
+    tls = {} if about.get("tls") is None else _table(about["tls"], f"{where}:tls")
 
-    def file(key: str) -> Path | None:
-        named = text(key)
+    def text(table: Mapping[str, Any], key: str) -> str | None:
+        return None if table.get(key) is None else _text(table, key, where if table is about else f"{where}:tls")
+
+    def file(table: Mapping[str, Any], key: str) -> Path | None:
+        named = text(table, key)
         return None if named is None else _placed(named, folder)
 
-    by_password = about.get("auth", "password") == "password"
     return Broker(
         host=_text(about, "host", where),
         port=port,
         vhost=_text(about, "vhost", where),
-        username=text("username") or "",
-        password_file=file("password_file"),
-        certificate=None if by_password else file("certificate_file"),
-        key=None if by_password else file("key_file"),
-        authority=file("ca_file"),
-        server_name=text("server_name"),
+        username=text(about, "username") or "",
+        password_file=file(about, "password_file"),
+        certificate=file(tls, "certificate_file"),
+        key=file(tls, "key_file"),
+        authority=file(tls, "ca_file"),
+        server_name=text(tls, "server_name"),
     )
 
 

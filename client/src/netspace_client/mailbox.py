@@ -13,6 +13,7 @@ import logging
 import os
 import secrets
 import time
+import weakref
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from netspace_client.card import Broker, Card, Peer
 from netspace_client.errors import CardError, Closed, InboxFull, LinkError, NotDeclared, Revoked, Timeout, Unreachable
 from netspace_client.inbox import Inbox, Waiter
 from netspace_client.message import Message
+from netspace_client.monitor import Monitor
 from netspace_client.outlet import CONFIRM_SECONDS, Outlet, Unroutable
 from netspace_client.seal import Envelope, Opened, Ring, Sealed, SealError, UnknownKey
 from netspace_client.session import FAILURES, Session, answer, hang_up
@@ -98,6 +100,8 @@ class Mailbox:
         self._errands: set[asyncio.Task[None]] = set()
         self._card_state: tuple[int, ...] = ()
         self._card: Card | None = None
+        self._noticing: dict[tuple[Session, str], asyncio.Task[None]] = {}
+        self._monitors: dict[str, weakref.WeakSet[Monitor]] = {}
         self._ring: Ring | None = None
         self._ring_state: tuple[int, ...] = ()
         self._waited: dict[str, float] = {}
@@ -128,7 +132,7 @@ class Mailbox:
         self._inbox.fail(Closed("this mailbox was closed"))
         with contextlib.suppress(LinkError, ConnectionError, asyncio.TimeoutError):
             await asyncio.wait_for(self._unbind(), 2.0)
-        tasks = [*self._tasks, *self._hearing.values(), *self._reading.values()]
+        tasks = [*self._tasks, *self._hearing.values(), *self._reading.values(), *self._noticing.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -371,6 +375,11 @@ class Mailbox:
         """Read the queues that the card names, and no others."""
         about = self.card
         wanted = {(self._session(about.broker), queue) for queue in about.queues} if about.broker is not None else set()
+        heard_of = {(self._session(about.broker), about.notices)} if about.broker and about.notices else set()
+        for place in self._noticing.keys() - heard_of:
+            self._noticing.pop(place).cancel()
+        for session, queue in heard_of - self._noticing.keys():
+            self._noticing[session, queue] = asyncio.create_task(self._hear(session, queue, 0, self._noticed))
         answers = {(_place(peer.broker), peer.replies[0]) for peer in about.peers.values() if peer.replies}
         for place in self._reading.keys() - wanted:
             self._reading.pop(place).cancel()
@@ -384,6 +393,17 @@ class Mailbox:
             heard = functools.partial(self._arrive, queue)
             self._reading[session, queue] = asyncio.create_task(self._hear(session, queue, room, heard))
 
+    async def _noticed(self, delivery: DeliveredMessage) -> None:
+        """Tell those who monitor a peer what the broker says of the readers of its mailbox."""
+        about = delivery.header.properties.headers or {}
+        for peer in self.card.peers.values():
+            if peer.monitor == (delivery.exchange, about.get("queue")):
+                came, at = delivery.routing_key == "consumer.created", about.get("timestamp_in_ms")
+                for monitor in self._monitors.get(peer.name, ()):
+                    if isinstance(at, int):
+                        monitor.told(came, str(about.get("consumer_tag")), at / 1000)
+        await self._answer(delivery, "ack")
+
     async def _arrive(self, queue: str, delivery: DeliveredMessage) -> None:
         await self._arrived.put((queue, delivery))
 
@@ -392,6 +412,9 @@ class Mailbox:
         while True:
             await asyncio.sleep(0.5)
             self._read()
+            for name in self._monitors.keys() - self.card.peers.keys():
+                for monitor in self._monitors.pop(name):
+                    monitor.revoked()
 
     async def _sort(self) -> None:
         """Judge what arrives, in order."""
@@ -442,6 +465,19 @@ class Mailbox:
                     "receive some of them, or raise capacity"
                 )
             )
+
+    # -- monitoring -------------------------------------------------------------------------
+    def monitor(self, peer: str) -> Monitor:
+        """Be told when *peer*'s program goes and comes, and when the link to it is revoked, also for want of trust.
+
+        :raises NotDeclared: no such link, or without ``monitor: true``.
+        """
+        self._open()
+        if self._peer(peer).monitor is None:
+            raise NotDeclared(f"{self.name} may not monitor {peer}; declare the link with monitor: true")
+        made = Monitor(peer)
+        self._monitors.setdefault(peer, weakref.WeakSet()).add(made)
+        return made
 
     # -- answers ---------------------------------------------------------------------------
     async def _listen(self, peer: Peer, queue: str, exchange: str) -> str:

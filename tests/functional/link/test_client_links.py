@@ -22,6 +22,7 @@ from waiting import until
 from netspace.link import broker as node
 from netspace.spec.types import Link
 from netspace_client import (
+    Change,
     InboxFull,
     MailboxFull,
     NotDeclared,
@@ -35,7 +36,7 @@ pytestmark = pytest.mark.root
 
 ASK = Link(source="web", target="orders", pattern="request")
 TELL = Link(source="web", target="audit")
-ALSO = Link(source="orders", target="audit")
+ALSO = Link(source="orders", target="audit", monitor=True)
 SEALED = Link(source="web", target="vault", pattern="request", seal=True)
 OTHERS = Link(source="orders", target="vault", seal=True)
 LINKS = (ASK, TELL, ALSO, SEALED, OTHERS)
@@ -403,6 +404,51 @@ def test_senders_wait_their_turn_beyond_what_may_be_in_flight(town):
 
     assert not [result for result in web.run(pour()) if isinstance(result, Exception)]
     assert 1 <= most <= 3
+
+
+# -- monitoring -------------------------------------------------------------------------------------
+def test_a_monitor_is_told_of_a_death_of_a_return_and_of_the_end_of_the_link(town):
+    orders = town.program("orders")
+    monitor = orders.run(watched(orders, "audit"))
+    path = f"import sys; sys.path[:0] = [{str(CLIENT / 'src')!r}, *{sys.path!r}]\n"
+    code = path + (CLIENT / "examples/echo.py").read_text()
+    serving = town.world.run_inside("audit", code, cards=str(town.folder / "audit"))
+    try:
+        assert orders.run(monitor.change(50)) == Change("audit", "up")
+    finally:
+        serving.kill()
+        serving.communicate()
+    assert orders.run(monitor.change(50)) == Change("audit", "down")
+    first, second = town.program("audit"), town.program("audit")
+    assert orders.run(monitor.change(50)) == Change("audit", "up")
+    until(lambda: len(monitor._readers._known) == 2, patience=60)
+    first.leave()  # which leaves another
+    until(lambda: len(monitor._readers._known) == 1, patience=60)
+    second.die()
+    assert orders.run(monitor.down(50)) == Change("audit", "down")
+    town.apply(ASK, TELL, SEALED, OTHERS)
+    assert orders.run(ended(monitor)) == [Change("audit", "revoked")]
+    with pytest.raises(Revoked):
+        orders.run(monitor.change(1))
+
+
+async def watched(program: Program, peer: str):
+    return program.mailbox.monitor(peer)
+
+
+async def ended(monitor) -> list[Change]:
+    return [change async for change in monitor]
+
+
+def test_only_a_declared_peer_is_monitored_and_nothing_else_is_told(town):
+    web, orders = town.program("web"), town.program("orders")
+    with pytest.raises(NotDeclared, match="monitor: true"):
+        web.run(watched(web, "audit"))
+    monitor = orders.run(watched(orders, "audit"))
+    for _ in range(3):
+        town.program("vault").die()
+    town.program("audit")
+    assert orders.run(monitor.change(50)) == Change("audit", "up")
 
 
 # -- sealed links ------------------------------------------------------------------------------------

@@ -18,8 +18,8 @@ from netspace.spec.types import Link
 NAMES = ["a", "b", "web", "web-1", "w_1"]
 LINKS = st.builds(
     lambda ends: {
-        f"{source}.{target}": Link(source=source, target=target, pattern=how, ttl=ttl)
-        for source, target, how, ttl in ends
+        f"{source}.{target}": Link(source=source, target=target, pattern=how, ttl=ttl, monitor=watched)
+        for source, target, how, ttl, watched in ends
     },
     st.lists(
         st.tuples(
@@ -27,6 +27,7 @@ LINKS = st.builds(
             st.sampled_from(NAMES),
             st.sampled_from(["send", "request"]),
             st.sampled_from([None, None, 1.0, 2.5]),
+            st.booleans(),
         ).filter(lambda ends: ends[0] != ends[1])
     ),
 ).map(lambda links: list(links.values()))
@@ -115,7 +116,7 @@ def test_mailboxes_are_never_revoked(first, second):
     broker, passwords = Broker(), {}
     broker.converge(first, set(), passwords)
     change = broker.converge(second, model.members(first), passwords)
-    assert not [key for key in change.revoke if key[0] == "queue" and not key[1].startswith("replies.")]
+    assert not [key for key in change.revoke if key[0] == "queue" and not key[1].startswith(("replies.", "notices."))]
     gone = {owner(name) for name in change.left if name.startswith("mailbox.")}
     assert gone == model.members(first) - model.members(second)
     lanes = {name for name in change.left if name.startswith("lane.")}
@@ -140,7 +141,7 @@ def test_an_account_may_do_what_its_links_say_and_nothing_else(links):
         lanes = {name for name in names if environments_of(name, "lane") and name.split(".")[2] == one}
         assert may["read"] - {""} == {N(f"mailbox.{one}")} | lanes | replies | {
             N(f"reply.{target}") for target in asked
-        }
+        } | {N(f"notices.{one}") for link in links if link.source == one and link.monitor}
         assert "amq.default" not in may["write"] | may["read"]
 
 
@@ -355,7 +356,10 @@ def test_no_environment_is_told_a_name_that_isnt_its_own(first, second):
         told = json.dumps(card(one, first, VHOST, CALLED, formers))
         for key in every:
             if key[0] == "queue" and key[1] in told:
-                assert environments_of(key[1], "mailbox", "replies", "lane")[-1] == one
+                # The news of one who may be monitored name its mailbox, so its monitor knows that.
+                monitored = {N(f"mailbox.{link.target}") for link in first if link.source == one and link.monitor}
+                ends = environments_of(key[1], "mailbox", "replies", "lane", "notices")
+                assert key[1] in monitored or ends[-1] == one
             if key[0] == "exchange" and key[1] in told:
                 ends = environments_of(key[1], "link", "reply")
                 peers = {link.target for link in first if link.source == one and link.pattern == "request"}
@@ -424,3 +428,38 @@ def test_a_card_tells_the_senders_of_former_queues_by_their_exchange():
     content = card("b", links, VHOST, CALLED, formers)
     assert content["queues"] == [N("mailbox.b"), "mailbox.b"]
     assert content["senders"][1:] == [{"from": "a", "pattern": "send", "exchange": "link.a.b", "former": True}]
+
+
+# -- monitoring --------------------------------------------------------------------------------
+WATCHED = Link(source="web", target="orders", monitor=True)
+
+
+def test_a_monitor_hears_of_the_consumers_of_one_mailbox_and_its_right_goes_with_the_link():
+    made = model.objects([WATCHED, Link(source="web", target="audit")], CALLED)
+    watch, notices = CALLED.watch(WATCHED), CALLED.notices("web")
+    assert made["exchange", watch]["type"] == "headers"
+    assert made["binding", model.EVENTS, "exchange", watch, "consumer.*"]
+    about = made["binding", watch, "queue", notices, ""]["arguments"]
+    assert about == {"x-match": "all", "queue": CALLED.mailbox("orders")}
+    may = made["permission", "env.web"]
+    assert re.fullmatch(may["read"], notices)
+    for pattern in (may["write"], may["configure"]):
+        assert not any(re.fullmatch(pattern, name) for name in (watch, notices, model.EVENTS))
+    assert not re.fullmatch(may["read"], watch)
+    assert not re.fullmatch(made["permission", "env.orders"]["read"], notices)
+    others = model.objects([Link(source="web", target="orders"), Link(source="web", target="audit")], CALLED)
+    assert set(made) - set(others) == {("queue", notices), *model.of_link(WATCHED, CALLED)[2:]}
+    assert ("queue", notices) not in others
+    gone = diff.undeclared(made, others)
+    assert gone == [("exchange", watch), ("queue", notices)]
+
+
+def test_what_a_monitor_needs_is_found_again_and_repaired():
+    made = model.objects([WATCHED], CALLED)
+    there = model.Found({key: dict(value) for key, value in made.items()}, {}, True)
+    assert not diff.difference(made, there, {}).touched - {("user", "env.web"), ("user", "env.orders")}
+    binding = ("binding", CALLED.watch(WATCHED), "queue", CALLED.notices("web"), "")
+    there.objects[binding] = {"arguments": {"x-match": "any"}}
+    change = diff.difference(made, there, {})
+    assert binding in change.revoke
+    assert binding in change.create
