@@ -286,6 +286,22 @@ def load(folder: Path, module: hsm.Module | None = None) -> Authority:
     :param module: where its key may be.
     :raises NetspaceError: when it is incomplete, its key and certificate don't fit, or others can get at the key.
     """
+    raw, chain = _read(folder)
+    key = private_key(raw, module, folder / "authority.pem")
+    if chain[0].public_key() != key.public_key():
+        raise NetspaceError(f"{folder}: the key is not the certificate's")
+    return Authority(key, chain[0], tuple(chain[1:]))
+
+
+def load_certificate(folder: Path) -> Certificate:
+    """Return an authority's certificate alone: whoever checks by it needs no key.
+
+    :raises NetspaceError: as :func:`load`.
+    """
+    return _read(folder)[1][0]
+
+
+def _read(folder: Path) -> tuple[bytes, list[Certificate]]:
     from cryptography import x509
 
     path = folder / "authority.pem"
@@ -293,14 +309,10 @@ def load(folder: Path, module: hsm.Module | None = None) -> Authority:
         _private(folder)
         _private(path)
         raw = path.read_bytes()
-        chain = x509.load_pem_x509_certificates(raw)
+        return raw, x509.load_pem_x509_certificates(raw)
     except (OSError, ValueError) as err:
         # The key's content is never repeated in a message.
         raise NetspaceError(f"{folder}: no CA that can be used: {type(err).__name__}") from err
-    key = private_key(raw, module, path)
-    if chain[0].public_key() != key.public_key():
-        raise NetspaceError(f"{folder}: the key is not the certificate's")
-    return Authority(key, chain[0], tuple(chain[1:]))
 
 
 def _private(path: Path) -> None:

@@ -8,6 +8,7 @@ has its attestation key certified. What it keeps, in a folder of its master's us
     requested.pem         key of a request that the root has not answered yet
     retired.pem           intermediates that signed before, until they run out
     hosts/<hash>.json     a minion: TPM, attestation key, level, certificate
+    owners/<ek>.json      a TPM: whose it is
     revoked.json          serial numbers, and when
     audit.log             everything that was done       (audit_log)
 
@@ -60,6 +61,7 @@ class Registrar:
         """
         self.folder = folder
         self.module = module
+        self._seen: tuple[object, list[Certificate]] = (None, [])
         self.log = folder / "audit.log"
 
     # -- the CA ---------------------------------------------------------------------
@@ -113,7 +115,14 @@ class Registrar:
 
     def trusted(self, now: float) -> list[Certificate]:
         """Intermediates whose certificates count: the one that signs, and those before it that haven't run out."""
-        return [self._authority().certificate, *self._retired(now)]
+        paths = self.folder / "ca/authority.pem", self.folder / "retired.pem"
+        stamps = tuple(_stamp(path) for path in paths)
+        if stamps != self._seen[0]:
+            # Read again only when it changed: each host of a fleet is judged by them. Their keys aren't needed here.
+            if not paths[0].exists():
+                raise NetspaceError("there is no Privacy CA: netspace_attestation.ca_init")
+            self._seen = stamps, [privacy_ca.load_certificate(self.folder / "ca"), *self._retired(0)]
+        return [one for one in self._seen[1] if one.not_valid_after_utc.timestamp() > now or one is self._seen[1][0]]
 
     def revocations(self, now: float) -> bytes:
         """Return the revocation list (PEM) of the intermediate that signs."""
@@ -149,8 +158,7 @@ class Registrar:
             bound = made.redeem(_answer(answer), now)
             with files.locked(self.folder / "lock"):
                 # Once more, under the lock: another enrolment may have been faster.
-                owners = {one["ek"]: one["minion"] for one in self._hosts()}
-                privacy_ca.claim(owners, bound.endorsement.fingerprint, minion)
+                self._claim(bound.endorsement.fingerprint, minion)
                 issued = privacy_ca.issue(authority, bound, now)
                 record = {
                     "v": 1,
@@ -168,6 +176,8 @@ class Registrar:
                     "certificate": base64.b64encode(issued.certificate).decode(),
                 }
                 self._log("issued", now, {key: record[key] for key in ("minion", "ek", "level", "pseudonym", "serial")})
+                # Before the host's: an owner without a host's record counts as none, a record without an owner might.
+                files.write_json(self._owner(bound.endorsement.fingerprint), {"v": 1, "minion": minion})
                 files.write_json(self._path(minion), record)
         except Refused as err:
             with files.locked(self.folder / "lock"):
@@ -208,6 +218,7 @@ class Registrar:
         with files.locked(self.folder / "lock"):
             self._log("released", now, {"minion": minion, "ek": record["ek"]})
             files.remove(self._path(minion))
+            files.remove(self._owner(record["ek"]))
         return record
 
     def host(self, minion: str) -> dict[str, Any] | None:
@@ -254,6 +265,16 @@ class Registrar:
     @property
     def _revoked_path(self) -> Path:
         return self.folder / "revoked.json"
+
+    def _owner(self, endorsement: str) -> Path:
+        return self.folder / "owners" / f"{endorsement}.json"
+
+    def _claim(self, endorsement: str, minion: str) -> None:
+        """Check that a TPM is nobody else's, by its own file: reading all hosts for each takes an hour for 10,000."""
+        owner = (files.read_json(self._owner(endorsement), files.KEPT) or {}).get("minion")
+        known = self.host(str(owner)) if owner is not None else None
+        owners = {endorsement: str(owner)} if known is not None and known["ek"] == endorsement else {}
+        privacy_ca.claim(owners, endorsement, minion)
 
     def _path(self, minion: str) -> Path:
         return self.folder / "hosts" / f"{key_of(minion)}.json"
@@ -317,6 +338,14 @@ class Registrar:
 def key_of(minion: str) -> str:
     """Return what a minion is filed by: its name may be anything, a file's may not."""
     return hashlib.sha256(minion.encode()).hexdigest()[:32]
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        info = path.stat()
+    except OSError:
+        return None
+    return info.st_ino, info.st_size, info.st_mtime_ns
 
 
 def _answer(data: Any) -> bytes:

@@ -21,7 +21,7 @@ import salt.utils.event
 from runner_bus import Bus
 from test_registrar import Minion
 
-from netspace.attestation import appraisal, attester, ima, verdict
+from netspace.attestation import appraisal, attester, ima, terms, verdict
 from netspace.attestation.evidence import Context
 from netspace.layout import Layout
 from netspace.spec.types import Attestation

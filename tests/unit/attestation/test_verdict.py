@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from netspace.attestation import attester, ear, refusals, result, terms, verdict, verifier
+from netspace.attestation import appraisal, attester, ear, refusals, result, terms, verdict, verifier
 from netspace.attestation.ear import Signer, Told
 from netspace.attestation.evidence import Context
 from netspace.attestation.evidence import parse as parse_evidence
