@@ -12,7 +12,6 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -210,7 +209,7 @@ class Operations:
         if folder is not None:
             spec = msgspec.structs.replace(spec, working_dir=folder)
         fed = stdin.encode() if isinstance(stdin, str) else stdin
-        done = entering.enter(self._layout, name, replace(record, spec=spec), arguments, timeout, fed)
+        done = entering.enter(self._layout, name, msgspec.structs.replace(record, spec=spec), arguments, timeout, fed)
         return {
             "retcode": done.retcode,
             "stdout": done.stdout.decode(errors="replace"),
