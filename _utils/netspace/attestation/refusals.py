@@ -171,14 +171,17 @@ class NoChain(Limited):
     """The TPM's endorsement certificate does not chain to a maker that is trusted."""
 
     code = "ek-untrusted"
-    remedy = "name a folder with the certificates of the TPM's maker in attestation:roots"
+    remedy = (
+        "put the TPM's maker's certificate into the folder of roots (attestation:roots; a master's is "
+        "netspace.attestation:roots in its configuration), and enrol the host again"
+    )
 
 
 class NoPolicy(Limited):
     """Neither references nor a boot policy say what a good boot is."""
 
     code = "policy-none"
-    remedy = "record the values of a good boot in attestation:references"
+    remedy = "let the master learn a good boot (learn), or record its values in attestation:references"
 
 
 class NoBootLog(Limited):
@@ -255,7 +258,7 @@ class NoImaPolicy(Limited):
     """The boot is good, and nothing says which programs may run after it."""
 
     code = "ima-policy-none"
-    remedy = "a verifier with an IMA policy"
+    remedy = "add a section 'ima' to the policy: what may run"
 
 
 class NoList(Limited):

@@ -217,6 +217,21 @@ def test_each_change_of_state_is_told_once(made: Fleet, minion: Minion) -> None:
     assert made.announced(made.standing("web1", NOW + 8000)) is None
 
 
+def test_a_minion_that_lies_in_its_grains(made: Fleet, minion: Minion) -> None:
+    """What a host says of itself has no place in an answer, and chooses no policy."""
+    asked = made.ask("web1")
+    lies = {"grains": {"tpm": {"class": "discrete"}, "secure_boot": {"enabled": True}, "netspace": {"level": "L5"}}}
+    assert made.judge(asked, {**answer(asked, minion.tpm), **lies}, NOW)["code"] == "malformed"
+    asked = made.ask("web1")
+    wire = answer(asked, minion.tpm)
+    assert made.judge(asked, {**wire, "evidence": {**wire["evidence"], **lies}}, NOW)["code"] == "malformed"
+    minion.enrolment = lambda enrolled: {**enrolled, "tpm": {"class": "discrete", "level": "L5"}}
+    assert made.registrar.enroll("web1", minion, MASTER, [], NOW)["level"] == 2
+    assert attest(made, minion)["level"] == 2
+    with pytest.raises(NetspaceError, match="match by its id"):
+        groups.parse([{"name": "easy", "match": ["G@role:harmless"]}])
+
+
 # -- the boot log -----------------------------------------------------------------------
 @pytest.fixture
 def logged(minion: Minion) -> bytes:

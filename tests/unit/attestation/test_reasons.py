@@ -10,7 +10,9 @@ import checkout
 from netspace.attestation import refusals
 
 PAGE = checkout.ROOT / "docs/attestation-reasons.md"
+RUNNER = checkout.ROOT / "_runners/netspace_attestation.py"
 TESTS = [path for path in (checkout.ROOT / "tests").glob("**/attestation/test_*.py") if path != Path(__file__)]
+TESTS += [checkout.ROOT / "tests/integration/test_registrar_fleet.py"]
 
 BASES = (refusals.Refused, refusals.Limited)
 
@@ -34,7 +36,20 @@ def test_codes_are_unique_and_say_what_they_are() -> None:
 def test_every_code_has_a_row_in_the_documentation_and_no_row_is_of_another() -> None:
     rows = re.findall(r"^\| `([a-z0-9-]+)` \|", PAGE.read_text(), re.MULTILINE)
     assert len(set(rows)) == len(rows)
-    assert set(rows) == {one.code for one in classes()} | {"ok", "input", "software-key", "audit-log"}
+    assert set(rows) == {one.code for one in classes()} | {"ok", "software-key"} | of_commands()
+
+
+def of_commands() -> set[str]:
+    """Codes that are no exception's: a runner's answer has them, or a trial of a policy."""
+    sources = [*(checkout.ROOT / "_utils/netspace/attestation").glob("*.py"), RUNNER]
+    text = "\n".join(path.read_text() for path in sources)
+    return set(re.findall(r'"code": "([a-z-]+)"', text)) | set(re.findall(r'_trial\([^"]*"([a-z]+-[a-z-]+)"', text))
+
+
+def test_every_code_of_a_command_is_tried_by_a_test() -> None:
+    text = "\n".join(path.read_text() for path in TESTS)
+    assert of_commands() >= {"input", "audit-log", "evidence-none"}
+    assert [code for code in of_commands() if f'"{code}"' not in text] == []
 
 
 def test_every_refusal_is_tried_by_a_test() -> None:

@@ -1,0 +1,66 @@
+"""Every threat that the verifier has to think of, and the test that is named after it."""
+
+from __future__ import annotations
+
+import ast
+
+import checkout
+import pytest
+
+HERE = checkout.ROOT / "tests"
+FORGERIES = "unit/attestation/test_forgeries.py"
+EAR, FLEET, CHAINS = (f"unit/attestation/test_{name}.py" for name in ("ear", "fleet", "certificates"))
+REGISTRAR, CA = "unit/attestation/test_registrar.py", "unit/attestation/test_privacy_ca.py"
+
+THREATS = {
+    "replay": (FORGERIES, "replay_of_old_evidence"),
+    "relay from another minion": (FORGERIES, "evidence_relayed_from_another_minion"),
+    "relay by another verifier": (FORGERIES, "evidence_relayed_by_another_verifier"),
+    "AK substitution": (FORGERIES, "attestation_key_substituted"),
+    "PCR relabelling": (FORGERIES, "pcrs_relabelled"),
+    "SHA-1 downgrade of the bank": (FORGERIES, "bank_downgraded_to_sha1"),
+    "SHA-1 downgrade of the signature": (FORGERIES, "signature_hash_downgraded_to_sha1"),
+    "truncated log": (FORGERIES, "truncated_log"),
+    "reordered log": (FORGERIES, "reordered_log"),
+    "log with an unmeasured event": (FORGERIES, "log_with_an_event_that_was_not_measured"),
+    "log of another boot claimed by its digest": (FLEET, "test_the_digest_of_a_log_proves_nothing_by_itself"),
+    "clock rollback": (FORGERIES, "clock_rolled_back"),
+    "quote from another boot": (FORGERIES, "quote_from_an_earlier_boot"),
+    "signature scheme swap": (FORGERIES, "signature_scheme_swapped"),
+    "oversized fields": (FORGERIES, "fields_larger_than_can_be"),
+    "duplicate PCRs": (FORGERIES, "duplicate_pcr_selections"),
+    "a statement that no TPM made": (FORGERIES, "a_statement_that_no_tpm_made"),
+    "software key in the place of a TPM": (FORGERIES, "a_software_key_in_the_place_of_a_tpm"),
+    "wrong AK attributes": ("unit/attestation/test_verifier.py", "test_attestation_key_attributes"),
+    "missing EK certificate": (FORGERIES, "missing_endorsement_certificate"),
+    "EK certificate of another key": (CHAINS, "test_the_verifier_wants_the_certificate_of_this_key"),
+    "EK certificate that its maker revoked": (CHAINS, "test_a_maker_who_revoked_an_endorsement_certificate"),
+    "certificate chain loops": (CHAINS, "test_loops_and_long_chains_end"),
+    "expired AK certificate": (FLEET, "test_an_expired_certificate_is_due_and_refused"),
+    "AK certificate of another key": (CA, "test_certificate_of_another_key"),
+    "one TPM serving two minions": (REGISTRAR, "test_one_tpm_serving_two_minions"),
+    "a master in between": (REGISTRAR, "test_a_master_in_between"),
+    "a minion that lies in its grains": (FLEET, "test_a_minion_that_lies_in_its_grains"),
+    "a store that others write": (FLEET, "test_what_others_write_into_the_store_counts_as_nothing"),
+    "EAR replayed on another minion": (EAR, "test_a_result_that_is_replayed_on_another_minion"),
+    "EAR replayed later": (EAR, "test_a_result_of_another_challenge"),
+    "EAR with alg none": (EAR, "test_alg_none_and_other_headers"),
+    "downgraded policy version": (EAR, "test_a_result_by_a_lower_version_of_the_policy"),
+    "downgraded policy in force": (FLEET, "test_a_policys_version_never_falls"),
+    "policy by somebody else": (FLEET, "test_a_policy_that_the_verifier_did_not_sign"),
+    "malformed logs, thousands": ("unit/attestation/test_fuzz.py", "test_mutated_inputs_are_read_or_refused"),
+}
+
+
+@pytest.mark.parametrize("threat", THREATS)
+def test_a_threat_has_the_test_that_is_named_after_it(threat: str) -> None:
+    file, name = THREATS[threat]
+    tree = ast.parse((HERE / file).read_text())
+    found = [one for one in tree.body if isinstance(one, ast.FunctionDef) and one.name == name]
+    assert found, f"{file} has no {name}"
+    if not name.startswith("test_"):
+        assert any("forgery" in ast.unparse(one) for one in found[0].decorator_list), f"{name} is not run"
+
+
+def test_there_are_at_least_25_kinds() -> None:
+    assert len(THREATS) >= 25 and len(set(THREATS.values())) == len(THREATS)
