@@ -176,12 +176,21 @@ class Host:
     def _links(
         self, broker: Any, permitted: tuple[Link, ...], considered: Collection[str], whole: bool, test: bool
     ) -> Result:
+        known = self._linked()
+        if not permitted and not known.links and not known.parked:
+            return Result(Plan())
         from netspace.link.kind import DesiredLinks
 
-        there = self.links.names()
+        there = set(known.links)
         kept = {link.name for link in permitted}
         remove = there - kept if whole else (there & set(considered)) - kept
         return self._run(self.links, DesiredLinks(broker, permitted), remove, test)
+
+    def _linked(self) -> Any:
+        """The links that were applied, as recorded: asked by every run, so without loading what speaks to brokers."""
+        from netspace.link import record
+
+        return record.read(self.layout)
 
     # -- environments ------------------------------------------------------------------
     def converge_environments(
@@ -210,7 +219,7 @@ class Host:
         looked = _runtimes(declared)
         verdicts = self._verdicts(trust.environments, declared, test)
         links = self._card_links(declared, whole, test)
-        access = self.links.access(declared.broker if whole and test and declared.links else None)
+        access = self.links.access(declared.broker if whole and test and declared.links else None) if links else None
         wanted = {
             name: (
                 # Recorded with the requirement in force, for whoever starts it without the declaration.
@@ -235,8 +244,10 @@ class Host:
         from netspace.environment.compare import DesiredEnvironment
         from netspace.link import seals
 
-        access = access or self.links.access()
-        known, cards, keys = self.trust(), self.links.cards(access), self.links.keys()
+        known, cards, keys = self.trust(), _alone, {}
+        if links:
+            access = access or self.links.access()
+            cards, keys = self.links.cards(access), self.links.keys()
         level = {"level": known.name, "verifier": known.verifier}
         linked: dict[str, list[Link]] = {}
         for link in links:
@@ -258,16 +269,17 @@ class Host:
 
     def _card_links(self, declared: Declaration, whole: bool, test: bool) -> tuple[Link, ...]:
         """The links that cards tell of: what stands, and for a test what would stand."""
-        standing = {link.name: link for link in self.links.recorded()}
         if not (whole and test):
-            return tuple(standing.values())
+            return tuple(self._linked().links.values())
         verdicts = self._verdicts(trust.links, declared, test)
         return tuple(link for link in declared.links if verdicts[link.name].allowed)
 
     def _refresh_cards(self, names: Collection[str], test: bool) -> Result:
         """Tell running environments of links that were just made or revoked; restarts none."""
+        if not names:
+            return Result(Plan())
         known = {name: record for name, record in self.environments.recorded().items() if name in names}
-        links = tuple(self.links.recorded())
+        links = tuple(self._linked().links.values())
         withheld = trust.withheld({name: record.spec for name, record in known.items()}, self.trust())
         wanted: dict[str, tuple[Environment, RunState, Any, Any]] = {
             name: (
@@ -312,11 +324,11 @@ class Host:
             return _join(result, self._refresh_cards(ends, test))
 
     def _remove_links(self, names: Collection[str], test: bool, purge: bool) -> Result:
-        from netspace.link.kind import DesiredLinks
-
-        there = self.links.names() & set(names)
+        there = set(self._linked().links) & set(names)
         if not there:
             return Result(Plan())
+        from netspace.link.kind import DesiredLinks
+
         return self._run(self.links, DesiredLinks(self.links.recorded_broker(), ()), there, test, purge=purge)
 
     def remove_environments(self, names: Collection[str], *, test: bool = False, purge: bool = False) -> Result:
@@ -326,7 +338,7 @@ class Host:
         also of environments that are gone already.
         """
         with self._lock(test):
-            theirs = {link.name for link in self.links.recorded() if {link.source, link.target} & set(names)}
+            theirs = {link.name for link in self._linked().links.values() if {link.source, link.target} & set(names)}
             others = {end for name in theirs for end in name.split(".")} - set(names)
             result = self._remove_links(theirs, test, purge)
             result = _join(result, self._refresh_cards(others, test))
@@ -355,7 +367,7 @@ class Host:
         """Remove everything of this instance from this host, mail and images included; volumes stay."""
         with self._lock(test):
             self._tidy(test)
-            result = self._remove_links(self.links.names(), test, True)
+            result = self._remove_links(set(self._linked().links), test, True)
             if names := self.environments.names():
                 result = _join(result, self._run(self.environments, {}, names, test))
             result = _join(result, self._remove_interfaces(self.interfaces.names(), test))
@@ -452,6 +464,13 @@ def _manner(link: Link) -> str:
 
 def _kind(spec: Environment) -> Any:
     return type(spec.interface).__struct_config__.tag if spec.interface is not None else "none"
+
+
+def _alone(name: str, links: Collection[Link]) -> dict[str, Any]:
+    """The card of an environment of a host without links: neither their names nor a broker are in it."""
+    from netspace.link import card, names
+
+    return card.card(name, links, "", names.PLAIN)
 
 
 def _say(result: Result, kind: str, verdicts: Mapping[str, Verdict]) -> Result:

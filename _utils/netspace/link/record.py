@@ -7,9 +7,10 @@ afterwards: so a run that was killed anywhere is finished by the next one.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from netspace import files
 from netspace.errors import StateError
@@ -19,8 +20,7 @@ from netspace.link.former import Former
 from netspace.spec.types import Broker, Link
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(msgspec.Struct, frozen=True):
     """What was applied last.
 
     :param broker: None where nothing ever was.
@@ -30,7 +30,7 @@ class Record:
     """
 
     broker: Broker | None = None
-    links: Mapping[str, Link] = field(default_factory=dict)
+    links: Mapping[str, Link] = msgspec.field(default_factory=dict)
     parked: tuple[str, ...] = ()
     named: str = ""
     former: tuple[Former, ...] = ()

@@ -7,9 +7,10 @@ than the image takes to be built.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+import msgspec
 
 from netspace.environment.images import sources
 from netspace.errors import NetspaceError
@@ -39,8 +40,7 @@ class Remote(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Located:
+class Located(msgspec.Struct, frozen=True):
     """Where a source is: at a location on this host, or behind a URL with *rest* after it."""
 
     location: str

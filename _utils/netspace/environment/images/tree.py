@@ -10,11 +10,11 @@ they were filled.
 from __future__ import annotations
 
 import os
-import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import IO, Protocol
+
+import msgspec
 
 from netspace.environment.images import bounds
 from netspace.environment.images.bounds import Budget
@@ -41,8 +41,7 @@ class Content(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class Piece:
+class Piece(msgspec.Struct):
     """A part of an open file."""
 
     file: IO[bytes]
@@ -62,8 +61,7 @@ class Piece:
             yield chunk
 
 
-@dataclass(slots=True, eq=False)
-class Node:
+class Node(msgspec.Struct, eq=False):
     """A folder, a file or a symbolic link. Names of one file (hard links) share one node."""
 
     kind: str
@@ -74,7 +72,7 @@ class Node:
     xattrs: tuple[tuple[bytes, bytes], ...] = ()
     target: bytes = b""
     content: Content | None = None
-    children: dict[bytes, Node] = field(default_factory=dict)
+    children: dict[bytes, Node] = msgspec.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # A link's own mode means nothing.
@@ -83,8 +81,7 @@ class Node:
         self.xattrs = tuple(sorted((name, value) for name, value in self.xattrs if _kept(name)))
 
 
-@dataclass(slots=True)
-class Member:
+class Member(msgspec.Struct):
     """One member of an archive: a node, another name of one (``same_as``), or something odd."""
 
     path: bytes
@@ -284,6 +281,8 @@ class Tree:
 
         :return: how many entries, and how many bytes of content.
         """
+        import tarfile  # for nothing but this; what only looks at a source loads this module too
+
         first: dict[int, bytes] = {}
         entries = total = 0
         for path, node in self.walk():

@@ -12,8 +12,9 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from netspace.environment.images import bounds, sources
 from netspace.environment.images.bounds import Budget
@@ -50,8 +51,7 @@ def build(location: str, target: Path, scratch: Path) -> sources.Defaults:
     return sources.Defaults(notes=tree.notes())
 
 
-@dataclass(frozen=True)
-class _File:
+class _File(msgspec.Struct, frozen=True):
     """A file's content, as long as it is the one that was seen."""
 
     location: str

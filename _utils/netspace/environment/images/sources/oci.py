@@ -15,9 +15,10 @@ import json
 import os
 import posixpath
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
+
+import msgspec
 
 from netspace.environment.images import archive, bounds, sources, streams, users
 from netspace.environment.images.bounds import Budget
@@ -91,8 +92,7 @@ class _Blobs(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class _Folder:
+class _Folder(msgspec.Struct, frozen=True):
     path: Path
 
     def open(self, name: str, stack: contextlib.ExitStack) -> Piece | None:
@@ -100,8 +100,7 @@ class _Folder:
         return sources.whole(stack.enter_context(sources.opened(path))) if path.exists() else None
 
 
-@dataclass(frozen=True)
-class _Archive:
+class _Archive(msgspec.Struct, frozen=True):
     tree: Tree
 
     def open(self, name: str, stack: contextlib.ExitStack) -> Piece | None:
@@ -126,8 +125,7 @@ def _open(path: Path, scratch: Path, budget: Budget, stack: contextlib.ExitStack
 # -- which image, and what it consists of ------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Layer:
+class _Layer(msgspec.Struct, frozen=True):
     """A layer's name among the blobs, and its digests, packed (unless there is none) and unpacked."""
 
     name: str
@@ -135,8 +133,7 @@ class _Layer:
     unpacked: str
 
 
-@dataclass(frozen=True)
-class _Image:
+class _Image(msgspec.Struct, frozen=True):
     config: dict[str, Any]
     layers: tuple[_Layer, ...]
 
