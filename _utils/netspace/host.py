@@ -231,7 +231,7 @@ class Host:
             for name, spec in declared.environments.items()
         }
         remove = self.environments.names() - set(declared.environments) if whole else ()
-        result = self._run(self.environments, self._desired(wanted, links, access), remove, test)
+        result = self._run_environments(self._desired(wanted, links, access), remove, test)
         return _say(result, "environment", verdicts)
 
     def _desired(
@@ -291,9 +291,12 @@ class Host:
             )
             for name, record in known.items()
         }
-        if not wanted:
-            return Result(Plan())
-        return self._run(self.environments, self._desired(wanted, links), (), test)
+        return self._run_environments(self._desired(wanted, links), (), test) if wanted else Result(Plan())
+
+    def _run_environments(self, desired: Any, remove: Collection[str], test: bool, **options: Any) -> Result:
+        """Look, plan, do; what was seen is handed on, for the lock is held."""
+        observed = self.environments.observe()
+        return self._run(self.environments, desired, remove, test, observed, observed=observed, **options)
 
     # -- images ------------------------------------------------------------------------
     def converge_images(self, wanted: Mapping[str, Any], *, test: bool = False) -> Result:
@@ -344,7 +347,7 @@ class Host:
             result = _join(result, self._refresh_cards(others, test))
             there = self.environments.names() & set(names)
             if there:
-                result = _join(result, self._run(self.environments, {}, there, test, purge=purge))
+                result = _join(result, self._run_environments({}, there, test, purge=purge))
             if purge:
                 left = self.environments.plan_purge(names)
                 result = _join(result, Result(left, () if test else self.environments.apply_purge(left.steps)))
@@ -369,7 +372,7 @@ class Host:
             self._tidy(test)
             result = self._remove_links(set(self._linked().links), test, True)
             if names := self.environments.names():
-                result = _join(result, self._run(self.environments, {}, names, test))
+                result = _join(result, self._run_environments({}, names, test))
             result = _join(result, self._remove_interfaces(self.interfaces.names(), test))
             if test or not result.ok:
                 return result
@@ -425,9 +428,9 @@ class Host:
             yield
 
     def _run(
-        self, kind: Any, desired: Any, remove: Collection[str], test: bool, observed: Any = None, **options: Any
+        self, kind: Any, desired: Any, remove: Collection[str], test: bool, seen: Any = None, **options: Any
     ) -> Result:
-        plan: Plan = kind.plan(desired, kind.observe() if observed is None else observed, remove)
+        plan: Plan = kind.plan(desired, kind.observe() if seen is None else seen, remove)
         if test or not plan.steps:
             return Result(plan)
         return Result(plan, kind.apply(plan.steps, **options))

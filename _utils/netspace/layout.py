@@ -9,10 +9,16 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 INSTANCE = re.compile(r"[a-z][a-z0-9]{0,15}")
+
+
+@lru_cache(maxsize=16384)
+def below(folder: Path, name: str) -> Path:
+    """``folder / name``, made once: each run asks for the same places of the same environments many times."""
+    return folder / name
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,7 @@ class Layout:
 
     def records(self, kind: str) -> Path:
         """What was applied, one JSON file per object: ``<state>/<kind>/<name>.json``."""
-        return self.state / kind
+        return below(self.state, kind)
 
     @cached_property
     def layers(self) -> Path:
@@ -71,11 +77,15 @@ class Layout:
 
     def environment(self, name: str) -> Path:
         """The environment's own persistent folder (overlay upper and work)."""
-        return self.layers / name
+        return below(self.layers, name)
 
     def volumes(self, name: str) -> Path:
         """The environment's volumes that have no folder of the host's: one file each, kept after its removal."""
-        return self.state / "volumes" / name
+        return below(self._volumes, name)
+
+    @cached_property
+    def _volumes(self) -> Path:
+        return self.state / "volumes"
 
     # -- volatile: gone after a reboot, rebuilt from the records ------------
     @cached_property
@@ -84,7 +94,7 @@ class Layout:
 
     def bundle(self, name: str) -> Path:
         """OCI bundle of an environment: config.json, rootfs, inside/."""
-        return self._bundles / name
+        return below(self._bundles, name)
 
     @cached_property
     def _bundles(self) -> Path:
@@ -92,7 +102,7 @@ class Layout:
 
     def inside(self, name: str) -> Path:
         """What the environment sees as ``/run/netspace`` (bind-mounted, read-only)."""
-        return self.bundle(name) / "inside"
+        return below(self.bundle(name), "inside")
 
     @cached_property
     def identities(self) -> Path:
@@ -105,7 +115,11 @@ class Layout:
 
     def disks(self, name: str) -> Path:
         """Where the environment's own file systems are mounted. Never emptied, only unmounted."""
-        return self.run / "disks" / name
+        return below(self._disks, name)
+
+    @cached_property
+    def _disks(self) -> Path:
+        return self.run / "disks"
 
     # -- system-wide names ---------------------------------------------------
     def netns_name(self, name: str) -> str:
@@ -117,7 +131,7 @@ class Layout:
 
     def netns(self, name: str) -> Path:
         """The environment's network namespace, where ``ip netns`` looks too."""
-        return self._namespaces / self.netns_name(name)
+        return below(self._namespaces, self.netns_name(name))
 
     @property
     def nft_table(self) -> str:

@@ -18,6 +18,7 @@ from netspace.environment import handout, ids, mounts, oci, proving, records, ro
 from netspace.environment.compare import KIND, Work
 from netspace.environment.images import Image
 from netspace.environment.making import Making, each
+from netspace.environment.observe import Observed
 from netspace.environment.records import Record
 from netspace.environment.runtimes import USUAL
 from netspace.errors import NetspaceError
@@ -37,6 +38,7 @@ class Applying:
 
     :param purge: what is removed takes its volumes along, but for folders of the host.
     :param give: gives the devices of these environments' interfaces to these users (the host's ids), before they start.
+    :param observed: what the steps were planned by, where nothing but this can have changed anything since.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Applying:
         *,
         purge: bool = False,
         give: Give | None = None,
+        observed: Observed | None = None,
     ) -> None:
         self.making = making
         self.layout = making.layout
@@ -60,8 +63,10 @@ class Applying:
         self._records: dict[str, Record] = {}
         self._tried: set[str] = set()  # those that were started, whatever came of it
         self._taken_back: list[Step] = []
+        self._removed: set[str] = set()
         self._revision = oci.revision(making.controllers)
-        self._mounted = mounts.table()
+        self._mounted = mounts.table() if observed is None else observed.mounted
+        self._observed = observed
 
     def run(self) -> list[Outcome]:
         """Do the steps: what goes, then images, then what has to stop; all is made, then started together."""
@@ -109,7 +114,9 @@ class Applying:
             runtime.remove_output(self.layout, name)
             files.remove(records.path(self.layout, name))
 
-        self._fail(each([name for name in self._removals if name not in self.errors], erase))
+        doomed = [name for name in self._removals if name not in self.errors]
+        self._fail(each(doomed, erase))
+        self._removed = {name for name in doomed if name not in self.errors}
 
     def _build(self) -> None:
         """Have every image and decide ids: nothing that runs is touched yet."""
@@ -129,7 +136,8 @@ class Applying:
         for of, error in each(wanted, build).items():
             self._fail(dict.fromkeys(wanted[of], error))
         rebuilt = {name for names in wanted.values() for name in names}
-        taken = {name: record.base for name, record in records.read(self.layout).items()}
+        known = records.read(self.layout) if self._observed is None else self._observed.records
+        taken = {name: record.base for name, record in known.items() if name not in self._removed}
         for name, work in self._left().items():
             try:
                 base = ids.allocate([name], taken)[name]
@@ -171,7 +179,8 @@ class Applying:
 
     def _stop(self) -> None:
         """Stop what can't go on as it is. What is created must not run under an old record either."""
-        defined = self.supervisor.observe() if self._left(lambda work: work.record is None) else {}
+        created = [runtime.service_name(name) for name in self._left(lambda work: work.record is None)]
+        defined = self.supervisor.observe(created) if created else {}
         names = [
             name
             for name, work in self._left().items()
@@ -256,7 +265,7 @@ class Applying:
         known = records.read(self.layout)
         needed = any(record.spec.health is not None or record.spec.after for record in known.values())
         try:
-            there = self.supervisor.observe().get(runtime.HEALTH)
+            there = self.supervisor.observe([runtime.HEALTH]).get(runtime.HEALTH)
             if needed:
                 own = runtime.health(self.layout)
                 changed = self.supervisor.differing([own])
@@ -413,7 +422,7 @@ def _ends(
     """
     services = {runtime.service_name(name): name for name in names}
     failed = failed or {}
-    statuses = supervisor.observe()
+    statuses = supervisor.observe(services)
     errors = {}
     for service, name in services.items():
         status = statuses.get(service, Status("stopped"))
@@ -434,6 +443,6 @@ def _after_a_moment(supervisor: Supervisor, services: Collection[str]) -> None:
     """Wait until it can be told what has become of services that were just started: the less where all ended."""
     for pause in _LOOKS:
         time.sleep(pause)
-        statuses = supervisor.observe()
+        statuses = supervisor.observe(services)
         if not any(service in statuses and statuses[service].state == "running" for service in services):
             break

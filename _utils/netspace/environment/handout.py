@@ -19,7 +19,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from netspace import files
-from netspace.layout import Layout
+from netspace.layout import Layout, below
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 _NEVER_KEPT = frozenset({"identity.pem"})
@@ -33,7 +33,7 @@ def digests(handed: Mapping[str, bytes]) -> dict[str, str]:
 
 
 def _kept(layout: Layout, name: str) -> Path:
-    return layout.environment(name) / "handout"
+    return below(layout.environment(name), "handout")
 
 
 def keep(layout: Layout, wanted: Mapping[str, Mapping[str, bytes]]) -> dict[str, str]:
@@ -101,6 +101,6 @@ def observe(layout: Layout, name: str) -> dict[str, str] | None:
 
 def _read(folder: Path) -> dict[str, bytes]:
     try:
-        return {entry.name: Path(entry.path).read_bytes() for entry in os.scandir(folder)}
+        return {entry: files.read(f"{folder}/{entry}") for entry in os.listdir(folder)}
     except FileNotFoundError:
         return {}

@@ -54,7 +54,7 @@ class Environments:
 
     def names(self) -> set[str]:
         """Every environment that exists, by the records."""
-        return set(files.read_records(self.layout.records(records.KIND)))
+        return files.record_names(self.layout.records(records.KIND))
 
     def recorded(self) -> dict[str, Record]:
         """Every environment's record: ``spec``, ``state`` and how it was made."""
@@ -82,12 +82,13 @@ class Environments:
 
     # -- doing ---------------------------------------------------------------------
 
-    def apply(self, steps: Sequence[Step], *, purge: bool = False) -> Outcomes:
+    def apply(self, steps: Sequence[Step], *, purge: bool = False, observed: Observed | None = None) -> Outcomes:
         """Do the steps as one batch; what fails for one environment doesn't stop the others.
 
         :param purge: what is removed takes its volumes along, but for folders of the host.
+        :param observed: what the steps were planned by, where the lock was held since.
         """
-        return Applying(self.making, self.supervisor, steps, purge=purge, give=self._give).run()
+        return Applying(self.making, self.supervisor, steps, purge=purge, give=self._give, observed=observed).run()
 
     def plan_purge(self, names: Collection[str]) -> Plan:
         """Which volumes of these lie there, though there are no such environments any more."""

@@ -23,7 +23,7 @@ from netspace.environment.records import Record
 from netspace.environment.runtimes import Runtime
 from netspace.environment.seccomp_file import Profile
 from netspace.errors import NetspaceError
-from netspace.layout import Layout
+from netspace.layout import Layout, below
 from netspace.spec.types import Environment, Io
 from netspace.supervision import Service, booted, payload_cgroup
 from netspace.supervision import controllers as host_controllers
@@ -104,7 +104,7 @@ class Making:
 
     def _configure(self, name: str, record: Record) -> str:
         content = self.render(name, record.spec, record.base, record.image, record.runtime, record.profile)
-        files.write(self.layout.bundle(name) / "config.json", content)
+        files.write(below(self.layout.bundle(name), "config.json"), content)
         return hashlib.sha256(content).hexdigest()
 
     def tune(self, name: str, record: Record, mounted: Mapping[str, mounts.Mount]) -> None:

@@ -221,13 +221,16 @@ def table(text: str | None = None) -> dict[str, Mount]:
     :param text: what ``/proc/self/mountinfo`` holds; read when absent.
     """
     if text is None:
-        text = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
+        with open("/proc/self/mountinfo", errors="surrogateescape") as stream:
+            text = stream.read()
     mounts = {}
     for line in text.splitlines():
-        fields = line.split(" ")
-        target = _plain(fields[4])
-        kind, source = fields[fields.index("-") + 1 :][:2]
-        mounts[target] = Mount(target, kind, _plain(source), fields[2], _plain(fields[3]))
+        place, _, rest = line.partition(" - ")  # a space in a name is written otherwise
+        _, _, device, root, target, _ = place.split(" ", 5)
+        kind, source, _ = rest.split(" ", 2)
+        if "\\" in line:
+            root, target, source = _plain(root), _plain(target), _plain(source)
+        mounts[target] = Mount(target, kind, source, device, root)
     return mounts
 
 

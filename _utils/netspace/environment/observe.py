@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from netspace import files
 from netspace.environment import cgroups, disks, handout, images, mounts, oci, records, rootfs, runtime, volumes
 from netspace.environment.disks import Disk
 from netspace.environment.images import Store
@@ -22,7 +23,7 @@ from netspace.environment.records import Record
 from netspace.errors import MissingError
 from netspace.health import verdict
 from netspace.health.verdict import Verdict
-from netspace.layout import Layout
+from netspace.layout import Layout, below
 from netspace.spec.types import Environment
 from netspace.supervision import Status, Supervisor, booted, payload_cgroup, policy
 
@@ -79,6 +80,11 @@ class Observed(msgspec.Struct, frozen=True):
     mounted: Mapping[str, mounts.Mount] = msgspec.field(default_factory=dict)
     watched: bool = True
     now: float = 0.0
+
+    @property
+    def records(self) -> dict[str, Record]:
+        """Every environment's record."""
+        return {name: seen.record for name, seen in self.environments.items()}
 
 
 def observe(
@@ -159,7 +165,7 @@ def assembled(
         if there is None or there.size > place.size or (there.size < place.size and not disks.grows()):
             return False
     try:
-        written = (layout.bundle(name) / "config.json").read_bytes()
+        written = files.read(below(layout.bundle(name), "config.json"))
     except OSError:
         return False
     return hashlib.sha256(written).hexdigest() == record.config

@@ -20,7 +20,7 @@ from netspace.environment import cgroups, seccomp, volumes
 from netspace.environment.ids import COUNT, FIRST
 from netspace.environment.images.sources import Defaults
 from netspace.errors import NetspaceError
-from netspace.layout import Layout
+from netspace.layout import Layout, below
 from netspace.spec.types import Environment, Limits, Volume
 
 PATH = "/usr/local/bin:/usr/bin:/bin"
@@ -82,7 +82,7 @@ def config(
     return {
         "ociVersion": "1.0.2",
         "hostname": name,
-        "root": {"path": str(layout.bundle(name) / "rootfs"), "readonly": spec.read_only},
+        "root": {"path": str(below(layout.bundle(name), "rootfs")), "readonly": spec.read_only},
         "process": process(name, spec, defaults),
         "mounts": [
             *_own_mounts(spec.limits),

@@ -21,7 +21,7 @@ from netspace.environment.images.sources import Defaults
 from netspace.environment.runtimes import USUAL, Runtime
 from netspace.environment.seccomp_file import Profile
 from netspace.errors import NetspaceError, StateError
-from netspace.layout import Layout
+from netspace.layout import Layout, below
 from netspace.spec import parse
 from netspace.spec.types import Environment
 
@@ -103,7 +103,7 @@ def own(spec: Environment) -> Environment:
 
 
 def path(layout: Layout, name: str) -> Path:
-    return layout.records(KIND) / f"{name}.json"
+    return below(layout.records(KIND), f"{name}.json")
 
 
 def write(layout: Layout, name: str, record: Record) -> bool:

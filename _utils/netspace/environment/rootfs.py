@@ -17,7 +17,7 @@ from pathlib import Path
 from netspace.environment import disks, mounts, trees
 from netspace.environment.ids import COUNT, FIRST
 from netspace.errors import NetspaceError
-from netspace.layout import Layout
+from netspace.layout import Layout, below
 from netspace.spec.types import Environment
 
 LOST = "lost-"
@@ -163,7 +163,7 @@ def adopt(layout: Layout, name: str, digest: str) -> None:
 
 
 def is_assembled(layout: Layout, name: str, mounted: Collection[str]) -> bool:
-    return str(layout.bundle(name) / "rootfs") in mounted
+    return str(below(layout.bundle(name), "rootfs")) in mounted
 
 
 def dismantle(layout: Layout, name: str) -> None:

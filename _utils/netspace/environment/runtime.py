@@ -22,7 +22,7 @@ from netspace.environment import cgroups, mounts, oci, runtimes
 from netspace.environment.runtimes import USUAL, Runtime
 from netspace.errors import NetspaceError
 from netspace.health import verdict
-from netspace.layout import Layout
+from netspace.layout import Layout, below
 from netspace.spec.types import Environment
 from netspace.supervision import Service
 
@@ -118,26 +118,26 @@ def piped(call: Sequence[str]) -> subprocess.Popen[bytes]:
 
 def state(layout: Layout, runtime: str) -> Path:
     """Where the runtime keeps what runs."""
-    return layout.run / runtime
+    return below(layout.run, runtime)
 
 
 def log(layout: Layout, name: str) -> Path:
     """Where the runtime writes why it failed."""
-    return layout.bundle(name) / "runtime.log"
+    return below(layout.bundle(name), "runtime.log")
 
 
 def output(layout: Layout, name: str) -> Path:
     """Where the program's output goes where there is no journal."""
-    return layout.logs / f"{service_name(name)}.log"
+    return below(layout.logs, f"{service_name(name)}.log")
 
 
 def pid_file(layout: Layout, name: str) -> Path:
-    return layout.bundle(name) / "pid"
+    return below(layout.bundle(name), "pid")
 
 
 def halt_mark(layout: Layout, name: str) -> Path:
     """There from before we stop the environment until it is started: its end was not its own."""
-    return layout.bundle(name) / "halted"
+    return below(layout.bundle(name), "halted")
 
 
 def service(

@@ -8,7 +8,6 @@ and the host's forwarding concern all of them: they are steps of their own, name
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -53,11 +52,7 @@ class Interfaces:
     # -- seeing -------------------------------------------------------------------
     def names(self) -> set[str]:
         """Environments that have a namespace, or are remembered to have one."""
-        try:
-            entries = os.listdir(self.layout.records(records.KIND))
-        except FileNotFoundError:
-            return set()
-        return {entry[: -len(".json")] for entry in entries if entry.endswith(".json") and not entry.startswith(".")}
+        return files.record_names(self.layout.records(records.KIND))
 
     def observe(self, desired: DesiredInterfaces | None = None) -> Observed:
         """What there is now, of all interfaces and of what *desired* ones need.

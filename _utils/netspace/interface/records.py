@@ -16,7 +16,7 @@ import msgspec
 
 from netspace import files
 from netspace.errors import SpecError, StateError
-from netspace.layout import Layout
+from netspace.layout import Layout, below
 from netspace.spec import parse
 from netspace.spec.types import Interface, Prefixed
 
@@ -84,12 +84,12 @@ def plain(spec: Interface) -> dict[str, Any]:
 
 
 def path(layout: Layout, name: str) -> Path:
-    return layout.records(KIND) / f"{name}.json"
+    return below(layout.records(KIND), f"{name}.json")
 
 
 def secret(layout: Layout, name: str) -> Path:
     """Where the interface's private key lies, if its kind has one; root's alone, like the folder."""
-    return layout.records(KIND) / f"{name}.key"
+    return below(layout.records(KIND), f"{name}.key")
 
 
 def secrets(layout: Layout) -> set[str]:

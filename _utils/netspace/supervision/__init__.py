@@ -92,8 +92,8 @@ class Supervisor(Protocol):
     supervisor itself can't be reached.
     """
 
-    def observe(self) -> dict[str, Status]:
-        """Every defined service's status. Starts nothing, forks nothing where it can be helped."""
+    def observe(self, names: Collection[str] | None = None) -> dict[str, Status]:
+        """Every defined service's status, or that of *names*. Starts nothing, forks nothing where it can be helped."""
         ...
 
     def define(self, services: Sequence[Service]) -> bool:

@@ -42,8 +42,8 @@ class Direct:
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
 
-    def observe(self) -> dict[str, Status]:
-        names = records.defined(self.layout)
+    def observe(self, names: Collection[str] | None = None) -> dict[str, Status]:
+        names = [name for name in records.defined(self.layout) if names is None or name in names]
         traced = set(records.traced(self.layout))
         watched = bool(traced) and place.running(self.layout)
         seen = {name: records.read_trace(self.layout, name) for name in names if name in traced}

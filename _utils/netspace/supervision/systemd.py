@@ -86,8 +86,8 @@ class Systemd:
             return False
 
     # -- the contract ----------------------------------------------------------------
-    def observe(self) -> dict[str, Status]:
-        names = self._defined()
+    def observe(self, names: Collection[str] | None = None) -> dict[str, Status]:
+        names = [name for name in self._defined() if names is None or name in names]
         return {
             name: _status(shown, self._wanted(name), self._noted(name)) for name, shown in self._show(names).items()
         }
@@ -103,7 +103,9 @@ class Systemd:
         changed = library.install(self.layout)
         texts = {service.name: unit.render(self.layout, service, self.version) for service in services}
         texts["restore"] = unit.render_restore(self.layout, library.command(self.layout, "restore"))
-        written = [name for name, text in texts.items() if files.write(self._file(name), text.encode(), mode=0o644)]
+        written, failed = files.write_all({self._file(name): text.encode() for name, text in texts.items()}, mode=0o644)
+        for error in failed.values():
+            raise error
         linked = self._link(["restore"])
         if written:
             self._call("daemon-reload")
