@@ -7,6 +7,10 @@ traceback and the input in hex. Small runs are part of the tests.
 
 from __future__ import annotations
 
+import dataclasses
+import datetime
+import hashlib
+import json
 import random
 import struct
 import sys
@@ -19,11 +23,30 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "_utils"))
 
 import boot_forge
 import boot_logs
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 
-from netspace.attestation import events, ima, judge, measurelog, offline, pcrfile, policy, structures
+from netspace.attestation import (
+    certificates,
+    ear,
+    events,
+    fleet,
+    groups,
+    ima,
+    judge,
+    measurelog,
+    offline,
+    pcrfile,
+    policy,
+    structures,
+)
 from netspace.attestation.eventlog import parse as parse_log
-from netspace.attestation.evidence import Evidence
-from netspace.attestation.refusals import Refused
+from netspace.attestation.evidence import Enrolment, Evidence, Measurements, parse_enrolment
+from netspace.attestation.evidence import parse as parse_evidence
+from netspace.attestation.refusals import Malformed, Refused
+from netspace.errors import NetspaceError
 
 INTERESTING = [0, 1, 2, 3, 4, 0x7F, 0x80, 0xFF]
 
@@ -57,6 +80,72 @@ def _public(raw: bytes) -> None:
     structures.public(raw).key()
 
 
+def _told(parse: Callable[[Any], object]) -> Callable[[bytes], None]:
+    """A parser whose refusals are of the wider kind."""
+
+    def work(raw: bytes) -> None:
+        try:
+            parse(raw)
+        except Refused:
+            raise
+        except NetspaceError as err:
+            raise Malformed(str(err)) from err
+
+    return work
+
+
+def _wire(parse: Callable[[Any], object]) -> Callable[[bytes], None]:
+    """A parser of what comes over Salt's bus, fed with JSON."""
+
+    def work(raw: bytes) -> None:
+        try:
+            data = json.loads(raw)
+        except (ValueError, RecursionError) as err:
+            raise Malformed(str(err)) from err
+        parse(data)
+
+    return _told(work)
+
+
+def _parts(data: Any) -> None:
+    head, *rest = data if isinstance(data, list) and data else [None]
+    coming = fleet.Parts(head)
+    for one in rest:
+        if coming.next is None:
+            break
+        coming.add(one)
+    coming.whole()
+
+
+def _maker() -> tuple[bytes, bytes, bytes]:
+    """A maker's certificate, one of an endorsement key, and a revocation list: DER, the same bytes each time."""
+    key = ec.derive_private_key(7, ec.SECP256R1())
+    start = datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc)
+    end = start + datetime.timedelta(days=3650)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "maker")])
+    usage = dict.fromkeys(("content_commitment", "data_encipherment", "encipher_only", "decipher_only"), False)
+
+    def issue(subject: x509.Name, ca: bool) -> bytes:
+        may = x509.KeyUsage(
+            digital_signature=False,
+            key_encipherment=not ca,
+            key_agreement=False,
+            key_cert_sign=ca,
+            crl_sign=ca,
+            **usage,
+        )
+        builder = x509.CertificateBuilder().subject_name(subject).issuer_name(name).public_key(key.public_key())
+        builder = builder.serial_number(7 + ca).not_valid_before(start).not_valid_after(end)
+        builder = builder.add_extension(x509.BasicConstraints(ca, None), True).add_extension(may, True)
+        return builder.sign(key, hashes.SHA256(), ecdsa_deterministic=True).public_bytes(Encoding.DER)
+
+    revoked = x509.RevokedCertificateBuilder().serial_number(99).revocation_date(start).build()
+    listed = x509.CertificateRevocationListBuilder().issuer_name(name).last_update(start).next_update(end)
+    listed = listed.add_revoked_certificate(revoked)
+    crl = listed.sign(key, hashes.SHA256(), ecdsa_deterministic=True).public_bytes(Encoding.DER)
+    return issue(name, True), issue(x509.Name([]), False), crl
+
+
 def targets() -> dict[str, tuple[Callable[[bytes], object], list[bytes]]]:
     """Parsers, and genuine inputs of each to begin with."""
     shim = boot_logs.read("shim-grub/binary_bios_measurements")
@@ -70,6 +159,21 @@ def targets() -> dict[str, tuple[Callable[[bytes], object], list[bytes]]]:
     msg, sig = boot_logs.read("uki/quote.msg"), boot_logs.read("uki/quote.sig")
     chosen = [("sha256", sorted(structures.quote(msg).selections[0][1]))]
     rules = policy.parse(boot_forge.policy("shim-grub"))
+    root, leaf, crl = _maker()
+    now = datetime.datetime(2027, 1, 1, tzinfo=datetime.timezone.utc).timestamp()
+    made = Evidence("tpm", head, msg, sig, {0: bytes(32)}, b"log", b"more", Measurements(msg, sig, bytes(32), 3, lines))
+    known = dataclasses.replace(made, boot_log=None, known_log="00" * 32, ima=None)
+    enrolment = Enrolment("EK-ECC256", head, leaf, head, (root,), {"manufacturer": "TEST"})
+    whole = json.dumps({"boot": "b"})
+    parts = [
+        {"parts": 2, "sha256": hashlib.sha256(whole.encode()).hexdigest()},
+        {"text": whole[:5]},
+        {"text": whole[5:]},
+    ]
+    signer = ear.Signer(ec.derive_private_key(9, ec.SECP256R1()))
+    told = ear.Told("web1", 3, 2, "policy-none", "why", "how", "ab" * 32, "boot", "web", 2, int(now) + 60)
+    token = ear.make(signer, told, now, "1").encode()
+    asked = {"minion": "web1", "nonce": "ab" * 32, "boot": "boot", "now": now, "versions": {}}
     text = b"sha256:\n  0 : 0x" + b"00" * 32 + b"\n"
     return {
         "quote": (structures.quote, [msg, boot_logs.read("shim-grub/quote.msg")]),
@@ -87,6 +191,23 @@ def targets() -> dict[str, tuple[Callable[[bytes], object], list[bytes]]]:
         "IMA list, ASCII": (
             lambda raw: ima.parse(ima.from_ascii(raw)),
             [text_lines],
+        ),
+        "evidence's wire": (
+            _wire(parse_evidence),
+            [json.dumps(made.wire()).encode(), json.dumps(known.wire()).encode()],
+        ),
+        "enrolment's wire": (_wire(parse_enrolment), [json.dumps(enrolment.wire()).encode()]),
+        "answer in parts": (_wire(_parts), [json.dumps(parts).encode()]),
+        "result": (lambda raw: ear.check(raw.decode("latin-1"), [signer.jwk], **asked), [token]),
+        "maker's certificate": (_told(lambda raw: certificates.check(raw, [], [root], now, [crl])), [leaf]),
+        "maker's root": (_told(lambda raw: certificates.check(leaf, [raw], [root, raw], now, [crl])), [root]),
+        "revocation list": (
+            _told(lambda raw: certificates.check(leaf, [], [root], now, [certificates.revocations(raw)])),
+            [crl],
+        ),
+        "groups": (
+            _wire(lambda data: groups.parse(data, {"n": "L@a or b*"})),
+            [b'[{"name": "a", "match": ["web*", "N@n", "E@x+$"], "minimum": "L4", "pcrs": [0, 7], "deadline": 99}]'],
         ),
         "PCR values": (
             lambda raw: pcrfile.parse(raw, chosen),
