@@ -8,6 +8,7 @@ use the states of the same name.
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import netspace
@@ -16,11 +17,12 @@ netspace.refresh(__file__)
 
 from salt.exceptions import CommandExecutionError  # noqa: E402
 
-from netspace import supervision  # noqa: E402
+from netspace import files, supervision  # noqa: E402
 from netspace.errors import NetspaceError  # noqa: E402
 from netspace.host import Host  # noqa: E402
 from netspace.layout import Layout  # noqa: E402
 from netspace.link.kind import Links  # noqa: E402
+from netspace.link.letters import Letters  # noqa: E402
 
 if TYPE_CHECKING:
     __opts__: dict[str, Any]
@@ -57,10 +59,10 @@ def list_() -> dict[str, Any]:
 
 def health() -> dict[str, Any]:
     """
-    Return what needs attention: ``{ok: bool, problems: [text]}``.
+    Return what needs attention: ``{ok: bool, problems: [text], dead: number}``.
 
-    Looks at the broker and its memory and disk alarms, the forwarder, dead letters and
-    parked mail.
+    Looks at the broker and its memory and disk alarms, the forwarder, mailboxes that are 80 % full
+    or whose mail nobody reads, dead letters and parked mail. The beacon of the same name sends this as an event.
 
     CLI Example:
 
@@ -90,7 +92,7 @@ def renew_seals(*environments: str) -> list[str]:
 
         salt '*' netspace_link.renew_seals vault
     """
-    layout = Layout(instance=__opts__.get("netspace.instance", "netspace"))
+    layout = _layout()
     try:
         renewed, result = Host(layout).renew_seals(environments)
     except NetspaceError as err:
@@ -101,6 +103,68 @@ def renew_seals(*environments: str) -> list[str]:
     return renewed
 
 
+def dead_letters(limit: int = 20, payload: bool = False) -> dict[str, Any]:
+    """
+    Return how many dead letters there are (``count``), and the first of them (``letters``).
+
+    A message is dead when it waited too long, was refused by its reader, was delivered 20 times in vain or made
+    way in a full queue that drops the oldest. Each letter says its ``link``, the ``reason``, when it ``died`` (seconds
+    since 1970), its size in ``bytes`` and what its sender gave as ``message_id`` and ``content_type``.
+    10,000 letters or 64 MiB are kept, for 30 days.
+
+    limit
+        How many letters to return, at most 1000.
+
+    payload
+        Return the first 4 KiB of what was written, too. **It then stands in the job's return**, on the master as well.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' netspace_link.dead_letters limit=5
+    """
+    try:
+        return Letters(_layout()).count(limit, payload)
+    except NetspaceError as err:
+        raise CommandExecutionError(str(err)) from err
+
+
+def redeliver(limit: int = 100, link: str | None = None, test: bool = False) -> dict[str, Any]:
+    """
+    Send dead letters again, each by the link that it came by.
+
+    Those whose link is revoked, or whose mailbox is full, are kept. Return how many were ``sent`` per link, and how
+    many ``kept``, with the reason. A letter keeps its ``message_id``; should this be interrupted, one may be sent
+    twice.
+
+    limit
+        How many letters to look at, at most 1000.
+
+    link
+        ``<from>.<to>``: only those of this link.
+
+    test
+        Only tell what would be done.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' netspace_link.redeliver link=web.orders
+    """
+    layout = _layout()
+    try:
+        with contextlib.nullcontext() if test else files.locked(layout.lock):
+            return Letters(layout).redeliver(limit, link, bool(test))
+    except NetspaceError as err:
+        raise CommandExecutionError(str(err)) from err
+
+
+def _layout() -> Layout:
+    return Layout(instance=__opts__.get("netspace.instance", "netspace"))
+
+
 def _links() -> Links:
-    layout = Layout(instance=__opts__.get("netspace.instance", "netspace"))
+    layout = _layout()
     return Links(layout, supervision.select(layout))

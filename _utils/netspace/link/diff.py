@@ -18,7 +18,7 @@ from typing import Any
 
 from netspace.link import model
 from netspace.link.model import Found, Key, Objects
-from netspace.link.names import DEAD, account, environments_of, is_dead
+from netspace.link.names import account, environments_of, is_dead
 
 # Accounts first: that closes their connections. Then whatever routes, then what holds replies.
 _REVOKE_ORDER = {"user": 0, "permission": 1, "exchange": 2, "binding": 3, "queue": 4, "policy": 5}
@@ -69,7 +69,7 @@ def difference(wanted: Objects, there: Found, passwords: Mapping[str, str]) -> D
     for key, value in there.objects.items():
         target = wanted.get(key)
         if target is None:
-            if key[0] == "queue" and environments_of(key[1], "mailbox", "lane", DEAD) is not None:
+            if key[0] == "queue" and (environments_of(key[1], "mailbox", "lane") is not None or is_dead(key[1])):
                 left.append(key[1])
             elif not (_is_shared(key) or _answers(key, wanted)):
                 revoke.append(key)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from netspace.link.model import Found, Objects
-from netspace.link.names import DEAD, Names, environments_of
+from netspace.link.names import Names, environments_of, is_dead
 from netspace.spec.types import Link
 
 SETTLED = 15.0
@@ -71,7 +71,7 @@ def find(
 
 def _reader(queue: str, members: Collection[str], links: Mapping[str, Link]) -> str | None:
     """Who goes on reading *queue*; None: nobody, or it is none of ours."""
-    if environments_of(queue, DEAD) is not None:
+    if is_dead(queue):
         return "" if "" in members else None
     mailbox = environments_of(queue, "mailbox")
     if mailbox is not None:

@@ -19,6 +19,7 @@ from netspace.link import (
     card,
     credentials,
     forwarder,
+    health,
     identity,
     model,
     names,
@@ -245,8 +246,8 @@ class Links:
         return seeing.readers(self.layout, environment)
 
     def health(self) -> dict[str, Any]:
-        """What needs attention: ``{ok, problems: [text]}``; resource alarms of the broker included."""
-        return seeing.health(self.layout, self.supervisor)
+        """What needs attention: ``{ok, problems: [text], dead: number}``."""
+        return health.health(self.layout, self.supervisor)
 
     def management(self, broker: Broker) -> Management:
         """The management API of *broker*."""

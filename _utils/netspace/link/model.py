@@ -17,6 +17,7 @@ notices      ``notices.<a>``     queue for news of those whom <a> may monitor
 watch        ``watch.<a>.<b>``   headers exchange that lets through to it what the broker
                                  tells of the consumers of ``mailbox.<b>``, and no more
 dead         ``dead``            exchange and queue for mail that could not be kept
+again        ``dead-again``      exchange and queue for dead letters while the host sends them again
 ===========  ==================  ===================================================
 
 A mailbox's limits are policies and not arguments, because arguments can't be changed later;
@@ -31,7 +32,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from netspace.link.names import DEAD, TAG_PATTERN, Names, account, environments_of
+from netspace.link.names import AGAIN, DEAD, TAG_PATTERN, Names, account, environments_of
 from netspace.spec.types import Link
 
 Key = tuple[str, ...]
@@ -71,23 +72,37 @@ _DEAD: dict[str, Any] = {
     "max-length-bytes": 64 * 1024 * 1024,
     "overflow": "drop-head",
     "message-ttl": 30 * _DAY,
-    "delivery-limit": -1,  # looking into it counts as a delivery
+    # Looking into it counts as a delivery; and without any limit, what was looked at goes behind the others.
+    "delivery-limit": 1_000_000_000,
 }
-POLICIES = ("netspace.mailbox", "netspace.lane", "netspace.replies", "netspace.notices", "netspace.dead")
+POLICIES = (
+    "netspace.mailbox",
+    "netspace.lane",
+    "netspace.replies",
+    "netspace.notices",
+    "netspace.dead",
+    "netspace.dead-again",
+)
 EVENTS = "amq.rabbitmq.event"
 """The exchange of RabbitMQ's own, which only it publishes to: what happens on the broker."""
 
 
 def policies(names: Names) -> dict[str, dict[str, Any]]:
     """The limits of all queues, by the policy's name."""
-    letters = {"dead-letter-exchange": names.dead}
+    letters = _to(names.dead)
     return {
         "netspace.mailbox": _policy(r"^mailbox\.", "quorum_queues", {**_MAILBOX, **letters}),
         "netspace.lane": _policy(r"^lane\.", "quorum_queues", {**_LANE, **letters}),
         "netspace.replies": _policy(r"^replies\.", "classic_queues", _REPLIES),
         "netspace.notices": _policy(r"^notices\.", "classic_queues", _NOTICES),
-        "netspace.dead": _policy(rf"^dead(\.{TAG_PATTERN})?$", "quorum_queues", _DEAD),
+        # What is refused in one of these goes into the other: so the host moves letters within the broker.
+        "netspace.dead": _policy(rf"^dead(\.{TAG_PATTERN})?$", "quorum_queues", {**_DEAD, **_to(names.again)}),
+        "netspace.dead-again": _policy(rf"^dead-again(\.{TAG_PATTERN})?$", "quorum_queues", {**_DEAD, **letters}),
     }
+
+
+def _to(exchange: str) -> dict[str, str]:
+    return {"dead-letter-exchange": exchange}
 
 
 def _policy(pattern: str, kind: str, definition: dict[str, Any]) -> dict[str, Any]:
@@ -158,6 +173,9 @@ def shared(names: Names) -> Objects:
     _exchange(made, names.dead, "fanout")
     _queue(made, names.dead, "quorum")
     _binding(made, names.dead, names.dead)
+    _exchange(made, names.again, "fanout")
+    _queue(made, names.again, "quorum")
+    _binding(made, names.again, names.again)
     return made
 
 
@@ -185,6 +203,12 @@ def _bounds(link: Link) -> dict[str, Any]:
     if link.ttl is not None:
         bounds["x-message-ttl"] = round(link.ttl * 1000)
     return bounds
+
+
+def fullness(link: Link, messages: int, size: int) -> float:
+    """How full the queue of *link* is, by its number of messages or their bytes."""
+    number = link.length or int(_MAILBOX["max-length"])
+    return max(messages / number, size / int(_MAILBOX["max-length-bytes"]))
 
 
 def _permission(
@@ -277,12 +301,12 @@ def found(definitions: Mapping[str, Any], vhost: str, known: Collection[str], *,
     ours: Objects = {}
     hashes: dict[str, str] = {}
     for entry in here("exchanges"):
-        if is_ours(entry["name"], "link", "reply", "watch", DEAD):
+        if is_ours(entry["name"], "link", "reply", "watch", DEAD, AGAIN):
             ours["exchange", entry["name"]] = _pick(
                 entry, type="", durable=True, auto_delete=False, internal=False, arguments={}
             )
     for entry in here("queues"):
-        if is_ours(entry["name"], "mailbox", "lane", "replies", "notices", DEAD):
+        if is_ours(entry["name"], "mailbox", "lane", "replies", "notices", DEAD, AGAIN):
             ours["queue", entry["name"]] = _pick(entry, durable=True, auto_delete=False, arguments={})
     for entry in here("bindings"):
         source, kind, target = entry["source"], entry["destination_type"], entry["destination"]

@@ -25,9 +25,13 @@ from netspace.errors import NetspaceError, StateError
 from netspace.layout import Layout
 from netspace.spec.types import NAME, Broker, ClusterBroker, Link
 
-DEAD = "dead"
+DEAD, AGAIN = "dead", "dead-again"
 LEAST = 32  # characters of a key that is given
-_ENDS = {"link": 2, "lane": 2, "watch": 2, "reply": 1, "mailbox": 1, "replies": 1, "notices": 1, "env": 1, DEAD: 0}
+_ENDS = {
+    **{"link": 2, "lane": 2, "watch": 2},
+    **{"reply": 1, "mailbox": 1, "replies": 1, "notices": 1, "env": 1},
+    **{DEAD: 0, AGAIN: 0},
+}
 _TAG = re.compile(r"[0-9a-f]{32}")
 TAG_PATTERN = r"[0-9a-f]{32}"
 _SHOWN = re.compile(r"\.[0-9a-f]{32}(?![0-9a-f])")
@@ -85,6 +89,11 @@ class Names:
     def dead(self) -> str:
         return DEAD if self.apart else self.of(DEAD)
 
+    @property
+    def again(self) -> str:
+        """Where dead letters are while the host sends them again."""
+        return AGAIN if self.apart else self.of(AGAIN)
+
 
 PLAIN = Names()
 
@@ -107,8 +116,8 @@ def environments_of(name: str, *kinds: str) -> tuple[str, ...] | None:
 
 
 def is_dead(name: str) -> bool:
-    """Whether it is the exchange or queue of dead letters."""
-    return environments_of(name, DEAD) is not None
+    """Whether it is an exchange or queue of dead letters."""
+    return environments_of(name, DEAD, AGAIN) is not None
 
 
 def owner(queue: str) -> str:

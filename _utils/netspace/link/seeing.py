@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
-from netspace.link import forwarder, identity, model, names, planning, reach, renewer
+from netspace.link import model, names, planning, reach
 from netspace.link.record import plain, read
 from netspace.spec.types import LocalBroker
 from netspace.supervision import Supervisor
@@ -45,39 +44,6 @@ def links(layout: Layout, supervisor: Supervisor) -> dict[str, Any]:
     kind = "local" if isinstance(record.broker, LocalBroker) else "cluster"
     about = {"kind": kind, "state": state, "vhost": reach.vhost(layout, record.broker)}
     return {"broker": {**about, "detail": detail} if detail else about, **listed}
-
-
-def health(layout: Layout, supervisor: Supervisor) -> dict[str, Any]:
-    """What needs attention: ``{ok, problems: [text]}``; resource alarms of the broker included."""
-    record = read(layout)
-    if record.broker is None or not record.links:
-        return {"ok": True, "problems": []}
-    problems = []
-    services = supervisor.observe()
-    status = services.get(forwarder.NAME)
-    if status is None or status.state != "running":
-        problems.append("the forwarder doesn't run: environments can't reach the broker")
-    members = model.members(record.links.values())
-    issued = identity.observe(layout, record.broker, members, time.time())
-    if lacking := list(issued.changes(record.broker, members)):
-        problems.append(f"{', '.join(lacking[:10])}: to be issued anew; apply again")
-    if renewer.lacking(services.get(renewer.NAME), isinstance(record.broker, LocalBroker)):
-        problems.append("the renewer of certificates doesn't run; apply again")
-    state, detail, *_ = reach.ask(layout, record, services, whole=False)
-    if state != "running":
-        problems.append(f"the broker is {state}{': ' + detail if detail else ''}; links are unknown")
-    else:
-        called = names.read(layout, record.broker) or names.PLAIN
-        with reach.management(layout, record.broker) as api:
-            for one in api.get("nodes", query="columns=name,running,mem_alarm,disk_free_alarm") or []:
-                for key, text in (("mem_alarm", "memory"), ("disk_free_alarm", "disk space")):
-                    if one.get(key):
-                        problems.append(f"{one.get('name')} is short of {text}: it accepts no messages")
-            dead = api.get("queues", reach.vhost(layout, record.broker), called.dead, query="columns=messages") or {}
-            if dead.get("messages"):
-                problems.append(f"{dead['messages']} dead messages")
-    problems += planning.parked_notes(record.parked)
-    return {"ok": not problems, "problems": problems}
 
 
 def readers(layout: Layout, environment: str) -> int:

@@ -415,7 +415,7 @@ class Link(Base, frozen=True):
         """What was declared of its queue; nothing: its mail waits in the receiver's mailbox."""
         bounds: dict[str, float | int | str] = {}
         if self.ttl is not None:
-            bounds["ttl"] = self.ttl
+            bounds["ttl"] = float(self.ttl)
         if self.length is not None:
             bounds.update(length=self.length, full=self.full)
         return bounds

@@ -79,7 +79,7 @@ def test_links_on_a_shared_broker(world, shared, other):
     assert {step.action for step in plan.steps} == {"remove"}
     with world.api() as api:
         there = api.get("definitions")
-    assert len([policy for policy in there["policies"] if policy["vhost"] == "shared"]) == 4
+    assert {one["name"] for one in there["policies"] if one["vhost"] == "shared"} == set(model.POLICIES)
     assert {user["name"] for user in there["users"]} == {
         "netspace.admin",
         "env.web",

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import threading
+import time
 
 import pika
 import pytest
-from pika.exceptions import ChannelClosedByBroker
+from pika.exceptions import AMQPError, ChannelClosedByBroker, NackError
 from waiting import until
 
 from netspace import files
 from netspace.link import names, record
+from netspace.link.letters import Letters
 from netspace.spec.types import Link, LocalBroker
 
 pytestmark = pytest.mark.root
@@ -35,8 +38,11 @@ def host(linked):
     """The same links again, and no mail."""
     linked.apply(*LINKS, purge=True)
     with linked.api() as api:
-        for plain in ("mailbox.web", "mailbox.orders", "mailbox.audit", "dead"):
+        for former in record.read(linked.layout).former:
+            api.delete("queues", "netspace", former.queue)
+        for plain in ("mailbox.web", "mailbox.orders", "mailbox.audit", "dead", "dead-again"):
             api.delete("queues", "netspace", linked.n(plain), "contents")
+    linked.apply(*LINKS)
     return linked
 
 
@@ -167,3 +173,229 @@ def test_the_key_is_root_only_and_shared_where_a_file_says_so(host, tmp_path):
     shared.write_text("x" * 32 + "\n")
     here = names.read(host.layout, LocalBroker(names_key=str(shared)))
     assert here == names.Names(b"x" * 32)
+
+
+# -- bounds of one link --------------------------------------------------------------------
+def bounded(host, **bounds) -> Link:
+    """The link from orders to audit with bounds of its own."""
+    link = Link(source="orders", target="audit", **bounds)
+    host.apply(ASK, link)
+    assert not host.plan(ASK, link).steps
+    return link
+
+
+def letters(host, count: int, **options) -> list[dict]:
+    desk = Letters(host.layout)
+    until(lambda: desk.count()["count"] >= count, f"{count} dead letters", patience=PATIENCE)
+    return desk.count(**options)["letters"]
+
+
+def test_a_full_link_refuses_and_its_neighbour_does_not(host):
+    link = bounded(host, length=3)
+    free = Link(source="web", target="audit")
+    host.apply(ASK, link, free)
+    accepted = 0
+    with pytest.raises(NackError):
+        for number in range(100):  # the length of a quorum queue is a soft limit
+            send(host, link, str(number).encode())
+            accepted += 1
+    assert 3 <= accepted < 10
+    send(host, free, b"the mailbox itself is free")
+    got = read(host, "audit", accepted + 1)
+    assert got.count(("orders", b"0")) == 1
+    assert ("web", b"the mailbox itself is free") in got
+    send(host, link, b"again")
+
+
+def test_a_full_link_may_drop_the_oldest_which_is_a_dead_letter(host):
+    link = bounded(host, length=2, full="drop-head")
+    send(host, link, *(str(number).encode() for number in range(5)))
+    dropped = letters(host, 3, payload=True)
+    assert {one["payload"] for one in dropped} == {"0", "1", "2"}
+    assert {(one["link"], one["reason"]) for one in dropped} == {("orders.audit", "maxlen")}
+    assert read(host, "audit", 2) == [("orders", b"3"), ("orders", b"4")]
+
+
+def test_what_waits_too_long_on_a_link_is_a_dead_letter(host):
+    link = bounded(host, ttl=0.5)
+    send(host, link, b"too late")
+    assert letters(host, 1)[0]["reason"] == "expired"
+
+
+def test_other_bounds_lose_nothing(host):
+    first = bounded(host, length=5)
+    send(host, first, b"1", b"2")
+    second = bounded(host, length=6, ttl=3600)
+    send(host, second, b"3")
+    assert len(host.card("audit")["queues"]) == 3
+    assert sorted(read(host, "audit", 3)) == [("orders", b"1"), ("orders", b"2"), ("orders", b"3")]
+    settle(host)
+    until(lambda: host.plan(ASK, second).steps, "the broker says that it is empty", patience=PATIENCE)
+    host.apply(ASK, second)
+    assert len(host.card("audit")["queues"]) == 2
+
+
+def test_a_revoked_link_with_bounds_is_parked_or_purged(host):
+    link = bounded(host, length=5)
+    lane = host.links.called.queue(link)
+    send(host, link, b"kept")
+    host.apply(ASK, Link(source="web", target="audit"))
+    assert host.links.list()["parked"] == ["orders.audit"]
+    assert lane not in host.card("audit")["queues"]
+    host.apply(ASK, link)
+    assert read(host, "audit", 1) == [("orders", b"kept")]
+    send(host, link, b"purged")
+    host.apply(ASK, Link(source="web", target="audit"), purge=True)
+    assert messages(host, lane) is None
+
+
+# -- dead letters ------------------------------------------------------------------------
+def refuse(host, name: str) -> None:
+    """Read one message and refuse it for good."""
+    with host.client(name) as channel:
+        got = []
+        until(lambda: got.extend(filter(None, [channel.basic_get(host.card(name)["mailbox"])[0]])) or got)
+        channel.basic_reject(got[0].delivery_tag, requeue=False)
+
+
+def test_dead_letters_are_kept_however_often_they_are_looked_at(host):
+    """A quorum queue drops what was delivered 20 times in vain, and looking is a delivery."""
+    send(host, TELL, b"secret", message_id="m-1", content_type="text/plain")
+    refuse(host, "audit")
+    letters(host, 1)
+    for _ in range(30):
+        letters(host, 1)
+    desk = {"letters": letters(host, 1)}
+    about = desk["letters"][0]
+    assert abs(about.pop("died") - time.time()) < 3600
+    assert about == {
+        "link": "orders.audit",
+        "reason": "rejected",
+        "bytes": 6,
+        "message_id": "m-1",
+        "content_type": "text/plain",
+    }
+    assert letters(host, 1, payload=True)[0]["payload"] == "secret"
+    until(lambda: "1 dead letters" in host.links.health()["problems"], patience=PATIENCE)
+
+
+def test_dead_letters_are_sent_again_by_their_own_link(host):
+    forged = {"x-death": [{"exchange": host.n("link.web.orders"), "queue": "x", "reason": "rejected", "count": 1}]}
+    send(host, TELL, b"told", message_id="m-1", headers={**forged, "own": "kept"}, user_id="env.orders")
+    send(host, ASK, b"asked", message_id="m-2", headers={"x-netspace-died": {"link": "orders.audit"}})
+    refuse(host, "audit")
+    refuse(host, "orders")
+    letters(host, 2)
+    desk = Letters(host.layout)
+    both = {"orders.audit": 1, "web.orders": 1}
+    until(lambda: desk.redeliver(test=True)["sent"] == both, "it only says so", patience=PATIENCE)
+    letters(host, 2)
+    done = desk.redeliver(link="orders.audit")
+    assert done == {"sent": {"orders.audit": 1}, "kept": {"web.orders": {"number": 1, "why": "not asked for"}}}
+    with host.client("audit") as channel:
+        delivery, properties, body = channel.basic_get(host.n("mailbox.audit"), auto_ack=True)
+    assert (delivery.exchange, body) == (host.n("link.orders.audit"), b"told")
+    assert (properties.message_id, properties.headers) == ("m-1", {"own": "kept"})
+    assert letters(host, 1)[0]["link"] == "web.orders", "what was put back is known as before"
+
+    host.apply(TELL)
+    letters(host, 1)
+    done = Letters(host.layout).redeliver()
+    assert done == {"sent": {}, "kept": {"web.orders": {"number": 1, "why": "the link is revoked"}}}
+    host.apply(*LINKS)
+    assert Letters(host.layout).redeliver()["sent"] == {"web.orders": 1}
+    assert read(host, "orders", 1) == [("web", b"asked")]
+    assert Letters(host.layout).count() == {"count": 0, "letters": []}
+
+
+def test_dead_letters_for_a_full_mailbox_are_kept(host):
+    link = bounded(host, length=1, ttl=3600)
+    send(host, link, b"dies", expiration="1")
+    letters(host, 1)
+    with pytest.raises(NackError):
+        for _ in range(100):
+            send(host, link, b"fills it")
+    done = Letters(host.layout).redeliver()
+    assert done["kept"]["orders.audit"] == {"number": 1, "why": "the mailbox is full"}
+    letters(host, 1)
+
+
+# -- health ------------------------------------------------------------------------------
+def test_health_names_full_and_unread_mailboxes(host):
+    link = bounded(host, length=5)
+    send(host, link, b"1", b"2", b"3", b"4")
+
+    def said() -> bool:
+        problems = host.links.health()["problems"]
+        return {
+            "the mailbox of orders.audit is 80% full, and takes no more at 100 %",
+            "nobody reads the mailbox of orders.audit: 4 messages wait",
+        } <= set(problems)
+
+    until(said, "the broker counts them", patience=PATIENCE)
+
+
+# -- revocation --------------------------------------------------------------------------
+@pytest.mark.parametrize("time_", range(REPETITIONS))
+def test_revocation_severs_one_link_in_the_midst_of_mail(host, time_):
+    """What was confirmed has arrived; what was in flight is refused or lost, and nothing comes later."""
+    doomed, other = Link(source="web", target="audit"), TELL
+    host.apply(ASK, doomed, other)
+    exchange, beside = host.links.called.exchange(doomed), host.links.called.exchange(other)
+    sent: dict[str, float] = {}
+    stop, flowing = threading.Event(), threading.Event()
+
+    def pour() -> None:
+        number = 0
+        try:
+            while True:
+                number += 1
+                pouring.basic_publish(exchange, "", f"d{number}".encode(), mandatory=True)
+                sent["confirmed"] = number
+                flowing.set()
+        except AMQPError as err:
+            sent["told"] = time.monotonic()
+            sent["code"] = getattr(err, "reply_code", 0)
+
+    def go_on() -> None:
+        number = 0
+        while not stop.is_set():
+            steady.basic_publish(beside, "", f"o{number}".encode(), mandatory=True)
+            number += 1
+        sent["beside"] = number
+
+    pouring, steady = (host.connect(name).channel() for name in ("web", "orders"))
+    for channel in (pouring, steady):
+        channel.confirm_delivery()
+    threads = [threading.Thread(target=pour, daemon=True), threading.Thread(target=go_on, daemon=True)]
+    for thread in threads:
+        thread.start()
+    assert flowing.wait(PATIENCE)
+    host.apply(ASK, other)
+    threads[0].join(PATIENCE)
+    assert sent["code"] in (403, 404)
+    confirmed = messages(host, host.n("mailbox.audit"))
+    assert confirmed is not None
+    stop.set()
+    threads[1].join(PATIENCE)
+    with pouring.connection.channel() as again:  # its connection goes on
+        again.confirm_delivery()
+        again.basic_publish(host.n("link.web.orders"), "", b"x", mandatory=True)
+    got = bodies(host, "audit", exchange, beside)
+    assert int(sent["confirmed"]) <= len(got[exchange]) <= sent["confirmed"] + 1, (
+        "confirmed, and at most the one in flight"
+    )
+    assert len(got[beside]) == sent["beside"], "the neighbour lost nothing"
+    for channel in (pouring, steady):
+        channel.connection.close()
+
+
+def bodies(host, name: str, *exchanges: str) -> dict[str, list[bytes]]:
+    """All that *name* finds in its mailbox, by exchange."""
+    found: dict[str, list[bytes]] = {exchange: [] for exchange in exchanges}
+    with host.client(name) as channel:
+        while True:
+            delivery, _, body = channel.basic_get(host.n(f"mailbox.{name}"), auto_ack=True)
+            if delivery is None:
+                return found
+            found[delivery.exchange].append(body)

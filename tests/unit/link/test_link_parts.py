@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import http.server
 import json
+import runpy
 import threading
+from types import SimpleNamespace
 
 import pytest
 
 from netspace import files
 from netspace.errors import NetspaceError, StateError
 from netspace.layout import Layout
-from netspace.link import broker, credentials, forwarder
+from netspace.link import broker, credentials, forwarder, health, letters
 from netspace.link.kind import DesiredLinks, Links, Observed, Record
 from netspace.link.management import Login, Management, RefusedError, UnreachableError
 from netspace.link.record import read, write
@@ -213,3 +215,93 @@ def test_no_answer():
 def test_other_urls(url):
     with pytest.raises(NetspaceError):
         Management(url, Login("me", "secret"))
+
+
+# -- health ------------------------------------------------------------------------------
+class Answers:
+    """A management API of given answers."""
+
+    def __init__(self, **answers: object) -> None:
+        self.answers = answers
+
+    def get(self, path: str, *_: str, query: str = "") -> object:
+        return self.answers[path]
+
+
+def test_alarms_of_a_broker_are_told():
+    node = {"name": "rabbit@one", "running": True, "mem_alarm": False, "disk_free_alarm": False}
+    assert health._alarms(Answers(nodes=[node])) == []
+    assert "memory" in health._alarms(Answers(nodes=[{**node, "mem_alarm": True}]))[0]
+    assert "disk" in health._alarms(Answers(nodes=[{**node, "disk_free_alarm": True}]))[0]
+    assert "doesn't run" in health._alarms(Answers(nodes=[node, {**node, "running": False}]))[0]
+
+
+@pytest.mark.parametrize(
+    ("queue", "problems"),
+    [
+        ({"messages": 7999, "message_bytes": 5, "consumers": 1}, 0),
+        ({"messages": 8000, "message_bytes": 5, "consumers": 1}, 1),
+        ({"messages": 1, "message_bytes": 60 * 1024**2, "consumers": 1}, 1),
+        ({"messages": 1, "message_bytes": 5, "consumers": 0}, 1),
+        ({"messages": 0, "message_bytes": 0, "consumers": 0}, 0),
+        ({}, 0),
+        (None, 1),
+    ],
+)
+def test_full_and_unread_mailboxes_are_told(tmp_path, queue, problems):
+    named = [] if queue is None else [{"name": "mailbox.orders", **queue}]
+    record = Record(LocalBroker(), {LINK.name: LINK})
+    assert len(health._queues(Layout(root=tmp_path), record, Answers(queues=named))) == problems
+
+
+# -- the beacon ----------------------------------------------------------------------------
+def test_the_beacon_tells_what_changes_and_not_how_much(monkeypatch):
+    beacon = runpy.run_path("_beacons/netspace_link.py")
+    said = {"problems": []}
+    context: dict[str, object] = {}
+
+    def once(*problems: str) -> list[dict]:
+        said["problems"] = list(problems)
+        return beacon["beacon"]([{"interval": 60}])
+
+    beacon["beacon"].__globals__.update(
+        __opts__={}, __context__=context, Links=lambda *_: SimpleNamespace(health=lambda: said)
+    )
+    assert once() == []
+    assert once("3 dead letters") == [{"ok": False, "problems": ["3 dead letters"]}]
+    assert once("4 dead letters") == []
+    assert once() == [{"ok": True, "problems": []}]
+    assert beacon["validate"]([{"interval": 60}])[0]
+    assert not beacon["validate"]("often")[0]
+
+
+# -- dead letters ----------------------------------------------------------------------------
+def test_nothing_a_sender_wrote_is_believed_of_a_dead_letter():
+    forged = {"x-death": [{"exchange": "link.a.b", "queue": "mailbox.b", "time": 5}], "x-netspace": "link.a.b"}
+    assert letters.letter({"payload": "", "properties": {"headers": forged}}).link == ""
+    assert letters.letter({"exchange": "link.a.b", "properties": []}).link == ""
+
+
+@pytest.mark.parametrize("limit", [0, -1, 1001])
+def test_how_many_letters_is_bounded(tmp_path, limit):
+    layout = Layout(root=tmp_path)
+    write(layout, Record(LocalBroker(), {LINK.name: LINK}))
+    with pytest.raises(NetspaceError, match="limit"):
+        letters.Letters(layout).count(limit)
+    with pytest.raises(NetspaceError, match="limit"):
+        letters.Letters(layout).redeliver(limit)
+
+
+def test_without_links_there_are_no_letters(tmp_path):
+    with pytest.raises(NetspaceError, match="no links"):
+        letters.Letters(Layout(root=tmp_path))
+
+
+# -- a broker that doesn't answer -----------------------------------------------------------
+def test_a_plan_is_made_from_the_record_where_the_broker_gives_no_answer(links):
+    observed = Observed(Record(CLUSTER, {LINK.name: LINK}), "unreachable", "no answer")
+    more = Link(source="a", target="b")
+    plan = links.plan(DesiredLinks(CLUSTER, (LINK, more)), observed)
+    assert [step.name for step in plan.steps if step.action == "create"] == [more.name, "forwarder"]
+    assert "planned from what was recorded last" in plan.notes[0]
+    assert not links.plan(DesiredLinks(CLUSTER, (LINK,)), observed).steps

@@ -1,0 +1,64 @@
+"""
+Health of message-queue links
+=============================
+
+Sends an event when what :py:func:`netspace_link.health <salt.modules.netspace_link.health>` says changes:
+the broker or the forwarder is down, memory or disk run short, a mailbox is nearly full or nobody reads it,
+there are dead letters.
+
+.. code-block:: yaml
+
+    beacons:
+      netspace_link:
+        - interval: 60
+
+The event ``salt/beacon/<minion>/netspace_link/`` has ``ok`` and ``problems``. Numbers that change are no new problem.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import netspace
+
+netspace.refresh(__file__)
+
+from netspace import supervision  # noqa: E402
+from netspace.errors import NetspaceError  # noqa: E402
+from netspace.layout import Layout  # noqa: E402
+from netspace.link.kind import Links  # noqa: E402
+
+if TYPE_CHECKING:
+    __opts__: dict[str, Any]
+    __context__: dict[str, Any]
+
+__virtualname__ = "netspace_link"
+
+_LAST = "netspace_link.last"
+
+
+def __virtual__() -> str:
+    return __virtualname__
+
+
+def validate(config: Any) -> tuple[bool, str]:
+    """Say whether the beacon's configuration is valid."""
+    if not isinstance(config, list) or not all(isinstance(entry, dict) for entry in config):
+        return False, "Configuration for the netspace_link beacon must be a list of mappings."
+    return True, "Valid beacon configuration"
+
+
+def beacon(config: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return an event where the links' health is another than at the last call, or not well at the first."""
+    layout = Layout(instance=__opts__.get("netspace.instance", "netspace"))
+    try:
+        health = Links(layout, supervision.select(layout)).health()
+        problems = [str(problem) for problem in health["problems"]]
+    except NetspaceError as err:
+        problems = [str(err)]
+    kinds = sorted(re.sub(r"\d+", "0", problem) for problem in problems)
+    if kinds == __context__.get(_LAST, []):
+        return []
+    __context__[_LAST] = kinds
+    return [{"ok": not problems, "problems": problems}]

@@ -1,0 +1,90 @@
+"""What needs attention: the broker and its alarms, the forwarder, full and unread mailboxes, dead letters.
+
+Changes nothing. What the broker counts is up to 5 s old.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from netspace.errors import NetspaceError
+from netspace.layout import Layout
+from netspace.link import forwarder, identity, letters, model, names, planning, reach, renewer
+from netspace.link.management import Management
+from netspace.link.record import Record, read
+from netspace.spec.types import LocalBroker
+from netspace.supervision import Supervisor
+
+FULL = 0.8
+"""The part of a queue's bounds from which on it is said to be nearly full."""
+
+
+def health(layout: Layout, supervisor: Supervisor) -> dict[str, Any]:
+    """``{ok, problems: [text]}``, and ``dead``: how many letters, where that can be told."""
+    record = read(layout)
+    if record.broker is None or not record.links:
+        return {"ok": True, "problems": [], "dead": 0}
+    problems = []
+    dead = None
+    services = supervisor.observe()
+    status = services.get(forwarder.NAME)
+    if status is None or status.state != "running":
+        problems.append("the forwarder doesn't run: environments can't reach the broker")
+    members = model.members(record.links.values())
+    issued = identity.observe(layout, record.broker, members, time.time())
+    if lacking := list(issued.changes(record.broker, members)):
+        problems.append(f"{', '.join(lacking[:10])}: to be issued anew; apply again")
+    if renewer.lacking(services.get(renewer.NAME), isinstance(record.broker, LocalBroker)):
+        problems.append("the renewer of certificates doesn't run; apply again")
+    state, detail, *_ = reach.ask(layout, record, services, whole=False)
+    if state != "running":
+        problems.append(f"the broker is {state}{': ' + detail if detail else ''}; links are unknown")
+    else:
+        try:
+            with reach.management(layout, record.broker) as api:
+                problems += _alarms(api)
+                problems += _queues(layout, record, api)
+            dead = letters.Letters(layout).count(1)["count"]
+        except NetspaceError as err:
+            problems.append(f"the broker doesn't say how it is: {err}")
+    if dead:
+        problems.append(f"{dead} dead letters")
+    problems += planning.parked_notes(record.parked)
+    return {"ok": not problems, "problems": problems, "dead": dead}
+
+
+def _alarms(api: Management) -> list[str]:
+    found = []
+    for one in api.get("nodes", query="columns=name,running,mem_alarm,disk_free_alarm") or []:
+        if one.get("running") is False:
+            found.append(f"{one.get('name')}, a node of the broker, doesn't run")
+        for key, text in (("mem_alarm", "memory"), ("disk_free_alarm", "disk space")):
+            if one.get(key):
+                found.append(f"{one.get('name')} is short of {text}: it accepts no messages")
+    return found
+
+
+def _queues(layout: Layout, record: Record, api: Management) -> list[str]:
+    """Mailboxes and lanes that are nearly full, or have mail that nobody is reading."""
+    if record.broker is None:
+        return []
+    vhost, called = reach.vhost(layout, record.broker), names.read(layout, record.broker) or names.PLAIN
+    columns = "columns=name,messages,message_bytes,consumers"
+    counted = {queue["name"]: queue for queue in api.get("queues", vhost, query=columns) or []}
+    found = []
+    wanted = {called.queue(link): link for link in record.links.values()}
+    for name, link in sorted(wanted.items()):
+        whose = names.owner(name)
+        queue: Mapping[str, Any] | None = counted.get(name)
+        if queue is None:
+            found.append(f"{whose} has no mailbox on the broker: apply again")
+            continue
+        full = model.fullness(link, queue.get("messages") or 0, queue.get("message_bytes") or 0)
+        if full >= FULL:
+            what = "drops the oldest" if link.bounds and link.full == "drop-head" else "takes no more at 100 %"
+            found.append(f"the mailbox of {whose} is {full:.0%} full, and {what}")
+        if queue.get("messages") and not queue.get("consumers"):
+            found.append(f"nobody reads the mailbox of {whose}: {queue['messages']} messages wait")
+    return found
