@@ -281,7 +281,14 @@ def test_dead_letters_are_kept_however_often_they_are_looked_at(host):
 
 def test_dead_letters_are_sent_again_by_their_own_link(host):
     forged = {"x-death": [{"exchange": host.n("link.web.orders"), "queue": "x", "reason": "rejected", "count": 1}]}
-    send(host, TELL, b"told", message_id="m-1", headers={**forged, "own": "kept"}, user_id="env.orders")
+    send(
+        host,
+        TELL,
+        b"told",
+        message_id="m-1",
+        headers={**forged, "own": "kept"},
+        user_id=host.card("orders")["broker"]["username"],
+    )
     send(host, ASK, b"asked", message_id="m-2", headers={"x-netspace-died": {"link": "orders.audit"}})
     refuse(host, "audit")
     refuse(host, "orders")
