@@ -27,11 +27,8 @@ from netspace.spec.types import NAME, Broker, ClusterBroker, Link
 
 DEAD, AGAIN = "dead", "dead-again"
 LEAST = 32  # characters of a key that is given
-_ENDS = {
-    **{"link": 2, "lane": 2, "watch": 2},
-    **{"reply": 1, "mailbox": 1, "replies": 1, "notices": 1, "env": 1},
-    **{DEAD: 0, AGAIN: 0},
-}
+_ONE, _TWO = ("reply", "mailbox", "replies", "notices", "env"), ("link", "lane", "watch")
+_ENDS = {**dict.fromkeys(_ONE, 1), **dict.fromkeys(_TWO, 2), DEAD: 0, AGAIN: 0}
 _TAG = re.compile(r"[0-9a-f]{32}")
 TAG_PATTERN = r"[0-9a-f]{32}"
 _SHOWN = re.compile(r"\.[0-9a-f]{32}(?![0-9a-f])")

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from netspace.layout import Layout
-from netspace.link import broker, identity, record
+from netspace.link import broker, identity, model, record
 from netspace.link.kind import DesiredLinks, Links
 from netspace.spec.types import ClusterBroker, Link, LocalBroker
 from netspace.supervision.direct import Direct
