@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "_utils"))
 
 _INSIDE = "NETSPACE_BENCHMARK_SANDBOX"
+_LOAD = "NETSPACE_BENCHMARK_LOAD"
 # No host forbids bytecode. Where it is forbidden, each salt-call compiles the library anew: 0.1 s and more.
 _FORBIDDEN = "PYTHONDONTWRITEBYTECODE"
 _STATE = Path("/var/lib/netspace")
@@ -36,7 +37,9 @@ def say(text: str) -> None:
 
 def arguments(doc: str | None, rounds: int = 5) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print one object, alone on stdout")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print one object, alone on stdout")
+    form.add_argument("--markdown", action="store_true", help="print a table for docs/performance.md, alone on stdout")
     told = f"rounds, of which the medians are told (default {rounds})"
     parser.add_argument("--rounds", type=int, default=rounds, help=told)
     parser.add_argument(
@@ -55,7 +58,7 @@ def on_a_host_of_its_own() -> None:
         sys.exit("benchmarks make namespaces and mounts: run them as root")
     command = [str(ROOT / "scripts" / "sandbox"), sys.executable, *sys.argv]
     variables = {name: value for name, value in os.environ.items() if name != _FORBIDDEN}
-    os.execve(command[0], command, {**variables, _INSIDE: "1"})
+    os.execve(command[0], command, {**variables, _INSIDE: "1", _LOAD: f"{os.getloadavg()[0]:.1f}"})
 
 
 @contextlib.contextmanager
@@ -140,9 +143,44 @@ def line(
     }
 
 
-def tell(lines: Mapping[str, Mapping[str, Any]], *, as_json: bool) -> None:
-    if as_json:
+def machine() -> str:
+    """What this ran on, for a table's caption."""
+    found = [f"Linux {os.uname().release.split('-')[0]}"]
+    for program in ("crun", "podman", "docker"):
+        with contextlib.suppress(FileNotFoundError):
+            said = subprocess.run([program, "--version"], capture_output=True, text=True).stdout.split("\n")[0]
+            found.append(f"{program} {said.replace(',', ' ').split()[2]}" if len(said.split()) > 2 else said)
+    version = 2 if Path("/sys/fs/cgroup/cgroup.controllers").exists() else 1
+    found += [f"{os.cpu_count()} processors", f"control groups of version {version}"]
+    return ", ".join(found)
+
+
+def _figure(value: float, unit: str) -> str:
+    """A value as a reader wants it: three digits."""
+    text = f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    return f"{text} {unit.replace(' each', '')}"
+
+
+def _rows(lines: Mapping[str, Mapping[str, Any]], load: str) -> Iterator[str]:
+    yield f"{machine()}; load {load} before and {os.getloadavg()[0]:.1f} after; medians."
+    yield ""
+    yield "| | netspace | peer | ratio | goal | |"
+    yield "|---|---|---|---|---|---|"
+    for name, one in lines.items():
+        unit = one["unit"]
+        peer = f"{one['peer']} {_figure(one['peer_value'], unit)}"
+        ratio = "" if one["ratio"] is None else f"{one['ratio']:.2f}"
+        goal = "" if one["target"] is None else _figure(one["target"], unit)
+        met = {None: "", True: "met", False: "**missed**"}[one["met"]]
+        yield f"| {name} | {_figure(one['value'], unit)} | {peer} | {ratio} | {goal} | {met} |"
+
+
+def tell(lines: Mapping[str, Mapping[str, Any]], options: argparse.Namespace) -> None:
+    if options.json:
         print(json.dumps(lines, indent=1))
+        return
+    if options.markdown:
+        print("\n".join(_rows(lines, os.environ.get(_LOAD, "unknown"))))
         return
     for name, one in lines.items():
         ratio = "" if one["ratio"] is None else f"x{one['ratio']:.2f}"

@@ -1,6 +1,6 @@
 """How fast interfaces are made, found unchanged and removed, beside what netlink itself costs.
 
-usage: sudo python benchmarks/interfaces.py [--json] [--count N] [--many N] [--rounds N]
+usage: sudo python benchmarks/interfaces.py [--json | --markdown] [--count N] [--many N] [--rounds N]
 
 It goes on a host of its own by itself (``scripts/sandbox``). Peers, in turn with ours within each
 round: the same links, addresses and routes by hand-packed netlink and nothing else (the floor,
@@ -142,7 +142,7 @@ def main() -> None:
     options = parser.parse_args()
     bench.on_a_host_of_its_own()
     rounds = measure(options)
-    bench.tell(lines(rounds, options), as_json=options.json)
+    bench.tell(lines(rounds, options), options)
 
 
 if __name__ == "__main__":

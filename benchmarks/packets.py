@@ -108,7 +108,7 @@ def main() -> None:
     with bench.disk(in_memory=options.memory_disk):
         alone, among = measure(options)
     name = f"a datagram there and back among {options.count}"
-    bench.tell({name: line(among, "us", "alone", alone, ratio=1.1)}, as_json=options.json)
+    bench.tell({name: line(among, "us", "alone", alone, ratio=1.1)}, options)
 
 
 if __name__ == "__main__":
