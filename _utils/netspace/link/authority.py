@@ -136,7 +136,11 @@ def wanting(layout: Layout, spec: LocalBroker, known: Authority | None, now: flo
         return "absent"
     if _domain(known.host) != domain(layout, spec):
         return "another trust domain"
-    if known.source != (_digest(_given(spec)) if spec.authority else ""):
+    try:
+        source = _digest(_given(spec)) if spec.authority else ""
+    except NetspaceError as err:
+        return str(err)  # what is there goes on; replacing it fails by this
+    if known.source != source:
         return "another authority"
     if now > known.ends - (known.ends - known.begins) / 3 and not known.source:
         return "running out"

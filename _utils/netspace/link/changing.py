@@ -134,7 +134,11 @@ class Change:
         called: Names,
     ) -> _Left:
         """Revoke, then import; return the queues that stay with mail in them."""
-        self.issue(broker, model.members(after.values()))
+        unissued: NetspaceError | None = None
+        try:
+            self.issue(broker, model.members(after.values()))
+        except NetspaceError as err:
+            unissued = err  # what is to be revoked is, all the same
         if definitions is None and isinstance(broker, LocalBroker):
             self.progress("starting the broker")
             node.start(self.layout, broker, self.supervisor, self.progress)
@@ -163,6 +167,8 @@ class Change:
                 )
             for key in change.revoke:
                 _delete(api, vhost, key, accounts)
+            if unissued is not None:
+                raise unissued
             if change.create or change.change or change.passwords:
                 members = model.members(after.values())
                 certified = identity.certified(broker, members)
