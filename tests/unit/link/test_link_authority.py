@@ -86,9 +86,7 @@ def test_it_is_replaced_before_it_runs_out_and_for_another_trust_domain(layout):
     assert other.name != first.name
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"rubbish", b"-----BEGIN PRIVATE KEY-----\nAA"]
-)
+@pytest.mark.parametrize("content", [b"", b"rubbish", b"-----BEGIN PRIVATE KEY-----\nAA"])
 def test_an_operators_that_cannot_be_used_is_said_and_what_there_is_stays(layout, tmp_path, content):
     if os.getuid() != 0:
         pytest.skip("such a file is root's")
