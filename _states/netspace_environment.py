@@ -162,8 +162,8 @@ def running(name: str, **kwargs: Any) -> dict[str, Any]:
         Environments that must be healthy (or, without a check, run) before this one is started.
 
     update
-        ``{strategy: restart|rolling, deadline: 60, rollback: true}``: what a change does to one that has a health
-        check. One that isn't healthy within the deadline is taken back, and this state fails.
+        ``{deadline: 60, rollback: true}``: what a change does to one that has a health check. If the new one isn't
+        healthy within the deadline, the change is taken back, and this state fails.
 
     attestation
         ``{policy: require|prefer|off, minimum: L0..L5}``. By default, that of the host

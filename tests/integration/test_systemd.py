@@ -297,3 +297,40 @@ def test_the_machine_leaves_nothing_on_the_real_one(tmp_path: Path) -> None:
     assert not Path("/etc/made-inside").exists() and not Path("/root/made-inside").exists()
     assert (Path("/proc/self/mountinfo").read_text(), os.listdir("/run")) == before
     until(lambda: not Path(f"/proc/{pid}").exists())
+
+
+def test_what_waits_for_a_file_is_started_when_that_is_there_also_after_a_boot(
+    call: Callable[..., Any], detached: Callable[..., dict[str, Any]], host: SystemdHost
+) -> None:
+    gate = "/run/netspace-gate"
+    call("define", [plain("a"), detached("b", until=[gate], after=["a"]), plain("c", until=[gate])])
+    assert call("start", ["a", "b", "c"]) == {}, "nobody waits for them"
+    seen = call("observe")
+    assert {name: seen[name]["state"] for name in seen} == {"a": "running", "b": "starting", "c": "starting"}
+    assert call("stop", ["c"]) == {}
+    assert call("observe")["c"]["state"] == "stopped"
+    host.run("touch", gate)
+    until(lambda: call("observe")["b"]["state"] == "running", patience=60)
+    host.path(gate).unlink()
+    host.reboot()
+    until(lambda: call("observe")["a"]["state"] == "running", patience=60)
+    assert call("observe")["b"]["state"] == "starting"
+    host.run("touch", gate)
+    until(lambda: call("observe")["b"]["state"] == "running", patience=60)
+    host.path(gate).unlink()
+
+
+def test_how_one_ended_is_known_after_its_restart_and_its_deadline_is_kept(
+    call: Callable[..., Any], detached: Callable[..., dict[str, Any]], host: SystemdHost
+) -> None:
+    deaf = "trap '' TERM; echo up; while :; do busybox sleep 0.1; done"
+    call("define", [detached("a", f"busybox sleep 1; {STAY}"), detached("deaf", deaf, stop_timeout=1)])
+    assert call("start", ["a", "deaf"]) == {}
+    host.run("kill", "-9", str(call("observe")["a"]["pid"]))
+    until(lambda: (now := call("observe")["a"])["state"] == "running" and now["restarts"] == 1, patience=60)
+    assert call("observe")["a"]["exit"] == "signal 9"
+    assert call("start", ["a"]) == {}
+    assert call("stop", ["deaf"]) == {}
+    assert call("observe")["deaf"]["exit"] == "signal 9"
+    told = host.run("journalctl", "--no-pager", "-u", "netspace-deaf").stdout
+    assert "State 'stop-sigterm' timed out. Killing." in told, told

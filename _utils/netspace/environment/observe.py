@@ -226,6 +226,8 @@ def describe(layout: Layout, name: str, record: Record, status: Status | None) -
     health = ""
     if record.spec.health is not None and status.state in ("running", "starting"):
         health = known.judgement.state if known is not None else "starting"
+        if verdict.condemned(layout, name).exists():  # it was ended for that, and has not been healthy since
+            health = "unhealthy"
     return {
         "state": status.state,
         "pid": status.pid,

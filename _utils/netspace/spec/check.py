@@ -199,21 +199,6 @@ def _health(spec: Environment, path: str) -> list[Problem]:
             problems.append(Problem(f"{path}:after:{index}", f"{name!r} is {why}"))
         seen.add(name)
     _between(problems, f"{path}:update:deadline", spec.update.deadline, 1, 86_400)
-    if spec.update.strategy == "rolling":
-        if health is None:
-            problems.append(Problem(f"{path}:update:strategy", "rolling needs a health check to tell the new one by"))
-        elif health.mailbox:
-            problems.append(
-                Problem(
-                    f"{path}:update:strategy", "the new one beside the old has no mailbox to read: health needs exec"
-                )
-            )
-        if not spec.read_only or spec.volumes:
-            problems.append(
-                Problem(
-                    f"{path}:update:strategy", "rolling needs read_only: true and no volumes: two can't write to one"
-                )
-            )
     return problems
 
 

@@ -116,11 +116,6 @@ def environment(name: Any, data: Any, path: str | None = None) -> Environment:
         parsed_interface = _try(lambda: interface(data.get("interface"), f"{where}:interface"), None, problems)
     if parsed is not None:
         problems.extend(check.environment(parsed, where))
-        if parsed.update.strategy == "rolling" and parsed_interface is not None:
-            kind = type(parsed_interface).__struct_config__.tag
-            if kind != "none":
-                message = f"rolling needs interface none: there can't be two of one {kind}"
-                problems.append(Problem(f"{where}:update:strategy", message))
     if problems or parsed is None:
         raise SpecError(problems)
     complete: Environment = msgspec.structs.replace(parsed, interface=parsed_interface)

@@ -326,15 +326,14 @@ class Health(Base, frozen=True):
 
 
 class Update(Base, frozen=True):
-    """What happens when an environment that runs is to run otherwise, and has a health check.
+    """What happens when an environment that is healthy is to run otherwise, and has a health check.
 
-    :param strategy: ``restart``: the old one is stopped, then the new one is started. ``rolling``: the new one is
-        first tried beside the old one; only where two can be: interface ``none``, ``read_only``, no volumes.
+    The old one is stopped, then the new one is started: there can't be two of one. Mail waits in the mailbox.
+
     :param deadline: seconds in which the new one has to be healthy; else the previous one is put back.
     :param rollback: false: the new one stays, healthy or not.
     """
 
-    strategy: Literal["restart", "rolling"] = "restart"
     deadline: float = 60.0
     rollback: bool = True
 

@@ -121,8 +121,9 @@ def render(layout: Layout, service: Service, version: int = GROWING) -> str:
     ]
     gates = (*map(str, service.until), "--") if service.until else ()
     if service.pid_file is None:
-        command = ("/bin/sh", "-c", f'{GATE}exec "$@"', "sh", *gates, *service.command) if gates else service.command
-        unit += ["Type=exec", f"ExecStart={line(command)}"]
+        if gates:
+            unit.append(f"ExecStartPre={line(('/bin/sh', '-c', f'{GATE}exit 0', 'sh', *gates))}")
+        unit += ["Type=exec", f"ExecStart={line(service.command)}"]
     else:
         launcher = ("/bin/sh", "-c", (GATE if gates else "") + HOLD, str(service.pid_file), *gates, *service.command)
         unit += ["Type=forking", f"PIDFile={_path(str(service.pid_file))}", f"ExecStart={line(launcher)}"]

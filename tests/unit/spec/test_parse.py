@@ -285,10 +285,6 @@ HEALTH = "environments:web:health"
         ("environments:web:after", ["order"], "netspace:environments:web:after:0: there is no environment order"),
         ("environments:web:after", ["web"], "netspace:environments:web:after:0: they would wait for each other"),
         ("environments:web:update", {"deadline": 0}, "netspace:environments:web:update:deadline: 0.0 is out of"),
-        ("environments:web:update", {"strategy": "blue"}, "choose from restart, rolling"),
-        ("environments:web:update", {"strategy": "rolling"}, "rolling needs a health check"),
-        ("environments:web:update", {"strategy": "rolling"}, "rolling needs read_only: true and no volumes"),
-        ("environments:orders:update", {"strategy": "rolling"}, "there can't be two of one veth"),
     ],
 )
 def test_health_order_and_updates_that_can_not_be(path: str, value: object, message: str) -> None:
@@ -316,8 +312,3 @@ def test_circles_are_found_wherever_they_are(after: dict[str, list[str]]) -> Non
         free = {name for name in left if all(other in done or other not in after for other in after[name])}
         assert free, f"{after} can't be started in any order"
         done |= free
-
-
-def test_rolling_is_accepted_where_two_can_be() -> None:
-    spec = {"image": "tar:/x.tar", "read_only": True, "health": {"exec": ["/x"]}, "update": {"strategy": "rolling"}}
-    assert parse.environment("web", spec).update.strategy == "rolling"

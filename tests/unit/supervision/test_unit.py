@@ -192,7 +192,7 @@ def test_one_that_waits_does_so_in_a_shell_and_for_as_long_as_it_takes(service: 
     waiting = dataclasses.replace(service, until=gates)
     text = unit.render(LAYOUT, waiting)
     assert "TimeoutStartSec=infinity" in text and "TimeoutStartSec" not in unit.render(LAYOUT, service)
-    found = keys(text)["ExecStart"][0]
+    found = keys(text)["ExecStart" if service.pid_file is not None else "ExecStartPre"][0]
     assert unit.quote(str(gates[1]), variables=True) in found
     # What the shell makes of it.
     gates[0].touch()

@@ -1,0 +1,69 @@
+"""What is worth an event, out of two looks at a host's environments. Pure.
+
+What lasts (unhealthy, flapping, failed) is told once, until it is over; what happens (a crash, a
+kill for want of memory) each time, but all of one look as one.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Mapping
+from typing import Any
+
+EVENTS = ("crashed", "oom", "flapping", "unhealthy")
+# What Salt itself puts into a beacon's configuration.
+_SALTS = frozenset({"interval", "disable_during_state_run", "enabled", "beacon_module", "_beacon"})
+_KEYS = ("environments", "events")
+
+Rows = Mapping[str, Mapping[str, Any]]
+
+
+def problem(config: Any) -> str:
+    """What is wrong with a beacon's configuration (a list of mappings); empty where nothing is."""
+    if not isinstance(config, list) or not all(isinstance(part, Mapping) for part in config):
+        return "expected a list, such as [{events: [crashed, unhealthy]}, {interval: 10}]"
+    for part in config:
+        for key, value in part.items():
+            if key in _SALTS:
+                continue
+            if key not in _KEYS:
+                near = difflib.get_close_matches(str(key), _KEYS, n=1)
+                return f"{key}: unknown; " + (f"did you mean {near[0]}?" if near else f"known: {', '.join(_KEYS)}")
+            if not isinstance(value, list) or not value or not all(isinstance(one, str) for one in value):
+                return f"{key}: expected a list of names"
+            if key == "events" and (unknown := [one for one in value if one not in EVENTS]):
+                return f"events: {unknown[0]!r} is none; choose from {', '.join(EVENTS)}"
+    return ""
+
+
+def news(before: Rows | None, now: Rows, wanted: Collection[str] = EVENTS) -> list[dict[str, Any]]:
+    """Return the events that tell what has become of environments since the last look.
+
+    :param before: what the last look returned (``environments.list``); None at the first one.
+    """
+    found = []
+    for name, row in sorted(now.items()):
+        was = (before or {}).get(name)
+        told = lasting(was) if was is not None else set()
+        fresh = lasting(row) - told
+        if was is not None and "oom" not in fresh and "crashed" not in fresh and _restarted(was, row):
+            fresh.add("oom" if row["exit"] == "oom" else "crashed")
+        for event in EVENTS:
+            if event in fresh and event in wanted:
+                about = {key: row[key] for key in ("state", "health", "exit", "restarts")}
+                found.append({"tag": f"{name}/{event}", "environment": name, "event": event, **about})
+    return found
+
+
+def lasting(row: Mapping[str, Any]) -> set[str]:
+    """What is wrong with an environment now."""
+    found = {key for key, so in (("flapping", row["flapping"]), ("unhealthy", row["health"] == "unhealthy")) if so}
+    if row["state"] == "failed":
+        found.add("oom" if row["exit"] == "oom" else "crashed")
+    return found
+
+
+def _restarted(was: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
+    """Whether it ended by itself in between and was started again: the count begins anew when it is asked to start."""
+    earlier = was["restarts"] if row["restarts"] >= was["restarts"] else 0
+    return bool(row["restarts"] > earlier)
