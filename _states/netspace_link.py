@@ -79,6 +79,12 @@ def present(name: str, **kwargs: Any) -> dict[str, Any]:
         ``send`` (default), or ``request``: each message asks for one reply, which goes to
         the asker alone.
 
+    seal
+        Messages and answers are signed and encrypted end to end with the environments' own keys.
+
+    monitor
+        The sender is told when the receiver's program goes and comes.
+
     attestation
         ``{policy, minimum}``: the least trust level without which the link is withheld.
     """

@@ -68,7 +68,8 @@ def test_a_declared_host_runs_talks_and_settles(salt, image):
         assert {**after, "web": 0} == {**running, "web": 0}
 
     # A new link reaches running environments without a restart; a revoked one is gone at once.
-    changed["links"] = [{"from": "stranger", "to": "orders", "pattern": "request"}]
+    link = {"from": "stranger", "to": "orders", "pattern": "request"}
+    changed["links"] = [{**link, "seal": True, "monitor": True}]
     states = salt.apply(changed)
     all_true(states)
     assert {"web.orders", "stranger.orders"} <= set(states["netspace links"]["changes"])
@@ -77,6 +78,13 @@ def test_a_declared_host_runs_talks_and_settles(salt, image):
     assert answer["stdout"].strip() == "orders to stranger: hello", answer
     refused = salt.exec("web", ["/usr/bin/python3", "-c", ASK, "orders", "still there?"])
     assert refused["retcode"] != 0
+
+    # It is sealed: both ends have keys, which are renewed without a restart. The host seals nothing itself.
+    assert keys(salt, "stranger") == keys(salt, "orders") == (2, 2)
+    assert salt("netspace_link.renew_seals", "orders") == ["orders"]
+    assert (keys(salt, "stranger"), keys(salt, "orders")) == ((2, 4), (4, 2))
+    assert changes(salt.apply(changed)) == {}
+    assert pids(salt) == after
 
     # What is no longer declared goes; the others don't notice.
     del changed["environments"]["web"]
@@ -88,6 +96,21 @@ def test_a_declared_host_runs_talks_and_settles(salt, image):
     removed = salt("netspace.teardown")
     assert removed["result"] is True, removed
     assert snapshot.host() == before
+
+
+def keys(salt, name):
+    """How many keys of its own an environment has, and how many of the other end of its sealed link."""
+    told = salt.exec(name, ["/usr/bin/python3", "-c", KEYS])
+    assert told["retcode"] == 0, told
+    return tuple(json.loads(told["stdout"]))
+
+
+KEYS = """
+import json
+card = json.load(open("/run/netspace/environment.json"))
+(other,) = [end["seal"]["keys"] for end in card["peers"] + card["senders"] if "seal" in end]
+print(json.dumps([len(json.load(open(card["seal"]["keys_file"]))["keys"]), len(other)]))
+"""
 
 
 def _broker(files):
