@@ -111,8 +111,9 @@ class World:
             about["port"],
             about["vhost"],
             login,
-            socket_timeout=5,
-            blocked_connection_timeout=5,
+            socket_timeout=30,
+            stack_timeout=60,
+            blocked_connection_timeout=30,
             **options,
         )
         with self.inside(name):
