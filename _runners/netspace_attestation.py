@@ -433,8 +433,8 @@ def attest(target: str = "*", tgt_type: str = "glob") -> dict[str, Any]:
 
     Each minion gets a nonce of its own; ``concurrency`` of them are asked with one message, after a pause of
     up to ``jitter`` seconds, in random order. **Who does not answer is not judged**: its last result
-    counts until its deadline, and then the host is *stale*. A certificate that runs out within the hour is
-    renewed first. Each change of state is an event, ``netspace/attestation/<minion>/<state>``.
+    counts until its deadline, and then the host is *stale*. A certificate that is to run out is renewed first, each
+    host's at a time of its own. Each change of state is an event, ``netspace/attestation/<minion>/<state>``.
 
     CLI Example:
 

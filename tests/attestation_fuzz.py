@@ -107,6 +107,17 @@ def _wire(parse: Callable[[Any], object]) -> Callable[[bytes], None]:
     return _told(work)
 
 
+def _alone(genuine: bytes, parse: Callable[[bytes], object]) -> Callable[[bytes], None]:
+    """A parser of what is signed: it takes the genuine one, and no other bytes."""
+
+    def work(raw: bytes) -> None:
+        parse(raw)
+        if raw != genuine:
+            raise AssertionError("something else than the genuine one was accepted")
+
+    return work
+
+
 def _parts(data: Any) -> None:
     head, *rest = data if isinstance(data, list) and data else [None]
     coming = fleet.Parts(head)
@@ -198,8 +209,11 @@ def targets() -> dict[str, tuple[Callable[[bytes], object], list[bytes]]]:
         ),
         "enrolment's wire": (_wire(parse_enrolment), [json.dumps(enrolment.wire()).encode()]),
         "answer in parts": (_wire(_parts), [json.dumps(parts).encode()]),
-        "result": (lambda raw: ear.check(raw.decode("latin-1"), [signer.jwk], **asked), [token]),
-        "maker's certificate": (_told(lambda raw: certificates.check(raw, [], [root], now, [crl])), [leaf]),
+        "result": (_alone(token, lambda raw: ear.check(raw.decode("latin-1"), [signer.jwk], **asked)), [token]),
+        "maker's certificate": (
+            _alone(leaf, _told(lambda raw: certificates.check(raw, [], [root], now, [crl]))),
+            [leaf],
+        ),
         "maker's root": (_told(lambda raw: certificates.check(leaf, [raw], [root, raw], now, [crl])), [root]),
         "revocation list": (
             _told(lambda raw: certificates.check(leaf, [], [root], now, [certificates.revocations(raw)])),

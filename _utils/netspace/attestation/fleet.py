@@ -45,7 +45,7 @@ from netspace.errors import NetspaceError
 VERSION = 2
 MAX_STATE = 256 * 1024
 MAX_BOOT = 64
-ENROL_AGAIN = 3600.0
+ENROL_AGAIN, SPREAD = 3600.0, 11 * 3600.0
 UNKNOWN, ENROLLED, TRUSTED, DEGRADED = "unknown", "enrolled", "trusted", "degraded"
 STALE, FAILED, REVOKED = "stale", "failed", "revoked"
 
@@ -153,9 +153,14 @@ class Fleet:
 
     # -- asking and judging ---------------------------------------------------------
     def certificate_due(self, minion: str, now: float) -> bool:
-        """Whether the minion is enrolled, not revoked, and needs another certificate before it is asked."""
+        """Whether the minion is enrolled, not revoked, and needs another certificate before it is asked.
+
+        That is an hour before its certificate's end, and for each host up to eleven sooner, by its name: a fleet
+        that was enrolled in one go is not renewed in one go, each day again.
+        """
         host = self.registrar.host(minion)
-        return host is not None and "revoked" not in host and host["expires"] < now + ENROL_AGAIN
+        sooner = int(key_of(minion)[:8], 16) % int(SPREAD)
+        return host is not None and "revoked" not in host and host["expires"] < now + ENROL_AGAIN + sooner
 
     def ask(self, minion: str, *, whole: bool = False) -> Asked:
         """Make a challenge for *minion*.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import hashlib
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -160,9 +161,17 @@ def test_a_clock_that_was_set_back_also_after_refused_evidence(made: Fleet, mini
 
 
 def test_an_expired_certificate_is_due_and_refused(made: Fleet, minion: Minion) -> None:
-    assert not made.certificate_due("web1", NOW)
+    assert not made.certificate_due("web1", NOW + 12 * HOUR)
     assert made.certificate_due("web1", NOW + 23.5 * HOUR)
     assert attest(made, minion, NOW + 25 * HOUR)["code"] == "ak-certificate-expired"
+
+
+def test_a_fleet_that_was_enrolled_in_one_go_is_not_renewed_in_one_go(made: Fleet, monkeypatch: Any) -> None:
+    monkeypatch.setattr(made.registrar, "host", lambda minion: {"expires": NOW + 24 * HOUR})
+    names = [f"web{number}" for number in range(1000)]
+    due = [sum(made.certificate_due(name, NOW + hour * HOUR) for name in names) for hour in (*range(12, 23), 23.01)]
+    assert due[0] == 0 and due[-1] == len(names)
+    assert max(after - before for before, after in itertools.pairwise(due)) < 150
 
 
 def test_a_revoked_host_stays_revoked_until_it_is_enrolled_again(made: Fleet, minion: Minion) -> None:
