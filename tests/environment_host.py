@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from netspace import supervision
-from netspace.environment import ids, mounts, runtimes, seccomp_file
+from netspace.environment import ids, mounts, runtimes, seccomp_file, tenders
 from netspace.environment.compare import DesiredEnvironment
 from netspace.environment.kind import Environments
 from netspace.environment.operations import Operations
@@ -41,11 +41,15 @@ class Host:
     def desired(
         self, name: str, *, files: dict[str, bytes] | None = None, state: str = "running", **keys: Any
     ) -> DesiredEnvironment:
-        declared = {"image": f"dir:{self.image}", "command": shell(STAY), **keys}
+        usual = {} if "kernel" in keys else {"image": f"dir:{self.image}", "command": shell(STAY)}
+        declared = {**usual, **keys}
         handed = {"environment.json": b"{}\n"} if files is None else files
         spec = parse.environment(name, declared)
         profile = seccomp_file.look(spec.seccomp)
-        runtime = runtimes.look(spec.runtime or runtimes.DEFAULT, self.settings.get(spec.runtime or "", {}))
+        named = spec.runtime or (runtimes.DEFAULT if spec.kernel is None else "qemu")
+        runtime = runtimes.look(named, self.settings.get(named, {}))
+        if spec.kernel is not None:
+            handed = {tenders.DISK: tenders.disk(handed)}
         return DesiredEnvironment(spec, handed, {"links": sorted(handed)}, state, profile, runtime)  # type: ignore[arg-type]
 
     def plan(self, desired: dict[str, DesiredEnvironment], remove: Any = ()) -> Plan:

@@ -261,11 +261,23 @@ class Host:
             if own:
                 handed.update(access.files(name))
                 handed.update(seals.handed(name, own, keys))
+            if spec.kernel is not None:
+                handed = self._disk(name, handed)
             summary = {"links": sorted(f"{link.name} ({_manner(link)})" for link in own), "trust": known.name}
             desired[name] = DesiredEnvironment(
                 spec=spec, files=handed, files_summary=summary, state=state, profile=profile, runtime=runtime
             )
         return desired
+
+    def _disk(self, name: str, handed: Mapping[str, bytes]) -> dict[str, bytes]:
+        """What a kernel is handed in place of files: a disk with them, and what its interface is."""
+        from netspace.environment import tenders
+
+        interface = self.interfaces.list().get(name, {})
+        if interface.get("addresses"):
+            told = {key: interface.get(key) for key in ("addresses", "gateways")}
+            handed = {**handed, "interface.json": files.encode({**told, "mac": self.layout.mac(name)})}
+        return {tenders.DISK: tenders.disk(handed)}
 
     def _card_links(self, declared: Declaration, whole: bool, test: bool) -> tuple[Link, ...]:
         """The links that cards tell of: what stands, and for a test what would stand."""
@@ -456,7 +468,11 @@ def _runtimes(declared: Declaration) -> dict[str, Any]:
     """What shall run each environment, as this host has it; each is looked for once."""
     from netspace.environment import runtimes
 
-    names = {name: spec.runtime or declared.runtimes.default for name, spec in declared.environments.items()}
+    usual = declared.runtimes
+    names = {
+        name: spec.runtime or (usual.default if spec.kernel is None else usual.kernels)
+        for name, spec in declared.environments.items()
+    }
     found = {one: runtimes.look(one, declared.runtimes.settings.get(one, {})) for one in set(names.values())}
     return {name: found[one] for name, one in names.items()}
 

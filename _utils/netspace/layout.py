@@ -7,12 +7,14 @@ looking further. Nothing here touches the disk.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 
 INSTANCE = re.compile(r"[a-z][a-z0-9]{0,15}")
+TAP = "tap0"  # an environment's device for frames, where its interface has one
 
 
 @lru_cache(maxsize=16384)
@@ -132,6 +134,11 @@ class Layout:
     def netns(self, name: str) -> Path:
         """The environment's network namespace, where ``ip netns`` looks too."""
         return below(self._namespaces, self.netns_name(name))
+
+    def mac(self, name: str) -> str:
+        """The MAC of an environment's interface: locally administered, unicast, a hash."""
+        digest = hashlib.sha256(f"mac/{self.instance}/{name}".encode()).digest()
+        return bytes([digest[0] & 0xFC | 0x02, *digest[1:6]]).hex(":")
 
     @property
     def nft_table(self) -> str:

@@ -147,7 +147,7 @@ class Targets:
 
     def grains(self, target: str) -> dict[str, Any]:
         """What is known of a target. What its image says of itself (``os``...) is no more than a claim."""
-        from netspace.environment import within
+        from netspace.environment import tenders, within
         from netspace.interface import records as interfaces
 
         name, record = self._found(target)
@@ -163,7 +163,7 @@ class Targets:
             "resource_id": target,
             "minion": self._minion,
             "environment": name,
-            "image": record.spec.image,
+            "image": tenders.source(record.spec, record.runtime),
             "image_digest": f"sha256:{record.image.digest}",
             "trust": {"level": trust.name, "verifier": trust.verifier},
             "interface": "none" if interface is None else str(type(interface.interface).__struct_config__.tag),

@@ -389,6 +389,14 @@ def start(layout: Layout, supervisor: Supervisor, names: Collection[str]) -> dic
     # What a runtime could not forget when it last ended would keep it from being started.
     unforgotten = [name for name in names if runtime.known(layout, name)]
     if unforgotten:
+        # One that the supervisor is just starting (again) is known, too: that is not to be undone.
+        now, idle = supervisor.observe(), Status("stopped")
+        unforgotten = [
+            name
+            for name in unforgotten
+            if now.get(runtime.service_name(name), idle).state not in ("running", "starting")
+        ]
+    if unforgotten:
         mounted, made = mounts.table(), records.read(layout)
         used = {name: made[name].runtime if name in made else USUAL for name in unforgotten}
         stuck = each(unforgotten, lambda name: runtime.delete(layout, name, mounted, used[name]))

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from netspace import files
-from netspace.environment import disks, handout, images, mounts, proving, records
+from netspace.environment import disks, handout, images, mounts, proving, records, tenders
 from netspace.environment.observe import Observed, Seen
 from netspace.environment.records import Failed, Previous, Record, RunState
 from netspace.environment.runtimes import USUAL, Runtime
@@ -62,7 +62,7 @@ class DesiredEnvironment(msgspec.Struct, frozen=True):
     @property
     def image(self) -> str:
         """Where its root comes from."""
-        return self.spec.image
+        return tenders.source(self.spec, self.runtime)
 
 
 class Work(msgspec.Struct, frozen=True):
@@ -263,7 +263,7 @@ def _compare(name: str, want: DesiredEnvironment, seen: Seen, source: images.See
     record, status = seen.record, seen.status
     current, grows = observed.revision, observed.grows
     changes = _differences(record.spec, want.spec)
-    build = "image" in changes
+    build = bool({"image", "kernel"} & changes.keys()) or tenders.source(record.spec, record.runtime) != want.image
     if not build and source.identity and source.identity != record.image.identity:
         build = True
         changes["image"] = {"old": f"sha256:{record.image.digest}", "new": f"what {want.image} is now"}
@@ -278,7 +278,10 @@ def _compare(name: str, want: DesiredEnvironment, seen: Seen, source: images.See
     depends = bool(fixed)
     if record.state != want.state:
         changes["state"] = {"old": record.state, "new": want.state}
-    changes.update(_files_changes(want, seen))
+    handed = _files_changes(want, seen)
+    changes.update(handed)
+    # A kernel sees what it is handed on a disk, which it may have read already.
+    reread = want.spec.kernel is not None and any(key.startswith("files:") for key in handed)
 
     runs = status is not None and status.state in ("running", "starting")
     # A program that is not to be restarted after its success has done what was asked.
@@ -291,7 +294,7 @@ def _compare(name: str, want: DesiredEnvironment, seen: Seen, source: images.See
     run = want.state == "running" or (want.state == "present" and runs)
     assemble = depends or not seen.assembled
     tune = bool(tuned or seen.differing or _smaller(record.spec, seen)) and not assemble
-    stop = runs and (assemble or not seen.namespace or not run)
+    stop = runs and (assemble or not seen.namespace or not run or reread)
     begin = run and (stop or not (runs or (done and not assemble)))
     # Another program than what there is: that one is kept until this one has proved itself.
     trial = record.previous is not None and want.state == "running"
@@ -324,6 +327,8 @@ def _compare(name: str, want: DesiredEnvironment, seen: Seen, source: images.See
         reasons.append("its last update has not proved itself yet")
     if unwatched:
         reasons.append("its health is not watched")
+    if stop and reread and not assemble:
+        reasons.append("a kernel reads what it is handed when it starts")
     if not seen.namespace:
         reasons.append("its network namespace was replaced")
     if status is None:

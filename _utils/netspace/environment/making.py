@@ -11,12 +11,24 @@ import hashlib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
 from netspace import files
-from netspace.environment import cgroups, disks, handout, mounts, oci, records, rootfs, runtime, volumes
+from netspace.environment import (
+    cgroups,
+    disks,
+    handout,
+    mounts,
+    oci,
+    records,
+    rootfs,
+    runtime,
+    seccomp,
+    tenders,
+    volumes,
+)
 from netspace.environment.images import Image, Store
 from netspace.environment.observe import assembled, own_disks
 from netspace.environment.records import Record
@@ -67,6 +79,14 @@ class Making:
         self, name: str, spec: Environment, base: int, image: Image, runtime: Runtime, profile: Profile | None = None
     ) -> bytes:
         """The bundle's ``config.json``."""
+        rules = None if profile is None else profile.rules
+        opened: tuple[str, ...] = ()
+        seen: list[dict[str, Any]] = []
+        if spec.kernel is not None:
+            spec = tenders.program(self.layout, name, spec, runtime, image.defaults)
+            opened = runtime.module.devices(runtime.typed)
+            seen = tenders.extra_mounts(self.layout, name, runtime)
+            rules = rules or seccomp.tender()
         return oci.encode(
             oci.config(
                 name,
@@ -78,8 +98,10 @@ class Making:
                 disks=self.devices(spec) if spec.limits.io != Io() else (),
                 unified=self.unified,
                 defaults=image.defaults,
-                rules=None if profile is None else profile.rules,
+                rules=rules,
                 lacks=runtime.jail.lacks,
+                opened=opened,
+                seen=seen,
             )
         )
 
@@ -123,7 +145,10 @@ class Making:
 
     def hand_out(self, name: str, record: Record, handed: Mapping[str, bytes]) -> None:
         """Have the environment see the files that are kept for it."""
-        handout.show(self.layout, name, handed, record.base + oci.user_of(record.spec, record.image.defaults))
+        owner = record.base + oci.user_of(record.spec, record.image.defaults)
+        handout.show(self.layout, name, handed, owner)
+        if record.spec.kernel is not None:
+            tenders.hand_out(self.layout, name, record.runtime, handed, owner)
 
     def mount_images(self, digests: Iterable[str], mounted: Collection[str]) -> dict[str, str]:
         """Mount these images, where they aren't; return what went wrong, by digest."""

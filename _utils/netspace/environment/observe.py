@@ -16,7 +16,19 @@ from typing import Any
 import msgspec
 
 from netspace import files
-from netspace.environment import cgroups, disks, handout, images, mounts, oci, records, rootfs, runtime, volumes
+from netspace.environment import (
+    cgroups,
+    disks,
+    handout,
+    images,
+    mounts,
+    oci,
+    records,
+    rootfs,
+    runtime,
+    tenders,
+    volumes,
+)
 from netspace.environment.disks import Disk
 from netspace.environment.images import Store
 from netspace.environment.records import Record
@@ -124,7 +136,7 @@ def observe(
             runtime.service_name(name) not in redefined,
             current(layout, name, record, status),
         )
-    images_of = {record.spec.image for record in known.values()}
+    images_of = {tenders.source(record.spec, record.runtime) for record in known.values()}
     images_of |= {record.failed.source for record in known.values() if record.failed is not None}
     sources = {image: store.seen(image) for image in sorted(images_of)}
     watch = statuses.get(runtime.HEALTH)
@@ -234,7 +246,7 @@ def describe(layout: Layout, name: str, record: Record, status: Status | None) -
         "since": status.since,
         "restarts": status.restarts,
         "exit": status.exit,
-        "image": record.spec.image,
+        "image": tenders.source(record.spec, record.runtime),
         "digest": f"sha256:{record.image.digest}",
         "wanted": record.state,
         "runtime": record.runtime.name,

@@ -65,6 +65,8 @@ def config(
     machine: str | None = None,
     rules: Mapping[str, Any] | None = None,
     lacks: Collection[str] = (),
+    opened: Collection[str] = (),
+    seen: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Return ``config.json`` of the environment's bundle.
 
@@ -75,10 +77,12 @@ def config(
     :param unified: whether those controllers are cgroup version 2's.
     :param defaults: what the image says where *spec* says nothing.
     :param rules: the system call profile, where that is an operator's own file.
+    :param opened: devices of the host's that it may open, beside its interface's.
+    :param seen: mounts beside those of every environment.
     :param lacks: what the runtime can't do (``runtimes.LACKS``).
     :raises NetspaceError: when neither says what to run.
     """
-    devices = spec.interface.DEVICES if spec.interface is not None else ()
+    devices = (*(spec.interface.DEVICES if spec.interface is not None else ()), *opened)
     return {
         "ociVersion": "1.0.2",
         "hostname": name,
@@ -91,6 +95,7 @@ def config(
                 _volume(layout, name, volume, index if "idmap" in lacks else None)
                 for index, volume in enumerate(spec.volumes)
             ),
+            *(dict(mount) for mount in seen),
         ],
         "linux": {
             "namespaces": [
@@ -206,7 +211,7 @@ def _volume(layout: Layout, name: str, volume: Volume, shown: int | None) -> dic
 
 
 # linux/Documentation/admin-guide/devices.txt: major and minor of what can be handed out.
-_NUMBERS = {"/dev/net/tun": (10, 200)}
+_NUMBERS = {"/dev/net/tun": (10, 200), "/dev/kvm": (10, 232)}
 
 
 def _device(path: str) -> dict[str, Any]:
@@ -253,7 +258,7 @@ def revision(controllers: frozenset[str]) -> str:
     """
     sample = Environment(image="tar:/sample", command=("/sample",))
     rendered = config("sample", sample, layout=Layout(), base=FIRST, cgroup="/sample", controllers=controllers)
-    profiles = [seccomp.profile(name) for name in seccomp.PROFILES]
+    profiles = [*(seccomp.profile(name) for name in seccomp.PROFILES), seccomp.tender()]
     return hashlib.sha256(encode({"sample": rendered, "profiles": profiles})).hexdigest()[:16]
 
 

@@ -201,6 +201,8 @@ class Operations:
         arguments = [str(argument) for argument in command]
         if not arguments or not arguments[0]:
             raise NetspaceError("exec: no command is given")
+        if record.spec.kernel is not None:
+            raise NetspaceError(f"environment {name} is a kernel: there is no other program to run in it")
         if self._status(name).state != "running":
             raise NetspaceError(f"environment {name} does not run")
         spec = record.spec

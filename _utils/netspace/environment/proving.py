@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Mapping
 
-from netspace.environment import observe, runtime
+from netspace.environment import observe, runtime, tenders
 from netspace.environment.observe import Seen
 from netspace.environment.records import Failed, Previous, Record, fingerprint
 from netspace.health import machine, verdict
@@ -36,7 +36,8 @@ def worth_keeping(seen: Seen, new: Environment) -> Previous | None:
 def failed(record: Record, reason: str) -> Failed:
     """What to remember of an update that is taken back."""
     image, declared = record.image, fingerprint(record.spec, record.profile, record.runtime)
-    return Failed(declared, record.spec.image, image.identity, image.digest, reason)
+    source = tenders.source(record.spec, record.runtime)
+    return Failed(declared, source, image.identity, image.digest, reason)
 
 
 def wait(layout: Layout, supervisor: Supervisor, trials: Mapping[str, Record]) -> dict[str, str]:

@@ -119,6 +119,45 @@ STANDARD: Mapping[str, Family] = {
     ),
 }
 
+# What a tender needs: a program that has a kernel for its guest, opens a few files, and starts none.
+TENDER: Mapping[str, Family] = {
+    "starting": Family("become the tender; load its libraries", "execve arch_prctl set_tid_address brk"),
+    "files": Family(
+        "read and write what is open; open what its image has, and devices",
+        "open openat close close_range read write readv writev pread64 pwrite64 preadv pwritev lseek fcntl dup dup2 "
+        "dup3 ioctl stat fstat lstat newfstatat statx statfs fstatfs access faccessat faccessat2 readlink readlinkat "
+        "getcwd chdir fchdir getdents64 fadvise64 fsync fdatasync",
+    ),
+    "waiting": Family(
+        "event loops",
+        "pipe pipe2 select pselect6 poll ppoll epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2 eventfd2 "
+        "signalfd4 timerfd_create timerfd_settime timerfd_gettime restart_syscall",
+    ),
+    "memory": Family(
+        "the guest's memory, and code made for it as it runs",
+        "mmap munmap mremap mprotect madvise msync memfd_create ftruncate fallocate membarrier",
+    ),
+    "threads": Family(
+        "a thread for each processor of the guest's, and for its devices; no process",
+        "futex futex_waitv set_robust_list get_robust_list rseq sched_yield sched_getaffinity sched_setaffinity "
+        "gettid getpid getppid tgkill kill exit exit_group rt_sigaction rt_sigprocmask rt_sigpending rt_sigreturn "
+        "rt_sigtimedwait rt_sigsuspend sigaltstack prctl seccomp",
+    ),
+    "time": Family(
+        "read clocks, sleep, timers",
+        "time gettimeofday clock_gettime clock_getres nanosleep clock_nanosleep timer_create timer_settime "
+        "timer_gettime timer_getoverrun timer_delete",
+    ),
+    "facts": Family(
+        "who and where it is, what its limits are, chance",
+        "getuid geteuid getgid getegid uname sysinfo getrandom getrlimit prlimit64 getrusage getcpu",
+    ),
+    "network": Family(
+        "connect to the broker for its guest; which sockets may be made stands in TENDER_SOCKETS",
+        "connect bind getsockname getpeername getsockopt setsockopt sendto recvfrom sendmsg recvmsg shutdown",
+    ),
+}
+
 NEVER: Mapping[str, Family] = {
     "namespaces": Family(
         "a user namespace gives every capability in it, and with that most of the kernel", "unshare setns clone3"
@@ -165,6 +204,8 @@ ABSENT = (
     "getxattrat listxattrat removexattrat file_getattr file_setattr"
 )
 
+_THREAD = 0x00010000  # CLONE_THREAD
+
 # clone(2) without any of these: CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET.
 NAMESPACE_FLAGS = 0x00020000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000
 
@@ -187,6 +228,8 @@ SOCKETS: tuple[tuple[int, int | None, int | None], ...] = (
     (_NETLINK, None, _NETLINK_ROUTE),
 )
 
+TENDER_SOCKETS = tuple(one for one in SOCKETS if one[0] == _INET and one[2] in (_ANY, _TCP, _UDP))
+
 PROFILES = ("strict", "standard")
 
 _TYPE = 0o170000
@@ -200,11 +243,8 @@ def profile(name: str, machine: str | None = None) -> dict[str, Any]:
     :param machine: ``uname -m``; this machine's when absent.
     :raises NetspaceError: for an unknown profile or machine.
     """
-    machine = machine or os.uname().machine
     if name not in PROFILES:
         raise NetspaceError(f"there is no seccomp profile {name!r}")
-    if machine not in ARCHITECTURES:
-        raise NetspaceError(f"no seccomp profile is written for {machine}, only for {', '.join(ARCHITECTURES)}")
     families = [*ALLOWED.values(), *(STANDARD.values() if name == "standard" else ())]
     allowed = {call for family in families for call in family.calls.split()}
     rules: list[dict[str, Any]] = [_allow(family.calls.split()) for family in families]
@@ -220,6 +260,29 @@ def profile(name: str, machine: str | None = None) -> dict[str, Any]:
         rules.append(_allow(["mknod"], _masked(1, _TYPE, node)))
         rules.append(_allow(["mknodat"], _masked(2, _TYPE, node)))
     rules += [_allow(["personality"], _equal(0, value)) for value in _PERSONALITIES]
+    return _denying(rules, machine)
+
+
+def tender(machine: str | None = None) -> dict[str, Any]:
+    """The profile of a tender: narrower than ``strict``. It makes threads, but no process.
+
+    :raises NetspaceError: for an unknown machine.
+    """
+    allowed = {call for family in TENDER.values() for call in family.calls.split()}
+    rules: list[dict[str, Any]] = [_allow(family.calls.split()) for family in TENDER.values()]
+    absent = [call for call in ABSENT.split() if call not in allowed]
+    rules.append({"names": absent, "action": "SCMP_ACT_ERRNO", "errnoRet": _ENOSYS})
+    rules.append(_allow(["clone"], _masked(0, NAMESPACE_FLAGS | _THREAD, _THREAD)))
+    for family, kind, protocol in TENDER_SOCKETS:
+        rules.append(_allow(["socket"], _equal(0, family), _masked(1, _KIND, kind or 0), _equal(2, protocol or 0)))
+    return _denying(rules, machine)
+
+
+def _denying(rules: list[dict[str, Any]], machine: str | None) -> dict[str, Any]:
+    """A profile that lets through what *rules* say, and nothing else."""
+    machine = machine or os.uname().machine
+    if machine not in ARCHITECTURES:
+        raise NetspaceError(f"no seccomp profile is written for {machine}, only for {', '.join(ARCHITECTURES)}")
     return {
         "defaultAction": "SCMP_ACT_ERRNO",
         "defaultErrnoRet": _EPERM,

@@ -100,6 +100,8 @@ def attack(making: Making, original: Record, twins: tuple[str, str], target: Map
     :param target: what to aim at, beside the peer and the limits.
     :raises NetspaceError: when one of them doesn't run.
     """
+    if original.spec.kernel is not None:
+        raise NetspaceError("a kernel makes no system calls of the host's: there is nothing to run the probe in")
     attacker, peer = twins
     image = making.store.mountpoint(original.image.digest)
     problems = making.mount_images({original.image.digest}, mounts.table())

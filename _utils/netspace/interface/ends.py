@@ -16,6 +16,7 @@ import msgspec
 
 from netspace.interface import netlink
 from netspace.interface.netlink import Link, Message, Route
+from netspace.layout import Layout
 
 # The inner end's index, where we can choose it. A namespace of ours holds lo (1) and, on a kernel
 # that has such modules loaded, a few idle tunnels (sit0, gre0...) that it puts into each namespace.
@@ -137,9 +138,8 @@ def host_name(instance: str, environment: str) -> str:
 
 @functools.lru_cache(maxsize=16384)
 def mac(instance: str, environment: str) -> str:
-    """The pair's MAC: locally administered, unicast, a hash."""
-    digest = hashlib.sha256(f"mac/{instance}/{environment}".encode()).digest()
-    return bytes([digest[0] & 0xFC | 0x02, *digest[1:6]]).hex(":")
+    """The pair's MAC, as the layout has it."""
+    return Layout(instance).mac(environment)
 
 
 def alias(instance: str, environment: str) -> str:

@@ -37,6 +37,7 @@ MAX_QUOTED = 200
 MAX_TEXT = 4096
 MAX_ARGUMENT = 128 * 1024  # the kernel's MAX_ARG_STRLEN
 MAX_ITEMS = 1024
+_KERNEL_MEMORY = 8 * 1024**2  # the least that is left for a kernel
 _NOT_PLAIN = "a NUL character, text that is no Unicode, or longer than 128 KiB"
 # Where an environment's own world is mounted: a volume there, above or below would cover it.
 RESERVED_TARGETS = ("/proc", "/sys", "/dev", "/run/netspace")
@@ -73,8 +74,8 @@ def image_sources() -> tuple[str, ...]:
 
 def runtimes(spec: Runtimes, path: str) -> list[Problem]:
     """Check which runtimes are the default."""
-    message = runtime(spec.default, "images")
-    return [Problem(f"{path}:default", message)] if message else []
+    wrong = {"default": runtime(spec.default, "images"), "kernels": runtime(spec.kernels, "kernels")}
+    return [Problem(f"{path}:{key}", message) for key, message in wrong.items() if message]
 
 
 def runtime_settings(spec: Any, path: str) -> list[Problem]:
@@ -120,9 +121,14 @@ def environment(spec: Environment, path: str) -> list[Problem]:
     def refuse(key: str, message: str) -> None:
         problems.append(Problem(f"{path}:{key}", message))
 
-    if message := image(spec.image):
+    if spec.kernel is not None:
+        problems += kernel(spec, path)
+    elif not spec.image:
+        refuse("image", "missing (or a kernel)")
+    elif message := image(spec.image):
         refuse("image", message)
-    if spec.runtime is not None and (message := runtime(spec.runtime, "images")):
+    thing: Literal["images", "kernels"] = "images" if spec.kernel is None else "kernels"
+    if spec.runtime is not None and (message := runtime(spec.runtime, thing)):
         refuse("runtime", message)
     if spec.source_hash is not None and (message := source_hash(spec.source_hash)):
         refuse("source_hash", message)
@@ -255,6 +261,51 @@ def whole(declared: Declaration, path: str, names: Collection[str]) -> list[Prob
         for name, spec in declared.environments.items()
         if spec.health is not None and spec.health.mailbox and name not in targets
     ]
+
+
+def kernel(spec: Environment, path: str) -> list[Problem]:
+    """Check what a kernel can't have; its interface is checked where that is parsed."""
+    problems = []
+    assert spec.kernel is not None
+    if not _clean(spec.kernel):
+        problems.append(Problem(f"{path}:kernel", f"{spec.kernel!r}: expected an absolute path without '..'"))
+    instead = {
+        "image": "a kernel takes the place of an image",
+        "command": "a kernel is the program; its arguments are args",
+        "env": "a kernel has no variables; its arguments are args",
+        "working_dir": "a kernel has no folders",
+        "volumes": "a kernel has no folders",
+        "read_only": "a kernel has no root to write to",
+    }
+    problems += [Problem(f"{path}:{key}", message) for key, message in instead.items() if getattr(spec, key)]
+    if spec.limits.disk is not None:
+        problems.append(Problem(f"{path}:limits:disk", "a kernel has no root to write to"))
+    if spec.seccomp != "strict" and not spec.seccomp.startswith("file:"):
+        problems.append(Problem(f"{path}:seccomp", "a kernel's tender has a profile of its own: leave it out"))
+    return problems
+
+
+def under(spec: Environment, used: str, path: str) -> list[Problem]:
+    """Check what a runtime asks of an environment.
+
+    :param used: the runtime that is in use.
+    """
+    from netspace.environment import runtimes as known
+
+    if used not in known.names():
+        return []
+    module, problems = known.find(used), []
+    if module.OWN_KERNEL:
+        message = f"{used} has a kernel of its own: a program that is started beside would be on the host's"
+        problems += [Problem(f"{path}:target", message)] if spec.target else []
+    if module.RUNS == "kernels":
+        if spec.health is not None and spec.health.exec:
+            problems.append(Problem(f"{path}:health:exec", "there is no other program to run in a kernel; use mailbox"))
+        if spec.limits.memory < module.RESERVE + _KERNEL_MEMORY:
+            least, own = (size // 1024**2 for size in (module.RESERVE + _KERNEL_MEMORY, module.RESERVE))
+            message = f"a kernel under {used} needs {least}M, {own}M of it the tender"
+            problems.append(Problem(f"{path}:limits:memory", message))
+    return problems
 
 
 def _volume(volume: Volume, path: str) -> list[Problem]:
@@ -397,6 +448,9 @@ def clashes(declared: Declaration, path: str, known: Collection[str] = ()) -> li
         Problem(f"{path}:environments:{name}:interface:{key}", message) for name, key, message in together(known_ones)
     ]
 
+    for name, spec in declared.environments.items():
+        usual = declared.runtimes.default if spec.kernel is None else declared.runtimes.kernels
+        problems += under(spec, spec.runtime or usual, f"{path}:environments:{name}")
     problems += _volumes(declared, path)
     problems += _settings(declared, path)
     return problems

@@ -116,6 +116,12 @@ def environment(name: Any, data: Any, path: str | None = None) -> Environment:
         parsed_interface = _try(lambda: interface(data.get("interface"), f"{where}:interface"), None, problems)
     if parsed is not None:
         problems.extend(check.environment(parsed, where))
+        if parsed.kernel is not None and parsed_interface is not None:
+            kind = str(type(parsed_interface).__struct_config__.tag)
+            if kind not in ("none", "tap"):
+                problems.append(
+                    Problem(f"{where}:interface:kind", f"{kind!r}: a kernel has a network stack of its own; use tap")
+                )
     if problems or parsed is None:
         raise SpecError(problems)
     complete: Environment = msgspec.structs.replace(parsed, interface=parsed_interface)

@@ -343,13 +343,16 @@ class Environment(Base, frozen=True):
 
     :param image: ``<source>:<location>``, e.g. ``tar:/srv/shop.tar`` or ``oci:/srv/shop:web``.
         A file may be on Salt's file server: ``tar:salt://images/shop.tar``.
-    :param source_hash: sha256 that the image's source must have (``sha256:<hex>``).
+    :param kernel: a unikernel's file, in place of an image; then ``command``, ``env``, ``working_dir``
+        and ``volumes`` can't be, and an interface is of kind ``tap``.
+    :param source_hash: sha256 that the image's source, or the kernel, must have (``sha256:<hex>``).
     :param command: argument vector; absent: an OCI image's Entrypoint and Cmd.
-    :param args: what follows ``command``, or the image's Entrypoint in place of its Cmd.
+    :param args: what follows ``command``, or the image's Entrypoint in place of its Cmd; a kernel's arguments.
     :param env: variables of the program, beside a minimal set and an OCI image's.
     :param user: uid and gid inside, never 0; absent: an OCI image's User, else 1000.
     :param working_dir: absent: an OCI image's WorkingDir, else ``/``.
-    :param runtime: what runs it: ``crun``, ``runc`` or ``runsc``; absent: the host's default.
+    :param runtime: what runs it: ``crun``, ``runc`` or ``runsc``, and a kernel ``qemu`` or ``solo5``;
+        absent: the host's default.
     :param seccomp: which system calls it may make: ``strict``, ``standard`` or ``file:/profile.json``.
     :param read_only: no writes to the root at all; else to a layer of its own.
     :param restart: ``always``, ``on-failure`` or ``never``.
@@ -361,7 +364,8 @@ class Environment(Base, frozen=True):
         commands and apply states in it. **Not unless it is declared.**
     """
 
-    image: str
+    image: str = ""
+    kernel: str | None = None
     source_hash: str | None = None
     command: tuple[str, ...] = ()
     args: tuple[str, ...] | None = None
@@ -431,9 +435,11 @@ class Runtimes(Base, frozen=True):
     Under a runtime's name stand its own settings, such as ``program``.
 
     :param default: of environments with an image.
+    :param kernels: of those with a kernel.
     """
 
     default: str = "crun"
+    kernels: str = "qemu"
     settings: dict[str, Any] = {}
 
 

@@ -4,6 +4,7 @@ Every module has
 
 - ``PROGRAM`` and ``PACKAGE``: its program, and the Debian package that has it (empty: none has);
 - ``RUNS``: ``"images"`` or ``"kernels"``: what of an environment it needs;
+- ``OWN_KERNEL``: whether programs in it have another kernel than the host's;
 - ``Settings``: what an operator may set under ``netspace:runtimes:<name>``: :class:`Settings`, or more;
 
 and where there is more to it than a missing program, ``problem(settings) -> str``: why it can't be used on this host.
@@ -27,8 +28,12 @@ ordinary environment (by crun) whose root holds nothing but the tender and the k
 - ``files(settings) -> {path inside: path on the host}``: what it needs to be there, beside its program and
   the libraries of that;
 - ``command(guest) -> (argument, ...)``: its arguments, for a ``tenders.Guest``;
+- ``RESERVE``: bytes of the limit of memory that it needs itself;
 - ``STOPS``: whether it ends when it is sent SIGTERM; one that doesn't is killed at once;
-- ``devices(settings)``: the host's devices that it opens, beside those of the interface.
+- ``WRITES``: whether it can open its disk only to write; then it has a copy of its own;
+- ``devices(settings)``: the host's devices that it opens, beside those of the interface;
+
+and where the kernel itself says what it needs, ``reads(kernel, disk) -> (argument, ...)``, when its image is built.
 
 Everything else, hardening above all, is done alike for all of them.
 """

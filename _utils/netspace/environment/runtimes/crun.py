@@ -6,6 +6,7 @@ from netspace.environment import runtimes
 
 PROGRAM = PACKAGE = "crun"
 RUNS = "images"
+OWN_KERNEL = False
 Settings = runtimes.Settings
 LACKS = ("hybrid",)
 FIXED_NAMES = False

@@ -13,6 +13,7 @@ from netspace.environment import runtimes
 
 PROGRAM = PACKAGE = "runc"
 RUNS = "images"
+OWN_KERNEL = False
 Settings = runtimes.Settings
 LACKS = ("time", "idmap", "umask")
 FIXED_NAMES = False

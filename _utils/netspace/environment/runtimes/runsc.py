@@ -14,6 +14,7 @@ from netspace.environment import runtimes
 
 PROGRAM = PACKAGE = "runsc"
 RUNS = "images"
+OWN_KERNEL = True
 LACKS = ("time", "idmap", "umask")
 FIXED_NAMES = True
 STATE = "{0}_sandbox:{0}.state"

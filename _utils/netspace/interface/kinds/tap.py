@@ -29,13 +29,14 @@ from netspace.interface.ends import INSIDE_INDEX, End, Ends, Place
 from netspace.interface.kinds import veth
 from netspace.interface.matching import FAMILIES
 from netspace.interface.netlink import Link, Message
+from netspace.layout import TAP
 from netspace.spec.types import Address, Filtered
 
 NEEDS = "veth"
 LINK = "veth"
 FILTER = "host"
 
-NAME = "tap0"
+NAME = TAP
 _INDEX = INSIDE_INDEX + 1
 # linux/if_tun.h
 _SET_PERSIST, _SET_OWNER, _SET_IFF, _SET_INDEX = 0x400454CB, 0x400454CC, 0x400454CA, 0x400454DA

@@ -44,6 +44,8 @@ from netspace.errors import NetspaceError
 
 # Every image has this UUID ("netspace" and zeros), so that equal content is an equal file.
 UUID = "6e657473-7061-6365-0000-000000000000"
+# What has no module here can't be declared as an image.
+_INTERNAL = {"kernel": "netspace.environment.tenders"}
 _CHUNK = 1 << 20
 _LITTLE = 1 << 20
 _FULL = 128 * 1024  # bytes free
@@ -106,7 +108,7 @@ def split(image: str) -> tuple[Source, str]:
     """Return the source module and the location of ``<scheme>:<location>``."""
     scheme, _, location = image.partition(":")
     try:
-        module = importlib.import_module(f"{__name__}.{scheme}")
+        module = importlib.import_module(_INTERNAL.get(scheme, f"{__name__}.{scheme}"))
     except ModuleNotFoundError as err:
         raise NetspaceError(f"image {image!r}: there is no source {scheme!r}") from err
     return cast(Source, module), location

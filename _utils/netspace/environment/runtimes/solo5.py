@@ -1,0 +1,111 @@
+"""``solo5``: the tender solo5-spt, which runs MirageOS's and other Solo5 kernels as a process; it needs no KVM.
+
+No distribution has it: ``program`` says where it is. A kernel's manifest names its devices: a network
+device gets the interface's tap device, a block device the disk with what the kernel is handed. It knows
+no signal, so it is not asked to stop but killed.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from netspace.environment import runtimes
+from netspace.errors import NetspaceError
+
+if TYPE_CHECKING:
+    from netspace.environment.tenders import Guest
+
+PROGRAM = "solo5-spt"
+PACKAGE = ""
+RUNS = "kernels"
+OWN_KERNEL = True
+WRITES = True
+STOPS = False
+RESERVE = 8 * 1024**2
+Settings = runtimes.Settings
+
+# solo5/mft_abi.h and elf_abi.h: the note "Solo5" of this type holds version, number of entries, and those.
+_NOTE, _MANIFEST, _VERSION = b"Solo5\0", 0x3154464D, 1
+_ENTRY, _NAME, _KIND_AT = 104, 68, 68
+_BLOCK, _NETWORK = 1, 2
+_MOST = 64
+_PADDING = 4  # the manifest is aligned to 8 within its note, whose head has 20 bytes
+_PT_NOTE = 4
+
+
+def devices(settings: runtimes.Settings) -> tuple[str, ...]:
+    return ()
+
+
+def files(settings: runtimes.Settings) -> dict[str, str]:
+    return {}
+
+
+def reads(kernel: str, disk: str) -> tuple[str, ...]:
+    """The arguments that attach what a kernel's manifest names.
+
+    :raises NetspaceError: when it is no such kernel, or wants more than there is.
+    """
+    found: dict[int, list[str]] = {_BLOCK: [], _NETWORK: []}
+    for kind, name in manifest(Path(kernel).read_bytes(), kernel):
+        if kind in found:
+            found[kind].append(name)
+    for kind, what in ((_BLOCK, "block device (what it is handed)"), (_NETWORK, "network device (its interface)")):
+        if len(found[kind]) > 1:
+            raise NetspaceError(f"{kernel} wants {', '.join(found[kind])}: there is only one {what}")
+    return (
+        *(f"--block:{name}={disk}" for name in found[_BLOCK]),
+        *(f"--net:{name}=tap0" for name in found[_NETWORK]),
+    )
+
+
+def manifest(content: bytes, path: str) -> list[tuple[int, str]]:
+    """The devices that a kernel names: (kind, name).
+
+    :raises NetspaceError: when it has no manifest that is understood.
+    """
+    try:
+        for note in _notes(content):
+            version, count = struct.unpack_from("<II", note, 0)
+            if version != _VERSION or count > _MOST:
+                raise ValueError(f"manifest of version {version} with {count} entries")
+            entries = note[8:]
+            if len(entries) < count * _ENTRY:
+                raise ValueError("its manifest is cut off")
+            found = []
+            for at in range(0, count * _ENTRY, _ENTRY):
+                name = entries[at : at + _NAME].split(b"\0", 1)[0].decode("ascii")
+                (kind,) = struct.unpack_from("<I", entries, at + _KIND_AT)
+                if kind in (_BLOCK, _NETWORK) and not name.isalnum():
+                    raise ValueError(f"a device is called {name!r}")
+                found.append((kind, name))
+            return found
+    except (struct.error, ValueError, UnicodeDecodeError) as err:
+        raise NetspaceError(f"{path} is no kernel for solo5-spt: {err}") from err
+    raise NetspaceError(f"{path} is no kernel for solo5-spt: it has no Solo5 manifest")
+
+
+def _notes(content: bytes) -> list[bytes]:
+    """The Solo5 manifests in an ELF file's notes (elf(5))."""
+    if content[:6] != b"\x7fELF\x02\x01":
+        raise ValueError("no 64-bit little-endian ELF file")
+    (table,) = struct.unpack_from("<Q", content, 32)
+    size, count = struct.unpack_from("<HH", content, 54)
+    found = []
+    for at in range(table, table + size * count, max(size, 1)):
+        kind, _, offset, _, _, length = struct.unpack_from("<IIQQQQ", content, at)
+        end = offset + length
+        while kind == _PT_NOTE and offset + 12 <= min(end, len(content)):
+            name, held, type_ = struct.unpack_from("<III", content, offset)
+            start = offset + 12 + (name + 3 & ~3)
+            if type_ == _MANIFEST and content[offset + 12 : offset + 12 + name] == _NOTE:
+                found.append(content[start + _PADDING : start + held])
+            offset = start + (held + 3 & ~3)
+    return found
+
+
+def command(settings: runtimes.Settings, guest: Guest) -> tuple[str, ...]:
+    memory = guest.memory // 1024**2
+    return (f"--mem={memory}", *guest.found, "--", guest.kernel, *guest.arguments)

@@ -1,0 +1,260 @@
+"""Kernels as environments: what a unikernel's environment consists of. Reads the tender's files, never writes.
+
+A unikernel is the guest of a tender, and the tender is the one program of an ordinary environment.
+Its image is made here, as one more image source (:data:`SCHEME`, never declared): the kernel, the tender, the
+libraries it loads and the data it needs, under names of our own, and nothing else. So it is built, measured, noticed
+when it changes and pruned like any other image. What is handed to the kernel is one read-only disk.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import json
+import os
+import re
+import struct
+import subprocess
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from netspace import files as written
+from netspace.environment.images import sources
+from netspace.environment.images.bounds import Budget
+from netspace.environment.images.tree import FILE, Node, Tree
+from netspace.environment.runtimes import Runtime
+from netspace.errors import NetspaceError
+from netspace.layout import TAP, Layout
+from netspace.spec.types import Environment
+
+SCHEME = "kernel"
+KERNEL = "/kernel"
+FOLDER = "/tender"
+SHARE = f"{FOLDER}/share"
+_LIBRARIES = f"{FOLDER}/lib"
+# The disk's name among the files that are handed out, and where the tender finds it.
+DISK = "handout.tar"
+_DISK_INSIDE = f"/run/netspace/{DISK}"
+_COPY_INSIDE = "/run/disk"
+_TUN = "/dev/net/tun"
+
+_LOADED = re.compile(r"\s(/\S+) \(0x[0-9a-f]+\)$")
+_PATIENCE = 30.0  # seconds for the loader to tell what a program loads
+_PT_INTERP = 3
+_LARGEST = 64 * 1024
+
+
+@dataclass(frozen=True)
+class Guest:
+    """What a tender is to run, as it finds it.
+
+    :param kernel: the kernel's path.
+    :param found: arguments that follow from the kernel itself, as ``reads`` said when the image was built.
+    :param arguments: the kernel's own.
+    :param memory: bytes for the kernel: the limit without what the tender needs.
+    :param disk: the path of what it is handed.
+    :param tap: the tap device's name; empty: it has no interface.
+    :param mac: the interface's.
+    """
+
+    kernel: str
+    found: tuple[str, ...]
+    arguments: tuple[str, ...]
+    memory: int
+    disk: str
+    tap: str
+    mac: str
+
+
+# -- what of a declaration ------------------------------------------------------------------
+
+
+def source(spec: Environment, runtime: Runtime) -> str:
+    """Where an environment's image comes from: what is declared, or a tender with this kernel."""
+    if spec.kernel is None:
+        return spec.image
+    settings = json.dumps(dict(sorted(runtime.settings.items())), separators=(",", ":")) if runtime.settings else ""
+    return f"{SCHEME}:{runtime.name}{settings}:{spec.kernel}"
+
+
+def program(layout: Layout, name: str, spec: Environment, runtime: Runtime, defaults: sources.Defaults) -> Environment:
+    """The environment whose program is the tender: what is rendered in place of a kernel's."""
+    tap = TAP if spec.interface is not None and _TUN in spec.interface.DEVICES else ""
+    guest = Guest(
+        kernel=KERNEL,
+        found=defaults.cmd,
+        arguments=spec.args or (),
+        memory=int(spec.limits.memory) - int(runtime.module.RESERVE),
+        disk=_disk_inside(runtime),
+        tap=tap,
+        mac=layout.mac(name) if tap else "",
+    )
+    command = (*defaults.entrypoint, *runtime.module.command(runtime.typed, guest))
+    tender: Environment = msgspec.structs.replace(
+        spec, kernel=None, command=command, args=None, env={}, working_dir="/", read_only=True
+    )
+    return tender
+
+
+def copied(layout: Layout, name: str) -> Path:
+    """The folder with a disk of the tender's own, where it has to be able to write to it."""
+    return layout.bundle(name) / "disk"
+
+
+def extra_mounts(layout: Layout, name: str, runtime: Runtime) -> list[dict[str, Any]]:
+    """What a tender sees beside what every environment does."""
+    if not runtime.module.WRITES:
+        return []
+    options = ["bind", "nosuid", "nodev", "noexec", "private", "rw"]
+    return [{"destination": _COPY_INSIDE, "type": "bind", "source": str(copied(layout, name)), "options": options}]
+
+
+def hand_out(layout: Layout, name: str, runtime: Runtime, files: Mapping[str, bytes], owner: int) -> None:
+    """Give a tender that has to be able to write its own copy of the disk; the kernel can change only that."""
+    if not runtime.module.WRITES:
+        return
+    folder = copied(layout, name)
+    folder.mkdir(exist_ok=True, mode=0o755)
+    written.write(folder / DISK, files.get(DISK, disk({})), mode=0o600, owner=(owner, owner))
+
+
+def _disk_inside(runtime: Runtime) -> str:
+    return f"{_COPY_INSIDE}/{DISK}" if runtime.module.WRITES else _DISK_INSIDE
+
+
+def disk(files: Mapping[str, bytes]) -> bytes:
+    """The disk with these files: a tar archive (ustar), the same for the same files."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for name, content in sorted(files.items()):
+            member = tarfile.TarInfo(name)
+            member.size, member.mode = len(content), 0o400
+            archive.addfile(member, io.BytesIO(content))
+    return out.getvalue()
+
+
+# -- an image source ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _File:
+    """One file's content, as the tree takes it."""
+
+    path: str
+    size: int
+
+    def chunks(self) -> Iterator[bytes]:
+        left = self.size
+        with sources.opened(Path(self.path)) as stream:
+            while left:
+                chunk = stream.read(min(left, 1 << 20))
+                if not chunk:
+                    raise NetspaceError(f"{self.path} changed while it was read; apply again when it is complete")
+                left -= len(chunk)
+                yield chunk
+
+
+def fingerprint(location: str) -> str:
+    _, kernel, files, _ = _parts(location)
+    state = hashlib.sha256()
+    for inside, path in sorted({**files, KERNEL: kernel}.items()):
+        state.update(f"{inside}\0{path}\0{sources.of_stat(Path(path))}\0".encode())
+    return "stat:" + state.hexdigest()
+
+
+def identity(location: str) -> str:
+    """Of the tender's files, and after ``sha256:`` the kernel's own hash, which a ``source_hash`` can name."""
+    runtime, kernel, files, start = _parts(location)
+    state = hashlib.sha256(json.dumps([runtime.name, start]).encode())
+    for inside, path in sorted(files.items()):
+        state.update(f"{inside}\0{sources.of_content(Path(path))}\0".encode())
+    return f"tender:{state.hexdigest()} {sources.of_content(Path(kernel))}"
+
+
+def build(location: str, target: Path, scratch: Path) -> sources.Defaults:
+    runtime, kernel, files, start = _parts(location)
+    reads = getattr(runtime.module, "reads", None)
+    found = () if reads is None else reads(kernel, _disk_inside(runtime))
+    budget = Budget(f"{SCHEME}:{location}")
+    tree = Tree(budget)
+    for inside, path in sorted({**files, KERNEL: kernel}.items()):
+        size = Path(path).stat().st_size
+        budget.take_entry()
+        budget.take_bytes(size)
+        mode = 0o444 if inside == KERNEL or inside.startswith(f"{SHARE}/") else 0o555
+        tree.add(inside.lstrip("/").encode(), Node(FILE, mode, content=_File(path, size)))
+    sources.pack(tree, target, budget)
+    return sources.Defaults(entrypoint=start, cmd=found)
+
+
+def _parts(location: str) -> tuple[Runtime, str, dict[str, str], tuple[str, ...]]:
+    """The tender, the kernel's path, the tender's files (path inside: path), and how it is started."""
+    name, rest = re.fullmatch(r"([a-z0-9_]+)(.*)", location, re.DOTALL).groups()  # type: ignore[union-attr]
+    settings, end = json.JSONDecoder().raw_decode(rest) if rest.startswith("{") else ({}, 0)
+    runtime, kernel = Runtime(name, settings), rest[end + 1 :]
+    own = runtime.program
+    inside = f"{FOLDER}/{runtime.module.PROGRAM}"
+    files = {inside: own, **runtime.module.files(runtime.typed)}
+    start: tuple[str, ...] = (inside,)
+    loader = _interpreter(own)
+    if loader:
+        for path in _libraries(own, loader, sources.of_stat(Path(own))):
+            files[f"{_LIBRARIES}/{os.path.basename(path)}"] = path
+        first = f"{_LIBRARIES}/{os.path.basename(loader)}"
+        files[first] = loader
+        start = (first, "--library-path", _LIBRARIES, inside)
+    return runtime, kernel, files, start
+
+
+def _interpreter(program: str) -> str:
+    """The loader that a program names (elf(5)); empty where it is linked statically.
+
+    :raises NetspaceError: when it is no program of this machine's.
+    """
+    with sources.opened(Path(program)) as stream:
+        try:
+            head = stream.read(64)
+            if head[:6] != b"\x7fELF\x02\x01":
+                raise ValueError("no 64-bit little-endian ELF file")
+            (table,) = struct.unpack_from("<Q", head, 32)
+            entry, count = struct.unpack_from("<HH", head, 54)
+            stream.seek(table)
+            headers = stream.read(min(entry * count, _LARGEST))
+            for at in range(0, entry * count, entry):
+                kind, _, offset, _, _, size = struct.unpack_from("<IIQQQQ", headers, at)
+                if kind == _PT_INTERP:
+                    stream.seek(offset)
+                    return stream.read(min(size, 4096)).rstrip(b"\0").decode()
+        except (struct.error, ValueError) as err:
+            raise NetspaceError(f"{program} can't be a tender: {err}") from err
+    return ""
+
+
+@functools.lru_cache(maxsize=16)
+def _libraries(program: str, loader: str, state: str) -> tuple[str, ...]:
+    """What the loader would load for a program, which is not run (ld.so(8), --list).
+
+    :param state: of the program: asked again when that is another.
+    :raises NetspaceError: when something of it is missing.
+    """
+    done = subprocess.run(
+        [loader, "--list", program],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=_PATIENCE,
+        env={"PATH": os.defpath},
+    )
+    if done.returncode != 0 or "not found" in done.stdout:
+        told = [
+            line.strip() for line in (done.stdout + done.stderr).splitlines() if "not found" in line or "rror" in line
+        ]
+        raise NetspaceError(f"{program} lacks libraries: {'; '.join(told) or f'exit {done.returncode}'}")
+    return tuple(sorted({match[1] for line in done.stdout.splitlines() if (match := _LOADED.search(line))}))
