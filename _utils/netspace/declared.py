@@ -62,7 +62,10 @@ def network(pillar: Mapping[str, Any]) -> Network:
 def one_environment(name: str, kwargs: Mapping[str, Any], pillar: Mapping[str, Any]) -> Declaration:
     """A declaration of one environment by state arguments; settings come from the pillar."""
     spec = parse.environment(name, arguments(kwargs))
-    return _with(pillar, environments={name: spec})
+    declared = _with(pillar, environments={name: spec})
+    if problems := check.under(spec, check.used(spec, declared.runtimes), name):
+        raise SpecError(problems)
+    return declared
 
 
 def one_interface(name: str, kwargs: Mapping[str, Any], pillar: Mapping[str, Any]) -> Declaration:

@@ -23,7 +23,7 @@ import msgspec
 from netspace import files
 from netspace.layout import Layout
 from netspace.plan import Plan, Refusal, Result
-from netspace.spec import trust
+from netspace.spec import check, trust
 from netspace.spec.trust import Trust, Verdict
 from netspace.spec.types import Attestation, Declaration, Environment, Link
 
@@ -468,11 +468,7 @@ def _runtimes(declared: Declaration) -> dict[str, Any]:
     """What shall run each environment, as this host has it; each is looked for once."""
     from netspace.environment import runtimes
 
-    usual = declared.runtimes
-    names = {
-        name: spec.runtime or (usual.default if spec.kernel is None else usual.kernels)
-        for name, spec in declared.environments.items()
-    }
+    names = {name: check.used(spec, declared.runtimes) for name, spec in declared.environments.items()}
     found = {one: runtimes.look(one, declared.runtimes.settings.get(one, {})) for one in set(names.values())}
     return {name: found[one] for name, one in names.items()}
 

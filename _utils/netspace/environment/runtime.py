@@ -28,6 +28,7 @@ from netspace.supervision import Service
 
 VARIABLES = {"PATH": runtimes.SEARCHED}
 PATIENCE = 60.0  # seconds for a runtime to kill and forget a container
+_AT_ONCE = 0.1  # seconds for a tender that no signal stops; none would be no deadline
 # What runs beside gets neither the score nor the umask that the program got from the runtime: without them it would
 # be as precious as the minion, and its files everybody's.
 _BESIDE = f'umask 077 && echo {oci.OOM_SCORE_ADJ} >/proc/self/oom_score_adj && exec "$@"'
@@ -171,7 +172,7 @@ def service(
         pid_file=pid,
         cleanup=(call(layout, jail, mounted, "delete", "--force", own),),
         restart="always" if checked else spec.restart,
-        stop_timeout=spec.stop_timeout if getattr(runtime.module, "STOPS", True) else 0.0,
+        stop_timeout=spec.stop_timeout if getattr(runtime.module, "STOPS", True) else _AT_ONCE,
         after=(HEALTH,) if spec.after else (),
         until=tuple(verdict.up(layout, other) for other in spec.after),
         condemned=verdict.condemned(layout, name) if spec.health is not None else None,

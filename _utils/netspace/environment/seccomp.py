@@ -273,6 +273,7 @@ def tender(machine: str | None = None) -> dict[str, Any]:
     absent = [call for call in ABSENT.split() if call not in allowed]
     rules.append({"names": absent, "action": "SCMP_ACT_ERRNO", "errnoRet": _ENOSYS})
     rules.append(_allow(["clone"], _masked(0, NAMESPACE_FLAGS | _THREAD, _THREAD)))
+    rules.append(_allow(["personality"], _equal(0, _PERSONALITIES[-1])))
     for family, kind, protocol in TENDER_SOCKETS:
         rules.append(_allow(["socket"], _equal(0, family), _masked(1, _KIND, kind or 0), _equal(2, protocol or 0)))
     return _denying(rules, machine)

@@ -179,8 +179,6 @@ def identity(location: str) -> str:
 
 def build(location: str, target: Path, scratch: Path) -> sources.Defaults:
     runtime, kernel, files, start = _parts(location)
-    reads = getattr(runtime.module, "reads", None)
-    found = () if reads is None else reads(kernel, _disk_inside(runtime))
     budget = Budget(f"{SCHEME}:{location}")
     tree = Tree(budget)
     for inside, path in sorted({**files, KERNEL: kernel}.items()):
@@ -189,6 +187,8 @@ def build(location: str, target: Path, scratch: Path) -> sources.Defaults:
         budget.take_bytes(size)
         mode = 0o444 if inside == KERNEL or inside.startswith(f"{SHARE}/") else 0o555
         tree.add(inside.lstrip("/").encode(), Node(FILE, mode, content=_File(path, size)))
+    reads = getattr(runtime.module, "reads", None)
+    found = () if reads is None else reads(kernel, _disk_inside(runtime))
     sources.pack(tree, target, budget)
     return sources.Defaults(entrypoint=start, cmd=found)
 
@@ -225,13 +225,15 @@ def _interpreter(program: str) -> str:
             (table,) = struct.unpack_from("<Q", head, 32)
             entry, count = struct.unpack_from("<HH", head, 54)
             stream.seek(table)
+            if entry < 56:
+                raise ValueError(f"program headers of {entry} bytes")
             headers = stream.read(min(entry * count, _LARGEST))
             for at in range(0, entry * count, entry):
                 kind, _, offset, _, _, size = struct.unpack_from("<IIQQQQ", headers, at)
                 if kind == _PT_INTERP:
                     stream.seek(offset)
                     return stream.read(min(size, 4096)).rstrip(b"\0").decode()
-        except (struct.error, ValueError) as err:
+        except (struct.error, ValueError, OverflowError, OSError) as err:
             raise NetspaceError(f"{program} can't be a tender: {err}") from err
     return ""
 

@@ -285,6 +285,11 @@ def kernel(spec: Environment, path: str) -> list[Problem]:
     return problems
 
 
+def used(spec: Environment, usual: Runtimes) -> str:
+    """The runtime that an environment names, or else the host's default."""
+    return spec.runtime or (usual.default if spec.kernel is None else usual.kernels)
+
+
 def under(spec: Environment, used: str, path: str) -> list[Problem]:
     """Check what a runtime asks of an environment.
 
@@ -449,8 +454,7 @@ def clashes(declared: Declaration, path: str, known: Collection[str] = ()) -> li
     ]
 
     for name, spec in declared.environments.items():
-        usual = declared.runtimes.default if spec.kernel is None else declared.runtimes.kernels
-        problems += under(spec, spec.runtime or usual, f"{path}:environments:{name}")
+        problems += under(spec, used(spec, declared.runtimes), f"{path}:environments:{name}")
     problems += _volumes(declared, path)
     problems += _settings(declared, path)
     return problems

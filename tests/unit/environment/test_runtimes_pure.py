@@ -21,7 +21,7 @@ ENVIRONMENT = {"image": "tar:/x.tar", "command": ["/x"]}
 @pytest.fixture
 def programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every program is installed."""
-    monkeypatch.setattr(runtimes, "_program", lambda name, package, path: path or f"/usr/bin/{name}")
+    monkeypatch.setattr(runtimes, "_program", lambda runtime, name, package, path: path or f"/usr/bin/{name}")
 
 
 @pytest.mark.parametrize("name", runtimes.names())

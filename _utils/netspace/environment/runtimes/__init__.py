@@ -114,14 +114,14 @@ class Runtime:
 
         :raises MissingError: when it is nowhere.
         """
-        return _program(self.module.PROGRAM, self.module.PACKAGE, self.typed.program)
+        return _program(self.name, self.module.PROGRAM, self.module.PACKAGE, self.typed.program)
 
 
 USUAL = Runtime()
 
 
 @functools.cache
-def _program(name: str, package: str, path: str | None) -> str:
+def _program(runtime: str, name: str, package: str, path: str | None) -> str:
     if path is not None:
         real = Path(os.path.realpath(path))
         if not os.access(real, os.X_OK) or not real.is_file():
@@ -135,7 +135,12 @@ def _program(name: str, package: str, path: str | None) -> str:
         return path
     found = shutil.which(name, path=SEARCHED)
     if found is None:
-        raise MissingError(f"the program {name}", f"install it: apt-get install {package}" if package else "name it")
+        remedy = (
+            f"install it: apt-get install {package}"
+            if package
+            else f"say where it is: netspace:runtimes:{runtime}:program"
+        )
+        raise MissingError(f"the program {name}", remedy)
     return found
 
 

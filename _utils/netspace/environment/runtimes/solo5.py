@@ -82,7 +82,7 @@ def manifest(content: bytes, path: str) -> list[tuple[int, str]]:
                     raise ValueError(f"a device is called {name!r}")
                 found.append((kind, name))
             return found
-    except (struct.error, ValueError, UnicodeDecodeError) as err:
+    except (struct.error, ValueError, OverflowError) as err:
         raise NetspaceError(f"{path} is no kernel for solo5-spt: {err}") from err
     raise NetspaceError(f"{path} is no kernel for solo5-spt: it has no Solo5 manifest")
 
@@ -93,8 +93,10 @@ def _notes(content: bytes) -> list[bytes]:
         raise ValueError("no 64-bit little-endian ELF file")
     (table,) = struct.unpack_from("<Q", content, 32)
     size, count = struct.unpack_from("<HH", content, 54)
+    if size < 56 or count > _MOST:
+        raise ValueError(f"{count} program headers of {size} bytes")
     found = []
-    for at in range(table, table + size * count, max(size, 1)):
+    for at in range(table, table + size * count, size):
         kind, _, offset, _, _, length = struct.unpack_from("<IIQQQQ", content, at)
         end = offset + length
         while kind == _PT_NOTE and offset + 12 <= min(end, len(content)):

@@ -1,0 +1,254 @@
+"""Kernels and tenders without running one: what may be declared, the command lines, the disk, manifests."""
+
+from __future__ import annotations
+
+import io
+import struct
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from netspace.environment import compare, oci, runtime, runtimes, seccomp, tenders
+from netspace.environment.compare import DesiredEnvironment
+from netspace.environment.images import sources
+from netspace.environment.images.sources import Defaults
+from netspace.environment.observe import Observed
+from netspace.environment.runtimes import Runtime, qemu, solo5
+from netspace.errors import NetspaceError, SpecError
+from netspace.layout import TAP, Layout
+from netspace.spec import parse
+
+KERNEL = {"kernel": "/srv/clock.elf", "limits": {"memory": "128M"}}
+START = ("/tender/lib/ld.so", "--library-path", "/tender/lib", "/tender/x")
+
+
+def problems(**keys: Any) -> dict[str, str]:
+    with pytest.raises(SpecError) as caught:
+        parse.declaration({"environments": {"clock": {**KERNEL, **keys}}})
+    return {
+        problem.path.removeprefix("netspace:environments:clock:"): problem.message for problem in caught.value.problems
+    }
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("kernel", "clock.elf", "expected an absolute path"),
+        ("image", "tar:/x", "takes the place of an image"),
+        ("command", ["/x"], "a kernel is the program"),
+        ("env", {"A": "b"}, "no variables"),
+        ("working_dir", "/x", "no folders"),
+        ("volumes", [{"target": "/x", "size": "64M"}], "no folders"),
+        ("read_only", True, "no root to write to"),
+        ("seccomp", "standard", "a profile of its own"),
+        ("runtime", "crun", "'crun' is no runtime of kernels; choose from qemu, solo5"),
+    ],
+)
+def test_what_a_kernel_cannot_have_is_an_error_with_its_path(key: str, value: Any, message: str) -> None:
+    assert message in problems(**{key: value})[key]
+
+
+def test_its_interface_is_a_tap_device_and_it_has_memory_beside_its_tender() -> None:
+    assert "use tap" in problems(interface={"kind": "veth"})["interface:kind"]
+    assert problems(limits={"memory": "96M"}) == {
+        "limits:memory": "a kernel under qemu needs 104M, 96M of it the tender"
+    }
+    assert "no root to write to" in problems(limits={"memory": "256M", "disk": "64M"})["limits:disk"]
+    small = {"environments": {"clock": {**KERNEL, "limits": {"memory": "32M"}, "runtime": "solo5"}}}
+    assert parse.declaration(small).environments["clock"].kernel == "/srv/clock.elf"
+    with pytest.raises(SpecError, match="web:image: missing"):
+        parse.environment("web", {"command": ["/x"]})
+
+
+def test_an_image_cannot_be_declared_to_be_a_kernel() -> None:
+    with pytest.raises(SpecError, match="write <source>:<location>"):
+        parse.environment("web", {"image": "kernel:qemu:/srv/x"})
+    assert sources.split("kernel:qemu:/srv/x")[0] is tenders
+
+
+def rendered(name: str, settings: dict[str, Any] | None = None, cmd: tuple[str, ...] = (), **keys: Any) -> Any:
+    spec = parse.environment("clock", {**KERNEL, "args": ["a", "b c"], **keys})
+    return tenders.program(Layout(), "clock", spec, Runtime(name, settings or {}), Defaults(entrypoint=START, cmd=cmd))
+
+
+def test_the_command_line_of_qemu() -> None:
+    command = rendered("qemu", interface={"kind": "tap"}).command
+    assert command[:4] == START
+    text = " ".join(command)
+    for part in (
+        "-nodefaults -no-user-config -display none -no-reboot",
+        "-m 32 ",
+        "-accel tcg,",
+        f"-netdev tap,id=interface,ifname={TAP},script=no,downscript=no",
+        f"-device virtio-net-pci,netdev=interface,mac={Layout().mac('clock')},romfile=",
+        "filename=/run/netspace/handout.tar,read-only=on,locking=off",
+        "-kernel /kernel -append a b c",
+    ):
+        assert part in text, part
+    # Without an interface there is only what leads to the mailbox.
+    assert [part for part in rendered("qemu").command if part.startswith(("tap", "user,"))] == [
+        "user,id=mailbox,ipv6=off"
+    ]
+    small = " ".join(rendered("qemu", {"machine": "microvm", "accelerator": "kvm"}).command)
+    assert "-machine microvm" in small and "virtio-net-device" in small and "-accel kvm" in small
+    assert qemu.devices(qemu.Settings(accelerator="kvm")) == ("/dev/kvm",)
+    assert qemu.devices(qemu.Settings()) == ()
+
+
+def test_the_command_line_of_solo5() -> None:
+    found = ("--block:storage=/run/disk/handout.tar", "--net:service=tap0")
+    command = rendered("solo5", cmd=found, limits={"memory": "64M"}).command
+    assert command == (*START, "--mem=56", *found, "--", "/kernel", "a", "b c")
+
+
+@pytest.mark.parametrize("name", runtimes.running("kernels"))
+def test_a_tender_is_jailed_like_any_program(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtimes, "_program", lambda runtime, name, package, path: f"/usr/bin/{name}")
+    tender = rendered(name)
+    keys = {"layout": Layout(), "base": 65536, "cgroup": "/x", "machine": "x86_64"}
+    config = oci.config("clock", tender, rules=seccomp.tender("x86_64"), **keys)
+    usual = oci.config("clock", parse.environment("clock", {"image": "tar:/x", "command": ["/x"]}), **keys)
+    for key in ("capabilities", "noNewPrivileges", "rlimits", "oomScoreAdj"):
+        assert config["process"][key] == usual["process"][key], key
+    for key in ("namespaces", "uidMappings", "maskedPaths", "readonlyPaths"):
+        assert config["linux"][key] == usual["linux"][key], key
+    assert config["root"]["readonly"]
+    service = runtime.service(Layout(), "clock", parse.environment("clock", KERNEL), Runtime(name), {}, ())
+    assert "/usr/bin/crun" in service.command
+    assert (service.stop_timeout < 1) == (name == "solo5")
+
+
+def test_a_tender_makes_threads_but_no_process_and_is_narrower_than_strict() -> None:
+    tender, strict = seccomp.tender("x86_64"), seccomp.profile("strict", "x86_64")
+    assert seccomp.dangers(tender) == []
+    thread = 0x003D0F00
+    assert seccomp.answer(tender, "clone", (thread,)).passes
+    assert not seccomp.answer(tender, "clone", (0x01200011,)).passes
+    assert not seccomp.answer(tender, "clone", (thread | 0x20000000,)).passes
+    assert seccomp.answer(tender, "socket", (2, 1 | 0o2000000, 0)).passes
+    for call in ((1, 1, 0), (16, 3, 0), (10, 1, 0), (2, 3, 1), (17, 3, 0)):
+        assert not seccomp.answer(tender, "socket", call).passes, call
+    for call in ("fork", "vfork", "mknod", "unlink", "rename", "chmod", "shmget", "listen", "accept4", "ptrace"):
+        assert not seccomp.answer(tender, call).passes, call
+    for family in seccomp.TENDER.values():
+        for call in family.calls.split():
+            assert seccomp.answer(strict, call).passes, f"{call} passes a tender's but not strict"
+
+
+@given(st.dictionaries(st.from_regex(r"[a-z][a-z0-9._-]{0,20}", fullmatch=True), st.binary(max_size=2000), max_size=5))
+def test_the_disk_is_a_plain_archive_of_whole_blocks(files: dict[str, bytes]) -> None:
+    disk = tenders.disk(files)
+    assert len(disk) % 512 == 0 and disk
+    assert tenders.disk(dict(reversed(files.items()))) == disk
+    with tarfile.open(fileobj=io.BytesIO(disk)) as archive:
+        read = {member.name: archive.extractfile(member).read() for member in archive}  # type: ignore[union-attr]
+        assert list(read) == sorted(files)
+    assert read == files
+
+
+def test_other_arguments_are_no_reason_to_build_but_another_tender_is(tmp_path: Path) -> None:
+    spec = parse.environment("clock", KERNEL)
+    one, other = Runtime("qemu"), Runtime("qemu", {"machine": "microvm"})
+    assert tenders.source(spec, one) == "kernel:qemu:/srv/clock.elf"
+    assert tenders.source(spec, other) == 'kernel:qemu{"machine":"microvm"}:/srv/clock.elf'
+    assert DesiredEnvironment(spec, runtime=other).image == tenders.source(spec, other)
+    missing = DesiredEnvironment(spec, runtime=Runtime("solo5", {}, "the program solo5-spt is missing on this host; x"))
+    (refusal,) = compare.plan({"clock": missing}, Observed({}, {}, "r")).refusals
+    assert refusal.message.startswith(
+        "netspace:environments:clock:runtime: solo5 can't be used here: the program solo5"
+    )
+
+
+def test_a_tenders_image_names_what_its_loader_loads(tmp_path: Path) -> None:
+    kernel = tmp_path / "kernel"
+    kernel.write_bytes(b"k")
+    program = str(Path(sys.executable).resolve())
+    location = f'solo5{{"program":"{program}"}}:{kernel}'
+    try:
+        runtime_, path, files, start = tenders._parts(location)
+    except NetspaceError as err:  # an interpreter that others than root may change
+        pytest.skip(str(err))
+    assert (runtime_.name, path) == ("solo5", str(kernel))
+    assert files["/tender/solo5-spt"] == program
+    libraries = {inside for inside in files if inside.startswith("/tender/lib/")}
+    assert any("libc.so" in inside for inside in libraries)
+    assert start[0] in libraries and start[1:3] == ("--library-path", "/tender/lib")
+    before = tenders.fingerprint(location)
+    identity = tenders.identity(location)
+    kernel.write_bytes(b"other")
+    assert tenders.fingerprint(location) != before
+    assert tenders.identity(location) != identity
+    assert tenders.identity(location).rpartition(" ")[2] == sources.of_content(kernel)
+
+
+def test_what_is_no_program_is_no_tender(tmp_path: Path) -> None:
+    for content in (b"", b"#!/bin/sh\n", b"\x7fELF\x02\x01" + bytes(20), b"\x7fELF\x02\x01" + b"\xff" * 100):
+        (tmp_path / "x").write_bytes(content)
+        with pytest.raises(NetspaceError, match="can't be a tender"):
+            tenders._interpreter(str(tmp_path / "x"))
+
+
+# -- Solo5's manifests ------------------------------------------------------------------------
+
+
+def elf(entries: list[tuple[int, bytes]], version: int = 1, cut: int = 0) -> bytes:
+    """An ELF file with one note: a manifest of these devices, as solo5's elftool writes it."""
+    held = struct.pack("<II", version, len(entries))
+    for kind, name in entries:
+        held += name.ljust(68, b"\0") + struct.pack("<I", kind) + bytes(32)
+    held = bytes(4) + held[: len(held) - cut]
+    note = struct.pack("<III", 6, len(held), 0x3154464D) + b"Solo5\0\0\0" + held
+    head = b"\x7fELF\x02\x01" + bytes(26) + struct.pack("<Q", 64) + bytes(14) + struct.pack("<HH", 56, 1) + bytes(6)
+    assert len(head) == 64
+    return head + struct.pack("<IIQQQQQQ", 4, 0, 120, 0, 0, len(note), 0, 4) + note
+
+
+FIRST = (1 << 30, b"")
+
+
+def test_the_devices_of_a_solo5_kernel(tmp_path: Path) -> None:
+    kernel = tmp_path / "kernel"
+    kernel.write_bytes(elf([FIRST, (2, b"service"), (1, b"storage")]))
+    assert solo5.reads(str(kernel), "/run/disk/x") == ("--block:storage=/run/disk/x", f"--net:service={TAP}")
+    kernel.write_bytes(elf([FIRST]))
+    assert solo5.reads(str(kernel), "/d") == ()
+    kernel.write_bytes(elf([FIRST, (2, b"a"), (2, b"b")]))
+    with pytest.raises(NetspaceError, match="wants a, b: there is only one network device"):
+        solo5.reads(str(kernel), "/d")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x7fELF\x02\x01",
+        b"#!/bin/sh",
+        elf([FIRST])[:130],
+        elf([FIRST], version=2),
+        elf([FIRST] * 65),
+        elf([FIRST], cut=8),
+        elf([(2, b"a b")]),
+        elf([(1, b"x\xff")]),
+        elf([(2, b"a=/etc/shadow")]),
+    ],
+)
+def test_what_is_no_manifest_is_an_error(content: bytes) -> None:
+    with pytest.raises(NetspaceError, match=r"x is no kernel for solo5-spt: "):
+        solo5.manifest(content, "x")
+
+
+@given(st.binary(max_size=300), st.integers(0, 400))
+def test_any_bytes_are_a_manifest_or_an_error(noise: bytes, at: int) -> None:
+    content = bytearray(elf([FIRST, (2, b"service")]))
+    content[at : at + len(noise)] = noise
+    try:
+        found = solo5.manifest(bytes(content), "x")
+    except NetspaceError:
+        return
+    assert len(found) <= 64
+    assert all(name.isalnum() for kind, name in found if kind in (1, 2))
