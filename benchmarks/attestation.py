@@ -7,7 +7,8 @@ by a key of the benchmark's; the 2,000 IMA lines are made. Keylime is what PYTHO
 sqlalchemy pyzmq lark requests pyasn1 pyasn1-modules packaging psutil jinja2 alembic pyyaml``; tpm2-tools give it
 tpm2_eventlog). Without it the lines stand beside their limits alone. Both are asked for
 the same: signature, nonce, PCR values, boot log replayed and judged, list replayed and each line
-held against an allow-list. Medians.
+held against an allow-list. Medians. A fleet of N hosts goes through the runner, too: certificates, policy, results
+kept in salt.cache's files; all but Salt's bus and what the hosts themselves do.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ import boot_logs
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, utils
 
-from netspace.attestation import ima, policy, structures, verifier
+from netspace.attestation import ima, policy, privacy_ca, structures, verifier
 from netspace.attestation.evidence import Context, Evidence, Measurements, parse
 from netspace.attestation.verifier import Bound, Expected
 
@@ -157,7 +158,7 @@ def timed(work: Callable[[], Any], rounds: int) -> float:
     return statistics.median(times)
 
 
-def measure(keylime: Path | None) -> tuple[dict[str, float], dict[str, float]]:
+def measure(keylime: Path | None, hosts: int) -> tuple[dict[str, float], dict[str, float]]:
     values = boot_logs.values("shim-grub")
     aggregate = hashlib.sha256(b"".join(values[pcr] for pcr in range(10))).digest()
     raw, files = made_list(aggregate)
@@ -200,6 +201,7 @@ def measure(keylime: Path | None) -> tuple[dict[str, float], dict[str, float]]:
         "quote": timed(lambda: ask(parse(wire), None), 400),
         "boot": timed(lambda: ask(parse(wire), judged), 400),
         "list": timed(lambda: ask(parse(wire_listed), whole), 40),
+        **fleet(hosts),
     }
     if keylime is None:
         return ours, {}
@@ -216,6 +218,89 @@ def measure(keylime: Path | None) -> tuple[dict[str, float], dict[str, float]]:
     if done.returncode:
         raise SystemExit(f"Keylime: {done.stderr[-2000:]}")
     return ours, {name: statistics.median(times) for name, times in json.loads(done.stdout).items()}
+
+
+class Fleet:
+    """HOSTS hosts behind the runner's bus: each answers by a TPM with the recorded boot. Their signing is not ours."""
+
+    def __init__(self, folder: Path, hosts: int) -> None:
+        import runner_bus  # needs Salt
+
+        values = boot_logs.values("shim-grub")
+        self.tpm, self.log = Tpm(values), boot_logs.read("shim-grub/binary_bios_measurements")
+        self.names = [f"host{number:05}" for number in range(hosts)]
+        group = {"name": "default", "minimum": "L4", "pcrs": list(PCRS)}
+        self.runner, self.master = runner_bus.load(folder, {"groups": [group], "concurrency": 100})
+        self.runner._ask, self.runner._minions = self.ask, lambda target, kind: list(self.names)
+        self.runner._announce = lambda fleet, standing: fleet.announced(standing)
+        self.known, self.bytes, self.theirs = "", 0, 0.0
+        fleet = self.runner._fleet()
+        fleet.registrar.init(time.time())
+        fleet.policies.put("default", boot_forge.policy("shim-grub"))
+        for name in self.names:
+            self.enrol(fleet.registrar, name)
+
+    def enrol(self, registrar: Any, name: str) -> None:
+        """As the registrar writes it after a credential was answered."""
+        key = structures.public(self.tpm.public)
+        bound = Bound(key, key, "EK-ECC256", 3, "", verifier._SEAL)
+        issued = privacy_ca.issue(registrar._authority(), bound, time.time())
+        record = {
+            "v": 1, "minion": name, "template": "EK-ECC256", "ek": key.fingerprint, "level": 3, "reason": "", "tpm": {},
+            "ak": base64.b64encode(key.raw).decode(), "enrolled": time.time(), "pseudonym": issued.pseudonym,
+            "serial": str(issued.serial), "expires": issued.expires,
+            "certificate": base64.b64encode(issued.certificate).decode(),
+        }  # fmt: skip
+        path = registrar._path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record))
+
+    def ask(self, minions: list[str], function: str, arguments: Any, timeout: int) -> dict[str, Any]:
+        start = time.process_time()
+        if function == "accept":
+            answers: dict[str, Any] = {name: ({"stored": True}, "") for name in minions}
+        else:
+            answers = {name: (self.answer(name, arguments["challenges"][name]), "") for name in minions}
+        self.theirs += time.process_time() - start
+        return answers
+
+    def answer(self, name: str, asked: dict[str, Any]) -> dict[str, Any]:
+        context = Context(self.master, name, asked["session"], bytes.fromhex(asked["nonce"]), binding=b"boot")
+        attest, signature = self.tpm.quote(context.qualifying(), tuple(asked["pcrs"]))
+        pcrs = {pcr: self.tpm.values[pcr] for pcr in asked["pcrs"]}
+        log, known = (None, asked["bootlog"]) if asked["bootlog"] else (self.log, None)
+        made = Evidence("tpm", self.tpm.public, attest, signature, pcrs, log, None, None, known)
+        reply = {"boot": "boot", "evidence": made.wire()}
+        self.bytes += len(json.dumps(reply))
+        return reply
+
+    def attest(self) -> tuple[float, int]:
+        """Seconds of the master's processor for the whole fleet, and bytes that its hosts sent."""
+        self.bytes, self.theirs, start = 0, 0.0, time.process_time()
+        found = self.runner.attest()
+        taken = time.process_time() - start - self.theirs
+        states = {one["state"] for one in found.values() if isinstance(one, dict)}
+        assert states == {"trusted"} and len(found) == len(self.names), (states, str(found)[:500])
+        return taken, self.bytes
+
+
+def fleet(hosts: int) -> dict[str, float]:
+    """A whole fleet through the runner: books, certificates, results in salt.cache's files; all but Salt's bus."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = Fleet(Path(folder), hosts)
+        first, brought = made.attest()
+        again, less = made.attest()
+        start = time.process_time()
+        made.runner._known = lambda fleet, pattern: list(made.names)
+        assert len(made.runner.status()) == hosts
+        status = time.process_time() - start
+    return {
+        "first": first / hosts * 1000,
+        "again": again / hosts * 1000,
+        "status": status / hosts * 1000,
+        "first_bytes": brought / hosts,
+        "again_bytes": less / hosts,
+    }
 
 
 def lines(ours: dict[str, float], theirs: dict[str, float]) -> dict[str, dict[str, Any]]:
@@ -236,6 +321,11 @@ def lines(ours: dict[str, float], theirs: dict[str, float]) -> dict[str, dict[st
         "a quote with boot log and policy": line("boot", 0.5),
         f"a quote with boot log, policy and {LINES} new IMA lines": line("list", 15),
         f"{HOSTS} hosts again, nothing new, one core": line("hosts", 10.0, "s"),
+        "a host at first, through the runner and its books (CPU)": line("first", 10.0),
+        "a host again, through the runner and its books (CPU)": line("again", 5.0),
+        "a host's state, as status shows it (CPU)": line("status", 1.0),
+        "what a host sends at first": line("first_bytes", 64_000, "B"),
+        "what a host sends again": line("again_bytes", 4_000, "B"),
     }
 
 
@@ -243,6 +333,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one object, alone on stdout")
     parser.add_argument("--keylime", type=Path, help="Python that has Keylime (default .cache/keylime/bin/python)")
+    parser.add_argument("--fleet", type=int, default=500, metavar="N", help="hosts behind the runner (default 500)")
     options = parser.parse_args()
     keylime = options.keylime or ROOT / ".cache/keylime/bin/python"
     if not keylime.exists():
@@ -250,7 +341,7 @@ def main() -> None:
             parser.error(f"{keylime} does not exist")
         print(f"attestation: no Keylime in {keylime}; beside limits alone", file=sys.stderr)
         keylime = None
-    found = lines(*measure(keylime))
+    found = lines(*measure(keylime, options.fleet))
     if options.json:
         print(json.dumps(found, indent=1))
         return
