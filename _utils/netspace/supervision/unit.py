@@ -56,6 +56,7 @@ HOLD = (
 # Before that: whatever it comes after must be there. The shell waits, and so does systemd.
 GATE = 'while [ "$1" != -- ]; do until [ -e "$1" ]; do sleep 0.2; done; shift; done; shift; '
 WAITS = "TimeoutStartSec=infinity"
+BOOTED = "multi-user.target"
 
 # The first release that lets the delay between restarts grow: 254. Before that it is always the same.
 GROWING = 254
@@ -107,7 +108,8 @@ def render(layout: Layout, service: Service, version: int = GROWING) -> str:
         HEADER,
         "[Unit]",
         f"Description={(service.description or f'{layout.instance} {service.name}').replace('%', '%%')}",
-        f"After={' '.join([name(layout, 'restore'), 'network.target', *after])}",
+        # What may wait for long must not keep the host itself from being up.
+        f"After={' '.join([name(layout, 'restore'), 'network.target', *after, *([BOOTED] if service.until else [])])}",
         *([f"Wants={' '.join(after)}"] if after else []),
         # Never give up: the delay between restarts is bounded, not their number.
         "StartLimitIntervalSec=0",
