@@ -76,6 +76,42 @@ def health() -> dict[str, Any]:
         raise CommandExecutionError(str(err)) from err
 
 
+def renew(authority: bool = False, distrust: bool = False) -> list[str]:
+    """
+    Replace environments' certificates that are due; return the environments that got a new one.
+
+    A service does the same each hour, and so does an apply: this is for when you don't want to wait. Nothing is
+    restarted and no connection ends; clients read their certificate whenever they connect.
+
+    authority
+        Make (or read) another authority, and issue all certificates anew. Those of the former one are good for one
+        more day, so that no client is turned away.
+
+    distrust
+        From now on trust no former authority: **whoever still shows one of its certificates is refused.** For when
+        its key may be known to others.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' netspace_link.renew
+        salt '*' netspace_link.renew authority=True distrust=True
+    """
+    from netspace import renew as work
+
+    layout = _layout()
+    try:
+        with files.refusals_told(), files.locked(layout.lock):
+            renewed, failed = work.renew(layout, replace=bool(authority), distrust=bool(distrust))
+    except NetspaceError as err:
+        raise CommandExecutionError(str(err)) from err
+    if failed:
+        told = "; ".join(f"{name}: {text}" for name, text in failed.items())
+        raise CommandExecutionError(f"the certificates are new, but not all were handed out: {told}")
+    return sorted(renewed)
+
+
 def renew_seals(*environments: str) -> list[str]:
     """
     Give environments new keys for their sealed links now, and tell their peers; return which have new ones.

@@ -21,7 +21,7 @@ def run(layout: Layout) -> int:
     """
     try:
         with files.refusals_told(), files.locked(layout.lock):
-            errors = renew(layout)
+            _, errors = renew(layout)
     except NetspaceError as err:
         errors = {"": str(err)}
     for name, error in errors.items():
@@ -29,16 +29,16 @@ def run(layout: Layout) -> int:
     return 1 if errors else 0
 
 
-def renew(layout: Layout, *, replace: bool = False, distrust: bool = False) -> dict[str, str]:
+def renew(layout: Layout, *, replace: bool = False, distrust: bool = False) -> tuple[set[str], dict[str, str]]:
     """Issue and hand out; the caller holds the lock.
 
     :param replace: have another authority; *distrust*: and trust no former one from now on.
-    :return: what went wrong, by environment.
+    :return: the environments that got a new certificate, and what went wrong, by environment.
     """
     from netspace.environment.kind import Environments
     from netspace.link.kind import Links
 
     supervisor = select(layout)
     links = Links(layout, supervisor)
-    links.renew(replace=replace, distrust=distrust)
-    return Environments(layout, supervisor).hand_out(links.access())
+    renewed = links.renew(replace=replace, distrust=distrust)
+    return renewed, Environments(layout, supervisor).hand_out(links.access())

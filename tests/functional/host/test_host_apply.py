@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from pathlib import Path
 
 import pytest
 import snapshot
@@ -85,6 +86,14 @@ def test_a_declared_host_runs_talks_and_settles(salt, image):
     assert (keys(salt, "stranger"), keys(salt, "orders")) == ((2, 4), (4, 2))
     assert changes(salt.apply(changed)) == {}
     assert pids(salt) == after
+
+    # Certificates are replaced under running programs; keys are in memory only.
+    assert salt("netspace_link.renew") == []
+    assert salt("netspace_link.renew", "authority=True", "distrust=True") == ["orders", "stranger"]
+    assert pids(salt) == after
+    answer = salt.exec("stranger", ["/usr/bin/python3", "-c", ASK, "orders", "hello"])
+    assert answer["stdout"].strip() == "orders to stranger: hello", answer
+    assert not [*Path("/var/lib/netspace").rglob("identity.pem")]
 
     # What is no longer declared goes; the others don't notice.
     del changed["environments"]["web"]

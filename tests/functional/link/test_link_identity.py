@@ -129,13 +129,13 @@ def test_certificates_are_renewed_and_nothing_is_interrupted(host):
         old = Issuer(known).environment("web", time.time() - 17 * 3600)  # of 24 hours, 7 are left
         path.write_bytes(old)
         assert "certificates:web" in host.plan(*LINKS).steps[0].changes
-        assert renew.renew(host.layout) == {}
+        assert renew.renew(host.layout) == ({"web"}, {})
         assert path.read_bytes() != old
         assert host.plan(*LINKS).steps == []
         for _ in range(20):
             publish(host, channel)
         assert admitted(host, "web")
-        assert not renew.renew(host.layout)
+        assert renew.renew(host.layout) == (set(), {})
     path.unlink()
     assert "certificates:web" in str(host.links.health()["problems"])
     host.apply(*LINKS)

@@ -1,0 +1,360 @@
+"""What links cost: declaring thousands, taking one away, and a message, beside Salt's own states and a bare connection.
+
+usage: sudo python benchmarks/links.py [--json] [--environments N] [--rounds N] [--messages N] [--salt N]
+
+It goes on a host of its own by itself (``scripts/sandbox``). Management is measured by the library, with a real
+broker, the forwarder and a namespace for each environment; three links go out of each. Its peer, Salt's
+``rabbitmq_user``, runs ``rabbitmqctl`` several times for each user: a few are made that way, on the same broker, and
+the time is scaled to all accounts (queues, exchanges and bindings, for which Salt has no state, are left out).
+
+Messages are measured by ``link_load.c`` (librabbitmq; Debian: librabbitmq-dev), so that the client costs little:
+through a classic queue, so that the transport shows and not the disk; beside a plain connection to a listener that
+is opened on the same broker for the while. Paths are measured in turn within each round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import bench
+from bench import Rounds, line, say
+
+PLAIN_PORT = 5699
+OUT = 3  # links from each environment
+
+
+class Host:
+    """Environments' namespaces, a broker, and links between them."""
+
+    def __init__(self, count: int, folder: Path) -> None:
+        from netspace.layout import Layout
+        from netspace.link.kind import Links
+        from netspace.supervision.direct import Direct
+
+        self.layout = Layout()
+        self.supervisor = Direct(self.layout)
+        self.links = Links(self.layout, self.supervisor)
+        self.names = [f"e{number:04}" for number in range(count)]
+        self.load = str(folder / "link_load")
+        source = str(Path(__file__).with_name("link_load.c"))
+        subprocess.run(["cc", "-O2", "-o", self.load, source, "-lrabbitmq"], check=True)
+
+    def namespaces(self) -> None:
+        from netspace.interface.kind import DesiredInterfaces, Interfaces
+        from netspace.spec import parse
+
+        kind = Interfaces(self.layout)
+        desired = DesiredInterfaces(interfaces={name: parse.interface({"kind": "none"}) for name in self.names})
+        failed = [one for one in kind.apply(kind.plan(desired, kind.observe()).steps) if one.error]
+        assert not failed, failed[0]
+
+    def declared(self) -> list[Any]:
+        from netspace.spec.types import Link
+
+        count = len(self.names)
+        return [
+            Link(source=self.names[number], target=self.names[(number + step) % count])
+            for number in range(count)
+            for step in range(1, OUT + 1)
+        ]
+
+    def converge(self, links: list[Any]) -> int:
+        """Have exactly these; return how many steps that took."""
+        from netspace.link.kind import DesiredLinks
+        from netspace.spec.types import LocalBroker
+
+        # The last has a password, so that both ways into an environment can be measured.
+        broker = LocalBroker(passwords=(self.names[-1],))
+        observed = self.links.observe()
+        plan = self.links.plan(
+            DesiredLinks(broker, tuple(links)), observed, self.links.names() - {o.name for o in links}
+        )
+        failed = [one for one in self.links.apply(plan.steps) if one.error]
+        assert not failed and not plan.refusals, failed or plan.refusals
+        return len(plan.steps)
+
+    def evaluate(self, expression: str) -> None:
+        """Have the broker do what it can't be asked for otherwise."""
+        self.control("eval", expression)
+
+    def control(self, *words: str) -> None:
+        from netspace.link import broker
+        from netspace.spec.types import LocalBroker
+
+        variables = dict(broker.services(self.layout, LocalBroker())[1].variables)
+        subprocess.run(
+            ["/usr/lib/rabbitmq/bin/rabbitmqctl", "-q", *words],
+            env=variables,
+            user=broker.USER,
+            group=broker.USER,
+            extra_groups=(),
+            cwd=self.layout.broker / "data",
+            check=True,
+            capture_output=True,
+        )
+
+    def remove(self) -> None:
+        self.links.purge()
+        self.supervisor.purge()
+
+
+def manage(host: Host, rounds: Rounds) -> None:
+    """From nothing, nothing to do, one more, one less while its sender sends."""
+    from netspace.spec.types import Link
+
+    every = host.declared()
+    say(f"{len(host.names)} namespaces")
+    host.namespaces()
+    say("the broker starts, with one link")
+    with rounds.timed("start"):
+        host.converge(every[:1])
+    say(f"{len(every)} links")
+    with rounds.timed("create"):
+        host.converge(every)
+    for _ in range(3):
+        with rounds.timed("unchanged"):
+            assert host.converge(every) == 0
+    more = Link(source=host.names[0], target=host.names[len(host.names) // 2])
+    for _ in range(3):
+        with rounds.timed("add"):
+            host.converge([*every, more])
+        told = Told(host, more)
+        with rounds.timed("revoke"):
+            host.converge(every)
+        rounds.note("told", told.milliseconds())
+
+
+class Told:
+    """A sender that sends and sends; when does it hear that it may no longer?"""
+
+    def __init__(self, host: Host, link: Any) -> None:
+        from netspace.link.management import Management
+
+        self._begun: float | None = None
+        self._heard = 0.0
+        real = Management.delete
+
+        def delete(api: Any, *where: str, **how: Any) -> Any:
+            if self._begun is None:
+                self._begun = time.perf_counter()
+                Management.delete = real  # type: ignore[method-assign]
+            return real(api, *where, **how)
+
+        Management.delete = delete  # type: ignore[assignment, method-assign]
+        connection = connect(host, link.source)
+        channel = connection.channel()
+        channel.confirm_delivery()
+        exchange = host.links.called.exchange(link)
+
+        def send() -> None:
+            import pika
+
+            try:
+                while True:
+                    channel.basic_publish(exchange, "", b"x", mandatory=True)
+            except pika.exceptions.AMQPError:
+                self._heard = time.perf_counter()
+            connection.close()
+
+        self._thread = threading.Thread(target=send)
+        self._thread.start()
+
+    def milliseconds(self) -> float:
+        self._thread.join(60)
+        assert self._begun is not None
+        return (self._heard - self._begun) * 1000
+
+
+def connect(host: Host, name: str) -> Any:
+    """A client inside an environment."""
+    import ssl
+
+    import pika
+
+    from netspace.interface import namespaces
+    from netspace.link import authority, identity
+
+    known = authority.read(host.layout)
+    assert known is not None
+    context = ssl.create_default_context(cadata=known.anchors.decode())
+    context.load_cert_chain(identity.path(host.layout, name))
+    parameters = pika.ConnectionParameters(
+        "127.0.0.1",
+        5671,
+        host.layout.instance,
+        pika.credentials.ExternalCredentials(),
+        ssl_options=pika.SSLOptions(context, "localhost"),
+    )
+    made: list[Any] = []
+
+    def inside() -> None:
+        namespaces.enter(host.layout.netns(name))
+        made.append(pika.BlockingConnection(parameters))
+
+    thread = threading.Thread(target=inside)
+    thread.start()
+    thread.join()
+    return made[0]
+
+
+def salt(host: Host, rounds: Rounds, sample: int, folder: Path) -> None:
+    """Users by Salt's own state, on the same broker."""
+    from netspace.link import broker
+    from netspace.spec.types import LocalBroker
+
+    variables = broker.services(host.layout, LocalBroker())[1].variables
+    shim = folder / "bin"
+    shim.mkdir()
+    setting = " ".join(f"'{key}={value}'" for key, value in variables.items())
+    # Salt finds rabbitmqctl by PATH, and knows of no other node than the machine's own.
+    (shim / "rabbitmqctl").write_text(
+        "#!/bin/sh\ncd /\nexec setpriv --reuid=rabbitmq --regid=rabbitmq --clear-groups "
+        f'env {setting} /usr/lib/rabbitmq/bin/rabbitmqctl "$@"\n'
+    )
+    (shim / "rabbitmqctl").chmod(0o755)
+    states = folder / "states"
+    states.mkdir()
+    users = "".join(
+        f"peer{number}:\n  rabbitmq_user.present:\n    - password: secret{number}\n    - perms:\n"
+        f"      - {host.layout.instance}: ['^$', '^x$', '^y$']\n"
+        for number in range(sample)
+    )
+    (states / "users.sls").write_text(users)
+    command = [
+        str(bench.ROOT / ".venv/bin/salt-call"),
+        "--local",
+        f"--config-dir={folder}",
+        f"--file-root={states}",
+        "--retcode-passthrough",
+        "--log-level=error",
+        "--out=quiet",
+    ]
+    (folder / "minion").write_text(f"cachedir: {folder}/cache\npki_dir: {folder}/pki\nlog_file: /dev/null\n")
+    ours = {**os.environ, "PATH": f"{shim}:{os.environ['PATH']}"}
+    for name in ("salt users", "salt unchanged"):
+        with rounds.timed("salt itself"):
+            subprocess.run([*command, "test.ping"], check=True, env=ours, stdout=subprocess.DEVNULL)
+        with rounds.timed(name):
+            subprocess.run([*command, "state.apply", "users"], check=True, env=ours, stdout=subprocess.DEVNULL)
+        rounds.values[name][-1] = (rounds.values[name][-1] - rounds.values["salt itself"][-1]) / sample
+
+
+def messages(host: Host, rounds: Rounds, count: int, times: int) -> None:
+    """A message by each path."""
+    from netspace.link import authority, credentials, identity
+    from netspace.spec.types import LocalBroker
+
+    vhost = host.layout.instance
+    first, last = host.names[0], host.names[-1]
+    known = authority.read(host.layout)
+    assert known is not None
+    anchors = host.layout.identity(first) / "anchors.pem"
+    anchors.write_bytes(known.anchors)
+    host.evaluate(f'rabbit_networking:start_tcp_listener({{"127.0.0.1", {PLAIN_PORT}}}, 10).')
+    secret = credentials.read(host.layout, last)
+    everything = {"configure": ".*", "write": ".*", "read": ".*"}
+    with host.links.management(LocalBroker()) as api:
+        accounts = [f"env.{last}", known.id(first)]
+        queue = {"name": "bench", "vhost": vhost, "durable": False, "auto_delete": False}
+        api.post(
+            "definitions",
+            body={
+                "permissions": [{"user": user, "vhost": vhost, **everything} for user in accounts],
+                "queues": [{**queue, "durable": True, "arguments": {"x-queue-type": "classic"}}],
+                "exchanges": [{**queue, "durable": True, "type": "fanout", "internal": False, "arguments": {}}],
+                "bindings": [
+                    {"source": "bench", "vhost": vhost, "destination": "bench", "destination_type": "queue"}
+                    | {"routing_key": "", "arguments": {}}
+                ],
+            },
+        )
+        tls = f"{identity.path(host.layout, first)},{anchors},tls"
+        paths = {
+            "plain": f"-,{PLAIN_PORT},env.{last},{secret}",
+            "mtls": f"-,{LocalBroker().port},{tls}",
+            "certificate": f"{host.layout.netns(first)},5671,{tls}",
+            "password": f"{host.layout.netns(last)},5672,env.{last},{secret}",
+        }
+        for number in range(times):
+            say(f"messages: round {number + 1} of {times}")
+            for name, who in paths.items():
+                for what, many in (("rtt", count), ("confirm", 10 * count)):
+                    command = [host.load, what, str(many), vhost, "bench", "bench", who, who]
+                    done = subprocess.run(command, check=True, capture_output=True, text=True)
+                    rounds.note(f"{what} {name}", float(done.stdout))
+                    api.delete("queues", vhost, "bench", "contents")
+
+
+def lines(rounds: Rounds, count: int) -> dict[str, dict[str, Any]]:
+    middle = rounds.middle
+    many = f"{count} environments, {OUT * count} links"
+    found = {
+        "broker, from nothing": line(middle("start"), "ms", "itself", middle("start")),
+        f"{many}, from nothing": line(middle("create"), "ms", "goal", 7000 * count / 1000, ratio=1.0),
+        f"{many}, unchanged": line(middle("unchanged"), "ms", "goal", 500, ratio=1.0),
+        f"{many}, one link more": line(middle("add"), "ms", "goal", 500, ratio=1.0),
+        f"{many}, one revoked": line(middle("revoke"), "ms", "goal", 500, ratio=1.0),
+        "its sender is told after": line(middle("told"), "ms", "goal", 50, ratio=1.0),
+    }
+    if "salt users" in rounds:
+        for name, ours in (("salt users", "create"), ("salt unchanged", "unchanged")):
+            what = "from nothing" if ours == "create" else "unchanged"
+            peer = f"rabbitmq_user for each (measured {middle(name):.0f} ms), without links"
+            found[f"{many}, {what}, beside Salt"] = line(middle(ours), "ms", peer, middle(name) * count, ratio=0.1)
+    plain = {what: middle(f"{what} plain") for what in ("rtt", "confirm")}
+    paths = {
+        "certificate": "an environment's own port, mTLS",
+        "password": "... without TLS",
+        "mtls": "mTLS, no forwarder",
+    }
+    for name, told in paths.items():
+        peer, limit = "plain loopback", {"certificate": (2.0, 0.7), "password": (1.5, 0.9)}.get(name)
+        found[f"round trip, {told}"] = line(
+            middle(f"rtt {name}"), "us", peer, plain["rtt"], ratio=limit[0] if limit else None
+        )
+        fast = line(middle(f"confirm {name}"), "msg/s", peer, plain["confirm"])
+        if limit:
+            fast |= {"target": round(limit[1] * plain["confirm"], 3)}
+            fast["met"] = fast["value"] >= fast["target"]
+        found[f"with confirms, {told}"] = fast
+    return found
+
+
+def measure(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    rounds = Rounds()
+    with bench.disk(in_memory=options.memory_disk), tempfile.TemporaryDirectory(prefix="links-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        host = Host(options.environments, folder)
+        try:
+            manage(host, rounds)
+            if options.salt and (bench.ROOT / ".venv/bin/salt-call").exists():
+                say(f"{options.salt} users by Salt's rabbitmq_user")
+                salt(host, rounds, options.salt, folder)
+            messages(host, rounds, options.messages, options.rounds)
+        finally:
+            host.remove()
+            shutil.rmtree(host.layout.broker, ignore_errors=True)
+    return lines(rounds, options.environments)
+
+
+def main() -> None:
+    parser = bench.arguments(__doc__, rounds=3)
+    parser.add_argument("--environments", type=int, default=1000, help="environments (default 1000)")
+    parser.add_argument("--messages", type=int, default=2000, help="round trips in a round (default 2000)")
+    parser.add_argument("--salt", type=int, default=3, help="users to make by Salt's own state (default 3; 0: none)")
+    options = parser.parse_args()
+    bench.on_a_host_of_its_own()
+    bench.tell(measure(options), options)
+
+
+if __name__ == "__main__":
+    main()
