@@ -1,0 +1,203 @@
+"""As much of AMQP 1.0 as an attacker needs: frames by hand, so that nothing is checked before it is sent.
+
+https://docs.oasis-open.org/amqp/core/v1.0/os/amqp-core-complete-v1.0-os.pdf
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from typing import Any
+
+OPEN, BEGIN, ATTACH, FLOW, TRANSFER, DISPOSITION, DETACH, END, CLOSE = range(0x10, 0x19)
+MECHANISMS, INIT, OUTCOME = 0x40, 0x41, 0x44
+SOURCE, TARGET, PROPERTIES, VALUE = 0x28, 0x29, 0x73, 0x77
+STATES = {0x24: "accepted", 0x25: "rejected", 0x26: "released", 0x27: "modified"}
+
+
+class Symbol(str):
+    """A symbol, where a plain text is a string."""
+
+
+class Byte(int):
+    """A number that is encoded as one byte."""
+
+
+class Described:
+    """A list or value with a code that says what it is."""
+
+    def __init__(self, code: int, value: Any) -> None:
+        self.code, self.value = code, value
+
+
+def encode(value: Any) -> bytes:
+    match value:
+        case None:
+            return b"\x40"
+        case bool():
+            return b"\x41" if value else b"\x42"
+        case Byte():
+            return b"\x50" + bytes([value])
+        case int():
+            return b"\x70" + struct.pack(">I", value)
+        case bytes():
+            return b"\xb0" + struct.pack(">I", len(value)) + value
+        case str():
+            raw = value.encode()
+            return (
+                b"\xa3" + bytes([len(raw)]) if isinstance(value, Symbol) else b"\xb1" + struct.pack(">I", len(raw))
+            ) + raw
+        case Described():
+            return b"\x00\x53" + bytes([value.code]) + encode(value.value)
+        case list():
+            return _compound(0xD0, [encode(item) for item in value])
+        case dict():
+            return _compound(0xD1, [encode(item) for pair in value.items() for item in pair])
+    raise TypeError(value)
+
+
+def _compound(code: int, items: list[bytes]) -> bytes:
+    body = b"".join(items)
+    return bytes([code]) + struct.pack(">II", len(body) + 4, len(items)) + body
+
+
+_FIXED = {0x40: 0, 0x41: 0, 0x42: 0, 0x43: 0, 0x44: 0, 0x45: 0, 0x50: 1, 0x51: 1, 0x52: 1, 0x53: 1, 0x54: 1, 0x55: 1}
+_FIXED |= {0x56: 1, 0x60: 2, 0x61: 2, 0x70: 4, 0x71: 4, 0x72: 4, 0x73: 4, 0x80: 8, 0x81: 8, 0x82: 8, 0x83: 8, 0x98: 16}
+
+
+def decode(raw: bytes, at: int = 0) -> tuple[Any, int]:
+    """The value at an offset, and where it ends."""
+    code = raw[at]
+    at += 1
+    if code == 0x00:
+        what, at = decode(raw, at)
+        value, at = decode(raw, at)
+        return Described(what, value), at
+    if code in _FIXED:
+        end = at + _FIXED[code]
+        if code in (0x40, 0x45):
+            return (None if code == 0x40 else []), end
+        return (code == 0x41 if code in (0x41, 0x42) else int.from_bytes(raw[at:end], "big")), end
+    width = 1 if code in (0xA0, 0xA1, 0xA3, 0xC0, 0xC1, 0xE0) else 4
+    size = int.from_bytes(raw[at : at + width], "big")
+    at += width
+    end = at + size
+    if code in (0xA0, 0xB0):
+        return raw[at:end], end
+    if code in (0xA1, 0xA3, 0xB1, 0xB3):
+        return raw[at:end].decode(), end
+    if code in (0xE0, 0xF0):
+        return raw[at:end], end  # arrays: nobody here looks into one
+    at += width
+    items = []
+    while at < end:
+        item, at = decode(raw, at)
+        items.append(item)
+    return (dict(zip(items[::2], items[1::2], strict=True)) if code in (0xC1, 0xD1) else items), end
+
+
+class RefusedError(Exception):
+    """The peer ended the link, session or connection: the condition that it gave."""
+
+
+class Client:
+    """One connection with one session, on a socket that is connected and secured already."""
+
+    def __init__(self, stream: socket.socket, vhost: str) -> None:
+        self._stream = stream
+        self._handles = 0
+        self._delivery = 0
+        self._hello(3)
+        self._until(MECHANISMS)
+        self._send(INIT, [Symbol("EXTERNAL"), b""], kind=1)
+        outcome = self._until(OUTCOME)
+        if outcome[0] != 0:
+            raise RefusedError(f"sasl code {outcome[0]}")
+        self._hello(0)
+        self._send(OPEN, ["attacker", f"vhost:{vhost}", 1 << 20])
+        self._until(OPEN)
+        self._send(BEGIN, [None, 0, 2048, 2048])
+        self._next = self._until(BEGIN)[1]
+
+    def sender(self, address: str | None) -> int:
+        """Attach, to send to *address*; None: each message says where it goes."""
+        return self._attach(False, Described(SOURCE, ["me"]), Described(TARGET, [address]))
+
+    def receiver(self, address: str) -> int:
+        """Attach, and give credit."""
+        handle = self._attach(True, Described(SOURCE, [address]), Described(TARGET, ["me"]))
+        self._send(FLOW, [self._next, 2048, 0, 2048, handle, 0, 100])
+        return handle
+
+    def send(self, handle: int, *, body: Any = "x", **properties: Any) -> str:
+        """Send a message with *properties* and return what became of it."""
+        self._transfer(handle, body, properties)
+        state = self._until(DISPOSITION)[4]
+        return STATES[state.code]
+
+    def manage(self, method: str, path: str, body: Any = None) -> str:
+        """A request to the broker's management node: the status of its answer."""
+        node = "/management"
+        there = self._attach(False, Described(SOURCE, [node]), Described(TARGET, [node]), paired=True)
+        here = self._attach(True, Described(SOURCE, [node]), Described(TARGET, [node]), paired=True)
+        self._send(FLOW, [self._next, 2048, 0, 2048, here, 0, 100])
+        request = {"message_id": "1", "to": path, "subject": method, "reply_to": "$me"}
+        self._transfer(there, body, request, settled=True)
+        answer = self._until(TRANSFER, raw=True)
+        at = 0
+        while at < len(answer):
+            section, at = decode(answer, at)
+            if section.code == PROPERTIES:
+                return str(section.value[3])
+        raise AssertionError("an answer without properties")
+
+    def _transfer(self, handle: int, body: Any, properties: dict[str, Any], settled: bool = False) -> None:
+        known = ("message_id", "user_id", "to", "subject", "reply_to")
+        message = encode(Described(PROPERTIES, [properties.get(key) for key in known]))
+        message += encode(Described(VALUE, body))
+        self._send(TRANSFER, [handle, self._delivery, struct.pack(">I", self._delivery), 0, settled], message)
+        self._delivery += 1
+
+    def _attach(self, receives: bool, source: Any, target: Any, paired: bool = False) -> int:
+        handle = self._handles
+        self._handles += 1
+        name, mode = ("pair", Byte(1)) if paired else (f"link {handle}", None)
+        first = None if receives else 0
+        properties = {Symbol("paired"): True} if paired else None
+        end = (None, None, first, None, None, None, properties)
+        self._send(ATTACH, [name, handle, receives, mode, None, source, target, *end])
+        self._until(ATTACH)
+        return handle
+
+    def _hello(self, protocol: int) -> None:
+        header = b"AMQP" + bytes([protocol, 1, 0, 0])
+        self._stream.sendall(header)
+        if self._read(8) != header:
+            raise RefusedError("another protocol")
+
+    def _send(self, code: int, fields: list[Any], payload: bytes = b"", kind: int = 0) -> None:
+        body = encode(Described(code, fields)) + payload
+        self._stream.sendall(struct.pack(">IBBH", len(body) + 8, 2, kind, 0) + body)
+
+    def _read(self, number: int) -> bytes:
+        parts = b""
+        while len(parts) < number:
+            part = self._stream.recv(number - len(parts))
+            if not part:
+                raise RefusedError("connection closed")
+            parts += part
+        return parts
+
+    def _until(self, code: int, *, raw: bool = False) -> Any:
+        """Read frames until one of *code*: its fields, or its payload."""
+        while True:
+            size, offset, *_ = struct.unpack(">IBBH", self._read(8))
+            body = self._read(size - 8)[(offset - 2) * 4 :]
+            if not body:
+                continue  # a heartbeat
+            frame, end = decode(body)
+            if frame.code in (DETACH, END, CLOSE):
+                error = frame.value[-1] if frame.value else None
+                raise RefusedError(" ".join(map(str, error.value[:2])) if isinstance(error, Described) else "no reason")
+            if frame.code == code:
+                return body[end:] if raw else frame.value

@@ -1,0 +1,270 @@
+"""A hostile environment, with real clients of both protocols: all it tries is refused, its neighbours are well.
+
+What it tries over AMQP 0-9-1 against single objects is in ``test_link_broker``; here are the rest, and AMQP 1.0.
+The attacker knows every name, which a real one can't.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import random
+import socket
+import ssl
+import struct
+
+import amqp1
+import pika
+import pytest
+from pika.exceptions import AMQPError, ChannelClosedByBroker
+
+from netspace.link import identity
+from netspace.link.names import PLAIN
+from netspace.spec.types import Link
+
+pytestmark = pytest.mark.root
+
+ASK = Link(source="web", target="orders", pattern="request")
+TELL = Link(source="orders", target="audit")
+BOUNDED = Link(source="audit", target="orders", length=5)
+PATIENCE = 60.0
+
+
+@pytest.fixture(scope="module")
+def host(world):
+    world.environment("web", "orders", "audit")
+    world.apply(ASK, TELL, BOUNDED)
+    return world
+
+
+@pytest.fixture(autouse=True)
+def _unharmed(host):
+    """After each attack the broker has what was declared, and a neighbour's mail arrives."""
+    yield
+    assert host.plan(ASK, TELL, BOUNDED).steps == []
+    with host.client("orders") as channel:
+        channel.basic_publish(host.n("link.orders.audit"), "", b"well", mandatory=True)
+    with host.client("audit") as channel:
+        delivery, _, body = channel.basic_get(host.n("mailbox.audit"), auto_ack=True)
+        assert (delivery.exchange, body) == (host.n("link.orders.audit"), b"well"), "no other mail is there"
+
+
+def stream(host, name: str = "web") -> ssl.SSLSocket:
+    """A connection of *name*'s, with its certificate, on which anything can be said."""
+    about = host.card(name)["broker"]
+    with host.inside(name):
+        plain = socket.create_connection((about["host"], about["port"]), timeout=30)
+    context = host.tls(identity.path(host.layout, name))
+    return context.wrap_socket(plain, server_hostname=about["tls"]["server_name"])
+
+
+# -- names -------------------------------------------------------------------------------
+def ask_whether_there_is(channel, kind: str, name: str) -> int:
+    """The broker's answer to a passive declare, which needs no right."""
+    try:
+        if kind == "queue":
+            channel.queue_declare(name, passive=True)
+        else:
+            channel.exchange_declare(name, passive=True)
+    except ChannelClosedByBroker as err:
+        return err.reply_code
+    return 200
+
+
+def test_no_guessed_name_exists(host):
+    """The broker says truly whether a name exists; so those that can be guessed must not."""
+    names = [PLAIN.mailbox(one) for one in ("web", "orders", "audit")] + [PLAIN.dead, PLAIN.again]
+    names += [f"{kind}.{one}" for kind in ("reply", "replies", "notices") for one in ("web", "orders", "audit")]
+    names += [
+        f"{kind}.{a}.{b}" for kind in ("link", "lane") for a, b in itertools.permutations(("web", "orders", "audit"), 2)
+    ]
+    with contextlib.closing(host.connect("web")) as connection:
+        answers = {
+            ask_whether_there_is(connection.channel(), kind, name) for kind in ("queue", "exchange") for name in names
+        }
+        assert answers == {404}
+        assert ask_whether_there_is(connection.channel(), "queue", host.n("mailbox.audit")) == 200, "it would be told"
+    statuses = {manage(host, "GET", f"/queues/{name}") for name in (*names[:3], "nobody's")}
+    assert len(statuses) == 1
+    assert not statuses & {"200"}
+
+
+# -- AMQP 0-9-1 -------------------------------------------------------------------------
+TRICKS = {
+    "an alternate exchange": lambda channel, n: channel.exchange_declare(
+        "mine", arguments={"alternate-exchange": n("link.orders.audit")}
+    ),
+    "a dead-letter exchange": lambda channel, n: channel.queue_declare(
+        "mine", arguments={"x-dead-letter-exchange": n("link.orders.audit"), "x-message-ttl": 0}
+    ),
+    "a queue of its own that the broker names": lambda channel, n: channel.queue_declare("", exclusive=True),
+    "its own mailbox made anew with other arguments": lambda channel, n: channel.queue_declare(
+        n("mailbox.web"), durable=True, arguments={"x-queue-type": "quorum", "x-dead-letter-exchange": "amq.fanout"}
+    ),
+    "an exchange between links": lambda channel, n: channel.exchange_bind(n("link.web.orders"), n("link.orders.audit")),
+    "another's lane": lambda channel, n: channel.basic_get(n("lane")),
+    "filling another's lane": lambda channel, n: channel.basic_publish("", n("lane"), b"x"),
+    "direct reply-to of another": lambda channel, n: channel.basic_publish("", "amq.rabbitmq.reply-to.g1h2AA", b"x"),
+    "the broker's events": lambda channel, n: channel.queue_bind(n("replies.web"), "amq.rabbitmq.event", "#"),
+    "the broker's log": lambda channel, n: channel.queue_bind(n("replies.web"), "amq.rabbitmq.log", "#"),
+    "the broker's trace": lambda channel, n: channel.queue_bind(n("replies.web"), "amq.rabbitmq.trace", "#"),
+    "another's replies": lambda channel, n: channel.basic_get(n("replies.orders")),
+    "answers put into its own link": lambda channel, n: channel.exchange_bind(n("reply.orders"), n("link.web.orders")),
+    "another virtual host's name": lambda channel, n: channel.basic_publish("/other/link", "", b"x"),
+}
+
+
+@pytest.mark.parametrize("trick", TRICKS)
+def test_tricks_are_refused(host, trick):
+    def name(plain: str) -> str:
+        return host.links.called.queue(BOUNDED) if plain == "lane" else host.n(plain)
+
+    with host.client("web") as channel:
+        with pytest.raises(ChannelClosedByBroker) as caught:
+            TRICKS[trick](channel, name)
+            channel.connection.process_data_events(5)
+    assert caught.value.reply_code in (403, 404), caught.value
+
+
+def test_headers_lead_nowhere(host):
+    """CC, BCC, a forged history and a foreign address change nothing: one mailbox gets it, from its true sender."""
+    elsewhere = [host.n("mailbox.audit"), host.n("link.orders.audit")]
+    headers = {"CC": elsewhere, "BCC": elsewhere, "x-death": [{"exchange": elsewhere[1], "queue": elsewhere[0]}]}
+    forged = pika.BasicProperties(headers=headers, reply_to=host.n("mailbox.audit"), app_id="audit", cluster_id="x")
+    with host.client("web") as channel:
+        channel.basic_publish(host.n("link.web.orders"), elsewhere[0], b"forged", forged, mandatory=True)
+    with host.client("orders") as channel:
+        delivery, _, body = channel.basic_get(host.n("mailbox.orders"), auto_ack=True)
+        assert (delivery.exchange, body) == (host.n("link.web.orders"), b"forged")
+        assert channel.basic_get(host.n("mailbox.orders"), auto_ack=True)[0] is None
+
+
+def test_channels_are_bounded_over_all_connections(host):
+    opened = []
+    with pytest.raises(AMQPError), contextlib.ExitStack() as stack:
+        for _ in range(3):
+            connection = stack.enter_context(contextlib.closing(host.connect("web")))
+            for _ in range(63):
+                opened.append(connection.channel())
+    assert 63 <= len(opened) <= 64
+
+
+# -- AMQP 1.0 ---------------------------------------------------------------------------
+@contextlib.contextmanager
+def client(host, name: str = "web"):
+    with contextlib.closing(stream(host, name)) as secured:
+        yield amqp1.Client(secured, host.links.vhost)
+
+
+def manage(host, method: str, path: str, body=None) -> str:
+    try:
+        with client(host) as one:
+            return one.manage(method, path, body)
+    except amqp1.RefusedError as err:
+        return str(err)
+
+
+def test_the_declared_is_possible_over_amqp_1(host):
+    with client(host) as one:
+        assert one.send(one.sender(f"/exchanges/{host.n('link.web.orders')}")) == "accepted"
+        one.receiver(f"/queues/{host.n('mailbox.web')}")
+    with host.client("orders") as channel:
+        assert channel.basic_get(host.n("mailbox.orders"), auto_ack=True)[0].exchange == host.n("link.web.orders")
+
+
+SENT = {
+    "to another's link": lambda n: ("/exchanges/" + n("link.orders.audit"), {}),
+    "to a mailbox, past the links": lambda n: ("/queues/" + n("mailbox.orders"), {}),
+    "to the dead letters": lambda n: ("/exchanges/" + n("dead"), {}),
+    "to a standard exchange": lambda n: ("/exchanges/amq.fanout", {}),
+    "to where each message says, another's link": lambda n: (None, {"to": "/exchanges/" + n("link.orders.audit")}),
+    "to where each message says, a mailbox": lambda n: (None, {"to": "/queues/" + n("mailbox.audit")}),
+    "in another's name": lambda n: ("/exchanges/" + n("link.web.orders"), {"user_id": b"env.audit"}),
+    "to an address of no form": lambda n: ("/amq/queue/" + n("mailbox.orders"), {}),
+}
+
+
+@pytest.mark.parametrize("sent", SENT)
+def test_sending_is_refused_over_amqp_1(host, sent):
+    address, properties = SENT[sent](host.n)
+    with client(host) as one, pytest.raises(amqp1.RefusedError) as caught:
+        outcome = one.send(one.sender(address), **properties)
+        raise AssertionError(outcome)
+    assert "amqp:" in str(caught.value)
+
+
+@pytest.mark.parametrize("queue", ["mailbox.orders", "dead", "replies.orders"])
+def test_reading_is_refused_over_amqp_1(host, queue):
+    with client(host) as one, pytest.raises(amqp1.RefusedError, match="amqp:(unauthorized-access|not-found)"):
+        one.receiver(f"/queues/{host.n(queue)}")
+
+
+MANAGED = {
+    "declare a queue": lambda n: ("PUT", "/queues/mine", {"durable": True}),
+    "delete its mailbox": lambda n: ("DELETE", "/queues/" + n("mailbox.web"), None),
+    "delete another's mailbox": lambda n: ("DELETE", "/queues/" + n("mailbox.orders"), None),
+    "purge another's mailbox": lambda n: ("DELETE", f"/queues/{n('mailbox.orders')}/messages", None),
+    "declare an exchange": lambda n: ("PUT", "/exchanges/mine", {"type": "fanout"}),
+    "delete a link": lambda n: ("DELETE", "/exchanges/" + n("link.web.orders"), None),
+    "bind": lambda n: (
+        "POST",
+        "/bindings",
+        {
+            "source": n("link.orders.audit"),
+            "destination_queue": n("mailbox.web"),
+            "binding_key": "",
+            "arguments": {},
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("managed", MANAGED)
+def test_management_is_refused_over_amqp_1(host, managed):
+    answer = manage(host, *MANAGED[managed](host.n))
+    assert answer.startswith(("403", "amqp:unauthorized-access", "amqp:not-found")), answer
+
+
+# -- the wire ---------------------------------------------------------------------------
+def closed(secured: ssl.SSLSocket) -> bool:
+    """Whether the broker closes it; what it says before is read."""
+    try:
+        while secured.recv(65536):
+            pass
+    except (ConnectionError, ssl.SSLError):
+        return True
+    return True
+
+
+HELLO = b"AMQP\x00\x00\x09\x01"
+FRAMES = {
+    "a frame of 4 GB": HELLO + struct.pack(">BHI", 1, 0, 0xFFFFFFFF) + b"x" * 1000,
+    "a frame larger than agreed": HELLO + struct.pack(">BHI", 1, 0, 200_000) + b"x" * 200_000,
+    "a frame without its end": HELLO + struct.pack(">BHI", 1, 0, 4) + b"\x00\x0a\x00\x0b\xff",
+    "an unknown type of frame": HELLO + struct.pack(">BHI", 99, 0, 4) + b"\x00\x0a\x00\x0b\xce",
+    "an answer to nothing": HELLO + struct.pack(">BHI", 1, 7, 4) + b"\x00\x3c\x00\x28\xce",
+    "no protocol": b"GET / HTTP/1.1\r\n\r\n",
+    "an old protocol": b"AMQP\x01\x01\x00\x0a",
+    "a frame of AMQP 1.0 of 4 GB": b"AMQP\x03\x01\x00\x00" + struct.pack(">IBBH", 0xFFFFFFFF, 2, 1, 0),
+}
+
+
+def test_bad_frames_end_their_own_connection(host):
+    with contextlib.ExitStack() as stack:
+        opened = {kind: stack.enter_context(contextlib.closing(stream(host))) for kind in FRAMES}
+        for kind, secured in opened.items():
+            with contextlib.suppress(OSError):
+                secured.sendall(FRAMES[kind])
+        assert [kind for kind, secured in opened.items() if not closed(secured)] == []
+
+
+def test_random_frames_end_their_own_connection(host):
+    with contextlib.ExitStack() as stack:
+        opened = [stack.enter_context(contextlib.closing(stream(host))) for _ in range(8)]
+        for seed, secured in enumerate(opened):
+            dice = random.Random(seed)
+            with contextlib.suppress(OSError):
+                secured.sendall(
+                    dice.choice([HELLO, b"AMQP\x00\x01\x00\x00", b""]) + dice.randbytes(dice.randrange(8, 4000))
+                )
+        assert all(closed(secured) for secured in opened)
