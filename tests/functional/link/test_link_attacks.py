@@ -195,7 +195,7 @@ def test_sending_is_refused_over_amqp_1(host, sent):
 
 @pytest.mark.parametrize("queue", ["mailbox.orders", "dead", "replies.orders"])
 def test_reading_is_refused_over_amqp_1(host, queue):
-    with client(host) as one, pytest.raises(amqp1.RefusedError, match="amqp:(unauthorized-access|not-found)"):
+    with client(host) as one, pytest.raises(amqp1.RefusedError, match=r"amqp:(unauthorized-access|not-found)"):
         one.receiver(f"/queues/{host.n(queue)}")
 
 
