@@ -1,0 +1,91 @@
+"""Environments as Salt's targets: what is told of them without one."""
+
+from __future__ import annotations
+
+import string
+import unicodedata
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from netspace import declared, targets
+from netspace.errors import NetspaceError
+from netspace.layout import Layout
+from netspace.targets import Targets
+
+PLAIN = set(string.ascii_letters + string.digits + " ._+()~/-")
+RELEASE = b"""\
+PRETTY_NAME="Debian GNU/Linux 13 (trixie)"
+NAME='Debian GNU/Linux'
+VERSION_ID="13"
+VERSION_CODENAME=trixie
+ID=debian
+HOME_URL="https://www.debian.org/"
+"""
+
+
+def test_an_os_release_becomes_grains() -> None:
+    assert targets.os_grains(RELEASE) == {
+        "os": "Debian GNU/Linux",
+        "os_id": "debian",
+        "osrelease": "13",
+        "oscodename": "trixie",
+        "osfullname": "Debian GNU/Linux 13 (trixie)",
+    }
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"ID=a: {b: c}",
+        b"ID=\"a'",
+        b'ID="a" b',
+        b"ID={{ salt }}",
+        b"ID=" + b"x" * 65,
+        b"ID=\xff",
+        b"ID=a\x1b[31m",
+        b"ID=",
+        b"ID='  '",
+        b"id=a",
+        b" ID=a",
+        b"ID=$(id)",
+    ],
+)
+def test_what_is_no_plain_word_is_no_grain(line: bytes) -> None:
+    assert targets.os_grains(line + b"\n") == {}
+
+
+@given(st.binary(max_size=400) | st.text(max_size=100).map(lambda text: f'NAME="{text}"\nID={text}\n'.encode()))
+def test_grains_are_plain_words_whatever_an_image_says(content: bytes) -> None:
+    for value in targets.os_grains(content).values():
+        assert 0 < len(value) <= 64 and set(value) <= PLAIN
+
+
+@given(st.text())
+def test_a_text_has_no_control_character_but_those_of_lines(text: str) -> None:
+    shown = targets.plain(text)
+    assert len(shown) == len(text)
+    assert not [one for one in shown if unicodedata.category(one) == "Cc" and one not in "\t\n\r"]
+    assert targets.plain(shown) == shown
+
+
+@given(st.text(max_size=60))
+def test_no_id_names_anything_that_is_not_there(name: str) -> None:
+    nobody = Targets(Layout(root=Path("/nonexistent")), "shop")
+    for target in (name, f"shop-{name}", f"other-{name}"):
+        with pytest.raises(NetspaceError):
+            nobody.environment(target)
+        assert nobody.ping(target) is False
+
+
+def test_who_offers_targets() -> None:
+    wanted = {"resources": {"netspace": {}}}
+    assert declared.targets_wanted({}, wanted)
+    assert declared.targets_wanted({"resource_pillar_key": "mine"}, {"mine": {"netspace": None}})
+    for opts, pillar in (({}, {}), ({}, {"resources": None}), ({}, {"resources": {"ssh": {}}})):
+        assert not declared.targets_wanted(opts, pillar)
+    assert not declared.targets_wanted({"__cli": "salt-call"}, wanted)
+    assert declared.minion({"id": "a"}) == "a"
+    assert declared.minion({"id": "a-web", "netspace.minion": "a"}) == "a"
