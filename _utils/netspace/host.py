@@ -145,8 +145,18 @@ class Host:
         from netspace.interface.kind import DesiredInterfaces
 
         desired = DesiredInterfaces(declared.network, declared.interfaces)
-        remove = self.interfaces.names() - set(declared.environments) if whole else ()
-        return self._run(self.interfaces, desired, remove, test, self.interfaces.observe(desired))
+        if whole:
+            remove = self.interfaces.names() - set(declared.environments)
+            return self._run(self.interfaces, desired, remove, test, self.interfaces.observe(desired))
+        return self._run_interfaces(desired, (), test)
+
+    def _run_interfaces(self, desired: Any, remove: Collection[str], test: bool) -> Result:
+        """Do what concerns some: a host may have a thousand others, which need not be looked at."""
+        seen = self.interfaces.observe(desired, {*desired.interfaces, *remove})
+        plan: Plan = self.interfaces.plan(desired, seen, remove)
+        if self.interfaces.concerns_all(plan):
+            plan = self.interfaces.plan(desired, self.interfaces.observe(desired), remove)
+        return Result(plan) if test or not plan.steps else Result(plan, self.interfaces.apply(plan.steps))
 
     # -- links ---------------------------------------------------------------------
     def converge_links(self, declared: Declaration, *, whole: bool = False, test: bool = False) -> Result:
@@ -376,7 +386,7 @@ class Host:
         there = self.interfaces.names() & set(names)
         if not there:
             return Result(Plan())
-        return self._run(self.interfaces, DesiredInterfaces(Declaration().network, {}), there, test)
+        return self._run_interfaces(DesiredInterfaces(Declaration().network, {}), there, test)
 
     def teardown(self, *, test: bool = False) -> Result:
         """Remove everything of this instance from this host, mail and images included; volumes stay."""

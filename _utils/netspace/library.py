@@ -75,15 +75,15 @@ def install(layout: Layout) -> bool:
     origin = source()
     if layout.library in origin.parents:
         return False  # it is the copy that runs
-    starter = STARTER.format(folders=_folders()).encode()
-    files = _files(str(origin))
     before = installed(layout)
     there = (layout.library / before / "__main__.py").exists()
-    if there and _known == (files, starter, before):
+    folders, known = _known
+    if there and known == before and _unchanged(folders):
         return False
-    contents = {**_contents(files), "__main__.py": starter}
+    files, folders = _files(str(origin))
+    contents = {**_contents(files), "__main__.py": STARTER.format(folders=_folders()).encode()}
     digest = _digest(contents)
-    _known = (files, starter, digest)
+    _known = (folders, digest)
     if there and before == digest:
         return False
     layout.library.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -119,33 +119,40 @@ def remove(layout: Layout) -> None:
     shutil.rmtree(layout.library, ignore_errors=True)
 
 
-# A file as it was found: path, device, inode, size, times of change.
-_File = tuple[str, int, int, int, int, int]
-# What was last digested (files, starter), and its digest: reading a hundred files again would tell nothing new.
-_known: tuple[Mapping[str, _File], bytes, str] = ({}, b"", "")
+# The folders that were last digested, with their times of change, and the digest. A process runs what it loaded; where
+# the files are replaced meanwhile (which changes their folder), it notices. Whether one was edited in place is for the
+# next process to see, and for ``netspace.refresh``.
+_known: tuple[Mapping[str, int], str] = ({}, "")
 
 
-def _files(origin: str) -> dict[str, _File]:
-    """The library's files by their names in the copy."""
-    found: dict[str, _File] = {}
+def _unchanged(folders: Mapping[str, int]) -> bool:
+    try:
+        return bool(folders) and all(os.stat(path).st_mtime_ns == time for path, time in folders.items())
+    except OSError:
+        return False
+
+
+def _files(origin: str) -> tuple[dict[str, str], dict[str, int]]:
+    """The paths of the library's files by their names in the copy, and the folders they are in."""
+    found: dict[str, str] = {}
+    folders: dict[str, int] = {}
     todo = [(origin, "netspace")]
     while todo:
         folder, inside = todo.pop()
+        folders[folder] = os.stat(folder).st_mtime_ns
         with os.scandir(folder) as entries:
             for entry in entries:
                 name = f"{inside}/{entry.name}"
                 if entry.name.endswith(".py") and entry.is_file():
-                    info = entry.stat()
-                    times = (info.st_mtime_ns, info.st_ctime_ns)
-                    found[name] = (entry.path, info.st_dev, info.st_ino, info.st_size, *times)
+                    found[name] = entry.path
                 elif entry.name != "__pycache__" and entry.is_dir(follow_symlinks=False):
                     todo.append((entry.path, name))
-    return found
+    return found, folders
 
 
-def _contents(files: Mapping[str, _File]) -> dict[str, bytes]:
+def _contents(files: Mapping[str, str]) -> dict[str, bytes]:
     found = {}
-    for name, (path, *_) in files.items():
+    for name, path in files.items():
         with open(path, "rb", buffering=0) as stream:
             found[name] = stream.readall()
     return found

@@ -64,6 +64,7 @@ class Applying:
         self._tried: set[str] = set()  # those that were started, whatever came of it
         self._taken_back: list[Step] = []
         self._removed: set[str] = set()
+        self._written: set[str] = set()
         self._revision = oci.revision(making.controllers)
         self._mounted = mounts.table() if observed is None else observed.mounted
         self._observed = observed
@@ -88,6 +89,13 @@ class Applying:
         """The steps without an error so far."""
         return {name: work for name, work in self._work.items() if name not in self.errors and wanted(work)}
 
+    def _recorded(self) -> dict[str, Record]:
+        """What is recorded now, without reading again what was observed."""
+        if self._observed is None:
+            return records.read(self.layout)
+        known = {name: record for name, record in self._observed.records.items() if name not in self._removed}
+        return known | {name: self._records[name] for name in self._written}
+
     def _fail(self, errors: Mapping[str, str]) -> None:
         for name, error in errors.items():
             self.errors.setdefault(name, error)
@@ -101,7 +109,7 @@ class Applying:
         """Stop and erase; the record goes last."""
         self._supervise(self.supervisor.remove, self._removals)
 
-        made = records.read(self.layout) if self._removals else {}
+        made = self._recorded() if self._removals else {}
 
         def erase(name: str) -> None:
             used = made[name].runtime if name in made else USUAL
@@ -136,8 +144,7 @@ class Applying:
         for of, error in each(wanted, build).items():
             self._fail(dict.fromkeys(wanted[of], error))
         rebuilt = {name for names in wanted.values() for name in names}
-        known = records.read(self.layout) if self._observed is None else self._observed.records
-        taken = {name: record.base for name, record in known.items() if name not in self._removed}
+        taken = {name: record.base for name, record in self._recorded().items()}
         for name, work in self._left().items():
             try:
                 base = ids.allocate([name], taken)[name]
@@ -210,7 +217,10 @@ class Applying:
                 lambda name: rootfs.adopt(self.layout, name, self._records[name].image.digest),
             )
         )
-        self._fail(records.write_all(self.layout, {name: self._records[name] for name in self._left()}))
+        written = {name: self._records[name] for name in self._left()}
+        unwritten = records.write_all(self.layout, written)
+        self._written = written.keys() - unwritten.keys()
+        self._fail(unwritten)
         self._fail(handout.keep(self.layout, {name: work.want.files for name, work in self._left().items()}))
 
         def make(name: str) -> None:
@@ -262,7 +272,7 @@ class Applying:
 
     def _watch(self) -> None:
         """Have the service that watches health run where any environment needs it, and be gone where none does."""
-        known = records.read(self.layout)
+        known = self._recorded()
         needed = any(record.spec.health is not None or record.spec.after for record in known.values())
         try:
             there = self.supervisor.observe([runtime.HEALTH]).get(runtime.HEALTH)

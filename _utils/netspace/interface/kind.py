@@ -54,12 +54,20 @@ class Interfaces:
         """Environments that have a namespace, or are remembered to have one."""
         return files.record_names(self.layout.records(records.KIND))
 
-    def observe(self, desired: DesiredInterfaces | None = None) -> Observed:
+    def observe(self, desired: DesiredInterfaces | None = None, about: Collection[str] | None = None) -> Observed:
         """What there is now, of all interfaces and of what *desired* ones need.
 
+        :param about: the environments that something is to be done to, if no others: the rest are only looked at as
+            far as their packet filters may have to learn of that. See :meth:`concerns_all`.
         :raises StateError: a record can't be read.
         """
-        return observe(self.layout, declared=desired.interfaces.values() if desired is not None else ())
+        only = None if about is None else {*about, *records.Volatile.read(self.layout).guards}
+        return observe(self.layout, only, desired.interfaces.values() if desired is not None else ())
+
+    @staticmethod
+    def concerns_all(plan: Plan) -> bool:
+        """Whether a plan made by a look at some needs one at all: the host's switch overrides each end's own."""
+        return any(step.name == FORWARDING for step in plan.steps)
 
     def list(self) -> dict[str, dict[str, Any]]:
         """Every environment's interface by its record, and whether its namespace is there."""

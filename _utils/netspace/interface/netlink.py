@@ -179,10 +179,15 @@ class Route(msgspec.Struct, frozen=True):
         return text + (f" src {self.source}" if self.source else "")
 
 
+_PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")  # by what is over four bytes
+_NOTHING = memoryview(b"")
+
+
 # -- packing -------------------------------------------------------------------------
 def attribute(type_: int, value: bytes) -> bytes:
     """One attribute, padded to four bytes."""
-    return _ATTRIBUTE.pack(4 + len(value), type_) + value + b"\0" * (-len(value) % 4)
+    length = len(value)
+    return _ATTRIBUTE.pack(4 + length, type_) + value + _PADDING[length & 3]
 
 
 def _text(value: str) -> bytes:
@@ -475,7 +480,7 @@ def parse_link(payload: bytes | memoryview) -> Link:
     found = dict(attributes(payload, _LINK.size))
     addr_gen, accept_ra = 0, None
     ipv4: dict[str, int] = {}
-    for family, below in attributes(found.get(_IFLA_AF_SPEC, memoryview(b""))):
+    for family, below in attributes(found.get(_IFLA_AF_SPEC, _NOTHING)):
         values = dict(attributes(below))
         if family == socket.AF_INET and _IFLA_INET_CONF in values:
             settings = memoryview(values[_IFLA_INET_CONF]).cast("i")
@@ -485,23 +490,23 @@ def parse_link(payload: bytes | memoryview) -> Link:
                 addr_gen = values[_IFLA_INET6_ADDR_GEN_MODE][0]
             if _IFLA_INET6_CONF in values:
                 accept_ra = memoryview(values[_IFLA_INET6_CONF]).cast("i")[_INET6_ACCEPT_RA]
-    information = dict(attributes(found.get(_IFLA_LINKINFO, memoryview(b""))))
+    information = dict(attributes(found.get(_IFLA_LINKINFO, _NOTHING)))
     return Link(
         index=index,
-        name=_string(found.get(_IFLA_IFNAME, memoryview(b""))),
+        name=_string(found.get(_IFLA_IFNAME, _NOTHING)),
         up=bool(flags & IFF_UP),
         arp=not flags & IFF_NOARP,
-        mtu=number(found.get(_IFLA_MTU, memoryview(b""))),
-        mac=bytes(found.get(_IFLA_ADDRESS, memoryview(b""))).hex(":"),
-        alias=_string(found.get(_IFLA_IFALIAS, memoryview(b""))),
-        kind=_string(information.get(_IFLA_INFO_KIND, memoryview(b""))),
-        group=number(found.get(_IFLA_GROUP, memoryview(b""))),
+        mtu=number(found.get(_IFLA_MTU, _NOTHING)),
+        mac=bytes(found.get(_IFLA_ADDRESS, _NOTHING)).hex(":"),
+        alias=_string(found.get(_IFLA_IFALIAS, _NOTHING)),
+        kind=_string(information.get(_IFLA_INFO_KIND, _NOTHING)),
+        group=number(found.get(_IFLA_GROUP, _NOTHING)),
         addr_gen=addr_gen,
         accept_ra=accept_ra,
         ipv4=ipv4,
-        queue=_string(found.get(_IFLA_QDISC, memoryview(b""))),
-        parent=number(found.get(_IFLA_LINK, memoryview(b""))),
-        master=number(found.get(_IFLA_MASTER, memoryview(b""))),
+        queue=_string(found.get(_IFLA_QDISC, _NOTHING)),
+        parent=number(found.get(_IFLA_LINK, _NOTHING)),
+        master=number(found.get(_IFLA_MASTER, _NOTHING)),
         data=_values(information.get(_IFLA_INFO_DATA)),
         port=_values(information.get(_IFLA_INFO_SLAVE_DATA)),
     )
@@ -512,9 +517,9 @@ def parse_rate(payload: bytes | memoryview) -> tuple[int, int]:
     """The link's index and the bits per second out of an RTM_NEWQDISC; 0 where it is no such limit."""
     _, index, _, parent, _ = _TRAFFIC.unpack_from(payload)
     found = dict(attributes(payload, _TRAFFIC.size))
-    if parent != _TC_ROOT or _string(found.get(_TCA_KIND, memoryview(b""))) != "tbf":
+    if parent != _TC_ROOT or _string(found.get(_TCA_KIND, _NOTHING)) != "tbf":
         return index, 0
-    options = dict(attributes(found.get(_TCA_OPTIONS, memoryview(b""))))
+    options = dict(attributes(found.get(_TCA_OPTIONS, _NOTHING)))
     if _TCA_TBF_RATE64 in options:
         return index, 8 * number(options[_TCA_TBF_RATE64])
     return index, 8 * int(_TBF.unpack_from(options[_TCA_TBF_PARMS])[5])
@@ -525,7 +530,7 @@ def parse_address(payload: bytes | memoryview) -> Address:
     """An address out of an RTM_NEWADDR."""
     family, prefix, _, _, index = _ADDRESS.unpack_from(payload)
     found = dict(attributes(payload, _ADDRESS.size))
-    packed = found.get(_IFA_LOCAL, found.get(_IFA_ADDRESS, memoryview(b"")))
+    packed = found.get(_IFA_LOCAL, found.get(_IFA_ADDRESS, _NOTHING))
     return Address(index, f"{socket.inet_ntop(family, bytes(packed))}/{prefix}")
 
 

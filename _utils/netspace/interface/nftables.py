@@ -341,6 +341,7 @@ def add_set(family: int, table: str, name: str, key: str, elements: Sequence[byt
     ]
 
 
+@functools.lru_cache(maxsize=256)  # the same few each time
 def declare_set(
     family: int,
     table: str,

@@ -32,6 +32,7 @@ from packets import (
     udp,
     upper,
 )
+from waiting import until
 
 from netspace.interface.kinds import tap as kind
 
@@ -132,8 +133,13 @@ class Guest:
         return ""
 
     def settle(self) -> None:
-        self.gateway_mac = self.ask("ipv4")
-        assert self.gateway_mac
+        """Find the gateway: asked again, since a link that came up a moment ago may lose what is sent."""
+
+        def found() -> str:
+            self.gateway_mac = self.ask("ipv4")
+            return self.gateway_mac
+
+        until(found, "the gateway answers")
 
 
 @pytest.fixture
