@@ -1,0 +1,57 @@
+"""One environment's interface on a host with others: these are neither looked at nor forgotten."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from interface_bench import Bench, veth
+
+from netspace.host import Host
+from netspace.interface import forwarding, namespaces
+from netspace.spec import parse
+
+pytestmark = pytest.mark.root
+
+OUT = {"direction": "out", "cidr": "198.18.0.0/15", "port": 443}
+
+
+def declared(**interfaces: Any) -> Any:
+    one = {"image": "dir:/nowhere", "command": ["/bin/true"]}
+    return parse.declaration({"environments": {name: {**one, "interface": spec} for name, spec in interfaces.items()}})
+
+
+def test_no_other_namespace_is_entered(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Host(bench.layout)
+    assert host.converge_interfaces(declared(a=veth(), b=veth())).ok
+    entered: set[Path] = set()
+    real = namespaces.enter
+
+    def enter(path: Path) -> None:
+        entered.add(path)
+        real(path)
+
+    monkeypatch.setattr(namespaces, "enter", enter)
+    assert host.converge_interfaces(declared(c=veth())).ok
+    assert not host.converge_interfaces(declared(c=veth())).plan.steps
+    assert entered == {bench.path("c")}
+    entered.clear()
+    assert host.remove_interfaces({"c"}).ok
+    assert entered <= {bench.path("c")}
+    assert not host.converge_interfaces(declared(a=veth(), b=veth()), whole=True).plan.steps
+    assert entered >= {bench.path("a"), bench.path("b")}, "a whole declaration is looked at as a whole"
+
+
+def test_others_keep_their_forwarding_when_the_host_is_switched(bench: Bench) -> None:
+    host = Host(bench.layout)
+    assert host.converge_interfaces(declared(a=veth())).ok
+
+    def forwards(name: str) -> str:
+        return forwarding.read(f"net/ipv4/conf/{bench.host_end(name)}/forwarding")
+
+    assert host.converge_interfaces(declared(b=veth(OUT))).ok
+    assert (forwards("a"), forwards("b")) == ("0", "1")
+    assert host.remove_interfaces({"b"}).ok
+    assert forwards("a") == "0"
+    assert not host.converge_interfaces(declared(a=veth()), whole=True).plan.steps
