@@ -147,7 +147,8 @@ def _program(runtime: str, name: str, package: str, path: str | None) -> str:
 @functools.cache
 def names() -> tuple[str, ...]:
     """Every runtime, by the names of the modules alone."""
-    return tuple(sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem != "__init__"))
+    found = {path.stem for folder in __path__ for path in Path(folder).glob("*.py")}
+    return tuple(sorted(found - {"__init__"}))
 
 
 @functools.cache
