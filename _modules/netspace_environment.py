@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     __context__: dict[str, Any]
     __opts__: dict[str, Any]
     __pillar__: dict[str, Any]
+    __salt__: dict[str, Any]
 
 __virtualname__ = "netspace_environment"
 __func_alias__ = {"list_": "list", "exec_": "exec"}
@@ -46,6 +47,9 @@ def _do(action: Callable[[Any], T]) -> T:
 
 
 def _each(outcomes: dict[str, str]) -> bool:
+    """What was done to each, after Salt was told where its targets may be others now."""
+    if declared.targets_wanted(__opts__, __pillar__) and "saltutil.refresh_resources" in __salt__:
+        __salt__["saltutil.refresh_resources"]()
     failed = {name: error for name, error in outcomes.items() if error}
     if failed:
         raise CommandExecutionError("\n".join(f"{name}: {error}" for name, error in failed.items()))

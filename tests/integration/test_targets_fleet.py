@@ -178,7 +178,9 @@ def test_targets_come_and_go_with_an_apply(fleet: Fleet) -> None:
     fleet.apply()
     until(lambda: fleet.at("T@netspace", "test.ping") == {web: True, shy: True})
     assert fleet.host("netspace_environment.stop", "shy") is True
-    assert fleet.at(f"T@netspace:{shy}", "test.ping").get(shy) in (False, None)
+    until(lambda: fleet.at("T@netspace", "test.ping") == {web: True})
+    assert fleet.host("netspace_environment.start", "shy") is True
+    until(lambda: fleet.at("T@netspace", "test.ping") == {web: True, shy: True})
     fleet.declare(shy={**environments["shy"], "target": False})
     fleet.apply()
     until(lambda: fleet.at("T@netspace", "test.ping") == {web: True})
