@@ -116,7 +116,7 @@ def test_a_set_has_what_any_of_it_has_and_the_dbx_that_all_have() -> None:
     one, two = booted("shim-grub"), booted("shim-grub", more)
     found = learning.learn(None, {"one": one, "two": two})
     assert sorted(found.after["boot"]["kernels"]) == sorted([boot_forge.KERNEL, "07" * 32])
-    assert "dbx" not in found.after["boot"]
+    assert "dbx" not in found.after["boot"] and found.after["boot"]["secure_boot"] is True
     assert code(found.after, one) == code(found.after, two) == "ok"
 
     # A policy that demands more than the second host has is not lowered by learning from it.
@@ -136,6 +136,19 @@ def test_without_secure_boot_pcr_7_is_known_by_its_value() -> None:
     found = learning.learn(None, {"gold": evidence})
     assert "secure_boot" not in found.after["boot"] and "7" in found.after["boot"]["pcrs"]
     assert any("secure_boot" in note for note in found.notes) and code(found.after, evidence) == "ok"
+
+
+def test_a_rule_that_would_not_take_the_boot_is_left_out() -> None:
+    def odd(told: list[Any]) -> None:
+        """Firmware that measures something of its own into PCR 4."""
+        at = boot_forge.index(told, 4, events.SEPARATOR)
+        told.insert(at, boot_forge.measured(4, events.IPL, b"vendor"))
+
+    evidence = booted("shim-grub", odd)
+    found = learning.learn(None, {"gold": evidence})
+    assert "applications" not in found.after["boot"] and "4" in found.after["boot"]["pcrs"]
+    assert any("no rules for applications" in note and "[boot-event]" in note for note in found.notes)
+    assert code(found.after, evidence) == "ok"
 
 
 @pytest.mark.parametrize("log", [None, b"\0", "other"])
