@@ -85,6 +85,16 @@ def present(name: str, **kwargs: Any) -> dict[str, Any]:
     monitor
         The sender is told when the receiver's program goes and comes.
 
+    ttl
+        Seconds that a message may wait to be read; then it is a dead letter.
+
+    length
+        How many messages may wait.
+
+    full
+        What happens beyond ``length``: ``reject`` (default), the sender is told; or ``drop-head``, the oldest message
+        is a dead letter.
+
     attestation
         ``{policy, minimum}``: the least trust level without which the link is withheld.
     """

@@ -133,6 +133,7 @@ disk_free_limit.absolute = 200MB
 raft.wal_max_size_bytes = 67108864
 handshake_timeout = 10000
 channel_max = 64
+max_message_size = {spec.message_size}
 consumer_timeout = 1800000
 """
 

@@ -56,12 +56,11 @@ def card(
             senders.append(sender)
     content: dict[str, Any] = {"version": VERSION, "name": name, "peers": peers, "senders": senders}
     if peers or senders:
-        patterns = {link.name: link.pattern for link in links}
+        today = {f"{sender['from']}.{name}": sender for sender in senders}
         more, whose = former.of(name, formers, names, links)
         for exchange, was in sorted(whose.items()):
-            if was in patterns:  # a revoked link's mail is nobody's any more
-                pattern = {"from": was.partition(".")[0], "pattern": "send"}
-                senders.append({**pattern, "exchange": exchange, "former": True})
+            if was in today:  # a revoked link's mail is nobody's any more
+                senders.append({**today[was], "exchange": exchange, "former": True})
         content["mailbox"] = names.mailbox(name)
         content["queues"] = queues + more
         if any("monitor" in peer for peer in peers):

@@ -390,8 +390,17 @@ def ports(value: int | str) -> tuple[int, int] | None:
     return (first, last) if 1 <= first <= last <= 65535 else None
 
 
+MESSAGE_SIZES = (1024, 512 * 1024**2)  # the most is RabbitMQ's
 LINK_TTL = 7 * 24 * 3600  # what every mailbox has
 LINK_LENGTH = 10_000
+# What neither the broker nor anything else between two environments holds a sender to.
+LINK_REFUSED = {
+    "rate": "the broker doesn't bound the rate of a link; a `length` bounds what waits, and the sender is told",
+    "size": "the broker bounds the size of messages for all links alike: `broker: {message_size: 1M}`",
+    "content_type": "a content type is what the sender calls it: the receiver has to look at what it gets",
+    "priority": "a priority is what the sender calls it: give links that must not wait for others a `length` or `ttl`, "
+    "and so a queue of their own",
+}
 
 
 def link(spec: Link, path: str) -> list[Problem]:
@@ -485,6 +494,10 @@ def _settings(declared: Declaration, path: str) -> list[Problem]:
     problems = []
     broker = declared.broker
     if isinstance(broker, LocalBroker):
+        least, most = MESSAGE_SIZES
+        if not least <= broker.message_size <= most:
+            text = f"{int(broker.message_size)} bytes: expected {least} to {most}"
+            problems.append(Problem(f"{path}:broker:message_size", text))
         used: dict[int, str] = {}
         for key in ("port", "management_port", "distribution_port", "epmd_port"):
             port = getattr(broker, key)

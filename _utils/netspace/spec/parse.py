@@ -174,6 +174,9 @@ def runtimes(data: Any, path: str = "runtimes") -> Runtimes:
 
 def link(data: Any, path: str = "link") -> Link:
     """Parse one link."""
+    for key in check.LINK_REFUSED if isinstance(data, Mapping) else ():
+        if key in data:
+            raise SpecError([Problem(f"{path}:{key}", check.LINK_REFUSED[key])])
     parsed: Link = convert(data, Link, path)
     problems = check.link(parsed, path)
     if problems:

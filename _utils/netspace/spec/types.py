@@ -143,6 +143,7 @@ class Attestation(Requirement, frozen=True):
 class LocalBroker(Base, frozen=True, tag_field="kind", tag="local"):
     """A RabbitMQ node of netspace's own on this host's loopback.
 
+    :param message_size: bytes that a message may have; the sender of a larger one is told.
     :param names_key: root-readable file of 32 random characters or more, from which the names of mailboxes
         and links are made so that nobody can guess them; absent: a key of this host's own.
     :param port: where it takes TLS connections; so with the others.
@@ -157,6 +158,7 @@ class LocalBroker(Base, frozen=True, tag_field="kind", tag="local"):
     management_port: int = 15682
     distribution_port: int = 25682
     epmd_port: int = 4379
+    message_size: Size = Size(16 * 1024**2)
     names_key: str | None = None
     passwords: tuple[str, ...] = ()
     trust_domain: str | None = None

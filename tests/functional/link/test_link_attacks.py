@@ -12,11 +12,13 @@ import random
 import socket
 import ssl
 import struct
+import time
 
 import amqp1
 import pika
 import pytest
 from pika.exceptions import AMQPError, ChannelClosedByBroker
+from waiting import until
 
 from netspace.link import identity
 from netspace.link.names import PLAIN
@@ -137,6 +139,12 @@ def test_headers_lead_nowhere(host):
         delivery, _, body = channel.basic_get(host.n("mailbox.orders"), auto_ack=True)
         assert (delivery.exchange, body) == (host.n("link.web.orders"), b"forged")
         assert channel.basic_get(host.n("mailbox.orders"), auto_ack=True)[0] is None
+
+
+def test_a_message_larger_than_any_may_be_is_refused(host):
+    with host.client("web") as channel, pytest.raises(ChannelClosedByBroker) as caught:
+        channel.basic_publish(host.n("link.web.orders"), "", bytes(16 * 1024**2 + 1), mandatory=True)
+    assert caught.value.reply_code == 406
 
 
 def test_channels_are_bounded_over_all_connections(host):
@@ -268,3 +276,57 @@ def test_random_frames_end_their_own_connection(host):
                     dice.choice([HELLO, b"AMQP\x00\x01\x00\x00", b""]) + dice.randbytes(dice.randrange(8, 4000))
                 )
         assert all(closed(secured) for secured in opened)
+
+
+def test_whoever_is_slow_is_cut_off_and_takes_nobodys_place(host, record_property):
+    """Connections that say nothing, or a byte at a time: a bounded number, for a bounded time."""
+    about = host.card("web")["broker"]
+
+    def pause() -> float:
+        begun = time.monotonic()
+        with host.client("orders") as channel:
+            channel.basic_publish(host.n("link.orders.audit"), "", b"x", mandatory=True)
+        with host.client("audit") as channel:
+            channel.basic_get(host.n("mailbox.audit"), auto_ack=True)
+        return time.monotonic() - begun
+
+    alone = min(pause() for _ in range(3))
+    slow = []
+    try:
+        with host.inside("web"):
+            for _ in range(20):
+                one = socket.socket()
+                one.setblocking(False)
+                one.connect_ex((about["host"], about["port"]))
+                slow.append(one)
+        record_property("neighbour's time while it lasts, as a multiple", f"{pause() / alone:.2f}")
+        until(
+            lambda: len(slow) == sum(cut_off(one, bool(at % 2)) for at, one in enumerate(slow)), patience=120, pause=2
+        )
+    finally:
+        for one in slow:
+            one.close()
+    until(lambda: connects(host, "web"), "it may come again when its connections are gone", patience=PATIENCE)
+
+
+def cut_off(one: socket.socket, drips: bool) -> bool:
+    """Whether it is closed; else it says one more byte, if it is of those that say anything."""
+    try:
+        while one.recv(100):
+            pass
+    except BlockingIOError:
+        if drips:
+            with contextlib.suppress(OSError):
+                one.send(b"\x16")
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def connects(host, name: str) -> bool:
+    try:
+        host.connect(name).close()
+    except AMQPError:
+        return False
+    return True

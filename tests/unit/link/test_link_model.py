@@ -427,7 +427,7 @@ def test_a_card_tells_the_senders_of_former_queues_by_their_exchange():
     ]
     content = card("b", links, VHOST, CALLED, formers)
     assert content["queues"] == [N("mailbox.b"), "mailbox.b"]
-    assert content["senders"][1:] == [{"from": "a", "pattern": "send", "exchange": "link.a.b", "former": True}]
+    assert content["senders"][1:] == [{**content["senders"][0], "exchange": "link.a.b", "former": True}]
 
 
 # -- monitoring --------------------------------------------------------------------------------

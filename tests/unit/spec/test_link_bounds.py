@@ -1,0 +1,59 @@
+"""What may be declared of a link's bounds, and what is refused because nothing would hold a sender to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from netspace.errors import SpecError
+from netspace.spec import parse
+
+ENDS = {"from": "web", "to": "orders"}
+
+
+@pytest.mark.parametrize(
+    "bounds",
+    [{}, {"ttl": 0.5}, {"ttl": 604800}, {"length": 1}, {"length": 10_000, "full": "drop-head"}, {"full": "reject"}],
+)
+def test_bounds(bounds: dict[str, Any]) -> None:
+    link = parse.link({**ENDS, **bounds})
+    assert {key: getattr(link, key) for key in bounds} == bounds
+    again = parse.link({**ENDS, **link.bounds})
+    assert again.bounds == link.bounds, "as it is recorded"
+
+
+@pytest.mark.parametrize(
+    ("key", "bounds"),
+    [
+        ("ttl", {"ttl": 0}),
+        ("ttl", {"ttl": 604801}),
+        ("length", {"length": 0}),
+        ("length", {"length": 10_001}),
+        ("full", {"full": "drop-head"}),
+        ("full", {"full": "drop-tail", "length": 5}),
+    ],
+)
+def test_bounds_out_of_bounds(key: str, bounds: dict[str, Any]) -> None:
+    with pytest.raises(SpecError) as caught:
+        parse.link({**ENDS, **bounds}, "netspace:links:0")
+    assert f"netspace:links:0:{key}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "reason"),
+    [("rate", "length"), ("size", "message_size"), ("content_type", "receiver"), ("priority", "queue of their own")],
+)
+def test_what_nothing_enforces_is_refused_with_the_reason(key: str, reason: str) -> None:
+    with pytest.raises(SpecError, match=f"link:{key}: .*{reason}"):
+        parse.link({**ENDS, key: 1})
+
+
+@pytest.mark.parametrize(("size", "right"), [("1K", True), ("512M", True), (1023, False), ("513M", False)])
+def test_sizes_of_messages(size: Any, right: bool) -> None:
+    declared = {"broker": {"kind": "local", "message_size": size}}
+    if right:
+        assert parse.declaration(declared).broker.message_size
+    else:
+        with pytest.raises(SpecError, match="message_size"):
+            parse.declaration(declared)
