@@ -460,6 +460,20 @@ def attributes(data: bytes | memoryview, offset: int = 0) -> Iterator[tuple[int,
         offset += (length + 3) & ~3
 
 
+def _by_type(data: bytes | memoryview, offset: int = 0) -> dict[int, memoryview]:
+    """The last of each type of :func:`attributes`: of each of a thousand links there are fifty."""
+    found: dict[int, memoryview] = {}
+    view, unpack = memoryview(data), _ATTRIBUTE.unpack_from
+    end = len(view)
+    while offset + 4 <= end:
+        length, type_ = unpack(view, offset)
+        if length < 4 or offset + length > end:
+            break
+        found[type_ & 0x3FFF] = view[offset + 4 : offset + length]
+        offset += (length + 3) & ~3
+    return found
+
+
 def _string(value: memoryview) -> str:
     return bytes(value).rstrip(b"\0").decode(errors="replace")
 
@@ -477,11 +491,11 @@ def number(value: bytes | memoryview) -> int:
 def parse_link(payload: bytes | memoryview) -> Link:
     """A link out of an RTM_NEWLINK."""
     _, _, index, flags, _ = _LINK.unpack_from(payload)
-    found = dict(attributes(payload, _LINK.size))
+    found = _by_type(payload, _LINK.size)
     addr_gen, accept_ra = 0, None
     ipv4: dict[str, int] = {}
     for family, below in attributes(found.get(_IFLA_AF_SPEC, _NOTHING)):
-        values = dict(attributes(below))
+        values = _by_type(below)
         if family == socket.AF_INET and _IFLA_INET_CONF in values:
             settings = memoryview(values[_IFLA_INET_CONF]).cast("i")
             ipv4 = {name: settings[number - 1] for number, name in _IPV4_NAMES.items() if number <= len(settings)}
@@ -490,7 +504,7 @@ def parse_link(payload: bytes | memoryview) -> Link:
                 addr_gen = values[_IFLA_INET6_ADDR_GEN_MODE][0]
             if _IFLA_INET6_CONF in values:
                 accept_ra = memoryview(values[_IFLA_INET6_CONF]).cast("i")[_INET6_ACCEPT_RA]
-    information = dict(attributes(found.get(_IFLA_LINKINFO, _NOTHING)))
+    information = _by_type(found.get(_IFLA_LINKINFO, _NOTHING))
     return Link(
         index=index,
         name=_string(found.get(_IFLA_IFNAME, _NOTHING)),
@@ -516,10 +530,10 @@ def parse_link(payload: bytes | memoryview) -> Link:
 def parse_rate(payload: bytes | memoryview) -> tuple[int, int]:
     """The link's index and the bits per second out of an RTM_NEWQDISC; 0 where it is no such limit."""
     _, index, _, parent, _ = _TRAFFIC.unpack_from(payload)
-    found = dict(attributes(payload, _TRAFFIC.size))
+    found = _by_type(payload, _TRAFFIC.size)
     if parent != _TC_ROOT or _string(found.get(_TCA_KIND, _NOTHING)) != "tbf":
         return index, 0
-    options = dict(attributes(found.get(_TCA_OPTIONS, _NOTHING)))
+    options = _by_type(found.get(_TCA_OPTIONS, _NOTHING))
     if _TCA_TBF_RATE64 in options:
         return index, 8 * number(options[_TCA_TBF_RATE64])
     return index, 8 * int(_TBF.unpack_from(options[_TCA_TBF_PARMS])[5])
@@ -529,7 +543,7 @@ def parse_rate(payload: bytes | memoryview) -> tuple[int, int]:
 def parse_address(payload: bytes | memoryview) -> Address:
     """An address out of an RTM_NEWADDR."""
     family, prefix, _, _, index = _ADDRESS.unpack_from(payload)
-    found = dict(attributes(payload, _ADDRESS.size))
+    found = _by_type(payload, _ADDRESS.size)
     packed = found.get(_IFA_LOCAL, found.get(_IFA_ADDRESS, _NOTHING))
     return Address(index, f"{socket.inet_ntop(family, bytes(packed))}/{prefix}")
 
@@ -538,7 +552,7 @@ def parse_address(payload: bytes | memoryview) -> Address:
 def parse_route(payload: bytes | memoryview) -> tuple[int, Route]:
     """The outgoing link's index and the route out of an RTM_NEWROUTE."""
     family, prefix = _ROUTE.unpack_from(payload)[:2]
-    found = dict(attributes(payload, _ROUTE.size))
+    found = _by_type(payload, _ROUTE.size)
     none = bytes(4 if family == socket.AF_INET else 16)
 
     def address(type_: int) -> str:
