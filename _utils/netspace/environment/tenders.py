@@ -16,9 +16,7 @@ import os
 import re
 import struct
 import subprocess
-import tarfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +48,7 @@ _PT_INTERP = 3
 _LARGEST = 64 * 1024
 
 
-@dataclass(frozen=True)
-class Guest:
+class Guest(msgspec.Struct, frozen=True):
     """What a tender is to run, as it finds it.
 
     :param kernel: the kernel's path.
@@ -130,6 +127,8 @@ def _disk_inside(runtime: Runtime) -> str:
 
 def disk(files: Mapping[str, bytes]) -> bytes:
     """The disk with these files: a tar archive (ustar), the same for the same files."""
+    import tarfile
+
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         for name, content in sorted(files.items()):
@@ -142,8 +141,7 @@ def disk(files: Mapping[str, bytes]) -> bytes:
 # -- an image source ---------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _File:
+class _File(msgspec.Struct, frozen=True):
     """One file's content, as the tree takes it."""
 
     path: str

@@ -9,8 +9,9 @@ reads both. The exchange that a delivery came from still tells the sender: which
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from netspace.link.model import Found, Objects
 from netspace.link.names import Names, environments_of, is_dead
@@ -20,8 +21,7 @@ SETTLED = 15.0
 """Seconds after which the broker's count of a queue's messages tells of all that was sent there."""
 
 
-@dataclass(frozen=True)
-class Former:
+class Former(msgspec.Struct, frozen=True):
     """A queue with a former name.
 
     :param environment: who reads it; empty: dead letters, which the operator reads.
@@ -31,7 +31,7 @@ class Former:
 
     queue: str
     environment: str
-    senders: Mapping[str, str] = field(default_factory=dict)
+    senders: Mapping[str, str] = msgspec.field(default_factory=dict)
     since: float = 0.0
 
 
