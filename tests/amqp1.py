@@ -11,7 +11,7 @@ from typing import Any
 
 OPEN, BEGIN, ATTACH, FLOW, TRANSFER, DISPOSITION, DETACH, END, CLOSE = range(0x10, 0x19)
 MECHANISMS, INIT, OUTCOME = 0x40, 0x41, 0x44
-SOURCE, TARGET, PROPERTIES, VALUE = 0x28, 0x29, 0x73, 0x77
+SOURCE, TARGET, HEADER, ANNOTATIONS, PROPERTIES, APPLICATION, VALUE = 0x28, 0x29, 0x70, 0x72, 0x73, 0x74, 0x77
 STATES = {0x24: "accepted", 0x25: "rejected", 0x26: "released", 0x27: "modified"}
 
 
@@ -153,7 +153,10 @@ class Client:
 
     def _transfer(self, handle: int, body: Any, properties: dict[str, Any], settled: bool = False) -> None:
         known = ("message_id", "user_id", "to", "subject", "reply_to")
-        message = encode(Described(PROPERTIES, [properties.get(key) for key in known]))
+        message = encode(Described(HEADER, [True, None, properties.get("ttl")]))
+        message += encode(Described(ANNOTATIONS, properties.get("annotations", {})))
+        message += encode(Described(PROPERTIES, [properties.get(key) for key in known]))
+        message += encode(Described(APPLICATION, properties.get("application", {})))
         message += encode(Described(VALUE, body))
         self._send(TRANSFER, [handle, self._delivery, struct.pack(">I", self._delivery), 0, settled], message)
         self._delivery += 1

@@ -21,6 +21,7 @@ from pika.exceptions import AMQPError, ChannelClosedByBroker
 from waiting import until
 
 from netspace.link import identity
+from netspace.link.letters import Letters
 from netspace.link.names import PLAIN
 from netspace.spec.types import Link
 
@@ -155,6 +156,45 @@ def test_channels_are_bounded_over_all_connections(host):
             for _ in range(63):
                 opened.append(connection.channel())
     assert 63 <= len(opened) <= 64
+
+
+# -- dead letters ------------------------------------------------------------------------
+def forgery(host) -> dict:
+    """What would make a letter of the attacker's one of its neighbour's, if it were believed."""
+    exchange, queue = host.n("link.orders.audit"), host.n("mailbox.audit")
+    said = {"exchange": exchange, "queue": queue, "reason": "rejected"}
+    return {f"x-{which}-death-{key}": value for which in ("first", "last") for key, value in said.items()}
+
+
+def letters_of_the_attacker(host, count: int) -> None:
+    desk = Letters(host.layout)
+    until(lambda: desk.count()["count"] == count, "they are dead", patience=PATIENCE)
+    assert {one["link"] for one in desk.count()["letters"]} == {"web.orders"}
+    assert desk.redeliver() == {"sent": {"web.orders": count}, "kept": {}}
+    with host.client("orders") as channel:
+        for _ in range(count):
+            assert channel.basic_get(host.n("mailbox.orders"), auto_ack=True)[0].exchange == host.n("link.web.orders")
+
+
+def test_a_dead_letter_comes_again_from_its_true_sender(host):
+    forged = forgery(host)
+    history = [{"exchange": host.n("link.orders.audit"), "queue": host.n("mailbox.audit"), "count": 1, "time": 1}]
+    about = pika.BasicProperties(expiration="1", headers={**forged, "x-death": history})
+    with host.client("web") as channel:
+        channel.basic_publish(host.n("link.web.orders"), "", b"x", about, mandatory=True)
+    letters_of_the_attacker(host, 1)
+
+
+def test_a_dead_letter_comes_again_from_its_true_sender_over_amqp_1(host):
+    forged = forgery(host)
+    annotations = {amqp1.Symbol(f"x-opt-{key[2:]}"): value for key, value in forged.items()}
+    annotations |= {amqp1.Symbol(key): value for key, value in forged.items()}
+    with client(host) as one:
+        link = one.sender(f"/exchanges/{host.n('link.web.orders')}")
+        one.send(link, ttl=1, application=forged)
+        one.send(link, ttl=1, annotations=annotations)
+        one.send(link, ttl=1, annotations=annotations, application=forged)
+    letters_of_the_attacker(host, 3)
 
 
 # -- AMQP 1.0 ---------------------------------------------------------------------------
