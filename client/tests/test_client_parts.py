@@ -5,14 +5,30 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import struct
 from collections import OrderedDict
 from pathlib import Path
 
+import pamqp.commands
+import pamqp.frame
+import pamqp.header
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from netspace_client import CardError, Change, Closed, LinkError, Mailbox, Monitor, NotDeclared, Revoked, Timeout, card
+from netspace_client import (
+    CardError,
+    Change,
+    Closed,
+    LinkError,
+    Mailbox,
+    Monitor,
+    NotDeclared,
+    Revoked,
+    Timeout,
+    card,
+    frames,
+)
 from netspace_client.inbox import Inbox, Waiter
 from netspace_client.monitor import Readers
 from netspace_client.window import Window
@@ -189,6 +205,73 @@ def test_a_match_that_fails_is_its_waiters_error_and_loses_nothing():
         assert inbox.take(lambda item: True) == 0
 
     asyncio.run(play())
+
+
+# -- frames --------------------------------------------------------------------------------------
+def frame(kind: int, payload: bytes) -> tuple[bytes, bytes]:
+    return struct.pack(">BHI", kind, 1, len(payload)), payload + b"\xce"
+
+
+values = st.recursive(
+    st.booleans() | st.integers(0, 2**31) | st.text(max_size=5) | st.floats(allow_nan=False, width=32),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("ab", max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@STEADY
+@given(st.dictionaries(st.text("ab", max_size=3), values, max_size=4), st.data())
+def test_what_can_be_decoded_is_left_as_it_was_and_of_anything_else_the_body_is_known(headers, data):
+    about = pamqp.commands.Basic.Properties(headers=headers, message_id="m", content_type="t")
+    raw = pamqp.header.ContentHeader(0, 7, about).marshal()
+    head, payload = frame(frames.HEADER, raw)
+    assert frames.harmless(head, payload) == payload
+    changed = bytearray(raw)
+    for _ in range(data.draw(st.integers(1, 4))):
+        changed[data.draw(st.integers(12, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    head, payload = frame(frames.HEADER, bytes(changed))
+    _, _, header = pamqp.frame.unmarshal(head + frames.harmless(head, payload))
+    assert header.body_size == 7
+
+
+@STEADY
+@given(st.integers(0, 0xFFFF), st.binary(max_size=80))
+def test_any_bytes_as_properties_are_decoded_or_left_out(flags, properties):
+    head, payload = frame(frames.HEADER, struct.pack(">HHQH", 60, 0, 7, flags) + properties)
+    _, _, header = pamqp.frame.unmarshal(head + frames.harmless(head, payload))
+    assert header.body_size == 7
+
+
+@pytest.mark.parametrize(
+    ("flags", "properties"),
+    [
+        (0x0001, b""),  # more flags follow, for ever
+        (0x2000, struct.pack(">I", 7) + b"\x01aA" + struct.pack(">I", 99)),  # an array longer than all there is
+        (0x2000, struct.pack(">I", 2**32 - 1)),
+        (0x2000, (struct.pack(">I", 9) + b"\x01xF") * 40),
+    ],
+)
+def test_false_lengths_are_not_followed(flags, properties):
+    head, payload = frame(frames.HEADER, struct.pack(">HHQH", 60, 0, 7, flags) + properties)
+    assert frames.harmless(head, payload)[12:14] == b"\0\0"
+
+
+@STEADY
+@given(st.text("abc", max_size=20), st.text("xyz.", max_size=20), st.binary(max_size=200))
+def test_a_delivery_is_decoded_whatever_its_routing_key(tag, exchange, key):
+    def short(raw: bytes) -> bytes:
+        return bytes([len(raw)]) + raw
+
+    content = short(tag.encode()) + struct.pack(">QB", 5, 0) + short(exchange.encode()) + short(key)
+    head, payload = frame(frames.METHOD, struct.pack(">HH", 60, 60) + content)
+    _, _, delivery = pamqp.frame.unmarshal(head + frames.harmless(head, payload))
+    assert (delivery.consumer_tag, delivery.delivery_tag, delivery.exchange) == (tag, 5, exchange)
+
+
+def test_other_frames_are_left_as_they_are():
+    for kind, payload in ((3, b"\xff" * 20), (8, b""), (1, b"\xff" * 20), (2, b"\xff")):
+        head, whole = frame(kind, payload)
+        assert frames.harmless(head, whole) == whole
 
 
 # -- monitoring -----------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ import aiormq
 from aiormq import Channel
 from aiormq.abc import AbstractConnection
 
+from netspace_client import frames
 from netspace_client.card import Broker
 from netspace_client.errors import CardError, Closed
 
@@ -153,6 +154,7 @@ class Session:
 
 
 async def _connect(broker: Broker) -> AbstractConnection:
+    frames.guard()
     where = f"{quote(broker.host)}:{broker.port}/{quote(broker.vhost, safe='')}?heartbeat={HEARTBEAT}"
     if broker.certificate is None:
         login = f"{quote(broker.username, safe='')}:{quote(_secret(broker), safe='')}@"

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pika
 import pytest
 from programs import Program, tell
 from waiting import until
@@ -404,6 +405,36 @@ def test_senders_wait_their_turn_beyond_what_may_be_in_flight(town):
 
     assert not [result for result in web.run(pour()) if isinstance(result, Exception)]
     assert 1 <= most <= 3
+
+
+def test_no_letter_keeps_its_receiver_from_the_others(town):
+    """A hostile sender chooses all that he may so that it can't be decoded."""
+    nested: dict = {}
+    for _ in range(350):
+        nested = {"x": nested}
+    letters = [
+        pika.BasicProperties(content_type=b"\xff"),
+        pika.BasicProperties(message_id=b"\xc3"),
+        pika.BasicProperties(timestamp=2**62),
+        pika.BasicProperties(headers=nested),
+        pika.BasicProperties(message_id="fine"),
+    ]
+    audit = town.program("audit")
+    with town.world.client("web") as channel:
+        exchange = next(peer["exchange"] for peer in town.card("web")["peers"] if peer["to"] == "audit")
+        for number, about in enumerate(letters):
+            key = b"\xff" if number == 4 else ""
+            channel.basic_publish(exchange, key, str(number).encode(), about, mandatory=True)
+    town.program("orders").send("audit", "honest")
+
+    async def take():
+        async with await audit.mailbox.receive(timeout=50) as message:
+            return message.text, message.id, message.redelivered
+
+    got = [audit.run(take()) for _ in range(6)]
+    assert [text for text, _, _ in got] == ["0", "1", "2", "3", "4", "honest"]
+    assert [identity for _, identity, _ in got[:5]] == [None, None, None, None, "fine"]
+    assert not any(redelivered for _, _, redelivered in got)
 
 
 # -- monitoring -------------------------------------------------------------------------------------
