@@ -78,7 +78,7 @@ class Host:
             DesiredLinks(broker, tuple(links)), observed, self.links.names() - {o.name for o in links}
         )
         failed = [one for one in self.links.apply(plan.steps) if one.error]
-        assert not failed and not plan.refusals, failed or plan.refusals
+        assert not failed and not plan.refusals, [one.error[:300] for one in failed] or plan.refusals
         return len(plan.steps)
 
     def evaluate(self, expression: str) -> None:

@@ -9,7 +9,8 @@ was made anew under the same name needs a new socket.
 Facts that the code relies on: haproxy refuses a configuration that names a missing
 namespace, and keeps the former one; a reload hands sockets over to the new worker by
 address and name of the namespace, so it would keep those of a namespace that is gone,
-unless told not to (``-x /dev/null``); old workers keep their connections until these end.
+unless told not to (``-x /dev/null``); its master holds a descriptor for each namespace, and doesn't start with
+more than 250 of them unless told (``-n``) of as many connections; old workers keep theirs until these end.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ NAME = "forwarder"
 PROGRAM = Path("/usr/sbin/haproxy")
 
 CONNECTIONS = 16  # of one environment: the broker admits 8, and refuses the rest by itself
+ALL_CONNECTIONS = 9000
 OLD_WORKERS = 16  # each holds 10 MB until its last connection ends; older ones are ended
 _SECTION = "frontend environment:"
 
@@ -63,6 +65,8 @@ def service(layout: Layout) -> Service:
             "-W",
             "-S",
             f"{_socket(layout)},level,admin,mode,600",
+            "-n",
+            str(ALL_CONNECTIONS),
             "-x",
             "/dev/null",
             "-f",
@@ -97,8 +101,8 @@ def render(layout: Layout, broker: Broker, found: Mapping[str, int], trusted: st
         f"    chroot {folder(layout)}/empty",
         "    user haproxy",
         "    group haproxy",
-        # A bound and no demand: haproxy makes do with less where the system grants less.
-        f"    fd-hard-limit {1000 + (2 * CONNECTIONS + 2) * len(found)}",
+        # What -n asks for is no demand: haproxy makes do with less where the system grants less.
+        "    no strict-limits",
         f"    mworker-max-reloads {OLD_WORKERS}",
         "    nbthread 2",
         "defaults",

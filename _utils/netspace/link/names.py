@@ -13,6 +13,7 @@ The key is the host's own (``<records>/link/names.json``), or that of a file whi
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import hmac
 import re
@@ -34,6 +35,11 @@ TAG_PATTERN = r"[0-9a-f]{32}"
 _SHOWN = re.compile(r"\.[0-9a-f]{32}(?![0-9a-f])")
 
 
+@functools.lru_cache(maxsize=65536)  # a plan names each object several times
+def _tag(key: bytes, text: str) -> str:
+    return hmac.digest(key, text.encode(), "sha256").hex()[:32]
+
+
 @dataclass(frozen=True)
 class Names:
     """The names that follow from a *key*; without one, those of netspace's first versions, which can be guessed.
@@ -53,7 +59,7 @@ class Names:
         """The whole name; *more* makes it another one though it reads alike."""
         if not self.key:
             return plain
-        return f"{plain}.{hmac.digest(self.key, f'{plain} {more}'.encode(), 'sha256').hex()[:32]}"
+        return f"{plain}.{_tag(self.key, f'{plain} {more}')}"
 
     def mailbox(self, environment: str) -> str:
         return self.of(f"mailbox.{environment}")

@@ -220,6 +220,8 @@ def _drift(
 
 def _expected(before: Mapping[str, Link], after: Mapping[str, Link], names: Names) -> set[Key]:
     """The objects that differ because the declaration does."""
+    if before == after:
+        return set()
     old, new = model.objects(before.values(), names), model.objects(after.values(), names)
     keys = {key for key in {*old, *new} if old.get(key) != new.get(key)}
     for name, link in before.items():

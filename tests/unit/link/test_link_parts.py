@@ -48,6 +48,13 @@ def test_the_forwarder_goes_where_the_url_says(url, server):
     assert ("ssl verify required" in config) == url.startswith("amqps")
 
 
+def test_the_forwarder_can_be_started_for_a_thousand_environments():
+    """Without -n its master takes no more than 250 namespaces; the bound must not keep it from starting either."""
+    command = forwarder.service(Layout()).command
+    assert int(command[command.index("-n") + 1]) >= 8 * 1000
+    assert "no strict-limits" in forwarder.render(Layout(), LocalBroker(), {})
+
+
 # -- broker ------------------------------------------------------------------------
 def test_the_node_listens_on_loopback_and_has_no_secret_in_its_service():
     layout, spec = Layout(), LocalBroker()
