@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import re
 import shutil
@@ -17,7 +18,7 @@ import tiny_kernel
 from environment_host import CLONE_NEWNET, Host
 from waiting import until
 
-from netspace.environment import runtimes
+from netspace.environment import runtimes, seccomp
 from netspace.errors import NetspaceError
 
 PATIENCE = 120.0
@@ -64,6 +65,9 @@ def test_it_boots_in_the_same_jail_and_has_its_arguments_and_its_credentials(hos
     assert set(re.findall(r"Cap\w+:\s*(\w+)", status)) == {"0" * 16}
     assert re.search(r"^NoNewPrivs:\s*1$", status, re.MULTILINE) and re.search(r"^Seccomp:\s*2$", status, re.MULTILINE)
     assert b"secret" not in Path(f"/proc/{pid}/cmdline").read_bytes()
+    config = json.loads((host.layout.bundle("tiny") / "config.json").read_bytes())
+    assert config["linux"]["seccomp"] == seccomp.tender()
+    assert config["root"]["readonly"]
     if "memory" in host.kind.making.controllers:
         assert 0 < told["usage"]["memory"] <= 128 * 1024**2
         assert host.kind.observe().environments["tiny"].differing == ()
@@ -114,6 +118,16 @@ def test_how_it_ends_is_told(host: Host, kernel: str) -> None:
     host.apply({"bad": host.desired("bad", args=["exit=3"], **keys)})
     until(lambda: host.kind.list()["bad"]["state"] == "failed", patience=PATIENCE)
     assert host.kind.list()["bad"]["exit"] == "exit 7"
+
+
+@pytest.mark.parametrize("machine", ["pc", "microvm"])
+def test_a_kernel_may_boot_by_pvh(host: Host, built: Path, tmp_path: Path, machine: str) -> None:
+    host.settings["qemu"] = {"machine": machine}
+    kernel = str(tiny_kernel.build(tmp_path / "pvh", "-DPVH"))
+    host.apply({"tiny": host.desired("tiny", kernel=kernel, args=["exit=0"], limits=LIMITS, restart="never")})
+    until(lambda: host.kind.list()["tiny"]["state"] == "stopped", patience=PATIENCE)
+    assert "kernel: started: exit=0" in lines(host)
+    assert host.kind.list()["tiny"]["exit"] == "exit 0"
 
 
 def test_without_an_interface_its_mailbox_is_all_that_it_reaches(host: Host, kernel: str) -> None:
