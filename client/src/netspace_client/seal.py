@@ -17,6 +17,7 @@ from which it is used (``nbf``): before that it is only known, so that all have 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -227,27 +228,32 @@ class _Jose:
             max_protected_header_length = 4096
             max_ciphertext_length = MAX_SEALED
 
-        self._jws, self._jwe, self._import = jws, jwe, ECKey.import_key
+        self._jws, self._jwe = jws, jwe
+        # Of the keys in use; to make one of its numbers takes as long as to sign with it.
+        self._made = functools.lru_cache(maxsize=64)(lambda members: ECKey.import_key(dict(members)))
         # Which members a header has is checked by us: the registry doesn't know ours.
         self._signatures = Signatures(algorithms=[_SIGN], strict_check_header=False)
         self._encryptions = Encryptions(algorithms=[_WRAP, _ENCRYPT], strict_check_header=False)
 
+    def _key(self, jwk: Mapping[str, str]) -> Any:
+        return self._made(tuple(jwk.items()))
+
     def sign(self, header: dict[str, Any], body: bytes, key: Mapping[str, str]) -> str:
-        return self._jws.serialize_compact(header, body, self._import(dict(key)), registry=self._signatures)
+        return self._jws.serialize_compact(header, body, self._key(key), registry=self._signatures)
 
     def encrypt(self, header: dict[str, Any], text: str, key: Mapping[str, str]) -> bytes:
-        return self._jwe.encrypt_compact(header, text, self._import(dict(key)), registry=self._encryptions).encode()
+        return self._jwe.encrypt_compact(header, text, self._key(key), registry=self._encryptions).encode()
 
     def decrypt(self, raw: bytes, key: Mapping[str, str]) -> bytes:
         try:
-            found = self._jwe.decrypt_compact(raw, self._import(dict(key)), registry=self._encryptions)
+            found = self._jwe.decrypt_compact(raw, self._key(key), registry=self._encryptions)
         except Exception as err:  # whatever a forger can make it raise
             raise SealError(f"it can't be decrypted: {type(err).__name__}") from None
         return found.plaintext or b""
 
     def verify(self, raw: bytes, key: Mapping[str, str]) -> bytes:
         try:
-            return self._jws.deserialize_compact(raw, self._import(dict(key)), registry=self._signatures).payload
+            return self._jws.deserialize_compact(raw, self._key(key), registry=self._signatures).payload
         except Exception as err:
             raise SealError(f"its signature doesn't hold: {type(err).__name__}") from None
 

@@ -196,6 +196,7 @@ LINKS = st.lists(
         pattern=st.sampled_from(["send", "request"]),
         ttl=st.sampled_from([None, 5.0]),
         seal=st.booleans(),
+        monitor=st.booleans(),
     ),
     unique_by=lambda link: link.name,
 )
