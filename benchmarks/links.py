@@ -235,7 +235,7 @@ def salt(host: Host, rounds: Rounds, sample: int, folder: Path) -> None:
         f"--file-root={states}",
         "--retcode-passthrough",
         "--log-level=error",
-        "--out=quiet",
+        "--out=json",
     ]
     (folder / "minion").write_text(f"cachedir: {folder}/cache\npki_dir: {folder}/pki\nlog_file: /dev/null\n")
     ours = {**os.environ, "PATH": f"{shim}:{os.environ['PATH']}"}
@@ -302,6 +302,8 @@ def lines(rounds: Rounds, count: int) -> dict[str, dict[str, Any]]:
         f"{many}, unchanged": line(middle("unchanged"), "ms", "goal", 500, ratio=1.0),
         f"{many}, one link more": line(middle("add"), "ms", "goal", 500, ratio=1.0),
         f"{many}, one revoked": line(middle("revoke"), "ms", "goal", 500, ratio=1.0),
+        f"{many}, from nothing, processor time": line(middle("create cpu"), "ms", "by the clock", middle("create")),
+        f"{many}, unchanged, processor time": line(middle("unchanged cpu"), "ms", "by the clock", middle("unchanged")),
         "its sender is told after": line(middle("told"), "ms", "goal", 50, ratio=1.0),
     }
     if "salt users" in rounds:

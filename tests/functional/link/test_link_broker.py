@@ -421,6 +421,7 @@ def test_a_missing_namespace_is_named_and_the_others_are_served(host):
 
 
 def test_live_connections_survive_changes_and_old_workers_are_bounded(host):
+    host.environment("extra")
     with host.client("web") as channel:
         for _ in range(3):
             host.apply(*LINKS, Link(source="audit", target="extra"))
