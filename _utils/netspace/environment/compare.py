@@ -326,7 +326,7 @@ def _compare(name: str, want: DesiredEnvironment, seen: Seen, source: images.See
     if trial:
         reasons.append("its last update has not proved itself yet")
     if unwatched:
-        reasons.append("its health is not watched")
+        reasons.append("what watches its health does not run as it should")
     if stop and reread and not assemble:
         reasons.append("a kernel reads what it is handed when it starts")
     if not seen.namespace:

@@ -116,7 +116,8 @@ def observe(
     mounted = mounts.table()
     hierarchies = cgroups.Hierarchies(mounted, controllers)
     found = {}
-    services = [runtime.health(layout)] if known else []
+    probed = any(record.spec.health is not None or record.spec.after for record in known.values())
+    services = [runtime.health(layout)] if probed else []
     for name, record in known.items():
         with contextlib.suppress(MissingError):  # without its runtime nothing can be told of it; the plan says so
             services.append(runtime.service(layout, name, record.spec, record.runtime, mounted, controllers))
@@ -140,7 +141,8 @@ def observe(
     images_of |= {record.failed.source for record in known.values() if record.failed is not None}
     sources = {image: store.seen(image) for image in sorted(images_of)}
     watch = statuses.get(runtime.HEALTH)
-    watched = watch is not None and watch.state in ("running", "starting") and runtime.HEALTH not in redefined
+    runs = watch is not None and watch.state in ("running", "starting") and runtime.HEALTH not in redefined
+    watched = runs or not probed
     unkept = tuple(key for key, needed in cgroups.CONTROLLERS.items() if needed not in controllers)
     return Observed(
         found,

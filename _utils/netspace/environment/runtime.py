@@ -188,7 +188,7 @@ def health(layout: Layout) -> Service:
         name=HEALTH,
         description=f"{layout.instance}: the health of environments",
         command=library.command(layout, "health"),
-        variables=VARIABLES,
+        variables={**VARIABLES, "NETSPACE_LIBRARY": library.installed(layout)},  # another one is another service
         stop_timeout=5.0,
         delegate=True,  # it runs crun
     )

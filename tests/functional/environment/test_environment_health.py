@@ -5,10 +5,13 @@ from __future__ import annotations
 import functools
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import salt.config
+import salt.loader
 import waiting
 from environment_host import STAY, Host, shell
 from supervised import daemon_pid, kill_daemon
@@ -19,11 +22,18 @@ from netspace.health import verdict
 
 pytestmark = pytest.mark.root
 
+CHECKOUT = Path(__file__).resolve().parents[3]
+
 until = functools.partial(waiting.until, patience=60, pause=0.05)
 
 # Healthy while there is a file that the program makes a moment after its start, in memory of its own.
-CHECK = {"exec": ["/bin/sh", "-c", "[ -e /tmp/well ] || { echo not well; exit 3; }"], "interval": 0.2, "retries": 2}
-PATIENT = {"start_period": 60}
+HASTY = {
+    "exec": ["/bin/sh", "-c", "[ -e /tmp/well ] || { echo not well; exit 3; }"],
+    "interval": 0.2,
+    "retries": 2,
+    "timeout": 60,
+}
+CHECK = {**HASTY, "start_period": 300}  # what gets healthy is given all the time that a busy machine needs
 SERVES = shell("trap 'exit 0' TERM; sleep 0.3; touch /tmp/well; while :; do sleep 0.05; done")
 SLOWLY = shell("trap 'exit 0' TERM; sleep 1; touch /tmp/well; while :; do sleep 0.05; done")
 NEVER = shell(STAY)
@@ -38,17 +48,33 @@ def health_pid(host: Host) -> int:
     return host.supervisor.observe()[runtime.HEALTH].pid
 
 
-def test_health_is_probed_told_and_acted_upon(host: Host) -> None:
+def beacon(folder: Path) -> Callable[[], list[dict[str, Any]]]:
+    """The beacon, as Salt loads and calls it."""
+    opts = salt.config.DEFAULT_MINION_OPTS.copy()
+    opts |= {"root_dir": str(folder), "cachedir": str(folder), "beacons_dirs": [str(CHECKOUT / "_beacons")]}
+    loaded = salt.loader.beacons(opts, {}, context={})
+    assert loaded["netspace_environment.validate"]([{"events": ["crashed"]}])[0] is True
+    assert loaded["netspace_environment.validate"]([{"event": ["crashed"]}])[0] is False
+    return lambda: list(loaded["netspace_environment.beacon"]([{"interval": 5}]))
+
+
+def test_health_is_probed_told_and_acted_upon(host: Host, tmp_path: Path) -> None:
     host.apply({"web": host.desired("web", command=SERVES, health=CHECK), "plain": host.desired("plain")})
     assert host.operations.wait(["web", "plain"])["web"]["health"] == "healthy"
     assert row(host, "plain")["health"] == ""
     assert verdict.up(host.layout, "web").exists()
     pid = host.pid("web")
 
+    look = beacon(tmp_path)
+    assert look() == []
+
     # Unhealthy: it is ended and started again, by whatever keeps it running.
     host.sh("web", "busybox rm /tmp/well")
     until(lambda: host.pid("web") not in (0, pid))
     assert row(host, "web")["restarts"] >= 1
+    events = look()
+    assert "web/crashed" in [event["tag"] for event in events]
+    assert {event["environment"] for event in events} == {"web"}
     assert host.operations.wait(["web"])["web"]["health"] == "healthy"
 
     # Stopped, it is neither healthy nor unhealthy, and nobody takes it for being up.
@@ -62,7 +88,7 @@ def test_health_is_probed_told_and_acted_upon(host: Host) -> None:
 
 
 def test_one_that_is_not_restarted_is_said_to_be_unhealthy_and_may_recover(host: Host) -> None:
-    wanted = {"web": host.run("web", command=NEVER, restart="never", health=CHECK)}
+    wanted = {"web": host.run("web", command=NEVER, restart="never", health=HASTY)}
     pid = host.pid("web")
     with pytest.raises(NetspaceError, match=r"not healthy within 0.2 s: environment web is (starting|unhealthy)"):
         host.operations.wait(["web"], timeout=0.2)
@@ -99,7 +125,7 @@ def test_the_watch_comes_back_after_a_kill_and_goes_on_where_it_was(host: Host) 
 def test_what_comes_after_another_is_started_when_that_is_healthy(host: Host) -> None:
     slow = {
         "web": host.desired("web", after=["db"]),
-        "db": host.desired("db", command=SLOWLY, health=CHECK | PATIENT),
+        "db": host.desired("db", command=SLOWLY, health=CHECK),
     }
     outcomes = host.apply(slow)
     assert {outcome.error for outcome in outcomes.values()} == {""}
@@ -129,7 +155,7 @@ def test_one_that_waits_in_vain_is_said_to_and_nothing_is_refused_for_it(host: H
     monkeypatch.setattr("netspace.environment.proving._patience", lambda *_: 1.5)
     wanted = {
         "web": host.desired("web", after=["db"]),
-        "db": host.desired("db", command=NEVER, restart="never", health=CHECK),
+        "db": host.desired("db", command=NEVER, restart="never", health=HASTY),
     }
     outcomes = host.apply(wanted)
     assert outcomes["db"].error == ""
@@ -146,7 +172,7 @@ def test_one_that_waits_in_vain_is_said_to_and_nothing_is_refused_for_it(host: H
 def test_an_update_that_does_not_become_healthy_is_taken_back(host: Host) -> None:
     old = host.run("web", command=SERVES, health=CHECK)
     host.operations.wait(["web"])
-    bad = host.desired("web", command=NEVER, health=CHECK)
+    bad = host.desired("web", command=NEVER, health=HASTY)
     outcome = host.kind.apply(host.plan({"web": bad}).steps)
     rollback, update = outcome
     assert rollback.step.action == "rollback" and rollback.error == ""
@@ -177,7 +203,7 @@ def test_an_update_that_does_not_become_healthy_is_taken_back(host: Host) -> Non
 def test_an_image_that_fails_goes_and_the_layer_of_the_one_before_is_still_there(
     host: Host, writable: str, tmp_path: Path
 ) -> None:
-    check = {"exec": ["/bin/sh", "-c", "[ -e /etc/motd ]"], "interval": 0.2, "retries": 2}
+    check = {"exec": ["/bin/sh", "-c", "[ -e /etc/motd ]"], "interval": 0.2, "retries": 2, "timeout": 60}
     host.run("web", image=writable, health=check)
     host.operations.wait(["web"])
     host.sh("web", "echo kept > /var/file")
@@ -201,7 +227,7 @@ def test_an_image_that_fails_goes_and_the_layer_of_the_one_before_is_still_there
 def test_a_run_that_was_killed_on_the_way_is_finished_by_the_next(host: Host, monkeypatch: Any) -> None:
     host.run("web", command=SERVES, health=CHECK)
     host.operations.wait(["web"])
-    bad = host.desired("web", command=NEVER, health=CHECK)
+    bad = host.desired("web", command=NEVER, health=HASTY)
 
     class Killed(BaseException):
         """As SIGKILL: nobody catches it."""
