@@ -6,18 +6,21 @@ new one is healthy. What follows from a verdict is done in ``apply``; here is on
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Collection, Mapping
 
 from netspace.environment import observe, runtime, tenders
 from netspace.environment.observe import Seen
 from netspace.environment.records import Failed, Previous, Record, fingerprint
+from netspace.errors import NetspaceError
 from netspace.health import machine, verdict
 from netspace.layout import Layout
 from netspace.spec.types import Environment
 from netspace.supervision import Status, Supervisor
 
 LOOK = 0.1
+BEGUN = 300.0  # seconds that the watch has to begin, its library compiled, on however slow a host
 SLACK = 10.0  # seconds beside what is declared: a busy host's
 
 
@@ -75,6 +78,22 @@ def _finding(layout: Layout, name: str, record: Record, status: Status, late: bo
     if late:
         return f"it was not healthy within {record.spec.update.deadline:g} s{said}"
     return None
+
+
+def watched(layout: Layout, supervisor: Supervisor) -> None:
+    """Wait until the watch has begun to look: only then does anybody's time run.
+
+    :raises NetspaceError: when it doesn't.
+    """
+    until = time.monotonic() + BEGUN
+    while True:
+        status = supervisor.observe().get(runtime.HEALTH, Status("stopped"))
+        with contextlib.suppress(OSError):
+            if status.pid and verdict.ready(layout).read_text() == str(status.pid):
+                return
+        if time.monotonic() > until:
+            raise NetspaceError(f"what watches health has not begun within {BEGUN:.0f} s; its log may say why")
+        time.sleep(LOOK)
 
 
 def awaited(

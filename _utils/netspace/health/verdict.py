@@ -48,6 +48,11 @@ def condemned(layout: Layout, name: str) -> Path:
     return folder(layout) / f"{name}.condemned"
 
 
+def ready(layout: Layout) -> Path:
+    """Holds the PID of the watch that has begun to look."""
+    return folder(layout) / ".watch"
+
+
 def _path(layout: Layout, name: str) -> Path:
     return folder(layout) / f"{name}.json"
 

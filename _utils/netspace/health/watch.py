@@ -27,8 +27,7 @@ from netspace.health import machine, probes, verdict
 from netspace.health.machine import Judgement
 from netspace.health.verdict import Verdict
 from netspace.layout import Layout
-from netspace.link.kind import Links
-from netspace.supervision import payload_cgroup, process, select
+from netspace.supervision import payload_cgroup, process
 from netspace.supervision.loop import Loop, Timer
 
 LOOK = 0.2  # seconds between two looks for environments that were started
@@ -61,7 +60,6 @@ class Watch:
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
         self.loop = Loop()
-        self.links = Links(layout, select(layout))
         self.watched: dict[str, Watched] = {}
         self._pool = ThreadPoolExecutor(THREADS)
         self._found: list[tuple[Watched, int, probes.Found]] = []
@@ -78,6 +76,7 @@ class Watch:
         self.loop.watch(self._told, lambda _: self._collect())
         self._reread()
         self._look()
+        verdict.ready(self.layout).write_text(str(os.getpid()))
         while not self._over:
             self.loop.due()
             self.loop.wait()
@@ -172,7 +171,9 @@ class Watch:
         def ask() -> None:
             try:
                 if health.mailbox:
-                    found = probes.mailbox(name, self.links.readers)
+                    from netspace.link import seeing
+
+                    found = probes.mailbox(name, lambda name: seeing.readers(self.layout, name))
                 else:
                     found = probes.inside(self.layout, name, record, health)
             except Exception as err:  # whatever it is, it has to be told to the loop
