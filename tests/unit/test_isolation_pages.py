@@ -75,6 +75,7 @@ def test_sizes_of_the_trusted_computing_base_are_about_right():
         "netspace: attestation": lines(library / "attestation"),
         "netspace: declaration, plan, host": top + lines(library / "spec"),
         "supervision: our daemon": lines(library / "supervision"),
+        "netspace: health": lines(library / "health"),
     }
     for part, size in sizes.items():
         told = re.search(rf"\| {part}.*?([\d,]+) lines", page)
