@@ -19,20 +19,27 @@ from saltfactories.cli.run import SaltRun
 from saltfactories.cli.salt import SaltCli
 from saltfactories.manager import FactoriesManager
 from saltfactories.utils import random_string
-from software_tpm import listening
+from software_tpm import Factory, listening
 
 pytestmark = pytest.mark.root
 
 
 @dataclass
 class Fleet:
-    """A master and two minions, ``a`` and ``b``; the sockets of their TPMs."""
+    """A master and two minions, ``a`` and ``b``; the sockets of their TPMs.
+
+    Each TPM has an endorsement certificate by a maker of its own; the master knows ``a``'s in *roots*.
+
+    :param makers: certificates of each one's maker.
+    """
 
     run: SaltRun
     minions: dict[str, str]
     pillar: Path
     sockets: dict[str, Path]
     cli: SaltCli
+    roots: Path
+    makers: dict[str, Path]
     started: bool = False
     also: dict[str, Any] = field(default_factory=dict)
 
@@ -53,14 +60,12 @@ class Fleet:
 
 
 @pytest.fixture(scope="module")
-def sockets() -> Iterator[dict[str, Path]]:
-    if shutil.which("swtpm") is None:
-        pytest.skip("swtpm missing: apt-get install swtpm")
+def sockets(makers: dict[str, Factory]) -> Iterator[dict[str, Path]]:
     pytest.importorskip("tpm2_pytss", reason="pip install tpm2-pytss")
     folder = Path(tempfile.mkdtemp(prefix="swtpm"))  # short: a socket's path has 107 bytes
     running = []
     for name in ("a", "b"):
-        (folder / f"{name}.state").mkdir()
+        shutil.copytree(makers[name].state, folder / f"{name}.state")
         command = ["swtpm", "socket", "--tpm2", "--flags", "not-need-init,startup-clear"]
         command += ["--server", f"type=unixio,path={folder / name}", "--ctrl", f"type=unixio,path={folder / name}.ctrl"]
         command += ["--tpmstate", f"dir={folder / name}.state"]
@@ -78,7 +83,10 @@ def sockets() -> Iterator[dict[str, Path]]:
 
 @pytest.fixture(scope="module")
 def fleet(
-    salt_factories: FactoriesManager, tmp_path_factory: pytest.TempPathFactory, sockets: dict[str, Path]
+    salt_factories: FactoriesManager,
+    tmp_path_factory: pytest.TempPathFactory,
+    sockets: dict[str, Path],
+    makers: dict[str, Factory],
 ) -> Iterator[Fleet]:
     folder = tmp_path_factory.mktemp("registrar")
     source = checkout.copy(folder / "source")
@@ -93,12 +101,13 @@ def fleet(
         random_string("master-"),
         overrides={
             "interface": "127.0.0.1",
-            "file_roots": {"base": [str(source)]},
+            "file_roots": {"base": [str(source), str(checkout.ROOT / "states")]},
             "pillar_roots": {"base": [str(pillar)]},
             "runner_dirs": [str(source / "_runners")],
             "utils_dirs": [str(source / "_utils")],
             "netspace.attestation": {
                 "folder": str(folder / "books"),
+                "roots": str(shutil.copytree(makers["a"].roots, folder / "roots")),
                 "timeout": 30,
                 "jitter": 0,
                 "groups": [{"name": "alpha", "match": ["a-*"], "minimum": "L2"}],
@@ -111,7 +120,15 @@ def fleet(
         )
         for name, identity in names.items()
     }
-    made = Fleet(master.salt_run_cli(timeout=180), names, pillar, sockets, master.salt_cli(timeout=120))
+    made = Fleet(
+        master.salt_run_cli(timeout=180),
+        names,
+        pillar,
+        sockets,
+        master.salt_cli(timeout=120),
+        folder / "roots",
+        {name: one.roots for name, one in makers.items()},
+    )
     made.give(a="a", b="b")
     with (
         master.started(start_timeout=120),
@@ -134,7 +151,7 @@ def test_a_fleet_is_enrolled_and_one_tpm_can_not_serve_two(fleet: Fleet) -> None
     assert status == 0 and found["ca"] == "CN=netspace Privacy CA"
 
     first, status = fleet.runner("enroll", a)
-    assert status == 0 and first["level"] == "L2" and first["minion"] == a, first
+    assert status == 0 and first["level"] == "L3" and first["minion"] == a, first
 
     # b shows a's TPM: the master knows whose it is.
     fleet.give(b="a")
@@ -144,6 +161,7 @@ def test_a_fleet_is_enrolled_and_one_tpm_can_not_serve_two(fleet: Fleet) -> None
     fleet.give(b="b")
     second, status = fleet.runner("enroll", b)
     assert status == 0 and second["ek"] != first["ek"]
+    assert second["level"] == "L2" and "does not chain to a root" in second["reason"], second
     assert second["pseudonym"] != first["pseudonym"]
 
     # a comes with another TPM than before.
