@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import subprocess
 
+import msgspec
 import pytest
 
 from netspace.layout import Layout
@@ -135,7 +135,7 @@ def test_a_broker_that_was_never_reached_is_simply_replaced(world, shared, other
 
 def lose(links: Links, broker: ClusterBroker) -> None:
     """The recorded broker was reached once, and is no more."""
-    record.write(links.layout, dataclasses.replace(record.read(links.layout), broker=broker))
+    record.write(links.layout, msgspec.structs.replace(record.read(links.layout), broker=broker))
 
 
 @pytest.mark.parametrize("readable", [True, False])

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import threading
 import time
 
+import msgspec
 import pika
 import pytest
 from pika.exceptions import AMQPError, ChannelClosedByBroker, NackError
@@ -145,8 +145,8 @@ def test_renaming_loses_no_mail_and_no_sender(host, monkeypatch, before):
 def settle(host) -> None:
     """Have the time pass after which the broker's counts tell of all that was sent."""
     known = record.read(host.layout)
-    aged = tuple(dataclasses.replace(one, since=0.0) for one in known.former)
-    record.write(host.layout, dataclasses.replace(known, former=aged))
+    aged = tuple(msgspec.structs.replace(one, since=0.0) for one in known.former)
+    record.write(host.layout, msgspec.structs.replace(known, former=aged))
 
 
 def test_a_killed_renaming_is_finished_by_the_next_run(host, monkeypatch):
