@@ -27,7 +27,7 @@ from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity
 
 from netspace_client import card as cards
 from netspace_client import seal
-from netspace_client.card import Broker, Card, Peer
+from netspace_client.card import Broker, Card, Peer, Sender
 from netspace_client.errors import CardError, Closed, InboxFull, LinkError, NotDeclared, Revoked, Timeout, Unreachable
 from netspace_client.inbox import Inbox, Waiter
 from netspace_client.message import Message
@@ -343,9 +343,8 @@ class Mailbox:
                 async with message:
                     said = await work(message)
                     if said is not None and message.wants_reply:
-                        await message.reply(said)
-            except LinkError:
-                raise
+                        with contextlib.suppress(Revoked):  # who asked may no longer hear of it
+                            await message.reply(said)
             except Exception:
                 log.exception("the work for %r failed; it comes again", message)
 
@@ -420,8 +419,13 @@ class Mailbox:
         """Judge what arrives, in order."""
         while True:
             queue, delivery = await self._arrived.get()
-            if not delivery.channel.is_closed:
+            if delivery.channel.is_closed:
+                continue
+            try:
                 await self._admit(queue, delivery)
+            except Exception:  # one message must not keep the others from coming
+                log.exception("a message can't be judged; it is with the dead letters")
+                await self._answer(delivery, "reject")
 
     async def _admit(self, queue: str, delivery: DeliveredMessage) -> None:
         sender = self.card.senders.get(delivery.exchange or "")
@@ -442,7 +446,7 @@ class Mailbox:
                 await self._answer(delivery, "ack")
                 return
         try:
-            opened = await self._opened(delivery, sender.exchange)
+            opened = await self._opened(delivery, sender)
         except LinkError as err:
             self._refuse(err, sender.name)
             await self._answer(delivery, "reject")
@@ -507,13 +511,16 @@ class Mailbox:
         await self._answer(delivery, "ack")
         exchange, waiting = self._calls.get(delivery.header.properties.correlation_id or "", ("", None))
         if waiting is not None and not waiting.done() and exchange and delivery.exchange == exchange:
-            peer = next(peer for peer in self.card.peers.values() if peer.replies and peer.replies[1] == exchange)
+            askable = (peer for peer in self.card.peers.values() if peer.replies and peer.replies[1] == exchange)
+            peer = next(askable, None)
+            if peer is None:
+                return
             try:
                 opened = self._open_sealed(delivery, peer.seal, peer.name, "answer")
             except LinkError as err:
                 self._refuse(err, peer.name)
                 return
-            message = Message(self, cards.Sender(peer.name, "reply", exchange), "", delivery, opened)
+            message = Message(self, Sender(peer.name, "reply", exchange), "", delivery, opened)
             message.settled = True
             waiting.set_result(message)
 
@@ -566,12 +573,11 @@ class Mailbox:
             raise SealError("it is older than the oldest id that is remembered: it may have come before")
         return found
 
-    async def _opened(self, delivery: DeliveredMessage, exchange: str) -> Opened | None:
+    async def _opened(self, delivery: DeliveredMessage, sender: Sender) -> Opened | None:
         """As ``_open_sealed``; waits a moment for a key that the host is about to tell us.
 
         Not more than once in a while for one sender, who could keep us waiting with keys that he made up.
         """
-        sender = self.card.senders[exchange]
         try:
             return self._open_sealed(delivery, sender.seal, sender.name, "message")
         except UnknownKey:
@@ -579,7 +585,7 @@ class Mailbox:
                 raise
         self._waited[sender.name] = _now()
         await asyncio.sleep(1.0)
-        sender = self.card.senders.get(exchange, sender)
+        sender = self.card.senders.get(sender.exchange, sender)
         return self._open_sealed(delivery, sender.seal, sender.name, "message")
 
     def _refuse(self, err: LinkError, sender: str) -> None:

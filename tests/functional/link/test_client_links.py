@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -329,6 +330,31 @@ def test_a_revoked_link_is_told_and_the_others_go_on(town):
     town.apply(*LINKS)
     web.send("audit", "again")
     assert audit.receive("web", 30) in ("before", "again")
+    serving.cancel()
+
+
+def test_a_service_outlives_an_asker_that_is_revoked_amid_its_question(town):
+    web, orders = town.program("web"), town.program("orders")
+    begun, gate = threading.Event(), asyncio.Event()
+
+    async def work(message):
+        if message.text == "slow":
+            begun.set()
+            await gate.wait()
+        return message.text
+
+    async def open_gate():
+        gate.set()
+
+    serving = orders.start(orders.mailbox.serve(work))
+    asking = web.start(web.mailbox.call("orders", "slow", 30))
+    assert begun.wait(60)
+    town.world.apply(TELL, ALSO, purge=True)  # the answer has nowhere to go
+    orders.run(open_gate())
+    town.apply(*LINKS)
+    assert web.run(web.mailbox.call("orders", "quick", 60)).text == "quick"
+    assert not serving.done()
+    asking.cancel()
     serving.cancel()
 
 
