@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import time
 from typing import Any
 
 import pytest
@@ -20,13 +19,32 @@ GROUP = "/sys/fs/cgroup/netspace.slice/netspace-environment-{}.service"
 until = functools.partial(waiting.until, patience=120, pause=0.5)
 
 
+def grown(machine: Machine, name: str, file: str, key: str, seconds: float) -> tuple[int, float]:
+    """How much a counter of an environment's cgroup grew in *seconds* or more of the machine's clock; and in how many.
+
+    The clock is read before and after, so what the machine doesn't get itself makes the time longer, never shorter.
+    """
+    read = f"cat {GROUP.format(name)}/{file}"
+    answer = machine.sh(f"cat /proc/uptime; echo /; {read}; echo /; sleep {seconds}; {read}; echo /; cat /proc/uptime")
+    began, before, after, ended = answer.split("/\n")
+
+    def value(text: str) -> int:
+        return sum(int(part.split()[0]) for part in text.split(key)[1:])
+
+    return value(after) - value(before), float(ended.split()[0]) - float(began.split()[0])
+
+
 def test_what_exceeds_its_memory_is_killed_and_said_to_be_out_of_memory(plain: Machine, salt: Salt) -> None:
-    hungry = "sleep 1; x=$(head -c 100000000 /dev/zero | tr '\\0' x); echo survived"
+    # With the machine's swap it would have room for that: it gets none of it.
+    plain.sh(
+        "dd if=/dev/zero of=/swap bs=1M count=64 status=none && chmod 600 /swap && mkswap -q /swap && swapon /swap"
+    )
+    hungry = "sleep 1; head -c 50000000 /dev/zero >/tmp/big; echo survived; sleep 1000"
     all_true(
         salt.apply(
             {
                 "environments": {
-                    "hungry": environment(hungry, limits={"memory": "32M"}),
+                    "hungry": environment(hungry, limits={"memory": "32M", "tmp": "64M"}),
                     "neighbour": environment(STAY, limits={"memory": "32M"}),
                 }
             }
@@ -37,22 +55,27 @@ def test_what_exceeds_its_memory_is_killed_and_said_to_be_out_of_memory(plain: M
     assert listed["hungry"]["exit"] == "oom"
     assert listed["neighbour"]["state"] == "running"
     assert salt("netspace_environment.logs", "hungry") == []
-    # No swap either.
-    group = GROUP.format("neighbour")
-    found = plain.sh(f"find {group} -name memory.swap.max -exec cat {{}} +").split()
+    found = plain.sh(f"find {GROUP.format('neighbour')} -name memory.swap.max -exec cat {{}} +").split()
     assert "0" in found
 
 
-def test_processes_and_cpu_time_are_bounded(plain: Machine, salt: Salt) -> None:
+def test_processes_files_cpu_time_and_disks_are_bounded(plain: Machine, salt: Salt) -> None:
     # A shell that can't fork ends: the one that stays forks before there are too many.
     forks = "trap 'exit 0' TERM; sleep 100000 & kept=$!; (for i in $(seq 30); do sleep 1000 & done) & wait $kept"
     spins = "trap 'exit 0' TERM; while :; do :; done"
+    writes = (
+        "trap 'exit 0' TERM; while :; do dd if=/dev/zero of=/data/big bs=65536 count=8 conv=fsync 2>/dev/null; done"
+    )
+    full = {"files": 64, "tmp": "1M", "shm": "1M", "disk": "16M"}
+    volume = {"target": "/kept", "size": "16M"}
     all_true(
         salt.apply(
             {
                 "environments": {
                     "forks": environment(forks, limits={"pids": 10}),
                     "spins": environment(spins, limits={"cpus": 0.2}),
+                    "writes": environment(writes, limits={"io": {"write": "256K"}}),
+                    "full": environment(STAY, limits=full, volumes=[volume]),
                 }
             }
         )
@@ -62,14 +85,24 @@ def test_processes_and_cpu_time_are_bounded(plain: Machine, salt: Salt) -> None:
     counts = plain.sh(f"find {group} -name pids.current -exec cat {{}} +").split()
     assert counts and all(int(count) <= 10 for count in counts)
 
-    def used() -> int:
-        lines = plain.sh(f"cat {GROUP.format('spins')}/cpu.stat").splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("usage_usec"))
+    # Over a second or more; what the machine doesn't get itself can only make it less.
+    stat = f"find {GROUP.format('spins')} -name cpu.stat -exec grep -h nr_throttled {{}} +"
+    until(lambda: any(int(count) for count in plain.sh(stat).split()[1::2]))
+    microseconds, passed = grown(plain, "spins", "cpu.stat", "usage_usec ", 1)
+    assert microseconds <= (0.2 * passed * 1.5 + 0.1) * 1e6
 
-    before, began = used(), time.monotonic()
-    time.sleep(3)
-    share = (used() - before) / 1e6 / (time.monotonic() - began)
-    assert 0 < share < 0.4
+    until(lambda: "wbytes" in plain.sh(f"cat {GROUP.format('writes')}/io.stat"))
+    written, passed = grown(plain, "writes", "io.stat", "wbytes=", 2)
+    assert written <= 256 * 1024 * passed * 1.5 + 1024 * 1024
+    assert f"wbps={256 * 1024}" in plain.sh(f"find {GROUP.format('writes')} -name io.max -exec cat {{}} +")
+
+    # Each shell opens one more and has the next one inherit them.
+    opens = "opens() { [ $1 = 0 ] || opens $(($1 - 1)) </bin/busybox; }; (opens 80) && echo all"
+    fills = "dd if=/dev/zero of=$i/big bs=65536 count=400 2>&1 | busybox grep -c 'No space'"
+    script = f"{opens}; for i in /tmp /dev/shm /data /kept; do {fills}; done"
+    done = salt.exec("full", ["/bin/busybox", "sh", "-c", script])
+    assert done["stdout"].split() == ["1"] * 4, done
+    assert "open" in done["stderr"], done
 
 
 def test_limits_change_while_it_runs_and_a_disk_grows(plain: Machine, salt: Salt) -> None:
