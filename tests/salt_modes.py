@@ -38,12 +38,11 @@ if hasattr(salt.loader, "resource"):
     # As a minion looks for targets: with nothing but the configuration.
     found["_resources"] = [name for name in salt.loader.resource(opts) if name.startswith("netspace")]
     inside = sorted(salt.loader.resource_modules(opts, "netspace", utils=utils, context={}))
-else:
-    folders = salt.loader._module_dirs(opts, "resources")
+import netspace
+if not inside and (folders := netspace.loader_dirs().get("resources")):
     resources = salt.loader.LazyLoader(folders, opts, tag="resources", pack={"__context__": {}})
     assert "netspace.ping" not in resources
     reason = resources.missing_fun_string("netspace.ping")
-import netspace
 told = {"plugins": found, "library": netspace.__file__, "grains": opts["grains"], "reason": reason, "inside": inside}
 json.dump(told, sys.stdout)
 """
