@@ -1,7 +1,7 @@
 """``qemu``: a tender that is a whole PC, for kernels that boot by multiboot, PVH or as Linux does.
 
 The console is the first serial port; the disk is virtio's; the interface's NIC comes first, and last one that
-leads nowhere but to ``10.0.2.2``, which is the environment's own ``lo``: there is its mailbox, at port 5672.
+leads nowhere but to ``10.0.2.2``, which is the environment's own ``lo``: there is its mailbox, at port 5671 or 5672.
 """
 
 from __future__ import annotations
