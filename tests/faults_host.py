@@ -315,7 +315,7 @@ class World:
                 json.dumps({key: value for key, value in one.items() if "password" not in key}, sort_keys=True)
                 for one in found[kind]
                 # What all links need stays on a broker that isn't ours.
-                if not {one.get("name"), one.get("source")} & {"dead", *POLICIES}
+                if not {one.get("name"), one.get("source")} & {"dead", "dead-again", *POLICIES}
             )
             for kind in ("users", "vhosts", "permissions", "queues", "exchanges", "bindings", "policies")
         }
