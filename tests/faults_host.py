@@ -31,6 +31,7 @@ from netspace.errors import NetspaceError
 from netspace.host import Host
 from netspace.layout import Layout
 from netspace.link import broker
+from netspace.link.model import POLICIES
 from netspace.spec import parse
 from netspace.spec.types import LocalBroker
 from netspace.supervision import Service, Status, place, process
@@ -40,7 +41,6 @@ LAYOUT = Layout()
 OTHER = Layout("other", Path("/run/elsewhere"))
 OTHERS = LocalBroker(port=5711, management_port=15711, distribution_port=25711, epmd_port=4411)
 VHOST = "shared"
-POLICIES = ("netspace.replies", "netspace.mailbox", "netspace.dead")
 
 Declared = dict[str, Any]
 KINDS = ("attestation", "interfaces", "links", "environments")
