@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from vmlab import image
-from vmlab.lab import ROOTS, STAY, Salt, environment
+from vmlab.lab import ROOTS, STAY, Lab, Salt, environment
 from vmlab.machine import Machine
+from vmlab.master import Master
 from whole_host import all_true
 
 pytestmark = pytest.mark.vm
@@ -38,13 +40,33 @@ def learn(machine: Machine, salt: Salt) -> None:
     machine.put(REFERENCES, json.dumps({"sha256": values}))
 
 
-def test_a_measured_boot_is_trusted_and_another_command_line_is_not(clone: Callable[[str], Machine]) -> None:
+def test_a_measured_boot_is_trusted_and_another_command_line_is_not(
+    clone: Callable[[str], Machine], lab: Lab, tmp_path: Path
+) -> None:
+    """By the host's own word, and by its master's: one boot serves both."""
     machine = clone("measured")
     salt = Salt(machine)
     assert salt.apply(vault("L4", **TPM))["netspace environments"]["result"] is False
     status = salt("netspace_attestation.status")
     assert status["level"] == "L3", status
     assert salt("grains.get", "secure_boot") is not None
+
+    # Its master knows the maker of its TPM, learns this boot, and says that it is good: the host takes its word.
+    group = {"name": "default", "minimum": "L4", "pcrs": PCRS}
+    master = Master(tmp_path, salt, roots=str(lab.factory.roots), groups=[group])
+    master("ca_init")
+    assert master("enroll", "vm")["level"] == "L3"
+    learned = master("learn", "vm", sign=True)
+    assert learned["signed"] is True and not learned["notes"], learned
+    said = "\n".join(learned["diff"])
+    for rule in ("secure_boot", "dbx", "signers", "applications", "kernels", "initrds", "command_lines"):
+        assert f'"{rule}"' in said, (rule, said)
+    by_master = {**TPM, "verifier": "master", "verifier_keys": [one["kid"] for one in master("jwks")["keys"]]}
+    salt.declare(vault("L4", **by_master))
+    found = master("attest", "vm")["vm"]
+    assert (found["state"], found["level"], found["enforced"]) == ("trusted", "L4", True), found
+    status = salt("netspace_attestation.status")
+    assert (status["level"], status["verifier"]) == ("L4", "master"), status
 
     learn(machine, salt)
     all_true(salt.apply(vault("L4", **TPM, references=REFERENCES)))
@@ -68,6 +90,13 @@ def test_a_measured_boot_is_trusted_and_another_command_line_is_not(clone: Calla
     states = salt.apply(vault("L4", **TPM, references=REFERENCES))
     assert "vault" in states["netspace environments"]["comment"]
     assert states["netspace environments"]["result"] is False
+
+    # The master says so, too, and why; what it said before the restart counts no more.
+    salt.declare(vault("L4", **by_master))
+    found = master("attest", "vm")["vm"]
+    assert (found["state"], found["level"], found["code"]) == ("degraded", "L3", "command-line"), found
+    shown = master("explain", "vm")
+    assert "systemd.debug_shell=1" in shown["why"] and "allowed command line" in shown["to raise it"], shown
 
 
 def test_a_tpm_without_a_log_stops_at_l3(clone: Callable[[str], Machine]) -> None:
