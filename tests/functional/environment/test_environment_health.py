@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +47,22 @@ def health_pid(host: Host) -> int:
     return host.supervisor.observe()[runtime.HEALTH].pid
 
 
-def beacon(folder: Path) -> Callable[[], list[dict[str, Any]]]:
-    """The beacon, as Salt loads and calls it."""
-    opts = salt.config.DEFAULT_MINION_OPTS.copy()
-    opts |= {"root_dir": str(folder), "cachedir": str(folder), "beacons_dirs": [str(CHECKOUT / "_beacons")]}
-    loaded = salt.loader.beacons(opts, {}, context={})
-    assert loaded["netspace_environment.validate"]([{"events": ["crashed"]}])[0] is True
-    assert loaded["netspace_environment.validate"]([{"event": ["crashed"]}])[0] is False
-    return lambda: list(loaded["netspace_environment.beacon"]([{"interval": 5}]))
+class Salt:
+    """The plugins, as Salt loads and calls them."""
+
+    def __init__(self, folder: Path) -> None:
+        opts = salt.config.DEFAULT_MINION_OPTS.copy()
+        opts |= {"file_client": "local", "root_dir": str(folder), "cachedir": str(folder), "grains": {}}
+        opts |= {f"{kind}_dirs": [str(CHECKOUT / f"_{kind}s")] for kind in ("module", "state", "beacon")}
+        opts |= {"states_dirs": opts.pop("state_dirs"), "beacons_dirs": opts.pop("beacon_dirs")}
+        self.modules = salt.loader.minion_mods(opts)
+        self.states = salt.loader.states(opts, self.modules, {}, None)
+        self.beacons = salt.loader.beacons(opts, self.modules, context={})
+
+    def look(self) -> list[dict[str, Any]]:
+        assert self.beacons["netspace_environment.validate"]([{"events": ["crashed"]}])[0] is True
+        assert self.beacons["netspace_environment.validate"]([{"event": ["crashed"]}])[0] is False
+        return list(self.beacons["netspace_environment.beacon"]([{"interval": 5}]))
 
 
 def test_health_is_probed_told_and_acted_upon(host: Host, tmp_path: Path) -> None:
@@ -65,14 +72,19 @@ def test_health_is_probed_told_and_acted_upon(host: Host, tmp_path: Path) -> Non
     assert verdict.up(host.layout, "web").exists()
     pid = host.pid("web")
 
-    look = beacon(tmp_path)
-    assert look() == []
+    called = Salt(tmp_path)
+    assert called.modules["netspace_environment.wait"]("web")["web"]["state"] == "running"
+    healthy = called.states["netspace_environment.healthy"]
+    assert healthy("web") == {"name": "web", "result": True, "changes": {}, "comment": "web is healthy."}
+    assert healthy("plain")["comment"] == "plain is running."
+    assert "there is no environment wep; did you mean web?" in healthy("wep")["comment"]
+    assert called.look() == []
 
     # Unhealthy: it is ended and started again, by whatever keeps it running.
     host.sh("web", "busybox rm /tmp/well")
     until(lambda: host.pid("web") not in (0, pid))
     assert row(host, "web")["restarts"] >= 1
-    events = look()
+    events = called.look()
     assert "web/crashed" in [event["tag"] for event in events]
     assert {event["environment"] for event in events} == {"web"}
     assert host.operations.wait(["web"])["web"]["health"] == "healthy"
@@ -83,6 +95,7 @@ def test_health_is_probed_told_and_acted_upon(host: Host, tmp_path: Path) -> Non
     assert not verdict.up(host.layout, "web").exists()
     with pytest.raises(NetspaceError, match="environment web is stopped"):
         host.operations.wait(["web"])
+    assert healthy("web")["result"] is False
     assert host.operations.start(["web"]) == {"web": ""}
     assert host.operations.wait(["web"])["web"]["health"] == "healthy"
 
