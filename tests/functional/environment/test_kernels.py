@@ -82,7 +82,7 @@ def test_it_boots_in_the_same_jail_and_has_its_arguments_and_its_credentials(hos
         host.operations.exec("tiny", ["/bin/sh"])
     assert host.operations.stop(["tiny"]) == {"tiny": ""}
     assert host.kind.list()["tiny"]["exit"] == "exit 0"
-    assert host.traces()["processes"] == []
+    until(lambda: host.traces()["processes"] == [], patience=PATIENCE)
 
 
 def test_what_it_is_handed_or_is_itself_is_changed_by_a_restart(host: Host, kernel: str) -> None:
