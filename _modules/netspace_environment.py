@@ -69,7 +69,7 @@ def list_() -> dict[str, dict[str, Any]]:
     Per name: ``state`` (running, starting, stopped, failed), ``health`` (healthy, starting, unhealthy; empty
     without a check or while it doesn't run), ``flapping`` (whether it ends and is restarted again and again),
     ``pid``, ``since`` (seconds since the epoch), ``restarts``, ``exit`` (how it last ended: ``oom`` is for want of
-    memory), ``image``, ``digest`` and ``wanted`` (the state it should have).
+    memory), ``image``, ``digest``, ``runtime`` and ``wanted`` (the state it should have).
 
     CLI Example:
 

@@ -107,6 +107,10 @@ def running(name: str, **kwargs: Any) -> dict[str, Any]:
         on Salt's file server: ``tar:salt://images/shop.tar``. It is fetched when the master's hash of
         it changed, and held to that hash.
 
+    kernel
+        In place of an image: the absolute path of a unikernel's file. ``args`` are its arguments, its interface is
+        of kind ``tap``.
+
     source_hash
         ``sha256:<hex>`` that the source must have; see :py:func:`netspace_image.present
         <netspace.states.netspace_image.present>`.
@@ -143,6 +147,10 @@ def running(name: str, **kwargs: Any) -> dict[str, Any]:
     read_only
         The root can't be written to at all. Defaults to false: writes go to a layer of
         the environment's own.
+
+    runtime
+        ``crun``, ``runc`` or ``runsc``; with a kernel ``qemu`` or ``solo5``. By default, what
+        ``pillar:netspace:runtimes`` says, else ``crun`` and ``qemu``.
 
     seccomp
         Which system calls it may make: ``strict`` (default), ``standard``, which adds what some databases
