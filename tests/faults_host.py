@@ -44,6 +44,7 @@ VHOST = "shared"
 
 Declared = dict[str, Any]
 KINDS = ("attestation", "interfaces", "links", "environments")
+_TAG = re.compile(r"\b[0-9a-f]{32}\b")
 _VARIES = (re.compile(r"[0-9a-f]{32,}"), re.compile(r"\b\d{3,}\b"))
 
 
@@ -122,7 +123,7 @@ def _files(*roots: Path) -> dict[str, str]:
                 value = json.loads(Path(path).read_bytes())
                 if path.startswith(f"{LAYOUT.run}/services/"):
                     del value["service"]  # as it was started: what needs no restart may have changed since
-                content = json.dumps(_steady(value), sort_keys=True)
+                content = _TAG.sub("TAG", json.dumps(_steady(value), sort_keys=True))
         found[path] = f"{info.st_mode:o} {info.st_uid} {content}"
     return found
 
@@ -137,6 +138,7 @@ _UNSTEADY |= {
     "sources",
     "evidence",
     "key",
+    "named",
     "nonce",
     "password",
     "hash",
@@ -312,7 +314,10 @@ class World:
             found = api.get("definitions")
         whole["broker"] = {
             kind: sorted(
-                json.dumps({key: value for key, value in one.items() if "password" not in key}, sort_keys=True)
+                _TAG.sub(
+                    "TAG",
+                    json.dumps({key: value for key, value in one.items() if "password" not in key}, sort_keys=True),
+                )
                 for one in found[kind]
                 # What all links need stays on a broker that isn't ours.
                 if not {one.get("name"), one.get("source")} & {"dead", "dead-again", *POLICIES}
