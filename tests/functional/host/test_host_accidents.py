@@ -34,7 +34,7 @@ from netspace.errors import SpecError
 from netspace.host import Host
 from netspace.interface import nftables
 from netspace.spec import parse
-from netspace.supervision import daemon, place, process, records
+from netspace.supervision import daemon, ending, place, process, records, starting
 
 pytestmark = pytest.mark.root
 
@@ -265,8 +265,8 @@ def test_a_runtime_that_hangs_is_given_up_with_a_clear_error(
 ) -> None:
     declared = world.declared()
     hangs = f'for word; do [ "$word" = {call} ] && exec sleep 1001; done; exec $REAL "$@"'
-    monkeypatch.setattr(daemon, "START_TIMEOUT", 1.0)
-    monkeypatch.setattr(daemon, "HELPER_TIMEOUT", 0.5)
+    monkeypatch.setattr(starting, "START_TIMEOUT", 1.0)
+    monkeypatch.setattr(ending, "HELPER_TIMEOUT", 0.5)
     monkeypatch.setattr(runtime, "PATIENCE", 0.5)
     with impatient_supervisor():
         with instead_of("crun", hangs, tmp_path):
