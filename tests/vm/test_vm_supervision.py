@@ -1,0 +1,54 @@
+"""Under a real systemd: order by health, a crash, and an update that is taken back."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import waiting
+from vmlab.lab import STAY, Salt, environment
+from vmlab.machine import Machine
+from whole_host import all_true
+
+pytestmark = pytest.mark.vm
+
+# Healthy from its first breath; what never is, is given a quarter of a minute.
+HEALTH = {"exec": ["/bin/sh", "-c", "[ -e /tmp/well ]"], "interval": 5, "timeout": 60}
+until = functools.partial(waiting.until, patience=240, pause=0.5)
+
+
+def declared(**there: Any) -> dict[str, Any]:
+    well = environment(f"touch /tmp/well; {STAY}", restart="on-failure", health=HEALTH)
+    return {
+        "environments": {
+            "there": {**well, **there},
+            "later": environment(STAY, restart="on-failure", after=["there"]),
+        }
+    }
+
+
+def test_order_a_crash_and_an_update_that_is_taken_back(plain: Machine, salt: Salt) -> None:
+    def show(name: str, key: str) -> str:
+        return plain.sh(f"systemctl show -P {key} netspace-environment-{name}")
+
+    all_true(salt.apply(declared()))
+    # What comes after another is started once that is healthy.
+    first, second = (int(show(name, "ActiveEnterTimestampMonotonic")) for name in ("there", "later"))
+    assert second > first
+    assert '"healthy"' in plain.sh("cat /run/netspace/health/there.json")
+
+    # A crash: it comes back, and how it ended is told.
+    pid = show("there", "MainPID")
+    plain.sh(f"kill -9 {pid}")
+    until(lambda: show("there", "MainPID") not in ("0", pid))
+    found = salt("netspace_environment.inspect", "there")
+    assert (found["exit"], found["restarts"]) == ("signal 9", 1)
+
+    # An update that never gets healthy: what was there before is there again.
+    failed = salt.apply(declared(command=["/bin/sh", "-c", STAY]))["netspace environments"]
+    assert failed["result"] is False
+    assert "taken back, since its health check failed" in failed["comment"]
+    assert set(failed["changes"]["there"]) == {"rolled back"}
+    until(lambda: "true" in plain.sh("systemctl is-active -q netspace-environment-there && echo true", check=False))
+    assert plain.sh("cat /run/netspace/environments/there/config.json").count("touch /tmp/well") == 1
