@@ -167,6 +167,12 @@ def test_what_systemd_itself_says_is_what_systemctl_shows(call: Callable[..., An
     assert direct["netspace-c-d_e.service"]["Result"] == "signal"
 
 
+def test_its_version_is_asked_of_systemd_itself(host: SystemdHost) -> None:
+    code = "from netspace.supervision import bus; print(bus.version())"
+    told = host.run(sys.executable, "-c", code, variables={"PYTHONPATH": str(LIBRARY)}).stdout
+    assert told.split() == host.run("systemctl", "--version").stdout.split()[1:2]
+
+
 def test_reload(call: Callable[..., Any], tmp_path: Path) -> None:
     script = f"trap 'echo >{tmp_path}/again' HUP; echo >{tmp_path}/up; while :; do sleep 0.05; done"
     service = plain("a", script, reload=["/bin/kill", "-HUP", "{pid}"], delegate=True)

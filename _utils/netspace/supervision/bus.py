@@ -184,7 +184,21 @@ def _connected() -> Iterator[socket.socket]:
         connection.connect(SOCKET)
         uid = str(os.geteuid()).encode().hex().encode()
         connection.sendall(b"\0AUTH EXTERNAL " + uid + b"\r\nBEGIN\r\n")
+        # Nothing is asked before it has answered: systemd (257) reads what comes along with these lines,
+        # where that is short, and then waits for more before it looks at it.
+        line = b""
+        while not line.endswith(b"\r\n"):
+            line += _more(connection)
+        if not line.startswith(b"OK "):
+            raise ConnectionError(f"systemd refuses: {line[:100]!r}")
         yield connection
+
+
+def _more(connection: socket.socket) -> bytes:
+    chunk = connection.recv(1 << 16)
+    if not chunk:
+        raise ConnectionError("systemd closed the connection")
+    return chunk
 
 
 def _collect(
@@ -198,26 +212,13 @@ def _collect(
 
 
 def _messages(connection: socket.socket) -> Iterator[bytes]:
-    """Yield message by message, behind the authentication's line."""
+    """Yield message by message."""
     received = bytearray()
-
-    def more() -> None:
-        chunk = connection.recv(1 << 16)
-        if not chunk:
-            raise ConnectionError("systemd closed the connection")
-        received.extend(chunk)
-
-    while b"\r\n" not in received:
-        more()
-    line, _, rest = bytes(received).partition(b"\r\n")
-    if not line.startswith(b"OK "):
-        raise ConnectionError(f"systemd refuses: {line[:100]!r}")
-    received[:] = rest
     while True:
         while len(received) < 16:
-            more()
+            received += _more(connection)
         total = size(bytes(received[:16]))
         while len(received) < total:
-            more()
+            received += _more(connection)
         yield bytes(received[:total])
         del received[:total]
