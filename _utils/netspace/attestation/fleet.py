@@ -214,15 +214,13 @@ class Fleet:
                 )
                 found = verifier.verify_quote(evidence, key, expected)
             level, code, reason, remedy = found.level, found.code, found.reason, found.remedy
-            kept = {
-                "clock": None if found.clock is None else dataclasses.astuple(found.clock),
-                "ima": None if found.ima is None else _ima_record(found.ima),
-                "key": found.key,
-                "pcrs": {str(pcr): value.hex() for pcr, value in sorted(found.pcrs.items())},
-                "base": base,
-                "digest": "",
-                "log": None,
-            }
+            kept.update(
+                clock=None if found.clock is None else dataclasses.astuple(found.clock),
+                ima=None if found.ima is None else _ima_record(found.ima),
+                key=found.key,
+                pcrs={str(pcr): value.hex() for pcr, value in sorted(found.pcrs.items())},
+                base=base,
+            )
         except Refused as err:
             level, code, reason, remedy = 0, err.code, str(err), err.remedy
         if level and evidence is not None:
