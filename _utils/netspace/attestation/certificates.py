@@ -8,8 +8,8 @@ cryptography 45 only. Signatures, encodings and names are ``cryptography``'s.
 
 Fetches nothing: intermediates come with the evidence or lie among the roots, and revocation lists are those
 that the operator put beside the roots; where a certificate says that a list is to be had is not looked at. A
-maker of whom there is a list says by it which of his certificates are revoked: one that has run out tells nothing, so
-it is as if the maker were not trusted. Of makers without a list nothing is asked.
+maker of whom there is a list says by it which of his certificates are revoked. One that has run out tells nothing
+of the others, so it is as if their maker were not trusted. Of makers without a list nothing is asked.
 """
 
 from __future__ import annotations
