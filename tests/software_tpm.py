@@ -16,6 +16,12 @@ class Factory:
     roots: Path
 
 
+def missing() -> str:
+    """Why no TPM can be made here; empty where one can."""
+    found = [name for name in ("swtpm", "swtpm_setup", "swtpm_localca", "certtool") if shutil.which(name) is None]
+    return f"{', '.join(found)} missing: apt-get install swtpm swtpm-tools gnutls-bin" if found else ""
+
+
 def manufacture(folder: Path) -> Factory:
     """Make a TPM as a maker does: endorsement keys, and their certificates by the maker's own CA."""
     for name in ("ca", "state", "roots"):

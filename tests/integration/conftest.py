@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import Any
 
 import pytest
-from software_tpm import Factory, manufacture
+from software_tpm import Factory, manufacture, missing
 
 
 @pytest.fixture(scope="session")
@@ -22,7 +21,6 @@ def salt_factories_config(tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 @pytest.fixture(scope="session")
 def makers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Factory]:
     """A maker of TPMs for each of two hosts."""
-    missing = [name for name in ("swtpm", "swtpm_setup", "swtpm_localca", "certtool") if shutil.which(name) is None]
-    if missing:
-        pytest.skip(f"{', '.join(missing)} missing: apt-get install swtpm swtpm-tools gnutls-bin")
+    if reason := missing():
+        pytest.skip(reason)
     return {name: manufacture(tmp_path_factory.mktemp(f"maker-{name}")) for name in ("a", "b")}

@@ -7,7 +7,6 @@ import secrets
 import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from saltfactories.cli.salt import SaltCli
 from saltfactories.manager import FactoriesManager
 from saltfactories.utils import random_string
 from software_tpm import Factory, listening
+from waiting import until
 
 pytestmark = pytest.mark.root
 
@@ -64,21 +64,21 @@ def sockets(makers: dict[str, Factory]) -> Iterator[dict[str, Path]]:
     pytest.importorskip("tpm2_pytss", reason="pip install tpm2-pytss")
     folder = Path(tempfile.mkdtemp(prefix="swtpm"))  # short: a socket's path has 107 bytes
     running = []
-    for name in ("a", "b"):
-        shutil.copytree(makers[name].state, folder / f"{name}.state")
-        command = ["swtpm", "socket", "--tpm2", "--flags", "not-need-init,startup-clear"]
-        command += ["--server", f"type=unixio,path={folder / name}", "--ctrl", f"type=unixio,path={folder / name}.ctrl"]
-        command += ["--tpmstate", f"dir={folder / name}.state"]
-        running.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
-    deadline = time.monotonic() + 60
-    while not all(listening(folder / name) for name in ("a", "b")):
-        assert time.monotonic() < deadline, "swtpm did not start"
-        time.sleep(0.01)
-    yield {name: folder / name for name in ("a", "b")}
-    for one in running:
-        one.kill()
-        one.wait()
-    shutil.rmtree(folder)
+    try:
+        for name in ("a", "b"):
+            shutil.copytree(makers[name].state, folder / f"{name}.state")
+            command = ["swtpm", "socket", "--tpm2", "--flags", "not-need-init,startup-clear"]
+            command += ["--server", f"type=unixio,path={folder / name}"]
+            command += ["--ctrl", f"type=unixio,path={folder / name}.ctrl"]
+            command += ["--tpmstate", f"dir={folder / name}.state"]
+            running.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        until(lambda: all(listening(folder / name) for name in ("a", "b")), "swtpm did not start")
+        yield {name: folder / name for name in ("a", "b")}
+    finally:
+        for one in running:
+            one.kill()
+            one.wait()
+        shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="module")

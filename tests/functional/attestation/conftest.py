@@ -7,17 +7,15 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from software_tpm import Factory, listening, manufacture
+from software_tpm import Factory, listening, manufacture, missing
+from waiting import until
 
 from netspace.layout import Layout
-
-NEEDED = ("swtpm", "swtpm_setup", "swtpm_localca", "certtool")
 
 
 @dataclass
@@ -50,11 +48,11 @@ class SoftwareTpm:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        deadline = time.monotonic() + 20
-        while not listening(self.folder / "tpm"):
-            assert self.process.poll() is None, "swtpm ended"
-            assert time.monotonic() < deadline, "swtpm did not start"
-            time.sleep(0.01)
+        until(self._ready, "swtpm did not start")
+
+    def _ready(self) -> bool:
+        assert self.process is not None and self.process.poll() is None, "swtpm ended"
+        return listening(self.folder / "tpm")
 
     def stop(self) -> None:
         if self.process is not None:
@@ -72,9 +70,8 @@ class SoftwareTpm:
 
 @pytest.fixture(scope="session", autouse=True)
 def _programs() -> None:
-    missing = [name for name in NEEDED if shutil.which(name) is None]
-    if missing:
-        pytest.skip(f"{', '.join(missing)} missing: apt-get install swtpm swtpm-tools gnutls-bin")
+    if reason := missing():
+        pytest.skip(reason)
     pytest.importorskip("tpm2_pytss", reason="pip install tpm2-pytss")
 
 
