@@ -155,6 +155,7 @@ class Registrar:
             pinned = known["ek"] if known else None
             made = verifier.challenge(enrolment, context, roots=roots, lists=lists, pinned=pinned, now=now)
             answer = exchange.activate(enrolment.template, made.blob, made.encrypted, context.session, context.nonce)
+            # One time for all of it: how long an answer may take is what the exchange allows, a slow TPM's too.
             bound = made.redeem(_answer(answer), now)
             with files.locked(self.folder / "lock"):
                 # Once more, under the lock: another enrolment may have been faster.
