@@ -95,6 +95,12 @@ class Card:
     keys: Path | None = None
     notices: str | None = None
 
+    @property
+    def brokers(self) -> list[Broker]:
+        """All that are named: its own, and those that lead to peers."""
+        own = [] if self.broker is None else [self.broker]
+        return own + [peer.broker for peer in self.peers.values()]
+
 
 def load(folder: Path = FOLDER) -> Card:
     """Read the card in *folder*.

@@ -301,17 +301,17 @@ class Mailbox:
         wanted = _matcher(match)
         found = self._inbox.take(wanted)
         if found is not None:
-            return self._taken(found)
+            return found
         if not self.card.queues:
             raise NotDeclared(f"{self.name} has no mailbox: no link of its is declared")
         waiter = Waiter(wanted, asyncio.get_running_loop().create_future())
         self._inbox.wait(waiter)
         self._stuck()
         try:
-            return self._taken(await asyncio.wait_for(asyncio.shield(waiter.future), timeout))
+            return await asyncio.wait_for(asyncio.shield(waiter.future), timeout)
         except asyncio.TimeoutError:
             if message := _given(waiter):
-                return self._taken(message)
+                return message
             raise Timeout(f"no such message within {timeout:g} s") from None
         except asyncio.CancelledError:
             if message := _given(waiter):
@@ -321,18 +321,12 @@ class Mailbox:
             self._inbox.leave(waiter)
             waiter.future.cancel()
 
-    def _taken(self, message: Message) -> Message:
-        message.taken = True
-        return message
-
     async def messages(self, match: Match | str | None = None) -> AsyncIterator[Message]:
         """All messages that are asked for, as they come: ``async for message in mailbox.messages()``."""
         while True:
             yield await self.receive(match)
 
-    async def serve(
-        self, work: Callable[[Message], Awaitable[bytes | str | None]], match: Match | str | None = None
-    ) -> None:
+    async def serve(self, work: Work, match: Match | str | None = None) -> None:
         """Have *work* done for each message, one after another; what it returns answers a request.
 
         A message is acknowledged after its work; one whose work raises comes again, until the
@@ -384,8 +378,7 @@ class Mailbox:
             self._reading.pop(place).cancel()
         for place in [one for one in self._hearing if (one[0].place, one[1]) not in answers]:
             self._hearing.pop(place).cancel()
-        brokers = [about.broker, *(peer.broker for peer in about.peers.values())]
-        for moved in self._sessions.keys() - {_place(broker) for broker in brokers if broker is not None}:
+        for moved in self._sessions.keys() - {_place(broker) for broker in about.brokers}:
             self._later(self._sessions.pop(moved).close())
         for session, queue in wanted - self._reading.keys():
             self._room_in[queue] = room = max(1, self._capacity // len(wanted))
@@ -647,9 +640,7 @@ class Mailbox:
 
     def _login(self, place: tuple[str, int, str], known: Broker) -> Broker:
         """How to log in there, by the newest card."""
-        about = self.card
-        brokers = [about.broker, *(peer.broker for peer in about.peers.values())]
-        return next((one for one in brokers if one is not None and _place(one) == place), known)
+        return next((one for one in self.card.brokers if _place(one) == place), known)
 
     def _outlet(self, broker: Broker, exchange: str, what: str) -> Outlet:
         session = self._session(broker)

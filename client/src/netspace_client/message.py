@@ -49,7 +49,6 @@ class Message:
         self.reply_to: str | None = properties.reply_to
         self.redelivered = bool(delivery.redelivered)
         self.settled = False
-        self.taken = False
 
     @property
     def text(self) -> str:
