@@ -48,7 +48,7 @@ CLIENT = Path(__file__).parents[3] / "client"
 
 
 class Town:
-    """Three environments, their cards, and the programs in them."""
+    """Some environments, their cards, and the programs in them."""
 
     def __init__(self, world, folder: Path) -> None:
         self.world = world
@@ -68,6 +68,12 @@ class Town:
     def program(self, name: str, **options) -> Program:
         self.programs.append(Program(self.world, name, self.folder / name, **options))
         return self.programs[-1]
+
+    def example(self, name: str, which: str, *arguments: str) -> subprocess.Popen[str]:
+        """One of the client's examples, as it stands, in a process of its own inside *name*."""
+        path = f"import sys; sys.path[:0] = [{str(CLIENT / 'src')!r}, *{sys.path!r}]\n"
+        code = path + (CLIENT / f"examples/{which}.py").read_text()
+        return self.world.run_inside(name, code, *arguments, cards=str(self.folder / name))
 
 
 def cut() -> int:
@@ -102,20 +108,6 @@ def town(linked) -> Iterator[Town]:
         with linked.world.api() as api:
             for queue in api.get("queues", "netspace", query="columns=name") or []:
                 api.delete("queues", "netspace", queue["name"], "contents")
-
-
-@pytest.fixture(autouse=True)
-def _bounded() -> Iterator[None]:
-    """More than others have: brokers are killed here, and clients are patient."""
-
-    def ring(*_: object) -> None:
-        raise TimeoutError("the test takes more than three minutes")
-
-    former = signal.signal(signal.SIGALRM, ring)
-    signal.alarm(180)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, former)
 
 
 async def every(work) -> list:
@@ -222,13 +214,10 @@ def test_work_that_fails_comes_again_and_unfinished_work_goes_to_a_successor(tow
 
 
 def test_the_examples_work_as_they_stand_and_are_short(town):
-    code = {name: (CLIENT / f"examples/{name}.py").read_text() for name in ("echo", "asker")}
-    assert all(len(text.splitlines()) <= 30 for text in code.values())
-    path = f"import sys; sys.path[:0] = [{str(CLIENT / 'src')!r}, *{sys.path!r}]\n"
-    folders = {name: str(town.folder / name) for name in NAMES}
-    serving = town.world.run_inside("orders", path + code["echo"], cards=folders["orders"])
+    assert all(len((CLIENT / f"examples/{name}.py").read_text().splitlines()) <= 30 for name in ("echo", "asker"))
+    serving = town.example("orders", "echo")
     try:
-        asking = town.world.run_inside("web", path + code["asker"], "orders", "hello", cards=folders["web"])
+        asking = town.example("web", "asker", "orders", "hello")
         assert asking.communicate(timeout=60) == ("web said HELLO\n", "")
     finally:
         serving.kill()
@@ -475,9 +464,7 @@ def test_no_letter_keeps_its_receiver_from_the_others(town):
 def test_a_monitor_is_told_of_a_death_of_a_return_and_of_the_end_of_the_link(town):
     orders = town.program("orders")
     monitor = orders.run(watched(orders, "audit"))
-    path = f"import sys; sys.path[:0] = [{str(CLIENT / 'src')!r}, *{sys.path!r}]\n"
-    code = path + (CLIENT / "examples/echo.py").read_text()
-    serving = town.world.run_inside("audit", code, cards=str(town.folder / "audit"))
+    serving = town.example("audit", "echo")
     try:
         assert orders.run(monitor.change(50)) == Change("audit", "up")
     finally:
