@@ -283,7 +283,5 @@ def _jose() -> _Jose:
         try:
             _made.append(_Jose())
         except ImportError as err:
-            raise CardError(
-                f"a link is sealed, which needs joserfc (pip install netspace-client[seal]): {err}"
-            ) from err
+            raise CardError(f"a link is sealed, which needs joserfc (netspace-client's extra 'seal'): {err}") from err
     return _made[0]
