@@ -176,11 +176,13 @@ class Host:
 
         :param names: absent: all that have such links.
         """
+        from netspace.link import seals
+
         with self._lock(False):
-            sealed = [{link.source, link.target} for link in self.links.recorded() if link.seal]
-            ends: set[str] = set().union(*sealed)
+            sealed = [link for link in self.links.recorded() if link.seal]
+            ends = seals.members(sealed)
             renewed = self.links.renew_keys(ends & set(names) if names else ends)
-            told = set().union(*(pair for pair in sealed if pair & set(renewed)))
+            told = seals.members(link for link in sealed if {link.source, link.target} & set(renewed))
             return renewed, self._refresh_cards(told, False)
 
     def _links(
