@@ -28,9 +28,8 @@ netspace.refresh(__file__)
 
 from salt.exceptions import CommandExecutionError  # noqa: E402
 
-from netspace import declared  # noqa: E402
+from netspace import targets  # noqa: E402
 from netspace.errors import NetspaceError  # noqa: E402
-from netspace.targets import Targets  # noqa: E402
 
 if TYPE_CHECKING:
     __context__: dict[str, Any]
@@ -49,9 +48,9 @@ def __virtual__() -> str | tuple[bool, str]:
     return __virtualname__
 
 
-def _targets(opts: dict[str, Any]) -> Targets:
+def _targets(opts: dict[str, Any]) -> targets.Targets:
     try:
-        return Targets(declared.layout(opts), declared.minion(opts))
+        return targets.of(opts)
     except NetspaceError as err:
         raise CommandExecutionError(str(err)) from err
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from netspace import declared
 from netspace.errors import NetspaceError
 from netspace.host import Host
 from netspace.layout import Layout
@@ -37,6 +38,14 @@ _OS_GRAINS = {
     "VERSION_CODENAME": "oscodename",
     "PRETTY_NAME": "osfullname",
 }
+
+
+def of(opts: Mapping[str, Any]) -> Targets:
+    """The targets of the minion whose configuration this is.
+
+    :raises NetspaceError: when its instance has a name that can't be used.
+    """
+    return Targets(declared.layout(opts), declared.minion(opts))
 
 
 @dataclass(frozen=True)
