@@ -36,6 +36,15 @@ read:
     - name: cat /tmp/made/card
     - onchanges: [{file: /tmp/made/card}]
 """
+# The second can't be done inside: then the first isn't either.
+PARTLY = """
+/tmp/partly:
+  file.managed:
+    - contents: x
+/tmp/all:
+  file.recurse:
+    - source: salt://inside
+"""
 CARD = "{{ grains.id }} {{ grains.environment }} {{ pillar.told }} {{ salt['cmd.run']('id -u') }}\n"
 
 
@@ -76,6 +85,7 @@ def fleet(salt_factories: FactoriesManager, tmp_path_factory: pytest.TempPathFac
     (source / "inside").mkdir()
     (source / "inside/init.sls").write_text(SLS)
     (source / "inside/card").write_text(CARD)
+    (source / "inside/partly.sls").write_text(PARTLY)
     pillar = folder / "pillar"
     pillar.mkdir()
     (pillar / "top.sls").write_text("base: {'*': [declared]}\n")
@@ -166,6 +176,10 @@ def test_what_acts_on_a_host_is_refused_and_nothing_of_it_applied(fleet: Fleet) 
         "netspace environments: state netspace_environment acts on a host; in an environment there are: cmd, file, test"
         in refused
     )
+    refused = fleet.at(f"T@netspace:{web}", "state.apply", "inside.partly")[web]
+    there = "file.absent, file.directory, file.managed, file.symlink"
+    assert refused == [f"/tmp/all: in an environment there is no file.recurse, but: {there}"]
+    assert fleet.at(f"T@netspace:{web}", "cmd.retcode", "test -e /tmp/partly") == {web: 1}
     assert "is not supported for resource type" in fleet.at(f"T@netspace:{web}", "pkg.install", "x")[web]
     for function in ("network.interfaces", "netspace.teardown"):
         assert "is not supported for resource type" in fleet.at(f"T@netspace:{web}", function)[web]

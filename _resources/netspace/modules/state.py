@@ -29,9 +29,8 @@ import salt.utils.dictupdate  # noqa: E402
 import salt.utils.state  # noqa: E402
 from salt.exceptions import CommandExecutionError  # noqa: E402
 
-from netspace import declared  # noqa: E402
+from netspace import declared, targets  # noqa: E402
 from netspace.errors import NetspaceError  # noqa: E402
-from netspace.targets import Targets  # noqa: E402
 
 if TYPE_CHECKING:
     __context__: dict[str, Any]
@@ -42,7 +41,7 @@ if TYPE_CHECKING:
 __func_alias__ = {"apply_": "apply"}
 
 _FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "states")
-KNOWN = ("cmd", "file", "test")
+KNOWN = {"cmd": ("run",), "file": ("absent", "directory", "managed", "symlink"), "test": ("nop",)}
 _COMPILER_ERROR, _FAILURE = 1, 2
 
 
@@ -75,9 +74,8 @@ class _State(salt.state.State):  # type: ignore[misc]
     def _run_check_creates(self, low: Any) -> dict[str, Any]:
         """As Salt's, which would look on the host."""
         wanted = low["creates"] if isinstance(low["creates"], list) else [low["creates"]]
-        targets = Targets(declared.layout(self.opts), declared.minion(self.opts))
         try:
-            with targets.files(self.opts["id"]) as inside:
+            with targets.of(self.opts).files(self.opts["id"]) as inside:
                 there = bool(wanted) and all(inside.look(str(path)) is not None for path in wanted)
             comment = f"{', '.join(map(str, wanted))}: " + ("there" if there else "not all there")
         except NetspaceError as err:
@@ -111,11 +109,26 @@ class _HighState(salt.state.HighState):  # type: ignore[misc]
 def _unknown(high: Any) -> list[str]:
     """What of rendered states can't be applied inside."""
     return [
-        f"{identifier}: state {state} acts on a host; in an environment there are: {', '.join(KNOWN)}"
+        f"{identifier}: {problem}"
         for identifier, body in (high or {}).items()
         if isinstance(body, dict) and not identifier.startswith("__")
-        for state in body
-        if not state.startswith("__") and state.partition(".")[0] not in KNOWN
+        for state, parts in body.items()
+        if not state.startswith("__")
+        for problem in _foreign(state, parts)
+    ]
+
+
+def _foreign(state: str, parts: Any) -> list[str]:
+    """Why a state can't be applied inside; *parts* are its arguments and, as a text, its function."""
+    kind = state.partition(".")[0]
+    if kind not in KNOWN:
+        return [f"state {state} acts on a host; in an environment there are: {', '.join(KNOWN)}"]
+    functions = [part for part in parts if isinstance(part, str)] if isinstance(parts, list) else []
+    there = ", ".join(f"{kind}.{function}" for function in KNOWN[kind])
+    return [
+        f"in an environment there is no {kind}.{function}, but: {there}"
+        for function in functions
+        if function not in KNOWN[kind]
     ]
 
 

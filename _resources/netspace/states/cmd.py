@@ -68,6 +68,3 @@ def run(
         return {**ret, "comment": str(err)}
     fine = done["retcode"] in (success_retcodes or [0])
     return {**ret, "result": fine, "changes": done, "comment": f"Command {name!r} ended with {done['retcode']}."}
-
-
-wait = run
