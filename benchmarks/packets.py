@@ -39,6 +39,7 @@ def converge(kind: Interfaces, declared: dict[str, object], remove: set[str] | t
 def round_trip(path: Path, gateway: str, times: int) -> float:
     """Microseconds for a datagram there and back."""
     from netspace.interface import namespaces
+    from netspace.threads import in_thread
 
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as host:
         host.bind((gateway, PORT))
@@ -68,7 +69,7 @@ def round_trip(path: Path, gateway: str, times: int) -> float:
 
         echoing = threading.Thread(target=echo)
         echoing.start()
-        taken = namespaces.in_thread(ask)
+        taken = in_thread(ask)
         echoing.join()
     return taken
 

@@ -18,6 +18,7 @@ from netspace.interface.kind import DesiredInterfaces, Interfaces
 from netspace.layout import Layout
 from netspace.plan import Plan
 from netspace.spec import parse
+from netspace.threads import in_thread
 
 T = TypeVar("T")
 
@@ -42,7 +43,7 @@ def within(path: Path | None, work: Callable[[], T]) -> T:
             namespaces.enter(path)
         return work()
 
-    return namespaces.in_thread(inside)
+    return in_thread(inside)
 
 
 def mac_of(path: Path | None, link: str) -> str:

@@ -18,7 +18,6 @@ import platform
 import secrets
 import stat
 import struct
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -26,6 +25,7 @@ from typing import Any, TypeVar
 
 from netspace.environment.ids import COUNT
 from netspace.errors import MissingError, NetspaceError
+from netspace.threads import in_thread
 
 T = TypeVar("T")
 
@@ -104,24 +104,14 @@ def as_user(uid: int, gid: int, action: Callable[[], T]) -> T:
         raise MissingError(
             f"what is known of the system calls of {platform.machine()}", "x86_64 and aarch64 can do this"
         )
-    outcome: list[T] = []
-    failure: list[BaseException] = []
 
-    def work() -> None:
-        try:
-            _call(calls["setgroups"], ctypes.c_size_t(0), None)
-            _call(calls["setresgid"], *[ctypes.c_uint(gid)] * 3)
-            _call(calls["setresuid"], *[ctypes.c_uint(uid)] * 3)
-            outcome.append(action())
-        except BaseException as err:  # for whoever waits
-            failure.append(err)
+    def work() -> T:
+        _call(calls["setgroups"], ctypes.c_size_t(0), None)
+        _call(calls["setresgid"], *[ctypes.c_uint(gid)] * 3)
+        _call(calls["setresuid"], *[ctypes.c_uint(uid)] * 3)
+        return action()
 
-    thread = threading.Thread(target=work, name="netspace-within")
-    thread.start()
-    thread.join()
-    if failure:
-        raise failure[0]
-    return outcome[0]
+    return in_thread(work)
 
 
 class UnreachableError(NetspaceError):

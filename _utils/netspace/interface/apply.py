@@ -32,6 +32,7 @@ from netspace.interface.records import Record, Volatile
 from netspace.interface.table import Table
 from netspace.layout import Layout
 from netspace.plan import Outcome, Step
+from netspace.threads import in_thread
 
 # What a link that is still there answers: EEXIST a VLAN or VXLAN, the others a MAC.
 _OCCUPIED = (errno.EEXIST, errno.EBUSY, errno.EADDRINUSE)
@@ -205,7 +206,7 @@ class Applying:
             name for name, one in doomed.items() if one.live.inside and not one.live.outside and name not in self.errors
         ]
         if alone:
-            namespaces.in_thread(lambda: self._delete_inside(alone, work))
+            in_thread(lambda: self._delete_inside(alone, work))
         for name, one in doomed.items():
             if one.record is None and name not in self.errors:
                 try:
@@ -304,7 +305,7 @@ class Applying:
         host = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         try:
             with netlink.Socket() as outer:
-                namespaces.in_thread(lambda: self._one_by_one(todo, host, outer))
+                in_thread(lambda: self._one_by_one(todo, host, outer))
         finally:
             os.close(host)
 

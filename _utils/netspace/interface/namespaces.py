@@ -13,12 +13,8 @@ import ctypes
 import errno
 import functools
 import os
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
-
-T = TypeVar("T")
 
 _CLONE_NEWNET = 0x40000000
 _MS_BIND, _MS_REC, _MS_SHARED = 0x1000, 0x4000, 0x100000
@@ -72,27 +68,8 @@ def found(directory: Path, mountinfo: str | None = None) -> dict[str, int]:
     return namespaces
 
 
-def in_thread(work: Callable[[], T]) -> T:
-    """Run *work* in a thread of its own, which may change its namespace; return what it returns."""
-    outcome: list[T] = []
-    failure: list[BaseException] = []
-
-    def body() -> None:
-        try:
-            outcome.append(work())
-        except BaseException as err:
-            failure.append(err)
-
-    thread = threading.Thread(target=body, name="netspace-namespaces")
-    thread.start()
-    thread.join()
-    if failure:
-        raise failure[0]
-    return outcome[0]
-
-
 def enter(path: Path) -> None:
-    """Move the calling thread (see :func:`in_thread`) into the namespace kept at *path*."""
+    """Move the calling thread (:mod:`netspace.threads`) into the namespace kept at *path*."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         _check(_libc().setns(fd, _CLONE_NEWNET), str(path))
@@ -101,7 +78,7 @@ def enter(path: Path) -> None:
 
 
 def unshare() -> None:
-    """Move the calling thread (see :func:`in_thread`) into a new namespace, which ends with it unless it is kept."""
+    """Move the calling thread (:mod:`netspace.threads`) into a new namespace, which ends with it unless it is kept."""
     _check(_libc().unshare(_CLONE_NEWNET), "unshare")
 
 

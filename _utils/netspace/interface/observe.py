@@ -22,6 +22,7 @@ from netspace.interface.netlink import Link, Route
 from netspace.interface.records import Record, Volatile
 from netspace.layout import Layout
 from netspace.spec.types import Interface
+from netspace.threads import in_thread
 
 
 class Live(msgspec.Struct, frozen=True):
@@ -149,7 +150,7 @@ def _links(
                     insides[name] = (link, end)
 
     if there:
-        namespaces.in_thread(look)
+        in_thread(look)
     live = {}
     for name, one in wanted.items():
         outside, outer = None, by_alias.get(ends.alias(layout.instance, name))

@@ -15,6 +15,7 @@ from pathlib import Path
 from netspace.interface import kinds, namespaces, netlink
 from netspace.interface.netlink import Link
 from netspace.spec.types import Interface
+from netspace.threads import in_thread
 
 
 def missing(specs: Iterable[Interface], links: Iterable[Link]) -> dict[str, str]:
@@ -60,4 +61,4 @@ def _tried(kind: str) -> bool:
         # A kernel that knows the kind refuses for what is not said: a parent, an id.
         return all(failure.code not in netlink.UNSUPPORTED for failure in failures.values())
 
-    return namespaces.in_thread(attempt)
+    return in_thread(attempt)

@@ -21,6 +21,7 @@ from netspace.interface import nftables as nf
 from netspace.interface.firewall import Guarded, build
 from netspace.interface.table import Chain, Table, difference
 from netspace.spec.types import Allow, Cidr
+from netspace.threads import in_thread
 
 pytestmark = pytest.mark.root
 
@@ -95,7 +96,7 @@ def alone(work: object) -> None:
         namespaces.unshare()
         work()  # type: ignore[operator]
 
-    namespaces.in_thread(inside)
+    in_thread(inside)
 
 
 property_ = settings(
