@@ -146,7 +146,8 @@ class Targets:
         from netspace.environment import oci, runtime, within
 
         name, record = self._found(target)
-        status = self._host.supervisor.observe().get(runtime.service_name(name))
+        service = runtime.service_name(name)
+        status = self._host.supervisor.observe([service]).get(service)
         if status is None or status.state != "running" or not status.pid:
             raise NetspaceError(f"environment {name} does not run")
         uid, gid = (of(record.spec, record.image.defaults) for of in (oci.user_of, oci.group_of))

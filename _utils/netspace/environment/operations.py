@@ -236,7 +236,8 @@ class Operations:
     # -- parts -------------------------------------------------------------------
 
     def _status(self, name: str) -> Status:
-        return self._supervisor.observe().get(runtime.service_name(name), Status("stopped"))
+        service = runtime.service_name(name)
+        return self._supervisor.observe([service]).get(service, Status("stopped"))
 
     def _change(
         self, names: Collection[str], state: RunState, act: Callable[[Mapping[str, Record]], Mapping[str, str]]
