@@ -259,7 +259,8 @@ class Host:
         known, cards, keys = self.trust(), _alone, {}
         if links:
             access = access or self.links.access()
-            cards, keys = self.links.cards(access), self.links.keys()
+            keys = self.links.keys()
+            cards = self.links.cards(access, keys)
         level = {"level": known.name, "verifier": known.verifier}
         linked: dict[str, list[Link]] = {}
         for link in links:

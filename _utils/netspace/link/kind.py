@@ -77,18 +77,21 @@ class Links:
         """What the broker's objects are called; before there is a key, what they were."""
         return names.read(self.layout, self.recorded_broker()) or names.PLAIN
 
-    def cards(self, access: Access | None = None) -> Callable[[str, Collection[Link]], dict[str, Any]]:
+    def cards(
+        self, access: Access | None = None, keys: Mapping[str, seals.Keys] | None = None
+    ) -> Callable[[str, Collection[Link]], dict[str, Any]]:
         """Return what says what an environment is told of links (``environment.json``).
 
         :param access: how they log in; by default as they do now.
+        :param keys: for sealed links, where they were read already.
         """
         record = read(self.layout)
         called = names.read(self.layout, record.broker or LocalBroker()) or names.PLAIN
-        known, keys = access or self.access(), self.keys()
+        known, private = access or self.access(), self.keys() if keys is None else keys
 
         def tell(name: str, links: Collection[Link]) -> dict[str, Any]:
             content = card.card(name, links, known.vhost, called, record.former, known.identity(name))
-            return seals.told(content, links, keys)
+            return seals.told(content, links, private)
 
         return tell
 
