@@ -61,7 +61,7 @@ class Issued:
     by: str
 
     def due(self, now: float, by: str) -> bool:
-        """Whether it is to be replaced."""
+        """Whether it runs out, or is of another authority."""
         third = (self.ends - self.begins) / 3
         return self.by != by or now > self.ends - third or now + SKEW < self.begins
 
@@ -98,9 +98,14 @@ class Authority:
         """The certificates that client and broker shall trust (PEM)."""
         return "".join([self.anchor, *(pem for pem, _ in self.former)]).encode()
 
-    def id(self, environment: str) -> str:
-        """The SPIFFE ID of an environment of this host."""
-        return f"{self.host}/env/{environment}"
+    def id(self, environment: str | None) -> str:
+        """The SPIFFE ID of an environment of this host; None: the broker's."""
+        return spiffe_id(self.host, environment)
+
+
+def spiffe_id(host: str, environment: str | None) -> str:
+    """The SPIFFE ID of an environment of *host* (its own SPIFFE ID); None: the broker's."""
+    return f"{host}/broker" if environment is None else f"{host}/env/{environment}"
 
 
 def _path(layout: Layout) -> Path:
@@ -318,7 +323,7 @@ class Issuer:
         from cryptography import x509
         from cryptography.x509.oid import ExtendedKeyUsageOID
 
-        whose = f"{self.authority.host}/broker"
+        whose = self.authority.id(None)
         names = x509.SubjectAlternativeName(
             [
                 *map(x509.DNSName, SERVER_NAMES),

@@ -30,7 +30,6 @@ from netspace.spec.types import NAME, Broker, LocalBroker
 
 FILE = "identity.pem"
 ANCHORS = "ca.pem"
-BROKER = "broker"
 
 
 def certified(broker: Broker, environments: Iterable[str]) -> set[str]:
@@ -77,7 +76,7 @@ class Identities:
         return {
             f"certificates:{name or 'of the broker itself'}": {"old": "due" if one else None, "new": "issued"}
             for name, one in found.items()
-            if one is None or one.due(self.now, self.by) or not one.id.startswith(f"{self.host}/")
+            if _due(one, authority.spiffe_id(str(self.host), name), self.by, self.now)
         }
 
 
@@ -105,6 +104,11 @@ def trusted(layout: Layout, broker: Broker) -> str:
 
 def _digest(known: Authority) -> str:
     return hashlib.sha256(known.anchors).hexdigest()[:16]
+
+
+def _due(one: Issued | None, whose: str, by: str, now: float) -> bool:
+    """Whether a certificate must be issued: there is none, it runs out, or says another name or authority."""
+    return one is None or one.id != whose or one.due(now, by)
 
 
 def _issued(place: Path) -> Issued | None:
@@ -139,14 +143,12 @@ def ensure(
     served.chmod(0o750)
     trust_changed = files.write(served / ANCHORS, known.anchors, mode=0o640, owner=owner)
     issuer: Issuer | None = None
-    one = _issued(served / "server.pem")
-    if one is None or one.due(now, known.name):
+    if _due(_issued(served / "server.pem"), known.id(None), known.name, now):
         issuer = Issuer(known)
         files.write(served / "server.pem", issuer.server(now), mode=0o640, owner=owner)
     renewed = set()
     for name in sorted(certified(broker, environments)):
-        one = _issued(path(layout, name))
-        if one is None or one.due(now, known.name) or one.id != known.id(name):
+        if _due(_issued(path(layout, name)), known.id(name), known.name, now):
             issuer = issuer or Issuer(known)
             folder = layout.identity(name)
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -187,7 +189,7 @@ class Accounts:
         kind, _, environment = name.partition(".")
         if self.host is None or kind != "env" or environment in self.by_password:
             return name
-        return f"{self.host}/env/{environment}"
+        return authority.spiffe_id(self.host, environment)
 
     def here(self, name: str) -> str:
         """Our name of an account of the broker's; one of ours that logs in otherwise than declared is :data:`STALE`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import stat
@@ -130,6 +131,19 @@ def test_only_what_is_due_is_issued_again(layout):
     assert stat.S_IMODE(identity.path(layout, "web").stat().st_mode) == 0o600
     identity.remove(layout, names)
     assert not layout.identities.exists()
+
+
+def test_whose_name_is_another_is_issued_again_as_was_planned(layout):
+    known = authority.ensure(layout, SPEC, NOW)
+    identity.ensure(layout, SPEC, {"web"}, NOW, OWNER)
+    # An operator's authority stays the same one when the trust domain that it issues for is another.
+    former = Issuer(dataclasses.replace(known, host="spiffe://former/host/h"))
+    identity.path(layout, "web").write_bytes(former.environment("web", NOW))
+    (identity.server_folder(layout) / "server.pem").write_bytes(former.server(NOW))
+    due = ["certificates:of the broker itself", "certificates:web"]
+    assert list(identity.observe(layout, SPEC, {"web"}, NOW).changes(SPEC, {"web"})) == due
+    assert identity.ensure(layout, SPEC, {"web"}, NOW, OWNER) == ({"web"}, False)
+    assert identity.observe(layout, SPEC, {"web"}, NOW).changes(SPEC, {"web"}) == {}
 
 
 def test_those_with_passwords_and_on_another_broker_get_no_certificate(layout):
