@@ -68,7 +68,7 @@ class Change:
         if where is not None and work.before and moved:
             self.progress("revoking all links on the former broker")
             try:
-                left = self._on_broker(where, work, {}, purge, None, self._names(where))
+                left = self._on_broker(where, work, {}, purge, None, names.used(self.layout, where))
             except NetspaceError:
                 if not lost:  # else the plan's notes say so
                     raise
@@ -90,7 +90,7 @@ class Change:
             self._forget()
             return
         else:
-            called = self._names(work.broker)
+            called = names.used(self.layout, work.broker)
         try:
             left = self._on_broker(work.broker, work, after, purge, definitions, called)
         except NetspaceError:
@@ -120,9 +120,6 @@ class Change:
     def _forget(self) -> None:
         names.forget(self.layout)
         record.forget(self.layout)
-
-    def _names(self, broker: Broker) -> Names:
-        return names.read(self.layout, broker) or names.PLAIN
 
     def _on_broker(
         self,

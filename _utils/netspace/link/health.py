@@ -70,7 +70,7 @@ def _queues(layout: Layout, record: Record, api: Management) -> list[str]:
     """Mailboxes and lanes that are nearly full, or have mail that nobody is reading."""
     if record.broker is None:
         return []
-    vhost, called = reach.vhost(layout, record.broker), names.read(layout, record.broker) or names.PLAIN
+    vhost, called = reach.vhost(layout, record.broker), names.used(layout, record.broker)
     columns = "columns=name,messages,message_bytes,consumers"
     counted = {queue["name"]: queue for queue in api.get("queues", vhost, query=columns) or []}
     found = []

@@ -75,7 +75,7 @@ class Links:
     @property
     def called(self) -> Names:
         """What the broker's objects are called; before there is a key, what they were."""
-        return names.read(self.layout, self.recorded_broker()) or names.PLAIN
+        return names.used(self.layout, self.recorded_broker())
 
     def cards(
         self, access: Access | None = None, keys: Mapping[str, seals.Keys] | None = None
@@ -86,7 +86,7 @@ class Links:
         :param keys: for sealed links, where they were read already.
         """
         record = read(self.layout)
-        called = names.read(self.layout, record.broker or LocalBroker()) or names.PLAIN
+        called = names.used(self.layout, record.broker or LocalBroker())
         known, private = access or self.access(), self.keys() if keys is None else keys
 
         def tell(name: str, links: Collection[Link]) -> dict[str, Any]:

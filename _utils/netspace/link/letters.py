@@ -75,7 +75,7 @@ class Letters:
         self.record = record
         self.broker = record.broker
         self.vhost = reach.vhost(layout, record.broker)
-        self.called = names.read(layout, record.broker) or names.PLAIN
+        self.called = names.used(layout, record.broker)
         # Those with a former name are older.
         self.queues = [*(one.queue for one in record.former if not one.environment), self.called.dead]
 

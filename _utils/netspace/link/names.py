@@ -159,6 +159,11 @@ def read(layout: Layout, broker: Broker) -> Names | None:
         raise StateError(f"{_path(layout)}: {err!r}; remove the file and apply again to name all anew") from err
 
 
+def used(layout: Layout, broker: Broker) -> Names:
+    """The names that are in use on *broker*; before there is a key, those of netspace's first versions."""
+    return read(layout, broker) or PLAIN
+
+
 def ensure(layout: Layout, broker: Broker) -> Names:
     """The names to use on *broker*, with a new key where there is none."""
     found = read(layout, broker)

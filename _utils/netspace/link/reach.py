@@ -122,7 +122,7 @@ def flooded(layout: Layout, api: Management, broker: Broker, links: Mapping[str,
     except (TooLargeError, UnreachableError):
         api.get("overview")
         # It is well but for its bindings: without the exchanges for answers, those of environments are gone.
-        named = names.read(layout, broker) or names.PLAIN
-        return tuple(("exchange", named.reply(environment)) for environment in sorted(answering))
+        called = names.used(layout, broker)
+        return tuple(("exchange", called.reply(environment)) for environment in sorted(answering))
     whole = isinstance(broker, LocalBroker)
     return tuple(model.flooded(found, model.members(links.values()), whole=whole))

@@ -20,7 +20,7 @@ def links(layout: Layout, supervisor: Supervisor) -> dict[str, Any]:
         return {"broker": {"state": "absent"}, **listed}
     state, detail, definitions, _ = reach.ask(layout, record, supervisor.observe())
     there: model.Objects = {}
-    called = names.read(layout, record.broker) or names.PLAIN
+    called = names.used(layout, record.broker)
     if definitions is not None:
         there = planning.found(layout, record.broker, model.members(record.links.values()), definitions).objects
         try:
@@ -54,7 +54,7 @@ def readers(layout: Layout, environment: str) -> int:
     record = read(layout)
     if record.broker is None:
         raise NetspaceError(f"there is no link, and so no mailbox of {environment}")
-    called = names.read(layout, record.broker) or names.PLAIN
+    called = names.used(layout, record.broker)
     with reach.management(layout, record.broker) as api:
         where = ("queues", reach.vhost(layout, record.broker), called.mailbox(environment))
         queue = api.get(*where, query="columns=consumers")
