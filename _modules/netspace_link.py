@@ -100,10 +100,8 @@ def renew(authority: bool = False, distrust: bool = False) -> list[str]:
     """
     from netspace import renew as work
 
-    layout = _layout()
     try:
-        with files.refusals_told(), files.locked(layout.lock):
-            renewed, failed = work.renew(layout, replace=bool(authority), distrust=bool(distrust))
+        renewed, failed = work.renew(declared.layout(__opts__), replace=bool(authority), distrust=bool(distrust))
     except NetspaceError as err:
         raise CommandExecutionError(str(err)) from err
     if failed:

@@ -20,8 +20,7 @@ def run(layout: Layout) -> int:
     :return: an exit code: 1 where anything failed, which is then told on stderr.
     """
     try:
-        with files.refusals_told(), files.locked(layout.lock):
-            _, errors = renew(layout)
+        _, errors = renew(layout)
     except NetspaceError as err:
         errors = {"": str(err)}
     for name, error in errors.items():
@@ -30,7 +29,7 @@ def run(layout: Layout) -> int:
 
 
 def renew(layout: Layout, *, replace: bool = False, distrust: bool = False) -> tuple[set[str], dict[str, str]]:
-    """Issue and hand out; the caller holds the lock.
+    """Issue and hand out.
 
     :param replace: have another authority; *distrust*: and trust no former one from now on.
     :return: the environments that got a new certificate, and what went wrong, by environment.
@@ -40,5 +39,6 @@ def renew(layout: Layout, *, replace: bool = False, distrust: bool = False) -> t
 
     supervisor = select(layout)
     links = Links(layout, supervisor)
-    renewed = links.renew(replace=replace, distrust=distrust)
-    return renewed, Environments(layout, supervisor).hand_out(links.access())
+    with files.refusals_told(), files.locked(layout.lock):
+        renewed = links.renew(replace=replace, distrust=distrust)
+        return renewed, Environments(layout, supervisor).hand_out(links.access())
