@@ -24,9 +24,8 @@ import netspace
 
 netspace.refresh(__file__)
 
-from netspace import supervision  # noqa: E402
+from netspace import declared, supervision  # noqa: E402
 from netspace.errors import NetspaceError  # noqa: E402
-from netspace.layout import Layout  # noqa: E402
 from netspace.link.kind import Links  # noqa: E402
 
 if TYPE_CHECKING:
@@ -51,8 +50,8 @@ def validate(config: Any) -> tuple[bool, str]:
 
 def beacon(config: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return an event where the links' health is another than at the last call, or not well at the first."""
-    layout = Layout(instance=__opts__.get("netspace.instance", "netspace"))
     try:
+        layout = declared.layout(__opts__)
         health = Links(layout, supervision.select(layout)).health()
         problems = [str(problem) for problem in health["problems"]]
     except NetspaceError as err:

@@ -17,10 +17,9 @@ netspace.refresh(__file__)
 
 from salt.exceptions import CommandExecutionError  # noqa: E402
 
-from netspace import files, supervision  # noqa: E402
+from netspace import declared, files, supervision  # noqa: E402
 from netspace.errors import NetspaceError  # noqa: E402
 from netspace.host import Host  # noqa: E402
-from netspace.layout import Layout  # noqa: E402
 from netspace.link.kind import Links  # noqa: E402
 from netspace.link.letters import Letters  # noqa: E402
 
@@ -126,9 +125,8 @@ def renew_seals(*environments: str) -> list[str]:
 
         salt '*' netspace_link.renew_seals vault
     """
-    layout = _layout()
     try:
-        renewed, result = Host(layout).renew_seals(environments)
+        renewed, result = Host(declared.layout(__opts__)).renew_seals(environments)
     except NetspaceError as err:
         raise CommandExecutionError(str(err)) from err
     if result.failures:
@@ -159,7 +157,7 @@ def dead_letters(limit: int = 20, payload: bool = False) -> dict[str, Any]:
         salt '*' netspace_link.dead_letters limit=5
     """
     try:
-        return Letters(_layout()).count(limit, payload)
+        return Letters(declared.layout(__opts__)).count(limit, payload)
     except NetspaceError as err:
         raise CommandExecutionError(str(err)) from err
 
@@ -187,18 +185,14 @@ def redeliver(limit: int = 100, link: str | None = None, test: bool = False) -> 
 
         salt '*' netspace_link.redeliver link=web.orders
     """
-    layout = _layout()
     try:
+        layout = declared.layout(__opts__)
         with contextlib.nullcontext() if test else files.locked(layout.lock):
             return Letters(layout).redeliver(limit, link, bool(test))
     except NetspaceError as err:
         raise CommandExecutionError(str(err)) from err
 
 
-def _layout() -> Layout:
-    return Layout(instance=__opts__.get("netspace.instance", "netspace"))
-
-
 def _links() -> Links:
-    layout = _layout()
+    layout = declared.layout(__opts__)
     return Links(layout, supervision.select(layout))
