@@ -13,6 +13,7 @@ A certificate is due when less than a third of its life is left, or when it is b
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import hashlib
 import ipaddress
@@ -126,9 +127,7 @@ def read(layout: Layout) -> Authority | None:
 
 
 def _write(layout: Layout, authority: Authority) -> None:
-    names = ("host", "pem", "anchor", "name", "begins", "ends", "source")
-    value: dict[str, Any] = {key: getattr(authority, key) for key in names}
-    files.write_json(_path(layout), {"version": 1, **value, "former": [list(one) for one in authority.former]})
+    files.write_json(_path(layout), {"version": 1, **dataclasses.asdict(authority)})
 
 
 def remove(layout: Layout) -> None:
@@ -178,7 +177,7 @@ def ensure(
     else:
         assert known is not None
         made = known
-    made = Authority(**{**made.__dict__, "former": former})
+    made = dataclasses.replace(made, former=former)
     _write(layout, made)
     return made
 
@@ -269,18 +268,16 @@ def _adopt(spec: LocalBroker, host: str, now: float) -> Authority:
         if not basic.ca or not below.not_valid_before_utc <= _when(now) < below.not_valid_after_utc:
             raise NetspaceError(f"{where}: {below.subject.rfc4514_string()} is no authority, or not now")
     made = _authority(host, key, chain, now)
-    return Authority(**{**made.__dict__, "source": _digest(raw)})
+    return dataclasses.replace(made, source=_digest(raw))
 
 
 def _authority(host: str, key: EllipticCurvePrivateKey, chain: list[Certificate], now: float) -> Authority:
-    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives import hashes
 
-    pem = serialization.Encoding.PEM
-    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    texts = [one.public_bytes(pem).decode() for one in chain]
+    texts = [_text(one) for one in chain]
     return Authority(
         host,
-        private.decode() + "".join(texts),
+        _private(key) + "".join(texts),
         texts[-1],
         chain[0].fingerprint(hashes.SHA256()).hex()[:16],
         chain[0].not_valid_before_utc.timestamp(),
@@ -307,7 +304,7 @@ class Issuer:
         authority_key: Any = self._key.public_key()
         self._identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key)
         # What lies between a certificate and what is trusted travels with it.
-        self._between = "" if len(chain) == 1 else "".join(_text(one) for one in chain[:-1])
+        self._between = "".join(_text(one) for one in chain[:-1])
 
     def environment(self, name: str, now: float, life: float = LIFE) -> bytes:
         """A new key and certificate (PEM) of an environment, by which it logs in."""
@@ -337,7 +334,6 @@ class Issuer:
         self, whose: str, common: str, names: SubjectAlternativeName, use: Any, now: float, life: float
     ) -> bytes:
         from cryptography import x509
-        from cryptography.hazmat.primitives import serialization
         from cryptography.hazmat.primitives.asymmetric import ec
 
         key = ec.generate_private_key(ec.SECP256R1())
@@ -357,11 +353,15 @@ class Issuer:
             .add_extension(names, False)
             .add_extension(self._identifier, False)
         )
-        private = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
         header = f"# netspace: {whose} from {begins} to {ends} by {self.authority.name}\n"
-        return (header + private.decode() + _text(_sign(builder, self._key)) + self._between).encode()
+        return (header + _private(key) + _text(_sign(builder, self._key)) + self._between).encode()
+
+
+def _private(key: EllipticCurvePrivateKey) -> str:
+    from cryptography.hazmat.primitives import serialization
+
+    pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+    return key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain).decode()
 
 
 def _text(certificate: Certificate) -> str:
