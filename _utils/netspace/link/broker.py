@@ -265,11 +265,11 @@ def reread_certificates(layout: Layout, spec: LocalBroker) -> None:
     """
     import subprocess
 
-    variables = {**services(layout, spec)[1].variables, "RABBITMQ_NODENAME": f"{layout.instance}@localhost"}
+    _, service = services(layout, spec)
     command = ["/usr/lib/rabbitmq/bin/rabbitmqctl", "--quiet", "eval", "ssl:clear_pem_cache()."]
     done = subprocess.run(
         command,
-        env=dict(variables),
+        env=dict(service.variables),
         user=USER,
         group=USER,
         extra_groups=(),
