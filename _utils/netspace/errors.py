@@ -6,6 +6,7 @@ Each says what is wrong and what to do about it; plugins turn them into a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 
@@ -51,3 +52,9 @@ class MissingError(NetspaceError):
 
 class StateError(NetspaceError):
     """Recorded state that can't be read, or that contradicts what is asked."""
+
+
+def raise_any(errors: Mapping[str, str]) -> None:
+    """Raise one error that tells all of these (by name, as a supervisor returns them); nothing where there is none."""
+    if errors:
+        raise NetspaceError("; ".join(f"{name}: {text}" for name, text in errors.items()))

@@ -23,7 +23,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from netspace import files
-from netspace.errors import MissingError, NetspaceError
+from netspace.errors import MissingError, NetspaceError, raise_any
 from netspace.layout import Layout
 from netspace.link import identity
 from netspace.link.card import PORT, SERVER_NAME, TLS_PORT
@@ -187,8 +187,8 @@ def apply(layout: Layout, broker: Broker, found: Mapping[str, int], supervisor: 
                 raise
     else:
         if status is not None and status.state in ("running", "starting"):
-            _raise(supervisor.stop([NAME]))
-        _raise(supervisor.start([NAME]))
+            raise_any(supervisor.stop([NAME]))
+        raise_any(supervisor.start([NAME]))
         _wait(layout, supervisor)
     files.write(_served(layout), config.encode())
 
@@ -266,10 +266,5 @@ def _complaint(layout: Layout) -> str:
 def remove(layout: Layout, supervisor: Supervisor) -> None:
     """Stop and forget the forwarder."""
     if NAME in supervisor.observe():
-        _raise(supervisor.remove([NAME]))
+        raise_any(supervisor.remove([NAME]))
     shutil.rmtree(folder(layout), ignore_errors=True)
-
-
-def _raise(errors: Mapping[str, str]) -> None:
-    if errors:
-        raise NetspaceError("; ".join(f"{name}: {text}" for name, text in errors.items()))

@@ -6,10 +6,8 @@ What that does is in :mod:`netspace.renew`; an apply does the same, and first.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from netspace import library
-from netspace.errors import NetspaceError
+from netspace.errors import raise_any
 from netspace.layout import Layout
 from netspace.supervision import Service, Status, Supervisor
 
@@ -45,11 +43,6 @@ def apply(layout: Layout, supervisor: Supervisor, wanted: bool) -> None:
     there = NAME in supervisor.observe()
     if wanted:
         supervisor.define([service(layout)])
-        _raise(supervisor.start([NAME]))
+        raise_any(supervisor.start([NAME]))
     elif there:
-        _raise(supervisor.remove([NAME]))
-
-
-def _raise(errors: Mapping[str, str]) -> None:
-    if errors:
-        raise NetspaceError("; ".join(f"{name}: {text}" for name, text in errors.items()))
+        raise_any(supervisor.remove([NAME]))
