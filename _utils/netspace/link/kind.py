@@ -95,15 +95,6 @@ class Links:
 
         return tell
 
-    @property
-    def vhost(self) -> str:
-        """The virtual host that the links are in."""
-        return reach.vhost(self.layout, self.recorded_broker())
-
-    def password(self, environment: str) -> str | None:
-        """The password of an environment's account; None where it has none (yet)."""
-        return credentials.read(self.layout, environment)
-
     def keys(self) -> Mapping[str, seals.Keys]:
         """The keys for sealed links, by environment."""
         return seals.read_all(self.layout)
@@ -243,10 +234,6 @@ class Links:
     def list(self) -> dict[str, Any]:
         """Links and mailboxes with their state: ``active``, ``missing`` (not on the broker), ``unknown``."""
         return seeing.links(self.layout, self.supervisor)
-
-    def readers(self, environment: str) -> int:
-        """How many consumers its mailbox has, as the broker last counted them (every few seconds)."""
-        return seeing.readers(self.layout, environment)
 
     def health(self) -> dict[str, Any]:
         """What needs attention: ``{ok, problems: [text], dead: number}``."""

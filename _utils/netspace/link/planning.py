@@ -80,9 +80,9 @@ def plan(layout: Layout, desired: DesiredLinks, observed: Observed, remove: Coll
     before = observed.record.links
     after = {name: link for name, link in before.items() if name not in remove}
     after.update({link.name: link for link in desired.links})
-    if not before and not after:
-        return Plan(notes=parked_notes(observed.record.parked))
     notes = parked_notes(observed.record.parked)
+    if not before and not after:
+        return Plan(notes=notes)
     # With nothing desired the broker is whichever there is.
     wanted = desired.broker if desired.links or observed.record.broker is None else observed.record.broker
     if observed.broker == "unreachable" and (

@@ -17,7 +17,7 @@ import pika
 import pytest
 
 from netspace.layout import Layout
-from netspace.link import authority, forwarder, identity, seals
+from netspace.link import authority, credentials, forwarder, identity, seals
 from netspace.link.kind import DesiredLinks, Links
 from netspace.plan import Plan
 from netspace.spec.types import Link, LocalBroker
@@ -103,7 +103,7 @@ class World:
                 self.tls(certificate or identity.path(self.layout, name)), about["tls"]["server_name"]
             )
         else:
-            login = pika.PlainCredentials(about["username"], password or self.links.password(name))
+            login = pika.PlainCredentials(about["username"], password or credentials.read(self.layout, name))
             if "tls" in about:
                 options["ssl_options"] = pika.SSLOptions(self.tls(certificate), about["tls"]["server_name"])
         parameters = pika.ConnectionParameters(

@@ -201,7 +201,7 @@ def test_a_dead_letter_comes_again_from_its_true_sender_over_amqp_1(host):
 @contextlib.contextmanager
 def client(host, name: str = "web"):
     with contextlib.closing(stream(host, name)) as secured:
-        yield amqp1.Client(secured, host.links.vhost)
+        yield amqp1.Client(secured, host.links.access().vhost)
 
 
 def manage(host, method: str, path: str, body=None) -> str:

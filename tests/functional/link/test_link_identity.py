@@ -19,7 +19,7 @@ from pika.exceptions import AMQPError
 from waiting import until
 
 from netspace import renew
-from netspace.link import authority, identity
+from netspace.link import authority, credentials, identity
 from netspace.link.authority import Issuer
 from netspace.spec.types import Link, LocalBroker
 
@@ -311,8 +311,8 @@ def test_the_shell_example_and_passwords_where_they_are_asked_for(host, tmp_path
         assert not admitted(host, "web", password="")
         with host.inside("orders"), pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", 5671), timeout=5)
-        assert not admitted(host, "orders", password=host.links.password("audit"))
+        assert not admitted(host, "orders", password=credentials.read(host.layout, "audit"))
     finally:
         host.apply(*LINKS)
-    assert host.links.password("audit") is None
+    assert credentials.read(host.layout, "audit") is None
     until(lambda: admitted(host, "audit"))

@@ -150,7 +150,7 @@ def test_records_are_read_as_they_were_written(links, record):
     write(links.layout, record)
     assert read(links.layout) == record
     assert links.names() == set(record.links)
-    assert links.vhost == "netspace"
+    assert links.access().vhost == "netspace"
 
 
 # -- management ------------------------------------------------------------------------
