@@ -81,26 +81,6 @@ class Host:
         assert not failed and not plan.refusals, [one.error[:300] for one in failed] or plan.refusals
         return len(plan.steps)
 
-    def evaluate(self, expression: str) -> None:
-        """Have the broker do what it can't be asked for otherwise."""
-        self.control("eval", expression)
-
-    def control(self, *words: str) -> None:
-        from netspace.link import broker
-        from netspace.spec.types import LocalBroker
-
-        variables = dict(broker.services(self.layout, LocalBroker())[1].variables)
-        subprocess.run(
-            ["/usr/lib/rabbitmq/bin/rabbitmqctl", "-q", *words],
-            env=variables,
-            user=broker.USER,
-            group=broker.USER,
-            extra_groups=(),
-            cwd=self.layout.broker / "data",
-            check=True,
-            capture_output=True,
-        )
-
     def remove(self) -> None:
         self.links.purge()
         self.supervisor.purge()
@@ -249,7 +229,7 @@ def salt(host: Host, rounds: Rounds, sample: int, folder: Path) -> None:
 
 def messages(host: Host, rounds: Rounds, count: int, times: int) -> None:
     """A message by each path."""
-    from netspace.link import authority, credentials, identity
+    from netspace.link import authority, broker, credentials, identity
     from netspace.spec.types import LocalBroker
 
     vhost = host.layout.instance
@@ -258,7 +238,9 @@ def messages(host: Host, rounds: Rounds, count: int, times: int) -> None:
     assert known is not None
     anchors = host.layout.identity(first) / "anchors.pem"
     anchors.write_bytes(known.anchors)
-    host.evaluate(f'rabbit_networking:start_tcp_listener({{"127.0.0.1", {PLAIN_PORT}}}, 10).')
+    listen = f'rabbit_networking:start_tcp_listener({{"127.0.0.1", {PLAIN_PORT}}}, 10).'
+    refused = broker.evaluate(host.layout, LocalBroker(), listen)
+    assert not refused, refused
     secret = credentials.read(host.layout, last)
     everything = {"configure": ".*", "write": ".*", "read": ".*"}
     with host.links.management(LocalBroker()) as api:

@@ -258,17 +258,13 @@ def reader() -> tuple[int, int]:
     return 0, _user().pw_gid
 
 
-def reread_certificates(layout: Layout, spec: LocalBroker) -> None:
-    """Have a running node look at its certificate files now, which it does every two minutes by itself.
-
-    Connections that stand are not touched.
-    """
+def evaluate(layout: Layout, spec: LocalBroker, expression: str) -> str:
+    """Have a running node do what it can't be asked for otherwise; return why it didn't, empty where it did."""
     import subprocess
 
     _, service = services(layout, spec)
-    command = ["/usr/lib/rabbitmq/bin/rabbitmqctl", "--quiet", "eval", "ssl:clear_pem_cache()."]
     done = subprocess.run(
-        command,
+        ["/usr/lib/rabbitmq/bin/rabbitmqctl", "--quiet", "eval", expression],
         env=dict(service.variables),
         user=USER,
         group=USER,
@@ -280,8 +276,16 @@ def reread_certificates(layout: Layout, spec: LocalBroker) -> None:
         timeout=60,
         check=False,
     )
-    if done.returncode:
-        raise NetspaceError(f"the broker can't be told of new certificates: {(done.stderr or done.stdout)[-400:]}")
+    return (done.stderr or done.stdout)[-400:] or f"exit {done.returncode}" if done.returncode else ""
+
+
+def reread_certificates(layout: Layout, spec: LocalBroker) -> None:
+    """Have a running node look at its certificate files now, which it does every two minutes by itself.
+
+    Connections that stand are not touched.
+    """
+    if why := evaluate(layout, spec, "ssl:clear_pem_cache()."):
+        raise NetspaceError(f"the broker can't be told of new certificates: {why}")
 
 
 def start(layout: Layout, spec: LocalBroker, supervisor: Supervisor, progress: Callable[[str], None]) -> None:
