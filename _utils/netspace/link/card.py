@@ -11,6 +11,7 @@ from typing import Any
 
 from netspace.link import former
 from netspace.link.former import Former
+from netspace.link.identity import ANCHORS, FILE, PASSWORD
 from netspace.link.model import EVENTS
 from netspace.link.names import Names, account
 from netspace.spec.types import Link
@@ -18,7 +19,6 @@ from netspace.spec.types import Link
 VERSION = 2
 PORT, TLS_PORT = 5672, 5671
 FOLDER = "/run/netspace"
-PASSWORD, IDENTITY, ANCHORS = "password", "identity.pem", "ca.pem"
 SERVER_NAME = "localhost"
 
 
@@ -75,7 +75,7 @@ def _login(name: str, identity: str | None) -> dict[str, Any]:
     tls = {
         "server_name": SERVER_NAME,
         "ca_file": f"{FOLDER}/{ANCHORS}",
-        "certificate_file": f"{FOLDER}/{IDENTITY}",
-        "key_file": f"{FOLDER}/{IDENTITY}",
+        "certificate_file": f"{FOLDER}/{FILE}",
+        "key_file": f"{FOLDER}/{FILE}",
     }
     return {"port": TLS_PORT, "username": identity, "tls": tls}

@@ -28,8 +28,7 @@ from netspace.link.authority import Authority, Issued, Issuer
 from netspace.link.names import account
 from netspace.spec.types import NAME, Broker, LocalBroker
 
-FILE = "identity.pem"
-ANCHORS = "ca.pem"
+FILE, ANCHORS, PASSWORD = "identity.pem", "ca.pem", "password"
 
 
 def certified(broker: Broker, environments: Iterable[str]) -> set[str]:
@@ -271,7 +270,7 @@ class Access:
                     return {FILE: path(self.layout, environment).read_bytes(), ANCHORS: self.authority.anchors}
             return {}
         password = credentials.read(self.layout, environment)
-        return {} if password is None else {"password": password.encode()}
+        return {} if password is None else {PASSWORD: password.encode()}
 
 
 STALE = "stale "
