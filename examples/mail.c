@@ -31,7 +31,7 @@ static void ok(amqp_rpc_reply_t reply, const char *what)
 
 int main(int count, char **words)
 {
-    if (count < 3)
+    if (count < 3 || (count < 4 && !strcmp(words[1], "send")))
         die("usage: mail send EXCHANGE TEXT | mail receive MAILBOX");
     const char *vhost = getenv("NETSPACE_VHOST") ? getenv("NETSPACE_VHOST") : "netspace";
     amqp_connection_state_t link = amqp_new_connection();

@@ -18,8 +18,8 @@ async def main(job: str, *arguments: str) -> None:
     files = broker["tls"]  # read whenever you connect: certificates are replaced long before they run out
     tls = ssl.create_default_context(cafile=files["ca_file"])
     tls.load_cert_chain(files["certificate_file"], files["key_file"])
-    where = f"amqps://{files['server_name']}:{broker['port']}/{quote(broker['vhost'], safe='')}?auth=external"
-    async with await aio_pika.connect(where.replace(files["server_name"], broker["host"], 1), ssl_context=tls) as link:
+    where = f"amqps://{broker['host']}:{broker['port']}/{quote(broker['vhost'], safe='')}?auth=external"
+    async with await aio_pika.connect(where, ssl_context=tls) as link:
         channel = await link.channel(publisher_confirms=True)
         if job == "send":
             peer = next(peer for peer in card["peers"] if peer["to"] == arguments[0])
