@@ -130,13 +130,15 @@ class World:
             if connection.is_open:
                 connection.close()
 
-    def run_inside(self, name: str, code: str, *arguments: str, cards: str) -> subprocess.Popen[str]:
-        """Run Python *code* in an environment's namespace, where ``/run/netspace`` is the folder *cards*."""
+    def place(self, name: str, cards: str) -> list[str]:
+        """What runs a command in an environment's namespace, where ``/run/netspace`` is the folder *cards*."""
         script = 'mkdir -p /run/netspace && mount --bind "$0" /run/netspace && exec "$@"'
-        place = ["ip", "netns", "exec", self.layout.netns_name(name), "unshare", "-m", "sh", "-c", script, cards]
-        return subprocess.Popen(
-            [*place, sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        return ["ip", "netns", "exec", self.layout.netns_name(name), "unshare", "-m", "sh", "-c", script, cards]
+
+    def run_inside(self, name: str, code: str, *arguments: str, cards: str) -> subprocess.Popen[str]:
+        """Run Python *code* there."""
+        command = [*self.place(name, cards), sys.executable, "-c", code, *arguments]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def write_cards(self, name: str, folder) -> str:
         """What the host puts into an environment's ``/run/netspace``."""

@@ -258,9 +258,8 @@ def run(host, name: str, folder: Path, *command: str) -> str:
     cards = folder / f"card-{name}"
     if not cards.exists():
         host.write_cards(name, cards)
-    script = 'mkdir -p /run/netspace && mount --bind "$0" /run/netspace && exec "$@"'
-    place = ["ip", "netns", "exec", host.layout.netns_name(name), "unshare", "-m", "sh", "-c", script, str(cards)]
-    done = subprocess.run([*place, *command], capture_output=True, text=True, timeout=50, check=False)
+    program = [*host.place(name, str(cards)), *command]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=50, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
