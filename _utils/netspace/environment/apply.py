@@ -402,7 +402,7 @@ def start(layout: Layout, supervisor: Supervisor, names: Collection[str]) -> dic
     unforgotten = [name for name in names if runtime.known(layout, name)]
     if unforgotten:
         # One that the supervisor is just starting (again) is known, too: that is not to be undone.
-        now, idle = supervisor.observe(), Status("stopped")
+        now, idle = supervisor.observe({runtime.service_name(name) for name in unforgotten}), Status("stopped")
         unforgotten = [
             name
             for name in unforgotten

@@ -95,7 +95,7 @@ class Operations:
 
         def act(known: Mapping[str, Record]) -> dict[str, str]:
             lost = self._kind.restore()
-            statuses = self._supervisor.observe()
+            statuses = self._statuses(known)
             idle = [
                 name for name in known if name not in lost and _state(statuses, name) not in ("running", "starting")
             ]
@@ -125,7 +125,7 @@ class Operations:
         """
         deadline = time.monotonic() + timeout
         while True:
-            known, statuses = self.known(names), self._supervisor.observe()
+            known, statuses = self.known(names), self._statuses(names)
             rows = {
                 name: describe(self._layout, name, record, statuses.get(runtime.service_name(name)))
                 for name, record in known.items()
@@ -236,8 +236,10 @@ class Operations:
     # -- parts -------------------------------------------------------------------
 
     def _status(self, name: str) -> Status:
-        service = runtime.service_name(name)
-        return self._supervisor.observe([service]).get(service, Status("stopped"))
+        return self._statuses([name]).get(runtime.service_name(name), Status("stopped"))
+
+    def _statuses(self, names: Collection[str]) -> dict[str, Status]:
+        return self._supervisor.observe({runtime.service_name(name) for name in names})
 
     def _change(
         self, names: Collection[str], state: RunState, act: Callable[[Mapping[str, Record]], Mapping[str, str]]

@@ -49,9 +49,10 @@ def wait(layout: Layout, supervisor: Supervisor, trials: Mapping[str, Record]) -
     :return: why it has failed, by name; empty where it is healthy.
     """
     began = time.monotonic()
+    services = {runtime.service_name(name) for name in trials}
     found: dict[str, str] = {}
     while len(found) < len(trials):
-        statuses = supervisor.observe()
+        statuses = supervisor.observe(services)
         for name in trials.keys() - found.keys():
             status = statuses.get(runtime.service_name(name), Status("stopped"))
             late = time.monotonic() - began > trials[name].spec.update.deadline
@@ -87,7 +88,7 @@ def watched(layout: Layout, supervisor: Supervisor) -> None:
     """
     until = time.monotonic() + BEGUN
     while True:
-        status = supervisor.observe().get(runtime.HEALTH, Status("stopped"))
+        status = supervisor.observe([runtime.HEALTH]).get(runtime.HEALTH, Status("stopped"))
         with contextlib.suppress(OSError):
             if status.pid and verdict.ready(layout).read_text() == str(status.pid):
                 return
@@ -104,10 +105,12 @@ def awaited(
     They are started by whatever supervises them, also after this: nothing is lost by not waiting longer.
     """
     until = time.monotonic() + max((_patience(name, known) for name in names), default=0.0)
+    services = {runtime.service_name(name) for name in names}
     while True:
-        statuses = supervisor.observe()
+        statuses = supervisor.observe(services)
         left = [name for name in names if _waits(statuses.get(runtime.service_name(name)))]
         if not left or time.monotonic() > until:
+            statuses = supervisor.observe() if left else {}  # also of what they wait for
             missing = {name: _missing(layout, name, known, statuses) for name in left}
             return {name: why for name, why in missing.items() if why}
         time.sleep(LOOK)
