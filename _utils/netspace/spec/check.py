@@ -6,6 +6,7 @@ Pure. Every function returns the problems it finds; an empty list is acceptance.
 from __future__ import annotations
 
 import functools
+import graphlib
 import ipaddress
 import math
 import posixpath
@@ -213,25 +214,10 @@ def circle(after: Mapping[str, Collection[str]]) -> list[str]:
 
     What waits for a name that is not among them is no circle.
     """
-    done: set[str] = set()
-    for first in after:
-        trail: list[str] = []
-        stack = [(first, iter(after[first]))] if first not in done else []
-        if stack:
-            trail.append(first)
-        while stack:
-            name, rest = stack[-1]
-            for other in rest:
-                if other in trail:
-                    return [*trail[trail.index(other) :], other]
-                if other in after and other not in done:
-                    trail.append(other)
-                    stack.append((other, iter(after[other])))
-                    break
-            else:
-                done.add(name)
-                trail.pop()
-                stack.pop()
+    try:
+        graphlib.TopologicalSorter(after).prepare()
+    except graphlib.CycleError as err:
+        return [*reversed(err.args[1])]  # there each is one that the next comes after
     return []
 
 
