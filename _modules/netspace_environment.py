@@ -48,8 +48,7 @@ def _do(action: Callable[[Any], T]) -> T:
 
 def _each(outcomes: dict[str, str]) -> bool:
     """What was done to each, after Salt was told where its targets may be others now."""
-    if declared.targets_wanted(__opts__, __pillar__) and "saltutil.refresh_resources" in __salt__:
-        __salt__["saltutil.refresh_resources"]()
+    declared.tell_targets(__salt__, __opts__, __pillar__)
     failed = {name: error for name, error in outcomes.items() if error}
     if failed:
         raise CommandExecutionError("\n".join(f"{name}: {error}" for name, error in failed.items()))

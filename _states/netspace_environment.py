@@ -60,10 +60,8 @@ def _host() -> Host:
 
 def _told(*states: dict[str, Any]) -> dict[str, Any]:
     """The first of *states*, after Salt was told where its targets may be others now."""
-    changed = any(state["changes"] for state in states) and not __opts__["test"]
-    # Older ones have no such function, and no targets.
-    if changed and declared.targets_wanted(__opts__, __pillar__) and "saltutil.refresh_resources" in __salt__:
-        __salt__["saltutil.refresh_resources"]()
+    if any(state["changes"] for state in states) and not __opts__["test"]:
+        declared.tell_targets(__salt__, __opts__, __pillar__)
     return states[0]
 
 

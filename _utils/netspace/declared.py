@@ -43,6 +43,12 @@ def targets_wanted(opts: Mapping[str, Any], pillar: Mapping[str, Any]) -> bool:
     return isinstance(section, Mapping) and "netspace" in section and opts.get("__cli") != "salt-call"
 
 
+def tell_targets(salt: Mapping[str, Any], opts: Mapping[str, Any], pillar: Mapping[str, Any]) -> None:
+    """Tell Salt (by its functions) that its targets may be others now. Older ones have neither that nor targets."""
+    if targets_wanted(opts, pillar) and "saltutil.refresh_resources" in salt:
+        salt["saltutil.refresh_resources"]()
+
+
 def whole(given: Mapping[str, Any] | None, pillar: Mapping[str, Any]) -> Declaration:
     """The host's declaration: *given*, or what ``pillar:netspace`` says.
 
