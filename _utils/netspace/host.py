@@ -266,6 +266,8 @@ class Host:
         for link in links:
             for end in {link.source, link.target}:
                 linked.setdefault(end, []).append(link)
+        kernels = any(spec.kernel is not None for spec, *_ in wanted.values())
+        interfaces = self.interfaces.list() if kernels else {}
         desired = {}
         for name, (spec, state, profile, runtime) in wanted.items():
             own = linked.get(name, [])
@@ -275,18 +277,17 @@ class Host:
                 handed.update(access.files(name))
                 handed.update(seals.handed(name, own, keys))
             if spec.kernel is not None:
-                handed = self._disk(name, handed)
+                handed = self._disk(name, handed, interfaces.get(name, {}))
             summary = {"links": sorted(f"{link.name} ({_manner(link)})" for link in own), "trust": known.name}
             desired[name] = DesiredEnvironment(
                 spec=spec, files=handed, files_summary=summary, state=state, profile=profile, runtime=runtime
             )
         return desired
 
-    def _disk(self, name: str, handed: Mapping[str, bytes]) -> dict[str, bytes]:
+    def _disk(self, name: str, handed: Mapping[str, bytes], interface: Mapping[str, Any]) -> dict[str, bytes]:
         """What a kernel is handed in place of files: a disk with them, and what its interface is."""
         from netspace.environment import tenders
 
-        interface = self.interfaces.list().get(name, {})
         if interface.get("addresses"):
             told = {key: interface.get(key) for key in ("addresses", "gateways")}
             handed = {**handed, "interface.json": files.encode({**told, "mac": self.layout.mac(name)})}
