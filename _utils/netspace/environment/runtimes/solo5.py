@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from netspace.environment import runtimes
 from netspace.errors import NetspaceError
+from netspace.layout import TAP
 
 if TYPE_CHECKING:
     from netspace.environment.tenders import Guest
@@ -57,7 +58,7 @@ def reads(kernel: str, disk: str) -> tuple[str, ...]:
             raise NetspaceError(f"{kernel} wants {', '.join(found[kind])}: there is only one {what}")
     return (
         *(f"--block:{name}={disk}" for name in found[_BLOCK]),
-        *(f"--net:{name}=tap0" for name in found[_NETWORK]),
+        *(f"--net:{name}={TAP}" for name in found[_NETWORK]),
     )
 
 
