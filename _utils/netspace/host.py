@@ -491,8 +491,10 @@ def _manner(link: Link) -> str:
     return f"{link.pattern}, sealed" if link.seal else link.pattern
 
 
-def _kind(spec: Environment) -> Any:
-    return type(spec.interface).__struct_config__.tag if spec.interface is not None else "none"
+def _kind(spec: Environment) -> str:
+    from netspace.interface import kinds
+
+    return kinds.name(spec.interface) if spec.interface is not None else "none"
 
 
 def _alone(name: str, links: Collection[Link]) -> dict[str, Any]:

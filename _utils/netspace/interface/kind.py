@@ -96,7 +96,7 @@ class Interfaces:
 
     def _entry(self, name: str, record: Record, kept: Mapping[str, int]) -> dict[str, Any]:
         return {
-            "kind": str(type(record.interface).__struct_config__.tag),
+            "kind": kinds.name(record.interface),
             "addresses": dict(record.addresses),
             "gateways": dict(record.gateways),
             "host_end": record.host_end,

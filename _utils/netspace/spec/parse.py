@@ -117,7 +117,9 @@ def environment(name: Any, data: Any, path: str | None = None) -> Environment:
     if parsed is not None:
         problems.extend(check.environment(parsed, where))
         if parsed.kernel is not None and parsed_interface is not None:
-            kind = str(type(parsed_interface).__struct_config__.tag)
+            from netspace.interface import kinds
+
+            kind = kinds.name(parsed_interface)
             if kind not in ("none", "tap"):
                 problems.append(
                     Problem(f"{where}:interface:kind", f"{kind!r}: a kernel has a network stack of its own; use tap")
