@@ -278,6 +278,9 @@ def test_the_beacon_tells_what_changes_and_not_how_much(monkeypatch):
     assert once("3 dead letters") == [{"ok": False, "problems": ["3 dead letters"]}]
     assert once("4 dead letters") == []
     assert once() == [{"ok": True, "problems": []}]
+    beacon["beacon"].__globals__["__opts__"] = {"netspace.instance": "Not one"}
+    (told,) = once()
+    assert not told["ok"] and "netspace.instance: 'Not one'" in told["problems"][0]
     assert beacon["validate"]([{"interval": 60}])[0]
     assert not beacon["validate"]("often")[0]
 
