@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 from netspace.errors import NetspaceError
+from netspace.link.names import shown
 
 if TYPE_CHECKING:
     import http.client
@@ -111,11 +112,9 @@ class Management:
         if status == 404:
             return None
         if not 200 <= status < 300:
-            raise RefusedError(
-                f"the broker's management API at {self.where} answered {method} /api/{'/'.join(path)} with {status}"
-                f"{_reason(status, raw)}",
-                status,
-            )
+            asked = f"{method} /api/{shown('/'.join(path))}"
+            text = f"the broker's management API at {self.where} answered {asked} with {status}{_reason(status, raw)}"
+            raise RefusedError(text, status)
         try:
             return json.loads(raw) if raw else {}
         except ValueError as err:
@@ -155,4 +154,4 @@ def _reason(status: int, raw: bytes) -> str:
         text = str(value.get("reason", ""))
     except (ValueError, AttributeError):
         text = raw[:200].decode(errors="replace")
-    return f": {text[:400]}" if text else ""
+    return f": {shown(text)[:400]}" if text else ""

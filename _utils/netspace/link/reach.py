@@ -80,8 +80,8 @@ def ask(
                 return "running", "", None, ()
             excess = flooded(layout, api, broker, record.links)
             if excess:
-                names = ", ".join(key[1] for key in excess)
-                return "running", f"bindings that asking doesn't need: of {names}; apply again", None, excess
+                whose = ", ".join(names.shown(key[1]) for key in excess)
+                return "running", f"bindings that asking doesn't need: of {whose}; apply again", None, excess
             return "running", "", definitions(layout, api, broker), ()
     except (UnreachableError, TooLargeError) as err:
         return ("starting" if isinstance(broker, LocalBroker) else "unreachable"), str(err), None, ()

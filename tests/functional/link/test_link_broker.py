@@ -24,6 +24,7 @@ from waiting import until
 from netspace import files
 from netspace.link import broker as node
 from netspace.link import forwarder, identity, management
+from netspace.link.names import shown
 from netspace.spec.types import Link, LocalBroker
 
 pytestmark = pytest.mark.root
@@ -295,6 +296,9 @@ def test_no_environment_makes_its_link_irrevocable(flooded):
 
 
 def test_bindings_beyond_need_are_removed_and_named(flooded):
+    told = flooded.links.list()["broker"]["detail"]
+    assert "bindings that asking doesn't need" in told
+    assert shown(told) == told, "names that can't be guessed aren't told"
     plan = flooded.apply(*LINKS)
     assert [step.name for step in plan.steps] == ["broker"]
     assert "made anew" in str(plan.steps[0].changes)

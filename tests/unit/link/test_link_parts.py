@@ -161,7 +161,8 @@ class Api(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         Api.seen.append((self.command, self.path, self.headers["Authorization"]))
         status = {"missing": 404, "refused": 401, "wrong": 400}.get(self.path.rsplit("/", 1)[-1], 200)
-        body = b"<html>" if "html" in self.path else json.dumps({"reason": "because"}).encode()
+        reason = f"no queue '{self.path.split('/')[-2]}'" if "mailbox" in self.path else "because"
+        body = b"<html>" if "html" in self.path else json.dumps({"reason": reason}).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -209,6 +210,12 @@ def test_absent_and_refused(api):
         api.get("wrong")
     with pytest.raises(RefusedError, match="RabbitMQ"):
         api.get("html")
+
+
+def test_a_refusal_tells_no_name_that_cannot_be_guessed(api):
+    with pytest.raises(RefusedError) as caught:
+        api.get("queues", "v", f"mailbox.web.{'0a' * 16}", "wrong")
+    assert "/api/queues/v/mailbox.web/wrong with 400: no queue 'mailbox.web'" in str(caught.value)
 
 
 def test_no_answer():
