@@ -336,6 +336,8 @@ def main() -> None:
     parser.add_argument("--messages", type=int, default=2000, help="round trips in a round (default 2000)")
     parser.add_argument("--salt", type=int, default=3, help="users to make by Salt's own state (default 3; 0: none)")
     options = parser.parse_args()
+    if options.environments // 2 <= OUT:
+        parser.error(f"--environments: want {2 * OUT + 2} or more, so that there is one link more to make")
     bench.on_a_host_of_its_own()
     bench.tell(measure(options), options)
 
