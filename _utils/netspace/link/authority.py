@@ -39,6 +39,7 @@ SERVER_LIFE = 30 * 24 * HOUR
 OWN_LIFE = 10 * 365 * 24 * HOUR
 SKEW = 300.0  # clocks that are set back a little must not make a new certificate one of the future
 MAX_FILE = 65536
+HEADER = 400
 
 # What clients inside look for: the address they connect to, also as a name (librabbitmq knows no addresses).
 SERVER_NAMES = ("localhost", "127.0.0.1")
@@ -68,8 +69,11 @@ class Issued:
 
 
 def issued(pem: bytes) -> Issued | None:
-    """Tell what a file is that was issued here, without reading its certificate; None: it isn't."""
-    match = _HEADER.match(pem[:400].decode("ascii", "replace"))
+    """Tell what a file is that was issued here, without reading its certificate; None: it isn't.
+
+    :param pem: the first ``HEADER`` bytes of the file, or more.
+    """
+    match = _HEADER.match(pem[:HEADER].decode("ascii", "replace"))
     return None if match is None else Issued(match[1], float(match[2]), float(match[3]), match[4])
 
 

@@ -52,10 +52,11 @@ class Change:
         self.layout = layout
         self.supervisor = supervisor
         self.progress = progress
+        self._recorded: Record | None = None
 
     def links(self, work: Work, after: Mapping[str, Link], purge: bool) -> None:
         """Make the broker carry the links *after*, and record it."""
-        before = work.observed.record
+        before = self._recorded = work.observed.record
         where = before.broker
         left = _Left(tuple(before.parked), before.former)
         lost = isinstance(where, ClusterBroker) and work.observed.broker == "unreachable"
@@ -115,7 +116,9 @@ class Change:
                 self._forget()
 
     def _record(self, what: Record) -> None:
-        record.write(self.layout, what)
+        if what != self._recorded:  # thousands of links take a while, and the disk's time
+            record.write(self.layout, what)
+            self._recorded = what
 
     def _forget(self) -> None:
         names.forget(self.layout)
@@ -155,7 +158,10 @@ class Change:
             for name in accounts.stale(definitions, vhost):
                 api.delete("users", name)
             passwords = dict(work.observed.passwords) or credentials.read_all(self.layout)
-            compared = planning.compare(self.layout, broker, work.before, after, definitions, passwords, called)
+            compared = work.compared
+            seen = definitions is work.observed.definitions and called == work.observed.names
+            if compared is None or not seen or compared.after != after:
+                compared = planning.compare(self.layout, broker, work.before, after, definitions, passwords, called)
             change = compared.change
             formers = former.find(compared.there, compared.wanted, after, before.former, time.time())
             if after:  # which exchange meant whom must be known before it is gone

@@ -112,7 +112,8 @@ def _due(one: Issued | None, whose: str, by: str, now: float) -> bool:
 
 def _issued(place: Path) -> Issued | None:
     try:
-        return authority.issued(place.read_bytes())
+        with open(place, "rb", buffering=0) as stream:
+            return authority.issued(stream.read(authority.HEADER))
     except OSError:
         return None
 

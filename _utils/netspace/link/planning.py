@@ -67,12 +67,16 @@ class Observed:
 
 @dataclass(frozen=True)
 class Work:
-    """What ``apply`` needs to know; every step of a plan carries the same one."""
+    """What ``apply`` needs to know; every step of a plan carries the same one.
+
+    :param compared: what is on the broker beside what shall be, where that could be told.
+    """
 
     broker: Broker
     before: Mapping[str, Link]
     after: Mapping[str, Link]
     observed: Observed = field(repr=False)
+    compared: Comparison | None = field(default=None, repr=False)
 
 
 def plan(layout: Layout, desired: DesiredLinks, observed: Observed, remove: Collection[str] = ()) -> Plan:
@@ -94,10 +98,9 @@ def plan(layout: Layout, desired: DesiredLinks, observed: Observed, remove: Coll
         if before == after:
             return Plan(refusals=[Refusal(KIND, BROKER, f"{observed.detail}; the state of all links is unknown")])
         notes.append(f"{observed.detail}: planned from what was recorded last; it can't be applied until it answers")
-    work = Work(wanted, before, after, observed)
-
     steps: list[Step] = []
     change = Difference()
+    comparison: Comparison | None = None
     drifted: dict[str, dict[str, Any]] = {}
     accounts: dict[str, dict[str, Any]] = {}
     renamed = observed.names is None or observed.names.fingerprint != observed.record.named
@@ -106,12 +109,13 @@ def plan(layout: Layout, desired: DesiredLinks, observed: Observed, remove: Coll
     elif observed.definitions is not None and observed.names is not None and wanted == observed.record.broker:
         comparison = compare(layout, wanted, before, after, observed.definitions, observed.passwords, observed.names)
         change = comparison.change
-        drifted, accounts = _drift(change, before, after, observed.names)
+        drifted, accounts = _drift(comparison, before, observed.names)
         named = identity.accounts(wanted, observed.identities.host)
         stale = named.stale(observed.definitions, reach.vhost(layout, wanted))
         accounts.update({f"user:{name}": {"old": "logs in otherwise than declared", "new": None} for name in stale})
         if after:
             accounts.update(_former_changes(comparison.formers(observed), observed.record.former))
+    work = Work(wanted, before, after, observed, comparison)
     if before and observed.broker not in ("running", "unreachable"):
         notes.append("the broker doesn't run: whether its links are as recorded is unknown until it does")
 
@@ -197,12 +201,13 @@ def _former_changes(formers: Collection[Former], known: Collection[Former]) -> d
 
 
 def _drift(
-    change: Difference, before: Mapping[str, Link], after: Mapping[str, Link], names: Names
+    comparison: Comparison, before: Mapping[str, Link], names: Names
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
     """What differs on the broker though the declaration is the same: per link, and the rest."""
     links: dict[str, dict[str, Any]] = {}
     others: dict[str, dict[str, Any]] = {}
-    expected = _expected(before, after, names)
+    change, after = comparison.change, comparison.after
+    expected = _expected(comparison, before, names)
     for key in sorted(change.touched - expected):
         parts = environments_of(key[1], "link") if key[0] in ("exchange", "binding") else None
         entry = {"old": "there" if key in change.revoke else "differs", "new": None}
@@ -218,14 +223,14 @@ def _drift(
     return links, others
 
 
-def _expected(before: Mapping[str, Link], after: Mapping[str, Link], names: Names) -> set[Key]:
+def _expected(comparison: Comparison, before: Mapping[str, Link], names: Names) -> set[Key]:
     """The objects that differ because the declaration does."""
-    if before == after:
+    if before == comparison.after:
         return set()
-    old, new = model.objects(before.values(), names), model.objects(after.values(), names)
+    old, new = model.objects(before.values(), names), comparison.wanted
     keys = {key for key in {*old, *new} if old.get(key) != new.get(key)}
     for name, link in before.items():
-        if after.get(name) != link:
+        if comparison.after.get(name) != link:
             # An asker's bindings to answers that it may no longer hear have keys of its own making.
             keys.update(model.of_link(link, names))
     return keys
