@@ -255,8 +255,8 @@ def revoke(minion: str, why: str = "") -> dict[str, Any]:
 
 def release(minion: str) -> dict[str, Any]:
     """
-    Forget which TPM a minion has, and revoke its certificate: **the next one that it shows is accepted**.
-    Of a minion without a TPM, the software key is forgotten.
+    Forget which TPM a minion has and what was found of it, and revoke its certificate: **the next one that it shows
+    is accepted**. Of a minion without a TPM, the software key is forgotten. For a TPM that was replaced or cleared.
 
     CLI Example:
 
@@ -269,10 +269,12 @@ def release(minion: str) -> dict[str, Any]:
     """
 
     def work() -> dict[str, Any]:
-        registrar = _registrar()
-        if registrar.host(str(minion)) is None and _fleet().release(str(minion)):
+        made, now = _fleet(), time.time()
+        found = made.release(str(minion), now)
+        _announce(made, made.standing(str(minion), now))
+        if found is None:
             return {"minion": str(minion), "released": "the software key that it had at first"}
-        return _shown(registrar.release(str(minion), time.time()))
+        return _shown(found)
 
     return _answer(work)
 
@@ -853,20 +855,30 @@ def _ask(minions: list[str], function: str, arguments: Mapping[str, Any], timeou
 
 
 def _sent(minions: list[str], function: str, arguments: Mapping[str, Any], timeout: int) -> dict[str, Any]:
-    """Send one message to these and nobody else, and return what came back, by minion."""
+    """Send one message to these and nobody else, and return what came back, by minion, within *timeout* seconds."""
     import salt.client
     from salt.exceptions import SaltException
 
+    answers: dict[str, Any] = {}
     try:
         with salt.client.get_local_client(mopts=__opts__) as client:
-            answers: dict[str, Any] = client.cmd(
+            coming = client.cmd_iter_no_block(
                 minions,
                 f"netspace_attestation.{function}",
                 kwarg=dict(arguments),
                 tgt_type="list",  # a name may look like a pattern
                 timeout=timeout,
-                full_return=True,
             )
+            last = time.monotonic() + timeout
+            for answer in coming:
+                # Salt itself waits for as long as a minion says that it is at work: one could hold up all others.
+                if isinstance(answer, dict):
+                    answers.update(answer)
+                elif time.monotonic() > last:
+                    break
+                else:
+                    time.sleep(0.01)
+            coming.close()
     except SaltException as err:
         raise NetspaceError(f"the master can't be reached: {err}") from err
     return answers
@@ -976,6 +988,8 @@ def _settings() -> dict[str, Any]:
     settings.update(given)
     if type(settings["concurrency"]) is not int or settings["concurrency"] < 1:
         raise NetspaceError("master configuration: netspace.attestation:concurrency: expected a whole number from 1 on")
+    if type(settings["timeout"]) is not int or not 1 <= settings["timeout"] <= 3600:
+        raise NetspaceError("master configuration: netspace.attestation:timeout: expected 1 to 3600 whole seconds")
     if type(settings["jitter"]) not in (int, float) or not 0 <= settings["jitter"] <= 3600:
         raise NetspaceError("master configuration: netspace.attestation:jitter: expected 0 to 3600 seconds")
     return settings
@@ -1034,7 +1048,7 @@ def _answer(work: Any) -> dict[str, Any]:
     try:
         found: dict[str, Any] = work()
     except Refused as err:
-        return {"valid": False, "code": err.code, "reason": err.args[0], "retcode": 1}
+        return {"valid": False, "code": err.code, "reason": err.args[0], "remedy": err.remedy, "retcode": 1}
     except (NetspaceError, OSError) as err:
         return {"valid": False, "code": "input", "reason": str(err), "retcode": 1}
     return found

@@ -47,8 +47,6 @@ def test_a_start_and_a_schedule_attest(salt_factories: FactoriesManager, tmp_pat
             "interface": "127.0.0.1",
             "loop_interval": 1,
             "file_roots": {"base": [str(source)]},
-            "runner_dirs": [str(source / "_runners")],
-            "utils_dirs": [str(source / "_utils")],
             "reactor": [{tag: [str(tmp_path / "attest.sls")]}],
             "netspace.attestation": {"folder": str(tmp_path / "books"), "jitter": 0},
         },
@@ -69,6 +67,8 @@ def test_a_start_and_a_schedule_attest(salt_factories: FactoriesManager, tmp_pat
         return found
 
     with master.started(start_timeout=120), minion.started(start_timeout=120):
+        # As the page says: the master's side comes by a sync of its own.
+        assert "runners.netspace_attestation" in run.run("saltutil.sync_all").data["runners"]
         assert master.salt_cli(timeout=120).run("saltutil.sync_all", minion_tgt=minion.id).returncode == 0
         assert shown()["state"] == "unknown", "at its first start it did not know how to answer"
         with minion.stopped():

@@ -266,18 +266,26 @@ class Fleet:
         path = self._pin(minion)
         pin = files.read_json(path, files.KEPT)
         if pin is not None and pin.get("key") != evidence.key.hex():
-            raise UnknownAttestationKey(
-                "a software key, but another than the one that this minion had at first; "
-                "if it was installed anew, release it (netspace_attestation.release)"
-            )
+            raise UnknownAttestationKey("a software key, but another than the one that this minion had at first")
         found = verifier.verify_software(evidence, evidence.key, context)
         if pin is None:
             files.write_json(path, {"v": 1, "minion": minion, "key": evidence.key.hex()})
         return found
 
-    def release(self, minion: str) -> bool:
-        """Forget the software key that a minion without a TPM had; return whether there was one."""
-        return files.remove(self._pin(minion))
+    def release(self, minion: str, now: float) -> dict[str, Any] | None:
+        """Forget which TPM or which software key *minion* had, and what was found of it; return the TPM's record.
+
+        With the last result goes the TPM's clock: a TPM that was cleared counts from zero again.
+
+        :raises NetspaceError: when there is neither.
+        """
+        enrolled, pin = self.registrar.host(minion) is not None, self._pin(minion)
+        if not enrolled and not pin.exists():
+            raise NetspaceError(f"{minion} is not enrolled, and no software key of it is known: nothing to release")
+        # The binding last: who is killed in between calls this again.
+        self._store.store("state", key_of(minion), {})
+        files.remove(pin)
+        return self.registrar.release(minion, now) if enrolled else None
 
     def _pin(self, minion: str) -> Path:
         return self.registrar.folder / "keys" / f"{key_of(minion)}.json"
@@ -458,7 +466,11 @@ def state(
     )
     if record is None or not ours:
         if host is None:
-            return UNKNOWN, "it was never attested", f"netspace_attestation.enroll {minion}; attest alone without a TPM"
+            return (
+                UNKNOWN,
+                "it is not enrolled, and was not attested",
+                (f"netspace_attestation.enroll {minion}, and attest it; attest it at once if it has no TPM"),
+            )
         return ENROLLED, "its TPM is known, and it was not attested since", f"netspace_attestation.attest {minion}"
     if record["level"] == 0:
         return FAILED, record["reason"], record["remedy"]

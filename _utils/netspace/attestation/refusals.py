@@ -10,6 +10,12 @@ from typing import ClassVar
 
 from netspace.errors import NetspaceError
 
+# What is remembered of a host, and where: its master's books, or its own.
+_FORGET = (
+    "have the old one forgotten: netspace_attestation.release, enroll and attest on its master; "
+    "'salt-call netspace_attestation.forget' where the host judges itself. Else find out who answered"
+)
+
 
 class Refused(NetspaceError):
     """Evidence that was refused; ``code`` says why, the message says what was found."""
@@ -73,6 +79,7 @@ class ClockRolledBack(Refused):
     """The TPM's counters are behind what they were: another TPM, a restored one, or a cleared one."""
 
     code = "clock"
+    remedy = f"if the TPM was cleared on purpose, {_FORGET}"
 
 
 class WrongAttestationKey(Refused):
@@ -85,6 +92,7 @@ class UnknownAttestationKey(Refused):
     """Evidence by another key than the one bound to this TPM."""
 
     code = "ak-unknown"
+    remedy = f"if the TPM was replaced or the host installed anew, {_FORGET}"
 
 
 class WrongEndorsementKey(Refused):
@@ -110,6 +118,7 @@ class EndorsementKeyChanged(Refused):
     """Another TPM than the one that was pinned for this host."""
 
     code = "ek-changed"
+    remedy = f"if the TPM was replaced on purpose, {_FORGET}"
 
 
 class WrongActivation(Refused):

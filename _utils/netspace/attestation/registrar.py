@@ -22,6 +22,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import secrets
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -145,6 +146,7 @@ class Registrar:
 
         :param master: fingerprint of the master's key.
         :param roots: DER certificates of the makers of TPMs that are trusted; *lists*: their revocation lists.
+            The credential is answered within 60 s of having been made, however long the exchange may take.
         :raises Refused: when the TPM is not what it must be; the log tells so.
         """
         authority = self._authority()
@@ -154,9 +156,9 @@ class Registrar:
             enrolment = parse_enrolment(exchange.enroll(known["template"] if known else None))
             pinned = known["ek"] if known else None
             made = verifier.challenge(enrolment, context, roots=roots, lists=lists, pinned=pinned, now=now)
+            made_at = time.monotonic()  # which nobody sets back
             answer = exchange.activate(enrolment.template, made.blob, made.encrypted, context.session, context.nonce)
-            # One time for all of it: how long an answer may take is what the exchange allows, a slow TPM's too.
-            bound = made.redeem(_answer(answer), now)
+            bound = made.redeem(_answer(answer), now + time.monotonic() - made_at)
             with files.locked(self.folder / "lock"):
                 # Once more, under the lock: another enrolment may have been faster.
                 self._claim(bound.endorsement.fingerprint, minion)

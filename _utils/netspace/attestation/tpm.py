@@ -142,7 +142,14 @@ def _open(tcti: str) -> Iterator[Device]:
         with tss.TCTILdr(*tcti.split(":", 1)) as loaded, tss.ESAPI(loaded) as esapi:
             yield Device(tss, esapi)
     except tss.TSS2_Exception as err:
-        raise DeviceError(f"tpm {tcti}: {err}") from err
+        raise DeviceError(f"tpm {tcti}: {err}{_hint(tcti)}") from err
+
+
+def _hint(tcti: str) -> str:
+    """What libtss2 doesn't say of a software TPM: it has two sockets, and the second one's name is not configured."""
+    kind, _, path = tcti.partition(":path=")
+    control = Path(f"{path}.ctrl")
+    return f"; swtpm needs --ctrl type=unixio,path={control}" if kind == "swtpm" and not control.exists() else ""
 
 
 class Device:

@@ -220,8 +220,7 @@ def challenge(
     untrusted = _endorsed(enrolment, endorsement, roots, lists, now)
     if pinned is not None and not hmac.compare_digest(pinned, endorsement.fingerprint):
         raise EndorsementKeyChanged(
-            f"this host had the TPM {pinned[:16]}..., now it is {endorsement.fingerprint[:16]}...; "
-            "if that was on purpose, forget the old one (netspace_attestation.forget)"
+            f"this host had the TPM {pinned[:16]}..., now it is {endorsement.fingerprint[:16]}..."
         )
     key = structures.public(enrolment.attestation)
     check_attestation_key(key)
@@ -364,8 +363,7 @@ def _check_clock(clock: Clock, previous: Clock | None) -> None:
     if fallen:
         raise ClockRolledBack(
             f"the TPM's counters (reset {clock.reset_count}, restart {clock.restart_count}, clock {clock.clock}) are "
-            f"behind the last ones ({previous.reset_count}, {previous.restart_count}, {previous.clock}); "
-            "if the TPM was cleared on purpose, forget them (netspace_attestation.forget)"
+            f"behind the last ones ({previous.reset_count}, {previous.restart_count}, {previous.clock})"
         )
 
 

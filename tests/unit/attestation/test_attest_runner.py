@@ -221,8 +221,68 @@ def test_parts_that_do_not_come_are_no_judgement(measured: Any, monkeypatch: pyt
     assert (found["state"], found["answered"]) == ("enrolled", False) and "more than 600 s" in found["answer"]
 
 
+def test_what_commands_print_is_taken_from_a_file_as_it_stands(tmp_path: Path) -> None:
+    """The page redirects a request and a certificate into files: as Salt shows them, indented."""
+    import salt.output
+
+    runner, _ = runner_bus.load(tmp_path, {})
+
+    def printed(found: dict[str, Any]) -> str:
+        assert "retcode" not in found, found
+        path = tmp_path / f"printed{len(list(tmp_path.iterdir()))}"
+        path.write_text(salt.output.out_format(found, "nested", runner.__opts__))
+        return str(path)
+
+    request = printed(runner.ca_init(root_elsewhere=True))
+    certificate = printed(runner.ca_sign(request, str(tmp_path / "usb/root")))
+    taken = runner.ca_import(certificate, str(tmp_path / "usb/root/chain.pem"))
+    assert taken["ca"] == "CN=netspace Privacy CA" and not taken["root_here"]
+
+
+def test_a_minion_that_is_always_at_work_holds_up_nobody(
+    made: tuple[Any, Bus], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Salt goes on waiting for whoever says that the job still runs: that one says so for ever."""
+    import salt.client
+
+    runner, _ = made
+    clock, closed = [0.0], []
+
+    class Client:
+        def __enter__(self) -> Any:
+            return self
+
+        def __exit__(self, *_: Any) -> None:
+            pass
+
+        @staticmethod
+        def cmd_iter_no_block(minions: list[str], function: str, **_: Any) -> Iterator[Any]:
+            try:
+                yield {"web1": {"ret": 1}}
+                while True:
+                    clock[0] += 1
+                    yield None
+            finally:
+                closed.append(function)
+
+    monkeypatch.setattr(salt.client, "get_local_client", lambda mopts: Client())
+    waiting = {**vars(time), "monotonic": lambda: clock[0], "sleep": lambda seconds: None}
+    monkeypatch.setattr(runner, "time", types.SimpleNamespace(**waiting))
+    assert runner._sent(["web1", "evil"], "answer", {}, 60) == {"web1": {"ret": 1}}
+    assert 60 < clock[0] < 62 and closed == ["netspace_attestation.answer"]
+
+
 @pytest.mark.parametrize(
-    "wrong", [{"jitter": -1}, {"concurrency": 0}, {"concurrency": "32"}, {"groups": {}}, {"interval": 1}]
+    "wrong",
+    [
+        {"timeout": 0},
+        {"timeout": "60"},
+        {"jitter": -1},
+        {"concurrency": 0},
+        {"concurrency": "32"},
+        {"groups": {}},
+        {"interval": 1},
+    ],
 )
 def test_a_configuration_that_is_none(made: tuple[Any, Bus], wrong: dict[str, Any]) -> None:
     runner, bus = made

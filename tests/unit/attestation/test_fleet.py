@@ -85,6 +85,24 @@ def test_from_unknown_to_trusted_and_stale_by_the_clock_alone(made: Fleet, fake_
     assert standing(made, NOW + 7301) == ("trusted", "L2")
 
 
+def test_a_tpm_that_was_cleared_counts_again_once_it_is_released(made: Fleet, minion: Minion) -> None:
+    """Its keys are the same as before, and its counters begin anew."""
+    attest(made, minion)
+    minion.tpm.clock = (10, 0, 0, 1)
+    assert attest(made, minion)["code"] == "clock"
+    assert "release" in made.standing("web1", NOW).remedy
+    made.registrar.enroll("web1", minion, MASTER, [], NOW)
+    assert attest(made, minion)["code"] == "clock", "an enrolment alone forgets nothing"
+    released = made.release("web1", NOW)
+    assert released is not None and released["minion"] == "web1"
+    assert standing(made) == ("unknown", "L0")
+    made.registrar.enroll("web1", minion, MASTER, [], NOW)
+    assert standing(made) == ("enrolled", "L0")
+    assert attest(made, minion)["level"] == 2
+    minion.tpm.clock = (9, 0, 0, 1)
+    assert attest(made, minion)["code"] == "clock"
+
+
 def test_below_its_groups_minimum_it_is_degraded(made: Fleet, minion: Minion) -> None:
     attest(made, minion)
     high = dataclasses.replace(made.group("web1"), minimum=3)
@@ -372,7 +390,9 @@ def test_a_host_without_a_tpm_keeps_the_key_that_it_had_at_first(made: Fleet, tm
     asked = made.ask("web7")
     assert made.judge(asked, by_software(asked, second), NOW)["code"] == "ak-unknown"
     assert standing(made, minion="web7") == ("failed", "L0")
-    assert made.release("web7") and not made.release("web7")
+    assert made.release("web7", NOW) is None and standing(made, minion="web7") == ("unknown", "L0")
+    with pytest.raises(NetspaceError, match="nothing to release"):
+        made.release("web7", NOW)
     asked = made.ask("web7")
     assert made.judge(asked, by_software(asked, second), NOW)["level"] == 1
 

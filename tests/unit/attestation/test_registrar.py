@@ -101,6 +101,30 @@ def test_one_tpm_serving_two_minions(registrar: Registrar, minion: Minion) -> No
     assert registrar.host("web2") is None and events(registrar)[-1] == ("refused", "ek-shared")
 
 
+@pytest.mark.parametrize(("taken", "code"), [(59.9, ""), (60.1, "challenge-expired")])
+def test_a_credential_is_answered_within_60_s_however_long_the_bus_waits(
+    registrar: Registrar, minion: Minion, monkeypatch: pytest.MonkeyPatch, taken: float, code: str
+) -> None:
+    now = [5000.0]
+    monkeypatch.setattr("netspace.attestation.registrar.time.monotonic", lambda: now[0])
+
+    def late(answer: Any) -> Any:
+        now[0] += taken
+        return answer
+
+    def slow(wire: Any) -> Any:
+        now[0] += 500  # before the credential was made: that costs nothing of its time
+        return wire
+
+    minion.answer, minion.enrolment = late, slow
+    if not code:
+        assert enroll(registrar, minion)["minion"] == "web1"
+        return
+    with pytest.raises(refusals.ChallengeExpired):
+        enroll(registrar, minion)
+    assert registrar.host("web1") is None and events(registrar)[-1] == ("refused", code)
+
+
 def test_a_minion_that_relays_to_another(registrar: Registrar, minion: Minion) -> None:
     """It answers with another minion's TPM: that one's answer is bound to its own id."""
     relay = Minion("evil", minion.tpm)
