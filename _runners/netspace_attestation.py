@@ -26,6 +26,7 @@ import base64
 import contextlib
 import json
 import random
+import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -35,7 +36,8 @@ import netspace
 
 netspace.refresh(__file__)
 
-from netspace.attestation import appraisal, audit_log, ear, fleet, groups, hsm, offline, privacy_ca  # noqa: E402
+from netspace import files  # noqa: E402
+from netspace.attestation import appraisal, audit_log, ear, fleet, groups, hsm, learning, offline, privacy_ca  # noqa: E402
 from netspace.attestation import ima as lists  # noqa: E402
 from netspace.attestation import policy as rules  # noqa: E402
 from netspace.attestation.evidence import key_fingerprint  # noqa: E402
@@ -50,6 +52,10 @@ __virtualname__ = "netspace_attestation"
 
 INSTANCE = "netspace"
 MAX_POLICY = 256 * 1024 * 1024
+MAX_KEYS = 1024 * 1024
+# Lines of a difference that are shown.
+MAX_SHOWN = 2000
+_BLOCK = re.compile(r"-----BEGIN [A-Z ]+-----.+?-----END [A-Z ]+-----", re.DOTALL)
 
 
 def __virtual__() -> str:
@@ -452,7 +458,7 @@ def attest(target: str = "*", tgt_type: str = "glob") -> dict[str, Any]:
     """
 
     def work() -> dict[str, Any]:
-        found = _attest(_minions(target, tgt_type))
+        found = _attest(_minions(target, tgt_type), _fleet())
         good = found and all(one["state"] == fleet.TRUSTED for one in found.values())
         return found if good else {**found, "retcode": 1}
 
@@ -534,7 +540,15 @@ def explain(minion: str) -> dict[str, Any]:
     return _answer(work)
 
 
-def learn(target: str, sign: bool = False, tgt_type: str = "glob") -> dict[str, Any]:
+def learn(
+    target: str,
+    sign: bool = False,
+    tgt_type: str = "glob",
+    ima: bool = False,
+    keys: str = "",
+    overlap: float | None = None,
+    file: str = "",
+) -> dict[str, Any]:
     """
     Learn from hosts that are known to be good: attest them now, and show what the policy of their group would
     become if it also took how they were booted. **Nothing is written without** ``sign=True``.
@@ -543,8 +557,8 @@ def learn(target: str, sign: bool = False, tgt_type: str = "glob") -> dict[str, 
     dbx that all of them have, who signed what was booted, UEFI programs, kernels, initrds, whatever else was loaded,
     and command lines. The rest are plain PCR values. ``notes`` says what could not be told by rules, and why.
 
-    A policy that is there keeps its form: its lists get longer, what was good stays so, and what it demands is
-    not lowered. The next version is one higher.
+    A policy that is there keeps its form: its lists get longer, what was good stays so (or for ``overlap`` days), and
+    what it demands is not lowered. The next version is one higher. Of a long ``diff`` the beginning is shown.
 
     CLI Example:
 
@@ -553,6 +567,8 @@ def learn(target: str, sign: bool = False, tgt_type: str = "glob") -> dict[str, 
         salt-run netspace_attestation.learn web1
         salt-run netspace_attestation.learn 'golden*'
         salt-run netspace_attestation.learn web1 sign=True
+        salt-run netspace_attestation.learn web1 ima=True keys=/etc/keys/ima.pem file=/root/web.json
+        salt-run netspace_attestation.learn web1 overlap=14 sign=True
 
     target
         Which minions, all of one group.
@@ -562,23 +578,43 @@ def learn(target: str, sign: bool = False, tgt_type: str = "glob") -> dict[str, 
 
     tgt_type
         How ``target`` is meant: ``glob`` (default), ``list``, ...
+
+    ima
+        Learn from the hosts' measurement lists (IMA), too, which files may run: by path and digest. Files that a
+        key of the policy signed, or that it excludes, need none. ``notes`` names what changed while a host ran, and
+        which unknown keys signed files. Defaults to False.
+
+    keys
+        A file with certificates or public keys (PEM) that may have signed files: those that did are proposed, too.
+
+    overlap
+        Days for which counts what was good before and none of these hosts shows (of IMA's files: the former digests of
+        those that have others now). Defaults to none: for ever.
+
+    file
+        Write the whole policy there (JSON), for an editor, ``policy_check`` and ``policy_set``. It must not exist.
     """
 
     def work() -> dict[str, Any]:
         minions = sorted(_minions(target, tgt_type))
-        found = _attest(list(minions))
+        wish = _wish(ima, keys, overlap)
+        if file and Path(file).exists():
+            raise NetspaceError(f"{file} is there already: name a new file")
+        made = _fleet()
+        found = _attest(list(minions), made, listed=wish.ima)
         silent = [minion for minion in minions if not found[minion]["answered"]]
         if silent:
             raise NetspaceError(f"{silent[0]}: {found[silent[0]]['answer']}")
-        made = _fleet()
-        group, learned = made.learn(minions)
+        group, learned = made.learn(minions, wish)
         shown = {
             "group": group,
             "learned_from": minions,
-            "diff": groups.diff(learned.before, learned.after),
+            "diff": _some(groups.diff(learned.before, learned.after)),
             "notes": list(learned.notes),
             "signed": False,
         }
+        if file:
+            files.write(Path(file), json.dumps(learned.after, indent=1).encode())
         if sign is True and learned.before != learned.after:
             _put(made, group, learned.after)
             shown["signed"] = True
@@ -612,7 +648,7 @@ def policy_set(group: str, file: str) -> dict[str, Any]:
         except Refused:
             before = None  # what is there can't be used: this is how it is mended
         found = _put(made, str(group), data)
-        return {"group": str(group), "version": found.version, "diff": groups.diff(before, data)[:1000]}
+        return {"group": str(group), "version": found.version, "diff": _some(groups.diff(before, data))}
 
     return _answer(work)
 
@@ -665,7 +701,7 @@ def policy_check(group: str, file: str) -> dict[str, Any]:
         made = _fleet()
         chosen = made.named(str(group))
         data = _policy_data(file)
-        proposed = rules.parse(data)
+        proposed = rules.parse(data, time.time())
         in_force = made.policies.get(chosen.name)
         hosts = [minion for minion in _known(made, "*") if made.group(minion) == chosen]
         tried = {minion: made.tried(minion, proposed) for minion in hosts}
@@ -721,13 +757,13 @@ def ear_token(minion: str) -> dict[str, Any]:
     return _answer(work)
 
 
-def _attest(minions: list[str]) -> dict[str, Any]:
-    made, settings = _fleet(), _settings()
+def _attest(minions: list[str], made: fleet.Fleet, *, listed: bool = False) -> dict[str, Any]:
+    settings = _settings()
     random.shuffle(minions)
     results: dict[str, Any] = {}
     for start in range(0, len(minions), settings["concurrency"]):
         time.sleep(random.uniform(0, settings["jitter"]))  # noqa: S311 (no secret: a herd that is to scatter)
-        results.update(_lot(made, settings, minions[start : start + settings["concurrency"]]))
+        results.update(_lot(made, settings, minions[start : start + settings["concurrency"]], listed))
     return dict(sorted(results.items()))
 
 
@@ -737,7 +773,7 @@ def _enroll(registrar: Registrar, settings: dict[str, Any], minion: str) -> dict
     return registrar.enroll(minion, bus, _master(), makers.roots, time.time(), makers.lists)
 
 
-def _lot(made: fleet.Fleet, settings: dict[str, Any], minions: list[str]) -> dict[str, Any]:
+def _lot(made: fleet.Fleet, settings: dict[str, Any], minions: list[str], listed: bool) -> dict[str, Any]:
     told: dict[str, str] = {}
     for minion in minions:
         if made.certificate_due(minion, time.time()):
@@ -750,13 +786,13 @@ def _lot(made: fleet.Fleet, settings: dict[str, Any], minions: list[str]) -> dic
     asked: dict[str, fleet.Asked] = {}
     for minion in minions:
         try:
-            asked[minion] = made.ask(minion)
+            asked[minion] = made.ask(minion, listed=listed)
         except Refused as err:
             told[minion] = str(err)
     tokens, problems, lost = _judged(made, settings, asked)
     if lost:
         # Our copy of a boot log is gone, which is no fault of the host's: it brings the log once more.
-        again = {minion: made.ask(minion, whole=True) for minion in lost}
+        again = {minion: made.ask(minion, whole=True, listed=listed) for minion in lost}
         more, still, _ = _judged(made, settings, again)
         tokens.update(more)
         problems.update({**lost, **still})
@@ -925,6 +961,27 @@ def _put(made: fleet.Fleet, group: str, data: Any) -> rules.Policy:
     return found
 
 
+def _wish(ima: Any, keys: str, overlap: Any) -> learning.Wish:
+    """What else is to be learned, and until when what it replaces counts."""
+    now = time.time()
+    until = ""
+    if overlap is not None:
+        if type(overlap) not in (int, float) or not 0 < overlap <= 366:
+            raise NetspaceError(f"overlap: {overlap!r:.40}: expected days, up to 366")
+        until = time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime(now + overlap * 86400))
+    if keys and ima is not True:
+        raise NetspaceError("keys are of files that IMA measures: say ima=True, too")
+    blocks = _BLOCK.findall(_read(keys, MAX_KEYS)[:MAX_KEYS].decode("ascii", "replace")) if keys else []
+    if keys and not blocks:
+        raise NetspaceError(f"{keys}: no certificate or public key (PEM)")
+    return learning.Wish(now, ima is True, blocks, until)
+
+
+def _some(lines: list[str]) -> list[str]:
+    more = len(lines) - MAX_SHOWN
+    return lines if more <= 0 else [*lines[:MAX_SHOWN], f"... and {more} lines more: 'file' has all of the policy"]
+
+
 def _when(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(seconds))
 
@@ -1083,7 +1140,7 @@ def _read(path: str, limit: int) -> bytes:
 
 
 def _policy(path: str) -> Any:
-    return rules.parse(_policy_data(path))
+    return rules.parse(_policy_data(path), time.time())
 
 
 def _policy_data(path: str) -> Any:

@@ -45,6 +45,8 @@ from netspace.errors import NetspaceError
 VERSION = 2
 MAX_STATE = 256 * 1024
 MAX_BOOT = 64
+# From how many hosts measurement lists are learned at once: each may have 32 MiB.
+MAX_LISTED = 32
 ENROL_AGAIN, SPREAD = 3600.0, 11 * 3600.0
 UNKNOWN, ENROLLED, TRUSTED, DEGRADED = "unknown", "enrolled", "trusted", "degraded"
 STALE, FAILED, REVOKED = "stale", "failed", "revoked"
@@ -65,6 +67,7 @@ class Asked:
     """A challenge that waits for its answer. It is judged once, by whoever holds it.
 
     :param log: SHA-256 of the boot log that is kept of this host.
+    :param listed: it is asked for its whole measurement list, which is to be learned from.
     """
 
     minion: str
@@ -74,6 +77,7 @@ class Asked:
     nonce: bytes
     ima_from: int | None
     log: str | None = None
+    listed: bool = False
 
     def wire(self) -> dict[str, Any]:
         """Return what the minion is sent."""
@@ -137,6 +141,7 @@ class Fleet:
         self._groups = chosen
         self._store = store
         self._software = software
+        self._listed: dict[str, Evidence] = {}
 
     def group(self, minion: str) -> Group:
         return groups.of(self._groups, minion)
@@ -162,10 +167,11 @@ class Fleet:
         sooner = int(key_of(minion)[:8], 16) % int(SPREAD)
         return host is not None and "revoked" not in host and host["expires"] < now + ENROL_AGAIN + sooner
 
-    def ask(self, minion: str, *, whole: bool = False) -> Asked:
+    def ask(self, minion: str, *, whole: bool = False, listed: bool = False) -> Asked:
         """Make a challenge for *minion*.
 
         :param whole: have it bring its boot log, whatever is kept here.
+        :param listed: have it bring its whole measurement list, for :meth:`learn`.
         :raises Refused: when its policy can't be used.
         """
         group = self.group(minion)
@@ -176,7 +182,8 @@ class Fleet:
         if policy is not None and policy.ima is not None and host is not None and host["level"] >= 3:
             first = judge.ask_from(policy, _ima(before))
         log = None if whole or before is None else before["log"]
-        return Asked(minion, group, policy, secrets.token_hex(8), secrets.token_bytes(32), first, log)
+        nonce = secrets.token_bytes(32)
+        return Asked(minion, group, policy, secrets.token_hex(8), nonce, 0 if listed else first, log, listed)
 
     def judge(self, asked: Asked, answer: Any, now: float) -> dict[str, Any]:
         """Judge an answer, keep the result, and return its record; ``token`` in it is for the minion.
@@ -225,6 +232,8 @@ class Fleet:
             level, code, reason, remedy = 0, err.code, str(err), err.remedy
         if level and evidence is not None:
             kept["digest"], kept["log"] = self._keep(asked, evidence)
+            if asked.listed:
+                self._listed[minion] = evidence
         version = 0 if asked.policy is None else asked.policy.version
         until = now + asked.group.deadline
         told = ear.Told(
@@ -346,11 +355,14 @@ class Fleet:
         return before
 
     # -- policies -------------------------------------------------------------------
-    def learn(self, minions: Sequence[str]) -> tuple[str, learning.Learned]:
+    def learn(self, minions: Sequence[str], wish: learning.Wish) -> tuple[str, learning.Learned]:
         """Return the group of *minions*, and its policy as it would be if it also took how they were booted.
 
+        :param wish: what else; for IMA's lists the minions were asked for them (``ask(..., listed=True)``) and judged.
         :raises NetspaceError: when they are of several groups, or the last evidence of one teaches nothing.
         """
+        if wish.ima and len(minions) > MAX_LISTED:
+            raise NetspaceError(f"{len(minions)} hosts: measurement lists are learned from {MAX_LISTED} at a time")
         chosen = {self.group(minion).name for minion in minions}
         if len(chosen) != 1:
             raise NetspaceError(f"hosts of the groups {', '.join(sorted(chosen))}: learn from those of one at a time")
@@ -363,11 +375,13 @@ class Fleet:
             if record["kind"] != "tpm":
                 raise NetspaceError(f"{minion} has no TPM: there is nothing to learn from it")
             evidence, problem = self._last(minion, record)
+            if wish.ima:
+                evidence, problem = self._listed.get(minion), "its measurement list was not brought"
             if evidence is None:
                 raise NetspaceError(f"{minion}: {problem}: attest it")
             boots[minion] = evidence
         (group,) = chosen
-        return group, learning.learn(self.policies.data(group), boots)
+        return group, learning.learn(self.policies.data(group), boots, wish)
 
     def _last(self, minion: str, record: Mapping[str, Any]) -> tuple[Evidence | None, str]:
         """The evidence that a record was made of, without IMA's list; or why it is not here any more."""

@@ -16,7 +16,8 @@ import difflib
 import fnmatch
 import json
 import re
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,9 +145,13 @@ def _terms(one: str, at: str, nodegroups: Mapping[str, Any], depth: int = 0) -> 
 class Policies:
     """The policies in force; see the module."""
 
-    def __init__(self, folder: Path, signer: Signer) -> None:
+    def __init__(self, folder: Path, signer: Signer, clock: Callable[[], float] = time.time) -> None:
+        """
+        :param clock: by which parts of a policy cease to count.
+        """
         self._folder = folder / "policies"
         self._signer = signer
+        self._clock = clock
         self._parsed: dict[str, Policy | None] = {}
 
     def data(self, group: str) -> dict[str, Any] | None:
@@ -176,10 +181,12 @@ class Policies:
         return found
 
     def get(self, group: str) -> Policy | None:
-        """Return the policy in force, parsed once; raises as :meth:`data`."""
-        if group not in self._parsed:
+        """Return what counts now of the policy in force, parsed once; raises as :meth:`data`."""
+        now = self._clock()
+        known = self._parsed.get(group)
+        if group not in self._parsed or (known is not None and known.changes is not None and now >= known.changes):
             data = self.data(group)
-            self._parsed[group] = None if data is None else policy.parse(data)
+            self._parsed[group] = None if data is None else policy.parse(data, now)
         return self._parsed[group]
 
     def put(self, group: str, data: Any) -> Policy:
@@ -187,7 +194,7 @@ class Policies:
 
         :raises PolicyDowngraded: when its version is not above the last one's.
         """
-        found = policy.parse(data)
+        found = policy.parse(data, self._clock())
         with files.locked(self._folder / "lock"):
             floor = self._floor(group)
             if found.version <= floor:
@@ -211,10 +218,27 @@ class Policies:
 
 
 def diff(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> list[str]:
-    """Return what a policy would change, line by line."""
+    """Return what a policy would change, line by line; the files of IMA, which may be very many, a line each."""
     old, new = _lines(before), _lines(after)
-    return list(difflib.unified_diff(old, new, "in force", "proposed", lineterm="", n=2))
+    found = list(difflib.unified_diff(old, new, "in force", "proposed", lineterm="", n=2))
+    was, will = set(_files(before or {})), set(_files(after))
+    return found + [f"-{one}" for one in sorted(was - will)] + [f"+{one}" for one in sorted(will - was)]
 
 
 def _lines(data: Mapping[str, Any] | None) -> list[str]:
-    return [] if data is None else json.dumps(policy.plain(data), indent=1, sort_keys=True).splitlines()
+    """All but the files of IMA."""
+    if data is None:
+        return []
+    shown = policy.plain(data)
+    for section in (shown, *(shown.get("until") or {}).values()):
+        if "files" in (section.get("ima") or {}):
+            section["ima"] = {key: value for key, value in section["ima"].items() if key != "files"}
+    return json.dumps(shown, indent=1, sort_keys=True).splitlines()
+
+
+def _files(data: Mapping[str, Any]) -> Iterator[str]:
+    sections = {"": data, **{f"until:{moment}:": one for moment, one in (data.get("until") or {}).items()}}
+    for name, section in sections.items():
+        for path, digests in ((section.get("ima") or {}).get("files") or {}).items():
+            shown = str(path).encode("utf-8", "backslashreplace").decode()
+            yield from (f"{name}ima:files:{shown}: {one}" for one in digests)

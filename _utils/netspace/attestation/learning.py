@@ -6,8 +6,10 @@ kept only if the judge finds by it that all of the boots are good: so what is le
 Names in a log tell a kernel from an initrd here, and nothing else: all of them are known by digest.
 
 A policy that is there keeps its form. A group that it has gets more digests; a PCR that it knows by value gets more
-values; nothing that was good ceases to be. ``dbx`` alone is what all of the boots have, and is never
-lowered here. Pure: a policy comes out as it would be written, and nothing is put in force.
+values; nothing that was good ceases to be at once. ``dbx`` alone is what all of the boots have, and is never
+lowered here. What was good and none of these hosts shows may be given an end (``until``): of files that IMA measures,
+the former digests of those that have another now. Pure: a policy comes out as it would be written, and nothing is put
+in force.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from netspace.attestation import eventlog, events, judge, policy
+from netspace.attestation import eventlog, events, ima_learning, judge, policy
 from netspace.attestation.eventlog import NO_ACTION, Event
 from netspace.attestation.evidence import BANK, Evidence
 from netspace.attestation.refusals import Refused
@@ -43,10 +45,30 @@ class Learned:
     notes: tuple[str, ...]
 
 
-def learn(before: Mapping[str, Any] | None, boots: Mapping[str, Evidence]) -> Learned:
+@dataclass(frozen=True)
+class Wish:
+    """What else is learned.
+
+    :param now: parts of a policy that ended before are left out.
+    :param ima: which files may run; each host brought its whole measurement list.
+    :param keys: certificates or public keys (PEM) that may have signed files.
+    :param until: the end of what was good and these hosts don't show; empty for none.
+    """
+
+    now: float = 0.0
+    ima: bool = False
+    keys: Sequence[str] = ()
+    until: str = ""
+
+
+_NOTHING = Wish()
+
+
+def learn(before: Mapping[str, Any] | None, boots: Mapping[str, Evidence], wish: Wish = _NOTHING) -> Learned:
     """Return a policy for *boots* (genuine evidence by host), with the next version; the same if nothing is new."""
     old: dict[str, Any] | None = None if before is None else policy.plain(before)
     after = copy.deepcopy(old or {"version": 0})
+    kept = {moment: one for moment, one in after.pop("until", {}).items() if policy.when(moment) > wish.now}
     boot = after.setdefault("boot", {})
     notes: list[str] = []
     told = {host: found for host, one in sorted(boots.items()) if (found := _told(host, one, notes)) is not None}
@@ -67,16 +89,79 @@ def learn(before: Mapping[str, Any] | None, boots: Mapping[str, Evidence]) -> Le
                 values[str(pcr)] = [*known, value.hex()]
     if not values and "pcrs" not in (old or {}).get("boot", {}):
         del boot["pcrs"]
-    rules = _boot(boot)
-    notes += [
-        f"{host}: L4 would not be reached: {problem}"
-        for host, evidence in sorted(boots.items())
-        if (problem := _problem(evidence, rules))
-    ]
-    if old is not None and after.get("boot") == (old.get("boot") or {}):
+    run = ima_learning.Seen()
+    if wish.ima:
+        run = ima_learning.seen(after.get("ima", {}), boots, wish.keys)
+        notes += run.notes
+        if run.files or run.entries or run.keys:
+            ima_learning.add(after.setdefault("ima", {}), run)
+    if wish.until and len(told) < len(boots):
+        notes.append("not every boot log could be read: what they don't show keeps counting")
+    elif wish.until:
+        passing = {
+            "boot": _retired(boot, told.values(), boots.values()),
+            "ima": _replaced(after.get("ima", {}), run.files),
+        }
+        passing = {key: one for key, one in passing.items() if one}
+        if passing:
+            kept[wish.until] = _both(kept.get(wish.until, {}), passing)
+    if kept:
+        after["until"] = kept
+    if old is None and not boot:
+        del after["boot"]
+    tried = policy.parse({**after, "version": 1})
+    limit = 5 if wish.ima else 4
+    for host, evidence in sorted(boots.items()):
+        worth = judge.appraise(evidence, tried, None)
+        if worth.level < limit:
+            notes.append(f"{host}: L{worth.level + 1} would not be reached: {worth.reason}")
+    if old is not None and {**after, "version": 0} == {**old, "boot": old.get("boot") or {}, "version": 0}:
         return Learned(old, old, tuple(notes))
     after["version"] += 1
     return Learned(old, after, tuple(notes))
+
+
+def _retired(boot: dict[str, Any], told: Iterable[_Boot], boots: Iterable[Evidence]) -> dict[str, Any]:
+    """Take out of *boot* what none of the boots shows, and return it. A list that would be empty is left."""
+    gone: dict[str, Any] = {}
+    for key in policy.PASSING_BOOT:
+        if key == "pcrs":
+            shown = {str(pcr): {one.pcrs[pcr].hex() for one in boots if pcr in one.pcrs} for pcr in range(24)}
+            parts = {pcr: _split(known, shown.get(pcr, set())) for pcr, known in boot.get("pcrs", {}).items()}
+            over = {pcr: old for pcr, (_, old) in parts.items() if old}
+            if over:
+                boot["pcrs"] = {pcr: good for pcr, (good, _) in parts.items()}
+                gone["pcrs"] = over
+        elif key in boot:
+            good, old = _split(boot[key], {value for one in told for value in one.rules.get(key) or ()})
+            if old:
+                boot[key], gone[key] = good, old
+    return gone
+
+
+def _split(known: list[str], shown: set[str]) -> tuple[list[str], list[str]]:
+    """What is to stay, and what is not; patterns stay."""
+    good = [one for one in known if one in shown or "*" in one]
+    return (good, [one for one in known if one not in good]) if good else (known, [])
+
+
+def _replaced(rules: dict[str, Any], seen: Mapping[str, list[str]]) -> dict[str, Any]:
+    """Take out of a policy's IMA rules the former digests of files that were seen with others, and return them."""
+    gone = {}
+    for path, digests in seen.items():
+        known = rules["files"][path]
+        old = [one for one in known if one not in digests]
+        if old:
+            rules["files"][path] = [one for one in known if one in digests]
+            gone[path] = old
+    return {"files": gone} if gone else {}
+
+
+def _both(known: Any, more: Any) -> Any:
+    """Join rules: mappings by key, lists without repeating."""
+    if isinstance(more, Mapping):
+        return {**known, **{key: _both(known[key], one) if key in known else one for key, one in more.items()}}
+    return list(dict.fromkeys((*known, *more)))
 
 
 @dataclass(frozen=True)

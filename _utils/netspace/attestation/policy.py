@@ -20,17 +20,22 @@ A policy is a mapping (YAML, JSON)::
       exclude: ["/var/cache/*"]      # files that may be anything
       entries: [<sha256>, ...]       # whole lines, for templates that are not known
       violations: refuse             # or ignore
+    until:                           # what is good besides, for a time: the old while an update is rolled out
+      2026-12-24:
+        boot: {kernels: [<sha256>, ...]}
+        ima: {files: {...}}
 
 What no rule allows is refused: each quoted PCR needs a rule, a value, or to be named in
-``unchecked``. Only :mod:`netspace.attestation.judge` holds evidence against a policy. No
-file is read here.
+``unchecked``. ``until`` makes lists longer, and no more than that. Only :mod:`netspace.attestation.judge` holds
+evidence against a policy. No file is read here.
 """
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -45,9 +50,14 @@ if TYPE_CHECKING:
 
 MAX_ITEMS = 65_536
 MAX_FILES = 1_000_000
+MAX_PATH = 4096
 MAX_PATTERN = 1024
 MAX_PATTERNS = 256
 MAX_CACHE = 65_536
+MAX_TERMS = 16
+# What may be good for a time: lists of what is allowed. What a policy demands, or leaves unchecked, is none.
+PASSING_BOOT = ("signers", "applications", "kernels", "initrds", "files", "command_lines", "pcrs")
+PASSING_IMA = ("files", "keys", "exclude", "entries")
 DIGESTS = {"sha256": 32, "sha384": 48, "sha512": 64}
 
 
@@ -192,28 +202,104 @@ class Ima:
 class Policy:
     """A whole policy. It is made once and used for every host: parsing a long list takes time.
 
-    :param fingerprint: SHA-256 of its content.
+    :param fingerprint: SHA-256 of what counts of it.
+    :param changes: when the next part of it ceases to count, seconds since the epoch; None where none does.
     """
 
     version: int
     fingerprint: str
     boot: Boot | None
     ima: Ima | None
+    changes: float | None = None
 
 
-def parse(data: Any) -> Policy:
+def parse(data: Any, now: float | None = None) -> Policy:
     """Read a policy.
 
+    :param now: what is good ``until`` a later time counts. None: nothing of it does.
     :raises PolicyError: for unknown keys, wrong types and sizes out of bounds.
     """
-    found = _mapping(data, "policy", ("version", "boot", "ima"))
+    found = _mapping(data, "policy", ("version", "boot", "ima", "until"))
     version = found.get("version")
     if type(version) is not int or not 0 < version < 2**31:
         raise PolicyError(f"policy:version: {version!r:.40}: expected a whole number from 1 on")
-    boot = _boot(found["boot"]) if "boot" in found else None
-    ima = _ima(found["ima"]) if "ima" in found else None
-    canonical = json.dumps(plain(data), sort_keys=True, separators=(",", ":"))
-    return Policy(version, hashlib.sha256(canonical.encode()).hexdigest(), boot, ima)
+    whole = {key: plain(found[key]) for key in ("boot", "ima") if key in found}
+    terms = [(when(moment), section) for moment, section in _terms(found.get("until", {}), whole)]
+    counting = [] if now is None else [(until, section) for until, section in terms if now < until]
+    boot, ima = _rules(found)
+    if terms:
+        _rules(_joined(whole, terms))  # what does not count is read as strictly
+        whole = _joined(whole, counting)
+        boot, ima = _rules(whole)
+    canonical = json.dumps({"version": version, **whole}, sort_keys=True, separators=(",", ":"))
+    changes = min((until for until, _ in counting), default=None)
+    return Policy(version, hashlib.sha256(canonical.encode()).hexdigest(), boot, ima, changes)
+
+
+def when(moment: Any) -> float:
+    """Return a date or a time (ISO 8601, UTC where it doesn't say) as seconds since the epoch.
+
+    :raises PolicyError: when it is none.
+    """
+    try:
+        found = datetime.datetime.fromisoformat(str(moment).replace("Z", "+00:00"))
+    except ValueError as err:
+        raise PolicyError(f"policy:until: {moment!r:.40}: expected a date, or a time: 2026-12-24T18:00Z") from err
+    return (found if found.tzinfo else found.replace(tzinfo=datetime.timezone.utc)).timestamp()
+
+
+def _terms(data: Any, whole: Mapping[str, Any]) -> Iterable[tuple[Any, Mapping[str, Any]]]:
+    """Check what is good for a time, but for the lists themselves. Each makes one longer that is there without it."""
+    at = "policy:until"
+    if not isinstance(data, Mapping) or len(data) > MAX_TERMS:
+        raise PolicyError(f"{at}: expected a mapping of at most {MAX_TERMS} times")
+    for moment, section in data.items():
+        here = f"{at}:{moment!s:.40}"
+        found = _mapping(section, here, ("boot", "ima"))
+        boot = _mapping(plain(found.get("boot", {})), f"{here}:boot", PASSING_BOOT)
+        _mapping(found.get("ima", {}), f"{here}:ima", PASSING_IMA)
+        base = whole.get("boot") or {}
+        for key in boot:
+            needs = "kernels" if key in ("initrds", "files") else key
+            if needs not in base:
+                raise PolicyError(f"{here}:boot:{key}: makes a list longer that is not there: boot:{needs}")
+        pcrs = boot.get("pcrs", {})
+        known = base.get("pcrs", {})
+        given = len(found.get("boot", {}).get("pcrs", {}))
+        if not isinstance(pcrs, Mapping) or len(pcrs) != given or not set(pcrs) <= set(known):
+            raise PolicyError(f"{here}:boot:pcrs: expected values for PCRs that are among boot:pcrs")
+        if "ima" in found and "ima" not in whole:
+            raise PolicyError(f"{here}:ima: makes lists longer that are not there: ima")
+    return ((moment, plain(section)) for moment, section in data.items())
+
+
+def _joined(whole: Mapping[str, Any], terms: Iterable[tuple[float, Mapping[str, Any]]]) -> dict[str, Any]:
+    """Return rules with longer lists. Whatever is no list is left for its own check to find."""
+    made = {key: dict(value) if isinstance(value, Mapping) else value for key, value in whole.items()}
+    for _, section in terms:
+        for kind, lists in section.items():
+            for key, more in lists.items():
+                rules = made[kind]
+                if not isinstance(rules, dict):
+                    continue
+                if isinstance(more, Mapping):
+                    known = rules.get(key, {})
+                    if isinstance(known, Mapping):
+                        rules[key] = {**known, **{one: _both(known.get(one, []), new) for one, new in more.items()}}
+                else:
+                    rules[key] = _both(rules.get(key, []), more)
+    return made
+
+
+def _both(known: Any, more: Any) -> Any:
+    return [*known, *more] if isinstance(known, list) and isinstance(more, list) else more
+
+
+def _rules(whole: Mapping[str, Any]) -> tuple[Boot | None, Ima | None]:
+    return (
+        _boot(whole["boot"]) if "boot" in whole else None,
+        _ima(whole["ima"]) if "ima" in whole else None,
+    )
 
 
 def plain(data: Any) -> Any:
@@ -262,7 +348,7 @@ def _ima(data: Any) -> Ima:
         raise PolicyError(f"{at}:files: expected a mapping of at most {MAX_FILES} paths")
     lines: set[bytes] = set()
     for path, digests in listed.items():
-        if not isinstance(path, str) or not path or len(path) > 4096:
+        if not isinstance(path, str) or not path or len(path) > MAX_PATH:
             raise PolicyError(f"{at}:files: {path!r:.60}: not a path")
         raw, where = _text(path, f"{at}:files"), f"{at}:files:{path[:60]}"
         lines.update(line(raw, _named(one, where)) for one in _list(digests, where))

@@ -168,6 +168,55 @@ def test_a_measurement_list_of_20_megabytes_chokes_nothing(measured: Any) -> Non
     assert [name for name, _ in host.sent] == ["answer"] and host.sent[0][1] < 4096
 
 
+def test_files_are_learned_shown_signed_and_take_the_host_to_l5(measured: Any, tmp_path: Path) -> None:
+    host = measured(100_000)
+    runner = host.runner
+    (tmp_path / "strict.json").write_text(json.dumps({"version": 2, "boot": {"unchecked": list(range(8))}, "ima": {}}))
+    assert runner.policy_set("default", str(tmp_path / "strict.json"))["version"] == 2
+    assert (host.attest()["level"], host.attest()["code"]) == ("L4", "ima-file")
+    found = runner.learn("web1")
+    assert found["diff"] == [] and found["version"] == 2, "lists are learned from where that is asked for"
+    found = runner.learn("web1", ima=True, file=str(tmp_path / "learned.json"))
+    assert not found["signed"] and found["version"] == 3 and "retcode" not in found, found
+    added = [line for line in found["diff"] if line.startswith("+ima:files:/usr/lib/long-")]
+    assert len(added) > 100 and not found["notes"], found["notes"]
+    assert len(json.loads((tmp_path / "learned.json").read_text())["ima"]["files"]) == len(added)
+    assert "there already" in runner.learn("web1", ima=True, file=str(tmp_path / "learned.json"))["reason"]
+    assert host.attest()["level"] == "L4", "nothing is in force yet"
+    assert runner.policy_set("default", str(tmp_path / "learned.json"))["version"] == 3
+    assert host.attest()["level"] == "L5"
+    found = runner.learn("web1", ima=True, sign=True)
+    assert (found["diff"], found["signed"], found["version"]) == ([], False, 3)
+
+
+def test_a_long_difference_is_cut_and_says_so(measured: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = measured(100_000)
+    (path,) = (host.layout.root.parent / "books/policies").glob("default.jws")
+    path.unlink()
+    (path.parent / "versions.json").unlink()
+    monkeypatch.setattr(host.runner, "MAX_SHOWN", 50)
+    found = host.runner.learn("web1", ima=True)
+    assert len(found["diff"]) == 51 and "lines more: 'file'" in found["diff"][-1], found["diff"][-3:]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"overlap": 0}, "overlap"),
+        ({"overlap": "14"}, "overlap"),
+        ({"overlap": 1e9}, "overlap"),
+        ({"keys": "/nonexistent"}, "ima=True"),
+        ({"keys": "/nonexistent", "ima": True}, "/nonexistent"),
+        ({"keys": "/proc/version", "ima": True}, "no certificate"),
+    ],
+)
+def test_wishes_that_cannot_be_met_ask_nobody(made: tuple[Any, Bus], wrong: dict[str, Any], reason: str) -> None:
+    runner, bus = made
+    found = runner.learn("*", **wrong)
+    assert (found["code"], found["retcode"]) == ("input", 1) and reason in found["reason"]
+    assert not bus.asked
+
+
 def test_a_lost_log_is_asked_for_again_with_the_reason(measured: Any) -> None:
     host = measured(1000)
     assert host.attest()["level"] == "L5"

@@ -16,6 +16,7 @@ from test_registrar import MASTER, NOW, Minion
 from netspace.attestation import attester, ear, fleet, groups, policy, refusals, software
 from netspace.attestation.evidence import Context
 from netspace.attestation.fleet import Fleet
+from netspace.attestation.learning import Wish
 from netspace.attestation.registrar import Registrar
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
@@ -473,6 +474,26 @@ def test_a_policys_version_never_falls(made: Fleet, tmp_path: Path) -> None:
     assert again.get("web") is not None
 
 
+def test_what_a_policy_allows_for_a_time_ends_by_the_clock_alone(made: Fleet, tmp_path: Path) -> None:
+    now = [policy.when("2026-12-23")]
+    kept = groups.Policies(tmp_path / "books", made.signer, lambda: now[0])
+    rules = {"boot": {"kernels": ["ab" * 32]}, "until": {"2026-12-24": {"boot": {"kernels": ["cd" * 32]}}}}
+    kept.put("web", {"version": 1, **rules})
+
+    def kernels() -> int:
+        found = kept.get("web")
+        assert found is not None and found.boot is not None and found.boot.kernels is not None
+        return len(found.boot.kernels)
+
+    assert kernels() == 2
+    now[0] += 86400
+    assert kernels() == 1
+    assert kept.data("web") == {"version": 1, **rules}, "what was signed stays as it was signed"
+    now[0] -= 86400
+    again = groups.Policies(tmp_path / "books", made.signer, lambda: now[0])
+    assert again.get("web") is not None and again.get("web").changes == now[0] + 86400  # type: ignore[union-attr]
+
+
 def test_a_policy_that_the_verifier_did_not_sign(made: Fleet, tmp_path: Path) -> None:
     made.policies.put("web", {"version": 1})
     made.policies.put("db", {"version": 1})
@@ -486,7 +507,7 @@ def test_a_policy_that_the_verifier_did_not_sign(made: Fleet, tmp_path: Path) ->
 
 def learn(made: Fleet, minion: Minion) -> tuple[Any, dict[str, Any]]:
     attest(made, minion)
-    group, found = made.learn(["web1"])
+    group, found = made.learn(["web1"], Wish())
     assert group == "web"
     return found.before, found.after
 
@@ -509,20 +530,20 @@ def test_nothing_is_learned_from_what_was_refused_or_of_two_groups(
     made: Fleet, minion: Minion, store: Store, tmp_path: Path
 ) -> None:
     with pytest.raises(NetspaceError, match="never attested: nothing is learned"):
-        made.learn(["web1"])
+        made.learn(["web1"], Wish())
     attest(made, minion, session="other")
     with pytest.raises(NetspaceError, match="nothing is learned"):
-        made.learn(["web1"])
+        made.learn(["web1"], Wish())
     with pytest.raises(NetspaceError, match="default, web: learn from those of one"):
-        made.learn(["web1", "db1"])
+        made.learn(["web1", "db1"], Wish())
     asked = made.ask("web7")
     made.judge(asked, by_software(asked, software.load(Layout(root=tmp_path / "soft"))), NOW)
     with pytest.raises(NetspaceError, match="has no TPM"):
-        made.learn(["web7"])
+        made.learn(["web7"], Wish())
     attest(made, minion)
     store.data["evidence", fleet.key_of("web1")] = {}
     with pytest.raises(NetspaceError, match="not kept any more: attest it"):
-        made.learn(["web1"])
+        made.learn(["web1"], Wish())
 
 
 def test_a_policy_is_tried_on_the_last_evidence(made: Fleet, minion: Minion, store: Store) -> None:

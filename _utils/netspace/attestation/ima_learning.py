@@ -1,0 +1,144 @@
+"""Which files may run, learned from hosts that are known to be good: IMA's lists become a policy's lists.
+
+A list counts only as far as it leads to the quoted PCR 10. Of it, a file is listed by its path and digests, unless
+it is excluded already or one of the policy's keys signed it; a line of an unknown template is known by its digest.
+What can't be learned (violations, weak digests) is told, and so is what an operator may want to say in fewer words:
+paths whose content changed while the host ran, and keys that signed files and are not known.
+
+Pure: nothing is removed, and nothing is put in force. ``netspace.attestation.learning`` asks it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from netspace.attestation import ima, policy
+from netspace.attestation.evidence import Evidence
+from netspace.attestation.refusals import ListMalformed, Refused
+from netspace.errors import NetspaceError
+
+# How many names a note has.
+_NAMED = 5
+
+
+@dataclass
+class Seen:
+    """What hosts were seen to run."""
+
+    files: dict[str, list[str]] = field(default_factory=dict)
+    entries: dict[str, None] = field(default_factory=dict)
+    keys: dict[str, None] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def seen(rules: Mapping[str, Any], hosts: Mapping[str, Evidence], keys: Sequence[str]) -> Seen:
+    """Return what *hosts* run that neither keys nor exclusions of *rules* (a policy's ``ima``) allow.
+
+    :param keys: further ones (PEM); those that signed something are among ``keys`` of what is returned.
+    """
+    found = Seen()
+    old = _parsed({key: rules[key] for key in ("keys", "exclude") if key in rules})
+    offered = [(one, _parsed({"keys": [one]})) for one in keys]
+    for host, evidence in sorted(hosts.items()):
+        _host(found, host, evidence, old, offered)
+    return found
+
+
+def add(rules: dict[str, Any], found: Seen) -> None:
+    """Make the lists of *rules* (a policy's ``ima``) longer, in place.
+
+    :raises NetspaceError: when they become longer than a policy's may be.
+    """
+    files = dict(rules.get("files", {}))
+    for path, digests in found.files.items():
+        files[path] = _joined(files.get(path, []), digests)
+    if len(files) > policy.MAX_FILES:
+        raise NetspaceError(f"{len(files)} files, at most {policy.MAX_FILES} can be listed: sign them, or exclude some")
+    rules["files"] = files
+    for key, more in (("entries", found.entries), ("keys", found.keys)):
+        if more:
+            rules[key] = _joined(rules.get(key, []), more)
+
+
+def _host(
+    found: Seen, host: str, evidence: Evidence, old: policy.Ima, offered: Sequence[tuple[str, policy.Ima]]
+) -> None:
+    try:
+        entries = _entries(evidence)
+    except Refused as err:
+        found.notes.append(f"{host}: {err}: nothing is learned from its measurement list")
+        return
+    own: dict[bytes, set[bytes]] = {}
+    unknown: Counter[str] = Counter()
+    weak: set[str] = set()
+    violations = 0
+    for entry in entries:
+        if entry.violation:
+            violations += 1
+            continue
+        file = ima.file(entry)
+        if file is None:
+            found.entries[ima.measured(entry).hex()] = None
+            continue
+        if file.path == b"boot_aggregate" or old.allows(file):
+            continue
+        signer = next((pem for pem, rules in offered if rules.keys.signed(file)), None)
+        if signer is not None:
+            found.keys[signer] = None
+            continue
+        if file.signature[:2] == b"\3\2":
+            unknown[file.signature[3:7].hex()] += 1
+        own.setdefault(file.path, set()).add(file.digest)
+    for path, digests in own.items():
+        name = path.decode("utf-8", "surrogateescape")
+        named = [text for one in sorted(digests) if (text := _named(one)) is not None]
+        if len(named) < len(digests) or not 0 < len(name) <= policy.MAX_PATH:
+            weak.add(name)
+        if named and 0 < len(name) <= policy.MAX_PATH:
+            found.files[name] = _joined(found.files.get(name, []), named)
+    changed = sorted(path.decode("utf-8", "backslashreplace") for path, digests in own.items() if len(digests) > 1)
+    if violations:
+        found.notes.append(f"{host}: {violations} files were written while they were measured")
+    if changed:
+        found.notes.append(f"{host}: changed while it ran, so think of 'exclude': {_some(changed)}")
+    if weak:
+        found.notes.append(f"{host}: no digest of SHA-256 or better, only 'exclude' can allow: {_some(sorted(weak))}")
+    for key, number in sorted(unknown.items()):
+        found.notes.append(f"{host}: {number} files are signed by the key {key}: with it (keys) they need no digest")
+
+
+def _entries(evidence: Evidence) -> list[ima.Entry]:
+    """The lines that were quoted.
+
+    :raises Refused: when they are no whole list.
+    """
+    brought = evidence.ima
+    if brought is None or brought.first:
+        raise ListMalformed("the evidence has no measurement list from its first line on")
+    entries = ima.parse(brought.lines)
+    return entries[: ima.match(entries, bytes(32), brought.value)]
+
+
+def _named(digest: bytes) -> str | None:
+    """A digest as a policy has it; None for one that it can't have."""
+    algorithm, _, raw = digest.partition(b":\0")
+    name = algorithm.decode("ascii", "replace")
+    return f"{name}:{raw.hex()}" if policy.DIGESTS.get(name) == len(raw) else None
+
+
+def _parsed(rules: Mapping[str, Any]) -> policy.Ima:
+    found = policy.parse({"version": 1, "ima": rules}).ima
+    assert found is not None
+    return found
+
+
+def _joined(known: Iterable[str], more: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys((*known, *more)))
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(name[:200].encode("utf-8", "backslashreplace").decode() for name in names[:_NAMED])
+    return shown if len(names) <= _NAMED else f"{shown} and {len(names) - _NAMED} more"
