@@ -179,7 +179,7 @@ def management(layout: Layout, spec: LocalBroker, timeout: float = 10.0) -> Mana
     account = login(layout)
     if account is None:
         raise UnreachableError("the broker's management credentials are missing; apply again to make new ones")
-    return Management(f"http://127.0.0.1:{spec.management_port}", account, timeout)
+    return Management((f"http://127.0.0.1:{spec.management_port}",), account, timeout)
 
 
 def available() -> None:

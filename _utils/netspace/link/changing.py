@@ -60,7 +60,7 @@ class Change:
         where = before.broker
         left = _Left(tuple(before.parked), before.former)
         lost = isinstance(where, ClusterBroker) and work.observed.broker == "unreachable"
-        moved = where is None or reach.place(where) != reach.place(work.broker)
+        moved = where is None or not reach.same(where, work.broker)
         if after and moved and isinstance(work.broker, ClusterBroker):
             # One that was never reached is neither recorded nor a reason to leave the former.
             with reach.management(self.layout, work.broker) as api:

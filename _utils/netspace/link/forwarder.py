@@ -37,6 +37,7 @@ CONNECTIONS = 16  # of one environment: the broker admits 8, and refuses the res
 ALL_CONNECTIONS = 9000
 OLD_WORKERS = 16  # each holds 10 MB until its last connection ends; older ones are ended
 _SECTION = "frontend environment:"
+_CHECK = "check no-check-ssl inter 5s fastinter 1s downinter 2s fall 3 rise 1 on-marked-down shutdown-sessions"
 
 
 def folder(layout: Layout) -> Path:
@@ -112,14 +113,14 @@ def render(layout: Layout, broker: Broker, found: Mapping[str, int], trusted: st
         "    timeout client 20d",  # AMQP has heartbeats of its own
         "    timeout server 20d",
         "backend broker",
-        f"    server broker {_server(broker)}",
+        *_servers(broker),
     ]
     if isinstance(broker, LocalBroker) and len(certified) < len(found):
         anchors = identity.server_folder(layout) / identity.ANCHORS
         lines += [
             "backend broker-by-password",
             f"    # trusts {trusted}",
-            f"    server broker {_server(broker)} ssl verify required ca-file {anchors} verifyhost {SERVER_NAME}",
+            f"    server broker {_local(broker)} ssl verify required ca-file {anchors} verifyhost {SERVER_NAME}",
         ]
     for name in sorted(found):
         lines += [
@@ -135,16 +136,30 @@ def _backend(broker: Broker, certified: bool) -> str:
     return "broker" if certified or not isinstance(broker, LocalBroker) else "broker-by-password"
 
 
-def _server(broker: Broker) -> str:
+def _local(broker: LocalBroker) -> str:
+    return f"127.0.0.1:{broker.port}"
+
+
+def _servers(broker: Broker) -> list[str]:
+    """The lines of a backend: of one broker, or of several nodes of a cluster."""
     if isinstance(broker, LocalBroker):
-        return f"127.0.0.1:{broker.port}"
-    parts = urlsplit(broker.url)
+        return [f"    server broker {_local(broker)}"]
+    if len(broker.urls) == 1:
+        return [f"    server broker {_node(broker.urls[0], broker.ca)}"]
+    # Each connection goes to the next node that answers. One that is found dead has its connections ended: who
+    # was on it is told so at once and connects again, instead of waiting for heartbeats.
+    lines = ["    balance roundrobin", "    option redispatch 1", "    retries 2", f"    default-server {_CHECK}"]
+    return lines + [f"    server node{number} {_node(url, broker.ca)}" for number, url in enumerate(broker.urls, 1)]
+
+
+def _node(url: str, ca: str | None) -> str:
+    parts = urlsplit(url)
     host = parts.hostname or ""
     secure = parts.scheme == "amqps"
     address = f"[{host}]" if ":" in host else host
     where = f"{address}:{parts.port or (5671 if secure else 5672)} init-addr last,libc,none"
     if secure:
-        anchors = broker.ca or "/etc/ssl/certs/ca-certificates.crt"
+        anchors = ca or "/etc/ssl/certs/ca-certificates.crt"
         where += f" ssl verify required ca-file {anchors} verifyhost {host} sni str({host})"
     return where
 

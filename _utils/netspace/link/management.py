@@ -1,13 +1,14 @@
 """A client of RabbitMQ's HTTP management API: what ``kind`` needs of it, and no more.
 
-One kept connection, bounded answers and times. Credentials go into a header, never
-into a URL, a log or an error's text.
+One kept connection, bounded answers and times. Of a cluster's nodes the first that answers is asked.
+Credentials go into a header, never into a URL, a log or an error's text.
 """
 
 from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -46,16 +47,37 @@ class Login:
     password: str = field(repr=False)
 
 
-class Management:
-    """The management API at *url* (``http://`` or ``https://``, verified by the system's CAs)."""
+@dataclass(frozen=True)
+class _Place:
+    """Where a node is managed."""
 
-    def __init__(self, url: str, login: Login, timeout: float = 10.0) -> None:
+    scheme: str
+    host: str
+    port: int
+    path: str
+
+    @classmethod
+    def of(cls, url: str) -> _Place:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise NetspaceError(f"management URL {url!r}: expected http(s)://host[:port]")
-        self.where = f"{parts.scheme}://{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
-        self._scheme, self._host, self._port = parts.scheme, parts.hostname, parts.port
-        self._path = parts.path.rstrip("/")
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        return cls(parts.scheme, parts.hostname, port, parts.path.rstrip("/"))
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.host}:{self.port}"
+
+
+class Management:
+    """The management API at the first of *urls* that answers (``http://`` or ``https://``).
+
+    :param urls: of one node, or of the nodes of one cluster.
+    :param ca: PEM file of the certificates that ``https`` is verified by; absent: the system's.
+    """
+
+    def __init__(self, urls: Sequence[str], login: Login, timeout: float = 10.0, ca: str | None = None) -> None:
+        self._places = [_Place.of(url) for url in urls]
+        self._ca = ca
         self._timeout = timeout
         token = base64.b64encode(f"{login.username}:{login.password}".encode()).decode()
         self._headers = {"Authorization": f"Basic {token}", "Content-Type": "application/json"}
@@ -66,6 +88,11 @@ class Management:
 
     def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+    @property
+    def where(self) -> str:
+        """The node that is asked."""
+        return str(self._places[0])
 
     def close(self) -> None:
         if self._connection is not None:
@@ -94,21 +121,27 @@ class Management:
     ) -> Any:
         import http.client
 
-        url = f"{self._path}/api/{'/'.join(quote(part, safe='') for part in path)}{'?' + query if query else ''}"
+        url = f"/api/{'/'.join(quote(part, safe='') for part in path)}{'?' + query if query else ''}"
         data = None if body is None else json.dumps(body).encode()
-        kept = self._connection is not None
-        try:
+        failures: list[str] = []
+        while True:
+            kept = self._connection is not None
             try:
-                status, raw = self._exchange(method, url, data, timeout)
-            except (ConnectionError, http.client.BadStatusLine, http.client.CannotSendRequest):
-                if not kept:
-                    raise
-                # The server closes idle connections; all calls made here may be repeated.
+                try:
+                    status, raw = self._exchange(method, url, data, timeout)
+                except (ConnectionError, http.client.BadStatusLine, http.client.CannotSendRequest):
+                    if not kept:
+                        raise
+                    # The server closes idle connections; all calls made here may be repeated.
+                    self.close()
+                    status, raw = self._exchange(method, url, data, timeout)
+                break
+            except (OSError, http.client.HTTPException) as err:
                 self.close()
-                status, raw = self._exchange(method, url, data, timeout)
-        except (OSError, http.client.HTTPException) as err:
-            self.close()
-            raise UnreachableError(f"the broker's management API at {self.where} gives no answer: {err}") from err
+                failures.append(f"the broker's management API at {self.where} gives no answer: {err}")
+                self._places.append(self._places.pop(0))  # the next one, from now on
+                if len(failures) == len(self._places):
+                    raise UnreachableError("; ".join(failures)) from err
         if status == 404:
             return None
         if not 200 <= status < 300:
@@ -123,19 +156,20 @@ class Management:
     def _exchange(self, method: str, url: str, data: bytes | None, timeout: float | None) -> tuple[int, bytes]:
         import http.client
 
+        place = self._places[0]
         if self._connection is None:
-            if self._scheme == "https":
+            if place.scheme == "https":
                 import ssl
 
                 self._connection = http.client.HTTPSConnection(
-                    self._host, self._port, timeout=self._timeout, context=ssl.create_default_context()
+                    place.host, place.port, timeout=self._timeout, context=ssl.create_default_context(cafile=self._ca)
                 )
             else:
-                self._connection = http.client.HTTPConnection(self._host, self._port, timeout=self._timeout)
+                self._connection = http.client.HTTPConnection(place.host, place.port, timeout=self._timeout)
             self._connection.connect()
         assert self._connection.sock is not None
         self._connection.sock.settimeout(timeout or self._timeout)
-        self._connection.request(method, url, body=data, headers=self._headers)
+        self._connection.request(method, place.path + url, body=data, headers=self._headers)
         answer = self._connection.getresponse()
         raw = answer.read(MAX_ANSWER + 1)
         if len(raw) > MAX_ANSWER:

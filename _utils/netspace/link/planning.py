@@ -89,9 +89,7 @@ def plan(layout: Layout, desired: DesiredLinks, observed: Observed, remove: Coll
         return Plan(notes=notes)
     # With nothing desired the broker is whichever there is.
     wanted = desired.broker if desired.links or observed.record.broker is None else observed.record.broker
-    if observed.broker == "unreachable" and (
-        not after or reach.place(wanted) != reach.place(observed.record.broker or wanted)
-    ):
+    if observed.broker == "unreachable" and (not after or not reach.same(wanted, observed.record.broker or wanted)):
         stay = "its links can't be revoked there and stay usable by whoever reaches it"
         notes.append(f"{observed.detail}; {stay if after else stay + ': only a purge goes on without it'}")
     elif observed.broker == "unreachable" and wanted == observed.record.broker:

@@ -24,16 +24,18 @@ def vhost(layout: Layout, broker: Broker) -> str:
     return layout.instance if isinstance(broker, LocalBroker) else broker.vhost
 
 
-def place(broker: Broker) -> tuple[str, ...]:
-    """What makes two brokers the same one, whatever else is changed."""
-    return ("local",) if isinstance(broker, LocalBroker) else ("cluster", broker.management, broker.vhost)
+def same(one: Broker, other: Broker) -> bool:
+    """Whether two brokers are the same one, whatever else is changed; a cluster, by any of its nodes."""
+    if isinstance(one, LocalBroker) or isinstance(other, LocalBroker):
+        return isinstance(one, LocalBroker) and isinstance(other, LocalBroker)
+    return one.vhost == other.vhost and not set(one.managements).isdisjoint(other.managements)
 
 
 def management(layout: Layout, broker: Broker) -> Management:
     """The management API of whichever broker it is."""
     if isinstance(broker, LocalBroker):
         return node.management(layout, broker)
-    return Management(broker.management, login(broker))
+    return Management(broker.managements, login(broker), ca=broker.ca)
 
 
 def login(broker: ClusterBroker) -> Login:

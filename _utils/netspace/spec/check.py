@@ -502,8 +502,8 @@ def _settings(declared: Declaration, path: str) -> list[Problem]:
         if broker.authority is not None and not _clean(broker.authority):
             problems.append(Problem(f"{path}:broker:authority", "expected the absolute path of a folder"))
     elif isinstance(broker, ClusterBroker):
-        problems += _url(broker.url, ("amqp", "amqps"), f"{path}:broker:url")
-        problems += _url(broker.management, ("http", "https"), f"{path}:broker:management")
+        problems += _urls(broker.url, ("amqp", "amqps"), f"{path}:broker:url")
+        problems += _urls(broker.management, ("http", "https"), f"{path}:broker:management")
         if not _clean(broker.credentials):
             problems.append(Problem(f"{path}:broker:credentials", "expected the absolute path of a file"))
         if broker.ca is not None and not _clean(broker.ca):
@@ -526,6 +526,15 @@ def _settings(declared: Declaration, path: str) -> list[Problem]:
     if declared.network.ipv6.network.version != 6:
         problems.append(Problem(f"{path}:network:ipv6", f"{declared.network.ipv6} is no IPv6 network"))
     return problems
+
+
+def _urls(value: str | tuple[str, ...], schemes: tuple[str, ...], path: str) -> list[Problem]:
+    """One address to connect to, or a list of a cluster's nodes."""
+    if isinstance(value, str):
+        return _url(value, schemes, path)
+    if not value:
+        return [Problem(path, "names no node of the cluster")]
+    return [problem for index, one in enumerate(value) for problem in _url(one, schemes, f"{path}:{index}")]
 
 
 def _url(value: str, schemes: tuple[str, ...], path: str) -> list[Problem]:

@@ -168,17 +168,30 @@ class LocalBroker(Base, frozen=True, tag_field="kind", tag="local"):
 class ClusterBroker(Base, frozen=True, tag_field="kind", tag="cluster"):
     """Somebody's RabbitMQ, by URL; ``management`` is its HTTP API.
 
+    :param url: of one node, or a list of several of a cluster's: environments are carried to one that answers.
+    :param management: likewise; the first that answers is asked.
     :param credentials: root-readable file of ``user:password`` for the management API.
     :param names_key: as of a local broker; with the same one on all hosts, dead letters can't be probed either.
-    :param ca: PEM file of the certificates that an ``amqps`` URL's broker is checked by; by default the system's.
+    :param ca: PEM file of the certificates that the broker is checked by where a URL is ``amqps`` or ``https``;
+        by default the system's.
     """
 
-    url: str
-    management: str
+    url: str | tuple[str, ...]
+    management: str | tuple[str, ...]
     credentials: str
     vhost: str = "netspace"
     names_key: str | None = None
     ca: str | None = None
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """Where its nodes take connections."""
+        return (self.url,) if isinstance(self.url, str) else self.url
+
+    @property
+    def managements(self) -> tuple[str, ...]:
+        """Where its nodes are managed."""
+        return (self.management,) if isinstance(self.management, str) else self.management
 
 
 Broker = LocalBroker | ClusterBroker

@@ -13,7 +13,7 @@ import pytest
 from netspace import files
 from netspace.errors import NetspaceError, StateError
 from netspace.layout import Layout
-from netspace.link import broker, credentials, forwarder, health, letters
+from netspace.link import broker, credentials, forwarder, health, letters, reach
 from netspace.link.kind import DesiredLinks, Links, Observed, Record
 from netspace.link.management import Login, Management, RefusedError, UnreachableError
 from netspace.link.record import read, write
@@ -21,6 +21,7 @@ from netspace.spec.types import ClusterBroker, Link, LocalBroker
 
 LINK = Link(source="web", target="orders", pattern="request")
 CLUSTER = ClusterBroker(url="amqps://mq.example", management="https://mq.example:15671", credentials="/nowhere")
+NODES = ClusterBroker(url=("amqp://n1", "amqp://n2"), management=("http://n1", "http://n2"), credentials="/nowhere")
 
 
 # -- forwarder ---------------------------------------------------------------------
@@ -46,6 +47,27 @@ def test_the_forwarder_goes_where_the_url_says(url, server):
     config = forwarder.render(Layout(), ClusterBroker(url=url, management="http://x", credentials="/x"), {})
     assert f"server broker {server}" in config
     assert ("ssl verify required" in config) == url.startswith("amqps")
+
+
+def test_the_forwarder_goes_to_any_node_of_a_cluster():
+    nodes = ("amqps://n1", "amqps://n2:99")
+    spec = ClusterBroker(url=nodes, management="http://x", credentials="/x", ca="/etc/ca.pem")
+    servers = [line for line in forwarder.render(Layout(), spec, {}).splitlines() if "    server " in line]
+    assert [line.split()[1:3] for line in servers] == [["node1", "n1:5671"], ["node2", "n2:99"]]
+    assert all(f"ca-file /etc/ca.pem verifyhost n{number}" in line for number, line in enumerate(servers, 1))
+
+
+def test_a_cluster_is_the_same_by_any_of_its_nodes():
+    def cluster(*nodes: str, vhost: str = "v") -> ClusterBroker:
+        return ClusterBroker(
+            url="amqp://x", management=nodes if len(nodes) > 1 else nodes[0], credentials="", vhost=vhost
+        )
+
+    assert reach.same(cluster("http://n1"), cluster("http://n2", "http://n1"))
+    assert not reach.same(cluster("http://n1", "http://n2"), cluster("http://n3"))
+    assert not reach.same(cluster("http://n1"), cluster("http://n1", vhost="w"))
+    assert not reach.same(cluster("http://n1"), LocalBroker())
+    assert reach.same(LocalBroker(port=1), LocalBroker())
 
 
 def test_the_forwarder_can_be_started_for_a_thousand_environments():
@@ -145,7 +167,10 @@ def test_a_broken_record_is_an_error_that_says_what_to_do(links, content):
         links.names()
 
 
-@pytest.mark.parametrize("record", [Record(LocalBroker(port=9), {LINK.name: LINK}, ("a",)), Record(CLUSTER, {})])
+@pytest.mark.parametrize(
+    "record",
+    [Record(LocalBroker(port=9), {LINK.name: LINK}, ("a",)), Record(CLUSTER, {}), Record(NODES, {LINK.name: LINK})],
+)
 def test_records_are_read_as_they_were_written(links, record):
     write(links.layout, record)
     assert read(links.layout) == record
@@ -182,7 +207,7 @@ def api():
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     Api.seen.clear()
-    with Management(f"http://127.0.0.1:{server.server_port}", Login("me", "secret")) as client:
+    with Management((f"http://127.0.0.1:{server.server_port}",), Login("me", "secret")) as client:
         yield client
     server.shutdown()
     server.server_close()
@@ -218,8 +243,18 @@ def test_a_refusal_tells_no_name_that_cannot_be_guessed(api):
     assert "/api/queues/v/mailbox.web/wrong with 400: no queue 'mailbox.web'" in str(caught.value)
 
 
+def test_of_several_nodes_the_first_that_answers_is_asked(api):
+    where = api.where
+    with Management(("http://127.0.0.1:1", where), Login("me", "secret")) as client:
+        assert client.get("queues") == {"reason": "because"}
+        assert client.where == where
+    with Management(("http://127.0.0.1:1", "http://127.0.0.1:2"), Login("me", "secret")) as client:
+        with pytest.raises(UnreachableError, match=r"127.0.0.1:1 gives.*127.0.0.1:2 gives"):
+            client.get("queues")
+
+
 def test_no_answer():
-    client = Management("http://127.0.0.1:1", Login("me", "secret"))
+    client = Management(("http://127.0.0.1:1",), Login("me", "secret"))
     with pytest.raises(UnreachableError) as caught:
         client.get("x")
     assert "secret" not in str(caught.value) + repr(Login("me", "secret"))
@@ -228,7 +263,7 @@ def test_no_answer():
 @pytest.mark.parametrize("url", ["ftp://x", "x", "http://"])
 def test_other_urls(url):
     with pytest.raises(NetspaceError):
-        Management(url, Login("me", "secret"))
+        Management((url,), Login("me", "secret"))
 
 
 # -- health ------------------------------------------------------------------------------

@@ -141,6 +141,16 @@ def test_a_broker_must_be_an_address_that_can_be_connected_to(url):
     assert refusal(changed("broker", broker))[0].startswith("netspace:broker:url: expected amqp://HOST:PORT")
 
 
+def test_a_cluster_has_a_list_of_nodes():
+    broker = {"kind": "cluster", "management": ["https://n1:15671", "https://n2:15671"], "credentials": "/etc/b"}
+    parsed = parse.declaration(changed("broker", {**broker, "url": ["amqps://n1", "amqps://n2"]}))
+    assert parsed.broker.urls == ("amqps://n1", "amqps://n2")
+    assert parsed.broker.managements == ("https://n1:15671", "https://n2:15671")
+    assert refusal(changed("broker", {**broker, "url": []})) == ["netspace:broker:url: names no node of the cluster"]
+    (problem,) = refusal(changed("broker", {**broker, "url": ["amqps://n1", "http://n2"]}))
+    assert problem.startswith("netspace:broker:url:1: expected amqp://HOST:PORT")
+
+
 def test_a_password_in_a_url_is_refused_and_not_repeated():
     broker = {"kind": "cluster", "url": "amqps://u:sekret@h", "management": "https://h", "credentials": "/etc/b"}
     (problem,) = refusal(changed("broker", broker))
