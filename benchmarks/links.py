@@ -7,9 +7,10 @@ broker, the forwarder and a namespace for each environment; three links go out o
 ``rabbitmq_user``, runs ``rabbitmqctl`` several times for each user: a few are made that way, on the same broker, and
 the time is scaled to all accounts (queues, exchanges and bindings, for which Salt has no state, are left out).
 
-Messages are measured by ``link_load.c`` (librabbitmq; Debian: librabbitmq-dev), so that the client costs little:
+Messages are measured by ``link_load.c`` (Debian: librabbitmq-dev, libssl-dev), so that the client costs little:
 through a classic queue, so that the transport shows and not the disk; beside a plain connection to a listener that
-is opened on the same broker for the while. Paths are measured in turn within each round.
+is opened on the same broker for the while. Paths are measured in turn within each round. What programs get by
+``netspace-client`` (Python, and quorum queues) is measured over a plain and over a sealed link (``link_client.py``).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import bench
+import link_client
 from bench import Rounds, line, say
 
 PLAIN_PORT = 5699
@@ -45,7 +47,7 @@ class Host:
         self.names = [f"e{number:04}" for number in range(count)]
         self.load = str(folder / "link_load")
         source = str(Path(__file__).with_name("link_load.c"))
-        subprocess.run(["cc", "-O2", "-o", self.load, source, "-lrabbitmq"], check=True)
+        subprocess.run(["cc", "-O2", "-o", self.load, source, "-lrabbitmq", "-lssl"], check=True)
 
     def namespaces(self) -> None:
         from netspace.interface.kind import DesiredInterfaces, Interfaces
@@ -275,6 +277,20 @@ def messages(host: Host, rounds: Rounds, count: int, times: int) -> None:
                     api.delete("queues", vhost, "bench", "contents")
 
 
+def programs(host: Host, rounds: Rounds, times: int, folder: Path) -> None:
+    """What programs get, over a plain and over a sealed link."""
+    from netspace.spec.types import Link
+
+    asker, plain, sealed, *_ = host.names
+    host.converge(
+        [
+            Link(source=asker, target=plain, pattern="request"),
+            Link(source=asker, target=sealed, pattern="request", seal=True),
+        ]
+    )
+    link_client.measure(host.links, asker, {"plain": plain, "sealed": sealed}, folder, rounds, times)
+
+
 def lines(rounds: Rounds, count: int) -> dict[str, dict[str, Any]]:
     middle = rounds.middle
     many = f"{count} environments, {OUT * count} links"
@@ -309,6 +325,9 @@ def lines(rounds: Rounds, count: int) -> dict[str, dict[str, Any]]:
             fast |= {"target": round(limit[1] * plain["confirm"], 3)}
             fast["met"] = fast["value"] >= fast["target"]
         found[f"with confirms, {told}"] = fast
+    for what, unit, told in (("call", "ms", "a question and its answer"), ("send", "msg/s", "sent and confirmed")):
+        peer = "over a plain link"
+        found[f"netspace-client, sealed: {told}"] = line(middle(f"{what} sealed"), unit, peer, middle(f"{what} plain"))
     return found
 
 
@@ -324,6 +343,7 @@ def measure(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
                 say(f"{options.salt} users by Salt's rabbitmq_user")
                 salt(host, rounds, options.salt, folder)
             messages(host, rounds, options.messages, options.rounds)
+            programs(host, rounds, options.rounds, folder)
         finally:
             host.remove()
             shutil.rmtree(host.layout.broker, ignore_errors=True)
