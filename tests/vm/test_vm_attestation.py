@@ -68,6 +68,17 @@ def test_a_measured_boot_is_trusted_and_another_command_line_is_not(
     status = salt("netspace_attestation.status")
     assert (status["level"], status["verifier"]) == ("L4", "master"), status
 
+    # Which files may run, too, from the kernel's own list: then a program that nobody knows costs the level.
+    learned = master("learn", "vm", ima=True, sign=True)
+    assert learned["signed"] is True, learned
+    print(learned["notes"], len(learned["diff"]))
+    found = master("attest", "vm")["vm"]
+    print(found)
+    assert (found["level"], found["code"], found["enforced"]) == ("L5", "ok", True), (found, learned["notes"])
+    machine.sh("cp /bin/true /root/unknown && /root/unknown")
+    found = master("attest", "vm")["vm"]
+    assert (found["level"], found["code"]) == ("L4", "ima-file") and "/root/unknown" in found["reason"], found
+
     learn(machine, salt)
     all_true(salt.apply(vault("L4", **TPM, references=REFERENCES)))
     assert salt("netspace_attestation.status")["level"] == "L4"

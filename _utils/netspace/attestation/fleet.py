@@ -42,7 +42,7 @@ from netspace.attestation.registrar import Registrar, key_of
 from netspace.attestation.structures import Clock
 from netspace.errors import NetspaceError
 
-VERSION = 2
+VERSION = 3
 MAX_STATE = 256 * 1024
 MAX_BOOT = 64
 # From how many hosts measurement lists are learned at once: each may have 32 MiB.
@@ -200,8 +200,8 @@ class Fleet:
             "key": None,
             "pcrs": {},
             "base": 0,
-            "digest": "",
             "log": None,
+            "systemd": None,
         }
         if before is not None and host is not None and before["key"] == _ak(host):
             # Refused evidence must not make the TPM's clock forgotten.
@@ -231,7 +231,7 @@ class Fleet:
         except Refused as err:
             level, code, reason, remedy = 0, err.code, str(err), err.remedy
         if level and evidence is not None:
-            kept["digest"], kept["log"] = self._keep(asked, evidence)
+            kept["log"], kept["systemd"] = self._keep(asked, evidence, before)
             if asked.listed:
                 self._listed[minion] = evidence
         version = 0 if asked.policy is None else asked.policy.version
@@ -299,23 +299,25 @@ class Fleet:
     def _pin(self, minion: str) -> Path:
         return self.registrar.folder / "keys" / f"{key_of(minion)}.json"
 
-    def _keep(self, asked: Asked, evidence: Evidence) -> tuple[str, str | None]:
-        """Keep evidence without IMA's list, for trying policies on it, and the log beside it; return their digests."""
-        log, key = evidence.boot_log, key_of(asked.minion)
-        known = None if log is None else hashlib.sha256(log).hexdigest()
-        if log is not None and known != asked.log:
-            self._store.store("log", key, {"log": base64.b64encode(log).decode()})
-        wire = dataclasses.replace(evidence, ima=None, boot_log=None, known_log=known).wire()
-        self._store.store("evidence", key, wire)
-        return _digest(wire), known
+    def _keep(
+        self, asked: Asked, evidence: Evidence, before: Mapping[str, Any] | None
+    ) -> tuple[str | None, str | None]:
+        """Keep the logs of the boot where they are new; return their digests. The rest is in the record itself."""
+        logs = _logs(evidence)
+        known = _digest(logs["log"]), _digest(logs["systemd"])
+        # Kept already is what the host was asked by, and what the last record tells of.
+        if logs["log"] is not None and (asked.log, None if before is None else before["systemd"]) != known:
+            coded = {name: None if one is None else base64.b64encode(one).decode() for name, one in logs.items()}
+            self._store.store("log", key_of(asked.minion), coded)
+        return known
 
-    def _log(self, minion: str, digest: str) -> bytes | None:
-        """The boot log that is kept of a host, if it is the one of this digest."""
+    def _log(self, minion: str, digest: str, name: str = "log") -> bytes | None:
+        """A log that is kept of a host's boot, if it is the one of this digest."""
         try:
-            log = base64.b64decode(self._store.fetch("log", key_of(minion)).get("log", ""), validate=True)
+            log = base64.b64decode(self._store.fetch("log", key_of(minion)).get(name, ""), validate=True)
         except (TypeError, ValueError):
             return None
-        return log if hashlib.sha256(log).hexdigest() == digest else None
+        return log if _digest(log) == digest else None
 
     def _with_log(self, asked: Asked, evidence: Evidence) -> Evidence:
         if evidence.known_log is None:
@@ -339,9 +341,13 @@ class Fleet:
             return None
         return found
 
-    def standing(self, minion: str, now: float) -> Standing:
-        """Return the state of *minion* now."""
-        record, host, group = self.record(minion), self.registrar.host(minion), self.group(minion)
+    def standing(self, minion: str, now: float, record: dict[str, Any] | None = None) -> Standing:
+        """Return the state of *minion* now.
+
+        :param record: its last result, where that was made just now; else it is read.
+        """
+        record = self.record(minion) if record is None else record
+        host, group = self.registrar.host(minion), self.group(minion)
         name, reason, remedy = state(minion, record, host, group, now)
         return Standing(minion, name, reason, remedy, group, record, host)
 
@@ -374,7 +380,7 @@ class Fleet:
                 raise NetspaceError(f"{minion}: {why}: nothing is learned from it")
             if record["kind"] != "tpm":
                 raise NetspaceError(f"{minion} has no TPM: there is nothing to learn from it")
-            evidence, problem = self._last(minion, record)
+            evidence, problem = self._last(record)
             if wish.ima:
                 evidence, problem = self._listed.get(minion), "its measurement list was not brought"
             if evidence is None:
@@ -383,18 +389,16 @@ class Fleet:
         (group,) = chosen
         return group, learning.learn(self.policies.data(group), boots, wish)
 
-    def _last(self, minion: str, record: Mapping[str, Any]) -> tuple[Evidence | None, str]:
-        """The evidence that a record was made of, without IMA's list; or why it is not here any more."""
-        wire = self._store.fetch("evidence", key_of(minion))
-        if not wire or _digest(wire) != record["digest"]:
-            return None, "its evidence is not kept any more"
-        evidence = parse_evidence(wire)
-        if evidence.known_log is None:
-            return evidence, ""
-        log = self._log(minion, evidence.known_log)
-        if log is None:
-            return None, "its boot log is not kept any more"
-        return dataclasses.replace(evidence, boot_log=log, known_log=None), ""
+    def _last(self, record: Mapping[str, Any]) -> tuple[Evidence | None, str]:
+        """What a record was made of: PCRs that were quoted, and the logs of the boot; or why it is not here any more."""
+        found: dict[str, bytes | None] = {}
+        for name in ("log", "systemd"):
+            digest = record[name]
+            found[name] = None if digest is None else self._log(record["minion"], digest, name)
+            if digest is not None and found[name] is None:
+                return None, "the logs of its boot are not kept any more"
+        pcrs = {int(pcr): bytes.fromhex(value) for pcr, value in record["pcrs"].items()}
+        return Evidence("tpm", b"", b"", b"", pcrs, found["log"], found["systemd"]), ""
 
     def tried(self, minion: str, policy: Policy) -> dict[str, Any]:
         """Return what *policy* would make of the host's last evidence: ``{old, new, code, reason}``.
@@ -405,7 +409,7 @@ class Fleet:
         if record is None or not record["level"] or record["kind"] != "tpm":
             return _trial(None, None, "evidence-none", "there is no genuine quote of this host")
         old = min(record["level"], 4)
-        evidence, problem = self._last(minion, record)
+        evidence, problem = self._last(record)
         if evidence is None:
             return _trial(old, None, "evidence-none", problem)
         if record["base"] < 3:
@@ -542,5 +546,13 @@ def _ima_record(found: ima.State) -> dict[str, Any]:
     return {**dataclasses.asdict(found), "value": found.value.hex()}
 
 
-def _digest(wire: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(wire, sort_keys=True).encode()).hexdigest()
+def _logs(evidence: Evidence) -> dict[str, bytes | None]:
+    """The logs of a boot. systemd's means nothing without the firmware's."""
+    return {
+        "log": evidence.boot_log,
+        "systemd": None if evidence.boot_log is None else evidence.systemd_log,
+    }
+
+
+def _digest(log: bytes | None) -> str | None:
+    return None if log is None else hashlib.sha256(log).hexdigest()

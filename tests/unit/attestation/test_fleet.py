@@ -541,9 +541,41 @@ def test_nothing_is_learned_from_what_was_refused_or_of_two_groups(
     with pytest.raises(NetspaceError, match="has no TPM"):
         made.learn(["web7"], Wish())
     attest(made, minion)
-    store.data["evidence", fleet.key_of("web1")] = {}
+    with pytest.raises(NetspaceError, match="list was not brought"):
+        made.learn(["web1"], Wish(ima=True))
+    many = [f"web{number}" for number in range(fleet.MAX_LISTED + 1)]
+    with pytest.raises(NetspaceError, match="32 at a time"):
+        made.learn(many, Wish(ima=True))
+
+
+def test_nothing_is_learned_where_the_log_was_lost(made: Fleet, minion: Minion, store: Store, logged: bytes) -> None:
+    judged(made, minion, logged)
+    assert made.learn(["web1"], Wish())[1].after["boot"]["secure_boot"] is True
+    store.data["log", fleet.key_of("web1")] = {}
     with pytest.raises(NetspaceError, match="not kept any more: attest it"):
         made.learn(["web1"], Wish())
+
+
+def test_systemds_log_is_kept_beside_the_firmwares_and_written_where_it_changed(
+    made: Fleet, minion: Minion, store: Store, logged: bytes
+) -> None:
+    def answered(systemd: bytes, log: Any) -> None:
+        asked = made.ask("web1")
+        wire = answer(asked, minion.tpm)
+        wire["evidence"]["bootlog"] = base64.b64encode(log).decode() if isinstance(log, bytes) else log
+        wire["evidence"]["systemdlog"] = base64.b64encode(systemd).decode()
+        made.judge(asked, wire, NOW)
+
+    key = "log", fleet.key_of("web1")
+    answered(b"one", logged)
+    known = {"sha256": hashlib.sha256(logged).hexdigest()}
+    kept = store.data[key]
+    answered(b"one", known)
+    assert store.data[key] is kept, "nothing is new: nothing is written"
+    answered(b"two", known)
+    assert base64.b64decode(store.data[key]["systemd"]) == b"two" and store.data[key]["log"] == kept["log"]
+    record = made.record("web1")
+    assert record is not None and record["systemd"] == hashlib.sha256(b"two").hexdigest()
 
 
 def test_a_policy_is_tried_on_the_last_evidence(made: Fleet, minion: Minion, store: Store) -> None:
@@ -556,9 +588,7 @@ def test_a_policy_is_tried_on_the_last_evidence(made: Fleet, minion: Minion, sto
         "code": "ek-untrusted",
         "reason": "the TPM has no endorsement certificate",
     }
-    for key in store.data:
-        if key[0] == "evidence":
-            store.data[key]["pcrs"] = {}
+    store.data["state", fleet.key_of("web1")] = {}
     assert made.tried("web1", proposed)["code"] == "evidence-none"
 
 
