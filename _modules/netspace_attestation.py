@@ -121,7 +121,7 @@ def enroll(template: str = "") -> dict[str, Any]:
         raise CommandExecutionError(str(err)) from err
 
 
-def activate(template: str, blob: str, encrypted: str, session: str, nonce: str) -> dict[str, str]:
+def activate(credentials: dict[str, Any]) -> dict[str, str]:
     """
     Open a credential that the master made for this TPM, and return ``{answer: hex}``, which proves that
     the attestation key is in it. The secret itself is not returned.
@@ -133,31 +133,23 @@ def activate(template: str, blob: str, encrypted: str, session: str, nonce: str)
 
     .. code-block:: bash
 
-        salt web1 netspace_attestation.activate EK-ECC256 blob=<base64> encrypted=<base64> session=1f nonce=00
+        salt web1 netspace_attestation.activate credentials='{"web1": {"template": "EK-ECC256", "session": "1f", ...}}'
 
-    template
-        Which endorsement key, as ``enroll`` returned it.
-
-    blob
-        TPMS_ID_OBJECT, in base64.
-
-    encrypted
-        The encrypted seed, in base64.
-
-    session
-        The master's name for this exchange.
-
-    nonce
-        The master's nonce, in hex.
+    credentials
+        Credentials by minions' ids: ``template`` (which endorsement key, as ``enroll`` returned it), ``blob``
+        (TPMS_ID_OBJECT) and ``encrypted`` (the seed) in base64, ``session``, and ``nonce`` in hex.
     """
     try:
         layout, chosen = _settings()
+        given = _mine(credentials)
+        if not isinstance(given, dict) or set(given) != {"template", "blob", "encrypted", "session", "nonce"}:
+            raise NetspaceError("credential: expected template, blob, encrypted, session and nonce")
         try:
-            raw = [base64.b64decode(part, validate=True) for part in (blob, encrypted)]
-            context = Context(_master(), str(__opts__["id"]), str(session), bytes.fromhex(nonce))
+            raw = [base64.b64decode(given[name], validate=True) for name in ("blob", "encrypted")]
+            context = Context(_master(), str(__opts__["id"]), str(given["session"]), bytes.fromhex(given["nonce"]))
         except (TypeError, ValueError) as err:
-            raise NetspaceError(f"not base64, or not hex: {err}") from err
-        return {"answer": appraisal.activate(layout, chosen, str(template), raw[0], raw[1], context).hex()}
+            raise NetspaceError(f"credential: not base64, or not hex: {err}") from err
+        return {"answer": appraisal.activate(layout, chosen, str(given["template"]), raw[0], raw[1], context).hex()}
     except NetspaceError as err:
         raise CommandExecutionError(str(err)) from err
 

@@ -22,7 +22,6 @@ The master's configuration may have (these are the defaults)::
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import json
 import random
@@ -42,7 +41,7 @@ from netspace.attestation import ima as lists  # noqa: E402
 from netspace.attestation import policy as rules  # noqa: E402
 from netspace.attestation.evidence import key_fingerprint  # noqa: E402
 from netspace.attestation.refusals import Refused  # noqa: E402
-from netspace.attestation.registrar import Registrar  # noqa: E402
+from netspace.attestation.registrar import Pending, Registrar  # noqa: E402
 from netspace.errors import NetspaceError  # noqa: E402
 
 if TYPE_CHECKING:
@@ -204,7 +203,10 @@ def enroll(minion: str) -> dict[str, Any]:
 
     def work() -> dict[str, Any]:
         settings = _settings()
-        return _shown(_enroll(_registrar(settings), settings, str(minion)))
+        (found,) = _enrolled(_registrar(settings), settings, [str(minion)]).values()
+        if isinstance(found, NetspaceError):
+            raise found
+        return _shown(found)
 
     return _answer(work)
 
@@ -767,51 +769,75 @@ def _attest(minions: list[str], made: fleet.Fleet, *, listed: bool = False) -> d
     return dict(sorted(results.items()))
 
 
-def _enroll(registrar: Registrar, settings: dict[str, Any], minion: str) -> dict[str, Any]:
-    bus = _Bus(minion, settings["timeout"])
-    makers = appraisal.read_roots(settings["roots"])
-    return registrar.enroll(minion, bus, _master(), makers.roots, time.time(), makers.lists)
+def _enrolled(
+    registrar: Registrar, settings: dict[str, Any], minions: list[str]
+) -> dict[str, dict[str, Any] | NetspaceError]:
+    """Enrol minions, all of them by few messages; return each one's record, or why there is none."""
+    makers, master, now = appraisal.read_roots(settings["roots"]), _master(), time.time()
+    found: dict[str, dict[str, Any] | NetspaceError] = {}
+    pending: dict[str, Pending] = {}
+    by_template: dict[str, list[str]] = {}
+    for minion in minions:
+        by_template.setdefault(registrar.template(minion), []).append(minion)
+    for template, some in sorted(by_template.items()):
+        for minion, (shown, problem) in _ask(some, "enroll", {"template": template}, settings["timeout"]).items():
+            try:
+                if problem:
+                    raise NetspaceError(f"{minion}: {problem}")
+                pending[minion] = registrar.begin(minion, shown, master, makers.roots, now, makers.lists)
+            except NetspaceError as err:
+                found[minion] = err
+    if pending:
+        sent = {"credentials": {minion: one.wire() for minion, one in pending.items()}}
+        for minion, (answer, problem) in _ask(list(pending), "activate", sent, settings["timeout"]).items():
+            try:
+                if problem:
+                    raise NetspaceError(f"{minion}: {problem}")
+                found[minion] = registrar.finish(pending[minion], answer, now)
+            except NetspaceError as err:
+                found[minion] = err
+    return found
 
 
 def _lot(made: fleet.Fleet, settings: dict[str, Any], minions: list[str], listed: bool) -> dict[str, Any]:
     told: dict[str, str] = {}
-    for minion in minions:
-        if made.certificate_due(minion, time.time()):
-            try:
-                _enroll(made.registrar, settings, minion)
-            except Refused as err:
-                told[minion] = f"its certificate can't be renewed: {err}"  # judged all the same, by the old one
-            except NetspaceError as err:
-                told[minion] = str(err)
+    due = [minion for minion in minions if made.certificate_due(minion, time.time())]
+    for minion, renewed in (_enrolled(made.registrar, settings, due) if due else {}).items():
+        if isinstance(renewed, Refused):
+            told[minion] = f"its certificate can't be renewed: {renewed}"  # judged all the same, by the old one
+        elif isinstance(renewed, NetspaceError):
+            told[minion] = str(renewed)
     asked: dict[str, fleet.Asked] = {}
     for minion in minions:
         try:
             asked[minion] = made.ask(minion, listed=listed)
         except Refused as err:
             told[minion] = str(err)
-    tokens, problems, lost = _judged(made, settings, asked)
+    results, problems, lost = _judged(made, settings, asked)
     if lost:
         # Our copy of a boot log is gone, which is no fault of the host's: it brings the log once more.
         again = {minion: made.ask(minion, whole=True, listed=listed) for minion in lost}
         more, still, _ = _judged(made, settings, again)
-        tokens.update(more)
+        results.update(more)
         problems.update({**lost, **still})
     told.update(problems)
     taken: dict[str, tuple[Any, str]] = {}
-    if tokens:
-        sent = {"tokens": tokens, "key": made.signer.jwk}
-        taken = _ask(list(tokens), "accept", sent, settings["timeout"])
+    if results:
+        tokens = {minion: record["token"] for minion, record in results.items()}
+        taken = _ask(list(tokens), "accept", {"tokens": tokens, "key": made.signer.jwk}, settings["timeout"])
     now = time.time()
     found = {}
     for minion in minions:
-        standing = made.standing(minion, now)
+        standing = made.standing(minion, now, results.get(minion))
         _announce(made, standing)
         reply, problem = taken.get(minion, (None, ""))
         stored = isinstance(reply, dict) and reply.get("stored") is True
-        why = problem or ("" if stored or not isinstance(reply, dict) else str(reply.get("reason", ""))[:200])
+        why = problem or (
+            "" if stored or not isinstance(reply, dict) else fleet.printable(str(reply.get("reason", ""))[:200])
+        )
         found[minion] = {
             **standing.shown(now),
-            "answered": minion in tokens,
+            "answered": minion in results,
             "answer": told.get(minion, ""),
             "enforced": stored,
             "enforcement": why,
@@ -821,58 +847,59 @@ def _lot(made: fleet.Fleet, settings: dict[str, Any], minions: list[str], listed
 
 def _judged(
     made: fleet.Fleet, settings: dict[str, Any], asked: Mapping[str, fleet.Asked]
-) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
-    """Ask and judge; return tokens, what is said of those without, and whose boot log must be asked for again."""
-    tokens: dict[str, str] = {}
+) -> tuple[dict[str, dict[str, Any]], dict[str, str], dict[str, str]]:
+    """Ask and judge; return results, what is said of those without, and whose boot log must be asked for again."""
+    results: dict[str, dict[str, Any]] = {}
     told: dict[str, str] = {}
     lost: dict[str, str] = {}
-    for minion, (answer, problem) in _answers(asked, settings).items():
+    for minion, answer, problem in _answers(asked, settings):
         if problem:
             told[minion] = problem
             continue
         try:
-            tokens[minion] = made.judge(asked[minion], answer, time.time())["token"]
+            results[minion] = made.judge(asked[minion], answer, time.time())
         except fleet.LogLost as err:
             lost[minion] = str(err)
         except NetspaceError as err:
             told[minion] = str(err)
-    return tokens, told, lost
+    return results, told, lost
 
 
-def _answers(asked: Mapping[str, fleet.Asked], settings: dict[str, Any]) -> dict[str, tuple[Any, str]]:
-    """Each one's answer, or why there is none. Large ones come in parts: all of them together, within ten timeouts."""
+def _answers(asked: Mapping[str, fleet.Asked], settings: dict[str, Any]) -> Iterator[tuple[str, Any, str]]:
+    """Each one's answer, or why there is none; large ones, which come in parts, last and one after the other.
+
+    So no more than one of them is held at a time, and whoever is slow with it holds up nobody's but his own.
+    """
     if not asked:
-        return {}
-    timeout = settings["timeout"]
+        return
     challenges = {minion: one.wire() for minion, one in asked.items()}
-    answers = _ask(list(asked), "answer", {"challenges": challenges}, timeout)
-    coming: dict[str, fleet.Parts] = {}
-    for minion, (answer, _) in answers.items():
+    coming: dict[str, Any] = {}
+    for minion, (answer, problem) in _ask(
+        list(asked), "answer", {"challenges": challenges}, settings["timeout"]
+    ).items():
         if isinstance(answer, dict) and "parts" in answer:
-            try:
-                coming[minion] = fleet.Parts(answer)
-            except Refused:
-                answers[minion] = None, ""  # judged: malformed
+            coming[minion] = answer
+        else:
+            yield minion, answer, problem
+    for minion, head in coming.items():
+        yield minion, *_fetched(minion, head, settings["timeout"])
+
+
+def _fetched(minion: str, head: Any, timeout: int) -> tuple[Any, str]:
+    """An answer that comes in parts, within ten timeouts."""
     last = time.monotonic() + 10 * timeout
-    while coming:
-        numbers = {minion: one.next for minion, one in coming.items()}
-        if time.monotonic() > last:
-            answers.update(dict.fromkeys(coming, (None, f"its answer took more than {10 * timeout} s")))
-            break
-        for minion, (text, problem) in _ask(list(numbers), "part", {"parts": numbers}, timeout).items():
-            try:
-                if problem:
-                    raise NetspaceError(problem)
-                coming[minion].add(text)
-                if coming[minion].next is None:
-                    answers[minion] = coming.pop(minion).whole(), ""
-            except Refused:
-                coming.pop(minion, None)
-                answers[minion] = None, ""
-            except NetspaceError as err:
-                coming.pop(minion)
-                answers[minion] = None, str(err)
-    return answers
+    try:
+        parts = fleet.Parts(head)
+        while parts.next is not None:
+            if time.monotonic() > last:
+                return None, f"its answer took more than {10 * timeout} s"
+            text, problem = _ask([minion], "part", {"parts": {minion: parts.next}}, timeout)[minion]
+            if problem:
+                return None, problem
+            parts.add(text)
+        return parts.whole(), ""
+    except Refused:
+        return None, ""  # judged: malformed
 
 
 def _ask(minions: list[str], function: str, arguments: Mapping[str, Any], timeout: int) -> dict[str, tuple[Any, str]]:
@@ -884,7 +911,7 @@ def _ask(minions: list[str], function: str, arguments: Mapping[str, Any], timeou
         if not isinstance(answer, dict) or "ret" not in answer:
             found[minion] = None, f"did not answer within {timeout} s"
         elif answer.get("retcode"):
-            found[minion] = None, str(answer["ret"])[:1000]
+            found[minion] = None, fleet.printable(str(answer["ret"])[:1000])
         else:
             found[minion] = answer["ret"], ""
     return found
@@ -1074,30 +1101,6 @@ def _shown(record: dict[str, Any]) -> dict[str, Any]:
         "enrolled": record["enrolled"],
         "expires": record["expires"],
     }
-
-
-class _Bus:
-    """Asks one minion over Salt's own bus."""
-
-    def __init__(self, minion: str, timeout: int) -> None:
-        self._minion = minion
-        self._timeout = timeout
-
-    def enroll(self, template: str | None) -> Any:
-        return self._call("enroll", template=template or "")
-
-    def activate(self, template: str, blob: bytes, encrypted: bytes, session: str, nonce: bytes) -> Any:
-        coded = {"blob": base64.b64encode(blob).decode(), "encrypted": base64.b64encode(encrypted).decode()}
-        return self._call("activate", template=template, session=session, nonce=nonce.hex(), **coded)
-
-    def _call(self, function: str, **arguments: str) -> Any:
-        answers = _sent([self._minion], function, arguments, self._timeout)
-        answer = answers.get(self._minion)
-        if not isinstance(answer, dict) or "ret" not in answer:
-            raise NetspaceError(f"{self._minion} did not answer within {self._timeout} s")
-        if answer.get("retcode"):
-            raise NetspaceError(f"{self._minion}: {str(answer['ret'])[:1000]}")
-        return answer["ret"]
 
 
 def _answer(work: Any) -> dict[str, Any]:

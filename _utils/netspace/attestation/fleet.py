@@ -39,6 +39,7 @@ from netspace.attestation.groups import Group, Policies
 from netspace.attestation.policy import Policy
 from netspace.attestation.refusals import Malformed, Refused, UnknownAttestationKey
 from netspace.attestation.registrar import Registrar, key_of
+from netspace.attestation.result import SKEW
 from netspace.attestation.structures import Clock
 from netspace.errors import NetspaceError
 
@@ -230,6 +231,7 @@ class Fleet:
             )
         except Refused as err:
             level, code, reason, remedy = 0, err.code, str(err), err.remedy
+        reason = printable(reason)
         if level and evidence is not None:
             kept["log"], kept["systemd"] = self._keep(asked, evidence, before)
             if asked.listed:
@@ -390,7 +392,7 @@ class Fleet:
         return group, learning.learn(self.policies.data(group), boots, wish)
 
     def _last(self, record: Mapping[str, Any]) -> tuple[Evidence | None, str]:
-        """What a record was made of: PCRs that were quoted, and the logs of the boot; or why it is not here any more."""
+        """What a record was made of: PCRs that were quoted, and logs of the boot; or why it is not here any more."""
         found: dict[str, bytes | None] = {}
         for name in ("log", "systemd"):
             digest = record[name]
@@ -492,6 +494,12 @@ def state(
         return ENROLLED, "its TPM is known, and it was not attested since", f"netspace_attestation.attest {minion}"
     if record["level"] == 0:
         return FAILED, record["reason"], record["remedy"]
+    if record["issued"] > now + SKEW:
+        return (
+            STALE,
+            "its last result is from the future: compare the master's clock",
+            (f"netspace_attestation.attest {minion}, once the clock is right"),
+        )
     if now > deadline(record, group):
         late = int(now - deadline(record, group))
         return STALE, f"no evidence since its deadline, {late} s ago", f"netspace_attestation.attest {minion}"
@@ -502,6 +510,11 @@ def state(
 def deadline(record: Mapping[str, Any], group: Group) -> float:
     """Until when a result counts: as it was signed, or sooner where the group's deadline was made shorter."""
     return float(min(record["deadline"], record["issued"] + group.deadline))
+
+
+def printable(text: str) -> str:
+    """What a host said or measured may stand in a reason, and reasons are shown in terminals."""
+    return "".join(one if one.isprintable() or one == "\n" else "\N{REPLACEMENT CHARACTER}" for one in text)
 
 
 def _trial(old: int | None, new: int | None, code: str, reason: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The registrar on the master: which TPM is which minion's, and the Privacy CA's books.
 
-``Registrar.enroll`` binds a minion to its TPM by a credential that only this TPM can open, and
-has its attestation key certified. What it keeps, in a folder of its master's user alone::
+``Registrar.begin`` makes a credential that only a minion's TPM can open, and ``finish`` binds the minion to it by
+the answer, and has its attestation key certified. What it keeps, in a folder of its master's user alone::
 
     root/                 the root, where it is here      (privacy_ca.save)
     ca/                   the intermediate that signs     (privacy_ca.save)
@@ -12,7 +12,7 @@ has its attestation key certified. What it keeps, in a folder of its master's us
     revoked.json          serial numbers, and when
     audit.log             everything that was done       (audit_log)
 
-Nothing here talks to a minion: *exchange* does. An endorsement key is bound to one minion, and a
+Nothing here talks to a minion. An endorsement key is bound to one minion, and a
 minion to one endorsement key, until ``release``. The log tells of a binding, a certificate and a
 revocation before they are written.
 """
@@ -20,16 +20,18 @@ revocation before they are written.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from netspace import files
 from netspace.attestation import audit_log, hsm, privacy_ca, verifier
-from netspace.attestation.evidence import Context, from_hex, parse_enrolment
+from netspace.attestation.evidence import Context, Enrolment, from_hex, parse_enrolment
 from netspace.attestation.privacy_ca import Authority
 from netspace.attestation.refusals import Malformed, Refused
 from netspace.errors import NetspaceError
@@ -38,19 +40,35 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
     from cryptography.x509 import Certificate
 
-    from netspace.attestation.verifier import Certified
+    from netspace.attestation.verifier import Certified, Challenge
 
 NAME = "netspace Privacy CA"
 
 
-class Exchange(Protocol):
-    """How a minion is asked. Both raise :class:`NetspaceError` where it can't be."""
+@dataclass(frozen=True)
+class Pending:
+    """A credential that waits for its answer; see :meth:`Registrar.begin`.
 
-    def enroll(self, template: str | None) -> Any:
-        """Return ``netspace_attestation.enroll`` of the minion."""
+    :param known: what the books said of the minion then.
+    :param since: when it was made, by a clock that nobody sets.
+    """
 
-    def activate(self, template: str, blob: bytes, encrypted: bytes, session: str, nonce: bytes) -> Any:
-        """Return ``netspace_attestation.activate`` of the minion: ``{answer: hex}``."""
+    minion: str
+    enrolment: Enrolment
+    context: Context
+    challenge: Challenge
+    known: dict[str, Any] | None
+    since: float
+
+    def wire(self) -> dict[str, str]:
+        """Return what the minion is sent."""
+        return {
+            "template": self.enrolment.template,
+            "blob": base64.b64encode(self.challenge.blob).decode(),
+            "encrypted": base64.b64encode(self.challenge.encrypted).decode(),
+            "session": self.context.session,
+            "nonce": self.context.nonce.hex(),
+        }
 
 
 class Registrar:
@@ -133,34 +151,51 @@ class Registrar:
         return privacy_ca.revocations(self._authority(), revoked, now)
 
     # -- hosts ----------------------------------------------------------------------
-    def enroll(
+    def template(self, minion: str) -> str:
+        """Return which endorsement key the minion is to show: the one that it had; empty for any."""
+        known = self.host(minion)
+        return "" if known is None else str(known["template"])
+
+    def begin(
         self,
         minion: str,
-        exchange: Exchange,
+        enrolment: Any,
         master: str,
         roots: Sequence[bytes],
         now: float,
         lists: Sequence[bytes] = (),
-    ) -> dict[str, Any]:
-        """Bind *minion* to its TPM, and have its attestation key certified.
+    ) -> Pending:
+        """Make a credential for the keys that *minion* showed.
 
+        :param enrolment: what its ``netspace_attestation.enroll`` returned.
         :param master: fingerprint of the master's key.
         :param roots: DER certificates of the makers of TPMs that are trusted; *lists*: their revocation lists.
-            The credential is answered within 60 s of having been made, however long the exchange may take.
         :raises Refused: when the TPM is not what it must be; the log tells so.
         """
-        authority = self._authority()
-        known = self.host(minion)
-        context = Context(master, minion, secrets.token_hex(8), secrets.token_bytes(32))
-        try:
-            enrolment = parse_enrolment(exchange.enroll(known["template"] if known else None))
+        self._authority()  # there must be one
+        with self._told(minion, now):
+            known = self.host(minion)
+            shown = parse_enrolment(enrolment)
+            context = Context(master, minion, secrets.token_hex(8), secrets.token_bytes(32))
             pinned = known["ek"] if known else None
-            made = verifier.challenge(enrolment, context, roots=roots, lists=lists, pinned=pinned, now=now)
-            made_at = time.monotonic()  # which nobody sets back
-            answer = exchange.activate(enrolment.template, made.blob, made.encrypted, context.session, context.nonce)
-            bound = made.redeem(_answer(answer), now + time.monotonic() - made_at)
+            made = verifier.challenge(shown, context, roots=roots, lists=lists, pinned=pinned, now=now)
+            return Pending(minion, shown, context, made, known, time.monotonic())
+
+    def finish(self, pending: Pending, answer: Any, now: float) -> dict[str, Any]:
+        """Bind a minion to its TPM, and have its attestation key certified.
+
+        :param answer: what its ``netspace_attestation.activate`` returned, within 60 s, however long the bus may take.
+        :param now: the time that :meth:`begin` was told.
+        :raises Refused: when it is not the answer to *pending*; the log tells so.
+        :raises NetspaceError: when the minion was enrolled, revoked or released meanwhile.
+        """
+        authority, minion, enrolment = self._authority(), pending.minion, pending.enrolment
+        with self._told(minion, now):
+            bound = pending.challenge.redeem(_answer(answer), now + time.monotonic() - pending.since)
             with files.locked(self.folder / "lock"):
-                # Once more, under the lock: another enrolment may have been faster.
+                if self.host(minion) != pending.known:
+                    # A renewal must not undo what somebody decided while it waited.
+                    raise NetspaceError(f"{minion} was enrolled, revoked or released meanwhile; nothing was changed")
                 self._claim(bound.endorsement.fingerprint, minion)
                 issued = privacy_ca.issue(authority, bound, now)
                 record = {
@@ -182,11 +217,17 @@ class Registrar:
                 # Before the host's: an owner without a host's record counts as none, a record without an owner might.
                 files.write_json(self._owner(bound.endorsement.fingerprint), {"v": 1, "minion": minion})
                 files.write_json(self._path(minion), record)
+        return record
+
+    @contextlib.contextmanager
+    def _told(self, minion: str, now: float) -> Iterator[None]:
+        """Have the log tell of what is refused."""
+        try:
+            yield
         except Refused as err:
             with files.locked(self.folder / "lock"):
                 self._log("refused", now, {"minion": minion, "code": err.code, "reason": err.args[0][:1000]})
             raise
-        return record
 
     def certificate(self, minion: str) -> dict[str, Any]:
         """Return the certificate of a minion's attestation key (PEM), and the chain (PEM), for others that check it."""

@@ -19,7 +19,7 @@ import runner_bus
 import salt.cache
 import salt.utils.event
 from runner_bus import Bus
-from test_registrar import Minion
+from test_registrar import Minion, enrolled
 
 from netspace.attestation import appraisal, attester, ima, terms, verdict
 from netspace.attestation.evidence import Context
@@ -120,7 +120,7 @@ class Measured:
         runner.__opts__["netspace.attestation"]["groups"] = [{"name": "default", "minimum": "L3"}]
         made = runner._fleet()
         made.registrar.init(time.time())
-        made.registrar.enroll("web1", Minion("web1", tpm, self.master), self.master, [], time.time())
+        enrolled(made.registrar, Minion("web1", tpm, self.master), time.time(), self.master)
         (path,) = (made.registrar.folder / "hosts").iterdir()
         path.write_text(json.dumps({**json.loads(path.read_text()), "level": 3, "reason": ""}))
         rules = {"boot": {"unchecked": list(range(8))}, "ima": {"exclude": ["/usr/lib/*"]}}
@@ -244,6 +244,78 @@ def test_parts_that_a_minion_makes_up_fail_it_alone(measured: Any, function: str
     assert (found["state"], found["code"]) == ("failed", code), found
     host.replies = lambda name, genuine: genuine
     assert host.attest()["level"] == "L5"
+
+
+def test_certificates_are_renewed_by_two_messages_whoever_is_away(
+    made: tuple[Any, Bus], monkeypatch: pytest.MonkeyPatch, fake_tpm: Any
+) -> None:
+    """Hosts that are away while their certificates run out cost a round one wait, not one each."""
+    runner, _ = made
+    master = runner._master()
+    hosts = {f"web{number}": Minion(f"web{number}", type(fake_tpm)(), master) for number in range(8)}
+    monkeypatch.setattr(runner, "_minions", lambda target, kind: list(hosts))
+    registrar = runner._fleet().registrar
+    registrar.init(time.time() - 90000)
+    for host in hosts.values():
+        enrolled(registrar, host, time.time() - 86000, master)
+    away, sent = {"web1", "web2", "web3"}, []
+
+    def ask(minions: list[str], function: str, arguments: Any, timeout: int) -> dict[str, Any]:
+        sent.append((function, len(minions)))
+        found: dict[str, Any] = {}
+        for name in minions:
+            reply: Any = None
+            if function == "enroll":
+                reply = hosts[name].enroll(arguments["template"])
+            elif function == "activate":
+                reply = hosts[name].activate(**arguments["credentials"][name])
+            elif function == "answer":
+                asked = arguments["challenges"][name]
+                session, nonce = asked["session"], bytes.fromhex(asked["nonce"])
+                context = Context(master, name, session, nonce, binding=b"boot")
+                reply = {"boot": "boot", "evidence": hosts[name].tpm.evidence(context).wire()}
+            found[name] = (None, "did not answer within 60 s") if name in away else (reply, "")
+        return found
+
+    monkeypatch.setattr(runner, "_ask", ask)
+    hosts["web4"].answer = lambda answer: {"answer": "00" * 32}
+    found = runner.attest()
+    assert sent == [("enroll", 8), ("activate", 5), ("answer", 8), ("accept", 5)]
+    assert all(found[name]["answer"] == "did not answer within 60 s" for name in away)
+    assert "can't be renewed" in found["web4"]["answer"] and "[activation]" in found["web4"]["answer"]
+    assert [found[f"web{number}"]["state"] for number in range(4, 8)] == ["trusted"] * 4
+    for name, host in hosts.items():
+        record = registrar.host(name)
+        assert (record["expires"] > time.time() + 80000) == (name not in away | {"web4"}), host.name
+
+
+def test_whoever_is_slow_with_parts_holds_up_only_his_own(
+    made: tuple[Any, Bus], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner, _ = made
+    clock = [0.0]
+    text = json.dumps({"boot": "x" * 100})
+    head = {"parts": 1, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+    def ask(minions: list[str], function: str, arguments: Any, timeout: int) -> dict[str, Any]:
+        if function == "answer":
+            found = dict.fromkeys(minions, (head, ""))
+            return {**found, "drip": ({**head, "parts": 60}, ""), "quick": ({"boot": "y"}, "")}
+        assert len(minions) == 1
+        clock[0] += 59.0 * (minions == ["drip"])
+        return {minions[0]: ({"text": text}, "")}
+
+    monkeypatch.setattr(runner, "_ask", ask)
+    monkeypatch.setattr(runner, "time", types.SimpleNamespace(**{**vars(time), "monotonic": lambda: clock[0]}))
+    fleet = runner._fleet()
+    names = ["drip", "web1", "quick", "web2"]
+    found = list(runner._answers({name: fleet.ask(name) for name in names}, runner._settings()))
+    assert found[0] == ("quick", {"boot": "y"}, ""), "who answers at once is judged at once"
+    assert {name: (answer, problem) for name, answer, problem in found[1:]} == {
+        "drip": (None, "its answer took more than 600 s"),
+        "web1": (json.loads(text), ""),
+        "web2": (json.loads(text), ""),
+    }
 
 
 def test_parts_that_do_not_come_are_no_judgement(measured: Any, monkeypatch: pytest.MonkeyPatch) -> None:

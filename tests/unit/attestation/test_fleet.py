@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_registrar import MASTER, NOW, Minion
+from test_registrar import MASTER, NOW, Minion, enrolled
 
 from netspace.attestation import attester, ear, fleet, groups, policy, refusals, software
 from netspace.attestation.evidence import Context
@@ -52,7 +52,7 @@ def made(tmp_path: Path, store: Store) -> Fleet:
 @pytest.fixture
 def minion(made: Fleet, fake_tpm: Any) -> Minion:
     one = Minion("web1", fake_tpm)
-    made.registrar.enroll("web1", one, MASTER, [], NOW)
+    enrolled(made.registrar, one, NOW)
     return one
 
 
@@ -75,7 +75,7 @@ def standing(made: Fleet, now: float = NOW, minion: str = "web1") -> tuple[str, 
 def test_from_unknown_to_trusted_and_stale_by_the_clock_alone(made: Fleet, fake_tpm: Any) -> None:
     assert standing(made) == ("unknown", "L0")
     one = Minion("web1", fake_tpm)
-    made.registrar.enroll("web1", one, MASTER, [], NOW)
+    enrolled(made.registrar, one, NOW)
     assert standing(made) == ("enrolled", "L0")
     record = attest(made, one)
     assert (record["level"], record["code"]) == (2, "ek-untrusted")
@@ -92,16 +92,43 @@ def test_a_tpm_that_was_cleared_counts_again_once_it_is_released(made: Fleet, mi
     minion.tpm.clock = (10, 0, 0, 1)
     assert attest(made, minion)["code"] == "clock"
     assert "release" in made.standing("web1", NOW).remedy
-    made.registrar.enroll("web1", minion, MASTER, [], NOW)
+    enrolled(made.registrar, minion, NOW)
     assert attest(made, minion)["code"] == "clock", "an enrolment alone forgets nothing"
     released = made.release("web1", NOW)
     assert released is not None and released["minion"] == "web1"
     assert standing(made) == ("unknown", "L0")
-    made.registrar.enroll("web1", minion, MASTER, [], NOW)
+    enrolled(made.registrar, minion, NOW)
     assert standing(made) == ("enrolled", "L0")
     assert attest(made, minion)["level"] == 2
     minion.tpm.clock = (9, 0, 0, 1)
     assert attest(made, minion)["code"] == "clock"
+
+
+def test_a_result_from_the_future_is_stale(made: Fleet, minion: Minion) -> None:
+    """The master's clock was set back: what was judged before must not count for longer."""
+    attest(made, minion, NOW + 86400)
+    assert standing(made, NOW) == ("stale", "L0") and "clock" in made.standing("web1", NOW).reason
+    assert standing(made, NOW + 86400 - 1) == ("trusted", "L2"), "a second is no reason"
+
+
+def test_what_a_host_measured_moves_no_cursor(made: Fleet, minion: Minion, logged: bytes) -> None:
+    """Reasons quote what hosts measured, and are shown in terminals."""
+    import boot_forge
+    from boot_forge import edited
+
+    from netspace.attestation import events
+
+    def escape(told: list[Any]) -> None:
+        data = b"\x1b[2J\x1b]0;good\x07"
+        told.insert(0, boot_forge.measured(7, events.EFI_ACTION, data))
+
+    trusted(made, minion)
+    made.policies.put("web", {"version": 2, "boot": {"secure_boot": True, "unchecked": [0, 1, 2, 3, 4, 5, 6, 7]}})
+    raw, pcrs = edited("shim-grub", escape)
+    minion.tpm.pcrs.update(pcrs)
+    record = judged(made, minion, raw)
+    assert record["code"] == "secure-boot" and "[2J" in record["reason"]
+    assert record["reason"].isprintable()
 
 
 def test_below_its_groups_minimum_it_is_degraded(made: Fleet, minion: Minion) -> None:
@@ -202,7 +229,7 @@ def test_a_revoked_host_stays_revoked_until_it_is_enrolled_again(made: Fleet, mi
     made.registrar.revoke("web1", "again", later)  # which forgets serials that ran out
     assert standing(made, later)[0] == "revoked"
     assert not made.certificate_due("web1", later), "no renewal may reinstate it"
-    made.registrar.enroll("web1", minion, MASTER, [], later)
+    enrolled(made.registrar, minion, later)
     assert standing(made, later)[0] != "revoked"
 
 
@@ -210,7 +237,7 @@ def test_another_tpm_after_a_release_is_not_trusted_by_the_old_ones_result(made:
     attest(made, minion)
     made.registrar.release("web1", NOW)
     assert standing(made)[0] == "unknown"
-    made.registrar.enroll("web1", Minion("web1", type(minion.tpm)()), MASTER, [], NOW)
+    enrolled(made.registrar, Minion("web1", type(minion.tpm)()), NOW)
     assert standing(made)[0] == "enrolled"
 
 
@@ -226,7 +253,7 @@ def test_what_others_write_into_the_store_counts_as_nothing(
     for forged in (other, good[:-4] + "AAAA", "", 7, ear.make(made.signer, _told(record), NOW, "")):
         store.data[key] = {"jws": forged}
         assert standing(made) == ("enrolled", "L0")
-    made.registrar.enroll("web2", Minion("web2", type(minion.tpm)()), MASTER, [], NOW)
+    enrolled(made.registrar, Minion("web2", type(minion.tpm)()), NOW)
     store.data["state", fleet.key_of("web2")] = {"jws": good}
     assert standing(made, minion="web2")[0] == "enrolled", "one host's record is not another's"
     assert made.record("web2") is None
@@ -254,7 +281,7 @@ def test_a_minion_that_lies_in_its_grains(made: Fleet, minion: Minion) -> None:
     wire = answer(asked, minion.tpm)
     assert made.judge(asked, {**wire, "evidence": {**wire["evidence"], **lies}}, NOW)["code"] == "malformed"
     minion.enrolment = lambda enrolled: {**enrolled, "tpm": {"class": "discrete", "level": "L5"}}
-    assert made.registrar.enroll("web1", minion, MASTER, [], NOW)["level"] == 2
+    assert enrolled(made.registrar, minion, NOW)["level"] == 2
     assert attest(made, minion)["level"] == 2
     with pytest.raises(NetspaceError, match="match by its id"):
         groups.parse([{"name": "easy", "match": ["G@role:harmless"]}])

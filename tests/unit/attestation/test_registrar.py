@@ -27,17 +27,29 @@ class Minion:
         self.name, self.tpm, self.master = name, tpm, master
         self.enrolment: Callable[[Any], Any] = lambda wire: wire
         self.answer: Callable[[Any], Any] = lambda answer: answer
-        self.asked: list[str | None] = []
+        self.asked: list[str] = []
 
-    def enroll(self, template: str | None) -> Any:
+    def enroll(self, template: str) -> Any:
         self.asked.append(template)
         return self.enrolment(self.tpm.enrolment(tpm={"manufacturer": "TEST"}).wire())
 
-    def activate(self, template: str, blob: bytes, encrypted: bytes, session: str, nonce: bytes) -> Any:
-        secret = self.tpm.activate(blob, encrypted)
-        context = Context(self.master, self.name, session, nonce)
+    def activate(self, template: str, blob: str, encrypted: str, session: str, nonce: str) -> Any:
+        secret = self.tpm.activate(base64.b64decode(blob), base64.b64decode(encrypted))
+        context = Context(self.master, self.name, session, bytes.fromhex(nonce))
         answer = context.activation(secret, structures.public(self.tpm.ak_public).name)
         return self.answer({"answer": answer.hex()})
+
+
+def enrolled(
+    registrar: Registrar, minion: Minion, now: float, master: str = MASTER, name: str = "", roots: Any = ()
+) -> dict[str, Any]:
+    """Enrol as the runner does.
+
+    :param name: the id that the master means; the minion's own where none is given.
+    """
+    name = name or minion.name
+    pending = registrar.begin(name, minion.enroll(registrar.template(name)), master, list(roots), now)
+    return registrar.finish(pending, minion.activate(**pending.wire()), now)
 
 
 @pytest.fixture
@@ -53,7 +65,7 @@ def minion(fake_tpm) -> Minion:
 
 
 def enroll(registrar: Registrar, minion: Minion, now: float = NOW) -> dict[str, Any]:
-    return registrar.enroll(minion.name, minion, MASTER, [], now)
+    return enrolled(registrar, minion, now)
 
 
 def events(registrar: Registrar) -> list[tuple[str, Any]]:
@@ -78,7 +90,7 @@ def test_a_minion_is_bound_and_certified(registrar: Registrar, minion: Minion) -
 def test_again_it_is_the_same_tpm_under_another_pseudonym(registrar: Registrar, minion: Minion) -> None:
     first, second = enroll(registrar, minion), enroll(registrar, minion, NOW + DAY)
     assert first["ek"] == second["ek"] and first["pseudonym"] != second["pseudonym"]
-    assert minion.asked == [None, "EK-ECC256"]
+    assert minion.asked == ["", "EK-ECC256"]
     assert registrar.hosts() == [second]
 
 
@@ -125,12 +137,52 @@ def test_a_credential_is_answered_within_60_s_however_long_the_bus_waits(
     assert registrar.host("web1") is None and events(registrar)[-1] == ("refused", code)
 
 
+@pytest.mark.parametrize("meanwhile", ["revoked", "released", "enrolled"])
+def test_a_renewal_undoes_nothing_that_was_decided_while_it_waited(
+    registrar: Registrar, minion: Minion, meanwhile: str
+) -> None:
+    """A minion may take its time for its answer: somebody revokes it, and it is not good again by that answer."""
+    enroll(registrar, minion)
+
+    def late(answer: Any) -> Any:
+        if meanwhile == "revoked":
+            registrar.revoke("web1", "stolen", NOW + 1)
+        elif meanwhile == "released":
+            registrar.release("web1", NOW + 1)
+        else:
+            minion.answer = lambda given: given
+            enroll(registrar, minion, NOW + 1)
+        return answer
+
+    minion.answer = late
+    with pytest.raises(NetspaceError, match="meanwhile; nothing was changed"):
+        enroll(registrar, minion, NOW + 2)
+    found = registrar.host("web1")
+    assert (found is None) == (meanwhile == "released")
+    assert found is None or ("revoked" in found) == (meanwhile == "revoked")
+    assert found is None or found["enrolled"] <= NOW + 1
+
+
+def test_of_two_tpms_that_race_to_be_a_minions_first_one_wins(registrar: Registrar, minion: Minion) -> None:
+    other = Minion("web1", type(minion.tpm)())
+
+    def late(answer: Any) -> Any:
+        enroll(registrar, other)
+        return answer
+
+    minion.answer = late
+    with pytest.raises(NetspaceError, match="meanwhile"):
+        enroll(registrar, minion)
+    found = registrar.host("web1")
+    assert found is not None and found["ek"] == structures.public(other.tpm.ek_public).fingerprint
+
+
 def test_a_minion_that_relays_to_another(registrar: Registrar, minion: Minion) -> None:
     """It answers with another minion's TPM: that one's answer is bound to its own id."""
     relay = Minion("evil", minion.tpm)
     relay.name, named = "web1", "evil"
     with pytest.raises(refusals.WrongActivation):
-        registrar.enroll(named, relay, MASTER, [], NOW)
+        enrolled(registrar, relay, NOW, name=named)
 
 
 def test_a_master_in_between(registrar: Registrar, fake_tpm) -> None:
