@@ -241,8 +241,14 @@ class Public:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the public area, in hex."""
-        return hashlib.sha256(self.raw).hexdigest()
+        """SHA-256 of the key itself (SubjectPublicKeyInfo), in hex.
+
+        Not of the public area: what stands beside the key in it (attributes, policy, leading zeros) is the word of
+        whoever sends it, and one TPM must not look like two.
+        """
+        from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+        return hashlib.sha256(self.key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
 
     def key(self) -> PublicKey:
         """Return the key for ``cryptography``.

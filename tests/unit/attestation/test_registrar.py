@@ -137,6 +137,29 @@ def test_a_credential_is_answered_within_60_s_however_long_the_bus_waits(
     assert registrar.host("web1") is None and events(registrar)[-1] == ("refused", code)
 
 
+@pytest.mark.parametrize("disguise", ["policy", "attributes"])
+def test_one_tpm_in_disguise_is_still_one(registrar: Registrar, minion: Minion, disguise: str) -> None:
+    """What stands beside the key in an endorsement key's public area is not proved by its certificate."""
+    enroll(registrar, minion)
+    genuine = minion.tpm.ek_public
+    if disguise == "policy":
+        minion.tpm.ek_public = genuine[:8] + b"\0\x20" + b"\7" * 32 + genuine[10:]
+    else:
+        attributes = int.from_bytes(genuine[4:8], "big") | structures.NO_DA
+        minion.tpm.ek_public = genuine[:4] + attributes.to_bytes(4, "big") + genuine[8:]
+    assert minion.tpm.ek_public != genuine
+    with pytest.raises(refusals.SharedEndorsementKey):
+        enroll(registrar, Minion("web2", minion.tpm))
+
+
+def test_a_coordinate_without_its_zeros_is_the_same_key(fake_tpm: Any) -> None:
+    while (x := fake_tpm.ek.public_key().public_numbers().x) >> 248:
+        fake_tpm = type(fake_tpm)()  # one of 256 begins with a zero
+    whole, cut = fake_tpm.ek_public, x.to_bytes(31, "big")
+    short = whole.replace(b"\0\x20\0" + cut, b"\0\x1f" + cut)
+    assert short != whole and structures.public(short).fingerprint == structures.public(whole).fingerprint
+
+
 @pytest.mark.parametrize("meanwhile", ["revoked", "released", "enrolled"])
 def test_a_renewal_undoes_nothing_that_was_decided_while_it_waited(
     registrar: Registrar, minion: Minion, meanwhile: str

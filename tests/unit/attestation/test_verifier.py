@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import struct
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from netspace.attestation import refusals, verifier
+from netspace.attestation import refusals, structures, verifier
 from netspace.attestation.evidence import Context, Evidence, Measurements, parse
 from netspace.attestation.structures import Clock
 from netspace.attestation.verifier import Bound, Expected, Verified
@@ -174,7 +173,7 @@ def test_endorsement_key_attributes(fake_tpm, context: Context, bit: int) -> Non
 
 
 def test_pinned(fake_tpm, fake_rsa_tpm, context: Context) -> None:
-    pinned = hashlib.sha256(fake_tpm.ek_public).hexdigest()
+    pinned = structures.public(fake_tpm.ek_public).fingerprint
     verifier.challenge(fake_tpm.enrolment(), context, roots=[], pinned=pinned, now=NOW)
     with pytest.raises(refusals.EndorsementKeyChanged):
         verifier.challenge(fake_rsa_tpm.enrolment(), context, roots=[], pinned=pinned, now=NOW)
