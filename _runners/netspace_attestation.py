@@ -773,7 +773,10 @@ def _enrolled(
     registrar: Registrar, settings: dict[str, Any], minions: list[str]
 ) -> dict[str, dict[str, Any] | NetspaceError]:
     """Enrol minions, all of them by few messages; return each one's record, or why there is none."""
-    makers, master, now = appraisal.read_roots(settings["roots"]), _master(), time.time()
+    try:
+        makers, master, now = appraisal.read_roots(settings["roots"]), _master(), time.time()
+    except NetspaceError as err:
+        return dict.fromkeys(minions, err)
     found: dict[str, dict[str, Any] | NetspaceError] = {}
     pending: dict[str, Pending] = {}
     by_template: dict[str, list[str]] = {}
@@ -801,7 +804,16 @@ def _enrolled(
 
 def _lot(made: fleet.Fleet, settings: dict[str, Any], minions: list[str], listed: bool) -> dict[str, Any]:
     told: dict[str, str] = {}
-    due = [minion for minion in minions if made.certificate_due(minion, time.time())]
+    broken: dict[str, dict[str, Any]] = {}
+    due = []
+    for minion in minions:
+        try:
+            if made.certificate_due(minion, time.time()):
+                due.append(minion)
+        except NetspaceError as err:  # a damaged record of one host is no reason to judge none
+            said = {"answered": False, "answer": str(err), "enforced": False, "enforcement": ""}
+            broken[minion] = {"state": fleet.UNKNOWN, "level": "L0", **said}
+    minions = [minion for minion in minions if minion not in broken]
     for minion, renewed in (_enrolled(made.registrar, settings, due) if due else {}).items():
         if isinstance(renewed, Refused):
             told[minion] = f"its certificate can't be renewed: {renewed}"  # judged all the same, by the old one
@@ -826,7 +838,7 @@ def _lot(made: fleet.Fleet, settings: dict[str, Any], minions: list[str], listed
         tokens = {minion: record["token"] for minion, record in results.items()}
         taken = _ask(list(tokens), "accept", {"tokens": tokens, "key": made.signer.jwk}, settings["timeout"])
     now = time.time()
-    found = {}
+    found = broken
     for minion in minions:
         standing = made.standing(minion, now, results.get(minion))
         _announce(made, standing)

@@ -289,6 +289,30 @@ def test_certificates_are_renewed_by_two_messages_whoever_is_away(
         assert (record["expires"] > time.time() + 80000) == (name not in away | {"web4"}), host.name
 
 
+def test_a_damaged_record_or_lost_roots_stop_no_other_host(
+    made: tuple[Any, Bus], monkeypatch: pytest.MonkeyPatch, fake_tpm: Any
+) -> None:
+    runner, bus = made
+    registrar = runner._fleet().registrar
+    registrar.init(time.time() - 90000)
+    enrolled(registrar, Minion("web1", fake_tpm, bus.master), time.time() - 86000, bus.master)
+    (path,) = (registrar.folder / "hosts").iterdir()
+    whole = path.read_text()
+    path.write_text("{")
+    found = runner.attest()
+    assert str(path) in found["web1"]["answer"] and (found["web1"]["state"], found["web1"]["level"]) == (
+        "unknown",
+        "L0",
+    )
+    assert found["web2"]["state"] == "trusted"
+    # The makers' folder is gone when a certificate is due: that host says so, and the others are judged.
+    path.write_text(whole)
+    runner.__opts__["netspace.attestation"]["roots"] = "/nonexistent"
+    found = runner.attest()
+    assert "/nonexistent" in found["web1"]["answer"] and found["web2"]["state"] == "trusted"
+    assert "/nonexistent" in runner.enroll("web1")["reason"]
+
+
 def test_whoever_is_slow_with_parts_holds_up_only_his_own(
     made: tuple[Any, Bus], monkeypatch: pytest.MonkeyPatch
 ) -> None:
