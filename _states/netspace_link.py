@@ -122,7 +122,7 @@ def absent(name: str, purge: bool = False, **kwargs: Any) -> dict[str, Any]:
     """
     test = bool(__opts__["test"])
     try:
-        link = declared.link(name, kwargs)
+        link = declared.link(name, kwargs, __pillar__)
         result = Host(declared.layout(__opts__)).remove_links({link.name}, test=test, purge=purge)
     except NetspaceError as err:
         return report.failure(name, err)

@@ -10,7 +10,7 @@ from typing import Any
 
 from netspace.errors import NetspaceError, Problem, SpecError
 from netspace.layout import INSTANCE, Layout
-from netspace.spec import check, parse
+from netspace.spec import check, fleet, parse
 from netspace.spec.types import Declaration, Link, Network
 
 
@@ -83,11 +83,22 @@ def one_interface(name: str, kwargs: Mapping[str, Any], pillar: Mapping[str, Any
 
 def one_link(name: str, kwargs: Mapping[str, Any], pillar: Mapping[str, Any]) -> Declaration:
     """A declaration of one link by state arguments, or by its name ``<from>.<to>`` alone."""
-    return _with(pillar, links=(link(name, kwargs),))
+    declared = _with(pillar)
+    parsed = _named(name, kwargs)
+    found = fleet.local((parsed,), declared.broker)
+    problems = fleet.link(found[0] if found else parsed, declared.broker, name)
+    if problems:
+        raise SpecError(problems)
+    return _with(pillar, links=found)
 
 
-def link(name: str, kwargs: Mapping[str, Any]) -> Link:
-    """One link by state arguments (``from``/``to``), else by its name ``<from>.<to>``."""
+def link(name: str, kwargs: Mapping[str, Any], pillar: Mapping[str, Any]) -> Link:
+    """Which link is meant by state arguments (``from``/``to``) or by its name; it may be an impossible one."""
+    parsed = _named(name, kwargs)
+    return next(iter(fleet.local((parsed,), _with(pillar).broker)), parsed)
+
+
+def _named(name: str, kwargs: Mapping[str, Any]) -> Link:
     given = arguments(kwargs)
     if "from" not in given and "to" not in given and name.count(".") == 1:
         given["from"], given["to"] = name.split(".")

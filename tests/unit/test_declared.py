@@ -18,10 +18,10 @@ def test_state_arguments_are_the_declarations_keys_and_settings_come_from_pillar
 
 
 def test_a_link_can_be_named_by_its_ends():
-    assert declared.link("web.orders", {"pattern": "request"}).name == "web.orders"
-    assert declared.link("any text", {"from": "a", "to": "b"}).name == "a.b"
+    assert declared.link("web.orders", {"pattern": "request"}, {}).name == "web.orders"
+    assert declared.link("any text", {"from": "a", "to": "b"}, {}).name == "a.b"
     with pytest.raises(SpecError, match="required field 'from'"):
-        declared.link("any text", {})
+        declared.link("any text", {}, {})
 
 
 def test_two_that_clash_are_refused_together():

@@ -45,7 +45,7 @@ HEADER = 400
 SERVER_NAMES = ("localhost", "127.0.0.1")
 SERVER_ADDRESSES = ("127.0.0.1",)
 
-_HEADER = re.compile(r"# netspace: (\S+) from (\d+) to (\d+) by ([0-9a-f]{16})\n")
+_HEADER = re.compile(r"# netspace: (\S+) from (\d+) to (\d+) by ([0-9a-f]{16})(?: as (\S+))?\n")
 _LABEL = re.compile(r"[^a-z0-9._-]+")
 
 
@@ -55,12 +55,14 @@ class Issued:
 
     :param id: whose it is.
     :param by: the authority's ``name``.
+    :param serves: the name that other hosts reach it by; empty: none.
     """
 
     id: str
     begins: float
     ends: float
     by: str
+    serves: str = ""
 
     def due(self, now: float, by: str) -> bool:
         """Whether it runs out, or is of another authority."""
@@ -74,7 +76,7 @@ def issued(pem: bytes) -> Issued | None:
     :param pem: the first ``HEADER`` bytes of the file, or more.
     """
     match = _HEADER.match(pem[:HEADER].decode("ascii", "replace"))
-    return None if match is None else Issued(match[1], float(match[2]), float(match[3]), match[4])
+    return None if match is None else Issued(match[1], float(match[2]), float(match[3]), match[4], match[5] or "")
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,11 @@ class Authority:
     def id(self, environment: str | None) -> str:
         """The SPIFFE ID of an environment of this host; None: the broker's."""
         return spiffe_id(self.host, environment)
+
+
+def host_id(trust_domain: str, name: str) -> str:
+    """The SPIFFE ID of a host."""
+    return f"spiffe://{trust_domain}/host/{name}"
 
 
 def spiffe_id(host: str, environment: str | None) -> str:
@@ -144,6 +151,8 @@ def wanting(layout: Layout, spec: LocalBroker, known: Authority | None, now: flo
         return "absent"
     if _domain(known.host) != domain(layout, spec):
         return "another trust domain"
+    if spec.host is not None and known.host != host_id(domain(layout, spec), spec.host):
+        return "another host's"
     try:
         source = _digest(_given(spec)) if spec.authority else ""
     except NetspaceError as err:
@@ -173,8 +182,8 @@ def ensure(
         return known  # type: ignore[return-value]
     former = () if known is None or distrust else tuple(one for one in known.former if one[1] >= now)
     if known is None or replace or why not in ("", "former trusted for too long"):
-        label = known.host.rpartition("/")[2] if known else _label(socket.gethostname())
-        host = f"spiffe://{domain(layout, spec)}/host/{label}"
+        label = spec.host or (known.host.rpartition("/")[2] if known else _label(socket.gethostname()))
+        host = host_id(domain(layout, spec), label)
         made = _adopt(spec, host, now) if spec.authority else _make(host, now)
         if known is not None and not distrust and known.anchor != made.anchor:
             former = ((known.anchor, now + LIFE), *former)
@@ -210,7 +219,7 @@ def _make(host: str, now: float) -> Authority:
     from cryptography.hazmat.primitives.asymmetric import ec
 
     key = ec.generate_private_key(ec.SECP256R1())
-    name = _common(f"netspace links of {host.rpartition('/')[2]}"[:64])
+    name = named(f"netspace links of {host.rpartition('/')[2]}"[:64])
     # RFC 5280 tells authorities apart by their names, and so does the broker while it trusts two.
     name = x509.Name([*name, x509.NameAttribute(x509.NameOID.SERIAL_NUMBER, f"{x509.random_serial_number():x}"[:16])])
     builder = (
@@ -222,7 +231,7 @@ def _make(host: str, now: float) -> Authority:
         .not_valid_after(_when(now + OWN_LIFE))
         .public_key(key.public_key())
         .add_extension(x509.BasicConstraints(True, 0), True)
-        .add_extension(_usage(key_cert_sign=True, crl_sign=True), True)
+        .add_extension(usage(key_cert_sign=True, crl_sign=True), True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
         .add_extension(x509.SubjectAlternativeName([x509.UniformResourceIdentifier(_root(host))]), False)
     )
@@ -271,17 +280,36 @@ def _adopt(spec: LocalBroker, host: str, now: float) -> Authority:
         basic = below.extensions.get_extension_for_class(x509.BasicConstraints).value
         if not basic.ca or not below.not_valid_before_utc <= _when(now) < below.not_valid_after_utc:
             raise NetspaceError(f"{where}: {below.subject.rfc4514_string()} is no authority, or not now")
+    if spec.listen or spec.hosts:
+        _bounded(chain[0], str(spec.trust_domain), where)
     made = _authority(host, key, chain, now)
     return dataclasses.replace(made, source=_digest(raw))
+
+
+def _bounded(own: Certificate, trust_domain: str, where: str) -> None:
+    """Have an authority among those of other hosts be good for names of its own host alone: RFC 5280, 4.2.1.10."""
+    from cryptography import x509
+
+    try:
+        allowed = own.extensions.get_extension_for_class(x509.NameConstraints).value.permitted_subtrees or []
+    except x509.ExtensionNotFound:
+        allowed = []
+    if {one.value for one in allowed if isinstance(one, x509.UniformResourceIdentifier)} != {trust_domain}:
+        raise NetspaceError(
+            f"{where}: could speak for other hosts: its nameConstraints must permit URIs of {trust_domain} alone"
+        )
+    if {one.value for one in allowed if isinstance(one, x509.DNSName)} != {trust_domain, *SERVER_NAMES}:
+        wanted = ", ".join((trust_domain, *SERVER_NAMES))
+        raise NetspaceError(f"{where}: its nameConstraints must permit these DNS names and no other: {wanted}")
 
 
 def _authority(host: str, key: EllipticCurvePrivateKey, chain: list[Certificate], now: float) -> Authority:
     from cryptography.hazmat.primitives import hashes
 
-    texts = [_text(one) for one in chain]
+    texts = [text(one) for one in chain]
     return Authority(
         host,
-        _private(key) + "".join(texts),
+        private(key) + "".join(texts),
         texts[-1],
         chain[0].fingerprint(hashes.SHA256()).hex()[:16],
         chain[0].not_valid_before_utc.timestamp(),
@@ -308,7 +336,7 @@ class Issuer:
         authority_key: Any = self._key.public_key()
         self._identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key)
         # What lies between a certificate and what is trusted travels with it.
-        self._between = "".join(_text(one) for one in chain[:-1])
+        self._between = "".join(text(one) for one in chain[:-1])
 
     def environment(self, name: str, now: float, life: float = LIFE) -> bytes:
         """A new key and certificate (PEM) of an environment, by which it logs in."""
@@ -319,23 +347,42 @@ class Issuer:
         names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(whose)])
         return self._issue(whose, name, names, ExtendedKeyUsageOID.CLIENT_AUTH, now, life)
 
-    def server(self, now: float, life: float = SERVER_LIFE) -> bytes:
-        """A new key and certificate (PEM) of the broker."""
+    def server(self, now: float, life: float = SERVER_LIFE, serves: str = "") -> bytes:
+        """A new key and certificate (PEM) of the broker.
+
+        :param serves: the name that other hosts reach it by.
+        """
         from cryptography import x509
         from cryptography.x509.oid import ExtendedKeyUsageOID
 
         whose = self.authority.id(None)
         names = x509.SubjectAlternativeName(
             [
-                *map(x509.DNSName, SERVER_NAMES),
+                *map(x509.DNSName, (*SERVER_NAMES, serves) if serves else SERVER_NAMES),
                 *(x509.IPAddress(ipaddress.ip_address(address)) for address in SERVER_ADDRESSES),
                 x509.UniformResourceIdentifier(whose),
             ]
         )
-        return self._issue(whose, "broker", names, ExtendedKeyUsageOID.SERVER_AUTH, now, life)
+        return self._issue(whose, "broker", names, ExtendedKeyUsageOID.SERVER_AUTH, now, life, serves)
+
+    def client(self, now: float, life: float = SERVER_LIFE) -> bytes:
+        """A new key and certificate (PEM) by which the broker logs in at those of other hosts."""
+        from cryptography import x509
+        from cryptography.x509.oid import ExtendedKeyUsageOID
+
+        whose = self.authority.id(None)
+        names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(whose)])
+        return self._issue(whose, "broker", names, ExtendedKeyUsageOID.CLIENT_AUTH, now, life)
 
     def _issue(
-        self, whose: str, common: str, names: SubjectAlternativeName, use: Any, now: float, life: float
+        self,
+        whose: str,
+        common: str,
+        names: SubjectAlternativeName,
+        use: Any,
+        now: float,
+        life: float,
+        serves: str = "",
     ) -> bytes:
         from cryptography import x509
         from cryptography.hazmat.primitives.asymmetric import ec
@@ -345,30 +392,32 @@ class Issuer:
         ends = int(min(now + life, self.authority.ends))
         builder = (
             x509.CertificateBuilder()
-            .subject_name(_common(common))
+            .subject_name(named(common))
             .issuer_name(self._own.subject)
             .serial_number(x509.random_serial_number())
             .not_valid_before(_when(now - SKEW))
             .not_valid_after(_when(ends))
             .public_key(key.public_key())
             .add_extension(x509.BasicConstraints(False, None), True)
-            .add_extension(_usage(digital_signature=True), True)
+            .add_extension(usage(digital_signature=True), True)
             .add_extension(x509.ExtendedKeyUsage([use]), False)
             .add_extension(names, False)
             .add_extension(self._identifier, False)
         )
-        header = f"# netspace: {whose} from {begins} to {ends} by {self.authority.name}\n"
-        return (header + _private(key) + _text(_sign(builder, self._key)) + self._between).encode()
+        header = (
+            f"# netspace: {whose} from {begins} to {ends} by {self.authority.name}{f' as {serves}' if serves else ''}\n"
+        )
+        return (header + private(key) + text(_sign(builder, self._key)) + self._between).encode()
 
 
-def _private(key: EllipticCurvePrivateKey) -> str:
+def private(key: EllipticCurvePrivateKey) -> str:
     from cryptography.hazmat.primitives import serialization
 
     pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
     return key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain).decode()
 
 
-def _text(certificate: Certificate) -> str:
+def text(certificate: Certificate) -> str:
     from cryptography.hazmat.primitives import serialization
 
     return certificate.public_bytes(serialization.Encoding.PEM).decode()
@@ -381,7 +430,7 @@ def _sign(builder: Any, key: Any) -> Certificate:
     return made
 
 
-def _common(text: str) -> Any:
+def named(text: str) -> Any:
     from cryptography import x509
 
     return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, text)])
@@ -391,7 +440,7 @@ def _when(seconds: float) -> datetime.datetime:
     return datetime.datetime.fromtimestamp(int(seconds), tz=datetime.timezone.utc)
 
 
-def _usage(**given: bool) -> Any:
+def usage(**given: bool) -> Any:
     from cryptography import x509
 
     names = (

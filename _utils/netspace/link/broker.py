@@ -37,6 +37,8 @@ EPMD = Path("/usr/bin/epmd")
 NODE, MAPPER = "broker", "epmd"
 SERVICES = (MAPPER, NODE)
 READY_SECONDS = 90.0
+PLUGINS = ("rabbitmq_auth_mechanism_ssl", "rabbitmq_event_exchange", "rabbitmq_management")
+SHOVEL = ("rabbitmq_shovel", "rabbitmq_shovel_management")  # where there are other hosts to carry mail to
 
 # Erlang's schedulers don't spin while idle; our node is one of many things on this host.
 _EMULATOR = "+sbwt none +sbwtdcpu none +sbwtdio none -kernel inet_dist_use_interface {127,0,0,1}"
@@ -207,7 +209,7 @@ def _files(layout: Layout, spec: LocalBroker, record: Mapping[str, Any]) -> dict
         "rabbitmq.conf": configuration(layout, spec).encode(),
         "advanced.config": b"[].\n",
         "inetrc": _NAMES.encode(),
-        "enabled_plugins": b"[rabbitmq_auth_mechanism_ssl,rabbitmq_event_exchange,rabbitmq_management].\n",
+        "enabled_plugins": f"[{','.join([*PLUGINS, *(SHOVEL if spec.hosts else ())])}].\n".encode(),
         "definitions.json": files.encode(definitions(layout, record["username"], record["hash"])),
     }
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from netspace.link import former
+from netspace.link import former, model, remote
 from netspace.link.former import Former
 from netspace.link.identity import ANCHORS, FILE, PASSWORD
 from netspace.link.model import EVENTS
 from netspace.link.names import Names, account
-from netspace.spec.types import Link
+from netspace.spec.types import Broker, Link
 
 VERSION = 2
 PORT, TLS_PORT = 5672, 5671
@@ -29,23 +29,35 @@ def card(
     names: Names,
     formers: Collection[Former] = (),
     identity: str | None = None,
+    broker: Broker | None = None,
 ) -> dict[str, Any]:
     """Return the card of environment *name*; *links* not its own are left out.
 
     One without any link has no mailbox and no broker.
 
     :param identity: the SPIFFE ID that its certificate bears; None: it logs in by password.
+    :param broker: what is declared of this host's broker, and so of others: needed where a link leads to one.
     """
     peers = []
     senders = []
     queues = [names.mailbox(name)]
     for link in sorted(links, key=lambda link: link.name):
         if link.source == name:
-            peer: dict[str, Any] = {"to": link.target, "pattern": link.pattern, "exchange": names.exchange(link)}
+            away = broker is not None and model.elsewhere(link)
+            # A link to another host as it is known where its objects are.
+            known = remote.there(link, broker) if broker is not None and away else link
+            peer: dict[str, Any] = {"to": link.target, "pattern": link.pattern, "exchange": names.exchange(known)}
             if link.pattern == "request":
-                peer["replies"] = {"queue": names.replies(name), "exchange": names.reply(link.target)}
+                peer["replies"] = {"queue": names.replies(known.source), "exchange": names.reply(known.target)}
             if link.monitor:
-                peer["monitor"] = {"exchange": EVENTS, "queue": names.mailbox(link.target)}
+                peer["monitor"] = {"exchange": EVENTS, "queue": names.mailbox(known.target)}
+            if away:
+                host = remote.known(broker, str(link.to_host)) if broker is not None else None
+                if host is None:  # not declared any more: there is no way
+                    continue
+                if link.monitor:
+                    peer["monitor"]["notices"] = names.notices(known.source)
+                peer["broker"] = {"host": "127.0.0.1", "vhost": host.vhost, **_login(name, identity, host.trust_domain)}
             peers.append(peer)
         elif link.target == name:
             sender: dict[str, Any] = {"from": link.source, "pattern": link.pattern, "exchange": names.exchange(link)}
@@ -63,17 +75,17 @@ def card(
                 senders.append({**today[was], "exchange": exchange, "former": True})
         content["mailbox"] = names.mailbox(name)
         content["queues"] = queues + more
-        if any("monitor" in peer for peer in peers):
+        if any("monitor" in peer and "broker" not in peer for peer in peers):
             content["notices"] = names.notices(name)
         content["broker"] = {"host": "127.0.0.1", "vhost": vhost, **_login(name, identity)}
     return content
 
 
-def _login(name: str, identity: str | None) -> dict[str, Any]:
+def _login(name: str, identity: str | None, server_name: str = SERVER_NAME) -> dict[str, Any]:
     if identity is None:
         return {"port": PORT, "username": account(name), "password_file": f"{FOLDER}/{PASSWORD}"}
     tls = {
-        "server_name": SERVER_NAME,
+        "server_name": server_name,
         "ca_file": f"{FOLDER}/{ANCHORS}",
         "certificate_file": f"{FOLDER}/{FILE}",
         "key_file": f"{FOLDER}/{FILE}",

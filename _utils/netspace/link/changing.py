@@ -21,6 +21,7 @@ from netspace.link import (
     planning,
     reach,
     record,
+    remote,
     renewer,
     seals,
 )
@@ -149,7 +150,7 @@ class Change:
             if definitions is None:
                 # Nothing that an environment may do to what is read next keeps it from being revoked first.
                 known = called if before.named == called.fingerprint else names.PLAIN
-                old, new = (model.objects(links.values(), known) for links in (work.before, after))
+                old, new = (planning.objects(self.layout, broker, links, known) for links in (work.before, after))
                 for key in diff.undeclared(old, new):
                     _delete(api, vhost, key, accounts)
                 for key in reach.flooded(self.layout, api, broker, {**work.before, **after}):
@@ -173,9 +174,10 @@ class Change:
             if unissued is not None:
                 raise unissued
             if change.create or change.change or change.passwords:
-                members = model.members(after.values())
-                certified = identity.certified(broker, members)
-                secrets = credentials.ensure(self.layout, members - certified, passwords) | dict.fromkeys(certified, "")
+                everyone = model.accounts(after.values())
+                certified = identity.certified(broker, everyone)
+                secrets = credentials.ensure(self.layout, everyone - certified, passwords)
+                secrets |= dict.fromkeys(certified, "")
                 document = diff.document(compared.wanted, change, vhost, secrets)
                 if isinstance(broker, ClusterBroker) and api.get("vhosts", vhost, query="columns=name") is None:
                     document["vhosts"] = [{"name": vhost}]
@@ -226,7 +228,8 @@ class Change:
     def forward(self, broker: Broker, links: Mapping[str, Link]) -> None:
         wanted = model.members(links.values())
         found = forwarder.namespaces(self.layout, wanted)
-        forwarder.apply(self.layout, broker, found, self.supervisor, identity.trusted(self.layout, broker))
+        ways = remote.ways(broker, links.values())
+        forwarder.apply(self.layout, broker, found, self.supervisor, identity.trusted(self.layout, broker), ways)
         renewer.apply(self.layout, self.supervisor, wanted=isinstance(broker, LocalBroker))
         complete(wanted, found)
 
@@ -273,6 +276,8 @@ def _delete(api: Management, vhost: str, key: Key, accounts: Accounts) -> None:
             api.delete("permissions", vhost, accounts.there(key[1]))
         case "policy":
             api.delete("policies", vhost, key[1])
+        case "shovel":
+            api.delete("parameters", "shovel", vhost, key[1])
         case "exchange" | "queue":
             # Its bindings go with it, which may be many.
             api.delete(f"{key[0]}s", vhost, key[1], timeout=IMPORT_SECONDS)

@@ -18,10 +18,10 @@ from typing import Any
 
 from netspace.link import model
 from netspace.link.model import Found, Key, Objects
-from netspace.link.names import account, environments_of, is_dead
+from netspace.link.names import MAIL, account, environments_of, is_dead
 
 # Accounts first: that closes their connections. Then whatever routes, then what holds replies.
-_REVOKE_ORDER = {"user": 0, "permission": 1, "exchange": 2, "binding": 3, "queue": 4, "policy": 5}
+_REVOKE_ORDER = {"user": 0, "permission": 1, "exchange": 2, "binding": 3, "shovel": 4, "queue": 5, "policy": 6}
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def difference(wanted: Objects, there: Found, passwords: Mapping[str, str]) -> D
     for key, value in there.objects.items():
         target = wanted.get(key)
         if target is None:
-            if key[0] == "queue" and (environments_of(key[1], "mailbox", "lane") is not None or is_dead(key[1])):
+            if key[0] == "queue" and (environments_of(key[1], *MAIL) is not None or is_dead(key[1])):
                 left.append(key[1])
             elif not (_is_shared(key) or _answers(key, wanted)):
                 revoke.append(key)
@@ -112,7 +112,7 @@ def undeclared(before: Objects, after: Objects) -> list[Key]:
     routes = [
         key
         for key in gone
-        if key[0] in ("user", "exchange")
+        if key[0] in ("user", "exchange", "shovel")
         or (key[0] == "queue" and environments_of(key[1], "replies", "notices") is not None)
     ]
     return sorted((key for key in routes if not _is_shared(key)), key=lambda key: (_REVOKE_ORDER[key[0]], key))
@@ -167,6 +167,8 @@ def document(wanted: Objects, change: Difference, vhost: str, passwords: Mapping
                     **value,
                 }
             )
+        elif key[0] == "shovel":
+            sections["parameters"].append({"component": "shovel", "name": key[1], "vhost": vhost, **value})
         else:
             section = "policies" if key[0] == "policy" else f"{key[0]}s"
             sections[section].append({"name": key[1], "vhost": vhost, **value})

@@ -6,6 +6,10 @@ broker; only for clients that can't do it (``broker: {passwords: [...]}``) it is
 environment's namespace is found by name, and known by its inode number, since one that
 was made anew under the same name needs a new socket.
 
+An environment with links to other hosts reaches their brokers at the same port: the name that its client asks for (TLS
+SNI) says which, of those that its links need and no other. Where this host is reached by others
+(``broker: {listen: ...}``), the way goes on from there to the broker, for whoever asks for it by its name.
+
 Facts that the code relies on: haproxy refuses a configuration that names a missing
 namespace, and keeps the former one; a reload hands sockets over to the new worker by
 address and name of the namespace, so it would keep those of a namespace that is gone,
@@ -16,6 +20,7 @@ more than 250 of them unless told (``-n``) of as many connections; old workers k
 from __future__ import annotations
 
 import contextlib
+import itertools
 import shutil
 import socket
 from collections.abc import Collection, Mapping
@@ -27,7 +32,8 @@ from netspace.errors import MissingError, NetspaceError, raise_any
 from netspace.layout import Layout
 from netspace.link import identity
 from netspace.link.card import PORT, SERVER_NAME, TLS_PORT
-from netspace.spec.types import Broker, LocalBroker
+from netspace.spec import fleet
+from netspace.spec.types import Broker, LocalBroker, RemoteHost
 from netspace.supervision import Service, Supervisor
 
 NAME = "forwarder"
@@ -38,6 +44,9 @@ ALL_CONNECTIONS = 9000
 OLD_WORKERS = 16  # each holds 10 MB until its last connection ends; older ones are ended
 _SECTION = "frontend environment:"
 _CHECK = "check no-check-ssl inter 5s fastinter 1s downinter 2s fall 3 rise 1 on-marked-down shutdown-sessions"
+_WAY = "backend to:"
+FROM_ELSEWHERE = 4000  # connections from all other hosts together
+PATIENCE = "10s"  # for a client to say whom it wants, which it does first of all
 
 
 def folder(layout: Layout) -> Path:
@@ -90,11 +99,18 @@ def namespaces(layout: Layout, environments: Collection[str]) -> dict[str, int]:
     return found
 
 
-def render(layout: Layout, broker: Broker, found: Mapping[str, int], trusted: str = "") -> str:
+Ways = Mapping[str, Mapping[str, RemoteHost]]
+"""The other hosts that each environment's direct links lead to (``remote.ways``)."""
+
+
+def render(
+    layout: Layout, broker: Broker, found: Mapping[str, int], trusted: str = "", ways: Ways | None = None
+) -> str:
     """Return haproxy's configuration for the environments in *found*.
 
     :param trusted: tells the certificates that our broker is checked by, which haproxy reads once.
     """
+    ways = ways or {}
     certified = identity.certified(broker, found)
     lines = [
         "# Written by netspace: each environment's own port, carried to the broker.",
@@ -122,14 +138,45 @@ def render(layout: Layout, broker: Broker, found: Mapping[str, int], trusted: st
             f"    # trusts {trusted}",
             f"    server broker {_local(broker)} ssl verify required ca-file {anchors} verifyhost {SERVER_NAME}",
         ]
+    if isinstance(broker, LocalBroker) and broker.listen is not None:
+        lines += [
+            "frontend from-elsewhere",
+            # Whether that address is there already doesn't matter: after a boot it may come later.
+            f"    bind {broker.listen} transparent",
+            f"    maxconn {FROM_ELSEWHERE}",
+            f"    tcp-request inspect-delay {PATIENCE}",
+            f"    tcp-request content accept if {{ req.ssl_sni -m str {broker.trust_domain} }}",
+            "    tcp-request content reject if { req.len gt 0 } || WAIT_END",
+            "    default_backend broker",
+        ]
     for name in sorted(found):
+        away = ways.get(name, {}) if name in certified else {}
+        for host, about in sorted(away.items()):
+            # One for each, so that whoever has no link there any more can be cut off, and nobody else.
+            lines += [f"{_WAY}{name}:{host}", f"    server broker {_numeric(about)} init-addr last,libc,none"]
         lines += [
             f"{_SECTION}{name}",
             f"    # network namespace {found[name]}",
             f"    bind 127.0.0.1:{TLS_PORT if name in certified else PORT} namespace {layout.netns_name(name)}",
-            f"    default_backend {_backend(broker, name in certified)}",
         ]
+        if away:
+            lines += [
+                f"    tcp-request inspect-delay {PATIENCE}",
+                "    tcp-request content accept if { req.ssl_hello_type 1 }",
+                *(
+                    f"    use_backend to:{name}:{host} if {{ req.ssl_sni -m str {about.trust_domain} }}"
+                    for host, about in sorted(away.items())
+                ),
+            ]
+        lines.append(f"    default_backend {_backend(broker, name in certified)}")
     return "\n".join(lines) + "\n"
+
+
+def _numeric(host: RemoteHost) -> str:
+    found = fleet.address(host.address or "")
+    assert found is not None
+    name, port = found
+    return f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
 
 
 def _backend(broker: Broker, certified: bool) -> str:
@@ -177,20 +224,34 @@ def served(config: str) -> list[str]:
     return [line.removeprefix(_SECTION) for line in config.splitlines() if line.startswith(_SECTION)]
 
 
+def _ways(config: str) -> set[str]:
+    """The ways to other hosts' brokers that a configuration has: ``to:<environment>:<host>``, and where they lead."""
+    lines = config.splitlines()
+    return {f"{line} {after}" for line, after in itertools.pairwise(lines) if line.startswith(_WAY)}
+
+
 def available() -> None:
     """Raise MissingError where haproxy is not installed."""
     if not PROGRAM.exists():
         raise MissingError(f"haproxy ({PROGRAM})", "apt-get install haproxy")
 
 
-def apply(layout: Layout, broker: Broker, found: Mapping[str, int], supervisor: Supervisor, trusted: str = "") -> None:
-    """Serve exactly the environments in *found*; live connections of the others go on.
+def apply(
+    layout: Layout,
+    broker: Broker,
+    found: Mapping[str, int],
+    supervisor: Supervisor,
+    trusted: str = "",
+    ways: Ways | None = None,
+) -> None:
+    """Serve exactly the environments in *found*; live connections of the others go on, but to hosts that they may not
+    reach any more.
 
     :raises NetspaceError: when haproxy refuses; it then goes on with what it had.
     """
     available()
     before = current(layout)
-    config = _install(layout, broker, found, trusted)
+    config = _install(layout, broker, found, trusted, ways)
     supervisor.define([service(layout)])
     status = supervisor.observe().get(NAME)
     if status is not None and status.state == "running" and _socket(layout).exists():
@@ -200,6 +261,7 @@ def apply(layout: Layout, broker: Broker, found: Mapping[str, int], supervisor: 
             except NetspaceError:
                 files.write(_config(layout), before.encode())  # what it would start with again
                 raise
+            _sever(layout, _ways(before) - _ways(config))
     else:
         if status is not None and status.state in ("running", "starting"):
             raise_any(supervisor.stop([NAME]))
@@ -209,18 +271,23 @@ def apply(layout: Layout, broker: Broker, found: Mapping[str, int], supervisor: 
 
 
 def restore(
-    layout: Layout, broker: Broker, found: Mapping[str, int], supervisor: Supervisor, trusted: str = ""
+    layout: Layout,
+    broker: Broker,
+    found: Mapping[str, int],
+    supervisor: Supervisor,
+    trusted: str = "",
+    ways: Ways | None = None,
 ) -> None:
     """After a reboot: write what it will start with; it is not started here."""
     status = supervisor.observe().get(NAME)
     if status is not None and status.state == "running":
-        apply(layout, broker, found, supervisor, trusted)
+        apply(layout, broker, found, supervisor, trusted, ways)
     else:
-        files.write(_served(layout), _install(layout, broker, found, trusted).encode())
+        files.write(_served(layout), _install(layout, broker, found, trusted, ways).encode())
 
 
-def _install(layout: Layout, broker: Broker, found: Mapping[str, int], trusted: str) -> str:
-    config = render(layout, broker, found, trusted)
+def _install(layout: Layout, broker: Broker, found: Mapping[str, int], trusted: str, ways: Ways | None = None) -> str:
+    config = render(layout, broker, found, trusted, ways)
     folder(layout).mkdir(parents=True, exist_ok=True, mode=0o700)
     (folder(layout) / "empty").mkdir(exist_ok=True, mode=0o755)
     files.write(_config(layout), config.encode())
@@ -233,6 +300,23 @@ def _reload(layout: Layout) -> None:
     if not answer.startswith("Success=1"):
         alerts = [line.partition("config : ")[2] or line for line in answer.splitlines() if "[ALERT]" in line]
         raise NetspaceError(f"the forwarder refuses its configuration: {'; '.join(alerts) or answer[:400]}")
+
+
+def _sever(layout: Layout, gone: Collection[str]) -> None:
+    """End the connections that go on by such ways, which old workers keep.
+
+    One by one, for a worker that is on its way out refuses to end all of a server's ("Proxy is disabled").
+    https://docs.haproxy.org/3.0/management.html#9.3-show%20sess
+    """
+    if not gone:
+        return
+    backends = {f"be={one.split()[1]}" for one in gone}
+    # Of each process: its number, and what it is.
+    listed = [line.split() for line in ask(layout, "show proc").splitlines() if line[:1].isdigit()]
+    for worker in (line[0] for line in listed if line[1] == "worker"):
+        for line in ask(layout, f"@!{worker} show sess").splitlines():
+            if backends & set(line.split()):
+                ask(layout, f"@!{worker} shutdown session {line.partition(':')[0]}")
 
 
 def ask(layout: Layout, command: str) -> str:

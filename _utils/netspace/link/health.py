@@ -74,7 +74,7 @@ def _queues(layout: Layout, record: Record, api: Management) -> list[str]:
     columns = "columns=name,messages,message_bytes,consumers"
     counted = {queue["name"]: queue for queue in api.get("queues", vhost, query=columns) or []}
     found = []
-    wanted = {called.queue(link): link for link in record.links.values()}
+    wanted = {model.way(link, called): link for link in record.links.values() if not model.elsewhere(link)}
     for name, link in sorted(wanted.items()):
         whose = names.owner(name)
         queue: Mapping[str, Any] | None = counted.get(name)

@@ -23,12 +23,14 @@ from typing import Any
 
 from netspace import files
 from netspace.layout import Layout
-from netspace.link import authority, credentials
+from netspace.link import authority, credentials, remote
 from netspace.link.authority import Authority, Issued, Issuer
 from netspace.link.names import account
 from netspace.spec.types import NAME, Broker, LocalBroker
 
 FILE, ANCHORS, PASSWORD = "identity.pem", "ca.pem", "password"
+SERVER, CLIENT = "server.pem", "client.pem"
+"""The broker's own: what it shows to who comes, and what it logs in by at brokers of other hosts."""
 
 
 def certified(broker: Broker, environments: Iterable[str]) -> set[str]:
@@ -53,7 +55,7 @@ class Identities:
     :param lacking: why the authority isn't as declared; empty: it is.
     :param by: the authority's name.
     :param trusted: digest of the certificates that are trusted.
-    :param issued: by environment; ``None`` as a key is the broker's own.
+    :param issued: by environment; ``None`` as a key is the broker's own, :data:`CLIENT` what it logs in by elsewhere.
     :param now: when this was looked at.
     """
 
@@ -70,12 +72,16 @@ class Identities:
             return {}
         if self.lacking:
             return {"authority": {"old": self.lacking, "new": "as declared"}}
-        wanted: list[str | None] = [None, *sorted(certified(broker, environments))]
-        found = {name: self.issued.get(name) for name in wanted}
+        host = str(self.host)
+        wanted: dict[str, tuple[Issued | None, str | None, str]] = {}
+        wanted["of the broker itself"] = (self.issued.get(None), None, serves(broker))
+        if broker.hosts:
+            wanted["of the broker at others"] = (self.issued.get(CLIENT), None, "")
+        wanted.update({name: (self.issued.get(name), name, "") for name in sorted(certified(broker, environments))})
         return {
-            f"certificates:{name or 'of the broker itself'}": {"old": "due" if one else None, "new": "issued"}
-            for name, one in found.items()
-            if _due(one, authority.spiffe_id(str(self.host), name), self.by, self.now)
+            f"certificates:{what}": {"old": "due" if one else None, "new": "issued"}
+            for what, (one, whose, name) in wanted.items()
+            if _due(one, authority.spiffe_id(host, whose), self.by, self.now, name)
         }
 
 
@@ -90,7 +96,7 @@ def observe(layout: Layout, broker: Broker, environments: Iterable[str], now: fl
     served = server_folder(layout)
     if files.differs(served / ANCHORS, known.anchors) or not (served / ANCHORS).exists():
         lacking = lacking or "not what the broker trusts"
-    there: dict[str | None, Issued | None] = {None: _issued(served / "server.pem")}
+    there: dict[str | None, Issued | None] = {None: _issued(served / SERVER), CLIENT: _issued(served / CLIENT)}
     there.update({name: _issued(path(layout, name)) for name in certified(broker, environments)})
     return Identities(known.host, lacking, known.name, _digest(known), there, now)
 
@@ -105,9 +111,14 @@ def _digest(known: Authority) -> str:
     return hashlib.sha256(known.anchors).hexdigest()[:16]
 
 
-def _due(one: Issued | None, whose: str, by: str, now: float) -> bool:
+def serves(broker: LocalBroker) -> str:
+    """The name in its certificate by which other hosts reach *broker*; empty: they don't."""
+    return str(broker.trust_domain) if broker.listen else ""
+
+
+def _due(one: Issued | None, whose: str, by: str, now: float, serves: str = "") -> bool:
     """Whether a certificate must be issued: there is none, it runs out, or says another name or authority."""
-    return one is None or one.id != whose or one.due(now, by)
+    return one is None or one.id != whose or one.serves != serves or one.due(now, by)
 
 
 def _issued(place: Path) -> Issued | None:
@@ -143,9 +154,14 @@ def ensure(
     served.chmod(0o750)
     trust_changed = files.write(served / ANCHORS, known.anchors, mode=0o640, owner=owner)
     issuer: Issuer | None = None
-    if _due(_issued(served / "server.pem"), known.id(None), known.name, now):
+    if _due(_issued(served / SERVER), known.id(None), known.name, now, serves(broker)):
         issuer = Issuer(known)
-        files.write(served / "server.pem", issuer.server(now), mode=0o640, owner=owner)
+        files.write(served / SERVER, issuer.server(now, serves=serves(broker)), mode=0o640, owner=owner)
+    if not broker.hosts:
+        files.remove(served / CLIENT)
+    elif _due(_issued(served / CLIENT), known.id(None), known.name, now):
+        issuer = issuer or Issuer(known)
+        files.write(served / CLIENT, issuer.client(now), mode=0o640, owner=owner)
     renewed = set()
     for name in sorted(certified(broker, environments)):
         if _due(_issued(path(layout, name)), known.id(name), known.name, now):
@@ -179,25 +195,36 @@ class Accounts:
 
     :param host: SPIFFE ID of this host; None: accounts are named ``env.<name>`` there too.
     :param by_password: environments that are known there as ``env.<name>`` all the same.
+    :param hosts: SPIFFE IDs of other hosts, by their names.
     """
 
     host: str | None = None
     by_password: frozenset[str] = frozenset()
+    hosts: Mapping[str, str] = field(default_factory=dict)
 
     def there(self, name: str) -> str:
         """The broker's name of account *name*."""
-        kind, _, environment = name.partition(".")
-        if self.host is None or kind != "env" or environment in self.by_password:
+        kind, _, end = name.partition(".")
+        if self.host is None or kind != "env" or end in self.by_password:
             return name
-        return authority.spiffe_id(self.host, environment)
+        environment, _, host = end.partition("@")
+        if not host:
+            return authority.spiffe_id(self.host, environment)
+        # One that is declared no more has no account either: whatever name it gets here is nobody's.
+        return authority.spiffe_id(self.hosts[host], environment or None) if host in self.hosts else name
 
     def here(self, name: str) -> str:
         """Our name of an account of the broker's; one of ours that logs in otherwise than declared is :data:`STALE`."""
         if self.host is None:
             return name
+        for host, whose in self.hosts.items():
+            _, begins, environment = name.partition(f"{whose}/env/")
+            if name == authority.spiffe_id(whose, None) or (begins and NAME.fullmatch(environment)):
+                return account(f"{environment}@{host}")
         environment = self._environment(name)
         if not NAME.fullmatch(environment):
-            return name
+            # All certificates that are let in are of this host or of those above: no other account can be of use.
+            return f"{STALE}{name}" if name.startswith("spiffe://") else name
         ours = account(environment)
         return ours if self.there(ours) == name else f"{STALE}{name}"
 
@@ -242,7 +269,9 @@ def accounts(broker: Broker, host: str | None) -> Accounts:
 
     :param host: SPIFFE ID of this host, if it has one yet.
     """
-    return Accounts(host, frozenset(broker.passwords)) if isinstance(broker, LocalBroker) else Accounts()
+    if not isinstance(broker, LocalBroker):
+        return Accounts()
+    return Accounts(host, frozenset(broker.passwords), remote.identities(broker))
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from netspace.link import (
     names,
     planning,
     reach,
+    remote,
     renewer,
     seals,
     seeing,
@@ -90,7 +91,7 @@ class Links:
         known, private = access or self.access(), self.keys() if keys is None else keys
 
         def tell(name: str, links: Collection[Link]) -> dict[str, Any]:
-            content = card.card(name, links, known.vhost, called, record.former, known.identity(name))
+            content = card.card(name, links, known.vhost, called, record.former, known.identity(name), known.broker)
             return seals.told(content, links, private)
 
         return tell
@@ -210,7 +211,8 @@ class Links:
         found = forwarder.namespaces(self.layout, wanted)
         try:
             trusted = identity.trusted(self.layout, record.broker)
-            forwarder.restore(self.layout, record.broker, found, self.supervisor, trusted)
+            ways = remote.ways(record.broker, record.links.values())
+            forwarder.restore(self.layout, record.broker, found, self.supervisor, trusted, ways)
             complete(wanted, found)
         except NetspaceError as err:
             errors[forwarder.NAME] = str(err)
@@ -232,7 +234,7 @@ class Links:
 
     # -- seeing -----------------------------------------------------------------
     def list(self) -> dict[str, Any]:
-        """Links and mailboxes with their state: ``active``, ``missing`` (not on the broker), ``unknown``."""
+        """Links and mailboxes with their state (``seeing.links``)."""
         return seeing.links(self.layout, self.supervisor)
 
     def health(self) -> dict[str, Any]:

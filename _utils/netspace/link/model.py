@@ -18,7 +18,13 @@ watch        ``watch.<a>.<b>``   headers exchange that lets through to it what t
                                  tells of the consumers of ``mailbox.<b>``, and no more
 dead         ``dead``            exchange and queue for mail that could not be kept
 again        ``dead-again``      exchange and queue for dead letters while the host sends them again
+outbox       ``outbox.<a>.<b>``  quorum queue in place of a mailbox for a buffered link to another host
+carrier      ``outbox.<a>.<b>``  shovel that takes what is in it to the other host's broker
 ===========  ==================  ===================================================
+
+A link from another host (``<a>`` is then ``<environment>@<host>``) is made like any other, and its sender has an
+account and no mailbox; of a buffered one the other host's broker is the sender, and only it has an account. A
+direct link to another host is made there and not here.
 
 A mailbox's limits are policies and not arguments, because arguments can't be changed later;
 a lane with other limits is another lane, and the former one is read until it is empty.
@@ -32,8 +38,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from netspace.link.names import AGAIN, DEAD, TAG_PATTERN, Names, account, environments_of
-from netspace.spec.types import Link
+from netspace.link.names import AGAIN, DEAD, MAIL, TAG_PATTERN, Names, account, carrier, environments_of
+from netspace.spec.types import Link, host_of
 
 Key = tuple[str, ...]
 """What names a broker object: ``("queue", "mailbox.web")``, ``("binding", source, type, target, key)``."""
@@ -56,6 +62,8 @@ _MAILBOX: dict[str, Any] = {
     "delivery-limit": 20,
 }
 _LANE = {key: value for key, value in _MAILBOX.items() if key != "overflow"}  # a policy's would hide its own
+# What the other side doesn't take now comes back, however often: nothing may be lost for that.
+_OUTBOX = {**_MAILBOX, "delivery-limit": 1_000_000_000}
 _REPLIES: dict[str, Any] = {
     "max-length": 10_000,
     "max-length-bytes": 16 * 1024 * 1024,
@@ -78,6 +86,7 @@ _DEAD: dict[str, Any] = {
 POLICIES = (
     "netspace.mailbox",
     "netspace.lane",
+    "netspace.outbox",
     "netspace.replies",
     "netspace.notices",
     "netspace.dead",
@@ -93,6 +102,7 @@ def policies(names: Names) -> dict[str, dict[str, Any]]:
     return {
         "netspace.mailbox": _policy(r"^mailbox\.", "quorum_queues", {**_MAILBOX, **letters}),
         "netspace.lane": _policy(r"^lane\.", "quorum_queues", {**_LANE, **letters}),
+        "netspace.outbox": _policy(r"^outbox\.", "quorum_queues", {**_OUTBOX, **letters}),
         "netspace.replies": _policy(r"^replies\.", "classic_queues", _REPLIES),
         "netspace.notices": _policy(r"^notices\.", "classic_queues", _NOTICES),
         # What is refused in one of these goes into the other: so the host moves letters within the broker.
@@ -110,22 +120,43 @@ def _policy(pattern: str, kind: str, definition: dict[str, Any]) -> dict[str, An
 
 
 def members(links: Iterable[Link]) -> set[str]:
-    """The environments that have an account and a mailbox: those with at least one link."""
-    return {end for link in links for end in (link.source, link.target)}
+    """The environments of this host that have an account and a mailbox: those with at least one link."""
+    return {end for link in links for end in link.here}
 
 
-def objects(links: Collection[Link], names: Names) -> Objects:
-    """Return all broker objects of *links*, accounts without their passwords."""
+def writer(link: Link) -> str:
+    """Who publishes into a link's exchange where that is: its sender, or the broker of its sender's host."""
+    if link.via == "buffered" and link.from_host is not None:
+        return carrier(link.from_host)
+    return link.source
+
+
+def accounts(links: Collection[Link]) -> set[str]:
+    """All that have an account on this host's broker: its environments, and who sends to them from other hosts."""
+    return members(links) | {writer(link) for link in links if link.from_host is not None}
+
+
+def elsewhere(link: Link) -> bool:
+    """Whether a link has nothing on this host's broker: its sender goes to the receiver's by itself."""
+    return link.to_host is not None and link.via == "direct"
+
+
+def objects(links: Collection[Link], names: Names, shovels: Mapping[str, Mapping[str, Any]] | None = None) -> Objects:
+    """Return all broker objects of *links*, accounts without their passwords.
+
+    :param shovels: what those of buffered links to other hosts are set to, by the link's name (``remote.shovels``).
+    """
     made: Objects = {}
     environments = members(links)
     if not environments:
         return made
+    here = [link for link in links if not elsewhere(link)]
     answered: dict[str, set[str]] = {}  # asker -> those it may ask
     asked: set[str] = set()
     sends: set[str] = set()
     watches: set[str] = set()
-    for link in links:
-        sends.add(link.source)
+    for link in here:
+        sends.add(writer(link))
         if link.monitor:
             watches.add(link.source)
         if link.pattern == "request":
@@ -133,7 +164,7 @@ def objects(links: Collection[Link], names: Names) -> Objects:
             asked.add(link.target)
 
     made.update(shared(names))
-    for environment in environments:
+    for environment in environments | accounts(here):
         made["user", account(environment)] = {
             "tags": [],
             "limits": {"max-connections": CONNECTIONS, "max-channels": CHANNELS},
@@ -146,18 +177,23 @@ def objects(links: Collection[Link], names: Names) -> Objects:
             answers=environment in asked,
             watches=environment in watches,
         )
-        _queue(made, names.mailbox(environment), "quorum")
+        if environment in environments:
+            _queue(made, names.mailbox(environment), "quorum")
         if environment in answered:
             _queue(made, names.replies(environment), "classic")
         if environment in asked:
             _exchange(made, names.reply(environment), "direct")
         if environment in watches:
             _queue(made, names.notices(environment), "classic")
-    for link in links:
-        if link.bounds:
-            _queue(made, names.queue(link), "quorum", _bounds(link))
+    for link in here:
+        queue = way(link, names)
+        if link.to_host is not None:
+            _queue(made, queue, "quorum")
+            made["shovel", queue] = {"value": dict((shovels or {}).get(link.name, {}))}
+        elif link.bounds:
+            _queue(made, queue, "quorum", _bounds(link))
         _exchange(made, names.exchange(link), "fanout")
-        _binding(made, names.exchange(link), names.queue(link))
+        _binding(made, names.exchange(link), queue)
         if link.monitor:
             watch = names.watch(link)
             _exchange(made, watch, "headers")
@@ -165,6 +201,11 @@ def objects(links: Collection[Link], names: Names) -> Objects:
             about = {"x-match": "all", "queue": names.mailbox(link.target)}
             made["binding", watch, "queue", names.notices(link.source), ""] = {"arguments": about}
     return made
+
+
+def way(link: Link, names: Names) -> str:
+    """The queue on this host's broker that a link leads to: to another host, what is carried over from here."""
+    return names.queue(link) if link.to_host is None else names.outbox(link)
 
 
 def shared(names: Names) -> Objects:
@@ -181,8 +222,12 @@ def shared(names: Names) -> Objects:
 
 def of_link(link: Link, names: Names) -> list[Key]:
     """The objects that are this link's alone."""
-    name, queue = names.exchange(link), names.queue(link)
-    lane: list[Key] = [("queue", queue)] if link.bounds else []
+    if elsewhere(link):
+        return []
+    name, queue = names.exchange(link), way(link, names)
+    lane: list[Key] = [("queue", queue)] if link.bounds or link.to_host else []
+    if link.to_host:
+        lane.append(("shovel", queue))
     return [("exchange", name), ("binding", name, "queue", queue, ""), *lane, *_of_watch(link, names)]
 
 
@@ -217,13 +262,16 @@ def _permission(
     tag = rf"\.{TAG_PATTERN}" if names.key else ""
     write = []
     if sends:
-        write.append(rf"link\.{environment}\.[a-z0-9_-]+{tag}")
+        sender = f"[a-z0-9_-]+{environment}" if environment.startswith("@") else environment
+        write.append(rf"link\.{sender}\.[a-z0-9_@-]+{tag}")
     if asks:  # binding a queue needs write on it, and read on the exchange
         write.append(literal(names.replies(environment)))
     if answers:
         write.append(literal(names.reply(environment)))
     # A mailbox or lane with a former name is this environment's as well, until it is empty.
-    read = [rf"mailbox\.{environment}(\.{TAG_PATTERN})?", rf"lane\.[a-z0-9_-]+\.{environment}(\.{TAG_PATTERN})?"]
+    read = [rf"mailbox\.{environment}(\.{TAG_PATTERN})?", rf"lane\.[a-z0-9_@-]+\.{environment}(\.{TAG_PATTERN})?"]
+    if host_of(environment) is not None:  # its mailbox is on its own host
+        read = []
     if watches:
         read.append(literal(names.notices(environment)))
     if asks:
@@ -306,7 +354,7 @@ def found(definitions: Mapping[str, Any], vhost: str, known: Collection[str], *,
                 entry, type="", durable=True, auto_delete=False, internal=False, arguments={}
             )
     for entry in here("queues"):
-        if is_ours(entry["name"], "mailbox", "lane", "replies", "notices", DEAD, AGAIN):
+        if is_ours(entry["name"], *MAIL, "replies", "notices", DEAD, AGAIN):
             ours["queue", entry["name"]] = _pick(entry, durable=True, auto_delete=False, arguments={})
     for entry in here("bindings"):
         source, kind, target = entry["source"], entry["destination_type"], entry["destination"]
@@ -321,6 +369,9 @@ def found(definitions: Mapping[str, Any], vhost: str, known: Collection[str], *,
                 **_pick(entry, pattern="", priority=0, definition={}),
                 "apply-to": entry.get("apply-to", "all"),
             }
+    for entry in here("parameters"):
+        if entry.get("component") == "shovel" and is_ours(entry["name"], "outbox"):
+            ours["shovel", entry["name"]] = _pick(entry, value={})
     accounts = {account(environment) for environment in names}
     for entry in here("permissions"):
         if is_ours(entry["user"], "env"):

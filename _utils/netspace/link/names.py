@@ -5,7 +5,9 @@ has: declaring it passively needs no right. So each name ends in a keyed hash of
 an environment knows those that its ``environment.json`` tells it, and no other::
 
     mailbox.<e>.<tag>   lane.<a>.<b>.<tag>   link.<a>.<b>.<tag>   replies.<a>.<tag>   reply.<b>.<tag>   dead.<tag>
-    notices.<a>.<tag>   watch.<a>.<b>.<tag>
+    notices.<a>.<tag>   watch.<a>.<b>.<tag>   outbox.<a>.<b>.<tag>
+
+Where <a> or <b> is on another host, it is ``<environment>@<host>`` there. ``@<host>`` alone is that host's broker.
 
 The key is the host's own (``<records>/link/names.json``), or that of a file which hosts share
 (``broker:names_key``). It is never on the broker, in a card, or in what Salt returns.
@@ -24,14 +26,16 @@ from pathlib import Path
 from netspace import files
 from netspace.errors import NetspaceError, StateError
 from netspace.layout import Layout
-from netspace.spec.types import NAME, Broker, ClusterBroker, Link
+from netspace.spec.types import END, Broker, ClusterBroker, Link
 
 DEAD, AGAIN = "dead", "dead-again"
 LEAST = 32  # characters of a key that is given
-_ONE, _TWO = ("reply", "mailbox", "replies", "notices", "env"), ("link", "lane", "watch")
+_ONE, _TWO = ("reply", "mailbox", "replies", "notices", "env"), ("link", "lane", "watch", "outbox")
 _ENDS = {**dict.fromkeys(_ONE, 1), **dict.fromkeys(_TWO, 2), DEAD: 0, AGAIN: 0}
 _TAG = re.compile(r"[0-9a-f]{32}")
 TAG_PATTERN = r"[0-9a-f]{32}"
+MAIL = ("mailbox", "lane", "outbox")
+"""The kinds of queues that hold mail: they are never deleted while there is some in them, unless told."""
 _SHOWN = re.compile(r"\.[0-9a-f]{32}(?![0-9a-f])")
 
 
@@ -88,6 +92,10 @@ class Names:
             return self.mailbox(link.target)
         return self.of(f"lane.{link.name}", repr(sorted(link.bounds.items())))
 
+    def outbox(self, link: Link) -> str:
+        """Where the mail of a buffered link waits until the receiver's host has taken it."""
+        return self.of(f"outbox.{link.name}")
+
     @property
     def dead(self) -> str:
         return DEAD if self.apart else self.of(DEAD)
@@ -113,9 +121,18 @@ def environments_of(name: str, *kinds: str) -> tuple[str, ...] | None:
         return None
     if len(ends) == _ENDS[kind] + 1 and kind != "env" and _TAG.fullmatch(ends[-1]):
         del ends[-1]
-    if len(ends) != _ENDS[kind] or not all(NAME.fullmatch(end) for end in ends):
+    if len(ends) != _ENDS[kind] or not all(END.fullmatch(end) or (kind == "env" and _is_broker(end)) for end in ends):
         return None
     return tuple(ends)
+
+
+def carrier(host: str) -> str:
+    """What the broker of another host is called in place of an environment: it brings what that host's have sent."""
+    return f"@{host}"
+
+
+def _is_broker(end: str) -> bool:
+    return end.startswith("@") and END.fullmatch(f"x{end}") is not None
 
 
 def is_dead(name: str) -> bool:
@@ -124,8 +141,8 @@ def is_dead(name: str) -> bool:
 
 
 def owner(queue: str) -> str:
-    """Whose mail is in a queue of ours: an environment, a link (of a lane), or ``dead``."""
-    return ".".join(environments_of(queue, "mailbox", "lane") or (DEAD,))
+    """Whose mail is in a queue of ours: an environment, a link (of a lane or an outbox), or ``dead``."""
+    return ".".join(environments_of(queue, *MAIL) or (DEAD,))
 
 
 def shown(text: str) -> str:

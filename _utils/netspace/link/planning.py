@@ -8,7 +8,7 @@ from typing import Any
 
 from netspace import files
 from netspace.layout import Layout
-from netspace.link import diff, former, forwarder, identity, model, reach, renewer, seals
+from netspace.link import diff, former, forwarder, identity, model, reach, remote, renewer, seals
 from netspace.link.diff import Difference
 from netspace.link.former import Former
 from netspace.link.identity import Identities
@@ -152,6 +152,14 @@ def plan(layout: Layout, desired: DesiredLinks, observed: Observed, remove: Coll
     return Plan(steps, refusals, notes)
 
 
+def objects(layout: Layout, broker: Broker, links: Mapping[str, Link], names: Names) -> model.Objects:
+    """All that is to be on *broker* for these links."""
+    tls = identity.server_folder(layout)
+    login = (tls / identity.ANCHORS, tls / identity.CLIENT)
+    shovels = remote.shovels(broker, links.values(), names, reach.vhost(layout, broker), *login)
+    return model.objects(links.values(), names, shovels)
+
+
 def found(layout: Layout, broker: Broker, known: Collection[str], definitions: Mapping[str, Any]) -> model.Found:
     return model.found(definitions, reach.vhost(layout, broker), known, whole=isinstance(broker, LocalBroker))
 
@@ -181,9 +189,9 @@ def compare(
     passwords: Mapping[str, str],
     names: Names,
 ) -> Comparison:
-    known = model.members([*before.values(), *after.values()])
+    known = model.accounts([*before.values(), *after.values()])
     there = found(layout, broker, known, definitions)
-    wanted = model.objects(after.values(), names)
+    wanted = objects(layout, broker, after, names)
     none = dict.fromkeys(identity.certified(broker, known), "")
     return Comparison(there, wanted, after, diff.difference(wanted, there, {**passwords, **none}))
 
@@ -273,14 +281,19 @@ def _key_changes(work: Work) -> dict[str, dict[str, Any]]:
 
 def _forwarder_changes(layout: Layout, work: Work) -> dict[str, dict[str, Any]]:
     observed = work.observed
+    links = work.after.values()
     serves = forwarder.served(observed.config)
-    wanted = sorted(model.members(work.after.values()))
+    wanted = sorted(model.members(links))
     changes: dict[str, dict[str, Any]] = {}
     if serves != wanted:
         added, removed = sorted(set(wanted) - set(serves)), sorted(set(serves) - set(wanted))
         changes["environments"] = {"old": removed or None, "new": added or None}
     elif work.after and observed.config != forwarder.render(
-        layout, work.broker, observed.namespaces, observed.identities.trusted
+        layout,
+        work.broker,
+        observed.namespaces,
+        observed.identities.trusted,
+        remote.ways(work.broker, work.after.values()),
     ):
         changes["configuration"] = {"old": "differs", "new": "as declared"}
     running = observed.forwarder is not None and observed.forwarder.state == "running"

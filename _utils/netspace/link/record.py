@@ -92,5 +92,7 @@ def plain(link: Link | None) -> dict[str, Any] | None:
     """A link as it is recorded and shown."""
     if link is None:
         return None
-    rights = {**({"seal": True} if link.seal else {}), **({"monitor": True} if link.monitor else {})}
+    rights: dict[str, Any] = {**({"seal": True} if link.seal else {}), **({"monitor": True} if link.monitor else {})}
+    if link.via != "direct":
+        rights["via"] = link.via
     return {"from": link.source, "to": link.target, "pattern": link.pattern, **link.bounds, **rights}

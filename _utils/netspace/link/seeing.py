@@ -13,7 +13,10 @@ from netspace.supervision import Supervisor
 
 
 def links(layout: Layout, supervisor: Supervisor) -> dict[str, Any]:
-    """Links and mailboxes with their state: ``active``, ``missing`` (not on the broker), ``unknown``."""
+    """Links and mailboxes with their state: ``active``, ``missing`` (not on the broker), ``unknown``.
+
+    ``elsewhere``: on the receiver's host, which knows.
+    """
     record = read(layout)
     listed: dict[str, Any] = {"links": {}, "mailboxes": {}, "parked": list(record.parked)}
     if record.broker is None or not record.links:
@@ -22,7 +25,7 @@ def links(layout: Layout, supervisor: Supervisor) -> dict[str, Any]:
     there: model.Objects = {}
     called = names.used(layout, record.broker)
     if definitions is not None:
-        there = planning.found(layout, record.broker, model.members(record.links.values()), definitions).objects
+        there = planning.found(layout, record.broker, model.accounts(record.links.values()), definitions).objects
         try:
             with reach.management(layout, record.broker) as api:
                 queues = (
@@ -37,10 +40,8 @@ def links(layout: Layout, supervisor: Supervisor) -> dict[str, Any]:
         listed["dead"] = counts.get(called.dead, {}).get("messages")
     for name, link in sorted(record.links.items()):
         on_broker = all(key in there for key in model.of_link(link, called))
-        listed["links"][name] = {
-            **(plain(link) or {}),
-            "state": "unknown" if definitions is None else "active" if on_broker else "missing",
-        }
+        state_of = "unknown" if definitions is None else "active" if on_broker else "missing"
+        listed["links"][name] = {**(plain(link) or {}), "state": "elsewhere" if model.elsewhere(link) else state_of}
     kind = "local" if isinstance(record.broker, LocalBroker) else "cluster"
     about = {"kind": kind, "state": state, "vhost": reach.vhost(layout, record.broker)}
     return {"broker": {**about, "detail": detail} if detail else about, **listed}

@@ -12,12 +12,14 @@ import math
 import posixpath
 import re
 import urllib.parse
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from netspace.errors import Problem
+from netspace.spec import fleet
 from netspace.spec.types import (
+    END,
     NAME,
     Address,
     ClusterBroker,
@@ -393,8 +395,8 @@ def link(spec: Link, path: str) -> list[Problem]:
     """Check one link's own values."""
     problems = []
     for key, name in (("from", spec.source), ("to", spec.target)):
-        if not NAME.fullmatch(name):
-            problems.append(Problem(f"{path}:{key}", f"{name!r} can't be an environment's name"))
+        if not END.fullmatch(name):
+            problems.append(Problem(f"{path}:{key}", f"{name!r} can't be an environment's name, nor <name>@<host>"))
     if spec.source == spec.target:
         problems.append(Problem(path, f"{spec.source} can't be linked to itself"))
     if spec.ttl is not None and not 0.001 <= spec.ttl <= LINK_TTL:
@@ -406,23 +408,27 @@ def link(spec: Link, path: str) -> list[Problem]:
     return problems
 
 
-def clashes(declared: Declaration, path: str, known: Collection[str] = ()) -> list[Problem]:
+def clashes(
+    declared: Declaration, path: str, known: Collection[str] = (), places: Sequence[str] | None = None
+) -> list[Problem]:
     """Check what only the whole declaration can tell.
 
     :param known: names of environments that exist though they didn't parse.
+    :param places: where each of the links stands; absent: in this order.
     """
     problems: list[Problem] = []
     names = {*declared.environments, *known}
 
-    seen: dict[str, int] = {}
+    seen: dict[str, str] = {}
     for index, one in enumerate(declared.links):
-        where = f"{path}:links:{index}"
+        where = places[index] if places else f"{path}:links:{index}"
         for key, name in (("from", one.source), ("to", one.target)):
-            if name not in names:
+            if name not in names and not fleet.remote(name):
                 problems.append(Problem(f"{where}:{key}", f"there is no environment {name}"))
+        problems += fleet.link(one, declared.broker, where)
         if one.name in seen:
-            problems.append(Problem(where, f"the same link as {path}:links:{seen[one.name]}"))
-        seen.setdefault(one.name, index)
+            problems.append(Problem(where, f"the same link as {seen[one.name]}"))
+        seen.setdefault(one.name, where)
 
         if one.monitor and isinstance(declared.broker, ClusterBroker):
             problems.append(
@@ -501,6 +507,7 @@ def _settings(declared: Declaration, path: str) -> list[Problem]:
             )
         if broker.authority is not None and not _clean(broker.authority):
             problems.append(Problem(f"{path}:broker:authority", "expected the absolute path of a folder"))
+        problems += fleet.settings(broker, f"{path}:broker")
     elif isinstance(broker, ClusterBroker):
         problems += _urls(broker.url, ("amqp", "amqps"), f"{path}:broker:url")
         problems += _urls(broker.management, ("http", "https"), f"{path}:broker:management")

@@ -18,7 +18,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 import msgspec
 
 from netspace.errors import Problem, SpecError
-from netspace.spec import check
+from netspace.spec import check, fleet
 from netspace.spec.types import (
     NAME,
     NAME_RULE,
@@ -77,15 +77,16 @@ def declaration(data: Any, path: str = "netspace") -> Declaration:
         if parsed is not None:
             environments[name] = parsed
 
-    links: list[Link] = []
+    links: dict[str, Link] = {}
     listed = [] if data.get("links") is None else data["links"]
     if not isinstance(listed, (list, tuple)):
         problems.append(Problem(f"{path}:links", f"expected a list, got {_kind_of(listed)}"))
         listed = []
     for index, value in enumerate(listed):
-        parsed_link = _try(functools.partial(link, value, f"{path}:links:{index}"), None, problems)
-        if parsed_link is not None:
-            links.append(parsed_link)
+        where = f"{path}:links:{index}"
+        parsed_link = _try(functools.partial(link, value, where), None, problems)
+        for own in fleet.local((parsed_link,), broker) if parsed_link is not None else ():
+            links[where] = own
 
     result = Declaration(
         attestation=settings,
@@ -93,11 +94,11 @@ def declaration(data: Any, path: str = "netspace") -> Declaration:
         network=network,
         runtimes=chosen,
         environments=environments,
-        links=tuple(links),
+        links=tuple(links.values()),
     )
     # Names that were declared badly are still names: don't report their links as well.
     names = {str(name) for name in declared}
-    problems.extend(check.clashes(result, path, known=names))
+    problems.extend(check.clashes(result, path, known=names, places=list(links)))
     problems.extend(check.whole(result, path, names))
     if problems:
         raise SpecError(problems)

@@ -15,11 +15,14 @@ import msgspec
 
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,46}[a-z0-9])?")
 NAME_RULE = "1 to 48 of a-z, 0-9, '-' and '_', beginning and ending with a letter or digit"
+END = re.compile(rf"{NAME.pattern}(?:@{NAME.pattern})?")
+"""An end of a link: an environment of this host, or ``<environment>@<host>`` of another."""
 
 Policy = Literal["require", "prefer", "off"]
 LevelName = Literal["L0", "L1", "L2", "L3", "L4", "L5"]
 Pattern = Literal["send", "request"]
 Full = Literal["reject", "drop-head"]
+Via = Literal["direct", "buffered"]
 Direction = Literal["in", "out"]
 Protocol = Literal["tcp", "udp", "icmp"]
 
@@ -140,6 +143,20 @@ class Attestation(Requirement, frozen=True):
     verifier_keys: tuple[str, ...] = ()
 
 
+class RemoteHost(Base, frozen=True):
+    """Another host, as links that lead there or come from there need to know it.
+
+    :param trust_domain: its own, as its ``broker`` declares it: also the name that its broker has a certificate for.
+    :param address: where its broker is reached, ``<address>:<port>``, which is its ``broker: {listen: ...}``;
+        absent: no link leads there.
+    :param vhost: the virtual host of its links: its instance's name.
+    """
+
+    trust_domain: str
+    address: str | None = None
+    vhost: str = "netspace"
+
+
 class LocalBroker(Base, frozen=True, tag_field="kind", tag="local"):
     """A RabbitMQ node of netspace's own on this host's loopback.
 
@@ -152,6 +169,9 @@ class LocalBroker(Base, frozen=True, tag_field="kind", tag="local"):
     :param trust_domain: begins the SPIFFE ID of each environment; by default the instance's name.
     :param authority: folder with ``authority.pem`` (root's alone): the key, the certificate and those above it
         of an intermediate that issues the certificates; by default the host makes an authority of its own.
+    :param host: the name of this host in links (``web@<host>``) and certificates; absent: there are no links to others.
+    :param listen: ``<address>:<port>`` of this host where environments of other hosts reach it; absent: **nowhere**.
+    :param hosts: the others that links lead to or come from, by name.
     """
 
     port: int = 5682
@@ -163,6 +183,9 @@ class LocalBroker(Base, frozen=True, tag_field="kind", tag="local"):
     passwords: tuple[str, ...] = ()
     trust_domain: str | None = None
     authority: str | None = None
+    host: str | None = None
+    listen: str | None = None
+    hosts: dict[str, RemoteHost] = {}
 
 
 class ClusterBroker(Base, frozen=True, tag_field="kind", tag="cluster"):
@@ -174,6 +197,7 @@ class ClusterBroker(Base, frozen=True, tag_field="kind", tag="cluster"):
     :param names_key: as of a local broker; with the same one on all hosts, dead letters can't be probed either.
     :param ca: PEM file of the certificates that the broker is checked by where a URL is ``amqps`` or ``https``;
         by default the system's.
+    :param host: the name of this host in links (``web@<host>``); absent: there are no links to other hosts.
     """
 
     url: str | tuple[str, ...]
@@ -182,6 +206,7 @@ class ClusterBroker(Base, frozen=True, tag_field="kind", tag="cluster"):
     vhost: str = "netspace"
     names_key: str | None = None
     ca: str | None = None
+    host: str | None = None
 
     @property
     def urls(self) -> tuple[str, ...]:
@@ -405,6 +430,9 @@ class Environment(Base, frozen=True):
 class Link(Base, frozen=True):
     """The right of one environment (``from``) to send to another's mailbox (``to``).
 
+    Either end may be on another host: ``orders@h2``. Both hosts declare the link; what is of this host is named
+    without it once parsed.
+
     ``request``: each message asks for one reply, which goes to the asker alone.
 
     With ``ttl`` or ``length`` its mail waits in a queue of its own, beside the receiver's mailbox.
@@ -416,6 +444,8 @@ class Link(Base, frozen=True):
     :param monitor: the sender is told when the receiver's program goes and comes.
     :param seal: messages and replies are signed and encrypted end to end with the environments' own keys, so that no
         broker and no relay can read or change them. **Their programs must seal and open**, as netspace-client does.
+    :param via: to another host ``direct``: the sender is connected to the receiver's broker, and told at once what
+        becomes of a message; or ``buffered``: its own broker takes the message and carries it over once it can.
     """
 
     source: str = msgspec.field(name="from")
@@ -427,6 +457,7 @@ class Link(Base, frozen=True):
     ttl: float | None = None
     length: int | None = None
     full: Full = "reject"
+    via: Via = "direct"
 
     @property
     def bounds(self) -> dict[str, float | int | str]:
@@ -442,6 +473,26 @@ class Link(Base, frozen=True):
     def name(self) -> str:
         """Unique name of the link: ``<from>.<to>`` (names have no dot)."""
         return f"{self.source}.{self.target}"
+
+    @property
+    def to_host(self) -> str | None:
+        """The other host that it leads to; None: it leads to an environment of this one."""
+        return host_of(self.target)
+
+    @property
+    def from_host(self) -> str | None:
+        """The other host that it comes from; None: it comes from an environment of this one."""
+        return host_of(self.source)
+
+    @property
+    def here(self) -> list[str]:
+        """Those of its ends that are environments of this host."""
+        return [end for end in (self.source, self.target) if host_of(end) is None]
+
+
+def host_of(end: str) -> str | None:
+    """The other host that an end of a link is on; None: this one."""
+    return end.partition("@")[2] or None
 
 
 class Runtimes(Base, frozen=True):

@@ -47,7 +47,9 @@ class Peer:
     """One whom this environment may send to.
 
     :param replies: for ``request``: (own queue for answers, exchange to bind it to).
+    :param broker: which broker the link is on: this environment's own, or that of the peer's host.
     :param monitor: where we are told of it: (exchange that the news come from, the queue that they are about).
+    :param notices: the queue that these news come to.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Peer:
     replies: tuple[str, str] | None = None
     seal: Sealed | None = None
     monitor: tuple[str, str] | None = None
+    notices: str | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,6 @@ class Card:
 
     :param queues: all that this environment reads.
     :param senders: by the exchange that they send through.
-    :param notices: queue for news of those whom it may monitor.
     :param keys: file of this environment's own keys, where a link of its is sealed.
     """
 
@@ -93,7 +95,6 @@ class Card:
     senders: Mapping[str, Sender] = field(default_factory=dict)
     trust: Mapping[str, Any] = field(default_factory=dict)
     keys: Path | None = None
-    notices: str | None = None
 
     @property
     def brokers(self) -> list[Broker]:
@@ -133,6 +134,7 @@ def parse(value: Any, folder: Path = FOLDER) -> Card:
         known = ", ".join(map(str, VERSIONS))
         raise CardError(f"version {version!r} is not known (but {known}): a newer netspace-client is needed")
     broker = None if top.get("broker") is None else _broker(top["broker"], "broker", folder)
+    notices = None if top.get("notices") is None else _text(top, "notices", "the card")
     peers, senders = {}, {}
     for index, entry in enumerate(_list(top, "peers")):
         where = f"peers:{index}"
@@ -145,12 +147,13 @@ def parse(value: Any, folder: Path = FOLDER) -> Card:
             back = _table(about["replies"], f"{where}:replies")
             replies = (_text(back, "queue", f"{where}:replies"), _text(back, "exchange", f"{where}:replies"))
         name = _text(about, "to", where)
-        watched = None
+        watched, heard = None, None
         if about.get("monitor") is not None:
             news = _table(about["monitor"], f"{where}:monitor")
             watched = (_text(news, "exchange", f"{where}:monitor"), _text(news, "queue", f"{where}:monitor"))
+            heard = notices if news.get("notices") is None else _text(news, "notices", f"{where}:monitor")
         pattern, exchange = _text(about, "pattern", where), _text(about, "exchange", where)
-        peers[name] = Peer(name, pattern, exchange, own, replies, _seal(about, where), watched)
+        peers[name] = Peer(name, pattern, exchange, own, replies, _seal(about, where), watched, heard)
     for index, entry in enumerate(_list(top, "senders")):
         where = f"senders:{index}"
         about = _table(entry, where)
@@ -164,13 +167,10 @@ def parse(value: Any, folder: Path = FOLDER) -> Card:
         if not isinstance(queue, str) or not queue:
             raise CardError(f"queues:{index}: expected the name of a queue")
         queues.append(queue)
-    notices = None if top.get("notices") is None else _text(top, "notices", "the card")
     trust = _table(top.get("trust") or {}, "trust")
     own_keys = _table(top.get("seal") or {}, "seal")
     keys = _placed(_text(own_keys, "keys_file", "seal"), folder) if own_keys else None
-    return Card(
-        _text(top, "name", "the card"), tuple(dict.fromkeys(queues)), broker, peers, senders, trust, keys, notices
-    )
+    return Card(_text(top, "name", "the card"), tuple(dict.fromkeys(queues)), broker, peers, senders, trust, keys)
 
 
 def load_keys(path: Path) -> Ring:

@@ -34,7 +34,7 @@ from netspace_client.message import Message
 from netspace_client.monitor import Monitor
 from netspace_client.outlet import CONFIRM_SECONDS, Outlet, Unroutable
 from netspace_client.seal import Envelope, Opened, Ring, Sealed, SealError, UnknownKey
-from netspace_client.session import FAILURES, Session, answer, hang_up
+from netspace_client.session import FAILURES, Place, Session, answer, hang_up
 from netspace_client.window import SIZE, Window
 
 log = logging.getLogger("netspace_client")
@@ -89,7 +89,7 @@ class Mailbox:
         self._reading: dict[tuple[Session, str], asyncio.Task[None]] = {}
         self._room_in: dict[str, int] = {}
         self._here: Counter[str] = Counter()
-        self._sessions: dict[tuple[str, int, str], Session] = {}
+        self._sessions: dict[Place, Session] = {}
         self._outlets: dict[tuple[Session, str], Outlet] = {}
         self._keys: dict[str, str] = {}
         self._bound: dict[str, Channel] = {}
@@ -368,7 +368,8 @@ class Mailbox:
         """Read the queues that the card names, and no others."""
         about = self.card
         wanted = {(self._session(about.broker), queue) for queue in about.queues} if about.broker is not None else set()
-        heard_of = {(self._session(about.broker), about.notices)} if about.broker and about.notices else set()
+        watched = [peer for peer in about.peers.values() if peer.monitor]
+        heard_of = {(self._session(peer.broker), peer.notices) for peer in watched if peer.notices}
         for place in self._noticing.keys() - heard_of:
             self._noticing.pop(place).cancel()
         for session, queue in heard_of - self._noticing.keys():
@@ -638,7 +639,7 @@ class Mailbox:
             session = self._sessions[place] = Session(place, lambda: self._login(place, broker))
         return session
 
-    def _login(self, place: tuple[str, int, str], known: Broker) -> Broker:
+    def _login(self, place: Place, known: Broker) -> Broker:
         """How to log in there, by the newest card."""
         return next((one for one in self.card.brokers if _place(one) == place), known)
 
@@ -673,8 +674,8 @@ def _state(path: Path) -> tuple[int, ...]:
     return (found.st_ino, found.st_mtime_ns, found.st_size)
 
 
-def _place(broker: Broker) -> tuple[str, int, str]:
-    return (broker.host, broker.port, broker.vhost)
+def _place(broker: Broker) -> Place:
+    return (broker.host, broker.port, broker.vhost, broker.server_name or "")
 
 
 def _matcher(match: Match | str | None) -> Match:

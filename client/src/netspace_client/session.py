@@ -64,14 +64,17 @@ async def hang_up(channel: Channel) -> None:
         await answer(channel.close(), 5.0)
 
 
+Place = tuple[str, int, str, str]
+"""Which broker: host, port, vhost, and the name in its certificate: one port leads to several."""
+
+
 class Session:
     """A connection that is kept up until ``close``.
 
-    :param place: which broker: host, port, vhost.
     :param broker: tells who one is there, each time anew.
     """
 
-    def __init__(self, place: tuple[str, int, str], broker: Callable[[], Broker]) -> None:
+    def __init__(self, place: Place, broker: Callable[[], Broker]) -> None:
         self.place = place
         self._broker = broker
         self._up = asyncio.Event()

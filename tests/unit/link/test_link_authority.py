@@ -172,14 +172,19 @@ def test_an_accounts_name_there_is_one_here(name, passwords):
         ("env.web", f"{STALE}env.web"),  # of the version that had passwords
         ("spiffe://old/host/h/env/web", f"{STALE}spiffe://old/host/h/env/web"),
         ("spiffe://d/host/h/env/shell", f"{STALE}spiffe://d/host/h/env/shell"),
-        ("spiffe://d/host/another/env/web", "spiffe://d/host/another/env/web"),
+        ("spiffe://d/host/another/env/web", f"{STALE}spiffe://d/host/another/env/web"),  # a host that isn't declared
+        ("spiffe://x/host/x/env/web", "env.web@x"),
+        ("spiffe://x/host/x/broker", "env.@x"),
+        ("spiffe://x/host/x/env/web/more", f"{STALE}spiffe://x/host/x/env/web/more"),
         ("env.not a name", "env.not a name"),
         ("guest", "guest"),
     ],
 )
 def test_an_account_of_ours_that_logs_in_otherwise_is_stale_and_others_are_left_alone(there, here):
-    accounts = Accounts("spiffe://d/host/h", frozenset({"shell"}))
+    accounts = Accounts("spiffe://d/host/h", frozenset({"shell"}), {"x": "spiffe://x/host/x"})
     assert accounts.here(there) == here
+    if "@" in here:
+        assert accounts.there(here) == there
     told = accounts.told({"users": [{"name": there}], "permissions": [{"user": there, "vhost": "v"}]})
     assert accounts.stale(told, "v") == ([there] if here.startswith(STALE) else [])
     assert accounts.stale(told, "another") == []

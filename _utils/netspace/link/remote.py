@@ -1,0 +1,117 @@
+"""Links between hosts: who the others are, how they are reached, and what they call what is ours. Pure.
+
+A direct link is made on the receiver's broker alone, where its sender logs in as itself: its own
+127.0.0.1:5671 leads to every broker that its links need, and the name that it asks for in TLS says to which
+(``forwarder``). A buffered link is made on both: the sender's broker keeps the mail in an outbox, and a shovel, which
+logs in as that broker, takes it over. Names are equal on both, for both have the key that they follow from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import msgspec
+
+from netspace.link import authority, model
+from netspace.link.names import Names
+from netspace.spec import fleet
+from netspace.spec.types import Broker, Link, LocalBroker, RemoteHost
+
+PREFETCH = 50
+"""Messages of a buffered link that are on their way at once: as many may come twice when a broker dies."""
+
+RECONNECT = 2
+"""Seconds after which a shovel that lost its way tries again."""
+
+
+def identities(broker: Broker) -> dict[str, str]:
+    """The SPIFFE ID of each other host."""
+    if not isinstance(broker, LocalBroker):
+        return {}
+    return {name: authority.host_id(host.trust_domain, name) for name, host in broker.hosts.items()}
+
+
+def known(broker: Broker, name: str) -> RemoteHost | None:
+    """What is declared of another host; None: nothing (any more)."""
+    return broker.hosts.get(name) if isinstance(broker, LocalBroker) else None
+
+
+def there(link: Link, broker: Broker) -> Link:
+    """A link to another host as that host names it."""
+    environment, _, _ = link.target.partition("@")
+    named: Link = msgspec.structs.replace(link, source=f"{link.source}@{broker.host}", target=environment)
+    return named
+
+
+def ways(broker: Broker, links: Collection[Link]) -> dict[str, dict[str, RemoteHost]]:
+    """The other hosts whose brokers each environment talks to: those that its direct links lead to."""
+    found: dict[str, dict[str, RemoteHost]] = {}
+    for link in links:
+        if link.to_host is not None and model.elsewhere(link):
+            host = known(broker, link.to_host)
+            if host is not None and host.address is not None:
+                found.setdefault(link.source, {})[link.to_host] = host
+    return found
+
+
+def shovels(
+    broker: Broker, links: Collection[Link], names: Names, vhost: str, anchors: Path, login: Path
+) -> dict[str, dict[str, Any]]:
+    """The shovel of each buffered link to another host, by the link's name.
+
+    https://www.rabbitmq.com/docs/shovel-dynamic
+
+    :param vhost: of the links on this host's broker.
+    :param anchors: file of the certificates that the other brokers are checked by.
+    :param login: file of the key and the certificate by which this host's broker logs in there.
+    """
+    made = {}
+    for link in links:
+        host = known(broker, link.to_host) if link.to_host is not None and not model.elsewhere(link) else None
+        if host is None:
+            continue
+        made[link.name] = {
+            "src-protocol": "amqp091",
+            "src-uri": f"amqp:///{quote(vhost, safe='')}",
+            "src-queue": names.outbox(link),
+            "src-prefetch-count": PREFETCH,
+            "dest-protocol": "amqp091",
+            "dest-uri": _uri(host, anchors, login),
+            "dest-exchange": names.exchange(there(link, broker)),
+            "dest-exchange-key": "",
+            # A user id is checked against who logs in there: whose message it is says the exchange.
+            "dest-publish-properties": {"user_id": f"{identity(broker)}/broker"},
+            "dest-add-forward-headers": False,
+            "ack-mode": "on-confirm",
+            "reconnect-delay": RECONNECT,
+        }
+    return made
+
+
+def identity(broker: Broker) -> str:
+    """The SPIFFE ID of this host, as it is declared."""
+    assert isinstance(broker, LocalBroker) and broker.host is not None and broker.trust_domain is not None
+    return authority.host_id(broker.trust_domain, broker.host)
+
+
+def _uri(host: RemoteHost, anchors: Path, login: Path) -> str:
+    found = fleet.address(host.address or "")
+    assert found is not None
+    name, port = found
+    options = urlencode(
+        {
+            "cacertfile": anchors,
+            "certfile": login,
+            "keyfile": login,
+            "verify": "verify_peer",
+            "server_name_indication": host.trust_domain,
+            "auth_mechanism": "external",
+            "heartbeat": 5,
+            "connection_timeout": 5000,
+        },
+        safe="/",
+    )
+    return f"amqps://{f'[{name}]' if ':' in name else name}:{port}/{quote(host.vhost, safe='')}?{options}"

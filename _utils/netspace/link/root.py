@@ -1,0 +1,158 @@
+"""The root that a fleet's hosts trust for their links, and the authorities below it, each good for one host alone.
+
+A host makes a key, which never leaves it, and asks for a certificate (:func:`request`); whoever has the root answers
+(:meth:`Root.certify`), and the host keeps the answer (:func:`adopt`) where ``broker: {authority: ...}`` looks for it.
+The certificate's name constraints (RFC 5280, 4.2.1.10) have it speak for names of that host and no other: brokers
+and clients both check them, so a host that is taken over can't be another.
+"""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+from pathlib import Path
+from typing import Any
+
+from netspace import files
+from netspace.errors import NetspaceError
+from netspace.link import authority
+from netspace.spec.fleet import DOMAIN
+
+KEY, BUNDLE = "authority.key", "authority.pem"
+LIFE = 10 * 365  # days, of the root
+HOST_LIFE = 2 * 365
+MAX_TEXT = 65536
+
+
+class Root:
+    """The root in *folder* (root's alone): ``root.pem`` holds its key and its certificate.
+
+    :raises NetspaceError: when what is there can't be used.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "root.pem"
+
+    def make(self, name: str) -> str:
+        """Make it where there is none; return its certificate (PEM)."""
+        if not self.path.exists():
+            from cryptography import x509
+            from cryptography.hazmat.primitives.asymmetric import ec
+
+            key = ec.generate_private_key(ec.SECP256R1())
+            certificate = _certificate(
+                name,
+                key.public_key(),
+                authority.named(name),
+                key,
+                LIFE,
+                [(x509.BasicConstraints(True, 1), True), (authority.usage(key_cert_sign=True, crl_sign=True), True)],
+            )
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            files.write(self.path, (authority.private(key) + authority.text(certificate)).encode())
+        return authority.text(self._read()[1])
+
+    def certify(self, request: str, trust_domain: str) -> str:
+        """Return the certificate (PEM) of a host's authority, for names of *trust_domain* alone, then the root's.
+
+        :param request: what :func:`request` gave there.
+        """
+        from cryptography import x509
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        if not DOMAIN.fullmatch(trust_domain):
+            raise NetspaceError(f"{trust_domain!r} is no trust domain: expected a name such as h1.example.org")
+        try:
+            asked = x509.load_pem_x509_csr(request[:MAX_TEXT].encode())
+            whose = asked.public_key()
+            if not asked.is_signature_valid or not isinstance(whose, ec.EllipticCurvePublicKey):
+                raise ValueError("want an elliptic curve's key that signed the request")
+        except (ValueError, TypeError) as err:
+            raise NetspaceError(f"the request can't be used: {err}") from err
+        key, own = self._read()
+        names = [x509.UniformResourceIdentifier(trust_domain)]
+        names += [x509.DNSName(name) for name in (trust_domain, *authority.SERVER_NAMES)]  # type: ignore[misc]
+        certificate = _certificate(
+            f"netspace links of {trust_domain}"[:64],
+            whose,
+            own.subject,
+            key,
+            HOST_LIFE,
+            [
+                (x509.BasicConstraints(True, 0), True),
+                (authority.usage(key_cert_sign=True, crl_sign=True), True),
+                (x509.NameConstraints(names, None), True),
+                (x509.SubjectKeyIdentifier.from_public_key(whose), False),
+            ],
+        )
+        return authority.text(certificate) + authority.text(own)
+
+    def _read(self) -> tuple[Any, Any]:
+        from cryptography import x509
+        from cryptography.exceptions import UnsupportedAlgorithm
+        from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+        try:
+            raw = self.path.read_bytes()
+            return load_pem_private_key(raw, None), x509.load_pem_x509_certificate(raw)
+        except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as err:
+            raise NetspaceError(f"{self.path}: {err.__class__.__name__}: there is no root that can be used") from err
+
+
+def request(folder: Path) -> str:
+    """Return a request (PEM) for the key in *folder*, which is made where there is none, and never leaves it."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
+
+    path = folder / KEY
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not path.exists():
+        files.write(path, authority.private(ec.generate_private_key(ec.SECP256R1())).encode())
+    try:
+        key: Any = load_pem_private_key(path.read_bytes(), None)
+    except (ValueError, TypeError) as err:
+        raise NetspaceError(f"{path}: {type(err).__name__}: it holds no key; remove it to have a new one") from err
+    asked = x509.CertificateSigningRequestBuilder().subject_name(authority.named("netspace links"))
+    return asked.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM).decode()
+
+
+def adopt(folder: Path, chain: str) -> bool:
+    """Keep what :meth:`Root.certify` answered beside the key; return whether it is news.
+
+    :raises NetspaceError: when it is for another key, or no chain.
+    """
+    from cryptography import x509
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    try:
+        key: Any = load_pem_private_key((folder / KEY).read_bytes(), None)
+        found = x509.load_pem_x509_certificates(chain[:MAX_TEXT].encode())
+        for below, above in itertools.pairwise(found):
+            below.verify_directly_issued_by(above)
+    except (OSError, ValueError, TypeError, InvalidSignature) as err:
+        raise NetspaceError(f"{folder}: the answer can't be used: {err.__class__.__name__} {err}".strip()) from err
+    if len(found) < 2 or found[0].public_key() != key.public_key():
+        raise NetspaceError(f"{folder}: the answer is for another key, or lacks the root's certificate")
+    return files.write(folder / BUNDLE, (authority.private(key) + "".join(map(authority.text, found))).encode())
+
+
+def _certificate(common: str, whose: Any, issuer: Any, key: Any, days: int, extensions: list[tuple[Any, bool]]) -> Any:
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
+
+    now = datetime.datetime.now(datetime.timezone.utc)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(authority.named(common))
+        .issuer_name(issuer)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(seconds=authority.SKEW))
+        .not_valid_after(now + datetime.timedelta(days=days))
+        .public_key(whose)
+    )
+    for extension, critical in extensions:
+        builder = builder.add_extension(extension, critical)
+    return builder.sign(key, hashes.SHA256())

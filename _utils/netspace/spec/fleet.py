@@ -1,0 +1,162 @@
+"""Links between hosts: what a declaration says of other hosts, checked, and put into this host's words. Pure.
+
+The same list of links may be declared on every host of a fleet, with each end as ``<environment>@<host>``.
+:func:`local` takes out what is none of this host's and names its own environments without the host; from
+there on an end with an ``@`` is somewhere else.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable
+from typing import Literal
+
+import msgspec
+
+from netspace.errors import Problem
+from netspace.spec.types import NAME, NAME_RULE, Broker, ClusterBroker, Link, LocalBroker, host_of
+
+# Both a name in certificates (DNS, RFC 1123 section 2.1) and a SPIFFE trust domain, which may have no capitals.
+_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+DOMAIN = re.compile(rf"(?=.{{1,200}}$){_LABEL}(?:\.{_LABEL})+")
+_ADDRESS = re.compile(r"(?:\[([0-9a-fA-F:.]{2,45})\]|([A-Za-z0-9.-]{1,253})):(\d{1,5})")
+
+
+def local(links: Iterable[Link], broker: Broker) -> tuple[Link, ...]:
+    """The links of this host, with its own environments named as they are here."""
+    if broker.host is None:
+        return tuple(links)
+    suffix = f"@{broker.host}"
+    named = (
+        msgspec.structs.replace(link, source=link.source.removesuffix(suffix), target=link.target.removesuffix(suffix))
+        for link in links
+    )
+    return tuple(link for link in named if link.here)
+
+
+def address(text: str) -> tuple[str, int] | None:
+    """Host and port of ``<host>:<port>`` (``[<IPv6>]:<port>``); None where it isn't one."""
+    match = _ADDRESS.fullmatch(text)
+    if match is None or not 1 <= int(match[3]) <= 65535:
+        return None
+    return match[1] or match[2], int(match[3])
+
+
+def _is_numeric(text: str) -> bool:
+    """Whether it is an address, and not a name, with a port."""
+    found = address(text)
+    try:
+        return found is not None and bool(ipaddress.ip_address(found[0]))
+    except ValueError:
+        return False
+
+
+def settings(broker: LocalBroker, path: str) -> list[Problem]:
+    """Check what a broker's declaration says of this host and the others."""
+    problems = []
+    if broker.host is not None and not NAME.fullmatch(broker.host):
+        problems.append(Problem(f"{path}:host", f"{broker.host!r} can't be a host's name: use {NAME_RULE}"))
+    if broker.listen is not None and not _is_numeric(broker.listen):
+        problems.append(
+            Problem(f"{path}:listen", f"{broker.listen!r}: expected an address and a port, such as 198.51.100.7:5671")
+        )
+    reached = bool(broker.listen or broker.hosts)
+    if reached:
+        why = "is missing: with listen or hosts, environments of other hosts have to know this one"
+        needed = {
+            "host": "the name of this host",
+            "trust_domain": "its name in certificates",
+            "authority": "an authority below a root that all of them trust",
+            "names_key": "a key that all of them have",
+        }
+        problems += [
+            Problem(f"{path}:{key}", f"{why}, by {what}")
+            for key, what in needed.items()
+            if getattr(broker, key) is None
+        ]
+        if broker.trust_domain is not None and not DOMAIN.fullmatch(broker.trust_domain):
+            problems.append(
+                Problem(f"{path}:trust_domain", f"{broker.trust_domain!r}: expected a name such as h1.example.org")
+            )
+    if broker.listen is not None and broker.passwords:
+        problems.append(
+            Problem(f"{path}:passwords", "a broker that other hosts reach (listen) takes certificates alone")
+        )
+    owners = {broker.trust_domain: broker.host}
+    for name, host in broker.hosts.items():
+        where = f"{path}:hosts:{name}"
+        if not NAME.fullmatch(name):
+            problems.append(Problem(where, f"{name!r} can't be a host's name: use {NAME_RULE}"))
+        if name == broker.host:
+            problems.append(Problem(where, "is this host itself"))
+        if not DOMAIN.fullmatch(host.trust_domain):
+            problems.append(
+                Problem(f"{where}:trust_domain", f"{host.trust_domain!r}: expected a name such as h2.example.org")
+            )
+        elif host.trust_domain in owners:
+            whose = owners[host.trust_domain]
+            problems.append(
+                Problem(f"{where}:trust_domain", f"{host.trust_domain} is {whose}'s: each host has its own")
+            )
+        owners.setdefault(host.trust_domain, name)
+        if host.address is not None and address(host.address) is None:
+            problems.append(
+                Problem(f"{where}:address", f"{host.address!r}: expected a host and a port, such as 198.51.100.8:5671")
+            )
+        if not re.fullmatch(r"[a-z0-9_-]{1,64}", host.vhost):
+            problems.append(Problem(f"{where}:vhost", f"{host.vhost!r} can't be the name of an instance"))
+    return problems
+
+
+def link(spec: Link, broker: Broker, path: str) -> list[Problem]:
+    """Check one link (see :func:`local`) against what is said of other hosts."""
+    other = spec.to_host or spec.from_host
+    if other is None:
+        if spec.via != "direct":
+            return [Problem(f"{path}:via", "both ends are on this host: nothing lies between them")]
+        return []
+    key: Literal["from", "to"] = "to" if spec.to_host else "from"
+    if not spec.here:
+        return [
+            Problem(path, f"neither {spec.source} nor {spec.target} is an environment of this host ({broker.host})")
+        ]
+    if isinstance(broker, ClusterBroker):
+        return _on_cluster(spec, broker, path, key)
+    if other not in broker.hosts:
+        known = ", ".join(sorted(broker.hosts)) or "none"
+        return [Problem(f"{path}:{key}", f"{other} is no host of broker:hosts ({known})")]
+    problems = []
+    if spec.to_host and broker.hosts[other].address is None:
+        problems.append(Problem(f"{path}:to", f"broker:hosts:{other}:address is missing: its broker can't be reached"))
+    if spec.from_host and broker.listen is None:
+        problems.append(Problem(f"{path}:from", "broker:listen is missing: nobody of another host can reach this one"))
+    if spec.source in broker.passwords:
+        problems.append(
+            Problem(f"{path}:from", f"{spec.source} logs in by password (broker:passwords), which no other host takes")
+        )
+    if spec.seal:
+        problems.append(Problem(f"{path}:seal", "hosts don't know the keys of each other's environments"))
+    if spec.via == "buffered":
+        if spec.to_host and not _is_numeric(broker.hosts[other].address or ""):
+            where = f"broker:hosts:{other}:address"
+            problems.append(Problem(f"{path}:via", f"{where} has to be a number: the broker looks up no names"))
+        if spec.pattern != "send":
+            problems.append(Problem(f"{path}:via", "who asks waits for the answer: that can't be buffered; use direct"))
+        if spec.monitor:
+            problems.append(Problem(f"{path}:monitor", "a buffered link's sender knows its own host alone; use direct"))
+    return problems
+
+
+def _on_cluster(spec: Link, broker: ClusterBroker, path: str, key: str) -> list[Problem]:
+    problems = []
+    if broker.host is None:
+        problems.append(Problem(f"{path}:{key}", "broker:host is missing: the name of this host in links"))
+    if spec.via != "direct":
+        problems.append(Problem(f"{path}:via", "both ends are on one broker: nothing lies between them"))
+    return problems
+
+
+def remote(end: str) -> bool:
+    """Whether an end of a link is on another host."""
+    return host_of(end) is not None

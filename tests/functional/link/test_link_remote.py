@@ -1,0 +1,340 @@
+"""Direct links between two hosts: the sender logs in at the receiver's broker as itself (docs/remote-links.md)."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import signal
+import socket
+import ssl
+import time
+
+import msgspec
+import pika
+import pytest
+from linked_hosts import ADDRESSES, PORT, domain, hosts
+from programs import Program, tell
+from streams import Stream
+from waiting import until
+
+from netspace.link import authority, identity
+from netspace.link import broker as node
+from netspace.link.authority import Issuer
+from netspace.spec.types import Link
+from netspace_client import Change, MailboxFull, Revoked, Unreachable
+
+pytestmark = pytest.mark.root
+
+ASK = Link(source="web@h1", target="orders@h2", pattern="request", monitor=True)
+TELL = Link(source="web@h1", target="audit@h2", length=20)
+BACK = Link(source="orders@h2", target="web@h1")
+ALONE = Link(source="other@h1", target="web@h1")
+LINKS = (ASK, TELL, BACK, ALONE)
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    with hosts(tmp_path_factory.mktemp("hosts")) as made:
+        h1, h2, _ = made
+        h1.environment("web", "other")
+        h2.environment("orders", "audit")
+        yield made
+
+
+@pytest.fixture
+def linked(both):
+    """What all hosts of a fleet are told alike."""
+    h1, h2, cable = both
+    cable.mend()
+    h2.declare(*LINKS)
+    h1.declare(*LINKS)
+    for world in (h1, h2):
+        world.no_mail()
+    return both
+
+
+@pytest.fixture
+def program(linked, tmp_path):
+    """Start programs with netspace-client: ``program(host, environment)``."""
+    started: list[Program] = []
+
+    def start(world, name: str, **options) -> Program:
+        started.append(Program(world, name, tell(world, name, tmp_path / name), **options))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.leave()
+
+
+def test_the_same_list_is_declared_on_both_and_a_second_apply_changes_nothing(linked):
+    h1, h2, _ = linked
+    assert h1.links.names() == {"web.orders@h2", "web.audit@h2", "orders@h2.web", "other.web"}
+    assert h2.links.names() == {"web@h1.orders", "web@h1.audit", "orders.web@h1"}
+    assert not h1.plan(*h1.local(*LINKS)).steps
+    assert not h2.plan(*h2.local(*LINKS)).steps
+    with h1.here():
+        assert {one["state"] for one in h1.links.list()["links"].values()} == {"elsewhere", "active"}
+
+
+def test_a_request_is_answered_across_hosts_and_both_know_each_other_for_certain(linked, program):
+    h1, h2, _ = linked
+    web, orders = program(h1, "web"), program(h2, "orders")
+
+    async def answer():
+        async with await orders.mailbox.receive() as question:
+            await question.reply(f"{question.sender} asked {question.text}")
+
+    answering = orders.start(answer())
+
+    async def ask():
+        return await web.mailbox.call("orders@h2", "how much?", timeout=30)
+
+    reply = web.run(ask())
+    assert (reply.sender, reply.text) == ("orders@h2", "web@h1 asked how much?")
+    answering.result(10)
+    orders.send("web@h1", "done")  # the way back is a link of its own
+    assert web.receive("orders@h2") == "done"
+
+
+def test_any_client_needs_no_more_than_its_card(linked):
+    h1, h2, _ = linked
+    peer = next(one for one in h1.card("web")["peers"] if one["to"] == "orders@h2")
+    with h1.client("web", to="orders@h2") as channel:
+        channel.basic_publish(peer["exchange"], "", b"hello", mandatory=True)
+    with h2.client("orders") as channel:
+        method, _, body = channel.basic_get(h2.n("mailbox.orders"), auto_ack=True)
+    sender = next(one for one in h2.card("orders")["senders"] if one["from"] == "web@h1")
+    assert (body, method.exchange) == (b"hello", sender["exchange"])
+
+
+def test_a_monitor_is_told_across_hosts(linked, program):
+    h1, h2, _ = linked
+    web = program(h1, "web")
+
+    async def watched():
+        return web.mailbox.monitor("orders@h2")
+
+    monitor = web.run(watched())
+    until(lambda: web.mailbox._noticing)
+    orders = program(h2, "orders")
+    assert web.run(monitor.change(30)) == Change("orders@h2", "up")
+    orders.die()
+    assert web.run(monitor.down(30)) == Change("orders@h2", "down")
+
+
+# -- who may what ------------------------------------------------------------------------------
+def test_at_the_other_host_an_environment_may_use_its_links_and_nothing_else(linked):
+    """It has every name, which a real one can't know."""
+    h1, h2, _ = linked
+    attempts = {
+        "read a mailbox": lambda channel: channel.basic_get(h2.n("mailbox.orders")),
+        "read another's lane": lambda channel: channel.basic_get(h2.links.called.queue(h2.local(TELL)[0])),
+        "read dead letters": lambda channel: channel.basic_get(h2.links.called.dead),
+        "answer in another's name": lambda channel: channel.basic_publish(h2.n("reply.orders"), "x", b""),
+        "use another's link": lambda channel: channel.basic_publish(h2.n("link.orders.web@h1"), "", b""),
+        "write into a mailbox": lambda channel: channel.basic_publish("", h2.n("mailbox.orders"), b""),
+        "declare a queue": lambda channel: channel.queue_declare("mine"),
+        "declare an exchange": lambda channel: channel.exchange_declare("mine"),
+        "bind its answers to a link": lambda channel: channel.queue_bind(
+            h2.n("replies.web@h1"), h2.n("link.web@h1.orders"), ""
+        ),
+        "purge a mailbox": lambda channel: channel.queue_purge(h2.n("mailbox.orders")),
+    }
+    for what, attempt in attempts.items():
+        with h1.client("web", to="orders@h2") as channel:
+            with pytest.raises(pika.exceptions.ChannelClosedByBroker) as refused:
+                attempt(channel)
+                channel.queue_declare("", passive=True)  # a publication is refused a moment later
+            assert refused.value.reply_code in (403, 404), what
+
+
+def test_one_host_can_be_no_other_whatever_it_issues(linked, tmp_path):
+    """The authority of h1, in bad hands: its certificates are good for names of h1 alone."""
+    h1, h2, _ = linked
+    known = authority.read(h1.layout)
+    forged = {
+        "an environment of h2": dataclasses.replace(known, host=authority.host_id(domain("h2"), "h2")),
+        "a host below h1's name": dataclasses.replace(known, host=authority.host_id(f"x.{domain('h1')}", "h2")),
+    }
+    for what, whose in forged.items():
+        path = tmp_path / "forged.pem"
+        path.write_bytes(Issuer(whose).environment("orders", time.time()))
+        with pytest.raises((ssl.SSLError, OSError, pika.exceptions.AMQPError)):
+            h1.connect("web", to="orders@h2", certificate=path)
+        assert what
+    # Nor can it be another host's broker: clients check the name by the same constraints.
+    serving = tmp_path / "server.pem"
+    serving.write_bytes(Issuer(known).server(time.time(), serves=domain("h2")))
+    assert "permitted subtree violation" in _handshake(h1, serving, domain("h2"))
+    assert _handshake(h2, identity.server_folder(h2.layout) / identity.SERVER, domain("h2")) == ""
+
+
+def _handshake(world, certificate, name: str) -> str:
+    """What a client says of a server that shows *certificate* when it asked for *name*; empty: it is content."""
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(certificate)
+    client = world.tls()
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    asking = client.wrap_bio(incoming, outgoing, server_hostname=name)
+    answering_in, answering_out = ssl.MemoryBIO(), ssl.MemoryBIO()
+    answering = server.wrap_bio(answering_in, answering_out, server_side=True)
+    for _ in range(6):
+        try:
+            asking.do_handshake()
+            return ""
+        except ssl.SSLWantReadError:
+            answering_in.write(outgoing.read())
+        except ssl.SSLError as err:
+            return str(err)
+        with contextlib.suppress(ssl.SSLWantReadError):
+            answering.do_handshake()
+        incoming.write(answering_out.read())
+    return "no end"
+
+
+def test_who_has_no_link_there_does_not_get_there(linked):
+    """Its port leads to its own broker, whatever name it asks for; and that one isn't the other."""
+    h1, _, _ = linked
+    with h1.inside("other"):
+        with socket.create_connection(("127.0.0.1", 5671), timeout=10) as stream:
+            with pytest.raises(ssl.SSLCertVerificationError, match=r"h2\.example\.org"):
+                h1.tls(identity.path(h1.layout, "other")).wrap_socket(stream, server_hostname=domain("h2"))
+
+
+def test_from_elsewhere_only_the_broker_is_reached_and_only_by_certificate(linked):
+    h1, h2, _ = linked
+    with h1.here():
+        for port in (5672, 5682, 15682, 25682, 4379):
+            with pytest.raises(OSError):
+                socket.create_connection((ADDRESSES["h2"], port), timeout=2)
+        with socket.create_connection((ADDRESSES["h2"], PORT), timeout=10) as stream:
+            tls = h1.tls().wrap_socket(stream, server_hostname=domain("h2"))
+            with pytest.raises(OSError):  # TLS 1.3 tells only once something is read
+                tls.sendall(b"AMQP\0\0\x09\x01")
+                if tls.recv(8) == b"":
+                    raise OSError("hung up")
+        for name in ("localhost", domain("h1")):  # who asks for another isn't let through
+            with socket.create_connection((ADDRESSES["h2"], PORT), timeout=10) as stream:
+                with pytest.raises(OSError):
+                    h1.tls(identity.path(h1.layout, "web")).wrap_socket(stream, server_hostname=name)
+    assert node.services(h2.layout, h2.broker)
+
+
+# -- what happens ---------------------------------------------------------------------------------
+def test_revoked_at_the_receivers_host_the_sender_is_told_at_once(linked):
+    h1, h2, _ = linked
+    ways = {one["to"]: one["exchange"] for one in h1.card("web")["peers"]}
+    with h1.client("web", to="orders@h2") as channel:
+        channel.basic_publish(ways["orders@h2"], "", b"1", mandatory=True)
+        h2.declare(TELL, BACK)
+        with pytest.raises(pika.exceptions.ChannelClosedByBroker) as told:
+            channel.basic_publish(ways["orders@h2"], "", b"2", mandatory=True)
+        assert told.value.reply_code == 404
+        again = channel.connection.channel()  # its other link there goes on, over the same connection
+        again.confirm_delivery()
+        again.basic_publish(ways["audit@h2"], "", b"3", mandatory=True)
+
+
+def test_revoked_at_the_senders_host_its_connections_there_are_ended(linked):
+    h1, _, _ = linked
+    own, there = h1.connect("web"), h1.connect("web", to="orders@h2")
+    try:
+        h1.declare(BACK, ALONE)
+        assert _ended(there)
+        own.channel().close()  # what leads elsewhere goes on
+        assert h1.card("web")["peers"] == []
+    finally:
+        own.close()
+
+
+def _ended(connection: pika.BlockingConnection) -> bool:
+    try:
+        for _ in range(20):
+            connection.process_data_events(time_limit=0.5)
+    except pika.exceptions.AMQPError:
+        return True
+    return connection.is_closed
+
+
+def test_an_environment_that_is_declared_no_more_loses_its_account_there(linked):
+    h1, h2, _ = linked
+    there = h1.connect("web", to="orders@h2")
+    h2.declare(BACK)
+    assert _ended(there)
+    with pytest.raises((OSError, pika.exceptions.AMQPError)):
+        h1.connect("web", to="orders@h2")
+
+
+def test_a_host_that_is_declared_no_more_is_gone_from_the_broker(linked):
+    h1, h2, _ = linked
+    other = msgspec.structs.replace(h2.broker, hosts={})
+    h2.apply(Link(source="orders", target="audit"), broker=other)
+    with h2.here(), h2.api() as api:
+        assert not [one["name"] for one in api.get("users") if "/h1/" in one["name"]]
+    with pytest.raises((OSError, pika.exceptions.AMQPError)):
+        h1.connect("web", to="orders@h2")
+
+
+def test_a_full_mailbox_there_is_told_here(linked, program):
+    h1, h2, _ = linked
+    web = program(h1, "web")
+
+    async def pour():
+        for number in range(200):
+            await web.mailbox.send("audit@h2", str(number))
+
+    with pytest.raises(MailboxFull):
+        web.run(pour())
+    assert program(h2, "audit").receive() == "0"
+
+
+def test_a_host_out_of_reach_is_told_and_its_own_broker_goes_on(linked, program):
+    h1, _, cable = linked
+    web, other = program(h1, "web"), program(h1, "other")
+    cable.cut()
+    with pytest.raises(Unreachable):
+        web.send("orders@h2", "x", timeout=2.0)
+    other.send("web", "near")
+    assert web.receive("other") == "near"
+
+
+def test_nothing_is_lost_though_brokers_die_and_the_cable_is_cut(linked, program):
+    """10,000 confirmed messages; either broker is killed among them, and the cable is cut for 15 seconds."""
+    h1, h2, cable = linked
+    stream = Stream(program(h1, "web", confirm=5.0), program(h2, "orders"), "orders@h2", "web@h1", 10_000)
+    stream.until(1_500)
+    h2.kill_broker()
+    h2.declare(*LINKS)
+    stream.until(3_500)
+    h1.kill_broker()
+    stream.until(5_000)  # it isn't on the way
+    h1.declare(*LINKS)
+    cable.cut()
+    time.sleep(15)
+    cable.mend()
+    assert stream.failed() == []
+    assert stream.got() == list(range(10_000))  # each once, in order
+
+
+def test_after_a_boot_the_way_is_there_again(linked, program):
+    """The forwarder is put together from what was recorded, as by whoever restores a host without Salt."""
+    h1, h2, _ = linked
+    for world in (h1, h2):
+        os.kill(world.supervisor.observe()["forwarder"].pid, signal.SIGKILL)
+        with world.here():
+            assert world.links.restore() == {}
+        world.declare(*LINKS)
+    web, orders = program(h1, "web"), program(h2, "orders")
+    web.send("orders@h2", "again")
+    assert orders.receive() == "again"
+
+
+def test_a_link_that_is_gone_for_good_is_told_by_the_client(linked, program):
+    h1, h2, _ = linked
+    web = program(h1, "web")
+    web.send("orders@h2", "x")
+    h2.declare(TELL, BACK)
+    with pytest.raises(Revoked):
+        web.send("orders@h2", "y")

@@ -1,0 +1,84 @@
+"""Two hosts whose environments are linked: a network namespace each, a cable between, and one root above both.
+
+Neither has a route to anything else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from link_world import World
+
+from netspace.link.root import Root, adopt, request
+from netspace.spec.types import LocalBroker, RemoteHost
+
+ADDRESSES = {"h1": "198.51.100.1", "h2": "198.51.100.2"}
+PORT = 5671
+
+
+def ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True)
+
+
+def domain(name: str) -> str:
+    return f"{name}.example.org"
+
+
+class Cable:
+    """What lies between the two hosts."""
+
+    def cut(self) -> None:
+        """Whatever is sent from now on is lost; nobody is told."""
+        ip("-n", "host-h1", "link", "set", "cable", "down")
+
+    def mend(self) -> None:
+        ip("-n", "host-h1", "link", "set", "cable", "up")
+
+
+def broker(folder: Path, name: str, instances: Mapping[str, str]) -> LocalBroker:
+    """What the host *name* is declared to have, with its authority in *folder*."""
+    others = {
+        other: RemoteHost(trust_domain=domain(other), address=f"{address}:{PORT}", vhost=instances[other])
+        for other, address in ADDRESSES.items()
+        if other != name
+    }
+    return LocalBroker(
+        host=name,
+        listen=f"{ADDRESSES[name]}:{PORT}",
+        hosts=others,
+        trust_domain=domain(name),
+        authority=str(folder / name),
+        names_key=str(folder / "names.key"),
+    )
+
+
+@contextlib.contextmanager
+def hosts(folder: Path) -> Iterator[tuple[World, World, Cable]]:
+    """Make them; *folder* is for their authorities. Nothing of them stays."""
+    root = Root(folder / "root")
+    root.make("tests' root of links")
+    (folder / "names.key").write_text(secrets.token_hex(32))
+    # Names of their own, for their folders are on this machine's disk.
+    instances = {name: f"{name}{secrets.token_hex(4)}" for name in ADDRESSES}
+    with contextlib.ExitStack() as after:
+        made = []
+        for name in ADDRESSES:
+            adopt(folder / name, root.certify(request(folder / name), domain(name)))
+            ip("netns", "add", f"host-{name}")
+            after.callback(ip, "netns", "del", f"host-{name}")
+            world = World(instances[name], f"host-{name}", broker(folder, name, instances))
+            for path in (world.layout.state, world.layout.run, world.layout.logs, world.layout.broker):
+                after.callback(shutil.rmtree, path, ignore_errors=True)
+            after.callback(world.remove)
+            made.append(world)
+            ip("-n", f"host-{name}", "link", "set", "lo", "up")
+        ip("-n", "host-h1", "link", "add", "cable", "type", "veth", "peer", "name", "cable", "netns", "host-h2")
+        for name, address in ADDRESSES.items():
+            ip("-n", f"host-{name}", "address", "add", f"{address}/24", "dev", "cable")
+            ip("-n", f"host-{name}", "link", "set", "cable", "up")
+        yield made[0], made[1], Cable()
