@@ -39,7 +39,7 @@ SERVER_LIFE = 30 * 24 * HOUR
 OWN_LIFE = 10 * 365 * 24 * HOUR
 SKEW = 300.0  # clocks that are set back a little must not make a new certificate one of the future
 MAX_FILE = 65536
-HEADER = 400
+HEADER = 700
 
 # What clients inside look for: the address they connect to, also as a name (librabbitmq knows no addresses).
 SERVER_NAMES = ("localhost", "127.0.0.1")
