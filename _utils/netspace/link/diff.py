@@ -147,7 +147,7 @@ def document(wanted: Objects, change: Difference, vhost: str, passwords: Mapping
     :param passwords: of every environment in *wanted*.
     """
     sections: dict[str, list[dict[str, Any]]] = {
-        name: [] for name in ("users", "permissions", "queues", "exchanges", "bindings", "policies")
+        name: [] for name in ("users", "permissions", "queues", "exchanges", "bindings", "policies", "parameters")
     }
     users = set(change.passwords)
     for key in (*change.create, *change.change):
