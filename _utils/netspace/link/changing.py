@@ -277,7 +277,8 @@ def _delete(api: Management, vhost: str, key: Key, accounts: Accounts) -> None:
         case "policy":
             api.delete("policies", vhost, key[1])
         case "shovel":
-            api.delete("parameters", "shovel", vhost, key[1])
+            # It says good-bye to the other host first, or waits until that is given up.
+            api.delete("parameters", "shovel", vhost, key[1], timeout=IMPORT_SECONDS)
         case "exchange" | "queue":
             # Its bindings go with it, which may be many.
             api.delete(f"{key[0]}s", vhost, key[1], timeout=IMPORT_SECONDS)

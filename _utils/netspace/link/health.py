@@ -46,6 +46,7 @@ def health(layout: Layout, supervisor: Supervisor) -> dict[str, Any]:
             with reach.management(layout, record.broker) as api:
                 problems += _alarms(api)
                 problems += _queues(layout, record, api)
+                problems += _shovels(layout, record, api)
             dead = letters.Letters(layout).count(1)["count"]
         except NetspaceError as err:
             problems.append(f"the broker doesn't say how it is: {err}")
@@ -85,6 +86,27 @@ def _queues(layout: Layout, record: Record, api: Management) -> list[str]:
         if full >= FULL:
             what = "drops the oldest" if link.bounds and link.full == "drop-head" else "takes no more at 100 %"
             found.append(f"the mailbox of {whose} is {full:.0%} full, and {what}")
-        if queue.get("messages") and not queue.get("consumers"):
+        if queue.get("messages") and not queue.get("consumers") and link.to_host is None:
             found.append(f"nobody reads the mailbox of {whose}: {queue['messages']} messages wait")
+    return found
+
+
+def _shovels(layout: Layout, record: Record, api: Management) -> list[str]:
+    """Buffered links to other hosts whose mail isn't carried over."""
+    called = names.used(layout, record.broker or LocalBroker())
+    carried = [link for link in record.links.values() if link.to_host is not None and not model.elsewhere(link)]
+    if not carried:
+        return []
+    told = {
+        one.get("name"): one for one in api.get("shovels", reach.vhost(layout, record.broker or LocalBroker())) or []
+    }
+    found = []
+    for link in sorted(carried, key=lambda link: link.name):
+        shovel = told.get(called.outbox(link), {"state": "absent"})
+        if shovel.get("state") != "running":
+            # Its reason names objects, and may be long.
+            why = names.shown(str(shovel.get("reason") or ""))[:300]
+            found.append(
+                f"{link.name}: its mail is not carried over now ({shovel.get('state')}{': ' + why if why else ''})"
+            )
     return found

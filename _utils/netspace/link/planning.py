@@ -215,7 +215,7 @@ def _drift(
     change, after = comparison.change, comparison.after
     expected = _expected(comparison, before, names)
     for key in sorted(change.touched - expected):
-        parts = environments_of(key[1], "link") if key[0] in ("exchange", "binding") else None
+        parts = environments_of(key[1], "link", "outbox") if key[0] in ("exchange", "binding", "shovel") else None
         entry = {"old": "there" if key in change.revoke else "differs", "new": None}
         if key in change.create:
             entry = {"old": "differs" if key in change.revoke else None, "new": "as declared"}

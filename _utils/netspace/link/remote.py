@@ -20,7 +20,7 @@ from netspace.link.names import Names
 from netspace.spec import fleet
 from netspace.spec.types import Broker, Link, LocalBroker, RemoteHost
 
-PREFETCH = 50
+PREFETCH = 8
 """Messages of a buffered link that are on their way at once: as many may come twice when a broker dies."""
 
 RECONNECT = 2
