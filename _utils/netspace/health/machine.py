@@ -30,16 +30,20 @@ def allowance(health: Health) -> float:
     return health.start_period + health.retries * health.interval
 
 
-def judge(before: Judgement, health: Health, passed: bool, detail: str, age: float) -> Judgement:
+def judge(before: Judgement, health: Health, passed: bool | None, detail: str, age: float) -> Judgement:
     """Return what to think after a probe.
 
     One that starts has its allowance, however many probes fail in it. One that was healthy is
-    unhealthy after ``retries`` failures in a row; one success makes either healthy.
+    unhealthy after ``retries`` failures in a row; one success makes either healthy. What can't be
+    known changes nothing but what is said.
 
-    :param age: seconds since the process started.
+    :param passed: None where that can't be known.
+    :param age: seconds since the process started, or since that could not be known.
     """
     if passed:
         return Judgement("healthy")
+    if passed is None:
+        return msgspec.structs.replace(before, detail=detail[:DETAIL])
     after = msgspec.structs.replace(before, failures=before.failures + 1, detail=detail[:DETAIL])
     if before.state == "starting":
         return msgspec.structs.replace(after, state="unhealthy") if age >= allowance(health) else after

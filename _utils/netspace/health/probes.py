@@ -1,6 +1,7 @@
 """Asking an environment how it is: by a program run inside, or by who reads its mailbox.
 
-A probe changes nothing, and never raises: whatever can't be asked is not well.
+A probe changes nothing, and never raises. A program that can't be run inside is not well; a
+broker that doesn't answer tells nothing of who reads there, and a restart would not bring it back.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from netspace.errors import NetspaceError
 from netspace.layout import Layout
 from netspace.spec.types import Health
 
-# Whether all is well, and what was said where it isn't.
-Found = tuple[bool, str]
+# Whether all is well (None: that can't be known), and what was said where it isn't.
+Found = tuple[bool | None, str]
 
 
 def inside(layout: Layout, name: str, record: Record, health: Health) -> Found:
@@ -41,5 +42,5 @@ def mailbox(name: str, readers: Callable[[str], int]) -> Found:
     try:
         count = readers(name)
     except (NetspaceError, OSError) as err:
-        return False, str(err)
+        return None, str(err)
     return (True, "") if count else (False, "nobody reads its mailbox")

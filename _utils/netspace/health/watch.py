@@ -43,6 +43,7 @@ class Watched:
         self.name = name
         self.record = record
         self.pid = self.ticks = 0
+        self.began = 0.0  # since then (CLOCK_BOOTTIME) it could be healthy: its start, but for when that can't be known
         self.pidfd = -1
         self.judgement = Judgement()
         self.timer: Timer | None = None
@@ -137,6 +138,7 @@ class Watch:
             os.close(pidfd)
             return
         one.pid, one.ticks, one.pidfd, one.doomed = pid, there.ticks, pidfd, False
+        one.began = there.ticks / _TICK
         before = verdict.read(self.layout, one.name)
         same = before is not None and (before.pid, before.ticks) == (pid, there.ticks)
         one.judgement = before.judgement if same and before is not None else Judgement()
@@ -193,7 +195,7 @@ class Watch:
             if one.pid == pid and one.pidfd >= 0 and one.record.spec.health is not None and one.timer is None:
                 self._judge(one, *found)
 
-    def _judge(self, one: Watched, passed: bool, detail: str) -> None:
+    def _judge(self, one: Watched, passed: bool | None, detail: str) -> None:
         health = one.record.spec.health
         assert health is not None
         halted = runtime.halt_mark(self.layout, one.name).exists()
@@ -201,9 +203,10 @@ class Watch:
             if halted:
                 one.timer = self.loop.after(machine.SOON, lambda: self._probe(one))
             return
-        before = one.judgement
-        age = time.clock_gettime(time.CLOCK_BOOTTIME) - one.ticks / _TICK
-        one.judgement = machine.judge(before, health, passed, detail, age)
+        before, now = one.judgement, time.clock_gettime(time.CLOCK_BOOTTIME)
+        if passed is None:
+            one.began = now
+        one.judgement = machine.judge(before, health, passed, detail, now - one.began)
         if one.judgement != before:
             self._write(one)
         if one.judgement.state == "unhealthy" and one.record.spec.restart != "never":

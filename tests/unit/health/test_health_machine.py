@@ -94,11 +94,15 @@ def test_a_mailbox_is_well_while_somebody_reads_it(count: int, well: bool) -> No
     assert probes.mailbox("web", lambda name: count)[0] is well
 
 
-def test_a_broker_that_can_not_be_asked_is_no_good_news() -> None:
+def test_a_broker_that_can_not_be_asked_is_no_news() -> None:
     def refuse(name: str) -> int:
         raise OSError("connection refused")
 
-    assert probes.mailbox("web", refuse) == (False, "connection refused")
+    found = probes.mailbox("web", refuse)
+    assert found == (None, "connection refused")
+    for before in (Judgement(), Judgement("healthy"), Judgement("healthy", 2, "no"), Judgement("unhealthy", 3, "no")):
+        after = machine.judge(before, HEALTH, *found, 1e6)
+        assert after == msgspec.structs.replace(before, detail="connection refused")
 
 
 def record(**keys: object) -> Record:
