@@ -32,6 +32,8 @@ PACKAGES = [
     "iproute2",
     "nftables",
     "crun",
+    "runc",
+    "runsc",
     "erofs-utils",
     "python3",
     "e2fsprogs",

@@ -1,0 +1,74 @@
+"""One declaration under each OCI runtime, by a real systemd on cgroup v2: bounded, stopped, back after a crash."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import waiting
+from vmlab.lab import Salt, environment
+from vmlab.machine import Machine
+from whole_host import all_true
+
+from netspace.environment import runtimes
+
+pytestmark = pytest.mark.vm
+
+NAMES = runtimes.running("images")
+# gVisor translates every system call, on a machine that is translated itself: all that it does takes long.
+until = functools.partial(waiting.until, patience=240, pause=1)
+
+LIVES = "trap 'echo told to stop; exit 0' TERM; echo started; while :; do sleep 0.5; done"
+EATS = "echo started; head -c 200000000 /dev/zero >/tmp/big; echo survived; sleep 100000"
+LIMITS = {"memory": "96M", "pids": 64, "tmp": "256M"}
+
+
+def declared() -> dict[str, Any]:
+    own = {"limits": LIMITS, "stop_timeout": 60}
+    there: dict[str, Any] = {}
+    for name in NAMES:
+        there[f"lives-{name}"] = environment(LIVES, runtime=name, **{**own, "restart": "on-failure"})
+        there[f"eats-{name}"] = environment(EATS, runtime=name, **own)
+    return {"environments": there}
+
+
+def test_the_same_declaration_lives_is_bounded_and_stops_under_each(plain: Machine, salt: Salt) -> None:
+    all_true(salt.apply(declared()))
+    lives, eats = ([f"{what}-{name}" for name in NAMES] for what in ("lives", "eats"))
+
+    def show(name: str, key: str) -> str:
+        return plain.sh(f"systemctl show -P {key} netspace-environment-{name}").strip()
+
+    def log(name: str) -> list[str]:
+        return plain.sh(f"journalctl -q -o cat -t netspace-environment-{name}").splitlines()
+
+    # Whatever the runtime, what takes more memory than it may is killed for it, and nobody else is.
+    until(lambda: all(show(name, "ActiveState") == "failed" for name in eats))
+    rows = salt("netspace_environment.list")
+    assert {name: row["runtime"] for name, row in rows.items()} == {name: name.split("-")[1] for name in rows}
+    assert {name: rows[name]["exit"] for name in eats} == dict.fromkeys(eats, "oom")
+    assert {name: rows[name]["state"] for name in lives} == dict.fromkeys(lives, "running")
+    assert {name: "survived" in log(name) for name in eats} == dict.fromkeys(eats, False)
+    for name in lives:
+        group = f"/sys/fs/cgroup/netspace.slice/netspace-environment-{name}.service"
+        assert str(96 * 1024**2) in plain.sh(f"find {group} -name memory.max -exec cat {{}} +").split()
+    for name in lives[1:]:  # by crun other tests do
+        assert salt.exec(name, ["/bin/id", "-u"])["stdout"] == "1000\n"
+
+    # A crash: each comes back by itself.
+    before = {name: show(name, "MainPID") for name in lives}
+    plain.sh("kill -9 " + " ".join(before.values()))
+    for name, pid in before.items():
+        until(lambda name=name, pid=pid: show(name, "MainPID") not in ("0", pid))  # type: ignore[misc]
+    until(lambda: all(log(name).count("started") == 2 for name in lives))
+    assert {name: show(name, "NRestarts") for name in lives} == dict.fromkeys(lives, "1")
+
+    # A stop: the program is told, and ends by itself.
+    assert salt("netspace_environment.stop", *lives) is True
+    for name in lives:
+        assert log(name)[-1] == "told to stop"
+        assert show(name, "ActiveState") == "inactive"
+    assert salt("netspace.teardown")["result"] is True
+    left = "ls -d /sys/fs/cgroup/netspace* /run/netspace; ps ax -o comm | grep -E '^(runsc|exe|busybox)'"
+    assert plain.sh(left, check=False) == ""
