@@ -168,8 +168,9 @@ def running(name: str, **kwargs: Any) -> dict[str, Any]:
         Environments that must be healthy (or, without a check, run) before this one is started.
 
     update
-        ``{deadline: 60, rollback: true}``: what a change does to one that has a health check. If the new one isn't
-        healthy within the deadline, the change is taken back, and this state fails.
+        ``{rolling: true, deadline: 60, rollback: true}``: what a change does to one that has a health check. Where
+        there can be two for a while, the new one is started beside the old one. If it isn't healthy within the
+        deadline, the change is taken back, and this state fails.
 
     attestation
         ``{policy: require|prefer|off, minimum: L0..L5}``. By default, that of the host

@@ -251,12 +251,17 @@ class Host:
         wanted: Mapping[str, tuple[Environment, RunState, Any, Any]],
         links: tuple[Link, ...],
         access: Any = None,
+        recorded: bool = False,
     ) -> dict[str, Any]:
-        """What environments shall be, by specification, state, system call profile and runtime; cards of *links*."""
+        """What environments shall be, by specification, state, system call profile and runtime; cards of *links*.
+
+        :param recorded: the specifications are records', which don't tell of interfaces.
+        """
         from netspace.environment.compare import DesiredEnvironment
         from netspace.link import seals
 
         known, cards, keys = self.trust(), _alone, {}
+        asking = {link.source for link in links if link.pattern == "request"}
         if links:
             access = access or self.links.access()
             keys = self.links.keys()
@@ -279,9 +284,10 @@ class Host:
             if spec.kernel is not None:
                 handed = self._disk(name, handed, interfaces.get(name, {}))
             summary = {"links": sorted(f"{link.name} ({_manner(link)})" for link in own), "trust": known.name}
-            desired[name] = DesiredEnvironment(
-                spec=spec, files=handed, files_summary=summary, state=state, profile=profile, runtime=runtime
-            )
+            single = "the answer to a question of one could reach the other" if name in asking else ""
+            if recorded:
+                single = "that is decided by its declaration"
+            desired[name] = DesiredEnvironment(spec, handed, summary, state, profile, runtime, single)
         return desired
 
     def _disk(self, name: str, handed: Mapping[str, bytes], interface: Mapping[str, Any]) -> dict[str, bytes]:
@@ -317,7 +323,9 @@ class Host:
             )
             for name, record in known.items()
         }
-        return self._run_environments(self._desired(wanted, links), (), test) if wanted else Result(Plan())
+        return (
+            self._run_environments(self._desired(wanted, links, recorded=True), (), test) if wanted else Result(Plan())
+        )
 
     def _run_environments(self, desired: Any, remove: Collection[str], test: bool, **options: Any) -> Result:
         """Look, plan, do; what was seen is handed on, for the lock is held."""
@@ -367,6 +375,7 @@ class Host:
         also of environments that are gone already.
         """
         with self._lock(test):
+            self._tidy(test)
             theirs = {link.name for link in self._linked().links.values() if {link.source, link.target} & set(names)}
             others = {end for name in theirs for end in name.split(".")} - set(names)
             result = self._remove_links(theirs, test, purge)
@@ -429,8 +438,13 @@ class Host:
                 twin.forget(self.layout, names)
 
     def _tidy(self, test: bool) -> None:
-        if not test and self.layout.records("audits").is_dir():
+        """Remove what a killed audit or update left; what of an update stays is noted, and said by the next one."""
+        if test:
+            return
+        if self.layout.records("audits").is_dir():
             self.sweep()
+        if self.layout.records("beside").is_dir():
+            self.environments.sweep()
 
     # -- seeing --------------------------------------------------------------------------
     def overview(self) -> dict[str, Any]:

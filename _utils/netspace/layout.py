@@ -14,6 +14,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 
 INSTANCE = re.compile(r"[a-z][a-z0-9]{0,15}")
+_BESIDE = "-NEXT"
 TAP = "tap0"  # an environment's device for frames, where its interface has one
 
 
@@ -124,8 +125,16 @@ class Layout:
         return self.run / "disks"
 
     # -- system-wide names ---------------------------------------------------
+    def beside(self, name: str) -> str:
+        """What a second instance goes by, while its environment is updated: no environment's name has capitals."""
+        return f"{name}{_BESIDE}"
+
+    def whose(self, name: str) -> str:
+        """The environment that an instance is of."""
+        return name.removesuffix(_BESIDE)
+
     def netns_name(self, name: str) -> str:
-        return f"{self.instance}-{name}"
+        return f"{self.instance}-{self.whose(name)}"
 
     @cached_property
     def _namespaces(self) -> Path:

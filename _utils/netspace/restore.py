@@ -50,7 +50,8 @@ def run(layout: Layout) -> int:
         known = {name: record.spec for name, record in kind.recorded().items()}
         # Where the appraisal failed, what an earlier boot was worth counts no longer.
         withheld = trust.withheld(known, result.trust(layout))
-        return {**withheld, **kind.withhold(withheld), **kind.restore(without=withheld)}
+        # A second instance that an update left is nothing that should come back.
+        return {**withheld, **kind.sweep(), **kind.withhold(withheld), **kind.restore(without=withheld)}
 
     def links() -> Mapping[str, str]:
         from netspace.link.kind import Links

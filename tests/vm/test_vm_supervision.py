@@ -52,3 +52,46 @@ def test_order_a_crash_and_an_update_that_is_taken_back(plain: Machine, salt: Sa
     assert set(failed["changes"]["there"]) == {"rolled back"}
     until(lambda: "true" in plain.sh("systemctl is-active -q netspace-environment-there && echo true", check=False))
     assert plain.sh("cat /run/netspace/environments/there/config.json").count("touch /tmp/well") == 1
+
+
+def test_an_update_beside_and_a_power_cut_in_the_midst_of_one(plain: Machine, salt: Salt) -> None:
+    def declared(turn: str, script: str = f"touch /tmp/well; {STAY}", **update: Any) -> dict[str, Any]:
+        keys = {"restart": "on-failure", "health": HEALTH, "read_only": True, "env": {"TURN": turn}, "update": update}
+        return {"environments": {"there": environment(script, **keys)}}
+
+    def units() -> set[str]:
+        listed = plain.sh("systemctl list-units --plain --no-legend --state=active 'netspace-environment-*'")
+        return {line.split()[0] for line in listed.splitlines()}
+
+    own, beside = "netspace-environment-there.service", "netspace-environment-there-NEXT.service"
+    pid = f"systemctl show -P MainPID {own}"
+    all_true(salt.apply(declared("1")))
+    salt("netspace_environment.wait", "there", "timeout=240")
+    first = plain.sh(pid)
+
+    # What watches health is killed: what it watches runs on, and it is back.
+    watch = "systemctl show -P MainPID netspace-health"
+    before = plain.sh(watch)
+    plain.sh(f"kill -9 {before}")
+    until(lambda: plain.sh(watch).strip() not in ("0", before.strip()))
+    assert plain.sh(pid) == first
+
+    all_true(salt.apply(declared("2")))
+    second = plain.sh(pid)
+    assert second not in ("0", first)
+    assert units() == {own}
+
+    # One that doesn't get healthy runs beside it when the power fails: what comes back is what was there before.
+    salt.declare(declared("3", STAY, deadline=3600))
+    plain.sh("systemd-run --quiet --unit=update salt-call state.apply netspace")
+    until(lambda: units() == {own, beside})
+    assert plain.sh(pid) == second
+    assert salt("netspace_environment.list")["there"]["updating"] is True
+    plain.run("sync")
+    plain.cut()
+    plain.on()
+    assert units() == {own}
+    assert '"TURN=2"' in plain.sh("cat /run/netspace/environments/there/config.json")
+    left = "ls -d /var/lib/netspace/beside /run/netspace/environments/*NEXT /etc/systemd/system/*NEXT*"
+    assert plain.sh(left, check=False) == ""
+    assert plain.sh("systemctl is-system-running") == "running"

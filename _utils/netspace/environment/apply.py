@@ -14,14 +14,14 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 import msgspec
 
 from netspace import files
-from netspace.environment import handout, ids, mounts, oci, proving, records, rootfs, runtime, volumes
+from netspace.environment import handout, ids, mounts, oci, proving, records, rolling, rootfs, runtime, volumes
 from netspace.environment.compare import KIND, Work
 from netspace.environment.images import Image
 from netspace.environment.making import Making, each
 from netspace.environment.observe import Observed
 from netspace.environment.records import Record
 from netspace.environment.runtimes import USUAL
-from netspace.errors import NetspaceError
+from netspace.errors import NetspaceError, raise_any
 from netspace.health import verdict
 from netspace.layout import Layout
 from netspace.plan import Outcome, Step
@@ -75,6 +75,7 @@ class Applying:
         self.making.store.note_seen()
         self._remove()
         self._build()
+        self._try_beside()
         self._stop()
         self._make()
         self._give_devices()
@@ -82,6 +83,7 @@ class Applying:
         self._watch()
         self._start()
         self._prove()
+        self._retire()
         taken_back = [Outcome(step) for step in self._taken_back]
         return taken_back + [Outcome(step, self.errors.get(step.name, "")) for step in self._steps]
 
@@ -107,6 +109,7 @@ class Applying:
 
     def _remove(self) -> None:
         """Stop and erase; the record goes last."""
+        self._fail(rolling.erase(self.layout, self.supervisor, self._removals))
         self._supervise(self.supervisor.remove, self._removals)
 
         made = self._recorded() if self._removals else {}
@@ -119,7 +122,8 @@ class Applying:
             if self._purge:
                 volumes.erase(self.layout, name)
             runtime.remove_cgroups(self.layout, self.making.cgroup(name), self._mounted)
-            runtime.remove_output(self.layout, name)
+            for instance in (name, self.layout.beside(name)):
+                runtime.remove_output(self.layout, instance)
             files.remove(records.path(self.layout, name))
 
         doomed = [name for name in self._removals if name not in self.errors]
@@ -183,6 +187,45 @@ class Applying:
             previous=work.previous,
             failed=work.failed,
         )
+
+    def _try_beside(self) -> None:
+        """Start beside what runs what can be: only what gets healthy there replaces that."""
+        work = self._left(lambda work: work.rolling)
+        if not work:
+            return
+        wanted = {name: self._records[name] for name in work}
+        try:
+            reasons = rolling.try_beside(
+                self.making, self.supervisor, wanted, {name: one.want.files for name, one in work.items()}
+            )
+        except (NetspaceError, OSError) as err:
+            self._fail(dict.fromkeys(work, str(err)))
+            return
+        failed = {name: reason for name, reason in reasons.items() if reason}
+
+        def leave(name: str) -> None:
+            """What is there stays, with the card that there is for it now."""
+            record = work[name].record
+            assert record is not None
+            noted = proving.failed(wanted[name], failed[name])
+            records.write(self.layout, name, msgspec.structs.replace(record, failed=noted))
+            raise_any(handout.keep(self.layout, {name: work[name].want.files}))
+            self.making.hand_out(name, record, work[name].want.files)
+
+        unnoted = each(failed, leave)
+        self._fail(
+            {
+                name: f"the update was not made: started beside the one that runs on, {reason}; "
+                + (unnoted.get(name) or "it is not tried again until its declaration or its image is another")
+                for name, reason in failed.items()
+            }
+        )
+        self._mounted = mounts.table()
+
+    def _retire(self) -> None:
+        """Remove what was started beside, whatever came of it: another run is in its place, or the one before."""
+        tried = self._work.keys() & records.updating(self.layout)
+        self._fail(rolling.erase(self.layout, self.supervisor, tried))
 
     def _stop(self) -> None:
         """Stop what can't go on as it is. What is created must not run under an old record either."""

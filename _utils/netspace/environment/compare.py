@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from netspace import files
-from netspace.environment import disks, handout, images, mounts, proving, records, tenders
+from netspace.environment import disks, handout, images, mounts, proving, records, rolling, tenders
 from netspace.environment.observe import Observed, Seen
 from netspace.environment.records import Failed, Previous, Record, RunState
 from netspace.environment.runtimes import USUAL, Runtime
@@ -50,6 +50,7 @@ class DesiredEnvironment(msgspec.Struct, frozen=True):
         ``stopped``: there, and not running.
     :param profile: the operator's own system call profile; None where it is one of ours.
     :param runtime: what shall run it.
+    :param single: why there can never be two of it, as far as *spec* doesn't tell.
     """
 
     spec: Environment
@@ -58,6 +59,7 @@ class DesiredEnvironment(msgspec.Struct, frozen=True):
     state: RunState = "running"
     profile: Profile | None = None
     runtime: Runtime = USUAL
+    single: str = ""
 
     @property
     def image(self) -> str:
@@ -70,6 +72,7 @@ class Work(msgspec.Struct, frozen=True):
 
     :param previous: what to go back to if it does not prove itself.
     :param failed: the update that was taken back, and is still what is declared.
+    :param rolling: it is started beside what runs first.
     """
 
     want: DesiredEnvironment
@@ -81,6 +84,7 @@ class Work(msgspec.Struct, frozen=True):
     tune: bool = False
     previous: Previous | None = None
     failed: Failed | None = None
+    rolling: bool = False
 
 
 def plan(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: Collection[str] = ()) -> Plan:
@@ -113,6 +117,10 @@ def plan(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: 
     }
     notes += _unslowed(desired, observed)
     notes += _promised(desired, observed, remove)
+    for name in sorted(observed.updating):
+        notes.append(
+            f"environment {name} has a second instance: a run that was killed left it, the next one removes it"
+        )
     for name in sorted(observed.unrecorded - desired.keys() - set(remove)):
         notes.append(
             f"environment {name} has no record, but there is a layer of it; declare it to have it back, "
@@ -299,6 +307,9 @@ def _compare(name: str, want: DesiredEnvironment, seen: Seen, source: images.See
     # Another program than what there is: that one is kept until this one has proved itself.
     trial = record.previous is not None and want.state == "running"
     previous = proving.worth_keeping(seen, want.spec) if trial or (depends and run) else None
+    # Only where the one before does its work there is something to be lost.
+    alone = rolling.hindrance(want.spec) or want.single
+    roll = depends and stop and begin and not trial and previous is not None and seen.namespace and not alone
     was = records.fingerprint(record.spec, record.profile, record.runtime)
     same = records.fingerprint(want.spec, want.profile, want.runtime) == was
     work = Work(
@@ -310,6 +321,7 @@ def _compare(name: str, want: DesiredEnvironment, seen: Seen, source: images.See
         tune=tune,
         previous=previous,
         failed=record.failed if same and not build else None,
+        rolling=roll,
     )
     unwatched = not observed.watched and (want.spec.health is not None or bool(want.spec.after))
 
@@ -317,6 +329,10 @@ def _compare(name: str, want: DesiredEnvironment, seen: Seen, source: images.See
     unnoted = seen.halted and runs and want.state == "running" and not stop
 
     reasons = [_FIXED[key] for key in fixed if key in _FIXED] if runs else []
+    if roll:
+        reasons.append("rolling: the new one is started beside it first")
+    elif previous is not None and stop and begin and not trial:
+        reasons.append(f"it is stopped before the new one is started: {alone or 'its network namespace is replaced'}")
     if not seen.assembled:
         reasons.append("its root, a file system of its own or its configuration is missing or damaged")
     elif not assemble and (off := [*seen.differing, *_smaller(record.spec, seen)]):

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from netspace import files
-from netspace.environment import compare, mounts, observe, records, rootfs, runtime, runtimes, trees, volumes
+from netspace.environment import compare, mounts, observe, records, rolling, rootfs, runtime, runtimes, trees, volumes
 from netspace.environment.apply import Applying, Give, halt, start
 from netspace.environment.compare import DesiredEnvironment
 from netspace.environment.images import Store
@@ -69,8 +69,10 @@ class Environments:
         known = self.recorded()
         statuses = self.supervisor.observe() if known else {}
         services = {name: statuses.get(runtime.service_name(name)) for name in known}
+        updating = records.updating(self.layout)
         return {
-            name: observe.describe(self.layout, name, record, services[name]) for name, record in sorted(known.items())
+            name: observe.describe(self.layout, name, record, services[name], updating)
+            for name, record in sorted(known.items())
         }
 
     # -- planning: pure ------------------------------------------------------------
@@ -100,6 +102,10 @@ class Environments:
         """Remove those volumes."""
         errors = each([step.name for step in steps], lambda name: volumes.erase(self.layout, name))
         return [Outcome(step, errors.get(step.name, "")) for step in steps]
+
+    def sweep(self) -> dict[str, str]:
+        """Remove the second instances that a killed run left; return what went wrong, by name."""
+        return rolling.erase(self.layout, self.supervisor, records.updating(self.layout))
 
     def start(self, names: Collection[str]) -> dict[str, str]:
         """Start environments that are made; return why some don't run, by name."""

@@ -76,6 +76,7 @@ class Observed(msgspec.Struct, frozen=True):
     :param idle: whether the state folder is on no disk, so that ``limits:io`` means nothing for layers.
     :param unrecorded: names of environments that have a layer but no record.
     :param mounted: what is mounted where.
+    :param updating: names of environments that have a second instance.
     :param now: seconds since the epoch.
     :param watched: whether the service that watches health is as it has to be.
     """
@@ -92,6 +93,7 @@ class Observed(msgspec.Struct, frozen=True):
     mounted: Mapping[str, mounts.Mount] = msgspec.field(default_factory=dict)
     watched: bool = True
     now: float = 0.0
+    updating: frozenset[str] = frozenset()
 
     @property
     def records(self) -> dict[str, Record]:
@@ -157,6 +159,7 @@ def observe(
         mounted,
         watched,
         time.time(),
+        frozenset(records.updating(layout)),
     )
 
 
@@ -233,8 +236,13 @@ def is_up(record: Record, status: Status | None, known: Verdict | None) -> bool:
     return record.spec.health is None or (known is not None and known.judgement.state == "healthy")
 
 
-def describe(layout: Layout, name: str, record: Record, status: Status | None) -> dict[str, Any]:
-    """One environment in a table; see ``Environments.list``."""
+def describe(
+    layout: Layout, name: str, record: Record, status: Status | None, updating: Collection[str]
+) -> dict[str, Any]:
+    """One environment in a table; see ``Environments.list``.
+
+    :param updating: those that have a second instance now (``records.updating``).
+    """
     status = status or Status("stopped")
     known = current(layout, name, record, status)
     health = ""
@@ -254,4 +262,5 @@ def describe(layout: Layout, name: str, record: Record, status: Status | None) -
         "runtime": record.runtime.name,
         "health": health,
         "flapping": policy.flapping(status.state, status.restarts, status.since, time.time()),
+        "updating": name in updating,
     }

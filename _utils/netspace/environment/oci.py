@@ -85,7 +85,7 @@ def config(
     devices = (*(spec.interface.DEVICES if spec.interface is not None else ()), *opened)
     return {
         "ociVersion": "1.0.2",
-        "hostname": name,
+        "hostname": layout.whose(name),
         "root": {"path": str(below(layout.bundle(name), "rootfs")), "readonly": spec.read_only},
         "process": process(name, spec, defaults),
         "mounts": [

@@ -76,7 +76,7 @@ class Operations:
         inside = self._layout.inside(name)
         mounted = mounts.table()
         return {
-            **describe(self._layout, name, record, status),
+            **describe(self._layout, name, record, status, records.updating(self._layout)),
             "spec": spec,
             "user": {"inside": user, "host": record.base + user},
             "ids": {"base": record.base, "count": ids.COUNT},
@@ -126,8 +126,9 @@ class Operations:
         deadline = time.monotonic() + timeout
         while True:
             known, statuses = self.known(names), self._statuses(names)
+            updating = records.updating(self._layout)
             rows = {
-                name: describe(self._layout, name, record, statuses.get(runtime.service_name(name)))
+                name: describe(self._layout, name, record, statuses.get(runtime.service_name(name)), updating)
                 for name, record in known.items()
             }
             left = {name: row for name, row in rows.items() if row["state"] != "running" or row["health"] not in _WELL}
@@ -246,6 +247,7 @@ class Operations:
     ) -> dict[str, str]:
         with files.locked(self._layout.lock):
             known = self.known(names)
+            self._kind.sweep()
             specs = {name: record.spec for name, record in known.items()}
             refused = self._withheld(specs) if state == "running" else {}
             permitted = {name: record for name, record in known.items() if name not in refused}

@@ -27,6 +27,7 @@ from netspace.spec.types import Environment
 
 RunState = Literal["running", "present", "stopped"]
 KIND = "environments"
+BESIDE = "beside"  # notes of what was started beside an environment, while that is updated
 _VERSION = 1
 
 
@@ -116,6 +117,11 @@ def write_all(layout: Layout, wanted: Mapping[str, Record]) -> dict[str, str]:
     paths = {path(layout, name): name for name in wanted}
     _, failed = files.write_all({where: _encoded(wanted[name]) for where, name in paths.items()})
     return {paths[where]: f"its record can't be written: {err}" for where, err in failed.items()}
+
+
+def updating(layout: Layout) -> set[str]:
+    """The environments beside which a second instance was started, and may be there still."""
+    return files.record_names(layout.records(BESIDE))
 
 
 def _encoded(record: Record) -> bytes:

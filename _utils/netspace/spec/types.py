@@ -315,10 +315,12 @@ class Interface(Base, frozen=True, tag_field="kind"):
 
     What a kind knows of its own values beyond their types it says by these methods.
 
-    ``DEVICES`` are the host's devices that an environment with such an interface may open.
+    ``DEVICES`` are the host's devices that an environment with such an interface may open; ``NONE`` says that
+    there is no interface at all.
     """
 
     DEVICES: ClassVar[tuple[str, ...]] = ()
+    NONE: ClassVar[bool] = False
 
     def problems(self) -> Iterable[tuple[str, str]]:
         """What is wrong with the values: (key, message)."""
@@ -368,12 +370,15 @@ class Health(Base, frozen=True):
 class Update(Base, frozen=True):
     """What happens when an environment that is healthy is to run otherwise, and has a health check.
 
-    The old one is stopped, then the new one is started: there can't be two of one. Mail waits in the mailbox.
+    Where there can be two for a while, the new one is started beside the old one, which is stopped only once the new
+    one is healthy; else the old one is stopped first. Mail waits in the mailbox.
 
+    :param rolling: false: never two at once.
     :param deadline: seconds in which the new one has to be healthy; else the previous one is put back.
     :param rollback: false: the new one stays, healthy or not.
     """
 
+    rolling: bool = True
     deadline: float = 60.0
     rollback: bool = True
 

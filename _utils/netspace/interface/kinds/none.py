@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 from netspace.interface.ends import Ends, Place
 from netspace.interface.netlink import Message
@@ -15,6 +16,8 @@ FILTER = ""
 
 class NoInterface(Interface, frozen=True, tag="none"):
     """No interface but loopback (the default)."""
+
+    NONE: ClassVar[bool] = True
 
 
 def ends(spec: NoInterface, place: Place) -> Ends:

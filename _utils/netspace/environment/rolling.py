@@ -1,0 +1,152 @@
+"""Rolling updates: the new one is started beside the old one, and replaces it only once it is healthy.
+
+What is beside is a second instance under a name of its own (``Layout.beside``), with a root, a
+cgroup, a service and files of its own; it shares the environment's network namespace, ids and
+account, and is never recorded. It stands in while the old one is stopped and the new one is
+started in its place, and goes when that is healthy. A note that is written before anything of it
+is made, and removed when all is gone, has the next run (or boot) remove what a killed one left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import msgspec
+
+from netspace import files
+from netspace.environment import mounts, records, rootfs, runtime
+from netspace.environment.making import Making, each
+from netspace.environment.records import Record
+from netspace.errors import NetspaceError
+from netspace.health import machine
+from netspace.layout import Layout, below
+from netspace.spec.types import Environment
+from netspace.supervision import Status, Supervisor, payload_cgroup
+
+Files = Mapping[str, bytes]
+
+
+def hindrance(new: Environment) -> str:
+    """Why there can't be two of this environment for a while; empty where there can. Pure."""
+    if not new.update.rolling:
+        return "update:rolling is false"
+    if new.health is None or not new.health.exec:
+        return "two can be told apart only by a check with exec"
+    if new.kernel is not None:
+        return "a kernel is the only one on its interface and mailbox"
+    if new.interface is not None and not new.interface.NONE:
+        return "two would share the addresses of its interface"
+    if not new.read_only:
+        return "two would share its writable layer"
+    if any(volume.source is None or not volume.read_only for volume in new.volumes):
+        return "two would share its volumes"
+    return ""
+
+
+def _note(layout: Layout, name: str) -> Path:
+    return below(layout.records(records.BESIDE), f"{name}.json")
+
+
+def try_beside(
+    making: Making, supervisor: Supervisor, wanted: Mapping[str, Record], handed: Mapping[str, Files]
+) -> dict[str, str]:
+    """Start these beside what runs, and wait for each until it is healthy; those that don't get so are removed again.
+
+    :param handed: what each finds under ``/run/netspace``.
+    :return: why one did not become healthy, by name; empty where it is.
+    :raises NetspaceError: when the supervisor can't be reached; then what was made is noted, for the next run.
+    """
+    layout = making.layout
+    errors = erase(layout, supervisor, wanted)
+    mounted = mounts.table()
+    unmounted = making.mount_images({record.image.digest for record in wanted.values()}, mounted)
+
+    def make(name: str) -> None:
+        record, place = wanted[name], layout.beside(name)
+        files.write_json(_note(layout, name), {"digest": record.image.digest})
+        if error := unmounted.get(record.image.digest):
+            raise NetspaceError(error)
+        making.assemble(place, record)
+        making.hand_out(place, record, handed[name])
+
+    errors |= each(wanted.keys() - errors.keys(), make)
+    made = {name: runtime.service_name(layout.beside(name)) for name in wanted if name not in errors}
+    if made:
+        mounted = mounts.table()
+        supervisor.define(
+            [
+                making.service(layout.beside(name), _once(wanted[name].spec), wanted[name].runtime, mounted)
+                for name in made
+            ]
+        )
+        refused = supervisor.start(list(made.values()))
+
+        def prove(name: str) -> None:
+            complaint = runtime.failure(layout, layout.beside(name))
+            said = f"it can't be started: {complaint}" if complaint else refused.get(made[name], "")
+            if reason := _proved(layout, supervisor, name, wanted[name], said):
+                raise NetspaceError(reason)
+
+        errors |= each(made, prove)
+    erase(layout, supervisor, errors, keep_output=True)
+    return {name: errors.get(name, "") for name in wanted}
+
+
+def _once(spec: Environment) -> Environment:
+    """What is beside waits for nobody, and whatever ends it has ended it."""
+    return msgspec.structs.replace(spec, restart="never", after=(), health=None)
+
+
+def _proved(layout: Layout, supervisor: Supervisor, name: str, record: Record, refused: str) -> str:
+    """Probe what was started beside until it is healthy; return why it is not within its time."""
+    from netspace.health import probes
+
+    place, service = layout.beside(name), runtime.service_name(layout.beside(name))
+    health, deadline = record.spec.health, record.spec.update.deadline
+    assert health is not None
+    began, said = time.monotonic(), ""
+    while True:
+        status = supervisor.observe([service]).get(service, Status("stopped"))
+        if status.state in ("stopped", "failed"):
+            return refused or f"it ended ({status.exit or 'no reason known'})"
+        passed, detail = probes.inside(layout, place, record, health)
+        if passed:
+            return ""
+        said = f": {detail}" if detail else said
+        left = began + deadline - time.monotonic()
+        if left <= 0:
+            return f"it was not healthy within {deadline:g} s{said}"
+        time.sleep(min(health.interval, machine.SOON, left))
+
+
+def erase(layout: Layout, supervisor: Supervisor, names: Iterable[str], *, keep_output: bool = False) -> dict[str, str]:
+    """Stop what was started beside these and remove all of it; return what went wrong, by name.
+
+    :param keep_output: what it wrote stays, where there is no journal, for the operator.
+    """
+    todo = sorted(records.updating(layout) & set(names))
+    if not todo:
+        return {}
+    places = {runtime.service_name(layout.beside(name)): name for name in todo}
+    try:
+        errors = {places[service]: error for service, error in supervisor.remove(list(places)).items()}
+    except (NetspaceError, OSError) as err:
+        errors = dict.fromkeys(todo, str(err))
+    mounted = mounts.table()
+
+    def forget(name: str) -> None:
+        place = layout.beside(name)
+        runtime.delete(layout, place, mounted)
+        rootfs.erase(layout, place)
+        runtime.remove_cgroups(layout, payload_cgroup(layout, runtime.service_name(place)), mounted)
+        if not keep_output:
+            runtime.remove_output(layout, place)
+        files.remove(_note(layout, name))
+
+    errors |= each([name for name in todo if name not in errors], forget)
+    with contextlib.suppress(OSError):  # there is another's note, or none was ever made
+        layout.records(records.BESIDE).rmdir()
+    return {name: f"what was started beside it can't be removed: {error}" for name, error in errors.items()}
