@@ -9,6 +9,7 @@ use the states of the same name.
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import netspace
@@ -134,6 +135,61 @@ def renew_seals(*environments: str) -> list[str]:
         told = "; ".join(f"{failure.step.name}: {failure.error}" for failure in result.failures)
         raise CommandExecutionError(f"the keys are new, but not all were told: {told}")
     return renewed
+
+
+def authority_request(folder: str = "/etc/netspace/authority") -> str:
+    """
+    Return a request (PEM) for an authority of this host's own below a fleet's root.
+
+    Its key is made where there is none, and never leaves ``folder``. The master's ``netspace_link.certify`` does
+    this and ``authority_adopt`` in one.
+
+    folder
+        Where it is kept: what ``broker: {authority: ...}`` says.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local --out=newline_values_only netspace_link.authority_request > h1.csr
+    """
+    from netspace.link import root
+
+    try:
+        return root.request(_folder(folder))
+    except (NetspaceError, OSError) as err:
+        raise CommandExecutionError(str(err)) from err
+
+
+def authority_adopt(chain: str, folder: str = "/etc/netspace/authority") -> bool:
+    """
+    Keep an authority that was asked for by ``authority_request``; return whether it is another than before.
+
+    chain
+        The answer (PEM): its certificate, and those above it with the root's last. Or the path of a file with that.
+
+    folder
+        As for ``authority_request``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local netspace_link.authority_adopt /root/h1.pem
+    """
+    from netspace.link import root
+
+    try:
+        text = Path(chain).read_text() if chain.startswith("/") else chain
+        return root.adopt(_folder(folder), text)
+    except (NetspaceError, OSError, ValueError) as err:
+        raise CommandExecutionError(str(err)) from err
+
+
+def _folder(path: str) -> Path:
+    if not path.startswith("/") or ".." in path.split("/"):
+        raise NetspaceError(f"{path!r}: expected the absolute path of a folder")
+    return Path(path)
 
 
 def dead_letters(limit: int = 20, payload: bool = False) -> dict[str, Any]:

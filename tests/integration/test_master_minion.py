@@ -12,6 +12,7 @@ from typing import Any
 import checkout
 import pytest
 from image_files import member, sha256, tar
+from saltfactories.cli.run import SaltRun
 from saltfactories.cli.salt import SaltCli
 from saltfactories.daemons.minion import SaltMinion
 from saltfactories.manager import FactoriesManager
@@ -28,10 +29,17 @@ class Fleet:
 
     source: Path
     cli: SaltCli
+    runner: SaltRun
     minion: SaltMinion
 
     def call(self, function: str, *arguments: str, **options: Any) -> Any:
         done = self.cli.run(function, *arguments, minion_tgt=self.minion.id, **options)
+        assert done.returncode == 0, done
+        return done.data
+
+    def run(self, function: str, *arguments: str) -> Any:
+        """Have the master's own part do something."""
+        done = self.runner.run(function, *arguments)
         assert done.returncode == 0, done
         return done.data
 
@@ -51,11 +59,14 @@ def fleet(salt_factories: FactoriesManager, tmp_path_factory: pytest.TempPathFac
             "file_roots": {"base": [str(source), str(source / "states")]},
             "pillar_roots": {"base": [str(folder / "pillar")]},
             "fileserver_list_cache_time": 0,
+            "runner_dirs": [str(source / "_runners")],
+            "utils_dirs": [str(source / "_utils")],
+            "netspace.link": {"root": str(folder / "link-root")},
         },
     )
     minion = master.salt_minion_daemon(random_string("minion-"), overrides={"enable_fqdns_grains": False})
     with master.started(start_timeout=120), minion.started(start_timeout=120):
-        yield Fleet(source, master.salt_cli(timeout=60), minion)
+        yield Fleet(source, master.salt_cli(timeout=60), master.salt_run_cli(timeout=60), minion)
 
 
 def test_a_sync_brings_modules_states_and_grains(fleet: Fleet) -> None:
@@ -117,3 +128,21 @@ def test_a_sync_makes_new_library_code_live_without_a_restart(fleet: Fleet) -> N
     assert after == {"path": "new", "message": "code"}
     assert fleet.minion.is_running()
     assert fleet.minion.pid == pid
+
+
+def test_a_minion_gets_an_authority_for_its_links_and_keeps_its_key(fleet: Fleet, tmp_path: Path) -> None:
+    fleet.call("saltutil.sync_all")
+    folder = tmp_path / "authority"
+    certify = ("netspace_link.certify", fleet.minion.id, "h1.example.org", f"folder={folder}")
+    assert fleet.run(*certify) is True
+    key = (folder / "authority.key").read_bytes()
+    bundle = (folder / "authority.pem").read_text()
+    shown = fleet.runner.run("netspace_link.root").stdout
+    assert shown.count("BEGIN CERTIFICATE") == 1 and "PRIVATE" not in shown
+    assert bundle.count("BEGIN CERTIFICATE") == 2
+    assert fleet.run(*certify) is True  # for two more years
+    assert (folder / "authority.key").read_bytes() == key
+    done = fleet.runner.run("netspace_link.certify", fleet.minion.id, "no domain", f"folder={folder}")
+    assert "is no trust domain" in str(done.data) + done.stderr
+    done = fleet.runner.run("netspace_link.certify", "nobody", "h2.example.org", "timeout=2")
+    assert "nobody did not answer" in str(done.data) + done.stderr

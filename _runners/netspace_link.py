@@ -1,0 +1,148 @@
+"""
+The root of a fleet's links on the master
+=========================================
+
+Hosts whose environments are linked trust one root, and each has an authority below it that is good for
+names of that host alone. ``certify`` gives a minion its own, over Salt's bus; the minion's key never leaves it.
+``sign`` does the same for a host without a master, or where the root is kept elsewhere.
+
+The master's configuration may have (this is the default)::
+
+    netspace.link:
+      root: /var/lib/netspace-master/link-root   # a folder, 0700: the root's key and certificate
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import netspace
+
+netspace.refresh(__file__)
+
+from salt.exceptions import CommandExecutionError  # noqa: E402
+
+from netspace.errors import NetspaceError  # noqa: E402
+from netspace.link.root import Root  # noqa: E402
+
+if TYPE_CHECKING:
+    __opts__: dict[str, Any]
+
+__virtualname__ = "netspace_link"
+
+ROOT = "/var/lib/netspace-master/link-root"
+NAME = "netspace links"
+
+
+def __virtual__() -> str:
+    return __virtualname__
+
+
+def root() -> str:
+    """
+    Return the root's certificate (PEM); the root is made where there is none.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run netspace_link.root
+    """
+    try:
+        return _root().make(NAME)
+    except NetspaceError as err:
+        raise CommandExecutionError(str(err)) from err
+
+
+def sign(request: str, trust_domain: str) -> str:
+    """
+    Return the certificate (PEM) of a host's authority, and the root's after it.
+
+    request
+        File of what ``netspace_link.authority_request`` gave on that host.
+
+    trust_domain
+        The host's own: its authority is good for names of it alone. **Whoever has it, is that host**: make sure that
+        the request is of it.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run netspace_link.sign /root/h1.csr h1.example.org --out=newline_values_only > h1.pem
+    """
+    try:
+        asked = Path(request).read_text()
+    except (OSError, ValueError) as err:
+        raise CommandExecutionError(f"{request}: {err}") from err
+    return _signed(asked, trust_domain)
+
+
+def certify(minion: str, trust_domain: str, folder: str = "/etc/netspace/authority", timeout: int = 60) -> bool:
+    """
+    Give a minion an authority for its links; return whether it is another than before.
+
+    Its key is made there and stays there. The next apply of its links issues everything by it.
+
+    minion
+        The minion's id; no pattern.
+
+    trust_domain
+        The host's own, as its ``broker: {trust_domain: ...}`` says: no two hosts may have the same.
+
+    folder
+        Where the minion keeps it: its ``broker: {authority: ...}``.
+
+    timeout
+        Seconds that the minion may take for each of two answers.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run netspace_link.certify h1 h1.example.org
+    """
+    request = _asked(minion, "authority_request", {"folder": folder}, timeout)
+    chain = _signed(str(request), trust_domain)
+    return bool(_asked(minion, "authority_adopt", {"chain": chain, "folder": folder}, timeout))
+
+
+def _signed(request: str, trust_domain: str) -> str:
+    try:
+        found = _root()
+        found.make(NAME)
+        return found.certify(request, trust_domain)
+    except NetspaceError as err:
+        raise CommandExecutionError(str(err)) from err
+
+
+def _root() -> Root:
+    given = __opts__.get("netspace.link") or {}
+    if not isinstance(given, dict) or set(given) - {"root"} or not isinstance(given.get("root", ROOT), str):
+        raise NetspaceError("master configuration: netspace.link: there is root, a folder, and nothing else")
+    return Root(Path(given.get("root", ROOT)))
+
+
+def _asked(minion: str, function: str, arguments: dict[str, Any], timeout: int) -> Any:
+    import salt.client
+    from salt.exceptions import SaltException
+
+    try:
+        with salt.client.get_local_client(mopts=__opts__) as client:
+            answers = client.cmd(
+                [minion],
+                f"netspace_link.{function}",
+                kwarg=arguments,
+                tgt_type="list",  # a name may look like a pattern
+                timeout=timeout,
+                full_return=True,
+            )
+    except SaltException as err:
+        raise CommandExecutionError(f"{minion} can't be asked: {err}") from err
+    answer = answers.get(minion)
+    if not isinstance(answer, dict) or "ret" not in answer:
+        raise CommandExecutionError(f"{minion} did not answer within {timeout} s")
+    if answer.get("retcode"):
+        raise CommandExecutionError(f"{minion}: {str(answer['ret'])[:1000]}")
+    return answer["ret"]
