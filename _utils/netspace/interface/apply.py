@@ -15,7 +15,6 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -39,8 +38,6 @@ _OCCUPIED = (errno.EEXIST, errno.EBUSY, errno.EADDRINUSE)
 _TRIES, _PAUSE = 40, 0.05
 # Links that are made from the host at once: each takes a descriptor meanwhile.
 _TOGETHER = 128
-# Namespaces whose tables are replaced at once.
-_WAITING = 16
 
 
 class Work(msgspec.Struct, frozen=True):
@@ -310,11 +307,13 @@ class Applying:
             os.close(host)
 
     def _guard_only(self, work: Mapping[str, Work]) -> None:
-        """Put tables in place of others: several at once, since the kernel makes each wait."""
-        with ThreadPoolExecutor(_WAITING, thread_name_prefix="netspace-guards") as pool:
-            done = [pool.submit(self._guard, name, one, enter=True) for name, one in work.items()]
-        for future in done:
-            future.result()  # raises what isn't a refusal of the kernel's
+        """Put tables in place of others."""
+
+        def put() -> None:
+            for name, one in work.items():
+                self._guard(name, one, enter=True)
+
+        in_thread(put)
 
     def _guard(self, name: str, one: Work, *, enter: bool = False) -> None:
         """Put its table into its namespace, which the calling thread is in unless it is to *enter*."""

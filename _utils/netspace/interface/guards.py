@@ -64,10 +64,15 @@ def wanted(layout: Layout, record: Record, ends: Ends, place: Place, everybody: 
 
 def state(layout: Layout, loaded: Mapping[str, Any]) -> str:
     """``intact`` or ``changed``, of the calling thread's namespace; *loaded* is what :func:`put` returned."""
-    generation = netlink.ruleset_generation()
+    with nf.Ruleset() as ruleset:
+        return _state(ruleset, layout, loaded)
+
+
+def _state(ruleset: nf.Ruleset, layout: Layout, loaded: Mapping[str, Any]) -> str:
+    generation = ruleset.generation()
     if generation is not None and generation == loaded.get("generation"):
         return "intact"
-    return "intact" if list(nf.listed(layout.nft_table) or ()) == loaded.get("listed") else "changed"
+    return "intact" if list(ruleset.listed(layout.nft_table) or ()) == loaded.get("listed") else "changed"
 
 
 def put(
@@ -80,17 +85,18 @@ def put(
 ) -> dict[str, Any]:
     """Put the table into the calling thread's namespace, in one transaction; return what to remember.
 
-    :param fresh: there can't be one yet. (To replace one takes 12 ms: the kernel waits for all packets on their way.)
+    :param fresh: there can't be one yet.
     :param before: what made the one of which *loaded* tells: where only elements of sets differ, only these change.
     """
     table = layout.nft_table
-    generation = _changed_in_place(layout, messages, before, loaded) if before and loaded else None
-    if generation is None:
-        removal = [] if fresh else [*nf.remove_table(nf.INET, table), *nf.remove_table(nf.NETDEV, table)]
-        generation = nf.load([*removal, *messages])
-    if not messages:
-        return {}
-    listed = nf.confirmed(table, generation)
+    with nf.Ruleset() as ruleset:
+        generation = _changed_in_place(ruleset, layout, messages, before, loaded) if before and loaded else None
+        if generation is None:
+            removal = [] if fresh else [*nf.remove_table(nf.INET, table), *nf.remove_table(nf.NETDEV, table)]
+            generation = ruleset.load([*removal, *messages])
+        if not messages:
+            return {}
+        listed = ruleset.confirmed(table, generation)
     return {
         "rendered": nf.digest(messages),
         "generation": generation,
@@ -100,15 +106,19 @@ def put(
 
 
 def _changed_in_place(
-    layout: Layout, messages: Sequence[Message], before: Sequence[Message], loaded: Mapping[str, Any]
+    ruleset: nf.Ruleset,
+    layout: Layout,
+    messages: Sequence[Message],
+    before: Sequence[Message],
+    loaded: Mapping[str, Any],
 ) -> int | None:
     """The generation that this made; None where it can't be done."""
     changed = nf.elements_changed(before, messages)
-    now = netlink.ruleset_generation()
-    if not changed or now is None or state(layout, loaded) != "intact":
+    now = ruleset.generation()
+    if not changed or now is None or _state(ruleset, layout, loaded) != "intact":
         return None
     try:
-        return nf.load(changed, now)
+        return ruleset.load(changed, now)
     except netlink.NetlinkError as err:
         if err.errno != errno.ERESTART:  # somebody else was faster
             raise

@@ -30,12 +30,17 @@ def state(name: str, loaded: Mapping[str, Any]) -> str:
     """``absent``, ``intact`` or ``changed``; *loaded* is what :func:`put` returned."""
     if not loaded:
         return "absent"
-    if _untouched(loaded, netlink.ruleset_generation()):
-        return "intact"
     try:
-        listed = nf.listed(name, nf.INET)
+        with nf.Ruleset() as ruleset:
+            return _state(ruleset, name, loaded, ruleset.generation())
     except OSError:
         return "changed"  # it can't be told; applying says what is missing
+
+
+def _state(ruleset: nf.Ruleset, name: str, loaded: Mapping[str, Any], generation: int | None) -> str:
+    if _untouched(loaded, generation):
+        return "intact"
+    listed = ruleset.listed(name, nf.INET)
     if listed is None:
         return "absent"
     return "intact" if listed == (loaded.get("structure"), loaded.get("elements")) else "changed"
@@ -49,29 +54,36 @@ def put(name: str, table: Table, before: Table | None, loaded: Mapping[str, Any]
     :raises NetspaceError: it was refused; all is as before.
     """
     try:
-        for _ in range(_TRIES):
-            generation = netlink.ruleset_generation()
-            in_place = before is not None and bool(table.chains) and _holds(name, loaded, generation)
-            old = before if in_place else None
-            messages = tables.whole(name, table) if old is None else tables.difference(name, old, table)
-            try:
-                made = nf.load(messages, generation)
-                break
-            except netlink.NetlinkError as err:
-                if err.errno != errno.ERESTART:
-                    raise
-        else:
-            raise NetspaceError(
-                "the packet filter can't be loaded: something else on this host changes nftables all the time"
-            )
+        with nf.Ruleset() as ruleset:
+            return _put(ruleset, name, table, before, loaded)
     except OSError as err:
         raise _explained(err) from err
+
+
+def _put(
+    ruleset: nf.Ruleset, name: str, table: Table, before: Table | None, loaded: Mapping[str, Any]
+) -> dict[str, Any]:
+    for _ in range(_TRIES):
+        generation = ruleset.generation()
+        in_place = before is not None and bool(table.chains) and _holds(ruleset, name, loaded, generation)
+        old = before if in_place else None
+        messages = tables.whole(name, table) if old is None else tables.difference(name, old, table)
+        try:
+            made = ruleset.load(messages, generation)
+            break
+        except netlink.NetlinkError as err:
+            if err.errno != errno.ERESTART:
+                raise
+    else:
+        raise NetspaceError(
+            "the packet filter can't be loaded: something else on this host changes nftables all the time"
+        )
     if not table.chains:
         return {}
     if old is not None and old.same_structure(table):
         structure = loaded.get("structure")
     else:
-        listed = nf.confirmed(name, made, nf.INET)
+        listed = ruleset.confirmed(name, made, nf.INET)
         # Where somebody else changed something meanwhile, the next look finds it changed.
         structure = None if listed is None else listed[0]
     return {
@@ -87,9 +99,9 @@ def _untouched(loaded: Mapping[str, Any], generation: int | None) -> bool:
     return generation is not None and loaded.get("generation") == generation and loaded.get("boot") == _boot()
 
 
-def _holds(name: str, loaded: Mapping[str, Any], generation: int | None) -> bool:
+def _holds(ruleset: nf.Ruleset, name: str, loaded: Mapping[str, Any], generation: int | None) -> bool:
     """Whether the kernel at *generation* holds what was loaded. (One that moves on refuses what follows.)"""
-    return generation is not None and (_untouched(loaded, generation) or state(name, loaded) == "intact")
+    return bool(loaded) and generation is not None and _state(ruleset, name, loaded, generation) == "intact"
 
 
 @functools.cache

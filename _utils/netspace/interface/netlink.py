@@ -44,7 +44,6 @@ _NEWLINK, _DELLINK, _GETLINK, _SETLINK = 16, 17, 18, 19
 _NEWADDR, _DELADDR, _GETADDR = 20, 21, 22
 _NEWROUTE, _DELROUTE, _GETROUTE = 24, 25, 26
 _NEWQDISC, _DELQDISC, _GETQDISC = 36, 37, 38
-_GETGEN = 10 << 8 | 16
 _CONTROL, _GETFAMILY, _FAMILY_ID, _FAMILY_NAME = 16, 3, 1, 2  # linux/genetlink.h
 
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_QDISC, _IFLA_MASTER, _IFLA_LINKINFO = 1, 3, 4, 5, 6, 10, 18
@@ -589,6 +588,9 @@ class Socket:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._socket.close()
 
     def batch(self, messages: Sequence[Message]) -> dict[int, Failure]:
@@ -727,16 +729,3 @@ def generic_family(name: str) -> int | None:
     except OSError:
         return None
     return next((number(value) for one in found for type_, value in attributes(one, 4) if type_ == _FAMILY_ID), None)
-
-
-def ruleset_generation() -> int | None:
-    """The number that the kernel raises at every change of any nftables rule; None without nftables."""
-    try:
-        with Socket(NETLINK_NETFILTER) as netfilter:
-            for payload in netfilter.dump(Message(_GETGEN, 0, struct.pack("=BBH", 0, 0, 0))):
-                for type_, value in attributes(payload, 4):
-                    if type_ == 1:
-                        return int.from_bytes(value, "big")
-    except OSError:
-        return None
-    return None

@@ -18,6 +18,7 @@ import functools
 import hashlib
 import socket
 import struct
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 
 from netspace.interface import netlink
@@ -41,6 +42,8 @@ _BEGIN, _END = 16, 17
 _NEWTABLE, _GETTABLE, _DELTABLE, _NEWCHAIN, _GETCHAIN, _DELCHAIN = 0, 1, 2, 3, 4, 5
 _NEWRULE, _GETRULE, _DELRULE, _NEWSET, _GETSET, _DELSET = 6, 7, 8, 9, 10, 11
 _NEWELEMENT, _GETELEMENT, _DELELEMENT, _NEWOBJECT, _GETOBJECT, _DELOBJECT = 12, 13, 14, 18, 19, 20
+_REMOVALS = frozenset({_DELTABLE, _DELCHAIN, _DELRULE, _DELSET, _DELELEMENT, _DELOBJECT})
+_GETGEN = _SUBSYSTEM | 16
 _GENERATION = 1  # attribute of the message that begins a transaction: do it at this one only
 _CREATE, _APPEND, _DUMP = 0x400, 0x800, 0x300
 _NESTED = 0x8000
@@ -457,51 +460,75 @@ def digest(messages: Sequence[Message]) -> str:
 
 
 # -- the calling thread's namespace ------------------------------------------------------
-def load(messages: Sequence[Message], generation: int | None = None) -> int:
-    """Do all of *messages*, or nothing; return the ruleset's generation that this made, and nobody else.
+class Ruleset:
+    """The nftables of the calling thread's network namespace, by one socket that stays there.
 
-    :param generation: do it only if the ruleset is at this one.
-    :raises netlink.NetlinkError: with the first refusal; ERESTART where somebody else changed the ruleset.
+    :raises OSError: the kernel has none.
     """
-    frame = struct.pack("=BBH", socket.AF_UNSPEC, 0, socket.htons(_SUBSYSTEM >> 8))
-    for _ in range(_TRIES):
-        before = generation if generation is not None else netlink.ruleset_generation()
-        only = attribute(_GENERATION, _number(before)) if before is not None else b""
-        with netlink.Socket(netlink.NETLINK_NETFILTER) as where:
-            refused = where.transaction([Message(_BEGIN, 0, frame + only), *messages, Message(_END, 0, frame)])
-        if refused is None:
-            return (before or 0) + 1 & 0xFFFFFFFF or 1  # it is never 0
-        place, failure = refused
-        if failure.code != errno.ERESTART or generation is not None:
-            break
-    about = f" ({named})" if 0 < place <= len(messages) and (named := _named(messages[place - 1])) else ""
-    raise netlink.NetlinkError(failure.code, f"{failure}{about}")
 
+    def __init__(self) -> None:
+        self._socket = netlink.Socket(netlink.NETLINK_NETFILTER)
+        self._removed = False
 
-def _named(message: Message) -> str:
-    """Which thing a message is about, in words."""
-    type_ = message.type & 0xFF
-    values = dict(netlink.attributes(message.body, 4))
-    which = 1 if type_ in (_NEWTABLE, _DELTABLE) else 3 if type_ in (_NEWCHAIN, _DELCHAIN) else 2
-    name = bytes(values.get(which, b"")).rstrip(b"\0").decode(errors="replace")
-    return f"{_WORDS.get(type_, '')} {name}".strip()
+    def __enter__(self) -> Ruleset:
+        return self
 
+    def __exit__(self, *_: object) -> None:
+        if not self._removed:
+            self._socket.close()
+            return
+        # What was removed is gone; but the kernel has whoever closes such a socket then wait until no packet that is
+        # on its way can know of it any more, 10 ms and more.
+        try:
+            threading.Thread(target=self._socket.close, name="netspace-close").start()
+        except RuntimeError:  # no more threads
+            self._socket.close()
 
-def listed(table: str, family: int = socket.AF_UNSPEC) -> tuple[str, str] | None:
-    """Digests of what the kernel holds as *table*: of all but elements of sets, and of these; None: no such table.
+    def generation(self) -> int | None:
+        """The number that the kernel raises at every change of any rule; None without nftables."""
+        try:
+            for payload in self._socket.dump(Message(_GETGEN, 0, struct.pack("=BBH", 0, 0, 0))):
+                for type_, value in netlink.attributes(payload, 4):
+                    if type_ == 1:
+                        return int.from_bytes(value, "big")
+        except OSError:
+            return None
+        return None
 
-    What packets have put into sets is left out.
+    def load(self, messages: Sequence[Message], generation: int | None = None) -> int:
+        """Do all of *messages*, or nothing; return the generation that this made, and nobody else.
 
-    :param family: tables of others aren't looked at; none given: of any.
-    """
-    structure = hashlib.sha256()
-    elements: dict[str, list[bytes]] = {}
-    there = False
-    own = attribute(1, _text(table))
-    with netlink.Socket(netlink.NETLINK_NETFILTER) as where:
+        :param generation: do it only if the ruleset is at this one.
+        :raises netlink.NetlinkError: with the first refusal; ERESTART where somebody else changed the ruleset.
+        """
+        frame = struct.pack("=BBH", socket.AF_UNSPEC, 0, socket.htons(_SUBSYSTEM >> 8))
+        self._removed = self._removed or any(message.type & 0xFF in _REMOVALS for message in messages)
+        for _ in range(_TRIES):
+            before = generation if generation is not None else self.generation()
+            only = attribute(_GENERATION, _number(before)) if before is not None else b""
+            refused = self._socket.transaction([Message(_BEGIN, 0, frame + only), *messages, Message(_END, 0, frame)])
+            if refused is None:
+                return (before or 0) + 1 & 0xFFFFFFFF or 1  # it is never 0
+            place, failure = refused
+            if failure.code != errno.ERESTART or generation is not None:
+                break
+        about = f" ({named})" if 0 < place <= len(messages) and (named := _named(messages[place - 1])) else ""
+        raise netlink.NetlinkError(failure.code, f"{failure}{about}")
+
+    def listed(self, table: str, family: int = socket.AF_UNSPEC) -> tuple[str, str] | None:
+        """Digests of what the kernel holds as *table*: of all but elements of sets, and of these; None: no such table.
+
+        What packets have put into sets is left out.
+
+        :param family: tables of others aren't looked at; none given: of any.
+        """
+        structure = hashlib.sha256()
+        elements: dict[str, list[bytes]] = {}
+        there = False
+        own = attribute(1, _text(table))
         for type_, counted in _LISTED.items():
             # One can ask for a table's own only with its family.
-            for body in where.dump(_message(type_, family, _DUMP, own if family else b"")):
+            for body in self._socket.dump(_message(type_, family, _DUMP, own if family else b"")):
                 values = dict(netlink.attributes(body, 4))
                 if bytes(values.get(1, b"")) != _text(table):
                     continue
@@ -513,26 +540,34 @@ def listed(table: str, family: int = socket.AF_UNSPEC) -> tuple[str, str] | None
                 if type_ == _GETSET and not int.from_bytes(values.get(_FLAGS, b""), "big") & _DYNAMIC:
                     name = bytes(values[2])
                     found = elements.setdefault(f"{body[0]} {name.rstrip(bytes(1)).decode()}", [])
-                    for part in where.dump(_message(_GETELEMENT, body[0], _DUMP, own + attribute(2, name))):
+                    for part in self._socket.dump(_message(_GETELEMENT, body[0], _DUMP, own + attribute(2, name))):
                         for key, value in netlink.attributes(part, 4):
                             if key == 3:
                                 found += (_told(element) for _, element in netlink.attributes(value))
             if not there:  # then one may not even ask for more
                 return None
-    return structure.hexdigest(), _sum(elements)
+        return structure.hexdigest(), _sum(elements)
+
+    def confirmed(self, table: str, generation: int, family: int = socket.AF_UNSPEC) -> tuple[str, str] | None:
+        """The same, if nobody changed the ruleset since *generation*; else it can't be told whose doing it is."""
+        try:
+            found = self.listed(table, family)
+        except OSError:  # it went while one looked
+            return None
+        return found if self.generation() == generation else None
 
 
-def confirmed(table: str, generation: int, family: int = socket.AF_UNSPEC) -> tuple[str, str] | None:
-    """The same, if nobody changed the ruleset since *generation*; else it can't be told whose doing it is."""
-    try:
-        found = listed(table, family)
-    except OSError:  # it went while one looked
-        return None
-    return found if netlink.ruleset_generation() == generation else None
+def _named(message: Message) -> str:
+    """Which thing a message is about, in words."""
+    type_ = message.type & 0xFF
+    values = dict(netlink.attributes(message.body, 4))
+    which = 1 if type_ in (_NEWTABLE, _DELTABLE) else 3 if type_ in (_NEWCHAIN, _DELCHAIN) else 2
+    name = bytes(values.get(which, b"")).rstrip(b"\0").decode(errors="replace")
+    return f"{_WORDS.get(type_, '')} {name}".strip()
 
 
 def elements_digest(family: int, sets: Mapping[str, Mapping[bytes, Verdict | None]]) -> str:
-    """What :func:`listed` says of a table with just these elements."""
+    """What :meth:`Ruleset.listed` says of a table with just these elements."""
     return _sum(
         {
             f"{family} {name}": [

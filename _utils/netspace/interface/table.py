@@ -62,7 +62,7 @@ class Table(msgspec.Struct, frozen=True, dict=True):
 
     @functools.cached_property
     def elements(self) -> str:
-        """The digest of all elements, as ``nftables.listed`` has it."""
+        """The digest of all elements, as ``nftables.Ruleset.listed`` has it."""
         return nf.elements_digest(nf.INET, {name: one.elements for name, one in self.sets.items() if not one.most})
 
     @functools.cached_property

@@ -343,7 +343,7 @@ def test_an_apply_that_is_told_to_stop_stops_and_the_next_goes_on(world: World, 
     if not pid:
         try:
             signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
-            nftables.load = lambda *_: subprocess.run(["sleep", "1002"]).returncode
+            nftables.Ruleset.load = lambda *_: subprocess.run(["sleep", "1002"]).returncode  # type: ignore[method-assign]
             os.write(write, b"x")
             faults_host.converge(declared)
         except KeyboardInterrupt:

@@ -106,15 +106,15 @@ def test_connections_have_a_limit(bench: Bench, lan: Path) -> None:
 
 def test_it_is_there_before_the_link_is_up(bench: Bench, lan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     states = []
-    load = nf.load
+    load = nf.Ruleset.load
 
-    def seen(messages: Any, *more: Any) -> int:
-        generation = load(messages, *more)
+    def seen(ruleset: nf.Ruleset, messages: Any, generation: int | None = None) -> int:
+        generation = load(ruleset, messages, generation)
         for one in json.loads(run(f"ip netns exec {bench.path('a').name} ip -j link show eth0")):
             states.append("UP" in one["flags"])
         return generation
 
-    monkeypatch.setattr(nf, "load", seen)
+    monkeypatch.setattr(nf.Ruleset, "load", seen)
     bench.make(a=bridged(7, *OUT))
     assert states == [False]
 
@@ -158,7 +158,7 @@ def test_nothing_to_do_runs_no_process(bench: Bench, lan: Path, monkeypatch: pyt
     def refuse(*_: Any, **__: Any) -> Any:
         raise AssertionError("something was changed, or a process was run")
 
-    for where, name in ((subprocess, "Popen"), (nf, "load"), (nf, "listed")):
+    for where, name in ((subprocess, "Popen"), (nf.Ruleset, "load"), (nf.Ruleset, "listed")):
         monkeypatch.setattr(where, name, refuse)
     assert not bench.plan(desired).steps
 

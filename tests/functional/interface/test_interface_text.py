@@ -16,9 +16,10 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from netspace.errors import MissingError, NetspaceError
-from netspace.interface import hosttable, namespaces, netlink
+from netspace.interface import hosttable, namespaces
 from netspace.interface import nftables as nf
 from netspace.interface.firewall import Guarded, build
+from netspace.interface.netlink import Message
 from netspace.interface.table import Chain, Table, difference
 from netspace.spec.types import Allow, Cidr
 from netspace.threads import in_thread
@@ -203,23 +204,24 @@ def test_others_changes_are_no_drift_and_another_boot_is_told() -> None:
         assert f"table ip {NAME}" in nft("list", "tables")
         assert f"table inet {NAME}" not in nft("list", "tables")
         # After a reboot the ruleset may be at the same generation by chance.
-        now = netlink.ruleset_generation()
+        with nf.Ruleset() as ruleset:
+            now = ruleset.generation()
         assert hosttable.state(NAME, {**loaded, "boot": "another", "generation": now}) == "absent"
 
     alone(compare)
 
 
 def test_a_foreign_change_just_after_ours_is_not_taken_for_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    load = nf.load
+    load = nf.Ruleset.load
 
-    def and_somebody(*arguments: object) -> int:
-        made = load(*arguments)  # type: ignore[arg-type]
+    def and_somebody(ruleset: nf.Ruleset, messages: Sequence[Message], generation: int | None = None) -> int:
+        made = load(ruleset, messages, generation)
         nft("add", "rule", "inet", NAME, "input", "accept")
         return made
 
     def compare() -> None:
         with monkeypatch.context() as patched:
-            patched.setattr(nf, "load", and_somebody)
+            patched.setattr(nf.Ruleset, "load", and_somebody)
             loaded = hosttable.put(NAME, build(host(1)), None, {})
         assert hosttable.state(NAME, loaded) == "changed"
 
@@ -228,22 +230,22 @@ def test_a_foreign_change_just_after_ours_is_not_taken_for_ours(monkeypatch: pyt
 
 @pytest.mark.parametrize("times", [1, 1000], ids=["once", "all the time"])
 def test_somebody_who_is_faster_is_waited_for(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
-    ask = netlink.ruleset_generation
+    ask = nf.Ruleset.generation
     left = [times]
 
     def compare() -> None:
         loaded = hosttable.put(NAME, build(host(1)), None, {})
         handle = netlink_handle()
 
-        def and_somebody() -> int | None:
-            seen = ask()
+        def and_somebody(ruleset: nf.Ruleset) -> int | None:
+            seen = ask(ruleset)
             if left[0]:
                 left[0] -= 1
-                nf.load(nf.add_table(nf.INET, f"foreign{left[0]}"), seen)
+                ruleset.load(nf.add_table(nf.INET, f"foreign{left[0]}"), seen)
             return seen
 
         with monkeypatch.context() as patched:
-            patched.setattr(netlink, "ruleset_generation", and_somebody)
+            patched.setattr(nf.Ruleset, "generation", and_somebody)
             if times > 1:
                 with pytest.raises(NetspaceError, match="changes nftables all the time"):
                     hosttable.put(NAME, build(host(1, 2)), build(host(1)), loaded)
