@@ -26,6 +26,7 @@ from netspace.plan import Plan, Refusal, Result
 from netspace.spec import check, trust
 from netspace.spec.trust import Trust, Verdict
 from netspace.spec.types import Attestation, Declaration, Environment, Link
+from netspace.threads import Meanwhile
 
 Progress = Callable[[str], None]
 RunState = Literal["running", "present", "stopped"]
@@ -329,7 +330,7 @@ class Host:
 
     def _run_environments(self, desired: Any, remove: Collection[str], test: bool, **options: Any) -> Result:
         """Look, plan, do; what was seen is handed on, for the lock is held."""
-        observed = self.environments.observe()
+        observed = self.environments.observe({*desired, *remove})
         return self._run(self.environments, desired, remove, test, observed, observed=observed, **options)
 
     # -- images ------------------------------------------------------------------------
@@ -381,12 +382,17 @@ class Host:
             result = self._remove_links(theirs, test, purge)
             result = _join(result, self._refresh_cards(others, test))
             there = self.environments.names() & set(names)
-            if there:
-                result = _join(result, self._run_environments({}, there, test, purge=purge))
-            if purge:
-                left = self.environments.plan_purge(names)
-                result = _join(result, Result(left, () if test else self.environments.apply_purge(left.steps)))
-            return _join(result, self._remove_interfaces(names, test))
+            # Once their programs are gone: for most of the time the kernel waits until a link is.
+            links = Meanwhile(lambda: self._remove_interfaces(names, test))
+            try:
+                if there:
+                    result = _join(result, self._run_environments({}, there, test, purge=purge, gone=links.begin))
+                if purge:
+                    left = self.environments.plan_purge(names)
+                    result = _join(result, Result(left, () if test else self.environments.apply_purge(left.steps)))
+            finally:
+                links.end()
+            return _join(result, links.result())
 
     def remove_interfaces(self, names: Collection[str], *, test: bool = False) -> Result:
         """Remove namespaces and interfaces."""

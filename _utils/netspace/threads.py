@@ -1,28 +1,51 @@
-"""A thread for work that changes whoever does it (its namespace, its user), and nothing else of the process."""
+"""Threads: for work that changes whoever does it (its namespace, its user), and for work that mostly waits."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
 
 def in_thread(work: Callable[[], T]) -> T:
     """Run *work* in a thread of its own, which ends with it; return what it returns, raise what it raises."""
-    outcome: list[T] = []
-    failure: list[BaseException] = []
+    apart = Meanwhile(work)
+    apart.begin()
+    return apart.result()
 
-    def body() -> None:
+
+class Meanwhile(Generic[T]):
+    """Work that is done while its owner goes on: from :meth:`begin`, if that is called, else when it is asked for."""
+
+    def __init__(self, work: Callable[[], T]) -> None:
+        self._work = work
+        self._outcome: list[T] = []
+        self._failure: list[BaseException] = []
+        self._thread: threading.Thread | None = None
+
+    def begin(self) -> None:
+        thread = threading.Thread(target=self._do, name="netspace-apart")
+        thread.start()
+        self._thread = thread
+
+    def end(self) -> None:
+        """Wait for it, where it was begun."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def result(self) -> T:
+        """What it returns; raises what it raises."""
+        if self._thread is None:
+            return self._work()
+        self.end()
+        if self._failure:
+            raise self._failure[0]
+        return self._outcome[0]
+
+    def _do(self) -> None:
         try:
-            outcome.append(work())
-        except BaseException as err:  # for whoever waits
-            failure.append(err)
-
-    thread = threading.Thread(target=body, name="netspace-apart")
-    thread.start()
-    thread.join()
-    if failure:
-        raise failure[0]
-    return outcome[0]
+            self._outcome.append(self._work())
+        except BaseException as err:  # for whoever asks
+            self._failure.append(err)

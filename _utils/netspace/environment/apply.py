@@ -30,7 +30,7 @@ from netspace.supervision import Status, Supervisor
 Give = Callable[[Mapping[str, int]], Mapping[str, str]]
 
 # A batch that was started is looked at after each of these pauses (seconds), until nothing of it runs (any more).
-_LOOKS = (0.005, 0.015, 0.08)
+_LOOKS = (0.002, 0.003, 0.015, 0.08)
 
 
 class Applying:
@@ -39,6 +39,7 @@ class Applying:
     :param purge: what is removed takes its volumes along, but for folders of the host.
     :param give: gives the devices of these environments' interfaces to these users (the host's ids), before they start.
     :param observed: what the steps were planned by, where nothing but this can have changed anything since.
+    :param gone: called once the programs of all that is removed have ended.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Applying:
         purge: bool = False,
         give: Give | None = None,
         observed: Observed | None = None,
+        gone: Callable[[], None] | None = None,
     ) -> None:
         self.making = making
         self.layout = making.layout
@@ -58,6 +60,7 @@ class Applying:
         self._steps = steps
         self._purge = purge
         self._give = give
+        self._gone = gone
         self._removals = [step.name for step in steps if step.action == "remove"]
         self._work: dict[str, Work] = {step.name: step.data for step in steps if step.action != "remove"}
         self._records: dict[str, Record] = {}
@@ -111,6 +114,8 @@ class Applying:
         """Stop and erase; the record goes last."""
         self._fail(rolling.erase(self.layout, self.supervisor, self._removals))
         self._supervise(self.supervisor.remove, self._removals)
+        if self._gone is not None:
+            self._gone()
 
         made = self._recorded() if self._removals else {}
 

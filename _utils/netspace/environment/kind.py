@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +60,14 @@ class Environments:
         """Every environment's record: ``spec``, ``state`` and how it was made."""
         return records.read(self.layout)
 
-    def observe(self) -> Observed:
-        """Look at everything once: records, services, mounts, files, image sources. Changes nothing."""
-        return observe.observe(self.layout, self.supervisor, self.store, self.making.controllers, self.making.devices)
+    def observe(self, about: Collection[str] | None = None) -> Observed:
+        """Look at everything once: records, services, mounts, files, image sources. Changes nothing.
+
+        :param about: the environments that something may be planned for, if not all.
+        """
+        return observe.observe(
+            self.layout, self.supervisor, self.store, self.making.controllers, self.making.devices, about
+        )
 
     def list(self) -> dict[str, Any]:
         """Per environment what :func:`observe.describe` tells: ``state``, ``health``, ``image`` and so on."""
@@ -84,13 +89,24 @@ class Environments:
 
     # -- doing ---------------------------------------------------------------------
 
-    def apply(self, steps: Sequence[Step], *, purge: bool = False, observed: Observed | None = None) -> Outcomes:
+    def apply(
+        self,
+        steps: Sequence[Step],
+        *,
+        purge: bool = False,
+        observed: Observed | None = None,
+        gone: Callable[[], None] | None = None,
+    ) -> Outcomes:
         """Do the steps as one batch; what fails for one environment doesn't stop the others.
 
         :param purge: what is removed takes its volumes along, but for folders of the host.
         :param observed: what the steps were planned by, where the lock was held since.
+        :param gone: called once the programs of all that is removed have ended.
         """
-        return Applying(self.making, self.supervisor, steps, purge=purge, give=self._give, observed=observed).run()
+        applying = Applying(
+            *(self.making, self.supervisor, steps), purge=purge, give=self._give, observed=observed, gone=gone
+        )
+        return applying.run()
 
     def plan_purge(self, names: Collection[str]) -> Plan:
         """Which volumes of these lie there, though there are no such environments any more."""

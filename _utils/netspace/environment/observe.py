@@ -107,24 +107,32 @@ def observe(
     store: Store,
     controllers: Collection[str],
     devices: Callable[[Environment], Collection[cgroups.Device]],
+    about: Collection[str] | None = None,
 ) -> Observed:
     """Look at everything once: records, services, mounts, files, limits, image sources. Changes nothing.
 
     :param controllers: the cgroup controllers that can keep limits here.
     :param devices: tells the disks that an environment's files are on.
+    :param about: the environments that something may be planned for, if not all: of the others only the records are
+        read, and they are taken to be as those say.
     """
     known = records.read(layout)
-    statuses = supervisor.observe() if known else {}
+    near = known if about is None else {name: record for name, record in known.items() if name in about}
+    asked = None if about is None else {runtime.HEALTH, *(runtime.service_name(name) for name in near)}
+    statuses = supervisor.observe(asked) if known else {}
     mounted = mounts.table()
     hierarchies = cgroups.Hierarchies(mounted, controllers)
     found = {}
     probed = any(record.spec.health is not None or record.spec.after for record in known.values())
     services = [runtime.health(layout)] if probed else []
-    for name, record in known.items():
+    for name, record in near.items():
         with contextlib.suppress(MissingError):  # without its runtime nothing can be told of it; the plan says so
             services.append(runtime.service(layout, name, record.spec, record.runtime, mounted, controllers))
     redefined = supervisor.differing(services)
     for name, record in known.items():
+        if name not in near:
+            found[name] = Seen(record, None, assembled=True, files=None)
+            continue
         status = statuses.get(runtime.service_name(name))
         own = own_disks(layout, name, record, mounted)
         found[name] = Seen(
@@ -139,8 +147,8 @@ def observe(
             runtime.service_name(name) not in redefined,
             current(layout, name, record, status),
         )
-    images_of = {tenders.source(record.spec, record.runtime) for record in known.values()}
-    images_of |= {record.failed.source for record in known.values() if record.failed is not None}
+    images_of = {tenders.source(record.spec, record.runtime) for record in near.values()}
+    images_of |= {record.failed.source for record in near.values() if record.failed is not None}
     sources = {image: store.seen(image) for image in sorted(images_of)}
     watch = statuses.get(runtime.HEALTH)
     runs = watch is not None and watch.state in ("running", "starting") and runtime.HEALTH not in redefined

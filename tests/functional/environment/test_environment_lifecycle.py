@@ -52,6 +52,26 @@ def test_a_change_restarts_only_that_one_and_names_the_key(host):
     assert host.plan(wanted).steps == []
 
 
+def test_what_concerns_one_looks_at_no_other(host, monkeypatch, tmp_path):
+    volumes = [{"source": str(tmp_path / "data"), "target": "/data"}]
+    wanted = {"web": host.desired("web"), "other": host.desired("other", volumes=volumes)}
+    host.apply(wanted)
+    looked = []
+    real = handout.observe
+    monkeypatch.setattr(handout, "observe", lambda layout, name: looked.append(name) or real(layout, name))
+    about_one = host.kind.observe({"web", "new"})
+    assert looked == ["web"]
+    assert host.kind.plan({"web": wanted["web"]}, about_one).steps == []
+    changed = {"web": host.desired("web", limits={"files": 64})}
+    assert [step.name for step in host.kind.plan(changed, about_one).steps] == ["web"]
+    # What the others have is theirs none the less.
+    (refusal,) = host.kind.plan({"new": host.desired("new", volumes=volumes)}, about_one).refusals
+    assert "environment other has" in refusal.message
+    assert [step.name for step in host.kind.plan({}, host.kind.observe(()), ["web"]).steps] == ["web"]
+    assert looked == ["web"]
+    assert host.plan(wanted).steps == [] and set(looked) == {"web", "other"}
+
+
 def test_what_needs_no_restart_gets_none(host):
     host.run("web")
     pid = host.pid("web")
