@@ -1,8 +1,7 @@
 """The OCI project's own ``runtimetest``, run inside: it finds nothing amiss but what the docs declare.
 
-It is no part of Debian and not vendored here; where it is not found, this is skipped. Build
-it with Debian's Go: in a checkout of github.com/opencontainers/runtime-tools,
-``CGO_ENABLED=0 go build -mod=vendor ./cmd/runtimetest``, and put it into ``.cache/`` or PATH.
+``scripts/runtimetest`` builds it from Debian's source package, and ``scripts/test`` runs that; where it
+could not be built (there is no network), this is skipped.
 """
 
 from __future__ import annotations

@@ -1,0 +1,53 @@
+"""Kinds of interfaces that not every kernel has, on Debian's: the functional tests of those kinds, run in a machine.
+
+So what is promised of ipvlan, vlan and wireguard, and the guide's example of a new kind, is proved somewhere
+whatever the kernel is that runs the rest.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import tarfile
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from vmlab.machine import Machine
+
+pytestmark = pytest.mark.vm
+
+# What runs tests, from the interpreter that runs this one: all of it is Python alone.
+NEEDED = ("pytest", "_pytest", "py", "pluggy", "iniconfig", "packaging", "pygments")
+FILE = "/srv/netspace/tests/functional/interface/test_interface_kinds.py"
+WANTED = "(ipvlan or vlan or wireguard or example) and not macvlan and not vxlan and not bridge and not killed"
+
+
+def packed() -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz", compresslevel=1) as archive:
+        for name in NEEDED:
+            file = import_module(name).__file__
+            assert file is not None
+            place = Path(file).parent if file.endswith("__init__.py") else Path(file)
+            archive.add(place, place.name, filter=lambda one: None if one.name.endswith("__pycache__") else one)
+    return stream.getvalue()
+
+
+def test_kinds_that_not_every_kernel_has(plain: Machine) -> None:
+    plain.put("/tmp/pytest.tar.gz", packed())
+    plain.sh("mkdir -p /opt/pytest && tar -C /opt/pytest -xzf /tmp/pytest.tar.gz")
+    paths = "/opt/pytest:/opt/netspace:/srv/netspace/_utils:/srv/netspace/tests"
+    done = plain.run(
+        *("sh", "-c", f'cd /srv/netspace && PYTHONPATH={paths} exec /usr/bin/python3 -m pytest "$@"', "pytest"),
+        *("-p", "no:cacheprovider", "-c", "/dev/null", "--confcutdir", str(Path(FILE).parent), "-q", "-rs"),
+        *("--durations=15", "-k", WANTED, FILE),
+        check=False,
+        timeout=600,
+    )
+    assert done.code == 0, done.out[-6000:] + done.err[-2000:]
+    print(done.out)
+    summary = done.out.splitlines()[-1]
+    assert "skipped" not in summary, done.out[-3000:]
+    passed = re.search(r"(\d+) passed", summary)
+    assert passed and int(passed[1]) > 20, summary
