@@ -7,6 +7,9 @@ round: the same links, addresses and routes by hand-packed netlink and nothing e
 ``by_hand.py``: no record, no packet filter, no settings), and by ``ip -batch``. Namespaces are made
 beforehand for all three; what they cost is a line of its own, beside ``ip netns add``. Medians of the rounds.
 
+*remove* takes link, namespace, record and rules, as the removal of an environment does. *change to none* keeps
+namespace and record, as another declaration does.
+
 *create* is all that an apply does: records on disk, packet filter, links with 14 settings each, and before that a
 look at what is there. *create, without records and filter* is the part that the floor does too.
 """
@@ -39,7 +42,7 @@ def measure(options: argparse.Namespace) -> Rounds:
         return DesiredInterfaces(interfaces={f"bench{number}": one for number in range(count)})
 
     def converge(wanted: DesiredInterfaces, remove: Any = ()) -> int:
-        plan = kind.plan(wanted, kind.observe(wanted), remove)
+        plan = kind.plan(wanted, kind.observe(wanted, doomed=remove), remove)
         failed = [outcome for outcome in kind.apply(plan.steps) if outcome.error]
         assert not failed, failed[0]
         return len(plan.steps)
@@ -72,12 +75,15 @@ def measure(options: argparse.Namespace) -> Rounds:
         rounds.time("create", lambda: converge(wired), count)
         rounds.note("links", sum(rounds.values["part"]) / count)
         rounds.time("unchanged", lambda: unchanged(wired))
-        rounds.time("remove", lambda: converge(bare), count)
+        rounds.time("none", lambda: converge(bare), count)
         rounds.time("floor", lambda: by_hand.floor(paths), count)
         rounds.time("floor remove", lambda: by_hand.remove_by_ip(count), count)
         rounds.time("ip", lambda: by_hand.ip_batch(paths), count)
         rounds.time("ip remove", lambda: by_hand.remove_by_ip(count), count)
         names = set(bare.interfaces)
+        converge(wired)
+        rounds.time("remove", lambda: converge(DesiredInterfaces(), names), count)
+        converge(bare)
         rounds.time("namespaces remove", lambda: converge(DesiredInterfaces(), names), count)
         with rounds.timed("ip netns", few):
             for one in range(few):
@@ -115,8 +121,10 @@ def lines(rounds: Rounds, options: argparse.Namespace) -> dict[str, dict[str, An
         **each("interfaces, create, without records and filter", "links", "hand-packed netlink", "floor"),
         **each("interfaces, create, processor time", "create cpu", "hand-packed netlink", "floor cpu"),
         **each("interfaces, create beside ip", "create", "ip -batch", "ip", 0.5),
-        **each("interfaces, remove", "remove", "create", "create", 1.0),
-        **each("interfaces, remove beside ip", "remove", "ip -batch link del", "ip remove", 1.0),
+        **each("interfaces, remove, their namespaces too", "remove", "create", "create", 1.0),
+        **each("interfaces, remove, processor time", "remove cpu", "create", "create cpu"),
+        **each("interfaces, change to none", "none", "create", "create"),
+        **each("interfaces, remove beside ip", "none", "ip -batch link del", "ip remove", 1.0),
         f"{count} interfaces, unchanged": line(middle("unchanged"), "ms", "limit", limit(count), ratio=1.0),
         **each("namespaces, create", "namespaces", "ip netns add", "ip netns", 1.0),
         **each("namespaces, remove", "namespaces remove", "ip netns del", "ip netns remove", 1.0),

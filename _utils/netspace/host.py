@@ -148,15 +148,15 @@ class Host:
         desired = DesiredInterfaces(declared.network, declared.interfaces)
         if whole:
             remove = self.interfaces.names() - set(declared.environments)
-            return self._run(self.interfaces, desired, remove, test, self.interfaces.observe(desired))
+            return self._run(self.interfaces, desired, remove, test, self.interfaces.observe(desired, doomed=remove))
         return self._run_interfaces(desired, (), test)
 
     def _run_interfaces(self, desired: Any, remove: Collection[str], test: bool) -> Result:
         """Do what concerns some: a host may have a thousand others, which need not be looked at."""
-        seen = self.interfaces.observe(desired, {*desired.interfaces, *remove})
+        seen = self.interfaces.observe(desired, {*desired.interfaces, *remove}, remove)
         plan: Plan = self.interfaces.plan(desired, seen, remove)
         if self.interfaces.concerns_all(plan):
-            plan = self.interfaces.plan(desired, self.interfaces.observe(desired), remove)
+            plan = self.interfaces.plan(desired, self.interfaces.observe(desired, doomed=remove), remove)
         return Result(plan) if test or not plan.steps else Result(plan, self.interfaces.apply(plan.steps))
 
     # -- links ---------------------------------------------------------------------

@@ -54,15 +54,21 @@ class Interfaces:
         """Environments that have a namespace, or are remembered to have one."""
         return files.record_names(self.layout.records(records.KIND))
 
-    def observe(self, desired: DesiredInterfaces | None = None, about: Collection[str] | None = None) -> Observed:
+    def observe(
+        self,
+        desired: DesiredInterfaces | None = None,
+        about: Collection[str] | None = None,
+        doomed: Collection[str] = (),
+    ) -> Observed:
         """What there is now, of all interfaces and of what *desired* ones need.
 
         :param about: the environments that something is to be done to, if no others: the rest are only looked at as
             far as their packet filters may have to learn of that. See :meth:`concerns_all`.
+        :param doomed: those that are to be removed: their namespaces are entered only where that needs it.
         :raises StateError: a record can't be read.
         """
         only = None if about is None else {*about, *records.Volatile.read(self.layout).guards}
-        return observe(self.layout, only, desired.interfaces.values() if desired is not None else ())
+        return observe(self.layout, only, desired.interfaces.values() if desired is not None else (), doomed)
 
     @staticmethod
     def concerns_all(plan: Plan) -> bool:

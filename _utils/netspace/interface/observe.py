@@ -84,9 +84,15 @@ def expected(layout: Layout, name: str, record: Record, at: Place | None = None)
     return wanted
 
 
-def observe(layout: Layout, only: Collection[str] | None = None, declared: Iterable[Interface] = ()) -> Observed:
+def observe(
+    layout: Layout,
+    only: Collection[str] | None = None,
+    declared: Iterable[Interface] = (),
+    doomed: Collection[str] = (),
+) -> Observed:
     """Look at everything, or at the interfaces of *only*, and at what *declared* ones need.
 
+    :param doomed: of these no more is asked than by what they can be removed.
     :raises StateError: a record can't be read.
     """
     known = records.read(layout)
@@ -96,7 +102,7 @@ def observe(layout: Layout, only: Collection[str] | None = None, declared: Itera
     linked = {name: one for name, one in wanted.items() if one != Ends()}
     specs = [*(known[name].interface for name in wanted), *declared]
     needed = {parent for spec in specs for parent in kinds.parents(spec)}
-    links, live, guarded = _links(layout, linked, known, kept, needed, volatile)
+    links, live, guarded = _links(layout, linked, known, kept, needed, volatile, doomed)
     return Observed(
         records=known,
         namespaces=kept,
@@ -117,6 +123,7 @@ def _links(
     kept: Mapping[str, int],
     needed: Collection[str],
     volatile: Volatile,
+    doomed: Collection[str],
 ) -> tuple[list[Link], dict[str, Live], dict[str, str]]:
     """The host's links, as far as they are needed, and the interfaces *wanted* as they are."""
     if not wanted and not needed:
@@ -128,9 +135,15 @@ def _links(
     hosts = {link.index: link.name for link in links}
     by_alias = {link.alias: link for link in links if link.alias}
     by_name = {link.name: link for link in links}
+    outers = {name: _outer(layout, name, by_alias, by_name) for name in wanted}
     insides: dict[str, tuple[Link, End]] = {}
     guarded: dict[str, str] = {}
-    there = {name: layout.netns(name) for name in wanted if layout.netns_name(name) in kept}
+    there = {
+        name: layout.netns(name)
+        for name in wanted
+        # With its end on the host goes the one inside.
+        if layout.netns_name(name) in kept and not (name in doomed and outers[name] is not None)
+    }
 
     def look() -> None:
         for name, path in there.items():
@@ -153,11 +166,7 @@ def _links(
         in_thread(look)
     live = {}
     for name, one in wanted.items():
-        outside, outer = None, by_alias.get(ends.alias(layout.instance, name))
-        if outer is None:
-            outer = by_name.get(ends.host_name(layout.instance, name))
-            if outer is not None and outer.mac != ends.mac(layout.instance, name):
-                outer = None  # somebody else's
+        outside, outer = None, outers[name]
         if outer is not None:
             look_at = details[name]
             more = look_at(outer, one.outside, hosts) if look_at is not None and one.outside is not None else {}
@@ -169,6 +178,16 @@ def _links(
             outer.index if outer is not None else 0,
         )
     return links, live, guarded
+
+
+def _outer(layout: Layout, name: str, by_alias: Mapping[str, Link], by_name: Mapping[str, Link]) -> Link | None:
+    """Its end on the host, also where it was renamed or bears no alias yet."""
+    found = by_alias.get(ends.alias(layout.instance, name))
+    if found is None:
+        found = by_name.get(ends.host_name(layout.instance, name))
+        if found is not None and found.mac != ends.mac(layout.instance, name):
+            return None  # somebody else's
+    return found
 
 
 def _own(links: Sequence[Link], wanted: Ends) -> Link | None:
