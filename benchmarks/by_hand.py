@@ -207,7 +207,8 @@ class Environment:
         self.layer = folder / f"layer{number}"
         self.namespace = Path("/run/netns") / f"hand{number}"
 
-    def make(self) -> None:
+    def network(self) -> None:
+        """Its namespace, pair, addresses and routes, and nothing else."""
         host = os.open("/proc/self/ns/net", os.O_RDONLY)
 
         def inside() -> None:
@@ -219,6 +220,9 @@ class Environment:
         os.close(host)
         with _netlink() as own:
             send(own, outer(self.number))
+
+    def make(self) -> None:
+        self.network()
         lower, root = self.bundle / "lower", self.bundle / "rootfs"
         upper, work = self.layer / "upper", self.layer / "work"
         for folder in (lower, root, upper, work, self.bundle / "inside"):
@@ -260,10 +264,13 @@ class Environment:
     def kill(self) -> None:
         self.crun("delete", "--force", self.bundle.name)
 
-    def drop(self) -> None:
+    def drop_network(self) -> None:
         with _netlink() as own:
             send(own, [remove_link(socket.if_nametoindex(f"fl{self.number}"))])
+        drop_namespace(self.namespace)
+
+    def drop(self) -> None:
+        self.drop_network()
         mounts.unmount(self.bundle / "rootfs")
         shutil.rmtree(self.bundle)
         shutil.rmtree(self.layer)
-        drop_namespace(self.namespace)

@@ -24,7 +24,8 @@ as a whole. The peer is raw crun by hand, one after another.
 *memory* -- what the host pays for each idle environment beyond the program itself: anonymous memory, kernel
 memory and files in memory of all that is in the sandbox (by its memory cgroup, so that other work on this
 machine doesn't count), less what the same program costs when it is just started. The peer is raw crun
-by hand again: what the kernel pays for namespaces, control groups and mounts is the same for both.
+by hand again: what the kernel pays for namespaces, control groups and mounts is the same for both. What an empty
+network namespace with its pair costs is the floor of both.
 """
 
 from __future__ import annotations
@@ -160,6 +161,12 @@ class One:
 
     def memory_by_hand(self, rounds: Rounds, count: int) -> None:
         many = [self.hand(HANDS + number) for number in range(count)]
+        before = settled()
+        for hand in many:
+            hand.network()
+        rounds.note("network memory", (settled() - before) / count)
+        for hand in many:
+            hand.drop_network()
         before = settled()
         for hand in many:
             hand.make()
@@ -479,7 +486,10 @@ def lines(rounds: Rounds, options: Any) -> dict[str, dict[str, Any]]:
                 middle("memory") - plain, "kB", hand, by_hand - plain, limit=100
             ),
             "memory per idle environment beyond raw crun": line(
-                middle("memory") - by_hand, "kB", "all of it", middle("memory")
+                middle("memory") - by_hand, "kB", "all of it", middle("memory"), limit=100
+            ),
+            "memory of a network namespace and a pair, with nothing in it": line(
+                middle("network memory"), "kB", "goal for all of it", 100
             ),
         }
     if many:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -510,9 +511,11 @@ def test_the_example_of_a_new_kind_is_applied_as_it_stands(tmp_path: Path) -> No
     if not support.has("dummy", "dummy"):
         pytest.skip("this kernel has no dummy")
     library = checkout.with_example_kind(tmp_path / "library")
+    # Before the library that this test itself uses, and what that needs.
+    paths = os.pathsep.join([str(library), os.environ.get("PYTHONPATH", "")])
     for what in ("make", "remove"):
         done = subprocess.run(
-            [sys.executable, "-c", APPLY, what], env={"PYTHONPATH": str(library)}, capture_output=True, text=True
+            [sys.executable, "-c", APPLY, what], env={"PYTHONPATH": paths}, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
         if what == "make":

@@ -44,8 +44,8 @@ def test_second_apply_changes_and_writes_nothing(bench: Bench, monkeypatch: pyte
         raise AssertionError("something was changed, or a process was run")
 
     monkeypatch.setattr(subprocess, "Popen", refuse)
-    monkeypatch.setattr(nf, "load", refuse)
-    monkeypatch.setattr(nf, "listed", refuse)
+    monkeypatch.setattr(nf.Ruleset, "load", refuse)
+    monkeypatch.setattr(nf.Ruleset, "listed", refuse)
     monkeypatch.setattr(netlink.Socket, "batch", refuse)
     monkeypatch.setattr(files, "write", refuse)
     plan = bench.apply(desired)
@@ -269,7 +269,7 @@ def test_without_nftables_no_interface_is_made_but_namespaces_are(
 
     desired = bench.desired(a=veth(OUT), b={"kind": "none"})
     with monkeypatch.context() as patched:
-        patched.setattr(nf, "load", lacking)
+        patched.setattr(nf.Ruleset, "load", lacking)
         outcomes = {one.step.name: one.error for one in bench.kind.apply(bench.plan(desired).steps)}
     assert "use a kernel with CONFIG_NF_TABLES_INET" in outcomes["host:firewall"]
     assert "packet filter" in outcomes["a"]
@@ -344,7 +344,7 @@ def killer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
     watch(namespaces, "_mount")
     watch(namespaces, "write_setting")
     watch(namespaces, "remove")
-    watch(nf, "load")
+    watch(nf.Ruleset, "load")
     watch(forwarding, "write")
     watch(netlink.Socket, "batch")
 
