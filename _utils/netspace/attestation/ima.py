@@ -32,6 +32,10 @@ _PADDED = 256
 # Templates whose first fields are a digest with its algorithm and a file name.
 _NAMED = frozenset((b"ima-ng", b"ima-sig", b"ima-buf", b"ima-modsig", b"evm-sig"))
 _NAMED_V2 = frozenset((b"ima-ngv2", b"ima-sigv2"))
+# What process 1 is called, as a program's file.
+_PROCESS_1 = frozenset(
+    (b"init", b"systemd", b"busybox", b"openrc-init", b"runit", b"runit-init", b"dinit", b"shepherd")
+)
 _SIGNED = frozenset((b"ima-sig", b"ima-sigv2", b"ima-modsig"))
 
 
@@ -223,6 +227,19 @@ def boot_aggregate(entries: list[Entry]) -> bytes | None:
     """Return the first line's digest of the PCRs at boot (as in :class:`File`); None where it isn't that line."""
     first = file(entries[0]) if entries else None
     return first.digest if first is not None and first.path == b"boot_aggregate" else None
+
+
+def measures_programs(entries: list[Entry]) -> bool:
+    """Whether process 1 is among *entries*. Without a policy that measures programs, a list is short and all is well.
+
+    Secure Boot alone has kernels measure modules. What a list can't show is that nothing was left out: that is
+    proved by the kernel's command line (``ima_policy=tcb``).
+    """
+    return any(
+        (found := file(entry)) is not None and found.path.rpartition(b"/")[2] in _PROCESS_1
+        for entry in entries
+        if not entry.violation
+    )
 
 
 def from_ascii(raw: bytes) -> bytes:

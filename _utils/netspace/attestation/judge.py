@@ -11,7 +11,7 @@ everything that was signed was found genuine, and decides on L4 and L5:
    11, 12), plain values. **L4**
 5. there is an IMA policy and a list, which continues where the last one ended;
 6. lines of it lead to the quoted PCR 10; later ones wait for the next time;
-7. it begins with this boot's PCR values, and the policy allows each of the lines. **L5**
+7. it begins with this boot's PCR values and has process 1, and the policy allows each of the lines. **L5**
 
 Names and labels in a log are not measured. So nothing is decided by them but where the data
 itself was (:func:`netspace.attestation.events.proved`); what was loaded is known by digest alone.
@@ -37,6 +37,7 @@ from netspace.attestation.refusals import (
     NoImaPolicy,
     NoList,
     NoPolicy,
+    NothingMeasured,
     OldRevocations,
     Refused,
     SecureBootOff,
@@ -354,6 +355,8 @@ def _listed(evidence: Evidence, policy: Ima, fingerprint: str, boot: tuple[int, 
     refused = before.refused
     if before.lines == 0:
         _aggregate(entries, evidence.pcrs)
+        if not ima.measures_programs(entries[:count]):
+            raise NothingMeasured("the list has no process 1: the kernel does not measure which programs run")
     if refused is None:
         refused = _first_refused(entries, count, before.lines, policy)
     return State(before.lines + count, brought.value, boot, fingerprint, refused)

@@ -291,6 +291,13 @@ class WrongAggregate(Limited):
     remedy = "the kernel's TPM driver must be there before IMA starts: build it in"
 
 
+class NothingMeasured(Limited):
+    """A measurement list without process 1: the kernel does not measure which programs run."""
+
+    code = "ima-unmeasured"
+    remedy = "boot with ima_policy=tcb, and let the policy's command_lines ask for it"
+
+
 class UnknownFileRun(Limited):
     """A file was run or read that the IMA policy does not allow."""
 

@@ -536,6 +536,20 @@ def test_the_list_of_another_boot(host: Host) -> None:
     assert found.code == "ima-aggregate" and "another boot" in found.reason
 
 
+def test_a_list_of_a_kernel_that_measures_no_programs(host: Host) -> None:
+    """Secure Boot alone has modules measured: a short list in which nothing is wrong."""
+    entries = ima.parse(host.lines)
+    modules = [entry for entry in entries if (found := ima.file(entry)) and found.path.endswith(b".ko")]
+    host.lines = b"".join(
+        struct.pack("<I20sI", 10, one.digest, len(one.template)) + one.template + ima._sized(one.data)
+        for one in (entries[0], *modules)
+    )
+    host.tpm.pcrs[10] = list(ima.replay(ima.parse(host.lines)))[-1]
+    assert modules
+    found = host.appraise(whole(host), first=0)
+    assert (found.level, found.code) == (4, "ima-unmeasured") and "ima_policy=tcb" in found.remedy
+
+
 def line(path: bytes, digest: bytes, signature: bytes | None = None, name: bytes = b"ima-sig") -> bytes:
     data = struct.pack("<I", len(digest)) + digest + struct.pack("<I", len(path) + 1) + path + b"\0"
     data += struct.pack("<I", len(signature or b"")) + (signature or b"")
