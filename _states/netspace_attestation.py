@@ -60,6 +60,10 @@ def required(name: str, declaration: dict[str, Any] | None = None, **kwargs: Any
         whose maker's certificate chains to your roots; L4 and boot log as expected; L5 and
         every program measured. Defaults to ``L1``.
 
+    on_loss
+        Of environments and links that say nothing of it, under ``require``: ``stop`` (default) what runs when the trust
+        is lost, ``revoke-links`` (it goes on without them), or ``report``.
+
     tpm
         TCTI of the TPM, e.g. ``device:/dev/tpmrm0``. **Without it no TPM is used**.
 

@@ -164,8 +164,7 @@ class Host:
         """Make the declared links that trust permits; withheld ones are revoked."""
         with self._lock(test):
             verdicts = self._verdicts(trust.links, declared, test)
-            permitted = tuple(link for link in declared.links if verdicts[link.name].allowed)
-            result = self._links(declared.broker, permitted, verdicts.keys(), whole, test)
+            result = self._links(declared.broker, self._permitted(declared, verdicts), verdicts.keys(), whole, test)
             result = _say(result, "link", verdicts)
             if not whole:
                 ends = {end for link in declared.links for end in (link.source, link.target)}
@@ -198,6 +197,18 @@ class Host:
         kept = {link.name for link in permitted}
         remove = there - kept if whole else (there & set(considered)) - kept
         return self._run(self.links, DesiredLinks(broker, permitted), remove, test)
+
+    def _permitted(self, declared: Declaration, verdicts: Mapping[str, Verdict]) -> tuple[Link, ...]:
+        """The links that are to be: those that trust permits, and as they are those whose loss is only reported."""
+        there = self._linked().links if any(verdict.on_loss == "report" for verdict in verdicts.values()) else {}
+        found = []
+        for link in declared.links:
+            verdict = verdicts[link.name]
+            if verdict.allowed:
+                found.append(link)
+            elif verdict.on_loss == "report" and link.name in there:
+                found.append(there[link.name])
+        return tuple(found)
 
     def _linked(self) -> Any:
         """The links that were applied, as recorded: asked by every run, so without loading what speaks to brokers."""
@@ -233,16 +244,22 @@ class Host:
         verdicts = self._verdicts(trust.environments, declared, test)
         links = self._card_links(declared, whole, test)
         access = self.links.access(declared.broker if whole and test and declared.links else None) if links else None
-        wanted = {
-            name: (
-                # Recorded with the requirement in force, for whoever starts it without the declaration.
-                msgspec.structs.replace(spec, attestation=trust.requirement(spec, declared.attestation)),
+        there = self.environments.recorded() if any(verdict.runs_on for verdict in verdicts.values()) else {}
+        wanted: dict[str, tuple[Environment, RunState, Any, Any]] = {}
+        for name, spec in declared.environments.items():
+            # Recorded with the requirement in force, for whoever starts it without the declaration.
+            required = trust.requirement(spec, declared.attestation)
+            record = there.get(name) if verdicts[name].runs_on else None
+            if record is not None and record.state != "stopped":
+                kept = msgspec.structs.replace(record.spec, attestation=required)
+                wanted[name] = kept, "present", record.profile, record.runtime
+                continue
+            wanted[name] = (
+                msgspec.structs.replace(spec, attestation=required),
                 state if verdicts[name].allowed else "stopped",
                 seccomp_file.look(spec.seccomp),
                 looked[name],
             )
-            for name, spec in declared.environments.items()
-        }
         remove = self.environments.names() - set(declared.environments) if whole else ()
         result = self._run_environments(self._desired(wanted, links, access), remove, test)
         return _say(result, "environment", verdicts)
@@ -304,8 +321,7 @@ class Host:
         """The links that cards tell of: what stands, and for a test what would stand."""
         if not (whole and test):
             return tuple(self._linked().links.values())
-        verdicts = self._verdicts(trust.links, declared, test)
-        return tuple(link for link in declared.links if verdicts[link.name].allowed)
+        return self._permitted(declared, self._verdicts(trust.links, declared, test))
 
     def _refresh_cards(self, names: Collection[str], test: bool) -> Result:
         """Tell running environments of links that were just made or revoked; restarts none."""

@@ -17,7 +17,7 @@ from typing import Any
 
 from netspace.attestation import ima, policy
 from netspace.attestation.evidence import Evidence
-from netspace.attestation.refusals import ListMalformed, Refused
+from netspace.attestation.refusals import ListMalformed, NoList, Refused
 from netspace.errors import NetspaceError
 
 # How many names a note has.
@@ -116,8 +116,10 @@ def _entries(evidence: Evidence) -> list[ima.Entry]:
     :raises Refused: when they are no whole list.
     """
     brought = evidence.ima
-    if brought is None or brought.first:
-        raise ListMalformed("the evidence has no measurement list from its first line on")
+    if brought is None:
+        raise NoList("the kernel gives no measurement list")
+    if brought.first:
+        raise ListMalformed("the measurement list does not begin with its first line")
     entries = ima.parse(brought.lines)
     return entries[: ima.match(entries, bytes(32), brought.value)]
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from netspace.spec.types import Declaration, Environment, Requirement
+from netspace.spec.types import Declaration, Environment, OnLoss, Requirement
 
 
 class Trust(msgspec.Struct, frozen=True):
@@ -32,10 +32,26 @@ class Trust(msgspec.Struct, frozen=True):
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """``allowed``, and a comment where the operator should know something."""
+    """``allowed``, and a comment where the operator should know something.
+
+    :param on_loss: where it isn't: what becomes of that which is there already.
+    """
 
     allowed: bool
     comment: str = ""
+    on_loss: OnLoss = "stop"
+
+    @property
+    def runs_on(self) -> bool:
+        """Whether what is there goes on as it is: it is not changed, nor made anew."""
+        return not self.allowed and self.on_loss != "stop"
+
+
+_LOST: Mapping[OnLoss, str] = {
+    "stop": "withheld, because the policy is require",
+    "revoke-links": "withheld, and what runs goes on without its links (on_loss: revoke-links)",
+    "report": "withheld, and what is there goes on as it is (on_loss: report)",
+}
 
 
 def judge(requirement: Requirement, trust: Trust) -> Verdict:
@@ -46,13 +62,13 @@ def judge(requirement: Requirement, trust: Trust) -> Verdict:
     gap = f"needs trust level {requirement.minimum}, {has}"
     if requirement.policy == "prefer":
         return Verdict(True, f"{gap}; goes on, because the policy is prefer")
-    return Verdict(False, f"{gap}; withheld, because the policy is require")
+    return Verdict(False, f"{gap}; {_LOST[requirement.on_loss]}", requirement.on_loss)
 
 
 def requirement(spec: Environment, default: Requirement) -> Requirement:
     """Return what *spec* demands on a host whose own requirement is *default*."""
     given = spec.attestation or default
-    return Requirement(policy=given.policy, minimum=given.minimum)
+    return Requirement(policy=given.policy, minimum=given.minimum, on_loss=given.on_loss)
 
 
 def environments(declared: Declaration, trust: Trust) -> dict[str, Verdict]:
@@ -75,9 +91,12 @@ def links(declared: Declaration, trust: Trust) -> dict[str, Verdict]:
     ends = environments(declared, trust)
     verdicts = {}
     for link in declared.links:
-        verdict = judge(link.attestation, trust) if link.attestation else Verdict(True)
+        own = judge(link.attestation, trust) if link.attestation else Verdict(True)
+        found = [own] if not own.allowed else []
         for end in (link.source, link.target):
-            if verdict.allowed and end in ends and not ends[end].allowed:
-                verdict = Verdict(False, f"its end {end} is withheld: {ends[end].comment}")
-        verdicts[link.name] = verdict
+            if end in ends and not ends[end].allowed:
+                found.append(Verdict(False, f"its end {end} is withheld: {ends[end].comment}", ends[end].on_loss))
+        # Any that does not merely report revokes it.
+        strict = [one for one in found if one.on_loss != "report"]
+        verdicts[link.name] = (strict or found or [own])[0]
     return verdicts

@@ -19,6 +19,7 @@ END = re.compile(rf"{NAME.pattern}(?:@{NAME.pattern})?")
 """An end of a link: an environment of this host, or ``<environment>@<host>`` of another."""
 
 Policy = Literal["require", "prefer", "off"]
+OnLoss = Literal["stop", "revoke-links", "report"]
 LevelName = Literal["L0", "L1", "L2", "L3", "L4", "L5"]
 Pattern = Literal["send", "request"]
 Full = Literal["reject", "drop-head"]
@@ -115,10 +116,14 @@ class Requirement(Base, frozen=True):
 
     ``require``: not without it. ``prefer``: goes on without it, and says so.
     ``off``: doesn't ask.
+
+    :param on_loss: what becomes of that which runs already, under ``require``: it is stopped; goes on without its
+        links; or goes on with them, and is reported. Nothing is started, updated or linked anew without the level.
     """
 
     policy: Policy = "prefer"
     minimum: LevelName = "L1"
+    on_loss: OnLoss = "stop"
 
 
 class Attestation(Requirement, frozen=True):

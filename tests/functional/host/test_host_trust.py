@@ -99,6 +99,46 @@ def test_with_a_tpm_what_requires_it_runs_and_loses_it_with_the_tpm(salt, image,
     assert listed["vault"]["state"] == "stopped" and listed["plain"]["state"] == "running"
 
 
+@pytest.mark.parametrize("on_loss", ["revoke-links", "report"])
+def test_what_runs_goes_on_where_the_loss_says_so_and_regaining_restores(salt, image, tpm, on_loss):
+    def declared(**host):
+        made = vault(image, policy="prefer", minimum="L2", **host)
+        made["environments"]["vault"]["attestation"]["on_loss"] = on_loss
+        return made
+
+    def links():
+        return set(salt("netspace_link.list")["links"])
+
+    all_true(salt.apply(declared(tpm=tpm)))
+    before = salt("netspace_environment.list")["vault"]
+    assert before["state"] == "running" and links() == {"plain.vault"}
+
+    # The TPM is gone: it runs on, nothing of it is changed, and the states say so.
+    changed = declared()
+    changed["environments"]["vault"]["command"] = python("import time; time.sleep(1e6)")
+    changed["environments"]["other"] = changed["environments"]["vault"]
+    for _ in range(2):
+        states = salt.apply(changed)
+        assert states["netspace environments"]["result"] is False and states["netspace links"]["result"] is False
+        assert f"(on_loss: {on_loss})" in states["netspace environments"]["comment"]
+    listed = salt("netspace_environment.list")
+    assert (listed["vault"]["state"], listed["vault"]["pid"]) == ("running", before["pid"])
+    assert listed.get("other", {"state": "stopped"})["state"] == "stopped", "what did not run is not started"
+    assert links() == ({"plain.vault"} if on_loss == "report" else set())
+    assert not states["netspace environments"]["changes"] and not states["netspace links"]["changes"]
+    # Once stopped, it takes trust to start it.
+    refused = salt.run("netspace_environment.restart", "vault")
+    assert refused.returncode != 0 and "needs trust level L2" in refused.stderr
+    assert salt("netspace_environment.list")["vault"]["state"] == "running"
+
+    # Trust is back: so are its links, and nothing was restarted.
+    all_true(salt.apply(declared(tpm=tpm)))
+    after = salt("netspace_environment.list")["vault"]
+    assert (after["state"], after["pid"]) == ("running", before["pid"]) and links() == {"plain.vault"}
+    again = salt.apply(declared(tpm=tpm))
+    assert [state["changes"] for state in again.values()] == [{}] * 4
+
+
 def reboot(layout):
     """What a host has lost after one: processes, mounts, bundles, and that its last appraisal counts."""
     wanted = records.desired(layout)

@@ -55,3 +55,52 @@ def test_only_what_demands_more_is_withheld_and_its_links_with_it():
         "other.plain": False,
     }
     assert "vault" in trust.links(declared, here)["plain.vault"].comment
+
+
+@pytest.mark.parametrize("on_loss", ["stop", "revoke-links", "report"])
+def test_what_is_lost_says_what_becomes_of_it(on_loss):
+    required = Requirement(policy="require", minimum="L3", on_loss=on_loss)
+    lost = trust.judge(required, Trust(2, "self", "why"))
+    assert (lost.allowed, lost.on_loss, lost.runs_on) == (False, on_loss, on_loss != "stop")
+    assert on_loss == "stop" or f"(on_loss: {on_loss})" in lost.comment
+    assert not trust.judge(required, Trust(3, "self", "")).runs_on
+    assert trust.judge(Requirement(minimum="L3", on_loss=on_loss), Trust(2, "self", "why")).allowed
+
+
+@pytest.mark.parametrize(
+    ("own", "source", "target", "expected"),
+    [
+        ("report", "report", "report", "report"),
+        ("report", "report", "stop", "stop"),
+        ("report", "revoke-links", "report", "revoke-links"),
+        ("stop", "report", "report", "stop"),
+        (None, "report", "report", "report"),
+        (None, "report", None, "report"),
+    ],
+)
+def test_a_link_stays_only_where_all_that_lost_trust_merely_report(own, source, target, expected):
+    def required(on_loss):
+        return {} if on_loss is None else {"attestation": {"policy": "require", "minimum": "L3", "on_loss": on_loss}}
+
+    declared = parse.declaration(
+        {
+            "environments": {
+                "a": {"image": "tar:/x", **required(source)},
+                "b": {"image": "tar:/x", **required(target)},
+            },
+            "links": [{"from": "a", "to": "b", **required(own)}],
+        }
+    )
+    verdict = trust.links(declared, Trust(1, "self", "why"))["a.b"]
+    assert (verdict.allowed, verdict.on_loss) == (False, expected)
+
+
+def test_environments_take_what_the_host_says_of_a_loss():
+    declared = parse.declaration(
+        {
+            "attestation": {"policy": "require", "minimum": "L2", "on_loss": "report"},
+            "environments": {"a": {"image": "tar:/x"}},
+        }
+    )
+    assert trust.requirement(declared.environments["a"], declared.attestation).on_loss == "report"
+    assert trust.environments(declared, Trust())["a"].runs_on
