@@ -40,17 +40,17 @@ def test_what_exceeds_its_memory_is_killed_and_said_to_be_out_of_memory(plain: M
         "dd if=/dev/zero of=/swap bs=1M count=64 status=none && chmod 600 /swap && mkswap -q /swap && swapon /swap"
     )
     hungry = "sleep 1; head -c 50000000 /dev/zero >/tmp/big; echo survived; sleep 1000"
-    all_true(
-        salt.apply(
-            {
-                "environments": {
-                    "hungry": environment(hungry, limits={"memory": "32M", "tmp": "64M"}),
-                    "neighbour": environment(STAY, limits={"memory": "32M"}),
-                }
-            }
-        )
-    )
-    until(lambda: salt("netspace_environment.list")["hungry"]["state"] != "running")
+    declared = {
+        "environments": {
+            "hungry": environment(hungry, limits={"memory": "32M", "tmp": "64M"}),
+            "neighbour": environment(STAY, limits={"memory": "32M"}),
+        }
+    }
+    all_true(salt.apply(declared))
+    until(lambda: plain.sh("systemctl show -P ActiveState netspace-environment-hungry").strip() == "failed")
+    assert salt("netspace_environment.inspect", "hungry")["exit"] == "oom"
+    planned = salt.apply(declared, "test=True")["netspace environments"]
+    assert "environment hungry was last killed for want of memory (limits:memory 33554432)" in planned["comment"]
     listed = salt("netspace_environment.list")
     assert listed["hungry"]["exit"] == "oom"
     assert listed["neighbour"]["state"] == "running"
@@ -66,6 +66,13 @@ def test_processes_files_cpu_time_and_disks_are_bounded(plain: Machine, salt: Sa
     writes = (
         "trap 'exit 0' TERM; while :; do dd if=/dev/zero of=/data/big bs=65536 count=8 conv=fsync 2>/dev/null; done"
     )
+    # Past the page cache, again and again, what each finds or has written.
+    direct = "trap 'exit 0' TERM; dd if=/dev/zero of=/data/big bs=65536 count=8 conv=fsync; while :; do dd {}; done"
+    reads = direct.format("if=/data/big of=/dev/null bs=65536 iflag=direct 2>/dev/null")
+    small = {
+        "read_ops": direct.format("if=/data/big of=/dev/null bs=4096 iflag=direct 2>/dev/null"),
+        "write_ops": direct.format("if=/dev/zero of=/data/big bs=4096 count=64 oflag=direct conv=notrunc 2>/dev/null"),
+    }
     full = {"files": 64, "tmp": "1M", "shm": "1M", "disk": "16M"}
     volume = {"target": "/kept", "size": "16M"}
     all_true(
@@ -75,6 +82,8 @@ def test_processes_files_cpu_time_and_disks_are_bounded(plain: Machine, salt: Sa
                     "forks": environment(forks, limits={"pids": 10}),
                     "spins": environment(spins, limits={"cpus": 0.2}),
                     "writes": environment(writes, limits={"io": {"write": "256K"}}),
+                    "reads": environment(reads, limits={"io": {"read": "256K"}}),
+                    **{key: environment(script, limits={"io": {key: 20}}) for key, script in small.items()},
                     "full": environment(STAY, limits=full, volumes=[volume]),
                 }
             }
@@ -95,6 +104,16 @@ def test_processes_files_cpu_time_and_disks_are_bounded(plain: Machine, salt: Sa
     written, passed = grown(plain, "writes", "io.stat", "wbytes=", 2)
     assert written <= 256 * 1024 * passed * 1.5 + 1024 * 1024
     assert f"wbps={256 * 1024}" in plain.sh(f"find {GROUP.format('writes')} -name io.max -exec cat {{}} +")
+
+    for name, key, most, more, kept in (
+        ("reads", "rbytes=", 256 * 1024, 1024 * 1024, "rbps=262144"),
+        ("read_ops", "rios=", 20, 64, "riops=20"),
+        ("write_ops", "wios=", 20, 64, "wiops=20"),
+    ):
+        until(lambda name=name, key=key: key in plain.sh(f"cat {GROUP.format(name)}/io.stat"))  # type: ignore[misc]
+        amount, passed = grown(plain, name, "io.stat", key, 2)
+        assert amount <= most * passed * 1.5 + more, name
+        assert kept in plain.sh(f"find {GROUP.format(name)} -name io.max -exec cat {{}} +")
 
     # Each shell opens one more and has the next one inherit them.
     opens = "opens() { [ $1 = 0 ] || opens $(($1 - 1)) </bin/busybox; }; (opens 80) && echo all"

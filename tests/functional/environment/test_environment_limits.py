@@ -6,6 +6,7 @@ The kernel's own counters tell, never a clock.
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -76,6 +77,36 @@ def test_memory_that_is_too_much_ends_the_program_and_not_its_neighbour(pair):
     assert settle(lambda: pair.kind.list()["web"]["state"] != "running")
     assert pair.kind.list()["web"]["exit"] in ("oom", "signal 9")
     assert goes_on(pair)
+
+
+@pytest.fixture
+def swap(disk: Path) -> Iterator[None]:
+    """The machine has swap for a while: more than what is tested here is to have, and last in order."""
+    file = disk / "swap"
+    file.touch(mode=0o600)
+    with file.open("wb") as stream:
+        os.posix_fallocate(stream.fileno(), 0, 128 * 1024**2)
+    subprocess.run(["mkswap", "-q", file], check=True)
+    subprocess.run(["swapon", file], check=True)
+    yield
+    subprocess.run(["swapoff", file], check=True)
+    file.unlink()
+
+
+@pytest.mark.usefixtures("swap")
+def test_what_would_fit_with_swap_is_killed_all_the_same(pair):
+    """Its neighbour, whose limit of both is lifted by hand, lives from the swap: so there is some."""
+    if not Path(group(pair, "neighbour")._file("memory.memsw.limit_in_bytes")).exists():
+        pytest.skip("the kernel does not account swap in cgroups of version 1; version 2 is tried in a booted machine")
+    limits = {"memory": "32M", "tmp": "96M"}
+    for name in ("web", "neighbour"):
+        pair.run(name, restart="never", limits=limits)
+    eats = "busybox dd if=/dev/zero of=/tmp/big bs=1M count=48 2>&1; echo $?"
+    assert pair.sh("web", eats).splitlines()[-1:] != ["0"]
+    Path(group(pair, "neighbour")._file("memory.memsw.limit_in_bytes")).write_text(str(256 * 1024**2))
+    assert pair.sh("neighbour", eats).splitlines()[-1] == "0"
+    stat = dict(line.split() for line in read(pair, "neighbour", "memory.stat").splitlines())
+    assert int(stat["swap"]) > 0
 
 
 def test_there_is_no_swap(pair):
@@ -155,6 +186,30 @@ def test_locked_memory_core_files_and_message_queues_are_bounded(pair):
 
 
 # -- io ------------------------------------------------------------------------------
+
+
+DIRECT = {
+    "read": "busybox dd if=/var/big of=/dev/null bs=65536 count=64 iflag=direct",
+    "read_ops": "busybox dd if=/var/big of=/dev/null bs=4096 count=64 iflag=direct",
+    "write_ops": "busybox dd if=/dev/zero of=/var/big bs=4096 count=64 oflag=direct conv=notrunc",
+}
+
+
+@pytest.mark.usefixtures("on_disk")
+@pytest.mark.parametrize(("key", "rate"), [("read", "1M"), ("read_ops", 16), ("write_ops", 16)])
+def test_reads_and_operations_are_slowed_down_and_the_neighbour_s_are_not(host, writable, key, rate):
+    """Two do as much at once, past the page cache; the bounded one is not done when the other is."""
+    if host.kind.observe().idle or "io" not in host.kind.making.controllers:
+        pytest.skip("this machine has no disk of its own, or no controller")
+    host.run("web", image=writable, limits={"io": {key: rate}})
+    host.run("neighbour", image=writable)
+    for name in ("web", "neighbour"):  # in blocks of which few are needed
+        host.sh(name, "busybox dd if=/dev/zero of=/var/big bs=1M count=4 conv=fsync")
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(host.sh, "web", f"{DIRECT[key]}; echo done")
+        assert "done" in host.sh("neighbour", f"{DIRECT[key]}; echo done")
+        assert not slow.done()
+        assert "64+0 records in" in slow.result()
 
 
 @pytest.mark.usefixtures("on_disk")
