@@ -128,12 +128,13 @@ class Environments:
         return start(self.layout, self.supervisor, names)
 
     def stop(self, names: Collection[str]) -> dict[str, str]:
-        """Stop them and wait until they are gone; return what went wrong, by name."""
+        """Stop them, whatever stands in for them too, and wait until they are gone; return what went wrong, by name."""
+        beside = rolling.erase(self.layout, self.supervisor, names)
         halt(self.layout, names)
         services = {runtime.service_name(name): name for name in names}
         errors = self.supervisor.stop(list(services)) if services else {}
         verdict.clear(self.layout, names)
-        return {services[service]: error for service, error in errors.items()}
+        return {**beside, **{services[service]: error for service, error in errors.items()}}
 
     def withhold(self, names: Collection[str]) -> dict[str, str]:
         """Have these neither run nor be started at boot, until an apply or an operator starts them.

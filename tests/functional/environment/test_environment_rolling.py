@@ -178,7 +178,10 @@ def test_a_stop_by_hand_ends_what_a_killed_run_left_beside(runs: Host, monkeypat
         assert runs.plan({}).notes == [
             "environment web has a second instance: a run that was killed left it, the next one removes it"
         ]
-        assert runs.operations.stop(["web"]) == {"web": ""}
+        if step == "_make":  # trust is lost
+            assert runs.kind.withhold(["web"]) == {}
+        else:
+            assert runs.operations.stop(["web"]) == {"web": ""}
         assert left(runs) == []
         assert runs.apply({"web": desired(runs, env={"STEP": step})})["web"].error == ""
 
