@@ -116,6 +116,7 @@ class World:
     def tls(self, certificate: str | Path | None = None) -> ssl.SSLContext:
         """What a client checks the broker by, and what it shows (None: nothing)."""
         context = ssl.create_default_context(cadata=authority.read(self.layout).anchors.decode())
+        context.verify_flags |= ssl.VERIFY_X509_STRICT  # as Python is by default from 3.13 on
         if certificate is not None:
             context.load_cert_chain(certificate)
         return context

@@ -46,7 +46,11 @@ class Root:
                 authority.named(name),
                 key,
                 LIFE,
-                [(x509.BasicConstraints(True, 1), True), (authority.usage(key_cert_sign=True, crl_sign=True), True)],
+                [
+                    (x509.BasicConstraints(True, 1), True),
+                    (authority.usage(key_cert_sign=True, crl_sign=True), True),
+                    (x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False),
+                ],
             )
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             files.write(self.path, (authority.private(key) + authority.text(certificate)).encode())
@@ -83,6 +87,8 @@ class Root:
                 (authority.usage(key_cert_sign=True, crl_sign=True), True),
                 (x509.NameConstraints(names, None), True),
                 (x509.SubjectKeyIdentifier.from_public_key(whose), False),
+                # RFC 5280, 4.2.1.1: strict clients (Python's from 3.13 on) want to be told whose it is.
+                (x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()), False),
             ],
         )
         return authority.text(certificate) + authority.text(own)

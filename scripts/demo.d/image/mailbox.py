@@ -34,9 +34,12 @@ def log(text):
 
 
 @contextlib.contextmanager
-def channel(card):
-    """A channel that confirms each message; a new connection, as the credentials are now."""
-    broker = card["broker"]
+def channel(card, to=None):
+    """A channel that confirms each message; a new connection, as the credentials are now.
+
+    To the environment's own broker, or to that of a peer on another host.
+    """
+    broker = (peer(card, to).get("broker") if to else None) or card["broker"]
     # Read each time: certificates are replaced long before they run out.
     files = broker["tls"]
     tls = ssl.create_default_context(cafile=files["ca_file"])
@@ -60,18 +63,21 @@ def channel(card):
             connection.close()
 
 
-def forever(serve):
-    """Run ``serve(card, channel)``; after an error with a new connection, and a card read anew."""
+def forever(serve, whom=None):
+    """Run ``serve(card, channel)``; after an error with a new connection, and a card read anew.
+
+    ``whom(card)`` names the peer that it talks to; without it, it reads its own mailbox.
+    """
     # The first process of an environment gets no signal that it doesn't handle.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     pause = 0.5
     while True:
         try:
             card = read_card()
-            with channel(card) as opened:
+            with channel(card, whom(card) if whom else None) as opened:
                 pause = 0.5
                 serve(card, opened)
-        except (AMQPError, Refused, OSError, KeyError) as err:
+        except (AMQPError, Refused, OSError, KeyError, StopIteration) as err:
             log(f"waiting: {err or type(err).__name__}")
             time.sleep(pause)
             pause = min(pause * 2, 10)
@@ -96,6 +102,12 @@ def peer(card, name):
         if entry["to"] == name:
             return entry
     return {"to": name, "exchange": f"link.{card['name']}.{name}"}
+
+
+def shop(card):
+    """The peer that may be asked, or else be sent to, wherever it is."""
+    askable = [entry["to"] for entry in card["peers"] if "replies" in entry]
+    return next(iter(askable or [entry["to"] for entry in card["peers"]]))
 
 
 def send(card, opened, to, text):
@@ -159,12 +171,12 @@ def serve(card, opened, answer):
         opened.basic_ack(method.delivery_tag)
 
 
-def once(action):
+def once(action, whom=None):
     """Print what ``action(card, channel)`` returns; exit 1 with the broker's words where it refuses."""
     card = read_card()
     try:
-        with channel(card) as opened:
+        with channel(card, whom(card) if whom else None) as opened:
             log(action(card, opened))
-    except Refused as err:
-        log(f"refused: {err}")
+    except (Refused, AMQPError, OSError) as err:
+        log(f"refused: {err or type(err).__name__}")
         sys.exit(1)

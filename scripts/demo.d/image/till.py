@@ -12,7 +12,7 @@ def sell(card, channel):
     number = 0
     while True:
         number += 1
-        mailbox.send(card, channel, "orders", f"sale {number}")
+        mailbox.send(card, channel, mailbox.shop(card), f"sale {number}")
         channel.connection.sleep(10)
 
 
@@ -25,4 +25,4 @@ def send_once(card, channel):
 if len(sys.argv) > 1:
     mailbox.once(send_once)
 else:
-    mailbox.forever(sell)
+    mailbox.forever(sell, mailbox.shop)
