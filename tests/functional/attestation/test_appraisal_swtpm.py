@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import subprocess
 import sys
@@ -10,8 +11,10 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
 
-from netspace.attestation import appraisal, attester, result, tpm
+from netspace.attestation import appraisal, attester, result, structures, tpm
 from netspace.attestation.kind import Attestations
 from netspace.layout import Layout
 from netspace.plan import Outcome
@@ -50,6 +53,44 @@ def test_a_certificate_that_chains_to_the_roots_gives_l3(layout: Layout, make_tp
     assert status["level"] == "L3" and status["verifier"] == "self"
     assert status["tpm"]["manufacturer"] == "IBM" and status["tpm"]["template"] == "EK-RSA2048"
     assert "references" in status["remedy"]
+
+
+def test_a_certificate_on_p_256_in_nv_is_taken_before_rsa_and_gives_l3(
+    layout: Layout, make_tpm: Callable, factory, tmp_path: Path
+) -> None:
+    """swtpm's own tool certifies RSA-2048 and P-384 alone: what makers of hardware do for P-256 is done by hand."""
+    device = make_tpm(factory)
+    public = tpm.run(device.tcti, lambda one: one.endorsement("EK-ECC256").public, lock=tmp_path / "lock")
+    maker = factory.roots.parent / "ca"
+    issuer = x509.load_pem_x509_certificate((maker / "issuercert.pem").read_bytes())
+    key = serialization.load_pem_private_key((maker / "signkey.pem").read_bytes(), None)
+    now = datetime.datetime.now(datetime.timezone.utc)
+    usage = dict.fromkeys(("digital_signature", "content_commitment", "key_encipherment", "data_encipherment"), False)
+    usage |= dict.fromkeys(("key_cert_sign", "crl_sign", "encipher_only", "decipher_only"), False)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([]))
+        .issuer_name(issuer.subject)
+        .public_key(structures.public(public).key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.KeyUsage(**usage, key_agreement=True), True)
+        .add_extension(x509.ExtendedKeyUsage([x509.ObjectIdentifier("2.23.133.8.1")]), False)
+        .sign(key, hashes.SHA256())
+        .public_bytes(serialization.Encoding.DER)
+    )
+    (tmp_path / "ek.der").write_bytes(certificate)
+    rights = "ppwrite|ppread|authread|ownerread|no_da|platformcreate"
+    for command in (
+        ["tpm2_nvdefine", "0x01c0000a", "-C", "p", "-s", str(len(certificate)), "-a", rights],
+        ["tpm2_nvwrite", "0x01c0000a", "-C", "p", "-i", str(tmp_path / "ek.der")],
+    ):
+        subprocess.run([*command, "-T", device.tcti], check=True, stdout=subprocess.DEVNULL)
+    (outcome,) = converge(layout, Attestation(tpm=device.tcti, roots=str(factory.roots)))
+    assert not outcome.error
+    status = Attestations(layout).status()
+    assert (status["level"], status["tpm"]["template"]) == ("L3", "EK-ECC256"), status
 
 
 def test_another_makers_roots_give_l2(layout: Layout, make_tpm: Callable, factory, other_factory) -> None:

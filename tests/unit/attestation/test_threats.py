@@ -10,6 +10,7 @@ import pytest
 HERE = checkout.ROOT / "tests"
 FORGERIES = "unit/attestation/test_forgeries.py"
 EAR, FLEET, CHAINS = (f"unit/attestation/test_{name}.py" for name in ("ear", "fleet", "certificates"))
+RUNNER, JUDGE = "unit/attestation/test_attest_runner.py", "unit/attestation/test_judge.py"
 REGISTRAR, CA = "unit/attestation/test_registrar.py", "unit/attestation/test_privacy_ca.py"
 
 THREATS = {
@@ -39,6 +40,15 @@ THREATS = {
     "expired AK certificate": (FLEET, "test_an_expired_certificate_is_due_and_refused"),
     "AK certificate of another key": (CA, "test_certificate_of_another_key"),
     "one TPM serving two minions": (REGISTRAR, "test_one_tpm_serving_two_minions"),
+    "one TPM in disguise": (REGISTRAR, "test_one_tpm_in_disguise_is_still_one"),
+    "two TPMs racing for a minion": (REGISTRAR, "test_of_two_tpms_that_race_to_be_a_minions_first_one_wins"),
+    "revocation undone by a renewal": (REGISTRAR, "test_a_renewal_undoes_nothing_that_was_decided_while_it_waited"),
+    "credential answered too late": (REGISTRAR, "test_a_credential_is_answered_within_60_s_however_long_the_bus_waits"),
+    "a minion that holds up the fleet": (RUNNER, "test_a_minion_that_is_always_at_work_holds_up_nobody"),
+    "a minion that drips its answer": (RUNNER, "test_whoever_is_slow_with_parts_holds_up_only_his_own"),
+    "the master's clock set back": (FLEET, "test_a_result_from_the_future_is_stale"),
+    "escape sequences in a log": (FLEET, "test_what_a_host_measured_moves_no_cursor"),
+    "a kernel that measures no programs": (JUDGE, "test_a_list_of_a_kernel_that_measures_no_programs"),
     "a master in between": (REGISTRAR, "test_a_master_in_between"),
     "a minion that lies in its grains": (FLEET, "test_a_minion_that_lies_in_its_grains"),
     "a store that others write": (FLEET, "test_what_others_write_into_the_store_counts_as_nothing"),
