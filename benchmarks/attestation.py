@@ -4,11 +4,11 @@
 boot is one that we recorded (tests/fixtures/eventlogs/shim-grub: Secure Boot, shim, GRUB), signed
 by a key of the benchmark's; the 2,000 IMA lines are made. Keylime is what PYTHON imports
 (default: .cache/keylime/bin/python, a venv with ``pip install keylime cryptography jsonschema tornado
-sqlalchemy pyzmq lark requests pyasn1 pyasn1-modules packaging psutil jinja2 alembic pyyaml``; tpm2-tools give it
-tpm2_eventlog). Without it the lines stand beside their limits alone. Both are asked for
-the same: signature, nonce, PCR values, boot log replayed and judged, list replayed and each line
-held against an allow-list. Medians. A fleet of N hosts goes through the runner, too: certificates, policy, results
-kept in salt.cache's files; all but Salt's bus and what the hosts themselves do.
+sqlalchemy pyzmq lark requests pyasn1 pyasn1-modules packaging psutil jinja2 alembic pyyaml``; Debian's tpm2-tools give
+it tpm2_eventlog, and libefivar1t64 what it reads boot entries with). Without it the lines stand beside their limits
+alone. Both are asked for the same: signature, nonce, PCR values, boot log replayed and judged, list replayed and each
+line held against an allow-list. Medians. A fleet of N hosts goes through the runner, too: certificates, policy,
+results kept in salt.cache's files; all but Salt's bus and what the hosts themselves do.
 """
 
 from __future__ import annotations

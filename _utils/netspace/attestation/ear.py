@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import hashlib
 import hmac
 import json
@@ -59,7 +60,7 @@ class Signer:
 
     key: EllipticCurvePrivateKey
 
-    @property
+    @functools.cached_property
     def jwk(self) -> dict[str, str]:
         return jwk(self.key.public_key())
 
@@ -286,9 +287,15 @@ def _typed(value: Any, kind: type) -> Any:
 
 
 def _public(key: Mapping[str, str]) -> EllipticCurvePublicKey:
+    return _point(key["x"], key["y"])
+
+
+@functools.lru_cache(maxsize=64)
+def _point(*coordinates: str) -> EllipticCurvePublicKey:
+    """A verifier opens its own records all day, and a point takes as long to check as a signature."""
     from cryptography.hazmat.primitives.asymmetric import ec
 
-    x, y = (_bytes(key[name], "key") for name in ("x", "y"))
+    x, y = (_bytes(one, "key") for one in coordinates)
     try:
         numbers = ec.EllipticCurvePublicNumbers(int.from_bytes(x, "big"), int.from_bytes(y, "big"), ec.SECP256R1())
         return numbers.public_key()
