@@ -679,24 +679,30 @@ def policy_show(group: str = groups.DEFAULT) -> dict[str, Any]:
     return _answer(work)
 
 
-def policy_check(group: str, file: str) -> dict[str, Any]:
+def policy_check(group: str, file: str, ima: bool = False) -> dict[str, Any]:
     """
     Show what a policy would make of each host of the group, by the last evidence of each: nothing is put
     in force, and nobody is asked. ``changes`` has those whose level would be another.
 
-    The boot is tried (up to L4): what runs after it is judged as it comes.
+    The boot is tried (up to L4). What runs after it is judged as it comes and not kept, so for that the hosts have
+    to be asked: with ``ima``.
 
     CLI Example:
 
     .. code-block:: bash
 
         salt-run netspace_attestation.policy_check web policy.yaml
+        salt-run netspace_attestation.policy_check web policy.yaml ima=True
 
     group
         Of the master's configuration, or ``default``.
 
     file
         YAML or JSON: see the page on policies.
+
+    ima
+        Attest the hosts now, by the policy in force, and have them bring their whole measurement lists: the rules for
+        what runs are tried, too. Defaults to False.
     """
 
     def work() -> dict[str, Any]:
@@ -706,12 +712,18 @@ def policy_check(group: str, file: str) -> dict[str, Any]:
         proposed = rules.parse(data, time.time())
         in_force = made.policies.get(chosen.name)
         hosts = [minion for minion in _known(made, "*") if made.group(minion) == chosen]
-        tried = {minion: made.tried(minion, proposed) for minion in hosts}
+        tried = {}
+        for start in range(0, len(hosts), fleet.MAX_LISTED):
+            some = hosts[start : start + fleet.MAX_LISTED]
+            if ima is True:
+                _attest(list(some), made, listed=True)
+            tried.update((minion, made.tried(minion, proposed, listed=ima is True)) for minion in some)
         changes = {minion: one for minion, one in tried.items() if one["new"] is not None and one["old"] != one["new"]}
         return {
             "group": chosen.name,
             "version": {"in_force": None if in_force is None else in_force.version, "proposed": proposed.version},
             "changes": changes,
+            "not_tried": ["ima (ima=True tries it)"] if proposed.ima is not None and ima is not True else [],
             "same": sorted(one for one in tried if tried[one]["new"] is not None and one not in changes),
             "untried": {one: tried[one]["reason"] for one in tried if tried[one]["new"] is None},
         }

@@ -402,21 +402,24 @@ class Fleet:
         pcrs = {int(pcr): bytes.fromhex(value) for pcr, value in record["pcrs"].items()}
         return Evidence("tpm", b"", b"", b"", pcrs, found["log"], found["systemd"]), ""
 
-    def tried(self, minion: str, policy: Policy) -> dict[str, Any]:
+    def tried(self, minion: str, policy: Policy, *, listed: bool = False) -> dict[str, Any]:
         """Return what *policy* would make of the host's last evidence: ``{old, new, code, reason}``.
 
-        The boot alone is tried: what ran since is judged line by line as it comes, and is not kept.
+        :param listed: try the rules for IMA, too, on the list that the host was just asked for. Else the boot alone
+            is tried: what ran since is judged line by line as it comes, and is not kept.
         """
         record = self.record(minion)
         if record is None or not record["level"] or record["kind"] != "tpm":
             return _trial(None, None, "evidence-none", "there is no genuine quote of this host")
-        old = min(record["level"], 4)
+        old = record["level"] if listed else min(record["level"], 4)
         evidence, problem = self._last(record)
+        if listed:
+            evidence, problem = self._listed.pop(minion, None), "its measurement list was not brought"
         if evidence is None:
             return _trial(old, None, "evidence-none", problem)
         if record["base"] < 3:
             return _trial(old, record["base"], record["code"], record["reason"])
-        found = judge.appraise(evidence, dataclasses.replace(policy, ima=None), None)
+        found = judge.appraise(evidence, policy if listed else dataclasses.replace(policy, ima=None), None)
         return _trial(old, found.level, found.code, found.reason)
 
 

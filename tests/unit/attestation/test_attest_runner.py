@@ -191,6 +191,28 @@ def test_files_are_learned_shown_signed_and_take_the_host_to_l5(measured: Any, t
     assert (found["diff"], found["signed"], found["version"]) == ([], False, 3)
 
 
+def test_rules_for_what_runs_are_tried_on_the_hosts_lists_before_they_are_in_force(
+    measured: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    host = measured(10_000)
+    monkeypatch.setattr(host.runner, "_known", lambda fleet, pattern: ["web1"])
+    assert host.attest()["level"] == "L5"
+    strict = {"version": 2, "boot": {"unchecked": list(range(8))}, "ima": {"exclude": ["/usr/lib/systemd/*"]}}
+    path = tmp_path / "strict.json"
+    path.write_text(json.dumps(strict))
+    found = host.runner.policy_check("default", str(path))
+    assert found["same"] == ["web1"] and found["not_tried"] == ["ima (ima=True tries it)"]
+    found = host.runner.policy_check("default", str(path), ima=True)
+    change = found["changes"]["web1"]
+    assert (change["old"], change["new"], change["code"], found["not_tried"]) == ("L5", "L4", "ima-file", [])
+    assert host.attest()["level"] == "L5", "nothing was put in force"
+    strict["ima"]["exclude"].append("/usr/lib/long-*")
+    path.write_text(json.dumps(strict))
+    assert host.runner.policy_check("default", str(path), ima=True)["same"] == ["web1"]
+    host.replies = lambda function, reply: "VALUE_TRIMMED" if function == "answer" else reply
+    assert "web1" in host.runner.policy_check("default", str(path), ima=True)["untried"]
+
+
 def test_a_long_difference_is_cut_and_says_so(measured: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     host = measured(100_000)
     (path,) = (host.layout.root.parent / "books/policies").glob("default.jws")
