@@ -18,20 +18,27 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
+type broker struct {
+	Host  string
+	Port  int
+	Vhost string
+	TLS   struct {
+		ServerName      string `json:"server_name"`
+		CAFile          string `json:"ca_file"`
+		CertificateFile string `json:"certificate_file"`
+		KeyFile         string `json:"key_file"`
+	} `json:"tls"`
+}
+
+type peer struct {
+	To, Exchange string
+	Broker       *broker // of a peer on another host: that host's
+}
+
 type card struct {
 	Mailbox string
-	Broker  struct {
-		Host  string
-		Port  int
-		Vhost string
-		TLS   struct {
-			ServerName      string `json:"server_name"`
-			CAFile          string `json:"ca_file"`
-			CertificateFile string `json:"certificate_file"`
-			KeyFile         string `json:"key_file"`
-		} `json:"tls"`
-	}
-	Peers   []struct{ To, Exchange string }
+	Broker  broker
+	Peers   []peer
 	Senders []struct{ From, Exchange string }
 }
 
@@ -43,8 +50,8 @@ func must[T any](value T, err error) T {
 }
 
 // connect reads the files each time: certificates are replaced long before they run out.
-func connect(me card) *amqp.Connection {
-	files := me.Broker.TLS
+func connect(where broker) *amqp.Connection {
+	files := where.TLS
 	trusted := x509.NewCertPool()
 	trusted.AppendCertsFromPEM(must(os.ReadFile(files.CAFile)))
 	// One file, read once: a key and its certificate that belong together.
@@ -53,8 +60,8 @@ func connect(me card) *amqp.Connection {
 	if files.KeyFile != files.CertificateFile {
 		key = must(os.ReadFile(files.KeyFile))
 	}
-	return must(amqp.DialConfig(fmt.Sprintf("amqps://%s:%d", me.Broker.Host, me.Broker.Port), amqp.Config{
-		Vhost: me.Broker.Vhost,
+	return must(amqp.DialConfig(fmt.Sprintf("amqps://%s:%d", where.Host, where.Port), amqp.Config{
+		Vhost: where.Vhost,
 		SASL:  []amqp.Authentication{&amqp.ExternalAuth{}},
 		TLSClientConfig: &tls.Config{
 			ServerName:   files.ServerName,
@@ -69,10 +76,10 @@ func main() {
 	if err := json.Unmarshal(must(os.ReadFile("/run/netspace/environment.json")), &me); err != nil {
 		log.Fatal(err)
 	}
-	connection := connect(me)
-	defer connection.Close()
-	channel := must(connection.Channel())
 	if os.Args[1] == "receive" {
+		connection := connect(me.Broker)
+		defer connection.Close()
+		channel := must(connection.Channel())
 		for delivery := range must(channel.Consume(me.Mailbox, "", false, false, false, false, nil)) {
 			sender := "nobody"
 			for _, one := range me.Senders {
@@ -85,12 +92,19 @@ func main() {
 			return
 		}
 	}
-	if err := channel.Confirm(false); err != nil {
-		log.Fatal(err)
-	}
 	for _, peer := range me.Peers {
 		if peer.To != os.Args[2] {
 			continue
+		}
+		where := me.Broker
+		if peer.Broker != nil {
+			where = *peer.Broker
+		}
+		connection := connect(where)
+		defer connection.Close()
+		channel := must(connection.Channel())
+		if err := channel.Confirm(false); err != nil {
+			log.Fatal(err)
 		}
 		context, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()

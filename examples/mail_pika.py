@@ -10,7 +10,8 @@ from pathlib import Path
 import pika
 
 card = json.loads(Path("/run/netspace/environment.json").read_text())
-broker = card["broker"]
+peer = next((peer for peer in card["peers"] if sys.argv[1] == "send" and peer["to"] == sys.argv[2]), {})
+broker = peer.get("broker") or card["broker"]  # a peer on another host is reached at that host's
 files = broker["tls"]  # read whenever you connect: certificates are replaced long before they run out
 tls = ssl.create_default_context(cafile=files["ca_file"])
 tls.load_cert_chain(files["certificate_file"], files["key_file"])
@@ -25,7 +26,6 @@ connection = pika.BlockingConnection(
 )
 channel = connection.channel()
 if sys.argv[1] == "send":
-    peer = next(peer for peer in card["peers"] if peer["to"] == sys.argv[2])
     channel.confirm_delivery()
     about = pika.BasicProperties(delivery_mode=2, message_id=str(uuid.uuid4()))
     channel.basic_publish(peer["exchange"], "", sys.argv[3].encode(), about, mandatory=True)

@@ -46,6 +46,7 @@ _SECTION = "frontend environment:"
 _CHECK = "check no-check-ssl inter 5s fastinter 1s downinter 2s fall 3 rise 1 on-marked-down shutdown-sessions"
 _WAY = "backend to:"
 FROM_ELSEWHERE = 4000  # connections from all other hosts together
+FROM_ONE = 1000  # and from one of them
 PATIENCE = "10s"  # for a client to say whom it wants, which it does first of all
 
 
@@ -144,6 +145,9 @@ def render(
             # Whether that address is there already doesn't matter: after a boot it may come later.
             f"    bind {broker.listen} transparent",
             f"    maxconn {FROM_ELSEWHERE}",
+            "    stick-table type ipv6 size 10k expire 10m store conn_cur",
+            "    tcp-request connection track-sc0 src",
+            f"    tcp-request connection reject if {{ sc0_conn_cur gt {FROM_ONE} }}",
             f"    tcp-request inspect-delay {PATIENCE}",
             f"    tcp-request content accept if {{ req.ssl_sni -m str {broker.trust_domain} }}",
             "    tcp-request content reject if { req.len gt 0 } || WAIT_END",

@@ -251,8 +251,11 @@ def _bounds(link: Link) -> dict[str, Any]:
 
 
 def fullness(link: Link, messages: int, size: int) -> float:
-    """How full the queue of *link* is, by its number of messages or their bytes."""
-    number = link.length or int(_MAILBOX["max-length"])
+    """How full the queue that *link* leads to here is, by its number of messages or their bytes.
+
+    Its own bounds are those of what waits for its receiver; an outbox has a mailbox's.
+    """
+    number = (link.length if link.to_host is None else None) or int(_MAILBOX["max-length"])
     return max(messages / number, size / int(_MAILBOX["max-length-bytes"]))
 
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import shutil
 import signal
 import socket
 import ssl
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import msgspec
 import pika
@@ -31,6 +35,8 @@ TELL = Link(source="web@h1", target="audit@h2", length=20)
 BACK = Link(source="orders@h2", target="web@h1")
 ALONE = Link(source="other@h1", target="web@h1")
 LINKS = (ASK, TELL, BACK, ALONE)
+EXAMPLES = Path(__file__).parents[3] / "examples"
+GO = Path("/usr/share/gocode/src/github.com/rabbitmq/amqp091-go")
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +113,27 @@ def test_any_client_needs_no_more_than_its_card(linked):
         method, _, body = channel.basic_get(h2.n("mailbox.orders"), auto_ack=True)
     sender = next(one for one in h2.card("orders")["senders"] if one["from"] == "web@h1")
     assert (body, method.exchange) == (b"hello", sender["exchange"])
+
+
+@pytest.mark.parametrize("example", ["mail_pika.py", "mail.go"])
+def test_the_examples_reach_another_host(linked, tmp_path, example):
+    h1, h2, _ = linked
+    program = [sys.executable, str(EXAMPLES / example)]
+    if example == "mail.go":
+        if not GO.is_dir() or not shutil.which("go"):
+            pytest.skip("no golang-github-rabbitmq-amqp091-go-dev")
+        signal.alarm(0)  # a minute, where its cache is empty
+        program = [str(tmp_path / "mail")]
+        variables = {"GO111MODULE": "off", "GOPATH": "/usr/share/gocode", "GOCACHE": str(EXAMPLES.parent / ".cache/go")}
+        build = ["go", "build", "-o", *program, str(EXAMPLES / example)]
+        subprocess.run(build, check=True, timeout=300, env={**os.environ, **variables})
+    for world, name, words, printed in (
+        (h1, "web", ["send", "orders@h2", "sold"], ""),
+        (h2, "orders", ["receive"], "web@h1: sold"),
+    ):
+        place = world.place(name, world.write_cards(name, tmp_path / name))
+        done = subprocess.run([*place, *program, *words], capture_output=True, text=True, timeout=50)
+        assert (done.returncode, done.stdout.strip()) == (0, printed), done.stderr
 
 
 def test_a_monitor_is_told_across_hosts(linked, program):

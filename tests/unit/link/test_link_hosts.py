@@ -91,6 +91,12 @@ def test_a_buffered_link_ends_in_an_outbox_that_a_shovel_empties_for_the_other_h
     assert {("queue", outbox), ("shovel", outbox)} <= set(model.of_link(CARRY, CALLED))
 
 
+def test_an_outbox_is_full_when_it_is_and_not_when_its_receivers_lane_would_be():
+    few = msgspec.structs.replace(CARRY, length=5)
+    assert model.fullness(few, 5, 0) < 0.01
+    assert model.fullness(msgspec.structs.replace(ASKED, length=5), 5, 0) == 1.0
+
+
 def test_what_another_hosts_broker_brings_goes_by_that_hosts_links_alone():
     made = objects(CARRIED, Link(source="orders", target="log"), Link(source="web@h3", target="log", via="buffered"))
     assert ("user", "env.web@h1") not in made
