@@ -70,10 +70,10 @@ def present(name: str, **kwargs: Any) -> dict[str, Any]:
         Any text; ``<from>.<to>`` says which link, where ``from`` and ``to`` are not given.
 
     from
-        The environment that may send.
+        The environment that may send; of another host: ``<name>@<host>``.
 
     to
-        The environment whose mailbox it may send to.
+        The environment whose mailbox it may send to; of another host: ``<name>@<host>``.
 
     pattern
         ``send`` (default), or ``request``: each message asks for one reply, which goes to
@@ -84,6 +84,10 @@ def present(name: str, **kwargs: Any) -> dict[str, Any]:
 
     monitor
         The sender is told when the receiver's program goes and comes.
+
+    via
+        To or from another host: ``direct`` (default), the sender is told at once what becomes of a message; or
+        ``buffered``, its own host keeps it until the other one has taken it.
 
     ttl
         Seconds that a message may wait to be read; then it is a dead letter.
