@@ -355,7 +355,9 @@ class Applying:
             waiting = proving.awaited(self.layout, self.supervisor, gated, records.read(self.layout))
             self._tried -= waiting.keys()
             self._fail(waiting)
-            self._fail(_ends(self.layout, self.supervisor, [name for name in gated if name not in waiting]))
+            rest = [name for name in gated if name not in waiting]
+            statuses = self.supervisor.observe({runtime.service_name(name) for name in rest})
+            self._fail(_ends(self.layout, statuses, rest))
 
     # -- updates that are on trial -------------------------------------------------
 
@@ -464,12 +466,12 @@ def start(layout: Layout, supervisor: Supervisor, names: Collection[str]) -> dic
             return {**stuck, **start(layout, supervisor, [name for name in names if name not in stuck])}
     try:
         failed = supervisor.start(list(services))
-        _after_a_moment(supervisor, services)
+        statuses = _after_a_moment(supervisor, services)
     except (NetspaceError, OSError) as err:
         return dict.fromkeys(names, str(err))
     for name in names:
         files.remove(runtime.halt_mark(layout, name))
-    return _ends(layout, supervisor, names, failed)
+    return _ends(layout, statuses, names, failed)
 
 
 def _asked(call: Callable[[list[str]], Mapping[str, str]], names: Iterable[str]) -> dict[str, str]:
@@ -482,17 +484,17 @@ def _asked(call: Callable[[list[str]], Mapping[str, str]], names: Iterable[str])
 
 
 def _ends(
-    layout: Layout, supervisor: Supervisor, names: Collection[str], failed: Mapping[str, str] | None = None
+    layout: Layout, statuses: Mapping[str, Status], names: Collection[str], failed: Mapping[str, str] | None = None
 ) -> dict[str, str]:
     """Why some of these, which were just started, don't run.
 
+    :param statuses: of their services, by what was seen last.
     :param failed: what the supervisor said, by service.
     """
-    services = {runtime.service_name(name): name for name in names}
     failed = failed or {}
-    statuses = supervisor.observe(services)
     errors = {}
-    for service, name in services.items():
+    for name in names:
+        service = runtime.service_name(name)
         status = statuses.get(service, Status("stopped"))
         complaint = runtime.failure(layout, name)
         if complaint and status.state != "running":
@@ -507,10 +509,12 @@ def _ends(
     return errors
 
 
-def _after_a_moment(supervisor: Supervisor, services: Collection[str]) -> None:
+def _after_a_moment(supervisor: Supervisor, services: Collection[str]) -> dict[str, Status]:
     """Wait until it can be told what has become of services that were just started: the less where all ended."""
+    statuses: dict[str, Status] = {}
     for pause in _LOOKS:
         time.sleep(pause)
         statuses = supervisor.observe(services)
         if not any(service in statuses and statuses[service].state == "running" for service in services):
             break
+    return statuses

@@ -188,7 +188,7 @@ class Interfaces:
             changes += self._neighbours(others, observed, everybody, before)
         host = [step for step in (self._firewall(after, observed), self._forwarding(after, observed)) if step]
         notes = [
-            f"{key} is switched {'on' if change['new'] == '1' else 'back'}: this concerns the whole host"
+            f"{key} is set to {change['new']}: this concerns the whole host"
             for step in host
             if step.name == FORWARDING
             for key, change in step.changes.items()
