@@ -113,8 +113,11 @@ class Applying:
     def _remove(self) -> None:
         """Stop and erase; the record goes last."""
         self._fail(rolling.erase(self.layout, self.supervisor, self._removals))
+        at_once = self._ended(self._removals)
+        if at_once and self._gone is not None:
+            self._gone()
         self._supervise(self.supervisor.remove, self._removals)
-        if self._gone is not None:
+        if not at_once and self._gone is not None:
             self._gone()
 
         made = self._recorded() if self._removals else {}
@@ -134,6 +137,13 @@ class Applying:
         doomed = [name for name in self._removals if name not in self.errors]
         self._fail(each(doomed, erase))
         self._removed = {name for name in doomed if name not in self.errors}
+
+    def _ended(self, names: Iterable[str]) -> bool:
+        """Whether none of these ran, or was about to, when it was looked at."""
+        if self._observed is None:
+            return False
+        seen = (self._observed.environments.get(name) for name in names)
+        return all(one is None or one.status is None or one.status.state in ("stopped", "failed") for one in seen)
 
     def _build(self) -> None:
         """Have every image and decide ids: nothing that runs is touched yet."""
