@@ -15,6 +15,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -428,6 +429,10 @@ class Applying:
                 messages.append(netlink.set_link(index, name=wanted.name))
             changed = one.change(index, now, wanted)
             if one.guard is not None:  # the link is there, and still down
+                if now is not None and now.name != wanted.name:
+                    # The table names it; before Linux 6.16 it must bear that name by then.
+                    messages += [netlink.set_link(index, up=False), netlink.set_link(index, name=wanted.name)]
+                    now = replace(now, name=wanted.name, up=False)
                 self._send(name, one, inner, messages)
                 messages = []
                 if name not in self.errors:
