@@ -21,7 +21,7 @@ pytestmark = pytest.mark.vm
 NEEDED = ("pytest", "_pytest", "py", "pluggy", "iniconfig", "packaging", "pygments")
 FILE = "/srv/netspace/tests/functional/interface/test_interface_kinds.py"
 KINDS = "(ipvlan or vlan or wireguard) and not macvlan and not vxlan"
-TESTS = "reaches_and or again_is or changes_in_place or only_the_kind or restore or kinds_change or private_key"
+TESTS = "reaches_and or again_is or changes_in_place or only_the_kind or restore or kinds_change or no_name_yet"
 WANTED = f"(({KINDS}) and ({TESTS})) or private_key or example"
 
 

@@ -25,6 +25,7 @@ from lan_bench import LAN as OUTSIDE
 
 from netspace.interface import kinds, netlink, support
 from netspace.interface.kinds import wireguard
+from netspace.interface.records import Volatile
 
 pytestmark = pytest.mark.root
 
@@ -331,6 +332,21 @@ def test_drift_is_seen_and_repaired(bench: Bench, lan: Lan, spoil: Callable[[Ben
     assert not bench.plan(desired).steps
     for family in FAR:
         assert meets(bench.path("a"), OUTSIDE, FAR[family]) == OURS[family]
+
+
+def test_a_link_that_has_no_name_yet_is_completed(bench: Bench, lan: Lan) -> None:
+    """As a run leaves it that is killed there; before Linux 6.16 no table can name a link that isn't called so."""
+    desired = bench.make(a=lan.spec())
+    where = f"ip -n {bench.path('a').name}"
+    run(f"{where} link set eth0 down")
+    run(f"{where} link set eth0 name early")
+    volatile = Volatile.read(bench.layout)
+    del volatile.namespaces["a"]
+    volatile.write(bench.layout)
+    bench.apply(desired)
+    assert "UP" in inner(bench)["flags"]
+    assert not bench.plan(desired).steps
+    assert meets(bench.path("a"), OUTSIDE, FAR["ipv4"]) == OURS["ipv4"]
 
 
 def test_restore_without_the_declaration(bench: Bench, lan: Lan) -> None:
