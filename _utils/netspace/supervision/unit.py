@@ -131,9 +131,10 @@ def render(layout: Layout, service: Service, version: int = GROWING) -> str:
         unit += ["Type=forking", f"PIDFile={_path(str(service.pid_file))}", f"ExecStart={line(launcher)}"]
     if service.reload:
         unit.append(f"ExecReload={line(service.reload).replace('{pid}', '$MAINPID')}")
-    unit += [f"ExecStopPost=-{line(argv)}" for argv in service.cleanup]
+    # First, for of these commands the first that takes longer than a stop may is the last.
     if service.pid_file is not None:
         unit.append(f"ExecStopPost=-{line(('/bin/sh', '-c', NOTE, str(ended(layout, service.name))))}")
+    unit += [f"ExecStopPost=-{line(argv)}" for argv in service.cleanup]
     unit += [
         f"Restart={RESTART[service.restart]}",
         *(
