@@ -210,13 +210,13 @@ class Applying:
             return
         wanted = {name: self._records[name] for name in work}
         try:
-            reasons = rolling.try_beside(
+            failed, errors = rolling.try_beside(
                 self.making, self.supervisor, wanted, {name: one.want.files for name, one in work.items()}
             )
         except (NetspaceError, OSError) as err:
             self._fail(dict.fromkeys(work, str(err)))
             return
-        failed = {name: reason for name, reason in reasons.items() if reason}
+        self._fail(errors)
 
         def leave(name: str) -> None:
             """What is there stays, with the card that there is for it now."""

@@ -52,11 +52,11 @@ def _note(layout: Layout, name: str) -> Path:
 
 def try_beside(
     making: Making, supervisor: Supervisor, wanted: Mapping[str, Record], handed: Mapping[str, Files]
-) -> dict[str, str]:
+) -> tuple[dict[str, str], dict[str, str]]:
     """Start these beside what runs, and wait for each until it is healthy; those that don't get so are removed again.
 
     :param handed: what each finds under ``/run/netspace``.
-    :return: why one did not become healthy, by name; empty where it is.
+    :return: why one was started and did not become healthy, by name; and what kept others from being started.
     :raises NetspaceError: when the supervisor can't be reached; then what was made is noted, for the next run.
     """
     layout = making.layout
@@ -73,6 +73,7 @@ def try_beside(
         making.hand_out(place, record, handed[name])
 
     errors |= each(wanted.keys() - errors.keys(), make)
+    failed: dict[str, str] = {}
     made = {name: runtime.service_name(layout.beside(name)) for name in wanted if name not in errors}
     if made:
         mounted = mounts.table()
@@ -90,9 +91,9 @@ def try_beside(
             if reason := _proved(layout, supervisor, name, wanted[name], said):
                 raise NetspaceError(reason)
 
-        errors |= each(made, prove)
-    erase(layout, supervisor, errors, keep_output=True)
-    return {name: errors.get(name, "") for name in wanted}
+        failed = each(made, prove)
+    erase(layout, supervisor, [*failed, *errors], keep_output=True)
+    return failed, errors
 
 
 def _once(spec: Environment) -> Environment:

@@ -140,6 +140,21 @@ def test_what_can_not_even_be_started_is_never_noticed(runs: Host) -> None:
     assert [one for one in left(runs) if "/log/" not in one] == []
 
 
+def test_what_is_not_its_own_fault_is_tried_again(runs: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, better = runs.kind.list()["web"], desired(runs, env={"TURN": "2"})
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("netspace.environment.making.Making.hand_out", full)
+        assert "No space left on device" in runs.apply({"web": better})["web"].error
+    assert runs.kind.list()["web"] == before
+    assert left(runs) == []
+    assert "rolling" in runs.plan({"web": better}).steps[0].reason
+    assert runs.apply({"web": better})["web"].error == ""
+
+
 def test_two_are_never_beside_where_they_would_share_something(runs: Host, tmp_path: Path) -> None:
     for keys, reason in (
         ({"read_only": False}, "two would share its writable layer"),
