@@ -1,6 +1,6 @@
 """How fast evidence is verified, beside Keylime in the same run.
 
-``python benchmarks/attestation.py [--json] [--keylime PYTHON]``: no root, no TPM, no network. The
+``python benchmarks/attestation.py [--json | --markdown] [--keylime PYTHON]``: no root, no TPM, no network. The
 boot is one that we recorded (tests/fixtures/eventlogs/shim-grub: Secure Boot, shim, GRUB), signed
 by a key of the benchmark's; the 2,000 IMA lines are made. Keylime is what PYTHON imports
 (default: .cache/keylime/bin/python, a venv with ``pip install keylime cryptography jsonschema tornado
@@ -30,6 +30,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "_utils"))
 
+import bench
 import boot_forge
 import boot_logs
 from cryptography.hazmat.primitives import hashes
@@ -307,24 +308,18 @@ def fleet(hosts: int) -> dict[str, float]:
 def lines(ours: dict[str, float], theirs: dict[str, float]) -> dict[str, dict[str, Any]]:
     def line(name: str, limit: float, unit: str = "ms") -> dict[str, Any]:
         peer = theirs.get(name)
-        return {
-            "value": round(ours[name], 3),
-            "unit": unit,
-            "peer": "limit" if peer is None else "Keylime",
-            "peer_value": round(limit if peer is None else peer, 3),
-            "ratio": round(ours[name] / (limit if peer is None else peer), 3),
-            "target": limit,
-            "met": ours[name] <= limit,
-        }
+        return bench.line(
+            ours[name], unit, "limit" if peer is None else "Keylime", limit if peer is None else peer, limit=limit
+        )
 
     return {
         "a quote": line("quote", 0.2),
         "a quote with boot log and policy": line("boot", 0.5),
         f"a quote with boot log, policy and {LINES} new IMA lines": line("list", 15),
         f"{HOSTS} hosts again, nothing new, one core": line("hosts", 10.0, "s"),
-        "a host at first, through the runner and its books (CPU)": line("first", 10.0),
-        "a host again, through the runner and its books (CPU)": line("again", 5.0),
-        "a host's state, as status shows it (CPU)": line("status", 1.0),
+        "a host at first, through the runner and its books, processor time": line("first", 10.0),
+        "a host again, through the runner and its books, processor time": line("again", 5.0),
+        "a host's state, as status shows it, processor time": line("status", 1.0),
         "what a host sends at first": line("first_bytes", 64_000, "B"),
         "what a host sends again": line("again_bytes", 4_000, "B"),
     }
@@ -332,7 +327,9 @@ def lines(ours: dict[str, float], theirs: dict[str, float]) -> dict[str, dict[st
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print one object, alone on stdout")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print one object, alone on stdout")
+    form.add_argument("--markdown", action="store_true", help="print a table for docs/performance.md, alone on stdout")
     parser.add_argument("--keylime", type=Path, help="Python that has Keylime (default .cache/keylime/bin/python)")
     parser.add_argument("--fleet", type=int, default=500, metavar="N", help="hosts behind the runner (default 500)")
     options = parser.parse_args()
@@ -342,15 +339,8 @@ def main() -> None:
             parser.error(f"{keylime} does not exist")
         print(f"attestation: no Keylime in {keylime}; beside limits alone", file=sys.stderr)
         keylime = None
-    found = lines(*measure(keylime, options.fleet))
-    if options.json:
-        print(json.dumps(found, indent=1))
-        return
-    for name, one in found.items():
-        print(
-            f"{name:56} {one['value']:9} {one['unit']:3} {one['peer']:8} {one['peer_value']:9} "
-            f"x{one['ratio']:<7} target {one['target']:5} {'met' if one['met'] else 'MISSED'}"
-        )
+    bench.note_load()
+    bench.tell(lines(*measure(keylime, options.fleet)), options)
 
 
 if __name__ == "__main__":
