@@ -14,7 +14,7 @@ from netspace.link.former import Former
 from netspace.link.identity import ANCHORS, FILE, PASSWORD
 from netspace.link.model import EVENTS
 from netspace.link.names import Names, account
-from netspace.spec.types import Broker, Link
+from netspace.spec.types import Broker, Link, LocalBroker
 
 VERSION = 2
 PORT, TLS_PORT = 5672, 5671
@@ -43,7 +43,7 @@ def card(
     queues = [names.mailbox(name)]
     for link in sorted(links, key=lambda link: link.name):
         if link.source == name:
-            away = broker is not None and model.elsewhere(link)
+            away = isinstance(broker, LocalBroker) and model.elsewhere(link)
             # A link to another host as it is known where its objects are.
             known = remote.there(link, broker) if broker is not None and away else link
             peer: dict[str, Any] = {"to": link.target, "pattern": link.pattern, "exchange": names.exchange(known)}

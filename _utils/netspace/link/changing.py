@@ -174,7 +174,7 @@ class Change:
             if unissued is not None:
                 raise unissued
             if change.create or change.change or change.passwords:
-                everyone = model.accounts(after.values())
+                everyone = model.accounts(after.values(), called)
                 certified = identity.certified(broker, everyone)
                 secrets = credentials.ensure(self.layout, everyone - certified, passwords)
                 secrets |= dict.fromkeys(certified, "")

@@ -24,7 +24,9 @@ carrier      ``outbox.<a>.<b>``  shovel that takes what is in it to the other ho
 
 A link from another host (``<a>`` is then ``<environment>@<host>``) is made like any other, and its sender has an
 account and no mailbox; of a buffered one the other host's broker is the sender, and only it has an account. A
-direct link to another host is made there and not here.
+direct link to another host is made there and not here. On a broker that hosts share (``Names.fleet``) a link's
+objects are made by the receiver's host, its sender's account and replies by the sender's: each looks after
+what belongs to environments of its own, the last in a name, and leaves all else alone.
 
 A mailbox's limits are policies and not arguments, because arguments can't be changed later;
 a lane with other limits is another lane, and the former one is read until it is empty.
@@ -131,13 +133,17 @@ def writer(link: Link) -> str:
     return link.source
 
 
-def accounts(links: Collection[Link]) -> set[str]:
-    """All that have an account on this host's broker: its environments, and who sends to them from other hosts."""
-    return members(links) | {writer(link) for link in links if link.from_host is not None}
+def accounts(links: Collection[Link], names: Names) -> set[str]:
+    """All that this host makes an account for: its environments, and who sends to them from other hosts.
+
+    On a broker that hosts share, each sees to its own environments.
+    """
+    others = () if names.fleet else (writer(link) for link in links if link.from_host is not None)
+    return members(links).union(others)
 
 
 def elsewhere(link: Link) -> bool:
-    """Whether a link has nothing on this host's broker: its sender goes to the receiver's by itself."""
+    """Whether a link is made by another host: its sender goes to the receiver's broker by itself."""
     return link.to_host is not None and link.via == "direct"
 
 
@@ -155,7 +161,8 @@ def objects(links: Collection[Link], names: Names, shovels: Mapping[str, Mapping
     asked: set[str] = set()
     sends: set[str] = set()
     watches: set[str] = set()
-    for link in here:
+    # On a shared broker the receiver's host makes the link, and the sender's its account and queue for answers.
+    for link in links if names.fleet else here:
         sends.add(writer(link))
         if link.monitor:
             watches.add(link.source)
@@ -164,7 +171,7 @@ def objects(links: Collection[Link], names: Names, shovels: Mapping[str, Mapping
             asked.add(link.target)
 
     made.update(shared(names))
-    for environment in environments | accounts(here):
+    for environment in environments | accounts(here, names):
         made["user", account(environment)] = {
             "tags": [],
             "limits": {"max-connections": CONNECTIONS, "max-channels": CHANNELS},
@@ -338,7 +345,7 @@ def found(definitions: Mapping[str, Any], vhost: str, known: Collection[str], *,
 
     :param known: environments that are, were or are about to be linked.
     :param whole: the vhost is this host's alone. Else (a broker that hosts share) only
-        what is of *known* environments is ours.
+        what belongs to *known* environments is ours: a link to its receiver, a binding to answers to the asker.
     """
     names = set(known)
 
@@ -347,7 +354,7 @@ def found(definitions: Mapping[str, Any], vhost: str, known: Collection[str], *,
 
     def is_ours(name: str, *kinds: str) -> bool:
         ends = environments_of(name, *kinds)
-        return ends is not None and (whole or names.issuperset(ends))
+        return ends is not None and (whole or names.issuperset(ends[-1:]))
 
     ours: Objects = {}
     hashes: dict[str, str] = {}
@@ -363,8 +370,9 @@ def found(definitions: Mapping[str, Any], vhost: str, known: Collection[str], *,
         source, kind, target = entry["source"], entry["destination_type"], entry["destination"]
         if not source:  # the default exchange's, which every queue has
             continue
-        others = not whole and environments_of(source, "link", "reply", "watch") is not None
-        if ("exchange", source) in ours or ((kind, target) in ours and not others):
+        others = not whole and environments_of(source, "link", "watch") is not None
+        asking = not whole and environments_of(source, "reply") is not None
+        if (("exchange", source) in ours and not asking) or ((kind, target) in ours and not others):
             ours["binding", source, kind, target, entry["routing_key"]] = _pick(entry, arguments={})
     for entry in here("policies"):
         if entry["name"] in POLICIES:
@@ -412,7 +420,7 @@ def flooded(bindings: Iterable[Mapping[str, Any]], known: Collection[str], *, wh
             continue
         key = (entry["destination_type"], entry["destination"])
         ends = environments_of(key[1], *(("replies",) if key[0] == "queue" else ("link", "reply")))
-        if ends is None or not (whole or names.issuperset(ends)):
+        if ends is None or not (whole or names.issuperset(ends[-1:])):
             continue
         counts[key] = counts.get(key, 0) + 1
         said = entry["properties_key"]

@@ -49,10 +49,12 @@ class Names:
     """The names that follow from a *key*; without one, those of netspace's first versions, which can be guessed.
 
     :param apart: hosts that don't know this key use the same virtual host: what they share can't bear it.
+    :param fleet: hosts share the virtual host: an environment is named there without the host that it is on.
     """
 
     key: bytes = field(default=b"", repr=False)
     apart: bool = False
+    fleet: bool = False
 
     @property
     def fingerprint(self) -> str:
@@ -65,23 +67,26 @@ class Names:
             return plain
         return f"{plain}.{_tag(self.key, f'{plain} {more}')}"
 
+    def _ends(self, *ends: str) -> str:
+        return ".".join(end.partition("@")[0] for end in ends) if self.fleet else ".".join(ends)
+
     def mailbox(self, environment: str) -> str:
-        return self.of(f"mailbox.{environment}")
+        return self.of(f"mailbox.{self._ends(environment)}")
 
     def exchange(self, link: Link) -> str:
-        return self.of(f"link.{link.name}")
+        return self.of(f"link.{self._ends(link.source, link.target)}")
 
     def replies(self, environment: str) -> str:
-        return self.of(f"replies.{environment}")
+        return self.of(f"replies.{self._ends(environment)}")
 
     def reply(self, environment: str) -> str:
-        return self.of(f"reply.{environment}")
+        return self.of(f"reply.{self._ends(environment)}")
 
     def notices(self, environment: str) -> str:
-        return self.of(f"notices.{environment}")
+        return self.of(f"notices.{self._ends(environment)}")
 
     def watch(self, link: Link) -> str:
-        return self.of(f"watch.{link.name}")
+        return self.of(f"watch.{self._ends(link.source, link.target)}")
 
     def queue(self, link: Link) -> str:
         """Where a link's mail waits: in the mailbox, or in a lane of its own where it has bounds of its own.
@@ -90,7 +95,7 @@ class Names:
         """
         if not link.bounds:
             return self.mailbox(link.target)
-        return self.of(f"lane.{link.name}", repr(sorted(link.bounds.items())))
+        return self.of(f"lane.{self._ends(link.source, link.target)}", repr(sorted(link.bounds.items())))
 
     def outbox(self, link: Link) -> str:
         """Where the mail of a buffered link waits until the receiver's host has taken it."""
@@ -157,7 +162,8 @@ def _path(layout: Layout) -> Path:
 
 def read(layout: Layout, broker: Broker) -> Names | None:
     """The names that are in use on *broker*; None: their key is still to be made."""
-    apart = isinstance(broker, ClusterBroker) and not broker.names_key
+    fleet = isinstance(broker, ClusterBroker)
+    apart = fleet and not broker.names_key
     if broker.names_key:
         try:
             with open(broker.names_key, "rb") as stream:
@@ -166,12 +172,12 @@ def read(layout: Layout, broker: Broker) -> Names | None:
             raise NetspaceError(f"broker:names_key: {err}") from err
         if len(given) < LEAST:
             raise NetspaceError(f"broker:names_key: {broker.names_key}: expected {LEAST} random characters or more")
-        return Names(given, apart)
+        return Names(given, apart, fleet)
     record = files.read_json(_path(layout))
     if record is None:
         return None
     try:
-        return Names(bytes.fromhex(record["key"]), apart)
+        return Names(bytes.fromhex(record["key"]), apart, fleet)
     except (KeyError, TypeError, ValueError) as err:
         raise StateError(f"{_path(layout)}: {err!r}; remove the file and apply again to name all anew") from err
 

@@ -189,7 +189,7 @@ def compare(
     passwords: Mapping[str, str],
     names: Names,
 ) -> Comparison:
-    known = model.accounts([*before.values(), *after.values()])
+    known = model.accounts([*before.values(), *after.values()], names)
     there = found(layout, broker, known, definitions)
     wanted = objects(layout, broker, after, names)
     none = dict.fromkeys(identity.certified(broker, known), "")

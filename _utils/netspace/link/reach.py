@@ -13,7 +13,7 @@ from netspace.link.identity import Accounts
 from netspace.link.management import Login, Management, RefusedError, TooLargeError, UnreachableError
 from netspace.link.model import Key
 from netspace.link.record import Record
-from netspace.spec.types import Broker, ClusterBroker, Link, LocalBroker
+from netspace.spec.types import Broker, ClusterBroker, Link, LocalBroker, host_of
 from netspace.supervision import Status
 
 BrokerState = Literal["absent", "stopped", "starting", "running", "unreachable"]
@@ -125,6 +125,7 @@ def flooded(layout: Layout, api: Management, broker: Broker, links: Mapping[str,
         api.get("overview")
         # It is well but for its bindings: without the exchanges for answers, those of environments are gone.
         called = names.used(layout, broker)
-        return tuple(("exchange", called.reply(environment)) for environment in sorted(answering))
+        own = sorted(environment for environment in answering if host_of(environment) is None)
+        return tuple(("exchange", called.reply(environment)) for environment in own)
     whole = isinstance(broker, LocalBroker)
     return tuple(model.flooded(found, model.members(links.values()), whole=whole))

@@ -25,7 +25,9 @@ def links(layout: Layout, supervisor: Supervisor) -> dict[str, Any]:
     there: model.Objects = {}
     called = names.used(layout, record.broker)
     if definitions is not None:
-        there = planning.found(layout, record.broker, model.accounts(record.links.values()), definitions).objects
+        there = planning.found(
+            layout, record.broker, model.accounts(record.links.values(), called), definitions
+        ).objects
         try:
             with reach.management(layout, record.broker) as api:
                 queues = (

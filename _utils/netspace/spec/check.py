@@ -21,6 +21,7 @@ from netspace.spec import fleet
 from netspace.spec.types import (
     END,
     NAME,
+    NAME_RULE,
     Address,
     ClusterBroker,
     Declaration,
@@ -426,6 +427,12 @@ def clashes(
             if name not in names and not fleet.remote(name):
                 problems.append(Problem(f"{where}:{key}", f"there is no environment {name}"))
         problems += fleet.link(one, declared.broker, where)
+        if isinstance(declared.broker, ClusterBroker):
+            problems += [
+                Problem(f"{where}:{key}", f"this host has an environment of that name too: on {name} it needs another")
+                for key, name in (("from", one.source), ("to", one.target))
+                if fleet.remote(name) and name.partition("@")[0] in names
+            ]
         if one.name in seen:
             problems.append(Problem(where, f"the same link as {seen[one.name]}"))
         seen.setdefault(one.name, where)
@@ -515,6 +522,8 @@ def _settings(declared: Declaration, path: str) -> list[Problem]:
             problems.append(Problem(f"{path}:broker:credentials", "expected the absolute path of a file"))
         if broker.ca is not None and not _clean(broker.ca):
             problems.append(Problem(f"{path}:broker:ca", "expected the absolute path of a file"))
+        if broker.host is not None and not NAME.fullmatch(broker.host):
+            problems.append(Problem(f"{path}:broker:host", f"{broker.host!r} can't be a host's name: use {NAME_RULE}"))
     for index, pcr in enumerate(declared.attestation.pcrs):
         if not 0 <= pcr <= 23:
             problems.append(Problem(f"{path}:attestation:pcrs:{index}", f"{pcr} is no PCR (0..23)"))

@@ -20,6 +20,7 @@ from netspace.spec.types import NAME, NAME_RULE, Broker, ClusterBroker, Link, Lo
 # Both a name in certificates (DNS, RFC 1123 section 2.1) and a SPIFFE trust domain, which may have no capitals.
 _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 DOMAIN = re.compile(rf"(?=.{{1,200}}$){_LABEL}(?:\.{_LABEL})+")
+_NO_KEYS = "hosts don't know the keys of each other's environments"
 _ADDRESS = re.compile(r"(?:\[([0-9a-fA-F:.]{2,45})\]|([A-Za-z0-9.-]{1,253})):(\d{1,5})")
 
 
@@ -136,7 +137,7 @@ def link(spec: Link, broker: Broker, path: str) -> list[Problem]:
             Problem(f"{path}:from", f"{spec.source} logs in by password (broker:passwords), which no other host takes")
         )
     if spec.seal:
-        problems.append(Problem(f"{path}:seal", "hosts don't know the keys of each other's environments"))
+        problems.append(Problem(f"{path}:seal", _NO_KEYS))
     if spec.via == "buffered":
         if spec.to_host and not _is_numeric(broker.hosts[other].address or ""):
             where = f"broker:hosts:{other}:address"
@@ -152,6 +153,13 @@ def _on_cluster(spec: Link, broker: ClusterBroker, path: str, key: str) -> list[
     problems = []
     if broker.host is None:
         problems.append(Problem(f"{path}:{key}", "broker:host is missing: the name of this host in links"))
+    if broker.names_key is None:
+        problems.append(Problem(f"{path}:{key}", "broker:names_key is missing: a key that all hosts of the fleet have"))
+    if spec.source.partition("@")[0] == spec.target.partition("@")[0]:
+        why = "both ends have one name, and the hosts of a fleet share the broker's: give each its own"
+        problems.append(Problem(f"{path}:{key}", why))
+    if spec.seal:
+        problems.append(Problem(f"{path}:seal", _NO_KEYS))
     if spec.via != "direct":
         problems.append(Problem(f"{path}:via", "both ends are on one broker: nothing lies between them"))
     return problems

@@ -147,6 +147,10 @@ class Outlet:
                 self._pending.pop(parcel, None)
             self._one_by_one = True
             self._lose(channel)
+        except asyncio.TimeoutError:
+            # It may have lost the majority of its cluster. Another connection may lead to another node.
+            self._lose(channel)
+            self._keep(asyncio.create_task(self.session.leave(channel.connection)))
         except FAILURES:
             self._lose(channel)
         else:

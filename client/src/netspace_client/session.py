@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 import aiormq
+import pamqp.exceptions
 from aiormq import Channel
 from aiormq.abc import AbstractConnection
 
@@ -33,8 +34,18 @@ HEARTBEAT = 20
 PATIENCE = 15.0
 """Seconds for a handshake, and for each answer that the broker owes at once."""
 
-FAILURES = (aiormq.AMQPError, aiormq.exceptions.ChannelInvalidStateError, OSError, asyncio.TimeoutError, RuntimeError)
-"""What an operation on a connection that is going away may raise, besides aiormq's ``CancelledError``."""
+FAILURES = (
+    aiormq.AMQPError,
+    aiormq.exceptions.ChannelInvalidStateError,
+    pamqp.exceptions.PAMQPException,
+    OSError,
+    asyncio.TimeoutError,
+    RuntimeError,
+)
+"""What an operation on a connection that is going away may raise, besides aiormq's ``CancelledError``.
+
+aiormq raises pamqp's own where a heartbeat comes before the answer that it waits for, from a broker that is slow.
+"""
 
 
 async def answer(work: Coroutine[Any, Any, T], seconds: float = PATIENCE) -> T:
@@ -109,6 +120,13 @@ class Session:
             raise ConnectionError(f"no channel: {err}") from err
         assert isinstance(channel, Channel)
         return channel
+
+    async def leave(self, connection: AbstractConnection) -> None:
+        """Have another connection in its place, if it is still in use."""
+        if connection is self._connection:
+            self._connection = None
+            self._up.clear()
+            await self._drop(connection)
 
     @property
     def connected(self) -> bool:
