@@ -16,12 +16,15 @@ is opened on the same broker for the while. Paths are measured in turn within ea
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,19 @@ from bench import Rounds, line, say
 
 PLAIN_PORT = 5699
 OUT = 3  # links from each environment
+HOSTILE = """
+import os, socket
+while True:
+    ends = []
+    try:
+        for _ in range(32):
+            ends.append(socket.create_connection(("127.0.0.1", 5671), 1))
+            ends[-1].sendall(os.urandom(4096))
+    except OSError:
+        pass
+    for end in ends:
+        end.close()
+"""
 
 
 class Host:
@@ -267,14 +283,32 @@ def messages(host: Host, rounds: Rounds, count: int, times: int) -> None:
             "certificate": f"{host.layout.netns(first)},5671,{tls}",
             "password": f"{host.layout.netns(last)},5672,env.{last},{secret}",
         }
+
+        def load(what: str, many: int, who: str, name: str) -> None:
+            command = [host.load, what, str(many), vhost, "bench", "bench", who, who]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            rounds.note(f"{what} {name}", float(done.stdout))
+            api.delete("queues", vhost, "bench", "contents")
+
         for number in range(times):
             say(f"messages: round {number + 1} of {times}")
             for name, who in paths.items():
-                for what, many in (("rtt", count), ("confirm", 10 * count)):
-                    command = [host.load, what, str(many), vhost, "bench", "bench", who, who]
-                    done = subprocess.run(command, check=True, capture_output=True, text=True)
-                    rounds.note(f"{what} {name}", float(done.stdout))
-                    api.delete("queues", vhost, "bench", "contents")
+                load("rtt", count, who, name)
+                load("confirm", 10 * count, who, name)
+            with hostile(host, host.names[1]):
+                load("rtt", count, paths["certificate"], "attacked")
+
+
+@contextlib.contextmanager
+def hostile(host: Host, name: str) -> Iterator[None]:
+    """Have environment *name* open all connections that it can, say nonsense on each, and begin again."""
+    command = ["ip", "netns", "exec", host.layout.netns_name(name), sys.executable, "-c", HOSTILE]
+    with subprocess.Popen(command) as attacker:
+        try:
+            time.sleep(0.5)
+            yield
+        finally:
+            attacker.kill()
 
 
 def programs(host: Host, rounds: Rounds, times: int, folder: Path) -> None:
@@ -325,6 +359,9 @@ def lines(rounds: Rounds, count: int) -> dict[str, dict[str, Any]]:
             fast |= {"target": round(limit[1] * plain["confirm"], 3)}
             fast["met"] = fast["value"] >= fast["target"]
         found[f"with confirms, {told}"] = fast
+    found["round trip, certificate, while a neighbour attacks"] = line(
+        middle("rtt attacked"), "us", "while it doesn't", middle("rtt certificate"), ratio=2.0
+    )
     for what, unit, told in (("call", "ms", "a question and its answer"), ("send", "msg/s", "sent and confirmed")):
         peer = "over a plain link"
         found[f"netspace-client, sealed: {told}"] = line(middle(f"{what} sealed"), unit, peer, middle(f"{what} plain"))
