@@ -5,8 +5,8 @@
  * SENDER and RECEIVER say how each logs in: NETNS,PORT,USER,PASSWORD or NETNS,PORT,IDENTITY.pem,CA.pem,tls
  * (NETNS: a path, or - for where this runs). Prints microseconds for a round trip, or messages a second.
  *
- * librabbitmq gives each of a message's three frames to TLS by itself: three records, and three packets. Clients in
- * Python, Go and Java write a message at once. So messages are put together and written here, on either transport.
+ * librabbitmq gives each of a message's three frames to TLS by itself: three records, and three packets. netspace-client
+ * writes a message at once. So messages are put together and written here, on either transport.
  */
 #define _GNU_SOURCE
 #include <endian.h>
