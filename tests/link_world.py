@@ -69,7 +69,7 @@ class World:
             outcomes = self.links.apply(plan.steps, purge=purge)
         errors = {outcome.error for outcome in outcomes if outcome.error}
         assert not errors, errors
-        assert not plan.refusals
+        assert not plan.refusals, plan.refusals
         return plan
 
     def local(self, *links: Link) -> tuple[Link, ...]:

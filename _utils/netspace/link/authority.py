@@ -87,7 +87,7 @@ class Authority:
     :param pem: its key, its certificate, and those up to what is trusted (or none, where it is that itself).
     :param anchor: the certificate (PEM) that is trusted.
     :param name: tells it from others.
-    :param source: sha256 of the operator's file that it was read from; empty: made here.
+    :param source: tells the operator's file that it was read from, and as what; empty: made here.
     :param former: certificates of authorities before it, each with the time until which it is trusted still.
     """
 
@@ -154,7 +154,7 @@ def wanting(layout: Layout, spec: LocalBroker, known: Authority | None, now: flo
     if spec.host is not None and known.host != host_id(domain(layout, spec), spec.host):
         return "another host's"
     try:
-        source = _digest(_given(spec)) if spec.authority else ""
+        source = _source(spec, _given(spec)) if spec.authority else ""
     except NetspaceError as err:
         return str(err)  # what is there goes on; replacing it fails by this
     if known.source != source:
@@ -283,7 +283,12 @@ def _adopt(spec: LocalBroker, host: str, now: float) -> Authority:
     if spec.listen or spec.hosts:
         _bounded(chain[0], str(spec.trust_domain), where)
     made = _authority(host, key, chain, now)
-    return dataclasses.replace(made, source=_digest(raw))
+    return dataclasses.replace(made, source=_source(spec, raw))
+
+
+def _source(spec: LocalBroker, raw: bytes) -> str:
+    """What an operator's file was read as: one that becomes known to other hosts is looked at once more."""
+    return _digest(raw) + (f" for {spec.trust_domain} alone" if spec.listen or spec.hosts else "")
 
 
 def _bounded(own: Certificate, trust_domain: str, where: str) -> None:

@@ -56,6 +56,15 @@ _NAMES = """% Written by netspace: names are looked up in files only, never in t
 _NO_QUESTIONS = {"RES_OPTIONS": "ndots:1 no-tld-query", "LOCALDOMAIN": "x" * 64}
 
 
+# The start script reads it. With the 1,024 descriptors that a service usually has, some 800 connections would be all,
+# for whoever comes from other hosts too; and Erlang needs memory for as many as it may have.
+_DESCRIPTORS = """# Written by netspace.
+most=$(ulimit -H -n)
+if [ "$most" = unlimited ] || [ "$most" -gt 65536 ]; then most=65536; fi
+ulimit -S -n "$most"
+"""
+
+
 def services(layout: Layout, spec: LocalBroker) -> tuple[Service, Service]:
     """The services that make up the node, in the order of their start."""
     base = layout.broker
@@ -86,7 +95,7 @@ def services(layout: Layout, spec: LocalBroker) -> tuple[Service, Service]:
                 "RABBITMQ_LOG_BASE": str(base / "log"),
                 "RABBITMQ_CONFIG_FILE": str(base / "etc/rabbitmq.conf"),
                 "RABBITMQ_ADVANCED_CONFIG_FILE": str(base / "etc/advanced.config"),
-                "RABBITMQ_CONF_ENV_FILE": "/dev/null",
+                "RABBITMQ_CONF_ENV_FILE": str(base / "etc/rabbitmq-env.conf"),
                 "RABBITMQ_ENABLED_PLUGINS_FILE": str(base / "etc/enabled_plugins"),
                 "RABBITMQ_DIST_PORT": str(spec.distribution_port),
                 "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": _EMULATOR,
@@ -208,6 +217,7 @@ def _files(layout: Layout, spec: LocalBroker, record: Mapping[str, Any]) -> dict
     return {
         "rabbitmq.conf": configuration(layout, spec).encode(),
         "advanced.config": b"[].\n",
+        "rabbitmq-env.conf": _DESCRIPTORS.encode(),
         "inetrc": _NAMES.encode(),
         "enabled_plugins": f"[{','.join([*PLUGINS, *(SHOVEL if spec.hosts else ())])}].\n".encode(),
         "definitions.json": files.encode(definitions(layout, record["username"], record["hash"])),
@@ -236,7 +246,8 @@ def install(layout: Layout, spec: LocalBroker) -> None:
         password = secrets.token_urlsafe(32)
         record = {"username": f"{layout.instance}.admin", "password": password, "hash": diff.hashed(password)}
         files.write_json(_admin(layout), record)
-    identity.ensure(layout, spec, (), time.time(), reader())
+    if not (identity.server_folder(layout) / identity.SERVER).exists():
+        identity.ensure(layout, spec, (), time.time(), reader())  # else whoever changes links has seen to it
     for name, content in _files(layout, spec, record).items():
         files.write(base / "etc" / name, content, mode=0o640, owner=(0, owner.pw_gid))
     cookie = base / "data" / ".erlang.cookie"

@@ -185,7 +185,11 @@ class Change:
                     manager = {"user": reach.login(broker).username, "vhost": vhost, **every}
                     document["permissions"] = [*document.get("permissions", ()), manager]
                 self.progress(f"importing {sum(map(len, document.values()))} objects into the broker")
-                api.post("definitions", body=accounts.document(document), timeout=IMPORT_SECONDS)
+                # A shovel that finds no queue makes one, and not as we want it: so they come when all else is there.
+                shovels = {"parameters": document.pop("parameters")} if "parameters" in document else {}
+                for body in (document, shovels):
+                    if body:
+                        api.post("definitions", body=accounts.document(body), timeout=IMPORT_SECONDS)
             for key in diff.old_letters(compared.wanted, compared.there):
                 _delete(api, vhost, key, accounts)
             drained = {one.queue for one in formers if one.queue in work.observed.drained}

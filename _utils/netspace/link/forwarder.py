@@ -46,7 +46,7 @@ _SECTION = "frontend environment:"
 _CHECK = "check no-check-ssl inter 5s fastinter 1s downinter 2s fall 3 rise 1 on-marked-down shutdown-sessions"
 _WAY = "backend to:"
 FROM_ELSEWHERE = 4000  # connections from all other hosts together
-FROM_ONE = 1000  # and from one of them
+FROM_ONE = 500  # and from one of them
 PATIENCE = "10s"  # for a client to say whom it wants, which it does first of all
 
 
@@ -315,11 +315,14 @@ def _sever(layout: Layout, gone: Collection[str]) -> None:
     if not gone:
         return
     backends = {f"be={one.split()[1]}" for one in gone}
+    # Who hasn't said yet whom he wants would be led there by the former rules.
+    undecided = {f"fe=environment:{one.split()[1].split(':')[1]}" for one in gone}
     # Of each process: its number, and what it is.
     listed = [line.split() for line in ask(layout, "show proc").splitlines() if line[:1].isdigit()]
     for worker in (line[0] for line in listed if line[1] == "worker"):
         for line in ask(layout, f"@!{worker} show sess").splitlines():
-            if backends & set(line.split()):
+            told = set(line.split())
+            if backends & told or (undecided & told and "be=<NONE>" in told):
                 ask(layout, f"@!{worker} shutdown session {line.partition(':')[0]}")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
-from netspace.link import forwarder, identity, letters, model, names, planning, reach, renewer
+from netspace.link import authority, forwarder, identity, letters, model, names, planning, reach, renewer
 from netspace.link.management import Management
 from netspace.link.record import Record, read
 from netspace.spec.types import LocalBroker
@@ -36,6 +36,12 @@ def health(layout: Layout, supervisor: Supervisor) -> dict[str, Any]:
     issued = identity.observe(layout, record.broker, members, time.time())
     if lacking := list(issued.changes(record.broker, members)):
         problems.append(f"{', '.join(lacking[:10])}: to be issued anew; apply again")
+    known = authority.read(layout) if isinstance(record.broker, LocalBroker) else None
+    if known is not None and known.source and time.time() > known.ends - (known.ends - known.begins) / 3:
+        until = time.strftime("%Y-%m-%d", time.gmtime(known.ends))
+        problems.append(
+            f"the authority of links (broker:authority) runs out on {until}: all links end then; have another"
+        )
     if renewer.lacking(services.get(renewer.NAME), isinstance(record.broker, LocalBroker)):
         problems.append("the renewer of certificates doesn't run; apply again")
     state, detail, *_ = reach.ask(layout, record, services, whole=False)

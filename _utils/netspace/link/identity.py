@@ -143,7 +143,7 @@ def ensure(
 
     :param owner: of the broker's files: root, and the group that it runs as.
     :param replace: with another authority; *distrust*: and trust no former one.
-    :return: the environments that got a new one, and whether whom the broker trusts has changed.
+    :return: the environments that got a new one, and whether the broker has to read its files again.
     """
     if not isinstance(broker, LocalBroker):
         return set(), False
@@ -152,16 +152,16 @@ def ensure(
     served.mkdir(mode=0o750, parents=True, exist_ok=True)
     os.chown(served, *owner)
     served.chmod(0o750)
-    trust_changed = files.write(served / ANCHORS, known.anchors, mode=0o640, owner=owner)
+    told = files.write(served / ANCHORS, known.anchors, mode=0o640, owner=owner)
     issuer: Issuer | None = None
     if _due(_issued(served / SERVER), known.id(None), known.name, now, serves(broker)):
         issuer = Issuer(known)
-        files.write(served / SERVER, issuer.server(now, serves=serves(broker)), mode=0o640, owner=owner)
+        told |= files.write(served / SERVER, issuer.server(now, serves=serves(broker)), mode=0o640, owner=owner)
     if not broker.hosts:
         files.remove(served / CLIENT)
     elif _due(_issued(served / CLIENT), known.id(None), known.name, now):
         issuer = issuer or Issuer(known)
-        files.write(served / CLIENT, issuer.client(now), mode=0o640, owner=owner)
+        told |= files.write(served / CLIENT, issuer.client(now), mode=0o640, owner=owner)
     renewed = set()
     for name in sorted(certified(broker, environments)):
         if _due(_issued(path(layout, name)), known.id(name), known.name, now):
@@ -170,7 +170,7 @@ def ensure(
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             files.write(folder / FILE, issuer.environment(name, now))
             renewed.add(name)
-    return renewed, trust_changed
+    return renewed, told
 
 
 def remove(layout: Layout, environments: Iterable[str]) -> None:

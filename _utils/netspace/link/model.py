@@ -161,9 +161,12 @@ def objects(links: Collection[Link], names: Names, shovels: Mapping[str, Mapping
     asked: set[str] = set()
     sends: set[str] = set()
     watches: set[str] = set()
+    carried: dict[str, int] = {}  # another host's broker -> how many links it brings mail of
     # On a shared broker the receiver's host makes the link, and the sender's its account and queue for answers.
     for link in links if names.fleet else here:
         sends.add(writer(link))
+        if writer(link) != link.source:
+            carried[writer(link)] = carried.get(writer(link), 0) + 1
         if link.monitor:
             watches.add(link.source)
         if link.pattern == "request":
@@ -172,9 +175,11 @@ def objects(links: Collection[Link], names: Names, shovels: Mapping[str, Mapping
 
     made.update(shared(names))
     for environment in environments | accounts(here, names):
+        # Each shovel of another host's broker is a connection, and a new one may come before the old one has gone.
+        times = 2 * carried.get(environment, 0) / CONNECTIONS + 1
         made["user", account(environment)] = {
             "tags": [],
-            "limits": {"max-connections": CONNECTIONS, "max-channels": CHANNELS},
+            "limits": {"max-connections": round(CONNECTIONS * times), "max-channels": round(CHANNELS * times)},
         }
         made["permission", account(environment)] = _permission(
             names,

@@ -8,7 +8,9 @@ and clients both check them, so a host that is taken over can't be another.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import hashlib
 import itertools
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from typing import Any
 from netspace import files
 from netspace.errors import NetspaceError
 from netspace.link import authority
-from netspace.spec.fleet import DOMAIN
+from netspace.spec.fleet import DOMAIN, within
 
 KEY, BUNDLE = "authority.key", "authority.pem"
 LIFE = 10 * 365  # days, of the root
@@ -35,6 +37,15 @@ class Root:
 
     def make(self, name: str) -> str:
         """Make it where there is none; return its certificate (PEM)."""
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with self._alone():
+            self._make(name)
+        return authority.text(self._read()[1])
+
+    def _alone(self) -> contextlib.AbstractContextManager[Any]:
+        return files.locked(self.path.parent / ".lock")
+
+    def _make(self, name: str) -> None:
         if not self.path.exists():
             from cryptography import x509
             from cryptography.hazmat.primitives.asymmetric import ec
@@ -52,14 +63,14 @@ class Root:
                     (x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False),
                 ],
             )
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             files.write(self.path, (authority.private(key) + authority.text(certificate)).encode())
-        return authority.text(self._read()[1])
 
     def certify(self, request: str, trust_domain: str) -> str:
         """Return the certificate (PEM) of a host's authority, for names of *trust_domain* alone, then the root's.
 
         :param request: what :func:`request` gave there.
+        :raises NetspaceError: also where that name, one above or one below it was given to another key: who has it
+            could be that host. ``certified.json`` beside the root says who has what.
         """
         from cryptography import x509
         from cryptography.hazmat.primitives.asymmetric import ec
@@ -73,6 +84,7 @@ class Root:
                 raise ValueError("want an elliptic curve's key that signed the request")
         except (ValueError, TypeError) as err:
             raise NetspaceError(f"the request can't be used: {err}") from err
+        self._grant(trust_domain, whose)
         key, own = self._read()
         names = [x509.UniformResourceIdentifier(trust_domain)]
         names += [x509.DNSName(name) for name in (trust_domain, *authority.SERVER_NAMES)]  # type: ignore[misc]
@@ -92,6 +104,24 @@ class Root:
             ],
         )
         return authority.text(certificate) + authority.text(own)
+
+    def _grant(self, trust_domain: str, whose: Any) -> None:
+        """Give a name to a key, for good."""
+        from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+        raw = whose.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        key = hashlib.sha256(raw).hexdigest()
+        path = self.path.parent / "certified.json"
+        with self._alone():
+            given = files.read_json(path) or {}
+            for name, other in given.items():
+                if name == trust_domain and other != key:
+                    raise NetspaceError(
+                        f"{trust_domain} was given to another key: if that host has a new one, take it out of {path}"
+                    )
+                if within(name, trust_domain):
+                    raise NetspaceError(f"{trust_domain}: {name} is given already, and one within the other can be it")
+            files.write_json(path, {**given, trust_domain: key})
 
     def _read(self) -> tuple[Any, Any]:
         from cryptography import x509

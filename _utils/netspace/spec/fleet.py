@@ -21,7 +21,7 @@ from netspace.spec.types import NAME, NAME_RULE, Broker, ClusterBroker, Link, Lo
 _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 DOMAIN = re.compile(rf"(?=.{{1,200}}$){_LABEL}(?:\.{_LABEL})+")
 _NO_KEYS = "hosts don't know the keys of each other's environments"
-_ADDRESS = re.compile(r"(?:\[([0-9a-fA-F:.]{2,45})\]|([A-Za-z0-9.-]{1,253})):(\d{1,5})")
+_ADDRESS = re.compile(r"(?:\[([0-9a-fA-F:.]{2,45})\]|([A-Za-z0-9.-]{1,253})):([0-9]{1,5})")
 
 
 def local(links: Iterable[Link], broker: Broker) -> tuple[Link, ...]:
@@ -53,6 +53,11 @@ def _is_numeric(text: str) -> bool:
         return False
 
 
+def within(one: str, other: str) -> bool:
+    """Whether one of two different trust domains is below the other: authorities speak for what is below their name."""
+    return one.endswith(f".{other}") or other.endswith(f".{one}")
+
+
 def settings(broker: LocalBroker, path: str) -> list[Problem]:
     """Check what a broker's declaration says of this host and the others."""
     problems = []
@@ -72,10 +77,10 @@ def settings(broker: LocalBroker, path: str) -> list[Problem]:
             "names_key": "a key that all of them have",
         }
         problems += [
-            Problem(f"{path}:{key}", f"{why}, by {what}")
-            for key, what in needed.items()
-            if getattr(broker, key) is None
+            Problem(f"{path}:{key}", f"{why}, by {what}") for key, what in needed.items() if not getattr(broker, key)
         ]
+        if broker.names_key is not None and not broker.names_key.startswith("/"):
+            problems.append(Problem(f"{path}:names_key", f"{broker.names_key!r}: expected the absolute path of a file"))
         if broker.trust_domain is not None and not DOMAIN.fullmatch(broker.trust_domain):
             problems.append(
                 Problem(f"{path}:trust_domain", f"{broker.trust_domain!r}: expected a name such as h1.example.org")
@@ -95,16 +100,18 @@ def settings(broker: LocalBroker, path: str) -> list[Problem]:
             problems.append(
                 Problem(f"{where}:trust_domain", f"{host.trust_domain!r}: expected a name such as h2.example.org")
             )
+        elif nested := [one for one in owners if one and within(one, host.trust_domain)]:
+            other = f"{nested[0]} is {owners[nested[0]]}'s"
+            problems.append(Problem(f"{where}:trust_domain", f"{other}: one within the other could speak for it"))
         elif host.trust_domain in owners:
             whose = owners[host.trust_domain]
             problems.append(
                 Problem(f"{where}:trust_domain", f"{host.trust_domain} is {whose}'s: each host has its own")
             )
         owners.setdefault(host.trust_domain, name)
-        if host.address is not None and address(host.address) is None:
-            problems.append(
-                Problem(f"{where}:address", f"{host.address!r}: expected a host and a port, such as 198.51.100.8:5671")
-            )
+        if host.address is not None and not _is_numeric(host.address):
+            wanted = "expected a number and a port, such as 198.51.100.8:5671: no names are looked up"
+            problems.append(Problem(f"{where}:address", f"{host.address!r}: {wanted}"))
         if not re.fullmatch(r"[a-z0-9_-]{1,64}", host.vhost):
             problems.append(Problem(f"{where}:vhost", f"{host.vhost!r} can't be the name of an instance"))
     return problems
@@ -139,9 +146,6 @@ def link(spec: Link, broker: Broker, path: str) -> list[Problem]:
     if spec.seal:
         problems.append(Problem(f"{path}:seal", _NO_KEYS))
     if spec.via == "buffered":
-        if spec.to_host and not _is_numeric(broker.hosts[other].address or ""):
-            where = f"broker:hosts:{other}:address"
-            problems.append(Problem(f"{path}:via", f"{where} has to be a number: the broker looks up no names"))
         if spec.pattern != "send":
             problems.append(Problem(f"{path}:via", "who asks waits for the answer: that can't be buffered; use direct"))
         if spec.monitor:

@@ -91,11 +91,12 @@ class Mailbox:
         self._here: Counter[str] = Counter()
         self._sessions: dict[Place, Session] = {}
         self._outlets: dict[tuple[Session, str], Outlet] = {}
-        self._keys: dict[str, str] = {}
-        self._bound: dict[str, Channel] = {}
+        # By session as well as by exchange: what is on another host's broker may bear the same name.
+        self._keys: dict[tuple[Session, str], str] = {}
+        self._bound: dict[tuple[Session, str], Channel] = {}
         self._hearing: dict[tuple[Session, str], asyncio.Task[None]] = {}
         self._ears: dict[tuple[Session, str], asyncio.Future[Channel]] = {}
-        self._calls: dict[str, tuple[str, asyncio.Future[Message]]] = {}
+        self._calls: dict[str, tuple[Session, str, str, asyncio.Future[Message]]] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._errands: set[asyncio.Task[None]] = set()
         self._card_state: tuple[int, ...] = ()
@@ -254,7 +255,8 @@ class Mailbox:
         deadline = _now() + timeout
         identity = secrets.token_hex(16)
         answered: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
-        self._calls[identity] = (exchange, answered)
+        session = self._session(peer.broker)
+        self._calls[identity] = (session, exchange, link, answered)
         try:
             try:
                 key = await asyncio.wait_for(self._listen(peer, queue, exchange), timeout)
@@ -265,7 +267,7 @@ class Mailbox:
             try:
                 return await asyncio.wait_for(answered, max(0.0, deadline - _now()))
             except asyncio.TimeoutError:
-                self._bound.pop(exchange, None)  # should the host have made the exchange anew
+                self._bound.pop((session, exchange), None)  # should the host have made the exchange anew
                 raise Timeout(f"{link} didn't answer within {timeout:g} s") from None
         finally:
             self._calls.pop(identity, None)
@@ -373,7 +375,8 @@ class Mailbox:
         for place in self._noticing.keys() - heard_of:
             self._noticing.pop(place).cancel()
         for session, queue in heard_of - self._noticing.keys():
-            self._noticing[session, queue] = asyncio.create_task(self._hear(session, queue, 0, self._noticed))
+            heard = functools.partial(self._noticed, session)
+            self._noticing[session, queue] = asyncio.create_task(self._hear(session, queue, 0, heard))
         answers = {(_place(peer.broker), peer.replies[0]) for peer in about.peers.values() if peer.replies}
         for place in self._reading.keys() - wanted:
             self._reading.pop(place).cancel()
@@ -386,11 +389,12 @@ class Mailbox:
             heard = functools.partial(self._arrive, queue)
             self._reading[session, queue] = asyncio.create_task(self._hear(session, queue, room, heard))
 
-    async def _noticed(self, delivery: DeliveredMessage) -> None:
+    async def _noticed(self, session: Session, delivery: DeliveredMessage) -> None:
         """Tell those who monitor a peer what the broker says of the readers of its mailbox."""
         about = delivery.header.properties.headers or {}
         for peer in self.card.peers.values():
-            if peer.monitor == (delivery.exchange, about.get("queue")):
+            here = self._sessions.get(_place(peer.broker)) is session
+            if here and peer.monitor == (delivery.exchange, about.get("queue")):
                 came, at = delivery.routing_key == "consumer.created", about.get("timestamp_in_ms")
                 for monitor in self._monitors.get(peer.name, ()):
                     if isinstance(at, int):
@@ -484,29 +488,32 @@ class Mailbox:
         place = (session, queue)
         if place not in self._hearing:
             self._ears[place] = asyncio.get_running_loop().create_future()
-            self._hearing[place] = asyncio.create_task(self._hear(session, queue, 0, self._answered, place))
-        key = self._keys.setdefault(exchange, secrets.token_hex(16))
+            heard = functools.partial(self._answered, session)
+            self._hearing[place] = asyncio.create_task(self._hear(session, queue, 0, heard, place))
+        key = self._keys.setdefault((session, exchange), secrets.token_hex(16))
         while True:
             ear = await asyncio.shield(self._ears[place])
-            if self._bound.get(exchange) is ear:
+            if self._bound.get((session, exchange)) is ear:
                 return key
             try:
                 channel = await session.channel()
                 await answer(channel.queue_bind(queue, exchange, key))
                 await answer(channel.close())
-                self._bound[exchange] = ear
+                self._bound[session, exchange] = ear
             except (ChannelNotFoundEntity, ChannelAccessRefused) as err:
                 raise Revoked(f"the link to {peer.name} is revoked ({err})") from None
             except FAILURES:
                 await asyncio.sleep(0.1)
 
-    async def _answered(self, delivery: DeliveredMessage) -> None:
+    async def _answered(self, session: Session, delivery: DeliveredMessage) -> None:
         """Give an answer to who asked; what nobody waits for any more is dropped."""
         await self._answer(delivery, "ack")
-        exchange, waiting = self._calls.get(delivery.header.properties.correlation_id or "", ("", None))
-        if waiting is not None and not waiting.done() and exchange and delivery.exchange == exchange:
-            askable = (peer for peer in self.card.peers.values() if peer.replies and peer.replies[1] == exchange)
-            peer = next(askable, None)
+        asked = self._calls.get(delivery.header.properties.correlation_id or "")
+        if asked is None:
+            return
+        where, exchange, name, waiting = asked
+        if not waiting.done() and where is session and delivery.exchange == exchange:
+            peer = self.card.peers.get(name)
             if peer is None:
                 return
             try:
@@ -521,9 +528,11 @@ class Mailbox:
     async def _unbind(self) -> None:
         """Take back what answers found us by."""
         for peer in self.card.peers.values():
-            key = self._keys.get(peer.replies[1]) if peer.replies else None
             session = self._sessions.get(_place(peer.broker))
-            if key is None or peer.replies is None or session is None or not session.connected:
+            if peer.replies is None or session is None or not session.connected:
+                continue
+            key = self._keys.get((session, peer.replies[1]))
+            if key is None:
                 continue
             with contextlib.suppress(*FAILURES):
                 channel = await session.channel()

@@ -253,3 +253,14 @@ def test_a_broker_that_is_killed_in_its_sleep_carries_on(linked, program):
     h1.declare(*LINKS)
     program(h1, "web").send("orders@h2", "still")
     assert program(h2, "orders").receive("web@h1") == "still"
+
+
+def test_more_links_than_an_environment_may_have_connections_are_carried(linked):
+    """Each shovel is a connection of the same broker's."""
+    h1, h2, _ = linked
+    many = [Link(source=f"web{number}@h1", target="audit@h2", via="buffered") for number in range(12)]
+    h1.environment(*(link.source.partition("@")[0] for link in many))
+    for step in (many[:6], many):
+        h2.declare(*LINKS, *step)
+        h1.declare(*LINKS, *step)
+    until(lambda: shovels(h1) == ["running"] * (len(LINKS) + len(many)), str(problems(h1)))

@@ -142,8 +142,9 @@ def test_whose_name_is_another_is_issued_again_as_was_planned(layout):
     (identity.server_folder(layout) / "server.pem").write_bytes(former.server(NOW))
     due = ["certificates:of the broker itself", "certificates:web"]
     assert list(identity.observe(layout, SPEC, {"web"}, NOW).changes(SPEC, {"web"})) == due
-    assert identity.ensure(layout, SPEC, {"web"}, NOW, OWNER) == ({"web"}, False)
+    assert identity.ensure(layout, SPEC, {"web"}, NOW, OWNER) == ({"web"}, True)
     assert identity.observe(layout, SPEC, {"web"}, NOW).changes(SPEC, {"web"}) == {}
+    assert identity.ensure(layout, SPEC, {"web"}, NOW, OWNER) == (set(), False)
 
 
 def test_those_with_passwords_and_on_another_broker_get_no_certificate(layout):

@@ -161,6 +161,42 @@ def _now() -> float:
     return time.time()
 
 
+def test_an_authority_is_looked_at_again_when_other_hosts_come_to_know_it(layout, tmp_path):
+    folder = tmp_path / "authority"
+    folder.mkdir()
+    (folder / "authority.pem").write_text(authority.ensure(Layout(root=tmp_path / "other"), LocalBroker(), _now()).pem)
+    (folder / "authority.pem").chmod(0o600)
+    later = msgspec.structs.replace(H1, authority=str(folder))
+    alone = msgspec.structs.replace(later, listen=None, hosts={})
+    assert authority.ensure(layout, alone, _now())
+    assert authority.wanting(layout, later, authority.read(layout), _now()) == "another authority"
+    with pytest.raises(NetspaceError, match="could speak for other hosts"):
+        authority.ensure(layout, later, _now())
+
+
+def test_a_name_is_given_to_one_key_and_to_none_above_or_below_it(root, tmp_path):
+    first, second = tmp_path / "a", tmp_path / "b"
+    root.certify(request(first), "h1.example.org")
+    root.certify(request(first), "h1.example.org")  # for two more years
+    for name, why in (
+        ("h1.example.org", "given to another key"),
+        ("example.org", "h1.example.org is given already"),
+        ("x.h1.example.org", "h1.example.org is given already"),
+    ):
+        with pytest.raises(NetspaceError, match=why):
+            root.certify(request(second), name)
+    root.certify(request(second), "h2.example.org")
+
+
+def test_another_hosts_broker_may_have_a_connection_for_each_link():
+    limits = {}
+    for count in (1, 30):
+        links = [Link(source=f"e{one}@h1", target="log", via="buffered") for one in range(count)]
+        limits[count] = objects(*links)["user", "env.@h1"]["limits"]["max-connections"]
+    assert limits[1] > 1 and limits[30] >= 60
+    assert objects(ASKED)["user", "env.web@h1"]["limits"]["max-connections"] == model.CONNECTIONS
+
+
 @pytest.mark.parametrize("name", ["h2.example.org", "x.h1.example.org", "example.org"])
 def test_an_authority_that_speaks_for_other_names_is_refused(root, layout, tmp_path, name):
     spec = below(root, tmp_path / "authority", name)
@@ -210,7 +246,7 @@ def test_the_brokers_certificate_bears_the_name_that_others_ask_for_and_another_
     assert identity.observe(layout, spec, (), _now()).changes(spec, ()) == {}
     # Reached by nobody, it needs neither.
     alone = msgspec.structs.replace(spec, listen=None, hosts={})
-    assert list(identity.observe(layout, alone, (), _now()).changes(alone, ())) == ["certificates:of the broker itself"]
+    assert identity.observe(layout, alone, (), _now()).changes(alone, ())
     identity.ensure(layout, alone, (), _now(), OWNER)
     assert not (served / "client.pem").exists()
 

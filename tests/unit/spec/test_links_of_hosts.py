@@ -100,6 +100,11 @@ def test_what_can_not_be_is_told_where_it_stands(link, path, why):
         ({"hosts": {"h2": {"trust_domain": "h1.example.org"}}}, "broker:hosts:h2:trust_domain", "h1's"),
         ({"hosts": {"h2": {"trust_domain": "EVIL"}}}, "broker:hosts:h2:trust_domain", "expected a name"),
         ({"hosts": {"h2": {"trust_domain": "h2.org", "address": "h2"}}}, "broker:hosts:h2:address", "a port"),
+        ({"hosts": {"h2": {"trust_domain": "h2.org", "address": "h2.org:1"}}}, "broker:hosts:h2:address", "no names"),
+        ({"hosts": {"h2": {"trust_domain": "example.org"}}}, "broker:hosts:h2:trust_domain", "speak for it"),
+        ({"hosts": {"h2": {"trust_domain": "x.h1.example.org"}}}, "broker:hosts:h2:trust_domain", "speak for it"),
+        ({"names_key": ""}, "broker:names_key", "missing"),
+        ({"names_key": "names.key"}, "broker:names_key", "absolute path"),
         ({"hosts": {"h2": {"trust_domain": "h2.org", "vhost": "a/b"}}}, "broker:hosts:h2:vhost", "instance"),
     ],
 )
@@ -112,13 +117,6 @@ def test_a_way_that_nobody_can_go_is_told():
     assert "broker:listen is missing" in problems({"from": "orders@h2", "to": "web"}, listen=None)[0]
     far = {"h2": {"trust_domain": "h2.example.org"}}
     assert "broker:hosts:h2:address is missing" in problems({"from": "web", "to": "orders@h2"}, hosts=far)[0]
-
-
-def test_a_shovel_needs_an_address_for_it_looks_up_no_names():
-    far = {"h2": {"trust_domain": "h2.example.org", "address": "h2.example.org:5671"}}
-    assert parsed({"from": "web", "to": "orders@h2"}, hosts=far).links
-    told = problems({"from": "web", "to": "orders@h2", "via": "buffered"}, hosts=far)
-    assert "broker:hosts:h2:address" in told[0]
 
 
 def test_on_a_shared_broker_a_host_needs_a_name():
