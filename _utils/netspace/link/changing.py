@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -236,6 +237,21 @@ class Change:
         forwarder.apply(self.layout, broker, found, self.supervisor, identity.trusted(self.layout, broker), ways)
         renewer.apply(self.layout, self.supervisor, wanted=isinstance(broker, LocalBroker))
         complete(wanted, found)
+
+    def close_ways(self, work: Work, after: Mapping[str, Link]) -> None:
+        """Where the broker couldn't be changed: take away the ways to other hosts that shall go, which don't need it.
+
+        As well as can be; the run has failed already, and the next one does it all.
+        """
+        where = work.observed.record.broker
+        if where is None or not any(model.elsewhere(link) for name, link in work.before.items() if name not in after):
+            return
+        staying = {name: link for name, link in work.before.items() if name in after}
+        with contextlib.suppress(NetspaceError):
+            # Environments stay as they are: only where they lead to changes.
+            found = forwarder.namespaces(self.layout, model.members(work.before.values()))
+            ways = remote.ways(where, staying.values())
+            forwarder.apply(self.layout, where, found, self.supervisor, identity.trusted(self.layout, where), ways)
 
     def issue(self, broker: Broker, environments: Collection[str], **how: bool) -> set[str]:
         """Have certificates for these (see ``identity.ensure``); return the environments that got a new one."""

@@ -183,6 +183,7 @@ class Links:
             change.links(work, after, purge)
         except NetspaceError as err:
             broken = str(err)
+            change.close_ways(work, after)
         try:
             if not broken and after:
                 change.forward(work.broker, after)

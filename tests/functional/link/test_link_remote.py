@@ -23,6 +23,7 @@ from streams import Stream
 from waiting import until
 
 from netspace.link import authority, forwarder, identity
+from netspace.link import broker as node
 from netspace.link.authority import Issuer
 from netspace.spec.types import Link
 from netspace_client import Change, MailboxFull, Revoked, Timeout, Unreachable
@@ -323,6 +324,20 @@ def test_revoked_at_the_senders_host_its_connections_there_are_ended(linked):
         assert h1.card("web")["peers"] == []
     finally:
         own.close()
+
+
+def test_its_ways_are_closed_though_its_own_broker_does_not_answer(linked):
+    h1, _, _ = linked
+    there = h1.connect("web", to="orders@h2")
+    plan = h1.plan(*h1.local(BACK), remove=h1.links.names())  # of which that to its own broker is to go, too
+    pid = h1.supervisor.observe()[node.NODE].pid
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with h1.here():
+            assert all(outcome.error for outcome in h1.links.apply(plan.steps))
+        assert _ended(there)
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 def _ended(connection: pika.BlockingConnection) -> bool:
