@@ -63,6 +63,7 @@ def hosts(folder: Path) -> Iterator[tuple[World, World, Cable]]:
     root = Root(folder / "root")
     root.make("tests' root of links")
     (folder / "names.key").write_text(secrets.token_hex(32))
+    (folder / "names.key").chmod(0o600)
     # Names of their own, for their folders are on this machine's disk.
     instances = {name: f"{name}{secrets.token_hex(4)}" for name in ADDRESSES}
     with contextlib.ExitStack() as after:

@@ -151,6 +151,7 @@ class Cluster:
         credentials.write_text(f"{self.login.username}:{self.login.password}\n")
         if not key.exists():
             key.write_text(secrets.token_hex(32))
+            key.chmod(0o600)
         for path in (credentials, key):
             path.chmod(0o600)
         return ClusterBroker(

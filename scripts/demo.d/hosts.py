@@ -145,6 +145,7 @@ def two_hosts() -> Iterator[tuple[Host, Host]]:
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir(mode=0o700, parents=True)
     (FOLDER / "names.key").write_text(secrets.token_hex(32))
+    (FOLDER / "names.key").chmod(0o600)
     with contextlib.ExitStack() as after:
         after.callback(shutil.rmtree, FOLDER, ignore_errors=True)
         made = []

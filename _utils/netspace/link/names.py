@@ -18,6 +18,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import hmac
+import os
 import re
 import secrets
 from dataclasses import dataclass, field
@@ -167,6 +168,8 @@ def read(layout: Layout, broker: Broker) -> Names | None:
     if broker.names_key:
         try:
             with open(broker.names_key, "rb") as stream:
+                if os.fstat(stream.fileno()).st_mode & 0o077:
+                    raise NetspaceError(f"broker:names_key: {broker.names_key}: others can read it: chmod go=")
                 given = stream.read(4096).strip()
         except OSError as err:
             raise NetspaceError(f"broker:names_key: {err}") from err

@@ -166,7 +166,7 @@ class LocalBroker(Base, frozen=True, tag_field="kind", tag="local"):
     """A RabbitMQ node of netspace's own on this host's loopback.
 
     :param message_size: bytes that a message may have; the sender of a larger one is told.
-    :param names_key: root-readable file of 32 random characters or more, from which the names of mailboxes
+    :param names_key: file (root's alone) of 32 random characters or more, from which the names of mailboxes
         and links are made so that nobody can guess them; absent: a key of this host's own.
     :param port: where it takes TLS connections; so with the others.
     :param passwords: environments whose clients can't log in by certificate: these get a password instead, and

@@ -13,6 +13,7 @@ from pika.exceptions import AMQPError, ChannelClosedByBroker, NackError
 from waiting import until
 
 from netspace import files
+from netspace.errors import NetspaceError
 from netspace.link import names, record
 from netspace.link.letters import Letters
 from netspace.spec.types import Link, LocalBroker
@@ -171,6 +172,10 @@ def test_the_key_is_root_only_and_shared_where_a_file_says_so(host, tmp_path):
     assert key not in str(host.card("web")) + repr(host.links.observe()) + str(host.links.list())
     shared = tmp_path / "key"
     shared.write_text("x" * 32 + "\n")
+    shared.chmod(0o640)
+    with pytest.raises(NetspaceError, match="others can read it"):
+        names.read(host.layout, LocalBroker(names_key=str(shared)))
+    shared.chmod(0o600)
     here = names.read(host.layout, LocalBroker(names_key=str(shared)))
     assert here == names.Names(b"x" * 32)
 
