@@ -1,12 +1,15 @@
-"""One host for all tests of a module, and a bound on how long a test waits."""
+"""One host for all tests of a module, programs on several, and a bound on how long a test waits."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from link_world import World
+from programs import Program, tell
 
 
 @pytest.fixture(scope="module")
@@ -16,6 +19,20 @@ def world() -> Iterator[World]:
         yield made
     finally:
         made.remove()
+
+
+@pytest.fixture
+def program(linked, tmp_path: Path) -> Iterator[Callable[..., Program]]:
+    """Start programs with netspace-client on the linked hosts of a module: ``program(host, environment)``."""
+    started: list[Program] = []
+
+    def start(world: World, name: str, **options: Any) -> Program:
+        started.append(Program(world, name, tell(world, name, tmp_path / name), **options))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.leave()
 
 
 @pytest.fixture(autouse=True)

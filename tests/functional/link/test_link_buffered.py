@@ -11,7 +11,6 @@ import msgspec
 import pika
 import pytest
 from linked_hosts import hosts
-from programs import Program, tell
 from streams import Stream
 from waiting import until
 
@@ -47,20 +46,6 @@ def linked(both):
         world.no_mail()
     until(lambda: shovels(h1) == ["running", "running"])
     return both
-
-
-@pytest.fixture
-def program(linked, tmp_path):
-    """Start programs with netspace-client: ``program(host, environment)``."""
-    started: list[Program] = []
-
-    def start(world, name: str, **options) -> Program:
-        started.append(Program(world, name, tell(world, name, tmp_path / name), **options))
-        return started[-1]
-
-    yield start
-    for one in started:
-        one.leave()
 
 
 def shovels(world) -> list[str]:

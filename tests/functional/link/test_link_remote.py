@@ -60,20 +60,6 @@ def linked(both):
     return both
 
 
-@pytest.fixture
-def program(linked, tmp_path):
-    """Start programs with netspace-client: ``program(host, environment)``."""
-    started: list[Program] = []
-
-    def start(world, name: str, **options) -> Program:
-        started.append(Program(world, name, tell(world, name, tmp_path / name), **options))
-        return started[-1]
-
-    yield start
-    for one in started:
-        one.leave()
-
-
 def test_the_same_list_is_declared_on_both_and_a_second_apply_changes_nothing(linked):
     h1, h2, _ = linked
     assert h1.links.names() == {"web.orders@h2", "web.audit@h2", "orders@h2.web", "other.web"}
