@@ -4,7 +4,8 @@ The root of a fleet's links on the master
 
 Hosts whose environments are linked trust one root, and each has an authority below it that is good for
 names of that host alone. ``certify`` gives a minion its own, over Salt's bus; the minion's key never leaves it.
-``sign`` does the same for a host without a master, or where the root is kept elsewhere.
+``sign`` does the same for a host without a master, or where the root is kept elsewhere. What is refused is told as
+``error``, and the command's exit status is 1.
 
 The master's configuration may have (this is the default)::
 
@@ -14,14 +15,13 @@ The master's configuration may have (this is the default)::
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import netspace
 
 netspace.refresh(__file__)
-
-from salt.exceptions import CommandExecutionError  # noqa: E402
 
 from netspace.errors import NetspaceError  # noqa: E402
 from netspace.link.root import Root  # noqa: E402
@@ -39,7 +39,7 @@ def __virtual__() -> str:
     return __virtualname__
 
 
-def root() -> str:
+def root() -> Any:
     """
     Return the root's certificate (PEM); the root is made where there is none.
 
@@ -49,13 +49,10 @@ def root() -> str:
 
         salt-run netspace_link.root
     """
-    try:
-        return _root().make(NAME)
-    except NetspaceError as err:
-        raise CommandExecutionError(str(err)) from err
+    return _answer(lambda: _root().make(NAME))
 
 
-def sign(request: str, trust_domain: str) -> str:
+def sign(request: str, trust_domain: str) -> Any:
     """
     Return the certificate (PEM) of a host's authority, and the root's after it.
 
@@ -72,14 +69,10 @@ def sign(request: str, trust_domain: str) -> str:
 
         salt-run netspace_link.sign /root/h1.csr h1.example.org --out=newline_values_only > h1.pem
     """
-    try:
-        asked = Path(request).read_text()
-    except (OSError, ValueError) as err:
-        raise CommandExecutionError(f"{request}: {err}") from err
-    return _signed(asked, trust_domain)
+    return _answer(lambda: _signed(Path(request).read_text(), trust_domain))
 
 
-def certify(minion: str, trust_domain: str, folder: str = "/etc/netspace/authority", timeout: int = 60) -> bool:
+def certify(minion: str, trust_domain: str, folder: str = "/etc/netspace/authority", timeout: int = 60) -> Any:
     """
     Give a minion an authority for its links; return whether it is another than before.
 
@@ -103,18 +96,27 @@ def certify(minion: str, trust_domain: str, folder: str = "/etc/netspace/authori
 
         salt-run netspace_link.certify h1 h1.example.org
     """
-    request = _asked(minion, "authority_request", {"folder": folder}, timeout)
-    chain = _signed(str(request), trust_domain)
-    return bool(_asked(minion, "authority_adopt", {"chain": chain, "folder": folder}, timeout))
+
+    def work() -> bool:
+        request = _asked(minion, "authority_request", {"folder": folder}, timeout)
+        chain = _signed(str(request), trust_domain)
+        return bool(_asked(minion, "authority_adopt", {"chain": chain, "folder": folder}, timeout))
+
+    return _answer(work)
+
+
+def _answer(work: Callable[[], Any]) -> Any:
+    """A runner that raises shows a traceback: return the refusal instead, with Salt's key for the exit status."""
+    try:
+        return work()
+    except (NetspaceError, OSError, ValueError) as err:
+        return {"error": str(err), "retcode": 1}
 
 
 def _signed(request: str, trust_domain: str) -> str:
-    try:
-        found = _root()
-        found.make(NAME)
-        return found.certify(request, trust_domain)
-    except NetspaceError as err:
-        raise CommandExecutionError(str(err)) from err
+    found = _root()
+    found.make(NAME)
+    return found.certify(request, trust_domain)
 
 
 def _root() -> Root:
@@ -139,10 +141,10 @@ def _asked(minion: str, function: str, arguments: dict[str, Any], timeout: int) 
                 full_return=True,
             )
     except SaltException as err:
-        raise CommandExecutionError(f"{minion} can't be asked: {err}") from err
+        raise NetspaceError(f"{minion} can't be asked: {err}") from err
     answer = answers.get(minion)
     if not isinstance(answer, dict) or "ret" not in answer:
-        raise CommandExecutionError(f"{minion} did not answer within {timeout} s")
+        raise NetspaceError(f"{minion} did not answer within {timeout} s")
     if answer.get("retcode"):
-        raise CommandExecutionError(f"{minion}: {str(answer['ret'])[:1000]}")
+        raise NetspaceError(f"{minion}: {str(answer['ret'])[:1000]}")
     return answer["ret"]

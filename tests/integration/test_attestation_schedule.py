@@ -46,6 +46,7 @@ def test_a_start_and_a_schedule_attest(salt_factories: FactoriesManager, tmp_pat
         overrides={
             "interface": "127.0.0.1",
             "loop_interval": 1,
+            "reactor_refresh_interval": 1,  # else it knows of runners that are synced a minute later
             "file_roots": {"base": [str(source)]},
             "reactor": [{tag: [str(tmp_path / "attest.sls")]}],
             "netspace.attestation": {"folder": str(tmp_path / "books"), "jitter": 0},

@@ -186,7 +186,7 @@ def intermediate(folder: Path) -> None:
     """A root of a fleet, and an intermediate by it."""
     commands = """
         openssl ecparam -name prime256v1 -genkey -noout -out root.key
-        openssl req -x509 -new -key root.key -subj /CN=fleet -addext keyUsage=critical,keyCertSign -days 30 -out root.pem
+        openssl req -x509 -new -key root.key -subj /CN=fleet -addext keyUsage=critical,keyCertSign -out root.pem
         openssl ecparam -name prime256v1 -genkey -noout | openssl pkcs8 -topk8 -nocrypt -out key.pem
         openssl req -new -key key.pem -subj /CN=host -out request.pem
         printf 'basicConstraints=critical,CA:true,pathlen:0\\nkeyUsage=critical,keyCertSign\\n' >extensions
