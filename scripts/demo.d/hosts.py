@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from show import Failed, paint, say, step, table
+from show import Failed, paint, run, say, step, table
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "scripts"
@@ -263,17 +263,5 @@ def arrived(h2: Host, text: str, seconds: float = 60.0) -> None:
         time.sleep(1.0)
 
 
-def main() -> int:
-    if "--obey" in sys.argv[1:]:
-        obey()
-        return 0
-    try:
-        show()
-    except Failed as err:
-        say(paint(f"\ndemo: {err}", "31"))
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(obey if "--obey" in sys.argv[1:] else show))

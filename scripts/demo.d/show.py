@@ -227,9 +227,10 @@ def _processes() -> Iterator[tuple[str, str]]:
             continue
 
 
-def main() -> int:
+def run(work: Callable[[], None]) -> int:
+    """Do it; return the exit status, after saying what went wrong if anything did."""
     try:
-        down() if "--down" in sys.argv[1:] else up()
+        work()
     except Failed as err:
         say(paint(f"\ndemo: {err}", "31"))
         return 1
@@ -237,4 +238,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(down if "--down" in sys.argv[1:] else up))

@@ -280,7 +280,7 @@ def _adopt(spec: LocalBroker, host: str, now: float) -> Authority:
         basic = below.extensions.get_extension_for_class(x509.BasicConstraints).value
         if not basic.ca or not below.not_valid_before_utc <= _when(now) < below.not_valid_after_utc:
             raise NetspaceError(f"{where}: {below.subject.rfc4514_string()} is no authority, or not now")
-    if spec.listen or spec.hosts:
+    if spec.among_hosts:
         _bounded(chain[0], str(spec.trust_domain), where)
     made = _authority(host, key, chain, now)
     return dataclasses.replace(made, source=_source(spec, raw))
@@ -288,7 +288,7 @@ def _adopt(spec: LocalBroker, host: str, now: float) -> Authority:
 
 def _source(spec: LocalBroker, raw: bytes) -> str:
     """What an operator's file was read as: one that becomes known to other hosts is looked at once more."""
-    return _digest(raw) + (f" for {spec.trust_domain} alone" if spec.listen or spec.hosts else "")
+    return _digest(raw) + (f" for {spec.trust_domain} alone" if spec.among_hosts else "")
 
 
 def _bounded(own: Certificate, trust_domain: str, where: str) -> None:
@@ -409,9 +409,8 @@ class Issuer:
             .add_extension(names, False)
             .add_extension(self._identifier, False)
         )
-        header = (
-            f"# netspace: {whose} from {begins} to {ends} by {self.authority.name}{f' as {serves}' if serves else ''}\n"
-        )
+        named_too = f" as {serves}" if serves else ""
+        header = f"# netspace: {whose} from {begins} to {ends} by {self.authority.name}{named_too}\n"
         return (header + private(key) + text(_sign(builder, self._key)) + self._between).encode()
 
 

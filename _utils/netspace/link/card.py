@@ -43,16 +43,16 @@ def card(
     queues = [names.mailbox(name)]
     for link in sorted(links, key=lambda link: link.name):
         if link.source == name:
-            away = isinstance(broker, LocalBroker) and model.elsewhere(link)
+            home = broker if isinstance(broker, LocalBroker) and model.elsewhere(link) else None
             # A link to another host as it is known where its objects are.
-            known = remote.there(link, broker) if broker is not None and away else link
+            known = link if home is None else remote.there(link, home)
             peer: dict[str, Any] = {"to": link.target, "pattern": link.pattern, "exchange": names.exchange(known)}
             if link.pattern == "request":
                 peer["replies"] = {"queue": names.replies(known.source), "exchange": names.reply(known.target)}
             if link.monitor:
                 peer["monitor"] = {"exchange": EVENTS, "queue": names.mailbox(known.target)}
-            if away:
-                host = remote.known(broker, str(link.to_host)) if broker is not None else None
+            if home is not None:
+                host = remote.known(home, link)
                 if host is None:  # not declared any more: there is no way
                     continue
                 if link.monitor:

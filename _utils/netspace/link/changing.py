@@ -232,11 +232,16 @@ class Change:
 
     def forward(self, broker: Broker, links: Mapping[str, Link]) -> None:
         wanted = model.members(links.values())
-        found = forwarder.namespaces(self.layout, wanted)
-        ways = remote.ways(broker, links.values())
-        forwarder.apply(self.layout, broker, found, self.supervisor, identity.trusted(self.layout, broker), ways)
+        found = self._serve(broker, wanted, links)
         renewer.apply(self.layout, self.supervisor, wanted=isinstance(broker, LocalBroker))
         complete(wanted, found)
+
+    def _serve(self, broker: Broker, wanted: Collection[str], leading: Mapping[str, Link]) -> Mapping[str, int]:
+        """Forward for the environments *wanted*, to other hosts where *leading* goes; return those that are there."""
+        found = forwarder.namespaces(self.layout, wanted)
+        ways = remote.ways(broker, leading.values())
+        forwarder.apply(self.layout, broker, found, self.supervisor, identity.trusted(self.layout, broker), ways)
+        return found
 
     def close_ways(self, work: Work, after: Mapping[str, Link]) -> None:
         """Where the broker couldn't be changed: take away the ways to other hosts that shall go, which don't need it.
@@ -249,9 +254,7 @@ class Change:
         staying = {name: link for name, link in work.before.items() if name in after}
         with contextlib.suppress(NetspaceError):
             # Environments stay as they are: only where they lead to changes.
-            found = forwarder.namespaces(self.layout, model.members(work.before.values()))
-            ways = remote.ways(where, staying.values())
-            forwarder.apply(self.layout, where, found, self.supervisor, identity.trusted(self.layout, where), ways)
+            self._serve(where, model.members(work.before.values()), staying)
 
     def issue(self, broker: Broker, environments: Collection[str], **how: bool) -> set[str]:
         """Have certificates for these (see ``identity.ensure``); return the environments that got a new one."""

@@ -32,7 +32,6 @@ from netspace.errors import MissingError, NetspaceError, raise_any
 from netspace.layout import Layout
 from netspace.link import identity
 from netspace.link.card import PORT, SERVER_NAME, TLS_PORT
-from netspace.spec import fleet
 from netspace.spec.types import Broker, LocalBroker, RemoteHost
 from netspace.supervision import Service, Supervisor
 
@@ -157,7 +156,7 @@ def render(
         away = ways.get(name, {}) if name in certified else {}
         for host, about in sorted(away.items()):
             # One for each, so that whoever has no link there any more can be cut off, and nobody else.
-            lines += [f"{_WAY}{name}:{host}", f"    server broker {_numeric(about)} init-addr last,libc,none"]
+            lines += [f"{_WAY}{name}:{host}", f"    server broker {about.address} init-addr last,libc,none"]
         lines += [
             f"{_SECTION}{name}",
             f"    # network namespace {found[name]}",
@@ -174,13 +173,6 @@ def render(
             ]
         lines.append(f"    default_backend {_backend(broker, name in certified)}")
     return "\n".join(lines) + "\n"
-
-
-def _numeric(host: RemoteHost) -> str:
-    found = fleet.address(host.address or "")
-    assert found is not None
-    name, port = found
-    return f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
 
 
 def _backend(broker: Broker, certified: bool) -> str:

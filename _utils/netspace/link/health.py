@@ -99,13 +99,11 @@ def _queues(layout: Layout, record: Record, api: Management) -> list[str]:
 
 def _shovels(layout: Layout, record: Record, api: Management) -> list[str]:
     """Buffered links to other hosts whose mail isn't carried over."""
-    called = names.used(layout, record.broker or LocalBroker())
-    carried = [link for link in record.links.values() if link.to_host is not None and not model.elsewhere(link)]
-    if not carried:
+    carried = [link for link in record.links.values() if model.carried(link)]
+    if record.broker is None or not carried:
         return []
-    told = {
-        one.get("name"): one for one in api.get("shovels", reach.vhost(layout, record.broker or LocalBroker())) or []
-    }
+    vhost, called = reach.vhost(layout, record.broker), names.used(layout, record.broker)
+    told = {one.get("name"): one for one in api.get("shovels", vhost) or []}
     found = []
     for link in sorted(carried, key=lambda link: link.name):
         shovel = told.get(called.outbox(link), {"state": "absent"})

@@ -147,6 +147,11 @@ def elsewhere(link: Link) -> bool:
     return link.to_host is not None and link.via == "direct"
 
 
+def carried(link: Link) -> bool:
+    """Whether a link's mail waits on this host's broker until it is carried over to another host's."""
+    return link.to_host is not None and link.via == "buffered"
+
+
 def objects(links: Collection[Link], names: Names, shovels: Mapping[str, Mapping[str, Any]] | None = None) -> Objects:
     """Return all broker objects of *links*, accounts without their passwords.
 
@@ -161,12 +166,12 @@ def objects(links: Collection[Link], names: Names, shovels: Mapping[str, Mapping
     asked: set[str] = set()
     sends: set[str] = set()
     watches: set[str] = set()
-    carried: dict[str, int] = {}  # another host's broker -> how many links it brings mail of
+    brought: dict[str, int] = {}  # another host's broker -> how many links it brings mail of
     # On a shared broker the receiver's host makes the link, and the sender's its account and queue for answers.
     for link in links if names.fleet else here:
         sends.add(writer(link))
         if writer(link) != link.source:
-            carried[writer(link)] = carried.get(writer(link), 0) + 1
+            brought[writer(link)] = brought.get(writer(link), 0) + 1
         if link.monitor:
             watches.add(link.source)
         if link.pattern == "request":
@@ -176,7 +181,7 @@ def objects(links: Collection[Link], names: Names, shovels: Mapping[str, Mapping
     made.update(shared(names))
     for environment in environments | accounts(here, names):
         # Each shovel of another host's broker is a connection, and a new one may come before the old one has gone.
-        times = 2 * carried.get(environment, 0) / CONNECTIONS + 1
+        times = 2 * brought.get(environment, 0) / CONNECTIONS + 1
         made["user", account(environment)] = {
             "tags": [],
             "limits": {"max-connections": round(CONNECTIONS * times), "max-channels": round(CHANNELS * times)},

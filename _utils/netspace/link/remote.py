@@ -17,7 +17,6 @@ import msgspec
 
 from netspace.link import authority, model
 from netspace.link.names import Names
-from netspace.spec import fleet
 from netspace.spec.types import Broker, Link, LocalBroker, RemoteHost
 
 PREFETCH = 8
@@ -34,9 +33,9 @@ def identities(broker: Broker) -> dict[str, str]:
     return {name: authority.host_id(host.trust_domain, name) for name, host in broker.hosts.items()}
 
 
-def known(broker: Broker, name: str) -> RemoteHost | None:
-    """What is declared of another host; None: nothing (any more)."""
-    return broker.hosts.get(name) if isinstance(broker, LocalBroker) else None
+def known(broker: Broker, link: Link) -> RemoteHost | None:
+    """What is declared of the host that a link leads to; None: nothing (any more)."""
+    return broker.hosts.get(link.to_host or "") if isinstance(broker, LocalBroker) else None
 
 
 def there(link: Link, broker: Broker) -> Link:
@@ -50,10 +49,10 @@ def ways(broker: Broker, links: Collection[Link]) -> dict[str, dict[str, RemoteH
     """The other hosts whose brokers each environment talks to: those that its direct links lead to."""
     found: dict[str, dict[str, RemoteHost]] = {}
     for link in links:
-        if link.to_host is not None and model.elsewhere(link):
-            host = known(broker, link.to_host)
+        if model.elsewhere(link):
+            host = known(broker, link)
             if host is not None and host.address is not None:
-                found.setdefault(link.source, {})[link.to_host] = host
+                found.setdefault(link.source, {})[str(link.to_host)] = host
     return found
 
 
@@ -70,8 +69,8 @@ def shovels(
     """
     made = {}
     for link in links:
-        host = known(broker, link.to_host) if link.to_host is not None and not model.elsewhere(link) else None
-        if host is None:
+        host = known(broker, link) if model.carried(link) else None
+        if host is None or host.address is None:
             continue
         made[link.name] = {
             "src-protocol": "amqp091",
@@ -98,9 +97,6 @@ def identity(broker: Broker) -> str:
 
 
 def _uri(host: RemoteHost, anchors: Path, login: Path) -> str:
-    found = fleet.address(host.address or "")
-    assert found is not None
-    name, port = found
     options = urlencode(
         {
             "cacertfile": anchors,
@@ -114,4 +110,4 @@ def _uri(host: RemoteHost, anchors: Path, login: Path) -> str:
         },
         safe="/",
     )
-    return f"amqps://{f'[{name}]' if ':' in name else name}:{port}/{quote(host.vhost, safe='')}?{options}"
+    return f"amqps://{host.address}/{quote(host.vhost, safe='')}?{options}"

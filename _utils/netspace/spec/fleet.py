@@ -67,8 +67,7 @@ def settings(broker: LocalBroker, path: str) -> list[Problem]:
         problems.append(
             Problem(f"{path}:listen", f"{broker.listen!r}: expected an address and a port, such as 198.51.100.7:5671")
         )
-    reached = bool(broker.listen or broker.hosts)
-    if reached:
+    if broker.among_hosts:
         why = "is missing: with listen or hosts, environments of other hosts have to know this one"
         needed = {
             "host": "the name of this host",

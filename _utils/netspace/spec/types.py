@@ -192,6 +192,11 @@ class LocalBroker(Base, frozen=True, tag_field="kind", tag="local"):
     listen: str | None = None
     hosts: dict[str, RemoteHost] = {}
 
+    @property
+    def among_hosts(self) -> bool:
+        """Whether environments of other hosts come here, or ours go there: then who is who must be certain to all."""
+        return bool(self.listen or self.hosts)
+
 
 class ClusterBroker(Base, frozen=True, tag_field="kind", tag="cluster"):
     """Somebody's RabbitMQ, by URL; ``management`` is its HTTP API.
