@@ -14,12 +14,10 @@ A certificate is due when less than a third of its life is left, or when it is b
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import hashlib
 import ipaddress
 import re
 import socket
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +25,8 @@ from typing import TYPE_CHECKING, Any
 from netspace import files
 from netspace.errors import NetspaceError, StateError
 from netspace.layout import Layout
+from netspace.link import certificates
+from netspace.link.certificates import SKEW, private, text, usage, when
 from netspace.spec.types import LocalBroker
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ HOUR = 3600.0
 LIFE = 24 * HOUR
 SERVER_LIFE = 30 * 24 * HOUR
 OWN_LIFE = 10 * 365 * 24 * HOUR
-SKEW = 300.0  # clocks that are set back a little must not make a new certificate one of the future
 MAX_FILE = 65536
 HEADER = 700
 
@@ -219,23 +218,16 @@ def _make(host: str, now: float) -> Authority:
     from cryptography.hazmat.primitives.asymmetric import ec
 
     key = ec.generate_private_key(ec.SECP256R1())
-    name = named(f"netspace links of {host.rpartition('/')[2]}"[:64])
+    name = certificates.named(f"netspace links of {host.rpartition('/')[2]}"[:64])
     # RFC 5280 tells authorities apart by their names, and so does the broker while it trusts two.
     name = x509.Name([*name, x509.NameAttribute(x509.NameOID.SERIAL_NUMBER, f"{x509.random_serial_number():x}"[:16])])
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(_when(now - SKEW))
-        .not_valid_after(_when(now + OWN_LIFE))
-        .public_key(key.public_key())
-        .add_extension(x509.BasicConstraints(True, 0), True)
-        .add_extension(usage(key_cert_sign=True, crl_sign=True), True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
-        .add_extension(x509.SubjectAlternativeName([x509.UniformResourceIdentifier(_root(host))]), False)
-    )
-    own = _sign(builder, key)
+    extensions = [
+        (x509.BasicConstraints(True, 0), True),
+        (usage(key_cert_sign=True, crl_sign=True), True),
+        (x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False),
+        (x509.SubjectAlternativeName([x509.UniformResourceIdentifier(_root(host))]), False),
+    ]
+    own = certificates.make(name, key.public_key(), name, key, now, now + OWN_LIFE, extensions)
     return _authority(host, key, [own], now)
 
 
@@ -278,7 +270,7 @@ def _adopt(spec: LocalBroker, host: str, now: float) -> Authority:
         except (ValueError, TypeError, InvalidSignature) as err:
             raise NetspaceError(f"{where}: {below.subject.rfc4514_string()}: the one after it didn't issue it") from err
         basic = below.extensions.get_extension_for_class(x509.BasicConstraints).value
-        if not basic.ca or not below.not_valid_before_utc <= _when(now) < below.not_valid_after_utc:
+        if not basic.ca or not below.not_valid_before_utc <= when(now) < below.not_valid_after_utc:
             raise NetspaceError(f"{where}: {below.subject.rfc4514_string()} is no authority, or not now")
     if spec.among_hosts:
         _bounded(chain[0], str(spec.trust_domain), where)
@@ -395,61 +387,16 @@ class Issuer:
         key = ec.generate_private_key(ec.SECP256R1())
         begins = int(now)
         ends = int(min(now + life, self.authority.ends))
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(named(common))
-            .issuer_name(self._own.subject)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(_when(now - SKEW))
-            .not_valid_after(_when(ends))
-            .public_key(key.public_key())
-            .add_extension(x509.BasicConstraints(False, None), True)
-            .add_extension(usage(digital_signature=True), True)
-            .add_extension(x509.ExtendedKeyUsage([use]), False)
-            .add_extension(names, False)
-            .add_extension(self._identifier, False)
+        extensions = [
+            (x509.BasicConstraints(False, None), True),
+            (usage(digital_signature=True), True),
+            (x509.ExtendedKeyUsage([use]), False),
+            (names, False),
+            (self._identifier, False),
+        ]
+        made = certificates.make(
+            certificates.named(common), key.public_key(), self._own.subject, self._key, now, ends, extensions
         )
         named_too = f" as {serves}" if serves else ""
         header = f"# netspace: {whose} from {begins} to {ends} by {self.authority.name}{named_too}\n"
-        return (header + private(key) + text(_sign(builder, self._key)) + self._between).encode()
-
-
-def private(key: EllipticCurvePrivateKey) -> str:
-    from cryptography.hazmat.primitives import serialization
-
-    pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
-    return key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain).decode()
-
-
-def text(certificate: Certificate) -> str:
-    from cryptography.hazmat.primitives import serialization
-
-    return certificate.public_bytes(serialization.Encoding.PEM).decode()
-
-
-def _sign(builder: Any, key: Any) -> Certificate:
-    from cryptography.hazmat.primitives import hashes
-
-    made: Certificate = builder.sign(key, hashes.SHA256())
-    return made
-
-
-def named(text: str) -> Any:
-    from cryptography import x509
-
-    return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, text)])
-
-
-def _when(seconds: float) -> datetime.datetime:
-    return datetime.datetime.fromtimestamp(int(seconds), tz=datetime.timezone.utc)
-
-
-def usage(**given: bool) -> Any:
-    from cryptography import x509
-
-    names = (
-        *("digital_signature", "content_commitment", "key_encipherment", "data_encipherment"),
-        *("key_agreement", "key_cert_sign", "crl_sign", "encipher_only", "decipher_only"),
-    )
-    flags: Mapping[str, bool] = {**dict.fromkeys(names, False), **given}
-    return x509.KeyUsage(**flags)
+        return (header + private(key) + text(made) + self._between).encode()

@@ -9,20 +9,22 @@ and clients both check them, so a host that is taken over can't be another.
 from __future__ import annotations
 
 import contextlib
-import datetime
 import hashlib
 import itertools
+import time
 from pathlib import Path
 from typing import Any
 
 from netspace import files
 from netspace.errors import NetspaceError
-from netspace.link import authority
+from netspace.link import certificates
+from netspace.link.authority import SERVER_NAMES
 from netspace.spec.fleet import DOMAIN, within
 
 KEY, BUNDLE = "authority.key", "authority.pem"
 LIFE = 10 * 365  # days, of the root
 HOST_LIFE = 2 * 365
+DAY = 24 * 3600
 MAX_TEXT = 65536
 
 
@@ -40,7 +42,7 @@ class Root:
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self._alone():
             self._make(name)
-        return authority.text(self._read()[1])
+        return certificates.text(self._read()[1])
 
     def _alone(self) -> contextlib.AbstractContextManager[Any]:
         return files.locked(self.path.parent / ".lock")
@@ -54,16 +56,16 @@ class Root:
             certificate = _certificate(
                 name,
                 key.public_key(),
-                authority.named(name),
+                certificates.named(name),
                 key,
                 LIFE,
                 [
                     (x509.BasicConstraints(True, 1), True),
-                    (authority.usage(key_cert_sign=True, crl_sign=True), True),
+                    (certificates.usage(key_cert_sign=True, crl_sign=True), True),
                     (x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False),
                 ],
             )
-            files.write(self.path, (authority.private(key) + authority.text(certificate)).encode())
+            files.write(self.path, (certificates.private(key) + certificates.text(certificate)).encode())
 
     def certify(self, request: str, trust_domain: str) -> str:
         """Return the certificate (PEM) of a host's authority, for names of *trust_domain* alone, then the root's.
@@ -87,7 +89,7 @@ class Root:
         self._grant(trust_domain, whose)
         key, own = self._read()
         names = [x509.UniformResourceIdentifier(trust_domain)]
-        names += [x509.DNSName(name) for name in (trust_domain, *authority.SERVER_NAMES)]  # type: ignore[misc]
+        names += [x509.DNSName(name) for name in (trust_domain, *SERVER_NAMES)]  # type: ignore[misc]
         certificate = _certificate(
             f"netspace links of {trust_domain}"[:64],
             whose,
@@ -96,14 +98,14 @@ class Root:
             HOST_LIFE,
             [
                 (x509.BasicConstraints(True, 0), True),
-                (authority.usage(key_cert_sign=True, crl_sign=True), True),
+                (certificates.usage(key_cert_sign=True, crl_sign=True), True),
                 (x509.NameConstraints(names, None), True),
                 (x509.SubjectKeyIdentifier.from_public_key(whose), False),
                 # RFC 5280, 4.2.1.1: strict clients (Python's from 3.13 on) want to be told whose it is.
                 (x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()), False),
             ],
         )
-        return authority.text(certificate) + authority.text(own)
+        return certificates.text(certificate) + certificates.text(own)
 
     def _grant(self, trust_domain: str, whose: Any) -> None:
         """Give a name to a key, for good."""
@@ -145,12 +147,12 @@ def request(folder: Path) -> str:
     path = folder / KEY
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not path.exists():
-        files.write(path, authority.private(ec.generate_private_key(ec.SECP256R1())).encode())
+        files.write(path, certificates.private(ec.generate_private_key(ec.SECP256R1())).encode())
     try:
         key: Any = load_pem_private_key(path.read_bytes(), None)
     except (ValueError, TypeError) as err:
         raise NetspaceError(f"{path}: {type(err).__name__}: it holds no key; remove it to have a new one") from err
-    asked = x509.CertificateSigningRequestBuilder().subject_name(authority.named("netspace links"))
+    asked = x509.CertificateSigningRequestBuilder().subject_name(certificates.named("netspace links"))
     return asked.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM).decode()
 
 
@@ -172,23 +174,9 @@ def adopt(folder: Path, chain: str) -> bool:
         raise NetspaceError(f"{folder}: the answer can't be used: {err.__class__.__name__} {err}".strip()) from err
     if len(found) < 2 or found[0].public_key() != key.public_key():
         raise NetspaceError(f"{folder}: the answer is for another key, or lacks the root's certificate")
-    return files.write(folder / BUNDLE, (authority.private(key) + "".join(map(authority.text, found))).encode())
+    return files.write(folder / BUNDLE, (certificates.private(key) + "".join(map(certificates.text, found))).encode())
 
 
 def _certificate(common: str, whose: Any, issuer: Any, key: Any, days: int, extensions: list[tuple[Any, bool]]) -> Any:
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes
-
-    now = datetime.datetime.now(datetime.timezone.utc)
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(authority.named(common))
-        .issuer_name(issuer)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(seconds=authority.SKEW))
-        .not_valid_after(now + datetime.timedelta(days=days))
-        .public_key(whose)
-    )
-    for extension, critical in extensions:
-        builder = builder.add_extension(extension, critical)
-    return builder.sign(key, hashes.SHA256())
+    now, name = time.time(), certificates.named(common)
+    return certificates.make(name, whose, issuer, key, now, now + days * DAY, extensions)
