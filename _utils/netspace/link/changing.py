@@ -22,7 +22,6 @@ from netspace.link import (
     planning,
     reach,
     record,
-    remote,
     renewer,
     seals,
 )
@@ -238,10 +237,9 @@ class Change:
 
     def _serve(self, broker: Broker, wanted: Collection[str], leading: Mapping[str, Link]) -> Mapping[str, int]:
         """Forward for the environments *wanted*, to other hosts where *leading* goes; return those that are there."""
-        found = forwarder.namespaces(self.layout, wanted)
-        ways = remote.ways(broker, leading.values())
-        forwarder.apply(self.layout, broker, found, self.supervisor, identity.trusted(self.layout, broker), ways)
-        return found
+        found = forwarder.find(self.layout, broker, wanted, leading.values())
+        forwarder.apply(self.layout, found, self.supervisor)
+        return found.namespaces
 
     def close_ways(self, work: Work, after: Mapping[str, Link]) -> None:
         """Where the broker couldn't be changed: take away the ways to other hosts that shall go, which don't need it.

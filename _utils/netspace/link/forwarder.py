@@ -24,15 +24,17 @@ import itertools
 import shutil
 import socket
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from netspace import files
 from netspace.errors import MissingError, NetspaceError, raise_any
 from netspace.layout import Layout
-from netspace.link import identity
+from netspace.link import identity, remote
 from netspace.link.card import PORT, SERVER_NAME, TLS_PORT
-from netspace.spec.types import Broker, LocalBroker, RemoteHost
+from netspace.spec.types import Broker, Link, LocalBroker, RemoteHost
 from netspace.supervision import Service, Supervisor
 
 NAME = "forwarder"
@@ -99,19 +101,35 @@ def namespaces(layout: Layout, environments: Collection[str]) -> dict[str, int]:
     return found
 
 
-Ways = Mapping[str, Mapping[str, RemoteHost]]
-"""The other hosts that each environment's direct links lead to (``remote.ways``)."""
+@dataclass(frozen=True)
+class Wanted:
+    """Whom the forwarder serves, and where it carries them.
 
-
-def render(
-    layout: Layout, broker: Broker, found: Mapping[str, int], trusted: str = "", ways: Ways | None = None
-) -> str:
-    """Return haproxy's configuration for the environments in *found*.
-
+    :param namespaces: the inode number of each environment's network namespace.
     :param trusted: tells the certificates that our broker is checked by, which haproxy reads once.
+    :param ways: the other hosts that each environment's direct links lead to.
     """
-    ways = ways or {}
-    certified = identity.certified(broker, found)
+
+    broker: Broker
+    namespaces: Mapping[str, int]
+    trusted: str = ""
+    ways: Mapping[str, Mapping[str, RemoteHost]] = field(default_factory=dict)
+
+    @cached_property
+    def certified(self) -> set[str]:
+        """Those of the environments that log in by certificate."""
+        return identity.certified(self.broker, self.namespaces)
+
+
+def find(layout: Layout, broker: Broker, environments: Collection[str], links: Collection[Link]) -> Wanted:
+    """Whom it can serve of the *environments*, and where their *links* lead, as this host is now."""
+    return Wanted(
+        broker, namespaces(layout, environments), identity.trusted(layout, broker), remote.ways(broker, links)
+    )
+
+
+def render(layout: Layout, wanted: Wanted) -> str:
+    """Return haproxy's configuration."""
     lines = [
         "# Written by netspace: each environment's own port, carried to the broker.",
         "global",
@@ -128,51 +146,68 @@ def render(
         "    timeout connect 5s",
         "    timeout client 20d",  # AMQP has heartbeats of its own
         "    timeout server 20d",
-        "backend broker",
-        *_servers(broker),
+        *_to_broker(layout, wanted),
+        *_from_elsewhere(wanted.broker),
     ]
-    if isinstance(broker, LocalBroker) and len(certified) < len(found):
+    for name in sorted(wanted.namespaces):
+        lines += _from_environment(layout, wanted, name)
+    return "\n".join(lines) + "\n"
+
+
+def _to_broker(layout: Layout, wanted: Wanted) -> list[str]:
+    """The ways to the broker: for who talks TLS with it, and for who can't."""
+    lines = ["backend broker", *_servers(wanted.broker)]
+    if isinstance(wanted.broker, LocalBroker) and len(wanted.certified) < len(wanted.namespaces):
         anchors = identity.server_folder(layout) / identity.ANCHORS
         lines += [
             "backend broker-by-password",
-            f"    # trusts {trusted}",
-            f"    server broker {_local(broker)} ssl verify required ca-file {anchors} verifyhost {SERVER_NAME}",
+            f"    # trusts {wanted.trusted}",
+            f"    server broker {_local(wanted.broker)} ssl verify required ca-file {anchors} verifyhost {SERVER_NAME}",
         ]
-    if isinstance(broker, LocalBroker) and broker.listen is not None:
+    return lines
+
+
+def _from_elsewhere(broker: Broker) -> list[str]:
+    """The entry for other hosts, if there is one."""
+    if not isinstance(broker, LocalBroker) or broker.listen is None:
+        return []
+    return [
+        "frontend from-elsewhere",
+        # Whether that address is there already doesn't matter: after a boot it may come later.
+        f"    bind {broker.listen} transparent",
+        f"    maxconn {FROM_ELSEWHERE}",
+        "    stick-table type ipv6 size 10k expire 10m store conn_cur",
+        "    tcp-request connection track-sc0 src",
+        f"    tcp-request connection reject if {{ sc0_conn_cur gt {FROM_ONE} }}",
+        f"    tcp-request inspect-delay {PATIENCE}",
+        f"    tcp-request content accept if {{ req.ssl_sni -m str {broker.trust_domain} }}",
+        "    tcp-request content reject if { req.len gt 0 } || WAIT_END",
+        "    default_backend broker",
+    ]
+
+
+def _from_environment(layout: Layout, wanted: Wanted, name: str) -> list[str]:
+    """The port of one environment, and its ways to other hosts."""
+    certified = name in wanted.certified
+    away = sorted(wanted.ways.get(name, {}).items()) if certified else []
+    lines = []
+    for host, about in away:
+        # One for each, so that whoever has no link there any more can be cut off, and nobody else.
+        lines += [f"{_WAY}{name}:{host}", f"    server broker {about.address} init-addr last,libc,none"]
+    lines += [
+        f"{_SECTION}{name}",
+        f"    # network namespace {wanted.namespaces[name]}",
+        f"    bind 127.0.0.1:{TLS_PORT if certified else PORT} namespace {layout.netns_name(name)}",
+    ]
+    if away:
         lines += [
-            "frontend from-elsewhere",
-            # Whether that address is there already doesn't matter: after a boot it may come later.
-            f"    bind {broker.listen} transparent",
-            f"    maxconn {FROM_ELSEWHERE}",
-            "    stick-table type ipv6 size 10k expire 10m store conn_cur",
-            "    tcp-request connection track-sc0 src",
-            f"    tcp-request connection reject if {{ sc0_conn_cur gt {FROM_ONE} }}",
             f"    tcp-request inspect-delay {PATIENCE}",
-            f"    tcp-request content accept if {{ req.ssl_sni -m str {broker.trust_domain} }}",
-            "    tcp-request content reject if { req.len gt 0 } || WAIT_END",
-            "    default_backend broker",
+            "    tcp-request content accept if { req.ssl_hello_type 1 }",
         ]
-    for name in sorted(found):
-        away = ways.get(name, {}) if name in certified else {}
-        for host, about in sorted(away.items()):
-            # One for each, so that whoever has no link there any more can be cut off, and nobody else.
-            lines += [f"{_WAY}{name}:{host}", f"    server broker {about.address} init-addr last,libc,none"]
         lines += [
-            f"{_SECTION}{name}",
-            f"    # network namespace {found[name]}",
-            f"    bind 127.0.0.1:{TLS_PORT if name in certified else PORT} namespace {layout.netns_name(name)}",
+            f"    use_backend to:{name}:{host} if {{ req.ssl_sni -m str {about.trust_domain} }}" for host, about in away
         ]
-        if away:
-            lines += [
-                f"    tcp-request inspect-delay {PATIENCE}",
-                "    tcp-request content accept if { req.ssl_hello_type 1 }",
-                *(
-                    f"    use_backend to:{name}:{host} if {{ req.ssl_sni -m str {about.trust_domain} }}"
-                    for host, about in sorted(away.items())
-                ),
-            ]
-        lines.append(f"    default_backend {_backend(broker, name in certified)}")
-    return "\n".join(lines) + "\n"
+    return [*lines, f"    default_backend {_backend(wanted.broker, certified)}"]
 
 
 def _backend(broker: Broker, certified: bool) -> str:
@@ -232,22 +267,15 @@ def available() -> None:
         raise MissingError(f"haproxy ({PROGRAM})", "apt-get install haproxy")
 
 
-def apply(
-    layout: Layout,
-    broker: Broker,
-    found: Mapping[str, int],
-    supervisor: Supervisor,
-    trusted: str = "",
-    ways: Ways | None = None,
-) -> None:
-    """Serve exactly the environments in *found*; live connections of the others go on, but to hosts that they may not
+def apply(layout: Layout, wanted: Wanted, supervisor: Supervisor) -> None:
+    """Serve exactly what is *wanted*; live connections of the others go on, but to hosts that they may not
     reach any more.
 
     :raises NetspaceError: when haproxy refuses; it then goes on with what it had.
     """
     available()
     before = current(layout)
-    config = _install(layout, broker, found, trusted, ways)
+    config = _install(layout, wanted)
     supervisor.define([service(layout)])
     status = supervisor.observe().get(NAME)
     if status is not None and status.state == "running" and _socket(layout).exists():
@@ -266,24 +294,17 @@ def apply(
     files.write(_served(layout), config.encode())
 
 
-def restore(
-    layout: Layout,
-    broker: Broker,
-    found: Mapping[str, int],
-    supervisor: Supervisor,
-    trusted: str = "",
-    ways: Ways | None = None,
-) -> None:
+def restore(layout: Layout, wanted: Wanted, supervisor: Supervisor) -> None:
     """After a reboot: write what it will start with; it is not started here."""
     status = supervisor.observe().get(NAME)
     if status is not None and status.state == "running":
-        apply(layout, broker, found, supervisor, trusted, ways)
+        apply(layout, wanted, supervisor)
     else:
-        files.write(_served(layout), _install(layout, broker, found, trusted, ways).encode())
+        files.write(_served(layout), _install(layout, wanted).encode())
 
 
-def _install(layout: Layout, broker: Broker, found: Mapping[str, int], trusted: str, ways: Ways | None = None) -> str:
-    config = render(layout, broker, found, trusted, ways)
+def _install(layout: Layout, wanted: Wanted) -> str:
+    config = render(layout, wanted)
     folder(layout).mkdir(parents=True, exist_ok=True, mode=0o700)
     (folder(layout) / "empty").mkdir(exist_ok=True, mode=0o755)
     files.write(_config(layout), config.encode())

@@ -25,7 +25,6 @@ from netspace.link import (
     names,
     planning,
     reach,
-    remote,
     renewer,
     seals,
     seeing,
@@ -209,12 +208,10 @@ class Links:
             return {}
         errors: dict[str, str] = {}
         wanted = model.members(record.links.values())
-        found = forwarder.namespaces(self.layout, wanted)
         try:
-            trusted = identity.trusted(self.layout, record.broker)
-            ways = remote.ways(record.broker, record.links.values())
-            forwarder.restore(self.layout, record.broker, found, self.supervisor, trusted, ways)
-            complete(wanted, found)
+            found = forwarder.find(self.layout, record.broker, wanted, record.links.values())
+            forwarder.restore(self.layout, found, self.supervisor)
+            complete(wanted, found.namespaces)
         except NetspaceError as err:
             errors[forwarder.NAME] = str(err)
         return errors

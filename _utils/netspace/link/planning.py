@@ -284,17 +284,13 @@ def _forwarder_changes(layout: Layout, work: Work) -> dict[str, dict[str, Any]]:
     links = work.after.values()
     serves = forwarder.served(observed.config)
     wanted = sorted(model.members(links))
+    ways = remote.ways(work.broker, links)
+    as_declared = forwarder.Wanted(work.broker, observed.namespaces, observed.identities.trusted, ways)
     changes: dict[str, dict[str, Any]] = {}
     if serves != wanted:
         added, removed = sorted(set(wanted) - set(serves)), sorted(set(serves) - set(wanted))
         changes["environments"] = {"old": removed or None, "new": added or None}
-    elif work.after and observed.config != forwarder.render(
-        layout,
-        work.broker,
-        observed.namespaces,
-        observed.identities.trusted,
-        remote.ways(work.broker, work.after.values()),
-    ):
+    elif work.after and observed.config != forwarder.render(layout, as_declared):
         changes["configuration"] = {"old": "differs", "new": "as declared"}
     running = observed.forwarder is not None and observed.forwarder.state == "running"
     if work.after and not running:

@@ -19,6 +19,7 @@ from netspace.layout import Layout
 from netspace.link import authority, forwarder, identity, model, remote
 from netspace.link.authority import Issuer
 from netspace.link.card import card
+from netspace.link.forwarder import Wanted
 from netspace.link.names import Names
 from netspace.link.root import Root, adopt, request
 from netspace.spec.types import Link, LocalBroker, RemoteHost
@@ -265,7 +266,7 @@ def test_only_who_has_a_direct_link_there_is_led_to_another_host():
     links = [ASK, CARRY, Link(source="other", target="web"), Link(source="x@h2", target="web")]
     ways = remote.ways(H1, links)
     assert {name: set(hosts) for name, hosts in ways.items()} == {"web": {"h2"}}
-    config = forwarder.render(Layout(), H1, {"web": 1, "other": 2}, ways=ways)
+    config = forwarder.render(Layout(), Wanted(H1, {"web": 1, "other": 2}, ways=ways))
     web, other = (config.partition(f"frontend environment:{name}\n")[2] for name in ("web", "other"))
     assert "use_backend to:web:h2 if { req.ssl_sni -m str h2.example.org }" in web
     assert "use_backend" not in other.partition("frontend")[0] and "inspect-delay" not in other.partition("frontend")[0]
@@ -275,13 +276,15 @@ def test_only_who_has_a_direct_link_there_is_led_to_another_host():
 
 
 def test_from_elsewhere_comes_who_asks_for_the_broker_by_its_name():
-    config = forwarder.render(Layout(), H1, {})
+    config = forwarder.render(Layout(), Wanted(H1, {}))
     entry = config.partition("frontend from-elsewhere\n")[2].partition("frontend")[0]
     assert "bind 198.51.100.1:5671 transparent" in entry
     assert "accept if { req.ssl_sni -m str h1.example.org }" in entry and "reject if" in entry
-    assert "from-elsewhere" not in forwarder.render(Layout(), LocalBroker(), {})
+    assert "from-elsewhere" not in forwarder.render(Layout(), Wanted(LocalBroker(), {}))
     wide = RemoteHost(trust_domain="h3.example.org", address="[2001:db8::3]:5671")
-    assert "server broker [2001:db8::3]:5671" in forwarder.render(Layout(), H1, {"web": 1}, ways={"web": {"h3": wide}})
+    assert "server broker [2001:db8::3]:5671" in forwarder.render(
+        Layout(), Wanted(H1, {"web": 1}, ways={"web": {"h3": wide}})
+    )
 
 
 # -- cards --------------------------------------------------------------------------------------------

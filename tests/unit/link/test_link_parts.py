@@ -14,6 +14,7 @@ from netspace import files
 from netspace.errors import NetspaceError, StateError
 from netspace.layout import Layout
 from netspace.link import broker, credentials, forwarder, health, letters, reach
+from netspace.link.forwarder import Wanted
 from netspace.link.kind import DesiredLinks, Links, Observed, Record
 from netspace.link.management import Login, Management, RefusedError, UnreachableError
 from netspace.link.record import read, write
@@ -26,13 +27,13 @@ NODES = ClusterBroker(url=("amqp://n1", "amqp://n2"), management=("http://n1", "
 
 # -- forwarder ---------------------------------------------------------------------
 def test_the_forwarder_listens_in_each_namespace_and_knows_its_inode():
-    config = forwarder.render(Layout(), LocalBroker(), {"web": 11, "a-b": 12})
+    config = forwarder.render(Layout(), Wanted(LocalBroker(), {"web": 11, "a-b": 12}))
     assert forwarder.served(config) == ["a-b", "web"]
     assert "    bind 127.0.0.1:5671 namespace netspace-web\n" in config
     assert "    server broker 127.0.0.1:5682\n" in config
     assert " ssl " not in config, "TLS is between client and broker"
-    assert config != forwarder.render(Layout(), LocalBroker(), {"web": 13, "a-b": 12})
-    assert config == forwarder.render(Layout(), LocalBroker(), {"a-b": 12, "web": 11})
+    assert config != forwarder.render(Layout(), Wanted(LocalBroker(), {"web": 13, "a-b": 12}))
+    assert config == forwarder.render(Layout(), Wanted(LocalBroker(), {"a-b": 12, "web": 11}))
 
 
 @pytest.mark.parametrize(
@@ -44,7 +45,7 @@ def test_the_forwarder_listens_in_each_namespace_and_knows_its_inode():
     ],
 )
 def test_the_forwarder_goes_where_the_url_says(url, server):
-    config = forwarder.render(Layout(), ClusterBroker(url=url, management="http://x", credentials="/x"), {})
+    config = forwarder.render(Layout(), Wanted(ClusterBroker(url=url, management="http://x", credentials="/x"), {}))
     assert f"server broker {server}" in config
     assert ("ssl verify required" in config) == url.startswith("amqps")
 
@@ -52,7 +53,7 @@ def test_the_forwarder_goes_where_the_url_says(url, server):
 def test_the_forwarder_goes_to_any_node_of_a_cluster():
     nodes = ("amqps://n1", "amqps://n2:99")
     spec = ClusterBroker(url=nodes, management="http://x", credentials="/x", ca="/etc/ca.pem")
-    servers = [line for line in forwarder.render(Layout(), spec, {}).splitlines() if "    server " in line]
+    servers = [line for line in forwarder.render(Layout(), Wanted(spec, {})).splitlines() if "    server " in line]
     assert [line.split()[1:3] for line in servers] == [["node1", "n1:5671"], ["node2", "n2:99"]]
     assert all(f"ca-file /etc/ca.pem verifyhost n{number}" in line for number, line in enumerate(servers, 1))
 
@@ -74,7 +75,7 @@ def test_the_forwarder_can_be_started_for_a_thousand_environments():
     """Without -n its master takes no more than 250 namespaces; the bound must not keep it from starting either."""
     command = forwarder.service(Layout()).command
     assert int(command[command.index("-n") + 1]) >= 8 * 1000
-    assert "no strict-limits" in forwarder.render(Layout(), LocalBroker(), {})
+    assert "no strict-limits" in forwarder.render(Layout(), Wanted(LocalBroker(), {}))
 
 
 # -- broker ------------------------------------------------------------------------
