@@ -1,10 +1,7 @@
 """What a verifier concluded, as a signed token that others can check: EAR (draft-ietf-rats-ear-04), JWT, ES256.
 
 :func:`make` and :func:`check` are the two ends; no file but the signer's key (:func:`signer`), no clock.
-One algorithm and one form of header are known, so there is nothing to negotiate: a token
-that names another algorithm (``none``) is refused before its key is looked for. That, JWS's raw
-signature and a key as JWK are all of JOSE that is needed: a page over ``cryptography``, which is
-here anyway, and so no further library in what enforcement trusts.
+One algorithm and one form of header are known, so there is nothing to negotiate (``netspace.jose``).
 
 A host takes a result (:func:`check`) only if all of this holds, in this order:
 
@@ -18,19 +15,15 @@ Each refusal has its code (``netspace.attestation.refusals``).
 
 from __future__ import annotations
 
-import base64
-import binascii
 import functools
-import hashlib
 import hmac
-import json
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from netspace import files
+from netspace import files, jose
 from netspace.attestation import hsm, privacy_ca
 from netspace.attestation.refusals import (
     Malformed,
@@ -45,7 +38,7 @@ from netspace.attestation.result import SKEW
 from netspace.errors import NetspaceError
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
 PROFILE = "tag:ietf.org,2026:rats/ear#04"
 LIFETIME = 600.0
@@ -62,17 +55,11 @@ class Signer:
 
     @functools.cached_property
     def jwk(self) -> dict[str, str]:
-        return jwk(self.key.public_key())
+        return jose.jwk(self.key.public_key())
 
     def sign(self, kind: str, payload: Mapping[str, Any]) -> str:
         """Return *payload* as a JWS (compact form) of *kind*: one kind can't be taken for another."""
-        from cryptography.hazmat.primitives import hashes
-        from cryptography.hazmat.primitives.asymmetric import ec, utils
-
-        head = _text(_json({"alg": "ES256", "kid": thumbprint(self.jwk), "typ": kind}))
-        signed = f"{head}.{_text(_json(payload))}"
-        r, s = utils.decode_dss_signature(self.key.sign(signed.encode(), ec.ECDSA(hashes.SHA256())))
-        return f"{signed}.{_text(r.to_bytes(32, 'big') + s.to_bytes(32, 'big'))}"
+        return jose.sign(self.key, kind, payload)
 
 
 @dataclass(frozen=True)
@@ -123,25 +110,9 @@ def signer(folder: Path, module: hsm.Module | None = None) -> Signer:
     return Signer(privacy_ca.private_key(path.read_bytes(), module, path))
 
 
-def jwk(key: EllipticCurvePublicKey) -> dict[str, str]:
-    """Return a public key as RFC 7517 has it."""
-    numbers = key.public_numbers()
-    return {
-        "crv": "P-256",
-        "kty": "EC",
-        "x": _text(numbers.x.to_bytes(32, "big")),
-        "y": _text(numbers.y.to_bytes(32, "big")),
-    }
-
-
 def jwks(keys: Collection[Mapping[str, str]]) -> dict[str, Any]:
     """Return a set of keys for others that check results."""
-    return {"keys": [{**one, "alg": "ES256", "use": "sig", "kid": thumbprint(one)} for one in keys]}
-
-
-def thumbprint(key: Mapping[str, str]) -> str:
-    """RFC 7638: what a key is pinned by."""
-    return _text(hashlib.sha256(_json({name: key[name] for name in ("crv", "kty", "x", "y")})).digest())
+    return {"keys": [{**one, "alg": "ES256", "use": "sig", "kid": jose.thumbprint(one)} for one in keys]}
 
 
 def opened(token: Any, kind: str, keys: Collection[Mapping[str, str]], limit: int = MAX_TOKEN) -> dict[str, Any]:
@@ -150,27 +121,12 @@ def opened(token: Any, kind: str, keys: Collection[Mapping[str, str]], limit: in
     :raises Malformed: when it is no token.
     :raises ResultForged: when it is of another kind or algorithm, or none of the keys signed it.
     """
-    from cryptography.exceptions import InvalidSignature
-    from cryptography.hazmat.primitives import hashes
-    from cryptography.hazmat.primitives.asymmetric import ec, utils
-
-    if not isinstance(token, str) or len(token) > limit or token.count(".") != 2:
-        raise Malformed(f"not a token of at most {limit} bytes in three parts")
-    head, body, signature = token.split(".")
-    header, raw = _object(head, "header"), _bytes(signature, "signature")
-    known = {thumbprint(one): one for one in keys}
-    name = header.get("kid")
-    if header != {"alg": "ES256", "kid": name, "typ": kind}:
-        raise ResultForged(f"its header is not one of ES256 for {kind}: alg {header.get('alg')!r:.20}")
-    if not isinstance(name, str) or name not in known or len(raw) != 64:
-        raise ResultForged(f"signed with the key {name!r:.50}, which is not one of the verifier's")
     try:
-        public = _public(known[name])
-        encoded = utils.encode_dss_signature(int.from_bytes(raw[:32], "big"), int.from_bytes(raw[32:], "big"))
-        public.verify(encoded, f"{head}.{body}".encode(), ec.ECDSA(hashes.SHA256()))
-    except InvalidSignature as err:
-        raise ResultForged("the verifier's key did not sign this") from err
-    return _object(body, "claims")
+        return jose.opened(token, kind, keys, limit)
+    except jose.Unreadable as err:
+        raise Malformed(str(err)) from err
+    except jose.Forged as err:
+        raise ResultForged(str(err)) from err
 
 
 def make(key: Signer, told: Told, now: float, software: str) -> str:
@@ -286,61 +242,12 @@ def _typed(value: Any, kind: type) -> Any:
     return value
 
 
-def _public(key: Mapping[str, str]) -> EllipticCurvePublicKey:
-    return _point(key["x"], key["y"])
-
-
-@functools.lru_cache(maxsize=64)
-def _point(*coordinates: str) -> EllipticCurvePublicKey:
-    """A verifier opens its own records all day, and a point takes as long to check as a signature."""
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    x, y = (_bytes(one, "key") for one in coordinates)
-    try:
-        numbers = ec.EllipticCurvePublicNumbers(int.from_bytes(x, "big"), int.from_bytes(y, "big"), ec.SECP256R1())
-        return numbers.public_key()
-    except ValueError as err:
-        raise Malformed(f"key: {err}") from err
-
-
 def parse_jwk(data: Any) -> dict[str, str]:
     """Read a public key on P-256.
 
     :raises Malformed: when it is none.
     """
-    if not isinstance(data, Mapping) or (data.get("kty"), data.get("crv")) != ("EC", "P-256"):
-        raise Malformed("not a key on P-256 (JWK)")
-    if any(not isinstance(data.get(name), str) or len(data[name]) != 43 for name in ("x", "y")):
-        raise Malformed("not a key on P-256 (JWK)")
-    found = {"crv": "P-256", "kty": "EC", "x": data["x"], "y": data["y"]}
-    _public(found)
-    return found
-
-
-def _json(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-
-
-def _object(text: str, what: str) -> dict[str, Any]:
     try:
-        found = json.loads(_bytes(text, what))
-    except (ValueError, RecursionError) as err:
-        raise Malformed(f"{what}: not JSON") from err
-    if not isinstance(found, dict):
-        raise Malformed(f"{what}: not a JSON object")
-    return found
-
-
-def _text(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
-
-
-def _bytes(text: str, what: str) -> bytes:
-    """Base64url without padding, and the one spelling of these bytes only."""
-    try:
-        raw = base64.b64decode(text.encode("ascii") + b"=" * (-len(text) % 4), b"-_", validate=True)
-    except (binascii.Error, ValueError) as err:
-        raise Malformed(f"{what}: not base64url") from err
-    if _text(raw) != text:
-        raise Malformed(f"{what}: not base64url as it is written")
-    return raw
+        return jose.parse_jwk(data)
+    except jose.Unreadable as err:
+        raise Malformed(str(err)) from err

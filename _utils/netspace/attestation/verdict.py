@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from netspace import files
+from netspace import files, jose
 from netspace.attestation import appraisal, attester, ear, result, terms
 from netspace.attestation.evidence import Context, Evidence, from_hex
 from netspace.attestation.refusals import Malformed, ResultForged
@@ -92,8 +92,8 @@ def accept(layout: Layout, chosen: Mapping[str, Any], minion: str, token: Any, k
     :raises Refused: when it is not to be taken; what was in force stays so.
     """
     found = ear.parse_jwk(key)
-    if ear.thumbprint(found) not in chosen["verifier_keys"]:
-        raise ResultForged(f"the key {ear.thumbprint(found)} is not one of attestation:verifier_keys")
+    if jose.thumbprint(found) not in chosen["verifier_keys"]:
+        raise ResultForged(f"the key {jose.thumbprint(found)} is not one of attestation:verifier_keys")
     with files.locked(_folder(layout) / "master.lock"):
         nonce, boot, versions = _known(layout)
         now = time.time()
@@ -116,7 +116,7 @@ def accept(layout: Layout, chosen: Mapping[str, Any], minion: str, token: Any, k
             issued=now,
             expires=told.deadline,
             # The one that it rests on: as long as this one is pinned, others may come and go.
-            settings={**chosen, "verifier_keys": [ear.thumbprint(found)]},
+            settings={**chosen, "verifier_keys": [jose.thumbprint(found)]},
             sources=terms.sources(layout, chosen),
             tpm={},
         )

@@ -11,14 +11,11 @@ are, because mail that waits in a mailbox over a reboot could be read by nobody 
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from netspace import files
+from netspace import files, jose
 from netspace.errors import StateError
 from netspace.layout import Layout
 from netspace.spec.types import Link
@@ -156,17 +153,7 @@ def _checked(record: Mapping[str, Any], path: Path) -> Keys:
 def _made(use: str, since: float) -> dict[str, Any]:
     from cryptography.hazmat.primitives.asymmetric import ec
 
-    numbers = ec.generate_private_key(ec.SECP256R1()).private_numbers()
-    public = numbers.public_numbers
-    # The members that a thumbprint is made of, in its order: RFC 7638, 3.2.
-    jwk = {"crv": "P-256", "kty": "EC", "x": _number(public.x), "y": _number(public.y)}
-    kid = _text(hashlib.sha256(json.dumps(jwk, separators=(",", ":")).encode()).digest())
-    return {**jwk, "d": _number(numbers.private_value), "kid": kid, "use": use, "nbf": round(since, 3)}
-
-
-def _number(value: int) -> str:
-    return _text(value.to_bytes(32, "big"))
-
-
-def _text(raw: bytes) -> str:
-    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+    key = ec.generate_private_key(ec.SECP256R1())
+    public = jose.jwk(key.public_key())
+    private = jose.number(key.private_numbers().private_value)
+    return {**public, "d": private, "kid": jose.thumbprint(public), "use": use, "nbf": round(since, 3)}

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from netspace import jose
 from netspace.attestation import appraisal, attester, ear, refusals, result, terms, verdict, verifier
 from netspace.attestation.ear import Signer, Told
 from netspace.attestation.evidence import Context
@@ -44,7 +45,7 @@ def reboot(layout: Layout, boot: str) -> None:
 
 
 def declared(*signers: Signer, **more: Any) -> Attestation:
-    return Attestation(verifier="master", verifier_keys=tuple(ear.thumbprint(one.jwk) for one in signers), **more)
+    return Attestation(verifier="master", verifier_keys=tuple(jose.thumbprint(one.jwk) for one in signers), **more)
 
 
 def token(signer: Signer, **changes: Any) -> str:
