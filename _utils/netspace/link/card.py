@@ -40,10 +40,11 @@ def card(
     """
     peers = []
     senders = []
+    own = broker if isinstance(broker, LocalBroker) else None
     queues = [names.mailbox(name)]
     for link in sorted(links, key=lambda link: link.name):
         if link.source == name:
-            home = broker if isinstance(broker, LocalBroker) and model.elsewhere(link) else None
+            home = own if model.elsewhere(link) else None
             # A link to another host as it is known where its objects are.
             known = link if home is None else remote.there(link, home)
             peer: dict[str, Any] = {"to": link.target, "pattern": link.pattern, "exchange": names.exchange(known)}
@@ -58,6 +59,9 @@ def card(
                 if link.monitor:
                     peer["monitor"]["notices"] = names.notices(known.source)
                 peer["broker"] = {"host": "127.0.0.1", "vhost": host.vhost, **_login(name, identity, host.trust_domain)}
+                peer["message_size"] = int(host.message_size)
+            elif own is not None and model.carried(link):
+                peer["message_size"] = int(remote.most(own, link))
             peers.append(peer)
         elif link.target == name:
             sender: dict[str, Any] = {"from": link.source, "pattern": link.pattern, "exchange": names.exchange(link)}

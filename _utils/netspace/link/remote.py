@@ -38,6 +38,12 @@ def known(broker: Broker, link: Link) -> RemoteHost | None:
     return broker.hosts.get(link.to_host or "") if isinstance(broker, LocalBroker) else None
 
 
+def most(broker: LocalBroker, link: Link) -> int:
+    """Bytes that a message of a buffered link may have: a larger one would stay in the outbox, and all behind it."""
+    host = known(broker, link)
+    return broker.message_size if host is None else min(broker.message_size, host.message_size)
+
+
 def there(link: Link, broker: Broker) -> Link:
     """A link to another host as that host names it."""
     environment, _, _ = link.target.partition("@")

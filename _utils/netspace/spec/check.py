@@ -494,9 +494,12 @@ def _settings(declared: Declaration, path: str) -> list[Problem]:
     broker = declared.broker
     if isinstance(broker, LocalBroker):
         least, most = MESSAGE_SIZES
-        if not least <= broker.message_size <= most:
-            text = f"{int(broker.message_size)} bytes: expected {least} to {most}"
-            problems.append(Problem(f"{path}:broker:message_size", text))
+        sizes = {"": broker.message_size}
+        sizes.update({f":hosts:{name}": host.message_size for name, host in broker.hosts.items()})
+        for where, size in sizes.items():
+            if not least <= size <= most:
+                text = f"{int(size)} bytes: expected {least} to {most}"
+                problems.append(Problem(f"{path}:broker{where}:message_size", text))
         used: dict[int, str] = {}
         for key in ("port", "management_port", "distribution_port", "epmd_port"):
             port = getattr(broker, key)

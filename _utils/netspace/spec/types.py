@@ -148,6 +148,10 @@ class Attestation(Requirement, frozen=True):
     verifier_keys: tuple[str, ...] = ()
 
 
+MESSAGE_SIZE = Size(16 * 1024**2)
+"""Bytes that a message may have where nothing else is declared."""
+
+
 class RemoteHost(Base, frozen=True):
     """Another host, as links that lead there or come from there need to know it.
 
@@ -155,11 +159,13 @@ class RemoteHost(Base, frozen=True):
     :param address: where its broker is reached, ``<address>:<port>``, which is its ``broker: {listen: ...}``;
         absent: no link leads there.
     :param vhost: the virtual host of its links: its instance's name.
+    :param message_size: bytes that a message to it may have, which is its ``broker: {message_size: ...}``.
     """
 
     trust_domain: str
     address: str | None = None
     vhost: str = "netspace"
+    message_size: Size = MESSAGE_SIZE
 
 
 class LocalBroker(Base, frozen=True, tag_field="kind", tag="local"):
@@ -183,7 +189,7 @@ class LocalBroker(Base, frozen=True, tag_field="kind", tag="local"):
     management_port: int = 15682
     distribution_port: int = 25682
     epmd_port: int = 4379
-    message_size: Size = Size(16 * 1024**2)
+    message_size: Size = MESSAGE_SIZE
     names_key: str | None = None
     passwords: tuple[str, ...] = ()
     trust_domain: str | None = None

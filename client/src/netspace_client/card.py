@@ -50,6 +50,7 @@ class Peer:
     :param broker: which broker the link is on: this environment's own, or that of the peer's host.
     :param monitor: where we are told of it: (exchange that the news come from, the queue that they are about).
     :param notices: the queue that these news come to.
+    :param message_size: bytes that a message may have, on a link to another host.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Peer:
     seal: Sealed | None = None
     monitor: tuple[str, str] | None = None
     notices: str | None = None
+    message_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,8 @@ def parse(value: Any, folder: Path = FOLDER) -> Card:
             watched = (_text(news, "exchange", f"{where}:monitor"), _text(news, "queue", f"{where}:monitor"))
             heard = notices if news.get("notices") is None else _text(news, "notices", f"{where}:monitor")
         pattern, exchange = _text(about, "pattern", where), _text(about, "exchange", where)
-        peers[name] = Peer(name, pattern, exchange, own, replies, _seal(about, where), watched, heard)
+        most = None if about.get("message_size") is None else _size(about["message_size"], f"{where}:message_size")
+        peers[name] = Peer(name, pattern, exchange, own, replies, _seal(about, where), watched, heard, most)
     for index, entry in enumerate(_list(top, "senders")):
         where = f"senders:{index}"
         about = _table(entry, where)
@@ -237,6 +240,12 @@ def _list(table: Mapping[str, Any], key: str) -> list[Any]:
     value = table.get(key) or []
     if not isinstance(value, list):
         raise CardError(f"{key}: expected a list, got {type(value).__name__}")
+    return value
+
+
+def _size(value: Any, where: str) -> int:
+    if not isinstance(value, int) or value < 1:
+        raise CardError(f"{where}: expected a number of bytes")
     return value
 
 

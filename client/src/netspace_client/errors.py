@@ -32,7 +32,7 @@ class Timeout(LinkError, TimeoutError):
 
 
 class Refused(LinkError):
-    """The broker refuses this very message, which would be in vain to repeat: it is too large, say."""
+    """This very message is refused, and would be in vain to repeat: it is too large, say."""
 
 
 class InboxFull(LinkError):

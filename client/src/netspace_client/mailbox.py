@@ -28,7 +28,17 @@ from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity
 from netspace_client import card as cards
 from netspace_client import seal
 from netspace_client.card import Broker, Card, Peer, Sender
-from netspace_client.errors import CardError, Closed, InboxFull, LinkError, NotDeclared, Revoked, Timeout, Unreachable
+from netspace_client.errors import (
+    CardError,
+    Closed,
+    InboxFull,
+    LinkError,
+    NotDeclared,
+    Refused,
+    Revoked,
+    Timeout,
+    Unreachable,
+)
 from netspace_client.inbox import Inbox, Waiter
 from netspace_client.message import Message
 from netspace_client.monitor import Monitor
@@ -225,6 +235,8 @@ class Mailbox:
             while True:
                 envelope = self._envelope(peer.seal, peer.name, "message", identity, more.get("correlation_id"))
                 raw, properties = self._prepared(body, content_type, peer.seal, envelope, **more)
+                if peer.message_size is not None and len(raw) > peer.message_size:
+                    raise Refused(f"the link to {link}: {len(raw)} bytes; its host takes {peer.message_size} at most")
                 outlet = self._outlet(peer.broker, peer.exchange, f"the link to {link}")
                 try:
                     await outlet.publish(raw, properties, timeout=max(0.0, deadline - _now()))

@@ -16,8 +16,8 @@ from waiting import until
 
 from netspace.link import broker as node
 from netspace.link import remote
-from netspace.spec.types import Link
-from netspace_client import MailboxFull
+from netspace.spec.types import Link, Size
+from netspace_client import MailboxFull, Refused
 
 pytestmark = pytest.mark.root
 
@@ -229,6 +229,27 @@ def test_from_buffered_to_direct_and_back_nothing_that_waits_is_lost(linked, pro
     orders = program(h2, "orders")
     # The first may have been there already, though nobody said so.
     assert {orders.receive("web@h1") for _ in range(2)} == {"1", "2"}
+
+
+def test_a_message_that_is_too_large_for_the_other_host_is_refused_here_and_stops_nothing(both, program, monkeypatch):
+    h1, h2, cable = both
+    cable.mend()
+    size = Size(64 * 1024)
+    least = {"h2": msgspec.structs.replace(h1.broker.hosts["h2"], message_size=size)}
+    monkeypatch.setattr(h1, "broker", msgspec.structs.replace(h1.broker, hosts=least))
+    monkeypatch.setattr(h2, "broker", msgspec.structs.replace(h2.broker, message_size=size))
+    few = msgspec.structs.replace(FEW, via="direct")
+    h2.declare(TELL, few)
+    h1.declare(TELL, few)
+    for world in (h1, h2):
+        world.no_mail()
+    web, orders, audit = program(h1, "web"), program(h2, "orders"), program(h2, "audit")
+    for peer, reader in (("orders@h2", orders), ("audit@h2", audit)):
+        with pytest.raises(Refused, match=f"{size} at most"):
+            web.send(peer, "x" * (size + 1))
+        web.send(peer, "x" * size)
+        web.send(peer, "goes on")
+        assert [len(reader.receive("web@h1")), reader.receive("web@h1")] == [size, "goes on"]
 
 
 def test_a_broker_that_is_killed_in_its_sleep_carries_on(linked, program):

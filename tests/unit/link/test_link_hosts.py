@@ -22,17 +22,18 @@ from netspace.link.card import card
 from netspace.link.forwarder import Wanted
 from netspace.link.names import Names
 from netspace.link.root import Root, adopt, request
-from netspace.spec.types import Link, LocalBroker, RemoteHost
+from netspace.spec.types import Link, LocalBroker, RemoteHost, Size
 
 NOW = 1_764_000_000.0
 OWNER = (os.getuid(), os.getgid())
 CALLED = Names(b"k" * 32)
+LARGE = Size(32 * 1024**2)
 H1 = LocalBroker(
     host="h1",
     listen="198.51.100.1:5671",
     trust_domain="h1.example.org",
     hosts={
-        "h2": RemoteHost(trust_domain="h2.example.org", address="198.51.100.2:5671", vhost="shop"),
+        "h2": RemoteHost(trust_domain="h2.example.org", address="198.51.100.2:5671", vhost="shop", message_size=LARGE),
         "h3": RemoteHost(trust_domain="h3.example.org", address="[2001:db8::3]:5671"),
     },
 )
@@ -301,6 +302,10 @@ def test_a_card_tells_the_way_to_a_peer_on_another_host_and_names_as_they_are_th
     assert asked["replies"] == {"queue": CALLED.replies("web@h1"), "exchange": CALLED.reply("orders")}
     assert asked["monitor"]["notices"] == CALLED.notices("web@h1")
     assert "broker" not in carried and carried["exchange"] == CALLED.exchange(CARRY)
+    assert (carried["message_size"], asked["message_size"]) == (
+        16 * 1024**2,
+        32 * 1024**2,
+    )
     assert "notices" not in told
     there = card("orders", [ASKED], "shop", CALLED, identity="spiffe://x", broker=H1)
     assert there["senders"][0]["from"] == "web@h1" and CALLED.queue(ASKED) in there["queues"]

@@ -52,8 +52,11 @@ def test_what_nothing_enforces_is_refused_with_the_reason(key: str, reason: str)
 @pytest.mark.parametrize(("size", "right"), [("1K", True), ("512M", True), (1023, False), ("513M", False)])
 def test_sizes_of_messages(size: Any, right: bool) -> None:
     declared = {"broker": {"kind": "local", "message_size": size}}
+    far = {"h2": {"trust_domain": "h2.example.org", "message_size": size}}
     if right:
         assert parse.declaration(declared).broker.message_size
     else:
-        with pytest.raises(SpecError, match="message_size"):
+        with pytest.raises(SpecError, match="broker:message_size"):
             parse.declaration(declared)
+        with pytest.raises(SpecError, match="broker:hosts:h2:message_size"):
+            parse.declaration({"broker": {"kind": "local", "hosts": far}})
