@@ -224,6 +224,7 @@ def test_a_key_is_not_shown():
 
 
 # -- replay -----------------------------------------------------------------------------------------
+@pytest.mark.replay
 @STEADY
 @given(st.integers(1, 4), st.lists(st.integers(0, 30), min_size=1, max_size=60))
 def test_no_repetition_of_a_sealed_message_is_ever_taken(size, coming):

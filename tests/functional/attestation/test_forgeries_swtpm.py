@@ -71,6 +71,7 @@ def test_the_attestation_key_is_the_same_each_time(lab: Lab) -> None:
     assert lab.enrol().attestation == lab.enrol().attestation
 
 
+@pytest.mark.replay
 def test_replayed_nonce(lab: Lab) -> None:
     bound = lab.bind(lab.enrol(), context())
     old = lab.quote(context(b"n" * 32))
@@ -78,6 +79,7 @@ def test_replayed_nonce(lab: Lab) -> None:
         verifier.verify_quote(old, bound, Expected(context(b"m" * 32), PCRS))
 
 
+@pytest.mark.replay
 @pytest.mark.parametrize("change", [{"host": "other"}, {"verifier": "other"}, {"session": "x"}, {"binding": b"k"}])
 def test_relayed_to_another(lab: Lab, change: dict) -> None:
     bound = lab.bind(lab.enrol(), context())

@@ -183,6 +183,7 @@ def test_locks_on_the_same_image_file_don_t_meet(host, read_only):
         lock("two")
 
 
+@pytest.mark.exhaustion
 def test_memory_is_bounded(host):
     host.run("web", limits={"memory": "16M", "tmp": "64M"})
     # A tmpfs's pages are memory: the writer is killed long before /tmp is full.
@@ -192,6 +193,7 @@ def test_memory_is_bounded(host):
     assert done["retcode"] != 0
 
 
+@pytest.mark.exhaustion
 def test_processes_are_bounded(host):
     host.run("web", limits={"pids": 8})
     out = host.sh("web", "for i in 1 2 3 4 5 6 7 8 9 10; do sleep 1 & done; echo through")

@@ -77,6 +77,7 @@ def test_those_that_are_there_know_of_a_newcomer_in_the_same_run_and_count_on(be
             assert not bench.plan(bench.desired(a=mine, b=theirs)).steps
 
 
+@pytest.mark.revocation
 @families
 def test_revoked_rule_cuts_a_live_connection(bench: Bench, lan: Path, family: str) -> None:
     bench.make(a=bridged(7, *OUT))

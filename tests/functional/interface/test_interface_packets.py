@@ -139,6 +139,7 @@ def test_forged_source_is_dropped(bench: Bench, outside: Path, family: str) -> N
         assert set(arrived) == {b"honest"}
 
 
+@pytest.mark.revocation
 @families
 def test_revoked_rule_cuts_a_live_connection(bench: Bench, outside: Path, family: str) -> None:
     rule = {"direction": "out", "cidr": WORLD[family], "port": 8080}

@@ -269,6 +269,7 @@ def _answers(world) -> bool:
         return False
 
 
+@pytest.mark.replay
 def test_what_a_sender_repeats_is_received_once(town):
     web, audit = town.program("web"), town.program("audit")
     for _ in range(3):
@@ -300,6 +301,7 @@ def test_work_in_hand_outlives_a_lost_connection_and_is_done_once(town):
         town.program("audit").receive(timeout=0.5)
 
 
+@pytest.mark.revocation
 def test_a_revoked_link_is_told_and_the_others_go_on(town):
     web, audit, orders = (town.program(name) for name in ("web", "audit", "orders"))
     web.send("audit", "before")
@@ -355,6 +357,7 @@ def test_a_service_outlives_an_asker_that_is_revoked_amid_its_question(town):
     serving.cancel()
 
 
+@pytest.mark.exhaustion
 def test_a_full_mailbox_is_told_and_takes_more_when_it_was_read(town):
     web, orders = town.program("web"), town.program("orders")
     with town.world.api() as api:
@@ -570,6 +573,7 @@ def test_the_broker_sees_nothing_of_what_is_sealed(town):
     assert asking.result(60).text == "yes"
 
 
+@pytest.mark.replay
 def test_a_relay_that_changes_or_repeats_what_is_sealed_is_refused(town):
     web, relay = town.program("web"), Relay(town, "vault")
     web.send("vault", "genuine")
@@ -591,6 +595,7 @@ def test_a_relay_that_changes_or_repeats_what_is_sealed_is_refused(town):
         vault.receive(timeout=0.3)
 
 
+@pytest.mark.replay
 def test_a_repetition_that_is_no_longer_remembered_is_refused_by_its_age(town):
     web, relay = town.program("web"), Relay(town, "vault")
     web.send("vault", "first")
@@ -604,6 +609,7 @@ def test_a_repetition_that_is_no_longer_remembered_is_refused_by_its_age(town):
     until(lambda: vault.mailbox.refused == 1, patience=60)
 
 
+@pytest.mark.replay
 def test_an_answer_to_another_question_is_not_taken(town):
     """A relay that exchanges answers: each is sealed for its question."""
     web, vault = town.program("web"), town.program("vault")

@@ -142,12 +142,14 @@ def test_headers_lead_nowhere(host):
         assert channel.basic_get(host.n("mailbox.orders"), auto_ack=True)[0] is None
 
 
+@pytest.mark.exhaustion
 def test_a_message_larger_than_any_may_be_is_refused(host):
     with host.client("web") as channel, pytest.raises(ChannelClosedByBroker) as caught:
         channel.basic_publish(host.n("link.web.orders"), "", bytes(16 * 1024**2 + 1), mandatory=True)
     assert caught.value.reply_code == 406
 
 
+@pytest.mark.exhaustion
 def test_channels_are_bounded_over_all_connections(host):
     opened = []
     with pytest.raises(AMQPError), contextlib.ExitStack() as stack:
@@ -297,6 +299,7 @@ FRAMES = {
 }
 
 
+@pytest.mark.exhaustion
 def test_bad_frames_end_their_own_connection(host):
     with contextlib.ExitStack() as stack:
         opened = {kind: stack.enter_context(contextlib.closing(stream(host))) for kind in FRAMES}
@@ -306,11 +309,12 @@ def test_bad_frames_end_their_own_connection(host):
         assert [kind for kind, secured in opened.items() if not closed(secured)] == []
 
 
-def test_random_frames_end_their_own_connection(host):
+@pytest.mark.exhaustion
+def test_random_frames_end_their_own_connection(host, repetition):
     with contextlib.ExitStack() as stack:
         opened = [stack.enter_context(contextlib.closing(stream(host))) for _ in range(8)]
         for seed, secured in enumerate(opened):
-            dice = random.Random(seed)
+            dice = random.Random(seed + 8 * repetition)
             with contextlib.suppress(OSError):
                 secured.sendall(
                     dice.choice([HELLO, b"AMQP\x00\x01\x00\x00", b""]) + dice.randbytes(dice.randrange(8, 4000))
@@ -318,6 +322,7 @@ def test_random_frames_end_their_own_connection(host):
         assert all(closed(secured) for secured in opened)
 
 
+@pytest.mark.exhaustion
 def test_whoever_is_slow_is_cut_off_and_takes_nobodys_place(host, record_property):
     """Connections that say nothing, or a byte at a time: a bounded number, for a bounded time."""
     about = host.card("web")["broker"]

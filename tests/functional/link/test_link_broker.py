@@ -110,6 +110,7 @@ def test_a_forged_user_id_is_refused(host):
     assert caught.value.reply_code == 406
 
 
+@pytest.mark.exhaustion
 def test_connections_are_bounded(host):
     opened = []
 
@@ -208,6 +209,7 @@ def test_no_secret_is_in_a_plan(host):
     assert secret not in repr(plan)
 
 
+@pytest.mark.revocation
 def test_revocation_reaches_a_live_sender_at_once_and_nobody_else(host):
     both = (*LINKS, Link(source="web", target="audit"))
     host.apply(*both)
@@ -224,6 +226,7 @@ def test_revocation_reaches_a_live_sender_at_once_and_nobody_else(host):
         other.basic_publish(host.n("link.orders.audit"), "", b"4", mandatory=True)
 
 
+@pytest.mark.revocation
 def test_removing_an_environment_severs_its_connections_and_only_its(host):
     with host.client("web") as web, host.client("orders") as orders:
         host.apply(TELL)
@@ -286,6 +289,7 @@ def answers_bound(host) -> list[dict]:
         return api.get("exchanges", "netspace", host.n("reply.orders"), "bindings", "source")
 
 
+@pytest.mark.revocation
 def test_no_environment_makes_its_link_irrevocable(flooded):
     with flooded.connect("web") as connection:
         flooded.apply(TELL)

@@ -135,6 +135,7 @@ def test_a_full_mailbox_there_loses_nothing_and_the_outbox_tells_its_sender_in_t
     assert all(abs(place - number) <= 3 * remote.PREFETCH for place, number in enumerate(got))
 
 
+@pytest.mark.revocation
 def test_revoked_at_the_senders_host_nothing_more_is_taken_and_nothing_is_lost(linked, program):
     h1, h2, cable = linked
     web = program(h1, "web")
@@ -150,6 +151,7 @@ def test_revoked_at_the_senders_host_nothing_more_is_taken_and_nothing_is_lost(l
     assert program(h2, "orders").receive("web@h1") == "kept"
 
 
+@pytest.mark.revocation
 def test_revoked_at_the_receivers_host_what_waits_stays_and_the_operator_is_told(linked, program):
     h1, h2, _ = linked
     web = program(h1, "web")

@@ -105,6 +105,7 @@ def test_the_broker_shows_who_it_is_and_no_environment_can_be_it(host):
                     end.do_handshake()
 
 
+@pytest.mark.revocation
 def test_a_revoked_environments_certificate_is_of_no_use(host, tmp_path):
     kept = made(tmp_path, identity.path(host.layout, "web").read_bytes())
     with host.connect("web") as connection:

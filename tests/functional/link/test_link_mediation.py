@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 
@@ -23,7 +22,6 @@ pytestmark = pytest.mark.root
 ASK = Link(source="web", target="orders", pattern="request")
 TELL = Link(source="orders", target="audit")
 LINKS = (ASK, TELL)
-REPETITIONS = int(os.environ.get("NETSPACE_REPETITIONS", "3"))
 PATIENCE = 60.0
 
 
@@ -195,6 +193,7 @@ def letters(host, count: int, **options) -> list[dict]:
     return desk.count(**options)["letters"]
 
 
+@pytest.mark.exhaustion
 def test_a_full_link_refuses_and_its_neighbour_does_not(host):
     link = bounded(host, length=3)
     free = Link(source="web", target="audit")
@@ -348,8 +347,8 @@ def test_health_names_full_and_unread_mailboxes(host):
 
 
 # -- revocation --------------------------------------------------------------------------
-@pytest.mark.parametrize("time_", range(REPETITIONS))
-def test_revocation_severs_one_link_in_the_midst_of_mail(host, time_):
+@pytest.mark.revocation
+def test_revocation_severs_one_link_in_the_midst_of_mail(host):
     """What was confirmed has arrived; what was in flight is refused or lost, and nothing comes later."""
     doomed, other = Link(source="web", target="audit"), TELL
     host.apply(ASK, doomed, other)

@@ -235,6 +235,7 @@ def test_from_elsewhere_only_the_broker_is_reached_and_only_by_certificate(linke
 
 
 # -- what happens ---------------------------------------------------------------------------------
+@pytest.mark.revocation
 def test_revoked_at_the_receivers_host_the_sender_is_told_at_once(linked):
     h1, h2, _ = linked
     ways = {one["to"]: one["exchange"] for one in h1.card("web")["peers"]}
@@ -249,6 +250,7 @@ def test_revoked_at_the_receivers_host_the_sender_is_told_at_once(linked):
         again.basic_publish(ways["audit@h2"], "", b"3", mandatory=True)
 
 
+@pytest.mark.revocation
 def test_who_has_not_said_yet_whom_he_wants_is_not_led_by_what_is_revoked(linked):
     """His connection was made under the former rules, and is kept by who knows only those."""
     h1, _, _ = linked
@@ -300,6 +302,7 @@ def test_peers_of_one_name_are_not_taken_for_each_other(linked, program, tmp_pat
         local.leave()
 
 
+@pytest.mark.revocation
 def test_revoked_at_the_senders_host_its_connections_there_are_ended(linked):
     h1, _, _ = linked
     own, there = h1.connect("web"), h1.connect("web", to="orders@h2")
