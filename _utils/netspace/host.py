@@ -136,20 +136,41 @@ class Host:
         """Give each declared environment its namespace and interface."""
         with self._lock(test):
             self._tidy(test)
-            return self._interfaces(declared, whole, test)
+            # An interface declared alone doesn't tell what its environment demands: the record does.
+            withheld = self._withheld(declared, test) if whole else self._withheld_so_far(declared.environments)
+            return self._interfaces(declared, whole, test, withheld)
+
+    def _withheld(self, declared: Declaration, test: bool) -> dict[str, str]:
+        """Why trust withholds environments that are declared."""
+        verdicts = self._verdicts(trust.environments, declared, test)
+        return {name: verdict.comment for name, verdict in verdicts.items() if not verdict.allowed}
+
+    def _withheld_so_far(self, names: Collection[str]) -> dict[str, str]:
+        """Why trust withholds environments that were applied."""
+        known = self.environments.recorded()
+        return trust.withheld({name: known[name].spec for name in names if name in known}, self.trust())
 
     def connect(self, declared: Declaration) -> Result:
         """Give twins their namespaces; the caller holds the lock (:mod:`netspace.audit`)."""
-        return self._interfaces(declared, False, False)
+        return self._interfaces(declared, False, False, {})
 
-    def _interfaces(self, declared: Declaration, whole: bool, test: bool) -> Result:
+    def _interfaces(self, declared: Declaration, whole: bool, test: bool, withheld: Mapping[str, str]) -> Result:
         from netspace.interface.kind import DesiredInterfaces
 
-        desired = DesiredInterfaces(declared.network, declared.interfaces)
+        there = self.interfaces.recorded() if withheld else {}
+        kept = {name: trust.narrowed(there[name], declared.interfaces[name]) for name in withheld.keys() & there.keys()}
+        desired = DesiredInterfaces(declared.network, {**declared.interfaces, **kept})
         if whole:
             remove = self.interfaces.names() - set(declared.environments)
-            return self._run(self.interfaces, desired, remove, test, self.interfaces.observe(desired, doomed=remove))
-        return self._run_interfaces(desired, (), test)
+            result = self._run(self.interfaces, desired, remove, test, self.interfaces.observe(desired, doomed=remove))
+        else:
+            result = self._run_interfaces(desired, (), test)
+        waiting = [name for name in sorted(kept) if kept[name] != declared.interfaces[name]]
+        if whole:  # Whoever applies all of it is refused the environment itself; the others wait for these.
+            told = Plan(notes=[f"interface {name}: its change waits for trust: {withheld[name]}" for name in waiting])
+        else:
+            told = Plan(refusals=[Refusal("interface", name, withheld[name]) for name in waiting])
+        return _join(result, Result(told))
 
     def _run_interfaces(self, desired: Any, remove: Collection[str], test: bool) -> Result:
         """Do what concerns some: a host may have a thousand others, which need not be looked at."""
@@ -234,7 +255,7 @@ class Host:
                 }
                 if lacking:
                     only = msgspec.structs.replace(declared, environments=lacking, links=())
-                    namespaces = self._interfaces(only, False, test)
+                    namespaces = self._interfaces(only, False, test, self._withheld(only, test))
             return _join(namespaces, self._environments(declared, whole, test, state))
 
     def _environments(self, declared: Declaration, whole: bool, test: bool, state: RunState) -> Result:
@@ -246,13 +267,15 @@ class Host:
         access = self.links.access(declared.broker if whole and test and declared.links else None) if links else None
         there = self.environments.recorded() if any(verdict.runs_on for verdict in verdicts.values()) else {}
         wanted: dict[str, tuple[Environment, RunState, Any, Any]] = {}
+        kept = set()
         for name, spec in declared.environments.items():
             # Recorded with the requirement in force, for whoever starts it without the declaration.
             required = trust.requirement(spec, declared.attestation)
             record = there.get(name) if verdicts[name].runs_on else None
             if record is not None and record.state != "stopped":
-                kept = msgspec.structs.replace(record.spec, attestation=required)
-                wanted[name] = kept, "present", record.profile, record.runtime
+                as_it_is = msgspec.structs.replace(record.spec, attestation=required)
+                wanted[name] = as_it_is, "present", record.profile, record.runtime
+                kept.add(name)
                 continue
             wanted[name] = (
                 msgspec.structs.replace(spec, attestation=required),
@@ -261,7 +284,7 @@ class Host:
                 looked[name],
             )
         remove = self.environments.names() - set(declared.environments) if whole else ()
-        result = self._run_environments(self._desired(wanted, links, access), remove, test)
+        result = self._run_environments(self._desired(wanted, links, access, kept), remove, test)
         return _say(result, "environment", verdicts)
 
     def _desired(
@@ -269,10 +292,12 @@ class Host:
         wanted: Mapping[str, tuple[Environment, RunState, Any, Any]],
         links: tuple[Link, ...],
         access: Any = None,
+        kept: Collection[str] = (),
         recorded: bool = False,
     ) -> dict[str, Any]:
         """What environments shall be, by specification, state, system call profile and runtime; cards of *links*.
 
+        :param kept: those that go on as they are, for want of trust.
         :param recorded: the specifications are records', which don't tell of interfaces.
         """
         from netspace.environment.compare import DesiredEnvironment
@@ -305,7 +330,9 @@ class Host:
             single = "the answer to a question of one could reach the other" if name in asking else ""
             if recorded:
                 single = "that is decided by its declaration"
-            desired[name] = DesiredEnvironment(spec, handed, summary, state, profile, runtime, single)
+            desired[name] = DesiredEnvironment(
+                spec, handed, summary, state, profile, runtime, single, kept=name in kept
+            )
         return desired
 
     def _disk(self, name: str, handed: Mapping[str, bytes], interface: Mapping[str, Any]) -> dict[str, bytes]:
@@ -330,19 +357,15 @@ class Host:
         known = {name: record for name, record in self.environments.recorded().items() if name in names}
         links = tuple(self._linked().links.values())
         withheld = trust.withheld({name: record.spec for name, record in known.items()}, self.trust())
+        # A new card is no reason to start what trust withholds now.
+        kept = {name for name in withheld if known[name].state != "stopped"}
         wanted: dict[str, tuple[Environment, RunState, Any, Any]] = {
-            name: (
-                record.spec,
-                # A new card is no reason to start what trust withholds now.
-                "present" if name in withheld and record.state == "running" else record.state,
-                record.profile,
-                record.runtime,
-            )
+            name: (record.spec, "present" if name in kept else record.state, record.profile, record.runtime)
             for name, record in known.items()
         }
-        return (
-            self._run_environments(self._desired(wanted, links, recorded=True), (), test) if wanted else Result(Plan())
-        )
+        if not wanted:
+            return Result(Plan())
+        return self._run_environments(self._desired(wanted, links, kept=kept, recorded=True), (), test)
 
     def _run_environments(self, desired: Any, remove: Collection[str], test: bool, **options: Any) -> Result:
         """Look, plan, do; what was seen is handed on, for the lock is held."""

@@ -51,6 +51,7 @@ class DesiredEnvironment(msgspec.Struct, frozen=True):
     :param profile: the operator's own system call profile; None where it is one of ours.
     :param runtime: what shall run it.
     :param single: why there can never be two of it, as far as *spec* doesn't tell.
+    :param kept: it is not trusted now, and goes on as it is: whatever changed, it is neither stopped nor made anew.
     """
 
     spec: Environment
@@ -60,6 +61,7 @@ class DesiredEnvironment(msgspec.Struct, frozen=True):
     profile: Profile | None = None
     runtime: Runtime = USUAL
     single: str = ""
+    kept: bool = False
 
     @property
     def image(self) -> str:
@@ -157,6 +159,10 @@ def plan(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: 
         if source.error:
             notes.append(f"environment {name} keeps the image it has: {source.error}")
         step = _compare(name, want, seen, source, observed)
+        if step is not None and want.kept and step.action != "update":
+            why = "; ".join(filter(None, (", ".join(step.changes), step.reason)))
+            notes.append(f"environment {name}: its {step.action} waits for trust ({why})")
+            step = _told(name, want, seen)
         if step is not None:
             steps.append(step)
     refusals = [Refusal(KIND, name, message) for name, message in {**refused, **taken_back}.items()]
@@ -366,6 +372,15 @@ def _compare(name: str, want: DesiredEnvironment, seen: Seen, source: images.See
     else:
         return None
     return Step(KIND, name, action, changes, "; ".join(reasons), work)
+
+
+def _told(name: str, want: DesiredEnvironment, seen: Seen) -> Step | None:
+    """All that can be done to one that may not be made anew: note what it demands, and give it its card."""
+    if want.spec.kernel is not None:  # A kernel reads that when it starts; until then it is to be seen as due.
+        return None
+    changes = {**_differences(seen.record.spec, want.spec), **_files_changes(want, seen)}
+    work = Work(want, seen.record, failed=seen.record.failed)
+    return Step(KIND, name, "update", changes, data=work) if changes else None
 
 
 def _tuned(key: str, old: Environment, new: Environment, grows: bool) -> bool:

@@ -54,6 +54,10 @@ class Interfaces:
         """Environments that have a namespace, or are remembered to have one."""
         return files.record_names(self.layout.records(records.KIND))
 
+    def recorded(self) -> dict[str, Interface]:
+        """The interface of each environment as it was applied."""
+        return {name: record.interface for name, record in records.read(self.layout).items()}
+
     def observe(
         self,
         desired: DesiredInterfaces | None = None,

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from netspace.spec.types import Declaration, Environment, OnLoss, Requirement
+from netspace.spec.types import Declaration, Environment, Filtered, Interface, OnLoss, Requirement
 
 
 class Trust(msgspec.Struct, frozen=True):
@@ -84,6 +84,15 @@ def withheld(applied: Mapping[str, Environment], trust: Trust) -> dict[str, str]
     """
     verdicts = {name: judge(spec.attestation, trust) for name, spec in applied.items() if spec.attestation is not None}
     return {name: verdict.comment for name, verdict in verdicts.items() if not verdict.allowed}
+
+
+def narrowed(there: Interface, declared: Interface) -> Interface:
+    """What the interface that is *there* may become while its environment is withheld: less, and nothing else."""
+    if declared.NONE:
+        return declared
+    if isinstance(there, Filtered) and isinstance(declared, Filtered):
+        return msgspec.structs.replace(there, allow=tuple(rule for rule in there.allow if rule in declared.allow))
+    return there
 
 
 def links(declared: Declaration, trust: Trust) -> dict[str, Verdict]:

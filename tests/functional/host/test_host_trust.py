@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 import signal
 import subprocess
+import tarfile
 import time
 from pathlib import Path
 
@@ -24,6 +26,9 @@ from netspace.supervision import records
 from netspace.supervision.direct import Direct
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("clean")]
+
+HTTPS = {"direction": "out", "cidr": "198.51.100.0/24", "port": 443}
+SSH = {**HTTPS, "port": 22}
 
 
 def vault(image, **attestation):
@@ -137,6 +142,49 @@ def test_what_runs_goes_on_where_the_loss_says_so_and_regaining_restores(salt, i
     assert (after["state"], after["pid"]) == ("running", before["pid"]) and links() == {"plain.vault"}
     again = salt.apply(declared(tpm=tpm))
     assert [state["changes"] for state in again.values()] == [{}] * 4
+
+
+def test_what_runs_without_trust_is_not_made_anew_whatever_changes(salt, image, tpm, tmp_path):
+    """Not for another image, another hardening, a damaged root or a lost namespace; its interface only gets less."""
+    own = shutil.copy(image, tmp_path / "vault.tar")
+    wanted = vault(image, policy="prefer", minimum="L2", tpm=tpm)
+    spec = wanted["environments"]["vault"]
+    spec |= {"image": f"tar:{own}", "interface": {"kind": "veth", "allow": [HTTPS, SSH]}}
+    spec["attestation"]["on_loss"] = "report"
+    all_true(salt.apply(wanted))
+    before = salt("netspace_environment.list")["vault"]
+    layout = Layout()
+
+    def allowed() -> list[int]:
+        return [rule["port"] for rule in salt("netspace_interface.inspect", "vault")["declared"]["allow"]]
+
+    del wanted["attestation"]["tpm"]
+    with tarfile.open(own, "a") as archive:
+        archive.addfile(tarfile.TarInfo("etc/new"))
+    spec["interface"]["allow"] = [SSH, {**SSH, "port": 53}]
+    record = layout.records("environments") / "vault.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "revision": "of an earlier version"}))
+    (layout.bundle("vault") / "config.json").write_text("{}")
+    for _ in range(2):
+        states = salt.apply(wanted)
+        failed = {name for name, state in states.items() if not state["result"]}
+        assert failed == {"netspace links", "netspace environments"}
+        assert "interface vault: its change waits for trust" in states["netspace interfaces"]["comment"]
+        assert "its restart waits for trust (image, hardening" in states["netspace environments"]["comment"]
+        now = salt("netspace_environment.list")["vault"]
+        assert (now["state"], now["pid"], now["digest"]) == ("running", before["pid"], before["digest"])
+        assert allowed() == [22]
+    assert [state["changes"] for state in states.values()] == [{}] * 4
+    subprocess.run(["ip", "netns", "del", layout.netns_name("vault")], check=True)
+    salt.apply(wanted)
+    assert salt("netspace_environment.list")["vault"]["pid"] == before["pid"]
+
+    # What waited is done when the trust is back.
+    wanted["attestation"]["tpm"] = tpm
+    all_true(salt.apply(wanted))
+    after = salt("netspace_environment.list")["vault"]
+    assert after["state"] == "running" and after["pid"] != before["pid"] and after["digest"] != before["digest"]
+    assert allowed() == [22, 53]
 
 
 def reboot(layout):

@@ -98,6 +98,42 @@ def test_a_step_names_exactly_the_keys_that_differ(before, after, state):
             assert not steps[0].data.start
 
 
+DUE = {
+    "image": ({}, {"sources": {"tar:/x.tar": images.Seen("another")}}),
+    "hardening": ({}, {"revision": "another"}),
+    "root": ({"assembled": False}, {}),
+    "namespace": ({"namespace": False}, {}),
+}
+
+
+def kept(want, state="present"):
+    return msgspec.structs.replace(want, state=state, kept=True)
+
+
+@pytest.mark.parametrize("due", DUE)
+def test_what_is_kept_gets_its_card_and_is_neither_stopped_nor_made_anew(due):
+    found, around = DUE[due]
+    was = seen(desired("present"), status=RUNNING, **found)
+    assert only(plan(desired("present"), was, **around)).action == "restart"
+    result = plan(kept(desired()), was, **around)
+    assert result.steps == []
+    assert "its restart waits for trust" in result.notes[0] and due in result.notes[0]
+    step = only(plan(kept(desired(handed={"environment.json": b"new"}, attestation={"minimum": "L2"})), was, **around))
+    work = step.data
+    assert (step.action, set(step.changes)) == ("update", {"files:environment.json", "files:password", "attestation"})
+    assert not (work.build or work.assemble or work.stop or work.start or work.tune or work.rolling)
+
+
+def test_a_kernel_that_is_kept_gets_its_card_when_it_may_start_anew():
+    spec = parse.environment("web", {"kernel": "/srv/web.elf", "limits": {"memory": "128M"}})
+    want = DesiredEnvironment(spec, FILES, {"links": []}, "present")
+    was = seen(want, status=RUNNING)
+    other = msgspec.structs.replace(want, files={"environment.json": b"new"})
+    assert only(plan(other, was)).action == "restart"
+    result = plan(kept(other), was)
+    assert result.steps == [] and "its restart waits for trust (files:environment.json" in result.notes[0]
+
+
 def test_limits_that_nothing_keeps_are_told_also_where_nothing_changes():
     observed = Observed({"web": seen()}, {"tar:/x.tar": images.Seen("i")}, "r", ("memory", "pids"))
     told = Environments.plan({"web": desired()}, observed)

@@ -104,3 +104,19 @@ def test_environments_take_what_the_host_says_of_a_loss():
     )
     assert trust.requirement(declared.environments["a"], declared.attestation).on_loss == "report"
     assert trust.environments(declared, Trust())["a"].runs_on
+
+
+def test_the_interface_of_what_is_withheld_only_gets_less():
+    def veth(*ports, **keys):
+        allow = [{"direction": "out", "cidr": "198.51.100.0/24", "port": port} for port in ports]
+        return parse.interface({"kind": "veth", "allow": allow, **keys})
+
+    none, other = (
+        parse.interface({"kind": "none"}),
+        parse.interface({"kind": "macvlan", "parent": "eth0", "ipv4": "198.51.100.7/24"}),
+    )
+    assert trust.narrowed(veth(22, 443), veth(53, 443)) == veth(443)
+    assert trust.narrowed(veth(22), veth(22, rate="10M")) == veth(22)
+    assert trust.narrowed(veth(22), none) == none
+    assert trust.narrowed(none, veth(22)) == none
+    assert trust.narrowed(veth(22), other) == veth()
