@@ -26,7 +26,7 @@ from aiormq.abc import DeliveredMessage
 from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity
 
 from netspace_client import card as cards
-from netspace_client import seal
+from netspace_client import letter, seal
 from netspace_client.card import Broker, Card, Peer, Sender
 from netspace_client.errors import (
     CardError,
@@ -225,7 +225,8 @@ class Mailbox:
     ) -> str:
         self._open()
         peer = self._peer(link)
-        identity = id or secrets.token_hex(16)
+        identity = letter.short(id or secrets.token_hex(16), "id")
+        letter.body_and_type(body, content_type)
         deadline = _now() + timeout
         try:
             await asyncio.wait_for(self._flight.acquire(), timeout)
@@ -344,17 +345,24 @@ class Mailbox:
         """Have *work* done for each message, one after another; what it returns answers a request.
 
         A message is acknowledged after its work; one whose work raises comes again, until the
-        broker's delivery limit, and is then with the dead letters.
+        broker's delivery limit, and is then with the dead letters. Work whose answer can't be delivered,
+        because the asker doesn't read his answers say, is not done again; that is logged.
         """
         async for message in self.messages(match):
             try:
                 async with message:
                     said = await work(message)
                     if said is not None and message.wants_reply:
-                        with contextlib.suppress(Revoked):  # who asked may no longer hear of it
-                            await message.reply(said)
+                        await self._reply_if_possible(message, said)
             except Exception:
                 log.exception("the work for %r failed; it comes again", message)
+
+    async def _reply_if_possible(self, message: Message, said: bytes | str) -> None:
+        """The work was done: that its asker can't be told, as he pleases even, must not have it done again."""
+        try:
+            await message.reply(said)
+        except LinkError as err:
+            log.warning("the answer to %r is lost: %s", message, err)
 
     async def _settle(self, message: Message, how: str) -> None:
         if message.settled:
@@ -558,8 +566,7 @@ class Mailbox:
         self, body: bytes | str, content_type: str | None, sealed: Sealed | None, envelope: Envelope, **about: Any
     ) -> tuple[bytes, spec.Basic.Properties]:
         """What goes to the broker."""
-        kind = content_type or ("text/plain" if isinstance(body, str) else "application/octet-stream")
-        raw = body.encode() if isinstance(body, str) else bytes(body)
+        raw, kind = letter.body_and_type(body, content_type)
         if sealed is not None:
             raw, kind = seal.seal(raw, kind, envelope, self._own_keys(), sealed.keys, time.time()), seal.CONTENT_TYPE
         return raw, spec.Basic.Properties(content_type=kind, delivery_mode=2, message_id=envelope.id, **about)

@@ -39,7 +39,7 @@ class Parcel:
         self.key = key
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def fail(self, error: LinkError) -> None:
+    def fail(self, error: Exception) -> None:
         if not self.done.done():
             self.done.set_exception(error)
 
@@ -152,6 +152,11 @@ class Outlet:
             self._lose(channel)
             self._keep(asyncio.create_task(self.session.leave(channel.connection)))
         except FAILURES:
+            self._lose(channel)
+        except Exception as err:
+            # aiormq may have counted it as sent; each confirmation would then be taken for the neighbour's.
+            parcel.fail(err)
+            self._pending.pop(parcel, None)
             self._lose(channel)
         else:
             parcel.finish()

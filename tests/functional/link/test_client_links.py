@@ -13,11 +13,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pika
 import pytest
+from aiormq import spec
 from programs import Program, tell
 from waiting import until
 
@@ -29,6 +31,7 @@ from netspace_client import (
     LinkError,
     MailboxFull,
     NotDeclared,
+    Refused,
     Revoked,
     Timeout,
     Unreachable,
@@ -187,6 +190,31 @@ def test_receive_is_selective_and_others_stay_in_order(town):
     assert [audit.receive() for _ in range(4)] == ["web 0", "web 1", "web 2", "web 4"]
     with pytest.raises(Timeout):
         audit.receive(timeout=0.2)
+
+
+def test_what_cannot_be_sent_is_refused_and_no_other_message_is_told_wrong(town):
+    web, audit = town.program("web"), town.program("audit")
+    web.send("audit", "before")
+    for wrong in ({"id": "i" * 256}, {"content_type": "t" * 256}, {"id": "\ud800"}):
+        with pytest.raises(Refused, match="can.* carry|can be sent"):
+            web.send("audit", "bad", **wrong)
+    for body, wrong in (("bad", {"id": 5}), ({"a": 1}, {}), (7, {}), (None, {})):
+        with pytest.raises(TypeError, match="expected"):
+            web.send("audit", body, **wrong)
+    with pytest.raises(Refused):
+        web.run(web.mailbox.call("orders", "bad", content_type="t" * 256))
+
+    async def unforeseen():
+        """What only aiormq finds out, amid others."""
+        outlet = next(iter(web.mailbox._outlets.values()))
+        bad = outlet.publish(b"bad", spec.Basic.Properties(message_id=["no text"]), timeout=10)
+        return await every([bad, *(web.mailbox.send("audit", str(number), timeout=10) for number in range(3))])
+
+    failed, *sent = web.run(unforeseen())
+    assert isinstance(failed, TypeError)
+    assert [type(one) for one in sent] == [str] * 3
+    web.send("audit", "after", timeout=10)
+    assert [audit.receive() for _ in range(5)] == ["before", "0", "1", "2", "after"]
 
 
 def test_a_receiver_that_waits_for_what_cannot_come_is_told(town):
@@ -357,14 +385,19 @@ def test_a_service_outlives_an_asker_that_is_revoked_amid_its_question(town):
     serving.cancel()
 
 
+def bounded(town, policy: str, most: int) -> None:
+    """Have queues take no more than so many messages, until the next apply."""
+    with town.world.api() as api:
+        policies = [one for one in api.get("policies", "netspace") if one["name"].startswith(policy)]
+        for one in policies:
+            one["definition"]["max-length"] = most
+        api.post("definitions", body={"policies": policies})
+
+
 @pytest.mark.exhaustion
 def test_a_full_mailbox_is_told_and_takes_more_when_it_was_read(town):
     web, orders = town.program("web"), town.program("orders")
-    with town.world.api() as api:
-        policies = [one for one in api.get("policies", "netspace") if one["name"].startswith("netspace.mailbox")]
-        for policy in policies:
-            policy["definition"]["max-length"] = 2
-        api.post("definitions", body={"policies": policies})
+    bounded(town, "netspace.mailbox", 2)
 
     async def pour():
         sent = 0
@@ -383,6 +416,30 @@ def test_a_full_mailbox_is_told_and_takes_more_when_it_was_read(town):
 
     until(again, patience=60)
     assert orders.receive() == "0"
+
+
+@pytest.mark.exhaustion
+def test_an_asker_who_does_not_read_his_answers_has_no_work_done_twice(town):
+    web, orders, done = town.program("web"), town.program("orders"), Counter()
+    bounded(town, "netspace.replies", 1)
+
+    async def work(message):
+        done[message.text] += 1
+        return "done"
+
+    ask = next(peer for peer in town.card("web")["peers"] if peer["to"] == "orders")
+    web.leave()
+    with town.world.client("web") as channel:
+        channel.queue_bind(ask["replies"]["queue"], ask["replies"]["exchange"], "k")
+        about = pika.BasicProperties(reply_to=f"{ask['replies']['exchange']}/k", correlation_id="c")
+        for number in range(5):
+            channel.basic_publish(ask["exchange"], "", str(number).encode(), about, mandatory=True)
+        channel.basic_publish(ask["exchange"], "", b"last", mandatory=True)
+        serving = orders.start(orders.mailbox.serve(work))
+        until(lambda: done["last"], patience=60)  # what is done again comes before it
+    assert set(done.values()) == {1}
+    assert not serving.done()
+    serving.cancel()
 
 
 def test_a_broker_out_of_reach_is_told(town):
