@@ -90,7 +90,8 @@ def renew(authority: bool = False, distrust: bool = False) -> list[str]:
 
     distrust
         From now on trust no former authority: **whoever still shows one of its certificates is refused.** For when
-        its key may be known to others.
+        its key may be known to others. Keys for sealed links are made anew, too; other hosts have to be told of them
+        (the master's ``netspace_link.exchange_seals``), and until then nothing is sealed for them.
 
     CLI Example:
 
@@ -102,7 +103,10 @@ def renew(authority: bool = False, distrust: bool = False) -> list[str]:
     from netspace import renew as work
 
     try:
-        renewed, failed = work.renew(declared.layout(__opts__), replace=bool(authority), distrust=bool(distrust))
+        layout = declared.layout(__opts__)
+        renewed, failed = work.renew(layout, replace=bool(authority), distrust=bool(distrust))
+        if distrust:
+            _told("the certificates are new, but not all were told of keys", Host(layout).renew_seals()[1])
     except NetspaceError as err:
         raise CommandExecutionError(str(err)) from err
     if failed:
@@ -131,10 +135,66 @@ def renew_seals(*environments: str) -> list[str]:
         renewed, result = Host(declared.layout(__opts__)).renew_seals(environments)
     except NetspaceError as err:
         raise CommandExecutionError(str(err)) from err
+    _told("the keys are new, but not all were told", result)
+    return renewed
+
+
+def seal_bundles() -> dict[str, Any]:
+    """
+    Return what this host says of its keys for sealed links to other hosts: ``{host: <its name>, bundles: {<host>:
+    text}}``, for each host that such links lead to or come from.
+
+    There is no secret in it. The master's ``netspace_link.exchange_seals`` hands them over; without a master, write
+    each to a file, carry it there, and have ``seal_adopt`` read it. Keys that are due are renewed first.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local netspace_link.seal_bundles
+    """
+    try:
+        host = Host(declared.layout(__opts__))
+        bundles, result = host.seal_bundles()
+        name = host.links.recorded_broker().host
+    except NetspaceError as err:
+        raise CommandExecutionError(str(err)) from err
+    _told("the keys are new, but not all were told", result)
+    return {"host": name, "bundles": bundles}
+
+
+def seal_adopt(bundles: str | list[str]) -> dict[str, bool]:
+    """
+    Believe what other hosts say of their keys for sealed links; return per host whether it is news.
+
+    Each is checked by itself: it has to be by that host's authority, below the root that this host trusts, for this
+    host, and not older than what is known. If any isn't, that is an error, and the others are taken all the same.
+
+    bundles
+        What ``seal_bundles`` gave for this host on others; one of them or a list. Or the path of a file with one.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local netspace_link.seal_adopt /root/from-h1.json
+    """
+    try:
+        given = [bundles] if isinstance(bundles, str) else list(bundles)
+        texts = [Path(one).read_text() if one.startswith("/") else one for one in given]
+        adopted, refused, result = Host(declared.layout(__opts__)).adopt_seals(texts)
+    except (NetspaceError, OSError, ValueError, TypeError, AttributeError) as err:
+        raise CommandExecutionError(str(err)) from err
+    if refused:
+        raise CommandExecutionError("; ".join(refused))
+    _told("the keys are known, but not all were told", result)
+    return adopted
+
+
+def _told(what: str, result: Any) -> None:
     if result.failures:
         told = "; ".join(f"{failure.step.name}: {failure.error}" for failure in result.failures)
-        raise CommandExecutionError(f"the keys are new, but not all were told: {told}")
-    return renewed
+        raise CommandExecutionError(f"{what}: {told}")
 
 
 def authority_request(folder: str = "/etc/netspace/authority") -> str:

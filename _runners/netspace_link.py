@@ -4,8 +4,9 @@ The root of a fleet's links on the master
 
 Hosts whose environments are linked trust one root, and each has an authority below it that is good for
 names of that host alone. ``certify`` gives a minion its own, over Salt's bus; the minion's key never leaves it.
-``sign`` does the same for a host without a master, or where the root is kept elsewhere. What is refused is told as
-``error``, and the command's exit status is 1.
+``sign`` does the same for a host without a master, or where the root is kept elsewhere. ``exchange_seals`` has hosts
+know what they need of each other for sealed links. What is refused is told as ``error``, and the command's exit
+status is 1.
 
 The master's configuration may have (this is the default)::
 
@@ -15,7 +16,7 @@ The master's configuration may have (this is the default)::
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,6 +106,44 @@ def certify(minion: str, trust_domain: str, folder: str = "/etc/netspace/authori
     return _answer(work)
 
 
+def exchange_seals(target: str = "*", tgt_type: str = "glob", timeout: int = 60) -> dict[str, Any]:
+    """
+    Have minions know what they need of each other's keys for sealed links between hosts; return per host of which
+    others it heard something new (``exchanged``), and what went wrong (``problems``; the exit status is then 1).
+
+    Nothing secret is carried, and nothing that the master could forge: each host checks what the others say by the root
+    that it trusts. Do it when sealed links between hosts are new, and from then on by a schedule, once a day: a key is
+    good for 90 days, and renewed after 30.
+
+    target, tgt_type
+        The minions, all of those that such links lead to or come from: what only some say is not enough.
+
+    timeout
+        Seconds that minions may take for each answer.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run netspace_link.exchange_seals
+        salt-run netspace_link.exchange_seals 'h1,h2' list
+    """
+    from netspace.link.exchange import exchange
+
+    def ask() -> dict[str, Any]:
+        return _ask(target, tgt_type, "seal_bundles", {}, timeout)
+
+    def hand(minion: str, bundles: Sequence[str]) -> Any:
+        answers = _ask([minion], "list", "seal_adopt", {"bundles": list(bundles)}, timeout)
+        return answers.get(minion, NetspaceError(f"did not answer within {timeout} s"))
+
+    try:
+        done = exchange(ask, hand)
+    except NetspaceError as err:
+        return {"error": str(err), "retcode": 1}
+    return {**done, "retcode": 1} if done["problems"] else done
+
+
 def _answer(work: Callable[[], Any]) -> Any:
     """A runner that raises shows a traceback: return the refusal instead, with Salt's key for the exit status."""
     try:
@@ -127,24 +166,35 @@ def _root() -> Root:
 
 
 def _asked(minion: str, function: str, arguments: dict[str, Any], timeout: int) -> Any:
+    answers = _ask([minion], "list", function, arguments, timeout)  # a name may look like a pattern
+    if minion not in answers:
+        raise NetspaceError(f"{minion} did not answer within {timeout} s")
+    if isinstance(answers[minion], NetspaceError):
+        raise NetspaceError(f"{minion}: {answers[minion]}")
+    return answers[minion]
+
+
+def _ask(
+    target: str | list[str], tgt_type: str, function: str, arguments: dict[str, Any], timeout: int
+) -> dict[str, Any]:
+    """What minions answer, each; an error where one failed."""
     import salt.client
     from salt.exceptions import SaltException
 
     try:
         with salt.client.get_local_client(mopts=__opts__) as client:
             answers = client.cmd(
-                [minion],
+                target,
                 f"netspace_link.{function}",
                 kwarg=arguments,
-                tgt_type="list",  # a name may look like a pattern
+                tgt_type=tgt_type,
                 timeout=timeout,
                 full_return=True,
             )
     except SaltException as err:
-        raise NetspaceError(f"{minion} can't be asked: {err}") from err
-    answer = answers.get(minion)
-    if not isinstance(answer, dict) or "ret" not in answer:
-        raise NetspaceError(f"{minion} did not answer within {timeout} s")
-    if answer.get("retcode"):
-        raise NetspaceError(f"{minion}: {str(answer['ret'])[:1000]}")
-    return answer["ret"]
+        raise NetspaceError(f"{target} can't be asked: {err}") from err
+    return {
+        minion: NetspaceError(str(answer["ret"])[:1000]) if answer.get("retcode") else answer["ret"]
+        for minion, answer in answers.items()
+        if isinstance(answer, dict) and "ret" in answer
+    }

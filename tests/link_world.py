@@ -18,7 +18,7 @@ from waiting import until
 
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
-from netspace.link import authority, credentials, forwarder, identity, seals
+from netspace.link import authority, credentials, forwarder, identity
 from netspace.link import broker as node
 from netspace.link.kind import DesiredLinks, Links
 from netspace.plan import Plan
@@ -173,11 +173,9 @@ class World:
 
     def write_cards(self, name: str, folder) -> str:
         """What the host puts into an environment's ``/run/netspace``."""
-        links = [link for link in self.links.recorded() if name in (link.source, link.target)]
         folder.mkdir()
         (folder / "environment.json").write_text(json.dumps(self.card(name)))
-        handed = {**seals.handed(name, links, self.links.keys()), **self.links.access().files(name)}
-        for file, content in handed.items():
+        for file, content in self.links.handed()(name).items():
             (folder / file).write_bytes(content)
         return str(folder)
 

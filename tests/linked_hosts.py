@@ -9,11 +9,12 @@ import contextlib
 import secrets
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from link_world import World
 
+from netspace.link import exchange as exchanging
 from netspace.link.root import Root, adopt, request
 from netspace.spec.types import LocalBroker, RemoteHost
 
@@ -57,6 +58,25 @@ def broker(folder: Path, name: str, instances: Mapping[str, str]) -> LocalBroker
     )
 
 
+def certify(folder: Path, name: str) -> None:
+    """Give a host an authority, or another one."""
+    adopt(folder / name, Root(folder / "root").certify(request(folder / name), domain(name)))
+
+
+def exchange(*worlds: World) -> dict[str, list[str]]:
+    """Hand each what the others say of their seals, as the master does; return who heard something new of whom."""
+    made = {str(world.broker.host): world for world in worlds}
+
+    def hand(name: str, texts: Sequence[str]) -> dict[str, bool]:
+        return dict(made[name].links.adopt_seals(text) for text in texts)
+
+    done = exchanging.exchange(
+        lambda: {name: {"host": name, "bundles": world.links.seal_bundles()[0]} for name, world in made.items()}, hand
+    )
+    assert not done["problems"], done
+    return done["exchanged"]
+
+
 @contextlib.contextmanager
 def hosts(folder: Path) -> Iterator[tuple[World, World, Cable]]:
     """Make them; *folder* is for their authorities. Nothing of them stays."""
@@ -69,7 +89,7 @@ def hosts(folder: Path) -> Iterator[tuple[World, World, Cable]]:
     with contextlib.ExitStack() as after:
         made = []
         for name in ADDRESSES:
-            adopt(folder / name, root.certify(request(folder / name), domain(name)))
+            certify(folder, name)
             ip("netns", "add", f"host-{name}")
             after.callback(ip, "netns", "del", f"host-{name}")
             world = World(instances[name], f"host-{name}", broker(folder, name, instances))

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -205,6 +205,35 @@ class Host:
             renewed = self.links.renew_keys(ends & set(names) if names else ends)
             told = seals.members(link for link in sealed if {link.source, link.target} & set(renewed))
             return renewed, self._refresh_cards(told, False)
+
+    def seal_bundles(self) -> tuple[dict[str, str], Result]:
+        """What this host says of its seals to others (``link.bundles``), by name; keys that are due are renewed."""
+        from netspace.link import seals
+
+        with self._lock(False):
+            bundles, renewed = self.links.seal_bundles()
+            told = seals.members(link for link in self.links.recorded() if {link.source, link.target} & set(renewed))
+            return bundles, self._refresh_cards(told, False)
+
+    def adopt_seals(self, bundles: Iterable[str]) -> tuple[dict[str, bool], list[str], Result]:
+        """Believe what other hosts say of their seals, and tell all who need to know.
+
+        :return: per host whose bundle was believed, whether it was news; and why others weren't.
+        """
+        from netspace.errors import NetspaceError
+        from netspace.link import between
+
+        adopted, refused = {}, []
+        with self._lock(False):
+            for bundle in bundles:
+                try:
+                    host, news = self.links.adopt_seals(bundle)
+                    adopted[host] = news
+                except NetspaceError as err:
+                    refused.append(str(err))
+            new = {host for host, news in adopted.items() if news}
+            told = between.members(link for link in self.links.recorded() if {link.to_host, link.from_host} & new)
+            return adopted, refused, self._refresh_cards(told, False)
 
     def _links(
         self, broker: Any, permitted: tuple[Link, ...], considered: Collection[str], whole: bool, test: bool

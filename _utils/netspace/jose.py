@@ -72,6 +72,12 @@ def opened(token: Any, kind: str, keys: Collection[Mapping[str, str]], limit: in
     return _object(body, "claims")
 
 
+def unchecked(token: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Header and claims of a token, which may be anybody's: for who made and kept it."""
+    head, _, rest = token.partition(".")
+    return _object(head, "header"), _object(rest.partition(".")[0], "claims")
+
+
 # -- keys ------------------------------------------------------------------------------------------
 def jwk(key: EllipticCurvePublicKey) -> dict[str, str]:
     """Return a public key on P-256 as RFC 7517 has it."""

@@ -1,5 +1,7 @@
 """What the renewer runs each hour: certificates that are due are issued anew, and handed to who has them.
 
+So are endorsements of keys for sealed links to other hosts.
+
 From the records on disk, without Salt or the declaration, like :mod:`netspace.restore`. No program is restarted and no
 connection ended: a client reads its certificate whenever it connects.
 """
@@ -41,4 +43,5 @@ def renew(layout: Layout, *, replace: bool = False, distrust: bool = False) -> t
     links = Links(layout, supervisor)
     with files.refusals_told(), files.locked(layout.lock):
         renewed = links.renew(replace=replace, distrust=distrust)
-        return renewed, Environments(layout, supervisor).hand_out(links.access())
+        links.endorse()
+        return renewed, Environments(layout, supervisor).hand_out(links.handed())

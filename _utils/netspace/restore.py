@@ -36,10 +36,13 @@ def run(layout: Layout) -> int:
         return refused | {str(failure.step): failure.error for failure in result.failures}
 
     def identities() -> Mapping[str, str]:
+        from netspace.environment.kind import Environments
         from netspace.link.kind import Links
 
-        Links(layout, supervisor).renew()
-        return {}
+        known = Links(layout, supervisor)
+        known.renew()
+        # A host may have been off for longer than these hold; environments are given what is kept.
+        return Environments(layout, supervisor).hand_out(known.handed()) if known.endorse() else {}
 
     def environments() -> Mapping[str, str]:
         from netspace.attestation import result

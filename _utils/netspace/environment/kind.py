@@ -154,16 +154,17 @@ class Environments:
         """
         return self.making.restore({name: record for name, record in self.recorded().items() if name not in without})
 
-    def hand_out(self, access: Any) -> dict[str, str]:
+    def hand_out(self, tell: Callable[[str], dict[str, bytes]]) -> dict[str, str]:
         """Show these environments the keys and the trusted certificates that there are for them now.
 
-        :param access: what :meth:`netspace.link.kind.Links.access` returns.
+        :param tell: what :meth:`netspace.link.kind.Links.handed` returns.
         :return: what went wrong, by environment.
         """
         from netspace.environment import handout
 
-        known = {name: record for name, record in self.recorded().items() if access.files(name)}
-        wanted = {name: {**handout.read(self.layout, name), **access.files(name)} for name in known}
+        told = {name: tell(name) for name in self.recorded()}
+        known = {name: record for name, record in self.recorded().items() if told[name]}
+        wanted = {name: {**handout.read(self.layout, name), **told[name]} for name in known}
         failed = handout.keep(self.layout, wanted)
 
         def show(name: str) -> None:

@@ -1,11 +1,13 @@
 """The certificate authority of one host's links: it says who is who towards the broker, and nothing else.
 
 Its own key and certificate are made once, or are the operator's (``broker: {authority: FOLDER}``: an
-intermediate of a fleet's). It issues two kinds of certificates, both short-lived, on P-256:
+intermediate of a fleet's). It issues two kinds of certificates, short-lived and on P-256:
 
 - to an environment, for clients alone, with its SPIFFE ID as the one name:
   ``spiffe://<trust domain>/host/<host>/env/<name>``, which is what the broker knows it by;
-- to the broker, for servers alone, with the names that clients inside look for.
+- to the broker, for servers alone, with the names that clients inside look for;
+
+and, where links to other hosts are sealed, one that lasts, to the ``endorser`` of this host, to sign documents alone.
 
 The authority's key never leaves ``<records>/link/authority.json``, root's alone. Nothing here talks to a broker.
 A certificate is due when less than a third of its life is left, or when it is by another authority.
@@ -30,7 +32,7 @@ from netspace.link.certificates import SKEW, private, text, usage, when
 from netspace.spec.types import LocalBroker
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
     from cryptography.x509 import Certificate, SubjectAlternativeName
 
 HOUR = 3600.0
@@ -43,6 +45,9 @@ HEADER = 700
 # What clients inside look for: the address they connect to, also as a name (librabbitmq knows no addresses).
 SERVER_NAMES = ("localhost", "127.0.0.1")
 SERVER_ADDRESSES = ("127.0.0.1",)
+
+ENDORSES = "1.3.6.1.5.5.7.3.36"
+"""What an endorser's certificate is for, and nothing that TLS is for: to sign documents (RFC 9336)."""
 
 _HEADER = re.compile(r"# netspace: (\S+) from (\d+) to (\d+) by ([0-9a-f]{16})(?: as (\S+))?\n")
 _LABEL = re.compile(r"[^a-z0-9._-]+")
@@ -100,9 +105,14 @@ class Authority:
     former: tuple[tuple[str, float], ...] = ()
 
     @property
-    def anchors(self) -> bytes:
+    def trusted(self) -> tuple[str, ...]:
         """The certificates that client and broker shall trust (PEM)."""
-        return "".join([self.anchor, *(pem for pem, _ in self.former)]).encode()
+        return (self.anchor, *(pem for pem, _ in self.former))
+
+    @property
+    def anchors(self) -> bytes:
+        """The same, as one file."""
+        return "".join(self.trusted).encode()
 
     def id(self, environment: str | None) -> str:
         """The SPIFFE ID of an environment of this host; None: the broker's."""
@@ -117,6 +127,11 @@ def host_id(trust_domain: str, name: str) -> str:
 def spiffe_id(host: str, environment: str | None) -> str:
     """The SPIFFE ID of an environment of *host* (its own SPIFFE ID); None: the broker's."""
     return f"{host}/broker" if environment is None else f"{host}/env/{environment}"
+
+
+def endorser_id(host: str) -> str:
+    """The name of a host's endorser of seals: no account is called so."""
+    return f"{host}/seals"
 
 
 def _path(layout: Layout) -> Path:
@@ -148,7 +163,7 @@ def wanting(layout: Layout, spec: LocalBroker, known: Authority | None, now: flo
     """Why the authority isn't as *spec* wants it; empty: it is. Reads the operator's file, if there is one."""
     if known is None:
         return "absent"
-    if _domain(known.host) != domain(layout, spec):
+    if domain_of(known.host) != domain(layout, spec):
         return "another trust domain"
     if spec.host is not None and known.host != host_id(domain(layout, spec), spec.host):
         return "another host's"
@@ -199,7 +214,8 @@ def domain(layout: Layout, spec: LocalBroker) -> str:
     return spec.trust_domain or layout.instance
 
 
-def _domain(host: str) -> str:
+def domain_of(host: str) -> str:
+    """The trust domain of a host's SPIFFE ID."""
     return host.removeprefix("spiffe://").partition("/")[0]
 
 
@@ -233,7 +249,7 @@ def _make(host: str, now: float) -> Authority:
 
 def _root(host: str) -> str:
     """An authority's own SPIFFE ID is its trust domain's: SPIFFE X.509-SVID, section 2."""
-    return f"spiffe://{_domain(host)}"
+    return f"spiffe://{domain_of(host)}"
 
 
 def _given(spec: LocalBroker) -> bytes:
@@ -273,7 +289,7 @@ def _adopt(spec: LocalBroker, host: str, now: float) -> Authority:
         if not basic.ca or not below.not_valid_before_utc <= when(now) < below.not_valid_after_utc:
             raise NetspaceError(f"{where}: {below.subject.rfc4514_string()} is no authority, or not now")
     if spec.among_hosts:
-        _bounded(chain[0], str(spec.trust_domain), where)
+        bounded(chain[0], str(spec.trust_domain), where)
     made = _authority(host, key, chain, now)
     return dataclasses.replace(made, source=_source(spec, raw))
 
@@ -283,8 +299,11 @@ def _source(spec: LocalBroker, raw: bytes) -> str:
     return _digest(raw) + (f" for {spec.trust_domain} alone" if spec.among_hosts else "")
 
 
-def _bounded(own: Certificate, trust_domain: str, where: str) -> None:
-    """Have an authority among those of other hosts be good for names of its own host alone: RFC 5280, 4.2.1.10."""
+def bounded(own: Certificate, trust_domain: str, where: str) -> None:
+    """Have an authority among those of other hosts be good for names of its own host alone: RFC 5280, 4.2.1.10.
+
+    :raises NetspaceError: it is good for others.
+    """
     from cryptography import x509
 
     try:
@@ -329,11 +348,9 @@ class Issuer:
             chain = x509.load_pem_x509_certificates(raw)
         except (ValueError, TypeError) as err:
             raise StateError(f"the authority of links can't be read: {type(err).__name__}; {files.REBUILT}") from err
-        self._own = chain[0]
+        self._own, self._chain = chain[0], chain
         authority_key: Any = self._key.public_key()
         self._identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key)
-        # What lies between a certificate and what is trusted travels with it.
-        self._between = "".join(text(one) for one in chain[:-1])
 
     def environment(self, name: str, now: float, life: float = LIFE) -> bytes:
         """A new key and certificate (PEM) of an environment, by which it logs in."""
@@ -371,6 +388,15 @@ class Issuer:
         names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(whose)])
         return self._issue(whose, "broker", names, ExtendedKeyUsageOID.CLIENT_AUTH, now, life)
 
+    def endorser(self, key: EllipticCurvePublicKey, now: float) -> str:
+        """A certificate of this host's endorser (PEM), then those above it, the root last; for as long as they are."""
+        from cryptography import x509
+        from cryptography.x509 import ObjectIdentifier
+
+        names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(endorser_id(self.authority.host))])
+        made = self._certificate(key, "seals", names, ObjectIdentifier(ENDORSES), now, self.authority.ends)
+        return "".join(map(text, (made, *self._chain)))
+
     def _issue(
         self,
         whose: str,
@@ -381,12 +407,22 @@ class Issuer:
         life: float,
         serves: str = "",
     ) -> bytes:
-        from cryptography import x509
         from cryptography.hazmat.primitives.asymmetric import ec
 
         key = ec.generate_private_key(ec.SECP256R1())
         begins = int(now)
         ends = int(min(now + life, self.authority.ends))
+        made = self._certificate(key.public_key(), common, names, use, now, ends)
+        named_too = f" as {serves}" if serves else ""
+        header = f"# netspace: {whose} from {begins} to {ends} by {self.authority.name}{named_too}\n"
+        # What lies between a certificate and what is trusted travels with it.
+        return (header + private(key) + "".join(map(text, (made, *self._chain[:-1])))).encode()
+
+    def _certificate(
+        self, key: EllipticCurvePublicKey, common: str, names: SubjectAlternativeName, use: Any, now: float, ends: float
+    ) -> Certificate:
+        from cryptography import x509
+
         extensions = [
             (x509.BasicConstraints(False, None), True),
             (usage(digital_signature=True), True),
@@ -394,9 +430,4 @@ class Issuer:
             (names, False),
             (self._identifier, False),
         ]
-        made = certificates.make(
-            certificates.named(common), key.public_key(), self._own.subject, self._key, now, ends, extensions
-        )
-        named_too = f" as {serves}" if serves else ""
-        header = f"# netspace: {whose} from {begins} to {ends} by {self.authority.name}{named_too}\n"
-        return (header + private(key) + text(made) + self._between).encode()
+        return certificates.make(certificates.named(common), key, self._own.subject, self._key, now, ends, extensions)

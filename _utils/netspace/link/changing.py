@@ -10,10 +10,13 @@ from typing import Any
 
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
-from netspace.link import broker as node
 from netspace.link import (
+    authority,
+    between,
+    bundles,
     credentials,
     diff,
+    endorser,
     former,
     forwarder,
     identity,
@@ -25,6 +28,7 @@ from netspace.link import (
     renewer,
     seals,
 )
+from netspace.link import broker as node
 from netspace.link.former import Former
 from netspace.link.identity import Accounts
 from netspace.link.management import Management, RefusedError
@@ -87,7 +91,7 @@ class Change:
         elif purge and isinstance(work.broker, LocalBroker):
             self._leave(work.broker, ())
             credentials.remove(self.layout, model.members(work.before.values()))
-            seals.remove(self.layout, model.members(work.before.values()))
+            seals.remove(self.layout, seals.members(work.before.values()))
             identity.remove(self.layout, identity.known(self.layout))
             self._forget()
             return
@@ -105,8 +109,7 @@ class Change:
         obsolete = certified & work.observed.passwords.keys()
         credentials.remove(self.layout, (model.members(work.before.values()) - members) | obsolete)
         identity.remove(self.layout, identity.known(self.layout) - certified)
-        seals.remove(self.layout, seals.members(work.before.values()) - seals.members(after.values()))
-        seals.ensure(self.layout, seals.members(after.values()), time.time())
+        self._seals(work, after)
         if after:
             self._record(Record(work.broker, after, left.parked, called.fingerprint, left.former))
         else:
@@ -115,6 +118,19 @@ class Change:
                 self._record(Record(work.broker, {}, left.parked, called.fingerprint))
             else:
                 self._forget()
+
+    def _seals(self, work: Work, after: Mapping[str, Link]) -> None:
+        """Have keys for sealed links; what other hosts know of this one stays for as long as these are declared."""
+        now, links = time.time(), after.values()
+        others = work.broker.hosts if isinstance(work.broker, LocalBroker) else ()
+        seals.leave(self.layout, seals.members(work.before.values()) - seals.members(links), now)
+        bundles.keep(self.layout, others)
+        promises: Mapping[str, seals.Promise] = {}
+        if between.hosts(links):
+            promises = seals.promises(endorser.ensure(self.layout, authority.read(self.layout), now), links)
+        elif not others:
+            endorser.remove(self.layout)
+        seals.ensure(self.layout, seals.members(links), now, promises)
 
     def _record(self, what: Record) -> None:
         if what != self._recorded:  # thousands of links take a while, and the disk's time

@@ -11,7 +11,7 @@ from typing import Any
 
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
-from netspace.link import authority, forwarder, identity, letters, model, names, planning, reach, renewer
+from netspace.link import authority, between, forwarder, identity, letters, model, names, planning, reach, renewer
 from netspace.link.management import Management
 from netspace.link.record import Record, read
 from netspace.spec.types import LocalBroker
@@ -42,6 +42,7 @@ def health(layout: Layout, supervisor: Supervisor) -> dict[str, Any]:
         problems.append(
             f"the authority of links (broker:authority) runs out on {until}: all links end then; have another"
         )
+    problems += between.read(layout, record.broker, record.links.values()).lacking(record.links.values(), time.time())
     if renewer.lacking(services.get(renewer.NAME), isinstance(record.broker, LocalBroker)):
         problems.append("the renewer of certificates doesn't run; apply again")
     state, detail, *_ = reach.ask(layout, record, services, whole=False)

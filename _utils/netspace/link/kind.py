@@ -16,8 +16,11 @@ from netspace.errors import NetspaceError
 from netspace.layout import Layout
 from netspace.link import (
     authority,
+    between,
+    bundles,
     card,
     credentials,
+    endorser,
     forwarder,
     health,
     identity,
@@ -88,10 +91,11 @@ class Links:
         record = read(self.layout)
         called = names.used(self.layout, record.broker or LocalBroker())
         known, private = access or self.access(), self.keys() if keys is None else keys
+        others = between.read(self.layout, known.broker, record.links.values())
 
         def tell(name: str, links: Collection[Link]) -> dict[str, Any]:
             content = card.card(name, links, known.vhost, called, record.former, known.identity(name), known.broker)
-            return seals.told(content, links, private)
+            return seals.told(content, links, private, others)
 
         return tell
 
@@ -101,7 +105,52 @@ class Links:
 
     def renew_keys(self, environments: Collection[str], lead: float = seals.LEAD) -> list[str]:
         """Make new keys for those of these that have some; return which. Cards don't tell of them yet."""
-        return seals.renew(self.layout, environments, time.time(), lead)
+        links = self.recorded()
+        own = endorser.read(self.layout)
+        return seals.renew(self.layout, environments, time.time(), lead, seals.promises(own, links))
+
+    def handed(self) -> Callable[[str], dict[str, bytes]]:
+        """Return what says which files beside its card an environment has: how it logs in, and its keys for seals."""
+        access, keys = self.access(), self.keys()
+        linked: dict[str, list[Link]] = {}
+        for link in self.recorded():
+            for end in link.here:
+                linked.setdefault(end, []).append(link)
+        return lambda name: {**access.files(name), **seals.handed(name, linked.get(name, ()), keys)}
+
+    # -- keys of other hosts ---------------------------------------------------
+    def seal_bundles(self) -> tuple[dict[str, str], list[str]]:
+        """What this host says of its seals to those that sealed links lead to or come from, by their names.
+
+        :return: and whose keys had to be renewed for that. Cards don't tell of them yet.
+        """
+        links, broker = self.recorded(), self.recorded_broker()
+        if not between.hosts(links):
+            return {}, []
+        now = time.time()
+        own = endorser.ensure(self.layout, authority.read(self.layout), now)
+        promises = seals.promises(own, links)
+        renewed = seals.ensure(self.layout, promises, now, promises)
+        keys, others = self.keys(), between.read(self.layout, broker, links)
+        made = {}
+        for host in between.hosts(links):
+            found = others.of(host)
+            readers = {name: seals.promised(keys[name], now) for name in between.readers(links, host)}
+            knows = "" if found is None else found.endorser["kid"]
+            made[host] = bundles.make(own, others.hosts[host], knows, readers, now)
+        return made, renewed
+
+    def adopt_seals(self, bundle: str) -> tuple[str, bool]:
+        """Believe what another host says of its seals, where that can be; return which, and whether it is news.
+
+        Cards don't tell of it yet.
+
+        :raises NetspaceError: it can't, or no sealed link leads to that host or comes from it.
+        """
+        links, broker, known = self.recorded(), self.recorded_broker(), authority.read(self.layout)
+        if known is None or not isinstance(broker, LocalBroker) or not between.hosts(links):
+            raise NetspaceError("there are no sealed links to or from other hosts")
+        return bundles.adopt(self.layout, broker, between.hosts(links), known, bundle, time.time())
 
     def access(self, declared: Broker | None = None) -> Access:
         """How environments log in at the broker that was applied, or (for a test) at the declared one."""
@@ -114,13 +163,25 @@ class Links:
 
         Neither starts nor stops anything, and ends no connection.
 
-        :param replace: have another authority; *distrust*: and trust no former one from now on.
+        :param replace: have another authority; *distrust*: and trust no former one from now on, and have another
+            endorser.
         """
         record = read(self.layout)
         if not record.links or record.broker is None:
             return set()
         change = Change(self.layout, self.supervisor, self.progress)
-        return change.issue(record.broker, model.members(record.links.values()), replace=replace, distrust=distrust)
+        renewed = change.issue(record.broker, model.members(record.links.values()), replace=replace, distrust=distrust)
+        if distrust:
+            endorser.remove(self.layout)
+        return renewed
+
+    def endorse(self) -> list[str]:
+        """Renew endorsements of keys for sealed links to other hosts; return whose. The keys stay, and so do cards."""
+        links, now = self.recorded(), time.time()
+        if not between.hosts(links):
+            return []
+        own = endorser.ensure(self.layout, authority.read(self.layout), now)
+        return seals.endorse(self.layout, now, seals.promises(own, links))
 
     # -- observe, plan, apply --------------------------------------------------
     def observe(self) -> Observed:
@@ -151,6 +212,7 @@ class Links:
             config=config,
             namespaces=forwarder.namespaces(self.layout, members),
             keys=seals.read_all(self.layout),
+            others=between.read(self.layout, record.broker, record.links.values()),
             identities=identity.observe(self.layout, record.broker, members, now),
             renewer=services.get(renewer.NAME),
         )
@@ -227,6 +289,8 @@ class Links:
         credentials.remove(self.layout, list(credentials.read_all(self.layout)))
         names.forget(self.layout)
         seals.remove(self.layout, list(seals.read_all(self.layout)))
+        bundles.keep(self.layout, ())
+        endorser.remove(self.layout)
         identity.remove(self.layout, identity.known(self.layout))
         forget(self.layout)
 

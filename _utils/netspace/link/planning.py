@@ -8,7 +8,8 @@ from typing import Any
 
 from netspace import files
 from netspace.layout import Layout
-from netspace.link import diff, former, forwarder, identity, model, reach, remote, renewer, seals
+from netspace.link import diff, endorser, former, forwarder, identity, model, reach, remote, renewer, seals
+from netspace.link.between import Others
 from netspace.link.diff import Difference
 from netspace.link.former import Former
 from netspace.link.identity import Identities
@@ -45,6 +46,7 @@ class Observed:
     :param installed: our node's files are those of the recorded broker.
     :param config: the forwarder's configuration; ``namespaces`` its environments' inodes.
     :param keys: for sealed links, by environment.
+    :param others: what is known of other hosts, for sealed links to and from them.
     """
 
     record: Record = field(default_factory=Record)
@@ -61,6 +63,7 @@ class Observed:
     config: str = ""
     namespaces: Mapping[str, int] = field(default_factory=dict)
     keys: Mapping[str, seals.Keys] = field(default_factory=dict, repr=False)
+    others: Others = field(default_factory=Others)
     identities: Identities = field(default_factory=Identities)
     renewer: Status | None = None
 
@@ -136,6 +139,7 @@ def plan(layout: Layout, desired: DesiredLinks, observed: Observed, remove: Coll
             steps.append(Step(KIND, name, action, files.differences(old or {}, new or {}), data=work))
         elif name in drifted:
             steps.append(Step(KIND, name, "repair", drifted[name], "differs on the broker", data=work))
+    notes += observed.others.lacking(after.values(), observed.now)
     keys = _key_changes(work)
     if keys:
         steps.append(Step(KIND, SEALS, "change", keys, data=work))
@@ -266,15 +270,19 @@ def _broker_changes(work: Work) -> dict[str, dict[str, Any]]:
 
 
 def _key_changes(work: Work) -> dict[str, dict[str, Any]]:
-    """Whose keys for sealed links are made, renewed or forgotten."""
-    observed = work.observed
+    """Whose keys for sealed links are made, endorsed, renewed or forgotten."""
+    observed, own = work.observed, work.observed.others.own
     wanted = seals.members(work.after.values())
+    promises = seals.promises(own, work.after.values())
     changes: dict[str, dict[str, Any]] = {}
+    if promises and (lacking := endorser.lacking(own, observed.others.known)):
+        changes["endorser of this host"] = {"old": lacking if own else None, "new": "certified"}
     for name in sorted(wanted | seals.members(work.before.values())):
         keys = observed.keys.get(name, ())
         if name not in wanted:
-            changes[name] = {"old": "keys", "new": None}
-        elif reason := seals.due(keys, observed.now):
+            stay = seals.awaited(keys, observed.now)
+            changes[name] = {"old": "keys", "new": "kept for what other hosts sealed" if stay else None}
+        elif reason := seals.due(keys, observed.now, promises.get(name)):
             changes[name] = {"old": reason if keys else None, "new": "keys"}
     return changes
 

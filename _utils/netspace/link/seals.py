@@ -7,17 +7,25 @@ business (``docs/seals.md``): the host seals and opens nothing.
 A new key is known for a while before it is used (``nbf``), and an old one is kept for as long as what was
 sealed for it may be under way: so none is lost when keys are renewed. The keys are kept on disk, as passwords
 are, because mail that waits in a mailbox over a reboot could be read by nobody otherwise.
+
+What other hosts know of a key to encrypt, they may not hear of its successor for long: it is promised to them for
+``endorser.PROMISE``, and kept until then, also where the link is revoked meanwhile. What they must know of a key to
+sign is told by each message, by the endorsement that this host's ``endorser`` gave it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from netspace import files, jose
 from netspace.errors import StateError
 from netspace.layout import Layout
+from netspace.link import between, endorser
+from netspace.link.between import Others
+from netspace.link.endorser import Endorser
 from netspace.spec.types import Link
 
 FILE = "seal.json"
@@ -35,42 +43,107 @@ Keys = Sequence[Mapping[str, Any]]
 
 
 def members(links: Iterable[Link]) -> set[str]:
-    """The environments that need keys: those at an end of a sealed link."""
-    return {end for link in links if link.seal for end in (link.source, link.target)}
+    """The environments of this host that need keys: those at an end of a sealed link."""
+    return {end for link in links if link.seal for end in link.here}
 
 
 # -- pure ----------------------------------------------------------------------------------------
-def due(keys: Keys, now: float) -> str:
+@dataclass(frozen=True)
+class Promise:
+    """That an environment's keys are known to other hosts too.
+
+    :param environment: its name.
+    :param by: this host's endorser; None: there is none yet.
+    """
+
+    environment: str
+    by: Endorser | None
+
+
+def promises(by: Endorser | None, links: Iterable[Link]) -> dict[str, Promise]:
+    """By the environments whose keys other hosts know."""
+    return {name: Promise(name, by) for name in between.members(links)}
+
+
+def due(keys: Keys, now: float, promise: Promise | None = None) -> str:
     """Why an environment's keys must change; empty: they mustn't."""
+    if old := _old(keys, now):
+        return old
+    if len(kept(keys, now, lasting=promise is not None)) < len(keys):
+        return "some are outlived"
+    return "not endorsed" if promise is not None and _unendorsed(keys, now, promise) else ""
+
+
+def _old(keys: Keys, now: float) -> str:
     if not keys:
         return "none yet"
     age = now - max(key["nbf"] for key in keys)
-    if age >= RENEW:
-        return f"{age / 86400:.0f} days old"
-    return "some are outlived" if len(kept(keys, now)) < len(keys) else ""
+    return f"{age / 86400:.0f} days old" if age >= RENEW else ""
 
 
-def renewed(keys: Keys, now: float, lead: float = LEAD) -> list[Mapping[str, Any]]:
+def _unendorsed(keys: Keys, now: float, promise: Promise) -> list[Mapping[str, Any]]:
+    """The keys to sign that other hosts don't know for certain, or soon won't."""
+    by = promise.by
+    return [
+        key for key in keys if key["use"] == "sig" and (by is None or not by.endorsed(key, promise.environment, now))
+    ]
+
+
+def endorsed(keys: Keys, now: float, promise: Promise) -> list[Mapping[str, Any]]:
+    """*keys*, with endorsements of those to sign that lack one."""
+    assert promise.by is not None
+    lacking = {key["kid"] for key in _unendorsed(keys, now, promise)}
+    return [
+        {**key, "endorsement": promise.by.endorse(key, promise.environment, now)} if key["kid"] in lacking else key
+        for key in keys
+    ]
+
+
+def promised(keys: Keys, now: float) -> list[dict[str, Any]]:
+    """The public keys to encrypt that other hosts are told of: the newest two, for that may not be in use yet."""
+    newest = sorted((key for key in keys if key["use"] == "enc"), key=lambda key: float(key["nbf"]))[-2:]
+    found = [{**_public(key), "exp": key["nbf"] + endorser.PROMISE} for key in newest]
+    return [key for key in found if key["exp"] > now]
+
+
+def awaited(keys: Keys, now: float) -> bool:
+    """Whether other hosts may know of these keys, and seal for them still."""
+    known = any("endorsement" in key for key in keys)
+    return known and any(key["use"] == "enc" and now < key["nbf"] + endorser.PROMISE + KEEP for key in keys)
+
+
+def renewed(keys: Keys, now: float, lead: float = LEAD, *, lasting: bool = False) -> list[Mapping[str, Any]]:
     """*keys* with a new pair of each use, without those that nobody needs any more.
 
     The very first are in use at once, for there are none to use meanwhile.
     """
     since = now + lead if keys else now
-    return [*kept(keys, now), *(_made(use, since) for use in USES)]
+    return [*kept(keys, now, lasting=lasting), *(_made(use, since) for use in USES)]
 
 
-def kept(keys: Keys, now: float) -> list[Mapping[str, Any]]:
-    """*keys* without those that were replaced so long ago that nothing sealed for them can be under way."""
+def kept(keys: Keys, now: float, *, lasting: bool = False) -> list[Mapping[str, Any]]:
+    """*keys* without those that were replaced so long ago that nothing sealed for them can be under way.
+
+    :param lasting: those to encrypt are known to other hosts, which use them for as long as was promised.
+    """
     gone = {
-        old["kid"] for old in keys for new in keys if new["use"] == old["use"] and old["nbf"] < new["nbf"] < now - KEEP
+        old["kid"]
+        for old in keys
+        for new in keys
+        if new["use"] == old["use"]
+        and old["nbf"] < new["nbf"]
+        and (old["nbf"] + endorser.PROMISE if lasting and old["use"] == "enc" else new["nbf"]) < now - KEEP
     }
     return [key for key in keys if key["kid"] not in gone]
 
 
-def told(content: dict[str, Any], links: Collection[Link], keys: Mapping[str, Keys]) -> dict[str, Any]:
+def told(
+    content: dict[str, Any], links: Collection[Link], keys: Mapping[str, Keys], others: Others | None = None
+) -> dict[str, Any]:
     """A card that says of each sealed link that it is, with the public keys of its other end.
 
     :param content: the card without that (``card.card``).
+    :param others: what is known of other hosts, where links lead there or come from there.
     """
     sealed = {link.name for link in links if link.seal}
     if not sealed:
@@ -80,8 +153,9 @@ def told(content: dict[str, Any], links: Collection[Link], keys: Mapping[str, Ke
     def entry(one: dict[str, Any], link: str, other: str) -> dict[str, Any]:
         if link not in sealed:
             return one
-        public = [{member: key[member] for member in PUBLIC} for key in keys.get(other, ())]
-        return {**one, "seal": {"link": link, "keys": public}}
+        if others is not None and "@" in other:
+            return {**one, "seal": others.told(name, other, link)}
+        return {**one, "seal": {"link": link, "keys": [_public(key) for key in keys.get(other, ())]}}
 
     return {
         **content,
@@ -89,6 +163,10 @@ def told(content: dict[str, Any], links: Collection[Link], keys: Mapping[str, Ke
         "senders": [entry(sender, f"{sender['from']}.{name}", sender["from"]) for sender in content["senders"]],
         "seal": {"keys_file": PATH},
     }
+
+
+def _public(key: Mapping[str, Any]) -> dict[str, Any]:
+    return {member: key[member] for member in PUBLIC}
 
 
 def handed(name: str, links: Collection[Link], keys: Mapping[str, Keys]) -> dict[str, bytes]:
@@ -106,23 +184,59 @@ def read_all(layout: Layout) -> dict[str, Keys]:
     return {name: _checked(record, _path(layout, name)) for name, record in found.items()}
 
 
-def ensure(layout: Layout, environments: Collection[str], now: float) -> None:
-    """Make keys for those that have none, or old ones; forget the outlived."""
+def ensure(layout: Layout, environments: Collection[str], now: float, promises: Mapping[str, Promise]) -> list[str]:
+    """Make keys for those that have none, or old ones, and endorse them; forget the outlived. Return whose changed.
+
+    :param promises: of those whose keys other hosts know.
+    """
     known = read_all(layout) if environments else {}
+    changed = []
     for name in sorted(environments):
-        left = kept(known.get(name, ()), now)
-        wanted = renewed(left, now) if due(left, now) else left
-        if wanted != known.get(name):
-            files.write_json(_path(layout, name), {"keys": wanted})
+        promise = promises.get(name)
+        left = kept(known.get(name, ()), now, lasting=promise is not None)
+        wanted = renewed(left, now, lasting=promise is not None) if _old(left, now) else left
+        if promise is not None:
+            wanted = endorsed(wanted, now, promise)
+        if _keep(layout, name, wanted):
+            changed.append(name)
+    return changed
 
 
-def renew(layout: Layout, environments: Collection[str], now: float, lead: float = LEAD) -> list[str]:
+def renew(
+    layout: Layout,
+    environments: Collection[str],
+    now: float,
+    lead: float = LEAD,
+    promises: Mapping[str, Promise] | None = None,
+) -> list[str]:
     """Make new keys for those of *environments* that have some; return which."""
     known = read_all(layout)
     chosen = sorted(set(environments) & known.keys())
     for name in chosen:
-        files.write_json(_path(layout, name), {"keys": renewed(known[name], now, lead)})
+        promise = (promises or {}).get(name)
+        made = renewed(known[name], now, lead, lasting=promise is not None)
+        _keep(layout, name, made if promise is None else endorsed(made, now, promise))
     return chosen
+
+
+def endorse(layout: Layout, now: float, promises: Mapping[str, Promise]) -> list[str]:
+    """Renew endorsements of keys that stay; return whose."""
+    known = read_all(layout) if promises else {}
+    there = sorted(known.keys() & promises.keys())
+    return [name for name in there if _keep(layout, name, endorsed(known[name], now, promises[name]))]
+
+
+def _keep(layout: Layout, name: str, keys: Keys) -> bool:
+    return files.write_json(_path(layout, name), {"keys": keys})
+
+
+def leave(layout: Layout, environments: Collection[str], now: float) -> None:
+    """Forget the keys of those that have no sealed link any more, but for what other hosts may still seal for.
+
+    A link may be back soon, where trust was lost; and what waits in another host's outbox must be read then.
+    """
+    known = read_all(layout) if environments else {}
+    remove(layout, [name for name in environments if not awaited(known.get(name, ()), now)])
 
 
 def remove(layout: Layout, environments: Collection[str]) -> None:
@@ -145,7 +259,9 @@ def _path(layout: Layout, environment: str) -> Path:
 def _checked(record: Mapping[str, Any], path: Path) -> Keys:
     keys = record.get("keys")
     members = {*PUBLIC, "d"}
-    if not isinstance(keys, list) or not all(isinstance(key, dict) and key.keys() == members for key in keys):
+    if not isinstance(keys, list) or not all(
+        isinstance(key, dict) and key.keys() - {"endorsement"} == members for key in keys
+    ):
         raise StateError(f"{path} holds no keys; remove the file and apply again to make new ones")
     return keys
 

@@ -20,7 +20,7 @@ from netspace.spec.types import NAME, NAME_RULE, Broker, ClusterBroker, Link, Lo
 # Both a name in certificates (DNS, RFC 1123 section 2.1) and a SPIFFE trust domain, which may have no capitals.
 _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 DOMAIN = re.compile(rf"(?=.{{1,200}}$){_LABEL}(?:\.{_LABEL})+")
-_NO_KEYS = "hosts don't know the keys of each other's environments"
+_NO_KEYS = "hosts that share a broker have no authorities, so none can say whose key it is"
 _ADDRESS = re.compile(r"(?:\[([0-9a-fA-F:.]{2,45})\]|([A-Za-z0-9.-]{1,253})):([0-9]{1,5})")
 
 
@@ -142,8 +142,6 @@ def link(spec: Link, broker: Broker, path: str) -> list[Problem]:
         problems.append(
             Problem(f"{path}:from", f"{spec.source} logs in by password (broker:passwords), which no other host takes")
         )
-    if spec.seal:
-        problems.append(Problem(f"{path}:seal", _NO_KEYS))
     if spec.via == "buffered":
         if spec.pattern != "send":
             problems.append(Problem(f"{path}:via", "who asks waits for the answer: that can't be buffered; use direct"))

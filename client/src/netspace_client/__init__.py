@@ -9,7 +9,7 @@
 
 ``card`` reads what the host tells, ``session`` keeps a connection, ``outlet`` sends in order until it
 is confirmed, ``inbox`` is selective receive, ``window`` tells what comes twice,
-``seal`` seals and opens, ``mailbox`` joins them.
+``seal`` seals and opens (with ``keys``, ``endorsement`` and ``jose``), ``mailbox`` joins them.
 """
 
 from netspace_client.card import Card
@@ -22,13 +22,13 @@ from netspace_client.errors import (
     NotDeclared,
     Refused,
     Revoked,
+    SealError,
     Timeout,
     Unreachable,
 )
 from netspace_client.mailbox import Link, Mailbox
 from netspace_client.message import Message
 from netspace_client.monitor import Change, Monitor
-from netspace_client.seal import SealError
 
 __all__ = [
     "Card",

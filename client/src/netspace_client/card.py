@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from netspace_client.endorsement import Endorser
 from netspace_client.errors import CardError
-from netspace_client.seal import Ring, Sealed, ring
+from netspace_client.keys import Ring, ring
+from netspace_client.seal import Sealed
 
 FOLDER = Path("/run/netspace")
 VERSIONS = (1, 2)
@@ -193,7 +195,13 @@ def _seal(table: Mapping[str, Any], where: str) -> Sealed | None:
     if table.get("seal") is None:
         return None
     about = _table(table["seal"], f"{where}:seal")
-    return Sealed(_text(about, "link", f"{where}:seal"), ring(about.get("keys"), f"{where}:seal:keys"))
+    link, keys = _text(about, "link", f"{where}:seal"), ring(about.get("keys"), f"{where}:seal:keys")
+    if about.get("endorser") is None:
+        return Sealed(link, keys)
+    by = _table(about["endorser"], f"{where}:seal:endorser")
+    endorser = Endorser(_text(by, "id", f"{where}:seal:endorser"), ring(by.get("keys"), f"{where}:seal:endorser:keys"))
+    own, peer = (_text(about, name, f"{where}:seal") for name in ("own", "peer"))
+    return Sealed(link, keys, own, peer, endorser)
 
 
 def _broker(value: Any, where: str, folder: Path) -> Broker:

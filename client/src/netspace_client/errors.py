@@ -41,3 +41,11 @@ class InboxFull(LinkError):
 
 class Closed(LinkError):
     """The mailbox was closed by this program."""
+
+
+class SealError(LinkError):
+    """A message on a sealed link that isn't what its sender sealed for this receiver, or that can't be sealed."""
+
+
+class UnknownKey(SealError):
+    """It is sealed by, or for, a key that isn't known (yet, or any more)."""

@@ -36,14 +36,17 @@ from netspace_client.errors import (
     NotDeclared,
     Refused,
     Revoked,
+    SealError,
     Timeout,
+    UnknownKey,
     Unreachable,
 )
 from netspace_client.inbox import Inbox, Waiter
+from netspace_client.keys import Ring
 from netspace_client.message import Message
 from netspace_client.monitor import Monitor
 from netspace_client.outlet import CONFIRM_SECONDS, Outlet, Unroutable
-from netspace_client.seal import Envelope, Opened, Ring, Sealed, SealError, UnknownKey
+from netspace_client.seal import Envelope, Opened, Sealed
 from netspace_client.session import FAILURES, Place, Session, answer, hang_up
 from netspace_client.window import SIZE, Window
 
@@ -560,7 +563,9 @@ class Mailbox:
 
     # -- seals -----------------------------------------------------------------------------
     def _envelope(self, sealed: Sealed | None, to: str, use: str, id: str, correlation: str | None) -> Envelope:
-        return Envelope(sealed.link if sealed else "", self.name, to, use, id, correlation or "")
+        if sealed is None:
+            return Envelope("", self.name, to, use, id, correlation or "")
+        return sealed.envelope(self.name, to, use, id, correlation or "", ours=True)
 
     def _prepared(
         self, body: bytes | str, content_type: str | None, sealed: Sealed | None, envelope: Envelope, **about: Any
@@ -568,7 +573,9 @@ class Mailbox:
         """What goes to the broker."""
         raw, kind = letter.body_and_type(body, content_type)
         if sealed is not None:
-            raw, kind = seal.seal(raw, kind, envelope, self._own_keys(), sealed.keys, time.time()), seal.CONTENT_TYPE
+            afar = sealed.endorser is not None
+            raw = seal.seal(raw, kind, envelope, self._own_keys(), sealed.keys, time.time(), afar=afar)
+            kind = seal.CONTENT_TYPE
         return raw, spec.Basic.Properties(content_type=kind, delivery_mode=2, message_id=envelope.id, **about)
 
     def _own_keys(self) -> Ring:
@@ -589,8 +596,9 @@ class Mailbox:
         if sealed is None:
             return None
         about = delivery.header.properties
-        envelope = Envelope(sealed.link, sender, self.name, use, about.message_id or "", about.correlation_id or "")
-        found = seal.open_sealed(delivery.body, envelope, self._own_keys(), sealed.keys, time.time())
+        ids = (about.message_id or "", about.correlation_id or "")
+        envelope = sealed.envelope(self.name, sender, use, *ids, ours=False)
+        found = seal.open_sealed(delivery.body, envelope, self._own_keys(), sealed.keys, time.time(), sealed.endorser)
         if self._window.too_old(sender, found.at):
             raise SealError("it is older than the oldest id that is remembered: it may have come before")
         return found

@@ -225,7 +225,9 @@ LINKS = st.lists(
 @given(LINKS, st.sampled_from("abx"), st.sampled_from([None, "spiffe://d/host/h/env/a"]), st.booleans())
 def test_every_card_is_as_the_schema_says(links, name, whose, secret):
     content = card(name, links, "netspace", Names(b"k" * 32) if secret else PLAIN, identity=whose)
-    keys = {one: [{"kid": "1", "kty": "OKP", "crv": "X", "x": "y", "y": "z", "use": "sig", "nbf": 1}] for one in "abc"}
+    keys = {
+        one: [{"kid": "1", "kty": "EC", "crv": "P-256", "x": "y", "y": "z", "use": "sig", "nbf": 1}] for one in "abc"
+    }
     content = seals.told(content, [link for link in links if name in (link.source, link.target)], keys)
     jsonschema.validate({**content, "trust": {"level": "L1", "verifier": "self"}}, SCHEMA)
 

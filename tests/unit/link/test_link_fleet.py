@@ -144,7 +144,7 @@ def test_both_ends_are_told_the_same_names():
         ({"to": "orders@h2"}, {"names_key": None}, "broker:names_key is missing"),
         ({"to": "web@h2"}, {}, "both ends have one name"),
         ({"to": "shop@h2"}, {}, "this host has an environment of that name too"),
-        ({"to": "orders@h2", "seal": True}, {}, "don't know the keys"),
+        ({"to": "orders@h2", "seal": True}, {}, "have no authorities"),
         ({"to": "orders@h2", "via": "buffered"}, {}, "nothing lies between them"),
     ],
 )

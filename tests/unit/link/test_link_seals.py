@@ -16,6 +16,7 @@ from netspace.link.record import Record
 from netspace.spec import parse
 from netspace.spec.types import Link, LocalBroker
 from netspace_client import seal
+from netspace_client.keys import ring
 
 SEALED = Link(source="web", target="vault", pattern="request", seal=True)
 OPEN = Link(source="web", target="audit")
@@ -38,8 +39,8 @@ def test_a_key_is_there_for_as_long_as_anything_sealed_for_it_may_be(pauses):
     for pause in pauses:
         if seals.due(keys, now):
             keys = seals.renewed(seals.kept(keys, now), now)
-        ring = seal.ring(keys, "keys", private=True)
-        used.append((now, ring.current("enc", now).kid))
+        held = ring(keys, "keys", private=True)
+        used.append((now, held.current("enc", now).kid))
         now += pause
         keys = seals.kept(keys, now)
         for when, kid in used:
@@ -81,8 +82,8 @@ def test_a_card_tells_the_others_public_keys_and_nothing_private():
 
 def test_what_the_host_makes_the_client_understands():
     keys = {name: seals.renewed((), NOW) for name in ("web", "vault")}
-    mine = {name: seal.ring(each, "keys", private=True) for name, each in keys.items()}
-    public = {name: seal.ring([{m: k[m] for m in seals.PUBLIC} for k in each], "keys") for name, each in keys.items()}
+    mine = {name: ring(each, "keys", private=True) for name, each in keys.items()}
+    public = {name: ring([{m: k[m] for m in seals.PUBLIC} for k in each], "keys") for name, each in keys.items()}
     envelope = seal.Envelope("web.vault", "web", "vault", "message", "1")
     raw = seal.seal(b"x", "t", envelope, mine["web"], public["vault"], NOW)
     assert seal.open_sealed(raw, envelope, mine["vault"], public["web"], NOW).body == b"x"
@@ -90,11 +91,11 @@ def test_what_the_host_makes_the_client_understands():
 
 def test_files_are_roots_alone_and_go_with_their_link(tmp_path):
     layout = Layout(root=tmp_path)
-    seals.ensure(layout, ["web", "vault"], NOW)
+    seals.ensure(layout, ["web", "vault"], NOW, {})
     files = sorted((tmp_path / "var/lib/netspace/seals").iterdir())
     assert [(path.name, path.stat().st_mode & 0o777) for path in files] == [("vault.json", 0o600), ("web.json", 0o600)]
     before = [path.read_bytes() for path in files]
-    seals.ensure(layout, ["web", "vault"], NOW + 1)
+    seals.ensure(layout, ["web", "vault"], NOW + 1, {})
     assert [path.read_bytes() for path in files] == before
     assert seals.renew(layout, ["web", "nobody"], NOW + 1) == ["web"]
     assert len(seals.read_all(layout)["web"]) == 4

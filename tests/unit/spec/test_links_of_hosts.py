@@ -69,7 +69,6 @@ def test_each_host_has_the_links_that_touch_it_and_all_of_them_have_all(links, h
     [
         ({"from": "web", "to": "orders@h4"}, "netspace:links:1:to", "h4 is no host of broker:hosts (h2)"),
         ({"from": "nobody", "to": "orders@h2"}, "netspace:links:1:from", "there is no environment nobody"),
-        ({"from": "web", "to": "orders@h2", "seal": True}, "netspace:links:1:seal", "don't know the keys"),
         ({"from": "web", "to": "orders@h2", "via": "buffered", "pattern": "request"}, "netspace:links:1:via", "direct"),
         ({"from": "web", "to": "orders@h2", "via": "buffered", "monitor": True}, "netspace:links:1:monitor", "direct"),
         ({"from": "web", "to": "web", "via": "buffered"}, "netspace:links:1", "can't be linked to itself"),

@@ -1,0 +1,132 @@
+"""Sealed links between hosts: which there are, what environments are told of the other end, and what lacks.
+
+Of the receiver's environment a sender must have a key to encrypt for; of the sender's host a receiver must know the
+endorser. Both come in that host's bundle (``bundles``). Until a bundle says that the other host knows the endorser of
+this one, environments here get no keys of it: so nothing is sent that would be refused there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from netspace.layout import Layout
+from netspace.link import authority, bundles, endorser, remote
+from netspace.link.authority import Authority
+from netspace.link.bundles import Bundle
+from netspace.link.endorser import DAY, Endorser
+from netspace.spec.types import Broker, Link, LocalBroker
+
+SOON = 14 * DAY
+"""Seconds before something of another host runs out from which on that is told."""
+REMEDY = "exchange keys: salt-run netspace_link.exchange_seals"
+
+
+def hosts(links: Iterable[Link]) -> set[str]:
+    """The other hosts that sealed links lead to or come from."""
+    return {host for link in links for host in (link.to_host, link.from_host) if link.seal and host}
+
+
+def members(links: Iterable[Link]) -> set[str]:
+    """The environments of this host that have sealed links to or from other hosts."""
+    return {end for link in links if link.seal and (link.to_host or link.from_host) for end in link.here}
+
+
+def readers(links: Iterable[Link], host: str) -> set[str]:
+    """The environments of this host that environments of *host* seal for: what they send, and what they answer."""
+    sent = {link.target for link in links if link.seal and link.from_host == host}
+    return sent | {link.source for link in links if link.seal and link.to_host == host and link.pattern == "request"}
+
+
+def _read(links: Iterable[Link]) -> Iterator[tuple[str, str]]:
+    """The environments of other hosts that ours seal for: host and name."""
+    for link in links:
+        if link.seal and link.to_host:
+            yield link.to_host, link.target.partition("@")[0]
+        if link.seal and link.from_host and link.pattern == "request":
+            yield link.from_host, link.source.partition("@")[0]
+
+
+@dataclass(frozen=True)
+class Others:
+    """What is known of other hosts.
+
+    :param own: this host's endorser; None: there is none (yet).
+    :param known: this host's authority.
+    :param hosts: SPIFFE IDs of the others that are declared, by name.
+    :param bundles: what they said, by name.
+    """
+
+    own: Endorser | None = field(default=None, repr=False)
+    known: Authority | None = field(default=None, repr=False)
+    hosts: Mapping[str, str] = field(default_factory=dict)
+    bundles: Mapping[str, Bundle] = field(default_factory=dict, repr=False)
+
+    def of(self, host: str) -> Bundle | None:
+        """What *host* said, if it is still who it was then, below a root that is still trusted."""
+        found = self.bundles.get(host)
+        if found is None or self.known is None or found.host != self.hosts.get(host):
+            return None
+        return found if found.anchor in self.known.trusted else None
+
+    def keys(self, host: str, environment: str) -> Sequence[Mapping[str, Any]]:
+        """Those to encrypt for an environment of *host*; none before it would open what is sealed here."""
+        found = self.of(host)
+        if found is None or self.own is None or found.knows != self.own.kid:
+            return ()
+        return found.keys.get(environment, ())
+
+    def told(self, name: str, other: str, link: str) -> dict[str, Any]:
+        """What the environment *name* is told of a sealed link to or from *other* (``<name>@<host>``).
+
+        :param link: its name, as it is called here.
+        """
+        environment, _, host = other.partition("@")
+        found, whose = self.of(host), self.hosts.get(host, "")
+        own = "" if self.known is None else self.known.host
+        endorsers = [] if found is None else [{**found.endorser, "use": "sig", "exp": found.ends}]
+        here = own.rpartition("/")[2]
+        ends = (end if "@" in end else f"{end}@{here}" for end in link.split("."))
+        return {
+            "link": ".".join(ends),
+            "own": authority.spiffe_id(own, name),
+            "peer": authority.spiffe_id(whose, environment),
+            "keys": list(self.keys(host, environment)),
+            "endorser": {"id": whose, "keys": endorsers},
+        }
+
+    def lacking(self, links: Iterable[Link], now: float) -> list[str]:
+        """Why links to or from other hosts can't be used, or soon can't be, and what to do about it."""
+        links = tuple(links)
+        problems = []
+        for host in sorted(hosts(links)):
+            found = self.of(host)
+            if found is None:
+                problems.append(f"{host}: nothing is known of its keys for sealed links; {REMEDY}")
+            elif self.own is not None and found.knows != self.own.kid:
+                problems.append(
+                    f"{host} hasn't said that it knows this host's keys, so nothing is sealed for it; {REMEDY}"
+                )
+            elif found.ends < now + SOON:
+                problems.append(f"{host}: what is known of it runs out on {_day(found.ends)}; {REMEDY}")
+        for host, environment in sorted(set(_read(links))):
+            last = max((key["exp"] for key in self.keys(host, environment)), default=None)
+            if last is None and self.of(host) is not None:
+                problems.append(f"{environment}@{host}: there is no key to seal for it; {REMEDY}")
+            elif last is not None and last < now + SOON:
+                problems.append(f"{environment}@{host}: the last key to seal for it runs out on {_day(last)}; {REMEDY}")
+        return problems
+
+
+def read(layout: Layout, broker: Broker | None, links: Iterable[Link]) -> Others:
+    """What is known, where any of *links* asks for it."""
+    if not isinstance(broker, LocalBroker) or not hosts(links):
+        return Others()
+    known = authority.read(layout)
+    return Others(endorser.read(layout), known, remote.identities(broker), bundles.read_all(layout))
+
+
+def _day(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d", time.gmtime(seconds))

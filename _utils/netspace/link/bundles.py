@@ -1,0 +1,192 @@
+"""What hosts tell each other of their environments' seals, and what one of them believes of another.
+
+A *bundle* is made by one host for one other (:func:`make`): the certificates of its endorser, and a JWT by it, with the
+public keys to encrypt for those of its environments that the other seals for, and which endorser it knows of the
+other. It holds no secret. Who carries it (Salt's master, or a person) can only withhold it. :func:`opened` believes a
+bundle if
+
+1. its sizes and its form are what :func:`make` writes, member by member;
+2. its certificates make a key the endorser of a host that is declared (:mod:`netspace.link.chain`);
+3. that key signed it, for this host, and not in the future;
+4. each key is on its curve, bears the name that follows from it, is to encrypt, and for no longer than such are.
+
+:func:`adopt` takes it if it isn't older than what is known, and keeps it in ``<records>/bundles/<host>.json``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from netspace import files, jose
+from netspace.errors import NetspaceError, StateError
+from netspace.layout import Layout
+from netspace.link import chain, remote
+from netspace.link.authority import Authority
+from netspace.link.certificates import SKEW
+from netspace.link.endorser import PROMISE, Endorser
+from netspace.spec.types import NAME, LocalBroker
+
+KIND = "netspace-bundle+jwt"
+MAX = 1024 * 1024
+MAX_KEYS = 8
+MAX_ENVIRONMENTS = 1000
+
+Time = Annotated[float, msgspec.Meta(ge=0, le=1e11)]
+Thumbprint = Annotated[str, msgspec.Meta(min_length=43, max_length=43)]
+Id = Annotated[str, msgspec.Meta(max_length=300)]
+
+
+class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Exactly these members."""
+
+
+class _Form(_Strict, frozen=True):
+    version: Literal[1]
+    chain: Annotated[str, msgspec.Meta(max_length=32768)]
+    token: str
+
+
+class _Key(_Strict, frozen=True):
+    kty: Literal["EC"]
+    crv: Literal["P-256"]
+    x: Thumbprint
+    y: Thumbprint
+    kid: Thumbprint
+    use: Literal["enc"]
+    nbf: Time
+    exp: Time
+
+
+class _Claims(_Strict, frozen=True):
+    iss: Id
+    aud: Id
+    iat: Time
+    knows: Annotated[str, msgspec.Meta(max_length=43)]
+    keys: dict[str, Annotated[tuple[_Key, ...], msgspec.Meta(max_length=MAX_KEYS)]]
+
+
+class Bundle(_Strict, frozen=True):
+    """What is believed of another host.
+
+    :param host: its SPIFFE ID.
+    :param at: when it said so.
+    :param ends: until when its endorser is certified.
+    :param anchor: the root (PEM) that this was checked by.
+    :param endorser: its endorser's public key, with its name.
+    :param knows: the name of the endorser of this host that it knows; empty: none.
+    :param keys: public keys to encrypt for its environments, each with the time until which it is good.
+    """
+
+    host: str
+    at: float
+    ends: float
+    anchor: str
+    endorser: dict[str, str]
+    knows: str
+    keys: dict[str, tuple[dict[str, Any], ...]]
+
+
+def make(own: Endorser, to: str, knows: str, keys: Mapping[str, Sequence[Mapping[str, Any]]], now: float) -> str:
+    """What this host says to another one.
+
+    :param to: the other's SPIFFE ID.
+    :param knows: the name of its endorser, where that is known.
+    :param keys: public keys to encrypt for environments of this host.
+    """
+    claims = {"iss": own.host, "aud": to, "iat": round(now, 3), "knows": knows, "keys": keys}
+    return files.encode({"version": 1, "chain": own.chain, "token": own.sign(KIND, claims)}).decode()
+
+
+def opened(text: Any, broker: LocalBroker, known: Authority, now: float) -> tuple[str, Bundle]:
+    """Return whose bundle it is, as that host is called in the declaration, and what it says.
+
+    :param known: the authority of this host: whom it trusts, and who it is.
+    :raises NetspaceError: it isn't to be believed.
+    """
+    if not isinstance(text, str) or len(text) > MAX:
+        raise NetspaceError(f"not a bundle of at most {MAX} bytes")
+    try:
+        form = msgspec.json.decode(text, type=_Form)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as err:
+        raise NetspaceError(f"not a bundle: {err}"[:300]) from err
+    hosts = remote.identities(broker)
+    vouched = chain.checked(form.chain, hosts, known.trusted, now)
+    where = f"the bundle of {vouched.name}"
+    try:
+        claims = msgspec.convert(jose.opened(form.token, KIND, [vouched.key], MAX), _Claims)
+        if len(claims.keys) > MAX_ENVIRONMENTS:
+            raise NetspaceError(f"more than {MAX_ENVIRONMENTS} environments")
+        _believable(claims, hosts[vouched.name], known.host, now)
+    except (msgspec.ValidationError, NetspaceError) as err:
+        raise NetspaceError(f"{where}: {err}"[:500]) from err
+    keys = {name: tuple(map(msgspec.structs.asdict, each)) for name, each in claims.keys.items()}
+    named = {**vouched.key, "kid": jose.thumbprint(vouched.key)}
+    return vouched.name, Bundle(claims.iss, claims.iat, vouched.ends, vouched.anchor, named, claims.knows, keys)
+
+
+def _believable(claims: _Claims, host: str, own: str, now: float) -> None:
+    if claims.iss != host:
+        raise NetspaceError(f"says that it is of {claims.iss!r}")
+    if claims.aud != own:
+        raise NetspaceError(f"is for {claims.aud!r}, not for {own}")
+    if claims.iat > now + SKEW:
+        raise NetspaceError("is of the future: compare the clocks of both hosts")
+    for environment, keys in claims.keys.items():
+        if not NAME.fullmatch(environment):
+            raise NetspaceError(f"{environment[:60]!r} is no environment's name")
+        for key in keys:
+            if jose.thumbprint(jose.parse_jwk(msgspec.structs.asdict(key))) != key.kid:
+                raise NetspaceError(f"a key of {environment} bears another's name")
+            if not key.nbf < key.exp <= key.nbf + PROMISE + 1:
+                raise NetspaceError(f"a key of {environment} is good from {key.nbf:.0f} to {key.exp:.0f}")
+
+
+# -- on disk -----------------------------------------------------------------------------------------
+def adopt(
+    layout: Layout, broker: LocalBroker, wanted: Collection[str], known: Authority, text: Any, now: float
+) -> tuple[str, bool]:
+    """Keep a bundle; return whose it is, and whether it says anything else than the one before.
+
+    :param wanted: the hosts that it may be of.
+    :raises NetspaceError: it isn't to be believed, older than what is known, or of none of these.
+    """
+    name, found = opened(text, broker, known, now)
+    if name not in wanted:
+        raise NetspaceError(f"no sealed link leads to {name} or comes from there")
+    before = read_all(layout).get(name)
+    if before is not None and found.at <= before.at and found != before:
+        path = _path(layout, name)
+        raise NetspaceError(f"the bundle of {name} is older than what is known; if its clock was wrong, remove {path}")
+    files.write_json(_path(layout, name), msgspec.structs.asdict(found))
+    return name, before is None or msgspec.structs.replace(found, at=before.at) != before
+
+
+def read_all(layout: Layout) -> dict[str, Bundle]:
+    """What is kept of other hosts, by their names."""
+    found = {}
+    for name, record in files.read_records(layout.records("bundles")).items():
+        try:
+            found[name] = msgspec.convert(record, Bundle)
+        except msgspec.ValidationError as err:
+            raise StateError(f"{_path(layout, name)}: {err}; remove the file, and exchange the keys again") from err
+    return found
+
+
+def keep(layout: Layout, hosts: Collection[str]) -> None:
+    """Forget what is known of others than *hosts*."""
+    folder = layout.records("bundles")
+    if not folder.is_dir():
+        return
+    for name in files.record_names(folder) - set(hosts):
+        files.remove(_path(layout, name))
+    with contextlib.suppress(OSError):  # there are others
+        folder.rmdir()
+
+
+def _path(layout: Layout, host: str) -> Path:
+    return layout.records("bundles") / f"{host}.json"

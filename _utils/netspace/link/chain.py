@@ -1,0 +1,165 @@
+"""Is a key the endorser of another host? Its certificate, and those above it, to a root that this host trusts.
+
+RFC 5280, for exactly what :meth:`netspace.link.authority.Issuer.endorser` issues, written out because
+``cryptography.x509.verification`` knows no name constraints of URIs. Signatures, encodings and names are
+``cryptography``'s. Fetches nothing, reads no file, knows no clock. All of this holds, or it is refused:
+
+1. there are three certificates or a few more, and the first is of a host that is declared, by its one name;
+2. each was issued by the next, with a digest of 256 bits or more; the last is a root that is trusted;
+3. all but the first are authorities, and may have as many below them; all are valid now;
+4. every name constraint permits that host's trust domain, and that of its own authority nothing else;
+5. the first is on P-256, an endorser's and nothing else's; nothing is critical that isn't looked at here.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from netspace import jose
+from netspace.errors import NetspaceError
+from netspace.link import authority, certificates
+
+if TYPE_CHECKING:
+    from cryptography.x509 import Certificate
+
+MAX = 6
+# Key usage, alternative names, basic constraints, name constraints, extended usage; and the key identifiers.
+_UNDERSTOOD = {"2.5.29.15", "2.5.29.17", "2.5.29.19", "2.5.29.30", "2.5.29.37", "2.5.29.35", "2.5.29.14"}
+
+
+class Untrusted(NetspaceError):
+    """Certificates that don't make a key the endorser of a host that is declared."""
+
+
+@dataclass(frozen=True)
+class Vouched:
+    """What certificates say for certain.
+
+    :param name: of the host, as it is declared.
+    :param key: its endorser's, public (JWK).
+    :param ends: until when.
+    :param anchor: the root (PEM) that it was checked by.
+    """
+
+    name: str
+    key: Mapping[str, str]
+    ends: float
+    anchor: str
+
+
+def checked(pem: str, hosts: Mapping[str, str], roots: Collection[str], now: float) -> Vouched:
+    """Check an endorser's certificate and those above it (PEM, the root last).
+
+    :param hosts: SPIFFE IDs of the hosts that are declared, by name.
+    :param roots: those that are trusted (PEM, as :func:`netspace.link.certificates.text` writes it).
+    :raises Untrusted: saying why.
+    """
+    from cryptography import x509
+    from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+
+    try:
+        chain = x509.load_pem_x509_certificates(pem.encode())
+        if not 3 <= len(chain) <= MAX:
+            raise Untrusted(f"{len(chain)} certificates: expected an endorser's, its authority's and the root's")
+        name = _whose(chain[0], hosts)
+        domain = authority.domain_of(hosts[name])
+        anchor = certificates.text(chain[-1])
+        if anchor not in roots:
+            raise Untrusted("they lead to a root that the links of this host don't trust")
+        for depth, (below, above) in enumerate(itertools.pairwise(chain)):
+            below.verify_directly_issued_by(above)
+            _issues(below, above, depth, domain)
+        for one in chain:
+            _valid(one, now)
+        authority.bounded(chain[1], domain, "its authority")
+        ends = min(one.not_valid_after_utc.timestamp() for one in chain)
+        return Vouched(name, _endorser(chain[0]), ends, anchor)
+    except InvalidSignature as err:
+        raise Untrusted("certificates of an endorser: one wasn't issued by the one after it") from err
+    except (
+        *(NetspaceError, UnsupportedAlgorithm, ValueError, TypeError),
+        *(x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType),
+    ) as err:
+        raise Untrusted(f"certificates of an endorser: {err}"[:500]) from err
+
+
+def _whose(own: Certificate, hosts: Mapping[str, str]) -> str:
+    """The host that it names, of which nothing is believed yet."""
+    from cryptography import x509
+
+    names = list(own.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
+    for name, host in hosts.items():
+        if names == [x509.UniformResourceIdentifier(authority.endorser_id(host))]:
+            return name
+    raise Untrusted(f"of none of broker:hosts, but of {', '.join(str(one.value) for one in names)[:300]}")
+
+
+def _issues(below: Certificate, above: Certificate, depth: int, domain: str) -> None:
+    """Check that *above* may issue *below*, with *depth* authorities between it and the first."""
+    from cryptography import x509
+
+    name = above.subject.rfc4514_string()
+    basic = above.extensions.get_extension_for_class(x509.BasicConstraints).value
+    if not basic.ca or (basic.path_length is not None and depth > basic.path_length):
+        raise Untrusted(f"{name} is no authority, or may have none below it")
+    usage = _found(above, x509.KeyUsage)
+    if usage is not None and not usage.key_cert_sign:
+        raise Untrusted(f"{name} may not sign certificates")
+    digest = below.signature_hash_algorithm
+    if digest is not None and digest.digest_size < 32:
+        raise Untrusted(f"{name} signs with {digest.name}")
+    names = _found(above, x509.NameConstraints)
+    if names is None:
+        return
+    permitted, excluded = (_domains(each) for each in (names.permitted_subtrees, names.excluded_subtrees))
+    if (permitted and not _among(domain, permitted)) or _among(domain, excluded):
+        raise Untrusted(f"{name} can't speak for {domain}")
+
+
+def _found(one: Certificate, kind: Any) -> Any:
+    from cryptography import x509
+
+    try:
+        return one.extensions.get_extension_for_class(kind).value
+    except x509.ExtensionNotFound:
+        return None
+
+
+def _domains(subtrees: Sequence[Any] | None) -> list[str]:
+    from cryptography import x509
+
+    return [one.value.lower() for one in subtrees or () if isinstance(one, x509.UniformResourceIdentifier)]
+
+
+def _among(domain: str, constraints: Sequence[str]) -> bool:
+    """RFC 5280, 4.2.1.10: a constraint is a host, or, with a dot before it, all below one."""
+    return any(domain == one or (one.startswith(".") and domain.endswith(one)) for one in constraints)
+
+
+def _valid(one: Certificate, now: float) -> None:
+    name = one.subject.rfc4514_string()
+    if not one.not_valid_before_utc <= certificates.when(now) < one.not_valid_after_utc:
+        raise Untrusted(f"{name} is valid from {one.not_valid_before_utc} to {one.not_valid_after_utc}")
+    for extension in one.extensions:
+        if extension.critical and extension.oid.dotted_string not in _UNDERSTOOD:
+            raise Untrusted(f"{name}: {extension.oid.dotted_string}, which is critical, isn't understood")
+
+
+def _endorser(own: Certificate) -> dict[str, str]:
+    """The key of a certificate that is an endorser's."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    extensions = own.extensions
+    basic = extensions.get_extension_for_class(x509.BasicConstraints).value
+    usage = extensions.get_extension_for_class(x509.KeyUsage).value
+    uses = [one.dotted_string for one in extensions.get_extension_for_class(x509.ExtendedKeyUsage).value]
+    key = own.public_key()
+    if basic.ca or usage != certificates.usage(digital_signature=True) or uses != [authority.ENDORSES]:
+        raise Untrusted("the first isn't an endorser's")
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise Untrusted("the endorser's key isn't on P-256")
+    return jose.jwk(key)

@@ -1,0 +1,147 @@
+"""A host's endorser: the key by which it tells other hosts whose signing key is whose, in links that are sealed.
+
+An environment that sends to another host by a sealed link puts an *endorsement* of its signing key into each message:
+a JWT (RFC 7519, RFC 7800) that says "this key is this environment's, until then", signed by the endorser of its host.
+So no other host has to be told of its keys: it has to know the endorser (``bundles``), which stays while they change.
+
+The endorser is certified by the host's authority, for this alone: its one name is ``<the host's SPIFFE ID>/seals``, its
+one use is to sign documents (RFC 9336). No broker lets that in, and no certificate of an environment or a broker passes
+for it. It is a key of its own because an authority's is for certificates alone (RFC 5280, 4.2.1.3), because it is on
+P-256 whatever the authority is on, and because it stays when the authority is replaced: so nothing is lost then.
+
+The file is ``<records>/endorser/own.json``, root's alone, made with the first sealed link to another host.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from netspace import files, jose
+from netspace.errors import NetspaceError, StateError
+from netspace.layout import Layout
+from netspace.link.authority import Authority, Issuer, spiffe_id
+from netspace.link.certificates import private
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+
+KIND = "netspace-endorsement+jwt"
+DAY = 24 * 3600.0
+LIFE = 14 * DAY
+"""Seconds that an endorsement holds: who steals a key to sign can use it at other hosts for no longer."""
+LEFT = 10 * DAY
+"""Seconds of it that are left when it is renewed: a seal holds for seven days, and no longer than the endorsement."""
+PROMISE = 90 * DAY
+"""Seconds from the making of a key to encrypt for which other hosts may use it."""
+
+
+@dataclass(frozen=True)
+class Endorser:
+    """The endorser as it is recorded.
+
+    :param host: SPIFFE ID of this host.
+    :param kid: its key's thumbprint.
+    :param by: name of the authority that certified it.
+    :param ends: until when it is certified, in seconds.
+    :param pem: its key.
+    :param chain: its certificate and those above it, the root last (PEM).
+    """
+
+    host: str
+    kid: str
+    by: str
+    ends: float
+    pem: str = field(repr=False)
+    chain: str
+
+    def endorsed(self, key: Mapping[str, Any], environment: str, now: float) -> bool:
+        """Whether the signing key has an endorsement by this, as whose it is, that holds for a while."""
+        token = key.get("endorsement")
+        if not token:
+            return False
+        header, said = jose.unchecked(token)
+        whose = (self.kid, self.host, spiffe_id(self.host, environment))
+        return (header.get("kid"), said.get("iss"), said.get("sub")) == whose and said.get("exp", 0) >= now + LEFT
+
+    def key(self) -> EllipticCurvePrivateKey:
+        """Its private key."""
+        from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+        try:
+            return load_pem_private_key(self.pem.encode(), None)  # type: ignore[return-value]
+        except (ValueError, TypeError) as err:
+            raise StateError(f"the endorser of seals can't be read: {type(err).__name__}; {files.REBUILT}") from err
+
+    def sign(self, kind: str, claims: Mapping[str, Any]) -> str:
+        """A token of this host's."""
+        return jose.sign(self.key(), kind, claims)
+
+    def endorse(self, key: Mapping[str, Any], environment: str, now: float) -> str:
+        """An endorsement of the signing key of an environment of this host."""
+        members = ("kty", "crv", "x", "y", "kid", "use")
+        begins = min(now, key["nbf"])
+        claims = {
+            "iss": self.host,
+            "sub": spiffe_id(self.host, environment),
+            "nbf": int(begins),
+            "exp": int(now + LIFE),
+            "cnf": {"jwk": {member: key[member] for member in members}},
+        }
+        return self.sign(KIND, claims)
+
+
+def _path(layout: Layout) -> Path:
+    return layout.records("endorser") / "own.json"
+
+
+def read(layout: Layout) -> Endorser | None:
+    """The recorded one; None where there is none."""
+    record = files.read_json(_path(layout))
+    if record is None:
+        return None
+    try:
+        texts = {name: str(record[name]) for name in ("host", "kid", "by", "pem", "chain")}
+        return Endorser(**texts, ends=float(record["ends"]))
+    except (KeyError, TypeError, ValueError) as err:
+        raise StateError(f"{_path(layout)}: {err!r}; {files.REBUILT}") from err
+
+
+def lacking(known: Endorser | None, authority: Authority | None) -> str:
+    """Why it has to be certified; empty: it is."""
+    if known is None:
+        return "absent"
+    if authority is None or known.host != authority.host:
+        return "another host's"
+    return "" if known.by == authority.name else "of another authority"
+
+
+def ensure(layout: Layout, authority: Authority | None, now: float) -> Endorser:
+    """Have one that *authority* certified; its key stays while there is one.
+
+    :raises NetspaceError: there is no authority yet.
+    """
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    known = read(layout)
+    if known is not None and not lacking(known, authority):
+        return known
+    if authority is None:
+        raise NetspaceError("there is no authority of links yet, so nobody can certify keys; apply the links")
+    key = known.key() if known else ec.generate_private_key(ec.SECP256R1())
+    chain = Issuer(authority).endorser(key.public_key(), now)
+    kid = jose.thumbprint(jose.jwk(key.public_key()))
+    made = Endorser(authority.host, kid, authority.name, authority.ends, private(key), chain)
+    files.write_json(_path(layout), {"version": 1, **dataclasses.asdict(made)})
+    return made
+
+
+def remove(layout: Layout) -> None:
+    """Forget it: the next one is another."""
+    folder = layout.records("endorser")
+    if folder.is_dir():
+        files.remove(_path(layout))
+        folder.rmdir()

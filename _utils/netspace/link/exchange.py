@@ -1,0 +1,71 @@
+"""Handing what hosts say of their seals (``bundles``) to those that it is for. Asks and tells by whatever it is given.
+
+Who carries bundles need not be trusted with them, but two hosts that claim one name are told, and get nothing: what
+is for one of them is none of the other's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+Answers = Mapping[str, Any]
+"""By minion: what it returned, or an exception."""
+
+ROUNDS = 2
+"""A host is sent to only when it has said that it knows who sends: so the second time all is known that can be."""
+
+
+def exchange(ask: Callable[[], Answers], hand: Callable[[str, Sequence[str]], Any]) -> dict[str, Any]:
+    """Have all hosts know what they need of each other.
+
+    :param ask: returns what ``netspace_link.seal_bundles`` returns on each minion.
+    :param hand: has one minion do ``netspace_link.seal_adopt``; returns what that returns, or an exception.
+    :return: ``exchanged``: per host the others of which it heard something new; ``problems``.
+    """
+    heard: dict[str, set[str]] = {}
+    problems: list[str] = []
+    for _ in range(ROUNDS):
+        minions, bundles, problems = _sorted(ask())
+        news = False
+        for host, texts in sorted(bundles.items()):
+            told = hand(minions[host], texts)
+            if not isinstance(told, dict):
+                problems.append(f"{minions[host]}: {told}"[:1000])
+                continue
+            new = {str(other) for other, whether in told.items() if whether}
+            heard.setdefault(host, set()).update(new)
+            news = news or bool(new)
+        if not news:
+            break
+    return {"exchanged": {host: sorted(others) for host, others in heard.items() if others}, "problems": problems}
+
+
+def _sorted(answers: Answers) -> tuple[dict[str, str], dict[str, list[str]], list[str]]:
+    """Minions by the hosts that they are, what is for each host, and what can't be used."""
+    problems, said = [], {}
+    for minion, answer in sorted(answers.items()):
+        if isinstance(answer, dict) and isinstance(answer.get("bundles"), dict):
+            if answer["bundles"]:
+                said[minion] = answer
+        else:
+            problems.append(f"{minion}: {answer}"[:1000])
+    minions: dict[str, str] = {}
+    claimed: dict[str, list[str]] = {}
+    for minion, answer in said.items():
+        claimed.setdefault(str(answer.get("host")), []).append(minion)
+    for host, claiming in claimed.items():
+        if len(claiming) == 1:
+            minions[host] = claiming[0]
+        else:
+            problems.append(f"{', '.join(claiming)}: each says that it is {host}")
+    bundles: dict[str, list[str]] = {}
+    for minion in sorted(minions.values()):
+        for other, text in sorted(said[minion]["bundles"].items()):
+            if other in minions and isinstance(text, str):
+                bundles.setdefault(other, []).append(text)
+            else:
+                problems.append(
+                    f"{minion}: has sealed links with {other}, and no minion that answers says that it is that"
+                )
+    return minions, bundles, problems

@@ -1,0 +1,108 @@
+"""The four operations of JOSE that seals need, each with one algorithm, by ``joserfc``.
+
+All that they raise is a :class:`SealError`; headers and sizes are bounded before anything is done.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from netspace_client.errors import CardError, SealError
+
+SIGN, WRAP, ENCRYPT = "ES256", "ECDH-ES+A256KW", "A256GCM"
+MAX_PART = 8192
+MAX_BODY = 8 * 1024 * 1024
+"""Sealed, it fits into the 16 MiB that the broker takes."""
+MAX_SEALED = MAX_BODY * 16 // 9 + 2 * MAX_PART
+
+
+class Jose:
+    """Signing, verifying, encrypting and decrypting."""
+
+    def __init__(self) -> None:
+        from joserfc import jwe, jws
+        from joserfc.jwk import ECKey
+
+        class Signatures(jws.JWSRegistry):
+            max_header_length = MAX_PART
+            max_payload_length = MAX_SEALED
+
+        class Encryptions(jwe.JWERegistry):
+            max_protected_header_length = MAX_PART
+            max_ciphertext_length = MAX_SEALED
+
+        self._jws, self._jwe = jws, jwe
+        # Of the keys in use; to make one of its numbers takes as long as to sign with it.
+        self._made = functools.lru_cache(maxsize=64)(lambda members: ECKey.import_key(dict(members)))
+        # Which members a header has is checked by us: the registry doesn't know ours.
+        self._signatures = Signatures(algorithms=[SIGN], strict_check_header=False)
+        self._encryptions = Encryptions(algorithms=[WRAP, ENCRYPT], strict_check_header=False)
+
+    def _key(self, jwk: Mapping[str, str]) -> Any:
+        return self._made(tuple(jwk.items()))
+
+    def sign(self, header: dict[str, Any], body: bytes, key: Mapping[str, str]) -> str:
+        return self._jws.serialize_compact(header, body, self._key(key), registry=self._signatures)
+
+    def encrypt(self, header: dict[str, Any], text: str, key: Mapping[str, str]) -> bytes:
+        return self._jwe.encrypt_compact(header, text, self._key(key), registry=self._encryptions).encode()
+
+    def decrypt(self, raw: bytes, key: Mapping[str, str]) -> bytes:
+        try:
+            found = self._jwe.decrypt_compact(raw, self._key(key), registry=self._encryptions)
+        except Exception as err:  # whatever a forger can make it raise
+            raise SealError(f"it can't be decrypted: {type(err).__name__}") from None
+        return found.plaintext or b""
+
+    def verify(self, raw: bytes, key: Mapping[str, str]) -> bytes:
+        try:
+            return self._jws.deserialize_compact(raw, self._key(key), registry=self._signatures).payload
+        except Exception as err:
+            raise SealError(f"its signature doesn't hold: {type(err).__name__}") from None
+
+
+def decoded(encoded: bytes) -> dict[str, Any]:
+    """A header, or the claims of a token, of which nothing is believed yet.
+
+    :raises SealError: it can't be read, or is too long.
+    """
+    if len(encoded) > MAX_PART:
+        raise SealError("its header is too long")
+    try:
+        found = json.loads(base64.urlsafe_b64decode(encoded + b"=" * (-len(encoded) % 4)))
+    except (ValueError, RecursionError):
+        raise SealError("its header can't be read") from None
+    if not isinstance(found, dict):
+        raise SealError("its header can't be read")
+    return found
+
+
+_made: list[Jose] = []
+
+
+def loaded() -> Jose:
+    """The one that there is; ``joserfc`` is loaded when it is needed first.
+
+    :raises CardError: it isn't there.
+    """
+    if not _made:
+        try:
+            _made.append(Jose())
+        except ImportError as err:
+            raise CardError(f"a link is sealed, which needs joserfc (netspace-client's extra 'seal'): {err}") from err
+    return _made[0]
+
+
+def text(header: Mapping[str, Any], name: str) -> str:
+    """A member that has to be text.
+
+    :raises SealError: it isn't.
+    """
+    value = header.get(name)
+    if not isinstance(value, str):
+        raise SealError(f"{name} is missing or no text")
+    return value
