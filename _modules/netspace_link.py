@@ -246,6 +246,32 @@ def authority_adopt(chain: str, folder: str = "/etc/netspace/authority") -> bool
         raise CommandExecutionError(str(err)) from err
 
 
+def public_key(folder: str = "/etc/netspace/authority") -> str:
+    """
+    Return the public half of this host's key for links to other hosts; the key is made where there is none.
+
+    It is no secret: it stands in the declarations of the other hosts, ``broker:hosts:<this one>:public_key``. The names
+    of what is between two hosts follow from what the key of one and the public half of the other's give, which no
+    third host can know. The key itself (``names.key``) never leaves ``folder``. Remove it to have a new one: the public
+    half is then another, and the links can't be used until the other hosts have been told.
+
+    folder
+        Where it is kept: what ``broker: {authority: ...}`` says.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' netspace_link.public_key
+    """
+    from netspace.link import pairs
+
+    try:
+        return pairs.public(_folder(folder))
+    except (NetspaceError, OSError) as err:
+        raise CommandExecutionError(str(err)) from err
+
+
 def _folder(path: str) -> Path:
     if not path.startswith("/") or ".." in path.split("/"):
         raise NetspaceError(f"{path!r}: expected the absolute path of a folder")

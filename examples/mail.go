@@ -36,7 +36,7 @@ type peer struct {
 }
 
 type card struct {
-	Mailbox string
+	Queues  []string
 	Broker  broker
 	Peers   []peer
 	Senders []struct{ From, Exchange string }
@@ -80,17 +80,23 @@ func main() {
 		connection := connect(me.Broker)
 		defer connection.Close()
 		channel := must(connection.Channel())
-		for delivery := range must(channel.Consume(me.Mailbox, "", false, false, false, false, nil)) {
-			sender := "nobody"
-			for _, one := range me.Senders {
-				if one.Exchange == delivery.Exchange {
-					sender = one.From
+		mail := make(chan amqp.Delivery)
+		for _, queue := range me.Queues {
+			go func(from <-chan amqp.Delivery) {
+				for one := range from {
+					mail <- one
 				}
-			}
-			fmt.Printf("%s: %s\n", sender, delivery.Body)
-			delivery.Ack(false)
-			return
+			}(must(channel.Consume(queue, "", false, false, false, false, nil)))
 		}
+		delivery, sender := <-mail, "nobody"
+		for _, one := range me.Senders {
+			if one.Exchange == delivery.Exchange {
+				sender = one.From
+			}
+		}
+		fmt.Printf("%s: %s\n", sender, delivery.Body)
+		delivery.Ack(false)
+		return
 	}
 	for _, peer := range me.Peers {
 		if peer.To != os.Args[2] {

@@ -28,13 +28,14 @@ async def main(job: str, *arguments: str) -> None:
             message = aio_pika.Message(arguments[1].encode(), delivery_mode=2, message_id=str(uuid.uuid4()))
             await exchange.publish(message, routing_key="", mandatory=True)
         else:
-            mailbox = await channel.get_queue(card["mailbox"], ensure=False)
-            async with mailbox.iterator() as messages:
-                async for message in messages:
-                    senders = [one["from"] for one in card["senders"] if one["exchange"] == message.exchange]
-                    print(f"{senders[0] if senders else 'nobody'}: {message.body.decode()}")
-                    await message.ack()
-                    break
+            mail: asyncio.Queue = asyncio.Queue()
+            await channel.set_qos(prefetch_count=1)
+            for name in card["queues"]:
+                await (await channel.get_queue(name, ensure=False)).consume(mail.put)
+            message = await mail.get()
+            senders = [one["from"] for one in card["senders"] if one["exchange"] == message.exchange]
+            print(f"{senders[0] if senders else 'nobody'}: {message.body.decode()}")
+            await message.ack()
 
 
 asyncio.run(main(*sys.argv[1:]))

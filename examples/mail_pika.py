@@ -30,9 +30,14 @@ if sys.argv[1] == "send":
     about = pika.BasicProperties(delivery_mode=2, message_id=str(uuid.uuid4()))
     channel.basic_publish(peer["exchange"], "", sys.argv[3].encode(), about, mandatory=True)
 else:
-    for method, _, body in channel.consume(card["mailbox"]):
-        sender = next((sender for sender in card["senders"] if sender["exchange"] == method.exchange), None)
-        print(f"{sender['from'] if sender else 'nobody'}: {body.decode()}")
-        channel.basic_ack(method.delivery_tag)
-        break
+    mail = []
+    channel.basic_qos(prefetch_count=1)
+    for queue in card["queues"]:
+        channel.basic_consume(queue, lambda _, *letter: mail.append(letter))
+    while not mail:
+        connection.process_data_events(time_limit=None)
+    method, _, body = mail[0]
+    sender = next((sender for sender in card["senders"] if sender["exchange"] == method.exchange), None)
+    print(f"{sender['from'] if sender else 'nobody'}: {body.decode()}")
+    channel.basic_ack(method.delivery_tag)
 connection.close()

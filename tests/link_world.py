@@ -23,7 +23,7 @@ from netspace.link import broker as node
 from netspace.link.kind import DesiredLinks, Links
 from netspace.plan import Plan
 from netspace.spec import fleet
-from netspace.spec.types import Link, LocalBroker
+from netspace.spec.types import Link, LocalBroker, host_of
 from netspace.supervision.direct import Direct
 
 CLONE_NEWNET = 0x40000000
@@ -100,7 +100,9 @@ class World:
 
     def n(self, plain: str) -> str:
         """The whole name of a broker's object, which tests say without what can't be guessed."""
-        return self.links.called.dead if plain == "dead" else self.links.called.of(plain)
+        kind, _, ends = plain.partition(".")
+        host = host_of(ends.partition(".")[0]) if kind in ("link", "replies", "notices") else None
+        return self.links.called.dead if plain == "dead" else self.links.called.of(plain, host=host)
 
     def card(self, name: str) -> dict[str, Any]:
         return self.links.cards()(name, self.links.recorded())

@@ -12,9 +12,11 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import pika
 from link_world import World
 
 from netspace.link import exchange as exchanging
+from netspace.link import identity, pairs
 from netspace.link.root import Root, adopt, request
 from netspace.spec.types import LocalBroker, RemoteHost
 
@@ -44,7 +46,12 @@ class Cable:
 def broker(folder: Path, name: str, instances: Mapping[str, str]) -> LocalBroker:
     """What the host *name* is declared to have, with its authority in *folder*."""
     others = {
-        other: RemoteHost(trust_domain=domain(other), address=f"{address}:{PORT}", vhost=instances[other])
+        other: RemoteHost(
+            trust_domain=domain(other),
+            address=f"{address}:{PORT}",
+            vhost=instances[other],
+            public_key=pairs.public(folder / other),
+        )
         for other, address in ADDRESSES.items()
         if other != name
     }
@@ -54,7 +61,6 @@ def broker(folder: Path, name: str, instances: Mapping[str, str]) -> LocalBroker
         hosts=others,
         trust_domain=domain(name),
         authority=str(folder / name),
-        names_key=str(folder / "names.key"),
     )
 
 
@@ -77,13 +83,22 @@ def exchange(*worlds: World) -> dict[str, list[str]]:
     return done["exchanged"]
 
 
+def as_broker(whose: World, there: World, certificate: str | Path | None = None) -> pika.BlockingConnection:
+    """A connection to the broker *there* as that of the host *whose*, or by another certificate of it."""
+    own = identity.server_folder(whose.layout) / identity.CLIENT
+    tls = pika.SSLOptions(whose.tls(certificate or own), str(there.broker.trust_domain))
+    address, _, port = str(there.broker.listen).partition(":")
+    login = pika.credentials.ExternalCredentials()
+    where = pika.ConnectionParameters(address, int(port), there.layout.instance, login, ssl_options=tls)
+    with whose.here():
+        return pika.BlockingConnection(where)
+
+
 @contextlib.contextmanager
 def hosts(folder: Path) -> Iterator[tuple[World, World, Cable]]:
     """Make them; *folder* is for their authorities. Nothing of them stays."""
     root = Root(folder / "root")
     root.make("tests' root of links")
-    (folder / "names.key").write_text(secrets.token_hex(32))
-    (folder / "names.key").chmod(0o600)
     # Names of their own, for their folders are on this machine's disk.
     instances = {name: f"{name}{secrets.token_hex(4)}" for name in ADDRESSES}
     with contextlib.ExitStack() as after:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import shutil
 import subprocess
 import sys
@@ -73,8 +72,11 @@ class Host:
         except (ValueError, KeyError) as err:
             raise Failed(f"{self.name}: salt-call {' '.join(arguments)}: {output}") from err
 
-    def declare(self) -> None:
-        """Write what this host's pillar says: its own environments, and the links of all."""
+    def declare(self, key: str) -> None:
+        """Write what this host's pillar says: its own environments, and the links of all.
+
+        :param key: the other's public one.
+        """
         other = next(name for name in ADDRESSES if name != self.name)
         broker = {
             "kind": "local",
@@ -82,8 +84,13 @@ class Host:
             "listen": f"{ADDRESSES[self.name]}:{PORT}",
             "trust_domain": self.domain,
             "authority": str(self.home / "authority"),
-            "names_key": str(FOLDER / "names.key"),
-            "hosts": {other: {"trust_domain": f"{other}.example.org", "address": f"{ADDRESSES[other]}:{PORT}"}},
+            "hosts": {
+                other: {
+                    "trust_domain": f"{other}.example.org",
+                    "address": f"{ADDRESSES[other]}:{PORT}",
+                    "public_key": key,
+                }
+            },
         }
         environments = {
             name: {
@@ -144,8 +151,6 @@ def obey() -> None:
 def two_hosts() -> Iterator[tuple[Host, Host]]:
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir(mode=0o700, parents=True)
-    (FOLDER / "names.key").write_text(secrets.token_hex(32))
-    (FOLDER / "names.key").chmod(0o600)
     with contextlib.ExitStack() as after:
         after.callback(shutil.rmtree, FOLDER, ignore_errors=True)
         made = []
@@ -217,8 +222,11 @@ def ask(h1: Host, text: str, seconds: float = 60.0) -> float:
 def show() -> None:
     with two_hosts() as (h1, h2):
         with step("Two hosts, a cable between them, and one root that both trust"):
-            for host in (h1, h2):
-                host.declare()
+            keys = [
+                str(host.salt("netspace_link.public_key", f"folder={host.home / 'authority'}")) for host in (h1, h2)
+            ]
+            for host, key in zip((h1, h2), reversed(keys), strict=True):
+                host.declare(key)
                 authority(host)
         with step("Apply on both: state.apply netspace, with the same list of links"):
             for host in (h2, h1):

@@ -45,19 +45,21 @@ def card(
     for link in sorted(links, key=lambda link: link.name):
         if link.source == name:
             home = own if model.elsewhere(link) else None
-            # A link to another host as it is known where its objects are.
+            # A link to another host as it is known where its objects are, and what they are called there.
             known = link if home is None else remote.there(link, home)
-            peer: dict[str, Any] = {"to": link.target, "pattern": link.pattern, "exchange": names.exchange(known)}
+            called = names if home is None else remote.called(link, home, names)
+            peer: dict[str, Any] = {"to": link.target, "pattern": link.pattern, "exchange": called.exchange(known)}
             if link.pattern == "request":
-                peer["replies"] = {"queue": names.replies(known.source), "exchange": names.reply(known.target)}
+                through = called.reply(known.target, known.from_host)
+                peer["replies"] = {"queue": called.replies(known.source), "exchange": through}
             if link.monitor:
-                peer["monitor"] = {"exchange": EVENTS, "queue": names.mailbox(known.target)}
+                peer["monitor"] = {"exchange": EVENTS, "queue": called.watched(known)}
             if home is not None:
                 host = remote.known(home, link)
                 if host is None:  # not declared any more: there is no way
                     continue
                 if link.monitor:
-                    peer["monitor"]["notices"] = names.notices(known.source)
+                    peer["monitor"]["notices"] = called.notices(known.source)
                 peer["broker"] = {"host": "127.0.0.1", "vhost": host.vhost, **_login(name, identity, host.trust_domain)}
                 peer["message_size"] = int(host.message_size)
             elif own is not None and model.carried(link):
@@ -66,8 +68,8 @@ def card(
         elif link.target == name:
             sender: dict[str, Any] = {"from": link.source, "pattern": link.pattern, "exchange": names.exchange(link)}
             if link.pattern == "request":
-                sender["reply_exchange"] = names.reply(name)
-            if link.bounds:
+                sender["reply_exchange"] = names.reply(name, link.from_host)
+            if names.has_lane(link):
                 queues.append(names.queue(link))
             senders.append(sender)
     content: dict[str, Any] = {"version": VERSION, "name": name, "peers": peers, "senders": senders}

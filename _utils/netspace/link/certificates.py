@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
     from cryptography.x509 import Certificate
 
 SKEW = 300.0  # clocks that are set back a little must not make a new certificate one of the future
@@ -41,7 +42,7 @@ def make(
     return made
 
 
-def private(key: EllipticCurvePrivateKey) -> str:
+def private(key: EllipticCurvePrivateKey | X25519PrivateKey) -> str:
     """A private key as PEM."""
     from cryptography.hazmat.primitives import serialization
 

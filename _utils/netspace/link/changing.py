@@ -50,6 +50,20 @@ class _Left:
     former: tuple[Former, ...] = ()
 
 
+@dataclass(frozen=True)
+class _Naming:
+    """What the broker's objects are called.
+
+    :param used: until now, by the record.
+    :param called: from now on.
+    :param failed: why they can't be named as declared; then they go on as they are, and nothing is made.
+    """
+
+    used: Names
+    called: Names
+    failed: NetspaceError | None = None
+
+
 class Change:
     """One run's changes of one instance."""
 
@@ -74,7 +88,8 @@ class Change:
         if where is not None and work.before and moved:
             self.progress("revoking all links on the former broker")
             try:
-                left = self._on_broker(where, work, {}, purge, None, names.used(self.layout, where))
+                used = names.used(self.layout, where)
+                left = self._on_broker(where, work, {}, purge, None, _Naming(used, used))
             except NetspaceError:
                 if not lost:  # else the plan's notes say so
                     raise
@@ -85,9 +100,12 @@ class Change:
             if isinstance(work.broker, LocalBroker):
                 forwarder.available()
                 node.available()
-            called = names.ensure(self.layout, work.broker)
+            naming = self._name(
+                work, revoking=not moved and any(after.get(name) != link for name, link in work.before.items())
+            )
             # What is recorded of names is what the broker has for certain: the former ones, until it has been changed.
-            self._record(Record(work.broker, {**work.before, **after}, left.parked, _named(work, called), left.former))
+            named = _named(work, naming.called, after)
+            self._record(Record(work.broker, {**work.before, **after}, left.parked, named, left.former))
         elif purge and isinstance(work.broker, LocalBroker):
             self._leave(work.broker, ())
             credentials.remove(self.layout, model.members(work.before.values()))
@@ -96,9 +114,10 @@ class Change:
             self._forget()
             return
         else:
-            called = names.used(self.layout, work.broker)
+            used = names.used(self.layout, work.broker)
+            naming = _Naming(used, used)
         try:
-            left = self._on_broker(work.broker, work, after, purge, definitions, called)
+            left = self._on_broker(work.broker, work, after, purge, definitions, naming)
         except NetspaceError:
             if after or not (purge and lost):
                 raise
@@ -111,11 +130,12 @@ class Change:
         identity.remove(self.layout, identity.known(self.layout) - certified)
         self._seals(work, after)
         if after:
-            self._record(Record(work.broker, after, left.parked, called.fingerprint, left.former))
+            named = naming.called.fingerprints(after.values())
+            self._record(Record(work.broker, after, left.parked, named, left.former))
         else:
             self._leave(work.broker, left.parked)
             if left.parked:
-                self._record(Record(work.broker, {}, left.parked, called.fingerprint))
+                self._record(Record(work.broker, {}, left.parked, naming.called.fingerprints(())))
             else:
                 self._forget()
 
@@ -131,6 +151,16 @@ class Change:
         elif not others:
             endorser.remove(self.layout)
         seals.ensure(self.layout, seals.members(links), now, promises)
+
+    def _name(self, work: Work, *, revoking: bool) -> _Naming:
+        """Have the names that are declared. Where that fails, what is to be revoked is, all the same."""
+        used = names.used(self.layout, work.broker)
+        try:
+            return _Naming(used, names.ensure(self.layout, work.broker))
+        except NetspaceError as err:
+            if not revoking:
+                raise
+            return _Naming(used, used, err)
 
     def _record(self, what: Record) -> None:
         if what != self._recorded:  # thousands of links take a while, and the disk's time
@@ -148,14 +178,14 @@ class Change:
         after: Mapping[str, Link],
         purge: bool,
         definitions: Mapping[str, Any] | None,
-        called: Names,
+        naming: _Naming,
     ) -> _Left:
         """Revoke, then import; return the queues that stay with mail in them."""
-        unissued: NetspaceError | None = None
+        failed, called = naming.failed, naming.called
         try:
             self.issue(broker, model.members(after.values()))
         except NetspaceError as err:
-            unissued = err  # what is to be revoked is, all the same
+            failed = failed or err  # what is to be revoked is, all the same
         if definitions is None and isinstance(broker, LocalBroker):
             self.progress("starting the broker")
             node.start(self.layout, broker, self.supervisor, self.progress)
@@ -165,7 +195,7 @@ class Change:
         with reach.management(self.layout, broker) as api:
             if definitions is None:
                 # Nothing that an environment may do to what is read next keeps it from being revoked first.
-                known = called if before.named == called.fingerprint else names.PLAIN
+                known = naming.used if before.named.get("") else names.PLAIN
                 old, new = (planning.objects(self.layout, broker, links, known) for links in (work.before, after))
                 for key in diff.undeclared(old, new):
                     _delete(api, vhost, key, accounts)
@@ -178,17 +208,19 @@ class Change:
             compared = work.compared
             seen = definitions is work.observed.definitions and called == work.observed.names
             if compared is None or not seen or compared.after != after:
-                compared = planning.compare(self.layout, broker, work.before, after, definitions, passwords, called)
+                drained = work.observed.drained
+                compared = planning.compare(
+                    self.layout, broker, work.before, after, definitions, passwords, called, drained
+                )
             change = compared.change
             formers = former.find(compared.there, compared.wanted, after, before.former, time.time())
             if after:  # which exchange meant whom must be known before it is gone
-                self._record(
-                    Record(broker, {**work.before, **after}, before.parked, _named(work, called), tuple(formers))
-                )
+                named = _named(work, called, after)
+                self._record(Record(broker, {**work.before, **after}, before.parked, named, tuple(formers)))
             for key in change.revoke:
                 _delete(api, vhost, key, accounts)
-            if unissued is not None:
-                raise unissued
+            if failed is not None:
+                raise failed
             if change.create or change.change or change.passwords:
                 everyone = model.accounts(after.values(), called)
                 certified = identity.certified(broker, everyone)
@@ -208,15 +240,15 @@ class Change:
                         api.post("definitions", body=accounts.document(body), timeout=IMPORT_SECONDS)
             for key in diff.old_letters(compared.wanted, compared.there):
                 _delete(api, vhost, key, accounts)
-            drained = {one.queue for one in formers if one.queue in work.observed.drained}
-            drained = {name for name in drained if not _has_mail(api, vhost, name)}
-            for name in drained:
+            empty = {one.queue for one in formers if one.queue in work.observed.drained}
+            empty = {name for name in empty if not _has_mail(api, vhost, name)}
+            for name in empty:
                 api.delete("queues", vhost, name)
             reading = {one.queue for one in formers}
             whole = not after and isinstance(broker, LocalBroker)
             left = [name for name in change.left if name not in reading]
             parked = self._sweep(api, vhost, [name for name in left if whole or not names.is_dead(name)], purge)
-            return _Left(tuple(parked), tuple(one for one in formers if one.queue not in drained))
+            return _Left(tuple(parked), tuple(one for one in formers if one.queue not in empty))
 
     def _sweep(self, api: Management, vhost: str, left: Sequence[str], purge: bool) -> list[str]:
         """Delete queues that nothing declares, but those with mail in them, unless told to; say whose these are."""
@@ -289,9 +321,9 @@ class Change:
             self.forward(broker, record.read(self.layout).links)
 
 
-def _named(work: Work, called: Names) -> str:
+def _named(work: Work, called: Names, after: Mapping[str, Link]) -> Mapping[str, str]:
     """The names that the broker has for certain, while it is being changed."""
-    return work.observed.record.named if work.before else called.fingerprint
+    return work.observed.record.named if work.before else called.fingerprints(after.values())
 
 
 def complete(wanted: Collection[str], found: Collection[str]) -> None:

@@ -3,7 +3,8 @@
 A mailbox is named anew when its host gets a key of names, or another one; a lane, when the bounds
 of its link change. Nothing is moved, so nothing can be lost or come from elsewhere: the new
 queue takes what is sent from now on, the former one has no way in any more, and its reader
-reads both. The exchange that a delivery came from still tells the sender: which one meant whom is kept here.
+reads both; of an outbox that is a shovel for each. The exchange that a delivery came from still
+tells the sender: which one meant whom is kept here.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Any
 import msgspec
 
 from netspace.link.model import Found, Objects
-from netspace.link.names import Names, environments_of, is_dead
+from netspace.link.model import carried as carries
+from netspace.link.names import Names, carrier, environments_of, is_dead
 from netspace.spec.types import Link
 
 SETTLED = 15.0
@@ -24,7 +26,7 @@ SETTLED = 15.0
 class Former(msgspec.Struct, frozen=True):
     """A queue with a former name.
 
-    :param environment: who reads it; empty: dead letters, which the operator reads.
+    :param environment: who reads it, of an outbox ``@<host>``; empty: dead letters, which the operator reads.
     :param senders: exchange -> the link that it was.
     :param since: when it got its last message at the latest, in seconds since 1970.
     """
@@ -77,7 +79,23 @@ def _reader(queue: str, members: Collection[str], links: Mapping[str, Link]) -> 
     if mailbox is not None:
         return mailbox[0] if mailbox[0] in members else None
     lane = environments_of(queue, "lane")
-    return lane[1] if lane is not None and ".".join(lane) in links else None
+    if lane is not None:
+        return lane[1] if ".".join(lane) in links else None
+    carried = _carried(queue, links)
+    return None if carried is None else carrier(str(carried.to_host))
+
+
+def _carried(queue: str, links: Mapping[str, Link]) -> Link | None:
+    """The link whose mail is in an outbox; None: it is no outbox, or of no link that is carried over."""
+    outbox = environments_of(queue, "outbox")
+    link = None if outbox is None else links.get(".".join(outbox))
+    return link if link is not None and carries(link) else None
+
+
+def outboxes(there: Found, wanted: Objects, links: Mapping[str, Link]) -> dict[str, Link]:
+    """The outboxes with a former name, and whose mail is in each."""
+    found = {key[1]: _carried(key[1], links) for key in there.objects if key[0] == "queue" and key not in wanted}
+    return {queue: link for queue, link in found.items() if link is not None}
 
 
 def of(environment: str, known: Collection[Former], names: Names, links: Collection[Link]) -> tuple[list[str], Any]:

@@ -106,12 +106,14 @@ def _shovels(layout: Layout, record: Record, api: Management) -> list[str]:
     vhost, called = reach.vhost(layout, record.broker), names.used(layout, record.broker)
     told = {one.get("name"): one for one in api.get("shovels", vhost) or []}
     found = []
-    for link in sorted(carried, key=lambda link: link.name):
-        shovel = told.get(called.outbox(link), {"state": "absent"})
+    outboxes = [(link.name, called.outbox(link)) for link in carried]
+    outboxes += [
+        (names.owner(one.queue), one.queue) for one in record.former if names.environments_of(one.queue, "outbox")
+    ]
+    for name, outbox in sorted(outboxes):
+        shovel = told.get(outbox, {"state": "absent"})
         if shovel.get("state") != "running":
             # Its reason names objects, and may be long.
             why = names.shown(str(shovel.get("reason") or ""))[:300]
-            found.append(
-                f"{link.name}: its mail is not carried over now ({shovel.get('state')}{': ' + why if why else ''})"
-            )
+            found.append(f"{name}: its mail is not carried over now ({shovel.get('state')}{': ' + why if why else ''})")
     return found

@@ -197,13 +197,19 @@ class Links:
         config = forwarder.current(self.layout)
         now = time.time()
         members = model.members(record.links.values())
+        unnamed = ""
+        try:
+            called = names.declared(self.layout, record.broker)
+        except NetspaceError as err:  # what is in use is known all the same, and so can be revoked
+            called, unnamed = names.used(self.layout, record.broker), str(err)
         return Observed(
             record=record,
             broker=state,
             detail=detail,
             definitions=definitions,
             flooded=flooded,
-            names=names.read(self.layout, record.broker),
+            names=called,
+            unnamed=unnamed,
             drained=reach.drained(self.layout, record, now) if state == "running" else (),
             now=now,
             passwords=credentials.read_all(self.layout),

@@ -135,7 +135,7 @@ class Letters:
             if key not in _ITS_OWN and not key.startswith(("x-first-death-", "x-last-death-"))
         }
         body = {"routing_key": "", "payload": found.payload, "payload_encoding": "base64", "properties": properties}
-        exchange = self.called.of(f"link.{found.link}")
+        exchange = self.called.exchange(self.record.links[found.link])
         try:
             answer = api.post("exchanges", self.vhost, exchange, "publish", body=body, timeout=30.0)
         except RefusedError as err:

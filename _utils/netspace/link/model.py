@@ -9,13 +9,14 @@ mailbox      ``mailbox.<e>``     quorum queue, bounded by a policy; only <e> rea
 link         ``link.<a>.<b>``    fanout exchange bound to ``mailbox.<b>``; only <a>
                                  writes, so the exchange of a delivery is its sender
 lane         ``lane.<a>.<b>``    quorum queue in place of the mailbox for a link with
-                                 bounds of its own; only <b> reads it
+                                 bounds of its own, or from another host that watches
+                                 its readers; only <b> reads it
 replies      ``replies.<a>``     queue for answers, where <a> has a request link
 answers      ``reply.<b>``       direct exchange that <b> answers through; each asker
                                  binds its replies queue to it under a random key
 notices      ``notices.<a>``     queue for news of those whom <a> may monitor
 watch        ``watch.<a>.<b>``   headers exchange that lets through to it what the broker
-                                 tells of the consumers of ``mailbox.<b>``, and no more
+                                 tells of the consumers of ``mailbox.<b>`` (or the lane), and no more
 dead         ``dead``            exchange and queue for mail that could not be kept
 again        ``dead-again``      exchange and queue for dead letters while the host sends them again
 outbox       ``outbox.<a>.<b>``  quorum queue in place of a mailbox for a buffered link to another host
@@ -155,15 +156,15 @@ def carried(link: Link) -> bool:
 def objects(links: Collection[Link], names: Names, shovels: Mapping[str, Mapping[str, Any]] | None = None) -> Objects:
     """Return all broker objects of *links*, accounts without their passwords.
 
-    :param shovels: what those of buffered links to other hosts are set to, by the link's name (``remote.shovels``).
+    :param shovels: what those of buffered links to other hosts are set to, by their outbox (``remote.shovels``).
     """
     made: Objects = {}
     environments = members(links)
     if not environments:
         return made
     here = [link for link in links if not elsewhere(link)]
-    answered: dict[str, set[str]] = {}  # asker -> those it may ask
-    asked: set[str] = set()
+    answered: dict[str, set[str]] = {}  # asker -> what those answer through whom it may ask
+    asked: dict[str, set[str]] = {}  # who is asked -> what it answers through
     sends: set[str] = set()
     watches: set[str] = set()
     brought: dict[str, int] = {}  # another host's broker -> how many links it brings mail of
@@ -175,8 +176,9 @@ def objects(links: Collection[Link], names: Names, shovels: Mapping[str, Mapping
         if link.monitor:
             watches.add(link.source)
         if link.pattern == "request":
-            answered.setdefault(link.source, set()).add(link.target)
-            asked.add(link.target)
+            through = names.reply(link.target, link.from_host)
+            answered.setdefault(link.source, set()).add(through)
+            asked.setdefault(link.target, set()).add(through)
 
     made.update(shared(names))
     for environment in environments | accounts(here, names):
@@ -191,23 +193,23 @@ def objects(links: Collection[Link], names: Names, shovels: Mapping[str, Mapping
             environment,
             sends=environment in sends,
             asks=answered.get(environment, set()),
-            answers=environment in asked,
+            answers=asked.get(environment, set()),
             watches=environment in watches,
         )
         if environment in environments:
             _queue(made, names.mailbox(environment), "quorum")
         if environment in answered:
             _queue(made, names.replies(environment), "classic")
-        if environment in asked:
-            _exchange(made, names.reply(environment), "direct")
+        for exchange in sorted(asked.get(environment, ())):
+            _exchange(made, exchange, "direct")
         if environment in watches:
             _queue(made, names.notices(environment), "classic")
     for link in here:
         queue = way(link, names)
         if link.to_host is not None:
             _queue(made, queue, "quorum")
-            made["shovel", queue] = {"value": dict((shovels or {}).get(link.name, {}))}
-        elif link.bounds:
+            made["shovel", queue] = {"value": dict((shovels or {}).get(queue, {}))}
+        elif names.has_lane(link):
             _queue(made, queue, "quorum", _bounds(link))
         _exchange(made, names.exchange(link), "fanout")
         _binding(made, names.exchange(link), queue)
@@ -215,7 +217,7 @@ def objects(links: Collection[Link], names: Names, shovels: Mapping[str, Mapping
             watch = names.watch(link)
             _exchange(made, watch, "headers")
             made["binding", EVENTS, "exchange", watch, "consumer.*"] = {"arguments": {}}
-            about = {"x-match": "all", "queue": names.mailbox(link.target)}
+            about = {"x-match": "all", "queue": names.watched(link)}
             made["binding", watch, "queue", names.notices(link.source), ""] = {"arguments": about}
     return made
 
@@ -242,7 +244,7 @@ def of_link(link: Link, names: Names) -> list[Key]:
     if elsewhere(link):
         return []
     name, queue = names.exchange(link), way(link, names)
-    lane: list[Key] = [("queue", queue)] if link.bounds or link.to_host else []
+    lane: list[Key] = [("queue", queue)] if names.has_lane(link) or link.to_host else []
     if link.to_host:
         lane.append(("shovel", queue))
     return [("exchange", name), ("binding", name, "queue", queue, ""), *lane, *_of_watch(link, names)]
@@ -277,7 +279,7 @@ def fullness(link: Link, messages: int, size: int) -> float:
 
 
 def _permission(
-    names: Names, environment: str, *, sends: bool, asks: set[str], answers: bool, watches: bool
+    names: Names, environment: str, *, sends: bool, asks: set[str], answers: set[str], watches: bool
 ) -> dict[str, Any]:
     tag = rf"\.{TAG_PATTERN}" if names.key else ""
     write = []
@@ -286,8 +288,7 @@ def _permission(
         write.append(rf"link\.{sender}\.[a-z0-9_@-]+{tag}")
     if asks:  # binding a queue needs write on it, and read on the exchange
         write.append(literal(names.replies(environment)))
-    if answers:
-        write.append(literal(names.reply(environment)))
+    write.extend(literal(exchange) for exchange in sorted(answers))
     # A mailbox or lane with a former name is this environment's as well, until it is empty.
     read = [rf"mailbox\.{environment}(\.{TAG_PATTERN})?", rf"lane\.[a-z0-9_@-]+\.{environment}(\.{TAG_PATTERN})?"]
     if host_of(environment) is not None:  # its mailbox is on its own host
@@ -296,7 +297,7 @@ def _permission(
         read.append(literal(names.notices(environment)))
     if asks:
         read.append(literal(names.replies(environment)))
-        read.extend(literal(names.reply(answerer)) for answerer in sorted(asks))
+        read.extend(literal(exchange) for exchange in sorted(asks))
     return {"configure": "^$", "write": _any_of(write), "read": _any_of(read)}
 
 

@@ -9,8 +9,10 @@ an environment knows those that its ``environment.json`` tells it, and no other:
 
 Where <a> or <b> is on another host, it is ``<environment>@<host>`` there. ``@<host>`` alone is that host's broker.
 
-The key is the host's own (``<records>/link/names.json``), or that of a file which hosts share
-(``broker:names_key``). It is never on the broker, in a card, or in what Salt returns.
+What only this host names follows from a key of its own; what another host has to name as well, from a key that
+these two have and no third one (``pairs``): a host that is taken over can find out what is between it and
+another, and nothing else there. On a broker that hosts share, all names follow from one key (``broker:names_key``).
+Keys are in ``<records>/link/names.json``, never on the broker, in a card, or in what Salt returns.
 """
 
 from __future__ import annotations
@@ -18,19 +20,20 @@ from __future__ import annotations
 import functools
 import hashlib
 import hmac
-import os
 import re
 import secrets
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from netspace import files
-from netspace.errors import NetspaceError, StateError
+from netspace.errors import StateError
 from netspace.layout import Layout
-from netspace.spec.types import END, Broker, ClusterBroker, Link
+from netspace.link import pairs
+from netspace.link.pairs import Pair
+from netspace.spec.types import END, Broker, ClusterBroker, Link, LocalBroker, host_of
 
 DEAD, AGAIN = "dead", "dead-again"
-LEAST = 32  # characters of a key that is given
 _ONE, _TWO = ("reply", "mailbox", "replies", "notices", "env"), ("link", "lane", "watch", "outbox")
 _ENDS = {**dict.fromkeys(_ONE, 1), **dict.fromkeys(_TWO, 2), DEAD: 0, AGAIN: 0}
 _TAG = re.compile(r"[0-9a-f]{32}")
@@ -51,22 +54,34 @@ class Names:
 
     :param apart: hosts that don't know this key use the same virtual host: what they share can't bear it.
     :param fleet: hosts share the virtual host: an environment is named there without the host that it is on.
+    :param pairs: the keys of what is between this host and another, by that host. Of one that has none nobody there
+        knows a name.
     """
 
     key: bytes = field(default=b"", repr=False)
     apart: bool = False
     fleet: bool = False
+    pairs: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
-    @property
-    def fingerprint(self) -> str:
-        """Tells keys apart, and nothing of them; empty without one."""
-        return hashlib.sha256(b"netspace names" + self.key).hexdigest()[:16] if self.key else ""
+    def fingerprints(self, links: Iterable[Link]) -> dict[str, str]:
+        """What tells keys apart, and nothing of them: this host's own (``""``), and by host those that *links* need."""
+        hosts = {host for link in links for host in (link.from_host, link.to_host) if host is not None}
+        found = {"": self.key, **({} if self.fleet else {host: self._key(host) for host in sorted(hosts)})}
+        return {
+            host: hashlib.sha256(b"netspace names" + key).hexdigest()[:16] if key else "" for host, key in found.items()
+        }
 
-    def of(self, plain: str, more: str = "") -> str:
-        """The whole name; *more* makes it another one though it reads alike."""
-        if not self.key:
-            return plain
-        return f"{plain}.{_tag(self.key, f'{plain} {more}')}"
+    def over(self, host: str, here: str) -> Names:
+        """The names of what is between this host, which others call *here*, and *host*, where that is."""
+        return Names(pairs={here: self._key(host)})
+
+    def _key(self, host: str | None) -> bytes:
+        return self.key if host is None or self.fleet else self.pairs.get(host, self.key)
+
+    def of(self, plain: str, more: str = "", host: str | None = None) -> str:
+        """The whole name of what *host* has to know, too; *more* makes it another one though it reads alike."""
+        key = self._key(host)
+        return f"{plain}.{_tag(key, f'{plain} {more}')}" if key else plain
 
     def _ends(self, *ends: str) -> str:
         return ".".join(end.partition("@")[0] for end in ends) if self.fleet else ".".join(ends)
@@ -75,28 +90,38 @@ class Names:
         return self.of(f"mailbox.{self._ends(environment)}")
 
     def exchange(self, link: Link) -> str:
-        return self.of(f"link.{self._ends(link.source, link.target)}")
+        return self.of(f"link.{self._ends(link.source, link.target)}", host=link.from_host)
 
     def replies(self, environment: str) -> str:
-        return self.of(f"replies.{self._ends(environment)}")
+        return self.of(f"replies.{self._ends(environment)}", host=host_of(environment))
 
-    def reply(self, environment: str) -> str:
-        return self.of(f"reply.{self._ends(environment)}")
+    def reply(self, environment: str, host: str | None = None) -> str:
+        """What *environment* answers through; those who ask from another *host* have one of their own."""
+        return self.of(f"reply.{self._ends(environment)}", host=host)
 
     def notices(self, environment: str) -> str:
-        return self.of(f"notices.{self._ends(environment)}")
+        return self.of(f"notices.{self._ends(environment)}", host=host_of(environment))
 
     def watch(self, link: Link) -> str:
         return self.of(f"watch.{self._ends(link.source, link.target)}")
 
+    def watched(self, link: Link) -> str:
+        """The queue whose readers the sender is told of. Another host is not told the mailbox, which is everybody's."""
+        return self.queue(link) if self.has_lane(link) and link.from_host else self.mailbox(link.target)
+
+    def has_lane(self, link: Link) -> bool:
+        """Whether a link's mail waits in a queue of its own: it has bounds, or its sender watches from another host."""
+        return bool(link.bounds) or (link.monitor and link.from_host is not None and not self.fleet)
+
     def queue(self, link: Link) -> str:
-        """Where a link's mail waits: in the mailbox, or in a lane of its own where it has bounds of its own.
+        """Where a link's mail waits: in the mailbox, or in a lane of its own.
 
         A queue's arguments can't be changed: other bounds are another lane.
         """
-        if not link.bounds:
+        if not self.has_lane(link):
             return self.mailbox(link.target)
-        return self.of(f"lane.{self._ends(link.source, link.target)}", repr(sorted(link.bounds.items())))
+        plain, bounds = f"lane.{self._ends(link.source, link.target)}", repr(sorted(link.bounds.items()))
+        return self.of(plain, bounds, link.from_host if link.monitor else None)
 
     def outbox(self, link: Link) -> str:
         """Where the mail of a buffered link waits until the receiver's host has taken it."""
@@ -156,48 +181,79 @@ def shown(text: str) -> str:
     return _SHOWN.sub("", text)
 
 
-# -- the key -----------------------------------------------------------------------
+# -- the keys ----------------------------------------------------------------------
+@dataclass(frozen=True)
+class _Keys:
+    """What ``names.json`` holds.
+
+    :param shared: the key isn't this host's own, but of a file that hosts share.
+    :param pairs: None: it is of a version to which ``broker:names_key`` was the key of all names.
+    """
+
+    key: bytes = field(repr=False)
+    shared: bool = False
+    pairs: Mapping[str, Pair] | None = field(default_factory=dict)
+
+    def names(self, broker: Broker) -> Names:
+        fleet = isinstance(broker, ClusterBroker)
+        return Names(
+            self.key, fleet and not broker.names_key, fleet, {host: one.key for host, one in (self.pairs or {}).items()}
+        )
+
+
 def _path(layout: Layout) -> Path:
     return layout.records("link") / "names.json"
 
 
-def read(layout: Layout, broker: Broker) -> Names | None:
-    """The names that are in use on *broker*; None: their key is still to be made."""
-    fleet = isinstance(broker, ClusterBroker)
-    apart = fleet and not broker.names_key
-    if broker.names_key:
-        try:
-            with open(broker.names_key, "rb") as stream:
-                if os.fstat(stream.fileno()).st_mode & 0o077:
-                    raise NetspaceError(f"broker:names_key: {broker.names_key}: others can read it: chmod go=")
-                given = stream.read(4096).strip()
-        except OSError as err:
-            raise NetspaceError(f"broker:names_key: {err}") from err
-        if len(given) < LEAST:
-            raise NetspaceError(f"broker:names_key: {broker.names_key}: expected {LEAST} random characters or more")
-        return Names(given, apart, fleet)
+def _recorded(layout: Layout) -> _Keys | None:
     record = files.read_json(_path(layout))
     if record is None:
         return None
     try:
-        return Names(bytes.fromhex(record["key"]), apart, fleet)
-    except (KeyError, TypeError, ValueError) as err:
+        between = None
+        if "pairs" in record:
+            between = {
+                host: Pair(bytes.fromhex(one["key"]), str(one["source"])) for host, one in record["pairs"].items()
+            }
+        return _Keys(bytes.fromhex(record["key"]), bool(record.get("shared")), between)
+    except (AttributeError, KeyError, TypeError, ValueError) as err:
         raise StateError(f"{_path(layout)}: {err!r}; remove the file and apply again to name all anew") from err
 
 
+def _declared(broker: Broker, recorded: _Keys | None) -> _Keys | None:
+    """The keys that a broker's declaration asks for; None: this host's own is still to be made."""
+    if isinstance(broker, ClusterBroker) and broker.names_key:
+        return _Keys(pairs.given(broker.names_key), True)
+    if recorded is None or recorded.shared:
+        return None
+    known = recorded.pairs or {}
+    return _Keys(recorded.key, False, pairs.between(broker, known) if isinstance(broker, LocalBroker) else {})
+
+
 def used(layout: Layout, broker: Broker) -> Names:
-    """The names that are in use on *broker*; before there is a key, those of netspace's first versions."""
-    return read(layout, broker) or PLAIN
+    """The names that are in use on *broker*, by the record alone; before there is one, those of first versions."""
+    recorded = _recorded(layout)
+    if broker.names_key and (recorded is None or recorded.pairs is None):
+        return _Keys(pairs.given(broker.names_key)).names(broker)
+    return PLAIN if recorded is None else recorded.names(broker)
+
+
+def declared(layout: Layout, broker: Broker) -> Names | None:
+    """The names that *broker* is to have; None: their key is still to be made.
+
+    :raises NetspaceError: when a key that they follow from can't be read.
+    """
+    keys = _declared(broker, _recorded(layout))
+    return None if keys is None else keys.names(broker)
 
 
 def ensure(layout: Layout, broker: Broker) -> Names:
-    """The names to use on *broker*, with a new key where there is none."""
-    found = read(layout, broker)
-    if found is None:
-        files.write_json(_path(layout), {"key": secrets.token_hex(32)})
-        found = read(layout, broker)
-        assert found is not None
-    return found
+    """The names that *broker* is to have, with a new key where there is none; they are the used ones from now on."""
+    keys = _declared(broker, _recorded(layout)) or _declared(broker, _Keys(secrets.token_bytes(32)))
+    assert keys is not None
+    between = {host: {"key": one.key.hex(), "source": one.source} for host, one in (keys.pairs or {}).items()}
+    files.write_json(_path(layout), {"key": keys.key.hex(), "shared": keys.shared, "pairs": between})
+    return keys.names(broker)
 
 
 def forget(layout: Layout) -> None:

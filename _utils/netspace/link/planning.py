@@ -41,7 +41,8 @@ class Observed:
         answer; our own is then ``starting``.
     :param definitions: the broker's, with accounts by our names, or None where it doesn't run, or where they aren't
         read before what is ``flooded`` (``model.flooded``) has been made anew.
-    :param names: what objects are called; None: their key is still to be made.
+    :param names: what objects are to be called; None: their key is still to be made.
+    :param unnamed: why that can't be told; *names* are then those that are in use.
     :param drained: queues with a former name that are empty.
     :param installed: our node's files are those of the recorded broker.
     :param config: the forwarder's configuration; ``namespaces`` its environments' inodes.
@@ -55,6 +56,7 @@ class Observed:
     definitions: Mapping[str, Any] | None = field(default=None, repr=False)
     flooded: tuple[Key, ...] = ()
     names: Names | None = None
+    unnamed: str = ""
     drained: tuple[str, ...] = ()
     now: float = 0.0
     passwords: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -104,13 +106,22 @@ def plan(layout: Layout, desired: DesiredLinks, observed: Observed, remove: Coll
     comparison: Comparison | None = None
     drifted: dict[str, dict[str, Any]] = {}
     accounts: dict[str, dict[str, Any]] = {}
-    renamed = observed.names is None or observed.names.fingerprint != observed.record.named
+    renamed = _renamed(observed, after)
     if before and after and renamed and wanted == observed.record.broker:
-        accounts["names"] = {"old": "another key's" if observed.record.named else "guessable", "new": "unguessable"}
+        accounts.update(renamed)
     elif observed.definitions is not None and observed.names is not None and wanted == observed.record.broker:
-        comparison = compare(layout, wanted, before, after, observed.definitions, observed.passwords, observed.names)
+        comparison = compare(
+            layout,
+            wanted,
+            before,
+            after,
+            observed.definitions,
+            observed.passwords,
+            observed.names,
+            observed.drained,
+        )
         change = comparison.change
-        drifted, accounts = _drift(comparison, before, observed.names)
+        drifted, accounts = _drift(comparison, before, observed)
         named = identity.accounts(wanted, observed.identities.host)
         stale = named.stale(observed.definitions, reach.vhost(layout, wanted))
         accounts.update({f"user:{name}": {"old": "logs in otherwise than declared", "new": None} for name in stale})
@@ -153,15 +164,37 @@ def plan(layout: Layout, desired: DesiredLinks, observed: Observed, remove: Coll
         )
         for key in change.stuck
     ]
+    if observed.unnamed and after and wanted == observed.record.broker:
+        why = f"{observed.unnamed}: until it is there, links are revoked and nothing else is done"
+        if steps:
+            notes.append(why)
+        else:
+            refusals.append(Refusal(KIND, BROKER, why))
     return Plan(steps, refusals, notes)
+
+
+def _renamed(observed: Observed, after: Mapping[str, Link]) -> dict[str, dict[str, Any]]:
+    """What is called otherwise from now on: all that only this host names, or what is between it and another one."""
+    record = observed.record
+    own = record.named.get("", "")
+    old = {"old": "another key's" if own else "guessable", "new": "unguessable"}
+    if observed.names is None:
+        return {"names": old}
+    staying = [link for name, link in record.links.items() if name in after]
+    now = observed.names.fingerprints(staying).items()
+    return {f"names:{host}" if host else "names": old for host, one in now if record.named.get(host, own) != one}
 
 
 def objects(layout: Layout, broker: Broker, links: Mapping[str, Link], names: Names) -> model.Objects:
     """All that is to be on *broker* for these links."""
+    outboxes = {names.outbox(link): link for link in links.values() if model.carried(link)}
+    return model.objects(links.values(), names, _shovels(layout, broker, outboxes, names))
+
+
+def _shovels(layout: Layout, broker: Broker, outboxes: Mapping[str, Link], names: Names) -> dict[str, dict[str, Any]]:
     tls = identity.server_folder(layout)
     login = (tls / identity.ANCHORS, tls / identity.CLIENT)
-    shovels = remote.shovels(broker, links.values(), names, reach.vhost(layout, broker), *login)
-    return model.objects(links.values(), names, shovels)
+    return remote.shovels(broker, outboxes, names, reach.vhost(layout, broker), *login)
 
 
 def found(layout: Layout, broker: Broker, known: Collection[str], definitions: Mapping[str, Any]) -> model.Found:
@@ -192,10 +225,19 @@ def compare(
     definitions: Mapping[str, Any],
     passwords: Mapping[str, str],
     names: Names,
+    drained: Collection[str],
 ) -> Comparison:
+    """What is on *broker* beside what shall be.
+
+    :param drained: queues with a former name that nothing is to be carried from any more.
+    """
     known = model.accounts([*before.values(), *after.values()], names)
     there = found(layout, broker, known, definitions)
     wanted = objects(layout, broker, after, names)
+    formers = former.outboxes(there, wanted, after)
+    formers = {queue: link for queue, link in formers.items() if queue not in drained}
+    for queue, value in _shovels(layout, broker, formers, names).items():
+        wanted["shovel", queue] = {"value": value}
     none = dict.fromkeys(identity.certified(broker, known), "")
     return Comparison(there, wanted, after, diff.difference(wanted, there, {**passwords, **none}))
 
@@ -211,13 +253,14 @@ def _former_changes(formers: Collection[Former], known: Collection[Former]) -> d
 
 
 def _drift(
-    comparison: Comparison, before: Mapping[str, Link], names: Names
+    comparison: Comparison, before: Mapping[str, Link], observed: Observed
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
     """What differs on the broker though the declaration is the same: per link, and the rest."""
     links: dict[str, dict[str, Any]] = {}
     others: dict[str, dict[str, Any]] = {}
     change, after = comparison.change, comparison.after
-    expected = _expected(comparison, before, names)
+    assert observed.names is not None
+    expected = _expected(comparison, before, observed.names) | {("shovel", queue) for queue in observed.drained}
     for key in sorted(change.touched - expected):
         parts = environments_of(key[1], "link", "outbox") if key[0] in ("exchange", "binding", "shovel") else None
         entry = {"old": "there" if key in change.revoke else "differs", "new": None}

@@ -13,7 +13,7 @@ from netspace.link.identity import Accounts
 from netspace.link.management import Login, Management, RefusedError, TooLargeError, UnreachableError
 from netspace.link.model import Key
 from netspace.link.record import Record
-from netspace.spec.types import Broker, ClusterBroker, Link, LocalBroker, host_of
+from netspace.spec.types import Broker, ClusterBroker, Link, LocalBroker
 from netspace.supervision import Status
 
 BrokerState = Literal["absent", "stopped", "starting", "running", "unreachable"]
@@ -115,8 +115,8 @@ def flooded(layout: Layout, api: Management, broker: Broker, links: Mapping[str,
 
     The arguments of bindings, which may be huge, are left out of what is read.
     """
-    answering = {link.target for link in links.values() if link.pattern == "request"}
-    if not answering:
+    asking = [link for link in links.values() if link.pattern == "request"]
+    if not asking:
         return ()
     columns = "columns=source,destination_type,destination,properties_key"
     try:
@@ -125,7 +125,7 @@ def flooded(layout: Layout, api: Management, broker: Broker, links: Mapping[str,
         api.get("overview")
         # It is well but for its bindings: without the exchanges for answers, those of environments are gone.
         called = names.used(layout, broker)
-        own = sorted(environment for environment in answering if host_of(environment) is None)
-        return tuple(("exchange", called.reply(environment)) for environment in own)
+        own = {called.reply(link.target, link.from_host) for link in asking if link.to_host is None}
+        return tuple(("exchange", name) for name in sorted(own))
     whole = isinstance(broker, LocalBroker)
     return tuple(model.flooded(found, model.members(links.values()), whole=whole))

@@ -25,14 +25,15 @@ class Record(msgspec.Struct, frozen=True):
 
     :param broker: None where nothing ever was.
     :param parked: mailboxes (by environment), and lanes (by link), that were left with mail in them.
-    :param named: fingerprint of the names that it was applied with; empty: those of netspace's first versions.
+    :param named: fingerprints of the names that it was applied with (``Names.fingerprints``); with the first alone, one
+        key was that of all; empty: those of netspace's first versions.
     :param former: queues with a former name that are read until they are empty.
     """
 
     broker: Broker | None = None
     links: Mapping[str, Link] = msgspec.field(default_factory=dict)
     parked: tuple[str, ...] = ()
-    named: str = ""
+    named: Mapping[str, str] = msgspec.field(default_factory=dict)
     former: tuple[Former, ...] = ()
 
 
@@ -52,14 +53,15 @@ def read(layout: Layout) -> Record:
     try:
         links = parse.convert(value["links"], tuple[Link, ...], "links")
         broker = parse.convert(value["broker"], Broker, "broker")
+        named = value.get("named", "")
         return Record(
             broker,
             {link.name: link for link in links},
             tuple(value.get("parked", ())),
-            value.get("named", ""),
+            {"": named} if isinstance(named, str) else {str(key): str(one) for key, one in named.items()},
             tuple(former.decode(one) for one in value.get("former", ())),
         )
-    except (KeyError, TypeError, ValueError, SpecError) as err:
+    except (AttributeError, KeyError, TypeError, ValueError, SpecError) as err:
         raise StateError(f"{path}: {err}; remove the file and apply again to rebuild it") from err
 
 
@@ -72,7 +74,7 @@ def write(layout: Layout, record: Record) -> None:
         "broker": parse.encode(record.broker),
         "links": [plain(link) for _, link in sorted(record.links.items())],
         "parked": list(record.parked),
-        "named": record.named,
+        "named": dict(record.named),
         "former": [former.encode(one) for one in record.former],
     }
     files.write_json(_path(layout), value)

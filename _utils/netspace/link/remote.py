@@ -3,12 +3,12 @@
 A direct link is made on the receiver's broker alone, where its sender logs in as itself: its own
 127.0.0.1:5671 leads to every broker that its links need, and the name that it asks for in TLS says to which
 (``forwarder``). A buffered link is made on both: the sender's broker keeps the mail in an outbox, and a shovel, which
-logs in as that broker, takes it over. Names are equal on both, for both have the key that they follow from.
+logs in as that broker, takes it over. What both have to name follows from a key of these two hosts, and is alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -51,6 +51,11 @@ def there(link: Link, broker: Broker) -> Link:
     return named
 
 
+def called(link: Link, broker: Broker, names: Names) -> Names:
+    """What the objects of a link to another host are called there."""
+    return names.over(str(link.to_host), str(broker.host))
+
+
 def ways(broker: Broker, links: Collection[Link]) -> dict[str, dict[str, RemoteHost]]:
     """The other hosts whose brokers each environment talks to: those that its direct links lead to."""
     found: dict[str, dict[str, RemoteHost]] = {}
@@ -63,29 +68,30 @@ def ways(broker: Broker, links: Collection[Link]) -> dict[str, dict[str, RemoteH
 
 
 def shovels(
-    broker: Broker, links: Collection[Link], names: Names, vhost: str, anchors: Path, login: Path
+    broker: Broker, outboxes: Mapping[str, Link], names: Names, vhost: str, anchors: Path, login: Path
 ) -> dict[str, dict[str, Any]]:
-    """The shovel of each buffered link to another host, by the link's name.
+    """The shovel of each outbox, by its name.
 
     https://www.rabbitmq.com/docs/shovel-dynamic
 
+    :param outboxes: whose mail is in each; those that lead to no host that is declared are left out.
     :param vhost: of the links on this host's broker.
     :param anchors: file of the certificates that the other brokers are checked by.
     :param login: file of the key and the certificate by which this host's broker logs in there.
     """
     made = {}
-    for link in links:
-        host = known(broker, link) if model.carried(link) else None
+    for queue, link in outboxes.items():
+        host = known(broker, link)
         if host is None or host.address is None:
             continue
-        made[link.name] = {
+        made[queue] = {
             "src-protocol": "amqp091",
             "src-uri": f"amqp:///{quote(vhost, safe='')}",
-            "src-queue": names.outbox(link),
+            "src-queue": queue,
             "src-prefetch-count": PREFETCH,
             "dest-protocol": "amqp091",
             "dest-uri": _uri(host, anchors, login),
-            "dest-exchange": names.exchange(there(link, broker)),
+            "dest-exchange": called(link, broker, names).exchange(there(link, broker)),
             "dest-exchange-key": "",
             # A user id is checked against who logs in there: whose message it is says the exchange.
             "dest-publish-properties": {"user_id": f"{identity(broker)}/broker"},

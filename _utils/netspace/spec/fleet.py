@@ -21,6 +21,7 @@ from netspace.spec.types import NAME, NAME_RULE, Broker, ClusterBroker, Link, Lo
 _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 DOMAIN = re.compile(rf"(?=.{{1,200}}$){_LABEL}(?:\.{_LABEL})+")
 _NO_KEYS = "hosts that share a broker have no authorities, so none can say whose key it is"
+_PUBLIC = re.compile(r"[A-Za-z0-9_-]{43}")  # 32 bytes
 _ADDRESS = re.compile(r"(?:\[([0-9a-fA-F:.]{2,45})\]|([A-Za-z0-9.-]{1,253})):([0-9]{1,5})")
 
 
@@ -73,17 +74,15 @@ def settings(broker: LocalBroker, path: str) -> list[Problem]:
             "host": "the name of this host",
             "trust_domain": "its name in certificates",
             "authority": "an authority below a root that all of them trust",
-            "names_key": "a key that all of them have",
         }
         problems += [
             Problem(f"{path}:{key}", f"{why}, by {what}") for key, what in needed.items() if not getattr(broker, key)
         ]
-        if broker.names_key is not None and not broker.names_key.startswith("/"):
-            problems.append(Problem(f"{path}:names_key", f"{broker.names_key!r}: expected the absolute path of a file"))
         if broker.trust_domain is not None and not DOMAIN.fullmatch(broker.trust_domain):
             problems.append(
                 Problem(f"{path}:trust_domain", f"{broker.trust_domain!r}: expected a name such as h1.example.org")
             )
+    problems += _keys(broker, path)
     if broker.listen is not None and broker.passwords:
         problems.append(
             Problem(f"{path}:passwords", "a broker that other hosts reach (listen) takes certificates alone")
@@ -113,6 +112,32 @@ def settings(broker: LocalBroker, path: str) -> list[Problem]:
             problems.append(Problem(f"{where}:address", f"{host.address!r}: {wanted}"))
         if not re.fullmatch(r"[a-z0-9_-]{1,64}", host.vhost):
             problems.append(Problem(f"{where}:vhost", f"{host.vhost!r} can't be the name of an instance"))
+    return problems
+
+
+def _keys(broker: LocalBroker, path: str) -> list[Problem]:
+    """Check what the names of that which is between this host and each other one follow from."""
+    problems = []
+    without = [name for name, host in broker.hosts.items() if host.public_key is None]
+    if broker.names_key is None:
+        why = "is missing: what `netspace_link.public_key` tells on that host"
+        problems += [Problem(f"{path}:hosts:{name}:public_key", why) for name in without]
+    elif not broker.names_key.startswith("/"):
+        problems.append(Problem(f"{path}:names_key", f"{broker.names_key!r}: expected the absolute path of a file"))
+    elif not without:
+        why = "nothing follows from it: it is for hosts of broker:hosts without a public_key"
+        problems.append(Problem(f"{path}:names_key", why))
+    owners: dict[str, str] = {}
+    for name, host in broker.hosts.items():
+        if host.public_key is None:
+            continue
+        where = f"{path}:hosts:{name}:public_key"
+        if not _PUBLIC.fullmatch(host.public_key):
+            problems.append(
+                Problem(where, f"{host.public_key!r}: expected what `netspace_link.public_key` tells there")
+            )
+        elif owners.setdefault(host.public_key, name) != name:
+            problems.append(Problem(where, f"is {owners[host.public_key]}'s: each host has its own"))
     return problems
 
 

@@ -160,20 +160,23 @@ class RemoteHost(Base, frozen=True):
         absent: no link leads there.
     :param vhost: the virtual host of its links: its instance's name.
     :param message_size: bytes that a message to it may have, which is its ``broker: {message_size: ...}``.
+    :param public_key: what ``netspace_link.public_key`` tells there: the names of what is between this host and that
+        one then follow from a key that no third host has.
     """
 
     trust_domain: str
     address: str | None = None
     vhost: str = "netspace"
     message_size: Size = MESSAGE_SIZE
+    public_key: str | None = None
 
 
 class LocalBroker(Base, frozen=True, tag_field="kind", tag="local"):
     """A RabbitMQ node of netspace's own on this host's loopback.
 
     :param message_size: bytes that a message may have; the sender of a larger one is told.
-    :param names_key: file (root's alone) of 32 random characters or more, from which the names of mailboxes
-        and links are made so that nobody can guess them; absent: a key of this host's own.
+    :param names_key: file (root's alone) of 32 random characters or more, the same on all of *hosts*, for those whose
+        ``public_key`` isn't declared. **Any of them can then find out which links there are between the others.**
     :param port: where it takes TLS connections; so with the others.
     :param passwords: environments whose clients can't log in by certificate: these get a password instead, and
         their own port 5672 takes AMQP without TLS. **Where there is one, the broker takes passwords at all.**
@@ -210,7 +213,8 @@ class ClusterBroker(Base, frozen=True, tag_field="kind", tag="cluster"):
     :param url: of one node, or a list of several of a cluster's: environments are carried to one that answers.
     :param management: likewise; the first that answers is asked.
     :param credentials: root-readable file of ``user:password`` for the management API.
-    :param names_key: as of a local broker; with the same one on all hosts, dead letters can't be probed either.
+    :param names_key: file (root's alone) of 32 random characters or more, the same on all hosts, from which all names
+        are made so that nobody can guess them; absent: a key of this host's own, and dead letters can be probed.
     :param ca: PEM file of the certificates that the broker is checked by where a URL is ``amqps`` or ``https``;
         by default the system's.
     :param host: the name of this host in links (``web@<host>``); absent: there are no links to other hosts.

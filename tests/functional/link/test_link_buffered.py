@@ -10,7 +10,7 @@ import time
 import msgspec
 import pika
 import pytest
-from linked_hosts import hosts
+from linked_hosts import as_broker, hosts
 from streams import Stream
 from waiting import until
 
@@ -201,18 +201,6 @@ def test_another_hosts_broker_may_send_by_that_hosts_links_and_do_nothing_else(l
     with pytest.raises((OSError, pika.exceptions.AMQPError)):
         with contextlib.closing(as_broker(h1, h2, h1.layout.identity("web") / "identity.pem")):
             pass
-
-
-def as_broker(h1, h2, certificate=None) -> pika.BlockingConnection:
-    from netspace.link import identity
-
-    own = identity.server_folder(h1.layout) / identity.CLIENT
-    tls = pika.SSLOptions(h1.tls(certificate or own), h1.broker.hosts["h2"].trust_domain)
-    address, _, port = h2.broker.listen.partition(":")
-    login = pika.credentials.ExternalCredentials()
-    where = pika.ConnectionParameters(address, int(port), h2.layout.instance, login, ssl_options=tls)
-    with h1.here():
-        return pika.BlockingConnection(where)
 
 
 def test_from_buffered_to_direct_and_back_nothing_that_waits_is_lost(linked, program):

@@ -103,6 +103,26 @@ def test_a_broker_out_of_reach_is_never_no_change(world, shared, other):
     assert not converge(other, shared, LINK).steps
 
 
+def test_what_is_declared_no_more_is_revoked_though_names_can_not_be_made(world, shared, other, tmp_path):
+    key = tmp_path / "names.key"
+    key.write_text("k" * 32)
+    key.chmod(0o600)
+    shared = msgspec.structs.replace(shared, names_key=str(key))
+    back = Link(source="b", target="a")
+    converge(other, shared, LINK, back)
+    ways = {link: other.called.exchange(link) for link in (LINK, back)}
+    key.unlink()
+    _, errors = attempt(other, shared, back)
+    assert [error for error in errors if "broker:names_key" not in error] == [] != errors
+    with world.api() as api:
+        there = {one["name"] for one in api.get("exchanges", "shared")}
+    assert ways[back] in there and ways[LINK] not in there
+    key.write_text("k" * 32)
+    key.chmod(0o600)
+    converge(other, shared, back)
+    assert not converge(other, shared, back).steps
+
+
 NOWHERE = ClusterBroker(
     url="amqp://127.0.0.1:9", management="http://127.0.0.1:9", credentials="/nowhere", vhost="shared"
 )

@@ -15,7 +15,7 @@ from netspace import files
 from netspace.errors import NetspaceError
 from netspace.link import names, record
 from netspace.link.letters import Letters
-from netspace.spec.types import Link, LocalBroker
+from netspace.spec.types import ClusterBroker, Link
 
 pytestmark = pytest.mark.root
 
@@ -86,11 +86,11 @@ def first_version(host, monkeypatch) -> None:
     """Have the broker as netspace's first versions made it."""
     host.apply(purge=True)
     with monkeypatch.context() as patched:
-        patched.setattr(names, "ensure", lambda layout, broker: names.PLAIN)
-        patched.setattr(names, "read", lambda layout, broker: names.PLAIN)
+        for name in ("ensure", "declared", "used"):
+            patched.setattr(names, name, lambda layout, broker: names.PLAIN)
         host.apply(*LINKS)
         yield
-    assert record.read(host.layout).named == ""
+    assert record.read(host.layout).named == {"": ""}
 
 
 def lost_key(host, monkeypatch) -> None:
@@ -171,11 +171,11 @@ def test_the_key_is_root_only_and_shared_where_a_file_says_so(host, tmp_path):
     shared = tmp_path / "key"
     shared.write_text("x" * 32 + "\n")
     shared.chmod(0o640)
+    cluster = ClusterBroker(url="amqp://x", management="http://x", credentials="/x", names_key=str(shared))
     with pytest.raises(NetspaceError, match="others can read it"):
-        names.read(host.layout, LocalBroker(names_key=str(shared)))
+        names.declared(host.layout, cluster)
     shared.chmod(0o600)
-    here = names.read(host.layout, LocalBroker(names_key=str(shared)))
-    assert here == names.Names(b"x" * 32)
+    assert names.declared(host.layout, cluster) == names.Names(b"x" * 32, fleet=True)
 
 
 # -- bounds of one link --------------------------------------------------------------------

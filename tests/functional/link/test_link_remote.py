@@ -22,7 +22,7 @@ from programs import Program, tell
 from streams import Stream
 from waiting import until
 
-from netspace.link import authority, forwarder, identity
+from netspace.link import authority, forwarder, identity, pairs, reach
 from netspace.link import broker as node
 from netspace.link.authority import Issuer
 from netspace.spec.types import Link
@@ -96,7 +96,8 @@ def test_any_client_needs_no_more_than_its_card(linked):
     with h1.client("web", to="orders@h2") as channel:
         channel.basic_publish(peer["exchange"], "", b"hello", mandatory=True)
     with h2.client("orders") as channel:
-        method, _, body = channel.basic_get(h2.n("mailbox.orders"), auto_ack=True)
+        got = [channel.basic_get(queue, auto_ack=True) for queue in h2.card("orders")["queues"]]
+    ((method, body),) = [(method, body) for method, _, body in got if method]
     sender = next(one for one in h2.card("orders")["senders"] if one["from"] == "web@h1")
     assert (body, method.exchange) == (b"hello", sender["exchange"])
 
@@ -327,6 +328,57 @@ def test_its_ways_are_closed_though_its_own_broker_does_not_answer(linked):
         assert _ended(there)
     finally:
         os.kill(pid, signal.SIGCONT)
+
+
+def test_what_is_declared_no_more_is_revoked_though_names_can_not_be_made(linked):
+    """The key that they follow from can't be read: nothing is made, and all else goes on as it is."""
+    h1, h2, _ = linked
+    key = Path(str(h2.broker.authority)) / pairs.FILE
+    ways = {one["to"]: one["exchange"] for one in h1.card("web")["peers"]}
+    key.chmod(0o640)
+    try:
+        plan = h2.plan(*h2.local(*LINKS))
+        assert not plan.steps and ["others can read it" in one.message for one in plan.refusals] == [True]
+        news = Link(source="audit@h2", target="web@h1")
+        plan = h2.plan(*h2.local(TELL, BACK, news), remove={"web@h1.orders"})
+        assert "others can read it" in str(plan.notes)
+        with h2.here():
+            assert {"others can read it" in outcome.error for outcome in h2.links.apply(plan.steps)} == {True}
+        with h1.client("web", to="orders@h2") as channel:
+            with pytest.raises(pika.exceptions.ChannelClosedByBroker) as told:
+                channel.basic_publish(ways["orders@h2"], "", b"x", mandatory=True)
+            assert told.value.reply_code == 404
+            again = channel.connection.channel()
+            again.confirm_delivery()
+            again.basic_publish(ways["audit@h2"], "", b"x", mandatory=True)
+        with h2.here():
+            listed = h2.links.list()["links"]
+        assert listed["audit.web@h1"]["state"] == "elsewhere" and h2.card("audit")["senders"], listed
+    finally:
+        key.chmod(0o600)
+    h2.declare(*LINKS)
+    assert not h2.plan(*h2.local(*LINKS)).steps
+
+
+def test_it_is_revoked_though_the_brokers_definitions_can_not_be_read(linked, monkeypatch):
+    """By the record, which has the keys that names in use follow from."""
+    h1, h2, _ = linked
+    key = Path(str(h2.broker.authority)) / pairs.FILE
+    exchange = next(one["exchange"] for one in h1.card("web")["peers"] if one["to"] == "orders@h2")
+    key.chmod(0o640)
+    try:
+        plan = h2.plan(*h2.local(TELL, BACK), remove={"web@h1.orders"})
+        for step in plan.steps:
+            object.__setattr__(step.data, "observed", dataclasses.replace(step.data.observed, definitions=None))
+        monkeypatch.setattr(reach, "definitions", lambda *_: 1 / 0)
+        with h2.here(), pytest.raises(ZeroDivisionError):
+            h2.links.apply(plan.steps)
+        with h2.here(), h2.api() as api:
+            assert api.get("exchanges", h2.layout.instance, exchange) is None
+    finally:
+        key.chmod(0o600)
+        monkeypatch.undo()
+    h2.declare(*LINKS)
 
 
 def _ended(connection: pika.BlockingConnection) -> bool:

@@ -26,7 +26,8 @@ from netspace.spec.types import Link, LocalBroker, RemoteHost, Size
 
 NOW = 1_764_000_000.0
 OWNER = (os.getuid(), os.getgid())
-CALLED = Names(b"k" * 32)
+CALLED = Names(b"k" * 32, pairs={"h2": b"12" * 16, "h3": b"13" * 16})
+AT_H2 = Names(b"2" * 32, pairs={"h1": b"12" * 16, "h3": b"23" * 16})
 LARGE = Size(32 * 1024**2)
 H1 = LocalBroker(
     host="h1",
@@ -44,8 +45,15 @@ CARRIED = Link(source="web@h1", target="log", via="buffered")
 
 
 def objects(*links: Link) -> model.Objects:
-    shovels = remote.shovels(H1, links, CALLED, "netspace", Path("/tls/ca.pem"), Path("/tls/client.pem"))
+    """On h1."""
+    outboxes = {CALLED.outbox(link): link for link in links if model.carried(link)}
+    shovels = remote.shovels(H1, outboxes, CALLED, "netspace", Path("/tls/ca.pem"), Path("/tls/client.pem"))
     return model.objects(links, CALLED, shovels)
+
+
+def there(*links: Link) -> model.Objects:
+    """On h2."""
+    return model.objects(links, AT_H2)
 
 
 def may(made: model.Objects, account: str, right: str, name: str) -> bool:
@@ -62,17 +70,18 @@ def test_a_direct_link_is_nothing_on_its_senders_broker():
 
 
 def test_who_comes_from_elsewhere_has_an_account_for_its_links_and_no_mailbox():
-    made = objects(ASKED, Link(source="orders", target="audit"))
-    assert ("queue", CALLED.mailbox("web@h1")) not in made
+    made = there(ASKED, Link(source="orders", target="audit"))
+    assert ("queue", AT_H2.mailbox("web@h1")) not in made
     sender = "web@h1"
-    assert may(made, sender, "write", CALLED.exchange(ASKED))
-    assert may(made, sender, "read", CALLED.replies(sender)) and may(made, sender, "read", CALLED.reply("orders"))
-    for name in (CALLED.mailbox("orders"), CALLED.mailbox(sender), CALLED.queue(ASKED), CALLED.dead):
+    assert may(made, sender, "write", AT_H2.exchange(ASKED))
+    assert may(made, sender, "read", AT_H2.replies(sender)) and may(made, sender, "read", AT_H2.reply("orders", "h1"))
+    for name in (AT_H2.mailbox("orders"), AT_H2.mailbox(sender), AT_H2.queue(ASKED), AT_H2.dead):
         assert not may(made, sender, "read", name)
-    for name in ("", CALLED.reply("orders"), CALLED.exchange(Link(source="web", target="audit"))):
+    assert may(made, "orders", "write", AT_H2.reply("orders", "h1"))
+    for name in ("", AT_H2.reply("orders", "h1"), AT_H2.exchange(Link(source="web", target="audit"))):
         assert not may(made, sender, "write", name)
     assert made["permission", "env.web@h1"]["configure"] == "^$"
-    assert may(made, "orders", "read", CALLED.queue(ASKED))  # its lane
+    assert may(made, "orders", "read", AT_H2.queue(ASKED))  # its lane
 
 
 def test_a_buffered_link_ends_in_an_outbox_that_a_shovel_empties_for_the_other_host():
@@ -82,7 +91,7 @@ def test_a_buffered_link_ends_in_an_outbox_that_a_shovel_empties_for_the_other_h
     value = made["shovel", outbox]["value"]
     assert (value["src-queue"], value["ack-mode"]) == (outbox, "on-confirm")
     # The other host has the exchange by the same name, for it names the link's ends as we do from there.
-    assert value["dest-exchange"] == CALLED.exchange(CARRIED) in {key[1] for key in objects(CARRIED)}
+    assert value["dest-exchange"] == AT_H2.exchange(CARRIED) in {key[1] for key in there(CARRIED)}
     where = urlsplit(value["dest-uri"])
     asked = parse_qs(where.query)
     assert (where.scheme, where.netloc, where.path) == ("amqps", "198.51.100.2:5671", "/shop")
@@ -100,11 +109,11 @@ def test_an_outbox_is_full_when_it_is_and_not_when_its_receivers_lane_would_be()
 
 
 def test_what_another_hosts_broker_brings_goes_by_that_hosts_links_alone():
-    made = objects(CARRIED, Link(source="orders", target="log"), Link(source="web@h3", target="log", via="buffered"))
+    made = there(CARRIED, Link(source="orders", target="log"), Link(source="web@h3", target="log", via="buffered"))
     assert ("user", "env.web@h1") not in made
-    assert may(made, "@h1", "write", CALLED.exchange(CARRIED))
-    assert not may(made, "@h1", "write", CALLED.exchange(Link(source="web@h3", target="log")))
-    assert not may(made, "@h1", "write", CALLED.exchange(Link(source="orders", target="log")))
+    assert may(made, "@h1", "write", AT_H2.exchange(CARRIED))
+    assert not may(made, "@h1", "write", AT_H2.exchange(Link(source="web@h3", target="log")))
+    assert not may(made, "@h1", "write", AT_H2.exchange(Link(source="orders", target="log")))
     assert made["permission", "env.@h1"]["read"] == "^$"
 
 
@@ -298,18 +307,17 @@ def test_a_card_tells_the_way_to_a_peer_on_another_host_and_names_as_they_are_th
     jsonschema.validate({**told, "trust": {"level": "L1", "verifier": "self"}}, SCHEMA)
     carried, asked = told["peers"]
     assert asked["broker"]["vhost"] == "shop" and asked["broker"]["tls"]["server_name"] == "h2.example.org"
-    assert asked["exchange"] == CALLED.exchange(ASKED)
-    assert asked["replies"] == {"queue": CALLED.replies("web@h1"), "exchange": CALLED.reply("orders")}
-    assert asked["monitor"]["notices"] == CALLED.notices("web@h1")
+    assert asked["exchange"] == AT_H2.exchange(ASKED)
+    assert asked["replies"] == {"queue": AT_H2.replies("web@h1"), "exchange": AT_H2.reply("orders", "h1")}
+    assert asked["monitor"]["notices"] == AT_H2.notices("web@h1")
+    watched = msgspec.structs.replace(ASKED, ttl=None, monitor=True)
+    assert asked["monitor"]["queue"] == AT_H2.queue(watched) != AT_H2.mailbox("orders")
     assert "broker" not in carried and carried["exchange"] == CALLED.exchange(CARRY)
-    assert (carried["message_size"], asked["message_size"]) == (
-        16 * 1024**2,
-        32 * 1024**2,
-    )
+    assert (carried["message_size"], asked["message_size"]) == (16 * 1024**2, 32 * 1024**2)
     assert "notices" not in told
-    there = card("orders", [ASKED], "shop", CALLED, identity="spiffe://x", broker=H1)
-    assert there["senders"][0]["from"] == "web@h1" and CALLED.queue(ASKED) in there["queues"]
-    jsonschema.validate({**there, "trust": {"level": "L1", "verifier": "self"}}, SCHEMA)
+    told = card("orders", [ASKED], "shop", AT_H2, identity="spiffe://x", broker=H1)
+    assert told["senders"][0]["from"] == "web@h1" and AT_H2.queue(ASKED) in told["queues"]
+    jsonschema.validate({**told, "trust": {"level": "L1", "verifier": "self"}}, SCHEMA)
 
 
 def test_a_card_names_no_way_to_a_host_that_is_declared_no_more():

@@ -12,14 +12,14 @@ from netspace.spec import fleet, parse
 from netspace.spec.types import END, ClusterBroker, Link, LocalBroker
 
 ENVIRONMENT = {"image": "tar:/srv/x.tar", "command": ["/bin/x"]}
+KEY = "x" * 43
 BROKER = {
     "kind": "local",
     "host": "h1",
     "listen": "198.51.100.1:5671",
     "trust_domain": "h1.example.org",
     "authority": "/etc/netspace/authority",
-    "names_key": "/etc/netspace/names.key",
-    "hosts": {"h2": {"trust_domain": "h2.example.org", "address": "198.51.100.2:5671"}},
+    "hosts": {"h2": {"trust_domain": "h2.example.org", "address": "198.51.100.2:5671", "public_key": KEY}},
 }
 NAME = st.from_regex(r"[a-z0-9]([a-z0-9_-]{0,8}[a-z0-9])?", fullmatch=True)
 PLACE = st.sampled_from(["h1", "h2", "h3"])
@@ -85,7 +85,13 @@ def test_what_can_not_be_is_told_where_it_stands(link, path, why):
 @pytest.mark.parametrize(
     ("change", "path", "why"),
     [
-        ({"names_key": None}, "broker:names_key", "missing"),
+        ({"hosts": {"h2": {"trust_domain": "h2.org"}}}, "broker:hosts:h2:public_key", "is missing"),
+        ({"hosts": {"h2": {"trust_domain": "h2.org", "public_key": "x" * 42}}}, "broker:hosts:h2:public_key", "tells"),
+        (
+            {"hosts": {name: {"trust_domain": f"{name}.org", "public_key": KEY} for name in ("h2", "h3")}},
+            "broker:hosts:h3:public_key",
+            "is h2's",
+        ),
         ({"authority": None}, "broker:authority", "missing"),
         ({"trust_domain": None}, "broker:trust_domain", "missing"),
         ({"trust_domain": "h1"}, "broker:trust_domain", "h1.example.org"),
@@ -102,7 +108,9 @@ def test_what_can_not_be_is_told_where_it_stands(link, path, why):
         ({"hosts": {"h2": {"trust_domain": "h2.org", "address": "h2.org:1"}}}, "broker:hosts:h2:address", "no names"),
         ({"hosts": {"h2": {"trust_domain": "example.org"}}}, "broker:hosts:h2:trust_domain", "speak for it"),
         ({"hosts": {"h2": {"trust_domain": "x.h1.example.org"}}}, "broker:hosts:h2:trust_domain", "speak for it"),
-        ({"names_key": ""}, "broker:names_key", "missing"),
+        ({"names_key": "/etc/netspace/names.key"}, "broker:names_key", "nothing follows from it"),
+        ({"names_key": "/etc/netspace/names.key", "hosts": {}}, "broker:names_key", "nothing follows from it"),
+        ({"names_key": ""}, "broker:names_key", "absolute path"),
         ({"names_key": "names.key"}, "broker:names_key", "absolute path"),
         ({"hosts": {"h2": {"trust_domain": "h2.org", "vhost": "a/b"}}}, "broker:hosts:h2:vhost", "instance"),
     ],

@@ -1,0 +1,142 @@
+"""The key that two hosts have for the names of what is between them, and that no third host can have.
+
+Each host has an X25519 key (RFC 7748) in the folder of its authority, ``names.key``, which never leaves it. Its public
+half, which is no secret, stands in the declarations of the others: ``broker:hosts:<h>:public_key``. One's own key and
+the other's public half give the same secret on both. Where a public half isn't declared, the secret is that which all
+hosts have (``broker:names_key``): **whoever has it can find out what is between the others**.
+
+Keys are kept with the names (``names``), and made anew when what they were made of has changed.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from netspace import files
+from netspace.errors import NetspaceError
+from netspace.link import certificates
+from netspace.spec.types import LocalBroker
+
+FILE = "names.key"
+LEAST = 32  # characters of a secret that is given
+MAX_FILE = 4096
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The key of one pair of hosts.
+
+    :param source: tells what it was made of.
+    """
+
+    key: bytes = field(repr=False)
+    source: str
+
+
+def public(folder: Path) -> str:
+    """The public half of the key in *folder*, which is made where there is none."""
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+    path = folder / FILE
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not path.exists():
+        files.write(path, certificates.private(X25519PrivateKey.generate()).encode())
+    return _public(_load(secret(path, str(path)), str(path)))
+
+
+def between(broker: LocalBroker, known: Mapping[str, Pair]) -> dict[str, Pair]:
+    """The key of this host and each of the others that are declared.
+
+    :param known: those that there are; what they were made of is compared, and nothing computed again.
+    :raises NetspaceError: when what they are made of can't be read or used.
+    """
+    own: bytes | None = None
+    shared: bytes | None = None
+    made = {}
+    for name, host in sorted(broker.hosts.items()):
+        domains = " ".join(sorted((str(broker.trust_domain), host.trust_domain)))
+        if host.public_key is not None:
+            own = own or _own(broker)
+            raw, told = own, host.public_key
+        else:
+            shared = shared or given(broker.names_key)
+            raw, told = shared, ""
+        source = hashlib.sha256(b"\0".join((raw, told.encode(), domains.encode()))).hexdigest()
+        pair = known.get(name)
+        if pair is None or pair.source != source:
+            common = _agreed(raw, host.public_key, broker, name) if host.public_key else raw
+            pair = Pair(hmac.digest(common, f"netspace names between {domains}".encode(), "sha256"), source)
+        made[name] = pair
+    return made
+
+
+def given(path: str | None) -> bytes:
+    """The secret that hosts share."""
+    where = f"broker:names_key: {path}"
+    if path is None:
+        raise NetspaceError("broker:names_key is missing, and so is the public_key of a host of broker:hosts")
+    found = secret(Path(path), where).strip()
+    if len(found) < LEAST:
+        raise NetspaceError(f"{where}: expected {LEAST} random characters or more")
+    return found
+
+
+def secret(path: Path, where: str) -> bytes:
+    """What is in a file that nobody but its owner may read.
+
+    :param where: what to call it in errors.
+    """
+    try:
+        with open(path, "rb") as stream:
+            if os.fstat(stream.fileno()).st_mode & 0o077:
+                raise NetspaceError(f"{where}: others can read it: chmod go=")
+            return stream.read(MAX_FILE)
+    except OSError as err:
+        raise NetspaceError(f"{where}: {err.strerror}") from err
+
+
+def _own(broker: LocalBroker) -> bytes:
+    path = Path(str(broker.authority)) / FILE
+    try:
+        return secret(path, str(path))
+    except NetspaceError as err:
+        raise NetspaceError(f"{err}; `netspace_link.public_key` makes one where there is none") from err
+
+
+def _agreed(raw: bytes, theirs: str, broker: LocalBroker, name: str) -> bytes:
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
+
+    where = f"broker:hosts:{name}:public_key"
+    key = _load(raw, f"{broker.authority}/{FILE}")
+    if theirs == _public(key):
+        raise NetspaceError(f"{where}: is this host's own: it is to be what `netspace_link.public_key` tells on {name}")
+    try:
+        common: bytes = key.exchange(X25519PublicKey.from_public_bytes(base64.urlsafe_b64decode(theirs + "=")))
+    except ValueError as err:
+        raise NetspaceError(f"{where}: {theirs!r} is no key; `netspace_link.public_key` tells it on {name}") from err
+    return common
+
+
+def _load(raw: bytes, where: str) -> Any:
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    try:
+        key = load_pem_private_key(raw, None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as err:  # the key's content is never repeated
+        raise NetspaceError(f"{where}: {type(err).__name__}: it holds no key; remove it to have a new one") from err
+    if not isinstance(key, X25519PrivateKey):
+        raise NetspaceError(f"{where}: it holds a key of another kind; remove it to have a new one")
+    return key
+
+
+def _public(key: Any) -> str:
+    return base64.urlsafe_b64encode(key.public_key().public_bytes_raw()).decode().rstrip("=")

@@ -1,0 +1,154 @@
+"""Two hosts whose links are named anew while mail waits everywhere: none is lost (docs/remote-links.md)."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+
+import msgspec
+import pytest
+from linked_hosts import hosts
+from waiting import until
+
+from netspace import files
+from netspace.link import names, pairs, record
+from netspace.link.names import Names
+from netspace.spec.types import Link
+
+pytestmark = pytest.mark.root
+
+ASK = Link(source="web@h1", target="orders@h2", pattern="request", monitor=True)
+FEW = Link(source="web@h1", target="audit@h2", length=50)
+CARRY = Link(source="web@h1", target="log@h2", via="buffered")
+LINKS = (ASK, FEW, CARRY)
+READERS = {"orders": 3, "audit": 2, "log": 2}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("hosts")
+
+
+@pytest.fixture(scope="module")
+def both(folder):
+    with hosts(folder) as made:
+        made[0].environment("web")
+        made[1].environment(*READERS)
+        yield made
+
+
+@pytest.fixture
+def linked(both):
+    both[2].mend()
+    yield both
+    both[2].mend()
+
+
+def declare(both) -> None:
+    """As an operator does, and without a purge."""
+    for world in both[1::-1]:
+        world.apply(*world.local(*LINKS))
+        assert not world.plan(*world.local(*LINKS)).steps
+
+
+def of_one_key(both, folder, monkeypatch) -> None:
+    """Have both as the versions before left them: one key on both hosts, from which all names follow."""
+    shared = folder / "names.key"
+    shared.write_text(secrets.token_hex(32))
+    shared.chmod(0o600)
+    for world in both[:2]:
+        world.apply(purge=True)
+        keyless = {name: msgspec.structs.replace(one, public_key=None) for name, one in world.broker.hosts.items()}
+        world.broker = msgspec.structs.replace(world.broker, names_key=str(shared), hosts=keyless)
+    with monkeypatch.context() as patched:
+        for name in ("ensure", "declared", "used"):
+            patched.setattr(names, name, lambda *_: Names(shared.read_text().encode()))
+        declare(both)
+        yield
+    for world in both[:2]:
+        path = world.layout.records("link") / "applied.json"
+        known = files.read_json(path)
+        files.write_json(path, {**known, "named": known["named"][""]})
+        assert not (world.layout.records("link") / "names.json").exists()
+        assert not world.links.called.pairs, "until it is applied, all goes on by the former names"
+
+
+def the_same(both, folder, monkeypatch):
+    """The names that there are now."""
+    declare(both)
+    yield
+
+
+def shared_by_all(both, folder) -> None:
+    """The declaration stays as it is."""
+
+
+def of_pairs(both, folder) -> None:
+    for world in both[:2]:
+        known = world.broker.hosts.items()
+        told = {name: msgspec.structs.replace(one, public_key=pairs.public(folder / name)) for name, one in known}
+        world.broker = msgspec.structs.replace(world.broker, names_key=None, hosts=told)
+
+
+def other_keys(both, folder) -> None:
+    """All are lost."""
+    for world in both[:2]:
+        (folder / str(world.broker.host) / pairs.FILE).unlink()
+        (world.layout.records("link") / "names.json").unlink()
+    of_pairs(both, folder)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [(of_one_key, shared_by_all), (of_one_key, of_pairs), (the_same, other_keys)]
+)
+def test_naming_anew_loses_no_mail(linked, folder, program, monkeypatch, before: Callable, after: Callable):
+    h1, h2, cable = linked
+    stage = before(linked, folder, monkeypatch)
+    next(stage)
+    outbox = h1.links.called.outbox(h1.local(CARRY)[0])
+    web = program(h1, "web")
+    for reader in READERS:
+        web.send(f"{reader}@h2", "1")
+    until(lambda: not waiting(h1, outbox))
+    cable.cut()
+    web.send("log@h2", "2")
+    web.leave()
+    next(stage, None)
+
+    after(linked, folder)
+    declare(linked)
+    assert outbox != h1.links.called.outbox(h1.local(CARRY)[0])
+    assert waiting(h1, outbox) == 1
+    cable.mend()
+    web = program(h1, "web")
+    web.send("orders@h2", "2")
+    web.send("orders@h2", "3")
+    web.send("audit@h2", "2")
+    for name, count in READERS.items():
+        reader = program(h2, name)
+        assert sorted(reader.receive("web@h1") for _ in range(count)) == [str(one + 1) for one in range(count)], name
+
+    for world in (h1, h2):
+        settle(world)
+    for world in (h2, h1):
+        until(lambda world=world: gone(world))
+    with h1.here(), h1.api() as api:
+        assert not [one for one in api.get("parameters", "shovel", h1.layout.instance) if one["name"] == outbox]
+
+
+def waiting(world, queue: str) -> int:
+    with world.here(), world.api() as api:
+        body = {"count": 100, "ackmode": "ack_requeue_true", "encoding": "base64", "truncate": 1}
+        return len(api.post("queues", world.layout.instance, queue, "get", body=body) or [])
+
+
+def settle(world) -> None:
+    """Have the time pass after which the broker's counts tell of all that was sent."""
+    known = record.read(world.layout)
+    aged = tuple(msgspec.structs.replace(one, since=0.0) for one in known.former)
+    record.write(world.layout, msgspec.structs.replace(known, former=aged))
+
+
+def gone(world) -> bool:
+    """Whether what bears a former name is gone, once applied."""
+    return not world.apply(*world.local(*LINKS)).steps and not record.read(world.layout).former
