@@ -142,6 +142,9 @@ def test_a_minion_gets_an_authority_for_its_links_and_keeps_its_key(fleet: Fleet
     assert bundle.count("BEGIN CERTIFICATE") == 2
     assert fleet.run(*certify) is True  # for two more years
     assert (folder / "authority.key").read_bytes() == key
+    public = fleet.call("netspace_link.public_key", f"folder={folder}")
+    assert len(public) == 43 and fleet.call("netspace_link.public_key", f"folder={folder}") == public
+    assert "PRIVATE KEY" in (folder / "names.key").read_text()
     done = fleet.runner.run("netspace_link.certify", fleet.minion.id, "no domain", f"folder={folder}")
     assert done.returncode == 1 and "is no trust domain" in done.data["error"]
     done = fleet.runner.run("netspace_link.certify", "nobody", "h2.example.org", "timeout=2")
