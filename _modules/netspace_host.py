@@ -35,7 +35,8 @@ def __virtual__() -> str:
 
 def overview() -> dict[str, Any]:
     """
-    Return this host's environments with their interfaces, its links and its trust.
+    Return this host's environments with their interfaces, its links and its trust, and whether somebody is there
+    to start again what ends (``supervised``).
 
     CLI Example:
 

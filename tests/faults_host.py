@@ -297,7 +297,7 @@ class World:
         whole["mounts"] = sorted(_plain(line) for line in whole["mounts"] if line.startswith(ours))
         whole["processes"] = sorted(
             # A reload gives it other arguments.
-            "haproxy" if "haproxy" in line else _plain(line).replace(" --foreground", "")
+            "haproxy" if "haproxy" in line else re.sub(r" --lock \d+", "", _plain(line))
             for line in snapshot.processes().values()
             if line != "a zombie" and not line.startswith("sleep 0.05")
         )

@@ -23,6 +23,8 @@ def _parser() -> argparse.ArgumentParser:
         "supervise", help="keep the services running on a host without systemd; returns once it does"
     )
     supervise.add_argument("--foreground", action="store_true", help="stay, for an init of your own")
+    # What a supervisor hands over to the next.
+    supervise.add_argument("--lock", type=int, help=argparse.SUPPRESS)
     commands.add_parser("health", help="watch the health of the environments that have a check; a service's program")
     commands.add_parser("restore", help="after a reboot: rebuild all that was volatile and start the services")
     commands.add_parser("renew", help="replace the certificates of environments that are about to run out")
@@ -43,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from netspace import library
         from netspace.supervision import daemon
 
-        return daemon.main(layout, library.installed(layout), foreground=options.foreground)
+        return daemon.main(layout, library.installed(layout), foreground=options.foreground, lock=options.lock)
     if options.command == "renew":
         from netspace import renew
 

@@ -21,8 +21,9 @@ from typing import Any, Literal
 import msgspec
 
 from netspace import files
+from netspace.errors import NetspaceError
 from netspace.layout import Layout
-from netspace.plan import Plan, Refusal, Result
+from netspace.plan import Outcome, Plan, Refusal, Result, Step
 from netspace.spec import check, trust
 from netspace.spec.trust import Trust, Verdict
 from netspace.spec.types import Attestation, Declaration, Environment, Link
@@ -184,13 +185,14 @@ class Host:
     def converge_links(self, declared: Declaration, *, whole: bool = False, test: bool = False) -> Result:
         """Make the declared links that trust permits; withheld ones are revoked."""
         with self._lock(test):
+            attended = self._attend(test)
             verdicts = self._verdicts(trust.links, declared, test)
             result = self._links(declared.broker, self._permitted(declared, verdicts), verdicts.keys(), whole, test)
             result = _say(result, "link", verdicts)
             if not whole:
                 ends = {end for link in declared.links for end in (link.source, link.target)}
                 result = _join(result, self._refresh_cards(ends, test))
-            return result
+            return _join(attended, result)
 
     def renew_seals(self, names: Collection[str] = ()) -> tuple[list[str], Result]:
         """Give environments new keys for their sealed links, and tell all who need to know; return who has some.
@@ -272,6 +274,7 @@ class Host:
     ) -> Result:
         """Make the declared environments run as declared (or be ``present``, not started)."""
         with self._lock(test):
+            attended = self._attend(test)
             self._tidy(test)
             namespaces = Result(Plan())
             if not whole:
@@ -285,7 +288,7 @@ class Host:
                 if lacking:
                     only = msgspec.structs.replace(declared, environments=lacking, links=())
                     namespaces = self._interfaces(only, False, test, self._withheld(only, test))
-            return _join(namespaces, self._environments(declared, whole, test, state))
+            return _join(attended, _join(namespaces, self._environments(declared, whole, test, state)))
 
     def _environments(self, declared: Declaration, whole: bool, test: bool, state: RunState) -> Result:
         from netspace.environment import seccomp_file
@@ -511,6 +514,20 @@ class Host:
             if self._remove_interfaces(names, False).ok:
                 twin.forget(self.layout, names)
 
+    def _attend(self, test: bool) -> Result:
+        """Have somebody watch over what runs, before it is looked at: what ended unseen is started again by that."""
+        if self.supervisor.attended():
+            return Result(Plan())
+        change = {"state": {"old": "killed", "new": "running"}}
+        step = Step("service", self.layout.service("supervisor"), "start", change, "nothing that ends is started again")
+        if test:
+            return Result(Plan([step]))
+        try:
+            self.supervisor.attend()
+        except NetspaceError as err:
+            return Result(Plan([step]), [Outcome(step, str(err))])
+        return Result(Plan([step]), [Outcome(step)])
+
     def _tidy(self, test: bool) -> None:
         """Remove what a killed audit or update left; what of an update stays is noted, and said by the next one."""
         if test:
@@ -522,7 +539,7 @@ class Host:
 
     # -- seeing --------------------------------------------------------------------------
     def overview(self) -> dict[str, Any]:
-        """Environments with their interface, links and trust: what a table shows."""
+        """Environments with their interface, links, trust and whether they are supervised: what a table shows."""
         known = self.trust()
         interfaces = self.interfaces.list()
         return {
@@ -532,6 +549,7 @@ class Host:
                 for name, entry in self.environments.list().items()
             },
             "links": self.links.list(),
+            "supervised": self.supervisor.attended(),
         }
 
     # -- plumbing ------------------------------------------------------------------------

@@ -74,9 +74,9 @@ class Environments:
         known = self.recorded()
         statuses = self.supervisor.observe() if known else {}
         services = {name: statuses.get(runtime.service_name(name)) for name in known}
-        updating = records.updating(self.layout)
+        around = observe.around(self.layout, self.supervisor)
         return {
-            name: observe.describe(self.layout, name, record, services[name], updating)
+            name: observe.describe(self.layout, name, record, services[name], around)
             for name, record in sorted(known.items())
         }
 

@@ -244,13 +244,24 @@ def is_up(record: Record, status: Status | None, known: Verdict | None) -> bool:
     return record.spec.health is None or (known is not None and known.judgement.state == "healthy")
 
 
-def describe(
-    layout: Layout, name: str, record: Record, status: Status | None, updating: Collection[str]
-) -> dict[str, Any]:
-    """One environment in a table; see ``Environments.list``.
+class Around(msgspec.Struct, frozen=True):
+    """What a table tells of each environment, and is asked once for all.
 
-    :param updating: those that have a second instance now (``records.updating``).
+    :param updating: those that have a second instance now.
+    :param supervised: whether what ends is started again.
     """
+
+    updating: Collection[str]
+    supervised: bool
+
+
+def around(layout: Layout, supervisor: Supervisor) -> Around:
+    """Look at what is asked once."""
+    return Around(records.updating(layout), supervisor.attended())
+
+
+def describe(layout: Layout, name: str, record: Record, status: Status | None, around: Around) -> dict[str, Any]:
+    """One environment in a table; see ``Environments.list``."""
     status = status or Status("stopped")
     known = current(layout, name, record, status)
     health = ""
@@ -270,5 +281,6 @@ def describe(
         "runtime": record.runtime.name,
         "health": health,
         "flapping": policy.flapping(status.state, status.restarts, status.since, time.time()),
-        "updating": name in updating,
+        "updating": name in around.updating,
+        "supervised": around.supervised,
     }

@@ -21,7 +21,7 @@ from netspace import files
 from netspace.environment import disks, entering, ids, mounts, oci, records, runtime
 from netspace.environment.entering import MAX_OUTPUT
 from netspace.environment.kind import Environments
-from netspace.environment.observe import current, describe, own_disks
+from netspace.environment.observe import around, current, describe, own_disks
 from netspace.environment.records import Record, RunState
 from netspace.errors import NetspaceError
 from netspace.health import verdict
@@ -76,7 +76,7 @@ class Operations:
         inside = self._layout.inside(name)
         mounted = mounts.table()
         return {
-            **describe(self._layout, name, record, status, records.updating(self._layout)),
+            **describe(self._layout, name, record, status, around(self._layout, self._supervisor)),
             "spec": spec,
             "user": {"inside": user, "host": record.base + user},
             "ids": {"base": record.base, "count": ids.COUNT},
@@ -126,9 +126,9 @@ class Operations:
         deadline = time.monotonic() + timeout
         while True:
             known, statuses = self.known(names), self._statuses(names)
-            updating = records.updating(self._layout)
+            seen = around(self._layout, self._supervisor)
             rows = {
-                name: describe(self._layout, name, record, statuses.get(runtime.service_name(name)), updating)
+                name: describe(self._layout, name, record, statuses.get(runtime.service_name(name)), seen)
                 for name, record in known.items()
             }
             left = {name: row for name, row in rows.items() if row["state"] != "running" or row["health"] not in _WELL}

@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Collection, Mapping
 from typing import Any
 
-EVENTS = ("crashed", "oom", "flapping", "unhealthy")
+EVENTS = ("crashed", "oom", "flapping", "unhealthy", "unsupervised")
 # What Salt itself puts into a beacon's configuration.
 _SALTS = frozenset({"interval", "disable_during_state_run", "enabled", "beacon_module", "_beacon"})
 _KEYS = ("environments", "events")
@@ -41,7 +41,9 @@ def news(before: Rows | None, now: Rows, wanted: Collection[str] = EVENTS) -> li
 
     :param before: what the last look returned (``environments.list``); None at the first one.
     """
-    found = []
+    found: list[dict[str, Any]] = []
+    if _alone(now) and not _alone(before or {}) and "unsupervised" in wanted:
+        found.append({"tag": "unsupervised", "event": "unsupervised", "environments": sorted(now)})
     for name, row in sorted(now.items()):
         was = (before or {}).get(name)
         told = lasting(was) if was is not None else set()
@@ -53,6 +55,11 @@ def news(before: Rows | None, now: Rows, wanted: Collection[str] = EVENTS) -> li
                 about = {key: row[key] for key in ("state", "health", "exit", "restarts")}
                 found.append({"tag": f"{name}/{event}", "environment": name, "event": event, **about})
     return found
+
+
+def _alone(rows: Rows) -> bool:
+    """Whether nobody keeps these running: that is so of all environments of a host, or of none."""
+    return any(not row["supervised"] for row in rows.values())
 
 
 def lasting(row: Mapping[str, Any]) -> set[str]:

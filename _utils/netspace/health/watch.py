@@ -6,7 +6,7 @@ them run from the files that their runtime leaves; processes are followed by pid
 in a few threads, all else in one loop. What it found is written for others (``verdict``).
 
 What it does to others: it ends an unhealthy environment whose ``restart`` isn't ``never``, by
-SIGTERM and, at the deadline, SIGKILL. The supervisor starts it again, as after a crash. Killed
+SIGTERM and, at the deadline, SIGKILL, if there is a supervisor: that starts it again, as after a crash. Killed
 itself, it goes on where it was: nothing of what it watches depends on it.
 """
 
@@ -27,7 +27,7 @@ from netspace.health import machine, probes, verdict
 from netspace.health.machine import Judgement
 from netspace.health.verdict import Verdict
 from netspace.layout import Layout
-from netspace.supervision import payload_cgroup, process
+from netspace.supervision import booted, payload_cgroup, place, process
 from netspace.supervision.loop import Loop, Timer
 
 LOOK = 0.2  # seconds between two looks for environments that were started
@@ -209,10 +209,14 @@ class Watch:
         one.judgement = machine.judge(before, health, passed, detail, now - one.began)
         if one.judgement != before:
             self._write(one)
-        if one.judgement.state == "unhealthy" and one.record.spec.restart != "never":
+        if one.judgement.state == "unhealthy" and one.record.spec.restart != "never" and self._restarted():
             self._doom(one)
             return
         one.timer = self.loop.after(machine.pause(one.judgement, health), lambda: self._probe(one))
+
+    def _restarted(self) -> bool:
+        """Whether somebody is there to start it again: what does badly is better than nothing."""
+        return booted() or place.running(self.layout)
 
     def _write(self, one: Watched) -> None:
         """Tell what is thought of it, unless it has ended: whoever stopped it has cleared that."""

@@ -120,6 +120,14 @@ class Supervisor(Protocol):
         """Stop and forget them: no unit, no record is left."""
         ...
 
+    def attended(self) -> bool:
+        """Whether somebody watches over what runs: else what ends is not started again. Reads only."""
+        ...
+
+    def attend(self) -> None:
+        """Have somebody watch over what runs. What ended meanwhile is followed up; nothing else is started."""
+        ...
+
     def resume(self) -> None:
         """Have all that should run be running and watched, after a reboot or the supervisor's own death.
 

@@ -46,7 +46,7 @@ class Adopting:
                 self.units.say(f"{name}: its trace is damaged; forgotten")
                 records.remove_trace(self.units.layout, name)
                 continue
-            if trace.state in ("stopped", "failed"):
+            if trace.state in records.AT_REST:
                 continue
             unit = self.units.get(name)
             unit.service = with_log(self.units.layout, service)

@@ -4,7 +4,8 @@ One poll loop watches every process by its pidfd; there is no thread, no process
 service and no polling of processes. Programs started detached (``crun run --detach``)
 become this process's children, since it is a *child subreaper*, so their exit is known
 too. It is needed for restarts only: killed, it leaves the services running, and the next
-one adopts them by their traces (see ``records``).
+one adopts them by their traces (see ``records``). A second process stands by to be the next
+(see ``standing``), unless an init of the operator's looks after this one.
 
 What makes that safe: the lock file is held by whoever supervises. A forked child shares
 the lock until it becomes its program, and writes its own trace before that. So whoever
@@ -27,7 +28,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
 
 from netspace.layout import Layout
 from netspace.supervision import logs, process, records
@@ -38,11 +38,14 @@ from netspace.supervision.loop import Loop
 from netspace.supervision.place import lock_path, socket_path
 from netspace.supervision.rotation import Rotation
 from netspace.supervision.serving import Serving
+from netspace.supervision.standing import Standing, become_anew
 from netspace.supervision.starting import Starting
 from netspace.supervision.units import Unit, Units
 
 IDLE = 10.0  # seconds with nothing to watch, after which the daemon ends
 IDLE_FOR_GOOD = 0.2  # the same where nothing is defined either
+# The OOM killer's weight of a process: whoever keeps the others running goes after nearly all of them.
+PRECIOUS = -900
 DESCRIPTORS = 524288  # what systemd grants at most, too: systemd-system.conf(5), DefaultLimitNOFILE
 
 
@@ -69,7 +72,7 @@ class Daemon:
         """Whether it ended to load the library anew."""
         return self.serving.renewing
 
-    def run(self, ready: Callable[[], None]) -> None:
+    def run(self, ready: Callable[[], None], standing: Standing | None) -> None:
         """Adopt what runs, call *ready* once requests are listened to, and work until there is nothing to do."""
         process.prctl(process.PR_SET_CHILD_SUBREAPER)
         wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -77,12 +80,16 @@ class Daemon:
         for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda *_: None)
         self.loop.watch(wake_read, lambda _: self._woken(wake_read))
+        if standing is not None:
+            standing.begin(self.loop, self.children)
         listener = self.serving.listen(str(socket_path(self.layout)))
         Adopting(self.units, self.loop, self.children, self.starting, self.ending).adopt()
         ready()
         self.rotation.look()
         while not self._over and not self.renewing:
             self._turn()
+        if standing is not None:
+            standing.end()
         self.loop.unwatch(listener.fileno())
         listener.close()
         if not self.renewing:
@@ -136,17 +143,19 @@ def _cgroups(layout: Layout) -> list[Path]:
 
 
 # -- becoming the daemon -----------------------------------------------------------------------
-def main(layout: Layout, version: str, foreground: bool = False) -> int:
+def main(layout: Layout, version: str, foreground: bool = False, lock: int | None = None) -> int:
     """Supervise until there is nothing to do; by default in the background.
 
     In the background it returns as soon as the daemon listens. Where one runs already it
     returns at once.
 
+    :param foreground: stay, for an init that starts it again when it ends.
+    :param lock: a descriptor of the lock file, held: this process was a supervisor, or stood by, before.
     :return: an exit code.
     """
     layout.run.mkdir(parents=True, exist_ok=True, mode=0o755)
     told, tell = os.pipe()
-    if not foreground:
+    if not foreground and lock is None:
         if os.fork():
             os.close(tell)
             with open(told, "rb") as stream:
@@ -156,14 +165,19 @@ def main(layout: Layout, version: str, foreground: bool = False) -> int:
             return int(word != b"ready")
         os.close(told)
         os.setsid()
-    return _supervise(layout, version, foreground, tell)
+    return _supervise(layout, version, foreground, tell, lock)
 
 
-def _supervise(layout: Layout, version: str, foreground: bool, tell: int) -> int:
+def _supervise(layout: Layout, version: str, foreground: bool, tell: int, held: int | None) -> int:
     os.chdir("/")
     os.umask(0o077)
     _widen()
-    lock = os.open(lock_path(layout), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    process.weigh(PRECIOUS)
+    if held is not None:
+        os.set_inheritable(held, False)
+        lock = held
+    else:
+        lock = os.open(lock_path(layout), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         # Children of a killed predecessor that are just becoming their programs hold it a moment longer.
         for attempt in range(200):
@@ -177,7 +191,7 @@ def _supervise(layout: Layout, version: str, foreground: bool, tell: int) -> int
                 time.sleep(0.01)
         else:
             return 1
-        if not foreground:
+        if not foreground and held is None:
             _detach(layout, keep={lock, tell})
         daemon = Daemon(layout, version)
 
@@ -185,9 +199,9 @@ def _supervise(layout: Layout, version: str, foreground: bool, tell: int) -> int
             os.write(tell, b"ready")
             os.close(tell)
 
-        daemon.run(ready)
+        daemon.run(ready, None if foreground else Standing(layout))
         if daemon.renewing:
-            renew()
+            become_anew(lock)
         return 0
     finally:
         os.close(lock)
@@ -216,17 +230,6 @@ def _detach(layout: Layout, keep: set[int]) -> None:
         if int(entry) > 2 and int(entry) not in keep:
             with contextlib.suppress(OSError):
                 os.close(int(entry))
-
-
-def renew() -> NoReturn:
-    """Become the library's present version, in the same process: children stay children.
-
-    The lock is let go by that; whoever takes it meanwhile adopts all, and we end.
-    """
-    arguments = [part for part in sys.orig_argv[1:] if part != "--foreground"]
-    os.execv(  # noqa: S606
-        sys.executable, [sys.executable, *arguments, "--foreground"]
-    )
 
 
 def answers(layout: Layout) -> bool:

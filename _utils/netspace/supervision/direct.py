@@ -90,6 +90,16 @@ class Direct:
     def remove(self, names: Collection[str]) -> dict[str, str]:
         return self._end("remove", list(names))
 
+    def attended(self) -> bool:
+        if place.running(self.layout):
+            return True
+        traces = (records.read_trace(self.layout, name) for name in records.traced(self.layout))
+        return all(trace is None or trace.state in records.AT_REST for trace in traces)
+
+    def attend(self) -> None:
+        if not self.attended():
+            self._ask("hello", ())
+
     def resume(self) -> None:
         wanted = records.desired(self.layout) & set(records.defined(self.layout))
         if wanted and not (place.running(self.layout) and wanted <= set(records.traced(self.layout))):

@@ -6,6 +6,7 @@ It starts nothing.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 from collections.abc import Iterable
@@ -96,6 +97,18 @@ def _environment(pid: str) -> list[bytes]:
             return stream.read().split(b"\0")
     except OSError:
         return []
+
+
+def weigh(score: int) -> None:
+    """Set this process' weight in the kernel's choice of whom to kill for want of memory (-1000 to 1000).
+
+    It is handed on to all that is started. Where one below 0 isn't permitted (in a container, mostly), it is 0.
+    """
+    for wanted in (score, 0):
+        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as stream:
+            stream.write(str(wanted))
+            stream.flush()
+            return
 
 
 def prctl(option: int) -> None:

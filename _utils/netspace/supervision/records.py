@@ -37,6 +37,7 @@ CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 # Names of our own that a service must not take: the oneshot unit and the daemon's files.
 RESERVED = frozenset({"restore", "supervisor"})
 LIMITS = frozenset({"memory", "cpus", "pids"})
+AT_REST = ("stopped", "failed")  # a trace's states in which nothing runs, and nothing is to come
 POLICIES = ("always", "on-failure", "never")
 
 

@@ -165,6 +165,12 @@ class Systemd:
         self._erase([name for name in known if name not in errors])
         return errors
 
+    def attended(self) -> bool:
+        return True
+
+    def attend(self) -> None:
+        return None
+
     def resume(self) -> None:
         return None
 

@@ -135,6 +135,21 @@ def test_the_watch_comes_back_after_a_kill_and_goes_on_where_it_was(host: Host) 
     assert runtime.HEALTH not in host.supervisor.observe()
 
 
+def test_where_nobody_would_start_it_again_an_unhealthy_one_is_left_running(host: Host) -> None:
+    host.run("web", command=SERVES, health=CHECK)
+    host.operations.wait(["web"])
+    pid = host.pid("web")
+    kill_daemon(host.layout)
+    host.sh("web", "busybox rm /tmp/well")
+    until(lambda: row(host, "web")["health"] == "unhealthy")
+    failures = host.operations.inspect("web")["check"]["failures"]
+    until(lambda: host.operations.inspect("web")["check"]["failures"] > failures, "it is probed on")
+    assert host.pid("web") == pid
+    host.supervisor.attend()
+    until(lambda: host.pid("web") not in (0, pid), "and ended as soon as somebody is there")
+    host.operations.wait(["web"])
+
+
 def test_what_comes_after_another_is_started_when_that_is_healthy(host: Host) -> None:
     slow = {
         "web": host.desired("web", after=["db"]),

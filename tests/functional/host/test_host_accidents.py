@@ -25,12 +25,13 @@ import pytest
 import snapshot
 from environment_host import shell
 from faults_host import LAYOUT, Declared, World
-from supervised import daemon_pid
+from supervised import daemon_pid, kill_daemon
 from waiting import until
 
 from netspace import files, library
 from netspace.environment import mounts, runtime
 from netspace.errors import SpecError
+from netspace.health import alarms
 from netspace.host import Host
 from netspace.interface import nftables
 from netspace.spec import parse
@@ -172,7 +173,7 @@ def test_a_pid_that_is_somebody_else_s_by_now_is_never_signalled(world: World) -
     declared = world.declared()
     assert converge(declared) == []
     own = {name: entry["pid"] for name, entry in Host(LAYOUT).environments.list().items()}
-    os.kill(daemon_pid(LAYOUT), signal.SIGKILL)
+    kill_daemon(LAYOUT)
     for pid in own.values():
         os.kill(pid, signal.SIGKILL)
     until(lambda: not any(process.alive(pid, there.ticks) for pid in own.values() if (there := process.stat(pid))))
@@ -221,6 +222,36 @@ def test_the_supervisor_killed_while_an_apply_waits_for_it(world: World) -> None
         stop.set()
         killer.join()
     assert errors == []
+    mends(declared)
+
+
+def test_nobody_supervises_and_an_apply_sees_and_mends_that(world: World) -> None:
+    declared = world.declared()
+    assert converge(declared) == []
+    host = Host(LAYOUT)
+    assert host.overview()["supervised"]
+    assert {row["supervised"] for row in host.environments.list().values()} == {True}
+    pids = {name: row["pid"] for name, row in host.environments.list().items()}
+    kill_daemon(LAYOUT)
+    assert not host.overview()["supervised"]
+    assert {row["supervised"] for row in host.environments.list().values()} == {False}
+    (event,) = alarms.news(None, host.environments.list())
+    assert event == {"tag": "unsupervised", "event": "unsupervised", "environments": ["a", "b"]}
+    planned = faultpoints.run(lambda: faults_host.converge(declared, test=True), traced=False)
+    wanted = "start service netspace-supervisor (state): nothing that ends is started again"
+    assert planned.value["steps"][0] == wanted
+    assert not place.running(LAYOUT), "a test changes nothing"
+    mends(declared)
+    assert host.overview()["supervised"]
+    assert {name: row["pid"] for name, row in host.environments.list().items()} == pids
+
+    # What has ended since nobody was there is started again, once.
+    kill_daemon(LAYOUT)
+    os.kill(pids["a"], signal.SIGKILL)
+    until(lambda: host.environments.list()["a"]["state"] == "failed")
+    assert converge(declared) == []
+    until(lambda: host.environments.list()["a"]["state"] == "running")
+    assert host.environments.list()["b"]["pid"] == pids["b"]
     mends(declared)
 
 

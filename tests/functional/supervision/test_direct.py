@@ -6,6 +6,9 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
+import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -13,17 +16,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from supervised import daemon_pid, kill_daemon, reap, shell
+from supervised import daemon_pid, kill_daemon, reap, shell, standing_pid
 from waiting import until
 
 from netspace import library
 from netspace.layout import Layout
 from netspace.supervision import Service, container, logs, payload_cgroup, place, process, records, select
+from netspace.supervision.daemon import PRECIOUS
 from netspace.supervision.direct import Direct
 
 pytestmark = pytest.mark.root
 
 Bundle = Callable[..., Service]
+CAP_SYS_RESOURCE = 24
 STAY = "trap 'exit 0' TERM; while :; do sleep 0.05; done"
 
 
@@ -131,7 +136,7 @@ def test_what_ignores_sigterm_is_killed_with_all_it_started(direct: Direct, tmp_
     until((tmp_path / "up").exists)
     assert direct.stop(["a"]) == {}
     assert direct.observe()["a"].exit == "signal 9"
-    until(lambda: processes() - before <= {daemon_pid(direct.layout)})
+    until(lambda: processes() - before <= {daemon_pid(direct.layout), standing_pid(direct.layout)})
 
 
 def test_what_a_crashed_program_left_is_gone_before_the_next(direct: Direct, tmp_path: Path) -> None:
@@ -331,6 +336,91 @@ def test_services_outlive_the_daemon_and_are_adopted(direct: Direct, layout: Lay
         os.kill(seen[name].pid, 9)
     until(lambda: all(status.restarts == 1 and status.state == "running" for status in direct.observe().values()))
     assert direct.stop(["a", "b", "c"]) == {}
+
+
+def test_a_killed_daemon_is_replaced_at_once_by_who_stands_by(direct: Direct, layout: Layout) -> None:
+    direct.define([shell("a", STAY)])
+    direct.start(["a"])
+    seen = direct.observe()
+    for _ in range(2):  # the next one, too, has somebody stand by
+        pid = daemon_pid(layout)
+        until(lambda: standing_pid(layout))
+        heir = standing_pid(layout)
+        os.kill(pid, signal.SIGKILL)
+        until(lambda heir=heir: daemon_pid(layout) == heir)
+    assert direct.observe() == seen, "adopted, and nothing else"
+    os.kill(seen["a"].pid, 9)
+    until(lambda: direct.observe()["a"].restarts == 1 and direct.observe()["a"].state == "running")
+    # Who stands by is replaced as well, and ends with the daemon.
+    until(lambda: standing_pid(layout))
+    heir = standing_pid(layout)
+    os.kill(heir, signal.SIGKILL)
+    until(lambda: standing_pid(layout) not in (0, heir))
+    heir = standing_pid(layout)
+    os.kill(daemon_pid(layout), signal.SIGTERM)
+    until(lambda: not place.running(layout))
+    assert not process.alive(heir, process.stat(heir).ticks if process.stat(heir) else 0)
+
+
+def test_where_nobody_supervises_that_is_known_and_mended_without_starting_anything_else(
+    direct: Direct, layout: Layout
+) -> None:
+    assert direct.attended(), "there is nothing to watch over"
+    direct.define([shell("a", STAY), shell("b", STAY), shell("done", "exit 0", restart="never")])
+    direct.start(["a", "done"])
+    until(lambda: direct.observe()["done"].state == "stopped")
+    assert direct.attended()
+    kill_daemon(layout)
+    assert not direct.attended()
+    seen = direct.observe()
+    direct.attend()
+    assert direct.attended()
+    assert direct.observe() == seen
+    kill_daemon(layout)
+    os.kill(seen["a"].pid, 9)
+    until(lambda: direct.observe()["a"].state == "failed")
+    assert not direct.attended(), "it would be started again"
+    direct.attend()
+    until(lambda: direct.observe()["a"].state == "running")
+    direct.stop(["a"])
+    kill_daemon(layout)
+    assert direct.attended(), "whatever there was has ended"
+
+
+def test_the_daemon_is_not_the_first_to_be_killed_for_want_of_memory_and_programs_don_t_inherit_that(
+    direct: Direct, layout: Layout, bundle: Bundle
+) -> None:
+    direct.define([shell("a", STAY), bundle("b", STAY.replace("sleep", "busybox sleep"))])
+    direct.start(["a"])
+    kill_daemon(layout)
+    # Started by one that is a first choice itself. Not everybody may go below what it was given.
+    command = f"echo 500 >/proc/self/oom_score_adj && exec {shlex.join(library.command(layout, 'supervise'))}"
+    subprocess.run(["/bin/sh", "-c", command], check=True)
+    until(lambda: standing_pid(layout))
+    direct.start(["b"])
+
+    def score(pid: int) -> int:
+        return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+
+    capable = int(re.search(r"CapEff:\s*(\S+)", Path("/proc/self/status").read_text())[1], 16) >> CAP_SYS_RESOURCE & 1
+    wanted = PRECIOUS if capable else 0
+    assert (score(daemon_pid(layout)), score(standing_pid(layout))) == (wanted, wanted)
+    os.kill(direct.observe()["a"].pid, 9)
+    until(lambda: direct.observe()["a"].restarts == 1 and direct.observe()["a"].state == "running")
+    assert [score(status.pid) for status in direct.observe().values()] == [0, 0]
+
+
+def test_an_init_of_the_operators_needs_nobody_to_stand_by(direct: Direct, layout: Layout) -> None:
+    direct.define([shell("a", STAY)])
+    command = library.command(layout, "supervise", "--foreground")
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as own:
+        until(lambda: place.running(layout))
+        assert direct.start(["a"]) == {}
+        assert daemon_pid(layout) == own.pid
+        assert standing_pid(layout) == 0
+        assert direct.stop(["a"]) == {}
+        own.terminate()
+    assert own.returncode == 0
 
 
 def test_a_pid_that_became_another_process_is_not_ours(direct: Direct, layout: Layout) -> None:

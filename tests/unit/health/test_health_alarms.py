@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from netspace.health import alarms
 
-WELL = {"state": "running", "health": "healthy", "exit": "", "restarts": 0, "flapping": False}
+WELL = {"state": "running", "health": "healthy", "exit": "", "restarts": 0, "flapping": False, "supervised": True}
 
 
 def row(**changes: Any) -> dict[str, dict[str, Any]]:
@@ -47,6 +47,15 @@ def test_a_kill_for_want_of_memory_is_no_mere_crash() -> None:
     assert told(row(state="failed", exit="oom")) == [["oom"]]
 
 
+def test_that_nobody_supervises_is_told_once_for_all_environments() -> None:
+    both = {"web": {**WELL, "supervised": False}, "orders": {**WELL, "supervised": False}}
+    well = {"web": WELL, "orders": WELL}
+    assert told(both, both, well, both) == [["unsupervised"], [], [], ["unsupervised"]]
+    (event,) = alarms.news(well, both)
+    assert event == {"tag": "unsupervised", "event": "unsupervised", "environments": ["orders", "web"]}
+    assert alarms.news(well, both, ["crashed"]) == []
+
+
 def test_what_an_event_says() -> None:
     (event,) = alarms.news(row(), row(restarts=1, exit="oom", health="starting"))
     assert event == {
@@ -68,6 +77,7 @@ ROWS = st.fixed_dictionaries(
         "exit": st.sampled_from(["", "exit 3", "signal 9", "oom"]),
         "restarts": st.integers(0, 5),
         "flapping": st.booleans(),
+        "supervised": st.booleans(),
     }
 )
 
