@@ -16,6 +16,7 @@ import os
 import subprocess
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from netspace import library
 from netspace.environment import cgroups, mounts, oci, runtimes
@@ -24,7 +25,7 @@ from netspace.errors import NetspaceError
 from netspace.health import verdict
 from netspace.layout import Layout, below
 from netspace.spec.types import Environment
-from netspace.supervision import Service
+from netspace.supervision import Service, payload_cgroup
 
 VARIABLES = {"PATH": runtimes.SEARCHED}
 PATIENCE = 60.0  # seconds for a runtime to kill and forget a container
@@ -32,6 +33,8 @@ _AT_ONCE = 0.1  # seconds for a tender that no signal stops; none would be no de
 # What runs beside gets neither the score nor the umask that the program got from the runtime: without them it would
 # be as precious as the minion, and its files everybody's.
 _BESIDE = f'umask 077 && echo {oci.OOM_SCORE_ADJ} >/proc/self/oom_score_adj && exec "$@"'
+# What a runtime can't tidy up: files of its state folder, and the environment's cgroup ($0) in whatever hierarchy.
+_TIDY = f'rm -f -- "$@"; for folder in {cgroups.ROOT}"$0" {cgroups.ROOT}/*"$0"; do rmdir "$folder"; done 2>/dev/null; :'
 HEALTH = "health"  # the service that watches environments' health
 _UNIFIED = f"{cgroups.ROOT}/unified"
 
@@ -170,7 +173,7 @@ def service(
         ),
         variables=VARIABLES,
         pid_file=pid,
-        cleanup=(call(layout, jail, mounted, "delete", "--force", own),),
+        cleanup=_cleanup(layout, name, jail, mounted),
         restart="always" if checked else spec.restart,
         stop_timeout=spec.stop_timeout if getattr(runtime.module, "STOPS", True) else _AT_ONCE,
         after=(HEALTH,) if spec.after else (),
@@ -180,6 +183,24 @@ def service(
         limits={key: value for key, value in limits.items() if cgroups.CONTROLLERS[key] in controllers},
         delegate=True,
     )
+
+
+def _cleanup(
+    layout: Layout, name: str, runtime: Runtime, mounted: Mapping[str, mounts.Mount]
+) -> tuple[tuple[str, ...], ...]:
+    """The commands that kill and forget the environment's container, whatever its launch got to."""
+    own = container(layout, name, runtime)
+    delete = call(layout, runtime, mounted, "delete", "--force", own)
+    if "tidy" not in runtime.lacks:
+        return (delete,)
+    entries = map(str, _entries(layout, name, runtime))
+    return (delete, ("/bin/sh", "-c", _TIDY, payload_cgroup(layout, service_name(name)), *entries))
+
+
+def _entries(layout: Layout, name: str, runtime: Runtime) -> list[Path]:
+    """What there may be of the environment in a runtime's state folder."""
+    folder, own = state(layout, runtime.name), container(layout, name, runtime)
+    return [folder / entry.format(own) for entry in runtime.module.ENTRIES]
 
 
 def health(layout: Layout) -> Service:
@@ -208,44 +229,52 @@ def complaint(path: Path) -> str:
     for line in reversed(lines):
         if not line.startswith("{"):
             return line.split("Z: ", 1)[-1]  # "2026-01-31T12:00:00.000000Z: message"
-        with contextlib.suppress(ValueError, RecursionError):
-            entry = json.loads(line)
+        for entry in reversed(_objects(line)):
             if entry.get("level") in ("error", "fatal"):
-                return str(entry.get("msg", ""))
+                return " ".join(str(entry.get("msg", "")).split())
     return ""
 
 
+def _objects(line: str) -> list[dict[str, Any]]:
+    """The JSON objects in a line: runsc ends none of its own."""
+    found, at = [], 0
+    with contextlib.suppress(ValueError, RecursionError):  # the last may be cut off
+        while at < len(line):
+            entry, at = json.JSONDecoder().raw_decode(line, at)
+            found.append(entry)
+    return [entry for entry in found if isinstance(entry, dict)]
+
+
 def known(layout: Layout, name: str) -> list[str]:
-    """The runtimes that know a container of the environment's, running or not."""
-    found = []
-    for runtime in runtimes.names():
-        folder = state(layout, runtime)
-        if folder.is_dir():
-            own = container(layout, name, Runtime(runtime))
-            if (folder / runtimes.find(runtime).STATE.format(own)).exists():
-                found.append(runtime)
-    return found
+    """The runtimes that know a container of the environment's, running or not, or have something left of one."""
+    return [
+        runtime
+        for runtime in runtimes.names()
+        if state(layout, runtime).is_dir()
+        and any(os.path.lexists(entry) for entry in _entries(layout, name, Runtime(runtime)))
+    ]
 
 
 def delete(layout: Layout, name: str, mounted: Mapping[str, mounts.Mount], used: Runtime = USUAL) -> None:
-    """Have runtimes kill and forget the environment's container, if one still knows it.
+    """Have runtimes kill and forget the environment's container, if one still knows it or has something left of it.
 
     :param used: the runtime that it was made with.
     :raises NetspaceError: when it doesn't come to an end.
     """
     for one in known(layout, name):
         runtime = used.jail if used.jail.name == one else Runtime(one)
-        own = container(layout, name, runtime)
         try:
-            subprocess.run(
-                call(layout, runtime, mounted, "delete", "--force", own),
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                check=False,
-                env=VARIABLES,
-                timeout=PATIENCE,
-            )
+            for command in _cleanup(layout, name, runtime, mounted):
+                subprocess.run(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    capture_output=True,
+                    check=False,
+                    env=VARIABLES,
+                    timeout=PATIENCE,
+                )
         except subprocess.TimeoutExpired as err:
+            own = container(layout, name, runtime)
             raise NetspaceError(
                 f"{one} did not delete {own} within {PATIENCE:.0f} s and was killed; apply again"
             ) from err

@@ -124,6 +124,74 @@ def test_one_killed_from_outside_leaves_nothing_and_comes_back(host: Host, other
     assert host.sh("web", "echo alive") == "alive"
 
 
+@pytest.fixture
+def killed(host: Host, one: str) -> Iterator[None]:
+    """A program in the runtime's place that kills it in the middle of its first four launches."""
+    folder, real = Path("/run/killed"), runtimes.look(one, {}).program
+    # By then it has made what it may leave; anywhere, and beside what may be left already.
+    seen = "runsc-*" if one == "runsc" else "*"
+    script = f"""#!/bin/sh
+count() {{ ls -d {runtime.state(host.layout, one)}/{seen} /run/runsc-* /tmp/runsc-* 2>/dev/null | wc -l; }}
+case " $* " in *" run "*) ;; *) exec {real} "$@" ;; esac
+[ -e {folder}/4 ] && exec {real} "$@"
+n=1; while [ -e {folder}/$n ]; do n=$((n + 1)); done; touch {folder}/$n
+before=$(count)
+{real} "$@" & launch=$!
+while kill -0 $launch && [ "$(count)" = "$before" ]; do :; done
+kill -9 $launch
+exit 137
+"""
+    folder.mkdir()
+    (folder / "runtime").write_text(script)
+    (folder / "runtime").chmod(0o755)
+    host.settings[one] = {"program": str(folder / "runtime")}
+    before = set(sockets_elsewhere())
+    yield
+    assert (folder / "4").exists()
+    assert set(sockets_elsewhere()) == before
+    shutil.rmtree(folder)
+
+
+def sockets_elsewhere() -> Iterator[Path]:
+    """What runsc would put elsewhere when there is something in its way."""
+    for folder in ("/run", "/tmp"):
+        yield from Path(folder).glob("runsc-*.sock")
+
+
+def test_a_launch_that_is_killed_keeps_no_later_one_from_starting(host: Host, one: str, killed: None) -> None:
+    outcome = host.apply({"web": host.desired("web", runtime=one)})["web"]
+    assert "can't be started" in outcome.error
+    until(lambda: host.kind.list()["web"]["state"] == "running", patience=60)
+    assert host.sh("web", "echo alive") == "alive"
+    assert host.kind.list()["web"]["restarts"] == 4
+    assert host.operations.stop(["web"]) == {"web": ""}
+    assert runtime.known(host.layout, "web") == []
+
+
+def test_what_a_killed_launch_left_is_removed_before_a_start_by_hand(host: Host, one: str) -> None:
+    desired = host.run("web", runtime=one)
+    host.operations.stop(["web"])
+    folder, own = runtime.state(host.layout, one), runtime.container(host.layout, "web", desired.runtime)
+    for entry in runtimes.find(one).ENTRIES:
+        path = folder / entry.format(own)
+        path.mkdir() if entry == "{}" else path.write_text("")
+    assert runtime.known(host.layout, "web") == [one]
+    assert host.operations.start(["web"]) == {"web": ""}
+    assert host.sh("web", "echo alive") == "alive"
+
+
+def test_limits_that_were_too_narrow_to_start_with_are_not_kept(host: Host) -> None:
+    if error := runtimes.look("runsc", {}).error:
+        pytest.skip(f"runsc: {error}")
+    if "pids" not in host.kind.making.controllers:
+        pytest.skip("no cgroup controller for pids")
+    narrow = host.desired("web", runtime="runsc", restart="never", limits={"pids": 16})
+    assert "can't be started" in host.apply({"web": narrow})["web"].error
+    host.run("web", runtime="runsc", restart="never", limits={"pids": 64})
+    assert host.kind.observe().environments["web"].differing == ()
+    assert host.sh("web", "echo alive") == "alive"
+
+
 def test_a_missing_runtime_is_refused_in_the_plan(host: Host) -> None:
     host.settings["runsc"] = {"program": "/usr/local/bin/no-such-runsc"}
     plan = host.plan({"web": host.desired("web", runtime="runsc")})

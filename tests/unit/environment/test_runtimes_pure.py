@@ -33,7 +33,7 @@ def test_a_module_says_all_that_is_asked_of_one(name: str) -> None:
     if module.RUNS == "images":
         assert set(module.LACKS) <= set(runtimes.LACKS)
         assert isinstance(module.options(module.Settings()), tuple)
-        assert "{" in module.STATE
+        assert module.ENTRIES and all("{" in entry for entry in module.ENTRIES)
 
 
 def test_each_is_called_by_the_same_command_line(programs: None) -> None:
@@ -107,6 +107,8 @@ def test_runc_is_told_of_no_network_namespace_when_it_is_called_from_within(tmp_
     [
         ("2026-01-31T12:00:00.000000Z: no such file\n", "no such file"),
         ('{"level":"warning","msg":"w"}\n{"level":"error","msg":"bad"}\n{"level":"info","msg":"i"}\n', "bad"),
+        ('{"level":"error","msg":"first"}{"level":"error","msg":"la{s}t"}{"level":"info","msg":"i"}', "la{s}t"),
+        ('{"level":"error","msg":"no more\\ninput\\n"}{"level":"err', "no more input"),
         ('{"level":"error"\n', ""),
         ("", ""),
     ],

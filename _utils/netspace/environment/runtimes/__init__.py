@@ -15,7 +15,8 @@ It tells how it differs from others:
 - ``options(settings)``: global options of each call, before ``--root``;
 - ``LACKS``: what it can't do of what is asked of it (:data:`LACKS`); then it is done without, or for it;
 - ``FIXED_NAMES``: whether containers' names must be equally long: it takes a name's beginning for the name;
-- ``STATE``: the entry of its state folder by which it knows a container, ``{}`` being the container's name;
+- ``ENTRIES``: what there may be of a container in its state folder, also of one whose launch was killed, ``{}``
+  being the container's name;
 
 and one that can't start a second program in a network namespace that is the host's has
 
@@ -58,8 +59,9 @@ from netspace.spec.types import Base
 DEFAULT = "crun"
 SEARCHED = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # time: a time namespace; idmap: the mount option of that name; hybrid: to work beside version 1 controllers
-# with version 2 at /sys/fs/cgroup/unified; umask: to make mount points that all may pass, whatever umask it has.
-LACKS = ("time", "idmap", "hybrid", "umask")
+# with version 2 at /sys/fs/cgroup/unified; umask: to make mount points that all may pass, whatever umask it has;
+# tidy: to delete, by force, all that a launch left that was killed, and to set the limits of a cgroup that is there.
+LACKS = ("time", "idmap", "hybrid", "umask", "tidy")
 
 Thing = Literal["images", "kernels"]
 

@@ -10,7 +10,7 @@ OWN_KERNEL = False
 Settings = runtimes.Settings
 LACKS = ("hybrid",)
 FIXED_NAMES = False
-STATE = "{}"
+ENTRIES = ("{}",)
 
 
 def options(settings: runtimes.Settings) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ OWN_KERNEL = False
 Settings = runtimes.Settings
 LACKS = ("time", "idmap", "umask")
 FIXED_NAMES = False
-STATE = "{}"
+ENTRIES = ("{}",)
 
 
 def options(settings: runtimes.Settings) -> tuple[str, ...]:

@@ -15,9 +15,10 @@ from netspace.environment import runtimes
 PROGRAM = PACKAGE = "runsc"
 RUNS = "images"
 OWN_KERNEL = True
-LACKS = ("time", "idmap", "umask")
+LACKS = ("time", "idmap", "umask", "tidy")
 FIXED_NAMES = True
-STATE = "{0}_sandbox:{0}.state"
+# With the socket of a launch that was killed, the next one would put its own into /run, then /tmp, and then fail.
+ENTRIES = ("{0}_sandbox:{0}.state", "{0}_sandbox:{0}.lock", "runsc-{0}.sock")
 
 
 class Settings(runtimes.Settings, frozen=True):
