@@ -9,6 +9,7 @@ use the states of the same name.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from netspace import declared, files, supervision  # noqa: E402
 from netspace.errors import NetspaceError  # noqa: E402
 from netspace.host import Host  # noqa: E402
 from netspace.link.kind import Links  # noqa: E402
-from netspace.link.letters import Letters  # noqa: E402
+from netspace.link.letters import Choice, Letters  # noqa: E402
 
 if TYPE_CHECKING:
     __opts__: dict[str, Any]
@@ -60,10 +61,12 @@ def list_() -> dict[str, Any]:
 
 def health() -> dict[str, Any]:
     """
-    Return what needs attention: ``{ok: bool, problems: [text], dead: number}``.
+    Return what needs attention: ``{ok: bool, problems: [text], dead: number, late: number}``.
 
     Looks at the broker and its memory and disk alarms, the forwarder, mailboxes that are 80 % full
     or whose mail nobody reads, dead letters and parked mail. The beacon of the same name sends this as an event.
+    ``dead`` are letters that their reader refused or got in vain: they are a problem until they are sent again or
+    discarded. ``late`` are those that waited too long or made way, as was declared or asked for: they are none.
 
     CLI Example:
 
@@ -280,12 +283,13 @@ def _folder(path: str) -> Path:
 
 def dead_letters(limit: int = 20, payload: bool = False) -> dict[str, Any]:
     """
-    Return how many dead letters there are (``count``), and the first of them (``letters``).
+    Return how many dead letters there are (``count``, of which ``late``), and the first of them (``letters``).
 
-    A message is dead when it waited too long, was refused by its reader, was delivered 20 times in vain or made
-    way in a full queue that drops the oldest. Each letter says its ``link``, the ``reason``, when it ``died`` (seconds
-    since 1970), its size in ``bytes`` and what its sender gave as ``message_id`` and ``content_type``.
-    10,000 letters or 64 MiB are kept, for 30 days.
+    A message is dead when it was refused by its reader or delivered 20 times in vain; and late, when it waited too
+    long or made way in a full queue that drops the oldest. Each letter says its ``link``, the ``reason``, when it
+    ``died`` (seconds since 1970), its size in ``bytes`` and what its sender gave as ``message_id`` and
+    ``content_type``. All but the late ones stay until they are sent again or discarded, for 30 days; of the late
+    ones 10,000 or 64 MiB, whosever they are.
 
     limit
         How many letters to return, at most 1000.
@@ -305,19 +309,24 @@ def dead_letters(limit: int = 20, payload: bool = False) -> dict[str, Any]:
         raise CommandExecutionError(str(err)) from err
 
 
-def redeliver(limit: int = 100, link: str | None = None, test: bool = False) -> dict[str, Any]:
+def redeliver(
+    limit: int = 100, link: str | None = None, message_id: str | None = None, test: bool = False
+) -> dict[str, Any]:
     """
     Send dead letters again, each by the link that it came by.
 
     Those whose link is revoked, or whose mailbox is full, are kept. Return how many were ``sent`` per link, and how
-    many ``kept``, with the reason. A letter keeps its ``message_id``; should this be interrupted, one may be sent
-    twice.
+    many were looked at and ``kept``, with the reason. A letter keeps its ``message_id``; should this be interrupted,
+    one may be sent twice.
 
     limit
-        How many letters to look at, at most 1000.
+        How many letters to send at most, up to 1000. Those that are kept don't count.
 
     link
         ``<from>.<to>``: only those of this link.
+
+    message_id
+        Only those that bear it.
 
     test
         Only tell what would be done.
@@ -329,11 +338,55 @@ def redeliver(limit: int = 100, link: str | None = None, test: bool = False) -> 
         salt '*' netspace_link.redeliver link=web.orders
     """
     try:
-        layout = declared.layout(__opts__)
-        with contextlib.nullcontext() if test else files.locked(layout.lock):
-            return Letters(layout).redeliver(limit, link, bool(test))
+        with _letters(test) as letters:
+            return letters.redeliver(_choice(limit, link, message_id), bool(test))
     except NetspaceError as err:
         raise CommandExecutionError(str(err)) from err
+
+
+def discard(
+    limit: int = 100, link: str | None = None, message_id: str | None = None, test: bool = False
+) -> dict[str, Any]:
+    """
+    Throw dead letters away for good. Return how many were ``discarded`` per link, and how many looked at and ``kept``.
+
+    limit
+        How many letters to throw away at most, up to 1000.
+
+    link
+        ``<from>.<to>``: only those of this link; ``unknown``: those of which nobody can tell by which link they came.
+        **Absent: of any link.**
+
+    message_id
+        Only those that bear it.
+
+    test
+        Only tell what would be done.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' netspace_link.discard link=web.orders test=True
+        salt '*' netspace_link.discard message_id=8c2f
+    """
+    try:
+        with _letters(test) as letters:
+            return letters.discard(_choice(limit, link, message_id), bool(test))
+    except NetspaceError as err:
+        raise CommandExecutionError(str(err)) from err
+
+
+@contextlib.contextmanager
+def _letters(test: bool) -> Iterator[Letters]:
+    layout = declared.layout(__opts__)
+    with contextlib.nullcontext() if test else files.locked(layout.lock):
+        yield Letters(layout)
+
+
+def _choice(limit: int, link: str | None, message_id: str | None) -> Choice:
+    # Salt takes what looks like a number on the command line for one.
+    return Choice(limit, link, None if message_id is None else str(message_id))
 
 
 def _links() -> Links:

@@ -56,6 +56,9 @@ _NAMES = """% Written by netspace: names are looked up in files only, never in t
 _NO_QUESTIONS = {"RES_OPTIONS": "ndots:1 no-tld-query", "LOCALDOMAIN": "x" * 64}
 
 
+# Dead letters that found no place are tried again after so many milliseconds.
+_ADVANCED = b"[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 10000}]}].\n"
+
 # The start script reads it. With the 1,024 descriptors that a service usually has, some 800 connections would be all,
 # for whoever comes from other hosts too; and Erlang needs memory for as many as it may have.
 _DESCRIPTORS = """# Written by netspace.
@@ -216,7 +219,7 @@ def installed(layout: Layout, spec: LocalBroker) -> bool:
 def _files(layout: Layout, spec: LocalBroker, record: Mapping[str, Any]) -> dict[str, bytes]:
     return {
         "rabbitmq.conf": configuration(layout, spec).encode(),
-        "advanced.config": b"[].\n",
+        "advanced.config": _ADVANCED,
         "rabbitmq-env.conf": _DESCRIPTORS.encode(),
         "inetrc": _NAMES.encode(),
         "enabled_plugins": f"[{','.join([*PLUGINS, *(SHOVEL if spec.hosts else ())])}].\n".encode(),

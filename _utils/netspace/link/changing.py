@@ -238,7 +238,7 @@ class Change:
                 for body in (document, shovels):
                     if body:
                         api.post("definitions", body=accounts.document(body), timeout=IMPORT_SECONDS)
-            for key in diff.old_letters(compared.wanted, compared.there):
+            for key in change.last:
                 _delete(api, vhost, key, accounts)
             empty = {one.queue for one in formers if one.queue in work.observed.drained}
             empty = {name for name in empty if not _has_mail(api, vhost, name)}

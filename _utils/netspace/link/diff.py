@@ -34,6 +34,7 @@ class Difference:
     :param passwords: accounts whose password hash isn't that of the stored password.
     :param left: queues of mail that nothing declares, by their whole name.
     :param stuck: objects that differ in what can't be changed, and that may hold mail.
+    :param last: what dead letters came by, of another name or version: to delete once the policies name the new way.
     """
 
     revoke: tuple[Key, ...] = ()
@@ -42,15 +43,16 @@ class Difference:
     passwords: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
     stuck: tuple[Key, ...] = ()
+    last: tuple[Key, ...] = ()
 
     @property
     def empty(self) -> bool:
         """Nothing to do to the broker."""
-        return not (self.revoke or self.create or self.change or self.passwords)
+        return not self.touched
 
     @property
     def touched(self) -> set[Key]:
-        return {*self.revoke, *self.create, *self.change, *(("user", name) for name in self.passwords)}
+        return {*self.revoke, *self.create, *self.change, *self.last, *(("user", name) for name in self.passwords)}
 
 
 def difference(wanted: Objects, there: Found, passwords: Mapping[str, str]) -> Difference:
@@ -103,7 +105,15 @@ def difference(wanted: Objects, there: Found, passwords: Mapping[str, str]) -> D
         password = passwords.get(environment)
         if password is None or not verify(password, there.hashes.get(name, "")):
             stale.append(name)
-    return Difference(tuple(revoke), tuple(create), tuple(change), tuple(stale), tuple(sorted(left)), tuple(stuck))
+    return Difference(
+        tuple(revoke),
+        tuple(create),
+        tuple(change),
+        tuple(stale),
+        tuple(sorted(left)),
+        tuple(stuck),
+        tuple(_old_letters(wanted, there)),
+    )
 
 
 def undeclared(before: Objects, after: Objects) -> list[Key]:
@@ -118,11 +128,12 @@ def undeclared(before: Objects, after: Objects) -> list[Key]:
     return sorted((key for key in routes if not _is_shared(key)), key=lambda key: (_REVOKE_ORDER[key[0]], key))
 
 
-def old_letters(wanted: Objects, there: Found) -> list[Key]:
-    """Exchanges of dead letters with a former name; needed until the policies name the new one."""
+def _old_letters(wanted: Objects, there: Found) -> list[Key]:
+    """What is stale of it; hosts that share a virtual host may be of other versions, and need it."""
     if not (wanted and there.whole):
         return []
-    return [key for key in there.objects if key[0] == "exchange" and key not in wanted and is_dead(key[1])]
+    gone = [key for key in there.objects if key not in wanted]
+    return [key for key in gone if key[0] == "policy" or (key[0] == "exchange" and is_dead(key[1]))]
 
 
 def _is_shared(key: Key) -> bool:

@@ -22,12 +22,13 @@ FULL = 0.8
 
 
 def health(layout: Layout, supervisor: Supervisor) -> dict[str, Any]:
-    """``{ok, problems: [text]}``, and ``dead``: how many letters, where that can be told."""
+    """``{ok, problems: [text]}``, and ``dead`` and ``late``: how many letters, where that can be told."""
     record = read(layout)
+    problems = planning.parked_notes(record.parked)
     if record.broker is None or not record.links:
-        return {"ok": True, "problems": [], "dead": 0}
-    problems = []
-    dead = None
+        none = None if names.DEAD in record.parked else 0
+        return {"ok": not problems, "problems": problems, "dead": none, "late": none}
+    dead = late = None
     services = supervisor.observe()
     status = services.get(forwarder.NAME)
     if status is None or status.state != "running":
@@ -54,13 +55,12 @@ def health(layout: Layout, supervisor: Supervisor) -> dict[str, Any]:
                 problems += _alarms(api)
                 problems += _queues(layout, record, api)
                 problems += _shovels(layout, record, api)
-            dead = letters.Letters(layout).count(1)["count"]
+                dead, late = letters.Letters(layout).number(api)
         except NetspaceError as err:
             problems.append(f"the broker doesn't say how it is: {err}")
-    if dead:
+    if dead:  # what came too late or made way did as somebody has declared or asked for
         problems.append(f"{dead} dead letters")
-    problems += planning.parked_notes(record.parked)
-    return {"ok": not problems, "problems": problems, "dead": dead}
+    return {"ok": not problems, "problems": problems, "dead": dead, "late": late}
 
 
 def _alarms(api: Management) -> list[str]:
@@ -82,6 +82,10 @@ def _queues(layout: Layout, record: Record, api: Management) -> list[str]:
     columns = "columns=name,messages,message_bytes,consumers"
     counted = {queue["name"]: queue for queue in api.get("queues", vhost, query=columns) or []}
     found = []
+    kept: Mapping[str, Any] = counted.get(called.dead, {})
+    full = model.part(kept.get("messages") or 0, kept.get("message_bytes") or 0)
+    if full >= FULL:
+        found.append(f"the place for dead letters is {full:.0%} full; then they fill the mailboxes that they died in")
     wanted = {model.way(link, called): link for link in record.links.values() if not model.elsewhere(link)}
     for name, link in sorted(wanted.items()):
         whose = names.owner(name)

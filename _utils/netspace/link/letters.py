@@ -1,47 +1,49 @@
-"""Dead letters: what could not be kept in a mailbox, seen, and sent again by the way that it came.
+"""Dead letters: what could not be kept in a mailbox, seen, sent again by the way that it came, or thrown away.
 
 A dead letter's history (``x-first-death-...``) is the broker's own word: whatever a sender wrote there itself is
 overwritten when its message dies. So the exchange it names is the one that the message was sent to, and
 a letter that is sent again goes through that very link, if it still is declared, and to nobody else.
 
-The broker itself moves a letter that is looked at for that from ``dead`` to ``dead-again``, and back where it can't be
-sent. One that was sent leaves ``dead-again`` after the mailbox has confirmed it: a run that is killed
-leaves a letter in either, and one may be sent twice at worst, with the same ``message_id``.
+Letters are looked at by the management API. To send one again or to throw it away it is held (``amqp``), so that
+nobody else can have it meanwhile, and leaves its queue after the mailbox has confirmed it. What is not done with
+goes back when the connection ends: a run that is killed loses none, and sends one twice at
+worst, with the same ``message_id``.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
+import os
+import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
-from netspace.link import names, reach
-from netspace.link.management import Management, RefusedError
+from netspace.link import amqp, authority, names, reach
+from netspace.link.management import Management
 from netspace.link.record import read
+from netspace.spec.types import ClusterBroker, LocalBroker
 
 MOST = 1000
-LOOK, MOVE, REMOVE = "ack_requeue_true", "reject_requeue_false", "ack_requeue_false"
+EVERY = 2**31 - 1
+UNKNOWN = "unknown"
 SHOWN = 4096
 """Bytes of a payload that are shown."""
-_ITS_OWN = (
-    "x-death",
-    "x-delivery-count",
-    "x-acquired-count",
-    "CC",
-    "BCC",
-)  # headers, beside x-first-death-... and x-last-death-...
-ARRIVAL_SECONDS = 30.0
+_ITS_OWN = ("x-death", "x-delivery-count", "x-acquired-count", "CC", "BCC")
+_DEATHS = ("x-first-death-", "x-last-death-")
+LOGIN_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
 class Letter:
     """One dead letter.
 
-    :param link: ``<from>.<to>``; empty where that can't be told.
+    :param link: ``<from>.<to>``; ``unknown`` where that can't be told.
     :param died: seconds since 1970.
     """
 
@@ -64,119 +66,215 @@ class Letter:
         return about
 
 
+@dataclass(frozen=True)
+class Choice:
+    """Which letters something is done with.
+
+    :param limit: how many at most.
+    :param link: those that came by it; ``unknown``: those of which nobody can tell.
+    :param message_id: those that bear it.
+    """
+
+    limit: int = 100
+    link: str | None = None
+    message_id: str | None = None
+
+    def takes(self, link: str, message_id: str | None) -> bool:
+        return self.link in (None, link) and self.message_id in (None, message_id)
+
+
 class Letters:
     """The dead letters of one instance's broker."""
 
     def __init__(self, layout: Layout) -> None:
         record = read(layout)
         if record.broker is None or not record.links:
+            if names.DEAD in record.parked:
+                raise NetspaceError(
+                    "the dead letters are kept, but the broker doesn't run without a link: declare one to get at them, "
+                    "or have them purged (netspace_link.absent with purge)"
+                )
             raise NetspaceError("there are no links, and so no dead letters")
         self.layout = layout
-        self.record = record
         self.broker = record.broker
         self.vhost = reach.vhost(layout, record.broker)
         self.called = names.used(layout, record.broker)
-        # Those with a former name are older.
-        self.queues = [*(one.queue for one in record.former if not one.environment), self.called.dead]
+        self.exchanges = {  # by what the broker calls a link
+            ".".join(names.environments_of(exchange, "link") or ()): exchange
+            for exchange in map(self.called.exchange, record.links.values())
+        }
+
+    def queues(self, api: Management) -> list[str]:
+        """Where letters are: those of today last, for what has a former name is older."""
+        today = (self.called.dead, self.called.late)
+        there = [one["name"] for one in api.get("queues", self.vhost, query="columns=name") or []]
+        ours = names.is_dead if isinstance(self.broker, LocalBroker) else (*today, self.called.again).__contains__
+        former = [name for name in there if ours(name) and name not in today]
+        return [*sorted(former), *(name for name in today if name in there)]
+
+    def number(self, api: Management) -> tuple[int, int]:
+        """How many need somebody to look after them, and how many came too late or made way."""
+        counts = {queue: _waiting(_get(api, self.vhost, queue, 1, truncate=1)) for queue in self.queues(api)}
+        late = counts.pop(self.called.late, 0)
+        return sum(counts.values()), late
 
     def count(self, limit: int = 20, payload: bool = False) -> dict[str, Any]:
-        """``count``: how many there are; ``letters``: *limit* of them."""
+        """``count``: how many there are, ``late``: that many of them; ``letters``: *limit* of them."""
         _within(limit)
-        total = 0
+        counts: dict[str, int] = {}
         found: list[dict[str, Any]] = []
         with reach.management(self.layout, self.broker) as api:
-            for queue in (*self.queues, self.called.again):
+            for queue in self.queues(api):
                 got = _get(api, self.vhost, queue, max(1, limit - len(found)), truncate=SHOWN if payload else 1)
-                total += len(got) + (int(got[-1]["message_count"]) if got else 0)
+                counts[queue] = _waiting(got)
                 found += [letter(one).shown(payload) for one in got][: limit - len(found)]
-        return {"count": total, "letters": found}
+        return {"count": sum(counts.values()), "late": counts.get(self.called.late, 0), "letters": found}
 
-    def redeliver(self, limit: int = 100, link: str | None = None, test: bool = False) -> dict[str, Any]:
-        """Send *limit* letters again; with *link*, those of it among them.
+    def redeliver(self, choice: Choice | None = None, test: bool = False) -> dict[str, Any]:
+        """Send letters again.
 
         :param test: only say what would be done.
         :return: ``sent``: a number per link; ``kept``: per link a number and why.
         """
-        _within(limit)
+        return self._each(choice or Choice(), "sent", self._why_not, self._send, test)
+
+    def discard(self, choice: Choice | None = None, test: bool = False) -> dict[str, Any]:
+        """Throw letters away for good; as :meth:`redeliver`, but ``discarded``."""
+        return self._each(choice or Choice(), "discarded", lambda _: "", lambda *_: "", test)
+
+    def _each(
+        self,
+        choice: Choice,
+        done: str,
+        why_not: Callable[[str], str],
+        act: Callable[[amqp.Connection, str, amqp.Held], str],
+        test: bool,
+    ) -> dict[str, Any]:
+        """Do something with the letters that are chosen, whichever stand before them."""
+        _within(choice.limit)
         tally = _Tally()
         with reach.management(self.layout, self.broker) as api:
-            if not test:
-                # What a killed run left: it may have been sent, or not.
-                _get(api, self.vhost, self.called.again, MOST, truncate=1, mode=MOVE)
-            for queue in self.queues:
-                waiting = _get(api, self.vhost, queue, limit, truncate=1)
-                limit -= len(waiting)
-                for one in waiting if test else ():
-                    found = letter(one)
-                    tally.add(found, self._why_not(found, link))
-                for _ in () if test else waiting:
-                    for head in _get(api, self.vhost, queue, 1, mode=MOVE):
-                        found = letter(head)
-                        why = self._why_not(found, link) or self._send(api, found)
-                        self._settle(api, found, REMOVE if not why else MOVE)
-                        tally.add(found, why)
-                if limit < 1:
-                    break
-        return {"sent": tally.sent, "kept": tally.kept}
+            queues = self.queues(api)
+            if test:
+                for queue in queues:
+                    for one in map(letter, _get(api, self.vhost, queue, EVERY, truncate=1)):
+                        if tally.finished < choice.limit:
+                            chosen = choice.takes(one.link, one.properties.get("message_id"))
+                            tally.add(one.link, why_not(one.link) if chosen else "not asked for")
+                return tally.told(done)
+            with self._connected(api) as connection:
+                for queue in queues:
+                    while tally.finished < choice.limit and (held := connection.hold(queue)) is not None:
+                        link = came_by(held.header("x-first-death-exchange"))
+                        why = why_not(link) if choice.takes(link, held.text("message_id")) else "not asked for"
+                        why = why or act(connection, link, held)
+                        if not why:
+                            connection.remove(held)
+                        tally.add(link, why)
+        return tally.told(done)
 
-    def _why_not(self, found: Letter, link: str | None) -> str:
-        if not found.link:
+    def _why_not(self, link: str) -> str:
+        if link == UNKNOWN:
             return "it isn't known which link it came by"
-        if link is not None and found.link != link:
-            return "not asked for"
-        return "" if found.link in self.record.links else "the link is revoked"
+        return "" if link in self.exchanges else "the link is revoked"
 
-    def _send(self, api: Management, found: Letter) -> str:
+    def _send(self, connection: amqp.Connection, link: str, held: amqp.Held) -> str:
         """Publish a letter through its link, confirmed; return why that is refused."""
-        properties = {key: value for key, value in found.properties.items() if key not in ("user_id", "headers")}
-        properties["headers"] = {
-            key: value
-            for key, value in (found.properties.get("headers") or {}).items()
-            if key not in _ITS_OWN and not key.startswith(("x-first-death-", "x-last-death-"))
+        properties = {key: value for key, value in held.properties.items() if key != "user_id"}
+        headers = {
+            key: value for key, value in held.headers.items() if key not in _ITS_OWN and not key.startswith(_DEATHS)
         }
-        body = {"routing_key": "", "payload": found.payload, "payload_encoding": "base64", "properties": properties}
-        exchange = self.called.exchange(self.record.links[found.link])
-        try:
-            answer = api.post("exchanges", self.vhost, exchange, "publish", body=body, timeout=30.0)
-        except RefusedError as err:
-            return "the mailbox is full" if "queue limits" in str(err) else str(err)
-        if answer is None:
-            return "its link isn't on the broker: apply again"
-        return "" if answer.get("routed") else "its link leads nowhere: apply again"
+        return connection.publish(self.exchanges[link], held.body, properties, headers)
 
-    def _settle(self, api: Management, found: Letter, mode: str) -> None:
-        """Take the letter that was just moved out of ``dead-again``: for good, or back to the others."""
-        patience = time.monotonic() + ARRIVAL_SECONDS
-        while not (got := _get(api, self.vhost, self.called.again, 1, mode=mode)):
-            if time.monotonic() > patience:
-                raise NetspaceError("a dead letter doesn't arrive where it is sent from; look at the broker's log")
-            time.sleep(0.01)
-        if got[0].get("payload") != found.payload:
-            raise NetspaceError("somebody else moves dead letters at the same time: look before doing it again")
+    @contextlib.contextmanager
+    def _connected(self, api: Management) -> Iterator[amqp.Connection]:
+        """A connection of the host's own.
+
+        On our broker by an account that exists for so long, and bears the broker's own name: nobody else has a
+        certificate that says it. One that a killed run left is removed by the next apply, as all that aren't declared.
+        """
+        try:
+            if isinstance(self.broker, ClusterBroker):
+                with _first(self.broker, self.vhost) as connection:
+                    yield connection
+                return
+            known = authority.read(self.layout)
+            if known is None:
+                raise NetspaceError("this host has no authority of links yet: apply again")
+            now = time.time()
+            account = known.id(None)
+            rights = {"configure": "^$", "write": r"^link\.", "read": "^dead"}
+            user = {"name": account, "password_hash": "", "tags": [], "limits": {}}
+            permission = {"user": account, "vhost": self.vhost, **rights}
+            shown = authority.Issuer(known).client(now, LOGIN_SECONDS)
+            api.post("definitions", body={"users": [user], "permissions": [permission]})
+            try:
+                with amqp.Connection(
+                    "127.0.0.1", self.broker.port, self.vhost, _trust(known, shown), authority.SERVER_NAMES[0], None
+                ) as connection:
+                    yield connection
+            finally:
+                api.delete("users", account)
+        except OSError as err:
+            raise NetspaceError(f"the broker can't be reached, or ended the connection: {err}") from err
+
+
+def _first(broker: ClusterBroker, vhost: str) -> amqp.Connection:
+    """A connection to the first node that answers."""
+    failures = []
+    for url in broker.urls:
+        parts = urlsplit(url)
+        secure = parts.scheme == "amqps"
+        context = ssl.create_default_context(cafile=broker.ca) if secure else None
+        host, port = str(parts.hostname), parts.port or (5671 if secure else 5672)
+        try:
+            return amqp.Connection(host, port, vhost, context, host, reach.login(broker))
+        except OSError as err:
+            failures.append(f"{host}:{port}: {err}")
+    raise NetspaceError(f"no node of the broker can be reached: {'; '.join(failures)}")
+
+
+def _trust(known: authority.Authority, certificate: bytes) -> ssl.SSLContext:
+    """What the own broker is checked by, and what it is shown."""
+    context = ssl.create_default_context(cadata=known.anchors.decode())
+    with open(os.memfd_create("certificate", os.MFD_CLOEXEC), "wb") as memory:  # it takes files alone
+        memory.write(certificate)
+        memory.flush()
+        context.load_cert_chain(f"/proc/self/fd/{memory.fileno()}")
+    return context
 
 
 @dataclass
 class _Tally:
-    sent: dict[str, int] = field(default_factory=dict)
+    finished: int = 0
+    done: dict[str, int] = field(default_factory=dict)
     kept: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def add(self, found: Letter, why: str) -> None:
+    def add(self, link: str, why: str) -> None:
         if why:
-            self.kept.setdefault(found.link or "unknown", {"number": 0, "why": why})["number"] += 1
+            self.kept.setdefault(link, {"number": 0, "why": why})["number"] += 1
         else:
-            self.sent[found.link] = self.sent.get(found.link, 0) + 1
+            self.finished += 1
+            self.done[link] = self.done.get(link, 0) + 1
+
+    def told(self, done: str) -> dict[str, Any]:
+        return {done: self.done, "kept": self.kept}
+
+
+def came_by(exchange: str | None) -> str:
+    """The link that a letter came by, as the broker's exchange says."""
+    return ".".join(names.environments_of(exchange or "", "link") or (UNKNOWN,))
 
 
 def letter(got: Mapping[str, Any]) -> Letter:
     """What the broker says of a dead letter, of which nothing is believed but what it wrote itself."""
     properties = dict(got.get("properties") or {})
     headers = properties.get("headers") or {}
-    ends = names.environments_of(str(headers.get("x-first-death-exchange")), "link")
     queue, reason = headers.get("x-first-death-queue"), headers.get("x-first-death-reason")
     times = [one.get("time") for one in headers.get("x-death") or () if one.get("queue") == queue]
     return Letter(
-        link=".".join(ends or ()),
-        reason=str(reason or "unknown"),
+        link=came_by(str(headers.get("x-first-death-exchange"))),
+        reason=str(reason or UNKNOWN),
         died=times[0] if times and isinstance(times[0], int) else 0,
         size=int(got.get("payload_bytes") or 0),
         properties=properties,
@@ -184,13 +282,14 @@ def letter(got: Mapping[str, Any]) -> Letter:
     )
 
 
-def _get(
-    api: Management, vhost: str, queue: str, number: int, truncate: int = 0, mode: str = LOOK
-) -> list[dict[str, Any]]:
-    body: dict[str, Any] = {"count": number, "ackmode": mode, "encoding": "base64"}
-    if truncate:
-        body["truncate"] = truncate
+def _get(api: Management, vhost: str, queue: str, number: int, truncate: int) -> list[dict[str, Any]]:
+    """Look at messages; they stay."""
+    body = {"count": number, "ackmode": "ack_requeue_true", "encoding": "base64", "truncate": truncate}
     return api.post("queues", vhost, queue, "get", body=body, timeout=60.0) or []
+
+
+def _waiting(got: list[dict[str, Any]]) -> int:
+    return len(got) + (int(got[-1]["message_count"]) if got else 0)
 
 
 def _within(limit: int) -> None:

@@ -17,8 +17,9 @@ answers      ``reply.<b>``       direct exchange that <b> answers through; each 
 notices      ``notices.<a>``     queue for news of those whom <a> may monitor
 watch        ``watch.<a>.<b>``   headers exchange that lets through to it what the broker
                                  tells of the consumers of ``mailbox.<b>`` (or the lane), and no more
-dead         ``dead``            exchange and queue for mail that could not be kept
-again        ``dead-again``      exchange and queue for dead letters while the host sends them again
+dead         ``dead``            exchange and queue for mail that its reader refused or was given in vain
+late         ``dead-late``       headers exchange and queue for mail that waited too long or made way; all other
+                                 dead letters come through it, too, and go on to ``dead``
 outbox       ``outbox.<a>.<b>``  quorum queue in place of a mailbox for a buffered link to another host
 carrier      ``outbox.<a>.<b>``  shovel that takes what is in it to the other host's broker
 ===========  ==================  ===================================================
@@ -41,7 +42,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from netspace.link.names import AGAIN, DEAD, MAIL, TAG_PATTERN, Names, account, carrier, environments_of
+from netspace.link.names import AGAIN, DEAD, LATE, MAIL, TAG_PATTERN, Names, account, carrier, environments_of
 from netspace.spec.types import Link, host_of
 
 Key = tuple[str, ...]
@@ -61,7 +62,7 @@ _MAILBOX: dict[str, Any] = {
     "max-length": 10_000,
     "max-length-bytes": 64 * 1024 * 1024,
     "overflow": "reject-publish",
-    "message-ttl": 7 * _DAY,
+    "message-ttl": 30 * _DAY,
     "delivery-limit": 20,
 }
 _LANE = {key: value for key, value in _MAILBOX.items() if key != "overflow"}  # a policy's would hide its own
@@ -81,7 +82,8 @@ _NOTICES: dict[str, Any] = {
 _DEAD: dict[str, Any] = {
     "max-length": 10_000,
     "max-length-bytes": 64 * 1024 * 1024,
-    "overflow": "drop-head",
+    # Nobody pushes another's letters out: what finds no room stays where it died, and counts there.
+    "overflow": "reject-publish",
     "message-ttl": 30 * _DAY,
     # Looking into it counts as a delivery; and without any limit, what was looked at goes behind the others.
     "delivery-limit": 1_000_000_000,
@@ -93,6 +95,7 @@ POLICIES = (
     "netspace.replies",
     "netspace.notices",
     "netspace.dead",
+    "netspace.dead-late",
     "netspace.dead-again",
 )
 EVENTS = "amq.rabbitmq.event"
@@ -101,21 +104,20 @@ EVENTS = "amq.rabbitmq.event"
 
 def policies(names: Names) -> dict[str, dict[str, Any]]:
     """The limits of all queues, by the policy's name."""
-    letters = _to(names.dead)
+    # A queue that drops its oldest hands over without a confirmation, whatever is said here.
+    letters = {"dead-letter-exchange": names.late, "dead-letter-strategy": "at-least-once"}
     return {
         "netspace.mailbox": _policy(r"^mailbox\.", "quorum_queues", {**_MAILBOX, **letters}),
         "netspace.lane": _policy(r"^lane\.", "quorum_queues", {**_LANE, **letters}),
         "netspace.outbox": _policy(r"^outbox\.", "quorum_queues", {**_OUTBOX, **letters}),
         "netspace.replies": _policy(r"^replies\.", "classic_queues", _REPLIES),
         "netspace.notices": _policy(r"^notices\.", "classic_queues", _NOTICES),
-        # What is refused in one of these goes into the other: so the host moves letters within the broker.
-        "netspace.dead": _policy(rf"^dead(\.{TAG_PATTERN})?$", "quorum_queues", {**_DEAD, **_to(names.again)}),
-        "netspace.dead-again": _policy(rf"^dead-again(\.{TAG_PATTERN})?$", "quorum_queues", {**_DEAD, **letters}),
+        "netspace.dead": _policy(rf"^dead(-again)?(\.{TAG_PATTERN})?$", "quorum_queues", _DEAD),
+        # Any sender can have its own mail die so, as much as it likes.
+        "netspace.dead-late": _policy(
+            rf"^dead-late(\.{TAG_PATTERN})?$", "quorum_queues", {**_DEAD, "overflow": "drop-head"}
+        ),
     }
-
-
-def _to(exchange: str) -> dict[str, str]:
-    return {"dead-letter-exchange": exchange}
 
 
 def _policy(pattern: str, kind: str, definition: dict[str, Any]) -> dict[str, Any]:
@@ -233,9 +235,11 @@ def shared(names: Names) -> Objects:
     _exchange(made, names.dead, "fanout")
     _queue(made, names.dead, "quorum")
     _binding(made, names.dead, names.dead)
-    _exchange(made, names.again, "fanout")
-    _queue(made, names.again, "quorum")
-    _binding(made, names.again, names.again)
+    _exchange(made, names.late, "headers", {"alternate-exchange": names.dead})
+    _queue(made, names.late, "quorum")
+    for reason in ("expired", "maxlen"):
+        wanted = {"x-match": "all-with-x", "x-first-death-reason": reason}
+        made["binding", names.late, "queue", names.late, reason] = {"arguments": wanted}
     return made
 
 
@@ -274,8 +278,12 @@ def fullness(link: Link, messages: int, size: int) -> float:
 
     Its own bounds are those of what waits for its receiver; an outbox has a mailbox's.
     """
-    number = (link.length if link.to_host is None else None) or int(_MAILBOX["max-length"])
-    return max(messages / number, size / int(_MAILBOX["max-length-bytes"]))
+    return part(messages, size, link.length if link.to_host is None else None)
+
+
+def part(messages: int, size: int, length: int | None = None) -> float:
+    """How full a queue of mail or of dead letters is; *length*: of as many at most."""
+    return max(messages / (length or int(_MAILBOX["max-length"])), size / int(_MAILBOX["max-length-bytes"]))
 
 
 def _permission(
@@ -310,13 +318,13 @@ def _any_of(patterns: list[str]) -> str:
     return f"^({'|'.join(patterns)})$" if patterns else "^$"
 
 
-def _exchange(made: Objects, name: str, kind: str) -> None:
+def _exchange(made: Objects, name: str, kind: str, arguments: Mapping[str, Any] | None = None) -> None:
     made["exchange", name] = {
         "type": kind,
         "durable": True,
         "auto_delete": False,
         "internal": False,
-        "arguments": {},
+        "arguments": dict(arguments or {}),
     }
 
 
@@ -370,12 +378,12 @@ def found(definitions: Mapping[str, Any], vhost: str, known: Collection[str], *,
     ours: Objects = {}
     hashes: dict[str, str] = {}
     for entry in here("exchanges"):
-        if is_ours(entry["name"], "link", "reply", "watch", DEAD, AGAIN):
+        if is_ours(entry["name"], "link", "reply", "watch", DEAD, LATE, AGAIN):
             ours["exchange", entry["name"]] = _pick(
                 entry, type="", durable=True, auto_delete=False, internal=False, arguments={}
             )
     for entry in here("queues"):
-        if is_ours(entry["name"], *MAIL, "replies", "notices", DEAD, AGAIN):
+        if is_ours(entry["name"], *MAIL, "replies", "notices", DEAD, LATE, AGAIN):
             ours["queue", entry["name"]] = _pick(entry, durable=True, auto_delete=False, arguments={})
     for entry in here("bindings"):
         source, kind, target = entry["source"], entry["destination_type"], entry["destination"]

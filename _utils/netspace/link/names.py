@@ -33,9 +33,10 @@ from netspace.link import pairs
 from netspace.link.pairs import Pair
 from netspace.spec.types import END, Broker, ClusterBroker, Link, LocalBroker, host_of
 
-DEAD, AGAIN = "dead", "dead-again"
+DEAD, LATE = "dead", "dead-late"
+AGAIN = "dead-again"  # where an older version had letters while it sent them again
 _ONE, _TWO = ("reply", "mailbox", "replies", "notices", "env"), ("link", "lane", "watch", "outbox")
-_ENDS = {**dict.fromkeys(_ONE, 1), **dict.fromkeys(_TWO, 2), DEAD: 0, AGAIN: 0}
+_ENDS = {**dict.fromkeys(_ONE, 1), **dict.fromkeys(_TWO, 2), DEAD: 0, LATE: 0, AGAIN: 0}
 _TAG = re.compile(r"[0-9a-f]{32}")
 TAG_PATTERN = r"[0-9a-f]{32}"
 MAIL = ("mailbox", "lane", "outbox")
@@ -132,8 +133,12 @@ class Names:
         return DEAD if self.apart else self.of(DEAD)
 
     @property
+    def late(self) -> str:
+        """Where letters are that waited too long, or made way."""
+        return LATE if self.apart else self.of(LATE)
+
+    @property
     def again(self) -> str:
-        """Where dead letters are while the host sends them again."""
         return AGAIN if self.apart else self.of(AGAIN)
 
 
@@ -168,7 +173,7 @@ def _is_broker(end: str) -> bool:
 
 def is_dead(name: str) -> bool:
     """Whether it is an exchange or queue of dead letters."""
-    return environments_of(name, DEAD, AGAIN) is not None
+    return environments_of(name, DEAD, LATE, AGAIN) is not None
 
 
 def owner(queue: str) -> str:

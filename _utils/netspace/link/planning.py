@@ -263,10 +263,10 @@ def _drift(
     expected = _expected(comparison, before, observed.names) | {("shovel", queue) for queue in observed.drained}
     for key in sorted(change.touched - expected):
         parts = environments_of(key[1], "link", "outbox") if key[0] in ("exchange", "binding", "shovel") else None
-        entry = {"old": "there" if key in change.revoke else "differs", "new": None}
+        entry = {"old": "there" if key in change.revoke or key in change.last else "differs", "new": None}
         if key in change.create:
             entry = {"old": "differs" if key in change.revoke else None, "new": "as declared"}
-        elif key not in change.revoke:
+        elif entry["old"] == "differs":
             entry = {"old": "differs", "new": "as declared"}
         name = ".".join(parts) if parts else ""
         if name in after:

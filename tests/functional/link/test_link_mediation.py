@@ -1,4 +1,4 @@
-"""A real broker: names that can't be guessed and change without loss, bounds of links, dead letters, revocation."""
+"""A real broker: names that can't be guessed and change without loss, bounds of links, revocation."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import threading
 import time
 
 import msgspec
-import pika
 import pytest
+from mail import PATIENCE, letters, messages, read, send
 from pika.exceptions import AMQPError, ChannelClosedByBroker, NackError
 from waiting import until
 
 from netspace import files
 from netspace.errors import NetspaceError
 from netspace.link import names, record
-from netspace.link.letters import Letters
 from netspace.spec.types import ClusterBroker, Link
 
 pytestmark = pytest.mark.root
@@ -22,7 +21,6 @@ pytestmark = pytest.mark.root
 ASK = Link(source="web", target="orders", pattern="request")
 TELL = Link(source="orders", target="audit")
 LINKS = (ASK, TELL)
-PATIENCE = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -39,46 +37,10 @@ def host(linked):
     with linked.api() as api:
         for former in record.read(linked.layout).former:
             api.delete("queues", "netspace", former.queue)
-        for plain in ("mailbox.web", "mailbox.orders", "mailbox.audit", "dead", "dead-again"):
+        for plain in ("mailbox.web", "mailbox.orders", "mailbox.audit", "dead", "dead-late"):
             api.delete("queues", "netspace", linked.n(plain), "contents")
     linked.apply(*LINKS)
     return linked
-
-
-def send(host, link: Link, *bodies: bytes, **properties) -> None:
-    with host.client(link.source) as channel:
-        for body in bodies:
-            channel.basic_publish(
-                host.links.called.exchange(link), "", body, pika.BasicProperties(**properties), mandatory=True
-            )
-
-
-def read(host, name: str, count: int, *, queues=None) -> list[tuple[str, bytes]]:
-    """What *name* reads as its card tells it: (sender, body), *count* of them."""
-    about = host.card(name)
-    senders = {sender["exchange"]: sender["from"] for sender in about["senders"]}
-    got: list[tuple[str, bytes]] = []
-
-    def look() -> bool:
-        for queue in queues or about["queues"]:
-            delivery, _, body = channel.basic_get(queue, auto_ack=True)
-            if delivery:
-                got.append((senders[delivery.exchange], body))
-        return len(got) >= count
-
-    with host.client(name) as channel:
-        until(look, f"{count} messages", patience=PATIENCE)
-    return got
-
-
-def messages(host, queue: str) -> int | None:
-    """How many a queue holds for certain, as its reader would be told; None: there is no such queue."""
-    with host.api() as api:
-        if api.get("queues", "netspace", queue, query="columns=name") is None:
-            return None
-        body = {"count": 1, "ackmode": "ack_requeue_true", "encoding": "base64", "truncate": 1}
-        got = api.post("queues", "netspace", queue, "get", body=body)
-        return got[0]["message_count"] + 1 if got else 0
 
 
 # -- names -----------------------------------------------------------------------------
@@ -102,10 +64,10 @@ def lost_key(host, monkeypatch) -> None:
 def test_renaming_loses_no_mail_and_no_sender(host, monkeypatch, before):
     stage = before(host, monkeypatch)
     next(stage)
-    old = {plain: host.n(plain) for plain in ("mailbox.audit", "link.orders.audit", "dead")}
+    old = {plain: host.n(plain) for plain in ("mailbox.audit", "link.orders.audit", "dead-late")}
     send(host, TELL, b"dies", expiration="1")
     send(host, TELL, b"waits 1", b"waits 2", b"held")
-    until(lambda: messages(host, old["dead"]) == 1, "a dead letter", patience=PATIENCE)
+    until(lambda: messages(host, old["dead-late"]) == 1, "a dead letter", patience=PATIENCE)
     held = host.connect("audit").channel()
     holder = [held.basic_get(old["mailbox.audit"])[2] for _ in range(2)]
     assert holder == [b"waits 1", b"waits 2"]
@@ -134,11 +96,11 @@ def test_renaming_loses_no_mail_and_no_sender(host, monkeypatch, before):
     host.apply(*LINKS)
     assert messages(host, old["mailbox.audit"]) is None
     assert host.card("audit")["queues"] == [host.n("mailbox.audit")]
-    assert messages(host, old["dead"]) == 1, "dead letters are kept"
+    assert messages(host, old["dead-late"]) == 1, "dead letters are kept"
     settle(host)
     until(lambda: not host.plan(*LINKS).steps, "the broker says that these are not empty", patience=PATIENCE)
     with host.api() as api:
-        api.delete("queues", "netspace", old["dead"])
+        api.delete("queues", "netspace", old["dead-late"])
 
 
 def settle(host) -> None:
@@ -185,12 +147,6 @@ def bounded(host, **bounds) -> Link:
     host.apply(ASK, link)
     assert not host.plan(ASK, link).steps
     return link
-
-
-def letters(host, count: int, **options) -> list[dict]:
-    desk = Letters(host.layout)
-    until(lambda: desk.count()["count"] >= count, f"{count} dead letters", patience=PATIENCE)
-    return desk.count(**options)["letters"]
 
 
 @pytest.mark.exhaustion
@@ -251,84 +207,6 @@ def test_a_revoked_link_with_bounds_is_parked_or_purged(host):
     send(host, link, b"purged")
     host.apply(ASK, Link(source="web", target="audit"), purge=True)
     assert messages(host, lane) is None
-
-
-# -- dead letters ------------------------------------------------------------------------
-def refuse(host, name: str) -> None:
-    """Read one message and refuse it for good."""
-    with host.client(name) as channel:
-        got = []
-        until(lambda: got.extend(filter(None, [channel.basic_get(host.card(name)["mailbox"])[0]])) or got)
-        channel.basic_reject(got[0].delivery_tag, requeue=False)
-
-
-def test_dead_letters_are_kept_however_often_they_are_looked_at(host):
-    """A quorum queue drops what was delivered 20 times in vain, and looking is a delivery."""
-    send(host, TELL, b"secret", message_id="m-1", content_type="text/plain")
-    refuse(host, "audit")
-    letters(host, 1)
-    for _ in range(30):
-        letters(host, 1)
-    desk = {"letters": letters(host, 1)}
-    about = desk["letters"][0]
-    assert abs(about.pop("died") - time.time()) < 3600
-    assert about == {
-        "link": "orders.audit",
-        "reason": "rejected",
-        "bytes": 6,
-        "message_id": "m-1",
-        "content_type": "text/plain",
-    }
-    assert letters(host, 1, payload=True)[0]["payload"] == "secret"
-    until(lambda: "1 dead letters" in host.links.health()["problems"], patience=PATIENCE)
-
-
-def test_dead_letters_are_sent_again_by_their_own_link(host):
-    forged = {"x-death": [{"exchange": host.n("link.web.orders"), "queue": "x", "reason": "rejected", "count": 1}]}
-    send(
-        host,
-        TELL,
-        b"told",
-        message_id="m-1",
-        headers={**forged, "own": "kept"},
-        user_id=host.card("orders")["broker"]["username"],
-    )
-    send(host, ASK, b"asked", message_id="m-2", headers={"x-netspace-died": {"link": "orders.audit"}})
-    refuse(host, "audit")
-    refuse(host, "orders")
-    letters(host, 2)
-    desk = Letters(host.layout)
-    both = {"orders.audit": 1, "web.orders": 1}
-    until(lambda: desk.redeliver(test=True)["sent"] == both, "it only says so", patience=PATIENCE)
-    letters(host, 2)
-    done = desk.redeliver(link="orders.audit")
-    assert done == {"sent": {"orders.audit": 1}, "kept": {"web.orders": {"number": 1, "why": "not asked for"}}}
-    with host.client("audit") as channel:
-        delivery, properties, body = channel.basic_get(host.n("mailbox.audit"), auto_ack=True)
-    assert (delivery.exchange, body) == (host.n("link.orders.audit"), b"told")
-    assert (properties.message_id, properties.headers) == ("m-1", {"own": "kept"})
-    assert letters(host, 1)[0]["link"] == "web.orders", "what was put back is known as before"
-
-    host.apply(TELL)
-    letters(host, 1)
-    done = Letters(host.layout).redeliver()
-    assert done == {"sent": {}, "kept": {"web.orders": {"number": 1, "why": "the link is revoked"}}}
-    host.apply(*LINKS)
-    assert Letters(host.layout).redeliver()["sent"] == {"web.orders": 1}
-    assert read(host, "orders", 1) == [("web", b"asked")]
-    assert Letters(host.layout).count() == {"count": 0, "letters": []}
-
-
-def test_dead_letters_for_a_full_mailbox_are_kept(host):
-    link = bounded(host, length=1, ttl=3600)
-    send(host, link, b"dies", expiration="1")
-    letters(host, 1)
-    with pytest.raises(NackError):
-        for _ in range(100):
-            send(host, link, b"fills it")
-    done = Letters(host.layout).redeliver()
-    assert done["kept"]["orders.audit"] == {"number": 1, "why": "the mailbox is full"}
-    letters(host, 1)
 
 
 # -- health ------------------------------------------------------------------------------

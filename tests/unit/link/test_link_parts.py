@@ -331,8 +331,8 @@ def test_the_beacon_tells_what_changes_and_not_how_much(monkeypatch):
 # -- dead letters ----------------------------------------------------------------------------
 def test_nothing_a_sender_wrote_is_believed_of_a_dead_letter():
     forged = {"x-death": [{"exchange": "link.a.b", "queue": "mailbox.b", "time": 5}], "x-netspace": "link.a.b"}
-    assert letters.letter({"payload": "", "properties": {"headers": forged}}).link == ""
-    assert letters.letter({"exchange": "link.a.b", "properties": []}).link == ""
+    assert letters.letter({"payload": "", "properties": {"headers": forged}}).link == "unknown"
+    assert letters.letter({"exchange": "link.a.b", "properties": []}).link == "unknown"
 
 
 @pytest.mark.parametrize("limit", [0, -1, 1001])
@@ -342,7 +342,9 @@ def test_how_many_letters_is_bounded(tmp_path, limit):
     with pytest.raises(NetspaceError, match="limit"):
         letters.Letters(layout).count(limit)
     with pytest.raises(NetspaceError, match="limit"):
-        letters.Letters(layout).redeliver(limit)
+        letters.Letters(layout).redeliver(letters.Choice(limit))
+    with pytest.raises(NetspaceError, match="limit"):
+        letters.Letters(layout).discard(letters.Choice(limit))
 
 
 def test_without_links_there_are_no_letters(tmp_path):
