@@ -106,7 +106,7 @@ class Host:
         section = {"broker": broker, "environments": environments, "links": LINKS}
         (pillar / "shop.sls").write_text(json.dumps({"netspace": section}, indent=1))
         more = self.home / "salt/etc/minion.d"
-        more.mkdir(parents=True)
+        more.mkdir(parents=True, exist_ok=True)
         (more / "demo.conf").write_text(json.dumps({"id": self.name, "pillar_roots": {"base": [str(pillar)]}}))
 
     def apply(self) -> int:
