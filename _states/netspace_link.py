@@ -122,7 +122,9 @@ def absent(name: str, purge: bool = False, **kwargs: Any) -> dict[str, Any]:
         The link's ends.
 
     purge
-        Drop mail in mailboxes that no link leads to any more. By default it is parked.
+        Drop mail in mailboxes that no link leads to any more, also where this link was revoked before. By default it
+        is parked. ``changes`` (``mail``) say whose, and how many messages, as far as the broker
+        has counted them (what came in the last 10 s is just "mail").
     """
     test = bool(__opts__["test"])
     try:

@@ -428,17 +428,24 @@ class Host:
     def remove_links(self, names: Collection[str], *, test: bool = False, purge: bool = False) -> Result:
         """Revoke links; ``purge`` also drops mail that nobody can read any more."""
         with self._lock(test):
-            result = self._remove_links(names, test, purge)
+            result = self._remove_links(names, test, purge, {*names, *(name.partition(".")[2] for name in names)})
             ends = {end for name in names for end in name.split(".")}
             return _join(result, self._refresh_cards(ends, test))
 
-    def _remove_links(self, names: Collection[str], test: bool, purge: bool) -> Result:
-        there = set(self._linked().links) & set(names)
-        if not there:
+    def _remove_links(self, names: Collection[str], test: bool, purge: bool, owners: Collection[str] = ()) -> Result:
+        """Revoke links; ``purge``: and drop mail that is parked, of *owners* where no link goes."""
+        known = self._linked()
+        there = set(known.links) & set(names)
+        if not there and not (purge and known.parked):
             return Result(Plan())
         from netspace.link.kind import DesiredLinks
 
-        return self._run(self.links, DesiredLinks(self.links.recorded_broker(), ()), there, test, purge=purge)
+        mail = self.links.plan_purge(owners, there) if purge else Plan()
+        if not there:
+            return Result(mail, () if test else self.links.apply_purge(mail.steps))
+        revoked = self._run(self.links, DesiredLinks(self.links.recorded_broker(), ()), there, test, purge=purge)
+        told = () if test or revoked.failures else [Outcome(step) for step in mail.steps]
+        return _join(revoked, Result(mail, told))
 
     def remove_environments(self, names: Collection[str], *, test: bool = False, purge: bool = False) -> Result:
         """Remove environments with all that is theirs: links, program, layers, namespace.
@@ -450,7 +457,8 @@ class Host:
             self._tidy(test)
             theirs = {link.name for link in self._linked().links.values() if {link.source, link.target} & set(names)}
             others = {end for name in theirs for end in name.split(".")} - set(names)
-            result = self._remove_links(theirs, test, purge)
+            parked = {one for one in self._linked().parked if set(one.split(".")) & set(names)}
+            result = self._remove_links(theirs, test, purge, parked)
             result = _join(result, self._refresh_cards(others, test))
             there = self.environments.names() & set(names)
             # Once their programs are gone: for most of the time the kernel waits until a link is.

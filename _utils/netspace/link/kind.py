@@ -26,6 +26,7 @@ from netspace.link import (
     identity,
     model,
     names,
+    parked,
     planning,
     reach,
     renewer,
@@ -264,6 +265,22 @@ class Links:
             outcomes.append(Outcome(step, error))
         if forwarding and FORWARDER not in chosen:
             outcomes[-1] = Outcome(steps[-1], forwarding)
+        return outcomes
+
+    def plan_purge(self, owners: Collection[str], going: Collection[str] = ()) -> Plan:
+        """What a purge drops of the mail of these environments and links (``parked.plan``)."""
+        return parked.plan(self.layout, owners, going)
+
+    def apply_purge(self, steps: Sequence[Step]) -> list[Outcome]:
+        """Drop mail that is parked already."""
+        outcomes = []
+        for step in steps:
+            error = ""
+            try:
+                parked.purge(self.layout, self.supervisor, self.progress, step)
+            except NetspaceError as err:
+                error = str(err)
+            outcomes.append(Outcome(step, error))
         return outcomes
 
     def restore(self) -> dict[str, str]:
