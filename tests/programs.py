@@ -75,7 +75,7 @@ class Program:
         async def end() -> None:
             tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
             self.mailbox._closed = True
-            for session in self.mailbox._sessions.values():
+            for session in self.mailbox._lines.sessions.values():
                 session._closed = True
             for task in tasks:
                 task.cancel()

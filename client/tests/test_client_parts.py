@@ -339,3 +339,19 @@ def test_what_needs_no_broker_needs_none(tmp_path):
             await waiting
 
     asyncio.run(play())
+
+
+def test_a_mailbox_that_was_not_opened_tells_how_to(tmp_path):
+    (tmp_path / "environment.json").write_text(json.dumps(CARD))
+
+    async def play() -> None:
+        with pytest.raises(Closed, match="async with"):
+            await Mailbox(tmp_path).receive()
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize("wrong", [{"capacity": 0}, {"capacity": 65536}, {"memory": 0}, {"in_flight": 0}])
+def test_bounds_that_let_nothing_through_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Mailbox(**wrong)

@@ -7,9 +7,11 @@
             async with message:  # acknowledged at the end
                 ...
 
-``card`` reads what the host tells, ``session`` keeps a connection, ``outlet`` sends in order until it
-is confirmed, ``inbox`` is selective receive, ``window`` tells what comes twice,
-``seal`` seals and opens (with ``keys``, ``endorsement`` and ``jose``), ``mailbox`` joins them.
+``card`` reads what the host tells and ``host`` follows it; ``session`` keeps a connection, ``outlet`` sends in order
+until it is confirmed, ``ear`` listens, ``lines`` holds these; ``arrivals`` judges what comes, with ``inbox`` (selective
+receive) and ``window`` (what comes twice); ``answers`` and ``notices`` have what else is heard; ``letter`` looks at
+what is to be sent, ``seal`` seals and opens (with ``keys``, ``endorsement`` and ``jose``) as ``sealing`` has it do;
+``mailbox`` joins them.
 """
 
 from netspace_client.card import Card

@@ -29,8 +29,8 @@ def short(value: str, what: str) -> str:
     return value
 
 
-def body_and_type(body: bytes | str, content_type: str | None) -> tuple[bytes, str]:
-    """The bytes of a body, and what they are.
+def content(body: bytes | str, content_type: str | None) -> tuple[bytes, str]:
+    """The bytes of a body, and what type they are.
 
     :raises TypeError: it is neither bytes nor text.
     :raises Refused: as :func:`short`.

@@ -131,7 +131,7 @@ def test_a_monitor_is_told_across_hosts(linked, program):
         return web.mailbox.monitor("orders@h2")
 
     monitor = web.run(watched())
-    until(lambda: web.mailbox._noticing)
+    until(lambda: len(web.mailbox._notices.ears) == 1)
     orders = program(h2, "orders")
     assert web.run(monitor.change(30)) == Change("orders@h2", "up")
     orders.die()
@@ -286,7 +286,7 @@ def test_peers_of_one_name_are_not_taken_for_each_other(linked, program, tmp_pat
         return web.mailbox.monitor(peer)
 
     monitors = [web.run(watched(peer)) for peer in ("orders", "orders@h2")]
-    until(lambda: len(web.mailbox._noticing) == 2)
+    until(lambda: len(web.mailbox._notices.ears) == 2)
     far, local = program(h2, "orders"), Program(h1, "orders", tell(h1, "orders", tmp_path / "near"))
     try:
         working = [far.start(serve(far.mailbox, "far")), local.start(serve(local.mailbox, "near"))]

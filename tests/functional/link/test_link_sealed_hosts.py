@@ -110,13 +110,13 @@ def test_neither_broker_sees_anything_of_what_it_carries(linked, program):
     letters += waiting(h2, h2.n("mailbox.log"))
     vault, log = program(h2, "vault"), program(h2, "log")
     seen: list[bytes] = []
-    real = web.mailbox._answered
+    real = web.mailbox._answers.judge
 
-    async def watched(session, delivery):
+    def watched(session, delivery):
         seen.append(delivery.body)
-        await real(session, delivery)
+        real(session, delivery)
 
-    web.mailbox._answered = watched
+    web.mailbox._answers.judge = watched
 
     async def answer():
         async with await vault.mailbox.receive(timeout=30) as message:
@@ -141,8 +141,7 @@ def test_what_another_environment_of_the_same_host_seals_is_not_taken_for_it(lin
 
     async def as_web() -> None:
         peer = shop.mailbox.card.peers["vault@h2"]
-        envelope = shop.mailbox._envelope(peer.seal, peer.name, "message", "1", None)
-        raw, about = shop.mailbox._prepared(b"forged", None, peer.seal, envelope)
+        raw, about = shop.mailbox._sealing.prepared((b"forged", "x"), peer.seal, peer.name, "message", "1")
         body = {
             "properties": {"message_id": "1", "content_type": about.content_type},
             "routing_key": "",
@@ -207,13 +206,13 @@ def stream(web, vault, to: str):
     enough: list[bool] = []
 
     async def collect():
-        real = vault.mailbox._open_sealed
+        real = vault.mailbox._sealing.opened
 
         def watched(delivery, *rest):
             kids["enc"].add(jose.decoded(delivery.body.partition(b".")[0])["kid"])
             return real(delivery, *rest)
 
-        vault.mailbox._open_sealed = watched
+        vault.mailbox._sealing.opened = watched
         async for message in vault.mailbox.messages():
             async with message:
                 got.append(message.text)
@@ -221,7 +220,7 @@ def stream(web, vault, to: str):
     async def pour():
         number = 0
         while not enough:
-            kids["sig"].add(web.mailbox._own_keys().current("sig", time.time()).kid)
+            kids["sig"].add(web.mailbox._host.keys.current("sig", time.time()).kid)
             await web.mailbox.send(to, str(number))
             number += 1
             await asyncio.sleep(0.01)

@@ -132,7 +132,7 @@ def test_an_environment_without_links_is_cut_off_by_its_own_host(fleet):
         exchanges = {one["name"].rpartition(".")[0] for one in api.get("exchanges", "fleet")}
     assert "env.web" not in users and "env.orders" in users
     assert "link.web.orders" in exchanges, "it is the other host's"
-    until(lambda: not any(session.connected for session in web.mailbox._sessions.values()))
+    until(lambda: not any(session.connected for session in web.mailbox._lines.sessions.values()))
 
 
 def apart(fleet: Fleet) -> tuple[Program, Program, str]:

@@ -1,0 +1,149 @@
+"""Answers on their way to who asked: where they come in, and whose they are."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from aiormq import Channel
+from aiormq.abc import DeliveredMessage
+from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity
+
+from netspace_client.card import Card, Peer, Sender
+from netspace_client.ear import Ear, Ears
+from netspace_client.errors import LinkError, Revoked, Timeout
+from netspace_client.host import Host
+from netspace_client.lines import Lines, settle
+from netspace_client.message import Message
+from netspace_client.sealing import Sealing
+from netspace_client.session import FAILURES, Session, answer
+
+if TYPE_CHECKING:
+    from netspace_client.mailbox import Mailbox
+
+
+class Question:
+    """One that was asked, until it is answered.
+
+    :param exchange: what its answer must come through.
+    """
+
+    def __init__(self, session: Session, exchange: str, peer: str) -> None:
+        self.session = session
+        self.exchange = exchange
+        self.peer = peer
+        self.id = secrets.token_hex(16)
+        self.answered: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+
+
+class Answers:
+    """Whoever asks begins with ``asking``, tells the peer where ``way`` leads, and waits by ``wait``."""
+
+    def __init__(self, owner: Mailbox, host: Host, lines: Lines, sealing: Sealing) -> None:
+        self._owner = owner
+        self._host = host
+        self._lines = lines
+        self._sealing = sealing
+        self._ears = Ears(lines, self._ear)
+        self._keys: dict[tuple[Session, str], str] = {}
+        self._bound: dict[tuple[Session, str], Channel] = {}
+        self._questions: dict[str, Question] = {}
+
+    @contextlib.contextmanager
+    def asking(self, peer: Peer, exchange: str) -> Iterator[Question]:
+        """Have the answer to a question in mind."""
+        question = Question(self._lines.session(peer.broker), exchange, peer.name)
+        self._questions[question.id] = question
+        try:
+            yield question
+        finally:
+            del self._questions[question.id]
+
+    async def way(self, question: Question, queue: str) -> str:
+        """Have answers find us; returns what the question must name for it.
+
+        :param queue: our own for answers.
+        :raises Revoked: the link is no more.
+        """
+        place = (question.session, question.exchange)
+        ear = self._ears.of(question.session, queue)
+        key = self._keys.setdefault(place, secrets.token_hex(16))
+        while True:
+            hearing = await asyncio.shield(ear.hearing)
+            if self._bound.get(place) is hearing:
+                return f"{question.exchange}/{key}"
+            try:
+                channel = await question.session.channel()
+                await answer(channel.queue_bind(queue, question.exchange, key))
+                await answer(channel.close())
+                self._bound[place] = hearing
+            except (ChannelNotFoundEntity, ChannelAccessRefused) as err:
+                raise Revoked(f"the link to {question.peer} is revoked ({err})") from None
+            except FAILURES:
+                await asyncio.sleep(0.1)
+
+    async def wait(self, question: Question, timeout: float) -> Message:
+        """The answer.
+
+        :raises Timeout: there is none.
+        """
+        try:
+            return await asyncio.wait_for(question.answered, timeout)
+        except asyncio.TimeoutError:
+            self._bound.pop((question.session, question.exchange), None)  # should the host have made it anew
+            raise Timeout(f"{question.peer} didn't answer in time") from None
+
+    def follow(self, about: Card) -> None:
+        """Forget where answers came from, if the card names it no more."""
+        asked = [peer for peer in about.peers.values() if peer.replies]
+        wanted = {(session, peer.replies) for peer in asked if (session := self._lines.known(peer.broker))}
+        self._ears.forget({(session, replies[0]) for session, replies in wanted if replies})
+        exchanges = {(session, replies[1]) for session, replies in wanted if replies}
+        for place in self._keys.keys() - exchanges:
+            del self._keys[place]
+            self._bound.pop(place, None)
+
+    async def close(self) -> None:
+        """Take back what answers found us by."""
+        with contextlib.suppress(LinkError, ConnectionError, asyncio.TimeoutError):
+            await asyncio.wait_for(self._unbind(), 2.0)
+        await self._ears.close()
+
+    def _ear(self, session: Session, queue: str) -> Ear:
+        async def heard(delivery: DeliveredMessage) -> None:
+            await settle(delivery, "ack")
+            self.judge(session, delivery)
+
+        return Ear(self._lines, session, queue, heard)
+
+    def judge(self, session: Session, delivery: DeliveredMessage) -> None:
+        """Give an answer to who asked; what nobody waits for any more is dropped."""
+        question = self._questions.get(delivery.header.properties.correlation_id or "")
+        if question is None or question.answered.done():
+            return
+        peer = self._host.card.peers.get(question.peer)
+        if peer is None or question.session is not session or delivery.exchange != question.exchange:
+            return
+        try:
+            opened = self._sealing.opened(delivery, peer.seal, peer.name, "answer")
+        except LinkError as err:
+            self._sealing.refuse(err, peer.name)
+            return
+        message = Message(self._owner, Sender(peer.name, "reply", question.exchange), "", delivery, opened)
+        message.settled = True
+        question.answered.set_result(message)
+
+    async def _unbind(self) -> None:
+        for peer in self._host.card.peers.values():
+            session = self._lines.known(peer.broker)
+            if peer.replies is None or session is None or not session.connected:
+                continue
+            key = self._keys.get((session, peer.replies[1]))
+            if key is None:
+                continue
+            with contextlib.suppress(*FAILURES):
+                channel = await session.channel()
+                await answer(channel.queue_unbind(*peer.replies, key), 2.0)

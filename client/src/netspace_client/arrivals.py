@@ -1,0 +1,243 @@
+"""What arrives in this environment's queues: judged in order, held until it is asked for, settled.
+
+How much may be here is bounded by count and by bytes. A message whose sender is no longer declared is not handed out
+any more, though it arrived before: it goes to the dead letters, as what arrives after does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from aiormq.abc import DeliveredMessage
+
+from netspace_client.card import Card
+from netspace_client.ear import Ear, Ears
+from netspace_client.errors import InboxFull, LinkError, NotDeclared, Timeout
+from netspace_client.host import Host
+from netspace_client.inbox import Inbox, Waiter
+from netspace_client.lines import Lines, settle
+from netspace_client.message import Message
+from netspace_client.sealing import Sealing
+from netspace_client.session import Session
+from netspace_client.window import Window
+
+if TYPE_CHECKING:
+    from netspace_client.mailbox import Mailbox
+
+log = logging.getLogger("netspace_client")
+
+Match = Callable[[Message], bool]
+
+
+class Arrivals:
+    """All that was received and is not settled.
+
+    :param owner: whose messages they are.
+    :param capacity: messages that may be here.
+    :param memory: bytes of bodies after which no more are taken until all are settled.
+    """
+
+    def __init__(
+        self,
+        owner: Mailbox,
+        host: Host,
+        lines: Lines,
+        sealing: Sealing,
+        window: Window,
+        *,
+        capacity: int,
+        memory: int,
+    ) -> None:
+        self._owner = owner
+        self._host = host
+        self._lines = lines
+        self._sealing = sealing
+        self._window = window
+        self._capacity = capacity
+        self._memory = memory
+        self._followed: Card | None = None
+        self._ears = Ears(lines, self._ear)
+        self._arrived: asyncio.Queue[tuple[str, DeliveredMessage]] = asyncio.Queue()
+        self._unsettled: dict[tuple[str, str], Message] = {}
+        self._share = capacity
+        self._room_in: dict[str, int] = {}
+        self._here: Counter[str] = Counter()
+        self._bytes = 0
+        self._stopped = False
+        self.inbox: Inbox[Message] = Inbox()
+        self.duplicates = 0
+        self.strays = 0
+
+    # -- what is heard -------------------------------------------------------------------
+    def follow(self) -> None:
+        """Read the queues that the card names and no others, and hold nothing of whom it doesn't name."""
+        about = self._host.card
+        if about is self._followed:
+            return
+        self._followed = about
+        wanted = set()
+        if about.broker is not None:
+            session = self._lines.session(about.broker)
+            wanted = {(session, queue) for queue in about.queues}
+        self._share = max(1, self._capacity // max(1, len(about.queues)))
+        self._ears.follow(wanted)
+        for message in self.inbox.drop(lambda held: held._from.exchange not in about.senders):
+            self._stray()
+            self._lines.later(self.settle(message, "reject"))
+
+    def _ear(self, session: Session, queue: str) -> Ear:
+        async def heard(delivery: DeliveredMessage) -> None:
+            self._bytes += len(delivery.body)
+            if self._bytes > self._memory:
+                self._stopped = True
+                for ear in self._ears:
+                    ear.stop()
+            await self._arrived.put((queue, delivery))
+
+        self._room_in[queue] = self._share
+        return Ear(self._lines, session, queue, heard, self._share, self._forget_unnamed)
+
+    def _forget_unnamed(self) -> None:
+        """Messages without an id wouldn't be known when they are handed out again: forget the first time."""
+        for message in self.inbox.drop(lambda one: one.id is None and one._delivery.channel.is_closed):
+            self._gone(message._queue, message._delivery)
+
+    def _gone(self, queue: str, delivery: DeliveredMessage) -> None:
+        """A message is here no more."""
+        self._here[queue] -= 1
+        self._forgotten(delivery)
+
+    def _forgotten(self, delivery: DeliveredMessage) -> None:
+        self._bytes -= len(delivery.body)
+        if self._stopped and not self._here.total() and self._arrived.empty():
+            self._stopped = False
+            for ear in self._ears:
+                ear.go_on()
+
+    def _stray(self) -> None:
+        self.strays += 1
+        log.warning("a message of nobody who is declared to send was put with the dead letters")
+
+    # -- judging -------------------------------------------------------------------------
+    async def sort(self) -> None:
+        """Judge what arrives, in order."""
+        while True:
+            queue, delivery = await self._arrived.get()
+            if delivery.channel.is_closed:
+                self._forgotten(delivery)
+                continue
+            try:
+                message = await self._admitted(queue, delivery)
+            except Exception:  # one message must not keep the others from coming
+                log.exception("a message can't be judged; it is with the dead letters")
+                await self._not_taken(delivery, "reject")
+                continue
+            if message is None:
+                continue
+            self._here[queue] += 1
+            if message.id is not None:
+                self._unsettled[message.sender, message.id] = message
+            self.inbox.put(message)
+            self._stuck()
+
+    async def _admitted(self, queue: str, delivery: DeliveredMessage) -> Message | None:
+        """The message, if it is one that wasn't received before, of somebody who is declared to send."""
+        sender = self._host.card.senders.get(delivery.exchange or "")
+        if sender is None:
+            self._stray()
+            await self._not_taken(delivery, "reject")
+            return None
+        identity = delivery.header.properties.message_id
+        if identity:
+            former = self._unsettled.get((sender.name, identity))
+            if former is not None and former._delivery.channel.is_closed:
+                former._delivery, delivery = delivery, former._delivery  # handed out again after a lost connection
+                self._forgotten(delivery)
+                return None
+            if former is not None or (sender.name, identity) in self._window:
+                self.duplicates += 1
+                await self._not_taken(delivery, "ack")
+                return None
+        try:
+            opened = await self._sealing.opened_soon(delivery, sender)
+        except LinkError as err:
+            self._sealing.refuse(err, sender.name)
+            await self._not_taken(delivery, "reject")
+            return None
+        return Message(self._owner, sender, queue, delivery, opened)
+
+    async def _not_taken(self, delivery: DeliveredMessage, how: str) -> None:
+        self._forgotten(delivery)
+        await settle(delivery, how)
+
+    # -- asking --------------------------------------------------------------------------
+    async def receive(self, wanted: Match, timeout: float | None) -> Message:
+        """The first message that is *wanted*; others stay, in their order.
+
+        :raises Timeout: none came.
+        :raises InboxFull: none can come.
+        :raises NotDeclared: there is no mailbox.
+        """
+        self.follow()
+        found = self.inbox.take(wanted)
+        if found is not None:
+            return found
+        if not self._host.card.queues:
+            raise NotDeclared(f"{self._host.card.name} has no mailbox: no link of its is declared")
+        waiter = Waiter(wanted, asyncio.get_running_loop().create_future())
+        self.inbox.wait(waiter)
+        self._stuck()
+        try:
+            return await asyncio.wait_for(asyncio.shield(waiter.future), timeout)
+        except asyncio.TimeoutError:
+            if message := _given(waiter):
+                return message
+            raise Timeout(f"no such message within {timeout:g} s") from None
+        except asyncio.CancelledError:
+            if message := _given(waiter):
+                self.inbox.put_back(message)
+            raise
+        finally:
+            self.inbox.leave(waiter)
+            waiter.future.cancel()
+
+    def _stuck(self) -> None:
+        """Don't have anybody wait for what can't come: no more is taken than there is room for."""
+        full = self._stopped or all(
+            self._here[queue] >= self._room_in.get(queue, 1) for queue in self._host.card.queues
+        )
+        if len(self.inbox) and self.inbox.waiting and full:
+            working = self._here.total() - len(self.inbox)
+            self.inbox.fail(
+                InboxFull(
+                    f"{len(self.inbox)} messages wait here and {working} are in work, none as asked for: "
+                    "receive some of them, or raise capacity and memory"
+                )
+            )
+
+    async def settle(self, message: Message, how: str) -> None:
+        """Tell the broker what became of a message, once."""
+        if message.settled:
+            return
+        message.settled = True
+        self._gone(message._queue, message._delivery)
+        if message.id is not None:
+            self._unsettled.pop((message.sender, message.id), None)
+            if how == "ack":  # whoever sends a dead letter again wants it to be received
+                self._window.add(message.sender, message.id, message.sealed_at)
+        await settle(message._delivery, how)
+
+    async def close(self, error: LinkError) -> None:
+        self.inbox.fail(error)
+        await self._ears.close()
+
+
+def _given(waiter: Waiter[Message]) -> Message | None:
+    """What a waiter got, though he no longer waits."""
+    future = waiter.future
+    done = future.done() and not future.cancelled() and future.exception() is None
+    return future.result() if done else None

@@ -1,0 +1,174 @@
+"""Listening to queues: an ear for each that is to be heard, over lost connections. Declares nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Coroutine, Iterator, Set
+from typing import Any
+
+from aiormq import Channel
+from aiormq.abc import DeliveredMessage
+
+from netspace_client.errors import Closed
+from netspace_client.lines import Lines
+from netspace_client.session import FAILURES, Session, answer, hang_up
+
+log = logging.getLogger("netspace_client")
+
+FIRST_PAUSE = 0.05
+LONGEST_PAUSE = 2.0
+
+Heard = Callable[[DeliveredMessage], Coroutine[Any, Any, None]]
+
+
+class Ear:
+    """Has *heard* get what is in *queue*, until ``close``.
+
+    :param most: messages that may be here unsettled; 0: any number.
+    :param begin: called whenever the broker is about to hand out anew what wasn't settled.
+    """
+
+    def __init__(
+        self,
+        lines: Lines,
+        session: Session,
+        queue: str,
+        heard: Heard,
+        most: int = 0,
+        begin: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._lines = lines
+        self._session = session
+        self._queue = queue
+        self._heard = heard
+        self._most = most
+        self._begin = begin
+        self._pause = FIRST_PAUSE
+        self._consumer: _Consumer | None = None
+        self._more = asyncio.Event()
+        self.hearing: asyncio.Future[Channel] = asyncio.get_running_loop().create_future()
+        """The channel that it hears by; another future whenever that is another."""
+        self._task = asyncio.create_task(self._run())
+
+    def stop(self) -> None:
+        """Take no more until ``go_on``; what the broker has sent already still comes."""
+        self._more.clear()
+        if self._consumer is not None and not self._consumer.stopped:
+            self._consumer.stopped = True
+            self._lines.later(self._consumer.cancel())
+
+    def go_on(self) -> None:
+        self._more.set()
+
+    async def close(self) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        while True:
+            channel: Channel | None = None
+            try:
+                channel = await self._session.channel()
+                await answer(channel.basic_qos(prefetch_count=self._most))
+                await self._hear(channel)
+            except Closed:
+                return
+            except FAILURES as err:
+                log.debug("hearing %s: %s", self._queue, err)
+            finally:
+                if channel is not None and not channel.is_closed:
+                    self._lines.later(hang_up(channel))
+            await asyncio.sleep(self._pause)
+            self._pause = min(self._pause * 2, LONGEST_PAUSE)
+
+    async def _hear(self, channel: Channel) -> None:
+        """Listen by *channel* for as long as the broker allows it."""
+        while True:
+            self._more.set()
+            self._begin()
+            tag = (await answer(channel.basic_consume(self._queue, self._heard))).consumer_tag
+            self._consumer = consumer = _Consumer(channel, str(tag))
+            if not self._more.is_set():
+                self.stop()  # what it was for came before the broker's answer
+            if self.hearing.done():
+                self.hearing = asyncio.get_running_loop().create_future()
+            self.hearing.set_result(channel)
+            self._pause = FIRST_PAUSE
+            while consumer.there:
+                await _first(channel, consumer.over, 0.5)
+            self._consumer = None
+            if not consumer.stopped:
+                return  # the broker has taken it away
+            while not self._more.is_set():
+                await _first(channel, self._more)
+                if channel.is_closed:
+                    return
+
+
+class _Consumer:
+    """What the broker hands out to, by one channel."""
+
+    def __init__(self, channel: Channel, tag: str) -> None:
+        self.channel = channel
+        self.tag = tag
+        self.stopped = False
+        self.over = asyncio.Event()
+
+    @property
+    def there(self) -> bool:
+        return not self.channel.is_closed and self.tag in self.channel.consumers
+
+    async def cancel(self) -> None:
+        with contextlib.suppress(*FAILURES):
+            await answer(self.channel.basic_cancel(self.tag))
+            self.over.set()
+
+
+async def _first(channel: Channel, event: asyncio.Event, timeout: float | None = None) -> None:
+    """Wait until the channel is closed or something has happened."""
+    happening = asyncio.ensure_future(event.wait())
+    try:
+        await asyncio.wait({channel.closing, happening}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        happening.cancel()
+
+
+class Ears:
+    """An ear for each queue that is wanted.
+
+    :param make: how to begin to hear one.
+    """
+
+    def __init__(self, lines: Lines, make: Callable[[Session, str], Ear]) -> None:
+        self._lines = lines
+        self._make = make
+        self._ears: dict[tuple[Session, str], Ear] = {}
+
+    def __len__(self) -> int:
+        return len(self._ears)
+
+    def __iter__(self) -> Iterator[Ear]:
+        return iter(list(self._ears.values()))
+
+    def of(self, session: Session, queue: str) -> Ear:
+        """The ear for this queue, which is heard from now on."""
+        if (session, queue) not in self._ears:
+            self._ears[session, queue] = self._make(session, queue)
+        return self._ears[session, queue]
+
+    def follow(self, wanted: Set[tuple[Session, str]]) -> None:
+        """Hear these and no others."""
+        self.forget(wanted)
+        for session, queue in wanted:
+            self.of(session, queue)
+
+    def forget(self, wanted: Set[tuple[Session, str]]) -> None:
+        """Hear no others than these."""
+        for key in self._ears.keys() - wanted:
+            self._lines.later(self._ears.pop(key).close())
+
+    async def close(self) -> None:
+        for ear in self:
+            await ear.close()

@@ -1,0 +1,72 @@
+"""What the host says now: its files in ``/run/netspace``, read again whenever they were replaced. Reads only."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from netspace_client import card as cards
+from netspace_client.card import Card, Peer
+from netspace_client.errors import CardError, LinkError, NotDeclared
+from netspace_client.keys import Ring
+
+log = logging.getLogger("netspace_client")
+
+
+class Host:
+    """The newest card in *folder*, and the keys that it names."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "environment.json"
+        self._card: Card | None = None
+        self._card_state: tuple[int, ...] = ()
+        self._ring: Ring | None = None
+        self._ring_state: tuple[int, ...] = ()
+
+    @property
+    def card(self) -> Card:
+        """The same object for as long as nothing was changed."""
+        state = _state(self._path)
+        if self._card is None or state != self._card_state:
+            try:
+                self._card = cards.load(self._path.parent)
+            except LinkError as err:
+                if self._card is None:
+                    raise
+                log.warning("%s; going on with what it said before", err)
+            self._card_state = state
+        return self._card
+
+    @property
+    def keys(self) -> Ring:
+        """This environment's own keys, for sealed links.
+
+        :raises CardError: there are none.
+        """
+        path = self.card.keys
+        if path is None:
+            raise CardError("a link is sealed, but the card names no keys of ours")
+        state = _state(path)
+        if self._ring is None or state != self._ring_state:
+            self._ring, self._ring_state = cards.load_keys(path), state
+        return self._ring
+
+    def peer(self, name: str) -> Peer:
+        """Whom we may send to.
+
+        :raises NotDeclared: he is not one of these.
+        """
+        about = self.card
+        if name not in about.peers:
+            known = ", ".join(about.peers) or "nobody"
+            raise NotDeclared(f"no link to {name} is declared; {about.name} may send to {known}")
+        return about.peers[name]
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """What changes when a file is replaced."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return (found.st_ino, found.st_mtime_ns, found.st_size)

@@ -1,0 +1,106 @@
+"""The connections of a program and what it sends through them, for as long as the card names where they lead."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Coroutine
+from typing import Any
+
+from aiormq.abc import DeliveredMessage
+
+from netspace_client.card import Broker, Card
+from netspace_client.host import Host
+from netspace_client.outlet import Outlet
+from netspace_client.session import FAILURES, Place, Session
+
+CHANNELS = 40
+"""The host permits 64 for all connections of an environment: two programs of it may be this busy, but for a moment."""
+
+
+class Lines:
+    """A session for each broker, an outlet for each exchange that something was sent through.
+
+    :param confirm: seconds after which a broker that doesn't confirm is asked again.
+    """
+
+    def __init__(self, host: Host, confirm: float) -> None:
+        self._host = host
+        self._confirm = confirm
+        self.sessions: dict[Place, Session] = {}
+        # By session as well as by exchange: what is on another host's broker may bear the same name.
+        self.outlets: dict[tuple[Session, str], Outlet] = {}
+        self._errands: set[asyncio.Task[None]] = set()
+
+    def session(self, broker: Broker) -> Session:
+        """The connection there; begun now where there is none."""
+        to = place(broker)
+        session = self.sessions.get(to)
+        if session is None:
+            session = self.sessions[to] = Session(to, lambda: self._login(to, broker))
+        return session
+
+    def known(self, broker: Broker) -> Session | None:
+        """The connection there, if one was begun."""
+        return self.sessions.get(place(broker))
+
+    def outlet(self, broker: Broker, exchange: str, what: str) -> Outlet:
+        """Where to publish into *exchange*, which errors call *what*."""
+        session = self.session(broker)
+        outlet = self.outlets.get((session, exchange))
+        if outlet is None:
+            outlet = self.outlets[session, exchange] = Outlet(session, exchange, what, self._room, self._confirm)
+        return outlet
+
+    def later(self, work: Coroutine[Any, Any, None]) -> None:
+        """Have *work* done that nobody waits for."""
+        task = asyncio.create_task(work)
+        self._errands.add(task)
+        task.add_done_callback(self._errands.discard)
+
+    def follow(self, about: Card) -> None:
+        """Leave brokers, and forget exchanges, that the card names no more."""
+        for moved in self.sessions.keys() - {place(broker) for broker in about.brokers}:
+            self.later(self.sessions.pop(moved).close())
+        named = {(self.known(peer.broker), peer.exchange) for peer in about.peers.values()}
+        if about.broker is not None:
+            own = self.known(about.broker)
+            named |= {(own, sender.reply_exchange) for sender in about.senders.values() if sender.reply_exchange}
+        for key in [key for key, outlet in self.outlets.items() if key not in named and outlet.idle]:
+            self.later(self.outlets.pop(key).close())
+
+    async def close(self) -> None:
+        for outlet in self.outlets.values():
+            await outlet.close()
+        for session in self.sessions.values():
+            await session.close()
+        await asyncio.gather(*self._errands, return_exceptions=True)
+
+    def _login(self, to: Place, known: Broker) -> Broker:
+        """How to log in there, by the newest card."""
+        return next((one for one in self._host.card.brokers if place(one) == to), known)
+
+    def _room(self) -> None:
+        """Close channels that nothing is on its way through, where there are many."""
+        opened = [outlet for outlet in self.outlets.values() if outlet.open]
+        for outlet in opened[: max(0, len(opened) - CHANNELS)]:
+            outlet.release()
+
+
+def place(broker: Broker) -> Place:
+    return (broker.host, broker.port, broker.vhost, broker.server_name or "")
+
+
+async def settle(delivery: DeliveredMessage, how: str) -> None:
+    """Tell the broker what became of a message (``ack``, ``requeue``, ``reject``).
+
+    Where the broker is gone, the message comes again and is known then.
+    """
+    channel, tag = delivery.channel, delivery.delivery_tag
+    if channel.is_closed or tag is None:
+        return
+    with contextlib.suppress(*FAILURES):
+        if how == "ack":
+            await channel.basic_ack(tag, wait=False)
+        else:
+            await channel.basic_nack(tag, requeue=how == "requeue", wait=False)

@@ -1,0 +1,62 @@
+"""What the broker tells of those who read a peer's mailbox, for whoever monitors the peer."""
+
+from __future__ import annotations
+
+import weakref
+
+from aiormq.abc import DeliveredMessage
+
+from netspace_client.card import Card
+from netspace_client.ear import Ear, Ears
+from netspace_client.errors import NotDeclared
+from netspace_client.host import Host
+from netspace_client.lines import Lines, settle
+from netspace_client.monitor import Monitor
+from netspace_client.session import Session
+
+
+class Notices:
+    """The monitors of a program, and the queues that their news come to."""
+
+    def __init__(self, host: Host, lines: Lines) -> None:
+        self._host = host
+        self._lines = lines
+        self._monitors: dict[str, weakref.WeakSet[Monitor]] = {}
+        self.ears = Ears(lines, self._ear)
+
+    def monitor(self, name: str) -> Monitor:
+        """Somebody new who is told of this peer.
+
+        :raises NotDeclared: no such link, or without ``monitor: true``.
+        """
+        if self._host.peer(name).monitor is None:
+            us = self._host.card.name
+            raise NotDeclared(f"{us} may not monitor {name}; declare the link with monitor: true")
+        made = Monitor(name)
+        self._monitors.setdefault(name, weakref.WeakSet()).add(made)
+        return made
+
+    def follow(self, about: Card) -> None:
+        """Hear what the card says can be heard; tell of links that it names no more."""
+        watched = [peer for peer in about.peers.values() if peer.monitor and peer.notices]
+        self.ears.follow({(self._lines.session(peer.broker), peer.notices or "") for peer in watched})
+        for name in self._monitors.keys() - about.peers.keys():
+            for monitor in self._monitors.pop(name):
+                monitor.revoked()
+
+    def _ear(self, session: Session, queue: str) -> Ear:
+        async def heard(delivery: DeliveredMessage) -> None:
+            self._tell(session, delivery)
+            await settle(delivery, "ack")
+
+        return Ear(self._lines, session, queue, heard)
+
+    def _tell(self, session: Session, delivery: DeliveredMessage) -> None:
+        about = delivery.header.properties.headers or {}
+        for peer in self._host.card.peers.values():
+            here = self._lines.known(peer.broker) is session
+            if here and peer.monitor == (delivery.exchange, about.get("queue")):
+                came, at = delivery.routing_key == "consumer.created", about.get("timestamp_in_ms")
+                for monitor in self._monitors.get(peer.name, ()):
+                    if isinstance(at, int):
+                        monitor.told(came, str(about.get("consumer_tag")), at / 1000)

@@ -1,0 +1,98 @@
+"""What goes to the broker and what comes from it, sealed and opened where the link is. Knows no connection."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from aiormq import spec
+from aiormq.abc import DeliveredMessage
+
+from netspace_client import seal
+from netspace_client.card import Sender
+from netspace_client.errors import LinkError, SealError, UnknownKey
+from netspace_client.host import Host
+from netspace_client.seal import Opened, Sealed
+from netspace_client.window import Window
+
+log = logging.getLogger("netspace_client")
+
+WAIT_AGAIN = 30.0
+
+
+class Sealing:
+    """Seals and opens with the keys that the host says now.
+
+    :param window: which messages came before.
+    """
+
+    def __init__(self, host: Host, window: Window) -> None:
+        self._host = host
+        self._window = window
+        self._waited: dict[str, float] = {}
+        self.refused = 0
+
+    def prepared(
+        self,
+        content: tuple[bytes, str],
+        sealed: Sealed | None,
+        to: str,
+        use: str,
+        id: str,
+        *,
+        reply_to: str | None = None,
+        correlation_id: str | None = None,
+    ) -> tuple[bytes, spec.Basic.Properties]:
+        """What goes to the broker.
+
+        :param content: the body and its type, as :func:`letter.content` makes them.
+        :param sealed: how the link is sealed; None: it isn't.
+        :param use: ``message`` or ``answer``.
+        """
+        raw, kind = content
+        if sealed is not None:
+            envelope = sealed.envelope(self._host.card.name, to, use, id, correlation_id or "", ours=True)
+            afar = sealed.endorser is not None
+            raw = seal.seal(raw, kind, envelope, self._host.keys, sealed.keys, time.time(), afar=afar)
+            kind = seal.CONTENT_TYPE
+        about = spec.Basic.Properties(
+            content_type=kind, delivery_mode=2, message_id=id, reply_to=reply_to, correlation_id=correlation_id
+        )
+        return raw, about
+
+    def opened(self, delivery: DeliveredMessage, sealed: Sealed | None, sender: str, use: str) -> Opened | None:
+        """What is in a sealed message; None where the link isn't sealed.
+
+        :raises LinkError: it isn't what its sender sealed for us.
+        """
+        if sealed is None:
+            return None
+        about = delivery.header.properties
+        ids = (about.message_id or "", about.correlation_id or "")
+        envelope = sealed.envelope(self._host.card.name, sender, use, *ids, ours=False)
+        found = seal.open_sealed(delivery.body, envelope, self._host.keys, sealed.keys, time.time(), sealed.endorser)
+        if self._window.too_old(sender, found.at):
+            raise SealError("it is older than the oldest id that is remembered: it may have come before")
+        return found
+
+    async def opened_soon(self, delivery: DeliveredMessage, sender: Sender) -> Opened | None:
+        """As :meth:`opened`; waits a moment for a key that the host is about to tell us.
+
+        Not more than once in a while for one sender, who could keep us waiting with keys that he made up.
+        """
+        now = asyncio.get_running_loop().time()
+        try:
+            return self.opened(delivery, sender.seal, sender.name, "message")
+        except UnknownKey:
+            if self._waited.get(sender.name, -WAIT_AGAIN) + WAIT_AGAIN > now:
+                raise
+        self._waited[sender.name] = now
+        await asyncio.sleep(1.0)
+        sender = self._host.card.senders.get(sender.exchange, sender)
+        return self.opened(delivery, sender.seal, sender.name, "message")
+
+    def refuse(self, err: LinkError, sender: str) -> None:
+        """Count and log what could not be opened."""
+        self.refused += 1
+        log.warning("a message over the sealed link from %s was refused: %s", sender, err)
