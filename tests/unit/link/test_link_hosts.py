@@ -16,10 +16,11 @@ from cryptography import x509
 
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
-from netspace.link import authority, forwarder, identity, model, remote
+from netspace.link import authority, forwarder, identity, model, reach, remote
 from netspace.link.authority import Issuer
 from netspace.link.card import card
 from netspace.link.forwarder import Wanted
+from netspace.link.management import TooLargeError
 from netspace.link.names import Names
 from netspace.link.root import Root, adopt, request
 from netspace.spec.types import Link, LocalBroker, RemoteHost, Size
@@ -120,6 +121,21 @@ def test_what_another_hosts_broker_brings_goes_by_that_hosts_links_alone():
 def test_an_outboxs_letters_may_come_back_as_often_as_they_have_to():
     (limit,) = {one["definition"]["delivery-limit"] for name, one in model.policies(CALLED).items() if "outbox" in name}
     assert limit > 10**6
+
+
+def test_answers_that_are_flooded_are_made_anew_for_each_host_that_asks(layout, monkeypatch):
+    """Where their bindings are more than can be read, all that askers may have bound something to is named."""
+
+    class Flooded:
+        def get(self, *path: str, **_: object) -> object:
+            if path[0] == "bindings":
+                raise TooLargeError("too large")
+            return {}
+
+    monkeypatch.setattr(reach.names, "used", lambda *_: AT_H2)
+    links = [ASKED, Link(source="web", target="orders", pattern="request"), ASK]
+    found = reach.flooded(layout, Flooded(), H1, {link.name: link for link in links})
+    assert set(found) == {("exchange", AT_H2.reply("orders", "h1")), ("exchange", AT_H2.reply("orders"))}
 
 
 # -- who is who ------------------------------------------------------------------------------------
