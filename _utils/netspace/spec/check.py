@@ -245,11 +245,19 @@ def whole(declared: Declaration, path: str, names: Collection[str]) -> list[Prob
     :param names: of all environments, also those that didn't parse.
     """
     targets = {link.target for link in declared.links}
-    return _order(declared, path, names) + [
+    problems = _order(declared, path, names)
+    problems += [
         Problem(f"{path}:environments:{name}:health:mailbox", f"no link leads to {name}: it has no mailbox")
         for name, spec in declared.environments.items()
         if spec.health is not None and spec.health.mailbox and name not in targets
     ]
+    if names and isinstance(declared.broker, LocalBroker):  # else each is a state of its own
+        problems += [
+            Problem(f"{path}:broker:passwords:{index}", f"there is no environment {name}")
+            for index, name in enumerate(declared.broker.passwords)
+            if NAME.fullmatch(name) and name not in names
+        ]
+    return problems
 
 
 def kernel(spec: Environment, path: str) -> list[Problem]:
@@ -547,7 +555,7 @@ def _settings(declared: Declaration, path: str) -> list[Problem]:
     return problems
 
 
-def _urls(value: str | tuple[str, ...], schemes: tuple[str, ...], path: str) -> list[Problem]:
+def _urls(value: str | tuple[str, ...], schemes: tuple[str, str], path: str) -> list[Problem]:
     """One address to connect to, or a list of a cluster's nodes."""
     if isinstance(value, str):
         return _url(value, schemes, path)
@@ -556,8 +564,11 @@ def _urls(value: str | tuple[str, ...], schemes: tuple[str, ...], path: str) -> 
     return [problem for index, one in enumerate(value) for problem in _url(one, schemes, f"{path}:{index}")]
 
 
-def _url(value: str, schemes: tuple[str, ...], path: str) -> list[Problem]:
-    """An address to connect to; the value is not repeated, since it may hold a password."""
+def _url(value: str, schemes: tuple[str, str], path: str) -> list[Problem]:
+    """An address to connect to; the value is not repeated, since it may hold a password.
+
+    :param schemes: without TLS, for this host alone, and with it.
+    """
     wanted = f"expected {schemes[0]}://HOST:PORT or {schemes[1]}://HOST:PORT"
     try:
         parts = urllib.parse.urlsplit(value)
@@ -568,7 +579,18 @@ def _url(value: str, schemes: tuple[str, ...], path: str) -> list[Problem]:
         return [Problem(path, "holds a user or a password: put them into the file that 'credentials' names")]
     if parts.scheme not in schemes or not _HOST.fullmatch(host) or port == 0 or parts.query or parts.fragment:
         return [Problem(path, wanted)]
+    clear, secret = schemes
+    if parts.scheme == clear and not _loopback(host):
+        text = f"{clear}:// to another host tells passwords to whoever listens on the way: have it take {secret}://"
+        return [Problem(path, text)]
     return []
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def within(path: str, folder: str) -> bool:

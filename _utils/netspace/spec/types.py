@@ -211,7 +211,8 @@ class ClusterBroker(Base, frozen=True, tag_field="kind", tag="cluster"):
     """Somebody's RabbitMQ, by URL; ``management`` is its HTTP API.
 
     :param url: of one node, or a list of several of a cluster's: environments are carried to one that answers.
-    :param management: likewise; the first that answers is asked.
+        ``amqp`` is for this host alone (loopback): anybody else is spoken to by ``amqps``.
+    :param management: likewise, ``http`` or ``https``; the first that answers is asked.
     :param credentials: root-readable file of ``user:password`` for the management API.
     :param names_key: file (root's alone) of 32 random characters or more, the same on all hosts, from which all names
         are made so that nobody can guess them; absent: a key of this host's own, and dead letters can be probed.

@@ -149,7 +149,7 @@ def test_both_ends_are_told_the_same_names():
     ],
 )
 def test_what_can_not_be_on_a_shared_broker_is_told(link, more, why):
-    about = {"kind": "cluster", "url": "amqp://x", "management": "http://x", "credentials": "/x"}
+    about = {"kind": "cluster", "url": "amqps://x", "management": "https://x", "credentials": "/x"}
     about |= {"host": "h1", "names_key": "/x", **more}
     section = {
         "broker": {key: value for key, value in about.items() if value is not None},

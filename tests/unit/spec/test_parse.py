@@ -151,6 +151,30 @@ def test_a_cluster_has_a_list_of_nodes():
     assert problem.startswith("netspace:broker:url:1: expected amqp://HOST:PORT")
 
 
+@pytest.mark.parametrize("host", ["n1", "192.0.2.1", "[2001:db8::1]", "localhost.example", "0.0.0.0"])
+def test_no_password_crosses_a_network_in_clear(host):
+    secure = {"kind": "cluster", "url": f"amqps://{host}", "management": f"https://{host}", "credentials": "/etc/b"}
+    parse.declaration(changed("broker", secure))
+    for key, url in (("url", f"amqp://{host}:5672"), ("management", f"http://{host}:15672")):
+        for value, where in ((url, key), ([secure[key], url], f"{key}:1")):
+            (problem,) = refusal(changed("broker", {**secure, key: value}))
+            assert problem.startswith(f"netspace:broker:{where}: {url.partition('://')[0]}:// to another host tells")
+            assert "have it take" in problem
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "[::1]", "localhost"])
+def test_a_broker_on_this_host_needs_no_tls(host):
+    broker = {"kind": "cluster", "url": f"amqp://{host}", "management": f"http://{host}", "credentials": "/etc/b"}
+    assert parse.declaration(changed("broker", broker)).broker.urls == (f"amqp://{host}",)
+
+
+def test_a_password_for_nobody_is_refused():
+    section = changed("broker", {"kind": "local", "passwords": ["nobody"]})
+    assert refusal(section) == ["netspace:broker:passwords:0: there is no environment nobody"]
+    only = {"broker": section["broker"]}  # where each environment is a state of its own
+    assert parse.declaration(only).broker.passwords == ("nobody",)
+
+
 def test_a_password_in_a_url_is_refused_and_not_repeated():
     broker = {"kind": "cluster", "url": "amqps://u:sekret@h", "management": "https://h", "credentials": "/etc/b"}
     (problem,) = refusal(changed("broker", broker))
