@@ -2,8 +2,8 @@
 Events of isolated environments
 ===============================
 
-Fires an event when an environment of the host crashes (``crashed``), is killed for want of memory
-(``oom``), ends and is restarted again and again (``flapping``) or fails its health check (``unhealthy``),
+Fires an event when an environment of the host crashes (``crashed``), is killed for want of memory, or one of its
+processes is (``oom``), ends and is restarted again and again (``flapping``) or fails its health check (``unhealthy``),
 and when nobody is there to restart what ends (``unsupervised``), which is so of all of them.
 
 .. code-block:: yaml
@@ -16,7 +16,7 @@ and when nobody is there to restart what ends (``unsupervised``), which is so of
 
 Both lists are optional: by default all is told of all. The tag is
 ``salt/beacon/<minion>/netspace_environment/<environment>/<event>``; the data are ``environment``, ``event``,
-``state``, ``health``, ``exit`` and ``restarts``. ``unsupervised`` has the tag
+``state``, ``health``, ``exit``, ``restarts`` and ``oom_kills``. ``unsupervised`` has the tag
 ``salt/beacon/<minion>/netspace_environment/unsupervised``, and as data ``event`` and ``environments``. What lasts
 is told once, until it is over and happens again.
 """

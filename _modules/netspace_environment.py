@@ -68,9 +68,10 @@ def list_() -> dict[str, dict[str, Any]]:
     Per name: ``state`` (running, starting, stopped, failed), ``health`` (healthy, starting, unhealthy; empty
     without a check or while it doesn't run), ``flapping`` (whether it ends and is restarted again and again),
     ``pid``, ``since`` (seconds since the epoch), ``restarts``, ``exit`` (how it last ended: ``oom`` is for want of
-    memory), ``image``, ``digest``, ``runtime``, ``wanted`` (the state it should have), ``updating`` (whether a
-    second instance is there, which an update started beside it) and ``supervised`` (whether somebody is there to
-    start it again when it ends).
+    memory), ``oom_kills`` (how many of its processes the kernel killed for that since it was asked to start),
+    ``image``, ``digest``, ``runtime``, ``wanted`` (the state it should have), ``updating`` (whether a second
+    instance is there, which an update started beside it) and ``supervised`` (whether somebody is there to start it
+    again when it ends).
 
     CLI Example:
 

@@ -185,6 +185,11 @@ def _ails(name: str, seen: Seen, now: float) -> list[str]:
     if status is not None and status.exit == "oom":
         bound = seen.record.spec.limits.memory
         found.append(f"environment {name} was last killed for want of memory (limits:memory {bound})")
+    elif status is not None and status.oom_kills:
+        found.append(
+            f"environment {name}: {status.oom_kills} of its processes were killed for want of memory "
+            f"(limits:memory {seen.record.spec.limits.memory})"
+        )
     if seen.verdict is not None and seen.verdict.judgement.state == "unhealthy":
         detail = seen.verdict.judgement.detail
         found.append(f"environment {name} is unhealthy{': ' + detail if detail else ''}")

@@ -275,6 +275,7 @@ def describe(layout: Layout, name: str, record: Record, status: Status | None, a
         "since": status.since,
         "restarts": status.restarts,
         "exit": status.exit,
+        "oom_kills": status.oom_kills,
         "image": tenders.source(record.spec, record.runtime),
         "digest": f"sha256:{record.image.digest}",
         "wanted": record.state,

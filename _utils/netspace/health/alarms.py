@@ -48,11 +48,13 @@ def news(before: Rows | None, now: Rows, wanted: Collection[str] = EVENTS) -> li
         was = (before or {}).get(name)
         told = lasting(was) if was is not None else set()
         fresh = lasting(row) - told
-        if was is not None and "oom" not in fresh and "crashed" not in fresh and _restarted(was, row):
+        if was is not None and "oom" not in fresh and _rose(was, row, "oom_kills"):
+            fresh = (fresh | {"oom"}) - {"crashed"}
+        if was is not None and "oom" not in fresh and "crashed" not in fresh and _rose(was, row, "restarts"):
             fresh.add("oom" if row["exit"] == "oom" else "crashed")
         for event in EVENTS:
             if event in fresh and event in wanted:
-                about = {key: row[key] for key in ("state", "health", "exit", "restarts")}
+                about = {key: row[key] for key in ("state", "health", "exit", "restarts", "oom_kills")}
                 found.append({"tag": f"{name}/{event}", "environment": name, "event": event, **about})
     return found
 
@@ -70,7 +72,7 @@ def lasting(row: Mapping[str, Any]) -> set[str]:
     return found
 
 
-def _restarted(was: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
-    """Whether it ended by itself in between and was started again: the count begins anew when it is asked to start."""
-    earlier = was["restarts"] if row["restarts"] >= was["restarts"] else 0
-    return bool(row["restarts"] > earlier)
+def _rose(was: Mapping[str, Any], row: Mapping[str, Any], count: str) -> bool:
+    """Whether one of the counts has grown in between: they begin anew when it is asked to start."""
+    earlier = was[count] if row[count] >= was[count] and row["restarts"] >= was["restarts"] else 0
+    return bool(row[count] > earlier)

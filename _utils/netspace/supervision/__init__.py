@@ -75,6 +75,8 @@ class Status:
     :param restarts: how often it was restarted since it was last asked to start.
     :param exit: how it last ended: ``""``, ``exit 3``, ``signal 9``, ``oom``, or ``unknown``
         where its end was not witnessed. systemd soon forgets a clean end: ``""`` again.
+    :param oom_kills: how many of its processes the kernel killed for want of memory since it was last asked to
+        start; where systemd ends all of it for one, that is one. Only of what has a control group of its own.
     """
 
     state: Literal["running", "starting", "stopped", "failed"]
@@ -82,6 +84,7 @@ class Status:
     since: float = 0.0
     restarts: int = 0
     exit: str = ""
+    oom_kills: int = 0
 
 
 class Supervisor(Protocol):

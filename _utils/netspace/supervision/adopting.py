@@ -52,6 +52,7 @@ class Adopting:
             unit.service = with_log(self.units.layout, service)
             unit.wanted = name in desired
             unit.restarts, unit.exit, unit.since = trace.restarts, trace.exit, trace.since
+            unit.oom_kills, unit.oom_seen = trace.oom_kills, trace.oom_seen
             unit.adopted = True
             self.units.active.add(name)
             self._take_over(unit, trace)
@@ -72,6 +73,7 @@ class Adopting:
             unit.session = 0 if process.contained(trace.pid) else trace.pid
             unit.pidfd = self.children.follow(trace.pid, lambda status: self.starting.ended(unit, status), adopted=True)
             unit.phase = "running"
+            self.starting.shortage.follow(unit)
             self.units.say(f"{unit.name}: adopted, process {trace.pid}")
             if trace.state == "stopping" or not unit.wanted:
                 self.ending.halt(unit)
@@ -90,4 +92,5 @@ class Adopting:
         # What it left is known by its mark alone: its session's number may be another's by now.
         unit.session = BY_MARK
         unit.exit = "unknown" if trace.pid else trace.exit
+        self.ending.shortage.end(unit)
         self.ending.end(unit)

@@ -38,6 +38,7 @@ from netspace.supervision.loop import Loop
 from netspace.supervision.place import lock_path, socket_path
 from netspace.supervision.rotation import Rotation
 from netspace.supervision.serving import Serving
+from netspace.supervision.shortage import Shortage
 from netspace.supervision.standing import Standing, become_anew
 from netspace.supervision.starting import Starting
 from netspace.supervision.units import Unit, Units
@@ -57,9 +58,10 @@ class Daemon:
         self.loop = Loop()
         self.children = Children(self.loop)
         self.units = Units(layout, lambda unit: self.starting.ready(unit))
-        self.ending = Ending(self.units, self.loop, self.children, self._again)
+        self.shortage = Shortage(self.units, self.loop)
+        self.ending = Ending(self.units, self.loop, self.children, self.shortage, self._again)
         self.rotation = Rotation(self.units, self.loop)
-        self.starting = Starting(self.units, self.loop, self.children, self.ending, self.rotation)
+        self.starting = Starting(self.units, self.loop, self.children, self.ending, self.shortage, self.rotation)
         self.serving = Serving(self.units, self.loop, self.starting, self.ending, self.rotation, version)
         self._idle_since = 0.0
         self._over = False

@@ -15,11 +15,12 @@ import socket
 import subprocess
 import time
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from netspace import files, library
 from netspace.layout import Layout
-from netspace.supervision import Service, Status, messages, place, process, records
+from netspace.supervision import Service, Status, messages, payload_cgroup, place, process, records, shortage
 from netspace.supervision.records import SupervisorError, Trace
 
 # Seconds to wait for an answer: the longest stop there is, and some.
@@ -47,7 +48,14 @@ class Direct:
         traced = set(records.traced(self.layout))
         watched = bool(traced) and place.running(self.layout)
         seen = {name: records.read_trace(self.layout, name) for name in names if name in traced}
-        return {name: _status(seen.get(name), watched) for name in names}
+        return {name: self._status(name, seen.get(name), watched) for name in names}
+
+    def _status(self, name: str, trace: Trace | None, watched: bool) -> Status:
+        """What *trace* says; where nobody watches, what has become of it since."""
+        status = _status(trace, watched)
+        if trace is None or status.state != "running":
+            return status
+        return replace(status, oom_kills=shortage.since(trace, payload_cgroup(self.layout, name)))
 
     def define(self, services: Sequence[Service]) -> bool:
         wanted = records.validate(services)
@@ -210,6 +218,6 @@ def _status(trace: Trace | None, watched: bool) -> Status:
     pid = trace.pid if state == "running" else 0
     if not watched and state in ("running", "starting"):
         if state == "running" and process.alive(pid, trace.ticks):
-            return Status("running", pid, trace.since, trace.restarts, trace.exit)
-        return Status("failed", 0, trace.since, trace.restarts, "unknown")
-    return Status(state, pid, trace.since, trace.restarts, trace.exit)
+            return Status("running", pid, trace.since, trace.restarts, trace.exit, trace.oom_kills)
+        return Status("failed", 0, trace.since, trace.restarts, "unknown", trace.oom_kills)
+    return Status(state, pid, trace.since, trace.restarts, trace.exit, trace.oom_kills)

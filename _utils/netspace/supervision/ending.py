@@ -12,9 +12,10 @@ import signal
 import time
 from collections.abc import Callable, Iterable
 
-from netspace.supervision import container, logs, memory, payload_cgroup, policy, process, spawn
+from netspace.supervision import container, logs, payload_cgroup, policy, process, spawn
 from netspace.supervision.children import Children
 from netspace.supervision.loop import Loop
+from netspace.supervision.shortage import Shortage
 from netspace.supervision.units import Unit, Units, Waiter
 
 HELPER_TIMEOUT = 30.0  # seconds for a cleanup or reload command
@@ -26,10 +27,13 @@ class Ending:
     :param again: has a unit be started again.
     """
 
-    def __init__(self, units: Units, loop: Loop, children: Children, again: Callable[[Unit], None]) -> None:
+    def __init__(
+        self, units: Units, loop: Loop, children: Children, shortage: Shortage, again: Callable[[Unit], None]
+    ) -> None:
         self.units = units
         self.loop = loop
         self.children = children
+        self.shortage = shortage
         self.again = again
         self.sweeping: dict[str, int] = {}  # units whose left-overs are being killed: rounds so far
 
@@ -66,9 +70,7 @@ class Ending:
     def ended(self, unit: Unit) -> None:
         """The main process of one that ran is gone."""
         assert unit.service is not None
-        cgroup = payload_cgroup(self.units.layout, unit.name)
-        if unit.service.pid_file is not None and unit.exit in ("signal 9", "unknown") and memory.killed(cgroup):
-            unit.exit = "oom"
+        self.shortage.end(unit)
         self.units.say(f"{unit.name}: ended, {unit.exit}")
         if self._forgotten(unit):
             unit.session = 0
@@ -154,7 +156,7 @@ class Ending:
         if unit.service.pid_file is not None:
             unit.service.pid_file.unlink(missing_ok=True)
         if unit.wanted and unit.again:
-            unit.restarts = unit.failures = 0
+            unit.restarts = unit.failures = unit.oom_kills = 0
             self.again(unit)
         elif not unit.wanted:
             self.units.idle(unit, "stopped")

@@ -1,24 +1,90 @@
-"""Whether the kernel killed something in a control group for want of memory. Reads only.
+"""What the kernel killed in control groups for want of memory: counted, and told of at once. Kills nothing.
 
-cgroup version 2 counts that in ``memory.events``, version 1 in ``memory.oom_control``.
+cgroup version 2 counts in ``memory.events`` and tells by inotify(7); version 1 counts in
+``memory.oom_control`` and tells by eventfd(2), through ``cgroup.event_control``.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import os
+import struct
+
 ROOT = "/sys/fs/cgroup"
 
+IN_MODIFY, IN_IGNORED = 0x2, 0x8000
+_EVENT = struct.Struct("iIII")
 
-def killed(cgroup: str, root: str = ROOT) -> bool:
-    """Whether any process of *cgroup* was; it must still be there.
+
+def kills(cgroup: str, root: str = ROOT) -> int:
+    """How many processes of *cgroup* were killed since it was made; 0 where it isn't there.
 
     :param root: where the cgroup file systems are mounted; only tests set it.
     """
     for file in (f"{root}{cgroup}/memory.events", f"{root}/memory{cgroup}/memory.oom_control"):
         try:
             with open(file) as stream:
-                counts = dict(line.split() for line in stream)
+                return int(dict(line.split() for line in stream).get("oom_kill", "0"))
         except (OSError, ValueError):
             continue
-        if counts.get("oom_kill", "0") != "0":
-            return True
-    return False
+    return 0
+
+
+class Notices:
+    """One descriptor, readable when something may have been killed in one of the groups that are watched."""
+
+    def __init__(self, root: str = ROOT) -> None:
+        self._root = root
+        self._unified = os.path.exists(f"{root}/cgroup.controllers")
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._watched: dict[int, str] = {}  # by what the kernel calls the watch; version 1 does not say which it was
+        if self._unified:
+            self.fd = self._checked(self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+        else:
+            self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    @staticmethod
+    def _checked(result: int) -> int:
+        if result < 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        return result
+
+    def watch(self, name: str, cgroup: str) -> None:
+        """Be told of *cgroup* from now on, as long as it is there; where that can't be, it is only counted."""
+        with contextlib.suppress(OSError):
+            if self._unified:
+                path = f"{self._root}{cgroup}/memory.events".encode()
+                self._watched[self._checked(self._libc.inotify_add_watch(self.fd, path, IN_MODIFY))] = name
+                return
+            folder = f"{self._root}/memory{cgroup}"
+            count = os.open(f"{folder}/memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                control = os.open(f"{folder}/cgroup.event_control", os.O_WRONLY | os.O_CLOEXEC)
+                try:
+                    os.write(control, f"{self.fd} {count}".encode())
+                finally:
+                    os.close(control)
+            finally:
+                os.close(count)
+
+    def heard(self) -> set[str] | None:
+        """Whose groups the kernel has told of since the last time; None: it may be any."""
+        if not self._unified:
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self.fd)
+            return None
+        told = b""
+        with contextlib.suppress(BlockingIOError):
+            told = os.read(self.fd, 65536)
+        names = set()
+        while told:
+            watch, mask, _, length = _EVENT.unpack_from(told)
+            told = told[_EVENT.size + length :]
+            if watch < 0:  # there were more than the kernel keeps
+                return None
+            if mask & IN_IGNORED:
+                self._watched.pop(watch, None)
+            elif watch in self._watched:
+                names.add(self._watched[watch])
+        return names

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import signal
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ MARK = "NETSPACE_SERVICE"
 
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
+PF_EXITING = 0x4  # of /proc/PID/stat's flags
 
 
 class Stat(NamedTuple):
@@ -49,6 +51,18 @@ def alive(pid: int, ticks: int) -> bool:
     """Whether the process *pid* that started at *ticks* still runs (a zombie doesn't)."""
     there = stat(pid) if pid > 0 else None
     return there is not None and there.ticks == ticks and there.state not in "ZX"
+
+
+def dying(pid: int) -> bool:
+    """Whether *pid* has ended or is about to: by its own will, or since it was sent SIGKILL."""
+    try:
+        with open(f"/proc/{pid}/stat") as stream:
+            flags = int(stream.read().rpartition(")")[2].split()[6])
+        with open(f"/proc/{pid}/status") as stream:
+            pending = [line.split()[1] for line in stream if line.startswith(("SigPnd:", "ShdPnd:"))]
+    except (OSError, IndexError, ValueError):
+        return True
+    return bool(flags & PF_EXITING or any(int(mask, 16) >> signal.SIGKILL - 1 & 1 for mask in pending))
 
 
 def contained(pid: int) -> bool:

@@ -257,6 +257,8 @@ class Trace:
     :param ticks: when the process *pid* started, in clock ticks since boot (proc(5)): with
         it, a PID means one process for ever.
     :param service: the definition it was started with.
+    :param oom_kills: how many of its processes were killed for want of memory since it was asked to start.
+    :param oom_seen: what its control group had counted when that was last looked at.
     """
 
     state: str
@@ -266,6 +268,8 @@ class Trace:
     restarts: int = 0
     exit: str = ""
     service: Mapping[str, Any] = field(default_factory=dict)
+    oom_kills: int = 0
+    oom_seen: int = 0
 
 
 TRACE_TYPES: dict[str, tuple[type, ...]] = {
@@ -276,7 +280,11 @@ TRACE_TYPES: dict[str, tuple[type, ...]] = {
     "restarts": (int,),
     "exit": (str,),
     "service": (dict,),
+    "oom_kills": (int,),
+    "oom_seen": (int,),
 }
+# What a daemon of a library before these were counted left out.
+UNCOUNTED = {"oom_kills": 0, "oom_seen": 0}
 
 
 def traces(layout: Layout) -> Path:
@@ -295,7 +303,10 @@ def read_trace(layout: Layout, name: str) -> Trace | None:
             record = json.loads(stream.read(files.MAX_RECORD))
     except (OSError, ValueError, RecursionError):
         return None
-    if not isinstance(record, dict) or record.keys() != TRACE_TYPES.keys():
+    if not isinstance(record, dict):
+        return None
+    record = {**UNCOUNTED, **record}
+    if record.keys() != TRACE_TYPES.keys():
         return None
     if any(type(record[key]) not in types for key, types in TRACE_TYPES.items()) or record["pid"] < 0:
         return None

@@ -21,6 +21,7 @@ from netspace.supervision.children import Children
 from netspace.supervision.ending import Ending
 from netspace.supervision.loop import Loop
 from netspace.supervision.rotation import Rotation
+from netspace.supervision.shortage import Shortage
 from netspace.supervision.units import SETTLED, Unit, Units, Waiter
 
 START_TIMEOUT = 90.0  # seconds for a detached start
@@ -32,11 +33,14 @@ LAUNCHES = 4 * (os.cpu_count() or 2)
 class Starting:
     """Brings services from ``idle`` or ``backoff`` to ``running``."""
 
-    def __init__(self, units: Units, loop: Loop, children: Children, ending: Ending, rotation: Rotation) -> None:
+    def __init__(
+        self, units: Units, loop: Loop, children: Children, ending: Ending, shortage: Shortage, rotation: Rotation
+    ) -> None:
         self.units = units
         self.loop = loop
         self.children = children
         self.ending = ending
+        self.shortage = shortage
         self.logs = rotation
         self.launching: set[str] = set()
         self._queue: deque[Unit] = deque()
@@ -75,7 +79,7 @@ class Starting:
                 unit.waiters.append((asker, "start"))
             if unit.phase in ("idle", "backoff"):
                 unit.cancel()
-                unit.restarts = unit.failures = 0
+                unit.restarts = unit.failures = unit.oom_kills = 0
                 unit.exit = unit.error = ""
                 self.enqueue(unit, earlier.intersection(after[name]))
             elif unit.phase in ("stopping", "ending"):
@@ -118,6 +122,7 @@ class Starting:
         unit.log_offset = logs.size(unit.log)
         unit.began = time.monotonic()
         unit.since = time.time()
+        self.shortage.begin(unit)
         detached = service.pid_file is not None
         try:
             if service.pid_file is not None:
@@ -234,6 +239,7 @@ class Starting:
         else:
             unit.session = 0 if process.contained(unit.pid) else unit.pid
             self.units.note(unit, "running", "running")
+            self.shortage.follow(unit)
         self.units.say(f"{unit.name}: started, process {unit.pid}")
         self.logs.look_soon()
         self.units.tell(unit, "start")

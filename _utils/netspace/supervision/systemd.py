@@ -20,7 +20,7 @@ from typing import Literal
 from netspace import files, library
 from netspace.errors import StateError
 from netspace.layout import Layout
-from netspace.supervision import Service, Status, bus, records, unit
+from netspace.supervision import Service, Status, bus, memory, payload_cgroup, records, unit
 from netspace.supervision.records import SupervisorError
 
 TIMEOUT = 3600.0 + 120.0
@@ -78,6 +78,18 @@ class Systemd:
         except OSError:
             return ""
 
+    def _kills(self, name: str) -> int:
+        """How often something of it was killed for want of memory."""
+        noted = 0
+        with contextlib.suppress(OSError):
+            noted = unit.kills(self.layout, name).stat().st_size
+        return noted + memory.kills(payload_cgroup(self.layout, name))
+
+    def _forget(self, name: str) -> None:
+        """Let go of what was noted of earlier ends."""
+        for path in (unit.ended(self.layout, name), unit.kills(self.layout, name)):
+            path.unlink(missing_ok=True)
+
     def _waits(self, name: str) -> bool:
         """Whether it may have to wait, for long, until it is started."""
         try:
@@ -89,7 +101,8 @@ class Systemd:
     def observe(self, names: Collection[str] | None = None) -> dict[str, Status]:
         names = [name for name in self._defined() if names is None or name in names]
         return {
-            name: _status(shown, self._wanted(name), self._noted(name)) for name, shown in self._show(names).items()
+            name: _status(shown, self._wanted(name), self._noted(name), self._kills(name))
+            for name, shown in self._show(names).items()
         }
 
     def define(self, services: Sequence[Service]) -> bool:
@@ -123,7 +136,7 @@ class Systemd:
         if not known:
             return errors
         for name in known:
-            unit.ended(self.layout, name).unlink(missing_ok=True)
+            self._forget(name)
         self._link(known)
         waiting = [name for name in known if self._waits(name)]
         known = [name for name in known if name not in waiting]
@@ -219,7 +232,7 @@ class Systemd:
         if names:
             for name in names:
                 files.remove(self._file(name))
-                unit.ended(self.layout, name).unlink(missing_ok=True)
+                self._forget(name)
             self._run("reset-failed", *map(self._unit, names))  # fails for those that did not fail
             self._call("daemon-reload")
 
@@ -276,11 +289,12 @@ def end(note: str) -> str:
     return ""
 
 
-def _status(shown: Mapping[str, str], wanted: bool, noted: str = "") -> Status:
+def _status(shown: Mapping[str, str], wanted: bool, noted: str = "", kills: int = 0) -> Status:
     """Return what systemd shows of a unit.
 
     :param wanted: whether it shall run; one that is not wanted has not failed, it was stopped.
     :param noted: how it last ended, where systemd has forgotten that.
+    :param kills: for want of memory.
     """
     active = shown.get("ActiveState", "inactive")
     state: Literal["running", "starting", "stopped", "failed"]
@@ -307,4 +321,5 @@ def _status(shown: Mapping[str, str], wanted: bool, noted: str = "") -> Status:
         since=time.time() - time.monotonic() + since / 1e6 if since else 0.0,
         restarts=int(shown.get("NRestarts") or 0),
         exit=how,
+        oom_kills=kills,
     )

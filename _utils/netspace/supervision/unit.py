@@ -62,13 +62,21 @@ BOOTED = "multi-user.target"
 GROWING = 254
 
 
-# systemd forgets how a service ended once it is started again.
-NOTE = 'mkdir -p "${0%/*}" && echo "$SERVICE_RESULT $EXIT_CODE $EXIT_STATUS" >"$0"'
+# systemd forgets how a service ended once it is started again, and never counts.
+NOTE = (
+    'mkdir -p "${0%/*}" && echo "$SERVICE_RESULT $EXIT_CODE $EXIT_STATUS" >"$0"; '
+    '[ "$SERVICE_RESULT" != oom-kill ] || echo >>"$0.oom"'
+)
 
 
 def ended(layout: Layout, service: str) -> Path:
     """Where it is noted how a detached service last ended."""
     return layout.run / "ended" / service
+
+
+def kills(layout: Layout, service: str) -> Path:
+    """Holds a byte for each time that it was ended for want of memory since it was asked to start."""
+    return layout.run / "ended" / f"{service}.oom"
 
 
 def quote(text: str, variables: bool = False) -> str:

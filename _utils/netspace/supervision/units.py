@@ -63,6 +63,8 @@ class Unit:
         self.began = 0.0
         self.restarts = 0
         self.failures = 0
+        self.oom_kills = 0  # of its processes, since it was asked to start
+        self.oom_seen = 0  # of what its control group counts, how much is in that
         self.log_offset = 0
         self.timer: Timer | None = None
         self.blocked_by: set[str] = set()
@@ -115,19 +117,25 @@ class Units:
     @staticmethod
     def trace(unit: Unit, state: str) -> Trace:
         service = records.encode(unit.service) if unit.service is not None else {}
-        return Trace(state, unit.pid, unit.ticks, unit.since, unit.restarts, unit.exit, service)
+        return Trace(
+            state, unit.pid, unit.ticks, unit.since, unit.restarts, unit.exit, service, unit.oom_kills, unit.oom_seen
+        )
 
     def note(self, unit: Unit, phase: str, state: str) -> None:
         """Enter *phase* and record *state*."""
         unit.phase = phase
         unit.since = time.time()
         (self.active.discard if phase == "idle" else self.active.add)(unit.name)
+        self.record(unit, state)
+        if phase in SETTLED:
+            self.unblock(unit)
+
+    def record(self, unit: Unit, state: str) -> None:
+        """Write the trace of one in *state*."""
         try:
             records.write_trace(self.layout, unit.name, self.trace(unit, state))
         except OSError as err:
             self.say(f"{unit.name}: its trace can't be written: {err}")
-        if phase in SETTLED:
-            self.unblock(unit)
 
     def unblock(self, unit: Unit) -> None:
         """Let those go on that waited for *unit*."""

@@ -18,6 +18,7 @@ from supervised import daemon_pid, kill_daemon
 from netspace.environment import runtime
 from netspace.errors import NetspaceError
 from netspace.health import verdict
+from netspace.supervision import records
 
 pytestmark = pytest.mark.root
 
@@ -283,12 +284,89 @@ def test_a_run_that_was_killed_on_the_way_is_finished_by_the_next(host: Host, mo
     assert host.plan({"web": bad}).steps == []
 
 
-def test_what_is_killed_for_want_of_memory_is_said_to_be(host: Host) -> None:
+# A child that takes all that there is, once it is told to.
+GREEDY = "(x=0123456789abcdef; while :; do x=$x$x; done)"
+BOUND = {"memory": "16M"}
+
+
+@pytest.fixture
+def bounded(host: Host) -> Host:
     if "memory" not in host.kind.making.controllers:
         pytest.skip("this host has no memory controller")
-    eats = shell("sleep 0.3; x=0123456789abcdef; while :; do x=$x$x; done")
-    wanted = {"web": host.desired("web", command=eats, restart="never", limits={"memory": "16M"})}
+    return host
+
+
+@pytest.fixture
+def apart(bounded: Host) -> Host:
+    if bounded.kind.making.unified:
+        pytest.skip("with cgroup version 2 the kernel kills all of an environment at once (memory.oom.group)")
+    return bounded
+
+
+def test_what_is_killed_for_want_of_memory_is_said_to_be(bounded: Host, tmp_path: Path) -> None:
+    host, called = bounded, Salt(tmp_path)
+    eats = shell(f"while [ ! -e /tmp/go ]; do sleep 0.05; done; {GREEDY[1:-1]}")
+    wanted = {"web": host.desired("web", command=eats, restart="never", limits=BOUND)}
     host.apply(wanted)
+    assert called.look() == []
+    host.sh("web", "touch /tmp/go")
     until(lambda: row(host, "web")["state"] == "failed")
     assert row(host, "web")["exit"] == "oom"
-    assert any("want of memory" in note for note in host.plan(wanted).notes)
+    assert any(
+        "was last killed for want of memory (limits:memory 16777216)" in note for note in host.plan(wanted).notes
+    )
+    assert [event["tag"] for event in called.look()] == ["web/oom"]
+    assert called.look() == []
+
+
+def test_a_child_that_is_killed_for_want_of_memory_is_told_and_is_not_its_parents_end(
+    apart: Host, tmp_path: Path
+) -> None:
+    host, called = apart, Salt(tmp_path)
+    # It eats as often as a file is put there; its shell goes on.
+    script = (
+        f"trap 'exit 0' TERM; while :; do if [ -e /tmp/go ]; then busybox rm /tmp/go; {GREEDY}; fi; sleep 0.05; done"
+    )
+    wanted = {"web": host.run("web", command=shell(script), limits=BOUND)}
+    pid = host.pid("web")
+    assert called.look() == []
+    host.sh("web", "touch /tmp/go")
+    until(lambda: row(host, "web")["oom_kills"] == 1)
+    assert [event["tag"] for event in called.look()] == ["web/oom"]
+    assert called.look() == []
+    until(lambda: records.read_trace(host.layout, "environment-web").oom_kills == 1)
+    assert (host.pid("web"), row(host, "web")["exit"]) == (pid, "")
+    assert host.operations.inspect("web")["oom_kills"] == 1
+    plan = host.plan(wanted)
+    assert plan.steps == []
+    assert plan.notes == ["environment web: 1 of its processes were killed for want of memory (limits:memory 16777216)"]
+
+    # Whoever ends its parent later, that is no want of memory: also by a supervisor that has seen nothing of it.
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: row(host, "web")["state"] == "running" and host.pid("web") != pid)
+    assert (row(host, "web")["exit"], row(host, "web")["oom_kills"]) == ("signal 9", 1)
+    pid = host.pid("web")
+    host.sh("web", "touch /tmp/go")
+    until(lambda: row(host, "web")["oom_kills"] == 2)
+    until(lambda: records.read_trace(host.layout, "environment-web").oom_kills == 2)
+    kill_daemon(host.layout)
+    host.supervisor.attend()
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: row(host, "web")["state"] == "running" and host.pid("web") != pid)
+    assert (row(host, "web")["exit"], row(host, "web")["oom_kills"]) == ("unknown", 2)
+    host.operations.restart(["web"])
+    assert row(host, "web")["oom_kills"] == 0, "it was asked to start"
+
+
+def test_a_parent_that_ends_by_the_kill_of_its_child_has_its_own_exit_and_the_event_is_told(
+    apart: Host, tmp_path: Path
+) -> None:
+    host, called = apart, Salt(tmp_path)
+    script = f"while [ ! -e /tmp/go ]; do sleep 0.05; done; {GREEDY}; exit 5"
+    host.run("web", command=shell(script), restart="never", limits=BOUND)
+    assert called.look() == []
+    host.sh("web", "touch /tmp/go")
+    until(lambda: row(host, "web")["state"] == "failed")
+    assert (row(host, "web")["exit"], row(host, "web")["oom_kills"]) == ("exit 5", 1)
+    (event,) = called.look()
+    assert (event["tag"], event["oom_kills"], event["exit"]) == ("web/oom", 1, "exit 5")

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from netspace.health import alarms
 
-WELL = {"state": "running", "health": "healthy", "exit": "", "restarts": 0, "flapping": False, "supervised": True}
+WELL = {"state": "running", "health": "healthy", "exit": "", "restarts": 0, "flapping": False}
+WELL |= {"supervised": True, "oom_kills": 0}
 
 
 def row(**changes: Any) -> dict[str, dict[str, Any]]:
@@ -45,6 +46,11 @@ def test_each_crash_is_told_and_several_in_one_look_as_one() -> None:
 def test_a_kill_for_want_of_memory_is_no_mere_crash() -> None:
     assert told(row(), row(restarts=1, exit="oom")) == [[], ["oom"]]
     assert told(row(state="failed", exit="oom")) == [["oom"]]
+    # One of its processes: it lives on, or ends by that.
+    assert told(row(oom_kills=1), row(oom_kills=1), row(oom_kills=2)) == [[], [], ["oom"]]
+    assert told(row(), row(oom_kills=1, restarts=1, exit="exit 5")) == [[], ["oom"]]
+    assert told(row(), row(oom_kills=1, state="failed", exit="exit 5")) == [[], ["oom"]]
+    assert told(row(oom_kills=3, restarts=2), row(oom_kills=1)) == [[], ["oom"]], "it was asked to start between"
 
 
 def test_that_nobody_supervises_is_told_once_for_all_environments() -> None:
@@ -66,6 +72,7 @@ def test_what_an_event_says() -> None:
         "health": "starting",
         "exit": "oom",
         "restarts": 1,
+        "oom_kills": 0,
     }
     assert alarms.news(row(), row(restarts=1, exit="oom"), ["unhealthy"]) == []
 
@@ -76,6 +83,7 @@ ROWS = st.fixed_dictionaries(
         "health": st.sampled_from(["", "healthy", "starting", "unhealthy"]),
         "exit": st.sampled_from(["", "exit 3", "signal 9", "oom"]),
         "restarts": st.integers(0, 5),
+        "oom_kills": st.integers(0, 5),
         "flapping": st.booleans(),
         "supervised": st.booleans(),
     }

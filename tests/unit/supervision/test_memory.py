@@ -1,28 +1,65 @@
-"""Who was killed for want of memory, by the kernel's own counts."""
+"""Who was killed for want of memory, by the kernel's own counts, and how we are told."""
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from netspace.supervision import memory
+from netspace.supervision import memory, process
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "killed"),
+    ("file", "content", "kills"),
     [
-        ("netspace/web/memory.events", "low 0\nhigh 0\nmax 9\noom 1\noom_kill 1\n", True),
-        ("netspace/web/memory.events", "low 0\nhigh 0\nmax 9\noom 0\noom_kill 0\n", False),
-        ("memory/netspace/web/memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n", True),
-        ("memory/netspace/web/memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 0\n", False),
-        ("memory/netspace/web/memory.oom_control", "oom_kill_disable 0\nunder_oom 0\n", False),
-        ("memory/netspace/web/memory.oom_control", "damaged\n", False),
-        ("memory/netspace/other/memory.oom_control", "oom_kill 2\n", False),
+        ("netspace/web/memory.events", "low 0\nhigh 0\nmax 9\noom 1\noom_kill 1\n", 1),
+        ("netspace/web/memory.events", "low 0\nhigh 0\nmax 9\noom 0\noom_kill 0\n", 0),
+        ("memory/netspace/web/memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n", 2),
+        ("memory/netspace/web/memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 0\n", 0),
+        ("memory/netspace/web/memory.oom_control", "oom_kill_disable 0\nunder_oom 0\n", 0),
+        ("memory/netspace/web/memory.oom_control", "damaged\n", 0),
+        ("memory/netspace/other/memory.oom_control", "oom_kill 2\n", 0),
     ],
 )
-def test_it_is_counted(tmp_path: Path, file: str, content: str, killed: bool) -> None:
+def test_it_is_counted(tmp_path: Path, file: str, content: str, kills: int) -> None:
     path = tmp_path / file
     path.parent.mkdir(parents=True)
     path.write_text(content)
-    assert memory.killed("/netspace/web", str(tmp_path)) is killed
+    assert memory.kills("/netspace/web", str(tmp_path)) == kills
+
+
+def test_of_version_2_it_is_told_whose_group_it_was(tmp_path: Path) -> None:
+    (tmp_path / "cgroup.controllers").touch()
+    for name in ("web", "orders"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "memory.events").write_text("oom_kill 0\n")
+    notices = memory.Notices(str(tmp_path))
+    try:
+        for name in ("web", "orders", "nothing"):
+            notices.watch(name, f"/{name}")
+        assert notices.heard() == set()
+        (tmp_path / "web/memory.events").write_text("oom_kill 1\n")
+        assert notices.heard() == {"web"}
+        assert notices.heard() == set()
+        # A group that is made anew is another.
+        (tmp_path / "web/memory.events").unlink()
+        (tmp_path / "web/memory.events").write_text("oom_kill 0\n")
+        notices.watch("web", "/web")
+        notices.heard()
+        (tmp_path / "web/memory.events").write_text("oom_kill 1\n")
+        assert notices.heard() == {"web"}
+        assert len(notices._watched) == 2
+    finally:
+        os.close(notices.fd)
+
+
+def test_one_that_is_about_to_end_is_known() -> None:
+    with subprocess.Popen(["sleep", "1000"]) as child:
+        assert not process.dying(child.pid)
+        child.send_signal(signal.SIGSTOP)
+        child.kill()
+        assert process.dying(child.pid)
+    assert process.dying(child.pid), "there is none"
