@@ -70,8 +70,9 @@ def list_() -> dict[str, dict[str, Any]]:
     ``pid``, ``since`` (seconds since the epoch), ``restarts``, ``exit`` (how it last ended: ``oom`` is for want of
     memory), ``oom_kills`` (how many of its processes the kernel killed for that since it was asked to start),
     ``image``, ``digest``, ``runtime``, ``wanted`` (the state it should have), ``updating`` (whether a second
-    instance is there, which an update started beside it) and ``supervised`` (whether somebody is there to start it
-    again when it ends).
+    instance is there, which an update started beside it), ``supervised`` (whether somebody is there to start it
+    again when it ends) and ``problem`` (why it doesn't run, or not well, as far as that is known). Of one whose
+    record is damaged only the service is known; its ``problem`` says what to do.
 
     CLI Example:
 

@@ -397,7 +397,9 @@ class Host:
         }
         if not wanted:
             return Result(Plan())
-        return self._run_environments(self._desired(wanted, links, kept=kept, recorded=True), (), test)
+        result = self._run_environments(self._desired(wanted, links, kept=kept, recorded=True), (), test)
+        # How they do is for whoever applies them to hear.
+        return Result(msgspec.structs.replace(result.plan, refusals=()), result.outcomes)
 
     def _run_environments(self, desired: Any, remove: Collection[str], test: bool, **options: Any) -> Result:
         """Look, plan, do; what was seen is handed on, for the lock is held."""

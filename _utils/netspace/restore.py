@@ -2,8 +2,9 @@
 
 From the records on disk, in one process, without Salt, a master or the declaration. It
 only puts the kinds' own ``restore`` in order; a kind that fails does not keep the others
-from being restored. The host is appraised first: an environment for which this boot is not
-trusted enough is neither rebuilt nor started, until an apply finds that it is.
+from being restored, nor does an environment whose record can't be understood: that one is
+not rebuilt. The host is appraised first: an environment for which this boot is not trusted
+enough is neither rebuilt nor started, until an apply finds that it is.
 """
 
 from __future__ import annotations
@@ -50,11 +51,11 @@ def run(layout: Layout) -> int:
         from netspace.spec import trust
 
         kind = Environments(layout, supervisor)
-        known = {name: record.spec for name, record in kind.recorded().items()}
+        known, damaged = kind.readable()
         # Where the appraisal failed, what an earlier boot was worth counts no longer.
-        withheld = trust.withheld(known, result.trust(layout))
+        withheld = trust.withheld({name: record.spec for name, record in known.items()}, result.trust(layout))
         # A second instance that an update left is nothing that should come back.
-        return {**withheld, **kind.sweep(), **kind.withhold(withheld), **kind.restore(without=withheld)}
+        return {**damaged, **withheld, **kind.sweep(), **kind.withhold(withheld), **kind.restore(without=withheld)}
 
     def links() -> Mapping[str, str]:
         from netspace.link.kind import Links

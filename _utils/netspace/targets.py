@@ -74,7 +74,7 @@ class Targets:
         """Every target's environment, by the target's id."""
         from netspace.environment import records
 
-        known = records.read(self._layout)
+        known, _ = records.read_each(self._layout)
         return {self.id(name): name for name, record in sorted(known.items()) if _offered(record)}
 
     def id(self, name: str) -> str:

@@ -469,7 +469,7 @@ def start(layout: Layout, supervisor: Supervisor, names: Collection[str]) -> dic
             if now.get(runtime.service_name(name), idle).state not in ("running", "starting")
         ]
     if unforgotten:
-        mounted, made = mounts.table(), records.read(layout)
+        mounted, (made, _) = mounts.table(), records.read_each(layout)
         used = {name: made[name].runtime if name in made else USUAL for name in unforgotten}
         stuck = each(unforgotten, lambda name: runtime.delete(layout, name, mounted, used[name]))
         if stuck:

@@ -129,6 +129,7 @@ def plan(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: 
             "or declare and remove it to be rid of it"
         )
     taken_back: dict[str, str] = {}
+    down: dict[str, str] = {}
     for name, want in desired.items():
         if name in refused:
             continue
@@ -165,7 +166,9 @@ def plan(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: 
             step = _told(name, want, seen)
         if step is not None:
             steps.append(step)
-    refusals = [Refusal(KIND, name, message) for name, message in {**refused, **taken_back}.items()]
+        if (why := _down(want, seen, step, observed.now)) and name not in taken_back:
+            down[name] = why
+    refusals = [Refusal(KIND, name, message) for name, message in {**refused, **taken_back, **down}.items()]
     return Plan(steps, refusals, notes)
 
 
@@ -194,9 +197,26 @@ def _ails(name: str, seen: Seen, now: float) -> list[str]:
         detail = seen.verdict.judgement.detail
         found.append(f"environment {name} is unhealthy{': ' + detail if detail else ''}")
     if status is not None and policy.flapping(status.state, status.restarts, status.since, now):
-        how = f" ({status.exit})" if status.exit else ""
+        how = f" ({seen.problem or status.exit})" if seen.problem or status.exit else ""
         found.append(f"environment {name} is flapping: it ended and was restarted {status.restarts} times{how}")
     return found
+
+
+def _down(want: DesiredEnvironment, seen: Seen, step: Step | None, now: float) -> str:
+    """Why one that shall run doesn't, though nothing is done about it by this plan; empty where it does."""
+    status = seen.status
+    if status is None or want.state != "running" or want.kept or (step is not None and step.data.start):
+        return ""
+    if status.state == "failed":
+        return (
+            f"it does not run: {seen.problem}; with restart: never it is run again only by netspace_environment.start, "
+            "or by a change that needs a restart"
+        )
+    if status.state != "starting" or not seen.problem:
+        return ""
+    if not seen.begun or policy.flapping(status.state, status.restarts, status.since, now):
+        return f"it does not run: {seen.problem}; it is started again and again ({status.restarts} times by now)"
+    return "" if status.exit else f"it does not run: {seen.problem}"
 
 
 def _unordered(
@@ -303,12 +323,12 @@ def _compare(name: str, want: DesiredEnvironment, seen: Seen, source: images.See
     reread = want.spec.kernel is not None and any(key.startswith("files:") for key in handed)
 
     runs = status is not None and status.state in ("running", "starting")
-    # A program that is not to be restarted after its success has done what was asked.
-    done = (
-        status is not None
-        and (status.state, status.exit) == ("stopped", "exit 0")
-        and not seen.halted
-        and want.spec.restart != "always"
+    # A program that is not to be restarted after its success has done what was asked; after its failure, if that is
+    # the end of it, it is for somebody to say that it may be run once more.
+    succeeded = status is not None and (status.state, status.exit) == ("stopped", "exit 0")
+    failed = status is not None and status.state == "failed" and seen.begun
+    done = not seen.halted and (
+        (succeeded and want.spec.restart != "always") or (failed and want.spec.restart == "never")
     )
     run = want.state == "running" or (want.state == "present" and runs)
     assemble = depends or not seen.assembled

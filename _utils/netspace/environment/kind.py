@@ -57,8 +57,15 @@ class Environments:
         return files.record_names(self.layout.records(records.KIND))
 
     def recorded(self) -> dict[str, Record]:
-        """Every environment's record: ``spec``, ``state`` and how it was made."""
+        """Every environment's record: ``spec``, ``state`` and how it was made.
+
+        :raises StateError: when one can't be understood.
+        """
         return records.read(self.layout)
+
+    def readable(self) -> tuple[dict[str, Record], dict[str, str]]:
+        """The records that can be understood, and why each other can't: for what is done with each by itself."""
+        return records.read_each(self.layout)
 
     def observe(self, about: Collection[str] | None = None) -> Observed:
         """Look at everything once: records, services, mounts, files, image sources. Changes nothing.
@@ -71,13 +78,11 @@ class Environments:
 
     def list(self) -> dict[str, Any]:
         """Per environment what :func:`observe.describe` tells: ``state``, ``health``, ``image`` and so on."""
-        known = self.recorded()
-        statuses = self.supervisor.observe() if known else {}
-        services = {name: statuses.get(runtime.service_name(name)) for name in known}
-        around = observe.around(self.layout, self.supervisor)
+        known, damaged = self.readable()
+        around = observe.around(self.layout, self.supervisor, known, {*known, *damaged})
         return {
-            name: observe.describe(self.layout, name, record, services[name], around)
-            for name, record in sorted(known.items())
+            name: observe.describe(self.layout, name, around, damaged.get(name, ""))
+            for name in sorted({*known, *damaged})
         }
 
     # -- planning: pure ------------------------------------------------------------
@@ -141,7 +146,7 @@ class Environments:
 
         :return: what went wrong, by environment.
         """
-        known = self.recorded()
+        known, _ = self.readable()
         for name in names:
             records.write(self.layout, name, msgspec.structs.replace(known[name], state="stopped"))
         return self.stop(names)
@@ -149,10 +154,13 @@ class Environments:
     def restore(self, without: Collection[str] = ()) -> dict[str, str]:
         """Rebuild what a reboot took (mounts, bundles, files) from the records, before the services start.
 
+        One whose record can't be understood is left as it is.
+
         :param without: those that are not rebuilt: without its bundle nothing can start one.
         :return: what went wrong, by environment.
         """
-        return self.making.restore({name: record for name, record in self.recorded().items() if name not in without})
+        known, _ = self.readable()
+        return self.making.restore({name: record for name, record in known.items() if name not in without})
 
     def hand_out(self, tell: Callable[[str], dict[str, bytes]]) -> dict[str, str]:
         """Show these environments the keys and the trusted certificates that there are for them now.
@@ -162,8 +170,9 @@ class Environments:
         """
         from netspace.environment import handout
 
-        told = {name: tell(name) for name in self.recorded()}
-        known = {name: record for name, record in self.recorded().items() if told[name]}
+        every, damaged = self.readable()
+        told = {name: tell(name) for name in every}
+        known = {name: record for name, record in every.items() if told[name]}
         wanted = {name: {**handout.read(self.layout, name), **told[name]} for name in known}
         failed = handout.keep(self.layout, wanted)
 
@@ -171,7 +180,7 @@ class Environments:
             if self.layout.bundle(name).is_dir():  # else trust withholds it
                 self.making.hand_out(name, known[name], wanted[name])
 
-        return {**failed, **each(wanted.keys() - failed.keys(), show)}
+        return {**damaged, **failed, **each(wanted.keys() - failed.keys(), show)}
 
     def purge(self) -> None:
         """Remove what is left when no environment exists any more: images, mounts, empty cgroups.

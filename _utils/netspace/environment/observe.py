@@ -52,6 +52,8 @@ class Seen(msgspec.Struct, frozen=True):
     :param disks: its own file systems that are mounted.
     :param service: its service, where there is one, is defined as its record says.
     :param verdict: what is thought of the process that runs; None where it has no check, or nothing is known yet.
+    :param begun: whether its program was begun when it was last started, as far as the runtime tells.
+    :param problem: why it doesn't run, or not well, as far as that is known; empty where it does.
     """
 
     record: Record
@@ -64,6 +66,8 @@ class Seen(msgspec.Struct, frozen=True):
     disks: Mapping[str, Disk] = msgspec.field(default_factory=dict)
     service: bool = True
     verdict: Verdict | None = None
+    begun: bool = True
+    problem: str = ""
 
 
 class Observed(msgspec.Struct, frozen=True):
@@ -118,7 +122,8 @@ def observe(
     """
     known = records.read(layout)
     near = known if about is None else {name: record for name, record in known.items() if name in about}
-    asked = None if about is None else {runtime.HEALTH, *(runtime.service_name(name) for name in near)}
+    theirs = {*near, *(other for record in near.values() for other in record.spec.after)}
+    asked = None if about is None else {runtime.HEALTH, *map(runtime.service_name, theirs)}
     statuses = supervisor.observe(asked) if known else {}
     mounted = mounts.table()
     hierarchies = cgroups.Hierarchies(mounted, controllers)
@@ -146,6 +151,8 @@ def observe(
             own,
             runtime.service_name(name) not in redefined,
             current(layout, name, record, status),
+            not (_down(status) and runtime.failure(layout, name)),
+            problem(layout, name, known, statuses),
         )
     images_of = {tenders.source(record.spec, record.runtime) for record in near.values()}
     images_of |= {record.failed.source for record in near.values() if record.failed is not None}
@@ -244,44 +251,110 @@ def is_up(record: Record, status: Status | None, known: Verdict | None) -> bool:
     return record.spec.health is None or (known is not None and known.judgement.state == "healthy")
 
 
-class Around(msgspec.Struct, frozen=True):
-    """What a table tells of each environment, and is asked once for all.
+def _down(status: Status | None) -> bool:
+    """Whether a service was started, and doesn't run."""
+    return status is not None and status.state in ("starting", "failed")
 
+
+def problem(layout: Layout, name: str, known: Mapping[str, Record], statuses: Mapping[str, Status]) -> str:
+    """Why one doesn't run, or not well, as far as that is known; empty where it does, or was stopped.
+
+    :param statuses: by service; of those that it comes after, too.
+    """
+    record, status = known[name], statuses.get(runtime.service_name(name), Status("stopped"))
+    if status.state == "stopped":
+        return ""
+    judged = verdict.read(layout, name)
+    said = f": {judged.judgement.detail}" if judged is not None and judged.judgement.detail else ""
+    if status.state == "running":
+        now = current(layout, name, record, status)
+        return f"its health check fails{said}" if now is not None and now.judgement.state == "unhealthy" else ""
+    if complaint := runtime.failure(layout, name):
+        return f"can't be started: {complaint}"
+    if record.spec.health is not None and verdict.condemned(layout, name).exists():
+        return f"it was ended, since its health check failed{said}"
+    if status.exit:
+        return f"it ended ({status.exit})"
+    return awaited(layout, name, known, statuses) if status.state == "starting" else ""
+
+
+def awaited(layout: Layout, name: str, known: Mapping[str, Record], statuses: Mapping[str, Status]) -> str:
+    """What one waits for, for the operator; empty where that is up."""
+    missing = []
+    for other in known[name].spec.after:
+        record, its = known.get(other), statuses.get(runtime.service_name(other), Status("stopped"))
+        if record is None:
+            missing.append(f"{other}, which there is not")
+            continue
+        judged = current(layout, other, record, its)
+        if not is_up(record, its, judged):
+            state = judged.judgement.state if judged is not None and its.state == "running" else its.state
+            missing.append(f"{other}, which is {'not healthy yet' if state == 'running' else state}")
+    return f"waits for {', '.join(missing)}; it is started as soon as that is healthy" if missing else ""
+
+
+class Around(msgspec.Struct, frozen=True):
+    """What a table tells of environments, and is asked once for all.
+
+    :param known: every record that can be understood.
+    :param statuses: of the services, by their names.
     :param updating: those that have a second instance now.
     :param supervised: whether what ends is started again.
     """
 
+    known: Mapping[str, Record]
+    statuses: Mapping[str, Status]
     updating: Collection[str]
     supervised: bool
 
 
-def around(layout: Layout, supervisor: Supervisor) -> Around:
-    """Look at what is asked once."""
-    return Around(records.updating(layout), supervisor.attended())
+def around(layout: Layout, supervisor: Supervisor, known: Mapping[str, Record], about: Collection[str]) -> Around:
+    """Look at what is asked once.
+
+    :param about: the environments that will be described.
+    """
+    wanted = {*about, *(other for name in about if name in known for other in known[name].spec.after)}
+    statuses = supervisor.observe(set(map(runtime.service_name, wanted))) if wanted else {}
+    return Around(known, statuses, records.updating(layout), supervisor.attended())
 
 
-def describe(layout: Layout, name: str, record: Record, status: Status | None, around: Around) -> dict[str, Any]:
-    """One environment in a table; see ``Environments.list``."""
-    status = status or Status("stopped")
-    known = current(layout, name, record, status)
-    health = ""
-    if record.spec.health is not None and status.state in ("running", "starting"):
-        health = known.judgement.state if known is not None else "starting"
-        if verdict.condemned(layout, name).exists():  # it was ended for that, and has not been healthy since
-            health = "unhealthy"
-    return {
+def describe(layout: Layout, name: str, around: Around, damage: str = "") -> dict[str, Any]:
+    """One environment in a table; see ``Environments.list``.
+
+    :param damage: why its record can't be understood: then its service alone is known.
+    """
+    status = around.statuses.get(runtime.service_name(name), Status("stopped"))
+    row: dict[str, Any] = {
         "state": status.state,
         "pid": status.pid,
         "since": status.since,
         "restarts": status.restarts,
         "exit": status.exit,
         "oom_kills": status.oom_kills,
+        "image": "",
+        "digest": "",
+        "wanted": "",
+        "runtime": "",
+        "health": "",
+        "flapping": policy.flapping(status.state, status.restarts, status.since, time.time()),
+        "updating": name in around.updating,
+        "supervised": around.supervised,
+        "problem": damage,
+    }
+    if damage:
+        return row
+    record = around.known[name]
+    known = current(layout, name, record, status)
+    health = ""
+    if record.spec.health is not None and status.state in ("running", "starting"):
+        health = known.judgement.state if known is not None else "starting"
+        if verdict.condemned(layout, name).exists():  # it was ended for that, and has not been healthy since
+            health = "unhealthy"
+    return row | {
         "image": tenders.source(record.spec, record.runtime),
         "digest": f"sha256:{record.image.digest}",
         "wanted": record.state,
         "runtime": record.runtime.name,
         "health": health,
-        "flapping": policy.flapping(status.state, status.restarts, status.since, time.time()),
-        "updating": name in around.updating,
-        "supervised": around.supervised,
+        "problem": problem(layout, name, around.known, around.statuses),
     }

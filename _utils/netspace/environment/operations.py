@@ -21,9 +21,9 @@ from netspace import files
 from netspace.environment import disks, entering, ids, mounts, oci, records, runtime
 from netspace.environment.entering import MAX_OUTPUT
 from netspace.environment.kind import Environments
-from netspace.environment.observe import around, current, describe, own_disks
+from netspace.environment.observe import Around, around, current, describe, own_disks
 from netspace.environment.records import Record, RunState
-from netspace.errors import NetspaceError
+from netspace.errors import NetspaceError, StateError
 from netspace.health import verdict
 from netspace.layout import Layout
 from netspace.spec import parse
@@ -76,7 +76,7 @@ class Operations:
         inside = self._layout.inside(name)
         mounted = mounts.table()
         return {
-            **describe(self._layout, name, record, status, around(self._layout, self._supervisor)),
+            **describe(self._layout, name, self._around([name])),
             "spec": spec,
             "user": {"inside": user, "host": record.base + user},
             "ids": {"base": record.base, "count": ids.COUNT},
@@ -125,28 +125,18 @@ class Operations:
         """
         deadline = time.monotonic() + timeout
         while True:
-            known, statuses = self.known(names), self._statuses(names)
-            seen = around(self._layout, self._supervisor)
-            rows = {
-                name: describe(self._layout, name, record, statuses.get(runtime.service_name(name)), seen)
-                for name, record in known.items()
-            }
+            self.known(names)
+            seen = self._around(names)
+            rows = {name: describe(self._layout, name, seen) for name in names}
             left = {name: row for name, row in rows.items() if row["state"] != "running" or row["health"] not in _WELL}
             late = time.monotonic() > deadline
             over = {name: row for name, row in left.items() if late or row["state"] in ("stopped", "failed")}
             if over:
-                why = "; ".join(self._how(name, row) for name, row in over.items())
+                why = "; ".join(_how(name, row) for name, row in over.items())
                 raise NetspaceError(f"not healthy within {timeout:g} s: {why}" if late else why)
             if not left:
                 return rows
             time.sleep(_LOOK)
-
-    def _how(self, name: str, row: Mapping[str, Any]) -> str:
-        """How one is that is not as it should be."""
-        state = row["health"] if row["state"] == "running" and row["health"] else row["state"]
-        found = verdict.read(self._layout, name)
-        said = found.judgement.detail if found is not None and row["pid"] == found.pid else row["exit"]
-        return f"environment {name} is {state}{f' ({said})' if said else ''}"
 
     def retry(self, names: Collection[str]) -> None:
         """Have updates that were taken back be tried again by the next apply."""
@@ -226,8 +216,10 @@ class Operations:
 
         :raises NetspaceError: naming one that there is not.
         """
-        known = self._kind.recorded()
+        known, damaged = records.read_each(self._layout)
         for name in names:
+            if name in damaged:
+                raise StateError(damaged[name])
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
                 hint = f"; did you mean {near[0]}?" if near else f"; there are: {', '.join(known) or 'none'}"
@@ -235,6 +227,9 @@ class Operations:
         return {name: known[name] for name in names}
 
     # -- parts -------------------------------------------------------------------
+
+    def _around(self, names: Collection[str]) -> Around:
+        return around(self._layout, self._supervisor, records.read_each(self._layout)[0], names)
 
     def _status(self, name: str) -> Status:
         return self._statuses([name]).get(runtime.service_name(name), Status("stopped"))
@@ -256,6 +251,13 @@ class Operations:
                     records.write(self._layout, name, msgspec.structs.replace(record, state=state))
             errors = {**act(permitted), **refused}
             return {name: errors.get(name, "") for name in known}
+
+
+def _how(name: str, row: Mapping[str, Any]) -> str:
+    """How one is that is not as it should be."""
+    state = row["health"] if row["state"] == "running" and row["health"] else row["state"]
+    said = row["problem"] or row["exit"]
+    return f"environment {name} is {state}{f' ({said})' if said else ''}"
 
 
 def _judged(found: verdict.Verdict) -> dict[str, Any]:

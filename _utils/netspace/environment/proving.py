@@ -111,7 +111,7 @@ def awaited(
         left = [name for name in names if _waits(statuses.get(runtime.service_name(name)))]
         if not left or time.monotonic() > until:
             statuses = supervisor.observe() if left else {}  # also of what they wait for
-            missing = {name: _missing(layout, name, known, statuses) for name in left}
+            missing = {name: observe.awaited(layout, name, known, statuses) for name in left}
             return {name: why for name, why in missing.items() if why}
         time.sleep(LOOK)
 
@@ -119,21 +119,6 @@ def awaited(
 def _waits(status: Status | None) -> bool:
     """Whether it is not started yet, and never was."""
     return status is not None and status.state == "starting" and not status.exit
-
-
-def _missing(layout: Layout, name: str, known: Mapping[str, Record], statuses: Mapping[str, Status]) -> str:
-    """What it waits for, for the operator; empty where that is up."""
-    missing = []
-    for other in known[name].spec.after:
-        record, its = known.get(other), statuses.get(runtime.service_name(other), Status("stopped"))
-        if record is None:
-            missing.append(f"{other}, which there is not")
-            continue
-        judged = observe.current(layout, other, record, its)
-        if not observe.is_up(record, its, judged):
-            state = judged.judgement.state if judged is not None and its.state == "running" else its.state
-            missing.append(f"{other}, which is {'not healthy yet' if state == 'running' else state}")
-    return f"waits for {', '.join(missing)}; it is started as soon as that is healthy" if missing else ""
 
 
 def _patience(name: str, known: Mapping[str, Record], trail: tuple[str, ...] = ()) -> float:

@@ -167,11 +167,30 @@ def _profile(profile: Profile | None) -> dict[str, Any]:
 def read(layout: Layout) -> dict[str, Record]:
     """Every record, by the environment's name.
 
+    For whoever changes something: what another has (user ids, folders, its place in an order) is known only if all
+    records are.
+
     :raises StateError: naming the one that can't be understood.
     """
-    return {
-        name: _decode(path(layout, name), name, data) for name, data in files.read_records(layout.records(KIND)).items()
-    }
+    known, damaged = read_each(layout)
+    for error in damaged.values():
+        raise StateError(error)
+    return known
+
+
+def read_each(layout: Layout) -> tuple[dict[str, Record], dict[str, str]]:
+    """The records that can be understood, and why each other can't; by the environment's name."""
+    known: dict[str, Record] = {}
+    damaged: dict[str, str] = {}
+    for name in sorted(files.record_names(layout.records(KIND))):
+        try:
+            record = read_one(layout, name)
+        except StateError as err:
+            damaged[name] = str(err)
+        else:
+            if record is not None:
+                known[name] = record
+    return known, damaged
 
 
 def read_one(layout: Layout, name: str) -> Record | None:
@@ -215,7 +234,11 @@ def _decode(where: Path, name: str, data: dict[str, Any]) -> Record:
 def _runtime(data: dict[str, Any]) -> Runtime:
     # Before there was a choice, it was crun.
     runtime = Runtime(data.get("name", runtimes.DEFAULT), data.get("settings", {}))
-    _ = runtime.typed  # it is one that there is, and its settings are
+    if runtime.name not in runtimes.names():
+        raise NetspaceError(
+            f"the runtime {runtime.name!r} that it was made with is gone; put it back, or declare another"
+        )
+    _ = runtime.typed  # its settings are those that there are
     return runtime
 
 

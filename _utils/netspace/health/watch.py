@@ -22,7 +22,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 from netspace.environment import records, runtime
 from netspace.environment.records import Record
-from netspace.errors import NetspaceError
 from netspace.health import machine, probes, verdict
 from netspace.health.machine import Judgement
 from netspace.health.verdict import Verdict
@@ -99,13 +98,12 @@ class Watch:
             stamp = (0,)
         if stamp == self._stamp:
             return
-        try:
-            known = needed(records.read(self.layout))
-        except NetspaceError as err:
-            sys.stderr.write(f"netspace health: {err}\n")
-            return
+        every, damaged = records.read_each(self.layout)
+        for error in damaged.values():
+            sys.stderr.write(f"netspace health: {error}\n")
+        known = needed(every)
         self._stamp = stamp
-        for name in self.watched.keys() - known.keys():
+        for name in self.watched.keys() - known.keys() - damaged.keys():  # what was damaged meanwhile is as it was
             gone = self.watched.pop(name)
             self._let_go(gone)
             verdict.clear(self.layout, [name])

@@ -190,9 +190,27 @@ def test_one_that_waits_in_vain_is_said_to_and_nothing_is_refused_for_it(host: H
     assert outcomes["db"].error == ""
     assert outcomes["web"].error.startswith("waits for db, which is ")
     assert row(host, "web")["state"] == "starting"
+    assert row(host, "web")["problem"].startswith("waits for db, which is ")
+    (refusal,) = host.plan(wanted).refusals
+    assert (refusal.name, refusal.message[:34]) == ("web", "it does not run: waits for db, whi")
+    assert host.plan({"web": wanted["web"]}).refusals == [refusal], "also of one that is declared by itself"
+    with pytest.raises(NetspaceError, match=r"environment web is starting .waits for db, which is "):
+        host.operations.wait(["web"], timeout=0)
     host.sh("db", "touch /tmp/well")
     until(lambda: row(host, "web")["state"] == "running")
     assert host.plan(wanted).steps == []
+    assert host.plan(wanted).refusals == []
+
+
+def test_an_unhealthy_one_that_waits_to_be_started_again_is_said_to_be_so_and_why(host: Host) -> None:
+    # One that is ended for its health again and again waits longer and longer.
+    host.run("web", command=NEVER, health=HASTY)
+    until(lambda: row(host, "web")["restarts"] >= 4 and row(host, "web")["state"] == "starting", patience=120)
+    shown = row(host, "web")
+    assert (shown["state"], shown["pid"], shown["health"]) == ("starting", 0, "unhealthy")
+    assert shown["problem"] == "it was ended, since its health check failed: exit 3: not well"
+    with pytest.raises(NetspaceError, match=r"environment web is starting \(it was ended.*not well\)"):
+        host.operations.wait(["web"], timeout=0)
 
 
 # -- updates ---------------------------------------------------------------------------

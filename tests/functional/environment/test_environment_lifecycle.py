@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 from pathlib import Path
 
 import pytest
 from environment_host import STAY, shell
+from waiting import until
 
-from netspace import files
+from netspace import files, restore
 from netspace.environment import handout, mounts, records, rootfs
 from netspace.errors import NetspaceError
+from netspace.supervision.records import desire, remove_trace
 
 pytestmark = pytest.mark.root
 
@@ -141,6 +144,47 @@ def test_a_program_that_can_not_run_is_a_clear_error(host, keys, message):
     assert host.kind.list()["good"]["state"] == "running"
 
 
+def test_the_reason_why_one_does_not_run_is_kept_and_it_is_not_as_declared(host):
+    wanted = {"bad": host.desired("bad", command=["/nope"]), "good": host.desired("good")}
+    assert "`/nope` not found" in host.apply(wanted)["bad"].error
+    for _ in range(2):  # while it is tried again and again
+        until(lambda: host.kind.list()["bad"]["state"] == "starting")
+        plan = host.plan(wanted)
+        assert plan.steps == []
+        (refusal,) = plan.refusals
+        assert refusal.name == "bad"
+        assert refusal.message.startswith("it does not run: can't be started: ")
+        assert "`/nope` not found" in refusal.message
+        assert "`/nope` not found" in host.kind.list()["bad"]["problem"]
+        restarts = host.kind.list()["bad"]["restarts"]
+        until(lambda restarts=restarts: host.kind.list()["bad"]["restarts"] > restarts)
+    assert host.kind.list()["good"]["problem"] == ""
+    with pytest.raises(NetspaceError, match=r"environment bad is starting .*`/nope` not found"):
+        host.operations.wait(["bad"], timeout=0)
+    host.run("bad")
+    assert host.kind.list()["bad"]["problem"] == ""
+
+
+def test_a_job_that_has_failed_is_run_again_by_hand_or_by_a_change_but_by_no_apply(host):
+    runs = "echo run; exit 3"
+    wanted = {"job": host.desired("job", command=shell(runs), restart="never")}
+    assert "ended right after its start (exit 3)" in host.apply(wanted)["job"].error
+
+    def count():
+        return host.operations.logs("job")["lines"].count("run")
+
+    assert count() == 1
+    for _ in range(2):
+        assert host.apply(wanted) == {}
+        (refusal,) = host.plan(wanted).refusals
+        assert "it ended (exit 3)" in refusal.message
+    assert count() == 1
+    assert "exit 3" in host.operations.start(["job"])["job"]
+    assert count() == 2
+    host.apply({"job": host.desired("job", command=shell(runs), restart="never", user=7)})
+    assert count() == 3
+
+
 def test_a_missing_namespace_is_a_clear_error_and_a_replaced_one_a_restart(host):
     desired = host.desired("web")
     (outcome,) = host.kind.apply(host.plan({"web": desired}).steps)
@@ -232,6 +276,50 @@ def test_everything_is_restored_from_the_records(host):
     assert host.supervisor.start(["environment-one", "environment-two"]) == {}
     assert host.plan(wanted).steps == []
     assert host.sh("one", "cat /run/netspace/password") == "p"
+
+
+def test_one_damaged_record_keeps_no_other_from_running(host, capfd):
+    names = ("web", "orders", "lost")
+    host.apply({name: host.desired(name) for name in names})
+    reboot(host)
+    services = [f"environment-{name}" for name in names]
+    desire(host.layout, add=services)
+    for service in services:
+        remove_trace(host.layout, service)
+    bad = records.path(host.layout, "zz")
+    bad.write_text("{")
+    gone = records.path(host.layout, "lost")
+    record = json.loads(gone.read_text())
+    gone.write_text(json.dumps({**record, "runtime": {"name": "another", "settings": {}}}))
+    assert restore.run(host.layout) == 1
+    told = capfd.readouterr().err
+    assert f"environments: zz: {bad}: " in told
+    assert f"environments: lost: {gone}: the runtime 'another' that it was made with is gone" in told
+    until(lambda: {host.kind.list()[name]["state"] for name in ("web", "orders")} == {"running"})
+    rows = host.kind.list()
+    assert list(rows) == ["lost", "orders", "web", "zz"]
+    assert str(bad) in rows["zz"]["problem"]
+    assert "remove the file" in rows["zz"]["problem"]
+    assert "put it back, or declare another" in rows["lost"]["problem"]
+    assert rows["web"].keys() == rows["zz"].keys()
+    assert rows["lost"]["pid"] == 0, "what nobody knows is not started"
+
+    # The others are at hand; what would have to know of all is refused.
+    assert host.sh("web", "echo here") == "here"
+    assert host.operations.stop(["web"]) == {"web": ""}
+    assert host.operations.start(["web"]) == {"web": ""}
+    assert host.operations.inspect("web")["state"] == "running"
+    assert host.operations.wait(["orders"])["orders"]["problem"] == ""
+    for name in ("zz", "lost"):
+        with pytest.raises(NetspaceError, match="remove the file and apply again"):
+            host.operations.inspect(name)
+    with pytest.raises(NetspaceError, match=str(gone)):
+        host.plan({"new": host.desired("new")})
+    # The remedy: what it had it has again.
+    bad.unlink()
+    gone.unlink()
+    host.run("lost")
+    assert json.loads(gone.read_text())["base"] == record["base"]
 
 
 def test_a_tampered_image_is_not_mounted_after_a_boot(host):

@@ -110,6 +110,60 @@ def kept(want, state="present"):
     return msgspec.structs.replace(want, state=state, kept=True)
 
 
+NEVER = desired(restart="never")
+ENDED = Status("failed", exit="exit 3")
+
+
+def test_one_that_ended_badly_is_run_once_more_only_where_that_is_not_the_end_of_it():
+    """A job with ``restart: never`` has been run: an apply that comes by itself must not do its work twice."""
+    result = plan(NEVER, seen(NEVER, status=ENDED, problem="it ended (exit 3)"))
+    assert result.steps == []
+    (refusal,) = result.refusals
+    assert refusal.message == (
+        "it does not run: it ended (exit 3); with restart: never it is run again only by netspace_environment.start, "
+        "or by a change that needs a restart"
+    )
+    # Not where it could not even be begun, was stopped by us, has changed, or need not run.
+    assert only(plan(NEVER, seen(NEVER, status=ENDED, begun=False))).action == "start"
+    assert only(plan(NEVER, seen(NEVER, status=ENDED, halted=True))).action == "start"
+    assert only(plan(desired(restart="never", user=7), seen(NEVER, status=ENDED))).action == "start"
+    present = desired("present", restart="never")
+    result = plan(present, seen(present, status=ENDED, problem="it ended (exit 3)"))
+    assert (result.steps, result.refusals) == ([], [])
+    # With another policy a supervisor has lost it.
+    assert only(plan(desired(), seen(status=ENDED))).action == "start"
+
+
+WAITS = "waits for db, which is starting"
+
+
+@pytest.mark.parametrize(
+    ("status", "found", "message"),
+    [
+        (
+            Status("starting", restarts=1, exit="exit 1"),
+            {"begun": False, "problem": "can't be started: `/nope` not found"},
+            "it does not run: can't be started: `/nope` not found; it is started again and again (1 times by now)",
+        ),
+        (
+            Status("starting", restarts=3, exit="exit 3", since=1.0),
+            {"problem": "it ended (exit 3)"},
+            "it does not run: it ended (exit 3); it is started again and again (3 times by now)",
+        ),
+        (Status("starting"), {"problem": WAITS}, f"it does not run: {WAITS}"),
+        (Status("starting", restarts=1, exit="exit 3"), {"problem": "it ended (exit 3)"}, None),
+        (Status("starting"), {}, None),
+        (Status("running", pid=7, restarts=3, exit="exit 3"), {}, None),
+    ],
+)
+def test_one_that_shall_run_and_does_not_is_not_as_declared(status, found, message):
+    result = plan(desired(), seen(status=status, **found))
+    assert result.steps == []
+    assert [refusal.message for refusal in result.refusals] == ([message] if message else [])
+    present = desired("present")
+    assert plan(present, seen(present, status=status, **found)).refusals == []
+
+
 @pytest.mark.parametrize("due", DUE)
 def test_what_is_kept_gets_its_card_and_is_neither_stopped_nor_made_anew(due):
     found, around = DUE[due]
