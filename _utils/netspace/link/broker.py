@@ -26,7 +26,7 @@ from typing import Any
 from netspace import files
 from netspace.errors import MissingError, NetspaceError, StateError
 from netspace.layout import Layout
-from netspace.link import authority, diff, identity
+from netspace.link import authority, diff, guard, identity
 from netspace.link.management import Login, Management, RefusedError, UnreachableError
 from netspace.spec.types import LocalBroker
 from netspace.supervision import Service, Supervisor
@@ -37,7 +37,8 @@ EPMD = Path("/usr/bin/epmd")
 NODE, MAPPER = "broker", "epmd"
 SERVICES = (MAPPER, NODE)
 READY_SECONDS = 90.0
-PLUGINS = ("rabbitmq_auth_mechanism_ssl", "rabbitmq_event_exchange", "rabbitmq_management")
+CONSUMERS = 256  # of a channel: one for each queue that an environment may read is enough
+PLUGINS = ("rabbitmq_auth_mechanism_ssl", "rabbitmq_event_exchange", "rabbitmq_management", guard.NAME)
 SHOVEL = ("rabbitmq_shovel", "rabbitmq_shovel_management")  # where there are other hosts to carry mail to
 
 # Erlang's schedulers don't spin while idle; our node is one of many things on this host.
@@ -56,15 +57,23 @@ _NAMES = """% Written by netspace: names are looked up in files only, never in t
 _NO_QUESTIONS = {"RES_OPTIONS": "ndots:1 no-tld-query", "LOCALDOMAIN": "x" * 64}
 
 
-# Dead letters that found no place are tried again after so many milliseconds.
-_ADVANCED = b"[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 10000}]}].\n"
-
 # The start script reads it. With the 1,024 descriptors that a service usually has, some 800 connections would be all,
 # for whoever comes from other hosts too; and Erlang needs memory for as many as it may have.
-_DESCRIPTORS = """# Written by netspace.
+# RabbitMQ's own plugins are in a folder that bears its version, which an upgrade changes.
+_START = """# Written by netspace.
 most=$(ulimit -H -n)
 if [ "$most" = unlimited ] || [ "$most" -gt 65536 ]; then most=65536; fi
 ulimit -S -n "$most"
+own=$(echo /usr/lib/rabbitmq/lib/rabbitmq_server-*/plugins)
+export RABBITMQ_PLUGINS_DIR="${{own##* }}:{plugins}"
+"""
+
+# Dead letters that found no place are tried again after so many milliseconds; a queue's log is given up after so
+# many entries (``guard`` says why).
+_ADVANCED = f"""[{{rabbit, [
+    {{dead_letter_worker_publisher_confirm_timeout, 10000}},
+    {{quorum_min_checkpoint_interval, {guard.ENTRIES}}}
+]}}].
 """
 
 
@@ -145,8 +154,10 @@ log.file.rotation.count = 3
 vm_memory_high_watermark.relative = 0.4
 disk_free_limit.absolute = 200MB
 raft.wal_max_size_bytes = 67108864
+raft.segment_max_entries = {guard.ENTRIES}
 handshake_timeout = 10000
 channel_max = 64
+consumer_max_per_channel = {CONSUMERS}
 max_message_size = {spec.message_size}
 consumer_timeout = 1800000
 """
@@ -175,6 +186,11 @@ def definitions(layout: Layout, username: str, password_hash: str) -> dict[str, 
 
 def _admin(layout: Layout) -> Path:
     return layout.records("link") / "management.json"
+
+
+def _plugins(layout: Layout) -> Path:
+    """Where our own plugin is."""
+    return layout.broker / "plugins"
 
 
 def login(layout: Layout) -> Login | None:
@@ -211,16 +227,17 @@ def installed(layout: Layout, spec: LocalBroker) -> bool:
     etc = layout.broker / "etc"
     wanted = _files(layout, spec, record)
     try:
-        return all((etc / name).read_bytes() == content for name, content in wanted.items())
+        same = all((etc / name).read_bytes() == content for name, content in wanted.items())
     except OSError:
         return False
+    return same and guard.installed(_plugins(layout))
 
 
 def _files(layout: Layout, spec: LocalBroker, record: Mapping[str, Any]) -> dict[str, bytes]:
     return {
         "rabbitmq.conf": configuration(layout, spec).encode(),
-        "advanced.config": _ADVANCED,
-        "rabbitmq-env.conf": _DESCRIPTORS.encode(),
+        "advanced.config": _ADVANCED.encode(),
+        "rabbitmq-env.conf": _START.format(plugins=_plugins(layout)).encode(),
         "inetrc": _NAMES.encode(),
         "enabled_plugins": f"[{','.join([*PLUGINS, *(SHOVEL if spec.hosts else ())])}].\n".encode(),
         "definitions.json": files.encode(definitions(layout, record["username"], record["hash"])),
@@ -238,6 +255,7 @@ def install(layout: Layout, spec: LocalBroker) -> None:
     for path, mode, uid in (
         (base, 0o750, 0),
         (base / "etc", 0o750, 0),
+        (_plugins(layout), 0o750, 0),
         (base / "data", 0o700, owner.pw_uid),
         (base / "log", 0o750, owner.pw_uid),
     ):
@@ -253,6 +271,7 @@ def install(layout: Layout, spec: LocalBroker) -> None:
         identity.ensure(layout, spec, (), time.time(), reader())  # else whoever changes links has seen to it
     for name, content in _files(layout, spec, record).items():
         files.write(base / "etc" / name, content, mode=0o640, owner=(0, owner.pw_gid))
+    guard.install(_plugins(layout), owner.pw_gid)
     cookie = base / "data" / ".erlang.cookie"
     if not cookie.exists():
         files.write(cookie, secrets.token_hex(20).encode(), mode=0o400, owner=(owner.pw_uid, owner.pw_gid))

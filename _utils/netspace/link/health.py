@@ -1,4 +1,4 @@
-"""What needs attention: the broker and its alarms, the forwarder, full and unread mailboxes, dead letters.
+"""What needs attention: broker, alarms, who was cut off, the forwarder, full and unread mailboxes, dead letters.
 
 Changes nothing. What the broker counts is up to 5 s old.
 """
@@ -11,7 +11,19 @@ from typing import Any
 
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
-from netspace.link import authority, between, forwarder, identity, letters, model, names, planning, reach, renewer
+from netspace.link import (
+    authority,
+    between,
+    forwarder,
+    guard,
+    identity,
+    letters,
+    model,
+    names,
+    planning,
+    reach,
+    renewer,
+)
 from netspace.link.management import Management
 from netspace.link.record import Record, read
 from netspace.spec.types import LocalBroker
@@ -19,6 +31,9 @@ from netspace.supervision import Supervisor
 
 FULL = 0.8
 """The part of a queue's bounds from which on it is said to be nearly full."""
+
+TOLD_SECONDS = 3600.0
+"""How long it is said of an environment that it was cut off."""
 
 
 def health(layout: Layout, supervisor: Supervisor) -> dict[str, Any]:
@@ -53,6 +68,7 @@ def health(layout: Layout, supervisor: Supervisor) -> dict[str, Any]:
         try:
             with reach.management(layout, record.broker) as api:
                 problems += _alarms(api)
+                problems += _floods(layout, record, api)
                 problems += _queues(layout, record, api)
                 problems += _shovels(layout, record, api)
                 dead, late = letters.Letters(layout).number(api)
@@ -71,6 +87,24 @@ def _alarms(api: Management) -> list[str]:
         for key, text in (("mem_alarm", "memory"), ("disk_free_alarm", "disk space")):
             if one.get(key):
                 found.append(f"{one.get('name')} is short of {text}: it accepts no messages")
+    return found
+
+
+def _floods(layout: Layout, record: Record, api: Management) -> list[str]:
+    """Who was cut off in the last hour because the broker had to keep too much for it, and bindings beyond need."""
+    if record.broker is None:
+        return []
+    found = []
+    if isinstance(record.broker, LocalBroker):
+        called = reach.accounts(layout, record.broker)
+        cut = guard.cut_off(api.get("global-parameters", guard.NAME))
+        for account, about in sorted(cut.items()):
+            if time.time() - about["at"] < TOLD_SECONDS:
+                when = time.strftime("%H:%M:%S UTC", time.gmtime(about["at"]))
+                whose = called.here(account).removeprefix("env.")
+                found.append(f"{whose} was cut off {about['times']} times, last at {when}: it {about['why']}")
+    if excess := reach.flooded(layout, api, record.broker, record.links):
+        found.append(reach.unneeded(excess))
     return found
 
 

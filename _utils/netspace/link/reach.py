@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 from netspace.errors import NetspaceError
@@ -82,8 +82,7 @@ def ask(
                 return "running", "", None, ()
             excess = flooded(layout, api, broker, record.links)
             if excess:
-                whose = ", ".join(names.shown(key[1]) for key in excess)
-                return "running", f"bindings that asking doesn't need: of {whose}; apply again", None, excess
+                return "running", unneeded(excess), None, excess
             return "running", "", definitions(layout, api, broker), ()
     except (UnreachableError, TooLargeError) as err:
         return ("starting" if isinstance(broker, LocalBroker) else "unreachable"), str(err), None, ()
@@ -95,6 +94,11 @@ def ask(
         if isinstance(broker, LocalBroker):
             raise
         return "unreachable", str(err), None, ()
+
+
+def unneeded(excess: Collection[Key]) -> str:
+    """What is said of what is flooded."""
+    return f"bindings that asking doesn't need: of {', '.join(names.shown(key[1]) for key in excess)}; apply again"
 
 
 def drained(layout: Layout, record: Record, now: float) -> tuple[str, ...]:

@@ -148,7 +148,7 @@ class Attestation(Requirement, frozen=True):
     verifier_keys: tuple[str, ...] = ()
 
 
-MESSAGE_SIZE = Size(16 * 1024**2)
+MESSAGE_SIZE = Size(1024**2)
 """Bytes that a message may have where nothing else is declared."""
 
 

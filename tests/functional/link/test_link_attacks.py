@@ -23,7 +23,7 @@ from waiting import until
 from netspace.link import identity
 from netspace.link.letters import Letters
 from netspace.link.names import PLAIN
-from netspace.spec.types import Link
+from netspace.spec.types import MESSAGE_SIZE, Link
 
 pytestmark = pytest.mark.root
 
@@ -145,7 +145,7 @@ def test_headers_lead_nowhere(host):
 @pytest.mark.exhaustion
 def test_a_message_larger_than_any_may_be_is_refused(host):
     with host.client("web") as channel, pytest.raises(ChannelClosedByBroker) as caught:
-        channel.basic_publish(host.n("link.web.orders"), "", bytes(16 * 1024**2 + 1), mandatory=True)
+        channel.basic_publish(host.n("link.web.orders"), "", bytes(MESSAGE_SIZE + 1), mandatory=True)
     assert caught.value.reply_code == 406
 
 

@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import pytest
 
 from netspace import files
-from netspace.errors import NetspaceError, StateError
+from netspace.errors import MissingError, NetspaceError, StateError
 from netspace.layout import Layout
-from netspace.link import broker, credentials, forwarder, health, letters, reach
+from netspace.link import broker, credentials, forwarder, guard, health, letters, reach
 from netspace.link.forwarder import Wanted
 from netspace.link.kind import DesiredLinks, Links, Observed, Record
 from netspace.link.management import Login, Management, RefusedError, UnreachableError
@@ -91,7 +91,8 @@ def test_the_node_listens_on_loopback_and_has_no_secret_in_its_service():
     assert node.variables["ERL_EPMD_PORT"] == mapper.variables["ERL_EPMD_PORT"] == "4379"
 
 
-def test_another_port_is_another_configuration(tmp_path):
+def test_another_port_is_another_configuration(tmp_path, monkeypatch):
+    monkeypatch.setattr(guard, "installed", lambda folder: True)
     layout = Layout(root=tmp_path)
     files.write_json(layout.records("link") / "management.json", {"username": "u", "password": "p", "hash": "h"})
     for spec in (LocalBroker(), LocalBroker(epmd_port=1), LocalBroker(distribution_port=2), LocalBroker(port=3)):
@@ -99,6 +100,19 @@ def test_another_port_is_another_configuration(tmp_path):
         for name, content in broker._files(layout, spec, {"username": "u", "hash": "h"}).items():
             files.write(layout.broker / "etc" / name, content)
         assert broker.installed(layout, spec)
+
+
+def test_a_guard_that_cannot_be_compiled_is_told_and_leaves_the_former_one(tmp_path, monkeypatch):
+    former = tmp_path / "former"
+    former.touch()
+    monkeypatch.setattr(guard, "COMPILER", tmp_path / "erlc")
+    with pytest.raises(MissingError, match="erlang-base"):
+        guard.install(tmp_path, 0)
+    guard.COMPILER.write_text("#!/bin/sh\necho no such module; exit 1\n")
+    guard.COMPILER.chmod(0o755)
+    with pytest.raises(NetspaceError, match="can't be compiled: no such module"):
+        guard.install(tmp_path, 0)
+    assert former.exists() and not guard.installed(tmp_path)
 
 
 # -- credentials -------------------------------------------------------------------

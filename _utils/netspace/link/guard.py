@@ -1,0 +1,272 @@
+"""A plugin for the broker of our own, which bounds what RabbitMQ 4.0 bounds by no setting of its.
+
+An account needs no right to have the broker keep as much as it likes for it: messages in a transaction that is never
+committed, the beginning of a message that never ends, what it doesn't read. The broker's only answer is the memory
+alarm, which stops everybody. So a process within it looks ten times a second at how much memory there is
+in use; from half of what the alarm needs on, the one whose connections hold the most loses these connections.
+
+Who asks may bind its queue for answers to those it may ask, and for that needs rights by which it may bind an
+exchange that it writes to as well, and with arguments of any size. Asking needs neither: such a binding is undone
+at once, and its maker cut off.
+
+And a quorum queue frees the disk of messages that were acknowledged only when 8,192 entries were written
+to its log, however large: 128 GiB of 16 MiB each. Here it does after 64.
+
+Whom it cuts off it tells in the log and in a global parameter of the broker, where ``health`` reads it.
+
+It is written in Erlang and compiled where the broker is installed, by what its package depends on.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from netspace import files
+from netspace.errors import MissingError, NetspaceError
+from netspace.link.model import ANSWERS
+
+NAME = "netspace_guard"
+COMPILER = Path("/usr/bin/erlc")
+ENTRIES = 64
+"""Entries of a quorum queue's log after which it frees what it doesn't need, and in a file of that log."""
+
+_APPLICATION = """{application, netspace_guard, [
+    {description, "Bounds of accounts"}, {vsn, "1.0.0"}, {registered, [netspace_guard]},
+    {modules, [netspace_guard, netspace_guard_events]}, {applications, [kernel, stdlib, rabbit]},
+    {mod, {netspace_guard, []}}, {env, []}, {broker_version_requirements, []}]}.
+"""
+
+_EVENTS = r"""%% Written by netspace: hands what accounts bind and consume to the guard.
+-module(netspace_guard_events).
+-behaviour(gen_event).
+-export([init/1, handle_event/2, handle_call/2]).
+
+init(Guard) -> {ok, Guard}.
+
+handle_event({event, Type, Made, _, _}, Guard) when Type =:= binding_created; Type =:= consumer_created ->
+    Guard ! {Type, Made},
+    {ok, Guard};
+handle_event(_, Guard) -> {ok, Guard}.
+
+handle_call(_, Guard) -> {ok, unknown, Guard}.
+"""
+
+_GUARD = r"""%% Written by netspace: cuts off accounts that have the broker keep too much for them.
+-module(netspace_guard).
+-behaviour(application).
+-behaviour(gen_server).
+-export([start/2, stop/1, init/1, handle_call/3, handle_cast/2, handle_info/2]).
+
+-define(INTERVAL, 100).           % ms between two looks
+-define(LEAST, 32 * 1048576).     % bytes that nobody is cut off for
+-define(ARGUMENTS, 1024).         % bytes that the arguments of a consumer may have
+-define(TOLD, 100).               % accounts that are told of
+
+start(_, _) -> supervisor:start_link(?MODULE, supervisor).
+stop(_) -> ok.
+
+init(supervisor) ->
+    Guard = #{id => guard, start => {gen_server, start_link, [{local, ?MODULE}, ?MODULE, guard, []]}},
+    {ok, {#{intensity => 10, period => 10}, [Guard]}};
+init(guard) ->
+    process_flag(priority, high),
+    %% Least milliseconds and entries between two snapshots of a queue; the most entries.
+    persistent_term:put(quorum_queue_checkpoint_config, {1000, @ENTRIES@, 666667}),
+    ok = gen_event:add_sup_handler(rabbit_event, netspace_guard_events, self()),
+    self() ! look,
+    {ok, #{vain => 0, ending => #{}, told => #{}, new => false}}.
+
+handle_call(_, _, State) -> {reply, unknown, State}.
+handle_cast(_, State) -> {noreply, State}.
+
+handle_info(look, State) ->
+    erlang:send_after(?INTERVAL, self(), look),
+    {noreply, tell(memory(State))};
+handle_info({binding_created, Made}, State) ->
+    {noreply, bound(maps:from_list(Made), State)};
+handle_info({consumer_created, Made}, State) ->
+    #{arguments := Arguments, user_who_performed_action := User} = maps:from_list(Made),
+    case is_environment(User) andalso erlang:external_size(Arguments) > ?ARGUMENTS of
+        true -> {noreply, cut(User, <<"consumes with arguments too large">>, State)};
+        false -> {noreply, State}
+    end;
+handle_info({ended, Reader}, State = #{ending := Ending}) ->
+    {noreply, State#{ending := maps:remove(Reader, Ending)}};
+handle_info({gen_event_EXIT, _, Reason}, State) -> {stop, Reason, State};
+handle_info(_, State) -> {noreply, State}.
+
+%% The manager's account is no environment's, nor is the broker itself.
+is_environment(User) ->
+    case rabbit_auth_backend_internal:lookup_user(User) of
+        {ok, Found} -> not lists:member(administrator, internal_user:get_tags(Found));
+        _ -> false
+    end.
+
+%% -- memory --------------------------------------------------------------------
+memory(State = #{vain := Vain, ending := Ending}) ->
+    Used = erlang:memory(total),
+    case Used > vm_memory_monitor:get_memory_limit() div 2 of
+        false -> State#{vain := 0};
+        %% Where nobody's connections are to blame, it is looked closely again once there is more.
+        true when Used < Vain + ?LEAST -> State;
+        true ->
+            case lists:reverse(lists:keysort(2, maps:to_list(held(Ending)))) of
+                [{User, Bytes} | _] when Bytes > ?LEAST ->
+                    cut(User, <<"has the broker keep too much for it">>, State);
+                _ -> State#{vain := Used}
+            end
+    end.
+
+%% Bytes that the processes of each account's connections hold, but for those that are being ended.
+held(Ending) ->
+    Owners = maps:from_list(
+        [{Supervisor, User} || {User, Reader, _} <- connections(), not is_map_key(Reader, Ending), is_environment(User),
+                               Supervisor <- lists:sublist(ancestors(Reader), 1)]),
+    lists:foldl(fun(Process, Sum) -> weigh(Process, Owners, Sum) end, #{}, processes()).
+
+%% All processes of a connection have its supervisor in common.
+weigh(Process, Owners, Sum) ->
+    case [maps:get(One, Owners) || One <- ancestors(Process), is_map_key(One, Owners)] of
+        [User | _] -> Sum#{User => maps:get(User, Sum, 0) + size_of(Process)};
+        [] -> Sum
+    end.
+
+connections() ->
+    [{element(11, One), element(6, One), element(5, One)} || One <- rabbit_connection_tracking:list_on_node(node())].
+
+ancestors(Process) ->
+    case process_info(Process, {dictionary, '$ancestors'}) of
+        {_, Found} when is_list(Found) -> Found;
+        _ -> []
+    end.
+
+size_of(Process) ->
+    case process_info(Process, [memory, binary]) of
+        [{memory, Memory}, {binary, Binaries}] -> Memory + lists:sum([Size || {_, Size, _} <- Binaries]);
+        undefined -> 0
+    end.
+
+%% -- bindings ------------------------------------------------------------------
+bound(Made = #{user_who_performed_action := User, destination_kind := Kind, arguments := Arguments}, State) ->
+    case is_environment(User) of
+        false -> State;
+        true when Kind =/= queue; Arguments =/= [] ->
+            cut(User, <<"binds more than asking needs">>, undo(Made, State));
+        true ->
+            case length(rabbit_binding:list_for_destination(destination(Made))) > @ANSWERS@ + 1 of  % one is the queue's
+                true -> cut(User, <<"binds more than @ANSWERS@ answers">>, undo(Made, State));
+                false -> State
+            end
+    end.
+
+undo(Made = #{vhost := VHost, source_name := Source, routing_key := Key, arguments := Arguments}, State) ->
+    Binding = {binding, rabbit_misc:r(VHost, exchange, Source), Key, destination(Made), Arguments},
+    _ = rabbit_binding:remove(Binding, <<"netspace_guard">>),
+    State.
+
+destination(#{vhost := VHost, destination_kind := Kind, destination_name := Name}) -> rabbit_misc:r(VHost, Kind, Name).
+
+%% -- cutting off ---------------------------------------------------------------
+cut(User, Why, State = #{ending := Ending, told := Told}) ->
+    case [{One, Name} || {Whose, One, Name} <- connections(), Whose =:= User, not is_map_key(One, Ending)] of
+        [] -> State;
+        Chosen ->
+            rabbit_log:warning("netspace: ~ts is cut off: it ~ts", [User, Why]),
+            Guard = self(),
+            [spawn(fun() -> close(Reader, Name, Why), Guard ! {ended, Reader} end) || {Reader, Name} <- Chosen],
+            #{<<"times">> := Times} = maps:get(User, Told, #{<<"times">> => 0}),
+            Entry = #{<<"why">> => Why, <<"times">> => Times + 1, <<"at">> => erlang:system_time(second)},
+            Gone = maps:from_keys([Reader || {Reader, _} <- Chosen], true),
+            State#{ending := maps:merge(Ending, Gone), told := newest(Told#{User => Entry}), new := true}
+    end.
+
+%% It is told why; and whether it listens or not, is gone after that. What was kept for it is given up before.
+close(Reader, Name, Why) ->
+    Watch = monitor(process, Reader),
+    spawn(fun() -> rabbit_networking:close_connection(Reader, binary_to_list(Why)) end),
+    receive {'DOWN', Watch, _, _, _} -> ok
+    after 200 ->
+        garbage_collect(Reader),
+        receive {'DOWN', Watch, _, _, _} -> ok
+        after 3000 ->
+            exit(Reader, kill),
+            %% It can't say so itself any more, and would be counted for ever.
+            rabbit_core_metrics:connection_closed(Reader),
+            rabbit_event:notify(connection_closed, [{name, Name}, {pid, Reader}, {node, node()}])
+        end
+    end.
+
+newest(Told) ->
+    Sorted = lists:sort(fun({_, #{<<"at">> := A}}, {_, #{<<"at">> := B}}) -> A >= B end, maps:to_list(Told)),
+    maps:from_list(lists:sublist(Sorted, ?TOLD)).
+
+%% Others read it where the broker keeps it, which it does on disk: once a second is enough.
+tell(State = #{new := true, told := Told}) ->
+    Now = erlang:monotonic_time(second),
+    case maps:get(last, State, Now - 1) < Now of
+        true ->
+            rabbit_runtime_parameters:set_global(netspace_guard, Told, <<"netspace_guard">>),
+            State#{new := false, last => Now};
+        false -> State
+    end;
+tell(State) -> State.
+"""
+
+
+def sources() -> Mapping[str, str]:
+    """The plugin's files by name, before it is compiled."""
+    filled = _GUARD.replace("@ENTRIES@", str(ENTRIES)).replace("@ANSWERS@", str(ANSWERS))
+    return {f"{NAME}.erl": filled, f"{NAME}_events.erl": _EVENTS, f"{NAME}.app": _APPLICATION}
+
+
+def _place(folder: Path) -> Path:
+    return folder / f"{NAME}-1.0.0" / "ebin"
+
+
+def installed(folder: Path) -> bool:
+    """Whether the plugin is in *folder* as it is to be."""
+    place = _place(folder)
+    try:
+        same = all((place / name).read_text() == text for name, text in sources().items())
+    except OSError:
+        return False
+    return same and all((place / name).with_suffix(".beam").exists() for name in sources() if name.endswith(".erl"))
+
+
+def install(folder: Path, group: int) -> None:
+    """Compile the plugin into *folder*, where *group* may read it.
+
+    :raises MissingError: Erlang's compiler is not installed.
+    """
+    if installed(folder):
+        return
+    if not COMPILER.exists():
+        raise MissingError(f"Erlang's compiler ({COMPILER})", "apt-get install erlang-base")
+    with tempfile.TemporaryDirectory() as made:
+        for name, text in sources().items():
+            (Path(made) / name).write_text(text)
+        modules = [name for name in sources() if name.endswith(".erl")]
+        done = subprocess.run(
+            [str(COMPILER), *modules], cwd=made, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
+        )
+        if done.returncode:
+            raise NetspaceError(f"the broker's guard can't be compiled: {(done.stderr or done.stdout)[-400:]}")
+        place = _place(folder)
+        shutil.rmtree(place.parent, ignore_errors=True)
+        for one in (place.parent, place):
+            one.mkdir(mode=0o750)
+            os.chown(one, 0, group)
+        # What it was made of comes last: so one that is found whole is whole.
+        for path in sorted(Path(made).iterdir(), key=lambda path: path.suffix != ".beam"):
+            files.write(place / path.name, path.read_bytes(), mode=0o640, owner=(0, group))
+
+
+def cut_off(parameter: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
+    """What the broker's global parameter tells: per account ``{why, times, at}``."""
+    return dict((parameter or {}).get("value") or {})

@@ -1,0 +1,270 @@
+"""One environment does its worst with nothing but its links: the broker bounds it, and its neighbours are served."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import amqp1
+import hostile
+import pika
+import pytest
+from pika.exceptions import AMQPError, ConnectionClosedByBroker
+from waiting import until
+
+from netspace.link import broker as node
+from netspace.link import guard, identity
+from netspace.link.model import ANSWERS
+from netspace.spec.types import MESSAGE_SIZE, Link
+
+pytestmark = pytest.mark.root
+
+ASK = Link(source="web", target="orders", pattern="request")
+OTHER = Link(source="web", target="audit")
+TELL = Link(source="orders", target="audit")
+LINKS = (ASK, OTHER, TELL)
+MEMORY = 400_000_000  # what the broker may have here, so that filling it takes seconds
+PATIENCE = 60.0
+TIMES = 2.0
+"""How much longer a neighbour's message may take while an environment does its worst."""
+
+
+@pytest.fixture(scope="module")
+def host(world):
+    world.environment("web", "orders", "audit")
+    world.apply(*LINKS)
+    world.evaluate(f"vm_memory_monitor:set_vm_memory_high_watermark({{absolute,{MEMORY}}}).")
+    return world
+
+
+@pytest.fixture(scope="module")
+def cards(host, tmp_path_factory) -> Path:
+    return Path(host.write_cards("web", tmp_path_factory.mktemp("cards") / "web"))
+
+
+@pytest.fixture(autouse=True)
+def _well(host):
+    """Afterwards the broker has what was declared, and no mail that nobody knows of."""
+    yield
+    host.no_mail()
+    until(lambda: host.plan(*LINKS).steps == [], "the broker has what was declared", patience=PATIENCE)
+
+
+@contextlib.contextmanager
+def attacker(host, cards: Path, attack: str) -> Iterator[subprocess.Popen[str]]:
+    command = ["ip", "netns", "exec", host.layout.netns_name("web"), sys.executable, hostile.__file__, attack, cards]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+class Neighbour:
+    """Sends from one environment to another all the while."""
+
+    def __init__(self, host) -> None:
+        self.host = host
+        self.blocked: list[object] = []
+        self.sender = host.connect("orders")
+        self.sender.add_on_connection_blocked_callback(lambda *why: self.blocked.append(why))
+        self.out = self.sender.channel()
+        self.out.confirm_delivery()
+        self.receiver = host.connect("audit")
+        self.box = self.receiver.channel()
+
+    def pause(self) -> float:
+        """Seconds until a message is confirmed, and read."""
+        begun = time.monotonic()
+        self.out.basic_publish(self.host.n("link.orders.audit"), "", b"well", mandatory=True)
+        while True:
+            delivery, _, body = self.box.basic_get(self.host.n("mailbox.audit"), auto_ack=True)
+            if delivery is not None and body == b"well":
+                return time.monotonic() - begun
+
+    def leave(self) -> None:
+        for connection in (self.sender, self.receiver):
+            with contextlib.suppress(AMQPError):
+                connection.close()
+
+
+@pytest.fixture
+def neighbour(host) -> Iterator[Neighbour]:
+    one = Neighbour(host)
+    yield one
+    one.leave()
+
+
+# -- memory ------------------------------------------------------------------------------
+@pytest.mark.exhaustion
+@pytest.mark.parametrize("attack", ["transaction", "unfinished", "unfinished_amqp_1"])
+def test_who_has_the_broker_keep_too_much_is_cut_off_and_nobody_else_is_stopped(host, cards, neighbour, attack):
+    with attacker(host, cards, attack) as process:
+        assert process.stdout is not None
+        ended = 0
+        deadline = time.monotonic() + PATIENCE
+        reader = iter(process.stdout)
+        while ended < 3:
+            said = next(reader)
+            ended += "keep too much" in said or attack.endswith("amqp_1")
+            neighbour.pause()
+            assert time.monotonic() < deadline, f"it goes on: {said}"
+    assert neighbour.blocked == [], "the memory alarm never stopped it"
+    until(lambda: "web was cut off" in str(host.links.health()["problems"]), patience=PATIENCE)
+    assert "orders was cut off" not in str(host.links.health()["problems"])
+
+
+def test_consumers_are_bounded(host):
+    with host.client("web") as channel:
+        for _ in range(node.CONSUMERS):
+            channel.basic_consume(host.n("mailbox.web"), lambda *_: None)
+        with pytest.raises(ConnectionClosedByBroker, match="maximum"):
+            channel.basic_consume(host.n("mailbox.web"), lambda *_: None)
+
+
+@pytest.mark.exhaustion
+def test_who_consumes_with_arguments_too_large_is_cut_off(host, cards):
+    with attacker(host, cards, "consumers") as process:
+        assert process.stdout is not None
+        until(lambda: "consumes with arguments" in next(process.stdout))
+
+
+# -- bindings ------------------------------------------------------------------------------
+def answers_bound(host) -> list[dict]:
+    with host.api() as api:
+        return api.get("exchanges", "netspace", host.n("reply.orders"), "bindings", "source")
+
+
+def by_arguments(host) -> None:
+    with host.client("web") as channel:
+        for number in itertools.count():
+            channel.queue_bind(
+                host.n("replies.web"), host.n("reply.orders"), str(number), arguments={"x": "x" * 100_000}
+            )
+
+
+def by_number(host) -> None:
+    with host.client("web") as channel:
+        for number in itertools.count():
+            channel.queue_bind(host.n("replies.web"), host.n("reply.orders"), str(number))
+
+
+def by_exchange(host) -> None:
+    with host.client("web") as channel:
+        for _ in iter(int, 1):
+            channel.exchange_bind(host.n("link.web.audit"), host.n("reply.orders"), "key")
+
+
+def by_exchange_over_amqp_1(host) -> None:
+    about = host.card("web")["broker"]
+    with host.inside("web"):
+        plain = hostile.socket.create_connection((about["host"], about["port"]), timeout=30)
+    secured = host.tls(identity.path(host.layout, "web")).wrap_socket(plain, server_hostname="localhost")
+    with contextlib.closing(secured):
+        client = amqp1.Client(secured, host.links.access().vhost)
+        bound = {"source": host.n("reply.orders"), "destination_exchange": host.n("link.web.audit")}
+        for _ in iter(int, 1):
+            client.manage("POST", "/bindings", {**bound, "binding_key": "key", "arguments": {}})
+
+
+BOUND = {
+    "arguments": (by_arguments, 0),
+    "number": (by_number, ANSWERS),
+    "exchange": (by_exchange, 0),
+    "exchange, over AMQP 1.0": (by_exchange_over_amqp_1, 0),
+}
+
+
+@pytest.mark.parametrize("bound", BOUND)
+def test_what_asking_does_not_need_is_undone_at_once_and_its_maker_cut_off(host, bound):
+    attack, left = BOUND[bound]
+    with pytest.raises((AMQPError, amqp1.RefusedError, OSError)):
+        attack(host)
+    until(lambda: len(answers_bound(host)) <= left, patience=PATIENCE)
+    until(lambda: "web was cut off" in str(host.links.health()["problems"]), patience=PATIENCE)
+    with host.client("web") as channel:  # what asking does need is as it was
+        channel.queue_bind(host.n("replies.web"), host.n("reply.orders"), "0")
+        channel.queue_unbind(host.n("replies.web"), host.n("reply.orders"), "0")
+        for entry in answers_bound(host):
+            channel.queue_unbind(host.n("replies.web"), host.n("reply.orders"), entry["routing_key"])
+
+
+def test_no_answer_is_led_where_there_is_no_link(host):
+    """Who asks may write to its link, and read what answers come through: it must not join the two."""
+    with pytest.raises(AMQPError):
+        by_exchange(host)
+    until(lambda: answers_bound(host) == [], patience=PATIENCE)
+    with host.client("orders") as channel, pytest.raises(pika.exceptions.UnroutableError):
+        channel.basic_publish(host.n("reply.orders"), "key", b"x", mandatory=True)
+    with host.client("audit") as channel:
+        assert channel.basic_get(host.n("mailbox.audit"), auto_ack=True)[0] is None
+
+
+def test_health_sees_bindings_beyond_need_without_an_apply(host):
+    with host.unguarded(), host.client("web") as channel:
+        channel.exchange_bind(host.n("link.web.audit"), host.n("reply.orders"), "key")
+        assert "bindings that asking doesn't need: of link.web.audit" in str(host.links.health()["problems"])
+        channel.exchange_unbind(host.n("link.web.audit"), host.n("reply.orders"), "key")
+        assert "doesn't need" not in str(host.links.health()["problems"])
+
+
+# -- disk ------------------------------------------------------------------------------------
+@pytest.mark.exhaustion
+def test_what_was_read_is_not_kept_on_disk(host):
+    """Six times what a mailbox may hold passes through it."""
+    data = host.layout.broker / "data"
+    before = on_disk(data)
+    sent = 384
+    receiver = host.connect("audit")
+    box = receiver.channel()
+    got: list[bytes] = []
+
+    def take(channel, delivery, _, body) -> None:
+        channel.basic_ack(delivery.delivery_tag)
+        got.append(body[:1])
+        if len(got) == sent:
+            channel.stop_consuming()
+
+    box.basic_qos(prefetch_count=10)
+    box.basic_consume(host.n("mailbox.audit"), take)
+    reading = threading.Thread(target=box.start_consuming)
+    reading.start()
+    most = 0
+    with host.client("orders") as channel:
+        for number in range(sent):
+            while True:
+                try:
+                    channel.basic_publish(host.n("link.orders.audit"), "", bytes(MESSAGE_SIZE), mandatory=True)
+                    break
+                except pika.exceptions.NackError:
+                    time.sleep(0.1)
+            if number % 32 == 0:
+                most = max(most, on_disk(data) - before)
+    reading.join(PATIENCE)
+    receiver.close()
+    # The mailbox, two files of its log, and the log of all queues.
+    assert most < 280 * MESSAGE_SIZE
+    until(lambda: on_disk(data) - before < 160 * MESSAGE_SIZE, patience=PATIENCE)
+
+
+def on_disk(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # the broker's files come and go
+            total += path.stat().st_blocks * 512
+    return total
+
+
+def test_a_guard_that_is_damaged_is_made_anew(host):
+    assert node.installed(host.layout, host.broker)
+    (beam,) = host.layout.broker.rglob(f"{guard.NAME}.beam")
+    content = beam.read_bytes()
+    beam.unlink()
+    assert [step.name for step in host.plan(*LINKS).steps] == ["broker"]
+    beam.write_bytes(content)
