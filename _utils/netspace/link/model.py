@@ -64,6 +64,10 @@ _MAILBOX: dict[str, Any] = {
     "overflow": "reject-publish",
     "message-ttl": 30 * _DAY,
     "delivery-limit": 20,
+    # As long a message may be in hand. Then its reader's channel is closed, which counts as a delivery: so one that
+    # hangs has no more than ten days, for which what came after stays on the disk beside the message. With the
+    # broker's own 30 minutes, what a program holds (a selective receive) or works on for ten hours would be dead.
+    "consumer-timeout": _DAY // 2,
 }
 _LANE = {key: value for key, value in _MAILBOX.items() if key != "overflow"}  # a policy's would hide its own
 # What the other side doesn't take now comes back, however often: nothing may be lost for that.

@@ -27,6 +27,10 @@ class Unreachable(LinkError):
     """The broker, or the peer's mailbox on it, could not be reached in time; whether a message arrived is unknown."""
 
 
+class NotAdmitted(Unreachable):
+    """The broker is there and refuses our log-in: its host declares no link of ours, or not yet."""
+
+
 class Timeout(LinkError, TimeoutError):
     """The broker didn't confirm, or nobody answered, in time; whether a message arrived is unknown."""
 

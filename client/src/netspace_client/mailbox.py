@@ -232,7 +232,7 @@ class Mailbox:
             try:
                 way = await asyncio.wait_for(self._answers.way(question, queue), timeout)
             except asyncio.TimeoutError:
-                raise Unreachable(f"{link}: the broker wasn't reached within {timeout:g} s") from None
+                raise question.session.unreached(f"the link to {link}", timeout) from None
             left, identity = max(0.0, deadline - _now()), secrets.token_hex(16)
             await self._send(link, content, left, identity, reply_to=way, correlation_id=question.id)
             return await self._answers.wait(question, max(0.0, deadline - _now()))

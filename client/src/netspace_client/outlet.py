@@ -19,7 +19,7 @@ from aiormq.exceptions import (
     PublishError,
 )
 
-from netspace_client.errors import LinkError, MailboxFull, Refused, Revoked, Timeout, Unreachable
+from netspace_client.errors import LinkError, MailboxFull, Refused, Revoked, Timeout
 from netspace_client.session import FAILURES, Session, answer, hang_up
 
 CONFIRM_SECONDS = 20.0
@@ -96,8 +96,7 @@ class Outlet:
         except asyncio.TimeoutError:
             if self.session.connected:
                 raise Timeout(f"{self.what}: the broker didn't confirm within {timeout:g} s") from None
-            problem = self.session.problem
-            raise Unreachable(f"{self.what}: the broker wasn't reached within {timeout:g} s ({problem})") from None
+            raise self.session.unreached(self.what, timeout) from None
         finally:
             self._pending.pop(parcel, None)
 

@@ -22,7 +22,7 @@ from aiormq.abc import AbstractConnection
 
 from netspace_client import frames
 from netspace_client.card import Broker
-from netspace_client.errors import CardError, Closed
+from netspace_client.errors import CardError, Closed, NotAdmitted, Unreachable
 
 T = TypeVar("T")
 
@@ -92,7 +92,7 @@ class Session:
         self._connection: AbstractConnection | None = None
         self._closed = False
         self._task = asyncio.create_task(self._run())
-        self.problem = "not connected yet"
+        self._problem: tuple[type[Unreachable], str] = (Unreachable, "not connected yet")
 
     async def connection(self) -> AbstractConnection:
         """The connection, once there is one."""
@@ -132,6 +132,11 @@ class Session:
     def connected(self) -> bool:
         return self._connection is not None and not self._connection.is_closed
 
+    def unreached(self, what: str, seconds: float) -> Unreachable:
+        """What to tell whoever waited so long for a connection, for the sake of *what*."""
+        kind, why = self._problem
+        return kind(f"{what}: the broker wasn't reached within {seconds:g} s ({why})")
+
     async def close(self) -> None:
         self._closed = True
         self._up.set()
@@ -148,25 +153,24 @@ class Session:
             try:
                 connection = await answer(_connect(self._broker()))
             except CardError as err:
-                self._say(str(err))
+                self._say(Unreachable, str(err))
             except FAILURES as err:
-                self._say(_told(err))
+                self._say(*_told(err))
             else:
                 self._connection = connection
-                self.problem = ""
                 self._up.set()
                 await asyncio.wait({connection.closing})
                 self._up.clear()
-                self._say("the connection was lost")
+                self._say(Unreachable, "the connection was lost")
                 if clock() - begun > LONGEST_PAUSE:
                     pause = FIRST_PAUSE
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 (not all at the same time, no secret)
             pause = min(pause * 2, LONGEST_PAUSE)
 
-    def _say(self, problem: str) -> None:
-        if problem != self.problem:
+    def _say(self, kind: type[Unreachable], problem: str) -> None:
+        if (kind, problem) != self._problem:
             log.info("broker: %s; trying again", problem)
-        self.problem = problem
+        self._problem = (kind, problem)
 
     @staticmethod
     async def _drop(connection: AbstractConnection) -> None:
@@ -207,5 +211,16 @@ def _secret(broker: Broker) -> str:
         raise CardError(f"{broker.password_file}: {err}") from err
 
 
-def _told(err: BaseException) -> str:
-    return f"{type(err).__name__}: {err}" if str(err) else type(err).__name__
+def _told(err: BaseException) -> tuple[type[Unreachable], str]:
+    """What a failure to connect means, and what to do."""
+    cause = err.__cause__ or err
+    said = f"{type(cause).__name__}: {cause}" if str(cause) else type(cause).__name__
+    if isinstance(err, aiormq.exceptions.AuthenticationError | aiormq.exceptions.ProbableAuthenticationError):
+        return NotAdmitted, f"it is there and doesn't let us in; its host has to declare the link and apply: {err}"
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return Unreachable, f"who is there isn't whom the card names: {said}"
+    if isinstance(cause, ssl.SSLError) and "alert" in str(cause).lower():
+        return NotAdmitted, f"it is there and doesn't take our certificate; its host has to know our authority: {said}"
+    if isinstance(cause, ConnectionResetError):
+        return Unreachable, f"it is down, or on a host out of reach or without any link with ours: {said}"
+    return Unreachable, said

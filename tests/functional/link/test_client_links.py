@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -379,6 +380,41 @@ def test_work_in_hand_outlives_a_lost_connection_and_is_done_once(town):
         town.program("audit").receive(timeout=0.5)
 
 
+@pytest.fixture
+def impatient(town) -> Iterator[None]:
+    """The broker closes channels that hold a message for a second, if nothing else is said of the queue."""
+    setting = "[application:set_env(rabbit, Key, Value) || {{Key, Value}} <- [{}]]."
+    settings = "{{consumer_timeout, {}}}, {{channel_tick_interval, {}}}"
+    evaluate = functools.partial(node.evaluate, town.world.layout, town.world.broker)
+    assert not evaluate(setting.format(settings.format(1000, 500)))
+    yield
+    assert not evaluate(setting.format(settings.format(1_800_000, 60_000)))
+
+
+def test_a_message_may_be_in_hand_for_longer_than_the_brokers_own_limit(town, impatient):
+    web, audit = town.program("web"), town.program("audit")
+    web.send("audit", "long work")
+    web.send("audit", "waits here")
+    message = audit.run(audit.mailbox.receive(timeout=30))
+    channel = message._delivery.channel
+    time.sleep(5)
+    assert not channel.is_closed
+    audit.run(message.ack())
+    assert audit.receive() == "waits here"
+
+
+def test_work_that_takes_longer_than_any_may_is_done_once(town, impatient):
+    changed(town, "netspace.mailbox", "consumer-timeout", 1000)
+    web, audit = town.program("web"), town.program("audit")
+    web.send("audit", "endless work")
+    message = audit.run(audit.mailbox.receive(timeout=30))
+    former = message._delivery
+    until(lambda: message._delivery is not former, patience=60)
+    audit.run(message.ack())
+    with pytest.raises(Timeout):
+        audit.receive(timeout=0.3)
+
+
 @pytest.mark.revocation
 def test_a_revoked_link_is_told_and_the_others_go_on(town):
     web, audit, orders = (town.program(name) for name in ("web", "audit", "orders"))
@@ -450,19 +486,19 @@ def test_a_service_outlives_an_asker_that_is_revoked_amid_its_question(town):
     serving.cancel()
 
 
-def bounded(town, policy: str, most: int) -> None:
-    """Have queues take no more than so many messages, until the next apply."""
+def changed(town, policy: str, key: str, value: int) -> None:
+    """Have another limit for the queues of a policy, until the next apply."""
     with town.world.api() as api:
         policies = [one for one in api.get("policies", "netspace") if one["name"].startswith(policy)]
         for one in policies:
-            one["definition"]["max-length"] = most
+            one["definition"][key] = value
         api.post("definitions", body={"policies": policies})
 
 
 @pytest.mark.exhaustion
 def test_a_full_mailbox_is_told_and_takes_more_when_it_was_read(town):
     web, orders = town.program("web"), town.program("orders")
-    bounded(town, "netspace.mailbox", 2)
+    changed(town, "netspace.mailbox", "max-length", 2)
 
     async def pour():
         sent = 0
@@ -486,7 +522,7 @@ def test_a_full_mailbox_is_told_and_takes_more_when_it_was_read(town):
 @pytest.mark.exhaustion
 def test_an_asker_who_does_not_read_his_answers_has_no_work_done_twice(town):
     web, orders, done = town.program("web"), town.program("orders"), Counter()
-    bounded(town, "netspace.replies", 1)
+    changed(town, "netspace.replies", "max-length", 1)
 
     async def work(message):
         done[message.text] += 1

@@ -26,7 +26,7 @@ from netspace.link import authority, forwarder, identity, pairs, reach
 from netspace.link import broker as node
 from netspace.link.authority import Issuer
 from netspace.spec.types import Link
-from netspace_client import Change, MailboxFull, Revoked, Timeout, Unreachable
+from netspace_client import Change, MailboxFull, NotAdmitted, Revoked, Timeout, Unreachable
 
 pytestmark = pytest.mark.root
 
@@ -430,6 +430,19 @@ def test_a_host_out_of_reach_is_told_and_its_own_broker_goes_on(linked, program)
         web.send("orders@h2", "x", timeout=2.0)
     other.send("web", "near")
     assert web.receive("other") == "near"
+
+
+def test_a_host_that_does_not_declare_the_sender_is_told_from_one_out_of_reach(linked, program):
+    h1, h2, _ = linked
+    web = program(h1, "web")
+    h2.declare(BACK)  # it has the way back, and nothing that web may send
+    for work in (web.mailbox.send("orders@h2", "x", timeout=3.0), web.mailbox.call("orders@h2", "x", timeout=3.0)):
+        with pytest.raises(NotAdmitted, match="its host has to declare the link"):
+            web.run(work)
+    h2.declare()  # it has no link with h1 at all, and isn't there for it
+    with pytest.raises(Unreachable, match="without any link with ours") as told:
+        web.send("orders@h2", "x", timeout=6.0)
+    assert not isinstance(told.value, NotAdmitted)
 
 
 def test_nothing_is_lost_though_brokers_die_and_the_cable_is_cut(linked, program):
