@@ -43,7 +43,7 @@ def exchange(ask: Callable[[], Answers], hand: Callable[[str, Sequence[str]], An
 
 def _sorted(answers: Answers) -> tuple[dict[str, str], dict[str, list[str]], list[str]]:
     """Minions by the hosts that they are, what is for each host, and what can't be used."""
-    problems, said = [], {}
+    problems, said = [] if answers else ["no minion answers"], {}
     for minion, answer in sorted(answers.items()):
         if isinstance(answer, dict) and isinstance(answer.get("bundles"), dict):
             if answer["bundles"]:
@@ -65,7 +65,5 @@ def _sorted(answers: Answers) -> tuple[dict[str, str], dict[str, list[str]], lis
             if other in minions and isinstance(text, str):
                 bundles.setdefault(other, []).append(text)
             else:
-                problems.append(
-                    f"{minion}: has sealed links with {other}, and no minion that answers says that it is that"
-                )
+                problems.append(f"{minion}: has sealed links with {other}, which is no minion that answers")
     return minions, bundles, problems

@@ -741,6 +741,11 @@ def test_each_gets_what_is_for_it_and_no_more():
     assert handed == [("m1", ["h2>h1", "h3>h1"]), ("m2", ["h1>h2"]), ("m3", ["h1>h3"])] * 2
 
 
+def test_where_nobody_answers_that_is_told():
+    assert run({}) == ({"exchanged": {}, "problems": ["no minion answers"]}, [])
+    assert run({"m1": {"host": None, "bundles": {}}})[0] == {"exchanged": {}, "problems": []}
+
+
 def test_what_goes_wrong_is_told_and_the_others_are_served():
     answers = {
         "m1": said("h1", "h2", "h9"),
