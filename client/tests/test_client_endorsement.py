@@ -137,6 +137,13 @@ def test_nothing_else_is_an_endorsement(forgery, why):
         opened(raw(token, signer, kid=f"{name}-sig-0"))
 
 
+def test_a_key_to_encrypt_signs_nothing_though_it_is_endorsed_as_what_it_is():
+    """Whoever has it alone: the same curve, and an endorsement by the right host of the right environment."""
+    signer = ECKey.import_key({member: KEYS["web"][1][member] for member in ("kty", "crv", "x", "y", "d")})
+    with pytest.raises(SealError, match="for something else"):
+        opened(raw(endorsement(use="enc"), signer, kid="web-enc-0"))
+
+
 def raw(token: Any, signer: ECKey, kid: str = "web-sig-0", **signed: Any) -> bytes:
     """A seal of what *signer* says, with an endorsement."""
     about = {"kid": kid, "lnk": LETTER.link, "frm": WEB, "to": ORDERS, "exp": NOW + LIFE, "edt": token, **signed}
