@@ -44,26 +44,7 @@ def host(linked):
 
 
 # -- names -----------------------------------------------------------------------------
-def first_version(host, monkeypatch) -> None:
-    """Have the broker as netspace's first versions made it."""
-    host.apply(purge=True)
-    with monkeypatch.context() as patched:
-        for name in ("ensure", "declared", "used"):
-            patched.setattr(names, name, lambda layout, broker: names.PLAIN)
-        host.apply(*LINKS)
-        yield
-    assert record.read(host.layout).named == {"": ""}
-
-
-def lost_key(host, monkeypatch) -> None:
-    yield
-    (host.layout.records("link") / "names.json").unlink()
-
-
-@pytest.mark.parametrize("before", [first_version, lost_key])
-def test_renaming_loses_no_mail_and_no_sender(host, monkeypatch, before):
-    stage = before(host, monkeypatch)
-    next(stage)
+def test_renaming_loses_no_mail_and_no_sender(host):
     old = {plain: host.n(plain) for plain in ("mailbox.audit", "link.orders.audit", "dead-late")}
     send(host, TELL, b"dies", expiration="1")
     send(host, TELL, b"waits 1", b"waits 2", b"held")
@@ -73,7 +54,7 @@ def test_renaming_loses_no_mail_and_no_sender(host, monkeypatch, before):
     assert holder == [b"waits 1", b"waits 2"]
     sender = host.connect("orders").channel()
     sender.confirm_delivery()
-    next(stage, None)
+    (host.layout.records("link") / "names.json").unlink()
 
     plan = host.apply(*LINKS)
     assert "names" in {step.name: step.changes for step in plan.steps}["broker"]

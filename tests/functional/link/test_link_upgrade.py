@@ -1,0 +1,106 @@
+"""Records and a broker as older versions left them (``tests/fixtures/links``): upgraded with all mail."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from link_world import World
+from mail import messages, read
+from waiting import until
+
+from netspace import files
+from netspace.link import broker as node
+from netspace.link import planning, reach, record
+from netspace.link.letters import Letters
+from netspace.link.names import environments_of
+from netspace.spec.types import Link, LocalBroker
+
+pytestmark = pytest.mark.root
+
+FIXTURES = Path(__file__).parents[2] / "fixtures/links"
+ASK = Link(source="web", target="orders", pattern="request")
+TELL = Link(source="orders", target="audit")
+
+
+@pytest.fixture(params=sorted(path.stem for path in FIXTURES.glob("*.json")))
+def older(request, world) -> Iterator[World]:
+    """A host with two links of an older version; one message waits, one is dead, one was about to be sent again."""
+    left = json.loads((FIXTURES / f"{request.param}.json").read_text())
+    world.environment("web", "orders", "audit")
+    for path, content in left["records"].items():
+        files.write_json(world.layout.state / path, content)
+    node.start(world.layout, LocalBroker(), world.supervisor, world.messages.append)
+    with world.api() as api:
+        api.post("definitions", body=left["definitions"])
+        exchange = named(left["definitions"], "exchanges", "link", "orders", "audit")
+        for number, options in enumerate(({"expiration": "1"}, {"expiration": "1"}, {})):
+            about = {"message_id": str(number), "delivery_mode": 2, **options}
+            body = {"routing_key": "", "payload": f"mail {number}", "payload_encoding": "string", "properties": about}
+            assert api.post("exchanges", "netspace", exchange, "publish", body=body)["routed"]
+        dead = named(left["definitions"], "queues", "dead")
+        until(lambda: messages(world, dead) == 2, "two are dead")
+        if any(one["name"] == "netspace.dead-again" for one in left["definitions"]["policies"]):
+            body = {"count": 1, "ackmode": "reject_requeue_false", "encoding": "auto"}
+            assert api.post("queues", "netspace", dead, "get", body=body)
+            again = named(left["definitions"], "queues", "dead-again")
+            until(lambda: messages(world, again) == 1, "it is where that version sends it again from")
+    yield world
+    world.links.purge()
+
+
+def named(definitions: dict[str, Any], section: str, kind: str, *ends: str) -> str:
+    (name,) = (one["name"] for one in definitions[section] if environments_of(one["name"], kind) == ends)
+    return name
+
+
+def stale(host) -> set[tuple[str, ...]]:
+    """What is on the broker and not of today's version."""
+    known = record.read(host.layout)
+    with host.api() as api:
+        definitions = reach.definitions(host.layout, api, known.broker)
+    wanted = planning.objects(host.layout, known.broker, known.links, host.links.called)
+    there = {
+        (kind, one["name"])
+        for kind in ("exchange", "queue", "user")
+        for one in definitions[f"{kind}s"]
+        if one["name"] != "netspace.admin"
+    }
+    there |= {("policy", one["name"]) for one in definitions["policies"]}
+    there |= {("permission", one["user"]) for one in definitions["permissions"] if one["user"] != "netspace.admin"}
+    return there - {key[:2] for key in wanted}
+
+
+def settle(host) -> None:
+    """Have the time pass after which the broker's counts tell of all that was sent."""
+    known = record.read(host.layout)
+    aged = tuple(msgspec.structs.replace(one, since=0.0) for one in known.former)
+    record.write(host.layout, msgspec.structs.replace(known, former=aged))
+
+
+def test_what_an_older_version_made_is_upgraded(older):
+    older.apply(ASK, TELL)
+    assert not older.plan(ASK, TELL).steps
+    assert read(older, "audit", 1) == [("orders", b"mail 2")]
+    with older.client("orders") as channel:
+        channel.basic_publish(older.n("link.orders.audit"), "", b"new", mandatory=True)
+    assert read(older, "audit", 1) == [("orders", b"new")]
+
+    desk = Letters(older.layout)
+    assert {one["message_id"] for one in desk.count()["letters"]} == {"0", "1"}
+    assert desk.redeliver() == {"sent": {"orders.audit": 2}, "kept": {}}
+    assert sorted(read(older, "audit", 2)) == [("orders", b"mail 0"), ("orders", b"mail 1")]
+
+    def nothing_stale() -> bool:
+        settle(older)
+        older.apply(ASK, TELL)
+        return not stale(older)
+
+    until(nothing_stale, "the broker says what is empty", pause=1.0)
+    assert not record.read(older.layout).former and not older.plan(ASK, TELL).steps
+    passwords = older.layout.records("credentials")
+    assert not list(passwords.glob("*.json")), "they log in by certificate"
