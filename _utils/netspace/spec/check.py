@@ -63,6 +63,7 @@ HOST_FOLDERS = (
 # ...and these only in part.
 HOST_ROOTS = ("/", "/etc", "/root", "/var", "/var/lib", "/var/log", "/home", "/opt", "/srv", "/tmp", "/mnt", "/media")  # noqa: S108 (refused, not used)
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
+_WORD = re.compile(r"[^\s\x00-\x1f\x7f-\x9f]+")
 _HOST = re.compile(r"[A-Za-z0-9.:-]{1,253}")
 _DOMAIN = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,200}[a-z0-9])?")
 _HASH = re.compile(r"(?:sha256[:=])?[0-9a-fA-F]{64}")
@@ -300,7 +301,17 @@ def under(spec: Environment, used: str, path: str) -> list[Problem]:
     if module.OWN_KERNEL:
         message = f"{used} has a kernel of its own: a program that is started beside would be on the host's"
         problems += [Problem(f"{path}:target", message)] if spec.target else []
+    for limit, least in getattr(module, "LEAST", {}).items():
+        if getattr(spec.limits, limit) < least:
+            said = f"{least // 1024**2}M" if limit == "memory" else least
+            problems.append(Problem(f"{path}:limits:{limit}", f"{used} needs some itself: at least {said}"))
     if module.RUNS == "kernels":
+        for index, argument in enumerate(spec.args or ()):
+            if module.ONE_LINE and not _WORD.fullmatch(argument):
+                message = (
+                    f"{argument!r} would be another under {used}, which hands a kernel one line: no space, no control"
+                )
+                problems.append(Problem(f"{path}:args:{index}", f"{message} character, not empty"))
         if spec.health is not None and spec.health.exec:
             problems.append(Problem(f"{path}:health:exec", "there is no other program to run in a kernel; use mailbox"))
         if spec.limits.memory < module.RESERVE + _KERNEL_MEMORY:

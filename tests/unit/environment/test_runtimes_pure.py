@@ -142,6 +142,26 @@ def test_an_unknown_runtime_is_an_error_with_its_path() -> None:
     assert "expected a mapping" in problems({"runtimes": ["runc"]})[0]
 
 
+@pytest.mark.parametrize(
+    ("runtime", "limits", "expected"),
+    [
+        ("crun", {"pids": 1}, {"limits:pids": "crun needs some itself: at least 2"}),
+        ("runsc", {"pids": 47}, {"limits:pids": "runsc needs some itself: at least 48"}),
+        ("runsc", {"memory": "23M", "pids": 48}, {"limits:memory": "runsc needs some itself: at least 24M"}),
+        ("runsc", {"memory": "24M", "pids": 48}, {}),
+        ("crun", {"memory": "4M", "pids": 2}, {}),
+    ],
+)
+def test_a_limit_that_a_runtime_itself_would_exceed_is_an_error(runtime: str, limits: dict, expected: dict) -> None:
+    named = {"environments": {"web": {**ENVIRONMENT, "runtime": runtime, "limits": limits}}}
+    usual = {"environments": {"web": {**ENVIRONMENT, "limits": limits}}, "runtimes": {"default": runtime}}
+    for section in (named, usual):
+        messages = problems(section) if expected else []
+        assert messages == [f"netspace:environments:web:{key}: {text}" for key, text in expected.items()]
+        if not expected:
+            parse.declaration(section)
+
+
 def test_settings_are_kept_where_they_differ_from_what_is_usual() -> None:
     section = {"default": "runc", "runsc": {"platform": "ptrace", "program": None}, "runc": {}}
     declared = parse.declaration({"runtimes": section})

@@ -46,11 +46,16 @@ def problems(**keys: Any) -> dict[str, str]:
         ("volumes", [{"target": "/x", "size": "64M"}], "no folders"),
         ("read_only", True, "no root to write to"),
         ("seccomp", "standard", "a profile of its own"),
+        ("limits", {"memory": "128M", "pids": 7}, "qemu needs some itself: at least 8"),
+        ("args", ["a", "b c"], "'b c' would be another under qemu"),
+        ("args", ["a", ""], "'' would be another under qemu"),
+        ("args", ["a", "b\u00a0c"], "would be another under qemu"),
+        ("args", ["a", "b\x1bc"], "would be another under qemu"),
         ("runtime", "crun", "'crun' is no runtime of kernels; choose from qemu, solo5"),
     ],
 )
 def test_what_a_kernel_cannot_have_is_an_error_with_its_path(key: str, value: Any, message: str) -> None:
-    assert message in problems(**{key: value})[key]
+    assert message in problems(**{key: value})[{"limits": "limits:pids", "args": "args:1"}.get(key, key)]
 
 
 def test_its_interface_is_a_tap_device_and_it_has_memory_beside_its_tender() -> None:
@@ -65,6 +70,15 @@ def test_its_interface_is_a_tap_device_and_it_has_memory_beside_its_tender() -> 
         parse.environment("web", {"command": ["/x"]})
 
 
+def test_arguments_are_handed_over_as_they_are_or_refused() -> None:
+    odd = ["a=b", "b c", "", "d\ne"]
+    assert set(problems(args=odd)) == {"args:1", "args:2", "args:3"}
+    separate = {"environments": {"clock": {**KERNEL, "args": odd, "runtime": "solo5"}}}
+    assert parse.declaration(separate).environments["clock"].args == tuple(odd)
+    plain = ["a=b", "c'd", 'e"f', "\\", "\u00fc", ","]
+    assert parse.declaration({"environments": {"clock": {**KERNEL, "args": plain}}}).environments["clock"].args
+
+
 def test_an_image_cannot_be_declared_to_be_a_kernel() -> None:
     with pytest.raises(SpecError, match="write <source>:<location>"):
         parse.environment("web", {"image": "kernel:qemu:/srv/x"})
@@ -72,7 +86,7 @@ def test_an_image_cannot_be_declared_to_be_a_kernel() -> None:
 
 
 def rendered(name: str, settings: dict[str, Any] | None = None, cmd: tuple[str, ...] = (), **keys: Any) -> Any:
-    spec = parse.environment("clock", {**KERNEL, "args": ["a", "b c"], **keys})
+    spec = parse.environment("clock", {**KERNEL, "args": ["a", "b"], **keys})
     return tenders.program(Layout(), "clock", spec, Runtime(name, settings or {}), Defaults(entrypoint=START, cmd=cmd))
 
 
@@ -87,7 +101,7 @@ def test_the_command_line_of_qemu() -> None:
         f"-netdev tap,id=interface,ifname={TAP},script=no,downscript=no",
         f"-device virtio-net-pci,netdev=interface,mac={Layout().mac('clock')},romfile=",
         "filename=/run/netspace/handout.tar,read-only=on,locking=off",
-        "-kernel /kernel -append a b c",
+        "-kernel /kernel -append a b",
     ):
         assert part in text, part
     # Without an interface there is only what leads to the mailbox.
@@ -103,7 +117,7 @@ def test_the_command_line_of_qemu() -> None:
 def test_the_command_line_of_solo5() -> None:
     found = ("--block:storage=/run/disk/handout.tar", "--net:service=tap0")
     command = rendered("solo5", cmd=found, limits={"memory": "64M"}).command
-    assert command == (*START, "--mem=56", *found, "--", "/kernel", "a", "b c")
+    assert command == (*START, "--mem=56", *found, "--", "/kernel", "a", "b")
 
 
 @pytest.mark.parametrize("name", runtimes.running("kernels"))

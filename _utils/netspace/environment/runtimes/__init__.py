@@ -7,7 +7,8 @@ Every module has
 - ``OWN_KERNEL``: whether programs in it have another kernel than the host's;
 - ``Settings``: what an operator may set under ``netspace:runtimes:<name>``: :class:`Settings`, or more;
 
-and where there is more to it than a missing program, ``problem(settings) -> str``: why it can't be used on this host.
+and where there is more to it than a missing program, ``problem(settings) -> str``: why it can't be used on this host;
+where it needs some of an environment's limits itself, ``LEAST``: how much of each (``memory``, ``pids``) is the least.
 
 A module that runs **images** is an OCI runtime, called by the OCI's command line (``run``, ``exec``, ``delete``).
 It tells how it differs from others:
@@ -30,6 +31,7 @@ ordinary environment (by crun) whose root holds nothing but the tender and the k
   the libraries of that;
 - ``command(guest) -> (argument, ...)``: its arguments, for a ``tenders.Guest``;
 - ``RESERVE``: bytes of the limit of memory that it needs itself;
+- ``ONE_LINE``: whether the kernel gets its arguments as one line, in which a space ends one;
 - ``STOPS``: whether it ends when it is sent SIGTERM; one that doesn't is killed at once;
 - ``WRITES``: whether it can open its disk only to write; then it has a copy of its own;
 - ``devices(settings)``: the host's devices that it opens, beside those of the interface;

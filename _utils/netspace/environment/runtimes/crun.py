@@ -10,6 +10,7 @@ OWN_KERNEL = False
 Settings = runtimes.Settings
 LACKS = ("hybrid",)
 FIXED_NAMES = False
+LEAST = {"pids": 2}  # it forks within the limit
 ENTRIES = ("{}",)
 
 

@@ -25,6 +25,8 @@ OWN_KERNEL = True
 WRITES = True
 STOPS = False
 RESERVE = 8 * 1024**2
+ONE_LINE = False
+LEAST = {"pids": 2}  # as crun, which starts it
 Settings = runtimes.Settings
 
 # solo5/mft_abi.h and elf_abi.h: the note "Solo5" of this type holds version, number of entries, and those.
