@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import functools
-import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import waiting
 from systemd_host import SystemdHost
-from whole_host import ASK, CHECKOUT, IMAGE, Salt, all_true, changes, shop
+from systemd_salt import Inside, listed, look, show, until
+from whole_host import ASK, IMAGE, Salt, all_true, changes, shop
 
 pytestmark = [pytest.mark.systemd, pytest.mark.root]
 
-SNAPSHOT = f"""
-import json, os, sys
-sys.path.insert(0, {str(CHECKOUT / "tests")!r})
-import snapshot
-print(json.dumps(snapshot.host()))
-"""
 ENVIRONMENTS = ("orders", "stranger", "web")
 UNITS = {
     "netspace-restore",
@@ -31,17 +20,6 @@ UNITS = {
     "netspace-forwarder",
     *(f"netspace-environment-{name}" for name in ENVIRONMENTS),
 }
-
-
-class Inside(Salt):
-    """``scripts/salt-call`` within the machine."""
-
-    def __init__(self, pillar: Path, machine: SystemdHost) -> None:
-        self.machine = machine
-        super().__init__(pillar)
-
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return self.machine.run(*self.command(*arguments), check=False)
 
 
 @pytest.fixture(scope="module")
@@ -56,29 +34,6 @@ def salt(machine: SystemdHost, tmp_path: Path) -> Iterator[Salt]:
     run = Inside(tmp_path, machine)
     yield run
     assert run("netspace.teardown")["result"] is True
-
-
-until = functools.partial(waiting.until, patience=60, pause=0.1)
-
-
-def look(machine: SystemdHost) -> dict[str, Any]:
-    """All that netspace could leave something in; what systemd does for itself is left out."""
-    found: dict[str, Any] = json.loads(machine.run(sys.executable, "-c", SNAPSHOT).stdout)
-    # systemd's own services come and go, and it keeps a file per unit that it invoked or logs of.
-    foreign = ("/run/systemd/", "/run/log/", "/sys/fs/cgroup/system.slice", "/sys/fs/cgroup/init.scope", "/run/udev")
-    for key in ("files", "cgroups", "mounts"):
-        found[key] = [entry for entry in found[key] if not entry.startswith(foreign) or "netspace" in entry]
-    found["processes"] = [
-        line for line in found["processes"] if "/lib/systemd/" not in line and "import snapshot" not in line
-    ]
-    found["units"] = machine.run(
-        "systemctl", "list-units", "--all", "--plain", "--no-legend", "netspace*"
-    ).stdout.splitlines()
-    return found
-
-
-def show(machine: SystemdHost, unit: str, key: str) -> str:
-    return machine.run("systemctl", "show", "--property", key, "--value", unit).stdout.strip()
 
 
 def active(machine: SystemdHost, names: set[str]) -> bool:
@@ -109,9 +64,7 @@ def test_a_whole_host_lives_crashes_boots_again_and_goes(machine: SystemdHost, s
     # No process of ours beside an environment: in its unit are only its programs.
     for name in ENVIRONMENTS:
         pid = show(machine, f"netspace-environment-{name}", "MainPID")
-        group = f"/sys/fs/cgroup/netspace.slice/netspace-environment-{name}.service"
-        listed = machine.run("sh", "-c", f"find {group} -name cgroup.procs -exec cat {{}} +").stdout.split()
-        assert listed == [pid]
+        assert listed(machine, f"netspace-environment-{name}") == [pid]
     assert salt("netspace_environment.logs", "orders") == ["serving"]
 
     # A program that is killed is started again, by systemd.
