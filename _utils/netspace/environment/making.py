@@ -86,7 +86,7 @@ class Making:
             spec = tenders.program(self.layout, name, spec, runtime, image.defaults)
             opened = runtime.module.devices(runtime.typed)
             seen = tenders.extra_mounts(self.layout, name, runtime)
-            rules = rules or seccomp.tender()
+            rules = rules or seccomp.tender(looks=runtime.module.LOOKS)
         return oci.encode(
             oci.config(
                 name,

@@ -258,7 +258,8 @@ def revision(controllers: frozenset[str]) -> str:
     """
     sample = Environment(image="tar:/sample", command=("/sample",))
     rendered = config("sample", sample, layout=Layout(), base=FIRST, cgroup="/sample", controllers=controllers)
-    profiles = [*(seccomp.profile(name) for name in seccomp.PROFILES), seccomp.tender()]
+    tenders = [seccomp.tender(looks=looks) for looks in (False, True)]
+    profiles = [*(seccomp.profile(name) for name in seccomp.PROFILES), *tenders]
     return hashlib.sha256(encode({"sample": rendered, "profiles": profiles})).hexdigest()[:16]
 
 

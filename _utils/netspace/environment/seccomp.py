@@ -229,6 +229,8 @@ SOCKETS: tuple[tuple[int, int | None, int | None], ...] = (
 )
 
 TENDER_SOCKETS = tuple(one for one in SOCKETS if one[0] == _INET and one[2] in (_ANY, _TCP, _UDP))
+# Of a tender that looks for its device among all interfaces (getifaddrs) before it attaches to it.
+_LOOKING = (_NETLINK, 3, _NETLINK_ROUTE)
 
 PROFILES = ("strict", "standard")
 
@@ -263,9 +265,10 @@ def profile(name: str, machine: str | None = None) -> dict[str, Any]:
     return _denying(rules, machine)
 
 
-def tender(machine: str | None = None) -> dict[str, Any]:
+def tender(machine: str | None = None, *, looks: bool = False) -> dict[str, Any]:
     """The profile of a tender: narrower than ``strict``. It makes threads, but no process.
 
+    :param looks: whether it may ask which interfaces its namespace has.
     :raises NetspaceError: for an unknown machine.
     """
     allowed = {call for family in TENDER.values() for call in family.calls.split()}
@@ -274,7 +277,7 @@ def tender(machine: str | None = None) -> dict[str, Any]:
     rules.append({"names": absent, "action": "SCMP_ACT_ERRNO", "errnoRet": _ENOSYS})
     rules.append(_allow(["clone"], _masked(0, NAMESPACE_FLAGS | _THREAD, _THREAD)))
     rules.append(_allow(["personality"], _equal(0, _PERSONALITIES[-1])))
-    for family, kind, protocol in TENDER_SOCKETS:
+    for family, kind, protocol in (*TENDER_SOCKETS, *([_LOOKING] if looks else [])):
         rules.append(_allow(["socket"], _equal(0, family), _masked(1, _KIND, kind or 0), _equal(2, protocol or 0)))
     return _denying(rules, machine)
 

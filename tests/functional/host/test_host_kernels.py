@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
 import socket
 import struct
 from collections.abc import Iterator
@@ -9,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import solo5_kernel
 import tiny_kernel
 from waiting import until
 from whole_host import Salt
@@ -21,6 +25,7 @@ pytestmark = [pytest.mark.root, pytest.mark.usefixtures("clean")]
 
 ADDRESS, HOST = "10.203.7.8", "10.203.0.1/32"
 PATIENCE = 120.0
+SOLO5 = os.environ.get("NETSPACE_SOLO5", "")  # a folder with solo5-spt and Solo5's own test kernels
 
 
 @pytest.fixture(scope="module")
@@ -63,17 +68,17 @@ def answered(asking: socket.socket, text: bytes) -> bool:
         return False
 
 
-def pinged() -> bool:
+def pinged(address: str = ADDRESS) -> bool:
     """Whether it answers an echo request (RFC 792)."""
     with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as raw:
         raw.settimeout(1)
         head = struct.pack(">BBHHH", 8, 0, 0, 77, 1)
         total = sum(struct.unpack(">4H", head))
-        raw.sendto(head[:2] + struct.pack(">H", ~(total + (total >> 16)) & 0xFFFF) + head[4:], (ADDRESS, 0))
+        raw.sendto(head[:2] + struct.pack(">H", ~(total + (total >> 16)) & 0xFFFF) + head[4:], (address, 0))
         try:
             for _ in range(100):  # whatever else comes
                 packet = raw.recv(200)
-                if packet[20] == 0 and packet[24:28] == head[4:] and socket.inet_ntoa(packet[12:16]) == ADDRESS:
+                if packet[20] == 0 and packet[24:28] == head[4:] and socket.inet_ntoa(packet[12:16]) == address:
                     return True
         except OSError:
             pass
@@ -108,3 +113,89 @@ def test_it_answers_on_its_interface_and_stops(salt: Salt, kernel: Path, asker: 
     until(lambda: answered(asker, b"stop") or not pinged(), patience=PATIENCE)
     until(lambda: host.environments.list()["tiny"]["state"] == "stopped", "it did not end", patience=PATIENCE)
     assert host.environments.list()["tiny"]["exit"] == "exit 0"
+
+
+# -- solo5-spt, which no distribution has --------------------------------------------------
+
+
+@pytest.fixture
+def stand_in() -> Iterator[Path]:
+    folder = Path("/run/stand-in")
+    folder.mkdir()
+    yield solo5_kernel.stand_in(folder / "solo5-spt")
+    shutil.rmtree(folder)
+
+
+def test_a_tender_that_is_called_as_solo5_has_its_devices_and_no_more(
+    salt: Salt, stand_in: Path, asker: socket.socket, tmp_path: Path
+) -> None:
+    """All but solo5-spt itself: its arguments, disk, interface, jail and end, by what does the same with them."""
+    devices = [(solo5_kernel.NETWORK, b"service"), (solo5_kernel.BLOCK, b"storage")]
+    (tmp_path / "tiny").write_bytes(solo5_kernel.elf([solo5_kernel.FIRST, *devices]))
+    declaration = declared(tmp_path / "tiny")
+    tiny = declaration["environments"]["tiny"]
+    tiny |= {"runtime": "solo5", "args": [f"ip={ADDRESS}", "two words"]}
+    declaration["runtimes"] = {"solo5": {"program": str(stand_in)}}
+    salt.declare(declaration)
+    applied = salt("state.apply", "netspace")
+    assert all(one["result"] for one in applied.values()), applied
+    host = Host(Layout())
+    until(lambda: pinged() and answered(asker, b"hello"), "no answer", patience=PATIENCE)
+    with pytest.raises(PermissionError):  # the filter of the host's own
+        asker.sendto(b"hello", (ADDRESS, 9))
+    shown = host.operations.logs("tiny")["lines"]
+    assert shown[:3] == ["tender: 120 MiB for /kernel", f"argument: ip={ADDRESS}", "argument: two words"]
+    assert shown[3].startswith("disk: environment.json {")
+    assert shown[4:] == ["disk: written", "net: tap0, mtu 1500", "tender: ready"]
+
+    # What it wrote is in a copy of its own: what it is handed at its next start is as it was.
+    told = host.operations.inspect("tiny")
+    pid = told["pid"]
+    opened = sorted(os.readlink(one) for one in Path(f"/proc/{pid}/fd").iterdir())
+    assert [one for one in opened if not one.startswith("pipe:")] == [
+        *("/dev/net/tun", "/run/disk/handout.tar", *[told["log"]] * 2, "anon_inode:[eventpoll]"),
+    ]
+    status = Path(f"/proc/{pid}/status").read_text()
+    assert set(re.findall(r"Cap\w+:\s*(\w+)", status)) == {"0" * 16}
+    assert re.search(r"^Seccomp:\s*2$", status, re.MULTILINE)
+    assert sorted(os.listdir(f"/proc/{pid}/root/tender")) == ["lib", "solo5-spt"]
+    assert host.operations.restart(["tiny"]) == {"tiny": ""}
+    until(lambda: answered(asker, b"hello"), "no answer after a new start", patience=PATIENCE)
+    again = host.operations.logs("tiny")["lines"]
+    assert again == shown * 2
+
+    # It knows no signal, so it is killed at once; and it ends by itself, as its guest does.
+    assert host.operations.stop(["tiny"]) == {"tiny": ""}
+    assert host.environments.list()["tiny"]["exit"] == "signal 9"
+    assert host.operations.start(["tiny"]) == {"tiny": ""}
+    until(lambda: answered(asker, b"stop") or not pinged(), patience=PATIENCE)
+    until(lambda: host.environments.list()["tiny"]["state"] == "stopped", "it did not end", patience=PATIENCE)
+    assert host.environments.list()["tiny"]["exit"] == "exit 0"
+
+
+def test_a_solo5_kernel_answers_on_its_interface(salt: Salt) -> None:
+    if not SOLO5:
+        pytest.skip("NETSPACE_SOLO5 names no folder with solo5-spt and test_net.spt")
+    address = "10.0.0.2"  # is in the kernel
+    tiny = {
+        "kernel": f"{SOLO5}/test_net.spt",
+        "limits": {"memory": "64M", "cpus": 0.2},
+        "interface": {
+            "kind": "tap",
+            "ipv4": address,
+            "allow": [{"direction": "in", "cidr": "10.0.0.1/32", "protocol": "icmp"}],
+        },
+        "stop_timeout": 1,
+    }
+    salt.declare(
+        {
+            "network": {"ipv4": "10.0.0.0/24"},
+            "runtimes": {"kernels": "solo5", "solo5": {"program": f"{SOLO5}/solo5-spt"}},
+            "environments": {"tiny": tiny},
+        }
+    )
+    applied = salt("state.apply", "netspace")
+    assert all(one["result"] for one in applied.values()), applied
+    until(lambda: pinged(address), "no answer to a ping", patience=PATIENCE)
+    assert Host(Layout()).operations.stop(["tiny"]) == {"tiny": ""}
+    assert not pinged(address)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from netspace.environment import compare, mounts, oci, runtime, runtimes
 from netspace.environment.compare import DesiredEnvironment
 from netspace.environment.observe import Observed
-from netspace.environment.runtimes import Runtime
+from netspace.environment.runtimes import Runtime, qemu
 from netspace.errors import NetspaceError, SpecError
 from netspace.layout import Layout
 from netspace.spec import parse
@@ -175,6 +176,30 @@ def test_a_program_is_looked_for_where_it_is_said_to_be(tmp_path: Path) -> None:
     assert found.error == f"the program {tmp_path}/none is missing on this host; install it there, or name another path"
     with pytest.raises(NetspaceError, match="there is no runtime 'docker'"):
         runtimes.find("docker")
+
+
+@pytest.mark.parametrize(
+    ("mode", "message"),
+    [
+        (None, "/dev/kvm: No such file or directory; use accelerator: tcg"),
+        (0o020660, "/dev/kvm is not for every user: chmod 666"),
+        (0o020666, ""),
+    ],
+)
+def test_kvm_that_an_environment_could_not_use_is_told(
+    monkeypatch: pytest.MonkeyPatch, mode: int | None, message: str
+) -> None:
+    def stat(path: str) -> SimpleNamespace:
+        assert path == "/dev/kvm"
+        if mode is None:
+            raise FileNotFoundError(2, "No such file or directory")
+        return SimpleNamespace(st_mode=mode)
+
+    monkeypatch.setattr(qemu, "files", lambda settings: {})
+    monkeypatch.setattr(qemu, "os", SimpleNamespace(stat=stat))
+    assert qemu.problem(qemu.Settings(accelerator="kvm")).startswith(message)
+    assert bool(qemu.problem(qemu.Settings(accelerator="kvm"))) == bool(message)
+    assert qemu.problem(qemu.Settings()) == ""
 
 
 def test_one_that_is_missing_is_refused_in_the_plan_and_nothing_is_done() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import struct
 import sys
 import tarfile
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from solo5_kernel import FIRST, elf
 
 from netspace.environment import compare, oci, runtime, runtimes, seccomp, tenders
 from netspace.environment.compare import DesiredEnvironment
@@ -118,6 +118,10 @@ def test_the_command_line_of_solo5() -> None:
     found = ("--block:storage=/run/disk/handout.tar", "--net:service=tap0")
     command = rendered("solo5", cmd=found, limits={"memory": "64M"}).command
     assert command == (*START, "--mem=56", *found, "--", "/kernel", "a", "b")
+    # Frames with another MAC than the interface's go nowhere, and the tender's own choice is by chance.
+    command = rendered("solo5", cmd=found, limits={"memory": "64M"}, interface={"kind": "tap"}).command
+    mac = f"--net-mac:service={Layout().mac('clock')}"
+    assert command == (*START, "--mem=56", *found, mac, "--", "/kernel", "a", "b")
 
 
 @pytest.mark.parametrize("name", runtimes.running("kernels"))
@@ -140,6 +144,13 @@ def test_a_tender_is_jailed_like_any_program(name: str, monkeypatch: pytest.Monk
 def test_a_tender_makes_threads_but_no_process_and_is_narrower_than_strict() -> None:
     tender, strict = seccomp.tender("x86_64"), seccomp.profile("strict", "x86_64")
     assert seccomp.dangers(tender) == []
+    # Only one that looks for its device may ask which there are.
+    looking = seccomp.tender("x86_64", looks=True)
+    assert seccomp.dangers(looking) == []
+    asking = (16, 3 | 0o2000000, 0)
+    assert seccomp.answer(looking, "socket", asking).passes and seccomp.answer(strict, "socket", asking).passes
+    assert not seccomp.answer(tender, "socket", asking).passes
+    assert [rule for rule in looking["syscalls"] if rule not in tender["syscalls"]] == [looking["syscalls"][-1]]
     thread = 0x003D0F00
     assert seccomp.answer(tender, "clone", (thread,)).passes
     assert not seccomp.answer(tender, "clone", (0x01200011,)).passes
@@ -208,21 +219,6 @@ def test_what_is_no_program_is_no_tender(tmp_path: Path) -> None:
 
 
 # -- Solo5's manifests ------------------------------------------------------------------------
-
-
-def elf(entries: list[tuple[int, bytes]], version: int = 1, cut: int = 0) -> bytes:
-    """An ELF file with one note: a manifest of these devices, as solo5's elftool writes it."""
-    held = struct.pack("<II", version, len(entries))
-    for kind, name in entries:
-        held += name.ljust(68, b"\0") + struct.pack("<I", kind) + bytes(32)
-    held = bytes(4) + held[: len(held) - cut]
-    note = struct.pack("<III", 6, len(held), 0x3154464D) + b"Solo5\0\0\0" + held
-    head = b"\x7fELF\x02\x01" + bytes(26) + struct.pack("<Q", 64) + bytes(14) + struct.pack("<HH", 56, 1) + bytes(6)
-    assert len(head) == 64
-    return head + struct.pack("<IIQQQQQQ", 4, 0, 120, 0, 0, len(note), 0, 4) + note
-
-
-FIRST = (1 << 30, b"")
 
 
 def test_the_devices_of_a_solo5_kernel(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ ordinary environment (by crun) whose root holds nothing but the tender and the k
 - ``RESERVE``: bytes of the limit of memory that it needs itself;
 - ``ONE_LINE``: whether the kernel gets its arguments as one line, in which a space ends one;
 - ``STOPS``: whether it ends when it is sent SIGTERM; one that doesn't is killed at once;
+- ``LOOKS``: whether it asks the kernel which interfaces there are, before it attaches to its own;
 - ``WRITES``: whether it can open its disk only to write; then it has a copy of its own;
 - ``devices(settings)``: the host's devices that it opens, beside those of the interface;
 

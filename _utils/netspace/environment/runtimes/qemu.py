@@ -21,6 +21,7 @@ RUNS = "kernels"
 OWN_KERNEL = True
 WRITES = False
 STOPS = True
+LOOKS = False
 # Its code, the translated code (below) and devices: measured 46 MiB with a guest of 32.
 RESERVE = 96 * 1024**2
 ONE_LINE = True

@@ -24,6 +24,7 @@ RUNS = "kernels"
 OWN_KERNEL = True
 WRITES = True
 STOPS = False
+LOOKS = True
 RESERVE = 8 * 1024**2
 ONE_LINE = False
 LEAST = {"pids": 2}  # as crun, which starts it
@@ -33,6 +34,7 @@ Settings = runtimes.Settings
 _NOTE, _MANIFEST, _VERSION = b"Solo5\0", 0x3154464D, 1
 _ENTRY, _NAME, _KIND_AT = 104, 68, 68
 _BLOCK, _NETWORK = 1, 2
+_NET = "--net:"
 _MOST = 64
 _PADDING = 4  # the manifest is aligned to 8 within its note, whose head has 20 bytes
 _PT_NOTE = 4
@@ -60,7 +62,7 @@ def reads(kernel: str, disk: str) -> tuple[str, ...]:
             raise NetspaceError(f"{kernel} wants {', '.join(found[kind])}: there is only one {what}")
     return (
         *(f"--block:{name}={disk}" for name in found[_BLOCK]),
-        *(f"--net:{name}={TAP}" for name in found[_NETWORK]),
+        *(f"{_NET}{name}={TAP}" for name in found[_NETWORK]),
     )
 
 
@@ -113,4 +115,7 @@ def _notes(content: bytes) -> list[bytes]:
 
 def command(settings: runtimes.Settings, guest: Guest) -> tuple[str, ...]:
     memory = guest.memory // 1024**2
-    return (f"--mem={memory}", *guest.found, "--", guest.kernel, *guest.arguments)
+    networks = [one[len(_NET) :].partition("=")[0] for one in guest.found if one.startswith(_NET)]
+    # Else it would choose one by chance, with which nothing gets through.
+    macs = tuple(f"--net-mac:{name}={guest.mac}" for name in networks if guest.mac)
+    return (f"--mem={memory}", *guest.found, *macs, "--", guest.kernel, *guest.arguments)
