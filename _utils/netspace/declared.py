@@ -67,17 +67,14 @@ def network(pillar: Mapping[str, Any]) -> Network:
 
 def one_environment(name: str, kwargs: Mapping[str, Any], pillar: Mapping[str, Any]) -> Declaration:
     """A declaration of one environment by state arguments; settings come from the pillar."""
-    spec = parse.environment(name, arguments(kwargs))
-    declared = _with(pillar, environments={name: spec})
-    if problems := check.under(spec, check.used(spec, declared.runtimes), name):
-        raise SpecError(problems)
-    return declared
+    spec = parse.environment(name, arguments(kwargs), _with(pillar).runtimes)
+    return _with(pillar, environments={name: spec})
 
 
 def one_interface(name: str, kwargs: Mapping[str, Any], pillar: Mapping[str, Any]) -> Declaration:
     """A declaration of one interface (of the environment *name*) by state arguments."""
     given = arguments(kwargs) or {"kind": "none"}
-    spec = parse.environment(name, {"image": "dir:/", "interface": given}, name)
+    spec = parse.environment(name, {"image": "dir:/", "interface": given})
     return _with(pillar, environments={name: spec})
 
 

@@ -480,8 +480,6 @@ def clashes(
         Problem(f"{path}:environments:{name}:interface:{key}", message) for name, key, message in together(known_ones)
     ]
 
-    for name, spec in declared.environments.items():
-        problems += under(spec, used(spec, declared.runtimes), f"{path}:environments:{name}")
     problems += _volumes(declared, path)
     problems += _settings(declared, path)
     return problems

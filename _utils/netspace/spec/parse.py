@@ -73,8 +73,10 @@ def declaration(data: Any, path: str = "netspace") -> Declaration:
         declared = {}
     for name, value in declared.items():
         where = f"{path}:environments:{name}"
-        parsed = _try(functools.partial(environment, name, value, where), None, problems)
-        if parsed is not None:
+        parsed, wrong = _environment(name, value, where, chosen)
+        problems += wrong
+        # One with mistakes of its own may have others that only the whole tells: all are told at once.
+        if parsed is not None and isinstance(name, str) and NAME.fullmatch(name):
             environments[name] = parsed
 
     links: dict[str, Link] = {}
@@ -105,9 +107,19 @@ def declaration(data: Any, path: str = "netspace") -> Declaration:
     return result
 
 
-def environment(name: Any, data: Any, path: str | None = None) -> Environment:
-    """Parse one environment; *path* defaults to the name (for state arguments)."""
-    where = path or str(name)
+def environment(name: Any, data: Any, usual: Runtimes | None = None) -> Environment:
+    """Parse one environment; its name stands for its path (for state arguments).
+
+    :param usual: the host's runtimes, where what the one in use asks of it is to be checked too.
+    """
+    parsed, problems = _environment(name, data, str(name), usual)
+    if problems or parsed is None:
+        raise SpecError(problems)
+    return parsed
+
+
+def _environment(name: Any, data: Any, where: str, usual: Runtimes | None) -> tuple[Environment | None, list[Problem]]:
+    """One environment, as far as its types are right, and all that is wrong with it."""
     problems: list[Problem] = []
     if not isinstance(name, str) or not NAME.fullmatch(name):
         problems.append(Problem(where, f"{name!r} can't be an environment's name: use {NAME_RULE}"))
@@ -125,10 +137,10 @@ def environment(name: Any, data: Any, path: str | None = None) -> Environment:
                 problems.append(
                     Problem(f"{where}:interface:kind", f"{kind!r}: a kernel has a network stack of its own; use tap")
                 )
-    if problems or parsed is None:
-        raise SpecError(problems)
-    complete: Environment = msgspec.structs.replace(parsed, interface=parsed_interface)
-    return complete
+        if usual is not None:
+            problems += check.under(parsed, check.used(parsed, usual), where)
+        parsed = msgspec.structs.replace(parsed, interface=parsed_interface)
+    return parsed, problems
 
 
 def interface(data: Any, path: str = "interface") -> Interface:

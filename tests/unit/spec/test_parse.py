@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from netspace import declared
 from netspace.errors import SpecError
 from netspace.spec import check, parse
 from netspace.spec.types import Cidr, LocalBroker, Rate, Requirement, Size
@@ -186,6 +187,28 @@ def test_every_problem_is_reported_at_once():
     data["environments"]["orders"]["user"] = 0
     data["links"].append({"from": "web", "to": "nobody"})
     assert len(refusal(data)) == 3
+
+
+def test_one_mistake_of_an_environment_hides_no_other_of_it():
+    """Neither what its runtime asks of it nor what only the whole declaration can tell."""
+    kernel = {"kernel": "/srv/k", "command": ["/x"], "env": {"A": "b"}, "health": {"exec": ["/x"]}, "target": True}
+    data = {
+        "environments": {
+            "tiny": {**kernel, "after": ["nobody"], "volumes": [{"source": "/srv/data", "target": "/d"}]},
+            "web": {"image": "nonsense", "health": {"mailbox": True}, "after": ["web"]},
+            "orders": {"image": "tar:/x", "user": 0, "volumes": [{"source": "/srv/data", "target": "/d"}]},
+        }
+    }
+    told = {problem.partition(": ")[0] for problem in refusal(data)}
+    tiny = {"command", "env", "health:exec", "target", "after:0", "volumes"}
+    assert told >= {f"netspace:environments:tiny:{key}" for key in tiny}
+    assert told >= {f"netspace:environments:web:{key}" for key in ("image", "health:mailbox")}
+    assert any(path.startswith("netspace:environments:web:after") for path in told)
+    clash = {f"netspace:environments:{name}:volumes:0:source" for name in ("tiny", "orders")}
+    assert told & clash and "netspace:environments:orders:user" in told
+    with pytest.raises(SpecError) as caught:
+        declared.one_environment("tiny", kernel, {})
+    assert {problem.path for problem in caught.value.problems} >= {"tiny:command", "tiny:health:exec", "tiny:target"}
 
 
 @pytest.mark.parametrize(

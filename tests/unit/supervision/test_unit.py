@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from netspace.layout import Layout
 from netspace.supervision import Service, Status, unit
-from netspace.supervision.systemd import _status, end
+from netspace.supervision.systemd import Systemd, _status, end
 
 LAYOUT = Layout()
 DETACHED = Service(
@@ -180,6 +180,19 @@ def test_the_delay_between_restarts_grows_where_systemd_can_do_that() -> None:
 )
 def test_how_it_last_ended_by_what_was_noted(note: str, how: str) -> None:
     assert end(note) == how
+
+
+def test_ends_for_want_of_memory_are_counted_by_whoever_notes_them(tmp_path: Path) -> None:
+    layout = Layout(root=tmp_path)
+    for result in ("success", "oom-kill", "exit-code", "oom-kill"):
+        said = {"SERVICE_RESULT": result, "EXIT_CODE": "killed", "EXIT_STATUS": "KILL", "PATH": "/bin:/usr/bin"}
+        subprocess.run(["/bin/sh", "-c", unit.NOTE, str(unit.ended(layout, "environment-web"))], env=said, check=True)
+    assert end(unit.ended(layout, "environment-web").read_text()) == "oom"
+    supervisor = Systemd(layout)
+    assert supervisor._kills("environment-web") == 2
+    supervisor._forget("environment-web")
+    assert supervisor._kills("environment-web") == 0
+    assert not unit.ended(layout, "environment-web").exists()
 
 
 def test_what_systemd_still_knows_is_newer_than_what_was_noted() -> None:
