@@ -53,8 +53,9 @@ DESCRIPTORS = 524288  # what systemd grants at most, too: systemd-system.conf(5)
 class Daemon:
     """The parts of the supervisor, joined; ``run`` returns when there is nothing left to do."""
 
-    def __init__(self, layout: Layout, version: str) -> None:
+    def __init__(self, layout: Layout, version: str, foreground: bool) -> None:
         self.layout = layout
+        self._stays = foreground  # an init would start it again and again
         self.loop = Loop()
         self.children = Children(self.loop)
         self.units = Units(layout, lambda unit: self.starting.ready(unit))
@@ -114,7 +115,7 @@ class Daemon:
 
     def _rest(self) -> None:
         """End when nothing is defined any more, or after a while without anything to watch."""
-        if self.units.active or self.serving.clients:
+        if self.units.active or self.serving.clients or (self._stays and records.defined(self.layout)):
             self._idle_since = 0.0
             return
         now = time.monotonic()
@@ -151,7 +152,7 @@ def main(layout: Layout, version: str, foreground: bool = False, lock: int | Non
     In the background it returns as soon as the daemon listens. Where one runs already it
     returns at once.
 
-    :param foreground: stay, for an init that starts it again when it ends.
+    :param foreground: stay, for an init that starts it again when it ends; where another supervises, wait for its end.
     :param lock: a descriptor of the lock file, held: this process was a supervisor, or stood by, before.
     :return: an exit code.
     """
@@ -181,6 +182,8 @@ def _supervise(layout: Layout, version: str, foreground: bool, tell: int, held: 
     else:
         lock = os.open(lock_path(layout), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
+        if foreground:
+            fcntl.flock(lock, fcntl.LOCK_EX)
         # Children of a killed predecessor that are just becoming their programs hold it a moment longer.
         for attempt in range(200):
             try:
@@ -195,7 +198,7 @@ def _supervise(layout: Layout, version: str, foreground: bool, tell: int, held: 
             return 1
         if not foreground and held is None:
             _detach(layout, keep={lock, tell})
-        daemon = Daemon(layout, version)
+        daemon = Daemon(layout, version, foreground)
 
         def ready() -> None:
             os.write(tell, b"ready")

@@ -1,0 +1,123 @@
+"""What the documentation has an init other than systemd run: as it stands there, with the Python of the tests."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from supervised import daemon_pid, kill_daemon, reap, shell, standing_pid
+from waiting import until
+
+from netspace.layout import Layout
+from netspace.supervision import place, records
+from netspace.supervision.direct import Direct
+
+pytestmark = pytest.mark.root
+
+PAGE = Path(__file__).resolve().parents[3] / "docs/supervision.md"
+PYTHON = "/opt/saltstack/salt/bin/python3"
+STAY = "trap 'exit 0' TERM; while :; do sleep 0.05; done"
+
+
+def script(folder: Path, word: str) -> Path:
+    """The page's script in which *word* stands."""
+    (text,) = [block for block in re.findall(r"```sh\n(#!.*?)```", PAGE.read_text(), re.DOTALL) if word in block]
+    assert PYTHON in text
+    path = folder / "script"
+    path.write_text(text.replace(PYTHON, sys.executable))
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def rebooted(direct: Direct, layout: Layout) -> Direct:
+    """A host whose service ``a`` ran when it was rebooted, and ``b`` was stopped."""
+    direct.define([shell("a", STAY), shell("b", STAY)])
+    assert direct.start(["a", "b"]) == {}
+    assert direct.stop(["b"]) == {}
+    pid = direct.observe()["a"].pid
+    kill_daemon(layout)
+    os.kill(pid, signal.SIGKILL)
+    reap()
+    for entry in layout.run.rglob("*"):
+        if not entry.is_dir():
+            entry.unlink()
+    assert direct.observe()["a"].state == "stopped"
+    return direct
+
+
+def runs(direct: Direct) -> bool:
+    return {name: status.state for name, status in direct.observe().items()} == {"a": "running", "b": "stopped"}
+
+
+STARTS = {
+    "LSB": ("INIT INFO", ["{script}", "start"]),
+    # What it is run by is OpenRC's; its functions are few.
+    "OpenRC": (
+        "openrc-run",
+        ["/bin/sh", "-ec", "ebegin() { :; }; eend() { return $1; }; . {script}; depend() { :; }; start"],
+    ),
+}
+
+
+@pytest.mark.parametrize("init", STARTS)
+def test_a_script_that_is_run_once_at_boot(init: str, rebooted: Direct, layout: Layout, tmp_path: Path) -> None:
+    word, command = STARTS[init]
+    path = script(tmp_path, word)
+    for _ in range(2):
+        done = subprocess.run([part.replace("{script}", str(path)) for part in command], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+        until(lambda: runs(rebooted))
+    until(lambda: standing_pid(layout), "and somebody stands by")
+
+
+def test_a_supervisor_that_is_an_inits_own(rebooted: Direct, layout: Layout, tmp_path: Path) -> None:
+    path = script(tmp_path, "--foreground")
+
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen([path], stdout=subprocess.DEVNULL)
+
+    own = start()
+    until(lambda: runs(rebooted))
+    # Whichever was first: a killed supervisor is followed by the init's, which then has nobody stand by.
+    if daemon_pid(layout) != own.pid:
+        kill_daemon(layout)
+    until(lambda: daemon_pid(layout) == own.pid)
+    assert standing_pid(layout) == 0
+    pid = rebooted.observe()["a"].pid
+    own.kill()
+    own.wait()
+    own = start()
+    until(lambda: place.running(layout) and rebooted.observe()["a"].state == "running")
+    assert rebooted.observe()["a"].pid == pid
+    if daemon_pid(layout) != own.pid:
+        kill_daemon(layout)
+    until(lambda: daemon_pid(layout) == own.pid)
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: rebooted.observe()["a"].restarts == 1 and runs(rebooted))
+    own.terminate()
+    assert own.wait(timeout=60) == 0
+    rebooted.attend()
+    assert runs(rebooted)
+
+
+def test_an_inits_own_stays_while_it_has_nothing_to_do(direct: Direct, layout: Layout) -> None:
+    direct.define([shell("a", STAY)])
+    code = f"""
+import sys; sys.path.insert(0, {str(Path(records.__file__).parents[2])!r})
+from netspace.layout import Layout
+from netspace.supervision import daemon
+daemon.IDLE = 0.1
+raise SystemExit(daemon.main(Layout(), "", foreground=True))
+"""
+    with subprocess.Popen([sys.executable, "-c", code]) as own:
+        until(lambda: place.running(layout))
+        with pytest.raises(subprocess.TimeoutExpired):
+            own.wait(timeout=1.0)
+        own.terminate()
+    assert own.returncode == 0
