@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"log"
 	"os"
+	"strings"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -36,6 +37,7 @@ type peer struct {
 }
 
 type card struct {
+	Name    string
 	Queues  []string
 	Broker  broker
 	Peers   []peer
@@ -71,35 +73,49 @@ func connect(where broker) *amqp.Connection {
 	}))
 }
 
-func main() {
-	var me card
-	if err := json.Unmarshal(must(os.ReadFile("/run/netspace/environment.json")), &me); err != nil {
+// receive prints the next message of a declared sender, whichever of its queues it came to.
+func receive(me card) {
+	names := map[string]string{}
+	for _, sender := range me.Senders {
+		names[sender.Exchange] = sender.From
+	}
+	connection := connect(me.Broker)
+	defer connection.Close()
+	channel := must(connection.Channel())
+	// From each queue. Messages may have 16 MiB; where they are small, take more.
+	if err := channel.Qos(1, 0, false); err != nil {
 		log.Fatal(err)
 	}
-	if os.Args[1] == "receive" {
-		connection := connect(me.Broker)
-		defer connection.Close()
-		channel := must(connection.Channel())
-		mail := make(chan amqp.Delivery)
-		for _, queue := range me.Queues {
-			go func(from <-chan amqp.Delivery) {
-				for one := range from {
-					mail <- one
-				}
-			}(must(channel.Consume(queue, "", false, false, false, false, nil)))
-		}
-		delivery, sender := <-mail, "nobody"
-		for _, one := range me.Senders {
-			if one.Exchange == delivery.Exchange {
-				sender = one.From
+	arrived := make(chan amqp.Delivery)
+	for _, queue := range me.Queues {
+		go func(deliveries <-chan amqp.Delivery) {
+			for delivery := range deliveries {
+				arrived <- delivery
 			}
-		}
-		fmt.Printf("%s: %s\n", sender, delivery.Body)
-		delivery.Ack(false)
-		return
+		}(must(channel.Consume(queue, "", false, false, false, false, nil)))
 	}
+	closed := channel.NotifyClose(make(chan *amqp.Error, 1))
+	for {
+		select {
+		case delivery := <-arrived:
+			sender, declared := names[delivery.Exchange]
+			if !declared { // its link is revoked
+				delivery.Reject(false)
+				continue
+			}
+			fmt.Printf("%s: %s\n", sender, delivery.Body)
+			delivery.Ack(false)
+			return
+		case err := <-closed:
+			log.Fatal("the connection was lost: ", err)
+		}
+	}
+}
+
+func send(me card, to, text string) {
+	known := []string{}
 	for _, peer := range me.Peers {
-		if peer.To != os.Args[2] {
+		if known = append(known, peer.To); peer.To != to {
 			continue
 		}
 		where := me.Broker
@@ -114,12 +130,27 @@ func main() {
 		}
 		context, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
-		message := amqp.Publishing{DeliveryMode: amqp.Persistent, Body: []byte(os.Args[3])}
+		message := amqp.Publishing{DeliveryMode: amqp.Persistent, Body: []byte(text)}
 		confirmed := must(channel.PublishWithDeferredConfirmWithContext(context, peer.Exchange, "", true, false, message))
 		if !must(confirmed.WaitContext(context)) {
 			log.Fatal("the mailbox takes no more")
 		}
 		return
 	}
-	log.Fatal("no link to ", os.Args[2])
+	log.Fatalf("no link to %s is declared; %s may send to: %s", to, me.Name, strings.Join(known, ", "))
+}
+
+func main() {
+	var me card
+	if err := json.Unmarshal(must(os.ReadFile("/run/netspace/environment.json")), &me); err != nil {
+		log.Fatal(err)
+	}
+	switch words := os.Args[1:]; {
+	case len(words) == 1 && words[0] == "receive":
+		receive(me)
+	case len(words) == 3 && words[0] == "send":
+		send(me, words[1], words[2])
+	default:
+		log.Fatal("usage: mail send PEER TEXT | mail receive")
+	}
 }

@@ -1,7 +1,10 @@
 #!/bin/sh
-# Send and receive along links with amqp-tools: `mail.sh send PEER TEXT`, `mail.sh receive`. Needs jq.
+# Send and receive along links with amqp-tools: `mail.sh send PEER TEXT`, `mail.sh receive` (all that comes, until it is
+# ended). Needs jq.
 #
-# These tools log in by password only, so the environment must be one of `broker: {passwords: [...]}`.
+# These tools log in by password only, so the environment must be one of `broker: {passwords: [...]}`. They don't tell
+# which exchange a message came from: whoever has to know its sender, or whether that is still declared, needs another
+# client.
 set -eu
 card=/run/netspace/environment.json
 has() { jq -er --arg name "${2-}" "$1" $card; }
@@ -10,15 +13,34 @@ login() {
 }
 # Not on the command line, where every process can read it.
 secret=$(mktemp)
-trap 'rm -f "$secret"' EXIT
+readers=
+trap 'rm -f "$secret"; [ -z "$readers" ] || kill $readers 2>/dev/null' EXIT
+trap 'exit 1' INT TERM
 login >"$secret"
 run() {
     tool=$1
     shift
-    "$tool" --server "$(has .broker.host)" --port "$(has .broker.port)" --vhost "$(has .broker.vhost)" \
+    exec "$tool" --server "$(has .broker.host)" --port "$(has .broker.port)" --vhost "$(has .broker.vhost)" \
         --authfile "$secret" "$@"
 }
-case $1 in
-    send) run amqp-publish --persistent --exchange "$(has '.peers[] | select(.to == $name).exchange' "$2")" --body "$3" ;;
-    receive) run amqp-consume --queue "$(has .mailbox)" --count 1 cat ;;
+case "$#-${1-}" in
+    3-send)
+        exchange=$(has '.peers[] | select(.to == $name).exchange' "$2") || {
+            echo "no link to $2 is declared; $(has .name) may send to: $(has '[.peers[].to] | join(", ")')" >&2
+            exit 1
+        }
+        (run amqp-publish --persistent --exchange "$exchange" --body "$3")
+        ;;
+    1-receive)
+        # One message at a time from each queue; it is acknowledged when it was printed.
+        for queue in $(has '.queues[]'); do
+            run amqp-consume --queue "$queue" --prefetch-count 1 -- sh -c 'cat && echo' &
+            readers="$readers $!"
+        done
+        wait
+        ;;
+    *)
+        echo "usage: mail.sh send PEER TEXT | mail.sh receive" >&2
+        exit 1
+        ;;
 esac

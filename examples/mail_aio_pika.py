@@ -12,30 +12,48 @@ from urllib.parse import quote
 import aio_pika
 
 
-async def main(job: str, *arguments: str) -> None:
-    card = json.loads(Path("/run/netspace/environment.json").read_text())
-    broker = card["broker"]
+def connect(broker: dict):
     files = broker["tls"]  # read whenever you connect: certificates are replaced long before they run out
     tls = ssl.create_default_context(cafile=files["ca_file"])
     tls.load_cert_chain(files["certificate_file"], files["key_file"])
     where = f"amqps://{broker['host']}:{broker['port']}/{quote(broker['vhost'], safe='')}?auth=external"
-    async with await aio_pika.connect(where, ssl_context=tls) as link:
+    return aio_pika.connect(where, ssl_context=tls)
+
+
+async def send(card: dict, to: str, text: str) -> None:
+    peer = next((peer for peer in card["peers"] if peer["to"] == to), None)
+    if peer is None:
+        sys.exit(f"no link to {to} is declared; {card['name']} may send to: {[one['to'] for one in card['peers']]}")
+    if "broker" in peer:
+        sys.exit(f"{to} is on another host, whose broker is asked for by a name; aio-pika can't (pika can)")
+    async with await connect(card["broker"]) as link:
         channel = await link.channel(publisher_confirms=True)
-        if job == "send":
-            peer = next(peer for peer in card["peers"] if peer["to"] == arguments[0])
-            # ensure=False: a program declares nothing, not even to ask whether it is there.
-            exchange = await channel.get_exchange(peer["exchange"], ensure=False)
-            message = aio_pika.Message(arguments[1].encode(), delivery_mode=2, message_id=str(uuid.uuid4()))
-            await exchange.publish(message, routing_key="", mandatory=True)
-        else:
-            mail: asyncio.Queue = asyncio.Queue()
-            await channel.set_qos(prefetch_count=1)
-            for name in card["queues"]:
-                await (await channel.get_queue(name, ensure=False)).consume(mail.put)
-            message = await mail.get()
-            senders = [one["from"] for one in card["senders"] if one["exchange"] == message.exchange]
-            print(f"{senders[0] if senders else 'nobody'}: {message.body.decode()}")
-            await message.ack()
+        # ensure=False: a program declares nothing, not even to ask whether it is there.
+        exchange = await channel.get_exchange(peer["exchange"], ensure=False)
+        message = aio_pika.Message(text.encode(), delivery_mode=2, message_id=str(uuid.uuid4()))
+        await exchange.publish(message, routing_key="", mandatory=True)
 
 
-asyncio.run(main(*sys.argv[1:]))
+async def receive(card: dict) -> None:
+    """Print the next message."""
+    senders = {sender["exchange"]: sender["from"] for sender in card["senders"]}
+    arrived: asyncio.Queue[aio_pika.abc.AbstractIncomingMessage] = asyncio.Queue()
+    async with await connect(card["broker"]) as link:
+        channel = await link.channel()
+        await channel.set_qos(1)  # from each queue. Messages may have 16 MiB; where they are small, take more
+        for name in card["queues"]:
+            await (await channel.get_queue(name, ensure=False)).consume(arrived.put)
+        while (message := await arrived.get()).exchange not in senders:
+            await message.reject()  # its link is revoked
+        print(f"{senders[message.exchange]}: {message.body.decode()}")
+        await message.ack()
+
+
+def main(job: str = "", *words: str) -> None:
+    work = {("send", 2): send, ("receive", 0): receive}.get((job, len(words)))
+    if work is None:
+        sys.exit(__doc__)
+    asyncio.run(work(json.loads(Path("/run/netspace/environment.json").read_text()), *words))
+
+
+main(*sys.argv[1:])

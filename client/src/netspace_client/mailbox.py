@@ -167,6 +167,7 @@ class Mailbox:
         timeout: float = TIMEOUT,
         id: str | None = None,
         content_type: str | None = None,
+        urgent: bool = False,
     ) -> str:
         """Put a message into a peer's mailbox; returns its id when it is safe there.
 
@@ -174,6 +175,7 @@ class Mailbox:
 
         :param link: the peer's name.
         :param timeout: seconds to try for, over lost connections and restarts of the broker.
+        :param urgent: it comes before others that wait in the mailbox, two such for one of the others.
         :param id: the message's id, where the same is sent again after an error that left open whether it arrived.
         :raises NotDeclared: no such link.
         :raises Revoked: it is no more.
@@ -185,9 +187,11 @@ class Mailbox:
         """
         self._open()
         named = letter.short(id, "id") if id not in (None, "") else secrets.token_hex(16)
-        return await self._send(link, letter.content(body, content_type), timeout, named)
+        return await self._send(link, letter.content(body, content_type), timeout, named, urgent)
 
-    async def _send(self, link: str, content: tuple[bytes, str], timeout: float, id: str, **more: str) -> str:
+    async def _send(
+        self, link: str, content: tuple[bytes, str], timeout: float, id: str, urgent: bool, **more: str
+    ) -> str:
         peer = self._host.peer(link)
         deadline = _now() + timeout
         try:
@@ -196,7 +200,9 @@ class Mailbox:
             raise Timeout(f"the link to {link}: others were on their way for {timeout:g} s") from None
         try:
             while True:
-                raw, properties = self._sealing.prepared(content, peer.seal, peer.name, "message", id, **more)
+                raw, properties = self._sealing.prepared(
+                    content, peer.seal, peer.name, "message", id, urgent=urgent, **more
+                )
                 if peer.message_size is not None and len(raw) > peer.message_size:
                     raise Refused(f"the link to {link}: {len(raw)} bytes; its host takes {peer.message_size} at most")
                 outlet = self._lines.outlet(peer.broker, peer.exchange, f"the link to {link}")
@@ -214,7 +220,13 @@ class Mailbox:
             self._flight.release()
 
     async def call(
-        self, link: str, body: bytes | str, timeout: float = TIMEOUT, *, content_type: str | None = None
+        self,
+        link: str,
+        body: bytes | str,
+        timeout: float = TIMEOUT,
+        *,
+        content_type: str | None = None,
+        urgent: bool = False,
     ) -> Message:
         """Ask a peer, and wait for its answer.
 
@@ -234,7 +246,7 @@ class Mailbox:
             except asyncio.TimeoutError:
                 raise question.session.unreached(f"the link to {link}", timeout) from None
             left, identity = max(0.0, deadline - _now()), secrets.token_hex(16)
-            await self._send(link, content, left, identity, reply_to=way, correlation_id=question.id)
+            await self._send(link, content, left, identity, urgent, reply_to=way, correlation_id=question.id)
             return await self._answers.wait(question, max(0.0, deadline - _now()))
 
     async def reply(

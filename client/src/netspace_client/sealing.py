@@ -19,6 +19,8 @@ from netspace_client.window import Window
 log = logging.getLogger("netspace_client")
 
 WAIT_AGAIN = 30.0
+URGENT = 9
+"""A quorum queue takes all above 4 for urgent, and hands out two of these for one of the others."""
 
 
 class Sealing:
@@ -43,6 +45,7 @@ class Sealing:
         *,
         reply_to: str | None = None,
         correlation_id: str | None = None,
+        urgent: bool = False,
     ) -> tuple[bytes, spec.Basic.Properties]:
         """What goes to the broker.
 
@@ -57,7 +60,12 @@ class Sealing:
             raw = seal.seal(raw, kind, envelope, self._host.keys, sealed.keys, time.time(), afar=afar)
             kind = seal.CONTENT_TYPE
         about = spec.Basic.Properties(
-            content_type=kind, delivery_mode=2, message_id=id, reply_to=reply_to, correlation_id=correlation_id
+            content_type=kind,
+            delivery_mode=2,
+            priority=URGENT if urgent else None,
+            message_id=id,
+            reply_to=reply_to,
+            correlation_id=correlation_id,
         )
         return raw, about
 

@@ -219,6 +219,32 @@ def test_what_cannot_be_sent_is_refused_and_no_other_message_is_told_wrong(town)
     assert [audit.receive() for _ in range(5)] == ["before", "0", "1", "2", "after"]
 
 
+def test_what_is_urgent_comes_before_others_that_wait(town):
+    web, orders = town.program("web"), town.program("orders")
+    for number in range(9):
+        web.send("audit", str(number))
+    orders.send("audit", "urgent", urgent=True)
+    asking = web.start(web.mailbox.call("vault", "sealed", urgent=True))
+    audit, vault = town.program("audit"), town.program("vault")
+    got = [audit.receive() for _ in range(10)]
+    assert got.index("urgent") < 3
+    assert [text for text in got if text != "urgent"] == list("012345678")
+    assert vault.receive() == "sealed"
+    asking.cancel()
+
+
+def test_whoever_calls_all_of_his_urgent_does_not_keep_the_others_from_coming(town):
+    web, orders = town.program("web"), town.program("orders")
+    for number in range(12):
+        orders.send("audit", "urgent", urgent=True)
+        if number < 3:
+            web.send("audit", "patient")
+    audit = town.program("audit")
+    got = [audit.receive() for _ in range(15)]
+    assert got.index("patient") < 3
+    assert got[:9].count("patient") == 3
+
+
 def test_a_receiver_that_waits_for_what_cannot_come_is_told(town):
     web, audit = town.program("web"), town.program("audit", capacity=3)
     for number in range(5):

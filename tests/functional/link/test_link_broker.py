@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -32,7 +31,7 @@ pytestmark = pytest.mark.root
 ASK = Link(source="web", target="orders", pattern="request")
 TELL = Link(source="orders", target="audit")
 LINKS = (ASK, TELL)
-EXAMPLE = Path(__file__).parents[3] / "docs/environment-json.md"
+EXAMPLE = Path(__file__).parents[3] / "examples/mail_pika.py"
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +54,7 @@ def host(linked):
 
 # -- what is permitted -------------------------------------------------------------------
 def test_the_documented_example_asks_and_answers_and_sends(host, tmp_path):
-    code = re.search(r"```python\n(.*?)```", EXAMPLE.read_text(), re.DOTALL)[1]
+    code = EXAMPLE.read_text()
     cards = {name: host.write_cards(name, tmp_path / name) for name in ("web", "orders", "audit")}
     answering = host.run_inside("orders", code, "answer", cards=cards["orders"])
     try:

@@ -21,6 +21,7 @@ from waiting import until
 from netspace import renew
 from netspace.link import authority, credentials, identity
 from netspace.link.authority import Issuer
+from netspace.link.letters import Letters
 from netspace.spec.types import Link, LocalBroker
 
 pytestmark = pytest.mark.root
@@ -265,11 +266,34 @@ def run(host, name: str, folder: Path, *command: str) -> str:
     return done.stdout.strip()
 
 
+def try_out(host, folder: Path, *program: str) -> None:
+    """What all examples do: send, read all queues, refuse what comes of nobody who may send, say what is wrong."""
+    host.apply(TELL, Link(source="web", target="audit", length=5))
+    assert run(host, "orders", folder, *program, "send", "audit", "sold") == ""
+    assert run(host, "web", folder, *program, "send", "audit", "by a lane") == ""
+    heard = {run(host, "audit", folder, *program, "receive") for _ in range(2)}
+    assert heard == {"orders: sold", "web: by a lane"}
+
+    host.apply(TELL, Link(source="web", target="audit"))
+    (folder / "later").mkdir()
+    run(host, "orders", folder / "later", *program, "send", "audit", "stray")
+    run(host, "web", folder / "later", *program, "send", "audit", "genuine")
+    host.write_cards("audit", folder / "later/card-audit")
+    card = folder / "later/card-audit/environment.json"
+    about = json.loads(card.read_text())
+    card.write_text(json.dumps({**about, "senders": [one for one in about["senders"] if one["from"] == "web"]}))
+    assert run(host, "audit", folder / "later", *program, "receive") == "web: genuine"
+    until(lambda: Letters(host.layout).count()["count"] == 1)
+    Letters(host.layout).discard()
+
+    for words, complaint in ((["send", "nobody", "x"], "no link to nobody"), ([], "send PEER TEXT")):
+        with pytest.raises(AssertionError, match=complaint):
+            run(host, "orders", folder, *program, *words)
+
+
 @pytest.mark.parametrize("example", ["mail_pika.py", "mail_aio_pika.py"])
 def test_the_python_examples(host, tmp_path, example):
-    program = (sys.executable, str(EXAMPLES / example))
-    assert run(host, "orders", tmp_path, *program, "send", "audit", "sold") == ""
-    assert run(host, "audit", tmp_path, *program, "receive") == "orders: sold"
+    try_out(host, tmp_path, sys.executable, str(EXAMPLES / example))
 
 
 @pytest.mark.skipif(not GO.is_dir() or not shutil.which("go"), reason="no golang-github-rabbitmq-amqp091-go-dev")
@@ -281,28 +305,39 @@ def test_the_go_example(host, tmp_path):
     signal.alarm(0)
     subprocess.run([*build, str(EXAMPLES / "mail.go")], check=True, timeout=300)
     signal.alarm(60)
-    assert run(host, "orders", tmp_path, program, "send", "audit", "sold") == ""
-    assert run(host, "audit", tmp_path, program, "receive") == "orders: sold"
+    try_out(host, tmp_path, program)
 
 
-@pytest.mark.skipif(not Path("/usr/include/rabbitmq-c/amqp.h").exists(), reason="no librabbitmq-dev")
+@pytest.mark.skipif(
+    not all(Path("/usr/include", header).exists() for header in ("rabbitmq-c/amqp.h", "json-c/json.h")),
+    reason="no librabbitmq-dev, or no libjson-c-dev",
+)
 def test_the_c_example(host, tmp_path):
-    program = str(tmp_path / "mail")
-    subprocess.run(["cc", "-Wall", "-Werror", "-o", program, str(EXAMPLES / "mail.c"), "-lrabbitmq"], check=True)
-    link = host.n("link.orders.audit")
-    assert run(host, "orders", tmp_path, program, "send", link, "sold") == ""
-    assert run(host, "audit", tmp_path, program, "receive", host.n("mailbox.audit")) == f"{link}: sold"
+    program, libraries = str(tmp_path / "mail"), ["-lrabbitmq", "-ljson-c"]
+    subprocess.run(
+        ["cc", "-Wall", "-Wextra", "-Werror", "-o", program, str(EXAMPLES / "mail.c"), *libraries], check=True
+    )
+    try_out(host, tmp_path, program)
 
 
 @pytest.mark.skipif(not shutil.which("amqp-publish") or not shutil.which("jq"), reason="no amqp-tools, or no jq")
 def test_the_shell_example_and_passwords_where_they_are_asked_for(host, tmp_path):
     broker = LocalBroker(passwords=("orders", "audit"))
     program = str(EXAMPLES / "mail.sh")
+    lane = Link(source="web", target="audit", length=5)
     try:
-        host.apply(*LINKS, broker=broker)
-        assert host.plan(*LINKS, broker=broker).steps == []
+        host.apply(*LINKS, lane, broker=broker)
+        assert host.plan(*LINKS, lane, broker=broker).steps == []
         assert run(host, "orders", tmp_path, program, "send", "audit", "sold") == ""
-        assert run(host, "audit", tmp_path, program, "receive") == "sold"
+        with pytest.raises(AssertionError, match="no link to nobody"):
+            run(host, "orders", tmp_path, program, "send", "nobody", "x")
+        place = host.place("audit", host.write_cards("audit", tmp_path / "card-audit"))
+        with subprocess.Popen([*place, program, "receive"], stdout=subprocess.PIPE, text=True) as hearing:
+            with host.client("web") as channel:
+                channel.basic_publish(host.links.called.exchange(lane), "", b"by a lane", mandatory=True)
+            heard = {next(iter(hearing.stdout)).strip() for _ in range(2)}
+            hearing.terminate()
+        assert heard == {"sold", "by a lane"}
         card = json.loads((tmp_path / "card-audit/environment.json").read_text())["broker"]
         assert (card["port"], card["username"]) == (5672, "env.audit")
         assert not (tmp_path / "card-audit/identity.pem").exists()
