@@ -42,8 +42,8 @@ def list_() -> dict[str, Any]:
     Return the links of this host, with the state of each, and the mailboxes.
 
     ``links`` says per link ``from``, ``to``, ``pattern`` and ``state``: ``active``, ``missing``
-    (declared, but not on the broker: apply again), ``unknown`` (the broker gives no answer) or
-    ``elsewhere`` (a direct link to another host, which has it on its broker).
+    (declared, but not on the broker: apply again; of a direct link to another host: not on its broker), ``stalled``
+    (buffered, but its mail isn't carried over) or ``unknown`` (the broker gives no answer). ``why`` tells the reason.
     ``mailboxes`` says per environment ``messages`` and ``consumers`` (up to 5 s old), and
     ``parked`` whose mail was left when its last link went.
 

@@ -4,7 +4,7 @@ What is held is nobody else's meanwhile, and is back in its queue when the conne
 ends. The management API can't do that: it takes away whatever is at a queue's head. Properties and headers
 that aren't looked at are passed on as the bytes that they came as.
 
-Only what ``letters`` needs is here: one thing at a time, no consumers, no heartbeats.
+Only what ``letters`` and ``across`` need is here: one thing at a time, no consumers, no heartbeats.
 https://www.rabbitmq.com/resources/specs/amqp0-9-1.pdf
 """
 
@@ -31,6 +31,7 @@ _START, _START_OK, _TUNE, _TUNE_OK = (10, 10), (10, 11), (10, 30), (10, 31)
 _OPEN, _OPEN_OK, _CLOSE, _CLOSE_OK = (10, 40), (10, 41), (10, 50), (10, 51)
 _BLOCKED, _UNBLOCKED = (10, 60), (10, 61)
 _CHANNEL_OPEN, _CHANNEL_OPEN_OK, _CHANNEL_CLOSE, _CHANNEL_CLOSE_OK = (20, 10), (20, 11), (20, 40), (20, 41)
+_DECLARE, _DECLARE_OK = (40, 10), (40, 11)
 _PUBLISH, _RETURN, _GET, _GET_OK, _GET_EMPTY = (60, 40), (60, 50), (60, 70), (60, 71), (60, 72)
 _ACK, _NACK, _CONFIRM, _CONFIRM_OK = (60, 80), (60, 120), (85, 10), (85, 11)
 
@@ -83,8 +84,8 @@ class Held:
         return raw[5:].decode(errors="replace") if raw[:1] == b"S" else None
 
 
-class _ClosedError(NetspaceError):
-    """The broker closed a channel."""
+class ClosedError(NetspaceError):
+    """The broker closed a channel, or the connection, and says why."""
 
     def __init__(self, code: int, text: str) -> None:
         self.code = code
@@ -99,9 +100,16 @@ class Connection:
     """
 
     def __init__(
-        self, host: str, port: int, vhost: str, trusted: ssl.SSLContext | None, name: str, login: Login | None
+        self,
+        host: str,
+        port: int,
+        vhost: str,
+        trusted: ssl.SSLContext | None,
+        name: str,
+        login: Login | None,
+        seconds: float = SECONDS,
     ) -> None:
-        self._socket: socket.socket = socket.create_connection((host, port), timeout=SECONDS)
+        self._socket: socket.socket = socket.create_connection((host, port), timeout=seconds)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             if trusted is not None:
@@ -140,6 +148,17 @@ class Connection:
         """Take a message that is held away for good."""
         self._send(_HOLD, _ACK, struct.pack(">QB", held.tag, 0))
 
+    def has_exchange(self, name: str) -> bool:
+        """Whether there is an exchange of that name, which no account needs a right to be told."""
+        try:
+            self._call(_SEND, _DECLARE, bytes(2) + _short(name) + _short("fanout") + b"\1" + bytes(4), _DECLARE_OK)
+        except ClosedError as err:
+            self._open_sender()
+            if err.code != 404:
+                raise
+            return False
+        return True
+
     def publish(self, exchange: str, body: bytes, properties: Mapping[str, bytes], headers: Mapping[str, bytes]) -> str:
         """Publish a message; return why it wasn't taken, empty where it was, for certain."""
         self._send(_SEND, _PUBLISH, bytes(2) + _short(exchange) + _short("") + b"\1")
@@ -158,7 +177,7 @@ class Connection:
                     return "the mailbox is full"
                 else:
                     return "its link leads nowhere: apply again" if returned else ""
-        except _ClosedError as err:
+        except ClosedError as err:
             self._open_sender()
             return "its link isn't on the broker: apply again" if err.code == 404 else str(err)
 
@@ -221,9 +240,9 @@ class Connection:
                 (code,) = struct.unpack_from(">H", payload, 4)
                 why = shown(payload[7 : 7 + payload[6]].decode(errors="replace"))
                 if method == _CLOSE:
-                    raise NetspaceError(f"the broker ended the connection: {why}")
+                    raise ClosedError(code, f"the broker ended the connection: {why}")
                 self._send(came, _CHANNEL_CLOSE_OK, b"")
-                raise _ClosedError(code, f"the broker refused: {why}")
+                raise ClosedError(code, f"the broker refused: {why}")
             if method not in (_BLOCKED, _UNBLOCKED):
                 raise NetspaceError(f"the broker sent {kind} {method} on channel {came} where {expected} was expected")
 

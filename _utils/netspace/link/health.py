@@ -12,6 +12,7 @@ from typing import Any
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
 from netspace.link import (
+    across,
     authority,
     between,
     forwarder,
@@ -70,7 +71,7 @@ def health(layout: Layout, supervisor: Supervisor) -> dict[str, Any]:
                 problems += _alarms(api)
                 problems += _floods(layout, record, api)
                 problems += _queues(layout, record, api)
-                problems += _shovels(layout, record, api)
+                problems += _across(layout, record, api)
                 dead, late = letters.Letters(layout).number(api)
         except NetspaceError as err:
             problems.append(f"the broker doesn't say how it is: {err}")
@@ -136,22 +137,11 @@ def _queues(layout: Layout, record: Record, api: Management) -> list[str]:
     return found
 
 
-def _shovels(layout: Layout, record: Record, api: Management) -> list[str]:
-    """Buffered links to other hosts whose mail isn't carried over."""
-    carried = [link for link in record.links.values() if model.carried(link)]
-    if record.broker is None or not carried:
+def _across(layout: Layout, record: Record, api: Management) -> list[str]:
+    """Links to other hosts that carry nothing now, as far as can be told from here."""
+    if record.broker is None:
         return []
-    vhost, called = reach.vhost(layout, record.broker), names.used(layout, record.broker)
-    told = {one.get("name"): one for one in api.get("shovels", vhost) or []}
-    found = []
-    outboxes = [(link.name, called.outbox(link)) for link in carried]
-    outboxes += [
-        (names.owner(one.queue), one.queue) for one in record.former if names.environments_of(one.queue, "outbox")
-    ]
-    for name, outbox in sorted(outboxes):
-        shovel = told.get(outbox, {"state": "absent"})
-        if shovel.get("state") != "running":
-            # Its reason names objects, and may be long.
-            why = names.shown(str(shovel.get("reason") or ""))[:300]
-            found.append(f"{name}: its mail is not carried over now ({shovel.get('state')}{': ' + why if why else ''})")
-    return found
+    called = names.used(layout, record.broker)
+    found = across.carried(layout, record, called, api)
+    found.update({name: why for name, (_, why) in across.direct(layout, record, called, api).items()})
+    return [f"{name}: {why}" for name, why in sorted(found.items()) if why]

@@ -6,7 +6,7 @@ from typing import Any
 
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
-from netspace.link import model, names, planning, reach
+from netspace.link import across, model, names, planning, reach
 from netspace.link.record import plain, read
 from netspace.spec.types import LocalBroker
 from netspace.supervision import Supervisor
@@ -15,7 +15,8 @@ from netspace.supervision import Supervisor
 def links(layout: Layout, supervisor: Supervisor) -> dict[str, Any]:
     """Links and mailboxes with their state: ``active``, ``missing`` (not on the broker), ``unknown``.
 
-    ``elsewhere``: on the receiver's host, which knows.
+    ``stalled``: on the broker, but its mail isn't carried to the other host. What isn't ``active`` says ``why`` where
+    that can be told.
     """
     record = read(layout)
     listed: dict[str, Any] = {"links": {}, "mailboxes": {}, "parked": list(record.parked)}
@@ -23,6 +24,7 @@ def links(layout: Layout, supervisor: Supervisor) -> dict[str, Any]:
         return {"broker": {"state": "absent"}, **listed}
     state, detail, definitions, _ = reach.ask(layout, record, supervisor.observe())
     there: model.Objects = {}
+    beyond: dict[str, tuple[str, str]] = {}
     called = names.used(layout, record.broker)
     if definitions is not None:
         there = planning.found(
@@ -33,17 +35,25 @@ def links(layout: Layout, supervisor: Supervisor) -> dict[str, Any]:
                 queues = (
                     api.get("queues", reach.vhost(layout, record.broker), query="columns=name,messages,consumers") or []
                 )
+                stalled = across.carried(layout, record, called, api)
+                beyond = {name: ("stalled", why) for name, why in stalled.items() if why}
+                beyond.update(across.direct(layout, record, called, api))
         except NetspaceError as err:
             detail, queues = str(err), []
         counts = {queue["name"]: queue for queue in queues}
         for environment in sorted(model.members(record.links.values())):
             queue = counts.get(called.mailbox(environment), {})
             listed["mailboxes"][environment] = {key: queue.get(key) for key in ("messages", "consumers")}
-        listed["dead"] = counts.get(called.dead, {}).get("messages")
+        for key, queue_of in (("dead", called.dead), ("late", called.late)):
+            listed[key] = counts.get(queue_of, {}).get("messages")
     for name, link in sorted(record.links.items()):
         on_broker = all(key in there for key in model.of_link(link, called))
-        state_of = "unknown" if definitions is None else "active" if on_broker else "missing"
-        listed["links"][name] = {**(plain(link) or {}), "state": "elsewhere" if model.elsewhere(link) else state_of}
+        state_of, why = "unknown" if definitions is None else "active" if on_broker else "missing", ""
+        if model.elsewhere(link):
+            state_of, why = beyond.get(name, ("unknown", ""))
+        elif state_of == "active":
+            state_of, why = beyond.get(name, (state_of, why))
+        listed["links"][name] = {**(plain(link) or {}), "state": state_of, **({"why": why} if why else {})}
     kind = "local" if isinstance(record.broker, LocalBroker) else "cluster"
     about = {"kind": kind, "state": state, "vhost": reach.vhost(layout, record.broker)}
     return {"broker": {**about, "detail": detail} if detail else about, **listed}

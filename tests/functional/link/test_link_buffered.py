@@ -159,6 +159,9 @@ def test_revoked_at_the_receivers_host_what_waits_stays_and_the_operator_is_told
     web.send("orders@h2", "in vain")
     until(lambda: [problem for problem in problems(h1) if "web.orders@h2" in problem], str(problems(h1)))
     assert waiting(h1, h1.links.called.outbox(h1.local(TELL)[0])) == 1
+    with h1.here():
+        told = h1.links.list()["links"]["web.orders@h2"]
+    assert told["state"] == "stalled" and "its mail is not carried over now" in told["why"], told
     h2.declare(*LINKS)
     assert program(h2, "orders").receive("web@h1") == "in vain"
     until(lambda: not [problem for problem in problems(h1) if "web.orders@h2" in problem], str(problems(h1)))
@@ -174,6 +177,7 @@ def test_a_shovel_that_somebody_changed_or_removed_is_repaired(linked):
     name = h1.links.called.outbox(h1.local(TELL)[0])
     with h1.here(), h1.api() as api:
         api.delete("parameters", "shovel", h1.layout.instance, name)
+        assert h1.links.list()["links"]["web.orders@h2"]["state"] == "missing"
     plan = h1.plan(*h1.local(*LINKS))
     assert [step.name for step in plan.steps] == ["web.orders@h2"]
     h1.declare(*LINKS)

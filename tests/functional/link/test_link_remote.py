@@ -67,7 +67,25 @@ def test_the_same_list_is_declared_on_both_and_a_second_apply_changes_nothing(li
     assert not h1.plan(*h1.local(*LINKS)).steps
     assert not h2.plan(*h2.local(*LINKS)).steps
     with h1.here():
-        assert {one["state"] for one in h1.links.list()["links"].values()} == {"elsewhere", "active"}
+        assert {one["state"] for one in h1.links.list()["links"].values()} == {"active"}
+
+
+def test_a_direct_link_that_the_other_host_does_not_have_is_told(linked):
+    h1, h2, cable = linked
+
+    def said(name: str) -> tuple[str, bool]:
+        with h1.here():
+            about, problems = h1.links.list()["links"][name], h1.links.health()["problems"]
+        assert (about["state"] == "active") == ("why" not in about)
+        return about["state"], any(one.startswith(f"{name}: ") and "h2's broker" in one for one in problems)
+
+    assert said("web.orders@h2") == ("active", False)
+    h2.declare(TELL, BACK)
+    assert (said("web.orders@h2"), said("web.audit@h2")) == (("missing", True), ("active", False))
+    h2.declare(BACK)  # then nothing lets it in there
+    assert said("web.orders@h2") == said("web.audit@h2") == ("missing", True)
+    cable.cut()
+    assert said("web.orders@h2") == ("unknown", True)
 
 
 def test_a_request_is_answered_across_hosts_and_both_know_each_other_for_certain(linked, program):
@@ -353,7 +371,7 @@ def test_what_is_declared_no_more_is_revoked_though_names_can_not_be_made(linked
             again.basic_publish(ways["audit@h2"], "", b"x", mandatory=True)
         with h2.here():
             listed = h2.links.list()["links"]
-        assert listed["audit.web@h1"]["state"] == "elsewhere" and h2.card("audit")["senders"], listed
+        assert listed["audit.web@h1"]["state"] == "missing" and h2.card("audit")["senders"], listed
     finally:
         key.chmod(0o600)
     h2.declare(*LINKS)

@@ -1,0 +1,95 @@
+"""What can be known here of links that another host's broker has: direct ones, and what carries buffered ones there.
+
+A direct link is asked for where it is, by its sender's own certificate: any account is told whether a name that
+it knows exists, and nothing else. One that isn't there was revoked there, isn't applied yet, or the two
+hosts don't have the same key of names; from here that can't be told apart.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Mapping
+from typing import Any
+
+from netspace.errors import NetspaceError
+from netspace.layout import Layout
+from netspace.link import amqp, authority, identity, model, names, reach, remote
+from netspace.link.management import Management
+from netspace.link.names import Names
+from netspace.link.record import Record
+from netspace.spec.types import Link, LocalBroker
+
+SECONDS = 5.0  # that one waits for another host
+REFUSED = 403
+ABSENT = "isn't on {host}'s broker: revoked there, not applied there yet, or the hosts' keys of names differ"
+
+
+def direct(layout: Layout, record: Record, called: Names, api: Management) -> dict[str, tuple[str, str]]:
+    """Per direct link to another host its state (``active``, ``missing`` or ``unknown``) and why it isn't active."""
+    links = [link for link in record.links.values() if model.elsewhere(link)]
+    broker = record.broker
+    if not links or broker is None:
+        return {}
+    if not isinstance(broker, LocalBroker):  # the broker that hosts share is this one as well
+        exchanges = api.get("exchanges", reach.vhost(layout, broker), query="columns=name") or []
+        there = {one["name"] for one in exchanges}
+        return {link.name: _told(called.exchange(link) in there, link) for link in links}
+    found: dict[str, tuple[str, str]] = {}
+    ways: dict[tuple[str, str], list[Link]] = {}
+    for link in links:
+        ways.setdefault((link.source, str(link.to_host)), []).append(link)
+    away: dict[str, str] = {}  # not asked again for each environment
+    for (source, host), theirs in sorted(ways.items()):
+        try:
+            if host in away:
+                raise NetspaceError(away[host])
+            with _connected(layout, broker, source, host) as connection:
+                for link in theirs:
+                    exchange = remote.called(link, broker, called).exchange(remote.there(link, broker))
+                    found[link.name] = _told(connection.has_exchange(exchange), link)
+        except (OSError, NetspaceError) as err:
+            why = str(err)
+            if isinstance(err, OSError) and not isinstance(err, (ssl.SSLError, FileNotFoundError)):
+                away[host] = why
+            for link in theirs:
+                # Whom no link lets in there has no account.
+                refused = isinstance(err, amqp.ClosedError) and err.code == REFUSED
+                unknown = ("unknown", f"{host}'s broker can't be asked: {why}")
+                found[link.name] = _told(False, link) if refused else unknown
+    return found
+
+
+def _told(there: bool, link: Link) -> tuple[str, str]:
+    return ("active", "") if there else ("missing", ABSENT.format(host=link.to_host))
+
+
+def _connected(layout: Layout, broker: LocalBroker, environment: str, host: str) -> amqp.Connection:
+    known, where = authority.read(layout), broker.hosts.get(host)
+    if known is None or where is None or where.address is None:
+        raise NetspaceError("it isn't declared where it is")
+    context = ssl.create_default_context(cadata=known.anchors.decode())
+    context.load_cert_chain(identity.path(layout, environment))
+    address, _, port = where.address.rpartition(":")
+    return amqp.Connection(address.strip("[]"), int(port), where.vhost, context, where.trust_domain, None, SECONDS)
+
+
+def carried(layout: Layout, record: Record, called: Names, api: Management) -> dict[str, str]:
+    """Per buffered link to another host why its mail isn't carried over now; empty: it is."""
+    outboxes = [(link.name, called.outbox(link)) for link in record.links.values() if model.carried(link)]
+    outboxes += [
+        (names.owner(one.queue), one.queue) for one in record.former if names.environments_of(one.queue, "outbox")
+    ]
+    if record.broker is None or not outboxes:
+        return {}
+    shovels = api.get("shovels", reach.vhost(layout, record.broker)) or []
+    told: Mapping[Any, Mapping[str, Any]] = {one.get("name"): one for one in shovels}
+    found: dict[str, str] = {}
+    for name, outbox in outboxes:
+        shovel = told.get(outbox, {"state": "absent"})
+        why = ""
+        if shovel.get("state") != "running":
+            # Its reason names objects, and may be long.
+            reason = names.shown(str(shovel.get("reason") or ""))[:300]
+            why = f"its mail is not carried over now ({shovel.get('state')}{': ' + reason if reason else ''})"
+        found[name] = found.get(name) or why
+    return found
