@@ -1,4 +1,4 @@
-"""As much of AMQP 1.0 as an attacker needs: frames by hand, so that nothing is checked before it is sent.
+"""As much of AMQP 1.0 as tests need: frames by hand, so that nothing is checked before it is sent.
 
 https://docs.oasis-open.org/amqp/core/v1.0/os/amqp-core-complete-v1.0-os.pdf
 """
@@ -12,6 +12,7 @@ from typing import Any
 OPEN, BEGIN, ATTACH, FLOW, TRANSFER, DISPOSITION, DETACH, END, CLOSE = range(0x10, 0x19)
 MECHANISMS, INIT, OUTCOME = 0x40, 0x41, 0x44
 SOURCE, TARGET, HEADER, ANNOTATIONS, PROPERTIES, APPLICATION, VALUE = 0x28, 0x29, 0x70, 0x72, 0x73, 0x74, 0x77
+DATA, ACCEPTED = 0x75, 0x24
 STATES = {0x24: "accepted", 0x25: "rejected", 0x26: "released", 0x27: "modified"}
 
 
@@ -135,6 +136,18 @@ class Client:
         state = self._until(DISPOSITION)[4]
         return STATES[state.code]
 
+    def receive(self) -> tuple[dict[str, Any], list[Any], bytes | str]:
+        """The next message of what is attached, which is then accepted: annotations, properties and body."""
+        fields, payload = self._frame(TRANSFER)
+        sections: dict[int, Any] = {}
+        at = 0
+        while at < len(payload):
+            section, at = decode(payload, at)
+            sections[section.code] = section.value
+        self._send(DISPOSITION, [True, fields[1], fields[1], True, Described(ACCEPTED, [])])
+        body = sections[VALUE] if VALUE in sections else sections[DATA]
+        return sections.get(ANNOTATIONS, {}), sections.get(PROPERTIES, []), body
+
     def manage(self, method: str, path: str, body: Any = None) -> str:
         """A request to the broker's management node: the status of its answer."""
         node = "/management"
@@ -143,7 +156,7 @@ class Client:
         self._send(FLOW, [self._next, 2048, 0, 2048, here, 0, 100])
         request = {"message_id": "1", "to": path, "subject": method, "reply_to": "$me"}
         self._transfer(there, body, request, settled=True)
-        answer = self._until(TRANSFER, raw=True)
+        _, answer = self._frame(TRANSFER)
         at = 0
         while at < len(answer):
             section, at = decode(answer, at)
@@ -152,12 +165,12 @@ class Client:
         raise AssertionError("an answer without properties")
 
     def _transfer(self, handle: int, body: Any, properties: dict[str, Any], settled: bool = False) -> None:
-        known = ("message_id", "user_id", "to", "subject", "reply_to")
+        known = ("message_id", "user_id", "to", "subject", "reply_to", "correlation_id")
         message = encode(Described(HEADER, [True, None, properties.get("ttl")]))
         message += encode(Described(ANNOTATIONS, properties.get("annotations", {})))
         message += encode(Described(PROPERTIES, [properties.get(key) for key in known]))
         message += encode(Described(APPLICATION, properties.get("application", {})))
-        message += encode(Described(VALUE, body))
+        message += encode(Described(DATA if isinstance(body, bytes) else VALUE, body))
         self._send(TRANSFER, [handle, self._delivery, struct.pack(">I", self._delivery), 0, settled], message)
         self._delivery += 1
 
@@ -191,8 +204,12 @@ class Client:
             parts += part
         return parts
 
-    def _until(self, code: int, *, raw: bool = False) -> Any:
-        """Read frames until one of *code*: its fields, or its payload."""
+    def _until(self, code: int) -> Any:
+        """Read frames until one of *code*: its fields."""
+        return self._frame(code)[0]
+
+    def _frame(self, code: int) -> tuple[Any, bytes]:
+        """Likewise, and its payload."""
         while True:
             size, offset, *_ = struct.unpack(">IBBH", self._read(8))
             body = self._read(size - 8)[(offset - 2) * 4 :]
@@ -203,4 +220,4 @@ class Client:
                 error = frame.value[-1] if frame.value else None
                 raise RefusedError(" ".join(map(str, error.value[:2])) if isinstance(error, Described) else "no reason")
             if frame.code == code:
-                return body[end:] if raw else frame.value
+                return frame.value, body[end:]
