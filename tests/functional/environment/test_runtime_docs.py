@@ -1,4 +1,4 @@
-"""The runtime that CONTRIBUTING shows is one file, and runs as it stands there."""
+"""The runtime and the tender that CONTRIBUTING shows are one file each, and run as they stand there."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tiny_kernel
 from environment_host import Host
+from waiting import until
 
 from netspace.environment import runtimes
 
@@ -15,23 +17,45 @@ GUIDE = Path(__file__).parents[3] / "CONTRIBUTING.md"
 
 
 @pytest.fixture
-def youki(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each of the guide's modules among the runtimes, by the name that it bears in its first line."""
     section = GUIDE.read_text().split("## Add a runtime")[1].split("\n## ")[0]
-    (code,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
-    (tmp_path / "youki.py").write_text(code)
+    modules = re.findall(r'```python\n("""``(\w+)``.*?)```', section, re.DOTALL)
+    assert [name for _, name in modules] == ["youki", "qemu32"]
+    for code, name in modules:
+        (tmp_path / f"{name}.py").write_text(code)
     monkeypatch.setattr(runtimes, "__path__", [*runtimes.__path__, str(tmp_path)])
     runtimes.names.cache_clear()
-    yield "youki"
+    yield
     runtimes.names.cache_clear()
     runtimes.find.cache_clear()
 
 
-def test_a_runtime_is_one_file(host: Host, youki: str) -> None:
+def test_a_runtime_is_one_file(host: Host, shown: None) -> None:
     # Its program is any that knows the OCI's command line.
-    host.settings[youki] = {"program": "/usr/bin/crun"}
-    desired = host.run("web", runtime=youki)
-    assert host.kind.list()["web"]["runtime"] == youki
+    host.settings["youki"] = {"program": "/usr/bin/crun"}
+    desired = host.run("web", runtime="youki")
+    assert host.kind.list()["web"]["runtime"] == "youki"
     assert host.sh("web", "id -u") == "1000"
     assert host.plan({"web": desired}).steps == []
     assert host.operations.stop(["web"]) == {"web": ""}
+    host.clear()
+
+
+def test_a_tender_is_one_file(host: Host, shown: None, tmp_path: Path) -> None:
+    if error := runtimes.look("qemu32", {}).error:
+        pytest.skip(f"qemu32: {error}")
+    kernel = tiny_kernel.build(tmp_path / "tiny")
+    keys = {
+        "kernel": str(kernel),
+        "runtime": "qemu32",
+        "args": ["by-another"],
+        "limits": {"memory": "160M", "cpus": 0.3},
+    }
+    desired = host.run("tiny", files={"a": b"handed"}, **keys)
+    until(lambda: "kernel: ready" in host.operations.logs("tiny")["lines"], "it did not boot", patience=120)
+    assert {"kernel: started: /kernel by-another", "disk: a handed"} <= set(host.operations.logs("tiny")["lines"])
+    assert host.plan({"tiny": desired}).steps == []
+    assert host.operations.stop(["tiny"]) == {"tiny": ""}
+    assert host.kind.list()["tiny"]["exit"] == "exit 0"
     host.clear()

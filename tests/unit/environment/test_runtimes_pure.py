@@ -7,6 +7,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
+from checkout import ROOT
 
 from netspace.environment import compare, mounts, oci, runtime, runtimes
 from netspace.environment.compare import DesiredEnvironment
@@ -35,6 +37,17 @@ def test_a_module_says_all_that_is_asked_of_one(name: str) -> None:
         assert set(module.LACKS) <= set(runtimes.LACKS)
         assert isinstance(module.options(module.Settings()), tuple)
         assert module.ENTRIES and all("{" in entry for entry in module.ENTRIES)
+
+
+@pytest.mark.parametrize("name", runtimes.names())
+def test_what_a_missing_program_asks_to_install_is_installed_by_the_sls(name: str) -> None:
+    packages = yaml.safe_load((ROOT / "states/netspace/packages.yaml").read_text())
+    package = runtimes.find(name).PACKAGE
+    if name == runtimes.DEFAULT:
+        assert package in packages["host"]
+    elif package:
+        # By that it is found (packages.sls).
+        assert package in packages["runtimes"] and package.split("-")[0] == name
 
 
 def test_each_is_called_by_the_same_command_line(programs: None) -> None:
