@@ -92,15 +92,20 @@ class Targets:
 
         Under a runtime that has a kernel of its own (gVisor), whether it runs.
         """
-        from netspace.environment.within import UnreachableError
-
         try:
+            if not self.has_files(target):
+                return bool(self._process(self.environment(target)))
             with self.files(target) as inside:
                 return inside.read("/run/netspace/environment.json") is not None
-        except UnreachableError:
-            return True
         except NetspaceError:
             return False
+
+    def has_files(self, target: str) -> bool:
+        """Whether its files can be reached (:meth:`files`): not where it has a kernel of its own.
+
+        :raises NetspaceError: when it is no target of this host (any more).
+        """
+        return not self._found(target)[1].runtime.module.OWN_KERNEL
 
     def run(
         self,
@@ -141,18 +146,19 @@ class Targets:
     def files(self, target: str) -> Iterator[Any]:
         """The environment's files (``environment.within.Within``), while it runs.
 
-        :raises NetspaceError: when it doesn't.
+        :raises NetspaceError: when it doesn't, or another kernel than the host's has them.
         """
-        from netspace.environment import oci, runtime, within
+        from netspace.environment import oci, within
 
         name, record = self._found(target)
-        service = runtime.service_name(name)
-        status = self._host.supervisor.observe([service]).get(service)
-        if status is None or status.state != "running" or not status.pid:
-            raise NetspaceError(f"environment {name} does not run")
+        pid = self._process(name)
+        if record.runtime.module.OWN_KERNEL:
+            raise NetspaceError(
+                f"environment {name} runs under {record.runtime.name}, whose own kernel has its files: use cmd there"
+            )
         uid, gid = (of(record.spec, record.image.defaults) for of in (oci.user_of, oci.group_of))
         root = str(self._layout.bundle(name) / "rootfs")
-        with within.entered(status.pid, record.base, uid, gid, root) as inside:
+        with within.entered(pid, record.base, uid, gid, root) as inside:
             yield inside
 
     def grains(self, target: str) -> dict[str, Any]:
@@ -183,6 +189,19 @@ class Targets:
             "virtual": "netspace",
             **os_grains(release),
         }
+
+    def _process(self, name: str) -> int:
+        """The process of an environment.
+
+        :raises NetspaceError: when it doesn't run.
+        """
+        from netspace.environment import runtime
+
+        service = runtime.service_name(name)
+        status = self._host.supervisor.observe([service]).get(service)
+        if status is None or status.state != "running" or not status.pid:
+            raise NetspaceError(f"environment {name} does not run")
+        return int(status.pid)
 
     def _found(self, target: str) -> tuple[str, Any]:
         from netspace.environment import records

@@ -19,6 +19,8 @@ from saltfactories.utils import random_string
 from waiting import until
 from whole_host import IDLE, IMAGE, all_true, python
 
+from netspace.environment import runtimes
+
 pytestmark = [
     pytest.mark.root,
     pytest.mark.skipif(not hasattr(salt.loader, "resource"), reason="this Salt has no resources: 3008 brought them"),
@@ -198,3 +200,24 @@ def test_targets_come_and_go_with_an_apply(fleet: Fleet) -> None:
     fleet.declare(shy={**environments["shy"], "target": False})
     fleet.apply()
     until(lambda: fleet.at("T@netspace", "test.ping") == {web: True})
+
+
+def test_under_a_kernel_of_its_own_commands_run_and_files_are_refused(fleet: Fleet) -> None:
+    if error := runtimes.look("runsc", {}).error:
+        pytest.skip(f"runsc: {error}")
+    target = f"{fleet.minion}-apart"
+    web = fleet.declared["environments"]["web"]
+    fleet.declare(apart={**web, "runtime": "runsc", "limits": {"memory": "256M", "pids": 96}})
+    fleet.apply()
+    asked = f"T@netspace:{target}"
+    until(lambda: fleet.at(asked, "test.ping") == {target: True})
+    assert fleet.at(asked, "cmd.run", "cat /proc/sys/kernel/hostname; id -u")[target].split() == ["apart", "1000"]
+    made = fleet.at(asked, "state.single", "cmd.run", "echo x >/tmp/made", "onlyif=test ! -e /tmp/made")[target]
+    assert [one["result"] for one in made.values()] == [True], made
+    again = fleet.at(asked, "state.single", "cmd.run", "echo x >/tmp/made", "onlyif=test ! -e /tmp/made")[target]
+    assert [one["changes"] for one in again.values()] == [{}], again
+    refused = fleet.at(asked, "state.single", "cmd.run", "echo y >/tmp/made", "creates=/tmp/made")[target]
+    assert "no creates here: this environment's files are its own kernel's" in str(refused)
+    refused = fleet.at(asked, "state.apply", "inside")[target]
+    assert "no file here: this environment's files are its own kernel's" in str(refused)
+    assert fleet.at(asked, "cmd.retcode", "test -e /tmp/made/card") == {target: 1}

@@ -71,6 +71,16 @@ class _State(salt.state.State):  # type: ignore[misc]
             loaded_base_name="netspace.inside",
         )
 
+    def verify_data(self, data: Any) -> list[str]:
+        """As Salt's; and what needs files that can't be reached is refused."""
+        errors: list[str] = super().verify_data(data)
+        if (data["state"] == "file" or "creates" in data) and not targets.of(self.opts).has_files(self.opts["id"]):
+            what = "file" if data["state"] == "file" else "creates"
+            errors.append(
+                f"{data['__id__']}: no {what} here: this environment's files are its own kernel's; use cmd.run"
+            )
+        return errors
+
     def _run_check_creates(self, low: Any) -> dict[str, Any]:
         """As Salt's, which would look on the host."""
         wanted = low["creates"] if isinstance(low["creates"], list) else [low["creates"]]

@@ -114,10 +114,6 @@ def as_user(uid: int, gid: int, action: Callable[[], T]) -> T:
     return in_thread(work)
 
 
-class UnreachableError(NetspaceError):
-    """The environment runs, but has a kernel of its own between its files and this one."""
-
-
 @dataclass(frozen=True)
 class Entry:
     """What lies at a path: ``file``, ``folder``, ``link`` or ``other``, its permissions, and a link's target."""
@@ -283,7 +279,6 @@ def entered(pid: int, base: int, uid: int, gid: int, root: str) -> Iterator[With
 
     :param base: host id of the id 0 inside: the process must have one of the environment's ids.
     :param root: where the environment's root is mounted on the host: the process must have that one.
-    :raises UnreachableError: when the environment's files are not the host's kernel's.
     :raises NetspaceError: when the process is gone, or is not what it is thought to be.
     """
     lost = f"process {pid} is no longer the environment's"
@@ -297,7 +292,7 @@ def entered(pid: int, base: int, uid: int, gid: int, root: str) -> Iterator[With
         raise NetspaceError(lost) from err
     with _closing(inside):
         if os.fstat(inside).st_dev != os.stat(root).st_dev:
-            raise UnreachableError("the files of this environment can't be reached from the host")
+            raise NetspaceError("the files of this environment can't be reached from the host")
         yield Within(inside, base + uid, base + gid)
 
 

@@ -274,6 +274,7 @@ def kernel(spec: Environment, path: str) -> list[Problem]:
         "working_dir": "a kernel has no folders",
         "volumes": "a kernel has no folders",
         "read_only": "a kernel has no root to write to",
+        "target": "there is no other program to run in a kernel",
     }
     problems += [Problem(f"{path}:{key}", message) for key, message in instead.items() if getattr(spec, key)]
     if spec.limits.disk is not None:
@@ -298,9 +299,6 @@ def under(spec: Environment, used: str, path: str) -> list[Problem]:
     if used not in known.names():
         return []
     module, problems = known.find(used), []
-    if module.OWN_KERNEL:
-        message = f"{used} has a kernel of its own: a program that is started beside would be on the host's"
-        problems += [Problem(f"{path}:target", message)] if spec.target else []
     for limit, least in getattr(module, "LEAST", {}).items():
         if getattr(spec.limits, limit) < least:
             said = f"{least // 1024**2}M" if limit == "memory" else least

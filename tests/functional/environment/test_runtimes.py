@@ -14,6 +14,8 @@ from environment_host import Host, shell
 from waiting import until
 
 from netspace.environment import runtime, runtimes
+from netspace.errors import NetspaceError
+from netspace.targets import Targets
 
 RUNTIMES = runtimes.running("images")
 
@@ -103,6 +105,35 @@ def test_one_that_does_not_stop_is_killed_and_one_that_crashes_is_started_again(
     host.apply({"crash": host.desired("crash", runtime=other, command=crashing)})
     until(lambda: host.operations.logs("crash")["lines"].count("up") > 1, patience=60)
     assert host.kind.list()["crash"]["exit"] in ("exit 3", "")
+
+
+def test_it_is_a_target_whose_commands_run_inside(host: Host, one: str) -> None:
+    host.run("web", runtime=one, target=True, files={"environment.json": b"{}\n"})
+    targets = Targets(host.layout, "shop")
+    assert targets.list() == {"shop-web": "web"}
+    assert targets.ping("shop-web") is True
+    assert targets.grains("shop-web")["environment"] == "web"
+    done = targets.run(
+        "shop-web",
+        "id -u; echo $COLOUR; cat >kept; cat kept; exit 3",
+        stdin="asked",
+        folder="/tmp",
+        variables={"COLOUR": "blue"},
+    )
+    assert (done.retcode, done.stdout) == (3, "1000\nblue\nasked"), done
+    # By the kernel that runs the environment's own program; no file of another's is taken for its.
+    own_kernel = runtimes.find(one).OWN_KERNEL
+    version = targets.run("shop-web", ["/bin/cat", "/proc/version"]).stdout
+    assert (version == Path("/proc/version").read_text()) is not own_kernel
+    if own_kernel:
+        with pytest.raises(NetspaceError, match=f"web runs under {one}, whose own kernel has its files: use cmd"):
+            with targets.files("shop-web"):
+                pass
+    else:
+        with targets.files("shop-web") as inside:
+            assert inside.read("/tmp/kept") == b"asked"
+    host.operations.stop(["web"])
+    assert targets.ping("shop-web") is False
 
 
 def test_another_runtime_is_a_restart_with_that_reason(host: Host, other: str) -> None:

@@ -45,6 +45,7 @@ def problems(**keys: Any) -> dict[str, str]:
         ("working_dir", "/x", "no folders"),
         ("volumes", [{"target": "/x", "size": "64M"}], "no folders"),
         ("read_only", True, "no root to write to"),
+        ("target", True, "no other program to run in a kernel"),
         ("seccomp", "standard", "a profile of its own"),
         ("limits", {"memory": "128M", "pids": 7}, "qemu needs some itself: at least 8"),
         ("args", ["a", "b c"], "'b c' would be another under qemu"),
