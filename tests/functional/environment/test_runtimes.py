@@ -167,7 +167,8 @@ case " $* " in *" run "*) ;; *) exec {real} "$@" ;; esac
 [ -e {folder}/4 ] && exec {real} "$@"
 n=1; while [ -e {folder}/$n ]; do n=$((n + 1)); done; touch {folder}/$n
 before=$(count)
-{real} "$@" & launch=$!
+exec 3<&0  # in the background its input would be the host's /dev/null
+{real} "$@" <&3 3<&- & launch=$!
 while kill -0 $launch && [ "$(count)" = "$before" ]; do :; done
 kill -9 $launch
 exit 137
