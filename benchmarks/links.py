@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -34,19 +35,8 @@ from bench import Rounds, line, say
 
 PLAIN_PORT = 5699
 OUT = 3  # links from each environment
-HOSTILE = """
-import os, socket
-while True:
-    ends = []
-    try:
-        for _ in range(32):
-            ends.append(socket.create_connection(("127.0.0.1", 5671), 1))
-            ends[-1].sendall(os.urandom(4096))
-    except OSError:
-        pass
-    for end in ends:
-        end.close()
-"""
+HOSTILE = Path(__file__).parents[1] / "tests/hostile.py"
+ATTACKS = {"attacked": "noise", "flooded": "transaction"}
 
 
 class Host:
@@ -295,20 +285,26 @@ def messages(host: Host, rounds: Rounds, count: int, times: int) -> None:
             for name, who in paths.items():
                 load("rtt", count, who, name)
                 load("confirm", 10 * count, who, name)
-            with hostile(host, host.names[1]):
-                load("rtt", count, paths["certificate"], "attacked")
+            for name, attack in ATTACKS.items():
+                with hostile(host, host.names[1], attack):
+                    load("rtt", count, paths["certificate"], name)
 
 
 @contextlib.contextmanager
-def hostile(host: Host, name: str) -> Iterator[None]:
-    """Have environment *name* open all connections that it can, say nonsense on each, and begin again."""
-    command = ["ip", "netns", "exec", host.layout.netns_name(name), sys.executable, "-c", HOSTILE]
-    with subprocess.Popen(command) as attacker:
-        try:
-            time.sleep(0.5)
-            yield
-        finally:
-            attacker.kill()
+def hostile(host: Host, name: str, attack: str) -> Iterator[None]:
+    """Have environment *name* do its worst, again and again."""
+    with tempfile.TemporaryDirectory() as folder:
+        card = host.links.cards()(name, [link for link in host.links.recorded() if name in (link.source, link.target)])
+        (Path(folder) / "environment.json").write_text(json.dumps(card))
+        for file, content in host.links.access().files(name).items():
+            (Path(folder) / file).write_bytes(content)
+        command = ["ip", "netns", "exec", host.layout.netns_name(name), sys.executable, HOSTILE, attack, folder]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as attacker:
+            try:
+                time.sleep(1.0)
+                yield
+            finally:
+                attacker.kill()
 
 
 def programs(host: Host, rounds: Rounds, times: int, folder: Path) -> None:
@@ -361,6 +357,9 @@ def lines(rounds: Rounds, count: int) -> dict[str, dict[str, Any]]:
         found[f"with confirms, {told}"] = fast
     found["round trip, certificate, while a neighbour attacks"] = line(
         middle("rtt attacked"), "us", "while it doesn't", middle("rtt certificate"), ratio=2.0
+    )
+    found["round trip, certificate, while a neighbour floods"] = line(
+        middle("rtt flooded"), "us", "while it doesn't", middle("rtt certificate"), ratio=2.0
     )
     for what, unit, told in (("call", "ms", "a question and its answer"), ("send", "msg/s", "sent and confirmed")):
         peer = "over a plain link"

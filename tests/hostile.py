@@ -1,6 +1,6 @@
 """What a hostile environment does to a broker with nothing but its card, again and again, until it is killed.
 
-usage: python hostile.py ATTACK FOLDER, where FOLDER has what is in /run/netspace of an environment that asks another.
+usage: python hostile.py ATTACK FOLDER, where FOLDER has what is in an environment's /run/netspace.
 It prints a line whenever it was ended, and begins anew.
 """
 
@@ -34,8 +34,10 @@ class Inside:
         self.folder = folder
         self.card = json.loads((folder / "environment.json").read_text())
         self.broker = self.card["broker"]
-        self.exchange = next(peer["exchange"] for peer in self.card["peers"] if "replies" in peer)
-        self.replies = next(peer["replies"] for peer in self.card["peers"] if "replies" in peer)
+        peers = self.card["peers"]
+        peer = next((one for one in peers if "replies" in one), peers[0])
+        self.exchange = peer["exchange"]
+        self.replies = peer.get("replies")
 
     def tls(self) -> ssl.SSLContext:
         told = self.broker["tls"]
@@ -117,6 +119,7 @@ def consumers(inside: Inside) -> None:
 
 def bindings(inside: Inside) -> None:
     """Bindings to answers, with all that their arguments can hold."""
+    assert inside.replies is not None, "it asks nobody"
     with inside.channel() as channel:
         for number in itertools.count():
             bind = Queue.Bind(queue=inside.replies["queue"], exchange=inside.replies["exchange"], nowait=True)

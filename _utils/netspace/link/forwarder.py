@@ -6,6 +6,9 @@ broker; only for clients that can't do it (``broker: {passwords: [...]}``) it is
 environment's namespace is found by name, and known by its inode number, since one that
 was made anew under the same name needs a new socket.
 
+Each environment has a bounded share of the broker's time: so many new connections (TLS handshakes), and so many bytes a
+second of all its connections together. Whoever wants more waits.
+
 An environment with links to other hosts reaches their brokers at the same port: the name that its client asks for (TLS
 SNI) says which, of those that its links need and no other. Where this host is reached by others
 (``broker: {listen: ...}``), the way goes on from there to the broker, for whoever asks for it by its name.
@@ -41,6 +44,8 @@ NAME = "forwarder"
 PROGRAM = Path("/usr/sbin/haproxy")
 
 CONNECTIONS = 16  # of one environment: the broker admits 8, and refuses the rest by itself
+NEW = 8  # connections a second of one environment: more wait
+RATE = "32m"  # bytes a second that it may send: more wait, so that reading it takes the broker no time from the others
 ALL_CONNECTIONS = 9000
 OLD_WORKERS = 16  # each holds 10 MB until its last connection ends; older ones are ended
 _SECTION = "frontend environment:"
@@ -146,6 +151,8 @@ def render(layout: Layout, wanted: Wanted) -> str:
         "    timeout connect 5s",
         "    timeout client 20d",  # AMQP has heartbeats of its own
         "    timeout server 20d",
+        "backend shares",
+        "    stick-table type integer size 100k expire 10s store bytes_in_rate(1s)",
         *_to_broker(layout, wanted),
         *_from_elsewhere(wanted.broker),
     ]
@@ -198,6 +205,9 @@ def _from_environment(layout: Layout, wanted: Wanted, name: str) -> list[str]:
         f"{_SECTION}{name}",
         f"    # network namespace {wanted.namespaces[name]}",
         f"    bind 127.0.0.1:{TLS_PORT if certified else PORT} namespace {layout.netns_name(name)}",
+        f"    rate-limit sessions {NEW}",
+        f"    filter bwlim-in share limit {RATE} key fe_id table shares min-size 16k",
+        "    tcp-request content set-bandwidth-limit share",
     ]
     if away:
         lines += [

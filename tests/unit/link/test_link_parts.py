@@ -33,6 +33,8 @@ def test_the_forwarder_listens_in_each_namespace_and_knows_its_inode():
     assert "    server broker 127.0.0.1:5682\n" in config
     assert " ssl " not in config, "TLS is between client and broker"
     assert config != forwarder.render(Layout(), Wanted(LocalBroker(), {"web": 13, "a-b": 12}))
+    for each in ("rate-limit sessions ", "filter bwlim-in ", "set-bandwidth-limit "):
+        assert config.count(each) == 2, "one share for each environment"
     assert config == forwarder.render(Layout(), Wanted(LocalBroker(), {"a-b": 12, "web": 11}))
 
 
