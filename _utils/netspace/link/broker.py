@@ -323,6 +323,12 @@ def reread_certificates(layout: Layout, spec: LocalBroker) -> None:
         raise NetspaceError(f"the broker can't be told of new certificates: {why}")
 
 
+def restart_carriers(layout: Layout, spec: LocalBroker) -> None:
+    """Have a running node start its shovels anew, where what runs them has ended: nothing in RabbitMQ does that."""
+    if why := evaluate(layout, spec, "application:stop(rabbitmq_shovel), ok = application:start(rabbitmq_shovel)."):
+        raise NetspaceError(f"what carries mail to other hosts can't be started anew: {why}")
+
+
 def start(layout: Layout, spec: LocalBroker, supervisor: Supervisor, progress: Callable[[str], None]) -> None:
     """Install the node, have it run, and wait until it answers.
 

@@ -189,6 +189,8 @@ class Change:
         if definitions is None and isinstance(broker, LocalBroker):
             self.progress("starting the broker")
             node.start(self.layout, broker, self.supervisor, self.progress)
+        elif work.observed.stalled and isinstance(broker, LocalBroker):
+            node.restart_carriers(self.layout, broker)
         vhost = reach.vhost(self.layout, broker)
         before = work.observed.record
         accounts = reach.accounts(self.layout, broker)

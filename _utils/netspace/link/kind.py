@@ -209,6 +209,7 @@ class Links:
             detail=detail,
             definitions=definitions,
             flooded=flooded,
+            stalled=reach.stalled(self.layout, record.broker, definitions),
             names=called,
             unnamed=unnamed,
             drained=reach.drained(self.layout, record, now) if state == "running" else (),

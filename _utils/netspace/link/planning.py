@@ -41,6 +41,7 @@ class Observed:
         answer; our own is then ``starting``.
     :param definitions: the broker's, with accounts by our names, or None where it doesn't run, or where they aren't
         read before what is ``flooded`` (``model.flooded``) has been made anew.
+    :param stalled: what carries mail to other hosts has ended for good.
     :param names: what objects are to be called; None: their key is still to be made.
     :param unnamed: why that can't be told; *names* are then those that are in use.
     :param drained: queues with a former name that are empty.
@@ -55,6 +56,7 @@ class Observed:
     detail: str = ""
     definitions: Mapping[str, Any] | None = field(default=None, repr=False)
     flooded: tuple[Key, ...] = ()
+    stalled: bool = False
     names: Names | None = None
     unnamed: str = ""
     drained: tuple[str, ...] = ()
@@ -309,6 +311,8 @@ def _broker_changes(work: Work) -> dict[str, dict[str, Any]]:
         changes["configuration"] = {"old": "differs", "new": "as declared"}
     if observed.broker != "running":
         changes["state"] = {"old": observed.broker, "new": "running"}
+    if observed.stalled:
+        changes["carriers to other hosts"] = {"old": "ended", "new": "running"}
     return changes
 
 

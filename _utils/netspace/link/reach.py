@@ -114,6 +114,23 @@ def drained(layout: Layout, record: Record, now: float) -> tuple[str, ...]:
     return tuple(sorted(queue["name"] for queue in counted if queue["name"] in settled and queue.get("messages") == 0))
 
 
+def stalled(layout: Layout, broker: Broker, definitions: Mapping[str, Any] | None) -> bool:
+    """Whether our broker knows of no shovel though some are defined.
+
+    What runs them ends when too many of them ended at once, as they do when ways break and links change in the same
+    seconds (RabbitMQ 4.0), and never comes back by itself.
+    """
+    where = vhost(layout, broker)
+    entries = (definitions or {}).get("parameters", ())
+    if not any((entry.get("component"), entry.get("vhost")) == ("shovel", where) for entry in entries):
+        return False
+    try:
+        with management(layout, broker) as api:
+            return bool(api.get("shovels", where) == [])
+    except NetspaceError:  # the broker's state tells
+        return False
+
+
 def flooded(layout: Layout, api: Management, broker: Broker, links: Mapping[str, Link]) -> tuple[Key, ...]:
     """What environments have bound to answers beyond all need (``model.flooded``).
 

@@ -167,6 +167,21 @@ def test_revoked_at_the_receivers_host_what_waits_stays_and_the_operator_is_told
     until(lambda: not [problem for problem in problems(h1) if "web.orders@h2" in problem], str(problems(h1)))
 
 
+def test_an_apply_starts_what_carries_anew_where_that_ended_for_good(linked, program):
+    """As it does when ways break and links change again and again within seconds."""
+    h1, h2, _ = linked
+    ended = "ok = supervisor:terminate_child(rabbit_shovel_sup, rabbit_shovel_dyn_worker_sup_sup)."
+    with h1.here():
+        assert node.evaluate(h1.layout, h1.broker, ended) == ""
+    assert any("not carried over now (absent)" in problem for problem in problems(h1))
+    program(h1, "web").send("orders@h2", "waits")
+    plan = h1.declare(*LINKS)
+    assert {step.name: set(step.changes) for step in plan.steps} == {"broker": {"carriers to other hosts"}}
+    assert program(h2, "orders").receive("web@h1") == "waits"
+    until(lambda: shovels(h1) == ["running", "running"])
+    assert not h1.plan(*h1.local(*LINKS)).steps
+
+
 def problems(world) -> list[str]:
     with world.here():
         return world.links.health()["problems"]
