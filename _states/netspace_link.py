@@ -99,6 +99,16 @@ def present(name: str, **kwargs: Any) -> dict[str, Any]:
         What happens beyond ``length``: ``reject`` (default), the sender is told; or ``drop-head``, the oldest message
         is a dead letter.
 
+    rate
+        Messages in a second; needs ``length``. This, ``size`` and ``content_type`` are **kept by netspace-client** at
+        both ends; other programs have to look at their card.
+
+    size
+        Bytes that the body of a message may have.
+
+    content_type
+        What all messages must be, such as ``application/json``.
+
     attestation
         ``{policy, minimum}``: the least trust level without which the link is withheld.
     """

@@ -24,10 +24,12 @@ from netspace_client import (
     Mailbox,
     Monitor,
     NotDeclared,
+    Refused,
     Revoked,
     Timeout,
     card,
     frames,
+    narrowing,
 )
 from netspace_client.inbox import Inbox, Waiter
 from netspace_client.monitor import Readers
@@ -355,3 +357,44 @@ def test_a_mailbox_that_was_not_opened_tells_how_to(tmp_path):
 def test_bounds_that_let_nothing_through_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Mailbox(**wrong)
+
+
+# -- narrowed links ------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("narrowed", "body", "kind", "passes"),
+    [
+        (card.Narrowed(), b"x" * 99, None, True),
+        (card.Narrowed(size=3), b"xxx", None, True),
+        (card.Narrowed(size=3), b"xxxx", None, False),
+        (card.Narrowed(content_type="text/plain"), b"", "Text/Plain; charset=utf-8", True),
+        (card.Narrowed(content_type="text/plain"), b"", "text/plainer", False),
+        (card.Narrowed(content_type="text/plain"), b"", None, False),
+    ],
+)
+def test_what_a_link_is_not_for_is_refused(narrowed, body, kind, passes):
+    with contextlib.nullcontext() if passes else pytest.raises(Refused):
+        narrowing.check(narrowed, body, kind)
+
+
+@STEADY
+@given(st.sampled_from([0.25, 1.0, 2.0, 10.0]), st.lists(st.floats(0, 2), max_size=60))
+def test_in_no_time_do_more_come_than_the_rate_and_a_second_of_it(rate, gaps):
+    pace, now, came = narrowing.Pace(rate), 100.0, []
+    for gap in gaps:
+        now += gap
+        if not pace.wait(now):
+            pace.take(now)
+            came.append(now)
+    for index, begin in enumerate(came):
+        for number, end in enumerate(came[index:], 1):
+            assert number <= max(1.0, rate) + (end - begin) * rate + 1e-6
+    assert narrowing.Pace(rate).wait(now) == 0
+
+
+def test_what_a_card_says_of_its_messages_is_read_or_refused():
+    narrowed = {"size": 5, "content_type": "text/plain", "rate": 2}
+    read = card.parse({**CARD, "senders": [{**CARD["senders"][0], **narrowed}]})
+    assert read.senders["x3"].narrowed == card.Narrowed(5, "text/plain", 2)
+    for wrong in ({"size": 0}, {"content_type": 5}, {"rate": 0}, {"rate": "5"}, {"rate": True}):
+        with pytest.raises(CardError):
+            card.parse({**CARD, "senders": [{**CARD["senders"][0], **narrowed, **wrong}]})

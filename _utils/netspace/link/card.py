@@ -49,6 +49,7 @@ def card(
             known = link if home is None else remote.there(link, home)
             called = names if home is None else remote.called(link, home, names)
             peer: dict[str, Any] = {"to": link.target, "pattern": link.pattern, "exchange": called.exchange(known)}
+            peer.update(link.narrowed)
             if link.pattern == "request":
                 through = called.reply(known.target, known.from_host)
                 peer["replies"] = {"queue": called.replies(known.source), "exchange": through}
@@ -67,6 +68,7 @@ def card(
             peers.append(peer)
         elif link.target == name:
             sender: dict[str, Any] = {"from": link.source, "pattern": link.pattern, "exchange": names.exchange(link)}
+            sender.update(link.narrowed)
             if link.pattern == "request":
                 sender["reply_exchange"] = names.reply(name, link.from_host)
             if names.has_lane(link):

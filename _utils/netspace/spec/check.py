@@ -396,14 +396,14 @@ def ports(value: int | str) -> tuple[int, int] | None:
     return (first, last) if 1 <= first <= last <= 65535 else None
 
 
+_MEDIA_TYPE = re.compile(r"[a-z0-9][a-z0-9!#$&^_.+-]{0,63}/[a-z0-9][a-z0-9!#$&^_.+-]{0,126}")  # RFC 6838, 4.2
 MESSAGE_SIZES = (1024, 512 * 1024**2)  # the most is RabbitMQ's
 LINK_TTL = 7 * 24 * 3600  # what every mailbox has
 LINK_LENGTH = 10_000
+LINK_RATES = (0.001, 100_000.0)
+LINK_SIZES = (1, 16 * 1024**2)
 # What neither the broker nor anything else between two environments holds a sender to.
 LINK_REFUSED = {
-    "rate": "the broker doesn't bound the rate of a link; a `length` bounds what waits, and the sender is told",
-    "size": "the broker bounds the size of messages for all links alike: `broker: {message_size: 1M}`",
-    "content_type": "a content type is what the sender calls it: the receiver has to look at what it gets",
     "priority": "a priority is what the sender calls it: give links that must not wait for others a `length` or `ttl`, "
     "and so a queue of their own",
 }
@@ -421,6 +421,15 @@ def link(spec: Link, path: str) -> list[Problem]:
         problems.append(Problem(f"{path}:ttl", f"{spec.ttl:g}: expected 0.001 to {LINK_TTL} seconds, a week"))
     if spec.length is not None and not 1 <= spec.length <= LINK_LENGTH:
         problems.append(Problem(f"{path}:length", f"{spec.length}: expected 1 to {LINK_LENGTH} messages"))
+    if spec.rate is not None and not LINK_RATES[0] <= spec.rate <= LINK_RATES[1]:
+        problems.append(Problem(f"{path}:rate", f"{spec.rate:g}: expected 0.001 to 100000 messages in a second"))
+    if spec.rate is not None and spec.length is None:
+        problems.append(Problem(f"{path}:rate", "needs length: what is sent faster waits in a queue of the link's own"))
+    if spec.size is not None:
+        _between(problems, f"{path}:size", spec.size, *LINK_SIZES)
+    if spec.content_type is not None and not _MEDIA_TYPE.fullmatch(spec.content_type):
+        text = f"{spec.content_type!r}: expected a media type in lower case, without parameters, such as text/plain"
+        problems.append(Problem(f"{path}:content_type", text))
     if spec.full != "reject" and spec.length is None:
         problems.append(Problem(f"{path}:full", "needs length: a mailbox that others send to as well rejects"))
     return problems

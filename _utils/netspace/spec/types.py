@@ -467,6 +467,10 @@ class Link(Base, frozen=True):
     :param length: messages that may wait.
     :param full: what happens beyond ``length``: ``reject``: the sender is told by a nack;
         ``drop-head``: the oldest one is a dead letter.
+    :param rate: messages in a second; needs ``length``. **This, size and content_type are kept by netspace-client**, at
+        both ends: other programs find them in their card and have to look for themselves.
+    :param size: bytes that a message's body may have.
+    :param content_type: what all messages must be, ``application/json`` say.
     :param monitor: the sender is told when the receiver's program goes and comes.
     :param seal: messages and replies are signed and encrypted end to end with the environments' own keys, so that no
         broker and no relay can read or change them. **Their programs must seal and open**, as netspace-client does.
@@ -483,6 +487,9 @@ class Link(Base, frozen=True):
     ttl: float | None = None
     length: int | None = None
     full: Full = "reject"
+    rate: float | None = None
+    size: Size | None = None
+    content_type: str | None = None
     via: Via = "direct"
 
     @property
@@ -494,6 +501,16 @@ class Link(Base, frozen=True):
         if self.length is not None:
             bounds.update(length=self.length, full=self.full)
         return bounds
+
+    @property
+    def narrowed(self) -> dict[str, float | int | str]:
+        """What was declared of each of its messages, for the programs at both ends to keep."""
+        wanted = {
+            "rate": None if self.rate is None else float(self.rate),
+            "size": None if self.size is None else int(self.size),
+            "content_type": self.content_type,
+        }
+        return {key: value for key, value in wanted.items() if value is not None}
 
     @property
     def name(self) -> str:

@@ -10,8 +10,8 @@
 ``card`` reads what the host tells and ``host`` follows it; ``session`` keeps a connection, ``outlet`` sends in order
 until it is confirmed, ``ear`` listens, ``lines`` holds these; ``arrivals`` judges what comes, with ``inbox`` (selective
 receive) and ``window`` (what comes twice); ``answers`` and ``notices`` have what else is heard; ``letter`` looks at
-what is to be sent, ``seal`` seals and opens (with ``keys``, ``endorsement`` and ``jose``) as ``sealing`` has it do;
-``mailbox`` joins them.
+what is to be sent, ``narrowing`` at what a link may carry; ``seal`` seals and opens (with ``keys``, ``endorsement`` and
+``jose``) as ``sealing`` has it do; ``mailbox`` joins them.
 """
 
 from netspace_client.card import Card
@@ -27,6 +27,7 @@ from netspace_client.errors import (
     Revoked,
     SealError,
     Timeout,
+    TooFast,
     Unreachable,
 )
 from netspace_client.mailbox import Link, Mailbox
@@ -51,5 +52,6 @@ __all__ = [
     "Revoked",
     "SealError",
     "Timeout",
+    "TooFast",
     "Unreachable",
 ]

@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING
 
 from aiormq.abc import DeliveredMessage
 
+from netspace_client import narrowing
 from netspace_client.card import Card
 from netspace_client.ear import Ear, Ears
-from netspace_client.errors import InboxFull, LinkError, NotDeclared, Timeout
+from netspace_client.errors import InboxFull, LinkError, NotDeclared, Refused, Timeout
 from netspace_client.host import Host
 from netspace_client.inbox import Inbox, Waiter
 from netspace_client.lines import Lines, settle
 from netspace_client.message import Message
+from netspace_client.narrowing import Paces
 from netspace_client.sealing import Sealing
 from netspace_client.session import Session
 from netspace_client.window import Window
@@ -69,8 +71,10 @@ class Arrivals:
         self._bytes = 0
         self._stopped = False
         self.inbox: Inbox[Message] = Inbox()
+        self._paces = Paces()
         self.duplicates = 0
         self.strays = 0
+        self.refused = 0
 
     # -- what is heard -------------------------------------------------------------------
     def follow(self) -> None:
@@ -85,6 +89,7 @@ class Arrivals:
             wanted = {(session, queue) for queue in about.queues}
         self._share = max(1, self._capacity // max(1, len(about.queues)))
         self._ears.follow(wanted)
+        self._paces.forget(set(about.senders))
         for message in self.inbox.drop(lambda held: held._from.exchange not in about.senders):
             self._stray()
             self._lines.later(self.settle(message, "reject"))
@@ -96,10 +101,24 @@ class Arrivals:
                 self._stopped = True
                 for ear in self._ears:
                     ear.stop()
+            await self._in_time(delivery)
             await self._arrived.put((queue, delivery))
 
         self._room_in[queue] = self._share
         return Ear(self._lines, session, queue, heard, self._share, self._forget_unnamed)
+
+    async def _in_time(self, delivery: DeliveredMessage) -> None:
+        """Have no more come in a second than the link is declared for.
+
+        What waits here is not settled, and so the link's own queue fills up, and the broker tells the sender.
+        """
+        sender = self._host.card.senders.get(delivery.exchange or "")
+        pace = None if sender is None else self._paces.of(sender.exchange, sender.narrowed)
+        if pace is not None:
+            now = asyncio.get_running_loop().time()
+            left = pace.wait(now)
+            pace.take(now + left)
+            await asyncio.sleep(left)
 
     def _forget_unnamed(self) -> None:
         """Messages without an id wouldn't be known when they are handed out again: forget the first time."""
@@ -168,7 +187,15 @@ class Arrivals:
             self._sealing.refuse(err, sender.name)
             await self._not_taken(delivery, "reject")
             return None
-        return Message(self._owner, sender, queue, delivery, opened)
+        message = Message(self._owner, sender, queue, delivery, opened)
+        try:
+            narrowing.check(sender.narrowed, message.body, message.content_type)
+        except Refused as err:
+            self.refused += 1
+            log.warning("a message from %s was refused: %s", sender.name, err)
+            await self._not_taken(delivery, "reject")
+            return None
+        return message
 
     async def _not_taken(self, delivery: DeliveredMessage, how: str) -> None:
         self._forgotten(delivery)

@@ -8,6 +8,7 @@ put together. Keys that are not known are left alone, for a later host may add s
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +46,15 @@ class Broker:
 
 
 @dataclass(frozen=True)
+class Narrowed:
+    """What a message over a link may be, where that was declared: bytes of its body, its type, how many in a second."""
+
+    size: int | None = None
+    content_type: str | None = None
+    rate: float | None = None
+
+
+@dataclass(frozen=True)
 class Peer:
     """One whom this environment may send to.
 
@@ -64,6 +74,7 @@ class Peer:
     monitor: tuple[str, str] | None = None
     notices: str | None = None
     message_size: int | None = None
+    narrowed: Narrowed = Narrowed()
 
 
 @dataclass(frozen=True)
@@ -81,6 +92,7 @@ class Sender:
     reply_exchange: str | None = None
     former: bool = False
     seal: Sealed | None = None
+    narrowed: Narrowed = Narrowed()
 
 
 @dataclass(frozen=True)
@@ -158,7 +170,8 @@ def parse(value: Any, folder: Path = FOLDER) -> Card:
             heard = notices if news.get("notices") is None else _text(news, "notices", f"{where}:monitor")
         pattern, exchange = _text(about, "pattern", where), _text(about, "exchange", where)
         most = None if about.get("message_size") is None else _size(about["message_size"], f"{where}:message_size")
-        peers[name] = Peer(name, pattern, exchange, own, replies, _seal(about, where), watched, heard, most)
+        seal, narrowed = _seal(about, where), _narrowed(about, where)
+        peers[name] = Peer(name, pattern, exchange, own, replies, seal, watched, heard, most, narrowed)
     for index, entry in enumerate(_list(top, "senders")):
         where = f"senders:{index}"
         about = _table(entry, where)
@@ -166,7 +179,8 @@ def parse(value: Any, folder: Path = FOLDER) -> Card:
         name = _text(about, "from", where)
         exchange = _text(about, "exchange", where)
         pattern, former = _text(about, "pattern", where), bool(about.get("former"))
-        senders[exchange] = Sender(name, pattern, exchange, back_to, former, _seal(about, where))
+        seal, narrowed = _seal(about, where), _narrowed(about, where)
+        senders[exchange] = Sender(name, pattern, exchange, back_to, former, seal, narrowed)
     queues = [] if top.get("mailbox") is None else [_text(top, "mailbox", "the card")]
     for index, queue in enumerate(_list(top, "queues")):
         if not isinstance(queue, str) or not queue:
@@ -249,6 +263,15 @@ def _list(table: Mapping[str, Any], key: str) -> list[Any]:
     if not isinstance(value, list):
         raise CardError(f"{key}: expected a list, got {type(value).__name__}")
     return value
+
+
+def _narrowed(table: Mapping[str, Any], where: str) -> Narrowed:
+    size = None if table.get("size") is None else _size(table["size"], f"{where}:size")
+    kind = None if table.get("content_type") is None else _text(table, "content_type", where)
+    rate = table.get("rate")
+    if rate is not None and (isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate < math.inf):
+        raise CardError(f"{where}:rate: expected a number of messages in a second")
+    return Narrowed(size, kind, rate)
 
 
 def _size(value: Any, where: str) -> int:

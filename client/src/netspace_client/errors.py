@@ -39,6 +39,10 @@ class Refused(LinkError):
     """This very message is refused, and would be in vain to repeat: it is too large, say."""
 
 
+class TooFast(LinkError):
+    """More messages in a second than are declared for the link; this one was not sent."""
+
+
 class InboxFull(LinkError):
     """As many messages wait as may, and none is what this ``receive`` asked for; receive some of the others."""
 

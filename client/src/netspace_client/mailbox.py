@@ -16,15 +16,16 @@ from pathlib import Path
 from types import TracebackType
 
 from netspace_client import card as cards
-from netspace_client import letter
+from netspace_client import letter, narrowing
 from netspace_client.answers import Answers
 from netspace_client.arrivals import Arrivals, Match
-from netspace_client.card import Card
-from netspace_client.errors import Closed, LinkError, NotDeclared, Refused, Revoked, Timeout, Unreachable
+from netspace_client.card import Card, Peer
+from netspace_client.errors import Closed, LinkError, NotDeclared, Refused, Revoked, Timeout, TooFast, Unreachable
 from netspace_client.host import Host
 from netspace_client.lines import Lines
 from netspace_client.message import Message
 from netspace_client.monitor import Monitor
+from netspace_client.narrowing import Paces
 from netspace_client.notices import Notices
 from netspace_client.outlet import CONFIRM_SECONDS, Unroutable
 from netspace_client.sealing import Sealing
@@ -78,6 +79,7 @@ class Mailbox:
         self._sealing = Sealing(self._host, seen)
         self._arrivals = Arrivals(self, self._host, self._lines, self._sealing, seen, capacity=capacity, memory=memory)
         self._answers = Answers(self, self._host, self._lines, self._sealing)
+        self._paces = Paces()
         self._notices = Notices(self._host, self._lines)
         self._tasks: list[asyncio.Task[None]] = []
         self._closed = False
@@ -94,8 +96,8 @@ class Mailbox:
 
     @property
     def refused(self) -> int:
-        """Messages on sealed links that weren't sealed, or not for us, here and now; they are with the dead letters."""
-        return self._sealing.refused
+        """Messages that their link is not for, or that weren't sealed for us, here and now; they are dead letters."""
+        return self._sealing.refused + self._arrivals.refused
 
     # -- life --------------------------------------------------------------------
     async def __aenter__(self) -> Mailbox:
@@ -133,6 +135,7 @@ class Mailbox:
         self._notices.follow(about)
         self._answers.follow(about)
         self._lines.follow(about)
+        self._paces.forget({peer.exchange for peer in about.peers.values()})
 
     def _open(self) -> None:
         if self._closed:
@@ -183,6 +186,7 @@ class Mailbox:
         :raises Unreachable: the broker can't be reached. It may have the message.
         :raises Timeout: the broker doesn't confirm. It may have the message.
         :raises Refused: not this message.
+        :raises TooFast: not so many in a second.
         :raises TypeError: the body is neither bytes nor text, or the id or type is no text.
         """
         self._open()
@@ -193,6 +197,7 @@ class Mailbox:
         self, link: str, content: tuple[bytes, str], timeout: float, id: str, urgent: bool, **more: str
     ) -> str:
         peer = self._host.peer(link)
+        self._narrow(peer, content)
         deadline = _now() + timeout
         try:
             await asyncio.wait_for(self._flight.acquire(), timeout)
@@ -218,6 +223,23 @@ class Mailbox:
                     peer = again
         finally:
             self._flight.release()
+
+    def _narrow(self, peer: Peer, content: tuple[bytes, str]) -> None:
+        """Send nothing that the receiver would refuse.
+
+        :raises Refused: it is none of what the link is declared for.
+        :raises TooFast: there were too many.
+        """
+        try:
+            narrowing.check(peer.narrowed, *content)
+        except Refused as err:
+            raise Refused(f"the link to {peer.name}: {err}") from None
+        pace = self._paces.of(peer.exchange, peer.narrowed)
+        if pace is None:
+            return
+        if (left := pace.wait(_now())) > 0:
+            raise TooFast(f"the link to {peer.name}: {pace.rate:g} in a second are declared; again in {left:.3f} s")
+        pace.take(_now())
 
     async def call(
         self,

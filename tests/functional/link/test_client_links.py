@@ -36,6 +36,7 @@ from netspace_client import (
     Refused,
     Revoked,
     Timeout,
+    TooFast,
     Unreachable,
     jose,
 )
@@ -645,6 +646,65 @@ def test_no_letter_keeps_its_receiver_from_the_others(town):
     assert [text for text, _, _ in got] == ["0", "1", "2", "3", "4", "honest"]
     assert [identity for _, identity, _ in got[:5]] == [None, None, None, None, "fine"]
     assert not any(redelivered for _, _, redelivered in got)
+
+
+# -- narrowed links ---------------------------------------------------------------------------------
+def narrowed(town, **more) -> tuple[Program, str]:
+    """Web's link to audit is narrowed; audit's program, and the exchange for a sender that doesn't look."""
+    links = (ASK, Link(source="web", target="audit", **more), ALSO, SEALED, OTHERS)
+    town.apply(*links)
+    assert not town.world.plan(*links).steps
+    exchange = next(peer["exchange"] for peer in town.card("web")["peers"] if peer["to"] == "audit")
+    return town.program("audit"), exchange
+
+
+def test_a_link_is_narrowed_at_both_ends(town):
+    audit, exchange = narrowed(town, size=5, content_type="application/json")
+    web = town.program("web")
+    web.send("audit", "12345", content_type="application/json")
+    for body, kind in (("123456", "application/json"), ("12345", "text/plain"), ("12345", None)):
+        with pytest.raises(Refused, match=r"the link to audit: .* declared"):
+            web.send("audit", body, content_type=kind)
+    with town.world.client("web") as channel:
+        for body, kind in ((b"123456", "application/json"), (b"12345", "text/plain"), (b"1", "application/json")):
+            channel.basic_publish(exchange, "", body, pika.BasicProperties(content_type=kind), mandatory=True)
+    assert [audit.receive() for _ in range(2)] == ["12345", "1"]
+    assert audit.mailbox.refused == 2
+    until(lambda: Letters(town.world.layout).count()["count"] == 2, patience=60)
+
+
+@pytest.mark.exhaustion
+def test_a_rate_is_kept_though_the_sender_does_not(town):
+    audit, exchange = narrowed(town, rate=2, length=5)
+    web = town.program("web")
+    web.send("audit", "1")
+    web.send("audit", "2")
+    with pytest.raises(TooFast, match="again in"):
+        for _ in range(20):
+            web.send("audit", "3")
+    begun = time.monotonic()
+    got: list[float] = []
+
+    async def collect():
+        async for message in audit.mailbox.messages("web"):
+            async with message:
+                got.append(time.monotonic() - begun)
+
+    collecting = audit.start(collect())
+    refused = 0
+    with town.world.client("web") as channel:
+        for _ in range(300):
+            try:
+                channel.basic_publish(exchange, "", b"x", mandatory=True)
+            except pika.exceptions.NackError:
+                refused += 1
+        town.program("orders").send("audit", "of another")  # nobody waits for web's mail
+        assert audit.receive("orders") == "of another"
+        until(lambda: len(got) >= 8, patience=60)
+    collecting.cancel()
+    # All that came, came at the rate; of a second's worth at once, the first are from before.
+    assert all(len([at for at in got if first <= at < first + 2]) <= 2 + 2 * 2 + 1 for first in got)
+    assert refused
 
 
 # -- monitoring -------------------------------------------------------------------------------------

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from netspace.errors import SpecError
+from netspace.link import record
 from netspace.spec import parse
+from netspace.spec.types import Link
 
 ENDS = {"from": "web", "to": "orders"}
 
@@ -24,6 +26,16 @@ def test_bounds(bounds: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
+    "narrowed", [{"size": 1}, {"content_type": "application/vnd.x+json"}, {"rate": 0.001, "length": 1}, {"size": 2**24}]
+)
+def test_what_a_message_may_be(narrowed: dict[str, Any]) -> None:
+    link = parse.link({**ENDS, **narrowed})
+    again = parse.convert(record.plain(link), Link, "link")
+    assert again == link, "as it is recorded"
+    assert link.narrowed == {key: value for key, value in narrowed.items() if key != "length"}
+
+
+@pytest.mark.parametrize(
     ("key", "bounds"),
     [
         ("ttl", {"ttl": 0}),
@@ -31,6 +43,13 @@ def test_bounds(bounds: dict[str, Any]) -> None:
         ("length", {"length": 0}),
         ("length", {"length": 10_001}),
         ("full", {"full": "drop-head"}),
+        ("rate", {"rate": 5}),
+        ("rate", {"rate": 0, "length": 5}),
+        ("size", {"size": 0}),
+        ("size", {"size": "17M"}),
+        ("content_type", {"content_type": "json"}),
+        ("content_type", {"content_type": "text/plain; charset=utf-8"}),
+        ("content_type", {"content_type": "Text/Plain"}),
         ("full", {"full": "drop-tail", "length": 5}),
     ],
 )
@@ -42,7 +61,7 @@ def test_bounds_out_of_bounds(key: str, bounds: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("key", "reason"),
-    [("rate", "length"), ("size", "message_size"), ("content_type", "receiver"), ("priority", "queue of their own")],
+    [("priority", "queue of their own")],
 )
 def test_what_nothing_enforces_is_refused_with_the_reason(key: str, reason: str) -> None:
     with pytest.raises(SpecError, match=f"link:{key}: .*{reason}"):
