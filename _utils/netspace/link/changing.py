@@ -239,7 +239,7 @@ class Change:
                 shovels = {"parameters": document.pop("parameters")} if "parameters" in document else {}
                 for body in (document, shovels):
                     if body:
-                        api.post("definitions", body=accounts.document(body), timeout=IMPORT_SECONDS)
+                        self._import(api, broker, accounts.document(body))
             for key in change.last:
                 _delete(api, vhost, key, accounts)
             empty = {one.queue for one in formers if one.queue in work.observed.drained}
@@ -251,6 +251,16 @@ class Change:
             left = [name for name in change.left if name not in reading]
             parked = self._sweep(api, vhost, [name for name in left if whole or not names.is_dead(name)], purge)
             return _Left(tuple(parked), tuple(one for one in formers if one.queue not in empty))
+
+    def _import(self, api: Management, broker: Broker, document: Mapping[str, Any]) -> None:
+        try:
+            api.post("definitions", body=document, timeout=IMPORT_SECONDS)
+        except RefusedError:
+            if "parameters" not in document or not isinstance(broker, LocalBroker):
+                raise
+            # What runs shovels may have ended since it was looked at, or in this very moment (``reach.stalled``).
+            node.restart_carriers(self.layout, broker)
+            api.post("definitions", body=document, timeout=IMPORT_SECONDS)
 
     def _sweep(self, api: Management, vhost: str, left: Sequence[str], purge: bool) -> list[str]:
         """Delete queues that nothing declares, but those with mail in them, unless told to; say whose these are."""

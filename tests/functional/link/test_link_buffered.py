@@ -170,9 +170,7 @@ def test_revoked_at_the_receivers_host_what_waits_stays_and_the_operator_is_told
 def test_an_apply_starts_what_carries_anew_where_that_ended_for_good(linked, program):
     """As it does when ways break and links change again and again within seconds."""
     h1, h2, _ = linked
-    ended = "ok = supervisor:terminate_child(rabbit_shovel_sup, rabbit_shovel_dyn_worker_sup_sup)."
-    with h1.here():
-        assert node.evaluate(h1.layout, h1.broker, ended) == ""
+    end_carriers(h1)
     assert any("not carried over now (absent)" in problem for problem in problems(h1))
     program(h1, "web").send("orders@h2", "waits")
     plan = h1.declare(*LINKS)
@@ -180,6 +178,22 @@ def test_an_apply_starts_what_carries_anew_where_that_ended_for_good(linked, pro
     assert program(h2, "orders").receive("web@h1") == "waits"
     until(lambda: shovels(h1) == ["running", "running"])
     assert not h1.plan(*h1.local(*LINKS)).steps
+
+
+def test_a_link_is_made_though_what_carries_ends_amid_the_apply(linked):
+    h1, _, _ = linked
+    h1.declare(FEW)
+    plan = h1.plan(*h1.local(*LINKS))
+    end_carriers(h1)
+    with h1.here():
+        assert [outcome.error for outcome in h1.links.apply(plan.steps) if outcome.error] == []
+    until(lambda: shovels(h1) == ["running", "running"])
+
+
+def end_carriers(world) -> None:
+    ended = "ok = supervisor:terminate_child(rabbit_shovel_sup, rabbit_shovel_dyn_worker_sup_sup)."
+    with world.here():
+        assert node.evaluate(world.layout, world.broker, ended) == ""
 
 
 def problems(world) -> list[str]:
