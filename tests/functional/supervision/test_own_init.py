@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from supervised import daemon_pid, kill_daemon, reap, shell, standing_pid
 from waiting import until
 
 from netspace.layout import Layout
-from netspace.supervision import place, records
+from netspace.supervision import daemon, place
 from netspace.supervision.direct import Direct
 
 pytestmark = pytest.mark.root
@@ -106,18 +107,19 @@ def test_a_supervisor_that_is_an_inits_own(rebooted: Direct, layout: Layout, tmp
     assert runs(rebooted)
 
 
-def test_an_inits_own_stays_while_it_has_nothing_to_do(direct: Direct, layout: Layout) -> None:
+def test_an_inits_own_stays_while_it_has_nothing_to_do(
+    direct: Direct, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
     direct.define([shell("a", STAY)])
-    code = f"""
-import sys; sys.path.insert(0, {str(Path(records.__file__).parents[2])!r})
-from netspace.layout import Layout
-from netspace.supervision import daemon
-daemon.IDLE = 0.1
-raise SystemExit(daemon.main(Layout(), "", foreground=True))
-"""
-    with subprocess.Popen([sys.executable, "-c", code]) as own:
-        until(lambda: place.running(layout))
-        with pytest.raises(subprocess.TimeoutExpired):
-            own.wait(timeout=1.0)
-        own.terminate()
-    assert own.returncode == 0
+    monkeypatch.setattr(daemon, "IDLE", 0.1)
+    own = os.fork()
+    if not own:
+        try:
+            daemon.main(layout, "", foreground=True)
+        finally:
+            os._exit(0)
+    until(lambda: place.running(layout))
+    time.sleep(1.0)  # ten times as long as another would stay
+    assert os.waitpid(own, os.WNOHANG) == (0, 0)
+    os.kill(own, signal.SIGTERM)
+    assert os.waitpid(own, 0) == (own, 0)
