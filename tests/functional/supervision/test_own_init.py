@@ -119,7 +119,7 @@ def test_an_inits_own_stays_while_it_has_nothing_to_do(
         finally:
             os._exit(0)
     until(lambda: place.running(layout))
-    time.sleep(1.0)  # ten times as long as another would stay
+    time.sleep(3.0)  # another would have ended after its first look around, which is within a second
     assert os.waitpid(own, os.WNOHANG) == (0, 0)
     os.kill(own, signal.SIGTERM)
     assert os.waitpid(own, 0) == (own, 0)
