@@ -320,7 +320,7 @@ class World:
                 )
                 for one in found[kind]
                 # What all links need stays on a broker that isn't ours.
-                if not {one.get("name"), one.get("source")} & {"dead", "dead-again", "dead-late", *POLICIES}
+                if not {one.get("name"), one.get("source")} & {"dead", "dead-late", *POLICIES}
             )
             for kind in ("users", "vhosts", "permissions", "queues", "exchanges", "bindings", "policies")
         }

@@ -196,13 +196,8 @@ class Change:
         accounts = reach.accounts(self.layout, broker)
         with reach.management(self.layout, broker) as api:
             if definitions is None:
-                # Nothing that an environment may do to what is read next keeps it from being revoked first.
                 known = naming.used if before.named.get("") else names.PLAIN
-                old, new = (planning.objects(self.layout, broker, links, known) for links in (work.before, after))
-                for key in diff.undeclared(old, new):
-                    _delete(api, vhost, key, accounts)
-                for key in reach.flooded(self.layout, api, broker, {**work.before, **after}):
-                    _delete(api, vhost, key, accounts)
+                self._revoke_recorded(api, broker, work.before, after, known, accounts)
                 definitions = reach.definitions(self.layout, api, broker)
             for name in accounts.stale(definitions, vhost):
                 api.delete("users", name)
@@ -228,18 +223,7 @@ class Change:
                 certified = identity.certified(broker, everyone)
                 secrets = credentials.ensure(self.layout, everyone - certified, passwords)
                 secrets |= dict.fromkeys(certified, "")
-                document = diff.document(compared.wanted, change, vhost, secrets)
-                if isinstance(broker, ClusterBroker) and api.get("vhosts", vhost, query="columns=name") is None:
-                    document["vhosts"] = [{"name": vhost}]
-                    every = dict.fromkeys(("configure", "write", "read"), ".*")
-                    manager = {"user": reach.login(broker).username, "vhost": vhost, **every}
-                    document["permissions"] = [*document.get("permissions", ()), manager]
-                self.progress(f"importing {sum(map(len, document.values()))} objects into the broker")
-                # A shovel that finds no queue makes one, and not as we want it: so they come when all else is there.
-                shovels = {"parameters": document.pop("parameters")} if "parameters" in document else {}
-                for body in (document, shovels):
-                    if body:
-                        self._import(api, broker, accounts.document(body))
+                self._import(api, broker, diff.document(compared.wanted, change, vhost, secrets), accounts)
             for key in change.last:
                 _delete(api, vhost, key, accounts)
             empty = {one.queue for one in formers if one.queue in work.observed.drained}
@@ -252,7 +236,39 @@ class Change:
             parked = self._sweep(api, vhost, [name for name in left if whole or not names.is_dead(name)], purge)
             return _Left(tuple(parked), tuple(one for one in formers if one.queue not in empty))
 
-    def _import(self, api: Management, broker: Broker, document: Mapping[str, Any]) -> None:
+    def _revoke_recorded(
+        self,
+        api: Management,
+        broker: Broker,
+        before: Mapping[str, Link],
+        after: Mapping[str, Link],
+        called: Names,
+        accounts: Accounts,
+    ) -> None:
+        """Revoke by the record alone: nothing that an environment may do to what is read next keeps it from that."""
+        vhost = reach.vhost(self.layout, broker)
+        old, new = (planning.objects(self.layout, broker, links, called) for links in (before, after))
+        for key in diff.undeclared(old, new):
+            _delete(api, vhost, key, accounts)
+        for key in reach.flooded(self.layout, api, broker, {**before, **after}):
+            _delete(api, vhost, key, accounts)
+
+    def _import(self, api: Management, broker: Broker, document: dict[str, Any], accounts: Accounts) -> None:
+        """Have the broker make what lacks or differs."""
+        vhost = reach.vhost(self.layout, broker)
+        if isinstance(broker, ClusterBroker) and api.get("vhosts", vhost, query="columns=name") is None:
+            document["vhosts"] = [{"name": vhost}]
+            every = dict.fromkeys(("configure", "write", "read"), ".*")
+            manager = {"user": reach.login(broker).username, "vhost": vhost, **every}
+            document["permissions"] = [*document.get("permissions", ()), manager]
+        self.progress(f"importing {sum(map(len, document.values()))} objects into the broker")
+        # A shovel that finds no queue makes one, and not as we want it: so they come when all else is there.
+        shovels = {"parameters": document.pop("parameters")} if "parameters" in document else {}
+        for body in (document, shovels):
+            if body:
+                self._post(api, broker, accounts.document(body))
+
+    def _post(self, api: Management, broker: Broker, document: Mapping[str, Any]) -> None:
         try:
             api.post("definitions", body=document, timeout=IMPORT_SECONDS)
         except RefusedError:

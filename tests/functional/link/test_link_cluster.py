@@ -6,10 +6,13 @@ import subprocess
 
 import msgspec
 import pytest
+from waiting import until
 
 from netspace.layout import Layout
 from netspace.link import broker, identity, model, record
 from netspace.link.kind import DesiredLinks, Links
+from netspace.link.letters import Choice, Letters
+from netspace.link.names import PLAIN
 from netspace.spec.types import ClusterBroker, Link, LocalBroker
 from netspace.supervision.direct import Direct
 
@@ -79,7 +82,7 @@ def test_links_on_a_shared_broker(world, shared, other):
     assert {step.action for step in plan.steps} == {"remove"}
     with world.api() as api:
         there = api.get("definitions")
-    assert {one["name"] for one in there["policies"] if one["vhost"] == "shared"} == set(model.POLICIES)
+    assert {one["name"] for one in there["policies"] if one["vhost"] == "shared"} == set(model.policies(PLAIN))
     assert {user["name"] for user in there["users"]} == {
         "netspace.admin",
         "env.web",
@@ -89,6 +92,32 @@ def test_links_on_a_shared_broker(world, shared, other):
     assert not world.plan(Link(source="web", target="orders"), broker=OURS).steps
     with world.client("web") as channel:
         channel.basic_publish(world.n("link.web.orders"), "", b"x", mandatory=True)
+
+
+def test_dead_letters_on_a_shared_broker(world, shared, other):
+    """By the login that manages it, over TLS."""
+    converge(other, shared, LINK)
+    with world.api() as api:
+        for body in ("1", "2"):
+            sent = {
+                "routing_key": "",
+                "payload": body,
+                "payload_encoding": "string",
+                "properties": {"message_id": body},
+            }
+            exchange = other.called.exchange(LINK)
+            assert api.post("exchanges", "shared", exchange, "publish", body=sent)["routed"]
+        refuse = {"count": 2, "ackmode": "reject_requeue_false", "encoding": "auto"}
+        assert len(api.post("queues", "shared", other.called.mailbox("b"), "get", body=refuse)) == 2
+    desk = Letters(other.layout)
+    until(lambda: desk.count()["count"] == 2, "they are dead")
+    assert desk.redeliver(Choice(message_id="1"))["sent"] == {"a.b": 1}
+    assert desk.discard() == {"discarded": {"a.b": 1}, "kept": {}}
+    with world.api() as api:
+        (got,) = api.post(
+            "queues", "shared", other.called.mailbox("b"), "get", body={**refuse, "ackmode": "ack_requeue_false"}
+        )
+    assert (got["payload"], got["exchange"]) == ("1", other.called.exchange(LINK))
 
 
 def test_a_broker_out_of_reach_is_never_no_change(world, shared, other):
