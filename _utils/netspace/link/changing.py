@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -214,8 +215,7 @@ class Change:
             if after:  # which exchange meant whom must be known before it is gone
                 named = _named(work, called, after)
                 self._record(Record(broker, {**work.before, **after}, before.parked, named, tuple(formers)))
-            for key in change.revoke:
-                _delete(api, vhost, key, accounts)
+            self._delete(api, broker, change.revoke, accounts)
             if failed is not None:
                 raise failed
             if change.create or change.change or change.passwords:
@@ -224,8 +224,7 @@ class Change:
                 secrets = credentials.ensure(self.layout, everyone - certified, passwords)
                 secrets |= dict.fromkeys(certified, "")
                 self._import(api, broker, diff.document(compared.wanted, change, vhost, secrets), accounts)
-            for key in change.last:
-                _delete(api, vhost, key, accounts)
+            self._delete(api, broker, change.last, accounts)
             empty = {one.queue for one in formers if one.queue in work.observed.drained}
             empty = {name for name in empty if not _has_mail(api, vhost, name)}
             for name in empty:
@@ -246,12 +245,9 @@ class Change:
         accounts: Accounts,
     ) -> None:
         """Revoke by the record alone: nothing that an environment may do to what is read next keeps it from that."""
-        vhost = reach.vhost(self.layout, broker)
         old, new = (planning.objects(self.layout, broker, links, called) for links in (before, after))
-        for key in diff.undeclared(old, new):
-            _delete(api, vhost, key, accounts)
-        for key in reach.flooded(self.layout, api, broker, {**before, **after}):
-            _delete(api, vhost, key, accounts)
+        self._delete(api, broker, diff.undeclared(old, new), accounts)
+        self._delete(api, broker, reach.flooded(self.layout, api, broker, {**before, **after}), accounts)
 
     def _import(self, api: Management, broker: Broker, document: dict[str, Any], accounts: Accounts) -> None:
         """Have the broker make what lacks or differs."""
@@ -269,14 +265,29 @@ class Change:
                 self._post(api, broker, accounts.document(body))
 
     def _post(self, api: Management, broker: Broker, document: Mapping[str, Any]) -> None:
+        post = functools.partial(api.post, "definitions", body=document, timeout=IMPORT_SECONDS)
+        if "parameters" in document:
+            self._with_carriers(broker, post)
+        else:
+            post()
+
+    def _delete(self, api: Management, broker: Broker, keys: Iterable[Key], accounts: Accounts) -> None:
+        for key in keys:
+            delete = functools.partial(_delete, api, reach.vhost(self.layout, broker), key, accounts)
+            if key[0] == "shovel":
+                self._with_carriers(broker, delete)
+            else:
+                delete()
+
+    def _with_carriers(self, broker: Broker, do: Callable[[], object]) -> None:
+        """Change a shovel; once more where that ended what runs them all, or it had ended (``reach.stalled``)."""
         try:
-            api.post("definitions", body=document, timeout=IMPORT_SECONDS)
+            do()
         except RefusedError:
-            if "parameters" not in document or not isinstance(broker, LocalBroker):
+            if not isinstance(broker, LocalBroker):
                 raise
-            # What runs shovels may have ended since it was looked at, or in this very moment (``reach.stalled``).
             node.restart_carriers(self.layout, broker)
-            api.post("definitions", body=document, timeout=IMPORT_SECONDS)
+            do()
 
     def _sweep(self, api: Management, vhost: str, left: Sequence[str], purge: bool) -> list[str]:
         """Delete queues that nothing declares, but those with mail in them, unless told to; say whose these are."""

@@ -117,8 +117,8 @@ def drained(layout: Layout, record: Record, now: float) -> tuple[str, ...]:
 def stalled(layout: Layout, broker: Broker, definitions: Mapping[str, Any] | None) -> bool:
     """Whether our broker knows of no shovel though some are defined.
 
-    What runs them ends when too many of them ended at once, as they do when ways break and links change in the same
-    seconds (RabbitMQ 4.0), and never comes back by itself.
+    What runs them all ends when one is deleted in the moment in which it is being started again, after its way broke
+    (RabbitMQ 4.0: ``mirrored_supervisor:child`` finds no such child), and never comes back by itself.
     """
     where = vhost(layout, broker)
     entries = (definitions or {}).get("parameters", ())

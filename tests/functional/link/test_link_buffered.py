@@ -168,7 +168,7 @@ def test_revoked_at_the_receivers_host_what_waits_stays_and_the_operator_is_told
 
 
 def test_an_apply_starts_what_carries_anew_where_that_ended_for_good(linked, program):
-    """As it does when ways break and links change again and again within seconds."""
+    """As it does when a link is revoked in the moment in which its broken way is tried again."""
     h1, h2, _ = linked
     end_carriers(h1)
     assert any("not carried over now (absent)" in problem for problem in problems(h1))
@@ -180,14 +180,16 @@ def test_an_apply_starts_what_carries_anew_where_that_ended_for_good(linked, pro
     assert not h1.plan(*h1.local(*LINKS)).steps
 
 
-def test_a_link_is_made_though_what_carries_ends_amid_the_apply(linked):
+@pytest.mark.parametrize(("before", "after"), [((FEW,), LINKS), (LINKS, (FEW,))])
+def test_links_are_made_and_revoked_though_what_carries_ends_amid_the_apply(linked, before, after):
     h1, _, _ = linked
-    h1.declare(FEW)
-    plan = h1.plan(*h1.local(*LINKS))
+    h1.declare(*before)
+    gone = h1.links.names() - {link.name for link in h1.local(*after)}
+    plan = h1.plan(*h1.local(*after), remove=gone)
     end_carriers(h1)
     with h1.here():
-        assert [outcome.error for outcome in h1.links.apply(plan.steps) if outcome.error] == []
-    until(lambda: shovels(h1) == ["running", "running"])
+        assert [outcome.error for outcome in h1.links.apply(plan.steps, purge=True) if outcome.error] == []
+    until(lambda: shovels(h1) == ["running"] * len(after))
 
 
 def end_carriers(world) -> None:
