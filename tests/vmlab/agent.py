@@ -1,4 +1,4 @@
-"""What answers inside a virtual machine: runs commands, reads and writes files.
+"""What answers inside a virtual machine: runs commands, reads and writes files, asks other programs there.
 
 A program of its own (only the standard library), started at boot with the virtio port
 that leads to the driver. Requests and replies are a line of JSON each; every request
@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -42,6 +43,13 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     if "get" in request:
         with open(request["get"], "rb") as stream:
             return {"data": base64.b64encode(stream.read()).decode()}
+    if "ask" in request:
+        with socket.socket(socket.AF_UNIX) as stream:
+            stream.settimeout(request["timeout"])
+            stream.connect(request["ask"])
+            stream.sendall(request["line"].encode() + b"\n")
+            with stream.makefile("rb") as lines:
+                return dict(json.loads(lines.readline()))
     if "clock" in request:
         time.clock_settime(time.CLOCK_REALTIME, request["clock"])
     return {}
