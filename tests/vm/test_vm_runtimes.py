@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -37,19 +38,21 @@ def test_the_same_declaration_lives_is_bounded_and_stops_under_each(plain: Machi
     all_true(salt.apply(declared()))
     lives, eats = ([f"{what}-{name}" for name in NAMES] for what in ("lives", "eats"))
 
-    def show(name: str, key: str) -> str:
-        return plain.sh(f"systemctl show -P {key} netspace-environment-{name}").strip()
+    def show(names: Iterable[str], key: str) -> list[str]:
+        units = " ".join(f"netspace-environment-{name}" for name in names)
+        return plain.sh(f"systemctl show -P {key} {units}").split()
 
-    def log(name: str) -> list[str]:
-        return plain.sh(f"journalctl -q -o cat -t netspace-environment-{name}").splitlines()
+    def log(*names: str) -> list[str]:
+        chosen = " ".join(f"-t netspace-environment-{name}" for name in names)
+        return plain.sh(f"journalctl -q -o cat {chosen}").splitlines()
 
     # Whatever the runtime, what takes more memory than it may is killed for it, and nobody else is.
-    until(lambda: all(show(name, "ActiveState") == "failed" for name in eats))
+    until(lambda: set(show(eats, "ActiveState")) == {"failed"})
     rows = salt("netspace_environment.list")
     assert {name: row["runtime"] for name, row in rows.items()} == {name: name.split("-")[1] for name in rows}
     assert {name: rows[name]["exit"] for name in eats} == dict.fromkeys(eats, "oom")
     assert {name: rows[name]["state"] for name in lives} == dict.fromkeys(lives, "running")
-    assert {name: "survived" in log(name) for name in eats} == dict.fromkeys(eats, False)
+    assert "survived" not in log(*eats)
     for name in lives:
         group = f"/sys/fs/cgroup/netspace.slice/netspace-environment-{name}.service"
         assert str(96 * 1024**2) in plain.sh(f"find {group} -name memory.max -exec cat {{}} +").split()
@@ -57,16 +60,14 @@ def test_the_same_declaration_lives_is_bounded_and_stops_under_each(plain: Machi
         assert salt.exec(name, ["/bin/id", "-u"])["stdout"] == "1000\n"
 
     # A crash: each comes back by itself.
-    before = {name: show(name, "MainPID") for name in lives}
-    plain.sh("kill -9 " + " ".join(before.values()))
-    for name, pid in before.items():
-        until(lambda name=name, pid=pid: show(name, "MainPID") not in ("0", pid))  # type: ignore[misc]
-    until(lambda: all(log(name).count("started") == 2 for name in lives))
-    assert {name: show(name, "NRestarts") for name in lives} == dict.fromkeys(lives, "1")
+    before = show(lives, "MainPID")
+    plain.sh("kill -9 " + " ".join(before))
+    until(lambda: not {"0", *before} & set(show(lives, "MainPID")))
+    until(lambda: log(*lives).count("started") == 2 * len(lives))
+    assert show(lives, "NRestarts") == ["1"] * len(lives)
 
     # A stop: the program is told, and ends by itself.
     assert salt("netspace_environment.stop", *lives) is True
-    for name in lives:
-        assert log(name)[-1] == "told to stop"
-        assert show(name, "ActiveState") == "inactive"
+    assert {name: log(name)[-1] for name in lives} == dict.fromkeys(lives, "told to stop")
+    assert set(show(lives, "ActiveState")) == {"inactive"}
     assert plain.sh("ps ax -o comm | grep -E '^(runsc|exe|busybox)'", check=False) == ""
