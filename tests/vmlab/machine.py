@@ -271,7 +271,7 @@ class Machine:
         path = self.folder
         command = [
             "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-nic", "none",
-            "-accel", "tcg,thread=multi", "-cpu", PROCESSOR, "-smp", "1", "-m", "1024", "-rtc", "base=utc",
+            "-accel", "tcg,thread=multi", "-cpu", PROCESSOR, "-smp", "2", "-m", "1024", "-rtc", "base=utc",
             "-machine", "q35,smm=" + ("on" if self.flavour.secure_boot else "off"),
             "-qmp", f"unix:{path}/qmp,server=on,wait=off",
             "-serial", f"file:{path}/console",
