@@ -104,7 +104,8 @@ def warm_up(machine: Machine) -> None:
     unit = f"--unit=warm-salt --collect --quiet {variables}"
     machine.sh(
         f"rm -f {WARM}; systemd-run {unit} /usr/bin/python3 /srv/netspace/tests/vmlab/warm.py {WARM} && "
-        f"until [ -S {WARM} ]; do systemctl is-active -q warm-salt || exit 1; sleep 0.2; done"
+        f"until [ -S {WARM} ]; do systemctl is-active -q warm-salt || exit 1; sleep 0.2; done",
+        timeout=300,
     )
 
 
