@@ -57,7 +57,7 @@ def waiting(world, queue: str) -> int:
     """How many messages are in a queue, asked of the queue itself."""
     with world.here(), world.api() as api:
         body = {"count": 10_000, "ackmode": "ack_requeue_true", "encoding": "base64", "truncate": 1}
-        return len(api.post("queues", world.layout.instance, queue, "get", body=body) or [])
+        return len(api.post("queues", world.layout.instance, queue, "get", body=body, timeout=90) or [])
 
 
 def test_the_same_list_is_declared_on_both_and_a_second_apply_changes_nothing(linked):
