@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from vmlab.machine import Machine
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
     folder = Path(tempfile.mkdtemp(prefix="vm-", dir="/var/tmp"))  # a socket's path has 107 bytes; /tmp may be memory
-    yield Lab(folder)
+    yield Lab(folder, Path(os.environ.get("NETSPACE_TEST_RUN", folder)))
     shutil.rmtree(folder)
 
 

@@ -21,8 +21,8 @@ NAMES = runtimes.running("images")
 until = functools.partial(waiting.until, patience=240, pause=1)
 
 LIVES = f"trap 'echo told to stop; exit 0' TERM; echo started; {STAY.partition('; ')[2]}"
-# In large pieces: each system call costs gVisor milliseconds there.
-EATS = "echo started; dd if=/dev/zero of=/tmp/big bs=1M count=200; echo survived; sleep 100000"
+# When it was seen to have started. In large pieces: each system call costs gVisor milliseconds there.
+EATS = "echo started; sleep 15; dd if=/dev/zero of=/tmp/big bs=1M count=200; echo survived; sleep 100000"
 LIMITS = {"memory": "96M", "pids": 64, "tmp": "256M"}
 
 

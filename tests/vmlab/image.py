@@ -14,7 +14,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ CACHE = CHECKOUT / ".cache/vm"
 # A processor that is translated keeps no secrets from its programs, and pays much for trying.
 COMMAND_LINE = "root=/dev/vda rw console=ttyS0 quiet panic=-1 mitigations=off init_on_alloc=0"
 SITE = "/opt/netspace"
+COMPILED = "/opt/compiled"
 PACKAGES = [
     "systemd",
     "systemd-sysv",
@@ -80,8 +81,12 @@ WantedBy=sysinit.target
 """
 
 SALT_CALL = f"""#!/bin/sh
-PYTHONPATH={SITE} exec /usr/bin/python3 -c 'import sys; from salt.scripts import salt_call; salt_call()' "$@"
+export PYTHONPATH={SITE} PYTHONPYCACHEPREFIX={COMPILED}
+exec /usr/bin/python3 -c 'import sys; from salt.scripts import salt_call; salt_call()' "$@"
 """
+
+# Systems whose modules of Salt nobody needs here.
+OTHERS = ("win", "mac", "napalm", "solaris", "nxos", "aix", "freebsd", "netbsd", "openbsd")
 
 MASKED = """
     getty@tty1.service serial-getty@ttyS0.service console-getty.service systemd-timesyncd.service nftables.service
@@ -228,8 +233,22 @@ def _salt(root: Path, work: Path) -> None:
     _run(venv / "bin/pip", "install", "-q", "--disable-pip-version-check", "--no-compile", "--target", f"{root}{SITE}",
          "-c", CHECKOUT / "scripts/constraints.txt", "salt", "msgspec", "cryptography", "tpm2-pytss")  # fmt: skip
     shutil.rmtree(venv)
+    # In each call Salt asks each package for its plugins dozens of times, and looks at each file of its own.
+    for pattern in (
+        "*.dist-info",
+        *(f"salt/{kind}/{system}_*.py" for kind in ("modules", "states") for system in OTHERS),
+    ):
+        for path in Path(f"{root}{SITE}").glob(pattern):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     # A test may look at what is running: no compiler runs then.
-    _run("chroot", root, "/usr/bin/python3", "-m", "compileall", "-q", "-j", "2", SITE, allowed=(0, 1))
+    every = ("chroot", root, "/usr/bin/python3", "-m", "compileall", "-q", "-j", "2")
+    _run(*every, SITE, allowed=(0, 1))
+    # Salt takes what is compiled for files of its own, too: for Salt it lies elsewhere.
+    library = next((root / "usr/lib").glob("python3.*")).name
+    _run(*every, SITE, f"/usr/lib/{library}", "/usr/lib/python3/dist-packages",
+         allowed=(0, 1), variables={"PYTHONPYCACHEPREFIX": COMPILED})  # fmt: skip
+    for path in Path(f"{root}{SITE}/salt").rglob("__pycache__"):
+        shutil.rmtree(path)
     wrapper = root / "usr/local/bin/salt-call"
     wrapper.write_text(SALT_CALL)
     wrapper.chmod(0o755)
@@ -245,6 +264,11 @@ def _furnish(root: Path) -> None:
     for name in MASKED.split():
         (units / name).unlink(missing_ok=True)
         (units / name).symlink_to("/dev/null")
+    # What writes units for what none of these machines has, at each boot and each reload.
+    generators = root / "etc/systemd/system-generators"
+    generators.mkdir(exist_ok=True)
+    for path in (root / "usr/lib/systemd/system-generators").iterdir():
+        (generators / path.name).symlink_to("/dev/null")
     (root / "etc/hostname").write_text("vm\n")
     (root / "etc/hosts").write_text("127.0.0.1 localhost vm\n::1 localhost\n")
     (root / "etc/resolv.conf").unlink(missing_ok=True)
@@ -259,9 +283,15 @@ def _furnish(root: Path) -> None:
         (root / name).touch()
 
 
-def _run(*command: object, cwd: Path | None = None, stdin: bytes = b"", allowed: Sequence[int] = (0,)) -> bytes:
+def _run(
+    *command: object,
+    cwd: Path | None = None,
+    stdin: bytes = b"",
+    allowed: Sequence[int] = (0,),
+    variables: Mapping[str, str] | None = None,
+) -> bytes:
     environment = {**os.environ, "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive", "MTOOLS_SKIP_CHECK": "1",
-                   "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"}  # fmt: skip
+                   "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin", **(variables or {})}  # fmt: skip
     done = subprocess.run(
         [str(word) for word in command], cwd=cwd, input=stdin, capture_output=True, env=environment, check=False
     )

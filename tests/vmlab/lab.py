@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import functools
 import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,8 @@ beacons_dirs: [/srv/netspace/_beacons]
 autoload_dynamic_modules: false
 enable_fqdns_grains: false
 enable_gpu_grains: false
+cython_enable: false
+enable_zip_modules: false
 """
 
 
@@ -45,20 +49,22 @@ BUSYBOX = "sh sleep cat head tr dd touch ls mkdir wc seq kill true false id"
 class Lab:
     """The machines of a test run.
 
-    :param folder: where snapshots and clones lie; gone with the run.
+    :param folder: where clones lie; gone with the run.
+    :param shared: where snapshots lie, which others who run tests at once take, too.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, shared: Path) -> None:
         self.folder = folder
+        self.shared = shared
         self.image = images.build()
         self._clones = 0
 
     @functools.cached_property
     def factory(self) -> Factory:
         """The maker of the machines' TPMs."""
-        folder = self.folder / "factory"
-        folder.mkdir()
-        return manufacture(folder)
+        folder = self.shared / "factory"
+        self._once(folder, manufacture)
+        return Factory(folder / "state", folder / "roots")
 
     def machine(self, flavour: str) -> Machine:
         """Return a new machine that is off."""
@@ -67,20 +73,31 @@ class Lab:
 
     def clone(self, flavour: str) -> Machine:
         """Return a machine that was booted, with the checkout in it and Salt set up."""
-        saved = self.folder / flavour
-        if not (saved / "memory").exists():
-            print(f"vm: booting {flavour}", file=sys.stderr, flush=True)
-            shutil.rmtree(saved, ignore_errors=True)
-            with self.machine(flavour) as first:
-                first.on()
-                furnish(first)
-                if first.tpm is not None:
-                    for path in self.factory.roots.iterdir():
-                        first.put(f"{ROOTS}/{path.name}", path.read_bytes())
-                warm_up(first)
-                first.save(saved)
-            shutil.rmtree(first.folder)
+        saved = self.shared / flavour
+        self._once(saved, functools.partial(self._boot, flavour))
         return Machine.clone(self.image, FLAVOURS[flavour], saved, self._new(flavour))
+
+    def _boot(self, flavour: str, saved: Path) -> None:
+        print(f"vm: booting {flavour}", file=sys.stderr, flush=True)
+        with self.machine(flavour) as first:
+            first.on()
+            furnish(first)
+            if first.tpm is not None:
+                for path in self.factory.roots.iterdir():
+                    first.put(f"{ROOTS}/{path.name}", path.read_bytes())
+            warm_up(first)
+            first.save(saved)
+        shutil.rmtree(first.folder)
+
+    def _once(self, folder: Path, make: Callable[[Path], object]) -> None:
+        """Have *make* fill a folder; whoever comes second waits for that."""
+        with folder.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.with_suffix(".made").exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                make(folder)
+                folder.with_suffix(".made").touch()
 
     def _new(self, flavour: str) -> Path:
         self._clones += 1
@@ -91,6 +108,7 @@ def furnish(machine: Machine) -> None:
     """Put the checkout and a masterless Salt's configuration into a running machine."""
     machine.put("/etc/salt/minion", MINION)
     machine.put("/srv/pillar/top.sls", "base: {'*': [declared]}\n")
+    machine.put("/srv/pillar/declared.sls", "{}\n")
     machine.sh(
         f"mkdir -p {ROOTFS}/bin {ROOTFS}/data && chmod 1777 {ROOTFS}/data && cp /usr/bin/busybox {ROOTFS}/bin/ && "
         f"for name in {BUSYBOX}; do ln -s busybox {ROOTFS}/bin/$name; done"
@@ -100,7 +118,8 @@ def furnish(machine: Machine) -> None:
 
 def warm_up(machine: Machine) -> None:
     """Have Salt imported in a running machine; return when it can be called."""
-    variables = f"--setenv=PYTHONPATH={images.SITE} --setenv=HOME=/root --setenv=LANG=C.UTF-8"
+    about = {"PYTHONPATH": images.SITE, "PYTHONPYCACHEPREFIX": images.COMPILED, "HOME": "/root", "LANG": "C.UTF-8"}
+    variables = " ".join(f"--setenv={name}={value}" for name, value in about.items())
     unit = f"--unit=warm-salt --collect --quiet {variables}"
     machine.sh(
         f"rm -f {WARM}; systemd-run {unit} /usr/bin/python3 /srv/netspace/tests/vmlab/warm.py {WARM} && "
@@ -134,11 +153,10 @@ class Salt(whole_host.Salt):
         self.machine.put("/srv/pillar/declared.sls", "#!json\n" + json.dumps({"netspace": declaration}))
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        given = ["--out=json", "--retcode-passthrough", *arguments]
-        reply = self.machine.ask(WARM, json.dumps(given))
+        reply = self.machine.ask(WARM, json.dumps(arguments))
         if reply is None:  # the machine was booted since
             warm_up(self.machine)
-            reply = self.machine.ask(WARM, json.dumps(given))
+            reply = self.machine.ask(WARM, json.dumps(arguments))
         assert reply is not None
         out, err = (base64.b64decode(reply[stream]).decode(errors="replace") for stream in ("out", "err"))
-        return subprocess.CompletedProcess(["salt-call", *given], reply["code"], out, err)
+        return subprocess.CompletedProcess(["salt-call", *arguments], reply["code"], out, err)

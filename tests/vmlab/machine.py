@@ -29,9 +29,10 @@ from vmlab.image import Image
 # Emulated, and on a machine that does other things: everything may take long.
 PATIENCE = 240.0
 
-# All that QEMU can do, but for what costs much where it is translated: a fifth level of page tables, and copying
-# in instructions that go byte by byte.
-PROCESSOR = "max,la57=off,erms=off,fsrm=off,fsrs=off,fzrm=off"
+# All that QEMU can do, but for what costs much where it is translated: a fifth level of page tables, copying in
+# instructions that go byte by byte, opening and closing the programs' memory to the kernel, and large registers
+# that are saved at each change of programs. And only one: nothing has to be atomic then.
+PROCESSOR = "max,la57=off,erms=off,fsrm=off,fsrs=off,fzrm=off,smap=off,smep=off,pku=off,umip=off,xsave=off"
 
 
 @dataclass(frozen=True)
@@ -271,7 +272,7 @@ class Machine:
         path = self.folder
         command = [
             "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-nic", "none",
-            "-accel", "tcg,thread=multi", "-cpu", PROCESSOR, "-smp", "2", "-m", "1024", "-rtc", "base=utc",
+            "-accel", "tcg,thread=multi", "-cpu", PROCESSOR, "-smp", "1", "-m", "1024", "-rtc", "base=utc",
             "-machine", "q35,smm=" + ("on" if self.flavour.secure_boot else "off"),
             "-qmp", f"unix:{path}/qmp,server=on,wait=off",
             "-serial", f"file:{path}/console",

@@ -1,8 +1,8 @@
-"""What calls Salt inside a virtual machine: imported once, each call a fork of it, as a minion's jobs are.
+"""What calls Salt inside a virtual machine: it is set up once, each call is a fork of it, as a minion's jobs are.
 
-A program of its own. On a machine that is translated, importing Salt takes as long as half of a call. It listens
-on the socket that is its argument; a request is a line of JSON, the arguments of a ``salt-call``, and the reply
-another: how it ended and what it wrote.
+A program of its own. On a machine that is translated, importing and setting up Salt takes most of a call. It listens
+on the socket that is its argument; a request is a line of JSON, function and arguments of a ``salt-call``, and the
+reply another: how it ended and what it wrote. Each call compiles the pillar anew; grains stay as they were at first.
 """
 
 from __future__ import annotations
@@ -20,21 +20,49 @@ import salt.cli.call
 import salt.cli.caller
 import salt.fileserver
 import salt.output.highstate
-import salt.scripts
+import salt.pillar
 import salt.state
 import salt.utils.gitfs
 import salt.utils.jinja
 
+DECLARED = {"environments": {"some": {"image": "dir:/", "command": ["/bin/true"]}}}
 
-def call(arguments: list[str]) -> dict[str, object]:
-    """Run ``salt-call`` with *arguments* in a child."""
+
+def prepared() -> salt.cli.caller.BaseCaller:
+    """A ``salt-call`` up to where it calls."""
+    sys.argv = ["salt-call"]  # that is who it says it is
+    parser = salt.cli.call.SaltCall()
+    parser.parse_args(["--out=json", "--retcode-passthrough", "test.ping"])
+    caller = salt.cli.caller.Caller.factory(parser.config)
+    # Loads what each call would.
+    caller.minion.functions["state.apply"]("netspace", test=True, pillar={"netspace": DECLARED})
+    return caller
+
+
+def call(caller: salt.cli.caller.BaseCaller, function: str, *arguments: str) -> None:
+    """Call *function*, write what it returns, and end."""
+    minion = caller.minion
+    opts = minion.opts
+    pillar = salt.pillar.get_pillar(
+        opts, opts["grains"], opts["id"], opts["saltenv"], pillarenv=opts.get("pillarenv")
+    ).compile_pillar()
+    opts["pillar"] = pillar
+    for loader in (minion.functions, minion.functions._dunder_salt):
+        loader.pack["__pillar__"] = pillar
+        loader.pack["__context__"].clear()
+    minion.executors.pack["__context__"].clear()
+    caller.opts.update(fun=function, arg=list(arguments))
+    caller.run()
+
+
+def answer(caller: salt.cli.caller.BaseCaller, request: list[str]) -> dict[str, object]:
+    """Call in a child."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         child = os.fork()
         if child == 0:
             os.dup2(out.fileno(), 1)
             os.dup2(err.fileno(), 2)
-            sys.argv = ["salt-call", *arguments]
-            salt.scripts.salt_call()
+            call(caller, *request)
             sys.exit(0)
         _, status = os.waitpid(child, 0)
         texts = []
@@ -46,6 +74,7 @@ def call(arguments: list[str]) -> dict[str, object]:
 
 def serve(path: str) -> None:
     """Answer for ever."""
+    caller = prepared()
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(f"{path}.new")
     listener.listen()
@@ -57,10 +86,10 @@ def serve(path: str) -> None:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             listener.close()
             with stream, stream.makefile("rwb") as lines:
-                lines.write(json.dumps(call(json.loads(lines.readline()))).encode() + b"\n")
+                lines.write(json.dumps(answer(caller, json.loads(lines.readline()))).encode() + b"\n")
             os._exit(0)
         stream.close()
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve(*sys.argv[1:])

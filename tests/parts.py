@@ -1,0 +1,128 @@
+"""Run the tests that need root in parts, some of them at once: each waits for much of its time.
+
+    tests/parts.py [--at-once N] functional|integration|vm...
+
+Each part runs on a host of its own (scripts/sandbox) with a Salt of its own, and what it writes is shown when it ends.
+Exits with 1 if one failed; its last line names those.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+LOGS = ROOT / ".cache/tests"
+
+# By name, the longest first: where its tests lie, but for what another part has below there.
+PARTS = {
+    "functional": {
+        "links-afar": [
+            f"tests/functional/link/test_link_{what}.py"
+            for what in ("remote", "buffered", "shared", "sealed_hosts", "renaming")
+        ],
+        "host-killed": [f"tests/functional/host/test_host_{what}.py" for what in ("faults", "crash")],
+        "host": ["tests/functional/host"],
+        "links": ["tests/functional/link"],
+        "environments": ["tests/functional/environment"],
+        "functional": ["tests/functional"],
+    },
+    "integration": {"integration": ["tests/integration"]},
+    "vm": {
+        "vm-attestation": ["tests/vm/test_vm_attestation.py"],
+        "vm-supervision": [f"tests/vm/test_vm_{what}.py" for what in ("supervision", "reboot", "runtimes")],
+        "vm-kinds": [f"tests/vm/test_vm_{what}.py" for what in ("images", "interfaces")],
+        "vm": ["tests/vm"],
+    },
+}
+
+
+def command(paths: list[str], others: list[str]) -> list[str]:
+    """What runs the tests at *paths* without those of *others* that lie below."""
+    left_out = [f"--ignore={other}" for other in others if any(other.startswith(f"{path}/") for path in paths)]
+    return [
+        *("scripts/sandbox", sys.executable, "-m", "pytest", "-p", "no:cacheprovider"),
+        *left_out,
+        *paths,
+    ]
+
+
+class Runner:
+    """Runs parts; kills what still runs when it is told to end."""
+
+    def __init__(self, shared: Path) -> None:
+        self._shared = shared
+        self._lock = threading.Lock()
+        self._running: set[subprocess.Popen[bytes]] = set()
+
+    def run(self, name: str, argv: list[str]) -> bool:
+        """Run one part, then show what it wrote; whether it passed."""
+        log, home = LOGS / f"{name}.log", LOGS / f"salt-{name}"
+        began = time.monotonic()
+        self._say(f"== {name} begins")
+        with log.open("wb") as stream:
+            process = subprocess.Popen(
+                argv,
+                cwd=ROOT,
+                env={**os.environ, "NETSPACE_SALT_HOME": str(home), "NETSPACE_TEST_RUN": str(self._shared)},
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=stream,
+                start_new_session=True,
+            )
+            with self._lock:
+                self._running.add(process)
+            code = process.wait()
+        shutil.rmtree(home, ignore_errors=True)
+        with self._lock:
+            self._running.discard(process)
+            sys.stdout.write(log.read_text(errors="replace"))
+            sys.stdout.flush()
+        self._say(f"== {name}: {'passed' if code == 0 else 'FAILED'} in {time.monotonic() - began:.0f} s")
+        return code == 0
+
+    def end(self, *_: object) -> None:
+        for process in list(self._running):
+            os.killpg(process.pid, signal.SIGTERM)
+        shutil.rmtree(self._shared, ignore_errors=True)
+        os._exit(1)
+
+    def _say(self, text: str) -> None:
+        with self._lock:
+            print(text, file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--at-once", type=int, default=os.cpu_count() or 1, metavar="N")
+    parser.add_argument("folder", nargs="+", choices=sorted(PARTS))
+    arguments = parser.parse_args()
+    LOGS.mkdir(parents=True, exist_ok=True)
+    chosen = {name: paths for folder in arguments.folder for name, paths in PARTS[folder].items()}
+    everything = [path for paths in chosen.values() for path in paths]
+    shared = Path(tempfile.mkdtemp(prefix="netspace-tests-", dir="/var/tmp"))  # what parts share, such as snapshots
+    runner = Runner(shared)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, runner.end)
+    with ThreadPoolExecutor(arguments.at_once) as pool:
+        passed = dict(
+            zip(chosen, pool.map(lambda name: runner.run(name, command(chosen[name], everything)), chosen), strict=True)
+        )
+    shutil.rmtree(shared)
+    failed = [name for name, good in passed.items() if not good]
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
