@@ -12,6 +12,10 @@ at once, and its maker cut off.
 And a quorum queue frees the disk of messages that were acknowledged only when 8,192 entries were written
 to its log, however large: 128 GiB of 16 MiB each. Here it does after 64.
 
+It also mends what a broker that is killed does to queues it made less than half a second before: RabbitMQ writes
+down which log is whose that often only, and a queue whose log isn't known has no leader when it is back, and never
+gets one. Here that is written down as soon as queues are made, and such queues are told to choose one.
+
 Whom it cuts off it tells in the log and in a global parameter of the broker, where ``health`` reads it.
 
 It is written in Erlang and compiled where the broker is installed, by what its package depends on.
@@ -42,14 +46,15 @@ _APPLICATION = """{application, netspace_guard, [
     {mod, {netspace_guard, []}}, {env, []}, {broker_version_requirements, []}]}.
 """
 
-_EVENTS = r"""%% Written by netspace: hands what accounts bind and consume to the guard.
+_EVENTS = r"""%% Written by netspace: tells the guard what accounts bind and consume, and of new queues.
 -module(netspace_guard_events).
 -behaviour(gen_event).
 -export([init/1, handle_event/2, handle_call/2]).
 
 init(Guard) -> {ok, Guard}.
 
-handle_event({event, Type, Made, _, _}, Guard) when Type =:= binding_created; Type =:= consumer_created ->
+handle_event({event, Type, Made, _, _}, Guard)
+        when Type =:= binding_created; Type =:= consumer_created; Type =:= queue_created ->
     Guard ! {Type, Made},
     {ok, Guard};
 handle_event(_, Guard) -> {ok, Guard}.
@@ -67,6 +72,7 @@ _GUARD = r"""%% Written by netspace: cuts off accounts that have the broker keep
 -define(LEAST, 32 * 1048576).     % bytes that nobody is cut off for
 -define(ARGUMENTS, 1024).         % bytes that the arguments of a consumer may have
 -define(TOLD, 100).               % accounts that are told of
+-define(ELECTIONS, 60).           % seconds after the start in which queues without a leader choose one
 
 start(_, _) -> supervisor:start_link(?MODULE, supervisor).
 stop(_) -> ok.
@@ -80,6 +86,7 @@ init(guard) ->
     persistent_term:put(quorum_queue_checkpoint_config, {1000, @ENTRIES@, 666667}),
     ok = gen_event:add_sup_handler(rabbit_event, netspace_guard_events, self()),
     self() ! look,
+    self() ! {elect, ?ELECTIONS},
     {ok, #{vain => 0, ending => #{}, told => #{}, new => false}}.
 
 handle_call(_, _, State) -> {reply, unknown, State}.
@@ -96,6 +103,12 @@ handle_info({consumer_created, Made}, State) ->
         true -> {noreply, cut(User, <<"consumes with arguments too large">>, State)};
         false -> {noreply, State}
     end;
+handle_info({queue_created, _}, State) ->
+    known(),
+    {noreply, State};
+handle_info({elect, Left}, State) ->
+    [_ = erlang:send_after(1000, self(), {elect, Left - 1}) || elect() > 0, Left > 1],
+    {noreply, State};
 handle_info({ended, Reader}, State = #{ending := Ending}) ->
     {noreply, State#{ending := maps:remove(Reader, Ending)}};
 handle_info({gen_event_EXIT, _, Reason}, State) -> {stop, Reason, State};
@@ -107,6 +120,21 @@ is_environment(User) ->
         {ok, Found} -> not lists:member(administrator, internal_user:get_tags(Found));
         _ -> false
     end.
+
+%% -- queues --------------------------------------------------------------------
+%% Has whose log is whose written down, for all queues that were made by now.
+known() ->
+    receive {queue_created, _} -> known()
+    after 0 -> dets:sync(ra_directory_reverse)
+    end.
+
+%% A log that was not known when the broker started is a new one, whose owner waits for others that there aren't.
+elect() ->
+    Orphans = [Name || Queue <- rabbit_amqqueue:list_by_type(rabbit_quorum_queue),
+                       {Name, _} <- [amqqueue:get_pid(Queue)],
+                       whereis(Name) =/= undefined, ra_leaderboard:lookup_leader(Name) =:= undefined],
+    [ra:trigger_election({Name, node()}) || Name <- Orphans],
+    length(Orphans).
 
 %% -- memory --------------------------------------------------------------------
 memory(State = #{vain := Vain, ending := Ending}) ->
