@@ -214,7 +214,7 @@ def _down(want: DesiredEnvironment, seen: Seen, step: Step | None, now: float) -
         )
     if status.state != "starting" or not seen.problem:
         return ""
-    if not seen.begun or policy.flapping(status.state, status.restarts, status.since, now):
+    if policy.flapping(status.state, status.restarts, status.since, now):
         return f"it does not run: {seen.problem}; it is started again and again ({status.restarts} times by now)"
     return "" if status.exit else f"it does not run: {seen.problem}"
 
@@ -334,7 +334,9 @@ def _compare(name: str, want: DesiredEnvironment, seen: Seen, source: images.See
     assemble = depends or not seen.assembled
     tune = bool(tuned or seen.differing or _smaller(record.spec, seen)) and not assemble
     stop = runs and (assemble or not seen.namespace or not run or reread)
-    begin = run and (stop or not (runs or (done and not assemble)))
+    # What it couldn't be started for may be mended: an apply waits for no back-off to find out.
+    refused = status is not None and status.state == "starting" and not seen.begun
+    begin = run and (stop or refused or not (runs or (done and not assemble)))
     # Another program than what there is: that one is kept until this one has proved itself.
     trial = record.previous is not None and want.state == "running"
     previous = proving.worth_keeping(seen, want.spec) if trial or (depends and run) else None
@@ -382,6 +384,8 @@ def _compare(name: str, want: DesiredEnvironment, seen: Seen, source: images.See
         reasons.append("its service is not defined")
     elif not seen.service and not changes:
         reasons.append("its service is not defined as it was declared")
+    elif refused and begin and not stop:
+        reasons.append(f"it is tried again: {seen.problem}")
     elif begin and not runs:
         reasons.append(f"it is {status.state}" + (f" ({status.exit})" if status.exit else ""))
     if stop and run:

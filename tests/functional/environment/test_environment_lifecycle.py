@@ -144,18 +144,16 @@ def test_a_program_that_can_not_run_is_a_clear_error(host, keys, message):
     assert host.kind.list()["good"]["state"] == "running"
 
 
-def test_the_reason_why_one_does_not_run_is_kept_and_it_is_not_as_declared(host):
+def test_the_reason_why_one_can_not_be_started_is_kept_and_each_apply_tries_it_again(host):
     wanted = {"bad": host.desired("bad", command=["/nope"]), "good": host.desired("good")}
     assert "`/nope` not found" in host.apply(wanted)["bad"].error
     for _ in range(2):  # while it is tried again and again
         until(lambda: host.kind.list()["bad"]["state"] == "starting")
-        plan = host.plan(wanted)
-        assert plan.steps == []
-        (refusal,) = plan.refusals
-        assert refusal.name == "bad"
-        assert refusal.message.startswith("it does not run: can't be started: ")
-        assert "`/nope` not found" in refusal.message
+        (step,) = host.plan(wanted).steps
+        assert (step.name, step.action) == ("bad", "start")
+        assert "`/nope` not found" in step.reason
         assert "`/nope` not found" in host.kind.list()["bad"]["problem"]
+        assert "`/nope` not found" in host.apply(wanted)["bad"].error
         restarts = host.kind.list()["bad"]["restarts"]
         until(lambda restarts=restarts: host.kind.list()["bad"]["restarts"] > restarts)
     assert host.kind.list()["good"]["problem"] == ""

@@ -11,7 +11,6 @@ import faultpoints
 import faults_host
 import pytest
 from faults_host import LAYOUT, Declared, World
-from waiting import until
 
 from netspace import files
 
@@ -124,8 +123,7 @@ def test_a_link_planted_where_we_write_is_not_followed(world: World) -> None:
         converge(declared)
         assert (target.read_bytes(), *_marks(target)) == before, path
         path.unlink(missing_ok=True) if path.is_symlink() else None
-        # What the link kept from starting is tried again by itself; until then an apply says that it doesn't run.
-        until(lambda: converge(declared) == [], f"{path}: it isn't mended", pause=0.5)
+        assert converge(declared) == [], path
         assert teardown() == [], path
         assert (target.read_bytes(), *_marks(target)) == before, path
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from link_world import World
+from linked_hosts import Cable, hosts
 from programs import Program, tell
 
 
@@ -19,6 +20,33 @@ def world() -> Iterator[World]:
         yield made
     finally:
         made.remove()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the authorities of :func:`both` are."""
+    return tmp_path_factory.mktemp("hosts")
+
+
+@pytest.fixture(scope="module")
+def both(folder: Path, request: pytest.FixtureRequest) -> Iterator[tuple[World, World, Cable]]:
+    """Two hosts with the ENVIRONMENTS of the module, and what lies between."""
+    with hosts(folder) as (h1, h2, cable):
+        for name, world in {"h1": h1, "h2": h2}.items():
+            world.environment(*request.module.ENVIRONMENTS[name])
+        yield h1, h2, cable
+
+
+@pytest.fixture
+def declared(both: tuple[World, World, Cable], request: pytest.FixtureRequest) -> tuple[World, World, Cable]:
+    """Both are told the same LINKS of the module, and can reach each other; no mail waits."""
+    h1, h2, cable = both
+    cable.mend()
+    for world in (h2, h1):
+        world.declare(*request.module.LINKS)
+    for world in (h1, h2):
+        world.no_mail()
+    return both
 
 
 @pytest.fixture

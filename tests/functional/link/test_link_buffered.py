@@ -10,7 +10,7 @@ import time
 import msgspec
 import pika
 import pytest
-from linked_hosts import as_broker, hosts
+from linked_hosts import as_broker
 from streams import Stream
 from waiting import until
 
@@ -24,28 +24,14 @@ pytestmark = pytest.mark.root
 TELL = Link(source="web@h1", target="orders@h2", via="buffered")
 FEW = Link(source="web@h1", target="audit@h2", via="buffered", length=5)
 LINKS = (TELL, FEW)
+ENVIRONMENTS = {"h1": ("web",), "h2": ("orders", "audit")}
 IN_FLIGHT = 256  # of the client, by default
 
 
-@pytest.fixture(scope="module")
-def both(tmp_path_factory):
-    with hosts(tmp_path_factory.mktemp("hosts")) as made:
-        h1, h2, _ = made
-        h1.environment("web")
-        h2.environment("orders", "audit")
-        yield made
-
-
 @pytest.fixture
-def linked(both):
-    h1, h2, cable = both
-    cable.mend()
-    h2.declare(*LINKS)
-    h1.declare(*LINKS)
-    for world in (h1, h2):
-        world.no_mail()
-    until(lambda: shovels(h1) == ["running", "running"])
-    return both
+def linked(declared):
+    until(lambda: shovels(declared[0]) == ["running", "running"])
+    return declared
 
 
 def shovels(world) -> list[str]:

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 import pika
 import pytest
-from linked_hosts import ADDRESSES, PORT, domain, hosts
+from linked_hosts import ADDRESSES, PORT, domain
 from programs import Program, tell
 from streams import Stream
 from waiting import until
@@ -35,29 +35,14 @@ TELL = Link(source="web@h1", target="audit@h2", length=20)
 BACK = Link(source="orders@h2", target="web@h1")
 ALONE = Link(source="other@h1", target="web@h1")
 LINKS = (ASK, TELL, BACK, ALONE)
+ENVIRONMENTS = {"h1": ("web", "other"), "h2": ("orders", "audit")}
 EXAMPLES = Path(__file__).parents[3] / "examples"
 GO = Path("/usr/share/gocode/src/github.com/rabbitmq/amqp091-go")
 
 
-@pytest.fixture(scope="module")
-def both(tmp_path_factory):
-    with hosts(tmp_path_factory.mktemp("hosts")) as made:
-        h1, h2, _ = made
-        h1.environment("web", "other")
-        h2.environment("orders", "audit")
-        yield made
-
-
 @pytest.fixture
-def linked(both):
-    """What all hosts of a fleet are told alike."""
-    h1, h2, cable = both
-    cable.mend()
-    h2.declare(*LINKS)
-    h1.declare(*LINKS)
-    for world in (h1, h2):
-        world.no_mail()
-    return both
+def linked(declared):
+    return declared
 
 
 def test_the_same_list_is_declared_on_both_and_a_second_apply_changes_nothing(linked):

@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 import pytest
-from linked_hosts import certify, exchange, hosts
+from linked_hosts import certify, exchange
 from programs import tell
 from waiting import until
 
@@ -25,33 +25,8 @@ ASK = Link(source="web@h1", target="vault@h2", pattern="request", seal=True)
 CARRY = Link(source="web@h1", target="log@h2", seal=True, via="buffered")
 ALSO = Link(source="shop@h1", target="vault@h2", seal=True)
 LINKS = (ASK, CARRY, ALSO)
+ENVIRONMENTS = {"h1": ("web", "shop"), "h2": ("vault", "log")}
 SECRET = b"the plan"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("hosts")
-
-
-@pytest.fixture(scope="module")
-def both(folder):
-    with hosts(folder) as made:
-        h1, h2, _ = made
-        h1.environment("web", "shop")
-        h2.environment("vault", "log")
-        yield made
-
-
-@pytest.fixture
-def declared(both):
-    """Both have the links, whatever they know of each other."""
-    h1, h2, cable = both
-    cable.mend()
-    h2.declare(*LINKS)
-    h1.declare(*LINKS)
-    for world in (h1, h2):
-        world.no_mail()
-    return both
 
 
 @pytest.fixture

@@ -141,11 +141,6 @@ WAITS = "waits for db, which is starting"
     ("status", "found", "message"),
     [
         (
-            Status("starting", restarts=1, exit="exit 1"),
-            {"begun": False, "problem": "can't be started: `/nope` not found"},
-            "it does not run: can't be started: `/nope` not found; it is started again and again (1 times by now)",
-        ),
-        (
             Status("starting", restarts=3, exit="exit 3", since=1.0),
             {"problem": "it ended (exit 3)"},
             "it does not run: it ended (exit 3); it is started again and again (3 times by now)",
@@ -162,6 +157,16 @@ def test_one_that_shall_run_and_does_not_is_not_as_declared(status, found, messa
     assert [refusal.message for refusal in result.refusals] == ([message] if message else [])
     present = desired("present")
     assert plan(present, seen(present, status=status, **found)).refusals == []
+
+
+def test_one_that_could_not_be_started_is_tried_again_at_once():
+    status = Status("starting", restarts=1, exit="exit 1")
+    found = {"status": status, "begun": False, "problem": "can't be started: `/nope` not found"}
+    step = only(plan(desired(), seen(**found)))
+    assert (step.action, step.reason) == ("start", "it is tried again: can't be started: `/nope` not found")
+    assert step.data.start and not step.data.stop
+    assert only(plan(desired("present"), seen(desired("present"), **found))).action == "start"
+    assert only(plan(desired(user=7), seen(**found))).action == "restart"
 
 
 @pytest.mark.parametrize("due", DUE)
