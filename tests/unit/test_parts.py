@@ -1,0 +1,32 @@
+"""Each test that needs root is run in one part, and in one only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import parts
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def taken(file: str, command: list[str]) -> bool:
+    """Whether pytest would take a file by these arguments."""
+    ignored = [argument.removeprefix("--ignore=") for argument in command if argument.startswith("--ignore=")]
+    paths = [argument for argument in command if argument.startswith("tests/")]
+    return any(f"{file}/".startswith(f"{path}/") for path in paths) and not any(
+        f"{file}/".startswith(f"{path}/") for path in ignored
+    )
+
+
+@pytest.mark.parametrize("folders", [["functional", "integration"], ["vm"], ["functional"]])
+def test_every_file_is_in_one_part(folders: list[str]) -> None:
+    chosen = {name: paths for folder in folders for name, paths in parts.PARTS[folder].items()}
+    everything = [path for paths in chosen.values() for path in paths]
+    commands = {name: parts.command(paths, everything) for name, paths in chosen.items()}
+    for path in everything:
+        assert (ROOT / path).exists(), path
+    files = [str(path.relative_to(ROOT)) for folder in folders for path in (ROOT / "tests" / folder).rglob("test_*.py")]
+    assert files
+    for file in files:
+        assert len([name for name, command in commands.items() if taken(file, command)]) == 1, file
