@@ -293,8 +293,9 @@ def test_no_environment_makes_its_link_irrevocable(flooded):
     with flooded.connect("web") as connection:
         flooded.apply(TELL)
         with pytest.raises((ConnectionClosedByBroker, ChannelClosedByBroker)):
-            connection.channel().basic_publish(flooded.n("link.web.orders"), "", b"x", mandatory=True)
-            connection.process_data_events(2)
+            channel = connection.channel()
+            channel.confirm_delivery()  # so that it waits to be told
+            channel.basic_publish(flooded.n("link.web.orders"), "", b"x", mandatory=True)
     assert not flooded.plan(TELL).steps
 
 
