@@ -1,4 +1,4 @@
-"""Run the tests that need root in parts, some of them at once: each waits for much of its time.
+"""Run the tests that need root in parts, some of them at once.
 
     tests/parts.py [--at-once N] functional|integration|vm...
 

@@ -10,10 +10,19 @@ from pathlib import Path
 
 @dataclass
 class Factory:
-    """A maker of TPMs: the state of a TPM as it leaves the factory, and the maker's certificates."""
+    """A maker of TPMs, whose books are in *folder*."""
 
-    state: Path
-    roots: Path
+    folder: Path
+
+    @property
+    def state(self) -> Path:
+        """A TPM's, as it leaves the factory."""
+        return self.folder / "state"
+
+    @property
+    def roots(self) -> Path:
+        """The maker's certificates."""
+        return self.folder / "roots"
 
 
 def missing() -> str:
@@ -48,7 +57,7 @@ def manufacture(folder: Path) -> Factory:
     )
     shutil.copy(folder / "ca/issuercert.pem", folder / "roots/issuer.pem")
     shutil.copy(folder / "ca/swtpm-localca-rootca-cert.pem", folder / "roots/root.pem")
-    return Factory(folder / "state", folder / "roots")
+    return Factory(folder)
 
 
 def listening(path: Path) -> bool:

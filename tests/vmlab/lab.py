@@ -64,7 +64,7 @@ class Lab:
         """The maker of the machines' TPMs."""
         folder = self.shared / "factory"
         self._once(folder, manufacture)
-        return Factory(folder / "state", folder / "roots")
+        return Factory(folder)
 
     def machine(self, flavour: str) -> Machine:
         """Return a new machine that is off."""
@@ -117,7 +117,7 @@ def furnish(machine: Machine) -> None:
 
 
 def warm_up(machine: Machine) -> None:
-    """Have Salt imported in a running machine; return when it can be called."""
+    """Have Salt set up in a running machine; return when it can be called."""
     about = {"PYTHONPATH": images.SITE, "PYTHONPYCACHEPREFIX": images.COMPILED, "HOME": "/root", "LANG": "C.UTF-8"}
     variables = " ".join(f"--setenv={name}={value}" for name, value in about.items())
     unit = f"--unit=warm-salt --collect --quiet {variables}"

@@ -107,7 +107,10 @@ handle_info({queue_created, _}, State) ->
     known(),
     {noreply, State};
 handle_info({elect, Left}, State) ->
-    [_ = erlang:send_after(1000, self(), {elect, Left - 1}) || elect() > 0, Left > 1],
+    case elect() of
+        Orphans when Orphans > 0, Left > 1 -> erlang:send_after(1000, self(), {elect, Left - 1});
+        _ -> ok
+    end,
     {noreply, State};
 handle_info({ended, Reader}, State = #{ending := Ending}) ->
     {noreply, State#{ending := maps:remove(Reader, Ending)}};

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import msgspec
 import pika
 import pytest
-from linked_hosts import PORT, as_broker, domain, hosts
+from linked_hosts import PORT, as_broker, domain
 
 from netspace.link import model, pairs
 from netspace.link.names import PLAIN, Names
@@ -26,23 +26,19 @@ FROM = Link(source="shop@h3", target="orders@h2", pattern="request", monitor=Tru
 BY = Link(source="shop@h3", target="audit@h2", via="buffered", length=5)
 AWAY = Link(source="orders@h2", target="shop@h3", via="buffered")
 LINKS = (*BETWEEN, NEAR, FROM, BY, AWAY)
+ENVIRONMENTS = {"h1": ("web", "other"), "h2": ("orders", "audit")}
 KINDS = ("queue", "exchange")
 
 
 @pytest.fixture(scope="module")
-def linked(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("hosts")
-    with hosts(folder) as (h1, h2, _):
-        h3 = RemoteHost(
-            trust_domain=domain("h3"), address=f"198.51.100.3:{PORT}", public_key=pairs.public(folder / "h3")
-        )
-        for world in (h1, h2):  # h1 knows all that can be known of h3 without being it
-            world.broker = msgspec.structs.replace(world.broker, hosts={**world.broker.hosts, "h3": h3})
-        h1.environment("web", "other")
-        h2.environment("orders", "audit")
-        h2.declare(*LINKS)
-        h1.declare(*LINKS)
-        yield h1, h2
+def linked(both, folder):
+    h1, h2, _ = both
+    h3 = RemoteHost(trust_domain=domain("h3"), address=f"198.51.100.3:{PORT}", public_key=pairs.public(folder / "h3"))
+    for world in (h1, h2):  # h1 knows all that can be known of h3 without being it
+        world.broker = msgspec.structs.replace(world.broker, hosts={**world.broker.hosts, "h3": h3})
+    h2.declare(*LINKS)
+    h1.declare(*LINKS)
+    return h1, h2
 
 
 def guesses(h1, there: Iterable[str]) -> set[str]:

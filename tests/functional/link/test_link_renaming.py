@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import msgspec
 import pytest
-from linked_hosts import hosts
 from waiting import until
 
 from netspace import files
@@ -22,19 +21,7 @@ FEW = Link(source="web@h1", target="audit@h2", length=50)
 CARRY = Link(source="web@h1", target="log@h2", via="buffered")
 LINKS = (ASK, FEW, CARRY)
 READERS = {"orders": 3, "audit": 2, "log": 2}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("hosts")
-
-
-@pytest.fixture(scope="module")
-def both(folder):
-    with hosts(folder) as made:
-        made[0].environment("web")
-        made[1].environment(*READERS)
-        yield made
+ENVIRONMENTS = {"h1": ("web",), "h2": tuple(READERS)}
 
 
 @pytest.fixture
