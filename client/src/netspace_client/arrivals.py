@@ -105,7 +105,7 @@ class Arrivals:
             await self._arrived.put((queue, delivery))
 
         self._room_in[queue] = self._share
-        return Ear(self._lines, session, queue, heard, self._share, self._forget_unnamed)
+        return Ear(self._lines, session, queue, heard, self._share, self._forget_unnamed, in_order=True)
 
     async def _in_time(self, delivery: DeliveredMessage) -> None:
         """Have no more come in a second than the link is declared for.

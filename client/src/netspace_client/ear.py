@@ -20,6 +20,12 @@ log = logging.getLogger("netspace_client")
 FIRST_PAUSE = 0.05
 LONGEST_PAUSE = 2.0
 
+LEFT_SECONDS = 3.0
+"""How long a mailbox is not read because somebody else reads it, who may be ourselves before our connection was lost.
+
+What the broker has handed out to one whose end it hasn't noticed comes again, after all that followed it.
+"""
+
 Heard = Callable[[DeliveredMessage], Coroutine[Any, Any, None]]
 
 
@@ -28,6 +34,7 @@ class Ear:
 
     :param most: messages that may be here unsettled; 0: any number.
     :param begin: called whenever the broker is about to hand out anew what wasn't settled.
+    :param in_order: whether to wait, ``LEFT_SECONDS`` at most, until no former reader has any of it.
     """
 
     def __init__(
@@ -38,6 +45,7 @@ class Ear:
         heard: Heard,
         most: int = 0,
         begin: Callable[[], None] = lambda: None,
+        in_order: bool = False,
     ) -> None:
         self._lines = lines
         self._session = session
@@ -45,6 +53,8 @@ class Ear:
         self._heard = heard
         self._most = most
         self._begin = begin
+        self._in_order = in_order
+        self._others = 0
         self._pause = FIRST_PAUSE
         self._consumer: _Consumer | None = None
         self._more = asyncio.Event()
@@ -72,6 +82,8 @@ class Ear:
             try:
                 channel = await self._session.channel()
                 await answer(channel.basic_qos(prefetch_count=self._most))
+                if self._in_order:
+                    await self._let_go(channel)
                 await self._hear(channel)
             except Closed:
                 return
@@ -82,6 +94,18 @@ class Ear:
                     self._lines.later(hang_up(channel))
             await asyncio.sleep(self._pause)
             self._pause = min(self._pause * 2, LONGEST_PAUSE)
+
+    async def _let_go(self, channel: Channel) -> None:
+        """Wait until the broker has let go of who read before; whoever reads on then reads beside us."""
+        clock = asyncio.get_running_loop().time
+        deadline, pause = clock() + LEFT_SECONDS, 0.005
+        while True:
+            readers = (await answer(channel.queue_declare(self._queue, passive=True))).consumer_count or 0
+            if readers <= self._others or clock() >= deadline:
+                self._others = readers
+                return
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 0.1)
 
     async def _hear(self, channel: Channel) -> None:
         """Listen by *channel* for as long as the broker allows it."""
