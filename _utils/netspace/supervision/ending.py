@@ -157,6 +157,7 @@ class Ending:
             unit.service.pid_file.unlink(missing_ok=True)
         if unit.wanted and unit.again:
             unit.restarts = unit.failures = unit.oom_kills = 0
+            unit.exit = unit.error = ""
             self.again(unit)
         elif not unit.wanted:
             self.units.idle(unit, "stopped")

@@ -74,7 +74,9 @@ class Starting:
         for name in records.in_order(sorted(after), after):
             unit = self.units.get(name)
             unit.wanted = True
-            if asker is not None and name in asked and unit.phase != "running":
+            # Whoever killed it and asks for its start may be sooner than the news of its end.
+            dying = unit.phase == "running" and process.dying(unit.pid)
+            if asker is not None and name in asked and (dying or unit.phase != "running"):
                 asker.pending.add(name)
                 unit.waiters.append((asker, "start"))
             if unit.phase in ("idle", "backoff"):
@@ -85,6 +87,8 @@ class Starting:
             elif unit.phase in ("stopping", "ending"):
                 unit.again = True
                 self.units.tell(unit, "stop", "it was started again meanwhile")
+            elif dying:
+                unit.again = True
             earlier.add(name)
 
     def enqueue(self, unit: Unit, after: Iterable[str] = ()) -> None:

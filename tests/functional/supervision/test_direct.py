@@ -74,6 +74,21 @@ def test_start_stop_start(direct: Direct, layout: Layout) -> None:
     assert zombies_of(daemon_pid(layout)) == []
 
 
+def test_what_is_about_to_end_is_started_again(direct: Direct, tmp_path: Path) -> None:
+    """Whoever killed it and asks for its start is not told that it runs because its end isn't seen yet."""
+    full = tmp_path / "full"
+    hold = f"x = bytearray(1 << 30); open({str(full)!r}, 'w'); import time; time.sleep(1000)"
+    direct.define([Service("a", (sys.executable, "-c", hold))])
+    assert direct.start(["a"]) == {}
+    until(full.exists)
+    former = direct.observe()["a"].pid
+    os.kill(former, signal.SIGKILL)  # to give its memory back takes a while
+    assert direct.start(["a"]) == {}
+    seen = direct.observe()["a"]
+    assert (seen.state, seen.restarts, seen.exit) == ("running", 0, "")
+    assert seen.pid != former
+
+
 def test_unknown_services_are_errors(direct: Direct, layout: Layout) -> None:
     for call in (direct.start, direct.stop, direct.reload):
         assert "not defined" in call(["nothing"])["nothing"]
