@@ -388,10 +388,16 @@ def test_a_full_mailbox_refuses_and_a_changed_limit_is_repaired(host):
         policy = api.get("policies", "netspace", "netspace.mailbox")
         policy["definition"]["max-length"] = 2
         api.post("definitions", body={"policies": [policy]})
-    with host.client("orders") as channel, pytest.raises(NackError):
-        for _ in range(100):  # the length of a quorum queue is a soft limit
-            channel.basic_publish(host.n("link.orders.audit"), "", b"x")
-            time.sleep(0.02)
+    with host.client("orders") as channel:
+
+        def refused() -> bool:
+            try:
+                channel.basic_publish(host.n("link.orders.audit"), "", b"x")
+            except NackError:
+                return True
+            return False
+
+        until(refused, "the length of a quorum queue is a soft limit, and yet none", pause=0.02)
     plan = host.apply(*LINKS)
     assert set(plan.steps[0].changes) == {"policy:netspace.mailbox"}
     with host.api() as api:
@@ -429,6 +435,11 @@ def test_a_missing_namespace_is_named_and_the_others_are_served(host):
     host.apply(*LINKS)
 
 
+def old_workers(host) -> list[str]:
+    listed = host.forwarder("show proc").partition("# old workers")[2].partition("#")[0]
+    return listed.split("\n")[1:-1]
+
+
 def test_live_connections_survive_changes_and_old_workers_are_bounded(host):
     host.environment("extra")
     with host.client("web") as channel:
@@ -436,11 +447,9 @@ def test_live_connections_survive_changes_and_old_workers_are_bounded(host):
             host.apply(*LINKS, Link(source="audit", target="extra"))
             host.apply(*LINKS)
         channel.basic_publish(host.n("link.web.orders"), "", b"x", mandatory=True)
+        assert 1 <= len(old_workers(host)) <= forwarder.OLD_WORKERS
     assert f"mworker-max-reloads {forwarder.OLD_WORKERS}" in forwarder.current(host.layout)
-    for _ in range(50):
-        if "old workers" not in host.forwarder("show proc").replace("# old workers\n#", ""):
-            break
-        time.sleep(0.1)
+    until(lambda: old_workers(host) == [], "they end when their connections have", pause=0.1)
 
 
 # -- broken and mended --------------------------------------------------------------------------

@@ -141,7 +141,7 @@ def test_certificates_are_renewed_and_nothing_is_interrupted(host):
     path.unlink()
     assert "certificates:web" in str(host.links.health()["problems"])
     host.apply(*LINKS)
-    assert host.links.health()["problems"] == []
+    assert "certificates" not in str(host.links.health()["problems"])
 
 
 def test_another_authority_takes_over_while_mail_flows(host, tmp_path):
