@@ -130,6 +130,12 @@ def configuration(layout: Layout, spec: LocalBroker) -> str:
 # Distribution port {spec.distribution_port}, epmd port {spec.epmd_port}.
 listeners.tcp = none
 listeners.ssl.1 = 127.0.0.1:{spec.port}
+# Without this, Erlang may not notice the end of a TLS connection that data came before; the others are the defaults.
+tcp_listen_options.exit_on_close = true
+tcp_listen_options.backlog = 128
+tcp_listen_options.nodelay = true
+tcp_listen_options.linger.on = true
+tcp_listen_options.linger.timeout = 0
 ssl_options.cacertfile = {tls}/{identity.ANCHORS}
 ssl_options.certfile = {tls}/server.pem
 ssl_options.keyfile = {tls}/server.pem

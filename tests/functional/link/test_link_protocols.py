@@ -179,6 +179,16 @@ def test_a_full_link_is_told_and_what_was_confirmed_is_there(host, speaker, prot
     until(lambda: orders.send(host.n("link.orders.audit"), "again"))
 
 
+def test_a_reader_that_ends_right_after_its_last_word_keeps_no_mail_from_the_next(host, speaker):
+    """Erlang doesn't notice each end of a TLS connection that data comes along with, if it may be half open."""
+    orders, mailbox = speaker("0-9-1", "orders"), host.n("mailbox.audit")
+    for number in range(60):
+        assert orders.send(host.n("link.orders.audit"), str(number))
+        audit = Modern(host, "audit")
+        assert audit.receive(mailbox)[1] == str(number)
+        audit.close()
+
+
 def revoked(host, protocol: str, *staying: Link) -> float:
     """Revoke a link amid its mail; return when its sender was told, in seconds from when the call returned."""
     host.apply(ASK, TELL, DOOMED)
