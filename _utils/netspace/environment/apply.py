@@ -342,8 +342,7 @@ class Applying:
                     self.supervisor.stop([own.name])
                 if errors := self.supervisor.start([own.name]):
                     raise NetspaceError(f"what watches health does not run: {errors[own.name]}")
-                if changed or there is None or there.state != "running":
-                    proving.watched(self.layout, self.supervisor)
+                proving.watched(self.layout, self.supervisor)  # it may have been killed, and begin again
             elif there is not None and (errors := self.supervisor.remove([runtime.HEALTH])):
                 raise NetspaceError(f"what watches health does not end: {errors[runtime.HEALTH]}")
         except (NetspaceError, OSError) as err:

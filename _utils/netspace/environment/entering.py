@@ -53,7 +53,7 @@ def enter(
         files.write(scratch / "process.json", oci.encode(process))
         call = runtime.beside(layout, name, record.runtime, mounts.table(), scratch)
         done = _run(call, stdin, timeout, pid)
-        if not pid.exists() and log.exists():
+        if not done.timed_out and not pid.exists() and log.exists():
             raise NetspaceError(f"exec in environment {name}: {runtime.complaint(log)}")
         return done
 
@@ -111,14 +111,21 @@ def _feed(stream: IO[bytes], data: bytes) -> bytes:
 
 
 def _kill(process: subprocess.Popen[bytes], pid_file: Path) -> None:
-    """Kill the program inside with its process group; the runtime then reaps it, and ends."""
-    with contextlib.suppress(OSError, ValueError):
-        inside = int(pid_file.read_text())
-        if os.getpgid(inside) == inside:
-            os.killpg(inside, signal.SIGKILL)
-        else:
-            os.kill(inside, signal.SIGKILL)
-    try:
-        process.wait(_REAPED)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+    """Kill the program inside with its process group; the runtime then reaps it, and ends.
+
+    The runtime may be about to start it only, and says which it is before it does.
+    """
+    deadline, killed = time.monotonic() + _REAPED, False
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError, ValueError):
+            if not killed:
+                inside = int(pid_file.read_text())
+                if os.getpgid(inside) == inside:
+                    os.killpg(inside, signal.SIGKILL)
+                else:
+                    os.kill(inside, signal.SIGKILL)
+                killed = True
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.05)
+            return
+    os.killpg(process.pid, signal.SIGKILL)

@@ -28,7 +28,7 @@ from netspace.health import verdict
 from netspace.layout import Layout
 from netspace.spec import parse
 from netspace.spec.types import Environment
-from netspace.supervision import Status, Supervisor, booted
+from netspace.supervision import Status, Supervisor, booted, process
 
 MAX_LINES = 10_000
 _LOOK = 0.1  # seconds between two looks at what is waited for
@@ -96,10 +96,7 @@ class Operations:
         def act(known: Mapping[str, Record]) -> dict[str, str]:
             lost = self._kind.restore()
             statuses = self._statuses(known)
-            idle = [
-                name for name in known if name not in lost and _state(statuses, name) not in ("running", "starting")
-            ]
-            return {**lost, **self._kind.start(idle)}
+            return {**lost, **self._kind.start([name for name in known if name not in lost and _idle(statuses, name)])}
 
         return self._change(names, "running", act)
 
@@ -271,8 +268,10 @@ def _disk_usage(layout: Layout, name: str, record: Record, mounted: Mapping[str,
     return {**found, "volumes": used} if used else found
 
 
-def _state(statuses: Mapping[str, Status], name: str) -> str:
-    return statuses.get(runtime.service_name(name), Status("stopped")).state
+def _idle(statuses: Mapping[str, Status], name: str) -> bool:
+    """Whether it has to be started: it doesn't run, or is about to end though its supervisor hasn't seen that yet."""
+    status = statuses.get(runtime.service_name(name), Status("stopped"))
+    return status.state not in ("running", "starting") or (status.state == "running" and process.dying(status.pid))
 
 
 def _last_lines(path: Path, count: int) -> Sequence[str]:

@@ -108,19 +108,20 @@ def _proved(layout: Layout, supervisor: Supervisor, name: str, record: Record, r
     place, service = layout.beside(name), runtime.service_name(layout.beside(name))
     health, deadline = record.spec.health, record.spec.update.deadline
     assert health is not None
-    began, said = time.monotonic(), ""
+    until, late, said = time.monotonic() + deadline, False, ""
     while True:
         status = supervisor.observe([service]).get(service, Status("stopped"))
         if status.state in ("stopped", "failed"):
             return refused or f"it ended ({status.exit or 'no reason known'})"
+        if late:
+            return f"it was not healthy within {deadline:g} s{said}"
         passed, detail = probes.inside(layout, place, record, health)
         if passed:
             return ""
         said = f": {detail}" if detail else said
-        left = began + deadline - time.monotonic()
-        if left <= 0:
-            return f"it was not healthy within {deadline:g} s{said}"
-        time.sleep(min(health.interval, machine.SOON, left))
+        late = time.monotonic() >= until
+        if not late:
+            time.sleep(max(0.0, min(health.interval, machine.SOON, until - time.monotonic())))
 
 
 def erase(layout: Layout, supervisor: Supervisor, names: Iterable[str], *, keep_output: bool = False) -> dict[str, str]:

@@ -221,14 +221,15 @@ class Watch:
         if not process.alive(one.pid, one.ticks):
             return
         health, state = one.record.spec.health, one.judgement.state
+        # Whoever reads the verdict finds what follows from it.
+        if health is None or state == "healthy":
+            verdict.mark(verdict.condemned(self.layout, one.name), False)
+        verdict.mark(verdict.up(self.layout, one.name), health is None or state == "healthy")
         if health is not None:
             before = verdict.read(self.layout, one.name)
             same = before is not None and before.pid == one.pid and before.judgement.state == state
             since = before.since if same and before is not None else time.time()
             verdict.write(self.layout, one.name, Verdict(one.judgement, one.pid, one.ticks, since))
-        if health is None or state == "healthy":
-            verdict.mark(verdict.condemned(self.layout, one.name), False)
-        verdict.mark(verdict.up(self.layout, one.name), health is None or state == "healthy")
 
     # -- what is done about it ---------------------------------------------------------
     def _doom(self, one: Watched) -> None:

@@ -87,7 +87,7 @@ def carried(layout: Layout, record: Record, called: Names, api: Management) -> d
     for name, outbox in outboxes:
         shovel = told.get(outbox, {"state": "absent"})
         why = ""
-        if shovel.get("state") != "running":
+        if shovel.get("state") not in ("running", "flow"):  # flow: as fast as the other end takes it
             # Its reason names objects, and may be long.
             reason = names.shown(str(shovel.get("reason") or ""))[:300]
             why = f"its mail is not carried over now ({shovel.get('state')}{': ' + reason if reason else ''})"

@@ -18,6 +18,7 @@ import os
 import pwd
 import secrets
 import shutil
+import socket
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -359,7 +360,7 @@ def wait(
     progress: Callable[[str], None],
     seconds: float = READY_SECONDS,
 ) -> None:
-    """Wait until the node's management API answers and our vhost is there.
+    """Wait until the node's management API answers, our vhost is there and, last of all, it takes connections.
 
     :raises NetspaceError: when it ends or *seconds* pass; with the end of its log.
     """
@@ -368,9 +369,12 @@ def wait(
     with management(layout, spec, timeout=5.0) as api:
         while True:
             try:
-                if api.get("vhosts", layout.instance, query="columns=name") is not None:
+                if api.get("vhosts", layout.instance, query="columns=name") is None:
+                    complaint = "it has no vhost of ours"
+                elif not _listens(spec.port):
+                    complaint = f"it takes no connections at port {spec.port}"
+                else:
                     return
-                complaint = "it has no vhost of ours"
             except (UnreachableError, RefusedError) as err:  # it refuses while it still loads its definitions
                 complaint = str(err)
             passed = time.monotonic() - begun
@@ -384,6 +388,14 @@ def wait(
                 said = passed
                 progress(f"waiting for the broker to start ({passed:.0f} s)")
             time.sleep(0.1)
+
+
+def _listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=5.0).close()
+    except OSError:
+        return False
+    return True
 
 
 def log_tail(layout: Layout, lines: int = 20) -> str:

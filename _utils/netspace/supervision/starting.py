@@ -277,7 +277,7 @@ def _ends_or_is_within(pid: int, pidfd: int, cgroup: str) -> bool:
     """Whether a process is in the cgroup, or ends within a moment."""
     end = select.poll()
     end.register(pidfd, select.POLLIN)
-    return any(process.within(pid, cgroup) or end.poll(5) for _ in range(20))
+    return any(process.within(pid, cgroup) or end.poll(5) for _ in range(100))
 
 
 def with_log(layout: Layout, service: Service) -> Service:

@@ -101,7 +101,11 @@ class Arrivals:
                 self._stopped = True
                 for ear in self._ears:
                     ear.stop()
-            await self._in_time(delivery)
+            try:
+                await self._in_time(delivery)
+            except asyncio.CancelledError:  # with its connection
+                self._forgotten(delivery)
+                raise
             await self._arrived.put((queue, delivery))
 
         self._room_in[queue] = self._share

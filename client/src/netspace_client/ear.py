@@ -25,6 +25,8 @@ LEFT_SECONDS = 3.0
 
 What the broker has handed out to one whose end it hasn't noticed comes again, after all that followed it.
 """
+ANSWER_SECONDS = 0.2
+"""RabbitMQ tells of an empty queue that nobody reads, too, where the queue itself doesn't say within 0.25 s."""
 
 Heard = Callable[[DeliveredMessage], Coroutine[Any, Any, None]]
 
@@ -100,8 +102,11 @@ class Ear:
         clock = asyncio.get_running_loop().time
         deadline, pause = clock() + LEFT_SECONDS, 0.005
         while True:
-            readers = (await answer(channel.queue_declare(self._queue, passive=True))).consumer_count or 0
-            if readers <= self._others or clock() >= deadline:
+            begun = clock()
+            there = await answer(channel.queue_declare(self._queue, passive=True))
+            readers = there.consumer_count or 0
+            told = readers or there.message_count or clock() - begun < ANSWER_SECONDS
+            if (told and readers <= self._others) or clock() >= deadline:
                 self._others = readers
                 return
             await asyncio.sleep(pause)

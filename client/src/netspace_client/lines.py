@@ -99,8 +99,17 @@ async def settle(delivery: DeliveredMessage, how: str) -> None:
     channel, tag = delivery.channel, delivery.delivery_tag
     if channel.is_closed or tag is None:
         return
-    with contextlib.suppress(*FAILURES):
-        if how == "ack":
-            await channel.basic_ack(tag, wait=False)
-        else:
-            await channel.basic_nack(tag, requeue=how == "requeue", wait=False)
+    if how == "ack":
+        telling = channel.basic_ack(tag, wait=False)
+    else:
+        telling = channel.basic_nack(tag, requeue=how == "requeue", wait=False)
+    # Where the connection is just going, nobody takes it from aiormq any more.
+    task = asyncio.ensure_future(telling)
+    try:
+        await asyncio.wait({task, channel.closing}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        told = task.done()
+        task.cancel()
+    if told:
+        with contextlib.suppress(*FAILURES):
+            task.result()
