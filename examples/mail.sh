@@ -32,9 +32,9 @@ case "$#-${1-}" in
         (run amqp-publish --persistent --exchange "$exchange" --body "$3")
         ;;
     1-receive)
-        # One message at a time from each queue; it is acknowledged when it was printed.
+        # One message at a time from each queue; it is acknowledged when it was printed, at once: others print too.
         for queue in $(has '.queues[]'); do
-            run amqp-consume --queue "$queue" --prefetch-count 1 -- sh -c 'cat && echo' &
+            run amqp-consume --queue "$queue" --prefetch-count 1 -- sh -c 'text=$(cat) && printf "%s\n" "$text"' &
             readers="$readers $!"
         done
         wait

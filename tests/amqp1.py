@@ -150,9 +150,9 @@ class Client:
 
     def manage(self, method: str, path: str, body: Any = None) -> str:
         """A request to the broker's management node: the status of its answer."""
-        node = "/management"
-        there = self._attach(False, Described(SOURCE, [node]), Described(TARGET, [node]), paired=True)
-        here = self._attach(True, Described(SOURCE, [node]), Described(TARGET, [node]), paired=True)
+        node, pair = "/management", f"pair {self._handles}"
+        there = self._attach(False, Described(SOURCE, [node]), Described(TARGET, [node]), pair)
+        here = self._attach(True, Described(SOURCE, [node]), Described(TARGET, [node]), pair)
         self._send(FLOW, [self._next, 2048, 0, 2048, here, 0, 100])
         request = {"message_id": "1", "to": path, "subject": method, "reply_to": "$me"}
         self._transfer(there, body, request, settled=True)
@@ -174,12 +174,12 @@ class Client:
         self._send(TRANSFER, [handle, self._delivery, struct.pack(">I", self._delivery), 0, settled], message)
         self._delivery += 1
 
-    def _attach(self, receives: bool, source: Any, target: Any, paired: bool = False) -> int:
+    def _attach(self, receives: bool, source: Any, target: Any, pair: str = "") -> int:
         handle = self._handles
         self._handles += 1
-        name, mode = ("pair", Byte(1)) if paired else (f"link {handle}", None)
+        name, mode = (pair, Byte(1)) if pair else (f"link {handle}", None)
         first = None if receives else 0
-        properties = {Symbol("paired"): True} if paired else None
+        properties = {Symbol("paired"): True} if pair else None
         end = (None, None, first, None, None, None, properties)
         self._send(ATTACH, [name, handle, receives, mode, None, source, target, *end])
         self._until(ATTACH)

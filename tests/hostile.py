@@ -1,7 +1,7 @@
 """What a hostile environment does to a broker with nothing but its card, again and again, until it is killed.
 
 usage: python hostile.py ATTACK FOLDER, where FOLDER has what is in an environment's /run/netspace.
-It prints a line whenever it was ended, and begins anew.
+It prints a line when it begins, and one whenever it was ended, and begins anew.
 """
 
 from __future__ import annotations
@@ -150,6 +150,7 @@ ATTACKS = {attack.__name__: attack for attack in
 def main() -> None:
     """Attack until killed."""
     attack, inside = ATTACKS[sys.argv[1]], Inside(Path(sys.argv[2]))
+    print("begins", flush=True)
     while True:
         try:
             attack(inside)

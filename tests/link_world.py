@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -88,8 +89,14 @@ class World:
 
     def kill_broker(self) -> None:
         """End the broker at once, and wait until it is gone."""
-        os.kill(self.supervisor.observe()[node.NODE].pid, signal.SIGKILL)
+        self.kill(node.NODE)
         until(lambda: not self._answers(), patience=30)
+
+    def kill(self, service: str) -> None:
+        """End a service's process at once."""
+        pid = self.supervisor.observe()[service].pid
+        assert pid, f"{service} doesn't run"  # 0 is whoever runs the tests
+        os.kill(pid, signal.SIGKILL)
 
     def _answers(self) -> bool:
         try:
@@ -110,6 +117,15 @@ class World:
     def inside(self, name: str) -> contextlib.AbstractContextManager[None]:
         """Be in an environment's network namespace (this thread only): sockets made here are its."""
         return _in_namespace(self.layout.netns(name))
+
+    def listens(self, name: str) -> bool:
+        """Whether the forwarder does inside *name*, where a certificate is asked for."""
+        with self.inside(name):
+            try:
+                socket.create_connection(("127.0.0.1", 5671), timeout=5).close()
+            except ConnectionRefusedError:
+                return False
+        return True
 
     def here(self) -> contextlib.AbstractContextManager[None]:
         """Be where the host itself is (this thread only)."""
@@ -136,7 +152,8 @@ class World:
                 self.tls(certificate or identity.path(self.layout, name)), about["tls"]["server_name"]
             )
         else:
-            login = pika.PlainCredentials(about["username"], password or credentials.read(self.layout, name))
+            secret = credentials.read(self.layout, name) if password is None else password
+            login = pika.PlainCredentials(about["username"], secret)
             if "tls" in about:
                 options["ssl_options"] = pika.SSLOptions(self.tls(certificate), about["tls"]["server_name"])
         parameters = pika.ConnectionParameters(

@@ -89,7 +89,9 @@ def as_broker(whose: World, there: World, certificate: str | Path | None = None)
     tls = pika.SSLOptions(whose.tls(certificate or own), str(there.broker.trust_domain))
     address, _, port = str(there.broker.listen).partition(":")
     login = pika.credentials.ExternalCredentials()
-    where = pika.ConnectionParameters(address, int(port), there.layout.instance, login, ssl_options=tls)
+    where = pika.ConnectionParameters(
+        address, int(port), there.layout.instance, login, ssl_options=tls, socket_timeout=60, stack_timeout=60
+    )
     with whose.here():
         return pika.BlockingConnection(where)
 

@@ -14,6 +14,8 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
+from waiting import until
+
 from netspace_client import Mailbox
 
 T = TypeVar("T")
@@ -63,11 +65,21 @@ class Program:
 
         return self.run(take())
 
+    def reads(self) -> bool:
+        """Whether it reads all of its queues."""
+        return all(ear._consumer for ear in self.mailbox._arrivals._ears)
+
+    def connections(self) -> set[Any]:
+        """Those that it has now."""
+        return {session._connection for session in self.mailbox._lines.sessions.values() if session.connected}
+
     def leave(self) -> None:
         if not self._thread.is_alive():
             return
-        self.run(self.mailbox.close())
-        self.die()
+        try:
+            self.run(self.mailbox.close())
+        finally:
+            self.die()
 
     def die(self) -> None:
         """End without a good-bye to anybody."""
@@ -85,6 +97,19 @@ class Program:
             self.run(end())
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(10)
+
+
+def no_mail(world: Any) -> None:
+    """Empty all mailboxes; twice, for what a program had in hand may come back a moment after it left."""
+    vhost, look = world.layout.instance, {"count": 1, "ackmode": "ack_requeue_true", "encoding": "auto", "truncate": 1}
+
+    def emptied() -> bool:
+        world.no_mail()
+        with world.here(), world.api() as api:
+            queues = api.get("queues", vhost, query="columns=name") or []
+            return not any(api.post("queues", vhost, queue["name"], "get", body=look) for queue in queues)
+
+    until(lambda: emptied() and emptied(), "mail comes again and again", pause=0.1)
 
 
 def tell(world: Any, name: str, folder: Path) -> Path:

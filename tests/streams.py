@@ -8,7 +8,7 @@ from typing import Any
 from programs import Program
 from waiting import until
 
-PATIENCE = 120.0
+PATIENCE = 300.0
 
 
 class Stream:
@@ -34,7 +34,7 @@ class Stream:
 
     async def _pour(self) -> list[Any]:
         send = self._sender.mailbox.send
-        work = (send(self._to, str(one), timeout=100, id=f"m{one}") for one in range(self.number))
+        work = (send(self._to, str(one), timeout=PATIENCE, id=f"m{one}") for one in range(self.number))
         return await asyncio.gather(*work, return_exceptions=True)
 
     def until(self, count: int) -> None:

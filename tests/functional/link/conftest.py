@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from link_world import World
 from linked_hosts import Cable, hosts
-from programs import Program, tell
+from programs import Program, no_mail, tell
 
 
 @pytest.fixture(scope="module")
@@ -45,22 +46,21 @@ def declared(both: tuple[World, World, Cable], request: pytest.FixtureRequest) -
     for world in (h2, h1):
         world.declare(*request.module.LINKS)
     for world in (h1, h2):
-        world.no_mail()
+        no_mail(world)
     return both
 
 
 @pytest.fixture
 def program(linked, tmp_path: Path) -> Iterator[Callable[..., Program]]:
     """Start programs with netspace-client on the linked hosts of a module: ``program(host, environment)``."""
-    started: list[Program] = []
+    with contextlib.ExitStack() as after:  # of several, all leave, even if one can't
 
-    def start(world: World, name: str, **options: Any) -> Program:
-        started.append(Program(world, name, tell(world, name, tmp_path / name), **options))
-        return started[-1]
+        def start(world: World, name: str, **options: Any) -> Program:
+            started = Program(world, name, tell(world, name, tmp_path / name), **options)
+            after.callback(started.leave)
+            return started
 
-    yield start
-    for one in started:
-        one.leave()
+        yield start
 
 
 @pytest.fixture(autouse=True)
@@ -68,10 +68,10 @@ def _bounded() -> Iterator[None]:
     """A client that waits for an answer for ever fails its test."""
 
     def ring(*_: object) -> None:
-        raise TimeoutError("the test takes more than three minutes")
+        raise TimeoutError("the test takes more than ten minutes")
 
     former = signal.signal(signal.SIGALRM, ring)
-    signal.alarm(180)
+    signal.alarm(600)
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, former)

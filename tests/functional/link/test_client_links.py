@@ -21,7 +21,8 @@ from pathlib import Path
 import pika
 import pytest
 from aiormq import spec
-from programs import Program, tell
+from mail import messages
+from programs import Program, no_mail, tell
 from waiting import until
 
 from netspace.link import broker as node
@@ -102,16 +103,13 @@ def linked(world, tmp_path_factory) -> Town:
 
 @pytest.fixture
 def town(linked) -> Iterator[Town]:
-    try:
+    with contextlib.ExitStack() as after:  # of all these, each is done, even if another can't be
+        after.callback(no_mail, linked.world)
+        after.callback(linked.apply, *LINKS)
         yield linked
-    finally:
+        after.callback(linked.programs.clear)
         for program in linked.programs:
-            program.leave()
-        linked.programs.clear()
-        linked.apply(*LINKS)
-        with linked.world.api() as api:
-            for queue in api.get("queues", "netspace", query="columns=name") or []:
-                api.delete("queues", "netspace", queue["name"], "contents")
+            after.callback(program.leave)
 
 
 async def every(work) -> list:
@@ -157,8 +155,16 @@ def test_a_call_is_answered_to_the_asker(town):
 
 def test_a_call_that_nobody_answers_times_out_and_its_late_answer_is_dropped(town):
     web, orders = town.program("web"), town.program("orders")
-    with pytest.raises(Timeout, match="didn't answer"):
-        web.run(web.mailbox.call("orders", "first", 1.0))
+
+    def in_vain() -> bool:
+        """Whether a question was sent and its time passed; on a busy machine it may pass on the way."""
+        try:
+            web.run(web.mailbox.call("orders", "first", 1.0))
+        except LinkError as err:
+            return isinstance(err, Timeout) and "didn't answer" in str(err)
+        pytest.fail("nobody is there to answer")
+
+    until(in_vain)
 
     async def work(message):
         return message.text
@@ -170,8 +176,9 @@ def test_a_call_that_nobody_answers_times_out_and_its_late_answer_is_dropped(tow
 
 def test_an_answer_to_one_who_left_is_said_to_be_in_vain(town):
     web, orders = town.program("web"), town.program("orders")
-    with pytest.raises(Timeout):
-        web.run(web.mailbox.call("orders", "anybody?", 1.0))
+    asking = web.start(web.mailbox.call("orders", "anybody?", 60))
+    until(lambda: len(orders.mailbox._arrivals.inbox) == 1)
+    asking.cancel()
     web.leave()
 
     async def answer():
@@ -208,13 +215,13 @@ def test_what_cannot_be_sent_is_refused_and_no_other_message_is_told_wrong(town)
     async def unforeseen():
         """What only aiormq finds out, amid others."""
         outlet = next(iter(web.mailbox._lines.outlets.values()))
-        bad = outlet.publish(b"bad", spec.Basic.Properties(message_id=["no text"]), timeout=10)
-        return await every([bad, *(web.mailbox.send("audit", str(number), timeout=10) for number in range(3))])
+        bad = outlet.publish(b"bad", spec.Basic.Properties(message_id=["no text"]), timeout=60)
+        return await every([bad, *(web.mailbox.send("audit", str(number)) for number in range(3))])
 
     failed, *sent = web.run(unforeseen())
     assert isinstance(failed, TypeError)
     assert [type(one) for one in sent] == [str] * 3
-    web.send("audit", "after", timeout=10)
+    web.send("audit", "after")
     assert [audit.receive() for _ in range(5)] == ["before", "0", "1", "2", "after"]
 
 
@@ -256,6 +263,7 @@ def test_a_receiver_that_waits_for_what_cannot_come_is_told(town):
 def test_no_more_is_taken_while_many_bytes_are_here(town):
     web, audit = town.program("web"), town.program("audit", memory=1000)
     held = audit.mailbox._arrivals.inbox
+    until(audit.reads)
     web.send("audit", "x" * 1001)
     until(lambda: len(held) == 1, patience=60)
     until(lambda: all(ear._consumer is None for ear in audit.mailbox._arrivals._ears), patience=60)
@@ -345,25 +353,30 @@ def test_nothing_is_lost_and_nothing_comes_twice_though_connections_and_broker_d
 
     async def pour():
         return await every(
-            web.mailbox.send("audit", str(number), timeout=55, id=f"m{number}") for number in range(1000)
+            web.mailbox.send("audit", str(number), timeout=150, id=f"m{number}") for number in range(1000)
         )
 
-    pouring = web.start(pour())
+    def both_anew() -> bool:
+        return len((web.connections() | audit.connections()) - former) == 2
+
+    pouring, former = web.start(pour()), set()
     for goal in (100, 300):
         until(lambda goal=goal: len(got) > goal, f"{len(got)} of 1000", patience=60)
-        assert cut() == 2
+        until(both_anew)
+        former |= web.connections() | audit.connections()
+        assert cut() >= 2
     until(lambda: len(got) > 500, f"{len(got)} of 1000", patience=60)
-    os.kill(town.world.supervisor.observe()[node.NODE].pid, signal.SIGKILL)
-    until(lambda: not _answers(town.world), patience=30)
+    town.world.kill_broker()
     town.world.apply(*LINKS)
-    assert [result for result in pouring.result(120) if isinstance(result, Exception)] == []
+    assert [result for result in pouring.result(160) if isinstance(result, Exception)] == []
     until(lambda: len(got) >= 1001, f"{len(got)} of 1000", patience=60)
     # In order, each once.
     assert got == ["first", *map(str, range(1000))]
     collecting.cancel()
 
 
-def test_order_is_kept_though_the_broker_notices_late_that_a_receiver_is_gone(town):
+def test_order_is_kept_though_the_broker_notices_late_that_a_receiver_is_gone(town, monkeypatch):
+    monkeypatch.setattr("netspace_client.ear.LEFT_SECONDS", 60.0)
     web, audit = town.program("web"), town.program("audit", capacity=10)
     web.send("audit", "first")
     assert audit.receive() == "first"
@@ -379,6 +392,7 @@ def test_order_is_kept_though_the_broker_notices_late_that_a_receiver_is_gone(to
                 transport.abort()
         return held
 
+    former = audit.connections()
     held = audit.run(lose())
     assert len(held) == 1
     for number in range(10, 20):
@@ -389,9 +403,13 @@ def test_order_is_kept_though_the_broker_notices_late_that_a_receiver_is_gone(to
             return message.text, message._delivery.redelivered
 
     taking = audit.start(take())
-    time.sleep(0.5)
-    for fd in held:
-        os.close(fd)
+    try:
+        until(lambda: audit.connections() - former)
+        time.sleep(0.5)
+        assert not taking.done(), "it reads beside its former self"
+    finally:
+        for fd in held:
+            os.close(fd)
     got = [taking.result(60), *(audit.run(take()) for _ in range(19))]
     assert got == [(str(number), number < 10) for number in range(20)]
 
@@ -404,14 +422,6 @@ def test_who_reads_beside_another_is_not_kept_from_it(town):
     taking = [second.start(second.mailbox.receive(timeout=50))]
     until(lambda: web.send("audit", "more") and taking[0].done(), pause=0.2)
     assert taking[0].result().text == "more"
-
-
-def _answers(world) -> bool:
-    try:
-        with world.api() as api:
-            return api.get("overview") is not None
-    except Exception:
-        return False
 
 
 @pytest.mark.replay
@@ -437,13 +447,13 @@ def test_work_in_hand_outlives_a_lost_connection_and_is_done_once(town):
     former = message._delivery
     assert cut() == 2
     until(lambda: message._delivery is not former, patience=60)  # handed out again, and known
+    until(lambda: all(one._delivery.channel is message._delivery.channel for one in held._held))
     audit.run(message.ack())
     assert audit.receive() == "next"
     with pytest.raises(Timeout):
         audit.receive(timeout=0.3)
     audit.leave()
-    with pytest.raises(Timeout):
-        town.program("audit").receive(timeout=0.5)
+    until(lambda: messages(town.world, town.card("audit")["mailbox"]) == 0)
 
 
 @pytest.fixture
@@ -613,6 +623,7 @@ def test_a_broker_out_of_reach_is_told(town):
     web = town.program("web")
     web.send("audit", "x")
     pid = town.world.supervisor.observe()[node.NODE].pid
+    assert pid
     os.kill(pid, signal.SIGSTOP)
     try:
         with pytest.raises((Timeout, Unreachable)):
@@ -715,13 +726,12 @@ def test_a_link_is_narrowed_at_both_ends(town):
 @pytest.mark.exhaustion
 def test_a_rate_is_kept_though_the_sender_does_not(town):
     audit, exchange = narrowed(town, rate=2, length=5)
-    web = town.program("web")
+    web, begun = town.program("web"), time.monotonic()
     web.send("audit", "1")
     web.send("audit", "2")
     with pytest.raises(TooFast, match="again in"):
         for _ in range(20):
             web.send("audit", "3")
-    begun = time.monotonic()
     got: list[float] = []
 
     async def collect():
@@ -741,8 +751,8 @@ def test_a_rate_is_kept_though_the_sender_does_not(town):
         assert audit.receive("orders") == "of another"
         until(lambda: len(got) >= 8, patience=60)
     collecting.cancel()
-    # All that came, came at the rate; of a second's worth at once, the first are from before.
-    assert all(len([at for at in got if first <= at < first + 2]) <= 2 + 2 * 2 + 1 for first in got)
+    # All that came, came at the rate, but for a second's worth at once.
+    assert all(place <= 2 + 2 * at for place, at in enumerate(got, 1)), got
     assert refused
 
 
@@ -784,7 +794,9 @@ def test_only_a_declared_peer_is_monitored_and_nothing_else_is_told(town):
         web.run(watched(web, "audit"))
     monitor = orders.run(watched(orders, "audit"))
     for _ in range(3):
-        town.program("vault").die()
+        vault = town.program("vault")
+        until(vault.reads)
+        vault.die()
     town.program("audit")
     assert orders.run(monitor.change(50)) == Change("audit", "up")
 
@@ -943,7 +955,7 @@ def test_new_keys_amid_a_stream_lose_nothing(town):
     collecting, pouring = vault.start(collect()), web.start(pour())
     for order in (("web", "vault"), ("vault", "web")):
         known = {key["kid"] for key in town.world.links.keys()["vault"]}
-        town.world.links.renew_keys(["web", "vault"], lead=1.0)
+        town.world.links.renew_keys(["web", "vault"], lead=5.0)
         for name in order:
             tell(town.world, name, town.folder / name)
             until(lambda: got, patience=60)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import signal
 import socket
 import subprocess
 import time
@@ -59,15 +59,15 @@ def test_the_documented_example_asks_and_answers_and_sends(host, tmp_path):
     answering = host.run_inside("orders", code, "answer", cards=cards["orders"])
     try:
         asking = host.run_inside("web", code, "request", "orders", "how much?", cards=cards["web"])
-        said, complaint = asking.communicate(timeout=30)
+        said, complaint = asking.communicate(timeout=60)
         assert said.strip() == "web asked how much?", complaint
     finally:
         answering.kill()
         answering.communicate()
     sending = host.run_inside("orders", code, "send", "audit", "sold", cards=cards["orders"])
-    assert sending.communicate(timeout=30) == ("", "")
+    assert sending.communicate(timeout=60) == ("", "")
     hearing = host.run_inside("audit", code, "receive", cards=cards["audit"])
-    said, complaint = hearing.communicate(timeout=30)
+    said, complaint = hearing.communicate(timeout=60)
     assert said.strip() == "orders: sold", complaint
 
 
@@ -148,20 +148,29 @@ def test_the_broker_listens_on_loopback_only(host):
     assert addresses <= {"127.0.0.1", "[::1]"}, listing
 
 
+def of_processes(file: str) -> list[bytes]:
+    """A file in /proc of each process that doesn't end meanwhile."""
+    found = []
+    for path in Path("/proc").glob(f"[0-9]*/{file}"):
+        with contextlib.suppress(OSError):
+            found.append(path.read_bytes())
+    return found
+
+
 def test_secrets_are_root_only_and_in_no_argument(host):
     secrets = [identity.path(host.layout, name).read_text() for name in ("web", "orders", "audit")]
     secrets.append(node.login(host.layout).password)
     secrets.append((host.layout.broker / "data/.erlang.cookie").read_text())
-    arguments = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")]
-    environments = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/environ")]
+    told = of_processes("cmdline") + of_processes("environ")
     for secret in secrets:
-        assert not any(secret.encode() in text for text in arguments + environments)
-    for folder in (host.layout.identities, host.layout.records("link"), host.layout.broker):
-        for path in folder.rglob("*"):
-            if path.is_file():
-                # Logs and data of the node lie in folders that others can't enter.
-                open_way = all(parent.stat().st_mode & 0o001 for parent in path.parents)
-                assert not (path.stat().st_mode & 0o004 and open_way), path
+        assert not any(secret.encode() in text for text in told)
+    for top in (host.layout.identities, host.layout.records("link"), host.layout.broker):
+        for folder, _, names in os.walk(top):  # what goes meanwhile is passed over
+            # Logs and data of the node lie in folders that others can't enter.
+            for path in (Path(folder, name) for name in names):
+                with contextlib.suppress(FileNotFoundError):
+                    open_way = all(parent.stat().st_mode & 0o001 for parent in path.parents)
+                    assert not (path.stat().st_mode & 0o004 and open_way), path
     assert (host.layout.broker / "data/.erlang.cookie").stat().st_mode & 0o777 == 0o400
     logged = "".join(path.read_text(errors="replace") for path in (host.layout.broker / "log").iterdir())
     assert not any(secret in logged for secret in secrets)
@@ -230,12 +239,10 @@ def test_removing_an_environment_severs_its_connections_and_only_its(host):
     with host.client("web") as web, host.client("orders") as orders:
         host.apply(TELL)
         with pytest.raises((ConnectionClosedByBroker, pika.exceptions.StreamLostError)):
-            for _ in range(50):
-                web.connection.process_data_events(0.1)
+            until(lambda: web.connection.process_data_events(0.1), "it is not cut off")
         orders.basic_publish(host.n("link.orders.audit"), "", b"x", mandatory=True)
     assert not host.layout.identity("web").exists()
-    with host.inside("web"), pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", 5671), timeout=5)
+    until(lambda: not host.listens("web"), "the forwarder's former process leaves its socket")
 
 
 def test_changing_the_pattern_takes_the_way_of_answers_away(host):
@@ -379,8 +386,13 @@ def test_mail_is_parked_until_it_is_read_or_purged(host):
     with host.client("audit") as channel:
         delivery, _, body = channel.basic_get(host.n("mailbox.audit"), auto_ack=True)
         assert (delivery.exchange, body) == (host.n("link.orders.audit"), b"kept")
-    host.apply(ASK)
-    assert host.links.list()["parked"] == []
+
+    def unparked() -> bool:
+        host.apply(*LINKS)
+        host.apply(ASK)
+        return host.links.list()["parked"] == []
+
+    until(unparked, "the broker says that it is empty", pause=1.0)
 
 
 def test_a_full_mailbox_refuses_and_a_changed_limit_is_repaired(host):
@@ -420,7 +432,7 @@ def test_a_namespace_made_anew_gets_a_new_socket(host):
     plan = host.apply(*LINKS)
     assert [step.name for step in plan.steps] == ["forwarder"]
     with host.client("audit") as channel:
-        assert channel.basic_get(host.n("mailbox.audit"))
+        channel.basic_get(host.n("mailbox.audit"))  # it is served there
 
 
 def test_a_missing_namespace_is_named_and_the_others_are_served(host):
@@ -458,7 +470,7 @@ def test_killed_broker_comes_back_with_its_mail(host):
         channel.basic_publish(
             host.n("link.orders.audit"), "", b"survives", pika.BasicProperties(delivery_mode=2), mandatory=True
         )
-    os.kill(host.supervisor.observe()[node.NODE].pid, signal.SIGKILL)
+    host.kill(node.NODE)
     time.sleep(0.2)
     plan = host.plan(*LINKS)
     assert plan.steps, "a broker that doesn't answer is never 'no change'"
@@ -476,7 +488,7 @@ def test_a_queue_that_was_just_made_keeps_its_mail_when_the_broker_is_killed(hos
     with host.client("orders") as channel:
         persistent = pika.BasicProperties(delivery_mode=2)
         channel.basic_publish(host.n("link.orders.late"), "", b"survives", persistent, mandatory=True)
-    os.kill(host.supervisor.observe()[node.NODE].pid, signal.SIGKILL)
+    host.kill(node.NODE)
     host.apply(*late)
     with host.client("late") as channel:
         assert channel.basic_get(host.n("mailbox.late"), auto_ack=True)[2] == b"survives"
@@ -489,7 +501,7 @@ def test_a_queue_whose_log_the_broker_forgot_takes_mail_again(host):
     every = "dets:match_object(ra_directory_reverse, {'_','_'})"
     forget = f"[dets:delete(ra_directory_reverse, Name) || {{Name, _}} <- {every}], dets:sync(ra_directory_reverse)."
     host.evaluate(forget)
-    os.kill(host.supervisor.observe()[node.NODE].pid, signal.SIGKILL)
+    host.kill(node.NODE)
     host.apply(*LINKS)
     with host.client("orders") as channel:
         channel.basic_publish(host.n("link.orders.audit"), "", b"taken", mandatory=True)
@@ -549,8 +561,8 @@ def test_the_last_link_takes_everything_along(host):
     host.apply(*LINKS)
     host.apply(purge=True)
     assert host.supervisor.observe() == {}
-    commands = {path.read_text().strip() for path in Path("/proc").glob("[0-9]*/comm")}
-    assert not commands & {"beam.smp", "epmd", "haproxy", "erl_child_setup", "inet_gethost"}
+    commands = {command.strip() for command in of_processes("comm")}
+    assert not commands & {b"beam.smp", b"epmd", b"haproxy", b"erl_child_setup", b"inet_gethost"}
     assert not (host.layout.run / "forwarder").exists()
     assert not host.layout.records("link").exists()
     assert not host.layout.records("credentials").exists()

@@ -40,7 +40,7 @@ def shared(world, tmp_path):
         vhost="shared",
     )
     with world.api() as api:
-        api.delete("vhosts", "shared")
+        api.delete("vhosts", "shared", timeout=60)
     world.apply(purge=True)
 
 

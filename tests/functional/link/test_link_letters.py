@@ -86,6 +86,7 @@ def test_dead_letters_are_sent_again_by_their_own_link(host):
     done = Letters(host.layout).redeliver()
     assert done == {"sent": {}, "kept": {"web.orders": {"number": 1, "why": "the link is revoked"}}}
     host.apply(*LINKS)
+    letters(host, 1)
     assert Letters(host.layout).redeliver()["sent"] == {"web.orders": 1}
     assert read(host, "orders", 1) == [("web", b"asked")]
     assert Letters(host.layout).count() == {"count": 0, "late": 0, "letters": []}
@@ -112,10 +113,24 @@ def test_no_sender_pushes_anothers_letter_out(host):
     refuse(host, "audit")
     letters(host, 1)
     flood(host, BESIDE, 10_500, expiration="0")
-    send(host, TELL, b"goes on")
+    until(lambda: taken(host, TELL, b"goes on"), "its mailbox has place again", patience=PATIENCE)
     until(lambda: Letters(host.layout).count()["late"] > 9_000, "they are dead", patience=PATIENCE)
     assert letters(host, 1)[0]["message_id"] == "victim"
-    assert Letters(host.layout).redeliver(Choice(link="orders.audit"))["sent"] == {"orders.audit": 1}
+    assert Letters(host.layout).redeliver(Choice(1, "orders.audit"))["sent"] == {"orders.audit": 1}
+
+    def over() -> bool:
+        host.no_mail()
+        return host.links.list()["mailboxes"]["audit"]["messages"] == 0
+
+    until(over, "none of them comes into another test", patience=PATIENCE, pause=1.0)
+
+
+def taken(host, link: Link, body: bytes) -> bool:
+    try:
+        send(host, link, body)
+    except NackError:
+        return False
+    return True
 
 
 def flood(host, link: Link, number: int, **properties) -> None:
@@ -150,10 +165,10 @@ def test_no_reader_pushes_anothers_letter_out_and_none_of_its_own_is_lost(host, 
     def all_seen() -> bool:
         nonlocal gone
         gone += desk.discard(Choice(link="web.orders"))["discarded"].get("web.orders", 0)
-        return gone == 30 and desk.count()["count"] == 2
+        # One of them may have come twice.
+        return gone >= 30 and {one["message_id"] for one in desk.count()["letters"]} == {"victim", "later"}
 
-    until(all_seen, "what waited finds its place", patience=PATIENCE, pause=1.0)
-    assert {one["message_id"] for one in desk.count()["letters"]} == {"victim", "later"}
+    until(all_seen, "what waited finds its place", patience=2 * PATIENCE, pause=1.0)
 
 
 def refuse_next(channel, queue: str, refused: list[int]) -> None:
@@ -168,21 +183,28 @@ def many_refused(host, link: Link, number: int) -> None:
     with host.client(link.target) as channel:
         refused: list[int] = []
         queue = host.n(f"mailbox.{link.target}")
-        until(lambda: refuse_next(channel, queue, refused) or len(refused) == number, patience=PATIENCE)
+        until(lambda: refuse_next(channel, queue, refused) or len(refused) == number, patience=2 * PATIENCE, pause=0)
     until(lambda: Letters(host.layout).count(1)["count"] >= number, patience=PATIENCE)
+
+
+def all_back(host, count: int) -> None:
+    """Wait until what a run held is back, which it is a moment after the connection has ended."""
+    desk = Letters(host.layout)
+    until(lambda: desk.count(1)["count"] == count, f"{count} dead letters", patience=PATIENCE)
 
 
 def test_a_letter_is_found_behind_all_others(host):
     many_refused(host, ASK, 1_100)
     send(host, TELL, b"the last one", message_id="last")
     refuse(host, "audit")
-    until(lambda: Letters(host.layout).count(1)["count"] == 1_101, patience=PATIENCE)
+    all_back(host, 1_101)
     desk = Letters(host.layout)
     kept = {"web.orders": {"number": 1_100, "why": "not asked for"}}
     assert desk.redeliver(Choice(1, "orders.audit")) == {"sent": {"orders.audit": 1}, "kept": kept}
     assert read(host, "audit", 1) == [("orders", b"the last one")]
+    all_back(host, 1_100)
     assert desk.discard(Choice(2, message_id="1099"))["discarded"] == {"web.orders": 1}
-    assert desk.count(1)["count"] == 1_099
+    all_back(host, 1_099)
 
 
 def test_letters_are_discarded_by_link_and_number_also_those_of_unknown_origin(host):
@@ -198,11 +220,13 @@ def test_letters_are_discarded_by_link_and_number_also_those_of_unknown_origin(h
         "why": "it isn't known which link it came by",
     }
     for test in (True, False):
+        all_back(host, 4)
         done = desk.discard(Choice(link="unknown"), test)
         assert done == {
             "discarded": {"unknown": 1},
             "kept": {"web.orders": {"number": 3, "why": "not asked for"}},
         }
+    all_back(host, 3)
     assert desk.discard(Choice(2)) == {"discarded": {"web.orders": 2}, "kept": {}}
     until(lambda: host.links.health()["dead"] == 1, patience=PATIENCE)
     desk.discard()
@@ -221,8 +245,10 @@ def test_two_at_a_time_lose_none(host):
     many_refused(host, ASK, 200)
 
     def again() -> None:
-        while desk.count(1)["count"]:
+        while True:
             try:
+                if not desk.count(1)["count"]:
+                    return
                 Letters(host.layout).redeliver(Choice(50))
             except NetspaceError:  # the other one had done, and took the account along
                 time.sleep(0.01)
@@ -233,6 +259,7 @@ def test_two_at_a_time_lose_none(host):
         thread.start()
     for thread in threads:
         thread.join(PATIENCE)
+    assert not any(thread.is_alive() for thread in threads)
     assert received(host, "orders") == {str(one) for one in range(200)}
 
 

@@ -66,6 +66,7 @@ def test_parked_mail_is_purged_where_no_link_is_left(host):
     send(host, OTHER, b"refused")
     refuse(host, "audit")
     until(lambda: Letters(host.layout).count()["count"] == 1, "it is dead")
+    until(lambda: host.links.list()["mailboxes"]["audit"]["messages"] == 0, "the broker has counted it", pause=0.1)
     host.apply()
     assert record.read(host.layout).parked == ("dead", "orders")
     about = host.links.health()

@@ -164,6 +164,7 @@ def test_an_answer_to_nobody_is_told(host, speaker, protocol):
     except Refused:
         taken = False
     assert not taken
+    assert orders.send(host.n("link.orders.audit"), "x"), "its connection goes on"
 
 
 @both

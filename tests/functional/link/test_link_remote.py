@@ -12,7 +12,9 @@ import ssl
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pika
@@ -26,7 +28,7 @@ from netspace.link import authority, forwarder, identity, pairs, reach
 from netspace.link import broker as node
 from netspace.link.authority import Issuer
 from netspace.spec.types import Link
-from netspace_client import Change, MailboxFull, NotAdmitted, Revoked, Timeout, Unreachable
+from netspace_client import Change, LinkError, MailboxFull, NotAdmitted, Revoked, Timeout, Unreachable
 
 pytestmark = pytest.mark.root
 
@@ -51,8 +53,12 @@ def test_the_same_list_is_declared_on_both_and_a_second_apply_changes_nothing(li
     assert h2.links.names() == {"web@h1.orders", "web@h1.audit", "orders.web@h1"}
     assert not h1.plan(*h1.local(*LINKS)).steps
     assert not h2.plan(*h2.local(*LINKS)).steps
-    with h1.here():
-        assert {one["state"] for one in h1.links.list()["links"].values()} == {"active"}
+
+    def states() -> set[str]:
+        with h1.here():
+            return {one["state"] for one in h1.links.list()["links"].values()}
+
+    until(lambda: states() == {"active"})  # a busy host may take too long to tell
 
 
 def test_a_direct_link_that_the_other_host_does_not_have_is_told(linked):
@@ -64,13 +70,13 @@ def test_a_direct_link_that_the_other_host_does_not_have_is_told(linked):
         assert (about["state"] == "active") == ("why" not in about)
         return about["state"], any(one.startswith(f"{name}: ") and "h2's broker" in one for one in problems)
 
-    assert said("web.orders@h2") == ("active", False)
+    until(lambda: said("web.orders@h2") == ("active", False))
     h2.declare(TELL, BACK)
-    assert (said("web.orders@h2"), said("web.audit@h2")) == (("missing", True), ("active", False))
+    until(lambda: (said("web.orders@h2"), said("web.audit@h2")) == (("missing", True), ("active", False)))
     h2.declare(BACK)  # then nothing lets it in there
-    assert said("web.orders@h2") == said("web.audit@h2") == ("missing", True)
+    until(lambda: said("web.orders@h2") == said("web.audit@h2") == ("missing", True))
     cable.cut()
-    assert said("web.orders@h2") == ("unknown", True)
+    until(lambda: said("web.orders@h2") == ("unknown", True))
 
 
 def test_a_request_is_answered_across_hosts_and_both_know_each_other_for_certain(linked, program):
@@ -88,7 +94,7 @@ def test_a_request_is_answered_across_hosts_and_both_know_each_other_for_certain
 
     reply = web.run(ask())
     assert (reply.sender, reply.text) == ("orders@h2", "web@h1 asked how much?")
-    answering.result(10)
+    answering.result(60)
     orders.send("web@h1", "done")  # the way back is a link of its own
     assert web.receive("orders@h2") == "done"
 
@@ -258,14 +264,21 @@ def test_revoked_at_the_receivers_host_the_sender_is_told_at_once(linked):
 def test_who_has_not_said_yet_whom_he_wants_is_not_led_by_what_is_revoked(linked):
     """His connection was made under the former rules, and is kept by who knows only those."""
     h1, _, _ = linked
-    with h1.inside("web"):
-        early = socket.create_connection(("127.0.0.1", 5671), timeout=20)
-    try:
-        h1.declare(BACK, ALONE)
-        with pytest.raises(OSError):
-            h1.tls(identity.path(h1.layout, "web")).wrap_socket(early, server_hostname=domain("h2"))
-    finally:
-        early.close()
+
+    def severed() -> bool:
+        """False: it took so long that he who said nothing was led to his own broker."""
+        h1.declare(*LINKS)
+        with h1.inside("web"):
+            early = socket.create_connection(("127.0.0.1", 5671), timeout=20)
+        with early:
+            h1.declare(BACK, ALONE)
+            try:
+                h1.tls(identity.path(h1.layout, "web")).wrap_socket(early, server_hostname=domain("h2"))
+            except OSError as err:
+                return not isinstance(err, ssl.SSLCertVerificationError)
+        pytest.fail("he was led there")
+
+    until(severed)
 
 
 def test_peers_of_one_name_are_not_taken_for_each_other(linked, program, tmp_path):
@@ -324,6 +337,7 @@ def test_its_ways_are_closed_though_its_own_broker_does_not_answer(linked):
     there = h1.connect("web", to="orders@h2")
     plan = h1.plan(*h1.local(BACK), remove=h1.links.names())  # of which that to its own broker is to go, too
     pid = h1.supervisor.observe()[node.NODE].pid
+    assert pid
     os.kill(pid, signal.SIGSTOP)
     try:
         with h1.here():
@@ -354,9 +368,13 @@ def test_what_is_declared_no_more_is_revoked_though_names_can_not_be_made(linked
             again = channel.connection.channel()
             again.confirm_delivery()
             again.basic_publish(ways["audit@h2"], "", b"x", mandatory=True)
-        with h2.here():
-            listed = h2.links.list()["links"]
-        assert listed["audit.web@h1"]["state"] == "missing" and h2.card("audit")["senders"], listed
+
+        def missing() -> bool:
+            with h2.here():
+                return h2.links.list()["links"]["audit.web@h1"]["state"] == "missing"
+
+        until(missing)
+        assert h2.card("audit")["senders"]
     finally:
         key.chmod(0o600)
     h2.declare(*LINKS)
@@ -386,7 +404,7 @@ def test_it_is_revoked_though_the_brokers_definitions_can_not_be_read(linked, mo
 
 def _ended(connection: pika.BlockingConnection) -> bool:
     try:
-        for _ in range(20):
+        for _ in range(120):
             connection.process_data_events(time_limit=0.5)
     except pika.exceptions.AMQPError:
         return True
@@ -438,14 +456,21 @@ def test_a_host_out_of_reach_is_told_and_its_own_broker_goes_on(linked, program)
 def test_a_host_that_does_not_declare_the_sender_is_told_from_one_out_of_reach(linked, program):
     h1, h2, _ = linked
     web = program(h1, "web")
+    until(lambda: len(web.connections()) == 2)
+
+    def told(how: Callable[..., Coroutine[Any, Any, Any]], text: str) -> type[LinkError] | None:
+        """What says so, once there was time to try again to connect."""
+        try:
+            web.run(how("orders@h2", "x", timeout=3.0))
+        except LinkError as err:
+            return type(err) if text in str(err) else None
+        return None
+
     h2.declare(BACK)  # it has the way back, and nothing that web may send
-    for work in (web.mailbox.send("orders@h2", "x", timeout=3.0), web.mailbox.call("orders@h2", "x", timeout=3.0)):
-        with pytest.raises(NotAdmitted, match="its host has to declare the link"):
-            web.run(work)
+    for how in (web.mailbox.send, web.mailbox.call):
+        until(lambda how=how: told(how, "its host has to declare the link") is NotAdmitted)
     h2.declare()  # it has no link with h1 at all, and isn't there for it
-    with pytest.raises(Unreachable, match="without any link with ours") as told:
-        web.send("orders@h2", "x", timeout=6.0)
-    assert not isinstance(told.value, NotAdmitted)
+    until(lambda: told(web.mailbox.send, "without any link with ours") is Unreachable)
 
 
 def test_nothing_is_lost_though_brokers_die_and_the_cable_is_cut(linked, program):
@@ -471,7 +496,7 @@ def test_after_a_boot_the_way_is_there_again(linked, program):
     h1, h2, _ = linked
     for world in (h1, h2):
         shutil.rmtree(forwarder.folder(world.layout))
-        os.kill(world.supervisor.observe()[forwarder.NAME].pid, signal.SIGKILL)
+        world.kill(forwarder.NAME)
         with world.here():
             assert world.links.restore() == {}
             world.supervisor.start([forwarder.NAME])

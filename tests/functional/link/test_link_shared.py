@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import shutil
 import time
@@ -18,7 +19,7 @@ from streams import Stream
 from waiting import until
 
 from netspace.spec.types import Link
-from netspace_client import MailboxFull, Revoked
+from netspace_client import LinkError, MailboxFull, Revoked
 
 pytestmark = pytest.mark.root
 
@@ -91,12 +92,23 @@ def made(tmp_path_factory) -> Iterator[Fleet]:
 
 @pytest.fixture
 def fleet(made) -> Iterator[Fleet]:
+    whole(made)
     made.declare(*LINKS)
-    until(made.settled, "the cluster is whole", pause=0.5)
-    yield made
-    for program in made.programs:
-        program.leave()
-    made.programs.clear()
+    whole(made)
+    with contextlib.ExitStack() as after:  # of all these, each is done, even if another can't be
+        after.callback(purge, made)
+        after.callback(whole, made)
+        yield made
+        after.callback(made.programs.clear)
+        for program in made.programs:
+            after.callback(program.leave)
+
+
+def whole(made: Fleet) -> None:
+    until(made.settled, "the cluster is whole", patience=300, pause=0.5)
+
+
+def purge(made: Fleet) -> None:
     with made.worlds["h1"].here(), made.cluster.api() as api:
         for queue in api.get("queues", "fleet", query="columns=name") or []:
             api.delete("queues", "fleet", queue["name"], "contents")
@@ -115,12 +127,20 @@ def test_each_host_makes_its_own_and_both_ends_are_told_who_the_other_is(fleet):
     serving.cancel()
     # The receiver's host takes the right away, and all else goes on.
     fleet.worlds["h2"].declare(NARROW)
-    with pytest.raises(Revoked):
-        web.send("orders@h2", "more")
+    until(lambda: came_of(web, "more") is Revoked)
     web.send("audit@h2", "sold")
     assert not fleet.worlds["h1"].plan(*fleet.worlds["h1"].local(*LINKS)).steps
     fleet.worlds["h2"].declare(*LINKS)
-    web.send("orders@h2", "again")
+    until(lambda: came_of(web, "again") is None)
+
+
+def came_of(web: Program, text: str) -> type[LinkError] | None:
+    """What is said of a message to orders; web may be on a node that has yet to hear of a change."""
+    try:
+        web.send("orders@h2", text)
+    except LinkError as err:
+        return type(err)
+    return None
 
 
 def test_an_environment_without_links_is_cut_off_by_its_own_host(fleet):
@@ -198,7 +218,7 @@ def test_a_full_mailbox_is_told_and_what_is_sent_again_arrives_once(fleet):
     async def persist(number: int) -> None:
         while True:
             try:
-                await web.mailbox.send("audit@h2", str(number), id=f"m{number}", timeout=100)
+                await web.mailbox.send("audit@h2", str(number), id=f"m{number}", timeout=300)
                 return
             except MailboxFull:
                 full.append(number)
@@ -208,7 +228,7 @@ def test_a_full_mailbox_is_told_and_what_is_sent_again_arrives_once(fleet):
         await asyncio.gather(*(persist(number) for number in range(COUNT)))
 
     pouring = web.start(pour())
-    until(lambda: full, "the mailbox is full")
+    until(lambda: full, "the mailbox is full", patience=150)
     audit = fleet.program("audit")
     got: list[int] = []
 
@@ -218,7 +238,7 @@ def test_a_full_mailbox_is_told_and_what_is_sent_again_arrives_once(fleet):
                 got.append(int(message.text))
 
     collecting = audit.start(collect())
-    pouring.result(150)
-    until(lambda: len(got) >= COUNT, f"{len(got)} of {COUNT}")
+    pouring.result(300)
+    until(lambda: len(got) >= COUNT, f"{len(got)} of {COUNT}", patience=150)
     collecting.cancel()
     assert sorted(got) == list(range(COUNT))

