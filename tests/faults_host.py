@@ -8,6 +8,8 @@ in every round; what starts and stops our own has a scenario of its own.
 from __future__ import annotations
 
 import contextlib
+import errno
+import functools
 import importlib
 import json
 import os
@@ -23,6 +25,7 @@ from typing import Any
 
 import snapshot
 from environment_host import STAY, shell
+from waiting import PATIENCE, until
 
 import netspace
 from netspace import restore
@@ -327,14 +330,16 @@ class World:
         return whole
 
     def rested(self) -> dict[str, Any]:
-        """What it looks like once that doesn't change any more: what was told to end is gone."""
-        before = self.look()
-        while True:
+        """What it looks like once that doesn't change for some seconds: what was told to end is gone."""
+        before, since = self.look(), time.monotonic()
+        deadline = since + PATIENCE
+        while time.monotonic() - since < 2:
+            assert time.monotonic() < deadline, "it doesn't come to rest"
             time.sleep(0.3)
             now = self.look()
-            if now == before:
-                return now
-            before = now
+            if now != before:
+                before, since = now, time.monotonic()
+        return before
 
     def settled(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
         """Look again until it is as *wanted*, for a while: what was told to end takes a moment. Return differences."""
@@ -369,8 +374,8 @@ class World:
         for hierarchy in Path("/sys/fs/cgroup").glob(f"*/{LAYOUT.instance}"):
             for folder in sorted(hierarchy.rglob("*"), reverse=True):
                 if folder.is_dir():
-                    folder.rmdir()
-            hierarchy.rmdir()
+                    until(functools.partial(_removed, folder))
+            until(functools.partial(_removed, hierarchy))
 
     def _ours(self) -> list[int]:
         marked = set(process.left_over([f"{LAYOUT.instance}/{name}" for name in ("forwarder",)], []))
@@ -379,6 +384,17 @@ class World:
                 if entry.isdigit() and os.stat(f"/proc/{entry}").st_uid >= ids.FIRST:
                     marked.add(int(entry))
         return sorted(marked)
+
+
+def _removed(cgroup: Path) -> bool:
+    """Whether it could be removed: a killed process is in it for a moment yet."""
+    try:
+        cgroup.rmdir()
+    except OSError as err:
+        if err.errno != errno.EBUSY:
+            raise
+        return False
+    return True
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+
+from waiting import until
 
 STATE = (Path("/var/lib/netspace"), Path("/run/netspace"), Path("/var/log/netspace"))
 
@@ -21,11 +25,15 @@ def files(*roots: Path) -> dict[str, tuple[int, ...]]:
             continue
         device = root.stat().st_dev
         for folder, folders, names in os.walk(root):
-            folders[:] = [name for name in folders if os.lstat(os.path.join(folder, name)).st_dev == device]
+            there: dict[str, os.stat_result] = {}
             for name in [*folders, *names]:
-                path = os.path.join(folder, name)
-                info = os.lstat(path)
-                found[path] = (info.st_ino, info.st_mode, info.st_uid, info.st_size, info.st_mtime_ns)
+                with contextlib.suppress(FileNotFoundError):  # gone since
+                    there[name] = os.lstat(os.path.join(folder, name))
+            folders[:] = [name for name in folders if name in there and there[name].st_dev == device]
+            for name in [*folders, *names]:
+                if info := there.get(name):
+                    path = os.path.join(folder, name)
+                    found[path] = (info.st_ino, info.st_mode, info.st_uid, info.st_size, info.st_mtime_ns)
     return found
 
 
@@ -70,3 +78,28 @@ def host() -> dict[str, object]:
             files(Path("/run"), Path("/var/lib/netspace"), Path("/var/log/netspace"), Path("/etc/systemd"))
         ),
     }
+
+
+def rested() -> dict[str, object]:
+    """The host once it looks the same for a while: what was told to end is gone then."""
+    looks = [host()]
+
+    def same() -> bool:
+        looks.append(host())
+        return all(look == looks[-1] for look in looks[-5:])
+
+    until(lambda: same() and len(looks) > 5, pause=0.4)
+    return looks[-1]
+
+
+def settled(wanted: Mapping[str, object]) -> dict[str, object]:
+    """Look again until the host is as *wanted*, for a while: what was told to end takes a moment. Return the last."""
+    looks: list[dict[str, object]] = []
+
+    def as_wanted() -> bool:
+        looks[:] = [host()]
+        return looks[0] == wanted
+
+    with contextlib.suppress(AssertionError):  # whoever compares tells what differs
+        until(as_wanted, pause=0.1)
+    return looks[0]

@@ -13,24 +13,31 @@ from netspace.layout import Layout
 from netspace.supervision import Service, place
 
 
+def _lock(layout: Layout) -> str:
+    """The supervisor's lock as ``/proc/locks`` names it (proc_locks(5))."""
+    info = place.lock_path(layout).stat()
+    return f"{os.major(info.st_dev):02x}:{os.minor(info.st_dev):02x}:{info.st_ino}"
+
+
 def daemon_pid(layout: Layout) -> int:
     """Return the PID of who holds the supervisor's lock, 0 if nobody."""
-    inode = place.lock_path(layout).stat().st_ino
+    lock = _lock(layout)
     for line in Path("/proc/locks").read_text().splitlines():
         words = line.split()
-        if words[1] == "FLOCK" and words[3] == "WRITE" and int(words[5].rsplit(":", 1)[1]) == inode:
+        if words[1] == "FLOCK" and words[3] == "WRITE" and words[5] == lock:
             return int(words[4])
     return 0
 
 
+def _waiting(layout: Layout) -> list[int]:
+    lock = _lock(layout)
+    lines = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    return [int(words[5]) for words in lines if words[1:3] == ["->", "FLOCK"] and words[6] == lock]
+
+
 def standing_pid(layout: Layout) -> int:
     """Return the PID of who waits for that lock, to be the next supervisor; 0 if nobody does."""
-    inode = place.lock_path(layout).stat().st_ino
-    for line in Path("/proc/locks").read_text().splitlines():
-        words = line.split()
-        if words[1:3] == ["->", "FLOCK"] and int(words[6].rsplit(":", 1)[1]) == inode:
-            return int(words[5])
-    return 0
+    return next(iter(_waiting(layout)), 0)
 
 
 def reap() -> None:
@@ -40,15 +47,20 @@ def reap() -> None:
             pass
 
 
-def kill_daemon(layout: Layout) -> None:
-    """Kill the supervisor, and who stands by for it: nobody is left."""
+def kill_daemon(layout: Layout, heir: int = 0) -> None:
+    """Kill the supervisor, and who stands by for it: nobody is left, but *heir* that waits to supervise as well."""
     pid = daemon_pid(layout)
     assert pid
-    until(lambda: standing_pid(layout), "somebody stands by")
+
+    def others() -> list[int]:
+        return [one for one in _waiting(layout) if one != heir]
+
+    until(others, "somebody stands by")
     os.kill(pid, signal.SIGSTOP)
-    for one in (standing_pid(layout), pid):
+    for one in (*others(), pid):
         os.kill(one, signal.SIGKILL)
-    until(lambda: not place.running(layout))
+    # The heir may have it before anybody sees that nobody had.
+    until(lambda: not place.running(layout) or daemon_pid(layout) == heir)
     reap()
 
 

@@ -33,9 +33,9 @@ replies = peer["replies"]
 channel.queue_bind(replies["queue"], replies["exchange"], key)
 channel.basic_publish(peer["exchange"], "", sys.argv[2].encode(),
     pika.BasicProperties(reply_to=replies["exchange"] + "/" + key, message_id=key), mandatory=True)
-for method, properties, body in channel.consume(replies["queue"], auto_ack=True, inactivity_timeout=15):
+for method, properties, body in channel.consume(replies["queue"], auto_ack=True, inactivity_timeout=50):
     if method is None:
-        sys.exit("no reply in 15 s")
+        sys.exit("no reply in 50 s")
     if properties.correlation_id == key:
         print(body.decode())
         break
@@ -111,7 +111,7 @@ class Salt:
         return returned
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(self.command(*arguments), capture_output=True, text=True, timeout=180, check=False)
+        return subprocess.run(self.command(*arguments), capture_output=True, text=True, timeout=600, check=False)
 
     def command(self, *arguments: str) -> list[str]:
         options = ["--out=json", "--retcode-passthrough", f"--pillar-root={self.pillar}"]

@@ -21,6 +21,7 @@ from environment_host import STAY
 from image_files import Layout as OciLayout
 from image_files import hard, member
 from image_files import tar as tar_of
+from waiting import until
 
 from netspace.environment import mounts, rootfs
 from netspace.environment.images import Store, bounds, sources, verity
@@ -311,11 +312,11 @@ def test_an_image_is_unpacked_where_the_kernel_can_t_mount_the_file(store, image
 
 def test_an_oci_image_says_how_to_run_it(host, layout_folder):
     host.run("web", image=f"oci:{layout_folder}:web", command=[])
-    assert host.operations.logs("web") == {"lines": ["image"]}
+    until(lambda: host.operations.logs("web") == {"lines": ["image"]})
     assert host.sh("web", "id; cat motd") == "uid=4242 gid=4242\nhello"
     assert host.plan({"web": host.desired("web", image=f"oci:{layout_folder}:web", command=[])}).steps == []
     host.run("web", image=f"oci:{layout_folder}:web", command=[], env={"WHO": "declared"}, user=7, working_dir="/bin")
-    assert host.operations.logs("web", 1) == {"lines": ["declared"]}
+    until(lambda: host.operations.logs("web", 1) == {"lines": ["declared"]})
     assert host.sh("web", "id; pwd") == "uid=7 gid=7\n/bin"
 
 
@@ -521,7 +522,7 @@ def test_an_image_s_user_is_found_by_name_and_root_is_never_given(host, tmp_path
     assert host.sh("root", "id") == "uid=1000 gid=1000"
     assert "never given" in host.kind.recorded()["root"].image.defaults.notes[0]
     host.run("shop", image=f"oci:{folder}:shop", command=[], args=[f"echo args; {STAY}"], user=1000)
-    assert host.operations.logs("shop", 1) == {"lines": ["args"]}
+    until(lambda: host.operations.logs("shop", 1) == {"lines": ["args"]})
     assert host.sh("shop", "id") == "uid=1000 gid=1000"
 
 

@@ -23,6 +23,8 @@ pytestmark = pytest.mark.root
 
 # Gives the kernel something to do until it is told to end.
 BUSY = "trap 'exit 0' TERM; while :; do :; done"
+# Forks nothing: what does ends where there are too many processes.
+SLEEPS = {"command": ["/bin/sleep", "1000"], "stop_timeout": 0.1}
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -147,7 +149,7 @@ def test_cpu_time_is_bounded_and_the_neighbour_has_its_own(host):
 
 
 def test_processes_are_refused_and_the_neighbour_s_are_not(pair):
-    pair.run("web", limits={"pids": 6})
+    pair.run("web", limits={"pids": 6}, **SLEEPS)
     out = pair.sh("web", "for i in 1 2 3 4 5 6 7 8; do sleep 5 & done; echo through")
     assert "can't fork" in out
     assert int(read(pair, "web", "pids.events").split()[-1]) > 0 or "Resource" in out
@@ -174,9 +176,10 @@ def test_the_folders_in_memory_are_full_at_their_size(pair, key, folder):
 def test_the_number_of_files_in_memory_is_bounded(pair):
     """Their names and inodes are the environment's own memory, so these are full before the host's is."""
     pair.run("web", limits={"memory": "16M", "tmp": "4K"}, restart="never")
-    out = pair.sh("web", "cd /tmp; i=0; while touch $i; do i=$((i+1)); done 2>&1; echo made $i")
+    out = pair.sh("web", "echo begun; cd /tmp; i=0; while touch $i; do i=$((i+1)); done 2>&1; echo made $i")
     assert goes_on(pair)
-    assert "No space left" in out or "made" not in out
+    assert out.startswith("begun")
+    assert "No space left" in out or "made" not in out, "or it is killed for want of memory"
 
 
 def test_locked_memory_core_files_and_message_queues_are_bounded(pair):
@@ -197,7 +200,7 @@ DIRECT = {
 
 
 @pytest.mark.usefixtures("on_disk")
-@pytest.mark.parametrize(("key", "rate"), [("read", "1M"), ("read_ops", 16), ("write_ops", 16)])
+@pytest.mark.parametrize(("key", "rate"), [("read", "256K"), ("read_ops", 4), ("write_ops", 4)])
 def test_reads_and_operations_are_slowed_down_and_the_neighbour_s_are_not(host, writable, key, rate):
     """Two do as much at once, past the page cache; the bounded one is not done when the other is."""
     if host.kind.observe().idle or "io" not in host.kind.making.controllers:
@@ -219,12 +222,12 @@ def test_writing_is_slowed_down_and_the_neighbour_s_is_not(host, writable, limit
     """Two write as much at once; the bounded one is not done when the other is."""
     if host.kind.observe().idle or "io" not in host.kind.making.controllers:
         pytest.skip("this machine has no disk of its own, or no controller")
-    host.run("web", image=writable, limits={**limits, "io": {"write": "1M"}})
+    host.run("web", image=writable, limits={**limits, "io": {"write": "256K"}})
     host.run("neighbour", image=writable, limits=limits)
     write = "busybox dd if=/dev/zero of=/var/big bs=65536 count=64 conv=fsync; echo written"
     with ThreadPoolExecutor(1) as pool:
         slow = pool.submit(host.sh, "web", write)
-        # 4 MiB are the matter of a moment for one, of some seconds for the other.
+        # 4 MiB are the matter of a moment for one, of a quarter of a minute for the other.
         assert "written" in host.sh("neighbour", write)
         assert not slow.done()
         assert "written" in slow.result()
@@ -249,10 +252,10 @@ def test_rates_where_there_is_no_disk_are_said_to_mean_nothing(host, monkeypatch
 
 
 def test_what_cgroups_keep_changes_without_a_restart(host):
-    host.run("web", limits={"memory": "64M", "cpus": 0.5, "pids": 32})
+    host.run("web", limits={"memory": "64M", "cpus": 0.5, "pids": 32}, **SLEEPS)
     pid = host.pid("web")
     for memory, cpus, pids in (("128M", 2, 16), ("32M", 0.2, 8)):
-        wanted = {"web": host.desired("web", limits={"memory": memory, "cpus": cpus, "pids": pids})}
+        wanted = {"web": host.desired("web", limits={"memory": memory, "cpus": cpus, "pids": pids}, **SLEEPS)}
         (step,) = host.plan(wanted).steps
         assert (step.action, sorted(step.changes)) == ("update", ["limits:cpus", "limits:memory", "limits:pids"])
         assert host.apply(wanted)["web"].error == ""
@@ -267,7 +270,7 @@ def test_what_cgroups_keep_changes_without_a_restart(host):
     # And a start after that has them as well.
     host.operations.restart(["web"])
     assert host.plan(wanted).steps == []
-    assert "can't fork" in host.sh("web", "for i in 1 2 3 4 5 6 7 8; do sleep 1 & done")
+    assert "can't fork" in host.sh("web", "for i in 1 2 3 4 5 6 7 8; do sleep 5 & done")
 
 
 @pytest.mark.parametrize("key", ["files", "shm", "tmp", "pids"])

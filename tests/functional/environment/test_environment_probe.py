@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from waiting import until
 
 from netspace.environment import oci, probe
 
@@ -44,6 +45,7 @@ def run_victim(host, debian, peer=PEER):
         command=["/usr/bin/python3", "-c", PROGRAM, "victim", json.dumps(peer)],
         env={"MARKER": peer["marker"]},
     )
+    until(lambda: "ready" in host.operations.logs("victim")["lines"])
 
 
 def test_there_is_enough_to_try_in_every_group():

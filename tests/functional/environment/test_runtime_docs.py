@@ -51,6 +51,7 @@ def test_a_tender_is_one_file(host: Host, shown: None, tmp_path: Path) -> None:
         "runtime": "qemu32",
         "args": ["by-another"],
         "limits": {"memory": "160M", "cpus": 0.3},
+        "stop_timeout": 60,
     }
     desired = host.run("tiny", files={"a": b"handed"}, **keys)
     until(lambda: "kernel: ready" in host.operations.logs("tiny")["lines"], "it did not boot", patience=120)

@@ -207,12 +207,19 @@ def test_the_supervisor_killed_while_an_apply_waits_for_it(world: World) -> None
         environment["command"] = shell("trap 'sleep 0.3; exit 0' TERM; while :; do sleep 0.05; done")
     assert converge(changed) == []
     stop = threading.Event()
+    killed: list[int] = []
+
+    def stopping() -> bool:
+        traces = (records.read_trace(LAYOUT, name) for name in records.traced(LAYOUT))
+        return any(trace is not None and trace.state == "stopping" for trace in traces)
 
     def kill() -> None:
+        until(lambda: stop.is_set() or stopping())
         for _ in range(3):
-            time.sleep(0.1)
             if (pid := daemon_pid(LAYOUT)) and not stop.is_set():
                 os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+            time.sleep(0.1)
 
     killer = threading.Thread(target=kill)
     killer.start()
@@ -221,6 +228,7 @@ def test_the_supervisor_killed_while_an_apply_waits_for_it(world: World) -> None
     finally:
         stop.set()
         killer.join()
+    assert killed
     assert errors == []
     mends(declared)
 
@@ -250,7 +258,7 @@ def test_nobody_supervises_and_an_apply_sees_and_mends_that(world: World) -> Non
     os.kill(pids["a"], signal.SIGKILL)
     until(lambda: host.environments.list()["a"]["state"] == "failed")
     assert converge(declared) == []
-    until(lambda: host.environments.list()["a"]["state"] == "running")
+    until(lambda: host.environments.list()["a"]["pid"] not in (0, pids["a"]))
     assert host.environments.list()["b"]["pid"] == pids["b"]
     mends(declared)
 
@@ -296,27 +304,31 @@ def test_a_runtime_that_hangs_is_given_up_with_a_clear_error(
 ) -> None:
     declared = world.declared()
     hangs = f'for word; do [ "$word" = {call} ] && exec sleep 1001; done; exec $REAL "$@"'
-    monkeypatch.setattr(starting, "START_TIMEOUT", 1.0)
-    monkeypatch.setattr(ending, "HELPER_TIMEOUT", 0.5)
-    monkeypatch.setattr(runtime, "PATIENCE", 0.5)
-    with impatient_supervisor():
-        with instead_of("crun", hangs, tmp_path):
-            errors = converge(declared)
-            if call == "run":
-                assert errors
-                for error in errors:
-                    assert "not done within 1 s" in error or "ended right after" in error, error
-            else:
-                assert errors == []
-                for folder in runtime.state(LAYOUT, "crun").iterdir():
-                    (folder / "unusual").touch()  # what is plain is forgotten without crun
-                errors = apply(faults_host.teardown)
-                assert errors
-                for error in errors:
-                    assert "crun did not delete netspace-" in error, error
-        until(lambda: not any("sleep 1001" in line for line in snapshot.processes().values()))
-        mends(declared)
-        assert apply(faults_host.teardown) == []
+    # Only what hangs meets the impatience: whatever must succeed has the time that a busy machine needs.
+    with monkeypatch.context() as impatient:
+        if call == "run":
+            impatient.setattr(starting, "START_TIMEOUT", 1.0)
+        else:
+            impatient.setattr(ending, "HELPER_TIMEOUT", 0.5)
+            impatient.setattr(runtime, "PATIENCE", 0.5)
+        with impatient_supervisor():
+            with instead_of("crun", hangs, tmp_path):
+                errors = converge(declared)
+                if call == "run":
+                    assert errors
+                    for error in errors:
+                        assert "not done within 1 s" in error or "ended right after" in error, error
+                else:
+                    assert errors == []
+                    for folder in runtime.state(LAYOUT, "crun").iterdir():
+                        (folder / "unusual").touch()  # what is plain is forgotten without crun
+                    errors = apply(faults_host.teardown)
+                    assert errors
+                    for error in errors:
+                        assert "crun did not delete netspace-" in error, error
+            until(lambda: not any("sleep 1001" in line for line in snapshot.processes().values()))
+    mends(declared)
+    assert apply(faults_host.teardown) == []
 
 
 @contextlib.contextmanager
@@ -392,8 +404,9 @@ def test_an_apply_that_is_told_to_stop_stops_and_the_next_goes_on(world: World, 
     def left() -> list[int]:
         return [pid for pid, line in snapshot.processes().items() if line.startswith("sleep 1002")]
 
-    if number == signal.SIGTERM:  # that ends the apply alone: what it started goes on to its own end
-        for one in left():
+    # SIGTERM ends the apply alone, and SIGINT may come before it knows what it started: that goes on to its own end.
+    for one in left():
+        with contextlib.suppress(ProcessLookupError):
             os.kill(one, signal.SIGKILL)
     until(lambda: not left())
     mends(declared)

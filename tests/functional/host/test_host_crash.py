@@ -18,7 +18,7 @@ ROUNDS = 20
 
 
 def test_twenty_killed_applies_are_each_repaired(salt, image):
-    before = snapshot.host()
+    before = snapshot.rested()
     everything = shop(image)
     started = time.monotonic()
     all_true(salt.apply(everything))
@@ -57,4 +57,4 @@ def test_twenty_killed_applies_are_each_repaired(salt, image):
         if turn % 3 == 2 or turn == ROUNDS - 1:
             removed = salt("netspace.teardown")
             assert removed["result"] is True, removed
-            assert snapshot.host() == before, f"round {turn}"
+            assert snapshot.settled(before) == before, f"round {turn}"

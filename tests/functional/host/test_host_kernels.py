@@ -48,6 +48,7 @@ def declared(kernel: Path) -> dict[str, Any]:
                 "limits": {"memory": "128M", "pids": 32, "cpus": 0.2},  # it never sleeps
                 "interface": {"kind": "tap", "ipv4": ADDRESS, "allow": allow},
                 "restart": "never",
+                "stop_timeout": 60,
             }
         }
     }
@@ -168,6 +169,7 @@ def test_a_tender_that_is_called_as_solo5_has_its_devices_and_no_more(
     assert host.operations.stop(["tiny"]) == {"tiny": ""}
     assert host.environments.list()["tiny"]["exit"] == "signal 9"
     assert host.operations.start(["tiny"]) == {"tiny": ""}
+    until(lambda: answered(asker, b"hello"), "no answer after a new start", patience=PATIENCE)
     until(lambda: answered(asker, b"stop") or not pinged(), patience=PATIENCE)
     until(lambda: host.environments.list()["tiny"]["state"] == "stopped", "it did not end", patience=PATIENCE)
     assert host.environments.list()["tiny"]["exit"] == "exit 0"

@@ -103,7 +103,7 @@ def test_an_update_that_does_not_read_is_taken_back_though_the_one_before_did(sa
     """What the broker still counts of the one before is nothing that the new one does."""
     all_true(salt.apply(declared(image)))
     assert salt("netspace_environment.wait", "reader", "timeout=120")["reader"]["health"] == "healthy"
-    deaf = declared(image, IDLE, update={"deadline": 15})
+    deaf = declared(image, IDLE, update={"deadline": 30})
     state = salt.apply(deaf)["netspace environments"]
     assert state["result"] is False
     assert "taken back" in state["comment"], state

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from waiting import until
 from whole_host import CHECKOUT, all_true, python, shop
 
 from netspace.layout import Layout
@@ -136,7 +137,7 @@ def aim(salt, declared):
 
 
 def probe(salt, name, target):
-    done = salt.exec(name, ["/usr/bin/python3", "-c", PROBE], stdin=json.dumps(target), timeout=120)
+    done = salt.exec(name, ["/usr/bin/python3", "-c", PROBE], stdin=json.dumps(target), timeout=300)
     assert done["retcode"] == 0, done
     return json.loads(done["stdout"])
 
@@ -149,7 +150,7 @@ def test_every_attempt_to_break_out_fails(salt, image, outside):
     for address in (*target["host"]["addresses"][2:], *OUTSIDE.values()):
         port = HOST_PORT if address.endswith("1") else 80
         socket.create_connection((address, port), timeout=5).close()
-    assert salt("netspace_environment.logs", "victim") == ["ready"]
+    until(lambda: salt("netspace_environment.logs", "victim") == ["ready"], pause=0.2)
     rows = probe(salt, "attacker", target)
     assert len(rows) >= 100
     succeeded = [row for row in rows if row["outcome"] == "succeeded"]

@@ -218,6 +218,8 @@ def test_after_a_boot_that_is_trusted_less_what_requires_more_does_not_start(sal
     done = subprocess.run(library.command(layout, "restore"), capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "environments: vault: needs trust level L2, this host has L" in done.stderr
+    # Its start is asked for, not waited for.
+    until(lambda: salt("netspace_environment.list")["plain"]["state"] == "running", pause=0.2)
     listed = salt("netspace_environment.list")
     assert (listed["plain"]["state"], listed["vault"]["state"]) == ("running", "stopped")
     assert "environment-vault" not in records.desired(layout)

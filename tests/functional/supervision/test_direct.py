@@ -56,9 +56,11 @@ def test_define_starts_nothing_and_writes_once(direct: Direct, layout: Layout) -
     assert records.read(layout, "a") == service
 
 
-def test_start_stop_start(direct: Direct, layout: Layout) -> None:
-    direct.define([shell("a", STAY), shell("b", STAY)])
+def test_start_stop_start(direct: Direct, layout: Layout, tmp_path: Path) -> None:
+    up = tmp_path / "up"
+    direct.define([shell("a", STAY.replace("while", f"echo >{up}; while", 1)), shell("b", STAY)])
     assert direct.start(["a", "b"]) == {}
+    until(up.exists)  # before that, SIGTERM is its end
     seen = direct.observe()
     assert seen["a"].state == seen["b"].state == "running"
     assert process.alive(seen["a"].pid, process.stat(seen["a"].pid).ticks)
@@ -71,14 +73,14 @@ def test_start_stop_start(direct: Direct, layout: Layout) -> None:
     assert direct.observe()["b"] == seen["b"]
     assert direct.start(["a"]) == {}
     assert direct.observe()["a"].state == "running"
-    assert zombies_of(daemon_pid(layout)) == []
+    until(lambda: zombies_of(daemon_pid(layout)) == [])
 
 
 def test_what_is_about_to_end_is_started_again(direct: Direct, tmp_path: Path) -> None:
     """Whoever killed it and asks for its start is not told that it runs because its end isn't seen yet."""
     full = tmp_path / "full"
-    hold = f"x = bytearray(1 << 30); open({str(full)!r}, 'w'); import time; time.sleep(1000)"
-    direct.define([Service("a", (sys.executable, "-c", hold))])
+    hold = f"x = bytearray(1 << 28); open({str(full)!r}, 'w'); import time; time.sleep(1000)"
+    direct.define([Service("a", (sys.executable, "-c", hold), restart="never")])
     assert direct.start(["a"]) == {}
     until(full.exists)
     former = direct.observe()["a"].pid
@@ -235,7 +237,7 @@ def test_detached_crun(direct: Direct, layout: Layout, bundle: Bundle) -> None:
     assert direct.stop(["a", "b"]) == {}
     listed = subprocess.run(["crun", "list", "--format", "json"], capture_output=True, text=True, check=True)
     assert json.loads(listed.stdout or "null") in (None, [])
-    assert zombies_of(daemon_pid(layout)) == []
+    until(lambda: zombies_of(daemon_pid(layout)) == [])
 
 
 def test_crun_is_started_for_an_end_only_where_it_is_unusual(
@@ -343,10 +345,9 @@ def test_services_outlive_the_daemon_and_are_adopted(direct: Direct, layout: Lay
     os.kill(seen["c"].pid, 9)
     until(lambda: direct.observe()["c"].state == "failed")
     direct.resume()
-    until(lambda: direct.observe()["c"].state == "running")
+    until(lambda: (direct.observe()["c"].state, direct.observe()["c"].exit) == ("running", "unknown"))
     after = direct.observe()
     assert (after["a"].pid, after["b"].pid) == (seen["a"].pid, seen["b"].pid), "adopted, no second copy"
-    assert after["c"].exit == "unknown"
     for name in ("a", "b"):
         os.kill(seen[name].pid, 9)
     until(lambda: all(status.restarts == 1 and status.state == "running" for status in direct.observe().values()))
@@ -396,7 +397,7 @@ def test_where_nobody_supervises_that_is_known_and_mended_without_starting_anyth
     until(lambda: direct.observe()["a"].state == "failed")
     assert not direct.attended(), "it would be started again"
     direct.attend()
-    until(lambda: direct.observe()["a"].state == "running")
+    until(lambda: direct.observe()["a"].pid not in (0, seen["a"].pid))
     direct.stop(["a"])
     kill_daemon(layout)
     assert direct.attended(), "whatever there was has ended"
@@ -457,7 +458,8 @@ def test_a_pid_that_became_another_process_is_not_ours(direct: Direct, layout: L
         assert direct.stop(["a"]) == {}
         assert process.alive(stranger.pid, there.ticks)
         stranger.kill()
-    assert process.stat(trace.pid) is None or process.stat(trace.pid).state == "Z", "its mark still found the program"
+    # Its mark still found the program.
+    until(lambda: (there := process.stat(trace.pid)) is None or there.state == "Z")
 
 
 def test_sigkill_of_the_daemon_while_it_starts_loses_and_doubles_nothing(
@@ -542,8 +544,7 @@ def test_removal_leaves_nothing_and_ends_the_daemon(direct: Direct, layout: Layo
 
 
 def test_logs_are_rotated_under_the_running_program(direct: Direct, layout: Layout) -> None:
-    chunk = logs.SIZE // 2
-    direct.define([shell("a", f"head -c {chunk * 3} /dev/zero; echo; echo end of the first; {STAY}")])
+    direct.define([shell("a", f"head -c {logs.SIZE * 4} /dev/zero; echo; echo end of the first; {STAY}")])
     direct.start(["a"])
     log = layout.logs / "a.log"
     until(lambda: Path(f"{log}.1").exists())
@@ -566,11 +567,12 @@ def test_only_root_is_listened_to_and_only_requests(direct: Direct, layout: Layo
     path.chmod(0o666)
     layout.run.chmod(0o755)
     code = (
-        "import os, socket, sys; os.setuid(65534); s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]);"
-        's.sendall(b\'{"do": "stop", "names": ["a"]}\'); s.shutdown(1); print(s.recv(100))'
+        "import os, socket, sys; os.setuid(65534); s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1])\n"
+        'try: s.sendall(b\'{"do": "stop", "names": ["a"]}\'); s.shutdown(1); print(s.recv(100))\n'
+        "except (BrokenPipeError, ConnectionResetError): print(b'')"
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
-    assert done.stdout.strip() in ("b''", "") and "a" in direct.observe()
+    assert (done.stdout, done.stderr) == ("b''\n", ""), "it is hung up on"
     assert direct.observe()["a"].state == "running"
 
 

@@ -87,7 +87,7 @@ def test_a_supervisor_that_is_an_inits_own(rebooted: Direct, layout: Layout, tmp
     until(lambda: runs(rebooted))
     # Whichever was first: a killed supervisor is followed by the init's, which then has nobody stand by.
     if daemon_pid(layout) != own.pid:
-        kill_daemon(layout)
+        kill_daemon(layout, heir=own.pid)
     until(lambda: daemon_pid(layout) == own.pid)
     assert standing_pid(layout) == 0
     pid = rebooted.observe()["a"].pid
@@ -97,7 +97,7 @@ def test_a_supervisor_that_is_an_inits_own(rebooted: Direct, layout: Layout, tmp
     until(lambda: place.running(layout) and rebooted.observe()["a"].state == "running")
     assert rebooted.observe()["a"].pid == pid
     if daemon_pid(layout) != own.pid:
-        kill_daemon(layout)
+        kill_daemon(layout, heir=own.pid)
     until(lambda: daemon_pid(layout) == own.pid)
     os.kill(pid, signal.SIGKILL)
     until(lambda: rebooted.observe()["a"].restarts == 1 and runs(rebooted))
@@ -114,10 +114,11 @@ def test_an_inits_own_stays_while_it_has_nothing_to_do(
     monkeypatch.setattr(daemon, "IDLE", 0.1)
     own = os.fork()
     if not own:
+        code = 1
         try:
-            daemon.main(layout, "", foreground=True)
+            code = daemon.main(layout, "", foreground=True)
         finally:
-            os._exit(0)
+            os._exit(code)
     until(lambda: place.running(layout))
     time.sleep(3.0)  # another would have ended after its first look around, which is within a second
     assert os.waitpid(own, os.WNOHANG) == (0, 0)
