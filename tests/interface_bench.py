@@ -8,10 +8,11 @@ import os
 import socket
 import struct
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
+
+from waiting import PATIENCE, until
 
 from netspace.interface import forwarding, namespaces, netlink
 from netspace.interface.kind import DesiredInterfaces, Interfaces
@@ -59,20 +60,25 @@ def listen(path: Path | None, address: str, port: int) -> socket.socket:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         server.bind((address, port))
         server.listen()
-        server.settimeout(5)
+        server.settimeout(PATIENCE)
         return server
 
     return within(path, make)
 
 
-def connect(path: Path | None, address: str, port: int, *, timeout: float = 0.5) -> socket.socket | None:
-    """A connection from the namespace at *path*, or None where none comes about."""
+def connect(
+    path: Path | None, address: str, port: int, *, timeout: float = 0.25, tries: int = 3
+) -> socket.socket | None:
+    """A connection from the namespace at *path*, or None where none comes about.
+
+    :param timeout: seconds for each of the *tries*.
+    """
 
     def attempt() -> socket.socket | None:
         # Right after a link is up the kernel may lose a packet, and waits a second before the next: try anew.
-        for _ in range(3):
+        for _ in range(tries):
             try:
-                return socket.create_connection((address, port), timeout=timeout / 2)
+                return socket.create_connection((address, port), timeout=timeout)
             except OSError:
                 continue
         return None
@@ -80,10 +86,17 @@ def connect(path: Path | None, address: str, port: int, *, timeout: float = 0.5)
     return within(path, attempt)
 
 
+def connected(path: Path | None, address: str, port: int) -> socket.socket:
+    """A connection that must come about, by one patient try: one that is given up would be counted, or accepted."""
+    made = connect(path, address, port, timeout=PATIENCE, tries=1)
+    assert made is not None, f"{address} does not answer at port {port}"
+    return made
+
+
 def reaches(
-    client: Path | None, server: Path | None, address: str, port: int = 8080, *, timeout: float = 0.5
+    client: Path | None, server: Path | None, address: str, port: int = 8080, *, timeout: float = 0.25
 ) -> str | None:
-    """Try a connection to a server that really listens; return the peer as it sees it, or None."""
+    """Try a connection to a server that really listens; return the peer as it sees it, or None where none is to be."""
     with listen(server, address, port) as listening:
         connection = connect(client, address, port, timeout=timeout)
         if connection is None:
@@ -92,6 +105,18 @@ def reaches(
             accepted, peer = listening.accept()
             accepted.close()
             return str(peer[0])
+
+
+def meets(client: Path | None, server: Path | None, address: str, port: int = 8080) -> str:
+    """Like ``reaches``, where a connection must come about: with the patience that a busy machine needs."""
+    peers: list[str | None] = []
+
+    def met() -> str | None:
+        peers.append(reaches(client, server, address, port, timeout=5))
+        return peers[-1]
+
+    until(met, f"{address} does not answer at port {port}")
+    return str(peers[-1])
 
 
 def _running(link: str) -> bool:
@@ -103,12 +128,13 @@ def _running(link: str) -> bool:
 
 def settled(names: set[str]) -> None:
     """Wait until the kernel's link watcher has given each link that is up a queue: till then it drops what is sent."""
-    for _ in range(500):
+
+    def all_are() -> bool:
         with netlink.Socket() as here:
             up = [link for link in here.links() if link.name in names and link.up]
-        if all(link.queue != "noop" and _running(link.name) for link in up):
-            return
-        time.sleep(0.01)
+        return all(link.queue != "noop" and _running(link.name) for link in up)
+
+    until(all_are, f"of {names} not all are usable")
 
 
 def snapshot() -> dict[str, Any]:

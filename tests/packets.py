@@ -8,10 +8,11 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from interface_bench import within
+from waiting import PATIENCE
 
 IPV4, IPV6, ARP, VLAN = 0x0800, 0x86DD, 0x0806, 0x8100
 ICMP, TCP, UDP, FRAGMENT, ICMP6, OPTIONS, HOP_BY_HOP, ROUTING = 1, 6, 17, 44, 58, 60, 0, 43
@@ -133,17 +134,24 @@ class Wire:
 
     def received(self, *, patience: float = 0.02) -> list[bytes]:
         """What has come in, until nothing more does."""
-        found = []
+        return [data for data, leaves in self._seen(patience) if not leaves]
+
+    def sent(self) -> list[bytes]:
+        """What has gone out."""
+        return [data for data, leaves in self._seen(0) if leaves]
+
+    def _seen(self, patience: float) -> Iterator[tuple[bytes, bool]]:
         while select.select([self._socket], [], [], patience)[0]:
             data, (_, _, kind, *_) = self._socket.recvfrom(1 << 16)
-            if kind != socket.PACKET_OUTGOING:
-                found.append(data)
-        return found
+            yield data, kind == socket.PACKET_OUTGOING
 
     def until(self, mark: bytes) -> list[bytes]:
-        """What has come in up to the frame that holds *mark*, and right after it."""
+        """What has come in up to the frame that holds *mark*, and right after it.
+
+        Whatever the same processor sent before it (the fixture ``one_processor``) has come by then, or never does.
+        """
         found: list[bytes] = []
-        end = time.monotonic() + 10
+        end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
             found += self.received()
             if any(mark in one for one in found):

@@ -121,7 +121,7 @@ exec env -i container=systemd-host PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin
 
 SWEEP = r"""
 mount -t cgroup2 cgroup2 "$1/cgroup"
-for try in $(seq 50); do
+for try in $(seq 600); do
     [ -d "$1/cgroup/$2" ] || exit 0
     find "$1/cgroup/$2" -depth -type d -exec rmdir {} + 2>/dev/null
     sleep 0.05
@@ -152,7 +152,7 @@ class SystemdHost:
     ) -> None:
         self.off()
 
-    def boot(self, timeout: float = 60) -> None:
+    def boot(self, timeout: float = 240) -> None:
         """Start systemd and wait until it has started all that is enabled."""
         for folder in ("upper", "work", "root", "cgroup", "var/lib/netspace", "var/log/netspace"):
             (self.disk / folder).mkdir(parents=True, exist_ok=True)
@@ -178,10 +178,14 @@ class SystemdHost:
             self._wait_a_little(deadline)
         while self.run("test", "-S", "/run/systemd/private", check=False).returncode:
             self._wait_a_little(deadline)
-        state = ""
-        while state not in ("running", "degraded"):
-            state = self.run("systemctl", "is-system-running", "--wait", check=False).stdout.strip()
+        while not self._started(max(deadline - time.monotonic(), 1)):
             self._wait_a_little(deadline)
+
+    def _started(self, timeout: float) -> bool:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            state = self.run("systemctl", "is-system-running", "--wait", check=False, timeout=timeout).stdout.strip()
+            return state in ("running", "degraded")
+        return False
 
     def _find_init(self) -> bool:
         """Set ``pid`` to systemd's, once it is systemd that runs there."""
@@ -210,7 +214,7 @@ class SystemdHost:
                     os.kill(self.pid, signal.SIGKILL)
             # unshare(1) collects systemd and ends; killed before, it would leave a zombie to whoever is PID 1.
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._unshare.wait(5 if self.pid else 0)
+                self._unshare.wait(60 if self.pid else 0)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._unshare.pid, signal.SIGKILL)
             self._unshare.wait()

@@ -30,7 +30,7 @@ class Inside(Salt):
         super().__init__(pillar)
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return self.machine.run(*self.command(*arguments), check=False)
+        return self.machine.run(*self.command(*arguments), check=False, timeout=600)
 
 
 def look(machine: SystemdHost) -> dict[str, Any]:

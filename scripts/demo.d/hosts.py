@@ -137,7 +137,7 @@ class Host:
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
-        self._process.wait(30)
+        self._process.wait(120)
 
 
 def obey() -> None:
@@ -205,7 +205,7 @@ def authority(host: Host) -> None:
     say(f"   {host.name}: an authority for names of {host.domain}, and no others")
 
 
-def ask(h1: Host, text: str, seconds: float = 60.0) -> float:
+def ask(h1: Host, text: str, seconds: float = 180.0) -> float:
     """Have web ask orders until it is answered; return the seconds that it took."""
     began = time.monotonic()
     while True:
@@ -245,8 +245,11 @@ def show() -> None:
         with step("The broker of h2 is killed (SIGKILL) in the middle"):
             h2.run("pkill", "-KILL", "-x", "beam.smp")
             say("   web asks again at once; till sends to orders@h2, buffered")
-            sent = h1.inside("till", PYTHON, "/demo/till.py", "orders@h2", "while it was away")
-            if sent["retcode"] != 0:
+            for _ in range(5):  # on a busy machine its own broker may take its time
+                sent = h1.inside("till", PYTHON, "/demo/till.py", "orders@h2", "while it was away")
+                if sent["retcode"] == 0:
+                    break
+            else:
                 raise Failed(f"till could not send: {sent['stdout']}{sent['stderr']}")
             say(f"   till: {sent['stdout'].strip()} (its own broker has it)")
             say(f"   answered after {ask(h1, '4 plums'):.1f} s")
@@ -259,7 +262,7 @@ def show() -> None:
                 say(f"   {host.name}: nothing to do")
 
 
-def arrived(h2: Host, text: str, seconds: float = 60.0) -> None:
+def arrived(h2: Host, text: str, seconds: float = 180.0) -> None:
     until = time.monotonic() + seconds
     while True:
         logged = str(h2.salt("netspace_environment.logs", "orders"))

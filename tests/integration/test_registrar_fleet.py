@@ -108,7 +108,7 @@ def fleet(
             "netspace.attestation": {
                 "folder": str(folder / "books"),
                 "roots": str(shutil.copytree(makers["a"].roots, folder / "roots")),
-                "timeout": 30,
+                "timeout": 120,
                 "jitter": 0,
                 "groups": [{"name": "alpha", "match": ["a-*"], "minimum": "L2"}],
             },
@@ -121,7 +121,7 @@ def fleet(
         for name, identity in names.items()
     }
     made = Fleet(
-        master.salt_run_cli(timeout=180),
+        master.salt_run_cli(timeout=300),
         names,
         pillar,
         sockets,

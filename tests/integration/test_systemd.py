@@ -72,6 +72,11 @@ def listing(host: SystemdHost) -> tuple[set[str], str, list[str]]:
     return files, loaded, cgroups
 
 
+def log(host: SystemdHost, name: str) -> str:
+    """What a service said, as far as the journal has it: that is a process of its own."""
+    return host.run("journalctl", "--no-pager", "-u", f"netspace-{name}").stdout
+
+
 def plain(name: str, script: str = STAY, **options: Any) -> dict[str, Any]:
     return {"name": name, "command": ["/bin/sh", "-c", script], "variables": {"PATH": "/bin"}, **options}
 
@@ -138,7 +143,7 @@ def test_a_foreground_service(call: Callable[..., Any], host: SystemdHost) -> No
     assert {name: status["pid"] for name, status in call("observe").items()} == {
         name: status["pid"] for name, status in seen.items()
     }
-    assert "hello" in host.run("journalctl", "--no-pager", "-u", "netspace-a").stdout
+    until(lambda: "hello" in log(host, "a"))
     host.run("kill", "-9", str(seen["a"]["pid"]))
     until(lambda: (now := call("observe")["a"])["state"] == "running" and now["restarts"] == 1)
     assert call("stop", ["a", "b"]) == {}
@@ -195,7 +200,7 @@ def test_a_detached_crun_has_no_process_of_ours_beside_it(
         0
     ] == (str(status["pid"]))
     assert not (unit / "supervisor").exists() or not (unit / "supervisor/cgroup.procs").read_text()
-    assert "inside" in host.run("journalctl", "--no-pager", "-u", "netspace-a").stdout
+    until(lambda: "inside" in log(host, "a"))
 
 
 def test_the_hosts_null_device_is_not_handed_to_a_runtime(
@@ -220,7 +225,7 @@ def test_a_detached_crun_is_always_systemds_own_child(
     call("start", ["a"])
     for _ in range(12):
         host.run("systemctl", "restart", "netspace-a")
-    assert "not our child" not in host.run("journalctl", "--no-pager", "-u", "netspace-a").stdout
+    assert "not our child" not in log(host, "a")
     shown = host.run("systemctl", "show", "-p", "Result", "--value", "netspace-a").stdout.strip()
     assert shown == "success"
 
@@ -229,8 +234,9 @@ def test_a_detached_crun_after_crash_kill_and_stop(
     call: Callable[..., Any], detached: Callable[..., dict[str, Any]], host: SystemdHost, tmp_path: Path
 ) -> None:
     deaf = detached("deaf", "trap '' TERM; while :; do busybox sleep 0.1; done", stop_timeout=0.3)
-    crash = detached("crash", "busybox sleep 0.3; exit 7")
-    once = detached("once", "busybox sleep 0.1", restart="on-failure")
+    # To systemd one that has ended before it looked at it has not started.
+    crash = detached("crash", "trap 'exit 0' TERM; busybox sleep 3 & wait $!; exit 7")
+    once = detached("once", "busybox sleep 3", restart="on-failure")
     call("define", [detached("a"), deaf, crash, once])
     assert call("start", ["a", "deaf", "crash", "once"]) == {}
     host.run("kill", "-9", str(call("observe")["a"]["pid"]))
@@ -337,5 +343,4 @@ def test_how_one_ended_is_known_after_its_restart_and_its_deadline_is_kept(
     assert call("start", ["a"]) == {}
     assert call("stop", ["deaf"]) == {}
     assert call("observe")["deaf"]["exit"] == "signal 9"
-    told = host.run("journalctl", "--no-pager", "-u", "netspace-deaf").stdout
-    assert "State 'stop-sigterm' timed out. Killing." in told, told
+    until(lambda: "State 'stop-sigterm' timed out. Killing." in log(host, "deaf"))

@@ -54,7 +54,7 @@ def test_a_whole_host_lives_crashes_boots_again_and_goes(machine: SystemdHost, s
         # No controller in this machine can keep them: said, and not in the way.
         assert limit in states["netspace environments"]["comment"]
     assert active(machine, UNITS - {"netspace-restore"})
-    assert answered(salt, "two apples")
+    until(lambda: answered(salt, "two apples"), patience=180)
 
     again = salt.apply(everything)
     all_true(again)
@@ -72,13 +72,13 @@ def test_a_whole_host_lives_crashes_boots_again_and_goes(machine: SystemdHost, s
     machine.run("kill", "-9", pid)
     until(lambda: show(machine, "netspace-environment-orders", "MainPID") not in ("0", pid))
     assert salt("netspace_environment.list")["orders"]["restarts"] == 1
-    assert answered(salt, "after a crash")
+    until(lambda: answered(salt, "after a crash"), patience=180)
 
     # A boot without Salt brings everything back.
     there = look(machine)
     machine.reboot()
     until(lambda: active(machine, UNITS))
-    until(lambda: answered(salt, "after a boot"))
+    until(lambda: answered(salt, "after a boot"), patience=180)
     now = look(machine)
     for key in ("namespaces", "interfaces", "routes", "nftables", "mounts"):
         assert now[key] == there[key], key

@@ -65,6 +65,10 @@ class Fleet:
         found = self.client.cmd(target, function, arguments, timeout=timeout, tgt_type="compound")
         return {name: value for name, value in found.items() if not str(value).startswith("Minion did not return")}
 
+    def until_answered(self, target: str, wanted: dict[str, Any]) -> None:
+        """Wait until a ping of *target* is answered so; one that is not answered must end long before that fails."""
+        until(lambda: self.at(target, "test.ping", timeout=10) == wanted, patience=300)
+
     def host(self, function: str, *arguments: str) -> Any:
         return self.client.cmd(self.minion, function, arguments, timeout=120, tgt_type="list").get(self.minion)
 
@@ -112,7 +116,7 @@ def fleet(salt_factories: FactoriesManager, tmp_path_factory: pytest.TempPathFac
         assert "resources.netspace_targets" in made.host("saltutil.sync_all")["resources"]
         try:
             made.apply()
-            until(lambda: made.at("T@netspace", "test.ping") == {f"{made.minion}-web": True})
+            made.until_answered("T@netspace", {f"{made.minion}-web": True})
             yield made
         finally:
             made.host("netspace.teardown")
@@ -192,14 +196,14 @@ def test_targets_come_and_go_with_an_apply(fleet: Fleet) -> None:
     environments = fleet.declared["environments"]
     fleet.declare(shy={**environments["shy"], "target": True})
     fleet.apply()
-    until(lambda: fleet.at("T@netspace", "test.ping") == {web: True, shy: True})
+    fleet.until_answered("T@netspace", {web: True, shy: True})
     assert fleet.host("netspace_environment.stop", "shy") is True
-    until(lambda: fleet.at("T@netspace", "test.ping") == {web: True})
+    fleet.until_answered("T@netspace", {web: True})
     assert fleet.host("netspace_environment.start", "shy") is True
-    until(lambda: fleet.at("T@netspace", "test.ping") == {web: True, shy: True})
+    fleet.until_answered("T@netspace", {web: True, shy: True})
     fleet.declare(shy={**environments["shy"], "target": False})
     fleet.apply()
-    until(lambda: fleet.at("T@netspace", "test.ping") == {web: True})
+    fleet.until_answered("T@netspace", {web: True})
 
 
 def test_under_a_kernel_of_its_own_commands_run_and_files_are_refused(fleet: Fleet) -> None:
@@ -210,7 +214,7 @@ def test_under_a_kernel_of_its_own_commands_run_and_files_are_refused(fleet: Fle
     fleet.declare(apart={**web, "runtime": "runsc", "limits": {"memory": "256M", "pids": 96}})
     fleet.apply()
     asked = f"T@netspace:{target}"
-    until(lambda: fleet.at(asked, "test.ping") == {target: True})
+    fleet.until_answered(asked, {target: True})
     assert fleet.at(asked, "cmd.run", "cat /proc/sys/kernel/hostname; id -u")[target].split() == ["apart", "1000"]
     made = fleet.at(asked, "state.single", "cmd.run", "echo x >/tmp/made", "onlyif=test ! -e /tmp/made")[target]
     assert [one["result"] for one in made.values()] == [True], made

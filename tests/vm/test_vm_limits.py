@@ -40,7 +40,8 @@ def test_what_exceeds_its_memory_is_killed_and_said_to_be_out_of_memory(plain: M
     plain.sh(
         "dd if=/dev/zero of=/swap bs=1M count=64 status=none && chmod 600 /swap && mkswap -q /swap && swapon /swap"
     )
-    hungry = "sleep 1; dd if=/dev/zero of=/tmp/big bs=1M count=50; echo survived; sleep 1000"
+    # When it was seen to have started.
+    hungry = "sleep 15; dd if=/dev/zero of=/tmp/big bs=1M count=50; echo survived; sleep 1000"
     declared = {
         "environments": {
             "hungry": environment(hungry, limits={"memory": "32M", "tmp": "64M"}),

@@ -69,6 +69,6 @@ def test_the_same_declaration_lives_is_bounded_and_stops_under_each(plain: Machi
 
     # A stop: the program is told, and ends by itself.
     assert salt("netspace_environment.stop", *lives) is True
-    assert {name: log(name)[-1] for name in lives} == dict.fromkeys(lives, "told to stop")
+    until(lambda: {name: log(name)[-1] for name in lives} == dict.fromkeys(lives, "told to stop"))
     assert set(show(lives, "ActiveState")) == {"inactive"}
     assert plain.sh("ps ax -o comm | grep -E '^(runsc|exe|busybox)'", check=False) == ""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +21,15 @@ def bench() -> Iterator[Bench]:
     made = Bench()
     yield made
     made.remove_all()
+
+
+@pytest.fixture
+def one_processor() -> Iterator[None]:
+    """Each processor has a backlog of packets: by one alone they arrive in the order in which they were sent."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {random.choice(sorted(before))})
+    yield
+    os.sched_setaffinity(0, before)
 
 
 @pytest.fixture(scope="session")

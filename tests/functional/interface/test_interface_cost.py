@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from interface_bench import WIRE, Bench, listen, run, veth, within
+from waiting import until
 
 pytestmark = pytest.mark.root
 
@@ -23,28 +24,35 @@ def met(bench: Bench, port: int) -> list[str]:
     run("nft add chain inet tracing p { type filter hook prerouting priority -450 ; }")
     run(f"nft add rule inet tracing p iifname {bench.host_end('a')} tcp flags syn meta nftrace set 1")
     monitor = subprocess.Popen(["nft", "monitor", "trace"], stdout=subprocess.PIPE)
-    assert monitor.stdout is not None
+    stdout = monitor.stdout
+    assert stdout is not None
+    text = b""
+
+    def ids() -> list[str]:
+        return list(dict.fromkeys(re.findall(r"^trace id (\w+) ", text.decode(), re.MULTILINE)))
+
+    def attempt() -> None:
+        with socket.socket() as client:
+            client.settimeout(0.3)
+            client.connect_ex((WIRE["ipv4"][1], port))
+
+    def another_is_traced() -> bool:
+        nonlocal text
+        within(bench.path("a"), attempt)
+        while select.select([stdout], [], [], 0.1)[0]:
+            text += stdout.read1()
+        return len(ids()) > 1
+
     try:
-
-        def attempt() -> None:
-            with socket.socket() as client:
-                client.settimeout(0.3)
-                client.connect_ex((WIRE["ipv4"][1], port))
-
-        for _ in range(60):  # it doesn't say that it listens
-            within(bench.path("a"), attempt)
-            if select.select([monitor.stdout], [], [], 0.5)[0]:
-                break
-        text = b""
-        while select.select([monitor.stdout], [], [], 0.5)[0]:
-            text += monitor.stdout.read1()
+        # Anew: the monitor doesn't say that it listens. Once it tells of another packet, it has told all of the first.
+        until(another_is_traced, "no packet is traced", pause=0)
     finally:
         monitor.kill()
         monitor.wait()
-        monitor.stdout.close()
+        stdout.close()
         run("nft delete table inet tracing")
     lines = text.decode().splitlines()
-    first = next(line.split()[2] for line in lines if line.startswith("trace id"))
+    first = ids()[0]
     chains = [match[1] for line in lines if f"trace id {first} " in line and (match := _MET.match(line))]
     return [re.sub(r"\.[0-9a-f]{12}$", "", chain) for chain in chains]
 

@@ -19,7 +19,7 @@ from typing import Any
 import checkout
 import faultpoints
 import pytest
-from interface_bench import Bench, connect, listen, reaches, run, snapshot, within
+from interface_bench import Bench, connect, listen, meets, reaches, run, settled, snapshot, within
 from lan_bench import BITS, FAR
 from lan_bench import LAN as OUTSIDE
 
@@ -113,6 +113,7 @@ def wire() -> Iterator[None]:
         run("ip -n test-lan link set lo up")
         run(f"ip link set {NIC} up")
         run("ip -n test-lan link set wire up")
+        _settle()
         yield
     finally:
         for name in ("test-br", NIC):
@@ -131,9 +132,16 @@ def lan(request: pytest.FixtureRequest, wire: None, bench: Bench) -> Lan:
         run(f"ip -n test-lan addr add {BEYOND[family]}{single} dev lo")
     if made.device != "wire":
         run(f"ip -n test-lan link set {made.device} up")
+    _settle(made.device)
     if made.kind == "wireguard":
         _introduce(made, bench)
     return made
+
+
+def _settle(device: str = "wire") -> None:
+    """Wait until no link at either end drops what is sent, of those that there are."""
+    settled({NIC, "test-br"})
+    within(OUTSIDE, lambda: settled({"wire", device}))
 
 
 def _introduce(lan: Lan, bench: Bench) -> None:
@@ -160,11 +168,6 @@ def _introduce(lan: Lan, bench: Bench) -> None:
 
     within(OUTSIDE, configure)
     Path(key).unlink()
-
-
-def meets(client: Path, server: Path, address: str) -> str | None:
-    """Like ``reaches``, but with the patience that a link needs until the kernel finds it to be up."""
-    return reaches(client, server, address, timeout=5)
 
 
 def inner(bench: Bench, name: str = "a") -> dict[str, Any]:
@@ -276,6 +279,7 @@ def test_what_cannot_change_is_rebuilt_with_the_reason(bench: Bench, lan: Lan) -
         pytest.skip(f"{lan.kind} has nothing of that sort")
     run("ip link add test-nic2 type veth peer name wire2 netns test-lan")
     run("ip link set test-nic2 up")
+    run("ip -n test-lan link set wire2 up")  # else no link on it is ever usable
     try:
         bench.make(a=lan.spec())
         inode = bench.path("a").stat().st_ino

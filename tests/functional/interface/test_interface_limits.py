@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from interface_bench import WIRE, WORLD, Bench, connect, listen, reaches, run, veth, within
+from interface_bench import WIRE, WORLD, Bench, connect, connected, listen, meets, run, veth, within
 from waiting import until
 
 pytestmark = pytest.mark.root
@@ -52,8 +52,7 @@ def test_rate_bounds_what_is_sent_and_changes_in_place(bench: Bench, outside: Pa
     assert flood(bench, "b") >= DATAGRAMS * SIZE, "nobody else is slowed down"
     index = run(f"ip netns exec {bench.path('a').name} cat /sys/class/net/eth0/ifindex")
     with listen(outside, WIRE["ipv4"][1], 8080) as server:
-        client = connect(bench.path("a"), WIRE["ipv4"][1], 8080, timeout=20)
-        assert client is not None
+        client = connected(bench.path("a"), WIRE["ipv4"][1], 8080)
         accepted, _ = server.accept()
         with client, accepted:
             steps = bench.plan(bench.desired(a=veth(SINK, TCP, rate="10G"), b=veth(SINK, TCP))).steps
@@ -92,29 +91,22 @@ def test_connections_have_a_limit_of_their_own(bench: Bench, outside: Path, fami
         server = stack.enter_context(listen(outside, far, 8080))
         inner = stack.enter_context(listen(bench.path("a"), own, 80))
 
-        def take() -> socket.socket | None:
-            made = connect(bench.path("a"), far, 8080)
-            return None if made is None else stack.enter_context(made)
+        def take(name: str = "a") -> socket.socket:
+            return stack.enter_context(connected(bench.path(name), far, 8080))
 
-        first, second = take(), take()
-        assert first is not None and second is not None
-        into_it = connect(outside, own, 80)
-        assert into_it is not None, "the third, from outside"
-        stack.enter_context(into_it)
-        assert take() is None
+        first, _ = take(), take()
+        stack.enter_context(connected(outside, own, 80))  # the third
+        assert connect(bench.path("a"), far, 8080) is None
         assert connect(outside, own, 80) is None
         for other in ("b", "c"):
-            made = connect(bench.path(other), far, 8080)
-            assert made is not None, "another's limit is another's"
-            stack.enter_context(made)
+            take(other)  # another's limit is another's
         desired = bench.desired(a=veth(out, into, connections=3), b=veth(out, connections=3), c=veth(out))
         run("nft add table inet foreign")
         run("nft delete table inet foreign")
         assert not bench.plan(desired).steps, "what is counted is no drift"
         first.close()
-        server.settimeout(30)
         server.accept()[0].close()
-        until(lambda: take() is not None, "one closed makes room", pause=0.05)
+        take()  # one closed makes room
         del inner
 
 
@@ -125,9 +117,7 @@ def test_connections_stay_counted_while_other_environments_come_change_and_go(be
     bench.make(a=own, b=veth(out, connections=7))
     with listen(outside, far, 8080) as server, ExitStack() as stack:
         for _ in range(2):
-            made = connect(bench.path("a"), far, 8080)
-            assert made is not None
-            stack.enter_context(made)
+            stack.enter_context(connected(bench.path("a"), far, 8080))
         for others in (
             {"b": veth(out, connections=7), "c": own},
             {"b": veth({**out, "port": 80}, connections=9)},
@@ -141,9 +131,7 @@ def test_connections_stay_counted_while_other_environments_come_change_and_go(be
         bench.make(a=veth(out, {**out, "port": 80}, connections=2))
         assert connect(bench.path("a"), far, 8080) is None
         bench.make(a=veth(out, connections=3))
-        more = connect(bench.path("a"), far, 8080)
-        assert more is not None
-        stack.enter_context(more)
+        stack.enter_context(connected(bench.path("a"), far, 8080))
         del server
 
 
@@ -151,7 +139,7 @@ def test_who_has_nothing_open_any_more_is_forgotten(bench: Bench, outside: Path)
     """Else names of environments long gone would fill the set of those that are counted."""
     out = {"direction": "out", "cidr": WORLD["ipv4"], "port": 8080}
     bench.make(a=veth(out), b=veth(out))
-    assert reaches(bench.path("a"), outside, WIRE["ipv4"][1], 8080)
+    assert meets(bench.path("a"), outside, WIRE["ipv4"][1], 8080)
     name = bench.host_end("a")
     assert name in run("nft list set inet netspace open.1024")
     bench.apply(remove={"a"})
@@ -163,17 +151,18 @@ def test_what_is_closed_leaves_the_table_of_connections(bench: Bench, outside: P
     """Else one that opens and closes quickly would fill the host's table, however few are open."""
     bench.make(a=veth({"direction": "out", "cidr": WORLD[family], "port": 8080}))
     far = WIRE[family][1]
-    with listen(outside, far, 8080) as server:
-        client = connect(bench.path("a"), far, 8080)
-        assert client is not None
-        accepted, _ = server.accept()
-        client.close()
-        assert accepted.recv(1) == b""
-        accepted.close()
 
     def tracked() -> list[list[str]]:
         lines = Path("/proc/thread-self/net/nf_conntrack").read_text().splitlines()
         return [line.split() for line in lines if "dport=8080" in line]
+
+    with listen(outside, far, 8080) as server:
+        client = connected(bench.path("a"), far, 8080)
+        accepted, _ = server.accept()
+        assert "ESTABLISHED" in {fields[5] for fields in tracked()}
+        client.close()
+        assert accepted.recv(1) == b""
+        accepted.close()
 
     until(lambda: all(fields[5] in ("TIME_WAIT", "CLOSE") for fields in tracked()), "it is closed", pause=0.05)
     assert all(int(fields[4]) <= 2 for fields in tracked()), tracked()
@@ -181,6 +170,6 @@ def test_what_is_closed_leaves_the_table_of_connections(bench: Bench, outside: P
 
 def test_no_helper_reads_along(bench: Bench, outside: Path) -> None:
     bench.make(a=veth({"direction": "out", "cidr": WORLD["ipv4"], "port": 21}))
-    assert reaches(bench.path("a"), outside, WIRE["ipv4"][1], 21)
+    assert meets(bench.path("a"), outside, WIRE["ipv4"][1], 21)
     assert "helper" not in Path("/proc/thread-self/net/nf_conntrack").read_text()
     assert "helper" not in run("nft list table inet netspace")

@@ -21,11 +21,12 @@ from hypothesis import strategies as st
 from interface_bench import WIRE, Bench, mac_of, run, veth, within
 from lan_bench import FAR, address, bridged
 from packets import Wire, datagram, frame, kind_of, tags
+from waiting import PATIENCE
 
 from netspace.spec import check, parse
 from netspace.spec.types import Allow
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("one_processor")]
 
 PEERS = {
     "ipv4": ["198.18.0.2", "198.51.100.7", "198.51.100.200", "203.0.113.5", "8.8.8.8"],
@@ -130,7 +131,7 @@ class Stack:
     def until(self, mark: bytes) -> list[bytes]:
         """What has come in up to the packet that holds *mark*, and right after it."""
         found: list[bytes] = []
-        end = time.monotonic() + 10
+        end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
             while ready := select.select(self._receivers, [], [], 0.02)[0]:
                 found += [one.recv(1 << 16) for one in ready]
@@ -187,7 +188,7 @@ model = settings(
     max_examples=12,
     deadline=None,
     phases=(Phase.explicit, Phase.generate),
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 declarations = st.lists(rules(), min_size=3, max_size=8)
 samples = st.lists(packets, min_size=60, max_size=80)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from interface_bench import WIRE, WORLD, Bench, reaches, run, snapshot, veth, within
+from interface_bench import WIRE, WORLD, Bench, meets, run, snapshot, veth, within
 
 from netspace import files
 from netspace.interface import ends, forwarding, namespaces, netlink
@@ -177,7 +177,7 @@ def test_drift_is_seen_and_repaired(
     bench.apply(desired)
     assert not bench.plan(desired).steps
     for family in WIRE:
-        assert reaches(bench.path("a"), outside, WIRE[family][1]) == WIRE[family][0]
+        assert meets(bench.path("a"), outside, WIRE[family][1]) == WIRE[family][0]
 
 
 def test_drift_of_one_that_only_has_lo(bench: Bench) -> None:
@@ -200,7 +200,7 @@ def test_changes_in_place(bench: Bench, outside: Path) -> None:
     assert {"mtu", "allow", "address:ipv4", "address:ipv6"} == set(step.changes)
     assert step.changes["mtu"] == {"old": 1500, "new": 1400}
     assert (bench.path("a").stat().st_ino, _index(bench, "a")) == (inode, index)
-    assert reaches(bench.path("a"), outside, WIRE["ipv4"][1])
+    assert meets(bench.path("a"), outside, WIRE["ipv4"][1])
     assert bench.address("a", "ipv4") == "10.203.77.7"
     assert (bench.address("b", "ipv4"), bench.address("b", "ipv6")) == other
 
@@ -210,7 +210,7 @@ def test_kind_changes_inside_the_same_namespace(bench: Bench, outside: Path) -> 
     inode = bench.path("a").stat().st_ino
     plan = bench.apply(bench.desired(a=veth(OUT)))
     assert next(step for step in plan.steps if step.name == "a").changes["kind"] == {"old": "none", "new": "veth"}
-    assert reaches(bench.path("a"), outside, WIRE["ipv4"][1])
+    assert meets(bench.path("a"), outside, WIRE["ipv4"][1])
     bench.make(a={"kind": "none"})
     assert [link["ifname"] for link in json.loads(run(f"ip -n {bench.path('a').name} -j link"))] == ["lo"]
     assert "netspace" not in run("nft list ruleset")
@@ -222,7 +222,7 @@ def test_addresses_can_be_swapped(bench: Bench, outside: Path) -> None:
     desired = bench.make(a=veth(OUT, ipv4="10.203.1.2"), b=veth(OUT, ipv4="10.203.1.1"))
     assert not bench.plan(desired).steps
     for name in ("a", "b"):
-        assert reaches(bench.path(name), outside, WIRE["ipv4"][1])
+        assert meets(bench.path(name), outside, WIRE["ipv4"][1])
 
 
 def test_restore_after_a_reboot(bench: Bench, outside: Path) -> None:
@@ -239,7 +239,7 @@ def test_restore_after_a_reboot(bench: Bench, outside: Path) -> None:
     assert not bench.plan(desired).steps
     assert not bench.kind.restore().plan.steps
     assert bench.address("a", "ipv4") == addresses
-    assert reaches(bench.path("a"), outside, WIRE["ipv4"][1])
+    assert meets(bench.path("a"), outside, WIRE["ipv4"][1])
 
 
 def test_list_and_inspect(bench: Bench) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import checkout
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from waiting import until
 
 from netspace.attestation import audit_log
 from netspace.attestation.audit_log import Head, LogBroken
@@ -156,15 +156,20 @@ def test_killed_anywhere_it_goes_on(tmp_path: Path) -> None:
         "print('ready', flush=True)\n"
         "while True: audit_log.append(Path(sys.argv[1]), 'issued', {'x': 'y' * 50_000})\n"
     )
+    begun = 0
+
+    def grown() -> bool:
+        return path.exists() and path.stat().st_size > begun + 200_000
+
     for _ in range(3):
         with subprocess.Popen([sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE) as running:
             assert running.stdout is not None
             running.stdout.readline()
-            while not path.exists() or os.path.getsize(path) < 200_000:
-                pass
+            until(grown, pause=0)
             running.kill()
         head = audit_log.append(path, "issued", {})
         assert audit_log.verify(lines(path)) == head
+        begun = path.stat().st_size
 
 
 @settings(max_examples=300, deadline=None)

@@ -260,7 +260,7 @@ def made(ca: Authority, bound: verifier.Bound) -> list[privacy_ca.Issued]:
     return [privacy_ca.issue(ca, bound, NOW)]
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_no_mutation_is_accepted(data: st.DataObject, ca: Authority, bound: verifier.Bound, made: list) -> None:
     genuine = made[0]

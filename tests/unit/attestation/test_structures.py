@@ -16,7 +16,7 @@ from netspace.attestation import refusals, structures
 
 FIXTURES = Path(__file__).parents[2] / "fixtures/eventlogs"
 PARSERS = [structures.quote, structures.signature, structures.public, structures.endorsement]
-fuzz = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+fuzz = settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
 @pytest.mark.parametrize(("boot", "last"), [("shim-grub", {12, 14}), ("uki", {14, 15})])

@@ -274,7 +274,7 @@ def test_references_that_are_none(data: object) -> None:
         verifier.references(data)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_no_mutation_of_evidence_is_accepted(data: st.DataObject, fake_tpm) -> None:
     context = Context("verifier", "host", "session", bytes(range(32)))
@@ -302,7 +302,7 @@ def test_the_wire_keeps_everything(fake_tpm, context: Context) -> None:
             parse(wire)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_a_damaged_wire_is_refused_or_read(data: st.DataObject, fake_tpm) -> None:
     context = Context("verifier", "host", "session", bytes(range(32)))
