@@ -156,8 +156,7 @@ class Ending:
         if unit.service.pid_file is not None:
             unit.service.pid_file.unlink(missing_ok=True)
         if unit.wanted and unit.again:
-            unit.restarts = unit.failures = unit.oom_kills = 0
-            unit.exit = unit.error = ""
+            unit.afresh()
             self.again(unit)
         elif not unit.wanted:
             self.units.idle(unit, "stopped")

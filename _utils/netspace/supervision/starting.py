@@ -81,8 +81,7 @@ class Starting:
                 unit.waiters.append((asker, "start"))
             if unit.phase in ("idle", "backoff"):
                 unit.cancel()
-                unit.restarts = unit.failures = unit.oom_kills = 0
-                unit.exit = unit.error = ""
+                unit.afresh()
                 self.enqueue(unit, earlier.intersection(after[name]))
             elif unit.phase in ("stopping", "ending"):
                 unit.again = True

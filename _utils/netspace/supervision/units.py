@@ -75,6 +75,11 @@ class Unit:
         assert self.service is not None and self.service.log is not None
         return self.service.log
 
+    def afresh(self) -> None:
+        """Forget how it ended before, and how often: it was asked to start."""
+        self.restarts = self.failures = self.oom_kills = 0
+        self.exit = self.error = ""
+
     def cancel(self) -> None:
         """Forget what was to be done at a time."""
         if self.timer is not None:
