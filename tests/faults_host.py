@@ -25,7 +25,7 @@ from typing import Any
 
 import snapshot
 from environment_host import STAY, shell
-from waiting import PATIENCE, until
+from waiting import until
 
 import netspace
 from netspace import restore
@@ -330,16 +330,8 @@ class World:
         return whole
 
     def rested(self) -> dict[str, Any]:
-        """What it looks like once that doesn't change for some seconds: what was told to end is gone."""
-        before, since = self.look(), time.monotonic()
-        deadline = since + PATIENCE
-        while time.monotonic() - since < 2:
-            assert time.monotonic() < deadline, "it doesn't come to rest"
-            time.sleep(0.3)
-            now = self.look()
-            if now != before:
-                before, since = now, time.monotonic()
-        return before
+        """What it looks like at rest."""
+        return snapshot.rested(self.look)
 
     def settled(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
         """Look again until it is as *wanted*, for a while: what was told to end takes a moment. Return differences."""

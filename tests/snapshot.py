@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-from waiting import until
+from waiting import PATIENCE, until
 
 STATE = (Path("/var/lib/netspace"), Path("/run/netspace"), Path("/var/log/netspace"))
 
@@ -80,16 +82,17 @@ def host() -> dict[str, object]:
     }
 
 
-def rested() -> dict[str, object]:
-    """The host once it looks the same for a while: what was told to end is gone then."""
-    looks = [host()]
-
-    def same() -> bool:
-        looks.append(host())
-        return all(look == looks[-1] for look in looks[-5:])
-
-    until(lambda: same() and len(looks) > 5, pause=0.4)
-    return looks[-1]
+def rested(look: Callable[[], dict[str, Any]] = host) -> dict[str, Any]:
+    """What is seen once that doesn't change for two seconds: what was told to end is gone then."""
+    before, since = look(), time.monotonic()
+    deadline = since + PATIENCE
+    while time.monotonic() - since < 2:
+        assert time.monotonic() < deadline, "it doesn't come to rest"
+        time.sleep(0.3)
+        now = look()
+        if now != before:
+            before, since = now, time.monotonic()
+    return before
 
 
 def settled(wanted: Mapping[str, object]) -> dict[str, object]:

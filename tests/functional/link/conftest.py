@@ -63,6 +63,12 @@ def program(linked, tmp_path: Path) -> Iterator[Callable[..., Program]]:
         yield start
 
 
+@pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow a test is: no queue with a former name goes before the test says that it has settled."""
+    monkeypatch.setattr("netspace.link.former.SETTLED", 1e9)
+
+
 @pytest.fixture(autouse=True)
 def _bounded() -> Iterator[None]:
     """A client that waits for an answer for ever fails its test."""

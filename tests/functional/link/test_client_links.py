@@ -419,9 +419,9 @@ def test_who_reads_beside_another_is_not_kept_from_it(town):
     web.send("audit", "first")
     assert audit.receive() == "first"
     second = town.program("audit", capacity=1)
-    taking = [second.start(second.mailbox.receive(timeout=50))]
-    until(lambda: web.send("audit", "more") and taking[0].done(), pause=0.2)
-    assert taking[0].result().text == "more"
+    taking = second.start(second.mailbox.receive(timeout=50))
+    until(lambda: web.send("audit", "more") and taking.done(), pause=0.2)
+    assert taking.result().text == "more"
 
 
 @pytest.mark.replay

@@ -16,7 +16,7 @@ from netspace.errors import NetspaceError
 from netspace.link import names, record
 from netspace.spec.types import ClusterBroker, Link
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("unhurried")]
 
 ASK = Link(source="web", target="orders", pattern="request")
 TELL = Link(source="orders", target="audit")
@@ -28,12 +28,6 @@ def linked(world):
     world.environment("web", "orders", "audit")
     world.apply(*LINKS)
     return world
-
-
-@pytest.fixture(autouse=True)
-def _unhurried(monkeypatch):
-    """However slow a test is here: no queue with a former name goes before the test says that it has settled."""
-    monkeypatch.setattr("netspace.link.former.SETTLED", 1e9)
 
 
 @pytest.fixture

@@ -20,17 +20,11 @@ from netspace.link.letters import Letters
 from netspace.link.names import environments_of
 from netspace.spec.types import Link, LocalBroker
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("unhurried")]
 
 FIXTURES = Path(__file__).parents[2] / "fixtures/links"
 ASK = Link(source="web", target="orders", pattern="request")
 TELL = Link(source="orders", target="audit")
-
-
-@pytest.fixture(autouse=True)
-def _unhurried(monkeypatch):
-    """However slow a test is here: no queue with a former name goes before the test says that it has settled."""
-    monkeypatch.setattr("netspace.link.former.SETTLED", 1e9)
 
 
 @pytest.fixture(params=sorted(path.stem for path in FIXTURES.glob("*.json")))
