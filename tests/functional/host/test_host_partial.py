@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,38 @@ def test_environment_moves_to_another_host_in_one_apply(salt: Salt, image: Path,
     all_true(salt.apply(declared))
     assert changes(salt.apply(declared)) == {}
     assert set(salt("netspace_environment.list")) == {"web", "stranger", "clerk"}
+
+
+def test_check_and_dry_run_see_what_the_apply_would(salt: Salt, image: Path) -> None:
+    declared = shop(image)
+    declared["environments"]["web"]["image"] = "tar:/srv/absent.tar"
+    declared["environments"]["stranger"]["interface"] = {
+        "kind": "macvlan", "parent": "absent0", "ipv4": "198.51.100.7/24",
+    }  # fmt: skip
+    salt.declare(declared)
+    done = salt.run("netspace.check")
+    assert done.returncode == 1, done.stdout
+    problems = {one["path"]: one["message"] for one in json.loads(done.stdout)["local"]["problems"]}
+    assert "/srv/absent.tar" in problems["netspace:environments:web"], problems
+    assert "absent0" in problems["netspace:environments:stranger:interface"], problems
+    tested = salt.apply(declared, "test=True")
+    assert tested["netspace environments"]["result"] is False
+    assert "/srv/absent.tar" in tested["netspace environments"]["comment"]
+    only = salt.run("netspace.check", "host=False")
+    assert (only.returncode, json.loads(only.stdout)["local"]["valid"]) == (0, True)
+
+    salt.declare(shop(image))
+    assert salt("netspace.check") == {"valid": True, "problems": []}
+
+
+def test_exec_takes_words_text_or_list(salt: Salt, image: Path) -> None:
+    all_true(salt.apply(shop(image)))
+    for words in (
+        ["ls", "/demo"],
+        ["ls /demo"],
+        [json.dumps(["ls", "/demo"])],
+        ["command=" + json.dumps(["ls", "/demo"])],
+    ):
+        done = salt("netspace_environment.exec", "web", *words)
+        assert (done["retcode"], "web.py" in done["stdout"]) == (0, True), (words, done)
+    assert salt("netspace_environment.exec", "web", "echo", "1", "2.5")["stdout"] == "1 2.5\n"
