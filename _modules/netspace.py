@@ -89,8 +89,10 @@ def check(declaration: dict[str, Any] | None = None, host: bool = True) -> dict[
     problems: list[dict[str, str]] = []
     try:
         wanted = declared.whole(declaration, __pillar__)
+        for name in declared.unaddressable(wanted, __opts__, __pillar__):
+            problems.append({"path": f"netspace:environments:{name}:target", "message": declared.ADDRESSABLE})
         if host:
-            problems = [problem._asdict() for problem in Host(declared.layout(__opts__)).check(wanted)]
+            problems += [problem._asdict() for problem in Host(declared.layout(__opts__)).check(wanted)]
     except SpecError as err:
         problems = [problem._asdict() for problem in err.problems]
     except NetspaceError as err:

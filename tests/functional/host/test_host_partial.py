@@ -72,6 +72,15 @@ def test_check_and_dry_run_see_what_the_apply_would(salt: Salt, image: Path) -> 
     tested = salt.apply(declared, "test=True")
     assert tested["netspace environments"]["result"] is False
     assert "/srv/absent.tar" in tested["netspace environments"]["comment"]
+    # Salt is not told to look for targets: what it takes is said, and nothing fails.
+    declared = shop(image)
+    declared["environments"]["web"]["target"] = True
+    states = salt.apply(declared, "test=True")
+    assert "add 'resources: {netspace: {}}'" in states["netspace environments"]["comment"]
+    (problem,) = json.loads(salt.run("netspace.check", "host=False").stdout)["local"]["problems"]
+    assert problem["path"] == "netspace:environments:web:target"
+    del declared["environments"]["web"]["target"]
+    salt.declare(declared)
     only = salt.run("netspace.check", "host=False")
     assert (only.returncode, json.loads(only.stdout)["local"]["valid"]) == (0, True)
 
