@@ -11,15 +11,20 @@ from setuptools import find_packages, setup
 PLUGINS = ("modules", "states", "grains", "runners", "pillar", "beacons", "engines", "resources")
 # What targets of the resource type "netspace" have in place of Salt's own modules and states.
 OVERLAYS = ("modules", "states")
+# The SLS files, for file_roots: 'python -m netspace file-root' tells where pip put them.
+SLS = "netspace.sls"
 
 setup(
     package_dir={
         "netspace": "_utils/netspace",
         **{f"netspace.{kind}": f"_{kind}" for kind in PLUGINS},
+        SLS: "states",
     },
     packages=[
         *find_packages("_utils", include=["netspace", "netspace.*"]),
         *(f"netspace.{kind}" for kind in PLUGINS),
         *(f"netspace.resources.netspace.{kind}" for kind in OVERLAYS),
+        SLS,
     ],
+    package_data={SLS: ["netspace/*.sls", "netspace/*.yaml"]},
 )

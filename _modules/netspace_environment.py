@@ -10,7 +10,8 @@ Needs ``crun`` only to start or enter one: every function says what it misses.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import netspace
@@ -53,6 +54,21 @@ def _each(outcomes: dict[str, str]) -> bool:
     if failed:
         raise CommandExecutionError("\n".join(f"{name}: {error}" for name, error in failed.items()))
     return True
+
+
+def _argument_vector(words: Sequence[Any]) -> list[str]:
+    """Return a program with its arguments, as a person or a program gave them."""
+    if isinstance(words, str) or (len(words) == 1 and isinstance(words[0], str)):
+        text = words if isinstance(words, str) else words[0]
+        try:
+            found = shlex.split(text)
+        except ValueError as err:
+            raise CommandExecutionError(f"command {text!r:.80}: {err}; give it as a list") from err
+    else:
+        found = [str(word) for word in (words[0] if len(words) == 1 and isinstance(words[0], list) else words)]
+    if not found:
+        raise CommandExecutionError("no command given; try: netspace_environment.exec web ls /")
+    return found
 
 
 def _names(names: tuple[str, ...]) -> list[str]:
@@ -189,7 +205,9 @@ def retry(*names: str) -> bool:
     return True
 
 
-def exec_(name: str, command: list[str], timeout: float = 60, stdin: str = "") -> dict[str, Any]:
+def exec_(
+    name: str, *words: Any, command: list[str] | None = None, timeout: float = 60, stdin: str = ""
+) -> dict[str, Any]:
     """
     Run a command inside a running environment, as its user, with its limits and filter.
 
@@ -199,13 +217,18 @@ def exec_(name: str, command: list[str], timeout: float = 60, stdin: str = "") -
 
     .. code-block:: bash
 
-        salt '*' netspace_environment.exec web '["cat", "/etc/os-release"]'
+        salt '*' netspace_environment.exec web cat /etc/os-release
+        salt '*' netspace_environment.exec web '["/bin/sh", "-c", "echo $HOME"]'
 
     name
         The environment.
 
+    words
+        The program and its arguments: words, one text that is taken apart as a shell would do it, or a list.
+        **There is no shell** unless you name one. Salt takes ``name=value`` for an option: use a list there.
+
     command
-        Argument vector. **There is no shell** unless you name one.
+        The same as a list.
 
     timeout
         Seconds after which the command is killed. Defaults to 60.
@@ -213,9 +236,7 @@ def exec_(name: str, command: list[str], timeout: float = 60, stdin: str = "") -
     stdin
         What the command reads.
     """
-    if isinstance(command, str):
-        command = [command]
-    arguments = [str(argument) for argument in command]
+    arguments = _argument_vector(words if command is None else command)
     return _do(lambda operations: operations.exec(name, arguments, timeout=timeout, stdin=stdin))
 
 

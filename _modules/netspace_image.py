@@ -6,7 +6,7 @@ See, check and tidy up the images of a host. An image is built from its source w
 environment needs it, or by :py:mod:`netspace_image states <netspace.states.netspace_image>`
 before that; it is never removed but by :py:func:`prune`,
 :py:func:`netspace_image.absent <netspace.states.netspace_image.absent>` and
-:py:func:`netspace.teardown <netspace.modules.netspace_host.teardown>`.
+:py:func:`netspace.teardown <netspace.modules.netspace.teardown>`.
 """
 
 from __future__ import annotations

@@ -90,7 +90,10 @@ def managed(name: str, declaration: dict[str, Any] | None = None) -> dict[str, A
         result = _host().converge_environments(wanted, whole=True, test=test)
     except NetspaceError as err:
         return report.failure(name, err)
-    return _told(report.state(name, result, test=test))
+    state = report.state(name, result, test=test)
+    for each in declared.unaddressable(wanted, __opts__, __pillar__):
+        state["comment"] += f"\nenvironment {each}: target: {declared.ADDRESSABLE}"
+    return _told(state)
 
 
 def running(name: str, **kwargs: Any) -> dict[str, Any]:

@@ -17,6 +17,8 @@ def copy(target: Path) -> Path:
     for folder in (*PLUGIN_FOLDERS, "_utils"):
         shutil.copytree(ROOT / folder, target / folder, ignore=_UNWANTED)
     (target / "resources").symlink_to("_resources")
+    for folder in ("states", "file_root"):
+        shutil.copytree(ROOT / folder, target / folder, symlinks=True, ignore=_UNWANTED)
     for file in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / file, target / file)
     return target

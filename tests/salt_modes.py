@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import getpass
 import json
+import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -67,6 +69,16 @@ class Salt:
         assert done.stdout, done.stderr
         return json.loads(done.stdout)["local"], done.stderr
 
+    def fails(self, *arguments: str) -> str:
+        """What ``salt-call`` prints where it can't do what it is asked to."""
+        command = "import sys; from salt.scripts import salt_call; sys.argv[0] = 'salt-call'; salt_call()"
+        done = subprocess.run(
+            [str(self.python), "-c", command, "-c", str(self.config.parent), *arguments],
+            capture_output=True, text=True, check=False, cwd="/",
+        )  # fmt: skip
+        assert done.returncode != 0, done.stdout
+        return done.stdout + done.stderr
+
     def run(self, *arguments: str) -> tuple[Any, int]:
         """``salt-run``: what the runner returned, and the exit status."""
         command = "import sys; from salt.scripts import salt_run; sys.argv[0] = 'salt-run'; salt_run()"
@@ -116,6 +128,26 @@ def scratch(folder: Path) -> Path:
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     (folder / "lib" / version / "site-packages" / "parent.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return python
+
+
+def bare(folder: Path) -> Path:
+    """A venv with what this one has but msgspec, so with Salt and without netspace's needs; return its interpreter.
+
+    Files are hard links where they can be: nothing is downloaded, and little is written.
+    """
+    venv.EnvBuilder(symlinks=True, with_pip=False).create(folder)
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    target = folder / "lib" / version / "site-packages"
+
+    def link(source: str, destination: str) -> None:
+        try:
+            os.link(source, destination)
+        except OSError:
+            shutil.copy2(source, destination)
+
+    unwanted = shutil.ignore_patterns("msgspec*", "__pycache__", "netspace*")
+    shutil.copytree(sysconfig.get_path("purelib"), target, dirs_exist_ok=True, ignore=unwanted, copy_function=link)
+    return folder / "bin" / "python"
 
 
 def pip_install(python: Path, *arguments: str) -> None:

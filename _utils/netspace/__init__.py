@@ -35,6 +35,9 @@ def _stamp(directory: str) -> tuple[int, int]:
     return newest, count
 
 
+#: Python packages that the library needs and Salt may not bring, with what pip calls them.
+REQUIREMENTS = {"msgspec": "msgspec>=0.18", "cryptography": "cryptography>=42"}
+
 _DIRECTORY = os.path.dirname(os.path.abspath(__file__))
 _LOADED = _stamp(_DIRECTORY)
 _warned: set[str] = set()
@@ -57,8 +60,10 @@ def refresh(plugin_file: str) -> None:
     in the log, once: pip's comes first in ``sys.path``, and the two may differ.
 
     :param plugin_file: the caller's ``__file__``.
-    :raises ImportError: when the library's files are gone.
+    :raises ImportError: when the library's files are gone, or a Python package is missing that the
+        library needs. Salt shows the message as the reason why a function is not there.
     """
+    _require()
     _warn_of_two(plugin_file)
     try:
         current = _stamp(_DIRECTORY)
@@ -69,6 +74,30 @@ def refresh(plugin_file: str) -> None:
     for name in [name for name in sys.modules if name == "netspace" or name.startswith("netspace.")]:
         del sys.modules[name]
     __import__("netspace")
+
+
+def _require() -> None:
+    """Refuse to load where Salt's Python lacks one of :data:`REQUIREMENTS`."""
+    absent = [name for name in REQUIREMENTS if name not in sys.modules and not _installed(name)]
+    if not absent:
+        return
+    wanted = " ".join(f"'{REQUIREMENTS[name]}'" for name in absent)
+    raise ImportError(
+        f"netspace: Salt's Python ({sys.executable}) lacks {' and '.join(absent)}; install what is missing by "
+        f"'salt-call state.apply netspace.packages', or by 'salt-pip install {wanted}' "
+        f"('{sys.executable} -m pip install {wanted}' where there is no salt-pip)"
+    )
+
+
+def _installed(name: str) -> bool:
+    """Whether *name* can be imported now; a package that was installed a moment ago counts."""
+    from importlib import invalidate_caches
+    from importlib.util import find_spec
+
+    if find_spec(name) is not None:
+        return True
+    invalidate_caches()
+    return find_spec(name) is not None
 
 
 def _warn_of_two(plugin_file: str) -> None:

@@ -1,6 +1,7 @@
-"""``python -m netspace``: what must run without Salt, started by units and by the supervisor's client.
+"""``python -m netspace``: commands that run without Salt.
 
-It reads no declaration; everything it needs is in the instance's records.
+Units and the supervisor's client start them. They read no declaration: all that they need is in the
+instance's records. ``file-root`` is for the operator who installed netspace by pip.
 """
 
 from __future__ import annotations
@@ -27,14 +28,30 @@ def _parser() -> argparse.ArgumentParser:
     supervise.add_argument("--lock", type=int, help=argparse.SUPPRESS)
     commands.add_parser("health", help="watch the health of the environments that have a check; a service's program")
     commands.add_parser("restore", help="after a reboot: rebuild all that was volatile and start the services")
+    commands.add_parser("file-root", help="print the folder with the SLS files, for Salt's file_roots")
     commands.add_parser("renew", help="replace the certificates of environments that are about to run out")
     return parser
+
+
+def _file_root() -> int:
+    """Print where pip installed the SLS files; return 1 where Salt synced this library without them."""
+    from importlib.util import find_spec
+
+    found = find_spec("netspace.sls")
+    folders = list(found.submodule_search_locations or ()) if found is not None else []
+    if not folders:
+        print("netspace: no SLS files beside this library; take them from the checkout's file_root/", file=sys.stderr)
+        return 1
+    print(folders[0])
+    return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
     parser = _parser()
     options = parser.parse_args(arguments)
+    if options.command == "file-root":
+        return _file_root()
     try:
         layout = Layout(options.instance)
     except ValueError as err:

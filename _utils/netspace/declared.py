@@ -43,6 +43,19 @@ def targets_wanted(opts: Mapping[str, Any], pillar: Mapping[str, Any]) -> bool:
     return isinstance(section, Mapping) and "netspace" in section and opts.get("__cli") != "salt-call"
 
 
+def unaddressable(declared: Declaration, opts: Mapping[str, Any], pillar: Mapping[str, Any]) -> list[str]:
+    """Return the environments that are declared as targets, but that Salt is not told to look for (Salt 3008)."""
+    key = opts.get("resource_pillar_key") or "resources"
+    section = pillar.get(key)
+    if isinstance(section, Mapping) and "netspace" in section:
+        return []
+    return sorted(name for name, spec in declared.environments.items() if spec.target)
+
+
+#: The remedy for :func:`unaddressable`.
+ADDRESSABLE = "Salt looks for no targets on this minion; add 'resources: {netspace: {}}' to its pillar"
+
+
 def tell_targets(salt: Mapping[str, Any], opts: Mapping[str, Any], pillar: Mapping[str, Any]) -> None:
     """Tell Salt (by its functions) that its targets may be others now. Older ones have neither that nor targets."""
     if targets_wanted(opts, pillar) and "saltutil.refresh_resources" in salt:

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import msgspec
 
 from netspace import files
-from netspace.errors import NetspaceError
+from netspace.errors import NetspaceError, Problem
 from netspace.layout import Layout
 from netspace.plan import Outcome, Plan, Refusal, Result, Step
 from netspace.spec import check, trust
@@ -403,7 +403,7 @@ class Host:
 
     def _run_environments(self, desired: Any, remove: Collection[str], test: bool, **options: Any) -> Result:
         """Look, plan, do; what was seen is handed on, for the lock is held."""
-        observed = self.environments.observe({*desired, *remove})
+        observed = self.environments.observe({*desired, *remove}, {one.image for one in desired.values()})
         return self._run(self.environments, desired, remove, test, observed, observed=observed, **options)
 
     # -- images ------------------------------------------------------------------------
@@ -548,6 +548,16 @@ class Host:
             self.environments.sweep()
 
     # -- seeing --------------------------------------------------------------------------
+    def check(self, declared: Declaration) -> list[Problem]:
+        """Return why this host could not apply a declaration: what a test of each kind refuses. Changes nothing."""
+        results = (
+            self.converge_attestation(declared.attestation, test=True),
+            self.converge_interfaces(declared, whole=True, test=True),
+            self.converge_links(declared, whole=True, test=True),
+            self.converge_environments(declared, whole=True, test=True),
+        )
+        return list(dict.fromkeys(_problem(refusal) for result in results for refusal in result.plan.refusals))
+
     def overview(self) -> dict[str, Any]:
         """Environments with their interface, links, trust and whether they are supervised: what a table shows."""
         known = self.trust()
@@ -601,6 +611,19 @@ def _runtimes(declared: Declaration) -> dict[str, Any]:
     names = {name: check.used(spec, declared.runtimes) for name, spec in declared.environments.items()}
     found = {one: runtimes.look(one, declared.runtimes.settings.get(one, {})) for one in set(names.values())}
     return {name: found[one] for name, one in names.items()}
+
+
+def _problem(refusal: Refusal) -> Problem:
+    """A refusal with the path of what is refused; some messages begin with a path of their own."""
+    path, parted, message = refusal.message.partition(": ")
+    if parted and path.startswith("netspace:"):
+        return Problem(path, message)
+    places = {
+        "environment": f"netspace:environments:{refusal.name}",
+        "interface": f"netspace:environments:{refusal.name}:interface",
+        "link": f"netspace:links:{refusal.name}",
+    }
+    return Problem(places.get(refusal.kind, f"netspace:{refusal.kind}"), refusal.message)
 
 
 def _manner(link: Link) -> str:

@@ -1,4 +1,5 @@
-{#- What a host needs to run environments and links (Debian). The services of a package
+{#- What a host needs to run environments and links (Debian), and what netspace's library needs in
+    Salt's own Python. This file calls nothing of netspace, so it works before that is there. The services of a package
     that is new here are masked, since netspace runs its own; others are left alone.
     Other runtimes than crun only where the pillar names them; a package's name begins with its runtime's. #}
 {%- import_yaml "netspace/packages.yaml" as packages %}
@@ -30,3 +31,9 @@ netspace packages:
   pkg.installed:
     - pkgs: {{ wanted | json }}
     - install_recommends: False
+
+{#- Salt's loaders look again afterwards, so that netspace's own states can follow in the same run. #}
+netspace python packages:
+  pip.installed:
+    - pkgs: {{ packages.python | json }}
+    - reload_modules: True

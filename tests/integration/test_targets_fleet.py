@@ -225,3 +225,23 @@ def test_under_a_kernel_of_its_own_commands_run_and_files_are_refused(fleet: Fle
     refused = fleet.at(asked, "state.apply", "inside")[target]
     assert "no file here: this environment's files are its own kernel's" in str(refused)
     assert fleet.at(asked, "cmd.retcode", "test -e /tmp/made/card") == {target: 1}
+
+
+def test_glob_of_states_is_for_hosts_alone(fleet: Fleet) -> None:
+    """A fleet-wide apply works as it does without targets: Salt 3008 itself drops the minion's own return."""
+    web = f"{fleet.minion}-web"
+    for function, arguments in (
+        ("state.single", ["test.nop", "name=hello"]),
+        ("state.apply", ["netspace.environments", "test=True"]),
+    ):
+        found = fleet.client.cmd("*", function, arguments, timeout=120, full_return=True)
+        assert set(found) == {fleet.minion}, found
+        assert found[fleet.minion]["retcode"] == 0, found
+    ids = {row["__id__"] for row in found[fleet.minion]["ret"].values()}
+    assert ids == {"netspace interfaces", "netspace environments"}
+    # Both are addressed, and each returns for itself.
+    both = fleet.at(f"{fleet.minion} or T@netspace:{web}", "state.single", "test.nop", "name=hello")
+    assert {name: [row["__id__"] for row in rows.values()] for name, rows in both.items()} == {
+        fleet.minion: ["hello"],
+        web: ["hello"],
+    }

@@ -117,6 +117,12 @@ def plan(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: 
         if name in observed.environments
         and (message := images.mismatch(_source(want, observed).identity, want.spec.source_hash or ""))
     }
+    refused |= {
+        name: f"image {want.image}: {why}"
+        for name, want in desired.items()
+        if _builds(want, observed.environments.get(name))
+        and (why := observed.missing.get(want.image) or _source(want, observed).error)
+    }
     notes += _unslowed(desired, observed)
     notes += _promised(desired, observed, remove)
     for name in sorted(observed.updating):
@@ -170,6 +176,11 @@ def plan(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: 
             down[name] = why
     refusals = [Refusal(KIND, name, message) for name, message in {**refused, **taken_back, **down}.items()]
     return Plan(steps, refusals, notes)
+
+
+def _builds(want: DesiredEnvironment, seen: Seen | None) -> bool:
+    """Whether an environment needs an image that it does not have."""
+    return seen is None or tenders.source(seen.record.spec, seen.record.runtime) != want.image
 
 
 def _failed_before(want: DesiredEnvironment, seen: Seen, observed: Observed) -> Failed | None:

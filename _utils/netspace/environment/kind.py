@@ -67,13 +67,14 @@ class Environments:
         """The records that can be understood, and why each other can't: for what is done with each by itself."""
         return records.read_each(self.layout)
 
-    def observe(self, about: Collection[str] | None = None) -> Observed:
+    def observe(self, about: Collection[str] | None = None, wanted: Collection[str] = ()) -> Observed:
         """Look at everything once: records, services, mounts, files, image sources. Changes nothing.
 
         :param about: the environments that something may be planned for, if not all.
+        :param wanted: images that may have to be built.
         """
         return observe.observe(
-            self.layout, self.supervisor, self.store, self.making.controllers, self.making.devices, about
+            self.layout, self.supervisor, self.store, self.making.controllers, self.making.devices, about, wanted
         )
 
     def list(self) -> dict[str, Any]:

@@ -83,6 +83,7 @@ class Observed(msgspec.Struct, frozen=True):
     :param updating: names of environments that have a second instance.
     :param now: seconds since the epoch.
     :param watched: whether the service that watches health is as it has to be.
+    :param missing: images of no recorded environment that can't be built, each with the reason.
     """
 
     environments: Mapping[str, Seen]
@@ -98,6 +99,7 @@ class Observed(msgspec.Struct, frozen=True):
     watched: bool = True
     now: float = 0.0
     updating: frozenset[str] = frozenset()
+    missing: Mapping[str, str] = msgspec.field(default_factory=dict)
 
     @property
     def records(self) -> dict[str, Record]:
@@ -112,6 +114,7 @@ def observe(
     controllers: Collection[str],
     devices: Callable[[Environment], Collection[cgroups.Device]],
     about: Collection[str] | None = None,
+    wanted: Collection[str] = (),
 ) -> Observed:
     """Look at everything once: records, services, mounts, files, limits, image sources. Changes nothing.
 
@@ -119,6 +122,7 @@ def observe(
     :param devices: tells the disks that an environment's files are on.
     :param about: the environments that something may be planned for, if not all: of the others only the records are
         read, and they are taken to be as those say.
+    :param wanted: images that may have to be built; :attr:`Observed.missing` tells which can't be.
     """
     known = records.read(layout)
     near = known if about is None else {name: record for name, record in known.items() if name in about}
@@ -157,6 +161,7 @@ def observe(
     images_of = {tenders.source(record.spec, record.runtime) for record in near.values()}
     images_of |= {record.failed.source for record in near.values() if record.failed is not None}
     sources = {image: store.seen(image) for image in sorted(images_of)}
+    missing = {image: why for image in sorted({*wanted} - images_of) if (why := store.problem(image))}
     watch = statuses.get(runtime.HEALTH)
     runs = watch is not None and watch.state in ("running", "starting") and runtime.HEALTH not in redefined
     watched = runs or not probed
@@ -175,6 +180,7 @@ def observe(
         watched,
         time.time(),
         frozenset(records.updating(layout)),
+        missing,
     )
 
 

@@ -357,7 +357,9 @@ class Change:
         if node.NODE in running:
             node.reread_certificates(self.layout, broker)
         if forwarder.NAME in running:
-            self.forward(broker, record.read(self.layout).links)
+            # The record also has links that are being revoked, and their environments may be gone.
+            links = record.read(self.layout).links
+            self._serve(broker, model.members(links.values()), links)
 
 
 def _named(work: Work, called: Names, after: Mapping[str, Link]) -> Mapping[str, str]:

@@ -5,6 +5,7 @@ Pure. Every function returns the problems it finds; an empty list is acceptance.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import graphlib
 import ipaddress
@@ -213,6 +214,12 @@ def _health(spec: Environment, path: str) -> list[Problem]:
     return problems
 
 
+def no_environment(name: str, names: Collection[str]) -> str:
+    """Return the problem of a reference to an environment that is not declared, with the nearest name that is."""
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"there is no environment {name}" + (f"; did you mean {near[0]}?" if near else "")
+
+
 def circle(after: Mapping[str, Collection[str]]) -> list[str]:
     """Names that wait for each other in a circle, the first one again at the end; empty where there is none.
 
@@ -228,7 +235,7 @@ def circle(after: Mapping[str, Collection[str]]) -> list[str]:
 def _order(declared: Declaration, path: str, names: Collection[str]) -> list[Problem]:
     """What comes after what: only what is there, and in no circle."""
     problems = [
-        Problem(f"{path}:environments:{name}:after:{index}", f"there is no environment {other}")
+        Problem(f"{path}:environments:{name}:after:{index}", no_environment(other, names))
         for name, spec in declared.environments.items()
         for index, other in enumerate(spec.after)
         if other not in names
@@ -254,7 +261,7 @@ def whole(declared: Declaration, path: str, names: Collection[str]) -> list[Prob
     ]
     if names and isinstance(declared.broker, LocalBroker):  # else each is a state of its own
         problems += [
-            Problem(f"{path}:broker:passwords:{index}", f"there is no environment {name}")
+            Problem(f"{path}:broker:passwords:{index}", no_environment(name, names))
             for index, name in enumerate(declared.broker.passwords)
             if NAME.fullmatch(name) and name not in names
         ]
@@ -451,7 +458,7 @@ def clashes(
         where = places[index] if places else f"{path}:links:{index}"
         for key, name in (("from", one.source), ("to", one.target)):
             if name not in names and not fleet.remote(name):
-                problems.append(Problem(f"{where}:{key}", f"there is no environment {name}"))
+                problems.append(Problem(f"{where}:{key}", no_environment(name, names)))
         problems += fleet.link(one, declared.broker, where)
         if isinstance(declared.broker, ClusterBroker):
             problems += [

@@ -137,7 +137,9 @@ def test_a_mistake_is_named_with_its_path_and_nothing_is_changed(salt, image):
     message = "netspace:environments:web:limits:memroy: unknown; did you mean memory?"
     assert message in states["netspace attestation"]["comment"]
     assert snapshot.settled(before) == before
-    checked = salt("netspace.check")
+    done = salt.run("netspace.check")
+    assert done.returncode == 1, done
+    checked = json.loads(done.stdout)["local"]
     assert checked["valid"] is False
     assert checked["problems"][0]["path"] == "netspace:environments:web:limits:memroy"
 

@@ -339,7 +339,11 @@ HEALTH = "environments:web:health"
         (HEALTH, {"exec": ["/x"], "intervall": 1}, "health:intervall: unknown; did you mean interval?"),
         (HEALTH, {"mailbox": True}, "netspace:environments:web:health:mailbox: no link leads to web"),
         ("environments:web:after", ["orders", "orders"], "netspace:environments:web:after:1: 'orders' is listed twice"),
-        ("environments:web:after", ["order"], "netspace:environments:web:after:0: there is no environment order"),
+        (
+            "environments:web:after",
+            ["order"],
+            "netspace:environments:web:after:0: there is no environment order; did you mean orders?",
+        ),
         ("environments:web:after", ["web"], "netspace:environments:web:after:0: they would wait for each other"),
         ("environments:web:update", {"deadline": 0}, "netspace:environments:web:update:deadline: 0.0 is out of"),
     ],

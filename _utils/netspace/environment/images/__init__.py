@@ -124,6 +124,22 @@ class Store:
             return Seen(error=str(err))
         return Seen(identity)
 
+    def problem(self, image: str) -> str:
+        """Return why an image can't be built from its source now; empty where the source is there.
+
+        Looks at names, sizes and times, at no content. An image that passes may still be refused when it is read.
+        """
+        try:
+            source, location = sources.split(image)
+            at = remotes.locate(source, location, self._remote)
+            if not at.url:
+                source.fingerprint(at.location)
+            elif self._remote is not None:
+                self._remote.hash(at.url)
+        except NetspaceError as err:
+            return str(err)
+        return ""
+
     def note_seen(self) -> None:
         """Note which sources were seen to be touched but the same, so that they aren't hashed again."""
         for image, (fingerprint, identity) in self._unchanged.items():

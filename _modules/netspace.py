@@ -16,11 +16,12 @@ netspace.refresh(__file__)
 
 from salt.exceptions import CommandExecutionError  # noqa: E402
 
-from netspace import declared, report  # noqa: E402
+from netspace import __version__, declared, report  # noqa: E402
 from netspace.errors import NetspaceError  # noqa: E402
 from netspace.host import Host  # noqa: E402
 
 if TYPE_CHECKING:
+    __context__: dict[str, Any]
     __opts__: dict[str, Any]
     __pillar__: dict[str, Any]
 
@@ -50,28 +51,55 @@ def overview() -> dict[str, Any]:
         raise CommandExecutionError(str(err)) from err
 
 
-def check(declaration: dict[str, Any] | None = None) -> dict[str, Any]:
+def version() -> str:
     """
-    Say whether a declaration can be accepted: ``{valid, problems: [{path, message}]}``.
+    Return the version of the netspace library that this minion uses.
 
-    Looks at nothing but the declaration and changes nothing.
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' netspace.version
+    """
+    return __version__
+
+
+def check(declaration: dict[str, Any] | None = None, host: bool = True) -> dict[str, Any]:
+    """
+    Say whether a declaration can be applied on this host: ``{valid, problems: [{path, message}]}``.
+
+    Changes nothing. The return code is 1 where there is a problem, so that a pipeline stops at it.
 
     CLI Example:
 
     .. code-block:: bash
 
         salt '*' netspace.check
+        salt-call --local netspace.check host=False
 
     declaration
         By default, what ``pillar:netspace`` says.
+
+    host
+        Look at the host too, as ``state.apply netspace test=True`` does: an image, a program or the parent of an
+        interface that is missing is a problem. ``False`` looks at nothing but the declaration. Defaults to ``True``.
     """
     from netspace.errors import SpecError
 
+    problems: list[dict[str, str]] = []
     try:
-        declared.whole(declaration, __pillar__)
+        wanted = declared.whole(declaration, __pillar__)
+        for name in declared.unaddressable(wanted, __opts__, __pillar__):
+            problems.append({"path": f"netspace:environments:{name}:target", "message": declared.ADDRESSABLE})
+        if host:
+            problems += [problem._asdict() for problem in Host(declared.layout(__opts__)).check(wanted)]
     except SpecError as err:
-        return {"valid": False, "problems": [problem._asdict() for problem in err.problems]}
-    return {"valid": True, "problems": []}
+        problems = [problem._asdict() for problem in err.problems]
+    except NetspaceError as err:
+        raise CommandExecutionError(str(err)) from err
+    if problems:
+        __context__["retcode"] = 1
+    return {"valid": not problems, "problems": problems}
 
 
 def teardown(test: bool = False) -> dict[str, Any]:

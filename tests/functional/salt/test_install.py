@@ -1,0 +1,200 @@
+"""The installation page and the README, run as they are written, in a Salt that has nothing else."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib.metadata
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import checkout
+import pytest
+import yaml
+from salt_modes import Salt, bare, configure
+
+pytestmark = pytest.mark.root
+
+PAGE = checkout.ROOT / "docs/installation.md"
+README = checkout.ROOT / "README.md"
+SHOP = {
+    "environments": {
+        "orders": {"image": "dir:/srv/shop", "command": ["/bin/busybox", "sleep", "1000"], "stop_timeout": 1},
+        "web": {"image": "dir:/srv/shop", "command": ["/bin/busybox", "sleep", "1000"], "stop_timeout": 1},
+    }
+}
+
+
+def section(page: Path, title: str) -> str:
+    """The text of *page* below the heading *title*."""
+    return re.split(r"^## ", page.read_text().split(f"\n## {title}\n", 1)[1], maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def commands(text: str) -> list[list[str]]:
+    """Each command line of the ``sh`` blocks in *text*."""
+    blocks = re.findall(r"^ *```sh\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)
+    lines = [line.strip() for block in blocks for line in block.splitlines()]
+    return [shlex.split(line, comments=True) for line in lines if line]
+
+
+def settings(text: str) -> dict[str, Any]:
+    """The first ``yaml`` block in *text*."""
+    (block, *_) = re.findall(r"^( *)```yaml\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)
+    found: dict[str, Any] = yaml.safe_load(block[1])
+    return found
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with msgspec as a wheel, packed from the one that is installed here: tests have no network."""
+    folder = tmp_path_factory.mktemp("wheels")
+    package = importlib.metadata.distribution("msgspec")
+    tag = re.search(r"^Tag: (.*)$", package.read_text("WHEEL") or "", re.MULTILINE)
+    assert tag is not None and package.files is not None
+    info = f"msgspec-{package.version}.dist-info"
+    names = [one for one in package.files if one.parts[0] == "msgspec" and one.suffix != ".pyc"]
+    names += [
+        one for one in package.files if one.parts[0] == info and one.name in ("METADATA", "WHEEL", "top_level.txt")
+    ]
+    lines = []
+    with zipfile.ZipFile(folder / f"msgspec-{package.version}-{tag[1]}.whl", "w") as wheel:
+        for one in names:
+            content = one.locate().read_bytes()
+            digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
+            lines.append(f"{one.as_posix()},sha256={digest},{len(content)}")
+            wheel.writestr(one.as_posix(), content)
+        wheel.writestr(f"{info}/RECORD", "\n".join([*lines, f"{info}/RECORD,,"]) + "\n")
+    return folder
+
+
+@pytest.fixture
+def nothing(tmp_path: Path, wheels: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Salt]:
+    """A Salt without msgspec and netspace, without a master; pip finds msgspec in a folder."""
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
+    shop = tmp_path / "shop"
+    (shop / "bin").mkdir(parents=True)
+    shutil.copy("/bin/busybox", shop / "bin/busybox")
+    declared = json.loads(json.dumps(SHOP).replace("/srv/shop", str(shop)))
+    config = configure(tmp_path / "salt", None)
+    (tmp_path / "pillar").mkdir()
+    (tmp_path / "pillar/top.sls").write_text("base: {'*': [shop]}\n")
+    (tmp_path / "pillar/shop.sls").write_text(json.dumps({"netspace": declared}))
+    salt = Salt(bare(tmp_path / "venv"), config, checkout.copy(tmp_path / "netspace"), Path())
+    adjust(salt, pillar_roots={"base": [str(tmp_path / "pillar")]})
+    yield salt
+    if "netspace.teardown" in salt.call("sys.list_functions", "netspace")[0]:
+        salt.call("netspace.teardown")
+
+
+def adjust(salt: Salt, **more: Any) -> None:
+    """Add settings to the configurations of minion and master."""
+    for path in (salt.config, salt.config.with_name("master")):
+        path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **more}))
+
+
+def type_in(salt: Salt, words: list[str]) -> Any:
+    """Run one command of a page: ``salt '*'`` as ``salt-call``, programs and paths as they are here."""
+    words = [word.replace("/srv/netspace", str(salt.source)) for word in words]
+    if words[:2] == ["salt", "*"]:
+        returned, log = salt.call(*words[2:])
+    elif words[0] == "salt-run":
+        returned, _ = salt.run(*words[1:])
+        log = ""
+    else:
+        python = {"salt-pip": [str(salt.python), "-m", "pip"], "/opt/saltstack/salt/bin/python3": [str(salt.python)]}
+        # Nothing is fetched here but what the test itself offers.
+        offline = ["--no-build-isolation"] if words[1:2] == ["install"] else []
+        done = subprocess.run(
+            [*python[words[0]], *words[1:], *offline], capture_output=True, text=True, check=False, cwd="/"
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+    assert "Traceback" not in log, log
+    return returned
+
+
+def follow(salt: Salt, lines: list[list[str]]) -> None:
+    """Type in *lines*; each state that they apply must do as it says."""
+    for words in lines:
+        returned = type_in(salt, words)
+        if "state.apply" in words:
+            assert isinstance(returned, dict), returned
+            wanted = (True, None) if "test=True" in words else (True,)
+            failed = {one["__id__"]: one["comment"] for one in returned.values() if one["result"] not in wanted}
+            assert not failed, (words, failed)
+
+
+def test_readme_leads_from_bare_salt_to_environments(nothing: Salt) -> None:
+    text = section(README, "Use it in a repository of your own")
+    roots = settings(text)["file_roots"]["base"]
+    adjust(nothing, file_roots={"base": [one.replace("/srv/netspace", str(nothing.source)) for one in roots]})
+    lines = commands(text)[:5]  # then comes a line about targets
+    assert [line[2:] for line in lines] == [
+        ["saltutil.sync_all"], ["state.apply", "netspace.packages"], ["netspace.check"],
+        ["state.apply", "netspace", "test=True"], ["state.apply", "netspace"],
+    ]  # fmt: skip
+    type_in(nothing, lines[0])
+    # What is missing is named, and how to get it, by whatever is asked first.
+    for function in ("netspace.check", "netspace_environment.list", "netspace_link.list"):
+        done = nothing.fails(function)
+        assert "lacks msgspec; install what is missing by 'salt-call state.apply netspace.packages'" in done, done
+    served, _ = nothing.call("cp.list_master")
+    top = {name.partition("/")[0] for name in served}
+    assert top <= {
+        "_beacons",
+        "_engines",
+        "_grains",
+        "_modules",
+        "_pillar",
+        "_resources",
+        "_runners",
+        "_states",
+        "_utils",
+        "netspace",
+    }
+    follow(nothing, lines[1:])
+    listed, _ = nothing.call("netspace_environment.list")
+    assert {name: one["state"] for name, one in listed.items()} == {"orders": "running", "web": "running"}
+    follow(nothing, commands(section(PAGE, "Try it")))
+
+
+def test_pip_brings_plugins_library_and_sls(nothing: Salt) -> None:
+    for words in commands(section(PAGE, "By pip")):
+        printed = type_in(nothing, words)
+    adjust(nothing, file_roots={"base": [printed.strip()]})
+    lines = commands(section(PAGE, "What hosts need")) + commands(section(PAGE, "Try it"))
+    follow(nothing, lines)
+    listed, _ = nothing.call("netspace_environment.list")
+    assert {name: one["state"] for name, one in listed.items()} == {"orders": "running", "web": "running"}
+
+
+def test_folder_serves_modules_and_runners(nothing: Salt) -> None:
+    text = section(PAGE, "From a folder")
+    roots = settings(text)["file_roots"]["base"]
+    adjust(nothing, file_roots={"base": [one.replace("/srv/netspace", str(nothing.source)) for one in roots]})
+    minion, master = (type_in(nothing, words) for words in commands(text))
+    assert "modules.netspace_link" in minion["modules"] and "utils.netspace.spec.parse" in minion["utils"]
+    assert "runners.netspace_attestation" in master["runners"]
+
+
+def test_gitfs_serves_what_is_needed_and_no_more(nothing: Salt, tmp_path: Path) -> None:
+    pytest.importorskip("git")
+    git = ["git", "-C", str(nothing.source), "-c", "user.name=n", "-c", "user.email=n@example.org"]
+    (nothing.source / "secret").write_text("no minion's\n")
+    for words in (["init", "-q", "-b", "master"], ["add", "-A"], ["commit", "-q", "-m", "all"]):
+        subprocess.run([*git, *words], check=True, capture_output=True)
+    text = section(PAGE, "From git").replace("https://git.example.org/netspace.git", f"file://{nothing.source}")
+    adjust(nothing, **settings(text), gitfs_provider="gitpython", file_roots={"base": []})
+    synced, _ = nothing.call("saltutil.sync_all")
+    assert "modules.netspace_link" in synced["modules"] and "utils.netspace.spec.parse" in synced["utils"]
+    served, _ = nothing.call("cp.list_master")
+    assert "netspace/init.sls" in served and "netspace/packages.yaml" in served
+    assert not [name for name in served if name == "secret" or name.startswith(("tests", ".git", "docs", "setup"))]
