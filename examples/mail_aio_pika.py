@@ -45,7 +45,7 @@ async def receive(card: dict) -> None:
             await (await channel.get_queue(name, ensure=False)).consume(arrived.put)
         while (message := await arrived.get()).exchange not in senders:
             await message.reject()  # its link is revoked
-        print(f"{senders[message.exchange]}: {message.body.decode()}")
+        print(f"{senders[message.exchange]}: {message.body.decode(errors='replace')}")
         await message.ack()
 
 

@@ -63,7 +63,7 @@ def receive(channel):
             if sender is None:  # its link is revoked
                 channel.basic_reject(delivery.delivery_tag, requeue=False)
                 continue
-            yield sender, delivery, properties, body.decode()
+            yield sender, delivery, properties, body.decode(errors="replace")
             channel.basic_ack(delivery.delivery_tag)  # the work is done, for the next is asked for
 
 
@@ -78,7 +78,7 @@ def request(channel, to, text, seconds=10):
                 raise TimeoutError(f"{to} didn't answer")
             channel.basic_ack(delivery.delivery_tag)
             if delivery.exchange == replies["exchange"] and properties.correlation_id == identity:
-                return body.decode()
+                return body.decode(errors="replace")
     finally:
         channel.cancel()
         channel.queue_unbind(replies["queue"], replies["exchange"], key)
@@ -86,7 +86,9 @@ def request(channel, to, text, seconds=10):
 
 def answer(channel, handle):
     for sender, _, properties, text in receive(channel):
-        exchange, _, key = (properties.reply_to or "").partition("/")
+        # pika leaves bytes that are no UTF-8 as they are: such an address leads nowhere.
+        back = properties.reply_to if isinstance(properties.reply_to, str) else ""
+        exchange, _, key = back.partition("/")
         if sender["pattern"] == "request" and exchange == sender["reply_exchange"]:
             about = pika.BasicProperties(correlation_id=properties.correlation_id)
             try:

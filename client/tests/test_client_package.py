@@ -34,9 +34,9 @@ def test_the_wheel_holds_the_package_and_its_types_and_asks_for_one_dependency(t
         names = {name for name in archive.namelist() if not name.startswith("netspace_client-")}
         (metadata,) = [name for name in archive.namelist() if name.endswith("/METADATA")]
         text = archive.read(metadata).decode()
-    assert names == {
-        f"netspace_client/{path.name}" for path in (CLIENT / "src/netspace_client").iterdir() if path.is_file()
-    }
+    source = CLIENT / "src"
+    files = [path for path in (source / "netspace_client").rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    assert names == {str(path.relative_to(source)) for path in files}
     assert "netspace_client/py.typed" in names
     needed = re.findall(r"^Requires-Dist: ([\w-]+)(.*)$", text, re.MULTILINE)
     assert [name for name, condition in needed if "extra" not in condition] == ["aiormq"]

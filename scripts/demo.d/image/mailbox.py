@@ -131,7 +131,7 @@ def ask(card, opened, to, text, timeout=5.0):
             for method, properties, body in opened.consume(replies["queue"], auto_ack=True, inactivity_timeout=0.2):
                 # Only the one who was asked can put an answer on this exchange.
                 if method and method.exchange == replies["exchange"] and properties.correlation_id == key:
-                    return body.decode()
+                    return body.decode(errors="replace")
                 if time.monotonic() > until:
                     raise Refused(f"no answer from {to} within {timeout:g} s")
         finally:
@@ -162,12 +162,14 @@ def serve(card, opened, answer):
             opened.connection.sleep(0.5)
             opened.basic_nack(method.delivery_tag)
             return
-        reply = answer(sender["from"], body.decode())
+        reply = answer(sender["from"], body.decode(errors="replace"))
         own = sender.get("reply_exchange")
-        if properties.reply_to and own and properties.reply_to.startswith(f"{own}/"):
+        # pika leaves bytes that are no UTF-8 as they are: such an address leads nowhere.
+        back = properties.reply_to if isinstance(properties.reply_to, str) else ""
+        if own and back.startswith(f"{own}/"):
             wanted = properties.correlation_id or properties.message_id
             with contextlib.suppress(Refused):  # who asked may be gone
-                publish(opened, own, reply, properties.reply_to[len(own) + 1 :], correlation_id=wanted)
+                publish(opened, own, reply, back[len(own) + 1 :], correlation_id=wanted)
         opened.basic_ack(method.delivery_tag)
 
 
