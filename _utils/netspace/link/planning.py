@@ -308,7 +308,7 @@ def _broker_changes(work: Work) -> dict[str, dict[str, Any]]:
         changes.update(observed.identities.changes(work.broker, staying))
         changes.update(renewer.lacking(observed.renewer, wanted=True))
     if not observed.installed:
-        changes["configuration"] = {"old": "differs", "new": "as declared"}
+        changes["configuration"] = {"old": "differs", "new": "as declared; the broker is started anew"}
     if observed.broker != "running":
         changes["state"] = {"old": observed.broker, "new": "running"}
     if observed.stalled:
@@ -346,7 +346,7 @@ def _forwarder_changes(layout: Layout, work: Work) -> dict[str, dict[str, Any]]:
         added, removed = sorted(set(wanted) - set(serves)), sorted(set(serves) - set(wanted))
         changes["environments"] = {"old": removed or None, "new": added or None}
     elif work.after and observed.config != forwarder.render(layout, as_declared):
-        changes["configuration"] = {"old": "differs", "new": "as declared"}
+        changes["configuration"] = {"old": "differs", "new": "as declared; the broker is started anew"}
     running = observed.forwarder is not None and observed.forwarder.state == "running"
     if work.after and not running:
         changes["state"] = {"old": observed.forwarder.state if observed.forwarder else "absent", "new": "running"}
