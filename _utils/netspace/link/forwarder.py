@@ -248,8 +248,20 @@ def _node(url: str, ca: str | None) -> str:
     where = f"{address}:{parts.port or (5671 if secure else 5672)} init-addr last,libc,none"
     if secure:
         anchors = ca or "/etc/ssl/certs/ca-certificates.crt"
-        where += f" ssl verify required ca-file {anchors} verifyhost {host} sni str({host})"
+        where += f" ssl verify required ca-file {_quoted(anchors)} verifyhost {host} sni str({host})"
     return where
+
+
+def _quoted(value: str) -> str:
+    """A value as one word of haproxy's, whatever is in it.
+
+    https://docs.haproxy.org/3.0/configuration.html#2.2
+
+    :raises NetspaceError: it has a control character, which no quoting takes the meaning from.
+    """
+    if not value.isprintable():
+        raise NetspaceError(f"{value!r}: has a control character; it can't be written into a configuration")
+    return '"' + "".join(f"\\{one}" if one in '"\\$' else one for one in value) + '"'
 
 
 def current(layout: Layout) -> str:
