@@ -92,11 +92,11 @@ class World:
         self.kill(node.NODE)
         until(lambda: not self._answers(), patience=30)
 
-    def kill(self, service: str) -> None:
+    def kill(self, service: str, how: signal.Signals = signal.SIGKILL) -> None:
         """End a service's process at once."""
         pid = self.supervisor.observe()[service].pid
         assert pid, f"{service} doesn't run"  # 0 is whoever runs the tests
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, how)
 
     def _answers(self) -> bool:
         try:

@@ -346,7 +346,7 @@ def _forwarder_changes(layout: Layout, work: Work) -> dict[str, dict[str, Any]]:
         added, removed = sorted(set(wanted) - set(serves)), sorted(set(serves) - set(wanted))
         changes["environments"] = {"old": removed or None, "new": added or None}
     elif work.after and observed.config != forwarder.render(layout, as_declared):
-        changes["configuration"] = {"old": "differs", "new": "as declared; the broker is started anew"}
+        changes["configuration"] = {"old": "differs", "new": "as declared"}
     running = observed.forwarder is not None and observed.forwarder.state == "running"
     if work.after and not running:
         changes["state"] = {"old": observed.forwarder.state if observed.forwarder else "absent", "new": "running"}

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from netspace import files
 from netspace.errors import MissingError, NetspaceError, StateError
 from netspace.layout import Layout
-from netspace.link import broker, credentials, forwarder, guard, health, letters, management, reach
+from netspace.link import broker, credentials, forwarder, guard, health, launch, letters, management, reach
 from netspace.link.forwarder import Wanted
 from netspace.link.kind import DesiredLinks, Links, Observed, Record
 from netspace.link.management import Login, Management, RefusedError, UnreachableError
@@ -88,9 +88,28 @@ def test_a_cluster_is_the_same_by_any_of_its_nodes():
 
 def test_the_forwarder_can_be_started_for_a_thousand_environments():
     """Without -n its master takes no more than 250 namespaces; the bound must not keep it from starting either."""
-    command = forwarder.service(Layout()).command
+    command = forwarder.command(Layout())
     assert int(command[command.index("-n") + 1]) >= 8 * 1000
     assert "no strict-limits" in forwarder.render(Layout(), Wanted(LocalBroker(), {}))
+
+
+def test_a_port_that_is_taken_takes_one_section_out_of_the_configuration():
+    layout = Layout()
+    broker = LocalBroker(passwords=("old",))
+    config = forwarder.render(layout, Wanted(broker, {"web": 11, "old": 12, "a-b": 13}))
+    assert launch.wanted(config) == {"web": 5671, "old": 5672, "a-b": 5671}
+    staying = launch.without(config, ["old", "a-b"])
+    assert forwarder.served(staying) == ["web"]
+    assert [line for line in config.splitlines() if line not in staying.splitlines()] == [
+        line
+        for name, inode, port in (("a-b", 13, 5671), ("old", 12, 5672))
+        for line in (
+            f"frontend environment:{name}",
+            f"    # network namespace {inode}",
+            f"    bind 127.0.0.1:{port} namespace netspace-{name}",
+        )
+    ] + ["    default_backend broker-by-password"]
+    assert launch.without(config, []) == config
 
 
 # -- broker ------------------------------------------------------------------------
