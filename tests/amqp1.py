@@ -24,6 +24,10 @@ class Byte(int):
     """A number that is encoded as one byte."""
 
 
+class Encoded(bytes):
+    """A value that is encoded already, however that was done."""
+
+
 class Described:
     """A list or value with a code that says what it is."""
 
@@ -33,6 +37,8 @@ class Described:
 
 def encode(value: Any) -> bytes:
     match value:
+        case Encoded():
+            return bytes(value)
         case None:
             return b"\x40"
         case bool():
@@ -124,9 +130,11 @@ class Client:
         """Attach, to send to *address*; None: each message says where it goes."""
         return self._attach(False, Described(SOURCE, ["me"]), Described(TARGET, [address]))
 
-    def receiver(self, address: str) -> int:
-        """Attach, and give credit."""
-        handle = self._attach(True, Described(SOURCE, [address]), Described(TARGET, ["me"]))
+    def receiver(self, address: str, filters: dict[str, Any] | None = None) -> int:
+        """Attach, with *filters* of what is wanted, and give credit."""
+        wanted = {Symbol(name): value for name, value in (filters or {}).items()} or None
+        source = Described(SOURCE, [address, *[None] * 6, wanted])
+        handle = self._attach(True, source, Described(TARGET, ["me"]))
         self._send(FLOW, [self._next, 2048, 0, 2048, handle, 0, 100])
         return handle
 

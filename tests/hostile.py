@@ -109,21 +109,20 @@ def unfinished_amqp_1(inside: Inside) -> None:
 
 
 def consumers(inside: Inside) -> None:
-    """Consumers with all that their arguments can hold."""
-    with inside.channel() as channel:
-        for number in itertools.count():
-            consume = Basic.Consume(queue=inside.card["mailbox"], consumer_tag=str(number), nowait=True)
-            consume.arguments = {"x": "x" * 100_000}
-            send(channel, Method(channel.channel_number, consume))
+    """Consumers with all that their arguments can hold; AMQP 0-9-1 admits none."""
+    with contextlib.closing(inside.secured()) as stream:
+        client = amqp1.Client(stream, inside.broker["vhost"])
+        while True:
+            client.receiver(f"/queues/{inside.card['mailbox']}", {"rabbitmq:stream-filter": "x" * 100_000})
 
 
 def bindings(inside: Inside) -> None:
-    """Bindings to answers, with all that their arguments can hold."""
+    """Bindings to answers, of names as long as they can be; AMQP 0-9-1 admits no arguments."""
     assert inside.replies is not None, "it asks nobody"
     with inside.channel() as channel:
         for number in itertools.count():
             bind = Queue.Bind(queue=inside.replies["queue"], exchange=inside.replies["exchange"], nowait=True)
-            bind.routing_key, bind.arguments = str(number), {"x": "x" * 100_000}
+            bind.routing_key = str(number).rjust(255, "x")
             send(channel, Method(channel.channel_number, bind))
 
 

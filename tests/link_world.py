@@ -19,7 +19,7 @@ from waiting import until
 
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
-from netspace.link import authority, credentials, forwarder, guard, identity
+from netspace.link import admission, authority, credentials, forwarder, guard, identity
 from netspace.link import broker as node
 from netspace.link.kind import DesiredLinks, Links
 from netspace.plan import Plan
@@ -92,11 +92,11 @@ class World:
         self.kill(node.NODE)
         until(lambda: not self._answers(), patience=30)
 
-    def kill(self, service: str) -> None:
+    def kill(self, service: str, how: signal.Signals = signal.SIGKILL) -> None:
         """End a service's process at once."""
         pid = self.supervisor.observe()[service].pid
         assert pid, f"{service} doesn't run"  # 0 is whoever runs the tests
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, how)
 
     def _answers(self) -> bool:
         try:
@@ -214,13 +214,34 @@ class World:
         assert not refused, refused
 
     @contextlib.contextmanager
-    def unguarded(self) -> Iterator[None]:
-        """As where the broker's guard doesn't run, and on a broker that isn't ours."""
+    def unwatched(self) -> Iterator[None]:
+        """As where the broker's guard doesn't run; what it refuses beforehand is refused."""
         self.evaluate(f"ok = application:stop({guard.NAME}).")
         try:
             yield
         finally:
             self.evaluate(f"ok = application:start({guard.NAME}).")
+
+    @contextlib.contextmanager
+    def unguarded(self) -> Iterator[None]:
+        """As on a broker that isn't ours: nothing is refused but by RabbitMQ itself."""
+        classes = f'[{{One, <<"{admission.REGISTERED}">>}} || One <- [channel_interceptor, exchange_decorator]]'
+        with self.unwatched():
+            self.evaluate(f"[ok = rabbit_registry:unregister(Class, Name) || {{Class, Name}} <- {classes}].")
+            try:
+                yield
+            finally:
+                registered = f"rabbit_registry:register(Class, Name, {admission.MODULE})"
+                self.evaluate(f"[ok = {registered} || {{Class, Name}} <- {classes}].")
+
+    def admits(self) -> None:
+        """Make sure that the broker has its interceptor, and each of our exchanges what looks at messages."""
+        self.evaluate(
+            f"[{{_, {admission.MODULE}}}] = rabbit_registry:lookup_all(channel_interceptor), "
+            f"Ours = [One || One <- rabbit_exchange:list(), {admission.MODULE}:active_for(One) =:= all], "
+            f"true = Ours =/= [] andalso lists:all(fun(One) -> "
+            f"rabbit_exchange_decorator:active(One) =:= element(11, One) end, Ours)."
+        )
 
     def forwarder(self, command: str) -> str:
         return forwarder.ask(self.layout, command)

@@ -29,6 +29,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("health", help="watch the health of the environments that have a check; a service's program")
     commands.add_parser("restore", help="after a reboot: rebuild all that was volatile and start the services")
     commands.add_parser("file-root", help="print the folder with the SLS files, for Salt's file_roots")
+    commands.add_parser("forward", help="become the forwarder of the environments' links; a service's program")
     commands.add_parser("renew", help="replace the certificates of environments that are about to run out")
     return parser
 
@@ -63,6 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from netspace.supervision import daemon
 
         return daemon.main(layout, library.installed(layout), foreground=options.foreground, lock=options.lock)
+    if options.command == "forward":
+        from netspace.link import launch
+
+        launch.main(layout)
     if options.command == "renew":
         from netspace import renew
 

@@ -16,6 +16,8 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from netspace import threads
+
 _CLONE_NEWNET = 0x40000000
 _MS_BIND, _MS_REC, _MS_SHARED = 0x1000, 0x4000, 0x100000
 _MNT_DETACH = 2
@@ -70,11 +72,7 @@ def found(directory: Path, mountinfo: str | None = None) -> dict[str, int]:
 
 def enter(path: Path) -> None:
     """Move the calling thread (:mod:`netspace.threads`) into the namespace kept at *path*."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        _check(_libc().setns(fd, _CLONE_NEWNET), str(path))
-    finally:
-        os.close(fd)
+    threads.enter_network(path)
 
 
 def unshare() -> None:

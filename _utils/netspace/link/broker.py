@@ -151,6 +151,7 @@ ssl_cert_login_san_index = 0
 management.tcp.ip = 127.0.0.1
 management.tcp.port = {spec.management_port}
 management.rates_mode = none
+deprecated_features.permit.amqp_address_v1 = false
 load_definitions = {layout.broker}/etc/definitions.json
 event_exchange.vhost = {layout.instance}
 log.console = false

@@ -24,6 +24,7 @@ from netspace.link import (
     model,
     names,
     planning,
+    ports,
     reach,
     record,
     renewer,
@@ -318,15 +319,19 @@ class Change:
 
     def forward(self, broker: Broker, links: Mapping[str, Link]) -> None:
         wanted = model.members(links.values())
-        found = self._serve(broker, wanted, links)
+        found, refused = self._serve(broker, wanted, links)
         renewer.apply(self.layout, self.supervisor, wanted=isinstance(broker, LocalBroker))
-        complete(wanted, found)
+        complete(wanted, found, refused)
 
-    def _serve(self, broker: Broker, wanted: Collection[str], leading: Mapping[str, Link]) -> Mapping[str, int]:
-        """Forward for the environments *wanted*, to other hosts where *leading* goes; return those that are there."""
+    def _serve(
+        self, broker: Broker, wanted: Collection[str], leading: Mapping[str, Link]
+    ) -> tuple[Collection[str], dict[str, str]]:
+        """Forward for the environments *wanted*, to other hosts where *leading* goes.
+
+        :return: those that are there, and by name why one of these is left out.
+        """
         found = forwarder.find(self.layout, broker, wanted, leading.values())
-        forwarder.apply(self.layout, found, self.supervisor)
-        return found.namespaces
+        return found.namespaces, forwarder.apply(self.layout, found, self.supervisor)
 
     def close_ways(self, work: Work, after: Mapping[str, Link]) -> None:
         """Where the broker couldn't be changed: take away the ways to other hosts that shall go, which don't need it.
@@ -367,14 +372,19 @@ def _named(work: Work, called: Names, after: Mapping[str, Link]) -> Mapping[str,
     return work.observed.record.named if work.before else called.fingerprints(after.values())
 
 
-def complete(wanted: Collection[str], found: Collection[str]) -> None:
-    """Raise where one of the environments has no network namespace."""
+def complete(wanted: Collection[str], found: Collection[str], refused: Mapping[str, str]) -> None:
+    """Raise where an environment has no network namespace, or its port was *refused*; the others are served."""
     missing = sorted(set(wanted) - set(found))
+    why = []
     if missing:
-        raise NetspaceError(
+        why.append(
             f"no network namespace of {', '.join(missing)}: they can't reach the broker until "
             "their interface is there; apply the interfaces, then the links again"
         )
+    if refused:
+        why.append(ports.told(refused))
+    if why:
+        raise NetspaceError("; ".join(why))
 
 
 def _delete(api: Management, vhost: str, key: Key, accounts: Accounts) -> None:

@@ -13,6 +13,8 @@ An environment with links to other hosts reaches their brokers at the same port:
 SNI) says which, of those that its links need and no other. Where this host is reached by others
 (``broker: {listen: ...}``), the way goes on from there to the broker, for whoever asks for it by its name.
 
+Whose port a program of its own has taken is left out (``ports``), by who applies and by what starts it (``launch``).
+
 Facts that the code relies on: haproxy refuses a configuration that names a missing
 namespace, and keeps the former one; a reload hands sockets over to the new worker by
 address and name of the namespace, so it would keep those of a namespace that is gone,
@@ -23,19 +25,21 @@ more than 250 of them unless told (``-n``) of as many connections; old workers k
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import shutil
 import socket
-from collections.abc import Collection, Mapping
+import time
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from netspace import files
+from netspace import files, library
 from netspace.errors import MissingError, NetspaceError, raise_any
 from netspace.layout import Layout
-from netspace.link import identity, remote
+from netspace.link import identity, ports, remote
 from netspace.link.card import PORT, SERVER_NAME, TLS_PORT
 from netspace.spec.types import Broker, Link, LocalBroker, RemoteHost
 from netspace.supervision import Service, Supervisor
@@ -48,7 +52,7 @@ NEW = 8  # connections a second of one environment: more wait
 RATE = "32m"  # bytes a second that it may send: more wait, so that reading it takes the broker no time from the others
 ALL_CONNECTIONS = 9000
 OLD_WORKERS = 16  # each holds 10 MB until its last connection ends; older ones are ended
-_SECTION = "frontend environment:"
+SECTION = "frontend environment:"
 _CHECK = "check no-check-ssl inter 5s fastinter 1s downinter 2s fall 3 rise 1 on-marked-down shutdown-sessions"
 _WAY = "backend to:"
 FROM_ELSEWHERE = 4000  # connections from all other hosts together
@@ -60,11 +64,11 @@ def folder(layout: Layout) -> Path:
     return layout.run / "forwarder"
 
 
-def _config(layout: Layout) -> Path:
+def config_file(layout: Layout) -> Path:
     return folder(layout) / "haproxy.cfg"
 
 
-def _served(layout: Layout) -> Path:
+def served_file(layout: Layout) -> Path:
     """Copy of the configuration that haproxy is known to have taken."""
     return folder(layout) / "served.cfg"
 
@@ -77,23 +81,28 @@ def service(layout: Layout) -> Service:
     """The one service that forwards for all environments."""
     return Service(
         name=NAME,
-        command=(
-            str(PROGRAM),
-            "-W",
-            "-S",
-            f"{_socket(layout)},level,admin,mode,600",
-            "-n",
-            str(ALL_CONNECTIONS),
-            "-x",
-            "/dev/null",
-            "-f",
-            str(_config(layout)),
-        ),
+        command=library.command(layout, "forward"),
         description=f"Forwarder of {layout.instance}: from the environments to the broker",
         variables={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"},
         reload=("/bin/kill", "-USR2", "{pid}"),
         stop_timeout=5.0,
         log=layout.logs / "forwarder.log",
+    )
+
+
+def command(layout: Layout) -> tuple[str, ...]:
+    """What haproxy is started by."""
+    return (
+        str(PROGRAM),
+        "-W",
+        "-S",
+        f"{_socket(layout)},level,admin,mode,600",
+        "-n",
+        str(ALL_CONNECTIONS),
+        "-x",
+        "/dev/null",
+        "-f",
+        str(config_file(layout)),
     )
 
 
@@ -124,6 +133,10 @@ class Wanted:
     def certified(self) -> set[str]:
         """Those of the environments that log in by certificate."""
         return identity.certified(self.broker, self.namespaces)
+
+    def port(self, environment: str) -> int:
+        """Where the broker is in one of them."""
+        return TLS_PORT if environment in self.certified else PORT
 
 
 def find(layout: Layout, broker: Broker, environments: Collection[str], links: Collection[Link]) -> Wanted:
@@ -158,7 +171,19 @@ def render(layout: Layout, wanted: Wanted) -> str:
     ]
     for name in sorted(wanted.namespaces):
         lines += _from_environment(layout, wanted, name)
-    return "\n".join(lines) + "\n"
+    return with_something(layout, "\n".join(lines) + "\n")
+
+
+def with_something(layout: Layout, config: str) -> str:
+    """A configuration with something to listen at: haproxy refuses one without."""
+    if "\nfrontend " in config:
+        return config
+    lines = (
+        "frontend nobody",
+        f"    bind unix@{folder(layout)}/nobody.sock mode 600",
+        "    tcp-request connection reject",
+    )
+    return config + "\n".join(lines) + "\n"
 
 
 def _to_broker(layout: Layout, wanted: Wanted) -> list[str]:
@@ -202,9 +227,9 @@ def _from_environment(layout: Layout, wanted: Wanted, name: str) -> list[str]:
         # One for each, so that whoever has no link there any more can be cut off, and nobody else.
         lines += [f"{_WAY}{name}:{host}", f"    server broker {about.address} init-addr last,libc,none"]
     lines += [
-        f"{_SECTION}{name}",
+        f"{SECTION}{name}",
         f"    # network namespace {wanted.namespaces[name]}",
-        f"    bind 127.0.0.1:{TLS_PORT if certified else PORT} namespace {layout.netns_name(name)}",
+        f"    bind {ports.LOOPBACK}:{wanted.port(name)} namespace {layout.netns_name(name)}",
         f"    rate-limit sessions {NEW}",
         f"    filter bwlim-in share limit {RATE} key fe_id table shares min-size 16k",
         "    tcp-request content set-bandwidth-limit share",
@@ -248,21 +273,33 @@ def _node(url: str, ca: str | None) -> str:
     where = f"{address}:{parts.port or (5671 if secure else 5672)} init-addr last,libc,none"
     if secure:
         anchors = ca or "/etc/ssl/certs/ca-certificates.crt"
-        where += f" ssl verify required ca-file {anchors} verifyhost {host} sni str({host})"
+        where += f" ssl verify required ca-file {_quoted(anchors)} verifyhost {host} sni str({host})"
     return where
+
+
+def _quoted(value: str) -> str:
+    """A value as one word of haproxy's, whatever is in it.
+
+    https://docs.haproxy.org/3.0/configuration.html#2.2
+
+    :raises NetspaceError: it has a control character, which no quoting takes the meaning from.
+    """
+    if not value.isprintable():
+        raise NetspaceError(f"{value!r}: has a control character; it can't be written into a configuration")
+    return '"' + "".join(f"\\{one}" if one in '"\\$' else one for one in value) + '"'
 
 
 def current(layout: Layout) -> str:
     """The configuration that is served, or nothing."""
     try:
-        return _served(layout).read_text()
+        return served_file(layout).read_text()
     except FileNotFoundError:
         return ""
 
 
 def served(config: str) -> list[str]:
     """The environments that a configuration serves."""
-    return [line.removeprefix(_SECTION) for line in config.splitlines() if line.startswith(_SECTION)]
+    return [line.removeprefix(SECTION) for line in config.splitlines() if line.startswith(SECTION)]
 
 
 def _ways(config: str) -> set[str]:
@@ -277,13 +314,21 @@ def available() -> None:
         raise MissingError(f"haproxy ({PROGRAM})", "apt-get install haproxy")
 
 
-def apply(layout: Layout, wanted: Wanted, supervisor: Supervisor) -> None:
+def apply(layout: Layout, wanted: Wanted, supervisor: Supervisor) -> dict[str, str]:
     """Serve exactly what is *wanted*; live connections of the others go on, but to hosts that they may not
-    reach any more.
+    reach any more. Return, by environment, why it is left out.
 
     :raises NetspaceError: when haproxy refuses; it then goes on with what it had.
     """
     available()
+    reached = {name: (layout.netns(name), wanted.port(name)) for name in wanted.namespaces}
+    with ports.Held(reached) as held:
+        staying = {name: inode for name, inode in wanted.namespaces.items() if name not in held.refused}
+        _apply(layout, dataclasses.replace(wanted, namespaces=staying), supervisor)
+    return held.refused
+
+
+def _apply(layout: Layout, wanted: Wanted, supervisor: Supervisor) -> None:
     before = current(layout)
     config = _install(layout, wanted)
     supervisor.define([service(layout)])
@@ -293,7 +338,7 @@ def apply(layout: Layout, wanted: Wanted, supervisor: Supervisor) -> None:
             try:
                 _reload(layout)
             except NetspaceError:
-                files.write(_config(layout), before.encode())  # what it would start with again
+                files.write(config_file(layout), before.encode())  # what it would start with again
                 raise
             _sever(layout, _ways(before) - _ways(config))
     else:
@@ -301,23 +346,23 @@ def apply(layout: Layout, wanted: Wanted, supervisor: Supervisor) -> None:
             raise_any(supervisor.stop([NAME]))
         raise_any(supervisor.start([NAME]))
         _wait(layout, supervisor)
-    files.write(_served(layout), config.encode())
+    files.write(served_file(layout), config.encode())
 
 
-def restore(layout: Layout, wanted: Wanted, supervisor: Supervisor) -> None:
-    """After a reboot: write what it will start with; it is not started here."""
+def restore(layout: Layout, wanted: Wanted, supervisor: Supervisor) -> dict[str, str]:
+    """After a reboot: write what it will start with; it is not started here. Returns as :func:`apply` does."""
     status = supervisor.observe().get(NAME)
     if status is not None and status.state == "running":
-        apply(layout, wanted, supervisor)
-    else:
-        files.write(_served(layout), _install(layout, wanted).encode())
+        return apply(layout, wanted, supervisor)
+    files.write(served_file(layout), _install(layout, wanted).encode())
+    return {}
 
 
 def _install(layout: Layout, wanted: Wanted) -> str:
     config = render(layout, wanted)
     folder(layout).mkdir(parents=True, exist_ok=True, mode=0o700)
     (folder(layout) / "empty").mkdir(exist_ok=True, mode=0o755)
-    files.write(_config(layout), config.encode())
+    files.write(config_file(layout), config.encode())
     return config
 
 
@@ -368,20 +413,26 @@ def ask(layout: Layout, command: str) -> str:
     return b"".join(parts).decode(errors="replace")
 
 
-def _wait(layout: Layout, supervisor: Supervisor, seconds: float = 20.0) -> None:
-    import time
-
+def serves(layout: Layout, seconds: float, ended: Callable[[], bool] = lambda: False) -> bool:
+    """Wait until haproxy serves; whether it does after *seconds*, or when it has *ended*."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         with contextlib.suppress(NetspaceError):
-            workers = ask(layout, "show proc").partition("# workers")[2].partition("#")[0]
-            if "worker" in workers:
-                return
-        status = supervisor.observe().get(NAME)
-        if status is None or status.state in ("failed", "stopped"):
+            if "worker" in ask(layout, "show proc").partition("# workers")[2].partition("#")[0]:
+                return True
+        if ended():
             break
         time.sleep(0.05)
-    raise NetspaceError(f"the forwarder doesn't start: {_complaint(layout)}")
+    return False
+
+
+def _wait(layout: Layout, supervisor: Supervisor, seconds: float = 20.0) -> None:
+    def ended() -> bool:
+        status = supervisor.observe().get(NAME)
+        return status is None or status.state in ("failed", "stopped")
+
+    if not serves(layout, seconds, ended):
+        raise NetspaceError(f"the forwarder doesn't start: {_complaint(layout)}")
 
 
 def _complaint(layout: Layout) -> str:

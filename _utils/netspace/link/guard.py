@@ -9,6 +9,8 @@ Who asks may bind its queue for answers to those it may ask, and for that needs 
 exchange that it writes to as well, and with arguments of any size. Asking needs neither: such a binding is undone
 at once, and its maker cut off.
 
+What is no use to anybody but an attacker is refused before RabbitMQ looks at it (:mod:`netspace.link.admission`).
+
 And a quorum queue frees the disk of messages that were acknowledged only when 8,192 entries were written
 to its log, however large: 128 GiB of 16 MiB each. Here it does after 64.
 
@@ -33,6 +35,7 @@ from typing import Any
 
 from netspace import files
 from netspace.errors import MissingError, NetspaceError
+from netspace.link import admission
 from netspace.link.model import ANSWERS
 
 NAME = "netspace_guard"
@@ -42,7 +45,8 @@ ENTRIES = 64
 
 _APPLICATION = """{application, netspace_guard, [
     {description, "Bounds of accounts"}, {vsn, "1.0.0"}, {registered, [netspace_guard]},
-    {modules, [netspace_guard, netspace_guard_events]}, {applications, [kernel, stdlib, rabbit]},
+    {modules, [netspace_guard, netspace_guard_admission, netspace_guard_events]},
+    {applications, [kernel, stdlib, rabbit]},
     {mod, {netspace_guard, []}}, {env, []}, {broker_version_requirements, []}]}.
 """
 
@@ -253,7 +257,12 @@ tell(State) -> State.
 def sources() -> Mapping[str, str]:
     """The plugin's files by name, before it is compiled."""
     filled = _GUARD.replace("@ENTRIES@", str(ENTRIES)).replace("@ANSWERS@", str(ANSWERS))
-    return {f"{NAME}.erl": filled, f"{NAME}_events.erl": _EVENTS, f"{NAME}.app": _APPLICATION}
+    return {
+        f"{NAME}.erl": filled,
+        f"{admission.MODULE}.erl": admission.source(),
+        f"{NAME}_events.erl": _EVENTS,
+        f"{NAME}.app": _APPLICATION,
+    }
 
 
 def _place(folder: Path) -> Path:

@@ -6,7 +6,7 @@ Changes nothing. What the broker counts is up to 5 s old.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from netspace.errors import NetspaceError
@@ -50,6 +50,7 @@ def health(layout: Layout, supervisor: Supervisor) -> dict[str, Any]:
     if status is None or status.state != "running":
         problems.append("the forwarder doesn't run: environments can't reach the broker")
     members = model.members(record.links.values())
+    problems += _left_out(layout, members)
     issued = identity.observe(layout, record.broker, members, time.time())
     if lacking := list(issued.changes(record.broker, members)):
         problems.append(f"{', '.join(lacking[:10])}: to be issued anew; apply again")
@@ -78,6 +79,14 @@ def health(layout: Layout, supervisor: Supervisor) -> dict[str, Any]:
     if dead:  # what came too late or made way did as somebody has declared or asked for
         problems.append(f"{dead} dead letters")
     return {"ok": not problems, "problems": problems, "dead": dead, "late": late}
+
+
+def _left_out(layout: Layout, members: Collection[str]) -> list[str]:
+    """The environments that the forwarder doesn't serve, though they have links."""
+    left = set(members).difference(forwarder.served(forwarder.current(layout)))
+    there = forwarder.namespaces(layout, left)
+    why = {True: "a program in it has taken its port for the broker; end that", False: "it has no network namespace"}
+    return [f"the forwarder leaves out {name}: {why[name in there]}; apply again" for name in sorted(left)]
 
 
 def _alarms(api: Management) -> list[str]:

@@ -296,8 +296,7 @@ class Links:
         wanted = model.members(record.links.values())
         try:
             found = forwarder.find(self.layout, record.broker, wanted, record.links.values())
-            forwarder.restore(self.layout, found, self.supervisor)
-            complete(wanted, found.namespaces)
+            complete(wanted, found.namespaces, forwarder.restore(self.layout, found, self.supervisor))
         except NetspaceError as err:
             errors[forwarder.NAME] = str(err)
         return errors

@@ -267,19 +267,28 @@ def came_by(exchange: str | None) -> str:
 
 
 def letter(got: Mapping[str, Any]) -> Letter:
-    """What the broker says of a dead letter, of which nothing is believed but what it wrote itself."""
-    properties = dict(got.get("properties") or {})
-    headers = properties.get("headers") or {}
+    """What the broker says of a dead letter, of which nothing is believed but what it wrote itself.
+
+    A sender may have put anything into the rest: what isn't as the broker writes it is as if it weren't there.
+    """
+    properties = _object(got.get("properties"))
+    headers = _object(properties.get("headers"))
     queue, reason = headers.get("x-first-death-queue"), headers.get("x-first-death-reason")
-    times = [one.get("time") for one in headers.get("x-death") or () if one.get("queue") == queue]
+    history = headers.get("x-death")
+    deaths = map(_object, history if isinstance(history, list) else ())
+    died = next((one.get("time") for one in deaths if one.get("queue") == queue), 0)
     return Letter(
         link=came_by(str(headers.get("x-first-death-exchange"))),
         reason=str(reason or UNKNOWN),
-        died=times[0] if times and isinstance(times[0], int) else 0,
+        died=died if isinstance(died, int) else 0,
         size=int(got.get("payload_bytes") or 0),
         properties=properties,
         payload=got.get("payload") or "",
     )
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _get(api: Management, vhost: str, queue: str, number: int, truncate: int) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     import http.client
 
 MAX_ANSWER = 256 * 1024 * 1024
+DEEPEST = 64
+"""Levels of an answer that are read where it has too many: the broker's own has fewer than ten."""
+_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
+"""A text, whatever is in it, or what begins or ends a level. RFC 8259 sections 2 and 7."""
 
 
 class UnreachableError(NetspaceError):
@@ -149,8 +154,8 @@ class Management:
             text = f"the broker's management API at {self.where} answered {asked} with {status}{_reason(status, raw)}"
             raise RefusedError(text, status)
         try:
-            return json.loads(raw) if raw else {}
-        except ValueError as err:
+            return decoded(raw) if raw else {}
+        except (ValueError, RecursionError) as err:
             raise RefusedError(f"{self.where} answered with something else than JSON; is it RabbitMQ?", status) from err
 
     def _exchange(self, method: str, url: str, data: bytes | None, timeout: float | None) -> tuple[int, bytes]:
@@ -180,12 +185,42 @@ class Management:
         return answer.status, raw
 
 
+def decoded(raw: bytes) -> Any:
+    """Decode JSON; what is nested more than ``DEEPEST`` levels is left out where it can't be decoded whole.
+
+    Any sender may have the broker answer with thousands of levels: a message's headers are part of what it tells of it.
+
+    :raises ValueError: it is no JSON.
+    """
+    try:
+        return json.loads(raw)
+    except RecursionError:
+        return json.loads(_shallow(raw))
+
+
+def _shallow(raw: bytes) -> bytes:
+    """JSON text with ``null`` in place of each array and object below ``DEEPEST`` levels."""
+    kept: list[bytes] = []
+    depth = begin = 0
+    for found in _TOKEN.finditer(raw):
+        token = found[0]
+        if token in b"[{":
+            depth += 1
+            if depth == DEEPEST + 1:
+                kept += [raw[begin : found.start()], b"null"]
+        elif token in b"]}":
+            depth -= 1
+            if depth == DEEPEST:
+                begin = found.end()
+    return b"".join([*kept, raw[begin:] if depth <= DEEPEST else b""])
+
+
 def _reason(status: int, raw: bytes) -> str:
     if status in (401, 403):
         return ": the management credentials aren't accepted (tag administrator needed)"
     try:
-        value = json.loads(raw)
+        value = decoded(raw)
         text = str(value.get("reason", ""))
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         text = raw[:200].decode(errors="replace")
     return f": {shown(text)[:400]}" if text else ""

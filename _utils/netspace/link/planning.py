@@ -308,7 +308,7 @@ def _broker_changes(work: Work) -> dict[str, dict[str, Any]]:
         changes.update(observed.identities.changes(work.broker, staying))
         changes.update(renewer.lacking(observed.renewer, wanted=True))
     if not observed.installed:
-        changes["configuration"] = {"old": "differs", "new": "as declared"}
+        changes["configuration"] = {"old": "differs", "new": "as declared; the broker is started anew"}
     if observed.broker != "running":
         changes["state"] = {"old": observed.broker, "new": "running"}
     if observed.stalled:

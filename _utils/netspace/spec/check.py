@@ -10,7 +10,6 @@ import functools
 import graphlib
 import ipaddress
 import math
-import posixpath
 import re
 import urllib.parse
 from collections.abc import Collection, Mapping, Sequence
@@ -19,6 +18,8 @@ from typing import Any, Literal
 
 from netspace.errors import Problem
 from netspace.spec import fleet
+from netspace.spec.paths import PLAINLY, bare, clean
+from netspace.spec.paths import plain as plain  # others know it from here
 from netspace.spec.types import (
     END,
     NAME,
@@ -39,7 +40,6 @@ SECCOMP_PROFILES = ("strict", "standard")  # or file:/path
 # Of a file system of its own: less has no room for the journal, more none in ext4.
 DISK_SIZES = (16 * 1024**2, 2**44)
 MAX_QUOTED = 200
-MAX_TEXT = 4096
 MAX_ARGUMENT = 128 * 1024  # the kernel's MAX_ARG_STRLEN
 MAX_ITEMS = 1024
 _KERNEL_MEMORY = 8 * 1024**2  # the least that is left for a kernel
@@ -86,7 +86,7 @@ def runtimes(spec: Runtimes, path: str) -> list[Problem]:
 
 def runtime_settings(spec: Any, path: str) -> list[Problem]:
     """Check what all runtimes' settings have."""
-    if spec.program is not None and not _clean(spec.program):
+    if spec.program is not None and not clean(spec.program):
         return [Problem(f"{path}:program", f"{spec.program!r}: expected an absolute path without '..'")]
     return []
 
@@ -155,7 +155,7 @@ def environment(spec: Environment, path: str) -> list[Problem]:
             refuse(f"env:{name}", _NOT_PLAIN)
     if spec.user is not None and not 1 <= spec.user <= 65535:
         refuse("user", f"{spec.user} is out of 1..65535 (0, root, is never given)")
-    if spec.working_dir is not None and not _clean(spec.working_dir):
+    if spec.working_dir is not None and not clean(spec.working_dir):
         refuse("working_dir", f"{spec.working_dir!r}: expected an absolute path without '..'")
     limits = spec.limits
     _between(problems, f"{path}:limits:memory", limits.memory, 4 * 1024**2, 2**50)
@@ -174,7 +174,7 @@ def environment(spec: Environment, path: str) -> list[Problem]:
     _between(problems, f"{path}:stop_timeout", spec.stop_timeout, 0, 3600)
     problems += _health(spec, path)
     scheme, _, file = spec.seccomp.partition("file:")
-    if spec.seccomp not in SECCOMP_PROFILES and (scheme or not _clean(file)):
+    if spec.seccomp not in SECCOMP_PROFILES and (scheme or not clean(file)):
         choice = ", ".join(SECCOMP_PROFILES)
         refuse("seccomp", f"{spec.seccomp!r} is no profile; choose from {choice}, file:/absolute/path.json")
     targets: set[str] = set()
@@ -272,7 +272,7 @@ def kernel(spec: Environment, path: str) -> list[Problem]:
     """Check what a kernel can't have; its interface is checked where that is parsed."""
     problems = []
     assert spec.kernel is not None
-    if not _clean(spec.kernel):
+    if not clean(spec.kernel):
         problems.append(Problem(f"{path}:kernel", f"{spec.kernel!r}: expected an absolute path without '..'"))
     instead = {
         "image": "a kernel takes the place of an image",
@@ -343,11 +343,11 @@ def _volume(volume: Volume, path: str) -> list[Problem]:
                 "a file system of this size (copy what is in the folder into it), or leave out size",
             )
         )
-    elif not _clean(volume.source):
+    elif not clean(volume.source):
         problems.append(Problem(f"{path}:source", f"{volume.source!r}: expected an absolute path without '..'"))
     elif volume.source in HOST_ROOTS or any(within(volume.source, folder) for folder in HOST_FOLDERS):
         problems.append(Problem(f"{path}:source", f"{volume.source} is the host's own and is never handed out"))
-    if not _clean(volume.target):
+    if not clean(volume.target):
         problems.append(Problem(f"{path}:target", f"{volume.target!r}: expected an absolute path without '..'"))
     elif any(within(volume.target, own) or within(own, volume.target) for own in RESERVED_TARGETS):
         problems.append(Problem(f"{path}:target", f"{volume.target} would cover what netspace mounts there"))
@@ -546,16 +546,18 @@ def _settings(declared: Declaration, path: str) -> list[Problem]:
             problems.append(
                 Problem(f"{path}:broker:trust_domain", "expected a name such as example.org: a-z, 0-9, '.', '-', '_'")
             )
-        if broker.authority is not None and not _clean(broker.authority):
-            problems.append(Problem(f"{path}:broker:authority", "expected the absolute path of a folder"))
+        if broker.authority is not None and not bare(broker.authority):
+            problems.append(Problem(f"{path}:broker:authority", f"expected the absolute path of a folder, {PLAINLY}"))
         problems += fleet.settings(broker, f"{path}:broker")
     elif isinstance(broker, ClusterBroker):
         problems += _urls(broker.url, ("amqp", "amqps"), f"{path}:broker:url")
         problems += _urls(broker.management, ("http", "https"), f"{path}:broker:management")
-        if not _clean(broker.credentials):
-            problems.append(Problem(f"{path}:broker:credentials", "expected the absolute path of a file"))
-        if broker.ca is not None and not _clean(broker.ca):
-            problems.append(Problem(f"{path}:broker:ca", "expected the absolute path of a file"))
+        if not bare(broker.credentials):
+            problems.append(Problem(f"{path}:broker:credentials", f"expected the absolute path of a file, {PLAINLY}"))
+        if broker.ca is not None and not bare(broker.ca):
+            problems.append(Problem(f"{path}:broker:ca", f"expected the absolute path of a file, {PLAINLY}"))
+        if broker.names_key is not None and not bare(broker.names_key):
+            problems.append(Problem(f"{path}:broker:names_key", f"expected the absolute path of a file, {PLAINLY}"))
         if broker.host is not None and not NAME.fullmatch(broker.host):
             problems.append(Problem(f"{path}:broker:host", f"{broker.host!r} can't be a host's name: use {NAME_RULE}"))
     for index, pcr in enumerate(declared.attestation.pcrs):
@@ -624,18 +626,6 @@ def within(path: str, folder: str) -> bool:
 def quoted(target: str) -> str:
     """A path inside as the name of one file: what a volume without a source is kept under."""
     return urllib.parse.quote(target.strip("/"), safe="")
-
-
-def plain(text: str, most: int = MAX_TEXT) -> bool:
-    """Whether *text* can be given to the kernel: bounded, no NUL, and Unicode (YAML's "\\ud800" is not)."""
-    try:
-        return "\0" not in text and len(text.encode()) <= most
-    except UnicodeEncodeError:
-        return False
-
-
-def _clean(path: str) -> bool:
-    return path.startswith("/") and not path.startswith("//") and plain(path) and posixpath.normpath(path) == path
 
 
 def _between(problems: list[Problem], path: str, value: float, least: float, most: float) -> None:

@@ -15,6 +15,7 @@ from typing import Literal
 import msgspec
 
 from netspace.errors import Problem
+from netspace.spec.paths import PLAINLY, bare
 from netspace.spec.types import NAME, NAME_RULE, Broker, ClusterBroker, Link, LocalBroker, host_of
 
 # Both a name in certificates (DNS, RFC 1123 section 2.1) and a SPIFFE trust domain, which may have no capitals.
@@ -122,8 +123,9 @@ def _keys(broker: LocalBroker, path: str) -> list[Problem]:
     if broker.names_key is None:
         why = "is missing: what `netspace_link.public_key` tells on that host"
         problems += [Problem(f"{path}:hosts:{name}:public_key", why) for name in without]
-    elif not broker.names_key.startswith("/"):
-        problems.append(Problem(f"{path}:names_key", f"{broker.names_key!r}: expected the absolute path of a file"))
+    elif not bare(broker.names_key):
+        why = f"{broker.names_key!r:.200}: expected the absolute path of a file, {PLAINLY}"
+        problems.append(Problem(f"{path}:names_key", why))
     elif not without:
         why = "nothing follows from it: it is for hosts of broker:hosts without a public_key"
         problems.append(Problem(f"{path}:names_key", why))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import threading
 import time
 
@@ -281,3 +282,40 @@ def test_a_run_that_is_killed_loses_none(host, monkeypatch):
     assert received(host, "orders") == {"0"}, "one was sent"
     assert Letters(host.layout).redeliver()["sent"] == {"web.orders": 3}
     assert received(host, "orders") == {"0", "1", "2"}
+
+
+class Nested(pika.BasicProperties):
+    """Properties with headers that no encoder of Python's makes: tables within each other, *depth* of them."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        table = b""
+        for _ in range(depth):
+            table = b"\1aF" + struct.pack(">I", len(table)) + table
+        self._raw = struct.pack(">HI", 0x2100, len(table)) + table + b"\x011"  # headers, and an expiration of 1 ms
+
+    def encode(self) -> list[bytes]:
+        return [self._raw]
+
+
+@pytest.mark.parametrize("depth", [1500, 4000])
+def test_one_letter_that_cannot_be_read_costs_itself(host, depth):
+    """On a broker without an interceptor anybody may send it; the others are seen and sent again, and health tells."""
+    with host.unguarded(), host.client("web") as channel:
+        channel.basic_publish(host.n("link.web.orders"), "", b"deep", Nested(depth), mandatory=True)
+    desk = Letters(host.layout)
+    until(lambda: desk.count()["late"] == 1, "it is dead", patience=PATIENCE)
+    send(host, TELL, b"told", message_id="m-1", expiration="1")
+    until(lambda: desk.count()["late"] == 2, "the other is dead", patience=PATIENCE)
+    assert [(one["link"], one["reason"]) for one in desk.count()["letters"]] == [
+        ("web.orders", "expired"),
+        ("orders.audit", "expired"),
+    ]
+    assert desk.redeliver(test=True) == {"sent": {"web.orders": 1, "orders.audit": 1}, "kept": {}}
+    assert desk.discard(test=True)["discarded"] == {"web.orders": 1, "orders.audit": 1}
+    assert host.links.health()["late"] == 2
+    answer = desk.redeliver()
+    assert answer["sent"] == {"orders.audit": 1}
+    assert "nested" in answer["kept"]["web.orders"]["why"], "what our own broker admits no more is kept, and said"
+    assert read(host, "audit", 1) == [("orders", b"told")]
+    assert desk.discard(Choice(link="web.orders"))["discarded"] == {"web.orders": 1}

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pika
 import pytest
 from link_world import World
 from mail import messages, read
 from waiting import until
 
 from netspace import files
+from netspace.link import admission, guard, planning, reach, record
 from netspace.link import broker as node
-from netspace.link import planning, reach, record
 from netspace.link.letters import Letters
 from netspace.link.names import environments_of
 from netspace.spec.types import Link, LocalBroker
@@ -104,3 +105,25 @@ def test_what_an_older_version_made_is_upgraded(older):
     assert not record.read(older.layout).former and not older.plan(ASK, TELL).steps
     passwords = older.layout.records("credentials")
     assert not list(passwords.glob("*.json")), "they log in by certificate"
+
+
+def test_a_broker_of_a_former_guard_is_started_anew_once(world, monkeypatch):
+    """The version before had no interceptor: the plan says what happens, mail stays, and the next plan is empty."""
+    world.environment("web", "orders", "audit")
+    present = guard.sources()
+    former = {name: text for name, text in present.items() if admission.MODULE not in name}
+    former[f"{guard.NAME}.app"] = former[f"{guard.NAME}.app"].replace(f"{admission.MODULE}, ", "")
+    with monkeypatch.context() as before:
+        before.setattr(guard, "sources", lambda: former)
+        world.apply(ASK, TELL)
+        with world.client("orders") as channel:
+            about = pika.BasicProperties(delivery_mode=2)
+            channel.basic_publish(world.n("link.orders.audit"), "", b"kept", about, mandatory=True)
+        assert world.plan(ASK, TELL).steps == []
+    (step,) = world.plan(ASK, TELL).steps
+    assert step.name == "broker" and "started anew" in step.changes["configuration"]["new"]
+    world.apply(ASK, TELL)
+    assert world.plan(ASK, TELL).steps == []
+    world.admits()
+    with world.client("audit") as channel:
+        assert channel.basic_get(world.n("mailbox.audit"), auto_ack=True)[2] == b"kept"

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import http.server
+import itertools
 import json
 import runpy
 import threading
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from netspace import files
 from netspace.errors import MissingError, NetspaceError, StateError
 from netspace.layout import Layout
-from netspace.link import broker, credentials, forwarder, guard, health, letters, reach
+from netspace.link import broker, credentials, forwarder, guard, health, launch, letters, management, reach
 from netspace.link.forwarder import Wanted
 from netspace.link.kind import DesiredLinks, Links, Observed, Record
 from netspace.link.management import Login, Management, RefusedError, UnreachableError
@@ -57,7 +60,17 @@ def test_the_forwarder_goes_to_any_node_of_a_cluster():
     spec = ClusterBroker(url=nodes, management="http://x", credentials="/x", ca="/etc/ca.pem")
     servers = [line for line in forwarder.render(Layout(), Wanted(spec, {})).splitlines() if "    server " in line]
     assert [line.split()[1:3] for line in servers] == [["node1", "n1:5671"], ["node2", "n2:99"]]
-    assert all(f"ca-file /etc/ca.pem verifyhost n{number}" in line for number, line in enumerate(servers, 1))
+    assert all(f'ca-file "/etc/ca.pem" verifyhost n{number}' in line for number, line in enumerate(servers, 1))
+
+
+def test_a_path_is_one_word_of_the_forwarder_s_configuration():
+    def configuration(ca: str) -> str:
+        spec = ClusterBroker(url="amqps://n1", management="http://x", credentials="/x", ca=ca)
+        return forwarder.render(Layout(), Wanted(spec, {}))
+
+    assert r'ca-file "/a b/\"\$\\ #/" verifyhost n1' in configuration('/a b/"$\\ #/')
+    with pytest.raises(NetspaceError, match="control character"):
+        configuration("/etc/ca.pem\n    lua-load /tmp/x")
 
 
 def test_a_cluster_is_the_same_by_any_of_its_nodes():
@@ -75,9 +88,28 @@ def test_a_cluster_is_the_same_by_any_of_its_nodes():
 
 def test_the_forwarder_can_be_started_for_a_thousand_environments():
     """Without -n its master takes no more than 250 namespaces; the bound must not keep it from starting either."""
-    command = forwarder.service(Layout()).command
+    command = forwarder.command(Layout())
     assert int(command[command.index("-n") + 1]) >= 8 * 1000
     assert "no strict-limits" in forwarder.render(Layout(), Wanted(LocalBroker(), {}))
+
+
+def test_a_port_that_is_taken_takes_one_section_out_of_the_configuration():
+    layout = Layout()
+    broker = LocalBroker(passwords=("old",))
+    config = forwarder.render(layout, Wanted(broker, {"web": 11, "old": 12, "a-b": 13}))
+    assert launch.wanted(config) == {"web": 5671, "old": 5672, "a-b": 5671}
+    staying = launch.without(config, ["old", "a-b"])
+    assert forwarder.served(staying) == ["web"]
+    assert [line for line in config.splitlines() if line not in staying.splitlines()] == [
+        line
+        for name, inode, port in (("a-b", 13, 5671), ("old", 12, 5672))
+        for line in (
+            f"frontend environment:{name}",
+            f"    # network namespace {inode}",
+            f"    bind 127.0.0.1:{port} namespace netspace-{name}",
+        )
+    ] + ["    default_backend broker-by-password"]
+    assert launch.without(config, []) == config
 
 
 # -- broker ------------------------------------------------------------------------
@@ -205,6 +237,8 @@ class Api(http.server.BaseHTTPRequestHandler):
         status = {"missing": 404, "refused": 401, "wrong": 400}.get(self.path.rsplit("/", 1)[-1], 200)
         reason = f"no queue '{self.path.split('/')[-2]}'" if "mailbox" in self.path else "because"
         body = b"<html>" if "html" in self.path else json.dumps({"reason": reason}).encode()
+        if "deep" in self.path:
+            body = body[:-1] + b', "x": ' + b'{"a":' * 100_000 + b"1" + b"}" * 100_001
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -252,6 +286,35 @@ def test_absent_and_refused(api):
         api.get("wrong")
     with pytest.raises(RefusedError, match="RabbitMQ"):
         api.get("html")
+
+
+# Whatever JSON may hold, with what could be taken for a bracket or a text's end in its texts.
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(alphabet='ab"\\\\[]{},:\\n\u20ac', max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=4),
+)
+
+
+@given(VALUES, st.integers(0, 5))
+def test_only_what_is_too_deep_is_left_out(value, most):
+    def cut(value, left: int):
+        if not isinstance(value, dict | list):
+            return value
+        if not left:
+            return None
+        if isinstance(value, dict):
+            return {key: cut(one, left - 1) for key, one in value.items()}
+        return [cut(one, left - 1) for one in value]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(management, "DEEPEST", most)
+        assert json.loads(management._shallow(json.dumps(value).encode())) == cut(value, most)
+
+
+def test_an_answer_of_a_hundred_thousand_levels_is_read(api):
+    assert api.get("deep")["reason"] == "because"
+    with pytest.raises(RefusedError, match="because"):
+        api.get("deep", "wrong")
 
 
 def test_a_refusal_tells_no_name_that_cannot_be_guessed(api):
@@ -349,6 +412,15 @@ def test_nothing_a_sender_wrote_is_believed_of_a_dead_letter():
     forged = {"x-death": [{"exchange": "link.a.b", "queue": "mailbox.b", "time": 5}], "x-netspace": "link.a.b"}
     assert letters.letter({"payload": "", "properties": {"headers": forged}}).link == "unknown"
     assert letters.letter({"exchange": "link.a.b", "properties": []}).link == "unknown"
+
+
+def test_what_a_dead_letter_has_in_another_form_is_as_if_it_were_not_there():
+    odd = [None, [], "x", 7, [[]], {"a": "b"}, [None, 3, {"queue": "q", "time": "now"}]]
+    for history, headers in itertools.product(odd, odd):
+        got = {"properties": {"headers": {"x-first-death-queue": "q", "x-death": history}}, "payload_bytes": 3}
+        assert letters.letter(got).died == 0
+        assert letters.letter({"properties": {"headers": headers}}).link == "unknown"
+        assert letters.letter({"properties": headers}).reason == "unknown"
 
 
 @pytest.mark.parametrize("limit", [0, -1, 1001])

@@ -142,6 +142,36 @@ def test_a_broker_must_be_an_address_that_can_be_connected_to(url):
     assert refusal(changed("broker", broker))[0].startswith("netspace:broker:url: expected amqp://HOST:PORT")
 
 
+CLUSTER = {
+    "kind": "cluster",
+    "url": "amqps://h",
+    "management": "https://h",
+    "credentials": "/etc/b",
+    "ca": "/etc/ca.pem",
+    "names_key": "/etc/key",
+}
+CONTROLS = ["\n", "\r", "\t", "\x1b", "\x7f", "\x85", "\u2028", "\u202e", "\x00"]
+
+
+@pytest.mark.parametrize("character", [*CONTROLS, " ", "\u00a0", '"', "'", "\\", "$", "#"])
+@pytest.mark.parametrize("key", ["credentials", "ca", "names_key"])
+def test_a_path_of_the_broker_is_no_line_of_a_configuration(key, character):
+    parse.declaration(changed("broker", CLUSTER))
+    refused = refusal(changed("broker", {**CLUSTER, key: f"/etc/x{character}y"}))
+    assert [one.partition(": ")[0] for one in refused] == [f"netspace:broker:{key}"]
+
+
+@pytest.mark.parametrize("character", CONTROLS)
+@pytest.mark.parametrize("key", ["working_dir", "volumes:source", "volumes:target"])
+def test_no_path_has_a_control_character(key, character):
+    path = f"/srv/x{character}y"
+    whole = {"source": "/srv/my data", "target": "/my data"}  # a blank is none
+    parse.declaration(changed("environments:web:volumes", [whole]))
+    key, _, end = key.partition(":")
+    refused = refusal(changed(f"environments:web:{key}", [{**whole, end: path}] if end else path))
+    assert len(refused) == 1 and f"environments:web:{key}" in refused[0]
+
+
 def test_a_cluster_has_a_list_of_nodes():
     broker = {"kind": "cluster", "management": ["https://n1:15671", "https://n2:15671"], "credentials": "/etc/b"}
     parsed = parse.declaration(changed("broker", {**broker, "url": ["amqps://n1", "amqps://n2"]}))

@@ -1,0 +1,220 @@
+r"""The part of the broker's plugin that lets through what a card's user needs of AMQP 0-9-1, and nothing else.
+
+RabbitMQ asks for rights one by one, within each method, and of some things only after it has worked on them. The name
+of a queue that begins with ``amq.rabbitmq.reply-to.`` holds an Erlang term that is decoded, and a process
+that is called, before any right is looked at: one such ``queue.declare`` ended the whole node. A channel interceptor
+is called before RabbitMQ looks at a method. This one knows what may come, by method, kind of name and arguments, and
+refuses all else with 403 (ACCESS_REFUSED), or 406 for a message whose headers nobody could read. RabbitMQ's own
+check of rights comes after it, as before.
+
+It holds for every account but those that manage the broker, and the broker's own carriers of mail, which log in
+as nobody. A connection of AMQP 1.0 calls no interceptor (RabbitMQ 4.0 has none for it): there, RabbitMQ's own checks
+stand alone, but for messages, which a decorator of our exchanges sees. Those with headers or annotations that are
+nested thousands deep would otherwise end the connection of whoever reads them, and come back.
+"""
+
+from __future__ import annotations
+
+MODULE = "netspace_guard_admission"
+REGISTERED = "netspace-admission"
+"""The name of the interceptor in RabbitMQ's registry."""
+DEPTH = 16
+"""Levels of tables and arrays within each other that a message's headers may have."""
+
+SOURCE = r"""%% Written by netspace: lets through the methods, names and arguments that a card's user needs.
+-module(netspace_guard_admission).
+-behaviour(rabbit_channel_interceptor).
+-behaviour(rabbit_exchange_decorator).
+-export([description/0, init/1, intercept/3, applies_to/0]).
+-export([serialise_events/1, create/2, delete/2, policy_changed/2, add_binding/3, remove_bindings/3, route/2,
+         active_for/1]).
+
+-rabbit_boot_step({?MODULE, [
+    {description, "netspace: what accounts may ask for"},
+    {mfa, {rabbit_registry, register, [channel_interceptor, <<"@REGISTERED@">>, ?MODULE]}},
+    {cleanup, {rabbit_registry, unregister, [channel_interceptor, <<"@REGISTERED@">>]}},
+    {requires, rabbit_registry},
+    {enables, recovery}]}).
+-rabbit_boot_step({netspace_guard_messages, [
+    {description, "netspace: messages that can be read"},
+    {mfa, {rabbit_registry, register, [exchange_decorator, <<"@REGISTERED@">>, ?MODULE]}},
+    {cleanup, {rabbit_registry, unregister, [exchange_decorator, <<"@REGISTERED@">>]}},
+    {requires, rabbit_registry},
+    {enables, recovery}]}).
+
+-record('basic.publish', {ticket, exchange, routing_key, mandatory, immediate}).
+-record('basic.consume', {ticket, queue, consumer_tag, no_local, no_ack, exclusive, nowait, arguments}).
+-record('basic.get', {ticket, queue, no_ack}).
+-record('queue.declare', {ticket, queue, passive, durable, exclusive, auto_delete, nowait, arguments}).
+-record('queue.bind', {ticket, queue, exchange, routing_key, nowait, arguments}).
+-record('queue.unbind', {ticket, queue, exchange, routing_key, arguments}).
+-record('queue.purge', {ticket, queue, nowait}).
+-record('exchange.declare', {ticket, exchange, type, passive, durable, auto_delete, internal, nowait, arguments}).
+-record(content, {class_id, properties, properties_bin, protocol, payload_fragments_rev}).
+-record('P_basic', {content_type, content_encoding, headers, delivery_mode, priority, correlation_id, reply_to,
+                    expiration, message_id, timestamp, type, user_id, app_id, cluster_id}).
+-record(user, {username, tags, authz_backends}).
+-record(resource, {virtual_host, kind, name}).
+-record('v1_0.error', {condition, description, info}).
+
+-define(READ, [<<"mailbox">>, <<"lane">>, <<"replies">>, <<"notices">>, <<"dead">>, <<"dead-late">>, <<"dead-again">>]).
+-define(WRITTEN, [<<"link">>, <<"reply">>]).
+-define(KNOWN, ?READ ++ ?WRITTEN ++ [<<"watch">>, <<"outbox">>]).
+
+description() -> [{description, <<"netspace: lets through what a card's user needs">>}].
+
+%% RabbitMQ calls it with every method whatever is said here, and only checks that no other one says the same.
+applies_to() -> ['basic.publish', 'basic.consume', 'basic.get', 'queue.declare', 'queue.bind', 'queue.purge',
+                 'exchange.declare', 'exchange.bind'].
+
+init(Channel) ->
+    #user{tags = Tags, authz_backends = Backends} = rabbit_channel:get_user(Channel),
+    %% A shovel's own end is no connection but a call from within, by a user without a name that may do all.
+    case lists:member(administrator, Tags) orelse lists:keymember(rabbit_auth_backend_dummy, 1, Backends) of
+        true -> host;
+        false -> environment
+    end.
+
+intercept(Method, Content, host) -> {Method, Content};
+intercept(Method, Content, environment) -> admitted(Method, Content).
+
+%% -- what there is, each with its names and arguments ---------------------------
+admitted(Method = #'basic.publish'{exchange = Exchange}, Content) ->
+    is_one_of(Exchange, ?WRITTEN) orelse refuse(Method, Exchange),
+    {Method, readable(Content)};
+admitted(Method = #'basic.get'{queue = Queue}, Content) ->
+    is_one_of(Queue, ?READ) orelse refuse(Method, Queue),
+    {Method, Content};
+admitted(Method = #'basic.consume'{queue = Queue, arguments = Arguments}, Content) ->
+    is_one_of(Queue, ?READ) orelse refuse(Method, Queue),
+    is_priority(Arguments) orelse refuse_arguments(Method),
+    {Method, Content};
+admitted(Method = #'queue.purge'{queue = Queue}, Content) ->
+    is_one_of(Queue, ?READ) orelse refuse(Method, Queue),
+    {Method, Content};
+%% A question, whether there is one. The arguments mean nothing then, but clients give those that it was made with.
+admitted(Method = #'queue.declare'{queue = Queue, passive = true}, Content) ->
+    is_one_of(Queue, ?KNOWN) orelse refuse(Method, Queue),
+    {Method#'queue.declare'{arguments = []}, Content};
+admitted(Method = #'exchange.declare'{exchange = Exchange, passive = true}, Content) ->
+    is_one_of(Exchange, ?KNOWN) orelse refuse(Method, Exchange),
+    {Method#'exchange.declare'{arguments = []}, Content};
+admitted(Method = #'queue.bind'{queue = Queue, exchange = Exchange, arguments = Arguments}, Content) ->
+    {joined(Method, Queue, Exchange, Arguments), Content};
+admitted(Method = #'queue.unbind'{queue = Queue, exchange = Exchange, arguments = Arguments}, Content) ->
+    {joined(Method, Queue, Exchange, Arguments), Content};
+admitted(Method, Content) ->
+    case element(1, Method) of
+        'channel.open' -> {Method, Content};
+        'channel.close' -> {Method, Content};
+        'channel.close_ok' -> {Method, Content};
+        'channel.flow' -> {Method, Content};
+        'channel.flow_ok' -> {Method, Content};
+        'basic.qos' -> {Method, Content};
+        'basic.cancel' -> {Method, Content};
+        'basic.ack' -> {Method, Content};
+        'basic.nack' -> {Method, Content};
+        'basic.reject' -> {Method, Content};
+        'basic.recover' -> {Method, Content};
+        'basic.recover_async' -> {Method, Content};
+        'confirm.select' -> {Method, Content};
+        'tx.select' -> {Method, Content};
+        'tx.commit' -> {Method, Content};
+        'tx.rollback' -> {Method, Content};
+        Name ->
+            rabbit_misc:protocol_error(access_refused, "netspace: ~ts is the host's to do", [Name])
+    end.
+
+%% Whoever asks has its queue for answers bound to what those answer through that it asks, and nothing else bound.
+joined(Method, Queue, Exchange, Arguments) ->
+    is_one_of(Queue, [<<"replies">>]) orelse refuse(Method, Queue),
+    is_one_of(Exchange, [<<"reply">>]) orelse refuse(Method, Exchange),
+    Arguments =:= [] orelse refuse_arguments(Method),
+    Method.
+
+%% -- names and arguments ---------------------------------------------------------
+%% <kind>, or <kind>.<rest>, in characters that our names are made of.
+is_one_of(Name, Kinds) when is_binary(Name) ->
+    [Kind | _] = binary:split(Name, <<".">>),
+    lists:member(Kind, Kinds) andalso is_plain(Name).
+
+is_plain(<<One, Rest/binary>>) when One >= $a, One =< $z; One >= $0, One =< $9; One =:= $.; One =:= $-;
+                                    One =:= $_; One =:= $@ ->
+    is_plain(Rest);
+is_plain(Rest) -> Rest =:= <<>>.
+
+is_priority([]) -> true;
+is_priority([{<<"x-priority">>, _, Value}]) -> is_integer(Value);
+is_priority(_) -> false.
+
+%% -- messages ----------------------------------------------------------------------
+%% What is decoded here isn't decoded again.
+readable(Content) ->
+    Decoded = #content{properties = #'P_basic'{headers = Headers, reply_to = Answer}} =
+        rabbit_binary_parser:ensure_content_decoded(Content),
+    case Answer of
+        <<"amq.rabbitmq.reply-to", _/binary>> ->
+            rabbit_misc:protocol_error(access_refused, "netspace: answers come to the queue that the card names", []);
+        _ -> ok
+    end,
+    is_flat(Headers, @DEPTH@) orelse
+        rabbit_misc:precondition_failed("netspace: headers are nested more than @DEPTH@ deep"),
+    Decoded.
+
+is_flat(_, 0) -> false;
+is_flat(Items, Left) when is_list(Items) -> lists:all(fun(Item) -> is_flat(Item, Left) end, Items);
+is_flat({_, table, Items}, Left) -> is_flat(Items, Left - 1);
+is_flat({_, array, Items}, Left) -> is_flat(Items, Left - 1);
+is_flat({table, Items}, Left) -> is_flat(Items, Left - 1);
+is_flat({array, Items}, Left) -> is_flat(Items, Left - 1);
+is_flat(_, _) -> true.
+
+%% -- messages of AMQP 1.0 ----------------------------------------------------------
+%% No interceptor sees them, but whatever decorates an exchange sees what is routed by it, and may refuse it.
+serialise_events(_) -> false.
+create(_, _) -> ok.
+delete(_, _) -> ok.
+policy_changed(_, _) -> ok.
+add_binding(_, _, _) -> ok.
+remove_bindings(_, _, _) -> ok.
+
+active_for(Exchange) ->
+    #resource{name = Name} = element(2, Exchange),
+    case is_one_of(Name, ?WRITTEN) of
+        true -> all;
+        false -> none
+    end.
+
+route(_, Message) when element(1, Message) =:= mc, element(2, Message) =:= mc_amqp ->
+    is_shallow(element(3, Message), @DEPTH@) orelse
+        exit(#'v1_0.error'{condition = {symbol, <<"amqp:precondition-failed">>},
+                           description = {utf8, <<"netspace: annotations are nested more than @DEPTH@ deep">>}}),
+    [];
+route(_, _) -> [].
+
+%% The body is no part of it: it isn't decoded here.
+is_shallow({map, Items}, Left) -> Left > 0 andalso is_shallow(Items, Left - 1);
+is_shallow({list, Items}, Left) -> Left > 0 andalso is_shallow(Items, Left - 1);
+is_shallow({array, _, Items}, Left) -> Left > 0 andalso is_shallow(Items, Left - 1);
+is_shallow({described, _, Item}, Left) -> Left > 0 andalso is_shallow(Item, Left - 1);
+is_shallow(Items, Left) when is_list(Items) -> lists:all(fun(Item) -> is_shallow(Item, Left) end, Items);
+is_shallow(Item, Left) when is_tuple(Item) -> is_shallow(tuple_to_list(Item), Left);
+is_shallow(_, _) -> true.
+
+%% -- refusals ------------------------------------------------------------------------
+refuse(Method, Name) ->
+    rabbit_misc:protocol_error(access_refused, "netspace: ~ts is not for '~ts'", [element(1, Method), shown(Name)]).
+
+refuse_arguments(Method) ->
+    rabbit_misc:protocol_error(access_refused, "netspace: ~ts takes no such arguments", [element(1, Method)]).
+
+%% The text goes back to whoever asked, and into the log: whatever is no letter of a name is a question mark there.
+shown(Name) ->
+    Beginning = binary:part(Name, 0, min(64, byte_size(Name))),
+    << <<(if One > 32, One < 127 -> One; true -> $? end)>> || <<One>> <= Beginning >>.
+"""
+
+
+def source() -> str:
+    """Return the module in Erlang."""
+    return SOURCE.replace("@REGISTERED@", REGISTERED).replace("@DEPTH@", str(DEPTH))

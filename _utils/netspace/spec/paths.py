@@ -1,0 +1,37 @@
+"""Texts and paths of a declaration that can be handed on as they are: to the kernel, into a configuration."""
+
+from __future__ import annotations
+
+import posixpath
+import unicodedata
+
+MAX_TEXT = 4096
+_UNPRINTABLE = ("Cc", "Cf", "Zl", "Zp")
+"""Unicode's categories of what isn't seen: controls, marks of direction, ends of lines."""
+_MEANT = frozenset("\"'\\$#`")
+"""What has a meaning of its own in the configuration of some program."""
+PLAINLY = "without blanks, quotes or control characters"
+
+
+def plain(text: str, most: int = MAX_TEXT) -> bool:
+    """Whether *text* can be given to the kernel: bounded, no NUL, and Unicode (YAML's "\\ud800" is not)."""
+    try:
+        return "\0" not in text and len(text.encode()) <= most
+    except UnicodeEncodeError:
+        return False
+
+
+def clean(path: str) -> bool:
+    """Whether *path* is absolute and normal, without a character that ends a line or steers a terminal."""
+    return (
+        path.startswith("/")
+        and not path.startswith("//")
+        and plain(path)
+        and not any(unicodedata.category(one) in _UNPRINTABLE for one in path)
+        and posixpath.normpath(path) == path
+    )
+
+
+def bare(path: str) -> bool:
+    """Whether *path* is clean and means itself in any configuration: without a blank, a quote or a variable."""
+    return clean(path) and not any(one.isspace() or one in _MEANT for one in path)

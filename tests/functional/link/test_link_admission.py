@@ -1,0 +1,257 @@
+"""The broker looks at nothing that a card's user doesn't need: what is refused before RabbitMQ works on it.
+
+The attacker knows every name, which a real one can't, and has a card, a link and nothing else.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+from collections.abc import Callable
+
+import amqp1
+import pika
+import pytest
+from pika.exceptions import ChannelClosedByBroker
+from pika.spec import Access, Basic, Exchange, Queue
+from test_link_attacks import client, manage
+
+from netspace.link import admission
+from netspace.link import broker as node
+from netspace.spec.types import Link
+
+pytestmark = pytest.mark.root
+
+ASK = Link(source="web", target="orders", pattern="request")
+TELL = Link(source="orders", target="audit")
+
+
+@pytest.fixture(scope="module")
+def host(world):
+    world.environment("web", "orders", "audit")
+    world.apply(ASK, TELL)
+    return world
+
+
+@pytest.fixture(autouse=True)
+def _unharmed(host):
+    """After each test the very same node runs, with what was declared, and a neighbour's mail arrives."""
+    before = host.supervisor.observe()[node.NODE].pid
+    with host.client("orders") as neighbour:
+        yield
+        neighbour.basic_publish(host.n("link.orders.audit"), "", b"well", mandatory=True)
+    with host.client("audit") as channel:
+        assert channel.basic_get(host.n("mailbox.audit"), auto_ack=True)[2] == b"well"
+    assert host.supervisor.observe()[node.NODE].pid == before
+    host.no_mail()
+    assert host.plan(ASK, TELL).steps == []
+
+
+def refusal(host, ask: Callable[[pika.adapters.blocking_connection.BlockingChannel], object]) -> tuple[int, str]:
+    """What the broker closes the channel with, within seconds."""
+    with host.client("web") as channel:
+        channel.connection.call_later(20, lambda: channel.connection.close())
+        with pytest.raises(ChannelClosedByBroker) as caught:
+            ask(channel)
+            channel.connection.process_data_events(5)
+    return caught.value.reply_code, caught.value.reply_text
+
+
+# -- names that RabbitMQ would decode ----------------------------------------------------
+PREFIX = "amq.rabbitmq.reply-to"
+
+
+def process(name: str) -> str:
+    """The name of a direct reply's queue, that has RabbitMQ call a process of its own."""
+    term = bytes([131, 119, len(name)]) + name.encode()
+    return f"{PREFIX}.{base64.b64encode(term).decode()}.x"
+
+
+@pytest.mark.parametrize("called", ["rabbit_sup", "rabbit", "kernel_sup", "no_such_process"])
+@pytest.mark.parametrize("passive", [True, False])
+def test_one_frame_of_an_environment_never_ends_the_broker(host, called, passive):
+    code, text = refusal(host, lambda channel: channel.queue_declare(process(called), passive=passive))
+    assert (code, "netspace: " in text) == (403, True), text
+
+
+REPLIES = {
+    "declared": lambda channel, name: channel.queue_declare(name, passive=True),
+    "consumed": lambda channel, name: channel.basic_consume(name, lambda *_: None, auto_ack=True),
+    "read": lambda channel, name: channel.basic_get(name),
+    "purged": lambda channel, name: channel.queue_purge(name),
+    "deleted": lambda channel, name: channel.queue_delete(name),
+    "bound": lambda channel, name: channel.queue_bind(name, "amq.fanout"),
+    "written": lambda channel, name: channel.basic_publish("", name, b"x"),
+}
+NAMES = {
+    "itself": PREFIX,
+    "a process": process("rabbit_sup"),
+    "without an end": f"{PREFIX}.",
+    "with line breaks": "amq.\nrabbitmq.\rreply-to.x.y",
+    "line breaks within": f"{PREFIX}\r\n.x.y",
+}
+
+
+@pytest.mark.parametrize("kind", NAMES)
+@pytest.mark.parametrize("how", REPLIES)
+def test_direct_replies_are_refused_in_all_methods(host, how, kind):
+    code, text = refusal(host, lambda channel: REPLIES[how](channel, NAMES[kind]))
+    assert (code, "netspace: " in text) == (403, True), text
+
+
+@pytest.mark.parametrize("address", [PREFIX, process("rabbit_sup")])
+def test_a_message_asks_for_no_direct_reply(host, address):
+    about = pika.BasicProperties(reply_to=address)
+    code, text = refusal(host, lambda channel: channel.basic_publish(host.n("link.web.orders"), "", b"x", about))
+    assert (code, "netspace: " in text) == (403, True), text
+    with host.client("orders") as channel:
+        assert channel.basic_get(host.n("mailbox.orders"), auto_ack=True)[0] is None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_direct_replies_are_refused_over_amqp_1(host, name):
+    quoted = NAMES[name].replace("\r", "%0D").replace("\n", "%0A").replace("/", "%2F").replace("=", "%3D")
+    for attach in (
+        lambda one: one.sender(f"/queues/{quoted}"),
+        lambda one: one.receiver(f"/queues/{quoted}"),
+        lambda one: one.receiver(f"/amq/queue/{quoted}"),
+        lambda one: one.sender(f"/queue/{quoted}"),
+        lambda one: one.send(one.sender(None), to=f"/queues/{quoted}"),
+    ):
+        with client(host) as one, pytest.raises(amqp1.RefusedError, match="amqp:"):
+            raise AssertionError(attach(one))
+    for method, path in (("GET", ""), ("PUT", ""), ("DELETE", ""), ("DELETE", "/messages")):
+        answer = manage(host, method, f"/queues/{quoted}{path}", {} if method == "PUT" else None)
+        assert answer.startswith(("40", "amqp:not-found", "amqp:unauthorized-access")), answer
+
+
+# -- all that isn't needed ------------------------------------------------------------------
+def told(host, method: pika.amqp_object.Method) -> tuple[int, str]:
+    """What the broker says to a method, sent as it is."""
+
+    def ask(channel: pika.adapters.blocking_connection.BlockingChannel) -> None:
+        channel.connection._impl._send_method(channel.channel_number, method)
+        channel.queue_declare(host.n("mailbox.web"), passive=True)  # by which pika looks at what it is told
+
+    return refusal(host, ask)
+
+
+UNKNOWN = {
+    "queues to make": lambda n: Queue.Declare(queue="mine", durable=True, nowait=True),
+    "one that the broker names": lambda n: Queue.Declare(queue="", exclusive=True, nowait=True),
+    "its own mailbox, made anew": lambda n: Queue.Declare(queue=n("mailbox.web"), durable=True, nowait=True),
+    "queues to delete": lambda n: Queue.Delete(queue=n("mailbox.web"), nowait=True),
+    "a queue of another kind": lambda n: Queue.Declare(queue="mine", passive=True, nowait=True),
+    "an exchange of another kind": lambda n: Exchange.Declare(exchange="amq.topic", passive=True, nowait=True),
+    "exchanges to make": lambda n: Exchange.Declare(exchange=n("link.web.orders"), type="fanout", nowait=True),
+    "exchanges to delete": lambda n: Exchange.Delete(exchange=n("link.web.orders"), nowait=True),
+    "exchanges to join": lambda n: Exchange.Bind(destination=n("link.web.orders"), source=n("reply.orders")),
+    "exchanges to part": lambda n: Exchange.Unbind(destination=n("link.web.orders"), source=n("reply.orders")),
+    "a mailbox to bind": lambda n: Queue.Bind(queue=n("mailbox.web"), exchange=n("reply.orders"), nowait=True),
+    "answers from elsewhere": lambda n: Queue.Bind(queue=n("replies.web"), exchange="amq.topic", nowait=True),
+    "consumers with arguments": lambda n: Basic.Consume(
+        queue=n("mailbox.web"), nowait=True, arguments={"x-stream-offset": "first"}
+    ),
+    "a priority that is none": lambda n: Basic.Consume(
+        queue=n("mailbox.web"), nowait=True, arguments={"x-priority": {"deep": {}}}
+    ),
+    "bindings with arguments": lambda n: Queue.Bind(
+        queue=n("replies.web"), exchange=n("reply.orders"), nowait=True, arguments={"x": "x"}
+    ),
+    "realms": lambda _: Access.Request(),
+}
+
+
+@pytest.mark.parametrize("unknown", UNKNOWN)
+def test_what_a_card_does_not_need_is_refused(host, unknown):
+    code, text = told(host, UNKNOWN[unknown](host.n))
+    assert (code, "netspace: " in text) == (403, True), text
+
+
+def test_what_a_card_does_need_is_admitted(host):
+    """All methods that a client of AMQP 0-9-1 has some use for, with each kind of name."""
+    with host.client("web") as channel:
+        mailbox, replies, reply = host.n("mailbox.web"), host.n("replies.web"), host.n("reply.orders")
+        channel.queue_declare(mailbox, passive=True, durable=True, arguments={"x-queue-type": "quorum"})
+        channel.exchange_declare(host.n("link.web.orders"), passive=True)
+        channel.basic_qos(prefetch_count=10)
+        channel.queue_bind(replies, reply, "key")
+        tags = [
+            channel.basic_consume(mailbox, lambda *_: None, arguments={"x-priority": 3}),
+            channel.basic_consume(replies, lambda *_: None, auto_ack=True),
+        ]
+        about = pika.BasicProperties(headers={"a": [1, {"b": "c"}]}, reply_to=replies, expiration="60000")
+        channel.basic_publish(host.n("link.web.orders"), "", b"x", about, mandatory=True)
+        for tag in tags:
+            channel.basic_cancel(tag)
+        channel.queue_unbind(replies, reply, "key")
+        channel.queue_purge(mailbox)
+        channel.basic_recover(requeue=True)
+        channel.flow(True)
+    with contextlib.closing(host.connect("orders")) as connection:
+        channel = connection.channel()
+        channel.tx_select()
+        delivery, properties, _ = channel.basic_get(host.n("mailbox.orders"))
+        assert properties.headers == {"a": [1, {"b": "c"}]}
+        channel.basic_publish(host.n("link.orders.audit"), "", b"x")
+        channel.basic_ack(delivery.delivery_tag)
+        channel.tx_rollback()
+        channel.tx_commit()
+
+
+# -- messages that can't be read ------------------------------------------------------------
+def nested(depth: int) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for _ in range(depth - 1):
+        found = {"x": found}
+    return found
+
+
+@pytest.mark.parametrize("depth", [admission.DEPTH + 1, 200])
+def test_headers_within_each_other_are_bounded(host, depth):
+    with host.client("web") as channel:
+        channel.basic_publish(
+            host.n("link.web.orders"), "", b"x", pika.BasicProperties(headers=nested(admission.DEPTH))
+        )
+    about = pika.BasicProperties(headers=nested(depth))
+    code, text = refusal(host, lambda channel: channel.basic_publish(host.n("link.web.orders"), "", b"x", about))
+    assert (code, f"more than {admission.DEPTH} deep" in text) == (406, True), text
+
+
+def nested_annotations(depth: int) -> amqp1.Encoded:
+    found = amqp1.encode("x")
+    for _ in range(depth):
+        found = amqp1.encode({"x": amqp1.Encoded(found)})
+    return amqp1.Encoded(found)
+
+
+@pytest.mark.parametrize("where", ["annotations", "application"])
+@pytest.mark.parametrize("depth", [admission.DEPTH + 1, 1500])
+def test_annotations_within_each_other_are_bounded_over_amqp_1(host, where, depth):
+    """Handed out as headers, they would end the connection of any reader whose encoder calls itself."""
+    address = f"/exchanges/{host.n('link.web.orders')}"
+    key = amqp1.Symbol("x-deep") if where == "annotations" else "deep"
+    with client(host) as one:
+        few = nested_annotations(admission.DEPTH - 1)
+        assert one.send(one.sender(address), **{where: {key: few}}) == "accepted"
+        with pytest.raises(amqp1.RefusedError, match=f"precondition-failed .* more than {admission.DEPTH} deep"):
+            one.send(one.sender(address), **{where: {key: nested_annotations(depth)}})
+    with host.client("orders") as channel:
+        got = [channel.basic_get(host.n("mailbox.orders"), auto_ack=True)[0] for _ in range(2)]
+    assert got[0] is not None and got[1] is None
+
+
+# -- that it is there -------------------------------------------------------------------------
+def test_the_interceptor_is_made_anew_when_it_is_damaged(host):
+    (beam,) = host.layout.broker.rglob(f"{admission.MODULE}.beam")
+    content = beam.read_bytes()
+    beam.unlink()
+    assert [step.name for step in host.plan(ASK, TELL).steps] == ["broker"]
+    beam.write_bytes(content)
+
+
+def test_the_interceptor_stays_when_the_guard_has_ended(host):
+    with host.unwatched():
+        code, _ = refusal(host, lambda channel: channel.queue_declare(process("rabbit_sup"), passive=True))
+    assert code == 403
+    host.admits()

@@ -1,0 +1,147 @@
+"""A program takes the port that the forwarder is to have in its environment: that environment fails, and no other."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from pika.exceptions import AMQPError
+from waiting import until
+
+from netspace.link import forwarder, ports
+from netspace.link.kind import DesiredLinks
+from netspace.link.planning import FORWARDER
+from netspace.spec.types import Link
+
+pytestmark = pytest.mark.root
+
+ASK = Link(source="web", target="orders")
+TELL = Link(source="orders", target="audit")
+LINKS = (ASK, TELL)
+NOBODY = 65534
+# It is another user than root, as each environment's is, and takes the port whenever it is free.
+SQUATTER = f"""
+import os, socket, time
+os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})
+print("begins", flush=True)
+while True:
+    one = socket.socket()
+    for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+        one.setsockopt(socket.SOL_SOCKET, option, 1)
+    try:
+        one.bind(("127.0.0.1", 5671))
+        one.listen()
+        print("has it", flush=True)
+        time.sleep(3600)
+    except OSError:
+        one.close()
+        time.sleep(0.001)
+"""
+
+
+@contextlib.contextmanager
+def squatter(host, name: str) -> Iterator[subprocess.Popen[str]]:
+    command = ["ip", "netns", "exec", host.layout.netns_name(name), sys.executable, "-c", SQUATTER]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline() == "begins\n"
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.fixture
+def host(world):
+    """No link; the namespaces of three environments."""
+    world.environment("web", "orders", "audit")
+    yield world
+    world.apply()
+
+
+def errors(host, *links: Link) -> dict[str, str]:
+    """Apply, whatever fails: the errors by their step."""
+    desired = DesiredLinks(host.broker, links)
+    plan = host.links.plan(desired, host.links.observe(), host.links.names() - {link.name for link in links})
+    assert plan.steps
+    return {one.step.name: one.error for one in host.links.apply(plan.steps) if one.error}
+
+
+def is_well(host) -> bool:
+    """Whether mail goes from web to orders."""
+    try:
+        with host.client("web") as channel:
+            channel.basic_publish(host.n("link.web.orders"), "", b"x", mandatory=True)
+        with host.client("orders") as channel:
+            return channel.basic_get(host.n("mailbox.orders"), auto_ack=True)[0] is not None
+    except AMQPError:
+        return False
+
+
+def test_who_takes_its_own_port_is_left_out_alone(host):
+    with squatter(host, "audit") as process:
+        assert process.stdout is not None and process.stdout.readline() == "has it\n"
+        why = errors(host, *LINKS)
+        assert list(why) == [FORWARDER]
+        assert "audit: a program in it has taken 127.0.0.1:5671" in why[FORWARDER]
+        assert is_well(host)
+        assert any("leaves out audit: a program in it" in one for one in host.links.health()["problems"])
+        (step,) = host.plan(*LINKS).steps
+        assert (step.name, step.changes["environments"]["new"]) == (FORWARDER, ["audit"])
+        assert list(errors(host, *LINKS)) == [FORWARDER], "nothing else is to be done, and it is said again"
+        assert is_well(host)
+    host.apply(*LINKS)
+    assert host.plan(*LINKS).steps == []
+    assert host.listens("audit")
+    assert not any("leaves out" in one for one in host.links.health()["problems"])
+
+
+def test_when_all_are_left_out_the_forwarder_runs(host):
+    with squatter(host, "web"), squatter(host, "orders"):
+        until(lambda: not ports.Held(_both(host)).refused.keys() ^ {"web", "orders"}, "both have theirs")
+        assert list(errors(host, ASK)) == [FORWARDER]
+        assert forwarder.served(forwarder.current(host.layout)) == []
+        assert host.supervisor.observe()[forwarder.NAME].state == "running"
+    host.apply(ASK)
+    assert is_well(host)
+
+
+def _both(host):
+    return {name: (host.layout.netns(name), 5671) for name in ("web", "orders")}
+
+
+@pytest.mark.parametrize("ended", [signal.SIGKILL, signal.SIGTERM])
+def test_nobody_keeps_the_forwarder_from_starting(host, ended):
+    """It ends, as by a crash or an update, and a program waits for just that to take the port."""
+    host.apply(*LINKS)
+    for _ in range(3):
+        with squatter(host, "audit"):
+            before = host.supervisor.observe()[forwarder.NAME].pid
+            host.kill(forwarder.NAME, ended)
+            until(lambda: host.supervisor.observe()[forwarder.NAME].pid not in (None, 0, before), patience=30)  # noqa: B023
+            until(lambda: is_well(host), "the others are served", patience=30)
+    until(lambda: not host.plan(*LINKS).steps or host.apply(*LINKS), patience=30)
+    assert host.listens("audit")
+
+
+def test_a_held_port_is_nobody_elses(host):
+    with squatter(host, "audit") as process:
+        assert process.stdout is not None and process.stdout.readline() == "has it\n"
+    wanted = {"audit": (host.layout.netns("audit"), 5671), "gone": (host.layout.netns("gone"), 5671)}
+    with ports.Held(wanted) as held:
+        assert list(held.refused) == ["gone"]
+        with squatter(host, "audit") as process, host.inside("audit"):
+            assert process.stdout is not None
+            one = socket.socket()
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            one.bind(("127.0.0.1", 5671))  # as haproxy does
+            one.listen()
+            socket.create_connection(("127.0.0.1", 5671), timeout=5).close()
+            one.close()
+            assert process.poll() is None
+            held.__exit__(None, None, None)
+            assert process.stdout.readline() == "has it\n"
