@@ -18,7 +18,6 @@ import os
 import pwd
 import secrets
 import shutil
-import socket
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,7 +26,7 @@ from typing import Any
 from netspace import files
 from netspace.errors import MissingError, NetspaceError, StateError
 from netspace.layout import Layout
-from netspace.link import authority, diff, guard, identity
+from netspace.link import authority, diff, guard, identity, listening
 from netspace.link.management import Login, Management, RefusedError, UnreachableError
 from netspace.spec.types import LocalBroker
 from netspace.supervision import Service, Supervisor
@@ -337,13 +336,28 @@ def restart_carriers(layout: Layout, spec: LocalBroker) -> None:
         raise NetspaceError(f"what carries mail to other hosts can't be started anew: {why}")
 
 
-def start(layout: Layout, spec: LocalBroker, supervisor: Supervisor, progress: Callable[[str], None]) -> None:
-    """Install the node, have it run, and wait until it answers.
+def start(
+    layout: Layout,
+    spec: LocalBroker,
+    supervisor: Supervisor,
+    progress: Callable[[str], None],
+    *,
+    runs_as: LocalBroker | None = None,
+    deaf: bool = False,
+) -> None:
+    """Install the node, have it run, and wait until clients reach it.
 
-    :raises NetspaceError: when it doesn't come up; with the end of its log.
+    :param runs_as: as what it runs, if it does.
+    :param deaf: it runs, and no client reaches it: it is started anew.
+    :raises NetspaceError: when another program has one of its ports, and then nothing is changed; when it doesn't
+        come up, with the end of its log.
     """
     available()
-    if not installed(layout, spec):
+    status = supervisor.observe().get(NODE)
+    runs = status is not None and status.state in ("running", "starting")
+    if refusal := listening.taken(spec, runs_as if runs else None, deaf=deaf):
+        raise NetspaceError(refusal)
+    if deaf or not installed(layout, spec):
         # Stopped before anything is written: one killed in between is then started anew by the next run.
         running = [name for name in reversed(SERVICES) if name in supervisor.observe()]
         if running:
@@ -372,9 +386,7 @@ def wait(
             try:
                 if api.get("vhosts", layout.instance, query="columns=name") is None:
                     complaint = "it has no vhost of ours"
-                elif not _listens(spec.port):
-                    complaint = f"it takes no connections at port {spec.port}"
-                else:
+                elif not (complaint := listening.unanswered(layout, spec)):
                     return
             except (UnreachableError, RefusedError) as err:  # it refuses while it still loads its definitions
                 complaint = str(err)
@@ -389,14 +401,6 @@ def wait(
                 said = passed
                 progress(f"waiting for the broker to start ({passed:.0f} s)")
             time.sleep(0.1)
-
-
-def _listens(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=5.0).close()
-    except OSError:
-        return False
-    return True
 
 
 def log_tail(layout: Layout, lines: int = 20) -> str:

@@ -190,7 +190,9 @@ class Change:
             failed = failed or err  # what is to be revoked is, all the same
         if definitions is None and isinstance(broker, LocalBroker):
             self.progress("starting the broker")
-            node.start(self.layout, broker, self.supervisor, self.progress)
+            recorded, deaf = work.observed.record.broker, work.observed.broker == "deaf"
+            runs_as = recorded if isinstance(recorded, LocalBroker) else None
+            node.start(self.layout, broker, self.supervisor, self.progress, runs_as=runs_as, deaf=deaf)
         elif work.observed.stalled and isinstance(broker, LocalBroker):
             node.restart_carriers(self.layout, broker)
         vhost = reach.vhost(self.layout, broker)

@@ -24,6 +24,7 @@ from netspace.link import (
     forwarder,
     health,
     identity,
+    listening,
     model,
     names,
     parked,
@@ -40,7 +41,7 @@ from netspace.link.management import Management
 from netspace.link.names import Names
 from netspace.link.planning import FORWARDER, KIND, DesiredLinks, Observed, Work
 from netspace.link.record import Record, forget, read
-from netspace.plan import Outcome, Plan, Step
+from netspace.plan import Outcome, Plan, Refusal, Step
 from netspace.spec.types import Broker, Link, LocalBroker
 from netspace.supervision import Supervisor
 
@@ -226,8 +227,20 @@ class Links:
         )
 
     def plan(self, desired: DesiredLinks, observed: Observed, remove: Collection[str] = ()) -> Plan:
-        """What must change. Pure. Steps bear the name of a link, or ``broker``, ``forwarder``, ``seals``."""
-        return planning.plan(self.layout, desired, observed, remove)
+        """Return what must change, and why the broker can't be started as desired (a port that is taken).
+
+        Steps bear the name of a link, or ``broker``, ``forwarder``, ``seals``.
+        """
+        found = planning.plan(self.layout, desired, observed, remove)
+        starts = any(step.name == planning.BROKER and step.action != "remove" for step in found.steps)
+        if not starts or not isinstance(desired.broker, LocalBroker):
+            return found
+        recorded, deaf = observed.record.broker, observed.broker == "deaf"
+        running = recorded if observed.broker != "stopped" and isinstance(recorded, LocalBroker) else None
+        if why := listening.taken(desired.broker, running, deaf=deaf):
+            refusal = Refusal(planning.KIND, planning.BROKER, f"netspace:{why}")
+            return Plan(found.steps, [*found.refusals, refusal], found.notes)
+        return found
 
     def apply(self, steps: Sequence[Step], *, purge: bool = False) -> list[Outcome]:
         """Carry out a plan's steps.

@@ -130,7 +130,9 @@ def plan(layout: Layout, desired: DesiredLinks, observed: Observed, remove: Coll
         if after:
             accounts.update(_former_changes(comparison.formers(observed), observed.record.former))
     work = Work(wanted, before, after, observed, comparison)
-    if before and observed.broker not in ("running", "unreachable"):
+    if observed.broker == "deaf":
+        notes.append(f"no client reaches the broker: {observed.detail}; it is started anew")
+    elif before and observed.broker not in ("running", "unreachable"):
         notes.append("the broker doesn't run: whether its links are as recorded is unknown until it does")
 
     broker_changes = _broker_changes(work)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
-from netspace.link import authority, former, identity, model, names
+from netspace.link import authority, former, identity, listening, model, names
 from netspace.link import broker as node
 from netspace.link.identity import Accounts
 from netspace.link.management import Login, Management, RefusedError, TooLargeError, UnreachableError
@@ -16,7 +16,8 @@ from netspace.link.record import Record
 from netspace.spec.types import Broker, ClusterBroker, Link, LocalBroker
 from netspace.supervision import Status
 
-BrokerState = Literal["absent", "stopped", "starting", "running", "unreachable"]
+BrokerState = Literal["absent", "stopped", "starting", "running", "deaf", "unreachable"]
+"""``deaf``: our broker runs, and clients can't reach it: its port is another program's, or nobody's."""
 
 
 def vhost(layout: Layout, broker: Broker) -> str:
@@ -79,6 +80,9 @@ def ask(
         with management(layout, broker) as api:
             if not whole:
                 api.get("overview")
+            if isinstance(broker, LocalBroker) and (why := listening.unanswered(layout, broker)):
+                return "deaf", why, None, ()
+            if not whole:
                 return "running", "", None, ()
             excess = flooded(layout, api, broker, record.links)
             if excess:

@@ -6,7 +6,7 @@ from typing import Any
 
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
-from netspace.link import across, model, names, planning, reach
+from netspace.link import across, listening, model, names, planning, reach
 from netspace.link.record import plain, read
 from netspace.spec.types import LocalBroker
 from netspace.supervision import Supervisor
@@ -77,4 +77,7 @@ def readers(layout: Layout, environment: str) -> int:
         raise NetspaceError(f"there is no mailbox of {environment} on the broker")
     if "consumer_details" not in queue:
         raise NetspaceError(f"the broker does not tell (yet) who reads the mailbox of {environment}")
-    return len(queue["consumer_details"])
+    count = len(queue["consumer_details"])
+    if not count and isinstance(record.broker, LocalBroker) and (why := listening.unanswered(layout, record.broker)):
+        raise NetspaceError(f"nobody can read the mailbox of {environment}: {why}")  # which is no fault of its program
+    return count
