@@ -387,3 +387,42 @@ class PolicyForged(Refused):
 
     code = "policy-signature"
     remedy = "put a policy in force again: netspace_attestation.policy_set"
+
+
+class TeeMalformed(Malformed):
+    """A TEE's report, its certificates or what came with them, that can't be read to its end."""
+
+    code = "tee-malformed"
+    remedy = "find out what wrote the report; a newer firmware may need a newer netspace"
+
+
+class TeeSignature(Refused):
+    """A TEE report that the processor's key did not sign."""
+
+    code = "tee-signature"
+
+
+class TeeCertificate(Refused):
+    """A TEE report with the certificate of another processor, firmware version (TCB) or kind of key."""
+
+    code = "tee-certificate"
+    remedy = (
+        "let the host's certificate table be written anew: its firmware was updated, or the table is another host's"
+    )
+
+
+class TeeRevoked(Refused):
+    """A TEE's certificate, or one on its path, that its maker revoked; or a TCB that its maker calls revoked."""
+
+    code = "tee-revoked"
+    remedy = "ask the processor's maker why; move the guest to another machine"
+
+
+class TeeUntrusted(Limited):
+    """The TEE's certificate is missing, or does not chain to a root that is trusted."""
+
+    code = "tee-untrusted"
+    remedy = (
+        "put the maker's root, and the processor's certificate where the guest has none, into the folder that the "
+        "master's netspace.attestation:tee_roots names"
+    )
