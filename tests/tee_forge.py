@@ -314,3 +314,44 @@ def identity(status: str = "UpToDate", svn: int = 4, **changes: Any) -> dict[str
         "tcbLevels": [{"tcb": {"isvsvn": svn}, "tcbStatus": status}],
         **changes,
     }
+
+
+def hcl_report(
+    report: bytes, document: bytes, *, kind: int = 2, algorithm: int = 1, version: int = 1, pad: int = 64
+) -> bytes:
+    """What a paravisor keeps in the vTPM's NV index; *report* is an SNP report, or a TDREPORT."""
+    runtime = struct.pack("<IIIII", 20 + len(document), 1, kind, algorithm, len(document)) + document
+    body = report.ljust(1184, b"\0") + runtime
+    return b"HCLA" + struct.pack("<IIII", version, 32 + len(body), 2, 0) + bytes(12) + body + bytes(pad)
+
+
+def vtpm(*keys: rsa.RSAPrivateKey) -> bytes:
+    """A paravisor's document, with the keys of a vTPM: for attestation, and for endorsement."""
+    import base64
+
+    def text(number: int) -> str:
+        return base64.urlsafe_b64encode(number.to_bytes((number.bit_length() + 7) // 8, "big")).decode().rstrip("=")
+
+    found = []
+    for name, key in zip(("HCLAkPub", "HCLEkPub"), keys, strict=True):
+        numbers = key.public_key().public_numbers()
+        found.append({"kid": name, "kty": "RSA", "e": text(numbers.e), "n": text(numbers.n)})
+    return json.dumps({"keys": found, "vm-configuration": {"secure-boot": True}}).encode()
+
+
+def ccel(*events: tuple[int, bytes], pad: bytes = b"\xff" * 512) -> bytes:
+    """A TD's log area: events by register (1: RTMR 0) and data, digests being of the data."""
+    spec = b"Spec ID Event03\0" + bytes(8) + struct.pack("<IHH", 1, 0x000C, 48) + b"\0"
+    out = struct.pack("<II", 1, 3) + bytes(20) + struct.pack("<I", len(spec)) + spec
+    for index, data in events:
+        out += struct.pack("<IIIH", index, 13, 1, 0x000C) + hashlib.sha384(data).digest()
+        out += struct.pack("<I", len(data)) + data
+    return out + pad
+
+
+def rtmrs(*events: tuple[int, bytes]) -> list[bytes]:
+    """The registers that :func:`ccel` leads to."""
+    values = [bytes(48)] * 4
+    for index, data in events:
+        values[index - 1] = hashlib.sha384(values[index - 1] + hashlib.sha384(data).digest()).digest()
+    return values

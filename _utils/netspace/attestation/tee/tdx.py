@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +38,6 @@ QE_SIGNER = bytes.fromhex("dc9e2a7c6f948f17474e34a7fc43ed030f7c1563f1babddf6340c
 QE_PRODUCT = 2
 _ENCLAVE_DEBUG = 1 << 1
 _CHAIN, _QE_REPORT = 5, 6
-_PEM = re.compile(rb"-----BEGIN CERTIFICATE-----.{1,12000}?-----END CERTIFICATE-----", re.DOTALL)
 _MAX_CHAIN = 4
 
 
@@ -150,16 +148,10 @@ def _data(reader: binary.Reader, wanted: int) -> binary.Reader:
 
 
 def _chain(pem: bytes) -> tuple[bytes, ...]:
-    from cryptography import x509 as pyca
-    from cryptography.hazmat.primitives.serialization import Encoding
-
-    blocks = _PEM.findall(pem)
-    if not 1 <= len(blocks) <= _MAX_CHAIN:
-        raise TeeMalformed(f"TDX quote: {len(blocks)} certificates; 1 to {_MAX_CHAIN} are possible")
-    try:
-        return tuple(pyca.load_pem_x509_certificate(one).public_bytes(Encoding.DER) for one in blocks)
-    except x509.unreadable() as err:
-        raise TeeMalformed(f"TDX quote: certificate: {err}") from err
+    found = x509.from_pem(pem, _MAX_CHAIN)
+    if not found:
+        raise TeeMalformed("TDX quote: without certificates")
+    return tuple(found)
 
 
 def genuine(raw: bytes, trust: Trust, now: float) -> Genuine:

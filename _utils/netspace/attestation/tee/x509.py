@@ -8,9 +8,12 @@ operator, and so do revocation lists. Where the operator gave a list of an issue
 
 from __future__ import annotations
 
+import base64
+import binascii
 import datetime
 import functools
 import itertools
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
 MAX_CERTIFICATE = 8192
 MAX_DEPTH = 3
+_PEM = re.compile(rb"-----BEGIN CERTIFICATE-----([A-Za-z0-9+/=\s]{1,12000})-----END CERTIFICATE-----")
 _SKEW = datetime.timedelta(minutes=5)
 # basicConstraints, keyUsage, extKeyUsage, subject and authority key identifiers.
 _UNDERSTOOD = frozenset(("2.5.29.19", "2.5.29.15", "2.5.29.37", "2.5.29.14", "2.5.29.35"))
@@ -42,6 +46,20 @@ class Trust:
     known: tuple[bytes, ...] = ()
     lists: tuple[bytes, ...] = ()
     documents: tuple[bytes, ...] = ()
+
+
+def from_pem(raw: bytes, limit: int) -> list[bytes]:
+    """Return the DER certificates that stand in PEM in *raw* (RFC 7468); whatever is around them says nothing.
+
+    :raises TeeMalformed: when one is not base64, or there are more than *limit*.
+    """
+    blocks = _PEM.findall(raw)
+    if len(blocks) > limit:
+        raise TeeMalformed(f"{len(blocks)} certificates; at most {limit} are possible")
+    try:
+        return [base64.b64decode(b"".join(block.split()), validate=True) for block in blocks]
+    except binascii.Error as err:
+        raise TeeMalformed(f"certificate: {err}") from err
 
 
 @functools.lru_cache(maxsize=1024)
