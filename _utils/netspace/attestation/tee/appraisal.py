@@ -117,6 +117,21 @@ def judge(found: Genuine, rules: Rules, log: bytes | None) -> None:
         raise TeeLog("the guest brought no log (CCEL)")
 
 
+def weighed(
+    evidence: Evidence, context: Context, section: Tee | None, trust: Trust, base: Worth, now: float
+) -> tuple[Worth, dict[str, Any]]:
+    """Return what verified *evidence* is worth with its TEE, and what the result says of that.
+
+    :param section: the policy's; None: no TEE is asked for, and none is looked at.
+    :param base: what it is worth without.
+    :raises Refused: as :func:`appraise`.
+    """
+    if section is None:
+        return base, {}
+    verdict = appraise(evidence, context, section, trust, now)
+    return weigh(evidence.kind, base, verdict, section), dict(verdict.told)
+
+
 def weigh(kind: str, base: Worth, verdict: Verdict, section: Tee) -> Worth:
     """Return what evidence is worth with its TEE.
 

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from netspace.attestation.tee.rules import Tee
 
 
+# More than any report or table, and than any log's area, has.
+MAX_FILE, MAX_LOG = 128 * 1024, 1024 * 1024
+
+
 @dataclass(frozen=True)
 class Given:
     """A report and what came with it, as read from their files; empty ones are absent.
