@@ -240,10 +240,11 @@ def td_report(
     attributes: bytes = bytes(8),
     mrtd: bytes = MRTD,
     config_id: bytes = bytes(48),
+    xfam: bytes = bytes(8),
     registers: Sequence[bytes] = (bytes(48),) * 4,
 ) -> bytes:
     """A TD's report of version 1.0: 584 bytes."""
-    out = tcb + b"m" * 48 + module_signer + module_attributes + attributes + bytes(8) + mrtd + config_id
+    out = tcb + b"m" * 48 + module_signer + module_attributes + attributes + xfam + mrtd + config_id
     out += bytes(96) + b"".join(registers) + data
     assert len(out) == 584
     return out

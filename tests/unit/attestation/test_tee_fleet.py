@@ -19,12 +19,12 @@ from test_registrar import MASTER, Minion, enrolled
 from test_tee_ccel import EVENTS
 from test_tee_configfs import FakeKernel
 
-from netspace.attestation import attester, ear, fleet, groups, refusals, result, software, terms, verdict
+from netspace.attestation import attester, ear, fleet, groups, policy, refusals, result, software, terms, verdict
 from netspace.attestation.evidence import Context, Evidence, TeeReport
 from netspace.attestation.evidence import parse as parse_evidence
 from netspace.attestation.fleet import Fleet
 from netspace.attestation.kind import Attestations
-from netspace.attestation.registrar import Registrar
+from netspace.attestation.registrar import Registrar, key_of
 from netspace.attestation.tee import configfs, roots, x509
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
@@ -150,6 +150,19 @@ def test_a_report_that_nobody_asked_for_is_not_looked_at(made: Fleet, key: softw
     assert (record["level"], record["code"], record["tee"]) == (1, "software-key", {})
 
 
+def test_a_trial_says_that_it_does_not_try_the_section(made: Fleet, fake_tpm: Any) -> None:
+    enrolled(made.registrar, Minion("web1", fake_tpm), NOW)
+    asked = made.ask("web1")
+    made.judge(asked, answer(asked, fake_tpm), NOW)
+    record = made.record("web1")
+    assert record is not None
+    kept = {**record, "base": 3}
+    made._store.store("state", key_of("web1"), {"jws": made.signer.sign(ear.STATE, kept)})
+    with_section = policy.parse({"version": 3, "tee": SECTION})
+    assert "is not tried here" in made.tried("web1", with_section)["reason"]
+    assert "is not tried here" not in made.tried("web1", policy.parse({"version": 3}))["reason"]
+
+
 # -- the guest --------------------------------------------------------------------------
 CHALLENGE = {"session": "1f", "nonce": "cd" * 32, "pcrs": [0, 7], "ima_from": None, "bootlog": None}
 
@@ -266,6 +279,29 @@ def test_a_damaged_file_in_the_folder_is_an_error(tmp_path: Path, name: str) -> 
         roots.read(str(path))
     with pytest.raises(NetspaceError, match="tee_roots"):
         roots.read(str(tmp_path / "nowhere"))
+
+
+def test_the_runner_asks_judges_and_explains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the operator's folder and a policy in force, from the challenge to the screen."""
+    path = folder(tmp_path / "roots")
+    settings = {"tee_roots": str(path), "groups": [{"name": "web", "match": ["web*"], "minimum": "L3"}]}
+    runner, master = runner_bus.load(tmp_path, settings)
+    monkeypatch.setattr(runner.time, "time", lambda: NOW)
+    monkeypatch.setattr(runner, "_announce", lambda *_: None)
+    monkeypatch.setattr(runner, "_known", lambda made, pattern: ["web1"])
+    made = runner._fleet()
+    made.registrar.init(NOW)
+    made.policies.put("web", {"version": 1, "tee": {**SECTION, "rooted_key": True}})
+    asked = made.ask("web1")
+    key = software.load(Layout(root=tmp_path / "host"))
+    bound = Context(master, "web1", asked.session, asked.nonce, binding=BOOT.encode())
+    evidence = attester.by_key(key, bound)
+    report = TeeReport("sev_guest", Amd().report(bound.report_data(key.public)))
+    found = dataclasses.replace(evidence, tee=report).wire()
+    assert made.judge(asked, {"boot": BOOT, "evidence": found}, NOW)["code"] == "tee-boot"
+    shown = runner.explain("web1")
+    assert shown["state"].startswith("trusted, L3") and shown["tee"]["measurement"] == LAUNCH.hex()
+    assert runner.status()["web1"]["tee"]["code"] == "ok"
 
 
 def test_the_runner_checks_reports_in_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,10 @@ TDX = {
     "owners": [ONE],
     "owner_configs": [ONE],
     "modules": [ONE],
+    "services": [ONE],
+    "attributes": ["00" * 8],
+    "xfams": ["01" * 8],
+    "migration": True,
 }
 
 
@@ -54,7 +58,7 @@ def test_a_whole_section_is_read() -> None:
     }
     assert tdx.statuses == {"UpToDate", "Unknown"} and tdx.log
     assert tdx.registers == {0: {bytes.fromhex(ONE)}, 1: {bytes.fromhex(OTHER)}}
-    assert set(tdx.settings) == {"config_id", "owner", "owner_config", "module"}
+    assert set(tdx.settings) == {"config_id", "owner", "owner_config", "module", "services", "attributes", "xfam"}
 
 
 def test_what_is_not_said_is_denied() -> None:
@@ -62,6 +66,7 @@ def test_what_is_not_said_is_denied() -> None:
     assert not found.rooted_key
     assert found.kinds["snp"].settings == {"migration": {False}, "vmpl": {0}}
     assert found.kinds["tdx"].statuses == {"UpToDate"} and not found.kinds["tdx"].log
+    assert found.kinds["tdx"].settings == {"migration": {False}}
 
 
 def test_the_signer_of_an_id_block_may_stand_for_measurements() -> None:

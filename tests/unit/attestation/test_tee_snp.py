@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 
 import boot_logs
 import pytest
@@ -207,6 +208,39 @@ def test_a_processor_that_issues_certificates_is_no_ca() -> None:
     leaf = tee_forge.issue("evil", evil, "SEV-VCEK", maker.key, False, [(tee_forge.AMD + "3.3", tee_forge.integer(8))])
     with pytest.raises(refusals.TeeUntrusted, match="no CA"):
         x509.check(x509.load(leaf), [x509.load(maker.leaf())], maker.trust(), NOW)
+
+
+def test_a_path_is_found_past_an_issuer_that_has_none() -> None:
+    """An expired certificate of the same issuer, with the same key, lies beside the good one."""
+    maker = Amd()
+    old = tee_forge.issue(
+        "SEV-Milan", maker.ask_key, "ARK", maker.root_key, True, end=tee_forge.START + datetime.timedelta(days=1)
+    )
+    for known in ((old, maker.ask), (maker.ask, old)):
+        snp.genuine(maker.report(), b"", Trust((maker.root,), (*known, maker.leaf())), NOW)
+
+
+def test_look_alike_issuers_take_no_time() -> None:
+    maker = Amd()
+    names = [("SEV-Milan", "X"), ("X", "SEV-Milan")] * 14
+    evil = [
+        tee_forge.issue(subject, maker.ask_key, issuer, maker.ask_key, True, serial=100 + number)
+        for number, (subject, issuer) in enumerate(names)
+    ]
+    brought = table((tee_forge.VCEK_GUID, maker.leaf()), *((tee_forge.ASK_GUID, one) for one in evil))
+    with pytest.raises(refusals.TeeUntrusted, match="more than 64"):
+        snp.genuine(maker.report(), brought, Trust((maker.root,)), NOW)
+
+
+def test_a_path_of_more_intermediates_than_there_are_is_none() -> None:
+    maker = Amd()
+    names = ["SEV-Milan", "A", "B", "C", "ARK"]
+    between = [
+        tee_forge.issue(subject, maker.ask_key, issuer, maker.ask_key if issuer != "ARK" else maker.root_key, True)
+        for subject, issuer in itertools.pairwise(names)
+    ]
+    with pytest.raises(refusals.TeeUntrusted):
+        snp.genuine(maker.report(), b"", Trust((maker.root,), (*between, maker.leaf())), NOW)
 
 
 def test_a_revoked_intermediate_is_refused() -> None:

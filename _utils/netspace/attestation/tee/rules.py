@@ -20,7 +20,9 @@
         statuses: [UpToDate]       # Intel's word on the TCB
         rtmrs: {0: [<hex>, ...]}   # values of registers
         log: false                 # true: the guest's log must be there, and lead to the registers
-        config_ids: [<hex>, ...]   # MRCONFIGID; owners (MROWNER), owner_configs and modules (MRSEAM) likewise
+        migration: false           # true: a migration TD may move it
+        config_ids: [<hex>, ...]   # MRCONFIGID; likewise owners (MROWNER), owner_configs, modules (MRSEAM), services
+        attributes: [<hex>, ...]   # of the TD, 8 bytes as they are in a quote; xfams likewise
 
 A kind that is not named is not accepted. A guest that may be debugged never is.
 """
@@ -50,6 +52,9 @@ _TDX_LISTS = {
     "owners": ("owner", 48),
     "owner_configs": ("owner_config", 48),
     "modules": ("module", 48),
+    "services": ("services", 48),
+    "attributes": ("attributes", 8),
+    "xfams": ("xfam", 8),
 }
 
 
@@ -127,7 +132,10 @@ def _snp(data: Any, at: str) -> Rules:
 
 
 def _tdx(data: Any, at: str) -> Rules:
-    found = _mapping(data, at, ("measurements", "statuses", "rtmrs", "log", *_TDX_LISTS))
+    found = _mapping(data, at, ("measurements", "statuses", "rtmrs", "log", "migration", *_TDX_LISTS))
+    settings = _listed(found, _TDX_LISTS, at)
+    if not _flag(found, "migration", at, False):
+        settings["migration"] = frozenset((False,))
     statuses = frozenset(_texts(found.get("statuses", ["UpToDate"]), f"{at}:statuses"))
     if not statuses or not statuses <= set(STATUSES) - {REVOKED}:
         raise PolicyError(f"{at}:statuses: expected some of {', '.join(one for one in STATUSES if one != REVOKED)}")
@@ -139,7 +147,7 @@ def _tdx(data: Any, at: str) -> Rules:
         _measurements(found, at, False),
         statuses=statuses,
         registers=registers,
-        settings=_listed(found, _TDX_LISTS, at),
+        settings=settings,
         log=_flag(found, "log", at, False),
     )
 

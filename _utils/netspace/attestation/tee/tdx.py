@@ -37,6 +37,8 @@ INTEL_QE = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")
 QE_SIGNER = bytes.fromhex("dc9e2a7c6f948f17474e34a7fc43ed030f7c1563f1babddf6340c82e0e54a8c5")
 QE_PRODUCT = 2
 _ENCLAVE_DEBUG = 1 << 1
+# Of a TD's attributes: bit 29, in their fourth byte.
+_MIGRATABLE = 1 << 5
 _CHAIN, _QE_REPORT = 5, 6
 _MAX_CHAIN = 4
 
@@ -46,6 +48,7 @@ class Body:
     """A TD's report as it was parsed; nothing of it is proved.
 
     :param attributes: of the TD. *module_attributes* of the TDX module; *module_signer* is 0 for Intel's.
+    :param services: hash of the service TDs that are bound to it; None in a report of version 1.0.
     """
 
     tcb: bytes
@@ -200,6 +203,8 @@ def genuine(raw: bytes, trust: Trust, now: float) -> Genuine:
             "attributes": body.attributes,
             "xfam": body.xfam,
             "module": body.module,
+            "migration": bool(body.attributes[3] & _MIGRATABLE),
+            "services": body.services or bytes(48),
         },
         shown=_shown(quote, platform, enclave),
     )
@@ -298,5 +303,4 @@ def _shown(quote: Quote, platform: Platform, enclave: Enclave) -> dict[str, Any]
         "pce_svn": platform.pce_svn,
         "sgx_components": list(platform.components),
         "qe_svn": enclave.svn,
-        "services": None if quote.body.services is None else quote.body.services.hex(),
     }

@@ -10,6 +10,7 @@ A document that is not Intel's, or that has run out, says nothing: the status is
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -69,8 +70,8 @@ class Enclave:
 
 def status(platform: Platform, enclave: Enclave, trust: Trust, now: float) -> str:
     """Return Intel's word on the TCB: the worst of platform, TDX module and enclave; unknown where one is missing."""
-    found = [document for raw in trust.documents if (document := _genuine(raw, trust, now)) is not None]
     try:
+        found = [document for raw in trust.documents if (document := _genuine(raw, platform, trust, now)) is not None]
         levels = (
             _of_platform(platform, [data for kind, data in found if kind == _TCB]),
             _of_enclave(enclave, [data for kind, data in found if kind == _IDENTITY]),
@@ -98,31 +99,46 @@ def read(raw: bytes) -> tuple[bytes, dict[str, Any], bytes, bytes]:
     return found[1], data, found[2], bytes.fromhex(found[3].decode())
 
 
-def _genuine(raw: bytes, trust: Trust, now: float) -> tuple[bytes, dict[str, Any]] | None:
-    """A document that Intel's TCB signing key signed, and that is in force."""
+def _genuine(raw: bytes, platform: Platform, trust: Trust, now: float) -> tuple[bytes, dict[str, Any]] | None:
+    """A document that Intel's TCB signing key signed, that is in force, and that may be of *platform*."""
+    found = _signed(raw, trust.known)
+    if found is None:
+        return None
+    kind, data, signer = found
+    if kind == _TCB and bytes.fromhex(data["fmspc"]) != platform.fmspc:
+        return None
+    if not _time(data["issueDate"]) - 300 <= now <= _time(data["nextUpdate"]):
+        return None
+    try:
+        x509.check(x509.load(signer), (), trust, now)
+    except Refused:
+        return None
+    return kind, data
+
+
+@functools.lru_cache(maxsize=256)
+def _signed(raw: bytes, known: tuple[bytes, ...]) -> tuple[bytes, dict[str, Any], bytes] | None:
+    """A document and the certificate of *known* that signed it; kept, since each report is judged by the same ones."""
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec, utils
 
     try:
         kind, data, signed, signature = read(raw)
-        if not _time(data["issueDate"]) - 300 <= now <= _time(data["nextUpdate"]):
-            return None
-    except (Refused, KeyError, TypeError, ValueError):
+    except Refused:
         return None
     der = utils.encode_dss_signature(int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:], "big"))
-    for one in trust.known:
-        try:
-            certificate = x509.load(one)
-            if "TCB Signing" not in certificate.subject.rfc4514_string():
-                continue
-            key = certificate.public_key()
-            if isinstance(key, ec.EllipticCurvePublicKey):
-                key.verify(der, signed, ec.ECDSA(hashes.SHA256()))
-                x509.check(certificate, (), trust, now)
-                return kind, data
-        except (Refused, InvalidSignature, ValueError):
+    for one in known:
+        certificate = x509.load(one)
+        key = certificate.public_key()
+        # By its name, which Intel's root gives to this key alone: a platform's key chains to the same root.
+        if "TCB Signing" not in certificate.subject.rfc4514_string() or not isinstance(key, ec.EllipticCurvePublicKey):
             continue
+        try:
+            key.verify(der, signed, ec.ECDSA(hashes.SHA256()))
+        except InvalidSignature:
+            continue
+        return kind, data, one
     return None
 
 

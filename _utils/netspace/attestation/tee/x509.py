@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from cryptography.x509 import Certificate, CertificateRevocationList
 
 MAX_CERTIFICATE = 8192
-MAX_DEPTH = 3
+# Intermediates in a path, and signatures that are checked to find one.
+MAX_DEPTH, MAX_CHECKS = 3, 64
 _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----([A-Za-z0-9+/=\s]{1,12000})-----END CERTIFICATE-----")
 _SKEW = datetime.timedelta(minutes=5)
 # basicConstraints, keyUsage, extKeyUsage, subject and authority key identifiers.
@@ -116,7 +117,7 @@ def check(leaf: Certificate, brought: Sequence[Certificate], trust: Trust, now: 
     when = datetime.datetime.fromtimestamp(now, tz=datetime.timezone.utc)
     roots = [load(root) for root in trust.roots]
     between = [*(load(one) for one in trust.known), *brought]
-    path = _path(leaf, between, roots, when, 0)
+    path = _path(leaf, between, roots, when)
     lists = [_load_list(one) for one in trust.lists]
     for certificate, issuer in itertools.pairwise(path):
         _not_revoked(certificate, issuer, lists, when)
@@ -128,30 +129,34 @@ def is_root(certificate: Certificate) -> bool:
 
 
 def _path(
-    certificate: Certificate,
-    between: Sequence[Certificate],
-    roots: Sequence[Certificate],
-    when: datetime.datetime,
-    depth: int,
+    leaf: Certificate, between: Sequence[Certificate], roots: Sequence[Certificate], when: datetime.datetime
 ) -> list[Certificate]:
-    """The path from *certificate* to a root. Each step uses up a certificate, so that a loop ends."""
-    problem = _common(certificate, when)
-    if problem:
-        raise TeeUntrusted(problem)
-    last = f"its issuer, {certificate.issuer.rfc4514_string()!r:.200}, is not there"
-    for issuer in roots:
-        if issuer.subject == certificate.issuer:
-            last = _signed(certificate, issuer, depth) or _common(issuer, when)
-            if not last:
-                return [certificate, issuer]
-    for index, issuer in enumerate(between):
-        if depth == MAX_DEPTH or issuer.subject != certificate.issuer or issuer.subject == issuer.issuer:
+    """A path from *leaf* to a root. The shortest in the order given; what comes from a sender can't make it long."""
+    last = ""
+    checks = 0
+    open_paths = [[leaf]]
+    while open_paths:
+        path = open_paths.pop()
+        certificate = path[-1]
+        problem = _common(certificate, when)
+        last = problem or last or f"its issuer, {certificate.issuer.rfc4514_string()!r:.200}, is not there"
+        if problem:
             continue
-        last = _signed(certificate, issuer, depth)
-        if not last:
-            rest = [*between[:index], *between[index + 1 :]]
-            return [certificate, *_path(issuer, rest, roots, when, depth + 1)]
-    raise TeeUntrusted(f"{_name(certificate)} does not chain to a root: {last}")
+        for issuer in (*roots, *reversed(between)):
+            trusted = issuer in roots
+            if issuer.subject != certificate.issuer or issuer in path or not (trusted or len(path) <= MAX_DEPTH):
+                continue
+            checks += 1
+            if checks > MAX_CHECKS:
+                raise TeeUntrusted(f"more than {MAX_CHECKS} certificates might be issuers")
+            problem = _signed(certificate, issuer, len(path) - 1) or (_common(issuer, when) if trusted else "")
+            if problem:
+                last = problem
+            elif trusted:
+                return [*path, issuer]
+            else:
+                open_paths.append([*path, issuer])
+    raise TeeUntrusted(f"{_name(leaf)} does not chain to a root: {last}")
 
 
 def _signed(certificate: Certificate, issuer: Certificate, depth: int) -> str:
