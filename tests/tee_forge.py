@@ -197,13 +197,14 @@ class Intel:
         product: int = 2,
         enclave_attributes: bytes = b"\x11" + bytes(15),
         bound: bytes | None = None,
+        current_tcb: bytes = TEE_TCB,
         pad: bytes = b"",
         **changes: Any,
     ) -> bytes:
         head = struct.pack("<HHIHH", version, 2, 0x81, 0, 0) + INTEL_QE + bytes(20)
         body = td_report(data, **changes)
         if version == 5:
-            body = struct.pack("<HI", 3, 648) + body + bytes(16) + b"v" * 48
+            body = struct.pack("<HI", 3, 648) + body + current_tcb + b"v" * 48
         point = self.attestation.public_key().public_numbers()
         key = point.x.to_bytes(32, "big") + point.y.to_bytes(32, "big")
         extra = bytes(range(32))

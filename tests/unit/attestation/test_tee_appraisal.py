@@ -140,7 +140,8 @@ TDX_CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "migration": ({"attributes": bytes([0, 0, 0, 0x20, 0, 0, 0, 0])}, {}, "tee-policy"),
     "other attributes": ({"attributes": bytes([0, 0, 0, 0, 1, 0, 0, 0])}, {"attributes": ["00" * 8]}, "tee-policy"),
     "other features": ({"xfam": b"\1" + bytes(7)}, {"xfams": ["00" * 8]}, "tee-policy"),
-    "a service TD": ({"version": 5}, {"services": ["00" * 48]}, "tee-policy"),
+    "a service TD": ({"version": 5}, {}, "tee-policy"),
+    "another service TD": ({"version": 5}, {"services": ["01" * 48]}, "tee-policy"),
     "another register": ({}, {"rtmrs": {2: ["01" * 48]}}, "tee-measurement"),
     "no log": ({}, {"log": True}, "tee-log"),
 }

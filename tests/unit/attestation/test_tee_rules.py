@@ -66,7 +66,7 @@ def test_what_is_not_said_is_denied() -> None:
     assert not found.rooted_key
     assert found.kinds["snp"].settings == {"migration": {False}, "vmpl": {0}}
     assert found.kinds["tdx"].statuses == {"UpToDate"} and not found.kinds["tdx"].log
-    assert found.kinds["tdx"].settings == {"migration": {False}}
+    assert found.kinds["tdx"].settings == {"migration": {False}, "services": {bytes(48)}}
 
 
 def test_the_signer_of_an_id_block_may_stand_for_measurements() -> None:

@@ -21,7 +21,8 @@
         rtmrs: {0: [<hex>, ...]}   # values of registers
         log: false                 # true: the guest's log must be there, and lead to the registers
         migration: false           # true: a migration TD may move it
-        config_ids: [<hex>, ...]   # MRCONFIGID; likewise owners (MROWNER), owner_configs, modules (MRSEAM), services
+        services: [<hex>, ...]     # MRSERVICETD; zeros if not given: no service TD is bound to it
+        config_ids: [<hex>, ...]   # MRCONFIGID; likewise owners (MROWNER), owner_configs and modules (MRSEAM)
         attributes: [<hex>, ...]   # of the TD, 8 bytes as they are in a quote; xfams likewise
 
 A kind that is not named is not accepted. A guest that may be debugged never is.
@@ -136,6 +137,7 @@ def _tdx(data: Any, at: str) -> Rules:
     settings = _listed(found, _TDX_LISTS, at)
     if not _flag(found, "migration", at, False):
         settings["migration"] = frozenset((False,))
+    settings.setdefault("services", frozenset((bytes(48),)))
     statuses = frozenset(_texts(found.get("statuses", ["UpToDate"]), f"{at}:statuses"))
     if not statuses or not statuses <= set(STATUSES) - {REVOKED}:
         raise PolicyError(f"{at}:statuses: expected some of {', '.join(one for one in STATUSES if one != REVOKED)}")

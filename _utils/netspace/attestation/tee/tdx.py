@@ -48,7 +48,8 @@ class Body:
     """A TD's report as it was parsed; nothing of it is proved.
 
     :param attributes: of the TD. *module_attributes* of the TDX module; *module_signer* is 0 for Intel's.
-    :param services: hash of the service TDs that are bound to it; None in a report of version 1.0.
+    :param tcb: security versions when the TD was started; *current_tcb*: now, since a module may be updated under a TD.
+    :param services: hash of the service TDs that are bound to it; both are None in a report of version 1.0.
     """
 
     tcb: bytes
@@ -63,6 +64,7 @@ class Body:
     owner_config: bytes
     registers: tuple[bytes, ...]
     report_data: bytes
+    current_tcb: bytes | None
     services: bytes | None
 
 
@@ -132,13 +134,12 @@ def _body(reader: binary.Reader, size: int) -> Body:
     mrtd, config_id, owner, owner_config = take(48), take(48), take(48), take(48)
     registers = tuple(take(48) for _ in range(4))
     data = take(64)
-    services = None
+    current, services = None, None
     if size == BODY_15:
-        take(16)
-        services = take(48)
+        current, services = take(16), take(48)
     return Body(
         tcb, module, signer, module_attributes, attributes, xfam, mrtd, config_id, owner, owner_config, registers,
-        data, services,
+        data, current, services,
     )  # fmt: skip
 
 
@@ -268,7 +269,8 @@ def platform_of(leaf: Certificate, body: Body) -> Platform:
     pce, fmspc = _field(fields, "3", binary.OCTETS), _field(fields, "4", binary.OCTETS)
     if len(pce) != 2 or len(fmspc) != 6:
         raise TeeMalformed(f"{what}: PCE-ID or FMSPC of another size")
-    return Platform(fmspc, pce, components, pce_svn, body.tcb, body.module_signer, body.module_attributes)
+    tcbs = (body.tcb,) if body.current_tcb is None else (body.tcb, body.current_tcb)
+    return Platform(fmspc, pce, components, pce_svn, tcbs, body.module_signer, body.module_attributes)
 
 
 def _pairs(data: bytes, what: str, below: str = "") -> dict[str, tuple[int, bytes]]:

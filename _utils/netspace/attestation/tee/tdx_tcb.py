@@ -44,14 +44,15 @@ class Platform:
     """What a platform's TCB is judged by.
 
     :param components: security versions of SGX's 16 components, and *pce_svn*: of the PCK certificate.
-    :param tcb: TEE_TCB_SVN of the TD's report. *module_signer* and *module_attributes* likewise.
+    :param tcbs: TEE_TCB_SVN of the TD's report, and TEE_TCB_SVN_2 where it has one: both count.
+    :param module_signer: of the TD's report, *module_attributes* likewise.
     """
 
     fmspc: bytes
     pce: bytes
     components: tuple[int, ...]
     pce_svn: int
-    tcb: bytes
+    tcbs: tuple[bytes, ...]
     module_signer: bytes
     module_attributes: bytes
 
@@ -73,7 +74,7 @@ def status(platform: Platform, enclave: Enclave, trust: Trust, now: float) -> st
     try:
         found = [document for raw in trust.documents if (document := _genuine(raw, platform, trust, now)) is not None]
         levels = (
-            _of_platform(platform, [data for kind, data in found if kind == _TCB]),
+            *_of_platform(platform, [data for kind, data in found if kind == _TCB]),
             _of_enclave(enclave, [data for kind, data in found if kind == _IDENTITY]),
         )
     except (KeyError, TypeError, ValueError, AttributeError):
@@ -146,19 +147,18 @@ def _time(text: Any) -> float:
     return datetime.datetime.fromisoformat(str(text).replace("Z", "+00:00")).timestamp()
 
 
-def _of_platform(platform: Platform, documents: Iterable[Mapping[str, Any]]) -> str:
+def _of_platform(platform: Platform, documents: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The standing of the platform, and of its TDX module."""
     for data in documents:
-        if data["id"] != "TDX" or data["version"] != 3 or bytes.fromhex(data["fmspc"]) != platform.fmspc:
-            continue
-        if bytes.fromhex(data["pceId"]) != platform.pce:
-            continue
-        return max(_level(platform, data["tcbLevels"]), _module(platform, data), key=STATUSES.index)
-    return UNKNOWN
+        if data["id"] == "TDX" and data["version"] == 3 and bytes.fromhex(data["pceId"]) == platform.pce:
+            levels = (_level(platform, tcb, data["tcbLevels"]) for tcb in platform.tcbs)
+            return (*levels, *(_module(platform, tcb, data) for tcb in platform.tcbs))
+    return (UNKNOWN,)
 
 
-def _level(platform: Platform, levels: Sequence[Mapping[str, Any]]) -> str:
+def _level(platform: Platform, svn: bytes, levels: Sequence[Mapping[str, Any]]) -> str:
     """The first level that the platform reaches. Versions of a module of its own (since 1.5) are not among them."""
-    first = 2 if platform.tcb[1] else 0
+    first = 2 if svn[1] else 0
     for level in levels:
         tcb = level["tcb"]
         sgx = [one["svn"] for one in tcb["sgxtcbcomponents"]]
@@ -168,20 +168,20 @@ def _level(platform: Platform, levels: Sequence[Mapping[str, Any]]) -> str:
         if (
             all(has >= needs for has, needs in zip(platform.components, sgx, strict=True))
             and platform.pce_svn >= tcb["pcesvn"]
-            and all(has >= needs for has, needs in zip(platform.tcb[first:], tdx[first:], strict=True))
+            and all(has >= needs for has, needs in zip(svn[first:], tdx[first:], strict=True))
         ):
             return _known(level["tcbStatus"])
     return OUT_OF_DATE
 
 
-def _module(platform: Platform, data: Mapping[str, Any]) -> str:
+def _module(platform: Platform, svn: bytes, data: Mapping[str, Any]) -> str:
     """The TDX module's own standing, by its major version (TEE_TCB_SVN[1]); 0: it is among the levels."""
-    if not platform.tcb[1]:
+    if not svn[1]:
         module = data["tdxModule"]
         return "UpToDate" if _same_module(platform, module) else UNKNOWN
     for module in data["tdxModuleIdentities"]:
-        if module["id"] == f"TDX_{platform.tcb[1]:02X}" and _same_module(platform, module):
-            return _by_svn(module["tcbLevels"], platform.tcb[0])
+        if module["id"] == f"TDX_{svn[1]:02X}" and _same_module(platform, module):
+            return _by_svn(module["tcbLevels"], svn[0])
     return UNKNOWN
 
 
