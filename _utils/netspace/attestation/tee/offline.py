@@ -69,7 +69,7 @@ def _verify(shown: Report, given: Given, trust: Trust, now: float, data: bytes |
         ccel.check(given.log, found.registers)
         shown.passed("tee-log", "the log leads to the registers")
     if section is None:
-        shown.skipped("tee-policy", "no policy was given: is this guest any good?")
+        shown.skipped("tee-policy", "no policy was given: measurement, TCB and settings are not judged")
         if found.debug:
             shown.skipped("tee-debug", found.debug)
         return
