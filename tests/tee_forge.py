@@ -133,7 +133,7 @@ def snp_body(
     measurement: bytes = LAUNCH,
     host_data: bytes = bytes(32),
 ) -> bytes:
-    """What is signed of an SNP report: 672 bytes."""
+    """The signed part of an SNP report: 672 bytes."""
     out = struct.pack("<IIQ", version, 0, policy) + bytes(32) + struct.pack("<II", vmpl, 1) + tcb
     out += struct.pack("<QII", 1, flags, 0) + data + measurement + host_data + bytes(96) + b"r" * 32 + bytes(32)
     out += tcb + (bytes([family, 1, 1]) if version > 2 else bytes(3)) + bytes(21) + chip + tcb
@@ -321,7 +321,7 @@ def identity(status: str = "UpToDate", svn: int = 4, **changes: Any) -> dict[str
 def hcl_report(
     report: bytes, document: bytes, *, kind: int = 2, algorithm: int = 1, version: int = 1, pad: int = 64
 ) -> bytes:
-    """What a paravisor keeps in the vTPM's NV index; *report* is an SNP report, or a TDREPORT."""
+    """A paravisor's report, as the vTPM's NV index has it; *report* is an SNP report, or a TDREPORT."""
     runtime = struct.pack("<IIIII", 20 + len(document), 1, kind, algorithm, len(document)) + document
     body = report.ljust(1184, b"\0") + runtime
     return b"HCLA" + struct.pack("<IIII", version, 32 + len(body), 2, 0) + bytes(12) + body + bytes(pad)

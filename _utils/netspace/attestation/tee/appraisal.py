@@ -1,4 +1,4 @@
-"""What a TEE report is worth: genuine, for this very challenge, and as the policy says.
+"""Judgement of a TEE report: genuine, for this very challenge, and as the policy says.
 
 The order: there is a report; its kind can be verified; it is genuine (structure, certificate, signature,
 path to a root); it is over this challenge and this key; the policy has rules for its kind; no debugging;
@@ -42,7 +42,7 @@ LEVEL_TPM, LEVEL_KEY, LEVEL_ROOTED = 2, 1, 3
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the policy makes of a host's TEE.
+    """The policy's word on a host's TEE.
 
     :param code: ``ok``, or why it is not good enough.
     :param told: what the result says of it; empty where nothing genuine is known.

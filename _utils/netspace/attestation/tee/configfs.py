@@ -38,7 +38,7 @@ class Taken(NamedTuple):
 
 
 class Files(Protocol):
-    """What is done with the directory; :class:`Kernel` does it."""
+    """Operations on the directory; :class:`Kernel` does them."""
 
     def make(self, path: Path) -> None:
         """Make a directory."""

@@ -1,4 +1,4 @@
-"""What a good confidential guest is: the policy's section ``tee``, read strictly.
+"""Rules for confidential guests: the policy's section ``tee``, read strictly.
 
 ::
 

@@ -233,7 +233,7 @@ def _leaf(report: Report, raw: bytes, brought: Sequence[Certificate], known: Seq
 
 
 def _mismatch(certificate: Certificate, report: Report) -> str:
-    """Why *certificate* is not for *report*; empty when it is."""
+    """Return why *certificate* is not for *report*; empty when it is."""
     chip = x509.extension(certificate, _HWID)
     if (chip is None) != (report.key == VLEK):
         return f"signed by a {KEYS[report.key].upper()}, and the certificate is of the other kind"
@@ -269,7 +269,7 @@ def _tcb(raw: bytes, turin: bool) -> dict[str, int]:
 
 
 def _lowest(report: Report) -> dict[str, int]:
-    """What a minimum is held against: the guest may have been started under an older TCB than is reported now."""
+    """Return the versions that count: the guest may have been started under an older TCB than is reported now."""
     return {name: min(value, report.launch_tcb[name]) for name, value in report.tcb.items()}
 
 

@@ -41,7 +41,7 @@ _DOCUMENT = re.compile(rb'\s*\{"(tcbInfo|enclaveIdentity)":(\{.+\}),"signature":
 
 @dataclass(frozen=True)
 class Platform:
-    """What a platform's TCB is judged by.
+    """The versions by which a platform's TCB is judged.
 
     :param components: security versions of SGX's 16 components, and *pce_svn*: of the PCK certificate.
     :param tcbs: TEE_TCB_SVN of the TD's report, and TEE_TCB_SVN_2 where it has one: both count.

@@ -35,7 +35,7 @@ _UNDERSTOOD = frozenset(("2.5.29.19", "2.5.29.15", "2.5.29.37", "2.5.29.14", "2.
 
 @dataclass(frozen=True)
 class Trust:
-    """What the operator gave, from files (``roots``).
+    """Certificates and documents that the operator gave, from files (``roots``).
 
     :param roots: certificates that sign themselves; trusted.
     :param known: further certificates, of CAs and processors: trusted for nothing by themselves.
@@ -85,7 +85,7 @@ def load(der: bytes) -> Certificate:
 
 
 def unreadable() -> tuple[type[Exception], ...]:
-    """What ``cryptography`` raises for what it can't read."""
+    """Return the exceptions that ``cryptography`` raises for bytes that it can't read."""
     from cryptography import x509
     from cryptography.exceptions import UnsupportedAlgorithm
 
@@ -131,7 +131,7 @@ def is_root(certificate: Certificate) -> bool:
 def _path(
     leaf: Certificate, between: Sequence[Certificate], roots: Sequence[Certificate], when: datetime.datetime
 ) -> list[Certificate]:
-    """A path from *leaf* to a root. The shortest in the order given; what comes from a sender can't make it long."""
+    """Return a path from *leaf* to a root, both included. A sender's certificates can't make the search long."""
     last = ""
     checks = 0
     open_paths = [[leaf]]
@@ -160,7 +160,7 @@ def _path(
 
 
 def _signed(certificate: Certificate, issuer: Certificate, depth: int) -> str:
-    """Why *issuer* is not the issuer of *certificate*; empty when it is."""
+    """Return why *issuer* is not the issuer of *certificate*; empty when it is."""
     from cryptography import x509
     from cryptography.exceptions import InvalidSignature
 
@@ -183,7 +183,7 @@ def _signed(certificate: Certificate, issuer: Certificate, depth: int) -> str:
 
 
 def _common(certificate: Certificate, when: datetime.datetime) -> str:
-    """What is wrong with a certificate wherever it stands in a path; empty for nothing."""
+    """Return a problem of a certificate that counts wherever it stands in a path; empty for none."""
     from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
     name = _name(certificate)
@@ -208,6 +208,7 @@ def _name(certificate: Certificate) -> str:
     return f"{certificate.subject.rfc4514_string() or 'a certificate'!r:.200}"
 
 
+@functools.lru_cache(maxsize=64)
 def _load_list(der: bytes) -> CertificateRevocationList:
     from cryptography import x509
 
