@@ -132,12 +132,14 @@ def snp_body(
     family: int = 0,
     measurement: bytes = LAUNCH,
     host_data: bytes = bytes(32),
+    platform: int = 1,
+    mitigations: bytes = bytes(16),
 ) -> bytes:
     """The signed part of an SNP report: 672 bytes."""
     out = struct.pack("<IIQ", version, 0, policy) + bytes(32) + struct.pack("<II", vmpl, 1) + tcb
-    out += struct.pack("<QII", 1, flags, 0) + data + measurement + host_data + bytes(96) + b"r" * 32 + bytes(32)
+    out += struct.pack("<QII", platform, flags, 0) + data + measurement + host_data + bytes(96) + b"r" * 32 + bytes(32)
     out += tcb + (bytes([family, 1, 1]) if version > 2 else bytes(3)) + bytes(21) + chip + tcb
-    out += bytes([1, 55, 1, 0, 1, 55, 1, 0]) + (launch_tcb or tcb)
+    out += bytes([1, 55, 1, 0, 1, 55, 1, 0]) + (launch_tcb or tcb) + mitigations
     out += bytes(672 - len(out))
     assert len(out) == 672
     return out

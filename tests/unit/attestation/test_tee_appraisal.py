@@ -114,6 +114,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "an old launch": ({"launch_tcb": bytes([2, 0, 0, 0, 0, 0, 8, 115])}, {"tcb": {"bootloader": 3}}, "tee-tcb"),
     "SMT": ({}, {"smt": False}, "tee-policy"),
     "a migration agent": ({"policy": tee_forge.POLICY | 1 << 18}, {}, "tee-policy"),
+    "two sockets": ({}, {"single_socket": True}, "tee-policy"),
+    "no check for aliases": ({"platform": 1}, {"alias_check": True}, "tee-policy"),
     "another level": ({"vmpl": 1}, {}, "tee-policy"),
     "other host data": ({}, {"host_data": ["01" * 32]}, "tee-policy"),
     "another chip": ({}, {"chips": ["01" * 64]}, "tee-policy"),

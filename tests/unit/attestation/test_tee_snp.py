@@ -90,6 +90,7 @@ def test_a_report_with_the_certificates_of_its_host() -> None:
         "smt": True,
         "migration": False,
         "single_socket": False,
+        "alias_check": False,
         "vmpl": 0,
         "host_data": bytes(32),
         "id_key": bytes(48),
@@ -100,11 +101,13 @@ def test_a_report_with_the_certificates_of_its_host() -> None:
     }
 
 
-@pytest.mark.parametrize("version", [2, 3, 5])
+@pytest.mark.parametrize("version", [2, 3, 4, 5])
 def test_each_version_of_a_report_is_read(version: int) -> None:
     maker = Amd()
     family = 0x19 if version > 2 else 0
-    found = snp.genuine(maker.report(version=version, family=family), b"", maker.trust(maker.leaf()), NOW)
+    mitigations = b"\3" + bytes(15) if version > 3 else bytes(16)
+    report = maker.report(version=version, family=family, mitigations=mitigations)
+    found = snp.genuine(report, b"", maker.trust(maker.leaf()), NOW)
     assert found.shown["version"] == version and found.tcb == tee_forge.TCB
 
 
@@ -131,7 +134,8 @@ def test_each_flipped_bit_of_a_report_is_refused() -> None:
 
 CHANGED = {
     "version 1": {"version": 1},
-    "version 4": {"version": 4},
+    "version 6": {"version": 6},
+    "mitigations before there were any": {"version": 3, "mitigations": b"\1" * 16},
     "no key": {"flags": 7 << 2},
     "reserved flag": {"flags": 1 << 9},
     "VMPL 4": {"vmpl": 4},

@@ -10,6 +10,7 @@
         tcb: {bootloader: 3, tee: 0, snp: 8, microcode: 115, fmc: 1}    # at least
         smt: true                  # false: with SMT off
         migration: false           # true: a migration agent may be there
+        single_socket: false       # true: on one socket alone; alias_check: true: memory was checked for aliases
         vmpls: [0]
         host_data: [<hex>, ...]    # 32 bytes
         chips: [<hex>, ...]        # 64 bytes
@@ -108,13 +109,27 @@ def parse(data: Any, at: str = "policy:tee") -> Tee:
 
 
 def _snp(data: Any, at: str) -> Rules:
-    known = ("measurements", "tcb", "smt", "migration", "vmpls", "keys", "providers", *_SNP_LISTS)
+    known = (
+        "measurements",
+        "tcb",
+        "smt",
+        "migration",
+        "single_socket",
+        "alias_check",
+        "vmpls",
+        "keys",
+        "providers",
+        *_SNP_LISTS,
+    )
     found = _mapping(data, at, known)
     settings: dict[str, frozenset[Value]] = _listed(found, _SNP_LISTS, at)
     if not _flag(found, "smt", at, True):
         settings["smt"] = frozenset((False,))
     if not _flag(found, "migration", at, False):
         settings["migration"] = frozenset((False,))
+    for name in ("single_socket", "alias_check"):
+        if _flag(found, name, at, False):
+            settings[name] = frozenset((True,))
     vmpls = _list(found.get("vmpls", [0]), f"{at}:vmpls")
     if any(type(one) is not int or not 0 <= one <= 3 for one in vmpls):
         raise PolicyError(f"{at}:vmpls: expected numbers from 0 to 3")

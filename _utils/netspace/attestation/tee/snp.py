@@ -1,7 +1,7 @@
 """AMD SEV-SNP: attestation reports, and the processor's certificates.
 
 The layout is ATTESTATION_REPORT of "SEV Secure Nested Paging Firmware ABI Specification" (56860, revision 1.58),
-versions 2, 3 and 5. Certificates are as of "Versioned Chip Endorsement Key (VCEK) Certificate and KDS Interface
+versions 2 to 5. Certificates are as of "Versioned Chip Endorsement Key (VCEK) Certificate and KDS Interface
 Specification" (57230). All integers are little-endian.
 
 :func:`genuine` checks, in this order: structure; that a certificate is for this report (kind of key; chip, for a
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 KIND = "snp"
 SIZE = 1184
 SIGNED = 672
-VERSIONS = (2, 3, 5)
+VERSIONS = (2, 3, 4, 5)
 ECDSA_P384_SHA384 = 1
 TURIN = 0x1A
 VCEK, VLEK = 0, 1
@@ -33,6 +33,9 @@ KEYS = {VCEK: "vcek", VLEK: "vlek"}
 
 # Bits of the guest's policy (56860, table 10).
 SMT, MIGRATION, DEBUG, SINGLE_SOCKET = 1 << 16, 1 << 18, 1 << 19, 1 << 20
+
+# Of the platform: the firmware found no aliases in memory since its last reset (AMD-SB-3015).
+ALIAS_CHECK = 1 << 5
 
 _AMD = "1.3.6.1.4.1.3704.1."
 _HWID = _AMD + "4"
@@ -123,11 +126,11 @@ def parse(raw: bytes) -> Report:
         reader.take(3)
         reader.zero(1)
     launch = reader.take(8)
-    if version >= 5:
-        reader.take(16)  # mitigations
-        reader.zero(152)
-    else:
-        reader.zero(168)
+    # Mitigation vectors, at the launch and now: firmware for Turin fills them in version 4 already.
+    mitigations = reader.take(16)
+    if version < 4 and any(mitigations):
+        raise TeeMalformed(f"SNP report: version {version} with mitigations")
+    reader.zero(152)
     r, s = reader.number(72), reader.number(72)
     reader.zero(368)
     reader.end()
@@ -162,6 +165,7 @@ def genuine(raw: bytes, table: bytes, trust: Trust, now: float) -> Genuine:
             "smt": bool(report.policy & SMT),
             "migration": bool(report.policy & MIGRATION),
             "single_socket": bool(report.policy & SINGLE_SOCKET),
+            "alias_check": bool(report.platform & ALIAS_CHECK),
             "vmpl": report.vmpl,
             "host_data": report.host_data,
             "id_key": report.id_key,
