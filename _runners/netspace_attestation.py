@@ -24,6 +24,7 @@ The master's configuration may have (these are the defaults)::
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import random
 import re
@@ -1140,7 +1141,7 @@ def _fleet() -> fleet.Fleet:
         groups.parse(settings["groups"], __opts__.get("nodegroups")),
         _Store(),
         netspace.__version__,
-        roots.read(settings["tee_roots"]),
+        functools.cache(lambda: roots.read(settings["tee_roots"])),
     )
 
 

@@ -27,7 +27,7 @@ import dataclasses
 import hashlib
 import json
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -136,7 +136,7 @@ class Fleet:
     """The verifier, with the registrar's books. Time is an argument.
 
     :param master: fingerprint of the master's key.
-    :param trust: makers of TEEs that the operator trusts, and what is known of them.
+    :param trust: returns the makers of TEEs that the operator trusts; asked only where a policy has a section ``tee``.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class Fleet:
         chosen: Sequence[Group],
         store: Store,
         software: str = "",
-        trust: Trust | None = None,
+        trust: Callable[[], Trust] = Trust,
     ) -> None:
         self.registrar = registrar
         self.signer = ear.signer(registrar.folder, registrar.module)
@@ -155,7 +155,7 @@ class Fleet:
         self._groups = chosen
         self._store = store
         self._software = software
-        self._trust = trust or Trust()
+        self._trust = trust
         self._listed: dict[str, Evidence] = {}
 
     def group(self, minion: str) -> Group:

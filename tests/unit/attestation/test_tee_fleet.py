@@ -39,7 +39,7 @@ def made(tmp_path: Path) -> Fleet:
     registrar.init(NOW)
     chosen = groups.parse([{"name": "web", "match": ["web*"], "minimum": "L3"}])
     maker = Amd()
-    found = Fleet(registrar, MASTER, chosen, Store(), "1", maker.trust(maker.leaf()))
+    found = Fleet(registrar, MASTER, chosen, Store(), "1", lambda: maker.trust(maker.leaf()))
     found.policies.put("web", {"version": 1, "tee": SECTION})
     return found
 
@@ -302,6 +302,21 @@ def test_the_runner_asks_judges_and_explains(tmp_path: Path, monkeypatch: pytest
     shown = runner.explain("web1")
     assert shown["state"].startswith("trusted, L3") and shown["tee"]["measurement"] == LAUNCH.hex()
     assert runner.status()["web1"]["tee"]["code"] == "ok"
+
+
+def test_a_folder_that_can_not_be_read_judges_nobody_wrongly(made: Fleet, key: software.Key) -> None:
+    """Nothing is judged where it counts; groups without a section are as ever."""
+    assert judged(made, key)["level"] == 1
+
+    def unreadable() -> Any:
+        return roots.read("/nowhere")
+
+    made._trust = unreadable
+    with pytest.raises(NetspaceError, match="tee_roots"):
+        judged(made, key)
+    assert made.standing("web1", NOW).shown(NOW)["tee"]["code"] == "ok", "the last result stands"
+    asked = made.ask("other")
+    assert made.judge(asked, guest(asked, key), NOW)["level"] == 1
 
 
 def test_the_runner_checks_reports_in_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

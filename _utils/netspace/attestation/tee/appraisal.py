@@ -11,7 +11,7 @@ gives a verdict with a code. :func:`weigh` says what that does to a level, and i
 from __future__ import annotations
 
 import hmac
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -118,17 +118,18 @@ def judge(found: Genuine, rules: Rules, log: bytes | None) -> None:
 
 
 def weighed(
-    evidence: Evidence, context: Context, section: Tee | None, trust: Trust, base: Worth, now: float
+    evidence: Evidence, context: Context, section: Tee | None, trust: Callable[[], Trust], base: Worth, now: float
 ) -> tuple[Worth, dict[str, Any]]:
     """Return what verified *evidence* is worth with its TEE, and what the result says of that.
 
     :param section: the policy's; None: no TEE is asked for, and none is looked at.
     :param base: what it is worth without.
+    :raises NetspaceError: when *trust* can't be read. Nothing is judged then.
     :raises Refused: as :func:`appraise`.
     """
     if section is None:
         return base, {}
-    verdict = appraise(evidence, context, section, trust, now)
+    verdict = appraise(evidence, context, section, trust(), now)
     return weigh(evidence.kind, base, verdict, section), dict(verdict.told)
 
 
