@@ -18,7 +18,7 @@ netspace.refresh(__file__)
 from salt.exceptions import CommandExecutionError  # noqa: E402
 
 from netspace import declared, files  # noqa: E402
-from netspace.attestation import appraisal, software, terms, verdict  # noqa: E402
+from netspace.attestation import appraisal, attester, software, terms, verdict  # noqa: E402
 from netspace.attestation.evidence import Context, key_fingerprint  # noqa: E402
 from netspace.attestation.kind import NAME, Attestations  # noqa: E402
 from netspace.errors import NetspaceError  # noqa: E402
@@ -40,7 +40,8 @@ def status() -> dict[str, Any]:
     """
     Return this host's trust: ``level`` (L0 to L5), ``verifier``, ``reason`` (why not the next
     level), ``remedy`` (what would raise it), ``issued`` and ``expires`` (seconds since the epoch),
-    ``fallback`` (a TPM is configured, but could not be used) and ``tpm``.
+    ``fallback`` (a TPM is configured, but could not be used), ``tpm``, and ``tee``: the confidential guest that the
+    level rests on, where the master judged one (``kind``, ``measurement``, ``tcb`` or ``status``, ``code``).
 
     Reads the result of the last appraisal and makes none.
 
@@ -56,13 +57,15 @@ def status() -> dict[str, Any]:
         raise CommandExecutionError(str(err)) from err
 
 
-def evidence(nonce: str, verifier: str = "", session: str = "", ima_from: int | None = None) -> dict[str, Any]:
+def evidence(
+    nonce: str, verifier: str = "", session: str = "", ima_from: int | None = None, tee: bool = False
+) -> dict[str, Any]:
     """
     Make evidence for a verifier: a quote by the TPM that ``pillar:netspace:attestation:tpm``
     names, with the PCR values and the logs of the boot; without one, a software key's signature.
 
     Returns ``{v, kind, key, attest, sig, bank, pcrs, bootlog, systemdlog, ima, env}`` with binary
-    fields in base64, and ``host``, the name that the evidence is bound to.
+    fields in base64, and ``host``, the name that the evidence is bound to; with a TEE's report also ``tee``.
 
     CLI Example:
 
@@ -82,6 +85,9 @@ def evidence(nonce: str, verifier: str = "", session: str = "", ima_from: int | 
     ima_from
         Bring IMA's measurement list too, from this line on, with a quote of PCR 10 of its own. Defaults to
         none: no list. Without a TPM there never is one.
+
+    tee
+        Bring the report of the TEE too, where this host is a confidential guest. Defaults to false.
     """
     try:
         layout, chosen = _settings()
@@ -92,7 +98,10 @@ def evidence(nonce: str, verifier: str = "", session: str = "", ima_from: int | 
         if ima_from is not None and (type(ima_from) is not int or not 0 <= ima_from < 2**31):
             raise NetspaceError(f"ima_from: {ima_from!r:.40}: expected a line's number, from 0 on")
         host = software.host_id(layout)
-        made = appraisal.evidence(layout, chosen, Context(str(verifier), host, str(session), raw), ima_from)
+        context = Context(str(verifier), host, str(session), raw)
+        made = appraisal.evidence(layout, chosen, context, ima_from)
+        if tee:
+            made = attester.with_tee(made, layout.root, context)
     except NetspaceError as err:
         raise CommandExecutionError(str(err)) from err
     return {**made.wire(), "host": host}

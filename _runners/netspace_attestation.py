@@ -16,6 +16,7 @@ The master's configuration may have (these are the defaults)::
       timeout: 60                        # seconds that a minion may take
       concurrency: 32                    # minions that are asked at one time
       jitter: 1                          # seconds, at most, that are waited at random before each such lot
+      tee_roots: null                    # a folder: certificates of makers of TEEs, and what else is known of them
       groups: []                         # whose policy is which: see the page on fleets
       pkcs11: null                       # a module for keys: see the page on enrolling
 """
@@ -23,6 +24,7 @@ The master's configuration may have (these are the defaults)::
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import random
 import re
@@ -42,6 +44,8 @@ from netspace.attestation import policy as rules  # noqa: E402
 from netspace.attestation.evidence import key_fingerprint  # noqa: E402
 from netspace.attestation.refusals import Refused  # noqa: E402
 from netspace.attestation.registrar import Pending, Registrar  # noqa: E402
+from netspace.attestation.tee import offline as tees  # noqa: E402
+from netspace.attestation.tee import roots  # noqa: E402
 from netspace.errors import NetspaceError  # noqa: E402
 
 if TYPE_CHECKING:
@@ -177,6 +181,67 @@ def verify_quote(
             issue=_issue(certificate, ca, crl),
         )
         found = report.result()
+        return found if found["valid"] else {**found, "retcode": 1}
+
+    return _answer(work)
+
+
+def verify_tee(
+    report: str,
+    folder: str = "",
+    certificates: str = "",
+    quote: str = "",
+    ccel: str = "",
+    data: str = "",
+    policy: str = "",
+) -> dict[str, Any]:
+    """
+    Check a report of a confidential guest in a file, and say precisely what is right and what is wrong:
+    ``{valid, code, reason, checks, report}``.
+
+    Takes the kernel's ``outblob`` (SEV-SNP report, TDX quote), or the report of Azure's paravisor (NV index 0x01400001
+    of the vTPM), of which it shows the vTPM's keys that the TEE vouches for.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run netspace_attestation.verify_tee outblob folder=/etc/netspace/tee-roots certificates=auxblob
+
+    report
+        The file with the report.
+
+    folder
+        The folder with the makers' roots. Defaults to the one that the master's configuration names.
+
+    certificates
+        What the host handed to its guest: the kernel's ``auxblob`` (SEV-SNP).
+
+    quote
+        The TDX quote, where the report is a paravisor's.
+
+    ccel
+        The guest's log, ``/sys/firmware/acpi/tables/data/CCEL``, which must lead to the quoted registers (TDX).
+
+    data
+        What the report must be over: up to 64 bytes in hex. **Without it an old report passes.**
+
+    policy
+        A file (YAML or JSON) whose section ``tee`` says what the guest must be.
+    """
+
+    def work() -> dict[str, Any]:
+        given = tees.Given(
+            _read(report, tees.MAX_FILE),
+            _read(certificates, tees.MAX_FILE) if certificates else b"",
+            _read(quote, tees.MAX_FILE) if quote else b"",
+            _read(ccel, tees.MAX_LOG) if ccel else b"",
+        )
+        section = _policy(policy).tee if policy else None
+        if policy and section is None:
+            raise NetspaceError(f"{policy}: has no section 'tee'")
+        trust = roots.read(folder or _settings()["tee_roots"])
+        found = tees.verify(given, trust, time.time(), data=_nonce(data), section=section)
         return found if found["valid"] else {**found, "retcode": 1}
 
     return _answer(work)
@@ -537,6 +602,7 @@ def explain(minion: str) -> dict[str, Any]:
             else "no policy",
             "tpm": "none is enrolled" if host is None else f"{host['ek'][:16]}..., seen {_when(host['enrolled'])}",
             "certificate": "-" if host is None else f"until {_when(host['expires'])}",
+            "tee": shown["tee"] or "none is known",
         }
 
     return _answer(work)
@@ -1075,6 +1141,7 @@ def _fleet() -> fleet.Fleet:
         groups.parse(settings["groups"], __opts__.get("nodegroups")),
         _Store(),
         netspace.__version__,
+        functools.cache(lambda: roots.read(settings["tee_roots"])),
     )
 
 
@@ -1086,7 +1153,7 @@ def _registrar(settings: Mapping[str, Any] | None = None) -> Registrar:
 def _settings() -> dict[str, Any]:
     """What the master's configuration says under ``netspace.attestation``."""
     settings: dict[str, Any] = {"folder": f"/var/lib/{INSTANCE}-master", "roots": None, "timeout": 60}
-    settings.update(concurrency=32, jitter=1, groups=[], pkcs11=None)
+    settings.update(concurrency=32, jitter=1, groups=[], pkcs11=None, tee_roots=None)
     given = __opts__.get("netspace.attestation") or {}
     unknown = sorted(set(given) - set(settings)) if isinstance(given, dict) else [repr(given)]
     if unknown:

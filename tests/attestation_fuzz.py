@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "_utils"))
 
 import boot_forge
 import boot_logs
+import tee_fuzz
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -187,6 +188,7 @@ def targets() -> dict[str, tuple[Callable[[bytes], object], list[bytes]]]:
     asked = {"minion": "web1", "nonce": "ab" * 32, "boot": "boot", "now": now, "versions": {}}
     text = b"sha256:\n  0 : 0x" + b"00" * 32 + b"\n"
     return {
+        **tee_fuzz.targets(),
         "quote": (structures.quote, [msg, boot_logs.read("shim-grub/quote.msg")]),
         "signature": (structures.signature, [sig, b"\0\x14\0\x0b\1\0" + bytes(256)]),
         "public": (_public, [head + (b"\0\x20" + b"\1" * 32) * 2, rsa]),

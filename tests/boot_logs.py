@@ -1,7 +1,7 @@
 """Boot logs and measurement lists for tests: our own, and a folder of others' where there is one.
 
 ``NETSPACE_EVENTLOGS`` names that folder; without it ``shared/data/eventlogs`` beside the
-checkout is looked for. What is not there is skipped.
+checkout is looked for. ``NETSPACE_TEE`` is the same for recorded TEE reports. What is not there is skipped.
 """
 
 from __future__ import annotations
@@ -19,6 +19,12 @@ def others() -> Path | None:
     """The folder of others' logs; None where there is none."""
     folder = Path(os.environ.get("NETSPACE_EVENTLOGS") or checkout.ROOT.parent / "shared/data/eventlogs")
     return folder if folder.is_dir() else None
+
+
+def tee(name: str) -> Path | None:
+    """A file of recorded TEE reports, beside the logs of others; None where it is not there."""
+    path = Path(os.environ.get("NETSPACE_TEE") or checkout.ROOT.parent / "shared/data/tee") / name
+    return path if path.is_file() else None
 
 
 def pcrread(path: Path) -> dict[int, bytes]:

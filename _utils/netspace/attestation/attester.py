@@ -6,19 +6,35 @@ message; keeps nothing.
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from netspace.attestation import ima, measurelog, software, structures
+from netspace.attestation import eventlog, ima, measurelog, software, structures
 from netspace.attestation.eventlog import MAX_LOG
-from netspace.attestation.evidence import SOFTWARE_PREFIX, Context, Enrolment, Evidence, Measurements
+from netspace.attestation.evidence import (
+    MAX_AREA,
+    SOFTWARE_PREFIX,
+    Context,
+    Enrolment,
+    Evidence,
+    Measurements,
+    TeeReport,
+)
+from netspace.attestation.refusals import LogMalformed
+from netspace.attestation.tee import configfs
 from netspace.attestation.tpm import Device
 from netspace.errors import NetspaceError
 
 BOOT_LOG = "sys/kernel/security/tpm0/binary_bios_measurements"
 SYSTEMD_LOG = "run/log/systemd/tpm2-measure.log"
+TEE_LOG = "sys/firmware/acpi/tables/data/CCEL"
 IMA_LIST = "sys/kernel/security/ima/binary_runtime_measurements"
+
+
+log = logging.getLogger(__name__)
 
 
 class Lines(NamedTuple):
@@ -76,6 +92,34 @@ def by_key(key: software.Key, context: Context) -> Evidence:
     """Return evidence by a software key: the same qualifying data, and no claim about PCRs."""
     attest = SOFTWARE_PREFIX + context.qualifying()
     return Evidence("software", key.public, attest, key.sign(attest))
+
+
+def with_tee(made: Evidence, root: Path, context: Context, files: configfs.Files | None = None) -> Evidence:
+    """Return evidence with the report of the TEE that this host runs in, over *context* and the evidence's key.
+
+    The same evidence where the host is no confidential guest, or the kernel gives no report: the rest of the evidence
+    is good without, and the verifier says what that is worth.
+
+    :param root: stands for ``/``.
+    :param files: the kernel's; for tests.
+    """
+    if not configfs.available(root):
+        return made
+    try:
+        taken = configfs.take(root, context.report_data(made.key), files)
+    except configfs.TsmError as err:
+        log.warning("no TEE report: %s", err)
+        return made
+    area = _read(root / TEE_LOG, MAX_AREA)
+    return dataclasses.replace(made, tee=TeeReport(taken.provider, taken.report, taken.certificates, _log_of(area)))
+
+
+def _log_of(area: bytes | None) -> bytes | None:
+    """The log without its padding, which may be most of it; what is no log is for the verifier to see."""
+    try:
+        return eventlog.unpadded(area) if area else None
+    except LogMalformed:
+        return area
 
 
 def boot_log(root: Path) -> bytes | None:

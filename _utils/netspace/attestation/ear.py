@@ -19,7 +19,7 @@ import functools
 import hmac
 import os
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +69,7 @@ class Told:
     :param level: 0 to 5; 0: evidence was refused.
     :param minimum: what the host's group asks for.
     :param deadline: until when it counts at the host, seconds since the epoch.
+    :param tee: the confidential guest that it rests on (kind, measurement, TCB, code); empty where none is known.
     """
 
     minion: str
@@ -82,10 +83,11 @@ class Told:
     group: str
     version: int
     deadline: float
+    tee: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def status(self) -> str:
-        """Affirming only where a TPM says so, and the group's minimum is reached."""
+        """Affirming only where a TPM or a TEE says so, and the group's minimum is reached."""
         if self.level == 0:
             return CONTRAINDICATED
         return AFFIRMING if self.level >= max(self.minimum, 2) else WARNING
@@ -163,6 +165,7 @@ def make(key: Signer, told: Told, now: float, software: str) -> str:
                 "netspace_group": told.group,
                 "netspace_policy_version": told.version,
                 "netspace_deadline": int(told.deadline),
+                **({"netspace_tee": dict(told.tee)} if told.tee else {}),
             }
         },
     }
@@ -226,6 +229,7 @@ def _told(claims: Mapping[str, Any]) -> Told:
             group=_typed(host["netspace_group"], str),
             version=_typed(host["netspace_policy_version"], int),
             deadline=_typed(host["netspace_deadline"], int),
+            tee=_typed(host.get("netspace_tee", {}), dict),
         )
     except KeyError as err:
         raise Malformed(f"a result without {err.args[0]}") from err

@@ -4,6 +4,9 @@ Reads the crypto-agile format (TCG PC Client Platform Firmware Profile 1.06, sec
 10) and the older SHA-1 one, as Linux offers them in ``binary_bios_measurements``.
 All integers are little-endian. Sizes and counts are bounded. A log proves nothing by
 itself: only when it replays to quoted values is it what the TPM saw. No file is read here.
+
+An ACPI table (TPM2, CCEL) describes an area of memory that is larger than the log in it. :func:`unpadded` returns
+the log of such an area; :func:`parse` takes logs alone.
 """
 
 from __future__ import annotations
@@ -108,29 +111,58 @@ class _Reader:
     def left(self) -> int:
         return len(self.data) - self.at
 
+    def padding(self) -> bool:
+        """Whether padding begins here: PCR and type of an event are both 0, or both all ones, which no event has.
+
+        :raises LogMalformed: when the rest is not all of it.
+        """
+        fill = self.data[self.at : self.at + 1]
+        head = self.data[self.at : self.at + 8]
+        if fill not in (b"\0", b"\xff") or head.strip(fill):
+            return False
+        if self.data.count(fill, self.at) != self.left:
+            raise LogMalformed(f"boot log: padding with {fill.hex()} begins at byte {self.at}, and others follow")
+        return True
+
 
 def parse(raw: bytes) -> EventLog:
     """Parse a boot log.
 
     :raises LogMalformed: where it is not one, or not a whole one.
     """
+    return _parse(raw, padded=False)[0]
+
+
+def unpadded(raw: bytes) -> bytes:
+    """Return the log at the start of a log area, without the padding after it.
+
+    The firmware fills the area with one value before it writes events (EDK2: 0xff; others: 0), so all bytes
+    after the last event are that value (TCG ACPI Specification 1.3, LAML and LASA; Intel GHCI 1.5, CCEL).
+
+    :raises LogMalformed: where there is no whole log, or something else than padding after it.
+    """
+    return raw[: _parse(raw, padded=True)[1]]
+
+
+def _parse(raw: bytes, *, padded: bool) -> tuple[EventLog, int]:
+    """Return the log, and where it ends."""
     if len(raw) > MAX_LOG:
         raise LogMalformed(f"boot log: {len(raw)} bytes, at most {MAX_LOG} are possible")
     reader = _Reader(raw)
-    if not reader.left:
+    if not reader.left or (padded and reader.padding()):
         raise LogMalformed("boot log: empty")
     first = _event_sha1(reader)
     sizes = _header(first)
     events = [first]
     usual = _Layout(sizes)
-    while reader.left:
+    while reader.left and not (padded and reader.padding()):
         if len(events) == MAX_EVENTS:
             raise LogMalformed(f"boot log: more than {MAX_EVENTS} events")
         events.append(_event(reader, sizes, usual) if sizes else _event_sha1(reader))
     measured = [event for event in events if event.type != NO_ACTION]
     named = [BANKS[alg] for alg in sizes if alg in BANKS] if sizes else ["sha1"]
     banks = tuple(bank for bank in named if all(bank in event.digests for event in measured))
-    return EventLog(banks, tuple(events), _locality(events))
+    return EventLog(banks, tuple(events), _locality(events)), reader.at
 
 
 def _header(event: Event) -> dict[int, int]:

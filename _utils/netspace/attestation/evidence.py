@@ -26,11 +26,16 @@ BANK = "sha256"
 BANK_ID = 0x000B
 # Ed25519 signs this before the qualifying data, so that no other use of the key can be mistaken for it.
 SOFTWARE_PREFIX = b"netspace-attest/1 software key\0"
+# What a TEE's report is over begins so, for the same reason.
+TEE_PREFIX = b"netspace-attest/1 tee report\0"
 MAX_PCR = 23
 # One spelling per number, so that no PCR can be given twice.
 PCR_NAMES = frozenset(str(index) for index in range(MAX_PCR + 1))
 MIN_NONCE, MAX_NONCE = 16, 64
 MAX_CHAIN = 5
+# Of a TEE: its report, the certificates that its host gave it, and the area that its log lies in.
+MAX_REPORT, MAX_TABLE, MAX_AREA = 16 * 1024, 64 * 1024, 512 * 1024
+MAX_TEE = MAX_REPORT + MAX_TABLE + MAX_AREA
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,13 @@ class Context:
             hashlib.sha256(self.binding).digest(),
         )
         return hashlib.sha256(fields).digest()
+
+    def report_data(self, key: bytes) -> bytes:
+        """The 64 bytes that a TEE's report is over: this context, and the key that signs the evidence beside it.
+
+        :param key: as in :class:`Evidence`.
+        """
+        return hashlib.sha512(_joined(TEE_PREFIX, self.qualifying(), key)).digest()
 
     def activation(self, secret: bytes, name: bytes) -> bytes:
         """The answer to a credential: shows that *secret* was opened, without sending it back.
@@ -127,6 +139,21 @@ class Measurements:
 
 
 @dataclass(frozen=True)
+class TeeReport:
+    """A confidential guest's report, over :meth:`Context.report_data`.
+
+    :param provider: the kernel's name for the report's format: picks the parser, and is believed for nothing else.
+    :param certificates: as the host gave them to its guest; empty for none.
+    :param log: the area that the guest's boot log lies in (CCEL), where there is one.
+    """
+
+    provider: str
+    report: bytes
+    certificates: bytes = b""
+    log: bytes | None = None
+
+
+@dataclass(frozen=True)
 class Evidence:
     """What a host signed for a :class:`Context`.
 
@@ -139,6 +166,7 @@ class Evidence:
     :param systemd_log: systemd's measurement log, where there is one.
     :param ima: the kernel's measurements, where they were asked for.
     :param known_log: SHA-256 of the firmware's log, in its place: the verifier said that it has this one.
+    :param tee: a confidential guest's report, where it was asked for.
     """
 
     kind: Literal["tpm", "software"]
@@ -150,10 +178,12 @@ class Evidence:
     systemd_log: bytes | None = None
     ima: Measurements | None = None
     known_log: str | None = None
+    tee: TeeReport | None = None
 
     def wire(self) -> dict[str, Any]:
-        """Return the form that travels."""
+        """Return the form that travels. ``tee`` is there only with a report: older verifiers don't know it."""
         return {
+            **({} if self.tee is None else {"tee": _tee_wire(self.tee)}),
             "v": 1,
             "kind": self.kind,
             "key": _text(self.key),
@@ -174,7 +204,7 @@ def parse(data: Any) -> Evidence:
     :raises Malformed: for unknown or missing fields, other types, and sizes out of bounds.
     """
     keys = {"v", "kind", "key", "attest", "sig", "bank", "pcrs", "bootlog", "systemdlog", "ima", "env"}
-    if not isinstance(data, Mapping) or set(data) != keys:
+    if not isinstance(data, Mapping) or set(data) - {"tee"} != keys:
         raise Malformed(f"evidence: expected a mapping with {', '.join(sorted(keys))}")
     if type(data["v"]) is not int or data["v"] != 1 or data["bank"] != BANK or data["env"] != []:
         raise Malformed("evidence: an unknown version or bank, or environments' events, which version 1 has not")
@@ -195,6 +225,7 @@ def parse(data: Any) -> Evidence:
         None if data["systemdlog"] is None else _bytes(data["systemdlog"], measurelog.MAX_LOG, "systemdlog"),
         None if data["ima"] is None else _ima(data["ima"]),
         known,
+        _tee(data["tee"]) if "tee" in data else None,
     )
 
 
@@ -281,6 +312,29 @@ def _ima(data: Any) -> Measurements:
         _value(data["value"]),
         data["first"],
         _bytes(data["lines"], MAX_LIST, "ima:lines"),
+    )
+
+
+def _tee_wire(made: TeeReport) -> dict[str, Any]:
+    return {
+        "provider": made.provider,
+        "report": _text(made.report),
+        "certs": _text(made.certificates),
+        "log": None if made.log is None else _text(made.log),
+    }
+
+
+def _tee(data: Any) -> TeeReport:
+    if not isinstance(data, Mapping) or set(data) != {"provider", "report", "certs", "log"}:
+        raise Malformed("evidence: tee: expected a mapping with provider, report, certs and log")
+    provider = data["provider"]
+    if not isinstance(provider, str) or not re.fullmatch(r"[a-z0-9_]{1,32}", provider):
+        raise Malformed("evidence: tee: provider is no name of one")
+    return TeeReport(
+        provider,
+        _bytes(data["report"], MAX_REPORT, "tee:report"),
+        _bytes(data["certs"], MAX_TABLE, "tee:certs"),
+        None if data["log"] is None else _bytes(data["log"], MAX_AREA, "tee:log"),
     )
 
 

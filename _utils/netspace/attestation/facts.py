@@ -45,7 +45,7 @@ def facts(root: Path = Path("/")) -> dict[str, Any]:
          "secure_boot": {"enabled": True},
          "measured_boot": {"log": True},
          "ima": {"active": True},
-         "tee": {"optee": False, "trustzone": False, "sev": [], "tdx": []},
+         "tee": {"optee": False, "trustzone": False, "sev": [], "tdx": [], "reports": False},
          "netspace": {"kernel": "6.12.0", "erofs": True, "overlay": True, ...}}
 
     Where something can't be told from files its value is None; ``reason`` says why a thing is absent.
@@ -206,6 +206,8 @@ def _tee(root: Path, flags: frozenset[str]) -> dict[str, Any]:
         "trustzone": optee or _text(root / "sys/firmware/devicetree/base/psci/method") in ("smc", "smc\0"),
         "sev": sev,
         "tdx": tdx,
+        # A confidential guest whose kernel gives reports of it (configfs-tsm).
+        "reports": _there(root / "sys/kernel/config/tsm/report"),
     }
 
 

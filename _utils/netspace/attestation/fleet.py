@@ -6,7 +6,8 @@
 2. the attestation key is in the registrar's books, and its certificate counts (``Registrar.certified``);
 3. the quote is genuine, and for this challenge: this minion, this master, this nonce, and the boot that
    the minion names (``verifier.verify_quote``; ``verify_software`` for a host without a TPM);
-4. the policy of the minion's group says what it is worth (in 3, by ``judge``).
+4. the policy of the minion's group says what it is worth (in 3, by ``judge``); with a section ``tee``, what that is
+   worth with the report of its TEE (``tee.appraisal``).
 
 The firmware's log changes at a boot alone, so it travels once: ``ask`` names the log that is kept here, and
 a host that has the same answers by its digest. Where it was lost meanwhile, ``judge`` raises
@@ -26,14 +27,14 @@ import dataclasses
 import hashlib
 import json
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from netspace import files
 from netspace.attestation import ear, eventlog, groups, ima, judge, learning, measurelog, structures, verdict, verifier
-from netspace.attestation.evidence import Context, Evidence, from_hex
+from netspace.attestation.evidence import MAX_TEE, Context, Evidence, from_hex
 from netspace.attestation.evidence import parse as parse_evidence
 from netspace.attestation.groups import Group, Policies
 from netspace.attestation.policy import Policy
@@ -41,6 +42,8 @@ from netspace.attestation.refusals import Malformed, Refused, UnknownAttestation
 from netspace.attestation.registrar import Registrar, key_of
 from netspace.attestation.result import SKEW
 from netspace.attestation.structures import Clock
+from netspace.attestation.tee import appraisal as tees
+from netspace.attestation.tee.x509 import Trust
 from netspace.errors import NetspaceError
 
 VERSION = 3
@@ -88,6 +91,8 @@ class Asked:
             "pcrs": list(self.group.pcrs),
             "ima_from": self.ima_from,
             "bootlog": self.log,
+            # Asked for by name, since older minions don't know it.
+            **({} if self.policy is None or self.policy.tee is None else {"tee": True}),
         }
 
 
@@ -120,6 +125,7 @@ class Standing:
             "minimum": f"L{self.group.minimum}",
             "last_level": f"L{record['level']}" if record else None,
             "policy_version": record.get("version"),
+            "tee": (record.get("tee") or None) if counts else None,
             "evidence": record.get("issued"),
             "age": None if not record else int(now - record["issued"]),
             "deadline": None if not record else deadline(record, self.group),
@@ -130,10 +136,17 @@ class Fleet:
     """The verifier, with the registrar's books. Time is an argument.
 
     :param master: fingerprint of the master's key.
+    :param trust: returns the makers of TEEs that the operator trusts; asked only where a policy has a section ``tee``.
     """
 
     def __init__(
-        self, registrar: Registrar, master: str, chosen: Sequence[Group], store: Store, software: str = ""
+        self,
+        registrar: Registrar,
+        master: str,
+        chosen: Sequence[Group],
+        store: Store,
+        software: str = "",
+        trust: Callable[[], Trust] = Trust,
     ) -> None:
         self.registrar = registrar
         self.signer = ear.signer(registrar.folder, registrar.module)
@@ -142,6 +155,7 @@ class Fleet:
         self._groups = chosen
         self._store = store
         self._software = software
+        self._trust = trust
         self._listed: dict[str, Evidence] = {}
 
     def group(self, minion: str) -> Group:
@@ -203,6 +217,7 @@ class Fleet:
             "base": 0,
             "log": None,
             "systemd": None,
+            "tee": {},
         }
         if before is not None and host is not None and before["key"] == _ak(host):
             # Refused evidence must not make the TPM's clock forgotten.
@@ -221,8 +236,12 @@ class Fleet:
                     context, asked.group.pcrs, _clock(before, key.key.fingerprint), None, asked.policy, _ima(before)
                 )
                 found = verifier.verify_quote(evidence, key, expected)
-            level, code, reason, remedy = found.level, found.code, found.reason, found.remedy
+            worth = tees.Worth(found.level, found.code, found.reason, found.remedy)
+            section = None if asked.policy is None else asked.policy.tee
+            worth, told_tee = tees.weighed(evidence, context, section, self._trust, worth, now)
+            level, code, reason, remedy = worth.level, worth.code, worth.reason, worth.remedy
             kept.update(
+                tee=told_tee,
                 clock=None if found.clock is None else dataclasses.astuple(found.clock),
                 ima=None if found.ima is None else _ima_record(found.ima),
                 key=found.key,
@@ -250,6 +269,7 @@ class Fleet:
             asked.group.name,
             version,
             until,
+            kept["tee"],
         )
         record = {
             "v": VERSION,
@@ -420,7 +440,8 @@ class Fleet:
         if record["base"] < 3:
             return _trial(old, record["base"], record["code"], record["reason"])
         found = judge.appraise(evidence, policy if listed else dataclasses.replace(policy, ima=None), None)
-        return _trial(old, found.level, found.code, found.reason)
+        reason = found.reason if policy.tee is None else f"{found.reason}; its section 'tee' is not tried here"
+        return _trial(old, found.level, found.code, reason)
 
 
 class NotEnrolled(NetspaceError):
@@ -434,8 +455,8 @@ class LogLost(NetspaceError):
 class Parts:
     """An answer that comes in parts, as ``netspace.attestation.verdict`` cuts it; never more than it may have."""
 
-    # Of base64 a third more than of bytes: IMA's list, the logs, and little else.
-    MOST = (ima.MAX_LIST + eventlog.MAX_LOG + measurelog.MAX_LOG + 64 * 1024) * 4 // 3
+    # Of base64 a third more than of bytes: IMA's list, the logs, a TEE's report, and little else.
+    MOST = (ima.MAX_LIST + eventlog.MAX_LOG + measurelog.MAX_LOG + MAX_TEE + 64 * 1024) * 4 // 3
 
     def __init__(self, head: Any) -> None:
         """Take the announcement.

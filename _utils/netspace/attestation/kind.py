@@ -101,7 +101,7 @@ class Attestations:
         return self.apply([Step(KIND, NAME, "appraise", data=dict(observed.result.settings))])
 
     def status(self) -> dict[str, Any]:
-        """What an operator wants to know: level, verifier, reason, remedy, times (seconds since the epoch), TPM."""
+        """Return what an operator wants to know: level, reason, remedy, times (seconds since the epoch), TPM, TEE."""
         trust = result.trust(self.layout)
         observed = self.observe()
         found = observed.result
@@ -115,6 +115,7 @@ class Attestations:
             "expires": found.expires if found else None,
             "fallback": found.fallback if found else False,
             "tpm": dict(found.tpm) if found else {},
+            "tee": dict(found.tee) if found else {},
         }
 
     def _appraise(self, step: Step) -> Outcome:

@@ -20,6 +20,7 @@ A policy is a mapping (YAML, JSON)::
       exclude: ["/var/cache/*"]      # files that may be anything
       entries: [<sha256>, ...]       # whole lines, for templates that are not known
       violations: refuse             # or ignore
+    tee: {snp: {measurements: [<hex>, ...]}}                # a confidential guest: netspace.attestation.tee.rules
     until:                           # what is good besides, for a time: the old while an update is rolled out
       2026-12-24:
         boot: {kernels: [<sha256>, ...]}
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
     from netspace.attestation.structures import PublicKey
+    from netspace.attestation.tee.rules import Tee
 
 MAX_ITEMS = 65_536
 MAX_FILES = 1_000_000
@@ -204,6 +206,7 @@ class Policy:
 
     :param fingerprint: SHA-256 of what counts of it.
     :param changes: when the next part of it ceases to count, seconds since the epoch; None where none does.
+    :param tee: rules for confidential guests: with them each host must be one.
     """
 
     version: int
@@ -211,6 +214,7 @@ class Policy:
     boot: Boot | None
     ima: Ima | None
     changes: float | None = None
+    tee: Tee | None = None
 
 
 def parse(data: Any, now: float | None = None) -> Policy:
@@ -219,11 +223,13 @@ def parse(data: Any, now: float | None = None) -> Policy:
     :param now: what is good ``until`` a later time counts. None: nothing of it does.
     :raises PolicyError: for unknown keys, wrong types and sizes out of bounds.
     """
-    found = _mapping(data, "policy", ("version", "boot", "ima", "until"))
+    from netspace.attestation.tee import rules  # which reports errors by this module's exception
+
+    found = _mapping(data, "policy", ("version", "boot", "ima", "tee", "until"))
     version = found.get("version")
     if type(version) is not int or not 0 < version < 2**31:
         raise PolicyError(f"policy:version: {version!r:.40}: expected a whole number from 1 on")
-    whole = {key: plain(found[key]) for key in ("boot", "ima") if key in found}
+    whole = {key: plain(found[key]) for key in ("boot", "ima", "tee") if key in found}
     terms = [(when(moment), section) for moment, section in _terms(found.get("until", {}), whole)]
     counting = [] if now is None else [(until, section) for until, section in terms if now < until]
     boot, ima = _rules(found)
@@ -233,7 +239,8 @@ def parse(data: Any, now: float | None = None) -> Policy:
         boot, ima = _rules(whole)
     canonical = json.dumps({"version": version, **whole}, sort_keys=True, separators=(",", ":"))
     changes = min((until for until, _ in counting), default=None)
-    return Policy(version, hashlib.sha256(canonical.encode()).hexdigest(), boot, ima, changes)
+    tee = rules.parse(found["tee"]) if "tee" in found else None
+    return Policy(version, hashlib.sha256(canonical.encode()).hexdigest(), boot, ima, changes, tee)
 
 
 def when(moment: Any) -> float:

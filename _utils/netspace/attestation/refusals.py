@@ -387,3 +387,104 @@ class PolicyForged(Refused):
 
     code = "policy-signature"
     remedy = "put a policy in force again: netspace_attestation.policy_set"
+
+
+class TeeMalformed(Malformed):
+    """A TEE's report, its certificates or what came with them, that can't be read to its end."""
+
+    code = "tee-malformed"
+    remedy = "find out what wrote the report; a newer firmware may need a newer netspace"
+
+
+class TeeSignature(Refused):
+    """A TEE report that the processor's key did not sign."""
+
+    code = "tee-signature"
+
+
+class TeeBinding(Refused):
+    """A genuine TEE report for another nonce, host, verifier or key: a replay or a relay."""
+
+    code = "tee-binding"
+
+
+class TeeCertificate(Refused):
+    """A TEE report with the certificate of another processor, firmware version (TCB) or kind of key."""
+
+    code = "tee-certificate"
+    remedy = (
+        "let the host's certificate table be written anew: its firmware was updated, or the table is another host's"
+    )
+
+
+class TeeRevoked(Refused):
+    """A TEE's certificate, or one on its path, that its maker revoked; or a TCB that its maker calls revoked."""
+
+    code = "tee-revoked"
+    remedy = "ask the processor's maker why; move the guest to another machine"
+
+
+class TeeUntrusted(Limited):
+    """The TEE's certificate is missing, or does not chain to a root that is trusted."""
+
+    code = "tee-untrusted"
+    remedy = (
+        "put the maker's root, and the processor's certificate where the guest has none, into the folder that the "
+        "master's netspace.attestation:tee_roots names"
+    )
+
+
+class NoTee(Limited):
+    """A policy that demands a TEE, and evidence without a TEE report."""
+
+    code = "tee-none"
+    remedy = "run the host as a confidential guest with Linux 6.7 or later, and mount configfs"
+
+
+class UnknownTee(Limited):
+    """A TEE report of a kind that the policy has no rules for, or that can't be verified here."""
+
+    code = "tee-kind"
+    remedy = "add rules for this kind of TEE to the policy's section 'tee'"
+
+
+class TeeDebug(Limited):
+    """A TEE whose memory its host can read: a debug guest, or a debug module."""
+
+    code = "tee-debug"
+    remedy = "start the guest without debugging"
+
+
+class TeeMeasurement(Limited):
+    """A guest that was started with something that the policy does not allow."""
+
+    code = "tee-measurement"
+    remedy = "if the guest's firmware or kernel was updated, add its measurement to the policy"
+
+
+class TeeOldTcb(Limited):
+    """A TEE whose firmware or microcode is older than the policy asks for, or of unknown standing."""
+
+    code = "tee-tcb"
+    remedy = "have the host's firmware updated; put the maker's current TCB information into the folder of roots"
+
+
+class TeeRules(Limited):
+    """A guest whose launch settings are not as the policy says."""
+
+    code = "tee-policy"
+    remedy = "start the guest as the policy's section 'tee' says, or change that"
+
+
+class TeeLog(Limited):
+    """A guest's log (CCEL) that is missing, malformed or does not lead to its registers (RTMR)."""
+
+    code = "tee-log"
+    remedy = "find out what was measured without being logged, and boot again"
+
+
+class TeeBoot(Limited):
+    """A host without a TPM whose key a TEE vouches for: its boot is not judged beyond the TEE's measurement."""
+
+    code = "tee-boot"
+    remedy = "a TPM's quote and boot log would prove the boot"

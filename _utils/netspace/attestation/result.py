@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,7 @@ class Result:
     :param sources: fingerprint of the files that the settings name, and whether the TPM was there.
     :param tpm: manufacturer, firmware, endorsement key's fingerprint; empty without a TPM.
     :param fallback: a TPM is configured, but the level is a software key's.
+    :param tee: the confidential guest that the level rests on, as the master told; empty where there is none.
     """
 
     level: int
@@ -55,6 +56,7 @@ class Result:
     sources: str
     tpm: Mapping[str, str]
     fallback: bool = False
+    tee: Mapping[str, Any] = field(default_factory=dict)
 
 
 def path(layout: Layout) -> Path:
@@ -94,12 +96,14 @@ def load(layout: Layout) -> Result | None:
         "sources": (str,),
         "tpm": (dict,),
         "fallback": (bool,),
+        "tee": (dict,),
     }
+    record.setdefault("tee", {})  # results of before there were any have none
     version = record.pop("v", None)
     wrong = [
-        field.name
-        for field in fields(Result)
-        if type(record.get(field.name)) not in types[field.name]  # not isinstance: True is no number
+        one.name
+        for one in fields(Result)
+        if type(record.get(one.name)) not in types[one.name]  # not isinstance: True is no number
     ]
     if version != VERSION or wrong or record.keys() != types.keys() or not 0 <= record["level"] <= 5:
         raise StateError(f"{path(layout)}: not a result of an appraisal; remove the file and apply again")

@@ -48,6 +48,8 @@ def answer(layout: Layout, chosen: Mapping[str, Any], minion: str, master: str, 
         first = None  # the verifier says what that is worth
     context = Context(master, minion, session, nonce, binding=boot.encode())
     made = _without_log(appraisal.evidence(layout, {**chosen, "pcrs": pcrs}, context, first), known)
+    if "tee" in challenge:
+        made = attester.with_tee(made, layout.root, context)
     whole = {"boot": boot, "evidence": made.wire()}
     text = json.dumps(whole).encode()
     with files.locked(_folder(layout) / "master.lock"):
@@ -119,6 +121,7 @@ def accept(layout: Layout, chosen: Mapping[str, Any], minion: str, token: Any, k
             settings={**chosen, "verifier_keys": [jose.thumbprint(found)]},
             sources=terms.sources(layout, chosen),
             tpm={},
+            tee=told.tee,
         )
         result.save(layout, made)
         files.remove(_folder(layout) / WAITING)
@@ -128,8 +131,10 @@ def accept(layout: Layout, chosen: Mapping[str, Any], minion: str, token: Any, k
 
 
 def _challenge(data: Any) -> tuple[str, bytes, list[int], int | None, str | None]:
-    if not isinstance(data, Mapping) or set(data) != {"session", "nonce", "pcrs", "ima_from", "bootlog"}:
-        raise Malformed("challenge: expected session, nonce, pcrs, ima_from and bootlog")
+    if not isinstance(data, Mapping) or set(data) - {"tee"} != {"session", "nonce", "pcrs", "ima_from", "bootlog"}:
+        raise Malformed("challenge: expected session, nonce, pcrs, ima_from and bootlog; tee at most besides")
+    if data.get("tee", True) is not True:
+        raise Malformed("challenge: tee is not true")
     session, pcrs, first = data["session"], data["pcrs"], data["ima_from"]
     if not isinstance(session, str) or not 0 < len(session) <= 64:
         raise Malformed("challenge: session is no text of at most 64 characters")

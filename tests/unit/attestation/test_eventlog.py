@@ -182,6 +182,40 @@ def test_malformed(log: bytes, message: str) -> None:
         eventlog.parse(log)
 
 
+@pytest.mark.parametrize("fill", [b"\0", b"\xff"])
+@pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 4096])
+def test_the_padding_of_a_log_area_is_cut_off(fill: bytes, size: int) -> None:
+    log = spec_id(SHA256) + event(0, 1, [(0x000B, b"\1" * 32)])
+    assert eventlog.unpadded(log + fill * size) == log
+
+
+@pytest.mark.parametrize("fill", [b"\0", b"\xff"])
+@pytest.mark.parametrize("at", [0, 8, 100, 4095])
+def test_padding_with_anything_in_it_is_refused(fill: bytes, at: int) -> None:
+    padding = bytearray(fill * 4096)
+    padding[at] = 0x55
+    with pytest.raises(refusals.LogMalformed):
+        eventlog.unpadded(spec_id(SHA256) + bytes(padding))
+
+
+@pytest.mark.parametrize("area", [b"", bytes(4096), b"\xff" * 4096])
+def test_an_area_without_a_log_is_refused(area: bytes) -> None:
+    with pytest.raises(refusals.LogMalformed, match="empty"):
+        eventlog.unpadded(area)
+
+
+def test_a_log_area_cut_within_an_event_is_refused() -> None:
+    log = spec_id(SHA256) + event(1, 1, [(0x000B, b"\1" * 32)], b"data")
+    for end in range(len(spec_id(SHA256)) + 1, len(log)):
+        with pytest.raises(refusals.LogMalformed):
+            eventlog.unpadded(log[:end])
+
+
+def test_padding_is_no_part_of_a_log() -> None:
+    with pytest.raises(refusals.LogMalformed):
+        eventlog.parse(spec_id(SHA256) + b"\xff" * 64)
+
+
 def quoted() -> dict[int, bytes]:
     values = pcrread(FIXTURES / "shim-grub/tpm2_pcrread_sha256.txt")
     return {pcr: bytes.fromhex(values[pcr]) for pcr in range(10)}

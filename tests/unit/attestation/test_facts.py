@@ -28,7 +28,7 @@ def test_nothing_at_all(tmp_path: Path) -> None:
     assert found.keys() == {"tpm", "secure_boot", "measured_boot", "ima", "tee", "netspace"}
     assert found["tpm"] == {"present": False, "reason": "the kernel has no TPM driver (/sys/class/tpm is absent)"}
     assert found["secure_boot"]["enabled"] is None
-    assert found["tee"] == {"optee": False, "trustzone": False, "sev": [], "tdx": []}
+    assert found["tee"] == {"optee": False, "trustzone": False, "sev": [], "tdx": [], "reports": False}
     assert found["netspace"]["cgroup"] == 0 and found["netspace"]["user_namespaces"] is False
 
 
@@ -127,7 +127,8 @@ def test_ima_without_a_policy(tmp_path: Path) -> None:
         ({"sys/firmware/devicetree/base/firmware/optee/compatible": b"linaro,optee-tz\0"}, {"optee": True}),
         ({"sys/firmware/devicetree/base/psci/method": b"smc\0"}, {"optee": False, "trustzone": True}),
         ({"sys/firmware/devicetree/base/psci/method": b"hvc\0"}, {"trustzone": False}),
-        ({"dev/sev-guest": ""}, {"sev": ["snp-guest"]}),
+        ({"dev/sev-guest": ""}, {"sev": ["snp-guest"], "reports": False}),
+        ({"sys/kernel/config/tsm/report/x": ""}, {"reports": True}),
         (
             {f"sys/module/kvm_amd/parameters/{name}": value for name, value in (("sev", "Y"), ("sev_snp", "N"))},
             {"sev": ["sev-host"]},

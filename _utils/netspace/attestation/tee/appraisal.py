@@ -1,0 +1,159 @@
+"""Judgement of a TEE report: genuine, for this very challenge, and as the policy says.
+
+The order: there is a report; its kind can be verified; it is genuine (structure, certificate, signature,
+path to a root); it is over this challenge and this key; the policy has rules for its kind; no debugging;
+measurement; TCB; settings; registers; the guest's log.
+
+What is forged or replayed raises, as everywhere: the whole evidence is refused. What is genuine and not good enough
+gives a verdict with a code. :func:`weigh` says what that does to a level, and is the only place that does.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from netspace.attestation.refusals import (
+    Limited,
+    NoTee,
+    TeeBinding,
+    TeeBoot,
+    TeeDebug,
+    TeeLog,
+    TeeMeasurement,
+    TeeOldTcb,
+    TeeRules,
+    UnknownTee,
+)
+from netspace.attestation.tee import ccel, kinds
+
+if TYPE_CHECKING:
+    from netspace.attestation.evidence import Context, Evidence
+    from netspace.attestation.tee.report import Genuine
+    from netspace.attestation.tee.rules import Rules, Tee, Value
+    from netspace.attestation.tee.x509 import Trust
+
+OK = "ok"
+# What a level rests on at most where a policy demands a TEE and there is no good one: beside a TPM, and without.
+LEVEL_TPM, LEVEL_KEY, LEVEL_ROOTED = 2, 1, 3
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The policy's word on a host's TEE.
+
+    :param code: ``ok``, or why it is not good enough.
+    :param told: what the result says of it; empty where nothing genuine is known.
+    """
+
+    code: str
+    reason: str = ""
+    remedy: str = ""
+    told: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Worth:
+    """A level, and why it is not the next one."""
+
+    level: int
+    code: str
+    reason: str
+    remedy: str
+
+
+def appraise(evidence: Evidence, context: Context, section: Tee, trust: Trust, now: float) -> Verdict:
+    """Appraise the TEE report in *evidence*, whose key's signature for *context* was verified before.
+
+    :param now: seconds since the epoch.
+    :raises Refused: when the report is forged, or for something else than this challenge and key.
+    """
+    told: dict[str, Any] = {}
+    try:
+        brought = evidence.tee
+        if brought is None:
+            raise NoTee("the host brought no TEE report")
+        found = kinds.genuine(brought.provider, brought.report, brought.certificates, trust, now)
+        if not hmac.compare_digest(found.report_data, context.report_data(evidence.key)):
+            raise TeeBinding("the TEE's report is for another nonce, host, verifier or key")
+        told = found.told()
+        rules = section.kinds.get(found.kind)
+        if rules is None:
+            raise UnknownTee(f"the policy has no rules for {found.kind}")
+        judge(found, rules, brought.log)
+    except Limited as err:
+        return Verdict(err.code, str(err), err.remedy, {**told, "code": err.code} if told else {})
+    return Verdict(OK, told={**told, "code": OK})
+
+
+def judge(found: Genuine, rules: Rules, log: bytes | None) -> None:
+    """Hold a genuine report against *rules*.
+
+    :param log: the guest's log (CCEL), where it brought one. It is checked wherever it is there.
+    :raises Limited: for the first rule that is not met.
+    """
+    if found.debug:
+        raise TeeDebug(found.debug)
+    if rules.measurements is not None and found.measurement not in rules.measurements:
+        raise TeeMeasurement(f"the guest was started with {found.measurement.hex()}, which the policy does not have")
+    for part, least in rules.tcb.items():
+        # A part that this processor does not have is not new enough.
+        if found.tcb.get(part, -1) < least:
+            raise TeeOldTcb(f"the TCB's {part} is {found.tcb.get(part, 'absent')}; the policy asks for {least}")
+    if rules.statuses is not None and found.status not in rules.statuses:
+        raise TeeOldTcb(f"the maker's word on the TCB is {found.status}; the policy takes {_names(rules.statuses)}")
+    for name, values in rules.settings.items():
+        if found.settings.get(name) not in values:
+            raise TeeRules(f"{name} is {_shown(found.settings.get(name))}, which the policy does not have")
+    for number, values in rules.registers.items():
+        if found.registers.get(number) not in values:
+            value = found.registers.get(number, b"").hex()
+            raise TeeMeasurement(f"RTMR {number} is {value or 'absent'}, which the policy does not have")
+    if log is not None:
+        ccel.check(log, found.registers)
+    elif rules.log:
+        raise TeeLog("the guest brought no log (CCEL)")
+
+
+def weighed(
+    evidence: Evidence, context: Context, section: Tee | None, trust: Callable[[], Trust], base: Worth, now: float
+) -> tuple[Worth, dict[str, Any]]:
+    """Return what verified *evidence* is worth with its TEE, and what the result says of that.
+
+    :param section: the policy's; None: no TEE is asked for, and none is looked at.
+    :param base: what it is worth without.
+    :raises NetspaceError: when *trust* can't be read. Nothing is judged then.
+    :raises Refused: as :func:`appraise`.
+    """
+    if section is None:
+        return base, {}
+    verdict = appraise(evidence, context, section, trust(), now)
+    return weigh(evidence.kind, base, verdict, section), dict(verdict.told)
+
+
+def weigh(kind: str, base: Worth, verdict: Verdict, section: Tee) -> Worth:
+    """Return what evidence is worth with its TEE.
+
+    :param kind: of the evidence: ``tpm`` or ``software``.
+    :param base: what it is worth without.
+    """
+    if verdict.code != OK:
+        most = LEVEL_TPM if kind == "tpm" else LEVEL_KEY
+        if kind == "tpm" and base.level <= most:
+            return base
+        return Worth(min(base.level, most), verdict.code, verdict.reason, verdict.remedy)
+    if kind == "software" and section.rooted_key and base.level == LEVEL_KEY:
+        what = f"{verdict.told['kind']}, measurement {verdict.told['measurement'][:16]}..."
+        reason = f"a TEE ({what}) vouches for the host's key; there is no TPM"
+        return Worth(LEVEL_ROOTED, TeeBoot.code, reason, TeeBoot.remedy)
+    return base
+
+
+def _names(statuses: frozenset[str]) -> str:
+    return ", ".join(sorted(statuses))
+
+
+def _shown(value: Value | None) -> str:
+    return value.hex() if isinstance(value, bytes) else str(value)

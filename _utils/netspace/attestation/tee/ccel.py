@@ -1,0 +1,49 @@
+"""A TD's boot log: the area that the ACPI table CCEL describes, and the registers that it leads to.
+
+The events are those of a TPM's log, their register numbers are not: 0 is MRTD, which no event extends, and 1 to 4 are
+RTMR 0 to 3 (UEFI 2.10, 38.4.1; Intel TDX Virtual Firmware Design Guide, 8). Digests are SHA-384.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from netspace.attestation import eventlog
+from netspace.attestation.eventlog import NO_ACTION
+from netspace.attestation.refusals import Refused, TeeLog
+
+BANK = "sha384"
+REGISTERS = 4
+# Of the guest's running system, which logs elsewhere.
+RUNTIME = 3
+
+
+def registers(area: bytes) -> dict[int, bytes]:
+    """Return the value of each RTMR that the log in *area* extends.
+
+    :raises TeeLog: when it is none, or none of a TD.
+    """
+    try:
+        log = eventlog.parse(eventlog.unpadded(area))
+        wrong = [event.pcr for event in log.events if event.type != NO_ACTION and not 1 <= event.pcr <= REGISTERS]
+        if wrong:
+            raise TeeLog(f"CCEL: an event for register {wrong[0]}; a TD has 1 to {REGISTERS}")
+        return {index - 1: value for index, value in log.replay(BANK).items()}
+    except TeeLog:
+        raise
+    except Refused as err:
+        raise TeeLog(f"CCEL: {err.args[0]}") from err
+
+
+def check(area: bytes, quoted: Mapping[int, bytes]) -> None:
+    """Check that the log leads to the *quoted* registers.
+
+    RTMR 3 may have any value where the log has no event for it: the running system extends it.
+
+    :raises TeeLog: naming the first register that differs.
+    """
+    led = registers(area)
+    for number, value in sorted(quoted.items()):
+        found = led.get(number, bytes(48))
+        if found != value and not (number == RUNTIME and number not in led):
+            raise TeeLog(f"CCEL: leads to {found.hex()} in RTMR {number}, the quote has {value.hex()}")

@@ -1,0 +1,171 @@
+"""The guest's side: takes a report from the kernel (configfs-tsm, Linux 6.7 and later).
+
+Linux: Documentation/ABI/testing/configfs-tsm-report. A report is a directory that the caller makes below
+``/sys/kernel/config/tsm/report``; the kernel puts the attributes into it. ``inblob`` takes 64 bytes that the
+report will be over, ``outblob`` gives the report, ``auxblob`` certificates of the host. Each write raises
+``generation``: so one sees whether the report is over what was written. The kernel takes a binary attribute when
+its file is closed, and then has no way to say that it refused; ``generation`` tells that, too.
+
+Needs root. The directory is removed in any case.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from netspace.errors import NetspaceError
+
+FOLDER = "sys/kernel/config/tsm/report"
+INPUT = 64
+MAX_REPORT = 16 * 1024
+MAX_CERTIFICATES = 64 * 1024
+_ATTEMPTS = 3
+
+
+class TsmError(NetspaceError):
+    """A report that the kernel did not give."""
+
+
+class Taken(NamedTuple):
+    """A report as the kernel gave it."""
+
+    provider: str
+    report: bytes
+    certificates: bytes
+
+
+class Files(Protocol):
+    """Operations on the directory; :class:`Kernel` does them."""
+
+    def make(self, path: Path) -> None:
+        """Make a directory."""
+
+    def remove(self, path: Path) -> None:
+        """Remove it, with the kernel's attributes in it."""
+
+    def write(self, path: Path, data: bytes) -> None:
+        """Write an attribute, in one go."""
+
+    def read(self, path: Path, limit: int) -> bytes:
+        """Read an attribute, at most *limit* + 1 bytes."""
+
+
+class Kernel:
+    """The kernel's configfs."""
+
+    def make(self, path: Path) -> None:
+        path.mkdir(mode=0o700)
+
+    def remove(self, path: Path) -> None:
+        path.rmdir()
+
+    def write(self, path: Path, data: bytes) -> None:
+        handle = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            if os.write(handle, data) != len(data):
+                raise OSError(f"{path}: not all of it was taken")
+        finally:
+            os.close(handle)
+
+    def read(self, path: Path, limit: int) -> bytes:
+        with path.open("rb", buffering=0) as stream:
+            found = b""
+            while len(found) <= limit and (part := stream.read(limit + 1 - len(found))):
+                found += part
+        return found
+
+
+def available(root: Path) -> bool:
+    """Whether this host is a guest that can make reports.
+
+    :param root: stands for ``/``.
+    """
+    return (root / FOLDER).is_dir()
+
+
+def take(root: Path, data: bytes, files: Files | None = None) -> Taken:
+    """Take a report over *data*.
+
+    :param data: 64 bytes.
+    :param files: for tests.
+    :raises TsmError: when the kernel gives none, or one beyond all bounds.
+    """
+    if len(data) != INPUT:
+        raise TsmError(f"a report is over {INPUT} bytes, not {len(data)}")
+    files = files or Kernel()
+    last: TsmError | None = None
+    for _ in range(_ATTEMPTS):
+        entry = root / FOLDER / f"netspace-{os.getpid()}-{secrets.token_hex(8)}"
+        try:
+            files.make(entry)
+        except OSError as err:
+            raise TsmError(f"{entry.parent}: {err.strerror or err}; run as root, and mount configfs") from err
+        try:
+            return _report(files, entry, data)
+        except OSError as err:
+            last = TsmError(f"{entry.parent}: {err.strerror or err}; see the kernel's log")
+        except _Changed as err:
+            last = TsmError(f"{entry.parent}: {err}")
+        finally:
+            _removed(files, entry)
+    assert last is not None
+    raise last
+
+
+class _Changed(Exception):
+    """The report is not over what was written."""
+
+
+def _report(files: Files, entry: Path, data: bytes) -> Taken:
+    provider = files.read(entry / "provider", 64).decode("ascii", "replace").strip()
+    before = _number(files, entry / "generation")
+    writes = 1
+    level = _level(files, entry)
+    if level:
+        files.write(entry / "privlevel", str(level).encode())
+        writes += 1
+    files.write(entry / "inblob", data)
+    report = _blob(files, entry / "outblob", MAX_REPORT)
+    certificates = _blob(files, entry / "auxblob", MAX_CERTIFICATES, optional=True)
+    if _number(files, entry / "generation") != before + writes:
+        raise _Changed("somebody else wrote into the same report, or the kernel did not take what was written")
+    if not report or not provider:
+        raise _Changed("the kernel gave an empty report")
+    return Taken(provider, report, certificates)
+
+
+def _level(files: Files, entry: Path) -> int:
+    """The privilege level that this guest runs at: reports of a better one are not its to ask for (SNP's VMPL)."""
+    try:
+        return _number(files, entry / "privlevel_floor")
+    except FileNotFoundError:
+        return 0
+
+
+def _number(files: Files, path: Path) -> int:
+    text = files.read(path, 32).decode("ascii", "replace").strip()
+    if not text.isdecimal():
+        raise _Changed(f"{path.name} is no number")
+    return int(text)
+
+
+def _blob(files: Files, path: Path, limit: int, *, optional: bool = False) -> bytes:
+    try:
+        found = files.read(path, limit)
+    except FileNotFoundError:
+        if optional:
+            return b""
+        raise
+    if len(found) > limit:
+        raise _Changed(f"{path.name} has more than {limit} bytes")
+    return found
+
+
+def _removed(files: Files, entry: Path) -> None:
+    try:
+        files.remove(entry)
+    except OSError as err:
+        raise TsmError(f"{entry}: {err.strerror or err}; remove it with rmdir") from err

@@ -1,0 +1,133 @@
+"""A vTPM whose keys a TEE vouches for: the report of Azure's paravisor (HCL), kept in the vTPM's NV index 0x01400001.
+
+The paravisor asks the processor for a report over a JSON document that has the vTPM's attestation and endorsement
+keys. So where the report is genuine, was asked for by the paravisor, and is over this document, these keys are
+of the vTPM that the TEE runs (Microsoft: "Confidential VM guest attestation", azure-cli ``cvm-attestation-tools``).
+
+For TDX the paravisor keeps a TDREPORT, which only its own machine can check: the quote comes beside it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from netspace.attestation.refusals import TeeBinding, TeeMalformed
+from netspace.attestation.tee import binary, snp, tdx
+from netspace.attestation.tee.report import Genuine
+from netspace.attestation.tee.x509 import Trust
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+
+MAX_SIZE = 16 * 1024
+MAGIC = b"HCLA"
+# Where the two kinds of report stand: 1,184 bytes from byte 32 on.
+HEADER, REPORT = 32, 1184
+SNP, TDX = 2, 4
+_HASHES = {1: "sha256", 2: "sha384", 3: "sha512"}
+ATTESTATION_KEY, ENDORSEMENT_KEY = "HCLAkPub", "HCLEkPub"
+_MAX_KEYS = 16
+
+
+@dataclass(frozen=True)
+class Claims:
+    """A paravisor's report as it was parsed; nothing of it is proved.
+
+    :param kind: :data:`SNP` or :data:`TDX`.
+    :param report: the SNP report; the TDREPORT is of no use elsewhere.
+    :param bound: what the TEE's report must be over.
+    :param claims: the document.
+    """
+
+    kind: int
+    report: bytes
+    bound: bytes
+    claims: dict[str, Any]
+
+    def key(self, name: str) -> RSAPublicKey:
+        """Return one of the vTPM's keys.
+
+        :param name: :data:`ATTESTATION_KEY` or :data:`ENDORSEMENT_KEY`.
+        :raises TeeMalformed: when the document does not have it, or has it twice.
+        """
+        from cryptography.hazmat.primitives.asymmetric import rsa
+
+        keys = self.claims.get("keys")
+        if not isinstance(keys, list) or len(keys) > _MAX_KEYS or any(not isinstance(one, dict) for one in keys):
+            raise TeeMalformed("HCL report: no list of keys")
+        named = [one for one in keys if one.get("kid") == name]
+        if len(named) != 1 or named[0].get("kty") != "RSA":
+            raise TeeMalformed(f"HCL report: not one RSA key {name}, but {len(named)}")
+        modulus, exponent = (_number(named[0].get(part)) for part in ("n", "e"))
+        if not 2048 <= modulus.bit_length() <= 4096:
+            raise TeeMalformed(f"HCL report: {name} has {modulus.bit_length()} bits")
+        try:
+            return rsa.RSAPublicNumbers(exponent, modulus).public_key()
+        except ValueError as err:
+            raise TeeMalformed(f"HCL report: {name}: {err}") from err
+
+
+def parse(raw: bytes) -> Claims:
+    """Parse what the vTPM's NV index has; zeros may follow it.
+
+    :raises TeeMalformed: when it is none.
+    """
+    if len(raw) > MAX_SIZE:
+        raise TeeMalformed(f"HCL report: {len(raw)} bytes, at most {MAX_SIZE} are possible")
+    reader = binary.Reader(raw, "HCL report")
+    magic, version, size = reader.take(4), reader.number(4), reader.number(4)
+    if magic != MAGIC or version not in (1, 2):
+        raise TeeMalformed("HCL report: does not begin as one")
+    reader.take(HEADER - 12)
+    report = reader.take(REPORT)
+    whole, _, kind, algorithm = (reader.number(4) for _ in range(4))
+    if kind not in (SNP, TDX) or algorithm not in _HASHES:
+        raise TeeMalformed(f"HCL report: type {kind} with hash {algorithm}: not known here")
+    length = reader.number(4)
+    document = reader.take(length)
+    if whole != 20 + length or size != HEADER + REPORT + whole:
+        raise TeeMalformed("HCL report: its lengths contradict each other")
+    reader.zero(len(raw) - reader.at)
+    try:
+        claims = json.loads(document)
+    except (ValueError, RecursionError) as err:
+        raise TeeMalformed(f"HCL report: {err}") from err
+    if not isinstance(claims, dict):
+        raise TeeMalformed("HCL report: its document is no object")
+    return Claims(kind, report, hashlib.new(_HASHES[algorithm], document).digest().ljust(64, b"\0"), claims)
+
+
+def genuine(raw: bytes, evidence: bytes, trust: Trust, now: float) -> tuple[Genuine, Claims]:
+    """Verify a paravisor's report; return the TEE's report that it rests on, and the vTPM's keys.
+
+    :param evidence: for SNP the host's table of certificates (empty where the operator has them); for TDX the quote.
+    :raises Refused: when it is not genuine, as ``snp.genuine`` and ``tdx.genuine`` say.
+    :raises TeeBinding: when the TEE's report is over another document, or was not asked for by the paravisor.
+    """
+    claims = parse(raw)
+    if claims.kind == SNP:
+        found = snp.genuine(claims.report, evidence, trust, now)
+        # The paravisor runs at VMPL 0: what the guest itself asks for has another level, and may be over anything.
+        if found.settings["vmpl"] != 0:
+            raise TeeBinding("HCL report: the SNP report was asked for by the guest, not by the paravisor")
+    else:
+        found = tdx.genuine(evidence, trust, now)
+    if not hmac.compare_digest(found.report_data, claims.bound):
+        raise TeeBinding("HCL report: the TEE's report is over another document")
+    return found, claims
+
+
+def _number(text: Any) -> int:
+    """A number in base64url without padding (RFC 7518, 6.3.1)."""
+    if not isinstance(text, str) or not 1 <= len(text) <= 1024 or not text.isascii():
+        raise TeeMalformed("HCL report: a key without its numbers")
+    try:
+        return int.from_bytes(base64.b64decode(text + "=" * (-len(text) % 4), b"-_", validate=True), "big")
+    except (binascii.Error, ValueError) as err:
+        raise TeeMalformed(f"HCL report: a key: {err}") from err

@@ -1,0 +1,36 @@
+"""The kinds of TEE by the name that the kernel's provider has (configfs-tsm).
+
+The name comes from the sender and picks the parser, no more: a report of another kind is malformed to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from netspace.attestation.refusals import UnknownTee
+from netspace.attestation.tee import snp, tdx
+from netspace.attestation.tee.report import Genuine
+from netspace.attestation.tee.x509 import Trust
+
+# Report, certificates of the host, the operator's trust, now.
+Verify = Callable[[bytes, bytes, Trust, float], Genuine]
+
+
+def _tdx(report: bytes, certificates: bytes, trust: Trust, now: float) -> Genuine:
+    """A quote brings its own certificates."""
+    return tdx.genuine(report, trust, now)
+
+
+PROVIDERS: Mapping[str, Verify] = {"sev_guest": snp.genuine, "tdx_guest": _tdx}
+
+
+def genuine(provider: str, report: bytes, certificates: bytes, trust: Trust, now: float) -> Genuine:
+    """Verify a report by the parser of *provider*.
+
+    :raises UnknownTee: when there is none.
+    :raises Refused: when the report is not genuine.
+    """
+    verify = PROVIDERS.get(provider)
+    if verify is None:
+        raise UnknownTee(f"no parser for reports of {provider!r:.40}; there are {', '.join(PROVIDERS)}")
+    return verify(report, certificates, trust, now)

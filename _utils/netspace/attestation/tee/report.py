@@ -1,0 +1,60 @@
+"""The form that a TEE report has once it was verified, whatever made it.
+
+:class:`Genuine` says that a processor whose maker the operator trusts signed these values. It says nothing of
+whether they are good (``appraisal``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+UNKNOWN = "Unknown"
+
+
+@dataclass(frozen=True)
+class Genuine:
+    """A report that was signed by a trusted maker's processor.
+
+    :param kind: ``snp`` or ``tdx``.
+    :param report_data: the 64 bytes that the guest chose.
+    :param measurement: of what the guest was started with: launch digest (SNP), MRTD (TDX); 48 bytes.
+    :param debug: why the host could read the guest's memory; empty where it can't.
+    :param tcb: security versions by name (SNP).
+    :param status: the maker's word on the TCB: ``UpToDate`` and so on; :data:`UNKNOWN` where none is at hand.
+    :param registers: RTMRs by number (TDX).
+    :param settings: what the guest was started with, that a policy may judge: by the policy's names.
+    :param shown: further values for people.
+    """
+
+    kind: str
+    report_data: bytes
+    measurement: bytes
+    debug: str
+    tcb: Mapping[str, int] = field(default_factory=dict)
+    status: str = UNKNOWN
+    registers: Mapping[int, bytes] = field(default_factory=dict)
+    settings: Mapping[str, bytes | int | bool | str] = field(default_factory=dict)
+    shown: Mapping[str, Any] = field(default_factory=dict)
+
+    def told(self) -> dict[str, Any]:
+        """Return what a result says that it rests on: short, JSON."""
+        found: dict[str, Any] = {"kind": self.kind, "measurement": self.measurement.hex()}
+        if self.tcb:
+            found["tcb"] = dict(self.tcb)
+        if self.kind == "tdx":
+            found["status"] = self.status
+        return found
+
+    def describe(self) -> dict[str, Any]:
+        """Return all values, for people."""
+        return {
+            **self.told(),
+            "report_data": self.report_data.hex(),
+            "debug": bool(self.debug),
+            "status": self.status,
+            "registers": {str(number): value.hex() for number, value in self.registers.items()},
+            **{name: value.hex() if isinstance(value, bytes) else value for name, value in self.settings.items()},
+            **self.shown,
+        }

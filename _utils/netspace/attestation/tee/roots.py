@@ -1,0 +1,61 @@
+"""The operator's folder for TEEs: makers' roots, further certificates, revocation lists, Intel's documents.
+
+==============================  ===================================================================
+``.pem``, ``.crt``, ``.der``    certificates. One that signed itself is a root; others (AMD's ASK, a host's VCEK,
+                                Intel's TCB signing certificate) are trusted for nothing by themselves
+``.crl``                        a revocation list, PEM or DER
+``.json``                       Intel's TCB information or the identity of its quoting enclave, as it was served
+==============================  ===================================================================
+
+Nothing is fetched. Whoever can write here decides which TEEs are genuine.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from netspace.attestation import certificates
+from netspace.attestation.tee import tdx_tcb, x509
+from netspace.attestation.tee.x509 import Trust
+from netspace.errors import NetspaceError
+
+MAX_FILES = 4096
+
+
+def read(folder: str | None) -> Trust:
+    """Read the folder.
+
+    :raises NetspaceError: when the folder or a file can't be read: a damaged file must not lower trust silently.
+    """
+    if folder is None:
+        return Trust()
+    roots: list[bytes] = []
+    known: list[bytes] = []
+    lists: list[bytes] = []
+    documents: list[bytes] = []
+    path = Path(folder)
+    try:
+        entries = sorted(path.iterdir())
+        if len(entries) > MAX_FILES:
+            raise NetspaceError(f"{len(entries)} files; at most {MAX_FILES} are possible")
+        for path in entries:
+            if path.suffix in (".pem", ".crt", ".der"):
+                for one in _certificates(path.read_bytes()):
+                    (roots if x509.is_root(x509.load(one)) else known).append(one)
+            elif path.suffix == ".crl":
+                lists.append(certificates.revocations(path.read_bytes()))
+            elif path.suffix == ".json":
+                documents.append(path.read_bytes())
+                tdx_tcb.read(documents[-1])
+    except (OSError, ValueError, NetspaceError) as err:
+        raise NetspaceError(f"attestation:tee_roots: {path}: {err}") from err
+    return Trust(tuple(roots), tuple(known), tuple(lists), tuple(documents))
+
+
+def _certificates(raw: bytes) -> list[bytes]:
+    if raw.lstrip()[:5] != b"-----":
+        return [raw]
+    found = x509.from_pem(raw, MAX_FILES)
+    if not found:
+        raise NetspaceError("no certificate in PEM")
+    return found

@@ -1,0 +1,224 @@
+"""Rules for confidential guests: the policy's section ``tee``, read strictly.
+
+::
+
+    tee:
+      rooted_key: false            # true: a TEE roots the key of a host without a TPM (L3)
+      snp:
+        measurements: [<hex>, ...] # launch digests, 48 bytes
+        id_keys: [<hex>, ...]      # digests of keys that sign ID blocks; author_keys likewise
+        tcb: {bootloader: 3, tee: 0, snp: 8, microcode: 115, fmc: 1}    # at least
+        smt: true                  # false: with SMT off
+        migration: false           # true: a migration agent may be there
+        single_socket: false       # true: on one socket alone; alias_check: true: memory was checked for aliases
+        vmpls: [0]
+        host_data: [<hex>, ...]    # 32 bytes
+        chips: [<hex>, ...]        # 64 bytes
+        keys: [vcek, vlek]
+        providers: ["CN=..."]      # cloud providers that a VLEK may be of
+      tdx:
+        measurements: [<hex>, ...] # MRTD, 48 bytes
+        statuses: [UpToDate]       # Intel's word on the TCB
+        rtmrs: {0: [<hex>, ...]}   # values of registers
+        log: false                 # true: the guest's log must be there, and lead to the registers
+        migration: false           # true: a migration TD may move it
+        services: [<hex>, ...]     # MRSERVICETD; zeros if not given: no service TD is bound to it
+        config_ids: [<hex>, ...]   # MRCONFIGID; likewise owners (MROWNER), owner_configs and modules (MRSEAM)
+        attributes: [<hex>, ...]   # of the TD, 8 bytes as they are in a quote; xfams likewise
+
+A kind that is not named is not accepted. A guest that may be debugged never is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from netspace.attestation.evidence import from_hex
+from netspace.attestation.policy import PolicyError
+from netspace.attestation.tee.tdx_tcb import REVOKED, STATUSES
+
+MAX_ITEMS = 4096
+Value = bytes | int | bool | str
+_PARTS = ("bootloader", "tee", "snp", "microcode", "fmc")
+# Rules that list values of a setting: the setting, and its size in bytes.
+_SNP_LISTS = {
+    "host_data": ("host_data", 32),
+    "chips": ("chip", 64),
+    "id_keys": ("id_key", 48),
+    "author_keys": ("author_key", 48),
+}
+_TDX_LISTS = {
+    "config_ids": ("config_id", 48),
+    "owners": ("owner", 48),
+    "owner_configs": ("owner_config", 48),
+    "modules": ("module", 48),
+    "services": ("services", 48),
+    "attributes": ("attributes", 8),
+    "xfams": ("xfam", 8),
+}
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Rules for one kind of TEE.
+
+    :param measurements: what a guest may be started with; None: a rule for its signer says so.
+    :param tcb: security versions, at least.
+    :param statuses: the maker's words on the TCB that are good enough; None: not asked.
+    :param registers: values that registers may have.
+    :param settings: values that settings may have, by the names of ``report.Genuine``.
+    :param log: the guest's log must be there.
+    """
+
+    measurements: frozenset[bytes] | None
+    tcb: Mapping[str, int] = field(default_factory=dict)
+    statuses: frozenset[str] | None = None
+    registers: Mapping[int, frozenset[bytes]] = field(default_factory=dict)
+    settings: Mapping[str, frozenset[Value]] = field(default_factory=dict)
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class Tee:
+    """The whole section.
+
+    :param kinds: rules by kind.
+    :param rooted_key: whether a good TEE makes a software key that it vouches for one that is rooted in hardware.
+    """
+
+    kinds: Mapping[str, Rules]
+    rooted_key: bool = False
+
+
+def parse(data: Any, at: str = "policy:tee") -> Tee:
+    """Read the section.
+
+    :raises PolicyError: for unknown keys, wrong types, sizes out of bounds, and for rules that any guest would meet.
+    """
+    found = _mapping(data, at, ("rooted_key", "snp", "tdx"))
+    kinds = {}
+    if "snp" in found:
+        kinds["snp"] = _snp(found["snp"], f"{at}:snp")
+    if "tdx" in found:
+        kinds["tdx"] = _tdx(found["tdx"], f"{at}:tdx")
+    if not kinds:
+        raise PolicyError(f"{at}: names no kind of TEE: expected snp or tdx")
+    return Tee(kinds, _flag(found, "rooted_key", at, False))
+
+
+def _snp(data: Any, at: str) -> Rules:
+    known = (
+        "measurements",
+        "tcb",
+        "smt",
+        "migration",
+        "single_socket",
+        "alias_check",
+        "vmpls",
+        "keys",
+        "providers",
+        *_SNP_LISTS,
+    )
+    found = _mapping(data, at, known)
+    settings: dict[str, frozenset[Value]] = _listed(found, _SNP_LISTS, at)
+    if not _flag(found, "smt", at, True):
+        settings["smt"] = frozenset((False,))
+    if not _flag(found, "migration", at, False):
+        settings["migration"] = frozenset((False,))
+    for name in ("single_socket", "alias_check"):
+        if _flag(found, name, at, False):
+            settings[name] = frozenset((True,))
+    vmpls = _list(found.get("vmpls", [0]), f"{at}:vmpls")
+    if any(type(one) is not int or not 0 <= one <= 3 for one in vmpls):
+        raise PolicyError(f"{at}:vmpls: expected numbers from 0 to 3")
+    settings["vmpl"] = frozenset(vmpls)
+    for rule, setting in (("keys", "key"), ("providers", "provider")):
+        if rule in found:
+            settings[setting] = frozenset(_texts(found[rule], f"{at}:{rule}"))
+    if not settings.get("key", frozenset()) <= {"vcek", "vlek"}:
+        raise PolicyError(f"{at}:keys: expected vcek, vlek or both")
+    tcb = _mapping(found.get("tcb", {}), f"{at}:tcb", _PARTS)
+    for part, version in tcb.items():
+        if type(version) is not int or not 0 <= version <= 255:
+            raise PolicyError(f"{at}:tcb:{part}: {version!r:.40}: expected a number from 0 to 255")
+    signed = any(settings.get(name) and not settings[name] & {bytes(48)} for name in ("id_key", "author_key"))
+    return Rules(_measurements(found, at, signed), dict(tcb), settings=settings)
+
+
+def _tdx(data: Any, at: str) -> Rules:
+    found = _mapping(data, at, ("measurements", "statuses", "rtmrs", "log", "migration", *_TDX_LISTS))
+    settings = _listed(found, _TDX_LISTS, at)
+    if not _flag(found, "migration", at, False):
+        settings["migration"] = frozenset((False,))
+    settings.setdefault("services", frozenset((bytes(48),)))
+    statuses = frozenset(_texts(found.get("statuses", ["UpToDate"]), f"{at}:statuses"))
+    if not statuses or not statuses <= set(STATUSES) - {REVOKED}:
+        raise PolicyError(f"{at}:statuses: expected some of {', '.join(one for one in STATUSES if one != REVOKED)}")
+    values = _mapping(found.get("rtmrs", {}), f"{at}:rtmrs", ("0", "1", "2", "3", 0, 1, 2, 3))
+    registers = {int(number): _digests(one, f"{at}:rtmrs:{number}") for number, one in values.items()}
+    if len(registers) != len(values):
+        raise PolicyError(f"{at}:rtmrs: a register is given twice")
+    return Rules(
+        _measurements(found, at, False),
+        statuses=statuses,
+        registers=registers,
+        settings=settings,
+        log=_flag(found, "log", at, False),
+    )
+
+
+def _measurements(found: Mapping[Any, Any], at: str, signed: bool) -> frozenset[bytes] | None:
+    """Without any of them every guest of everybody would do."""
+    if "measurements" not in found and signed:
+        return None
+    given = _digests(found.get("measurements", []), f"{at}:measurements")
+    if not given:
+        raise PolicyError(f"{at}:measurements: expected at least one: without it anybody's guest would be good")
+    return given
+
+
+def _listed(found: Mapping[Any, Any], rules: Mapping[str, tuple[str, int]], at: str) -> dict[str, frozenset[Value]]:
+    return {
+        setting: frozenset(_digests(found[rule], f"{at}:{rule}", size))
+        for rule, (setting, size) in rules.items()
+        if rule in found
+    }
+
+
+def _digests(data: Any, at: str, size: int = 48) -> frozenset[bytes]:
+    raw = [from_hex(one, size) for one in _list(data, at)]
+    if None in raw:
+        raise PolicyError(f"{at}: expected {size} bytes in hex")
+    return frozenset(one for one in raw if one is not None)
+
+
+def _texts(data: Any, at: str) -> list[str]:
+    texts = _list(data, at)
+    if any(not isinstance(one, str) or not 0 < len(one) <= 256 for one in texts):
+        raise PolicyError(f"{at}: expected a list of texts of at most 256 characters")
+    return texts
+
+
+def _list(data: Any, at: str) -> list[Any]:
+    if not isinstance(data, list) or len(data) > MAX_ITEMS:
+        raise PolicyError(f"{at}: expected a list of at most {MAX_ITEMS}")
+    return data
+
+
+def _flag(found: Mapping[Any, Any], name: str, at: str, default: bool) -> bool:
+    value = found.get(name, default)
+    if type(value) is not bool:
+        raise PolicyError(f"{at}:{name}: {value!r:.40}: expected true or false")
+    return value
+
+
+def _mapping(data: Any, at: str, known: tuple[str | int, ...]) -> Mapping[Any, Any]:
+    if not isinstance(data, Mapping):
+        raise PolicyError(f"{at}: expected a mapping")
+    for key in data:
+        if isinstance(key, bool) or key not in known:
+            names = ", ".join(one for one in known if isinstance(one, str))
+            raise PolicyError(f"{at}:{key!s:.40}: unknown; there are {names}")
+    return data

@@ -1,0 +1,290 @@
+"""AMD SEV-SNP: attestation reports, and the processor's certificates.
+
+The layout is ATTESTATION_REPORT of "SEV Secure Nested Paging Firmware ABI Specification" (56860, revision 1.58),
+versions 2 to 5. Certificates are as of "Versioned Chip Endorsement Key (VCEK) Certificate and KDS Interface
+Specification" (57230). All integers are little-endian.
+
+:func:`genuine` checks, in this order: structure; that a certificate is for this report (kind of key; chip, for a
+VCEK; reported TCB); signature; path to a root of the operator's. The policy bits are told, and judged elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from netspace.attestation.refusals import TeeCertificate, TeeMalformed, TeeSignature, TeeUntrusted
+from netspace.attestation.tee import binary, x509
+from netspace.attestation.tee.report import Genuine
+from netspace.attestation.tee.x509 import Trust
+
+if TYPE_CHECKING:
+    from cryptography.x509 import Certificate
+
+KIND = "snp"
+SIZE = 1184
+SIGNED = 672
+VERSIONS = (2, 3, 4, 5)
+ECDSA_P384_SHA384 = 1
+TURIN = 0x1A
+VCEK, VLEK = 0, 1
+KEYS = {VCEK: "vcek", VLEK: "vlek"}
+
+# Bits of the guest's policy (56860, table 10).
+SMT, MIGRATION, DEBUG, SINGLE_SOCKET = 1 << 16, 1 << 18, 1 << 19, 1 << 20
+
+# Of the platform: the firmware found no aliases in memory since its last reset (AMD-SB-3015).
+ALIAS_CHECK = 1 << 5
+
+_AMD = "1.3.6.1.4.1.3704.1."
+_HWID = _AMD + "4"
+_CSP = _AMD + "5"
+_PARTS = {"bootloader": "3.1", "tee": "3.2", "snp": "3.3", "microcode": "3.8"}
+_FMC = "3.9"
+# Where a part of the TCB stands in its eight bytes (57230, 3.1; 56860, 2.2).
+_LAYOUT = {"bootloader": 0, "tee": 1, "snp": 6, "microcode": 7}
+_LAYOUT_TURIN = {"fmc": 0, "bootloader": 1, "tee": 2, "snp": 3, "microcode": 7}
+
+# GUIDs of the table that the host hands to its guest (GHCB specification 2.01, 4.1.8.1), as they are in memory.
+_TABLE = {
+    "c0b406a4-a803-4952-9743-3fb6014cd0ae": "ark",
+    "4ab7b379-bbac-4fe4-a02f-05aef327c782": "ask",
+    "63da758d-e664-4564-adc5-f4b93be8accd": "vcek",
+    "a8074bc2-a25a-483e-aae6-39c045a0b8a1": "vlek",
+}
+_MAX_ENTRIES = 32
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report as it was parsed; nothing of it is proved.
+
+    :param key: :data:`VCEK` or :data:`VLEK`: which key is to have signed it.
+    :param tcb: the reported one, which the signing key is derived from.
+    :param r: of the signature. *s* likewise.
+    """
+
+    version: int
+    policy: int
+    vmpl: int
+    platform: int
+    key: int
+    report_data: bytes
+    measurement: bytes
+    host_data: bytes
+    id_key: bytes
+    author_key: bytes
+    report_id: bytes
+    tcb: dict[str, int]
+    launch_tcb: dict[str, int]
+    committed_tcb: dict[str, int]
+    chip: bytes
+    family: int
+    svn: int
+    r: int
+    s: int
+
+
+def parse(raw: bytes) -> Report:
+    """Parse a report.
+
+    :raises TeeMalformed: for anything that is not one, reserved bytes in use among it.
+    """
+    if len(raw) != SIZE:
+        raise TeeMalformed(f"SNP report: {len(raw)} bytes instead of {SIZE}")
+    reader = binary.Reader(raw, "SNP report")
+    version = reader.number(4)
+    if version not in VERSIONS:
+        raise TeeMalformed(f"SNP report: version {version}; known are {', '.join(map(str, VERSIONS))}")
+    svn, policy = reader.number(4), reader.number(8)
+    reader.take(32)  # family and image: names that the guest's owner chose
+    vmpl, algorithm = reader.number(4), reader.number(4)
+    if algorithm != ECDSA_P384_SHA384 or vmpl > 3:
+        raise TeeMalformed(f"SNP report: signature algorithm {algorithm}, VMPL {vmpl}: not possible")
+    reader.take(8)  # the current TCB, which may be ahead of the reported one
+    platform, flags = reader.number(8), reader.number(4)
+    key = flags >> 2 & 7
+    if flags >> 5 or key not in KEYS:
+        raise TeeMalformed(f"SNP report: flags {flags:08x}: signed by no known key")
+    reader.zero(4)
+    data, measurement, host_data = reader.take(64), reader.take(48), reader.take(32)
+    id_key, author_key, report_id = reader.take(48), reader.take(48), reader.take(32)
+    reader.take(32)  # the migration agent's report
+    tcb = reader.take(8)
+    family = reader.number(1)
+    if version == 2:
+        if family:
+            raise TeeMalformed("SNP report: version 2 with a processor's family")
+        reader.zero(23)
+    else:
+        reader.take(2)  # model and stepping
+        reader.zero(21)
+    turin = family == TURIN
+    chip, committed = reader.take(64), reader.take(8)
+    for _ in range(2):  # current and committed build
+        reader.take(3)
+        reader.zero(1)
+    launch = reader.take(8)
+    # Mitigation vectors, at the launch and now: firmware for Turin fills them in version 4 already.
+    mitigations = reader.take(16)
+    if version < 4 and any(mitigations):
+        raise TeeMalformed(f"SNP report: version {version} with mitigations")
+    reader.zero(152)
+    r, s = reader.number(72), reader.number(72)
+    reader.zero(368)
+    reader.end()
+    return Report(
+        version, policy, vmpl, platform, key, data, measurement, host_data, id_key, author_key, report_id,
+        _tcb(tcb, turin), _tcb(launch, turin), _tcb(committed, turin), chip, family, svn, r, s,
+    )  # fmt: skip
+
+
+def genuine(raw: bytes, table: bytes, trust: Trust, now: float) -> Genuine:
+    """Verify a report, and return what it says.
+
+    :param table: certificates as the host handed them to the guest; empty for none.
+    :param now: seconds since the epoch.
+    :raises TeeMalformed: when report or table is none.
+    :raises TeeCertificate: when the certificate that came along is not for this report.
+    :raises TeeSignature: when the key of the certificate did not sign the report.
+    :raises TeeUntrusted: when there is no certificate for it, or no path to a root.
+    :raises TeeRevoked: when a certificate was revoked.
+    """
+    report = parse(raw)
+    brought = [x509.load(one) for one in certificates(table)]
+    leaf = _leaf(report, raw, brought, [x509.load(one) for one in trust.known])
+    x509.check(leaf, brought, trust, now)
+    return Genuine(
+        KIND,
+        report.report_data,
+        report.measurement,
+        "the policy that the guest was started with allows its host to debug it" if report.policy & DEBUG else "",
+        tcb=_lowest(report),
+        settings={
+            "smt": bool(report.policy & SMT),
+            "migration": bool(report.policy & MIGRATION),
+            "single_socket": bool(report.policy & SINGLE_SOCKET),
+            "alias_check": bool(report.platform & ALIAS_CHECK),
+            "vmpl": report.vmpl,
+            "host_data": report.host_data,
+            "id_key": report.id_key,
+            "author_key": report.author_key,
+            "chip": report.chip,
+            "key": KEYS[report.key],
+            "provider": _provider(leaf),
+        },
+        shown=_shown(report),
+    )
+
+
+def certificates(table: bytes) -> list[bytes]:
+    """Return the DER certificates of a host's table (GHCB, 4.1.8.1: GUID, offset, length; the last is all 0).
+
+    :raises TeeMalformed: for entries that point elsewhere than into the table.
+    """
+    found: list[bytes] = []
+    if not table:
+        return found
+    reader = binary.Reader(table, "certificate table")
+    for _ in range(_MAX_ENTRIES):
+        guid, offset, length = reader.take(16), reader.number(4), reader.number(4)
+        if not any(guid):
+            return found
+        if offset + length > len(table):
+            raise TeeMalformed(f"certificate table: an entry up to byte {offset + length}; it has {len(table)}")
+        if _guids(guid) & _TABLE.keys():
+            found.append(table[offset : offset + length])
+    raise TeeMalformed(f"certificate table: more than {_MAX_ENTRIES} entries")
+
+
+def _guids(raw: bytes) -> set[str]:
+    """A GUID's two spellings: hosts' tools write it in both byte orders."""
+    import uuid
+
+    return {str(uuid.UUID(bytes=raw)), str(uuid.UUID(bytes_le=raw))}
+
+
+def _leaf(report: Report, raw: bytes, brought: Sequence[Certificate], known: Sequence[Certificate]) -> Certificate:
+    """The certificate of the key that signed; the first that fits decides."""
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import ec, utils
+
+    other = ""
+    for certificate in (*brought, *known):
+        if x509.extension(certificate, _AMD + _PARTS["snp"]) is None:
+            continue
+        problem = _mismatch(certificate, report)
+        if problem:
+            if not other and certificate in brought:
+                other = problem
+            continue
+        key = certificate.public_key()
+        if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
+            raise TeeCertificate("the certificate is not for a key on P-384")
+        try:
+            signature = utils.encode_dss_signature(report.r, report.s)
+            key.verify(signature, raw[:SIGNED], ec.ECDSA(hashes.SHA384()))
+        except (InvalidSignature, ValueError) as err:
+            raise TeeSignature("SNP report: the processor's key did not sign it") from err
+        return certificate
+    if other:
+        raise TeeCertificate(f"the certificate that came with the report is not for it: {other}")
+    raise TeeUntrusted(
+        f"there is no {KEYS[report.key].upper()} certificate for chip {report.chip.hex()[:16]}... with TCB {report.tcb}"
+    )
+
+
+def _mismatch(certificate: Certificate, report: Report) -> str:
+    """Return why *certificate* is not for *report*; empty when it is."""
+    chip = x509.extension(certificate, _HWID)
+    if (chip is None) != (report.key == VLEK):
+        return f"signed by a {KEYS[report.key].upper()}, and the certificate is of the other kind"
+    # The identifier has 8 bytes since Turin, and 64 before (57230, 3.1).
+    if chip is not None and (len(chip) not in (8, 64) or chip.ljust(64, b"\0") != report.chip or not any(chip)):
+        return f"it is for chip {chip.hex()[:16]}..., the report is of {report.chip.hex()[:16]}..."
+    parts = {**_PARTS, "fmc": _FMC} if "fmc" in report.tcb else _PARTS
+    certified: dict[str, int] = {}
+    for name, number in parts.items():
+        value = x509.extension(certificate, _AMD + number)
+        if value is None:
+            return f"it does not tell the version of {name}"
+        certified[name] = binary.number(binary.element(value, binary.INTEGER, "certificate"), "certificate")
+    if certified != report.tcb:
+        return f"it is for TCB {certified}, the report has {report.tcb}"
+    return ""
+
+
+def _provider(leaf: Certificate) -> str:
+    """The cloud provider that a VLEK was issued to; empty for a VCEK."""
+    value = x509.extension(leaf, _CSP)
+    if value is None:
+        return ""
+    text = binary.element(value, binary.IA5, "certificate").decode("ascii", "replace")
+    return text if text.isprintable() else ""
+
+
+def _tcb(raw: bytes, turin: bool) -> dict[str, int]:
+    layout = _LAYOUT_TURIN if turin else _LAYOUT
+    if any(raw[at] for at in range(8) if at not in layout.values()):
+        raise TeeMalformed(f"SNP report: TCB {raw.hex()}: a reserved byte is not 0")
+    return {name: raw[at] for name, at in layout.items()}
+
+
+def _lowest(report: Report) -> dict[str, int]:
+    """Return the versions that count: the guest may have been started under an older TCB than is reported now."""
+    return {name: min(value, report.launch_tcb[name]) for name, value in report.tcb.items()}
+
+
+def _shown(report: Report) -> dict[str, Any]:
+    return {
+        "version": report.version,
+        "policy": f"{report.policy:016x}",
+        "platform": f"{report.platform:016x}",
+        "guest_svn": report.svn,
+        "report_id": report.report_id.hex(),
+        "reported_tcb": report.tcb,
+        "launch_tcb": report.launch_tcb,
+        "committed_tcb": report.committed_tcb,
+    }

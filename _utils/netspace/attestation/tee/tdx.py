@@ -1,0 +1,308 @@
+"""Intel TDX: quotes of versions 4 and 5, and the certificates of the platform.
+
+The layout is of "Intel TDX DCAP: Quote Generation Library and Quote Verification Library" (0.9), appendix A.3 and
+A.4; a TD's report is of "Intel TDX Module v1.5 ABI", TDREPORT. All integers are little-endian, ECDSA's are not.
+
+:func:`genuine` checks, in this order: structure; Intel's quoting enclave (QE); that the QE's report vouches for the
+attestation key; the key's signature over the quote; the PCK's over the QE's report; path of the PCK to a root
+of the operator's; Intel's own TDX module; then Intel's word on the TCB where the operator has it (``tdx_tcb``).
+
+Whoever owns an SGX platform can run an enclave of his own and have the platform certify its report. So the QE's
+signer, product and attributes are checked always, not just where Intel's identity document is at hand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from netspace.attestation.refusals import TeeMalformed, TeeRevoked, TeeSignature
+from netspace.attestation.tee import binary, tdx_tcb, x509
+from netspace.attestation.tee.report import Genuine
+from netspace.attestation.tee.tdx_tcb import Enclave, Platform
+from netspace.attestation.tee.x509 import Trust
+
+if TYPE_CHECKING:
+    from cryptography.x509 import Certificate
+
+KIND = "tdx"
+MAX_QUOTE = 16 * 1024
+TEE_TDX = 0x81
+ECDSA_P256 = 2
+HEADER, BODY, BODY_15, ENCLAVE = 48, 584, 648, 384
+INTEL_QE = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")
+# Of the enclave that Intel signs for TDX (Intel PCS, /tdx/certification/v4/qe/identity).
+QE_SIGNER = bytes.fromhex("dc9e2a7c6f948f17474e34a7fc43ed030f7c1563f1babddf6340c82e0e54a8c5")
+QE_PRODUCT = 2
+_ENCLAVE_DEBUG = 1 << 1
+# Of a TD's attributes: bit 29, in their fourth byte.
+_MIGRATABLE = 1 << 5
+_CHAIN, _QE_REPORT = 5, 6
+_MAX_CHAIN = 4
+
+
+@dataclass(frozen=True)
+class Body:
+    """A TD's report as it was parsed; nothing of it is proved.
+
+    :param attributes: of the TD. *module_attributes* of the TDX module; *module_signer* is 0 for Intel's.
+    :param tcb: security versions when the TD was started; *current_tcb*: now, since a module may be updated under a TD.
+    :param services: hash of the service TDs that are bound to it; both are None in a report of version 1.0.
+    """
+
+    tcb: bytes
+    module: bytes
+    module_signer: bytes
+    module_attributes: bytes
+    attributes: bytes
+    xfam: bytes
+    mrtd: bytes
+    config_id: bytes
+    owner: bytes
+    owner_config: bytes
+    registers: tuple[bytes, ...]
+    report_data: bytes
+    current_tcb: bytes | None
+    services: bytes | None
+
+
+@dataclass(frozen=True)
+class Quote:
+    """A quote as it was parsed.
+
+    :param signed: the bytes that *signature* is over, by *key* (x and y).
+    :param enclave: the QE's report, with *enclave_signature* by the PCK.
+    :param extra: what the QE hashed beside its key.
+    """
+
+    version: int
+    body: Body
+    signed: bytes
+    signature: bytes
+    key: bytes
+    enclave: bytes
+    enclave_signature: bytes
+    extra: bytes
+    chain: tuple[bytes, ...]
+
+
+def parse(raw: bytes) -> Quote:
+    """Parse a quote; zeros may follow it, as some guests return the whole buffer.
+
+    :raises TeeMalformed: for anything that is not one.
+    """
+    if len(raw) > MAX_QUOTE:
+        raise TeeMalformed(f"TDX quote: {len(raw)} bytes, at most {MAX_QUOTE} are possible")
+    reader = binary.Reader(raw, "TDX quote")
+    version = _header(reader)
+    size = BODY
+    if version == 5:
+        kind, size = reader.number(2), reader.number(4)
+        if (kind, size) not in ((2, BODY), (3, BODY_15)):
+            raise TeeMalformed(f"TDX quote: a body of type {kind} with {size} bytes")
+    body = _body(reader, size)
+    signed = raw[: reader.at]
+    rest = binary.Reader(reader.take(reader.number(4)), "TDX quote's signature")
+    reader.zero(len(raw) - reader.at)
+    signature, key = rest.take(64), rest.take(64)
+    inner = _data(rest, _QE_REPORT)
+    rest.end()
+    enclave, enclave_signature = inner.take(ENCLAVE), inner.take(64)
+    extra = inner.take(inner.number(2))
+    chain = _data(inner, _CHAIN)
+    inner.end()
+    return Quote(version, body, signed, signature, key, enclave, enclave_signature, extra, _chain(chain.data))
+
+
+def _header(reader: binary.Reader) -> int:
+    version, kind, tee = reader.number(2), reader.number(2), reader.number(4)
+    if version not in (4, 5) or kind != ECDSA_P256 or tee != TEE_TDX:
+        raise TeeMalformed(f"TDX quote: version {version}, key type {kind}, TEE {tee:02x}: not known here")
+    reader.take(4)
+    if reader.take(16) != INTEL_QE:
+        raise TeeMalformed("TDX quote: not made by Intel's quoting enclave")
+    reader.take(20)
+    return version
+
+
+def _body(reader: binary.Reader, size: int) -> Body:
+    take = reader.take
+    tcb, module, signer = take(16), take(48), take(48)
+    module_attributes, attributes, xfam = take(8), take(8), take(8)
+    mrtd, config_id, owner, owner_config = take(48), take(48), take(48), take(48)
+    registers = tuple(take(48) for _ in range(4))
+    data = take(64)
+    current, services = None, None
+    if size == BODY_15:
+        current, services = take(16), take(48)
+    return Body(
+        tcb, module, signer, module_attributes, attributes, xfam, mrtd, config_id, owner, owner_config, registers,
+        data, current, services,
+    )  # fmt: skip
+
+
+def _data(reader: binary.Reader, wanted: int) -> binary.Reader:
+    """Certification data of the type *wanted*."""
+    kind = reader.number(2)
+    if kind != wanted:
+        raise TeeMalformed(f"TDX quote: certification data of type {kind} instead of {wanted}")
+    return binary.Reader(reader.take(reader.number(4)), "TDX quote's certification data")
+
+
+def _chain(pem: bytes) -> tuple[bytes, ...]:
+    found = x509.from_pem(pem, _MAX_CHAIN)
+    if not found:
+        raise TeeMalformed("TDX quote: without certificates")
+    return tuple(found)
+
+
+def genuine(raw: bytes, trust: Trust, now: float) -> Genuine:
+    """Verify a quote, and return what it says.
+
+    :param now: seconds since the epoch.
+    :raises TeeMalformed: when it is none.
+    :raises TeeSignature: when one of its signatures is wrong, or its enclave or module is not Intel's.
+    :raises TeeUntrusted: when there is no path to a root.
+    :raises TeeRevoked: when a certificate was revoked, or Intel calls the TCB revoked.
+    """
+    quote = parse(raw)
+    enclave = _enclave(quote.enclave)
+    if enclave.signer != QE_SIGNER or enclave.product != QE_PRODUCT or enclave.attributes[0] & _ENCLAVE_DEBUG:
+        raise TeeSignature("TDX quote: by another enclave than Intel's for TDX, or by one for debugging")
+    bound = hashlib.sha256(quote.key + quote.extra).digest()
+    if not hmac.compare_digest(bound + bytes(32), enclave.report_data):
+        raise TeeSignature("TDX quote: its enclave vouches for another key")
+    _verify(_key(quote.key), quote.signature, quote.signed, "the attestation key did not sign it")
+    leaf, *rest = (x509.load(one) for one in quote.chain)
+    _verify(leaf.public_key(), quote.enclave_signature, quote.enclave, "the platform did not sign the enclave's report")
+    x509.check(leaf, rest, trust, now)
+    body = quote.body
+    if any(body.module_signer):
+        raise TeeSignature("TDX quote: by a TDX module that Intel did not sign")
+    platform = platform_of(leaf, body)
+    status = tdx_tcb.status(platform, enclave, trust, now)
+    if status == tdx_tcb.REVOKED:
+        raise TeeRevoked(f"TDX quote: Intel calls this platform's TCB revoked (FMSPC {platform.fmspc.hex()})")
+    debug = ""
+    if body.attributes[0]:
+        debug = "the TD was started for debugging, or with another attribute that makes it untrusted"
+    elif any(body.module_attributes):
+        debug = "the TDX module is one for debugging"
+    return Genuine(
+        KIND,
+        body.report_data,
+        body.mrtd,
+        debug,
+        status=status,
+        registers=dict(enumerate(body.registers)),
+        settings={
+            "config_id": body.config_id,
+            "owner": body.owner,
+            "owner_config": body.owner_config,
+            "attributes": body.attributes,
+            "xfam": body.xfam,
+            "module": body.module,
+            "migration": bool(body.attributes[3] & _MIGRATABLE),
+            "services": body.services or bytes(48),
+        },
+        shown=_shown(quote, platform, enclave),
+    )
+
+
+def _enclave(report: bytes) -> Enclave:
+    """Read the parts of an SGX report that matter (Intel SDM, volume 3D, 38.15)."""
+    reader = binary.Reader(report, "enclave's report")
+    reader.take(16)
+    misc = reader.take(4)
+    reader.take(28)
+    attributes = reader.take(16)
+    reader.take(64)
+    signer = reader.take(32)
+    reader.take(96)
+    product, svn = reader.number(2), reader.number(2)
+    reader.take(60)
+    return Enclave(misc, attributes, signer, product, svn, reader.take(64))
+
+
+def _key(raw: bytes) -> object:
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    try:
+        return ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), b"\4" + raw)
+    except ValueError as err:
+        raise TeeMalformed("TDX quote: its key is not on P-256") from err
+
+
+def _verify(key: object, signature: bytes, data: bytes, problem: str) -> None:
+    """Check an ECDSA signature on P-256 with SHA-256, r and s as 32 big-endian bytes each."""
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import ec, utils
+
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise TeeSignature("TDX quote: signed by a key that is not on P-256")
+    r, s = int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:], "big")
+    try:
+        key.verify(utils.encode_dss_signature(r, s), data, ec.ECDSA(hashes.SHA256()))
+    except (InvalidSignature, ValueError) as err:
+        raise TeeSignature(f"TDX quote: {problem}") from err
+
+
+_SGX = "1.2.840.113741.1.13.1"
+
+
+def platform_of(leaf: Certificate, body: Body) -> Platform:
+    """Read what a PCK certificate says of its platform (Intel PCK Certificate and CRL Profile 1.5, 1.3.5).
+
+    :raises TeeMalformed: when it is no PCK certificate.
+    """
+    what = "PCK certificate"
+    raw = x509.extension(leaf, _SGX)
+    if raw is None:
+        raise TeeMalformed(f"{what}: without Intel's extension")
+    fields = _pairs(binary.element(raw, binary.SEQUENCE, what), what)
+    tcb = _pairs(_field(fields, "2", binary.SEQUENCE), what, "2.")
+    components = tuple(binary.number(_field(tcb, str(number), binary.INTEGER), what) for number in range(1, 17))
+    pce_svn = binary.number(_field(tcb, "17", binary.INTEGER), what)
+    pce, fmspc = _field(fields, "3", binary.OCTETS), _field(fields, "4", binary.OCTETS)
+    if len(pce) != 2 or len(fmspc) != 6:
+        raise TeeMalformed(f"{what}: PCE-ID or FMSPC of another size")
+    tcbs = (body.tcb,) if body.current_tcb is None else (body.tcb, body.current_tcb)
+    return Platform(fmspc, pce, components, pce_svn, tcbs, body.module_signer, body.module_attributes)
+
+
+def _pairs(data: bytes, what: str, below: str = "") -> dict[str, tuple[int, bytes]]:
+    """A sequence of pairs of an identifier below Intel's, and a value; by the rest of the identifier."""
+    found: dict[str, tuple[int, bytes]] = {}
+    for tag, content in binary.elements(data, what):
+        pair = binary.elements(content, what)
+        if tag != binary.SEQUENCE or len(pair) != 2 or pair[0][0] != binary.OID:
+            raise TeeMalformed(f"{what}: Intel's extension is not made of pairs")
+        name = binary.oid(pair[0][1], what)
+        if not name.startswith(f"{_SGX}.{below}") or name in found:
+            raise TeeMalformed(f"{what}: the identifier {name} has no place there")
+        name = name[len(f"{_SGX}.{below}") :]
+        if name in found:
+            raise TeeMalformed(f"{what}: {name} is given twice")
+        found[name] = pair[1]
+    return found
+
+
+def _field(fields: dict[str, tuple[int, bytes]], name: str, tag: int) -> bytes:
+    found, content = fields.get(name, (0, b""))
+    if found != tag:
+        raise TeeMalformed(f"PCK certificate: Intel's extension lacks {name}")
+    return content
+
+
+def _shown(quote: Quote, platform: Platform, enclave: Enclave) -> dict[str, Any]:
+    return {
+        "version": quote.version,
+        "fmspc": platform.fmspc.hex(),
+        "tee_tcb_svn": quote.body.tcb.hex(),
+        "pce_svn": platform.pce_svn,
+        "sgx_components": list(platform.components),
+        "qe_svn": enclave.svn,
+    }

@@ -1,0 +1,224 @@
+"""Intel's word on a TDX platform's TCB: TCB information and enclave identities, as files of the operator's.
+
+Documents are of Intel's Provisioning Certification Service, version 4 (``/tdx/certification/v4/tcb`` and
+``.../qe/identity``): JSON, signed by Intel's TCB signing key, whose certificate the operator has beside them.
+The comparison is of "Intel TDX DCAP Quote Verification Library", TCB status evaluation.
+
+A document that is not Intel's, or that has run out, says nothing: the status is then unknown.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from netspace.attestation.refusals import Refused, TeeMalformed
+from netspace.attestation.tee import x509
+from netspace.attestation.tee.report import UNKNOWN
+from netspace.attestation.tee.x509 import Trust
+
+REVOKED, OUT_OF_DATE = "Revoked", "OutOfDate"
+# From the best to the worst.
+STATUSES = (
+    "UpToDate",
+    "SWHardeningNeeded",
+    "ConfigurationNeeded",
+    "ConfigurationAndSWHardeningNeeded",
+    OUT_OF_DATE,
+    "OutOfDateConfigurationNeeded",
+    UNKNOWN,
+    REVOKED,
+)
+MAX_DOCUMENT = 1024 * 1024
+_TCB, _IDENTITY = b"tcbInfo", b"enclaveIdentity"
+_DOCUMENT = re.compile(rb'\s*\{"(tcbInfo|enclaveIdentity)":(\{.+\}),"signature":"([0-9a-fA-F]{128})"\}\s*', re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Platform:
+    """The versions by which a platform's TCB is judged.
+
+    :param components: security versions of SGX's 16 components, and *pce_svn*: of the PCK certificate.
+    :param tcbs: TEE_TCB_SVN of the TD's report, and TEE_TCB_SVN_2 where it has one: both count.
+    :param module_signer: of the TD's report, *module_attributes* likewise.
+    """
+
+    fmspc: bytes
+    pce: bytes
+    components: tuple[int, ...]
+    pce_svn: int
+    tcbs: tuple[bytes, ...]
+    module_signer: bytes
+    module_attributes: bytes
+
+
+@dataclass(frozen=True)
+class Enclave:
+    """The quoting enclave's own report."""
+
+    misc: bytes
+    attributes: bytes
+    signer: bytes
+    product: int
+    svn: int
+    report_data: bytes
+
+
+def status(platform: Platform, enclave: Enclave, trust: Trust, now: float) -> str:
+    """Return Intel's word on the TCB: the worst of platform, TDX module and enclave; unknown where one is missing."""
+    try:
+        found = [document for raw in trust.documents if (document := _genuine(raw, platform, trust, now)) is not None]
+        levels = (
+            *_of_platform(platform, [data for kind, data in found if kind == _TCB]),
+            _of_enclave(enclave, [data for kind, data in found if kind == _IDENTITY]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return UNKNOWN  # Intel signed it, in a form that is not known here
+    worst = max(levels, key=STATUSES.index)
+    if worst == OUT_OF_DATE and any(level.startswith("Configuration") for level in levels):
+        return "OutOfDateConfigurationNeeded"
+    return worst
+
+
+def read(raw: bytes) -> tuple[bytes, dict[str, Any], bytes, bytes]:
+    """Take a document apart: its kind, its content, the bytes that are signed, and the signature (r and s).
+
+    :raises TeeMalformed: when it is none. It must be in the form that Intel signed it in, without other blanks.
+    """
+    found = _DOCUMENT.fullmatch(raw) if len(raw) <= MAX_DOCUMENT else None
+    try:
+        data = json.loads(found[2]) if found else None
+    except (ValueError, RecursionError) as err:
+        raise TeeMalformed(f"Intel's document: {err}") from err
+    if found is None or not isinstance(data, dict):
+        raise TeeMalformed("neither TCB information nor an enclave's identity, as Intel's service gives it")
+    return found[1], data, found[2], bytes.fromhex(found[3].decode())
+
+
+def _genuine(raw: bytes, platform: Platform, trust: Trust, now: float) -> tuple[bytes, dict[str, Any]] | None:
+    """A document that Intel's TCB signing key signed, that is in force, and that may be of *platform*."""
+    found = _signed(raw, trust.known)
+    if found is None:
+        return None
+    kind, data, signer = found
+    if kind == _TCB and bytes.fromhex(data["fmspc"]) != platform.fmspc:
+        return None
+    if not _time(data["issueDate"]) - 300 <= now <= _time(data["nextUpdate"]):
+        return None
+    try:
+        x509.check(x509.load(signer), (), trust, now)
+    except Refused:
+        return None
+    return kind, data
+
+
+@functools.lru_cache(maxsize=256)
+def _signed(raw: bytes, known: tuple[bytes, ...]) -> tuple[bytes, dict[str, Any], bytes] | None:
+    """A document and the certificate of *known* that signed it; kept, since each report is judged by the same ones."""
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import ec, utils
+
+    try:
+        kind, data, signed, signature = read(raw)
+    except Refused:
+        return None
+    der = utils.encode_dss_signature(int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:], "big"))
+    for one in known:
+        certificate = x509.load(one)
+        key = certificate.public_key()
+        # By its name, which Intel's root gives to this key alone: a platform's key chains to the same root.
+        if "TCB Signing" not in certificate.subject.rfc4514_string() or not isinstance(key, ec.EllipticCurvePublicKey):
+            continue
+        try:
+            key.verify(der, signed, ec.ECDSA(hashes.SHA256()))
+        except InvalidSignature:
+            continue
+        return kind, data, one
+    return None
+
+
+def _time(text: Any) -> float:
+    return datetime.datetime.fromisoformat(str(text).replace("Z", "+00:00")).timestamp()
+
+
+def _of_platform(platform: Platform, documents: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The standing of the platform, and of its TDX module."""
+    for data in documents:
+        if data["id"] == "TDX" and data["version"] == 3 and bytes.fromhex(data["pceId"]) == platform.pce:
+            levels = (_level(platform, tcb, data["tcbLevels"]) for tcb in platform.tcbs)
+            return (*levels, *(_module(platform, tcb, data) for tcb in platform.tcbs))
+    return (UNKNOWN,)
+
+
+def _level(platform: Platform, svn: bytes, levels: Sequence[Mapping[str, Any]]) -> str:
+    """The first level that the platform reaches. Versions of a module of its own (since 1.5) are not among them."""
+    first = 2 if svn[1] else 0
+    for level in levels:
+        tcb = level["tcb"]
+        sgx = [one["svn"] for one in tcb["sgxtcbcomponents"]]
+        tdx = [one["svn"] for one in tcb["tdxtcbcomponents"]]
+        if len(sgx) != 16 or len(tdx) != 16:
+            raise ValueError("not 16 components")
+        if (
+            all(has >= needs for has, needs in zip(platform.components, sgx, strict=True))
+            and platform.pce_svn >= tcb["pcesvn"]
+            and all(has >= needs for has, needs in zip(svn[first:], tdx[first:], strict=True))
+        ):
+            return _known(level["tcbStatus"])
+    return OUT_OF_DATE
+
+
+def _module(platform: Platform, svn: bytes, data: Mapping[str, Any]) -> str:
+    """The TDX module's own standing, by its major version (TEE_TCB_SVN[1]); 0: it is among the levels."""
+    if not svn[1]:
+        module = data["tdxModule"]
+        return "UpToDate" if _same_module(platform, module) else UNKNOWN
+    for module in data["tdxModuleIdentities"]:
+        if module["id"] == f"TDX_{svn[1]:02X}" and _same_module(platform, module):
+            return _by_svn(module["tcbLevels"], svn[0])
+    return UNKNOWN
+
+
+def _same_module(platform: Platform, module: Mapping[str, Any]) -> bool:
+    return bytes.fromhex(module["mrsigner"]) == platform.module_signer and _masked(
+        platform.module_attributes, module["attributes"], module["attributesMask"]
+    )
+
+
+def _of_enclave(enclave: Enclave, documents: Iterable[Mapping[str, Any]]) -> str:
+    for data in documents:
+        if data["id"] != "TD_QE" or data["version"] != 2:
+            continue
+        same = (
+            bytes.fromhex(data["mrsigner"]) == enclave.signer
+            and data["isvprodid"] == enclave.product
+            and _masked(enclave.attributes, data["attributes"], data["attributesMask"])
+            # MISCSELECT is a number there, most significant byte first.
+            and _masked(enclave.misc[::-1], data["miscselect"], data["miscselectMask"])
+        )
+        return _by_svn(data["tcbLevels"], enclave.svn) if same else UNKNOWN
+    return UNKNOWN
+
+
+def _by_svn(levels: Iterable[Mapping[str, Any]], svn: int) -> str:
+    for level in levels:
+        if svn >= level["tcb"]["isvsvn"]:
+            return _known(level["tcbStatus"])
+    return OUT_OF_DATE
+
+
+def _known(text: str) -> str:
+    return text if text in STATUSES else UNKNOWN
+
+
+def _masked(value: bytes, expected: str, mask: str) -> bool:
+    bits, allowed = bytes.fromhex(mask), bytes.fromhex(expected)
+    if len(bits) != len(value) or len(allowed) != len(value):
+        raise ValueError("a mask of another size")
+    return all(one & bit == good & bit for one, bit, good in zip(value, bits, allowed, strict=True))

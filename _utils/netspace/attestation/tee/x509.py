@@ -1,0 +1,248 @@
+"""Certificates of processors: read, and followed to a root that the operator trusts.
+
+RFC 5280 path validation for what AMD (VCEK, VLEK; RSA-PSS) and Intel (PCK, TCB signing; ECDSA) issue.
+``cryptography.x509.verification`` can't be used: it demands a DNS name or an address as subject. Signatures,
+encodings and names are ``cryptography``'s. Nothing is fetched: intermediates come with the report or from the
+operator, and so do revocation lists. Where the operator gave a list of an issuer, it must be in force.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import datetime
+import functools
+import itertools
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from netspace.attestation.refusals import TeeMalformed, TeeRevoked, TeeUntrusted
+
+if TYPE_CHECKING:
+    from cryptography.x509 import Certificate, CertificateRevocationList
+
+MAX_CERTIFICATE = 8192
+# Intermediates in a path, and signatures that are checked to find one.
+MAX_DEPTH, MAX_CHECKS = 3, 64
+_PEM = re.compile(rb"-----BEGIN CERTIFICATE-----([A-Za-z0-9+/=\s]{1,12000})-----END CERTIFICATE-----")
+_SKEW = datetime.timedelta(minutes=5)
+# basicConstraints, keyUsage, extKeyUsage, subject and authority key identifiers.
+_UNDERSTOOD = frozenset(("2.5.29.19", "2.5.29.15", "2.5.29.37", "2.5.29.14", "2.5.29.35"))
+
+
+@dataclass(frozen=True)
+class Trust:
+    """Certificates and documents that the operator gave, from files (``roots``).
+
+    :param roots: certificates that sign themselves; trusted.
+    :param known: further certificates, of CAs and processors: trusted for nothing by themselves.
+    :param lists: revocation lists, DER.
+    :param documents: Intel's TCB information and enclave identities, JSON as it was signed.
+    """
+
+    roots: tuple[bytes, ...] = ()
+    known: tuple[bytes, ...] = ()
+    lists: tuple[bytes, ...] = ()
+    documents: tuple[bytes, ...] = ()
+
+
+def from_pem(raw: bytes, limit: int) -> list[bytes]:
+    """Return the DER certificates that stand in PEM in *raw* (RFC 7468); whatever is around them says nothing.
+
+    :raises TeeMalformed: when one is not base64, or there are more than *limit*.
+    """
+    blocks = _PEM.findall(raw)
+    if len(blocks) > limit:
+        raise TeeMalformed(f"{len(blocks)} certificates; at most {limit} are possible")
+    try:
+        return [base64.b64decode(b"".join(block.split()), validate=True) for block in blocks]
+    except binascii.Error as err:
+        raise TeeMalformed(f"certificate: {err}") from err
+
+
+@functools.lru_cache(maxsize=1024)
+def load(der: bytes) -> Certificate:
+    """Read one DER certificate; the operator's are read again for each report, so the last ones are kept.
+
+    :raises TeeMalformed: when it is none.
+    """
+    from cryptography import x509
+
+    if len(der) > MAX_CERTIFICATE:
+        raise TeeMalformed(f"certificate: {len(der)} bytes, at most {MAX_CERTIFICATE} are possible")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # AMD's serial numbers are 0, which cryptography frowns at
+            found = x509.load_der_x509_certificate(der)
+            # These are read late: what can't be read must be found here.
+            _ = found.extensions, found.subject, found.issuer, found.public_key(), found.signature_hash_algorithm
+    except unreadable() as err:
+        raise TeeMalformed(f"certificate: {err}") from err
+    return found
+
+
+def unreadable() -> tuple[type[Exception], ...]:
+    """Return the exceptions that ``cryptography`` raises for bytes that it can't read."""
+    from cryptography import x509
+    from cryptography.exceptions import UnsupportedAlgorithm
+
+    late = (x509.DuplicateExtension, x509.UnsupportedGeneralNameType, x509.InvalidVersion)
+    return (ValueError, TypeError, UnsupportedAlgorithm, *late)
+
+
+def extension(certificate: Certificate, dotted: str) -> bytes | None:
+    """Return the DER value of a maker's own extension; None where it is not there."""
+    from cryptography import x509
+
+    try:
+        value = certificate.extensions.get_extension_for_oid(x509.ObjectIdentifier(dotted)).value
+    except x509.ExtensionNotFound:
+        return None
+    return value.value if isinstance(value, x509.UnrecognizedExtension) else None
+
+
+def check(leaf: Certificate, brought: Sequence[Certificate], trust: Trust, now: float) -> None:
+    """Check that *leaf* chains to one of the operator's roots.
+
+    :param brought: intermediates that came along; trusted for nothing.
+    :param now: seconds since the epoch.
+    :raises TeeUntrusted: saying what is missing.
+    :raises TeeRevoked: when its maker revoked it or an issuer.
+    """
+    if not trust.roots:
+        raise TeeUntrusted("no root certificates are configured")
+    when = datetime.datetime.fromtimestamp(now, tz=datetime.timezone.utc)
+    roots = [load(root) for root in trust.roots]
+    between = [*(load(one) for one in trust.known), *brought]
+    path = _path(leaf, between, roots, when)
+    lists = [_load_list(one) for one in trust.lists]
+    for certificate, issuer in itertools.pairwise(path):
+        _not_revoked(certificate, issuer, lists, when)
+
+
+def is_root(certificate: Certificate) -> bool:
+    """Whether *certificate* is a CA's that signed itself."""
+    return certificate.subject == certificate.issuer and not _signed(certificate, certificate, 0)
+
+
+def _path(
+    leaf: Certificate, between: Sequence[Certificate], roots: Sequence[Certificate], when: datetime.datetime
+) -> list[Certificate]:
+    """Return a path from *leaf* to a root, both included. A sender's certificates can't make the search long."""
+    last = ""
+    checks = 0
+    open_paths = [[leaf]]
+    while open_paths:
+        path = open_paths.pop()
+        certificate = path[-1]
+        problem = _common(certificate, when)
+        last = problem or last or f"its issuer, {certificate.issuer.rfc4514_string()!r:.200}, is not there"
+        if problem:
+            continue
+        for issuer in (*roots, *reversed(between)):
+            trusted = issuer in roots
+            if issuer.subject != certificate.issuer or issuer in path or not (trusted or len(path) <= MAX_DEPTH):
+                continue
+            checks += 1
+            if checks > MAX_CHECKS:
+                raise TeeUntrusted(f"more than {MAX_CHECKS} certificates might be issuers")
+            problem = _signed(certificate, issuer, len(path) - 1) or (_common(issuer, when) if trusted else "")
+            if problem:
+                last = problem
+            elif trusted:
+                return [*path, issuer]
+            else:
+                open_paths.append([*path, issuer])
+    raise TeeUntrusted(f"{_name(leaf)} does not chain to a root: {last}")
+
+
+def _signed(certificate: Certificate, issuer: Certificate, depth: int) -> str:
+    """Return why *issuer* is not the issuer of *certificate*; empty when it is."""
+    from cryptography import x509
+    from cryptography.exceptions import InvalidSignature
+
+    try:
+        basic = issuer.extensions.get_extension_for_class(x509.BasicConstraints).value
+        usage = issuer.extensions.get_extension_for_class(x509.KeyUsage).value
+    except x509.ExtensionNotFound as err:
+        return f"the issuer is no CA: {err}"
+    if not basic.ca or not usage.key_cert_sign:
+        return "the issuer may not sign certificates"
+    if basic.path_length is not None and depth > basic.path_length:
+        return f"more than {basic.path_length} intermediates below an issuer that allows no more"
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except InvalidSignature:
+        return "the issuer did not sign it"
+    except unreadable() as err:
+        return f"its signature can't be checked: {err}"
+    return ""
+
+
+def _common(certificate: Certificate, when: datetime.datetime) -> str:
+    """Return a problem of a certificate that counts wherever it stands in a path; empty for none."""
+    from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+    name = _name(certificate)
+    if not certificate.not_valid_before_utc <= when <= certificate.not_valid_after_utc:
+        return f"{name} is valid from {certificate.not_valid_before_utc} to {certificate.not_valid_after_utc}"
+    digest = certificate.signature_hash_algorithm
+    if digest is None or digest.digest_size < 32:
+        return f"{name} is signed with {digest.name if digest else 'an unknown hash'}"
+    key = certificate.public_key()
+    if isinstance(key, rsa.RSAPublicKey):
+        if key.key_size < 2048:
+            return f"{name} has an RSA key of {key.key_size} bits"
+    elif not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.key_size < 256:
+        return f"{name} has a key that is neither RSA nor on a curve of 256 bits or more"
+    for one in certificate.extensions:
+        if one.critical and one.oid.dotted_string not in _UNDERSTOOD:
+            return f"{name} has the critical extension {one.oid.dotted_string}, which is not understood"
+    return ""
+
+
+def _name(certificate: Certificate) -> str:
+    return f"{certificate.subject.rfc4514_string() or 'a certificate'!r:.200}"
+
+
+@functools.lru_cache(maxsize=64)
+def _load_list(der: bytes) -> CertificateRevocationList:
+    from cryptography import x509
+
+    return x509.load_der_x509_crl(der)
+
+
+def _not_revoked(
+    certificate: Certificate,
+    issuer: Certificate,
+    lists: Sequence[CertificateRevocationList],
+    when: datetime.datetime,
+) -> None:
+    """By the newest list that *issuer* signed; without one nothing is asked."""
+    genuine = [one for one in lists if one.issuer == issuer.subject and _signed_list(one, issuer)]
+    if not genuine:
+        return
+    newest = max(genuine, key=lambda one: one.last_update_utc)
+    if newest.get_revoked_certificate_by_serial_number(certificate.serial_number) is not None:
+        raise TeeRevoked(f"{_name(issuer)} revoked the certificate {certificate.serial_number:x}")
+    ends = newest.next_update_utc
+    if newest.last_update_utc > when + _SKEW or ends is None or when > ends:
+        raise TeeUntrusted(
+            f"the revocation list of {_name(issuer)} is good from {newest.last_update_utc} to {ends}: "
+            "put a newer one into the folder of roots"
+        )
+
+
+def _signed_list(found: CertificateRevocationList, issuer: Certificate) -> bool:
+    from cryptography import x509
+
+    try:
+        usage = issuer.extensions.get_extension_for_class(x509.KeyUsage).value
+        return usage.crl_sign and found.is_signature_valid(issuer.public_key())  # type: ignore[arg-type]
+    except x509.ExtensionNotFound:
+        return False
+    except unreadable():
+        return False

@@ -1,0 +1,171 @@
+"""A vTPM's keys count where a genuine TEE report, asked for by the paravisor, is over them."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import hashlib
+import json
+import struct
+from typing import Any
+
+import boot_logs
+import pytest
+import tee_forge
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tee_forge import NOW, Amd, Intel, hcl_report
+
+from netspace.attestation import offline as quotes
+from netspace.attestation import refusals
+from netspace.attestation.tee import hcl, offline, tdx, x509
+from netspace.attestation.tee.x509 import Trust
+
+THEN = datetime.datetime(2025, 6, 1, tzinfo=datetime.timezone.utc).timestamp()
+AK, EK = rsa.generate_private_key(65537, 2048), rsa.generate_private_key(65537, 2048)
+DOCUMENT = tee_forge.vtpm(AK, EK)
+BOUND = hashlib.sha256(DOCUMENT).digest().ljust(64, b"\0")
+
+
+def recorded(name: str) -> bytes:
+    path = boot_logs.tee(name)
+    if path is None:
+        pytest.skip("there is no folder of recorded reports (NETSPACE_TEE)")
+    return path.read_bytes()
+
+
+def azure(vcek: bytes = b"") -> Trust:
+    """AMD's certificates, as a recorded host of Azure's brought them; *vcek* in place of its own."""
+    found = x509.from_pem(recorded("trustee/az-snp-vtpm/vcek.pem"), 3)
+    roots = tuple(one for one in found if x509.is_root(x509.load(one)))
+    assert len(roots) == 1
+    return Trust(roots, (*(one for one in found if one not in roots), *([vcek] if vcek else [])))
+
+
+def pem(key: rsa.RSAPublicKey) -> bytes:
+    return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+
+def quoted(whole: dict[str, Any], key: rsa.RSAPublicKey) -> str:
+    """The code of a recorded evidence's quote, by *key*."""
+    message, signature = (bytes.fromhex(whole["tpm_quote"][name]) for name in ("message", "signature"))
+    signed = struct.pack(">HHH", 0x0014, 0x000B, len(signature)) + signature
+    return quotes.verify_quote(message, signed, pem(key)).code
+
+
+def test_a_recorded_snp_report_vouches_for_the_vtpm_that_quoted() -> None:
+    whole = json.loads(recorded("trustee/az-snp-vtpm/evidence-v2.json"))
+    raw, vcek = (base64.urlsafe_b64decode(whole[name] + "==") for name in ("hcl_report", "vcek"))
+    found, claims = hcl.genuine(raw, b"", azure(vcek), THEN)
+    assert found.kind == "snp" and not found.debug
+    assert quoted(whole, claims.key(hcl.ATTESTATION_KEY)) == "ok"
+    other, different = hcl.genuine(recorded("trustee/az-snp-vtpm/hcl-report.bin"), b"", azure(), THEN)
+    assert other.kind == "snp" and different.claims["vm-configuration"]["secure-boot"]
+    assert quoted(whole, different.key(hcl.ATTESTATION_KEY)) == "signature"
+
+
+def test_a_recorded_tdx_quote_vouches_for_the_vtpm_that_quoted() -> None:
+    raw, quote = recorded("trustee/az-tdx-vtpm/hcl-report.bin"), recorded("trustee/az-tdx-vtpm/td-quote.bin")
+    trust = Trust((tdx.parse(quote).chain[-1],))
+    found, claims = hcl.genuine(raw, quote, trust, THEN)
+    assert found.kind == "tdx" and claims.key(hcl.ENDORSEMENT_KEY).key_size == 2048
+    with pytest.raises(refusals.TeeBinding):
+        hcl.genuine(raw, recorded("trustee/tdx_quote_5.dat"), trust, THEN)
+    whole = json.loads(recorded("trustee/az-tdx-vtpm/evidence-v1.json"))
+    stored = base64.urlsafe_b64decode(whole["hcl_report"] + "==")
+    assert quoted(whole, hcl.parse(stored).key(hcl.ATTESTATION_KEY)) == "ok"
+
+
+def test_each_changed_byte_of_a_recorded_document_is_noticed() -> None:
+    raw, trust = recorded("trustee/az-snp-vtpm/hcl-report.bin"), azure()
+    for at in range(1236, 1236 + 1110, 11):
+        with pytest.raises(refusals.Refused):
+            hcl.genuine(raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :], b"", trust, THEN)
+
+
+def test_the_keys_of_a_vtpm_are_bound_to_an_snp_report() -> None:
+    maker = Amd()
+    raw = hcl_report(maker.report(BOUND), DOCUMENT)
+    found, claims = hcl.genuine(raw, tee_forge.table((tee_forge.VCEK_GUID, maker.leaf())), maker.trust(), NOW)
+    assert found.report_data == BOUND
+    assert pem(claims.key(hcl.ATTESTATION_KEY)) == pem(AK.public_key())
+    assert pem(claims.key(hcl.ENDORSEMENT_KEY)) == pem(EK.public_key())
+
+
+@pytest.mark.parametrize(("algorithm", "name"), [(1, "sha256"), (2, "sha384"), (3, "sha512")])
+def test_the_document_is_bound_by_each_hash(algorithm: int, name: str) -> None:
+    maker = Intel()
+    quote = maker.quote(hashlib.new(name, DOCUMENT).digest().ljust(64, b"\0"))
+    raw = hcl_report(b"", DOCUMENT, kind=4, algorithm=algorithm, version=2)
+    assert hcl.genuine(raw, quote, maker.trust(), NOW)[0].kind == "tdx"
+    with pytest.raises(refusals.TeeBinding):
+        hcl.genuine(hcl_report(b"", DOCUMENT + b" ", kind=4, algorithm=algorithm), quote, maker.trust(), NOW)
+
+
+def test_a_report_that_the_guest_asked_for_binds_nothing() -> None:
+    """The guest's own report may be over a document of its own, with keys that it holds itself."""
+    maker = Amd()
+    raw = hcl_report(maker.report(BOUND, vmpl=2), DOCUMENT)
+    with pytest.raises(refusals.TeeBinding, match="paravisor"):
+        hcl.genuine(raw, b"", maker.trust(maker.leaf()), NOW)
+
+
+MALFORMED = {
+    "empty": b"",
+    "another magic": b"HCLB" + hcl_report(bytes(1184), DOCUMENT)[4:],
+    "another version": hcl_report(bytes(1184), DOCUMENT, version=3),
+    "another type": hcl_report(bytes(1184), DOCUMENT, kind=3),
+    "another hash": hcl_report(bytes(1184), DOCUMENT, algorithm=0),
+    "no JSON": hcl_report(bytes(1184), b"{"),
+    "no object": hcl_report(bytes(1184), b"[]"),
+    "nested": hcl_report(bytes(1184), b"[" * 10000),
+    "more after it": hcl_report(bytes(1184), DOCUMENT) + b"x",
+    "too long": hcl_report(bytes(1184), DOCUMENT, pad=20000),
+}
+
+
+@pytest.mark.parametrize("raw", MALFORMED.values(), ids=MALFORMED)
+def test_what_is_no_report_is_malformed(raw: bytes) -> None:
+    with pytest.raises(refusals.TeeMalformed):
+        hcl.parse(raw)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        b"{}",
+        b'{"keys": 1}',
+        b'{"keys": [1]}',
+        b'{"keys": [{"kid": "HCLAkPub", "kty": "EC"}]}',
+        b'{"keys": [{"kid": "HCLAkPub", "kty": "RSA"}]}',
+        b'{"keys": [{"kid": "HCLAkPub", "kty": "RSA", "n": "AQAB", "e": "AQAB"}]}',
+        b'{"keys": [{"kid": "HCLAkPub", "kty": "RSA", "n": "!!", "e": "AQAB"}]}',
+        json.dumps({"keys": json.loads(DOCUMENT)["keys"][:1] * 2}).encode(),
+    ],
+)
+def test_a_document_without_the_key_is_malformed(document: bytes) -> None:
+    with pytest.raises(refusals.TeeMalformed):
+        hcl.parse(hcl_report(bytes(1184), document)).key(hcl.ATTESTATION_KEY)
+
+
+def test_a_report_in_a_file_shows_the_keys() -> None:
+    maker = Amd()
+    raw = hcl_report(maker.report(BOUND), DOCUMENT)
+    found = offline.verify(offline.Given(raw), maker.trust(maker.leaf()), NOW)
+    assert found["valid"] and found["report"]["vtpm"]["attestation_key"].encode() == pem(AK.public_key())
+    assert found["report"]["vtpm"]["configuration"] == {"secure-boot": True}
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_mutations_give_claims_or_a_refusal(data: st.DataObject) -> None:
+    raw = bytearray(hcl_report(bytes(1184), DOCUMENT))
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(raw) - 1))
+        raw[at : at + data.draw(st.integers(1, 3))] = data.draw(st.binary(max_size=4))
+    try:
+        hcl.parse(bytes(raw)).key(hcl.ATTESTATION_KEY)
+    except refusals.Refused as err:
+        assert err.code == "tee-malformed"
