@@ -16,6 +16,7 @@ The master's configuration may have (these are the defaults)::
       timeout: 60                        # seconds that a minion may take
       concurrency: 32                    # minions that are asked at one time
       jitter: 1                          # seconds, at most, that are waited at random before each such lot
+      inventory: null                    # a file: which TPM each minion may have
       groups: []                         # whose policy is which: see the page on fleets
       pkcs11: null                       # a module for keys: see the page on enrolling
 """
@@ -36,7 +37,7 @@ import netspace
 netspace.refresh(__file__)
 
 from netspace import files  # noqa: E402
-from netspace.attestation import appraisal, audit_log, ear, fleet, groups, hsm, learning, offline, privacy_ca  # noqa: E402
+from netspace.attestation import audit_log, ear, fleet, groups, hsm, learning, makers, offline, privacy_ca  # noqa: E402
 from netspace.attestation import ima as lists  # noqa: E402
 from netspace.attestation import policy as rules  # noqa: E402
 from netspace.attestation.evidence import key_fingerprint  # noqa: E402
@@ -206,9 +207,24 @@ def enroll(minion: str) -> dict[str, Any]:
         (found,) = _enrolled(_registrar(settings), settings, [str(minion)]).values()
         if isinstance(found, NetspaceError):
             raise found
-        return _shown(found)
+        unreadable = makers.read(settings["roots"]).unreadable
+        return {**_shown(found), **({"unreadable_roots": list(unreadable)} if unreadable else {})}
 
     return _answer(work)
+
+
+def roots() -> dict[str, Any]:
+    """
+    Show the makers of TPMs that are trusted (the folder that ``netspace.attestation:roots`` names): ``certificates``
+    with subject, kind of key and end, how many revocation ``lists``, and which files are ``unreadable``, and why.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run netspace_attestation.roots
+    """
+    return _answer(lambda: makers.listed(_settings()["roots"]))
 
 
 def hosts() -> dict[str, Any]:
@@ -786,22 +802,19 @@ def _enrolled(
 ) -> dict[str, dict[str, Any] | NetspaceError]:
     """Enrol minions, all of them by few messages; return each one's record, or why there is none."""
     try:
-        makers, master, now = appraisal.read_roots(settings["roots"]), _master(), time.time()
+        trusted, master, now = makers.read(settings["roots"]), _master(), time.time()
     except NetspaceError as err:
         return dict.fromkeys(minions, err)
     found: dict[str, dict[str, Any] | NetspaceError] = {}
     pending: dict[str, Pending] = {}
-    by_template: dict[str, list[str]] = {}
-    for minion in minions:
-        by_template.setdefault(registrar.template(minion), []).append(minion)
-    for template, some in sorted(by_template.items()):
-        for minion, (shown, problem) in _ask(some, "enroll", {"template": template}, settings["timeout"]).items():
-            try:
-                if problem:
-                    raise NetspaceError(f"{minion}: {problem}")
-                pending[minion] = registrar.begin(minion, shown, master, makers.roots, now, makers.lists)
-            except NetspaceError as err:
-                found[minion] = err
+    asked = {minion: registrar.request(minion) for minion in minions}
+    for minion, (shown, problem) in _ask(minions, "enroll", {"asked": asked}, settings["timeout"]).items():
+        try:
+            if problem:
+                raise NetspaceError(f"{minion}: {problem}")
+            pending[minion] = registrar.begin(minion, shown, master, trusted, now)
+        except NetspaceError as err:
+            found[minion] = err
     if pending:
         sent = {"credentials": {minion: one.wire() for minion, one in pending.items()}}
         for minion, (answer, problem) in _ask(list(pending), "activate", sent, settings["timeout"]).items():
@@ -1080,13 +1093,14 @@ def _fleet() -> fleet.Fleet:
 
 def _registrar(settings: Mapping[str, Any] | None = None) -> Registrar:
     chosen = settings or _settings()
-    return Registrar(Path(str(chosen["folder"])), hsm.module(chosen["pkcs11"]))
+    listed = chosen["inventory"]
+    return Registrar(Path(str(chosen["folder"])), hsm.module(chosen["pkcs11"]), Path(str(listed)) if listed else None)
 
 
 def _settings() -> dict[str, Any]:
     """What the master's configuration says under ``netspace.attestation``."""
     settings: dict[str, Any] = {"folder": f"/var/lib/{INSTANCE}-master", "roots": None, "timeout": 60}
-    settings.update(concurrency=32, jitter=1, groups=[], pkcs11=None)
+    settings.update(concurrency=32, jitter=1, groups=[], pkcs11=None, inventory=None)
     given = __opts__.get("netspace.attestation") or {}
     unknown = sorted(set(given) - set(settings)) if isinstance(given, dict) else [repr(given)]
     if unknown:

@@ -12,13 +12,21 @@ from typing import NamedTuple
 
 from netspace.attestation import ima, measurelog, software, structures
 from netspace.attestation.eventlog import MAX_LOG
-from netspace.attestation.evidence import SOFTWARE_PREFIX, Context, Enrolment, Evidence, Measurements
+from netspace.attestation.evidence import MAX_CHAIN, SOFTWARE_PREFIX, Context, Enrolment, Evidence, Measurements
 from netspace.attestation.tpm import Device
 from netspace.errors import NetspaceError
 
 BOOT_LOG = "sys/kernel/security/tpm0/binary_bios_measurements"
 SYSTEMD_LOG = "run/log/systemd/tpm2-measure.log"
 IMA_LIST = "sys/kernel/security/ima/binary_runtime_measurements"
+
+
+class Credential(NamedTuple):
+    """A credential for an attestation key and one endorsement key, that of *template*."""
+
+    template: str
+    blob: bytes
+    encrypted: bytes
 
 
 class Lines(NamedTuple):
@@ -28,26 +36,35 @@ class Lines(NamedTuple):
     raw: bytes
 
 
-def enrol(device: Device, template: str | None = None) -> Enrolment:
-    """Return the TPM's identity and attestation key.
+def enrol(device: Device, template: str | None = None, period: bytes = b"", *, others: bool = False) -> Enrolment:
+    """Return the TPM's identity and the attestation key of *period*.
 
     :param template: which endorsement key, where the verifier knows one already.
+    :param others: show the TPM's other endorsement keys, too.
     """
     endorsement = device.endorsement(template)
-    with device.attestation_key() as (_, public):
+    more = device.others(endorsement.template) if others else []
+    with device.attestation_key(period) as (_, public):
         return Enrolment(
             template=endorsement.template,
             endorsement=endorsement.public,
             certificate=endorsement.certificate,
             attestation=public,
+            chain=() if endorsement.certificate is None else device.chain(MAX_CHAIN),
             tpm=device.information(),
+            period=period,
+            others=tuple((one.template, one.public) for one in more),
         )
 
 
-def activate(device: Device, enrolment: Enrolment, blob: bytes, encrypted: bytes, context: Context) -> bytes:
-    """Open a credential and return the answer that proves it."""
-    secret = device.activate(enrolment.template, blob, encrypted)
-    return context.activation(secret, structures.public(enrolment.attestation).name)
+def activate(device: Device, credentials: Sequence[Credential], context: Context, period: bytes = b"") -> bytes:
+    """Open the credentials of one attestation key and return the answer that proves it.
+
+    :param credentials: one for each endorsement key that was shown; all must open.
+    """
+    with device.attestation_key(period) as (key, public):
+        secret = b"".join(device.activate(key, *one) for one in credentials)
+    return context.activation(secret, structures.public(public).name)
 
 
 def by_tpm(
@@ -57,13 +74,15 @@ def by_tpm(
     boot_log: bytes | None = None,
     systemd_log: bytes | None = None,
     measured: Callable[[], Lines] | None = None,
+    period: bytes = b"",
 ) -> Evidence:
     """Return a quote of *pcrs* for *context*, with the logs of the boot.
 
     :param measured: reads IMA's list, where it is asked for: after its quote, so that the list is never behind it.
+    :param period: which attestation key; see :meth:`netspace.attestation.tpm.Device.attestation_key`.
     """
     made: Measurements | None = None
-    with device.attestation_key() as (handle, public):
+    with device.attestation_key(period) as (handle, public):
         attest, signature, values = device.quote(handle, context.qualifying(), pcrs)
         if measured is not None:
             ima_attest, ima_signature, ima_values = device.quote(handle, context.qualifying(), (ima.PCR,))
