@@ -171,8 +171,8 @@ class Registrar:
         return {
             "template": "" if known is None else str(known["template"]),
             "period": self._requested[minion].hex(),
-            # They cost a slow TPM seconds, so they are shown once.
-            "others": known is None or "others" not in known,
+            # They cost a slow TPM seconds, so they are shown once; never to have shown any is no excuse.
+            "others": known is None or not known.get("others"),
         }
 
     def begin(
