@@ -190,7 +190,8 @@ def enroll(minion: str) -> dict[str, Any]:
     The master makes a credential that only this TPM can open, for this attestation key alone; its
     answer proves that both are in one TPM. A minion keeps the TPM that it had at first, and a TPM
     serves one minion, until ``release``. ``level`` is L3 where the TPM's endorsement certificate chains to
-    a certificate in the folder that the master's ``netspace.attestation:roots`` names, else L2.
+    a certificate in the folder that the master's ``netspace.attestation:roots`` names, else L2. What of that folder
+    can't be read stands in ``unreadable_roots``.
 
     CLI Example:
 
@@ -243,7 +244,8 @@ def hosts() -> dict[str, Any]:
 
 def certificate(minion: str) -> dict[str, Any]:
     """
-    Return the certificate of a minion's attestation key (PEM), and the Privacy CA's ``chain``: with them and
+    Return the certificate of a minion's attestation key (PEM), which key that is at the minion (``period``, for its
+    ``netspace_attestation.evidence``), and the Privacy CA's ``chain``: with them and
     ``ca_crl`` others check its quotes (``verify_quote certificate=... ca=... crl=...``) and learn a pseudonym alone.
 
     CLI Example:

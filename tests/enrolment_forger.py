@@ -11,7 +11,8 @@ text. :func:`shortest` leaves out all of a scene that is not needed for that.
 
 What he deserves: L2 for a minion that never had a TPM, with whatever he shows (the first one seen is pinned). Never: L3
 for a key that no genuine TPM holds, or that could sign what it did not make; another TPM than a minion had; a TPM that
-another minion has (where that one was enrolled honestly, or there is an inventory); a key that had a certificate; that
+another minion has (where that one was enrolled honestly, or there is an inventory); a key that another minion has, or
+that he had a certificate for the time before; that
 ``web2`` can't be enrolled; an exception that is no refusal.
 """
 
@@ -207,7 +208,7 @@ class Scene:
         self.now = NOW
         self.makers = Makers((material.root_certificate,))
         self.bound: dict[str, tuple[str, bool]] = {}
-        self.certified: set[str] = set()
+        self.certified: dict[str, str] = {}
         self.seen: dict[str, Any] = {}
         self.keys: list[bytes] = []
 
@@ -263,6 +264,7 @@ class Scene:
                 if move.kind == "release":
                     self.registrar.release(move.minion, self.now)
                     self.bound.pop(move.minion, None)
+                    self.certified.pop(move.minion, None)
                 else:
                     self.registrar.revoke(move.minion, "", self.now)
             return ""
@@ -428,9 +430,9 @@ class Scene:
                 return f"{minion} and {other} have one TPM, {owner}"
         if listed and (minion, owner) not in (("web1", "T1"), ("web2", "T2")):
             return f"{minion} has {owner}, against the inventory"
-        if record["ak"] in self.certified:
-            return "a key that had a certificate before has another"
-        self.certified.add(record["ak"])
+        if record["ak"] in self.certified.values():
+            return "a key that has a certificate has another"
+        self.certified[minion] = record["ak"]
         self.bound[minion] = owner, honest or (before is not None and before[1])
         return ""
 

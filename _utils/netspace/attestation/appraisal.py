@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from netspace.attestation.verifier import Verified
 
 VERIFIER = "self"
+# Seconds for an enrolment: a TPM derives all its endorsement keys then, and some take ten seconds for one of RSA.
+ENROLMENT = 50.0
 
 
 def appraise(layout: Layout, chosen: Mapping[str, Any]) -> Result:
@@ -109,7 +111,10 @@ def enroll(
     if chosen["tpm"] is None:
         raise NetspaceError("attestation:tpm names no TPM: there is nothing to enrol")
     return tpm.run(
-        chosen["tpm"], lambda device: attester.enrol(device, template, period, others=others), lock=_lock(layout)
+        chosen["tpm"],
+        lambda device: attester.enrol(device, template, period, others=others),
+        lock=_lock(layout),
+        timeout=ENROLMENT,
     )
 
 
@@ -127,7 +132,10 @@ def activate(
     if chosen["tpm"] is None:
         raise NetspaceError("attestation:tpm names no TPM: there is nothing to enrol")
     return tpm.run(
-        chosen["tpm"], lambda device: attester.activate(device, credentials, context, period), lock=_lock(layout)
+        chosen["tpm"],
+        lambda device: attester.activate(device, credentials, context, period),
+        lock=_lock(layout),
+        timeout=ENROLMENT,
     )
 
 

@@ -2,8 +2,8 @@
 
 A certificate says that a key lives in a TPM whose endorsement key was checked. Only the CA's records say which minion's
 it is: its subject is a random pseudonym, its serial number is random, its times are whole hours, and neither the
-endorsement key nor a host's name is in it. A key is certified once (the registrar sees to that), so two certificates of
-one host have nothing in common. A quote made with the key says more than the certificate does: the TPM's clock and
+endorsement key nor a host's name is in it. The registrar asks for a new key for each, so two certificates of one host
+have nothing in common. A quote made with the key says more than the certificate does: the TPM's clock and
 counters, and what was measured.
 
 Rules:

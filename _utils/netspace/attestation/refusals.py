@@ -348,7 +348,7 @@ class SharedEndorsementKey(Refused):
 
 
 class SharedAttestationKey(Refused):
-    """An attestation key that another minion has, or that this one had a certificate for already."""
+    """An attestation key that another minion has, or that this one's last certificate is for."""
 
     code = "ak-shared"
     remedy = "give master and minion the same netspace; else find out which hosts share a TPM"

@@ -114,7 +114,7 @@ def without_proof_of_the_others(patch: pytest.MonkeyPatch) -> None:
         (without_attributes, "could sign anything", 1, 50),
         (without_pin, "had .* has .* now", 2, 0),
         (without_the_certificates_key, "no genuine TPM holds", 1, 0),
-        (without_new_keys, "had a certificate before", 2, 30),
+        (without_new_keys, "has a certificate has another", 2, 30),
         (without_proof_of_the_others, "web2 can't be enrolled", 1, 0),
     ],
     ids=lambda one: one.__name__ if callable(one) else "",
