@@ -40,9 +40,10 @@ from netspace import files  # noqa: E402
 from netspace.attestation import audit_log, ear, fleet, groups, hsm, learning, makers, offline, privacy_ca  # noqa: E402
 from netspace.attestation import ima as lists  # noqa: E402
 from netspace.attestation import policy as rules  # noqa: E402
+from netspace.attestation.enrolment import Pending  # noqa: E402
 from netspace.attestation.evidence import key_fingerprint  # noqa: E402
 from netspace.attestation.refusals import Refused  # noqa: E402
-from netspace.attestation.registrar import Pending, Registrar  # noqa: E402
+from netspace.attestation.registrar import Registrar  # noqa: E402
 from netspace.errors import NetspaceError  # noqa: E402
 
 if TYPE_CHECKING:

@@ -30,12 +30,12 @@ import hashlib
 import secrets
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from netspace import files
 from netspace.attestation import audit_log, hsm, inventory, privacy_ca, structures, verifier
+from netspace.attestation.enrolment import Pending
 from netspace.attestation.evidence import PERIOD, Context, Enrolment, from_hex, parse_enrolment
 from netspace.attestation.privacy_ca import Authority
 from netspace.attestation.refusals import Malformed, Refused, SharedAttestationKey
@@ -46,37 +46,9 @@ if TYPE_CHECKING:
     from cryptography.x509 import Certificate
 
     from netspace.attestation.makers import Makers
-    from netspace.attestation.verifier import Certified, Challenge
+    from netspace.attestation.verifier import Certified
 
 NAME = "netspace Privacy CA"
-
-
-@dataclass(frozen=True)
-class Pending:
-    """A credential that waits for its answer; see :meth:`Registrar.begin`.
-
-    :param known: what the books said of the minion then.
-    :param since: when it was made, by a clock that nobody sets.
-    """
-
-    minion: str
-    enrolment: Enrolment
-    context: Context
-    challenge: Challenge
-    known: dict[str, Any] | None
-    since: float
-
-    def wire(self) -> dict[str, Any]:
-        """Return what the minion is sent."""
-        made = self.challenge
-        others = zip(self.enrolment.others, made.others, strict=True)
-        return {
-            **_credential(self.enrolment.template, made.blob, made.encrypted),
-            "others": [_credential(template, *credential) for (template, _), credential in others],
-            "period": self.enrolment.period.hex(),
-            "session": self.context.session,
-            "nonce": self.context.nonce.hex(),
-        }
 
 
 class Registrar:
@@ -450,14 +422,6 @@ def attestation_key(record: Mapping[str, Any]) -> str:
 def keys_of(record: Mapping[str, Any]) -> list[str]:
     """Return the fingerprints of all keys that are a minion's, by its record."""
     return [record["ek"], *record.get("others", ()), attestation_key(record)]
-
-
-def _credential(template: str, blob: bytes, encrypted: bytes) -> dict[str, str]:
-    return {
-        "template": template,
-        "blob": base64.b64encode(blob).decode(),
-        "encrypted": base64.b64encode(encrypted).decode(),
-    }
 
 
 def key_of(minion: str) -> str:
