@@ -340,6 +340,22 @@ def test_a_damaged_record_or_lost_roots_stop_no_other_host(
     assert "/nonexistent" in runner.enroll("web1")["reason"]
 
 
+def test_makers_are_shown_with_what_can_not_be_read(made: tuple[Any, Bus], tmp_path: Path) -> None:
+    from test_certificates import ROOT, der
+
+    runner, _ = made
+    folder = tmp_path / "makers"
+    folder.mkdir()
+    (folder / "good.der").write_bytes(der(ROOT.certificate))
+    (folder / "bad.crt").write_bytes(b"<html>404</html>")
+    runner.__opts__["netspace.attestation"]["roots"] = str(folder)
+    found = runner.roots()
+    assert [one["subject"] for one in found["certificates"]] == ["CN=root"] and found["lists"] == 0
+    assert [one.partition(":")[0] for one in found["unreadable"]] == ["bad.crt"]
+    (folder / "bad.crl").write_bytes(b"<html>404</html>")
+    assert "bad.crl: not a revocation list" in runner.roots()["reason"]
+
+
 def test_whoever_is_slow_with_parts_holds_up_only_his_own(
     made: tuple[Any, Bus], monkeypatch: pytest.MonkeyPatch
 ) -> None:
