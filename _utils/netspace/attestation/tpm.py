@@ -199,10 +199,10 @@ class Device:
         """Return the other endorsement keys that this TPM has, by the templates known here: so one TPM is not two."""
         found: list[Endorsement] = []
         for name in TEMPLATES:
-            certificate, public = (None, None) if name == template else self._template(name)
-            if public is not None:
-                # A TPM need not know every algorithm.
-                with contextlib.suppress(self._tss.TSS2_Exception):
+            # A TPM need not know every algorithm, nor let everybody read an index.
+            with contextlib.suppress(self._tss.TSS2_Exception):
+                certificate, public = (None, None) if name == template else self._template(name)
+                if public is not None:
                     found.append(self._endorsement(name, public, certificate))
         return found
 
@@ -214,13 +214,12 @@ class Device:
         utils = __import__("tpm2_pytss.utils", fromlist=["utils"])
         read = utils.NVReadEK(self._esapi)
         raw = b""
-        try:
+        # No such index, or one that may not be read.
+        with contextlib.suppress(utils.NoSuchIndex, self._tss.TSS2_Exception):
             for index in _CHAIN:
                 raw += bytes(read(index))
                 if len(raw) > MAX_CHAIN_BYTES:
                     return ()
-        except utils.NoSuchIndex:
-            pass
         try:
             return tuple(der.split(raw, most))
         except ValueError:

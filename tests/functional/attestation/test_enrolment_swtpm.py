@@ -174,6 +174,15 @@ def test_garbage_in_the_chains_indices_is_no_chain(
     assert minion.enrol(registrar, time.time(), makers.read(str(factory.roots)))["level"] == 3
 
 
+def test_a_chain_that_may_not_be_read_stops_no_enrolment(
+    registrar: Registrar, minion: Minion, device: Any, factory: Factory
+) -> None:
+    for index in ("0x01c00100", "0x01c0001c"):
+        define = ["tpm2_nvdefine", index, "-C", "p", "-s", "16", "-a", "ppwrite|ppread|platformcreate"]
+        subprocess.run([*define, "-T", device.tcti], check=True, stdout=subprocess.DEVNULL)
+    assert minion.enrol(registrar, time.time(), makers.read(str(factory.roots)))["level"] == 3
+
+
 def made_by(factory: Factory, public: bytes) -> bytes:
     """The certificate (PEM) that a maker publishes for an endorsement key, in place of putting it into the TPM."""
     issuer = x509.load_pem_x509_certificate((factory.folder / "ca/issuercert.pem").read_bytes())
