@@ -21,31 +21,24 @@ from __future__ import annotations
 import base64
 import contextlib
 import dataclasses
-import datetime
 import random
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import NameOID, ObjectIdentifier
+from enrolment_material import GOOD, NOW, Material, Tpm, Unknown, certificate
 
 from netspace.attestation import structures
 from netspace.attestation.makers import Makers
 from netspace.attestation.registrar import Registrar
 from netspace.errors import NetspaceError
 
-NOW = 1_700_000_000.0
 MASTER = "ab" * 32
 MINE = ("web1", "web3")
 # What an attestation key must be, and what else a TPM would make: not restricted, not fixed to it, for decryption, ...
-GOOD = 0x00050072
 ATTRIBUTES = (GOOD, 0x00040072, 0x00050070, 0x00050062, 0x00050052, 0x00070072, 0x00050872, 0x00010072, 0x00050076)
 # fixedTPM, fixedParent, sensitiveDataOrigin, restricted and sign; neither decrypt nor encryptedDuplication.
 NEEDED, FORBIDDEN = 0x00050032, 0x00020800
@@ -83,102 +76,6 @@ class Move:
             + (f" with {self.source}" if self.source else "")
             + (f": {told}" if told else "")
         )
-
-
-class Unknown(Exception):
-    """A secret that the forger can't have."""
-
-
-@dataclass
-class Tpm:
-    """A TPM, or software that plays one: endorsement keys by kind, and the attestation keys that it made."""
-
-    name: str
-    eks: dict[str, Any]
-    certificates: dict[str, bytes]
-    made: dict[bytes, int] = field(default_factory=dict)
-
-    def make(self, like: Any, attributes: int = GOOD) -> bytes:
-        """Make an attestation key: its TPMT_PUBLIC says truly what it is."""
-        like.take(random.randbytes(16))
-        public: bytes = like.ak_public[:4] + attributes.to_bytes(4, "big") + like.ak_public[8:]
-        self.made[public] = attributes
-        return public
-
-    def open(self, public: bytes, key: bytes, blob: bytes, encrypted: bytes) -> bytes:
-        """TPM2_ActivateCredential, for the endorsement key *public* and the object *key*.
-
-        :raises Unknown: where a TPM would not.
-        """
-        for one in self.eks.values():
-            if structures.public(one.ek_public).fingerprint == _fingerprint(public):
-                if self.name != "S" and key not in self.made:
-                    break
-                one.ak_public = key
-                try:
-                    opened: bytes = one.activate(blob, encrypted)
-                except (AssertionError, ValueError) as err:
-                    raise Unknown from err
-                return opened
-        raise Unknown
-
-
-class Material:
-    """What every scene begins with: makers, TPMs and their certificates. Made once: RSA keys take their time.
-
-    :param fake: the class of TPMs that tests have (``FakeTpm``).
-    """
-
-    def __init__(self, fake: Any) -> None:
-        self.fake = fake
-        self.root, self.maker, self.evil = (ec.generate_private_key(ec.SECP256R1()) for _ in range(3))
-        self.root_certificate = _certificate("root", self.root.public_key(), "root", self.root, ca=True)
-        self.maker_certificate = _certificate("maker", self.maker.public_key(), "root", self.root, ca=True)
-        self.evil_certificate = _certificate("maker", self.evil.public_key(), "root", self.evil, ca=True)
-        self.tpms: dict[str, Tpm] = {}
-        for name in ("T1", "T2", "T3", "S"):
-            eks = {"ecc": fake(), "rsa": fake(rsa_key=True)}
-            signer = self.evil if name == "S" else self.maker
-            given = {kind: _certificate("", one.ek.public_key(), "maker", signer) for kind, one in eks.items()}
-            self.tpms[name] = Tpm(name, eks, given)
-        self.owners = {
-            structures.public(one.ek_public).fingerprint: tpm.name
-            for tpm in self.tpms.values()
-            for one in tpm.eks.values()
-        }
-
-    def key(self, name: str) -> Any:
-        tpm, _, kind = name.partition(".")
-        return self.tpms[tpm].eks[kind]
-
-
-def _certificate(subject: str, key: Any, issuer: str, by: ec.EllipticCurvePrivateKey, *, ca: bool = False) -> bytes:
-    def name(text: str) -> x509.Name:
-        return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)] if text else [])
-
-    usage = dict.fromkeys(("digital_signature", "content_commitment", "key_agreement", "data_encipherment"), False)
-    usage |= {"key_cert_sign": ca, "crl_sign": ca, "encipher_only": False, "decipher_only": False}
-    start = datetime.datetime.fromtimestamp(NOW, tz=datetime.timezone.utc)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name(subject))
-        .issuer_name(name(issuer))
-        .public_key(key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(start - datetime.timedelta(days=1))
-        .not_valid_after(start + datetime.timedelta(days=30))
-        .add_extension(x509.BasicConstraints(ca, None), True)
-        .add_extension(x509.KeyUsage(**usage, key_encipherment=not ca), True)
-    )
-    if not ca:
-        made = made.add_extension(x509.ExtendedKeyUsage([ObjectIdentifier("2.23.133.8.1")]), False)
-    return made.sign(by, hashes.SHA256()).public_bytes(Encoding.DER)
-
-
-def _fingerprint(public: bytes) -> str:
-    with contextlib.suppress(NetspaceError):
-        return structures.public(public).fingerprint
-    return ""
 
 
 def moves(chance: random.Random) -> list[Move]:
@@ -365,7 +262,7 @@ class Scene:
             return _text(self.material.tpms["S"].certificates["ecc"])
         if value == "forged-key":
             ours = self.material.key("S.ecc").ek.public_key()
-            return _text(_certificate("", ours, "root", self.material.evil))
+            return _text(certificate("", ours, "root", self.material.evil))
         if value == "flipped" and raw:
             at = self.chance.randrange(len(raw))
             raw = raw[:at] + bytes((raw[at] ^ 1 << self.chance.randrange(8),)) + raw[at + 1 :]

@@ -12,7 +12,8 @@ from typing import Any
 
 import enrolment_forger as forger
 import pytest
-from enrolment_forger import Material, Move
+from enrolment_forger import Move
+from enrolment_material import Material
 
 from netspace.attestation import certificates, evidence, privacy_ca, registrar, verifier
 
