@@ -20,6 +20,7 @@ from salt.exceptions import CommandExecutionError  # noqa: E402
 from netspace import declared, files  # noqa: E402
 from netspace.attestation import appraisal, attester, software, terms, verdict  # noqa: E402
 from netspace.attestation.evidence import Context, key_fingerprint  # noqa: E402
+from netspace.attestation.evidence import period as read_period  # noqa: E402
 from netspace.attestation.kind import NAME, Attestations  # noqa: E402
 from netspace.errors import NetspaceError  # noqa: E402
 from netspace.layout import Layout  # noqa: E402
@@ -58,7 +59,12 @@ def status() -> dict[str, Any]:
 
 
 def evidence(
-    nonce: str, verifier: str = "", session: str = "", ima_from: int | None = None, tee: bool = False
+    nonce: str,
+    verifier: str = "",
+    session: str = "",
+    ima_from: int | None = None,
+    tee: bool = False,
+    period: str = "",
 ) -> dict[str, Any]:
     """
     Make evidence for a verifier: a quote by the TPM that ``pillar:netspace:attestation:tpm``
@@ -88,6 +94,9 @@ def evidence(
 
     tee
         Bring the report of the TEE too, where this host is a confidential guest. Defaults to false.
+    period
+        Which attestation key, as ``salt-run netspace_attestation.certificate`` says it: that certificate is for this
+        key. Defaults to none: a key that has no certificate, and is always the same.
     """
     try:
         layout, chosen = _settings()
@@ -99,7 +108,7 @@ def evidence(
             raise NetspaceError(f"ima_from: {ima_from!r:.40}: expected a line's number, from 0 on")
         host = software.host_id(layout)
         context = Context(str(verifier), host, str(session), raw)
-        made = appraisal.evidence(layout, chosen, context, ima_from)
+        made = appraisal.evidence(layout, chosen, context, ima_from, read_period(period))
         if tee:
             made = attester.with_tee(made, layout.root, context)
     except NetspaceError as err:
@@ -107,10 +116,10 @@ def evidence(
     return {**made.wire(), "host": host}
 
 
-def enroll(template: str = "") -> dict[str, Any]:
+def enroll(template: str = "", asked: dict[str, Any] | None = None) -> dict[str, Any]:
     """
     Return the identity of the TPM that ``pillar:netspace:attestation:tpm`` names, for the registrar
-    on the master: ``{v, template, ek, cert, chain, ak, tpm}`` with binary fields in base64.
+    on the master: ``{v, template, ek, cert, chain, ak, tpm, period, others}`` with binary fields in base64.
 
     The master's ``netspace_attestation.enroll`` calls it, and ``activate`` after it.
 
@@ -122,10 +131,18 @@ def enroll(template: str = "") -> dict[str, Any]:
 
     template
         Which endorsement key. Defaults to one with a certificate, where the TPM has one.
+
+    asked
+        What the master asks for, by minions' ids: ``template``, ``period`` (which attestation key, in hex), and whether
+        it wants to see the TPM's ``others`` (its other endorsement keys). Defaults to ``template`` alone.
     """
     try:
         layout, chosen = _settings()
-        return appraisal.enroll(layout, chosen, str(template) or None).wire()
+        given = {"template": str(template), "period": "", "others": False} if asked is None else _mine(asked)
+        if not isinstance(given, dict) or set(given) != {"template", "period", "others"}:
+            raise NetspaceError("asked: expected template, period and others")
+        chosen_template, period = str(given["template"]) or None, read_period(given["period"])
+        return appraisal.enroll(layout, chosen, chosen_template, period, others=given["others"] is True).wire()
     except NetspaceError as err:
         raise CommandExecutionError(str(err)) from err
 
@@ -146,21 +163,28 @@ def activate(credentials: dict[str, Any]) -> dict[str, str]:
 
     credentials
         Credentials by minions' ids: ``template`` (which endorsement key, as ``enroll`` returned it), ``blob``
-        (TPMS_ID_OBJECT) and ``encrypted`` (the seed) in base64, ``session``, and ``nonce`` in hex.
+        (TPMS_ID_OBJECT) and ``encrypted`` (the seed) in base64, ``others`` (these three for each of the TPM's other
+        endorsement keys), ``period`` (which attestation key), ``session``, and ``nonce`` in hex.
     """
     try:
         layout, chosen = _settings()
         given = _mine(credentials)
-        if not isinstance(given, dict) or set(given) != {"template", "blob", "encrypted", "session", "nonce"}:
-            raise NetspaceError("credential: expected template, blob, encrypted, session and nonce")
+        names = {"template", "blob", "encrypted", "others", "period", "session", "nonce"}
+        if not isinstance(given, dict) or set(given) != names or not isinstance(given["others"], list):
+            raise NetspaceError(f"credential: expected {', '.join(sorted(names))}")
         try:
-            raw = [base64.b64decode(given[name], validate=True) for name in ("blob", "encrypted")]
+            made = [_credential(one) for one in (given, *given["others"])]
             context = Context(_master(), str(__opts__["id"]), str(given["session"]), bytes.fromhex(given["nonce"]))
-        except (TypeError, ValueError) as err:
+        except (TypeError, ValueError, KeyError) as err:
             raise NetspaceError(f"credential: not base64, or not hex: {err}") from err
-        return {"answer": appraisal.activate(layout, chosen, str(given["template"]), raw[0], raw[1], context).hex()}
+        return {"answer": appraisal.activate(layout, chosen, made, context, read_period(given["period"])).hex()}
     except NetspaceError as err:
         raise CommandExecutionError(str(err)) from err
+
+
+def _credential(given: dict[str, Any]) -> attester.Credential:
+    blob, encrypted = (base64.b64decode(given[name], validate=True) for name in ("blob", "encrypted"))
+    return attester.Credential(str(given["template"]), blob, encrypted)
 
 
 def _settings() -> tuple[Layout, dict[str, Any]]:

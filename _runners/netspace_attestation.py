@@ -17,6 +17,7 @@ The master's configuration may have (these are the defaults)::
       concurrency: 32                    # minions that are asked at one time
       jitter: 1                          # seconds, at most, that are waited at random before each such lot
       tee_roots: null                    # a folder: certificates of makers of TEEs, and what else is known of them
+      inventory: null                    # a file: which TPM each minion may have
       groups: []                         # whose policy is which: see the page on fleets
       pkcs11: null                       # a module for keys: see the page on enrolling
 """
@@ -38,14 +39,15 @@ import netspace
 netspace.refresh(__file__)
 
 from netspace import files  # noqa: E402
-from netspace.attestation import appraisal, audit_log, ear, fleet, groups, hsm, learning, offline, privacy_ca  # noqa: E402
+from netspace.attestation import audit_log, ear, fleet, groups, hsm, learning, makers, offline, privacy_ca  # noqa: E402
 from netspace.attestation import ima as lists  # noqa: E402
 from netspace.attestation import policy as rules  # noqa: E402
+from netspace.attestation.enrolment import Pending  # noqa: E402
 from netspace.attestation.evidence import key_fingerprint  # noqa: E402
 from netspace.attestation.refusals import Refused  # noqa: E402
-from netspace.attestation.registrar import Pending, Registrar  # noqa: E402
+from netspace.attestation.registrar import Registrar  # noqa: E402
 from netspace.attestation.tee import offline as tees  # noqa: E402
-from netspace.attestation.tee import roots  # noqa: E402
+from netspace.attestation.tee import roots as tee_roots  # noqa: E402
 from netspace.errors import NetspaceError  # noqa: E402
 
 if TYPE_CHECKING:
@@ -240,7 +242,7 @@ def verify_tee(
         section = _policy(policy).tee if policy else None
         if policy and section is None:
             raise NetspaceError(f"{policy}: has no section 'tee'")
-        trust = roots.read(folder or _settings()["tee_roots"])
+        trust = tee_roots.read(folder or _settings()["tee_roots"])
         found = tees.verify(given, trust, time.time(), data=_nonce(data), section=section)
         return found if found["valid"] else {**found, "retcode": 1}
 
@@ -254,7 +256,8 @@ def enroll(minion: str) -> dict[str, Any]:
     The master makes a credential that only this TPM can open, for this attestation key alone; its
     answer proves that both are in one TPM. A minion keeps the TPM that it had at first, and a TPM
     serves one minion, until ``release``. ``level`` is L3 where the TPM's endorsement certificate chains to
-    a certificate in the folder that the master's ``netspace.attestation:roots`` names, else L2.
+    a certificate in the folder that the master's ``netspace.attestation:roots`` names, else L2. What of that folder
+    can't be read stands in ``unreadable_roots``.
 
     CLI Example:
 
@@ -271,9 +274,24 @@ def enroll(minion: str) -> dict[str, Any]:
         (found,) = _enrolled(_registrar(settings), settings, [str(minion)]).values()
         if isinstance(found, NetspaceError):
             raise found
-        return _shown(found)
+        unreadable = makers.read(settings["roots"]).unreadable
+        return {**_shown(found), **({"unreadable_roots": list(unreadable)} if unreadable else {})}
 
     return _answer(work)
+
+
+def roots() -> dict[str, Any]:
+    """
+    Show the makers of TPMs that are trusted (the folder that ``netspace.attestation:roots`` names): ``certificates``
+    with subject, kind of key and end, how many revocation ``lists``, and which files are ``unreadable``, and why.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run netspace_attestation.roots
+    """
+    return _answer(lambda: makers.listed(_settings()["roots"]))
 
 
 def hosts() -> dict[str, Any]:
@@ -292,7 +310,8 @@ def hosts() -> dict[str, Any]:
 
 def certificate(minion: str) -> dict[str, Any]:
     """
-    Return the certificate of a minion's attestation key (PEM), and the Privacy CA's ``chain``: with them and
+    Return the certificate of a minion's attestation key (PEM), which key that is at the minion (``period``, for its
+    ``netspace_attestation.evidence``), and the Privacy CA's ``chain``: with them and
     ``ca_crl`` others check its quotes (``verify_quote certificate=... ca=... crl=...``) and learn a pseudonym alone.
 
     CLI Example:
@@ -852,22 +871,19 @@ def _enrolled(
 ) -> dict[str, dict[str, Any] | NetspaceError]:
     """Enrol minions, all of them by few messages; return each one's record, or why there is none."""
     try:
-        makers, master, now = appraisal.read_roots(settings["roots"]), _master(), time.time()
+        trusted, master, now = makers.read(settings["roots"]), _master(), time.time()
     except NetspaceError as err:
         return dict.fromkeys(minions, err)
     found: dict[str, dict[str, Any] | NetspaceError] = {}
     pending: dict[str, Pending] = {}
-    by_template: dict[str, list[str]] = {}
-    for minion in minions:
-        by_template.setdefault(registrar.template(minion), []).append(minion)
-    for template, some in sorted(by_template.items()):
-        for minion, (shown, problem) in _ask(some, "enroll", {"template": template}, settings["timeout"]).items():
-            try:
-                if problem:
-                    raise NetspaceError(f"{minion}: {problem}")
-                pending[minion] = registrar.begin(minion, shown, master, makers.roots, now, makers.lists)
-            except NetspaceError as err:
-                found[minion] = err
+    asked = {minion: registrar.request(minion) for minion in minions}
+    for minion, (shown, problem) in _ask(minions, "enroll", {"asked": asked}, settings["timeout"]).items():
+        try:
+            if problem:
+                raise NetspaceError(f"{minion}: {problem}")
+            pending[minion] = registrar.begin(minion, shown, master, trusted, now)
+        except NetspaceError as err:
+            found[minion] = err
     if pending:
         sent = {"credentials": {minion: one.wire() for minion, one in pending.items()}}
         for minion, (answer, problem) in _ask(list(pending), "activate", sent, settings["timeout"]).items():
@@ -1141,19 +1157,20 @@ def _fleet() -> fleet.Fleet:
         groups.parse(settings["groups"], __opts__.get("nodegroups")),
         _Store(),
         netspace.__version__,
-        functools.cache(lambda: roots.read(settings["tee_roots"])),
+        functools.cache(lambda: tee_roots.read(settings["tee_roots"])),
     )
 
 
 def _registrar(settings: Mapping[str, Any] | None = None) -> Registrar:
     chosen = settings or _settings()
-    return Registrar(Path(str(chosen["folder"])), hsm.module(chosen["pkcs11"]))
+    listed = chosen["inventory"]
+    return Registrar(Path(str(chosen["folder"])), hsm.module(chosen["pkcs11"]), Path(str(listed)) if listed else None)
 
 
 def _settings() -> dict[str, Any]:
     """What the master's configuration says under ``netspace.attestation``."""
     settings: dict[str, Any] = {"folder": f"/var/lib/{INSTANCE}-master", "roots": None, "timeout": 60}
-    settings.update(concurrency=32, jitter=1, groups=[], pkcs11=None, tee_roots=None)
+    settings.update(concurrency=32, jitter=1, groups=[], pkcs11=None, tee_roots=None, inventory=None)
     given = __opts__.get("netspace.attestation") or {}
     unknown = sorted(set(given) - set(settings)) if isinstance(given, dict) else [repr(given)]
     if unknown:

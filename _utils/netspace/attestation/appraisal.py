@@ -11,9 +11,9 @@ from __future__ import annotations
 import functools
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from netspace import files
 from netspace.attestation import attester, result, software, tpm
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from netspace.attestation.verifier import Verified
 
 VERIFIER = "self"
+# Seconds for an enrolment: a TPM derives all its endorsement keys then, and some take ten seconds for one of RSA.
+ENROLMENT = 50.0
 
 
 def appraise(layout: Layout, chosen: Mapping[str, Any]) -> Result:
@@ -76,10 +78,13 @@ def _none(layout: Layout, chosen: Mapping[str, Any], verifier: str, reason: str,
     )
 
 
-def evidence(layout: Layout, chosen: Mapping[str, Any], context: Context, ima_from: int | None = None) -> Evidence:
+def evidence(
+    layout: Layout, chosen: Mapping[str, Any], context: Context, ima_from: int | None = None, period: bytes = b""
+) -> Evidence:
     """Make evidence for somebody else's *context*: by the TPM that is configured, else by the key.
 
     :param ima_from: bring IMA's list from this line on, with a quote of PCR 10; None: without it.
+    :param period: which attestation key of the TPM, as its registrar named it.
     :raises NetspaceError: when a TPM is configured and can't be used, or there is no list.
     """
     if chosen["tpm"] is None:
@@ -89,36 +94,49 @@ def evidence(layout: Layout, chosen: Mapping[str, Any], context: Context, ima_fr
     measured = None if ima_from is None else functools.partial(attester.measured, root, ima_from)
     return tpm.run(
         chosen["tpm"],
-        lambda device: attester.by_tpm(device, context, chosen["pcrs"], *logs, measured),
+        lambda device: attester.by_tpm(device, context, chosen["pcrs"], *logs, measured, period),
         lock=_lock(layout),
     )
 
 
-def enroll(layout: Layout, chosen: Mapping[str, Any], template: str | None) -> Enrolment:
+def enroll(
+    layout: Layout, chosen: Mapping[str, Any], template: str | None, period: bytes = b"", *, others: bool = False
+) -> Enrolment:
     """Return the TPM's identity for a registrar elsewhere.
 
     :param template: which endorsement key, where the registrar knows one already.
+    :param period: which attestation key. *others*: show the TPM's other endorsement keys, too.
     :raises NetspaceError: when no TPM is configured, or it can't be used.
     """
     if chosen["tpm"] is None:
         raise NetspaceError("attestation:tpm names no TPM: there is nothing to enrol")
-    return tpm.run(chosen["tpm"], lambda device: attester.enrol(device, template), lock=_lock(layout))
+    return tpm.run(
+        chosen["tpm"],
+        lambda device: attester.enrol(device, template, period, others=others),
+        lock=_lock(layout),
+        timeout=ENROLMENT,
+    )
 
 
 def activate(
-    layout: Layout, chosen: Mapping[str, Any], template: str, blob: bytes, encrypted: bytes, context: Context
+    layout: Layout,
+    chosen: Mapping[str, Any],
+    credentials: Sequence[attester.Credential],
+    context: Context,
+    period: bytes,
 ) -> bytes:
-    """Open a registrar's credential, and return the answer that proves it.
+    """Open a registrar's credentials, and return the answer that proves it.
 
-    :raises NetspaceError: when it is not for this TPM and its attestation key.
+    :raises NetspaceError: when they are not for this TPM and its attestation key of *period*.
     """
     if chosen["tpm"] is None:
         raise NetspaceError("attestation:tpm names no TPM: there is nothing to enrol")
-
-    def exchange(device: tpm.Device) -> bytes:
-        return attester.activate(device, attester.enrol(device, template), blob, encrypted, context)
-
-    return tpm.run(chosen["tpm"], exchange, lock=_lock(layout))
+    return tpm.run(
+        chosen["tpm"],
+        lambda device: attester.activate(device, credentials, context, period),
+        lock=_lock(layout),
+        timeout=ENROLMENT,
+    )
 
 
 def pin(layout: Layout) -> dict[str, Any] | None:
@@ -164,12 +182,12 @@ def _by_software(layout: Layout) -> Verified:
 
 
 def _by_tpm(layout: Layout, chosen: Mapping[str, Any]) -> tuple[Verified, dict[str, str]]:
-    from netspace.attestation import verifier
+    from netspace.attestation import makers, structures, verifier
     from netspace.attestation.structures import Clock
 
     known = pin(layout)
     context = _context(layout)
-    makers = read_roots(chosen["roots"])
+    trusted = makers.read(chosen["roots"])
     logs = attester.boot_log(layout.root), attester.systemd_log(layout.root)
     references = _references(chosen["references"])
     previous = None
@@ -179,15 +197,18 @@ def _by_tpm(layout: Layout, chosen: Mapping[str, Any]) -> tuple[Verified, dict[s
 
     def exchange(device: tpm.Device) -> tuple[Enrolment, Verified, str]:
         enrolment = attester.enrol(device, known["template"] if known else None)
+        enrolment = trusted.completed(enrolment, structures.endorsement(enrolment.endorsement).fingerprint)
         challenge = verifier.challenge(
             enrolment,
             context,
-            roots=makers.roots,
-            lists=makers.lists,
+            roots=trusted.roots,
+            lists=trusted.lists,
+            unreadable=trusted.unreadable,
             pinned=known["ek"] if known else None,
             now=time.time(),
         )
-        answer = attester.activate(device, enrolment, challenge.blob, challenge.encrypted, context)
+        credential = attester.Credential(enrolment.template, challenge.blob, challenge.encrypted)
+        answer = attester.activate(device, [credential], context)
         bound = challenge.redeem(answer, time.time())
         made = attester.by_tpm(device, context, chosen["pcrs"], *logs)
         expected = verifier.Expected(context, chosen["pcrs"], previous, references)
@@ -202,41 +223,6 @@ def _by_tpm(layout: Layout, chosen: Mapping[str, Any]) -> tuple[Verified, dict[s
 def _remember(layout: Layout, template: str, fingerprint: str, clock: Clock) -> None:
     counters = {"clock": clock.clock, "reset_count": clock.reset_count, "restart_count": clock.restart_count}
     files.write_json(pin_path(layout), {"v": 1, "template": template, "ek": fingerprint, "clock": counters})
-
-
-class Makers(NamedTuple):
-    """Makers of TPMs that the operator trusts: their certificates and revocation lists, DER."""
-
-    roots: tuple[bytes, ...] = ()
-    lists: tuple[bytes, ...] = ()
-
-
-def read_roots(folder: str | None) -> Makers:
-    """Every PEM certificate in the folder's files (.pem, .crt), and its revocation lists (.crl, PEM or DER).
-
-    :raises NetspaceError: when the folder or a file can't be read: a typing error must not lower a level silently.
-    """
-    if folder is None:
-        return Makers()
-    from cryptography import x509
-    from cryptography.hazmat.primitives.serialization import Encoding
-
-    from netspace.attestation import certificates
-
-    found: list[bytes] = []
-    lists: list[bytes] = []
-    path = folder
-    try:
-        for entry in sorted(Path(folder).iterdir()):
-            path = str(entry)
-            if entry.suffix in (".pem", ".crt"):
-                loaded = x509.load_pem_x509_certificates(entry.read_bytes())
-                found += [certificate.public_bytes(Encoding.DER) for certificate in loaded]
-            elif entry.suffix == ".crl":
-                lists.append(certificates.revocations(entry.read_bytes()))
-    except (OSError, ValueError, NetspaceError) as err:
-        raise NetspaceError(f"attestation:roots: {path}: {err}") from err
-    return Makers(tuple(found), tuple(lists))
 
 
 def _references(path: str | None) -> References | None:

@@ -16,6 +16,7 @@ from netspace.attestation import eventlog, ima, measurelog, software, structures
 from netspace.attestation.eventlog import MAX_LOG
 from netspace.attestation.evidence import (
     MAX_AREA,
+    MAX_CHAIN,
     SOFTWARE_PREFIX,
     Context,
     Enrolment,
@@ -37,6 +38,14 @@ IMA_LIST = "sys/kernel/security/ima/binary_runtime_measurements"
 log = logging.getLogger(__name__)
 
 
+class Credential(NamedTuple):
+    """A credential for an attestation key and one endorsement key, that of *template*."""
+
+    template: str
+    blob: bytes
+    encrypted: bytes
+
+
 class Lines(NamedTuple):
     """Lines of IMA's list, from number *first* on."""
 
@@ -44,26 +53,35 @@ class Lines(NamedTuple):
     raw: bytes
 
 
-def enrol(device: Device, template: str | None = None) -> Enrolment:
-    """Return the TPM's identity and attestation key.
+def enrol(device: Device, template: str | None = None, period: bytes = b"", *, others: bool = False) -> Enrolment:
+    """Return the TPM's identity and the attestation key of *period*.
 
     :param template: which endorsement key, where the verifier knows one already.
+    :param others: show the TPM's other endorsement keys, too.
     """
     endorsement = device.endorsement(template)
-    with device.attestation_key() as (_, public):
+    more = device.others(endorsement.template) if others else []
+    with device.attestation_key(period) as (_, public):
         return Enrolment(
             template=endorsement.template,
             endorsement=endorsement.public,
             certificate=endorsement.certificate,
             attestation=public,
+            chain=() if endorsement.certificate is None else device.chain(MAX_CHAIN),
             tpm=device.information(),
+            period=period,
+            others=tuple((one.template, one.public) for one in more),
         )
 
 
-def activate(device: Device, enrolment: Enrolment, blob: bytes, encrypted: bytes, context: Context) -> bytes:
-    """Open a credential and return the answer that proves it."""
-    secret = device.activate(enrolment.template, blob, encrypted)
-    return context.activation(secret, structures.public(enrolment.attestation).name)
+def activate(device: Device, credentials: Sequence[Credential], context: Context, period: bytes = b"") -> bytes:
+    """Open the credentials of one attestation key and return the answer that proves it.
+
+    :param credentials: one for each endorsement key that was shown; all must open.
+    """
+    with device.attestation_key(period) as (key, public):
+        secret = b"".join(device.activate(key, *one) for one in credentials)
+    return context.activation(secret, structures.public(public).name)
 
 
 def by_tpm(
@@ -73,13 +91,15 @@ def by_tpm(
     boot_log: bytes | None = None,
     systemd_log: bytes | None = None,
     measured: Callable[[], Lines] | None = None,
+    period: bytes = b"",
 ) -> Evidence:
     """Return a quote of *pcrs* for *context*, with the logs of the boot.
 
     :param measured: reads IMA's list, where it is asked for: after its quote, so that the list is never behind it.
+    :param period: which attestation key; see :meth:`netspace.attestation.tpm.Device.attestation_key`.
     """
     made: Measurements | None = None
-    with device.attestation_key() as (handle, public):
+    with device.attestation_key(period) as (handle, public):
         attest, signature, values = device.quote(handle, context.qualifying(), pcrs)
         if measured is not None:
             ima_attest, ima_signature, ima_values = device.quote(handle, context.qualifying(), (ima.PCR,))

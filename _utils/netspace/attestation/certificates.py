@@ -6,6 +6,9 @@ name or an address, while an EK certificate has an empty subject, a critical sub
 directory names and its own extended key usage; custom extension policies came with
 cryptography 45 only. Signatures, encodings and names are ``cryptography``'s.
 
+Some makers' names have the wrong order for DER, so fields are read from a copy in the right one
+(``netspace.attestation.der``). A signature is checked over the bytes that its maker signed.
+
 Fetches nothing: intermediates come with the evidence or lie among the roots, and revocation lists are those
 that the operator put beside the roots; where a certificate says that a list is to be had is not looked at. A
 maker of whom there is a list says by it which of his certificates are revoked. One that has run out tells nothing
@@ -15,9 +18,12 @@ of the others, so it is as if their maker were not trusted. Of makers without a 
 from __future__ import annotations
 
 import datetime
+import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+from netspace.attestation import der as encoding
 from netspace.attestation.refusals import RevokedEndorsementCertificate
 from netspace.errors import NetspaceError
 
@@ -27,7 +33,8 @@ if TYPE_CHECKING:
 # Checked by hand here, so a certificate that marks more than these as critical is refused.
 _UNDERSTOOD = frozenset(("2.5.29.15", "2.5.29.17", "2.5.29.19", "2.5.29.37", "2.5.29.32", "2.5.29.35", "2.5.29.14"))
 _EK_USAGE = "2.23.133.8.1"
-MAX_DEPTH = 5
+# Intermediates between an endorsement certificate and a root: Intel's firmware TPMs have four.
+MAX_DEPTH = 8
 MAX_CERTIFICATE = 8192
 MAX_ROOTS = 1024
 MAX_LIST = 16 * 1024 * 1024
@@ -37,6 +44,18 @@ _SKEW = datetime.timedelta(minutes=5)
 
 class Untrusted(NetspaceError):
     """No path to a root: the host keeps what it has without one."""
+
+
+@dataclass(frozen=True)
+class _Signed:
+    """A certificate or a revocation list.
+
+    :param fields: read from a copy in DER's order.
+    :param signed: the bytes that the signature is over, as they came.
+    """
+
+    fields: Any
+    signed: bytes
 
 
 def der(data: bytes) -> bytes:
@@ -59,7 +78,7 @@ def public_key(certificate: bytes) -> object:
     :raises Untrusted: when it can't be read.
     """
     try:
-        return _load(certificate).public_key()
+        return _load(certificate).fields.public_key()
     except _unreadable() as err:
         raise Untrusted(f"the endorsement certificate can't be read: {err}") from err
 
@@ -67,7 +86,7 @@ def public_key(certificate: bytes) -> object:
 def check(leaf: bytes, chain: Sequence[bytes], roots: Sequence[bytes], now: float, lists: Sequence[bytes] = ()) -> None:
     """Check that the DER certificate *leaf* chains to one of *roots*.
 
-    :param chain: DER intermediates that came along; trusted for nothing.
+    :param chain: DER intermediates that came along; trusted for nothing. One that can't be read is as if it was absent.
     :param roots: DER certificates that the operator trusts.
     :param now: seconds since the epoch.
     :param lists: makers' revocation lists, DER, as :func:`revocations` returns them.
@@ -81,15 +100,49 @@ def check(leaf: bytes, chain: Sequence[bytes], roots: Sequence[bytes], now: floa
     try:
         when = datetime.datetime.fromtimestamp(now, tz=datetime.timezone.utc)
         certificate = _load(leaf)
-        _check_leaf(certificate, when)
+        _check_leaf(certificate.fields, when)
         anchors = [_load(root) for root in roots]
-        brought = [_load(one) for one in chain]
+        brought = [one for one in map(_readable, chain) if one is not None]
         told = [_load_list(one) for one in lists]
-        for one in _path(certificate, brought, anchors, when, 0):
+        path = _path(certificate, brought, anchors, when)
+        for one in path if told else ():
             # An intermediate that lies among the roots is trusted as long as its own issuer, if he is there, does.
             _not_revoked(one, [*anchors, *brought], told, when)
     except _unreadable() as err:
         raise Untrusted(f"a certificate can't be read: {err}") from err
+
+
+def readable(data: bytes) -> bytes:
+    """Return the DER certificate *data* as it is, if it can be read.
+
+    :raises NetspaceError: when it can't.
+    """
+    if len(data) > MAX_CERTIFICATE:
+        raise NetspaceError(f"a certificate of {len(data)} bytes; at most {MAX_CERTIFICATE} are possible")
+    try:
+        found = _load(data).fields
+        found.public_key()
+        list(found.extensions)
+    except _unreadable() as err:
+        raise NetspaceError(f"a certificate that can't be read: {err}") from err
+    return data
+
+
+def described(data: bytes) -> tuple[str, str, float]:
+    """Return a certificate's subject, kind of key, and end (seconds since the epoch), for people.
+
+    :param data: as :func:`readable` returned it.
+    """
+    from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+    found: Certificate = _load(data).fields
+    key = found.public_key()
+    kind = type(key).__name__
+    if isinstance(key, rsa.RSAPublicKey):
+        kind = f"RSA-{key.key_size}"
+    elif isinstance(key, ec.EllipticCurvePublicKey):
+        kind = f"ECC {key.curve.name}"
+    return found.subject.rfc4514_string(), kind, found.not_valid_after_utc.timestamp()
 
 
 def revocations(raw: bytes) -> bytes:
@@ -98,13 +151,13 @@ def revocations(raw: bytes) -> bytes:
     :raises NetspaceError: for anything else. A list with a critical extension is for some certificates only, or
         names the changes alone: who took it for the whole would miss what is not in it.
     """
-    from cryptography import x509
-    from cryptography.hazmat.primitives.serialization import Encoding
-
     if len(raw) > MAX_LIST:
         raise NetspaceError(f"a revocation list of {len(raw)} bytes; at most {MAX_LIST} are possible")
     try:
-        found = x509.load_pem_x509_crl(raw) if raw.lstrip()[:5] == b"-----" else x509.load_der_x509_crl(raw)
+        data = raw
+        if raw.lstrip()[:5] == b"-----":
+            (data,) = encoding.from_pem(raw)
+        found: CertificateRevocationList = _load_list(data).fields
         critical = [one.oid.dotted_string for one in found.extensions if one.critical]
         ends = found.next_update_utc
     except _unreadable() as err:
@@ -113,34 +166,34 @@ def revocations(raw: bytes) -> bytes:
         raise NetspaceError(f"a revocation list with the critical extension {critical[0]}, which is not understood")
     if ends is None:
         raise NetspaceError("a revocation list that does not say how long it is good")
-    return found.public_bytes(Encoding.DER)
+    return data
 
 
-def _load_list(data: bytes) -> CertificateRevocationList:
+@functools.lru_cache(maxsize=64)
+def _load_list(data: bytes) -> _Signed:
     from cryptography import x509
 
-    return x509.load_der_x509_crl(data)
+    return _Signed(x509.load_der_x509_crl(encoding.with_sorted_issuer(data)), encoding.parts(data).signed)
 
 
 def _not_revoked(
-    certificate: Certificate,
-    issuers: Sequence[Certificate],
-    lists: Sequence[CertificateRevocationList],
-    when: datetime.datetime,
+    certificate: _Signed, issuers: Sequence[_Signed], lists: Sequence[_Signed], when: datetime.datetime
 ) -> None:
     """By the newest list of each of *issuers* that issued it; one's name alone is not one."""
+    number: int = certificate.fields.serial_number
     for issuer in issuers:
-        if issuer.subject != certificate.issuer or _issued(certificate, issuer, when, 0):
+        subject = issuer.fields.subject
+        if subject != certificate.fields.issuer or _issued(certificate, issuer, when, 0):
             continue
-        genuine = [one for one in lists if one.issuer == issuer.subject and _signed_list(one, issuer)]
+        genuine = [one.fields for one in lists if one.fields.issuer == subject and _signed_list(one, issuer)]
         if not genuine:
             continue
-        newest = max(genuine, key=lambda one: one.last_update_utc)
-        name = issuer.subject.rfc4514_string()
-        found = newest.get_revoked_certificate_by_serial_number(certificate.serial_number)
+        newest: CertificateRevocationList = max(genuine, key=lambda one: one.last_update_utc)
+        name = subject.rfc4514_string()
+        found = newest.get_revoked_certificate_by_serial_number(number)
         if found is not None:
             raise RevokedEndorsementCertificate(
-                f"{name} revoked the certificate {certificate.serial_number:x} at {found.revocation_date_utc}"
+                f"{name} revoked the certificate {number:x} at {found.revocation_date_utc}"
             )
         ends = newest.next_update_utc
         if newest.last_update_utc > when + _SKEW or ends is None or when > ends:
@@ -150,16 +203,35 @@ def _not_revoked(
             )
 
 
-def _signed_list(found: CertificateRevocationList, issuer: Certificate) -> bool:
+def _signed_list(found: _Signed, issuer: _Signed) -> bool:
     from cryptography import x509
 
     try:
-        usage = issuer.extensions.get_extension_for_class(x509.KeyUsage).value
-        return usage.crl_sign and found.is_signature_valid(issuer.public_key())  # type: ignore[arg-type]
+        usage = issuer.fields.extensions.get_extension_for_class(x509.KeyUsage).value
+        return bool(usage.crl_sign) and not _unsigned(found, issuer)
     except x509.ExtensionNotFound:
         return False
     except _unreadable():
         return False
+
+
+def _unsigned(found: _Signed, issuer: _Signed) -> str:
+    """Return why the signature of *found* is not *issuer*'s; empty when it is."""
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+    fields, key = found.fields, issuer.fields.public_key()
+    parameters = fields.signature_algorithm_parameters
+    try:
+        if isinstance(key, rsa.RSAPublicKey) and not isinstance(parameters, ec.ECDSA):
+            key.verify(fields.signature, found.signed, parameters, fields.signature_hash_algorithm)
+        elif isinstance(key, ec.EllipticCurvePublicKey) and isinstance(parameters, ec.ECDSA):
+            key.verify(fields.signature, found.signed, parameters)
+        else:
+            return "a signature by another kind of key"
+    except InvalidSignature:
+        return "invalid signature"
+    return ""
 
 
 def _unreadable() -> tuple[type[Exception], ...]:
@@ -171,51 +243,62 @@ def _unreadable() -> tuple[type[Exception], ...]:
     return (ValueError, TypeError, UnsupportedAlgorithm, *late)
 
 
-def _load(data: bytes) -> Certificate:
+@functools.lru_cache(maxsize=2048)
+def _load(data: bytes) -> _Signed:
     from cryptography import x509
 
-    certificate = x509.load_der_x509_certificate(data)
+    certificate = x509.load_der_x509_certificate(encoding.with_sorted_sets(data))
     # DER of a BIT STRING of whole octets (X.690, 11.2): no unused bits. The parser lets them
     # pass, and then one certificate would have two encodings.
     if data[-len(certificate.signature) - 1] != 0:
         raise ValueError("its signature has unused bits")
-    return certificate
+    return _Signed(certificate, encoding.parts(data).signed)
+
+
+def _readable(data: bytes) -> _Signed | None:
+    """Load an intermediate that came along; None where it can't be read: it is as if it had not come."""
+    try:
+        return _load(readable(data))
+    except NetspaceError:
+        return None
 
 
 def _path(
-    certificate: Certificate,
-    chain: Sequence[Certificate],
-    anchors: Sequence[Certificate],
-    when: datetime.datetime,
-    depth: int,
-) -> list[Certificate]:
-    """Find an issuer that is a root, or an intermediate that has a path itself; return the path, the root last.
+    leaf: _Signed, chain: Sequence[_Signed], anchors: Sequence[_Signed], when: datetime.datetime
+) -> list[_Signed]:
+    """Find the shortest path from *leaf* to a root; return it, the root last.
 
-    Each step uses up an intermediate, so a loop among them ends.
+    Breadth first, and each intermediate once, where it is nearest to the leaf (where its issuer's pathLenConstraint
+    allows most): so the work grows with the square of their number, whatever signed what.
     """
-    last = f"its issuer, {certificate.issuer.rfc4514_string()!r}, is not among the roots"
-    for issuer in anchors:
-        problem = _issued(certificate, issuer, when, depth)
-        if not problem:
-            return [certificate, issuer]
-        if issuer.subject == certificate.issuer:
-            last = problem
-    if depth < MAX_DEPTH:
-        for index, issuer in enumerate(chain):
-            if not _issued(certificate, issuer, when, depth):
-                rest = [*chain[:index], *chain[index + 1 :]]
-                return [certificate, *_path(issuer, rest, anchors, when, depth + 1)]
+    last = f"its issuer, {leaf.fields.issuer.rfc4514_string()!r}, is not among the roots"
+    paths, left = [[leaf]], list(chain)
+    for depth in range(MAX_DEPTH + 1):
+        for path in paths:
+            for issuer in anchors:
+                problem = _issued(path[-1], issuer, when, depth)
+                if not problem:
+                    return [*path, issuer]
+                if issuer.fields.subject == path[-1].fields.issuer:
+                    last = problem
+        longer: list[list[_Signed]] = []
+        for path in paths:
+            issuers = [one for one in left if not _issued(path[-1], one, when, depth)]
+            left = [one for one in left if one not in issuers]
+            longer += [[*path, one] for one in issuers]
+        paths = longer
     raise Untrusted(f"the endorsement certificate does not chain to a root: {last}")
 
 
-def _issued(certificate: Certificate, issuer: Certificate, when: datetime.datetime, depth: int) -> str:
-    """Return why *issuer* is not the valid issuer of *certificate*; empty when it is."""
+def _issued(signed: _Signed, by: _Signed, when: datetime.datetime, depth: int) -> str:
+    """Return why *by* is not the valid issuer of the certificate *signed*; empty when it is."""
     from cryptography import x509
-    from cryptography.exceptions import InvalidSignature
 
+    certificate: Certificate = signed.fields
+    issuer: Certificate = by.fields
     if issuer.subject != certificate.issuer:
         return "another name"
-    problem = _common(certificate, when) or _common(issuer, when)
+    problem = _common(certificate, when) or _weak(signed) or _common(issuer, when)
     if problem:
         return problem
     try:
@@ -227,11 +310,18 @@ def _issued(certificate: Certificate, issuer: Certificate, when: datetime.dateti
         return "the issuer may not sign certificates"
     if basic.path_length is not None and depth > basic.path_length:
         return f"more than {basic.path_length} intermediates below an issuer that allows no more"
-    try:
-        certificate.verify_directly_issued_by(issuer)
-    except (InvalidSignature, ValueError, TypeError) as err:
-        return f"the issuer did not sign it: {str(err) or 'invalid signature'}"
-    return ""
+    problem = _unsigned(signed, by)
+    return f"the issuer did not sign it: {problem}" if problem else ""
+
+
+def _weak(signed: _Signed) -> str:
+    """Return why a certificate's signature proves nothing. A root's is not looked at: the operator vouches for it."""
+    certificate: Certificate = signed.fields
+    digest = certificate.signature_hash_algorithm
+    if digest is not None and digest.digest_size >= 32:
+        return ""
+    name = certificate.subject.rfc4514_string() or "the endorsement certificate"
+    return f"{name} is signed with {digest.name if digest else 'no hash'}"
 
 
 def _common(certificate: Certificate, when: datetime.datetime) -> str:
@@ -241,9 +331,6 @@ def _common(certificate: Certificate, when: datetime.datetime) -> str:
     name = certificate.subject.rfc4514_string() or "the endorsement certificate"
     if not certificate.not_valid_before_utc <= when <= certificate.not_valid_after_utc:
         return f"{name} is valid from {certificate.not_valid_before_utc} to {certificate.not_valid_after_utc}"
-    digest = certificate.signature_hash_algorithm
-    if digest is not None and digest.digest_size < 32:
-        return f"{name} is signed with {digest.name}"
     key = certificate.public_key()
     if isinstance(key, rsa.RSAPublicKey):
         if key.key_size < 2048:

@@ -13,6 +13,7 @@ import hmac
 import secrets
 from typing import TYPE_CHECKING, cast
 
+from netspace.attestation.refusals import Malformed
 from netspace.attestation.structures import ECC, HASHES, Public, hash_algorithm
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def make(endorsement: Public, name: bytes, secret: bytes) -> tuple[bytes, bytes]
     :param name: the attestation key's name.
     :param secret: at most as long as the endorsement key's name digest.
     :return: the contents of TPM2B_ID_OBJECT and TPM2B_ENCRYPTED_SECRET.
+    :raises Malformed: when *endorsement* is no key that anything can be encrypted for.
     """
     digest = HASHES[endorsement.name_alg]
     size = hashlib.new(digest).digest_size
@@ -79,7 +81,10 @@ def _shared_seed(endorsement: Public, digest: str, size: int) -> tuple[bytes, by
     algorithm = hash_algorithm(endorsement.name_alg)
     seed = secrets.token_bytes(size)
     oaep = padding.OAEP(padding.MGF1(algorithm), algorithm, _LABEL)
-    return seed, cast("rsa.RSAPublicKey", endorsement.key()).encrypt(seed, oaep)
+    try:
+        return seed, cast("rsa.RSAPublicKey", endorsement.key()).encrypt(seed, oaep)
+    except ValueError as err:
+        raise Malformed(f"the endorsement key: nothing can be encrypted for it: {err}") from err
 
 
 def _aes_cfb(key: bytes, plain: bytes) -> bytes:

@@ -243,6 +243,11 @@ def _told(claims: Mapping[str, Any]) -> Told:
 def _typed(value: Any, kind: type) -> Any:
     if type(value) is not kind:
         raise Malformed(f"a result with {value!r:.40} where {kind.__name__} is expected")
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as err:  # JSON can hold half of a surrogate pair, which is no text
+            raise Malformed(f"a result with {value!r:.40}, which is no text") from err
     return value
 
 

@@ -32,10 +32,14 @@ MAX_PCR = 23
 # One spelling per number, so that no PCR can be given twice.
 PCR_NAMES = frozenset(str(index) for index in range(MAX_PCR + 1))
 MIN_NONCE, MAX_NONCE = 16, 64
-MAX_CHAIN = 5
 # Of a TEE: its report, the certificates that its host gave it, and the area that its log lies in.
 MAX_REPORT, MAX_TABLE, MAX_AREA = 16 * 1024, 64 * 1024, 512 * 1024
 MAX_TEE = MAX_REPORT + MAX_TABLE + MAX_AREA
+MAX_CHAIN = 8
+# Endorsement keys of one TPM besides the one that it is known by.
+MAX_OTHERS = 8
+# Bytes that say which attestation key is meant: a certificate's period has a key of its own.
+PERIOD = 16
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,8 @@ class Enrolment:
     :param chain: intermediates, DER.
     :param attestation: TPMT_PUBLIC of the attestation key.
     :param tpm: manufacturer, firmware and the like: told by the TPM, proved by nothing.
+    :param period: what the attestation key was derived with; empty where the host judges itself.
+    :param others: the TPM's other endorsement keys: template and TPMT_PUBLIC of each.
     """
 
     template: str
@@ -108,17 +114,21 @@ class Enrolment:
     attestation: bytes
     chain: tuple[bytes, ...] = ()
     tpm: Mapping[str, str] = field(default_factory=dict)
+    period: bytes = b""
+    others: tuple[tuple[str, bytes], ...] = ()
 
     def wire(self) -> dict[str, Any]:
         """Return the form that travels."""
         return {
-            "v": 1,
+            "v": 2,
             "template": self.template,
             "ek": _text(self.endorsement),
             "cert": None if self.certificate is None else _text(self.certificate),
             "chain": [_text(one) for one in self.chain],
             "ak": _text(self.attestation),
             "tpm": dict(self.tpm),
+            "period": self.period.hex(),
+            "others": [{"template": template, "ek": _text(public)} for template, public in self.others],
         }
 
 
@@ -234,26 +244,47 @@ def parse_enrolment(data: Any) -> Enrolment:
 
     :raises Malformed: for unknown or missing fields, other types, and sizes out of bounds.
     """
-    keys = {"v", "template", "ek", "cert", "chain", "ak", "tpm"}
+    keys = {"v", "template", "ek", "cert", "chain", "ak", "tpm", "period", "others"}
     if not isinstance(data, Mapping) or set(data) != keys:
         raise Malformed(f"enrolment: expected a mapping with {', '.join(sorted(keys))}")
-    if type(data["v"]) is not int or data["v"] != 1:
-        raise Malformed("enrolment: an unknown version")
-    template, chain, told = data["template"], data["chain"], data["tpm"]
-    if not isinstance(template, str) or not re.fullmatch(r"[A-Z0-9-]{1,32}", template):
-        raise Malformed("enrolment: template is no name of one")
+    if type(data["v"]) is not int or data["v"] != 2:
+        raise Malformed("enrolment: an unknown version; give master and minion the same netspace")
+    chain, told, others = data["chain"], data["tpm"], data["others"]
     if not isinstance(chain, list) or len(chain) > MAX_CHAIN:
         raise Malformed(f"enrolment: chain is not a list of at most {MAX_CHAIN}")
     if not isinstance(told, Mapping) or len(told) > 16 or any(not _short(one) for pair in told.items() for one in pair):
         raise Malformed("enrolment: tpm is not a mapping of a few short texts")
+    if not isinstance(others, list) or len(others) > MAX_OTHERS:
+        raise Malformed(f"enrolment: others is not a list of at most {MAX_OTHERS}")
+    if any(not isinstance(one, Mapping) or set(one) != {"template", "ek"} for one in others):
+        raise Malformed("enrolment: others: expected template and ek of each")
     return Enrolment(
-        template,
+        _template(data["template"]),
         _bytes(data["ek"], 4096, "ek"),
         None if data["cert"] is None else _bytes(data["cert"], 8192, "cert"),
         _bytes(data["ak"], 4096, "ak"),
         tuple(_bytes(one, 8192, "chain") for one in chain),
         dict(told),
+        period(data["period"]),
+        tuple((_template(one["template"]), _bytes(one["ek"], 4096, "ek")) for one in others),
     )
+
+
+def period(text: Any) -> bytes:
+    """Read which attestation key is meant: 16 bytes in hex, or nothing.
+
+    :raises Malformed: for anything else.
+    """
+    raw = b"" if text == "" else from_hex(text, PERIOD)
+    if raw is None:
+        raise Malformed(f"period: expected {PERIOD} bytes in hex, or nothing")
+    return raw
+
+
+def _template(name: Any) -> str:
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Z0-9-]{1,32}", name):
+        raise Malformed("enrolment: template is no name of one")
+    return name
 
 
 def _short(text: Any) -> bool:

@@ -33,13 +33,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from netspace import files
-from netspace.attestation import ear, eventlog, groups, ima, judge, learning, measurelog, structures, verdict, verifier
+from netspace.attestation import ear, eventlog, groups, ima, judge, learning, measurelog, verdict, verifier
 from netspace.attestation.evidence import MAX_TEE, Context, Evidence, from_hex
 from netspace.attestation.evidence import parse as parse_evidence
 from netspace.attestation.groups import Group, Policies
 from netspace.attestation.policy import Policy
 from netspace.attestation.refusals import Malformed, Refused, UnknownAttestationKey
-from netspace.attestation.registrar import Registrar, key_of
+from netspace.attestation.registrar import Registrar, attestation_key, key_of
 from netspace.attestation.result import SKEW
 from netspace.attestation.structures import Clock
 from netspace.attestation.tee import appraisal as tees
@@ -72,6 +72,7 @@ class Asked:
 
     :param log: SHA-256 of the boot log that is kept of this host.
     :param listed: it is asked for its whole measurement list, which is to be learned from.
+    :param host: the registrar's record then: it says by which attestation key the answer is to be.
     """
 
     minion: str
@@ -82,9 +83,11 @@ class Asked:
     ima_from: int | None
     log: str | None = None
     listed: bool = False
+    host: dict[str, Any] | None = None
 
     def wire(self) -> dict[str, Any]:
         """Return what the minion is sent."""
+        period = (self.host or {}).get("period")
         return {
             "session": self.session,
             "nonce": self.nonce.hex(),
@@ -93,6 +96,7 @@ class Asked:
             "bootlog": self.log,
             # Asked for by name, since older minions don't know it.
             **({} if self.policy is None or self.policy.tee is None else {"tee": True}),
+            **({"period": period} if period else {}),
         }
 
 
@@ -175,11 +179,12 @@ class Fleet:
     def certificate_due(self, minion: str, now: float) -> bool:
         """Whether the minion is enrolled, not revoked, and needs another certificate before it is asked.
 
-        That is an hour before its certificate's end, and for each host up to eleven sooner, by its name: a fleet
-        that was enrolled in one go is not renewed in one go, each day again.
+        That is an hour before its certificate's end, and up to eleven sooner, by chance: a fleet that was enrolled in
+        one go is not renewed in one go, and no host in a rhythm of its own, which would tell it by its certificates.
         """
         host = self.registrar.host(minion)
-        sooner = int(key_of(minion)[:8], 16) % int(SPREAD)
+        chance = key_of(minion) if host is None else host.get("period") or key_of(minion)
+        sooner = int(chance[:8], 16) % int(SPREAD)
         return host is not None and "revoked" not in host and host["expires"] < now + ENROL_AGAIN + sooner
 
     def ask(self, minion: str, *, whole: bool = False, listed: bool = False) -> Asked:
@@ -198,7 +203,7 @@ class Fleet:
             first = judge.ask_from(policy, _ima(before))
         log = None if whole or before is None else before["log"]
         nonce = secrets.token_bytes(32)
-        return Asked(minion, group, policy, secrets.token_hex(8), nonce, 0 if listed else first, log, listed)
+        return Asked(minion, group, policy, secrets.token_hex(8), nonce, 0 if listed else first, log, listed, host)
 
     def judge(self, asked: Asked, answer: Any, now: float) -> dict[str, Any]:
         """Judge an answer, keep the result, and return its record; ``token`` in it is for the minion.
@@ -218,10 +223,13 @@ class Fleet:
             "log": None,
             "systemd": None,
             "tee": {},
+            "ek": None if host is None else host["ek"],
+            "seen": "",
+            "firmware": None,
         }
-        if before is not None and host is not None and before["key"] == _ak(host):
+        if before is not None and host is not None and _same_tpm(before, host):
             # Refused evidence must not make the TPM's clock forgotten.
-            kept.update(clock=before["clock"], key=before["key"])
+            kept.update({name: before.get(name, kept[name]) for name in ("clock", "key", "seen", "firmware")})
         try:
             boot, evidence = _answer(answer)
             evidence = self._with_log(asked, evidence)
@@ -230,12 +238,19 @@ class Fleet:
                 found = self._by_software(minion, evidence, context)
                 base = found.level
             else:
-                key = self.registrar.certified(host, now)
+                key = self.registrar.certified(_as_asked(asked, host), now)
                 base = key.level
                 expected = verifier.Expected(
-                    context, asked.group.pcrs, _clock(before, key.key.fingerprint), None, asked.policy, _ima(before)
+                    context,
+                    asked.group.pcrs,
+                    _clock(before, host),
+                    None,
+                    asked.policy,
+                    _ima(before),
+                    str(kept["seen"]).encode(),
                 )
                 found = verifier.verify_quote(evidence, key, expected)
+                self._note_firmware(minion, kept["firmware"], found.firmware, now)
             worth = tees.Worth(found.level, found.code, found.reason, found.remedy)
             section = None if asked.policy is None else asked.policy.tee
             worth, told_tee = tees.weighed(evidence, context, section, self._trust, worth, now)
@@ -245,6 +260,8 @@ class Fleet:
                 clock=None if found.clock is None else dataclasses.astuple(found.clock),
                 ima=None if found.ima is None else _ima_record(found.ima),
                 key=found.key,
+                seen=boot,
+                firmware=None if found.firmware is None else f"{found.firmware:016x}",
                 pcrs={str(pcr): value.hex() for pcr, value in sorted(found.pcrs.items())},
                 base=base,
             )
@@ -289,6 +306,11 @@ class Fleet:
         record["token"] = ear.make(self.signer, told, now, self._software)
         self._store.store("state", key_of(minion), {"jws": self.signer.sign(ear.STATE, record)})
         return record
+
+    def _note_firmware(self, minion: str, before: str | None, found: int | None, now: float) -> None:
+        """Have the log tell of a TPM whose firmware is another one than before: the TPM signs which it is."""
+        if before is not None and found is not None and int(before, 16) != found:
+            self.registrar.note("tpm-firmware", {"minion": minion, "old": before, "new": f"{found:016x}"}, now)
 
     def _by_software(self, minion: str, evidence: Evidence, context: Context) -> verifier.Verified:
         """A host without a TPM: by the key that it had at first."""
@@ -506,7 +528,7 @@ def state(
     if host is not None and "revoked" in host:
         return REVOKED, "its certificate was revoked", f"netspace_attestation.enroll {minion}, once it is good again"
     ours = record is not None and (
-        record["kind"] == "software" if host is None else record["kind"] == "tpm" and record["key"] in (None, _ak(host))
+        record["kind"] == "software" if host is None else record["kind"] == "tpm" and _same_tpm(record, host)
     )
     if record is None or not ours:
         if host is None:
@@ -550,8 +572,25 @@ def _trial(old: int | None, new: int | None, code: str, reason: str) -> dict[str
     }
 
 
-def _ak(host: Mapping[str, Any]) -> str:
-    return structures.public(base64.b64decode(host["ak"])).fingerprint
+def _same_tpm(record: Mapping[str, Any], host: Mapping[str, Any]) -> bool:
+    """Whether a result is of the TPM that the host is enrolled with.
+
+    Results that were kept before attestation keys had periods name the attestation key alone.
+    """
+    if "ek" in record:
+        return bool(record["ek"] == host["ek"])
+    return record["key"] in (None, attestation_key(host), host.get("former"))
+
+
+def _as_asked(asked: Asked, host: dict[str, Any]) -> dict[str, Any]:
+    """The host's record as it was when the host was asked: its certificate may have been renewed since.
+
+    What was decided since counts: it was revoked, or has another TPM.
+    """
+    before = asked.host
+    if before is None or before["ek"] != host["ek"] or "revoked" in host:
+        return host
+    return before
 
 
 def _answer(data: Any) -> tuple[str, Evidence]:
@@ -563,9 +602,9 @@ def _answer(data: Any) -> tuple[str, Evidence]:
     return boot, parse_evidence(data["evidence"])
 
 
-def _clock(record: Mapping[str, Any] | None, key: str) -> Clock | None:
+def _clock(record: Mapping[str, Any] | None, host: Mapping[str, Any]) -> Clock | None:
     """The TPM's clock when it was last seen; another TPM's says nothing."""
-    if record is None or record["clock"] is None or record["key"] != key:
+    if record is None or record["clock"] is None or not _same_tpm(record, host):
         return None
     return Clock(*record["clock"])
 

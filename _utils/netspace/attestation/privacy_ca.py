@@ -1,9 +1,10 @@
 """The Privacy CA: certifies attestation keys under pseudonyms, for a day.
 
-A certificate says that a key lives in a TPM whose endorsement key was checked, and which
-minion's it is only to who holds the CA's records: its subject is a random pseudonym, and neither
-the endorsement key nor a host's name is in it. So two verifiers can't tell by the endorsement
-key that they speak of one machine.
+A certificate says that a key lives in a TPM whose endorsement key was checked. Only the CA's records say which minion's
+it is: its subject is a random pseudonym, its serial number is random, its times are whole hours, and neither the
+endorsement key nor a host's name is in it. The registrar asks for a new key for each, so two certificates of one host
+have nothing in common. A quote made with the key says more than the certificate does: the TPM's clock and
+counters, and what was measured.
 
 Rules:
 
@@ -155,12 +156,15 @@ def issue(authority: Authority, bound: Bound, now: float, hours: float = HOURS) 
     if problem or not authority.chain:
         raise NetspaceError(problem or "a root signs intermediates alone")
     pseudonym = secrets.token_hex(16)
+    # Whole hours: the second at which a host is renewed would tell it from others, each day again.
+    begin = (now - SKEW) // 3600 * 3600 + SKEW
+    end = -(-(now + hours * 3600) // 3600) * 3600
     # It must not outlive what it is checked by.
-    seconds = min(hours * 3600, authority.certificate.not_valid_after_utc.timestamp() - now)
+    seconds = min(end, authority.certificate.not_valid_after_utc.timestamp()) - begin
     key = bound.key.key()
     usage = _key_usage(digital_signature=True)
     builder = (
-        _builder(_name(pseudonym), authority.certificate.subject, now, seconds)
+        _builder(_name(pseudonym), authority.certificate.subject, begin, seconds)
         .public_key(key)
         .add_extension(x509.BasicConstraints(False, None), True)
         .add_extension(usage, True)

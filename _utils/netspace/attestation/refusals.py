@@ -82,6 +82,13 @@ class ClockRolledBack(Refused):
     remedy = f"if the TPM was cleared on purpose, {_FORGET}"
 
 
+class ResetWithinBoot(Refused):
+    """A TPM that was reset while its host went on: its PCRs don't tell of this boot any more."""
+
+    code = "tpm-reset"
+    remedy = "restart the host; if it comes again, look for a device on the TPM's bus, or for firmware that resets it"
+
+
 class WrongAttestationKey(Refused):
     """An attestation key that could sign what no TPM said, or that could leave its TPM."""
 
@@ -338,6 +345,23 @@ class SharedEndorsementKey(Refused):
 
     code = "ek-shared"
     remedy = "find out which of the two hosts has the TPM; if it moved on purpose, release it first"
+
+
+class SharedAttestationKey(Refused):
+    """An attestation key that another minion has, or that this one's last certificate is for."""
+
+    code = "ak-shared"
+    remedy = "give master and minion the same netspace; else find out which hosts share a TPM"
+
+
+class UnlistedEndorsementKey(Refused):
+    """A TPM that the operator's inventory does not list for this minion."""
+
+    code = "ek-inventory"
+    remedy = (
+        "find out where this TPM is; only if it is this minion's, add its key (ek) to the file that the master's "
+        "netspace.attestation:inventory names"
+    )
 
 
 class ResultForged(Refused):

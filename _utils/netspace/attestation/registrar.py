@@ -8,13 +8,18 @@ the answer, and has its attestation key certified. What it keeps, in a folder of
     requested.pem         key of a request that the root has not answered yet
     retired.pem           intermediates that signed before, until they run out
     hosts/<hash>.json     a minion: TPM, attestation key, level, certificate
-    owners/<ek>.json      a TPM: whose it is
+    owners/<key>.json     an endorsement key, or an attestation key that has a certificate: whose it is
     revoked.json          serial numbers, and when
     audit.log             everything that was done       (audit_log)
 
-Nothing here talks to a minion. An endorsement key is bound to one minion, and a
-minion to one endorsement key, until ``release``. The log tells of a binding, a certificate and a
-revocation before they are written.
+Nothing here talks to a minion. An endorsement key is bound to one minion, and a minion to one TPM, until ``release``.
+At a minion's first enrolment its TPM shows all endorsement keys that it has, and proves them: none of them can be
+another minion's later.
+
+Each certificate is for a new attestation key: :meth:`Registrar.request` chooses 16 random bytes (the period), by which
+the minion's TPM derives it. They stand in the minion's record, and each challenge names them.
+
+The log tells of a binding, a certificate and a revocation before they are written.
 """
 
 from __future__ import annotations
@@ -24,62 +29,40 @@ import contextlib
 import hashlib
 import secrets
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from netspace import files
-from netspace.attestation import audit_log, hsm, privacy_ca, verifier
-from netspace.attestation.evidence import Context, Enrolment, from_hex, parse_enrolment
+from netspace.attestation import audit_log, hsm, inventory, privacy_ca, structures, verifier
+from netspace.attestation.enrolment import Pending
+from netspace.attestation.evidence import PERIOD, Context, Enrolment, from_hex, parse_enrolment
 from netspace.attestation.privacy_ca import Authority
-from netspace.attestation.refusals import Malformed, Refused
+from netspace.attestation.refusals import Malformed, Refused, SharedAttestationKey
 from netspace.errors import NetspaceError
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
     from cryptography.x509 import Certificate
 
-    from netspace.attestation.verifier import Certified, Challenge
+    from netspace.attestation.makers import Makers
+    from netspace.attestation.verifier import Certified
 
 NAME = "netspace Privacy CA"
-
-
-@dataclass(frozen=True)
-class Pending:
-    """A credential that waits for its answer; see :meth:`Registrar.begin`.
-
-    :param known: what the books said of the minion then.
-    :param since: when it was made, by a clock that nobody sets.
-    """
-
-    minion: str
-    enrolment: Enrolment
-    context: Context
-    challenge: Challenge
-    known: dict[str, Any] | None
-    since: float
-
-    def wire(self) -> dict[str, str]:
-        """Return what the minion is sent."""
-        return {
-            "template": self.enrolment.template,
-            "blob": base64.b64encode(self.challenge.blob).decode(),
-            "encrypted": base64.b64encode(self.challenge.encrypted).decode(),
-            "session": self.context.session,
-            "nonce": self.context.nonce.hex(),
-        }
 
 
 class Registrar:
     """The books in *folder*. Time is an argument."""
 
-    def __init__(self, folder: Path, module: hsm.Module | None = None) -> None:
+    def __init__(self, folder: Path, module: hsm.Module | None = None, listed: Path | None = None) -> None:
         """
         :param module: where new keys are made, and those are that were made there.
+        :param listed: the operator's inventory of TPMs (``netspace.attestation.inventory``); None: there is none.
         """
         self.folder = folder
         self.module = module
+        self.listed = listed
+        self._requested: dict[str, bytes] = {}
         self._seen: tuple[object, list[Certificate]] = (None, [])
         self.log = folder / "audit.log"
 
@@ -151,34 +134,54 @@ class Registrar:
         return privacy_ca.revocations(self._authority(), revoked, now)
 
     # -- hosts ----------------------------------------------------------------------
-    def template(self, minion: str) -> str:
-        """Return which endorsement key the minion is to show: the one that it had; empty for any."""
+    def request(self, minion: str) -> dict[str, Any]:
+        """Return what the minion is to show next: ``template`` (of the endorsement key that it had; empty for any),
+        ``period`` (which attestation key, a new one each time), and whether it is to show its ``others``.
+        """
         known = self.host(minion)
-        return "" if known is None else str(known["template"])
+        self._requested[minion] = secrets.token_bytes(PERIOD)
+        return {
+            "template": "" if known is None else str(known["template"]),
+            "period": self._requested[minion].hex(),
+            # They cost a slow TPM seconds, so they are shown once; never to have shown any is no excuse.
+            "others": known is None or not known.get("others"),
+        }
 
     def begin(
         self,
         minion: str,
         enrolment: Any,
         master: str,
-        roots: Sequence[bytes],
+        makers: Makers,
         now: float,
-        lists: Sequence[bytes] = (),
     ) -> Pending:
         """Make a credential for the keys that *minion* showed.
 
-        :param enrolment: what its ``netspace_attestation.enroll`` returned.
+        :param enrolment: what its ``netspace_attestation.enroll`` returned for the last :meth:`request`.
         :param master: fingerprint of the master's key.
-        :param roots: DER certificates of the makers of TPMs that are trusted; *lists*: their revocation lists.
+        :param makers: of TPMs, whom the operator trusts.
         :raises Refused: when the TPM is not what it must be; the log tells so.
         """
         self._authority()  # there must be one
         with self._told(minion, now):
             known = self.host(minion)
             shown = parse_enrolment(enrolment)
+            if shown.period != self._requested.pop(minion, None):
+                raise Malformed("enrolment: not an answer to what was asked last")
+            endorsement = structures.endorsement(shown.endorsement).fingerprint
+            self._check_listed(minion, endorsement, shown)
+            shown = makers.completed(shown, endorsement)
             context = Context(master, minion, secrets.token_hex(8), secrets.token_bytes(32))
             pinned = known["ek"] if known else None
-            made = verifier.challenge(shown, context, roots=roots, lists=lists, pinned=pinned, now=now)
+            made = verifier.challenge(
+                shown,
+                context,
+                roots=makers.roots,
+                lists=makers.lists,
+                unreadable=makers.unreadable,
+                pinned=pinned,
+                now=now,
+            )
             return Pending(minion, shown, context, made, known, time.monotonic())
 
     def finish(self, pending: Pending, answer: Any, now: float) -> dict[str, Any]:
@@ -196,13 +199,20 @@ class Registrar:
                 if self.host(minion) != pending.known:
                     # A renewal must not undo what somebody decided while it waited.
                     raise NetspaceError(f"{minion} was enrolled, revoked or released meanwhile; nothing was changed")
-                self._claim(bound.endorsement.fingerprint, minion)
+                others = {one.fingerprint for one in bound.others} | set((pending.known or {}).get("others", ()))
+                mine = [bound.endorsement.fingerprint, *sorted(others - {bound.endorsement.fingerprint})]
+                for endorsement in mine:
+                    self._claim(endorsement, minion)
+                self._check_new(bound.key, minion, pending.known)
                 issued = privacy_ca.issue(authority, bound, now)
-                record = {
+                record: dict[str, Any] = {
                     "v": 1,
                     "minion": minion,
                     "template": bound.template,
-                    "ek": bound.endorsement.fingerprint,
+                    "ek": mine[0],
+                    "others": mine[1:],
+                    "period": enrolment.period.hex(),
+                    "former": None if pending.known is None else attestation_key(pending.known),
                     "ak": base64.b64encode(bound.key.raw).decode(),
                     "level": bound.level,
                     "reason": bound.reason,
@@ -215,8 +225,11 @@ class Registrar:
                 }
                 self._log("issued", now, {key: record[key] for key in ("minion", "ek", "level", "pseudonym", "serial")})
                 # Before the host's: an owner without a host's record counts as none, a record without an owner might.
-                files.write_json(self._owner(bound.endorsement.fingerprint), {"v": 1, "minion": minion})
+                for key in (*mine, bound.key.fingerprint):
+                    files.write_json(self._owner(key), {"v": 1, "minion": minion})
                 files.write_json(self._path(minion), record)
+                if record["former"] is not None:
+                    files.remove(self._owner(record["former"]))
         return record
 
     @contextlib.contextmanager
@@ -230,7 +243,10 @@ class Registrar:
             raise
 
     def certificate(self, minion: str) -> dict[str, Any]:
-        """Return the certificate of a minion's attestation key (PEM), and the chain (PEM), for others that check it."""
+        """Return the certificate of a minion's attestation key (PEM), and the chain (PEM), for others that check it.
+
+        ``period`` says to the minion which key that is; it is for nobody else.
+        """
         from cryptography import x509
         from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -241,6 +257,7 @@ class Registrar:
             "chain": (self.folder / "ca/chain.pem").read_text(),
             "pseudonym": record["pseudonym"],
             "expires": record["expires"],
+            "period": record.get("period", ""),
         }
 
     def revoke(self, minion: str, why: str, now: float) -> dict[str, Any]:
@@ -262,7 +279,8 @@ class Registrar:
         with files.locked(self.folder / "lock"):
             self._log("released", now, {"minion": minion, "ek": record["ek"]})
             files.remove(self._path(minion))
-            files.remove(self._owner(record["ek"]))
+            for key in keys_of(record):
+                files.remove(self._owner(key))
         return record
 
     def host(self, minion: str) -> dict[str, Any] | None:
@@ -313,12 +331,29 @@ class Registrar:
     def _owner(self, endorsement: str) -> Path:
         return self.folder / "owners" / f"{endorsement}.json"
 
-    def _claim(self, endorsement: str, minion: str) -> None:
-        """Check that a TPM is nobody else's, by its own file: reading all hosts for each takes an hour for 10,000."""
-        owner = (files.read_json(self._owner(endorsement), files.KEPT) or {}).get("minion")
+    def _check_listed(self, minion: str, endorsement: str, shown: Enrolment) -> None:
+        if self.listed is not None:
+            others = [structures.endorsement(public).fingerprint for _, public in shown.others]
+            inventory.read(self.listed).check(minion, endorsement, others)
+
+    def _owned(self, key: str) -> dict[str, str]:
+        """Whose a key is, by its own file: reading all hosts for each takes an hour for 10,000."""
+        owner = (files.read_json(self._owner(key), files.KEPT) or {}).get("minion")
         known = self.host(str(owner)) if owner is not None else None
-        owners = {endorsement: str(owner)} if known is not None and known["ek"] == endorsement else {}
-        privacy_ca.claim(owners, endorsement, minion)
+        return {key: str(owner)} if known is not None and key in keys_of(known) else {}
+
+    def _claim(self, endorsement: str, minion: str) -> None:
+        privacy_ca.claim(self._owned(endorsement), endorsement, minion)
+
+    def _check_new(self, key: structures.Public, minion: str, known: dict[str, Any] | None) -> None:
+        """Check that nobody has a certificate for this attestation key, nor had this minion its last one for it."""
+        owner = self._owned(key.fingerprint).get(key.fingerprint)
+        if owner is not None and owner != minion:
+            raise SharedAttestationKey(f"the attestation key is {owner}'s; {minion} can't have it too")
+        if known is not None and attestation_key(known) == key.fingerprint:
+            raise SharedAttestationKey(
+                f"{minion} shows the attestation key of its last certificate: a new one was asked"
+            )
 
     def _path(self, minion: str) -> Path:
         return self.folder / "hosts" / f"{key_of(minion)}.json"
@@ -377,6 +412,16 @@ class Registrar:
         except ValueError as err:
             raise NetspaceError(f"{self.folder / 'retired.pem'}: {err}") from err
         return [one for one in found if one.not_valid_after_utc.timestamp() > now]
+
+
+def attestation_key(record: Mapping[str, Any]) -> str:
+    """Return the fingerprint of the attestation key that a minion's record is of."""
+    return structures.public(base64.b64decode(record["ak"])).fingerprint
+
+
+def keys_of(record: Mapping[str, Any]) -> list[str]:
+    """Return the fingerprints of all keys that are a minion's, by its record."""
+    return [record["ek"], *record.get("others", ()), attestation_key(record)]
 
 
 def key_of(minion: str) -> str:

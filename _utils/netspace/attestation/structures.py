@@ -295,8 +295,8 @@ def public(raw: bytes) -> Public:
         if size not in (2048, 3072, 4096) or exponent != 65537:
             raise reader.refuse(f"an RSA key of {size} bits with exponent {exponent}")
         unique: tuple[bytes, ...] = (reader.sized(512, "the modulus"),)
-        if len(unique[0]) != size // 8 or not unique[0][0] & 0x80:
-            raise reader.refuse(f"a modulus that has not {size} bits")
+        if len(unique[0]) != size // 8 or not unique[0][0] & 0x80 or not unique[0][-1] & 1:
+            raise reader.refuse(f"a modulus that is not odd, of {size} bits")
     else:
         size, exponent = reader.number(2), 0
         if size not in CURVES:

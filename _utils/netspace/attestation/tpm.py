@@ -5,6 +5,7 @@ Through tpm2-pytss, imported only when a TPM is used. Rules:
 - The TPM is the one that the configuration names, never one that libtss2 finds: without
   a name it would take whoever listens on TCP port 2321.
 - Nothing stays in the TPM: keys are primaries, derived anew; every handle is flushed.
+- An attestation key is derived for a period: who knows the keys of two periods can't tell that one TPM has both.
 - One process at a time (a lock), and never for longer than a time limit.
 
 Judges nothing: what it returns is the other side's to verify.
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from netspace.attestation import terms
+from netspace.attestation import der, terms
 from netspace.errors import MissingError, NetspaceError
 
 T = TypeVar("T")
@@ -34,9 +35,12 @@ _PCR_CHANGED = 0x128
 # Those with a certificate in NV are preferred, in this order; ECC is the faster.
 TEMPLATES = ("EK-ECC256", "EK-RSA2048", "EK-HIGH-ECC256", "EK-HIGH-RSA2048", "EK-HIGH-ECC384")
 _LOW_RANGE = ("EK-ECC256", "EK-RSA2048")
-# Diversifies the attestation key from other primaries of the same template.
-_AK_LABEL = hashlib.sha256(b"netspace-attest/1 attestation key").digest()
+# Diversifies attestation keys from other primaries of the same template, and with a period's bytes from each other.
+_AK_LABEL = b"netspace-attest/1 attestation key"
 MAX_NV = 8192
+# TCG EK Credential Profile 2.5, 2.2.1.5.2: certificates in DER, one after the other, over as many indices as it takes.
+_CHAIN = range(0x01C00100, 0x01C00200)
+MAX_CHAIN_BYTES = 64 * 1024
 
 
 class DeviceError(NetspaceError):
@@ -191,6 +195,36 @@ class Device:
                 return self._endorsement(name, public, None)
         raise DeviceError(f"the TPM has no endorsement key of {', '.join(names)}")
 
+    def others(self, template: str) -> list[Endorsement]:
+        """Return the other endorsement keys that this TPM has, by the templates known here: so one TPM is not two."""
+        found: list[Endorsement] = []
+        for name in TEMPLATES:
+            # A TPM need not know every algorithm, nor let everybody read an index.
+            with contextlib.suppress(self._tss.TSS2_Exception):
+                certificate, public = (None, None) if name == template else self._template(name)
+                if public is not None:
+                    found.append(self._endorsement(name, public, certificate))
+        return found
+
+    def chain(self, most: int) -> tuple[bytes, ...]:
+        """Return the certificates of its maker's that the TPM holds (DER), *most* at most.
+
+        None of them proves anything, so where they can't be read it is as if there were none.
+        """
+        utils = __import__("tpm2_pytss.utils", fromlist=["utils"])
+        read = utils.NVReadEK(self._esapi)
+        raw = b""
+        # No such index, or one that may not be read.
+        with contextlib.suppress(utils.NoSuchIndex, self._tss.TSS2_Exception):
+            for index in _CHAIN:
+                raw += bytes(read(index))
+                if len(raw) > MAX_CHAIN_BYTES:
+                    return ()
+        try:
+            return tuple(der.split(raw, most))
+        except ValueError:
+            return ()
+
     def _template(self, name: str) -> tuple[bytes | None, Any]:
         """Return (certificate, template); without a template where the TPM has no such key."""
         utils = __import__("tpm2_pytss.utils", fromlist=["utils"])
@@ -218,9 +252,13 @@ class Device:
             self._esapi.flush_context(handle)
 
     @contextlib.contextmanager
-    def attestation_key(self) -> Iterator[tuple[Any, bytes]]:
-        """The attestation key, loaded: (handle, TPMT_PUBLIC). The same each time, until TPM2_Clear
-        or a change of the endorsement seed."""
+    def attestation_key(self, period: bytes = b"") -> Iterator[tuple[Any, bytes]]:
+        """The attestation key of *period*, loaded: (handle, TPMT_PUBLIC).
+
+        The same for the same period, until the endorsement seed changes; nothing of it is stored.
+
+        :param period: random bytes that the registrar chose; empty: the key of a host that judges itself.
+        """
         attributes = self._tss.constants.TPMA_OBJECT
         template = self._tss.TPM2B_PUBLIC.parse(
             "ecc256:ecdsa-sha256:null",
@@ -231,20 +269,22 @@ class Device:
             | attributes.RESTRICTED
             | attributes.SIGN_ENCRYPT,
         )
-        template.publicArea.unique.ecc.x = _AK_LABEL
+        label = _AK_LABEL + (b"\0" + period if period else b"")
+        template.publicArea.unique.ecc.x = hashlib.sha256(label).digest()
         with self._primary(template) as loaded:
             yield loaded
 
-    def activate(self, template: str, blob: bytes, encrypted: bytes) -> bytes:
-        """TPM2_ActivateCredential for our attestation key; return the secret.
+    def activate(self, key: Any, template: str, blob: bytes, encrypted: bytes) -> bytes:
+        """TPM2_ActivateCredential for an attestation key that is loaded; return the secret.
 
+        :param key: its handle, of :meth:`attestation_key`.
         :raises DeviceError: (by ``run``) when the credential is not for these two keys.
         """
         tss = self._tss
         _, public = self._template(template)
         if public is None:
             raise DeviceError(f"the TPM has no endorsement key {template} any more")
-        with self._primary(public) as (endorsement, _), self.attestation_key() as (key, _):
+        with self._primary(public) as (endorsement, _):
             arguments = (key, endorsement, tss.TPM2B_ID_OBJECT(blob), tss.TPM2B_ENCRYPTED_SECRET(encrypted))
             if public.publicArea.objectAttributes & tss.constants.TPMA_OBJECT.USERWITHAUTH:
                 return bytes(self._esapi.activate_credential(*arguments))

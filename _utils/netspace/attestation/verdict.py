@@ -23,6 +23,7 @@ from typing import Any
 from netspace import files, jose
 from netspace.attestation import appraisal, attester, ear, result, terms
 from netspace.attestation.evidence import Context, Evidence, from_hex
+from netspace.attestation.evidence import period as read_period
 from netspace.attestation.refusals import Malformed, ResultForged
 from netspace.attestation.result import Result
 from netspace.errors import NetspaceError, StateError
@@ -40,14 +41,14 @@ def answer(layout: Layout, chosen: Mapping[str, Any], minion: str, master: str, 
     :param master: fingerprint of the key of the master that this minion trusts.
     :raises NetspaceError: when it is no challenge, or a TPM that is configured can't be used.
     """
-    session, nonce, pcrs, first, known = _challenge(challenge)
+    session, nonce, pcrs, first, known, period = _challenge(challenge)
     boot = result.boot_id(layout)
     if not boot:
         raise NetspaceError("the kernel tells no id of this boot: /proc is not mounted")
     if first is not None and not (layout.root / attester.IMA_LIST).exists():
         first = None  # the verifier says what that is worth
     context = Context(master, minion, session, nonce, binding=boot.encode())
-    made = _without_log(appraisal.evidence(layout, {**chosen, "pcrs": pcrs}, context, first), known)
+    made = _without_log(appraisal.evidence(layout, {**chosen, "pcrs": pcrs}, context, first, period), known)
     if "tee" in challenge:
         made = attester.with_tee(made, layout.root, context)
     whole = {"boot": boot, "evidence": made.wire()}
@@ -130,9 +131,13 @@ def accept(layout: Layout, chosen: Mapping[str, Any], minion: str, token: Any, k
     return made
 
 
-def _challenge(data: Any) -> tuple[str, bytes, list[int], int | None, str | None]:
-    if not isinstance(data, Mapping) or set(data) - {"tee"} != {"session", "nonce", "pcrs", "ima_from", "bootlog"}:
-        raise Malformed("challenge: expected session, nonce, pcrs, ima_from and bootlog; tee at most besides")
+def _challenge(data: Any) -> tuple[str, bytes, list[int], int | None, str | None, bytes]:
+    names = {"session", "nonce", "pcrs", "ima_from", "bootlog"}
+    # Of a host that was enrolled before periods had keys of their own, the master names none.
+    if not isinstance(data, Mapping) or set(data) - {"period", "tee"} != names:
+        raise Malformed(
+            "challenge: expected session, nonce, pcrs, ima_from and bootlog; period and tee at most besides"
+        )
     if data.get("tee", True) is not True:
         raise Malformed("challenge: tee is not true")
     session, pcrs, first = data["session"], data["pcrs"], data["ima_from"]
@@ -148,7 +153,7 @@ def _challenge(data: Any) -> tuple[str, bytes, list[int], int | None, str | None
         raise Malformed("challenge: ima_from is no line's number")
     if data["bootlog"] is not None and from_hex(data["bootlog"], 32) is None:
         raise Malformed("challenge: bootlog is no SHA-256 of a log")
-    return session, nonce, pcrs, first, data["bootlog"]
+    return session, nonce, pcrs, first, data["bootlog"], read_period(data.get("period", ""))
 
 
 def _folder(layout: Layout) -> Path:

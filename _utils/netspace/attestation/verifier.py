@@ -2,8 +2,8 @@
 
 No file, no network, no TPM, no clock: the time is an argument. Rules:
 
-1. ``challenge`` checks that the endorsement key can be nothing else, that its certificate
-   (if any) is for this very key, that it is the pinned one (if one is pinned), and that the
+1. ``challenge`` checks that each endorsement key can be nothing else, that its certificate
+   (the first one's, if any) is for this very key, that it is the pinned one (if one is pinned), and that the
    attestation key is restricted, signs only, and can't leave its TPM. Whether the certificate
    chains to a root decides between L3 and L2; it never makes evidence wrong, unless its maker revoked it.
 2. ``Challenge.redeem`` accepts one answer, within 60 s, that only the TPM with both keys can
@@ -11,8 +11,8 @@ No file, no network, no TPM, no clock: the time is an argument. Rules:
    certificate of the Privacy CA.
 3. ``verify_quote`` checks, in this order: size and structure; magic; type; the signature's
    scheme equals the key's, SHA-256 or better; signature; qualifying data; exactly the PCRs
-   asked, of one bank; digest of the values; clock. Then the same of the quote of PCR 10 that came
-   with it, if one did, and that both are of one boot. What genuine evidence is worth is decided by
+   asked, of one bank; digest of the values; clock; no reset of the TPM within one boot. Then the same of the quote of
+   PCR 10 that came with it, if one did, and that both are of one boot. What genuine evidence is worth is decided by
    ``netspace.attestation.judge``, which is asked for L4 and L5 only where the certificate gave L3.
 4. ``verify_software`` checks a software key's evidence: structure, key, signature, qualifying
    data. It never gives more than L1.
@@ -46,6 +46,7 @@ from netspace.attestation.refusals import (
     Malformed,
     NoChain,
     OtherBoot,
+    ResetWithinBoot,
     RevokedAttestationCertificate,
     UnknownAttestationKey,
     WrongActivation,
@@ -85,6 +86,7 @@ class Bound:
 
     :param level: 3 where the endorsement certificate chains to a root, else 2.
     :param reason: why not 3.
+    :param others: endorsement keys that the same TPM has besides.
     """
 
     key: Public
@@ -93,6 +95,7 @@ class Bound:
     level: int
     reason: str
     _seal: object = field(repr=False)
+    others: tuple[Public, ...] = ()
 
     def __post_init__(self) -> None:
         if self._seal is not _SEAL:
@@ -128,6 +131,7 @@ class Verified:
     :param pcrs: the quoted values.
     :param code: of the reason; ``ok`` where there is no next level.
     :param ima: how far the measurement list was judged: to be remembered for the next time.
+    :param firmware: the TPM's firmware version, as it signs it; None for a software key.
     """
 
     level: int
@@ -139,6 +143,7 @@ class Verified:
     _seal: object = field(repr=False)
     code: str = ""
     ima: ima.State | None = None
+    firmware: int | None = None
 
     def __post_init__(self) -> None:
         if self._seal is not _SEAL:
@@ -154,6 +159,7 @@ class Expected:
     :param references: acceptable values of PCRs.
     :param policy: what a good boot is, and what may run. Without it and references: L3 at most.
     :param ima: how far this host's measurement list was judged, where it was.
+    :param previous_boot: id of the boot (``Context.binding``) in which *previous* was seen; empty where it isn't known.
     """
 
     context: Context
@@ -162,22 +168,30 @@ class Expected:
     references: References | None = None
     policy: Policy | None = None
     ima: ima.State | None = None
+    previous_boot: bytes = b""
 
 
 class Challenge:
-    """A credential for one enrolment; see :func:`challenge`. ``blob`` and ``encrypted`` are for the host."""
+    """A credential for one enrolment; see :func:`challenge`.
+
+    ``blob`` and ``encrypted`` are for the host, and ``others``: such a pair for each of its other endorsement keys. The
+    answer takes the secrets of all, in this order.
+    """
 
     def __init__(
-        self, key: Public, endorsement: Public, template: str, trusted: str, context: Context, expires: float
+        self, key: Public, endorsements: Sequence[Public], template: str, trusted: str, context: Context, expires: float
     ) -> None:
         self._key = key
-        self._endorsement = endorsement
+        self._endorsement, *others = endorsements
+        self._others = tuple(others)
         self._template = template
         self._untrusted = trusted
         self._expires = expires
-        secret = secrets.token_bytes(32)
-        self._answer: bytes | None = context.activation(secret, key.name)
-        self.blob, self.encrypted = credential.make(endorsement, key.name, secret)
+        shared = [secrets.token_bytes(32) for _ in endorsements]
+        self._answer: bytes | None = context.activation(b"".join(shared), key.name)
+        made = [credential.make(one, key.name, secret) for one, secret in zip(endorsements, shared, strict=True)]
+        (self.blob, self.encrypted), *rest = made
+        self.others = tuple(rest)
 
     def redeem(self, answer: bytes, now: float) -> Bound:
         """Check the host's answer. May be called once.
@@ -197,6 +211,7 @@ class Challenge:
             2 if self._untrusted else 3,
             self._untrusted,
             _SEAL,
+            self._others,
         )
 
 
@@ -208,23 +223,28 @@ def challenge(
     pinned: str | None,
     now: float,
     lists: Sequence[bytes] = (),
+    unreadable: Sequence[str] = (),
 ) -> Challenge:
     """Check an enrolment's two keys and make the credential that binds them.
 
     :param roots: DER certificates of the makers of TPMs that are trusted.
     :param pinned: fingerprint of the endorsement key that this host had before; None at first use.
     :param lists: revocation lists of theirs, DER.
+    :param unreadable: of what else the operator trusts, what can't be read: named where no maker is found.
     :raises Refused: see the module's rules.
     """
     endorsement = structures.endorsement(enrolment.endorsement)
     untrusted = _endorsed(enrolment, endorsement, roots, lists, now)
+    if untrusted and unreadable:
+        untrusted += f"; among the roots can't be read: {', '.join(unreadable)}"[:500]
     if pinned is not None and not hmac.compare_digest(pinned, endorsement.fingerprint):
         raise EndorsementKeyChanged(
             f"this host had the TPM {pinned[:16]}..., now it is {endorsement.fingerprint[:16]}..."
         )
     key = structures.public(enrolment.attestation)
     check_attestation_key(key)
-    return Challenge(key, endorsement, enrolment.template, untrusted, context, now + CHALLENGE_SECONDS)
+    all_of_it = [endorsement, *(structures.endorsement(public) for _, public in enrolment.others)]
+    return Challenge(key, all_of_it, enrolment.template, untrusted, context, now + CHALLENGE_SECONDS)
 
 
 def _endorsed(
@@ -287,6 +307,7 @@ def verify_quote(evidence: Evidence, bound: Bound | Certified, expected: Expecte
     if not _is_digest(quote, b"".join(evidence.pcrs[pcr] for pcr in sorted(wanted)), bound.key):
         raise WrongDigest("the PCR values are not those that were quoted")
     _check_clock(quote.clock, expected.previous)
+    _check_boot(quote.clock, expected)
     if evidence.ima is not None:
         _check_measurements(evidence.ima, bound.key, context, quote.clock)
     if bound.level < 3:
@@ -304,6 +325,7 @@ def verify_quote(evidence: Evidence, bound: Bound | Certified, expected: Expecte
         _SEAL,
         found.code,
         found.ima,
+        quote.firmware,
     )
 
 
@@ -364,6 +386,16 @@ def _check_clock(clock: Clock, previous: Clock | None) -> None:
         raise ClockRolledBack(
             f"the TPM's counters (reset {clock.reset_count}, restart {clock.restart_count}, clock {clock.clock}) are "
             f"behind the last ones ({previous.reset_count}, {previous.restart_count}, {previous.clock})"
+        )
+
+
+def _check_boot(clock: Clock, expected: Expected) -> None:
+    """resetCount grows when the TPM is reset (Part 1, 36.2): a restart of the host does that, nothing else should."""
+    previous = expected.previous
+    same = expected.previous_boot and expected.previous_boot == expected.context.binding
+    if previous is not None and same and clock.reset_count > previous.reset_count:
+        raise ResetWithinBoot(
+            f"the TPM was reset (reset {previous.reset_count}, then {clock.reset_count}) within one boot of the host"
         )
 
 

@@ -35,7 +35,8 @@ class Lab:
 
     def bind(self, enrolment: Enrolment, ctx: Context) -> Bound:
         challenge = verifier.challenge(enrolment, ctx, roots=[], pinned=None, now=time.time())
-        answer = self.run(lambda device: attester.activate(device, enrolment, challenge.blob, challenge.encrypted, ctx))
+        opened = attester.Credential(enrolment.template, challenge.blob, challenge.encrypted)
+        answer = self.run(lambda device: attester.activate(device, [opened], ctx))
         return challenge.redeem(answer, time.time())
 
     def quote(self, ctx: Context, pcrs=PCRS) -> Evidence:
@@ -67,8 +68,12 @@ def test_all_24_pcrs_survive_the_wire(lab: Lab) -> None:
     assert verifier.verify_quote(evidence, bound, Expected(context(), range(24))).level == 2
 
 
-def test_the_attestation_key_is_the_same_each_time(lab: Lab) -> None:
-    assert lab.enrol().attestation == lab.enrol().attestation
+def test_the_attestation_key_of_a_period_is_the_same_each_time(lab: Lab) -> None:
+    def of(period: bytes) -> bytes:
+        return lab.run(lambda device: attester.enrol(device, None, period)).attestation
+
+    assert of(b"") == of(b"") == lab.enrol().attestation and of(b"1" * 16) == of(b"1" * 16)
+    assert len({of(b""), of(b"1" * 16), of(b"2" * 16)}) == 3
 
 
 @pytest.mark.replay
@@ -191,7 +196,9 @@ def test_a_credential_opens_only_beside_its_own_key(lab: Lab) -> None:
     key = structures.endorsement(enrolment.endorsement)
     blob, encrypted = credential.make(key, b"\0\x0b" + bytes(32), b"s" * 32)
     with pytest.raises(tpm.DeviceError):
-        lab.run(lambda device: device.activate(enrolment.template, blob, encrypted))
+        lab.run(
+            lambda device: attester.activate(device, [attester.Credential("EK-RSA2048", blob, encrypted)], context())
+        )
 
 
 def test_tpm2_tools_accept_our_quote(lab: Lab, tmp_path: Path) -> None:

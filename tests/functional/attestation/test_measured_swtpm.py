@@ -12,7 +12,19 @@ import boot_forge
 import boot_logs
 import pytest
 
-from netspace.attestation import appraisal, attester, eventlog, ima, judge, policy, software, terms, tpm, verifier
+from netspace.attestation import (
+    appraisal,
+    attester,
+    eventlog,
+    ima,
+    judge,
+    makers,
+    policy,
+    software,
+    terms,
+    tpm,
+    verifier,
+)
 from netspace.attestation.evidence import Context, parse
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
@@ -53,10 +65,14 @@ class Host:
         made = appraisal.evidence(self.layout, chosen, context, first)
         lock = {"lock": self.lock}
         enrolment = tpm.run(self.tcti, attester.enrol, **lock)
-        roots = appraisal.read_roots(self.roots).roots
+        roots = makers.read(self.roots).roots
         asked = verifier.challenge(enrolment, context, roots=roots, pinned=None, now=time.time())
         answer = tpm.run(
-            self.tcti, lambda dev: attester.activate(dev, enrolment, asked.blob, asked.encrypted, context), **lock
+            self.tcti,
+            lambda dev: attester.activate(
+                dev, [attester.Credential(enrolment.template, asked.blob, asked.encrypted)], context
+            ),
+            **lock,
         )
         bound = asked.redeem(answer, time.time())
         return verifier.verify_quote(

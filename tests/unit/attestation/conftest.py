@@ -57,8 +57,15 @@ class FakeTpm:
         else:
             self.ek = ec.generate_private_key(ec.SECP256R1())
             self.ek_public = ecc_public(self.ek.public_key(), EK_ATTRIBUTES, AES_CFB, NULL)
+        self.keys = {b"": self.ak}
         self.pcrs = {pcr: hashlib.sha256(bytes([pcr])).digest() for pcr in range(24)}
         self.clock = (1000, 5, 2, 1)
+        self.firmware = 0
+
+    def take(self, period: bytes) -> None:
+        """Have the attestation key of *period* from now on: another one for each, and the same for the same."""
+        self.ak = self.keys.setdefault(period, ec.generate_private_key(ec.SECP256R1()))
+        self.ak_public = ecc_public(self.ak.public_key(), AK_ATTRIBUTES, NULL, ECDSA_SHA256)
 
     def enrolment(self, **changes: object) -> Enrolment:
         values = {
@@ -112,7 +119,7 @@ class FakeTpm:
         if digest is None:
             digest = hashlib.sha256(b"".join(self.pcrs[pcr] for pcr in sorted(pcrs))).digest()
         head = struct.pack(">IH", magic, kind) + sized(b"signer") + sized(extra)
-        return head + struct.pack(">QIIB", *self.clock) + bytes(8) + selections + sized(digest)
+        return head + struct.pack(">QIIB", *self.clock) + struct.pack(">Q", self.firmware) + selections + sized(digest)
 
     def sign(self, attest: bytes, scheme: bytes = ECDSA_SHA256) -> bytes:
         r, s = utils.decode_dss_signature(self.ak.sign(attest, ec.ECDSA(hashes.SHA256())))

@@ -128,7 +128,9 @@ class Measured:
         rules = {"boot": {"unchecked": list(range(8))}, "ima": {"exclude": ["/usr/lib/*"]}}
         made.policies.put("default", {"version": 1, **rules})
 
-    def evidence(self, layout: Layout, chosen: Any, context: Context, first: int | None = None) -> Any:
+    def evidence(
+        self, layout: Layout, chosen: Any, context: Context, first: int | None = None, period: bytes = b""
+    ) -> Any:
         brought = None
         if first is not None:
             brought = self.tpm.measurements(context, self.list[ima.offset(self.list, first) :], first)
@@ -290,11 +292,12 @@ def test_certificates_are_renewed_by_two_messages_whoever_is_away(
         for name in minions:
             reply: Any = None
             if function == "enroll":
-                reply = hosts[name].enroll(arguments["template"])
+                reply = hosts[name].enroll(arguments["asked"][name])
             elif function == "activate":
                 reply = hosts[name].activate(**arguments["credentials"][name])
             elif function == "answer":
                 asked = arguments["challenges"][name]
+                hosts[name].tpm.take(bytes.fromhex(asked["period"]))  # web4 goes on with the key that it had
                 session, nonce = asked["session"], bytes.fromhex(asked["nonce"])
                 context = Context(master, name, session, nonce, binding=b"boot")
                 reply = {"boot": "boot", "evidence": hosts[name].tpm.evidence(context).wire()}
@@ -335,6 +338,22 @@ def test_a_damaged_record_or_lost_roots_stop_no_other_host(
     found = runner.attest()
     assert "/nonexistent" in found["web1"]["answer"] and found["web2"]["state"] == "trusted"
     assert "/nonexistent" in runner.enroll("web1")["reason"]
+
+
+def test_makers_are_shown_with_what_can_not_be_read(made: tuple[Any, Bus], tmp_path: Path) -> None:
+    from test_certificates import ROOT, der
+
+    runner, _ = made
+    folder = tmp_path / "makers"
+    folder.mkdir()
+    (folder / "good.der").write_bytes(der(ROOT.certificate))
+    (folder / "bad.crt").write_bytes(b"<html>404</html>")
+    runner.__opts__["netspace.attestation"]["roots"] = str(folder)
+    found = runner.roots()
+    assert [one["subject"] for one in found["certificates"]] == ["CN=root"] and found["lists"] == 0
+    assert [one.partition(":")[0] for one in found["unreadable"]] == ["bad.crt"]
+    (folder / "bad.crl").write_bytes(b"<html>404</html>")
+    assert "bad.crl: not a revocation list" in runner.roots()["reason"]
 
 
 def test_whoever_is_slow_with_parts_holds_up_only_his_own(

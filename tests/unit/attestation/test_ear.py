@@ -191,6 +191,8 @@ def test_a_signed_token_of_another_kind_is_no_result(signer: Signer) -> None:
         lambda found: found["submods"]["host"].update(ear_status="affirming", netspace_level=0),
         lambda found: found["submods"]["host"].pop("netspace_boot"),
         lambda found: found.update(submods={}),
+        lambda found: found.update(sub="web1\ud800"),
+        lambda found: found["submods"]["host"].update(netspace_reason="\udfff"),
     ],
 )
 def test_signed_claims_that_are_none(signer: Signer, edit: Callable[[dict[str, Any]], Any]) -> None:

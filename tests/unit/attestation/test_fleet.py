@@ -104,6 +104,69 @@ def test_a_tpm_that_was_cleared_counts_again_once_it_is_released(made: Fleet, mi
     assert attest(made, minion)["code"] == "clock"
 
 
+def test_a_renewed_host_is_the_same_tpm(made: Fleet, minion: Minion) -> None:
+    """Its attestation key is another one; result, clock and boot go on."""
+    attest(made, minion)
+    before = minion.tpm.ak_public
+    enrolled(made.registrar, minion, NOW + 10)
+    assert minion.tpm.ak_public != before and standing(made, NOW + 10) == ("trusted", "L2")
+    minion.tpm.clock = (900, 5, 2, 1)
+    assert attest(made, minion, NOW + 20)["code"] == "clock"
+
+
+def test_a_renewal_while_a_host_is_asked_fails_nobody(made: Fleet, minion: Minion) -> None:
+    """Two commands at a time: one asked by the former key, the other had the certificate renewed meanwhile."""
+    asked = made.ask("web1")
+    reply = answer(asked, minion.tpm)
+    enrolled(made.registrar, minion, NOW + 1)
+    assert made.judge(asked, reply, NOW + 2)["level"] == 2
+    again = made.ask("web1")
+    assert again.wire()["period"] != asked.wire()["period"]
+    made.registrar.revoke("web1", "stolen", NOW + 3)
+    assert made.judge(again, answer(again, minion.tpm), NOW + 4)["code"] == "ak-certificate-revoked"
+
+
+def test_a_host_enrolled_before_periods_goes_on(made: Fleet, minion: Minion, store: Store) -> None:
+    """Neither its record in the books nor its last result knows of periods, and it is asked as before."""
+    from netspace import files
+
+    record = made.registrar.host("web1")
+    assert record is not None
+    path = made.registrar._path("web1")
+    files.write_json(path, {key: record[key] for key in record if key not in ("period", "others", "former")})
+    assert "period" not in made.ask("web1").wire()
+    result = attest(made, minion)
+    old = {key: result[key] for key in result if key not in ("ek", "seen", "firmware")}
+    ((kind, key),) = (one for one in store.data if one[0] == "state")
+    store.store(kind, key, {"jws": made.signer.sign(ear.STATE, old)})
+    assert standing(made) == ("trusted", "L2")
+    assert made.registrar.request("web1")["others"] is True, "its TPM's other keys are not known yet"
+    enrolled(made.registrar, minion, NOW + 10)
+    assert made.ask("web1").wire()["period"] and standing(made, NOW + 10) == ("trusted", "L2")
+    minion.tpm.clock = (900, 5, 2, 1)
+    assert attest(made, minion, NOW + 20)["code"] == "clock", "its clock was not forgotten with its key"
+
+
+def test_a_tpm_that_is_reset_within_a_boot_is_refused(made: Fleet, minion: Minion) -> None:
+    attest(made, minion)
+    minion.tpm.clock = (2000, 6, 0, 1)
+    assert attest(made, minion)["code"] == "tpm-reset"
+    assert attest(made, minion)["code"] == "tpm-reset", "it stays so"
+    assert attest(made, minion, boot="another-boot")["level"] == 2
+    minion.tpm.clock = (3000, 6, 1, 1)
+    assert attest(made, minion, boot="another-boot")["level"] == 2, "a resume is no reset"
+
+
+def test_other_firmware_of_a_tpm_is_told_by_the_log(made: Fleet, minion: Minion) -> None:
+    assert attest(made, minion)["firmware"] == "0000000000000000"
+    minion.tpm.firmware = 0x0007_0055_0000_1234
+    assert attest(made, minion)["firmware"] == "0007005500001234"
+    attest(made, minion)
+    lines = [json.loads(line) for line in made.registrar.log.read_bytes().splitlines()]
+    (told,) = (line["data"] for line in lines if line["event"] == "tpm-firmware")
+    assert told == {"minion": "web1", "old": "0000000000000000", "new": "0007005500001234"}
+
+
 def test_a_result_from_the_future_is_stale(made: Fleet, minion: Minion) -> None:
     """The master's clock was set back: what was judged before must not count for longer."""
     attest(made, minion, NOW + 86400)

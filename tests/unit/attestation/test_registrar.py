@@ -12,7 +12,8 @@ import pytest
 
 from netspace.attestation import audit_log, offline, privacy_ca, refusals, structures
 from netspace.attestation.evidence import Context, Enrolment, key_fingerprint, parse_enrolment
-from netspace.attestation.registrar import Registrar
+from netspace.attestation.makers import Makers
+from netspace.attestation.registrar import Registrar, keys_of
 from netspace.errors import NetspaceError, StateError
 
 NOW = 1_700_000_000.0
@@ -29,11 +30,14 @@ class Minion:
         self.answer: Callable[[Any], Any] = lambda answer: answer
         self.asked: list[str] = []
 
-    def enroll(self, template: str) -> Any:
-        self.asked.append(template)
-        return self.enrolment(self.tpm.enrolment(tpm={"manufacturer": "TEST"}).wire())
+    def enroll(self, asked: dict[str, Any]) -> Any:
+        self.asked.append(asked["template"])
+        period = bytes.fromhex(asked["period"])
+        self.tpm.take(period)
+        return self.enrolment(self.tpm.enrolment(tpm={"manufacturer": "TEST"}, period=period).wire())
 
-    def activate(self, template: str, blob: str, encrypted: str, session: str, nonce: str) -> Any:
+    def activate(self, blob: str, encrypted: str, session: str, nonce: str, period: str, **more: Any) -> Any:
+        self.tpm.take(bytes.fromhex(period))
         secret = self.tpm.activate(base64.b64decode(blob), base64.b64decode(encrypted))
         context = Context(self.master, self.name, session, bytes.fromhex(nonce))
         answer = context.activation(secret, structures.public(self.tpm.ak_public).name)
@@ -48,7 +52,8 @@ def enrolled(
     :param name: the id that the master means; the minion's own where none is given.
     """
     name = name or minion.name
-    pending = registrar.begin(name, minion.enroll(registrar.template(name)), master, list(roots), now)
+    makers = Makers(tuple(roots))
+    pending = registrar.begin(name, minion.enroll(registrar.request(name)), master, makers, now)
     return registrar.finish(pending, minion.activate(**pending.wire()), now)
 
 
@@ -111,6 +116,90 @@ def test_one_tpm_serving_two_minions(registrar: Registrar, minion: Minion) -> No
     with pytest.raises(refusals.SharedEndorsementKey, match="bound to web1"):
         enroll(registrar, Minion("web2", minion.tpm))
     assert registrar.host("web2") is None and events(registrar)[-1] == ("refused", "ek-shared")
+
+
+def test_each_certificate_is_for_a_new_key(registrar: Registrar, minion: Minion) -> None:
+    """A minion that shows the same key again would be known by it."""
+    first, second = enroll(registrar, minion), enroll(registrar, minion, NOW + DAY)
+    assert first["ak"] != second["ak"] and first["period"] != second["period"]
+    minion.tpm.take = lambda period: None
+    with pytest.raises(refusals.SharedAttestationKey, match="last certificate"):
+        enroll(registrar, minion, NOW + 2 * DAY)
+    assert events(registrar)[-1] == ("refused", "ak-shared") and registrar.host("web1") == second
+
+
+def test_an_attestation_key_that_is_another_minions(registrar: Registrar, minion: Minion) -> None:
+    """The books compare attestation keys too: a TPM whose endorsement key is not one that it showed before."""
+    enroll(registrar, minion)
+    twin = type(minion.tpm)()
+    twin.ak, twin.ak_public = minion.tpm.ak, minion.tpm.ak_public
+    twin.take = lambda period: None
+    with pytest.raises(refusals.SharedAttestationKey, match="is web1's"):
+        enroll(registrar, Minion("web2", twin))
+    enroll(registrar, minion)
+    assert enroll(registrar, Minion("web2", twin))["minion"] == "web2", "a key that counts no more is nobody's"
+    assert {path.stem for path in (registrar.folder / "owners").iterdir()} == {
+        key for one in registrar.hosts() for key in keys_of(one)
+    }
+
+
+def test_an_enrolment_answers_what_was_asked_last(registrar: Registrar, minion: Minion) -> None:
+    old = minion.enroll(registrar.request("web1"))
+    for wire in (old, {**minion.enroll(registrar.request("web1")), "period": ""}):
+        registrar.request("web1")
+        with pytest.raises(refusals.Malformed, match="asked last"):
+            registrar.begin("web1", wire, MASTER, Makers(), NOW)
+    shown = minion.enroll(registrar.request("web1"))
+    registrar.begin("web1", shown, MASTER, Makers(), NOW)
+    with pytest.raises(refusals.Malformed, match="asked last"):
+        registrar.begin("web1", shown, MASTER, Makers(), NOW)
+
+
+@pytest.mark.parametrize("modulus", [1 << 2047 | 1 << 100, (1 << 2048) - 2])
+def test_a_key_that_nothing_can_be_encrypted_for(registrar: Registrar, fake_rsa_tpm: Any, modulus: int) -> None:
+    one = Minion("web1", fake_rsa_tpm)
+    raw = fake_rsa_tpm.ek_public[:-256] + modulus.to_bytes(256, "big")
+    one.enrolment = lambda wire: {**wire, "ek": base64.b64encode(raw).decode()}
+    with pytest.raises(refusals.Malformed):
+        enroll(registrar, one)
+    assert events(registrar)[-1] == ("refused", "malformed")
+
+
+def test_an_inventory_says_which_tpm_is_whose(registrar: Registrar, minion: Minion, tmp_path: Path) -> None:
+    other = Minion("web2", type(minion.tpm)())
+    mine, theirs = (structures.public(one.tpm.ek_public).fingerprint for one in (minion, other))
+    registrar.listed = tmp_path / "tpms"
+    registrar.listed.write_text(f"web1 {mine.upper()} # rack 3\n\nweb2 {theirs}\n")
+    for name, tpm in (("web1", other.tpm), ("web2", minion.tpm), ("web3", minion.tpm)):
+        with pytest.raises(refusals.UnlistedEndorsementKey):
+            enroll(registrar, Minion(name, tpm))
+        assert events(registrar)[-1] == ("refused", "ek-inventory")
+    assert enroll(registrar, minion)["ek"] == mine and enroll(registrar, other)["ek"] == theirs
+    registrar.listed.write_text(f"web2 {theirs}\n")
+    with pytest.raises(refusals.UnlistedEndorsementKey, match="does not name web1"):
+        enroll(registrar, minion)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("web1\n", "line 1: expected"),
+        (f"web1 {'0' * 63}\n", "line 1: expected"),
+        (f"web1 {'0' * 64}\nweb1 {'1' * 64}", "line 2: web1 a second time"),
+        (f"web1 {'0' * 64}\nweb2 {'0' * 64}", "line 2: 0+ is web1's"),
+        ("web1 \udcff\n", "line 1: expected"),
+    ],
+)
+def test_an_inventory_that_is_wrong_enrols_nobody(
+    registrar: Registrar, minion: Minion, tmp_path: Path, text: str, problem: str
+) -> None:
+    registrar.listed = tmp_path / "tpms"
+    with pytest.raises(NetspaceError, match="No such file"):
+        enroll(registrar, minion)
+    registrar.listed.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(NetspaceError, match=problem):
+        enroll(registrar, minion)
+    assert registrar.hosts() == []
 
 
 @pytest.mark.parametrize(("taken", "code"), [(59.9, ""), (60.1, "challenge-expired")])
@@ -236,10 +325,17 @@ def test_answers_that_prove_nothing(registrar: Registrar, minion: Minion, answer
 @pytest.mark.parametrize(
     "change",
     [
-        *({"v": 2}, {"v": True}, {"more": 1}, {"template": "x y"}, {"template": 1}, {"ek": 1}, {"ek": "!"}),
+        *({"v": 1}, {"v": True}, {"more": 1}, {"template": "x y"}, {"template": 1}, {"ek": 1}, {"ek": "!"}),
         *({"ek": "AA" * 4000}, {"cert": 1}, {"cert": "AA" * 9000}, {"chain": None}, {"chain": ["AA"] * 6}),
         *({"chain": [1]}, {"tpm": []}, {"tpm": {"a": 1}}, {"tpm": {"a": "x" * 65}}, {"tpm": {"a": "\x1b[31m"}}),
-        *({"tpm": {str(n): "x" for n in range(17)}},),
+        *({"tpm": {str(n): "x" for n in range(17)}}, {"period": None}, {"period": "0" * 31}, {"period": "x" * 32}),
+        *(
+            {"others": None},
+            {"others": [1]},
+            {"others": [{"template": "A"}]},
+            {"others": [{"template": "a", "ek": ""}]},
+        ),
+        *({"others": [{"template": "A", "ek": "AA"}] * 9}, {"others": [{"template": "A", "ek": "AA"}]}),
     ],
 )
 def test_enrolments_that_are_none(registrar: Registrar, minion: Minion, change: dict) -> None:
@@ -250,7 +346,9 @@ def test_enrolments_that_are_none(registrar: Registrar, minion: Minion, change: 
 
 
 def test_the_wire_of_an_enrolment_keeps_everything(fake_tpm) -> None:
-    whole = Enrolment("EK-ECC256", b"ek", b"cert", b"ak", (b"a", b"b"), {"manufacturer": "X"})
+    whole = Enrolment(
+        "EK-ECC256", b"ek", b"cert", b"ak", (b"a", b"b"), {"manufacturer": "X"}, b"p" * 16, (("A", b"o"),)
+    )
     assert parse_enrolment(whole.wire()) == whole
     assert parse_enrolment(fake_tpm.enrolment().wire()) == fake_tpm.enrolment()
 
@@ -262,7 +360,7 @@ def test_revocation(registrar: Registrar, minion: Minion) -> None:
     with pytest.raises(refusals.RevokedAttestationCertificate):
         privacy_ca.check(raw, key, registrar.trusted(NOW), [registrar.revocations(NOW)], NOW)
     again = enroll(registrar, minion)
-    raw = base64.b64decode(again["certificate"])
+    key, raw = structures.public(minion.tpm.ak_public).key(), base64.b64decode(again["certificate"])
     assert privacy_ca.check(raw, key, registrar.trusted(NOW), [registrar.revocations(NOW)], NOW)
     with pytest.raises(NetspaceError, match="not enrolled"):
         registrar.revoke("web9", "", NOW)

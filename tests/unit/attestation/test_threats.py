@@ -11,6 +11,8 @@ HERE = checkout.ROOT / "tests"
 FORGERIES = "unit/attestation/test_forgeries.py"
 EAR, FLEET, CHAINS = (f"unit/attestation/test_{name}.py" for name in ("ear", "fleet", "certificates"))
 RUNNER, JUDGE = "unit/attestation/test_attest_runner.py", "unit/attestation/test_judge.py"
+ENROLMENT, MAKERS = "functional/attestation/test_enrolment_swtpm.py", "unit/attestation/test_makers.py"
+ADVERSARY = "unit/attestation/test_enrolment_adversary.py"
 REGISTRAR, CA = "unit/attestation/test_registrar.py", "unit/attestation/test_privacy_ca.py"
 
 THREATS = {
@@ -41,6 +43,16 @@ THREATS = {
     "AK certificate of another key": (CA, "test_certificate_of_another_key"),
     "one TPM serving two minions": (REGISTRAR, "test_one_tpm_serving_two_minions"),
     "one TPM in disguise": (REGISTRAR, "test_one_tpm_in_disguise_is_still_one"),
+    "one TPM serving two by two keys": (ENROLMENT, "test_one_tpm_is_one_minions_by_whichever_of_its_keys"),
+    "a TPM relayed from another machine": (ENROLMENT, "test_a_relayed_tpm_is_not_in_the_inventory"),
+    "pseudonyms linked by key or time": (
+        ENROLMENT,
+        "test_two_certificates_of_one_host_share_no_more_than_those_of_two",
+    ),
+    "an attestation key shown again": (REGISTRAR, "test_each_certificate_is_for_a_new_key"),
+    "a TPM reset within a boot": (FLEET, "test_a_tpm_that_is_reset_within_a_boot_is_refused"),
+    "certificates in the wrong order": (MAKERS, "test_the_signature_is_over_what_its_maker_wrote"),
+    "any change to enrolment messages": (ADVERSARY, "test_a_forger_of_enrolments_gets_nothing"),
     "two TPMs racing for a minion": (REGISTRAR, "test_of_two_tpms_that_race_to_be_a_minions_first_one_wins"),
     "revocation undone by a renewal": (REGISTRAR, "test_a_renewal_undoes_nothing_that_was_decided_while_it_waited"),
     "credential answered too late": (REGISTRAR, "test_a_credential_is_answered_within_60_s_however_long_the_bus_waits"),

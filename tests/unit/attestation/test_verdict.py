@@ -213,7 +213,7 @@ def logged(host: Host, fake_tpm: Any, monkeypatch: pytest.MonkeyPatch) -> bytes:
     """A TPM of the test's own signs for the host, which has a boot log of some size."""
     log = bytes(range(256)) * 4096
 
-    def evidence(layout: Layout, chosen: Any, context: Context, first: int | None = None) -> Any:
+    def evidence(layout: Layout, chosen: Any, context: Context, first: int | None = None, period: bytes = b"") -> Any:
         return dataclasses.replace(fake_tpm.evidence(context, tuple(chosen["pcrs"])), boot_log=log)
 
     monkeypatch.setattr(appraisal, "evidence", evidence)

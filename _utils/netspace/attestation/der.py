@@ -1,0 +1,159 @@
+"""DER of certificates as makers of TPMs write it: elements, concatenated certificates, and sets in the wrong order.
+
+Some makers (Nuvoton among them) write a SET OF with its members unsorted, which X.690, 11.6, forbids and
+``cryptography`` refuses. :func:`with_sorted_sets` returns a copy that can be read. The copy has another signed part
+than the certificate, so **a signature is checked over the bytes as they came** (:func:`parts`), never over the copy.
+
+Reads definite lengths and tags of one byte alone. Every length is bounded by the element around it.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+SEQUENCE, SET, OBJECT, OCTETS = 0x30, 0x31, 0x06, 0x04
+_CONSTRUCTED = 0x20
+# subjectAltName and issuerAltName (RFC 5280, 4.2.1.6): names of TPMs lie within their octet strings.
+_NAMES = (b"\x06\x03\x55\x1d\x11", b"\x06\x03\x55\x1d\x12")
+MAX_DEPTH = 24
+_PEM = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----\s(.*?)-----END \1-----", re.DOTALL)
+
+
+class Element(NamedTuple):
+    """An element of *data*: its tag, where it begins, where its content begins, and where it ends."""
+
+    tag: int
+    start: int
+    content: int
+    end: int
+
+
+class Parts(NamedTuple):
+    """A signed structure (RFC 5280, 4.1.1): what was signed, and the algorithm as it stands outside of that."""
+
+    signed: bytes
+    algorithm: bytes
+
+
+def from_pem(text: bytes) -> list[bytes]:
+    """Return what the PEM blocks (RFC 7468) of *text* hold, in their order.
+
+    :raises ValueError: for a block that is not base64.
+    """
+    return [base64.b64decode(b"".join(body.split()), validate=True) for _, body in _PEM.findall(text)]
+
+
+def element(data: bytes, at: int, end: int) -> Element:
+    """Return the element of *data* at *at*, which must end before *end*.
+
+    :raises ValueError: when there is none.
+    """
+    if end - at < 2:
+        raise ValueError("DER: an element is cut off")
+    tag, length = data[at], data[at + 1]
+    content = at + 2
+    if tag & 0x1F == 0x1F:
+        raise ValueError("DER: a tag of several bytes")
+    if length & 0x80:
+        size = length & 0x7F
+        if not 1 <= size <= 4 or end - content < size:
+            raise ValueError("DER: a length that is indefinite, or of more than 4 bytes")
+        length = int.from_bytes(data[content : content + size], "big")
+        content += size
+    if length > end - content:
+        raise ValueError("DER: an element that is longer than what is around it")
+    return Element(tag, at, content, content + length)
+
+
+def elements(data: bytes, at: int, end: int) -> Iterator[Element]:
+    """Yield the elements that fill *data* from *at* to *end*.
+
+    :raises ValueError: when they don't.
+    """
+    while at < end:
+        found = element(data, at, end)
+        yield found
+        at = found.end
+
+
+def split(data: bytes, most: int) -> list[bytes]:
+    """Return the certificates that stand in *data* one after the other, at most *most*; padding may follow them.
+
+    So a chain lies in a TPM's NV indices (TCG EK Credential Profile 2.5, 2.2.1.5.2).
+
+    :raises ValueError: when *data* does not begin with one, or one is cut off.
+    """
+    found: list[bytes] = []
+    at = 0
+    while at < len(data) and len(found) < most and data[at] not in (0x00, 0xFF):
+        one = element(data, at, len(data))
+        if one.tag != SEQUENCE:
+            raise ValueError(f"DER: tag {one.tag:02x} where a certificate is expected")
+        found.append(data[one.start : one.end])
+        at = one.end
+    return found
+
+
+def parts(data: bytes) -> Parts:
+    """Return the parts of the certificate or revocation list that *data* is.
+
+    :raises ValueError: when it is neither, or names two algorithms.
+    """
+    whole = element(data, 0, len(data))
+    if whole.tag != SEQUENCE or whole.end != len(data):
+        raise ValueError("DER: not one certificate")
+    signed = element(data, whole.content, whole.end)
+    algorithm = element(data, signed.end, whole.end)
+    outside = data[algorithm.start : algorithm.end]
+    at = signed.content
+    for _ in range(3):  # after a version and a serial number in a certificate, a version in a list
+        inside = element(data, at, signed.end)
+        if inside.tag == SEQUENCE:
+            break
+        at = inside.end
+    if data[inside.start : inside.end] != outside:
+        raise ValueError("DER: two algorithms for one signature")
+    return Parts(data[signed.start : signed.end], outside)
+
+
+def with_sorted_sets(data: bytes) -> bytes:
+    """Return *data* with the members of every SET in the order of X.690, 11.6: for reading, not for verifying.
+
+    :raises ValueError: when it is not DER of at most :data:`MAX_DEPTH` levels.
+    """
+    return b"".join(_sorted(data, one, 0) for one in elements(data, 0, len(data)))
+
+
+def with_sorted_issuer(data: bytes) -> bytes:
+    """Return a revocation list likewise, but for its issuer's name alone: the rest may be megabytes of entries.
+
+    :raises ValueError: when it is none.
+    """
+    whole = element(data, 0, len(data))
+    signed = element(data, whole.content, whole.end)
+    sequences = 0
+    for one in elements(data, signed.content, signed.end):
+        sequences += one.tag == SEQUENCE
+        if sequences == 2:  # the algorithm, and then the issuer
+            return data[: one.start] + _sorted(data, one, 0) + data[one.end :]
+    raise ValueError("DER: a revocation list without an issuer")
+
+
+def _sorted(data: bytes, one: Element, depth: int) -> bytes:
+    if not one.tag & _CONSTRUCTED:
+        return data[one.start : one.end]
+    if depth > MAX_DEPTH:
+        raise ValueError(f"DER: more than {MAX_DEPTH} levels")
+    children = list(elements(data, one.content, one.end))
+    made = [_sorted(data, child, depth + 1) for child in children]
+    if one.tag == SET:
+        made.sort()
+    elif one.tag == SEQUENCE and len(made) > 1 and made[0] in _NAMES and children[-1].tag == OCTETS:
+        last = children[-1]
+        head = data[last.start : last.content]
+        inner = [_sorted(data, child, depth + 1) for child in elements(data, last.content, last.end)]
+        made[-1] = head + b"".join(inner)
+    return data[one.start : one.content] + b"".join(made)

@@ -1,0 +1,82 @@
+"""The operator's inventory of TPMs: which endorsement keys each minion may have, known before it is enrolled.
+
+Whoever is root at enrolment may show a genuine TPM of another machine, and relay what that one answers: no protocol
+with a TPM can tell. Only somebody who knows which TPM was built into which machine can, and this file says it::
+
+    # minion   SHA-256 of its endorsement keys (SubjectPublicKeyInfo), one or more
+    web1       5f0c...e1  9a77...03
+
+With an inventory a minion that it doesn't name is not enrolled at all. Reads one file, and decides nothing else.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from netspace.attestation.refusals import UnlistedEndorsementKey
+from netspace.errors import NetspaceError
+
+MAX_FILE = 64 * 1024 * 1024
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """Minions by the fingerprint of an endorsement key, and the minions that are named at all."""
+
+    owners: dict[str, str]
+    minions: frozenset[str]
+
+    def check(self, minion: str, endorsement: str, others: list[str]) -> None:
+        """Check that *minion* may have the TPM of these endorsement keys.
+
+        :param endorsement: fingerprint of the key that the minion is to be known by. *others*: of the TPM's others.
+        :raises UnlistedEndorsementKey: when it may not.
+        """
+        if minion not in self.minions:
+            raise UnlistedEndorsementKey(f"the inventory does not name {minion}")
+        if self.owners.get(endorsement) != minion:
+            whose = self.owners.get(endorsement, "nobody's")
+            raise UnlistedEndorsementKey(f"by the inventory, the TPM {endorsement[:16]}... is {whose}, not {minion}'s")
+        for one in others:
+            if self.owners.get(one, minion) != minion:
+                raise UnlistedEndorsementKey(f"by the inventory, the key {one[:16]}... is {self.owners[one]}'s")
+
+
+def read(path: Path) -> Inventory:
+    """Read the inventory; the file is looked at each time, and read again where it changed.
+
+    :raises NetspaceError: naming the line that is wrong.
+    """
+    try:
+        info = path.stat()
+        return _read(path, info.st_ino, info.st_size, info.st_mtime_ns)
+    except OSError as err:
+        raise NetspaceError(f"netspace.attestation:inventory: {path}: {err.strerror}") from err
+
+
+@functools.lru_cache(maxsize=4)
+def _read(path: Path, *_stamp: int) -> Inventory:
+    raw = path.read_bytes()
+    if len(raw) > MAX_FILE:
+        raise NetspaceError(f"{path}: more than {MAX_FILE} bytes")
+    owners: dict[str, str] = {}
+    minions: set[str] = set()
+    for number, line in enumerate(raw.decode("utf-8", "replace").splitlines(), 1):
+        words = line.partition("#")[0].split()
+        if not words:
+            continue
+        minion, *keys = words
+        keys = [one.lower() for one in keys]
+        if not keys or any(not _DIGEST.fullmatch(one) for one in keys):
+            raise NetspaceError(f"{path}: line {number}: expected a minion's id and SHA-256 digests of 64 hex digits")
+        if minion in minions:
+            raise NetspaceError(f"{path}: line {number}: {minion:.80} a second time; write its keys in one line")
+        minions.add(minion)
+        for one in keys:
+            if owners.setdefault(one, minion) != minion:
+                raise NetspaceError(f"{path}: line {number}: {one} is {owners[one]:.80}'s: one TPM serves one minion")
+    return Inventory(owners, frozenset(minions))

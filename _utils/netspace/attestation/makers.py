@@ -1,0 +1,127 @@
+"""Makers of TPMs that the operator trusts: one folder, read by a master's registrar and by a host that judges itself.
+
+::
+
+    roots/*.pem .crt .cer .der     makers' certificates, roots and intermediates: PEM (several in a file) or DER
+    roots/*.crl                    their revocation lists, PEM or DER
+    roots/ek/<SHA-256>.pem ...     an endorsement certificate that its TPM doesn't hold, and its intermediates
+
+A file of ``ek/`` is named by the key that its first certificate is for (SHA-256 of SubjectPublicKeyInfo, as ``hosts``
+shows it). It is trusted for nothing: it must chain to a root like one from a TPM.
+
+A certificate that can't be read is named (``unreadable``) and stops no other. A revocation list that can't be read
+stops everything: without it, what its maker revoked would pass.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from netspace.attestation import certificates, der
+from netspace.attestation.evidence import MAX_CHAIN, Enrolment
+from netspace.errors import NetspaceError
+
+SUFFIXES = (".pem", ".crt", ".cer", ".der")
+GIVEN = "ek"
+MAX_FILE = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Makers:
+    """What the folder of roots holds.
+
+    :param roots: certificates, DER. *lists*: revocation lists, DER.
+    :param unreadable: certificates that can't be read: file and problem.
+    :param given: the folder of endorsement certificates that were handed in; None where there is none.
+    """
+
+    roots: tuple[bytes, ...] = ()
+    lists: tuple[bytes, ...] = ()
+    unreadable: tuple[str, ...] = ()
+    given: Path | None = None
+
+    def completed(self, enrolment: Enrolment, fingerprint: str) -> Enrolment:
+        """Return *enrolment* with the certificate that was handed in for its endorsement key, where one was.
+
+        It takes the place of the TPM's own, which may have run out; its intermediates come before the TPM's.
+
+        :param fingerprint: of the endorsement key.
+        :raises NetspaceError: when the file can't be read.
+        """
+        paths = [] if self.given is None else [self.given / f"{fingerprint}{suffix}" for suffix in SUFFIXES]
+        path = next((one for one in paths if one.exists()), None)
+        if path is None:
+            return enrolment
+        try:
+            leaf, *chain = (certificates.readable(one) for one in _in_file(path))
+        except (OSError, ValueError, NetspaceError) as err:
+            raise NetspaceError(f"{path}: no endorsement certificate that can be read: {err}") from err
+        return dataclasses.replace(enrolment, certificate=leaf, chain=(*chain, *enrolment.chain)[:MAX_CHAIN])
+
+
+def read(folder: str | None) -> Makers:
+    """Read the folder of roots; None: nobody is trusted.
+
+    :raises NetspaceError: when the folder or a revocation list can't be read.
+    """
+    if folder is None:
+        return Makers()
+    roots: list[bytes] = []
+    lists: list[bytes] = []
+    unreadable: list[str] = []
+    path = Path(folder)
+    try:
+        for path in sorted(Path(folder).iterdir()):
+            if path.suffix == ".crl":
+                lists.append(certificates.revocations(path.read_bytes()))
+            elif path.suffix in SUFFIXES:
+                found, problems = _certificates(path)
+                roots += found
+                unreadable += problems
+    except (OSError, NetspaceError) as err:
+        raise NetspaceError(f"attestation:roots: {path}: {err}") from err
+    given = Path(folder) / GIVEN
+    return Makers(tuple(roots), tuple(lists), tuple(unreadable), given if given.is_dir() else None)
+
+
+def listed(folder: str | None) -> dict[str, object]:
+    """Return what an operator wants to see of the folder of roots: ``{certificates, lists, unreadable}``.
+
+    :raises NetspaceError: as :func:`read`.
+    """
+    makers = read(folder)
+    keys = ("subject", "key", "until")
+    found = [dict(zip(keys, certificates.described(one), strict=True)) for one in makers.roots]
+    return {"certificates": found, "lists": len(makers.lists), "unreadable": list(makers.unreadable)}
+
+
+def _certificates(path: Path) -> tuple[list[bytes], list[str]]:
+    """The certificates of a file that can be read, and what is wrong with the others."""
+    found: list[bytes] = []
+    problems: list[str] = []
+    try:
+        for one in _in_file(path):
+            try:
+                found.append(certificates.readable(one))
+            except NetspaceError as err:
+                problems.append(f"{path.name}: {err}")
+    except (OSError, ValueError) as err:
+        problems.append(f"{path.name}: {err}")
+    return found, problems
+
+
+def _in_file(path: Path) -> list[bytes]:
+    """The DER certificates that a file holds, in PEM or one after the other.
+
+    :raises ValueError: when it holds none.
+    """
+    with path.open("rb") as stream:
+        raw = stream.read(MAX_FILE + 1)
+    if len(raw) > MAX_FILE:
+        raise ValueError(f"more than {MAX_FILE} bytes")
+    found = der.from_pem(raw) if b"-----BEGIN" in raw else der.split(raw, certificates.MAX_ROOTS)
+    if not found:
+        raise ValueError("no certificate")
+    return found

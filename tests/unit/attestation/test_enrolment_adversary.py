@@ -1,0 +1,138 @@
+"""The forger of enrolments gets nothing that he does not deserve; and where a check is taken out, he finds that.
+
+How many enrolments he forges: ``NETSPACE_FORGERIES``, a few hundred if that isn't set.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from typing import Any
+
+import enrolment_forger as forger
+import pytest
+from enrolment_forger import Move
+from enrolment_material import Material
+
+from netspace.attestation import certificates, evidence, privacy_ca, registrar, verifier
+
+FORGERIES = int(os.environ.get("NETSPACE_FORGERIES", "300"))
+FIRST = int(os.environ.get("NETSPACE_FORGERIES_FROM", "0"))
+
+
+@pytest.fixture(scope="module")
+def material(fake_rsa_tpm: Any) -> Material:
+    return Material(type(fake_rsa_tpm))
+
+
+def told(problem: str, scene: list[Move]) -> str:
+    return problem + "".join(f"\n  {number}. {move}" for number, move in enumerate(scene, 1))
+
+
+@pytest.mark.parametrize("listed", [False, True], ids=["no inventory", "inventory"])
+def test_a_forger_of_enrolments_gets_nothing(material: Material, listed: bool) -> None:
+    problem, played, scene = forger.search(material, FORGERIES // 2, FIRST, listed=listed)
+    assert not problem, told(problem, scene)
+    assert played >= FORGERIES // 2
+
+
+def test_the_forger_is_not_refused_for_clumsiness(material: Material) -> None:
+    """What he deserves he gets: his own TPM by its own messages, software at first use, and of honest hosts nothing."""
+    scenes = [
+        [Move("honest", "web1", "T1"), Move("forge", "web1", "T1.ecc"), Move("forge", "web3", "S.rsa")],
+        [Move("forge", "web3", "T3.rsa", (("others", "all"),)), Move("honest", "web1", "T1")],
+    ]
+    levels: list[int] = []
+
+    class Counted(registrar.Registrar):
+        def finish(self, *arguments: Any) -> dict[str, Any]:
+            record = super().finish(*arguments)
+            levels.append(record["level"])
+            return record
+
+    for scene in scenes:
+        assert forger.play(material, scene, 1, make=Counted) == ""
+    assert levels == [3, 3, 2, 3, 3, 3, 3]
+
+
+def without_claim(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(privacy_ca, "claim", lambda owners, endorsement, minion: None)
+
+
+def without_other_keys(patch: pytest.MonkeyPatch) -> None:
+    """As before one TPM showed all its keys."""
+    parse = evidence.parse_enrolment
+
+    def alone(data: Any) -> Any:
+        return parse({**data, "others": []} if isinstance(data, dict) else data)
+
+    patch.setattr(registrar, "parse_enrolment", alone)
+
+
+def without_signatures(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(certificates, "_unsigned", lambda found, issuer: "")
+
+
+def without_attributes(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(verifier, "check_attestation_key", lambda key: None)
+
+
+def without_pin(patch: pytest.MonkeyPatch) -> None:
+    challenge = verifier.challenge
+    patch.setattr(verifier, "challenge", lambda *given, **named: challenge(*given, **{**named, "pinned": None}))
+
+
+def without_the_certificates_key(patch: pytest.MonkeyPatch) -> None:
+    """Any genuine certificate does."""
+
+    def endorsed(enrolment: Any, endorsement: Any, roots: Any, lists: Any, now: float) -> str:
+        try:
+            certificates.check(certificates.der(enrolment.certificate or b""), enrolment.chain, roots, now, lists)
+        except certificates.Untrusted as err:
+            return str(err)
+        return ""
+
+    patch.setattr(verifier, "_endorsed", endorsed)
+
+
+def without_new_keys(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(registrar.Registrar, "_check_new", lambda *given: None)
+
+
+def without_proof_of_the_others(patch: pytest.MonkeyPatch) -> None:
+    """The answer takes the first key's secret alone: so anybody's key can be claimed."""
+    activation = evidence.Context.activation
+    patch.setattr(evidence.Context, "activation", lambda self, secret, name: activation(self, secret[:32], name))
+
+
+@pytest.mark.parametrize(
+    ("take_out", "problem", "most", "first"),
+    [
+        (without_claim, "have one TPM, T1", 2, 150),
+        (without_other_keys, "have one TPM, T1", 2, 430),
+        (without_signatures, "no genuine TPM holds", 1, 0),
+        (without_attributes, "could sign anything", 1, 50),
+        (without_pin, "had .* has .* now", 2, 0),
+        (without_the_certificates_key, "no genuine TPM holds", 1, 0),
+        (without_new_keys, "has a certificate has another", 2, 30),
+        (without_proof_of_the_others, "web2 can't be enrolled", 1, 0),
+    ],
+    ids=lambda one: one.__name__ if callable(one) else "",
+)
+def test_a_check_that_is_taken_out_is_found(
+    material: Material,
+    monkeypatch: pytest.MonkeyPatch,
+    take_out: Callable[[pytest.MonkeyPatch], None],
+    problem: str,
+    most: int,
+    first: int,
+) -> None:
+    """The first problem that he finds is this one, and this many moves are enough for it.
+
+    He begins where he is soon done; from the beginning it takes him 900 scenes at most.
+    """
+    take_out(monkeypatch)
+    found, _, scene = forger.search(material, 20_000, first)
+    assert re.search(problem, found), told(found, scene)
+    assert len(scene) <= most, told(found, scene)
