@@ -24,20 +24,16 @@ import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from netspace.attestation import eventlog, events, ima, measurelog
+from netspace.attestation import eventlog, events, ima_rules, measurelog
 from netspace.attestation.eventlog import NO_ACTION, Event
 from netspace.attestation.evidence import BANK, Evidence
 from netspace.attestation.ima import State
-from netspace.attestation.policy import Boot, Ima, Policy
+from netspace.attestation.policy import Boot, Policy
 from netspace.attestation.refusals import (
-    Limited,
-    ListGap,
     LogMismatch,
     NoBootLog,
     NoImaPolicy,
-    NoList,
     NoPolicy,
-    NothingMeasured,
     OldRevocations,
     Refused,
     SecureBootOff,
@@ -46,11 +42,8 @@ from netspace.attestation.refusals import (
     UnknownApplication,
     UnknownCommandLine,
     UnknownFile,
-    UnknownFileRun,
     UnknownSigner,
     UnknownValue,
-    Violation,
-    WrongAggregate,
 )
 
 References = Mapping[int, Collection[bytes]]
@@ -102,12 +95,12 @@ def appraise(
     try:
         if policy is None or policy.ima is None:
             raise NoImaPolicy("what runs after the boot is not measured (IMA)")
-        state = _listed(evidence, policy.ima, policy.fingerprint, boot, start)
+        state = ima_rules.judged(evidence, policy.ima, policy.fingerprint, boot, start)
     except Refused as err:
         return Appraisal(4, err.code, str(err), err.remedy)
     if state.refused is not None:
         code, reason = state.refused
-        return Appraisal(4, code, f"{reason} [{code}]", _remedy(code), state)
+        return Appraisal(4, code, f"{reason} [{code}]", ima_rules.remedy(code), state)
     return Appraisal(5, "ok", "boot and programs are as the policy says", "", state)
 
 
@@ -335,69 +328,3 @@ def _loaded(told: list[Event], policy: Boot, lines: set[bytes], records: list[me
             raise UnexpectedEvent(f"PCR {record.pcr}: systemd's {record.kind!r} is not what was measured")
     if not seen:
         raise UnknownFile("none of the policy's kernels was loaded")
-
-
-def _listed(evidence: Evidence, policy: Ima, fingerprint: str, boot: tuple[int, int], start: State | None) -> State:
-    """Judge the measurement list's new lines, and return how far it was judged.
-
-    :raises Refused: when it is no list of this boot, or does not continue the last one.
-    """
-    brought = evidence.ima
-    if brought is None:
-        raise NoList("the evidence has no quote of PCR 10")
-    before = State()
-    if brought.first and start is not None and (start.boot, start.policy) == (boot, fingerprint):
-        before = start
-    if brought.first != before.lines:
-        raise ListGap(f"the list begins with line {brought.first}, and was judged up to line {before.lines}")
-    entries = ima.parse(brought.lines)
-    count = ima.match(entries, before.value, brought.value)
-    refused = before.refused
-    if before.lines == 0:
-        _aggregate(entries, evidence.pcrs)
-        if not ima.measures_programs(entries[:count]):
-            raise NothingMeasured("the list has no process 1: the kernel does not measure which programs run")
-    if refused is None:
-        refused = _first_refused(entries, count, before.lines, policy)
-    return State(before.lines + count, brought.value, boot, fingerprint, refused)
-
-
-def _aggregate(entries: list[ima.Entry], quoted: Mapping[int, bytes]) -> None:
-    """The first line's digest is of PCRs 0 to 9; checked where all of them were quoted."""
-    found = ima.boot_aggregate(entries)
-    if found is None:
-        raise WrongAggregate("the list does not begin with the PCRs' values at boot")
-    algorithm, _, digest = found.partition(b":\0")
-    if not digest.strip(b"\0"):
-        raise WrongAggregate("IMA found no TPM when it started")
-    if algorithm == b"sha256" and all(pcr in quoted for pcr in range(10)):
-        expected = hashlib.sha256(b"".join(quoted[pcr] for pcr in range(10))).digest()
-        if digest != expected:
-            raise WrongAggregate("the list begins with the PCR values of another boot")
-
-
-def _first_refused(entries: list[ima.Entry], count: int, first: int, policy: Ima) -> tuple[str, str] | None:
-    listed = policy.listed
-    for number in range(count):
-        entry = entries[number]
-        violation = entry.violation
-        if not violation and listed(entry):
-            continue
-        if violation:
-            # What it says of a file is not measured, so no path can excuse it.
-            if not policy.ignore_violations:
-                return Violation.code, f"line {first + number}: a file was written while it was measured"
-            continue
-        file = ima.file(entry)
-        if file is not None and (policy.allows(file) or file.path == b"boot_aggregate"):
-            continue
-        if file is None and ima.measured(entry) in policy.entries:
-            continue
-        said = "of an unknown template" if file is None else repr(file.path.decode("utf-8", "replace")[:200])
-        return UnknownFileRun.code, f"line {first + number}: {said} is not allowed"
-    return None
-
-
-def _remedy(code: str) -> str:
-    kinds: tuple[type[Limited], ...] = (Violation, UnknownFileRun)
-    return next(kind.remedy for kind in kinds if kind.code == code)
