@@ -20,6 +20,7 @@ A policy is a mapping (YAML, JSON)::
       exclude: ["/var/cache/*"]      # files that may be anything
       entries: [<sha256>, ...]       # whole lines, for templates that are not known
       violations: refuse             # or ignore
+      kexec: refuse                  # or allow: another kernel may be started without a boot
     until:                           # what is good besides, for a time: the old while an update is rolled out
       2026-12-24:
         boot: {kernels: [<sha256>, ...]}
@@ -40,7 +41,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from netspace.attestation.evidence import PCR_NAMES, from_hex
-from netspace.attestation.ima import Entry, File, line
+from netspace.attestation.ima import BOOT_AGGREGATE, Entry, File, line
 from netspace.errors import NetspaceError
 
 if TYPE_CHECKING:
@@ -178,6 +179,7 @@ class Ima:
     exclude: tuple[Pattern, ...]
     entries: frozenset[bytes]
     ignore_violations: bool
+    kexec: bool = False
 
     def listed(self, entry: Entry) -> bool:
         """Whether a line is one of an allowed file, without a signature or with an empty one."""
@@ -339,10 +341,12 @@ def _boot(data: Any) -> Boot:
 
 def _ima(data: Any) -> Ima:
     at = "policy:ima"
-    found = _mapping(data, at, ("files", "keys", "exclude", "entries", "violations"))
-    violations = found.get("violations", "refuse")
-    if violations not in ("refuse", "ignore"):
-        raise PolicyError(f"{at}:violations: {violations!r:.40}: expected refuse or ignore")
+    found = _mapping(data, at, ("files", "keys", "exclude", "entries", "violations", "kexec"))
+    choices = {"violations": ("refuse", "ignore"), "kexec": ("refuse", "allow")}
+    chosen = {key: found.get(key, allowed[0]) for key, allowed in choices.items()}
+    for key, allowed in choices.items():
+        if chosen[key] not in allowed:
+            raise PolicyError(f"{at}:{key}: {chosen[key]!r:.40}: expected {' or '.join(allowed)}")
     listed = found.get("files", {})
     if not isinstance(listed, Mapping) or len(listed) > MAX_FILES:
         raise PolicyError(f"{at}:files: expected a mapping of at most {MAX_FILES} paths")
@@ -351,7 +355,9 @@ def _ima(data: Any) -> Ima:
         if not isinstance(path, str) or not path or len(path) > MAX_PATH:
             raise PolicyError(f"{at}:files: {path!r:.60}: not a path")
         raw, where = _text(path, f"{at}:files"), f"{at}:files:{path[:60]}"
-        lines.update(line(raw, _named(one, where)) for one in _list(digests, where))
+        listed_lines = [line(raw, _named(one, where)) for one in _list(digests, where)]
+        if raw != BOOT_AGGREGATE:  # the kernel's own line, which the PCRs judge
+            lines.update(listed_lines)
     exclude = _patterns(found.get("exclude", []), f"{at}:exclude")
     for pattern in exclude:
         if not pattern.text.strip("*/"):
@@ -361,7 +367,8 @@ def _ima(data: Any) -> Ima:
         Keyring(_keys(found.get("keys", []), f"{at}:keys")),
         exclude,
         _digests(found.get("entries", []), f"{at}:entries"),
-        violations == "ignore",
+        chosen["violations"] == "ignore",
+        chosen["kexec"] == "allow",
     )
 
 

@@ -27,6 +27,8 @@ from netspace.layout import Layout
 from netspace.spec.types import Attestation
 
 MINIONS = [f"web{number}" for number in range(70)]
+# A measurement list begins with the values of these.
+QUOTED = tuple(range(10))
 
 
 @pytest.fixture
@@ -119,20 +121,20 @@ class Measured:
         monkeypatch.setattr(appraisal, "evidence", self.evidence)
         monkeypatch.setattr(runner, "_ask", self.ask)
         monkeypatch.setattr(runner, "_minions", lambda target, kind: ["web1"])
-        runner.__opts__["netspace.attestation"]["groups"] = [{"name": "default", "minimum": "L3"}]
+        runner.__opts__["netspace.attestation"]["groups"] = [{"name": "default", "minimum": "L3", "pcrs": list(QUOTED)}]
         made = runner._fleet()
         made.registrar.init(time.time())
         enrolled(made.registrar, Minion("web1", tpm, self.master), time.time(), self.master)
         (path,) = (made.registrar.folder / "hosts").iterdir()
         path.write_text(json.dumps({**json.loads(path.read_text()), "level": 3, "reason": ""}))
-        rules = {"boot": {"unchecked": list(range(8))}, "ima": {"exclude": ["/usr/lib/*"]}}
+        rules = {"boot": {"unchecked": list(QUOTED)}, "ima": {"exclude": ["/usr/lib/*"]}}
         made.policies.put("default", {"version": 1, **rules})
 
     def evidence(self, layout: Layout, chosen: Any, context: Context, first: int | None = None) -> Any:
         brought = None
         if first is not None:
             brought = self.tpm.measurements(context, self.list[ima.offset(self.list, first) :], first)
-        return dataclasses.replace(self.tpm.evidence(context), boot_log=self.log, ima=brought)
+        return dataclasses.replace(self.tpm.evidence(context, QUOTED), boot_log=self.log, ima=brought)
 
     def ask(self, minions: list[str], function: str, arguments: Any, timeout: int) -> dict[str, Any]:
         assert minions == ["web1"]
@@ -173,7 +175,7 @@ def test_a_measurement_list_of_20_megabytes_chokes_nothing(measured: Any) -> Non
 def test_files_are_learned_shown_signed_and_take_the_host_to_l5(measured: Any, tmp_path: Path) -> None:
     host = measured(100_000)
     runner = host.runner
-    (tmp_path / "strict.json").write_text(json.dumps({"version": 2, "boot": {"unchecked": list(range(8))}, "ima": {}}))
+    (tmp_path / "strict.json").write_text(json.dumps({"version": 2, "boot": {"unchecked": list(QUOTED)}, "ima": {}}))
     assert runner.policy_set("default", str(tmp_path / "strict.json"))["version"] == 2
     assert (host.attest()["level"], host.attest()["code"]) == ("L4", "ima-file")
     found = runner.learn("web1")
@@ -197,7 +199,7 @@ def test_rules_for_what_runs_are_tried_on_the_hosts_lists_before_they_are_in_for
     host = measured(10_000)
     monkeypatch.setattr(host.runner, "_known", lambda fleet, pattern: ["web1"])
     assert host.attest()["level"] == "L5"
-    strict = {"version": 2, "boot": {"unchecked": list(range(8))}, "ima": {"exclude": ["/usr/lib/systemd/*"]}}
+    strict = {"version": 2, "boot": {"unchecked": list(QUOTED)}, "ima": {"exclude": ["/usr/lib/systemd/*"]}}
     path = tmp_path / "strict.json"
     path.write_text(json.dumps(strict))
     found = host.runner.policy_check("default", str(path))
