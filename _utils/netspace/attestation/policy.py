@@ -221,14 +221,22 @@ def parse(data: Any, now: float | None = None) -> Policy:
     :param now: what is good ``until`` a later time counts. None: nothing of it does.
     :raises PolicyError: for unknown keys, wrong types and sizes out of bounds.
     """
+    try:
+        return _parsed(data, now)
+    except (ValueError, RecursionError) as err:
+        # A number of thousands of digits, or what contains itself: it can't even be shown.
+        raise PolicyError(f"policy: {err}") from err
+
+
+def _parsed(data: Any, now: float | None) -> Policy:
     found = _mapping(data, "policy", ("version", "boot", "ima", "until"))
     version = found.get("version")
     if type(version) is not int or not 0 < version < 2**31:
         raise PolicyError(f"policy:version: {version!r:.40}: expected a whole number from 1 on")
+    boot, ima = _rules(found)
     whole = {key: plain(found[key]) for key in ("boot", "ima") if key in found}
     terms = [(when(moment), section) for moment, section in _terms(found.get("until", {}), whole)]
     counting = [] if now is None else [(until, section) for until, section in terms if now < until]
-    boot, ima = _rules(found)
     if terms:
         _rules(_joined(whole, terms))  # what does not count is read as strictly
         whole = _joined(whole, counting)
@@ -251,7 +259,10 @@ def when(moment: Any) -> float:
 
 
 def _terms(data: Any, whole: Mapping[str, Any]) -> Iterable[tuple[Any, Mapping[str, Any]]]:
-    """Check what is good for a time, but for the lists themselves. Each makes one longer that is there without it."""
+    """Check what is good for a time, but for the lists themselves. Each makes one longer that is there without it.
+
+    :param whole: rules that were read.
+    """
     at = "policy:until"
     if not isinstance(data, Mapping) or len(data) > MAX_TERMS:
         raise PolicyError(f"{at}: expected a mapping of at most {MAX_TERMS} times")
@@ -260,15 +271,15 @@ def _terms(data: Any, whole: Mapping[str, Any]) -> Iterable[tuple[Any, Mapping[s
         found = _mapping(section, here, ("boot", "ima"))
         boot = _mapping(plain(found.get("boot", {})), f"{here}:boot", PASSING_BOOT)
         _mapping(found.get("ima", {}), f"{here}:ima", PASSING_IMA)
-        base = whole.get("boot") or {}
+        base = whole.get("boot", {})
         for key in boot:
             needs = "kernels" if key in ("initrds", "files") else key
             if needs not in base:
                 raise PolicyError(f"{here}:boot:{key}: makes a list longer that is not there: boot:{needs}")
         pcrs = boot.get("pcrs", {})
         known = base.get("pcrs", {})
-        given = len(found.get("boot", {}).get("pcrs", {}))
-        if not isinstance(pcrs, Mapping) or len(pcrs) != given or not set(pcrs) <= set(known):
+        given = found.get("boot", {}).get("pcrs", {})
+        if not isinstance(pcrs, Mapping) or len(pcrs) != len(given) or not set(pcrs) <= set(known):
             raise PolicyError(f"{here}:boot:pcrs: expected values for PCRs that are among boot:pcrs")
         if "ima" in found and "ima" not in whole:
             raise PolicyError(f"{here}:ima: makes lists longer that are not there: ima")
@@ -450,7 +461,7 @@ def _key(pem: Any, at: str) -> ec.EllipticCurvePublicKey | rsa.RSAPublicKey:
             key: object = x509.load_pem_x509_certificate(raw).public_key()
         else:
             key = load_pem_public_key(raw)
-    except (AttributeError, ValueError, UnsupportedAlgorithm) as err:
+    except (AttributeError, ValueError, UnsupportedAlgorithm, x509.InvalidVersion) as err:
         raise PolicyError(f"{at}: not a certificate or public key in PEM: {err}") from err
     if isinstance(key, rsa.RSAPublicKey) and key.key_size >= 2048:
         return key
