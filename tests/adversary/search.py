@@ -45,11 +45,13 @@ class World(Protocol[Claim]):
     :ivar name: the whole world, for people.
     :ivar promised: the verifier's rules name what is bad here, so that even the honest claim may not be believed.
         Where they don't, and the honest claim is believed, nothing bad happened by these rules.
+    :ivar hopeless: what refusals begin with after which no further move is of use.
     """
 
     kind: str
     name: str
     promised: bool
+    hopeless: tuple[str, ...]
 
     def honest(self) -> Claim:
         """Return the claim of somebody who tells all as it was."""
@@ -164,7 +166,7 @@ def hunt(world: World[Claim], chance: random.Random, count: int, report: Report[
             return Hole(world, shortest(world, moves), number)
         reason = _VARYING.sub("#", said)
         report.refusals[reason[:100]] += 1
-        if reason not in heard:
+        if reason not in heard and not said.startswith(world.hopeless):
             heard.add(reason)
             known.append((moves, claim))
     return None
