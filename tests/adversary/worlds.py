@@ -1,8 +1,8 @@
 """Worlds of boots: a bad boot, a policy that a good one satisfies, and a forger in between.
 
 Reaching L4 is a failure where the policy has a rule that names what is bad (``boots.RULES``), even if nothing is
-forged; and where the honest log does not reach it, whatever the reason. Where it does, and no rule speaks of it, the policy
-does not care: such a world is counted as harmless.
+forged; and where what is bad was measured into a PCR of which the policy wants plain values. Anything else is bad by no
+rule of this policy: such a world is counted as harmless.
 """
 
 from __future__ import annotations
@@ -60,8 +60,9 @@ class BootWorld:
 
 
 def promised(kind: str, boot: Boot, rules: policy.Boot) -> bool:
-    """Whether the policy names what is bad in *boot*."""
-    rule = getattr(rules, boots.RULES[kind], None)
+    """Whether the policy names what is bad in *boot*, or the value of a PCR that has it."""
+    if any(one.pcr in rules.pcrs for one in boot.bad()):
+        return True
     if kind == "old dbx":
         (bad,) = [one for one in boot.bad() if one.pcr == 7]
         read = events.variable(bad.data)
@@ -71,7 +72,7 @@ def promised(kind: str, boot: Boot, rules: policy.Boot) -> bool:
         return not any(_matches(one.text, line) for one in rules.command_lines for line in boot.commands)
     if kind == "Secure Boot off":
         return rules.secure_boot
-    return rule is not None
+    return getattr(rules, boots.RULES[kind], None) is not None
 
 
 def _matches(pattern: str, line: str) -> bool:
