@@ -43,13 +43,15 @@ class World(Protocol[Claim]):
 
     :ivar kind: what is bad, for counting.
     :ivar name: the whole world, for people.
-    :ivar promised: the verifier's rules name what is bad here, so that even the honest claim may not be believed.
-        Where they don't, and the honest claim is believed, nothing bad happened by these rules.
+    :ivar promised: the verifier's rules name what is bad here, so that no claim may be believed, the honest one
+        included. Otherwise nothing bad happened by these rules, and the world is only counted.
+    :ivar hopeless: what refusals begin with after which no further move is of use.
     """
 
     kind: str
     name: str
     promised: bool
+    hopeless: tuple[str, ...]
 
     def honest(self) -> Claim:
         """Return the claim of somebody who tells all as it was."""
@@ -164,7 +166,7 @@ def hunt(world: World[Claim], chance: random.Random, count: int, report: Report[
             return Hole(world, shortest(world, moves), number)
         reason = _VARYING.sub("#", said)
         report.refusals[reason[:100]] += 1
-        if reason not in heard:
+        if reason not in heard and not said.startswith(world.hopeless):
             heard.add(reason)
             known.append((moves, claim))
     return None
@@ -189,15 +191,14 @@ def campaign(
         if isinstance(world, str):
             report.missing[world] += 1
             continue
-        if not world.refusal(world.honest()):
-            if world.promised:
-                report.forgeries += 1
-                report.real[world.kind] += 1
-                report.holes.append(Hole(world, (), 0))
-            else:
-                report.harmless[world.kind] += 1
+        if not world.promised:
+            report.harmless[world.kind] += 1
             continue
         report.real[world.kind] += 1
+        if not world.refusal(world.honest()):
+            report.forgeries += 1
+            report.holes.append(Hole(world, (), 0))
+            continue
         hole = hunt(world, chance, min(each, count - report.forgeries), report)
         if hole is not None:
             report.holes.append(hole)
