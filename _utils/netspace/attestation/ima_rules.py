@@ -21,12 +21,13 @@ Left to somebody who is root on a host that keeps L5 (docs/attestation-policy.md
 ==============================================  =======================================================
 he can                                          for
 ==============================================  =======================================================
+run a program on tmpfs, before Linux 6.14       ima_policy=tcb measures nothing there
 run code that is no file of its own             shells and interpreters are allowed programs; a script
                                                 that he pipes in, or puts on tmpfs, is not measured
 write to another process's memory, or exploit   IMA measures files when they are opened or mapped
 the kernel
 load an IMA policy that measures less           the kernel measures what is loaded by path; what is
-                                                written directly, only since Linux 6.17 or so
+                                                written directly, only the newest kernels do
 put files behind excluded names                 any mount can have any name (mount namespaces)
 start a listed kernel by kexec, that has no     what reads as a file is allowed as a kernel
 IMA
