@@ -8,7 +8,9 @@ with a genuine quote of the moment; the last one is after the bad thing.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
+import itertools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -178,6 +180,18 @@ def _other_template(chance: random.Random, rules: Rules) -> Line:
     )
 
 
+@functools.cache
+def _digest_like_a_path() -> bytes:
+    """A digest that has an excluded name in it, where the template ``ima`` would have its path."""
+    tried = (hashlib.sha256(b"evil %d" % number).digest() for number in itertools.count())
+    return next(digest for digest in tried if digest[8:10] == b"/v")
+
+
+def _chosen_digest(chance: random.Random, rules: Rules) -> Line:
+    rules["exclude"] = ["/v*"]
+    return file(b"/usr/bin/" + b"e" * 214, _digest_like_a_path())
+
+
 def _violation(chance: random.Random, rules: Rules) -> Line:
     return _changed(chance, rules)._replace(digest=VIOLATION)
 
@@ -192,6 +206,7 @@ AMONG = {
     "a listed file with other content": _changed,
     "a wrong signature": _badly_signed,
     "a template that allows nothing": _other_template,
+    "a digest like a path": _chosen_digest,
     "a violation": _violation,
     "another IMA policy": _ima_policy,
 }

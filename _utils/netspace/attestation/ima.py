@@ -231,7 +231,7 @@ def file(entry: Entry) -> File | None:
         return None
     end = start + int.from_bytes(data[end:start], "little")
     path = data[start:end]
-    if end > size or path.find(b"\0") != len(path) - 1 or len(path) > MAX_PATH + 1 or digest.find(b":\0") < 1:
+    if end > size or not 0 < len(path) <= MAX_PATH + 1 or path.find(b"\0") != len(path) - 1 or digest.find(b":\0") < 1:
         return None
     if template in _NAMED_V2:
         kind, _, digest = digest.partition(b":")

@@ -246,6 +246,12 @@ def test_a_path_with_nul_or_beyond_all_bounds_is_none(path: bytes) -> None:
     assert (found is None) == (path != b"")
 
 
+def test_a_path_without_its_nul_is_none() -> None:
+    for path in (b"", b"/bin/x"):
+        (entry,) = ima.parse(raw_line(b"ima-ng", sized(b"sha256:\0" + bytes(32)) + sized(path)))
+        assert ima.file(entry) is None
+
+
 def test_a_signature_that_is_cut_is_none() -> None:
     data = named(b"/bin/x") + struct.pack("<I", 9) + b"\3\2"
     (entry,) = ima.parse(raw_line(b"ima-sig", data))
