@@ -138,6 +138,14 @@ def test_what_is_excluded_is_not_listed_and_what_cannot_be_learned_is_told() -> 
     assert "L5 would not be reached" in notes
 
 
+def test_pcrs_that_are_not_quoted_are_told_of() -> None:
+    evidence = booted("shim-grub")
+    fewer = dataclasses.replace(evidence, pcrs={pcr: evidence.pcrs[pcr] for pcr in range(8)})
+    found = learning.learn(None, {"gold": fewer}, LEARN)
+    assert found.after["ima"]["files"], "the files are the same"
+    assert any("L5 would not be reached" in note and "[ima-unproved]" in note for note in found.notes)
+
+
 def test_a_file_called_boot_aggregate_is_not_learned() -> None:
     evidence = booted("shim-grub", line(b"ima-ng", named(b"boot_aggregate")))
     found = learning.learn(None, {"gold": evidence}, LEARN)
