@@ -13,9 +13,9 @@ import pytest
 from boot_forge import PCRS
 from test_ima import ALL, NG, OLD, named, sized
 from test_ima import line as raw_line
-from test_judge import CONTENT, Host, add, line, pem, signature, whole
+from test_judge import CONTENT, Host, add, allowed, line, pem, signature, whole
 
-from netspace.attestation import ima, judge, policy
+from netspace.attestation import ima, ima_rules, judge, policy
 from netspace.attestation.evidence import Evidence, Measurements
 
 
@@ -53,6 +53,31 @@ def test_a_file_called_boot_aggregate_is_refused(host: Host, how: str) -> None:
     add(host, line(b"boot_aggregate", content, made))
     found = host.appraise(rules, first=0)
     assert (found.level, found.code) == (4, "ima-file") and "it is a file" in found.reason
+
+
+@pytest.mark.parametrize("bank", ["sha1", "sha256", "sha384", "sha512"])
+def test_a_real_kernels_boot_aggregate_that_is_a_file_is_refused(bank: str) -> None:
+    """Linux 6.12 ran two programs of mounts in no tree: by open_tree, and after a lazy umount. Captured by us."""
+    raw = ima.canonical(boot_logs.read(f"detached/binary_runtime_measurements_{bank}"))
+    assert raw == ima.canonical(boot_logs.read("detached/ascii_runtime_measurements_sha256"))
+    values = boot_logs.values("detached")
+    entries = ima.parse(raw)
+    named = [number for number, entry in enumerate(entries) if (found := ima.file(entry)) and b"/" not in found.path]
+    assert [ima.file(entries[number]).path for number in named] == [b"boot_aggregate"] * 3  # type: ignore[union-attr]
+    made = Measurements(b"", b"", values.pop(10), 0, raw)
+    evidence = Evidence("tpm", b"", b"", b"", values, None, None, made)
+    files = allowed(raw)["files"]
+
+    def code_of(lines: dict[str, list[str]]) -> tuple[str, str] | None:
+        rules = policy.parse({"version": 1, "ima": {"files": lines}})
+        assert rules.ima is not None
+        return ima_rules.judged(evidence, rules.ima, rules.fingerprint, (1, 0), None).refused
+
+    found = code_of(files)
+    assert found is not None and found[0] == "ima-file" and f"line {named[1]}:" in found[1]
+    del files["/init"]
+    refused = code_of(files)
+    assert refused is not None and refused[1].startswith("line 1: '/init'"), "but for that the list is good"
 
 
 def test_a_file_called_boot_aggregate_in_an_increment(host: Host) -> None:
