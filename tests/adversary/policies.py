@@ -9,7 +9,7 @@ from typing import Any
 
 import boot_forge
 
-from adversary import boots, forger
+from adversary import boots, claims
 from adversary.boots import Boot
 from netspace.attestation import judge, learning, policy
 from netspace.attestation.evidence import Evidence
@@ -39,7 +39,7 @@ class Unfit(Exception):
 
 def evidence(boot: Boot, pcrs: tuple[int, ...]) -> Evidence:
     """What a host sends that tells all as it was, but for the signature."""
-    claim, values = forger.honest(boot), boots.values(boot)
+    claim, values = claims.honest(boot), boots.values(boot)
     quoted = {pcr: values[pcr] for pcr in pcrs}
     return Evidence("tpm", b"", b"", b"", quoted, claim.boot_log(), claim.systemd_log() if boot.words else None)
 

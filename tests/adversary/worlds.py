@@ -1,6 +1,6 @@
 """Worlds of boots: a bad boot, a policy that a good one satisfies, and a forger in between.
 
-Reaching L4 is a failure where the policy has a rule that names what is bad (``boots.RULES``), even if nothing is
+Reaching L4 is a failure where the policy has a rule that names what is bad (``bad_boots.RULES``), even if nothing is
 forged; and where what is bad was measured into a PCR of which the policy wants plain values. Anything else is bad by no
 rule of this policy: such a world is counted as harmless.
 """
@@ -10,9 +10,9 @@ from __future__ import annotations
 import random
 import re
 
-from adversary import boots, forger, policies
+from adversary import bad_boots, boots, claims, forger, policies
 from adversary.boots import Boot
-from adversary.forger import Claim, Knowledge
+from adversary.claims import Claim, Knowledge
 from adversary.policies import Unfit
 from adversary.search import Hole, Move
 from netspace.attestation import events, judge, policy
@@ -34,7 +34,7 @@ class BootWorld:
         self.promised = promised(kind, boot, rules)
 
     def honest(self) -> Claim:
-        return forger.honest(self._boot)
+        return claims.honest(self._boot)
 
     def propose(self, chance: random.Random, claim: Claim) -> Move[Claim]:
         return forger.propose(chance, self._know, claim)
@@ -68,11 +68,12 @@ def promised(kind: str, boot: Boot, rules: policy.Boot) -> bool:
         read = events.variable(bad.data)
         lists = events.signatures(read.data) if read else None
         return bool(rules.dbx - set(lists[1] if lists else ()))
-    if kind == "command line" and rules.command_lines is not None:
+    if kind in ("command line", "boot entry") and rules.command_lines is not None:
         return not any(_matches(one.text, line) for one in rules.command_lines for line in boot.commands)
     if kind == "Secure Boot off":
         return rules.secure_boot
-    return getattr(rules, boots.RULES[kind], None) is not None
+    rule = getattr(rules, bad_boots.RULES[kind], None)
+    return rule is not None and rule != {}
 
 
 def _matches(pattern: str, line: str) -> bool:
@@ -80,7 +81,9 @@ def _matches(pattern: str, line: str) -> bool:
     return any(re.fullmatch(expression, one, re.DOTALL) for one in (line, f"BOOT_IMAGE={line}"))
 
 
-def make(chance: random.Random, kinds: tuple[str, ...] = tuple(boots.KINDS), foreign: float = 0.5) -> BootWorld | str:
+def make(
+    chance: random.Random, kinds: tuple[str, ...] = tuple(bad_boots.KINDS), foreign: float = 0.5
+) -> BootWorld | str:
     """Return a new world, or why there is none this time.
 
     :param foreign: how often a log of others is taken, where there are some.
@@ -88,7 +91,7 @@ def make(chance: random.Random, kinds: tuple[str, ...] = tuple(boots.KINDS), for
     others = boots.others() if chance.random() < foreign else ()
     good = chance.choice(others or boots.recorded())
     kind = chance.choice(kinds)
-    boot = boots.KINDS[kind](chance, good)
+    boot = bad_boots.KINDS[kind](chance, good)
     if boot is None:
         return f"{kind}: not possible with this boot"
     try:
