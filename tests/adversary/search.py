@@ -1,8 +1,8 @@
 """Search for moves by which a forger deceives a verifier, and for the shortest sequence of them.
 
 Knows nothing of what is forged. A :class:`World` gives the honest claim, proposes moves and asks the verifier. A claim
-whose refusal was not heard before got somewhere new: it is kept, and tried on from there. So sequences are found of
-which each move alone changes the refusal, and no more.
+that got as far as the one it was made of, and is refused for a reason that was not heard before, is kept and tried on
+from there. So a sequence is found if each of its moves but the last changes the reason.
 """
 
 from __future__ import annotations
@@ -45,13 +45,11 @@ class World(Protocol[Claim]):
     :ivar name: the whole world, for people.
     :ivar promised: the verifier's rules name what is bad here, so that no claim may be believed, the honest one
         included. Otherwise nothing bad happened by these rules, and the world is only counted.
-    :ivar hopeless: what refusals begin with after which no further move is of use.
     """
 
     kind: str
     name: str
     promised: bool
-    hopeless: tuple[str, ...]
 
     def honest(self) -> Claim:
         """Return the claim of somebody who tells all as it was."""
@@ -64,6 +62,9 @@ class World(Protocol[Claim]):
 
         What the verifier may not do, such as an exception that is no refusal, is raised.
         """
+
+    def progress(self, refusal: str) -> int:
+        """Return how far the verifier came until this refusal; negative where no further move is of use."""
 
 
 @dataclass(frozen=True)
@@ -149,11 +150,12 @@ def shortest(world: World[Claim], moves: Sequence[Move[Claim]]) -> tuple[Move[Cl
 
 def hunt(world: World[Claim], chance: random.Random, count: int, report: Report[Claim]) -> Hole[Claim] | None:
     """Try *count* forgeries in *world*, or fewer if one is believed; return that one, shortened."""
-    known: list[tuple[tuple[Move[Claim], ...], Claim]] = [((), world.honest())]
-    heard = {_VARYING.sub("#", world.refusal(world.honest()))}
+    first = world.refusal(world.honest())
+    known: list[tuple[tuple[Move[Claim], ...], Claim, int]] = [((), world.honest(), world.progress(first))]
+    heard = {_VARYING.sub("#", first)}
     for number in range(1, count + 1):
         # Half of the time from the latest three, which got furthest.
-        moves, claim = chance.choice(known[-3:] if chance.random() < 0.5 else known)
+        moves, claim, before = chance.choice(known[-3:] if chance.random() < 0.5 else known)
         for _ in range(chance.choice((1, 1, 1, 2, 2, 3, 4))):
             if len(moves) == MAX_MOVES:
                 break
@@ -166,9 +168,9 @@ def hunt(world: World[Claim], chance: random.Random, count: int, report: Report[
             return Hole(world, shortest(world, moves), number)
         reason = _VARYING.sub("#", said)
         report.refusals[reason[:100]] += 1
-        if reason not in heard and not said.startswith(world.hopeless):
+        if reason not in heard and world.progress(said) >= before:
             heard.add(reason)
-            known.append((moves, claim))
+            known.append((moves, claim, world.progress(said)))
     return None
 
 
