@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 Claim = TypeVar("Claim")
 
@@ -45,11 +45,13 @@ class World(Protocol[Claim]):
     :ivar name: the whole world, for people.
     :ivar promised: the verifier's rules name what is bad here, so that no claim may be believed, the honest one
         included. Otherwise nothing bad happened by these rules, and the world is only counted.
+    :ivar hopeless: what refusals begin with after which no further move is of use.
     """
 
     kind: str
     name: str
     promised: bool
+    hopeless: tuple[str, ...]
 
     def honest(self) -> Claim:
         """Return the claim of somebody who tells all as it was."""
@@ -63,8 +65,13 @@ class World(Protocol[Claim]):
         What the verifier may not do, such as an exception that is no refusal, is raised.
         """
 
+
+@runtime_checkable
+class Ordered(Protocol):
+    """A world of which the order of the verifier's checks is known: what breaks an earlier one is no progress."""
+
     def progress(self, refusal: str) -> int:
-        """Return how far the verifier came until this refusal; negative where no further move is of use."""
+        """Return how far the verifier came until this refusal."""
 
 
 @dataclass(frozen=True)
@@ -148,10 +155,16 @@ def shortest(world: World[Claim], moves: Sequence[Move[Claim]]) -> tuple[Move[Cl
     return tuple(kept)
 
 
+def _nowhere(refusal: str) -> int:
+    """Of a verifier whose order is not known: nothing is further than anything else."""
+    return 0
+
+
 def hunt(world: World[Claim], chance: random.Random, count: int, report: Report[Claim]) -> Hole[Claim] | None:
     """Try *count* forgeries in *world*, or fewer if one is believed; return that one, shortened."""
+    far = world.progress if isinstance(world, Ordered) else _nowhere
     first = world.refusal(world.honest())
-    known: list[tuple[tuple[Move[Claim], ...], Claim, int]] = [((), world.honest(), world.progress(first))]
+    known: list[tuple[tuple[Move[Claim], ...], Claim, int]] = [((), world.honest(), far(first))]
     heard = {_VARYING.sub("#", first)}
     for number in range(1, count + 1):
         # Half of the time from the latest three, which got furthest.
@@ -168,9 +181,9 @@ def hunt(world: World[Claim], chance: random.Random, count: int, report: Report[
             return Hole(world, shortest(world, moves), number)
         reason = _VARYING.sub("#", said)
         report.refusals[reason[:100]] += 1
-        if reason not in heard and world.progress(said) >= before:
+        if reason not in heard and not said.startswith(world.hopeless) and far(said) >= before:
             heard.add(reason)
-            known.append((moves, claim, world.progress(said)))
+            known.append((moves, claim, far(said)))
     return None
 
 

@@ -19,9 +19,8 @@ from netspace.attestation import events, judge, policy
 from netspace.attestation.evidence import Evidence
 from netspace.attestation.refusals import Refused
 
-# How far the judge came, by the code and the PCR of its refusal. What leads away from the PCRs' values leads nowhere.
+# How far the judge came, by the code and the PCR of its refusal.
 PROGRESS = (
-    (("log-", "policy-"), -1),
     (("secure-boot", "dbx-old", "boot-signer", "sbat-old", "shim-insecure", "boot-event: PCR 7:"), 1),
     (("boot-event: PCR 14:",), 2),
     (("boot-application", "boot-event: PCR 4:"), 3),
@@ -32,6 +31,8 @@ PROGRESS = (
 
 class BootWorld:
     """A bad boot and the policy it is held against."""
+
+    hopeless = ("log-malformed", "log-mismatch", "policy-")
 
     def __init__(self, kind: str, boot: Boot, know: Knowledge, rules: policy.Boot, name: str) -> None:
         self.kind, self.name = kind, f"{boot.name}; {name}"
