@@ -54,7 +54,7 @@ def _learned(names: tuple[str, ...], pcrs: tuple[int, ...]) -> dict[str, Any]:
     return found.after
 
 
-def make(chance: random.Random, boot: Boot) -> tuple[str, policy.Boot, tuple[int, ...]]:
+def make(chance: random.Random, boot: Boot, without: tuple[str, ...] = ()) -> tuple[str, policy.Boot, tuple[int, ...]]:
     """Return a policy for *boot*, with its name and the PCRs that are quoted.
 
     :raises Unfit: when it can't be had, or the library refuses it as unsafe.
@@ -70,6 +70,8 @@ def make(chance: random.Random, boot: Boot) -> tuple[str, policy.Boot, tuple[int
     else:
         names = tuple(sorted({boot.name, *([one.name for one in boots.recorded()] if how == "fleet" else [])}))
         rules = copy.deepcopy(_learned(names, pcrs).get("boot", {}))
+    for key in without:
+        rules.pop(key, None)
     name = f"{how}, PCRs {','.join(map(str, pcrs))}"
     if chance.random() < 0.5:
         name += f", {_shortened(chance, rules, boot)}"

@@ -120,6 +120,13 @@ class Report(Generic[Claim]):
             found.setdefault(hole.shape, hole)
         return found
 
+    def codes(self) -> Counter[str]:
+        """Return how often each code refused a claim: what stands before the colon of a refusal."""
+        found: Counter[str] = Counter()
+        for said, count in self.refusals.items():
+            found[said.partition(":")[0]] += count
+        return found
+
     def __str__(self) -> str:
         lines = [f"seed {self.seed}: {self.forgeries} forgeries in {sum(self.real.values())} worlds"]
         for name in ("real", "harmless", "missing"):

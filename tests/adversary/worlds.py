@@ -36,11 +36,11 @@ class BootWorld:
 
     def __init__(self, kind: str, boot: Boot, know: Knowledge, rules: policy.Boot, name: str) -> None:
         self.kind, self.name = kind, f"{boot.name}; {name}"
-        self._boot, self._know, self._rules = boot, know, rules
+        self._boot, self._know, self.rules = boot, know, rules
         self._values = boots.values(boot)
         self._before = boots.values(Boot("", boot.events, (), boot.locality))
         self._words = tuple((one.pcr, one.digest) for one in boot.words)
-        self.promised = promised(kind, boot, rules)
+        self.promised = promised(kind, boot, rules, know.quoted)
 
     def honest(self) -> Claim:
         return claims.honest(self._boot)
@@ -62,7 +62,7 @@ class BootWorld:
 
     def refusal(self, claim: Claim) -> str:
         try:
-            judge.judged_boot(self.evidence(claim), self._rules, None)
+            judge.judged_boot(self.evidence(claim), self.rules, None)
         except Refused as err:
             return f"{err.code}: {err}"
         return ""
@@ -71,7 +71,7 @@ class BootWorld:
         return next((far for codes, far in PROGRESS if refusal.startswith(codes)), 4)
 
 
-def promised(kind: str, boot: Boot, rules: policy.Boot) -> bool:
+def promised(kind: str, boot: Boot, rules: policy.Boot, quoted: tuple[int, ...]) -> bool:
     """Whether the policy names what is bad in *boot*, or the value of a PCR that has it."""
     if by_value(boot, rules):
         return True
@@ -84,6 +84,8 @@ def promised(kind: str, boot: Boot, rules: policy.Boot) -> bool:
         return not any(_matches(one.text, line) for one in rules.command_lines for line in boot.commands)
     if kind == "Secure Boot off":
         return rules.secure_boot
+    if {one.pcr for one in boot.bad()} == {13} and (13 not in quoted or 13 in rules.unchecked):
+        return False  # system extensions: systemd verifies them itself, so a policy may leave them out
     rule = getattr(rules, bad_boots.RULES[kind], None)
     return rule is not None and rule != {}
 
@@ -99,11 +101,15 @@ def _matches(pattern: str, line: str) -> bool:
 
 
 def make(
-    chance: random.Random, kinds: tuple[str, ...] = tuple(bad_boots.KINDS), foreign: float = 0.5
+    chance: random.Random,
+    kinds: tuple[str, ...] = tuple(bad_boots.KINDS),
+    foreign: float = 0.5,
+    without: tuple[str, ...] = (),
 ) -> BootWorld | str:
     """Return a new world, or why there is none this time.
 
     :param foreign: how often a log of others is taken, where there are some.
+    :param without: rules that no policy has.
     """
     others = boots.others() if chance.random() < foreign else ()
     good = chance.choice(others or boots.recorded())
@@ -112,7 +118,7 @@ def make(
     if boot is None:
         return f"{kind}: not possible with this boot"
     try:
-        name, rules, pcrs = policies.make(chance, good)
+        name, rules, pcrs = policies.make(chance, good, without)
     except Unfit as err:
         return str(err)
     try:
