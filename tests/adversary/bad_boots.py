@@ -10,7 +10,7 @@ import dataclasses
 import random
 import struct
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from adversary.boots import (
     APPLICATION,
@@ -341,6 +341,14 @@ def old_sbat(chance: random.Random, boot: Boot) -> Boot | None:
             told[at] = dataclasses.replace(measured(7, AUTHORITY, variable(SHIM, "SbatLevel", body)), mark="bad0")
             return _ended(chance, dataclasses.replace(boot, events=tuple(told)))
     return None
+
+
+def older(level: bytes, lowest: Mapping[str, int]) -> bool:
+    """Whether the variable SbatLevel lets something run of a lower generation than *lowest* asks for."""
+    read = events.variable(level)
+    lines = [line.split(",") for line in (read.data if read else b"").decode("ascii").splitlines()]
+    told = {name: int(number) for name, number, *_ in lines}
+    return any(told.get(name, 0) < number for name, number in lowest.items())
 
 
 KINDS: dict[str, Bad] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import hashlib
 import random
 from typing import Any
 
@@ -11,7 +12,7 @@ import boot_forge
 
 from adversary import boots, claims
 from adversary.boots import Boot
-from netspace.attestation import judge, learning, policy
+from netspace.attestation import learning, policy
 from netspace.attestation.evidence import Evidence
 from netspace.attestation.policy import PolicyError
 
@@ -31,6 +32,10 @@ SETS = (
 )
 GROUPS = (("dbx",), ("signers",), ("applications",), ("kernels", "initrds", "files", "command_lines"))
 SHORTER = (*GROUPS, ("command_lines",), ("initrds",), ("secure_boot",), ("sbat",))
+
+
+# Of MokListTrusted or MokSBState, which no list may name.
+TRUE = hashlib.sha256(b"\1").hexdigest()
 
 
 class Unfit(Exception):
@@ -72,6 +77,10 @@ def make(chance: random.Random, boot: Boot, without: tuple[str, ...] = ()) -> tu
         rules = copy.deepcopy(_learned(names, pcrs).get("boot", {}))
     for key in without:
         rules.pop(key, None)
+    if "signers" in rules and "applications" not in rules:  # then shim's word in PCR 14 is demanded
+        pcrs = tuple(sorted({*pcrs, 14}))
+        rules["unchecked"] = [pcr for pcr in rules.get("unchecked", []) if pcr != 14]
+        rules["mok"] = sorted({one.digest.hex() for one in boot.events if one.pcr == 14} - {TRUE})
     name = f"{how}, PCRs {','.join(map(str, pcrs))}"
     if chance.random() < 0.5:
         name += f", {_shortened(chance, rules, boot)}"
@@ -103,7 +112,7 @@ def _filled(chance: random.Random, rules: dict[str, Any], boot: Boot, pcrs: tupl
     rules["unchecked"] = [pcr for pcr in rules.get("unchecked", []) if pcr in pcrs]
     found = _parsed(rules)
     loose = chance.random() < 0.5
-    for pcr in set(pcrs) - judge.judged_pcrs(found) - found.unchecked - found.pcrs.keys():
+    for pcr in set(pcrs) - found.judged - found.unchecked - found.pcrs.keys():
         if loose:
             rules["unchecked"].append(pcr)
         else:

@@ -86,6 +86,9 @@ def promised(kind: str, boot: Boot, rules: policy.Boot, quoted: tuple[int, ...])
         return rules.secure_boot
     if {one.pcr for one in boot.bad()} == {13} and (13 not in quoted or 13 in rules.unchecked):
         return False  # system extensions: systemd verifies them itself, so a policy may leave them out
+    if kind == "old SBAT":
+        (bad,) = boot.bad()
+        return bad_boots.older(bad.data, rules.sbat)
     rule = getattr(rules, bad_boots.RULES[kind], None)
     return rule is not None and rule != {}
 

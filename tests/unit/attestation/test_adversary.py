@@ -127,7 +127,7 @@ def test_a_check_that_is_taken_out_is_missed(check: str, monkeypatch: pytest.Mon
     assert level(hole, fake_tpm) == 4
 
 
-LIMIT = 20_000
+LIMIT = 6_000
 
 
 def first(kind: str, moves: set[str], without: tuple[str, ...]) -> Hole[Claim] | None:
