@@ -237,7 +237,7 @@ def make(chance: random.Random, kinds: Sequence[str] = KINDS, ask: Judge = whole
     if chance.random() < 0.2:
         rules["violations"] = "ignore"
     allow = chance.random() < 0.2
-    missing = chance.choice([None, None, 0, 1, 2, 3, 5, 6, 9])
+    missing = chance.choice([*[None] * 8, 0, 1, 2, 3, 5, 6, 9])
     quoted = tuple(pcr for pcr in boot_forge.PCRS[BOOT] if pcr != missing)
     boot = _boot_rules(boot_forge.PCRS[BOOT] if kind == NOTHING else quoted)
     found_events, start = tuple(boot_forge.log(BOOT).events[1:]), start_values()

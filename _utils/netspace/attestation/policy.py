@@ -36,63 +36,36 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from netspace.attestation.evidence import PCR_NAMES, from_hex
+from netspace.attestation import boot_policy
+from netspace.attestation.boot_policy import Boot as Boot
 from netspace.attestation.ima import BOOT_AGGREGATE, Entry, File, line
-from netspace.errors import NetspaceError
+from netspace.attestation.policy_reading import Pattern as Pattern
+from netspace.attestation.policy_reading import PolicyError as PolicyError
+from netspace.attestation.policy_reading import digests as _digests
+from netspace.attestation.policy_reading import items as _list
+from netspace.attestation.policy_reading import mapping as _mapping
+from netspace.attestation.policy_reading import octets as _hex
+from netspace.attestation.policy_reading import patterns as _patterns
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
     from netspace.attestation.structures import PublicKey
 
-MAX_ITEMS = 65_536
 MAX_FILES = 1_000_000
 MAX_PATH = 4096
-MAX_PATTERN = 1024
-MAX_PATTERNS = 256
 MAX_CACHE = 65_536
 MAX_TERMS = 16
 # What may be good for a time: lists of what is allowed. What a policy demands, or leaves unchecked, is none.
-PASSING_BOOT = ("signers", "applications", "kernels", "initrds", "files", "command_lines", "pcrs")
+PASSING_BOOT = (
+    *("signers", "mok", "applications", "kernels", "initrds", "files", "grub_commands", "command_lines", "pcrs"),
+)
 PASSING_IMA = ("files", "keys", "exclude", "entries")
 DIGESTS = {"sha256": 32, "sha384": 48, "sha512": 64}
-
-
-class PolicyError(NetspaceError):
-    """A policy that can't be accepted; the message begins with the path of what is wrong."""
-
-
-class Pattern:
-    """Text in which ``*`` stands for anything; matched in linear time, whatever the text."""
-
-    __slots__ = ("_parts", "text")
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-        self._parts = text.split("*")
-
-    @property
-    def exact(self) -> bool:
-        return len(self._parts) == 1
-
-    def matches(self, text: str) -> bool:
-        first, *middle = self._parts
-        if not middle:
-            return text == first
-        last = middle.pop()
-        if len(text) < len(first) + len(last) or not text.startswith(first) or not text.endswith(last):
-            return False
-        at, end = len(first), len(text) - len(last)
-        for part in middle:
-            found = text.find(part, at, end)
-            if found < 0:
-                return False
-            at = found + len(part)
-        return True
 
 
 class Keyring:
@@ -148,22 +121,6 @@ class Keyring:
         except (InvalidSignature, ValueError):
             return False
         return True
-
-
-@dataclass(frozen=True)
-class Boot:
-    """Rules for the boot; None: no such rule."""
-
-    secure_boot: bool = False
-    dbx: frozenset[bytes] = frozenset()
-    signers: frozenset[bytes] | None = None
-    applications: frozenset[bytes] | None = None
-    kernels: frozenset[bytes] | None = None
-    initrds: frozenset[bytes] = frozenset()
-    files: frozenset[bytes] = frozenset()
-    command_lines: tuple[Pattern, ...] | None = None
-    pcrs: Mapping[int, frozenset[bytes]] = field(default_factory=dict)
-    unchecked: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -248,6 +205,29 @@ def _parsed(data: Any, now: float | None) -> Policy:
     return Policy(version, hashlib.sha256(canonical.encode()).hexdigest(), boot, ima, changes)
 
 
+def accepted(data: Any, now: float | None = None, quoted: Collection[int] | None = None) -> Policy:
+    """Read a policy that is to be put in force.
+
+    :param quoted: PCRs that its hosts quote; None where that is not known.
+    :raises PolicyError: as :func:`parse`, and when a rule for the boot rests on a PCR that is not judged or not quoted:
+        such a rule looks strict, and a forger satisfies it.
+    """
+    found = parse(data, now)
+    for gap in boot_policy.gaps(found.boot, quoted) if found.boot is not None else ():
+        raise PolicyError(f"policy:boot:{gap}")
+    return found
+
+
+def founded(found: Policy, quoted: Collection[int] | None = None) -> None:
+    """Check that the rules for the boot carry those for IMA.
+
+    :raises PolicyError: when L5 can't be reached, whatever the hosts run.
+    """
+    if found.ima is not None:
+        for gap in boot_policy.ima_gaps(found.boot, quoted):
+            raise PolicyError(f"policy:ima: L5 rests on the boot: {gap}")
+
+
 def when(moment: Any) -> float:
     """Return a date or a time (ISO 8601, UTC where it doesn't say) as seconds since the epoch.
 
@@ -275,7 +255,7 @@ def _terms(data: Any, whole: Mapping[str, Any]) -> Iterable[tuple[Any, Mapping[s
         _mapping(found.get("ima", {}), f"{here}:ima", PASSING_IMA)
         base = whole.get("boot", {})
         for key in boot:
-            needs = "kernels" if key in ("initrds", "files") else key
+            needs = {"initrds": "kernels", "files": "kernels"}.get(key, key)
             if needs not in base:
                 raise PolicyError(f"{here}:boot:{key}: makes a list longer that is not there: boot:{needs}")
         pcrs = boot.get("pcrs", {})
@@ -312,7 +292,7 @@ def _both(known: Any, more: Any) -> Any:
 
 def _rules(whole: Mapping[str, Any]) -> tuple[Boot | None, Ima | None]:
     return (
-        _boot(whole["boot"]) if "boot" in whole else None,
+        boot_policy.read(whole["boot"]) if "boot" in whole else None,
         _ima(whole["ima"]) if "ima" in whole else None,
     )
 
@@ -322,34 +302,6 @@ def plain(data: Any) -> Any:
     if isinstance(data, Mapping):
         return {str(key): plain(value) for key, value in data.items()}
     return data
-
-
-def _boot(data: Any) -> Boot:
-    at = "policy:boot"
-    known = tuple(Boot.__dataclass_fields__)
-    found = _mapping(data, at, known)
-    if type(found.get("secure_boot", False)) is not bool:
-        raise PolicyError(f"{at}:secure_boot: expected true or false")
-    sets = {
-        key: _digests(found[key], f"{at}:{key}")
-        for key in ("dbx", "signers", "applications", "kernels", "initrds", "files")
-        if key in found
-    }
-    if sets.keys() & {"initrds", "files"} and "kernels" not in sets:
-        raise PolicyError(f"{at}: initrds and files are judged together with kernels, which is missing")
-    lines = None
-    if "command_lines" in found:
-        lines = _patterns(found["command_lines"], f"{at}:command_lines")
-    values = found.get("pcrs", {})
-    if not isinstance(values, Mapping):
-        raise PolicyError(f"{at}:pcrs: expected a mapping of PCRs to lists of values")
-    pcrs = {_pcr(pcr, f"{at}:pcrs"): _digests(one, f"{at}:pcrs:{pcr}") for pcr, one in values.items()}
-    if len(pcrs) != len(values):
-        raise PolicyError(f"{at}:pcrs: a PCR is given twice")
-    unchecked = frozenset(_pcr(pcr, f"{at}:unchecked") for pcr in _list(found.get("unchecked", []), f"{at}:unchecked"))
-    return Boot(
-        secure_boot=found.get("secure_boot", False), command_lines=lines, pcrs=pcrs, unchecked=unchecked, **sets
-    )
 
 
 def _ima(data: Any) -> Ima:
@@ -385,32 +337,6 @@ def _ima(data: Any) -> Ima:
     )
 
 
-def _mapping(data: Any, at: str, known: tuple[str, ...]) -> Mapping[str, Any]:
-    if not isinstance(data, Mapping):
-        raise PolicyError(f"{at}: expected a mapping")
-    for key in data:
-        if key not in known:
-            raise PolicyError(f"{at}:{key!s:.40}: unknown; there are {', '.join(known)}")
-    return data
-
-
-def _list(data: Any, at: str, limit: int = MAX_ITEMS) -> list[Any]:
-    if not isinstance(data, list) or len(data) > limit:
-        raise PolicyError(f"{at}: expected a list of at most {limit}")
-    return data
-
-
-def _digests(data: Any, at: str) -> frozenset[bytes]:
-    return frozenset(_hex(one, 32, at) for one in _list(data, at))
-
-
-def _hex(text: Any, size: int, at: str) -> bytes:
-    raw = from_hex(text, size)
-    if raw is None:
-        raise PolicyError(f"{at}: {text!r:.40}: expected {size} bytes in hex")
-    return raw
-
-
 def _named(text: Any, at: str) -> bytes:
     """``sha256:<hex>`` as the kernel writes it."""
     algorithm, _, digest = text.partition(":") if isinstance(text, str) else ("", "", "")
@@ -424,20 +350,6 @@ def _text(text: str, at: str) -> bytes:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as err:
         raise PolicyError(f"{at}: {text!r:.60}: {err}") from err
-
-
-def _patterns(data: Any, at: str) -> tuple[Pattern, ...]:
-    for one in _list(data, at, MAX_PATTERNS):
-        if not isinstance(one, str) or not 0 < len(one) <= MAX_PATTERN:
-            raise PolicyError(f"{at}: {one!r:.40}: expected text of 1 to {MAX_PATTERN} characters")
-    return tuple(Pattern(one) for one in data)
-
-
-def _pcr(number: Any, at: str) -> int:
-    text = str(number)
-    if isinstance(number, bool) or not isinstance(number, (int, str)) or text not in PCR_NAMES:
-        raise PolicyError(f"{at}: {number!r:.40}: expected a PCR, 0 to 23")
-    return int(text)
 
 
 def _keys(data: Any, at: str) -> dict[bytes, PublicKey]:

@@ -208,10 +208,10 @@ class UnknownValue(Limited):
 
 
 class Uncovered(Limited):
-    """A quoted PCR that no rule of the policy judges, or a rule whose PCR is not quoted."""
+    """A quoted PCR that no rule of the policy judges, or a rule that rests on one that is not judged or not quoted."""
 
     code = "policy-uncovered"
-    remedy = "add a rule, a value, or the PCR's number to 'unchecked' in the policy; or quote the PCR"
+    remedy = "add a rule, a value, or (where no rule rests on it) the PCR's number to 'unchecked'; or quote the PCR"
 
 
 class SecureBootOff(Limited):
@@ -233,6 +233,20 @@ class UnknownSigner(Limited):
 
     code = "boot-signer"
     remedy = "find out who signed what was booted; if that is intended, add its certificate to 'signers'"
+
+
+class ShimInsecure(Limited):
+    """shim was told not to verify what it starts (MokSBState), or not by the firmware's keys (MokDBState)."""
+
+    code = "shim-insecure"
+    remedy = "turn shim's validation on again: mokutil --enable-validation, and confirm it at the console"
+
+
+class OldShimLevel(Limited):
+    """shim lets generations of boot programs run that the policy asks to be refused (SBAT), or says nothing of them."""
+
+    code = "sbat-old"
+    remedy = "update shim, and the level that it applies: mokutil --set-sbat-policy latest"
 
 
 class UnknownApplication(Limited):
@@ -268,6 +282,13 @@ class NoImaPolicy(Limited):
 
     code = "ima-policy-none"
     remedy = "add a section 'ima' to the policy: what may run"
+
+
+class ImaUnfounded(Limited):
+    """An IMA policy, but the boot's rules leave open which kernel wrote the list, or what it was told to measure."""
+
+    code = "ima-unfounded"
+    remedy = "let the policy judge programs, what they load and the command line, and quote PCRs 0 to 9, 11 and 12"
 
 
 class NoList(Limited):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import struct
@@ -15,7 +14,7 @@ from test_ima import ALL, NG, OLD, named, sized
 from test_ima import line as raw_line
 from test_judge import CONTENT, Host, add, allowed, line, pem, signature, whole
 
-from netspace.attestation import ima, ima_rules, judge, policy
+from netspace.attestation import ima, ima_rules, policy, refusals
 from netspace.attestation.evidence import Evidence, Measurements
 
 
@@ -26,6 +25,20 @@ def host(fake_tpm: Any, context: Any) -> Host:
 
 def code(host: Host, rules: dict[str, Any], **more: Any) -> str:
     return host.appraise(rules, first=0, **more).code
+
+
+def alone(host: Host, quoted: tuple[int, ...], systemd: bytes | None = None) -> tuple[str, str]:
+    """Code and reason of what judges lists alone, whatever the boot is worth."""
+    rules = policy.parse({"version": 1, "ima": whole(host)["ima"]})
+    assert rules.ima is not None
+    pcrs = {pcr: host.tpm.pcrs[pcr] for pcr in quoted}
+    made = Measurements(b"", b"", host.tpm.pcrs[10], 0, host.lines)
+    evidence = Evidence("tpm", b"", b"", b"", pcrs, host.log, systemd, made)
+    try:
+        found = ima_rules.judged(evidence, rules.ima, rules.fingerprint, (1, 0), None)
+    except refusals.Refused as err:
+        return err.code, f"{err}; {err.remedy}"
+    return found.refused or ("ok", "")
 
 
 def aggregate(host: Host) -> bytes:
@@ -101,11 +114,9 @@ def test_another_bare_name_is_judged_by_its_digest(host: Host) -> None:
 @pytest.mark.parametrize("missing", range(10))
 def test_a_first_line_that_quoted_pcrs_do_not_prove(host: Host, missing: int) -> None:
     """Root with IMA off could type a good list, its first line too: of PCRs that nobody compares."""
-    quoted = tuple(pcr for pcr in PCRS["shim-grub"] if pcr != missing)
-    rules = {"version": 1, "boot": {"unchecked": list(quoted)}, "ima": whole(host)["ima"]}
-    found = host.appraise(rules, first=0, pcrs=quoted)
-    assert (found.level, found.code) == (4, "ima-unproved") and f"PCR {missing} is not" in found.reason
-    assert "PCRs 0 to 9" in found.remedy
+    assert alone(host, PCRS["shim-grub"]) == ("ok", "")
+    found, reason = alone(host, tuple(pcr for pcr in PCRS["shim-grub"] if pcr != missing))
+    assert found == "ima-unproved" and f"PCR {missing} is not" in reason and "quote PCRs 0 to 9" in reason
 
 
 @pytest.mark.parametrize("algorithm", ["sha1", "sha384", "sha512", "sm3-256"])
@@ -125,11 +136,9 @@ def test_a_first_line_of_fewer_pcrs_is_another_boots(host: Host) -> None:
 @pytest.mark.parametrize("pcr", range(10))
 def test_a_pcr_that_was_extended_after_the_start_is_noticed(host: Host, pcr: int) -> None:
     """So nobody tells of another kernel or command line by extending PCR 8 or 9 later."""
-    rules = {"version": 1, "boot": {"unchecked": list(PCRS["shim-grub"])}, "ima": whole(host)["ima"]}
-    assert code(host, rules) == "ok"
+    assert alone(host, PCRS["shim-grub"]) == ("ok", "")
     host.log = relogged(host, pcr)
-    found = host.appraise(rules, first=0)
-    assert (found.level, found.code) == (4, "ima-aggregate")
+    assert alone(host, PCRS["shim-grub"])[0] == "ima-aggregate"
 
 
 def relogged(host: Host, pcr: int) -> bytes:
@@ -151,25 +160,16 @@ def test_what_systemd_measures_into_pcr_9_is_later_than_the_start(fake_tpm: Any,
         "content": {"string": "nvpcr-init:hardware", "eventType": "nvpcr-init"},
     }
     later = b"\x1e" + json.dumps(record).encode() + b"\n"
-    values = host.tpm.pcrs
-    values[9] = hashlib.sha256(values[9] + digest).digest()
-    raw = host.lines[: ima.offset(host.lines, ima.match(ima.parse(host.lines), bytes(32), values[10]))]
-    evidence = Evidence(
-        "tpm", b"", b"", b"",
-        {pcr: values[pcr] for pcr in PCRS["uki"]},
-        host.log,
-        boot_logs.read("uki/systemd-tpm2-measure.log") + later,
-        Measurements(b"", b"", values[10], 0, raw),
-    )  # fmt: skip
-    rules = policy.parse({"version": 1, "boot": {"unchecked": list(PCRS["uki"])}, "ima": whole(host)["ima"]})
-    assert judge.appraise(evidence, rules, None).code == "ok"
+    systemd = boot_logs.read("uki/systemd-tpm2-measure.log")
+    host.lines = host.lines[: ima.offset(host.lines, ima.match(ima.parse(host.lines), bytes(32), host.tpm.pcrs[10]))]
+    before = aggregate(host)
+    host.tpm.pcrs[9] = hashlib.sha256(host.tpm.pcrs[9] + digest).digest()
+    assert alone(host, PCRS["uki"], systemd + later) == ("ok", "")
+    assert alone(host, PCRS["uki"], systemd)[0] == "ima-aggregate", "nothing tells of it"
     # The same word extended before the kernel started: then its first line would tell.
-    assert evidence.ima is not None
-    other = hashlib.sha256(b"".join(values[pcr] for pcr in range(10))).digest()
-    first = line(b"boot_aggregate", b"sha256:\0" + other) + raw[ima.offset(raw, 1) :]
-    *_, value = ima.replay(ima.parse(first))
-    changed = dataclasses.replace(evidence, ima=dataclasses.replace(evidence.ima, lines=first, value=value))
-    assert judge.appraise(changed, rules, None).code == "ima-aggregate"
+    assert aggregate(host) != before
+    begin(host, line(b"boot_aggregate", aggregate(host)))
+    assert alone(host, PCRS["uki"], systemd + later)[0] == "ima-aggregate"
 
 
 def test_a_violation_is_no_first_line(host: Host) -> None:
