@@ -131,6 +131,12 @@ def gaps(boot: Boot, quoted: Collection[int] | None = None, values: Collection[i
     return found
 
 
+def _measures(word: str) -> bool:
+    """Whether an option of the kernel's turns measuring on; ``ima_policy=tcb|secure_boot`` does, too."""
+    name, _, policies = word.partition("=")
+    return name == "ima_policy" and "tcb" in policies.split("|")
+
+
 def ima_gaps(boot: Boot | None, quoted: Collection[int] | None = None, values: Collection[int] = ()) -> list[str]:
     """Return what a list of IMA's rests on and the rules for the boot leave open.
 
@@ -150,7 +156,7 @@ def ima_gaps(boot: Boot | None, quoted: Collection[int] | None = None, values: C
             f"PCR {number} is not quoted; quote PCRs 0 to 9, 11 and 12" for number in _MEASURER if number not in quoted
         ]
     for pattern in rules.command_lines or ():
-        if IMA_OPTION not in pattern.text.split():
+        if not any(_measures(word) for word in pattern.text.split()):
             found.append(f"command_lines: {pattern.text!r:.80} does not demand {IMA_OPTION}; add it to the pattern")
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import struct
@@ -14,7 +15,7 @@ from test_ima import ALL, NG, OLD, named, sized
 from test_ima import line as raw_line
 from test_judge import CONTENT, Host, add, allowed, line, pem, signature, whole
 
-from netspace.attestation import ima, ima_rules, policy, refusals
+from netspace.attestation import ima, ima_rules, judge, policy, refusals
 from netspace.attestation.evidence import Evidence, Measurements
 
 
@@ -200,6 +201,26 @@ def test_process_1_under_a_bare_name_is_none(host: Host) -> None:
     rules = whole(host)
     rules["ima"]["files"]["systemd"] = ["sha256:" + hashlib.sha256(b"program").hexdigest()]
     assert entries and code(host, rules) == "ima-unmeasured"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "proved", "founded"),
+    [
+        ("root=/dev/vda ima_policy=tcb", {9, 12}, True),
+        ("root=/dev/vda ima_policy=tcb|secure_boot", {9, 12}, True),
+        ("root=/dev/vda ima_policy=secure_boot", {9, 12}, False),
+        ("root=/dev/vda ima_policy=tcbx", {9, 12}, False),
+        ("root=* ima_policy=tcb", {9, 12}, False),
+        ("root=* ima_policy=tcb", {8, 9}, True),
+    ],
+)
+def test_a_star_that_may_turn_ima_off_gives_no_l5(host: Host, pattern: str, proved: set[int], founded: bool) -> None:
+    """Of a boot entry that GRUB does not run, root chooses what the star stands for."""
+    rules = whole(host)
+    rules["boot"]["command_lines"] = [pattern]
+    evidence = dataclasses.replace(host.tpm.evidence(host.context, PCRS["shim-grub"]), boot_log=host.log)
+    found = judge._unfounded(policy.parse(rules), evidence, None, proved)
+    assert (found is None) == founded, found
 
 
 # -- kexec -----------------------------------------------------------------------------
