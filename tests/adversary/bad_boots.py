@@ -347,9 +347,11 @@ def old_sbat(chance: random.Random, boot: Boot) -> Boot | None:
     """Shim's list of revoked generations from 2021."""
     for at, one in enumerate(boot.events):
         if one.type == AUTHORITY and "SbatLevel".encode("utf-16-le") in one.data[:64]:
+            bodies = (b"sbat,1,2021030218\n", b"sbat,1,2022052400\ngrub,2\n", b"")
+            said = [variable(SHIM, "SbatLevel", body) for body in bodies]
             told = list(boot.events)
-            body = chance.choice((b"sbat,1,2021030218\n", b"sbat,1,2022052400\ngrub,2\n", b""))
-            told[at] = dataclasses.replace(measured(7, AUTHORITY, variable(SHIM, "SbatLevel", body)), mark="bad0")
+            bad = measured(7, AUTHORITY, chance.choice([data for data in said if data != one.data]))
+            told[at] = dataclasses.replace(bad, mark="bad0")
             return _ended(chance, dataclasses.replace(boot, events=tuple(told)))
     return None
 
