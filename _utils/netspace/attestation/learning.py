@@ -28,7 +28,7 @@ from netspace.attestation.refusals import Refused
 # The groups, in the order in which they are tried: later ones rest on earlier ones. The last one is for boots that have
 # no place for the one before: whose command line is known by its digest alone, as one of the files.
 GROUPS = (
-    ("applications",),
+    ("applications", "started_by"),
     ("secure_boot", "dbx", "signers", "sbat", "mok"),
     ("kernels", "initrds", "files", "grub_commands", "command_lines"),
     ("kernels", "initrds", "files"),
@@ -44,7 +44,12 @@ _WITHOUT = {
     "command_lines": "the command line is known by its digest or the value of its PCR alone",
 }
 # A rule that is added to brings these with it.
-_WITH = {"kernels": ("initrds", "files"), "signers": ("mok",), "command_lines": ("grub_commands",)}
+_WITH = {
+    "applications": ("started_by",),
+    "kernels": ("initrds", "files"),
+    "signers": ("mok",),
+    "command_lines": ("grub_commands",),
+}
 
 
 @dataclass(frozen=True)
@@ -269,6 +274,13 @@ def _merge(rules: dict[str, Any], key: str, found: Sequence[Any]) -> None:
                   if all(name in one for one in others)}  # fmt: skip
         if lowest:
             rules[key] = lowest
+        return
+    if key == "started_by":
+        joined_by: dict[str, list[str]] = {}
+        for one in found:
+            joined_by = _both(joined_by, one or {})
+        if joined_by:
+            rules[key] = joined_by
         return
     lists: list[list[str]] = [one or [] for one in found]
     if key == "dbx":

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(
     boot_logs.others() is None, reason="there is no folder of others' logs (NETSPACE_EVENTLOGS)"
 )
 
-PROGRAMS = {"applications"}
+PROGRAMS = {"applications", "started_by"}
 SECURE = {"secure_boot", "signers", *PROGRAMS}
 LOADED = {"kernels", "files"}
 LINES = {"command_lines", "grub_commands", *LOADED}
@@ -92,7 +92,7 @@ def evidence(name: str, pcrs: tuple[int, ...]) -> Evidence:
 
 
 @pytest.mark.parametrize("group", GROUPS)
-@pytest.mark.parametrize("name", logs())
+@pytest.mark.parametrize("name", list(logs()))
 def test_what_is_learned_of_a_real_log_takes_it(name: str, group: str) -> None:
     boot = evidence(name, GROUPS[group])
     found = learning.learn(None, {"gold": boot})
