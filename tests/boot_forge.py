@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import boot_logs
@@ -64,6 +64,14 @@ def index(found: list[Event], pcr: int, kind: int, name: str = "", number: int =
     return hits[number]
 
 
+def _starters(told: Sequence[Event]) -> dict[str, list[str]]:
+    run = [event.digests["sha256"].hex() for event in told if event.type == events.APPLICATION]
+    found: dict[str, list[str]] = {}
+    for program, before in zip(run, ["firmware", *run], strict=False):
+        found.setdefault(program, []).append(before)
+    return found
+
+
 def policy(boot: str, **rules: Any) -> dict[str, Any]:
     """What *boot* satisfies, with *rules* changed; None leaves a rule out."""
     told = log(boot).events
@@ -93,12 +101,13 @@ def policy(boot: str, **rules: Any) -> dict[str, Any]:
         "dbx": [digest.hex() for digest in (events.signatures(dbx.data) or ([], []))[1]],
         "signers": certificates,
         "applications": [e.digests["sha256"].hex() for e in told if e.type == events.APPLICATION],
+        "started_by": None if "applications" in without else _starters(told),
         "kernels": [KERNEL],
         "initrds": [INITRD],
         "files": [one for one in files if one not in (KERNEL, INITRD)],
-        "sbat": {} if level is None else measured_data.sbat(level.data),
+        "sbat": None if "applications" in without else {} if level is None else measured_data.sbat(level.data),
         "grub_commands": None if "command_lines" in without else commands,
-        "command_lines": ["/vmlinuz root=/dev/nvme0n1 * ima_policy=tcb"] if boot == "shim-grub" else [LINE],
+        "command_lines": [f"/vmlinuz {LINE}" if boot == "shim-grub" else LINE],
         "pcrs": {"2": [boot_logs.values(boot)[2].hex()]},
         "mok": [e.digests["sha256"].hex() for e in told if e.pcr == 14][:2] if "applications" in without else None,
         "unchecked": sorted(unchecked),

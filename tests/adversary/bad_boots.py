@@ -268,29 +268,32 @@ def shorter(lists: bytes) -> bytes:
 
 
 def shim_insecure(chance: random.Random, boot: Boot) -> Boot | None:
-    """Shim with its validation turned off: whatever follows it is verified by nobody.
+    """Shim (13 or later) with its validation turned off: whatever follows it is verified by nobody.
 
-    It tells so in PCR 14, and from version 13 on in PCR 7 (shim: mok.c, MokSBState).
+    It says so in PCRs 14 and 7 (shim: mok.c, MokSBState).
     """
     found = _unverified(chance, boot)
     if found is None:
         return None
     told = list(found.events)
-    at = max((at for at, one in enumerate(told) if one.pcr == 14), default=len(told) - 1)
-    told.insert(at + 1, dataclasses.replace(measured(14, IPL, b"MokSBState\0", b"\1"), mark="bad8"))
-    if chance.random() < 0.7:
-        said = measured(7, AUTHORITY, variable(SHIM, "MokSBState", b"\1"))
-        told.insert(at + 1, dataclasses.replace(said, mark="bad9"))
+    said = measured(7, AUTHORITY, variable(SHIM, "MokSBState", b"\1"))
+    at = max((at for at, one in enumerate(told) if one.pcr == 14), default=len(told) - 1) + 1
+    told[at:at] = [
+        dataclasses.replace(said, mark="bad8"),
+        dataclasses.replace(measured(14, IPL, b"MokSBState\0", b"\1"), mark="bad9"),
+    ]
     return _ended(chance, dataclasses.replace(found, events=tuple(told)))
 
 
 def old_shim(chance: random.Random, boot: Boot) -> Boot | None:
-    """A shim from before it measured anything, by the same signer; it starts what it likes (shim 0.9 and older)."""
+    """A shim from before it measured anything, or much, by the same signer; it starts what it likes (12 and older)."""
     found = _unverified(chance, boot)
-    if found is None or len(found.bad()) == 0:
+    if found is None or not found.bad():
         return None
     level = "SbatLevel".encode("utf-16-le")
-    told = [one for one in found.events if one.pcr != 14 and not (one.pcr == 7 and level in one.data[:64])]
+    lists = chance.random() < 0.5
+    told = [one for one in found.events if lists or one.pcr != 14]
+    told = [one for one in told if not (one.pcr == 7 and level in one.data[:64])]
     return _ended(chance, dataclasses.replace(found, events=tuple(told)))
 
 
@@ -308,21 +311,29 @@ def _unverified(chance: random.Random, boot: Boot) -> Boot | None:
 
 
 def boot_entry(chance: random.Random, boot: Boot) -> Boot | None:
-    """A boot entry that has shim start the kernel itself, with options (shim: load-options.c).
+    """A boot entry that has shim, or firmware, start the kernel itself, with options (shim: load-options.c).
 
     Of that a kernel before 5.18 measures nothing, and GRUB never runs. Firmware measures the entry into PCR 1.
     """
     run = _where(boot, lambda one: one.pcr == 4 and one.type == APPLICATION)
     options = any(one.pcr == 9 and one.type == TAG for one in boot.events)
-    if len(run) < 3 or options or not boot.commands:
+    if len(run) < 2 or options or not boot.commands:
         return None
     evil = "init=/bin/evil initrd=\\evil.img"
     entry = measured(1, events.VARIABLE_BOOT, variable(events.GLOBAL, "Boot0001", b"\1\0\0\0" + wide(evil)))
-    skipped = set(run[1:-1])
-    told = [one for at, one in enumerate(boot.events) if at not in skipped and one.pcr not in (8, 9)]
+    skipped = set(run[1:-1] if len(run) > 2 else run[:-1])
+    told = [one for at, one in enumerate(boot.events) if at not in skipped and one.pcr not in (8, 9, 12)]
     at = next((at for at, one in enumerate(told) if one.pcr == 4), 0)
     told.insert(at, dataclasses.replace(entry, mark="bad0"))
     return _ended_late(chance, dataclasses.replace(boot, events=tuple(told), commands=(evil,)))
+
+
+def grub_command(chance: random.Random, boot: Boot) -> Boot | None:
+    """A command that was typed at GRUB's prompt, or that a changed configuration had."""
+    near = _at_loading(boot, 8)
+    evil = chance.choice(("write_dword 0x1000 0x90909090", "insmod evil", "(hd0,gpt2)/evil", "/evil init=/bin/evil"))
+    said = b"grub_cmd: " + evil.encode() + b"\0"
+    return _ended_late(chance, _put(chance, boot, [measured(8, IPL, said, evil.encode())], near, 0.3)) if near else None
 
 
 def driver(chance: random.Random, boot: Boot) -> Boot | None:
@@ -336,9 +347,11 @@ def old_sbat(chance: random.Random, boot: Boot) -> Boot | None:
     """Shim's list of revoked generations from 2021."""
     for at, one in enumerate(boot.events):
         if one.type == AUTHORITY and "SbatLevel".encode("utf-16-le") in one.data[:64]:
+            bodies = (b"sbat,1,2021030218\n", b"sbat,1,2022052400\ngrub,2\n", b"")
+            said = [variable(SHIM, "SbatLevel", body) for body in bodies]
             told = list(boot.events)
-            body = chance.choice((b"sbat,1,2021030218\n", b"sbat,1,2022052400\ngrub,2\n", b""))
-            told[at] = dataclasses.replace(measured(7, AUTHORITY, variable(SHIM, "SbatLevel", body)), mark="bad0")
+            bad = measured(7, AUTHORITY, chance.choice([data for data in said if data != one.data]))
+            told[at] = dataclasses.replace(bad, mark="bad0")
             return _ended(chance, dataclasses.replace(boot, events=tuple(told)))
     return None
 
@@ -363,9 +376,13 @@ KINDS: dict[str, Bad] = {
     "shim insecure": shim_insecure,
     "old shim": old_shim,
     "boot entry": boot_entry,
+    "GRUB command": grub_command,
     "driver": driver,
     "old SBAT": old_sbat,
 }
+# What the page names as unproved (docs/attestation-policy.md, "What proves what"): in which order listed programs were
+# started, and a shim that measures nothing. Such a boot is refused where PCR 4 tells, and may not be where it doesn't.
+LIMITS = ("boot entry", "old shim")
 # The rule of a policy that names what is bad, so that such a boot may not be called good.
 RULES = {
     "program": "applications",
@@ -379,6 +396,7 @@ RULES = {
     "shim insecure": "signers",
     "old shim": "sbat",
     "boot entry": "command_lines",
+    "GRUB command": "command_lines",
     "driver": "applications",
     "old SBAT": "sbat",
 }

@@ -162,14 +162,36 @@ def recorded() -> tuple[Boot, ...]:
     known = (section, section + b"\0", section + b"\n", wide(boot_forge.LINE), wide(boot_forge.LINE)[:-2])
     for content in known:
         uki = dataclasses.replace(uki, events=tuple(_named(one, content) for one in uki.events))
-    older = tuple(one for one in grub.events if not (one.pcr == 9 and one.type == TAG))
     passed = measured(12, IPL, wide(boot_forge.LINE), mark="passed")
+    entry = _entry(uki, passed)
     return (
         grub,
         uki,
-        dataclasses.replace(grub, name="grub, kernel before 5.18", events=older),
+        dataclasses.replace(grub, name="grub, kernel before 5.18", events=_older(grub)),
         dataclasses.replace(uki, name="uki, systemd-boot passes a line", events=(*uki.events, passed)),
+        dataclasses.replace(entry, name="systemd-boot"),
+        dataclasses.replace(entry, name="systemd-boot, kernel before 5.18", events=_older(entry)),
     )
+
+
+def _older(boot: Boot) -> tuple[Entry, ...]:
+    """The boot's events with a kernel that measures neither options nor initrd."""
+    return tuple(one for one in boot.events if not (one.pcr == 9 and one.type == TAG))
+
+
+def _entry(uki: Boot, passed: Entry) -> Boot:
+    """A boot by systemd-boot's entry: the kernel is a program of its own, and gets its line from the entry."""
+    program = Entry("kernel", 4, hashlib.sha256(b"kernel").digest(), APPLICATION, bytes(32))
+    told = []
+    for one in uki.events:
+        if one.pcr == 11:
+            continue
+        options = events.tag(eventlog.Event(one.pcr, one.type, {}, one.data))
+        if one.pcr == 9 and options is not None and options[0] == events.TAG_OPTIONS:
+            told += [program, passed, measured(9, TAG, one.data, wide(boot_forge.LINE), one.mark)]
+        else:
+            told.append(one)
+    return dataclasses.replace(uki, events=tuple(told))
 
 
 @functools.cache

@@ -29,9 +29,10 @@ FIXED = (
 )
 WORDS = (
     *(("phase", one) for one in ("enter-initrd", "leave-initrd", "sysinit", "ready", "shutdown", "final")),
+    *(("phase", one) for one in ("os-separator", "nvpcr-separator", "factory-reset", "storage-target-mode")),
     ("filesystem", "file-system:/:ext4::uuid:label:"),
     ("machine-id", "machine-id:00000000000000000000000000000bd1"),
-    ("nvpcr-init", "nvpcr-init:hardware:0x1d10200:sha256:" + "00" * 32),
+    ("nvpcr-init", "nvpcr-init:hardware:0x1d10200:" + "00" * 32),
     ("product-id", "product-id:0"),
     ("volume-key", "cryptsetup:root:uuid"),
     ("keyslot", "cryptsetup-keyslot:root:uuid"),

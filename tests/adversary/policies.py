@@ -66,8 +66,10 @@ def make(chance: random.Random, boot: Boot, without: tuple[str, ...] = ()) -> tu
     """
     pcrs = chance.choice(SETS)
     own = "uki" if boot.name.startswith("uki") else "shim-grub"
-    mine = boot in boots.recorded()
-    how = chance.choice(("learned", "written", "written", "fleet")) if mine else "learned"
+    hows = ["learned"]
+    if boot in boots.recorded():
+        hows += ["fleet"] if boot.name.startswith("systemd-boot") else ["fleet", "written", "written"]
+    how = chance.choice(hows)
     if how == "written":
         rules = boot_forge.policy(own)["boot"]
         if chance.random() < 0.6:

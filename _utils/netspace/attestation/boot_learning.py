@@ -63,6 +63,7 @@ def told(evidence: Evidence) -> Told:
     quoted = {pcr: extended[pcr] if pcr in evidence.pcrs else [] for pcr in range(24)}
     rules: dict[str, Any] = {
         "applications": [one.digest.hex() for one in quoted[4] if one.kind == events.APPLICATION],
+        "started_by": _starters(quoted[4]),
         "mok": [one.digest.hex() for one in quoted[14] if one.digest not in _SHIM_CONSTANTS],
     }
     problems = {"command_lines": "the command line is not known as text", "signers": "PCR 7 is not quoted"}
@@ -73,6 +74,19 @@ def told(evidence: Evidence) -> Told:
 
 
 _SHIM_CONSTANTS = frozenset((measured.EMPTY_KEY_LIST, measured.FALSE, measured.TRUE)) | measured.WORDS[14]
+
+
+def _starters(extended: Sequence[Extension]) -> dict[str, list[str]]:
+    """Which program each one came right after."""
+    found: dict[str, list[str]] = {}
+    last = "firmware"
+    for one in extended:
+        if one.kind == events.APPLICATION:
+            found.setdefault(one.digest.hex(), []).append(last)
+            last = one.digest.hex()
+        elif one.digest in measured.CALLS:
+            last = "firmware"
+    return {program: list(dict.fromkeys(starters)) for program, starters in found.items()}
 
 
 def _led(pcr: int, evidence: Evidence, log: eventlog.EventLog, replayed: Mapping[int, bytes]) -> bool:

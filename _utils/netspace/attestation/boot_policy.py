@@ -11,13 +11,24 @@ Pure: no file is read.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from netspace.attestation import measured
-from netspace.attestation.policy_reading import Pattern, PolicyError, digests, items, mapping, patterns, pcr
+from netspace.attestation.policy_reading import (
+    MAX_ITEMS,
+    Pattern,
+    PolicyError,
+    digests,
+    items,
+    mapping,
+    octets,
+    patterns,
+    pcr,
+)
 
 # PCRs that a boot loader or a kernel measures what it loads into: GRUB and Linux (9), systemd's stub (11, 12). Its
 # system extensions (13) are judged where they are quoted; systemd itself verifies who signed them.
@@ -25,7 +36,13 @@ _LOADED = (9, 11, 12)
 LOADED = (*_LOADED, 13)
 # What IMA's list rests on: the programs, what they loaded, and (PCRs 0 to 9) the first line of the list itself.
 _MEASURER = (*range(10), 11, 12)
-IMA_OPTION = "ima_policy=tcb"
+# Who starts the first program of a boot entry, among those that may start a program.
+FIRMWARE = b""
+# Whoever uses the TPM may reset these (TCG PC Client Platform TPM Profile 1.05, 4.6.1).
+_RESETTABLE = frozenset((16, 23))
+# What is measured into these PCRs is measured by programs of PCR 4. (shim, of 14, may be known by its signer.)
+_BY_PROGRAMS = frozenset((8, 9, 11, 12, 13, 15))
+_IMA_OPTION = re.compile(r'(?:^|\s)ima_policy=(?:"([a-z_| ]+)"|([a-z_|]+))(?=\s|$)')
 _REMEDIES = {
     2: "its values under pcrs (programs that are loaded as drivers are measured there)",
     4: "applications, or its values under pcrs",
@@ -45,6 +62,7 @@ class Boot:
     sbat: Mapping[str, int] = field(default_factory=dict)
     mok: frozenset[bytes] | None = None
     applications: frozenset[bytes] | None = None
+    started_by: Mapping[bytes, frozenset[bytes]] = field(default_factory=dict)
     kernels: frozenset[bytes] | None = None
     initrds: frozenset[bytes] = frozenset()
     files: frozenset[bytes] = frozenset()
@@ -74,22 +92,29 @@ class Boot:
         """PCRs that the proofs of rules lie in, and one of the rules.
 
         ``signers`` alone trusts shim to verify what it starts. shim tells in PCR 14 whether it did, and by whose keys.
+        A shim that tells nothing is known by its digest in PCR 4 alone, so ``sbat`` rests on it, too.
         """
         found: dict[int, str] = {}
         for rule, there, where in (
             ("secure_boot", self.secure_boot, (7,)),
             ("dbx", bool(self.dbx), (7,)),
-            ("sbat", bool(self.sbat), (7,)),
             ("signers", self.signers is not None, (7,) if self.applications is not None else (7, 14)),
             ("mok", self.mok is not None, (14,)),
             ("applications", self.applications is not None, (2, 4)),
             ("kernels", self.kernels is not None, (4, *_LOADED)),
             ("command_lines", self.command_lines is not None, (4, 8, *_LOADED)),
+            ("sbat", bool(self.sbat), (4, 7)),
+            ("pcrs", bool(_BY_PROGRAMS & self.pcrs.keys()), (4,)),
         ):
             if there:
                 for number in where:
                     found.setdefault(number, rule)
         return found
+
+    @cached_property
+    def unordered(self) -> frozenset[bytes]:
+        """Programs of which it is left open who may start them."""
+        return (self.applications or frozenset()) - self.started_by.keys()
 
     @cached_property
     def allowed(self) -> Mapping[int, frozenset[bytes]]:
@@ -128,21 +153,26 @@ def gaps(boot: Boot, quoted: Collection[int] | None = None, values: Collection[i
             found.append(f"{rule}: its proof lies in PCR {number}, which nothing judges; give {_remedy(number)}")
         elif quoted is not None and number not in quoted:
             found.append(f"{rule}: its proof lies in PCR {number}, which is not quoted; quote it")
+    loading = "kernels" if boot.kernels is not None else "command_lines" if boot.command_lines is not None else ""
+    if loading and boot.unordered and 4 not in boot.pcrs and 4 not in values:
+        found.append(
+            f"{loading}: a kernel that the firmware or shim starts may measure nothing of its command line; give "
+            f"started_by for {min(boot.unordered).hex()} and all of applications, or PCR 4's values under pcrs"
+        )
+    for number in sorted(_RESETTABLE & boot.pcrs.keys()):
+        found.append(
+            f"pcrs: PCR {number} may be reset by whoever uses the TPM, so its value proves nothing; leave it out"
+        )
     return found
-
-
-def _measures(word: str) -> bool:
-    """Whether an option of the kernel's turns measuring on; ``ima_policy=tcb|secure_boot`` does, too."""
-    name, _, policies = word.partition("=")
-    return name == "ima_policy" and "tcb" in policies.split("|")
 
 
 def ima_gaps(boot: Boot | None, quoted: Collection[int] | None = None, values: Collection[int] = ()) -> list[str]:
     """Return what a list of IMA's rests on and the rules for the boot leave open.
 
     The list is worth what the kernel is that wrote it, and what it was told to measure: programs, what they loaded and
-    the command line have to be judged, by rules or by values, and each pattern of ``command_lines`` has to demand that
-    IMA measures. The list's first line shows that nobody extended PCRs 0 to 9 later, so these have to be quoted.
+    the command line have to be judged, by rules or by values. Each pattern of ``command_lines`` has to demand that IMA
+    measures, and to be a whole line: what ``*`` stands for could turn IMA off. The list's first line shows that nobody
+    extended PCRs 0 to 9 later, so these have to be quoted.
     """
     rules = Boot() if boot is None else boot
     known = rules.judged | rules.pcrs.keys() | frozenset(values)
@@ -156,9 +186,18 @@ def ima_gaps(boot: Boot | None, quoted: Collection[int] | None = None, values: C
             f"PCR {number} is not quoted; quote PCRs 0 to 9, 11 and 12" for number in _MEASURER if number not in quoted
         ]
     for pattern in rules.command_lines or ():
-        if not any(_measures(word) for word in pattern.text.split()):
-            found.append(f"command_lines: {pattern.text!r:.80} does not demand {IMA_OPTION}; add it to the pattern")
+        if not _measures(pattern.text):
+            found.append(f"command_lines: {pattern.text!r:.80} does not demand ima_policy=tcb; add it to the pattern")
+        elif not pattern.exact:
+            found.append(
+                f"command_lines: {pattern.text!r:.80}: * may stand for what turns IMA off; give the whole line"
+            )
     return found
+
+
+def _measures(line: str) -> bool:
+    """Whether a command line has IMA measure programs (kernel-parameters: ``ima_policy=``, one or several names)."""
+    return any("tcb" in (quoted or plain).replace("|", " ").split() for quoted, plain in _IMA_OPTION.findall(line))
 
 
 def _remedy(number: int) -> str:
@@ -181,6 +220,8 @@ def read(data: Any) -> Boot:
     }
     if sets.keys() & {"initrds", "files"} and "kernels" not in sets:
         raise PolicyError(f"{at}: initrds and files are judged together with kernels, which is missing")
+    if "started_by" in found and "applications" not in sets:
+        raise PolicyError(f"{at}: started_by is judged together with applications, which is missing")
     if "grub_commands" in sets and "command_lines" not in found:
         raise PolicyError(f"{at}: grub_commands are judged together with command_lines, which is missing")
     lines = patterns(found["command_lines"], f"{at}:command_lines") if "command_lines" in found else None
@@ -196,11 +237,24 @@ def read(data: Any) -> Boot:
     return Boot(
         secure_boot=found.get("secure_boot", False),
         sbat=_generations(found.get("sbat", {}), f"{at}:sbat"),
+        started_by=_starters(found.get("started_by", {}), f"{at}:started_by"),
         command_lines=lines,
         pcrs=pcrs,
         unchecked=unchecked,
         **sets,
     )
+
+
+def _starters(data: Any, at: str) -> dict[bytes, frozenset[bytes]]:
+    if not isinstance(data, Mapping) or len(data) > MAX_ITEMS:
+        raise PolicyError(f"{at}: expected a mapping of programs to lists of those that may start them")
+    return {
+        octets(program, 32, at): frozenset(
+            FIRMWARE if one == "firmware" else octets(one, 32, f"{at}:{program}")
+            for one in items(starters, f"{at}:{program}")
+        )
+        for program, starters in data.items()
+    }
 
 
 def _generations(data: Any, at: str) -> dict[str, int]:

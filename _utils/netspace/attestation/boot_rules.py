@@ -20,7 +20,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from netspace.attestation import boot_policy, eventlog, events, extensions, measured, measurelog, platform_rules
-from netspace.attestation.boot_policy import Boot
+from netspace.attestation.boot_policy import FIRMWARE, Boot
 from netspace.attestation.evidence import BANK, Evidence
 from netspace.attestation.extensions import Extension
 from netspace.attestation.refusals import (
@@ -70,7 +70,7 @@ def judged_boot(evidence: Evidence, policy: Boot | None, references: References 
     if 14 in policy.judged:
         platform_rules.check_shim(extended[14], policy)
     if policy.applications is not None:
-        _applications(extended[4], policy.applications)
+        _applications(extended[4], policy.applications, policy.started_by)
     proved = _loaded(extended, policy)
     plain = {pcr: {*policy.pcrs.get(pcr, ()), *given.get(pcr, ())} for pcr in quoted}
     _values(quoted, plain, quoted.keys() - (policy.judged | policy.unchecked) | policy.pcrs.keys())
@@ -95,12 +95,24 @@ def _values(quoted: Mapping[int, bytes], references: References, pcrs: Collectio
             raise UnknownValue(f"PCR {pcr} has a value that is not among the references: {quoted[pcr].hex()}")
 
 
-def _applications(extended: Sequence[Extension], allowed: frozenset[bytes]) -> None:
-    """Judge PCR 4: what is neither listed nor a constant of the specification's is a program that nobody allowed."""
-    seen = 0
+def _applications(
+    extended: Sequence[Extension], allowed: frozenset[bytes], started_by: Mapping[bytes, frozenset[bytes]]
+) -> None:
+    """Judge PCR 4: what is neither listed nor a constant of the specification's is a program that nobody allowed.
+
+    :param started_by: what may come right before a program. Root adds programs later, but none before another.
+    """
+    seen, last = 0, FIRMWARE
     for one in extended:
         if one.digest in allowed:
             seen += 1
+            starters = started_by.get(one.digest)
+            if starters is not None and last not in starters:
+                by = last.hex() or "the firmware"
+                raise UnknownApplication(f"program {one.digest.hex()} ({one.claimed}) was started by {by}")
+            last = one.digest
+        elif one.digest in measured.CALLS:
+            last = FIRMWARE
         elif one.digest in measured.SEPARATORS or one.digest in measured.ACTIONS or one.digest in measured.WORDS[4]:
             continue
         elif one.kind == events.APPLICATION:

@@ -44,13 +44,14 @@ class Extension(NamedTuple):
     def preimages(self) -> Iterator[bytes]:
         """Yield the data that was measured: as it is logged, or without what is known to be logged besides.
 
-        Old shims log a byte more of an authority than they measure; GRUB logs a word before a text, and its NUL.
+        Old shims log a byte more of an authority than they measure; systemd-boot before v251 logged one less of a
+        command line; GRUB logs a word before a text, and a NUL after it.
         """
         if not isinstance(self.source, Event):
             told = [self.source.text.encode()]
         else:
             data = self.source.data
-            told = [data, data[:-1]]
+            told = [data, data[:-1], data + b"\0"]
             told += [data[len(word) :].removesuffix(b"\0") for word in _GRUB if data.startswith(word)]
         for one in told:
             if measured.digest(one) == self.digest:

@@ -28,15 +28,28 @@ from netspace.attestation.refusals import Refused
 # The groups, in the order in which they are tried: later ones rest on earlier ones. The last one is for boots that have
 # no place for the one before: whose command line is known by its digest alone, as one of the files.
 GROUPS = (
-    ("applications",),
+    ("applications", "started_by"),
     ("secure_boot", "dbx", "signers", "sbat", "mok"),
     ("kernels", "initrds", "files", "grub_commands", "command_lines"),
     ("kernels", "initrds", "files"),
 )
 # Without one of these a boot has nothing for the group.
 _HEADS = {"applications": "applications", "secure_boot": "signers", "kernels": "kernels"}
+# What it means that a group is left out, by what it begins with.
+_WITHOUT = {
+    "applications": "PCR 4 is known by its value alone: L4 ends with the next boot loader or kernel",
+    "secure_boot": "PCR 7 is known by its value alone: L4 ends with the next key, revocation list or level of shim's",
+    "kernels": "what is loaded is known by the values of PCRs 8 to 12 alone, or where they are not quoted, not at all: "
+    "L4 ends with the next file, and L5 rests on all of them",
+    "command_lines": "the command line is known by its digest or the value of its PCR alone",
+}
 # A rule that is added to brings these with it.
-_WITH = {"kernels": ("initrds", "files"), "signers": ("mok",), "command_lines": ("grub_commands",)}
+_WITH = {
+    "applications": ("started_by",),
+    "kernels": ("initrds", "files"),
+    "signers": ("mok",),
+    "command_lines": ("grub_commands",),
+}
 
 
 @dataclass(frozen=True)
@@ -204,10 +217,11 @@ def _begin(boot: dict[str, Any], group: Sequence[str], told: Mapping[str, Told],
         return
     needed = [_HEADS[group[0]], *(["command_lines"] if "command_lines" in group else [])]
     for host, one in told.items():
+        if len(needed) > 1 and not one.rules.get(needed[0]):
+            return  # the group without command lines says so
         for key in needed:
             if not one.rules.get(key):
-                why = one.problems.get(key, "nothing in the log tells of it")
-                notes.append(f"{host}: no rules for {', '.join(group)}: {why}: known by digests or values alone")
+                _left_out(host, group, one.problems.get(key, "nothing in the log tells of it"), notes)
                 return
     rules: dict[str, Any] = {}
     for key in group:
@@ -218,9 +232,14 @@ def _begin(boot: dict[str, Any], group: Sequence[str], told: Mapping[str, Told],
     for host, one in told.items():
         problem = _problem(one.evidence, tried)
         if problem:
-            notes.append(f"{host}: no rules for {', '.join(group)}: {problem}: known by digests or values alone")
+            _left_out(host, group, problem, notes)
             return
     boot.update(rules)
+
+
+def _left_out(host: str, group: Sequence[str], why: str, notes: list[str]) -> None:
+    kind = "command_lines" if "command_lines" in group else group[0]
+    notes.append(f"{host}: no rules for {', '.join(group)}: {why}; {_WITHOUT[kind]}")
 
 
 def _rule(one: Told, key: str, pinned: bool) -> Any:
@@ -255,6 +274,13 @@ def _merge(rules: dict[str, Any], key: str, found: Sequence[Any]) -> None:
                   if all(name in one for one in others)}  # fmt: skip
         if lowest:
             rules[key] = lowest
+        return
+    if key == "started_by":
+        joined_by: dict[str, list[str]] = {}
+        for one in found:
+            joined_by = _both(joined_by, one or {})
+        if joined_by:
+            rules[key] = joined_by
         return
     lists: list[list[str]] = [one or [] for one in found]
     if key == "dbx":

@@ -28,11 +28,16 @@ NOTHING = digest(b"")
 SEPARATOR = digest(bytes(4))
 SEPARATORS = frozenset((SEPARATOR, digest(b"\xff" * 4)))
 # PFP 10.4.1, EV_EFI_ACTION, and 3.3.4.5: what firmware does with boot options, which is no program.
-ACTIONS = frozenset(
+CALLS = frozenset(
     digest(text)
     for text in (
         b"Calling EFI Application from Boot Option",
         b"Returning from EFI Application from Boot Option",
+    )
+)
+ACTIONS = CALLS | frozenset(
+    digest(text)
+    for text in (
         b"Exit Boot Services Invocation",
         b"Exit Boot Services Returned with Success",
         b"Exit Boot Services Returned with Failure",

@@ -7,11 +7,15 @@ A policy is a mapping (YAML, JSON)::
       secure_boot: true              # on, with keys, not in debug mode
       dbx: [<sha256>, ...]           # the revocation list has at least these
       signers: [<sha256>, ...]       # certificates that whatever was booted may be trusted for
+      sbat: {shim: 4, grub: 5}       # shim refuses lower generations than these
+      mok: [<sha256>, ...]           # shim's lists of keys (PCR 14)
       applications: [<sha256>, ...]  # Authenticode digests of all UEFI programs that were run (PCR 4)
+      started_by: {<sha256>: [firmware]}       # what may come right before each of them
       kernels: [<sha256>, ...]       # files; one of them was loaded (PCR 9 or 11)
       initrds: [<sha256>, ...]
       files: [<sha256>, ...]         # whatever else the boot loader may load (PCR 9, 11, 12)
-      command_lines: ["root=/dev/vda ro *"]    # * stands for anything
+      grub_commands: [<sha256>, ...] # each command that GRUB may run (PCR 8)
+      command_lines: ["root=/dev/vda ro *"]    # * stands for anything but what hides the rest
       pcrs: {0: [<hex>, ...]}        # plain values
       unchecked: [1, 5]              # quoted PCRs that may have any value
     ima:

@@ -12,7 +12,7 @@ from netspace.attestation.evidence import PCR_NAMES, from_hex
 from netspace.errors import NetspaceError
 
 MAX_ITEMS = 65_536
-MAX_PATTERN = 1024
+MAX_PATTERN = 4096
 MAX_PATTERNS = 256
 
 

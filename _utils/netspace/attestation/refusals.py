@@ -250,10 +250,10 @@ class OldShimLevel(Limited):
 
 
 class UnknownApplication(Limited):
-    """A UEFI program was run whose digest is not in the policy, or none was."""
+    """A UEFI program was run whose digest is not in the policy, or by another one than may start it, or none was."""
 
     code = "boot-application"
-    remedy = "if the boot loader or kernel was updated, add its Authenticode digest to 'applications'"
+    remedy = "if the boot loader or kernel was updated, add its Authenticode digest to 'applications' and 'started_by'"
 
 
 class UnknownFile(Limited):

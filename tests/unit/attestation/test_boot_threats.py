@@ -202,6 +202,7 @@ def test_a3_what_systemd_does_measure_is_allowed() -> None:
 
 # -- A4: the command line ---------------------------------------------------------------
 GOOD = f"/vmlinuz {boot_forge.LINE}".encode()
+STAR = ["/vmlinuz root=/dev/nvme0n1 * ima_policy=tcb"]
 BAD = b"/vmlinuz root=/dev/nvme0n1 init=/bin/evil ima_policy="
 
 
@@ -252,10 +253,10 @@ def test_a4_a_bad_command_line_relabelled_and_a_good_one_added(older: bool, kind
     ids=["quote", "end of options", "cut off", "second line", "not ascii"],
 )
 def test_a4_what_a_star_stands_for_hides_nothing_from_the_kernel(line: str) -> None:
-    told = booted("shim-grub", other_line(line.encode()))
-    assert code("shim-grub", told, boot_forge.policy("shim-grub")) == "command-line"
+    rules = boot_forge.policy("shim-grub", command_lines=STAR)
+    assert code("shim-grub", booted("shim-grub", other_line(line.encode())), rules) == "command-line"
     fine = "/vmlinuz root=/dev/nvme0n1 quiet ima_policy=tcb"
-    assert code("shim-grub", booted("shim-grub", other_line(fine.encode())), boot_forge.policy("shim-grub")) == "L4"
+    assert code("shim-grub", booted("shim-grub", other_line(fine.encode())), rules) == "L4"
 
 
 def test_a4_a_command_of_grubs_is_no_command_line_and_the_other_way_round() -> None:
@@ -351,7 +352,7 @@ RESTS = {
     "secure_boot": (7,),
     "dbx": (7,),
     "signers": (7, 14),
-    "sbat": (7,),
+    "sbat": (4, 7),
     "mok": (14,),
     "applications": (2, 4),
     "kernels": (4, 9, 11, 12),
@@ -405,6 +406,48 @@ def test_a7_a_driver_is_a_program_too() -> None:
     assert code("shim-grub", told, boot_forge.policy("shim-grub")) == "pcr-value"
 
 
+# -- F1: who started what -----------------------------------------------------------------
+def started(*order: int) -> Callable[[list[Event]], None]:
+    """The programs of the good boot in another order; -1: the firmware's next boot entry."""
+
+    def edit(found: list[Event]) -> None:
+        run = [one for one in found if one.pcr == 4 and one.type == events.APPLICATION]
+        at = found.index(run[0])
+        rest = [one for one in found if one not in run]
+        call = measured(4, events.EFI_ACTION, b"Returning from EFI Application from Boot Option")
+        rest[at:at] = [call if number < 0 else run[number] for number in order]
+        found[:] = rest
+
+    return edit
+
+
+@pytest.mark.parametrize("order", [(0, 2), (0, 2, 1), (2, 0, 1), (0, 1, -1, 2), (1, 2), (2,), (0, 1, 0, 2)])
+def test_f1_a_kernel_that_no_boot_loader_started(order: tuple[int, ...]) -> None:
+    """shim starts the kernel itself, with options of which it measures nothing; root adds what GRUB would have."""
+    assert len({one.digests["sha256"] for one in booted("shim-grub") if one.type == events.APPLICATION}) == 3
+    assert code("shim-grub", booted("shim-grub", started(0, 1, 2)), boot_forge.policy("shim-grub")) == "L4"
+    assert code("shim-grub", booted("shim-grub", started(*order)), boot_forge.policy("shim-grub")) == "boot-application"
+
+
+def test_f1_a_program_of_which_is_left_open_who_starts_it() -> None:
+    rules = boot_forge.policy("shim-grub")
+    rules["boot"]["started_by"].popitem()
+    with pytest.raises(policy.PolicyError, match=r"give started_by for .* or PCR 4's values"):
+        policy.accepted(rules)
+    assert code("shim-grub", booted("shim-grub"), rules) == "policy-uncovered"
+    value = eventlog.parse(boot_forge.packed(booted("shim-grub"))).replay("sha256")[4]
+    rules["boot"]["pcrs"]["4"] = [value.hex()]
+    assert policy.accepted(rules) and code("shim-grub", booted("shim-grub"), rules) == "L4"
+
+
+@pytest.mark.parametrize("pcr", [16, 23])
+def test_f6_a_pcr_that_anybody_resets_has_no_value(pcr: int) -> None:
+    rules = boot_forge.policy("shim-grub")
+    rules["boot"]["pcrs"][str(pcr)] = ["00" * 32]
+    with pytest.raises(policy.PolicyError, match=f"PCR {pcr} may be reset"):
+        policy.accepted(rules)
+
+
 # -- A8: a variable's name ----------------------------------------------------------------
 @pytest.mark.parametrize("name", ["Shim", "MokListRT", "db", "dbx", "Boot0000", "SecureBoot"])
 @pytest.mark.parametrize("guid", [events.GLOBAL, events.SECURITY, fixed.SHIM])
@@ -443,11 +486,13 @@ def test_l5_rests_on_the_kernel_that_measures_and_its_command_line() -> None:
     policy.founded(policy.parse({**rules, **ima}), boot_forge.PCRS["uki"])
     for boot, pcrs, problem in (
         (
-            {**rules["boot"], "command_lines": ["root=* ima_policy=tcb*"]},
+            {**rules["boot"], "command_lines": ["root=x"]},
             boot_forge.PCRS["uki"],
             "does not demand ima_policy=tcb",
         ),
         ({"unchecked": list(range(16))}, tuple(range(16)), "PCR 4 is not judged"),
+        ({**rules["boot"], "command_lines": STAR}, boot_forge.PCRS["uki"], "give the whole line"),
+        ({**rules["boot"], "command_lines": ["x ima_policy=tcb*"]}, boot_forge.PCRS["uki"], "does not demand"),
         (rules["boot"], tuple(one for one in boot_forge.PCRS["uki"] if one != 3), "PCR 3 is not quoted"),
         ({**bare("uki")["boot"]}, boot_forge.PCRS["uki"], "PCR 8 is not judged"),
     ):
@@ -531,7 +576,8 @@ def a4() -> str:
 
 def a4_quote() -> str:
     line = b'/vmlinuz root=/dev/nvme0n1 x=" ima_policy=tcb'
-    return code("shim-grub", booted("shim-grub", other_line(line)), boot_forge.policy("shim-grub"))
+    rules = boot_forge.policy("shim-grub", command_lines=STAR)
+    return code("shim-grub", booted("shim-grub", other_line(line)), rules)
 
 
 def a6() -> str:
@@ -551,6 +597,11 @@ def a7() -> str:
     return code("uki", told, boot_forge.policy("uki"), pcrs=pcrs)
 
 
+def f1() -> str:
+    rules = boot_forge.policy("shim-grub", started_by=None)
+    return code("shim-grub", booted("shim-grub", started(0, 2, 1)), rules)
+
+
 def a8() -> str:
     told = booted("shim-grub")
     told.insert(0, measured(7, events.VARIABLE_DRIVER_CONFIG, authority(fixed.SHIM, "Shim", bytes(16) + CERTIFICATE)))
@@ -567,6 +618,7 @@ def a8() -> str:
         (a6, platform_rules, "check_shim", _nothing),
         (a6_sbat, platform_rules, "_sbat", _nothing),
         (a7, boot_policy, "gaps", lambda *_: []),
+        (f1, boot_policy, "gaps", lambda *_: []),
         (a8, platform_rules, "_NAMESPACES", {**platform_rules._NAMESPACES, fixed.SHIM: Everything()}),
     ],
 )

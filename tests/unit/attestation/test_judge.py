@@ -286,7 +286,7 @@ def test_secure_boots_of_others() -> None:
         boot = policy.parse({"version": 1, "boot": rules}).boot
         assert boot is not None and boot.applications is not None
         extended = extensions.of(log, (), (4, 7))
-        boot_rules._applications(extended[4], boot.applications)
+        boot_rules._applications(extended[4], boot.applications, {})
         try:
             platform_rules.check(extended[7], boot)
             understood += 1
