@@ -85,7 +85,8 @@ def replay(log: str = "", systemd: str = "", ima: str = "") -> dict[str, Any]:
         systemd's log, ``/run/log/systemd/tpm2-measure.log``: what it measured after the firmware.
 
     ima
-        IMA's list, ``binary_runtime_measurements`` or ``ascii_runtime_measurements``.
+        IMA's list, ``binary_runtime_measurements`` or ``ascii_runtime_measurements``, also those of one
+        algorithm (``binary_runtime_measurements_sha256``).
     """
 
     def work() -> dict[str, Any]:

@@ -4,37 +4,26 @@ Pure: no file, no network, no clock. It is asked by ``verifier.verify_quote`` al
 everything that was signed was found genuine, and decides on L4 and L5:
 
 1. the boot is as references or a boot policy say (:mod:`netspace.attestation.boot_rules`). **L4**
-2. there is an IMA policy, and the boot policy says what a measurement list rests on;
-3. there is a list, which continues where the last one ended;
-4. lines of it lead to the quoted PCR 10; later ones wait for the next time;
-5. it begins with this boot's PCR values and has process 1, and the policy allows each of the lines. **L5**
+2. there is an IMA policy, and a list, which continues where the last one ended;
+3. lines of it lead to the quoted PCR 10; later ones wait for the next time;
+4. it begins with this boot's PCR values and has process 1, and the policy allows each of the lines
+   (:mod:`netspace.attestation.ima_rules`);
+5. the boot policy says what such a list rests on (:func:`boot_policy.ima_gaps`). **L5**
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 
-from netspace.attestation import boot_policy, ima
+from netspace.attestation import boot_policy, ima_rules
 from netspace.attestation.boot_rules import References as References
 from netspace.attestation.boot_rules import judged_boot as judged_boot
 from netspace.attestation.evidence import Evidence
 from netspace.attestation.ima import State
 from netspace.attestation.measured import SHIM as SHIM
-from netspace.attestation.policy import Ima, Policy
-from netspace.attestation.refusals import (
-    ImaUnfounded,
-    Limited,
-    ListGap,
-    NoImaPolicy,
-    NoList,
-    NothingMeasured,
-    Refused,
-    UnknownFileRun,
-    Violation,
-    WrongAggregate,
-)
+from netspace.attestation.policy import Policy
+from netspace.attestation.refusals import ImaUnfounded, NoImaPolicy, Refused
 
 
 @dataclass(frozen=True)
@@ -73,15 +62,15 @@ def appraise(
     try:
         if policy is None or policy.ima is None:
             raise NoImaPolicy("what runs after the boot is not measured (IMA)")
-        unfounded = _unfounded(policy, evidence, references, proved)
-        if unfounded is not None:
-            raise unfounded
-        state = _listed(evidence, policy.ima, policy.fingerprint, boot, start)
+        state = ima_rules.judged(evidence, policy.ima, policy.fingerprint, boot, start)
     except Refused as err:
         return Appraisal(4, err.code, str(err), err.remedy)
     if state.refused is not None:
         code, reason = state.refused
-        return Appraisal(4, code, f"{reason} [{code}]", _remedy(code), state)
+        return Appraisal(4, code, f"{reason} [{code}]", ima_rules.remedy(code), state)
+    unfounded = _unfounded(policy, evidence, references, proved)
+    if unfounded is not None:
+        return Appraisal(4, unfounded.code, str(unfounded), unfounded.remedy, state)
     return Appraisal(5, "ok", "boot and programs are as the policy says", "", state)
 
 
@@ -98,76 +87,11 @@ def _unfounded(
     :param proved: PCRs that prove the command line. PCR 12 alone does not: a boot entry of systemd's without options
         measures nothing there, and root adds a good line later; PCRs 8 and 9 are in the list's own first line.
     """
-    found = boot_policy.ima_gaps(policy.boot, evidence.pcrs, references or {})
+    quoted = evidence.pcrs.keys() | set(range(10))  # of PCRs 0 to 9 the list itself tells
+    found = boot_policy.ima_gaps(policy.boot, quoted, references or {})
     if found:
         return ImaUnfounded(found[0])
     boot = policy.boot
     if boot is not None and boot.command_lines is not None and not set(proved) - ({12} - boot.pcrs.keys()):
         return ImaUnfounded("the command line is proved by PCR 12 alone, which root extends later, too")
     return None
-
-
-def _listed(evidence: Evidence, policy: Ima, fingerprint: str, boot: tuple[int, int], start: State | None) -> State:
-    """Judge the measurement list's new lines, and return how far it was judged.
-
-    :raises Refused: when it is no list of this boot, or does not continue the last one.
-    """
-    brought = evidence.ima
-    if brought is None:
-        raise NoList("the evidence has no quote of PCR 10")
-    before = State()
-    if brought.first and start is not None and (start.boot, start.policy) == (boot, fingerprint):
-        before = start
-    if brought.first != before.lines:
-        raise ListGap(f"the list begins with line {brought.first}, and was judged up to line {before.lines}")
-    entries = ima.parse(brought.lines)
-    count = ima.match(entries, before.value, brought.value)
-    refused = before.refused
-    if before.lines == 0:
-        _aggregate(entries, evidence.pcrs)
-        if not ima.measures_programs(entries[:count]):
-            raise NothingMeasured("the list has no process 1: the kernel does not measure which programs run")
-    if refused is None:
-        refused = _first_refused(entries, count, before.lines, policy)
-    return State(before.lines + count, brought.value, boot, fingerprint, refused)
-
-
-def _aggregate(entries: list[ima.Entry], quoted: Mapping[int, bytes]) -> None:
-    """The first line's digest is of PCRs 0 to 9; checked where all of them were quoted."""
-    found = ima.boot_aggregate(entries)
-    if found is None:
-        raise WrongAggregate("the list does not begin with the PCRs' values at boot")
-    algorithm, _, digest = found.partition(b":\0")
-    if not digest.strip(b"\0"):
-        raise WrongAggregate("IMA found no TPM when it started")
-    if algorithm == b"sha256" and all(pcr in quoted for pcr in range(10)):
-        expected = hashlib.sha256(b"".join(quoted[pcr] for pcr in range(10))).digest()
-        if digest != expected:
-            raise WrongAggregate("the list begins with the PCR values of another boot")
-
-
-def _first_refused(entries: list[ima.Entry], count: int, first: int, policy: Ima) -> tuple[str, str] | None:
-    listed = policy.listed
-    for number in range(count):
-        entry = entries[number]
-        violation = entry.violation
-        if not violation and listed(entry):
-            continue
-        if violation:
-            # What it says of a file is not measured, so no path can excuse it.
-            if not policy.ignore_violations:
-                return Violation.code, f"line {first + number}: a file was written while it was measured"
-            continue
-        file = ima.file(entry)
-        if file is not None and (policy.allows(file) or file.path == b"boot_aggregate"):
-            continue
-        if file is None and ima.measured(entry) in policy.entries:
-            continue
-        said = "of an unknown template" if file is None else repr(file.path.decode("utf-8", "replace")[:200])
-        return UnknownFileRun.code, f"line {first + number}: {said} is not allowed"
-    return None
-
-
-def _remedy(code: str) -> str:
-    kinds: tuple[type[Limited], ...] = (Violation, UnknownFileRun)
-    return next(kind.remedy for kind in kinds if kind.code == code)

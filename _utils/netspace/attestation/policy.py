@@ -24,6 +24,7 @@ A policy is a mapping (YAML, JSON)::
       exclude: ["/var/cache/*"]      # files that may be anything
       entries: [<sha256>, ...]       # whole lines, for templates that are not known
       violations: refuse             # or ignore
+      kexec: refuse                  # or allow: another kernel may be started without a boot
     until:                           # what is good besides, for a time: the old while an update is rolled out
       2026-12-24:
         boot: {kernels: [<sha256>, ...]}
@@ -45,7 +46,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from netspace.attestation import boot_policy
 from netspace.attestation.boot_policy import Boot as Boot
-from netspace.attestation.ima import Entry, File, line
+from netspace.attestation.ima import BOOT_AGGREGATE, Entry, File, line
 from netspace.attestation.policy_reading import Pattern as Pattern
 from netspace.attestation.policy_reading import PolicyError as PolicyError
 from netspace.attestation.policy_reading import digests as _digests
@@ -139,6 +140,7 @@ class Ima:
     exclude: tuple[Pattern, ...]
     entries: frozenset[bytes]
     ignore_violations: bool
+    kexec: bool = False
 
     def listed(self, entry: Entry) -> bool:
         """Whether a line is one of an allowed file, without a signature or with an empty one."""
@@ -151,12 +153,14 @@ class Ima:
 
     def allows(self, file: File) -> bool:
         """Whether *file* may run: listed, signed, or excluded."""
-        if line(file.path, file.digest) in self.lines or self.keys.signed(file):
+        if line(file.path, file.digest) in self.lines:
             return True
-        if not self.exclude:
-            return False
-        path = file.path.decode("utf-8", "surrogateescape")
-        return any(pattern.matches(path) for pattern in self.exclude)
+        # Before the signature, which takes longer: a host chooses how many bad ones it brings under excluded names.
+        if self.exclude:
+            path = file.path.decode("utf-8", "surrogateescape")
+            if any(pattern.matches(path) for pattern in self.exclude):
+                return True
+        return self.keys.signed(file)
 
 
 @dataclass(frozen=True)
@@ -180,14 +184,22 @@ def parse(data: Any, now: float | None = None) -> Policy:
     :param now: what is good ``until`` a later time counts. None: nothing of it does.
     :raises PolicyError: for unknown keys, wrong types and sizes out of bounds.
     """
+    try:
+        return _parsed(data, now)
+    except (ValueError, RecursionError) as err:
+        # A number of thousands of digits, or what contains itself: it can't even be shown.
+        raise PolicyError(f"policy: {err}") from err
+
+
+def _parsed(data: Any, now: float | None) -> Policy:
     found = _mapping(data, "policy", ("version", "boot", "ima", "until"))
     version = found.get("version")
     if type(version) is not int or not 0 < version < 2**31:
         raise PolicyError(f"policy:version: {version!r:.40}: expected a whole number from 1 on")
+    boot, ima = _rules(found)
     whole = {key: plain(found[key]) for key in ("boot", "ima") if key in found}
     terms = [(when(moment), section) for moment, section in _terms(found.get("until", {}), whole)]
     counting = [] if now is None else [(until, section) for until, section in terms if now < until]
-    boot, ima = _rules(found)
     if terms:
         _rules(_joined(whole, terms))  # what does not count is read as strictly
         whole = _joined(whole, counting)
@@ -233,7 +245,10 @@ def when(moment: Any) -> float:
 
 
 def _terms(data: Any, whole: Mapping[str, Any]) -> Iterable[tuple[Any, Mapping[str, Any]]]:
-    """Check what is good for a time, but for the lists themselves. Each makes one longer that is there without it."""
+    """Check what is good for a time, but for the lists themselves. Each makes one longer that is there without it.
+
+    :param whole: rules that were read.
+    """
     at = "policy:until"
     if not isinstance(data, Mapping) or len(data) > MAX_TERMS:
         raise PolicyError(f"{at}: expected a mapping of at most {MAX_TERMS} times")
@@ -242,15 +257,15 @@ def _terms(data: Any, whole: Mapping[str, Any]) -> Iterable[tuple[Any, Mapping[s
         found = _mapping(section, here, ("boot", "ima"))
         boot = _mapping(plain(found.get("boot", {})), f"{here}:boot", PASSING_BOOT)
         _mapping(found.get("ima", {}), f"{here}:ima", PASSING_IMA)
-        base = whole.get("boot") or {}
+        base = whole.get("boot", {})
         for key in boot:
             needs = {"initrds": "kernels", "files": "kernels"}.get(key, key)
             if needs not in base:
                 raise PolicyError(f"{here}:boot:{key}: makes a list longer that is not there: boot:{needs}")
         pcrs = boot.get("pcrs", {})
         known = base.get("pcrs", {})
-        given = len(found.get("boot", {}).get("pcrs", {}))
-        if not isinstance(pcrs, Mapping) or len(pcrs) != given or not set(pcrs) <= set(known):
+        given = found.get("boot", {}).get("pcrs", {})
+        if not isinstance(pcrs, Mapping) or len(pcrs) != len(given) or not set(pcrs) <= set(known):
             raise PolicyError(f"{here}:boot:pcrs: expected values for PCRs that are among boot:pcrs")
         if "ima" in found and "ima" not in whole:
             raise PolicyError(f"{here}:ima: makes lists longer that are not there: ima")
@@ -295,10 +310,12 @@ def plain(data: Any) -> Any:
 
 def _ima(data: Any) -> Ima:
     at = "policy:ima"
-    found = _mapping(data, at, ("files", "keys", "exclude", "entries", "violations"))
-    violations = found.get("violations", "refuse")
-    if violations not in ("refuse", "ignore"):
-        raise PolicyError(f"{at}:violations: {violations!r:.40}: expected refuse or ignore")
+    found = _mapping(data, at, ("files", "keys", "exclude", "entries", "violations", "kexec"))
+    choices = {"violations": ("refuse", "ignore"), "kexec": ("refuse", "allow")}
+    chosen = {key: found.get(key, allowed[0]) for key, allowed in choices.items()}
+    for key, allowed in choices.items():
+        if chosen[key] not in allowed:
+            raise PolicyError(f"{at}:{key}: {chosen[key]!r:.40}: expected {' or '.join(allowed)}")
     listed = found.get("files", {})
     if not isinstance(listed, Mapping) or len(listed) > MAX_FILES:
         raise PolicyError(f"{at}:files: expected a mapping of at most {MAX_FILES} paths")
@@ -307,7 +324,9 @@ def _ima(data: Any) -> Ima:
         if not isinstance(path, str) or not path or len(path) > MAX_PATH:
             raise PolicyError(f"{at}:files: {path!r:.60}: not a path")
         raw, where = _text(path, f"{at}:files"), f"{at}:files:{path[:60]}"
-        lines.update(line(raw, _named(one, where)) for one in _list(digests, where))
+        listed_lines = [line(raw, _named(one, where)) for one in _list(digests, where)]
+        if raw != BOOT_AGGREGATE:  # the kernel's own line, which the PCRs judge
+            lines.update(listed_lines)
     exclude = _patterns(found.get("exclude", []), f"{at}:exclude")
     for pattern in exclude:
         if not pattern.text.strip("*/"):
@@ -317,7 +336,8 @@ def _ima(data: Any) -> Ima:
         Keyring(_keys(found.get("keys", []), f"{at}:keys")),
         exclude,
         _digests(found.get("entries", []), f"{at}:entries"),
-        violations == "ignore",
+        chosen["violations"] == "ignore",
+        chosen["kexec"] == "allow",
     )
 
 
@@ -359,7 +379,7 @@ def _key(pem: Any, at: str) -> ec.EllipticCurvePublicKey | rsa.RSAPublicKey:
             key: object = x509.load_pem_x509_certificate(raw).public_key()
         else:
             key = load_pem_public_key(raw)
-    except (AttributeError, ValueError, UnsupportedAlgorithm) as err:
+    except (AttributeError, ValueError, UnsupportedAlgorithm, x509.InvalidVersion) as err:
         raise PolicyError(f"{at}: not a certificate or public key in PEM: {err}") from err
     if isinstance(key, rsa.RSAPublicKey) and key.key_size >= 2048:
         return key

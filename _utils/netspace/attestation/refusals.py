@@ -312,6 +312,15 @@ class WrongAggregate(Limited):
     remedy = "the kernel's TPM driver must be there before IMA starts: build it in"
 
 
+class UnprovedAggregate(Limited):
+    """A measurement list whose first line can't be compared with what was quoted."""
+
+    code = "ima-unproved"
+    remedy = (
+        "quote PCRs 0 to 9 (the group's pcrs), and boot Linux 5.8 or later, with a SHA-256 bank and ima_hash=sha256"
+    )
+
+
 class NothingMeasured(Limited):
     """A measurement list without process 1: the kernel does not measure which programs run."""
 
@@ -331,6 +340,13 @@ class Violation(Limited):
 
     code = "ima-violation"
     remedy = "restart; if this host's files are written while they are read, set 'violations: ignore'"
+
+
+class StartedByKexec(Limited):
+    """Another kernel was started by kexec since the boot; nothing proves its command line."""
+
+    code = "ima-kexec"
+    remedy = "restart by the firmware; if kexec is meant to be used, set 'kexec: allow' in the policy's section ima"
 
 
 class WrongAttestationCertificate(Refused):

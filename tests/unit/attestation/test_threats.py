@@ -10,6 +10,7 @@ import pytest
 HERE = checkout.ROOT / "tests"
 FORGERIES = "unit/attestation/test_forgeries.py"
 EAR, FLEET, CHAINS = (f"unit/attestation/test_{name}.py" for name in ("ear", "fleet", "certificates"))
+IMA = "unit/attestation/test_ima_rules.py"
 RUNNER, JUDGE = "unit/attestation/test_attest_runner.py", "unit/attestation/test_judge.py"
 REGISTRAR, CA = "unit/attestation/test_registrar.py", "unit/attestation/test_privacy_ca.py"
 
@@ -49,6 +50,11 @@ THREATS = {
     "the master's clock set back": (FLEET, "test_a_result_from_the_future_is_stale"),
     "escape sequences in a log": (FLEET, "test_what_a_host_measured_moves_no_cursor"),
     "a kernel that measures no programs": (JUDGE, "test_a_list_of_a_kernel_that_measures_no_programs"),
+    "a file called boot_aggregate": (IMA, "test_a_file_called_boot_aggregate_is_refused"),
+    "a list typed by hand": (IMA, "test_a_first_line_that_quoted_pcrs_do_not_prove"),
+    "a PCR extended after the start": (IMA, "test_a_pcr_that_was_extended_after_the_start_is_noticed"),
+    "another kernel by kexec": (IMA, "test_a_kernel_started_by_kexec_is_refused_unless_allowed"),
+    "a line measured into another PCR": (IMA, "test_lines_into_another_pcr_lower_and_never_raise"),
     "a master in between": (REGISTRAR, "test_a_master_in_between"),
     "a minion that lies in its grains": (FLEET, "test_a_minion_that_lies_in_its_grains"),
     "a store that others write": (FLEET, "test_what_others_write_into_the_store_counts_as_nothing"),
