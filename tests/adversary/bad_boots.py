@@ -380,9 +380,6 @@ KINDS: dict[str, Bad] = {
     "driver": driver,
     "old SBAT": old_sbat,
 }
-# What the page names as unproved (docs/attestation-policy.md, "What proves what"): in which order listed programs were
-# started, and a shim that measures nothing. Such a boot is refused where PCR 4 tells, and may not be where it doesn't.
-LIMITS = ("boot entry", "old shim")
 # The rule of a policy that names what is bad, so that such a boot may not be called good.
 RULES = {
     "program": "applications",

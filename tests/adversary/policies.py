@@ -30,8 +30,13 @@ SETS = (
     (4, 7, 9),
     (0, 7, 11),
 )
-GROUPS = (("dbx",), ("signers",), ("applications",), ("kernels", "initrds", "files", "command_lines"))
-SHORTER = (*GROUPS, ("command_lines",), ("initrds",), ("secure_boot",), ("sbat",))
+GROUPS = (
+    ("dbx",),
+    ("signers",),
+    ("applications", "started_by"),
+    ("kernels", "initrds", "files", "command_lines", "grub_commands"),
+)
+SHORTER = (*GROUPS, ("command_lines", "grub_commands"), ("initrds",), ("secure_boot",), ("sbat",))
 
 
 # Of MokListTrusted or MokSBState, which no list may name.
@@ -79,6 +84,8 @@ def make(chance: random.Random, boot: Boot, without: tuple[str, ...] = ()) -> tu
         rules = copy.deepcopy(_learned(names, pcrs).get("boot", {}))
     for key in without:
         rules.pop(key, None)
+    if "applications" not in rules:
+        rules.pop("started_by", None)
     if "signers" in rules and "applications" not in rules:  # then shim's word in PCR 14 is demanded
         pcrs = tuple(sorted({*pcrs, 14}))
         rules["unchecked"] = [pcr for pcr in rules.get("unchecked", []) if pcr != 14]

@@ -34,15 +34,13 @@ class BootWorld:
 
     hopeless = ("log-malformed", "log-mismatch", "policy-")
 
-    def __init__(
-        self, kind: str, boot: Boot, know: Knowledge, rules: policy.Boot, name: str, limits: bool = False
-    ) -> None:
+    def __init__(self, kind: str, boot: Boot, know: Knowledge, rules: policy.Boot, name: str) -> None:
         self.kind, self.name = kind, f"{boot.name}; {name}"
         self._boot, self._know, self.rules = boot, know, rules
         self._values = boots.values(boot)
         self._before = boots.values(Boot("", boot.events, (), boot.locality))
         self._words = tuple((one.pcr, one.digest) for one in boot.words)
-        self.promised = promised(kind, boot, rules, know.quoted, limits)
+        self.promised = promised(kind, boot, rules, know.quoted)
 
     def honest(self) -> Claim:
         return claims.honest(self._boot)
@@ -73,15 +71,10 @@ class BootWorld:
         return next((far for codes, far in PROGRESS if refusal.startswith(codes)), 4)
 
 
-def promised(kind: str, boot: Boot, rules: policy.Boot, quoted: tuple[int, ...], limits: bool = False) -> bool:
-    """Whether the policy names what is bad in *boot*, or the value of a PCR that has it.
-
-    :param limits: count as promised what the page names as unproved.
-    """
+def promised(kind: str, boot: Boot, rules: policy.Boot, quoted: tuple[int, ...]) -> bool:
+    """Whether the policy names what is bad in *boot*, or the value of a PCR that has it."""
     if by_value(boot, rules):
         return True
-    if kind in bad_boots.LIMITS and not limits:
-        return 4 in rules.pcrs or (rules.applications is not None and any(one.pcr == 4 for one in boot.bad()))
     if kind == "old dbx":
         (bad,) = [one for one in boot.bad() if one.pcr == 7]
         read = events.variable(bad.data)
@@ -115,13 +108,11 @@ def make(
     kinds: tuple[str, ...] = tuple(bad_boots.KINDS),
     foreign: float = 0.5,
     without: tuple[str, ...] = (),
-    limits: bool = False,
 ) -> BootWorld | str:
     """Return a new world, or why there is none this time.
 
     :param foreign: how often a log of others is taken, where there are some.
     :param without: rules that no policy has.
-    :param limits: see :func:`promised`.
     """
     others = boots.others() if chance.random() < foreign else ()
     good = chance.choice(others or boots.recorded())
@@ -142,7 +133,7 @@ def make(
     allowed = (rules.kernels, rules.initrds, rules.files, rules.applications)
     digests = tuple(sorted({digest for one in allowed for digest in one or ()}))
     lines = {*good.commands, *(one.text for one in rules.command_lines or ())}
-    return BootWorld(kind, boot, Knowledge(good, digests, tuple(sorted(lines)), pcrs), rules, name, limits)
+    return BootWorld(kind, boot, Knowledge(good, digests, tuple(sorted(lines)), pcrs), rules, name)
 
 
 def confirmed(hole: Hole[Claim]) -> Evidence:

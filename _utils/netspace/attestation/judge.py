@@ -4,10 +4,11 @@ Pure: no file, no network, no clock. It is asked by ``verifier.verify_quote`` al
 everything that was signed was found genuine, and decides on L4 and L5:
 
 1. the boot is as references or a boot policy say (:mod:`netspace.attestation.boot_rules`). **L4**
-2. there is an IMA policy, and the boot policy says what a measurement list rests on;
-3. there is a list, which continues where the last one ended;
-4. lines of it lead to the quoted PCR 10; later ones wait for the next time;
-5. it begins with this boot's PCR values and has process 1, and the policy allows each of the lines. **L5**
+2. there is an IMA policy, and a list, which continues where the last one ended;
+3. lines of it lead to the quoted PCR 10; later ones wait for the next time;
+4. it begins with this boot's PCR values and has process 1, and the policy allows each of the lines
+   (:mod:`netspace.attestation.ima_rules`);
+5. the boot policy says what such a list rests on (:func:`boot_policy.ima_gaps`). **L5**
 """
 
 from __future__ import annotations
@@ -22,11 +23,7 @@ from netspace.attestation.evidence import Evidence
 from netspace.attestation.ima import State
 from netspace.attestation.measured import SHIM as SHIM
 from netspace.attestation.policy import Policy
-from netspace.attestation.refusals import (
-    ImaUnfounded,
-    NoImaPolicy,
-    Refused,
-)
+from netspace.attestation.refusals import ImaUnfounded, NoImaPolicy, Refused
 
 
 @dataclass(frozen=True)
@@ -65,15 +62,17 @@ def appraise(
     try:
         if policy is None or policy.ima is None:
             raise NoImaPolicy("what runs after the boot is not measured (IMA)")
-        unfounded = _unfounded(policy, evidence, references, proved)
-        if unfounded is not None:
-            raise unfounded
         state = ima_rules.judged(evidence, policy.ima, policy.fingerprint, boot, start)
     except Refused as err:
         return Appraisal(4, err.code, str(err), err.remedy)
     if state.refused is not None:
         code, reason = state.refused
         return Appraisal(4, code, f"{reason} [{code}]", ima_rules.remedy(code), state)
+    unfounded = _unfounded(policy, evidence, references, proved)
+    if unfounded is not None:
+        # Nothing is remembered: the next list begins anew, and its first line is compared again. Else root could add
+        # what is missing to PCR 8 or 9 by then, where only the first line tells that it came late.
+        return Appraisal(4, unfounded.code, str(unfounded), unfounded.remedy)
     return Appraisal(5, "ok", "boot and programs are as the policy says", "", state)
 
 
@@ -90,7 +89,8 @@ def _unfounded(
     :param proved: PCRs that prove the command line. PCR 12 alone does not: a boot entry of systemd's without options
         measures nothing there, and root adds a good line later; PCRs 8 and 9 are in the list's own first line.
     """
-    found = boot_policy.ima_gaps(policy.boot, evidence.pcrs, references or {})
+    quoted = evidence.pcrs.keys() | set(range(10))  # of PCRs 0 to 9 the list itself tells
+    found = boot_policy.ima_gaps(policy.boot, quoted, references or {})
     if found:
         return ImaUnfounded(found[0])
     boot = policy.boot

@@ -18,10 +18,20 @@ import boot_logs
 import pytest
 from boot_forge import index, measured
 
-from netspace.attestation import boot_policy, boot_rules, eventlog, events, judge, measurelog, platform_rules, policy
+from netspace.attestation import (
+    boot_policy,
+    boot_rules,
+    eventlog,
+    events,
+    ima,
+    judge,
+    measurelog,
+    platform_rules,
+    policy,
+)
 from netspace.attestation import measured as fixed
 from netspace.attestation.eventlog import NO_ACTION, Event
-from netspace.attestation.evidence import Evidence
+from netspace.attestation.evidence import Evidence, Measurements
 
 SYSTEMD = boot_logs.read("uki/systemd-tpm2-measure.log")
 BOOTS = ("shim-grub", "uki")
@@ -482,8 +492,7 @@ def test_an_authority_without_a_certificate_vouches_for_nothing() -> None:
 # -- L5: what IMA's list rests on -----------------------------------------------------------
 def test_l5_rests_on_the_kernel_that_measures_and_its_command_line() -> None:
     rules = boot_forge.policy("uki")
-    ima = {"ima": {"exclude": ["/usr/*"]}}
-    policy.founded(policy.parse({**rules, **ima}), boot_forge.PCRS["uki"])
+    policy.founded(policy.parse({**rules, **ALLOWED}), boot_forge.PCRS["uki"])
     for boot, pcrs, problem in (
         (
             {**rules["boot"], "command_lines": ["root=x"]},
@@ -496,19 +505,68 @@ def test_l5_rests_on_the_kernel_that_measures_and_its_command_line() -> None:
         (rules["boot"], tuple(one for one in boot_forge.PCRS["uki"] if one != 3), "PCR 3 is not quoted"),
         ({**bare("uki")["boot"]}, boot_forge.PCRS["uki"], "PCR 8 is not judged"),
     ):
-        weak = {"version": 1, "boot": boot, **ima}
+        weak = {"version": 1, "boot": boot, **ALLOWED}
         with pytest.raises(policy.PolicyError, match=f"policy:ima: L5 rests on the boot: .*{problem}"):
             policy.founded(policy.parse(weak), pcrs)
 
 
-def test_l5_is_not_given_where_the_boot_is_left_unchecked() -> None:
-    told = booted("shim-grub", other_line(BAD))
-    rules = {"version": 1, "boot": {"unchecked": list(range(16))}, "ima": {"exclude": ["/usr/*"]}}
+def listed(told: list[Event], records: bytes | None = None) -> Evidence:
+    """A boot after which root typed a list: its first line is of PCRs 0 to 9, as a kernel's is."""
     raw = boot_forge.packed(told)
     values = {pcr: bytes(32) for pcr in range(24)} | eventlog.parse(raw).replay("sha256")
-    evidence = Evidence("tpm", b"", b"", b"", {pcr: values[pcr] for pcr in range(16)}, raw)
-    found = judge.appraise(evidence, policy.parse(rules), None)
+    first = sha256(b"".join(values[pcr] for pcr in range(10)))
+    if records is not None:
+        values |= measurelog.extend(values, measurelog.parse(records), "sha256")
+    lines = b""
+    for path, digest in ((b"boot_aggregate", first), (b"/usr/lib/systemd/systemd", EVIL)):
+        data = ima.line(path, b"sha256:\0" + digest)
+        lines += struct.pack("<I20sI6sI", 10, hashlib.sha1(data).digest(), 6, b"ima-ng", len(data)) + data
+    *_, value = ima.replay(ima.parse(lines))
+    brought = Measurements(b"", b"", value, 0, lines)
+    return Evidence("tpm", b"", b"", b"", {pcr: values[pcr] for pcr in range(16) if pcr != 10}, raw, records, brought)
+
+
+ALLOWED = {"ima": {"exclude": ["/usr/*"]}}
+
+
+def test_l5_is_not_given_where_the_boot_is_left_unchecked() -> None:
+    rules = {"version": 1, "boot": {"unchecked": list(range(16))}, **ALLOWED}
+    found = judge.appraise(listed(booted("shim-grub", other_line(BAD))), policy.parse(rules), None)
     assert (found.level, found.code) == (4, "ima-unfounded") and "PCR 4" in found.reason
+    assert found.ima is not None and found.ima.lines == 2, "what was judged need not be brought again"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "level"),
+    [
+        (f"/vmlinuz {boot_forge.LINE}", 5),
+        ("/vmlinuz root=/dev/nvme0n1 * ima_policy=tcb", 4),
+        (f"/vmlinuz {boot_forge.LINE.replace(' ima_policy=tcb', '')}*", 4),
+    ],
+)
+def test_l5_wants_the_whole_command_line_and_ima_in_it(pattern: str, level: int) -> None:
+    rules = boot_forge.policy("shim-grub", command_lines=[pattern])
+    rules["boot"]["unchecked"] += [13, 15]
+    found = judge.appraise(listed(booted("shim-grub")), policy.parse({**rules, **ALLOWED}), None)
+    assert (found.level, found.code) == (level, "ok" if level == 5 else "ima-unfounded"), found
+
+
+@pytest.mark.parametrize(
+    ("line", "measures"),
+    [
+        ("ro ima_policy=tcb", True),
+        ('ro ima_policy="tcb|secure_boot" quiet', True),
+        ("ro ima_policy=secure_boot|tcb", True),
+        ("ro ima_policy=critical_data", False),
+        ("ro ima_policy=tcbx", False),
+        ("ro xima_policy=tcb", False),
+        ("ro ima_policy=", False),
+    ],
+)
+def test_l5_what_has_ima_measure(line: str, measures: bool) -> None:
+    values = {str(pcr): ["00" * 32] for pcr in (4, 8, 9, 11, 12)}
+    boot = policy.parse({"version": 1, "boot": {"command_lines": [line], "pcrs": values}}).boot
+    assert (boot_policy.ima_gaps(boot) == []) == measures
 
 
 def test_l5_a_command_line_that_pcr_12_alone_proves_may_have_been_added_later() -> None:
@@ -519,12 +577,11 @@ def test_l5_a_command_line_that_pcr_12_alone_proves_may_have_been_added_later() 
         found.append(measured(12, events.IPL, boot_forge.LINE.encode("utf-16-le")))
 
     lines = {form for pcr in (9, 11) for form in fixed.line_forms(pcr, boot_forge.LINE)}
-    raw = boot_forge.packed(booted("uki", edit))
-    values = {pcr: bytes(32) for pcr in range(24)} | eventlog.parse(raw).replay("sha256")
-    values |= measurelog.extend(values, measurelog.parse(SYSTEMD), "sha256")
-    evidence = Evidence("tpm", b"", b"", b"", {pcr: values[pcr] for pcr in boot_forge.PCRS["uki"]}, raw, SYSTEMD)
-    rules = {**boot_forge.policy("uki"), "ima": {"exclude": ["/usr/*"]}}
-    found = judge.appraise(evidence, policy.parse(rules), None)
+    rules = boot_forge.policy("uki")
+    rules["boot"]["unchecked"] += [13, 14]
+    found = judge.appraise(listed(booted("uki"), SYSTEMD), policy.parse({**rules, **ALLOWED}), None)
+    assert found.level == 5, found
+    found = judge.appraise(listed(booted("uki", edit), SYSTEMD), policy.parse({**rules, **ALLOWED}), None)
     assert (found.level, found.code) == (4, "ima-unfounded") and "PCR 12 alone" in found.reason
 
 

@@ -143,7 +143,7 @@ def test_pcrs_that_are_not_quoted_are_told_of() -> None:
     fewer = dataclasses.replace(evidence, pcrs={pcr: evidence.pcrs[pcr] for pcr in range(8)})
     found = learning.learn(None, {"gold": fewer}, LEARN)
     assert found.after["ima"]["files"], "the files are the same"
-    assert any("L5 would not be reached" in note and "[ima-unfounded]" in note for note in found.notes)
+    assert any("L5 would not be reached" in note and "[ima-unproved]" in note for note in found.notes)
 
 
 def test_a_file_called_boot_aggregate_is_not_learned() -> None:

@@ -153,12 +153,13 @@ def relogged(host: Host, pcr: int) -> bytes:
 
 def test_what_systemd_measures_into_pcr_9_is_later_than_the_start(fake_tpm: Any, context: Any) -> None:
     host = Host(fake_tpm, context, "uki")
-    digest = hashlib.sha256(b"nvpcr-init:hardware").digest()
+    text = "nvpcr-init:hardware:0x1d10200:sha256:" + "de" * 32
+    digest = hashlib.sha256(text.encode()).digest()
     record = {
         "pcr": 9,
         "digests": [{"hashAlg": "sha256", "digest": digest.hex()}],
         "content_type": "systemd",
-        "content": {"string": "nvpcr-init:hardware", "eventType": "nvpcr-init"},
+        "content": {"string": text, "eventType": "nvpcr-init"},
     }
     later = b"\x1e" + json.dumps(record).encode() + b"\n"
     systemd = boot_logs.read("uki/systemd-tpm2-measure.log")
@@ -220,6 +221,16 @@ def test_a_command_line_that_may_turn_ima_off_gives_no_l5(host: Host, pattern: s
     evidence = dataclasses.replace(host.tpm.evidence(host.context, PCRS["shim-grub"]), boot_log=host.log)
     found = judge._unfounded(policy.parse(rules), evidence, None, {8, 9})
     assert (found is None) == founded, found
+
+
+def test_a_list_that_rests_on_nothing_is_not_remembered(host: Host) -> None:
+    """Else root would add a good line to PCR 9 after it was judged, and go on with the list."""
+    rules = whole(host)
+    good = host.appraise(rules, first=0)
+    assert good.code == "ok" and good.ima is not None
+    loose = {**rules, "boot": {**rules["boot"], "command_lines": ["/vmlinuz * ima_policy=tcb"]}}
+    found = host.appraise(loose, first=0)
+    assert (found.level, found.code, found.ima) == (4, "ima-unfounded", None)
 
 
 # -- kexec -----------------------------------------------------------------------------
