@@ -10,10 +10,9 @@ import base64
 import dataclasses
 import functools
 import hashlib
-import random
 import struct
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import boot_forge
@@ -163,14 +162,36 @@ def recorded() -> tuple[Boot, ...]:
     known = (section, section + b"\0", section + b"\n", wide(boot_forge.LINE), wide(boot_forge.LINE)[:-2])
     for content in known:
         uki = dataclasses.replace(uki, events=tuple(_named(one, content) for one in uki.events))
-    older = tuple(one for one in grub.events if not (one.pcr == 9 and one.type == TAG))
     passed = measured(12, IPL, wide(boot_forge.LINE), mark="passed")
+    entry = _entry(uki, passed)
     return (
         grub,
         uki,
-        dataclasses.replace(grub, name="grub, kernel before 5.18", events=older),
+        dataclasses.replace(grub, name="grub, kernel before 5.18", events=_older(grub)),
         dataclasses.replace(uki, name="uki, systemd-boot passes a line", events=(*uki.events, passed)),
+        dataclasses.replace(entry, name="systemd-boot"),
+        dataclasses.replace(entry, name="systemd-boot, kernel before 5.18", events=_older(entry)),
     )
+
+
+def _older(boot: Boot) -> tuple[Entry, ...]:
+    """The boot's events with a kernel that measures neither options nor initrd."""
+    return tuple(one for one in boot.events if not (one.pcr == 9 and one.type == TAG))
+
+
+def _entry(uki: Boot, passed: Entry) -> Boot:
+    """A boot by systemd-boot's entry: the kernel is a program of its own, and gets its line from the entry."""
+    program = Entry("kernel", 4, hashlib.sha256(b"kernel").digest(), APPLICATION, bytes(32))
+    told = []
+    for one in uki.events:
+        if one.pcr == 11:
+            continue
+        options = events.tag(eventlog.Event(one.pcr, one.type, {}, one.data))
+        if one.pcr == 9 and options is not None and options[0] == events.TAG_OPTIONS:
+            told += [program, passed, measured(9, TAG, one.data, wide(boot_forge.LINE), one.mark)]
+        else:
+            told.append(one)
+    return dataclasses.replace(uki, events=tuple(told))
 
 
 @functools.cache
@@ -209,294 +230,3 @@ def extended(before: Mapping[int, bytes], digests: Iterable[tuple[int, bytes]]) 
     for pcr, digest in digests:
         found[pcr] = hashlib.sha256(found[pcr] + digest).digest()
     return found
-
-
-# -- kinds of bad boots ----------------------------------------------------------------
-Bad = Callable[[random.Random, Boot], "Boot | None"]
-
-
-def _where(boot: Boot, take: Callable[[Entry], bool]) -> list[int]:
-    return [at for at, one in enumerate(boot.events) if take(one)]
-
-
-def _put(chance: random.Random, boot: Boot, entries: Sequence[Entry], near: Sequence[int], replace: float) -> Boot:
-    """Put *entries* in the place of one of the events *near*, before or after it; or at the end."""
-    new = [dataclasses.replace(one, mark=f"bad{number}") for number, one in enumerate(entries)]
-    told = list(boot.events)
-    if not near or chance.random() < 0.2:
-        told += new
-    else:
-        at = chance.choice(near)
-        if chance.random() < replace:
-            told[at : at + 1] = new
-        else:
-            at += chance.randrange(2)
-            told[at:at] = new
-    return dataclasses.replace(boot, events=tuple(told))
-
-
-def _ended(chance: random.Random, boot: Boot) -> Boot:
-    """What is bad may go on as a good boot would, or measure nothing more: a boot loader, an init."""
-    how = chance.randrange(3)
-    if how == 0:
-        return boot
-    if how == 1:
-        return dataclasses.replace(boot, words=())
-    first = min(at for at, one in enumerate(boot.events) if one.mark.startswith("bad"))
-    rest = [one for one in boot.events[first:] if one.mark.startswith("bad") or one.type == events.SEPARATOR]
-    return dataclasses.replace(boot, events=(*boot.events[:first], *rest), words=())
-
-
-def image(chance: random.Random) -> bytes:
-    """What Authenticode hashes of a program that is nobody's: it begins like a PE file."""
-    return b"MZ" + bytes(58) + struct.pack("<I", 64) + b"PE\0\0" + chance.randbytes(chance.choice((100, 700)))
-
-
-def program(chance: random.Random, boot: Boot) -> Boot | None:
-    near = _where(boot, lambda one: one.pcr == 4 and one.type == APPLICATION)
-    if not near:
-        return None
-    kind = chance.choice((APPLICATION, APPLICATION, APPLICATION, 0x80000004))
-    evil = measured(4, kind, boot.events[chance.choice(near)].data, image(chance))
-    return _ended(chance, _put(chance, boot, [evil], near, 0.5))
-
-
-def signer(chance: random.Random, boot: Boot) -> Boot | None:
-    near = _where(boot, lambda one: one.pcr == 7 and one.type == AUTHORITY)
-    if not near:
-        return None
-    certificate = b"\x30\x82\x03\x00" + chance.randbytes(300)
-    owner = chance.choice((uuid.UUID(SHIM).bytes_le, bytes(16), chance.randbytes(16)))
-    said = chance.choice(
-        (
-            variable(SHIM, "MokListRT", owner + certificate),
-            variable(SHIM, "MokList", certificate),
-            variable(SHIM, "Shim", certificate),
-            variable(events.SECURITY, "db", owner + certificate),
-            variable(events.SECURITY, "db", owner + chance.randbytes(32)),
-        )
-    )
-    found = _put(chance, boot, [measured(7, AUTHORITY, said)], near, 0.4)
-    if chance.random() < 0.7:
-        run = _where(found, lambda one: one.pcr == 4 and one.type == APPLICATION)
-        evil = dataclasses.replace(measured(4, APPLICATION, bytes(32), image(chance)), mark="bad9")
-        told = list(found.events)
-        told.insert(chance.choice(run) + 1 if run else len(told), evil)
-        found = dataclasses.replace(found, events=tuple(told))
-    return _ended(chance, found)
-
-
-def archive(path: str, text: str) -> bytes:
-    """A cpio archive with one file; all of it is text."""
-    found = b""
-    for name, data, mode in ((path, text.encode(), 0o100755), ("TRAILER!!!", b"", 0)):
-        numbers = (1, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(name) + 1, 0)
-        head = ("070701" + "".join(f"{one:08X}" for one in numbers)).encode() + name.encode() + b"\0"
-        found += head + bytes(-len(head) % 4) + data + bytes(-len(data) % 4)
-    return found + bytes(-len(found) % 512)
-
-
-def _script(chance: random.Random) -> bytes:
-    """A grub.cfg. GRUB goes on after a command that it doesn't know, so one may begin with any words."""
-    evil = f"linux /vmlinuz root=/dev/vda init=/bin/evil{chance.randrange(1000)};initrd /i;boot"
-    begin = chance.choice(("", "", "nvpcr-init:hardware:0x1d10200:sha256:;", "file-system:/:ext4:;", "machine-id:0;"))
-    begin = chance.choice((begin, begin, "enter-initrd;", "sysinit\n", "Exit Boot Services Invocation;"))
-    return (begin + (evil if chance.random() < 0.5 else evil.replace(";", "\n") + "\n")).encode()
-
-
-def _at_loading(boot: Boot, pcr: int) -> list[int]:
-    return _where(boot, lambda one: one.pcr == pcr and one.type in (IPL, TAG))
-
-
-def file(chance: random.Random, boot: Boot) -> Boot | None:
-    """A file that the boot loader reads: GRUB's configuration, a module."""
-    near = _at_loading(boot, 9)
-    content = _script(chance) if chance.random() < 0.7 else chance.randbytes(200)
-    evil = measured(9, IPL, b"(hd0,gpt2)/grub/grub.cfg\0", content)
-    return _ended(chance, _put(chance, boot, [evil], near, 0.3)) if near else None
-
-
-def kernel(chance: random.Random, boot: Boot) -> Boot | None:
-    """Another kernel in the place of each copy of the good one, or of one."""
-    hits = _where(boot, lambda one: one.pcr in (9, 11) and one.content is None and _is_kernel(one))
-    if not hits:
-        return None
-    evil = image(chance)
-    told = list(boot.events)
-    for number, at in enumerate(hits if chance.random() < 0.7 else [chance.choice(hits)]):
-        told[at] = dataclasses.replace(measured(told[at].pcr, told[at].type, told[at].data, evil), mark=f"bad{number}")
-    return _ended(chance, dataclasses.replace(boot, events=tuple(told)))
-
-
-def _is_kernel(entry: Entry) -> bool:
-    said = entry.data.replace(b"\0", b"")
-    return b"vmlinuz" in said or b"bzImage" in said or said == b".linux"
-
-
-def initrd(chance: random.Random, boot: Boot) -> Boot | None:
-    """An initrd of GRUB's, or one that systemd's stub makes of what lies beside a UKI."""
-    script = f"[Service]\nExecStart=/bin/sh -c evil{chance.randrange(1000)}\n"
-    content = archive("etc/systemd/system/evil.service", script)
-    if chance.random() < 0.3:
-        content = b"\x1f\x8b\x08" + chance.randbytes(300)
-    grub = [
-        measured(9, IPL, b"/evil.img\0", content),
-        measured(9, TAG, tagged(TAG_INITRD, "Linux initrd"), content),
-    ]
-    if any(one.pcr == 11 for one in boot.events):
-        named = measured(11, IPL, ".initrd\0".encode("utf-16-le"), b".initrd\0")
-        section = measured(11, IPL, ".initrd\0".encode("utf-16-le"), content)
-        beside = measured(12, IPL, wide("Credentials initrd"), content)
-        kernel_saw = grub[1]
-        choice = chance.choice(([named, section], [section], [beside], [beside, kernel_saw], [kernel_saw]))
-    else:
-        choice = chance.choice((grub, grub[:1], grub[1:]))
-    return _ended(chance, _put(chance, boot, choice, _at_loading(boot, choice[0].pcr), 0.3))
-
-
-def command_line(chance: random.Random, boot: Boot) -> Boot | None:
-    """Another command line, everywhere where it is measured."""
-    if not boot.commands:
-        return None
-    good = chance.choice(boot.commands)
-    evil = chance.choice(
-        (
-            f"{good} init=/bin/evil",
-            good.replace("ima_policy=tcb", "ima_policy=").replace("quiet", "init=/bin/evil"),
-            f"init=/bin/evil {good.split(' ', 1)[-1]}",
-            f"init=/bin/evil\n{good}",
-            f"{good}\nrdinit=/bin/evil",
-        )
-    )
-    if evil in boot.commands:
-        return None
-    told: list[Entry] = []
-    section = False
-    for one in boot.events:
-        new = _other_line(one, evil, section)
-        section = one.pcr == 11 and one.content == b".cmdline\0"
-        told.append(one if new is None else new)
-    changed = dataclasses.replace(boot, events=tuple(told))
-    if not changed.bad() or chance.random() < 0.3:
-        passed = measured(12, IPL, wide(evil))  # systemd's stub or boot loader was given one
-        changed = dataclasses.replace(boot, events=(*told, passed))
-    told = [
-        dataclasses.replace(one, mark=f"bad{at}") if one.mark.startswith("bad") else one
-        for at, one in enumerate(changed.events)
-    ]
-    return _ended_late(chance, dataclasses.replace(changed, events=tuple(told), commands=(evil,)))
-
-
-def _other_line(entry: Entry, evil: str, section: bool) -> Entry | None:
-    """The entry with *evil* in the place of its command line; None where it is none."""
-    if command(entry) is not None and entry.pcr == 8:
-        return measured(8, IPL, b"kernel_cmdline: " + evil.encode() + b"\0", evil.encode())
-    if entry.pcr == 8 and entry.data.startswith(b"grub_cmd: linux "):
-        return measured(8, IPL, b"grub_cmd: linux " + evil.encode() + b"\0", b"linux " + evil.encode())
-    if command(entry) is not None:
-        return measured(entry.pcr, IPL, wide(evil))
-    read = events.tag(eventlog.Event(entry.pcr, entry.type, {}, entry.data))
-    if read is not None and read[0] == events.TAG_OPTIONS:
-        image = "BOOT_IMAGE=" if evil.startswith("/") else ""
-        return measured(entry.pcr, TAG, entry.data, wide(image + evil))
-    return measured(11, IPL, entry.data, evil.encode()) if section else None
-
-
-def _ended_late(chance: random.Random, boot: Boot) -> Boot:
-    return dataclasses.replace(boot, words=()) if chance.random() < 0.5 else boot
-
-
-def _changed(boot: Boot, names: Sequence[str], content: Callable[[bytes], bytes]) -> Boot | None:
-    """The boot with another content of one of PCR 7's variables."""
-    for at, one in enumerate(boot.events):
-        read = events.variable(one.data) if one.pcr == 7 and one.type == SETTING else None
-        if read is not None and read.name in names and content(read.data) != read.data:
-            told = list(boot.events)
-            said = variable(read.guid, read.name, content(read.data))
-            told[at] = dataclasses.replace(measured(7, SETTING, said), mark="bad0")
-            return dataclasses.replace(boot, events=tuple(told))
-    return None
-
-
-def secure_boot_off(chance: random.Random, boot: Boot) -> Boot | None:
-    """Secure Boot is off, its keys are gone, or the firmware is in debug mode."""
-    how = chance.randrange(4)
-    if how == 3:
-        near = _where(boot, lambda one: one.pcr == 7)
-        debug = measured(7, events.EFI_ACTION, chance.choice((b"UEFI Debug Mode", b"DMA Protection Disabled")))
-        return _put(chance, boot, [debug], near, 0.0) if near else None
-    off = chance.choice((b"\0", b""))
-    found = _changed(boot, (("SecureBoot",), ("PK",), ("KEK",))[how], lambda _: off if how == 0 else b"")
-    if found is not None and chance.random() < 0.6:  # nothing is verified any more
-        told = [one for one in found.events if one.type != AUTHORITY]
-        found = dataclasses.replace(found, events=tuple(told))
-    return found and _ended(chance, found)
-
-
-def old_dbx(chance: random.Random, boot: Boot) -> Boot | None:
-    """A list of revocations from before the last of them, or before all."""
-    whole = chance.random() < 0.5
-    found = _changed(boot, ("dbx",), lambda data: b"" if whole else shorter(data))
-    return found and _ended(chance, found)
-
-
-def shorter(lists: bytes) -> bytes:
-    """Take the last entry out of the first of EFI_SIGNATURE_LISTs, and the lists after it away."""
-    total, each = int.from_bytes(lists[16:20], "little"), int.from_bytes(lists[24:28], "little")
-    if each < 17 or total - each <= 28:
-        return b""
-    return lists[:16] + struct.pack("<I", total - each) + lists[20 : total - each]
-
-
-def shim_insecure(chance: random.Random, boot: Boot) -> Boot | None:
-    """Shim with its validation turned off: whatever follows it is verified by nobody (MokSBState, PCR 14)."""
-    shims = _where(boot, lambda one: one.type == AUTHORITY and uuid.UUID(SHIM).bytes_le == one.data[:16])
-    if not shims:
-        return None
-    told = list(boot.events)
-    run = [at for at, one in enumerate(told) if one.pcr == 4 and one.type == APPLICATION]
-    for number, at in enumerate(run[1:]):
-        told[at] = dataclasses.replace(measured(4, APPLICATION, told[at].data, image(chance)), mark=f"bad{number + 1}")
-    dropped = {at for at in shims if "SbatLevel".encode("utf-16-le") not in told[at].data}
-    told = [one for at, one in enumerate(told) if at not in dropped]
-    at = max((at for at, one in enumerate(told) if one.pcr == 14), default=len(told) - 1)
-    told.insert(at + 1, dataclasses.replace(measured(14, IPL, b"MokSBState\0", b"\1"), mark="bad0"))
-    return _ended(chance, dataclasses.replace(boot, events=tuple(told)))
-
-
-def old_sbat(chance: random.Random, boot: Boot) -> Boot | None:
-    """Shim's list of revoked generations from 2021."""
-    for at, one in enumerate(boot.events):
-        if one.type == AUTHORITY and "SbatLevel".encode("utf-16-le") in one.data[:64]:
-            told = list(boot.events)
-            body = chance.choice((b"sbat,1,2021030218\n", b"sbat,1,2022052400\ngrub,2\n", b""))
-            told[at] = dataclasses.replace(measured(7, AUTHORITY, variable(SHIM, "SbatLevel", body)), mark="bad0")
-            return _ended(chance, dataclasses.replace(boot, events=tuple(told)))
-    return None
-
-
-KINDS: dict[str, Bad] = {
-    "program": program,
-    "signer": signer,
-    "file": file,
-    "kernel": kernel,
-    "initrd": initrd,
-    "command line": command_line,
-    "Secure Boot off": secure_boot_off,
-    "old dbx": old_dbx,
-    "shim insecure": shim_insecure,
-    "old SBAT": old_sbat,
-}
-# The rule of a policy that names what is bad, so that such a boot may not be called good.
-RULES = {
-    "program": "applications",
-    "signer": "signers",
-    "file": "kernels",
-    "kernel": "kernels",
-    "initrd": "kernels",
-    "command line": "command_lines",
-    "Secure Boot off": "secure_boot",
-    "old dbx": "dbx",
-    "shim insecure": "signers",
-    "old SBAT": "sbat",
-}

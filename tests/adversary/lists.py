@@ -103,8 +103,10 @@ class ListWorld:
     hopeless: tuple[str, ...] = ("L4 ima-malformed", "L3 log-mismatch")
 
     def honest(self) -> Claim:
-        tape = (*(Extend(10, line.extended()) for line in self.lines), *self.later)
-        return Claim(tape, (Round(len(tape), 0, self.lines),), self.events)
+        tape = [Extend(10, line.extended()) for line in self.lines]
+        # Before a program is measured. Later it would be of no use: the list was bound to the boot by then.
+        tape[1:1] = self.later
+        return Claim(tuple(tape), (Round(len(tape), 0, self.lines),), self.events)
 
     def refusal(self, claim: Claim) -> str:
         state: ima.State | None = None
@@ -145,7 +147,7 @@ def _packed(log: tuple[Event, ...]) -> bytes:
 def _named(chance: random.Random, rules: Rules) -> Line:
     listed = chance.choice(sorted(rules["files"])).encode()
     near = [listed + b" ", b"/x" + listed, listed.rpartition(b"/")[2] + b"\n", b"/" + b"e" * 4094, b"/usr/bin/\xff"]
-    bare = [b"boot_aggregate", b"evil", b"systemd", b"memfd:evil"]
+    bare = [*[b"boot_aggregate"] * 4, b"evil", b"systemd", b"memfd:evil"]
     path = chance.choice([b"/usr/bin/evil", b"/var/cachex/evil", b"/x/var/cache/e", *near, *bare])
     return file(path, EVIL)
 
@@ -237,7 +239,7 @@ def make(chance: random.Random, kinds: Sequence[str] = KINDS, ask: Judge = whole
     if chance.random() < 0.2:
         rules["violations"] = "ignore"
     allow = chance.random() < 0.2
-    missing = chance.choice([None, None, 0, 1, 2, 3, 5, 6, 9])
+    missing = chance.choice([*[None] * 8, 0, 1, 2, 3, 5, 6, 9])
     quoted = tuple(pcr for pcr in boot_forge.PCRS[BOOT] if pcr != missing)
     boot = _boot_rules(boot_forge.PCRS[BOOT] if kind == NOTHING else quoted)
     found_events, start = tuple(boot_forge.log(BOOT).events[1:]), start_values()

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 import functools
+import hashlib
 import random
 from typing import Any
 
 import boot_forge
 
-from adversary import boots, forger
+from adversary import boots, claims
 from adversary.boots import Boot
-from netspace.attestation import judge, learning, policy
+from netspace.attestation import learning, policy
 from netspace.attestation.evidence import Evidence
 from netspace.attestation.policy import PolicyError
 
@@ -29,8 +30,17 @@ SETS = (
     (4, 7, 9),
     (0, 7, 11),
 )
-GROUPS = (("dbx",), ("signers",), ("applications",), ("kernels", "initrds", "files", "command_lines"))
-SHORTER = (*GROUPS, ("command_lines",), ("initrds",), ("secure_boot",), ("sbat",))
+GROUPS = (
+    ("dbx",),
+    ("signers",),
+    ("applications", "started_by"),
+    ("kernels", "initrds", "files", "command_lines", "grub_commands"),
+)
+SHORTER = (*GROUPS, ("command_lines", "grub_commands"), ("initrds",), ("secure_boot",), ("sbat",))
+
+
+# Of MokListTrusted or MokSBState, which no list may name.
+TRUE = hashlib.sha256(b"\1").hexdigest()
 
 
 class Unfit(Exception):
@@ -39,7 +49,7 @@ class Unfit(Exception):
 
 def evidence(boot: Boot, pcrs: tuple[int, ...]) -> Evidence:
     """What a host sends that tells all as it was, but for the signature."""
-    claim, values = forger.honest(boot), boots.values(boot)
+    claim, values = claims.honest(boot), boots.values(boot)
     quoted = {pcr: values[pcr] for pcr in pcrs}
     return Evidence("tpm", b"", b"", b"", quoted, claim.boot_log(), claim.systemd_log() if boot.words else None)
 
@@ -54,15 +64,17 @@ def _learned(names: tuple[str, ...], pcrs: tuple[int, ...]) -> dict[str, Any]:
     return found.after
 
 
-def make(chance: random.Random, boot: Boot) -> tuple[str, policy.Boot, tuple[int, ...]]:
+def make(chance: random.Random, boot: Boot, without: tuple[str, ...] = ()) -> tuple[str, policy.Boot, tuple[int, ...]]:
     """Return a policy for *boot*, with its name and the PCRs that are quoted.
 
     :raises Unfit: when it can't be had, or the library refuses it as unsafe.
     """
     pcrs = chance.choice(SETS)
     own = "uki" if boot.name.startswith("uki") else "shim-grub"
-    mine = boot in boots.recorded()
-    how = chance.choice(("learned", "written", "written", "fleet")) if mine else "learned"
+    hows = ["learned"]
+    if boot in boots.recorded():
+        hows += ["fleet"] if boot.name.startswith("systemd-boot") else ["fleet", "written", "written"]
+    how = chance.choice(hows)
     if how == "written":
         rules = boot_forge.policy(own)["boot"]
         if chance.random() < 0.6:
@@ -70,6 +82,14 @@ def make(chance: random.Random, boot: Boot) -> tuple[str, policy.Boot, tuple[int
     else:
         names = tuple(sorted({boot.name, *([one.name for one in boots.recorded()] if how == "fleet" else [])}))
         rules = copy.deepcopy(_learned(names, pcrs).get("boot", {}))
+    for key in without:
+        rules.pop(key, None)
+    if "applications" not in rules:
+        rules.pop("started_by", None)
+    if "signers" in rules and "applications" not in rules:  # then shim's word in PCR 14 is demanded
+        pcrs = tuple(sorted({*pcrs, 14}))
+        rules["unchecked"] = [pcr for pcr in rules.get("unchecked", []) if pcr != 14]
+        rules["mok"] = sorted({one.digest.hex() for one in boot.events if one.pcr == 14} - {TRUE})
     name = f"{how}, PCRs {','.join(map(str, pcrs))}"
     if chance.random() < 0.5:
         name += f", {_shortened(chance, rules, boot)}"
@@ -101,7 +121,7 @@ def _filled(chance: random.Random, rules: dict[str, Any], boot: Boot, pcrs: tupl
     rules["unchecked"] = [pcr for pcr in rules.get("unchecked", []) if pcr in pcrs]
     found = _parsed(rules)
     loose = chance.random() < 0.5
-    for pcr in set(pcrs) - judge.judged_pcrs(found) - found.unchecked - found.pcrs.keys():
+    for pcr in set(pcrs) - found.judged - found.unchecked - found.pcrs.keys():
         if loose:
             rules["unchecked"].append(pcr)
         else:

@@ -1,8 +1,8 @@
 """Search for moves by which a forger deceives a verifier, and for the shortest sequence of them.
 
 Knows nothing of what is forged. A :class:`World` gives the honest claim, proposes moves and asks the verifier. A claim
-whose refusal was not heard before got somewhere new: it is kept, and tried on from there. So sequences are found of
-which each move alone changes the refusal, and no more.
+that got as far as the one it was made of, and is refused for a reason that was not heard before, is kept and tried on
+from there. So a sequence is found if each of its moves but the last changes the reason.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 Claim = TypeVar("Claim")
 
@@ -66,6 +66,14 @@ class World(Protocol[Claim]):
         """
 
 
+@runtime_checkable
+class Ordered(Protocol):
+    """A world of which the order of the verifier's checks is known: what breaks an earlier one is no progress."""
+
+    def progress(self, refusal: str) -> int:
+        """Return how far the verifier came until this refusal."""
+
+
 @dataclass(frozen=True)
 class Hole(Generic[Claim]):
     """A claim that deceives the verifier.
@@ -112,6 +120,13 @@ class Report(Generic[Claim]):
             found.setdefault(hole.shape, hole)
         return found
 
+    def codes(self) -> Counter[str]:
+        """Return how often each code refused a claim: what stands before the colon of a refusal."""
+        found: Counter[str] = Counter()
+        for said, count in self.refusals.items():
+            found[said.partition(":")[0]] += count
+        return found
+
     def __str__(self) -> str:
         lines = [f"seed {self.seed}: {self.forgeries} forgeries in {sum(self.real.values())} worlds"]
         for name in ("real", "harmless", "missing"):
@@ -147,13 +162,20 @@ def shortest(world: World[Claim], moves: Sequence[Move[Claim]]) -> tuple[Move[Cl
     return tuple(kept)
 
 
+def _nowhere(refusal: str) -> int:
+    """Of a verifier whose order is not known: nothing is further than anything else."""
+    return 0
+
+
 def hunt(world: World[Claim], chance: random.Random, count: int, report: Report[Claim]) -> Hole[Claim] | None:
     """Try *count* forgeries in *world*, or fewer if one is believed; return that one, shortened."""
-    known: list[tuple[tuple[Move[Claim], ...], Claim]] = [((), world.honest())]
-    heard = {_VARYING.sub("#", world.refusal(world.honest()))}
+    far = world.progress if isinstance(world, Ordered) else _nowhere
+    first = world.refusal(world.honest())
+    known: list[tuple[tuple[Move[Claim], ...], Claim, int]] = [((), world.honest(), far(first))]
+    heard = {_VARYING.sub("#", first)}
     for number in range(1, count + 1):
         # Half of the time from the latest three, which got furthest.
-        moves, claim = chance.choice(known[-3:] if chance.random() < 0.5 else known)
+        moves, claim, before = chance.choice(known[-3:] if chance.random() < 0.5 else known)
         for _ in range(chance.choice((1, 1, 1, 2, 2, 3, 4))):
             if len(moves) == MAX_MOVES:
                 break
@@ -166,9 +188,9 @@ def hunt(world: World[Claim], chance: random.Random, count: int, report: Report[
             return Hole(world, shortest(world, moves), number)
         reason = _VARYING.sub("#", said)
         report.refusals[reason[:100]] += 1
-        if reason not in heard and not said.startswith(world.hopeless):
+        if reason not in heard and not said.startswith(world.hopeless) and far(said) >= before:
             heard.add(reason)
-            known.append((moves, claim))
+            known.append((moves, claim, far(said)))
     return None
 
 

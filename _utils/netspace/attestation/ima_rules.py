@@ -9,7 +9,8 @@ What proves that the kernel measured, and from the beginning:
 2. The kernel extends it first, before it starts process 1: with ``boot_aggregate``, the digest of PCRs 0 to 9. So in
    line 0, and nowhere else, that name means the PCRs at the kernel's start. It must be what the logs say that these
    PCRs had then. That binds the list to the boot that was judged, and shows that nobody extended PCRs 0 to 9 later,
-   to tell of another kernel or command line. Where it can't be compared (a PCR is not quoted, or the kernel took it
+   to tell of another kernel or command line. It is compared when the list begins; what is extended after that, the
+   rules of the boot judge. Where it can't be compared (a PCR is not quoted, or the kernel took it
    of another bank) nothing is proved, and there is no L5.
 3. Without IMA in the kernel, root can type the whole list by hand, line 0 too. What excludes that is the boot: a
    kernel that has IMA, and a command line that turns it on. Only the rules of the boot can ask for them.

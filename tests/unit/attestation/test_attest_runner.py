@@ -27,7 +27,6 @@ from netspace.layout import Layout
 from netspace.spec.types import Attestation
 
 MINIONS = [f"web{number}" for number in range(70)]
-# A measurement list begins with the values of these.
 
 
 @pytest.fixture

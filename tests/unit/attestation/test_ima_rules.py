@@ -15,7 +15,7 @@ from test_ima import ALL, NG, OLD, named, sized
 from test_ima import line as raw_line
 from test_judge import CONTENT, Host, add, allowed, line, pem, signature, whole
 
-from netspace.attestation import ima, ima_rules, judge, policy
+from netspace.attestation import ima, ima_rules, judge, policy, refusals
 from netspace.attestation.evidence import Evidence, Measurements
 
 
@@ -26,6 +26,20 @@ def host(fake_tpm: Any, context: Any) -> Host:
 
 def code(host: Host, rules: dict[str, Any], **more: Any) -> str:
     return host.appraise(rules, first=0, **more).code
+
+
+def alone(host: Host, quoted: tuple[int, ...], systemd: bytes | None = None) -> tuple[str, str]:
+    """Code and reason of what judges lists alone, whatever the boot is worth."""
+    rules = policy.parse({"version": 1, "ima": whole(host)["ima"]})
+    assert rules.ima is not None
+    pcrs = {pcr: host.tpm.pcrs[pcr] for pcr in quoted}
+    made = Measurements(b"", b"", host.tpm.pcrs[10], 0, host.lines)
+    evidence = Evidence("tpm", b"", b"", b"", pcrs, host.log, systemd, made)
+    try:
+        found = ima_rules.judged(evidence, rules.ima, rules.fingerprint, (1, 0), None)
+    except refusals.Refused as err:
+        return err.code, f"{err}; {err.remedy}"
+    return found.refused or ("ok", "")
 
 
 def aggregate(host: Host) -> bytes:
@@ -101,11 +115,9 @@ def test_another_bare_name_is_judged_by_its_digest(host: Host) -> None:
 @pytest.mark.parametrize("missing", range(10))
 def test_a_first_line_that_quoted_pcrs_do_not_prove(host: Host, missing: int) -> None:
     """Root with IMA off could type a good list, its first line too: of PCRs that nobody compares."""
-    quoted = tuple(pcr for pcr in PCRS["shim-grub"] if pcr != missing)
-    rules = {"version": 1, "boot": {"unchecked": list(quoted)}, "ima": whole(host)["ima"]}
-    found = host.appraise(rules, first=0, pcrs=quoted)
-    assert (found.level, found.code) == (4, "ima-unproved") and f"PCR {missing} is not" in found.reason
-    assert "PCRs 0 to 9" in found.remedy
+    assert alone(host, PCRS["shim-grub"]) == ("ok", "")
+    found, reason = alone(host, tuple(pcr for pcr in PCRS["shim-grub"] if pcr != missing))
+    assert found == "ima-unproved" and f"PCR {missing} is not" in reason and "quote PCRs 0 to 9" in reason
 
 
 @pytest.mark.parametrize("algorithm", ["sha1", "sha384", "sha512", "sm3-256"])
@@ -125,11 +137,9 @@ def test_a_first_line_of_fewer_pcrs_is_another_boots(host: Host) -> None:
 @pytest.mark.parametrize("pcr", range(10))
 def test_a_pcr_that_was_extended_after_the_start_is_noticed(host: Host, pcr: int) -> None:
     """So nobody tells of another kernel or command line by extending PCR 8 or 9 later."""
-    rules = {"version": 1, "boot": {"unchecked": list(PCRS["shim-grub"])}, "ima": whole(host)["ima"]}
-    assert code(host, rules) == "ima-unfounded", "the list is good, and the boot is left unchecked"
+    assert alone(host, PCRS["shim-grub"]) == ("ok", "")
     host.log = relogged(host, pcr)
-    found = host.appraise(rules, first=0)
-    assert (found.level, found.code) == (4, "ima-aggregate")
+    assert alone(host, PCRS["shim-grub"])[0] == "ima-aggregate"
 
 
 def relogged(host: Host, pcr: int) -> bytes:
@@ -152,25 +162,16 @@ def test_what_systemd_measures_into_pcr_9_is_later_than_the_start(fake_tpm: Any,
         "content": {"string": text, "eventType": "nvpcr-init"},
     }
     later = b"\x1e" + json.dumps(record).encode() + b"\n"
-    values = host.tpm.pcrs
-    values[9] = hashlib.sha256(values[9] + digest).digest()
-    raw = host.lines[: ima.offset(host.lines, ima.match(ima.parse(host.lines), bytes(32), values[10]))]
-    evidence = Evidence(
-        "tpm", b"", b"", b"",
-        {pcr: values[pcr] for pcr in PCRS["uki"]},
-        host.log,
-        boot_logs.read("uki/systemd-tpm2-measure.log") + later,
-        Measurements(b"", b"", values[10], 0, raw),
-    )  # fmt: skip
-    rules = policy.parse(whole(host))
-    assert judge.appraise(evidence, rules, None).code == "ok"
+    systemd = boot_logs.read("uki/systemd-tpm2-measure.log")
+    host.lines = host.lines[: ima.offset(host.lines, ima.match(ima.parse(host.lines), bytes(32), host.tpm.pcrs[10]))]
+    before = aggregate(host)
+    host.tpm.pcrs[9] = hashlib.sha256(host.tpm.pcrs[9] + digest).digest()
+    assert alone(host, PCRS["uki"], systemd + later) == ("ok", "")
+    assert alone(host, PCRS["uki"], systemd)[0] == "ima-aggregate", "nothing tells of it"
     # The same word extended before the kernel started: then its first line would tell.
-    assert evidence.ima is not None
-    other = hashlib.sha256(b"".join(values[pcr] for pcr in range(10))).digest()
-    first = line(b"boot_aggregate", b"sha256:\0" + other) + raw[ima.offset(raw, 1) :]
-    *_, value = ima.replay(ima.parse(first))
-    changed = dataclasses.replace(evidence, ima=dataclasses.replace(evidence.ima, lines=first, value=value))
-    assert judge.appraise(changed, rules, None).code == "ima-aggregate"
+    assert aggregate(host) != before
+    begin(host, line(b"boot_aggregate", aggregate(host)))
+    assert alone(host, PCRS["uki"], systemd + later)[0] == "ima-aggregate"
 
 
 def test_a_violation_is_no_first_line(host: Host) -> None:
@@ -201,6 +202,35 @@ def test_process_1_under_a_bare_name_is_none(host: Host) -> None:
     rules = whole(host)
     rules["ima"]["files"]["systemd"] = ["sha256:" + hashlib.sha256(b"program").hexdigest()]
     assert entries and code(host, rules) == "ima-unmeasured"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "founded"),
+    [
+        ("root=/dev/vda ima_policy=tcb", True),
+        ("root=/dev/vda ima_policy=tcb|secure_boot", True),
+        ("root=/dev/vda ima_policy=secure_boot", False),
+        ("root=/dev/vda ima_policy=tcbx", False),
+        ("root=* ima_policy=tcb", False),
+    ],
+)
+def test_a_command_line_that_may_turn_ima_off_gives_no_l5(host: Host, pattern: str, founded: bool) -> None:
+    """A star may stand for initcall_blacklist=init_ima; then root types the list by hand."""
+    rules = whole(host)
+    rules["boot"]["command_lines"] = [pattern]
+    evidence = dataclasses.replace(host.tpm.evidence(host.context, PCRS["shim-grub"]), boot_log=host.log)
+    found = judge._unfounded(policy.parse(rules), evidence, None, {8, 9})
+    assert (found is None) == founded, found
+
+
+def test_a_list_that_rests_on_nothing_is_not_remembered(host: Host) -> None:
+    """Else root would add a good line to PCR 9 after it was judged, and go on with the list."""
+    rules = whole(host)
+    good = host.appraise(rules, first=0)
+    assert good.code == "ok" and good.ima is not None
+    loose = {**rules, "boot": {**rules["boot"], "command_lines": ["/vmlinuz * ima_policy=tcb"]}}
+    found = host.appraise(loose, first=0)
+    assert (found.level, found.code, found.ima) == (4, "ima-unfounded", None)
 
 
 # -- kexec -----------------------------------------------------------------------------
