@@ -91,7 +91,8 @@ def replay(log: str = "", systemd: str = "", ima: str = "") -> dict[str, Any]:
         systemd's log, ``/run/log/systemd/tpm2-measure.log``: what it measured after the firmware.
 
     ima
-        IMA's list, ``binary_runtime_measurements`` or ``ascii_runtime_measurements``.
+        IMA's list, ``binary_runtime_measurements`` or ``ascii_runtime_measurements``, also those of one
+        algorithm (``binary_runtime_measurements_sha256``).
     """
 
     def work() -> dict[str, Any]:
@@ -769,6 +770,9 @@ def policy_check(group: str, file: str, ima: bool = False) -> dict[str, Any]:
     Show what a policy would make of each host of the group, by the last evidence of each: nothing is put
     in force, and nobody is asked. ``changes`` has those whose level would be another.
 
+    A policy that only looks strict is refused: a rule that rests on what is not judged or not quoted, or rules for IMA
+    without those for the kernel that measures and its command line.
+
     The boot is tried (up to L4). What runs after it is judged as it comes and not kept, so for that the hosts have
     to be asked: with ``ima``.
 
@@ -794,7 +798,8 @@ def policy_check(group: str, file: str, ima: bool = False) -> dict[str, Any]:
         made = _fleet()
         chosen = made.named(str(group))
         data = _policy_data(file)
-        proposed = rules.parse(data, time.time())
+        proposed = rules.accepted(data, time.time(), chosen.pcrs)
+        rules.founded(proposed, chosen.pcrs)
         in_force = made.policies.get(chosen.name)
         hosts = [minion for minion in _known(made, "*") if made.group(minion) == chosen]
         tried = {}
@@ -1088,7 +1093,8 @@ def _announce(made: fleet.Fleet, standing: fleet.Standing) -> None:
 
 
 def _put(made: fleet.Fleet, group: str, data: Any) -> rules.Policy:
-    found = made.policies.put(made.named(group).name, data)
+    chosen = made.named(group)
+    found = made.policies.put(chosen.name, data, chosen.pcrs)
     noted = {"group": group, "version": found.version, "fingerprint": found.fingerprint}
     made.registrar.note("policy", noted, time.time())
     return found

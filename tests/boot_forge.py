@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import boot_logs
 
 from netspace.attestation import eventlog, events
+from netspace.attestation import measured as measured_data
 from netspace.attestation.eventlog import NO_ACTION, Event, EventLog
 
 LINE = "root=/dev/nvme0n1 rootfstype=ext4 rw console=ttyS0 quiet systemd.show_status=0 ima_policy=tcb"
 KERNEL = "fd09ba2d352b222ed9dc5e5446d434b821d5b7eae0ba030cdd078e903a85cfb9"
 INITRD = "748ff81ed5b6823e3a2e3fa200e52ecc17566c4a7512162c60b8fa6ef142d68a"
-PCRS = {"shim-grub": (*range(10), 14), "uki": (*range(10), 11, 15)}
+PCRS = {"shim-grub": (*range(10), 11, 12, 14), "uki": (*range(10), 11, 12, 15)}
 
 
 def log(boot: str) -> EventLog:
@@ -63,10 +64,23 @@ def index(found: list[Event], pcr: int, kind: int, name: str = "", number: int =
     return hits[number]
 
 
+def _starters(told: Sequence[Event]) -> dict[str, list[str]]:
+    run = [event.digests["sha256"].hex() for event in told if event.type == events.APPLICATION]
+    found: dict[str, list[str]] = {}
+    for program, before in zip(run, ["firmware", *run], strict=False):
+        found.setdefault(program, []).append(before)
+    return found
+
+
 def policy(boot: str, **rules: Any) -> dict[str, Any]:
     """What *boot* satisfies, with *rules* changed; None leaves a rule out."""
     told = log(boot).events
     files = [event.digests["sha256"].hex() for event in told if event.pcr in (9, 11) and event.type != NO_ACTION]
+    commands = [
+        event.digests["sha256"].hex()
+        for event in told
+        if event.pcr == 8 and not event.data.startswith(b"kernel_cmdline")
+    ]
     certificates = []
     for event in told:
         if event.type == events.VARIABLE_AUTHORITY:
@@ -76,16 +90,28 @@ def policy(boot: str, **rules: Any) -> dict[str, Any]:
     dbx = next(
         read for event in told if (read := events.variable(event.data)) and read.name == "dbx" and event.pcr == 7
     )
+    level = next((read for e in told if (read := events.variable(e.data)) and read.name == "SbatLevel"), None)
+    without = {key for key in ("applications", "kernels", "command_lines") if rules.get(key, 1) is None}
+    unchecked = {0, 1, 3, 5, 6, 14 if boot == "shim-grub" else 15}
+    unchecked |= ({11, 12} if "kernels" in without else set()) | ({8} if "command_lines" in without else set())
+    if "applications" in without:
+        unchecked -= {14}
     found: dict[str, Any] = {
         "secure_boot": True,
         "dbx": [digest.hex() for digest in (events.signatures(dbx.data) or ([], []))[1]],
         "signers": certificates,
         "applications": [e.digests["sha256"].hex() for e in told if e.type == events.APPLICATION],
+        "started_by": None if "applications" in without else _starters(told),
         "kernels": [KERNEL],
         "initrds": [INITRD],
         "files": [one for one in files if one not in (KERNEL, INITRD)],
-        "command_lines": ["/vmlinuz root=/dev/nvme0n1 * ima_policy=tcb"] if boot == "shim-grub" else [LINE],
-        "unchecked": [0, 1, 2, 3, 5, 6, 8, 14] if boot == "shim-grub" else [0, 1, 2, 3, 5, 6, 8, 15],
+        "sbat": None if "applications" in without else {} if level is None else measured_data.sbat(level.data),
+        "grub_commands": None if "command_lines" in without else commands,
+        "command_lines": [f"/vmlinuz {LINE}" if boot == "shim-grub" else LINE],
+        "pcrs": {"2": [boot_logs.values(boot)[2].hex()]},
+        "mok": [e.digests["sha256"].hex() for e in told if e.pcr == 14][:2] if "applications" in without else None,
+        "unchecked": sorted(unchecked),
         **rules,
     }
-    return {"version": 1, "boot": {key: value for key, value in found.items() if value is not None}}
+    once = {key: list(dict.fromkeys(value)) if isinstance(value, list) else value for key, value in found.items()}
+    return {"version": 1, "boot": {key: value for key, value in once.items() if value is not None}}

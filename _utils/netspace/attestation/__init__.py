@@ -9,7 +9,8 @@ The words are those of RFC 9334 (RATS): the *attester* makes *evidence*, the
   host without a TPM.
 - ``credential``, ``certificates``, ``verifier``: is evidence genuine? No I/O, nor in these:
 - ``eventlog``, ``measurelog``, ``ima``: what was measured. ``events``: what a boot log says.
-- ``policy``: what a good boot is. ``judge``: what genuine evidence is worth. ``refusals``: why not.
+- ``policy``: what a good boot is. ``judge``: what genuine evidence is worth (``ima_rules``: its measurement list).
+  ``refusals``: why not.
 - ``registrar``: which TPM is which minion's, on the master; with ``privacy_ca`` and ``audit_log``.
 - ``fleet``: the verifier on the master; ``groups``: whose policy is which. ``ear``: its signed results.
   ``verdict``: a host takes them.

@@ -33,6 +33,9 @@ BOOT_LOG = "sys/kernel/security/tpm0/binary_bios_measurements"
 SYSTEMD_LOG = "run/log/systemd/tpm2-measure.log"
 TEE_LOG = "sys/firmware/acpi/tables/data/CCEL"
 IMA_LIST = "sys/kernel/security/ima/binary_runtime_measurements"
+# The first is the file of all kernels, since Linux 6.10 a link to the second; the others have other digests.
+_IMA_FOLDERS = ("sys/kernel/security/ima", "sys/kernel/security/integrity/ima")
+_IMA_NAMES = ("", "_sha1", "_sha256", "_sha384", "_sha512")
 
 
 log = logging.getLogger(__name__)
@@ -157,19 +160,31 @@ def systemd_log(root: Path) -> bytes | None:
     return raw or None
 
 
+def measurement_list(root: Path) -> Path | None:
+    """Return the file of IMA's list; None where there is none."""
+    for folder in _IMA_FOLDERS:
+        for name in _IMA_NAMES:
+            path = root / folder / f"binary_runtime_measurements{name}"
+            if path.exists():
+                return path
+    return None
+
+
 def measured(root: Path, first: int) -> Lines:
-    """Return IMA's list from line *first* on.
+    """Return IMA's list from line *first* on, with SHA-1 digests of its lines whatever the kernel gives.
 
     A list that has fewer lines gives none: the host was restarted, and the verifier will ask for all of it.
 
-    :raises NetspaceError: where there is no list, or one beyond all bounds.
+    :raises NetspaceError: where there is no list, or one beyond all bounds or that can't be read to its end.
     """
-    raw = _read(root / IMA_LIST, ima.MAX_LIST)
+    path = measurement_list(root)
+    raw = None if path is None else _read(path, ima.MAX_LIST)
     if raw is None:
         raise NetspaceError(
-            f"{root / IMA_LIST}: no measurement list of at most {ima.MAX_LIST} bytes; "
+            f"{path or root / IMA_LIST}: no measurement list of at most {ima.MAX_LIST} bytes; "
             "boot with ima_policy=tcb, and mount securityfs"
         )
+    raw = ima.canonical(raw)
     return Lines(first, raw[ima.offset(raw, first) :])
 
 

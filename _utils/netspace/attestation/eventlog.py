@@ -27,6 +27,7 @@ EFI_HCRTM = 0x80000010
 BANKS = {0x0004: "sha1", 0x000B: "sha256", 0x000C: "sha384", 0x000D: "sha512"}
 _SPEC_ID = b"Spec ID Event03\0"
 _LOCALITY = b"StartupLocality\0"
+_FIRMWARE = "; some firmware never logs all that it measures there: then name PCR 0 in the policy's 'unchecked'"
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class EventLog:
             if replayed[pcr] != quoted[pcr]:
                 raise LogMismatch(
                     f"the boot log leads to {replayed[pcr].hex()} in PCR {pcr}, the TPM has {quoted[pcr].hex()}"
+                    f"{_FIRMWARE if pcr == 0 else ''}"
                 )
         untouched = {bytes(len(value)) for value in quoted.values()}
         for pcr in sorted(quoted.keys() - replayed.keys()):

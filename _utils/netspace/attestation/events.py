@@ -8,6 +8,7 @@ isn't what it should be is shown as hex, never an error. Decides nothing.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import uuid
 from collections.abc import Mapping
@@ -123,7 +124,13 @@ def variable(data: bytes, slack: int = 0) -> Variable | None:
     if characters > MAX_TEXT or not 0 <= len(data) - start - size <= slack:
         return None
     name = data[32:start].decode("utf-16-le", "replace")
-    return Variable(str(uuid.UUID(bytes_le=data[:16])), name, data[start : start + size])
+    return Variable(_guid(data[:16]), name, data[start : start + size])
+
+
+@functools.lru_cache(64)
+def _guid(raw: bytes) -> str:
+    """Show a GUID; a boot has a few, each many times."""
+    return str(uuid.UUID(bytes_le=raw))
 
 
 def certificate(data: bytes) -> bytes:

@@ -17,7 +17,7 @@ import fnmatch
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -189,12 +189,14 @@ class Policies:
             self._parsed[group] = None if data is None else policy.parse(data, now)
         return self._parsed[group]
 
-    def put(self, group: str, data: Any) -> Policy:
+    def put(self, group: str, data: Any, quoted: Collection[int] | None = None) -> Policy:
         """Sign a policy and put it in force.
 
+        :param quoted: PCRs that the group's hosts quote; None where that is not known.
         :raises PolicyDowngraded: when its version is not above the last one's.
+        :raises PolicyError: when it is none, or a rule of it rests on what is not judged (:func:`policy.accepted`).
         """
-        found = policy.parse(data, self._clock())
+        found = policy.accepted(data, self._clock(), quoted)
         with files.locked(self._folder / "lock"):
             floor = self._floor(group)
             if found.version <= floor:

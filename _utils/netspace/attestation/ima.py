@@ -1,10 +1,14 @@
 """The kernel's measurement list (IMA): parsed strictly, replayed, and matched to a quote of PCR 10.
 
-Reads ``binary_runtime_measurements`` and, by converting it, ``ascii_runtime_measurements``
-(kernel: security/integrity/ima, Documentation/security/IMA-templates.rst). The list grows
-while it is read: lines beyond the quoted value are left for the next time. A verifier asks
-only for what is new, from a :class:`State`. Which files are allowed is said by
-``netspace.attestation.policy``. No file is read here.
+Reads ``binary_runtime_measurements`` (kernel: security/integrity/ima,
+Documentation/security/IMA-templates.rst). :func:`canonical` converts the other forms to it: text, and the
+lists of one algorithm each (``binary_runtime_measurements_sha256``, since Linux 6.10), which have that
+algorithm's digest of the line where the first one has SHA-1. The list grows while it is read: lines beyond
+the quoted value are left for the next time. A verifier asks only for what is new, from a :class:`State`.
+``netspace.attestation.ima_rules`` judges a list. No file is read here.
+
+A rule of the kernel's IMA policy may name another PCR (``pcr=``). The quote of PCR 10 proves nothing of
+such a line: :func:`match` and :func:`replay` pass over it.
 """
 
 from __future__ import annotations
@@ -12,21 +16,30 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import hmac
+import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from netspace.attestation.refusals import ListMalformed, ListMismatch
 
 PCR = 10
+PCRS = 24
+BOOT_AGGREGATE = b"boot_aggregate"
 MAX_LIST = 32 * 1024 * 1024
 MAX_LINES = 500_000
 MAX_ENTRY = 1024 * 1024
 MAX_NAME = 255
-_ZERO = bytes(20)
+# Bytes of a file's name: the kernel has none that is longer (PATH_MAX counts the NUL after it).
+MAX_PATH = 4095
+# Algorithms whose lists are read, by the size of their digests in hex.
+_BANKS = {40: "sha1", 64: "sha256", 96: "sha384", 128: "sha512"}
+# A violation's digest in the list.
+VIOLATION = bytes(20)
 # struct ima_template_entry as it is shown: PCR, SHA-1, length of the template's name.
 _HEAD, _SIZE = struct.Struct("<I20sI"), struct.Struct("<I")
+_TEXT = re.compile(rb"\s*\d{1,2} [0-9a-fA-F]{40}")
 # The original template's file name is hashed as a buffer of this size (IMA_EVENT_NAME_LEN_MAX + 1).
 _PADDED = 256
 # Templates whose first fields are a digest with its algorithm and a file name.
@@ -42,17 +55,21 @@ _SIGNED = frozenset((b"ima-sig", b"ima-sigv2", b"ima-modsig"))
 class Entry(NamedTuple):
     """One line: what was measured is *data* (the SHA-1 of it is *digest*), or for a violation ``0xff`` alone.
 
+    **Only that is measured.** The template's name and the PCR's number are the sender's word.
+
     :param template: its name.
+    :param pcr: that the kernel says it extended.
     """
 
     digest: bytes
     template: bytes
     data: bytes
+    pcr: int = PCR
 
     @property
     def violation(self) -> bool:
         """A file that was written while it was measured or run. **What *data* says of it is not authentic.**"""
-        return self.digest == _ZERO
+        return self.digest == VIOLATION
 
 
 class File(NamedTuple):
@@ -83,23 +100,26 @@ class State:
     refused: tuple[str, str] | None = None
 
 
-def parse(raw: bytes) -> list[Entry]:
+def parse(raw: bytes, bank: str = "sha1") -> list[Entry]:
     """Parse lines of ``binary_runtime_measurements`` (little-endian).
 
-    :raises ListMalformed: when it isn't whole lines, each measured into PCR 10.
+    :param bank: the algorithm of the lines' own digests.
+    :raises ListMalformed: when it isn't whole lines, or too many.
     """
     size = len(raw)
     if size > MAX_LIST:
         raise ListMalformed(f"IMA list: {size} bytes, at most {MAX_LIST} are possible at once")
     found: list[Entry] = []
-    head_of, size_of, make, add = _HEAD.unpack_from, _SIZE.unpack_from, tuple.__new__, found.append
+    header = _HEAD if bank == "sha1" else struct.Struct(f"<I{hashlib.new(bank).digest_size}sI")
+    head_of, size_of, make, add = header.unpack_from, _SIZE.unpack_from, tuple.__new__, found.append
+    heading = header.size
     at = 0
     try:
         while at < size:
             pcr, digest, length = head_of(raw, at)
-            if pcr != PCR or not 0 < length <= MAX_NAME:
+            if pcr >= PCRS or not 0 < length <= MAX_NAME:
                 raise ListMalformed(f"IMA list: line {len(found)}: PCR {pcr}, a template's name of {length} bytes")
-            head = at + 28
+            head = at + heading
             at = head + length
             template = raw[head:at]
             if template == b"ima":  # the only one whose data has no length before it
@@ -112,7 +132,7 @@ def parse(raw: bytes) -> list[Entry]:
                 raise ListMalformed(f"IMA list: line {len(found)}: {length} bytes, or more than {MAX_LINES} lines")
             if end > size:
                 raise _short(found, size)
-            add(make(Entry, (digest, template, raw[at:end])))
+            add(make(Entry, (digest, template, raw[at:end], pcr)))
             at = end
     except struct.error:
         raise _short(found, size) from None
@@ -135,8 +155,8 @@ def _short(found: list[Entry], size: int) -> ListMalformed:
 
 
 def measured(entry: Entry, bank: str = "sha256") -> bytes:
-    """Return what PCR 10 of *bank* was extended with for *entry*."""
-    if entry.digest == _ZERO:
+    """Return what the PCR of *bank* was extended with for *entry*."""
+    if entry.digest == VIOLATION:
         return b"\xff" * hashlib.new(bank).digest_size
     data = entry.data
     if entry.template == b"ima":
@@ -156,7 +176,8 @@ def replay(entries: list[Entry], bank: str = "sha256", value: bytes | None = Non
     """Yield PCR 10's value after each of *entries*, beginning with *value* (zero at boot)."""
     current = bytes(hashlib.new(bank).digest_size) if value is None else value
     for entry in entries:
-        current = hashlib.new(bank, current + measured(entry, bank)).digest()
+        if entry.pcr == PCR:
+            current = hashlib.new(bank, current + measured(entry, bank)).digest()
         yield current
 
 
@@ -171,7 +192,9 @@ def match(entries: list[Entry], start: bytes, quoted: bytes) -> int:
     value = start
     for index, entry in enumerate(entries):
         # measured(), written out: this is done for each line of each host.
-        if entry[0] == _ZERO:
+        if entry[3] != PCR:
+            continue
+        if entry[0] == VIOLATION:
             part = b"\xff" * 32
         elif entry[1] == b"ima":
             part = measured(entry)
@@ -187,12 +210,17 @@ def match(entries: list[Entry], start: bytes, quoted: bytes) -> int:
 
 
 def file(entry: Entry) -> File | None:
-    """Return what *entry* says of a file; None for a template that isn't known, or other data than it has."""
+    """Return what *entry* says of a file; None for a template that isn't known, or other data than it has.
+
+    The path may be a bare name: the kernel gives that of a file whose mount is in no tree (``ima_d_path``).
+    """
     data = entry.data
     template = entry.template
     if template == b"ima":
         # Its digests are SHA-1 or MD5, and it doesn't say which: 20 bytes of SHA-1 by default.
-        return File(data[24:], b"sha1:\0" + data[:20]) if 24 < len(data) <= 24 + _PADDED else None
+        # Another template's data under this name would have NULs in its path.
+        known = 24 < len(data) <= 24 + _PADDED and b"\0" not in data[24:]
+        return File(data[24:], b"sha1:\0" + data[:20]) if known else None
     if template not in _NAMED and template not in _NAMED_V2:
         return None
     size = len(data)
@@ -203,7 +231,7 @@ def file(entry: Entry) -> File | None:
         return None
     end = start + int.from_bytes(data[end:start], "little")
     path = data[start:end]
-    if end > size or not path.endswith(b"\0") or digest.find(b":\0") < 1:
+    if end > size or not 0 < len(path) <= MAX_PATH + 1 or path.find(b"\0") != len(path) - 1 or digest.find(b":\0") < 1:
         return None
     if template in _NAMED_V2:
         kind, _, digest = digest.partition(b":")
@@ -214,7 +242,10 @@ def file(entry: Entry) -> File | None:
         start = end + 4
         if start > size:
             return None
-        signature = data[start : start + int.from_bytes(data[end:start], "little")]
+        end = start + int.from_bytes(data[end:start], "little")
+        signature = data[start:end]
+        if end > size:
+            return None
     return File(path[:-1], digest, signature)
 
 
@@ -223,29 +254,72 @@ def line(path: bytes, digest: bytes) -> bytes:
     return _sized(digest) + _sized(path + b"\0")
 
 
-def boot_aggregate(entries: list[Entry]) -> bytes | None:
+def boot_aggregate(entries: Sequence[Entry]) -> bytes | None:
     """Return the first line's digest of the PCRs at boot (as in :class:`File`); None where it isn't that line."""
-    first = file(entries[0]) if entries else None
-    return first.digest if first is not None and first.path == b"boot_aggregate" else None
+    if not entries or entries[0].violation or entries[0].pcr != PCR:
+        return None
+    first = file(entries[0])
+    return first.digest if first is not None and first.path == BOOT_AGGREGATE else None
 
 
-def measures_programs(entries: list[Entry]) -> bool:
+def measures_programs(entries: Sequence[Entry]) -> bool:
     """Whether process 1 is among *entries*. Without a policy that measures programs, a list is short and all is well.
 
-    Secure Boot alone has kernels measure modules. What a list can't show is that nothing was left out: that is
-    proved by the kernel's command line (``ima_policy=tcb``).
+    Secure Boot alone has kernels measure modules. What a list can't show is that nothing was left out.
     """
     return any(
-        (found := file(entry)) is not None and found.path.rpartition(b"/")[2] in _PROCESS_1
+        (found := file(entry)) is not None
+        and found.path.startswith(b"/")
+        and found.path.rpartition(b"/")[2] in _PROCESS_1
         for entry in entries
-        if not entry.violation
+        if entry.pcr == PCR and not entry.violation
     )
+
+
+def canonical(raw: bytes) -> bytes:
+    """Return a list in the form of ``binary_runtime_measurements``, whatever form the kernel gave it in.
+
+    :raises ListMalformed: when it is in none that is known, or a line's digest is not of the line.
+    """
+    if _TEXT.match(raw):
+        return from_ascii(raw)
+    for bank in _BANKS.values():
+        if bank == "sha1" or not _of(raw, bank):
+            continue
+        out = []
+        for number, entry in enumerate(parse(raw, bank)):
+            violation = not any(entry.digest)
+            if not violation and measured(entry, bank) != entry.digest:
+                raise ListMalformed(f"IMA list: line {number}: its {bank} digest is not of what it says")
+            sha1 = VIOLATION if violation else measured(entry, "sha1")
+            body = entry.data if entry.template == b"ima" else _sized(entry.data)
+            out.append(entry.pcr.to_bytes(4, "little") + sha1 + _sized(entry.template) + body)
+        return b"".join(out)
+    return raw
+
+
+def _of(raw: bytes, bank: str) -> bool:
+    """Whether the first line has a digest by *bank* of what it says."""
+    header = struct.Struct(f"<I{hashlib.new(bank).digest_size}sI")
+    if len(raw) < header.size + 4:
+        return False
+    digest, length = header.unpack_from(raw)[1:]
+    start = header.size + length
+    if not 0 < length <= MAX_NAME or start + 24 > len(raw):
+        return False
+    template = raw[header.size : start]
+    if template == b"ima":
+        data = raw[start : start + 24 + _SIZE.unpack_from(raw, start + 20)[0]]
+    else:
+        data = raw[start + 4 : start + 4 + _SIZE.unpack_from(raw, start)[0]]
+    entry = Entry(b"\1", template, data)  # not as a violation, which has no digest that would tell
+    return measured(entry, bank) == bytes(digest)
 
 
 def from_ascii(raw: bytes) -> bytes:
     """Convert ``ascii_runtime_measurements`` to the binary form.
 
-    Each line's SHA-1 must be of the line that results (violations have none), so nothing is
+    Each line's digest must be of the line that results (violations have none), so nothing is
     guessed. Templates that show other fields than these can't be converted: ima, ima-ng, ima-sig,
     ima-ngv2, ima-sigv2, ima-buf.
 
@@ -262,17 +336,19 @@ def from_ascii(raw: bytes) -> bytes:
 
 def _line(line: bytes, number: int) -> bytes:
     try:
-        pcr, digest, template, shown, rest = line.split(b" ", 4)
+        pcr, digest, template, shown, rest = line.lstrip(b" ").split(b" ", 4)
         raw_digest = bytes.fromhex(digest.decode("ascii"))
-        if pcr.strip() != b"%d" % PCR or len(raw_digest) != 20:
-            raise ValueError("not a measurement into PCR 10")
-        head = PCR.to_bytes(4, "little") + raw_digest + _sized(template)
+        bank = _BANKS.get(len(digest))
+        if not pcr.isdigit() or len(pcr) > 2 or int(pcr) >= PCRS or bank is None:
+            raise ValueError("not a measurement into a PCR")
+        violation = not any(raw_digest)
         for data in _datas(template, shown, rest):
             # From the ASCII form a name's final spaces can't be told from an empty last field.
-            body = data if template == b"ima" else _sized(data)
-            (entry,) = parse(head + body)
-            if genuine(entry):
-                return head + body
+            made = Entry(b"\1", template, data, int(pcr))
+            if violation or measured(made, bank) == raw_digest:
+                sha1 = VIOLATION if violation else measured(made, "sha1")
+                body = data if template == b"ima" else _sized(data)
+                return made.pcr.to_bytes(4, "little") + sha1 + _sized(template) + body
     except ValueError as err:
         raise ListMalformed(f"IMA list: line {number}: {err}") from err
     raise ListMalformed(f"IMA list: line {number}: its digest is not of what it says")

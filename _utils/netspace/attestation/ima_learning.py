@@ -1,6 +1,7 @@
 """Which files may run, learned from hosts that are known to be good: IMA's lists become a policy's lists.
 
-A list counts only as far as it leads to the quoted PCR 10. Of it, a file is listed by its path and digests, unless
+A list counts only as far as it leads to the quoted PCR 10; lines into other PCRs are not proved by that, and are
+not learned. Of it, a file is listed by its path and digests, unless
 it is excluded already or one of the policy's keys signed it; a line of an unknown template is known by its digest.
 What can't be learned (violations, weak digests) is told, and so is what an operator may want to say in fewer words:
 paths whose content changed while the host ran, and keys that signed files and are not known.
@@ -71,19 +72,28 @@ def _host(
     except Refused as err:
         found.notes.append(f"{host}: {err}: nothing is learned from its measurement list")
         return
+    first = ima.boot_aggregate(entries)
     own: dict[bytes, set[bytes]] = {}
     unknown: Counter[str] = Counter()
     weak: set[str] = set()
-    violations = 0
-    for entry in entries:
+    violations = elsewhere = 0
+    misnamed: Counter[str] = Counter()
+    for number, entry in enumerate(entries):
         if entry.violation:
             violations += 1
+            continue
+        if entry.pcr != ima.PCR:
+            elsewhere += 1
             continue
         file = ima.file(entry)
         if file is None:
             found.entries[ima.measured(entry).hex()] = None
             continue
-        if file.path == b"boot_aggregate" or old.allows(file):
+        if file.path == ima.BOOT_AGGREGATE:
+            if number:
+                misnamed["another kernel was started by kexec" if file.digest == first else "a file has its name"] += 1
+            continue
+        if old.allows(file):
             continue
         signer = next((pem for pem, rules in offered if rules.keys.signed(file)), None)
         if signer is not None:
@@ -102,10 +112,14 @@ def _host(
     changed = sorted(path.decode("utf-8", "backslashreplace") for path, digests in own.items() if len(digests) > 1)
     if violations:
         found.notes.append(f"{host}: {violations} files were written while they were measured")
+    if elsewhere:
+        found.notes.append(f"{host}: {elsewhere} lines are in other PCRs than 10, so nothing proves them")
     if changed:
         found.notes.append(f"{host}: changed while it ran, so think of 'exclude': {_some(changed)}")
     if weak:
         found.notes.append(f"{host}: no digest of SHA-256 or better, only 'exclude' can allow: {_some(sorted(weak))}")
+    for why, number in sorted(misnamed.items()):
+        found.notes.append(f"{host}: {number} later lines are called boot_aggregate, which can't be learned: {why}")
     for key, number in sorted(unknown.items()):
         found.notes.append(f"{host}: {number} files are signed by the key {key}: with it (keys) they need no digest")
 

@@ -1,9 +1,10 @@
 """What a policy becomes that also takes these boots: rules where the logs allow them, else plain PCR values.
 
-A golden host's log is read for what a good boot is: Secure Boot and its revocation list, who signed what was
-booted, which UEFI programs ran, kernel, initrd, whatever else was loaded, the command line. Each group of rules is
-kept only if the judge finds by it that all of the boots are good: so what is learned is what is enforced.
-Names in a log tell a kernel from an initrd here, and nothing else: all of them are known by digest.
+A golden host's log is read for what a good boot is: which UEFI programs ran, Secure Boot and its revocation lists,
+who signed what was booted, kernel, initrd, whatever else was loaded, the command line. Each group of rules is kept only
+if nothing that it rests on is left open, and the judge finds by it that all of the boots are good: what is learned is
+what is enforced. A note says which group was left out. Names in a log tell a kernel from an initrd here, and nothing
+else: all of them are known by digest.
 
 A policy that is there keeps its form. A group that it has gets more digests; a PCR that it knows by value gets more
 values; nothing that was good ceases to be at once. ``dbx`` alone is what all of the boots have, and is never
@@ -15,21 +16,40 @@ in force.
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from netspace.attestation import eventlog, events, ima_learning, judge, policy
-from netspace.attestation.eventlog import NO_ACTION, Event
-from netspace.attestation.evidence import BANK, Evidence
+from netspace.attestation import boot_learning, ima_learning, judge, policy
+from netspace.attestation.boot_learning import Told
+from netspace.attestation.evidence import Evidence
 from netspace.attestation.refusals import Refused
 
-# The groups, in the order in which they are tried; "command_lines" needs "kernels" for all of its PCRs.
-GROUPS = (("secure_boot", "dbx", "signers"), ("applications",), ("kernels", "initrds", "files"), ("command_lines",))
-_LISTS = ("dbx", "signers", "applications", "kernels", "initrds", "files", "command_lines")
-# Of Linux's EFI stub (drivers/firmware/efi/libstub): the initrd that it was given.
-_TAG_INITRD = 0x8F3B22EC
+# The groups, in the order in which they are tried: later ones rest on earlier ones. The last one is for boots that have
+# no place for the one before: whose command line is known by its digest alone, as one of the files.
+GROUPS = (
+    ("applications", "started_by"),
+    ("secure_boot", "dbx", "signers", "sbat", "mok"),
+    ("kernels", "initrds", "files", "grub_commands", "command_lines"),
+    ("kernels", "initrds", "files"),
+)
+# Without one of these a boot has nothing for the group.
+_HEADS = {"applications": "applications", "secure_boot": "signers", "kernels": "kernels"}
+# What it means that a group is left out, by what it begins with.
+_WITHOUT = {
+    "applications": "PCR 4 is known by its value alone: L4 ends with the next boot loader or kernel",
+    "secure_boot": "PCR 7 is known by its value alone: L4 ends with the next key, revocation list or level of shim's",
+    "kernels": "what is loaded is known by the values of PCRs 8 to 12 alone, or where they are not quoted, not at all: "
+    "L4 ends with the next file, and L5 rests on all of them",
+    "command_lines": "the command line is known by its digest or the value of its PCR alone",
+}
+# A rule that is added to brings these with it.
+_WITH = {
+    "applications": ("started_by",),
+    "kernels": ("initrds", "files"),
+    "signers": ("mok",),
+    "command_lines": ("grub_commands",),
+}
 
 
 @dataclass(frozen=True)
@@ -72,14 +92,15 @@ def learn(before: Mapping[str, Any] | None, boots: Mapping[str, Evidence], wish:
     boot = after.setdefault("boot", {})
     notes: list[str] = []
     told = {host: found for host, one in sorted(boots.items()) if (found := _told(host, one, notes)) is not None}
-    for group in GROUPS:
-        if old is None:
-            if len(told) == len(boots):
-                _begin(boot, group, told, notes)
-        elif any(key in old.get("boot", {}) for key in group):
-            _add(boot, [key for key in group if key in old["boot"] or key in ("initrds", "files")], told.values())
+    if old is None:
+        for group in GROUPS if len(told) == len(boots) else ():
+            _begin(boot, group, told, notes)
+    else:
+        held = [key for group in GROUPS[:-1] for key in group if key in boot]
+        _add(boot, [*held, *(more for key in held for more in _WITH.get(key, ()) if more not in held)], told.values())
+    _rest(boot, told.values(), notes)
     rules = _boot(boot)
-    ruled = judge.judged_pcrs(rules) | rules.unchecked
+    ruled = rules.judged | rules.unchecked
     by_value = (old or {}).get("boot", {}).get("pcrs", {})
     values = boot.setdefault("pcrs", {})
     for _, evidence in sorted(boots.items()):
@@ -121,7 +142,7 @@ def learn(before: Mapping[str, Any] | None, boots: Mapping[str, Evidence], wish:
     return Learned(old, after, tuple(notes))
 
 
-def _retired(boot: dict[str, Any], told: Iterable[_Boot], boots: Iterable[Evidence]) -> dict[str, Any]:
+def _retired(boot: dict[str, Any], told: Iterable[Told], boots: Iterable[Evidence]) -> dict[str, Any]:
     """Take out of *boot* what none of the boots shows, and return it. A list that would be empty is left."""
     gone: dict[str, Any] = {}
     for key in policy.PASSING_BOOT:
@@ -164,55 +185,82 @@ def _both(known: Any, more: Any) -> Any:
     return list(dict.fromkeys((*known, *more)))
 
 
-@dataclass(frozen=True)
-class _Boot:
-    """What one boot's log tells."""
+def _rest(boot: dict[str, Any], told: Iterable[Told], notes: list[str]) -> None:
+    """Leave nothing unchecked that a rule rests on, and unchecked what the firmware's logs never lead to."""
+    needs = _boot(boot).needs
+    before = [int(pcr) for pcr in boot.get("unchecked", [])]
+    after = [pcr for pcr in before if pcr not in needs]
+    notes += [f"PCR {pcr} is not unchecked any more: {needs[pcr]} rests on it" for pcr in before if pcr in needs]
+    known = {int(pcr) for pcr in boot.get("pcrs", {})}
+    after += sorted(set().union(*(one.unled for one in told)) - known - set(after))
+    if after != before:
+        boot["unchecked"] = after
 
-    evidence: Evidence
-    rules: Mapping[str, Any]
 
-
-def _told(host: str, evidence: Evidence, notes: list[str]) -> _Boot | None:
-    if evidence.boot_log is None:
-        notes.append(f"{host}: the firmware gives no boot log: plain values alone")
-        return None
+def _told(host: str, evidence: Evidence, notes: list[str]) -> Told | None:
     try:
-        log = eventlog.parse(evidence.boot_log)
-        # Whatever comes later: a log that is not of these values teaches nothing.
-        judge.judged_boot(evidence, policy.Boot(unchecked=frozenset(evidence.pcrs)), None)
+        found = boot_learning.told(evidence)
     except Refused as err:
-        notes.append(f"{host}: {err}: plain values alone")
+        notes.append(f"{host}: {err}: plain values alone, which each update changes")
         return None
-    told = [event for event in log.events if event.type != NO_ACTION and event.pcr in evidence.pcrs]
-    return _Boot(evidence, {**_platform(told), **_loaded(told)})
+    if found.unled:
+        notes.append(
+            f"{host}: the log does not lead to the values of PCRs {', '.join(map(str, sorted(found.unled)))}: "
+            "unchecked, so that other firmware or settings there are not noticed"
+        )
+    return found
 
 
-def _begin(boot: dict[str, Any], group: Sequence[str], told: Mapping[str, _Boot], notes: list[str]) -> None:
+def _begin(boot: dict[str, Any], group: Sequence[str], told: Mapping[str, Told], notes: list[str]) -> None:
     """Add a group of rules to a new policy, if every boot has it and is good by it."""
-    rules: dict[str, Any] = {}
-    missing = [host for host, one in told.items() if not any(one.rules.get(key) for key in group)]
-    if "command_lines" in group and "kernels" not in boot:
-        return  # what was loaded is known by values: so is the command line
-    if not told or missing:
-        if missing:
-            notes.append(f"{', '.join(missing)}: nothing in the log for {', '.join(group)}: plain values for them")
+    if group[0] in boot or not told:
         return
+    needed = [_HEADS[group[0]], *(["command_lines"] if "command_lines" in group else [])]
+    for host, one in told.items():
+        if len(needed) > 1 and not one.rules.get(needed[0]):
+            return  # the group without command lines says so
+        for key in needed:
+            if not one.rules.get(key):
+                _left_out(host, group, one.problems.get(key, "nothing in the log tells of it"), notes)
+                return
+    rules: dict[str, Any] = {}
     for key in group:
-        _merge(rules, key, [one.rules.get(key) for one in told.values()])
+        if key == "mok" and "applications" in boot:
+            continue  # what shim may start is listed: PCR 14 is known by its value, where it is quoted
+        _merge(rules, key, [_rule(one, key, "command_lines" not in group) for one in told.values()])
     tried = {**boot, **rules}
     for host, one in told.items():
-        problem = _problem(one.evidence, _boot({**tried, "unchecked": sorted(one.evidence.pcrs)}))
+        problem = _problem(one.evidence, tried)
         if problem:
-            notes.append(f"{host}: no rules for {', '.join(group)}: {problem}")
+            _left_out(host, group, problem, notes)
             return
     boot.update(rules)
 
 
-def _add(boot: dict[str, Any], keys: Sequence[str], told: Iterable[_Boot]) -> None:
-    """Add to rules that a policy has. What it demands (``secure_boot``, ``dbx``) is left as it is."""
+def _left_out(host: str, group: Sequence[str], why: str, notes: list[str]) -> None:
+    kind = "command_lines" if "command_lines" in group else group[0]
+    notes.append(f"{host}: no rules for {', '.join(group)}: {why}; {_WITHOUT[kind]}")
+
+
+def _rule(one: Told, key: str, pinned: bool) -> Any:
+    """Return a rule of one boot; where command lines are no rule, they are files that are known by digest."""
+    return [*one.rules[key], *one.rules["pinned"]] if pinned and key == "files" else one.rules.get(key)
+
+
+def _add(boot: dict[str, Any], keys: Sequence[str], told: Iterable[Told]) -> None:
+    """Add to rules that a policy has. What it demands (``secure_boot``, ``dbx``, ``sbat``) is left as it is."""
+    pinned = "command_lines" not in boot
     for key in keys:
-        if key not in ("secure_boot", "dbx"):
-            _merge(boot, key, [boot.get(key), *(one.rules.get(key) for one in told)])
+        if key not in ("secure_boot", "dbx", "sbat") and not (key == "mok" and "applications" in boot):
+            _merge(boot, key, [boot.get(key), *(_unknown(boot, key, _rule(one, key, pinned)) for one in told)])
+
+
+def _unknown(boot: Mapping[str, Any], key: str, found: Any) -> Any:
+    """Leave out the command lines that a pattern allows already."""
+    if key != "command_lines":
+        return found
+    rules = _boot({key: boot.get(key, [])})
+    return [line for line in found or () if not rules.allows_line(line)]
 
 
 def _merge(rules: dict[str, Any], key: str, found: Sequence[Any]) -> None:
@@ -220,10 +268,24 @@ def _merge(rules: dict[str, Any], key: str, found: Sequence[Any]) -> None:
         if all(found):
             rules[key] = True
         return
+    if key == "sbat":
+        first, *others = (one or {} for one in found)
+        lowest = {name: min(n, *(one[name] for one in others)) if others else n for name, n in first.items()
+                  if all(name in one for one in others)}  # fmt: skip
+        if lowest:
+            rules[key] = lowest
+        return
+    if key == "started_by":
+        joined_by: dict[str, list[str]] = {}
+        for one in found:
+            joined_by = _both(joined_by, one or {})
+        if joined_by:
+            rules[key] = joined_by
+        return
     lists: list[list[str]] = [one or [] for one in found]
     if key == "dbx":
-        first, *others = lists
-        joined = [one for one in first if all(one in other for other in others)]
+        head, *rest = lists
+        joined = [one for one in head if all(one in other for other in rest)]
     else:
         joined = list(dict.fromkeys(one for each in lists for one in each))
     if joined or key == "signers":
@@ -236,76 +298,13 @@ def _boot(data: Mapping[str, Any]) -> policy.Boot:
     return found
 
 
-def _problem(evidence: Evidence, rules: policy.Boot) -> str:
+def _problem(evidence: Evidence, tried: Mapping[str, Any]) -> str:
+    """Return what is wrong with a boot by some rules; what they rest on and don't judge is known by its value."""
+    rules = _boot(tried)
+    plain = {str(pcr): [evidence.pcrs[pcr].hex()] for pcr in rules.needs if pcr in evidence.pcrs.keys() - rules.judged}
+    free = sorted(evidence.pcrs.keys() - rules.needs.keys() - rules.judged)
     try:
-        judge.judged_boot(evidence, rules, None)
+        judge.judged_boot(evidence, _boot({**tried, "pcrs": plain, "unchecked": free}), None)
     except Refused as err:
         return str(err)
     return ""
-
-
-def _platform(told: Sequence[Event]) -> dict[str, Any]:
-    """PCR 7, and which UEFI programs ran."""
-    found: dict[str, Any] = {
-        "applications": [one.digests[BANK].hex() for one in told if one.pcr == 4 and one.type == events.APPLICATION]
-    }
-    signers: list[str] = []
-    for event in told:
-        read = events.variable(event.data, events.SLACK) if event.pcr == 7 else None
-        if read is None:
-            continue
-        if event.type == events.VARIABLE_AUTHORITY and (read.guid, read.name) != (judge.SHIM, "SbatLevel"):
-            if len(read.data) != 48:  # else a program's own digest, which is among the applications
-                signers.append(hashlib.sha256(events.certificate(read.data)).hexdigest())
-        elif (read.guid, read.name) == (events.GLOBAL, "SecureBoot") and read.data == b"\1":
-            found["secure_boot"] = True
-        elif (read.guid, read.name) == (events.SECURITY, "dbx"):
-            found["dbx"] = [one.hex() for one in (events.signatures(read.data) or ([], []))[1]]
-    if found.get("secure_boot"):
-        found["signers"] = list(dict.fromkeys(signers))
-    else:
-        found.pop("dbx", None)
-    return found
-
-
-def _loaded(told: Sequence[Event]) -> dict[str, Any]:
-    """What boot loader and kernel loaded, and the command line."""
-    lines: list[str] = []
-    paths: set[str] = set()
-    for event in told:
-        line = events.command_line(event, BANK)
-        if line is not None:
-            lines.append(line)
-            if event.pcr == 8:  # GRUB puts the kernel's file before it
-                paths.add(line.split(" ", 1)[0])
-    found: dict[str, list[str]] = {"kernels": [], "initrds": [], "files": [], "command_lines": lines}
-    seen: dict[str, str] = {}
-    for event in told:
-        digest = event.digests[BANK].hex()
-        if event.pcr not in (9, 11, 12) or event.type == events.SEPARATOR:
-            continue
-        if event.pcr == 12 and events.command_line(event, BANK) is not None:
-            continue
-        if event.pcr == 11 and event.digests[BANK] in judge.SECTION_NAMES:
-            continue
-        kind = _kind(event, paths)
-        if kind != "files" or digest not in seen:
-            seen[digest] = kind
-    for digest, kind in seen.items():
-        found[kind].append(digest)
-    return found
-
-
-def _kind(event: Event, paths: set[str]) -> str:
-    """By what the log calls it: all three are known by digest, and a wrong name here mixes up the lists alone."""
-    tagged = events.tag(event)
-    if tagged is not None:
-        return "initrds" if tagged[0] == _TAG_INITRD else "files"
-    said = events.text(event.data) or ""
-    path = said[said.find(")") + 1 :] if said.startswith("(") else said
-    name = path.rpartition("/")[2]
-    if said == ".linux" or path in paths or name.startswith(("vmlinuz", "bzImage")):
-        return "kernels"
-    if said == ".initrd" or name.startswith(("initrd", "initramfs")):
-        return "initrds"
-    return "files"

@@ -148,13 +148,8 @@ def replay(logs: Logs) -> dict[str, Any]:
 
 
 def ima_entries(raw: bytes) -> list[ima.Entry]:
-    """Read an IMA list, in its binary or ASCII form."""
-    return ima.parse(ima_binary(raw))
-
-
-def ima_binary(raw: bytes) -> bytes:
-    """Return an IMA list in its binary form."""
-    return ima.from_ascii(raw) if raw.lstrip()[:3] == b"10 " else raw
+    """Read an IMA list, in any of its forms."""
+    return ima.parse(ima.canonical(raw))
 
 
 def verify_quote(
@@ -254,7 +249,7 @@ def _judge(report: Report, values: Values | None, logs: Logs, policy: Policy) ->
     moving = quoted.pop(ima.PCR, None)
     made = None
     if logs.ima and moving is not None:
-        made = Measurements(b"", b"", moving, 0, ima_binary(logs.ima))
+        made = Measurements(b"", b"", moving, 0, ima.canonical(logs.ima))
     evidence = Evidence("tpm", b"", b"", b"", quoted, logs.boot or None, logs.systemd or None, made)
     found = judge.appraise(evidence, policy, None)
     if found.level >= 4:

@@ -7,11 +7,15 @@ A policy is a mapping (YAML, JSON)::
       secure_boot: true              # on, with keys, not in debug mode
       dbx: [<sha256>, ...]           # the revocation list has at least these
       signers: [<sha256>, ...]       # certificates that whatever was booted may be trusted for
+      sbat: {shim: 4, grub: 5}       # shim refuses lower generations than these
+      mok: [<sha256>, ...]           # shim's lists of keys (PCR 14)
       applications: [<sha256>, ...]  # Authenticode digests of all UEFI programs that were run (PCR 4)
+      started_by: {<sha256>: [firmware]}       # what may come right before each of them
       kernels: [<sha256>, ...]       # files; one of them was loaded (PCR 9 or 11)
       initrds: [<sha256>, ...]
       files: [<sha256>, ...]         # whatever else the boot loader may load (PCR 9, 11, 12)
-      command_lines: ["root=/dev/vda ro *"]    # * stands for anything
+      grub_commands: [<sha256>, ...] # each command that GRUB may run (PCR 8)
+      command_lines: ["root=/dev/vda ro *"]    # * stands for anything but what hides the rest
       pcrs: {0: [<hex>, ...]}        # plain values
       unchecked: [1, 5]              # quoted PCRs that may have any value
     ima:
@@ -20,6 +24,7 @@ A policy is a mapping (YAML, JSON)::
       exclude: ["/var/cache/*"]      # files that may be anything
       entries: [<sha256>, ...]       # whole lines, for templates that are not known
       violations: refuse             # or ignore
+      kexec: refuse                  # or allow: another kernel may be started without a boot
     tee: {snp: {measurements: [<hex>, ...]}}                # a confidential guest: netspace.attestation.tee.rules
     until:                           # what is good besides, for a time: the old while an update is rolled out
       2026-12-24:
@@ -36,13 +41,20 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from netspace.attestation.evidence import PCR_NAMES, from_hex
-from netspace.attestation.ima import Entry, File, line
-from netspace.errors import NetspaceError
+from netspace.attestation import boot_policy
+from netspace.attestation.boot_policy import Boot as Boot
+from netspace.attestation.ima import BOOT_AGGREGATE, Entry, File, line
+from netspace.attestation.policy_reading import Pattern as Pattern
+from netspace.attestation.policy_reading import PolicyError as PolicyError
+from netspace.attestation.policy_reading import digests as _digests
+from netspace.attestation.policy_reading import items as _list
+from netspace.attestation.policy_reading import mapping as _mapping
+from netspace.attestation.policy_reading import octets as _hex
+from netspace.attestation.policy_reading import patterns as _patterns
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -50,50 +62,16 @@ if TYPE_CHECKING:
     from netspace.attestation.structures import PublicKey
     from netspace.attestation.tee.rules import Tee
 
-MAX_ITEMS = 65_536
 MAX_FILES = 1_000_000
 MAX_PATH = 4096
-MAX_PATTERN = 1024
-MAX_PATTERNS = 256
 MAX_CACHE = 65_536
 MAX_TERMS = 16
 # What may be good for a time: lists of what is allowed. What a policy demands, or leaves unchecked, is none.
-PASSING_BOOT = ("signers", "applications", "kernels", "initrds", "files", "command_lines", "pcrs")
+PASSING_BOOT = (
+    *("signers", "mok", "applications", "kernels", "initrds", "files", "grub_commands", "command_lines", "pcrs"),
+)
 PASSING_IMA = ("files", "keys", "exclude", "entries")
 DIGESTS = {"sha256": 32, "sha384": 48, "sha512": 64}
-
-
-class PolicyError(NetspaceError):
-    """A policy that can't be accepted; the message begins with the path of what is wrong."""
-
-
-class Pattern:
-    """Text in which ``*`` stands for anything; matched in linear time, whatever the text."""
-
-    __slots__ = ("_parts", "text")
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-        self._parts = text.split("*")
-
-    @property
-    def exact(self) -> bool:
-        return len(self._parts) == 1
-
-    def matches(self, text: str) -> bool:
-        first, *middle = self._parts
-        if not middle:
-            return text == first
-        last = middle.pop()
-        if len(text) < len(first) + len(last) or not text.startswith(first) or not text.endswith(last):
-            return False
-        at, end = len(first), len(text) - len(last)
-        for part in middle:
-            found = text.find(part, at, end)
-            if found < 0:
-                return False
-            at = found + len(part)
-        return True
 
 
 class Keyring:
@@ -152,22 +130,6 @@ class Keyring:
 
 
 @dataclass(frozen=True)
-class Boot:
-    """Rules for the boot; None: no such rule."""
-
-    secure_boot: bool = False
-    dbx: frozenset[bytes] = frozenset()
-    signers: frozenset[bytes] | None = None
-    applications: frozenset[bytes] | None = None
-    kernels: frozenset[bytes] | None = None
-    initrds: frozenset[bytes] = frozenset()
-    files: frozenset[bytes] = frozenset()
-    command_lines: tuple[Pattern, ...] | None = None
-    pcrs: Mapping[int, frozenset[bytes]] = field(default_factory=dict)
-    unchecked: frozenset[int] = frozenset()
-
-
-@dataclass(frozen=True)
 class Ima:
     """Rules for what is run.
 
@@ -180,6 +142,7 @@ class Ima:
     exclude: tuple[Pattern, ...]
     entries: frozenset[bytes]
     ignore_violations: bool
+    kexec: bool = False
 
     def listed(self, entry: Entry) -> bool:
         """Whether a line is one of an allowed file, without a signature or with an empty one."""
@@ -192,12 +155,14 @@ class Ima:
 
     def allows(self, file: File) -> bool:
         """Whether *file* may run: listed, signed, or excluded."""
-        if line(file.path, file.digest) in self.lines or self.keys.signed(file):
+        if line(file.path, file.digest) in self.lines:
             return True
-        if not self.exclude:
-            return False
-        path = file.path.decode("utf-8", "surrogateescape")
-        return any(pattern.matches(path) for pattern in self.exclude)
+        # Before the signature, which takes longer: a host chooses how many bad ones it brings under excluded names.
+        if self.exclude:
+            path = file.path.decode("utf-8", "surrogateescape")
+            if any(pattern.matches(path) for pattern in self.exclude):
+                return True
+        return self.keys.signed(file)
 
 
 @dataclass(frozen=True)
@@ -223,16 +188,24 @@ def parse(data: Any, now: float | None = None) -> Policy:
     :param now: what is good ``until`` a later time counts. None: nothing of it does.
     :raises PolicyError: for unknown keys, wrong types and sizes out of bounds.
     """
+    try:
+        return _parsed(data, now)
+    except (ValueError, RecursionError) as err:
+        # A number of thousands of digits, or what contains itself: it can't even be shown.
+        raise PolicyError(f"policy: {err}") from err
+
+
+def _parsed(data: Any, now: float | None) -> Policy:
     from netspace.attestation.tee import rules  # which reports errors by this module's exception
 
     found = _mapping(data, "policy", ("version", "boot", "ima", "tee", "until"))
     version = found.get("version")
     if type(version) is not int or not 0 < version < 2**31:
         raise PolicyError(f"policy:version: {version!r:.40}: expected a whole number from 1 on")
+    boot, ima = _rules(found)
     whole = {key: plain(found[key]) for key in ("boot", "ima", "tee") if key in found}
     terms = [(when(moment), section) for moment, section in _terms(found.get("until", {}), whole)]
     counting = [] if now is None else [(until, section) for until, section in terms if now < until]
-    boot, ima = _rules(found)
     if terms:
         _rules(_joined(whole, terms))  # what does not count is read as strictly
         whole = _joined(whole, counting)
@@ -241,6 +214,29 @@ def parse(data: Any, now: float | None = None) -> Policy:
     changes = min((until for until, _ in counting), default=None)
     tee = rules.parse(found["tee"]) if "tee" in found else None
     return Policy(version, hashlib.sha256(canonical.encode()).hexdigest(), boot, ima, changes, tee)
+
+
+def accepted(data: Any, now: float | None = None, quoted: Collection[int] | None = None) -> Policy:
+    """Read a policy that is to be put in force.
+
+    :param quoted: PCRs that its hosts quote; None where that is not known.
+    :raises PolicyError: as :func:`parse`, and when a rule for the boot rests on a PCR that is not judged or not quoted:
+        such a rule looks strict, and a forger satisfies it.
+    """
+    found = parse(data, now)
+    for gap in boot_policy.gaps(found.boot, quoted) if found.boot is not None else ():
+        raise PolicyError(f"policy:boot:{gap}")
+    return found
+
+
+def founded(found: Policy, quoted: Collection[int] | None = None) -> None:
+    """Check that the rules for the boot carry those for IMA.
+
+    :raises PolicyError: when L5 can't be reached, whatever the hosts run.
+    """
+    if found.ima is not None:
+        for gap in boot_policy.ima_gaps(found.boot, quoted):
+            raise PolicyError(f"policy:ima: L5 rests on the boot: {gap}")
 
 
 def when(moment: Any) -> float:
@@ -256,7 +252,10 @@ def when(moment: Any) -> float:
 
 
 def _terms(data: Any, whole: Mapping[str, Any]) -> Iterable[tuple[Any, Mapping[str, Any]]]:
-    """Check what is good for a time, but for the lists themselves. Each makes one longer that is there without it."""
+    """Check what is good for a time, but for the lists themselves. Each makes one longer that is there without it.
+
+    :param whole: rules that were read.
+    """
     at = "policy:until"
     if not isinstance(data, Mapping) or len(data) > MAX_TERMS:
         raise PolicyError(f"{at}: expected a mapping of at most {MAX_TERMS} times")
@@ -265,15 +264,15 @@ def _terms(data: Any, whole: Mapping[str, Any]) -> Iterable[tuple[Any, Mapping[s
         found = _mapping(section, here, ("boot", "ima"))
         boot = _mapping(plain(found.get("boot", {})), f"{here}:boot", PASSING_BOOT)
         _mapping(found.get("ima", {}), f"{here}:ima", PASSING_IMA)
-        base = whole.get("boot") or {}
+        base = whole.get("boot", {})
         for key in boot:
-            needs = "kernels" if key in ("initrds", "files") else key
+            needs = {"initrds": "kernels", "files": "kernels"}.get(key, key)
             if needs not in base:
                 raise PolicyError(f"{here}:boot:{key}: makes a list longer that is not there: boot:{needs}")
         pcrs = boot.get("pcrs", {})
         known = base.get("pcrs", {})
-        given = len(found.get("boot", {}).get("pcrs", {}))
-        if not isinstance(pcrs, Mapping) or len(pcrs) != given or not set(pcrs) <= set(known):
+        given = found.get("boot", {}).get("pcrs", {})
+        if not isinstance(pcrs, Mapping) or len(pcrs) != len(given) or not set(pcrs) <= set(known):
             raise PolicyError(f"{here}:boot:pcrs: expected values for PCRs that are among boot:pcrs")
         if "ima" in found and "ima" not in whole:
             raise PolicyError(f"{here}:ima: makes lists longer that are not there: ima")
@@ -304,7 +303,7 @@ def _both(known: Any, more: Any) -> Any:
 
 def _rules(whole: Mapping[str, Any]) -> tuple[Boot | None, Ima | None]:
     return (
-        _boot(whole["boot"]) if "boot" in whole else None,
+        boot_policy.read(whole["boot"]) if "boot" in whole else None,
         _ima(whole["ima"]) if "ima" in whole else None,
     )
 
@@ -316,40 +315,14 @@ def plain(data: Any) -> Any:
     return data
 
 
-def _boot(data: Any) -> Boot:
-    at = "policy:boot"
-    known = tuple(Boot.__dataclass_fields__)
-    found = _mapping(data, at, known)
-    if type(found.get("secure_boot", False)) is not bool:
-        raise PolicyError(f"{at}:secure_boot: expected true or false")
-    sets = {
-        key: _digests(found[key], f"{at}:{key}")
-        for key in ("dbx", "signers", "applications", "kernels", "initrds", "files")
-        if key in found
-    }
-    if sets.keys() & {"initrds", "files"} and "kernels" not in sets:
-        raise PolicyError(f"{at}: initrds and files are judged together with kernels, which is missing")
-    lines = None
-    if "command_lines" in found:
-        lines = _patterns(found["command_lines"], f"{at}:command_lines")
-    values = found.get("pcrs", {})
-    if not isinstance(values, Mapping):
-        raise PolicyError(f"{at}:pcrs: expected a mapping of PCRs to lists of values")
-    pcrs = {_pcr(pcr, f"{at}:pcrs"): _digests(one, f"{at}:pcrs:{pcr}") for pcr, one in values.items()}
-    if len(pcrs) != len(values):
-        raise PolicyError(f"{at}:pcrs: a PCR is given twice")
-    unchecked = frozenset(_pcr(pcr, f"{at}:unchecked") for pcr in _list(found.get("unchecked", []), f"{at}:unchecked"))
-    return Boot(
-        secure_boot=found.get("secure_boot", False), command_lines=lines, pcrs=pcrs, unchecked=unchecked, **sets
-    )
-
-
 def _ima(data: Any) -> Ima:
     at = "policy:ima"
-    found = _mapping(data, at, ("files", "keys", "exclude", "entries", "violations"))
-    violations = found.get("violations", "refuse")
-    if violations not in ("refuse", "ignore"):
-        raise PolicyError(f"{at}:violations: {violations!r:.40}: expected refuse or ignore")
+    found = _mapping(data, at, ("files", "keys", "exclude", "entries", "violations", "kexec"))
+    choices = {"violations": ("refuse", "ignore"), "kexec": ("refuse", "allow")}
+    chosen = {key: found.get(key, allowed[0]) for key, allowed in choices.items()}
+    for key, allowed in choices.items():
+        if chosen[key] not in allowed:
+            raise PolicyError(f"{at}:{key}: {chosen[key]!r:.40}: expected {' or '.join(allowed)}")
     listed = found.get("files", {})
     if not isinstance(listed, Mapping) or len(listed) > MAX_FILES:
         raise PolicyError(f"{at}:files: expected a mapping of at most {MAX_FILES} paths")
@@ -358,7 +331,9 @@ def _ima(data: Any) -> Ima:
         if not isinstance(path, str) or not path or len(path) > MAX_PATH:
             raise PolicyError(f"{at}:files: {path!r:.60}: not a path")
         raw, where = _text(path, f"{at}:files"), f"{at}:files:{path[:60]}"
-        lines.update(line(raw, _named(one, where)) for one in _list(digests, where))
+        listed_lines = [line(raw, _named(one, where)) for one in _list(digests, where)]
+        if raw != BOOT_AGGREGATE:  # the kernel's own line, which the PCRs judge
+            lines.update(listed_lines)
     exclude = _patterns(found.get("exclude", []), f"{at}:exclude")
     for pattern in exclude:
         if not pattern.text.strip("*/"):
@@ -368,34 +343,9 @@ def _ima(data: Any) -> Ima:
         Keyring(_keys(found.get("keys", []), f"{at}:keys")),
         exclude,
         _digests(found.get("entries", []), f"{at}:entries"),
-        violations == "ignore",
+        chosen["violations"] == "ignore",
+        chosen["kexec"] == "allow",
     )
-
-
-def _mapping(data: Any, at: str, known: tuple[str, ...]) -> Mapping[str, Any]:
-    if not isinstance(data, Mapping):
-        raise PolicyError(f"{at}: expected a mapping")
-    for key in data:
-        if key not in known:
-            raise PolicyError(f"{at}:{key!s:.40}: unknown; there are {', '.join(known)}")
-    return data
-
-
-def _list(data: Any, at: str, limit: int = MAX_ITEMS) -> list[Any]:
-    if not isinstance(data, list) or len(data) > limit:
-        raise PolicyError(f"{at}: expected a list of at most {limit}")
-    return data
-
-
-def _digests(data: Any, at: str) -> frozenset[bytes]:
-    return frozenset(_hex(one, 32, at) for one in _list(data, at))
-
-
-def _hex(text: Any, size: int, at: str) -> bytes:
-    raw = from_hex(text, size)
-    if raw is None:
-        raise PolicyError(f"{at}: {text!r:.40}: expected {size} bytes in hex")
-    return raw
 
 
 def _named(text: Any, at: str) -> bytes:
@@ -411,20 +361,6 @@ def _text(text: str, at: str) -> bytes:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as err:
         raise PolicyError(f"{at}: {text!r:.60}: {err}") from err
-
-
-def _patterns(data: Any, at: str) -> tuple[Pattern, ...]:
-    for one in _list(data, at, MAX_PATTERNS):
-        if not isinstance(one, str) or not 0 < len(one) <= MAX_PATTERN:
-            raise PolicyError(f"{at}: {one!r:.40}: expected text of 1 to {MAX_PATTERN} characters")
-    return tuple(Pattern(one) for one in data)
-
-
-def _pcr(number: Any, at: str) -> int:
-    text = str(number)
-    if isinstance(number, bool) or not isinstance(number, (int, str)) or text not in PCR_NAMES:
-        raise PolicyError(f"{at}: {number!r:.40}: expected a PCR, 0 to 23")
-    return int(text)
 
 
 def _keys(data: Any, at: str) -> dict[bytes, PublicKey]:
@@ -450,7 +386,7 @@ def _key(pem: Any, at: str) -> ec.EllipticCurvePublicKey | rsa.RSAPublicKey:
             key: object = x509.load_pem_x509_certificate(raw).public_key()
         else:
             key = load_pem_public_key(raw)
-    except (AttributeError, ValueError, UnsupportedAlgorithm) as err:
+    except (AttributeError, ValueError, UnsupportedAlgorithm, x509.InvalidVersion) as err:
         raise PolicyError(f"{at}: not a certificate or public key in PEM: {err}") from err
     if isinstance(key, rsa.RSAPublicKey) and key.key_size >= 2048:
         return key

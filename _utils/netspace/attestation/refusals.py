@@ -215,10 +215,10 @@ class UnknownValue(Limited):
 
 
 class Uncovered(Limited):
-    """A quoted PCR that no rule of the policy judges, or a rule whose PCR is not quoted."""
+    """A quoted PCR that no rule of the policy judges, or a rule that rests on one that is not judged or not quoted."""
 
     code = "policy-uncovered"
-    remedy = "add a rule, a value, or the PCR's number to 'unchecked' in the policy; or quote the PCR"
+    remedy = "add a rule, a value, or (where no rule rests on it) the PCR's number to 'unchecked'; or quote the PCR"
 
 
 class SecureBootOff(Limited):
@@ -242,11 +242,25 @@ class UnknownSigner(Limited):
     remedy = "find out who signed what was booted; if that is intended, add its certificate to 'signers'"
 
 
+class ShimInsecure(Limited):
+    """shim was told not to verify what it starts (MokSBState), or not by the firmware's keys (MokDBState)."""
+
+    code = "shim-insecure"
+    remedy = "turn shim's validation on again: mokutil --enable-validation, and confirm it at the console"
+
+
+class OldShimLevel(Limited):
+    """shim lets generations of boot programs run that the policy asks to be refused (SBAT), or says nothing of them."""
+
+    code = "sbat-old"
+    remedy = "update shim, and the level that it applies: mokutil --set-sbat-policy latest"
+
+
 class UnknownApplication(Limited):
-    """A UEFI program was run whose digest is not in the policy, or none was."""
+    """A UEFI program was run whose digest is not in the policy, or by another one than may start it, or none was."""
 
     code = "boot-application"
-    remedy = "if the boot loader or kernel was updated, add its Authenticode digest to 'applications'"
+    remedy = "if the boot loader or kernel was updated, add its Authenticode digest to 'applications' and 'started_by'"
 
 
 class UnknownFile(Limited):
@@ -277,6 +291,13 @@ class NoImaPolicy(Limited):
     remedy = "add a section 'ima' to the policy: what may run"
 
 
+class ImaUnfounded(Limited):
+    """An IMA policy, but the boot's rules leave open which kernel wrote the list, or what it was told to measure."""
+
+    code = "ima-unfounded"
+    remedy = "let the policy judge programs, what they load and the command line, and quote PCRs 0 to 9, 11 and 12"
+
+
 class NoList(Limited):
     """An IMA policy, but no quote of PCR 10 with the list."""
 
@@ -298,6 +319,15 @@ class WrongAggregate(Limited):
     remedy = "the kernel's TPM driver must be there before IMA starts: build it in"
 
 
+class UnprovedAggregate(Limited):
+    """A measurement list whose first line can't be compared with what was quoted."""
+
+    code = "ima-unproved"
+    remedy = (
+        "quote PCRs 0 to 9 (the group's pcrs), and boot Linux 5.8 or later, with a SHA-256 bank and ima_hash=sha256"
+    )
+
+
 class NothingMeasured(Limited):
     """A measurement list without process 1: the kernel does not measure which programs run."""
 
@@ -317,6 +347,13 @@ class Violation(Limited):
 
     code = "ima-violation"
     remedy = "restart; if this host's files are written while they are read, set 'violations: ignore'"
+
+
+class StartedByKexec(Limited):
+    """Another kernel was started by kexec since the boot; nothing proves its command line."""
+
+    code = "ima-kexec"
+    remedy = "restart by the firmware; if kexec is meant to be used, set 'kexec: allow' in the policy's section ima"
 
 
 class WrongAttestationCertificate(Refused):

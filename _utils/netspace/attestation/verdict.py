@@ -45,7 +45,7 @@ def answer(layout: Layout, chosen: Mapping[str, Any], minion: str, master: str, 
     boot = result.boot_id(layout)
     if not boot:
         raise NetspaceError("the kernel tells no id of this boot: /proc is not mounted")
-    if first is not None and not (layout.root / attester.IMA_LIST).exists():
+    if first is not None and attester.measurement_list(layout.root) is None:
         first = None  # the verifier says what that is worth
     context = Context(master, minion, session, nonce, binding=boot.encode())
     made = _without_log(appraisal.evidence(layout, {**chosen, "pcrs": pcrs}, context, first, period), known)

@@ -113,11 +113,11 @@ class FakeTpm:
         selections: bytes | None = None,
         digest: bytes | None = None,
     ) -> bytes:
-        bits = sum(1 << pcr for pcr in pcrs)
+        bits = sum(1 << pcr for pcr in set(pcrs))
         if selections is None:
             selections = struct.pack(">IHB", 1, bank, 3) + bits.to_bytes(3, "little")
         if digest is None:
-            digest = hashlib.sha256(b"".join(self.pcrs[pcr] for pcr in sorted(pcrs))).digest()
+            digest = hashlib.sha256(b"".join(self.pcrs[pcr] for pcr in sorted(set(pcrs)))).digest()
         head = struct.pack(">IH", magic, kind) + sized(b"signer") + sized(extra)
         return head + struct.pack(">QIIB", *self.clock) + struct.pack(">Q", self.firmware) + selections + sized(digest)
 

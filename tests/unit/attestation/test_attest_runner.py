@@ -85,6 +85,9 @@ def test_who_does_not_answer_is_not_judged(made: tuple[Any, Bus], monkeypatch: p
     assert shown["state"] == "stale, L0 (asked for: L1 or more)" and "attest web2" in shown["to raise it"]
 
 
+BOOT = boot_forge.policy("shim-grub")
+
+
 class Measured:
     """The host ``web1`` with a TPM that the test holds, a boot log and a measurement list; and what travels."""
 
@@ -119,14 +122,16 @@ class Measured:
         monkeypatch.setattr(appraisal, "evidence", self.evidence)
         monkeypatch.setattr(runner, "_ask", self.ask)
         monkeypatch.setattr(runner, "_minions", lambda target, kind: ["web1"])
-        runner.__opts__["netspace.attestation"]["groups"] = [{"name": "default", "minimum": "L3"}]
+        runner.__opts__["netspace.attestation"]["groups"] = [
+            {"name": "default", "minimum": "L3", "pcrs": list(boot_forge.PCRS["shim-grub"])}
+        ]
         made = runner._fleet()
         made.registrar.init(time.time())
         enrolled(made.registrar, Minion("web1", tpm, self.master), time.time(), self.master)
         (path,) = (made.registrar.folder / "hosts").iterdir()
         path.write_text(json.dumps({**json.loads(path.read_text()), "level": 3, "reason": ""}))
-        rules = {"boot": {"unchecked": list(range(8))}, "ima": {"exclude": ["/usr/lib/*"]}}
-        made.policies.put("default", {"version": 1, **rules})
+        rules = {**BOOT, "ima": {"exclude": ["/usr/lib/*"]}}
+        made.policies.put("default", {**rules, "version": 1})
 
     def evidence(
         self, layout: Layout, chosen: Any, context: Context, first: int | None = None, period: bytes = b""
@@ -134,7 +139,8 @@ class Measured:
         brought = None
         if first is not None:
             brought = self.tpm.measurements(context, self.list[ima.offset(self.list, first) :], first)
-        return dataclasses.replace(self.tpm.evidence(context), boot_log=self.log, ima=brought)
+        made = self.tpm.evidence(context, tuple(chosen["pcrs"]))
+        return dataclasses.replace(made, boot_log=self.log, ima=brought)
 
     def ask(self, minions: list[str], function: str, arguments: Any, timeout: int) -> dict[str, Any]:
         assert minions == ["web1"]
@@ -175,7 +181,7 @@ def test_a_measurement_list_of_20_megabytes_chokes_nothing(measured: Any) -> Non
 def test_files_are_learned_shown_signed_and_take_the_host_to_l5(measured: Any, tmp_path: Path) -> None:
     host = measured(100_000)
     runner = host.runner
-    (tmp_path / "strict.json").write_text(json.dumps({"version": 2, "boot": {"unchecked": list(range(8))}, "ima": {}}))
+    (tmp_path / "strict.json").write_text(json.dumps({**BOOT, "version": 2, "ima": {}}))
     assert runner.policy_set("default", str(tmp_path / "strict.json"))["version"] == 2
     assert (host.attest()["level"], host.attest()["code"]) == ("L4", "ima-file")
     found = runner.learn("web1")
@@ -199,7 +205,7 @@ def test_rules_for_what_runs_are_tried_on_the_hosts_lists_before_they_are_in_for
     host = measured(10_000)
     monkeypatch.setattr(host.runner, "_known", lambda fleet, pattern: ["web1"])
     assert host.attest()["level"] == "L5"
-    strict = {"version": 2, "boot": {"unchecked": list(range(8))}, "ima": {"exclude": ["/usr/lib/systemd/*"]}}
+    strict = {**BOOT, "version": 2, "ima": {"exclude": ["/usr/lib/systemd/*"]}}
     path = tmp_path / "strict.json"
     path.write_text(json.dumps(strict))
     found = host.runner.policy_check("default", str(path))

@@ -186,11 +186,14 @@ def test_what_a_host_measured_moves_no_cursor(made: Fleet, minion: Minion, logge
         told.insert(0, boot_forge.measured(7, events.EFI_ACTION, data))
 
     trusted(made, minion)
-    made.policies.put("web", {"version": 2, "boot": {"secure_boot": True, "unchecked": [0, 1, 2, 3, 4, 5, 6, 7]}})
+    known = boot_forge.policy("shim-grub")["boot"]
+    rules = {key: known[key] for key in ("secure_boot", "signers", "applications", "pcrs")}
+    rules["unchecked"] = [0, 1, 3, 5, 6]
+    made.policies.put("web", {"version": 2, "boot": rules})
     raw, pcrs = edited("shim-grub", escape)
     minion.tpm.pcrs.update(pcrs)
     record = judged(made, minion, raw)
-    assert record["code"] == "secure-boot" and "[2J" in record["reason"]
+    assert record["code"] == "boot-event" and "[2J" in record["reason"]
     assert record["reason"].isprintable()
 
 
@@ -567,7 +570,10 @@ def test_a_policys_version_never_falls(made: Fleet, tmp_path: Path) -> None:
 def test_what_a_policy_allows_for_a_time_ends_by_the_clock_alone(made: Fleet, tmp_path: Path) -> None:
     now = [policy.when("2026-12-23")]
     kept = groups.Policies(tmp_path / "books", made.signer, lambda: now[0])
-    rules = {"boot": {"kernels": ["ab" * 32]}, "until": {"2026-12-24": {"boot": {"kernels": ["cd" * 32]}}}}
+    rules = {
+        "boot": {"kernels": ["ab" * 32], "pcrs": {"4": []}},
+        "until": {"2026-12-24": {"boot": {"kernels": ["cd" * 32]}}},
+    }
     kept.put("web", {"version": 1, **rules})
 
     def kernels() -> int:

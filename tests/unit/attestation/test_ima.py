@@ -156,7 +156,7 @@ def test_an_edited_line_is_seen_without_a_quote() -> None:
     [
         (NG[:-1], "within line 0"),
         (NG + b"\0", "within line 1"),
-        (line(b"ima-ng", b"", pcr=11), "PCR 11"),
+        (line(b"ima-ng", b"", pcr=24), "PCR 24"),
         (line(b"", b""), "name of 0 bytes"),
         (line(b"x" * 256, b""), "name of 256 bytes"),
         (NG[:34] + b"\xff\xff\xff\xff" + NG[38:], "4294967295 bytes"),

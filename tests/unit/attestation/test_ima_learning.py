@@ -138,6 +138,61 @@ def test_what_is_excluded_is_not_listed_and_what_cannot_be_learned_is_told() -> 
     assert "L5 would not be reached" in notes
 
 
+def test_pcrs_that_are_not_quoted_are_told_of() -> None:
+    evidence = booted("shim-grub")
+    fewer = dataclasses.replace(evidence, pcrs={pcr: evidence.pcrs[pcr] for pcr in range(8)})
+    found = learning.learn(None, {"gold": fewer}, LEARN)
+    assert found.after["ima"]["files"], "the files are the same"
+    assert any("L5 would not be reached" in note and "[ima-unproved]" in note for note in found.notes)
+
+
+def test_a_file_called_boot_aggregate_is_not_learned() -> None:
+    evidence = booted("shim-grub", line(b"ima-ng", named(b"boot_aggregate")))
+    found = learning.learn(None, {"gold": evidence}, LEARN)
+    assert "boot_aggregate" not in found.after["ima"]["files"]
+    assert any("boot_aggregate" in note and "a file has its name" in note for note in found.notes)
+    assert worth(found.after, evidence) == (4, "ima-file")
+
+
+def test_a_kernel_started_by_kexec_is_told_and_not_allowed() -> None:
+    first = ima.parse(booted("shim-grub").ima.lines)[0]  # type: ignore[union-attr]
+    evidence = booted("shim-grub", line(first.template, first.data))
+    found = learning.learn(None, {"gold": evidence}, LEARN)
+    assert any("started by kexec" in note for note in found.notes)
+    assert worth(found.after, evidence) == (4, "ima-kexec")
+    found.after["ima"]["kexec"] = "allow"
+    assert worth(found.after, evidence) == (5, "ok")
+    again = learning.learn(found.after, {"gold": evidence}, LEARN)
+    assert again.after["ima"]["kexec"] == "allow"
+
+
+def test_lines_into_other_pcrs_are_not_learned() -> None:
+    evidence = booted("shim-grub", line(b"ima-ng", named(b"/usr/bin/unproved"), pcr=11) + line(b"ima-ng", named(b"/a")))
+    found = learning.learn(None, {"gold": evidence}, LEARN)
+    assert "/usr/bin/unproved" not in found.after["ima"]["files"] and "/a" in found.after["ima"]["files"]
+    assert any("1 lines are in other PCRs" in note for note in found.notes)
+    assert worth(found.after, evidence) == (4, "ima-file")
+
+
+@pytest.mark.skipif(boot_logs.others() is None, reason="there is no folder of others' logs (NETSPACE_EVENTLOGS)")
+def test_what_is_learned_of_others_lists_allows_what_it_can() -> None:
+    """A list whose first line no quote proves teaches files, and is told not to give L5."""
+    folder = boot_logs.others()
+    assert folder is not None
+    for boot in ("shim-grub", "uki"):
+        lines = ima.canonical((folder / "own" / boot / "ima_ascii.txt").read_bytes())
+        evidence = booted(boot, lines=lines)
+        found = learning.learn(None, {"gold": evidence}, LEARN)
+        assert worth(found.after, evidence) == (5, "ok")
+    lines = ima.canonical((folder / "rust-keylime/ascii_runtime_measurements").read_bytes())
+    evidence = booted("shim-grub", lines=lines)
+    found = learning.learn(None, {"other": evidence}, LEARN)
+    weak = [note for note in found.notes if "no digest of SHA-256 or better" in note]
+    assert weak and "ima" not in found.after, "its digests are SHA-1: none can be listed"
+    excluded = {**found.after, "ima": {"exclude": ["/*bin/*", "/lib*", "/etc/*", "/usr/*", "/init", "/run/*"]}}
+    assert worth(excluded, evidence) == (4, "ima-aggregate"), "IMA found no TPM when that host started"
+
+
 @pytest.mark.parametrize("wrong", ["none", "not first", "cut", "another", "mismatch"])
 def test_a_list_that_is_not_the_quoted_one_teaches_nothing(wrong: str) -> None:
     evidence = booted("shim-grub")

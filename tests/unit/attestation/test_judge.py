@@ -17,7 +17,18 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 
-from netspace.attestation import events, ima, judge, policy, refusals, verifier
+from netspace.attestation import (
+    boot_rules,
+    events,
+    extensions,
+    ima,
+    judge,
+    measurelog,
+    platform_rules,
+    policy,
+    refusals,
+    verifier,
+)
 from netspace.attestation.eventlog import Event
 from netspace.attestation.evidence import Context
 from netspace.attestation.verifier import Expected
@@ -99,30 +110,39 @@ def test_an_empty_policy_allows_nothing(host: Host) -> None:
 
 
 def test_every_quoted_pcr_needs_a_rule(host: Host) -> None:
-    rules = boot_forge.policy("shim-grub", unchecked=[0, 1, 2, 3, 5, 6, 8])
+    rules = boot_forge.policy("shim-grub", unchecked=[0, 1, 3, 5, 6])
     found = host.appraise(rules)
     assert found.code == "policy-uncovered" and "PCRs 14" in found.reason
     value = host.tpm.pcrs[14]
     assert host.appraise(rules, references={14: [value]}).level == 4
     assert host.appraise(rules, references={14: []}).code == "pcr-value"
-    rules["boot"]["pcrs"] = {14: [value.hex()]}
+    rules["boot"]["pcrs"]["14"] = [value.hex()]
     assert host.appraise(rules).level == 4
-    rules["boot"]["pcrs"] = {14: []}
+    rules["boot"]["pcrs"]["14"] = []
     assert host.appraise(rules).code == "pcr-value"
 
 
 @pytest.mark.parametrize(
-    ("pcrs", "rule"),
-    [((0, 4, 9), "secure_boot"), ((0, 7, 9), "applications"), ((4, 7, 8), "kernels"), ((4, 7), "kern")],
+    ("pcr", "rule"),
+    [
+        *((7, "secure_boot"), (2, "applications"), (4, "applications"), (8, "command_lines")),
+        *((9, "kernels"), (11, "kernels"), (12, "kernels")),
+    ],
 )
-def test_a_rule_whose_pcr_is_not_quoted_is_not_satisfied(host: Host, pcrs: tuple[int, ...], rule: str) -> None:
-    found = host.appraise(boot_forge.policy("shim-grub"), pcrs=pcrs)
-    assert found.code == "policy-uncovered" and rule in found.reason
+def test_a_rule_whose_pcr_is_not_quoted_is_not_satisfied(host: Host, pcr: int, rule: str) -> None:
+    rules = boot_forge.policy("shim-grub")
+    pcrs = tuple(one for one in PCRS["shim-grub"] if one != pcr)
+    found = host.appraise(rules, pcrs=pcrs)
+    assert found.code == "policy-uncovered" and f"{rule}: its proof lies in PCR {pcr}" in found.reason
+    with pytest.raises(policy.PolicyError, match=f"policy:boot:{rule}.*PCR {pcr}, which is not quoted"):
+        policy.accepted(rules, quoted=pcrs)
 
 
 def test_a_plain_value_of_a_pcr_that_is_not_quoted(host: Host) -> None:
-    found = host.appraise(boot_forge.policy("shim-grub", pcrs={"13": ["00" * 32]}))
-    assert found.code == "policy-uncovered"
+    rules = boot_forge.policy("shim-grub")
+    rules["boot"]["pcrs"]["13"] = ["00" * 32]
+    found = host.appraise(rules)
+    assert found.code == "policy-uncovered" and "PCR 13 is not quoted" in found.reason
 
 
 def test_a_boot_without_a_log(host: Host) -> None:
@@ -265,9 +285,10 @@ def test_secure_boots_of_others() -> None:
         rules = {"secure_boot": True, "signers": signers, "applications": applications}
         boot = policy.parse({"version": 1, "boot": rules}).boot
         assert boot is not None and boot.applications is not None
-        judge._applications([event for event in told if event.pcr == 4], boot.applications)
+        extended = extensions.of(log, (), (4, 7))
+        boot_rules._applications(extended[4], boot.applications, {})
         try:
-            judge._platform([event for event in told if event.pcr == 7], boot)
+            platform_rules.check(extended[7], boot)
             understood += 1
         except refusals.SecureBootOff:
             pass
@@ -292,7 +313,9 @@ def test_a_program_that_db_allows_by_its_digest(host: Host) -> None:
 
     host.edit(edit)
     assert host.appraise(boot_forge.policy("shim-grub")).level == 4
-    rules = boot_forge.policy("shim-grub", applications=None, unchecked=[0, 1, 2, 3, 4, 5, 6, 8, 14])
+    rest = dict.fromkeys(("applications", "kernels", "initrds", "files", "command_lines"))
+    rules = boot_forge.policy("shim-grub", **rest)
+    rules["boot"]["unchecked"] += [4, 9]
     assert host.appraise(rules).code == "boot-signer"
 
 
@@ -389,13 +412,24 @@ def test_a_command_line_that_grub_measured_and_the_kernel_got_another(host: Host
     assert host.appraise(boot_forge.policy("shim-grub")).code == "boot-file"
 
 
-def test_a_command_line_in_a_pcr_that_is_not_quoted_proves_nothing(host: Host) -> None:
-    pcrs = (4, 7, 9)
-    host.edit(lambda found: None)
-    rules = boot_forge.policy("shim-grub")
-    assert host.appraise(rules, pcrs=pcrs).code == "command-line"
-    rules["boot"]["command_lines"] = [f"/vmlinuz {boot_forge.LINE}"]  # exactly: its digest in PCR 9 proves it
-    assert host.appraise(rules, pcrs=pcrs).level == 4
+@pytest.mark.parametrize("pattern", [f"/vmlinuz {boot_forge.LINE}", "/vmlinuz root=/dev/nvme0n1 * ima_policy=tcb"])
+def test_a_command_line_where_pcr_8_is_known_by_its_value(host: Host, pattern: str) -> None:
+    rules = boot_forge.policy("shim-grub", grub_commands=None, command_lines=[pattern])
+    assert host.appraise(rules).code == "boot-file", "GRUB's commands are neither listed nor known by the value"
+    rules["boot"]["pcrs"]["8"] = [host.tpm.pcrs[8].hex()]
+    assert host.appraise(rules).level == 4
+    # The kernel's own measurement of it is known by the text, too.
+    options = boot_forge.log("shim-grub").events
+    (digest,) = [
+        one.digests["sha256"].hex() for one in options if (tag := events.tag(one)) and tag[0] == events.TAG_OPTIONS
+    ]
+    rules["boot"]["files"].remove(digest)
+    assert host.appraise(rules).level == 4
+    rules["boot"]["command_lines"] = ["root=/dev/vda"]
+    assert host.appraise(rules).level == 3
+    host.edit(lines("/vmlinuz init=/bin/sh ima_policy=tcb"))
+    rules["boot"]["command_lines"] = ["/vmlinuz * ima_policy=tcb", "/vmlinuz init=/bin/sh ima_policy=tcb"]
+    assert host.appraise(rules).code == "pcr-value"
 
 
 def test_an_embedded_command_line_is_known_by_its_digest_alone(fake_tpm, context: Context) -> None:
@@ -404,20 +438,28 @@ def test_an_embedded_command_line_is_known_by_its_digest_alone(fake_tpm, context
     assert found.code == "command-line"
 
 
-def test_systemds_phases_under_another_name(fake_tpm, context: Context) -> None:
+@pytest.mark.parametrize(
+    ("text", "measured", "code"),
+    [("other", "sysinit", "ima-policy-none"), ("other", "other", "boot-event"), ("sysinit", "other", "boot-event")],
+)
+def test_systemds_phases_are_known_by_their_digest(
+    fake_tpm: Any, context: Context, text: str, measured: str, code: str
+) -> None:
+    """What the log calls a phase is no matter; a word that is none of systemd's is nobody's."""
     host = Host(fake_tpm, context, "uki")
-    evidence = dataclasses.replace(
-        host.tpm.evidence(context, PCRS["uki"]),
-        boot_log=host.log,
-        systemd_log=SYSTEMD.replace(b'"string":"sysinit"', b'"string":"other"'),
-    )
+    digest = hashlib.sha256(measured.encode()).hexdigest()
+    log = SYSTEMD.replace(b'"string":"sysinit"', b'"string":"%s"' % text.encode())
+    log = log.replace(hashlib.sha256(b"sysinit").hexdigest().encode(), digest.encode())
+    values = boot_forge.log("uki").replay("sha256")
+    host.tpm.pcrs = {**host.tpm.pcrs, **measurelog.extend(values, measurelog.parse(log), "sha256")}
+    evidence = dataclasses.replace(host.tpm.evidence(context, PCRS["uki"]), boot_log=host.log, systemd_log=log)
     expected = Expected(context, PCRS["uki"], None, None, policy.parse(boot_forge.policy("uki")))
-    assert verifier.verify_quote(evidence, host.bound, expected).code == "boot-event"
+    assert verifier.verify_quote(evidence, host.bound, expected).code == code
 
 
 def test_a_pcr_that_no_log_explains(host: Host) -> None:
     host.tpm.pcrs = {**host.tpm.pcrs, 11: b"\1" * 32}
-    found = host.appraise(boot_forge.policy("shim-grub"), pcrs=(*PCRS["shim-grub"], 11))
+    found = host.appraise(boot_forge.policy("shim-grub"))
     assert found.code == "log-mismatch" and "PCR 11" in found.reason
 
 

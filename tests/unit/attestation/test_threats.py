@@ -10,9 +10,11 @@ import pytest
 HERE = checkout.ROOT / "tests"
 FORGERIES = "unit/attestation/test_forgeries.py"
 EAR, FLEET, CHAINS = (f"unit/attestation/test_{name}.py" for name in ("ear", "fleet", "certificates"))
+IMA = "unit/attestation/test_ima_rules.py"
 RUNNER, JUDGE = "unit/attestation/test_attest_runner.py", "unit/attestation/test_judge.py"
 ENROLMENT, MAKERS = "functional/attestation/test_enrolment_swtpm.py", "unit/attestation/test_makers.py"
 ADVERSARY = "unit/attestation/test_enrolment_adversary.py"
+BOOT = "unit/attestation/test_boot_threats.py"
 REGISTRAR, CA = "unit/attestation/test_registrar.py", "unit/attestation/test_privacy_ca.py"
 
 THREATS = {
@@ -61,6 +63,11 @@ THREATS = {
     "the master's clock set back": (FLEET, "test_a_result_from_the_future_is_stale"),
     "escape sequences in a log": (FLEET, "test_what_a_host_measured_moves_no_cursor"),
     "a kernel that measures no programs": (JUDGE, "test_a_list_of_a_kernel_that_measures_no_programs"),
+    "a file called boot_aggregate": (IMA, "test_a_file_called_boot_aggregate_is_refused"),
+    "a list typed by hand": (IMA, "test_a_first_line_that_quoted_pcrs_do_not_prove"),
+    "a PCR extended after the start": (IMA, "test_a_pcr_that_was_extended_after_the_start_is_noticed"),
+    "another kernel by kexec": (IMA, "test_a_kernel_started_by_kexec_is_refused_unless_allowed"),
+    "a line measured into another PCR": (IMA, "test_lines_into_another_pcr_lower_and_never_raise"),
     "a master in between": (REGISTRAR, "test_a_master_in_between"),
     "a minion that lies in its grains": (FLEET, "test_a_minion_that_lies_in_its_grains"),
     "a store that others write": (FLEET, "test_what_others_write_into_the_store_counts_as_nothing"),
@@ -70,6 +77,17 @@ THREATS = {
     "downgraded policy version": (EAR, "test_a_result_by_a_lower_version_of_the_policy"),
     "downgraded policy in force": (FLEET, "test_a_policys_version_never_falls"),
     "policy by somebody else": (FLEET, "test_a_policy_that_the_verifier_did_not_sign"),
+    "a program moved into systemd's log": (BOOT, "test_a1_the_whole_tail_of_a_pcr_moved_into_systemds_log"),
+    "a program under the name of an action": (BOOT, "test_a2_a_program_under_another_type_with_its_preimage"),
+    "a file that is text": (BOOT, "test_a3_text_that_was_loaded_is_no_word_of_systemds"),
+    "a command line relabelled": (BOOT, "test_a4_a_bad_command_line_relabelled_and_a_good_one_added"),
+    "a command line that hides its rest": (BOOT, "test_a4_what_a_star_stands_for_hides_nothing_from_the_kernel"),
+    "shim that verifies nothing": (BOOT, "test_a6_shim_that_verifies_nothing"),
+    "SBAT set back": (BOOT, "test_a6_revocations_set_back_and_better_ones_added_later"),
+    "a rule that rests on nothing": (BOOT, "test_a7_a_rule_that_rests_on_what_is_not_judged_is_refused"),
+    "an authority as a setting": (BOOT, "test_a8_an_authority_before_the_separator_is_no_setting"),
+    "a kernel that no boot loader started": (BOOT, "test_f1_a_kernel_that_no_boot_loader_started"),
+    "a list by hand where nothing is measured": (BOOT, "test_l5_is_not_given_where_the_boot_is_left_unchecked"),
     "malformed logs, thousands": ("unit/attestation/test_fuzz.py", "test_mutated_inputs_are_read_or_refused"),
 }
 

@@ -1,0 +1,188 @@
+"""What one boot's logs tell of rules that would take it, for :mod:`netspace.attestation.learning`.
+
+Labels tell a kernel from an initrd here, and a program from what else firmware measures: a wrong one mixes up lists of
+digests, or has the judge refuse what would be learned. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from netspace.attestation import (
+    boot_rules,
+    eventlog,
+    events,
+    extensions,
+    measured,
+    measurelog,
+    platform_rules,
+    policy_reading,
+)
+from netspace.attestation.boot_policy import LOADED
+from netspace.attestation.eventlog import Event
+from netspace.attestation.evidence import BANK, Evidence
+from netspace.attestation.extensions import Extension
+from netspace.attestation.refusals import LogMismatch, Refused
+
+# PCRs that no rule rests on: firmware that logs less than it measures there may be left unchecked.
+_APART = frozenset((0, 1, 3, 5, 6))
+# Of Linux's EFI stub (drivers/firmware/efi/libstub): the initrd that it was given.
+_TAG_INITRD = 0x8F3B22EC
+
+
+@dataclass(frozen=True)
+class Told:
+    """What one boot's logs tell.
+
+    :param rules: as they stand in a policy; ``pinned`` has the digests of command lines that are known as text.
+    :param problems: why there are no rules, by the rule that a group begins with.
+    :param unled: PCRs that the log does not lead to.
+    """
+
+    evidence: Evidence
+    rules: Mapping[str, Any]
+    problems: Mapping[str, str]
+    unled: frozenset[int] = field(default_factory=frozenset)
+
+
+def told(evidence: Evidence) -> Told:
+    """Read the logs of a boot.
+
+    :raises Refused: when they can't be read, or do not lead to the quoted values of what rules rest on.
+    """
+    if evidence.boot_log is None:
+        raise LogMismatch("the firmware gives no boot log")
+    log = eventlog.parse(evidence.boot_log)
+    records = measurelog.parse(evidence.systemd_log) if evidence.systemd_log is not None else ()
+    replayed = measurelog.extend(log.replay(BANK), records, BANK)
+    unled = frozenset(pcr for pcr in _APART & evidence.pcrs.keys() if not _led(pcr, evidence, log, replayed))
+    log.check({pcr: value for pcr, value in evidence.pcrs.items() if pcr not in unled}, BANK, replayed)
+    extended = extensions.of(log, records, range(24))
+    quoted = {pcr: extended[pcr] if pcr in evidence.pcrs else [] for pcr in range(24)}
+    rules: dict[str, Any] = {
+        "applications": [one.digest.hex() for one in quoted[4] if one.kind == events.APPLICATION],
+        "started_by": _starters(quoted[4]),
+        "mok": [one.digest.hex() for one in quoted[14] if one.digest not in _SHIM_CONSTANTS],
+    }
+    problems = {"command_lines": "the command line is not known as text", "signers": "PCR 7 is not quoted"}
+    rules.update(_loaded(quoted, problems))
+    if 7 in evidence.pcrs:
+        rules.update(_platform(quoted[7], problems))
+    return Told(evidence, rules, problems, unled)
+
+
+_SHIM_CONSTANTS = frozenset((measured.EMPTY_KEY_LIST, measured.FALSE, measured.TRUE)) | measured.WORDS[14]
+
+
+def _starters(extended: Sequence[Extension]) -> dict[str, list[str]]:
+    """Which program each one came right after."""
+    found: dict[str, list[str]] = {}
+    last = "firmware"
+    for one in extended:
+        if one.kind == events.APPLICATION:
+            found.setdefault(one.digest.hex(), []).append(last)
+            last = one.digest.hex()
+        elif one.digest in measured.CALLS:
+            last = "firmware"
+    return {program: list(dict.fromkeys(starters)) for program, starters in found.items()}
+
+
+def _led(pcr: int, evidence: Evidence, log: eventlog.EventLog, replayed: Mapping[int, bytes]) -> bool:
+    try:
+        log.check({pcr: evidence.pcrs[pcr]}, BANK, replayed)
+    except LogMismatch:
+        return False
+    return True
+
+
+def _platform(extended: Sequence[Extension], problems: dict[str, str]) -> dict[str, Any]:
+    """PCR 7: Secure Boot, its revocation lists, and whom what was booted was trusted for."""
+    try:
+        found = platform_rules.read(extended)
+    except Refused as err:
+        problems["signers"] = str(err)
+        return {}
+    if found.settings.get("SecureBoot") != b"\1":
+        problems["signers"] = "Secure Boot was off"
+        return {}
+    levels = [one for one in found.authorities if platform_rules.is_shim_level(one)]
+    signers = [
+        measured.digest(events.certificate(one.data)).hex()
+        for one in found.authorities
+        if one not in levels and len(one.data) != 48  # else a program's own digest, which is among the applications
+    ]
+    problems["signers"] = "the firmware verified nothing that it booted"
+    return {
+        "secure_boot": True,
+        "dbx": [one.hex() for one in (events.signatures(found.settings.get("dbx", b"")) or ([], []))[1]],
+        "signers": list(dict.fromkeys(signers)),
+        "sbat": {
+            name: number
+            for name, number in ((measured.sbat(levels[0].data) if levels else None) or {}).items()
+            if number > 0
+        },
+    }
+
+
+def _loaded(extended: Mapping[int, Sequence[Extension]], problems: dict[str, str]) -> dict[str, Any]:
+    """What boot loader and kernel loaded, and the command line."""
+    lines = {
+        one.digest: line
+        for pcr in (8, 12)
+        for one in extended[pcr]
+        if (pcr == 12 or _claims_line(one)) and (line := boot_rules.logged_line(pcr, one)) is not None
+    }
+    paths = {line.split(" ", 1)[0] for line in lines.values()}
+    forms = {form for line in lines.values() for pcr in LOADED for form in measured.line_forms(pcr, line)}
+    found: dict[str, list[str]] = {"kernels": [], "initrds": [], "files": [], "pinned": []}
+    seen: dict[bytes, str] = {}
+    for pcr in LOADED:
+        for one in extended[pcr]:
+            if one.digest in measured.WORDS.get(pcr, ()) or (pcr == 11 and one.digest in measured.SECTION_NAMES):
+                continue
+            if pcr == 9 and any(map(measured.nvpcr, one.preimages())):
+                continue
+            kind = "pinned" if one.digest in forms else _kind(one, paths)
+            if kind != "files" or one.digest not in seen:
+                seen[one.digest] = kind
+    for digest, kind in seen.items():
+        found[kind].append(digest.hex())
+    return {
+        **found,
+        "grub_commands": [one.digest.hex() for one in extended[8] if one.digest not in lines],
+        "command_lines": _patterns(lines.values(), problems),
+    }
+
+
+def _claims_line(one: Extension) -> bool:
+    return isinstance(one.source, Event) and events.is_command_line(one.source)
+
+
+def _patterns(lines: Any, problems: dict[str, str]) -> list[str]:
+    """Return command lines as patterns; none where one of them can't be its own pattern."""
+    for line in lines:
+        if "*" in line or len(line) > policy_reading.MAX_PATTERN:
+            problems["command_lines"] = (
+                f"a command line has a '*', or more than {policy_reading.MAX_PATTERN} characters: {line[:60]!r}..."
+            )
+            return []
+    return list(dict.fromkeys(lines))
+
+
+def _kind(one: Extension, paths: set[str]) -> str:
+    """By what the log calls it: all three are known by digest, and a wrong name here mixes up the lists alone."""
+    if not isinstance(one.source, Event):
+        return "files"
+    tagged = events.tag(one.source)
+    if tagged is not None:
+        return "initrds" if tagged[0] == _TAG_INITRD else "files"
+    said = events.text(one.source.data) or ""
+    path = said[said.find(")") + 1 :] if said.startswith("(") else said
+    name = path.rpartition("/")[2]
+    if said in (".linux", "grub_linuxefi Kernel") or path in paths or name.startswith(("vmlinuz", "bzImage")):
+        return "kernels"
+    if said in (".initrd", "grub_linuxefi Initrd") or name.startswith(("initrd", "initramfs")):
+        return "initrds"
+    return "files"

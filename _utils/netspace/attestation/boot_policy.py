@@ -1,0 +1,268 @@
+"""The half of a policy that says what a good boot is: its rules, and what their proofs rest on.
+
+A rule is worth what proves it. Programs are in PCR 4 (and as drivers in PCR 2), what they load is in PCRs 8 to 13.
+A PCR is worth what the program is that measures into it: so what is loaded rests on PCR 4, too. Root extends PCRs after
+the boot as he likes. He can't take anything out; so a rule has to judge **each** digest of every PCR that its subject
+could be in. A PCR that is not quoted, or may have any value, is where a forger puts it.
+
+:func:`gaps` names what a policy leaves open; :func:`accepted` refuses it when it is set, the judge at each appraisal.
+Pure: no file is read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from netspace.attestation import measured
+from netspace.attestation.policy_reading import (
+    MAX_ITEMS,
+    Pattern,
+    PolicyError,
+    digests,
+    items,
+    mapping,
+    octets,
+    patterns,
+    pcr,
+)
+
+# PCRs that a boot loader or a kernel measures what it loads into: GRUB and Linux (9), systemd's stub (11, 12). Its
+# system extensions (13) are judged where they are quoted; systemd itself verifies who signed them.
+_LOADED = (9, 11, 12)
+LOADED = (*_LOADED, 13)
+# What IMA's list rests on: the programs, what they loaded, and (PCRs 0 to 9) the first line of the list itself.
+_MEASURER = (*range(10), 11, 12)
+# Who starts the first program of a boot entry, among those that may start a program.
+FIRMWARE = b""
+# Whoever uses the TPM may reset these (TCG PC Client Platform TPM Profile 1.05, 4.6.1).
+_RESETTABLE = frozenset((16, 23))
+# What is measured into these PCRs is measured by programs of PCR 4. (shim, of 14, may be known by its signer.)
+_BY_PROGRAMS = frozenset((8, 9, 11, 12, 13, 15))
+_IMA_OPTION = re.compile(r'(?:^|\s)ima_policy=(?:"([a-z_| ]+)"|([a-z_|]+))(?=\s|$)')
+_REMEDIES = {
+    2: "its values under pcrs (programs that are loaded as drivers are measured there)",
+    4: "applications, or its values under pcrs",
+    7: "secure_boot and signers together, or its values under pcrs",
+    8: "grub_commands, or its values under pcrs",
+    14: "mok, its values under pcrs, or applications",
+}
+
+
+@dataclass(frozen=True)
+class Boot:
+    """Rules for the boot; None: no such rule."""
+
+    secure_boot: bool = False
+    dbx: frozenset[bytes] = frozenset()
+    signers: frozenset[bytes] | None = None
+    sbat: Mapping[str, int] = field(default_factory=dict)
+    mok: frozenset[bytes] | None = None
+    applications: frozenset[bytes] | None = None
+    started_by: Mapping[bytes, frozenset[bytes]] = field(default_factory=dict)
+    kernels: frozenset[bytes] | None = None
+    initrds: frozenset[bytes] = frozenset()
+    files: frozenset[bytes] = frozenset()
+    grub_commands: frozenset[bytes] | None = None
+    command_lines: tuple[Pattern, ...] | None = None
+    pcrs: Mapping[int, frozenset[bytes]] = field(default_factory=dict)
+    unchecked: frozenset[int] = frozenset()
+
+    @cached_property
+    def judged(self) -> frozenset[int]:
+        """PCRs of which each digest is judged by a rule."""
+        found: set[int] = set()
+        if self.secure_boot and self.signers is not None:
+            found.add(7)
+        if self.applications is not None:
+            found.add(4)
+        if self.mok is not None or (14 in self.needs and 14 not in self.pcrs):
+            found.add(14)
+        if self.kernels is not None:
+            found.update(pcr for pcr in LOADED if pcr != 13 or pcr not in self.unchecked)
+        if self.command_lines is not None and (self.grub_commands is not None or 8 not in self.pcrs):
+            found.add(8)
+        return frozenset(found)
+
+    @cached_property
+    def needs(self) -> Mapping[int, str]:
+        """PCRs that the proofs of rules lie in, and one of the rules.
+
+        ``signers`` alone trusts shim to verify what it starts. shim tells in PCR 14 whether it did, and by whose keys.
+        A shim that tells nothing is known by its digest in PCR 4 alone, so ``sbat`` rests on it, too.
+        """
+        found: dict[int, str] = {}
+        for rule, there, where in (
+            ("secure_boot", self.secure_boot, (7,)),
+            ("dbx", bool(self.dbx), (7,)),
+            ("signers", self.signers is not None, (7,) if self.applications is not None else (7, 14)),
+            ("mok", self.mok is not None, (14,)),
+            ("applications", self.applications is not None, (2, 4)),
+            ("kernels", self.kernels is not None, (4, *_LOADED)),
+            ("command_lines", self.command_lines is not None, (4, 8, *_LOADED)),
+            ("sbat", bool(self.sbat), (4, 7)),
+            ("pcrs", bool(_BY_PROGRAMS & self.pcrs.keys()), (4,)),
+        ):
+            if there:
+                for number in where:
+                    found.setdefault(number, rule)
+        return found
+
+    @cached_property
+    def unordered(self) -> frozenset[bytes]:
+        """Programs of which it is left open who may start them."""
+        return (self.applications or frozenset()) - self.started_by.keys()
+
+    @cached_property
+    def allowed(self) -> Mapping[int, frozenset[bytes]]:
+        """What PCRs 8 to 13 may be extended with whenever: what is listed, and whole command lines."""
+        listed = dict.fromkeys(LOADED, (self.kernels or frozenset()) | self.initrds | self.files)
+        listed[8] = self.grub_commands or frozenset()
+        return {number: found | self.lines[number] for number, found in listed.items()}
+
+    @cached_property
+    def lines(self) -> Mapping[int, frozenset[bytes]]:
+        """The digests of whole command lines (patterns without ``*``) by the PCR that they are measured into."""
+        exact = [one.text for one in self.command_lines or () if one.exact]
+        return {
+            number: frozenset(form for line in exact for form in measured.line_forms(number, line))
+            for number in (8, *LOADED)
+        }
+
+    def allows_line(self, line: str) -> bool:
+        """Whether a pattern allows a command line that is known as text."""
+        return any(
+            one.matches(line) and (one.exact or measured.plain_line(line, one.text)) for one in self.command_lines or ()
+        )
+
+
+def gaps(boot: Boot, quoted: Collection[int] | None = None, values: Collection[int] = ()) -> list[str]:
+    """Return what rules rest on and nothing judges, each as a sentence with its remedy.
+
+    :param quoted: PCRs that are quoted; None where that is not known yet.
+    :param values: PCRs that have values from elsewhere (references).
+    """
+    found: list[str] = []
+    for number, rule in sorted(boot.needs.items()):
+        if number in boot.unchecked:
+            found.append(f"{rule}: its proof lies in PCR {number}, which is unchecked; give {_remedy(number)}")
+        elif number not in boot.judged and number not in boot.pcrs and number not in values:
+            found.append(f"{rule}: its proof lies in PCR {number}, which nothing judges; give {_remedy(number)}")
+        elif quoted is not None and number not in quoted:
+            found.append(f"{rule}: its proof lies in PCR {number}, which is not quoted; quote it")
+    loading = "kernels" if boot.kernels is not None else "command_lines" if boot.command_lines is not None else ""
+    if loading and boot.unordered and 4 not in boot.pcrs and 4 not in values:
+        found.append(
+            f"{loading}: a kernel that the firmware or shim starts may measure nothing of its command line; give "
+            f"started_by for {min(boot.unordered).hex()} and all of applications, or PCR 4's values under pcrs"
+        )
+    for number in sorted(_RESETTABLE & boot.pcrs.keys()):
+        found.append(
+            f"pcrs: PCR {number} may be reset by whoever uses the TPM, so its value proves nothing; leave it out"
+        )
+    return found
+
+
+def ima_gaps(boot: Boot | None, quoted: Collection[int] | None = None, values: Collection[int] = ()) -> list[str]:
+    """Return what a list of IMA's rests on and the rules for the boot leave open.
+
+    The list is worth what the kernel is that wrote it, and what it was told to measure: programs, what they loaded and
+    the command line have to be judged, by rules or by values. Each pattern of ``command_lines`` has to demand that IMA
+    measures, and to be a whole line: what ``*`` stands for could turn IMA off. The list's first line shows that nobody
+    extended PCRs 0 to 9 later, so these have to be quoted.
+    """
+    rules = Boot() if boot is None else boot
+    known = rules.judged | rules.pcrs.keys() | frozenset(values)
+    found = [
+        f"PCR {number} is not judged, which the kernel and its command line are measured into; give {_remedy(number)}"
+        for number in (4, 8, *_LOADED)
+        if number not in known
+    ]
+    if quoted is not None:
+        found += [
+            f"PCR {number} is not quoted; quote PCRs 0 to 9, 11 and 12" for number in _MEASURER if number not in quoted
+        ]
+    for pattern in rules.command_lines or ():
+        if not _measures(pattern.text):
+            found.append(f"command_lines: {pattern.text!r:.80} does not demand ima_policy=tcb; add it to the pattern")
+        elif not pattern.exact:
+            found.append(
+                f"command_lines: {pattern.text!r:.80}: * may stand for what turns IMA off; give the whole line"
+            )
+    return found
+
+
+def _measures(line: str) -> bool:
+    """Whether a command line has IMA measure programs (kernel-parameters: ``ima_policy=``, one or several names)."""
+    return any("tcb" in (quoted or plain).replace("|", " ").split() for quoted, plain in _IMA_OPTION.findall(line))
+
+
+def _remedy(number: int) -> str:
+    return _REMEDIES.get(number, "kernels, or its values under pcrs")
+
+
+def read(data: Any) -> Boot:
+    """Read the section ``boot`` of a policy.
+
+    :raises PolicyError: for unknown keys, wrong types and sizes out of bounds.
+    """
+    at = "policy:boot"
+    found = mapping(data, at, tuple(Boot.__dataclass_fields__))
+    if type(found.get("secure_boot", False)) is not bool:
+        raise PolicyError(f"{at}:secure_boot: expected true or false")
+    sets = {
+        key: digests(found[key], f"{at}:{key}")
+        for key in ("dbx", "signers", "mok", "applications", "kernels", "initrds", "files", "grub_commands")
+        if key in found
+    }
+    if sets.keys() & {"initrds", "files"} and "kernels" not in sets:
+        raise PolicyError(f"{at}: initrds and files are judged together with kernels, which is missing")
+    if "started_by" in found and "applications" not in sets:
+        raise PolicyError(f"{at}: started_by is judged together with applications, which is missing")
+    if "grub_commands" in sets and "command_lines" not in found:
+        raise PolicyError(f"{at}: grub_commands are judged together with command_lines, which is missing")
+    lines = patterns(found["command_lines"], f"{at}:command_lines") if "command_lines" in found else None
+    values = found.get("pcrs", {})
+    if not isinstance(values, Mapping):
+        raise PolicyError(f"{at}:pcrs: expected a mapping of PCRs to lists of values")
+    pcrs = {pcr(number, f"{at}:pcrs"): digests(one, f"{at}:pcrs:{number}") for number, one in values.items()}
+    if len(pcrs) != len(values):
+        raise PolicyError(f"{at}:pcrs: a PCR is given twice")
+    unchecked = frozenset(
+        pcr(number, f"{at}:unchecked") for number in items(found.get("unchecked", []), f"{at}:unchecked")
+    )
+    return Boot(
+        secure_boot=found.get("secure_boot", False),
+        sbat=_generations(found.get("sbat", {}), f"{at}:sbat"),
+        started_by=_starters(found.get("started_by", {}), f"{at}:started_by"),
+        command_lines=lines,
+        pcrs=pcrs,
+        unchecked=unchecked,
+        **sets,
+    )
+
+
+def _starters(data: Any, at: str) -> dict[bytes, frozenset[bytes]]:
+    if not isinstance(data, Mapping) or len(data) > MAX_ITEMS:
+        raise PolicyError(f"{at}: expected a mapping of programs to lists of those that may start them")
+    return {
+        octets(program, 32, at): frozenset(
+            FIRMWARE if one == "firmware" else octets(one, 32, f"{at}:{program}")
+            for one in items(starters, f"{at}:{program}")
+        )
+        for program, starters in data.items()
+    }
+
+
+def _generations(data: Any, at: str) -> dict[str, int]:
+    if not isinstance(data, Mapping) or len(data) > 256:
+        raise PolicyError(f"{at}: expected a mapping of components to generations")
+    for name, number in data.items():
+        if not isinstance(name, str) or not 0 < len(name) <= 64:
+            raise PolicyError(f"{at}: {name!r:.40}: expected a component's name")
+        if type(number) is not int or not 0 < number < 2**31:
+            raise PolicyError(f"{at}:{name}: {number!r:.40}: expected a whole number from 1 on")
+    return dict(data)

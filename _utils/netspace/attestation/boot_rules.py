@@ -1,0 +1,217 @@
+"""How a boot is judged: every digest of every PCR that a rule touches has to be allowed.
+
+A digest is allowed when the policy lists it, when it is of a constant that a specification fixes
+(:mod:`netspace.attestation.measured`), or when its preimage is known and has a form that only harmless data has: a
+variable, a command line that a pattern allows, a word of systemd's. Who says that, in which log, under which type, is
+never asked. In order:
+
+1. the logs lead to every quoted value but those of ``unchecked`` PCRs;
+2. each quoted PCR is covered, and no rule rests on one that is not judged (:func:`boot_policy.gaps`);
+3. PCR 7 (Secure Boot, dbx, signers, SBAT), PCR 14 (shim), PCR 4 (programs);
+4. PCRs 8, 12, 9, 11, 13: commands, command lines, what was loaded;
+5. plain values.
+
+Pure: no file, no network, no clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from netspace.attestation import boot_policy, eventlog, events, extensions, measured, measurelog, platform_rules
+from netspace.attestation.boot_policy import FIRMWARE, Boot
+from netspace.attestation.evidence import BANK, Evidence
+from netspace.attestation.extensions import Extension
+from netspace.attestation.refusals import (
+    LogMismatch,
+    NoBootLog,
+    NoPolicy,
+    Uncovered,
+    UnexpectedEvent,
+    UnknownApplication,
+    UnknownCommandLine,
+    UnknownFile,
+    UnknownValue,
+)
+
+References = Mapping[int, Collection[bytes]]
+_UNTOUCHED = bytes(32)
+# Where text is logged first: a command line that is known by it is known by its digest in the others.
+_ORDER = (8, 12, 9, 11, 13)
+
+
+def judged_boot(evidence: Evidence, policy: Boot | None, references: References | None) -> frozenset[int]:
+    """Check the boot, and return the PCRs that prove the kernel's command line.
+
+    :raises Refused: for the first thing that is not as it should be.
+    """
+    if policy is None and references is None:
+        raise NoPolicy("there are no references for the PCRs")
+    if evidence.boot_log is None:
+        raise NoBootLog("the firmware gives no boot log")
+    quoted, given = evidence.pcrs, references or {}
+    log = eventlog.parse(evidence.boot_log)
+    records = measurelog.parse(evidence.systemd_log) if evidence.systemd_log is not None else ()
+    replayed = measurelog.extend(log.replay(BANK), records, BANK)
+    unchecked = policy.unchecked if policy else frozenset[int]()
+    log.check({pcr: value for pcr, value in quoted.items() if pcr not in unchecked}, BANK, replayed)
+    if policy is None:
+        _values(quoted, given, quoted.keys())
+        return frozenset()
+    _covered(quoted, policy, given)
+    touched = (policy.judged | policy.needs.keys()) & quoted.keys()
+    for pcr in sorted(touched - replayed.keys()):
+        if quoted[pcr] != _UNTOUCHED:
+            raise LogMismatch(f"PCR {pcr} has a value, and no log has an event for it")
+    extended = extensions.of(log, records, touched)
+    if policy.secure_boot or policy.dbx or policy.sbat or policy.signers is not None:
+        platform_rules.check(extended[7], policy)
+    if 14 in policy.judged:
+        platform_rules.check_shim(extended[14], policy)
+    if policy.applications is not None:
+        _applications(extended[4], policy.applications, policy.started_by)
+    proved = _loaded(extended, policy)
+    plain = {pcr: {*policy.pcrs.get(pcr, ()), *given.get(pcr, ())} for pcr in quoted}
+    _values(quoted, plain, quoted.keys() - (policy.judged | policy.unchecked) | policy.pcrs.keys())
+    return proved
+
+
+def _covered(quoted: Mapping[int, bytes], policy: Boot, references: References) -> None:
+    for gap in boot_policy.gaps(policy, quoted, references):
+        raise Uncovered(gap)
+    covered = policy.judged | policy.unchecked | policy.pcrs.keys() | references.keys()
+    open_pcrs = sorted(quoted.keys() - covered)
+    if open_pcrs:
+        raise Uncovered(f"PCRs {', '.join(map(str, open_pcrs))} are quoted, and nothing says what they may be")
+    missing = sorted(policy.pcrs.keys() - quoted.keys())
+    if missing:
+        raise Uncovered(f"pcrs: PCR {missing[0]} is not quoted")
+
+
+def _values(quoted: Mapping[int, bytes], references: References, pcrs: Collection[int]) -> None:
+    for pcr in sorted(pcrs):
+        if quoted[pcr] not in references.get(pcr, ()):
+            raise UnknownValue(f"PCR {pcr} has a value that is not among the references: {quoted[pcr].hex()}")
+
+
+def _applications(
+    extended: Sequence[Extension], allowed: frozenset[bytes], started_by: Mapping[bytes, frozenset[bytes]]
+) -> None:
+    """Judge PCR 4: what is neither listed nor a constant of the specification's is a program that nobody allowed.
+
+    :param started_by: what may come right before a program. Root adds programs later, but none before another.
+    """
+    seen, last = 0, FIRMWARE
+    for one in extended:
+        if one.digest in allowed:
+            seen += 1
+            starters = started_by.get(one.digest)
+            if starters is not None and last not in starters:
+                by = last.hex() or "the firmware"
+                raise UnknownApplication(f"program {one.digest.hex()} ({one.claimed}) was started by {by}")
+            last = one.digest
+        elif one.digest in measured.CALLS:
+            last = FIRMWARE
+        elif one.digest in measured.SEPARATORS or one.digest in measured.ACTIONS or one.digest in measured.WORDS[4]:
+            continue
+        elif one.kind == events.APPLICATION:
+            raise UnknownApplication(f"program {one.digest.hex()} ({one.claimed}) was run")
+        else:
+            raise UnexpectedEvent(f"PCR 4: {one.digest.hex()}, which the log calls {one.claimed}, is not allowed there")
+    if not seen:
+        raise UnknownApplication("no UEFI program was run")
+
+
+@dataclass
+class _Found:
+    """What was found in PCRs 8 to 13: whether a kernel, which lines as text, and where lines are proved."""
+
+    kernel: bool = False
+    lines: list[str] = field(default_factory=list)
+    proved: set[int] = field(default_factory=set)
+
+
+def _loaded(extended: Mapping[int, Sequence[Extension]], policy: Boot) -> frozenset[int]:
+    """Judge what boot loader and kernel measured: files, commands, and the kernel's command line.
+
+    What root extends later is judged likewise. It proves nothing where systemd marks the end of the loader's time.
+    """
+    found = _Found()
+    for pcr in _ORDER:
+        if pcr not in extended:
+            continue
+        if pcr in policy.judged:
+            _judge_loaded(pcr, extended[pcr], policy, found)
+        elif policy.command_lines is not None:  # known by its value: whose line it is needs no proof of the rest
+            told = [line for one in extended[pcr] if (line := _line(pcr, one, policy)) is not None]
+            found.lines += told
+            if told or any(one.digest in policy.lines[pcr] for one in extended[pcr]):
+                found.proved.add(pcr)
+    if policy.kernels is not None and not found.kernel:
+        raise UnknownFile("none of the policy's kernels was loaded")
+    if policy.command_lines is not None and not found.proved:
+        raise UnknownCommandLine("no quoted PCR proves the kernel's command line")
+    return frozenset(found.proved)
+
+
+def _judge_loaded(pcr: int, extended: Sequence[Extension], policy: Boot, found: _Found) -> None:
+    words, allowed, lines = measured.WORDS.get(pcr, frozenset()), policy.allowed[pcr], policy.lines[pcr]
+    if pcr == 9 and found.lines:
+        lines = lines.union(*(measured.line_forms(9, line) for line in found.lines))
+    ended = False
+    for one in extended:
+        digest = one.digest
+        if digest in words:
+            ended = True
+        elif digest == measured.NOTHING and pcr == 9 and policy.command_lines is not None:
+            raise UnknownCommandLine(
+                "PCR 9: the kernel's command line was empty, or an empty file was read: both are measured alike"
+            )
+        elif digest in lines:
+            found.proved.update(() if ended else (pcr,))
+        elif digest in allowed:
+            found.kernel |= not ended and pcr in (9, 11) and digest in (policy.kernels or ())
+        elif pcr == 11 and digest in measured.SECTION_NAMES:
+            continue
+        elif pcr == 9 and any(map(measured.nvpcr, one.preimages())):
+            ended = True
+        elif (line := _line(pcr, one, policy)) is not None:
+            found.lines.append(line)
+            found.proved.update(() if ended else (pcr,))
+        else:
+            _refuse(pcr, one)
+
+
+def _line(pcr: int, one: Extension, policy: Boot) -> str | None:
+    """Return the kernel's command line, where its text is known and a pattern allows it."""
+    if policy.command_lines is None or pcr not in (8, 12):
+        return None
+    line = logged_line(pcr, one)
+    return line if line is not None and policy.allows_line(line) else None
+
+
+def logged_line(pcr: int, one: Extension) -> str | None:
+    """Return the text that was measured as a command line is in *pcr*, whatever the log calls it."""
+    for data in one.preimages():
+        wide = data[1:2] == b"\0"
+        if wide or pcr == 8:
+            line = events.text(data)
+            if line and (wide or measured.starts_with_path(line)):
+                return line
+    return None
+
+
+def _refuse(pcr: int, one: Extension) -> None:
+    """Say what is not allowed; the log's own words choose the message alone."""
+    said = f"PCR {pcr}: {one.digest.hex()}"
+    if pcr in (8, 12) and one.kind is not None and events.is_command_line(one.source):  # type: ignore[arg-type]
+        line = logged_line(pcr, one)
+        if line is None:
+            raise UnknownCommandLine(f"PCR {pcr}: the command line in the log is not what was measured")
+        raise UnknownCommandLine(f"command line {line[:200]!r} matches no pattern")
+    if one.kind is None:
+        raise UnexpectedEvent(
+            f"{said}, which the log calls {one.claimed}, is no word of systemd's and not in the policy"
+        )
+    raise UnknownFile(f"{said} was loaded or run (the log calls it {one.claimed})")

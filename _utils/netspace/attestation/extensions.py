@@ -1,0 +1,74 @@
+"""What PCRs were extended with, in order: the boot log's events and, after them, systemd's records, as one.
+
+The sequence of digests of a PCR is proved, because it leads to the quoted value. All else is the sender's word: the
+type, the description, which of the two logs it stands in. So the two are one here, and data counts only as a preimage
+of the digest. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import NamedTuple
+
+from netspace.attestation import events, measured
+from netspace.attestation.eventlog import NO_ACTION, Event, EventLog
+from netspace.attestation.evidence import BANK
+from netspace.attestation.measurelog import Record
+
+# Before what GRUB measures, its log says what it is: the text after it is what was measured.
+_GRUB = (b"kernel_cmdline: ", b"grub_kernel_cmdline ", b"grub_cmd: ")
+
+
+class Extension(NamedTuple):
+    """One extension of a PCR.
+
+    :param source: the event or record that tells of it.
+    """
+
+    digest: bytes
+    source: Event | Record
+
+    @property
+    def kind(self) -> int | None:
+        """The type that the log gives it; None for systemd's. Chooses a message, never an outcome."""
+        return self.source.type if isinstance(self.source, Event) else None
+
+    @property
+    def claimed(self) -> str:
+        """Return what the log calls it, for a message: 80 characters at most."""
+        if not isinstance(self.source, Event):
+            return f"systemd's {self.source.kind!r:.32}"
+        said = events.describe(self.source)
+        return repr(str(said.get("text") or said.get("path") or said.get("variable") or said["type"])[-80:])
+
+    def preimages(self) -> Iterator[bytes]:
+        """Yield the data that was measured: as it is logged, or without what is known to be logged besides.
+
+        Old shims log a byte more of an authority than they measure; systemd-boot before v251 logged one less of a
+        command line; GRUB logs a word before a text, and a NUL after it.
+        """
+        if not isinstance(self.source, Event):
+            told = [self.source.text.encode()]
+        else:
+            data = self.source.data
+            told = [data, data[:-1], data + b"\0"]
+            told += [data[len(word) :].removesuffix(b"\0") for word in _GRUB if data.startswith(word)]
+        for one in told:
+            if measured.digest(one) == self.digest:
+                yield one
+
+    def preimage(self) -> bytes | None:
+        """Return the data that was measured, where it is known."""
+        return next(self.preimages(), None)
+
+
+def of(log: EventLog, records: Collection[Record], pcrs: Collection[int]) -> Mapping[int, list[Extension]]:
+    """Return what *pcrs* were extended with."""
+    found: dict[int, list[Extension]] = {pcr: [] for pcr in pcrs}
+    for event in log.events:
+        if event.pcr in found and event.type != NO_ACTION:
+            found[event.pcr].append(Extension(event.digests[BANK], event))
+    for record in records:
+        if record.pcr in found:
+            found[record.pcr].append(Extension(record.digests[BANK], record))
+    return found

@@ -1,0 +1,185 @@
+"""Judge IMA's measurement list: it is of this boot, begun by its kernel, and the policy allows each line.
+
+``netspace.attestation.judge`` asks it for L5, after the boot gave L4. Pure.
+
+What proves that the kernel measured, and from the beginning:
+
+1. PCR 10 begins at zero, and everybody who may use the TPM can extend it. So a list that leads to the quoted value
+   is all that was measured into it, in this order; it does not say by whom.
+2. The kernel extends it first, before it starts process 1: with ``boot_aggregate``, the digest of PCRs 0 to 9. So in
+   line 0, and nowhere else, that name means the PCRs at the kernel's start. It must be what the logs say that these
+   PCRs had then. That binds the list to the boot that was judged, and shows that nobody extended PCRs 0 to 9 later,
+   to tell of another kernel or command line. It is compared when the list begins; what is extended after that, the
+   rules of the boot judge. Where it can't be compared (a PCR is not quoted, or the kernel took it
+   of another bank) nothing is proved, and there is no L5.
+3. Without IMA in the kernel, root can type the whole list by hand, line 0 too. What excludes that is the boot: a
+   kernel that has IMA, and a command line that turns it on. Only the rules of the boot can ask for them.
+4. A kernel that was started by kexec goes on with the list and adds another ``boot_aggregate``. Nothing measures its
+   command line, so it is refused (``ima-kexec``) unless the policy has ``kexec: allow``.
+
+Left to somebody who is root on a host that keeps L5 (docs/attestation-policy.md has the remedies):
+
+==============================================  =======================================================
+he can                                          for
+==============================================  =======================================================
+run a program on tmpfs, before Linux 6.14       ima_policy=tcb measures nothing there
+run code that is no file of its own             shells and interpreters are allowed programs; a script
+                                                that he pipes in, or puts on tmpfs, is not measured
+write to another process's memory, or exploit   IMA measures files when they are opened or mapped
+the kernel
+load an IMA policy that measures less           the kernel measures what is loaded by path; what is
+                                                written directly, only the newest kernels do
+put files behind excluded names                 any mount can have any name (mount namespaces)
+start a listed kernel by kexec, that has no     what reads as a file is allowed as a kernel
+IMA
+have ``ignore``d violations                     what was run is unknown
+==============================================  =======================================================
+
+Lines into other PCRs (``pcr=`` in the kernel's IMA policy) are held against the policy like the others. As no quote
+proves them, they can lower the level, and never raise it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+from netspace.attestation import eventlog, ima, measurelog
+from netspace.attestation.evidence import BANK, Evidence
+from netspace.attestation.ima import BOOT_AGGREGATE, Entry, File, State
+from netspace.attestation.policy import Ima
+from netspace.attestation.refusals import (
+    Limited,
+    ListGap,
+    NoList,
+    NothingMeasured,
+    StartedByKexec,
+    UnknownFileRun,
+    UnprovedAggregate,
+    Violation,
+    WrongAggregate,
+)
+
+# PCRs of which the kernel takes the boot aggregate, other than in the SHA-1 bank (Linux 5.8: ima_crypto.c).
+AGGREGATED = range(10)
+_UNTOUCHED = bytes(32)
+
+
+def judged(evidence: Evidence, policy: Ima, fingerprint: str, boot: tuple[int, int], start: State | None) -> State:
+    """Judge the measurement list's new lines, and return how far it was judged.
+
+    :param fingerprint: of the whole policy.
+    :param boot: (resetCount, restartCount) that were quoted.
+    :param start: how far this host's list was judged before.
+    :raises Refused: when it is no list of this boot, or does not continue the last one.
+    """
+    brought = evidence.ima
+    if brought is None:
+        raise NoList("the evidence has no quote of PCR 10")
+    before = State()
+    if brought.first and start is not None and (start.boot, start.policy) == (boot, fingerprint):
+        before = start
+    if brought.first != before.lines:
+        raise ListGap(f"the list begins with line {brought.first}, and was judged up to line {before.lines}")
+    entries = ima.parse(brought.lines)
+    entries = entries[: ima.match(entries, before.value, brought.value)]
+    if before.lines == 0:
+        _check_aggregate(entries, evidence)
+        if not ima.measures_programs(entries):
+            raise NothingMeasured("the list has no process 1: the kernel does not measure which programs run")
+    refused = before.refused
+    if refused is None:
+        refused = _first_refused(entries, before.lines, policy, evidence)
+    return State(before.lines + len(entries), brought.value, boot, fingerprint, refused)
+
+
+def remedy(code: str) -> str:
+    """Return the remedy of the refusal with this *code*, one of those that a :class:`State` keeps."""
+    kinds: tuple[type[Limited], ...] = (Violation, UnknownFileRun, StartedByKexec)
+    return next(kind.remedy for kind in kinds if kind.code == code)
+
+
+def _check_aggregate(entries: Sequence[Entry], evidence: Evidence) -> None:
+    """Check that the list begins with the PCRs' values at this kernel's start.
+
+    :raises WrongAggregate: for other values.
+    :raises UnprovedAggregate: when they can't be compared.
+    :raises NothingMeasured: for an empty list.
+    """
+    if not entries:
+        raise NothingMeasured("nothing was measured into PCR 10: the kernel has no IMA")
+    digest = ima.boot_aggregate(entries)
+    if digest is None:
+        raise WrongAggregate("the list does not begin with the PCRs' values at boot")
+    algorithm, _, value = digest.partition(b":\0")
+    if not value.strip(b"\0"):
+        raise WrongAggregate("IMA found no TPM when it started")
+    if algorithm != BANK.encode():
+        said = algorithm.decode("ascii", "replace")[:20]
+        raise UnprovedAggregate(f"the list begins with PCRs of the bank {said}, and those of {BANK} are quoted")
+    missing = [pcr for pcr in AGGREGATED if pcr not in evidence.pcrs]
+    if missing:
+        raise UnprovedAggregate(f"the list begins with the values of PCRs 0 to 9, and PCR {missing[0]} is not quoted")
+    if value != _digest(_at_start(evidence)):
+        raise WrongAggregate("the list begins with the PCR values of another boot, or one was extended since")
+
+
+def _digest(values: Mapping[int, bytes]) -> bytes:
+    """Return the boot aggregate of PCR *values*."""
+    return hashlib.sha256(b"".join(values[pcr] for pcr in AGGREGATED)).digest()
+
+
+def _at_start(evidence: Evidence) -> Mapping[int, bytes]:
+    """Return the PCR values that the kernel found when it started.
+
+    They are the quoted ones, but for those that systemd measured into since: its log, after the firmware's, leads to
+    the quoted value, as was checked for L4.
+    """
+    records = measurelog.parse(evidence.systemd_log) if evidence.systemd_log is not None else ()
+    later = {record.pcr for record in records}
+    values = dict(evidence.pcrs)
+    if evidence.boot_log is not None and not later.isdisjoint(AGGREGATED):
+        firmware = eventlog.parse(evidence.boot_log).replay(BANK)
+        values.update({pcr: firmware.get(pcr, _UNTOUCHED) for pcr in later})
+    return values
+
+
+def _first_refused(entries: Sequence[Entry], first: int, policy: Ima, evidence: Evidence) -> tuple[str, str] | None:
+    """Return code and reason of the first line that the policy refuses.
+
+    :param first: number of the first of *entries*.
+    """
+    listed = policy.listed
+    for number, entry in enumerate(entries, first):
+        if entry[0] == ima.VIOLATION:
+            # What it says of a file is not measured, so no path can excuse it.
+            if not policy.ignore_violations:
+                return Violation.code, f"line {number}: a file was written while it was measured"
+            continue
+        if listed(entry):
+            continue
+        file = ima.file(entry)
+        if file is None:
+            if ima.measured(entry) in policy.entries:
+                continue
+            return UnknownFileRun.code, f"line {number}: of an unknown template, is not allowed"
+        if file.path == BOOT_AGGREGATE:
+            # No listed file, signature or pattern counts for this name, which a file may have, too.
+            if number and (found := _started_by_kexec(file, number, policy, evidence)) is not None:
+                return found
+        elif not policy.allows(file):
+            said = repr(file.path.decode("utf-8", "replace")[:200])
+            return UnknownFileRun.code, f"line {number}: {said} is not allowed"
+    return None
+
+
+def _started_by_kexec(file: File, number: int, policy: Ima, evidence: Evidence) -> tuple[str, str] | None:
+    """Judge a later ``boot_aggregate``: by a kernel that kexec started, if it is of the PCRs; else of a file."""
+    known = []
+    if all(pcr in evidence.pcrs for pcr in AGGREGATED):
+        known = [BANK.encode() + b":\0" + _digest(values) for values in (_at_start(evidence), evidence.pcrs)]
+    if file.digest not in known:
+        return UnknownFileRun.code, f"line {number}: 'boot_aggregate' is not of the PCRs, so it is a file"
+    if policy.kexec:
+        return None
+    return StartedByKexec.code, f"line {number}: another kernel was started by kexec, by an unknown command line"

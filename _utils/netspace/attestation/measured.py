@@ -1,0 +1,128 @@
+"""The closed lists: digests whose meaning a specification fixes, and texts that only one form of data can be.
+
+A digest in a PCR may be anything that somebody had measured, whatever a log calls it. It says something by itself only
+where it is the digest of a known constant: a separator, an action's name, the name of a section, a word of systemd's.
+Where data is not constant, its form is: a strict grammar that no program, script or archive satisfies.
+
+Sources: TCG PC Client Platform Firmware Profile 1.06, 3.3.4 and 10.4; systemd, "TPM2 PCR Measurements Made by systemd"
+and systemd-pcrphase.service(8); systemd-stub(7); shim, ``mok.c``. Pure: decides nothing about a host.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import uuid
+from collections.abc import Mapping
+
+SHIM = "605dab50-e046-4300-abb6-3dd810dd8b23"
+
+
+def digest(data: bytes) -> bytes:
+    """Return what a PCR of the SHA-256 bank is extended with for *data*."""
+    return hashlib.sha256(data).digest()
+
+
+NOTHING = digest(b"")
+# PCRs 0 to 7 (PFP 10.4.1): 0 where firmware was well, as it has to be in PCR 7; -1 in older logs.
+SEPARATOR = digest(bytes(4))
+SEPARATORS = frozenset((SEPARATOR, digest(b"\xff" * 4)))
+# PFP 10.4.1, EV_EFI_ACTION, and 3.3.4.5: what firmware does with boot options, which is no program.
+CALLS = frozenset(
+    digest(text)
+    for text in (
+        b"Calling EFI Application from Boot Option",
+        b"Returning from EFI Application from Boot Option",
+    )
+)
+ACTIONS = CALLS | frozenset(
+    digest(text)
+    for text in (
+        b"Exit Boot Services Invocation",
+        b"Exit Boot Services Returned with Success",
+        b"Exit Boot Services Returned with Failure",
+    )
+)
+# PFP 3.3.4.8: firmware says it in PCR 7, and Secure Boot is worth nothing.
+DEBUG_MODE = digest(b"UEFI Debug Mode")
+# What systemd's stub measures the name of, before the content, into PCR 11 (UAPI.5, unified kernel image).
+_SECTIONS = (
+    *(".profile", ".linux", ".osrel", ".cmdline", ".initrd", ".ucode", ".splash", ".dtb", ".uname", ".sbat"),
+    *(".pcrsig", ".pcrpkey", ".dtbauto", ".hwids", ".efifw"),
+)
+SECTION_NAMES = frozenset(digest(name.encode() + b"\0") for name in _SECTIONS)
+# What systemd measures when the boot loader is long gone: whatever follows in that PCR is user space's.
+_OS_SEPARATOR = digest(b"os-separator")
+_PHASES = ("enter-initrd", "leave-initrd", "sysinit", "ready", "shutdown", "final")
+WORDS: Mapping[int, frozenset[bytes]] = {
+    **{pcr: frozenset((_OS_SEPARATOR,)) for pcr in (*range(8), 12, 13, 14)},
+    9: frozenset((_OS_SEPARATOR, digest(b"nvpcr-separator"))),
+    11: frozenset(digest(word.encode()) for word in (*_PHASES, "factory-reset", "storage-target-mode")),
+}
+_NVPCR = re.compile(rb"nvpcr-init:[A-Za-z0-9._-]{1,64}:0x[0-9a-f]{1,8}:([a-z0-9-]{1,16}:)?[0-9a-f]{32,136}", re.ASCII)
+# shim measures the content of its variables into PCR 14. An empty list of keys is one that allows the digest 0.
+EMPTY_KEY_LIST = digest(
+    uuid.UUID("c1c41626-504c-4092-aca9-41f936934328").bytes_le
+    + b"".join(size.to_bytes(4, "little") for size in (76, 0, 48))
+    + uuid.UUID(SHIM).bytes_le
+    + bytes(32)
+)
+FALSE, TRUE = digest(b"\0"), digest(b"\1")
+# PFP 3.3.4.8 and UEFI 2.10, 32.3: what is measured of Secure Boot's configuration, by the variable's namespace.
+SETTINGS = frozenset(("SecureBoot", "PK", "KEK", "SetupMode", "AuditMode", "DeployedMode"))
+KEY_LISTS = frozenset(("db", "dbx", "dbt", "dbr"))
+_SBAT = re.compile(rb"sbat,[0-9]{1,9},[0-9]{1,16}\n((?:[A-Za-z0-9._+-]{1,64},[0-9]{1,9}\n)*)\0?", re.ASCII)
+# x86 and arm64 cut what is longer than 2,048 bytes off; the boot loader may put its own before it.
+_MAX_LINE = 2000
+
+
+def nvpcr(data: bytes) -> bool:
+    """Whether *data* is what systemd measures into PCR 9 for each PCR that it keeps in an NV index."""
+    return _NVPCR.fullmatch(data) is not None
+
+
+def sbat(data: bytes) -> dict[str, int] | None:
+    """Read shim's ``SbatLevel``: the lowest generation of each component that may run; None where it is none."""
+    found = _SBAT.fullmatch(data) if len(data) <= 4096 else None
+    if found is None:
+        return None
+    parts = [line.split(b",") for line in found[1].splitlines()]
+    return {name.decode(): int(number) for name, number in parts}
+
+
+def line_forms(pcr: int, line: str) -> tuple[bytes, ...]:
+    """Return the digests that a kernel's command line has in *pcr*.
+
+    PCR 8: GRUB, as text. PCR 9: Linux's EFI stub, in UTF-16 as it comes from the loader (GRUB puts ``BOOT_IMAGE=``
+    before it). PCR 11: the section ``.cmdline``. PCR 12 (8 before v251): systemd, in UTF-16.
+    """
+    found: list[bytes] = []
+    for form in dict.fromkeys((line, f"BOOT_IMAGE={line}", line.strip()) if pcr == 9 else (line, line.strip())):
+        wide, plain = form.encode("utf-16-le", "surrogatepass"), form.encode("utf-8", "surrogatepass")
+        if pcr in (8, 9, 12):
+            found += (wide, wide + b"\0\0")
+        if pcr == 11:
+            found += (plain, plain + b"\0", plain + b"\n")
+        if pcr == 8 and starts_with_path(line):
+            found.append(plain)
+    return tuple(digest(one) for one in found)
+
+
+def starts_with_path(line: str) -> bool:
+    """Whether *line* begins with a file, as GRUB names the kernel: no command does, so none passes for a line."""
+    return line[:1] in ("/", "(")
+
+
+def plain_line(line: str, pattern: str) -> bool:
+    """Whether what ``*`` stands for, in a line that *pattern* matches, changes nothing of how the rest is read.
+
+    A quote, or a word ``--``, would have the kernel read what follows as something else; what is too long, it cuts off;
+    and what is not printable may be something else than a line.
+    """
+    return (
+        len(line) <= _MAX_LINE
+        and line.isascii()
+        and line.isprintable()
+        and line.count('"') == pattern.count('"')
+        and line.split().count("--") == pattern.split().count("--")
+    )

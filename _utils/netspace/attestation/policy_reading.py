@@ -1,0 +1,95 @@
+"""Reads the parts that policies are made of: lists of digests, patterns, PCR numbers.
+
+Each function takes the path of what it reads, and an error's message begins with that path. Pure: no file is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from netspace.attestation.evidence import PCR_NAMES, from_hex
+from netspace.errors import NetspaceError
+
+MAX_ITEMS = 65_536
+MAX_PATTERN = 4096
+MAX_PATTERNS = 256
+
+
+class PolicyError(NetspaceError):
+    """A policy that can't be accepted; the message begins with the path of what is wrong."""
+
+
+class Pattern:
+    """Text in which ``*`` stands for anything; matched in linear time, whatever the text."""
+
+    __slots__ = ("_parts", "text")
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self._parts = text.split("*")
+
+    @property
+    def exact(self) -> bool:
+        return len(self._parts) == 1
+
+    def matches(self, text: str) -> bool:
+        first, *middle = self._parts
+        if not middle:
+            return text == first
+        last = middle.pop()
+        if len(text) < len(first) + len(last) or not text.startswith(first) or not text.endswith(last):
+            return False
+        at, end = len(first), len(text) - len(last)
+        for part in middle:
+            found = text.find(part, at, end)
+            if found < 0:
+                return False
+            at = found + len(part)
+        return True
+
+
+def mapping(data: Any, at: str, known: tuple[str, ...]) -> Mapping[str, Any]:
+    """Return *data*, a mapping without other keys than *known*."""
+    if not isinstance(data, Mapping):
+        raise PolicyError(f"{at}: expected a mapping")
+    for key in data:
+        if key not in known:
+            raise PolicyError(f"{at}:{key!s:.40}: unknown; there are {', '.join(known)}")
+    return data
+
+
+def items(data: Any, at: str, limit: int = MAX_ITEMS) -> list[Any]:
+    """Return *data*, a list of at most *limit*."""
+    if not isinstance(data, list) or len(data) > limit:
+        raise PolicyError(f"{at}: expected a list of at most {limit}")
+    return data
+
+
+def digests(data: Any, at: str) -> frozenset[bytes]:
+    """Read a list of SHA-256 digests."""
+    return frozenset(octets(one, 32, at) for one in items(data, at))
+
+
+def octets(text: Any, size: int, at: str) -> bytes:
+    """Read *size* bytes in hex."""
+    raw = from_hex(text, size)
+    if raw is None:
+        raise PolicyError(f"{at}: {text!r:.40}: expected {size} bytes in hex")
+    return raw
+
+
+def patterns(data: Any, at: str) -> tuple[Pattern, ...]:
+    """Read a list of patterns."""
+    for one in items(data, at, MAX_PATTERNS):
+        if not isinstance(one, str) or not 0 < len(one) <= MAX_PATTERN:
+            raise PolicyError(f"{at}: {one!r:.40}: expected text of 1 to {MAX_PATTERN} characters")
+    return tuple(Pattern(one) for one in data)
+
+
+def pcr(number: Any, at: str) -> int:
+    """Read a PCR's number; YAML has numbers where JSON has text."""
+    text = str(number)
+    if isinstance(number, bool) or not isinstance(number, (int, str)) or text not in PCR_NAMES:
+        raise PolicyError(f"{at}: {number!r:.40}: expected a PCR, 0 to 23")
+    return int(text)

@@ -1,0 +1,112 @@
+"""What a forger sends, what he extended, and what he knows."""
+
+from __future__ import annotations
+
+import functools
+import json
+import random
+import struct
+from dataclasses import dataclass
+
+from adversary.boots import FORMS, SECTIONS, SHIM, TAG_INITRD, Boot, Entry, tagged, variable, wide
+from netspace.attestation import events
+from netspace.attestation.eventlog import NO_ACTION
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a forger sends, and what he extended.
+
+    :param early: extended before systemd measured; *late*: after it.
+    :param header: algorithms that the log says it has; the second, if any, has digests of no meaning.
+    :param cut: so many bytes are cut from the log's end.
+    """
+
+    events: tuple[Entry, ...]
+    words: tuple[Entry, ...]
+    early: tuple[tuple[int, bytes], ...] = ()
+    late: tuple[tuple[int, bytes], ...] = ()
+    header: tuple[int, ...] = (0x000B,)
+    cut: int = 0
+    systemd: bool = True
+
+    def boot_log(self) -> bytes:
+        parts = [_head(self.header), *(_event(one, self.header) for one in self.events)]
+        raw = b"".join(parts)
+        return raw[: len(raw) - self.cut]
+
+    def systemd_log(self) -> bytes | None:
+        return b"".join(map(_record, self.words)) if self.systemd else None
+
+
+_SIZES = {0x0004: 20, 0x000B: 32, 0x000C: 48, 0x0027: 32}
+
+
+@functools.lru_cache
+def _head(algorithms: tuple[int, ...]) -> bytes:
+    known = b"".join(struct.pack("<HH", one, _SIZES[one]) for one in algorithms)
+    data = b"Spec ID Event03\0" + bytes(8) + struct.pack("<I", len(algorithms)) + known + b"\0"
+    return struct.pack("<II20xI", 0, NO_ACTION, len(data)) + data
+
+
+@functools.lru_cache(65_536)
+def _event(one: Entry, algorithms: tuple[int, ...]) -> bytes:
+    digests = b"".join(
+        struct.pack("<H", name) + (one.digest if name == 0x000B else bytes(_SIZES[name])) for name in algorithms
+    )
+    return (
+        struct.pack("<III", one.pcr, one.type, len(algorithms)) + digests + struct.pack("<I", len(one.data)) + one.data
+    )
+
+
+@functools.lru_cache(65_536)
+def _record(one: Entry) -> bytes:
+    digests = [{"hashAlg": "sha256", "digest": one.digest.hex()}]
+    content = {"string": one.text, "eventType": one.kind}
+    record = {"pcr": one.pcr, "digests": digests, "content_type": "systemd", "content": content}
+    return b"\x1e" + json.dumps(record).encode() + b"\n"
+
+
+def honest(boot: Boot) -> Claim:
+    """The claim of somebody who tells all as it was."""
+    return Claim(boot.events, boot.words)
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What a forger knows: good boots and the policy.
+
+    :param good: a boot that the verifier takes.
+    :param digests: what the policy allows.
+    :param lines: command lines that it allows.
+    :param quoted: PCRs that are quoted.
+    """
+
+    good: Boot
+    digests: tuple[bytes, ...]
+    lines: tuple[str, ...]
+    quoted: tuple[int, ...]
+
+    def likely(self, chance: random.Random, pcr: int | None = None) -> int:
+        """A PCR: *pcr* most of the time, else one that is quoted, or any."""
+        if pcr is not None and chance.random() < 0.6:
+            return pcr
+        return chance.choice(self.quoted) if chance.random() < 0.9 else chance.randrange(24)
+
+    @functools.cached_property
+    def crafted(self) -> tuple[bytes, ...]:
+        """Data of kinds that a verifier knows."""
+        lines = [line.encode() for line in self.lines]
+        return (
+            *(form.encode() + line + b"\0" for form in FORMS for line in lines),
+            *(wide(line) for line in self.lines),
+            tagged(TAG_INITRD, "Linux initrd"),
+            tagged(events.TAG_OPTIONS, "LOADED_IMAGE::LoadOptions"),
+            *(f".{name}\0".encode("utf-16-le") for name in SECTIONS),
+            variable(events.GLOBAL, "SecureBoot", b"\1"),
+            variable(events.SECURITY, "dbx", b""),
+            variable(SHIM, "SbatLevel", b"sbat,1,2025021800\nshim,4\ngrub,5\n"),
+            variable(SHIM, "MokListTrusted", b"\1"),
+            *(b"MokList\0", b"MokListX\0", b"MokSBState\0", b"MokListTrusted\0", b"MokPolicy\0"),
+            *(b"grub_cmd: echo\0", b"(hd0,gpt1)/vmlinuz\0", b"vmlinuz\0", b"/initrd.img\0"),
+        )

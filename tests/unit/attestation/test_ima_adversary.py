@@ -1,0 +1,123 @@
+"""Nobody reaches L5 by a forged measurement list: thousands of forgeries, and a search for the shortest that would.
+
+``NETSPACE_FORGERIES`` is the number of forgeries, ``NETSPACE_SEED`` another start.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from adversary import lists, search
+
+from netspace.attestation import ima, ima_rules
+
+FORGERIES = int(os.environ.get("NETSPACE_FORGERIES", "5000"))
+SEED = int(os.environ.get("NETSPACE_SEED", "1"))
+# Enough that a hole of each kind is found, whichever was found first.
+FEW = 1500
+
+
+def test_no_forged_measurement_list_reaches_l5() -> None:
+    report = search.campaign(lists.make, FORGERIES, SEED, each=50)
+    assert not report.holes, str(report)
+    # The worlds were of every kind, and the forger got to where lists are judged.
+    if FORGERIES >= 5000:
+        assert set(report.real) == set(lists.KINDS), str(report)
+    codes = {reason.split(":")[0] for reason in report.refusals}
+    assert {"L# ima-mismatch", "L# ima-gap", "L# ima-file"} <= codes, str(report)
+
+
+def test_good_lists_are_believed_in_one_answer_or_more() -> None:
+    chance = random.Random(SEED)
+    for _ in range(20):
+        world = lists.make(chance, (lists.NOTHING,))
+        assert isinstance(world, lists.ListWorld) and not world.promised
+        claim = world.honest()
+        assert world.refusal(claim) == ""
+        assert world.refusal(lists.split(world, chance.randrange(1, len(world.lines)))) == ""
+        again = dataclasses.replace(claim.rounds[0], first=len(world.lines), lines=())
+        assert world.refusal(dataclasses.replace(claim, rounds=(*claim.rounds, again))) == ""
+
+
+Patch = Callable[[pytest.MonkeyPatch], None]
+
+
+def names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A later boot_aggregate is passed, as the first one."""
+    monkeypatch.setattr(ima_rules, "_started_by_kexec", lambda *_: None)
+
+
+def aggregate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first line is compared with nothing."""
+    monkeypatch.setattr(ima_rules, "_check_aggregate", lambda *_: None)
+
+
+def quoted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first line is compared only where that is possible."""
+    real = ima_rules._check_aggregate
+
+    def lenient(entries: Any, evidence: Any) -> None:
+        try:
+            real(entries, evidence)
+        except ima_rules.UnprovedAggregate:
+            return
+
+    monkeypatch.setattr(ima_rules, "_check_aggregate", lenient)
+
+
+def replay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The list need not lead to the quoted value."""
+    monkeypatch.setattr(ima, "match", lambda entries, start, quoted: len(entries))
+
+
+def paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path may have NULs in it."""
+    real = ima.file
+
+    def lenient(entry: ima.Entry) -> ima.File | None:
+        old = entry.template == b"ima" and len(entry.data) <= 24 + 256
+        return ima.File(entry.data[24:], b"sha1:\0" + entry.data[:20]) if old else real(entry)
+
+    monkeypatch.setattr(ima, "file", lenient)
+
+
+def memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line that was refused is forgotten in the next answer."""
+    judged = ima_rules.judged
+
+    def forgetful(evidence: Any, policy: Any, fingerprint: str, boot: Any, start: Any) -> Any:
+        forgotten = None if start is None else dataclasses.replace(start, refused=None)
+        return judged(evidence, policy, fingerprint, boot, forgotten)
+
+    monkeypatch.setattr(ima_rules, "judged", forgetful)
+
+
+TAKEN_OUT: dict[str, tuple[Patch, str, int]] = {
+    "the name boot_aggregate": (names, "an evil program", 0),
+    "the name boot_aggregate after kexec": (names, "a kernel started by kexec", 0),
+    "the first line": (aggregate, "a PCR extended after the start", 0),
+    "the first line where a PCR is not quoted": (quoted, "a PCR extended after the start", 0),
+    "the replay": (replay, "a listed file with other content", 1),
+    "the end of a path": (paths, "a digest like a path", 1),
+    "the memory": (memory, "a listed file with other content", 1),
+}
+
+
+@pytest.mark.parametrize("check", TAKEN_OUT)
+def test_a_check_that_is_taken_out_is_missed(check: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search finds the hole, and by no more moves than it takes. The boot counts as good here."""
+    patch, kind, moves = TAKEN_OUT[check]
+
+    def make(chance: random.Random) -> lists.ListWorld | str:
+        return lists.make(chance, (kind,), lists.list_alone)
+
+    assert not search.campaign(make, FEW, SEED).holes
+    patch(monkeypatch)
+    report = search.campaign(make, FEW, SEED)
+    assert report.holes, str(report)
+    assert len(next(iter(report.shortest().values())).moves) == moves, str(report)
