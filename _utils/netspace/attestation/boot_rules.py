@@ -144,8 +144,10 @@ def _loaded(extended: Mapping[int, Sequence[Extension]], policy: Boot) -> frozen
         if pcr in policy.judged:
             _judge_loaded(pcr, extended[pcr], policy, found)
         elif policy.command_lines is not None:  # known by its value: whose line it is needs no proof of the rest
-            known = policy.lines[pcr]
-            found.proved.update(pcr for one in extended[pcr] if one.digest in known or _line(pcr, one, policy))
+            told = [line for one in extended[pcr] if (line := _line(pcr, one, policy)) is not None]
+            found.lines += told
+            if told or any(one.digest in policy.lines[pcr] for one in extended[pcr]):
+                found.proved.add(pcr)
     if policy.kernels is not None and not found.kernel:
         raise UnknownFile("none of the policy's kernels was loaded")
     if policy.command_lines is not None and not found.proved:

@@ -164,7 +164,7 @@ def first(kind: str, moves: set[str], without: tuple[str, ...]) -> Hole[Claim] |
 
 
 def level(hole: Hole[Claim], tpm: Any) -> int:
-    """What the whole verifier says of a hole, with a genuine signature over the values."""
+    """Return the level that the whole verifier gives a hole, with a genuine signature over the values."""
     assert isinstance(hole.world, worlds.BootWorld)
     sent = hole.world.evidence(hole.claim())
     pcrs = tuple(sorted(sent.pcrs))

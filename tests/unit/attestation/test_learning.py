@@ -206,3 +206,72 @@ def test_no_mutation_of_a_log_is_learned_as_good_and_none_breaks_it() -> None:
         evidence = Evidence("tpm", b"", b"", b"", pcrs, raw)
         found = learning.learn(None, {"gold": evidence})
         assert (code(found.after, evidence) == "ok") != any("L4 would not be reached" in one for one in found.notes)
+
+
+def test_what_an_old_policy_left_open_is_closed_by_learning() -> None:
+    """As policies were before rules knew what they rest on: refused when set, judged as not satisfied, and mended."""
+    evidence = booted("shim-grub")
+    whole = boot_forge.policy("shim-grub")["boot"]
+    kept = ("secure_boot", "dbx", "signers", "applications", "kernels", "initrds", "files", "command_lines")
+    old = {key: whole[key] for key in kept} | {"unchecked": [0, 1, 2, 3, 5, 6, 8, 14]}
+    before = {"version": 3, "boot": old}
+    with pytest.raises(policy.PolicyError, match="PCR 2, which is unchecked"):
+        policy.accepted(before)
+    assert code(before, evidence) == "policy-uncovered"
+    found = learning.learn(before, {"gold": evidence})
+    assert found.after["boot"]["unchecked"] == [0, 1, 3, 5, 6, 14]
+    assert [note for note in found.notes if "not unchecked any more" in note] == [
+        "PCR 2 is not unchecked any more: applications rests on it",
+        "PCR 8 is not unchecked any more: command_lines rests on it",
+    ]
+    assert policy.accepted(found.after, quoted=evidence.pcrs) and code(found.after, evidence) == "ok"
+    assert "sbat" not in found.after["boot"], "what a policy demands is the operator's"
+
+
+def test_firmware_whose_log_does_not_lead_to_pcr_0_is_left_unchecked_there() -> None:
+    evidence = booted("shim-grub")
+    odd = dataclasses.replace(evidence, pcrs={**evidence.pcrs, 0: b"\7" * 32})
+    found = learning.learn(None, {"gold": odd})
+    assert found.after["boot"]["unchecked"] == [0] and "0" not in found.after["boot"]["pcrs"]
+    assert any("does not lead to the values of PCRs 0: unchecked" in note for note in found.notes)
+    assert policy.accepted(found.after, quoted=odd.pcrs) and code(found.after, odd) == "ok"
+    for pcr in (2, 4, 7, 8, 9):  # what rules rest on is not left out
+        odd = dataclasses.replace(evidence, pcrs={**evidence.pcrs, pcr: b"\7" * 32})
+        found = learning.learn(None, {"gold": odd})
+        assert found.after["boot"].keys() == {"pcrs"} and any("plain values alone" in note for note in found.notes)
+
+
+def test_a_boot_loader_that_logs_no_paths_is_learned() -> None:
+    """GRUB of RHEL 8: names of its own for kernel and initrd, and another word before the command line."""
+
+    def edit(told: list[Any]) -> None:
+        for at, one in enumerate(told):
+            digest = one.digests["sha256"].hex()
+            if one.pcr == 9 and digest in (boot_forge.KERNEL, boot_forge.INITRD) and not events.tag(one):
+                name = b"grub_linuxefi Kernel" if digest == boot_forge.KERNEL else b"grub_linuxefi Initrd"
+                told[at] = dataclasses.replace(one, data=name)
+            elif one.data.startswith(b"kernel_cmdline: "):
+                told[at] = dataclasses.replace(one, data=one.data.replace(b"kernel_cmdline: ", b"grub_kernel_cmdline "))
+
+    evidence = booted("shim-grub", edit)
+    found = learning.learn(None, {"gold": evidence})
+    assert found.after["boot"]["kernels"] == [boot_forge.KERNEL]
+    assert found.after["boot"]["initrds"] == [boot_forge.INITRD]
+    assert found.after["boot"]["command_lines"] == [f"/vmlinuz {boot_forge.LINE}"]
+    assert code(found.after, evidence) == "ok"
+
+
+@pytest.mark.parametrize("line", ["/vmlinuz root=* ro", "/vmlinuz " + "x" * 5000])
+def test_a_command_line_that_is_no_pattern_of_its_own_is_pinned_by_its_digest(line: str) -> None:
+    def edit(told: list[Any]) -> None:
+        for at, one in enumerate(told):
+            if one.data.startswith(b"kernel_cmdline: "):
+                told[at] = boot_forge.measured(8, events.IPL, b"kernel_cmdline: " + line.encode(), line.encode())
+            elif events.tag(one) and events.tag(one)[0] == events.TAG_OPTIONS:  # type: ignore[index]
+                wide = f"BOOT_IMAGE={line}".encode("utf-16-le")
+                told[at] = boot_forge.measured(9, one.type, one.data, wide)
+
+    evidence = booted("shim-grub", edit)
+    found = learning.learn(None, {"gold": evidence})
+    assert "command_lines" not in found.after["boot"] and any("'*', or more than" in note for note in found.notes)
+    assert code(found.after, evidence) == "ok" and code(found.after, booted("shim-grub")) == "boot-file"

@@ -12,6 +12,7 @@ FORGERIES = "unit/attestation/test_forgeries.py"
 EAR, FLEET, CHAINS = (f"unit/attestation/test_{name}.py" for name in ("ear", "fleet", "certificates"))
 IMA = "unit/attestation/test_ima_rules.py"
 RUNNER, JUDGE = "unit/attestation/test_attest_runner.py", "unit/attestation/test_judge.py"
+BOOT = "unit/attestation/test_boot_threats.py"
 REGISTRAR, CA = "unit/attestation/test_registrar.py", "unit/attestation/test_privacy_ca.py"
 
 THREATS = {
@@ -64,6 +65,17 @@ THREATS = {
     "downgraded policy version": (EAR, "test_a_result_by_a_lower_version_of_the_policy"),
     "downgraded policy in force": (FLEET, "test_a_policys_version_never_falls"),
     "policy by somebody else": (FLEET, "test_a_policy_that_the_verifier_did_not_sign"),
+    "a program moved into systemd's log": (BOOT, "test_a1_the_whole_tail_of_a_pcr_moved_into_systemds_log"),
+    "a program under the name of an action": (BOOT, "test_a2_a_program_under_another_type_with_its_preimage"),
+    "a file that is text": (BOOT, "test_a3_text_that_was_loaded_is_no_word_of_systemds"),
+    "a command line relabelled": (BOOT, "test_a4_a_bad_command_line_relabelled_and_a_good_one_added"),
+    "a command line that hides its rest": (BOOT, "test_a4_what_a_star_stands_for_hides_nothing_from_the_kernel"),
+    "shim that verifies nothing": (BOOT, "test_a6_shim_that_verifies_nothing"),
+    "SBAT set back": (BOOT, "test_a6_revocations_set_back_and_better_ones_added_later"),
+    "a rule that rests on nothing": (BOOT, "test_a7_a_rule_that_rests_on_what_is_not_judged_is_refused"),
+    "an authority as a setting": (BOOT, "test_a8_an_authority_before_the_separator_is_no_setting"),
+    "a kernel that no boot loader started": (BOOT, "test_f1_a_kernel_that_no_boot_loader_started"),
+    "a list by hand where nothing is measured": (BOOT, "test_l5_is_not_given_where_the_boot_is_left_unchecked"),
     "malformed logs, thousands": ("unit/attestation/test_fuzz.py", "test_mutated_inputs_are_read_or_refused"),
 }
 
