@@ -54,7 +54,7 @@ def _put(chance: random.Random, boot: Boot, entries: Sequence[Entry], near: Sequ
 
 
 def _ended(chance: random.Random, boot: Boot) -> Boot:
-    """What is bad may go on as a good boot would, or measure nothing more: a boot loader, an init."""
+    """Let what is bad go on as a good boot would, or measure nothing more: a boot loader, an init."""
     how = chance.randrange(3)
     if how == 0:
         return boot
@@ -66,7 +66,7 @@ def _ended(chance: random.Random, boot: Boot) -> Boot:
 
 
 def image(chance: random.Random) -> bytes:
-    """What Authenticode hashes of a program that is nobody's: it begins like a PE file."""
+    """Return what Authenticode hashes of a program that is nobody's: it begins like a PE file."""
     return b"MZ" + bytes(58) + struct.pack("<I", 64) + b"PE\0\0" + chance.randbytes(chance.choice((100, 700)))
 
 

@@ -53,7 +53,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Boot:
-    """What a TPM saw in order: *events* from the firmware until the kernel had started, then systemd's *words*.
+    """The measurements that a TPM saw, in order: *events* until the kernel had started, then systemd's *words*.
 
     :param locality: of the TPM's start, which PCR 0 begins with.
     :param commands: lines that the kernel was started with.
@@ -99,7 +99,7 @@ def wide(text: str) -> bytes:
 
 
 def _content(event: eventlog.Event) -> bytes | None:
-    """What was hashed, where the log alone tells it."""
+    """Return what was hashed, where the log alone tells it."""
     digest = event.digests["sha256"]
     after = event.data.partition(b": ")[2]
     read = events.variable(event.data, events.SLACK)
@@ -217,7 +217,7 @@ def _named(entry: Entry, content: bytes) -> Entry:
 
 
 def values(boot: Boot) -> dict[int, bytes]:
-    """What the TPM has in all of its PCRs after *boot*."""
+    """Return the values of all PCRs after *boot*."""
     found = {pcr: b"\xff" * 32 if 17 <= pcr <= 22 else bytes(32) for pcr in range(24)}
     found[0] = bytes((*bytes(31), boot.locality))
     told = (*boot.events, *boot.words)
@@ -225,7 +225,7 @@ def values(boot: Boot) -> dict[int, bytes]:
 
 
 def extended(before: Mapping[int, bytes], digests: Iterable[tuple[int, bytes]]) -> dict[int, bytes]:
-    """What the TPM has after more was extended."""
+    """Return the values of PCRs after more was extended."""
     found = dict(before)
     for pcr, digest in digests:
         found[pcr] = hashlib.sha256(found[pcr] + digest).digest()

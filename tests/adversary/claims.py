@@ -1,4 +1,4 @@
-"""What a forger sends, what he extended, and what he knows."""
+"""A forger's claim: the logs that he sends and what he extended; and his knowledge."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from netspace.attestation.eventlog import NO_ACTION
 
 @dataclass(frozen=True)
 class Claim:
-    """What a forger sends, and what he extended.
+    """The logs that a forger sends, and what he extended.
 
     :param early: extended before systemd measured; *late*: after it.
     :param header: algorithms that the log says it has; the second, if any, has digests of no meaning.
@@ -74,7 +74,7 @@ def honest(boot: Boot) -> Claim:
 
 @dataclass(frozen=True)
 class Knowledge:
-    """What a forger knows: good boots and the policy.
+    """The knowledge of a forger: good boots and the policy.
 
     :param good: a boot that the verifier takes.
     :param digests: what the policy allows.

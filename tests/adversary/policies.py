@@ -48,7 +48,7 @@ class Unfit(Exception):
 
 
 def evidence(boot: Boot, pcrs: tuple[int, ...]) -> Evidence:
-    """What a host sends that tells all as it was, but for the signature."""
+    """Return what a host sends that tells all as it was, but for the signature."""
     claim, values = claims.honest(boot), boots.values(boot)
     quoted = {pcr: values[pcr] for pcr in pcrs}
     return Evidence("tpm", b"", b"", b"", quoted, claim.boot_log(), claim.systemd_log() if boot.words else None)

@@ -39,7 +39,7 @@ class Move(Generic[Claim]):
 
 
 class World(Protocol[Claim]):
-    """What really happened, what the verifier demands, and what this forger may do.
+    """A scene: what really happened, what the verifier demands, and what this forger may do.
 
     :ivar kind: what is bad, for counting.
     :ivar name: the whole world, for people.
@@ -102,7 +102,10 @@ class Hole(Generic[Claim]):
 
 @dataclass
 class Report(Generic[Claim]):
-    """What a campaign did. :ivar real: worlds by kind; the other counters say why a world was none."""
+    """The outcome of a campaign.
+
+    :ivar real: worlds by kind; *harmless* and *missing* say why others were none.
+    """
 
     seed: int
     forgeries: int = 0

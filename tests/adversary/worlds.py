@@ -14,7 +14,7 @@ from adversary import bad_boots, boots, claims, forger, policies
 from adversary.boots import Boot
 from adversary.claims import Claim, Knowledge
 from adversary.policies import Unfit
-from adversary.search import Hole, Move
+from adversary.search import Move
 from netspace.attestation import events, judge, policy
 from netspace.attestation.evidence import Evidence
 from netspace.attestation.refusals import Refused
@@ -49,13 +49,13 @@ class BootWorld:
         return forger.propose(chance, self._know, claim)
 
     def evidence(self, claim: Claim) -> Evidence:
-        """What is sent, but for the signature."""
+        """Return what is sent, but for the signature."""
         values = self.values(claim)
         quoted = {pcr: values[pcr] for pcr in self._know.quoted}
         return Evidence("tpm", b"", b"", b"", quoted, claim.boot_log(), claim.systemd_log())
 
     def values(self, claim: Claim) -> dict[int, bytes]:
-        """What the TPM has: the boot itself, and what the forger extended."""
+        """Return what the TPM has: by the boot itself, and by what the forger extended."""
         if not claim.early and not claim.late:
             return self._values
         return boots.extended(self._before, (*claim.early, *self._words, *claim.late))
@@ -134,9 +134,3 @@ def make(
     digests = tuple(sorted({digest for one in allowed for digest in one or ()}))
     lines = {*good.commands, *(one.text for one in rules.command_lines or ())}
     return BootWorld(kind, boot, Knowledge(good, digests, tuple(sorted(lines)), pcrs), rules, name)
-
-
-def confirmed(hole: Hole[Claim]) -> Evidence:
-    """Return the evidence of a hole, for a verifier who wants a signature."""
-    assert isinstance(hole.world, BootWorld)
-    return hole.world.evidence(hole.claim())

@@ -9,9 +9,9 @@ What proves that the kernel measured, and from the beginning:
 2. The kernel extends it first, before it starts process 1: with ``boot_aggregate``, the digest of PCRs 0 to 9. So in
    line 0, and nowhere else, that name means the PCRs at the kernel's start. It must be what the logs say that these
    PCRs had then. That binds the list to the boot that was judged, and shows that nobody extended PCRs 0 to 9 later,
-   to tell of another kernel or command line. It is compared when the list begins; what is extended after that, the
-   rules of the boot judge. Where it can't be compared (a PCR is not quoted, or the kernel took it
-   of another bank) nothing is proved, and there is no L5.
+   to tell of another kernel or command line. Where it can't be compared (a PCR is not quoted, or the kernel took it
+   of another bank) nothing is proved, and there is no L5. It is compared where a list begins, so a list is
+   remembered only if the whole boot was good enough by then; what is extended after that adds nothing.
 3. Without IMA in the kernel, root can type the whole list by hand, line 0 too. What excludes that is the boot: a
    kernel that has IMA, and a command line that turns it on. Only the rules of the boot can ask for them.
 4. A kernel that was started by kexec goes on with the list and adds another ``boot_aggregate``. Nothing measures its
@@ -32,6 +32,7 @@ load an IMA policy that measures less           the kernel measures what is load
 put files behind excluded names                 any mount can have any name (mount namespaces)
 start a listed kernel by kexec, that has no     what reads as a file is allowed as a kernel
 IMA
+resume a changed image from hibernation         it brings its own kernel memory
 have ``ignore``d violations                     what was run is unknown
 ==============================================  =======================================================
 

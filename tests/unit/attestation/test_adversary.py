@@ -114,7 +114,7 @@ def _gaps_open(patch: Any) -> None:
     )
 
 
-# What is taken out, a kind of bad boot, and moves one of which the shortest sequence has; none where no move is needed.
+# What is taken out, a kind of bad boot, and moves one of which the shortest sequence has; no moves: whatever it has.
 PROGRAMS = ("applications", "started_by", "kernels", "initrds", "files", "command_lines", "grub_commands")
 TAKEN_OUT: dict[str, tuple[Callable[[Any], None], str, set[str]]] = {
     "systemd's records, programs": (_records_unjudged, "program", {"carry"}),
@@ -149,7 +149,7 @@ LIMIT = 30_000
 
 
 def first(kind: str, moves: set[str], without: tuple[str, ...]) -> Hole[Claim] | None:
-    """The first hole that has one of *moves*; that needs none, where there are none."""
+    """Return the first hole that has one of *moves*; any, where there are none."""
     chance, report = random.Random(2), Report[Claim](2)
     for _ in range(LIMIT):
         world = worlds.make(chance, (kind,), 0.0, without)
@@ -158,13 +158,13 @@ def first(kind: str, moves: set[str], without: tuple[str, ...]) -> Hole[Claim] |
         if isinstance(world, str) or not world.promised:
             continue
         hole = search.hunt(world, chance, EACH, report) if world.refusal(world.honest()) else Hole(world, (), 0)
-        if hole is not None and (moves & set(hole.shape) if moves else not hole.moves):
+        if hole is not None and (not moves or moves & set(hole.shape)):
             return hole
     return None
 
 
 def level(hole: Hole[Claim], tpm: Any) -> int:
-    """What the whole verifier says of a hole, with a genuine signature over the values."""
+    """Return the level that the whole verifier gives a hole, with a genuine signature over the values."""
     assert isinstance(hole.world, worlds.BootWorld)
     sent = hole.world.evidence(hole.claim())
     pcrs = tuple(sorted(sent.pcrs))
