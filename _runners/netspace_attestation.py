@@ -23,11 +23,11 @@ The master's configuration may have (these are the defaults)::
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
-import random
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,20 @@ import netspace
 netspace.refresh(__file__)
 
 from netspace import files  # noqa: E402
-from netspace.attestation import appraisal, audit_log, ear, fleet, groups, hsm, learning, offline, privacy_ca  # noqa: E402
+from netspace.attestation import (  # noqa: E402
+    appraisal,
+    audit_log,
+    ear,
+    fleet,
+    groups,
+    hsm,
+    learning,
+    offline,
+    privacy_ca,
+    rounds,
+    window,
+)
+from netspace.attestation import bus as buses  # noqa: E402
 from netspace.attestation import ima as lists  # noqa: E402
 from netspace.attestation import policy as rules  # noqa: E402
 from netspace.attestation.evidence import key_fingerprint  # noqa: E402
@@ -202,11 +215,7 @@ def enroll(minion: str) -> dict[str, Any]:
     """
 
     def work() -> dict[str, Any]:
-        settings = _settings()
-        (found,) = _enrolled(_registrar(settings), settings, [str(minion)]).values()
-        if isinstance(found, NetspaceError):
-            raise found
-        return _shown(found)
+        return _shown(_enrolled(str(minion), _settings()))
 
     return _answer(work)
 
@@ -773,202 +782,61 @@ def ear_token(minion: str) -> dict[str, Any]:
 
 def _attest(minions: list[str], made: fleet.Fleet, *, listed: bool = False) -> dict[str, Any]:
     settings = _settings()
-    random.shuffle(minions)
-    results: dict[str, Any] = {}
-    for start in range(0, len(minions), settings["concurrency"]):
-        time.sleep(random.uniform(0, settings["jitter"]))  # noqa: S311 (no secret: a herd that is to scatter)
-        results.update(_lot(made, settings, minions[start : start + settings["concurrency"]], listed))
-    return dict(sorted(results.items()))
+    turn = rounds.Round(made, _credentials(made.registrar, settings), lambda one: _announce(made, one), listed=listed)
+    with _bus(settings) as bus:
+        return turn.run(minions, bus, _pace(settings), _seen(rounds.absent(made.registrar.folder) & set(minions)))
 
 
-def _enrolled(
-    registrar: Registrar, settings: dict[str, Any], minions: list[str]
-) -> dict[str, dict[str, Any] | NetspaceError]:
-    """Enrol minions, all of them by few messages; return each one's record, or why there is none."""
-    try:
-        makers, master, now = appraisal.read_roots(settings["roots"]), _master(), time.time()
-    except NetspaceError as err:
-        return dict.fromkeys(minions, err)
-    found: dict[str, dict[str, Any] | NetspaceError] = {}
-    pending: dict[str, Pending] = {}
-    by_template: dict[str, list[str]] = {}
-    for minion in minions:
-        by_template.setdefault(registrar.template(minion), []).append(minion)
-    for template, some in sorted(by_template.items()):
-        for minion, (shown, problem) in _ask(some, "enroll", {"template": template}, settings["timeout"]).items():
-            try:
-                if problem:
-                    raise NetspaceError(f"{minion}: {problem}")
-                pending[minion] = registrar.begin(minion, shown, master, makers.roots, now, makers.lists)
-            except NetspaceError as err:
-                found[minion] = err
-    if pending:
-        sent = {"credentials": {minion: one.wire() for minion, one in pending.items()}}
-        for minion, (answer, problem) in _ask(list(pending), "activate", sent, settings["timeout"]).items():
-            try:
-                if problem:
-                    raise NetspaceError(f"{minion}: {problem}")
-                found[minion] = registrar.finish(pending[minion], answer, now)
-            except NetspaceError as err:
-                found[minion] = err
-    return found
+def _enrolled(minion: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Enrol one minion; return its record."""
+    registrar = _registrar(settings)
+    found: list[dict[str, Any]] = []
+
+    def work() -> window.Work:
+        found.append((yield from rounds.enrolled(registrar, minion, _credentials(registrar, settings))))
+
+    with _bus(settings) as bus:
+        window.Window(bus, window.Pace(1, 0.0, settings["timeout"])).run([(minion, work())])
+    return found[0]
 
 
-def _lot(made: fleet.Fleet, settings: dict[str, Any], minions: list[str], listed: bool) -> dict[str, Any]:
-    told: dict[str, str] = {}
-    broken: dict[str, dict[str, Any]] = {}
-    due = []
-    for minion in minions:
-        try:
-            if made.certificate_due(minion, time.time()):
-                due.append(minion)
-        except NetspaceError as err:  # a damaged record of one host is no reason to judge none
-            said = {"answered": False, "answer": str(err), "enforced": False, "enforcement": ""}
-            broken[minion] = {"state": fleet.UNKNOWN, "level": "L0", **said}
-    minions = [minion for minion in minions if minion not in broken]
-    for minion, renewed in (_enrolled(made.registrar, settings, due) if due else {}).items():
-        if isinstance(renewed, Refused):
-            told[minion] = f"its certificate can't be renewed: {renewed}"  # judged all the same, by the old one
-        elif isinstance(renewed, NetspaceError):
-            told[minion] = str(renewed)
-    asked: dict[str, fleet.Asked] = {}
-    for minion in minions:
-        try:
-            asked[minion] = made.ask(minion, listed=listed)
-        except Refused as err:
-            told[minion] = str(err)
-    results, problems, lost = _judged(made, settings, asked)
-    if lost:
-        # Our copy of a boot log is gone, which is no fault of the host's: it brings the log once more.
-        again = {minion: made.ask(minion, whole=True, listed=listed) for minion in lost}
-        more, still, _ = _judged(made, settings, again)
-        results.update(more)
-        problems.update({**lost, **still})
-    told.update(problems)
-    taken: dict[str, tuple[Any, str]] = {}
-    if results:
-        tokens = {minion: record["token"] for minion, record in results.items()}
-        taken = _ask(list(tokens), "accept", {"tokens": tokens, "key": made.signer.jwk}, settings["timeout"])
-    now = time.time()
-    found = broken
-    for minion in minions:
-        standing = made.standing(minion, now, results.get(minion))
-        _announce(made, standing)
-        reply, problem = taken.get(minion, (None, ""))
-        stored = isinstance(reply, dict) and reply.get("stored") is True
-        why = problem or (
-            "" if stored or not isinstance(reply, dict) else fleet.printable(str(reply.get("reason", ""))[:200])
-        )
-        found[minion] = {
-            **standing.shown(now),
-            "answered": minion in results,
-            "answer": told.get(minion, ""),
-            "enforced": stored,
-            "enforcement": why,
-        }
-    return found
+def _credentials(registrar: Registrar, settings: dict[str, Any]) -> rounds.Ready:
+    """What makes credentials; the makers' certificates are read once, before the first is made."""
+
+    @functools.cache
+    def ready() -> rounds.Begin:
+        makers, master = appraisal.read_roots(settings["roots"]), _master()
+
+        def begin(minion: str, shown: Any, now: float) -> Pending:
+            return registrar.begin(minion, shown, master, makers.roots, now, makers.lists)
+
+        return begin
+
+    return ready
 
 
-def _judged(
-    made: fleet.Fleet, settings: dict[str, Any], asked: Mapping[str, fleet.Asked]
-) -> tuple[dict[str, dict[str, Any]], dict[str, str], dict[str, str]]:
-    """Ask and judge; return results, what is said of those without, and whose boot log must be asked for again."""
-    results: dict[str, dict[str, Any]] = {}
-    told: dict[str, str] = {}
-    lost: dict[str, str] = {}
-    for minion, answer, problem in _answers(asked, settings):
-        if problem:
-            told[minion] = problem
-            continue
-        try:
-            results[minion] = made.judge(asked[minion], answer, time.time())
-        except fleet.LogLost as err:
-            lost[minion] = str(err)
-        except NetspaceError as err:
-            told[minion] = str(err)
-    return results, told, lost
+def _pace(settings: dict[str, Any]) -> window.Pace:
+    return window.Pace(settings["concurrency"], settings["jitter"], settings["timeout"])
 
 
-def _answers(asked: Mapping[str, fleet.Asked], settings: dict[str, Any]) -> Iterator[tuple[str, Any, str]]:
-    """Each one's answer, or why there is none; large ones, which come in parts, last and one after the other.
-
-    So no more than one of them is held at a time, and whoever is slow with it holds up nobody's but his own.
-    """
-    if not asked:
-        return
-    challenges = {minion: one.wire() for minion, one in asked.items()}
-    coming: dict[str, Any] = {}
-    for minion, (answer, problem) in _ask(
-        list(asked), "answer", {"challenges": challenges}, settings["timeout"]
-    ).items():
-        if isinstance(answer, dict) and "parts" in answer:
-            coming[minion] = answer
-        else:
-            yield minion, answer, problem
-    for minion, head in coming.items():
-        yield minion, *_fetched(minion, head, settings["timeout"])
-
-
-def _fetched(minion: str, head: Any, timeout: int) -> tuple[Any, str]:
-    """An answer that comes in parts, within ten timeouts."""
-    last = time.monotonic() + 10 * timeout
-    try:
-        parts = fleet.Parts(head)
-        while parts.next is not None:
-            if time.monotonic() > last:
-                return None, f"its answer took more than {10 * timeout} s"
-            text, problem = _ask([minion], "part", {"parts": {minion: parts.next}}, timeout)[minion]
-            if problem:
-                return None, problem
-            parts.add(text)
-        return parts.whole(), ""
-    except Refused:
-        return None, ""  # judged: malformed
-
-
-def _ask(minions: list[str], function: str, arguments: Mapping[str, Any], timeout: int) -> dict[str, tuple[Any, str]]:
-    """Ask many with one message; return each one's answer, or why there is none."""
-    answers = _sent(minions, function, arguments, timeout)
-    found: dict[str, tuple[Any, str]] = {}
-    for minion in minions:
-        answer = answers.get(minion)
-        if not isinstance(answer, dict) or "ret" not in answer:
-            found[minion] = None, f"did not answer within {timeout} s"
-        elif answer.get("retcode"):
-            found[minion] = None, fleet.printable(str(answer["ret"])[:1000])
-        else:
-            found[minion] = answer["ret"], ""
-    return found
-
-
-def _sent(minions: list[str], function: str, arguments: Mapping[str, Any], timeout: int) -> dict[str, Any]:
-    """Send one message to these and nobody else, and return what came back, by minion, within *timeout* seconds."""
+@contextlib.contextmanager
+def _bus(settings: dict[str, Any]) -> Iterator[buses.Bus]:
+    """Salt's bus, on which nobody but the minions that are named is asked."""
     import salt.client
     from salt.exceptions import SaltException
 
-    answers: dict[str, Any] = {}
     try:
         with salt.client.get_local_client(mopts=__opts__) as client:
-            coming = client.cmd_iter_no_block(
-                minions,
-                f"netspace_attestation.{function}",
-                kwarg=dict(arguments),
-                tgt_type="list",  # a name may look like a pattern
-                timeout=timeout,
-            )
-            last = time.monotonic() + timeout
-            for answer in coming:
-                # Salt itself waits for as long as a minion says that it is at work: one could hold up all others.
-                if isinstance(answer, dict):
-                    answers.update(answer)
-                elif time.monotonic() > last:
-                    break
-                else:
-                    time.sleep(0.01)
-            coming.close()
+            yield buses.SaltBus(client, "netspace_attestation", settings["timeout"])
     except SaltException as err:
         raise NetspaceError(f"the master can't be reached: {err}") from err
-    return answers
+
+
+def _seen(minions: Collection[str]) -> set[str]:
+    """Those of *minions* that are connected to this master, as far as Salt can tell. It decides who is asked first."""
+    import salt.utils.minions
+
+    return set(salt.utils.minions.CkMinions(__opts__).connected_ids(subset=minions)) if minions else set()
 
 
 def _minions(target: Any, tgt_type: str) -> list[str]:
@@ -1069,10 +937,11 @@ class _Store:
 def _fleet() -> fleet.Fleet:
     settings = _settings()
     registrar = _registrar(settings)
+    deadline = rounds.deadline(registrar.folder, time.time())
     return fleet.Fleet(
         registrar,
         _master(),
-        groups.parse(settings["groups"], __opts__.get("nodegroups")),
+        groups.parse(settings["groups"], __opts__.get("nodegroups"), deadline),
         _Store(),
         netspace.__version__,
     )
