@@ -15,7 +15,7 @@ The master's configuration may have (these are the defaults)::
       roots: null                        # a folder: certificates (.pem), revocation lists (.crl) of makers of TPMs
       timeout: 60                        # seconds that a minion may take
       concurrency: 32                    # minions that are asked at one time
-      jitter: 1                          # seconds, at most, that are waited at random before each such lot
+      jitter: 1                          # seconds, at most, for which questions are collected for one message
       groups: []                         # whose policy is which: see the page on fleets
       pkcs11: null                       # a module for keys: see the page on enrolling
 """
@@ -450,10 +450,11 @@ def attest(target: str = "*", tgt_type: str = "glob") -> dict[str, Any]:
     of each, and have those enforce it whose pillar says ``verifier: master``. The exit status is 1 unless
     all of them are *trusted*.
 
-    Each minion gets a nonce of its own; ``concurrency`` of them are asked with one message, after a pause of
-    up to ``jitter`` seconds, in random order. **Who does not answer is not judged**: its last result
-    counts until its deadline, and then the host is *stale*. A certificate that is to run out is renewed first, each
-    host's at a time of its own. Each change of state is an event, ``netspace/attestation/<minion>/<state>``.
+    Each minion gets a nonce of its own. They are asked in random order, ``concurrency`` of them at one time; once one
+    has answered, the next is asked, and none waits for those that are away or slow. **A minion that does not answer
+    is not judged**: its last result counts until its deadline, and then the host is *stale*. A certificate that is to
+    run out is renewed first, each host's at a time of its own. Each change of state is an event,
+    ``netspace/attestation/<minion>/<state>``.
 
     CLI Example:
 
