@@ -84,6 +84,18 @@ def test_who_does_not_answer_is_not_judged(made: tuple[Any, Bus], monkeypatch: p
     assert shown["state"] == "stale, L0 (asked for: L1 or more)" and "attest web2" in shown["to raise it"]
 
 
+def test_the_deadline_follows_long_rounds_unless_it_is_given(made: tuple[Any, Bus], tmp_path: Path) -> None:
+    runner, _ = made
+    runner.__opts__["netspace.attestation"]["groups"].append({"name": "strict", "match": ["web1"], "deadline": 600})
+    found = runner.attest()
+    assert found["web2"]["deadline"] - found["web2"]["evidence"] == 7200
+    record = {"v": 1, "absent": [], "slow": [], "rounds": [[time.time() - 60, 5000]]}
+    (tmp_path / "books/rounds.json").write_text(json.dumps(record))
+    found = runner.attest()
+    assert found["web2"]["deadline"] - found["web2"]["evidence"] == 15_000
+    assert found["web1"]["deadline"] - found["web1"]["evidence"] == 600
+
+
 class Measured:
     """The host ``web1`` with a TPM that the test holds, a boot log and a measurement list; and what travels."""
 

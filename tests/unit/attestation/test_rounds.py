@@ -5,6 +5,7 @@ The fleets are simulated (tests/simulated_round.py): the library's round and win
 
 from __future__ import annotations
 
+import hashlib
 import random
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from simulated_round import ANSWER, AWAY, DRIPS, DRIPS_WELL, START, Host, SimulatedBus, fleet, folder, good, round_of
 
 from netspace.attestation import rounds, window
-from netspace.attestation.bus import Reply
+from netspace.attestation.bus import Reply, Sent
 from netspace.attestation.window import Answer, Call, Pace, Window
 
 DEADLINE = 7200
@@ -150,6 +151,30 @@ def test_parts_that_are_none_are_judged_as_no_answer(tmp_path: Path) -> None:
     hosts = {f"web{one}": Host(0.5, 3, 0.5) for one in range(1, 5)}
     found = round_of(hosts, tmp_path, bus=Bad(hosts))
     assert found.answers == {name: [None] for name in hosts}
+
+
+def test_parts_in_another_order_are_no_answer(tmp_path: Path) -> None:
+    """A minion that sends part 1 where it was asked for part 0 made another answer than it announced."""
+    cut = ['{"boot": "b", "ev', 'idence": {}}']
+    digest = hashlib.sha256("".join(cut).encode()).hexdigest()
+
+    class Cut(SimulatedBus):
+        swapped = False
+
+        def send(self, minions: Any, function: str, arguments: Any) -> Any:
+            job = f"{function}-{next(self.number)}"
+            replies = {"answer": {"parts": 2, "sha256": digest}, "accept": {"stored": True}}
+            if function == "part":
+                replies["part"] = {"text": cut[arguments["parts"]["web1"] ^ self.swapped]}
+            self.reply(0.1, Reply(job, "web1", replies[function]))
+            return Sent(job)
+
+    hosts = {"web1": Host()}
+    bus = Cut(hosts)
+    assert round_of(hosts, tmp_path, bus=bus).answers["web1"] == [{"boot": "b", "evidence": {}}]
+    bus = Cut(hosts)
+    bus.swapped = True
+    assert round_of(hosts, tmp_path, bus=bus).answers["web1"] == [None]
 
 
 def test_a_flood_of_events_does_not_keep_deadlines_from_passing(tmp_path: Path) -> None:
