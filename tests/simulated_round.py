@@ -146,14 +146,21 @@ class Outcome:
 
 
 def round_of(
-    hosts: Mapping[str, Host], folder: Path, pace: Pace | None = None, bus: SimulatedBus | None = None
+    hosts: Mapping[str, Host],
+    folder: Path,
+    pace: Pace | None = None,
+    bus: SimulatedBus | None = None,
+    back: Collection[str] = (),
 ) -> Outcome:
-    """Attest *hosts*; what a round leaves for the next one is in *folder*."""
+    """Attest *hosts*; what a round leaves for the next one is in *folder*.
+
+    :param back: hosts that did not answer the last time, and that Salt sees again.
+    """
     bus = SimulatedBus(hosts) if bus is None else bus
     judge: Any = Judge(folder, bus)
     ready: Any = None  # no certificate is due
     turn = Round(judge, ready, lambda standing: None, wall=lambda: START + bus.now)
-    found = turn.run(list(hosts), bus, pace or Pace())
+    found = turn.run(list(hosts), bus, pace or Pace(), back)
     return Outcome(bus.now, judge.judged, judge.answers, found, bus.messages, bus.most)
 
 

@@ -131,6 +131,24 @@ class SaltBus:
         return Reply(job, minion, data["return"])
 
 
+def ask(
+    bus: Bus, minions: Collection[str], function: str, arguments: Mapping[str, Any], timeout: float
+) -> dict[str, Reply]:
+    """Send one message, and return the answer of each minion that gave one within *timeout* seconds.
+
+    Salt itself goes on waiting for as long as a minion says that it is at work: one could hold up all others.
+    """
+    sent = bus.send(minions, function, arguments)
+    waiting, found = set(minions) - sent.unknown, dict[str, Reply]()
+    last = bus.clock() + timeout
+    while waiting and bus.clock() < last:
+        reply = bus.receive(last - bus.clock())
+        if reply is not None and reply.job == sent.job and reply.minion in waiting:
+            waiting.discard(reply.minion)
+            found[reply.minion] = reply
+    return found
+
+
 def printable(text: str) -> str:
     """Replace what moves a cursor: what a host said is shown in terminals."""
     return "".join(one if one.isprintable() or one == "\n" else "\N{REPLACEMENT CHARACTER}" for one in text)

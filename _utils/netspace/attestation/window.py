@@ -12,9 +12,9 @@ How many calls are under way at once is limited, by *lane*:
 
 A call has its slot until the answer comes, or until it took three times as long as four of five answers do: then the
 slot is given to another, and the call goes on waiting until its own deadline. So a host that is away costs a slot
-for seconds, not for the whole timeout. At most ``LENT`` calls wait per slot, so a network where all are slow does not
-make the window ask ever more of them. The share of four in five is what it takes to move that time: a few hosts that
-drip can't.
+for seconds, not for the whole timeout. More than a fifth of all hosts would have to be slow on purpose to make that
+time longer. At most ``LENT`` calls per slot wait without one, so the window does not ask ever more hosts of a network
+where all are slow.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ class Window:
         self._lanes = {
             ASK: _Lane(slots, pace.jitter, pulse=pulse),
             _ABSENT: _Lane(max(1, slots // 2), pace.jitter, pulse=pulse),
-            # Who brings parts is few enough to be all of one mind, so what they do is no measure.
+            # All hosts that bring parts may be hostile at once, so their answers set no pace.
             PARTS: _Lane(max(1, slots // 4), 0.0, room, _Pulse(PATIENCE)),
             TELL: _Lane(0, pace.jitter),
         }

@@ -271,6 +271,15 @@ def test_who_was_silent_is_remembered_until_he_answers(tmp_path: Path) -> None:
     assert rounds.absent(tmp_path) == {"web3"}, "a round over some says nothing of the others"
 
 
+def test_who_is_seen_again_is_asked_as_all_others(tmp_path: Path) -> None:
+    hosts = {f"web{one}": Host() for one in range(8)}
+    one = Pace(1, 0.0, 60.0)
+    round_of({"web1": AWAY, "web2": AWAY}, tmp_path)
+    assert round_of(hosts, tmp_path, one).most == 2, "beside the others, in a slot of their own"
+    round_of({"web1": AWAY, "web2": AWAY}, tmp_path)
+    assert round_of(hosts, tmp_path, one, back={"web1", "web2"}).most == 1
+
+
 @pytest.mark.parametrize(
     "text",
     ["{", "[]", "{}", '{"absent": [1], "rounds": []}', '{"absent": [], "rounds": [[1]]}', '{"absent": [], "rounds": 1}',

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from simulated_round import AWAY, Host, SimulatedBus
 
-from netspace.attestation.bus import Reply, SaltBus, Sent
+from netspace.attestation.bus import Reply, SaltBus, Sent, ask
 from netspace.errors import NetspaceError
 
 
@@ -118,3 +119,23 @@ def test_a_master_that_is_down_is_an_error(client: Client, bus: SaltBus) -> None
     client.event.connected = False
     with pytest.raises(NetspaceError, match="event bus"):
         bus.send(["web1"], "answer", {})
+
+
+class Endless(SimulatedBus):
+    """``evil`` says something all the time; the answer is not there yet."""
+
+    def receive(self, seconds: float) -> Reply | None:
+        self.now += 1
+        return super().receive(0) or Reply("other", "evil", None)
+
+
+def test_a_minion_that_is_always_at_work_holds_up_nobody() -> None:
+    bus = Endless({"web1": Host(1.0), "evil": AWAY})
+    found = ask(bus, ["web1", "evil"], "tell", {}, 60)
+    assert {minion: reply.value for minion, reply in found.items()} == {"web1": {"stored": True}}
+    assert 60 <= bus.now < 62
+
+
+def test_one_message_ends_once_all_have_answered() -> None:
+    bus = SimulatedBus({"web1": Host(1.0), "web2": Host(3.0)})
+    assert set(ask(bus, ["web1", "web2"], "tell", {}, 60)) == {"web1", "web2"} and bus.now == 3.0
