@@ -66,7 +66,7 @@ def test_no_mix_of_hosts_delays_a_good_one(bad: list[Host], seed: int) -> None:
     assert max(second.judged[name] for name in hosts) < 1.3 * without.took + 5
 
 
-def test_hosts_of_a_whole_fleet_that_is_away_end_with_the_timeout(tmp_path: Path) -> None:
+def test_a_whole_fleet_that_is_away_ends_and_comes_back(tmp_path: Path) -> None:
     hosts = dict.fromkeys((f"m{one}" for one in range(2000)), AWAY)
     found = round_of(hosts, tmp_path)
     assert not found.judged and all("did not answer within 60 s" in one["answer"] for one in found.found.values())
@@ -82,7 +82,7 @@ def test_slow_hosts_are_judged_though_they_lost_their_slots(tmp_path: Path) -> N
     assert set(found.judged) == set(hosts) and found.took < 120
 
 
-def test_a_fleet_that_is_slow_as_a_whole_is_not_asked_all_at_once(tmp_path: Path) -> None:
+def test_a_fleet_that_is_slow_as_a_whole_keeps_its_slots(tmp_path: Path) -> None:
     """Where each answer takes long, nobody loses his slot for it."""
     hosts = {f"m{one}": Host(20.0) for one in range(600)}
     found = round_of(hosts, tmp_path)
@@ -177,7 +177,7 @@ def test_parts_in_another_order_are_no_answer(tmp_path: Path) -> None:
     assert round_of(hosts, tmp_path, bus=bus).answers["web1"] == [None]
 
 
-def test_a_flood_of_events_does_not_keep_deadlines_from_passing(tmp_path: Path) -> None:
+def test_a_flood_of_events_does_not_keep_deadlines_open(tmp_path: Path) -> None:
     class Flood(SimulatedBus):
         def receive(self, seconds: float) -> Reply | None:
             self.now += 0.001
@@ -201,7 +201,7 @@ def test_a_master_that_reads_late_calls_no_host_late(tmp_path: Path) -> None:
     assert set(round_of(hosts, tmp_path, bus=Slow(hosts)).judged) == set(hosts)
 
 
-def test_who_is_slow_gives_his_room_to_those_who_wait() -> None:
+def test_slow_parts_give_their_room_to_those_who_wait() -> None:
     """Room for one answer: the one who drips loses it, and the others are fetched."""
     ended: list[tuple[str, bool]] = []
 
