@@ -828,7 +828,7 @@ def _bus(settings: dict[str, Any]) -> Iterator[buses.Bus]:
 
     try:
         with salt.client.get_local_client(mopts=__opts__) as client:
-            yield buses.SaltBus(client, "netspace_attestation", settings["timeout"])
+            yield buses.SaltBus(client, "netspace_attestation", settings["timeout"], SaltException)
     except SaltException as err:
         raise NetspaceError(f"the master can't be reached: {err}") from err
 

@@ -189,7 +189,7 @@ def _ask(
         return {}
     try:
         with salt.client.get_local_client(mopts=__opts__) as client:
-            salt_bus = bus.SaltBus(client, "netspace_link", timeout)
+            salt_bus = bus.SaltBus(client, "netspace_link", timeout, SaltException)
             replies = bus.ask(salt_bus, minions, function, arguments, timeout)
     except SaltException as err:
         raise NetspaceError(f"{target} can't be asked: {err}") from err

@@ -17,6 +17,10 @@ from netspace.errors import NetspaceError
 MAX_PROBLEM = 1000
 
 
+class Unreachable(NetspaceError):
+    """The master did not take a message."""
+
+
 @dataclass(frozen=True)
 class Sent:
     """A message that is under way.
@@ -51,7 +55,7 @@ class Bus(Protocol):
     def send(self, minions: Collection[str], function: str, arguments: Mapping[str, Any]) -> Sent:
         """Send one message to these minions and nobody else.
 
-        :raises NetspaceError: when the master can't be reached.
+        :raises Unreachable: when the master does not take it.
         """
 
     def receive(self, seconds: float) -> Reply | None:
@@ -64,12 +68,14 @@ class SaltBus:
     :param client: a ``salt.client.LocalClient``. It is the caller's, who closes it.
     :param module: the execution module whose functions are called.
     :param timeout: seconds that the master may take to accept a message.
+    :param refused: what the client raises where it does not: ``salt.exceptions.SaltException``.
     """
 
-    def __init__(self, client: Any, module: str, timeout: int) -> None:
+    def __init__(self, client: Any, module: str, timeout: int, refused: type[Exception]) -> None:
         self._client = client
         self._module = module
         self._timeout = timeout
+        self._refused = refused
         self._jobs: set[str] = set()
 
     def clock(self) -> float:
@@ -78,15 +84,18 @@ class SaltBus:
     def send(self, minions: Collection[str], function: str, arguments: Mapping[str, Any]) -> Sent:
         # Listen before anything is sent: an answer may come before run_job() returns.
         if not self._client.event.connect_pub(timeout=self._timeout):
-            raise NetspaceError("the master's event bus can't be reached; is the master running?")
-        made = self._client.run_job(
-            list(minions),
-            f"{self._module}.{function}",
-            kwarg=dict(arguments),
-            tgt_type="list",  # a name may look like a pattern
-            timeout=self._timeout,
-            listen=False,  # else Salt keeps a list of jobs and compares each event with all of them
-        )
+            raise Unreachable("the master's event bus can't be reached; is the master running?")
+        try:
+            made = self._client.run_job(
+                list(minions),
+                f"{self._module}.{function}",
+                kwarg=dict(arguments),
+                tgt_type="list",  # a name may look like a pattern
+                timeout=self._timeout,
+                listen=False,  # else Salt keeps a list of jobs and compares each event with all of them
+            )
+        except self._refused as err:
+            raise Unreachable(f"the master can't be reached: {err}") from err
         job = str(made.get("jid", "")) if isinstance(made, Mapping) else ""
         if not job:
             return Sent("", frozenset(minions))

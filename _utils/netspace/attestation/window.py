@@ -27,7 +27,7 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from netspace.attestation.bus import Bus, Reply
+from netspace.attestation.bus import Bus, Reply, Unreachable
 
 ASK, PARTS, TELL = "ask", "parts", "tell"
 _ABSENT = "absent"
@@ -39,6 +39,10 @@ PATIENCE = 2.0
 LINGER = 0.05
 # Seconds, at most, that this process may be behind with reading answers and no host is late for it.
 BEHIND = 5.0
+# Seconds for which this process may do something else than read, and nothing is made of it.
+BUSY = 1.0
+# Seconds after which a message that the master did not take is sent again.
+RETRY = 2.0
 # Bytes of answers that are fetched at one time; on the disk.
 ROOM = 2 * 1024 * 1024 * 1024
 _SAMPLES = 128
@@ -202,6 +206,8 @@ class Window:
         self._out: dict[tuple[str, str], _Task] = {}
         self._deadlines: list[tuple[float, int, _Task, str]] = []
         self._number = itertools.count()
+        self._reached = False
+        self._failing: float | None = None
 
     def run(self, present: Iterable[Task], absent: Iterable[Task] = ()) -> None:
         """Do the work of each minion.
@@ -211,11 +217,13 @@ class Window:
         """
         behind = iter(absent)
         feeds: dict[str, Iterator[Task]] = {ASK: itertools.chain(present, behind), _ABSENT: behind}
-        read = self._bus.clock()
+        # Up to when all that came was read. An answer that has come, and that this process did not get to yet, is not
+        # late: not while it judged or waited for the master, and for BEHIND seconds of nothing but reading.
+        read = returned = until = self._bus.clock()
         while True:
             now = self._bus.clock()
-            # An answer that has come, and that this process did not get to yet, is not late.
-            read = max(read, now - BEHIND)
+            if now >= until:
+                read = max(read, now - BEHIND)
             self._expire(read)
             self._lend(read)
             for name, lane in self._lanes.items():
@@ -225,9 +233,12 @@ class Window:
                 if any(lane.going or lane.coming for lane in self._lanes.values()):
                     continue
                 return
+            if self._bus.clock() - returned > BUSY:
+                until = self._bus.clock() + BEHIND
             reply = self._bus.receive(self._pause())
+            returned = self._bus.clock()
             if reply is None:
-                read = self._bus.clock()
+                read = returned
             else:
                 self._take(reply)
 
@@ -291,9 +302,27 @@ class Window:
         """Send what was collected for long enough."""
         for key, message in list(self._outbox.items()):
             if message.due <= now:
+                while message.tasks:
+                    some = message.tasks[: self._pace.concurrency]
+                    try:
+                        self._post(message, some)
+                    except Unreachable:
+                        if self._given_up():
+                            raise
+                        message.due = self._bus.clock() + RETRY
+                        return
+                    self._reached, self._failing = True, None
+                    message.tasks = message.tasks[len(some) :]
                 del self._outbox[key]
-                for at in range(0, len(message.tasks), self._pace.concurrency):
-                    self._post(message, message.tasks[at : at + self._pace.concurrency])
+
+    def _given_up(self) -> bool:
+        """Whether the master took no message for a whole timeout, or none so far.
+
+        One that is busy for a moment must not end a round.
+        """
+        now = self._bus.clock()
+        self._failing = now if self._failing is None else self._failing
+        return not self._reached or now - self._failing > self._pace.timeout
 
     def _post(self, message: _Message, tasks: Sequence[_Task]) -> None:
         arguments = dict(message.common)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from simulated_round import ANSWER, AWAY, DRIPS, DRIPS_WELL, START, Host, SimulatedBus, fleet, folder, good, round_of
 
 from netspace.attestation import rounds, window
-from netspace.attestation.bus import Reply, Sent
+from netspace.attestation.bus import Reply, Sent, Unreachable
 from netspace.attestation.window import Answer, Call, Pace, Window
 
 DEADLINE = 7200
@@ -199,6 +199,49 @@ def test_a_master_that_reads_late_calls_no_host_late(tmp_path: Path) -> None:
             return reply
 
     assert set(round_of(hosts, tmp_path, bus=Slow(hosts)).judged) == set(hosts)
+
+
+class Busy(SimulatedBus):
+    """Its master takes no message between two times."""
+
+    since, until = 3.0, 40.0
+
+    def send(self, minions: Any, function: str, arguments: Any) -> Any:
+        if self.since <= self.now < self.until:
+            self.now += 5
+            raise Unreachable("timed out")
+        return super().send(minions, function, arguments)
+
+
+def test_a_master_that_is_busy_for_a_while_ends_no_round(tmp_path: Path) -> None:
+    hosts = {f"web{one}": Host(1.0) for one in range(200)}
+    bus = Busy(hosts)
+    found = round_of(hosts, tmp_path, bus=bus)
+    assert set(found.judged) == set(hosts) and found.took < 90
+    assert all(one["enforced"] for one in found.found.values())
+
+
+def test_a_master_that_blocks_calls_no_host_late(tmp_path: Path) -> None:
+    """It takes a minute for each message; what hosts answered meanwhile waits to be read."""
+
+    class Blocks(SimulatedBus):
+        def send(self, minions: Any, function: str, arguments: Any) -> Any:
+            sent = super().send(minions, function, arguments)
+            self.now += 100 * (self.messages == 2)
+            return sent
+
+    hosts = {f"web{one}": Host(30.0) for one in range(40)}
+    found = round_of(hosts, tmp_path, bus=Blocks(hosts))
+    assert set(found.judged) == set(hosts) and found.messages > 2
+
+
+@pytest.mark.parametrize(("since", "most"), [(0.0, 10.0), (3.0, 80.0)], ids=["from-the-beginning", "for-good"])
+def test_a_master_that_is_gone_is_an_error(tmp_path: Path, since: float, most: float) -> None:
+    bus = Busy({f"web{one}": Host(1.0) for one in range(200)})
+    bus.since, bus.until = since, 1e9
+    with pytest.raises(Unreachable):
+        round_of(bus.hosts, tmp_path, bus=bus)
+    assert bus.now < most
 
 
 def test_slow_parts_give_their_room_to_those_who_wait() -> None:

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 from simulated_round import AWAY, Host, SimulatedBus
 
-from netspace.attestation.bus import Reply, SaltBus, Sent, ask
-from netspace.errors import NetspaceError
+from netspace.attestation.bus import Reply, SaltBus, Sent, Unreachable, ask
 
 
 class Events:
@@ -30,11 +29,14 @@ class Client:
 
     def __init__(self, **opts: Any) -> None:
         self.opts = opts
+        self.error: Exception | None = None
         self.event = Events()
         self.sent: list[tuple[Any, ...]] = []
         self.made: Any = {"jid": "20300101000000000001", "minions": ["web1", "web2"]}
 
     def run_job(self, tgt: Any, fun: str, *, kwarg: Any, tgt_type: str, timeout: int, listen: bool) -> Any:
+        if self.error is not None:
+            raise self.error
         self.sent.append((tgt, fun, kwarg, tgt_type, timeout, listen))
         return self.made
 
@@ -53,7 +55,7 @@ def client() -> Client:
 
 @pytest.fixture
 def bus(client: Client) -> SaltBus:
-    made = SaltBus(client, "netspace_attestation", 60)
+    made = SaltBus(client, "netspace_attestation", 60, OSError)
     assert made.send(["web1", "web2"], "answer", {"challenges": {}}) == Sent(JOB)
     return made
 
@@ -116,8 +118,11 @@ def test_an_interrupt_ends_the_wait(client: Client, bus: SaltBus) -> None:
 
 
 def test_a_master_that_is_down_is_an_error(client: Client, bus: SaltBus) -> None:
+    client.error = OSError("timed out")
+    with pytest.raises(Unreachable, match="can't be reached: timed out"):
+        bus.send(["web1"], "answer", {})
     client.event.connected = False
-    with pytest.raises(NetspaceError, match="event bus"):
+    with pytest.raises(Unreachable, match="event bus"):
         bus.send(["web1"], "answer", {})
 
 
