@@ -317,22 +317,28 @@ import hashlib, resource, sys
 sys.path[:0] = sys.argv[1:]
 from netspace.attestation import transfer, verdict
 from netspace.attestation.refusals import Refused
-text = (b"[" + b"[]," * (transfer.Parts.MOST // 3 - 1))[:-1] + b"]"
-cut = [text[at : at + verdict.PART].decode() for at in range(0, len(text), verdict.PART)]
-parts = transfer.Parts({"parts": len(cut), "sha256": hashlib.sha256(text).hexdigest()})
-del text
+size, number = verdict.PART // 3, transfer.Parts.MOST // verdict.PART
+def cut():  # [[],[],...]
+    yield "[[]" + ",[]" * (size - 1)
+    for _ in range(number - 2):
+        yield ",[]" * size
+    yield ",[]" * (size - 1) + "]"
+whole = hashlib.sha256()
+for one in cut():
+    whole.update(one.encode())
+parts = transfer.Parts({"parts": number, "sha256": whole.hexdigest()})
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-for one in cut:
+for one in cut():
     parts.add({"text": one})
 try:
     parts.whole()
 except Refused:
-    print(max(0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
 
 
 def bomb() -> float:
-    """MiB that an answer of the largest size takes that is nothing but empty lists, beside itself."""
+    """MiB that an answer of the largest size takes that is nothing but empty lists."""
     done = subprocess.run(
         [sys.executable, "-c", BOMB, str(ROOT / "_utils")], capture_output=True, text=True, check=True
     )
