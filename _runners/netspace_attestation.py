@@ -15,7 +15,7 @@ The master's configuration may have (these are the defaults)::
       roots: null                        # a folder: certificates (.pem), revocation lists (.crl) of makers of TPMs
       timeout: 60                        # seconds that a minion may take
       concurrency: 32                    # minions that are asked at one time
-      jitter: 1                          # seconds, at most, that are waited at random before each such lot
+      jitter: 1                          # seconds, at most, for which questions are collected for one message
       tee_roots: null                    # a folder: certificates of makers of TEEs, and what else is known of them
       inventory: null                    # a file: which TPM each minion may have
       groups: []                         # whose policy is which: see the page on fleets
@@ -27,10 +27,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import random
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +38,20 @@ import netspace
 netspace.refresh(__file__)
 
 from netspace import files  # noqa: E402
-from netspace.attestation import audit_log, ear, fleet, groups, hsm, learning, makers, offline, privacy_ca  # noqa: E402
+from netspace.attestation import (  # noqa: E402
+    audit_log,
+    ear,
+    fleet,
+    groups,
+    hsm,
+    learning,
+    makers,
+    offline,
+    privacy_ca,
+    rounds,
+    window,
+)
+from netspace.attestation import bus as buses  # noqa: E402
 from netspace.attestation import ima as lists  # noqa: E402
 from netspace.attestation import policy as rules  # noqa: E402
 from netspace.attestation.enrolment import Pending  # noqa: E402
@@ -272,9 +284,7 @@ def enroll(minion: str) -> dict[str, Any]:
 
     def work() -> dict[str, Any]:
         settings = _settings()
-        (found,) = _enrolled(_registrar(settings), settings, [str(minion)]).values()
-        if isinstance(found, NetspaceError):
-            raise found
+        found = _enrolled(str(minion), settings)
         unreadable = makers.read(settings["roots"]).unreadable
         return {**_shown(found), **({"unreadable_roots": list(unreadable)} if unreadable else {})}
 
@@ -526,10 +536,11 @@ def attest(target: str = "*", tgt_type: str = "glob") -> dict[str, Any]:
     of each, and have those enforce it whose pillar says ``verifier: master``. The exit status is 1 unless
     all of them are *trusted*.
 
-    Each minion gets a nonce of its own; ``concurrency`` of them are asked with one message, after a pause of
-    up to ``jitter`` seconds, in random order. **Who does not answer is not judged**: its last result
-    counts until its deadline, and then the host is *stale*. A certificate that is to run out is renewed first, each
-    host's at a time of its own. Each change of state is an event, ``netspace/attestation/<minion>/<state>``.
+    Each minion gets a nonce of its own. They are asked in random order, ``concurrency`` of them at one time; once one
+    has answered, the next is asked, and none waits for those that are away or slow. **A minion that does not answer
+    is not judged**: its last result counts until its deadline, and then the host is *stale*. A certificate that is to
+    run out is renewed first, each host's at a time of its own. Each change of state is an event,
+    ``netspace/attestation/<minion>/<state>``.
 
     CLI Example:
 
@@ -863,199 +874,61 @@ def ear_token(minion: str) -> dict[str, Any]:
 
 def _attest(minions: list[str], made: fleet.Fleet, *, listed: bool = False) -> dict[str, Any]:
     settings = _settings()
-    random.shuffle(minions)
-    results: dict[str, Any] = {}
-    for start in range(0, len(minions), settings["concurrency"]):
-        time.sleep(random.uniform(0, settings["jitter"]))  # noqa: S311 (no secret: a herd that is to scatter)
-        results.update(_lot(made, settings, minions[start : start + settings["concurrency"]], listed))
-    return dict(sorted(results.items()))
+    turn = rounds.Round(made, _credentials(made.registrar, settings), lambda one: _announce(made, one), listed=listed)
+    with _bus(settings) as bus:
+        return turn.run(minions, bus, _pace(settings), _seen(rounds.absent(made.registrar.folder) & set(minions)))
 
 
-def _enrolled(
-    registrar: Registrar, settings: dict[str, Any], minions: list[str]
-) -> dict[str, dict[str, Any] | NetspaceError]:
-    """Enrol minions, all of them by few messages; return each one's record, or why there is none."""
-    try:
-        trusted, master, now = makers.read(settings["roots"]), _master(), time.time()
-    except NetspaceError as err:
-        return dict.fromkeys(minions, err)
-    found: dict[str, dict[str, Any] | NetspaceError] = {}
-    pending: dict[str, Pending] = {}
-    asked = {minion: registrar.request(minion) for minion in minions}
-    for minion, (shown, problem) in _ask(minions, "enroll", {"asked": asked}, settings["timeout"]).items():
-        try:
-            if problem:
-                raise NetspaceError(f"{minion}: {problem}")
-            pending[minion] = registrar.begin(minion, shown, master, trusted, now)
-        except NetspaceError as err:
-            found[minion] = err
-    if pending:
-        sent = {"credentials": {minion: one.wire() for minion, one in pending.items()}}
-        for minion, (answer, problem) in _ask(list(pending), "activate", sent, settings["timeout"]).items():
-            try:
-                if problem:
-                    raise NetspaceError(f"{minion}: {problem}")
-                found[minion] = registrar.finish(pending[minion], answer, now)
-            except NetspaceError as err:
-                found[minion] = err
-    return found
+def _enrolled(minion: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Enrol one minion; return its record."""
+    registrar = _registrar(settings)
+    found: list[dict[str, Any]] = []
+
+    def work() -> window.Work:
+        found.append((yield from rounds.enrolled(registrar, minion, _credentials(registrar, settings))))
+
+    with _bus(settings) as bus:
+        window.Window(bus, window.Pace(1, 0.0, settings["timeout"])).run([(minion, work())])
+    return found[0]
 
 
-def _lot(made: fleet.Fleet, settings: dict[str, Any], minions: list[str], listed: bool) -> dict[str, Any]:
-    told: dict[str, str] = {}
-    broken: dict[str, dict[str, Any]] = {}
-    due = []
-    for minion in minions:
-        try:
-            if made.certificate_due(minion, time.time()):
-                due.append(minion)
-        except NetspaceError as err:  # a damaged record of one host is no reason to judge none
-            said = {"answered": False, "answer": str(err), "enforced": False, "enforcement": ""}
-            broken[minion] = {"state": fleet.UNKNOWN, "level": "L0", **said}
-    minions = [minion for minion in minions if minion not in broken]
-    for minion, renewed in (_enrolled(made.registrar, settings, due) if due else {}).items():
-        if isinstance(renewed, Refused):
-            told[minion] = f"its certificate can't be renewed: {renewed}"  # judged all the same, by the old one
-        elif isinstance(renewed, NetspaceError):
-            told[minion] = str(renewed)
-    asked: dict[str, fleet.Asked] = {}
-    for minion in minions:
-        try:
-            asked[minion] = made.ask(minion, listed=listed)
-        except Refused as err:
-            told[minion] = str(err)
-    results, problems, lost = _judged(made, settings, asked)
-    if lost:
-        # Our copy of a boot log is gone, which is no fault of the host's: it brings the log once more.
-        again = {minion: made.ask(minion, whole=True, listed=listed) for minion in lost}
-        more, still, _ = _judged(made, settings, again)
-        results.update(more)
-        problems.update({**lost, **still})
-    told.update(problems)
-    taken: dict[str, tuple[Any, str]] = {}
-    if results:
-        tokens = {minion: record["token"] for minion, record in results.items()}
-        taken = _ask(list(tokens), "accept", {"tokens": tokens, "key": made.signer.jwk}, settings["timeout"])
-    now = time.time()
-    found = broken
-    for minion in minions:
-        standing = made.standing(minion, now, results.get(minion))
-        _announce(made, standing)
-        reply, problem = taken.get(minion, (None, ""))
-        stored = isinstance(reply, dict) and reply.get("stored") is True
-        why = problem or (
-            "" if stored or not isinstance(reply, dict) else fleet.printable(str(reply.get("reason", ""))[:200])
-        )
-        found[minion] = {
-            **standing.shown(now),
-            "answered": minion in results,
-            "answer": told.get(minion, ""),
-            "enforced": stored,
-            "enforcement": why,
-        }
-    return found
+def _credentials(registrar: Registrar, settings: dict[str, Any]) -> rounds.Ready:
+    """What makes credentials; the makers' certificates are read once, before the first is made."""
+
+    @functools.cache
+    def ready() -> rounds.Begin:
+        trusted, master = makers.read(settings["roots"]), _master()
+
+        def begin(minion: str, shown: Any, now: float) -> Pending:
+            return registrar.begin(minion, shown, master, trusted, now)
+
+        return begin
+
+    return ready
 
 
-def _judged(
-    made: fleet.Fleet, settings: dict[str, Any], asked: Mapping[str, fleet.Asked]
-) -> tuple[dict[str, dict[str, Any]], dict[str, str], dict[str, str]]:
-    """Ask and judge; return results, what is said of those without, and whose boot log must be asked for again."""
-    results: dict[str, dict[str, Any]] = {}
-    told: dict[str, str] = {}
-    lost: dict[str, str] = {}
-    for minion, answer, problem in _answers(asked, settings):
-        if problem:
-            told[minion] = problem
-            continue
-        try:
-            results[minion] = made.judge(asked[minion], answer, time.time())
-        except fleet.LogLost as err:
-            lost[minion] = str(err)
-        except NetspaceError as err:
-            told[minion] = str(err)
-    return results, told, lost
+def _pace(settings: dict[str, Any]) -> window.Pace:
+    return window.Pace(settings["concurrency"], settings["jitter"], settings["timeout"])
 
 
-def _answers(asked: Mapping[str, fleet.Asked], settings: dict[str, Any]) -> Iterator[tuple[str, Any, str]]:
-    """Each one's answer, or why there is none; large ones, which come in parts, last and one after the other.
-
-    So no more than one of them is held at a time, and whoever is slow with it holds up nobody's but his own.
-    """
-    if not asked:
-        return
-    challenges = {minion: one.wire() for minion, one in asked.items()}
-    coming: dict[str, Any] = {}
-    for minion, (answer, problem) in _ask(
-        list(asked), "answer", {"challenges": challenges}, settings["timeout"]
-    ).items():
-        if isinstance(answer, dict) and "parts" in answer:
-            coming[minion] = answer
-        else:
-            yield minion, answer, problem
-    for minion, head in coming.items():
-        yield minion, *_fetched(minion, head, settings["timeout"])
-
-
-def _fetched(minion: str, head: Any, timeout: int) -> tuple[Any, str]:
-    """An answer that comes in parts, within ten timeouts."""
-    last = time.monotonic() + 10 * timeout
-    try:
-        parts = fleet.Parts(head)
-        while parts.next is not None:
-            if time.monotonic() > last:
-                return None, f"its answer took more than {10 * timeout} s"
-            text, problem = _ask([minion], "part", {"parts": {minion: parts.next}}, timeout)[minion]
-            if problem:
-                return None, problem
-            parts.add(text)
-        return parts.whole(), ""
-    except Refused:
-        return None, ""  # judged: malformed
-
-
-def _ask(minions: list[str], function: str, arguments: Mapping[str, Any], timeout: int) -> dict[str, tuple[Any, str]]:
-    """Ask many with one message; return each one's answer, or why there is none."""
-    answers = _sent(minions, function, arguments, timeout)
-    found: dict[str, tuple[Any, str]] = {}
-    for minion in minions:
-        answer = answers.get(minion)
-        if not isinstance(answer, dict) or "ret" not in answer:
-            found[minion] = None, f"did not answer within {timeout} s"
-        elif answer.get("retcode"):
-            found[minion] = None, fleet.printable(str(answer["ret"])[:1000])
-        else:
-            found[minion] = answer["ret"], ""
-    return found
-
-
-def _sent(minions: list[str], function: str, arguments: Mapping[str, Any], timeout: int) -> dict[str, Any]:
-    """Send one message to these and nobody else, and return what came back, by minion, within *timeout* seconds."""
+@contextlib.contextmanager
+def _bus(settings: dict[str, Any]) -> Iterator[buses.Bus]:
+    """Salt's bus, on which nobody but the minions that are named is asked."""
     import salt.client
     from salt.exceptions import SaltException
 
-    answers: dict[str, Any] = {}
     try:
         with salt.client.get_local_client(mopts=__opts__) as client:
-            coming = client.cmd_iter_no_block(
-                minions,
-                f"netspace_attestation.{function}",
-                kwarg=dict(arguments),
-                tgt_type="list",  # a name may look like a pattern
-                timeout=timeout,
-            )
-            last = time.monotonic() + timeout
-            for answer in coming:
-                # Salt itself waits for as long as a minion says that it is at work: one could hold up all others.
-                if isinstance(answer, dict):
-                    answers.update(answer)
-                elif time.monotonic() > last:
-                    break
-                else:
-                    time.sleep(0.01)
-            coming.close()
+            yield buses.SaltBus(client, "netspace_attestation", settings["timeout"], SaltException)
     except SaltException as err:
         raise NetspaceError(f"the master can't be reached: {err}") from err
-    return answers
+
+
+def _seen(minions: Collection[str]) -> set[str]:
+    """Those of *minions* that are connected to this master, as far as Salt can tell. It decides who is asked first."""
+    import salt.utils.minions
+
+    return set(salt.utils.minions.CkMinions(__opts__).connected_ids(subset=minions)) if minions else set()
 
 
 def _minions(target: Any, tgt_type: str) -> list[str]:
@@ -1157,10 +1030,11 @@ class _Store:
 def _fleet() -> fleet.Fleet:
     settings = _settings()
     registrar = _registrar(settings)
+    deadline = rounds.deadline(registrar.folder, time.time())
     return fleet.Fleet(
         registrar,
         _master(),
-        groups.parse(settings["groups"], __opts__.get("nodegroups")),
+        groups.parse(settings["groups"], __opts__.get("nodegroups"), deadline),
         _Store(),
         netspace.__version__,
         functools.cache(lambda: tee_roots.read(settings["tee_roots"])),

@@ -177,24 +177,20 @@ def _asked(minion: str, function: str, arguments: dict[str, Any], timeout: int) 
 def _ask(
     target: str | list[str], tgt_type: str, function: str, arguments: dict[str, Any], timeout: int
 ) -> dict[str, Any]:
-    """What minions answer, each; an error where one failed."""
+    """What minions answer within *timeout* seconds, each; an error where one failed."""
     import salt.client
+    import salt.utils.minions
     from salt.exceptions import SaltException
 
+    from netspace.attestation import bus
+
+    minions = salt.utils.minions.CkMinions(__opts__).check_minions(target, tgt_type)["minions"]
+    if not minions:
+        return {}
     try:
         with salt.client.get_local_client(mopts=__opts__) as client:
-            answers = client.cmd(
-                target,
-                f"netspace_link.{function}",
-                kwarg=arguments,
-                tgt_type=tgt_type,
-                timeout=timeout,
-                full_return=True,
-            )
+            salt_bus = bus.SaltBus(client, "netspace_link", timeout, SaltException)
+            replies = bus.ask(salt_bus, minions, function, arguments, timeout)
     except SaltException as err:
         raise NetspaceError(f"{target} can't be asked: {err}") from err
-    return {
-        minion: NetspaceError(str(answer["ret"])[:1000]) if answer.get("retcode") else answer["ret"]
-        for minion, answer in answers.items()
-        if isinstance(answer, dict) and "ret" in answer
-    }
+    return {minion: NetspaceError(reply.problem) if reply.problem else reply.value for minion, reply in replies.items()}

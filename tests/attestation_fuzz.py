@@ -33,7 +33,6 @@ from netspace.attestation import (
     certificates,
     ear,
     events,
-    fleet,
     groups,
     ima,
     judge,
@@ -42,6 +41,7 @@ from netspace.attestation import (
     pcrfile,
     policy,
     structures,
+    transfer,
 )
 from netspace.attestation.eventlog import parse as parse_log
 from netspace.attestation.evidence import Enrolment, Evidence, Measurements, parse_enrolment
@@ -121,7 +121,7 @@ def _alone(genuine: bytes, parse: Callable[[bytes], object]) -> Callable[[bytes]
 
 def _parts(data: Any) -> None:
     head, *rest = data if isinstance(data, list) and data else [None]
-    coming = fleet.Parts(head)
+    coming = transfer.Parts(head)
     for one in rest:
         if coming.next is None:
             break

@@ -5,7 +5,11 @@ For tests of the runner itself, and for the benchmark of a large fleet. The host
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import itertools
+from collections import deque
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +19,12 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from netspace.attestation import attester, software
+from netspace.attestation.bus import Reply, Sent
 from netspace.attestation.evidence import Context, key_fingerprint
 from netspace.layout import Layout
+
+# What hosts answer to a message, by minion: the answer, and what went wrong; None where nothing comes.
+Ask = Callable[[list[str], str, Mapping[str, Any]], "dict[str, tuple[Any, str] | None]"]
 
 
 def load(folder: Path, settings: dict[str, Any], **opts: Any) -> tuple[Any, str]:
@@ -42,6 +50,45 @@ def load(folder: Path, settings: dict[str, Any], **opts: Any) -> tuple[Any, str]
     return runner, key_fingerprint(pem)
 
 
+def join(runner: Any, ask: Ask) -> AskedBus:
+    """Have *ask* answer what the runner sends; return the bus between them."""
+    bus = AskedBus(ask)
+    runner._bus = lambda settings: contextlib.nullcontext(bus)
+    runner._seen = lambda minions: set()
+    return bus
+
+
+class AskedBus:
+    """A bus whose answers are there at once, or *later*; who has none is waited for on a clock that runs by itself."""
+
+    def __init__(self, ask: Ask) -> None:
+        self._ask = ask
+        self._jobs = itertools.count(1)
+        self._replies: deque[Reply] = deque()
+        self.now = 0.0
+        # Seconds until the next answer comes.
+        self.later = 0.0
+
+    def clock(self) -> float:
+        return self.now
+
+    def send(self, minions: Collection[str], function: str, arguments: Mapping[str, Any]) -> Sent:
+        job = str(next(self._jobs))
+        for minion, answer in self._ask(list(minions), function, arguments).items():
+            if answer is not None:
+                self._replies.append(Reply(job, minion, *answer))
+        return Sent(job)
+
+    def receive(self, seconds: float) -> Reply | None:
+        self.now += min(seconds, self.later)
+        self.later -= min(seconds, self.later)
+        if self._replies and not self.later:
+            return self._replies.popleft()
+        if not self.later:
+            self.now += seconds
+        return None
+
+
 class Bus:
     """Minions without TPMs, and what is told to whom."""
 
@@ -53,15 +100,15 @@ class Bus:
         self.silent: set[str] = set()
         self.events: list[tuple[str, str]] = []
 
-    def ask(self, minions: list[str], function: str, arguments: Any, timeout: int) -> dict[str, Any]:
-        """Stand for the runner's ``_ask``."""
+    def ask(self, minions: list[str], function: str, arguments: Any) -> dict[str, Any]:
+        """Answer one message: see :func:`join`."""
         if function == "accept":
             self.accepted.update(arguments["tokens"])
             return {minion: ({"stored": True}, "") for minion in minions}
         assert list(arguments["challenges"]) == minions
         self.asked.append(arguments["challenges"])
         return {
-            minion: (None, "did not answer within 1 s") if minion in self.silent else (self.answer(minion, one), "")
+            minion: None if minion in self.silent else (self.answer(minion, one), "")
             for minion, one in arguments["challenges"].items()
         }
 

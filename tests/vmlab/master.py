@@ -29,7 +29,7 @@ class Master:
         self._salt = salt_call
         self._runner, _ = runner_bus.load(folder, settings)
         salt_call.machine.put("/etc/salt/pki/minion/minion_master.pub", (folder / "pki/master.pub").read_bytes())
-        self._runner._sent = self._sent
+        runner_bus.join(self._runner, self._ask)
         self._runner._minions = lambda target, kind: [target]
         self._runner._announce = lambda *_: None  # there is no bus that could be told
 
@@ -37,9 +37,10 @@ class Master:
         """Run ``salt-run netspace_attestation.<function>``; a refusal is returned as it is."""
         return dict(getattr(self._runner, function)(*arguments, **named))
 
-    def _sent(self, minions: list[str], function: str, arguments: Mapping[str, Any], timeout: int) -> dict[str, Any]:
+    def _ask(self, minions: list[str], function: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         assert minions == [MINION]
         given = [f"{key}={json.dumps(value)}" for key, value in arguments.items()]
         done = self._salt.run(f"netspace_attestation.{function}", *given)
-        reply = json.loads(done.stdout)["local"] if done.returncode == 0 else done.stdout + done.stderr
-        return {MINION: {"ret": reply, "retcode": done.returncode}}
+        if done.returncode:
+            return {MINION: (None, done.stdout + done.stderr)}
+        return {MINION: (json.loads(done.stdout)["local"], "")}

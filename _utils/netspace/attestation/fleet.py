@@ -25,7 +25,6 @@ from __future__ import annotations
 import base64
 import dataclasses
 import hashlib
-import json
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,8 +32,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from netspace import files
-from netspace.attestation import ear, eventlog, groups, ima, judge, learning, measurelog, verdict, verifier
-from netspace.attestation.evidence import MAX_TEE, Context, Evidence, from_hex
+from netspace.attestation import ear, groups, ima, judge, learning, verifier
+from netspace.attestation.bus import printable
+from netspace.attestation.evidence import Context, Evidence
 from netspace.attestation.evidence import parse as parse_evidence
 from netspace.attestation.groups import Group, Policies
 from netspace.attestation.policy import Policy
@@ -474,50 +474,6 @@ class LogLost(NetspaceError):
     """Evidence that names a log which was kept here, and is not any more."""
 
 
-class Parts:
-    """An answer that comes in parts, as ``netspace.attestation.verdict`` cuts it; never more than it may have."""
-
-    # Of base64 a third more than of bytes: IMA's list, the logs, a TEE's report, and little else.
-    MOST = (ima.MAX_LIST + eventlog.MAX_LOG + measurelog.MAX_LOG + MAX_TEE + 64 * 1024) * 4 // 3
-
-    def __init__(self, head: Any) -> None:
-        """Take the announcement.
-
-        :raises Malformed: when it is none.
-        """
-        number = head.get("parts") if isinstance(head, Mapping) else None
-        digest = from_hex(head.get("sha256"), 32) if isinstance(head, Mapping) else None
-        if type(number) is not int or not 0 < number <= -(-self.MOST // verdict.PART) or digest is None:
-            raise Malformed("answer: not an announcement of parts")
-        self._digest = digest
-        self._number = number
-        self._parts: list[bytes] = []
-
-    @property
-    def next(self) -> int | None:
-        """Number of the part that is to be fetched; None when all are here."""
-        return len(self._parts) if len(self._parts) < self._number else None
-
-    def add(self, data: Any) -> None:
-        text = data.get("text") if isinstance(data, Mapping) and set(data) == {"text"} else None
-        if not isinstance(text, str) or not text.isascii() or not 0 < len(text) <= verdict.PART:
-            raise Malformed(f"answer: part {len(self._parts)} is none")
-        self._parts.append(text.encode())
-
-    def whole(self) -> Any:
-        """Return the answer.
-
-        :raises Malformed: when it is not the one that was announced.
-        """
-        text = b"".join(self._parts)
-        if hashlib.sha256(text).digest() != self._digest:
-            raise Malformed("answer: the parts are not of the answer that was announced")
-        try:
-            return json.loads(text)
-        except (ValueError, RecursionError) as err:
-            raise Malformed(f"answer: {err}") from err
-
-
 def state(
     minion: str, record: Mapping[str, Any] | None, host: Mapping[str, Any] | None, group: Group, now: float
 ) -> tuple[str, str, str]:
@@ -556,11 +512,6 @@ def state(
 def deadline(record: Mapping[str, Any], group: Group) -> float:
     """Until when a result counts: as it was signed, or sooner where the group's deadline was made shorter."""
     return float(min(record["deadline"], record["issued"] + group.deadline))
-
-
-def printable(text: str) -> str:
-    """What a host said or measured may stand in a reason, and reasons are shown in terminals."""
-    return "".join(one if one.isprintable() or one == "\n" else "\N{REPLACEMENT CHARACTER}" for one in text)
 
 
 def _trial(old: int | None, new: int | None, code: str, reason: str) -> dict[str, Any]:

@@ -52,12 +52,15 @@ class Group:
     deadline: float = 7200.0
 
 
-def parse(data: Any, nodegroups: Mapping[str, Any] | None = None) -> tuple[Group, ...]:
+def parse(
+    data: Any, nodegroups: Mapping[str, Any] | None = None, deadline: float = Group.deadline
+) -> tuple[Group, ...]:
     """Read the master's configuration: a list of groups, of which the first that matches counts.
 
     The group ``default`` is the last, and matches all; it may be given too, for other values.
 
     :param nodegroups: the master's, for ``N@<name>``: it is replaced by what it stands for.
+    :param deadline: seconds for which a result counts, of groups that don't say it.
     :raises NetspaceError: for unknown keys and values that are none.
     """
     at = "master configuration: netspace.attestation:groups"
@@ -65,15 +68,15 @@ def parse(data: Any, nodegroups: Mapping[str, Any] | None = None) -> tuple[Group
         raise NetspaceError(f"{at}: expected a list")
     found: dict[str, Group] = {}
     for number, one in enumerate(data):
-        group = _group(one, f"{at}:{number}", nodegroups or {})
+        group = _group(one, f"{at}:{number}", nodegroups or {}, deadline)
         if group.name in found:
             raise NetspaceError(f"{at}:{number}: {group.name} is there already")
         found[group.name] = group
-    last = found.pop(DEFAULT, Group())
+    last = found.pop(DEFAULT, Group(deadline=deadline))
     return (*found.values(), last)
 
 
-def _group(data: Any, at: str, nodegroups: Mapping[str, Any]) -> Group:
+def _group(data: Any, at: str, nodegroups: Mapping[str, Any], default: float) -> Group:
     known = tuple(Group.__dataclass_fields__)
     if not isinstance(data, Mapping) or not isinstance(data.get("name"), str):
         raise NetspaceError(f"{at}: expected a mapping with a name")
@@ -95,7 +98,7 @@ def _group(data: Any, at: str, nodegroups: Mapping[str, Any]) -> Group:
     pcrs = data.get("pcrs", list(Group.pcrs))
     if not isinstance(pcrs, list) or not pcrs or any(type(one) is not int or not 0 <= one <= 23 for one in pcrs):
         raise NetspaceError(f"{at}:pcrs: expected a list of PCRs, 0 to 23")
-    deadline = data.get("deadline", Group.deadline)
+    deadline = data.get("deadline", default)
     if type(deadline) not in (int, float) or not 60 <= deadline <= 30 * 86400:
         raise NetspaceError(f"{at}:deadline: {deadline!r:.40}: expected 60 seconds to 30 days")
     return Group(name, tuple(match), int(level[1]), tuple(sorted(set(pcrs))), float(deadline))

@@ -59,7 +59,7 @@ def test_a_master_with_all_its_keys_in_a_module(
     settings: dict[str, Any] = {"groups": [{"name": "default", "minimum": "L1"}], "pkcs11": token}
     runner, master = runner_bus.load(tmp_path, settings)
     bus = Bus(tmp_path / "host", master)
-    monkeypatch.setattr(runner, "_ask", bus.ask)
+    runner_bus.join(runner, bus.ask)
     monkeypatch.setattr(runner, "_minions", lambda target, kind: ["web1"])
     monkeypatch.setattr(runner, "_announce", lambda fleet, standing: None)
 

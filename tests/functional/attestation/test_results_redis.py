@@ -54,7 +54,7 @@ def test_states_and_evidence_are_kept_in_redis_and_losing_them_costs_no_false_tr
         **{"cache": "redis", "cache.redis.unix_socket_path": socket},
     )
     bus = Bus(tmp_path / "host", master)
-    monkeypatch.setattr(runner, "_ask", bus.ask)
+    runner_bus.join(runner, bus.ask)
     monkeypatch.setattr(runner, "_minions", lambda target, kind: list(MINIONS))
     monkeypatch.setattr(runner, "_known", lambda fleet, pattern: list(MINIONS))
     monkeypatch.setattr(runner, "_announce", lambda fleet, standing: fleet.announced(standing))

@@ -425,51 +425,6 @@ def test_the_digest_of_a_log_proves_nothing_by_itself(made: Fleet, minion: Minio
     assert (record["level"], record["code"]) == (3, "log-mismatch")
 
 
-# -- answers in parts ---------------------------------------------------------------------
-def cut(value: Any, size: int = 10) -> tuple[dict[str, Any], list[dict[str, str]]]:
-    text = json.dumps(value)
-    parts = [{"text": text[at : at + size]} for at in range(0, len(text), size)]
-    return {"parts": len(parts), "sha256": hashlib.sha256(text.encode()).hexdigest()}, parts
-
-
-def test_parts_are_put_together_again() -> None:
-    head, parts = cut({"boot": "b" * 50})
-    coming = fleet.Parts(head)
-    for number, one in enumerate(parts):
-        assert coming.next == number
-        coming.add(one)
-    assert coming.next is None and coming.whole() == {"boot": "b" * 50}
-
-
-@pytest.mark.parametrize(
-    "change",
-    [{"parts": 0}, {"parts": True}, {"parts": 10**6}, {"parts": "1"}, {"sha256": "00"}, {"sha256": None}],
-)
-def test_an_announcement_that_is_none_or_of_too_much(change: dict[str, Any]) -> None:
-    with pytest.raises(refusals.Malformed):
-        fleet.Parts({**cut({})[0], **change})
-    with pytest.raises(refusals.Malformed):
-        fleet.Parts(None)
-
-
-@pytest.mark.parametrize(
-    "part", [None, {}, {"text": ""}, {"text": 1}, {"text": "é"}, {"text": "x" * (400 * 1024)}, {"text": "x", "more": 1}]
-)
-def test_a_part_that_is_none(part: Any) -> None:
-    with pytest.raises(refusals.Malformed):
-        fleet.Parts(cut({})[0]).add(part)
-
-
-def test_parts_of_another_answer_are_none() -> None:
-    head, parts = cut([1])
-    for text in ("[2]", "[1", "[" * 100_000):
-        coming = fleet.Parts({**head, "sha256": hashlib.sha256(text.encode()).hexdigest()} if text != "[2]" else head)
-        coming.add({"text": text})
-        with pytest.raises(refusals.Malformed):
-            coming.whole()
-    assert parts
-
-
 # -- hosts without a TPM ----------------------------------------------------------------
 def by_software(asked: fleet.Asked, key: software.Key) -> dict[str, Any]:
     context = Context(MASTER, asked.minion, asked.session, asked.nonce, binding=BOOT.encode())

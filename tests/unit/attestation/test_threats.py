@@ -11,10 +11,11 @@ HERE = checkout.ROOT / "tests"
 FORGERIES = "unit/attestation/test_forgeries.py"
 EAR, FLEET, CHAINS = (f"unit/attestation/test_{name}.py" for name in ("ear", "fleet", "certificates"))
 IMA = "unit/attestation/test_ima_rules.py"
-RUNNER, JUDGE = "unit/attestation/test_attest_runner.py", "unit/attestation/test_judge.py"
+JUDGE = "unit/attestation/test_judge.py"
 ENROLMENT, MAKERS = "functional/attestation/test_enrolment_swtpm.py", "unit/attestation/test_makers.py"
 ADVERSARY = "unit/attestation/test_enrolment_adversary.py"
 BOOT = "unit/attestation/test_boot_threats.py"
+ROUNDS, BUS, PARTS = (f"unit/attestation/test_{name}.py" for name in ("rounds", "salt_bus", "transfer"))
 REGISTRAR, CA = "unit/attestation/test_registrar.py", "unit/attestation/test_privacy_ca.py"
 
 THREATS = {
@@ -58,8 +59,16 @@ THREATS = {
     "two TPMs racing for a minion": (REGISTRAR, "test_of_two_tpms_that_race_to_be_a_minions_first_one_wins"),
     "revocation undone by a renewal": (REGISTRAR, "test_a_renewal_undoes_nothing_that_was_decided_while_it_waited"),
     "credential answered too late": (REGISTRAR, "test_a_credential_is_answered_within_60_s_however_long_the_bus_waits"),
-    "a minion that holds up the fleet": (RUNNER, "test_a_minion_that_is_always_at_work_holds_up_nobody"),
-    "a minion that drips its answer": (RUNNER, "test_whoever_is_slow_with_parts_holds_up_only_his_own"),
+    "a minion that holds up the fleet": (BUS, "test_a_minion_that_is_always_at_work_holds_up_nobody"),
+    "minions that are away or drip": (ROUNDS, "test_500_away_and_20_that_drip_delay_no_good_host"),
+    "a minion that drips its answer": (PARTS, "test_a_drip_is_given_up_early"),
+    "a minion that keeps large answers waiting": (ROUNDS, "test_slow_parts_give_their_room_to_those_who_wait"),
+    "a minion that answers for another": (ROUNDS, "test_an_answer_for_who_was_not_asked_is_nobodys"),
+    "a minion that answers twice": (ROUNDS, "test_a_second_answer_is_not_taken"),
+    "a minion that answers late": (ROUNDS, "test_an_answer_after_its_deadline_is_not_taken"),
+    "parts in another order": (ROUNDS, "test_parts_in_another_order_are_no_answer"),
+    "a flood of events": (ROUNDS, "test_a_flood_of_events_does_not_keep_deadlines_open"),
+    "an answer that is a bomb": (PARTS, "test_a_bomb_in_parts_costs_no_more_than_its_text"),
     "the master's clock set back": (FLEET, "test_a_result_from_the_future_is_stale"),
     "escape sequences in a log": (FLEET, "test_what_a_host_measured_moves_no_cursor"),
     "a kernel that measures no programs": (JUDGE, "test_a_list_of_a_kernel_that_measures_no_programs"),

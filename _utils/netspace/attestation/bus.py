@@ -1,0 +1,163 @@
+"""Salt's bus as the master's side uses it: messages to minions, and their answers in the order in which they come.
+
+One message asks many minions; one stream of events brings the answers to all messages that are under way. Nothing here
+waits for a job to end, so no minion holds up the answers of others. Salt's own client comes as an argument.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from netspace.errors import NetspaceError
+
+# Characters that are kept of what a minion says went wrong.
+MAX_PROBLEM = 1000
+
+
+class Unreachable(NetspaceError):
+    """The master did not take a message."""
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A message that is under way.
+
+    :param job: names it; a :class:`Reply` has the same name.
+    :param unknown: minions whom it can't reach, because the master has no accepted key of theirs.
+    """
+
+    job: str
+    unknown: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One minion's answer to one message.
+
+    :param problem: why the minion could not answer; empty where it could.
+    """
+
+    job: str
+    minion: str
+    value: Any
+    problem: str = ""
+
+
+class Bus(Protocol):
+    """Messages to minions, and their answers. The bus has the clock, so a simulated one has a simulated clock."""
+
+    def clock(self) -> float:
+        """Return seconds since some fixed point; never goes back."""
+
+    def send(self, minions: Collection[str], function: str, arguments: Mapping[str, Any]) -> Sent:
+        """Send one message to these minions and nobody else.
+
+        :raises Unreachable: when the master does not take it.
+        """
+
+    def receive(self, seconds: float) -> Reply | None:
+        """Return the next answer to any message; None where none came within *seconds*."""
+
+
+class SaltBus:
+    """Salt's bus.
+
+    :param client: a ``salt.client.LocalClient``. It is the caller's, who closes it.
+    :param module: the execution module whose functions are called.
+    :param timeout: seconds that the master may take to accept a message.
+    :param refused: what the client raises where it does not: ``salt.exceptions.SaltException``.
+    """
+
+    def __init__(self, client: Any, module: str, timeout: int, refused: type[Exception]) -> None:
+        self._client = client
+        self._module = module
+        self._timeout = timeout
+        self._refused = refused
+        self._jobs: set[str] = set()
+
+    def clock(self) -> float:
+        return time.monotonic()
+
+    def send(self, minions: Collection[str], function: str, arguments: Mapping[str, Any]) -> Sent:
+        # Listen before anything is sent: an answer may come before run_job() returns.
+        if not self._client.event.connect_pub(timeout=self._timeout):
+            raise Unreachable("the master's event bus can't be reached; is the master running?")
+        try:
+            made = self._client.run_job(
+                list(minions),
+                f"{self._module}.{function}",
+                kwarg=dict(arguments),
+                tgt_type="list",  # a name may look like a pattern
+                timeout=self._timeout,
+                listen=False,  # else Salt keeps a list of jobs and compares each event with all of them
+            )
+        except self._refused as err:
+            raise Unreachable(f"the master can't be reached: {err}") from err
+        job = str(made.get("jid", "")) if isinstance(made, Mapping) else ""
+        if not job:
+            return Sent("", frozenset(minions))
+        self._jobs.add(job)
+        # Below a master of masters there are minions that this one has no keys of.
+        if self._client.opts.get("order_masters"):
+            return Sent(job)
+        return Sent(job, frozenset(minions) - set(made.get("minions") or ()))
+
+    def receive(self, seconds: float) -> Reply | None:
+        last = self.clock() + seconds
+        while True:
+            # Salt takes 0 for "for ever".
+            event = self._client.event.get_event(
+                wait=max(last - self.clock(), 0.01),
+                tag="salt/job/",
+                match_type="startswith",
+                full=True,
+                auto_reconnect=True,
+            )
+            if event is not None:
+                if event["tag"] == "salt/event/exit":  # that is how Salt passes on a Ctrl-C
+                    raise KeyboardInterrupt
+                reply = self._reply(event)
+                if reply is not None:
+                    return reply
+            if self.clock() >= last:
+                return None
+
+    def _reply(self, event: Mapping[str, Any]) -> Reply | None:
+        """The answer that an event brings; None for what is none, or is none of ours."""
+        parts = str(event["tag"]).split("/", 4)
+        data = event.get("data")
+        if len(parts) != 5 or parts[3] != "ret" or parts[2] not in self._jobs or not isinstance(data, Mapping):
+            return None
+        job, minion = parts[2], parts[4]
+        if data.get("id") != minion or "return" not in data:
+            return None
+        if data.get("retcode"):
+            said = printable(str(data["return"])[:MAX_PROBLEM])
+            return Reply(job, minion, None, said or "it failed, and said nothing")
+        return Reply(job, minion, data["return"])
+
+
+def ask(
+    bus: Bus, minions: Collection[str], function: str, arguments: Mapping[str, Any], timeout: float
+) -> dict[str, Reply]:
+    """Send one message, and return the answer of each minion that gave one within *timeout* seconds.
+
+    Salt itself goes on waiting for as long as a minion says that it is at work: one could hold up all others.
+    """
+    sent = bus.send(minions, function, arguments)
+    waiting, found = set(minions) - sent.unknown, dict[str, Reply]()
+    last = bus.clock() + timeout
+    while waiting and bus.clock() < last:
+        reply = bus.receive(last - bus.clock())
+        if reply is not None and reply.job == sent.job and reply.minion in waiting:
+            waiting.discard(reply.minion)
+            found[reply.minion] = reply
+    return found
+
+
+def printable(text: str) -> str:
+    """Replace what moves a cursor: what a host said is shown in terminals."""
+    return "".join(one if one.isprintable() or one == "\n" else "\N{REPLACEMENT CHARACTER}" for one in text)

@@ -1,0 +1,277 @@
+"""A round: the whole fleet is challenged, judged, and told its results, each host at its own speed.
+
+:class:`Round` has the work of one host, from its certificate to the result that it stores; the
+:class:`~netspace.attestation.window.Window` does that of many at once. What a round learned for the next one is in the
+registrar's folder, ``rounds.json``: who did not answer, and how long rounds took.
+
+A result counts until its group's ``deadline``. Where the configuration says none, :func:`deadline` makes it long enough
+for the rounds that were seen.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from netspace import files
+from netspace.attestation import fleet, transfer
+from netspace.attestation.bus import Bus, printable
+from netspace.attestation.enrolment import Pending
+from netspace.attestation.fleet import Fleet, Standing
+from netspace.attestation.refusals import Malformed, Refused
+from netspace.attestation.registrar import Registrar
+from netspace.attestation.window import TELL, Answer, Call, Pace, Task, Window, Work
+from netspace.errors import NetspaceError
+
+# Seconds for which a result counts where nothing else is said, and at most.
+DEADLINE, MOST = 7200.0, 86400.0
+# A host may be asked at the beginning of one round and at the end of the next; half as much more is for what varies.
+ROUNDS = 3.0
+# Seconds for which the length of a round is remembered.
+REMEMBERED = 86400.0
+
+# Makes a credential for what a minion showed of its TPM, at a time: Registrar.begin, with what the configuration says.
+Begin = Callable[[str, Any, float], Pending]
+# Returns it; raises NetspaceError where that can't be: then nobody is asked.
+Ready = Callable[[], Begin]
+Asking = Generator[Call, Answer, "Answered"]
+Answered = tuple[Any, Answer]
+
+
+class Round:
+    """One round.
+
+    :param ready: called where a certificate has to be renewed.
+    :param announce: tells of a state that may have changed.
+    :param listed: hosts bring their whole measurement lists.
+    :param wall: the time that results are made at.
+    """
+
+    def __init__(
+        self,
+        made: Fleet,
+        ready: Ready,
+        announce: Callable[[Standing], None],
+        *,
+        listed: bool = False,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._fleet, self._ready, self._announce, self._listed, self._wall = made, ready, announce, listed, wall
+        self._found: dict[str, dict[str, Any]] = {}
+        self._silent: set[str] = set()
+        self._slow: set[str] = set()
+        self._clock: Callable[[], float] = time.monotonic
+
+    def run(self, minions: Collection[str], bus: Bus, pace: Pace, back: Iterable[str] = ()) -> dict[str, Any]:
+        """Attest *minions*, in random order; return what is said of each.
+
+        :param back: those of the hosts that did not answer the last time that are seen again.
+        :raises NetspaceError: when the master or its results can't be reached.
+        """
+        folder, self._clock = self._fleet.registrar.folder, bus.clock
+        last = _read(folder)
+        order = random.sample(list(minions), len(minions))
+        # The slow ones first: what they take is over before the others are through.
+        behind = [one for one in order if one in last.slow]
+        away = last.absent - last.slow - set(back)
+        behind += [one for one in order if one in away]
+        late = frozenset(behind)
+        began = bus.clock()
+        Window(bus, pace).run(
+            (self._task(minion, pace.timeout) for minion in order if minion not in late),
+            (self._task(minion, pace.timeout) for minion in behind),
+        )
+        now = _Last(frozenset(self._silent), frozenset(self._slow), ((self._wall(), bus.clock() - began),))
+        _remember(folder, minions, now)
+        return dict(sorted(self._found.items()))
+
+    def _task(self, minion: str, timeout: float) -> Task:
+        return minion, self._host(minion, timeout)
+
+    def _host(self, minion: str, timeout: float) -> Work:
+        """All that is done with one host."""
+        try:
+            due = self._fleet.certificate_due(minion, self._wall())
+        except NetspaceError as err:  # a damaged record of one host is no reason to judge none
+            said = {"answered": False, "answer": str(err), "enforced": False, "enforcement": ""}
+            self._found[minion] = {"state": fleet.UNKNOWN, "level": "L0", **said}
+            return
+        told = ""
+        if due:
+            told = yield from self._renewed(minion)
+        record = None
+        if minion not in self._silent:
+            record, problem = yield from self._attested(minion, timeout)
+            told = problem or told
+        now = self._wall()
+        standing = self._fleet.standing(minion, now, record)
+        self._announce(standing)
+        self._found[minion] = {
+            **standing.shown(now),
+            "answered": record is not None,
+            "answer": told,
+            "enforced": False,
+            "enforcement": "",
+        }
+        if record is not None:
+            yield from self._told(minion, record)
+
+    def _renewed(self, minion: str) -> Generator[Call, Answer, str]:
+        """Renew a certificate; return why it was not."""
+        try:
+            yield from enrolled(self._fleet.registrar, minion, self._ready, self._wall)
+        except Refused as err:
+            return f"its certificate can't be renewed: {err}"  # judged all the same, by the old one
+        except Silent as err:
+            self._silent.add(minion)
+            return str(err)
+        except NetspaceError as err:
+            return str(err)
+        return ""
+
+    def _attested(self, minion: str, timeout: float) -> Generator[Call, Answer, tuple[dict[str, Any] | None, str]]:
+        """Challenge a host and judge its answer; return the record, and what is to be said."""
+        told = ""
+        for whole in (False, True):
+            try:
+                asked = self._fleet.ask(minion, whole=whole, listed=self._listed)
+            except Refused as err:
+                return None, str(err)
+            began = self._clock()
+            value, came = yield from answered(asked, timeout, self._fleet.registrar.folder)
+            if came.silent:
+                self._silent.add(minion)
+            if self._clock() - began > 2 * timeout:
+                self._slow.add(minion)
+            if came.problem:
+                return None, came.problem
+            try:
+                return self._fleet.judge(asked, value, self._wall()), told
+            except fleet.LogLost as err:
+                # Our copy of a boot log is gone, which is no fault of the host's: it brings the log once more.
+                told = str(err)
+            except NetspaceError as err:
+                return None, str(err)
+        return None, told
+
+    def _told(self, minion: str, record: Mapping[str, Any]) -> Generator[Call, Answer, None]:
+        """Tell a host its result, and note whether it enforces it."""
+        key = {"key": self._fleet.signer.jwk}
+        came = yield Call("accept", "tokens", record["token"], key, TELL)
+        reply = came.value if isinstance(came.value, Mapping) else {}
+        why = came.problem or printable(str(reply.get("reason", ""))[:200])
+        stored = reply.get("stored") is True
+        self._found[minion].update(enforced=stored, enforcement="" if stored else why)
+
+
+class Silent(NetspaceError):
+    """A minion that did not answer."""
+
+
+def enrolled(
+    registrar: Registrar, minion: str, ready: Ready, wall: Callable[[], float] = time.time
+) -> Generator[Call, Answer, dict[str, Any]]:
+    """Bind a minion to its TPM; return its record.
+
+    :raises Silent: when it does not answer. *NetspaceError*: when it can't be enrolled.
+    """
+    begin = ready()
+    shown = yield Call("enroll", "asked", registrar.request(minion))
+    _came(minion, shown)
+    now = wall()
+    pending = begin(minion, shown.value, now)
+    opened = yield Call("activate", "credentials", pending.wire())
+    _came(minion, opened)
+    return registrar.finish(pending, opened.value, now)
+
+
+def answered(asked: fleet.Asked, timeout: float, folder: Path) -> Asking:
+    """Ask one host, and fetch its answer where that comes in parts. An answer that is none is None: it is judged.
+
+    :param folder: where parts wait.
+    """
+    came = yield Call("answer", "challenges", asked.wire())
+    value = came.value
+    if isinstance(value, Mapping) and "parts" in value:
+        try:
+            value, came = yield from transfer.fetched(value, timeout, folder)
+        except Malformed:
+            return None, Answer()
+    return value, came
+
+
+@dataclass(frozen=True)
+class _Last:
+    """What rounds left for the next one.
+
+    :param absent: minions that did not answer when they were asked last.
+    :param slow: those whose answer took more than two timeouts.
+    :param rounds: when each round of the last day ended, and how long it took.
+    """
+
+    absent: frozenset[str] = frozenset()
+    slow: frozenset[str] = frozenset()
+    rounds: tuple[tuple[float, float], ...] = ()
+
+
+def absent(folder: Path) -> frozenset[str]:
+    """Return the minions that did not answer the last time that they were asked.
+
+    :param folder: the registrar's.
+    """
+    return _read(folder).absent
+
+
+def deadline(folder: Path, now: float) -> float:
+    """Return the seconds for which a result counts where the configuration says nothing: two hours, or longer where
+    a round of the last day took more than 40 minutes, up to a day.
+    """
+    longest = max((took for ended, took in _read(folder).rounds if now - REMEMBERED < ended <= now), default=0.0)
+    return min(max(DEADLINE, ROUNDS * longest), MOST)
+
+
+def _came(minion: str, answer: Answer) -> None:
+    if answer.problem:
+        raise (Silent if answer.silent else NetspaceError)(f"{minion}: {answer.problem}")
+
+
+def _remember(folder: Path, minions: Collection[str], found: _Last) -> None:
+    """Keep what a round over *minions* found. Another may be under way, over other hosts."""
+    ((now, took),) = found.rounds
+    with files.locked(folder / "rounds.lock"):
+        kept = _read(folder)
+        rounds = [one for one in kept.rounds if now - REMEMBERED < one[0] <= now]
+        # The longest of each hour says enough.
+        if rounds and now - rounds[-1][0] < 3600:
+            took = max(took, rounds.pop()[1])
+        record = {
+            "v": 1,
+            "absent": sorted((kept.absent - set(minions)) | found.absent),
+            "slow": sorted((kept.slow - set(minions)) | found.slow),
+            "rounds": [*rounds, (now, round(took, 1))],
+        }
+        files.write_json(folder / "rounds.json", record)
+
+
+def _read(folder: Path) -> _Last:
+    """What earlier rounds left. It only makes rounds quicker: what can't be read is as if there were none."""
+    try:
+        data = files.read_json(folder / "rounds.json") or {}
+    except NetspaceError:
+        return _Last()
+    names, rounds = (data.get("absent"), data.get("slow")), data.get("rounds")
+    for some in names:
+        if not isinstance(some, list) or not all(isinstance(one, str) for one in some):
+            return _Last()
+    if not isinstance(rounds, list) or not all(_is_round(one) for one in rounds):
+        return _Last()
+    return _Last(frozenset(data["absent"]), frozenset(data["slow"]), tuple((one[0], one[1]) for one in rounds))
+
+
+def _is_round(data: Any) -> bool:
+    """Whether this is ``[when it ended, seconds that it took]``."""
+    return isinstance(data, list) and [type(one) in (int, float) for one in data] == [True, True]

@@ -1,0 +1,138 @@
+"""Answers that are too large for one message: fetched part by part, in the background, within bounds.
+
+``netspace.attestation.verdict`` cuts them on the host. A host may take ``timeout`` seconds for its answer and a tenth
+of that more for each part that came, ten timeouts at most: a host that drips is given up early, and none for the time
+that its parts wait for others.
+
+Parts wait in a file without a name, beside the registrar's books, and are read once all are there: so many hosts may
+bring large answers at one time, and the memory has one.
+
+An answer is JSON of somebody who may want to exhaust this process: 45 MiB of ``[[],[],...`` are a thousand MiB of
+Python's objects. An answer has some fifty values, whatever its size, so values are counted before anything is decoded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import tempfile
+from collections.abc import Generator, Mapping
+from pathlib import Path
+from typing import Any
+
+from netspace.attestation import eventlog, ima, measurelog, verdict
+from netspace.attestation.evidence import MAX_TEE, from_hex
+from netspace.attestation.refusals import Malformed
+from netspace.attestation.window import PARTS, Answer, Call
+
+# How often a host is asked for all parts.
+TRIES = 2
+# Bytes of each answer that wait in memory.
+HELD = 1024 * 1024
+# Values of an answer, at most.
+MAX_VALUES = 1000
+
+
+class Parts:
+    """An answer that comes in parts; never more than it may have."""
+
+    # Of base64 a third more than of bytes: IMA's list, the logs, a TEE's report, and little else.
+    MOST = (ima.MAX_LIST + eventlog.MAX_LOG + measurelog.MAX_LOG + MAX_TEE + 64 * 1024) * 4 // 3
+
+    def __init__(self, head: Any, folder: Path | None = None) -> None:
+        """Take the announcement.
+
+        :param folder: where what is larger than ``HELD`` bytes waits. Defaults to the system's for temporary files.
+        :raises Malformed: when it is none.
+        """
+        number = head.get("parts") if isinstance(head, Mapping) else None
+        digest = from_hex(head.get("sha256"), 32) if isinstance(head, Mapping) else None
+        if type(number) is not int or not 0 < number <= -(-self.MOST // verdict.PART) or digest is None:
+            raise Malformed("answer: not an announcement of parts")
+        self.size = number * verdict.PART
+        self._digest = digest
+        self._number = number
+        self._came = 0
+        self._digest_now = hashlib.sha256()
+        self._file = tempfile.SpooledTemporaryFile(max_size=HELD, dir=None if folder is None else str(folder))  # noqa: SIM115 (close() does)
+
+    @property
+    def next(self) -> int | None:
+        """Number of the part that is to be fetched; None when all are here."""
+        return self._came if self._came < self._number else None
+
+    def add(self, data: Any) -> None:
+        """Take the next part.
+
+        :raises Malformed: when it is none.
+        """
+        text = data.get("text") if isinstance(data, Mapping) and set(data) == {"text"} else None
+        if not isinstance(text, str) or not text.isascii() or not 0 < len(text) <= verdict.PART:
+            raise Malformed(f"answer: part {self._came} is none")
+        self._file.write(text.encode())
+        self._digest_now.update(text.encode())
+        self._came += 1
+
+    def close(self) -> None:
+        """Forget what came."""
+        self._file.close()
+
+    def whole(self) -> Any:
+        """Return the answer.
+
+        :raises Malformed: when it is not the one that was announced, or is no JSON.
+        """
+        if self._digest_now.digest() != self._digest:
+            raise Malformed("answer: the parts are not of the answer that was announced")
+        self._file.seek(0)
+        return parse(self._file.read())
+
+
+def parse(text: bytes) -> Any:
+    """Decode the JSON of an answer; what is in it, the verifier judges.
+
+    :raises Malformed: when it is no JSON, or has more values than any answer.
+    """
+    # Base64 and hex have none of these characters, so only what is no answer has many of them.
+    if sum(text.count(one) for one in (b",", b"[", b"{")) > MAX_VALUES:
+        raise Malformed(f"answer: more than {MAX_VALUES} values")
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as err:
+        raise Malformed(f"answer: {err}") from err
+
+
+def fetched(head: Any, timeout: float, folder: Path | None = None) -> Generator[Call, Answer, tuple[Any, Answer]]:
+    """Fetch an answer in parts; return it, and the last :class:`Answer`, whose ``problem`` says why it did not come.
+
+    :param folder: see :class:`Parts`.
+    :raises Malformed: when the parts are none, or are not of the answer that was announced.
+    """
+    came = Answer()
+    for _ in range(TRIES):
+        parts = Parts(head, folder)
+        with contextlib.closing(parts):
+            came = yield from _filled(parts, timeout)
+            if not came.crowded:
+                return (None if came.problem else parts.whole()), came
+    return None, came
+
+
+def _filled(parts: Parts, timeout: float) -> Generator[Call, Answer, Answer]:
+    """Fetch all parts, or as many as come in time; return the last answer."""
+    spent, came = 0.0, Answer()
+    while parts.next is not None:
+        may = min(10 * timeout, timeout + parts.next * timeout / 10)
+        came = yield Call("part", "parts", parts.next, lane=PARTS, within=may - spent, size=parts.size)
+        spent += came.took
+        if came.silent and spent >= may:
+            return dataclasses.replace(came, problem=f"its answer took more than {may:.0f} s")
+        if came.problem:
+            return came
+        try:
+            parts.add(came.value)
+        except OSError as err:  # a full disk is no reason to judge nobody
+            return dataclasses.replace(came, problem=f"there is no place for its answer: {err}")
+    return came

@@ -1,0 +1,404 @@
+"""A sliding window over many minions: each goes through its own work, and none waits for another.
+
+The work of one minion is a generator: it yields a :class:`Call`, and is resumed with its :class:`Answer`. The window
+sends the calls of many minions with few messages, and drives each generator as its answers come.
+
+How many calls are under way at once is limited, by *lane*:
+
+- ``ask``: ``concurrency`` calls that make a host work, of hosts that are taken to be present;
+- hosts that did not answer the last time have half as many slots of their own, so they hold up nobody;
+- ``parts``: a quarter, for parts of large answers, and no more of these than ``ROOM`` has place for;
+- ``tell``: unlimited; the host only stores something.
+
+A call has its slot until the answer comes, or until it took three times as long as four of five answers do: then the
+slot is given to another, and the call goes on waiting until its own deadline. So a host that is away costs a slot
+for seconds, not for the whole timeout. More than a fifth of all hosts would have to be slow on purpose to make that
+time longer. At most ``LENT`` calls per slot wait without one, so the window does not ask ever more hosts of a network
+where all are slow.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from netspace.attestation.bus import Bus, Reply, Unreachable
+
+ASK, PARTS, TELL = "ask", "parts", "tell"
+_ABSENT = "absent"
+# Calls per slot that wait for their deadlines without a slot.
+LENT = 16
+# Seconds that a call keeps its slot at least.
+PATIENCE = 2.0
+# Seconds for which calls are collected at least: a message goes to all minions, whoever is meant.
+LINGER = 0.05
+# Seconds, at most, that this process may be behind with reading answers and no host is late for it.
+BEHIND = 5.0
+# Seconds for which this process may do something else than read, and nothing is made of it.
+BUSY = 1.0
+# Seconds after which a message that the master did not take is sent again.
+RETRY = 2.0
+# Bytes of answers that are fetched at one time; on the disk.
+ROOM = 2 * 1024 * 1024 * 1024
+_SAMPLES = 128
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast a fleet is asked: the master's configuration.
+
+    :param concurrency: hosts that are asked at one time.
+    :param jitter: seconds, at most, for which calls are collected before they are sent with one message.
+    :param timeout: seconds that a host may take for one call.
+    """
+
+    concurrency: int = 32
+    jitter: float = 1.0
+    timeout: float = 60.0
+
+
+@dataclass(frozen=True)
+class Call:
+    """One question to one minion.
+
+    :param each: name of the argument that has each minion's own *value*, by its id; empty where there is none.
+    :param common: arguments that are the same for all; only calls with equal ones share a message.
+    :param within: seconds that this one may take, where that is less than the timeout.
+    :param size: bytes that the minion's whole answer will take, in the lane ``parts``.
+    """
+
+    function: str
+    each: str = ""
+    value: Any = None
+    common: Mapping[str, Any] = field(default_factory=dict)
+    lane: str = ASK
+    within: float | None = None
+    size: int = 0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer to a :class:`Call`.
+
+    :param problem: why there is none; empty where there is one.
+    :param took: seconds since the call was sent.
+    :param silent: nothing came by the deadline.
+    :param crowded: the host was slow while others waited for its room; it may try once more.
+    """
+
+    value: Any = None
+    problem: str = ""
+    took: float = 0.0
+    silent: bool = False
+    crowded: bool = False
+
+
+Work = Generator[Call, Answer, None]
+Task = tuple[str, Work]
+
+
+@dataclass(eq=False)
+class _Task:
+    """A minion's work, and where it is.
+
+    :param call: what it waits for; *sent* and *until* are times of the bus's clock, once it was sent.
+    """
+
+    minion: str
+    work: Work
+    home: str
+    call: Call = field(default_factory=lambda: Call(""))
+    job: str = ""
+    sent: float = 0.0
+    until: float = 0.0
+    slot: bool = False
+    room: int = 0
+
+
+class _Pulse:
+    """How long answers take.
+
+    :param fixed: it is always this, whatever is seen.
+    """
+
+    def __init__(self, fixed: float | None = None) -> None:
+        self._fixed = fixed
+        self._took: deque[float] = deque(maxlen=_SAMPLES)
+        self._patience: float | None = None
+
+    def note(self, took: float) -> None:
+        self._took.append(took)
+        self._patience = None
+
+    def patience(self, timeout: float) -> float:
+        """Seconds after which a call loses its slot."""
+        if self._fixed is not None:
+            return self._fixed
+        if self._patience is None:
+            typical = sorted(self._took)[len(self._took) * 4 // 5] if self._took else timeout / 12
+            self._patience = min(max(3 * typical, PATIENCE), timeout)
+        return self._patience
+
+
+class _Lane:
+    """Slots of one kind.
+
+    :param limit: how many; 0 for no limit.
+    :param jitter: seconds, at most, for which its calls are collected beside ``LINGER``.
+    """
+
+    def __init__(self, limit: int, jitter: float, room: int = 0, pulse: _Pulse | None = None) -> None:
+        self.limit, self.jitter, self.room = limit, jitter, room
+        self.going: deque[_Task] = deque()  # of minions that have begun
+        self.coming: deque[_Task] = deque()  # of minions that wait for room
+        self.slots = self.lent = self.held = 0
+        self.order: deque[tuple[_Task, str]] = deque()  # with a slot, the longest first
+        self.pulse = _Pulse() if pulse is None else pulse
+
+    def free(self) -> bool:
+        return not self.limit or (self.slots < self.limit and self.lent < LENT * self.limit)
+
+    def next(self) -> _Task | None:
+        """The task whose call may be sent now."""
+        if self.going:
+            return self.going.popleft()
+        if self.coming and (not self.held or self.held + self.coming[0].call.size <= self.room):
+            task = self.coming.popleft()
+            task.room = task.call.size
+            self.held += task.room
+            return task
+        return None
+
+
+@dataclass
+class _Message:
+    """Calls that are collected, to be sent with one message.
+
+    :param due: when it is sent.
+    """
+
+    function: str
+    each: str
+    common: Mapping[str, Any]
+    due: float
+    tasks: list[_Task] = field(default_factory=list)
+
+
+class Window:
+    """The window. ``run`` returns when the work of each minion has ended."""
+
+    def __init__(self, bus: Bus, pace: Pace, room: int = ROOM) -> None:
+        slots, pulse = pace.concurrency, _Pulse()
+        self._bus, self._pace = bus, pace
+        self._lanes = {
+            ASK: _Lane(slots, pace.jitter, pulse=pulse),
+            _ABSENT: _Lane(max(1, slots // 2), pace.jitter, pulse=pulse),
+            # All hosts that bring parts may be hostile at once, so their answers set no pace.
+            PARTS: _Lane(max(1, slots // 4), 0.0, room, _Pulse(PATIENCE)),
+            TELL: _Lane(0, pace.jitter),
+        }
+        self._outbox: dict[tuple[str, str], _Message] = {}
+        self._out: dict[tuple[str, str], _Task] = {}
+        self._deadlines: list[tuple[float, int, _Task, str]] = []
+        self._number = itertools.count()
+        self._reached = False
+        self._failing: float | None = None
+
+    def run(self, present: Iterable[Task], absent: Iterable[Task] = ()) -> None:
+        """Do the work of each minion.
+
+        :param absent: those who did not answer the last time. They are asked beside the others, and after them.
+        :raises NetspaceError: when the master can't be reached, and what the work of a minion raises.
+        """
+        behind = iter(absent)
+        feeds: dict[str, Iterator[Task]] = {ASK: itertools.chain(present, behind), _ABSENT: behind}
+        # Up to when all that came was read. An answer that has come, and that this process did not get to yet, is not
+        # late: not while it judged or waited for the master, and for BEHIND seconds of nothing but reading.
+        read = returned = until = self._bus.clock()
+        while True:
+            now = self._bus.clock()
+            if now >= until:
+                read = max(read, now - BEHIND)
+            self._expire(read)
+            self._lend(read)
+            for name, lane in self._lanes.items():
+                self._fill(name, lane, feeds.get(name, iter(())), now)
+            self._send(read)
+            if not self._out and not self._outbox:
+                if any(lane.going or lane.coming for lane in self._lanes.values()):
+                    continue
+                return
+            if self._bus.clock() - returned > BUSY:
+                until = self._bus.clock() + BEHIND
+            reply = self._bus.receive(self._pause())
+            returned = self._bus.clock()
+            if reply is None:
+                read = returned
+            else:
+                self._take(reply)
+
+    # -- a minion's work -------------------------------------------------------------
+    def _resume(self, task: _Task, answer: Answer | None) -> None:
+        """Let a minion's work go on up to its next call."""
+        try:
+            task.call = next(task.work) if answer is None else task.work.send(answer)
+        except StopIteration:
+            self._leave(task)
+            return
+        lane = self._lane(task)
+        if not lane.room or (answer is not None and answer.crowded):
+            self._leave(task)
+        (lane.coming if lane.room and not task.room else lane.going).append(task)
+
+    def _leave(self, task: _Task) -> None:
+        """Give up the room that a task holds."""
+        self._lanes[PARTS].held -= task.room
+        task.room = 0
+
+    def _lane(self, task: _Task) -> _Lane:
+        return self._lanes[task.home if task.call.lane == ASK else task.call.lane]
+
+    # -- sending ---------------------------------------------------------------------
+    def _fill(self, name: str, lane: _Lane, feed: Iterator[Task], now: float) -> None:
+        """Give free slots to those who wait; where nobody does, to the next minion."""
+        while lane.free():
+            task = lane.next()
+            if task is None and lane.coming:
+                if not self._evict(lane):
+                    return
+            elif task is None:
+                begun = next(feed, None)
+                if begun is None:
+                    return
+                self._resume(_Task(*begun, home=name), None)
+            else:
+                task.slot = True
+                lane.slots += 1
+                self._collect(task, lane, now)
+
+    def _evict(self, lane: _Lane) -> bool:
+        """Take the room of whoever lost his slot first, for others wait for it. Returns whether there was one."""
+        slow = [task for task in self._out.values() if task.room and not task.slot and self._lane(task) is lane]
+        if not slow:
+            return False
+        task = min(slow, key=lambda one: one.sent)
+        self._end(task, Answer(problem="it was slow while others waited", took=self._took(task), crowded=True))
+        return True
+
+    def _collect(self, task: _Task, lane: _Lane, now: float) -> None:
+        call = task.call
+        key = (call.function, repr(call.common))
+        if key not in self._outbox:
+            due = now + LINGER + random.uniform(0, lane.jitter)  # noqa: S311 (no secret: a herd that is to scatter)
+            self._outbox[key] = _Message(call.function, call.each, call.common, due)
+        self._outbox[key].tasks.append(task)
+
+    def _send(self, now: float) -> None:
+        """Send what was collected for long enough."""
+        for key, message in list(self._outbox.items()):
+            if message.due <= now:
+                while message.tasks:
+                    some = message.tasks[: self._pace.concurrency]
+                    try:
+                        self._post(message, some)
+                    except Unreachable:
+                        if self._given_up():
+                            raise
+                        message.due = self._bus.clock() + RETRY
+                        return
+                    self._reached, self._failing = True, None
+                    message.tasks = message.tasks[len(some) :]
+                del self._outbox[key]
+
+    def _given_up(self) -> bool:
+        """Whether the master took no message for a whole timeout, or none so far.
+
+        One that is busy for a moment must not end a round.
+        """
+        now = self._bus.clock()
+        self._failing = now if self._failing is None else self._failing
+        return not self._reached or now - self._failing > self._pace.timeout
+
+    def _post(self, message: _Message, tasks: Sequence[_Task]) -> None:
+        arguments = dict(message.common)
+        if message.each:
+            arguments[message.each] = {task.minion: task.call.value for task in tasks}
+        sent = self._bus.send([task.minion for task in tasks], message.function, arguments)
+        now = self._bus.clock()
+        for task in tasks:
+            within = task.call.within
+            task.job, task.sent = sent.job, now
+            task.until = now + (self._pace.timeout if within is None else min(within, self._pace.timeout))
+            self._out[task.job, task.minion] = task
+            heapq.heappush(self._deadlines, (task.until, next(self._number), task, task.job))
+            if self._lane(task).limit:
+                self._lane(task).order.append((task, task.job))
+        for task in tasks:
+            if task.minion in sent.unknown:
+                self._end(task, Answer(problem="the master has no accepted key of it", silent=True))
+
+    # -- answers, and what has none --------------------------------------------------
+    def _take(self, reply: Reply) -> None:
+        """Take an answer: from whom it was asked, once, and in its time. All others are nobody's."""
+        task = self._out.get((reply.job, reply.minion))
+        if task is None:
+            return
+        took = self._took(task)
+        self._lane(task).pulse.note(took)
+        self._end(task, Answer(reply.value, reply.problem, took))
+
+    def _end(self, task: _Task, answer: Answer) -> None:
+        """End a call: its slot is free, and the work of its minion goes on."""
+        del self._out[task.job, task.minion]
+        lane = self._lane(task)
+        if task.slot:
+            lane.slots -= 1
+        else:
+            lane.lent -= 1
+        task.slot = False
+        if not answer.silent:
+            task.home = ASK
+        self._resume(task, answer)
+
+    def _expire(self, now: float) -> None:
+        """End the calls whose deadline has passed."""
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, _, task, job = heapq.heappop(self._deadlines)
+            if self._out.get((job, task.minion)) is task:
+                self._end(task, Answer(problem=f"did not answer within {task.until - task.sent:.0f} s",
+                                       took=task.until - task.sent, silent=True))  # fmt: skip
+
+    def _lend(self, now: float) -> None:
+        """Take the slots of calls that take long."""
+        for lane in self._lanes.values():
+            patience = lane.pulse.patience(self._pace.timeout)
+            while lane.order:
+                task, job = lane.order[0]
+                asked = self._out.get((job, task.minion)) is task
+                if asked and now < task.sent + patience:
+                    break
+                lane.order.popleft()
+                if asked:
+                    task.slot = False
+                    lane.slots -= 1
+                    lane.lent += 1
+
+    def _took(self, task: _Task) -> float:
+        return self._bus.clock() - task.sent
+
+    def _pause(self) -> float:
+        """Seconds until something is to be done, whoever answers."""
+        times = [message.due for message in self._outbox.values()]
+        times += [
+            lane.order[0][0].sent + lane.pulse.patience(self._pace.timeout)
+            for lane in self._lanes.values()
+            if lane.order
+        ]
+        if self._deadlines:
+            times.append(self._deadlines[0][0])
+        return min(max(min(times) - self._bus.clock(), 0.001), 1.0)
