@@ -25,6 +25,10 @@ ROOT = "/sys/fs/cgroup"
 CONTROLLERS = {"memory": "memory", "cpus": "cpu", "pids": "pids", "io": "io"}
 _ALIASES = {"blkio": "io"}
 
+# No controller, but what some kernels' version 1 bounds apart from memory: what TCP sockets hold.
+SOCKETS = "sockets"
+_SOCKETS_FILE = "memory.kmem.tcp.limit_in_bytes"
+
 PERIOD = 100_000  # microseconds; cpu.cfs_period_us
 _LEAST_QUOTA = 1_000  # microseconds; the kernel takes no less
 
@@ -51,17 +55,24 @@ class Setting(msgspec.Struct, frozen=True):
 
     :param key: the limit it keeps, as the declaration calls it.
     :param optional: a kernel may not have it.
+    :param above: systemd's unit around the cgroup has it too.
     """
 
     key: str
     file: str
     value: str
     optional: bool = False
+    above: bool = True
 
 
 def limits(known: Iterable[str]) -> frozenset[str]:
     """The controllers among *known* that can keep a limit, as :data:`CONTROLLERS` calls them."""
     return frozenset(_ALIASES.get(name, name) for name in known) & frozenset(CONTROLLERS.values())
+
+
+def sockets() -> frozenset[str]:
+    """:data:`SOCKETS`, where this host's kernel bounds them apart; else nothing."""
+    return frozenset({SOCKETS} if os.path.exists(f"{ROOT}/memory/{_SOCKETS_FILE}") else ())
 
 
 def quota(cpus: float) -> int:
@@ -102,6 +113,7 @@ def settings(spec: Limits, devices: Collection[Device], unified: bool) -> list[S
         Setting("memory", "memory.limit_in_bytes", memory),
         # Memory and swap together: equal means no swap.
         Setting("memory", "memory.memsw.limit_in_bytes", memory, optional=True),
+        Setting("memory", _SOCKETS_FILE, memory, optional=True, above=False),
         Setting("cpus", "cpu.cfs_period_us", str(PERIOD)),
         Setting("cpus", "cpu.cfs_quota_us", str(quota(spec.cpus))),
         Setting("pids", "pids.max", str(spec.pids)),
@@ -143,6 +155,9 @@ class Group:
     def __init__(self, path: str, hierarchies: Hierarchies, *, unit: bool = False) -> None:
         self.unified = hierarchies.unified
         self._above = Group(path.rpartition("/")[0], hierarchies) if unit else None
+        self._payload = True
+        if self._above is not None:
+            self._above._payload = False
         self._path = path
         self._controllers = hierarchies.controllers
         self._folders = hierarchies.folders
@@ -152,7 +167,8 @@ class Group:
         return f"{folder}{self._path}/{name}"
 
     def _settings(self, spec: Limits, devices: Collection[Device]) -> list[Setting]:
-        return [one for one in settings(spec, devices, self.unified) if CONTROLLERS[one.key] in self._controllers]
+        kept = [one for one in settings(spec, devices, self.unified) if CONTROLLERS[one.key] in self._controllers]
+        return [one for one in kept if one.above or self._payload]
 
     def differing(self, spec: Limits, devices: Collection[Device]) -> tuple[str, ...]:
         """The limits that are not what *spec* says; none where the environment doesn't run."""

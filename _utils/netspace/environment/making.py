@@ -57,8 +57,8 @@ class Making:
 
     @functools.cached_property
     def controllers(self) -> frozenset[str]:
-        """The cgroup controllers that can keep an environment's limits here."""
-        return cgroups.limits(host_controllers())
+        """The cgroup controllers that can keep an environment's limits here; what else bounds something."""
+        return cgroups.limits(host_controllers()) | cgroups.sockets()
 
     @functools.cached_property
     def unified(self) -> bool:

@@ -38,7 +38,8 @@ def test_the_program_has_ids_of_its_own_and_no_right(host):
     limits = Path(f"/proc/{pid}/limits").read_text().splitlines()
     table = {line[:26].strip(): line[26:].split()[:2] for line in limits}
     assert table["Max open files"] == ["100", "100"]
-    assert table["Max core file size"] == ["0", "0"]
+    assert table["Max core file size"] == ["1", "1"]
+    assert table["Max pending signals"] == ["1024", "1024"]
     assert table["Max msgqueue size"] == ["0", "0"]
     assert table["Max processes"] == ["128", "128"]
     for kind in ("user", "pid", "ipc", "uts", "mnt", "cgroup", "time", "net"):
