@@ -107,6 +107,10 @@ class Layout:
         """What the environment sees as ``/run/netspace`` (bind-mounted, read-only)."""
         return below(self.bundle(name), "inside")
 
+    def users(self, name: str) -> Path:
+        """The environment's user namespace, mounted at a file."""
+        return below(self.bundle(name), "users")
+
     @cached_property
     def identities(self) -> Path:
         """Keys by which environments log in, root's alone; they exist in memory only."""

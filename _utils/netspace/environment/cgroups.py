@@ -55,14 +55,12 @@ class Setting(msgspec.Struct, frozen=True):
 
     :param key: the limit it keeps, as the declaration calls it.
     :param optional: a kernel may not have it.
-    :param above: systemd's unit around the cgroup has it too.
     """
 
     key: str
     file: str
     value: str
     optional: bool = False
-    above: bool = True
 
 
 def limits(known: Iterable[str]) -> frozenset[str]:
@@ -113,7 +111,7 @@ def settings(spec: Limits, devices: Collection[Device], unified: bool) -> list[S
         Setting("memory", "memory.limit_in_bytes", memory),
         # Memory and swap together: equal means no swap.
         Setting("memory", "memory.memsw.limit_in_bytes", memory, optional=True),
-        Setting("memory", _SOCKETS_FILE, memory, optional=True, above=False),
+        Setting("memory", _SOCKETS_FILE, memory, optional=True),
         Setting("cpus", "cpu.cfs_period_us", str(PERIOD)),
         Setting("cpus", "cpu.cfs_quota_us", str(quota(spec.cpus))),
         Setting("pids", "pids.max", str(spec.pids)),
@@ -150,14 +148,13 @@ class Group:
     :param unit: its parent is a unit of systemd's, which has the same bounds (but for io) and must
         never be the lower one. systemd follows a changed unit file in its own time, so both are
         changed here; how it rounds the CPU's is its own affair.
+    :param lacks: what whoever makes the cgroup sets no bound of (of these, ``sockets``).
     """
 
-    def __init__(self, path: str, hierarchies: Hierarchies, *, unit: bool = False) -> None:
+    def __init__(self, path: str, hierarchies: Hierarchies, *, unit: bool = False, lacks: Collection[str] = ()) -> None:
         self.unified = hierarchies.unified
-        self._above = Group(path.rpartition("/")[0], hierarchies) if unit else None
-        self._payload = True
-        if self._above is not None:
-            self._above._payload = False
+        self._above = Group(path.rpartition("/")[0], hierarchies, lacks=(SOCKETS,)) if unit else None
+        self._lacks = lacks
         self._path = path
         self._controllers = hierarchies.controllers
         self._folders = hierarchies.folders
@@ -168,7 +165,7 @@ class Group:
 
     def _settings(self, spec: Limits, devices: Collection[Device]) -> list[Setting]:
         kept = [one for one in settings(spec, devices, self.unified) if CONTROLLERS[one.key] in self._controllers]
-        return [one for one in kept if one.above or self._payload]
+        return [one for one in kept if one.file != _SOCKETS_FILE or SOCKETS not in self._lacks]
 
     def differing(self, spec: Limits, devices: Collection[Device]) -> tuple[str, ...]:
         """The limits that are not what *spec* says; none where the environment doesn't run."""

@@ -50,7 +50,7 @@ _MASKED = (
     *("/proc/vmstat", "/proc/schedstat", "/proc/partitions", "/proc/cgroups", "/proc/consoles", "/proc/crypto"),
     "/proc/locks",  # open file description locks are shown to every pid namespace
 )
-_NAMESPACES = ("user", "pid", "ipc", "uts", "mount", "cgroup", "time")
+_NAMESPACES = ("pid", "ipc", "uts", "mount", "cgroup", "time")
 _READ_ONLY = ("/proc/sys", "/proc/sysrq-trigger")
 
 
@@ -103,6 +103,7 @@ def config(
         "linux": {
             "namespaces": [
                 *({"type": kind} for kind in _NAMESPACES if kind not in lacks),
+                {"type": "user", **({} if "users" in lacks else {"path": str(layout.users(name))})},
                 {"type": "network", "path": str(layout.netns(name))},
             ],
             "uidMappings": [{"containerID": 0, "hostID": base, "size": COUNT}],
