@@ -1,7 +1,8 @@
 """Output of services where there is no journal: one file each, bounded in size and number.
 
-Programs write to the file themselves (opened for appending), so their output needs no
-process of ours and outlives the daemon. A file that has grown too large is therefore
+Programs of ours write to the file themselves (opened for appending), so their output needs
+no process of ours and outlives the daemon; what others' programs write is put there
+(``relay``). A file that has grown too large is therefore
 *copied and truncated*: a program can't be told to reopen it. What is written between the
 copy and the truncation, microseconds, is lost; of a file larger than the limit only the
 last part is kept.
@@ -27,6 +28,23 @@ def open_log(path: Path) -> int:
     log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _CAREFUL, 0o600)
     os.set_blocking(log, True)
     return log
+
+
+def append(path: Path, data: bytes) -> None:
+    """Write *data* to the log, and rotate it when it is too large.
+
+    :raises OSError: when it can't be written; what was written of it stays.
+    """
+    log = open_log(path)
+    try:
+        left = memoryview(data)
+        while left:
+            left = left[os.write(log, left) :]
+        large = os.fstat(log).st_size > SIZE
+    finally:
+        os.close(log)
+    if large:
+        rotate(path)
 
 
 def size(path: Path) -> int:

@@ -307,6 +307,23 @@ def test_no_user_of_the_host_reaches_into_an_environment(host):
         assert set(within.as_user(user, user, reach).values()) == {"EACCES"}
 
 
+RESERVE = """
+import errno, os
+file = os.open("/proc/1/fd/1", os.O_WRONLY)
+try:
+    os.posix_fallocate(file, 0, 1 << 30)
+except OSError as err:
+    print(errno.errorcode[err.errno])
+"""
+
+
+def test_a_program_has_no_file_of_the_host_s_to_fill(host, debian):
+    """Its output is a pipe: of a file it could have a gigabyte kept for it, and not by what it writes."""
+    host.run("web", image=f"dir:{debian}")
+    done = host.operations.exec("web", ["/usr/bin/python3", "-c", RESERVE])
+    assert done["stdout"].strip() == "ESPIPE", done
+
+
 def test_a_volume_keeps_its_data_and_ids(host, tmp_path):
     source = tmp_path / "data"
     volumes = [{"source": str(source), "target": "/data"}]
