@@ -24,7 +24,8 @@ from netspace.supervision.units import Unit, Units
 
 CAPACITY = 1024 * 1024  # of a pipe: so much is written while no supervisor reads
 CHUNK = 128 * 1024  # read at one time
-PAUSE = 0.01  # seconds after a whole chunk: nobody writes more than CHUNK in that time
+PAUSE = 0.01  # seconds after each: nobody writes more than CHUNK in that time, or takes much of our processor time
+_PARTS = 300  # what a full pipe holds, even where each write is kept apart (pipe(2), O_DIRECT)
 
 
 def folder(layout: Layout) -> Path:
@@ -82,9 +83,9 @@ class Relay:
 
     def drain(self, unit: Unit) -> None:
         """Put into the log what is in the pipe by now."""
-        left = 2 * CAPACITY  # whoever goes on writing must not keep us
-        while left > 0 and (taken := self._take(unit)):
-            left -= taken
+        for _ in range(_PARTS):  # whoever goes on writing must not keep us
+            if not self._take(unit):
+                break
 
     def end(self, unit: Unit) -> None:
         """Forget the pipe of one that has ended, once what is in it is in the log."""
@@ -100,17 +101,16 @@ class Relay:
 
     def _readable(self, unit: Unit) -> None:
         descriptor = self._pipes[unit.name]
-        taken = self._take(unit)
-        if taken == 0:
+        if self._take(unit) == 0:
             self._close(unit)  # nobody has it open any more
-        elif taken == CHUNK:
-            self.loop.unwatch(descriptor)
+            return
+        self.loop.unwatch(descriptor)
 
-            def again() -> None:
-                if self._pipes.get(unit.name) == descriptor:
-                    self._watch(unit)
+        def again() -> None:
+            if self._pipes.get(unit.name) == descriptor:
+                self._watch(unit)
 
-            self.loop.after(PAUSE, again)
+        self.loop.after(PAUSE, again)
 
     def _take(self, unit: Unit) -> int | None:
         """Put a chunk into the log; return its size: 0 where nobody can write any more, None where nothing is there."""

@@ -609,6 +609,22 @@ def test_who_writes_without_end_fills_no_disk_and_holds_up_nobody(
     assert direct.stop(["a"]) == {}
 
 
+def test_who_writes_little_without_end_takes_no_processor_of_the_supervisor_s(
+    direct: Direct, layout: Layout, bundle: Bundle
+) -> None:
+    direct.define([bundle("a", "while :; do echo x; done")])
+    direct.start(["a"])
+
+    def used() -> float:
+        words = Path(f"/proc/{daemon_pid(layout)}/stat").read_text().rpartition(")")[2].split()
+        return sum(map(int, words[11:13])) / os.sysconf("SC_CLK_TCK")
+
+    began, before = time.monotonic(), used()
+    time.sleep(3)  # the time in which it could
+    assert used() - before < 0.3 * (time.monotonic() - began)
+    assert direct.stop(["a"]) == {}
+
+
 def test_only_root_is_listened_to_and_only_requests(direct: Direct, layout: Layout) -> None:
     direct.define([shell("a", STAY)])
     direct.start(["a"])
