@@ -96,7 +96,7 @@ class Layout:
         return self.root / "run" / self.instance
 
     def bundle(self, name: str) -> Path:
-        """OCI bundle of an environment: config.json, rootfs, inside/."""
+        """OCI bundle of an environment: config.json, rootfs, inside/, users."""
         return below(self._bundles, name)
 
     @cached_property

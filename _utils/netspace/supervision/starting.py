@@ -34,13 +34,7 @@ class Starting:
     """Brings services from ``idle`` or ``backoff`` to ``running``."""
 
     def __init__(
-        self,
-        units: Units,
-        loop: Loop,
-        children: Children,
-        ending: Ending,
-        shortage: Shortage,
-        rotation: Rotation,
+        self, units: Units, loop: Loop, children: Children, ending: Ending, shortage: Shortage, rotation: Rotation
     ) -> None:
         self.units = units
         self.loop = loop
