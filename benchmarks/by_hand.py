@@ -230,7 +230,8 @@ class Environment:
         for folder in (self.bundle, upper):
             folder.chmod(0o755)
         os.chown(upper, self.base, self.base)
-        with mounts.user_namespace(self.base, COUNT) as ids:
+        mounts.keep_user_namespace(self.bundle / "users", self.base, COUNT)
+        with mounts.opened(self.bundle / "users") as ids:
             mounts.idmapped(self.image, lower, ids)
         mounts.overlay(lower, upper, work, root, mounts.NOSUID | mounts.NODEV)
         mounts.unmount(lower)
@@ -271,6 +272,7 @@ class Environment:
 
     def drop(self) -> None:
         self.drop_network()
-        mounts.unmount(self.bundle / "rootfs")
+        for mounted in ("rootfs", "users"):
+            mounts.unmount(self.bundle / mounted)
         shutil.rmtree(self.bundle)
         shutil.rmtree(self.layer)

@@ -198,6 +198,8 @@ def _as(config: Mapping[str, Any], folder: Path, number: int, base: int) -> byte
     for namespace in copy["linux"]["namespaces"]:
         if namespace["type"] == "network":
             namespace["path"] = f"/run/netns/hand{number}"
+        elif namespace["type"] == "user":
+            namespace["path"] = str(bundle / "users")
     for mount in copy["mounts"]:
         if mount["destination"] == "/run/netspace":
             mount["source"] = str(bundle / "inside")

@@ -96,7 +96,7 @@ class Layout:
         return self.root / "run" / self.instance
 
     def bundle(self, name: str) -> Path:
-        """OCI bundle of an environment: config.json, rootfs, inside/."""
+        """OCI bundle of an environment: config.json, rootfs, inside/, users."""
         return below(self._bundles, name)
 
     @cached_property
@@ -106,6 +106,10 @@ class Layout:
     def inside(self, name: str) -> Path:
         """What the environment sees as ``/run/netspace`` (bind-mounted, read-only)."""
         return below(self.bundle(name), "inside")
+
+    def users(self, name: str) -> Path:
+        """The environment's user namespace, mounted at a file."""
+        return below(self.bundle(name), "users")
 
     @cached_property
     def identities(self) -> Path:

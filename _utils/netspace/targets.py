@@ -27,7 +27,6 @@ SHELL = "/bin/sh"
 TIMEOUT = 60.0
 _LONGEST = 24 * 3600.0
 
-_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _OS_RELEASE = ("/etc/os-release", "/usr/lib/os-release")
 _OS_SIZE = 16 * 1024
 _OS_LINE = re.compile(r"""(NAME|ID|VERSION_ID|VERSION_CODENAME|PRETTY_NAME)=(["']?)([A-Za-z0-9 ._+()~/-]{1,64})\2\s*""")
@@ -138,7 +137,7 @@ class Targets:
         done = self._host.operations.exec(
             name, arguments, timeout=_seconds(timeout), stdin=stdin, folder=folder, variables=variables
         )
-        out, err = (plain(done[stream]) for stream in ("stdout", "stderr"))
+        out, err = done["stdout"], done["stderr"]
         cut = done["truncated"] or len(out) > MOST or len(err) > MOST
         return Answer(done["retcode"], out[:MOST], err[:MOST], cut, done["timed_out"])
 
@@ -234,11 +233,6 @@ def _seconds(timeout: Any) -> float:
     if not 0 < seconds <= _LONGEST:
         raise NetspaceError(f"timeout: expected more than 0 and at most {_LONGEST:.0f} seconds, got {timeout!r}")
     return seconds
-
-
-def plain(text: str) -> str:
-    """A text without what would be a command to the terminal it is shown on."""
-    return _CONTROL.sub("\ufffd", text)
 
 
 def os_grains(release: bytes) -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import string
-import unicodedata
 from pathlib import Path
 
 import pytest
@@ -61,14 +60,6 @@ def test_what_is_no_plain_word_is_no_grain(line: bytes) -> None:
 def test_grains_are_plain_words_whatever_an_image_says(content: bytes) -> None:
     for value in targets.os_grains(content).values():
         assert 0 < len(value) <= 64 and set(value) <= PLAIN
-
-
-@given(st.text())
-def test_a_text_has_no_control_character_but_those_of_lines(text: str) -> None:
-    shown = targets.plain(text)
-    assert len(shown) == len(text)
-    assert not [one for one in shown if unicodedata.category(one) == "Cc" and one not in "\t\n\r"]
-    assert targets.plain(shown) == shown
 
 
 @given(st.text(max_size=60))

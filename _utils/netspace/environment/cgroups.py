@@ -25,6 +25,10 @@ ROOT = "/sys/fs/cgroup"
 CONTROLLERS = {"memory": "memory", "cpus": "cpu", "pids": "pids", "io": "io"}
 _ALIASES = {"blkio": "io"}
 
+# No controller, but what some kernels' version 1 bounds apart from memory: what TCP sockets hold.
+SOCKETS = "sockets"
+_SOCKETS_FILE = "memory.kmem.tcp.limit_in_bytes"
+
 PERIOD = 100_000  # microseconds; cpu.cfs_period_us
 _LEAST_QUOTA = 1_000  # microseconds; the kernel takes no less
 
@@ -62,6 +66,11 @@ class Setting(msgspec.Struct, frozen=True):
 def limits(known: Iterable[str]) -> frozenset[str]:
     """The controllers among *known* that can keep a limit, as :data:`CONTROLLERS` calls them."""
     return frozenset(_ALIASES.get(name, name) for name in known) & frozenset(CONTROLLERS.values())
+
+
+def sockets() -> frozenset[str]:
+    """:data:`SOCKETS`, where this host's kernel bounds them apart; else nothing."""
+    return frozenset({SOCKETS} if os.path.exists(f"{ROOT}/memory/{_SOCKETS_FILE}") else ())
 
 
 def quota(cpus: float) -> int:
@@ -102,6 +111,7 @@ def settings(spec: Limits, devices: Collection[Device], unified: bool) -> list[S
         Setting("memory", "memory.limit_in_bytes", memory),
         # Memory and swap together: equal means no swap.
         Setting("memory", "memory.memsw.limit_in_bytes", memory, optional=True),
+        Setting("memory", _SOCKETS_FILE, memory, optional=True),
         Setting("cpus", "cpu.cfs_period_us", str(PERIOD)),
         Setting("cpus", "cpu.cfs_quota_us", str(quota(spec.cpus))),
         Setting("pids", "pids.max", str(spec.pids)),
@@ -138,11 +148,13 @@ class Group:
     :param unit: its parent is a unit of systemd's, which has the same bounds (but for io) and must
         never be the lower one. systemd follows a changed unit file in its own time, so both are
         changed here; how it rounds the CPU's is its own affair.
+    :param lacks: what whoever makes the cgroup sets no bound of (of these, ``sockets``).
     """
 
-    def __init__(self, path: str, hierarchies: Hierarchies, *, unit: bool = False) -> None:
+    def __init__(self, path: str, hierarchies: Hierarchies, *, unit: bool = False, lacks: Collection[str] = ()) -> None:
         self.unified = hierarchies.unified
-        self._above = Group(path.rpartition("/")[0], hierarchies) if unit else None
+        self._above = Group(path.rpartition("/")[0], hierarchies, lacks=(SOCKETS,)) if unit else None
+        self._lacks = lacks
         self._path = path
         self._controllers = hierarchies.controllers
         self._folders = hierarchies.folders
@@ -152,7 +164,8 @@ class Group:
         return f"{folder}{self._path}/{name}"
 
     def _settings(self, spec: Limits, devices: Collection[Device]) -> list[Setting]:
-        return [one for one in settings(spec, devices, self.unified) if CONTROLLERS[one.key] in self._controllers]
+        kept = [one for one in settings(spec, devices, self.unified) if CONTROLLERS[one.key] in self._controllers]
+        return [one for one in kept if one.file != _SOCKETS_FILE or SOCKETS not in self._lacks]
 
     def differing(self, spec: Limits, devices: Collection[Device]) -> tuple[str, ...]:
         """The limits that are not what *spec* says; none where the environment doesn't run."""

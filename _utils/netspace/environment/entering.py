@@ -7,6 +7,7 @@ more than a bounded part is kept, and what takes too long is killed inside.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import selectors
 import signal
@@ -23,8 +24,11 @@ from netspace.environment import mounts, oci, runtime
 from netspace.environment.records import Record
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
+from netspace.supervision import payload_cgroup
+from netspace.supervision import process as processes
 
 MAX_OUTPUT = 1024 * 1024
+_PROCESS_GROUP = 1 << 2  # PIDFD_SIGNAL_PROCESS_GROUP of pidfd_send_signal(2)
 _REAPED = 5.0  # seconds that a runtime gets to end after the program it waits for was killed
 
 
@@ -52,14 +56,17 @@ def enter(
         pid, log = scratch / "pid", scratch / "log"
         files.write(scratch / "process.json", oci.encode(process))
         call = runtime.beside(layout, name, record.runtime, mounts.table(), scratch)
-        done = _run(call, stdin, timeout, pid)
+        done = _run(call, stdin, timeout, pid, payload_cgroup(layout, runtime.service_name(name)))
         if not done.timed_out and not pid.exists() and log.exists():
             raise NetspaceError(f"exec in environment {name}: {runtime.complaint(log)}")
         return done
 
 
-def _run(call: Sequence[str], stdin: bytes, timeout: float, pid_file: Path) -> Done:
-    """Run *call* to its end or the timeout, keeping no more than MAX_OUTPUT of each stream."""
+def _run(call: Sequence[str], stdin: bytes, timeout: float, pid_file: Path, cgroup: str) -> Done:
+    """Run *call* to its end or the timeout, keeping no more than MAX_OUTPUT of each stream.
+
+    :param cgroup: of the environment, in which the program is.
+    """
     deadline = time.monotonic() + timeout
     kept = {"stdout": bytearray(), "stderr": bytearray()}
     truncated = timed_out = False
@@ -75,7 +82,7 @@ def _run(call: Sequence[str], stdin: bytes, timeout: float, pid_file: Path) -> D
             selector.register(process.stdin, selectors.EVENT_WRITE, "stdin")
         while selector.get_map() and not timed_out:
             ready = selector.select(max(deadline - time.monotonic(), 0.0))
-            timed_out = not ready
+            timed_out = not ready or time.monotonic() >= deadline  # some are never without output
             for key, _ in ready:
                 if process.stdin is not None and key.data == "stdin":
                     stdin = _feed(process.stdin, stdin)
@@ -95,7 +102,7 @@ def _run(call: Sequence[str], stdin: bytes, timeout: float, pid_file: Path) -> D
             except subprocess.TimeoutExpired:
                 timed_out = True
         if timed_out:
-            _kill(process, pid_file)
+            _kill(process, pid_file, cgroup)
         retcode = process.wait()
     return Done(124 if timed_out else retcode, bytes(kept["stdout"]), bytes(kept["stderr"]), truncated, timed_out)
 
@@ -110,22 +117,43 @@ def _feed(stream: IO[bytes], data: bytes) -> bytes:
         return b""
 
 
-def _kill(process: subprocess.Popen[bytes], pid_file: Path) -> None:
+def _kill(process: subprocess.Popen[bytes], pid_file: Path, cgroup: str) -> None:
     """Kill the program inside with its process group; the runtime then reaps it, and ends.
 
-    The runtime may be about to start it only, and says which it is before it does.
+    The runtime may be about to start it only, and says which it is before it does. Has the runtime ended, so has
+    the program, and its number may be any other's: what it left behind (with the other end of a pipe, say) stays.
     """
     deadline, killed = time.monotonic() + _REAPED, False
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and process.poll() is None:
         with contextlib.suppress(OSError, ValueError):
-            if not killed:
-                inside = int(pid_file.read_text())
-                if os.getpgid(inside) == inside:
-                    os.killpg(inside, signal.SIGKILL)
-                else:
-                    os.kill(inside, signal.SIGKILL)
-                killed = True
+            killed = killed or _kill_inside(process, int(pid_file.read_text()[:20]), cgroup)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.05)
-            return
-    os.killpg(process.pid, signal.SIGKILL)
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _kill_inside(process: subprocess.Popen[bytes], pid: int, cgroup: str) -> bool:
+    """Kill *pid* with its process group, if it is in the environment; return whether it was.
+
+    A number alone may be another's by now. A descriptor is one process's for good, and the program's as long as
+    the runtime, which waits for it, has not ended.
+
+    :raises OSError: when there is no such process.
+    """
+    pidfd = os.pidfd_open(pid)
+    try:
+        if not processes.within(pid, cgroup) or process.poll() is not None:
+            return False
+        group = os.getpgid(pid) == pid
+        try:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL, None, _PROCESS_GROUP if group else 0)
+        except OSError as err:
+            if err.errno != errno.EINVAL:
+                raise
+            # Linux before 6.9 has no signal for a group by descriptor. It is the program's while that isn't reaped.
+            if process.poll() is None:
+                os.killpg(pid, signal.SIGKILL)
+        return True
+    finally:
+        os.close(pidfd)

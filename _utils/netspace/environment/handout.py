@@ -1,9 +1,10 @@
 """The files that an environment finds under ``/run/netspace``: its card and its credentials.
 
 They are kept twice: in the state folder, root's alone, from which a reboot restores them, and
-in the folder that is mounted (read-only) into the environment, there owned by its user with
-mode 0400 in a folder of 0500. A change is a rename within that folder, so a running
-environment sees it at once.
+in the folder that is mounted (read-only) into the environment. There they belong to root of the environment's
+user namespace, whom no program in it can become, and its group reads them: mode 0440 in a folder
+of 0550. An owner may do more with a file than read it: by a lease he keeps waiting whoever opens it
+(fcntl(2)). A change is a rename within that folder, so a running environment sees it at once.
 
 A private key is not kept on disk: whoever issues it keeps it in ``layout.identity(<name>)``, in memory, and
 issues another after a reboot.
@@ -23,8 +24,9 @@ from netspace.layout import Layout, below
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 _NEVER_KEPT = frozenset({"identity.pem"})
-_FILE_MODE = 0o400
-_FOLDER_MODE = 0o500
+_KEPT_MODE = 0o400
+_FILE_MODE = 0o440
+_FOLDER_MODE = 0o550
 
 
 def digests(handed: Mapping[str, bytes]) -> dict[str, str]:
@@ -56,7 +58,7 @@ def keep(layout: Layout, wanted: Mapping[str, Mapping[str, bytes]]) -> dict[str,
                 continue
             contents[folder / file] = content
             owners[folder / file] = name
-    _, unwritten = files.write_all(contents, mode=_FILE_MODE)
+    _, unwritten = files.write_all(contents, mode=_KEPT_MODE)
     failed.update({owners[path]: str(err) for path, err in unwritten.items()})
     for name, handed in wanted.items():
         if name not in failed:
@@ -64,19 +66,19 @@ def keep(layout: Layout, wanted: Mapping[str, Mapping[str, bytes]]) -> dict[str,
     return failed
 
 
-def show(layout: Layout, name: str, handed: Mapping[str, bytes], owner: int) -> None:
+def show(layout: Layout, name: str, handed: Mapping[str, bytes], owner: tuple[int, int]) -> None:
     """Have exactly these files be seen inside.
 
-    :param owner: host id of the environment's user.
+    :param owner: host ids of root inside, and of the environment's group.
     """
     inside = layout.inside(name)
     inside.mkdir(parents=True, exist_ok=True, mode=_FOLDER_MODE)
     for file, content in handed.items():
-        files.write(inside / file, content, mode=_FILE_MODE, owner=(owner, owner))
+        files.write(inside / file, content, mode=_FILE_MODE, owner=owner)
     _forget_others(inside, handed)
     info = inside.stat()
-    if (info.st_uid, info.st_gid) != (owner, owner):
-        os.chown(inside, owner, owner)
+    if (info.st_uid, info.st_gid) != owner:
+        os.chown(inside, *owner)
     if stat.S_IMODE(info.st_mode) != _FOLDER_MODE:
         inside.chmod(_FOLDER_MODE)
 

@@ -57,8 +57,8 @@ class Making:
 
     @functools.cached_property
     def controllers(self) -> frozenset[str]:
-        """The cgroup controllers that can keep an environment's limits here."""
-        return cgroups.limits(host_controllers())
+        """The cgroup controllers that can keep an environment's limits here; what else bounds something."""
+        return cgroups.limits(host_controllers()) | cgroups.sockets()
 
     @functools.cached_property
     def unified(self) -> bool:
@@ -121,7 +121,7 @@ class Making:
         keep = record.previous.image.digest if record.previous is not None else ""
         rootfs.assemble(self.layout, name, spec, image, record.image.digest, record.base, keep)
         if "idmap" in record.runtime.jail.lacks:
-            volumes.show(self.layout, name, spec.volumes, record.base)
+            volumes.show(self.layout, name, spec.volumes)
         return self._configure(name, record)
 
     def _configure(self, name: str, record: Record) -> str:
@@ -140,12 +140,12 @@ class Making:
             if mount is not None:
                 disks.grow(place, mount.source)
         hierarchies = cgroups.Hierarchies(mounted, self.controllers)
-        group = cgroups.Group(self.cgroup(name), hierarchies, unit=booted())
+        group = cgroups.Group(self.cgroup(name), hierarchies, unit=booted(), lacks=record.runtime.jail.lacks)
         group.change(record.spec.limits, self.devices(record.spec))
 
     def hand_out(self, name: str, record: Record, handed: Mapping[str, bytes]) -> None:
         """Have the environment see the files that are kept for it."""
-        owner = record.base + oci.user_of(record.spec, record.image.defaults)
+        owner = (record.base, record.base + oci.group_of(record.spec, record.image.defaults))
         handout.show(self.layout, name, handed, owner)
         if record.spec.kernel is not None:
             tenders.hand_out(self.layout, name, record.runtime, handed, owner)

@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 
 from netspace.errors import NetspaceError
+from netspace.threads import in_thread
 
 RDONLY = 0x1
 NOSUID = 0x2
@@ -45,6 +46,10 @@ _CLONE_VM = 0x00000100
 _CLONE_VFORK = 0x00004000
 _CLONE_NEWUSER = 0x10000000
 _WALL = 0x40000000
+
+# prctl(2), capabilities(7): that a change of the user takes no capability.
+_PR_SET_SECUREBITS, _NO_SETUID_FIXUP = 28, 0x4
+_SYS_SETRESUID = {"x86_64": 117, "aarch64": 147}
 
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
@@ -164,8 +169,44 @@ def idmapped(source: Path, target: Path, user_namespace_fd: int) -> None:
 
 
 @contextlib.contextmanager
-def user_namespace(base: int, count: int) -> Iterator[int]:
-    """A file descriptor of a user namespace whose ids 0.. are the host's *base*.., for :func:`idmapped`.
+def opened(path: Path) -> Iterator[int]:
+    """A file descriptor of what is at *path*, for :func:`idmapped`."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def keep_user_namespace(target: Path, base: int, count: int) -> None:
+    """Have a user namespace at the file *target*: its ids 0.. are the host's *base*.., whose user made it.
+
+    The kernel counts what is used in a user namespace for its maker as well (user_namespaces(7),
+    ``/proc/sys/user``): inotify instances, queued signals, locked memory. Made by root, many of
+    them would share what root itself has of these.
+
+    :raises OSError: when it can't be made.
+    """
+    libc = _libc()
+
+    def make() -> int:
+        # Of this thread alone, as the numbers of system calls are: it keeps its capabilities as another user.
+        _check(libc.prctl(_PR_SET_SECUREBITS, ctypes.c_ulong(_NO_SETUID_FIXUP), 0, 0, 0), "keep capabilities")
+        number = _SYS_SETRESUID[os.uname().machine]
+        unchanged = ctypes.c_uint(0xFFFFFFFF)
+        _check(libc.syscall(ctypes.c_long(number), unchanged, ctypes.c_uint(base), unchanged), f"become user {base}")
+        return _user_namespace(base, count)
+
+    namespace = in_thread(make)
+    try:
+        target.touch(mode=0o600)
+        mount(f"/proc/self/fd/{namespace}", target, "none", BIND)
+    finally:
+        os.close(namespace)
+
+
+def _user_namespace(base: int, count: int) -> int:
+    """Make a user namespace; return a descriptor of it.
 
     A user namespace comes into being only with a process in it. That one borrows
     this process's memory for the moment of its only call, ``_exit``, so nothing of
@@ -184,13 +225,9 @@ def user_namespace(base: int, count: int) -> Iterator[int]:
         for ids in ("uid_map", "gid_map"):
             with open(f"/proc/{pid}/{ids}", "wb", buffering=0) as stream:
                 stream.write(f"0 {base} {count}".encode())
-        namespace = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     finally:
         os.waitpid(pid, _WALL)
-    try:
-        yield namespace
-    finally:
-        os.close(namespace)
 
 
 def overlay(lower: Path, upper: Path, work: Path, target: Path, flags: int) -> None:

@@ -206,6 +206,9 @@ def assembled(
         written = files.read(below(layout.bundle(name), "config.json"))
     except OSError:
         return False
+    users = str(layout.users(name))
+    if users not in mounted and os.fsencode(users) in written:  # what an older version made has none
+        return False
     return hashlib.sha256(written).hexdigest() == record.config
 
 
@@ -228,7 +231,8 @@ def _differing(
 ) -> tuple[str, ...]:
     if status is None or status.state != "running":
         return ()
-    group = cgroups.Group(payload_cgroup(layout, runtime.service_name(name)), hierarchies, unit=booted())
+    own, lacks = payload_cgroup(layout, runtime.service_name(name)), record.runtime.jail.lacks
+    group = cgroups.Group(own, hierarchies, unit=booted(), lacks=lacks)
     return group.differing(record.spec.limits, devices(record.spec))
 
 

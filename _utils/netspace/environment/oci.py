@@ -31,6 +31,9 @@ INSIDE = "/run/netspace"
 USER = 1000
 
 _MEMLOCK = 64 * 1024
+_SIGNALS = 1024  # queued, and timers, each of which has one kept for it
+# core(5): where crashes are handed to a program, it is run as the host's root whatever this is, but for 1.
+_NO_CORE = 1
 OOM_SCORE_ADJ = 500  # an environment dies before the host's own services
 
 _MASKED = (
@@ -47,7 +50,7 @@ _MASKED = (
     *("/proc/vmstat", "/proc/schedstat", "/proc/partitions", "/proc/cgroups", "/proc/consoles", "/proc/crypto"),
     "/proc/locks",  # open file description locks are shown to every pid namespace
 )
-_NAMESPACES = ("user", "pid", "ipc", "uts", "mount", "cgroup", "time")
+_NAMESPACES = ("pid", "ipc", "uts", "mount", "cgroup", "time")
 _READ_ONLY = ("/proc/sys", "/proc/sysrq-trigger")
 
 
@@ -100,6 +103,7 @@ def config(
         "linux": {
             "namespaces": [
                 *({"type": kind} for kind in _NAMESPACES if kind not in lacks),
+                {"type": "user", **({} if "users" in lacks else {"path": str(layout.users(name))})},
                 {"type": "network", "path": str(layout.netns(name))},
             ],
             "uidMappings": [{"containerID": 0, "hostID": base, "size": COUNT}],
@@ -143,8 +147,9 @@ def process(
             {"type": f"RLIMIT_{kind}", "soft": value, "hard": value}
             for kind, value in (
                 ("NOFILE", spec.limits.files),
-                ("CORE", 0),
+                ("CORE", _NO_CORE),
                 ("MEMLOCK", _MEMLOCK),
+                ("SIGPENDING", _SIGNALS),
                 ("NPROC", spec.limits.pids),
                 ("MSGQUEUE", 0),
             )
@@ -232,9 +237,11 @@ def _resources(
         for key, rate in cgroups.rates(limits.io).items()
         if disks
     }
+    # Version 1 counts what connections hold apart, and only where that has a bound: else it is nobody's.
+    sockets = {"kernelTCP": memory} if cgroups.SOCKETS in controllers else {}
     bounds = {
         # The OCI value of swap is memory and swap together: equal means no swap.
-        "memory": ("memory", {"limit": memory, "swap": memory}),
+        "memory": ("memory", {"limit": memory, "swap": memory, **sockets}),
         "cpu": ("cpu", {"quota": cgroups.quota(limits.cpus), "period": cgroups.PERIOD}),
         "pids": ("pids", {"limit": limits.pids}),
         **({"io": ("blockIO", throttle)} if throttle else {}),

@@ -29,6 +29,7 @@ from netspace.layout import Layout
 from netspace.spec import parse
 from netspace.spec.types import Environment
 from netspace.supervision import Status, Supervisor, booted, process
+from netspace.terminal import harmless
 
 MAX_LINES = 10_000
 _LOOK = 0.1  # seconds between two looks at what is waited for
@@ -143,7 +144,7 @@ class Operations:
                     records.write(self._layout, name, msgspec.structs.replace(record, failed=None))
 
     def logs(self, name: str, lines: int = 100) -> dict[str, Any]:
-        """The last *lines* lines of what the program wrote: ``{"lines": [...]}``."""
+        """The last *lines* lines of what the program wrote: ``{"lines": [...]}``; see :func:`terminal.harmless`."""
         try:
             count = min(max(int(lines), 0), MAX_LINES)
         except (TypeError, ValueError, OverflowError) as err:
@@ -151,7 +152,7 @@ class Operations:
         self.known([name])
         own = runtime.output(self._layout, name)
         if own.exists() or not booted():
-            return {"lines": _last_lines(own, count)}
+            return {"lines": [harmless(line) for line in _last_lines(own, count)]}
         service = self._layout.service(runtime.service_name(name))
         # By its identifier too: without what systemd itself says of the unit.
         which = ("--unit", f"{service}.service", "--identifier", service)
@@ -163,7 +164,8 @@ class Operations:
         )
         if done.returncode != 0:
             raise NetspaceError(f"journalctl: {done.stderr.decode(errors='replace').strip()}")
-        return {"lines": done.stdout[-MAX_OUTPUT:].decode(errors="replace").splitlines()[-count:] if count else []}
+        told = done.stdout[-MAX_OUTPUT:].decode(errors="replace").removesuffix("\n")
+        return {"lines": harmless(told).split("\n")[-count:] if count and told else []}
 
     def exec(
         self,
@@ -182,7 +184,7 @@ class Operations:
         :param folder: where it begins, inside; absent: where the environment's program did.
         :param variables: beside the environment's own.
         :return: ``retcode`` (124 after a timeout), ``stdout`` and ``stderr`` (text, at most 1 MiB
-            each), ``truncated`` (whether there was more) and ``timed_out``.
+            each; see :func:`terminal.harmless`), ``truncated`` (whether there was more) and ``timed_out``.
         :raises NetspaceError: when the environment doesn't run or the program can't be run.
         """
         record = self.known([name])[name]
@@ -202,8 +204,8 @@ class Operations:
         done = entering.enter(self._layout, name, msgspec.structs.replace(record, spec=spec), arguments, timeout, fed)
         return {
             "retcode": done.retcode,
-            "stdout": done.stdout.decode(errors="replace"),
-            "stderr": done.stderr.decode(errors="replace"),
+            "stdout": harmless(done.stdout.decode(errors="replace")),
+            "stderr": harmless(done.stderr.decode(errors="replace")),
             "truncated": done.truncated,
             "timed_out": done.timed_out,
         }
@@ -278,13 +280,14 @@ def _last_lines(path: Path, count: int) -> Sequence[str]:
     """The last *count* lines; reads no more of the file than it has to."""
     if not count or not path.exists():
         return []
-    with path.open("rb") as stream:
+    # Never waits: for nobody who may have a lease on it, nor for a writer.
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as stream:
         end = stream.seek(0, os.SEEK_END)
         size = count * _TAIL
         while True:
             start = max(end - size, 0)
             stream.seek(start)
-            lines = stream.read(end - start).splitlines()
+            lines = stream.read(end - start).removesuffix(b"\n").split(b"\n")
             # The first line may be cut, unless it is the file's first.
             if start == 0 or len(lines) > count or size >= MAX_OUTPUT:
                 return [line.decode(errors="replace") for line in lines[-count:]]

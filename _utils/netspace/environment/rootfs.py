@@ -21,7 +21,6 @@ from netspace.layout import Layout, below
 from netspace.spec.types import Environment
 
 LOST = "lost-"
-_PASSABLE = 0o711
 
 
 def assemble(layout: Layout, name: str, spec: Environment, image: Path, digest: str, base: int, keep: str = "") -> None:
@@ -32,12 +31,7 @@ def assemble(layout: Layout, name: str, spec: Environment, image: Path, digest: 
     :raises NetspaceError: when a mount fails, with which and why.
     """
     bundle = layout.bundle(name)
-    # The runtime walks here as the environment's own user, whatever the umask was of who made these.
-    for folder in (layout.run, bundle.parent, bundle):
-        if not folder.is_dir():
-            folder.mkdir(parents=True, exist_ok=True)
-        if folder.stat().st_mode & _PASSABLE != _PASSABLE:
-            folder.chmod(_PASSABLE)
+    _ways(layout, bundle, base)
     layer = bundle / "layer" if spec.read_only else _layer(layout, name, digest, spec.limits.disk, base, keep)
     upper, work, lower, root = layer / "upper", layer / "work", bundle / "lower", bundle / "rootfs"
     for folder in (layer, upper, work, lower, root):
@@ -47,7 +41,8 @@ def assemble(layout: Layout, name: str, spec: Environment, image: Path, digest: 
     upper.chmod(0o755)
     try:
         mounts.unmount(lower)
-        with mounts.user_namespace(base, COUNT) as ids:
+        mounts.keep_user_namespace(layout.users(name), base, COUNT)
+        with mounts.opened(layout.users(name)) as ids:
             mounts.idmapped(image, lower, ids)
         try:
             mounts.overlay(lower, upper, work, root, mounts.NOSUID | mounts.NODEV)
@@ -55,6 +50,22 @@ def assemble(layout: Layout, name: str, spec: Environment, image: Path, digest: 
             mounts.unmount(lower)  # the overlay keeps it; nobody else needs it
     except OSError as err:
         raise NetspaceError(f"environment {name}: {err}") from err
+
+
+def _ways(layout: Layout, bundle: Path, base: int) -> None:
+    """Make the folders that lead to the environment's root, for the runtime and for nobody else.
+
+    It walks here as root of the environment's user namespace, whatever the umask was of who made these. Other
+    users of the host learn no name, and reach into no environment's root: they could leave files and sockets there.
+    """
+    folders = {layout.run: 0o711, layout.identities: 0o700, bundle.parent: 0o711, bundle: 0o710}
+    for folder, mode in folders.items():
+        if not folder.is_dir():
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if folder.stat().st_mode & 0o777 != mode:
+            folder.chmod(mode)
+    if bundle.stat().st_gid != base:
+        os.chown(bundle, -1, base)
 
 
 def _layer(layout: Layout, name: str, digest: str, size: int | None, base: int, keep: str) -> Path:
@@ -169,7 +180,7 @@ def is_assembled(layout: Layout, name: str, mounted: Collection[str]) -> bool:
 def dismantle(layout: Layout, name: str) -> None:
     """Unmount the environment's root and its own file systems; what is in them stays."""
     bundle = layout.bundle(name)
-    for folder in (bundle / "rootfs", bundle / "lower", *sorted((bundle / "volumes").glob("*"))):
+    for folder in (bundle / "rootfs", bundle / "lower", layout.users(name), *sorted((bundle / "volumes").glob("*"))):
         mounts.unmount(folder)
     disks.detach_all(layout, name)
 

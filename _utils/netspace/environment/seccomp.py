@@ -5,7 +5,8 @@ The profile ``strict`` lists what ordinary programs need, by family, each with w
 fails with EPERM, except where a C library asks "is it there?" and goes on without it
 when told ENOSYS. ``NEVER`` lists what neither profile lets through, capabilities or not:
 all that makes namespaces or mounts, reaches into another process or widens the kernel's
-attack surface. Landlock and seccomp stay, so that a program can narrow itself further.
+attack surface. Of some calls that are let through only some arguments are
+(``seccomp_arguments``). Landlock and seccomp stay, so that a program can narrow itself further.
 A profile of an operator's own is read by ``seccomp_file``; here nothing touches a file.
 
 Written from the manual pages of section 2; the names of both architectures stand in one
@@ -16,9 +17,10 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from netspace.environment.seccomp_arguments import NARROWED, conditions, equal, masked
 from netspace.errors import NetspaceError
 
 _EPERM = 1
@@ -39,7 +41,7 @@ ALLOWED: Mapping[str, Family] = {
         "read and write what is open or may be opened",
         "open openat openat2 creat close close_range read write readv writev pread64 pwrite64 preadv pwritev "
         "preadv2 pwritev2 lseek sendfile splice tee copy_file_range fallocate ftruncate truncate fsync fdatasync "
-        "syncfs sync_file_range fadvise64 readahead flock fcntl dup dup2 dup3 ioctl",
+        "sync_file_range fadvise64 readahead flock fcntl dup dup2 dup3 ioctl",
     ),
     "file names": Family(
         "folders, links, attributes",
@@ -188,7 +190,10 @@ NEVER: Mapping[str, Family] = {
     "clocks": Family("are the host's", "settimeofday clock_settime adjtimex clock_adjtime stime"),
     "the machine": Family(
         "reboot, swap, ports, names, logs and accounts of the host",
-        "reboot swapon swapoff sethostname setdomainname syslog acct iopl ioperm vhangup nfsservctl sync",
+        "reboot swapon swapoff sethostname setdomainname syslog acct iopl ioperm vhangup nfsservctl",
+    ),
+    "all disks": Family(
+        "write what the whole host has changed, and tell by their time how much that is", "sync syncfs"
     ),
     "caches": Family("tell which pages of a shared image others have read", "cachestat"),
     "old or odd": Family(
@@ -234,6 +239,7 @@ _LOOKING = (_NETLINK, 3, _NETLINK_ROUTE)
 
 PROFILES = ("strict", "standard")
 
+_UPPER = 1 << 32  # a bit of an argument that the kernel doesn't read where it wants an int
 _TYPE = 0o170000
 _NODES = (0, 0o010000, 0o100000, 0o140000)  # fifo, regular file (two ways), socket; no device
 _PERSONALITIES = (0, 0xFFFFFFFF)  # set plain Linux; ask
@@ -249,19 +255,19 @@ def profile(name: str, machine: str | None = None) -> dict[str, Any]:
         raise NetspaceError(f"there is no seccomp profile {name!r}")
     families = [*ALLOWED.values(), *(STANDARD.values() if name == "standard" else ())]
     allowed = {call for family in families for call in family.calls.split()}
-    rules: list[dict[str, Any]] = [_allow(family.calls.split()) for family in families]
+    rules = _of_families(families)
     absent = [call for call in ABSENT.split() if call not in allowed]
     rules.append({"names": absent, "action": "SCMP_ACT_ERRNO", "errnoRet": _ENOSYS})
-    rules.append(_allow(["clone"], _masked(0, NAMESPACE_FLAGS, 0)))
+    rules.append(_allow(["clone"], masked(0, NAMESPACE_FLAGS, 0)))
     for family, kind, protocol in SOCKETS:
-        narrowed = [] if kind is None else [_masked(1, _KIND, kind)]
-        narrowed += [] if protocol is None else [_equal(2, protocol)]
-        rules.append(_allow(["socket"], _equal(0, family), *narrowed))
-    rules.append(_allow(["socketpair"], _equal(0, _UNIX)))
+        narrowed = [] if kind is None else [masked(1, _KIND, kind)]
+        narrowed += [] if protocol is None else [equal(2, protocol)]
+        rules.append(_allow(["socket"], equal(0, family), *narrowed))
+    rules.append(_allow(["socketpair"], equal(0, _UNIX)))
     for node in _NODES:
-        rules.append(_allow(["mknod"], _masked(1, _TYPE, node)))
-        rules.append(_allow(["mknodat"], _masked(2, _TYPE, node)))
-    rules += [_allow(["personality"], _equal(0, value)) for value in _PERSONALITIES]
+        rules.append(_allow(["mknod"], masked(1, _TYPE, node)))
+        rules.append(_allow(["mknodat"], masked(2, _TYPE, node)))
+    rules += [_allow(["personality"], equal(0, value)) for value in _PERSONALITIES]
     return _denying(rules, machine)
 
 
@@ -272,14 +278,26 @@ def tender(machine: str | None = None, *, looks: bool = False) -> dict[str, Any]
     :raises NetspaceError: for an unknown machine.
     """
     allowed = {call for family in TENDER.values() for call in family.calls.split()}
-    rules: list[dict[str, Any]] = [_allow(family.calls.split()) for family in TENDER.values()]
+    rules = _of_families(TENDER.values())
     absent = [call for call in ABSENT.split() if call not in allowed]
     rules.append({"names": absent, "action": "SCMP_ACT_ERRNO", "errnoRet": _ENOSYS})
-    rules.append(_allow(["clone"], _masked(0, NAMESPACE_FLAGS | _THREAD, _THREAD)))
-    rules.append(_allow(["personality"], _equal(0, _PERSONALITIES[-1])))
+    rules.append(_allow(["clone"], masked(0, NAMESPACE_FLAGS | _THREAD, _THREAD)))
+    rules.append(_allow(["personality"], equal(0, _PERSONALITIES[-1])))
     for family, kind, protocol in (*TENDER_SOCKETS, *([_LOOKING] if looks else [])):
-        rules.append(_allow(["socket"], _equal(0, family), _masked(1, _KIND, kind or 0), _equal(2, protocol or 0)))
+        rules.append(_allow(["socket"], equal(0, family), masked(1, _KIND, kind or 0), equal(2, protocol or 0)))
     return _denying(rules, machine)
+
+
+def _of_families(families: Iterable[Family]) -> list[dict[str, Any]]:
+    """The rules that let *families* through, each call of ``NARROWED`` with its conditions."""
+    rules: list[dict[str, Any]] = []
+    for family in families:
+        calls = family.calls.split()
+        rules.append(_allow([call for call in calls if call not in NARROWED]))
+        for call in calls:
+            if call in NARROWED:
+                rules += [_allow([call], condition) for condition in conditions(NARROWED[call])]
+    return rules
 
 
 def _denying(rules: list[dict[str, Any]], machine: str | None) -> dict[str, Any]:
@@ -298,14 +316,6 @@ def _denying(rules: list[dict[str, Any]], machine: str | None) -> dict[str, Any]
 def _allow(names: list[str], *args: dict[str, Any]) -> dict[str, Any]:
     rule: dict[str, Any] = {"names": names, "action": "SCMP_ACT_ALLOW"}
     return {**rule, "args": list(args)} if args else rule
-
-
-def _equal(index: int, value: int) -> dict[str, Any]:
-    return {"index": index, "value": value, "op": "SCMP_CMP_EQ"}
-
-
-def _masked(index: int, mask: int, value: int) -> dict[str, Any]:
-    return {"index": index, "value": mask, "valueTwo": value, "op": "SCMP_CMP_MASKED_EQ"}
 
 
 class Answer(NamedTuple):
@@ -352,7 +362,7 @@ def _holds(condition: Mapping[str, Any], arguments: Sequence[int]) -> bool:
 
 
 def dangers(rules: Mapping[str, Any]) -> list[str]:
-    """What of ``NEVER`` a profile lets through, if only under conditions; and clone with a namespace."""
+    """What of ``NEVER`` a profile lets through, if only under conditions; clone with a namespace; refused arguments."""
     passing = [rule for rule in rules.get("syscalls") or () if _answer(rule["action"], 0).passes]
     named = {name for rule in passing for name in rule["names"]}
     found = [
@@ -364,4 +374,11 @@ def dangers(rules: Mapping[str, Any]) -> list[str]:
     bits = (bit for bit in (1 << place for place in range(32)) if bit & NAMESPACE_FLAGS)
     if any(answer(rules, "clone", (bit,)).passes for bit in bits):
         found.append("clone with a new namespace")
+    for call, narrow in NARROWED.items():
+        before = (0,) * narrow.place
+        found += [
+            f"{call} with {name}"
+            for name, value in narrow.refused.items()
+            if any(answer(rules, call, (*before, word)).passes for word in (value, _UPPER | value))
+        ]
     return sorted(found)

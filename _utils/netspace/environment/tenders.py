@@ -112,13 +112,13 @@ def extra_mounts(layout: Layout, name: str, runtime: Runtime) -> list[dict[str, 
     return [{"destination": _COPY_INSIDE, "type": "bind", "source": str(copied(layout, name)), "options": options}]
 
 
-def hand_out(layout: Layout, name: str, runtime: Runtime, files: Mapping[str, bytes], owner: int) -> None:
+def hand_out(layout: Layout, name: str, runtime: Runtime, files: Mapping[str, bytes], owner: tuple[int, int]) -> None:
     """Give a tender that has to be able to write its own copy of the disk; the kernel can change only that."""
     if not runtime.module.WRITES:
         return
     folder = copied(layout, name)
     folder.mkdir(exist_ok=True, mode=0o755)
-    written.write(folder / DISK, files.get(DISK, disk({})), mode=0o600, owner=(owner, owner))
+    written.write(folder / DISK, files.get(DISK, disk({})), mode=0o660, owner=owner)
 
 
 def _disk_inside(runtime: Runtime) -> str:

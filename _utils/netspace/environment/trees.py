@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import secrets
 from collections.abc import Callable
 from pathlib import Path
 
+_SOME = 1000  # names that are looked at together
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -29,18 +31,17 @@ def remove(folder: Path) -> None:
     try:
         prefix = f".netspace-{secrets.token_hex(8)}-"
         moved = 0
-        todo = _emptied(top)
-        while todo:
-            name = todo.pop()
-            below = os.open(name, _FOLDER, dir_fd=top)
-            try:
-                for inner in _emptied(below):
-                    moved += 1
-                    todo.append(f"{prefix}{moved}")
-                    os.rename(inner, todo[-1], src_dir_fd=below, dst_dir_fd=top)
-            finally:
-                os.close(below)
-            os.rmdir(name, dir_fd=top)
+        while names := _folders(top):
+            for name in names:
+                below = os.open(name, _FOLDER, dir_fd=top)
+                try:
+                    while inner := _folders(below):
+                        for one in inner:
+                            moved += 1
+                            os.rename(one, f"{prefix}{moved}", src_dir_fd=below, dst_dir_fd=top)
+                finally:
+                    os.close(below)
+                os.rmdir(name, dir_fd=top)
     finally:
         os.close(top)
     try:
@@ -50,18 +51,26 @@ def remove(folder: Path) -> None:
             raise
 
 
-def _emptied(folder: int) -> list[str]:
-    """Remove all from an open folder but the folders in it; return their names."""
-    with os.scandir(folder) as found:
-        entries = list(found)
-    folders = []
-    for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
-            folders.append(entry.name)
-        else:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(entry.name, dir_fd=folder)
-    return folders
+def _folders(folder: int) -> list[str]:
+    """Remove from an open folder what is no folder; return the names of some folders in it, none where it is empty.
+
+    Never all at once: a program can make more names than the host has memory for.
+    """
+    found: list[str] = []
+    again = True
+    while again and not found:
+        again = False
+        os.lseek(folder, 0, os.SEEK_SET)
+        with os.scandir(folder) as entries:
+            some = list(itertools.islice(entries, _SOME))
+        for entry in some:
+            if entry.is_dir(follow_symlinks=False):
+                found.append(entry.name)
+            else:
+                again = True
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(entry.name, dir_fd=folder)
+    return found
 
 
 def walk(folder: Path, act: Callable[[str, int], None]) -> None:

@@ -78,13 +78,22 @@ def erase(layout: Layout, name: str) -> None:
     """Remove everything of a twin: processes, mounts, files, cgroup."""
     mounted = mounts.table()
     runtime.delete(layout, name, mounted)
-    mounts.unmount(layout.bundle(name) / "kit")
+    kept = _kit(layout, name)
+    mounts.unmount(kept)
+    for left in (kept, kept.parent):
+        with contextlib.suppress(OSError):  # absent, or another audit's
+            left.rmdir()
     rootfs.erase(layout, name)
     for mount in mounted.values():
         if mount.kind in ("cgroup", "cgroup2"):
             for folder in (_cgroup(layout, name), os.path.dirname(_cgroup(layout, name))):
                 with contextlib.suppress(OSError):  # absent, or another twin's
                     os.rmdir(mount.target + folder)
+
+
+def _kit(layout: Layout, attacker: str) -> Path:
+    """Where the interpreter and the probe are: in no bundle, for both twins' runtimes walk there."""
+    return layout.run / "kits" / attacker
 
 
 def _cgroup(layout: Layout, name: str) -> str:
@@ -118,7 +127,7 @@ def attack(making: Making, original: Record, twins: tuple[str, str], target: Map
     }
     taken = {name: record.base for name, record in records.read(making.layout).items()}
     bases = ids.allocate(twins, taken)
-    folder = making.layout.bundle(attacker) / "kit"
+    folder = _kit(making.layout, attacker)
     interpreter = _pack(folder)
     for name, arguments in ((attacker, ()), (peer, ("victim", json.dumps(aim)))):
         command = interpreter.command(INSIDE, f"{INSIDE}/probe.py", *arguments)
@@ -134,6 +143,7 @@ def attack(making: Making, original: Record, twins: tuple[str, str], target: Map
 def _pack(folder: Path) -> kit.Kit:
     """Put the interpreter and the probe into a file system of their own: /run may forbid to run programs."""
     folder.mkdir(parents=True)
+    folder.parent.chmod(0o711)
     mounts.mount("tmpfs", folder, "tmpfs", mounts.NOSUID | mounts.NODEV, f"mode=755,size={_KIT_SIZE}")
     packed = kit.pack(folder, MODULES)
     shutil.copyfile(probe.__file__, folder / "probe.py")

@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from netspace.environment import disks, mounts, paths, trees
-from netspace.environment.ids import COUNT
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
 from netspace.spec.check import within
@@ -36,8 +35,8 @@ def shown(layout: Layout, name: str, index: int) -> Path:
     return layout.bundle(name) / "volumes" / str(index)
 
 
-def show(layout: Layout, name: str, wanted: Sequence[Volume], base: int) -> None:
-    """Mount these volumes with the environment's ids; nothing is mounted there.
+def show(layout: Layout, name: str, wanted: Sequence[Volume]) -> None:
+    """Mount these volumes with the environment's ids; nothing is mounted there, its user namespace is.
 
     :raises NetspaceError: when one can't be.
     """
@@ -45,7 +44,7 @@ def show(layout: Layout, name: str, wanted: Sequence[Volume], base: int) -> None
         target = shown(layout, name, index)
         target.mkdir(parents=True, exist_ok=True, mode=0o711)
         try:
-            with mounts.user_namespace(base, COUNT) as ids:
+            with mounts.opened(layout.users(name)) as ids:
                 mounts.idmapped(folder(layout, name, volume), target, ids)
         except OSError as err:
             raise NetspaceError(f"environment {name}: volume {volume.target}: {err}") from err

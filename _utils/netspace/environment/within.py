@@ -18,6 +18,7 @@ import platform
 import secrets
 import stat
 import struct
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -30,6 +31,8 @@ from netspace.threads import in_thread
 T = TypeVar("T")
 
 MOST = 1024 * 1024  # bytes of a file
+PATIENCE = 1.0  # seconds for a file to be had that somebody inside keeps from being opened
+_PAUSE = 0.002
 DEPTH = 64  # folders within one another that are removed
 
 _OPENAT2 = 437
@@ -56,19 +59,22 @@ def _call(number: int, *arguments: Any) -> int:
 
 
 def opened(root: int, path: str, flags: int, *, one_file_system: bool = False) -> int:
-    """Open *path* with *root* (a descriptor) as ``/``: no link and no ``..`` leads out of it. Never blocks.
+    """Open *path* with *root* (a descriptor) as ``/``: no link and no ``..`` leads out of it. Never blocks for long.
 
-    :raises OSError: as open(2).
+    :raises OSError: as open(2); EAGAIN where it can't be had for PATIENCE seconds: somebody has a lease on it
+        (fcntl(2)), or goes on renaming folders above it.
     """
     resolve = _IN_ROOT | _NO_MAGICLINKS | (_NO_XDEV if one_file_system else 0)
     flags |= os.O_CLOEXEC if flags & os.O_PATH else os.O_CLOEXEC | os.O_NONBLOCK
     how = ctypes.create_string_buffer(struct.pack("=QQQ", flags, 0, resolve), 24)
+    deadline = time.monotonic() + PATIENCE
     while True:
         try:
             return _call(_OPENAT2, ctypes.c_long(root), os.fsencode(path), how, ctypes.c_size_t(24))
         except OSError as err:
-            if err.errno != errno.EAGAIN:  # something was renamed meanwhile
+            if err.errno != errno.EAGAIN or time.monotonic() > deadline:
                 raise
+        time.sleep(_PAUSE)
 
 
 def beginning(folder: str, path: str, most: int) -> bytes:

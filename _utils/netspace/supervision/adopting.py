@@ -60,6 +60,8 @@ class Adopting:
     def _take_over(self, unit: Unit, trace: Trace) -> None:
         assert unit.service is not None
         unit.began = time.monotonic()
+        if unit.service.pid_file is not None:
+            self._read_on(unit)
         if process.alive(trace.pid, trace.ticks):
             unit.pid, unit.ticks = trace.pid, trace.ticks
             if trace.state == "launching":
@@ -94,3 +96,10 @@ class Adopting:
         unit.exit = "unknown" if trace.pid else trace.exit
         self.ending.shortage.end(unit)
         self.ending.end(unit)
+
+    def _read_on(self, unit: Unit) -> None:
+        """Go on with the output of a detached program; without it, it is supervised all the same."""
+        try:
+            self.ending.relay.follow(unit)
+        except OSError as err:
+            self.units.say(f"{unit.name}: its output can't be read: {err}")

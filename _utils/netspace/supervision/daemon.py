@@ -30,12 +30,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from netspace.layout import Layout
-from netspace.supervision import logs, process, records
+from netspace.supervision import logs, process, records, relay
 from netspace.supervision.adopting import Adopting
 from netspace.supervision.children import Children
 from netspace.supervision.ending import Ending
 from netspace.supervision.loop import Loop
 from netspace.supervision.place import lock_path, socket_path
+from netspace.supervision.relay import Relay
 from netspace.supervision.rotation import Rotation
 from netspace.supervision.serving import Serving
 from netspace.supervision.shortage import Shortage
@@ -60,7 +61,9 @@ class Daemon:
         self.children = Children(self.loop)
         self.units = Units(layout, lambda unit: self.starting.ready(unit))
         self.shortage = Shortage(self.units, self.loop)
-        self.ending = Ending(self.units, self.loop, self.children, self.shortage, self._again)
+        self.ending = Ending(
+            *(self.units, self.loop, self.children, self.shortage), Relay(self.units, self.loop), self._again
+        )
         self.rotation = Rotation(self.units, self.loop)
         self.starting = Starting(self.units, self.loop, self.children, self.ending, self.shortage, self.rotation)
         self.serving = Serving(self.units, self.loop, self.starting, self.ending, self.rotation, version)
@@ -133,8 +136,8 @@ class Daemon:
             self._over = True
 
     def _leave_nothing(self) -> None:
-        """Remove what only this process needed: the folder of traces, cgroups of detached programs."""
-        for directory in (records.traces(self.layout), *_cgroups(self.layout)):
+        """Remove what only this process needed: the folders of traces and pipes, cgroups of detached programs."""
+        for directory in (records.traces(self.layout), relay.folder(self.layout), *_cgroups(self.layout)):
             with contextlib.suppress(OSError):
                 os.rmdir(directory)
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from netspace.supervision import container, logs, payload_cgroup, policy, process, spawn
 from netspace.supervision.children import Children
 from netspace.supervision.loop import Loop
+from netspace.supervision.relay import Relay
 from netspace.supervision.shortage import Shortage
 from netspace.supervision.units import Unit, Units, Waiter
 
@@ -28,12 +29,19 @@ class Ending:
     """
 
     def __init__(
-        self, units: Units, loop: Loop, children: Children, shortage: Shortage, again: Callable[[Unit], None]
+        self,
+        units: Units,
+        loop: Loop,
+        children: Children,
+        shortage: Shortage,
+        relay: Relay,
+        again: Callable[[Unit], None],
     ) -> None:
         self.units = units
         self.loop = loop
         self.children = children
         self.shortage = shortage
+        self.relay = relay
         self.again = again
         self.sweeping: dict[str, int] = {}  # units whose left-overs are being killed: rounds so far
 
@@ -155,6 +163,7 @@ class Ending:
         assert unit.service is not None
         if unit.service.pid_file is not None:
             unit.service.pid_file.unlink(missing_ok=True)
+            self.relay.end(unit)
         if unit.wanted and unit.again:
             unit.afresh()
             self.again(unit)

@@ -1,7 +1,8 @@
 """Output of services where there is no journal: one file each, bounded in size and number.
 
-Programs write to the file themselves (opened for appending), so their output needs no
-process of ours and outlives the daemon. A file that has grown too large is therefore
+Programs of ours write to the file themselves (opened for appending), so their output needs
+no process of ours and outlives the daemon; what others' programs write is put there
+(``relay``). A file that has grown too large is therefore
 *copied and truncated*: a program can't be told to reopen it. What is written between the
 copy and the truncation, microseconds, is lost; of a file larger than the limit only the
 last part is kept.
@@ -16,13 +17,34 @@ from pathlib import Path
 SIZE = 10 * 1024 * 1024
 OLD = 3
 TAIL = 600
+# A program may own its log: opening it waits for nobody who has a lease on it, and follows no link.
+_CAREFUL = os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def open_log(path: Path) -> int:
     """Open *path* for appending (0600, made if absent, never through a symlink); return the descriptor."""
     with contextlib.suppress(FileExistsError):
         path.parent.mkdir(parents=True, mode=0o700)
-    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _CAREFUL, 0o600)
+    os.set_blocking(log, True)
+    return log
+
+
+def append(path: Path, data: bytes) -> None:
+    """Write *data* to the log, and rotate it when it is too large.
+
+    :raises OSError: when it can't be written; what was written of it stays.
+    """
+    log = open_log(path)
+    try:
+        left = memoryview(data)
+        while left:
+            left = left[os.write(log, left) :]
+        large = os.fstat(log).st_size > SIZE
+    finally:
+        os.close(log)
+    if large:
+        rotate(path)
 
 
 def size(path: Path) -> int:
@@ -41,9 +63,9 @@ def rotate(path: Path, limit: int = SIZE, old: int = OLD) -> bool:
     for number in range(old, 1, -1):
         with contextlib.suppress(FileNotFoundError):
             os.rename(f"{path}.{number - 1}", f"{path}.{number}")
-    source = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    source = os.open(path, os.O_RDWR | _CAREFUL)
     try:
-        target = os.open(f"{path}.1", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        target = os.open(f"{path}.1", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _CAREFUL, 0o600)
         try:
             offset = total - limit
             # Until its end: also what was written while we copied, but not for ever.
@@ -67,7 +89,7 @@ def remove(path: Path, old: int = OLD) -> None:
 def tail(path: Path, offset: int) -> str:
     """Return the last line or two written since *offset*, made harmless for a terminal."""
     try:
-        with open(path, "rb") as stream:
+        with os.fdopen(os.open(path, os.O_RDONLY | _CAREFUL), "rb") as stream:
             end = stream.seek(0, os.SEEK_END)
             stream.seek(max(offset if offset <= end else 0, end - TAIL))
             raw = stream.read(TAIL)

@@ -14,7 +14,7 @@ import signal
 from typing import NoReturn
 
 from netspace.layout import Layout
-from netspace.supervision import Service, logs, process, records
+from netspace.supervision import Service, logs, process, records, relay
 from netspace.supervision.records import Trace
 
 DESCRIPTORS = 1024  # a program's soft limit, as under systemd; it may raise it
@@ -62,8 +62,10 @@ def _become(
             own = dataclasses.replace(trace, pid=os.getpid(), ticks=there.ticks)
             records.write_trace(layout, name, own)
         assert service.log is not None
-        step = f"{service.log}: "
-        log = logs.open_log(service.log)
+        detached = trace is not None and service.pid_file is not None
+        output = relay.pipe(layout, name) if detached else service.log
+        step = f"{output}: "
+        log = relay.opened(output) if detached else logs.open_log(output)
         # Not /dev/null: a container runtime makes the program's user the owner of its standard
         # streams, and then a program could change the mode of the whole host's /dev/null.
         nothing, writer = os.pipe()

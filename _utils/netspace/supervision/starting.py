@@ -131,6 +131,7 @@ class Starting:
             if service.pid_file is not None:
                 service.pid_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
                 service.pid_file.unlink(missing_ok=True)
+                self.ending.relay.begin(unit)
             template = self.units.trace(unit, "launching" if detached else "running")
             pid, unit.report = spawn.fork(self.units.layout, unit.name, service, service.command, template)
         except OSError as err:
@@ -189,6 +190,7 @@ class Starting:
             return
         unit.exit = policy.end_of(status)
         if not unit.error:
+            self.ending.relay.drain(unit)
             told = logs.tail(unit.log, unit.log_offset)
             reason = "it left no PID file" if status == 0 else policy.end_of(status)
             unit.error = f"can't be started: {reason}{': ' + told if told else ''}"

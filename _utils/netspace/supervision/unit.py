@@ -125,6 +125,8 @@ def render(layout: Layout, service: Service, version: int = GROWING) -> str:
         "[Service]",
         f"Slice={layout.instance}.slice",
         f"SyslogIdentifier={layout.service(service.name)}",
+        # Else a program's line that begins with "<0>" would be an emergency, which is shown on every terminal.
+        *(["SyslogLevelPrefix=no"] if service.pid_file is not None else []),
         f"WorkingDirectory={_path(service.working_dir)}",
         "UMask=0077",
         *(f"Environment={quote(f'{key}={value}')}" for key, value in sorted(service.variables.items())),

@@ -10,6 +10,7 @@ import os
 import pytest
 
 from netspace.environment import seccomp
+from netspace.environment.seccomp_arguments import NARROWED
 
 pytestmark = pytest.mark.root
 
@@ -19,6 +20,8 @@ NONE = 2**64 - 1  # an argument that is invalid for nearly everything: no descri
 
 # x86's uretprobe and uprobe: the kernel answers them before any filter, and only itself can use them.
 UNFILTERED = (335, 336)
+
+STEPS = (-1, 0, 1)
 
 # Errors that no kernel gives: so the filter's own answers can be told from the kernel's.
 DENIED, ABSENT = 1001, 1002
@@ -69,6 +72,20 @@ def call(host, name, calls, script=CALL):
     return json.loads(done["stdout"])
 
 
+def edges():
+    """Calls of which only some arguments pass: the first and last that do, their neighbours, and what must not."""
+    for name, narrow in NARROWED.items():
+        values = {
+            *narrow.refused.values(),
+            *(bound + step for ends in narrow.passes for bound in ends for step in STEPS),
+        }
+        for value in values - {-1}:
+            for upper in (0, 1 << 32):  # the kernel doesn't look at these bits
+                arguments = [NONE] * 6
+                arguments[narrow.place] = upper | value
+                yield name, arguments
+
+
 @pytest.mark.parametrize("profile", seccomp.PROFILES)
 def test_every_call_is_answered_as_the_tables_say(host, debian, tmp_path, profile):
     """The very tables, with errors that only a filter gives: nothing that passes can be mistaken for refused."""
@@ -82,6 +99,7 @@ def test_every_call_is_answered_as_the_tables_say(host, debian, tmp_path, profil
     host.run("web", image=f"dir:{debian}", limits={"pids": 64}, seccomp=f"file:{path}")
     # All ones; and all noughts, which other conditions on arguments let through.
     plans = [(number, [value] * 6) for number in range(LAST) for value in (NONE, 0)]
+    plans += [(resolve(name), arguments) for name, arguments in edges()]
     skipped = {"vfork", "rt_sigreturn"}  # share this program's memory; end it
     plans = [entry for entry in plans if name_of(entry[0]) not in skipped]
     wrong, refused, passed = [], 0, 0
@@ -258,6 +276,60 @@ def test_a_program_can_narrow_itself(host_of):
         pytest.skip("this host's kernel has no Landlock")
     done = host_of("strict").operations.exec("strict", [PYTHON, "-c", OWN_SANDBOX])
     assert done["stdout"].strip() == "thread,epoll,memfd,pidfd 1,landlock,seccomp", done
+
+
+ARGUMENTS = """
+import ctypes, errno, fcntl, json, mmap, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+answers = {}
+def attempt(name, action):
+    try:
+        result = action()
+    except OSError as err:
+        answers[name] = errno.errorcode[err.errno]
+    else:
+        failed = isinstance(result, int) and result < 0
+        answers[name] = errno.errorcode[ctypes.get_errno()] if failed else "done"
+file = os.open("/tmp/own", os.O_RDWR | os.O_CREAT, 0o600)
+os.write(file, b"x" * 8192)
+pipe = os.pipe()[1]
+attempt("lease", lambda: fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK))
+attempt("lease, upper bits", lambda: libc.syscall(
+    ctypes.c_long(72 if os.uname().machine == "x86_64" else 25), ctypes.c_long(file), ctypes.c_ulong(1 << 32 | 1024),
+    ctypes.c_long(1)))
+attempt("notify", lambda: fcntl.fcntl(os.open("/tmp", os.O_RDONLY), fcntl.F_NOTIFY, fcntl.DN_CREATE))
+attempt("forget pages", lambda: os.posix_fadvise(os.open("/usr/bin/perl", os.O_RDONLY), 0, 0, os.POSIX_FADV_DONTNEED))
+attempt("write all", lambda: libc.syncfs(file))
+anonymous = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+attempt("huge mapping", lambda: mmap.mmap(-1, 2 << 20, flags=anonymous | 0x40000))
+attempt("huge file", lambda: os.memfd_create("x", 4))
+attempt("huge segment", lambda: libc.shmget(0, ctypes.c_size_t(2 << 20), 0o4600))
+memory = mmap.mmap(-1, 8192, flags=anonymous)
+attempt("merge", lambda: memory.madvise(12))
+attempt("merge all", lambda: libc.prctl(67, 1, 0, 0, 0))
+refused = dict(answers)
+answers.clear()
+attempt("duplicate", lambda: fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, 10))
+attempt("lock", lambda: fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB))
+attempt("size of a pipe", lambda: fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 8192))
+sealed = os.memfd_create("x", os.MFD_ALLOW_SEALING)
+attempt("seals", lambda: fcntl.fcntl(sealed, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK))
+attempt("read ahead", lambda: os.posix_fadvise(file, 0, 0, os.POSIX_FADV_WILLNEED))
+attempt("sync", lambda: os.fsync(file))
+attempt("segment", lambda: libc.shmget(0, ctypes.c_size_t(8192), 0o600))
+attempt("free", lambda: memory.madvise(mmap.MADV_FREE))
+attempt("fork", lambda: memory.madvise(mmap.MADV_DONTFORK))
+attempt("name", lambda: libc.prctl(15, b"name", 0, 0, 0))
+json.dump([refused, answers], sys.stdout)
+"""
+
+
+@pytest.mark.parametrize("profile", seccomp.PROFILES)
+def test_nobody_holds_up_or_spies_on_the_host_by_an_argument(host_of, profile):
+    """Leases make who opens a file wait; huge and merged pages, and other's cached ones, are of the whole host."""
+    refused, passed = call(host_of(profile), profile, {}, ARGUMENTS)
+    assert len(refused) == 10 and set(refused.values()) == {"EPERM"}, refused
+    assert len(passed) == 10 and set(passed.values()) == {"done"}, passed
 
 
 STANDARD = """

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import fcntl
 import json
 import os
@@ -10,8 +12,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from waiting import until
 
-from netspace.environment import ids
+from netspace.environment import ids, within
 
 pytestmark = pytest.mark.root
 
@@ -38,7 +41,8 @@ def test_the_program_has_ids_of_its_own_and_no_right(host):
     limits = Path(f"/proc/{pid}/limits").read_text().splitlines()
     table = {line[:26].strip(): line[26:].split()[:2] for line in limits}
     assert table["Max open files"] == ["100", "100"]
-    assert table["Max core file size"] == ["0", "0"]
+    assert table["Max core file size"] == ["1", "1"]
+    assert table["Max pending signals"] == ["1024", "1024"]
     assert table["Max msgqueue size"] == ["0", "0"]
     assert table["Max processes"] == ["128", "128"]
     for kind in ("user", "pid", "ipc", "uts", "mnt", "cgroup", "time", "net"):
@@ -89,6 +93,50 @@ def test_masked_files_are_empty(host):
     assert "Read-only" in host.sh("web", "echo 1 > /proc/sys/kernel/domainname") or "denied" in host.sh(
         "web", "echo 1 > /proc/sys/kernel/domainname"
     )
+
+
+# Takes all that there is of what the kernel counts by user, says how much that was, and keeps it until it is told.
+TAKE = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+instances = 0
+while libc.inotify_init1(0) >= 0:
+    instances += 1
+watcher = libc.inotify_init1(0)
+number, timers, timer = 222 if os.uname().machine == "x86_64" else 107, 0, ctypes.c_int()
+while libc.syscall(ctypes.c_long(number), 1, None, ctypes.byref(timer)) == 0:
+    timers += 1
+print(instances, timers, flush=True)
+sys.stdin.read()
+"""
+
+
+def _free() -> tuple[bool, int]:
+    """Whether this process can watch files, and how many signals are queued for its user."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    instance = libc.inotify_init1(0)
+    if instance >= 0:
+        os.close(instance)
+    queued = status(os.getpid())["SigQ"].split("/")[0]
+    return instance >= 0, int(queued)
+
+
+def test_what_is_counted_by_user_is_taken_from_nobody_else(host, debian):
+    """Inotify instances, queued signals: an environment takes all it can get; root's and its neighbour's stay."""
+    image = {"image": f"dir:{debian}", "limits": {"files": 4096}}
+    _, before = _free()
+    host.run("web", **image, command=["/usr/bin/python3", "-c", f"import time\n{TAKE}\ntime.sleep(1000)"])
+    host.run("other", **image)
+    log = host.layout.logs / "environment-web.log"
+    until(lambda: len(log.read_text().split()) == 2)
+    instances, timers = map(int, log.read_text().split())
+    assert 100 < instances < 4096  # as many as any user of the host may have
+    assert timers <= 1024
+    can_watch, queued = _free()
+    assert can_watch
+    assert queued < before + 500
+    again = host.operations.exec("other", ["/usr/bin/python3", "-c", TAKE])["stdout"].split()
+    assert [int(number) for number in again] == [instances, timers]
 
 
 # What of the host can be read, and is said to be (docs/isolation.md): as it is, and as it changes by itself.
@@ -202,13 +250,14 @@ def test_processes_are_bounded(host):
     assert int(host.operations.inspect("web")["usage"]["pids"]) <= 8
 
 
-def test_files_inside_are_the_user_s_alone_and_change_without_a_restart(host):
+def test_files_inside_are_root_s_for_the_group_to_read_and_change(host):
     first = {"environment.json": b"1", "password": b"hidden"}
     host.run("web", files=first)
     pid, base = host.pid("web"), host.kind.recorded()["web"].base
     inside = host.layout.inside("web")
-    assert (inside.stat().st_uid, inside.stat().st_mode & 0o777) == (base + 1000, 0o500)
-    assert ((inside / "password").stat().st_uid, (inside / "password").stat().st_mode & 0o777) == (base + 1000, 0o400)
+    for path, mode in ((inside, 0o550), (inside / "password", 0o440)):
+        info = path.stat()
+        assert (info.st_uid, info.st_gid, info.st_mode & 0o777) == (base, base + 1000, mode)
     assert host.sh("web", "cat /run/netspace/password") == "hidden"
     assert "Read-only" in host.sh("web", "touch /run/netspace/x")
     kept = host.layout.environment("web") / "handout"
@@ -227,6 +276,52 @@ def test_files_inside_are_the_user_s_alone_and_change_without_a_restart(host):
         "more",
     ]
     assert host.plan(wanted).steps == []
+
+
+def test_no_user_of_the_host_reaches_into_an_environment(host):
+    """Files and sockets left there would be a way that no link declares."""
+    host.run("web")
+    bundle, run = host.layout.bundle("web"), host.layout.run
+    base = host.kind.recorded()["web"].base
+
+    def reach() -> dict[str, str]:
+        found = {}
+        for path in (
+            bundle / "rootfs/tmp",
+            bundle / "inside",
+            bundle,
+            bundle.parent,
+            run,
+            run / "images",
+            host.layout.identities,
+        ):
+            try:
+                os.listdir(path)
+                found[str(path)] = "read"
+            except OSError as err:
+                found[str(path)] = errno.errorcode[err.errno]
+        return found
+
+    # Some user; and another environment's.
+    for user in (65534, base + ids.COUNT + 1000):
+        assert set(within.as_user(user, user, reach).values()) == {"EACCES"}
+
+
+RESERVE = """
+import errno, os
+file = os.open("/proc/1/fd/1", os.O_WRONLY)
+try:
+    os.posix_fallocate(file, 0, 1 << 30)
+except OSError as err:
+    print(errno.errorcode[err.errno])
+"""
+
+
+def test_a_program_has_no_file_of_the_host_s_to_fill(host, debian):
+    """Its output is a pipe: of a file it could have a gigabyte kept for it, and not by what it writes."""
+    host.run("web", image=f"dir:{debian}")
+    done = host.operations.exec("web", ["/usr/bin/python3", "-c", RESERVE])
+    assert done["stdout"].strip() == "ESPIPE", done
 
 
 def test_a_volume_keeps_its_data_and_ids(host, tmp_path):

@@ -6,6 +6,9 @@ import contextlib
 import json
 import os
 import shutil
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -252,6 +255,37 @@ def test_operations(host):
     assert seen["files"] == ["environment.json"]
     host.run("web", env={"TOKEN": "hush"}, command=shell(f"echo started; {STAY}"))
     assert "hush" not in repr(host.operations.inspect("web"))
+
+
+def test_nothing_that_a_program_says_commands_a_terminal(host):
+    told = "printf 'a\\033[2Jb\\302\\233c\\342\\200\\256d\\re\\n'"
+    host.run("web", command=shell(f"{told}; {STAY}"))
+    shown = "a\ufffd[2Jb\ufffdc\ufffdd\ufffde"
+    until(lambda: host.operations.logs("web", 5) == {"lines": [shown]})
+    assert host.operations.exec("web", shell(f"{told}; {told} >&2"))["stdout"] == f"{shown}\n"
+    assert host.operations.exec("web", shell(f"{told} >&2"))["stderr"] == f"{shown}\n"
+
+
+def test_exec_kills_nobody_who_got_the_number_of_what_has_ended(host, debian):
+    """What a program leaves behind may keep its output open until the deadline, when its number is another's."""
+    host.run("web", image=f"dir:{debian}")
+    script = "import os, time\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(30)\n"
+    with subprocess.Popen(["/bin/sleep", "60"], start_new_session=True) as victim, ThreadPoolExecutor(1) as apart:
+        run = apart.submit(host.operations.exec, "web", ["/usr/bin/python3", "-c", script], timeout=4)
+        until(lambda: [path for path in host.layout.run.glob("exec-*/pid") if path.read_text()])
+        for path in host.layout.run.glob("exec-*/pid"):
+            path.write_text(str(victim.pid))  # as if the kernel had given it to this process
+        done = run.result()
+        assert done["timed_out"]
+        assert victim.poll() is None
+        victim.kill()
+
+
+def test_exec_ends_what_is_never_silent(host):
+    host.run("web")
+    began = time.monotonic()
+    assert host.operations.exec("web", shell("while :; do echo x; done"), timeout=1)["timed_out"]
+    assert time.monotonic() - began < 50
 
 
 def test_variables_are_never_shown(host):

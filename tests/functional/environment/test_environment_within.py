@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import signal
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -161,3 +164,20 @@ def test_grains_tell_what_is_known_and_what_the_image_claims(host: Host, targets
     for path in ("/none", "/var/pipe", "/var/env", "/bin", "/../../../../etc/hostname"):
         assert within.beginning(str(root), path, 100) == b""
     assert within.beginning("/none", "/etc/motd", 100) == b""
+
+
+def test_a_file_with_a_lease_on_it_is_given_up_soon(host: Host, inside: Any) -> None:
+    """Only root and its owner can have one, and no environment's filter lets through how; another's might."""
+    inside.write("/tmp/leased", b"x", None)
+    with open(f"/proc/{host.pid('web')}/root/tmp/leased", "rb+") as file:
+        before = signal.signal(signal.SIGIO, signal.SIG_IGN)
+        try:
+            fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+            began, used = time.monotonic(), time.process_time()
+            assert "temporarily unavailable" in refused(inside.read, "/tmp/leased")
+            assert time.monotonic() - began < 20  # the kernel would wait for 45
+            assert time.process_time() - used < 0.7  # and nothing spins
+        finally:
+            fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+            signal.signal(signal.SIGIO, before)
+    assert inside.read("/tmp/leased") == b"x"

@@ -20,6 +20,7 @@ from whole_host import Salt
 from netspace.environment import runtimes
 from netspace.host import Host
 from netspace.layout import Layout
+from netspace.supervision import relay
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("clean")]
 
@@ -152,9 +153,10 @@ def test_a_tender_that_is_called_as_solo5_has_its_devices_and_no_more(
     # What it wrote is in a copy of its own: what it is handed at its next start is as it was.
     told = host.operations.inspect("tiny")
     pid = told["pid"]
+    output = str(relay.pipe(Layout(), "environment-tiny"))
     opened = sorted(os.readlink(one) for one in Path(f"/proc/{pid}/fd").iterdir())
     assert [one for one in opened if not one.startswith("pipe:")] == [
-        *("/dev/net/tun", "/run/disk/handout.tar", *[told["log"]] * 2, "anon_inode:[eventpoll]"),
+        *("/dev/net/tun", "/run/disk/handout.tar", *[output] * 2, "anon_inode:[eventpoll]"),
     ]
     status = Path(f"/proc/{pid}/status").read_text()
     assert set(re.findall(r"Cap\w+:\s*(\w+)", status)) == {"0" * 16}

@@ -10,8 +10,10 @@ import re
 import shlex
 import signal
 import socket
+import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from waiting import until
 
 from netspace import library
 from netspace.layout import Layout
-from netspace.supervision import Service, container, logs, payload_cgroup, place, process, records, select
+from netspace.supervision import Service, container, logs, payload_cgroup, place, process, records, relay, select
 from netspace.supervision.daemon import PRECIOUS
 from netspace.supervision.direct import Direct
 
@@ -551,6 +553,76 @@ def test_logs_are_rotated_under_the_running_program(direct: Direct, layout: Layo
     until(lambda: logs.size(log) < logs.SIZE)
     assert logs.size(Path(f"{log}.1")) <= 2 * logs.SIZE
     direct.stop(["a"])
+
+
+def test_a_detached_program_s_log_is_root_s_and_its_output_a_pipe(
+    direct: Direct, layout: Layout, bundle: Bundle
+) -> None:
+    """A log that it could open for writing, or own, could take all of the host's disk, or keep us waiting."""
+    direct.define([bundle("a", f"echo hello; {STAY.replace('sleep', 'busybox sleep')}")])
+    direct.start(["a"])
+    log, pid = layout.logs / "a.log", direct.observe()["a"].pid
+    until(lambda: "hello" in log.read_text())
+    for number in (1, 2):
+        assert stat.S_ISFIFO(os.stat(f"/proc/{pid}/fd/{number}").st_mode)
+    assert relay.folder(layout).stat().st_mode & 0o777 == 0o700
+    assert (log.stat().st_uid, log.stat().st_mode & 0o777) == (0, 0o600)
+    assert direct.stop(["a"]) == {}
+    assert list(relay.folder(layout).iterdir()) == []
+
+
+def test_output_goes_on_where_the_daemon_is_killed(direct: Direct, layout: Layout, bundle: Bundle) -> None:
+    count = "i=0; while :; do i=$((i+1)); echo line $i; busybox usleep 2000; done"
+    direct.define([bundle("a", count)])
+    direct.start(["a"])
+    log, pid = layout.logs / "a.log", direct.observe()["a"].pid
+
+    def lines() -> list[str]:
+        return log.read_text().split("\n")[:-1]
+
+    for _ in range(3):
+        seen = len(lines())
+        os.kill(daemon_pid(layout), 9)
+        until(lambda: place.running(layout))
+        until(lambda seen=seen: len(lines()) > seen + 100)  # type: ignore[misc]
+    assert direct.observe()["a"].pid == pid
+    assert direct.stop(["a"]) == {}
+    numbers = [int(line.removeprefix("line ")) for line in lines()]
+    assert numbers == sorted(set(numbers))
+    # What it had just read, and not yet written, is lost with it.
+    assert numbers[-1] - len(numbers) < 10
+
+
+def test_who_writes_without_end_fills_no_disk_and_holds_up_nobody(
+    direct: Direct, layout: Layout, bundle: Bundle
+) -> None:
+    direct.define([bundle("a", "busybox yes a long line of nothing that anybody wants to read"), shell("b", STAY)])
+    direct.start(["a", "b"])
+    log = layout.logs / "a.log"
+    until(lambda: Path(f"{log}.{logs.OLD}").exists())
+    for _ in range(5):
+        kept = sum(path.stat().st_blocks * 512 for path in layout.logs.glob("a.log*"))
+        assert kept <= (logs.OLD + 2) * (logs.SIZE + relay.CHUNK)
+        began = time.monotonic()
+        assert direct.stop(["b"]) == direct.start(["b"]) == {}
+        assert time.monotonic() - began < 10
+    assert direct.stop(["a"]) == {}
+
+
+def test_who_writes_little_without_end_takes_no_processor_of_the_supervisor_s(
+    direct: Direct, layout: Layout, bundle: Bundle
+) -> None:
+    direct.define([bundle("a", "while :; do echo x; done")])
+    direct.start(["a"])
+
+    def used() -> float:
+        words = Path(f"/proc/{daemon_pid(layout)}/stat").read_text().rpartition(")")[2].split()
+        return sum(map(int, words[11:13])) / os.sysconf("SC_CLK_TCK")
+
+    began, before = time.monotonic(), used()
+    time.sleep(3)  # the time in which it could
+    assert used() - before < 0.3 * (time.monotonic() - began)
+    assert direct.stop(["a"]) == {}
 
 
 def test_only_root_is_listened_to_and_only_requests(direct: Direct, layout: Layout) -> None:

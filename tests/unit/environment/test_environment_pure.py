@@ -17,6 +17,7 @@ from netspace.environment.images.tree import Tree
 from netspace.environment.making import each
 from netspace.environment.operations import Operations
 from netspace.environment.runtimes import Runtime
+from netspace.environment.seccomp_arguments import NARROWED
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
 from netspace.spec import parse
@@ -112,6 +113,22 @@ def test_clone_with_a_namespace_and_sockets_of_other_families_match_no_rule():
     assert not passes("mknod", 0, 0o060644)
 
 
+def test_what_is_refused_by_argument_is_so_whatever_the_upper_bits():
+    for profile in (*(seccomp.profile(name) for name in seccomp.PROFILES), seccomp.tender()):
+        for call, narrow in NARROWED.items():
+
+            def passes(value, call=call, place=narrow.place, profile=profile):
+                return seccomp.answer(profile, call, (*[0] * place, value)).passes
+
+            for value in narrow.refused.values():
+                assert not passes(value) and not passes(1 << 32 | value), (call, value)
+            if seccomp.answer(profile, call).passes:
+                # Each value of a range, and none beside it.
+                ranges = {value for first, last in narrow.passes for value in range(first, last + 1)}
+                assert {value for value in range(2048) if passes(value)} >= {one for one in ranges if one < 2048}
+                assert not narrow.passes or not any(passes(value) for value in range(2048) if value not in ranges)
+
+
 def test_unknown_profile_or_machine():
     with pytest.raises(NetspaceError):
         seccomp.profile("loose")
@@ -150,7 +167,7 @@ def test_the_configuration_has_all_hardening():
     assert process["noNewPrivileges"] is True
     assert process["user"]["umask"] == 0o077
     assert {entry["type"] for entry in process["rlimits"]} == {
-        f"RLIMIT_{kind}" for kind in ("NOFILE", "CORE", "MEMLOCK", "NPROC", "MSGQUEUE")
+        f"RLIMIT_{kind}" for kind in ("NOFILE", "CORE", "MEMLOCK", "SIGPENDING", "NPROC", "MSGQUEUE")
     }
     assert linux["rootfsPropagation"] == "private"
     assert linux["resources"]["memory"] == {"limit": 32 * 1024**2, "swap": 32 * 1024**2}

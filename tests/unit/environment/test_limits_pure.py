@@ -57,6 +57,7 @@ def test_version_1_is_told_all_of_them():
     assert values(LIMITS, unified=False) == {
         "memory.limit_in_bytes": str(64 * MIB),
         "memory.memsw.limit_in_bytes": str(64 * MIB),
+        "memory.kmem.tcp.limit_in_bytes": str(64 * MIB),
         "cpu.cfs_period_us": "100000",
         "cpu.cfs_quota_us": "25000",
         "pids.max": "9",
@@ -94,6 +95,12 @@ def test_a_start_has_the_same_limits_as_a_change_in_place():
         "throttleWriteIOPSDevice": [{"major": 254, "minor": 0, "rate": 20}],
     }
     assert "unified" not in found
+
+
+def test_what_sockets_hold_is_bounded_where_it_is_counted_apart():
+    assert "kernelTCP" not in render({"memory": "64M"})["memory"]
+    apart = {*cgroups.CONTROLLERS.values(), cgroups.SOCKETS}
+    assert render({"memory": "64M"}, controllers=apart)["memory"]["kernelTCP"] == 64 * MIB
 
 
 def test_version_2_ends_an_environment_without_memory_as_a_whole():
@@ -207,8 +214,11 @@ def test_a_unit_above_is_changed_as_well(tmp_path, monkeypatch, unified):
     hierarchies = cgroups.Hierarchies({}, set(cgroups.CONTROLLERS.values()))
     hierarchies.unified, hierarchies.folders = unified, above._folders
     own = cgroups.Group("/web/payload", hierarchies, unit=True)
+    sockets = tmp_path / "memory/web/memory.kmem.tcp.limit_in_bytes"
+    sockets.unlink(missing_ok=True)
     own.change(LIMITS, (DISK,))
     assert above.differing(LIMITS, ()) == own.differing(LIMITS, ()) == ()
+    assert not sockets.exists()  # systemd has no bound of that for a unit, and would be found to differ each time
     Path(above._file("pids.max")).write_text("8")
     Path(above._file("cpu.max" if unified else "cpu.cfs_quota_us")).write_text("8")
     assert own.differing(LIMITS, ()) == ("pids",)

@@ -121,6 +121,11 @@ def test_dangers_are_named():
     everything = read(defaultAction="SCMP_ACT_ALLOW", syscalls=[{"names": ["bpf"], "action": "SCMP_ACT_ERRNO"}])
     assert "bpf" not in everything.dangers
     assert {"ptrace", "unshare", "clone with a new namespace", "clone3"} <= set(everything.dangers)
+    assert {"syncfs", "fcntl with F_SETLEASE", "mmap with MAP_HUGETLB"} <= set(everything.dangers)
+    # The kernel reads half of the argument that this compares: with a bit of the other half a lease passes.
+    unequal = [{"index": 1, "value": 1024, "op": "SCMP_CMP_NE"}]
+    half = read(syscalls=[{"names": ["fcntl"], "action": "SCMP_ACT_ALLOW", "args": unequal}])
+    assert "fcntl with F_SETLEASE" in half.dangers
     wide = read(architectures=["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"])
     assert wide.dangers == ("the calls of SCMP_ARCH_X86",)
     assert "clone with a new namespace" in read(syscalls=[{"names": ["clone"], "action": "SCMP_ACT_ALLOW"}]).dangers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,21 @@ def test_deeper_than_paths_stacks_and_open_files_reach(tmp_path):
     assert found == ["d" * 20] * 5000
     trees.remove(tmp_path / "tree")
     assert os.listdir(tmp_path) == []
+
+
+def test_memory_does_not_grow_with_the_number_of_names(tmp_path):
+    folder = tmp_path / "tree"
+    folder.mkdir()
+    for number in range(8000):
+        (folder / f"{number:0200}").touch()
+        if number < 2000:
+            (folder / f"f{number:0199}").mkdir()
+    tracemalloc.start()
+    trees.remove(folder)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert os.listdir(tmp_path) == []
+    assert most < 1024**2  # all of the names take 2.5 MB
 
 
 def test_none_is_no_error_and_a_link_is_refused(tmp_path):

@@ -341,7 +341,10 @@ class Store:
             raise NetspaceError(error)
         path = self.file(digest)
         verity.enable(path)
-        target.mkdir(parents=True, exist_ok=True, mode=0o700)
+        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if target.parent.stat().st_mode & 0o077:  # of an older version
+            target.parent.chmod(0o700)
+        target.mkdir(exist_ok=True, mode=0o700)
         try:
             mounts.mount(path, target, "erofs", _FLAGS)
         except OSError as err:

@@ -1,7 +1,8 @@
 """``runc``: the OCI's own. No time namespace before 1.2, and bind mounts with mapped ids only since then.
 
-Until then, too, ``exec`` enters the user namespace first, and has no right any more to enter a
-network namespace that the host owns, as ours are.
+Until then, too, it enters a user namespace first, and has no right any more to enter a network
+namespace that the host owns, as ours are: so at its start it makes the user namespace itself,
+and of ``exec`` see ``elsewhere``.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ PROGRAM = PACKAGE = "runc"
 RUNS = "images"
 OWN_KERNEL = False
 Settings = runtimes.Settings
-LACKS = ("time", "idmap", "umask")
+LACKS = ("time", "idmap", "umask", "users", "sockets")
 FIXED_NAMES = False
 ENTRIES = ("{}",)
 

@@ -15,7 +15,7 @@ from netspace.environment import runtimes
 PROGRAM = PACKAGE = "runsc"
 RUNS = "images"
 OWN_KERNEL = True
-LACKS = ("time", "idmap", "umask", "tidy")
+LACKS = ("time", "idmap", "umask", "tidy", "users")
 FIXED_NAMES = True
 # Measured with two processors and an idle shell in it: of four starts each succeeds from 20M and from 32 on. It peaks
 # at 18M and 29 threads, of its kernel and its file server; a program needs more of both.

@@ -1,0 +1,94 @@
+"""Which arguments of an allowed system call pass, where not all of them do. Pure tables.
+
+Arguments that are no pointers can be told by a filter: the command of ``fcntl``, the advice of
+``madvise``. The values are those of <linux/fcntl.h>, <linux/fadvise.h>, <asm-generic/mman-common.h>,
+<linux/memfd.h>, <linux/shm.h> and <linux/prctl.h>, which are the same on both architectures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+_WORD = 2**32 - 1
+
+
+class Narrow(NamedTuple):
+    """Conditions on one argument of a call.
+
+    :param place: which argument, from 0; of its 64 bits the kernel reads the lower 32.
+    :param passes: ranges of values that pass, first and last; empty: all but those with one of *bits*.
+    :param refused: values that must not pass, by the names that manual pages have for them.
+    """
+
+    why: str
+    place: int
+    refused: Mapping[str, int]
+    passes: Sequence[tuple[int, int]] = ()
+    bits: int = 0
+
+
+_MAP_HUGETLB, _MFD_HUGETLB, _SHM_HUGETLB = 0x40000, 0x4, 0o4000
+_HUGE = "huge pages come out of a pool of the whole host, and no limit of an environment counts them"
+_MERGED = "pages that are merged with others' tell by the time of a write what these hold"
+
+# Of calls that a family lets through: which of their arguments pass.
+NARROWED: Mapping[str, Narrow] = {
+    "fcntl": Narrow(
+        "whoever opens a file that somebody has a lease on waits, for 45 s unless told otherwise",
+        1,
+        {"F_SETLEASE": 1024, "F_NOTIFY": 1026, "F_SETDELEG": 1040},
+        ((0, 63), (1025, 1025), (1027, 1038)),
+    ),
+    "fadvise64": Narrow(
+        "drops pages of a shared image from memory; who reads them next tells by it who else does",
+        3,
+        {"POSIX_FADV_DONTNEED": 4},
+        ((0, 3), (5, 5)),
+    ),
+    "madvise": Narrow(
+        _MERGED,
+        2,
+        {"MADV_MERGEABLE": 12, "MADV_HWPOISON": 100, "MADV_SOFT_OFFLINE": 101},
+        ((0, 4), (8, 11), (13, 25), (102, 103)),
+    ),
+    # Small numbers; and PR_GET_AUXV, PR_SET_VMA, PR_SET_PTRACER.
+    "prctl": Narrow(
+        _MERGED,
+        0,
+        {"PR_SET_MEMORY_MERGE": 67},
+        ((0, 66), (68, 79), *((word, word) for word in (0x41555856, 0x53564D41, 0x59616D61))),
+    ),
+    "mmap": Narrow(_HUGE, 3, {"MAP_HUGETLB": _MAP_HUGETLB}, bits=_MAP_HUGETLB),
+    "memfd_create": Narrow(_HUGE, 1, {"MFD_HUGETLB": _MFD_HUGETLB}, bits=_MFD_HUGETLB),
+    "shmget": Narrow(_HUGE, 2, {"SHM_HUGETLB": _SHM_HUGETLB}, bits=_SHM_HUGETLB),
+}
+
+
+def conditions(narrow: Narrow) -> Iterator[dict[str, Any]]:
+    """The conditions of which one must hold.
+
+    A comparison for "less" or "not equal" would look at all 64 bits of an argument of which the
+    kernel reads 32: with some of the upper bits set, a refused value would pass. So a range is cut
+    into blocks whose size is a power of 2 and whose first value is a multiple of that, as
+    networks are: each is one comparison under a mask.
+    """
+    if not narrow.passes:
+        yield masked(narrow.place, narrow.bits, 0)
+    for first, last in narrow.passes:
+        while first <= last:
+            size = first & -first or _WORD + 1
+            while first + size - 1 > last:
+                size //= 2
+            yield masked(narrow.place, _WORD ^ (size - 1), first)
+            first += size
+
+
+def equal(index: int, value: int) -> dict[str, Any]:
+    """The condition that all 64 bits of an argument are *value*."""
+    return {"index": index, "value": value, "op": "SCMP_CMP_EQ"}
+
+
+def masked(index: int, mask: int, value: int) -> dict[str, Any]:
+    """The condition that of an argument the bits of *mask* are *value*."""
+    return {"index": index, "value": mask, "valueTwo": value, "op": "SCMP_CMP_MASKED_EQ"}

@@ -1,0 +1,13 @@
+"""Text of unknown origin, made harmless for whoever's terminal shows it. Pure."""
+
+from __future__ import annotations
+
+# ECMA-48: C0 and DEL but for tab and line feed, and C1, of which U+009B begins a command as ESC [ does. Unicode UAX 9:
+# what embeds, overrides and isolates directions, so that a text reads otherwise than it is; separators of lines.
+_COMMANDS = (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_HARMLESS = {code: "\ufffd" for code in _COMMANDS if chr(code) not in "\t\n"}
+
+
+def harmless(text: str) -> str:
+    """*text* with U+FFFD for each character that would command a terminal, or change the order of the others."""
+    return text.translate(_HARMLESS)
