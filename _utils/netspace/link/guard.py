@@ -35,7 +35,7 @@ from typing import Any
 
 from netspace import files
 from netspace.errors import MissingError, NetspaceError
-from netspace.link import admission
+from netspace.link import admission, mapper
 from netspace.link.model import ANSWERS
 
 NAME = "netspace_guard"
@@ -45,7 +45,7 @@ ENTRIES = 64
 
 _APPLICATION = """{application, netspace_guard, [
     {description, "Bounds of accounts"}, {vsn, "1.0.0"}, {registered, [netspace_guard]},
-    {modules, [netspace_guard, netspace_guard_admission, netspace_guard_events]},
+    {modules, [netspace_guard, netspace_guard_admission, netspace_guard_events, netspace_guard_mapper]},
     {applications, [kernel, stdlib, rabbit]},
     {mod, {netspace_guard, []}}, {env, []}, {broker_version_requirements, []}]}.
 """
@@ -261,22 +261,24 @@ def sources() -> Mapping[str, str]:
         f"{NAME}.erl": filled,
         f"{admission.MODULE}.erl": admission.source(),
         f"{NAME}_events.erl": _EVENTS,
+        f"{mapper.MODULE}.erl": mapper.SOURCE,
         f"{NAME}.app": _APPLICATION,
     }
 
 
-def _place(folder: Path) -> Path:
+def place(folder: Path) -> Path:
+    """Where in *folder* the plugin's modules are."""
     return folder / f"{NAME}-1.0.0" / "ebin"
 
 
 def installed(folder: Path) -> bool:
     """Whether the plugin is in *folder* as it is to be."""
-    place = _place(folder)
+    there = place(folder)
     try:
-        same = all((place / name).read_text() == text for name, text in sources().items())
+        same = all((there / name).read_text() == text for name, text in sources().items())
     except OSError:
         return False
-    return same and all((place / name).with_suffix(".beam").exists() for name in sources() if name.endswith(".erl"))
+    return same and all((there / name).with_suffix(".beam").exists() for name in sources() if name.endswith(".erl"))
 
 
 def install(folder: Path, group: int) -> None:
@@ -297,14 +299,14 @@ def install(folder: Path, group: int) -> None:
         )
         if done.returncode:
             raise NetspaceError(f"the broker's guard can't be compiled: {(done.stderr or done.stdout)[-400:]}")
-        place = _place(folder)
-        shutil.rmtree(place.parent, ignore_errors=True)
-        for one in (place.parent, place):
+        there = place(folder)
+        shutil.rmtree(there.parent, ignore_errors=True)
+        for one in (there.parent, there):
             one.mkdir(mode=0o750)
             os.chown(one, 0, group)
         # What it was made of comes last: so one that is found whole is whole.
         for path in sorted(Path(made).iterdir(), key=lambda path: path.suffix != ".beam"):
-            files.write(place / path.name, path.read_bytes(), mode=0o640, owner=(0, group))
+            files.write(there / path.name, path.read_bytes(), mode=0o640, owner=(0, group))
 
 
 def cut_off(parameter: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
