@@ -31,6 +31,7 @@ from netspace.link import authority, diff, guard, identity, mapper
 from netspace.link.management import Login, Management, RefusedError, UnreachableError
 from netspace.spec.types import LocalBroker
 from netspace.supervision import Service, Supervisor
+from netspace.text import printable
 
 USER = "rabbitmq"
 SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
@@ -400,7 +401,7 @@ def log_tail(layout: Layout, lines: int = 20) -> str:
         except OSError:
             continue
         if text:
-            return "\n".join(text.splitlines()[-lines:])
+            return "\n".join(printable(line) for line in text.splitlines()[-lines:])
     return "(it has none)"
 
 
