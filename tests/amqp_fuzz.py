@@ -67,6 +67,10 @@ PERFORMATIVES = {
 }  # fmt: skip
 
 
+class NotAdmittedError(ConnectionError):
+    """The peer doesn't take the connection, as one more than the account may have."""
+
+
 class Grammar:
     """What frames are made of, by chance.
 
@@ -353,14 +357,16 @@ def batch(dice: random.Random, names: Sequence[str], vhost: str, modern: bool) -
 def say(stream: ssl.SSLSocket, pieces: Sequence[bytes], patience: float = 60.0) -> bool:
     """Say all of it while listening; return whether the peer ended the connection by itself.
 
+    :raises NotAdmittedError: it ended the connection before it was told anything by chance.
     :raises TimeoutError: it neither listens, answers nor ends.
     """
     stream.settimeout(patience)
     try:
         for piece in pieces[:-1]:
             stream.sendall(piece)
-            if not stream.recv(65536):
-                return True
+            told = stream.recv(65536)
+            if not told or CLOSED.search(told):
+                raise NotAdmittedError
         stream.setblocking(False)
         rest, until = memoryview(pieces[-1]), time.monotonic() + patience
         while time.monotonic() < until:
@@ -381,6 +387,8 @@ def say(stream: ssl.SSLSocket, pieces: Sequence[bytes], patience: float = 60.0) 
                 until = time.monotonic() + patience
             elif not heard and not rest:
                 return False  # the end of what it was told is missing, for all it knows
+    except NotAdmittedError:
+        raise
     except (ConnectionError, ssl.SSLError):
         return True
     raise TimeoutError("the broker says nothing more, and doesn't end the connection")
@@ -396,15 +404,15 @@ def run(
         dice = random.Random(f"{seed}.{number}")
         pieces, frames = batch(dice, names, vhost, modern=bool(number % 2))
         try:
-            stream = connect()
-        except (ConnectionError, ssl.SSLError):  # the accounts' number of connections, while others end
+            with connect() as stream:
+                ended = say(stream, pieces)
+        except (ConnectionError, ssl.SSLError):  # the account's number of connections, while others end
             told["refused"] += 1
-            if told["refused"] > 1000 + told["connections"]:
+            if told["refused"] > 1000 + 10 * told["connections"]:
                 raise
             time.sleep(0.05)
             continue
-        with stream:
-            told["ended early"] += say(stream, pieces)
+        told["ended early"] += ended
         told["frames"] += frames
         told["connections"] += 1
         number += 1

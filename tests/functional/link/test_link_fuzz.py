@@ -27,7 +27,7 @@ FRAMES = int(os.environ.get("NETSPACE_AMQP_FRAMES", "4000"))
 SEED = int(os.environ.get("NETSPACE_AMQP_SEED", "1"))
 ASK = Link(source="web", target="orders", pattern="request")
 TELL = Link(source="orders", target="audit")
-WORKERS = 7  # fewer than the connections of an account
+WORKERS = 4  # half as many as an account may have connections, of which the broker forgets late
 ATOMS = 2000
 """More than that many new names within the broker would be those that a sender chose."""
 
