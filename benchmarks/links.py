@@ -198,7 +198,7 @@ def salt(host: Host, rounds: Rounds, sample: int, folder: Path) -> None:
     from netspace.link import broker
     from netspace.spec.types import LocalBroker
 
-    variables = broker.services(host.layout, LocalBroker())[1].variables
+    variables = broker.service(host.layout, LocalBroker()).variables
     shim = folder / "bin"
     shim.mkdir()
     setting = " ".join(f"'{key}={value}'" for key, value in variables.items())

@@ -119,7 +119,7 @@ def _listening(host: Host, name: str, interface: Interface | None) -> Iterator[d
         why = "it is allowed to reach the host" if open_ends else "the host has no end of its interface"
         account = host.links.recorded_broker()
         local = account if isinstance(account, LocalBroker) else LocalBroker()
-        ports = [local.port, local.management_port, local.distribution_port, local.epmd_port]
+        ports = [local.port, local.management_port, local.distribution_port]
         yield {"host": {"addresses": aim or {"skip": why}, "port": port, "broker_ports": ports}}
 
 

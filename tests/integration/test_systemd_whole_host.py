@@ -16,7 +16,6 @@ ENVIRONMENTS = ("orders", "stranger", "web")
 UNITS = {
     "netspace-restore",
     "netspace-broker",
-    "netspace-epmd",
     "netspace-forwarder",
     *(f"netspace-environment-{name}" for name in ENVIRONMENTS),
 }

@@ -150,8 +150,7 @@ is_priority(_) -> false.
 %% -- messages ----------------------------------------------------------------------
 %% What is decoded here isn't decoded again.
 readable(Content) ->
-    Decoded = #content{properties = #'P_basic'{headers = Headers, reply_to = Answer}} =
-        rabbit_binary_parser:ensure_content_decoded(Content),
+    Decoded = #content{properties = #'P_basic'{headers = Headers, reply_to = Answer}} = decoded(Content),
     case Answer of
         <<"amq.rabbitmq.reply-to", _/binary>> ->
             rabbit_misc:protocol_error(access_refused, "netspace: answers come to the queue that the card names", []);
@@ -160,6 +159,11 @@ readable(Content) ->
     is_flat(Headers, @DEPTH@) orelse
         rabbit_misc:precondition_failed("netspace: headers are nested more than @DEPTH@ deep"),
     Decoded.
+
+decoded(Content) ->
+    try rabbit_binary_parser:ensure_content_decoded(Content)
+    catch error:_ -> rabbit_misc:precondition_failed("netspace: properties that can't be decoded")
+    end.
 
 is_flat(_, 0) -> false;
 is_flat(Items, Left) when is_list(Items) -> lists:all(fun(Item) -> is_flat(Item, Left) end, Items);

@@ -1,7 +1,7 @@
 """A RabbitMQ node of our own, from Debian's package, whose default service is left alone.
 
-It is two services: the node, and the epmd (Erlang's port mapper) that a node insists
-on; so neither outlives its removal. Everything listens on loopback only. Data, log and
+It is one service, without the epmd (Erlang's port mapper) that a node usually insists on (``mapper``). Everything
+listens on loopback only. Data, log and
 configuration lie in ``layout.broker``; the node runs as the package's user ``rabbitmq``
 and may write to nothing but its data and log. It never asks a name server, whatever the
 host's resolver is set to. There is no user ``guest``: the node loads
@@ -26,16 +26,17 @@ from typing import Any
 from netspace import files
 from netspace.errors import MissingError, NetspaceError, StateError
 from netspace.layout import Layout
-from netspace.link import authority, diff, guard, identity, listening
+from netspace.link import authority, diff, guard, identity, listening, mapper
 from netspace.link.management import Login, Management, RefusedError, UnreachableError
 from netspace.spec.types import LocalBroker
 from netspace.supervision import Service, Supervisor
+from netspace.text import printable
 
 USER = "rabbitmq"
 SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
-EPMD = Path("/usr/bin/epmd")
-NODE, MAPPER = "broker", "epmd"
-SERVICES = (MAPPER, NODE)
+NODE = "broker"
+FORMER = "epmd"
+"""A service that the node had beside it in former versions."""
 READY_SECONDS = 90.0
 CONSUMERS = 256  # of a channel: one for each queue that an environment may read is enough
 PLUGINS = ("rabbitmq_auth_mechanism_ssl", "rabbitmq_event_exchange", "rabbitmq_management", guard.NAME)
@@ -77,48 +78,41 @@ _ADVANCED = f"""[{{rabbit, [
 """
 
 
-def services(layout: Layout, spec: LocalBroker) -> tuple[Service, Service]:
-    """The services that make up the node, in the order of their start."""
+def service(layout: Layout, spec: LocalBroker) -> Service:
+    """The service that is the node."""
     base = layout.broker
-    epmd = {"ERL_EPMD_PORT": str(spec.epmd_port), "ERL_EPMD_ADDRESS": "127.0.0.1"}
-    common = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "HOME": str(base / "data"), **epmd}
-    return (
-        Service(
-            name=MAPPER,
-            command=(str(EPMD), "-address", "127.0.0.1", "-port", str(spec.epmd_port)),
-            description=f"Erlang port mapper of {layout.instance}'s broker",
-            variables=common,
-            user=USER,
-            stop_timeout=5.0,
-            log=layout.logs / "epmd.log",
-        ),
-        Service(
-            name=NODE,
-            command=(str(SERVER),),
-            description=f"RabbitMQ node of {layout.instance}",
-            variables={
-                **common,
-                # Makes the start script become the node instead of waiting beside it.
-                "RUNNING_UNDER_SYSTEMD": "true",
-                "ERL_INETRC": str(base / "etc/inetrc"),
-                **_NO_QUESTIONS,
-                "RABBITMQ_NODENAME": f"{layout.instance}@localhost",
-                "RABBITMQ_MNESIA_BASE": str(base / "data/mnesia"),
-                "RABBITMQ_LOG_BASE": str(base / "log"),
-                "RABBITMQ_CONFIG_FILE": str(base / "etc/rabbitmq.conf"),
-                "RABBITMQ_ADVANCED_CONFIG_FILE": str(base / "etc/advanced.config"),
-                "RABBITMQ_CONF_ENV_FILE": str(base / "etc/rabbitmq-env.conf"),
-                "RABBITMQ_ENABLED_PLUGINS_FILE": str(base / "etc/enabled_plugins"),
-                "RABBITMQ_DIST_PORT": str(spec.distribution_port),
-                "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": _EMULATOR,
-            },
-            working_dir=str(base / "data"),
-            user=USER,
-            after=(MAPPER,),
-            stop_timeout=30.0,
-            log=layout.logs / "broker.log",
-        ),
+    return Service(
+        name=NODE,
+        command=(str(SERVER),),
+        description=f"RabbitMQ node of {layout.instance}",
+        variables={
+            "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+            "LANG": "C.UTF-8",
+            "HOME": str(base / "data"),
+            # Makes the start script become the node instead of waiting beside it.
+            "RUNNING_UNDER_SYSTEMD": "true",
+            "ERL_INETRC": str(base / "etc/inetrc"),
+            **_NO_QUESTIONS,
+            "RABBITMQ_NODENAME": f"{layout.instance}@localhost",
+            "RABBITMQ_MNESIA_BASE": str(base / "data/mnesia"),
+            "RABBITMQ_LOG_BASE": str(base / "log"),
+            "RABBITMQ_CONFIG_FILE": str(base / "etc/rabbitmq.conf"),
+            "RABBITMQ_ADVANCED_CONFIG_FILE": str(base / "etc/advanced.config"),
+            "RABBITMQ_CONF_ENV_FILE": str(base / "etc/rabbitmq-env.conf"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(base / "etc/enabled_plugins"),
+            "RABBITMQ_DIST_PORT": str(spec.distribution_port),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": f"{_EMULATOR} {_mapped(layout, spec)}",
+            "RABBITMQ_CTL_ERL_ARGS": _mapped(layout, spec),
+        },
+        working_dir=str(base / "data"),
+        user=USER,
+        stop_timeout=30.0,
+        log=layout.logs / "broker.log",
     )
+
+
+def _mapped(layout: Layout, spec: LocalBroker) -> str:
+    return mapper.arguments(guard.place(_plugins(layout)), spec.distribution_port)
 
 
 def configuration(layout: Layout, spec: LocalBroker) -> str:
@@ -127,7 +121,7 @@ def configuration(layout: Layout, spec: LocalBroker) -> str:
     allowed = ("EXTERNAL", "PLAIN") if spec.passwords else ("EXTERNAL",)
     mechanisms = "\n".join(f"auth_mechanisms.{number} = {name}" for number, name in enumerate(allowed, 1))
     return f"""# Written by netspace: the broker of the links between environments.
-# Distribution port {spec.distribution_port}, epmd port {spec.epmd_port}.
+# Distribution port {spec.distribution_port}.
 listeners.tcp = none
 listeners.ssl.1 = 127.0.0.1:{spec.port}
 # Without this, Erlang may not notice the end of a TLS connection that data came before; the others are the defaults.
@@ -221,9 +215,8 @@ def management(layout: Layout, spec: LocalBroker, timeout: float = 10.0) -> Mana
 
 def available() -> None:
     """Raise MissingError where Debian's RabbitMQ is not installed."""
-    for path in (SERVER, EPMD):
-        if not path.exists():
-            raise MissingError(f"RabbitMQ ({path})", "apt-get install rabbitmq-server")
+    if not SERVER.exists():
+        raise MissingError(f"RabbitMQ ({SERVER})", "apt-get install rabbitmq-server")
 
 
 def installed(layout: Layout, spec: LocalBroker) -> bool:
@@ -304,10 +297,9 @@ def evaluate(layout: Layout, spec: LocalBroker, expression: str) -> str:
     """Have a running node do what it can't be asked for otherwise; return why it didn't, empty where it did."""
     import subprocess
 
-    _, service = services(layout, spec)
     done = subprocess.run(
         ["/usr/lib/rabbitmq/bin/rabbitmqctl", "--quiet", "eval", expression],
-        env=dict(service.variables),
+        env=dict(service(layout, spec).variables),
         user=USER,
         group=USER,
         extra_groups=(),
@@ -357,14 +349,14 @@ def start(
     runs = status is not None and status.state in ("running", "starting")
     if refusal := listening.taken(spec, runs_as if runs else None, deaf=deaf):
         raise NetspaceError(refusal)
-    if deaf or not installed(layout, spec):
+    if status is not None and (deaf or not installed(layout, spec)):
         # Stopped before anything is written: one killed in between is then started anew by the next run.
-        running = [name for name in reversed(SERVICES) if name in supervisor.observe()]
-        if running:
-            _raise(layout, "can't stop the broker to reconfigure it", supervisor.stop(running))
+        _raise(layout, "can't stop the broker to reconfigure it", supervisor.stop([NODE]))
     install(layout, spec)
-    supervisor.define(services(layout, spec))
-    _raise(layout, "the broker can't be started", supervisor.start(SERVICES))
+    supervisor.define([service(layout, spec)])
+    if FORMER in supervisor.observe():
+        _raise(layout, "can't remove what the broker doesn't need any more", supervisor.remove([FORMER]))
+    _raise(layout, "the broker can't be started", supervisor.start([NODE]))
     wait(layout, spec, supervisor, progress)
 
 
@@ -413,13 +405,13 @@ def log_tail(layout: Layout, lines: int = 20) -> str:
         except OSError:
             continue
         if text:
-            return "\n".join(text.splitlines()[-lines:])
+            return "\n".join(printable(line) for line in text.splitlines()[-lines:])
     return "(it has none)"
 
 
 def remove(layout: Layout, supervisor: Supervisor, *, keep_data: bool) -> None:
     """Stop and forget the node; with *keep_data*, its mail stays for a later start."""
-    known = [name for name in reversed(SERVICES) if name in supervisor.observe()]
+    known = [name for name in (NODE, FORMER) if name in supervisor.observe()]
     if known:
         _raise(layout, "the broker can't be removed", supervisor.remove(known))
     if keep_data:

@@ -18,6 +18,8 @@ It also mends what a broker that is killed does to queues it made less than half
 down which log is whose that often only, and a queue whose log isn't known has no leader when it is back, and never
 gets one. Here that is written down as soon as queues are made, and such queues are told to choose one.
 
+What clients call themselves is logged without what ends a line or steers a terminal.
+
 Whom it cuts off it tells in the log and in a global parameter of the broker, where ``health`` reads it.
 
 It is written in Erlang and compiled where the broker is installed, by what its package depends on.
@@ -35,7 +37,7 @@ from typing import Any
 
 from netspace import files
 from netspace.errors import MissingError, NetspaceError
-from netspace.link import admission
+from netspace.link import admission, mapper
 from netspace.link.model import ANSWERS
 
 NAME = "netspace_guard"
@@ -45,7 +47,7 @@ ENTRIES = 64
 
 _APPLICATION = """{application, netspace_guard, [
     {description, "Bounds of accounts"}, {vsn, "1.0.0"}, {registered, [netspace_guard]},
-    {modules, [netspace_guard, netspace_guard_admission, netspace_guard_events]},
+    {modules, [netspace_guard, netspace_guard_admission, netspace_guard_events, netspace_guard_mapper]},
     {applications, [kernel, stdlib, rabbit]},
     {mod, {netspace_guard, []}}, {env, []}, {broker_version_requirements, []}]}.
 """
@@ -70,7 +72,7 @@ _GUARD = r"""%% Written by netspace: cuts off accounts that have the broker keep
 -module(netspace_guard).
 -behaviour(application).
 -behaviour(gen_server).
--export([start/2, stop/1, init/1, handle_call/3, handle_cast/2, handle_info/2]).
+-export([start/2, stop/1, init/1, handle_call/3, handle_cast/2, handle_info/2, plain/2]).
 
 -define(INTERVAL, 100).           % ms between two looks
 -define(LEAST, 32 * 1048576).     % bytes that nobody is cut off for
@@ -88,6 +90,7 @@ init(guard) ->
     process_flag(priority, high),
     %% Least milliseconds and entries between two snapshots of a queue; the most entries.
     persistent_term:put(quorum_queue_checkpoint_config, {1000, @ENTRIES@, 666667}),
+    _ = logger:add_primary_filter(netspace_guard, {fun ?MODULE:plain/2, []}),
     ok = gen_event:add_sup_handler(rabbit_event, netspace_guard_events, self()),
     self() ! look,
     self() ! {elect, ?ELECTIONS},
@@ -120,6 +123,27 @@ handle_info({ended, Reader}, State = #{ending := Ending}) ->
     {noreply, State#{ending := maps:remove(Reader, Ending)}};
 handle_info({gen_event_EXIT, _, Reason}, State) -> {stop, Reason, State};
 handle_info(_, State) -> {noreply, State}.
+
+%% -- the log -------------------------------------------------------------------
+%% What a client calls itself is logged as it is: no line ends in it, and no terminal is steered by it.
+plain(Event = #{msg := {Format, Arguments}}, _) when is_list(Arguments), Format =/= string, Format =/= report ->
+    Event#{msg := {Format, [text(One) || One <- Arguments]}};
+plain(Event, _) -> Event.
+
+text(Text) when is_binary(Text) ->
+    case unicode:characters_to_list(Text) of
+        List when is_list(List) ->
+            case lists:any(fun steers/1, List) of
+                true -> << <<(case steers(One) of true -> $?; false -> One end)/utf8>> || One <- List >>;
+                false -> Text
+            end;
+        _ -> << <<(if One < 32; One > 126 -> $?; true -> One end)>> || <<One>> <= Text >>
+    end;
+text(Other) -> Other.
+
+steers(One) ->
+    One < 32 orelse One >= 127 andalso One < 160 orelse One =:= 16#200E orelse One =:= 16#200F
+        orelse One >= 16#2028 andalso One =< 16#202E orelse One >= 16#2066 andalso One =< 16#2069.
 
 %% The manager's account is no environment's, nor is the broker itself.
 is_environment(User) ->
@@ -261,22 +285,24 @@ def sources() -> Mapping[str, str]:
         f"{NAME}.erl": filled,
         f"{admission.MODULE}.erl": admission.source(),
         f"{NAME}_events.erl": _EVENTS,
+        f"{mapper.MODULE}.erl": mapper.SOURCE,
         f"{NAME}.app": _APPLICATION,
     }
 
 
-def _place(folder: Path) -> Path:
+def place(folder: Path) -> Path:
+    """Where in *folder* the plugin's modules are."""
     return folder / f"{NAME}-1.0.0" / "ebin"
 
 
 def installed(folder: Path) -> bool:
     """Whether the plugin is in *folder* as it is to be."""
-    place = _place(folder)
+    there = place(folder)
     try:
-        same = all((place / name).read_text() == text for name, text in sources().items())
+        same = all((there / name).read_text() == text for name, text in sources().items())
     except OSError:
         return False
-    return same and all((place / name).with_suffix(".beam").exists() for name in sources() if name.endswith(".erl"))
+    return same and all((there / name).with_suffix(".beam").exists() for name in sources() if name.endswith(".erl"))
 
 
 def install(folder: Path, group: int) -> None:
@@ -297,14 +323,14 @@ def install(folder: Path, group: int) -> None:
         )
         if done.returncode:
             raise NetspaceError(f"the broker's guard can't be compiled: {(done.stderr or done.stdout)[-400:]}")
-        place = _place(folder)
-        shutil.rmtree(place.parent, ignore_errors=True)
-        for one in (place.parent, place):
+        there = place(folder)
+        shutil.rmtree(there.parent, ignore_errors=True)
+        for one in (there.parent, there):
             one.mkdir(mode=0o750)
             os.chown(one, 0, group)
         # What it was made of comes last: so one that is found whole is whole.
         for path in sorted(Path(made).iterdir(), key=lambda path: path.suffix != ".beam"):
-            files.write(place / path.name, path.read_bytes(), mode=0o640, owner=(0, group))
+            files.write(there / path.name, path.read_bytes(), mode=0o640, owner=(0, group))
 
 
 def cut_off(parameter: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:

@@ -28,6 +28,7 @@ from netspace.link import amqp, authority, names, reach
 from netspace.link.management import Management
 from netspace.link.record import read
 from netspace.spec.types import ClusterBroker, LocalBroker
+from netspace.text import printable
 
 MOST = 1000
 EVERY = 2**31 - 1
@@ -59,10 +60,10 @@ class Letter:
         about: dict[str, Any] = {"link": self.link, "reason": self.reason, "died": self.died, "bytes": self.size}
         for key in ("message_id", "content_type"):
             if key in self.properties:
-                about[key] = str(self.properties[key])[:256]
+                about[key] = printable(str(self.properties[key])[:256])
         if payload:
             raw = base64.b64decode(self.payload)[:SHOWN]
-            about["payload"] = raw.decode(errors="backslashreplace")
+            about["payload"] = printable(raw.decode(errors="backslashreplace"), kept="\n\t")
         return about
 
 

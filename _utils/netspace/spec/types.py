@@ -178,6 +178,7 @@ class LocalBroker(Base, frozen=True, tag_field="kind", tag="local"):
     :param names_key: file (root's alone) of 32 random characters or more, the same on all of *hosts*, for those whose
         ``public_key`` isn't declared. **Any of them can then find out which links there are between the others.**
     :param port: where it takes TLS connections; so with the others.
+    :param epmd_port: means nothing any more: the node has no epmd. Declarations that have it are good.
     :param passwords: environments whose clients can't log in by certificate: these get a password instead, and
         their own port 5672 takes AMQP without TLS. **Where there is one, the broker takes passwords at all.**
     :param trust_domain: begins the SPIFFE ID of each environment; by default the instance's name.

@@ -15,9 +15,11 @@ import pytest
 from pika.exceptions import ChannelClosedByBroker
 from pika.spec import Access, Basic, Exchange, Queue
 from test_link_attacks import client, manage
+from waiting import until
 
 from netspace.link import admission
 from netspace.link import broker as node
+from netspace.link.letters import Letters
 from netspace.spec.types import Link
 
 pytestmark = pytest.mark.root
@@ -239,6 +241,34 @@ def test_annotations_within_each_other_are_bounded_over_amqp_1(host, where, dept
     with host.client("orders") as channel:
         got = [channel.basic_get(host.n("mailbox.orders"), auto_ack=True)[0] for _ in range(2)]
     assert got[0] is not None and got[1] is None
+
+
+# -- what people read ---------------------------------------------------------------------
+FORGED = "x\n2026-11-27 00:00:00.000000+00:00 [info] <0.1.0> forged\x1b]0;title\x07\x1b[2J\u009b31m\u202e"
+
+
+def test_a_client_s_name_ends_no_line_of_the_log(host):
+    with contextlib.closing(host.connect("web", client_properties={"connection_name": FORGED})) as connection:
+        assert connection.is_open
+    log = host.layout.broker / "log/broker.log"
+    until(lambda: "forged" in log.read_text(), "it is logged", patience=30)
+    text = log.read_text()
+    assert not {one for one in text if not one.isprintable()} - {"\n", "\t"}
+    assert not any(
+        line.endswith("forged") or line.startswith("2026-11-27 00:00:00.000000") for line in text.splitlines()
+    )
+
+
+def test_a_letter_steers_no_terminal(host):
+    about = pika.BasicProperties(expiration="1", message_id=FORGED[:99], content_type="a\x1b[2J")
+    with host.client("web") as channel:
+        channel.basic_publish(host.n("link.web.orders"), "", f"two\nlines{FORGED}".encode(), about, mandatory=True)
+    desk = Letters(host.layout)
+    until(lambda: desk.count()["count"] == 1, "it is dead", patience=60)
+    (letter,) = desk.count(payload=True)["letters"]
+    assert all(letter[key].isprintable() for key in ("message_id", "content_type"))
+    assert letter["content_type"] == "a\\x1b[2J"
+    assert letter["payload"].startswith("two\nlines") and letter["payload"].replace("\n", "").isprintable()
 
 
 # -- that it is there -------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from netspace.link import broker as node
 from netspace.link.letters import Letters
 from netspace.link.names import environments_of
 from netspace.spec.types import Link, LocalBroker
+from netspace.supervision import Service
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("unhurried")]
 
@@ -116,6 +117,10 @@ def test_a_broker_of_a_former_guard_is_started_anew_once(world, monkeypatch):
     with monkeypatch.context() as before:
         before.setattr(guard, "sources", lambda: former)
         world.apply(ASK, TELL)
+        # It had an epmd beside it, too.
+        command = ("/usr/bin/epmd", "-address", "127.0.0.1", "-port", "4379")
+        world.supervisor.define([Service(name=node.FORMER, command=command, user=node.USER)])
+        assert world.supervisor.start([node.FORMER]) == {}
         with world.client("orders") as channel:
             about = pika.BasicProperties(delivery_mode=2)
             channel.basic_publish(world.n("link.orders.audit"), "", b"kept", about, mandatory=True)
@@ -124,6 +129,7 @@ def test_a_broker_of_a_former_guard_is_started_anew_once(world, monkeypatch):
     assert step.name == "broker" and "started anew" in step.changes["configuration"]["new"]
     world.apply(ASK, TELL)
     assert world.plan(ASK, TELL).steps == []
+    assert node.FORMER not in world.supervisor.observe()
     world.admits()
     with world.client("audit") as channel:
         assert channel.basic_get(world.n("mailbox.audit"), auto_ack=True)[2] == b"kept"

@@ -115,21 +115,22 @@ def test_a_port_that_is_taken_takes_one_section_out_of_the_configuration():
 # -- broker ------------------------------------------------------------------------
 def test_the_node_listens_on_loopback_and_has_no_secret_in_its_service():
     layout, spec = Layout(), LocalBroker()
-    mapper, node = broker.services(layout, spec)
-    assert node.after == (mapper.name,)
-    assert {mapper.user, node.user} == {"rabbitmq"}
+    node = broker.service(layout, spec)
+    assert (node.user, node.after) == ("rabbitmq", ())
     config = broker.configuration(layout, spec)
     listeners = [line for line in config.splitlines() if line.startswith(("listeners", "management.tcp.ip"))]
     assert listeners == ["listeners.tcp = none", "listeners.ssl.1 = 127.0.0.1:5682", "management.tcp.ip = 127.0.0.1"]
-    assert "{127,0,0,1}" in node.variables["RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS"]
-    assert node.variables["ERL_EPMD_PORT"] == mapper.variables["ERL_EPMD_PORT"] == "4379"
+    arguments = node.variables["RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS"]
+    assert "{127,0,0,1}" in arguments
+    assert node.variables["RABBITMQ_CTL_ERL_ARGS"] in arguments, "who asks it finds it in the same way"
+    assert "-start_epmd false" in arguments and "-erl_epmd_port 25682" in arguments
 
 
 def test_another_port_is_another_configuration(tmp_path, monkeypatch):
     monkeypatch.setattr(guard, "installed", lambda folder: True)
     layout = Layout(root=tmp_path)
     files.write_json(layout.records("link") / "management.json", {"username": "u", "password": "p", "hash": "h"})
-    for spec in (LocalBroker(), LocalBroker(epmd_port=1), LocalBroker(distribution_port=2), LocalBroker(port=3)):
+    for spec in (LocalBroker(), LocalBroker(distribution_port=2), LocalBroker(port=3)):
         assert not broker.installed(layout, spec)
         for name, content in broker._files(layout, spec, {"username": "u", "hash": "h"}).items():
             files.write(layout.broker / "etc" / name, content)
