@@ -167,7 +167,8 @@ def ensure(
         if _due(_issued(path(layout, name)), known.id(name), known.name, now):
             issuer = issuer or Issuer(known)
             folder = layout.identity(name)
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            layout.identities.mkdir(mode=0o700, parents=True, exist_ok=True)  # no local user reads the names
+            folder.mkdir(mode=0o700, exist_ok=True)
             files.write(folder / FILE, issuer.environment(name, now))
             renewed.add(name)
     return renewed, told

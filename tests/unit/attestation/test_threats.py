@@ -19,6 +19,10 @@ ROUNDS, BUS, PARTS = (f"unit/attestation/test_{name}.py" for name in ("rounds", 
 REGISTRAR, CA = "unit/attestation/test_registrar.py", "unit/attestation/test_privacy_ca.py"
 
 THREATS = {
+    "a forger who knows all that an attacker knows": (
+        "unit/attestation/test_adversary.py",
+        "test_no_forgery_of_a_bad_boot_reaches_l4",
+    ),
     "replay": (FORGERIES, "replay_of_old_evidence"),
     "relay from another minion": (FORGERIES, "evidence_relayed_from_another_minion"),
     "relay by another verifier": (FORGERIES, "evidence_relayed_by_another_verifier"),
