@@ -876,7 +876,7 @@ def _attest(minions: list[str], made: fleet.Fleet, *, listed: bool = False) -> d
     settings = _settings()
     turn = rounds.Round(made, _credentials(made.registrar, settings), lambda one: _announce(made, one), listed=listed)
     with _bus(settings) as bus:
-        return turn.run(minions, bus, _pace(settings), _seen(rounds.absent(made.registrar.folder) & set(minions)))
+        return turn.run(minions, bus, _pace(settings), _seen(rounds.doubtful(made.registrar.folder, minions)))
 
 
 def _enrolled(minion: str, settings: dict[str, Any]) -> dict[str, Any]:

@@ -146,17 +146,17 @@ def round_of(
     folder: Path,
     pace: Pace | None = None,
     bus: SimulatedBus | None = None,
-    back: Collection[str] = (),
+    connected: Collection[str] = (),
 ) -> Outcome:
     """Attest *hosts*; what a round leaves for the next one is in *folder*.
 
-    :param back: hosts that did not answer the last time, and that Salt sees again.
+    :param connected: hosts that Salt sees, of those that may be absent.
     """
     bus = SimulatedBus(hosts) if bus is None else bus
     judge: Any = Judge(folder, bus)
     ready: Any = None  # no certificate is due
     turn = Round(judge, ready, lambda standing: None, wall=lambda: START + bus.now)
-    found = turn.run(list(hosts), bus, pace or Pace(), back)
+    found = turn.run(list(hosts), bus, pace or Pace(), connected)
     return Outcome(bus.now, judge.judged, judge.answers, found, bus.messages, bus.most)
 
 
@@ -202,12 +202,17 @@ def table() -> list[dict[str, Any]]:
         for number, away, drips, drip in CASES:
             random.seed(3)
             hosts = fleet(number, away, drips, drip, seconds)
-            with folder() as here, folder() as other:
+            with folder() as here:
                 first, second = round_of(hosts, here), round_of(hosts, here)
+            with folder() as here:
+                present = {name for name, host in hosts.items() if host.seconds is not None}
+                seen = round_of(hosts, here, connected=present)
+            with folder() as other:
                 without = round_of({name: hosts[name] for name in good(hosts)}, other)
             lines.append({
                 "hosts": number, "away": away, "drip": drips, "each_part": drip.part if drips else None,
-                "answer_after": seconds, "first_s": round(first.took), "second_s": round(second.took),
+                "answer_after": seconds, "first_s": round(first.took), "first_seen_s": round(seen.took),
+                "second_s": round(second.took),
                 "without_s": round(without.took), "ratio": round(second.took / without.took, 2),
                 "last_good_judged_s": round(max(second.judged[name] for name in good(hosts))),
                 "late": sum(second.judged[name] > 7200 for name in good(hosts)),

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,10 +66,11 @@ class Round:
         self._slow: set[str] = set()
         self._clock: Callable[[], float] = time.monotonic
 
-    def run(self, minions: Collection[str], bus: Bus, pace: Pace, back: Iterable[str] = ()) -> dict[str, Any]:
+    def run(self, minions: Collection[str], bus: Bus, pace: Pace, connected: Collection[str] = ()) -> dict[str, Any]:
         """Attest *minions*, in random order; return what is said of each.
 
-        :param back: those of the hosts that did not answer the last time that are seen again.
+        :param connected: those of :func:`doubtful` hosts that the master sees now: they are asked as all others. In a
+            first round nobody is taken for absent where the master sees none at all.
         :raises NetspaceError: when the master or its results can't be reached.
         """
         folder, self._clock = self._fleet.registrar.folder, bus.clock
@@ -77,7 +78,8 @@ class Round:
         order = random.sample(list(minions), len(minions))
         # The slow ones first: what they take is over before the others are through.
         behind = [one for one in order if one in last.slow]
-        away = last.absent - last.slow - set(back)
+        doubted = last.absent - last.slow if last.rounds else frozenset(minions if connected else ())
+        away = doubted - set(connected)
         behind += [one for one in order if one in away]
         late = frozenset(behind)
         began = bus.clock()
@@ -216,6 +218,15 @@ class _Last:
     absent: frozenset[str] = frozenset()
     slow: frozenset[str] = frozenset()
     rounds: tuple[tuple[float, float], ...] = ()
+
+
+def doubtful(folder: Path, minions: Collection[str]) -> frozenset[str]:
+    """Return those of *minions* that may be absent: that did not answer the last time, or all before the first round.
+
+    :param folder: the registrar's.
+    """
+    last = _read(folder)
+    return last.absent & set(minions) if last.rounds else frozenset(minions)
 
 
 def absent(folder: Path) -> frozenset[str]:

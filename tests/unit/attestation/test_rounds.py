@@ -320,7 +320,19 @@ def test_who_is_seen_again_is_asked_as_all_others(tmp_path: Path) -> None:
     round_of({"web1": AWAY, "web2": AWAY}, tmp_path)
     assert round_of(hosts, tmp_path, one).most == 2, "beside the others, in a slot of their own"
     round_of({"web1": AWAY, "web2": AWAY}, tmp_path)
-    assert round_of(hosts, tmp_path, one, back={"web1", "web2"}).most == 1
+    assert round_of(hosts, tmp_path, one, connected={"web1", "web2"}).most == 1
+
+
+def test_first_round_asks_those_that_are_connected_first(tmp_path: Path) -> None:
+    """Hosts that answer at once, so that every second that an absent one holds a slot would show."""
+    hosts = fleet(2000, away=100, seconds=0.0)
+    present = {name for name, host in hosts.items() if host.seconds is not None}
+    without = round_of({name: hosts[name] for name in present}, tmp_path / "without")
+    seen = round_of(hosts, tmp_path / "seen", connected=present)
+    assert max(seen.judged[name] for name in present) < 1.3 * without.took
+    assert set(seen.judged) == present
+    blind = round_of(hosts, tmp_path / "blind")
+    assert set(blind.judged) == present, "a master that sees nobody asks all"
 
 
 @pytest.mark.parametrize(
