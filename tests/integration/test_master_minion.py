@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +47,6 @@ class Fleet:
 def fleet(salt_factories: FactoriesManager, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     folder = tmp_path_factory.mktemp("fleet")
     source = checkout.copy(folder / "source")
-    shutil.copytree(checkout.ROOT / "states", source / "states")
     (folder / "pillar").mkdir()
     (folder / "pillar" / "top.sls").write_text("base: {'*': [shop]}\n")
     (folder / "pillar" / "shop.sls").write_text(json.dumps({"netspace": DECLARATION}))

@@ -42,6 +42,8 @@ from netspace.spec.types import Broker, ClusterBroker, Link, LocalBroker
 from netspace.supervision import Supervisor
 
 IMPORT_SECONDS = 300.0
+# Seconds for which shovels that were just changed may be missing from what the broker tells of them.
+CARRIERS_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -228,6 +230,8 @@ class Change:
                 secrets |= dict.fromkeys(certified, "")
                 self._import(api, broker, diff.document(compared.wanted, change, vhost, secrets), accounts)
             self._delete(api, broker, change.last, accounts)
+            if any(key[0] == "shovel" for key in (*change.revoke, *change.create, *change.change, *change.last)):
+                self._ensure_carriers(api, broker, vhost, after)
             empty = {one.queue for one in formers if one.queue in work.observed.drained}
             empty = {name for name in empty if not _has_mail(api, vhost, name)}
             for name in empty:
@@ -281,6 +285,20 @@ class Change:
                 self._with_carriers(broker, delete)
             else:
                 delete()
+
+    def _ensure_carriers(self, api: Management, broker: Broker, vhost: str, after: Mapping[str, Link]) -> None:
+        """Wait until the broker knows of its shovels, and start them anew where it has given them up.
+
+        A change of one may end what runs them all (``reach.stalled``), a moment after the change was taken.
+        """
+        if not isinstance(broker, LocalBroker) or not any(map(model.carried, after.values())):
+            return
+        deadline = time.monotonic() + CARRIERS_SECONDS
+        while api.get("shovels", vhost) == []:
+            if time.monotonic() > deadline:
+                node.restart_carriers(self.layout, broker)
+                return
+            time.sleep(0.1)
 
     def _with_carriers(self, broker: Broker, do: Callable[[], object]) -> None:
         """Change a shovel; once more where that ended what runs them all, or it had ended (``reach.stalled``)."""

@@ -165,8 +165,15 @@ def render(layout: Layout, service: Service, version: int = GROWING) -> str:
     if service.delegate or service.pid_file is not None:
         text += "Delegate=yes\nDelegateSubgroup=supervisor\n"
     else:
-        text += CONFINEMENT
+        text += _confinement(service)
     return text + "\n[Install]\nWantedBy=multi-user.target\n"
+
+
+def _confinement(service: Service) -> str:
+    """Return the hardening of a confined service: a /tmp of its own, unless what it runs lies in the host's."""
+    if any(part.startswith(("/tmp/", "/var/tmp/")) for part in service.command):  # noqa: S108 (a checkout's venv)
+        return CONFINEMENT.replace("PrivateTmp=yes\n", "")
+    return CONFINEMENT
 
 
 def render_restore(layout: Layout, command: tuple[str, ...]) -> str:

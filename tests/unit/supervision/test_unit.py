@@ -218,3 +218,13 @@ def test_one_that_waits_does_so_in_a_shell_and_for_as_long_as_it_takes(service: 
             shell.wait(0.3)
         gates[1].touch()
         assert shell.communicate()[0] == "through -- it\n"
+
+
+def test_unit_of_a_program_in_tmp_sees_that_folder() -> None:
+    """An interpreter below /tmp is not hidden from its own service; all others have a /tmp of their own."""
+    usual = unit.render(Layout(), Service(name="renewer", command=("/usr/bin/python3", "-I", "x")))
+    ours = unit.render(
+        Layout(), Service(name="renewer", command=("/bin/sh", "-c", "x", "/tmp/checkout/.venv/bin/python"))
+    )
+    assert "PrivateTmp=yes\n" in usual
+    assert "PrivateTmp" not in ours and "ProtectSystem=full\n" in ours
