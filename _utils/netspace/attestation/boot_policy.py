@@ -101,9 +101,9 @@ class Boot:
             ("signers", self.signers is not None, (7,) if self.applications is not None else (7, 14)),
             ("mok", self.mok is not None, (14,)),
             ("applications", self.applications is not None, (2, 4)),
-            ("kernels", self.kernels is not None, (4, *_LOADED)),
-            ("command_lines", self.command_lines is not None, (4, 8, *_LOADED)),
-            ("sbat", bool(self.sbat), (4, 7)),
+            ("kernels", self.kernels is not None, (2, 4, *_LOADED)),
+            ("command_lines", self.command_lines is not None, (2, 4, 8, *_LOADED)),
+            ("sbat", bool(self.sbat), (2, 4, 7)),
             ("pcrs", bool(_BY_PROGRAMS & self.pcrs.keys()), (4,)),
         ):
             if there:
@@ -154,6 +154,8 @@ def gaps(boot: Boot, quoted: Collection[int] | None = None, values: Collection[i
         elif quoted is not None and number not in quoted:
             found.append(f"{rule}: its proof lies in PCR {number}, which is not quoted; quote it")
     loading = "kernels" if boot.kernels is not None else "command_lines" if boot.command_lines is not None else ""
+    if not loading and _BY_PROGRAMS & boot.pcrs.keys():
+        loading = "pcrs"  # a kernel that skips the boot loader leaves them to be typed in
     if loading and boot.unordered and 4 not in boot.pcrs and 4 not in values:
         found.append(
             f"{loading}: a kernel that the firmware or shim starts may measure nothing of its command line; give "
@@ -164,6 +166,14 @@ def gaps(boot: Boot, quoted: Collection[int] | None = None, values: Collection[i
             f"pcrs: PCR {number} may be reset by whoever uses the TPM, so its value proves nothing; leave it out"
         )
     return found
+
+
+def valued_lines(boot: Boot, values: Collection[int] = ()) -> bool:
+    """Whether all PCRs that a command line is measured into are known by value, so that it needs no other proof.
+
+    :param values: PCRs that have values from elsewhere (references).
+    """
+    return boot.pcrs.keys() | frozenset(values) >= {8, *_LOADED}
 
 
 def ima_gaps(boot: Boot | None, quoted: Collection[int] | None = None, values: Collection[int] = ()) -> list[str]:
@@ -178,7 +188,7 @@ def ima_gaps(boot: Boot | None, quoted: Collection[int] | None = None, values: C
     known = rules.judged | rules.pcrs.keys() | frozenset(values)
     found = [
         f"PCR {number} is not judged, which the kernel and its command line are measured into; give {_remedy(number)}"
-        for number in (4, 8, *_LOADED)
+        for number in (2, 4, 8, *_LOADED)
         if number not in known
     ]
     if quoted is not None:

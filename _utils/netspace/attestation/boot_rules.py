@@ -42,7 +42,11 @@ _ORDER = (8, 12, 9, 11, 13)
 
 
 def judged_boot(evidence: Evidence, policy: Boot | None, references: References | None) -> frozenset[int]:
-    """Check the boot, and return the PCRs that prove the kernel's command line.
+    """Check the boot, and return the PCRs that prove a command line which root can't have added later.
+
+    Without ``command_lines`` a listed section ``.cmdline`` of a unified kernel image is one. PCRs 8 and 9 are in the
+    measurement list's own first line. PCRs 11 and 12 count where their value is known, or where systemd's words follow
+    the line: else a boot that measured none leaves it to be added.
 
     :raises Refused: for the first thing that is not as it should be.
     """
@@ -125,11 +129,13 @@ def _applications(
 
 @dataclass
 class _Found:
-    """What was found in PCRs 8 to 13: whether a kernel, which lines as text, and where lines are proved."""
+    """The findings of PCRs 8 to 13: whether a kernel, which lines as text, where lines are proved, and where nothing
+    after them shows that they were there when the system started (*open*)."""
 
     kernel: bool = False
     lines: list[str] = field(default_factory=list)
     proved: set[int] = field(default_factory=set)
+    open: set[int] = field(default_factory=set)
 
 
 def _loaded(extended: Mapping[int, Sequence[Extension]], policy: Boot) -> frozenset[int]:
@@ -152,16 +158,16 @@ def _loaded(extended: Mapping[int, Sequence[Extension]], policy: Boot) -> frozen
         raise UnknownFile("none of the policy's kernels was loaded")
     if policy.command_lines is not None and not found.proved:
         raise UnknownCommandLine("no quoted PCR proves the kernel's command line")
-    return frozenset(found.proved)
+    return frozenset(found.proved - found.open)
 
 
 def _judge_loaded(pcr: int, extended: Sequence[Extension], policy: Boot, found: _Found) -> None:
     words, allowed, lines = measured.WORDS.get(pcr, frozenset()), policy.allowed[pcr], policy.lines[pcr]
     if pcr == 9 and found.lines:
         lines = lines.union(*(measured.line_forms(9, line) for line in found.lines))
-    ended = False
+    ended, section = False, b""
     for one in extended:
-        digest = one.digest
+        digest, before, section = one.digest, section, one.digest
         if digest in words:
             ended = True
         elif digest == measured.NOTHING and pcr == 9 and policy.command_lines is not None:
@@ -171,6 +177,10 @@ def _judge_loaded(pcr: int, extended: Sequence[Extension], policy: Boot, found: 
         elif digest in lines:
             found.proved.update(() if ended else (pcr,))
         elif digest in allowed:
+            # The content of .cmdline: a unified kernel image, which PCR 4 has by its digest, brings its own line.
+            section_line = before == measured.COMMAND_LINE_SECTION and digest not in measured.SECTION_NAMES
+            if section_line and pcr == 11 and policy.command_lines is None and not ended:
+                found.proved.add(pcr)
             found.kernel |= not ended and pcr in (9, 11) and digest in (policy.kernels or ())
         elif pcr == 11 and digest in measured.SECTION_NAMES:
             continue
@@ -181,6 +191,8 @@ def _judge_loaded(pcr: int, extended: Sequence[Extension], policy: Boot, found: 
             found.proved.update(() if ended else (pcr,))
         else:
             _refuse(pcr, one)
+    if pcr in (11, 12) and not ended:
+        found.open.add(pcr)
 
 
 def _line(pcr: int, one: Extension, policy: Boot) -> str | None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from netspace.attestation.refusals import LogMalformed, LogMismatch
@@ -70,6 +70,14 @@ class EventLog:
                 before = bytes((*bytes(size - 1), self.locality if event.pcr == 0 else 0))
             values[event.pcr] = digest_of(before + event.digests[bank]).digest()
         return values
+
+    def extended(self, pcr: int, bank: str, digests: Iterable[bytes]) -> bytes:
+        """Return the value of *pcr* after *digests*, from the value that it has at the start."""
+        digest_of = getattr(hashlib, bank)
+        value = bytes((*bytes(digest_of().digest_size - 1), self.locality if pcr == 0 else 0))
+        for digest in digests:
+            value = digest_of(value + digest).digest()
+        return value
 
     def check(
         self, quoted: Mapping[int, bytes], bank: str = "sha256", replayed: Mapping[int, bytes] | None = None

@@ -45,8 +45,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 
-from netspace.attestation import eventlog, ima, measurelog
+from netspace.attestation import eventlog, extensions, ima, measured, measurelog
 from netspace.attestation.evidence import BANK, Evidence
+from netspace.attestation.extensions import Extension
 from netspace.attestation.ima import BOOT_AGGREGATE, Entry, File, State
 from netspace.attestation.policy import Ima
 from netspace.attestation.refusals import (
@@ -63,7 +64,6 @@ from netspace.attestation.refusals import (
 
 # PCRs of which the kernel takes the boot aggregate, other than in the SHA-1 bank (Linux 5.8: ima_crypto.c).
 AGGREGATED = range(10)
-_UNTOUCHED = bytes(32)
 
 
 def judged(evidence: Evidence, policy: Ima, fingerprint: str, boot: tuple[int, int], start: State | None) -> State:
@@ -133,16 +133,29 @@ def _digest(values: Mapping[int, bytes]) -> bytes:
 def _at_start(evidence: Evidence) -> Mapping[int, bytes]:
     """Return the PCR values that the kernel found when it started.
 
-    They are the quoted ones, but for those that systemd measured into since: its log, after the firmware's, leads to
-    the quoted value, as was checked for L4.
+    They are the quoted ones without the words of systemd's that end a PCR: these alone may come after that moment.
+    In which of the two logs an extension stands is the sender's word, so the logs are one sequence here, which leads
+    to the quoted value, as was checked for L4.
     """
-    records = measurelog.parse(evidence.systemd_log) if evidence.systemd_log is not None else ()
-    later = {record.pcr for record in records}
     values = dict(evidence.pcrs)
-    if evidence.boot_log is not None and not later.isdisjoint(AGGREGATED):
-        firmware = eventlog.parse(evidence.boot_log).replay(BANK)
-        values.update({pcr: firmware.get(pcr, _UNTOUCHED) for pcr in later})
+    if evidence.boot_log is None or evidence.systemd_log is None:
+        return values
+    log = eventlog.parse(evidence.boot_log)
+    extended = extensions.of(log, measurelog.parse(evidence.systemd_log), AGGREGATED)
+    for pcr, found in extended.items():
+        last = len(found)
+        while last and _is_word(pcr, found[last - 1]):
+            last -= 1
+        if last < len(found):
+            values[pcr] = log.extended(pcr, BANK, (one.digest for one in found[:last]))
     return values
+
+
+def _is_word(pcr: int, one: Extension) -> bool:
+    """Whether systemd measures this, and nothing else does: it adds no trust, wherever it stands."""
+    if one.digest in measured.WORDS.get(pcr, ()):
+        return True
+    return pcr == 9 and any(map(measured.nvpcr, one.preimages()))
 
 
 def _first_refused(entries: Sequence[Entry], first: int, policy: Ima, evidence: Evidence) -> tuple[str, str] | None:

@@ -86,14 +86,15 @@ def _unfounded(
 ) -> ImaUnfounded | None:
     """Return what a measurement list rests on and the rules for the boot leave open; None where it may be believed.
 
-    :param proved: PCRs that prove the command line. PCR 12 alone does not: a boot entry of systemd's without options
-        measures nothing there, and root adds a good line later; PCRs 8 and 9 are in the list's own first line.
+    :param proved: PCRs that prove a command line which root can't have added later.
     """
     quoted = evidence.pcrs.keys() | set(range(10))  # of PCRs 0 to 9 the list itself tells
     found = boot_policy.ima_gaps(policy.boot, quoted, references or {})
     if found:
         return ImaUnfounded(found[0])
     boot = policy.boot
-    if boot is not None and boot.command_lines is not None and not set(proved) - ({12} - boot.pcrs.keys()):
-        return ImaUnfounded("the command line is proved by PCR 12 alone, which root extends later, too")
-    return None
+    if boot is None or proved or (boot.command_lines is None and boot_policy.valued_lines(boot, references or {})):
+        return None
+    if boot.command_lines is None:
+        return ImaUnfounded("no command line is proved; give command_lines with ima_policy=tcb")
+    return ImaUnfounded("the command line is proved by PCR 11 or 12 alone, which root extends later, too")

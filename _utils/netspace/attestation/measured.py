@@ -51,6 +51,7 @@ _SECTIONS = (
     *(".pcrsig", ".pcrpkey", ".dtbauto", ".hwids", ".efifw"),
 )
 SECTION_NAMES = frozenset(digest(name.encode() + b"\0") for name in _SECTIONS)
+COMMAND_LINE_SECTION = digest(b".cmdline\0")
 # What systemd measures when the boot loader is long gone: whatever follows in that PCR is user space's.
 _OS_SEPARATOR = digest(b"os-separator")
 _PHASES = ("enter-initrd", "leave-initrd", "sysinit", "ready", "shutdown", "final")
@@ -97,7 +98,10 @@ def line_forms(pcr: int, line: str) -> tuple[bytes, ...]:
     before it). PCR 11: the section ``.cmdline``. PCR 12 (8 before v251): systemd, in UTF-16.
     """
     found: list[bytes] = []
-    for form in dict.fromkeys((line, f"BOOT_IMAGE={line}", line.strip()) if pcr == 9 else (line, line.strip())):
+    forms = [line, line.strip()]
+    if pcr == 9 and starts_with_path(line):
+        forms.append(f"BOOT_IMAGE={line}")
+    for form in dict.fromkeys(forms):
         wide, plain = form.encode("utf-16-le", "surrogatepass"), form.encode("utf-8", "surrogatepass")
         if pcr in (8, 9, 12):
             found += (wide, wide + b"\0\0")

@@ -6,6 +6,7 @@ both logs. He can't sign. ``forge`` gives the level that he reaches.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import struct
@@ -362,11 +363,11 @@ RESTS = {
     "secure_boot": (7,),
     "dbx": (7,),
     "signers": (7, 14),
-    "sbat": (4, 7),
+    "sbat": (2, 4, 7),
     "mok": (14,),
     "applications": (2, 4),
-    "kernels": (4, 9, 11, 12),
-    "command_lines": (4, 8, 9, 11, 12),
+    "kernels": (2, 4, 9, 11, 12),
+    "command_lines": (2, 4, 8, 9, 11, 12),
 }
 SAMPLES: dict[str, Any] = {
     "secure_boot": True,
@@ -499,7 +500,7 @@ def test_l5_rests_on_the_kernel_that_measures_and_its_command_line() -> None:
             boot_forge.PCRS["uki"],
             "does not demand ima_policy=tcb",
         ),
-        ({"unchecked": list(range(16))}, tuple(range(16)), "PCR 4 is not judged"),
+        ({"unchecked": list(range(16))}, tuple(range(16)), "PCR 2 is not judged"),
         ({**rules["boot"], "command_lines": STAR}, boot_forge.PCRS["uki"], "give the whole line"),
         ({**rules["boot"], "command_lines": ["x ima_policy=tcb*"]}, boot_forge.PCRS["uki"], "does not demand"),
         (rules["boot"], tuple(one for one in boot_forge.PCRS["uki"] if one != 3), "PCR 3 is not quoted"),
@@ -532,7 +533,7 @@ ALLOWED = {"ima": {"exclude": ["/usr/*"]}}
 def test_l5_is_not_given_where_the_boot_is_left_unchecked() -> None:
     rules = {"version": 1, "boot": {"unchecked": list(range(16))}, **ALLOWED}
     found = judge.appraise(listed(booted("shim-grub", other_line(BAD))), policy.parse(rules), None)
-    assert (found.level, found.code) == (4, "ima-unfounded") and "PCR 4" in found.reason
+    assert (found.level, found.code) == (4, "ima-unfounded") and "PCR 2" in found.reason
     assert found.ima is None, "what rests on nothing is not remembered"
 
 
@@ -564,7 +565,7 @@ def test_l5_wants_the_whole_command_line_and_ima_in_it(pattern: str, level: int)
     ],
 )
 def test_l5_what_has_ima_measure(line: str, measures: bool) -> None:
-    values = {str(pcr): ["00" * 32] for pcr in (4, 8, 9, 11, 12)}
+    values = {str(pcr): ["00" * 32] for pcr in (2, 4, 8, 9, 11, 12)}
     boot = policy.parse({"version": 1, "boot": {"command_lines": [line], "pcrs": values}}).boot
     assert (boot_policy.ima_gaps(boot) == []) == measures
 
@@ -582,7 +583,90 @@ def test_l5_a_command_line_that_pcr_12_alone_proves_may_have_been_added_later() 
     found = judge.appraise(listed(booted("uki"), SYSTEMD), policy.parse({**rules, **ALLOWED}), None)
     assert found.level == 5, found
     found = judge.appraise(listed(booted("uki", edit), SYSTEMD), policy.parse({**rules, **ALLOWED}), None)
-    assert (found.level, found.code) == (4, "ima-unfounded") and "PCR 12 alone" in found.reason
+    assert (found.level, found.code) == (4, "ima-unfounded") and "PCR 11 or 12 alone" in found.reason
+
+
+# -- what the rules for boots and for lists owe each other ----------------------------------------
+UKI_LINE = {form for pcr in (8, 9, 11, 12) for form in fixed.line_forms(pcr, boot_forge.LINE)}
+
+
+def without_line(found: list[Event]) -> None:
+    """A boot that measures no command line: a boot entry without options, and a kernel before 5.18."""
+    found[:] = [one for one in found if one.digests.get("sha256") not in UKI_LINE]
+
+
+def uki_rules(**rules: Any) -> policy.Policy:
+    found = boot_forge.policy("uki", **rules)
+    found["boot"]["unchecked"] += [13, 14]
+    return policy.parse({**found, **ALLOWED})
+
+
+@pytest.mark.parametrize("told_by", ["the boot log", "systemd's log"])
+@pytest.mark.parametrize("pcr", [8, 9, 12])
+def test_l5_a_line_added_later_is_no_line_in_either_log(pcr: int, told_by: str) -> None:
+    """The list's first line has PCRs 0 to 9 as they were; in which log an extension stands changes nothing of that."""
+    told = booted("uki", without_line)
+    real = listed(told, SYSTEMD)
+    form = fixed.line_forms(pcr, boot_forge.LINE)[0]
+    values = {**real.pcrs, pcr: sha256(real.pcrs[pcr] + form)}
+    if told_by == "the boot log":
+        late = [*told, measured(pcr, events.IPL, boot_forge.LINE.encode("utf-16-le"))]
+        forged = dataclasses.replace(real, boot_log=boot_forge.packed(late), pcrs=values)
+    else:
+        forged = dataclasses.replace(real, systemd_log=SYSTEMD + record(pcr, form, "x"), pcrs=values)
+    found = judge.appraise(forged, uki_rules(), None)
+    assert found.level < 5 and found.code in ("ima-aggregate", "ima-unfounded"), found
+
+
+def test_l5_words_of_systemds_may_follow_the_kernels_start() -> None:
+    """What systemd measures into PCR 9 itself came after the list's first line, and is no reason against it."""
+    told, word = booted("uki"), b"nvpcr-init:hardware:0x1d10200:sha256:" + b"ab" * 32
+    real = listed(told, SYSTEMD)
+    values = {**real.pcrs, 9: sha256(real.pcrs[9] + sha256(word))}
+    later = SYSTEMD + record(9, sha256(word), word.decode())
+    found = judge.appraise(dataclasses.replace(real, systemd_log=later, pcrs=values), uki_rules(), None)
+    assert found.level == 5, found
+
+
+def test_l5_kernels_without_a_line_that_is_proved() -> None:
+    """Rules for kernels alone: the section .cmdline of a unified kernel image is its line, and else there is none."""
+    files = sorted({*boot_forge.policy("uki")["boot"]["files"], *(one.hex() for one in UKI_LINE)})
+    rules = boot_forge.policy("uki", command_lines=None, files=files)
+    rules["boot"]["unchecked"] = [0, 1, 3, 5, 6, 13, 14, 15]
+    rules["boot"]["pcrs"]["8"] = ["00" * 32]
+    made = policy.accepted({**rules, **ALLOWED})
+    assert judge.appraise(listed(booted("uki"), SYSTEMD), made, None).level == 5
+    found = judge.appraise(listed(booted("uki", without_line), SYSTEMD), made, None)
+    assert (found.level, found.code) == (4, "ima-unfounded"), found
+
+
+def test_l5_a_line_in_pcr_11_counts_before_a_phase_alone() -> None:
+    def late(found: list[Event]) -> None:
+        without_line(found)
+        found.append(measured(11, events.IPL, boot_forge.LINE.encode()))
+
+    found = judge.appraise(listed(booted("uki", late)), uki_rules(), None)
+    assert (found.level, found.code) == (4, "ima-unfounded"), found
+
+
+def test_a7_values_of_what_is_loaded_rest_on_who_started_it() -> None:
+    """shim starts a listed kernel by its load options: GRUB never runs, and root types the known values in later."""
+    good = listed(booted("shim-grub"))
+    rules = boot_forge.policy("shim-grub", kernels=None, command_lines=None, started_by=None, initrds=None, files=None)
+    rules["boot"]["unchecked"] = [0, 1, 3, 5, 6, 13, 14, 15]
+    rules["boot"]["pcrs"].update({str(pcr): [good.pcrs[pcr].hex()] for pcr in (8, 9, 11, 12)})
+    with pytest.raises(policy.PolicyError, match="pcrs: a kernel that the firmware or shim starts"):
+        policy.accepted({**rules, **ALLOWED})
+    assert judge.appraise(good, policy.parse({**rules, **ALLOWED}), None).code == "policy-uncovered"
+    rules["boot"]["started_by"] = boot_forge.policy("shim-grub")["boot"]["started_by"]
+    assert judge.appraise(good, policy.accepted({**rules, **ALLOWED}), None).level == 5
+
+
+def test_a4_a_line_without_a_file_is_not_known_after_a_boot_loaders_word() -> None:
+    """Of ``BOOT_IMAGE=root=/dev/vda`` the kernel would read no root."""
+    told = sha256("BOOT_IMAGE=root=/dev/vda".encode("utf-16-le"))
+    assert told not in fixed.line_forms(9, "root=/dev/vda")
+    assert sha256("BOOT_IMAGE=/vmlinuz ro".encode("utf-16-le")) in fixed.line_forms(9, "/vmlinuz ro")
 
 
 # -- D2: firmware that logs less than it measures -------------------------------------------

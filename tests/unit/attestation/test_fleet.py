@@ -526,7 +526,7 @@ def test_what_a_policy_allows_for_a_time_ends_by_the_clock_alone(made: Fleet, tm
     now = [policy.when("2026-12-23")]
     kept = groups.Policies(tmp_path / "books", made.signer, lambda: now[0])
     rules = {
-        "boot": {"kernels": ["ab" * 32], "pcrs": {"4": []}},
+        "boot": {"kernels": ["ab" * 32], "pcrs": {"2": [], "4": []}},
         "until": {"2026-12-24": {"boot": {"kernels": ["cd" * 32]}}},
     }
     kept.put("web", {"version": 1, **rules})
