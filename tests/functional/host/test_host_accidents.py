@@ -445,7 +445,7 @@ def test_two_hundred_environments_at_once(world: World) -> None:
     finally:
         done.set()
         watcher.join()
-    assert descriptors < len(names) + 20, "one for each program, and few besides"
+    assert descriptors < 2 * len(names) + 20, "a process and a pipe of each program, and few besides"
     assert max(threads for threads, _ in seen) <= 16
     assert max(count for _, count in seen) < len(names) + 100
 

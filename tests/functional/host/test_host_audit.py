@@ -204,7 +204,7 @@ def test_success_is_an_exit_code():
     )
     for outcome, code in (("succeeded", "2"), ("skipped", "0"), ("refused", "0")):
         done = subprocess.run(
-            [sys.executable, "-c", script, str(CHECKOUT / "_modules"), str(CHECKOUT / "_utils")],
+            [sys.executable, "-c", script, str(CHECKOUT / "_utils"), str(CHECKOUT / "_modules")],
             input=outcome,
             capture_output=True,
             text=True,
