@@ -1,14 +1,14 @@
-"""What genuine evidence is worth: boot log, references, boot policy and IMA, in the one legal order.
+"""Judge genuine evidence: boot log, references, boot policy and IMA, in the one legal order.
 
-Pure: no file, no network, no clock. It is asked by ``verifier.verify_quote`` alone, after
-everything that was signed was found genuine, and decides on L4 and L5:
+Pure: no file, no network, no clock. Only ``verifier.verify_quote`` calls it, after it found every signature
+genuine. The judge decides on L4 and L5:
 
 1. the boot is as references or a boot policy say (:mod:`netspace.attestation.boot_rules`). **L4**
 2. there is an IMA policy, and a list, which continues where the last one ended;
 3. lines of it lead to the quoted PCR 10; later ones wait for the next time;
 4. it begins with this boot's PCR values and has process 1, and the policy allows each of the lines
    (:mod:`netspace.attestation.ima_rules`);
-5. the boot policy says what such a list rests on (:func:`boot_policy.ima_gaps`). **L5**
+5. the boot policy judges what such a list rests on (:func:`boot_policy.ima_gaps`). **L5**
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def ask_from(policy: Policy, start: State | None) -> int:
 def _unfounded(
     policy: Policy, evidence: Evidence, references: References | None, proved: Collection[int]
 ) -> ImaUnfounded | None:
-    """Return what a measurement list rests on and the rules for the boot leave open; None where it may be believed.
+    """Return what a measurement list rests on and the rules for the boot leave open; None where nothing is open.
 
     :param proved: PCRs that prove the command line. PCR 12 alone does not: a boot entry of systemd's without options
         measures nothing there, and root adds a good line later; PCRs 8 and 9 are in the list's own first line.

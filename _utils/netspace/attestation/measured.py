@@ -1,8 +1,8 @@
-"""The closed lists: digests whose meaning a specification fixes, and texts that only one form of data can be.
+"""The closed lists: digests whose meaning a specification fixes, and texts that only one form of data can have.
 
-A digest in a PCR may be anything that somebody had measured, whatever a log calls it. It says something by itself only
-where it is the digest of a known constant: a separator, an action's name, the name of a section, a word of systemd's.
-Where data is not constant, its form is: a strict grammar that no program, script or archive satisfies.
+A digest in a PCR may be of any data, whatever a log calls it. A digest has a meaning of its own only where it is that
+of a known constant: a separator, an action's name, the name of a section, a word of systemd's. Data that is not
+constant is known by its form: a strict grammar that no program, script or archive satisfies.
 
 Sources: TCG PC Client Platform Firmware Profile 1.06, 3.3.4 and 10.4; systemd, "TPM2 PCR Measurements Made by systemd"
 and systemd-pcrphase.service(8); systemd-stub(7); shim, ``mok.c``. Pure: decides nothing about a host.
@@ -19,7 +19,7 @@ SHIM = "605dab50-e046-4300-abb6-3dd810dd8b23"
 
 
 def digest(data: bytes) -> bytes:
-    """Return what a PCR of the SHA-256 bank is extended with for *data*."""
+    """Return the value that a PCR of the SHA-256 bank is extended with for *data*."""
     return hashlib.sha256(data).digest()
 
 
@@ -82,7 +82,7 @@ def nvpcr(data: bytes) -> bool:
 
 
 def sbat(data: bytes) -> dict[str, int] | None:
-    """Read shim's ``SbatLevel``: the lowest generation of each component that may run; None where it is none."""
+    """Read shim's ``SbatLevel``: the lowest generation of each component that may run; None for other data."""
     found = _SBAT.fullmatch(data) if len(data) <= 4096 else None
     if found is None:
         return None
@@ -109,15 +109,18 @@ def line_forms(pcr: int, line: str) -> tuple[bytes, ...]:
 
 
 def starts_with_path(line: str) -> bool:
-    """Whether *line* begins with a file, as GRUB names the kernel: no command does, so none passes for a line."""
+    """Whether *line* begins with a file, as GRUB names the kernel.
+
+    No GRUB command does, so none is taken for a line.
+    """
     return line[:1] in ("/", "(")
 
 
 def plain_line(line: str, pattern: str) -> bool:
-    """Whether what ``*`` stands for, in a line that *pattern* matches, changes nothing of how the rest is read.
+    """Whether the text in place of each ``*`` of *pattern* leaves the reading of the rest of *line* unchanged.
 
-    A quote, or a word ``--``, would have the kernel read what follows as something else; what is too long, it cuts off;
-    and what is not printable may be something else than a line.
+    The kernel would read the text after a quote, or after a word ``--``, as something else, and cuts off a line that
+    is too long. Text that is not printable may not be a line at all.
     """
     return (
         len(line) <= _MAX_LINE

@@ -1,6 +1,6 @@
-"""Reads the parts that policies are made of: lists of digests, patterns, PCR numbers.
+"""Read the parts of policies: lists of digests, patterns, PCR numbers.
 
-Each function takes the path of what it reads, and an error's message begins with that path. Pure: no file is read.
+Each function takes the path of the part, and an error's message begins with that path. Pure: no file is read.
 """
 
 from __future__ import annotations
