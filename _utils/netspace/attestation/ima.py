@@ -265,7 +265,8 @@ def boot_aggregate(entries: Sequence[Entry]) -> bytes | None:
 def measures_programs(entries: Sequence[Entry]) -> bool:
     """Whether process 1 is among *entries*.
 
-    A kernel that does not measure programs has a short list without a bad line. With Secure Boot alone, kernels measure modules. A list can't show that the kernel left out nothing.
+    A kernel that does not measure programs has a short list without a bad line. With Secure Boot alone, kernels measure
+    modules. A list can't show that the kernel left out nothing.
     """
     return any(
         (found := file(entry)) is not None

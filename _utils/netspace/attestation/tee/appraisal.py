@@ -1,11 +1,11 @@
-"""Judgement of a TEE report: genuine, for this very challenge, and as the policy says.
+"""Judgement of a TEE report: genuine, for this very challenge, and allowed by the policy.
 
 The order: there is a report; its kind can be verified; it is genuine (structure, certificate, signature,
 path to a root); it is over this challenge and this key; the policy has rules for its kind; no debugging;
 measurement; TCB; settings; registers; the guest's log.
 
-What is forged or replayed raises, as everywhere: the whole evidence is refused. What is genuine and not good enough
-gives a verdict with a code. :func:`weigh` says what that does to a level, and is the only place that does.
+A forged or replayed report raises, as everywhere: the whole evidence is refused. A genuine report that the policy does
+not allow gives a verdict with a code. Only :func:`weigh` decides how a verdict changes a level.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ LEVEL_TPM, LEVEL_KEY, LEVEL_ROOTED = 2, 1, 3
 
 @dataclass(frozen=True)
 class Verdict:
-    """The policy's word on a host's TEE.
+    """The policy's verdict on a host's TEE.
 
-    :param code: ``ok``, or why it is not good enough.
-    :param told: what the result says of it; empty where nothing genuine is known.
+    :param code: ``ok``, or the reason why the TEE is refused.
+    :param told: the TEE's values for the result; empty where nothing genuine is known.
     """
 
     code: str
@@ -65,10 +65,10 @@ class Worth:
 
 
 def appraise(evidence: Evidence, context: Context, section: Tee, trust: Trust, now: float) -> Verdict:
-    """Appraise the TEE report in *evidence*, whose key's signature for *context* was verified before.
+    """Appraise the TEE report in *evidence*, whose signature for *context* was verified before.
 
     :param now: seconds since the epoch.
-    :raises Refused: when the report is forged, or for something else than this challenge and key.
+    :raises Refused: when the report is forged, or is for another challenge or key.
     """
     told: dict[str, Any] = {}
     try:
@@ -89,9 +89,9 @@ def appraise(evidence: Evidence, context: Context, section: Tee, trust: Trust, n
 
 
 def judge(found: Genuine, rules: Rules, log: bytes | None) -> None:
-    """Hold a genuine report against *rules*.
+    """Compare a genuine report with *rules*.
 
-    :param log: the guest's log (CCEL), where it brought one. It is checked wherever it is there.
+    :param log: the guest's log (CCEL), where the guest sent one. It is then always checked.
     :raises Limited: for the first rule that is not met.
     """
     if found.debug:
@@ -120,10 +120,10 @@ def judge(found: Genuine, rules: Rules, log: bytes | None) -> None:
 def weighed(
     evidence: Evidence, context: Context, section: Tee | None, trust: Callable[[], Trust], base: Worth, now: float
 ) -> tuple[Worth, dict[str, Any]]:
-    """Return what verified *evidence* is worth with its TEE, and what the result says of that.
+    """Return what verified *evidence* is worth with its TEE, and the TEE's values for the result.
 
-    :param section: the policy's; None: no TEE is asked for, and none is looked at.
-    :param base: what it is worth without.
+    :param section: the policy's; None: no TEE is demanded, and a report is ignored.
+    :param base: what the evidence is worth without a TEE.
     :raises NetspaceError: when *trust* can't be read. Nothing is judged then.
     :raises Refused: as :func:`appraise`.
     """
@@ -137,7 +137,7 @@ def weigh(kind: str, base: Worth, verdict: Verdict, section: Tee) -> Worth:
     """Return what evidence is worth with its TEE.
 
     :param kind: of the evidence: ``tpm`` or ``software``.
-    :param base: what it is worth without.
+    :param base: what the evidence is worth without a TEE.
     """
     if verdict.code != OK:
         most = LEVEL_TPM if kind == "tpm" else LEVEL_KEY

@@ -3,8 +3,8 @@
 Linux: Documentation/ABI/testing/configfs-tsm-report. A report is a directory that the caller makes below
 ``/sys/kernel/config/tsm/report``; the kernel puts the attributes into it. ``inblob`` takes 64 bytes that the
 report will be over, ``outblob`` gives the report, ``auxblob`` certificates of the host. Each write raises
-``generation``: so one sees whether the report is over what was written. The kernel takes a binary attribute when
-its file is closed, and then has no way to say that it refused; ``generation`` tells that, too.
+``generation``, which shows whether the report is over the bytes that this process wrote. The kernel takes a binary
+attribute when its file is closed, and can't report a refusal then; ``generation`` shows a refusal, too.
 
 Needs root. The directory is removed in any case.
 """
@@ -26,7 +26,7 @@ _ATTEMPTS = 3
 
 
 class TsmError(NetspaceError):
-    """A report that the kernel did not give."""
+    """A failure to get a report from the kernel."""
 
 
 class Taken(NamedTuple):
@@ -91,7 +91,7 @@ def take(root: Path, data: bytes, files: Files | None = None) -> Taken:
 
     :param data: 64 bytes.
     :param files: for tests.
-    :raises TsmError: when the kernel gives none, or one beyond all bounds.
+    :raises TsmError: when the kernel gives no report, or one that is too large.
     """
     if len(data) != INPUT:
         raise TsmError(f"a report is over {INPUT} bytes, not {len(data)}")
@@ -116,7 +116,7 @@ def take(root: Path, data: bytes, files: Files | None = None) -> Taken:
 
 
 class _Changed(Exception):
-    """The report is not over what was written."""
+    """A report that is not over the written bytes."""
 
 
 def _report(files: Files, entry: Path, data: bytes) -> Taken:
@@ -138,7 +138,7 @@ def _report(files: Files, entry: Path, data: bytes) -> Taken:
 
 
 def _level(files: Files, entry: Path) -> int:
-    """The privilege level that this guest runs at: reports of a better one are not its to ask for (SNP's VMPL)."""
+    """The privilege level that this guest runs at: it can't ask for reports of a more privileged level (SNP's VMPL)."""
     try:
         return _number(files, entry / "privlevel_floor")
     except FileNotFoundError:

@@ -1,8 +1,9 @@
 """A vTPM whose keys a TEE vouches for: the report of Azure's paravisor (HCL), kept in the vTPM's NV index 0x01400001.
 
 The paravisor asks the processor for a report over a JSON document that has the vTPM's attestation and endorsement
-keys. So where the report is genuine, was asked for by the paravisor, and is over this document, these keys are
-of the vTPM that the TEE runs (Microsoft: "Confidential VM guest attestation", azure-cli ``cvm-attestation-tools``).
+keys. If the report is genuine, was requested by the paravisor, and is over this document, then these keys
+belong to the vTPM that the TEE runs (Microsoft: "Confidential VM guest attestation", azure-cli
+``cvm-attestation-tools``).
 
 For TDX the paravisor keeps a TDREPORT, which only its own machine can check: the quote comes beside it.
 """
@@ -37,11 +38,11 @@ _MAX_KEYS = 16
 
 @dataclass(frozen=True)
 class Claims:
-    """A paravisor's report as it was parsed; nothing of it is proved.
+    """A parsed report of a paravisor; nothing in it is proved.
 
     :param kind: :data:`SNP` or :data:`TDX`.
     :param report: the SNP report; the TDREPORT is of no use elsewhere.
-    :param bound: what the TEE's report must be over.
+    :param bound: the data that the TEE's report must be over.
     :param claims: the document.
     """
 
@@ -74,9 +75,9 @@ class Claims:
 
 
 def parse(raw: bytes) -> Claims:
-    """Parse what the vTPM's NV index has; zeros may follow it.
+    """Parse the content of the vTPM's NV index; zeros may follow it.
 
-    :raises TeeMalformed: when it is none.
+    :raises TeeMalformed: when it is no paravisor's report.
     """
     if len(raw) > MAX_SIZE:
         raise TeeMalformed(f"HCL report: {len(raw)} bytes, at most {MAX_SIZE} are possible")
