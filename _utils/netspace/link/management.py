@@ -186,11 +186,11 @@ class Management:
 
 
 def decoded(raw: bytes) -> Any:
-    """Decode JSON; what is nested more than ``DEEPEST`` levels is left out where it can't be decoded whole.
+    """Decode JSON; arrays and objects below ``DEEPEST`` levels are left out where the whole can't be decoded.
 
-    Any sender may have the broker answer with thousands of levels: a message's headers are part of what it tells of it.
+    Any sender may make the broker answer with thousands of levels: the answer includes a message's headers.
 
-    :raises ValueError: it is no JSON.
+    :raises ValueError: when it is no JSON.
     """
     try:
         return json.loads(raw)
