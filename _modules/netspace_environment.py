@@ -57,7 +57,7 @@ def _each(outcomes: dict[str, str]) -> bool:
 
 
 def _argument_vector(words: Sequence[Any]) -> list[str]:
-    """Return a program with its arguments, as a person or a program gave them."""
+    """Return a program with its arguments, as a person or a program gave them: words, a text or a list."""
     if isinstance(words, str) or (len(words) == 1 and isinstance(words[0], str)):
         text = words if isinstance(words, str) else words[0]
         try:

@@ -893,7 +893,7 @@ def _enrolled(minion: str, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _credentials(registrar: Registrar, settings: dict[str, Any]) -> rounds.Ready:
-    """What makes credentials; the makers' certificates are read once, before the first is made."""
+    """Return the maker of credentials; the makers' certificates are read once, before the first credential."""
 
     @functools.cache
     def ready() -> rounds.Begin:
@@ -913,7 +913,7 @@ def _pace(settings: dict[str, Any]) -> window.Pace:
 
 @contextlib.contextmanager
 def _bus(settings: dict[str, Any]) -> Iterator[buses.Bus]:
-    """Salt's bus, on which nobody but the minions that are named is asked."""
+    """Salt's bus; only the named minions are asked."""
     import salt.client
     from salt.exceptions import SaltException
 
@@ -925,7 +925,7 @@ def _bus(settings: dict[str, Any]) -> Iterator[buses.Bus]:
 
 
 def _seen(minions: Collection[str]) -> set[str]:
-    """Those of *minions* that are connected to this master, as far as Salt can tell. It decides who is asked first."""
+    """Return the *minions* that are connected to this master, as far as Salt can tell. They are asked first."""
     import salt.utils.minions
 
     return set(salt.utils.minions.CkMinions(__opts__).connected_ids(subset=minions)) if minions else set()
