@@ -361,7 +361,7 @@ def _holds(condition: Mapping[str, Any], arguments: Sequence[int]) -> bool:
 
 
 def dangers(rules: Mapping[str, Any]) -> list[str]:
-    """Return the dangers of a profile: calls of ``NEVER``, if only under conditions; namespaces by clone; bad arguments."""
+    """Return a profile's dangers: calls of ``NEVER``, if only under conditions; namespaces by clone; bad arguments."""
     passing = [rule for rule in rules.get("syscalls") or () if _answer(rule["action"], 0).passes]
     named = {name for rule in passing for name in rule["names"]}
     found = [
