@@ -154,7 +154,7 @@ class Scene:
 
     # -- moves ---------------------------------------------------------------------
     def play(self, move: Move) -> str:
-        """Play a move; return what it got that it does not deserve."""
+        """Play a move; return a gain that the forger must not have."""
         self.now += self.chance.choice((60.0, 3600.0, 50000.0))
         if move.kind in ("release", "revoke"):
             with contextlib.suppress(NetspaceError):
@@ -346,9 +346,9 @@ def play(
     listed: bool = False,
     make: Callable[[Path], Any] = Registrar,
 ) -> str:
-    """Play *scene*; return what the forger got that he does not deserve, and empty where that is nothing.
+    """Play *scene*; return a gain that the forger must not have; empty where there is none.
 
-    :param seed: of what is drawn within moves.
+    :param seed: of the random choices within moves.
     :param listed: the registrar has an inventory: web1 is T1's, web2 is T2's.
     """
     shared = Path("/dev/shm")
@@ -370,7 +370,7 @@ def play(
 
 
 def shortest(scene: list[Move], fails: Callable[[list[Move]], bool]) -> list[Move]:
-    """Return what is left of *scene* when all is left out that it fails without: moves, and changes of a move."""
+    """Return the smallest part of *scene* that still fails: moves, and changes of a move."""
     shorter = True
     while shorter:
         shorter = False

@@ -1,4 +1,4 @@
-"""A report is taken from the kernel, over what was written and nothing else, and nothing is left behind."""
+"""A report from the kernel is over the written bytes, and nothing is left behind."""
 
 from __future__ import annotations
 

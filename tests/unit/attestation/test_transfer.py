@@ -1,4 +1,4 @@
-"""Answers in parts: what a host may send, in which time, and what it costs the master to read."""
+"""Answers in parts: what a host may send, in which time, and the master's cost of reading it."""
 
 from __future__ import annotations
 
