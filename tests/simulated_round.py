@@ -196,7 +196,7 @@ CASES = (
 
 
 def table() -> list[dict[str, Any]]:
-    """Each case: its first round, the one after it, and the round without those hosts."""
+    """Each case: its first round, the next round, and the round without the bad hosts."""
     lines = []
     for seconds in (None, 0.0):
         for number, away, drips, drip in CASES:

@@ -104,7 +104,7 @@ class Hole(Generic[Claim]):
 class Report(Generic[Claim]):
     """The outcome of a campaign.
 
-    :ivar real: worlds by kind; *harmless* and *missing* say why others were none.
+    :ivar real: worlds by kind; *harmless* and *missing*: why other worlds did not count.
     """
 
     seed: int

@@ -111,7 +111,7 @@ def make(
 ) -> BootWorld | str:
     """Return a new world, or why there is none this time.
 
-    :param foreign: how often a log of others is taken, where there are some.
+    :param foreign: share of worlds that use another machine's log, where there are such logs.
     :param without: rules that no policy has.
     """
     others = boots.others() if chance.random() < foreign else ()

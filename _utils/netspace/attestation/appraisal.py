@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from netspace.attestation.verifier import Verified
 
 VERIFIER = "self"
-# Seconds for an enrolment: a TPM derives all its endorsement keys then, and some take ten seconds for one of RSA.
+# Seconds for an enrolment, in which a TPM derives all its endorsement keys: some TPMs take ten seconds for an RSA key.
 ENROLMENT = 50.0
 
 

@@ -33,7 +33,7 @@ BOOT_LOG = "sys/kernel/security/tpm0/binary_bios_measurements"
 SYSTEMD_LOG = "run/log/systemd/tpm2-measure.log"
 TEE_LOG = "sys/firmware/acpi/tables/data/CCEL"
 IMA_LIST = "sys/kernel/security/ima/binary_runtime_measurements"
-# The first is the file of all kernels, since Linux 6.10 a link to the second; the others have other digests.
+# All kernels have the first file, since Linux 6.10 a link to the second; the others have other digests.
 _IMA_FOLDERS = ("sys/kernel/security/ima", "sys/kernel/security/integrity/ima")
 _IMA_NAMES = ("", "_sha1", "_sha256", "_sha384", "_sha512")
 

@@ -30,17 +30,17 @@ from netspace.attestation.policy_reading import (
     pcr,
 )
 
-# PCRs that a boot loader or a kernel measures what it loads into: GRUB and Linux (9), systemd's stub (11, 12). Its
-# system extensions (13) are judged where they are quoted; systemd itself verifies who signed them.
+# PCRs that boot loaders and kernels measure loaded files into: GRUB and Linux (9), systemd's stub (11, 12). The stub's
+# system extensions (13) are judged where PCR 13 is quoted; systemd itself verifies their signatures.
 _LOADED = (9, 11, 12)
 LOADED = (*_LOADED, 13)
-# What IMA's list rests on: the programs, what they loaded, and (PCRs 0 to 9) the first line of the list itself.
+# PCRs that IMA's list rests on: programs, the files that they loaded, and (PCRs 0 to 9) the first line of the list.
 _MEASURER = (*range(10), 11, 12)
-# Who starts the first program of a boot entry, among those that may start a program.
+# The starter of the first program of a boot entry, in ``started_by``.
 FIRMWARE = b""
-# Whoever uses the TPM may reset these (TCG PC Client Platform TPM Profile 1.05, 4.6.1).
+# Every user of the TPM may reset these (TCG PC Client Platform TPM Profile 1.05, 4.6.1).
 _RESETTABLE = frozenset((16, 23))
-# What is measured into these PCRs is measured by programs of PCR 4. (shim, of 14, may be known by its signer.)
+# Programs of PCR 4 measure into these PCRs. (shim, which measures into 14, may be known by its signer.)
 _BY_PROGRAMS = frozenset((8, 9, 11, 12, 13, 15))
 _IMA_OPTION = re.compile(r'(?:^|\s)ima_policy=(?:"([a-z_| ]+)"|([a-z_|]+))(?=\s|$)')
 _REMEDIES = {
@@ -191,7 +191,7 @@ def ima_gaps(boot: Boot | None, quoted: Collection[int] | None = None, values: C
             found.append(f"command_lines: {pattern.text!r:.80} does not demand ima_policy=tcb; add it to the pattern")
         elif not pattern.exact:
             found.append(
-                f"command_lines: {pattern.text!r:.80}: * may stand for what turns IMA off; give the whole line"
+                f"command_lines: {pattern.text!r:.80}: * may match text that turns IMA off; give the whole line"
             )
     return found
 

@@ -83,7 +83,7 @@ def _covered(quoted: Mapping[int, bytes], policy: Boot, references: References) 
     covered = policy.judged | policy.unchecked | policy.pcrs.keys() | references.keys()
     open_pcrs = sorted(quoted.keys() - covered)
     if open_pcrs:
-        raise Uncovered(f"PCRs {', '.join(map(str, open_pcrs))} are quoted, and nothing says what they may be")
+        raise Uncovered(f"PCRs {', '.join(map(str, open_pcrs))} are quoted, and no rule or value judges them")
     missing = sorted(policy.pcrs.keys() - quoted.keys())
     if missing:
         raise Uncovered(f"pcrs: PCR {missing[0]} is not quoted")
@@ -213,6 +213,6 @@ def _refuse(pcr: int, one: Extension) -> None:
         raise UnknownCommandLine(f"command line {line[:200]!r} matches no pattern")
     if one.kind is None:
         raise UnexpectedEvent(
-            f"{said}, which the log calls {one.claimed}, is no word of systemd's and not in the policy"
+            f"{said}, which the log calls {one.claimed}, is neither in the policy nor a word of systemd's"
         )
     raise UnknownFile(f"{said} was loaded or run (the log calls it {one.claimed})")

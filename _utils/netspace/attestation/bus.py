@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from netspace.errors import NetspaceError
 
-# Characters that are kept of what a minion says went wrong.
+# Characters that are kept of a minion's error message.
 MAX_PROBLEM = 1000
 
 
@@ -108,7 +108,7 @@ class SaltBus:
     def receive(self, seconds: float) -> Reply | None:
         last = self.clock() + seconds
         while True:
-            # Salt takes 0 for "for ever".
+            # Salt reads 0 as "for ever".
             event = self._client.event.get_event(
                 wait=max(last - self.clock(), 0.01),
                 tag="salt/job/",
@@ -136,7 +136,7 @@ class SaltBus:
             return None
         if data.get("retcode"):
             said = printable(str(data["return"])[:MAX_PROBLEM])
-            return Reply(job, minion, None, said or "it failed, and said nothing")
+            return Reply(job, minion, None, said or "the minion failed without a message")
         return Reply(job, minion, data["return"])
 
 

@@ -118,13 +118,13 @@ def readable(data: bytes) -> bytes:
     :raises NetspaceError: when it can't.
     """
     if len(data) > MAX_CERTIFICATE:
-        raise NetspaceError(f"a certificate of {len(data)} bytes; at most {MAX_CERTIFICATE} are possible")
+        raise NetspaceError(f"certificate: {len(data)} bytes; at most {MAX_CERTIFICATE} are possible")
     try:
         found = _load(data).fields
         found.public_key()
         list(found.extensions)
     except _unreadable() as err:
-        raise NetspaceError(f"a certificate that can't be read: {err}") from err
+        raise NetspaceError(f"certificate: can't be read: {err}") from err
     return data
 
 
@@ -228,7 +228,7 @@ def _unsigned(found: _Signed, issuer: _Signed) -> str:
         elif isinstance(key, ec.EllipticCurvePublicKey) and isinstance(parameters, ec.ECDSA):
             key.verify(fields.signature, found.signed, parameters)
         else:
-            return "a signature by another kind of key"
+            return "the signature is by another kind of key"
     except InvalidSignature:
         return "invalid signature"
     return ""

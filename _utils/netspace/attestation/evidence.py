@@ -36,9 +36,9 @@ MIN_NONCE, MAX_NONCE = 16, 64
 MAX_REPORT, MAX_TABLE, MAX_AREA = 16 * 1024, 64 * 1024, 512 * 1024
 MAX_TEE = MAX_REPORT + MAX_TABLE + MAX_AREA
 MAX_CHAIN = 8
-# Endorsement keys of one TPM besides the one that it is known by.
+# Maximum of further endorsement keys of one TPM.
 MAX_OTHERS = 8
-# Bytes that say which attestation key is meant: a certificate's period has a key of its own.
+# Bytes of a period, which selects an attestation key: each certificate has a period and a key of its own.
 PERIOD = 16
 
 
@@ -283,7 +283,7 @@ def period(text: Any) -> bytes:
 
 def _template(name: Any) -> str:
     if not isinstance(name, str) or not re.fullmatch(r"[A-Z0-9-]{1,32}", name):
-        raise Malformed("enrolment: template is no name of one")
+        raise Malformed("enrolment: template: expected the name of a template")
     return name
 
 
@@ -360,7 +360,7 @@ def _tee(data: Any) -> TeeReport:
         raise Malformed("evidence: tee: expected a mapping with provider, report, certs and log")
     provider = data["provider"]
     if not isinstance(provider, str) or not re.fullmatch(r"[a-z0-9_]{1,32}", provider):
-        raise Malformed("evidence: tee: provider is no name of one")
+        raise Malformed("evidence: tee: provider: expected the name of a provider")
     return TeeReport(
         provider,
         _bytes(data["report"], MAX_REPORT, "tee:report"),

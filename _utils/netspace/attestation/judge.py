@@ -70,8 +70,8 @@ def appraise(
         return Appraisal(4, code, f"{reason} [{code}]", ima_rules.remedy(code), state)
     unfounded = _unfounded(policy, evidence, references, proved)
     if unfounded is not None:
-        # Nothing is remembered: the next list begins anew, and its first line is compared again. Else root could add
-        # what is missing to PCR 8 or 9 by then, where only the first line tells that it came late.
+        # Nothing is remembered: the next list starts at line 0, and its first line is compared again. Else root could
+        # add the missing line to PCR 8 or 9 until then: only the first line shows that the extension came late.
         return Appraisal(4, unfounded.code, str(unfounded), unfounded.remedy)
     return Appraisal(5, "ok", "boot and programs are as the policy says", "", state)
 
@@ -95,5 +95,5 @@ def _unfounded(
         return ImaUnfounded(found[0])
     boot = policy.boot
     if boot is not None and boot.command_lines is not None and not set(proved) - ({12} - boot.pcrs.keys()):
-        return ImaUnfounded("the command line is proved by PCR 12 alone, which root extends later, too")
+        return ImaUnfounded("the command line is proved by PCR 12 alone, which root can extend later")
     return None

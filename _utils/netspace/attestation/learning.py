@@ -24,17 +24,17 @@ from netspace.attestation.boot_learning import Told
 from netspace.attestation.evidence import Evidence
 from netspace.attestation.refusals import Refused
 
-# The groups, in the order in which they are tried: later ones rest on earlier ones. The last one is for boots that have
-# no place for the one before: whose command line is known by its digest alone, as one of the files.
+# The groups, in the order in which they are tried: later groups rest on earlier ones. The last group replaces the one
+# before it for boots whose command line is known only by its digest, as one of the files.
 GROUPS = (
     ("applications", "started_by"),
     ("secure_boot", "dbx", "signers", "sbat", "mok"),
     ("kernels", "initrds", "files", "grub_commands", "command_lines"),
     ("kernels", "initrds", "files"),
 )
-# Without one of these a boot has nothing for the group.
+# The rule that a boot needs for each group.
 _HEADS = {"applications": "applications", "secure_boot": "signers", "kernels": "kernels"}
-# What it means that a group is left out, by what it begins with.
+# The consequence of leaving out a group, by the group's first rule.
 _WITHOUT = {
     "applications": "PCR 4 is known by its value alone: L4 ends with the next boot loader or kernel",
     "secure_boot": "PCR 7 is known by its value alone: L4 ends with the next key, revocation list or level of shim's",
@@ -42,7 +42,7 @@ _WITHOUT = {
     "L4 ends with the next file, and L5 rests on all of them",
     "command_lines": "the command line is known by its digest or the value of its PCR alone",
 }
-# A rule that is added to brings these with it.
+# Rules that are extended together with a rule.
 _WITH = {
     "applications": ("started_by",),
     "kernels": ("initrds", "files"),
@@ -220,7 +220,7 @@ def _begin(boot: dict[str, Any], group: Sequence[str], told: Mapping[str, Told],
             return  # the group without command lines says so
         for key in needed:
             if not one.rules.get(key):
-                _left_out(host, group, one.problems.get(key, "nothing in the log tells of it"), notes)
+                _left_out(host, group, one.problems.get(key, "the log has nothing for it"), notes)
                 return
     rules: dict[str, Any] = {}
     for key in group:

@@ -24,7 +24,7 @@ def digest(data: bytes) -> bytes:
 
 
 NOTHING = digest(b"")
-# PCRs 0 to 7 (PFP 10.4.1): 0 where firmware was well, as it has to be in PCR 7; -1 in older logs.
+# Separators of PCRs 0 to 7 (PFP 10.4.1): 0 for firmware without error, required in PCR 7; -1 in older logs.
 SEPARATOR = digest(bytes(4))
 SEPARATORS = frozenset((SEPARATOR, digest(b"\xff" * 4)))
 # PFP 10.4.1, EV_EFI_ACTION, and 3.3.4.5: what firmware does with boot options, which is no program.
@@ -43,15 +43,15 @@ ACTIONS = CALLS | frozenset(
         b"Exit Boot Services Returned with Failure",
     )
 )
-# PFP 3.3.4.8: firmware says it in PCR 7, and Secure Boot is worth nothing.
+# PFP 3.3.4.8: firmware measures this into PCR 7 when Secure Boot proves nothing.
 DEBUG_MODE = digest(b"UEFI Debug Mode")
-# What systemd's stub measures the name of, before the content, into PCR 11 (UAPI.5, unified kernel image).
+# Sections whose name systemd's stub measures into PCR 11 before the content (UAPI.5, unified kernel image).
 _SECTIONS = (
     *(".profile", ".linux", ".osrel", ".cmdline", ".initrd", ".ucode", ".splash", ".dtb", ".uname", ".sbat"),
     *(".pcrsig", ".pcrpkey", ".dtbauto", ".hwids", ".efifw"),
 )
 SECTION_NAMES = frozenset(digest(name.encode() + b"\0") for name in _SECTIONS)
-# What systemd measures when the boot loader is long gone: whatever follows in that PCR is user space's.
+# Words that systemd measures after the boot loader has ended: later extensions of that PCR are user space's.
 _OS_SEPARATOR = digest(b"os-separator")
 _PHASES = ("enter-initrd", "leave-initrd", "sysinit", "ready", "shutdown", "final")
 WORDS: Mapping[int, frozenset[bytes]] = {
@@ -72,7 +72,7 @@ FALSE, TRUE = digest(b"\0"), digest(b"\1")
 SETTINGS = frozenset(("SecureBoot", "PK", "KEK", "SetupMode", "AuditMode", "DeployedMode"))
 KEY_LISTS = frozenset(("db", "dbx", "dbt", "dbr"))
 _SBAT = re.compile(rb"sbat,[0-9]{1,9},[0-9]{1,16}\n((?:[A-Za-z0-9._+-]{1,64},[0-9]{1,9}\n)*)\0?", re.ASCII)
-# x86 and arm64 cut what is longer than 2,048 bytes off; the boot loader may put its own before it.
+# x86 and arm64 cut off a line after 2,048 bytes; the boot loader may put text of its own before the line.
 _MAX_LINE = 2000
 
 

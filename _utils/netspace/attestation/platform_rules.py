@@ -96,7 +96,7 @@ def _setting(found: Platform, read: events.Variable | None) -> None:
     """Take a measurement from before the separator: a known variable, or the signer of a trusted driver."""
     if read is None or read.name not in _NAMESPACES.get(read.guid, ()):
         name = "none" if read is None else f"{read.name[:40]!r}"
-        raise UnexpectedEvent(f"PCR 7: a variable that no specification knows there, {name}, before the separator")
+        raise UnexpectedEvent(f"PCR 7: {name} before the separator: no specification has this variable there")
     if read.name in found.settings:
         if read.name not in measured.KEY_LISTS or not _is_authority(read.data):
             raise UnexpectedEvent(f"PCR 7: {read.name} is measured twice before the separator")
@@ -113,7 +113,7 @@ def _authority(found: Platform, read: events.Variable | None) -> None:
         raise UnexpectedEvent("PCR 7: an event after the separator that is no variable")
     if read.guid == SHIM and read.name in ("MokSBState", "MokDBState") and len(read.data) == 1:
         if read.data != b"\0":
-            raise ShimInsecure(f"{read.name}: shim was told not to verify what it starts")
+            raise ShimInsecure(f"{read.name}: shim is set not to verify what it starts")
         return
     if read.guid == SHIM and read.name == "MokListTrusted" and read.data in (b"\0", b"\1"):
         return
@@ -135,7 +135,7 @@ def _signers(authorities: Sequence[events.Variable], policy: Boot) -> None:
     firmware = 0
     for one in authorities:
         if is_shim_level(one):
-            continue  # a list of revoked generations of shim's, which is no authority
+            continue  # shim's list of revoked generations: no authority
         certificate = events.certificate(one.data)
         found = measured.digest(certificate)
         listed = found in (policy.signers or ()) or (len(one.data) == 48 and certificate in (policy.applications or ()))
@@ -153,7 +153,7 @@ def _sbat(authorities: Sequence[events.Variable], policy: Boot) -> None:
     """
     told = [one for one in authorities if one.guid == SHIM]
     if not told or not is_shim_level(told[0]):
-        raise OldShimLevel("shim says nothing of the generations that it refuses (SbatLevel) before it trusts anything")
+        raise OldShimLevel("shim records no refused generations (SbatLevel) before it trusts anything")
     for one in told:
         if not is_shim_level(one):
             continue
@@ -180,6 +180,6 @@ def check_shim(extended: Sequence[Extension], policy: Boot) -> None:
         if one.digest == measured.TRUE:
             switched += 1
             if switched > 1:
-                raise ShimInsecure("PCR 14: shim was told not to verify what it starts (MokSBState)")
+                raise ShimInsecure("PCR 14: shim is set not to verify what it starts (MokSBState)")
         elif one.digest not in (policy.mok or ()):
             raise UnknownSigner(f"PCR 14: shim trusts other keys: {one.digest.hex()} (the log calls it {one.claimed})")

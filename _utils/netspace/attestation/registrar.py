@@ -146,7 +146,7 @@ class Registrar:
         return {
             "template": "" if known is None else str(known["template"]),
             "period": self._requested[minion].hex(),
-            # They cost a slow TPM seconds, so they are shown once; never to have shown any is no excuse.
+            # The other keys cost a slow TPM seconds, so it shows them once; one that never did must do so now.
             "others": known is None or not known.get("others"),
         }
 
@@ -352,10 +352,10 @@ class Registrar:
         """Check that no other minion has this attestation key, and that this minion's last one was another."""
         owner = self._owned(key.fingerprint).get(key.fingerprint)
         if owner is not None and owner != minion:
-            raise SharedAttestationKey(f"the attestation key is {owner}'s; {minion} can't have it too")
+            raise SharedAttestationKey(f"the attestation key is {owner}'s; {minion} needs its own")
         if known is not None and attestation_key(known) == key.fingerprint:
             raise SharedAttestationKey(
-                f"{minion} shows the attestation key of its last certificate: a new one was asked"
+                f"{minion} shows the attestation key of its last certificate; a new key was requested"
             )
 
     def _path(self, minion: str) -> Path:

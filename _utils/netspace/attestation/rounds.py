@@ -27,14 +27,14 @@ from netspace.attestation.registrar import Registrar
 from netspace.attestation.window import TELL, Answer, Call, Pace, Task, Window, Work
 from netspace.errors import NetspaceError
 
-# Seconds for which a result counts where nothing else is said, and at most.
+# Seconds for which a result counts: the default, and the maximum.
 DEADLINE, MOST = 7200.0, 86400.0
-# A host may be asked at the beginning of one round and at the end of the next; half as much more is for what varies.
+# A host may be asked at the beginning of one round and at the end of the next; half a round more is a reserve.
 ROUNDS = 3.0
 # Seconds for which the length of a round is remembered.
 REMEMBERED = 86400.0
 
-# Makes a credential for what a minion showed of its TPM, at a time: Registrar.begin, with what the configuration says.
+# Makes a credential for a minion's enrolment, at a time: Registrar.begin, with the configuration's values.
 Begin = Callable[[str, Any, float], Pending]
 # Returns it; raises NetspaceError where that can't be: then nobody is asked.
 Ready = Callable[[], Begin]
@@ -76,7 +76,7 @@ class Round:
         folder, self._clock = self._fleet.registrar.folder, bus.clock
         last = _read(folder)
         order = random.sample(list(minions), len(minions))
-        # The slow ones first: what they take is over before the others are through.
+        # The slow ones first: their time then overlaps with that of all others.
         behind = [one for one in order if one in last.slow]
         doubted = last.absent - last.slow if last.rounds else frozenset(minions if connected else ())
         away = doubted - set(connected)
@@ -154,7 +154,7 @@ class Round:
             try:
                 return self._fleet.judge(asked, value, self._wall()), told
             except fleet.LogLost as err:
-                # Our copy of a boot log is gone, which is no fault of the host's: it brings the log once more.
+                # The master's copy of a boot log is lost, without a fault of the host's: the host sends the log again.
                 told = str(err)
             except NetspaceError as err:
                 return None, str(err)

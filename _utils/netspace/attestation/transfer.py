@@ -95,7 +95,7 @@ def parse(text: bytes) -> Any:
 
     :raises Malformed: when it is no JSON, or has more values than any answer.
     """
-    # Base64 and hex have none of these characters, so only what is no answer has many of them.
+    # Base64 and hex have none of these characters, so an honest answer has few of them.
     if sum(text.count(one) for one in (b",", b"[", b"{")) > MAX_VALUES:
         raise Malformed(f"answer: more than {MAX_VALUES} values")
     try:
@@ -133,6 +133,6 @@ def _filled(parts: Parts, timeout: float) -> Generator[Call, Answer, Answer]:
             return came
         try:
             parts.add(came.value)
-        except OSError as err:  # a full disk is no reason to judge nobody
+        except OSError as err:  # a full disk must not end the round
             return dataclasses.replace(came, problem=f"there is no place for its answer: {err}")
     return came

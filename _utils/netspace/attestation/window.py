@@ -33,13 +33,13 @@ ASK, PARTS, TELL = "ask", "parts", "tell"
 _ABSENT = "absent"
 # Calls per slot that wait for their deadlines without a slot.
 LENT = 16
-# Seconds that a call keeps its slot at least.
+# Minimum of seconds that a call keeps its slot.
 PATIENCE = 2.0
-# Seconds for which calls are collected at least: a message goes to all minions, whoever is meant.
+# Minimum of seconds for which calls are collected: Salt sends each message to all minions.
 LINGER = 0.05
-# Seconds, at most, that this process may be behind with reading answers and no host is late for it.
+# Seconds by which this process may lag behind in reading answers before a host counts as late.
 BEHIND = 5.0
-# Seconds for which this process may do something else than read, and nothing is made of it.
+# Seconds without reading that don't count as lagging behind.
 BUSY = 1.0
 # Seconds after which a message that the master did not take is sent again.
 RETRY = 2.0
@@ -198,7 +198,7 @@ class Window:
         self._lanes = {
             ASK: _Lane(slots, pace.jitter, pulse=pulse),
             _ABSENT: _Lane(max(1, slots // 2), pace.jitter, pulse=pulse),
-            # All hosts that bring parts may be hostile at once, so their answers set no pace.
+            # All hosts that send parts may be hostile at once, so their answers don't count for the pace.
             PARTS: _Lane(max(1, slots // 4), 0.0, room, _Pulse(PATIENCE)),
             TELL: _Lane(0, pace.jitter),
         }
@@ -217,8 +217,8 @@ class Window:
         """
         behind = iter(absent)
         feeds: dict[str, Iterator[Task]] = {ASK: itertools.chain(present, behind), _ABSENT: behind}
-        # Up to when all that came was read. An answer that has come, and that this process did not get to yet, is not
-        # late: not while it judged or waited for the master, and for BEHIND seconds of nothing but reading.
+        # The time up to which all arrived answers were read. An unread answer that has arrived is not late while this
+        # process judges or waits for the master, nor for BEHIND seconds of reading without a break.
         read = returned = until = self._bus.clock()
         while True:
             now = self._bus.clock()

@@ -25,7 +25,7 @@ ROOT = "/sys/fs/cgroup"
 CONTROLLERS = {"memory": "memory", "cpus": "cpu", "pids": "pids", "io": "io"}
 _ALIASES = {"blkio": "io"}
 
-# No controller, but what some kernels' version 1 bounds apart from memory: what TCP sockets hold.
+# Not a controller: the data that TCP sockets hold, which version 1 of some kernels bounds separately from memory.
 SOCKETS = "sockets"
 _SOCKETS_FILE = "memory.kmem.tcp.limit_in_bytes"
 

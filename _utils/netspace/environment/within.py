@@ -31,7 +31,7 @@ from netspace.threads import in_thread
 T = TypeVar("T")
 
 MOST = 1024 * 1024  # bytes of a file
-PATIENCE = 1.0  # seconds for a file to be had that somebody inside keeps from being opened
+PATIENCE = 1.0  # seconds to wait for a file that a process inside keeps from being opened
 _PAUSE = 0.002
 DEPTH = 64  # folders within one another that are removed
 

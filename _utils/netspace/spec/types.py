@@ -180,7 +180,7 @@ class LocalBroker(Base, frozen=True, tag_field="kind", tag="local"):
     :param port: where it takes TLS connections; likewise the other ports.
     :param epmd_port: ignored: the node has no epmd. Declarations that have it remain valid.
     :param passwords: environments whose clients can't log in by certificate: these get a password instead, and
-        their own port 5672 takes AMQP without TLS. **Only then does the broker accept passwords.**
+        their own port 5672 takes AMQP without TLS. **Without such an environment, the broker accepts no passwords.**
     :param trust_domain: begins the SPIFFE ID of each environment; by default the instance's name.
     :param authority: folder with ``authority.pem`` (root's alone): the key, the certificate and those above it
         of an intermediate that issues the certificates; by default the host makes an authority of its own.

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from netspace.attestation.tee.x509 import Trust
 
 OK = "ok"
-# What a level rests on at most where a policy demands a TEE and there is no good one: beside a TPM, and without.
+# The highest level where a policy demands a TEE and there is no good report: with a TPM, and without.
 LEVEL_TPM, LEVEL_KEY, LEVEL_ROOTED = 2, 1, 3
 
 
@@ -97,20 +97,20 @@ def judge(found: Genuine, rules: Rules, log: bytes | None) -> None:
     if found.debug:
         raise TeeDebug(found.debug)
     if rules.measurements is not None and found.measurement not in rules.measurements:
-        raise TeeMeasurement(f"the guest was started with {found.measurement.hex()}, which the policy does not have")
+        raise TeeMeasurement(f"the guest's measurement {found.measurement.hex()} is not in the policy")
     for part, least in rules.tcb.items():
-        # A part that this processor does not have is not new enough.
+        # A part that this processor lacks counts as too old.
         if found.tcb.get(part, -1) < least:
             raise TeeOldTcb(f"the TCB's {part} is {found.tcb.get(part, 'absent')}; the policy asks for {least}")
     if rules.statuses is not None and found.status not in rules.statuses:
-        raise TeeOldTcb(f"the maker's word on the TCB is {found.status}; the policy takes {_names(rules.statuses)}")
+        raise TeeOldTcb(f"the maker's status of the TCB is {found.status}; the policy accepts {_names(rules.statuses)}")
     for name, values in rules.settings.items():
         if found.settings.get(name) not in values:
-            raise TeeRules(f"{name} is {_shown(found.settings.get(name))}, which the policy does not have")
+            raise TeeRules(f"{name} is {_shown(found.settings.get(name))}, which the policy does not allow")
     for number, values in rules.registers.items():
         if found.registers.get(number) not in values:
             value = found.registers.get(number, b"").hex()
-            raise TeeMeasurement(f"RTMR {number} is {value or 'absent'}, which the policy does not have")
+            raise TeeMeasurement(f"RTMR {number} is {value or 'absent'}, which the policy does not allow")
     if log is not None:
         ccel.check(log, found.registers)
     elif rules.log:

@@ -66,7 +66,7 @@ class Kernel:
         handle = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         try:
             if os.write(handle, data) != len(data):
-                raise OSError(f"{path}: not all of it was taken")
+                raise OSError(f"{path}: the kernel took only a part")
         finally:
             os.close(handle)
 
@@ -131,7 +131,7 @@ def _report(files: Files, entry: Path, data: bytes) -> Taken:
     report = _blob(files, entry / "outblob", MAX_REPORT)
     certificates = _blob(files, entry / "auxblob", MAX_CERTIFICATES, optional=True)
     if _number(files, entry / "generation") != before + writes:
-        raise _Changed("somebody else wrote into the same report, or the kernel did not take what was written")
+        raise _Changed("another process wrote into the same report, or the kernel refused the input")
     if not report or not provider:
         raise _Changed("the kernel gave an empty report")
     return Taken(provider, report, certificates)

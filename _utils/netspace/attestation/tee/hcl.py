@@ -89,7 +89,7 @@ def parse(raw: bytes) -> Claims:
     report = reader.take(REPORT)
     whole, _, kind, algorithm = (reader.number(4) for _ in range(4))
     if kind not in (SNP, TDX) or algorithm not in _HASHES:
-        raise TeeMalformed(f"HCL report: type {kind} with hash {algorithm}: not known here")
+        raise TeeMalformed(f"HCL report: type {kind} with hash {algorithm}: unknown to this version")
     length = reader.number(4)
     document = reader.take(length)
     if whole != 20 + length or size != HEADER + REPORT + whole:
@@ -114,7 +114,7 @@ def genuine(raw: bytes, evidence: bytes, trust: Trust, now: float) -> tuple[Genu
     claims = parse(raw)
     if claims.kind == SNP:
         found = snp.genuine(claims.report, evidence, trust, now)
-        # The paravisor runs at VMPL 0: what the guest itself asks for has another level, and may be over anything.
+        # The paravisor runs at VMPL 0. A report that the guest requests has another level, and may be over any data.
         if found.settings["vmpl"] != 0:
             raise TeeBinding("HCL report: the SNP report was asked for by the guest, not by the paravisor")
     else:
