@@ -224,8 +224,8 @@ def exec_(
         The environment.
 
     words
-        The program and its arguments: words, one text that is taken apart as a shell would do it, or a list.
-        **There is no shell** unless you name one. Salt takes ``name=value`` for an option: use a list there.
+        The program and its arguments: words, one text that is split as a shell splits it, or a list.
+        **There is no shell** unless you name one. Salt reads ``name=value`` as an option: use a list there.
 
     command
         The same as a list.
