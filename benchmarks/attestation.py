@@ -1,4 +1,4 @@
-"""How fast evidence is verified, beside Keylime in the same run.
+"""The time to verify evidence, beside Keylime in the same run.
 
 ``python benchmarks/attestation.py [--json | --markdown] [--keylime PYTHON]``: no root, no TPM, no network. The
 boot is one that we recorded (tests/fixtures/eventlogs/shim-grub: Secure Boot, shim, GRUB), signed

@@ -1,19 +1,18 @@
-"""A forger of enrolments, who never runs dry: what root on two hosts can make of the messages to a registrar.
+"""A forger of enrolments: random attacks by root on two hosts on the messages to a registrar.
 
 The forger is root on ``web1``, whose TPM is T1, and on ``web3``, which has none. He owns T3, a genuine TPM out of
 another machine, and any number of software keys. ``web2`` with T2 is honest; the forger sees all that it says. A
-genuine TPM makes keys with whatever attributes it is told, says of each what it is, and opens credentials for its own
-keys alone.
+genuine TPM makes keys with any attributes, states each key's true attributes, and opens credentials only for its own
+keys.
 
 :func:`moves` draws a scene: a few enrolments (and what an operator does between them), each with changes to its
-messages. :func:`play` plays it against a real registrar and returns what it got that it does not deserve, or an empty
-text. :func:`shortest` leaves out all of a scene that is not needed for that.
+messages. :func:`play` plays it against a real registrar and returns the forger's undeserved gain, or an empty
+text. :func:`shortest` removes every part of a scene that the gain does not need.
 
-What he deserves: L2 for a minion that never had a TPM, with whatever he shows (the first one seen is pinned). Never: L3
-for a key that no genuine TPM holds, or that could sign what it did not make; another TPM than a minion had; a TPM that
-another minion has (where that one was enrolled honestly, or there is an inventory); a key that another minion has, or
-that he had a certificate for the time before; that
-``web2`` can't be enrolled; an exception that is no refusal.
+He deserves L2 for a minion that never had a TPM, with any TPM or software (the first key is pinned). He never deserves:
+L3 for a key that no genuine TPM holds, or that could sign what it did not make; another TPM than a minion had; a TPM
+that another minion has (where that one was enrolled honestly, or there is an inventory); a key that another minion has,
+or that his last certificate was for; to keep ``web2`` from enrolling; an exception that is no refusal.
 """
 
 from __future__ import annotations

@@ -152,7 +152,7 @@ def _is_kernel(entry: Entry) -> bool:
 
 
 def initrd(chance: random.Random, boot: Boot) -> Boot | None:
-    """An initrd of GRUB's, or one that systemd's stub makes of what lies beside a UKI."""
+    """An initrd that GRUB loads, or that systemd's stub makes of the files beside a UKI."""
     script = f"[Service]\nExecStart=/bin/sh -c evil{chance.randrange(1000)}\n"
     content = archive("etc/systemd/system/evil.service", script)
     if chance.random() < 0.3:
@@ -207,7 +207,7 @@ def command_line(chance: random.Random, boot: Boot) -> Boot | None:
 
 
 def _other_line(entry: Entry, evil: str, section: bool) -> Entry | None:
-    """The entry with *evil* in the place of its command line; None where it is none."""
+    """The entry with *evil* in the place of its command line; None for an entry without one."""
     if command(entry) is not None and entry.pcr == 8:
         return measured(8, IPL, b"kernel_cmdline: " + evil.encode() + b"\0", evil.encode())
     if entry.pcr == 8 and entry.data.startswith(b"grub_cmd: linux "):

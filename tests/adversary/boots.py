@@ -196,7 +196,7 @@ def _entry(uki: Boot, passed: Entry) -> Boot:
 
 @functools.cache
 def others() -> tuple[Boot, ...]:
-    """Boots out of the folder of others' logs; none where there is none."""
+    """Boots from the folder of other machines' logs; empty without the folder."""
     folder = boot_logs.others()
     found: list[Boot] = []
     patterns = ("go-*/*eventlog*", "go-tpm-tools/*.bin", "keylime/binary*", "keylime/*.b64", "*/event*.bin", "*/uefi*")

@@ -296,7 +296,7 @@ def again(chance: random.Random, know: Knowledge, claim: Claim) -> Move[Claim] |
 
 # -- what the replay refuses, most likely ----------------------------------------------
 def remark(chance: random.Random, know: Knowledge, claim: Claim) -> Move[Claim] | None:
-    """Put an event in that is not measured (EV_NO_ACTION)."""
+    """Insert an event that is not measured (EV_NO_ACTION)."""
     pcr = know.likely(chance, 0)
     data = chance.choice((*REMARKS, chance.choice(know.good.events).data))
     entry = Entry(f"r{chance.randrange(10**9)}", pcr, chance.choice((bytes(32), b"\xff" * 32)), NO_ACTION, data)

@@ -226,7 +226,7 @@ def split(world: ListWorld, at: int) -> Claim:
 
 
 def make(chance: random.Random, kinds: Sequence[str] = KINDS, ask: Judge = whole) -> ListWorld | str:
-    """Return a world in which something bad happened; or why it is none."""
+    """Return a world in which something bad happened, or the reason why there is none."""
     kind = chance.choice(kinds)
     rules: Rules = {"files": {}, "keys": [PEM]}
     for line in GOOD[:-1]:

@@ -41,7 +41,7 @@ class Move(Generic[Claim]):
 class World(Protocol[Claim]):
     """A scene: what really happened, what the verifier demands, and what this forger may do.
 
-    :ivar kind: what is bad, for counting.
+    :ivar kind: the kind of the bad event, for counting.
     :ivar name: the whole world, for people.
     :ivar promised: the verifier's rules name what is bad here, so that no claim may be believed, the honest one
         included. Otherwise nothing bad happened by these rules, and the world is only counted.

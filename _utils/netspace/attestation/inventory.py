@@ -33,7 +33,7 @@ class Inventory:
     def check(self, minion: str, endorsement: str, others: list[str]) -> None:
         """Check that *minion* may have the TPM of these endorsement keys.
 
-        :param endorsement: fingerprint of the key that the minion is to be known by. *others*: of the TPM's others.
+        :param endorsement: fingerprint of the minion's endorsement key. *others*: fingerprints of the TPM's other keys.
         :raises UnlistedEndorsementKey: when it may not.
         """
         if minion not in self.minions:

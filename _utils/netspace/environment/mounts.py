@@ -170,7 +170,7 @@ def idmapped(source: Path, target: Path, user_namespace_fd: int) -> None:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[int]:
-    """A file descriptor of what is at *path*, for :func:`idmapped`."""
+    """A file descriptor of the file or folder at *path*, for :func:`idmapped`."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         yield descriptor

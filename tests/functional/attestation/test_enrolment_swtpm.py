@@ -1,4 +1,4 @@
-"""Enrolment of real (software) TPMs by a real registrar: what it binds and refuses, and what its certificates tell."""
+"""Enrolment of real (software) TPMs by a real registrar: bindings, refusals, and the content of certificates."""
 
 from __future__ import annotations
 

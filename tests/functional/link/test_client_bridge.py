@@ -83,7 +83,7 @@ class Town:
     def http(
         self, name: str, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
     ) -> tuple[int, dict[str, str], bytes]:
-        """Ask the bridge in *name* as a program beside it would; it is waited for."""
+        """Wait for the bridge in *name*, and ask it as a program beside it does."""
 
         def ask() -> tuple[int, dict[str, str], bytes] | None:
             with self.world.inside(name):

@@ -212,7 +212,7 @@ def test_recorded_boots_reach_l4_by_some_policy() -> None:
 
 @dataclasses.dataclass
 class Toy:
-    """A verifier that is deceived by two letters, and says nothing of others."""
+    """A verifier that two letters deceive; all other letters change nothing."""
 
     kind: str = "toy"
     name: str = "a and c"
