@@ -19,7 +19,7 @@ MODULE = "netspace_guard_admission"
 REGISTERED = "netspace-admission"
 """The name of the interceptor in RabbitMQ's registry."""
 DEPTH = 16
-"""Levels of tables and arrays within each other that a message's headers may have."""
+"""Nested levels of tables and arrays that a message's headers may have."""
 
 SOURCE = r"""%% Written by netspace: lets through the methods, names and arguments that a card's user needs.
 -module(netspace_guard_admission).

@@ -36,7 +36,7 @@ USER = "rabbitmq"
 SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 NODE = "broker"
 FORMER = "epmd"
-"""A service that the node had beside it in former versions."""
+"""The service for epmd that former versions ran beside the node."""
 READY_SECONDS = 90.0
 CONSUMERS = 256  # of a channel: one for each queue that an environment may read is enough
 PLUGINS = ("rabbitmq_auth_mechanism_ssl", "rabbitmq_event_exchange", "rabbitmq_management", guard.NAME)

@@ -19,7 +19,7 @@ from netspace.layout import Layout
 from netspace.link import forwarder, ports
 
 SECONDS = 20.0
-"""How long the ports are held for haproxy, which has them within one."""
+"""Seconds for which the ports are held for haproxy, which needs one."""
 
 _BOUND = re.compile(
     rf"^{forwarder.SECTION}(\S+)\n(?:    .*\n)*?    bind {re.escape(ports.LOOPBACK)}:(\d+) namespace", re.MULTILINE

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 MAX_ANSWER = 256 * 1024 * 1024
 DEEPEST = 64
-"""Levels of an answer that are read where it has too many: the broker's own has fewer than ten."""
+"""Levels that are read of a too deeply nested answer: the broker's own data has fewer than ten."""
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
-"""A text, whatever is in it, or what begins or ends a level. RFC 8259 sections 2 and 7."""
+"""A string, or a bracket that begins or ends a level. RFC 8259 sections 2 and 7."""
 
 
 class UnreachableError(NetspaceError):

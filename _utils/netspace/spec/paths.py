@@ -7,9 +7,9 @@ import unicodedata
 
 MAX_TEXT = 4096
 _UNPRINTABLE = ("Cc", "Cf", "Zl", "Zp")
-"""Unicode's categories of what isn't seen: controls, marks of direction, ends of lines."""
+"""Unicode's categories of invisible characters: controls, marks of direction, ends of lines."""
 _MEANT = frozenset("\"'\\$#`")
-"""What has a meaning of its own in the configuration of some program."""
+"""Characters with a meaning of their own in the configuration of some program."""
 PLAINLY = "without blanks, quotes or control characters"
 
 
