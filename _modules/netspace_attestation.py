@@ -95,8 +95,8 @@ def evidence(
     tee
         Bring the report of the TEE too, where this host is a confidential guest. Defaults to false.
     period
-        Which attestation key, as ``salt-run netspace_attestation.certificate`` says it: that certificate is for this
-        key. Defaults to none: a key that has no certificate, and is always the same.
+        The period of the attestation key, as ``salt-run netspace_attestation.certificate`` returns it with the key's
+        certificate. Defaults to none: a key that has no certificate, and is always the same.
     """
     try:
         layout, chosen = _settings()

@@ -57,7 +57,7 @@ def _each(outcomes: dict[str, str]) -> bool:
 
 
 def _argument_vector(words: Sequence[Any]) -> list[str]:
-    """Return a program with its arguments, as a person or a program gave them."""
+    """Return a program with its arguments, as a person or a program gave them: words, a text or a list."""
     if isinstance(words, str) or (len(words) == 1 and isinstance(words[0], str)):
         text = words if isinstance(words, str) else words[0]
         try:
@@ -224,8 +224,8 @@ def exec_(
         The environment.
 
     words
-        The program and its arguments: words, one text that is taken apart as a shell would do it, or a list.
-        **There is no shell** unless you name one. Salt takes ``name=value`` for an option: use a list there.
+        The program and its arguments: words, one text that is split as a shell splits it, or a list.
+        **There is no shell** unless you name one. Salt reads ``name=value`` as an option: use a list there.
 
     command
         The same as a list.

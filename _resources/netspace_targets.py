@@ -71,7 +71,7 @@ def shutdown(opts: dict[str, Any]) -> None:
 
 
 def _keep_the_minions_return() -> None:
-    """Have the minion return what it did itself when a state function reaches both it and its targets.
+    """Make the minion return its own result when a state function reaches both it and its targets.
 
     The minion of Salt 3008 (seen in 3008.4) runs such functions on its targets at the end of its own job, and then
     returns for the targets alone: of ``salt '*' state.apply`` its own return is lost (``Minion._thread_return``, "merge

@@ -211,7 +211,7 @@ def verify_tee(
     policy: str = "",
 ) -> dict[str, Any]:
     """
-    Check a report of a confidential guest in a file, and say precisely what is right and what is wrong:
+    Check a report of a confidential guest in a file, and return the result of each check:
     ``{valid, code, reason, checks, report}``.
 
     Takes the kernel's ``outblob`` (SEV-SNP report, TDX quote), or the report of Azure's paravisor (NV index 0x01400001
@@ -239,10 +239,10 @@ def verify_tee(
         The guest's log, ``/sys/firmware/acpi/tables/data/CCEL``, which must lead to the quoted registers (TDX).
 
     data
-        What the report must be over: up to 64 bytes in hex. **Without it an old report passes.**
+        The data that the report must be over: up to 64 bytes in hex. **Without it an old report passes.**
 
     policy
-        A file (YAML or JSON) whose section ``tee`` says what the guest must be.
+        A file (YAML or JSON) with rules for the guest in its section ``tee``.
     """
 
     def work() -> dict[str, Any]:
@@ -269,8 +269,8 @@ def enroll(minion: str) -> dict[str, Any]:
     The master makes a credential that only this TPM can open, for this attestation key alone; its
     answer proves that both are in one TPM. A minion keeps the TPM that it had at first, and a TPM
     serves one minion, until ``release``. ``level`` is L3 where the TPM's endorsement certificate chains to
-    a certificate in the folder that the master's ``netspace.attestation:roots`` names, else L2. What of that folder
-    can't be read stands in ``unreadable_roots``.
+    a certificate in the folder that the master's ``netspace.attestation:roots`` names, else L2.
+    ``unreadable_roots`` has the files of that folder that can't be read.
 
     CLI Example:
 
@@ -321,8 +321,8 @@ def hosts() -> dict[str, Any]:
 
 def certificate(minion: str) -> dict[str, Any]:
     """
-    Return the certificate of a minion's attestation key (PEM), which key that is at the minion (``period``, for its
-    ``netspace_attestation.evidence``), and the Privacy CA's ``chain``: with them and
+    Return the certificate of a minion's attestation key (PEM), its ``period``, by which the minion's
+    ``netspace_attestation.evidence`` selects the key, and the Privacy CA's ``chain``. With them and
     ``ca_crl`` others check its quotes (``verify_quote certificate=... ca=... crl=...``) and learn a pseudonym alone.
 
     CLI Example:
@@ -536,10 +536,10 @@ def attest(target: str = "*", tgt_type: str = "glob") -> dict[str, Any]:
     of each, and have those enforce it whose pillar says ``verifier: master``. The exit status is 1 unless
     all of them are *trusted*.
 
-    Each minion gets a nonce of its own. They are asked in random order, ``concurrency`` of them at one time; once one
-    has answered, the next is asked, and none waits for those that are away or slow. **A minion that does not answer
-    is not judged**: its last result counts until its deadline, and then the host is *stale*. A certificate that is to
-    run out is renewed first, each host's at a time of its own. Each change of state is an event,
+    Each minion gets a nonce of its own. Minions are asked in random order, ``concurrency`` of them at one time; once
+    one has answered, the next is asked, and none waits for absent or slow ones. **A minion that does not answer
+    is not judged**: its last result counts until its deadline, and then the host is *stale*. A certificate that expires
+    soon is renewed first, each host's at a time of its own. Each change of state is an event,
     ``netspace/attestation/<minion>/<state>``.
 
     CLI Example:
@@ -778,14 +778,14 @@ def policy_show(group: str = groups.DEFAULT) -> dict[str, Any]:
 
 def policy_check(group: str, file: str, ima: bool = False) -> dict[str, Any]:
     """
-    Show what a policy would make of each host of the group, by the last evidence of each: nothing is put
-    in force, and nobody is asked. ``changes`` has those whose level would be another.
+    Show the level that a policy would give each host of the group, by its last evidence: nothing is put
+    in force, and no host is asked. ``changes`` has the hosts whose level would change.
 
-    A policy that only looks strict is refused: a rule that rests on what is not judged or not quoted, or rules for IMA
-    without those for the kernel that measures and its command line.
+    A policy that only looks strict is refused: with a rule that rests on an unjudged or unquoted PCR, or with rules for
+    IMA but none for the kernel that measures and its command line.
 
-    The boot is tried (up to L4). What runs after it is judged as it comes and not kept, so for that the hosts have
-    to be asked: with ``ima``.
+    Only the boot is tried (up to L4). Measurement lists are judged as they come and not kept, so with ``ima`` the hosts
+    are asked for them.
 
     CLI Example:
 
@@ -893,7 +893,7 @@ def _enrolled(minion: str, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _credentials(registrar: Registrar, settings: dict[str, Any]) -> rounds.Ready:
-    """What makes credentials; the makers' certificates are read once, before the first is made."""
+    """Return the maker of credentials; the makers' certificates are read once, before the first credential."""
 
     @functools.cache
     def ready() -> rounds.Begin:
@@ -913,7 +913,7 @@ def _pace(settings: dict[str, Any]) -> window.Pace:
 
 @contextlib.contextmanager
 def _bus(settings: dict[str, Any]) -> Iterator[buses.Bus]:
-    """Salt's bus, on which nobody but the minions that are named is asked."""
+    """Salt's bus; only the named minions are asked."""
     import salt.client
     from salt.exceptions import SaltException
 
@@ -925,7 +925,7 @@ def _bus(settings: dict[str, Any]) -> Iterator[buses.Bus]:
 
 
 def _seen(minions: Collection[str]) -> set[str]:
-    """Those of *minions* that are connected to this master, as far as Salt can tell. It decides who is asked first."""
+    """Return the *minions* that are connected to this master, as far as Salt can tell. They are asked first."""
     import salt.utils.minions
 
     return set(salt.utils.minions.CkMinions(__opts__).connected_ids(subset=minions)) if minions else set()

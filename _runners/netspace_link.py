@@ -177,7 +177,7 @@ def _asked(minion: str, function: str, arguments: dict[str, Any], timeout: int) 
 def _ask(
     target: str | list[str], tgt_type: str, function: str, arguments: dict[str, Any], timeout: int
 ) -> dict[str, Any]:
-    """What minions answer within *timeout* seconds, each; an error where one failed."""
+    """Return each minion's answer that comes within *timeout* seconds; an error where a minion failed."""
     import salt.client
     import salt.utils.minions
     from salt.exceptions import SaltException

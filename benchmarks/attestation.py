@@ -1,4 +1,4 @@
-"""How fast evidence is verified, beside Keylime in the same run.
+"""The time to verify evidence, beside Keylime in the same run.
 
 ``python benchmarks/attestation.py [--json | --markdown] [--keylime PYTHON]``: no root, no TPM, no network. The
 boot is one that we recorded (tests/fixtures/eventlogs/shim-grub: Secure Boot, shim, GRUB), signed
@@ -338,7 +338,7 @@ except Refused:
 
 
 def bomb() -> float:
-    """MiB that an answer of the largest size takes that is nothing but empty lists."""
+    """MiB that the largest possible answer takes when it has only empty lists."""
     done = subprocess.run(
         [sys.executable, "-c", BOMB, str(ROOT / "_utils")], capture_output=True, text=True, check=True
     )
@@ -346,7 +346,7 @@ def bomb() -> float:
 
 
 def simulated() -> dict[str, float]:
-    """Rounds over 10,000 hosts of which 500 are away and 20 drip, and over those without them; simulated time."""
+    """Rounds over 10,000 hosts of which 500 are away and 20 drip, and rounds without these hosts; simulated time."""
     from simulated_round import fleet as hosts_of
     from simulated_round import folder, good, round_of
 

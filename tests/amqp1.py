@@ -25,7 +25,7 @@ class Byte(int):
 
 
 class Encoded(bytes):
-    """A value that is encoded already, however that was done."""
+    """A value that is encoded already."""
 
 
 class Described:

@@ -1,6 +1,6 @@
-"""Frames of AMQP 0-9-1 and 1.0 by the specifications' grammars, wrong here and there, from an account that is admitted.
+"""Frames of AMQP 0-9-1 and 1.0 by the specifications' grammars, with occasional errors, from an admitted account.
 
-A batch is one connection: its log-in is right, and what comes then is by chance. Nothing is checked before it is sent.
+A batch is one connection: its log-in is right, and random frames follow. Nothing is checked before it is sent.
 https://www.rabbitmq.com/resources/specs/amqp0-9-1.xml,
 https://docs.oasis-open.org/amqp/core/v1.0/os/amqp-core-complete-v1.0-os.pdf
 """
@@ -68,11 +68,11 @@ PERFORMATIVES = {
 
 
 class NotAdmittedError(ConnectionError):
-    """The peer doesn't take the connection, as one more than the account may have."""
+    """The peer refuses a connection beyond the account's maximum."""
 
 
 class Grammar:
-    """What frames are made of, by chance.
+    """The random parts of frames.
 
     :param names: of exchanges and queues, also such as the account has no right to.
     """
@@ -227,12 +227,12 @@ class Grammar:
         return self.state()
 
     def state(self) -> Described:
-        """What becomes of a delivery; RabbitMQ's reader ends a connection for one with more fields than it has."""
+        """The outcome of a delivery; for too many fields in an outcome, RabbitMQ's reader ends the connection."""
         code = self.dice.choice(list(STATES))
         return Described(code, self.rarely(STATES[code] if self.often(0.98) else 9))
 
     def rarely(self, count: int) -> list[Any]:
-        """So many fields, most of which are missing."""
+        """This many fields, most of them missing."""
         return [self.any(1) if self.often(0.1) else None for _ in range(count)]
 
     def address(self) -> str:
@@ -334,7 +334,7 @@ def frame1(channel: int, code: int, fields: list[Any], payload: bytes = b"") -> 
 
 
 def batch(dice: random.Random, names: Sequence[str], vhost: str, modern: bool) -> tuple[list[bytes], int]:
-    """One connection's bytes, in pieces that wait for an answer between, and how many frames by chance are in them."""
+    """One connection's bytes, in pieces with an answer awaited between them, and their number of random frames."""
     grammar = Grammar(dice, names)
     groups = [(number, (grammar.on_session if modern else grammar.on_channel)(number)) for number in range(1, CHANNELS)]
     count = sum(len(frames) for _, frames in groups)
@@ -355,9 +355,9 @@ def batch(dice: random.Random, names: Sequence[str], vhost: str, modern: bool) -
 
 
 def say(stream: ssl.SSLSocket, pieces: Sequence[bytes], patience: float = 60.0) -> bool:
-    """Say all of it while listening; return whether the peer ended the connection by itself.
+    """Send all of it while listening; return whether the peer ended the connection by itself.
 
-    :raises NotAdmittedError: it ended the connection before it was told anything by chance.
+    :raises NotAdmittedError: it ended the connection before any random frame.
     :raises TimeoutError: it neither listens, answers nor ends.
     """
     stream.settimeout(patience)

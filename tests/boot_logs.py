@@ -1,7 +1,7 @@
-"""Boot logs and measurement lists for tests: our own, and a folder of others' where there is one.
+"""Boot logs and measurement lists for tests: the repository's own, and those in a folder of other machines' logs.
 
-``NETSPACE_EVENTLOGS`` names that folder; without it ``shared/data/eventlogs`` beside the
-checkout is looked for. ``NETSPACE_TEE`` is the same for recorded TEE reports. What is not there is skipped.
+``NETSPACE_EVENTLOGS`` names that folder; the default is ``shared/data/eventlogs`` beside the
+checkout. ``NETSPACE_TEE`` names that of recorded TEE reports. Tests of absent files are skipped.
 """
 
 from __future__ import annotations

@@ -1,19 +1,18 @@
-"""A forger of enrolments, who never runs dry: what root on two hosts can make of the messages to a registrar.
+"""A forger of enrolments: random attacks by root on two hosts on the messages to a registrar.
 
 The forger is root on ``web1``, whose TPM is T1, and on ``web3``, which has none. He owns T3, a genuine TPM out of
 another machine, and any number of software keys. ``web2`` with T2 is honest; the forger sees all that it says. A
-genuine TPM makes keys with whatever attributes it is told, says of each what it is, and opens credentials for its own
-keys alone.
+genuine TPM makes keys with any attributes, states each key's true attributes, and opens credentials only for its own
+keys.
 
 :func:`moves` draws a scene: a few enrolments (and what an operator does between them), each with changes to its
-messages. :func:`play` plays it against a real registrar and returns what it got that it does not deserve, or an empty
-text. :func:`shortest` leaves out all of a scene that is not needed for that.
+messages. :func:`play` plays it against a real registrar and returns the forger's undeserved gain, or an empty
+text. :func:`shortest` removes every part of a scene that the gain does not need.
 
-What he deserves: L2 for a minion that never had a TPM, with whatever he shows (the first one seen is pinned). Never: L3
-for a key that no genuine TPM holds, or that could sign what it did not make; another TPM than a minion had; a TPM that
-another minion has (where that one was enrolled honestly, or there is an inventory); a key that another minion has, or
-that he had a certificate for the time before; that
-``web2`` can't be enrolled; an exception that is no refusal.
+He deserves L2 for a minion that never had a TPM, with any TPM or software (the first key is pinned). He never deserves:
+L3 for a key that no genuine TPM holds, or that could sign what it did not make; another TPM than a minion had; a TPM
+that another minion has (where that one was enrolled honestly, or there is an inventory); a key that another minion has,
+or that his last certificate was for; to keep ``web2`` from enrolling; an exception that is no refusal.
 """
 
 from __future__ import annotations
@@ -154,7 +153,7 @@ class Scene:
 
     # -- moves ---------------------------------------------------------------------
     def play(self, move: Move) -> str:
-        """Play a move; return what it got that it does not deserve."""
+        """Play a move; return a gain that the forger must not have."""
         self.now += self.chance.choice((60.0, 3600.0, 50000.0))
         if move.kind in ("release", "revoke"):
             with contextlib.suppress(NetspaceError):
@@ -346,9 +345,9 @@ def play(
     listed: bool = False,
     make: Callable[[Path], Any] = Registrar,
 ) -> str:
-    """Play *scene*; return what the forger got that he does not deserve, and empty where that is nothing.
+    """Play *scene*; return a gain that the forger must not have; empty where there is none.
 
-    :param seed: of what is drawn within moves.
+    :param seed: of the random choices within moves.
     :param listed: the registrar has an inventory: web1 is T1's, web2 is T2's.
     """
     shared = Path("/dev/shm")
@@ -370,7 +369,7 @@ def play(
 
 
 def shortest(scene: list[Move], fails: Callable[[list[Move]], bool]) -> list[Move]:
-    """Return what is left of *scene* when all is left out that it fails without: moves, and changes of a move."""
+    """Return the smallest part of *scene* that still fails: moves, and changes of a move."""
     shorter = True
     while shorter:
         shorter = False

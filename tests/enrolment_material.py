@@ -1,7 +1,8 @@
-"""What a forger of enrolments begins with: makers of TPMs, genuine TPMs, and software that plays one.
+"""The material of a forger of enrolments: makers of TPMs, genuine TPMs, and software TPMs.
 
-A genuine TPM makes attestation keys with whatever attributes it is told, and opens a credential for its own keys alone
-(``Tpm``). Software opens all that is made for its own endorsement keys, and says of its attestation keys what it likes.
+A genuine TPM makes attestation keys with any attributes, and opens a credential for its own keys alone
+(``Tpm``). A software TPM opens all credentials for its own endorsement keys, and claims any attributes for its
+attestation keys.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Tpm:
     made: dict[bytes, int] = field(default_factory=dict)
 
     def make(self, like: Any, attributes: int = GOOD) -> bytes:
-        """Make an attestation key: its TPMT_PUBLIC says truly what it is."""
+        """Make an attestation key whose TPMT_PUBLIC has its true attributes."""
         like.take(random.randbytes(16))
         public: bytes = like.ak_public[:4] + attributes.to_bytes(4, "big") + like.ak_public[8:]
         self.made[public] = attributes
@@ -65,7 +66,7 @@ class Tpm:
 
 
 class Material:
-    """What every scene begins with: makers, TPMs and their certificates. Made once: RSA keys take their time.
+    """The material of every scene: makers, TPMs and their certificates. Made once, since RSA keys take time.
 
     :param fake: the class of TPMs that tests have (``FakeTpm``).
     """

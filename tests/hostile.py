@@ -109,7 +109,7 @@ def unfinished_amqp_1(inside: Inside) -> None:
 
 
 def consumers(inside: Inside) -> None:
-    """Consumers with all that their arguments can hold; AMQP 0-9-1 admits none."""
+    """Consumers with the largest possible arguments; AMQP 0-9-1 admits no arguments."""
     with contextlib.closing(inside.secured()) as stream:
         client = amqp1.Client(stream, inside.broker["vhost"])
         while True:

@@ -215,7 +215,7 @@ class World:
 
     @contextlib.contextmanager
     def unwatched(self) -> Iterator[None]:
-        """As where the broker's guard doesn't run; what it refuses beforehand is refused."""
+        """The broker without the guard's process; its refusals beforehand remain."""
         self.evaluate(f"ok = application:stop({guard.NAME}).")
         try:
             yield
@@ -224,7 +224,7 @@ class World:
 
     @contextlib.contextmanager
     def unguarded(self) -> Iterator[None]:
-        """As on a broker that isn't ours: nothing is refused but by RabbitMQ itself."""
+        """A broker that isn't netspace's: only RabbitMQ itself refuses anything."""
         classes = f'[{{One, <<"{admission.REGISTERED}">>}} || One <- [channel_interceptor, exchange_decorator]]'
         with self.unwatched():
             self.evaluate(f"[ok = rabbit_registry:unregister(Class, Name) || {{Class, Name}} <- {classes}].")
@@ -235,7 +235,7 @@ class World:
                 self.evaluate(f"[ok = {registered} || {{Class, Name}} <- {classes}].")
 
     def admits(self) -> None:
-        """Make sure that the broker has its interceptor, and each of our exchanges what looks at messages."""
+        """Make sure that the broker has its interceptor, and each of our exchanges the decorator for messages."""
         self.evaluate(
             f"[{{_, {admission.MODULE}}}] = rabbit_registry:lookup_all(channel_interceptor), "
             f"Ours = [One || One <- rabbit_exchange:list(), {admission.MODULE}:active_for(One) =:= all], "

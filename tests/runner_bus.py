@@ -51,7 +51,7 @@ def load(folder: Path, settings: dict[str, Any], **opts: Any) -> tuple[Any, str]
 
 
 def join(runner: Any, ask: Ask) -> AskedBus:
-    """Have *ask* answer what the runner sends; return the bus between them."""
+    """Have *ask* answer the runner's messages; return the bus between them."""
     bus = AskedBus(ask)
     runner._bus = lambda settings: contextlib.nullcontext(bus)
     runner._seen = lambda minions: set()
@@ -59,7 +59,7 @@ def join(runner: Any, ask: Ask) -> AskedBus:
 
 
 class AskedBus:
-    """A bus whose answers are there at once, or *later*; who has none is waited for on a clock that runs by itself."""
+    """A bus whose answers are there at once, or *later*; its clock runs while the caller waits."""
 
     def __init__(self, ask: Ask) -> None:
         self._ask = ask

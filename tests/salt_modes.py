@@ -70,7 +70,7 @@ class Salt:
         return json.loads(done.stdout)["local"], done.stderr
 
     def fails(self, *arguments: str) -> str:
-        """What ``salt-call`` prints where it can't do what it is asked to."""
+        """The output of ``salt-call`` where it fails."""
         command = "import sys; from salt.scripts import salt_call; sys.argv[0] = 'salt-call'; salt_call()"
         done = subprocess.run(
             [str(self.python), "-c", command, "-c", str(self.config.parent), *arguments],
@@ -131,9 +131,9 @@ def scratch(folder: Path) -> Path:
 
 
 def bare(folder: Path) -> Path:
-    """A venv with what this one has but msgspec, so with Salt and without netspace's needs; return its interpreter.
+    """A venv with Salt, but without the Python packages that netspace needs; return its interpreter.
 
-    Files are hard links where they can be: nothing is downloaded, and little is written.
+    Files are hard links where possible: nothing is downloaded, and little is written.
     """
     venv.EnvBuilder(symlinks=True, with_pip=False).create(folder)
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"

@@ -34,10 +34,10 @@ ANSWER = {"boot": "b", "evidence": {}}
 
 @dataclass(frozen=True)
 class Host:
-    """How a host behaves.
+    """The behaviour of a host.
 
     :param seconds: until it answers a challenge; None: never.
-    :param parts: in how many parts its answer comes; 0: whole. *part*: seconds until each of them.
+    :param parts: number of parts of its answer; 0: whole. *part*: seconds until each of them.
     """
 
     seconds: float | None = 1.0
@@ -52,7 +52,7 @@ DRIPS_WELL = Host(0.1, 100, 5.9)
 
 @dataclass
 class SimulatedBus:
-    """Answers come when the clock of the simulation is there."""
+    """A bus whose answers come when the simulated clock reaches them."""
 
     hosts: Mapping[str, Host]
     now: float = 0.0
@@ -97,7 +97,7 @@ class SimulatedBus:
 
 
 def head(parts: int) -> dict[str, Any]:
-    """An announcement of *parts*, which are short: how long they take is what counts here."""
+    """An announcement of *parts*; they are short, since only their time counts here."""
     return {"parts": parts, "sha256": hashlib.sha256(b"1" * parts).hexdigest()}
 
 
@@ -128,9 +128,9 @@ class Judge:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a round was like.
+    """The figures of a round.
 
-    :param took: seconds. *judged*: when each host was judged, since the beginning. *found*: what is said of each.
+    :param took: seconds. *judged*: when each host was judged, since the beginning. *found*: the summary of each.
     """
 
     took: float
@@ -148,7 +148,7 @@ def round_of(
     bus: SimulatedBus | None = None,
     connected: Collection[str] = (),
 ) -> Outcome:
-    """Attest *hosts*; what a round leaves for the next one is in *folder*.
+    """Attest *hosts*; the notes for the next round are in *folder*.
 
     :param connected: hosts that Salt sees, of those that may be absent.
     """
@@ -196,7 +196,7 @@ CASES = (
 
 
 def table() -> list[dict[str, Any]]:
-    """Each case: its first round, the one after it, and the round without those hosts."""
+    """Each case: its first round, the next round, and the round without the bad hosts."""
     lines = []
     for seconds in (None, 0.0):
         for number, away, drips, drip in CASES:

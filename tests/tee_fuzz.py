@@ -25,7 +25,7 @@ Target = tuple[Callable[[bytes], object], list[bytes]]
 
 
 def _same(work: Callable[[bytes], Genuine], genuine: bytes) -> Callable[[bytes], None]:
-    """A changed report is refused, or says the very same: what is not signed (padding, PEM) may differ."""
+    """Check that a changed report is refused, or has the same content: unsigned bytes (padding, PEM) may differ."""
     expected = work(genuine)
 
     def tried(raw: bytes) -> None:
@@ -83,7 +83,10 @@ def targets() -> dict[str, Target]:
     areas = [tee_forge.ccel(*EVENTS), tee_forge.ccel(*EVENTS, pad=bytes(64))]
 
     def with_documents(raw: bytes) -> None:
-        """A changed document says nothing. Blanks around it and the case of its signature's digits are no change."""
+        """Check that a changed document is ignored.
+
+        Blanks around it and the case of its signature's digits are no change.
+        """
         trusted = Trust(trust.roots, trust.known, (), (raw, documents[1]))
         if tdx.genuine(quote, trusted, NOW).status == UNKNOWN:
             raise Malformed("not Intel's")
@@ -91,7 +94,7 @@ def targets() -> dict[str, Target]:
             raise AssertionError("a forged document was believed")
 
     def of_platform(raw: bytes) -> Genuine:
-        """The platform's certificate alone is forged: the rest of the chain and the signatures are good."""
+        """Forge only the platform's certificate: the rest of the chain and the signatures are good."""
         return tdx.genuine(intel.quote(DATA, chain=(intel.leaf(raw), intel.ca)), trust, NOW)
 
     return {

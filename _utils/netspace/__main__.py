@@ -35,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _file_root() -> int:
-    """Print where pip installed the SLS files; return 1 where Salt synced this library without them."""
+    """Print the folder of the SLS files that pip installed; return 1 where Salt synced this library without them."""
     from importlib.util import find_spec
 
     found = find_spec("netspace.sls")

@@ -44,7 +44,7 @@ def targets_wanted(opts: Mapping[str, Any], pillar: Mapping[str, Any]) -> bool:
 
 
 def unaddressable(declared: Declaration, opts: Mapping[str, Any], pillar: Mapping[str, Any]) -> list[str]:
-    """Return the environments that are declared as targets, but that Salt is not told to look for (Salt 3008)."""
+    """Return the environments that are declared as targets, but that Salt 3008 is not configured to look for."""
     key = opts.get("resource_pillar_key") or "resources"
     section = pillar.get(key)
     if isinstance(section, Mapping) and "netspace" in section:

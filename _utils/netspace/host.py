@@ -549,7 +549,7 @@ class Host:
 
     # -- seeing --------------------------------------------------------------------------
     def check(self, declared: Declaration) -> list[Problem]:
-        """Return why this host could not apply a declaration: what a test of each kind refuses. Changes nothing."""
+        """Return why this host could not apply a declaration: the refusals of each kind's test. Changes nothing."""
         results = (
             self.converge_attestation(declared.attestation, test=True),
             self.converge_interfaces(declared, whole=True, test=True),
@@ -614,7 +614,7 @@ def _runtimes(declared: Declaration) -> dict[str, Any]:
 
 
 def _problem(refusal: Refusal) -> Problem:
-    """A refusal with the path of what is refused; some messages begin with a path of their own."""
+    """A refusal with the path of the refused part; some messages begin with a path of their own."""
     path, parted, message = refusal.message.partition(": ")
     if parted and path.startswith("netspace:"):
         return Problem(path, message)

@@ -1,4 +1,4 @@
-"""Text of unknown origin, made harmless for whoever's terminal shows it. Pure."""
+"""Text of unknown origin, made harmless for terminals. Pure."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ _HARMLESS = {code: "\ufffd" for code in _COMMANDS if chr(code) not in "\t\n"}
 
 
 def harmless(text: str) -> str:
-    """*text* with U+FFFD for each character that would command a terminal, or change the order of the others."""
+    """*text* with U+FFFD for each character that would command a terminal, or change the order of other characters."""
     return text.translate(_HARMLESS)

@@ -20,11 +20,11 @@ def in_thread(work: Callable[[], T]) -> T:
 
 
 def enter_network(path: Path) -> None:
-    """Move the calling thread, which has to be one of :func:`in_thread`, into the network namespace kept at *path*.
+    """Move the calling thread, which :func:`in_thread` must have started, into the network namespace kept at *path*.
 
     setns(2)
 
-    :raises OSError: there is none, or that isn't permitted.
+    :raises OSError: when there is none, or that isn't permitted.
     """
     import ctypes
 

@@ -1,7 +1,7 @@
-"""Bad boots of many kinds, made of good ones without end: what a policy's rules are there to refuse.
+"""Bad boots of many kinds, derived from good ones by chance: the boots that a policy's rules have to refuse.
 
-Each function takes a good boot and returns a bad one, told honestly; None where this boot can't be bad so. What
-is bad is marked ``bad``.
+Each function takes a good boot and returns a bad one with an honest log; None where this boot can't be bad in this way.
+The bad entries are marked ``bad``.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _put(chance: random.Random, boot: Boot, entries: Sequence[Entry], near: Sequ
 
 
 def _ended(chance: random.Random, boot: Boot) -> Boot:
-    """Let what is bad go on as a good boot would, or measure nothing more: a boot loader, an init."""
+    """Let a bad program (a boot loader, an init) continue as a good boot would, or measure nothing more."""
     how = chance.randrange(3)
     if how == 0:
         return boot
@@ -66,7 +66,7 @@ def _ended(chance: random.Random, boot: Boot) -> Boot:
 
 
 def image(chance: random.Random) -> bytes:
-    """Return what Authenticode hashes of a program that is nobody's: it begins like a PE file."""
+    """Return the Authenticode hash input of an unknown program: it begins like a PE file."""
     return b"MZ" + bytes(58) + struct.pack("<I", 64) + b"PE\0\0" + chance.randbytes(chance.choice((100, 700)))
 
 
@@ -152,7 +152,7 @@ def _is_kernel(entry: Entry) -> bool:
 
 
 def initrd(chance: random.Random, boot: Boot) -> Boot | None:
-    """An initrd of GRUB's, or one that systemd's stub makes of what lies beside a UKI."""
+    """An initrd that GRUB loads, or that systemd's stub makes of the files beside a UKI."""
     script = f"[Service]\nExecStart=/bin/sh -c evil{chance.randrange(1000)}\n"
     content = archive("etc/systemd/system/evil.service", script)
     if chance.random() < 0.3:
@@ -207,7 +207,7 @@ def command_line(chance: random.Random, boot: Boot) -> Boot | None:
 
 
 def _other_line(entry: Entry, evil: str, section: bool) -> Entry | None:
-    """The entry with *evil* in the place of its command line; None where it is none."""
+    """The entry with *evil* in the place of its command line; None for an entry without one."""
     if command(entry) is not None and entry.pcr == 8:
         return measured(8, IPL, b"kernel_cmdline: " + evil.encode() + b"\0", evil.encode())
     if entry.pcr == 8 and entry.data.startswith(b"grub_cmd: linux "):
@@ -268,9 +268,9 @@ def shorter(lists: bytes) -> bytes:
 
 
 def shim_insecure(chance: random.Random, boot: Boot) -> Boot | None:
-    """Shim (13 or later) with its validation turned off: whatever follows it is verified by nobody.
+    """Shim (13 or later) with its validation turned off, so it verifies no program.
 
-    It says so in PCRs 14 and 7 (shim: mok.c, MokSBState).
+    It measures this in PCRs 14 and 7 (shim: mok.c, MokSBState).
     """
     found = _unverified(chance, boot)
     if found is None:
@@ -286,7 +286,7 @@ def shim_insecure(chance: random.Random, boot: Boot) -> Boot | None:
 
 
 def old_shim(chance: random.Random, boot: Boot) -> Boot | None:
-    """A shim from before it measured anything, or much, by the same signer; it starts what it likes (12 and older)."""
+    """An old shim by the same signer, which measured nothing or little (12 and older); it starts any program."""
     found = _unverified(chance, boot)
     if found is None or not found.bad():
         return None
@@ -311,9 +311,9 @@ def _unverified(chance: random.Random, boot: Boot) -> Boot | None:
 
 
 def boot_entry(chance: random.Random, boot: Boot) -> Boot | None:
-    """A boot entry that has shim, or firmware, start the kernel itself, with options (shim: load-options.c).
+    """A boot entry that makes shim, or firmware, start the kernel directly, with options (shim: load-options.c).
 
-    Of that a kernel before 5.18 measures nothing, and GRUB never runs. Firmware measures the entry into PCR 1.
+    A kernel before 5.18 does not measure these options, and GRUB never runs. Firmware measures the entry into PCR 1.
     """
     run = _where(boot, lambda one: one.pcr == 4 and one.type == APPLICATION)
     options = any(one.pcr == 9 and one.type == TAG for one in boot.events)
@@ -357,7 +357,7 @@ def old_sbat(chance: random.Random, boot: Boot) -> Boot | None:
 
 
 def older(level: bytes, lowest: Mapping[str, int]) -> bool:
-    """Whether the variable SbatLevel lets something run of a lower generation than *lowest* asks for."""
+    """Whether the variable SbatLevel allows a lower generation than *lowest* demands."""
     read = events.variable(level)
     lines = [line.split(",") for line in (read.data if read else b"").decode("ascii").splitlines()]
     told = {name: int(number) for name, number, *_ in lines}

@@ -1,7 +1,7 @@
-"""Boots as a TPM sees them: recorded good ones, and bad ones of many kinds made of them, without end.
+"""Boots as a TPM sees them: recorded good ones, and bad ones of many kinds derived from them by chance.
 
-A bad boot is told honestly here: each entry has the type and data that firmware, boot loader or systemd would log, and
-what was hashed, where whoever caused it knows that. Nothing is forged in this module.
+The log of a bad boot is honest here: each entry has the type and data that firmware, boot loader or systemd would log,
+and the hashed content, where the attacker knows it. Nothing is forged in this module.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ FORMS = ("kernel_cmdline: ", "grub_kernel_cmdline ", "grub_cmd: ", "grub_linuxef
 
 @dataclass(frozen=True)
 class Entry:
-    """One measurement, and how it is told.
+    """One measurement, and its record in a log.
 
-    :param mark: what moves name it by; ``bad`` and a number for what is bad in a boot.
+    :param mark: its name for moves; ``bad`` and a number for the bad entries of a boot.
     :param type: of the boot log's event, with its *data*.
-    :param content: what was hashed, where it is known.
-    :param kind: what systemd's log calls it, with its *text*.
+    :param content: the hashed content, where it is known.
+    :param kind: the type in systemd's log, with its *text*.
     """
 
     mark: str
@@ -70,7 +70,7 @@ class Boot:
 
 
 def measured(pcr: int, kind: int, data: bytes, content: bytes | None = None, mark: str = "bad") -> Entry:
-    """An event of *content*; of its data where that is not given."""
+    """An event of *content*; of its data where no content is given."""
     real = data if content is None else content
     return Entry(mark, pcr, hashlib.sha256(real).digest(), kind, data, real)
 
@@ -99,7 +99,7 @@ def wide(text: str) -> bytes:
 
 
 def _content(event: eventlog.Event) -> bytes | None:
-    """Return what was hashed, where the log alone tells it."""
+    """Return the hashed content, where the log alone shows it."""
     digest = event.digests["sha256"]
     after = event.data.partition(b": ")[2]
     read = events.variable(event.data, events.SLACK)
@@ -147,7 +147,7 @@ def command(entry: Entry) -> str | None:
 
 @functools.cache
 def recorded() -> tuple[Boot, ...]:
-    """Our two boots, and what other kernels and boot loaders would have measured instead."""
+    """The two recorded boots of this repository, and variants with other kernels and boot loaders."""
     found = []
     for name in ("shim-grub", "uki"):
         systemd = boot_logs.read("uki/systemd-tpm2-measure.log") if name == "uki" else b""
@@ -196,7 +196,7 @@ def _entry(uki: Boot, passed: Entry) -> Boot:
 
 @functools.cache
 def others() -> tuple[Boot, ...]:
-    """Boots out of the folder of others' logs; none where there is none."""
+    """Boots from the folder of other machines' logs; empty without the folder."""
     folder = boot_logs.others()
     found: list[Boot] = []
     patterns = ("go-*/*eventlog*", "go-tpm-tools/*.bin", "keylime/binary*", "keylime/*.b64", "*/event*.bin", "*/uefi*")

@@ -68,7 +68,7 @@ def _record(one: Entry) -> bytes:
 
 
 def honest(boot: Boot) -> Claim:
-    """The claim of somebody who tells all as it was."""
+    """The claim of an honest sender."""
     return Claim(boot.events, boot.words)
 
 

@@ -1,8 +1,8 @@
 """A forger's moves on boot logs and PCRs.
 
-He is root on the host after the boot: he writes each log that is sent, and extends any PCR of 0 to 15 with any digest,
-before systemd measures or after it. He can't take back what was extended. Moves that lead away from the values of the
-PCRs are among these, but rare: the replay refuses them at once.
+He is root on the host after the boot. He writes each log that is sent, and extends any PCR of 0 to 15 with any digest,
+before systemd measures or after it. He can't undo an extension. Moves after which the logs no longer lead to the values
+of the PCRs are included, but rare: the replay refuses them at once.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ REMARKS = (
 
 # -- how one measurement is told -------------------------------------------------------
 def tellings(chance: random.Random, know: Knowledge, entry: Entry) -> bytes:
-    """Data by which an event may look harmless; what was hashed is the best there is."""
+    """Data by which an event may look harmless; the hashed content itself looks best."""
     how = chance.randrange(10)
     content = entry.content
     if content is not None and how < 6:
@@ -87,7 +87,7 @@ Propose = Callable[[random.Random, Knowledge, Claim], "Move[Claim] | None"]
 
 
 def relabel(chance: random.Random, know: Knowledge, claim: Claim) -> Move[Claim] | None:
-    """Call an event of another type, with other data."""
+    """Give an event another type and other data."""
     entry = _pick(chance, claim.events, know)
     if entry is None:
         return None
@@ -121,7 +121,7 @@ def exchange(chance: random.Random, know: Knowledge, claim: Claim) -> Move[Claim
 
 
 def reword(chance: random.Random, know: Knowledge, claim: Claim) -> Move[Claim] | None:
-    """Tell a record of systemd's log otherwise."""
+    """Change the text of a record in systemd's log."""
     entry = _pick(chance, claim.words, know)
     if entry is None:
         return None
@@ -189,7 +189,7 @@ def fetch(chance: random.Random, know: Knowledge, claim: Claim) -> Move[Claim] |
 
 
 def reorder(chance: random.Random, know: Knowledge, claim: Claim) -> Move[Claim] | None:
-    """Move an event to another place; most of the time past events of other PCRs alone, which no replay notices."""
+    """Move an event to another place; mostly past events of other PCRs only, which no replay notices."""
     entry = _pick(chance, claim.events, know)
     if entry is None:
         return None
@@ -214,7 +214,7 @@ def reorder(chance: random.Random, know: Knowledge, claim: Claim) -> Move[Claim]
 
 # -- extending -------------------------------------------------------------------------
 def extend(chance: random.Random, know: Knowledge, claim: Claim) -> Move[Claim] | None:
-    """Extend a PCR after the boot, and tell that in a log."""
+    """Extend a PCR after the boot, and record it in a log."""
     entry = _extension(chance, know)
     mark = f"x{chance.randrange(10**9)}"
     early, spoken = chance.random() < 0.5, chance.random() < 0.4
@@ -247,7 +247,7 @@ def _extended(claim: Claim, entries: Sequence[Entry], early: bool, spoken: bool)
 
 
 def _extension(chance: random.Random, know: Knowledge) -> Entry:
-    """A digest that looks good somewhere, and how that is told."""
+    """A digest that looks good somewhere, and a record of it."""
     how = chance.randrange(10)
     if how < 3:
         one = chance.choice([one for one in know.good.events if one.type != NO_ACTION])
@@ -279,7 +279,7 @@ def _extension(chance: random.Random, know: Knowledge) -> Entry:
 
 
 def again(chance: random.Random, know: Knowledge, claim: Claim) -> Move[Claim] | None:
-    """Extend a PCR with all that a good boot measures into it and this one did not, told as a good boot does."""
+    """Extend a PCR with the measurements of a good boot that this boot lacks, and record them as a good boot does."""
     pcr = know.likely(chance)
     there = {one.digest for one in (*claim.events, *claim.words) if one.pcr == pcr}
     entries = [one for one in know.good.events if one.pcr == pcr and one.type != NO_ACTION]
@@ -296,7 +296,7 @@ def again(chance: random.Random, know: Knowledge, claim: Claim) -> Move[Claim] |
 
 # -- what the replay refuses, most likely ----------------------------------------------
 def remark(chance: random.Random, know: Knowledge, claim: Claim) -> Move[Claim] | None:
-    """Put an event in that is not measured (EV_NO_ACTION)."""
+    """Insert an event that is not measured (EV_NO_ACTION)."""
     pcr = know.likely(chance, 0)
     data = chance.choice((*REMARKS, chance.choice(know.good.events).data))
     entry = Entry(f"r{chance.randrange(10**9)}", pcr, chance.choice((bytes(32), b"\xff" * 32)), NO_ACTION, data)

@@ -45,7 +45,7 @@ class Line(NamedTuple):
         return struct.pack("<I", self.pcr) + digest + sized(self.template) + body
 
     def extended(self) -> bytes:
-        """What the kernel extends PCR 10 with for this line."""
+        """The value that the kernel extends PCR 10 with for this line."""
         if self.digest == VIOLATION:
             return ONES
         data = self.data
@@ -60,7 +60,7 @@ def file(path: bytes, digest: bytes, signature: bytes = b"", algorithm: bytes = 
 
 
 def signature(key: ec.EllipticCurvePrivateKey, digest: bytes) -> bytes:
-    """What ``evmctl ima_sign`` writes."""
+    """The signature that ``evmctl ima_sign`` writes."""
     identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key()).digest[-4:]
     raw = key.sign(digest, ec.ECDSA(utils.Prehashed(hashes.SHA256())))
     return b"\3\2\4" + identifier + struct.pack(">H", len(raw)) + raw
@@ -96,7 +96,7 @@ class Extend(NamedTuple):
 
 @dataclass(frozen=True)
 class Round:
-    """One answer. :ivar upto: so much of the tape had happened; :ivar earlier: of the boot before, which was good."""
+    """One answer. :ivar upto: length of the tape at its time; :ivar earlier: of the boot before, which was good."""
 
     upto: int
     first: int
@@ -106,7 +106,7 @@ class Round:
 
 @dataclass(frozen=True)
 class Claim:
-    """What the forger did and sends. :ivar log: events of the boot that he tells."""
+    """The forger's actions and messages. :ivar log: the boot's events in his log."""
 
     tape: tuple[Extend, ...]
     rounds: tuple[Round, ...]
@@ -133,7 +133,7 @@ def first_lines(values: dict[int, bytes]) -> tuple[Line, ...]:
 
 @dataclass(frozen=True)
 class Known:
-    """What the forger knows of his boot. :ivar bad: number of the first bad line; :ivar start: PCRs at its start."""
+    """The forger's knowledge of his boot. :ivar bad: number of the first bad line; :ivar start: PCRs at its start."""
 
     bad: int
     start: dict[int, bytes]

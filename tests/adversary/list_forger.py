@@ -1,4 +1,4 @@
-"""What a forger does with measurement lists: moves on lines, on answers, and on PCRs, which root may extend."""
+"""A forger's moves on measurement lists: on lines, on answers, and on PCRs, which root may extend."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from netspace.attestation.eventlog import Event
 
 
 def _on_lines(name: str, said: str, change: Callable[[list[Line]], None], which: int = -1) -> Move[Claim]:
-    """A move on the lines of one answer, which leaves them as they are where it can't be done."""
+    """A move on the lines of one answer; where it is impossible, the lines stay as they are."""
 
     def apply(claim: Claim) -> Claim:
         if not -len(claim.rounds) <= which < len(claim.rounds):
@@ -100,7 +100,7 @@ def _relabel(world: Known, chance: random.Random, claim: Claim) -> Move[Claim]:
 
 
 def _as_old(world: Known, chance: random.Random, claim: Claim) -> Move[Claim]:
-    """The same data, taken apart as the template ``ima`` is: that hashes alike where the length is right."""
+    """The same data, split as the template ``ima`` is: it has the same hash where the length is right."""
 
     def change(line: Line) -> Line:
         data = line.data[:20] + sized(line.data[20:276].rstrip(b"\0") if chance_bit else line.data[20:276])
@@ -250,7 +250,7 @@ def _earlier(world: Known, chance: random.Random, claim: Claim) -> Move[Claim]:
 
 
 def _continue_earlier(world: Known, chance: random.Random, claim: Claim) -> Move[Claim]:
-    """Pass this boot's list off as what followed in the one before."""
+    """Present this boot's list as the continuation of the earlier boot's."""
 
     def apply(claim: Claim) -> Claim:
         if not claim.rounds[0].earlier or len(claim.rounds) < 2:
@@ -281,5 +281,5 @@ _BOOT_WEIGHTS = [16 if move in (*_ON_BOOTS, _type_list) else 4 for move in _MOVE
 
 
 def propose(world: Known, chance: random.Random, claim: Claim, of_the_boot: bool) -> Move[Claim]:
-    """Return a move. :param of_the_boot: the boot is what is bad, so what its log says matters more."""
+    """Return a move. :param of_the_boot: the boot itself is bad, so moves on its log are more likely."""
     return chance.choices(_MOVES, _BOOT_WEIGHTS if of_the_boot else _WEIGHTS)[0](world, chance, claim)

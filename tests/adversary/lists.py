@@ -1,8 +1,8 @@
-"""Measurement lists that a TPM really saw, something bad among them, and a forger who wants L5.
+"""Measurement lists that a TPM really saw, with something bad in them, and a forger who wants L5.
 
-The truth is a *tape*: what was extended into PCRs since the kernel started, in order. The kernel's part of it can't be
+The truth is a *tape*: the extensions of PCRs since the kernel started, in order. The kernel's part of it can't be
 changed; the forger is root, so he may extend any PCR later. He may send any list, in any number of answers, each
-with a genuine quote of the moment; the last one is after the bad thing.
+with a genuine quote of the moment; the last answer is after the bad event.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def whole(
 def list_alone(
     evidence: Evidence, rules: policy.Policy, boot: tuple[int, int], start: ima.State | None
 ) -> tuple[str, ima.State | None]:
-    """Ask what judges lists alone: the boot counts as good whatever its logs say."""
+    """Judge only lists: the boot counts as good, whatever its logs say."""
     # Not above: the search runs on older checkouts, too, that have no such module.
     from netspace.attestation import ima_rules
 
@@ -134,7 +134,7 @@ _PACKED: dict[tuple[int, ...], tuple[tuple[Event, ...], bytes]] = {}
 
 
 def _packed(log: tuple[Event, ...]) -> bytes:
-    """The log of these events; one that was asked for before is kept (worlds share their events)."""
+    """The log of these events; cached, since worlds share their events."""
     key = tuple(map(id, log))
     if key not in _PACKED:
         if len(_PACKED) > 1000:
@@ -199,7 +199,7 @@ def _violation(chance: random.Random, rules: Rules) -> Line:
 
 
 def _ima_policy(chance: random.Random, rules: Rules) -> Line:
-    """Loaded by its path, and therefore measured; nothing is after that."""
+    """An IMA policy that was loaded by its path, and therefore measured, as the last line."""
     return file(b"/etc/ima/ima-policy", EVIL)
 
 
@@ -226,7 +226,7 @@ def split(world: ListWorld, at: int) -> Claim:
 
 
 def make(chance: random.Random, kinds: Sequence[str] = KINDS, ask: Judge = whole) -> ListWorld | str:
-    """Return a world in which something bad happened; or why it is none."""
+    """Return a world in which something bad happened, or the reason why there is none."""
     kind = chance.choice(kinds)
     rules: Rules = {"files": {}, "keys": [PEM]}
     for line in GOOD[:-1]:
@@ -276,7 +276,7 @@ def make(chance: random.Random, kinds: Sequence[str] = KINDS, ask: Judge = whole
 
 
 def _boot_rules(quoted: tuple[int, ...]) -> dict[str, Any]:
-    """What the recorded boot satisfies, as far as these PCRs can show it."""
+    """Rules that the recorded boot satisfies, as far as these PCRs can prove them."""
     rules = boot_forge.policy(BOOT)
     boot = rules["boot"]
     if 9 not in quoted:

@@ -48,7 +48,7 @@ class Unfit(Exception):
 
 
 def evidence(boot: Boot, pcrs: tuple[int, ...]) -> Evidence:
-    """Return what a host sends that tells all as it was, but for the signature."""
+    """Return an honest host's evidence, without the signature."""
     claim, values = claims.honest(boot), boots.values(boot)
     quoted = {pcr: values[pcr] for pcr in pcrs}
     return Evidence("tpm", b"", b"", b"", quoted, claim.boot_log(), claim.systemd_log() if boot.words else None)
@@ -67,7 +67,7 @@ def _learned(names: tuple[str, ...], pcrs: tuple[int, ...]) -> dict[str, Any]:
 def make(chance: random.Random, boot: Boot, without: tuple[str, ...] = ()) -> tuple[str, policy.Boot, tuple[int, ...]]:
     """Return a policy for *boot*, with its name and the PCRs that are quoted.
 
-    :raises Unfit: when it can't be had, or the library refuses it as unsafe.
+    :raises Unfit: when there is no such policy, or the library refuses it as unsafe.
     """
     pcrs = chance.choice(SETS)
     own = "uki" if boot.name.startswith("uki") else "shim-grub"
@@ -97,7 +97,7 @@ def make(chance: random.Random, boot: Boot, without: tuple[str, ...] = ()) -> tu
 
 
 def _shortened(chance: random.Random, rules: dict[str, Any], boot: Boot) -> str:
-    """Take a rule away, or make one wider; say which."""
+    """Remove a rule, or widen one; say which."""
     if "command_lines" in rules and chance.random() < 0.3:
         line = chance.choice(boot.commands or ("quiet",))
         first, _, last = line.rpartition(" ")
@@ -115,7 +115,7 @@ def _shortened(chance: random.Random, rules: dict[str, Any], boot: Boot) -> str:
 
 
 def _filled(chance: random.Random, rules: dict[str, Any], boot: Boot, pcrs: tuple[int, ...]) -> policy.Boot:
-    """Give each quoted PCR that no rule covers a value, or leave it unchecked; forget what is not quoted."""
+    """Give each quoted PCR that no rule covers a value, or leave it unchecked; remove PCRs that are not quoted."""
     values = boots.values(boot)
     rules["pcrs"] = {pcr: one for pcr, one in rules.get("pcrs", {}).items() if int(pcr) in pcrs}
     rules["unchecked"] = [pcr for pcr in rules.get("unchecked", []) if pcr in pcrs]

@@ -1,8 +1,8 @@
 """Search for moves by which a forger deceives a verifier, and for the shortest sequence of them.
 
-Knows nothing of what is forged. A :class:`World` gives the honest claim, proposes moves and asks the verifier. A claim
-that got as far as the one it was made of, and is refused for a reason that was not heard before, is kept and tried on
-from there. So a sequence is found if each of its moves but the last changes the reason.
+Independent of the kind of evidence. A :class:`World` gives the honest claim, proposes moves and asks the verifier. A
+claim is kept, and tried on, if it got as far as the claim before it and is refused for a new reason. So a sequence is
+found if each of its moves but the last changes the reason.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _VARYING = re.compile(r"[0-9a-f]{8,}|\d+")
 
 @dataclass(frozen=True)
 class Move(Generic[Claim]):
-    """One thing that a forger does.
+    """One action of a forger.
 
     :param name: the kind of move, for counting.
-    :param said: what is done, for people.
-    :param apply: returns the changed claim. Where what it changes is missing it returns the claim as it is, so that
+    :param said: a description for people.
+    :param apply: returns the changed claim. Where its subject is missing it returns the claim unchanged, so that
         a sequence without one of its moves can be tried.
     """
 
@@ -41,7 +41,7 @@ class Move(Generic[Claim]):
 class World(Protocol[Claim]):
     """A scene: what really happened, what the verifier demands, and what this forger may do.
 
-    :ivar kind: what is bad, for counting.
+    :ivar kind: the kind of the bad event, for counting.
     :ivar name: the whole world, for people.
     :ivar promised: the verifier's rules name what is bad here, so that no claim may be believed, the honest one
         included. Otherwise nothing bad happened by these rules, and the world is only counted.
@@ -54,7 +54,7 @@ class World(Protocol[Claim]):
     hopeless: tuple[str, ...]
 
     def honest(self) -> Claim:
-        """Return the claim of somebody who tells all as it was."""
+        """Return the claim of an honest sender."""
 
     def propose(self, chance: random.Random, claim: Claim) -> Move[Claim]:
         """Return a move that may be of use after *claim*."""
@@ -62,13 +62,13 @@ class World(Protocol[Claim]):
     def refusal(self, claim: Claim) -> str:
         """Return why the verifier refuses *claim*; empty where it believes it.
 
-        What the verifier may not do, such as an exception that is no refusal, is raised.
+        A fault of the verifier, such as an exception that is no refusal, is raised.
         """
 
 
 @runtime_checkable
 class Ordered(Protocol):
-    """A world of which the order of the verifier's checks is known: what breaks an earlier one is no progress."""
+    """A world whose verifier checks in a known order: breaking an earlier check is no progress."""
 
     def progress(self, refusal: str) -> int:
         """Return how far the verifier came until this refusal."""
@@ -104,7 +104,7 @@ class Hole(Generic[Claim]):
 class Report(Generic[Claim]):
     """The outcome of a campaign.
 
-    :ivar real: worlds by kind; *harmless* and *missing* say why others were none.
+    :ivar real: worlds by kind; *harmless* and *missing*: why other worlds did not count.
     """
 
     seed: int
@@ -124,7 +124,7 @@ class Report(Generic[Claim]):
         return found
 
     def codes(self) -> Counter[str]:
-        """Return how often each code refused a claim: what stands before the colon of a refusal."""
+        """Return how often each code refused a claim: the code is the part of a refusal before the colon."""
         found: Counter[str] = Counter()
         for said, count in self.refusals.items():
             found[said.partition(":")[0]] += count
@@ -166,7 +166,7 @@ def shortest(world: World[Claim], moves: Sequence[Move[Claim]]) -> tuple[Move[Cl
 
 
 def _nowhere(refusal: str) -> int:
-    """Of a verifier whose order is not known: nothing is further than anything else."""
+    """Return no progress: without a known order of checks, no refusal is further than another."""
     return 0
 
 

@@ -1,8 +1,8 @@
 """Worlds of boots: a bad boot, a policy that a good one satisfies, and a forger in between.
 
-Reaching L4 is a failure where the policy has a rule that names what is bad (``bad_boots.RULES``), even if nothing is
-forged; and where what is bad was measured into a PCR of which the policy wants plain values. Anything else is bad by no
-rule of this policy: such a world is counted as harmless.
+Reaching L4 is a failure in two cases: the policy has a rule that names the bad entry (``bad_boots.RULES``), even if
+nothing is forged; or the bad entry was measured into a PCR for which the policy demands plain values. Anything else
+breaks no rule of this policy: such a world is counted as harmless.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PROGRESS = (
 
 
 class BootWorld:
-    """A bad boot and the policy it is held against."""
+    """A bad boot and the policy that judges it."""
 
     hopeless = ("log-malformed", "log-mismatch", "policy-")
 
@@ -49,13 +49,13 @@ class BootWorld:
         return forger.propose(chance, self._know, claim)
 
     def evidence(self, claim: Claim) -> Evidence:
-        """Return what is sent, but for the signature."""
+        """Return the evidence that is sent, without the signature."""
         values = self.values(claim)
         quoted = {pcr: values[pcr] for pcr in self._know.quoted}
         return Evidence("tpm", b"", b"", b"", quoted, claim.boot_log(), claim.systemd_log())
 
     def values(self, claim: Claim) -> dict[int, bytes]:
-        """Return what the TPM has: by the boot itself, and by what the forger extended."""
+        """Return the TPM's values: after the boot itself, and after the forger's extensions."""
         if not claim.early and not claim.late:
             return self._values
         return boots.extended(self._before, (*claim.early, *self._words, *claim.late))
@@ -72,7 +72,7 @@ class BootWorld:
 
 
 def promised(kind: str, boot: Boot, rules: policy.Boot, quoted: tuple[int, ...]) -> bool:
-    """Whether the policy names what is bad in *boot*, or the value of a PCR that has it."""
+    """Whether the policy names the bad entry of *boot*, or the value of the PCR that has it."""
     if by_value(boot, rules):
         return True
     if kind == "old dbx":
@@ -94,7 +94,7 @@ def promised(kind: str, boot: Boot, rules: policy.Boot, quoted: tuple[int, ...])
 
 
 def by_value(boot: Boot, rules: policy.Boot) -> bool:
-    """Whether what is bad is in a PCR of which the policy knows the value: then no log is of any use."""
+    """Whether the policy knows the value of the PCR that has the bad entry: then no forged log helps."""
     return any(one.pcr in rules.pcrs for one in boot.bad())
 
 
@@ -111,7 +111,7 @@ def make(
 ) -> BootWorld | str:
     """Return a new world, or why there is none this time.
 
-    :param foreign: how often a log of others is taken, where there are some.
+    :param foreign: share of worlds that use another machine's log, where there are such logs.
     :param without: rules that no policy has.
     """
     others = boots.others() if chance.random() < foreign else ()

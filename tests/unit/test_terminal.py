@@ -1,4 +1,4 @@
-"""What a program says commands nobody's terminal."""
+"""Text of a program never commands a terminal."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from netspace.attestation.verifier import Verified
 
 VERIFIER = "self"
-# Seconds for an enrolment: a TPM derives all its endorsement keys then, and some take ten seconds for one of RSA.
+# Seconds for an enrolment, in which a TPM derives all its endorsement keys: some TPMs take ten seconds for an RSA key.
 ENROLMENT = 50.0
 
 
@@ -81,11 +81,11 @@ def _none(layout: Layout, chosen: Mapping[str, Any], verifier: str, reason: str,
 def evidence(
     layout: Layout, chosen: Mapping[str, Any], context: Context, ima_from: int | None = None, period: bytes = b""
 ) -> Evidence:
-    """Make evidence for somebody else's *context*: by the TPM that is configured, else by the key.
+    """Make evidence for another verifier's *context*: by the TPM that is configured, else by the key.
 
-    :param ima_from: bring IMA's list from this line on, with a quote of PCR 10; None: without it.
-    :param period: which attestation key of the TPM, as its registrar named it.
-    :raises NetspaceError: when a TPM is configured and can't be used, or there is no list.
+    :param ima_from: include IMA's list from this line on, with a quote of PCR 10; None: no list.
+    :param period: selects the attestation key of the TPM, by the name that the registrar gave it.
+    :raises NetspaceError: when a TPM is configured and can't be used, or when there is no list.
     """
     if chosen["tpm"] is None:
         return attester.by_key(software.load(layout), context)
@@ -104,9 +104,9 @@ def enroll(
 ) -> Enrolment:
     """Return the TPM's identity for a registrar elsewhere.
 
-    :param template: which endorsement key, where the registrar knows one already.
-    :param period: which attestation key. *others*: show the TPM's other endorsement keys, too.
-    :raises NetspaceError: when no TPM is configured, or it can't be used.
+    :param template: selects the endorsement key, where the registrar knows one already.
+    :param period: selects the attestation key. *others*: include the TPM's other endorsement keys.
+    :raises NetspaceError: when no TPM is configured, or the TPM can't be used.
     """
     if chosen["tpm"] is None:
         raise NetspaceError("attestation:tpm names no TPM: there is nothing to enrol")
@@ -127,7 +127,8 @@ def activate(
 ) -> bytes:
     """Open a registrar's credentials, and return the answer that proves it.
 
-    :raises NetspaceError: when they are not for this TPM and its attestation key of *period*.
+    :raises NetspaceError: when the credentials are for another TPM, or for another attestation key than that of
+        *period*.
     """
     if chosen["tpm"] is None:
         raise NetspaceError("attestation:tpm names no TPM: there is nothing to enrol")

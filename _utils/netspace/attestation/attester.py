@@ -33,7 +33,7 @@ BOOT_LOG = "sys/kernel/security/tpm0/binary_bios_measurements"
 SYSTEMD_LOG = "run/log/systemd/tpm2-measure.log"
 TEE_LOG = "sys/firmware/acpi/tables/data/CCEL"
 IMA_LIST = "sys/kernel/security/ima/binary_runtime_measurements"
-# The first is the file of all kernels, since Linux 6.10 a link to the second; the others have other digests.
+# All kernels have the first file, since Linux 6.10 a link to the second; the others have other digests.
 _IMA_FOLDERS = ("sys/kernel/security/ima", "sys/kernel/security/integrity/ima")
 _IMA_NAMES = ("", "_sha1", "_sha256", "_sha384", "_sha512")
 
@@ -59,8 +59,8 @@ class Lines(NamedTuple):
 def enrol(device: Device, template: str | None = None, period: bytes = b"", *, others: bool = False) -> Enrolment:
     """Return the TPM's identity and the attestation key of *period*.
 
-    :param template: which endorsement key, where the verifier knows one already.
-    :param others: show the TPM's other endorsement keys, too.
+    :param template: selects the endorsement key, where the verifier knows one already.
+    :param others: include the TPM's other endorsement keys.
     """
     endorsement = device.endorsement(template)
     more = device.others(endorsement.template) if others else []
@@ -98,8 +98,9 @@ def by_tpm(
 ) -> Evidence:
     """Return a quote of *pcrs* for *context*, with the logs of the boot.
 
-    :param measured: reads IMA's list, where it is asked for: after its quote, so that the list is never behind it.
-    :param period: which attestation key; see :meth:`netspace.attestation.tpm.Device.attestation_key`.
+    :param measured: reads IMA's list, where the verifier asks for it: after the quote of PCR 10, so that the list has
+        every line that the quote covers.
+    :param period: selects the attestation key; see :meth:`netspace.attestation.tpm.Device.attestation_key`.
     """
     made: Measurements | None = None
     with device.attestation_key(period) as (handle, public):
@@ -120,8 +121,8 @@ def by_key(key: software.Key, context: Context) -> Evidence:
 def with_tee(made: Evidence, root: Path, context: Context, files: configfs.Files | None = None) -> Evidence:
     """Return evidence with the report of the TEE that this host runs in, over *context* and the evidence's key.
 
-    The same evidence where the host is no confidential guest, or the kernel gives no report: the rest of the evidence
-    is good without, and the verifier says what that is worth.
+    Returns *made* unchanged where the host is no confidential guest, or where the kernel gives no report. The rest
+    of the evidence is valid without a report, and the verifier decides what it is worth.
 
     :param root: stands for ``/``.
     :param files: the kernel's; for tests.
@@ -138,7 +139,10 @@ def with_tee(made: Evidence, root: Path, context: Context, files: configfs.Files
 
 
 def _log_of(area: bytes | None) -> bytes | None:
-    """The log without its padding, which may be most of it; what is no log is for the verifier to see."""
+    """Return the log without its padding, which may be most of it.
+
+    Other content is returned as it is, for the verifier.
+    """
     try:
         return eventlog.unpadded(area) if area else None
     except LogMalformed:
@@ -171,11 +175,12 @@ def measurement_list(root: Path) -> Path | None:
 
 
 def measured(root: Path, first: int) -> Lines:
-    """Return IMA's list from line *first* on, with SHA-1 digests of its lines whatever the kernel gives.
+    """Return IMA's list from line *first* on, in the form with SHA-1 digests of lines, whatever form the kernel gives.
 
-    A list that has fewer lines gives none: the host was restarted, and the verifier will ask for all of it.
+    A list with fewer lines than *first* gives no lines: the host was restarted, and the verifier will ask for the whole
+    list.
 
-    :raises NetspaceError: where there is no list, or one beyond all bounds or that can't be read to its end.
+    :raises NetspaceError: when there is no list, when it is too large, or when it can't be read to its end.
     """
     path = measurement_list(root)
     raw = None if path is None else _read(path, ima.MAX_LIST)

@@ -1,7 +1,7 @@
-"""What one boot's logs tell of rules that would take it, for :mod:`netspace.attestation.learning`.
+"""Learn rules from the logs of one boot, for :mod:`netspace.attestation.learning`.
 
-Labels tell a kernel from an initrd here, and a program from what else firmware measures: a wrong one mixes up lists of
-digests, or has the judge refuse what would be learned. Pure.
+The labels in a log tell a kernel from an initrd here, and a program from other data that firmware measures. A wrong
+label puts a digest into the wrong list, or makes the judge refuse what would be learned; it does no more. Pure.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _TAG_INITRD = 0x8F3B22EC
 
 @dataclass(frozen=True)
 class Told:
-    """What one boot's logs tell.
+    """The rules that the logs of one boot give.
 
     :param rules: as they stand in a policy; ``pinned`` has the digests of command lines that are known as text.
-    :param problems: why there are no rules, by the rule that a group begins with.
-    :param unled: PCRs that the log does not lead to.
+    :param problems: why a group of rules is missing, by the group's first rule.
+    :param unled: PCRs whose quoted value the log does not lead to.
     """
 
     evidence: Evidence
@@ -50,7 +50,7 @@ class Told:
 def told(evidence: Evidence) -> Told:
     """Read the logs of a boot.
 
-    :raises Refused: when they can't be read, or do not lead to the quoted values of what rules rest on.
+    :raises Refused: when the logs can't be read, or do not lead to the quoted values that the rules rest on.
     """
     if evidence.boot_log is None:
         raise LogMismatch("the firmware gives no boot log")
@@ -77,7 +77,7 @@ _SHIM_CONSTANTS = frozenset((measured.EMPTY_KEY_LIST, measured.FALSE, measured.T
 
 
 def _starters(extended: Sequence[Extension]) -> dict[str, list[str]]:
-    """Which program each one came right after."""
+    """Return, for each program, the programs that ran right before it."""
     found: dict[str, list[str]] = {}
     last = "firmware"
     for one in extended:
@@ -98,7 +98,7 @@ def _led(pcr: int, evidence: Evidence, log: eventlog.EventLog, replayed: Mapping
 
 
 def _platform(extended: Sequence[Extension], problems: dict[str, str]) -> dict[str, Any]:
-    """PCR 7: Secure Boot, its revocation lists, and whom what was booted was trusted for."""
+    """Read PCR 7: Secure Boot, its revocation lists, and the signers that booted programs were trusted for."""
     try:
         found = platform_rules.read(extended)
     except Refused as err:
@@ -127,7 +127,7 @@ def _platform(extended: Sequence[Extension], problems: dict[str, str]) -> dict[s
 
 
 def _loaded(extended: Mapping[int, Sequence[Extension]], problems: dict[str, str]) -> dict[str, Any]:
-    """What boot loader and kernel loaded, and the command line."""
+    """Read what the boot loader and the kernel loaded, and the command line."""
     lines = {
         one.digest: line
         for pcr in (8, 12)
@@ -161,7 +161,7 @@ def _claims_line(one: Extension) -> bool:
 
 
 def _patterns(lines: Any, problems: dict[str, str]) -> list[str]:
-    """Return command lines as patterns; none where one of them can't be its own pattern."""
+    """Return command lines as patterns; none where a line is too long or has a ``*``."""
     for line in lines:
         if "*" in line or len(line) > policy_reading.MAX_PATTERN:
             problems["command_lines"] = (
@@ -172,7 +172,7 @@ def _patterns(lines: Any, problems: dict[str, str]) -> list[str]:
 
 
 def _kind(one: Extension, paths: set[str]) -> str:
-    """By what the log calls it: all three are known by digest, and a wrong name here mixes up the lists alone."""
+    """Return the policy's list for a file, by the log's label. A wrong label only puts a digest into the wrong list."""
     if not isinstance(one.source, Event):
         return "files"
     tagged = events.tag(one.source)

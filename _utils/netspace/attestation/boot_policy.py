@@ -1,12 +1,12 @@
-"""The half of a policy that says what a good boot is: its rules, and what their proofs rest on.
+"""The half of a policy that says what a good boot is: its rules, and the PCRs that their proofs rest on.
 
-A rule is worth what proves it. Programs are in PCR 4 (and as drivers in PCR 2), what they load is in PCRs 8 to 13.
-A PCR is worth what the program is that measures into it: so what is loaded rests on PCR 4, too. Root extends PCRs after
-the boot as he likes. He can't take anything out; so a rule has to judge **each** digest of every PCR that its subject
-could be in. A PCR that is not quoted, or may have any value, is where a forger puts it.
+A rule is worth what proves it. Programs are measured into PCR 4 (drivers into PCR 2), the files that they load into
+PCRs 8 to 13. A PCR is worth as much as the program that measures into it, so rules for loaded files rest on PCR 4, too.
+Root extends PCRs after the boot as he likes, but can't remove a digest. So a rule has to judge **each** digest of every
+PCR that its subject could be in: a forger puts his digest into a PCR that is not quoted, or that may have any value.
 
-:func:`gaps` names what a policy leaves open; :func:`accepted` refuses it when it is set, the judge at each appraisal.
-Pure: no file is read.
+:func:`gaps` names what a policy leaves open. :func:`accepted` refuses such a policy when it is set, and the judge
+refuses it at each appraisal. Pure: no file is read.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from netspace.attestation.policy_reading import (
     pcr,
 )
 
-# PCRs that a boot loader or a kernel measures what it loads into: GRUB and Linux (9), systemd's stub (11, 12). Its
-# system extensions (13) are judged where they are quoted; systemd itself verifies who signed them.
+# PCRs that boot loaders and kernels measure loaded files into: GRUB and Linux (9), systemd's stub (11, 12). The stub's
+# system extensions (13) are judged where PCR 13 is quoted; systemd itself verifies their signatures.
 _LOADED = (9, 11, 12)
 LOADED = (*_LOADED, 13)
-# What IMA's list rests on: the programs, what they loaded, and (PCRs 0 to 9) the first line of the list itself.
+# PCRs that IMA's list rests on: programs, the files that they loaded, and (PCRs 0 to 9) the first line of the list.
 _MEASURER = (*range(10), 11, 12)
-# Who starts the first program of a boot entry, among those that may start a program.
+# The starter of the first program of a boot entry, in ``started_by``.
 FIRMWARE = b""
-# Whoever uses the TPM may reset these (TCG PC Client Platform TPM Profile 1.05, 4.6.1).
+# Every user of the TPM may reset these (TCG PC Client Platform TPM Profile 1.05, 4.6.1).
 _RESETTABLE = frozenset((16, 23))
-# What is measured into these PCRs is measured by programs of PCR 4. (shim, of 14, may be known by its signer.)
+# Programs of PCR 4 measure into these PCRs. (shim, which measures into 14, may be known by its signer.)
 _BY_PROGRAMS = frozenset((8, 9, 11, 12, 13, 15))
 _IMA_OPTION = re.compile(r'(?:^|\s)ima_policy=(?:"([a-z_| ]+)"|([a-z_|]+))(?=\s|$)')
 _REMEDIES = {
@@ -73,7 +73,7 @@ class Boot:
 
     @cached_property
     def judged(self) -> frozenset[int]:
-        """PCRs of which each digest is judged by a rule."""
+        """The PCRs whose every digest is judged by a rule."""
         found: set[int] = set()
         if self.secure_boot and self.signers is not None:
             found.add(7)
@@ -89,10 +89,11 @@ class Boot:
 
     @cached_property
     def needs(self) -> Mapping[int, str]:
-        """PCRs that the proofs of rules lie in, and one of the rules.
+        """The PCRs that the proofs of rules lie in, each with one of these rules.
 
-        ``signers`` alone trusts shim to verify what it starts. shim tells in PCR 14 whether it did, and by whose keys.
-        A shim that tells nothing is known by its digest in PCR 4 alone, so ``sbat`` rests on it, too.
+        ``signers`` without ``applications`` trusts shim to verify what shim starts. PCR 14 shows whether shim verified,
+        and with whose keys. An old shim measures nothing about itself and is known only by its digest in PCR 4, so
+        ``sbat`` rests on PCR 4, too.
         """
         found: dict[int, str] = {}
         for rule, there, where in (
@@ -113,19 +114,19 @@ class Boot:
 
     @cached_property
     def unordered(self) -> frozenset[bytes]:
-        """Programs of which it is left open who may start them."""
+        """Programs for which the policy does not say what may start them."""
         return (self.applications or frozenset()) - self.started_by.keys()
 
     @cached_property
     def allowed(self) -> Mapping[int, frozenset[bytes]]:
-        """What PCRs 8 to 13 may be extended with whenever: what is listed, and whole command lines."""
+        """Digests that PCRs 8 to 13 may be extended with at any time: listed ones, and those of whole command lines."""
         listed = dict.fromkeys(LOADED, (self.kernels or frozenset()) | self.initrds | self.files)
         listed[8] = self.grub_commands or frozenset()
         return {number: found | self.lines[number] for number, found in listed.items()}
 
     @cached_property
     def lines(self) -> Mapping[int, frozenset[bytes]]:
-        """The digests of whole command lines (patterns without ``*``) by the PCR that they are measured into."""
+        """The digests of whole command lines (patterns without ``*``) by the PCR that a line is measured into."""
         exact = [one.text for one in self.command_lines or () if one.exact]
         return {
             number: frozenset(form for line in exact for form in measured.line_forms(number, line))
@@ -140,7 +141,7 @@ class Boot:
 
 
 def gaps(boot: Boot, quoted: Collection[int] | None = None, values: Collection[int] = ()) -> list[str]:
-    """Return what rules rest on and nothing judges, each as a sentence with its remedy.
+    """Return the PCRs that rules rest on and nothing judges, each as a sentence with its remedy.
 
     :param quoted: PCRs that are quoted; None where that is not known yet.
     :param values: PCRs that have values from elsewhere (references).
@@ -177,12 +178,12 @@ def valued_lines(boot: Boot, values: Collection[int] = ()) -> bool:
 
 
 def ima_gaps(boot: Boot | None, quoted: Collection[int] | None = None, values: Collection[int] = ()) -> list[str]:
-    """Return what a list of IMA's rests on and the rules for the boot leave open.
+    """Return what an IMA list rests on and the rules for the boot leave open.
 
-    The list is worth what the kernel is that wrote it, and what it was told to measure: programs, what they loaded and
-    the command line have to be judged, by rules or by values. Each pattern of ``command_lines`` has to demand that IMA
-    measures, and to be a whole line: what ``*`` stands for could turn IMA off. The list's first line shows that nobody
-    extended PCRs 0 to 9 later, so these have to be quoted.
+    The list is worth as much as the kernel that wrote it, and as the kernel's instructions to measure. So programs, the
+    files that they loaded and the command line have to be judged, by rules or by values. Each pattern of
+    ``command_lines`` has to demand that IMA measures, and has to be a whole line: the text in place of ``*`` could turn
+    IMA off. The list's first line shows that nobody extended PCRs 0 to 9 later, so these have to be quoted.
     """
     rules = Boot() if boot is None else boot
     known = rules.judged | rules.pcrs.keys() | frozenset(values)
@@ -200,13 +201,13 @@ def ima_gaps(boot: Boot | None, quoted: Collection[int] | None = None, values: C
             found.append(f"command_lines: {pattern.text!r:.80} does not demand ima_policy=tcb; add it to the pattern")
         elif not pattern.exact:
             found.append(
-                f"command_lines: {pattern.text!r:.80}: * may stand for what turns IMA off; give the whole line"
+                f"command_lines: {pattern.text!r:.80}: * may match text that turns IMA off; give the whole line"
             )
     return found
 
 
 def _measures(line: str) -> bool:
-    """Whether a command line has IMA measure programs (kernel-parameters: ``ima_policy=``, one or several names)."""
+    """Whether a command line makes IMA measure programs (kernel-parameters: ``ima_policy=``, one or several names)."""
     return any("tcb" in (quoted or plain).replace("|", " ").split() for quoted, plain in _IMA_OPTION.findall(line))
 
 

@@ -1,14 +1,14 @@
-"""How a boot is judged: every digest of every PCR that a rule touches has to be allowed.
+"""Judge a boot: every digest of every PCR that a rule touches has to be allowed.
 
-A digest is allowed when the policy lists it, when it is of a constant that a specification fixes
-(:mod:`netspace.attestation.measured`), or when its preimage is known and has a form that only harmless data has: a
-variable, a command line that a pattern allows, a word of systemd's. Who says that, in which log, under which type, is
-never asked. In order:
+A digest is allowed in three cases: the policy lists it; it is the digest of a constant that a specification fixes
+(:mod:`netspace.attestation.measured`); or its preimage is known and has a form that only harmless data has: a
+variable, a command line that a pattern allows, a word of systemd's. The log's type and origin of an event decide
+nothing. In order:
 
 1. the logs lead to every quoted value but those of ``unchecked`` PCRs;
-2. each quoted PCR is covered, and no rule rests on one that is not judged (:func:`boot_policy.gaps`);
+2. each quoted PCR is covered, and every rule rests on judged PCRs (:func:`boot_policy.gaps`);
 3. PCR 7 (Secure Boot, dbx, signers, SBAT), PCR 14 (shim), PCR 4 (programs);
-4. PCRs 8, 12, 9, 11, 13: commands, command lines, what was loaded;
+4. PCRs 8, 12, 9, 11, 13: commands, command lines, loaded files;
 5. plain values.
 
 Pure: no file, no network, no clock.
@@ -48,7 +48,7 @@ def judged_boot(evidence: Evidence, policy: Boot | None, references: References 
     measurement list's own first line. PCRs 11 and 12 count where their value is known, or where systemd's words follow
     the line: else a boot that measured none leaves it to be added.
 
-    :raises Refused: for the first thing that is not as it should be.
+    :raises Refused: for the first thing that the policy does not allow.
     """
     if policy is None and references is None:
         raise NoPolicy("there are no references for the PCRs")
@@ -87,7 +87,7 @@ def _covered(quoted: Mapping[int, bytes], policy: Boot, references: References) 
     covered = policy.judged | policy.unchecked | policy.pcrs.keys() | references.keys()
     open_pcrs = sorted(quoted.keys() - covered)
     if open_pcrs:
-        raise Uncovered(f"PCRs {', '.join(map(str, open_pcrs))} are quoted, and nothing says what they may be")
+        raise Uncovered(f"PCRs {', '.join(map(str, open_pcrs))} are quoted, and no rule or value judges them")
     missing = sorted(policy.pcrs.keys() - quoted.keys())
     if missing:
         raise Uncovered(f"pcrs: PCR {missing[0]} is not quoted")
@@ -102,9 +102,9 @@ def _values(quoted: Mapping[int, bytes], references: References, pcrs: Collectio
 def _applications(
     extended: Sequence[Extension], allowed: frozenset[bytes], started_by: Mapping[bytes, frozenset[bytes]]
 ) -> None:
-    """Judge PCR 4: what is neither listed nor a constant of the specification's is a program that nobody allowed.
+    """Judge PCR 4: a digest that is neither listed nor a constant of the specification is of a refused program.
 
-    :param started_by: what may come right before a program. Root adds programs later, but none before another.
+    :param started_by: programs that may come right before each program. Root adds programs only after all others.
     """
     seen, last = 0, FIRMWARE
     for one in extended:
@@ -129,8 +129,10 @@ def _applications(
 
 @dataclass
 class _Found:
-    """The findings of PCRs 8 to 13: whether a kernel, which lines as text, where lines are proved, and where nothing
-    after them shows that they were there when the system started (*open*)."""
+    """Findings in PCRs 8 to 13: whether a kernel was loaded, lines known as text, PCRs that prove a line.
+
+    :ivar open: PCRs where nothing after the line shows that it was there when the system started.
+    """
 
     kernel: bool = False
     lines: list[str] = field(default_factory=list)
@@ -141,7 +143,8 @@ class _Found:
 def _loaded(extended: Mapping[int, Sequence[Extension]], policy: Boot) -> frozenset[int]:
     """Judge what boot loader and kernel measured: files, commands, and the kernel's command line.
 
-    What root extends later is judged likewise. It proves nothing where systemd marks the end of the loader's time.
+    Extensions by root after the boot are judged likewise. After systemd's mark for the end of the boot loader's time, a
+    measurement proves nothing.
     """
     found = _Found()
     for pcr in _ORDER:
@@ -204,7 +207,7 @@ def _line(pcr: int, one: Extension, policy: Boot) -> str | None:
 
 
 def logged_line(pcr: int, one: Extension) -> str | None:
-    """Return the text that was measured as a command line is in *pcr*, whatever the log calls it."""
+    """Return the text that was measured into *pcr* in the form of a command line; the log's label is not considered."""
     for data in one.preimages():
         wide = data[1:2] == b"\0"
         if wide or pcr == 8:
@@ -215,7 +218,7 @@ def logged_line(pcr: int, one: Extension) -> str | None:
 
 
 def _refuse(pcr: int, one: Extension) -> None:
-    """Say what is not allowed; the log's own words choose the message alone."""
+    """Raise the refusal of an extension that is not allowed; the log's label chooses only the message."""
     said = f"PCR {pcr}: {one.digest.hex()}"
     if pcr in (8, 12) and one.kind is not None and events.is_command_line(one.source):  # type: ignore[arg-type]
         line = logged_line(pcr, one)
@@ -224,6 +227,6 @@ def _refuse(pcr: int, one: Extension) -> None:
         raise UnknownCommandLine(f"command line {line[:200]!r} matches no pattern")
     if one.kind is None:
         raise UnexpectedEvent(
-            f"{said}, which the log calls {one.claimed}, is no word of systemd's and not in the policy"
+            f"{said}, which the log calls {one.claimed}, is neither in the policy nor a word of systemd's"
         )
     raise UnknownFile(f"{said} was loaded or run (the log calls it {one.claimed})")

@@ -1,7 +1,7 @@
-"""Salt's bus as the master's side uses it: messages to minions, and their answers in the order in which they come.
+"""The master's side of Salt's bus: messages to minions, and their answers in order of arrival.
 
-One message asks many minions; one stream of events brings the answers to all messages that are under way. Nothing here
-waits for a job to end, so no minion holds up the answers of others. Salt's own client comes as an argument.
+One message asks many minions, and one stream of events brings the answers to all open messages. No function here
+waits for a job to end, so no minion delays the answers of others. Salt's own client is an argument.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from netspace.errors import NetspaceError
 
-# Characters that are kept of what a minion says went wrong.
+# Characters that are kept of a minion's error message.
 MAX_PROBLEM = 1000
 
 
@@ -23,10 +23,10 @@ class Unreachable(NetspaceError):
 
 @dataclass(frozen=True)
 class Sent:
-    """A message that is under way.
+    """An open message.
 
     :param job: names it; a :class:`Reply` has the same name.
-    :param unknown: minions whom it can't reach, because the master has no accepted key of theirs.
+    :param unknown: minions that it can't reach, because the master has accepted no key of theirs.
     """
 
     job: str
@@ -47,7 +47,7 @@ class Reply:
 
 
 class Bus(Protocol):
-    """Messages to minions, and their answers. The bus has the clock, so a simulated one has a simulated clock."""
+    """Messages to minions, and their answers. The bus has the clock, so a simulated bus has a simulated clock."""
 
     def clock(self) -> float:
         """Return seconds since some fixed point; never goes back."""
@@ -65,10 +65,10 @@ class Bus(Protocol):
 class SaltBus:
     """Salt's bus.
 
-    :param client: a ``salt.client.LocalClient``. It is the caller's, who closes it.
+    :param client: a ``salt.client.LocalClient``, which the caller closes.
     :param module: the execution module whose functions are called.
     :param timeout: seconds that the master may take to accept a message.
-    :param refused: what the client raises where it does not: ``salt.exceptions.SaltException``.
+    :param refused: the exception of the client when the master does not accept one: ``salt.exceptions.SaltException``.
     """
 
     def __init__(self, client: Any, module: str, timeout: int, refused: type[Exception]) -> None:
@@ -108,7 +108,7 @@ class SaltBus:
     def receive(self, seconds: float) -> Reply | None:
         last = self.clock() + seconds
         while True:
-            # Salt takes 0 for "for ever".
+            # Salt reads 0 as "for ever".
             event = self._client.event.get_event(
                 wait=max(last - self.clock(), 0.01),
                 tag="salt/job/",
@@ -126,7 +126,7 @@ class SaltBus:
                 return None
 
     def _reply(self, event: Mapping[str, Any]) -> Reply | None:
-        """The answer that an event brings; None for what is none, or is none of ours."""
+        """Return the answer that an event brings; None for any other event, and for another caller's job."""
         parts = str(event["tag"]).split("/", 4)
         data = event.get("data")
         if len(parts) != 5 or parts[3] != "ret" or parts[2] not in self._jobs or not isinstance(data, Mapping):
@@ -136,7 +136,7 @@ class SaltBus:
             return None
         if data.get("retcode"):
             said = printable(str(data["return"])[:MAX_PROBLEM])
-            return Reply(job, minion, None, said or "it failed, and said nothing")
+            return Reply(job, minion, None, said or "the minion failed without a message")
         return Reply(job, minion, data["return"])
 
 
@@ -145,7 +145,7 @@ def ask(
 ) -> dict[str, Reply]:
     """Send one message, and return the answer of each minion that gave one within *timeout* seconds.
 
-    Salt itself goes on waiting for as long as a minion says that it is at work: one could hold up all others.
+    Salt's own call waits for as long as a minion says that it is at work, so one minion could delay all others.
     """
     sent = bus.send(minions, function, arguments)
     waiting, found = set(minions) - sent.unknown, dict[str, Reply]()
@@ -159,5 +159,5 @@ def ask(
 
 
 def printable(text: str) -> str:
-    """Replace what moves a cursor: what a host said is shown in terminals."""
+    """Replace characters that move a cursor: terminals show text of a host."""
     return "".join(one if one.isprintable() or one == "\n" else "\N{REPLACEMENT CHARACTER}" for one in text)

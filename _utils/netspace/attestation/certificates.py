@@ -1,4 +1,4 @@
-"""Does a TPM's endorsement certificate chain to a root that the operator trusts?
+"""Check that a TPM's endorsement certificate chains to a root that the operator trusts.
 
 RFC 5280 path validation, for exactly what TCG's EK Credential Profile 2.5 needs, written out
 because ``cryptography.x509.verification`` can't be used: it demands a subject that is a DNS
@@ -6,13 +6,13 @@ name or an address, while an EK certificate has an empty subject, a critical sub
 directory names and its own extended key usage; custom extension policies came with
 cryptography 45 only. Signatures, encodings and names are ``cryptography``'s.
 
-Some makers' names have the wrong order for DER, so fields are read from a copy in the right one
+Some makers' names have the wrong order for DER, so fields are read from a copy in the right order
 (``netspace.attestation.der``). A signature is checked over the bytes that its maker signed.
 
-Fetches nothing: intermediates come with the evidence or lie among the roots, and revocation lists are those
-that the operator put beside the roots; where a certificate says that a list is to be had is not looked at. A
-maker of whom there is a list says by it which of his certificates are revoked. One that has run out tells nothing
-of the others, so it is as if their maker were not trusted. Of makers without a list nothing is asked.
+Fetches nothing. Intermediates come with the evidence or lie among the roots. Revocation lists are files that the
+operator put beside the roots; the address of a list in a certificate is ignored. A maker's list says which of his
+certificates are revoked. An expired list still revokes these, but proves nothing of his other certificates, so the
+maker counts as not trusted. Certificates of a maker without a list are not checked for revocation.
 """
 
 from __future__ import annotations
@@ -86,12 +86,12 @@ def public_key(certificate: bytes) -> object:
 def check(leaf: bytes, chain: Sequence[bytes], roots: Sequence[bytes], now: float, lists: Sequence[bytes] = ()) -> None:
     """Check that the DER certificate *leaf* chains to one of *roots*.
 
-    :param chain: DER intermediates that came along; trusted for nothing. One that can't be read is as if it was absent.
+    :param chain: DER intermediates that came along; none is trusted by itself. An unreadable one counts as absent.
     :param roots: DER certificates that the operator trusts.
     :param now: seconds since the epoch.
     :param lists: makers' revocation lists, DER, as :func:`revocations` returns them.
     :raises Untrusted: saying what is missing.
-    :raises RevokedEndorsementCertificate: when its maker, or his, revoked one of the path.
+    :raises RevokedEndorsementCertificate: when an issuer revoked a certificate of the path.
     """
     if not roots:
         raise Untrusted("no root certificates are configured")
@@ -118,13 +118,13 @@ def readable(data: bytes) -> bytes:
     :raises NetspaceError: when it can't.
     """
     if len(data) > MAX_CERTIFICATE:
-        raise NetspaceError(f"a certificate of {len(data)} bytes; at most {MAX_CERTIFICATE} are possible")
+        raise NetspaceError(f"certificate: {len(data)} bytes; at most {MAX_CERTIFICATE} are possible")
     try:
         found = _load(data).fields
         found.public_key()
         list(found.extensions)
     except _unreadable() as err:
-        raise NetspaceError(f"a certificate that can't be read: {err}") from err
+        raise NetspaceError(f"certificate: can't be read: {err}") from err
     return data
 
 
@@ -228,7 +228,7 @@ def _unsigned(found: _Signed, issuer: _Signed) -> str:
         elif isinstance(key, ec.EllipticCurvePublicKey) and isinstance(parameters, ec.ECDSA):
             key.verify(fields.signature, found.signed, parameters)
         else:
-            return "a signature by another kind of key"
+            return "the signature is by another kind of key"
     except InvalidSignature:
         return "invalid signature"
     return ""
@@ -256,7 +256,7 @@ def _load(data: bytes) -> _Signed:
 
 
 def _readable(data: bytes) -> _Signed | None:
-    """Load an intermediate that came along; None where it can't be read: it is as if it had not come."""
+    """Load an intermediate that came along; None where it can't be read: it counts as absent."""
     try:
         return _load(readable(data))
     except NetspaceError:
@@ -268,8 +268,9 @@ def _path(
 ) -> list[_Signed]:
     """Find the shortest path from *leaf* to a root; return it, the root last.
 
-    Breadth first, and each intermediate once, where it is nearest to the leaf (where its issuer's pathLenConstraint
-    allows most): so the work grows with the square of their number, whatever signed what.
+    Breadth first. Each intermediate is visited once, at its smallest distance from the leaf (where its issuer's
+    pathLenConstraint allows most). So the work grows with the square of their number, whichever certificates signed
+    which.
     """
     last = f"its issuer, {leaf.fields.issuer.rfc4514_string()!r}, is not among the roots"
     paths, left = [[leaf]], list(chain)
@@ -315,7 +316,10 @@ def _issued(signed: _Signed, by: _Signed, when: datetime.datetime, depth: int) -
 
 
 def _weak(signed: _Signed) -> str:
-    """Return why a certificate's signature proves nothing. A root's is not looked at: the operator vouches for it."""
+    """Return why a certificate's signature is too weak.
+
+    A root's signature is ignored: the operator vouches for the root.
+    """
     certificate: Certificate = signed.fields
     digest = certificate.signature_hash_algorithm
     if digest is not None and digest.digest_size >= 32:

@@ -84,7 +84,7 @@ def _shared_seed(endorsement: Public, digest: str, size: int) -> tuple[bytes, by
     try:
         return seed, cast("rsa.RSAPublicKey", endorsement.key()).encrypt(seed, oaep)
     except ValueError as err:
-        raise Malformed(f"the endorsement key: nothing can be encrypted for it: {err}") from err
+        raise Malformed(f"endorsement key: can't encrypt for it: {err}") from err
 
 
 def _aes_cfb(key: bytes, plain: bytes) -> bytes:

@@ -1,10 +1,10 @@
 """DER of certificates as makers of TPMs write it: elements, concatenated certificates, and sets in the wrong order.
 
 Some makers (Nuvoton among them) write a SET OF with its members unsorted, which X.690, 11.6, forbids and
-``cryptography`` refuses. :func:`with_sorted_sets` returns a copy that can be read. The copy has another signed part
-than the certificate, so **a signature is checked over the bytes as they came** (:func:`parts`), never over the copy.
+``cryptography`` refuses. :func:`with_sorted_sets` returns a copy that can be read. The copy's signed part differs from
+the certificate's, so **a signature is checked over the bytes as they came** (:func:`parts`), never over the copy.
 
-Reads definite lengths and tags of one byte alone. Every length is bounded by the element around it.
+Reads only definite lengths and tags of one byte. Every length is bounded by the element around it.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class Element(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """A signed structure (RFC 5280, 4.1.1): what was signed, and the algorithm as it stands outside of that."""
+    """A signed structure (RFC 5280, 4.1.1): the signed part, and the algorithm that stands outside of it."""
 
     signed: bytes
     algorithm: bytes
 
 
 def from_pem(text: bytes) -> list[bytes]:
-    """Return what the PEM blocks (RFC 7468) of *text* hold, in their order.
+    """Return the contents of the PEM blocks (RFC 7468) of *text*, in their order.
 
     :raises ValueError: for a block that is not base64.
     """
@@ -82,9 +82,9 @@ def elements(data: bytes, at: int, end: int) -> Iterator[Element]:
 def split(data: bytes, most: int) -> list[bytes]:
     """Return the certificates that stand in *data* one after the other, at most *most*; padding may follow them.
 
-    So a chain lies in a TPM's NV indices (TCG EK Credential Profile 2.5, 2.2.1.5.2).
+    A TPM's NV indices hold a chain in this form (TCG EK Credential Profile 2.5, 2.2.1.5.2).
 
-    :raises ValueError: when *data* does not begin with one, or one is cut off.
+    :raises ValueError: when *data* does not begin with a certificate, or one is cut off.
     """
     found: list[bytes] = []
     at = 0
@@ -98,9 +98,9 @@ def split(data: bytes, most: int) -> list[bytes]:
 
 
 def parts(data: bytes) -> Parts:
-    """Return the parts of the certificate or revocation list that *data* is.
+    """Return the parts of the certificate or revocation list in *data*.
 
-    :raises ValueError: when it is neither, or names two algorithms.
+    :raises ValueError: when *data* is neither, or names two algorithms.
     """
     whole = element(data, 0, len(data))
     if whole.tag != SEQUENCE or whole.end != len(data):
@@ -128,9 +128,9 @@ def with_sorted_sets(data: bytes) -> bytes:
 
 
 def with_sorted_issuer(data: bytes) -> bytes:
-    """Return a revocation list likewise, but for its issuer's name alone: the rest may be megabytes of entries.
+    """Return a revocation list with only its issuer's name sorted: the rest may be megabytes of entries.
 
-    :raises ValueError: when it is none.
+    :raises ValueError: when *data* is no revocation list.
     """
     whole = element(data, 0, len(data))
     signed = element(data, whole.content, whole.end)

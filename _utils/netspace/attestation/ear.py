@@ -64,11 +64,11 @@ class Signer:
 
 @dataclass(frozen=True)
 class Told:
-    """What a result says of one host.
+    """The content of a result for one host.
 
     :param level: 0 to 5; 0: evidence was refused.
-    :param minimum: what the host's group asks for.
-    :param deadline: until when it counts at the host, seconds since the epoch.
+    :param minimum: the level that the host's group asks for.
+    :param deadline: end of the result's validity at the host, seconds since the epoch.
     :param tee: the confidential guest that it rests on (kind, measurement, TCB, code); empty where none is known.
     """
 
@@ -87,7 +87,7 @@ class Told:
 
     @property
     def status(self) -> str:
-        """Affirming only where a TPM or a TEE says so, and the group's minimum is reached."""
+        """The EAR status: affirming only where a TPM or a TEE proves the level, and it reaches the group's minimum."""
         if self.level == 0:
             return CONTRAINDICATED
         return AFFIRMING if self.level >= max(self.minimum, 2) else WARNING

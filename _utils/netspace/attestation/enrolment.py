@@ -1,6 +1,6 @@
-"""An enrolment that waits for its answer: what a registrar remembers of it, and what the minion is sent.
+"""An enrolment that waits for its answer: the registrar's memory of it, and the message to the minion.
 
-Pure values. What is checked before and after stands in ``netspace.attestation.registrar``.
+Pure values. The checks before and after are in ``netspace.attestation.registrar``.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class Pending:
     """A credential that waits for its answer; see :meth:`netspace.attestation.registrar.Registrar.begin`.
 
-    :param known: what the books said of the minion then.
-    :param since: when it was made, by a clock that nobody sets.
+    :param known: the minion's record when the credential was made.
+    :param since: when it was made, by a monotonic clock.
     """
 
     minion: str
@@ -31,7 +31,7 @@ class Pending:
     since: float
 
     def wire(self) -> dict[str, Any]:
-        """Return what the minion is sent."""
+        """Return the message to the minion."""
         made = self.challenge
         others = zip(self.enrolment.others, made.others, strict=True)
         return {

@@ -124,7 +124,7 @@ class _Reader:
     def padding(self) -> bool:
         """Whether padding begins here: PCR and type of an event are both 0, or both all ones, which no event has.
 
-        :raises LogMalformed: when the rest is not all of it.
+        :raises LogMalformed: when other bytes follow the padding.
         """
         fill = self.data[self.at : self.at + 1]
         head = self.data[self.at : self.at + 8]
@@ -147,9 +147,9 @@ def unpadded(raw: bytes) -> bytes:
     """Return the log at the start of a log area, without the padding after it.
 
     The firmware fills the area with one value before it writes events (EDK2: 0xff; others: 0), so all bytes
-    after the last event are that value (TCG ACPI Specification 1.3, LAML and LASA; Intel GHCI 1.5, CCEL).
+    after the last event have that value (TCG ACPI Specification 1.3, LAML and LASA; Intel GHCI 1.5, CCEL).
 
-    :raises LogMalformed: where there is no whole log, or something else than padding after it.
+    :raises LogMalformed: where there is no whole log, or where other bytes than padding follow it.
     """
     return raw[: _parse(raw, padded=True)[1]]
 

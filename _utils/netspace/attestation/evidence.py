@@ -36,9 +36,9 @@ MIN_NONCE, MAX_NONCE = 16, 64
 MAX_REPORT, MAX_TABLE, MAX_AREA = 16 * 1024, 64 * 1024, 512 * 1024
 MAX_TEE = MAX_REPORT + MAX_TABLE + MAX_AREA
 MAX_CHAIN = 8
-# Endorsement keys of one TPM besides the one that it is known by.
+# Maximum of further endorsement keys of one TPM.
 MAX_OTHERS = 8
-# Bytes that say which attestation key is meant: a certificate's period has a key of its own.
+# Bytes of a period, which selects an attestation key: each certificate has a period and a key of its own.
 PERIOD = 16
 
 
@@ -98,13 +98,13 @@ class Context:
 class Enrolment:
     """A TPM's identity, and the key that it will attest with.
 
-    :param template: which endorsement key this is, e.g. ``EK-ECC256``.
+    :param template: names the endorsement key's template, e.g. ``EK-ECC256``.
     :param endorsement: TPMT_PUBLIC of the endorsement key.
     :param certificate: the content of its certificate's NV index, where there is one.
     :param chain: intermediates, DER.
     :param attestation: TPMT_PUBLIC of the attestation key.
-    :param tpm: manufacturer, firmware and the like: told by the TPM, proved by nothing.
-    :param period: what the attestation key was derived with; empty where the host judges itself.
+    :param tpm: manufacturer, firmware and the like, as the TPM reports them; not proved.
+    :param period: the bytes that the attestation key was derived with; empty where the host judges itself.
     :param others: the TPM's other endorsement keys: template and TPMT_PUBLIC of each.
     """
 
@@ -152,7 +152,7 @@ class Measurements:
 class TeeReport:
     """A confidential guest's report, over :meth:`Context.report_data`.
 
-    :param provider: the kernel's name for the report's format: picks the parser, and is believed for nothing else.
+    :param provider: the kernel's name for the report's format. It only picks the parser.
     :param certificates: as the host gave them to its guest; empty for none.
     :param log: the area that the guest's boot log lies in (CCEL), where there is one.
     """
@@ -165,7 +165,7 @@ class TeeReport:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a host signed for a :class:`Context`.
+    """Evidence that a host signed for a :class:`Context`.
 
     :param kind: ``tpm``: a quote; ``software``: by an Ed25519 key, without any PCRs.
     :param key: TPMT_PUBLIC of the attestation key, or the 32 bytes of the Ed25519 key.
@@ -174,9 +174,9 @@ class Evidence:
     :param pcrs: values of the quoted PCRs, SHA-256 bank.
     :param boot_log: the firmware's log, where there is one.
     :param systemd_log: systemd's measurement log, where there is one.
-    :param ima: the kernel's measurements, where they were asked for.
-    :param known_log: SHA-256 of the firmware's log, in its place: the verifier said that it has this one.
-    :param tee: a confidential guest's report, where it was asked for.
+    :param ima: the kernel's measurements, where the verifier asked for them.
+    :param known_log: SHA-256 of the firmware's log, in place of the log: the verifier said that it has this log.
+    :param tee: a confidential guest's report, where the verifier asked for it.
     """
 
     kind: Literal["tpm", "software"]
@@ -191,7 +191,7 @@ class Evidence:
     tee: TeeReport | None = None
 
     def wire(self) -> dict[str, Any]:
-        """Return the form that travels. ``tee`` is there only with a report: older verifiers don't know it."""
+        """Return the form that is sent. It has ``tee`` only with a report: older verifiers don't know the field."""
         return {
             **({} if self.tee is None else {"tee": _tee_wire(self.tee)}),
             "v": 1,
@@ -271,7 +271,7 @@ def parse_enrolment(data: Any) -> Enrolment:
 
 
 def period(text: Any) -> bytes:
-    """Read which attestation key is meant: 16 bytes in hex, or nothing.
+    """Read the period of an attestation key: 16 bytes in hex, or nothing.
 
     :raises Malformed: for anything else.
     """
@@ -283,7 +283,7 @@ def period(text: Any) -> bytes:
 
 def _template(name: Any) -> str:
     if not isinstance(name, str) or not re.fullmatch(r"[A-Z0-9-]{1,32}", name):
-        raise Malformed("enrolment: template is no name of one")
+        raise Malformed("enrolment: template: expected the name of a template")
     return name
 
 
@@ -360,7 +360,7 @@ def _tee(data: Any) -> TeeReport:
         raise Malformed("evidence: tee: expected a mapping with provider, report, certs and log")
     provider = data["provider"]
     if not isinstance(provider, str) or not re.fullmatch(r"[a-z0-9_]{1,32}", provider):
-        raise Malformed("evidence: tee: provider is no name of one")
+        raise Malformed("evidence: tee: provider: expected the name of a provider")
     return TeeReport(
         provider,
         _bytes(data["report"], MAX_REPORT, "tee:report"),

@@ -1,8 +1,8 @@
-"""What PCRs were extended with, in order: the boot log's events and, after them, systemd's records, as one.
+"""The extensions of PCRs, in order: the boot log's events and, after them, systemd's records, as one sequence.
 
-The sequence of digests of a PCR is proved, because it leads to the quoted value. All else is the sender's word: the
-type, the description, which of the two logs it stands in. So the two are one here, and data counts only as a preimage
-of the digest. Pure.
+The sequence of digests of a PCR is proved, because it leads to the quoted value. The type, the description and the log
+that an event stands in are only the sender's word. So both logs are one sequence here, and data counts only as a
+preimage of the digest. Pure.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ class Extension(NamedTuple):
 
     @property
     def kind(self) -> int | None:
-        """The type that the log gives it; None for systemd's. Chooses a message, never an outcome."""
+        """The type that the log gives it; None for systemd's. It chooses a message, and decides nothing."""
         return self.source.type if isinstance(self.source, Event) else None
 
     @property
     def claimed(self) -> str:
-        """Return what the log calls it, for a message: 80 characters at most."""
+        """Return the log's name for it, for a message: 80 characters at most."""
         if not isinstance(self.source, Event):
             return f"systemd's {self.source.kind!r:.32}"
         said = events.describe(self.source)
         return repr(str(said.get("text") or said.get("path") or said.get("variable") or said["type"])[-80:])
 
     def preimages(self) -> Iterator[bytes]:
-        """Yield the data that was measured: as it is logged, or without what is known to be logged besides.
+        """Yield the candidates for the measured data: the logged data, and the logged data without known additions.
 
         Old shims log a byte more of an authority than they measure; systemd-boot before v251 logged one less of a
         command line; GRUB logs a word before a text, and a NUL after it.

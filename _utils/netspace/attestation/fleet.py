@@ -1,20 +1,20 @@
-"""The verifier of a fleet: challenges, what an answer is worth, and in which state each host is now.
+"""The verifier of a fleet: challenges, the judgement of answers, and each host's current state.
 
 ``Fleet.ask`` makes a challenge for one minion and ``Fleet.judge`` takes its answer, in the one legal order:
 
-1. the answer is one of this protocol (``malformed``);
+1. the answer has this protocol's form (``malformed``);
 2. the attestation key is in the registrar's books, and its certificate counts (``Registrar.certified``);
 3. the quote is genuine, and for this challenge: this minion, this master, this nonce, and the boot that
    the minion names (``verifier.verify_quote``; ``verify_software`` for a host without a TPM);
-4. the policy of the minion's group says what it is worth (in 3, by ``judge``); with a section ``tee``, what that is
-   worth with the report of its TEE (``tee.appraisal``).
+4. the policy of the minion's group decides what the evidence is worth (in 3, by ``judge``); with a section ``tee``,
+   what it is worth with the report of its TEE (``tee.appraisal``).
 
-The firmware's log changes at a boot alone, so it travels once: ``ask`` names the log that is kept here, and
-a host that has the same answers by its digest. Where it was lost meanwhile, ``judge`` raises
-:class:`LogLost`: ask for it (``whole``).
+The firmware's log changes only at a boot, so it is sent once: ``ask`` names the log that is kept here, and a host that
+still has this log answers by its digest. Where the kept log was lost meanwhile, ``judge`` raises :class:`LogLost`: ask
+for the log again (``whole``).
 
-What is kept of it, per minion, lies in a *store* that needs no trust: each record is signed by the
-verifier, so what others wrote there counts as nothing. Who does not answer is not judged: nothing changes.
+The records of each minion lie in a *store* that needs no trust: the verifier signs each record, so a record that
+others wrote is ignored. A minion that does not answer is not judged: nothing changes.
 
 :func:`state` is computed at each read from the record and the time, never stored: a verifier that
 stopped shows hosts that are stale. Nothing here talks to a minion, and nothing here imports Salt.
@@ -68,11 +68,11 @@ class Store(Protocol):
 
 @dataclass(frozen=True)
 class Asked:
-    """A challenge that waits for its answer. It is judged once, by whoever holds it.
+    """A challenge that waits for its answer. It is judged once, by its holder.
 
     :param log: SHA-256 of the boot log that is kept of this host.
-    :param listed: it is asked for its whole measurement list, which is to be learned from.
-    :param host: the registrar's record then: it says by which attestation key the answer is to be.
+    :param listed: the host is asked for its whole measurement list, to learn from.
+    :param host: the registrar's record at that time: it names the attestation key of the answer.
     """
 
     minion: str
@@ -140,7 +140,7 @@ class Fleet:
     """The verifier, with the registrar's books. Time is an argument.
 
     :param master: fingerprint of the master's key.
-    :param trust: returns the makers of TEEs that the operator trusts; asked only where a policy has a section ``tee``.
+    :param trust: returns the operator's trusted makers of TEEs; called only where a policy has a section ``tee``.
     """
 
     def __init__(
@@ -179,8 +179,9 @@ class Fleet:
     def certificate_due(self, minion: str, now: float) -> bool:
         """Whether the minion is enrolled, not revoked, and needs another certificate before it is asked.
 
-        That is an hour before its certificate's end, and up to eleven sooner, by chance: a fleet that was enrolled in
-        one go is not renewed in one go, and no host in a rhythm of its own, which would tell it by its certificates.
+        A certificate is due an hour before its end, and up to eleven hours sooner, by chance. So a fleet that was
+        enrolled in one go is not renewed in one go, and no host is renewed in a rhythm that would identify it by its
+        certificates.
         """
         host = self.registrar.host(minion)
         chance = key_of(minion) if host is None else host.get("period") or key_of(minion)
@@ -308,7 +309,7 @@ class Fleet:
         return record
 
     def _note_firmware(self, minion: str, before: str | None, found: int | None, now: float) -> None:
-        """Have the log tell of a TPM whose firmware is another one than before: the TPM signs which it is."""
+        """Log that a TPM's firmware version is another than before: the TPM signs its firmware version."""
         if before is not None and found is not None and int(before, 16) != found:
             self.registrar.note("tpm-firmware", {"minion": minion, "old": before, "new": f"{found:016x}"}, now)
 
@@ -534,9 +535,9 @@ def _same_tpm(record: Mapping[str, Any], host: Mapping[str, Any]) -> bool:
 
 
 def _as_asked(asked: Asked, host: dict[str, Any]) -> dict[str, Any]:
-    """The host's record as it was when the host was asked: its certificate may have been renewed since.
+    """Return the host's record as it was when the host was asked: its certificate may have been renewed since.
 
-    What was decided since counts: it was revoked, or has another TPM.
+    Later decisions about the host count: a revocation, or the enrolment of another TPM.
     """
     before = asked.host
     if before is None or before["ek"] != host["ek"] or "revoked" in host:

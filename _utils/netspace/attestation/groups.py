@@ -57,11 +57,11 @@ def parse(
 ) -> tuple[Group, ...]:
     """Read the master's configuration: a list of groups, of which the first that matches counts.
 
-    The group ``default`` is the last, and matches all; it may be given too, for other values.
+    The group ``default`` is the last, and matches all; it may be configured too, for other values.
 
-    :param nodegroups: the master's, for ``N@<name>``: it is replaced by what it stands for.
-    :param deadline: seconds for which a result counts, of groups that don't say it.
-    :raises NetspaceError: for unknown keys and values that are none.
+    :param nodegroups: the master's, for ``N@<name>``: each is replaced by its members' expression.
+    :param deadline: seconds for which a result counts, of groups without a deadline of their own.
+    :raises NetspaceError: for unknown keys and wrong values.
     """
     at = "master configuration: netspace.attestation:groups"
     if not isinstance(data, list):
@@ -197,7 +197,7 @@ class Policies:
 
         :param quoted: PCRs that the group's hosts quote; None where that is not known.
         :raises PolicyDowngraded: when its version is not above the last one's.
-        :raises PolicyError: when it is none, or a rule of it rests on what is not judged (:func:`policy.accepted`).
+        :raises PolicyError: when it can't be read, or a rule of it rests on an unjudged PCR (:func:`policy.accepted`).
         """
         found = policy.accepted(data, self._clock(), quoted)
         with files.locked(self._folder / "lock"):

@@ -2,13 +2,13 @@
 
 Reads ``binary_runtime_measurements`` (kernel: security/integrity/ima,
 Documentation/security/IMA-templates.rst). :func:`canonical` converts the other forms to it: text, and the
-lists of one algorithm each (``binary_runtime_measurements_sha256``, since Linux 6.10), which have that
-algorithm's digest of the line where the first one has SHA-1. The list grows while it is read: lines beyond
-the quoted value are left for the next time. A verifier asks only for what is new, from a :class:`State`.
+lists of one algorithm each (``binary_runtime_measurements_sha256``, since Linux 6.10), whose lines have that
+algorithm's digest in the place of SHA-1. The list grows while it is read: lines beyond
+the quoted value are left for the next time. A verifier asks only for new lines, from a :class:`State`.
 ``netspace.attestation.ima_rules`` judges a list. No file is read here.
 
 A rule of the kernel's IMA policy may name another PCR (``pcr=``). The quote of PCR 10 proves nothing of
-such a line: :func:`match` and :func:`replay` pass over it.
+such a line: :func:`match` and :func:`replay` skip it.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ _SIGNED = frozenset((b"ima-sig", b"ima-sigv2", b"ima-modsig"))
 
 
 class Entry(NamedTuple):
-    """One line: what was measured is *data* (the SHA-1 of it is *digest*), or for a violation ``0xff`` alone.
+    """One line: the measured data is *data* (*digest* is its SHA-1); for a violation, ``0xff`` was measured.
 
-    **Only that is measured.** The template's name and the PCR's number are the sender's word.
+    **Only these are measured.** The template's name and the PCR's number are the sender's word.
 
     :param template: its name.
-    :param pcr: that the kernel says it extended.
+    :param pcr: the PCR that the kernel says it extended.
     """
 
     digest: bytes
@@ -155,7 +155,7 @@ def _short(found: list[Entry], size: int) -> ListMalformed:
 
 
 def measured(entry: Entry, bank: str = "sha256") -> bytes:
-    """Return what the PCR of *bank* was extended with for *entry*."""
+    """Return the value that the PCR of *bank* was extended with for *entry*."""
     if entry.digest == VIOLATION:
         return b"\xff" * hashlib.new(bank).digest_size
     data = entry.data
@@ -210,9 +210,9 @@ def match(entries: list[Entry], start: bytes, quoted: bytes) -> int:
 
 
 def file(entry: Entry) -> File | None:
-    """Return what *entry* says of a file; None for a template that isn't known, or other data than it has.
+    """Return the file that *entry* names; None for an unknown template, or for data of another form.
 
-    The path may be a bare name: the kernel gives that of a file whose mount is in no tree (``ima_d_path``).
+    The path may be a bare name: the kernel gives a bare name for a file whose mount is in no tree (``ima_d_path``).
     """
     data = entry.data
     template = entry.template
@@ -263,9 +263,10 @@ def boot_aggregate(entries: Sequence[Entry]) -> bytes | None:
 
 
 def measures_programs(entries: Sequence[Entry]) -> bool:
-    """Whether process 1 is among *entries*. Without a policy that measures programs, a list is short and all is well.
+    """Whether process 1 is among *entries*.
 
-    Secure Boot alone has kernels measure modules. What a list can't show is that nothing was left out.
+    A kernel that does not measure programs has a short list without a bad line. With Secure Boot alone, kernels measure
+    modules. A list can't show that the kernel left out nothing.
     """
     return any(
         (found := file(entry)) is not None
@@ -279,7 +280,7 @@ def measures_programs(entries: Sequence[Entry]) -> bool:
 def canonical(raw: bytes) -> bytes:
     """Return a list in the form of ``binary_runtime_measurements``, whatever form the kernel gave it in.
 
-    :raises ListMalformed: when it is in none that is known, or a line's digest is not of the line.
+    :raises ListMalformed: when the list has no known form, or a line's digest does not match the line.
     """
     if _TEXT.match(raw):
         return from_ascii(raw)
@@ -299,7 +300,7 @@ def canonical(raw: bytes) -> bytes:
 
 
 def _of(raw: bytes, bank: str) -> bool:
-    """Whether the first line has a digest by *bank* of what it says."""
+    """Whether the first line's digest by *bank* matches the line."""
     header = struct.Struct(f"<I{hashlib.new(bank).digest_size}sI")
     if len(raw) < header.size + 4:
         return False
@@ -319,11 +320,11 @@ def _of(raw: bytes, bank: str) -> bool:
 def from_ascii(raw: bytes) -> bytes:
     """Convert ``ascii_runtime_measurements`` to the binary form.
 
-    Each line's digest must be of the line that results (violations have none), so nothing is
-    guessed. Templates that show other fields than these can't be converted: ima, ima-ng, ima-sig,
+    Each line's digest must match the converted line (violations have none), so nothing is
+    guessed. Only these templates can be converted: ima, ima-ng, ima-sig,
     ima-ngv2, ima-sigv2, ima-buf.
 
-    :raises ListMalformed: for a line that can't be.
+    :raises ListMalformed: for a line that can't be converted.
     """
     if len(raw) > MAX_LIST:
         raise ListMalformed(f"IMA list: {len(raw)} bytes, at most {MAX_LIST} are possible at once")

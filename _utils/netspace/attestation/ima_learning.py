@@ -1,12 +1,12 @@
-"""Which files may run, learned from hosts that are known to be good: IMA's lists become a policy's lists.
+"""Learn the files that may run from hosts that are known to be good: IMA's lists become a policy's lists.
 
-A list counts only as far as it leads to the quoted PCR 10; lines into other PCRs are not proved by that, and are
-not learned. Of it, a file is listed by its path and digests, unless
-it is excluded already or one of the policy's keys signed it; a line of an unknown template is known by its digest.
-What can't be learned (violations, weak digests) is told, and so is what an operator may want to say in fewer words:
-paths whose content changed while the host ran, and keys that signed files and are not known.
+A list counts only as far as it leads to the quoted PCR 10. Lines into other PCRs are not proved, and are not learned.
+A file is listed by its path and digests, unless the policy excludes it already or one of the policy's keys signed it.
+A line of an unknown template is listed by its digest. Notes name what can't be learned (violations, weak digests), and
+what an operator may want to say in fewer words: paths whose content changed while the host ran, and unknown keys that
+signed files.
 
-Pure: nothing is removed, and nothing is put in force. ``netspace.attestation.learning`` asks it.
+Pure: nothing is removed, and nothing is put in force. Called by ``netspace.attestation.learning``.
 """
 
 from __future__ import annotations

@@ -1,43 +1,44 @@
 """Judge IMA's measurement list: it is of this boot, begun by its kernel, and the policy allows each line.
 
-``netspace.attestation.judge`` asks it for L5, after the boot gave L4. Pure.
+``netspace.attestation.judge`` calls it for L5, after the boot gave L4. Pure.
 
 What proves that the kernel measured, and from the beginning:
 
-1. PCR 10 begins at zero, and everybody who may use the TPM can extend it. So a list that leads to the quoted value
-   is all that was measured into it, in this order; it does not say by whom.
-2. The kernel extends it first, before it starts process 1: with ``boot_aggregate``, the digest of PCRs 0 to 9. So in
-   line 0, and nowhere else, that name means the PCRs at the kernel's start. It must be what the logs say that these
-   PCRs had then. That binds the list to the boot that was judged, and shows that nobody extended PCRs 0 to 9 later,
-   to tell of another kernel or command line. Where it can't be compared (a PCR is not quoted, or the kernel took it
-   of another bank) nothing is proved, and there is no L5. It is compared where a list begins, so a list is
-   remembered only if the whole boot was good enough by then; what is extended after that adds nothing.
-3. Without IMA in the kernel, root can type the whole list by hand, line 0 too. What excludes that is the boot: a
-   kernel that has IMA, and a command line that turns it on. Only the rules of the boot can ask for them.
-4. A kernel that was started by kexec goes on with the list and adds another ``boot_aggregate``. Nothing measures its
+1. PCR 10 begins at zero, and every user of the TPM can extend it. So a list that leads to the quoted value has all
+   measurements of PCR 10 in order; it does not prove who made them.
+2. The kernel extends PCR 10 first, before it starts process 1: with ``boot_aggregate``, the digest of PCRs 0 to 9. So
+   in line 0, and nowhere else, that name means the PCRs at the kernel's start. The digest must be that of the values
+   that the logs give for the kernel's start. This binds the list to the judged boot, and shows that nobody extended
+   PCRs 0 to 9 later to feign another kernel or command line. Where it can't be compared (a PCR is not quoted, or the
+   kernel took it of another bank) nothing is proved, and there is no L5. It is compared where a list begins, so a list
+   is remembered only if the whole boot was good enough by then; later extensions add nothing.
+3. Without IMA in the kernel, root can type the whole list by hand, line 0 too. Only the rules of the boot exclude
+   that: they demand a kernel that has IMA, and a command line that turns it on.
+4. A kernel that was started by kexec continues the list and adds another ``boot_aggregate``. Nothing measures its
    command line, so it is refused (``ima-kexec``) unless the policy has ``kexec: allow``.
 
-Left to somebody who is root on a host that keeps L5 (docs/attestation-policy.md has the remedies):
+Attacks that remain open to root on a host that keeps L5 (docs/attestation-policy.md has the remedies):
 
 ==============================================  =======================================================
-he can                                          for
+root can                                        because
 ==============================================  =======================================================
 run a program on tmpfs, before Linux 6.14       ima_policy=tcb measures nothing there
 run code that is no file of its own             shells and interpreters are allowed programs; a script
-                                                that he pipes in, or puts on tmpfs, is not measured
+                                                from a pipe, or on tmpfs, is not measured
 write to another process's memory, or exploit   IMA measures files when they are opened or mapped
 the kernel
-load an IMA policy that measures less           the kernel measures what is loaded by path; what is
-                                                written directly, only the newest kernels do
+load an IMA policy that measures less           the kernel measures a policy that is loaded by path; only
+                                                the newest kernels measure one that is written directly
 put files behind excluded names                 any mount can have any name (mount namespaces)
-start a listed kernel by kexec, that has no     what reads as a file is allowed as a kernel
+start a listed kernel by kexec, that has no     a file that may be read may be started as a kernel
 IMA
 resume a changed image from hibernation         it brings its own kernel memory
-have ``ignore``d violations                     what was run is unknown
+run a file while writing to it, where           the list does not show the file's content
+``violations: ignore``
 ==============================================  =======================================================
 
-Lines into other PCRs (``pcr=`` in the kernel's IMA policy) are held against the policy like the others. As no quote
-proves them, they can lower the level, and never raise it.
+Lines into other PCRs (``pcr=`` in the kernel's IMA policy) are compared with the policy like the others. No quote
+proves them, so they can lower the level, and never raise it.
 """
 
 from __future__ import annotations
@@ -71,8 +72,8 @@ def judged(evidence: Evidence, policy: Ima, fingerprint: str, boot: tuple[int, i
 
     :param fingerprint: of the whole policy.
     :param boot: (resetCount, restartCount) that were quoted.
-    :param start: how far this host's list was judged before.
-    :raises Refused: when it is no list of this boot, or does not continue the last one.
+    :param start: the number of lines of this host's list that were judged before.
+    :raises Refused: when the list is not of this boot, or does not continue the last one.
     """
     brought = evidence.ima
     if brought is None:
@@ -95,7 +96,7 @@ def judged(evidence: Evidence, policy: Ima, fingerprint: str, boot: tuple[int, i
 
 
 def remedy(code: str) -> str:
-    """Return the remedy of the refusal with this *code*, one of those that a :class:`State` keeps."""
+    """Return the remedy of the refusal with this *code*; a :class:`State` keeps such codes."""
     kinds: tuple[type[Limited], ...] = (Violation, UnknownFileRun, StartedByKexec)
     return next(kind.remedy for kind in kinds if kind.code == code)
 
@@ -133,9 +134,9 @@ def _digest(values: Mapping[int, bytes]) -> bytes:
 def _at_start(evidence: Evidence) -> Mapping[int, bytes]:
     """Return the PCR values that the kernel found when it started.
 
-    They are the quoted ones without the words of systemd's that end a PCR: these alone may come after that moment.
-    In which of the two logs an extension stands is the sender's word, so the logs are one sequence here, which leads
-    to the quoted value, as was checked for L4.
+    They are the quoted values without systemd's words at the end of a PCR: only these may come after that moment. The
+    two logs are one sequence here, because the sender chooses in which of them an extension stands. L4 has shown that
+    the sequence leads to the quoted value.
     """
     values = dict(evidence.pcrs)
     if evidence.boot_log is None or evidence.systemd_log is None:
@@ -188,7 +189,7 @@ def _first_refused(entries: Sequence[Entry], first: int, policy: Ima, evidence: 
 
 
 def _started_by_kexec(file: File, number: int, policy: Ima, evidence: Evidence) -> tuple[str, str] | None:
-    """Judge a later ``boot_aggregate``: by a kernel that kexec started, if it is of the PCRs; else of a file."""
+    """Judge a later ``boot_aggregate``: of a kernel that kexec started, if it matches the PCRs; else of a file."""
     known = []
     if all(pcr in evidence.pcrs for pcr in AGGREGATED):
         known = [BANK.encode() + b":\0" + _digest(values) for values in (_at_start(evidence), evidence.pcrs)]

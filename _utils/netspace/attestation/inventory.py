@@ -1,12 +1,12 @@
 """The operator's inventory of TPMs: which endorsement keys each minion may have, known before it is enrolled.
 
-Whoever is root at enrolment may show a genuine TPM of another machine, and relay what that one answers: no protocol
-with a TPM can tell. Only somebody who knows which TPM was built into which machine can, and this file says it::
+Root can, at enrolment, show the genuine TPM of another machine and relay its answers. No protocol with a TPM detects
+that. Only somebody who knows which TPM was built into which machine can, and this file records it::
 
     # minion   SHA-256 of its endorsement keys (SubjectPublicKeyInfo), one or more
     web1       5f0c...e1  9a77...03
 
-With an inventory a minion that it doesn't name is not enrolled at all. Reads one file, and decides nothing else.
+With an inventory, a minion that it doesn't name is not enrolled. Reads one file, and decides nothing else.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Inventory:
-    """Minions by the fingerprint of an endorsement key, and the minions that are named at all."""
+    """Minions by the fingerprint of an endorsement key, and the set of all listed minions."""
 
     owners: dict[str, str]
     minions: frozenset[str]
@@ -33,7 +33,7 @@ class Inventory:
     def check(self, minion: str, endorsement: str, others: list[str]) -> None:
         """Check that *minion* may have the TPM of these endorsement keys.
 
-        :param endorsement: fingerprint of the key that the minion is to be known by. *others*: of the TPM's others.
+        :param endorsement: fingerprint of the minion's endorsement key. *others*: fingerprints of the TPM's other keys.
         :raises UnlistedEndorsementKey: when it may not.
         """
         if minion not in self.minions:
@@ -47,7 +47,7 @@ class Inventory:
 
 
 def read(path: Path) -> Inventory:
-    """Read the inventory; the file is looked at each time, and read again where it changed.
+    """Read the inventory. The file is checked at each call, and read again where it changed.
 
     :raises NetspaceError: naming the line that is wrong.
     """

@@ -1,14 +1,14 @@
-"""What genuine evidence is worth: boot log, references, boot policy and IMA, in the one legal order.
+"""Judge genuine evidence: boot log, references, boot policy and IMA, in the one legal order.
 
-Pure: no file, no network, no clock. It is asked by ``verifier.verify_quote`` alone, after
-everything that was signed was found genuine, and decides on L4 and L5:
+Pure: no file, no network, no clock. Only ``verifier.verify_quote`` calls it, after it found every signature
+genuine. The judge decides on L4 and L5:
 
 1. the boot is as references or a boot policy say (:mod:`netspace.attestation.boot_rules`). **L4**
 2. there is an IMA policy, and a list, which continues where the last one ended;
 3. lines of it lead to the quoted PCR 10; later ones wait for the next time;
 4. it begins with this boot's PCR values and has process 1, and the policy allows each of the lines
    (:mod:`netspace.attestation.ima_rules`);
-5. the boot policy says what such a list rests on (:func:`boot_policy.ima_gaps`). **L5**
+5. the boot policy judges what such a list rests on (:func:`boot_policy.ima_gaps`). **L5**
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def appraise(
         return Appraisal(4, code, f"{reason} [{code}]", ima_rules.remedy(code), state)
     unfounded = _unfounded(policy, evidence, references, proved)
     if unfounded is not None:
-        # Nothing is remembered: the next list begins anew, and its first line is compared again. Else root could add
-        # what is missing to PCR 8 or 9 by then, where only the first line tells that it came late.
+        # Nothing is remembered: the next list starts at line 0, and its first line is compared again. Else root could
+        # add the missing line to PCR 8 or 9 until then: only the first line shows that the extension came late.
         return Appraisal(4, unfounded.code, str(unfounded), unfounded.remedy)
     return Appraisal(5, "ok", "boot and programs are as the policy says", "", state)
 
@@ -84,7 +84,7 @@ def ask_from(policy: Policy, start: State | None) -> int:
 def _unfounded(
     policy: Policy, evidence: Evidence, references: References | None, proved: Collection[int]
 ) -> ImaUnfounded | None:
-    """Return what a measurement list rests on and the rules for the boot leave open; None where it may be believed.
+    """Return what a measurement list rests on and the rules for the boot leave open; None where nothing is open.
 
     :param proved: PCRs that prove a command line which root can't have added later.
     """

@@ -1,16 +1,15 @@
-"""What a policy becomes that also takes these boots: rules where the logs allow them, else plain PCR values.
+"""Learn a policy that also accepts these boots: rules where the logs allow them, else plain PCR values.
 
-A golden host's log is read for what a good boot is: which UEFI programs ran, Secure Boot and its revocation lists,
-who signed what was booted, kernel, initrd, whatever else was loaded, the command line. Each group of rules is kept only
-if nothing that it rests on is left open, and the judge finds by it that all of the boots are good: what is learned is
-what is enforced. A note says which group was left out. Names in a log tell a kernel from an initrd here, and nothing
-else: all of them are known by digest.
+The log of a golden host names the UEFI programs that ran, Secure Boot and its revocation lists, the signers of booted
+programs, the kernel, the initrd, other loaded files and the command line. A group of rules is kept only if two things
+hold: nothing that it rests on is left open, and the judge finds all of the boots good by it. So the policy enforces
+what was learned. A note names each group that was left out. Names in a log only tell a kernel from an initrd: all files
+are known by digest.
 
-A policy that is there keeps its form. A group that it has gets more digests; a PCR that it knows by value gets more
-values; nothing that was good ceases to be at once. ``dbx`` alone is what all of the boots have, and is never
-lowered here. What was good and none of these hosts shows may be given an end (``until``): of files that IMA measures,
-the former digests of those that have another now. Pure: a policy comes out as it would be written, and nothing is put
-in force.
+An existing policy keeps its form: its groups get more digests, and its PCR values get more values. Nothing that was
+good ceases to be good at once. ``dbx`` holds only the entries that all of the boots have, and is never lowered here.
+Entries that none of these hosts shows may be given an end (``until``); of files that IMA measures, these are the former
+digests of files whose content differs now. Pure: returns a policy in its written form, and puts nothing in force.
 """
 
 from __future__ import annotations
@@ -25,17 +24,17 @@ from netspace.attestation.boot_learning import Told
 from netspace.attestation.evidence import Evidence
 from netspace.attestation.refusals import Refused
 
-# The groups, in the order in which they are tried: later ones rest on earlier ones. The last one is for boots that have
-# no place for the one before: whose command line is known by its digest alone, as one of the files.
+# The groups, in the order in which they are tried: later groups rest on earlier ones. The last group replaces the one
+# before it for boots whose command line is known only by its digest, as one of the files.
 GROUPS = (
     ("applications", "started_by"),
     ("secure_boot", "dbx", "signers", "sbat", "mok"),
     ("kernels", "initrds", "files", "grub_commands", "command_lines"),
     ("kernels", "initrds", "files"),
 )
-# Without one of these a boot has nothing for the group.
+# The rule that a boot needs for each group.
 _HEADS = {"applications": "applications", "secure_boot": "signers", "kernels": "kernels"}
-# What it means that a group is left out, by what it begins with.
+# The consequence of leaving out a group, by the group's first rule.
 _WITHOUT = {
     "applications": "PCR 4 is known by its value alone: L4 ends with the next boot loader or kernel",
     "secure_boot": "PCR 7 is known by its value alone: L4 ends with the next key, revocation list or level of shim's",
@@ -43,7 +42,7 @@ _WITHOUT = {
     "L4 ends with the next file, and L5 rests on all of them",
     "command_lines": "the command line is known by its digest or the value of its PCR alone",
 }
-# A rule that is added to brings these with it.
+# Rules that are extended together with a rule.
 _WITH = {
     "applications": ("started_by",),
     "kernels": ("initrds", "files"),
@@ -186,7 +185,7 @@ def _both(known: Any, more: Any) -> Any:
 
 
 def _rest(boot: dict[str, Any], told: Iterable[Told], notes: list[str]) -> None:
-    """Leave nothing unchecked that a rule rests on, and unchecked what the firmware's logs never lead to."""
+    """Remove PCRs that rules rest on from ``unchecked``, and add those that the firmware's logs never lead to."""
     needs = _boot(boot).needs
     before = [int(pcr) for pcr in boot.get("unchecked", [])]
     after = [pcr for pcr in before if pcr not in needs]
@@ -221,7 +220,7 @@ def _begin(boot: dict[str, Any], group: Sequence[str], told: Mapping[str, Told],
             return  # the group without command lines says so
         for key in needed:
             if not one.rules.get(key):
-                _left_out(host, group, one.problems.get(key, "nothing in the log tells of it"), notes)
+                _left_out(host, group, one.problems.get(key, "the log has nothing for it"), notes)
                 return
     rules: dict[str, Any] = {}
     for key in group:
@@ -248,7 +247,7 @@ def _rule(one: Told, key: str, pinned: bool) -> Any:
 
 
 def _add(boot: dict[str, Any], keys: Sequence[str], told: Iterable[Told]) -> None:
-    """Add to rules that a policy has. What it demands (``secure_boot``, ``dbx``, ``sbat``) is left as it is."""
+    """Add to rules that a policy has. Its demands (``secure_boot``, ``dbx``, ``sbat``) are left as they are."""
     pinned = "command_lines" not in boot
     for key in keys:
         if key not in ("secure_boot", "dbx", "sbat") and not (key == "mok" and "applications" in boot):
@@ -299,7 +298,7 @@ def _boot(data: Mapping[str, Any]) -> policy.Boot:
 
 
 def _problem(evidence: Evidence, tried: Mapping[str, Any]) -> str:
-    """Return what is wrong with a boot by some rules; what they rest on and don't judge is known by its value."""
+    """Return the problem of a boot judged by some rules; unjudged PCRs that these rest on are judged by value."""
     rules = _boot(tried)
     plain = {str(pcr): [evidence.pcrs[pcr].hex()] for pcr in rules.needs if pcr in evidence.pcrs.keys() - rules.judged}
     free = sorted(evidence.pcrs.keys() - rules.needs.keys() - rules.judged)

@@ -30,11 +30,11 @@ MAX_FILE = 4 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Makers:
-    """What the folder of roots holds.
+    """The content of the folder of roots.
 
     :param roots: certificates, DER. *lists*: revocation lists, DER.
     :param unreadable: certificates that can't be read: file and problem.
-    :param given: the folder of endorsement certificates that were handed in; None where there is none.
+    :param given: the folder of endorsement certificates that the operator supplied; None where there is none.
     """
 
     roots: tuple[bytes, ...] = ()
@@ -43,9 +43,9 @@ class Makers:
     given: Path | None = None
 
     def completed(self, enrolment: Enrolment, fingerprint: str) -> Enrolment:
-        """Return *enrolment* with the certificate that was handed in for its endorsement key, where one was.
+        """Return *enrolment* with the certificate that the operator supplied for its endorsement key, if any.
 
-        It takes the place of the TPM's own, which may have run out; its intermediates come before the TPM's.
+        This certificate replaces the TPM's own, which may have expired; its intermediates come before the TPM's.
 
         :param fingerprint: of the endorsement key.
         :raises NetspaceError: when the file can't be read.
@@ -98,7 +98,7 @@ def listed(folder: str | None) -> dict[str, object]:
 
 
 def _certificates(path: Path) -> tuple[list[bytes], list[str]]:
-    """The certificates of a file that can be read, and what is wrong with the others."""
+    """Return the certificates of a file that can be read, and the problems of the others."""
     found: list[bytes] = []
     problems: list[str] = []
     try:
@@ -113,7 +113,7 @@ def _certificates(path: Path) -> tuple[list[bytes], list[str]]:
 
 
 def _in_file(path: Path) -> list[bytes]:
-    """The DER certificates that a file holds, in PEM or one after the other.
+    """Return the DER certificates that a file holds, in PEM or one after the other.
 
     :raises ValueError: when it holds none.
     """

@@ -1,8 +1,8 @@
-"""The closed lists: digests whose meaning a specification fixes, and texts that only one form of data can be.
+"""The closed lists: digests whose meaning a specification fixes, and texts that only one form of data can have.
 
-A digest in a PCR may be anything that somebody had measured, whatever a log calls it. It says something by itself only
-where it is the digest of a known constant: a separator, an action's name, the name of a section, a word of systemd's.
-Where data is not constant, its form is: a strict grammar that no program, script or archive satisfies.
+A digest in a PCR may be of any data, whatever a log calls it. A digest has a meaning of its own only where it is that
+of a known constant: a separator, an action's name, the name of a section, a word of systemd's. Data that is not
+constant is known by its form: a strict grammar that no program, script or archive satisfies.
 
 Sources: TCG PC Client Platform Firmware Profile 1.06, 3.3.4 and 10.4; systemd, "TPM2 PCR Measurements Made by systemd"
 and systemd-pcrphase.service(8); systemd-stub(7); shim, ``mok.c``. Pure: decides nothing about a host.
@@ -19,12 +19,12 @@ SHIM = "605dab50-e046-4300-abb6-3dd810dd8b23"
 
 
 def digest(data: bytes) -> bytes:
-    """Return what a PCR of the SHA-256 bank is extended with for *data*."""
+    """Return the value that a PCR of the SHA-256 bank is extended with for *data*."""
     return hashlib.sha256(data).digest()
 
 
 NOTHING = digest(b"")
-# PCRs 0 to 7 (PFP 10.4.1): 0 where firmware was well, as it has to be in PCR 7; -1 in older logs.
+# Separators of PCRs 0 to 7 (PFP 10.4.1): 0 for firmware without error, required in PCR 7; -1 in older logs.
 SEPARATOR = digest(bytes(4))
 SEPARATORS = frozenset((SEPARATOR, digest(b"\xff" * 4)))
 # PFP 10.4.1, EV_EFI_ACTION, and 3.3.4.5: what firmware does with boot options, which is no program.
@@ -43,16 +43,16 @@ ACTIONS = CALLS | frozenset(
         b"Exit Boot Services Returned with Failure",
     )
 )
-# PFP 3.3.4.8: firmware says it in PCR 7, and Secure Boot is worth nothing.
+# PFP 3.3.4.8: firmware measures this into PCR 7 when Secure Boot proves nothing.
 DEBUG_MODE = digest(b"UEFI Debug Mode")
-# What systemd's stub measures the name of, before the content, into PCR 11 (UAPI.5, unified kernel image).
+# Sections whose name systemd's stub measures into PCR 11 before the content (UAPI.5, unified kernel image).
 _SECTIONS = (
     *(".profile", ".linux", ".osrel", ".cmdline", ".initrd", ".ucode", ".splash", ".dtb", ".uname", ".sbat"),
     *(".pcrsig", ".pcrpkey", ".dtbauto", ".hwids", ".efifw"),
 )
 SECTION_NAMES = frozenset(digest(name.encode() + b"\0") for name in _SECTIONS)
 COMMAND_LINE_SECTION = digest(b".cmdline\0")
-# What systemd measures when the boot loader is long gone: whatever follows in that PCR is user space's.
+# Words that systemd measures after the boot loader has ended: later extensions of that PCR are user space's.
 _OS_SEPARATOR = digest(b"os-separator")
 _PHASES = ("enter-initrd", "leave-initrd", "sysinit", "ready", "shutdown", "final")
 WORDS: Mapping[int, frozenset[bytes]] = {
@@ -73,7 +73,7 @@ FALSE, TRUE = digest(b"\0"), digest(b"\1")
 SETTINGS = frozenset(("SecureBoot", "PK", "KEK", "SetupMode", "AuditMode", "DeployedMode"))
 KEY_LISTS = frozenset(("db", "dbx", "dbt", "dbr"))
 _SBAT = re.compile(rb"sbat,[0-9]{1,9},[0-9]{1,16}\n((?:[A-Za-z0-9._+-]{1,64},[0-9]{1,9}\n)*)\0?", re.ASCII)
-# x86 and arm64 cut what is longer than 2,048 bytes off; the boot loader may put its own before it.
+# x86 and arm64 cut off a line after 2,048 bytes; the boot loader may put text of its own before the line.
 _MAX_LINE = 2000
 
 
@@ -83,7 +83,7 @@ def nvpcr(data: bytes) -> bool:
 
 
 def sbat(data: bytes) -> dict[str, int] | None:
-    """Read shim's ``SbatLevel``: the lowest generation of each component that may run; None where it is none."""
+    """Read shim's ``SbatLevel``: the lowest generation of each component that may run; None for other data."""
     found = _SBAT.fullmatch(data) if len(data) <= 4096 else None
     if found is None:
         return None
@@ -113,15 +113,18 @@ def line_forms(pcr: int, line: str) -> tuple[bytes, ...]:
 
 
 def starts_with_path(line: str) -> bool:
-    """Whether *line* begins with a file, as GRUB names the kernel: no command does, so none passes for a line."""
+    """Whether *line* begins with a file, as GRUB names the kernel.
+
+    No GRUB command does, so none is taken for a line.
+    """
     return line[:1] in ("/", "(")
 
 
 def plain_line(line: str, pattern: str) -> bool:
-    """Whether what ``*`` stands for, in a line that *pattern* matches, changes nothing of how the rest is read.
+    """Whether the text in place of each ``*`` of *pattern* leaves the reading of the rest of *line* unchanged.
 
-    A quote, or a word ``--``, would have the kernel read what follows as something else; what is too long, it cuts off;
-    and what is not printable may be something else than a line.
+    The kernel would read the text after a quote, or after a word ``--``, as something else, and cuts off a line that
+    is too long. Text that is not printable may not be a line at all.
     """
     return (
         len(line) <= _MAX_LINE

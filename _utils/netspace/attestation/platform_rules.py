@@ -1,8 +1,8 @@
-"""PCR 7 and 14: was Secure Boot on, by which keys, and did shim verify what it started?
+"""PCR 7 and 14: the state of Secure Boot, its keys, and whether shim verified what it started.
 
-Before the separator in PCR 7 nobody but the firmware has run, so what is measured there of a variable is what firmware
-read. After it everybody may extend the PCR: so whatever is there has to be allowed, and nothing raises trust by being
-there. Pure: asked by :mod:`netspace.attestation.boot_rules`.
+Before the separator in PCR 7 only the firmware has run, so a variable that is measured there has the value that the
+firmware read. After the separator everybody may extend the PCR, so every digest there has to be allowed, and none
+raises trust. Pure: called by :mod:`netspace.attestation.boot_rules`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _NAMESPACES = {events.GLOBAL: measured.SETTINGS, events.SECURITY: measured.KEY_L
 
 @dataclass
 class Platform:
-    """What PCR 7 tells: settings by their name, and whom what was started is trusted for."""
+    """The content of PCR 7: settings by their name, and the signers that started programs were trusted for."""
 
     settings: dict[str, bytes] = field(default_factory=dict)
     authorities: list[events.Variable] = field(default_factory=list)
@@ -37,7 +37,7 @@ class Platform:
 def check(extended: Sequence[Extension], policy: Boot) -> None:
     """Judge PCR 7 by ``secure_boot``, ``dbx``, ``signers`` and ``sbat``.
 
-    :raises Refused: for the first thing that is not as it should be.
+    :raises Refused: for the first thing that the policy does not allow.
     """
     found = read(extended)
     settings = found.settings
@@ -93,10 +93,10 @@ def read(extended: Sequence[Extension]) -> Platform:
 
 
 def _setting(found: Platform, read: events.Variable | None) -> None:
-    """Take what firmware measured before the separator: a known variable, or for whom it trusted a driver."""
+    """Take a measurement from before the separator: a known variable, or the signer of a trusted driver."""
     if read is None or read.name not in _NAMESPACES.get(read.guid, ()):
         name = "none" if read is None else f"{read.name[:40]!r}"
-        raise UnexpectedEvent(f"PCR 7: a variable that no specification knows there, {name}, before the separator")
+        raise UnexpectedEvent(f"PCR 7: {name} before the separator: no specification has this variable there")
     if read.name in found.settings:
         if read.name not in measured.KEY_LISTS or not _is_authority(read.data):
             raise UnexpectedEvent(f"PCR 7: {read.name} is measured twice before the separator")
@@ -108,12 +108,12 @@ def _setting(found: Platform, read: events.Variable | None) -> None:
 
 
 def _authority(found: Platform, read: events.Variable | None) -> None:
-    """Take what was measured after the separator: for whom something was trusted, or a variable of shim's."""
+    """Take a measurement from after the separator: the signer of a started program, or a variable of shim's."""
     if read is None:
         raise UnexpectedEvent("PCR 7: an event after the separator that is no variable")
     if read.guid == SHIM and read.name in ("MokSBState", "MokDBState") and len(read.data) == 1:
         if read.data != b"\0":
-            raise ShimInsecure(f"{read.name}: shim was told not to verify what it starts")
+            raise ShimInsecure(f"{read.name}: shim is set not to verify what it starts")
         return
     if read.guid == SHIM and read.name == "MokListTrusted" and read.data in (b"\0", b"\1"):
         return
@@ -135,7 +135,7 @@ def _signers(authorities: Sequence[events.Variable], policy: Boot) -> None:
     firmware = 0
     for one in authorities:
         if is_shim_level(one):
-            continue  # a list of revoked generations of shim's, which is no authority
+            continue  # shim's list of revoked generations: no authority
         certificate = events.certificate(one.data)
         found = measured.digest(certificate)
         listed = found in (policy.signers or ()) or (len(one.data) == 48 and certificate in (policy.applications or ()))
@@ -147,13 +147,13 @@ def _signers(authorities: Sequence[events.Variable], policy: Boot) -> None:
 
 
 def _sbat(authorities: Sequence[events.Variable], policy: Boot) -> None:
-    """Check shim's lowest generations: each level that is told, and the first before shim trusts anything.
+    """Check shim's lowest generations: each recorded level, and that the first precedes shim's first trust decision.
 
-    Whatever comes after is root's to add: a shim that measures no level is not helped by one that is added later.
+    Root can add a level later, so a later level does not help a shim that measured none.
     """
     told = [one for one in authorities if one.guid == SHIM]
     if not told or not is_shim_level(told[0]):
-        raise OldShimLevel("shim says nothing of the generations that it refuses (SbatLevel) before it trusts anything")
+        raise OldShimLevel("shim records no refused generations (SbatLevel) before it trusts anything")
     for one in told:
         if not is_shim_level(one):
             continue
@@ -167,11 +167,11 @@ def _sbat(authorities: Sequence[events.Variable], policy: Boot) -> None:
 
 
 def check_shim(extended: Sequence[Extension], policy: Boot) -> None:
-    """Judge PCR 14: shim's lists of keys are known, and it was not told to verify nothing.
+    """Judge PCR 14: shim's lists of keys are known, and its verification is on.
 
     The digest of 1 is ``MokListTrusted`` (shim 15.5 on), once, or ``MokSBState``: with both it is there twice.
 
-    :raises Refused: for the first thing that is not as it should be.
+    :raises Refused: for the first thing that the policy does not allow.
     """
     switched = 0
     for one in extended:
@@ -180,6 +180,6 @@ def check_shim(extended: Sequence[Extension], policy: Boot) -> None:
         if one.digest == measured.TRUE:
             switched += 1
             if switched > 1:
-                raise ShimInsecure("PCR 14: shim was told not to verify what it starts (MokSBState)")
+                raise ShimInsecure("PCR 14: shim is set not to verify what it starts (MokSBState)")
         elif one.digest not in (policy.mok or ()):
             raise UnknownSigner(f"PCR 14: shim trusts other keys: {one.digest.hex()} (the log calls it {one.claimed})")

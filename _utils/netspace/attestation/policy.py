@@ -1,4 +1,4 @@
-"""What a good boot is, and which programs may run after it: policies, read strictly.
+"""Policies, read strictly: what a good boot is, and which programs may run after it.
 
 A policy is a mapping (YAML, JSON)::
 
@@ -31,9 +31,9 @@ A policy is a mapping (YAML, JSON)::
         boot: {kernels: [<sha256>, ...]}
         ima: {files: {...}}
 
-What no rule allows is refused: each quoted PCR needs a rule, a value, or to be named in
-``unchecked``. ``until`` makes lists longer, and no more than that. Only :mod:`netspace.attestation.judge` holds
-evidence against a policy. No file is read here.
+Everything that no rule allows is refused: each quoted PCR needs a rule, a value, or an entry in
+``unchecked``. ``until`` only makes lists longer. Only :mod:`netspace.attestation.judge` compares
+evidence with a policy. No file is read here.
 """
 
 from __future__ import annotations
@@ -169,9 +169,9 @@ class Ima:
 class Policy:
     """A whole policy. It is made once and used for every host: parsing a long list takes time.
 
-    :param fingerprint: SHA-256 of what counts of it.
-    :param changes: when the next part of it ceases to count, seconds since the epoch; None where none does.
-    :param tee: rules for confidential guests: with them each host must be one.
+    :param fingerprint: SHA-256 of the parts that count.
+    :param changes: the time at which the next part ceases to count, seconds since the epoch; None where no part does.
+    :param tee: rules for confidential guests: with them each host must be a confidential guest.
     """
 
     version: int
@@ -230,7 +230,7 @@ def accepted(data: Any, now: float | None = None, quoted: Collection[int] | None
 
 
 def founded(found: Policy, quoted: Collection[int] | None = None) -> None:
-    """Check that the rules for the boot carry those for IMA.
+    """Check that the rules for the boot support those for IMA.
 
     :raises PolicyError: when L5 can't be reached, whatever the hosts run.
     """
@@ -252,7 +252,7 @@ def when(moment: Any) -> float:
 
 
 def _terms(data: Any, whole: Mapping[str, Any]) -> Iterable[tuple[Any, Mapping[str, Any]]]:
-    """Check what is good for a time, but for the lists themselves. Each makes one longer that is there without it.
+    """Check the rules that count for a time, except for the lists themselves. Each extends a list of the lasting rules.
 
     :param whole: rules that were read.
     """

@@ -1,6 +1,6 @@
-"""Reads the parts that policies are made of: lists of digests, patterns, PCR numbers.
+"""Read the parts of policies: lists of digests, patterns, PCR numbers.
 
-Each function takes the path of what it reads, and an error's message begins with that path. Pure: no file is read.
+Each function takes the path of the part, and an error's message begins with that path. Pure: no file is read.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def patterns(data: Any, at: str) -> tuple[Pattern, ...]:
 
 
 def pcr(number: Any, at: str) -> int:
-    """Read a PCR's number; YAML has numbers where JSON has text."""
+    """Read a PCR's number: a number as a key in YAML, text as a key in JSON."""
     text = str(number)
     if isinstance(number, bool) or not isinstance(number, (int, str)) or text not in PCR_NAMES:
         raise PolicyError(f"{at}: {number!r:.40}: expected a PCR, 0 to 23")

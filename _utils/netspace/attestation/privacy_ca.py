@@ -1,14 +1,14 @@
 """The Privacy CA: certifies attestation keys under pseudonyms, for a day.
 
-A certificate says that a key lives in a TPM whose endorsement key was checked. Only the CA's records say which minion's
-it is: its subject is a random pseudonym, its serial number is random, its times are whole hours, and neither the
-endorsement key nor a host's name is in it. The registrar asks for a new key for each, so two certificates of one host
-have nothing in common. A quote made with the key says more than the certificate does: the TPM's clock and
-counters, and what was measured.
+A certificate says that a key lives in a TPM whose endorsement key was checked. Only the CA's records name the minion.
+The certificate's subject is a random pseudonym, its serial number is random, its times are whole hours, and it has
+neither the endorsement key nor a host's name. The registrar asks for a new key for each certificate, so two
+certificates of one host have nothing in common. A quote made with the key says more than the certificate does: the
+TPM's clock and counters, and the measurements.
 
 Rules:
 
-1. Only a :class:`netspace.attestation.verifier.Bound` is certified, which nothing but the answer to
+1. Only a :class:`netspace.attestation.verifier.Bound` is certified, which only the answer to
    a credential makes. One endorsement key belongs to one minion (:func:`claim`).
 2. A root signs an intermediate, the intermediate signs attestation keys and the revocation list.
    The root may be elsewhere: :func:`request`, :func:`sign_request` there, :func:`adopt`.

@@ -83,7 +83,7 @@ class ClockRolledBack(Refused):
 
 
 class ResetWithinBoot(Refused):
-    """A TPM that was reset while its host went on: its PCRs don't tell of this boot any more."""
+    """A TPM that was reset while its host went on: its PCRs no longer describe this boot."""
 
     code = "tpm-reset"
     remedy = "restart the host; if it comes again, look for a device on the TPM's bus, or for firmware that resets it"
@@ -215,7 +215,7 @@ class UnknownValue(Limited):
 
 
 class Uncovered(Limited):
-    """A quoted PCR that no rule of the policy judges, or a rule that rests on one that is not judged or not quoted."""
+    """A quoted PCR that no rule of the policy judges, or a rule that rests on an unjudged or unquoted PCR."""
 
     code = "policy-uncovered"
     remedy = "add a rule, a value, or (where no rule rests on it) the PCR's number to 'unchecked'; or quote the PCR"
@@ -243,21 +243,21 @@ class UnknownSigner(Limited):
 
 
 class ShimInsecure(Limited):
-    """shim was told not to verify what it starts (MokSBState), or not by the firmware's keys (MokDBState)."""
+    """A shim that was set not to verify what it starts (MokSBState), or not to use the firmware's keys (MokDBState)."""
 
     code = "shim-insecure"
     remedy = "turn shim's validation on again: mokutil --enable-validation, and confirm it at the console"
 
 
 class OldShimLevel(Limited):
-    """shim lets generations of boot programs run that the policy asks to be refused (SBAT), or says nothing of them."""
+    """A shim that accepts generations of boot programs that the policy refuses (SBAT), or records none."""
 
     code = "sbat-old"
     remedy = "update shim, and the level that it applies: mokutil --set-sbat-policy latest"
 
 
 class UnknownApplication(Limited):
-    """A UEFI program was run whose digest is not in the policy, or by another one than may start it, or none was."""
+    """A UEFI program that is not in the policy, or was started by a wrong one; or a boot without a program."""
 
     code = "boot-application"
     remedy = "if the boot loader or kernel was updated, add its Authenticode digest to 'applications' and 'started_by'"
@@ -292,7 +292,7 @@ class NoImaPolicy(Limited):
 
 
 class ImaUnfounded(Limited):
-    """An IMA policy, but the boot's rules leave open which kernel wrote the list, or what it was told to measure."""
+    """An IMA policy whose boot rules leave open which kernel wrote the list, or what that kernel measures."""
 
     code = "ima-unfounded"
     remedy = "let the policy judge programs, what they load and the command line, and quote PCRs 0 to 9, 11 and 12"
@@ -320,7 +320,7 @@ class WrongAggregate(Limited):
 
 
 class UnprovedAggregate(Limited):
-    """A measurement list whose first line can't be compared with what was quoted."""
+    """A measurement list whose first line can't be compared with the quoted PCRs."""
 
     code = "ima-unproved"
     remedy = (
@@ -350,7 +350,7 @@ class Violation(Limited):
 
 
 class StartedByKexec(Limited):
-    """Another kernel was started by kexec since the boot; nothing proves its command line."""
+    """A kernel that kexec started since the boot; nothing proves its command line."""
 
     code = "ima-kexec"
     remedy = "restart by the firmware; if kexec is meant to be used, set 'kexec: allow' in the policy's section ima"
@@ -451,7 +451,7 @@ class PolicyForged(Refused):
 
 
 class TeeMalformed(Malformed):
-    """A TEE's report, its certificates or what came with them, that can't be read to its end."""
+    """A TEE's report, its certificates or its attachments that can't be read to the end."""
 
     code = "tee-malformed"
     remedy = "find out what wrote the report; a newer firmware may need a newer netspace"
@@ -479,14 +479,14 @@ class TeeCertificate(Refused):
 
 
 class TeeRevoked(Refused):
-    """A TEE's certificate, or one on its path, that its maker revoked; or a TCB that its maker calls revoked."""
+    """A TEE whose certificate, or an issuer's, was revoked, or whose TCB its maker calls revoked."""
 
     code = "tee-revoked"
     remedy = "ask the processor's maker why; move the guest to another machine"
 
 
 class TeeUntrusted(Limited):
-    """The TEE's certificate is missing, or does not chain to a root that is trusted."""
+    """A TEE whose certificate is missing, or does not chain to a trusted root."""
 
     code = "tee-untrusted"
     remedy = (
@@ -496,7 +496,7 @@ class TeeUntrusted(Limited):
 
 
 class NoTee(Limited):
-    """A policy that demands a TEE, and evidence without a TEE report."""
+    """Evidence without a TEE report, where the policy demands a TEE."""
 
     code = "tee-none"
     remedy = "run the host as a confidential guest with Linux 6.7 or later, and mount configfs"
@@ -517,21 +517,21 @@ class TeeDebug(Limited):
 
 
 class TeeMeasurement(Limited):
-    """A guest that was started with something that the policy does not allow."""
+    """A guest whose launch measurement the policy does not allow."""
 
     code = "tee-measurement"
     remedy = "if the guest's firmware or kernel was updated, add its measurement to the policy"
 
 
 class TeeOldTcb(Limited):
-    """A TEE whose firmware or microcode is older than the policy asks for, or of unknown standing."""
+    """A TEE whose firmware or microcode is older than the policy demands, or has an unknown TCB status."""
 
     code = "tee-tcb"
     remedy = "have the host's firmware updated; put the maker's current TCB information into the folder of roots"
 
 
 class TeeRules(Limited):
-    """A guest whose launch settings are not as the policy says."""
+    """A guest whose launch settings the policy does not allow."""
 
     code = "tee-policy"
     remedy = "start the guest as the policy's section 'tee' says, or change that"

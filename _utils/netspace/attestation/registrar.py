@@ -1,25 +1,25 @@
 """The registrar on the master: which TPM is which minion's, and the Privacy CA's books.
 
-``Registrar.begin`` makes a credential that only a minion's TPM can open, and ``finish`` binds the minion to it by
-the answer, and has its attestation key certified. What it keeps, in a folder of its master's user alone::
+``Registrar.begin`` makes a credential that only a minion's TPM can open. ``finish`` takes the answer, binds the minion
+to the TPM, and has the attestation key certified. The books are a folder that only the master's user can read::
 
     root/                 the root, where it is here      (privacy_ca.save)
     ca/                   the intermediate that signs     (privacy_ca.save)
     requested.pem         key of a request that the root has not answered yet
     retired.pem           intermediates that signed before, until they run out
     hosts/<hash>.json     a minion: TPM, attestation key, level, certificate
-    owners/<key>.json     an endorsement key, or an attestation key that has a certificate: whose it is
+    owners/<key>.json     the owner of an endorsement key, or of an attestation key that has a certificate
     revoked.json          serial numbers, and when
     audit.log             everything that was done       (audit_log)
 
 Nothing here talks to a minion. An endorsement key is bound to one minion, and a minion to one TPM, until ``release``.
-At a minion's first enrolment its TPM shows all endorsement keys that it has, and proves them: none of them can be
-another minion's later.
+At a minion's first enrolment its TPM shows and proves all endorsement keys that it has: none of them can be another
+minion's later.
 
-Each certificate is for a new attestation key: :meth:`Registrar.request` chooses 16 random bytes (the period), by which
-the minion's TPM derives it. They stand in the minion's record, and each challenge names them.
+Each certificate is for a new attestation key: :meth:`Registrar.request` chooses 16 random bytes (the period), from
+which the minion's TPM derives the key. The minion's record has the period, and each challenge names it.
 
-The log tells of a binding, a certificate and a revocation before they are written.
+The log records a binding, a certificate and a revocation before they are written.
 """
 
 from __future__ import annotations
@@ -55,8 +55,9 @@ class Registrar:
     """The books in *folder*. Time is an argument."""
 
     def __init__(self, folder: Path, module: hsm.Module | None = None, listed: Path | None = None) -> None:
-        """
-        :param module: where new keys are made, and those are that were made there.
+        """Keep the books in a folder.
+
+        :param module: where new keys are made, and where the keys are that were made there.
         :param listed: the operator's inventory of TPMs (``netspace.attestation.inventory``); None: there is none.
         """
         self.folder = folder
@@ -135,15 +136,17 @@ class Registrar:
 
     # -- hosts ----------------------------------------------------------------------
     def request(self, minion: str) -> dict[str, Any]:
-        """Return what the minion is to show next: ``template`` (of the endorsement key that it had; empty for any),
-        ``period`` (which attestation key, a new one each time), and whether it is to show its ``others``.
+        """Return what the minion is to show next.
+
+        ``template`` is that of the endorsement key that it had (empty for any), ``period`` selects a new attestation
+        key each time, and ``others`` says whether the minion shows its other endorsement keys.
         """
         known = self.host(minion)
         self._requested[minion] = secrets.token_bytes(PERIOD)
         return {
             "template": "" if known is None else str(known["template"]),
             "period": self._requested[minion].hex(),
-            # They cost a slow TPM seconds, so they are shown once; never to have shown any is no excuse.
+            # The other keys cost a slow TPM seconds, so it shows them once; one that never did must do so now.
             "others": known is None or not known.get("others"),
         }
 
@@ -157,10 +160,10 @@ class Registrar:
     ) -> Pending:
         """Make a credential for the keys that *minion* showed.
 
-        :param enrolment: what its ``netspace_attestation.enroll`` returned for the last :meth:`request`.
+        :param enrolment: the minion's answer of ``netspace_attestation.enroll`` to the last :meth:`request`.
         :param master: fingerprint of the master's key.
-        :param makers: of TPMs, whom the operator trusts.
-        :raises Refused: when the TPM is not what it must be; the log tells so.
+        :param makers: the operator's trusted makers of TPMs.
+        :raises Refused: when the TPM fails a check; the log records it.
         """
         self._authority()  # there must be one
         with self._told(minion, now):
@@ -243,9 +246,9 @@ class Registrar:
             raise
 
     def certificate(self, minion: str) -> dict[str, Any]:
-        """Return the certificate of a minion's attestation key (PEM), and the chain (PEM), for others that check it.
+        """Return the certificate of a minion's attestation key (PEM), and the chain (PEM), for other verifiers.
 
-        ``period`` says to the minion which key that is; it is for nobody else.
+        ``period`` selects this key at the minion, and is of no use to others.
         """
         from cryptography import x509
         from cryptography.hazmat.primitives.serialization import Encoding
@@ -337,7 +340,7 @@ class Registrar:
             inventory.read(self.listed).check(minion, endorsement, others)
 
     def _owned(self, key: str) -> dict[str, str]:
-        """Whose a key is, by its own file: reading all hosts for each takes an hour for 10,000."""
+        """Return the owner of a key, from the key's own file: reading all hosts for each takes an hour for 10,000."""
         owner = (files.read_json(self._owner(key), files.KEPT) or {}).get("minion")
         known = self.host(str(owner)) if owner is not None else None
         return {key: str(owner)} if known is not None and key in keys_of(known) else {}
@@ -346,13 +349,13 @@ class Registrar:
         privacy_ca.claim(self._owned(endorsement), endorsement, minion)
 
     def _check_new(self, key: structures.Public, minion: str, known: dict[str, Any] | None) -> None:
-        """Check that nobody has a certificate for this attestation key, nor had this minion its last one for it."""
+        """Check that no other minion has this attestation key, and that this minion's last one was another."""
         owner = self._owned(key.fingerprint).get(key.fingerprint)
         if owner is not None and owner != minion:
-            raise SharedAttestationKey(f"the attestation key is {owner}'s; {minion} can't have it too")
+            raise SharedAttestationKey(f"the attestation key is {owner}'s; {minion} needs its own")
         if known is not None and attestation_key(known) == key.fingerprint:
             raise SharedAttestationKey(
-                f"{minion} shows the attestation key of its last certificate: a new one was asked"
+                f"{minion} shows the attestation key of its last certificate; a new key was requested"
             )
 
     def _path(self, minion: str) -> Path:
@@ -415,12 +418,12 @@ class Registrar:
 
 
 def attestation_key(record: Mapping[str, Any]) -> str:
-    """Return the fingerprint of the attestation key that a minion's record is of."""
+    """Return the fingerprint of the attestation key in a minion's record."""
     return structures.public(base64.b64decode(record["ak"])).fingerprint
 
 
 def keys_of(record: Mapping[str, Any]) -> list[str]:
-    """Return the fingerprints of all keys that are a minion's, by its record."""
+    """Return the fingerprints of all keys in a minion's record."""
     return [record["ek"], *record.get("others", ()), attestation_key(record)]
 
 

@@ -33,7 +33,7 @@ class Result:
     """The outcome of one appraisal.
 
     :param level: 0 to 5; 0: evidence was refused, or could not be had.
-    :param verifier: who says so.
+    :param verifier: the judge's name.
     :param reason: why this level and not the next.
     :param remedy: what would raise it.
     :param boot: the kernel's boot id at the time.
@@ -42,7 +42,7 @@ class Result:
     :param sources: fingerprint of the files that the settings name, and whether the TPM was there.
     :param tpm: manufacturer, firmware, endorsement key's fingerprint; empty without a TPM.
     :param fallback: a TPM is configured, but the level is a software key's.
-    :param tee: the confidential guest that the level rests on, as the master told; empty where there is none.
+    :param tee: the confidential guest that the level rests on, as the master reported it; empty where there is none.
     """
 
     level: int

@@ -1,11 +1,11 @@
-"""A round: the whole fleet is challenged, judged, and told its results, each host at its own speed.
+"""A round: the master challenges and judges the whole fleet and sends it the results, each host at its own speed.
 
 :class:`Round` has the work of one host, from its certificate to the result that it stores; the
-:class:`~netspace.attestation.window.Window` does that of many at once. What a round learned for the next one is in the
-registrar's folder, ``rounds.json``: who did not answer, and how long rounds took.
+:class:`~netspace.attestation.window.Window` does that work for many hosts at once. A round leaves notes for the next
+one in the registrar's folder, ``rounds.json``: the hosts that did not answer, and how long rounds took.
 
 A result counts until its group's ``deadline``. Where the configuration says none, :func:`deadline` makes it long enough
-for the rounds that were seen.
+for the rounds so far.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from netspace.attestation.registrar import Registrar
 from netspace.attestation.window import TELL, Answer, Call, Pace, Task, Window, Work
 from netspace.errors import NetspaceError
 
-# Seconds for which a result counts where nothing else is said, and at most.
+# Seconds for which a result counts: the default, and the maximum.
 DEADLINE, MOST = 7200.0, 86400.0
-# A host may be asked at the beginning of one round and at the end of the next; half as much more is for what varies.
+# A host may be asked at the beginning of one round and at the end of the next; half a round more is a reserve.
 ROUNDS = 3.0
 # Seconds for which the length of a round is remembered.
 REMEMBERED = 86400.0
 
-# Makes a credential for what a minion showed of its TPM, at a time: Registrar.begin, with what the configuration says.
+# Makes a credential for a minion's enrolment, at a time: Registrar.begin, with the configuration's values.
 Begin = Callable[[str, Any, float], Pending]
 # Returns it; raises NetspaceError where that can't be: then nobody is asked.
 Ready = Callable[[], Begin]
@@ -46,8 +46,8 @@ class Round:
     """One round.
 
     :param ready: called where a certificate has to be renewed.
-    :param announce: tells of a state that may have changed.
-    :param listed: hosts bring their whole measurement lists.
+    :param announce: reports a state that may have changed.
+    :param listed: hosts send their whole measurement lists.
     :param wall: the time that results are made at.
     """
 
@@ -67,16 +67,16 @@ class Round:
         self._clock: Callable[[], float] = time.monotonic
 
     def run(self, minions: Collection[str], bus: Bus, pace: Pace, connected: Collection[str] = ()) -> dict[str, Any]:
-        """Attest *minions*, in random order; return what is said of each.
+        """Attest *minions*, in random order; return a summary of each.
 
-        :param connected: those of :func:`doubtful` hosts that the master sees now: they are asked as all others. In a
-            first round nobody is taken for absent where the master sees none at all.
+        :param connected: those of the :func:`doubtful` hosts that the master sees now: they are asked like all others.
+            Before the first round, all hosts are asked alike where the master sees none.
         :raises NetspaceError: when the master or its results can't be reached.
         """
         folder, self._clock = self._fleet.registrar.folder, bus.clock
         last = _read(folder)
         order = random.sample(list(minions), len(minions))
-        # The slow ones first: what they take is over before the others are through.
+        # The slow ones first: their time then overlaps with that of all others.
         behind = [one for one in order if one in last.slow]
         doubted = last.absent - last.slow if last.rounds else frozenset(minions if connected else ())
         away = doubted - set(connected)
@@ -95,7 +95,7 @@ class Round:
         return minion, self._host(minion, timeout)
 
     def _host(self, minion: str, timeout: float) -> Work:
-        """All that is done with one host."""
+        """Do all work of one host."""
         try:
             due = self._fleet.certificate_due(minion, self._wall())
         except NetspaceError as err:  # a damaged record of one host is no reason to judge none
@@ -123,7 +123,7 @@ class Round:
             yield from self._told(minion, record)
 
     def _renewed(self, minion: str) -> Generator[Call, Answer, str]:
-        """Renew a certificate; return why it was not."""
+        """Renew a certificate; return why it was not renewed."""
         try:
             yield from enrolled(self._fleet.registrar, minion, self._ready, self._wall)
         except Refused as err:
@@ -136,7 +136,7 @@ class Round:
         return ""
 
     def _attested(self, minion: str, timeout: float) -> Generator[Call, Answer, tuple[dict[str, Any] | None, str]]:
-        """Challenge a host and judge its answer; return the record, and what is to be said."""
+        """Challenge a host and judge its answer; return the record, and the summary."""
         told = ""
         for whole in (False, True):
             try:
@@ -154,14 +154,14 @@ class Round:
             try:
                 return self._fleet.judge(asked, value, self._wall()), told
             except fleet.LogLost as err:
-                # Our copy of a boot log is gone, which is no fault of the host's: it brings the log once more.
+                # The master's copy of a boot log is lost, without a fault of the host's: the host sends the log again.
                 told = str(err)
             except NetspaceError as err:
                 return None, str(err)
         return None, told
 
     def _told(self, minion: str, record: Mapping[str, Any]) -> Generator[Call, Answer, None]:
-        """Tell a host its result, and note whether it enforces it."""
+        """Send a host its result, and note whether the host enforces it."""
         key = {"key": self._fleet.signer.jwk}
         came = yield Call("accept", "tokens", record["token"], key, TELL)
         reply = came.value if isinstance(came.value, Mapping) else {}
@@ -192,7 +192,9 @@ def enrolled(
 
 
 def answered(asked: fleet.Asked, timeout: float, folder: Path) -> Asking:
-    """Ask one host, and fetch its answer where that comes in parts. An answer that is none is None: it is judged.
+    """Ask one host, and return its answer, fetched in parts where it is large.
+
+    A malformed answer is None, and is judged like any other.
 
     :param folder: where parts wait.
     """
@@ -208,10 +210,10 @@ def answered(asked: fleet.Asked, timeout: float, folder: Path) -> Asking:
 
 @dataclass(frozen=True)
 class _Last:
-    """What rounds left for the next one.
+    """The notes of earlier rounds.
 
-    :param absent: minions that did not answer when they were asked last.
-    :param slow: those whose answer took more than two timeouts.
+    :param absent: minions that did not answer the last time.
+    :param slow: minions whose answer took more than two timeouts.
     :param rounds: when each round of the last day ended, and how long it took.
     """
 
@@ -221,7 +223,9 @@ class _Last:
 
 
 def doubtful(folder: Path, minions: Collection[str]) -> frozenset[str]:
-    """Return those of *minions* that may be absent: that did not answer the last time, or all before the first round.
+    """Return the *minions* that may be absent: those that did not answer the last time.
+
+    Before the first round, these are all *minions*.
 
     :param folder: the registrar's.
     """
@@ -230,7 +234,7 @@ def doubtful(folder: Path, minions: Collection[str]) -> frozenset[str]:
 
 
 def absent(folder: Path) -> frozenset[str]:
-    """Return the minions that did not answer the last time that they were asked.
+    """Return the minions that did not answer the last time.
 
     :param folder: the registrar's.
     """
@@ -238,8 +242,9 @@ def absent(folder: Path) -> frozenset[str]:
 
 
 def deadline(folder: Path, now: float) -> float:
-    """Return the seconds for which a result counts where the configuration says nothing: two hours, or longer where
-    a round of the last day took more than 40 minutes, up to a day.
+    """Return the seconds for which a result counts where the configuration says nothing.
+
+    These are two hours, or up to a day where a round of the last day took more than 40 minutes.
     """
     longest = max((took for ended, took in _read(folder).rounds if now - REMEMBERED < ended <= now), default=0.0)
     return min(max(DEADLINE, ROUNDS * longest), MOST)
@@ -251,7 +256,7 @@ def _came(minion: str, answer: Answer) -> None:
 
 
 def _remember(folder: Path, minions: Collection[str], found: _Last) -> None:
-    """Keep what a round over *minions* found. Another may be under way, over other hosts."""
+    """Save the findings of a round over *minions*. Another round may be running, over other hosts."""
     ((now, took),) = found.rounds
     with files.locked(folder / "rounds.lock"):
         kept = _read(folder)
@@ -269,7 +274,7 @@ def _remember(folder: Path, minions: Collection[str], found: _Last) -> None:
 
 
 def _read(folder: Path) -> _Last:
-    """What earlier rounds left. It only makes rounds quicker: what can't be read is as if there were none."""
+    """Read the notes of earlier rounds. They only make rounds quicker, so unreadable notes count as absent."""
     try:
         data = files.read_json(folder / "rounds.json") or {}
     except NetspaceError:
@@ -284,5 +289,5 @@ def _read(folder: Path) -> _Last:
 
 
 def _is_round(data: Any) -> bool:
-    """Whether this is ``[when it ended, seconds that it took]``."""
+    """Whether a value is ``[when the round ended, seconds that it took]``."""
     return isinstance(data, list) and [type(one) in (int, float) for one in data] == [True, True]

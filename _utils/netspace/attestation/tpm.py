@@ -4,11 +4,11 @@ Through tpm2-pytss, imported only when a TPM is used. Rules:
 
 - The TPM is the one that the configuration names, never one that libtss2 finds: without
   a name it would take whoever listens on TCP port 2321.
-- Nothing stays in the TPM: keys are primaries, derived anew; every handle is flushed.
-- An attestation key is derived for a period: who knows the keys of two periods can't tell that one TPM has both.
+- Nothing stays in the TPM: keys are primaries, derived again each time; every handle is flushed.
+- An attestation key is derived for a period: the keys of two periods do not show that one TPM has both.
 - One process at a time (a lock), and never for longer than a time limit.
 
-Judges nothing: what it returns is the other side's to verify.
+Judges nothing: the other side verifies what it returns.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ class Device:
         raise DeviceError(f"the TPM has no endorsement key of {', '.join(names)}")
 
     def others(self, template: str) -> list[Endorsement]:
-        """Return the other endorsement keys that this TPM has, by the templates known here: so one TPM is not two."""
+        """Return this TPM's other endorsement keys, by the known templates, so that one TPM can't pass for two."""
         found: list[Endorsement] = []
         for name in TEMPLATES:
             # A TPM need not know every algorithm, nor let everybody read an index.
@@ -209,7 +209,7 @@ class Device:
     def chain(self, most: int) -> tuple[bytes, ...]:
         """Return the certificates of its maker's that the TPM holds (DER), *most* at most.
 
-        None of them proves anything, so where they can't be read it is as if there were none.
+        None of them proves anything, so unreadable ones count as absent.
         """
         utils = __import__("tpm2_pytss.utils", fromlist=["utils"])
         read = utils.NVReadEK(self._esapi)
@@ -255,7 +255,7 @@ class Device:
     def attestation_key(self, period: bytes = b"") -> Iterator[tuple[Any, bytes]]:
         """The attestation key of *period*, loaded: (handle, TPMT_PUBLIC).
 
-        The same for the same period, until the endorsement seed changes; nothing of it is stored.
+        One period gives the same key until the endorsement seed changes; nothing of the key is stored.
 
         :param period: random bytes that the registrar chose; empty: the key of a host that judges itself.
         """

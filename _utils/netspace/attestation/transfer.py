@@ -1,14 +1,14 @@
 """Answers that are too large for one message: fetched part by part, in the background, within bounds.
 
-``netspace.attestation.verdict`` cuts them on the host. A host may take ``timeout`` seconds for its answer and a tenth
-of that more for each part that came, ten timeouts at most: a host that drips is given up early, and none for the time
-that its parts wait for others.
+``netspace.attestation.verdict`` splits them on the host. A host has ``timeout`` seconds for its answer, a tenth of
+that more for each part that came, and ten timeouts at most. So a host that drips is given up early. A host whose parts
+wait for others is not given up for that time.
 
-Parts wait in a file without a name, beside the registrar's books, and are read once all are there: so many hosts may
-bring large answers at one time, and the memory has one.
+Parts wait in a file without a name, beside the registrar's books, and are read once all are there. So many hosts may
+send large answers at one time, and memory holds only one.
 
-An answer is JSON of somebody who may want to exhaust this process: 45 MiB of ``[[],[],...`` are a thousand MiB of
-Python's objects. An answer has some fifty values, whatever its size, so values are counted before anything is decoded.
+The sender of an answer may want to exhaust this process: 45 MiB of JSON ``[[],[],...`` become a thousand MiB of
+Python objects. An honest answer has some fifty values, whatever its size, so values are counted before any are decoded.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MAX_VALUES = 1000
 
 
 class Parts:
-    """An answer that comes in parts; never more than it may have."""
+    """An answer that comes in parts; its size is bounded."""
 
     # Of base64 a third more than of bytes: IMA's list, the logs, a TEE's report, and little else.
     MOST = (ima.MAX_LIST + eventlog.MAX_LOG + measurelog.MAX_LOG + MAX_TEE + 64 * 1024) * 4 // 3
@@ -44,8 +44,8 @@ class Parts:
     def __init__(self, head: Any, folder: Path | None = None) -> None:
         """Take the announcement.
 
-        :param folder: where what is larger than ``HELD`` bytes waits. Defaults to the system's for temporary files.
-        :raises Malformed: when it is none.
+        :param folder: where an answer of more than ``HELD`` bytes waits. Defaults to the system's for temporary files.
+        :raises Malformed: when it is no announcement.
         """
         number = head.get("parts") if isinstance(head, Mapping) else None
         digest = from_hex(head.get("sha256"), 32) if isinstance(head, Mapping) else None
@@ -60,13 +60,13 @@ class Parts:
 
     @property
     def next(self) -> int | None:
-        """Number of the part that is to be fetched; None when all are here."""
+        """Number of the next part to fetch; None when all are here."""
         return self._came if self._came < self._number else None
 
     def add(self, data: Any) -> None:
         """Take the next part.
 
-        :raises Malformed: when it is none.
+        :raises Malformed: when it is no part.
         """
         text = data.get("text") if isinstance(data, Mapping) and set(data) == {"text"} else None
         if not isinstance(text, str) or not text.isascii() or not 0 < len(text) <= verdict.PART:
@@ -76,13 +76,13 @@ class Parts:
         self._came += 1
 
     def close(self) -> None:
-        """Forget what came."""
+        """Drop the parts."""
         self._file.close()
 
     def whole(self) -> Any:
         """Return the answer.
 
-        :raises Malformed: when it is not the one that was announced, or is no JSON.
+        :raises Malformed: when it is not the announced answer, or is no JSON.
         """
         if self._digest_now.digest() != self._digest:
             raise Malformed("answer: the parts are not of the answer that was announced")
@@ -91,11 +91,11 @@ class Parts:
 
 
 def parse(text: bytes) -> Any:
-    """Decode the JSON of an answer; what is in it, the verifier judges.
+    """Decode the JSON of an answer; the verifier judges the content.
 
     :raises Malformed: when it is no JSON, or has more values than any answer.
     """
-    # Base64 and hex have none of these characters, so only what is no answer has many of them.
+    # Base64 and hex have none of these characters, so an honest answer has few of them.
     if sum(text.count(one) for one in (b",", b"[", b"{")) > MAX_VALUES:
         raise Malformed(f"answer: more than {MAX_VALUES} values")
     try:
@@ -108,7 +108,7 @@ def fetched(head: Any, timeout: float, folder: Path | None = None) -> Generator[
     """Fetch an answer in parts; return it, and the last :class:`Answer`, whose ``problem`` says why it did not come.
 
     :param folder: see :class:`Parts`.
-    :raises Malformed: when the parts are none, or are not of the answer that was announced.
+    :raises Malformed: when the parts are malformed, or are not of the announced answer.
     """
     came = Answer()
     for _ in range(TRIES):
@@ -121,7 +121,7 @@ def fetched(head: Any, timeout: float, folder: Path | None = None) -> Generator[
 
 
 def _filled(parts: Parts, timeout: float) -> Generator[Call, Answer, Answer]:
-    """Fetch all parts, or as many as come in time; return the last answer."""
+    """Fetch all parts, or those that come in time; return the last answer."""
     spent, came = 0.0, Answer()
     while parts.next is not None:
         may = min(10 * timeout, timeout + parts.next * timeout / 10)
@@ -133,6 +133,6 @@ def _filled(parts: Parts, timeout: float) -> Generator[Call, Answer, Answer]:
             return came
         try:
             parts.add(came.value)
-        except OSError as err:  # a full disk is no reason to judge nobody
+        except OSError as err:  # a full disk must not end the round
             return dataclasses.replace(came, problem=f"there is no place for its answer: {err}")
     return came

@@ -86,7 +86,7 @@ class Bound:
 
     :param level: 3 where the endorsement certificate chains to a root, else 2.
     :param reason: why not 3.
-    :param others: endorsement keys that the same TPM has besides.
+    :param others: further endorsement keys of the same TPM.
     """
 
     key: Public
@@ -122,7 +122,7 @@ class Certified:
 
 @dataclass(frozen=True)
 class Verified:
-    """What a verified piece of evidence is worth.
+    """The worth of verified evidence.
 
     :param level: 1 to 5.
     :param reason: why this level and not the next.
@@ -152,13 +152,13 @@ class Verified:
 
 @dataclass(frozen=True)
 class Expected:
-    """What a quote must be.
+    """The demands on a quote.
 
     :param pcrs: exactly these, of the SHA-256 bank.
-    :param previous: the TPM's clock when it was last seen, where it was.
+    :param previous: the TPM's clock at the last quote, if any.
     :param references: acceptable values of PCRs.
     :param policy: what a good boot is, and what may run. Without it and references: L3 at most.
-    :param ima: how far this host's measurement list was judged, where it was.
+    :param ima: how far this host's measurement list was judged, if at all.
     :param previous_boot: id of the boot (``Context.binding``) in which *previous* was seen; empty where it isn't known.
     """
 
@@ -174,8 +174,8 @@ class Expected:
 class Challenge:
     """A credential for one enrolment; see :func:`challenge`.
 
-    ``blob`` and ``encrypted`` are for the host, and ``others``: such a pair for each of its other endorsement keys. The
-    answer takes the secrets of all, in this order.
+    ``blob`` and ``encrypted`` are for the host. ``others`` has such a pair for each of its other endorsement keys. The
+    answer needs the secrets of all, in this order.
     """
 
     def __init__(
@@ -227,10 +227,10 @@ def challenge(
 ) -> Challenge:
     """Check an enrolment's two keys and make the credential that binds them.
 
-    :param roots: DER certificates of the makers of TPMs that are trusted.
+    :param roots: DER certificates of trusted makers of TPMs.
     :param pinned: fingerprint of the endorsement key that this host had before; None at first use.
-    :param lists: revocation lists of theirs, DER.
-    :param unreadable: of what else the operator trusts, what can't be read: named where no maker is found.
+    :param lists: the makers' revocation lists, DER.
+    :param unreadable: the operator's certificates that can't be read: named where no maker is found.
     :raises Refused: see the module's rules.
     """
     endorsement = structures.endorsement(enrolment.endorsement)
@@ -390,7 +390,10 @@ def _check_clock(clock: Clock, previous: Clock | None) -> None:
 
 
 def _check_boot(clock: Clock, expected: Expected) -> None:
-    """resetCount grows when the TPM is reset (Part 1, 36.2): a restart of the host does that, nothing else should."""
+    """Check that the TPM was not reset within one boot.
+
+    resetCount grows when the TPM is reset (Part 1, 36.2), which only a restart of the host should do.
+    """
     previous = expected.previous
     same = expected.previous_boot and expected.previous_boot == expected.context.binding
     if previous is not None and same and clock.reset_count > previous.reset_count:

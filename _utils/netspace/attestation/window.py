@@ -1,19 +1,19 @@
-"""A sliding window over many minions: each goes through its own work, and none waits for another.
+"""A sliding window over many minions: each does its own work, and none waits for another.
 
 The work of one minion is a generator: it yields a :class:`Call`, and is resumed with its :class:`Answer`. The window
-sends the calls of many minions with few messages, and drives each generator as its answers come.
+sends the calls of many minions with few messages, and resumes each generator as its answers come.
 
-How many calls are under way at once is limited, by *lane*:
+The number of open calls is limited, by *lane*:
 
-- ``ask``: ``concurrency`` calls that make a host work, of hosts that are taken to be present;
-- hosts that did not answer the last time have half as many slots of their own, so they hold up nobody;
-- ``parts``: a quarter, for parts of large answers, and no more of these than ``ROOM`` has place for;
+- ``ask``: ``concurrency`` calls that make a host work, of hosts that count as present;
+- hosts that did not answer the last time have half as many slots of their own, so they delay no other host;
+- ``parts``: a quarter, for parts of large answers, within the ``ROOM`` for them;
 - ``tell``: unlimited; the host only stores something.
 
-A call has its slot until the answer comes, or until it took three times as long as four of five answers do: then the
-slot is given to another, and the call goes on waiting until its own deadline. So a host that is away costs a slot
-for seconds, not for the whole timeout. More than a fifth of all hosts would have to be slow on purpose to make that
-time longer. At most ``LENT`` calls per slot wait without one, so the window does not ask ever more hosts of a network
+A call has its slot until the answer comes, or until it took three times as long as four of five answers do. Then the
+slot goes to another call, and the first call waits on without a slot until its deadline. So an absent host holds a slot
+for seconds, not for the whole timeout. To make that time longer, more than a fifth of all hosts would have to be slow
+on purpose. At most ``LENT`` calls per slot wait without one, so the window does not ask ever more hosts of a network
 where all are slow.
 """
 
@@ -33,13 +33,13 @@ ASK, PARTS, TELL = "ask", "parts", "tell"
 _ABSENT = "absent"
 # Calls per slot that wait for their deadlines without a slot.
 LENT = 16
-# Seconds that a call keeps its slot at least.
+# Minimum of seconds that a call keeps its slot.
 PATIENCE = 2.0
-# Seconds for which calls are collected at least: a message goes to all minions, whoever is meant.
+# Minimum of seconds for which calls are collected: Salt sends each message to all minions.
 LINGER = 0.05
-# Seconds, at most, that this process may be behind with reading answers and no host is late for it.
+# Seconds by which this process may lag behind in reading answers before a host counts as late.
 BEHIND = 5.0
-# Seconds for which this process may do something else than read, and nothing is made of it.
+# Seconds without reading that don't count as lagging behind.
 BUSY = 1.0
 # Seconds after which a message that the master did not take is sent again.
 RETRY = 2.0
@@ -50,7 +50,7 @@ _SAMPLES = 128
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast a fleet is asked: the master's configuration.
+    """The pace at which a fleet is asked: the master's configuration.
 
     :param concurrency: hosts that are asked at one time.
     :param jitter: seconds, at most, for which calls are collected before they are sent with one message.
@@ -68,7 +68,7 @@ class Call:
 
     :param each: name of the argument that has each minion's own *value*, by its id; empty where there is none.
     :param common: arguments that are the same for all; only calls with equal ones share a message.
-    :param within: seconds that this one may take, where that is less than the timeout.
+    :param within: seconds that this call may take, where that is less than the timeout.
     :param size: bytes that the minion's whole answer will take, in the lane ``parts``.
     """
 
@@ -85,9 +85,9 @@ class Call:
 class Answer:
     """An answer to a :class:`Call`.
 
-    :param problem: why there is none; empty where there is one.
+    :param problem: why there is no answer; empty where there is one.
     :param took: seconds since the call was sent.
-    :param silent: nothing came by the deadline.
+    :param silent: no answer came by the deadline.
     :param crowded: the host was slow while others waited for its room; it may try once more.
     """
 
@@ -104,9 +104,9 @@ Task = tuple[str, Work]
 
 @dataclass(eq=False)
 class _Task:
-    """A minion's work, and where it is.
+    """A minion's work, and its state.
 
-    :param call: what it waits for; *sent* and *until* are times of the bus's clock, once it was sent.
+    :param call: the call that it waits for; *sent* and *until* are times of the bus's clock, once it was sent.
     """
 
     minion: str
@@ -121,9 +121,9 @@ class _Task:
 
 
 class _Pulse:
-    """How long answers take.
+    """The time that answers take.
 
-    :param fixed: it is always this, whatever is seen.
+    :param fixed: replaces the measured time.
     """
 
     def __init__(self, fixed: float | None = None) -> None:
@@ -148,7 +148,7 @@ class _Pulse:
 class _Lane:
     """Slots of one kind.
 
-    :param limit: how many; 0 for no limit.
+    :param limit: number of slots; 0 for no limit.
     :param jitter: seconds, at most, for which its calls are collected beside ``LINGER``.
     """
 
@@ -177,7 +177,7 @@ class _Lane:
 
 @dataclass
 class _Message:
-    """Calls that are collected, to be sent with one message.
+    """Calls that are collected for one message.
 
     :param due: when it is sent.
     """
@@ -198,7 +198,7 @@ class Window:
         self._lanes = {
             ASK: _Lane(slots, pace.jitter, pulse=pulse),
             _ABSENT: _Lane(max(1, slots // 2), pace.jitter, pulse=pulse),
-            # All hosts that bring parts may be hostile at once, so their answers set no pace.
+            # All hosts that send parts may be hostile at once, so their answers don't count for the pace.
             PARTS: _Lane(max(1, slots // 4), 0.0, room, _Pulse(PATIENCE)),
             TELL: _Lane(0, pace.jitter),
         }
@@ -212,13 +212,13 @@ class Window:
     def run(self, present: Iterable[Task], absent: Iterable[Task] = ()) -> None:
         """Do the work of each minion.
 
-        :param absent: those who did not answer the last time. They are asked beside the others, and after them.
-        :raises NetspaceError: when the master can't be reached, and what the work of a minion raises.
+        :param absent: minions that did not answer the last time. They have slots of their own, beside the others.
+        :raises NetspaceError: when the master can't be reached; errors of a minion's work pass through.
         """
         behind = iter(absent)
         feeds: dict[str, Iterator[Task]] = {ASK: itertools.chain(present, behind), _ABSENT: behind}
-        # Up to when all that came was read. An answer that has come, and that this process did not get to yet, is not
-        # late: not while it judged or waited for the master, and for BEHIND seconds of nothing but reading.
+        # The time up to which all arrived answers were read. An unread answer that has arrived is not late while this
+        # process judges or waits for the master, nor for BEHIND seconds of reading without a break.
         read = returned = until = self._bus.clock()
         while True:
             now = self._bus.clock()
@@ -244,7 +244,7 @@ class Window:
 
     # -- a minion's work -------------------------------------------------------------
     def _resume(self, task: _Task, answer: Answer | None) -> None:
-        """Let a minion's work go on up to its next call."""
+        """Resume a minion's work up to its next call."""
         try:
             task.call = next(task.work) if answer is None else task.work.send(answer)
         except StopIteration:
@@ -256,7 +256,7 @@ class Window:
         (lane.coming if lane.room and not task.room else lane.going).append(task)
 
     def _leave(self, task: _Task) -> None:
-        """Give up the room that a task holds."""
+        """Release the room that a task holds."""
         self._lanes[PARTS].held -= task.room
         task.room = 0
 
@@ -265,7 +265,7 @@ class Window:
 
     # -- sending ---------------------------------------------------------------------
     def _fill(self, name: str, lane: _Lane, feed: Iterator[Task], now: float) -> None:
-        """Give free slots to those who wait; where nobody does, to the next minion."""
+        """Give free slots to waiting tasks; without waiting tasks, to the next minion."""
         while lane.free():
             task = lane.next()
             if task is None and lane.coming:
@@ -282,7 +282,10 @@ class Window:
                 self._collect(task, lane, now)
 
     def _evict(self, lane: _Lane) -> bool:
-        """Take the room of whoever lost his slot first, for others wait for it. Returns whether there was one."""
+        """Release the room of the task that lost its slot first, since others wait for it.
+
+        Return whether there was one.
+        """
         slow = [task for task in self._out.values() if task.room and not task.slot and self._lane(task) is lane]
         if not slow:
             return False
@@ -299,7 +302,7 @@ class Window:
         self._outbox[key].tasks.append(task)
 
     def _send(self, now: float) -> None:
-        """Send what was collected for long enough."""
+        """Send the messages whose time has come."""
         for key, message in list(self._outbox.items()):
             if message.due <= now:
                 while message.tasks:
@@ -316,9 +319,9 @@ class Window:
                 del self._outbox[key]
 
     def _given_up(self) -> bool:
-        """Whether the master took no message for a whole timeout, or none so far.
+        """Whether the master accepted no message for a whole timeout, or none so far.
 
-        One that is busy for a moment must not end a round.
+        A master that is busy for a moment must not end a round.
         """
         now = self._bus.clock()
         self._failing = now if self._failing is None else self._failing
@@ -344,7 +347,10 @@ class Window:
 
     # -- answers, and what has none --------------------------------------------------
     def _take(self, reply: Reply) -> None:
-        """Take an answer: from whom it was asked, once, and in its time. All others are nobody's."""
+        """Take an answer that comes from the asked minion, for the first time, before the deadline.
+
+        Ignore all others.
+        """
         task = self._out.get((reply.job, reply.minion))
         if task is None:
             return
@@ -353,7 +359,7 @@ class Window:
         self._end(task, Answer(reply.value, reply.problem, took))
 
     def _end(self, task: _Task, answer: Answer) -> None:
-        """End a call: its slot is free, and the work of its minion goes on."""
+        """End a call: free its slot, and resume the work of its minion."""
         del self._out[task.job, task.minion]
         lane = self._lane(task)
         if task.slot:
@@ -392,7 +398,7 @@ class Window:
         return self._bus.clock() - task.sent
 
     def _pause(self) -> float:
-        """Seconds until something is to be done, whoever answers."""
+        """Return the seconds until the next thing to do, if no answer comes before."""
         times = [message.due for message in self._outbox.values()]
         times += [
             lane.order[0][0].sent + lane.pulse.patience(self._pace.timeout)

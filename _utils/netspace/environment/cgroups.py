@@ -25,7 +25,7 @@ ROOT = "/sys/fs/cgroup"
 CONTROLLERS = {"memory": "memory", "cpus": "cpu", "pids": "pids", "io": "io"}
 _ALIASES = {"blkio": "io"}
 
-# No controller, but what some kernels' version 1 bounds apart from memory: what TCP sockets hold.
+# Not a controller: the data that TCP sockets hold, which version 1 of some kernels bounds separately from memory.
 SOCKETS = "sockets"
 _SOCKETS_FILE = "memory.kmem.tcp.limit_in_bytes"
 
@@ -69,7 +69,7 @@ def limits(known: Iterable[str]) -> frozenset[str]:
 
 
 def sockets() -> frozenset[str]:
-    """:data:`SOCKETS`, where this host's kernel bounds them apart; else nothing."""
+    """:data:`SOCKETS`, where this host's kernel bounds it separately; else nothing."""
     return frozenset({SOCKETS} if os.path.exists(f"{ROOT}/memory/{_SOCKETS_FILE}") else ())
 
 
@@ -142,13 +142,13 @@ class Hierarchies:
 
 
 class Group:
-    """One environment's cgroup, in whatever hierarchies this host has.
+    """One environment's cgroup, in all cgroup hierarchies of this host.
 
     :param path: from the root of each hierarchy.
-    :param unit: its parent is a unit of systemd's, which has the same bounds (but for io) and must
-        never be the lower one. systemd follows a changed unit file in its own time, so both are
-        changed here; how it rounds the CPU's is its own affair.
-    :param lacks: what whoever makes the cgroup sets no bound of (of these, ``sockets``).
+    :param unit: its parent is a systemd unit with the same bounds (but for io), which must never be the lower ones.
+        systemd applies a changed unit file at a time of its own choice, so both are changed here; systemd's rounding of
+        the CPU bound does not matter.
+    :param lacks: bounds that the maker of the cgroup does not set (of these, ``sockets``).
     """
 
     def __init__(self, path: str, hierarchies: Hierarchies, *, unit: bool = False, lacks: Collection[str] = ()) -> None:

@@ -63,7 +63,7 @@ def enter(
 
 
 def _run(call: Sequence[str], stdin: bytes, timeout: float, pid_file: Path, cgroup: str) -> Done:
-    """Run *call* to its end or the timeout, keeping no more than MAX_OUTPUT of each stream.
+    """Run *call* to its end or the timeout, and keep at most MAX_OUTPUT of each stream.
 
     :param cgroup: of the environment, in which the program is.
     """
@@ -120,8 +120,9 @@ def _feed(stream: IO[bytes], data: bytes) -> bytes:
 def _kill(process: subprocess.Popen[bytes], pid_file: Path, cgroup: str) -> None:
     """Kill the program inside with its process group; the runtime then reaps it, and ends.
 
-    The runtime may be about to start it only, and says which it is before it does. Has the runtime ended, so has
-    the program, and its number may be any other's: what it left behind (with the other end of a pipe, say) stays.
+    The runtime may be about to start the program; it reports the process number before it does. Once the runtime has
+    ended, the program has ended too, and its number may be another process's. A remaining child of the program (which
+    holds the other end of a pipe, say) is not killed.
     """
     deadline, killed = time.monotonic() + _REAPED, False
     while time.monotonic() < deadline and process.poll() is None:
@@ -136,8 +137,8 @@ def _kill(process: subprocess.Popen[bytes], pid_file: Path, cgroup: str) -> None
 def _kill_inside(process: subprocess.Popen[bytes], pid: int, cgroup: str) -> bool:
     """Kill *pid* with its process group, if it is in the environment; return whether it was.
 
-    A number alone may be another's by now. A descriptor is one process's for good, and the program's as long as
-    the runtime, which waits for it, has not ended.
+    Another process may have this number by now, so the process is held by a descriptor. A descriptor always means the
+    same process, and that process is the program as long as the runtime, which waits for it, has not ended.
 
     :raises OSError: when there is no such process.
     """

@@ -1,12 +1,12 @@
 """The files that an environment finds under ``/run/netspace``: its card and its credentials.
 
-They are kept twice: in the state folder, root's alone, from which a reboot restores them, and
+They are kept twice: in the state folder, which only root can read and from which a reboot restores them, and
 in the folder that is mounted (read-only) into the environment. There they belong to root of the environment's
-user namespace, whom no program in it can become, and its group reads them: mode 0440 in a folder
-of 0550. An owner may do more with a file than read it: by a lease he keeps waiting whoever opens it
+user namespace, an identity that no program in it can take, and its group reads them: mode 0440 in a folder
+of 0550. A program must not own them: by a lease, an owner delays everybody who opens the file
 (fcntl(2)). A change is a rename within that folder, so a running environment sees it at once.
 
-A private key is not kept on disk: whoever issues it keeps it in ``layout.identity(<name>)``, in memory, and
+A private key is not kept on disk: its issuer keeps it in ``layout.identity(<name>)``, in memory, and
 issues another after a reboot.
 """
 
@@ -67,7 +67,7 @@ def keep(layout: Layout, wanted: Mapping[str, Mapping[str, bytes]]) -> dict[str,
 
 
 def show(layout: Layout, name: str, handed: Mapping[str, bytes], owner: tuple[int, int]) -> None:
-    """Have exactly these files be seen inside.
+    """Show exactly these files inside.
 
     :param owner: host ids of root inside, and of the environment's group.
     """

@@ -57,7 +57,7 @@ class Making:
 
     @functools.cached_property
     def controllers(self) -> frozenset[str]:
-        """The cgroup controllers that can keep an environment's limits here; what else bounds something."""
+        """The cgroup controllers that can keep an environment's limits here, and other means that bound a resource."""
         return cgroups.limits(host_controllers()) | cgroups.sockets()
 
     @functools.cached_property

@@ -170,7 +170,7 @@ def idmapped(source: Path, target: Path, user_namespace_fd: int) -> None:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[int]:
-    """A file descriptor of what is at *path*, for :func:`idmapped`."""
+    """A file descriptor of the file or folder at *path*, for :func:`idmapped`."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         yield descriptor
@@ -179,11 +179,11 @@ def opened(path: Path) -> Iterator[int]:
 
 
 def keep_user_namespace(target: Path, base: int, count: int) -> None:
-    """Have a user namespace at the file *target*: its ids 0.. are the host's *base*.., whose user made it.
+    """Keep a user namespace at the file *target*: its ids 0.. are the host's *base*.., and the user *base* made it.
 
-    The kernel counts what is used in a user namespace for its maker as well (user_namespaces(7),
-    ``/proc/sys/user``): inotify instances, queued signals, locked memory. Made by root, many of
-    them would share what root itself has of these.
+    The kernel also counts the use of some resources in a user namespace for its maker (user_namespaces(7),
+    ``/proc/sys/user``): inotify instances, queued signals, locked memory. If root made all user namespaces, they
+    would share root's own bounds.
 
     :raises OSError: when it can't be made.
     """
@@ -208,10 +208,9 @@ def keep_user_namespace(target: Path, base: int, count: int) -> None:
 def _user_namespace(base: int, count: int) -> int:
     """Make a user namespace; return a descriptor of it.
 
-    A user namespace comes into being only with a process in it. That one borrows
-    this process's memory for the moment of its only call, ``_exit``, so nothing of
-    this (maybe large, maybe threaded) process is copied; its unreaped remains lend
-    their ``/proc`` entry to set the map and open the namespace. It sends no SIGCHLD.
+    A user namespace is made only together with a process in it. That process borrows the memory of the calling
+    process for its only call, ``_exit``, so nothing of the caller (maybe large, maybe threaded) is copied. Until it is
+    reaped, its ``/proc`` entry serves to set the map and open the namespace. It sends no SIGCHLD.
     """
     libc = _libc()
     stack = ctypes.create_string_buffer(65536)

@@ -76,13 +76,13 @@ class Observed(msgspec.Struct, frozen=True):
     :param unkept: the limits that no cgroup controller on this host can keep.
     :param unbounded: why no file system can have a bounded size here; empty where it can.
     :param grows: whether such a file system can be made larger while it is in use.
-    :param budget: bytes that all of these can hold together; None where that isn't known.
-    :param idle: whether the state folder is on no disk, so that ``limits:io`` means nothing for layers.
+    :param budget: bytes that all of these file systems can hold together; None where that isn't known.
+    :param idle: whether the state folder is on no disk, so that ``limits:io`` has no effect on layers.
     :param unrecorded: names of environments that have a layer but no record.
-    :param mounted: what is mounted where.
+    :param mounted: mounts by their target.
     :param updating: names of environments that have a second instance.
     :param now: seconds since the epoch.
-    :param watched: whether the service that watches health is as it has to be.
+    :param watched: whether the service that watches health is in its required state.
     :param missing: images of no recorded environment that can't be built, each with the reason.
     """
 
@@ -119,10 +119,10 @@ def observe(
     """Look at everything once: records, services, mounts, files, limits, image sources. Changes nothing.
 
     :param controllers: the cgroup controllers that can keep limits here.
-    :param devices: tells the disks that an environment's files are on.
-    :param about: the environments that something may be planned for, if not all: of the others only the records are
-        read, and they are taken to be as those say.
-    :param wanted: images that may have to be built; :attr:`Observed.missing` tells which can't be.
+    :param devices: returns the disks that an environment's files are on.
+    :param about: the environments that something may be planned for, if not all. Of the others only the records are
+        read, and believed.
+    :param wanted: images that may have to be built; :attr:`Observed.missing` has those that can't be.
     """
     known = records.read(layout)
     near = known if about is None else {name: record for name, record in known.items() if name in about}

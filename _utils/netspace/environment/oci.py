@@ -237,7 +237,7 @@ def _resources(
         for key, rate in cgroups.rates(limits.io).items()
         if disks
     }
-    # Version 1 counts what connections hold apart, and only where that has a bound: else it is nobody's.
+    # Version 1 counts connections' data separately, and only with a bound: without one, it is charged to nobody.
     sockets = {"kernelTCP": memory} if cgroups.SOCKETS in controllers else {}
     bounds = {
         # The OCI value of swap is memory and swap together: equal means no swap.

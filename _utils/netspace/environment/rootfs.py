@@ -55,8 +55,9 @@ def assemble(layout: Layout, name: str, spec: Environment, image: Path, digest: 
 def _ways(layout: Layout, bundle: Path, base: int) -> None:
     """Make the folders that lead to the environment's root, for the runtime and for nobody else.
 
-    It walks here as root of the environment's user namespace, whatever the umask was of who made these. Other
-    users of the host learn no name, and reach into no environment's root: they could leave files and sockets there.
+    The runtime walks here as root of the environment's user namespace, so the modes must not depend on the umask of the
+    folders' maker. Other users of the host learn no name, and can't reach into an environment's root: they could leave
+    files and sockets there.
     """
     folders = {layout.run: 0o711, layout.identities: 0o700, bundle.parent: 0o711, bundle: 0o710}
     for folder, mode in folders.items():

@@ -1,11 +1,10 @@
-"""Which system calls an environment may make. Deny by default; pure tables.
+"""The system calls that an environment may make. Deny by default; pure tables.
 
 The profile ``strict`` lists what ordinary programs need, by family, each with why;
-``standard`` adds what some servers want beyond that (``STANDARD``). What is not listed
-fails with EPERM, except where a C library asks "is it there?" and goes on without it
-when told ENOSYS. ``NEVER`` lists what neither profile lets through, capabilities or not:
-all that makes namespaces or mounts, reaches into another process or widens the kernel's
-attack surface. Of some calls that are let through only some arguments are
+``standard`` adds what some servers want beyond that (``STANDARD``). A call that is not listed
+fails with EPERM, or with ENOSYS where a C library tests for the call and goes on without it. ``NEVER`` lists the
+calls that neither profile lets through, with any capabilities: those that make namespaces or mounts, reach into another
+process or widen the kernel's attack surface. Some calls pass only with some arguments
 (``seccomp_arguments``). Landlock and seccomp stay, so that a program can narrow itself further.
 A profile of an operator's own is read by ``seccomp_file``; here nothing touches a file.
 
@@ -362,7 +361,7 @@ def _holds(condition: Mapping[str, Any], arguments: Sequence[int]) -> bool:
 
 
 def dangers(rules: Mapping[str, Any]) -> list[str]:
-    """What of ``NEVER`` a profile lets through, if only under conditions; clone with a namespace; refused arguments."""
+    """Return a profile's dangers: calls of ``NEVER``, if only under conditions; namespaces by clone; bad arguments."""
     passing = [rule for rule in rules.get("syscalls") or () if _answer(rule["action"], 0).passes]
     named = {name for rule in passing for name in rule["names"]}
     found = [

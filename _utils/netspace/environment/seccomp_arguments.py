@@ -1,6 +1,6 @@
-"""Which arguments of an allowed system call pass, where not all of them do. Pure tables.
+"""The arguments of allowed system calls that pass, where not all of them do. Pure tables.
 
-Arguments that are no pointers can be told by a filter: the command of ``fcntl``, the advice of
+A filter can compare arguments that are no pointers: the command of ``fcntl``, the advice of
 ``madvise``. The values are those of <linux/fcntl.h>, <linux/fadvise.h>, <asm-generic/mman-common.h>,
 <linux/memfd.h>, <linux/shm.h> and <linux/prctl.h>, which are the same on both architectures.
 """
@@ -16,7 +16,7 @@ _WORD = 2**32 - 1
 class Narrow(NamedTuple):
     """Conditions on one argument of a call.
 
-    :param place: which argument, from 0; of its 64 bits the kernel reads the lower 32.
+    :param place: number of the argument, from 0; of its 64 bits the kernel reads the lower 32.
     :param passes: ranges of values that pass, first and last; empty: all but those with one of *bits*.
     :param refused: values that must not pass, by the names that manual pages have for them.
     """
@@ -66,7 +66,7 @@ NARROWED: Mapping[str, Narrow] = {
 
 
 def conditions(narrow: Narrow) -> Iterator[dict[str, Any]]:
-    """The conditions of which one must hold.
+    """Alternative conditions: one of them must hold.
 
     A comparison for "less" or "not equal" would look at all 64 bits of an argument of which the
     kernel reads 32: with some of the upper bits set, a refused value would pass. So a range is cut
@@ -90,5 +90,5 @@ def equal(index: int, value: int) -> dict[str, Any]:
 
 
 def masked(index: int, mask: int, value: int) -> dict[str, Any]:
-    """The condition that of an argument the bits of *mask* are *value*."""
+    """The condition that the bits of *mask* in an argument are *value*."""
     return {"index": index, "value": mask, "valueTwo": value, "op": "SCMP_CMP_MASKED_EQ"}

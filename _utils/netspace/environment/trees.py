@@ -52,9 +52,9 @@ def remove(folder: Path) -> None:
 
 
 def _folders(folder: int) -> list[str]:
-    """Remove from an open folder what is no folder; return the names of some folders in it, none where it is empty.
+    """Remove the files from an open folder; return the names of some folders in it, none where it is empty.
 
-    Never all at once: a program can make more names than the host has memory for.
+    Never reads all names at once: a program can make more names than the host has memory for.
     """
     found: list[str] = []
     again = True

@@ -92,7 +92,10 @@ def erase(layout: Layout, name: str) -> None:
 
 
 def _kit(layout: Layout, attacker: str) -> Path:
-    """Where the interpreter and the probe are: in no bundle, for both twins' runtimes walk there."""
+    """The folder of the interpreter and the probe.
+
+    It is outside the bundles, since both twins' runtimes must reach it.
+    """
     return layout.run / "kits" / attacker
 
 

@@ -36,9 +36,9 @@ def shown(layout: Layout, name: str, index: int) -> Path:
 
 
 def show(layout: Layout, name: str, wanted: Sequence[Volume]) -> None:
-    """Mount these volumes with the environment's ids; nothing is mounted there, its user namespace is.
+    """Mount these volumes with the ids of the environment's user namespace (``layout.users``).
 
-    :raises NetspaceError: when one can't be.
+    :raises NetspaceError: when one can't be mounted.
     """
     for index, volume in enumerate(wanted):
         target = shown(layout, name, index)

@@ -31,7 +31,7 @@ from netspace.threads import in_thread
 T = TypeVar("T")
 
 MOST = 1024 * 1024  # bytes of a file
-PATIENCE = 1.0  # seconds for a file to be had that somebody inside keeps from being opened
+PATIENCE = 1.0  # seconds to wait for a file that a process inside keeps from being opened
 _PAUSE = 0.002
 DEPTH = 64  # folders within one another that are removed
 
@@ -61,8 +61,8 @@ def _call(number: int, *arguments: Any) -> int:
 def opened(root: int, path: str, flags: int, *, one_file_system: bool = False) -> int:
     """Open *path* with *root* (a descriptor) as ``/``: no link and no ``..`` leads out of it. Never blocks for long.
 
-    :raises OSError: as open(2); EAGAIN where it can't be had for PATIENCE seconds: somebody has a lease on it
-        (fcntl(2)), or goes on renaming folders above it.
+    :raises OSError: as open(2); EAGAIN where the file can't be opened for PATIENCE seconds: another process has a lease
+        on it (fcntl(2)), or keeps renaming folders above it.
     """
     resolve = _IN_ROOT | _NO_MAGICLINKS | (_NO_XDEV if one_file_system else 0)
     flags |= os.O_CLOEXEC if flags & os.O_PATH else os.O_CLOEXEC | os.O_NONBLOCK

@@ -1,16 +1,16 @@
-r"""The part of the broker's plugin that lets through what a card's user needs of AMQP 0-9-1, and nothing else.
+"""The part of the broker's plugin that admits what a card's user needs of AMQP 0-9-1, and refuses everything else.
 
-RabbitMQ asks for rights one by one, within each method, and of some things only after it has worked on them. The name
-of a queue that begins with ``amq.rabbitmq.reply-to.`` holds an Erlang term that is decoded, and a process
-that is called, before any right is looked at: one such ``queue.declare`` ended the whole node. A channel interceptor
-is called before RabbitMQ looks at a method. This one knows what may come, by method, kind of name and arguments, and
-refuses all else with 403 (ACCESS_REFUSED), or 406 for a message whose headers nobody could read. RabbitMQ's own
-check of rights comes after it, as before.
+RabbitMQ checks rights one by one, within each method, and works on some arguments before it checks. The name of a queue
+that begins with ``amq.rabbitmq.reply-to.`` holds an Erlang term. RabbitMQ decodes it and calls a process before it
+checks any right: one such ``queue.declare`` ended the whole node. A channel interceptor is called before RabbitMQ looks
+at a method. This one has a list of admitted methods, kinds of name and arguments, and refuses all others with 403
+(ACCESS_REFUSED), or with 406 for a message whose headers no client could read. RabbitMQ's own check of rights comes
+after it, as before.
 
 It holds for every account but those that manage the broker, and the broker's own carriers of mail, which log in
-as nobody. A connection of AMQP 1.0 calls no interceptor (RabbitMQ 4.0 has none for it): there, RabbitMQ's own checks
-stand alone, but for messages, which a decorator of our exchanges sees. Those with headers or annotations that are
-nested thousands deep would otherwise end the connection of whoever reads them, and come back.
+as nobody. A connection of AMQP 1.0 calls no interceptor (RabbitMQ 4.0 has none for it). There, RabbitMQ's own checks
+stand alone, except for messages, which a decorator of netspace's exchanges checks. Messages with headers or annotations
+that are nested thousands deep would otherwise end the connection of each reader, and return to the queue.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MODULE = "netspace_guard_admission"
 REGISTERED = "netspace-admission"
 """The name of the interceptor in RabbitMQ's registry."""
 DEPTH = 16
-"""Levels of tables and arrays within each other that a message's headers may have."""
+"""Nested levels of tables and arrays that a message's headers may have."""
 
 SOURCE = r"""%% Written by netspace: lets through the methods, names and arguments that a card's user needs.
 -module(netspace_guard_admission).

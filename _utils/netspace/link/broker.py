@@ -3,11 +3,11 @@
 It is one service, without the epmd (Erlang's port mapper) that a node usually insists on (``mapper``). Everything
 listens on loopback only. Data, log and
 configuration lie in ``layout.broker``; the node runs as the package's user ``rabbitmq``
-and may write to nothing but its data and log. It never asks a name server, whatever the
+and may write only to its data and log. It never asks a name server, whatever the
 host's resolver is set to. There is no user ``guest``: the node loads
 our management account and vhost from a definitions file that holds only a password's hash.
 
-It takes TLS connections alone, and of these only such as bring a certificate of this host's authority, whose SPIFFE ID
+It takes only TLS connections, and only with a certificate of this host's authority, whose SPIFFE ID
 is the account (:mod:`netspace.link.identity`), unless the declaration lists environments that need passwords.
 """
 
@@ -36,7 +36,7 @@ USER = "rabbitmq"
 SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 NODE = "broker"
 FORMER = "epmd"
-"""A service that the node had beside it in former versions."""
+"""The service for epmd that former versions ran beside the node."""
 READY_SECONDS = 90.0
 CONSUMERS = 256  # of a channel: one for each queue that an environment may read is enough
 PLUGINS = ("rabbitmq_auth_mechanism_ssl", "rabbitmq_event_exchange", "rabbitmq_management", guard.NAME)
@@ -339,8 +339,8 @@ def start(
 ) -> None:
     """Install the node, have it run, and wait until clients reach it.
 
-    :param runs_as: as what it runs, if it does.
-    :param deaf: it runs, and no client reaches it: it is started anew.
+    :param runs_as: the definition that it runs by, if it runs.
+    :param deaf: it runs, and no client reaches it: it is restarted.
     :raises NetspaceError: when another program has one of its ports, and then nothing is changed; when it doesn't
         come up, with the end of its log.
     """

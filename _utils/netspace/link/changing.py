@@ -346,9 +346,9 @@ class Change:
     def _serve(
         self, broker: Broker, wanted: Collection[str], leading: Mapping[str, Link]
     ) -> tuple[Collection[str], dict[str, str]]:
-        """Forward for the environments *wanted*, to other hosts where *leading* goes.
+        """Forward for the environments *wanted*, to the other hosts that *leading* names.
 
-        :return: those that are there, and by name why one of these is left out.
+        :return: the environments with a network namespace, and why each environment that is left out is.
         """
         found = forwarder.find(self.layout, broker, wanted, leading.values())
         return found.namespaces, forwarder.apply(self.layout, found, self.supervisor)

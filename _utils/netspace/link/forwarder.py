@@ -1,25 +1,26 @@
 """Each environment's own 127.0.0.1:5671 (or 5672), carried to the broker by one haproxy for all.
 
 haproxy runs in the host's network namespace and listens in those of the environments
-(``bind ... namespace``). It carries bytes: who may do what is the broker's business. TLS is between client and
-broker; only for clients that can't do it (``broker: {passwords: [...]}``) it is between here and there. An
-environment's namespace is found by name, and known by its inode number, since one that
-was made anew under the same name needs a new socket.
+(``bind ... namespace``). It carries bytes: the broker checks rights. TLS is between client and
+broker; only for clients that can't do it (``broker: {passwords: [...]}``) it is between haproxy and broker. An
+environment's namespace is found by name, and identified by its inode number, since a new
+namespace under the same name needs a new socket.
 
-Each environment has a bounded share of the broker's time: so many new connections (TLS handshakes), and so many bytes a
-second of all its connections together. Whoever wants more waits.
+Each environment has a bounded share of the broker's time: a number of new connections (TLS handshakes), and of bytes a
+second of all its connections together. A client beyond its share waits.
 
-An environment with links to other hosts reaches their brokers at the same port: the name that its client asks for (TLS
-SNI) says which, of those that its links need and no other. Where this host is reached by others
-(``broker: {listen: ...}``), the way goes on from there to the broker, for whoever asks for it by its name.
+An environment with links to other hosts reaches their brokers at the same port. The name that its client asks for (TLS
+SNI) selects one of the hosts that its links need. Where other hosts reach this host
+(``broker: {listen: ...}``), haproxy carries their connections on to the broker, if they ask for it by its name.
 
-Whose port a program of its own has taken is left out (``ports``), by who applies and by what starts it (``launch``).
+An environment is left out (``ports``) if a program of its own has taken its port. ``apply`` checks this, and so does
+the start of haproxy (``launch``).
 
 Facts that the code relies on: haproxy refuses a configuration that names a missing
-namespace, and keeps the former one; a reload hands sockets over to the new worker by
-address and name of the namespace, so it would keep those of a namespace that is gone,
-unless told not to (``-x /dev/null``); its master holds a descriptor for each namespace, and doesn't start with
-more than 250 of them unless told (``-n``) of as many connections; old workers keep theirs until these end.
+namespace, and keeps the former one. A reload hands sockets over to the new worker by
+address and name of the namespace, so it would keep those of a removed namespace (``-x /dev/null`` prevents this). Its
+master holds a descriptor for each namespace, and doesn't start with more than 250 of them unless ``-n`` allows as many
+connections. Old workers keep theirs until these end.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def service(layout: Layout) -> Service:
 
 
 def command(layout: Layout) -> tuple[str, ...]:
-    """What haproxy is started by."""
+    """The command that starts haproxy."""
     return (
         str(PROGRAM),
         "-W",
@@ -135,7 +136,7 @@ class Wanted:
         return identity.certified(self.broker, self.namespaces)
 
     def port(self, environment: str) -> int:
-        """Where the broker is in one of them."""
+        """The broker's port in an environment."""
         return TLS_PORT if environment in self.certified else PORT
 
 
@@ -278,11 +279,11 @@ def _node(url: str, ca: str | None) -> str:
 
 
 def _quoted(value: str) -> str:
-    """A value as one word of haproxy's, whatever is in it.
+    """A value as one word of haproxy's configuration, whatever characters it has.
 
     https://docs.haproxy.org/3.0/configuration.html#2.2
 
-    :raises NetspaceError: it has a control character, which no quoting takes the meaning from.
+    :raises NetspaceError: when it has a control character, which can't be quoted.
     """
     if not value.isprintable():
         raise NetspaceError(f"{value!r}: has a control character; it can't be written into a configuration")
@@ -315,10 +316,11 @@ def available() -> None:
 
 
 def apply(layout: Layout, wanted: Wanted, supervisor: Supervisor) -> dict[str, str]:
-    """Serve exactly what is *wanted*; live connections of the others go on, but to hosts that they may not
-    reach any more. Return, by environment, why it is left out.
+    """Serve exactly the environments *wanted*; return, by environment, why it is left out.
 
-    :raises NetspaceError: when haproxy refuses; it then goes on with what it had.
+    Live connections of the others go on, except to hosts that they may no longer reach.
+
+    :raises NetspaceError: when haproxy refuses; it then keeps its former configuration.
     """
     available()
     reached = {name: (layout.netns(name), wanted.port(name)) for name in wanted.namespaces}
@@ -350,7 +352,10 @@ def _apply(layout: Layout, wanted: Wanted, supervisor: Supervisor) -> None:
 
 
 def restore(layout: Layout, wanted: Wanted, supervisor: Supervisor) -> dict[str, str]:
-    """After a reboot: write what it will start with; it is not started here. Returns as :func:`apply` does."""
+    """Write the configuration for haproxy's start after a reboot, without starting it.
+
+    Returns as :func:`apply` does.
+    """
     status = supervisor.observe().get(NAME)
     if status is not None and status.state == "running":
         return apply(layout, wanted, supervisor)
@@ -414,7 +419,7 @@ def ask(layout: Layout, command: str) -> str:
 
 
 def serves(layout: Layout, seconds: float, ended: Callable[[], bool] = lambda: False) -> bool:
-    """Wait until haproxy serves; whether it does after *seconds*, or when it has *ended*."""
+    """Wait until haproxy serves. Return whether it does after *seconds*, or once it has *ended*."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         with contextlib.suppress(NetspaceError):

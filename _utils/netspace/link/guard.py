@@ -1,28 +1,29 @@
-"""A plugin for the broker of our own, which bounds what RabbitMQ 4.0 bounds by no setting of its.
+"""A plugin for netspace's own broker, which bounds what no setting of RabbitMQ 4.0 bounds.
 
-An account needs no right to have the broker keep as much as it likes for it: messages in a transaction that is never
-committed, the beginning of a message that never ends, what it doesn't read. The broker's only answer is the memory
-alarm, which stops everybody. So a process within it looks ten times a second at how much memory there is
-in use; from half of what the alarm needs on, the one whose connections hold the most loses these connections.
+An account needs no right to make the broker keep unbounded data for it: messages in a transaction that is never
+committed, the beginning of a message that never ends, messages that it doesn't read. The broker's only answer is the
+memory alarm, which stops all clients. So a process within the broker looks at the memory in use ten times a second.
+From half of the alarm's threshold on, it closes the connections of the account whose connections hold the most.
 
-Who asks may bind its queue for answers to those it may ask, and for that needs rights by which it may bind an
-exchange that it writes to as well, and with arguments of any size. Asking needs neither: such a binding is undone
-at once, and its maker cut off.
+An account that asks may bind its queue for answers to the accounts that it may ask. The rights for this also let it
+bind an exchange that it writes to, with arguments of any size. Asking needs neither, so such a binding is undone at
+once, and its maker cut off.
 
-What is no use to anybody but an attacker is refused before RabbitMQ looks at it (:mod:`netspace.link.admission`).
+Methods that are of use only to an attacker are refused before RabbitMQ looks at them (:mod:`netspace.link.admission`).
 
-And a quorum queue frees the disk of messages that were acknowledged only when 8,192 entries were written
-to its log, however large: 128 GiB of 16 MiB each. Here it does after 64.
+A quorum queue frees the disk of acknowledged messages only after 8,192 entries in its log, however large: 128 GiB of
+16 MiB each. Here it does after 64.
 
-It also mends what a broker that is killed does to queues it made less than half a second before: RabbitMQ writes
-down which log is whose that often only, and a queue whose log isn't known has no leader when it is back, and never
-gets one. Here that is written down as soon as queues are made, and such queues are told to choose one.
+The plugin also repairs queues that were made less than half a second before a broker is killed. RabbitMQ records the
+owner of each log only twice a second. A queue whose log has no known owner has no leader after the restart, and never
+gets one. Here the owner is recorded as soon as a queue is made, and such queues are made to choose a leader.
 
-What clients call themselves is logged without what ends a line or steers a terminal.
+Names that clients give themselves are logged without characters that end a line or steer a terminal.
 
-Whom it cuts off it tells in the log and in a global parameter of the broker, where ``health`` reads it.
+The plugin records the accounts that it cuts off in the log and in a global parameter of the broker, where ``health``
+reads them.
 
-It is written in Erlang and compiled where the broker is installed, by what its package depends on.
+It is written in Erlang and compiled where the broker is installed, by a compiler that its package depends on.
 """
 
 from __future__ import annotations
@@ -291,7 +292,7 @@ def sources() -> Mapping[str, str]:
 
 
 def place(folder: Path) -> Path:
-    """Where in *folder* the plugin's modules are."""
+    """The folder of the plugin's modules in *folder*."""
     return folder / f"{NAME}-1.0.0" / "ebin"
 
 

@@ -227,7 +227,7 @@ class Links:
         )
 
     def plan(self, desired: DesiredLinks, observed: Observed, remove: Collection[str] = ()) -> Plan:
-        """Return what must change, and why the broker can't be started as desired (a port that is taken).
+        """Return the changes to make, and why the broker can't be started as desired (a port that is taken).
 
         Steps bear the name of a link, or ``broker``, ``forwarder``, ``seals``.
         """

@@ -1,8 +1,8 @@
-"""Become haproxy (``python -m netspace forward``), whatever programs do to the ports that it is to have.
+"""Become haproxy (``python -m netspace forward``), even if programs in environments have taken its ports.
 
-The supervisor or systemd starts it alone, after a crash or an update too, when nobody applies anything. So what it
-shall serve is looked at here: who has lost its port to a program of its own, or has no namespace any more, is left
-out, in the configuration and in the copy of it by which the next plan sees that.
+The supervisor or systemd runs this, also after a crash or an update, when nobody applies anything. So this module
+checks the environments to serve. An environment without a network namespace, or whose port a program of its own has
+taken, is left out of the configuration, and of the copy by which the next plan notices it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from netspace.layout import Layout
 from netspace.link import forwarder, ports
 
 SECONDS = 20.0
-"""How long the ports are held for haproxy, which has them within one."""
+"""Seconds for which the ports are held for haproxy, which needs one."""
 
 _BOUND = re.compile(
     rf"^{forwarder.SECTION}(\S+)\n(?:    .*\n)*?    bind {re.escape(ports.LOOPBACK)}:(\d+) namespace", re.MULTILINE
@@ -27,7 +27,7 @@ _BOUND = re.compile(
 
 
 def main(layout: Layout) -> NoReturn:
-    """Replace this process by haproxy; end it with 1 where that can't be."""
+    """Replace this process by haproxy; exit with 1 where that fails."""
     try:
         forwarder.available()
         held = _hold(layout)
@@ -37,7 +37,7 @@ def main(layout: Layout) -> NoReturn:
 
 
 def _become(layout: Layout, held: ports.Held) -> NoReturn:
-    """Hold what is *held* in a process that ends when haproxy has it, and be haproxy in this one."""
+    """Become haproxy; a child process waits until haproxy listens, and only until then are the ports held."""
     if os.fork() == 0:
         # Twice, so that haproxy is nobody's parent that it doesn't know.
         if os.fork() == 0:
@@ -50,7 +50,7 @@ def _become(layout: Layout, held: ports.Held) -> NoReturn:
 
 
 def _hold(layout: Layout) -> ports.Held:
-    """Hold the ports of all that is to be served; whoever's can't be held is served no more."""
+    """Hold the ports of all environments to serve; remove an environment whose port can't be held."""
     path = forwarder.config_file(layout)
     config = path.read_text()
     held = ports.Held({name: (layout.netns(name), port) for name, port in wanted(config).items()})
@@ -68,7 +68,7 @@ def wanted(config: str) -> dict[str, int]:
 
 
 def without(config: str, environments: Collection[str]) -> str:
-    """A configuration that doesn't serve these."""
+    """The configuration without these environments."""
     gone = {f"{forwarder.SECTION}{name}" for name in environments}
     sections = re.split(r"^(?=\S)", config, flags=re.MULTILINE)
     return "".join(one for one in sections if one.partition("\n")[0] not in gone)

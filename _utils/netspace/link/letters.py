@@ -268,9 +268,9 @@ def came_by(exchange: str | None) -> str:
 
 
 def letter(got: Mapping[str, Any]) -> Letter:
-    """What the broker says of a dead letter, of which nothing is believed but what it wrote itself.
+    """The broker's record of a dead letter; only the fields that the broker wrote are believed.
 
-    A sender may have put anything into the rest: what isn't as the broker writes it is as if it weren't there.
+    A sender may have put anything into the rest: a field that is not in the broker's form counts as absent.
     """
     properties = _object(got.get("properties"))
     headers = _object(properties.get("headers"))

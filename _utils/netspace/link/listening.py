@@ -1,7 +1,7 @@
-"""Who listens at the broker's port for clients: the broker itself, by its certificate, or another program.
+"""The listener at the broker's port for clients: the broker itself, known by its certificate, or another program.
 
-The management API tells that the node runs, not that clients reach it: RabbitMQ goes on without a listener whose port
-was taken. Changes nothing.
+The management API shows that the node runs, but not that clients reach it: RabbitMQ goes on without a listener whose
+port was taken. Changes nothing.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def unanswered(layout: Layout, spec: LocalBroker, seconds: float = 5.0) -> str:
 def taken(spec: LocalBroker, running: LocalBroker | None = None, *, deaf: bool = False) -> str:
     """Return which of the broker's ports another program has, and which program; empty where none is taken.
 
-    :param running: as what our own broker runs now, so that its ports are its own; None: it doesn't run.
+    :param running: the definition that our own broker runs by, so that its ports are its own; None: it doesn't run.
     :param deaf: it runs without its port for clients.
     """
     keys = ("port", "management_port", "distribution_port")
@@ -59,9 +59,10 @@ def taken(spec: LocalBroker, running: LocalBroker | None = None, *, deaf: bool =
 
 
 def holder(port: int) -> str | None:
-    """Return the program that listens at a TCP port of this network namespace (proc(5), ``net/tcp``); None: none does.
+    """Return the program that listens at a TCP port of this network namespace (proc(5), ``net/tcp``); None where none
+    does.
 
-    Bound to one address that is not loopback, it is in nobody's way.
+    A program that listens at one address that is not loopback does not conflict, and is not returned.
     """
     inodes = {inode for path in ("tcp", "tcp6") for inode in _listening(Path("/proc/net") / path, port)}
     if not inodes:
@@ -98,7 +99,7 @@ def _listening(table: Path, port: int) -> list[str]:
 
 
 def _any_identity(layout: Layout) -> Path | None:
-    """The certificate and key of some environment."""
+    """The certificate and key of an arbitrary environment."""
     try:
         folders = sorted(path for path in layout.identities.iterdir() if path.is_dir())
     except OSError:

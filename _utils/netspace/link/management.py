@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 MAX_ANSWER = 256 * 1024 * 1024
 DEEPEST = 64
-"""Levels of an answer that are read where it has too many: the broker's own has fewer than ten."""
+"""Levels that are read of a too deeply nested answer: the broker's own data has fewer than ten."""
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
-"""A text, whatever is in it, or what begins or ends a level. RFC 8259 sections 2 and 7."""
+"""A string, or a bracket that begins or ends a level. RFC 8259 sections 2 and 7."""
 
 
 class UnreachableError(NetspaceError):
@@ -186,11 +186,11 @@ class Management:
 
 
 def decoded(raw: bytes) -> Any:
-    """Decode JSON; what is nested more than ``DEEPEST`` levels is left out where it can't be decoded whole.
+    """Decode JSON; arrays and objects below ``DEEPEST`` levels are left out where the whole can't be decoded.
 
-    Any sender may have the broker answer with thousands of levels: a message's headers are part of what it tells of it.
+    Any sender may make the broker answer with thousands of levels: the answer includes a message's headers.
 
-    :raises ValueError: it is no JSON.
+    :raises ValueError: when it is no JSON.
     """
     try:
         return json.loads(raw)

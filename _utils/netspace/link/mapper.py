@@ -1,8 +1,8 @@
-"""The part of the broker's plugin that stands in for epmd, so that there is none.
+"""The part of the broker's plugin that replaces epmd.
 
-An Erlang node tells epmd, a process that any local user may talk to, its name and port; RabbitMQ doesn't start where
-somebody has registered its name there already. There is one node here, with one port, which all know beforehand: this
-module says so, and asks nobody. RabbitMQ's own command-line tools are started with it as well.
+An Erlang node registers its name and port at epmd, a process that every local user can reach. RabbitMQ doesn't start
+where somebody has registered its name there already. Here is one node with one fixed port: this
+module returns it, without asking another process. RabbitMQ's own command-line tools are started with it as well.
 
 https://www.erlang.org/doc/apps/erts/alt_disco.html
 """
@@ -44,5 +44,5 @@ port() ->
 
 
 def arguments(folder: Path, port: int) -> str:
-    """What a node, or whoever asks one, is started with: *folder* has the module, the node listens at *port*."""
+    """The arguments of a node, or of a tool that asks one: *folder* has the module, the node listens at *port*."""
     return f"-start_epmd false -pa {folder} -epmd_module {MODULE} -erl_epmd_port {port}"

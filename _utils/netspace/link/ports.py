@@ -1,9 +1,9 @@
 """The port of each environment for the broker: held by root until the forwarder listens there.
 
-Inside its network namespace a program may take any port. haproxy refuses its whole configuration for one port that
-it doesn't get, so one program could keep it from starting, for all. So whoever starts or changes the forwarder first
-holds all ports by sockets that are bound and don't listen. With SO_REUSEPORT haproxy, which binds as root, can join
-them, and no other user can: socket(7). Whose port can't be held is left out, and named.
+Inside its network namespace a program may take any port. haproxy refuses its whole configuration if one port is taken,
+so one program could keep it from starting, for all environments. So the starter of the forwarder, and whoever changes
+it, first holds all ports by sockets that are bound and don't listen. With SO_REUSEPORT haproxy, which binds as root,
+can share them, and no other user can: socket(7). An environment whose port can't be held is left out, and named.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Held:
     """
 
     def __init__(self, wanted: Mapping[str, tuple[Path, int]]) -> None:
-        """Hold the ports *wanted*: by environment, its namespace and the port."""
+        """Hold the ports *wanted*: each environment's namespace and port."""
         self.refused: dict[str, str] = {}
         self._sockets: list[socket.socket] = []
         threads.in_thread(lambda: self._hold(wanted))
@@ -57,6 +57,6 @@ class Held:
 
 
 def told(refused: Mapping[str, str]) -> str:
-    """What an operator is told of environments that are left out."""
+    """The message to an operator about environments that are left out."""
     each = "; ".join(f"{name}: {why}" for name, why in sorted(refused.items()))
     return f"left out by the forwarder: {each}; end that program, and apply again"

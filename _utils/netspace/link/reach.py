@@ -17,7 +17,7 @@ from netspace.spec.types import Broker, ClusterBroker, Link, LocalBroker
 from netspace.supervision import Status
 
 BrokerState = Literal["absent", "stopped", "starting", "running", "deaf", "unreachable"]
-"""``deaf``: our broker runs, and clients can't reach it: its port is another program's, or nobody's."""
+"""``deaf``: our broker runs, but clients can't reach it: another program has its port, or nobody has."""
 
 
 def vhost(layout: Layout, broker: Broker) -> str:

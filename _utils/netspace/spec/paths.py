@@ -1,4 +1,4 @@
-"""Texts and paths of a declaration that can be handed on as they are: to the kernel, into a configuration."""
+"""Texts and paths of a declaration that are safe to pass on: to the kernel, into a configuration."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import unicodedata
 
 MAX_TEXT = 4096
 _UNPRINTABLE = ("Cc", "Cf", "Zl", "Zp")
-"""Unicode's categories of what isn't seen: controls, marks of direction, ends of lines."""
+"""Unicode's categories of invisible characters: controls, marks of direction, ends of lines."""
 _MEANT = frozenset("\"'\\$#`")
-"""What has a meaning of its own in the configuration of some program."""
+"""Characters with a meaning of their own in the configuration of some program."""
 PLAINLY = "without blanks, quotes or control characters"
 
 
@@ -33,5 +33,5 @@ def clean(path: str) -> bool:
 
 
 def bare(path: str) -> bool:
-    """Whether *path* is clean and means itself in any configuration: without a blank, a quote or a variable."""
+    """Whether *path* is clean and stands for itself in any configuration: without a blank, a quote or a variable."""
     return clean(path) and not any(one.isspace() or one in _MEANT for one in path)

@@ -174,13 +174,13 @@ class RemoteHost(Base, frozen=True):
 class LocalBroker(Base, frozen=True, tag_field="kind", tag="local"):
     """A RabbitMQ node of netspace's own on this host's loopback.
 
-    :param message_size: bytes that a message may have; the sender of a larger one is told.
+    :param message_size: bytes that a message may have; the sender of a larger one gets an error.
     :param names_key: file (root's alone) of 32 random characters or more, the same on all of *hosts*, for those whose
         ``public_key`` isn't declared. **Any of them can then find out which links there are between the others.**
-    :param port: where it takes TLS connections; so with the others.
-    :param epmd_port: means nothing any more: the node has no epmd. Declarations that have it are good.
+    :param port: where it takes TLS connections; likewise the other ports.
+    :param epmd_port: ignored: the node has no epmd. Declarations that have it remain valid.
     :param passwords: environments whose clients can't log in by certificate: these get a password instead, and
-        their own port 5672 takes AMQP without TLS. **Where there is one, the broker takes passwords at all.**
+        their own port 5672 takes AMQP without TLS. **Without such an environment, the broker accepts no passwords.**
     :param trust_domain: begins the SPIFFE ID of each environment; by default the instance's name.
     :param authority: folder with ``authority.pem`` (root's alone): the key, the certificate and those above it
         of an intermediate that issues the certificates; by default the host makes an authority of its own.

@@ -98,7 +98,7 @@ class Adopting:
         self.ending.end(unit)
 
     def _read_on(self, unit: Unit) -> None:
-        """Go on with the output of a detached program; without it, it is supervised all the same."""
+        """Continue to read the output of a detached program; if that fails, the program is supervised all the same."""
         try:
             self.ending.relay.follow(unit)
         except OSError as err:

@@ -1,10 +1,9 @@
 """Output of services where there is no journal: one file each, bounded in size and number.
 
-Programs of ours write to the file themselves (opened for appending), so their output needs
-no process of ours and outlives the daemon; what others' programs write is put there
-(``relay``). A file that has grown too large is therefore
-*copied and truncated*: a program can't be told to reopen it. What is written between the
-copy and the truncation, microseconds, is lost; of a file larger than the limit only the
+netspace's own programs write to the file themselves (opened for appending), so their output needs
+no process of netspace's and outlives the daemon. The output of other programs comes through ``relay``.
+A file that has grown too large is *copied and truncated*, since a program can't be made to reopen it. Output between
+the copy and the truncation, microseconds, is lost; of a file larger than the limit only the
 last part is kept.
 """
 
@@ -31,9 +30,9 @@ def open_log(path: Path) -> int:
 
 
 def append(path: Path, data: bytes) -> None:
-    """Write *data* to the log, and rotate it when it is too large.
+    """Write *data* to the log, and rotate the log when it is too large.
 
-    :raises OSError: when it can't be written; what was written of it stays.
+    :raises OSError: when the write fails; the part that was written stays.
     """
     log = open_log(path)
     try:

@@ -1,12 +1,12 @@
-"""What detached programs write, taken out of named pipes and put into their logs.
+"""The output of detached programs, read from named pipes and written to their logs.
 
-A program that runs as somebody else must neither own its log nor have it open for writing: it could
-take all of the disk with it (fallocate(2)), or by a lease keep waiting whoever opens it (fcntl(2)). So
+A program that runs as another user must neither own its log nor have it open for writing: it could
+fill the disk (fallocate(2)), or by a lease delay everybody who opens the log (fcntl(2)). So
 its standard output is a named pipe in a folder of root's, from which this process reads a bounded
-part at each turn; who writes faster waits.
+part at each turn; a program that writes faster waits.
 
-The program has the pipe open for reading too, so it always has a reader: where no supervisor is there
-it waits when the pipe is full, and gets no SIGPIPE. The next supervisor finds the pipe by its name.
+The program has the pipe open for reading too, so the pipe always has a reader. Without a supervisor, the program
+waits when the pipe is full, and gets no SIGPIPE. The next supervisor finds the pipe by its name.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def pipe(layout: Layout, name: str) -> Path:
 
 
 def opened(path: Path) -> int:
-    """In the child that becomes the launcher: open the pipe as its output."""
+    """Open the pipe as the output of the child that becomes the launcher; called in that child."""
     return os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
 
 
@@ -51,7 +51,7 @@ class Relay:
         self._pipes: dict[str, int] = {}
 
     def begin(self, unit: Unit) -> None:
-        """Have a new pipe for one that is about to be launched.
+        """Make a new pipe for a program that is about to be launched.
 
         :raises OSError: when it can't be made.
         """
@@ -68,7 +68,7 @@ class Relay:
         self.follow(unit)
 
     def follow(self, unit: Unit) -> None:
-        """Read the pipe of one that runs, if it has one: an older version's program has its log itself."""
+        """Read the pipe of a running program, if it has one: a program of an older version writes to its log itself."""
         path = pipe(self.units.layout, unit.name)
         if unit.name in self._pipes or not path.exists():
             return
@@ -82,13 +82,13 @@ class Relay:
         self._watch(unit)
 
     def drain(self, unit: Unit) -> None:
-        """Put into the log what is in the pipe by now."""
+        """Write the present content of the pipe to the log."""
         for _ in range(_PARTS):  # whoever goes on writing must not keep us
             if not self._take(unit):
                 break
 
     def end(self, unit: Unit) -> None:
-        """Forget the pipe of one that has ended, once what is in it is in the log."""
+        """Forget the pipe of a program that has ended, after its content was written to the log."""
         with contextlib.suppress(OSError):
             self.follow(unit)
         self.drain(unit)
@@ -113,7 +113,7 @@ class Relay:
         self.loop.after(PAUSE, again)
 
     def _take(self, unit: Unit) -> int | None:
-        """Put a chunk into the log; return its size: 0 where nobody can write any more, None where nothing is there."""
+        """Write a chunk to the log; return its size: 0 where no writer is left, None where the pipe is empty."""
         descriptor = self._pipes.get(unit.name)
         if descriptor is None:
             return None

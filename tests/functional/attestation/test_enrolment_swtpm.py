@@ -1,4 +1,4 @@
-"""Enrolment of real (software) TPMs by a real registrar: what it binds and refuses, and what its certificates tell."""
+"""Enrolment of real (software) TPMs by a real registrar: bindings, refusals, and the content of certificates."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def test_a_chain_that_may_not_be_read_stops_no_enrolment(
 
 
 def made_by(factory: Factory, public: bytes) -> bytes:
-    """The certificate (PEM) that a maker publishes for an endorsement key, in place of putting it into the TPM."""
+    """The certificate (PEM) that a maker publishes for an endorsement key, instead of storing it in the TPM."""
     issuer = x509.load_pem_x509_certificate((factory.folder / "ca/issuercert.pem").read_bytes())
     key = serialization.load_pem_private_key((factory.folder / "ca/signkey.pem").read_bytes(), None)
     now = datetime.datetime.now(datetime.timezone.utc)
@@ -207,7 +207,7 @@ def made_by(factory: Factory, public: bytes) -> bytes:
 
 @pytest.fixture
 def handed(make_tpm: Callable, factory: Factory, tmp_path: Path) -> tuple[Minion, Path]:
-    """A TPM without a certificate, as AMD's are, and a folder of roots where its maker's lies."""
+    """A TPM without a certificate, like AMD's, and a folder of roots with its maker's certificate."""
     minion = Minion("web1", make_tpm().tcti, tmp_path / "lock")
     roots = tmp_path / "roots"
     (roots / "ek").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Three verifiers, one TPM: what tpm2_checkquote and Keylime say of a quote, ours says, too."""
+"""Three verifiers, one TPM: netspace agrees with tpm2_checkquote and Keylime on each quote."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def damaged(path: Path, at: int) -> bytes:
 
 @pytest.fixture
 def quotes(tools: Tools) -> dict[str, dict[str, Any]]:
-    """Quotes by what is wrong with them: the files' contents, and the nonce that is expected."""
+    """Quotes by their fault: the files' contents, and the expected nonce."""
     tools.key("-G", "ecc", "-g", "sha256", "-s", "ecdsa")
     tools("tpm2_readpublic", "-c", "ak.ctx", "-f", "pem", "-o", "ak.pem")
     nonce = NONCE.encode().hex()

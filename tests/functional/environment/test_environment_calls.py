@@ -73,7 +73,7 @@ def call(host, name, calls, script=CALL):
 
 
 def edges():
-    """Calls of which only some arguments pass: the first and last that do, their neighbours, and what must not."""
+    """Calls that pass only with some arguments: the first and last that pass, their neighbours, and refused values."""
     for name, narrow in NARROWED.items():
         values = {
             *narrow.refused.values(),
@@ -326,7 +326,7 @@ json.dump([refused, answers], sys.stdout)
 
 @pytest.mark.parametrize("profile", seccomp.PROFILES)
 def test_nobody_holds_up_or_spies_on_the_host_by_an_argument(host_of, profile):
-    """Leases make who opens a file wait; huge and merged pages, and other's cached ones, are of the whole host."""
+    """A lease makes everybody wait who opens the file. Huge, merged and cached pages belong to the whole host."""
     refused, passed = call(host_of(profile), profile, {}, ARGUMENTS)
     assert len(refused) == 10 and set(refused.values()) == {"EPERM"}, refused
     assert len(passed) == 10 and set(passed.values()) == {"done"}, passed

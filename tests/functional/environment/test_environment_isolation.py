@@ -122,7 +122,7 @@ def _free() -> tuple[bool, int]:
 
 
 def test_what_is_counted_by_user_is_taken_from_nobody_else(host, debian):
-    """Inotify instances, queued signals: an environment takes all it can get; root's and its neighbour's stay."""
+    """An environment takes all inotify instances and signals that it can get; root and its neighbour keep theirs."""
     image = {"image": f"dir:{debian}", "limits": {"files": 4096}}
     _, before = _free()
     host.run("web", **image, command=["/usr/bin/python3", "-c", f"import time\n{TAKE}\ntime.sleep(1000)"])
@@ -318,7 +318,7 @@ except OSError as err:
 
 
 def test_a_program_has_no_file_of_the_host_s_to_fill(host, debian):
-    """Its output is a pipe: of a file it could have a gigabyte kept for it, and not by what it writes."""
+    """The program's output is a pipe: in a file, it could reserve a gigabyte without writing it."""
     host.run("web", image=f"dir:{debian}")
     done = host.operations.exec("web", ["/usr/bin/python3", "-c", RESERVE])
     assert done["stdout"].strip() == "ESPIPE", done

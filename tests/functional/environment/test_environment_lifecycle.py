@@ -267,7 +267,7 @@ def test_nothing_that_a_program_says_commands_a_terminal(host):
 
 
 def test_exec_kills_nobody_who_got_the_number_of_what_has_ended(host, debian):
-    """What a program leaves behind may keep its output open until the deadline, when its number is another's."""
+    """A remaining child of the program may keep its output open until the deadline; its number is then another's."""
     host.run("web", image=f"dir:{debian}")
     script = "import os, time\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(30)\n"
     with subprocess.Popen(["/bin/sleep", "60"], start_new_session=True) as victim, ThreadPoolExecutor(1) as apart:

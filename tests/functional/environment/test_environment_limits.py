@@ -108,7 +108,7 @@ print(total)
 
 @pytest.mark.exhaustion
 def test_what_nobody_reads_from_connections_is_bounded(pair, debian):
-    """Else it would be taken from what the whole host has for its connections."""
+    """Without a bound, this data would take the memory that all connections of the host share."""
     pair.run("web", image=f"dir:{debian}", limits={"memory": "48M", "files": 2048})
     subprocess.run(["ip", "-n", pair.layout.netns_name("web"), "link", "set", "lo", "up"], check=True)
     done = pair.operations.exec("web", ["/usr/bin/python3", "-c", UNREAD], timeout=120)

@@ -1,4 +1,4 @@
-"""What fails on a host fails alone: all else of the declaration is applied, and the next apply needs no hand."""
+"""A failure on a host stops nothing else: the rest is applied, and the next apply needs no manual step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bridge of ``netspace-client``: programs that speak HTTP, or nothing but stdin, along real links."""
+"""The bridge of ``netspace-client``: programs that speak HTTP, or only read stdin, along real links."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Town:
     def http(
         self, name: str, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
     ) -> tuple[int, dict[str, str], bytes]:
-        """Ask the bridge in *name* as a program beside it would; it is waited for."""
+        """Wait for the bridge in *name*, and ask it as a program beside it does."""
 
         def ask() -> tuple[int, dict[str, str], bytes] | None:
             with self.world.inside(name):
@@ -181,7 +181,7 @@ def test_bridge_survives_whatever_a_peer_sends(town: Town) -> None:
 
 
 def test_demo_service_survives_whatever_a_peer_sends(town: Town) -> None:
-    """The demo's own program: a body that was no UTF-8 ended it, and came again."""
+    """The demo's own program once ended at a body that was no UTF-8, which then came again."""
     asker = Program(town.world, "web", town.folder / "web")
     town.ends.callback(asker.leave)
     folder = Path(__file__).parents[3] / "scripts/demo.d/image"

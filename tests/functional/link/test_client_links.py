@@ -669,7 +669,7 @@ def test_senders_wait_their_turn_beyond_what_may_be_in_flight(town):
 
 
 def test_no_letter_keeps_its_receiver_from_the_others(town):
-    """A hostile sender chooses all that he may so that it can't be decoded, on a broker that lets it through."""
+    """A hostile sender makes every field that he may choose undecodable, on a broker that admits it."""
     nested: dict = {}
     for _ in range(350):
         nested = {"x": nested}

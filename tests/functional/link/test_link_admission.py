@@ -1,6 +1,6 @@
-"""The broker looks at nothing that a card's user doesn't need: what is refused before RabbitMQ works on it.
+"""The broker refuses everything that a card's user doesn't need, before RabbitMQ works on it.
 
-The attacker knows every name, which a real one can't, and has a card, a link and nothing else.
+The attacker knows every name, which a real attacker can't, and has a card and a link.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def host(world):
 
 @pytest.fixture(autouse=True)
 def _unharmed(host):
-    """After each test the very same node runs, with what was declared, and a neighbour's mail arrives."""
+    """Check after each test that the very same node runs, with what was declared, and a neighbour's mail arrives."""
     before = host.supervisor.observe()[node.NODE].pid
     with host.client("orders") as neighbour:
         yield
@@ -50,7 +50,7 @@ def _unharmed(host):
 
 
 def refusal(host, ask: Callable[[pika.adapters.blocking_connection.BlockingChannel], object]) -> tuple[int, str]:
-    """What the broker closes the channel with, within seconds."""
+    """The error with which the broker closes the channel, within seconds."""
     with host.client("web") as channel:
         channel.connection.call_later(20, lambda: channel.connection.close())
         with pytest.raises(ChannelClosedByBroker) as caught:
@@ -64,7 +64,7 @@ PREFIX = "amq.rabbitmq.reply-to"
 
 
 def process(name: str) -> str:
-    """The name of a direct reply's queue, that has RabbitMQ call a process of its own."""
+    """The name of a direct reply's queue that makes RabbitMQ call one of its own processes."""
     term = bytes([131, 119, len(name)]) + name.encode()
     return f"{PREFIX}.{base64.b64encode(term).decode()}.x"
 
@@ -129,7 +129,7 @@ def test_direct_replies_are_refused_over_amqp_1(host, name):
 
 # -- all that isn't needed ------------------------------------------------------------------
 def told(host, method: pika.amqp_object.Method) -> tuple[int, str]:
-    """What the broker says to a method, sent as it is."""
+    """The broker's answer to a method, sent as it is."""
 
     def ask(channel: pika.adapters.blocking_connection.BlockingChannel) -> None:
         channel.connection._impl._send_method(channel.channel_number, method)
@@ -171,7 +171,7 @@ def test_what_a_card_does_not_need_is_refused(host, unknown):
 
 
 def test_what_a_card_does_need_is_admitted(host):
-    """All methods that a client of AMQP 0-9-1 has some use for, with each kind of name."""
+    """The broker admits all methods that a client of AMQP 0-9-1 can use, with each kind of name."""
     with host.client("web") as channel:
         mailbox, replies, reply = host.n("mailbox.web"), host.n("replies.web"), host.n("reply.orders")
         channel.queue_declare(mailbox, passive=True, durable=True, arguments={"x-queue-type": "quorum"})
@@ -230,7 +230,7 @@ def nested_annotations(depth: int) -> amqp1.Encoded:
 @pytest.mark.parametrize("where", ["annotations", "application"])
 @pytest.mark.parametrize("depth", [admission.DEPTH + 1, 1500])
 def test_annotations_within_each_other_are_bounded_over_amqp_1(host, where, depth):
-    """Handed out as headers, they would end the connection of any reader whose encoder calls itself."""
+    """Delivered as headers, they would end the connection of each reader with a recursive decoder."""
     address = f"/exchanges/{host.n('link.web.orders')}"
     key = amqp1.Symbol("x-deep") if where == "annotations" else "deep"
     with client(host) as one:

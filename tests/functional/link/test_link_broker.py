@@ -142,7 +142,7 @@ def test_only_the_amqp_port_can_be_reached_from_inside(host):
 
 
 def test_no_local_user_keeps_the_broker_down_by_its_name(host):
-    """Whoever had registered its name at its epmd kept it down; it has none, and asks no other one."""
+    """A user who registered the broker's name at its epmd kept the broker down; now it has no epmd, and asks none."""
     ports = (4369, host.broker.epmd_port)
     with contextlib.ExitStack() as after:
         for port in ports:

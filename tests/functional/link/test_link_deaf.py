@@ -1,4 +1,4 @@
-"""A broker that no client reaches is never called running: another program has its port, or nobody has."""
+"""A broker that no client reaches is never reported as running: another program has its port, or nobody has it."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_port_that_is_taken_is_refused_before_anything_starts(world: World) -> N
 
 
 def test_broker_without_its_port_is_told_and_started_anew(world: World) -> None:
-    """RabbitMQ goes on without a listener that it couldn't have; everything that was asked called it running."""
+    """RabbitMQ goes on without a listener whose port was taken; every report then called it running."""
     world.environment("web", "orders")
     world.apply(TELL)
     with world.here():

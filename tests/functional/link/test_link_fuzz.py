@@ -1,6 +1,6 @@
-"""The broker survives whatever frames an account sends that is admitted, and nobody else notices.
+"""The broker survives any frames of an admitted account, and nobody else notices.
 
-NETSPACE_AMQP_FRAMES says how many (4,000, which take seconds); NETSPACE_AMQP_SEED which.
+NETSPACE_AMQP_FRAMES is the number of frames (4,000, which take seconds); NETSPACE_AMQP_SEED the seed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def host(world):
 
 
 def number(host, expression: str) -> int:
-    """What the broker says of itself, by a global parameter, which is all that comes back of it."""
+    """A number from within the broker, by a global parameter, the only way for a result to come back."""
     host.evaluate(f'ok = rabbit_runtime_parameters:set_global(told, {expression}, <<"test">>).')
     with host.api() as api:
         return int(api.get("global-parameters", "told")["value"])

@@ -285,7 +285,7 @@ def test_a_run_that_is_killed_loses_none(host, monkeypatch):
 
 
 class Nested(pika.BasicProperties):
-    """Properties with headers that no encoder of Python's makes: tables within each other, *depth* of them."""
+    """Properties with headers that no Python encoder makes: *depth* nested tables."""
 
     def __init__(self, depth: int) -> None:
         super().__init__()
@@ -300,7 +300,7 @@ class Nested(pika.BasicProperties):
 
 @pytest.mark.parametrize("depth", [1500, 4000])
 def test_one_letter_that_cannot_be_read_costs_itself(host, depth):
-    """On a broker without an interceptor anybody may send it; the others are seen and sent again, and health tells."""
+    """On a broker without an interceptor any sender may send it; other letters are shown and sent again."""
     with host.unguarded(), host.client("web") as channel:
         channel.basic_publish(host.n("link.web.orders"), "", b"deep", Nested(depth), mandatory=True)
     desk = Letters(host.layout)

@@ -1,4 +1,4 @@
-"""A program takes the port that the forwarder is to have in its environment: that environment fails, and no other."""
+"""A program takes the forwarder's port in its environment: that environment fails, and no other."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def _both(host):
 
 @pytest.mark.parametrize("ended", [signal.SIGKILL, signal.SIGTERM])
 def test_nobody_keeps_the_forwarder_from_starting(host, ended):
-    """It ends, as by a crash or an update, and a program waits for just that to take the port."""
+    """The forwarder ends, as by a crash or an update, and a program waits for that moment to take the port."""
     host.apply(*LINKS)
     for _ in range(3):
         with squatter(host, "audit"):

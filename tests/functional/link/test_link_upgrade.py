@@ -109,7 +109,7 @@ def test_what_an_older_version_made_is_upgraded(older):
 
 
 def test_a_broker_of_a_former_guard_is_started_anew_once(world, monkeypatch):
-    """The version before had no interceptor: the plan says what happens, mail stays, and the next plan is empty."""
+    """The former version had no interceptor: the plan says what happens, mail stays, and the next plan is empty."""
     world.environment("web", "orders", "audit")
     present = guard.sources()
     former = {name: text for name, text in present.items() if admission.MODULE not in name}

@@ -1,4 +1,4 @@
-"""The installation page and the README, run as they are written, in a Salt that has nothing else."""
+"""The installation page and the README, run as they are written, in a Salt without anything else."""
 
 from __future__ import annotations
 

@@ -558,7 +558,7 @@ def test_logs_are_rotated_under_the_running_program(direct: Direct, layout: Layo
 def test_a_detached_program_s_log_is_root_s_and_its_output_a_pipe(
     direct: Direct, layout: Layout, bundle: Bundle
 ) -> None:
-    """A log that it could open for writing, or own, could take all of the host's disk, or keep us waiting."""
+    """A log that the program could write to, or own, could fill the host's disk, or make the supervisor wait."""
     direct.define([bundle("a", f"echo hello; {STAY.replace('sleep', 'busybox sleep')}")])
     direct.start(["a"])
     log, pid = layout.logs / "a.log", direct.observe()["a"].pid

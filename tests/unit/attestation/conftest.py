@@ -63,7 +63,7 @@ class FakeTpm:
         self.firmware = 0
 
     def take(self, period: bytes) -> None:
-        """Have the attestation key of *period* from now on: another one for each, and the same for the same."""
+        """Use the attestation key of *period* from now on: different periods have different keys."""
         self.ak = self.keys.setdefault(period, ec.generate_private_key(ec.SECP256R1()))
         self.ak_public = ecc_public(self.ak.public_key(), AK_ATTRIBUTES, NULL, ECDSA_SHA256)
 

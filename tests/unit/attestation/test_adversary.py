@@ -1,7 +1,7 @@
-"""The adversary of boots: no forgery of a bad boot reaches L4; and it finds the hole where a check is taken out.
+"""The adversary of boots: no forgery of a bad boot reaches L4, and the search finds the hole when a check is removed.
 
-How many forgeries are tried: ``NETSPACE_FORGERIES``, 5,000 if that isn't set. Half of them by a seed that stays, half
-by a new one, which a failure prints. ``python tests/adversary`` is the long run.
+``NETSPACE_FORGERIES`` is the number of forgeries, by default 5,000. Half of them have a fixed seed, half
+a new one, which a failure prints. ``python tests/adversary`` is the long run.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ def test_no_forgery_of_a_bad_boot_reaches_l4(kind: str, seed: str) -> None:
 
 # -- where a check is taken out, the adversary finds the hole -------------------------
 def _records_unjudged(patch: Any) -> None:
-    """As it was once: what stands in systemd's log is not looked at, but leads to the values."""
+    """Ignore the records of systemd's log, which still count for the values: the judge's former fault."""
     whole = extensions.of
     patch.setattr(extensions, "of", lambda log, records, pcrs: whole(log, (), pcrs))
 
 
 def _words_of_any_text(patch: Any) -> None:
-    """As it was once: a record is harmless if its text is what was measured."""
+    """Call a record harmless if its text is the preimage of its digest: the judge's former fault."""
     whole = extensions.of
     patch.setattr(
         extensions,
@@ -60,7 +60,7 @@ def _words_of_any_text(patch: Any) -> None:
 
 
 def _actions_of_any_text(patch: Any) -> None:
-    """As it was once: an event in PCR 4 is no program if its type says so and its data is what was measured."""
+    """Call an event in PCR 4 no program, if its type says so and its data is the preimage: the judge's former fault."""
     whole = boot_rules._applications
     harmless = (events.SEPARATOR, events.ACTION, events.EFI_ACTION)
 
@@ -71,7 +71,7 @@ def _actions_of_any_text(patch: Any) -> None:
 
 
 def _commands_unjudged(patch: Any) -> None:
-    """As it was once: of PCR 8 only what is called a command line is looked at."""
+    """Look only at those events of PCR 8 that the log calls command lines: the judge's former fault."""
     whole = extensions.of
 
     def of(*given: Any) -> dict[int, list[Extension]]:
@@ -83,18 +83,18 @@ def _commands_unjudged(patch: Any) -> None:
 
 
 def _starters_unjudged(patch: Any) -> None:
-    """As it was once: listed programs may be started by anybody."""
+    """Let any program start a listed program: the judge's former fault."""
     whole = boot_rules._applications
     patch.setattr(boot_rules, "_applications", lambda extended, allowed, started_by: whole(extended, allowed, {}))
 
 
 def _labels_believed(patch: Any) -> None:
-    """An event's data counts, whether or not it was measured."""
+    """Believe an event's data, whether or not it was measured."""
     patch.setattr(Extension, "preimages", lambda one: iter([getattr(one.source, "data", b"")]))
 
 
 def _shim_unjudged(patch: Any) -> None:
-    """Nobody looks at what shim says of itself."""
+    """Ignore what shim measures of itself."""
     whole = platform_rules._authority
 
     def take(found: Any, read: Any) -> None:
@@ -106,7 +106,7 @@ def _shim_unjudged(patch: Any) -> None:
 
 
 def _gaps_open(patch: Any) -> None:
-    """A rule may rest on PCRs that are not quoted, or may have any value."""
+    """Let a rule rest on PCRs that are not quoted, or may have any value."""
     whole = extensions.of
     patch.setattr(boot_policy, "gaps", lambda *given: [])
     patch.setattr(
@@ -212,7 +212,7 @@ def test_recorded_boots_reach_l4_by_some_policy() -> None:
 
 @dataclasses.dataclass
 class Toy:
-    """A verifier that is deceived by two letters, and says nothing of others."""
+    """A verifier that two letters deceive; all other letters change nothing."""
 
     kind: str = "toy"
     name: str = "a and c"

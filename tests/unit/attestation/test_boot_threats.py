@@ -1,6 +1,6 @@
-"""Forgeries that reached L4 and L5: each by its name, with its neighbours, and what reopens it.
+"""Forgeries that reached L4 and L5: each by its name, with its variants, and the removed check that reopens it.
 
-The attacker is root on an enrolled host with a genuine TPM. He boots what he likes, extends PCRs afterwards, and writes
+The attacker is root on an enrolled host with a genuine TPM. He boots any programs, extends PCRs afterwards, and writes
 both logs. He can't sign. ``forge`` gives the level that he reaches.
 """
 
@@ -54,7 +54,7 @@ def record(pcr: int, digest: bytes, text: str) -> bytes:
 
 
 def booted(boot: str, edit: Callable[[list[Event]], None] = lambda found: None) -> list[Event]:
-    """What firmware and loaders really measured, in order."""
+    """The true measurements of firmware and loaders, in order."""
     found = list(boot_forge.log(boot).events[1:])
     edit(found)
     return [one for one in found if one.type != NO_ACTION]
@@ -68,7 +68,7 @@ def code(
     records: bytes | None = None,
     pcrs: tuple[int, ...] = (),
 ) -> str:
-    """Judge logs that lead to what the TPM has: the sequence of digests is genuine, all else is the sender's."""
+    """Judge logs that lead to the TPM's values: the sequence of digests is genuine, all else is the sender's."""
     raw = boot_forge.packed(list(told))
     values = {pcr: bytes(32) for pcr in range(24)} | eventlog.parse(raw).replay("sha256")
     if records is None and boot == "uki":
@@ -271,7 +271,7 @@ def test_a4_what_a_star_stands_for_hides_nothing_from_the_kernel(line: str) -> N
 
 
 def test_a4_a_command_of_grubs_is_no_command_line_and_the_other_way_round() -> None:
-    """A kernel by the name of a command, from a server: its command line is the text of an allowed command."""
+    """A kernel from a server, with the name of a command: its command line is the text of an allowed command."""
     rules = boot_forge.policy("shim-grub", command_lines=["* ima_policy=tcb"])
     line = b"insmod x ima_policy=tcb"
     told = booted("shim-grub", lambda found: found.append(measured(8, events.IPL, b"grub_cmd: " + line, line)))
@@ -280,7 +280,7 @@ def test_a4_a_command_of_grubs_is_no_command_line_and_the_other_way_round() -> N
 
 
 def test_a4_an_empty_command_line_is_no_empty_file() -> None:
-    """systemd-boot measures no line where an entry has none; the kernel measures that it got nothing."""
+    """systemd-boot measures no line for an entry without one; the kernel measures the empty line."""
     rules = boot_forge.policy("uki")
     rules["boot"]["files"].append(fixed.NOTHING.hex())
     told = booted("uki", lambda found: found.append(measured(9, events.EVENT_TAG, b"LOADED_IMAGE::LoadOptions", b"")))
@@ -306,7 +306,7 @@ SHIM_RULES = dict.fromkeys(("applications", "kernels", "initrds", "files", "comm
 
 
 def signed() -> dict[str, Any]:
-    """Who signed it is all that counts."""
+    """A policy that judges only signers."""
     found = boot_forge.policy("shim-grub", **SHIM_RULES)
     found["boot"]["unchecked"] += [4, 9]
     return found
@@ -378,7 +378,7 @@ SAMPLES: dict[str, Any] = {
 
 @pytest.mark.parametrize(("rule", "pcr"), [(rule, pcr) for rule, pcrs in RESTS.items() for pcr in pcrs])
 def test_a7_a_rule_that_rests_on_what_is_not_judged_is_refused(rule: str, pcr: int) -> None:
-    """Set: an error that says what to add. Stored before: judged, and not satisfied."""
+    """Such a policy can't be set: the error says what to add. One that was stored before is not satisfied."""
     alone = {rule: SAMPLES.get(rule, ["ab" * 32])}
     values = {str(other): ["00" * 32] for other in RESTS[rule] if other != pcr}
     for boot in ({**alone, "pcrs": values, "unchecked": [pcr]}, {**alone, "pcrs": values}):
@@ -434,7 +434,7 @@ def started(*order: int) -> Callable[[list[Event]], None]:
 
 @pytest.mark.parametrize("order", [(0, 2), (0, 2, 1), (2, 0, 1), (0, 1, -1, 2), (1, 2), (2,), (0, 1, 0, 2)])
 def test_f1_a_kernel_that_no_boot_loader_started(order: tuple[int, ...]) -> None:
-    """shim starts the kernel itself, with options of which it measures nothing; root adds what GRUB would have."""
+    """shim starts the kernel directly, with options that it does not measure; root adds GRUB's measurements."""
     assert len({one.digests["sha256"] for one in booted("shim-grub") if one.type == events.APPLICATION}) == 3
     assert code("shim-grub", booted("shim-grub", started(0, 1, 2)), boot_forge.policy("shim-grub")) == "L4"
     assert code("shim-grub", booted("shim-grub", started(*order)), boot_forge.policy("shim-grub")) == "boot-application"
@@ -465,7 +465,7 @@ def test_f6_a_pcr_that_anybody_resets_has_no_value(pcr: int) -> None:
 @pytest.mark.parametrize("kind", [events.VARIABLE_DRIVER_CONFIG, events.VARIABLE_AUTHORITY, events.SEPARATOR])
 @pytest.mark.parametrize("boot", BOOTS)
 def test_a8_an_authority_before_the_separator_is_no_setting(boot: str, name: str, guid: str, kind: int) -> None:
-    """Old firmware runs option ROMs before it; whom it trusted for that is to be a signer."""
+    """Old firmware runs option ROMs before the separator; the authority for them has to be a listed signer."""
     data = authority(guid, name, bytes(16) + CERTIFICATE)
     at = next(n for n, one in enumerate(booted(boot)) if one.digests["sha256"] == fixed.SEPARATOR and one.pcr == 7)
     told = booted(boot)
@@ -482,7 +482,7 @@ def test_a8_a_signers_authority_before_the_separator_is_fine() -> None:
 
 
 def test_an_authority_without_a_certificate_vouches_for_nothing() -> None:
-    """The digest of nothing is no signer, even where it was learned as one."""
+    """The digest of empty data is no signer, even where it was learned as one."""
     rules = boot_forge.policy("shim-grub")
     rules["boot"]["signers"].append(fixed.NOTHING.hex())
     short = authority(events.SECURITY, "db", b"x" * 16)
@@ -571,7 +571,7 @@ def test_l5_what_has_ima_measure(line: str, measures: bool) -> None:
 
 
 def test_l5_a_command_line_that_pcr_12_alone_proves_may_have_been_added_later() -> None:
-    """An entry of systemd-boot's without options: nothing is measured, and root adds a good line."""
+    """A boot entry of systemd-boot's without options is not measured, so root can add a good line."""
 
     def edit(found: list[Event]) -> None:
         found[:] = [one for one in found if one.digests.get("sha256") not in lines]

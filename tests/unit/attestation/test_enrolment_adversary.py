@@ -1,6 +1,6 @@
-"""The forger of enrolments gets nothing that he does not deserve; and where a check is taken out, he finds that.
+"""The forger of enrolments gains nothing that he must not have; where a check is removed, he finds the hole.
 
-How many enrolments he forges: ``NETSPACE_FORGERIES``, a few hundred if that isn't set.
+``NETSPACE_FORGERIES`` is the number of enrolments that he forges, by default a few hundred.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def test_a_forger_of_enrolments_gets_nothing(material: Material, listed: bool) -
 
 
 def test_the_forger_is_not_refused_for_clumsiness(material: Material) -> None:
-    """What he deserves he gets: his own TPM by its own messages, software at first use, and of honest hosts nothing."""
+    """He gets only his due: his own TPM with its own messages, and software at first use."""
     scenes = [
         [Move("honest", "web1", "T1"), Move("forge", "web1", "T1.ecc"), Move("forge", "web3", "S.rsa")],
         [Move("forge", "web3", "T3.rsa", (("others", "all"),)), Move("honest", "web1", "T1")],
@@ -61,7 +61,7 @@ def without_claim(patch: pytest.MonkeyPatch) -> None:
 
 
 def without_other_keys(patch: pytest.MonkeyPatch) -> None:
-    """As before one TPM showed all its keys."""
+    """Let a TPM show one key, as before it had to show all its keys."""
     parse = evidence.parse_enrolment
 
     def alone(data: Any) -> Any:
@@ -84,7 +84,7 @@ def without_pin(patch: pytest.MonkeyPatch) -> None:
 
 
 def without_the_certificates_key(patch: pytest.MonkeyPatch) -> None:
-    """Any genuine certificate does."""
+    """Accept any genuine certificate."""
 
     def endorsed(enrolment: Any, endorsement: Any, roots: Any, lists: Any, now: float) -> str:
         try:
@@ -101,7 +101,7 @@ def without_new_keys(patch: pytest.MonkeyPatch) -> None:
 
 
 def without_proof_of_the_others(patch: pytest.MonkeyPatch) -> None:
-    """The answer takes the first key's secret alone: so anybody's key can be claimed."""
+    """Accept an answer with only the first key's secret: so anybody's key can be claimed."""
     activation = evidence.Context.activation
     patch.setattr(evidence.Context, "activation", lambda self, secret, name: activation(self, secret[:32], name))
 
@@ -130,7 +130,7 @@ def test_a_check_that_is_taken_out_is_found(
 ) -> None:
     """The first problem that he finds is this one, and this many moves are enough for it.
 
-    He begins where he is soon done; from the beginning it takes him 900 scenes at most.
+    He begins near the end of his search; from the beginning it takes him 900 scenes at most.
     """
     take_out(monkeypatch)
     found, _, scene = forger.search(material, 20_000, first)

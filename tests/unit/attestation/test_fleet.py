@@ -105,7 +105,7 @@ def test_a_tpm_that_was_cleared_counts_again_once_it_is_released(made: Fleet, mi
 
 
 def test_a_renewed_host_is_the_same_tpm(made: Fleet, minion: Minion) -> None:
-    """Its attestation key is another one; result, clock and boot go on."""
+    """The attestation key is another one; result, clock and boot continue."""
     attest(made, minion)
     before = minion.tpm.ak_public
     enrolled(made.registrar, minion, NOW + 10)
@@ -115,7 +115,7 @@ def test_a_renewed_host_is_the_same_tpm(made: Fleet, minion: Minion) -> None:
 
 
 def test_a_renewal_while_a_host_is_asked_fails_nobody(made: Fleet, minion: Minion) -> None:
-    """Two commands at a time: one asked by the former key, the other had the certificate renewed meanwhile."""
+    """Two commands at once: one asked by the former key, the other renewed the certificate meanwhile."""
     asked = made.ask("web1")
     reply = answer(asked, minion.tpm)
     enrolled(made.registrar, minion, NOW + 1)
@@ -127,7 +127,7 @@ def test_a_renewal_while_a_host_is_asked_fails_nobody(made: Fleet, minion: Minio
 
 
 def test_a_host_enrolled_before_periods_goes_on(made: Fleet, minion: Minion, store: Store) -> None:
-    """Neither its record in the books nor its last result knows of periods, and it is asked as before."""
+    """Its record in the books and its last result have no period, and it is asked as before."""
     from netspace import files
 
     record = made.registrar.host("web1")

@@ -1,6 +1,6 @@
-"""Nobody reaches L5 by a forged measurement list: thousands of forgeries, and a search for the shortest that would.
+"""No forged measurement list reaches L5: thousands of forgeries, and a search for the shortest successful one.
 
-``NETSPACE_FORGERIES`` is the number of forgeries, ``NETSPACE_SEED`` another start.
+``NETSPACE_FORGERIES`` is the number of forgeries, ``NETSPACE_SEED`` another seed.
 """
 
 from __future__ import annotations
@@ -48,17 +48,17 @@ Patch = Callable[[pytest.MonkeyPatch], None]
 
 
 def names(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A later boot_aggregate is passed, as the first one."""
+    """Accept a later boot_aggregate like the first one."""
     monkeypatch.setattr(ima_rules, "_started_by_kexec", lambda *_: None)
 
 
 def aggregate(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first line is compared with nothing."""
+    """Compare the first line with nothing."""
     monkeypatch.setattr(ima_rules, "_check_aggregate", lambda *_: None)
 
 
 def quoted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first line is compared only where that is possible."""
+    """Compare the first line only where that is possible."""
     real = ima_rules._check_aggregate
 
     def lenient(entries: Any, evidence: Any) -> None:
@@ -71,12 +71,12 @@ def quoted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def replay(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The list need not lead to the quoted value."""
+    """Accept a list that does not lead to the quoted value."""
     monkeypatch.setattr(ima, "match", lambda entries, start, quoted: len(entries))
 
 
 def paths(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A path may have NULs in it."""
+    """Accept NULs in a path."""
     real = ima.file
 
     def lenient(entry: ima.Entry) -> ima.File | None:
@@ -87,7 +87,7 @@ def paths(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A line that was refused is forgotten in the next answer."""
+    """Forget a refused line at the next answer."""
     judged = ima_rules.judged
 
     def forgetful(evidence: Any, policy: Any, fingerprint: str, boot: Any, start: Any) -> Any:
@@ -110,7 +110,7 @@ TAKEN_OUT: dict[str, tuple[Patch, str, int]] = {
 
 @pytest.mark.parametrize("check", TAKEN_OUT)
 def test_a_check_that_is_taken_out_is_missed(check: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The search finds the hole, and by no more moves than it takes. The boot counts as good here."""
+    """The search finds the hole, with no more moves than necessary. The boot counts as good here."""
     patch, kind, moves = TAKEN_OUT[check]
 
     def make(chance: random.Random) -> lists.ListWorld | str:

@@ -29,7 +29,7 @@ def code(host: Host, rules: dict[str, Any], **more: Any) -> str:
 
 
 def alone(host: Host, quoted: tuple[int, ...], systemd: bytes | None = None) -> tuple[str, str]:
-    """Code and reason of what judges lists alone, whatever the boot is worth."""
+    """Code and reason of the judge of lists; the boot is not judged."""
     rules = policy.parse({"version": 1, "ima": whole(host)["ima"]})
     assert rules.ima is not None
     pcrs = {pcr: host.tpm.pcrs[pcr] for pcr in quoted}
@@ -47,7 +47,7 @@ def aggregate(host: Host) -> bytes:
 
 
 def begin(host: Host, first: bytes) -> None:
-    """Put *first* in the place of the list's first line, as if the kernel had measured that."""
+    """Replace the list's first line with *first*, as if the kernel had measured that."""
     host.lines = first + host.lines[ima.offset(host.lines, 1) :]
     add(host, b"")
 
@@ -55,7 +55,7 @@ def begin(host: Host, first: bytes) -> None:
 # -- a file called boot_aggregate ----------------------------------------------------
 @pytest.mark.parametrize("how", ["listed", "excluded", "signed", "unsigned"])
 def test_a_file_called_boot_aggregate_is_refused(host: Host, how: str) -> None:
-    """The kernel writes a bare name where a file's mount is in no tree: any file can be called so."""
+    """The kernel writes a bare name for a file whose mount is in no tree: any file can have that name."""
     from cryptography.hazmat.primitives.asymmetric import ec
 
     key = ec.generate_private_key(ec.SECP256R1())
@@ -71,7 +71,7 @@ def test_a_file_called_boot_aggregate_is_refused(host: Host, how: str) -> None:
 
 @pytest.mark.parametrize("bank", ["sha1", "sha256", "sha384", "sha512"])
 def test_a_real_kernels_boot_aggregate_that_is_a_file_is_refused(bank: str) -> None:
-    """Linux 6.12 ran two programs of mounts in no tree: by open_tree, and after a lazy umount. Captured by us."""
+    """Linux 6.12 ran two programs of mounts in no tree: by open_tree, and after a lazy umount. A recorded list."""
     raw = ima.canonical(boot_logs.read(f"detached/binary_runtime_measurements_{bank}"))
     assert raw == ima.canonical(boot_logs.read("detached/ascii_runtime_measurements_sha256"))
     values = boot_logs.values("detached")
@@ -114,7 +114,7 @@ def test_another_bare_name_is_judged_by_its_digest(host: Host) -> None:
 # -- the first line --------------------------------------------------------------------
 @pytest.mark.parametrize("missing", range(10))
 def test_a_first_line_that_quoted_pcrs_do_not_prove(host: Host, missing: int) -> None:
-    """Root with IMA off could type a good list, its first line too: of PCRs that nobody compares."""
+    """With IMA off, root could type a good list with any first line, if nobody compares the PCRs in it."""
     assert alone(host, PCRS["shim-grub"]) == ("ok", "")
     found, reason = alone(host, tuple(pcr for pcr in PCRS["shim-grub"] if pcr != missing))
     assert found == "ima-unproved" and f"PCR {missing} is not" in reason and "quote PCRs 0 to 9" in reason
@@ -136,14 +136,14 @@ def test_a_first_line_of_fewer_pcrs_is_another_boots(host: Host) -> None:
 
 @pytest.mark.parametrize("pcr", range(10))
 def test_a_pcr_that_was_extended_after_the_start_is_noticed(host: Host, pcr: int) -> None:
-    """So nobody tells of another kernel or command line by extending PCR 8 or 9 later."""
+    """This keeps root from feigning another kernel or command line by extending PCR 8 or 9 later."""
     assert alone(host, PCRS["shim-grub"]) == ("ok", "")
     host.log = relogged(host, pcr)
     assert alone(host, PCRS["shim-grub"])[0] == "ima-aggregate"
 
 
 def relogged(host: Host, pcr: int) -> bytes:
-    """The host's log, after *pcr* was extended with a text that the log tells."""
+    """The host's log after an extension of *pcr* with a text that the log names."""
     import boot_forge
 
     more = boot_forge.measured(pcr, boot_forge.events.IPL, b"said later")
@@ -224,7 +224,7 @@ def test_a_command_line_that_may_turn_ima_off_gives_no_l5(host: Host, pattern: s
 
 
 def test_a_list_that_rests_on_nothing_is_not_remembered(host: Host) -> None:
-    """Else root would add a good line to PCR 9 after it was judged, and go on with the list."""
+    """If it were remembered, root could add a good line to PCR 9 after it was judged, and continue the list."""
     rules = whole(host)
     good = host.appraise(rules, first=0)
     assert good.code == "ok" and good.ima is not None
@@ -285,7 +285,7 @@ def test_a_line_moved_to_another_pcr_leads_elsewhere(host: Host) -> None:
 
 
 def test_another_templates_data_has_no_path_as_an_old_line() -> None:
-    """A template's name is not measured: of its data, only what is a path may be one."""
+    """A template's name is not measured: only a path in its data may be read as a path."""
     digest = b"sha256:\0" + bytes(range(8)) + b"/tmp/" + bytes(range(13, 32))
     data = sized(digest) + sized(b"/usr/bin/" + b"e" * (276 - 44 - 4 - 9 - 1) + b"\0")
     assert len(data) == 276

@@ -445,7 +445,7 @@ def test_an_embedded_command_line_is_known_by_its_digest_alone(fake_tpm, context
 def test_systemds_phases_are_known_by_their_digest(
     fake_tpm: Any, context: Context, text: str, measured: str, code: str
 ) -> None:
-    """What the log calls a phase is no matter; a word that is none of systemd's is nobody's."""
+    """The log's label of a phase does not count; a word that is not systemd's is refused."""
     host = Host(fake_tpm, context, "uki")
     digest = hashlib.sha256(measured.encode()).hexdigest()
     log = SYSTEMD.replace(b'"string":"sysinit"', b'"string":"%s"' % text.encode())

@@ -209,7 +209,7 @@ def test_no_mutation_of_a_log_is_learned_as_good_and_none_breaks_it() -> None:
 
 
 def test_what_an_old_policy_left_open_is_closed_by_learning() -> None:
-    """As policies were before rules knew what they rest on: refused when set, judged as not satisfied, and mended."""
+    """An old policy that leaves needed PCRs open is refused when set and not satisfied; learning mends it."""
     evidence = booted("shim-grub")
     whole = boot_forge.policy("shim-grub")["boot"]
     kept = ("secure_boot", "dbx", "signers", "applications", "kernels", "initrds", "files", "command_lines")

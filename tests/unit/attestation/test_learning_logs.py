@@ -1,6 +1,6 @@
-"""Logs of many makers: a policy is learned from each, it is one that may be set, and the boot is good by it.
+"""Logs of many makers: a policy is learned from each, it may be set, and the boot is good by it.
 
-What is learned of which log stands here, so that a rule that silently falls back to plain values is seen.
+The rules learned from each log are written here, so that a silent fallback to plain values is noticed.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ GROUPS = {"default": tuple(range(8)), "l5": (*range(10), 11, 12, 14), "all": tup
 
 
 def logs() -> Iterator[str]:
-    """Name the logs that can be read, whoever made them."""
+    """Name the readable logs, of any maker."""
     folder = boot_logs.others()
     for path in sorted(folder.rglob("*")) if folder is not None else ():
         if path.is_file() and path.suffix not in (".yaml", ".json", ".txt", ".msg", ".sig", ".pcr", ".md"):

@@ -29,7 +29,7 @@ TOGETHER = (
 
 
 def unsorted(certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> bytes:
-    """*certificate* as some makers write it: names of one set, whose members are in the order of no standard."""
+    """*certificate* as some makers write it: a name of one set, with its members unsorted."""
     from cryptography.hazmat.primitives.asymmetric import ec as curves
 
     def turned(data: bytes, one: encoding.Element) -> bytes:
@@ -103,7 +103,7 @@ def test_names_in_no_order_lead_to_their_root(root: bytes, leaf: bytes) -> None:
 
 
 def test_the_signature_is_over_what_its_maker_wrote(maker: Authority, root: bytes, leaf: bytes) -> None:
-    """The copy in the right order, which is what is read, is signed by nobody."""
+    """The sorted copy, which is read, is signed by nobody."""
     with pytest.raises(Untrusted, match="did not sign"):
         check(encoding.with_sorted_sets(leaf), [], [root], NOW.timestamp())
     other = ec.generate_private_key(ec.SECP256R1())
@@ -183,7 +183,10 @@ def test_what_can_not_be_read_is_in_the_reason(tmp_path: Path, fake_tpm, context
 
 
 def test_a_roots_own_signature_is_not_looked_at() -> None:
-    """As Nuvoton's older roots are: the operator vouches for a root, and what it signs may not be so."""
+    """Nuvoton's older roots are weakly signed.
+
+    The operator vouches for a root, but the root's signatures must not be weak.
+    """
     old = Authority("old", digest=hashes.SHA224())
     check(der(old.leaf(KEY)), [], [der(old.certificate)], NOW.timestamp())
     with pytest.raises(Untrusted, match="signed with sha224"):

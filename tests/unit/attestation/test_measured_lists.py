@@ -1,4 +1,4 @@
-"""The minion reads its measurement list, whichever file the kernel offers it in."""
+"""The minion reads its measurement list from any of the kernel's files for it."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ def test_one_tpm_serving_two_minions(registrar: Registrar, minion: Minion) -> No
 
 
 def test_each_certificate_is_for_a_new_key(registrar: Registrar, minion: Minion) -> None:
-    """A minion that shows the same key again would be known by it."""
+    """If a minion showed the same key again, the key would identify it."""
     first, second = enroll(registrar, minion), enroll(registrar, minion, NOW + DAY)
     assert first["ak"] != second["ak"] and first["period"] != second["period"]
     minion.tpm.take = lambda period: None
@@ -129,7 +129,7 @@ def test_each_certificate_is_for_a_new_key(registrar: Registrar, minion: Minion)
 
 
 def test_an_attestation_key_that_is_another_minions(registrar: Registrar, minion: Minion) -> None:
-    """The books compare attestation keys too: a TPM whose endorsement key is not one that it showed before."""
+    """The books compare attestation keys too: a TPM could show another endorsement key than before."""
     enroll(registrar, minion)
     twin = type(minion.tpm)()
     twin.ak, twin.ak_public = minion.tpm.ak, minion.tpm.ak_public

@@ -1,4 +1,4 @@
-"""Rounds: a host that is away, slow or hostile holds up nobody else, and no result of his counts that should not.
+"""Rounds: a host that is away, slow or hostile delays no other host, and none of its late or forged answers counts.
 
 The fleets are simulated (tests/simulated_round.py): the library's round and window, with a clock that the test moves.
 """
@@ -83,7 +83,7 @@ def test_slow_hosts_are_judged_though_they_lost_their_slots(tmp_path: Path) -> N
 
 
 def test_a_fleet_that_is_slow_as_a_whole_keeps_its_slots(tmp_path: Path) -> None:
-    """Where each answer takes long, nobody loses his slot for it."""
+    """Where each answer takes long, no host loses its slot for it."""
     hosts = {f"m{one}": Host(20.0) for one in range(600)}
     found = round_of(hosts, tmp_path)
     assert set(found.judged) == set(hosts)
@@ -92,7 +92,7 @@ def test_a_fleet_that_is_slow_as_a_whole_keeps_its_slots(tmp_path: Path) -> None
 
 # -- what a minion may try ----------------------------------------------------------------
 class Hostile(SimulatedBus):
-    """``evil`` sends more than it was asked for."""
+    """A bus on which ``evil`` sends more than it was asked for."""
 
     extra: Any = None
 
@@ -154,7 +154,7 @@ def test_parts_that_are_none_are_judged_as_no_answer(tmp_path: Path) -> None:
 
 
 def test_parts_in_another_order_are_no_answer(tmp_path: Path) -> None:
-    """A minion that sends part 1 where it was asked for part 0 made another answer than it announced."""
+    """A minion that sends part 1 when asked for part 0 did not send the answer that it announced."""
     cut = ['{"boot": "b", "ev', 'idence": {}}']
     digest = hashlib.sha256("".join(cut).encode()).hexdigest()
 
@@ -189,7 +189,7 @@ def test_a_flood_of_events_does_not_keep_deadlines_open(tmp_path: Path) -> None:
 
 
 def test_a_master_that_reads_late_calls_no_host_late(tmp_path: Path) -> None:
-    """Each judgement takes a second here: the answers are there in time, and are read a minute later."""
+    """Each judgement takes a second here: the answers arrive in time, and are read a minute later."""
     hosts = {f"m{one}": Host(58.0) for one in range(32)}
 
     class Slow(SimulatedBus):
@@ -202,7 +202,7 @@ def test_a_master_that_reads_late_calls_no_host_late(tmp_path: Path) -> None:
 
 
 class Busy(SimulatedBus):
-    """Its master takes no message between two times."""
+    """A bus whose master takes no message between two times."""
 
     since, until = 3.0, 40.0
 
@@ -222,7 +222,7 @@ def test_a_master_that_is_busy_for_a_while_ends_no_round(tmp_path: Path) -> None
 
 
 def test_a_master_that_blocks_calls_no_host_late(tmp_path: Path) -> None:
-    """It takes a minute for each message; what hosts answered meanwhile waits to be read."""
+    """The master takes a minute for each message; answers that arrive meanwhile wait to be read."""
 
     class Blocks(SimulatedBus):
         def send(self, minions: Any, function: str, arguments: Any) -> Any:
@@ -245,7 +245,7 @@ def test_a_master_that_is_gone_is_an_error(tmp_path: Path, since: float, most: f
 
 
 def test_slow_parts_give_their_room_to_those_who_wait() -> None:
-    """Room for one answer: the one who drips loses it, and the others are fetched."""
+    """Room for one answer: the host that drips loses it, and the others' answers are fetched."""
     ended: list[tuple[str, bool]] = []
 
     def work(name: str) -> window.Work:
@@ -324,7 +324,7 @@ def test_who_is_seen_again_is_asked_as_all_others(tmp_path: Path) -> None:
 
 
 def test_first_round_asks_those_that_are_connected_first(tmp_path: Path) -> None:
-    """Hosts that answer at once, so that every second that an absent one holds a slot would show."""
+    """The hosts answer at once, so that every second in which an absent host holds a slot would show."""
     hosts = fleet(2000, away=100, seconds=0.0)
     present = {name for name, host in hosts.items() if host.seconds is not None}
     without = round_of({name: hosts[name] for name in present}, tmp_path / "without")

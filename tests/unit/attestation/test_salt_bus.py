@@ -1,4 +1,4 @@
-"""Salt's bus: which events are answers, and to whom a message goes. The client is the test's."""
+"""Salt's bus: the events that are answers, and the receivers of a message. The client is the test's."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Events:
 
 
 class Client:
-    """As ``salt.client.LocalClient``, in what is used of it."""
+    """The parts of ``salt.client.LocalClient`` that are used."""
 
     def __init__(self, **opts: Any) -> None:
         self.opts = opts
@@ -127,7 +127,7 @@ def test_a_master_that_is_down_is_an_error(client: Client, bus: SaltBus) -> None
 
 
 class Endless(SimulatedBus):
-    """``evil`` says something all the time; the answer is not there yet."""
+    """A bus on which ``evil`` sends events all the time, before the answer."""
 
     def receive(self, seconds: float) -> Reply | None:
         self.now += 1

@@ -57,7 +57,7 @@ def test_a_report_for_another_challenge_is_refused(context: Context, field: str)
 
 
 def test_a_report_for_another_key_is_refused(context: Context) -> None:
-    """A guest's report beside evidence of another host: relayed."""
+    """A guest's report with evidence of another host: a relay."""
     evidence = amd_evidence(context)
     with pytest.raises(refusals.TeeBinding):
         judged(dataclasses.replace(evidence, key=b"j" * 32), context)

@@ -1,4 +1,4 @@
-"""A TD's log leads to the registers that its quote has, or it says nothing."""
+"""A TD's log leads to the registers of its quote, or it is refused."""
 
 from __future__ import annotations
 

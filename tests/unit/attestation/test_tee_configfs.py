@@ -1,4 +1,4 @@
-"""A report is taken from the kernel, over what was written and nothing else, and nothing is left behind."""
+"""A report from the kernel is over the written bytes, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_a_report_that_another_changed_is_taken_anew() -> None:
 def test_a_report_that_is_always_changed_is_given_up() -> None:
     kernel = FakeKernel()
     kernel.between = ["other"] * 10
-    with pytest.raises(TsmError, match="somebody else"):
+    with pytest.raises(TsmError, match="another process"):
         configfs.take(Path("/"), DATA, kernel)
     assert len(kernel.made) == 3 and kernel.entries == {}
 

@@ -1,4 +1,4 @@
-"""Confidential guests in a fleet: who is asked, what travels, and what the result says that a level rests on."""
+"""Confidential guests in a fleet: which hosts are asked, what they send, and what the result says of a level."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_a_replayed_report_refuses_the_host(made: Fleet, key: software.Key) -> N
 
 
 def test_another_hosts_guest_vouches_for_nothing(made: Fleet, key: software.Key, tmp_path: Path) -> None:
-    """A good guest answers for its own key; a host that is none shows that beside its own signature."""
+    """A good guest answers for its own key; a host that is no guest sends that report with its own signature."""
     rooted(made)
     asked = made.ask("web1")
     evidence = attester.by_key(key, context(asked))
@@ -282,7 +282,7 @@ def test_a_damaged_file_in_the_folder_is_an_error(tmp_path: Path, name: str) -> 
 
 
 def test_the_runner_asks_judges_and_explains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the operator's folder and a policy in force, from the challenge to the screen."""
+    """The whole way: the operator's folder, a policy in force, the challenge, and the output."""
     path = folder(tmp_path / "roots")
     settings = {"tee_roots": str(path), "groups": [{"name": "web", "match": ["web*"], "minimum": "L3"}]}
     runner, master = runner_bus.load(tmp_path, settings)
@@ -305,7 +305,7 @@ def test_the_runner_asks_judges_and_explains(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_folder_that_can_not_be_read_judges_nobody_wrongly(made: Fleet, key: software.Key) -> None:
-    """Nothing is judged where it counts; groups without a section are as ever."""
+    """No host is judged whose policy needs the folder; groups without a section are judged as before."""
     assert judged(made, key)["level"] == 1
 
     def unreadable() -> Any:

@@ -1,4 +1,4 @@
-"""A vTPM's keys count where a genuine TEE report, asked for by the paravisor, is over them."""
+"""A vTPM's keys count only if a genuine TEE report that the paravisor requested is over them."""
 
 from __future__ import annotations
 

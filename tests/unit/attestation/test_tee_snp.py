@@ -1,4 +1,4 @@
-"""SEV-SNP: recorded reports are verified, and whatever isn't exactly genuine is refused."""
+"""SEV-SNP: recorded reports are verified, and every changed report is refused."""
 
 from __future__ import annotations
 

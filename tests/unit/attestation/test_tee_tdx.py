@@ -1,4 +1,4 @@
-"""TDX: recorded quotes are verified, and whatever isn't exactly genuine is refused."""
+"""TDX: recorded quotes are verified, and every changed quote is refused."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_text_after_a_recorded_quote_is_refused() -> None:
 
 
 def test_every_20th_byte_of_a_recorded_quote_counts() -> None:
-    """Up to the certificates; what is between and after them (PEM) is of no meaning."""
+    """The test covers the quote up to the certificates; bytes between and after the PEM blocks have no meaning."""
     raw, trust = recorded("trustee/tdx_quote_5.dat"), intel()
     for at in range(0, raw.index(b"-----BEGIN"), 20):
         changed = raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :]
@@ -129,7 +129,7 @@ FORGED = {
 
 @pytest.mark.parametrize("changes", FORGED.values(), ids=FORGED)
 def test_a_quote_by_what_is_not_intels_is_refused(changes: dict[str, object]) -> None:
-    """Signed by a genuine platform, by its owner: without these checks it would pass."""
+    """The platform is genuine, and its owner made the quote: without these checks it would pass."""
     maker = Intel()
     with pytest.raises(refusals.TeeSignature):
         tdx.genuine(maker.quote(**changes), maker.trust(), NOW)
@@ -246,7 +246,7 @@ def test_intels_recorded_documents_are_read() -> None:
 
 @functools.cache
 def quote_of(version: int) -> bytes:
-    """The same bytes each time: signatures and certificates are of different sizes."""
+    """A quote of the same bytes each time, since signatures and certificates vary in size."""
     return Intel().quote(b"d" * 64, version=version)
 
 

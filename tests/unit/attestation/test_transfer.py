@@ -1,4 +1,4 @@
-"""Answers in parts: what a host may send, in which time, and what it costs the master to read."""
+"""Answers in parts: what a host may send, in which time, and the master's cost of reading it."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_an_answer_of_the_largest_size_is_read() -> None:
 
 # -- the time that it may take ------------------------------------------------------------
 def fetch(number: int, seconds: float, timeout: float = 60.0) -> tuple[float, int, Any, str]:
-    """Fetch an answer whose parts take *seconds* each: when it ended, parts, the answer, and what was wrong."""
+    """Fetch an answer whose parts take *seconds* each; return its end, the parts, the answer and the problem."""
     text = json.dumps({"boot": "x" * (number * verdict.PART - 20)})
     head = {"parts": -(-len(text) // verdict.PART), "sha256": hashlib.sha256(text.encode()).hexdigest()}
     work: Generator[Call, Answer, Any] = transfer.fetched(head, timeout)

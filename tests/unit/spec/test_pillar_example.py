@@ -1,4 +1,4 @@
-"""``pillar.example`` holds every key of a declaration, and is one that netspace accepts."""
+"""``pillar.example`` holds every key of a declaration, and netspace accepts it."""
 
 from __future__ import annotations
 

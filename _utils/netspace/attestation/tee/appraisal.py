@@ -1,11 +1,11 @@
-"""Judgement of a TEE report: genuine, for this very challenge, and as the policy says.
+"""Judgement of a TEE report: genuine, for this very challenge, and allowed by the policy.
 
 The order: there is a report; its kind can be verified; it is genuine (structure, certificate, signature,
 path to a root); it is over this challenge and this key; the policy has rules for its kind; no debugging;
 measurement; TCB; settings; registers; the guest's log.
 
-What is forged or replayed raises, as everywhere: the whole evidence is refused. What is genuine and not good enough
-gives a verdict with a code. :func:`weigh` says what that does to a level, and is the only place that does.
+A forged or replayed report raises, as everywhere: the whole evidence is refused. A genuine report that the policy does
+not allow gives a verdict with a code. Only :func:`weigh` decides how a verdict changes a level.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ if TYPE_CHECKING:
     from netspace.attestation.tee.x509 import Trust
 
 OK = "ok"
-# What a level rests on at most where a policy demands a TEE and there is no good one: beside a TPM, and without.
+# The highest level where a policy demands a TEE and there is no good report: with a TPM, and without.
 LEVEL_TPM, LEVEL_KEY, LEVEL_ROOTED = 2, 1, 3
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The policy's word on a host's TEE.
+    """The policy's verdict on a host's TEE.
 
-    :param code: ``ok``, or why it is not good enough.
-    :param told: what the result says of it; empty where nothing genuine is known.
+    :param code: ``ok``, or the reason why the TEE is refused.
+    :param told: the TEE's values for the result; empty where nothing genuine is known.
     """
 
     code: str
@@ -65,10 +65,10 @@ class Worth:
 
 
 def appraise(evidence: Evidence, context: Context, section: Tee, trust: Trust, now: float) -> Verdict:
-    """Appraise the TEE report in *evidence*, whose key's signature for *context* was verified before.
+    """Appraise the TEE report in *evidence*, whose signature for *context* was verified before.
 
     :param now: seconds since the epoch.
-    :raises Refused: when the report is forged, or for something else than this challenge and key.
+    :raises Refused: when the report is forged, or is for another challenge or key.
     """
     told: dict[str, Any] = {}
     try:
@@ -89,28 +89,28 @@ def appraise(evidence: Evidence, context: Context, section: Tee, trust: Trust, n
 
 
 def judge(found: Genuine, rules: Rules, log: bytes | None) -> None:
-    """Hold a genuine report against *rules*.
+    """Compare a genuine report with *rules*.
 
-    :param log: the guest's log (CCEL), where it brought one. It is checked wherever it is there.
+    :param log: the guest's log (CCEL), where the guest sent one. It is then always checked.
     :raises Limited: for the first rule that is not met.
     """
     if found.debug:
         raise TeeDebug(found.debug)
     if rules.measurements is not None and found.measurement not in rules.measurements:
-        raise TeeMeasurement(f"the guest was started with {found.measurement.hex()}, which the policy does not have")
+        raise TeeMeasurement(f"the guest's measurement {found.measurement.hex()} is not in the policy")
     for part, least in rules.tcb.items():
-        # A part that this processor does not have is not new enough.
+        # A part that this processor lacks counts as too old.
         if found.tcb.get(part, -1) < least:
             raise TeeOldTcb(f"the TCB's {part} is {found.tcb.get(part, 'absent')}; the policy asks for {least}")
     if rules.statuses is not None and found.status not in rules.statuses:
-        raise TeeOldTcb(f"the maker's word on the TCB is {found.status}; the policy takes {_names(rules.statuses)}")
+        raise TeeOldTcb(f"the maker's status of the TCB is {found.status}; the policy accepts {_names(rules.statuses)}")
     for name, values in rules.settings.items():
         if found.settings.get(name) not in values:
-            raise TeeRules(f"{name} is {_shown(found.settings.get(name))}, which the policy does not have")
+            raise TeeRules(f"{name} is {_shown(found.settings.get(name))}, which the policy does not allow")
     for number, values in rules.registers.items():
         if found.registers.get(number) not in values:
             value = found.registers.get(number, b"").hex()
-            raise TeeMeasurement(f"RTMR {number} is {value or 'absent'}, which the policy does not have")
+            raise TeeMeasurement(f"RTMR {number} is {value or 'absent'}, which the policy does not allow")
     if log is not None:
         ccel.check(log, found.registers)
     elif rules.log:
@@ -120,10 +120,10 @@ def judge(found: Genuine, rules: Rules, log: bytes | None) -> None:
 def weighed(
     evidence: Evidence, context: Context, section: Tee | None, trust: Callable[[], Trust], base: Worth, now: float
 ) -> tuple[Worth, dict[str, Any]]:
-    """Return what verified *evidence* is worth with its TEE, and what the result says of that.
+    """Return what verified *evidence* is worth with its TEE, and the TEE's values for the result.
 
-    :param section: the policy's; None: no TEE is asked for, and none is looked at.
-    :param base: what it is worth without.
+    :param section: the policy's; None: no TEE is demanded, and a report is ignored.
+    :param base: what the evidence is worth without a TEE.
     :raises NetspaceError: when *trust* can't be read. Nothing is judged then.
     :raises Refused: as :func:`appraise`.
     """
@@ -137,7 +137,7 @@ def weigh(kind: str, base: Worth, verdict: Verdict, section: Tee) -> Worth:
     """Return what evidence is worth with its TEE.
 
     :param kind: of the evidence: ``tpm`` or ``software``.
-    :param base: what it is worth without.
+    :param base: what the evidence is worth without a TEE.
     """
     if verdict.code != OK:
         most = LEVEL_TPM if kind == "tpm" else LEVEL_KEY

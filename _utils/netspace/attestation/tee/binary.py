@@ -1,6 +1,6 @@
 """Strict readers for reports: little-endian fixed layouts, and the few forms of DER that certificates' extensions have.
 
-Every length is checked before it is used. Nothing here knows what the bytes mean.
+Every length is checked before it is used. This module does not interpret the bytes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _MAX_ITEMS = 256
 class Reader:
     """Reads bytes from front to back; never past their end.
 
-    :param what: the thing that is read, for messages.
+    :param what: name of the structure, for messages.
     """
 
     def __init__(self, data: bytes, what: str) -> None:
@@ -37,19 +37,19 @@ class Reader:
     def zero(self, count: int) -> None:
         """Skip reserved bytes.
 
-        :raises TeeMalformed: when one is not 0: it may change the meaning of what is read.
+        :raises TeeMalformed: when one is not 0: it may change the meaning of the rest.
         """
         if any(self.take(count)):
             raise TeeMalformed(f"{self.what}: a reserved byte before {self.at} is not 0")
 
     def end(self) -> None:
-        """Check that nothing is left."""
+        """Check that no bytes are left."""
         if self.at != len(self.data):
             raise TeeMalformed(f"{self.what}: {len(self.data) - self.at} bytes too many")
 
 
 def element(data: bytes, tag: int, what: str) -> bytes:
-    """Return the content of the one DER element with *tag* that *data* is.
+    """Return the content of *data*, which must be one DER element with *tag*.
 
     :raises TeeMalformed: for another tag, another length, or bytes after it.
     """
@@ -60,7 +60,7 @@ def element(data: bytes, tag: int, what: str) -> bytes:
 
 
 def elements(data: bytes, what: str) -> list[tuple[int, bytes]]:
-    """Return tags and contents of the DER elements that *data* is made of, at most 256."""
+    """Return tags and contents of the DER elements in *data*, at most 256."""
     found = []
     while data:
         tag, content, data = _next(data, what)

@@ -21,7 +21,7 @@ RUNTIME = 3
 def registers(area: bytes) -> dict[int, bytes]:
     """Return the value of each RTMR that the log in *area* extends.
 
-    :raises TeeLog: when it is none, or none of a TD.
+    :raises TeeLog: when *area* has no log, or a log that is not a TD's.
     """
     try:
         log = eventlog.parse(eventlog.unpadded(area))

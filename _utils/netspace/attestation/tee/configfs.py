@@ -3,8 +3,8 @@
 Linux: Documentation/ABI/testing/configfs-tsm-report. A report is a directory that the caller makes below
 ``/sys/kernel/config/tsm/report``; the kernel puts the attributes into it. ``inblob`` takes 64 bytes that the
 report will be over, ``outblob`` gives the report, ``auxblob`` certificates of the host. Each write raises
-``generation``: so one sees whether the report is over what was written. The kernel takes a binary attribute when
-its file is closed, and then has no way to say that it refused; ``generation`` tells that, too.
+``generation``, which shows whether the report is over the bytes that this process wrote. The kernel takes a binary
+attribute when its file is closed, and can't report a refusal then; ``generation`` shows a refusal, too.
 
 Needs root. The directory is removed in any case.
 """
@@ -26,7 +26,7 @@ _ATTEMPTS = 3
 
 
 class TsmError(NetspaceError):
-    """A report that the kernel did not give."""
+    """A failure to get a report from the kernel."""
 
 
 class Taken(NamedTuple):
@@ -66,7 +66,7 @@ class Kernel:
         handle = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         try:
             if os.write(handle, data) != len(data):
-                raise OSError(f"{path}: not all of it was taken")
+                raise OSError(f"{path}: the kernel took only a part")
         finally:
             os.close(handle)
 
@@ -91,7 +91,7 @@ def take(root: Path, data: bytes, files: Files | None = None) -> Taken:
 
     :param data: 64 bytes.
     :param files: for tests.
-    :raises TsmError: when the kernel gives none, or one beyond all bounds.
+    :raises TsmError: when the kernel gives no report, or one that is too large.
     """
     if len(data) != INPUT:
         raise TsmError(f"a report is over {INPUT} bytes, not {len(data)}")
@@ -116,7 +116,7 @@ def take(root: Path, data: bytes, files: Files | None = None) -> Taken:
 
 
 class _Changed(Exception):
-    """The report is not over what was written."""
+    """A report that is not over the written bytes."""
 
 
 def _report(files: Files, entry: Path, data: bytes) -> Taken:
@@ -131,14 +131,14 @@ def _report(files: Files, entry: Path, data: bytes) -> Taken:
     report = _blob(files, entry / "outblob", MAX_REPORT)
     certificates = _blob(files, entry / "auxblob", MAX_CERTIFICATES, optional=True)
     if _number(files, entry / "generation") != before + writes:
-        raise _Changed("somebody else wrote into the same report, or the kernel did not take what was written")
+        raise _Changed("another process wrote into the same report, or the kernel refused the input")
     if not report or not provider:
         raise _Changed("the kernel gave an empty report")
     return Taken(provider, report, certificates)
 
 
 def _level(files: Files, entry: Path) -> int:
-    """The privilege level that this guest runs at: reports of a better one are not its to ask for (SNP's VMPL)."""
+    """The privilege level that this guest runs at: it can't ask for reports of a more privileged level (SNP's VMPL)."""
     try:
         return _number(files, entry / "privlevel_floor")
     except FileNotFoundError:

@@ -1,8 +1,9 @@
 """A vTPM whose keys a TEE vouches for: the report of Azure's paravisor (HCL), kept in the vTPM's NV index 0x01400001.
 
 The paravisor asks the processor for a report over a JSON document that has the vTPM's attestation and endorsement
-keys. So where the report is genuine, was asked for by the paravisor, and is over this document, these keys are
-of the vTPM that the TEE runs (Microsoft: "Confidential VM guest attestation", azure-cli ``cvm-attestation-tools``).
+keys. If the report is genuine, was requested by the paravisor, and is over this document, then these keys
+belong to the vTPM that the TEE runs (Microsoft: "Confidential VM guest attestation", azure-cli
+``cvm-attestation-tools``).
 
 For TDX the paravisor keeps a TDREPORT, which only its own machine can check: the quote comes beside it.
 """
@@ -37,11 +38,11 @@ _MAX_KEYS = 16
 
 @dataclass(frozen=True)
 class Claims:
-    """A paravisor's report as it was parsed; nothing of it is proved.
+    """A parsed report of a paravisor; nothing in it is proved.
 
     :param kind: :data:`SNP` or :data:`TDX`.
     :param report: the SNP report; the TDREPORT is of no use elsewhere.
-    :param bound: what the TEE's report must be over.
+    :param bound: the data that the TEE's report must be over.
     :param claims: the document.
     """
 
@@ -74,9 +75,9 @@ class Claims:
 
 
 def parse(raw: bytes) -> Claims:
-    """Parse what the vTPM's NV index has; zeros may follow it.
+    """Parse the content of the vTPM's NV index; zeros may follow it.
 
-    :raises TeeMalformed: when it is none.
+    :raises TeeMalformed: when it is no paravisor's report.
     """
     if len(raw) > MAX_SIZE:
         raise TeeMalformed(f"HCL report: {len(raw)} bytes, at most {MAX_SIZE} are possible")
@@ -88,7 +89,7 @@ def parse(raw: bytes) -> Claims:
     report = reader.take(REPORT)
     whole, _, kind, algorithm = (reader.number(4) for _ in range(4))
     if kind not in (SNP, TDX) or algorithm not in _HASHES:
-        raise TeeMalformed(f"HCL report: type {kind} with hash {algorithm}: not known here")
+        raise TeeMalformed(f"HCL report: type {kind} with hash {algorithm}: unknown to this version")
     length = reader.number(4)
     document = reader.take(length)
     if whole != 20 + length or size != HEADER + REPORT + whole:
@@ -113,7 +114,7 @@ def genuine(raw: bytes, evidence: bytes, trust: Trust, now: float) -> tuple[Genu
     claims = parse(raw)
     if claims.kind == SNP:
         found = snp.genuine(claims.report, evidence, trust, now)
-        # The paravisor runs at VMPL 0: what the guest itself asks for has another level, and may be over anything.
+        # The paravisor runs at VMPL 0. A report that the guest requests has another level, and may be over any data.
         if found.settings["vmpl"] != 0:
             raise TeeBinding("HCL report: the SNP report was asked for by the guest, not by the paravisor")
     else:

@@ -1,6 +1,6 @@
-"""The kinds of TEE by the name that the kernel's provider has (configfs-tsm).
+"""The kinds of TEE, by the provider's name in the kernel (configfs-tsm).
 
-The name comes from the sender and picks the parser, no more: a report of another kind is malformed to it.
+The name comes from the sender and only picks the parser: a parser finds a report of another kind malformed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PROVIDERS: Mapping[str, Verify] = {"sev_guest": snp.genuine, "tdx_guest": _tdx}
 def genuine(provider: str, report: bytes, certificates: bytes, trust: Trust, now: float) -> Genuine:
     """Verify a report by the parser of *provider*.
 
-    :raises UnknownTee: when there is none.
+    :raises UnknownTee: when *provider* has no parser.
     :raises Refused: when the report is not genuine.
     """
     verify = PROVIDERS.get(provider)

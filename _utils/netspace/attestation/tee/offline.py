@@ -1,7 +1,7 @@
-"""TEE reports in files: what is right, what is wrong. For people, on any machine; no file is read here.
+"""TEE reports in files: the result of each check. For people, on any machine; no file is read here.
 
-Takes what a kernel's ``outblob`` has (SNP report, TDX quote) or a paravisor's report (``hcl``), and tells which by
-the bytes themselves.
+Takes the content of a kernel's ``outblob`` (SNP report, TDX quote) or a paravisor's report (``hcl``), and tells them
+apart by their bytes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MAX_FILE, MAX_LOG = 128 * 1024, 1024 * 1024
 
 @dataclass(frozen=True)
 class Given:
-    """A report and what came with it, as read from their files; empty ones are absent.
+    """A report and its attachments, as read from their files; empty ones are absent.
 
     :param certificates: the host's table (``auxblob``).
     :param quote: a TDX quote, where *report* is a paravisor's.
@@ -44,8 +44,8 @@ def verify(
 ) -> dict[str, Any]:
     """Check a report: ``{valid, code, reason, checks, report}``.
 
-    :param data: what it must be over: up to 64 bytes, zeros follow; None: not checked.
-    :param section: what the guest must be; None: not checked.
+    :param data: the data that the report must be over: up to 64 bytes, zeros follow; None: not checked.
+    :param section: the policy's rules for the guest; None: not checked.
     """
     shown = Report()
     try:

@@ -1,7 +1,7 @@
-"""The form that a TEE report has once it was verified, whatever made it.
+"""The form of a verified TEE report, of any kind.
 
-:class:`Genuine` says that a processor whose maker the operator trusts signed these values. It says nothing of
-whether they are good (``appraisal``).
+:class:`Genuine` says that a processor whose maker the operator trusts signed these values. ``appraisal`` decides
+whether the values are good.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ class Genuine:
 
     :param kind: ``snp`` or ``tdx``.
     :param report_data: the 64 bytes that the guest chose.
-    :param measurement: of what the guest was started with: launch digest (SNP), MRTD (TDX); 48 bytes.
+    :param measurement: of the guest's initial content: launch digest (SNP), MRTD (TDX); 48 bytes.
     :param debug: why the host could read the guest's memory; empty where it can't.
     :param tcb: security versions by name (SNP).
-    :param status: the maker's word on the TCB: ``UpToDate`` and so on; :data:`UNKNOWN` where none is at hand.
+    :param status: the maker's status of the TCB: ``UpToDate`` and so on; :data:`UNKNOWN` where none is known.
     :param registers: RTMRs by number (TDX).
-    :param settings: what the guest was started with, that a policy may judge: by the policy's names.
+    :param settings: the launch settings that a policy may judge, by the policy's names.
     :param shown: further values for people.
     """
 
@@ -39,7 +39,7 @@ class Genuine:
     shown: Mapping[str, Any] = field(default_factory=dict)
 
     def told(self) -> dict[str, Any]:
-        """Return what a result says that it rests on: short, JSON."""
+        """Return the TEE's values for a result: short, JSON."""
         found: dict[str, Any] = {"kind": self.kind, "measurement": self.measurement.hex()}
         if self.tcb:
             found["tcb"] = dict(self.tcb)

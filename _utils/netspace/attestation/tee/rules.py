@@ -64,12 +64,12 @@ _TDX_LISTS = {
 class Rules:
     """Rules for one kind of TEE.
 
-    :param measurements: what a guest may be started with; None: a rule for its signer says so.
-    :param tcb: security versions, at least.
-    :param statuses: the maker's words on the TCB that are good enough; None: not asked.
-    :param registers: values that registers may have.
-    :param settings: values that settings may have, by the names of ``report.Genuine``.
-    :param log: the guest's log must be there.
+    :param measurements: allowed launch measurements; None: a rule for the guest's signer replaces them.
+    :param tcb: minimum security versions.
+    :param statuses: allowed statuses of the TCB; None: any.
+    :param registers: allowed values of registers.
+    :param settings: allowed values of settings, by the names of ``report.Genuine``.
+    :param log: whether the guest's log must be there.
     """
 
     measurements: frozenset[bytes] | None
@@ -85,7 +85,7 @@ class Tee:
     """The whole section.
 
     :param kinds: rules by kind.
-    :param rooted_key: whether a good TEE makes a software key that it vouches for one that is rooted in hardware.
+    :param rooted_key: whether a good TEE makes a software key that it vouches for count as rooted in hardware.
     """
 
     kinds: Mapping[str, Rules]
@@ -170,7 +170,7 @@ def _tdx(data: Any, at: str) -> Rules:
 
 
 def _measurements(found: Mapping[Any, Any], at: str, signed: bool) -> frozenset[bytes] | None:
-    """Without any of them every guest of everybody would do."""
+    """Check that a section has measurements or a signer: without them every guest of everybody would pass."""
     if "measurements" not in found and signed:
         return None
     given = _digests(found.get("measurements", []), f"{at}:measurements")

@@ -5,7 +5,7 @@ versions 2 to 5. Certificates are as of "Versioned Chip Endorsement Key (VCEK) C
 Specification" (57230). All integers are little-endian.
 
 :func:`genuine` checks, in this order: structure; that a certificate is for this report (kind of key; chip, for a
-VCEK; reported TCB); signature; path to a root of the operator's. The policy bits are told, and judged elsewhere.
+VCEK; reported TCB); signature; path to a root of the operator's. It returns the policy bits unjudged.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ _MAX_ENTRIES = 32
 
 @dataclass(frozen=True)
 class Report:
-    """A report as it was parsed; nothing of it is proved.
+    """A parsed report; nothing in it is proved.
 
-    :param key: :data:`VCEK` or :data:`VLEK`: which key is to have signed it.
-    :param tcb: the reported one, which the signing key is derived from.
+    :param key: :data:`VCEK` or :data:`VLEK`: the key that must have signed it.
+    :param tcb: the reported TCB, which the signing key is derived from.
     :param r: of the signature. *s* likewise.
     """
 
@@ -89,7 +89,7 @@ class Report:
 def parse(raw: bytes) -> Report:
     """Parse a report.
 
-    :raises TeeMalformed: for anything that is not one, reserved bytes in use among it.
+    :raises TeeMalformed: for anything else, and for reserved bytes that are in use.
     """
     if len(raw) != SIZE:
         raise TeeMalformed(f"SNP report: {len(raw)} bytes instead of {SIZE}")
@@ -141,11 +141,11 @@ def parse(raw: bytes) -> Report:
 
 
 def genuine(raw: bytes, table: bytes, trust: Trust, now: float) -> Genuine:
-    """Verify a report, and return what it says.
+    """Verify a report, and return its values.
 
     :param table: certificates as the host handed them to the guest; empty for none.
     :param now: seconds since the epoch.
-    :raises TeeMalformed: when report or table is none.
+    :raises TeeMalformed: when report or table can't be parsed.
     :raises TeeCertificate: when the certificate that came along is not for this report.
     :raises TeeSignature: when the key of the certificate did not sign the report.
     :raises TeeUntrusted: when there is no certificate for it, or no path to a root.
@@ -181,7 +181,7 @@ def genuine(raw: bytes, table: bytes, trust: Trust, now: float) -> Genuine:
 def certificates(table: bytes) -> list[bytes]:
     """Return the DER certificates of a host's table (GHCB, 4.1.8.1: GUID, offset, length; the last is all 0).
 
-    :raises TeeMalformed: for entries that point elsewhere than into the table.
+    :raises TeeMalformed: for entries that point outside the table.
     """
     found: list[bytes] = []
     if not table:
@@ -206,7 +206,7 @@ def _guids(raw: bytes) -> set[str]:
 
 
 def _leaf(report: Report, raw: bytes, brought: Sequence[Certificate], known: Sequence[Certificate]) -> Certificate:
-    """The certificate of the key that signed; the first that fits decides."""
+    """Return the certificate of the signing key: the first that fits."""
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec, utils
@@ -273,7 +273,7 @@ def _tcb(raw: bytes, turin: bool) -> dict[str, int]:
 
 
 def _lowest(report: Report) -> dict[str, int]:
-    """Return the versions that count: the guest may have been started under an older TCB than is reported now."""
+    """Return the lower of each version: the guest may have been started under an older TCB than the reported one."""
     return {name: min(value, report.launch_tcb[name]) for name, value in report.tcb.items()}
 
 

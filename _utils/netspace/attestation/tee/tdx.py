@@ -5,10 +5,10 @@ A.4; a TD's report is of "Intel TDX Module v1.5 ABI", TDREPORT. All integers are
 
 :func:`genuine` checks, in this order: structure; Intel's quoting enclave (QE); that the QE's report vouches for the
 attestation key; the key's signature over the quote; the PCK's over the QE's report; path of the PCK to a root
-of the operator's; Intel's own TDX module; then Intel's word on the TCB where the operator has it (``tdx_tcb``).
+of the operator's; Intel's own TDX module; then Intel's status of the TCB where the operator has it (``tdx_tcb``).
 
-Whoever owns an SGX platform can run an enclave of his own and have the platform certify its report. So the QE's
-signer, product and attributes are checked always, not just where Intel's identity document is at hand.
+Every owner of an SGX platform can run an enclave of his own and have the platform certify its report. So the QE's
+signer, product and attributes are always checked, with or without Intel's identity document.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _MAX_CHAIN = 4
 
 @dataclass(frozen=True)
 class Body:
-    """A TD's report as it was parsed; nothing of it is proved.
+    """A TD's parsed report; nothing in it is proved.
 
     :param attributes: of the TD. *module_attributes* of the TDX module; *module_signer* is 0 for Intel's.
     :param tcb: security versions when the TD was started; *current_tcb*: now, since a module may be updated under a TD.
@@ -70,11 +70,11 @@ class Body:
 
 @dataclass(frozen=True)
 class Quote:
-    """A quote as it was parsed.
+    """A parsed quote.
 
     :param signed: the bytes that *signature* is over, by *key* (x and y).
     :param enclave: the QE's report, with *enclave_signature* by the PCK.
-    :param extra: what the QE hashed beside its key.
+    :param extra: the data that the QE hashed beside its key.
     """
 
     version: int
@@ -91,7 +91,7 @@ class Quote:
 def parse(raw: bytes) -> Quote:
     """Parse a quote; zeros may follow it, as some guests return the whole buffer.
 
-    :raises TeeMalformed: for anything that is not one.
+    :raises TeeMalformed: for anything else.
     """
     if len(raw) > MAX_QUOTE:
         raise TeeMalformed(f"TDX quote: {len(raw)} bytes, at most {MAX_QUOTE} are possible")
@@ -119,7 +119,7 @@ def parse(raw: bytes) -> Quote:
 def _header(reader: binary.Reader) -> int:
     version, kind, tee = reader.number(2), reader.number(2), reader.number(4)
     if version not in (4, 5) or kind != ECDSA_P256 or tee != TEE_TDX:
-        raise TeeMalformed(f"TDX quote: version {version}, key type {kind}, TEE {tee:02x}: not known here")
+        raise TeeMalformed(f"TDX quote: version {version}, key type {kind}, TEE {tee:02x}: unknown to this version")
     reader.take(4)
     if reader.take(16) != INTEL_QE:
         raise TeeMalformed("TDX quote: not made by Intel's quoting enclave")
@@ -159,10 +159,10 @@ def _chain(pem: bytes) -> tuple[bytes, ...]:
 
 
 def genuine(raw: bytes, trust: Trust, now: float) -> Genuine:
-    """Verify a quote, and return what it says.
+    """Verify a quote, and return its values.
 
     :param now: seconds since the epoch.
-    :raises TeeMalformed: when it is none.
+    :raises TeeMalformed: when it can't be parsed.
     :raises TeeSignature: when one of its signatures is wrong, or its enclave or module is not Intel's.
     :raises TeeUntrusted: when there is no path to a root.
     :raises TeeRevoked: when a certificate was revoked, or Intel calls the TCB revoked.
@@ -254,7 +254,7 @@ _SGX = "1.2.840.113741.1.13.1"
 
 
 def platform_of(leaf: Certificate, body: Body) -> Platform:
-    """Read what a PCK certificate says of its platform (Intel PCK Certificate and CRL Profile 1.5, 1.3.5).
+    """Read the platform's values from a PCK certificate (Intel PCK Certificate and CRL Profile 1.5, 1.3.5).
 
     :raises TeeMalformed: when it is no PCK certificate.
     """
@@ -274,7 +274,7 @@ def platform_of(leaf: Certificate, body: Body) -> Platform:
 
 
 def _pairs(data: bytes, what: str, below: str = "") -> dict[str, tuple[int, bytes]]:
-    """A sequence of pairs of an identifier below Intel's, and a value; by the rest of the identifier."""
+    """Return the values of a sequence of pairs, by the part of each pair's identifier that follows Intel's."""
     found: dict[str, tuple[int, bytes]] = {}
     for tag, content in binary.elements(data, what):
         pair = binary.elements(content, what)

@@ -1,10 +1,10 @@
-"""Intel's word on a TDX platform's TCB: TCB information and enclave identities, as files of the operator's.
+"""Intel's status of a TDX platform's TCB: TCB information and enclave identities, as files of the operator's.
 
 Documents are of Intel's Provisioning Certification Service, version 4 (``/tdx/certification/v4/tcb`` and
 ``.../qe/identity``): JSON, signed by Intel's TCB signing key, whose certificate the operator has beside them.
 The comparison is of "Intel TDX DCAP Quote Verification Library", TCB status evaluation.
 
-A document that is not Intel's, or that has run out, says nothing: the status is then unknown.
+A document that Intel did not sign, or that has expired, is ignored: the status is then unknown.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Enclave:
 
 
 def status(platform: Platform, enclave: Enclave, trust: Trust, now: float) -> str:
-    """Return Intel's word on the TCB: the worst of platform, TDX module and enclave; unknown where one is missing."""
+    """Return Intel's status of the TCB: the worst of platform, TDX module and enclave; unknown where one is missing."""
     try:
         found = [document for raw in trust.documents if (document := _genuine(raw, platform, trust, now)) is not None]
         levels = (
@@ -86,9 +86,9 @@ def status(platform: Platform, enclave: Enclave, trust: Trust, now: float) -> st
 
 
 def read(raw: bytes) -> tuple[bytes, dict[str, Any], bytes, bytes]:
-    """Take a document apart: its kind, its content, the bytes that are signed, and the signature (r and s).
+    """Split a document into its kind, its content, the signed bytes, and the signature (r and s).
 
-    :raises TeeMalformed: when it is none. It must be in the form that Intel signed it in, without other blanks.
+    :raises TeeMalformed: when it can't be parsed. It must be byte for byte what Intel signed, without added blanks.
     """
     found = _DOCUMENT.fullmatch(raw) if len(raw) <= MAX_DOCUMENT else None
     try:
@@ -101,7 +101,7 @@ def read(raw: bytes) -> tuple[bytes, dict[str, Any], bytes, bytes]:
 
 
 def _genuine(raw: bytes, platform: Platform, trust: Trust, now: float) -> tuple[bytes, dict[str, Any]] | None:
-    """A document that Intel's TCB signing key signed, that is in force, and that may be of *platform*."""
+    """Return a document that Intel's TCB signing key signed, that is in force, and that may be of *platform*."""
     found = _signed(raw, trust.known)
     if found is None:
         return None
@@ -119,7 +119,7 @@ def _genuine(raw: bytes, platform: Platform, trust: Trust, now: float) -> tuple[
 
 @functools.lru_cache(maxsize=256)
 def _signed(raw: bytes, known: tuple[bytes, ...]) -> tuple[bytes, dict[str, Any], bytes] | None:
-    """A document and the certificate of *known* that signed it; kept, since each report is judged by the same ones."""
+    """Return a document and the certificate of *known* that signed it; cached, since all reports need it."""
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec, utils
@@ -148,7 +148,7 @@ def _time(text: Any) -> float:
 
 
 def _of_platform(platform: Platform, documents: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
-    """The standing of the platform, and of its TDX module."""
+    """Return the status of the platform, and of its TDX module."""
     for data in documents:
         if data["id"] == "TDX" and data["version"] == 3 and bytes.fromhex(data["pceId"]) == platform.pce:
             levels = (_level(platform, tcb, data["tcbLevels"]) for tcb in platform.tcbs)
@@ -157,7 +157,10 @@ def _of_platform(platform: Platform, documents: Iterable[Mapping[str, Any]]) -> 
 
 
 def _level(platform: Platform, svn: bytes, levels: Sequence[Mapping[str, Any]]) -> str:
-    """The first level that the platform reaches. Versions of a module of its own (since 1.5) are not among them."""
+    """Return the first level that the platform reaches.
+
+    Levels don't count the versions of a separate module (since 1.5).
+    """
     first = 2 if svn[1] else 0
     for level in levels:
         tcb = level["tcb"]
@@ -175,7 +178,7 @@ def _level(platform: Platform, svn: bytes, levels: Sequence[Mapping[str, Any]]) 
 
 
 def _module(platform: Platform, svn: bytes, data: Mapping[str, Any]) -> str:
-    """The TDX module's own standing, by its major version (TEE_TCB_SVN[1]); 0: it is among the levels."""
+    """Return the TDX module's own status, by its major version (TEE_TCB_SVN[1]); 0: the levels cover it."""
     if not svn[1]:
         module = data["tdxModule"]
         return "UpToDate" if _same_module(platform, module) else UNKNOWN

@@ -1,9 +1,9 @@
 """Certificates of processors: read, and followed to a root that the operator trusts.
 
-RFC 5280 path validation for what AMD (VCEK, VLEK; RSA-PSS) and Intel (PCK, TCB signing; ECDSA) issue.
+RFC 5280 path validation for the certificates of AMD (VCEK, VLEK; RSA-PSS) and Intel (PCK, TCB signing; ECDSA).
 ``cryptography.x509.verification`` can't be used: it demands a DNS name or an address as subject. Signatures,
 encodings and names are ``cryptography``'s. Nothing is fetched: intermediates come with the report or from the
-operator, and so do revocation lists. Where the operator gave a list of an issuer, it must be in force.
+operator, and revocation lists come from the operator. An operator's list of an issuer must be in force.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Trust:
 
 
 def from_pem(raw: bytes, limit: int) -> list[bytes]:
-    """Return the DER certificates that stand in PEM in *raw* (RFC 7468); whatever is around them says nothing.
+    """Return the DER certificates that stand in PEM in *raw* (RFC 7468); the text around them is ignored.
 
     :raises TeeMalformed: when one is not base64, or there are more than *limit*.
     """
@@ -65,9 +65,9 @@ def from_pem(raw: bytes, limit: int) -> list[bytes]:
 
 @functools.lru_cache(maxsize=1024)
 def load(der: bytes) -> Certificate:
-    """Read one DER certificate; the operator's are read again for each report, so the last ones are kept.
+    """Read one DER certificate. The last ones are cached: the operator's are needed again for each report.
 
-    :raises TeeMalformed: when it is none.
+    :raises TeeMalformed: when it can't be read.
     """
     from cryptography import x509
 
@@ -131,7 +131,10 @@ def is_root(certificate: Certificate) -> bool:
 def _path(
     leaf: Certificate, between: Sequence[Certificate], roots: Sequence[Certificate], when: datetime.datetime
 ) -> list[Certificate]:
-    """Return a path from *leaf* to a root, both included. A sender's certificates can't make the search long."""
+    """Return a path from *leaf* to a root, both included.
+
+    The search is bounded, whatever certificates the sender adds.
+    """
     last = ""
     checks = 0
     open_paths = [[leaf]]
@@ -183,7 +186,7 @@ def _signed(certificate: Certificate, issuer: Certificate, depth: int) -> str:
 
 
 def _common(certificate: Certificate, when: datetime.datetime) -> str:
-    """Return a problem of a certificate that counts wherever it stands in a path; empty for none."""
+    """Return the problem of a certificate at any place in a path; empty for none."""
     from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
     name = _name(certificate)
@@ -221,7 +224,7 @@ def _not_revoked(
     lists: Sequence[CertificateRevocationList],
     when: datetime.datetime,
 ) -> None:
-    """By the newest list that *issuer* signed; without one nothing is asked."""
+    """Check revocation by the newest list that *issuer* signed; without a list, nothing is checked."""
     genuine = [one for one in lists if one.issuer == issuer.subject and _signed_list(one, issuer)]
     if not genuine:
         return

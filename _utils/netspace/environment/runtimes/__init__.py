@@ -64,7 +64,7 @@ SEARCHED = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # time: a time namespace; idmap: the mount option of that name; hybrid: to work beside version 1 controllers
 # with version 2 at /sys/fs/cgroup/unified; umask: to make mount points that all may pass, whatever umask it has;
 # tidy: to delete, by force, all that a launch left that was killed, and to set the limits of a cgroup that is there.
-# users: to join a user namespace that is there; sockets: to bound what TCP holds, where that is counted apart.
+# users: to join an existing user namespace; sockets: to bound TCP's data, where it is counted separately.
 LACKS = ("time", "idmap", "hybrid", "umask", "tidy", "users", "sockets")
 
 Thing = Literal["images", "kernels"]

@@ -1,8 +1,8 @@
 """``runc``: the OCI's own. No time namespace before 1.2, and bind mounts with mapped ids only since then.
 
-Until then, too, it enters a user namespace first, and has no right any more to enter a network
-namespace that the host owns, as ours are: so at its start it makes the user namespace itself,
-and of ``exec`` see ``elsewhere``.
+Older versions also enter the user namespace first. They then lack the right to enter a network
+namespace that the host owns, and netspace's are the host's. So runc makes the user namespace itself at a start;
+for ``exec`` see ``elsewhere``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Runs a program beside the bridge, as process 1 of a container has to: signals are handed on, orphans are reaped."""
+"""Run a program beside the bridge, as process 1 of a container has to: pass signals on, reap orphans."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HANDED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signa
 async def run(command: Sequence[str]) -> int:
     """Run *command* until it ends; return its exit status, or 128 and its signal's number as a shell does.
 
-    :raises OSError: it can't be started.
+    :raises OSError: when it can't be started.
     """
     loop = asyncio.get_running_loop()
     received: asyncio.Queue[signal.Signals] = asyncio.Queue()
@@ -45,7 +45,7 @@ async def _hand_on(process: asyncio.subprocess.Process, received: asyncio.Queue[
 
 
 async def _reap(own: int) -> None:
-    """Reap what became process 1's: children of children whose parent ended. Those of asyncio are left to it."""
+    """Reap orphans, which become children of process 1 when their parent ends. asyncio reaps its own children."""
     while True:
         await asyncio.sleep(1.0)
         for pid in _zombies():

@@ -1,4 +1,4 @@
-"""Hands each message to a program's standard input; what that prints answers a request."""
+"""Hand each message to a program's standard input; the program's output answers a request."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Execute:
     """A program that is run for each message.
 
     It finds ``NETSPACE_SENDER`` (certain), ``NETSPACE_MESSAGE_ID``, ``NETSPACE_CONTENT_TYPE`` and
-    ``NETSPACE_REDELIVERED`` in its environment. An exit status of 0 means done, 65 (``EX_DATAERR``, sysexits.h)
-    never (dead letters), any other: again.
+    ``NETSPACE_REDELIVERED`` in its environment. Exit status 0: the message is done; 65 (``EX_DATAERR``, sysexits.h): it
+    goes to the dead letters; any other: the program is run again for it.
 
     :param command: argument vector.
     :param timeout: seconds that it may take; then it is killed, and the message comes again.
@@ -67,7 +67,7 @@ class Execute:
 
 
 async def _talk(process: asyncio.subprocess.Process, body: bytes) -> bytes | None:
-    """Write *body* and read what is printed, until the program ends; None where that is too much."""
+    """Write *body* and read the program's output until it ends; None where the output is too large."""
     assert process.stdin is not None and process.stdout is not None
     writing = asyncio.create_task(_write(process.stdin, body))
     printed = bytearray()
@@ -82,7 +82,7 @@ async def _talk(process: asyncio.subprocess.Process, body: bytes) -> bytes | Non
 
 
 async def _write(stream: asyncio.StreamWriter, body: bytes) -> None:
-    """Write all; a program may end without reading it."""
+    """Write all of *body*; the program may end without reading it."""
     try:
         stream.write(body)
         await stream.drain()
@@ -92,5 +92,5 @@ async def _write(stream: asyncio.StreamWriter, body: bytes) -> None:
 
 
 def _clean(text: str) -> str:
-    """A variable's value of a text that somebody else chose: no control character."""
+    """Return a sender's text without control characters, as the value of a variable."""
     return "".join(sign if sign.isprintable() else "?" for sign in text)

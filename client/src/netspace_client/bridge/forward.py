@@ -1,4 +1,4 @@
-"""Hands messages to a local HTTP server, with their sender in a header, and its responses back to who asked."""
+"""Hand messages to a local HTTP server, with their sender in a header, and return its responses to the askers."""
 
 from __future__ import annotations
 
@@ -30,13 +30,14 @@ ANSWER = 8 * 1024 * 1024
 class Forward:
     """A local HTTP server that messages are handed to.
 
-    A message of type ``message/http`` is the request that it holds; any other is a ``POST`` of its body to the URL's
-    path. The server gets ``Netspace-Sender`` (certain), ``Netspace-Message-Id`` and ``Netspace-Redelivered``. Of a
-    message that wants no answer, a status of 200 to 399 means done, 400 to 499 never (dead letters), 500 on: again.
+    A message of type ``message/http`` is the request in its body; any other is a ``POST`` of its body to the URL's
+    path. The server gets ``Netspace-Sender`` (certain), ``Netspace-Message-Id`` and ``Netspace-Redelivered``. For a
+    message that wants no answer, the response's status decides: 200 to 399: the message is done; 400 to 499: it goes to
+    the dead letters; 500 and above: it is sent to the server again.
 
     :param url: ``http://ADDRESS:PORT/PATH``.
     :param timeout: seconds that the server may take for a request.
-    :raises ValueError: *url* is none of this form.
+    :raises ValueError: when *url* has another form.
     """
 
     def __init__(self, url: str, *, timeout: float = 60.0) -> None:
@@ -66,9 +67,9 @@ class Forward:
         return Done("never" if response.status < 500 else "later", answer)
 
     def _request(self, message: Message) -> Request:
-        """The request that the server gets for *message*.
+        """Return the request that the server gets for *message*.
 
-        :raises MessageError: it is said to hold a request, and holds none.
+        :raises MessageError: when the message's type is that of a request, and its body holds none.
         """
         if message.content_type == MEDIA_TYPE:
             held = load_request(message.body)
@@ -123,7 +124,7 @@ async def _response(connection: h11.Connection, reader: asyncio.StreamReader) ->
 
 
 def _clean(value: bytes) -> bytes:
-    """A header's value of a text that somebody else chose: visible characters alone (RFC 9110, 5.5)."""
+    """Return a sender's text with visible characters only, as the value of a header (RFC 9110, 5.5)."""
     return bytes(byte if 0x20 < byte < 0x7F else 0x3F for byte in value)
 
 

@@ -47,7 +47,8 @@ class Response:
 def end_to_end(headers: Iterable[Header]) -> tuple[Header, ...]:
     """Return the headers that go on to the other end.
 
-    Left out are those of one hop, those that ``Connection`` names, and ``Netspace-*``, which the bridge alone says.
+    Headers of one hop, and those that ``Connection`` names, are left out. So are ``Netspace-*``: only the bridge sets
+    them.
     """
     found = [(name.lower(), value) for name, value in headers]
     named = {
@@ -93,7 +94,7 @@ def _dump(connection: h11.Connection, start: h11.Request | h11.Response, body: b
 def load_request(raw: bytes) -> Request:
     """Read the body of a message.
 
-    :raises MessageError: it is not exactly one request.
+    :raises MessageError: when it is not exactly one request.
     """
     start, body = _load(h11.Connection(h11.SERVER, max_incomplete_event_size=HEADERS), raw)
     assert isinstance(start, h11.Request)
@@ -103,7 +104,7 @@ def load_request(raw: bytes) -> Request:
 def load_response(raw: bytes) -> Response:
     """Read the body of an answer.
 
-    :raises MessageError: it is not exactly one response.
+    :raises MessageError: when it is not exactly one response.
     """
     connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEADERS)
     connection.send(h11.Request(method=b"POST", target=b"/", headers=[(b"host", b"x"), (b"content-length", b"0")]))

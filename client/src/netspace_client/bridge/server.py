@@ -55,7 +55,7 @@ class Server:
     """The HTTP server.
 
     :param timeout: seconds that a peer may take to answer.
-    :param raw: peers that get the body alone, not the whole request: they run no bridge.
+    :param raw: peers that run no bridge: they get only the body, not the whole request.
     """
 
     def __init__(self, mailbox: Mailbox, *, timeout: float = 60.0, raw: Collection[str] = ()) -> None:
@@ -98,7 +98,7 @@ class Server:
             connection.start_next_cycle()
 
     async def answer(self, request: Request) -> Response:
-        """Have a peer answer *request*; each failure is a response that says why."""
+        """Ask a peer for *request*; each failure becomes a response with the reason."""
         _, _, path = request.target.partition(b"/")
         named, _, rest = path.partition(b"/")
         name, _, query = named.partition(b"?")
@@ -132,7 +132,7 @@ class Server:
         return Response(200, ((b"content-type", told),), answer.body)
 
     def _index(self) -> Response:
-        """The peers that may be asked or sent to."""
+        """The peers that this environment may ask or send to."""
         peers = [
             {"peer": link.peer, "pattern": link.pattern} for link in self._mailbox.links() if link.direction == "to"
         ]

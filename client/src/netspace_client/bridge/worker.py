@@ -1,4 +1,4 @@
-"""Takes messages out of the mailbox and has each worked on, some at once; settles it as its work ends."""
+"""Take messages out of the mailbox and have each worked on, several at once; settle each when its work ends."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FIRST_WAIT, LONGEST_WAIT = 0.2, 5.0
 
 @dataclass(frozen=True)
 class Done:
-    """The end of the work for a message.
+    """The outcome of the work on a message.
 
     :param how: ``done``; ``later``: not now, try again; ``never``: nobody can work on it.
     :param answer: body and type of the answer, for a request.
@@ -36,8 +36,8 @@ async def work_on(mailbox: Mailbox, work: Work, *, at_once: int, patience: float
     """Have *work* done for each message, for ever.
 
     :param at_once: messages that are worked on at once; with 1 they are in order.
-    :param patience: seconds to try again for, when the work can't be done now; then the message goes back to the
-        broker, which counts that (and puts it with the dead letters after 20 times).
+    :param patience: seconds for which the work is tried again. Then the message goes back to the broker, which counts
+        its returns (and moves it to the dead letters after 20).
     """
     places = asyncio.Semaphore(at_once)
     running: set[asyncio.Task[None]] = set()
@@ -55,7 +55,7 @@ async def work_on(mailbox: Mailbox, work: Work, *, at_once: int, patience: float
 
 
 async def _one(message: Message, work: Work, patience: float) -> None:
-    """Work on one message; whatever it is, the next ones go on."""
+    """Work on one message; its failure does not stop the next ones."""
     try:
         async with message:
             done = await _patiently(message, work, patience)
@@ -83,7 +83,7 @@ async def _patiently(message: Message, work: Work, patience: float) -> Done:
 
 
 async def _answer(message: Message, body: bytes, kind: str) -> None:
-    """Answer a request. The work was done: an asker who can't be told must not have it done again."""
+    """Answer a request. The work was done, so a failure to reach the asker must not repeat it."""
     try:
         await message.reply(body, content_type=kind)
     except LinkError as err:
