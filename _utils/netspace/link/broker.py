@@ -334,20 +334,17 @@ def start(
     supervisor: Supervisor,
     progress: Callable[[str], None],
     *,
-    runs_as: LocalBroker | None = None,
     deaf: bool = False,
 ) -> None:
     """Install the node, have it run, and wait until clients reach it.
 
-    :param runs_as: the definition that it runs by, if it runs.
     :param deaf: it runs, and no client reaches it: it is restarted.
     :raises NetspaceError: when another program has one of its ports, and then nothing is changed; when it doesn't
         come up, with the end of its log.
     """
     available()
     status = supervisor.observe().get(NODE)
-    runs = status is not None and status.state in ("running", "starting")
-    if refusal := listening.taken(spec, runs_as if runs else None, deaf=deaf):
+    if refusal := listening.taken(spec, None if status is None else status.pid):
         raise NetspaceError(refusal)
     if status is not None and (deaf or not installed(layout, spec)):
         # Stopped before anything is written: one killed in between is then started anew by the next run.

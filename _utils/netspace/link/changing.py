@@ -192,9 +192,8 @@ class Change:
             failed = failed or err  # what is to be revoked is, all the same
         if definitions is None and isinstance(broker, LocalBroker):
             self.progress("starting the broker")
-            recorded, deaf = work.observed.record.broker, work.observed.broker == "deaf"
-            runs_as = recorded if isinstance(recorded, LocalBroker) else None
-            node.start(self.layout, broker, self.supervisor, self.progress, runs_as=runs_as, deaf=deaf)
+            deaf = work.observed.broker == "deaf"
+            node.start(self.layout, broker, self.supervisor, self.progress, deaf=deaf)
         elif work.observed.stalled and isinstance(broker, LocalBroker):
             node.restart_carriers(self.layout, broker)
         vhost = reach.vhost(self.layout, broker)

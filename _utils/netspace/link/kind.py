@@ -235,9 +235,8 @@ class Links:
         starts = any(step.name == planning.BROKER and step.action != "remove" for step in found.steps)
         if not starts or not isinstance(desired.broker, LocalBroker):
             return found
-        recorded, deaf = observed.record.broker, observed.broker == "deaf"
-        running = recorded if observed.broker != "stopped" and isinstance(recorded, LocalBroker) else None
-        if why := listening.taken(desired.broker, running, deaf=deaf):
+        status = None if observed.record.broker is None else self.supervisor.observe().get(node.NODE)
+        if why := listening.taken(desired.broker, None if status is None else status.pid):
             refusal = Refusal(planning.KIND, planning.BROKER, f"netspace:{why}")
             return Plan(found.steps, [*found.refusals, refusal], found.notes)
         return found

@@ -6,9 +6,11 @@ port was taken. Changes nothing.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from pathlib import Path
+from typing import NamedTuple
 
 from netspace.layout import Layout
 from netspace.link import authority, identity
@@ -24,14 +26,14 @@ def unanswered(layout: Layout, spec: LocalBroker, seconds: float = 5.0) -> str:
     """
     import ssl
 
-    trusted = identity.server_folder(layout) / identity.ANCHORS
+    known = authority.read(layout)
+    if known is None:
+        return ""  # there is nothing to check it by, which the plan mends
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    try:
-        context.load_verify_locations(trusted)
-        if (own := _any_identity(layout)) is not None:
+    context.load_verify_locations(cadata=known.anchors.decode())
+    if (own := _any_identity(layout)) is not None:
+        with contextlib.suppress(OSError, ssl.SSLError):
             context.load_cert_chain(own)  # a broker that is shown none writes an alert into its log
-    except (OSError, ssl.SSLError) as err:
-        return f"its certificates can't be read: {err}"
     try:
         with socket.create_connection(("127.0.0.1", spec.port), timeout=seconds) as plain:
             with context.wrap_socket(plain, server_hostname=authority.SERVER_NAMES[0]):
@@ -43,26 +45,33 @@ def unanswered(layout: Layout, spec: LocalBroker, seconds: float = 5.0) -> str:
         return f"port {spec.port} doesn't answer as the broker ({err})" + (f"; {who} has it" if who else "")
 
 
-def taken(spec: LocalBroker, running: LocalBroker | None = None, *, deaf: bool = False) -> str:
+class Holder(NamedTuple):
+    """A program that has a port; ``pid`` is 0 where that can't be told."""
+
+    name: str
+    pid: int
+
+    def __str__(self) -> str:
+        return f"{self.name} (process {self.pid})" if self.pid else self.name
+
+
+def taken(spec: LocalBroker, own: int | None = None) -> str:
     """Return which of the broker's ports another program has, and which program; empty where none is taken.
 
-    :param running: the definition that our own broker runs by, so that its ports are its own; None: it doesn't run.
-    :param deaf: it runs without its port for clients.
+    :param own: process of our own broker, whose ports are its own; None: it doesn't run.
     """
-    keys = ("port", "management_port", "distribution_port")
-    own = {getattr(running, key) for key in keys if not (deaf and key == "port")} if running is not None else set()
-    for key in keys:
+    for key in ("port", "management_port", "distribution_port"):
         port = getattr(spec, key)
-        if port not in own and (who := holder(port)) is not None:
+        who = holder(port)
+        if who is not None and who.pid != (own or -1):
             return f"broker:{key}: {port} is taken by {who}; end that program, or declare another port"
     return ""
 
 
-def holder(port: int) -> str | None:
-    """Return the program that listens at a TCP port of this network namespace (proc(5), ``net/tcp``); None where none
-    does.
+def holder(port: int) -> Holder | None:
+    """Return the program that listens at a TCP port of this network namespace (proc(5), ``net/tcp``); None: none does.
 
-    A program that listens at one address that is not loopback does not conflict, and is not returned.
+    Bound to one address that is not loopback, it is in nobody's way.
     """
     inodes = {inode for path in ("tcp", "tcp6") for inode in _listening(Path("/proc/net") / path, port)}
     if not inodes:
@@ -74,10 +83,10 @@ def holder(port: int) -> str | None:
         try:
             for fd in os.scandir(f"/proc/{name}/fd"):
                 if os.readlink(fd.path) in links:
-                    return f"{Path(f'/proc/{name}/comm').read_text().strip()} (process {name})"
+                    return Holder(Path(f"/proc/{name}/comm").read_text().strip(), int(name))
         except OSError:  # it ended, or is another's
             continue
-    return "another program"
+    return Holder("another program", 0)
 
 
 def _listening(table: Path, port: int) -> list[str]:

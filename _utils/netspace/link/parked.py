@@ -83,7 +83,7 @@ def purge(layout: Layout, supervisor: Supervisor, progress: Callable[[str], None
     if left or not stopped:
         if stopped and isinstance(broker, LocalBroker):
             progress("starting the broker")
-            node.start(layout, broker, supervisor, progress, runs_as=broker)
+            node.start(layout, broker, supervisor, progress)
         with reach.management(layout, broker) as api:
             for queue in _undeclared(layout, known, api):
                 if names.owner(queue) in doomed:

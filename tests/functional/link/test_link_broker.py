@@ -23,7 +23,7 @@ from waiting import until
 
 from netspace import files
 from netspace.link import broker as node
-from netspace.link import forwarder, identity, management
+from netspace.link import forwarder, identity, listening, management
 from netspace.link.names import shown
 from netspace.spec.types import Link, LocalBroker
 
@@ -149,7 +149,7 @@ def test_no_local_user_keeps_the_broker_down_by_its_name(host):
             command = ["/usr/bin/epmd", "-address", "127.0.0.1", "-port", str(port)]
             mapper = after.enter_context(subprocess.Popen(command, user=65534, group=65534))
             after.callback(mapper.kill)
-            until(lambda: node._listens(port), patience=10)  # noqa: B023
+            until(lambda: listening.holder(port) is not None, patience=10)  # noqa: B023
             one = after.enter_context(socket.create_connection(("127.0.0.1", port), timeout=5))
             # ALIVE2_REQ: https://www.erlang.org/doc/apps/erts/erl_dist_protocol.html#register-a-node-in-epmd
             name = host.layout.instance.encode()
