@@ -137,7 +137,8 @@ def test_a_held_port_is_nobody_elses(host):
         with squatter(host, "audit") as process, host.inside("audit"):
             assert process.stdout is not None
             one = socket.socket()
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+                one.setsockopt(socket.SOL_SOCKET, option, 1)
             one.bind(("127.0.0.1", 5671))  # as haproxy does
             one.listen()
             socket.create_connection(("127.0.0.1", 5671), timeout=5).close()
