@@ -36,6 +36,12 @@ class Fleet:
         assert done.returncode == 0, done
         return done.data
 
+    def fails(self, function: str, *arguments: str) -> Any:
+        """Call what says by its return code that something is wrong."""
+        done = self.cli.run(function, *arguments, minion_tgt=self.minion.id)
+        assert done.returncode != 0, done
+        return done.data
+
     def run(self, function: str, *arguments: str) -> Any:
         """Have the master's own part do something."""
         done = self.runner.run(function, *arguments)
@@ -115,14 +121,14 @@ def test_a_sync_makes_new_library_code_live_without_a_restart(fleet: Fleet) -> N
     """salt#66354: Salt reloads plugins, and would keep the library they imported."""
     fleet.call("saltutil.sync_all")
     pid = fleet.minion.pid
-    before = fleet.call("netspace.check", f"declaration={json.dumps(DECLARATION)}")["problems"][0]["message"]
+    before = fleet.fails("netspace.check", f"declaration={json.dumps(DECLARATION)}")["problems"][0]["message"]
     assert before.startswith("unknown")
 
     library = fleet.source / "_utils" / "netspace" / "errors.py"
     library.write_text(library.read_text() + "\nProblem._asdict = lambda self: {'path': 'new', 'message': 'code'}\n")
     assert fleet.call("saltutil.sync_all")["utils"] == ["utils.netspace.errors"]
 
-    after = fleet.call("netspace.check", f"declaration={json.dumps(DECLARATION)}")["problems"][0]
+    after = fleet.fails("netspace.check", f"declaration={json.dumps(DECLARATION)}")["problems"][0]
     assert after == {"path": "new", "message": "code"}
     assert fleet.minion.is_running()
     assert fleet.minion.pid == pid
