@@ -17,8 +17,9 @@ from whole_host import all_true
 pytestmark = pytest.mark.vm
 
 REFERENCES = "/etc/netspace-references.json"
-# GRUB measures its commands and the kernel's command line into 8, what it reads into 9.
-PCRS = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
+# GRUB measures its commands and the kernel's command line into 8, what it reads into 9. Rules for kernels rest on 11 and
+# 12, too, which nothing measures into here.
+PCRS = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12]
 TPM = {"policy": "prefer", "minimum": "L3", "tpm": "device:/dev/tpmrm0", "roots": ROOTS, "pcrs": PCRS}
 
 
@@ -112,6 +113,8 @@ def test_a_measured_boot_is_trusted_and_another_command_line_is_not(
     learned = master("learn", "vm", ima=True, file=str(proposed))
     policy = json.loads(proposed.read_text())
     assert any("ima_policy=tcb" in line for line in policy["boot"]["command_lines"]), policy["boot"]["command_lines"]
+    # The former line has IMA measure no programs: with it, a list would prove nothing.
+    policy["boot"]["command_lines"] = [line for line in policy["boot"]["command_lines"] if "ima_policy=tcb" in line]
     # Logs and records, which root reads and programs write.
     policy["ima"].update(exclude=["/var/*", "/tmp/*", "/etc/*"], violations="ignore")
     proposed.write_text(json.dumps(policy))
