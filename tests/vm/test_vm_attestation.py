@@ -17,7 +17,7 @@ from whole_host import all_true
 pytestmark = pytest.mark.vm
 
 REFERENCES = "/etc/netspace-references.json"
-# GRUB measures its commands and the kernel's command line into 8, what it reads into 9. Rules for kernels rest on 11 and
+# GRUB measures its commands and the command line into 8, what it reads into 9. Rules for kernels rest on 11 and
 # 12, too, which nothing measures into here.
 PCRS = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12]
 TPM = {"policy": "prefer", "minimum": "L3", "tpm": "device:/dev/tpmrm0", "roots": ROOTS, "pcrs": PCRS}
