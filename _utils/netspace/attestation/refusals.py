@@ -401,6 +401,13 @@ class UnlistedEndorsementKey(Refused):
     )
 
 
+class WrongSaltKey(Refused):
+    """Something that is said in a minion's name without the signature of its Salt key."""
+
+    code = "salt-key"
+    remedy = "give master and minion the same netspace; else find out which minion answers in this one's name"
+
+
 class ResultForged(Refused):
     """A result that none of the verifier's keys signed, or by another algorithm than ES256 (``none``)."""
 
