@@ -252,7 +252,7 @@ class Fleet:
                 found = self._by_software(minion, evidence, context)
                 base = found.level
             else:
-                key = self.registrar.certified(_as_asked(asked, host), now)
+                key = self.registrar.certified(self._as_asked(asked, host), now)
                 base = key.level
                 expected = verifier.Expected(
                     context,
@@ -331,7 +331,7 @@ class Fleet:
             boot, evidence = _answer(answer)
             context = Context(self._master, asked.minion, asked.session, asked.nonce, binding=boot.encode())
             if host is not None:
-                origin.check_quote(evidence, bound_key(_as_asked(asked, host)), context)
+                origin.check_quote(evidence, bound_key(self._as_asked(asked, host)), context)
             else:
                 self._check_software(asked, answer, evidence, context)
             return boot, self._with_log(asked, evidence), context
@@ -339,6 +339,18 @@ class Fleet:
             if isinstance(err, WrongSaltKey) or not self._signed(asked, answer):
                 raise origin.unproved(err) from err
             raise
+
+    def _as_asked(self, asked: Asked, host: dict[str, Any]) -> dict[str, Any]:
+        """The host's record as it was when the host was asked: its certificate may have been renewed since.
+
+        What was decided since counts: it was revoked (enrolled again or not), or has another TPM.
+        """
+        before = asked.host
+        if before is None or before["ek"] != host["ek"] or "revoked" in host:
+            return host
+        if before["serial"] != host["serial"] and self.registrar.is_revoked(before["serial"]):
+            return {**before, "revoked": True}
+        return before
 
     def _signed(self, asked: Asked, answer: Any) -> bool:
         """Whether the host's Salt key signed an answer."""
@@ -583,17 +595,6 @@ def _same_tpm(record: Mapping[str, Any], host: Mapping[str, Any]) -> bool:
     if "ek" in record:
         return bool(record["ek"] == host["ek"])
     return record["key"] in (None, attestation_key(host), host.get("former"))
-
-
-def _as_asked(asked: Asked, host: dict[str, Any]) -> dict[str, Any]:
-    """The host's record as it was when the host was asked: its certificate may have been renewed since.
-
-    What was decided since counts: it was revoked, or has another TPM.
-    """
-    before = asked.host
-    if before is None or before["ek"] != host["ek"] or "revoked" in host:
-        return host
-    return before
 
 
 def _answer(data: Any) -> tuple[str, Evidence]:

@@ -102,6 +102,13 @@ class UnknownAttestationKey(Refused):
     remedy = f"if the TPM was replaced or the host installed anew, {_FORGET}"
 
 
+class WrongHierarchy(Refused):
+    """A quote by a key of another hierarchy than the TPM's endorsement hierarchy, or by a child of another key."""
+
+    code = "ak-hierarchy"
+    remedy = "give master and minion the same netspace; else find out what made this key"
+
+
 class WrongEndorsementKey(Refused):
     """An endorsement key that is not one: wrong attributes, type or size."""
 

@@ -274,6 +274,10 @@ class Registrar:
             files.write_json(self._path(minion), {**record, "revoked": now})
             return record
 
+    def is_revoked(self, serial: str) -> bool:
+        """Whether a certificate that may still be in its time was revoked, by its serial number."""
+        return serial in (files.read_json(self._revoked_path, files.KEPT) or {})
+
     def release(self, minion: str, now: float) -> dict[str, Any]:
         """Forget which TPM the minion has, and revoke its certificate: for a host that gets another one."""
         record = self.revoke(minion, "released", now)

@@ -135,6 +135,17 @@ def test_a_renewal_while_a_host_is_asked_fails_nobody(made: Fleet, minion: Minio
     assert made.judge(again, answer(again, minion.tpm), NOW + 4)["code"] == "ak-certificate-revoked"
 
 
+def test_a_revoked_certificate_counts_no_more_once_renewed(made: Fleet, minion: Minion) -> None:
+    """Revoked and enrolled again while it was asked: what the revoked certificate is for is refused."""
+    attest(made, minion)
+    asked = made.ask("web1")
+    reply = answer(asked, minion.tpm)
+    made.registrar.revoke("web1", "stolen", NOW + 1)
+    enrolled(made.registrar, minion, NOW + 2)
+    assert made.judge(asked, reply, NOW + 3)["code"] == "ak-certificate-revoked"
+    assert attest(made, minion, NOW + 4)["level"] == 2
+
+
 def test_a_host_enrolled_before_periods_goes_on(made: Fleet, minion: Minion, store: Store) -> None:
     """Neither its record in the books nor its last result knows of periods, and it is asked as before."""
     from netspace import files
