@@ -325,6 +325,7 @@ class Fleet:
         """Return the boot and the evidence of an answer that a key of the host signed, and what it was made for.
 
         :raises Refused: when it is none, and the host's Salt key says that it is the host's all the same.
+        :raises NotEnrolled: likewise, when it is a TPM's that nobody enrolled.
         :raises Unproved: when it may be anybody's.
         """
         try:
@@ -335,6 +336,10 @@ class Fleet:
             else:
                 self._check_software(asked, answer, evidence, context)
             return boot, self._with_log(asked, evidence), context
+        except NotEnrolled as err:
+            if not self._signed(asked, answer):
+                raise origin.Unproved(str(err)) from err
+            raise
         except Refused as err:
             if isinstance(err, WrongSaltKey) or not self._signed(asked, answer):
                 raise origin.unproved(err) from err

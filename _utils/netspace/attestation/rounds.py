@@ -174,10 +174,7 @@ class Round:
                 self._silent.add(asked.minion)
             if came.problem:
                 raise Unproved(came.problem)
-            try:
-                return self._fleet.judge(asked, value, self._wall())
-            except fleet.NotEnrolled as err:  # whoever made it
-                raise Unproved(str(err)) from err
+            return self._fleet.judge(asked, value, self._wall())
 
         return take
 

@@ -317,6 +317,16 @@ def test_a_first_software_key_is_the_minions_own(made: Fleet, tmp_path: Path) ->
     assert made.judge(asked, genuine, NOW)["level"] == 1
 
 
+def test_a_tpm_that_nobody_enrolled_is_the_hosts_word(made: Fleet, fake_tpm: Any) -> None:
+    """That a host has a TPM is told at once where its Salt key says so, and else may be anybody's word."""
+    asked = made.ask("web9")
+    genuine = answer(asked, fake_tpm)
+    with pytest.raises(fleet.NotEnrolled, match="not enrolled"):
+        made.judge(asked, genuine, NOW)
+    with pytest.raises(origin.Unproved, match="not enrolled"):
+        made.judge(asked, {**genuine, "salt": "00" * 256}, NOW)
+
+
 def test_a_host_that_hides_behind_forgeries_goes_stale(made: Fleet, minion: Minion) -> None:
     """A host that is taken over and answers rubbish keeps its standing until its deadline, and no longer."""
     attest(made, minion)
