@@ -353,7 +353,7 @@ def test_a_clock_that_was_set_back_also_after_refused_evidence(made: Fleet, mini
 
 def test_an_expired_certificate_is_due_and_refused(made: Fleet, minion: Minion) -> None:
     assert not made.certificate_due("web1", NOW + 12 * HOUR)
-    assert made.certificate_due("web1", NOW + 23.5 * HOUR)
+    assert made.certificate_due("web1", NOW + 23.9 * HOUR)
     assert attest(made, minion, NOW + 25 * HOUR)["code"] == "ak-certificate-expired"
 
 
