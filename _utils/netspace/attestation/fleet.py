@@ -229,7 +229,8 @@ class Fleet:
         """
         minion, before = asked.minion, self.record(asked.minion)
         host = self.registrar.host(minion)
-        boot, evidence = "", None
+        # Of refused evidence, too: the host takes the result for this boot alone.
+        boot, evidence = _boot(answer), None
         kept: dict[str, Any] = {
             "clock": None,
             "ima": None,
@@ -605,10 +606,16 @@ def _same_tpm(record: Mapping[str, Any], host: Mapping[str, Any]) -> bool:
 def _answer(data: Any) -> tuple[str, Evidence]:
     if not isinstance(data, Mapping) or set(data) - {identity.FIELD} != {"boot", "evidence"}:
         raise Malformed("answer: expected boot and evidence")
-    boot = data["boot"]
-    if not isinstance(boot, str) or not 0 < len(boot) <= MAX_BOOT or not boot.isprintable():
+    boot = _boot(data)
+    if not boot:
         raise Malformed("answer: boot is no boot's id")
     return boot, parse_evidence(data["evidence"])
+
+
+def _boot(data: Any) -> str:
+    """The boot's id that an answer names; empty where it names none."""
+    boot = data.get("boot") if isinstance(data, Mapping) else None
+    return boot if isinstance(boot, str) and len(boot) <= MAX_BOOT and boot.isprintable() else ""
 
 
 def _clock(record: Mapping[str, Any] | None, host: Mapping[str, Any]) -> Clock | None:

@@ -341,6 +341,9 @@ def test_an_attestation_key_of_another_tpm(made: Fleet, minion: Minion) -> None:
     record = made.judge(asked, answer(asked, type(minion.tpm)()), NOW)
     assert record["code"] == "ak-unknown"
     assert standing(made)[0] == "failed"
+    keys, nonce = [made.signer.jwk], asked.nonce.hex()
+    told = ear.check(record["token"], keys, minion="web1", nonce=nonce, boot=BOOT, now=NOW, versions={})
+    assert told.level == 0, "the host takes it: it is for its boot"
 
 
 def test_a_clock_that_was_set_back_also_after_refused_evidence(made: Fleet, minion: Minion) -> None:
