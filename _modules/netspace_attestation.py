@@ -18,7 +18,7 @@ netspace.refresh(__file__)
 from salt.exceptions import CommandExecutionError  # noqa: E402
 
 from netspace import declared, files  # noqa: E402
-from netspace.attestation import appraisal, attester, software, terms, verdict  # noqa: E402
+from netspace.attestation import appraisal, attester, identity, software, terms, verdict  # noqa: E402
 from netspace.attestation.evidence import Context, key_fingerprint  # noqa: E402
 from netspace.attestation.evidence import period as read_period  # noqa: E402
 from netspace.attestation.kind import NAME, Attestations  # noqa: E402
@@ -119,7 +119,8 @@ def evidence(
 def enroll(template: str = "", asked: dict[str, Any] | None = None) -> dict[str, Any]:
     """
     Return the identity of the TPM that ``pillar:netspace:attestation:tpm`` names, for the registrar
-    on the master: ``{v, template, ek, cert, chain, ak, tpm, period, others}`` with binary fields in base64.
+    on the master: ``{v, template, ek, cert, chain, ak, tpm, period, others}`` with binary fields in base64; where a
+    master asks, also ``salt``: the signature of this minion's Salt key, in hex.
 
     The master's ``netspace_attestation.enroll`` calls it, and ``activate`` after it.
 
@@ -142,15 +143,16 @@ def enroll(template: str = "", asked: dict[str, Any] | None = None) -> dict[str,
         if not isinstance(given, dict) or set(given) != {"template", "period", "others"}:
             raise NetspaceError("asked: expected template, period and others")
         chosen_template, period = str(given["template"]) or None, read_period(given["period"])
-        return appraisal.enroll(layout, chosen, chosen_template, period, others=given["others"] is True).wire()
+        shown = appraisal.enroll(layout, chosen, chosen_template, period, others=given["others"] is True).wire()
+        return shown if asked is None else _signed(identity.ENROLMENT, shown, {})
     except NetspaceError as err:
         raise CommandExecutionError(str(err)) from err
 
 
-def activate(credentials: dict[str, Any]) -> dict[str, str]:
+def activate(credentials: dict[str, Any]) -> dict[str, Any]:
     """
-    Open a credential that the master made for this TPM, and return ``{answer: hex}``, which proves that
-    the attestation key is in it. The secret itself is not returned.
+    Open a credential that the master made for this TPM, and return ``{answer: hex, salt: hex}``. The answer proves that
+    the attestation key is in it, and ``salt`` is the signature of this minion's Salt key. The secret is not returned.
 
     The answer is bound to this minion's id and to the key of the master that the minion knows: a
     credential that another master or for another minion made is answered wrongly.
@@ -177,9 +179,24 @@ def activate(credentials: dict[str, Any]) -> dict[str, str]:
             context = Context(_master(), str(__opts__["id"]), str(given["session"]), bytes.fromhex(given["nonce"]))
         except (TypeError, ValueError, KeyError) as err:
             raise NetspaceError(f"credential: not base64, or not hex: {err}") from err
-        return {"answer": appraisal.activate(layout, chosen, made, context, read_period(given["period"])).hex()}
+        opened = {"answer": appraisal.activate(layout, chosen, made, context, read_period(given["period"])).hex()}
+        return _signed(identity.ACTIVATION, opened, identity.exchange(context.session, context.nonce))
     except NetspaceError as err:
         raise CommandExecutionError(str(err)) from err
+
+
+def _signed(kind: str, data: dict[str, Any], more: dict[str, str]) -> dict[str, Any]:
+    """Have this minion's Salt key sign what it shows: Salt's bus does not prove who answers."""
+    message = identity.statement(kind, _master(), str(__opts__["id"]), {**data, **more})
+    return {**data, identity.FIELD: identity.sign(_salt_key(), message)}
+
+
+def _salt_key() -> bytes:
+    path = Path(__opts__["pki_dir"]) / "minion.pem"
+    try:
+        return path.read_bytes()
+    except OSError as err:
+        raise NetspaceError(f"{path}: {err.strerror}: this minion's Salt key can't be read") from err
 
 
 def _credential(given: dict[str, Any]) -> attester.Credential:
@@ -249,7 +266,7 @@ def answer(challenges: dict[str, Any]) -> dict[str, Any]:
     """
     try:
         layout, chosen = _settings()
-        return verdict.answer(layout, chosen, str(__opts__["id"]), _master(), _mine(challenges))
+        return verdict.answer(layout, chosen, str(__opts__["id"]), _master(), _mine(challenges), _salt_key)
     except NetspaceError as err:
         raise CommandExecutionError(str(err)) from err
 

@@ -44,6 +44,7 @@ from netspace.attestation import (  # noqa: E402
     fleet,
     groups,
     hsm,
+    identity,
     learning,
     makers,
     offline,
@@ -56,7 +57,7 @@ from netspace.attestation import ima as lists  # noqa: E402
 from netspace.attestation import policy as rules  # noqa: E402
 from netspace.attestation.enrolment import Pending  # noqa: E402
 from netspace.attestation.evidence import key_fingerprint  # noqa: E402
-from netspace.attestation.refusals import Refused  # noqa: E402
+from netspace.attestation.refusals import Refused, WrongSaltKey  # noqa: E402
 from netspace.attestation.registrar import Registrar  # noqa: E402
 from netspace.attestation.tee import offline as tees  # noqa: E402
 from netspace.attestation.tee import roots as tee_roots  # noqa: E402
@@ -885,7 +886,7 @@ def _enrolled(minion: str, settings: dict[str, Any]) -> dict[str, Any]:
     found: list[dict[str, Any]] = []
 
     def work() -> window.Work:
-        found.append((yield from rounds.enrolled(registrar, minion, _credentials(registrar, settings))))
+        found.append((yield from rounds.enrolled(registrar, minion, _credentials(registrar, settings), _identities())))
 
     with _bus(settings) as bus:
         window.Window(bus, window.Pace(1, 0.0, settings["timeout"])).run([(minion, work())])
@@ -1038,7 +1039,33 @@ def _fleet() -> fleet.Fleet:
         _Store(),
         netspace.__version__,
         functools.cache(lambda: tee_roots.read(settings["tee_roots"])),
+        _identities(),
     )
+
+
+def _identities() -> identity.Identities:
+    return identity.Identities(_master(), _salt_key)
+
+
+def _salt_key(minion: str) -> bytes | None:
+    """The Salt key that this master accepted for a minion; None for minions below another master (a syndic)."""
+    import salt.utils.verify
+
+    pem: bytes | None = None
+    if salt.utils.verify.valid_id(__opts__, minion):
+        driver = __opts__.get("keys.cache_driver")
+        if driver not in (None, "localfs_key"):  # from Salt 3008 on, keys may be elsewhere
+            import salt.cache
+
+            found = salt.cache.Cache(__opts__, driver=driver).fetch("keys", minion) or {}
+            pem = str(found["pub"]).encode() if found.get("state") == "accepted" else None
+        else:
+            folder = __opts__.get("cluster_pki_dir") if __opts__.get("cluster_id") else __opts__["pki_dir"]
+            path = Path(str(folder)) / "minions" / minion
+            pem = path.read_bytes() if path.is_file() else None
+    if pem is None and not __opts__.get("order_masters"):
+        raise WrongSaltKey(f"the master has no accepted Salt key of {minion}")
+    return pem
 
 
 def _registrar(settings: Mapping[str, Any] | None = None) -> Registrar:

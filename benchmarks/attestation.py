@@ -107,7 +107,8 @@ class Tpm:
     def quote(self, extra: bytes, pcrs: tuple[int, ...]) -> tuple[bytes, bytes]:
         bits = sum(1 << pcr for pcr in pcrs).to_bytes(3, "little")
         digest = hashlib.sha256(b"".join(self.values[pcr] for pcr in sorted(pcrs))).digest()
-        attest = struct.pack(">IH", 0xFF544347, 0x8018) + sized(b"\0\x0b" + bytes(32)) + sized(extra)
+        attest = struct.pack(">IH", 0xFF544347, 0x8018) + sized(structures.public(self.public).qualified_name)
+        attest += sized(extra)
         attest += struct.pack(">QIIBQ", 1000, 5, 0, 1, 0) + struct.pack(">IHB", 1, 0x000B, 3) + bits + sized(digest)
         r, s = utils.decode_dss_signature(self.key.sign(attest, ec.ECDSA(hashes.SHA256())))
         signature = struct.pack(">HH", 0x0018, 0x000B) + sized(r.to_bytes(32, "big")) + sized(s.to_bytes(32, "big"))
@@ -279,7 +280,10 @@ class Fleet:
         pcrs = {pcr: self.tpm.values[pcr] for pcr in asked["pcrs"]}
         log, known = (None, asked["bootlog"]) if asked["bootlog"] else (self.log, None)
         made = Evidence("tpm", self.tpm.public, attest, signature, pcrs, log, None, None, known)
-        reply = {"boot": "boot", "evidence": made.wire()}
+        import runner_bus
+
+        plain = {"boot": "boot", "evidence": made.wire()}
+        reply: dict[str, Any] = runner_bus.signed("answer", self.master, name, asked, plain)
         self.bytes += len(json.dumps(reply))
         return reply
 

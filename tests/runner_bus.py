@@ -16,9 +16,9 @@ from typing import Any
 import checkout
 import salt.config
 from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from netspace.attestation import attester, software
+from netspace.attestation import attester, identity, software
 from netspace.attestation.bus import Reply, Sent
 from netspace.attestation.evidence import Context, key_fingerprint
 from netspace.layout import Layout
@@ -51,18 +51,40 @@ def load(folder: Path, settings: dict[str, Any], **opts: Any) -> tuple[Any, str]
 
 
 def join(runner: Any, ask: Ask) -> AskedBus:
-    """Have *ask* answer the runner's messages; return the bus between them."""
-    bus = AskedBus(ask)
+    """Have *ask* answer what the runner sends; return the bus between them."""
+    bus = AskedBus(ask, runner._master())
     runner._bus = lambda settings: contextlib.nullcontext(bus)
     runner._seen = lambda minions: set()
+    runner._salt_key = lambda minion: SALT_PUBLIC
     return bus
+
+
+# One Salt key for all hosts: what it signs names the minion.
+_SALT = rsa.generate_private_key(65537, 2048)
+SALT_KEY = _SALT.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+SALT_PUBLIC = _SALT.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+
+def signed(function: str, master: str, minion: str, given: Mapping[str, Any], value: Any) -> Any:
+    """What a minion says, with the signature of its Salt key where the execution module makes one.
+
+    :param given: what the minion was asked.
+    """
+    kinds = {"enroll": identity.ENROLMENT, "activate": identity.ACTIVATION, "answer": identity.ANSWER}
+    if function not in kinds or not isinstance(value, dict) or value.keys() & {"parts", "salt"}:
+        return value
+    told = identity.digest(value) if function == "answer" else value
+    if function != "enroll":
+        told = {**told, **identity.exchange(given["session"], bytes.fromhex(given["nonce"]))}
+    return {**value, "salt": identity.sign(SALT_KEY, identity.statement(kinds[function], master, minion, told))}
 
 
 class AskedBus:
     """A bus whose answers are there at once, or *later*; its clock runs while the caller waits."""
 
-    def __init__(self, ask: Ask) -> None:
+    def __init__(self, ask: Ask, master: str) -> None:
         self._ask = ask
+        self._master = master
         self._jobs = itertools.count(1)
         self._replies: deque[Reply] = deque()
         self.now = 0.0
@@ -76,7 +98,10 @@ class AskedBus:
         job = str(next(self._jobs))
         for minion, answer in self._ask(list(minions), function, arguments).items():
             if answer is not None:
-                self._replies.append(Reply(job, minion, *answer))
+                value, problem = answer
+                given = next((one[minion] for one in arguments.values() if minion in one), {})
+                value = signed(function, self._master, minion, given, value)
+                self._replies.append(Reply(job, minion, value, problem))
         return Sent(job)
 
     def receive(self, seconds: float) -> Reply | None:

@@ -24,6 +24,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "_utils"))
 
 from netspace.attestation.bus import Reply, Sent
+from netspace.attestation.origin import Unproved
 from netspace.attestation.rounds import Round
 from netspace.attestation.window import Pace
 
@@ -118,6 +119,8 @@ class Judge:
         return SimpleNamespace(minion=minion, wire=lambda: {"nonce": minion})
 
     def judge(self, asked: Any, answer: Any, now: float) -> dict[str, Any]:
+        if answer in (None, {}, "VALUE_TRIMMED"):  # what anybody may say
+            raise Unproved("[malformed]")
         self.judged[asked.minion] = now - START
         self.answers.setdefault(asked.minion, []).append(answer)
         return {"token": "t"}

@@ -29,6 +29,7 @@ class Master:
         self._salt = salt_call
         self._runner, _ = runner_bus.load(folder, settings)
         salt_call.machine.put("/etc/salt/pki/minion/minion_master.pub", (folder / "pki/master.pub").read_bytes())
+        salt_call.machine.put("/etc/salt/pki/minion/minion.pem", runner_bus.SALT_KEY, 0o600)
         runner_bus.join(self._runner, self._ask)
         self._runner._minions = lambda target, kind: [target]
         self._runner._announce = lambda *_: None  # there is no bus that could be told

@@ -2,7 +2,9 @@
 
 ``Fleet.ask`` makes a challenge for one minion and ``Fleet.judge`` takes its answer, in the one legal order:
 
-1. the answer has this protocol's form (``malformed``);
+0. the answer is the host's own: its attestation key signed it for this challenge (``origin``), or its Salt key says so
+   (``identity``). Of any other no result is made (``Unproved``);
+1. the answer is one of this protocol (``malformed``);
 2. the attestation key is in the registrar's books, and its certificate counts (``Registrar.certified``);
 3. the quote is genuine, and for this challenge: this minion, this master, this nonce, and the boot that
    the minion names (``verifier.verify_quote``; ``verify_software`` for a host without a TPM);
@@ -32,14 +34,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from netspace import files
-from netspace.attestation import ear, groups, ima, judge, learning, verifier
+from netspace.attestation import ear, groups, identity, ima, judge, learning, origin, verifier
 from netspace.attestation.bus import printable
 from netspace.attestation.evidence import Context, Evidence
 from netspace.attestation.evidence import parse as parse_evidence
 from netspace.attestation.groups import Group, Policies
+from netspace.attestation.identity import Identities
 from netspace.attestation.policy import Policy
-from netspace.attestation.refusals import Malformed, Refused, UnknownAttestationKey
-from netspace.attestation.registrar import Registrar, attestation_key, key_of
+from netspace.attestation.refusals import Malformed, Refused, UnknownAttestationKey, WrongSaltKey
+from netspace.attestation.registrar import Registrar, attestation_key, bound_key, key_of
 from netspace.attestation.result import SKEW
 from netspace.attestation.structures import Clock
 from netspace.attestation.tee import appraisal as tees
@@ -71,8 +74,9 @@ class Asked:
     """A challenge that waits for its answer. It is judged once, by its holder.
 
     :param log: SHA-256 of the boot log that is kept of this host.
-    :param listed: the host is asked for its whole measurement list, to learn from.
-    :param host: the registrar's record at that time: it names the attestation key of the answer.
+    :param listed: it is asked for its whole measurement list, which is to be learned from.
+    :param host: the registrar's record then: it says by which attestation key the answer is to be.
+    :param signed: its Salt key is to sign the answer.
     """
 
     minion: str
@@ -84,6 +88,7 @@ class Asked:
     log: str | None = None
     listed: bool = False
     host: dict[str, Any] | None = None
+    signed: bool = False
 
     def wire(self) -> dict[str, Any]:
         """Return what the minion is sent."""
@@ -97,7 +102,13 @@ class Asked:
             # Asked for by name, since older minions don't know it.
             **({} if self.policy is None or self.policy.tee is None else {"tee": True}),
             **({"period": period} if period else {}),
+            **({"salt": True} if self.signed else {}),
         }
+
+    @property
+    def exchange(self) -> dict[str, str]:
+        """What the host's Salt key signs of the challenge."""
+        return identity.exchange(self.session, self.nonce)
 
 
 @dataclass(frozen=True)
@@ -140,7 +151,8 @@ class Fleet:
     """The verifier, with the registrar's books. Time is an argument.
 
     :param master: fingerprint of the master's key.
-    :param trust: returns the operator's trusted makers of TEEs; called only where a policy has a section ``tee``.
+    :param trust: returns the makers of TEEs that the operator trusts; asked only where a policy has a section ``tee``.
+    :param identities: Salt keys by which minions sign their answers. None: nobody's is known.
     """
 
     def __init__(
@@ -151,7 +163,9 @@ class Fleet:
         store: Store,
         software: str = "",
         trust: Callable[[], Trust] = Trust,
+        identities: Identities | None = None,
     ) -> None:
+        self.identities = identities
         self.registrar = registrar
         self.signer = ear.signer(registrar.folder, registrar.module)
         self.policies = Policies(registrar.folder, self.signer)
@@ -204,17 +218,20 @@ class Fleet:
             first = judge.ask_from(policy, _ima(before))
         log = None if whole or before is None else before["log"]
         nonce = secrets.token_bytes(32)
-        return Asked(minion, group, policy, secrets.token_hex(8), nonce, 0 if listed else first, log, listed, host)
+        session, signed = secrets.token_hex(8), self.identities is not None
+        return Asked(minion, group, policy, session, nonce, 0 if listed else first, log, listed, host, signed)
 
     def judge(self, asked: Asked, answer: Any, now: float) -> dict[str, Any]:
         """Judge an answer, keep the result, and return its record; ``token`` in it is for the minion.
 
-        :raises NetspaceError: when it can't be judged, because the host is not enrolled.
+        :raises Unproved: when it may be anybody's answer: no result is made of it.
+        :raises NotEnrolled: when it can't be judged, because the host is not enrolled.
         :raises LogLost: when it names a boot log that is not kept any more.
         """
         minion, before = asked.minion, self.record(asked.minion)
         host = self.registrar.host(minion)
-        boot, evidence = "", None
+        # Of refused evidence, too: the host takes the result for this boot alone.
+        boot, evidence = _boot(answer), None
         kept: dict[str, Any] = {
             "clock": None,
             "ima": None,
@@ -232,14 +249,12 @@ class Fleet:
             # Refused evidence must not make the TPM's clock forgotten.
             kept.update({name: before.get(name, kept[name]) for name in ("clock", "key", "seen", "firmware")})
         try:
-            boot, evidence = _answer(answer)
-            evidence = self._with_log(asked, evidence)
-            context = Context(self._master, minion, asked.session, asked.nonce, binding=boot.encode())
+            boot, evidence, context = self._own(asked, answer, host)
             if host is None:
                 found = self._by_software(minion, evidence, context)
                 base = found.level
             else:
-                key = self.registrar.certified(_as_asked(asked, host), now)
+                key = self.registrar.certified(self._as_asked(asked, host), now)
                 base = key.level
                 expected = verifier.Expected(
                     context,
@@ -308,6 +323,62 @@ class Fleet:
         self._store.store("state", key_of(minion), {"jws": self.signer.sign(ear.STATE, record)})
         return record
 
+    def _own(self, asked: Asked, answer: Any, host: dict[str, Any] | None) -> tuple[str, Evidence, Context]:
+        """Return the boot and the evidence of an answer that a key of the host signed, and what it was made for.
+
+        :raises Refused: when it is none, and the host's Salt key says that it is the host's all the same.
+        :raises NotEnrolled: likewise, when it is a TPM's that nobody enrolled.
+        :raises Unproved: when it may be anybody's.
+        """
+        try:
+            boot, evidence = _answer(answer)
+            context = Context(self._master, asked.minion, asked.session, asked.nonce, binding=boot.encode())
+            if host is not None:
+                origin.check_quote(evidence, bound_key(self._as_asked(asked, host)), context)
+            else:
+                self._check_software(asked, answer, evidence, context)
+            return boot, self._with_log(asked, evidence), context
+        except NotEnrolled as err:
+            if not self._signed(asked, answer):
+                raise origin.Unproved(str(err)) from err
+            raise
+        except Refused as err:
+            if isinstance(err, WrongSaltKey) or not self._signed(asked, answer):
+                raise origin.unproved(err) from err
+            raise
+
+    def _as_asked(self, asked: Asked, host: dict[str, Any]) -> dict[str, Any]:
+        """The host's record as it was when the host was asked: its certificate may have been renewed since.
+
+        What was decided since counts: it was revoked (enrolled again or not), or has another TPM.
+        """
+        before = asked.host
+        if before is None or before["ek"] != host["ek"] or "revoked" in host:
+            return host
+        if before["serial"] != host["serial"] and self.registrar.is_revoked(before["serial"]):
+            return {**before, "revoked": True}
+        return before
+
+    def _signed(self, asked: Asked, answer: Any) -> bool:
+        """Whether the host's Salt key signed an answer."""
+        try:
+            return self.identities is not None and self.identities.answer(asked.minion, asked.exchange, answer)
+        except Refused:
+            return False
+
+    def _check_software(self, asked: Asked, answer: Any, evidence: Evidence, context: Context) -> None:
+        """A host without a TPM has the key that it had at first; at first its Salt key signs for it."""
+        if evidence.kind != "software":
+            raise NotEnrolled(
+                f"{asked.minion} has a TPM and is not enrolled: netspace_attestation.enroll {asked.minion}"
+            )
+        pinned = self._pinned(asked.minion)
+        if pinned is not None and pinned != evidence.key.hex():
+            raise UnknownAttestationKey("a software key, but another than the one that this minion had at first")
+        verifier.verify_software(evidence, evidence.key, context)
+        if pinned is None and self.identities is not None:
+            self.identities.answer(asked.minion, asked.exchange, answer)
+
     def _note_firmware(self, minion: str, before: str | None, found: int | None, now: float) -> None:
         """Log that a TPM's firmware version is another than before: the TPM signs its firmware version."""
         if before is not None and found is not None and int(before, 16) != found:
@@ -315,16 +386,15 @@ class Fleet:
 
     def _by_software(self, minion: str, evidence: Evidence, context: Context) -> verifier.Verified:
         """A host without a TPM: by the key that it had at first."""
-        if evidence.kind != "software":
-            raise NotEnrolled(f"{minion} has a TPM and is not enrolled: netspace_attestation.enroll {minion}")
-        path = self._pin(minion)
-        pin = files.read_json(path, files.KEPT)
-        if pin is not None and pin.get("key") != evidence.key.hex():
-            raise UnknownAttestationKey("a software key, but another than the one that this minion had at first")
         found = verifier.verify_software(evidence, evidence.key, context)
-        if pin is None:
-            files.write_json(path, {"v": 1, "minion": minion, "key": evidence.key.hex()})
+        if self._pinned(minion) is None:
+            files.write_json(self._pin(minion), {"v": 1, "minion": minion, "key": evidence.key.hex()})
         return found
+
+    def _pinned(self, minion: str) -> str | None:
+        """The software key that a minion had at first, in hex."""
+        pin = files.read_json(self._pin(minion), files.KEPT)
+        return None if pin is None else str(pin.get("key"))
 
     def release(self, minion: str, now: float) -> dict[str, Any] | None:
         """Forget which TPM or which software key *minion* had, and what was found of it; return the TPM's record.
@@ -534,24 +604,19 @@ def _same_tpm(record: Mapping[str, Any], host: Mapping[str, Any]) -> bool:
     return record["key"] in (None, attestation_key(host), host.get("former"))
 
 
-def _as_asked(asked: Asked, host: dict[str, Any]) -> dict[str, Any]:
-    """Return the host's record as it was when the host was asked: its certificate may have been renewed since.
-
-    Later decisions about the host count: a revocation, or the enrolment of another TPM.
-    """
-    before = asked.host
-    if before is None or before["ek"] != host["ek"] or "revoked" in host:
-        return host
-    return before
-
-
 def _answer(data: Any) -> tuple[str, Evidence]:
-    if not isinstance(data, Mapping) or set(data) != {"boot", "evidence"}:
+    if not isinstance(data, Mapping) or set(data) - {identity.FIELD} != {"boot", "evidence"}:
         raise Malformed("answer: expected boot and evidence")
-    boot = data["boot"]
-    if not isinstance(boot, str) or not 0 < len(boot) <= MAX_BOOT or not boot.isprintable():
+    boot = _boot(data)
+    if not boot:
         raise Malformed("answer: boot is no boot's id")
     return boot, parse_evidence(data["evidence"])
+
+
+def _boot(data: Any) -> str:
+    """The boot's id that an answer names; empty where it names none."""
+    boot = data.get("boot") if isinstance(data, Mapping) else None
+    return boot if isinstance(boot, str) and len(boot) <= MAX_BOOT and boot.isprintable() else ""
 
 
 def _clock(record: Mapping[str, Any] | None, host: Mapping[str, Any]) -> Clock | None:

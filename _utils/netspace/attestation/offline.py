@@ -252,6 +252,8 @@ def _judge(report: Report, values: Values | None, logs: Logs, policy: Policy) ->
         made = Measurements(b"", b"", moving, 0, ima.canonical(logs.ima))
     evidence = Evidence("tpm", b"", b"", b"", quoted, logs.boot or None, logs.systemd or None, made)
     found = judge.appraise(evidence, policy, None)
+    if policy.tee is not None:
+        report.skipped("tee-none", "the policy demands a TEE, and a quote alone tells nothing of one: verify_tee")
     if found.level >= 4:
         report.passed("policy", "the boot is as the policy says")
     if found.level == 5:

@@ -102,6 +102,13 @@ class UnknownAttestationKey(Refused):
     remedy = f"if the TPM was replaced or the host installed anew, {_FORGET}"
 
 
+class WrongHierarchy(Refused):
+    """A quote by a key of another hierarchy than the TPM's endorsement hierarchy, or by a child of another key."""
+
+    code = "ak-hierarchy"
+    remedy = "give master and minion the same netspace; else find out what made this key"
+
+
 class WrongEndorsementKey(Refused):
     """An endorsement key that is not one: wrong attributes, type or size."""
 
@@ -399,6 +406,13 @@ class UnlistedEndorsementKey(Refused):
         "find out where this TPM is; only if it is this minion's, add its key (ek) to the file that the master's "
         "netspace.attestation:inventory names"
     )
+
+
+class WrongSaltKey(Refused):
+    """Something that is said in a minion's name without the signature of its Salt key."""
+
+    code = "salt-key"
+    remedy = "give master and minion the same netspace; else find out which minion answers in this one's name"
 
 
 class ResultForged(Refused):

@@ -169,8 +169,9 @@ class Registrar:
         with self._told(minion, now):
             known = self.host(minion)
             shown = parse_enrolment(enrolment)
-            if shown.period != self._requested.pop(minion, None):
+            if shown.period != self._requested.get(minion):
                 raise Malformed("enrolment: not an answer to what was asked last")
+            del self._requested[minion]
             endorsement = structures.endorsement(shown.endorsement).fingerprint
             self._check_listed(minion, endorsement, shown)
             shown = makers.completed(shown, endorsement)
@@ -275,6 +276,10 @@ class Registrar:
             # In the host's own record too: it stays revoked until somebody enrols it again.
             files.write_json(self._path(minion), {**record, "revoked": now})
             return record
+
+    def is_revoked(self, serial: str) -> bool:
+        """Whether a certificate that may still be in its time was revoked, by its serial number."""
+        return serial in (files.read_json(self._revoked_path, files.KEPT) or {})
 
     def release(self, minion: str, now: float) -> dict[str, Any]:
         """Forget which TPM the minion has, and revoke its certificate: for a host that gets another one."""
@@ -420,6 +425,17 @@ class Registrar:
 def attestation_key(record: Mapping[str, Any]) -> str:
     """Return the fingerprint of the attestation key in a minion's record."""
     return structures.public(base64.b64decode(record["ak"])).fingerprint
+
+
+def bound_key(record: Mapping[str, Any]) -> structures.Public:
+    """Return the attestation key that a minion's record is of, whether or not its certificate counts.
+
+    :raises NetspaceError: when the record is none.
+    """
+    try:
+        return structures.public(base64.b64decode(record["ak"], validate=True))
+    except (KeyError, TypeError, ValueError, Malformed) as err:
+        raise NetspaceError(f"{record.get('minion')}: not a record of an enrolment") from err
 
 
 def keys_of(record: Mapping[str, Any]) -> list[str]:

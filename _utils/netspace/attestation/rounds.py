@@ -10,6 +10,7 @@ for the rounds so far.
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import time
 from collections.abc import Callable, Collection, Generator, Mapping
@@ -22,9 +23,11 @@ from netspace.attestation import fleet, transfer
 from netspace.attestation.bus import Bus, printable
 from netspace.attestation.enrolment import Pending
 from netspace.attestation.fleet import Fleet, Standing
-from netspace.attestation.refusals import Malformed, Refused
+from netspace.attestation.identity import Identities
+from netspace.attestation.origin import Unproved
+from netspace.attestation.refusals import Malformed, Refused, WrongSaltKey
 from netspace.attestation.registrar import Registrar
-from netspace.attestation.window import TELL, Answer, Call, Pace, Task, Window, Work
+from netspace.attestation.window import TELL, Again, Answer, Call, Pace, Step, Task, Window, Work
 from netspace.errors import NetspaceError
 
 # Seconds for which a result counts: the default, and the maximum.
@@ -38,8 +41,10 @@ REMEMBERED = 86400.0
 Begin = Callable[[str, Any, float], Pending]
 # Returns it; raises NetspaceError where that can't be: then nobody is asked.
 Ready = Callable[[], Begin]
-Asking = Generator[Call, Answer, "Answered"]
+Asking = Generator[Step, Answer, "Answered"]
 Answered = tuple[Any, Answer]
+# Does what is to be done with an answer; raises Unproved where another is to be waited for.
+Take = Callable[[Answer], Generator[Step, Answer, Any]]
 
 
 class Round:
@@ -122,10 +127,10 @@ class Round:
         if record is not None:
             yield from self._told(minion, record)
 
-    def _renewed(self, minion: str) -> Generator[Call, Answer, str]:
-        """Renew a certificate; return why it was not renewed."""
+    def _renewed(self, minion: str) -> Generator[Step, Answer, str]:
+        """Renew a certificate; return why it was not."""
         try:
-            yield from enrolled(self._fleet.registrar, minion, self._ready, self._wall)
+            yield from enrolled(self._fleet.registrar, minion, self._ready, self._fleet.identities, self._wall)
         except Refused as err:
             return f"its certificate can't be renewed: {err}"  # judged all the same, by the old one
         except Silent as err:
@@ -135,8 +140,8 @@ class Round:
             return str(err)
         return ""
 
-    def _attested(self, minion: str, timeout: float) -> Generator[Call, Answer, tuple[dict[str, Any] | None, str]]:
-        """Challenge a host and judge its answer; return the record, and the summary."""
+    def _attested(self, minion: str, timeout: float) -> Generator[Step, Answer, tuple[dict[str, Any] | None, str]]:
+        """Challenge a host and judge its answer; return the record, and what is to be said."""
         told = ""
         for whole in (False, True):
             try:
@@ -144,15 +149,15 @@ class Round:
             except Refused as err:
                 return None, str(err)
             began = self._clock()
-            value, came = yield from answered(asked, timeout, self._fleet.registrar.folder)
-            if came.silent:
-                self._silent.add(minion)
-            if self._clock() - began > 2 * timeout:
-                self._slow.add(minion)
-            if came.problem:
-                return None, came.problem
             try:
-                return self._fleet.judge(asked, value, self._wall()), told
+                record, came = yield from heard(
+                    Call("answer", "challenges", asked.wire()), self._judged(asked, timeout)
+                )
+                if came.silent:
+                    self._silent.add(minion)
+                if self._clock() - began > 2 * timeout:
+                    self._slow.add(minion)
+                return record, came.problem or told
             except fleet.LogLost as err:
                 # The master's copy of a boot log is lost, without a fault of the host's: the host sends the log again.
                 told = str(err)
@@ -160,8 +165,21 @@ class Round:
                 return None, str(err)
         return None, told
 
-    def _told(self, minion: str, record: Mapping[str, Any]) -> Generator[Call, Answer, None]:
-        """Send a host its result, and note whether the host enforces it."""
+    def _judged(self, asked: fleet.Asked, timeout: float) -> Take:
+        """Return what judges an answer to *asked*."""
+
+        def take(first: Answer) -> Generator[Step, Answer, Any]:
+            value, came = yield from fetched(first, timeout, self._fleet.registrar.folder)
+            if came.silent:
+                self._silent.add(asked.minion)
+            if came.problem:
+                raise Unproved(came.problem)
+            return self._fleet.judge(asked, value, self._wall())
+
+        return take
+
+    def _told(self, minion: str, record: Mapping[str, Any]) -> Generator[Step, Answer, None]:
+        """Tell a host its result, and note whether it enforces it."""
         key = {"key": self._fleet.signer.jwk}
         came = yield Call("accept", "tokens", record["token"], key, TELL)
         reply = came.value if isinstance(came.value, Mapping) else {}
@@ -175,37 +193,65 @@ class Silent(NetspaceError):
 
 
 def enrolled(
-    registrar: Registrar, minion: str, ready: Ready, wall: Callable[[], float] = time.time
-) -> Generator[Call, Answer, dict[str, Any]]:
+    registrar: Registrar,
+    minion: str,
+    ready: Ready,
+    identities: Identities | None,
+    wall: Callable[[], float] = time.time,
+) -> Generator[Step, Answer, dict[str, Any]]:
     """Bind a minion to its TPM; return its record.
 
+    :param identities: Salt keys by which minions sign what they show. None: nobody's is known.
     :raises Silent: when it does not answer. *NetspaceError*: when it can't be enrolled.
     """
     begin = ready()
-    shown = yield Call("enroll", "asked", registrar.request(minion))
-    _came(minion, shown)
-    now = wall()
-    pending = begin(minion, shown.value, now)
-    opened = yield Call("activate", "credentials", pending.wire())
-    _came(minion, opened)
-    return registrar.finish(pending, opened.value, now)
+
+    def showing(came: Answer) -> Generator[Step, Answer, Any]:
+        yield from ()
+        now = wall()
+        return now, begin(minion, came.value if identities is None else identities.enrolment(minion, came.value), now)
+
+    (now, pending), came = yield from heard(Call("enroll", "asked", registrar.request(minion)), showing, (None, None))
+    _came(minion, came)
+
+    def opening(came: Answer) -> Generator[Step, Answer, Any]:
+        yield from ()
+        return came.value if identities is None else identities.activation(pending.context, came.value)
+
+    opened, came = yield from heard(Call("activate", "credentials", pending.wire()), opening)
+    _came(minion, came)
+    return registrar.finish(pending, opened, now)
 
 
-def answered(asked: fleet.Asked, timeout: float, folder: Path) -> Asking:
-    """Ask one host, and return its answer, fetched in parts where it is large.
+def heard(call: Call, take: Take, none: Any = None) -> Asking:
+    """Make a call, and do what is to be done with the first answer that is the minion's own.
 
-    A malformed answer is None, and is judged like any other.
+    Anybody may have made the others, and errors too. They are passed over, and say nothing of the host.
+
+    :param none: returned where there is no such answer, with what was said last, as the answer's ``problem``.
+    """
+    came, why = (yield call), ""
+    while not came.silent:
+        if came.problem:
+            why = why or came.problem
+        else:
+            try:
+                return (yield from take(came)), came
+            except (Unproved, Malformed, WrongSaltKey) as err:
+                why = str(err)
+        came = yield Again()
+    return none, dataclasses.replace(came, problem=why or came.problem, silent=not why)
+
+
+def fetched(came: Answer, timeout: float, folder: Path) -> Asking:
+    """Return an answer, and fetch it where that comes in parts.
 
     :param folder: where parts wait.
+    :raises Malformed: when the parts are none.
     """
-    came = yield Call("answer", "challenges", asked.wire())
-    value = came.value
-    if isinstance(value, Mapping) and "parts" in value:
-        try:
-            value, came = yield from transfer.fetched(value, timeout, folder)
-        except Malformed:
-            return None, Answer()
-    return value, came
+    if isinstance(came.value, Mapping) and "parts" in came.value:
+        return (yield from transfer.fetched(came.value, timeout, folder))
+    return came.value, came
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     PublicKey: TypeAlias = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
 
 MAX_STRUCTURE = 4096
+# TPM_RH_ENDORSEMENT (Part 2, 7.4).
+ENDORSEMENT = 0x4000000B
 # TPM_GENERATED_VALUE: a restricted key signs nothing that begins so unless the TPM made it.
 GENERATED = 0xFF544347
 ATTEST_QUOTE = 0x8018
@@ -238,6 +240,15 @@ class Public:
     def name(self) -> bytes:
         """The object's name (Part 1, 16): nameAlg and the hash of the public area."""
         return self.name_alg.to_bytes(2, "big") + hashlib.new(HASHES[self.name_alg], self.raw).digest()
+
+    @property
+    def qualified_name(self) -> bytes:
+        """The qualified name (Part 1, 16) that the object has as a primary key of the endorsement hierarchy.
+
+        A hierarchy's own name is its handle.
+        """
+        above = ENDORSEMENT.to_bytes(4, "big") + self.name
+        return self.name_alg.to_bytes(2, "big") + hashlib.new(HASHES[self.name_alg], above).digest()
 
     @property
     def fingerprint(self) -> str:

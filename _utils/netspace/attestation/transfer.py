@@ -25,7 +25,7 @@ from typing import Any
 from netspace.attestation import eventlog, ima, measurelog, verdict
 from netspace.attestation.evidence import MAX_TEE, from_hex
 from netspace.attestation.refusals import Malformed
-from netspace.attestation.window import PARTS, Answer, Call
+from netspace.attestation.window import PARTS, Answer, Call, Step
 
 # How often a host is asked for all parts.
 TRIES = 2
@@ -104,7 +104,7 @@ def parse(text: bytes) -> Any:
         raise Malformed(f"answer: {err}") from err
 
 
-def fetched(head: Any, timeout: float, folder: Path | None = None) -> Generator[Call, Answer, tuple[Any, Answer]]:
+def fetched(head: Any, timeout: float, folder: Path | None = None) -> Generator[Step, Answer, tuple[Any, Answer]]:
     """Fetch an answer in parts; return it, and the last :class:`Answer`, whose ``problem`` says why it did not come.
 
     :param folder: see :class:`Parts`.
@@ -120,8 +120,8 @@ def fetched(head: Any, timeout: float, folder: Path | None = None) -> Generator[
     return None, came
 
 
-def _filled(parts: Parts, timeout: float) -> Generator[Call, Answer, Answer]:
-    """Fetch all parts, or those that come in time; return the last answer."""
+def _filled(parts: Parts, timeout: float) -> Generator[Step, Answer, Answer]:
+    """Fetch all parts, or as many as come in time; return the last answer."""
     spent, came = 0.0, Answer()
     while parts.next is not None:
         may = min(10 * timeout, timeout + parts.next * timeout / 10)

@@ -16,12 +16,12 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from netspace import files, jose
-from netspace.attestation import appraisal, attester, ear, result, terms
+from netspace.attestation import appraisal, attester, ear, identity, result, terms
 from netspace.attestation.evidence import Context, Evidence, from_hex
 from netspace.attestation.evidence import period as read_period
 from netspace.attestation.refusals import Malformed, ResultForged
@@ -34,11 +34,19 @@ WAITING = "answer.json"
 PART = 384 * 1024
 
 
-def answer(layout: Layout, chosen: Mapping[str, Any], minion: str, master: str, challenge: Any) -> dict[str, Any]:
+def answer(
+    layout: Layout,
+    chosen: Mapping[str, Any],
+    minion: str,
+    master: str,
+    challenge: Any,
+    salt_key: Callable[[], bytes] | None = None,
+) -> dict[str, Any]:
     """Answer a challenge, and remember it: ``{boot, evidence}``; or ``{parts, sha256}`` of that as JSON: :func:`part`.
 
     :param chosen: :func:`netspace.attestation.terms.of`.
     :param master: fingerprint of the key of the master that this minion trusts.
+    :param salt_key: returns the minion's Salt key (PEM): it signs the answer, where that is asked for.
     :raises NetspaceError: when it is no challenge, or a TPM that is configured can't be used.
     """
     session, nonce, pcrs, first, known, period = _challenge(challenge)
@@ -51,7 +59,10 @@ def answer(layout: Layout, chosen: Mapping[str, Any], minion: str, master: str, 
     made = _without_log(appraisal.evidence(layout, {**chosen, "pcrs": pcrs}, context, first, period), known)
     if "tee" in challenge:
         made = attester.with_tee(made, layout.root, context)
-    whole = {"boot": boot, "evidence": made.wire()}
+    whole: dict[str, Any] = {"boot": boot, "evidence": made.wire()}
+    if "salt" in challenge and salt_key is not None:
+        told = {**identity.digest(whole), **identity.exchange(session, nonce)}
+        whole[identity.FIELD] = identity.sign(salt_key(), identity.statement(identity.ANSWER, master, minion, told))
     text = json.dumps(whole).encode()
     with files.locked(_folder(layout) / "master.lock"):
         _save(layout, nonce.hex(), boot, _known(layout)[2])
@@ -134,12 +145,13 @@ def accept(layout: Layout, chosen: Mapping[str, Any], minion: str, token: Any, k
 def _challenge(data: Any) -> tuple[str, bytes, list[int], int | None, str | None, bytes]:
     names = {"session", "nonce", "pcrs", "ima_from", "bootlog"}
     # Of a host that was enrolled before periods had keys of their own, the master names none.
-    if not isinstance(data, Mapping) or set(data) - {"period", "tee"} != names:
+    if not isinstance(data, Mapping) or set(data) - {"period", "salt", "tee"} != names:
         raise Malformed(
-            "challenge: expected session, nonce, pcrs, ima_from and bootlog; period and tee at most besides"
+            "challenge: expected session, nonce, pcrs, ima_from and bootlog; period, salt and tee at most besides"
         )
-    if data.get("tee", True) is not True:
-        raise Malformed("challenge: tee is not true")
+    for name in ("salt", "tee"):
+        if data.get(name, True) is not True:
+            raise Malformed(f"challenge: {name} is not true")
     session, pcrs, first = data["session"], data["pcrs"], data["ima_from"]
     if not isinstance(session, str) or not 0 < len(session) <= 64:
         raise Malformed("challenge: session is no text of at most 64 characters")

@@ -10,7 +10,8 @@ No file, no network, no TPM, no clock: the time is an argument. Rules:
    give. Nothing else makes a :class:`Bound`. ``certified`` takes a key that was bound before, by its
    certificate of the Privacy CA.
 3. ``verify_quote`` checks, in this order: size and structure; magic; type; the signature's
-   scheme equals the key's, SHA-256 or better; signature; qualifying data; exactly the PCRs
+   scheme equals the key's, SHA-256 or better; signature; qualifying data; that the key is a primary key of the
+   endorsement hierarchy, where alone counters and firmware version are plain; exactly the PCRs
    asked, of one bank; digest of the values; clock; no reset of the TPM within one boot. Then the same of the quote of
    PCR 10 that came with it, if one did, and that both are of one boot. What genuine evidence is worth is decided by
    ``netspace.attestation.judge``, which is asked for L4 and L5 only where the certificate gave L3.
@@ -53,6 +54,7 @@ from netspace.attestation.refusals import (
     WrongAttestationKey,
     WrongDigest,
     WrongEndorsementCertificate,
+    WrongHierarchy,
     WrongQualifyingData,
     WrongScheme,
     WrongSelection,
@@ -413,6 +415,9 @@ def _quoted(
     check_signature(signature, attest, key.key(), key.scheme)
     if not hmac.compare_digest(quote.extra, context.qualifying()):
         raise WrongQualifyingData(f"{at}signed for another nonce, session, host or verifier")
+    if not hmac.compare_digest(quote.signer, key.qualified_name):
+        # In other hierarchies a TPM disguises its counters and its firmware's version (Part 1, 36.7).
+        raise WrongHierarchy(f"{at}the attestation key is no primary key of the TPM's endorsement hierarchy")
     if quote.selections != ((BANK_ID, pcrs),):
         raise WrongSelection(f"{at}the quote covers {_selected(quote.selections)}, not exactly sha256:{shown(pcrs)}")
     return quote

@@ -10,10 +10,14 @@ The number of open calls is limited, by *lane*:
 - ``parts``: a quarter, for parts of large answers, within the ``ROOM`` for them;
 - ``tell``: unlimited; the host only stores something.
 
-A call has its slot until the answer comes, or until it took three times as long as four of five answers do. Then the
-slot goes to another call, and the first call waits on without a slot until its deadline. So an absent host holds a slot
-for seconds, not for the whole timeout. To make that time longer, more than a fifth of all hosts would have to be slow
-on purpose. At most ``LENT`` calls per slot wait without one, so the window does not ask ever more hosts of a network
+An answer proves nothing about its sender: Salt lets a minion answer in another's name. Where the work finds that one is
+not the minion's, it yields :class:`Again`, and is resumed with the next answer to the same call, until that call's
+deadline. ``REFUSED`` answers are looked at for one call, and ``WAITING`` wait while the work does something else.
+
+A call has its slot until the answer comes, or until it took three times as long as four of five answers do: then the
+slot is given to another, and the call goes on waiting until its own deadline. So a host that is away costs a slot
+for seconds, not for the whole timeout. More than a fifth of all hosts would have to be slow on purpose to make that
+time longer. At most ``LENT`` calls per slot wait without one, so the window does not ask ever more hosts of a network
 where all are slow.
 """
 
@@ -46,6 +50,10 @@ RETRY = 2.0
 # Bytes of answers that are fetched at one time; on the disk.
 ROOM = 2 * 1024 * 1024 * 1024
 _SAMPLES = 128
+# Answers to one call that may be refused.
+REFUSED = 64
+# Answers to one call that wait while the one before is looked at.
+WAITING = 8
 
 
 @dataclass(frozen=True)
@@ -98,8 +106,30 @@ class Answer:
     crowded: bool = False
 
 
-Work = Generator[Call, Answer, None]
+@dataclass(frozen=True)
+class Again:
+    """Yielded in place of a call: the last answer to the last call (other than for parts) was not the minion's."""
+
+
+Step = Call | Again
+Work = Generator[Step, Answer, None]
 Task = tuple[str, Work]
+
+
+@dataclass
+class _Heard:
+    """A call that has had an answer, of which another may be asked for.
+
+    :param replies: those that came since.
+    :param refused: how many answers were not the minion's.
+    """
+
+    call: Call
+    job: str
+    sent: float
+    until: float
+    replies: deque[Reply] = field(default_factory=lambda: deque(maxlen=WAITING))
+    refused: int = 0
 
 
 @dataclass(eq=False)
@@ -118,6 +148,7 @@ class _Task:
     until: float = 0.0
     slot: bool = False
     room: int = 0
+    heard: _Heard | None = None
 
 
 class _Pulse:
@@ -204,6 +235,7 @@ class Window:
         }
         self._outbox: dict[tuple[str, str], _Message] = {}
         self._out: dict[tuple[str, str], _Task] = {}
+        self._heard: dict[tuple[str, str], _Heard] = {}
         self._deadlines: list[tuple[float, int, _Task, str]] = []
         self._number = itertools.count()
         self._reached = False
@@ -246,14 +278,45 @@ class Window:
     def _resume(self, task: _Task, answer: Answer | None) -> None:
         """Resume a minion's work up to its next call."""
         try:
-            task.call = next(task.work) if answer is None else task.work.send(answer)
+            step = next(task.work) if answer is None else task.work.send(answer)
+            while isinstance(step, Again):
+                found = self._another(task)
+                if found is None:
+                    return
+                step = task.work.send(found)
         except StopIteration:
             self._leave(task)
+            self._forget(task)
             return
+        task.call = step
         lane = self._lane(task)
         if not lane.room or (answer is not None and answer.crowded):
             self._leave(task)
         (lane.coming if lane.room and not task.room else lane.going).append(task)
+
+    def _another(self, task: _Task) -> Answer | None:
+        """Return the next answer to the call that was answered last; None where it is to be waited for."""
+        heard = task.heard
+        if heard is None:
+            return Answer(problem="nothing was asked", silent=True)
+        self._leave(task)
+        heard.refused += 1
+        if heard.refused > REFUSED:
+            return Answer(problem=f"more than {REFUSED} answers in its name were refused", silent=True)
+        if heard.replies:
+            reply = heard.replies.popleft()
+            return Answer(reply.value, reply.problem, self._bus.clock() - heard.sent)
+        task.call, task.job, task.sent, task.until = heard.call, heard.job, heard.sent, heard.until
+        self._out[task.job, task.minion] = task
+        self._lane(task).lent += 1  # its slot is another's by now
+        heapq.heappush(self._deadlines, (task.until, next(self._number), task, task.job))
+        return None
+
+    def _forget(self, task: _Task) -> None:
+        """Hear no more answers to the call that was answered last."""
+        if task.heard is not None:
+            self._heard.pop((task.heard.job, task.minion), None)
+            task.heard = None
 
     def _leave(self, task: _Task) -> None:
         """Release the room that a task holds."""
@@ -353,13 +416,21 @@ class Window:
         """
         task = self._out.get((reply.job, reply.minion))
         if task is None:
+            heard = self._heard.get((reply.job, reply.minion))
+            # The first ones wait: whoever floods must not displace what was there before.
+            if heard is not None and len(heard.replies) < WAITING:
+                heard.replies.append(reply)
             return
         took = self._took(task)
+        if task.call.lane != PARTS and (task.heard is None or task.heard.job != task.job):
+            self._forget(task)
+            task.heard = _Heard(task.call, task.job, task.sent, task.until)
+            self._heard[task.job, task.minion] = task.heard
         self._lane(task).pulse.note(took)
         self._end(task, Answer(reply.value, reply.problem, took))
 
     def _end(self, task: _Task, answer: Answer) -> None:
-        """End a call: free its slot, and resume the work of its minion."""
+        """End a call: its slot is free, and the work of its minion goes on, maybe with an answer that waits."""
         del self._out[task.job, task.minion]
         lane = self._lane(task)
         if task.slot:

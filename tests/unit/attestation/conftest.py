@@ -112,13 +112,17 @@ class FakeTpm:
         bank: int = 0x000B,
         selections: bytes | None = None,
         digest: bytes | None = None,
+        signer: bytes | None = None,
     ) -> bytes:
         bits = sum(1 << pcr for pcr in set(pcrs))
         if selections is None:
             selections = struct.pack(">IHB", 1, bank, 3) + bits.to_bytes(3, "little")
         if digest is None:
             digest = hashlib.sha256(b"".join(self.pcrs[pcr] for pcr in sorted(set(pcrs)))).digest()
-        head = struct.pack(">IH", magic, kind) + sized(b"signer") + sized(extra)
+        if signer is None:
+            name = b"\0\x0b" + hashlib.sha256(self.ak_public).digest()
+            signer = b"\0\x0b" + hashlib.sha256(struct.pack(">I", 0x4000000B) + name).digest()
+        head = struct.pack(">IH", magic, kind) + sized(signer) + sized(extra)
         return head + struct.pack(">QIIB", *self.clock) + struct.pack(">Q", self.firmware) + selections + sized(digest)
 
     def sign(self, attest: bytes, scheme: bytes = ECDSA_SHA256) -> bytes:

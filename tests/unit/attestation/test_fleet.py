@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import runner_bus
 from test_registrar import MASTER, NOW, Minion, enrolled
 
-from netspace.attestation import attester, ear, fleet, groups, policy, refusals, software
+from netspace.attestation import attester, ear, fleet, groups, identity, origin, policy, refusals, software
 from netspace.attestation.evidence import Context
 from netspace.attestation.fleet import Fleet
 from netspace.attestation.learning import Wish
@@ -46,7 +47,8 @@ def made(tmp_path: Path, store: Store) -> Fleet:
     registrar = Registrar(tmp_path / "master")
     registrar.init(NOW)
     chosen = groups.parse([{"name": "web", "match": ["web*"], "minimum": "L2", "deadline": 7200}])
-    return Fleet(registrar, MASTER, chosen, store)
+    keys = identity.Identities(MASTER, lambda minion: runner_bus.SALT_PUBLIC)
+    return Fleet(registrar, MASTER, chosen, store, identities=keys)
 
 
 @pytest.fixture
@@ -59,7 +61,14 @@ def minion(made: Fleet, fake_tpm: Any) -> Minion:
 def answer(asked: fleet.Asked, tpm: Any, boot: str = BOOT, **changes: Any) -> dict[str, Any]:
     values = {"verifier": MASTER, "host": asked.minion, "session": asked.session, "nonce": asked.nonce, **changes}
     context = Context(**values, binding=boot.encode())
-    return {"boot": boot, "evidence": tpm.evidence(context).wire()}
+    return signed(asked, {"boot": boot, "evidence": tpm.evidence(context).wire()})
+
+
+def signed(asked: fleet.Asked, answer: dict[str, Any]) -> dict[str, Any]:
+    """As the minion's Salt key signs it."""
+    plain = {key: value for key, value in answer.items() if key != "salt"}
+    made: dict[str, Any] = runner_bus.signed("answer", MASTER, asked.minion, asked.wire(), plain)
+    return made
 
 
 def attest(made: Fleet, minion: Minion, now: float = NOW, **changes: Any) -> dict[str, Any]:
@@ -124,6 +133,17 @@ def test_a_renewal_while_a_host_is_asked_fails_nobody(made: Fleet, minion: Minio
     assert again.wire()["period"] != asked.wire()["period"]
     made.registrar.revoke("web1", "stolen", NOW + 3)
     assert made.judge(again, answer(again, minion.tpm), NOW + 4)["code"] == "ak-certificate-revoked"
+
+
+def test_a_revoked_certificate_counts_no_more_once_renewed(made: Fleet, minion: Minion) -> None:
+    """Revoked and enrolled again while it was asked: what the revoked certificate is for is refused."""
+    attest(made, minion)
+    asked = made.ask("web1")
+    reply = answer(asked, minion.tpm)
+    made.registrar.revoke("web1", "stolen", NOW + 1)
+    enrolled(made.registrar, minion, NOW + 2)
+    assert made.judge(asked, reply, NOW + 3)["code"] == "ak-certificate-revoked"
+    assert attest(made, minion, NOW + 4)["level"] == 2
 
 
 def test_a_host_enrolled_before_periods_goes_on(made: Fleet, minion: Minion, store: Store) -> None:
@@ -248,14 +268,72 @@ def test_an_answer_to_something_else_fails_the_host(
 
 def test_a_boot_that_the_tpm_did_not_sign(made: Fleet, minion: Minion) -> None:
     asked = made.ask("web1")
-    forged = {**answer(asked, minion.tpm), "boot": "another-boot"}
+    forged = signed(asked, {**answer(asked, minion.tpm), "boot": "another-boot"})
     assert made.judge(asked, forged, NOW)["code"] == "qualifying-data"
 
 
-@pytest.mark.parametrize("forged", [None, {}, {"boot": "b"}, {"boot": "", "evidence": {}}, {"boot": 1, "evidence": {}}])
+@pytest.mark.parametrize("forged", [{}, {"boot": "b"}, {"boot": "", "evidence": {}}, {"boot": 1, "evidence": {}}])
 def test_an_answer_that_is_none(made: Fleet, minion: Minion, forged: Any) -> None:
-    assert made.judge(made.ask("web1"), forged, NOW)["code"] == "malformed"
+    asked = made.ask("web1")
+    assert made.judge(asked, signed(asked, forged), NOW)["code"] == "malformed"
     assert standing(made)[0] == "failed"
+
+
+def test_an_answer_in_anothers_name_lowers_nothing(made: Fleet, minion: Minion, tmp_path: Path) -> None:
+    """Salt lets any minion answer for any other: what no key of the host signed says nothing of the host."""
+    attest(made, minion)
+    before = made.record("web1")
+    other = type(minion.tpm)()
+    for number in range(8):
+        asked = made.ask("web1")
+        genuine = answer(asked, minion.tpm)
+        elsewhere = made.ask("web1")
+        forged = [
+            None,
+            {},
+            "VALUE_TRIMMED",
+            {**answer(asked, other), "salt": genuine["salt"]},
+            {**answer(asked, other), "salt": "00" * 256},
+            {key: value for key, value in answer(asked, other).items() if key != "salt"},
+            {**genuine, "boot": "another-boot"},
+            answer(elsewhere, minion.tpm),  # of another challenge
+        ][number]
+        with pytest.raises(origin.Unproved, match=r"\[(malformed|ak-unknown|qualifying-data)\]$"):
+            made.judge(asked, forged, NOW + 1)
+        assert made.record("web1") == before and standing(made) == ("trusted", "L2")
+        assert made.judge(asked, genuine, NOW)["level"] == 2, "the host's own still counts"
+        before = made.record("web1")
+
+
+def test_a_first_software_key_is_the_minions_own(made: Fleet, tmp_path: Path) -> None:
+    """Whoever answers first in the name of a new host does not become that host."""
+    mine, evil = (software.load(Layout(root=tmp_path / name)) for name in ("mine", "evil"))
+    asked = made.ask("web7")
+    genuine = by_software(asked, mine)
+    for signature in (None, "00" * 256, genuine["salt"], "zz", 7):
+        with pytest.raises(origin.Unproved, match="salt-key"):
+            made.judge(asked, {**by_software(asked, evil), "salt": signature}, NOW)
+    assert made.record("web7") is None and not made._pin("web7").exists()
+    assert made.judge(asked, genuine, NOW)["level"] == 1
+
+
+def test_a_tpm_that_nobody_enrolled_is_the_hosts_word(made: Fleet, fake_tpm: Any) -> None:
+    """That a host has a TPM is told at once where its Salt key says so, and else may be anybody's word."""
+    asked = made.ask("web9")
+    genuine = answer(asked, fake_tpm)
+    with pytest.raises(fleet.NotEnrolled, match="not enrolled"):
+        made.judge(asked, genuine, NOW)
+    with pytest.raises(origin.Unproved, match="not enrolled"):
+        made.judge(asked, {**genuine, "salt": "00" * 256}, NOW)
+
+
+def test_a_host_that_hides_behind_forgeries_goes_stale(made: Fleet, minion: Minion) -> None:
+    """A host that is taken over and answers rubbish keeps its standing until its deadline, and no longer."""
+    attest(made, minion)
+    with pytest.raises(origin.Unproved):
+        made.judge(made.ask("web1"), {}, NOW + 7000)
+    assert standing(made, NOW + 7200) == ("trusted", "L2")
+    assert standing(made, NOW + 7201) == ("stale", "L0")
 
 
 def test_an_attestation_key_of_another_tpm(made: Fleet, minion: Minion) -> None:
@@ -263,18 +341,22 @@ def test_an_attestation_key_of_another_tpm(made: Fleet, minion: Minion) -> None:
     record = made.judge(asked, answer(asked, type(minion.tpm)()), NOW)
     assert record["code"] == "ak-unknown"
     assert standing(made)[0] == "failed"
+    keys, nonce = [made.signer.jwk], asked.nonce.hex()
+    told = ear.check(record["token"], keys, minion="web1", nonce=nonce, boot=BOOT, now=NOW, versions={})
+    assert told.level == 0, "the host takes it: it is for its boot"
 
 
 def test_a_clock_that_was_set_back_also_after_refused_evidence(made: Fleet, minion: Minion) -> None:
     attest(made, minion)
-    made.judge(made.ask("web1"), {}, NOW)
+    asked = made.ask("web1")
+    assert made.judge(asked, signed(asked, {}), NOW)["code"] == "malformed"
     minion.tpm.clock = (1000, 4, 2, 1)
     assert attest(made, minion)["code"] == "clock"
 
 
 def test_an_expired_certificate_is_due_and_refused(made: Fleet, minion: Minion) -> None:
     assert not made.certificate_due("web1", NOW + 12 * HOUR)
-    assert made.certificate_due("web1", NOW + 23.5 * HOUR)
+    assert made.certificate_due("web1", NOW + 23.9 * HOUR)
     assert attest(made, minion, NOW + 25 * HOUR)["code"] == "ak-certificate-expired"
 
 
@@ -342,10 +424,11 @@ def test_a_minion_that_lies_in_its_grains(made: Fleet, minion: Minion) -> None:
     """What a host says of itself has no place in an answer, and chooses no policy."""
     asked = made.ask("web1")
     lies = {"grains": {"tpm": {"class": "discrete"}, "secure_boot": {"enabled": True}, "netspace": {"level": "L5"}}}
-    assert made.judge(asked, {**answer(asked, minion.tpm), **lies}, NOW)["code"] == "malformed"
+    assert made.judge(asked, signed(asked, {**answer(asked, minion.tpm), **lies}), NOW)["code"] == "malformed"
     asked = made.ask("web1")
     wire = answer(asked, minion.tpm)
-    assert made.judge(asked, {**wire, "evidence": {**wire["evidence"], **lies}}, NOW)["code"] == "malformed"
+    wire = signed(asked, {**wire, "evidence": {**wire["evidence"], **lies}})
+    assert made.judge(asked, wire, NOW)["code"] == "malformed"
     minion.enrolment = lambda enrolled: {**enrolled, "tpm": {"class": "discrete", "level": "L5"}}
     assert enrolled(made.registrar, minion, NOW)["level"] == 2
     assert attest(made, minion)["level"] == 2
@@ -368,7 +451,7 @@ def judged(made: Fleet, minion: Minion, log: Any, asked: fleet.Asked | None = No
     asked = made.ask("web1") if asked is None else asked
     wire = answer(asked, minion.tpm)
     wire["evidence"]["bootlog"] = base64.b64encode(log).decode() if isinstance(log, bytes) else log
-    return made.judge(asked, wire, NOW)
+    return made.judge(asked, signed(asked, wire), NOW)
 
 
 def trusted(made: Fleet, minion: Minion) -> None:
@@ -428,7 +511,7 @@ def test_the_digest_of_a_log_proves_nothing_by_itself(made: Fleet, minion: Minio
 # -- hosts without a TPM ----------------------------------------------------------------
 def by_software(asked: fleet.Asked, key: software.Key) -> dict[str, Any]:
     context = Context(MASTER, asked.minion, asked.session, asked.nonce, binding=BOOT.encode())
-    return {"boot": BOOT, "evidence": attester.by_key(key, context).wire()}
+    return signed(asked, {"boot": BOOT, "evidence": attester.by_key(key, context).wire()})
 
 
 def test_a_host_without_a_tpm_keeps_the_key_that_it_had_at_first(made: Fleet, tmp_path: Path) -> None:

@@ -227,6 +227,18 @@ def test_mutations_of_files_are_told_apart_by_codes(data: st.DataObject) -> None
         assert report.code != "ok"
 
 
+def test_a_tee_that_a_policy_demands_is_told_as_unchecked() -> None:
+    """A quote says nothing of a TEE: a policy that demands one is not met by it, and the report must say so."""
+    rules = boot_forge.policy("shim-grub", unchecked=[0, 1, 3, 5, 6, 14, 15])
+    rules["tee"] = {"snp": {"measurements": ["00" * 48]}}
+    report = verify("shim-grub", policy=policy.parse(rules))
+    assert {"check": "tee-none", "result": "unchecked"}.items() <= next(
+        one for one in report.checks if one["check"] == "tee-none"
+    ).items()
+    del rules["tee"]
+    assert all(one["check"] != "tee-none" for one in verify("shim-grub", policy=policy.parse(rules)).checks)
+
+
 def test_a_policy_whose_rule_rests_on_a_pcr_that_was_not_quoted() -> None:
     report = verify("uki", policy=policy.parse(boot_forge.policy("uki", unchecked=[0, 1, 3, 5, 6, 14, 15])))
     assert report.code == "policy-uncovered" and "PCR 12, which is not quoted" in report.reason

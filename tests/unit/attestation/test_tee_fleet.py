@@ -138,8 +138,9 @@ def test_a_tpm_with_a_tee_is_worth_what_it_is_and_says_both(made: Fleet, fake_tp
     with_tee = dataclasses.replace(evidence, tee=TeeReport("sev_guest", report))
     record = made.judge(asked, {"boot": BOOT, "evidence": with_tee.wire()}, NOW)
     assert (record["level"], record["tee"]["code"], record["kind"]) == (2, "ok", "tpm")
-    forged = dataclasses.replace(with_tee, tee=TeeReport("sev_guest", report[:-600] + b"\1" + report[-599:]))
     asked = made.ask("web1")
+    again: Evidence = fake_tpm.evidence(context(asked))
+    forged = dataclasses.replace(again, tee=TeeReport("sev_guest", report[:-600] + b"\1" + report[-599:]))
     record = made.judge(asked, {"boot": BOOT, "evidence": forged.wire()}, NOW)
     assert record["level"] == 0 and record["clock"] is not None, "refused, and the TPM's clock is not forgotten"
 
@@ -297,8 +298,11 @@ def test_the_runner_asks_judges_and_explains(tmp_path: Path, monkeypatch: pytest
     bound = Context(master, "web1", asked.session, asked.nonce, binding=BOOT.encode())
     evidence = attester.by_key(key, bound)
     report = TeeReport("sev_guest", Amd().report(bound.report_data(key.public)))
-    found = dataclasses.replace(evidence, tee=report).wire()
-    assert made.judge(asked, {"boot": BOOT, "evidence": found}, NOW)["code"] == "tee-boot"
+    plain = {"boot": BOOT, "evidence": dataclasses.replace(evidence, tee=report).wire()}
+    monkeypatch.setattr(runner, "_salt_key", lambda minion: runner_bus.SALT_PUBLIC)
+    made = runner._fleet()
+    found = runner_bus.signed("answer", master, "web1", asked.wire(), plain)
+    assert made.judge(asked, found, NOW)["code"] == "tee-boot"
     shown = runner.explain("web1")
     assert shown["state"].startswith("trusted, L3") and shown["tee"]["measurement"] == LAUNCH.hex()
     assert runner.status()["web1"]["tee"]["code"] == "ok"

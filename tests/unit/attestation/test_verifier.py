@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import struct
 from pathlib import Path
 
@@ -41,6 +42,16 @@ def test_genuine(fake_tpm, fake_rsa_tpm, context: Context) -> None:
 
 def test_magic(fake_tpm, context: Context) -> None:
     refused(refusals.WrongMagic, fake_tpm, context, fake_tpm.evidence(context, magic=0xFF544348))
+
+
+@pytest.mark.parametrize("handle", [0x40000001, 0x40000007, 0x4000000C])
+def test_a_key_of_another_hierarchy_is_refused(fake_tpm, context: Context, handle: int) -> None:
+    """There a TPM disguises its counters, so they would tell nothing of a reset."""
+    name = b"\0\x0b" + hashlib.sha256(fake_tpm.ak_public).digest()
+    for above in (struct.pack(">I", handle), b"\0\x0b" + bytes(32)):
+        signer = b"\0\x0b" + hashlib.sha256(above + name).digest()
+        refused(refusals.WrongHierarchy, fake_tpm, context, fake_tpm.evidence(context, signer=signer))
+    refused(refusals.WrongHierarchy, fake_tpm, context, fake_tpm.evidence(context, signer=b"signer"))
 
 
 def test_type(fake_tpm, context: Context) -> None:

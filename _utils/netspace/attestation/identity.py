@@ -1,0 +1,164 @@
+"""A minion's word under its Salt key: proves which minion shows a TPM or answers a challenge.
+
+Salt's event bus does not prove who answered. A minion may send an event with another's tag (``_minion_event``), and a
+return in another's name (``_syndic_return``; from Salt 3008 on also ``resource_id``). So a minion signs what it shows
+with the key that the master accepted for it (``pki/minion/minion.pem``). That counts where nothing else proves who
+answered: at enrolment, for a software key that is seen first, and for evidence that is refused.
+
+The signature is RSASSA-PSS with SHA-256 (RFC 8017, 8.1). Salt itself signs by PKCS #1 v1.5 alone, so neither can be
+taken for the other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from netspace.attestation.evidence import Context, from_hex
+from netspace.attestation.refusals import Malformed, WrongSaltKey
+from netspace.errors import NetspaceError
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.padding import PSS
+
+# The field of an answer that has the signature.
+FIELD = "salt"
+ENROLMENT, ACTIVATION, ANSWER = "enrolment", "activation", "answer"
+_PREFIX = b"netspace, by a minion's Salt key, 1\0"
+_MOST = 1024  # bytes of a signature: RSA with 8192 bits
+
+# Returns the Salt key (PEM) that the master accepted for a minion; None where that is another master's to know.
+Keys = Callable[[str], "bytes | None"]
+
+
+@dataclass(frozen=True)
+class Identities:
+    """The Salt keys of minions.
+
+    :param master: fingerprint of the master's key.
+    """
+
+    master: str
+    keys: Keys
+
+    def enrolment(self, minion: str, shown: Any) -> dict[str, Any]:
+        """Return an enrolment without its signature.
+
+        :raises Refused: when *minion*'s Salt key did not sign it.
+        """
+        return self._checked(ENROLMENT, minion, shown, {})
+
+    def activation(self, context: Context, opened: Any) -> dict[str, Any]:
+        """Return the answer to a credential without its signature; see :meth:`enrolment`."""
+        return self._checked(ACTIVATION, context.host, opened, exchange(context.session, context.nonce))
+
+    def answer(self, minion: str, asked: Mapping[str, str], answer: Any) -> bool:
+        """Check the signature of an answer to a challenge; return False where the minion's Salt key is not known here.
+
+        :param asked: :func:`exchange` of the challenge.
+        :raises Refused: when *minion*'s Salt key did not sign it.
+        """
+        pem = self.keys(minion)
+        if pem is None:
+            return False
+        if not isinstance(answer, Mapping):
+            raise Malformed("answer: expected a mapping")
+        check(pem, statement(ANSWER, self.master, minion, {**digest(answer), **asked}), answer.get(FIELD))
+        return True
+
+    def _checked(self, kind: str, minion: str, data: Any, more: Mapping[str, str]) -> dict[str, Any]:
+        if not isinstance(data, Mapping):
+            raise Malformed(f"{kind}: expected a mapping")
+        shown = {key: value for key, value in data.items() if key != FIELD}
+        pem = self.keys(minion)
+        if pem is not None:
+            check(pem, statement(kind, self.master, minion, {**shown, **more}), data.get(FIELD))
+        return shown
+
+
+def exchange(session: str, nonce: bytes) -> dict[str, str]:
+    """Return what names one exchange: signed, so that no statement can be replayed in another."""
+    return {"session": session, "nonce": nonce.hex()}
+
+
+def digest(answer: Mapping[str, Any]) -> dict[str, str]:
+    """Return what of an answer is signed: all but the signature.
+
+    :raises Malformed: when it is nothing that JSON can say.
+    """
+    whole = {key: value for key, value in answer.items() if key != FIELD}
+    return {"sha256": hashlib.sha256(_canonical(ANSWER, whole)).hexdigest()}
+
+
+def statement(kind: str, master: str, minion: str, data: Mapping[str, Any]) -> bytes:
+    """Return the bytes that are signed.
+
+    :param kind: what *data* is.
+    :raises Malformed: when *data* is nothing that JSON can say.
+    """
+    return _PREFIX + _canonical(kind, [kind, master, minion, dict(data)])
+
+
+def _canonical(kind: str, data: Any) -> bytes:
+    try:
+        return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as err:
+        raise Malformed(f"{kind}: {type(err).__name__}") from err
+
+
+def sign(pem: bytes, message: bytes) -> str:
+    """Sign *message* by a Salt key, and return the signature in hex.
+
+    :param pem: the private key.
+    :raises NetspaceError: when it is no RSA key.
+    """
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import rsa
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    try:
+        key = load_pem_private_key(pem, None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as err:
+        raise NetspaceError(f"the minion's Salt key can't be read: {err}") from err
+    if not isinstance(key, rsa.RSAPrivateKey):
+        raise NetspaceError("the minion's Salt key is no RSA key")
+    return key.sign(message, _padding(), hashes.SHA256()).hex()
+
+
+def check(pem: bytes, message: bytes, signature: Any) -> None:
+    """Check a signature that :func:`sign` made.
+
+    :param pem: the public key.
+    :raises WrongSaltKey: when there is none, or another key made it.
+    """
+    from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import rsa
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    if signature is None:
+        raise WrongSaltKey("no signature by the minion's Salt key; give master and minion the same netspace")
+    raw = None
+    if isinstance(signature, str) and len(signature) <= 2 * _MOST:
+        raw = from_hex(signature, len(signature) // 2)
+    try:
+        key = load_pem_public_key(pem.strip() + b"\n")
+    except (ValueError, UnsupportedAlgorithm) as err:
+        raise WrongSaltKey(f"the Salt key that the master accepted can't be read: {err}") from err
+    if raw is None or not isinstance(key, rsa.RSAPublicKey):
+        raise WrongSaltKey("not a signature by an RSA key")
+    try:
+        key.verify(raw, message, _padding(), hashes.SHA256())
+    except InvalidSignature as err:
+        raise WrongSaltKey("the Salt key that the master accepted for this minion did not sign this") from err
+
+
+def _padding() -> PSS:
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import padding
+
+    return padding.PSS(padding.MGF1(hashes.SHA256()), padding.PSS.DIGEST_LENGTH)
