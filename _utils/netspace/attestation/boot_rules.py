@@ -193,7 +193,7 @@ def _judge_loaded(pcr: int, extended: Sequence[Extension], policy: Boot, found: 
             found.lines.append(line)
             found.proved.update(() if ended else (pcr,))
         else:
-            _refuse(pcr, one)
+            _refuse(pcr, _worst(pcr, one, extended, policy))
     if pcr in (11, 12) and not ended:
         found.open.add(pcr)
 
@@ -215,6 +215,16 @@ def logged_line(pcr: int, one: Extension) -> str | None:
             if line and (wide or measured.starts_with_path(line)):
                 return line
     return None
+
+
+def _worst(pcr: int, one: Extension, extended: Sequence[Extension], policy: Boot) -> Extension:
+    """Return the extension to name in place of *one*: GRUB measures the command before the line, which says more."""
+    for other in extended if pcr == 8 else ():
+        if other.kind is not None and events.is_command_line(other.source):  # type: ignore[arg-type]
+            line = logged_line(pcr, other)
+            if line is not None and not policy.allows_line(line):
+                return other
+    return one
 
 
 def _refuse(pcr: int, one: Extension) -> None:
