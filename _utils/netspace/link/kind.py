@@ -206,6 +206,7 @@ class Links:
             called, unnamed = names.used(self.layout, record.broker), str(err)
         return Observed(
             record=record,
+            pid=services[node.NODE].pid if node.NODE in services else 0,
             broker=state,
             detail=detail,
             definitions=definitions,
@@ -235,8 +236,7 @@ class Links:
         starts = any(step.name == planning.BROKER and step.action != "remove" for step in found.steps)
         if not starts or not isinstance(desired.broker, LocalBroker):
             return found
-        status = None if observed.record.broker is None else self.supervisor.observe().get(node.NODE)
-        if why := listening.taken(desired.broker, None if status is None else status.pid):
+        if why := listening.taken(desired.broker, observed.pid):
             refusal = Refusal(planning.KIND, planning.BROKER, f"netspace:{why}")
             return Plan(found.steps, [*found.refusals, refusal], found.notes)
         return found

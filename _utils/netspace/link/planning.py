@@ -49,6 +49,7 @@ class Observed:
     :param config: the forwarder's configuration; ``namespaces`` its environments' inodes.
     :param keys: for sealed links, by environment.
     :param others: what is known of other hosts, for sealed links to and from them.
+    :param pid: process of our own node; 0 where it doesn't run.
     """
 
     record: Record = field(default_factory=Record)
@@ -70,6 +71,7 @@ class Observed:
     others: Others = field(default_factory=Others)
     identities: Identities = field(default_factory=Identities)
     renewer: Status | None = None
+    pid: int = 0
 
 
 @dataclass(frozen=True)
