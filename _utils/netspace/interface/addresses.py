@@ -50,14 +50,29 @@ def allocate(network: Network, wanted: Mapping[str, str | None], recorded: Mappi
     :param wanted: per name a fixed address, or None for any.
     :param recorded: what was given before, also to names that aren't in *wanted*: those keep theirs.
     """
+    held = {address: name for name, address in recorded.items() if name not in wanted}
+    while True:
+        result = _allocate(network, wanted, recorded, held)
+        given = set(result.addresses.values()) - held.keys()  # so that each round settles one more, and ends
+        # A refused name goes on with what it has, so nobody else may be given that.
+        kept = {recorded[name]: name for name in result.refused.keys() & recorded.keys() if recorded[name] in given}
+        if not kept:
+            return result
+        held |= kept
+
+
+def _allocate(
+    network: Network, wanted: Mapping[str, str | None], recorded: Mapping[str, str], held: Mapping[str, str]
+) -> Allocation:
+    """Give addresses once, where *held* says per address the only name that may have it."""
     places = usable(network)
     given: dict[str, str] = {}
     refused: dict[str, str] = {}
-    taken = {address: name for name, address in recorded.items() if name not in wanted}
+    taken = dict(held)
     for name in sorted(name for name in wanted if wanted[name] is not None):
         address = str(wanted[name])
         reason = _unusable(network, places, address)
-        if not reason and address in taken:
+        if not reason and taken.get(address, name) != name:
             reason = f"{address} is {taken[address]}'s; remove or change that one first"
         if reason:
             refused[name] = reason
@@ -69,7 +84,7 @@ def allocate(network: Network, wanted: Mapping[str, str | None], recorded: Mappi
     free = sorted(name for name in wanted if wanted[name] is None)
     for name in free:
         address = recorded.get(name, "")
-        if address and address not in taken and not _unusable(network, places, address):
+        if address and taken.get(address, name) == name and not _unusable(network, places, address):
             given[name] = address
             taken[address] = name
     used = {_place(network, address) for address in taken}

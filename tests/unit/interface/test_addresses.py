@@ -85,6 +85,23 @@ def test_a_fixed_address_of_somebody_else_is_refused_with_the_owner() -> None:
         assert "reserved" in allocate(network, {"a": reserved}, {}).refused["a"]
 
 
+def test_what_a_refused_name_goes_on_with_is_given_to_nobody() -> None:
+    network = ipaddress.ip_network("198.51.96.0/20")
+    result = allocate(network, {"a": "198.51.96.2", "b": "198.51.96.0"}, {"b": "198.51.96.2"})
+    assert "b's" in result.refused["a"]
+    full = dict.fromkeys("bcdef")
+    result = allocate(ipaddress.ip_network("198.51.96.0/29"), {"a": "198.51.96.2", **full}, {"f": "198.51.96.2"})
+    assert "f's" in result.refused["a"]
+    assert result.addresses["f"] == "198.51.96.2"
+
+
+@given(situations(), st.dictionaries(NAMES, st.integers(0, 9).map(lambda place: f"198.51.96.{place}"), max_size=10))
+def test_a_record_that_names_an_address_twice_is_survived(situation: tuple, recorded: dict[str, str]) -> None:
+    network, wanted, _ = situation
+    given_away = list(allocate(network, wanted, recorded).addresses.values())
+    assert len(set(given_away)) == len(given_away)
+
+
 def test_ranges_too_small_give_nothing() -> None:
     for text in ("198.51.100.0/31", "198.51.100.0/32", "fd00::/127", "fd00::/128"):
         network = ipaddress.ip_network(text)
