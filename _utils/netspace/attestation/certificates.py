@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from netspace.attestation import der as encoding
+from netspace.attestation import revocation
 from netspace.attestation.refusals import RevokedEndorsementCertificate
 from netspace.errors import NetspaceError
 
@@ -38,8 +39,6 @@ MAX_DEPTH = 8
 MAX_CERTIFICATE = 8192
 MAX_ROOTS = 1024
 MAX_LIST = 16 * 1024 * 1024
-# The maker's clock may be ahead of ours by so much.
-_SKEW = datetime.timedelta(minutes=5)
 
 
 class Untrusted(NetspaceError):
@@ -79,7 +78,7 @@ def public_key(certificate: bytes) -> object:
     """
     try:
         return _load(certificate).fields.public_key()
-    except _unreadable() as err:
+    except encoding.unreadable() as err:
         raise Untrusted(f"the endorsement certificate can't be read: {err}") from err
 
 
@@ -108,7 +107,7 @@ def check(leaf: bytes, chain: Sequence[bytes], roots: Sequence[bytes], now: floa
         for one in path if told else ():
             # An intermediate that lies among the roots is trusted as long as its own issuer, if he is there, does.
             _not_revoked(one, [*anchors, *brought], told, when)
-    except _unreadable() as err:
+    except encoding.unreadable() as err:
         raise Untrusted(f"a certificate can't be read: {err}") from err
 
 
@@ -123,7 +122,7 @@ def readable(data: bytes) -> bytes:
         found = _load(data).fields
         found.public_key()
         list(found.extensions)
-    except _unreadable() as err:
+    except encoding.unreadable() as err:
         raise NetspaceError(f"certificate: can't be read: {err}") from err
     return data
 
@@ -160,7 +159,7 @@ def revocations(raw: bytes) -> bytes:
         found: CertificateRevocationList = _load_list(data).fields
         critical = [one.oid.dotted_string for one in found.extensions if one.critical]
         ends = found.next_update_utc
-    except _unreadable() as err:
+    except encoding.unreadable() as err:
         raise NetspaceError(f"not a revocation list: {err}") from err
     if critical:
         raise NetspaceError(f"a revocation list with the critical extension {critical[0]}, which is not understood")
@@ -188,19 +187,12 @@ def _not_revoked(
         genuine = [one.fields for one in lists if one.fields.issuer == subject and _signed_list(one, issuer)]
         if not genuine:
             continue
-        newest: CertificateRevocationList = max(genuine, key=lambda one: one.last_update_utc)
         name = subject.rfc4514_string()
-        found = newest.get_revoked_certificate_by_serial_number(number)
-        if found is not None:
-            raise RevokedEndorsementCertificate(
-                f"{name} revoked the certificate {number:x} at {found.revocation_date_utc}"
-            )
-        ends = newest.next_update_utc
-        if newest.last_update_utc > when + _SKEW or ends is None or when > ends:
-            raise Untrusted(
-                f"the revocation list of {name} is good from {newest.last_update_utc} to {ends}: "
-                "put a newer one beside the roots"
-            )
+        found = revocation.by_newest(genuine, number, when)
+        if found.revoked is not None:
+            raise RevokedEndorsementCertificate(f"{name} revoked the certificate {number:x} at {found.revoked}")
+        if found.out_of_force:
+            raise Untrusted(f"the revocation list of {name} {found.out_of_force}: put a newer one beside the roots")
 
 
 def _signed_list(found: _Signed, issuer: _Signed) -> bool:
@@ -211,7 +203,7 @@ def _signed_list(found: _Signed, issuer: _Signed) -> bool:
         return bool(usage.crl_sign) and not _unsigned(found, issuer)
     except x509.ExtensionNotFound:
         return False
-    except _unreadable():
+    except encoding.unreadable():
         return False
 
 
@@ -232,15 +224,6 @@ def _unsigned(found: _Signed, issuer: _Signed) -> str:
     except InvalidSignature:
         return "invalid signature"
     return ""
-
-
-def _unreadable() -> tuple[type[Exception], ...]:
-    """What ``cryptography`` raises for certificates that it can't read, some of it late: on use of a part."""
-    from cryptography import x509
-    from cryptography.exceptions import UnsupportedAlgorithm
-
-    late = (x509.DuplicateExtension, x509.UnsupportedGeneralNameType, x509.InvalidVersion)
-    return (ValueError, TypeError, UnsupportedAlgorithm, *late)
 
 
 @functools.lru_cache(maxsize=2048)

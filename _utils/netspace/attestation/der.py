@@ -38,6 +38,15 @@ class Parts(NamedTuple):
     algorithm: bytes
 
 
+def unreadable() -> tuple[type[Exception], ...]:
+    """Return the exceptions of ``cryptography`` for what it can't read; some come late, on use of a part."""
+    from cryptography import x509
+    from cryptography.exceptions import UnsupportedAlgorithm
+
+    late = (x509.DuplicateExtension, x509.UnsupportedGeneralNameType, x509.InvalidVersion)
+    return (ValueError, TypeError, UnsupportedAlgorithm, *late)
+
+
 def from_pem(text: bytes) -> list[bytes]:
     """Return the contents of the PEM blocks (RFC 7468) of *text*, in their order.
 

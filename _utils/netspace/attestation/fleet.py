@@ -334,7 +334,7 @@ class Fleet:
             boot, evidence = _answer(answer)
             context = Context(self._master, asked.minion, asked.session, asked.nonce, binding=boot.encode())
             if host is not None:
-                origin.check_quote(evidence, bound_key(self._as_asked(asked, host)), context)
+                verifier.own_quote(evidence, bound_key(self._as_asked(asked, host)), context)
             else:
                 self._check_software(asked, answer, evidence, context)
             return boot, self._with_log(asked, evidence), context

@@ -12,7 +12,7 @@ import functools
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
 from netspace.attestation.refusals import Malformed, WrongEndorsementKey, WrongMagic, WrongType
 
@@ -73,39 +73,52 @@ def hash_algorithm(identifier: int) -> HashAlgorithm:
 
 
 class Reader:
-    """Reads a byte string from front to back; never past its end."""
+    """Reads a byte string from front to back; never past its end.
+
+    :param what: name of the structure, for messages.
+    """
+
+    order: ClassVar[Literal["big", "little"]] = "big"
+    malformed: ClassVar[type[Malformed]] = Malformed
 
     def __init__(self, data: bytes, what: str, limit: int = MAX_STRUCTURE) -> None:
         if len(data) > limit:
-            raise Malformed(f"{what}: {len(data)} bytes, at most {limit} are possible")
+            raise self.malformed(f"{what}: {len(data)} bytes, at most {limit} are possible")
         self._data = data
         self._what = what
-        self._at = 0
+        self.at = 0
 
     def take(self, count: int) -> bytes:
-        end = self._at + count
+        end = self.at + count
         if end > len(self._data):
-            raise Malformed(f"{self._what}: ends after {len(self._data)} bytes, {end} are announced")
-        part = self._data[self._at : end]
-        self._at = end
+            raise self.refuse(f"ends after {len(self._data)} bytes, {end} are announced")
+        part = self._data[self.at : end]
+        self.at = end
         return part
 
     def number(self, size: int) -> int:
-        return int.from_bytes(self.take(size), "big")
+        """Return an unsigned number of *size* bytes."""
+        return int.from_bytes(self.take(size), self.order)
 
     def sized(self, limit: int, field: str) -> bytes:
         """A TPM2B: a 16-bit length and as many bytes."""
         length = self.number(2)
         if length > limit:
-            raise Malformed(f"{self._what}: {field} of {length} bytes, at most {limit} are possible")
+            raise self.refuse(f"{field} of {length} bytes, at most {limit} are possible")
         return self.take(length)
 
+    @property
+    def left(self) -> int:
+        """The number of bytes that are not read yet."""
+        return len(self._data) - self.at
+
     def refuse(self, message: str) -> Malformed:
-        return Malformed(f"{self._what}: {message}")
+        return self.malformed(f"{self._what}: {message}")
 
     def end(self) -> None:
-        if self._at != len(self._data):
-            raise self.refuse(f"{len(self._data) - self._at} bytes too many")
+        """Check that no bytes are left."""
+        if self.left:
+            raise self.refuse(f"{self.left} bytes too many")
 
 
 @dataclass(frozen=True)

@@ -298,12 +298,9 @@ def verify_quote(evidence: Evidence, bound: Bound | Certified, expected: Expecte
 
     :raises Refused: the first check that fails; see the module's rules.
     """
-    if evidence.kind != "tpm":
-        raise UnknownAttestationKey(f"evidence by a {evidence.kind} key, where a TPM's is expected")
-    if evidence.key != bound.key.raw:
-        raise UnknownAttestationKey("evidence by another key than the one bound to this TPM")
     context, wanted = expected.context, frozenset(expected.pcrs)
-    quote = _quoted(evidence.attest, evidence.signature, bound.key, context, wanted)
+    quote = own_quote(evidence, bound.key, context)
+    _check_covers(quote, bound.key, wanted)
     if evidence.pcrs.keys() != wanted:
         raise WrongSelection(f"values of PCRs {shown(evidence.pcrs)} came with a quote of {shown(wanted)}")
     if not _is_digest(quote, b"".join(evidence.pcrs[pcr] for pcr in sorted(wanted)), bound.key):
@@ -329,6 +326,18 @@ def verify_quote(evidence: Evidence, bound: Bound | Certified, expected: Expecte
         found.ima,
         quote.firmware,
     )
+
+
+def own_quote(evidence: Evidence, key: Public, context: Context) -> Quote:
+    """Return the quote that *key* signed, and for this challenge: what proves whose evidence it is.
+
+    :raises Refused: when *key* did not. Everything else that is wrong is for :func:`verify_quote` to find.
+    """
+    if evidence.kind != "tpm":
+        raise UnknownAttestationKey(f"evidence by a {evidence.kind} key, where a TPM's is expected")
+    if evidence.key != key.raw:
+        raise UnknownAttestationKey("evidence by another key than the one bound to this TPM")
+    return _signed(evidence.attest, evidence.signature, key, context)
 
 
 def check_signature(raw: bytes, attest: bytes, key: PublicKey, scheme: tuple[int, int] | None) -> Signature:
@@ -404,23 +413,28 @@ def _check_boot(clock: Clock, expected: Expected) -> None:
         )
 
 
-def _quoted(
-    attest: bytes, signature: bytes, key: Public, context: Context, pcrs: frozenset[int], at: str = ""
-) -> Quote:
-    """Return a quote by *key*, for *context*, of exactly *pcrs*.
+def _signed(attest: bytes, signature: bytes, key: Public, context: Context, at: str = "") -> Quote:
+    """Return a quote by *key*, for *context*.
 
-    :raises Refused: for any other, its message after *at*; from the structure up to the selection.
+    :raises Refused: for any other, its message after *at*; from the structure up to the qualifying data.
     """
     quote = structures.quote(attest)
     check_signature(signature, attest, key.key(), key.scheme)
     if not hmac.compare_digest(quote.extra, context.qualifying()):
         raise WrongQualifyingData(f"{at}signed for another nonce, session, host or verifier")
+    return quote
+
+
+def _check_covers(quote: Quote, key: Public, pcrs: frozenset[int], at: str = "") -> None:
+    """Check that a quote tells the TPM's plain counters, and exactly *pcrs*.
+
+    :raises Refused: when it does not, with a message after *at*.
+    """
     if not hmac.compare_digest(quote.signer, key.qualified_name):
         # In other hierarchies a TPM disguises its counters and its firmware's version (Part 1, 36.7).
         raise WrongHierarchy(f"{at}the attestation key is no primary key of the TPM's endorsement hierarchy")
     if quote.selections != ((BANK_ID, pcrs),):
         raise WrongSelection(f"{at}the quote covers {_selected(quote.selections)}, not exactly sha256:{shown(pcrs)}")
-    return quote
 
 
 def _is_digest(quote: Quote, values: bytes, key: Public) -> bool:
@@ -431,7 +445,8 @@ def _is_digest(quote: Quote, values: bytes, key: Public) -> bool:
 
 def _check_measurements(made: Measurements, key: Public, context: Context, clock: Clock) -> None:
     """The quote of PCR 10: everything that is checked of the other quote, and that both are of one boot."""
-    quote = _quoted(made.attest, made.signature, key, context, frozenset((ima.PCR,)), "IMA: ")
+    quote = _signed(made.attest, made.signature, key, context, "IMA: ")
+    _check_covers(quote, key, frozenset((ima.PCR,)), "IMA: ")
     if not _is_digest(quote, made.value, key):
         raise WrongDigest(f"IMA: the value of PCR {ima.PCR} is not the one that was quoted")
     if (quote.clock.reset_count, quote.clock.restart_count) != (clock.reset_count, clock.restart_count):

@@ -5,34 +5,21 @@ Every length is checked before it is used. This module does not interpret the by
 
 from __future__ import annotations
 
+from netspace.attestation import der, structures
 from netspace.attestation.refusals import TeeMalformed
 
 INTEGER, OCTETS, OID, ENUMERATED, IA5, SEQUENCE = 0x02, 0x04, 0x06, 0x0A, 0x16, 0x30
 _MAX_ITEMS = 256
 
 
-class Reader:
-    """Reads bytes from front to back; never past their end.
+class Reader(structures.Reader):
+    """Reads a report from front to back; never past its end. The caller bounds the report's size."""
 
-    :param what: name of the structure, for messages.
-    """
+    order = "little"
+    malformed = TeeMalformed
 
     def __init__(self, data: bytes, what: str) -> None:
-        self.data = data
-        self.what = what
-        self.at = 0
-
-    def take(self, count: int) -> bytes:
-        end = self.at + count
-        if end > len(self.data):
-            raise TeeMalformed(f"{self.what}: ends after {len(self.data)} bytes, {end} are announced")
-        part = self.data[self.at : end]
-        self.at = end
-        return part
-
-    def number(self, size: int) -> int:
-        """Return an unsigned little-endian number of *size* bytes."""
-        return int.from_bytes(self.take(size), "little")
+        super().__init__(data, what, len(data))
 
     def zero(self, count: int) -> None:
         """Skip reserved bytes.
@@ -40,12 +27,7 @@ class Reader:
         :raises TeeMalformed: when one is not 0: it may change the meaning of the rest.
         """
         if any(self.take(count)):
-            raise TeeMalformed(f"{self.what}: a reserved byte before {self.at} is not 0")
-
-    def end(self) -> None:
-        """Check that no bytes are left."""
-        if self.at != len(self.data):
-            raise TeeMalformed(f"{self.what}: {len(self.data) - self.at} bytes too many")
+            raise self.refuse(f"a reserved byte before {self.at} is not 0")
 
 
 def element(data: bytes, tag: int, what: str) -> bytes:
@@ -94,17 +76,12 @@ def oid(content: bytes, what: str) -> str:
 
 def _next(data: bytes, what: str) -> tuple[int, bytes, bytes]:
     """Tag, content and the rest; definite lengths in their shortest form (X.690, 10.1)."""
-    if len(data) < 2:
-        raise TeeMalformed(f"{what}: ends within a DER element")
-    tag, length, at = data[0], data[1], 2
-    if length & 0x80:
-        count = length & 0x7F
-        if not 1 <= count <= 3 or len(data) < 2 + count:
-            raise TeeMalformed(f"{what}: a DER length of {count} bytes")
-        at = 2 + count
-        length = int.from_bytes(data[2:at], "big")
-        if length < 0x80 or length >> 8 * (count - 1) == 0:
-            raise TeeMalformed(f"{what}: a DER length that is not in its shortest form")
-    if at + length > len(data):
-        raise TeeMalformed(f"{what}: ends within a DER element")
-    return tag, data[at : at + length], data[at + length :]
+    try:
+        found = der.element(data, 0, len(data))
+    except ValueError as err:
+        raise TeeMalformed(f"{what}: {err}") from err
+    length = found.end - found.content
+    more = 0 if length < 0x80 else (length.bit_length() + 7) // 8
+    if found.content - found.start != 2 + more:
+        raise TeeMalformed(f"{what}: a DER length that is not in its shortest form")
+    return found.tag, data[found.content : found.end], data[found.end :]

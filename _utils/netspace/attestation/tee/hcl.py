@@ -94,7 +94,7 @@ def parse(raw: bytes) -> Claims:
     document = reader.take(length)
     if whole != 20 + length or size != HEADER + REPORT + whole:
         raise TeeMalformed("HCL report: its lengths contradict each other")
-    reader.zero(len(raw) - reader.at)
+    reader.zero(reader.left)
     try:
         claims = json.loads(document)
     except (ValueError, RecursionError) as err:

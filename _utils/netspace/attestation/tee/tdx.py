@@ -105,7 +105,7 @@ def parse(raw: bytes) -> Quote:
     body = _body(reader, size)
     signed = raw[: reader.at]
     rest = binary.Reader(reader.take(reader.number(4)), "TDX quote's signature")
-    reader.zero(len(raw) - reader.at)
+    reader.zero(reader.left)
     signature, key = rest.take(64), rest.take(64)
     inner = _data(rest, _QE_REPORT)
     rest.end()
@@ -113,7 +113,9 @@ def parse(raw: bytes) -> Quote:
     extra = inner.take(inner.number(2))
     chain = _data(inner, _CHAIN)
     inner.end()
-    return Quote(version, body, signed, signature, key, enclave, enclave_signature, extra, _chain(chain.data))
+    return Quote(
+        version, body, signed, signature, key, enclave, enclave_signature, extra, _chain(chain.take(chain.left))
+    )
 
 
 def _header(reader: binary.Reader) -> int:

@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from netspace.attestation import revocation
+from netspace.attestation.der import unreadable
 from netspace.attestation.refusals import TeeMalformed, TeeRevoked, TeeUntrusted
 
 if TYPE_CHECKING:
@@ -28,7 +30,6 @@ MAX_CERTIFICATE = 8192
 # Intermediates in a path, and signatures that are checked to find one.
 MAX_DEPTH, MAX_CHECKS = 3, 64
 _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----([A-Za-z0-9+/=\s]{1,12000})-----END CERTIFICATE-----")
-_SKEW = datetime.timedelta(minutes=5)
 # basicConstraints, keyUsage, extKeyUsage, subject and authority key identifiers.
 _UNDERSTOOD = frozenset(("2.5.29.19", "2.5.29.15", "2.5.29.37", "2.5.29.14", "2.5.29.35"))
 
@@ -82,15 +83,6 @@ def load(der: bytes) -> Certificate:
     except unreadable() as err:
         raise TeeMalformed(f"certificate: {err}") from err
     return found
-
-
-def unreadable() -> tuple[type[Exception], ...]:
-    """Return the exceptions that ``cryptography`` raises for bytes that it can't read."""
-    from cryptography import x509
-    from cryptography.exceptions import UnsupportedAlgorithm
-
-    late = (x509.DuplicateExtension, x509.UnsupportedGeneralNameType, x509.InvalidVersion)
-    return (ValueError, TypeError, UnsupportedAlgorithm, *late)
 
 
 def extension(certificate: Certificate, dotted: str) -> bytes | None:
@@ -228,14 +220,12 @@ def _not_revoked(
     genuine = [one for one in lists if one.issuer == issuer.subject and _signed_list(one, issuer)]
     if not genuine:
         return
-    newest = max(genuine, key=lambda one: one.last_update_utc)
-    if newest.get_revoked_certificate_by_serial_number(certificate.serial_number) is not None:
+    found = revocation.by_newest(genuine, certificate.serial_number, when)
+    if found.revoked is not None:
         raise TeeRevoked(f"{_name(issuer)} revoked the certificate {certificate.serial_number:x}")
-    ends = newest.next_update_utc
-    if newest.last_update_utc > when + _SKEW or ends is None or when > ends:
+    if found.out_of_force:
         raise TeeUntrusted(
-            f"the revocation list of {_name(issuer)} is good from {newest.last_update_utc} to {ends}: "
-            "put a newer one into the folder of roots"
+            f"the revocation list of {_name(issuer)} {found.out_of_force}: put a newer one into the folder of roots"
         )
 
 
