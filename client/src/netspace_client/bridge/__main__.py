@@ -7,7 +7,8 @@ import asyncio
 import logging
 import signal
 import sys
-from collections.abc import Awaitable, Sequence
+from collections.abc import Coroutine, Sequence
+from typing import Any
 
 from netspace_client import CardError, Mailbox
 from netspace_client import card as cards
@@ -56,19 +57,14 @@ async def _bridge(options: argparse.Namespace) -> int:
     elif options.execute:
         work = Execute(options.program, timeout=options.timeout)
     async with Mailbox(options.folder) as mailbox:
-        waits: list[Awaitable[int | None]] = []
+        waits: list[Coroutine[Any, Any, int | None]] = []
         if address is not None:
             server = await Server(mailbox, timeout=options.timeout, raw=options.raw).listen(*address)
-            waits.append(asyncio.ensure_future(server.serve_forever()))
+            waits.append(server.serve_forever())
         if work is not None:
             at_once = options.at_once or (1 if options.execute else 8)
-            waits.append(
-                asyncio.ensure_future(worker.work_on(mailbox, work, at_once=at_once, patience=options.patience))
-            )
-        if options.program and not options.execute:
-            waits.append(asyncio.ensure_future(child.run(options.program)))
-        else:
-            waits.append(asyncio.ensure_future(_signalled()))
+            waits.append(worker.work_on(mailbox, work, at_once=at_once, patience=options.patience))
+        waits.append(child.run(options.program) if options.program and not options.execute else _signalled())
         tasks = [asyncio.ensure_future(one) for one in waits]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
+import signal
 from collections.abc import Sequence
 
+from netspace_client.bridge.wire import BODY
 from netspace_client.bridge.worker import Done
 from netspace_client.message import Message
 
 log = logging.getLogger("netspace_client.bridge")
-
-ANSWER = 8 * 1024 * 1024
-"""Bytes that a program may print for an answer."""
 
 
 class Execute:
@@ -24,7 +24,7 @@ class Execute:
     goes to the dead letters; any other: the program is run again for it.
 
     :param command: argument vector.
-    :param timeout: seconds that it may take; then it is killed, and the message comes again.
+    :param timeout: seconds that it may take; then it is killed with all that it started, and the message comes again.
     """
 
     def __init__(self, command: Sequence[str], *, timeout: float = 60.0) -> None:
@@ -45,6 +45,7 @@ class Execute:
                 env={**os.environ, **variables},
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
+                start_new_session=True,
             )
         except OSError as err:
             log.error("%s: %s", self._command[0], err)
@@ -56,10 +57,12 @@ class Execute:
             return Done("later")
         finally:
             if process.returncode is None:
-                process.kill()
+                # With all that it started: they hold its output, whose end is waited for.
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
                 await process.wait()
         if printed is None:
-            log.warning("%s printed more than %d bytes for %r", self._command[0], ANSWER, message)
+            log.warning("%s printed more than %d bytes for %r", self._command[0], BODY, message)
             return Done("never")
         if process.returncode == 0:
             return Done("done", (printed, "application/octet-stream"))
@@ -71,14 +74,16 @@ async def _talk(process: asyncio.subprocess.Process, body: bytes) -> bytes | Non
     assert process.stdin is not None and process.stdout is not None
     writing = asyncio.create_task(_write(process.stdin, body))
     printed = bytearray()
-    while part := await process.stdout.read(65536):
-        printed += part
-        if len(printed) > ANSWER:
-            writing.cancel()
-            return None
-    await writing
-    await process.wait()
-    return bytes(printed)
+    try:
+        while part := await process.stdout.read(65536):
+            printed += part
+            if len(printed) > BODY:
+                return None
+        await writing
+        await process.wait()
+        return bytes(printed)
+    finally:
+        writing.cancel()
 
 
 async def _write(stream: asyncio.StreamWriter, body: bytes) -> None:

@@ -8,6 +8,7 @@ from urllib.parse import SplitResult, urlsplit
 
 import h11
 
+from netspace_client.bridge import wire
 from netspace_client.bridge.message import (
     HEADERS,
     MEDIA_TYPE,
@@ -16,15 +17,13 @@ from netspace_client.bridge.message import (
     Response,
     dump_response,
     end_to_end,
+    header_value,
     load_request,
 )
 from netspace_client.bridge.worker import Done
 from netspace_client.message import Message
 
 log = logging.getLogger("netspace_client.bridge")
-
-ANSWER = 8 * 1024 * 1024
-"""Bytes that a response's body may have; the broker's bound is mostly lower."""
 
 
 class Forward:
@@ -74,15 +73,15 @@ class Forward:
         if message.content_type == MEDIA_TYPE:
             held = load_request(message.body)
         else:
-            kind = (message.content_type or "application/octet-stream").encode("latin-1", "replace")
-            held = Request(b"POST", (self._url.path or "/").encode(), ((b"content-type", _clean(kind)),), message.body)
+            kind = header_value(message.content_type or "application/octet-stream")
+            held = Request(b"POST", (self._url.path or "/").encode(), ((b"content-type", kind),), message.body)
         own = [
             (b"host", f"{self._url.hostname}:{self._port}".encode()),
             (b"netspace-sender", message.sender.encode()),
             (b"netspace-redelivered", b"true" if message.redelivered else b"false"),
         ]
         if message.id:
-            own.append((b"netspace-message-id", _clean(message.id.encode("ascii", "replace"))))
+            own.append((b"netspace-message-id", header_value(message.id)))
         others = [(name, value) for name, value in end_to_end(held.headers) if name != b"host"]
         return Request(held.method, held.target, (*own, *others), held.body)
 
@@ -96,36 +95,14 @@ class Forward:
                 target=request.target,
                 headers=[*request.headers, length, (b"connection", b"close")],
             )
-            for event in (start, h11.Data(data=request.body), h11.EndOfMessage()):
-                writer.write(connection.send(event) or b"")
+            writer.write(wire.sent(connection, start, request.body))
             await writer.drain()
-            return await _response(connection, reader)
+            found = await wire.received(connection, reader)
+            if found is None or not isinstance(found[0], h11.Response):
+                raise MessageError("the server ended the connection before its response was whole")
+            return Response(found[0].status_code, tuple(found[0].headers), found[1])
         finally:
             writer.close()
-
-
-async def _response(connection: h11.Connection, reader: asyncio.StreamReader) -> Response:
-    start: h11.Response | None = None
-    body = bytearray()
-    while True:
-        event = connection.next_event()
-        if event is h11.NEED_DATA:
-            connection.receive_data(await reader.read(65536))
-        elif isinstance(event, h11.Response):
-            start = event
-        elif isinstance(event, h11.Data):
-            body += event.data
-            if len(body) > ANSWER:
-                raise MessageError(f"the response has more than {ANSWER} bytes")
-        elif isinstance(event, h11.EndOfMessage) and start is not None:
-            return Response(start.status_code, tuple(start.headers), bytes(body))
-        elif not isinstance(event, h11.InformationalResponse):
-            raise MessageError("the server ended the connection before its response was whole")
-
-
-def _clean(value: bytes) -> bytes:
-    """Return a sender's text with visible characters only, as the value of a header (RFC 9110, 5.5)."""
-    return bytes(byte if 0x20 < byte < 0x7F else 0x3F for byte in value)
 
 
 def _told(status: int, text: str) -> tuple[bytes, str]:

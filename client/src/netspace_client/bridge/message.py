@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import h11
 
+from netspace_client.bridge import wire
+
 MEDIA_TYPE = "message/http"
 HEADERS = 64 * 1024
 """Bytes that the header section of a request or response may have."""
@@ -61,6 +63,11 @@ def end_to_end(headers: Iterable[Header]) -> tuple[Header, ...]:
     )
 
 
+def header_value(text: str) -> bytes:
+    """Return a sender's text as the value of a header: visible characters and blanks (RFC 9110, 5.5)."""
+    return bytes(byte if 0x20 <= byte < 0x7F else 0x3F for byte in text.encode("ascii", "replace")).strip()
+
+
 def dump_request(request: Request, host: bytes) -> bytes:
     """Return *request* as the body of a message to the environment *host*."""
     headers = [(name, value) for name, value in end_to_end(request.headers) if name != b"host"]
@@ -85,10 +92,9 @@ def dump_response(response: Response) -> bytes:
 
 def _dump(connection: h11.Connection, start: h11.Request | h11.Response, body: bytes) -> bytes:
     try:
-        parts = [connection.send(event) for event in (start, h11.Data(data=body), h11.EndOfMessage())]
+        return wire.sent(connection, start, body)
     except h11.LocalProtocolError as err:
         raise MessageError(str(err)) from err
-    return b"".join(part for part in parts if part)
 
 
 def load_request(raw: bytes) -> Request:

@@ -9,6 +9,7 @@ from collections.abc import Collection
 
 import h11
 
+from netspace_client.bridge import wire
 from netspace_client.bridge.message import (
     HEADERS,
     MEDIA_TYPE,
@@ -17,6 +18,7 @@ from netspace_client.bridge.message import (
     Response,
     dump_request,
     end_to_end,
+    header_value,
     load_response,
 )
 from netspace_client.errors import (
@@ -34,11 +36,9 @@ from netspace_client.mailbox import Mailbox
 log = logging.getLogger("netspace_client.bridge")
 
 CONNECTIONS = 64
-"""Connections that may be open at once."""
+"""Connections that are served at once; more of them wait."""
 IDLE_SECONDS = 60.0
 """Seconds that a connection may wait for its next request, or for the rest of one."""
-BODY = 8 * 1024 * 1024
-"""Bytes that a request's body may have; a link's own bound is mostly lower."""
 
 _STATUS: tuple[tuple[type[LinkError], int], ...] = (
     (Revoked, 410),
@@ -128,7 +128,7 @@ class Server:
         answer = await self._mailbox.call(peer, body, self._timeout, content_type=kind)
         if answer.content_type == MEDIA_TYPE:
             return load_response(answer.body)
-        told = (answer.content_type or "application/octet-stream").encode("latin-1", "replace")
+        told = header_value(answer.content_type or "application/octet-stream")
         return Response(200, ((b"content-type", told),), answer.body)
 
     def _index(self) -> Response:
@@ -147,25 +147,16 @@ def _plain(status: int, text: str) -> Response:
 async def _request(
     connection: h11.Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> Request | None:
-    """Read one request; None where the connection ends before it begins."""
-    start: h11.Request | None = None
-    body = bytearray()
-    while True:
-        event = connection.next_event()
-        if event is h11.NEED_DATA:
-            if connection.they_are_waiting_for_100_continue:
-                writer.write(connection.send(h11.InformationalResponse(status_code=100, headers=[])) or b"")
-            connection.receive_data(await reader.read(65536))
-        elif isinstance(event, h11.Request):
-            start = event
-        elif isinstance(event, h11.Data):
-            body += event.data
-            if len(body) > BODY:
-                raise h11.RemoteProtocolError(f"the body has more than {BODY} bytes", error_status_hint=413)
-        elif isinstance(event, h11.EndOfMessage) and start is not None:
-            return Request(start.method, start.target, tuple(start.headers), bytes(body))
-        else:
-            return None
+    """Read one request; None where the connection ends before it is whole."""
+
+    def go_on() -> None:
+        if connection.they_are_waiting_for_100_continue:
+            writer.write(connection.send(h11.InformationalResponse(status_code=100, headers=[])) or b"")
+
+    found = await wire.received(connection, reader, go_on)
+    if found is None or not isinstance(found[0], h11.Request):
+        return None
+    return Request(found[0].method, found[0].target, tuple(found[0].headers), found[1])
 
 
 async def _respond(
@@ -176,6 +167,5 @@ async def _respond(
     if close:
         headers.append((b"connection", b"close"))
     start = h11.Response(status_code=response.status, headers=headers)
-    for event in (start, h11.Data(data=response.body), h11.EndOfMessage()):
-        writer.write(connection.send(event) or b"")
+    writer.write(wire.sent(connection, start, response.body))
     await writer.drain()
