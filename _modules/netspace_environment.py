@@ -11,7 +11,7 @@ Needs ``crun`` only to start or enter one: every function says what it misses.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import netspace
@@ -56,16 +56,15 @@ def _each(outcomes: dict[str, str]) -> bool:
     return True
 
 
-def _argument_vector(words: Sequence[Any]) -> list[str]:
-    """Return a program with its arguments, as a person or a program gave them: words, a text or a list."""
-    if isinstance(words, str) or (len(words) == 1 and isinstance(words[0], str)):
-        text = words if isinstance(words, str) else words[0]
+def _argument_vector(given: Any) -> list[str]:
+    """Return a program with its arguments: a text is split as a shell splits it, a list is taken as it is."""
+    if isinstance(given, str):
         try:
-            found = shlex.split(text)
+            found = shlex.split(given)
         except ValueError as err:
-            raise CommandExecutionError(f"command {text!r:.80}: {err}; give it as a list") from err
+            raise CommandExecutionError(f"command {given!r:.80}: {err}; give it as a list") from err
     else:
-        found = [str(word) for word in (words[0] if len(words) == 1 and isinstance(words[0], list) else words)]
+        found = [str(word) for word in (given if isinstance(given, list | tuple) else [given])]
     if not found:
         raise CommandExecutionError("no command given; try: netspace_environment.exec web ls /")
     return found
@@ -206,7 +205,7 @@ def retry(*names: str) -> bool:
 
 
 def exec_(
-    name: str, *words: Any, command: list[str] | None = None, timeout: float = 60, stdin: str = ""
+    name: str, *words: Any, command: list[str] | str | None = None, timeout: float = 60, stdin: str = ""
 ) -> dict[str, Any]:
     """
     Run a command inside a running environment, as its user, with its limits and filter.
@@ -228,7 +227,7 @@ def exec_(
         **There is no shell** unless you name one. Salt reads ``name=value`` as an option: use a list there.
 
     command
-        The same as a list.
+        The same in one: a text or a list.
 
     timeout
         Seconds after which the command is killed. Defaults to 60.
@@ -236,7 +235,8 @@ def exec_(
     stdin
         What the command reads.
     """
-    arguments = _argument_vector(words if command is None else command)
+    given = words[0] if len(words) == 1 else words
+    arguments = _argument_vector(given if command is None else command)
     return _do(lambda operations: operations.exec(name, arguments, timeout=timeout, stdin=stdin))
 
 

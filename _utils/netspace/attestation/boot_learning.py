@@ -140,9 +140,7 @@ def _loaded(extended: Mapping[int, Sequence[Extension]], problems: dict[str, str
     seen: dict[bytes, str] = {}
     for pcr in LOADED:
         for one in extended[pcr]:
-            if one.digest in measured.WORDS.get(pcr, ()) or (pcr == 11 and one.digest in measured.SECTION_NAMES):
-                continue
-            if pcr == 9 and any(map(measured.nvpcr, one.preimages())):
+            if extensions.is_word(pcr, one) or (pcr == 11 and one.digest in measured.SECTION_NAMES):
                 continue
             kind = "pinned" if one.digest in forms else _kind(one, paths)
             if kind != "files" or one.digest not in seen:

@@ -5,12 +5,13 @@ PCRs 8 to 13. A PCR is worth as much as the program that measures into it, so ru
 Root extends PCRs after the boot as he likes, but can't remove a digest. So a rule has to judge **each** digest of every
 PCR that its subject could be in: a forger puts his digest into a PCR that is not quoted, or that may have any value.
 
-:func:`gaps` names what a policy leaves open. :func:`accepted` refuses such a policy when it is set, and the judge
-refuses it at each appraisal. Pure: no file is read.
+:func:`gaps` names what a policy leaves open. :func:`policy.accepted` refuses such a policy when it is set, and the
+judge refuses it at each appraisal. Pure: no file is read.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -42,7 +43,9 @@ FIRMWARE = b""
 _RESETTABLE = frozenset((16, 23))
 # Programs of PCR 4 measure into these PCRs. (shim, which measures into 14, may be known by its signer.)
 _BY_PROGRAMS = frozenset((8, 9, 11, 12, 13, 15))
-_IMA_OPTION = re.compile(r'(?:^|\s)ima_policy=(?:"([a-z_| ]+)"|([a-z_|]+))(?=\s|$)')
+# Words of a command line, as the kernel reads them: quotes may stand within (next_arg in lib/cmdline.c).
+_WORD = re.compile(r'(?:"[^"]*(?:"|\Z)|[^\s"])+')
+_IMA_OPTION = re.compile(r'ima_policy=(?:"([a-z_| ]+)"|([a-z_|]+))')
 _REMEDIES = {
     2: "its values under pcrs (programs that are loaded as drivers are measured there)",
     4: "applications, or its values under pcrs",
@@ -207,8 +210,13 @@ def ima_gaps(boot: Boot | None, quoted: Collection[int] | None = None, values: C
 
 
 def _measures(line: str) -> bool:
-    """Whether a command line makes IMA measure programs (kernel-parameters: ``ima_policy=``, one or several names)."""
-    return any("tcb" in (quoted or plain).replace("|", " ").split() for quoted, plain in _IMA_OPTION.findall(line))
+    """Whether a command line makes IMA measure programs (kernel-parameters: ``ima_policy=``, one or several names).
+
+    What follows the word ``--`` is for process 1, and not the kernel's.
+    """
+    words = itertools.takewhile(lambda word: word != "--", _WORD.findall(line))
+    found = [option for option in map(_IMA_OPTION.fullmatch, words) if option is not None]
+    return any("tcb" in (option[1] or option[2]).replace("|", " ").split() for option in found)
 
 
 def _remedy(number: int) -> str:

@@ -78,7 +78,7 @@ _SHA256 = uuid.UUID("c1c41626-504c-4092-aca9-41f936934328").bytes_le
 # Tag of Linux's EFI stub (drivers/firmware/efi/libstub): its command line.
 TAG_OPTIONS = 0x8F3B22ED
 # What GRUB logs before a kernel's command line, which is what it measures.
-_GRUB = (b"kernel_cmdline: ", b"grub_kernel_cmdline ")
+GRUB = (b"kernel_cmdline: ", b"grub_kernel_cmdline ")
 
 
 @dataclass(frozen=True)
@@ -181,28 +181,11 @@ def text(data: bytes) -> str | None:
     return found if all(sign.isprintable() or sign in "\t\n\r" for sign in found) else None
 
 
-def command_line(event: Event, bank: str) -> str | None:
-    """Return the kernel's command line where *event* is a proved one; None where it isn't.
-
-    GRUB measures the text after ``kernel_cmdline: `` into PCR 8 (``grub_kernel_cmdline`` before
-    2.06); systemd's boot loader and stub measure UTF-16 with its NUL into PCR 12 (8 before v251).
-    """
-    if event.type != IPL:
-        return None
-    for prefix in _GRUB:
-        if event.pcr == 8 and event.data.startswith(prefix):
-            line = event.data[len(prefix) :].removesuffix(b"\0")
-            return text(line) if proved(event, bank, line) else None
-    if event.pcr in (8, 12) and event.data[1:2] == b"\0" and proved(event, bank):
-        return text(event.data)
-    return None
-
-
 def is_command_line(event: Event) -> bool:
     """Whether *event* claims to be a kernel's command line, proved or not."""
     if event.type != IPL:
         return False
-    return event.pcr == 12 or (event.pcr == 8 and (event.data.startswith(_GRUB) or event.data[1:2] == b"\0"))
+    return event.pcr == 12 or (event.pcr == 8 and (event.data.startswith(GRUB) or event.data[1:2] == b"\0"))
 
 
 def tag(event: Event) -> tuple[int, str] | None:

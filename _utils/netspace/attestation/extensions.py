@@ -16,7 +16,7 @@ from netspace.attestation.evidence import BANK
 from netspace.attestation.measurelog import Record
 
 # Before what GRUB measures, its log says what it is: the text after it is what was measured.
-_GRUB = (b"kernel_cmdline: ", b"grub_kernel_cmdline ", b"grub_cmd: ")
+_GRUB = (*events.GRUB, b"grub_cmd: ")
 
 
 class Extension(NamedTuple):
@@ -60,6 +60,13 @@ class Extension(NamedTuple):
     def preimage(self) -> bytes | None:
         """Return the data that was measured, where it is known."""
         return next(self.preimages(), None)
+
+
+def is_word(pcr: int, one: Extension) -> bool:
+    """Whether systemd measures this, and nothing else does: it adds no trust, wherever it stands."""
+    if one.digest in measured.WORDS.get(pcr, ()):
+        return True
+    return pcr == 9 and any(map(measured.nvpcr, one.preimages()))
 
 
 def of(log: EventLog, records: Collection[Record], pcrs: Collection[int]) -> Mapping[int, list[Extension]]:

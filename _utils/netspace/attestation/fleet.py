@@ -71,7 +71,7 @@ class Store(Protocol):
 
 @dataclass(frozen=True)
 class Asked:
-    """A challenge that waits for its answer. It is judged once, by its holder.
+    """A challenge that waits for its answer. Its holder has one answer judged that is the host's own.
 
     :param log: SHA-256 of the boot log that is kept of this host.
     :param listed: it is asked for its whole measurement list, which is to be learned from.
@@ -107,7 +107,7 @@ class Asked:
 
     @property
     def exchange(self) -> dict[str, str]:
-        """What the host's Salt key signs of the challenge."""
+        """The part of the challenge that the host's Salt key signs."""
         return identity.exchange(self.session, self.nonce)
 
 
@@ -495,9 +495,10 @@ class Fleet:
                 raise NetspaceError(f"{minion}: {why}: nothing is learned from it")
             if record["kind"] != "tpm":
                 raise NetspaceError(f"{minion} has no TPM: there is nothing to learn from it")
-            evidence, problem = self._last(record)
             if wish.ima:
                 evidence, problem = self._listed.get(minion), "its measurement list was not brought"
+            else:
+                evidence, problem = self._last(record)
             if evidence is None:
                 raise NetspaceError(f"{minion}: {problem}: attest it")
             boots[minion] = evidence
@@ -525,9 +526,10 @@ class Fleet:
         if record is None or not record["level"] or record["kind"] != "tpm":
             return _trial(None, None, "evidence-none", "there is no genuine quote of this host")
         old = record["level"] if listed else min(record["level"], 4)
-        evidence, problem = self._last(record)
         if listed:
             evidence, problem = self._listed.pop(minion, None), "its measurement list was not brought"
+        else:
+            evidence, problem = self._last(record)
         if evidence is None:
             return _trial(old, None, "evidence-none", problem)
         if record["base"] < 3:

@@ -292,9 +292,7 @@ def canonical(raw: bytes) -> bytes:
             violation = not any(entry.digest)
             if not violation and measured(entry, bank) != entry.digest:
                 raise ListMalformed(f"IMA list: line {number}: its {bank} digest is not of what it says")
-            sha1 = VIOLATION if violation else measured(entry, "sha1")
-            body = entry.data if entry.template == b"ima" else _sized(entry.data)
-            out.append(entry.pcr.to_bytes(4, "little") + sha1 + _sized(entry.template) + body)
+            out.append(_binary(entry, violation))
         return b"".join(out)
     return raw
 
@@ -347,12 +345,17 @@ def _line(line: bytes, number: int) -> bytes:
             # From the ASCII form a name's final spaces can't be told from an empty last field.
             made = Entry(b"\1", template, data, int(pcr))
             if violation or measured(made, bank) == raw_digest:
-                sha1 = VIOLATION if violation else measured(made, "sha1")
-                body = data if template == b"ima" else _sized(data)
-                return made.pcr.to_bytes(4, "little") + sha1 + _sized(template) + body
+                return _binary(made, violation)
     except ValueError as err:
         raise ListMalformed(f"IMA list: line {number}: {err}") from err
     raise ListMalformed(f"IMA list: line {number}: its digest is not of what it says")
+
+
+def _binary(entry: Entry, violation: bool) -> bytes:
+    """Return a line as ``binary_runtime_measurements`` has it."""
+    sha1 = VIOLATION if violation else measured(entry, "sha1")
+    body = entry.data if entry.template == b"ima" else _sized(entry.data)
+    return entry.pcr.to_bytes(4, "little") + sha1 + _sized(entry.template) + body
 
 
 def _datas(template: bytes, shown: bytes, rest: bytes) -> Iterator[bytes]:

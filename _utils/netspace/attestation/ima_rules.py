@@ -43,12 +43,12 @@ proves them, so they can lower the level, and never raise it.
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
-from netspace.attestation import eventlog, extensions, ima, measured, measurelog
+from netspace.attestation import eventlog, extensions, ima, measurelog
 from netspace.attestation.evidence import BANK, Evidence
-from netspace.attestation.extensions import Extension
 from netspace.attestation.ima import BOOT_AGGREGATE, Entry, File, State
 from netspace.attestation.policy import Ima
 from netspace.attestation.refusals import (
@@ -63,6 +63,7 @@ from netspace.attestation.refusals import (
     WrongAggregate,
 )
 
+Values = Mapping[int, bytes]
 # PCRs of which the kernel takes the boot aggregate, other than in the SHA-1 bank (Linux 5.8: ima_crypto.c).
 AGGREGATED = range(10)
 
@@ -85,13 +86,16 @@ def judged(evidence: Evidence, policy: Ima, fingerprint: str, boot: tuple[int, i
         raise ListGap(f"the list begins with line {brought.first}, and was judged up to line {before.lines}")
     entries = ima.parse(brought.lines)
     entries = entries[: ima.match(entries, before.value, brought.value)]
+    # Once, however many lines name it: the logs may be large, and root makes lines at will.
+    at_start = functools.cache(lambda: _at_start(evidence))
     if before.lines == 0:
-        _check_aggregate(entries, evidence)
+        _check_aggregate(entries, evidence, at_start)
         if not ima.measures_programs(entries):
             raise NothingMeasured("the list has no process 1: the kernel does not measure which programs run")
     refused = before.refused
     if refused is None:
-        refused = _first_refused(entries, before.lines, policy, evidence)
+        known = functools.cache(lambda: _aggregates(evidence, at_start))
+        refused = _first_refused(entries, before.lines, policy, known)
     return State(before.lines + len(entries), brought.value, boot, fingerprint, refused)
 
 
@@ -101,7 +105,7 @@ def remedy(code: str) -> str:
     return next(kind.remedy for kind in kinds if kind.code == code)
 
 
-def _check_aggregate(entries: Sequence[Entry], evidence: Evidence) -> None:
+def _check_aggregate(entries: Sequence[Entry], evidence: Evidence, at_start: Callable[[], Values]) -> None:
     """Check that the list begins with the PCRs' values at this kernel's start.
 
     :raises WrongAggregate: for other values.
@@ -122,16 +126,16 @@ def _check_aggregate(entries: Sequence[Entry], evidence: Evidence) -> None:
     missing = [pcr for pcr in AGGREGATED if pcr not in evidence.pcrs]
     if missing:
         raise UnprovedAggregate(f"the list begins with the values of PCRs 0 to 9, and PCR {missing[0]} is not quoted")
-    if value != _digest(_at_start(evidence)):
+    if value != _digest(at_start()):
         raise WrongAggregate("the list begins with the PCR values of another boot, or one was extended since")
 
 
-def _digest(values: Mapping[int, bytes]) -> bytes:
+def _digest(values: Values) -> bytes:
     """Return the boot aggregate of PCR *values*."""
     return hashlib.sha256(b"".join(values[pcr] for pcr in AGGREGATED)).digest()
 
 
-def _at_start(evidence: Evidence) -> Mapping[int, bytes]:
+def _at_start(evidence: Evidence) -> Values:
     """Return the PCR values that the kernel found when it started.
 
     They are the quoted values without systemd's words at the end of a PCR: only these may come after that moment. The
@@ -145,24 +149,27 @@ def _at_start(evidence: Evidence) -> Mapping[int, bytes]:
     extended = extensions.of(log, measurelog.parse(evidence.systemd_log), AGGREGATED)
     for pcr, found in extended.items():
         last = len(found)
-        while last and _is_word(pcr, found[last - 1]):
+        while last and extensions.is_word(pcr, found[last - 1]):
             last -= 1
         if last < len(found):
             values[pcr] = log.extended(pcr, BANK, (one.digest for one in found[:last]))
     return values
 
 
-def _is_word(pcr: int, one: Extension) -> bool:
-    """Whether systemd measures this, and nothing else does: it adds no trust, wherever it stands."""
-    if one.digest in measured.WORDS.get(pcr, ()):
-        return True
-    return pcr == 9 and any(map(measured.nvpcr, one.preimages()))
+def _aggregates(evidence: Evidence, at_start: Callable[[], Values]) -> Collection[bytes]:
+    """Return the digests that a kernel which kexec started finds: of the PCRs at the first kernel's start, and now."""
+    if any(pcr not in evidence.pcrs for pcr in AGGREGATED):
+        return ()
+    return [BANK.encode() + b":\0" + _digest(values) for values in (at_start(), evidence.pcrs)]
 
 
-def _first_refused(entries: Sequence[Entry], first: int, policy: Ima, evidence: Evidence) -> tuple[str, str] | None:
+def _first_refused(
+    entries: Sequence[Entry], first: int, policy: Ima, known: Callable[[], Collection[bytes]]
+) -> tuple[str, str] | None:
     """Return code and reason of the first line that the policy refuses.
 
     :param first: number of the first of *entries*.
+    :param known: returns the boot aggregates of this boot.
     """
     listed = policy.listed
     for number, entry in enumerate(entries, first):
@@ -180,7 +187,7 @@ def _first_refused(entries: Sequence[Entry], first: int, policy: Ima, evidence: 
             return UnknownFileRun.code, f"line {number}: of an unknown template, is not allowed"
         if file.path == BOOT_AGGREGATE:
             # No listed file, signature or pattern counts for this name, which a file may have, too.
-            if number and (found := _started_by_kexec(file, number, policy, evidence)) is not None:
+            if number and (found := _started_by_kexec(file, number, policy, known())) is not None:
                 return found
         elif not policy.allows(file):
             said = repr(file.path.decode("utf-8", "replace")[:200])
@@ -188,11 +195,8 @@ def _first_refused(entries: Sequence[Entry], first: int, policy: Ima, evidence: 
     return None
 
 
-def _started_by_kexec(file: File, number: int, policy: Ima, evidence: Evidence) -> tuple[str, str] | None:
+def _started_by_kexec(file: File, number: int, policy: Ima, known: Collection[bytes]) -> tuple[str, str] | None:
     """Judge a later ``boot_aggregate``: of a kernel that kexec started, if it matches the PCRs; else of a file."""
-    known = []
-    if all(pcr in evidence.pcrs for pcr in AGGREGATED):
-        known = [BANK.encode() + b":\0" + _digest(values) for values in (_at_start(evidence), evidence.pcrs)]
     if file.digest not in known:
         return UnknownFileRun.code, f"line {number}: 'boot_aggregate' is not of the PCRs, so it is a file"
     if policy.kexec:

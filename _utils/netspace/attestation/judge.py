@@ -1,7 +1,7 @@
 """Judge genuine evidence: boot log, references, boot policy and IMA, in the one legal order.
 
-Pure: no file, no network, no clock. Only ``verifier.verify_quote`` calls it, after it found every signature
-genuine. The judge decides on L4 and L5:
+Pure: no file, no network, no clock. It takes evidence as genuine: ``verifier.verify_quote`` calls it after
+every signature, and others with evidence that was verified before. The judge decides on L4 and L5:
 
 1. the boot is as references or a boot policy say (:mod:`netspace.attestation.boot_rules`). **L4**
 2. there is an IMA policy, and a list, which continues where the last one ended;
@@ -21,7 +21,6 @@ from netspace.attestation.boot_rules import References as References
 from netspace.attestation.boot_rules import judged_boot as judged_boot
 from netspace.attestation.evidence import Evidence
 from netspace.attestation.ima import State
-from netspace.attestation.measured import SHIM as SHIM
 from netspace.attestation.policy import Policy
 from netspace.attestation.refusals import ImaUnfounded, NoImaPolicy, Refused
 

@@ -32,8 +32,8 @@ A policy is a mapping (YAML, JSON)::
         ima: {files: {...}}
 
 Everything that no rule allows is refused: each quoted PCR needs a rule, a value, or an entry in
-``unchecked``. ``until`` only makes lists longer. Only :mod:`netspace.attestation.judge` compares
-evidence with a policy. No file is read here.
+``unchecked``. ``until`` only makes lists longer. Only :mod:`netspace.attestation.judge`, and
+the modules of rules that it calls, compare evidence with a policy. No file is read here.
 """
 
 from __future__ import annotations
@@ -207,9 +207,10 @@ def _parsed(data: Any, now: float | None) -> Policy:
     terms = [(when(moment), section) for moment, section in _terms(found.get("until", {}), whole)]
     counting = [] if now is None else [(until, section) for until, section in terms if now < until]
     if terms:
-        _rules(_joined(whole, terms))  # what does not count is read as strictly
-        whole = _joined(whole, counting)
-        boot, ima = _rules(whole)
+        every = _rules(_joined(whole, terms))  # what does not count is read as strictly
+        if counting:
+            whole = _joined(whole, counting)
+            boot, ima = every if len(counting) == len(terms) else _rules(whole)
     canonical = json.dumps({"version": version, **whole}, sort_keys=True, separators=(",", ":"))
     changes = min((until for until, _ in counting), default=None)
     tee = rules.parse(found["tee"]) if "tee" in found else None

@@ -99,3 +99,6 @@ def test_exec_takes_words_text_or_list(salt: Salt, image: Path) -> None:
         done = salt("netspace_environment.exec", "web", *words)
         assert (done["retcode"], "web.py" in done["stdout"]) == (0, True), (words, done)
     assert salt("netspace_environment.exec", "web", "echo", "1", "2.5")["stdout"] == "1 2.5\n"
+    # A list is taken as it is, also a list of one: here a program that isn't there, by the whole of its name.
+    for words in (json.dumps(["ls /demo"]), "command=" + json.dumps(["ls /demo"])):
+        assert salt("netspace_environment.exec", "web", words)["retcode"] != 0

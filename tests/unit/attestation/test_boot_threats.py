@@ -562,6 +562,13 @@ def test_l5_wants_the_whole_command_line_and_ima_in_it(pattern: str, level: int)
         ("ro ima_policy=tcbx", False),
         ("ro xima_policy=tcb", False),
         ("ro ima_policy=", False),
+        # The kernel ends at this word: the rest is for process 1.
+        ("ro -- ima_policy=tcb", False),
+        ("ro ima_policy=tcb -- quiet", True),
+        # Within another option's value, also where the quote is never closed.
+        ('ro a="x ima_policy=tcb y"', False),
+        ('ro a="x ima_policy=tcb', False),
+        ('ro a="x y" ima_policy=tcb', True),
     ],
 )
 def test_l5_what_has_ima_measure(line: str, measures: bool) -> None:

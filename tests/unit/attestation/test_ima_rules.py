@@ -246,6 +246,19 @@ def test_a_kernel_started_by_kexec_is_refused_unless_allowed(host: Host) -> None
     assert code(host, rules) == "ima-file"
 
 
+def test_logs_are_read_once_however_many_lines_say_boot_aggregate(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root makes such lines at will, and the master reads logs of a MiB for minutes if each is an occasion."""
+    rules = whole(host)
+    rules["ima"]["kexec"] = "allow"
+    for _ in range(50):
+        add(host, line(b"boot_aggregate", aggregate(host)))
+    read: list[Evidence] = []
+    real = ima_rules._at_start
+    monkeypatch.setattr(ima_rules, "_at_start", lambda evidence: read.append(evidence) or real(evidence))
+    assert code(host, rules) == "ok"
+    assert len(read) == 1
+
+
 def test_a_kernel_started_by_kexec_later_stays_refused(host: Host) -> None:
     rules = whole(host)
     start = host.appraise(rules, first=0).ima
