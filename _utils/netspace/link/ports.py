@@ -3,7 +3,8 @@
 Inside its network namespace a program may take any port. haproxy refuses its whole configuration if one port is taken,
 so one program could keep it from starting, for all environments. So the starter of the forwarder, and whoever changes
 it, first holds all ports by sockets that are bound and don't listen. With SO_REUSEPORT haproxy, which binds as root,
-can share them, and no other user can: socket(7). An environment whose port can't be held is left out, and named.
+can share them, and no other user can: socket(7). They are without SO_REUSEADDR, by which anybody could share a port on
+which nobody listens. An environment whose port can't be held is left out, and named.
 """
 
 from __future__ import annotations
@@ -45,7 +46,6 @@ class Held:
                 self.refused[name] = f"its network namespace can't be entered: {err.strerror}"
                 continue
             one = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             try:
                 one.bind((LOOPBACK, port))
