@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -29,6 +30,8 @@ from pathlib import Path
 from types import TracebackType
 
 KEPT = ("/var/lib/netspace", "/var/log/netspace")
+HIDDEN = ("var/lib/netspace-broker",)
+"""What the real machine has there, of an instance that runs on it, is not seen."""
 
 # Units of the real machine that would reach for what is shared with it (devices,
 # sysctls, binfmt) or have no business here.
@@ -161,6 +164,10 @@ class SystemdHost:
         if not units.exists():
             units.mkdir(parents=True)
             os.setxattr(units, "trusted.overlay.opaque", b"y")  # nothing of the real machine's own units
+            for folder in HIDDEN:
+                whiteout = self.disk / "upper" / folder
+                whiteout.parent.mkdir(parents=True, exist_ok=True)
+                os.mknod(whiteout, stat.S_IFCHR, os.makedev(0, 0))
             for name in MASKED:
                 (units / name).symlink_to("/dev/null")
         console = (self.disk / "console").open("ab")
