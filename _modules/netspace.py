@@ -17,7 +17,7 @@ netspace.refresh(__file__)
 from salt.exceptions import CommandExecutionError  # noqa: E402
 
 from netspace import __version__, declared, report  # noqa: E402
-from netspace.errors import NetspaceError  # noqa: E402
+from netspace.errors import NetspaceError, SpecError  # noqa: E402
 from netspace.host import Host  # noqa: E402
 
 if TYPE_CHECKING:
@@ -84,13 +84,11 @@ def check(declaration: dict[str, Any] | None = None, host: bool = True) -> dict[
         Look at the host too, as ``state.apply netspace test=True`` does: an image, a program or the parent of an
         interface that is missing is a problem. ``False`` looks at nothing but the declaration. Defaults to ``True``.
     """
-    from netspace.errors import SpecError
-
     problems: list[dict[str, str]] = []
     try:
         wanted = declared.whole(declaration, __pillar__)
         for name in declared.unaddressable(wanted, __opts__, __pillar__):
-            problems.append({"path": f"netspace:environments:{name}:target", "message": declared.ADDRESSABLE})
+            problems.append({"path": f"netspace:environments:{name}:target", "message": declared.addressable(__opts__)})
         if host:
             problems += [problem._asdict() for problem in Host(declared.layout(__opts__)).check(wanted)]
     except SpecError as err:

@@ -92,7 +92,7 @@ def managed(name: str, declaration: dict[str, Any] | None = None) -> dict[str, A
         return report.failure(name, err)
     state = report.state(name, result, test=test)
     for each in declared.unaddressable(wanted, __opts__, __pillar__):
-        state["comment"] += f"\nenvironment {each}: target: {declared.ADDRESSABLE}"
+        state["comment"] += f"\nenvironment {each}: target: {declared.addressable(__opts__)}"
     return _told(state)
 
 

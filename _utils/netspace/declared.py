@@ -39,21 +39,30 @@ def minion(opts: Mapping[str, Any]) -> str:
 
 def targets_wanted(opts: Mapping[str, Any], pillar: Mapping[str, Any]) -> bool:
     """Whether environments are to be Salt's targets, and this is the minion that offers them, no ``salt-call``."""
-    section = pillar.get(opts.get("resource_pillar_key") or "resources")
-    return isinstance(section, Mapping) and "netspace" in section and opts.get("__cli") != "salt-call"
+    return opts.get("__cli") != "salt-call" and _looked_for(opts, pillar)
+
+
+def _looked_for(opts: Mapping[str, Any], pillar: Mapping[str, Any]) -> bool:
+    """Whether pillar has Salt 3008 look for netspace's targets on this minion."""
+    section = pillar.get(_pillar_key(opts))
+    return isinstance(section, Mapping) and "netspace" in section
+
+
+def _pillar_key(opts: Mapping[str, Any]) -> str:
+    """The key of pillar that names a minion's kinds of targets (Salt's ``resource_pillar_key``)."""
+    return str(opts.get("resource_pillar_key") or "resources")
 
 
 def unaddressable(declared: Declaration, opts: Mapping[str, Any], pillar: Mapping[str, Any]) -> list[str]:
     """Return the environments that are declared as targets, but that Salt 3008 is not configured to look for."""
-    key = opts.get("resource_pillar_key") or "resources"
-    section = pillar.get(key)
-    if isinstance(section, Mapping) and "netspace" in section:
+    if _looked_for(opts, pillar):
         return []
     return sorted(name for name, spec in declared.environments.items() if spec.target)
 
 
-#: The remedy for :func:`unaddressable`.
-ADDRESSABLE = "Salt looks for no targets on this minion; add 'resources: {netspace: {}}' to its pillar"
+def addressable(opts: Mapping[str, Any]) -> str:
+    """The problem of those that are :func:`unaddressable`, and its remedy."""
+    return f"Salt looks for no targets on this minion; add '{_pillar_key(opts)}: {{netspace: {{}}}}' to its pillar"
 
 
 def tell_targets(salt: Mapping[str, Any], opts: Mapping[str, Any], pillar: Mapping[str, Any]) -> None:

@@ -58,3 +58,15 @@ def raise_any(errors: Mapping[str, str]) -> None:
     """Raise one error that tells all of these (by name, as a supervisor returns them); nothing where there is none."""
     if errors:
         raise NetspaceError("; ".join(f"{name}: {text}" for name, text in errors.items()))
+
+
+def unreadable(*more: type[Exception]) -> tuple[type[Exception], ...]:
+    """Return the exceptions of ``cryptography`` for keys, certificates and requests that it can't read, and *more*.
+
+    Several are no ValueError, and some come late, on use of a part.
+    """
+    from cryptography import x509
+    from cryptography.exceptions import UnsupportedAlgorithm
+
+    late = (x509.DuplicateExtension, x509.UnsupportedGeneralNameType, x509.InvalidVersion)
+    return (ValueError, TypeError, UnsupportedAlgorithm, *late, *more)

@@ -6,13 +6,14 @@ Only what has changed is written: a second apply must not touch the disk.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import stat
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from netspace.errors import NetspaceError, StateError
 
@@ -50,6 +51,21 @@ def write(path: Path, content: bytes, *, mode: int = 0o600, owner: tuple[int, in
         _discard(aside)
         raise
     return True
+
+
+def opened(path: Path) -> BinaryIO:
+    """Open a file to read that another user may own, or have put there; no link is followed, nobody is waited for.
+
+    open(2): ``O_NOFOLLOW`` refuses a link, and ``O_NONBLOCK`` waits for no writer of a pipe, nor for the holder of a
+    lease.
+
+    :raises OSError: when there is none, or it isn't a regular file.
+    """
+    stream = os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        stream.close()
+        raise OSError(errno.EINVAL, "is no regular file", str(path))
+    return stream
 
 
 def write_all(contents: Mapping[Path, bytes], *, mode: int = 0o600) -> tuple[set[Path], dict[Path, OSError]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +18,7 @@ from netspace_client.bridge.execute import Execute
 from netspace_client.bridge.forward import Forward
 from netspace_client.bridge.message import Request, header_value
 from netspace_client.bridge.server import Server
+from netspace_client.bridge.wire import BODY
 from netspace_client.bridge.worker import Done
 from netspace_client.mailbox import Link, Mailbox
 from netspace_client.message import Message
@@ -153,6 +156,21 @@ def test_program_that_prints_too_much_is_ended() -> None:
     assert done == Done("never")
 
 
+def test_child_that_keeps_the_output_open_keeps_nobody_waiting(tmp_path: Any) -> None:
+    """It left the program's session, so that nobody ends it."""
+    script = f"setsid sleep 300 & echo $! > {tmp_path}/pid; exec cat /dev/zero"
+    try:
+        done = asyncio.run(asyncio.wait_for(Execute(["/bin/sh", "-c", script], timeout=60)(message()), 50))
+        assert done == Done("never")
+    finally:
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+
+
+def test_program_that_reads_nothing_is_no_hindrance() -> None:
+    done = asyncio.run(Execute(["/bin/sh", "-c", "echo sold"], timeout=20)(message(bytes(BODY))))
+    assert done == Done("done", (b"sold\n", "application/octet-stream"))
+
+
 def test_program_that_takes_too_long_is_ended_with_all_that_it_started(tmp_path: Any) -> None:
     script = f"sleep 300 & echo $! > {tmp_path}/pid; wait"
     begun = time.monotonic()
@@ -224,3 +242,10 @@ def test_program_has_a_session_of_its_own() -> None:
     assert done.answer is not None
     session, pid = done.answer[0].split()
     assert session == pid
+
+
+@pytest.mark.parametrize(
+    ("url", "host"), [("http://[::1]:8000/x", b"[::1]:8000"), ("http://127.0.0.1/x", b"127.0.0.1:80")]
+)
+def test_host_header_is_that_of_the_url(url: str, host: bytes) -> None:
+    assert dict(Forward(url)._request(message()).headers)[b"host"] == host

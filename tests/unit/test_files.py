@@ -116,3 +116,14 @@ def test_a_record_that_is_not_ours_is_an_error_with_a_remedy(tmp_path, content):
 def test_differences_are_none_for_equals_and_only_for_equals(old, new):
     assert bool(files.differences(old, new)) == (old != new)
     assert not files.differences(old, old)
+
+
+def test_who_reads_another_s_file_follows_no_link_and_waits_for_nobody(tmp_path):
+    (tmp_path / "file").write_bytes(b"one")
+    with files.opened(tmp_path / "file") as stream:
+        assert stream.read() == b"one"
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    os.mkfifo(tmp_path / "pipe")  # nobody writes into it
+    for name in ("link", "pipe", "absent", "."):
+        with pytest.raises(OSError):
+            files.opened(tmp_path / name)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from netspace import declared, targets
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
+from netspace.spec.types import Declaration, Environment
 from netspace.targets import Targets
 
 PLAIN = set(string.ascii_letters + string.digits + " ._+()~/-")
@@ -80,3 +81,7 @@ def test_who_offers_targets() -> None:
     assert not declared.targets_wanted({"__cli": "salt-call"}, wanted)
     assert declared.minion({"id": "a"}) == "a"
     assert declared.minion({"id": "a-web", "netspace.minion": "a"}) == "a"
+    listed = Declaration(environments={"web": Environment(image="", target=True), "orders": Environment(image="")})
+    assert declared.unaddressable(listed, {}, {}) == ["web"]
+    assert declared.unaddressable(listed, {"__cli": "salt-call"}, wanted) == []
+    assert "add 'mine: {netspace: {}}'" in declared.addressable({"resource_pillar_key": "mine"})

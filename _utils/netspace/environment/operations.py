@@ -29,7 +29,7 @@ from netspace.layout import Layout
 from netspace.spec import parse
 from netspace.spec.types import Environment
 from netspace.supervision import Status, Supervisor, booted, process
-from netspace.terminal import harmless
+from netspace.text import harmless
 
 MAX_LINES = 10_000
 _LOOK = 0.1  # seconds between two looks at what is waited for
@@ -280,8 +280,7 @@ def _last_lines(path: Path, count: int) -> Sequence[str]:
     """The last *count* lines; reads no more of the file than it has to."""
     if not count or not path.exists():
         return []
-    # Never waits: for nobody who may have a lease on it, nor for a writer.
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as stream:
+    with files.opened(path) as stream:
         end = stream.seek(0, os.SEEK_END)
         size = count * _TAIL
         while True:

@@ -74,14 +74,19 @@ def _folders(folder: int) -> list[str]:
 
 
 def walk(folder: Path, act: Callable[[str, int], None]) -> None:
-    """Call *act* with the name of all that is in *folder*, and the open folder that it is in."""
+    """Call *act* with the name of all that is in *folder*, and the open folder that it is in.
+
+    *act* may not add or remove names there. Only names of folders are kept, never all names.
+    """
 
     def look(handle: int) -> list[str]:
+        folders = []
         with os.scandir(handle) as found:
-            entries = list(found)
-        for entry in entries:
-            act(entry.name, handle)
-        return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+            for entry in found:
+                act(entry.name, handle)
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.name)
+        return folders
 
     here = os.open(folder, _FOLDER)
     try:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from netspace import files
-from netspace.errors import NetspaceError, StateError
+from netspace.errors import NetspaceError, StateError, unreadable
 from netspace.layout import Layout
 from netspace.link import certificates
 from netspace.link.certificates import SKEW, private, text, usage, when
@@ -267,7 +267,7 @@ def _given(spec: LocalBroker) -> bytes:
 def _adopt(spec: LocalBroker, host: str, now: float) -> Authority:
     """The operator's intermediate: its key, its certificate, then those above it, the root last."""
     from cryptography import x509
-    from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+    from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
@@ -276,7 +276,7 @@ def _adopt(spec: LocalBroker, host: str, now: float) -> Authority:
     try:
         key = load_pem_private_key(raw, None)
         chain = x509.load_pem_x509_certificates(raw)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as err:  # the key's content is never repeated
+    except unreadable() as err:  # the key's content is never repeated
         raise NetspaceError(f"{where}: want a key and the certificates above it in PEM: {type(err).__name__}") from err
     if not isinstance(key, ec.EllipticCurvePrivateKey) or chain[0].public_key() != key.public_key():
         raise NetspaceError(f"{where}: want an elliptic curve's key, and its own certificate first")
@@ -346,7 +346,7 @@ class Issuer:
         try:
             self._key: Any = load_pem_private_key(raw, None)
             chain = x509.load_pem_x509_certificates(raw)
-        except (ValueError, TypeError) as err:
+        except unreadable() as err:
             raise StateError(f"the authority of links can't be read: {type(err).__name__}; {files.REBUILT}") from err
         self._own, self._chain = chain[0], chain
         authority_key: Any = self._key.public_key()

@@ -38,6 +38,8 @@ NODE = "broker"
 FORMER = "epmd"
 """The service for epmd that former versions ran beside the node."""
 READY_SECONDS = 90.0
+DEAF_SECONDS = 30.0
+"""What a busy broker gets for one answer, before it is restarted for all."""
 CONSUMERS = 256  # of a channel: one for each queue that an environment may read is enough
 PLUGINS = ("rabbitmq_auth_mechanism_ssl", "rabbitmq_event_exchange", "rabbitmq_management", guard.NAME)
 SHOVEL = ("rabbitmq_shovel", "rabbitmq_shovel_management")  # where there are other hosts to carry mail to
@@ -338,7 +340,7 @@ def start(
 ) -> None:
     """Install the node, have it run, and wait until clients reach it.
 
-    :param deaf: it runs, and no client reaches it: it is restarted.
+    :param deaf: it runs, and no client reached it: it is restarted if it doesn't answer when it gets longer for that.
     :raises NetspaceError: when another program has one of its ports, and then nothing is changed; when it doesn't
         come up, with the end of its log.
     """
@@ -346,6 +348,7 @@ def start(
     status = supervisor.observe().get(NODE)
     if refusal := listening.taken(spec, None if status is None else status.pid):
         raise NetspaceError(refusal)
+    deaf = deaf and bool(listening.unanswered(layout, spec, seconds=DEAF_SECONDS))
     if status is not None and (deaf or not installed(layout, spec)):
         # Stopped before anything is written: one killed in between is then started anew by the next run.
         _raise(layout, "can't stop the broker to reconfigure it", supervisor.stop([NODE]))
@@ -396,8 +399,8 @@ def log_tail(layout: Layout, lines: int = 20) -> str:
     """The end of the node's log, or of what it printed where it got no further."""
     for path in (layout.broker / "log/broker.log", layout.logs / "broker.log"):
         try:
-            with path.open("rb") as stream:
-                stream.seek(max(0, path.stat().st_size - 16384))
+            with files.opened(path) as stream:
+                stream.seek(max(0, stream.seek(0, os.SEEK_END) - 16384))
                 text = stream.read().decode(errors="replace").strip()
         except OSError:
             continue

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from netspace import jose
-from netspace.errors import NetspaceError
+from netspace.errors import NetspaceError, unreadable
 from netspace.link import authority, certificates
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def checked(pem: str, hosts: Mapping[str, str], roots: Collection[str], now: flo
     :raises Untrusted: saying why.
     """
     from cryptography import x509
-    from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+    from cryptography.exceptions import InvalidSignature
 
     try:
         chain = x509.load_pem_x509_certificates(pem.encode())
@@ -79,10 +79,7 @@ def checked(pem: str, hosts: Mapping[str, str], roots: Collection[str], now: flo
         return Vouched(name, _endorser(chain[0]), ends, anchor)
     except InvalidSignature as err:
         raise Untrusted("certificates of an endorser: one wasn't issued by the one after it") from err
-    except (
-        *(NetspaceError, UnsupportedAlgorithm, ValueError, TypeError),
-        *(x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType),
-    ) as err:
+    except unreadable(NetspaceError, x509.ExtensionNotFound) as err:
         raise Untrusted(f"certificates of an endorser: {err}"[:500]) from err
 
 

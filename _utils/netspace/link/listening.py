@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from netspace.layout import Layout
 from netspace.link import authority, identity
-from netspace.spec.types import LocalBroker
+from netspace.spec.types import PORTS, LocalBroker
 
 _LISTEN = "0A"  # of /proc/net/tcp: TCP_LISTEN
 
@@ -60,7 +60,7 @@ def taken(spec: LocalBroker, own: int | None = None) -> str:
 
     :param own: process of our own broker, whose ports are its own; None: it doesn't run.
     """
-    for key in ("port", "management_port", "distribution_port"):
+    for key in PORTS:
         port = getattr(spec, key)
         who = holder(port)
         if who is not None and who.pid != (own or -1):
@@ -81,8 +81,8 @@ def holder(port: int) -> Holder | None:
         if not name.isdigit():
             continue
         try:
-            for fd in os.scandir(f"/proc/{name}/fd"):
-                if os.readlink(fd.path) in links:
+            with os.scandir(f"/proc/{name}/fd") as descriptors:
+                if any(os.readlink(one.path) in links for one in descriptors):
                     return Holder(Path(f"/proc/{name}/comm").read_text().strip(), int(name))
         except OSError:  # it ended, or is another's
             continue

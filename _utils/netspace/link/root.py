@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from netspace import files
-from netspace.errors import NetspaceError
+from netspace.errors import NetspaceError, unreadable
 from netspace.link import certificates
 from netspace.link.authority import SERVER_NAMES
 from netspace.spec.fleet import DOMAIN, within
@@ -84,7 +84,7 @@ class Root:
             whose = asked.public_key()
             if not asked.is_signature_valid or not isinstance(whose, ec.EllipticCurvePublicKey):
                 raise ValueError("want an elliptic curve's key that signed the request")
-        except (ValueError, TypeError) as err:
+        except unreadable() as err:
             raise NetspaceError(f"the request can't be used: {err}") from err
         self._grant(trust_domain, whose)
         key, own = self._read()
@@ -127,13 +127,12 @@ class Root:
 
     def _read(self) -> tuple[Any, Any]:
         from cryptography import x509
-        from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
         try:
             raw = self.path.read_bytes()
             return load_pem_private_key(raw, None), x509.load_pem_x509_certificate(raw)
-        except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as err:
+        except unreadable(OSError) as err:
             raise NetspaceError(f"{self.path}: {err.__class__.__name__}: there is no root that can be used") from err
 
 
@@ -170,7 +169,7 @@ def adopt(folder: Path, chain: str) -> bool:
         found = x509.load_pem_x509_certificates(chain[:MAX_TEXT].encode())
         for below, above in itertools.pairwise(found):
             below.verify_directly_issued_by(above)
-    except (OSError, ValueError, TypeError, InvalidSignature) as err:
+    except unreadable(OSError, InvalidSignature) as err:
         raise NetspaceError(f"{folder}: the answer can't be used: {err.__class__.__name__} {err}".strip()) from err
     if len(found) < 2 or found[0].public_key() != key.public_key():
         raise NetspaceError(f"{folder}: the answer is for another key, or lacks the root's certificate")

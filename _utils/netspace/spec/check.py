@@ -24,6 +24,7 @@ from netspace.spec.types import (
     END,
     NAME,
     NAME_RULE,
+    PORTS,
     Address,
     ClusterBroker,
     Declaration,
@@ -532,7 +533,7 @@ def _settings(declared: Declaration, path: str) -> list[Problem]:
                 text = f"{int(size)} bytes: expected {least} to {most}"
                 problems.append(Problem(f"{path}:broker{where}:message_size", text))
         used: dict[int, str] = {}
-        for key in ("port", "management_port", "distribution_port", "epmd_port"):
+        for key in PORTS:
             port = getattr(broker, key)
             if not 1 <= port <= 65535:
                 problems.append(Problem(f"{path}:broker:{key}", f"{port} is out of 1..65535"))

@@ -171,13 +171,17 @@ class RemoteHost(Base, frozen=True):
     public_key: str | None = None
 
 
+PORTS = ("port", "management_port", "distribution_port")
+"""The keys of a local broker's ports."""
+
+
 class LocalBroker(Base, frozen=True, tag_field="kind", tag="local"):
     """A RabbitMQ node of netspace's own on this host's loopback.
 
     :param message_size: bytes that a message may have; the sender of a larger one gets an error.
     :param names_key: file (root's alone) of 32 random characters or more, the same on all of *hosts*, for those whose
         ``public_key`` isn't declared. **Any of them can then find out which links there are between the others.**
-    :param port: where it takes TLS connections; likewise the other ports.
+    :param port: where it takes TLS connections; likewise the other :data:`PORTS`.
     :param epmd_port: ignored: the node has no epmd. Declarations that have it remain valid.
     :param passwords: environments whose clients can't log in by certificate: these get a password instead, and
         their own port 5672 takes AMQP without TLS. **Without such an environment, the broker accepts no passwords.**

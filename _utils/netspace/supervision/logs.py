@@ -13,6 +13,8 @@ import contextlib
 import os
 from pathlib import Path
 
+from netspace import files
+
 SIZE = 10 * 1024 * 1024
 OLD = 3
 TAIL = 600
@@ -88,7 +90,7 @@ def remove(path: Path, old: int = OLD) -> None:
 def tail(path: Path, offset: int) -> str:
     """Return the last line or two written since *offset*, made harmless for a terminal."""
     try:
-        with os.fdopen(os.open(path, os.O_RDONLY | _CAREFUL), "rb") as stream:
+        with files.opened(path) as stream:
             end = stream.seek(0, os.SEEK_END)
             stream.seek(max(offset if offset <= end else 0, end - TAIL))
             raw = stream.read(TAIL)

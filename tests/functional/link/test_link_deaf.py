@@ -12,9 +12,10 @@ import pytest
 from link_world import World
 from waiting import until
 
+from netspace.layout import Layout
 from netspace.link import broker as node
 from netspace.link import listening
-from netspace.spec.types import Link
+from netspace.spec.types import Link, LocalBroker
 
 pytestmark = pytest.mark.root
 
@@ -75,3 +76,20 @@ def test_broker_without_its_port_is_told_and_started_anew(world: World) -> None:
     world.apply(TELL)
     assert health(world)["ok"], health(world)
     assert listed(world)["broker"]["state"] == "running"
+
+
+def test_broker_that_was_only_slow_is_not_started_anew(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It restarts all who are connected, so it is looked at once more, and for longer, before that."""
+    world.environment("web", "orders")
+    world.apply(TELL)
+    before = world.supervisor.observe()[node.NODE].pid
+    real, late = listening.unanswered, iter(["it timed out"])
+
+    def slow(layout: Layout, spec: LocalBroker, seconds: float = 5.0) -> str:
+        return next(late, "") or real(layout, spec, seconds)
+
+    monkeypatch.setattr(listening, "unanswered", slow)
+    world.apply(TELL)
+    assert next(late, None) is None
+    assert world.supervisor.observe()[node.NODE].pid == before
+    assert health(world)["ok"], health(world)

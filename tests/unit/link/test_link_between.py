@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import dataclasses
 import json
@@ -15,7 +16,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -457,6 +458,19 @@ def test_no_change_of_a_bundle_is_believed(steady, data):
 
 
 KEYS = enc()
+
+
+def test_certificate_of_an_unknown_version_is_refused(steady):
+    """``cryptography`` raises an exception for it that is no ValueError."""
+    said = json.loads(steady.bundle(vault=KEYS))
+    certificate = x509.load_pem_x509_certificates(said["chain"].encode())[0].public_bytes(Encoding.DER)
+    version = b"\xa0\x03\x02\x01"  # RFC 5280 4.1: [0] INTEGER
+    assert certificate.count(version + b"\x02") == 1
+    strange = base64.encodebytes(certificate.replace(version + b"\x02", version + b"\x06")).decode()
+    rest = said["chain"].partition("-----END CERTIFICATE-----")[2]
+    said["chain"] = f"-----BEGIN CERTIFICATE-----\n{strange}-----END CERTIFICATE-----{rest}"
+    with pytest.raises(NetspaceError, match="not a valid X509 version"):
+        steady.opened(json.dumps(said))
 
 
 @settings(max_examples=60)

@@ -259,6 +259,14 @@ def test_a_path_is_never_handed_to_two_environments(first, second):
     assert any("already" in problem for problem in refusal(data))
 
 
+def test_two_ports_of_the_broker_are_two():
+    assert refusal(changed("broker", {"kind": "local", "port": 15682})) == [
+        "netspace:broker:management_port: 15682 is port already"
+    ]
+    # What is ignored is in nobody's way.
+    assert parse.declaration(changed("broker", {"kind": "local", "port": 4379})).broker.port == 4379
+
+
 def test_paths_that_only_look_alike_do_not_clash():
     data = changed("environments:web:volumes", [{"source": "/srv/data", "target": "/data"}])
     data["environments"]["orders"]["volumes"] = [{"source": "/srv/data-other", "target": "/data"}]

@@ -16,6 +16,7 @@ from typing import IO, Protocol
 
 import msgspec
 
+from netspace import text
 from netspace.environment.images import bounds
 from netspace.environment.images.bounds import Budget
 from netspace.errors import NetspaceError
@@ -104,8 +105,7 @@ def _kept(name: bytes) -> bool:
 
 def printable(name: bytes) -> str:
     """A name for a message: bounded, and without control characters."""
-    text = name.decode(errors="backslashreplace")
-    shown = "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+    shown = text.printable(name.decode(errors="backslashreplace"))
     return shown if len(shown) <= 200 else f"{shown[:200]}..."
 
 

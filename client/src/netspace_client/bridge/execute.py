@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from netspace_client.bridge.wire import BODY
 from netspace_client.bridge.worker import Done
@@ -39,25 +39,29 @@ class Execute:
             "NETSPACE_CONTENT_TYPE": _clean(message.content_type or ""),
             "NETSPACE_REDELIVERED": "1" if message.redelivered else "0",
         }
+        # Pipes of asyncio's own are not used: its wait() also waits until they have ended, and one that nobody reads
+        # any more, or that a child which outlives the program holds, never does.
+        output, given = os.pipe()
         try:
-            process = await asyncio.create_subprocess_exec(
-                *self._command,
-                env={**os.environ, **variables},
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                start_new_session=True,
-            )
+            process = await self._start(message.body, given, variables)
         except OSError as err:
+            os.close(output)
             log.error("%s: %s", self._command[0], err)
             return Done("later")
+        finally:
+            os.close(given)
+        stream = asyncio.StreamReader()
+        pipe, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(stream), os.fdopen(output, "rb", 0)
+        )
         try:
-            printed = await asyncio.wait_for(_talk(process, message.body), self._timeout)
+            printed = await asyncio.wait_for(_printed(process, stream), self._timeout)
         except asyncio.TimeoutError:
             log.warning("%s took longer than %g s for %r", self._command[0], self._timeout, message)
             return Done("later")
         finally:
+            pipe.close()
             if process.returncode is None:
-                # With all that it started: they hold its output, whose end is waited for.
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 await process.wait()
@@ -68,32 +72,29 @@ class Execute:
             return Done("done", (printed, "application/octet-stream"))
         return Done("never" if process.returncode == os.EX_DATAERR else "later")
 
+    async def _start(self, body: bytes, output: int, variables: Mapping[str, str]) -> asyncio.subprocess.Process:
+        """Start the program, in a session of its own, with *body* to read and *output* to write to."""
+        with open(os.memfd_create("body", os.MFD_CLOEXEC), "wb+") as body_file:
+            body_file.write(body)
+            body_file.seek(0)
+            return await asyncio.create_subprocess_exec(
+                *self._command,
+                env={**os.environ, **variables},
+                stdin=body_file,
+                stdout=output,
+                start_new_session=True,
+            )
 
-async def _talk(process: asyncio.subprocess.Process, body: bytes) -> bytes | None:
-    """Write *body* and read the program's output until it ends; None where the output is too large."""
-    assert process.stdin is not None and process.stdout is not None
-    writing = asyncio.create_task(_write(process.stdin, body))
+
+async def _printed(process: asyncio.subprocess.Process, stream: asyncio.StreamReader) -> bytes | None:
+    """Read a program's output until it ends, then wait for the program; None where the output is too large."""
     printed = bytearray()
-    try:
-        while part := await process.stdout.read(65536):
-            printed += part
-            if len(printed) > BODY:
-                return None
-        await writing
-        await process.wait()
-        return bytes(printed)
-    finally:
-        writing.cancel()
-
-
-async def _write(stream: asyncio.StreamWriter, body: bytes) -> None:
-    """Write all of *body*; the program may end without reading it."""
-    try:
-        stream.write(body)
-        await stream.drain()
-        stream.close()
-    except (BrokenPipeError, ConnectionResetError):
-        pass
+    while part := await stream.read(65536):
+        printed += part
+        if len(printed) > BODY:
+            return None
+    await process.wait()
+    return bytes(printed)
 
 
 def _clean(text: str) -> str:

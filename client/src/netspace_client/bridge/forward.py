@@ -45,6 +45,8 @@ class Forward:
             raise ValueError(f"{url}: expected http://ADDRESS:PORT/PATH")
         self._url: SplitResult = parts
         self._host, self._port = parts.hostname, parts.port or 80
+        # RFC 3986 3.2.2: an IPv6 address stands in brackets.
+        self._authority = f"[{self._host}]:{self._port}" if ":" in self._host else f"{self._host}:{self._port}"
         self._timeout = timeout
 
     async def __call__(self, message: Message) -> Done:
@@ -76,7 +78,7 @@ class Forward:
             kind = header_value(message.content_type or "application/octet-stream")
             held = Request(b"POST", (self._url.path or "/").encode(), ((b"content-type", kind),), message.body)
         own = [
-            (b"host", f"{self._url.hostname}:{self._port}".encode()),
+            (b"host", self._authority.encode()),
             (b"netspace-sender", message.sender.encode()),
             (b"netspace-redelivered", b"true" if message.redelivered else b"false"),
         ]

@@ -7,7 +7,7 @@ import unicodedata
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netspace.terminal import harmless
+from netspace.text import harmless
 
 
 def test_what_commands_a_terminal_is_replaced() -> None:
