@@ -110,7 +110,7 @@ def check(leaf: Certificate, brought: Sequence[Certificate], trust: Trust, now: 
     roots = [load(root) for root in trust.roots]
     between = [*(load(one) for one in trust.known), *brought]
     path = _path(leaf, between, roots, when)
-    lists = [_load_list(one) for one in trust.lists]
+    lists = [load_list(one) for one in trust.lists]
     for certificate, issuer in itertools.pairwise(path):
         _not_revoked(certificate, issuer, lists, when)
 
@@ -204,10 +204,21 @@ def _name(certificate: Certificate) -> str:
 
 
 @functools.lru_cache(maxsize=64)
-def _load_list(der: bytes) -> CertificateRevocationList:
+def load_list(der: bytes) -> CertificateRevocationList:
+    """Read one DER revocation list.
+
+    :raises TeeMalformed: when it can't be read.
+    """
     from cryptography import x509
 
-    return x509.load_der_x509_crl(der)
+    try:
+        found = x509.load_der_x509_crl(der)
+        # These are read late: what can't be read must be found here.
+        _ = found.extensions, found.issuer, found.last_update_utc, found.next_update_utc
+        found.get_revoked_certificate_by_serial_number(0)  # no certificate's number: every entry is read
+    except unreadable() as err:
+        raise TeeMalformed(f"revocation list: {err}; get it anew from its maker") from err
+    return found
 
 
 def _not_revoked(
