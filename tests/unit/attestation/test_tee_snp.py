@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import itertools
+from typing import Any
 
 import boot_logs
 import pytest
@@ -188,6 +189,26 @@ def test_vcek_and_vlek_do_not_stand_for_each_other() -> None:
             snp.genuine(maker.report(flags=flags), table((tee_forge.VLEK_GUID, leaf)), maker.trust(), NOW)
     found = snp.genuine(maker.report(flags=1 << 2), table((tee_forge.VLEK_GUID, vlek)), maker.trust(), NOW)
     assert found.settings["provider"] == "cloud"
+
+
+@pytest.mark.parametrize("flags", [0, 1 << 2], ids=["VCEK", "VLEK"])
+def test_a_certificate_that_fits_and_is_for_another_key_hides_no_other(flags: int) -> None:
+    """A provider's VLEKs of one TCB look alike; so does a VCEK of a host that lies to its guest."""
+    maker = Amd()
+    how: dict[str, Any] = {"chip": None, "csp": b"cloud"} if flags else {}
+    good, report = maker.leaf(**how), maker.report(flags=flags)
+    other = maker.leaf(key=ec.generate_private_key(ec.SECP384R1()), **how)
+    curve = maker.leaf(key=ec.generate_private_key(ec.SECP256R1()), **how)
+    odd = maker.leaf({**tee_forge.TCB, "tee": 1 << 80}, **how)
+    for wrong in (other, curve, odd):
+        snp.genuine(report, b"", maker.trust(wrong, good), NOW)
+        snp.genuine(report, table((tee_forge.VCEK_GUID, wrong)), maker.trust(good), NOW)
+    for brought in (b"", table((tee_forge.VCEK_GUID, curve))):
+        with pytest.raises(refusals.TeeSignature):
+            snp.genuine(report, brought, maker.trust(other, odd), NOW)
+    for wrong, problem in ((curve, "P-384"), (odd, "version of tee")):
+        with pytest.raises(refusals.TeeCertificate, match=problem):
+            snp.genuine(report, table((tee_forge.VCEK_GUID, wrong)), maker.trust(), NOW)
 
 
 def test_a_chain_of_another_maker_is_untrusted() -> None:
