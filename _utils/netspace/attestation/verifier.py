@@ -464,8 +464,9 @@ def verify_software(evidence: Evidence, key: bytes, context: Context) -> Verifie
 
     if evidence.kind != "software" or evidence.key != key:
         raise UnknownAttestationKey("evidence by another key than this host's")
-    if len(key) != 32 or evidence.pcrs or evidence.boot_log is not None or evidence.known_log is not None:
-        raise Malformed("a software key's evidence claims nothing about PCRs or the boot")
+    logs = evidence.boot_log, evidence.known_log, evidence.systemd_log, evidence.ima
+    if len(key) != 32 or evidence.pcrs or any(one is not None for one in logs):
+        raise Malformed("a software key's evidence claims nothing about PCRs, the boot or what ran after it")
     try:
         Ed25519PublicKey.from_public_bytes(key).verify(evidence.signature, evidence.attest)
     except InvalidSignature as err:
