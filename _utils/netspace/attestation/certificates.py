@@ -155,7 +155,7 @@ def revocations(raw: bytes) -> bytes:
     try:
         data = raw
         if raw.lstrip()[:5] == b"-----":
-            (data,) = encoding.from_pem(raw)
+            data = _only(encoding.from_pem(raw))
         found: CertificateRevocationList = _load_list(data).fields
         critical = [one.oid.dotted_string for one in found.extensions if one.critical]
         ends = found.next_update_utc
@@ -166,6 +166,14 @@ def revocations(raw: bytes) -> bytes:
     if ends is None:
         raise NetspaceError("a revocation list that does not say how long it is good")
     return data
+
+
+def _only(found: encoding.Pem) -> bytes:
+    if found.problems:
+        raise ValueError(found.problems[0])
+    if len(found.contents) != 1:
+        raise ValueError(f"{len(found.contents)} PEM blocks, where one is expected")
+    return found.contents[0]
 
 
 @functools.lru_cache(maxsize=64)

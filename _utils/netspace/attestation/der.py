@@ -19,7 +19,8 @@ _CONSTRUCTED = 0x20
 # subjectAltName and issuerAltName (RFC 5280, 4.2.1.6): names of TPMs lie within their octet strings.
 _NAMES = (b"\x06\x03\x55\x1d\x11", b"\x06\x03\x55\x1d\x12")
 MAX_DEPTH = 24
-_PEM = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----\s(.*?)-----END \1-----", re.DOTALL)
+# The boundary of a PEM block; without its label where it is damaged.
+_BOUNDARY = re.compile(rb"-----(BEGIN|END)(?: ([A-Z0-9 ]{1,64})-----)?")
 
 
 class Element(NamedTuple):
@@ -29,6 +30,13 @@ class Element(NamedTuple):
     start: int
     content: int
     end: int
+
+
+class Pem(NamedTuple):
+    """The contents of PEM blocks in their order, and the problems of the damaged ones."""
+
+    contents: list[bytes]
+    problems: list[str]
 
 
 class Parts(NamedTuple):
@@ -47,12 +55,35 @@ def unreadable() -> tuple[type[Exception], ...]:
     return (ValueError, TypeError, UnsupportedAlgorithm, *late)
 
 
-def from_pem(text: bytes) -> list[bytes]:
-    """Return the contents of the PEM blocks (RFC 7468) of *text*, in their order.
+def from_pem(text: bytes) -> Pem:
+    """Read the PEM blocks (RFC 7468) of *text*; other text around them is ignored."""
+    found = Pem([], [])
+    begun: re.Match[bytes] | None = None
+    for boundary in _BOUNDARY.finditer(text):
+        place = f"PEM at byte {(begun or boundary).start()}"
+        if boundary[1] == b"BEGIN":
+            if begun is not None:
+                found.problems.append(f"{place}: a block that does not end")
+            begun = boundary
+            continue
+        if begun is None or begun[2] is None or begun[2] != boundary[2]:
+            found.problems.append(f"{place}: a block whose first and last lines are not a pair")
+        else:
+            try:
+                found.contents.append(_base64(text[begun.end() : boundary.start()]))
+            except ValueError as err:
+                found.problems.append(f"{place}: {err}")
+        begun = None
+    if begun is not None:
+        found.problems.append(f"PEM at byte {begun.start()}: a block that does not end")
+    return found
 
-    :raises ValueError: for a block that is not base64.
-    """
-    return [base64.b64decode(b"".join(body.split()), validate=True) for _, body in _PEM.findall(text)]
+
+def _base64(body: bytes) -> bytes:
+    data = base64.b64decode(b"".join(body.split()), validate=True)
+    if not data:
+        raise ValueError("an empty block")
+    return data
 
 
 def element(data: bytes, at: int, end: int) -> Element:

@@ -294,6 +294,18 @@ def test_a_damaged_file_in_the_folder_is_an_error(tmp_path: Path, name: str) -> 
         roots.read(str(tmp_path / "nowhere"))
 
 
+def test_no_block_of_a_file_in_the_folder_is_passed_over(tmp_path: Path) -> None:
+    path = folder(tmp_path / "roots")
+    good = (path / "amd.pem").read_bytes()
+    (path / "amd.pem").write_bytes(good[:-20])
+    with pytest.raises(NetspaceError, match=r"amd\.pem: certificates: PEM at byte \d+: a block that does not end"):
+        roots.read(str(path))
+    listed = pyca.load_der_x509_crl((path / "amd.crl").read_bytes()).public_bytes(Encoding.PEM)
+    (path / "amd.pem").write_bytes(good + listed)
+    with pytest.raises(NetspaceError, match=r"amd\.pem: certificate: "):
+        roots.read(str(path))
+
+
 def test_a_list_whose_name_is_in_the_wrong_order_is_an_error(tmp_path: Path) -> None:
     """Makers of TPMs write such names, and their lists are read; no judgement of a TEE could read this one."""
     parts = [pyca.NameAttribute(pyca.NameOID.COMMON_NAME, "A"), pyca.NameAttribute(pyca.NameOID.COUNTRY_NAME, "TW")]

@@ -8,17 +8,15 @@ operator, and revocation lists come from the operator. An operator's list of an 
 
 from __future__ import annotations
 
-import base64
-import binascii
 import datetime
 import functools
 import itertools
-import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from netspace.attestation import der as encoding
 from netspace.attestation import revocation
 from netspace.attestation.der import unreadable
 from netspace.attestation.refusals import TeeMalformed, TeeRevoked, TeeUntrusted
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
 MAX_CERTIFICATE = 8192
 # Intermediates in a path, and signatures that are checked to find one.
 MAX_DEPTH, MAX_CHECKS = 3, 64
-_PEM = re.compile(rb"-----BEGIN CERTIFICATE-----([A-Za-z0-9+/=\s]{1,12000})-----END CERTIFICATE-----")
 # basicConstraints, keyUsage, extKeyUsage, subject and authority key identifiers.
 _UNDERSTOOD = frozenset(("2.5.29.19", "2.5.29.15", "2.5.29.37", "2.5.29.14", "2.5.29.35"))
 
@@ -51,17 +48,16 @@ class Trust:
 
 
 def from_pem(raw: bytes, limit: int) -> list[bytes]:
-    """Return the DER certificates that stand in PEM in *raw* (RFC 7468); the text around them is ignored.
+    """Return the contents of the PEM blocks in *raw*, each of which has to be a certificate's; see :func:`load`.
 
-    :raises TeeMalformed: when one is not base64, or there are more than *limit*.
+    :raises TeeMalformed: when a block is damaged, or there are more than *limit*.
     """
-    blocks = _PEM.findall(raw)
+    blocks, problems = encoding.from_pem(raw)
+    if problems:
+        raise TeeMalformed(f"certificates: {problems[0]}")
     if len(blocks) > limit:
         raise TeeMalformed(f"{len(blocks)} certificates; at most {limit} are possible")
-    try:
-        return [base64.b64decode(b"".join(block.split()), validate=True) for block in blocks]
-    except binascii.Error as err:
-        raise TeeMalformed(f"certificate: {err}") from err
+    return blocks
 
 
 @functools.lru_cache(maxsize=1024)
