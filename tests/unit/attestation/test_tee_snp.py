@@ -245,6 +245,16 @@ def test_a_path_is_found_past_an_issuer_that_has_none() -> None:
         snp.genuine(maker.report(), b"", Trust((maker.root,), (*known, maker.leaf())), NOW)
 
 
+def test_the_operators_certificates_are_read_once_however_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    maker, key = Amd(), ec.generate_private_key(ec.SECP256R1())
+    many = [tee_forge.issue("other", key, "other", key, False, serial=number) for number in range(1, 1100)]
+    trusted = maker.trust(*many, maker.leaf(), lists=[tee_forge.revocations("ARK", maker.root_key, [])])
+    snp.genuine(maker.report(), b"", trusted, NOW)
+    for name in ("load_der_x509_certificate", "load_der_x509_crl"):
+        monkeypatch.delattr(f"cryptography.x509.{name}")
+    assert snp.genuine(maker.report(b"d" * 64), b"", trusted, NOW).report_data == b"d" * 64
+
+
 def test_look_alike_issuers_take_no_time() -> None:
     maker = Amd()
     names = [("SEV-Milan", "X"), ("X", "SEV-Milan")] * 14

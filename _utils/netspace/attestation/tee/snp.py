@@ -153,7 +153,7 @@ def genuine(raw: bytes, table: bytes, trust: Trust, now: float) -> Genuine:
     """
     report = parse(raw)
     brought = [x509.load(one) for one in certificates(table)]
-    leaf = _leaf(report, raw, brought, [x509.load(one) for one in trust.known])
+    leaf = _leaf(report, raw, brought, trust.known_certificates)
     x509.check(leaf, brought, trust, now)
     return Genuine(
         KIND,

@@ -46,6 +46,21 @@ class Trust:
     lists: tuple[bytes, ...] = ()
     documents: tuple[bytes, ...] = ()
 
+    @functools.cached_property
+    def root_certificates(self) -> tuple[Certificate, ...]:
+        """The roots, read once for all reports. They and the others raise as :func:`load`, :func:`load_list`."""
+        return tuple(load(one) for one in self.roots)
+
+    @functools.cached_property
+    def known_certificates(self) -> tuple[Certificate, ...]:
+        """The further certificates, read once."""
+        return tuple(load(one) for one in self.known)
+
+    @functools.cached_property
+    def revocation_lists(self) -> tuple[CertificateRevocationList, ...]:
+        """The revocation lists, read once."""
+        return tuple(load_list(one) for one in self.lists)
+
 
 def from_pem(raw: bytes, limit: int) -> list[bytes]:
     """Return the contents of the PEM blocks in *raw*, each of which has to be a certificate's; see :func:`load`.
@@ -60,9 +75,8 @@ def from_pem(raw: bytes, limit: int) -> list[bytes]:
     return blocks
 
 
-@functools.lru_cache(maxsize=1024)
 def load(der: bytes) -> Certificate:
-    """Read one DER certificate. The last ones are cached: the operator's are needed again for each report.
+    """Read one DER certificate.
 
     :raises TeeMalformed: when it can't be read.
     """
@@ -103,12 +117,9 @@ def check(leaf: Certificate, brought: Sequence[Certificate], trust: Trust, now: 
     if not trust.roots:
         raise TeeUntrusted("no root certificates are configured")
     when = datetime.datetime.fromtimestamp(now, tz=datetime.timezone.utc)
-    roots = [load(root) for root in trust.roots]
-    between = [*(load(one) for one in trust.known), *brought]
-    path = _path(leaf, between, roots, when)
-    lists = [load_list(one) for one in trust.lists]
+    path = _path(leaf, (*trust.known_certificates, *brought), trust.root_certificates, when)
     for certificate, issuer in itertools.pairwise(path):
-        _not_revoked(certificate, issuer, lists, when)
+        _not_revoked(certificate, issuer, trust.revocation_lists, when)
 
 
 def is_root(certificate: Certificate) -> bool:
@@ -199,7 +210,6 @@ def _name(certificate: Certificate) -> str:
     return f"{certificate.subject.rfc4514_string() or 'a certificate'!r:.200}"
 
 
-@functools.lru_cache(maxsize=64)
 def load_list(der: bytes) -> CertificateRevocationList:
     """Read one DER revocation list.
 
