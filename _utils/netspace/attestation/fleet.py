@@ -42,7 +42,7 @@ from netspace.attestation.groups import Group, Policies
 from netspace.attestation.identity import Identities
 from netspace.attestation.policy import Policy
 from netspace.attestation.refusals import Malformed, Refused, UnknownAttestationKey, WrongSaltKey
-from netspace.attestation.registrar import Registrar, attestation_key, bound_key, key_of
+from netspace.attestation.registrar import Registrar, bound_key, key_of
 from netspace.attestation.result import SKEW
 from netspace.attestation.structures import Clock
 from netspace.attestation.tee import appraisal as tees
@@ -603,7 +603,7 @@ def _same_tpm(record: Mapping[str, Any], host: Mapping[str, Any]) -> bool:
     """
     if "ek" in record:
         return bool(record["ek"] == host["ek"])
-    return record["key"] in (None, attestation_key(host), host.get("former"))
+    return record["key"] in (None, bound_key(host).fingerprint, host.get("former"))
 
 
 def _answer(data: Any) -> tuple[str, Evidence]:
