@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from netspace.attestation import der as encoding
-from netspace.attestation import revocation
+from netspace.attestation import path_rules, revocation
 from netspace.attestation.der import unreadable
 from netspace.attestation.refusals import TeeMalformed, TeeRevoked, TeeUntrusted
 
@@ -140,7 +140,7 @@ def _path(
     while open_paths:
         path = open_paths.pop()
         certificate = path[-1]
-        problem = _common(certificate, when)
+        problem = _unfit(certificate, when)
         last = problem or last or f"its issuer, {certificate.issuer.rfc4514_string()!r:.200}, is not there"
         if problem:
             continue
@@ -151,7 +151,7 @@ def _path(
             checks += 1
             if checks > MAX_CHECKS:
                 raise TeeUntrusted(f"more than {MAX_CHECKS} certificates might be issuers")
-            problem = _signed(certificate, issuer, len(path) - 1) or (_common(issuer, when) if trusted else "")
+            problem = _signed(certificate, issuer, len(path) - 1) or (_unfit(issuer, when) if trusted else "")
             if problem:
                 last = problem
             elif trusted:
@@ -163,18 +163,11 @@ def _path(
 
 def _signed(certificate: Certificate, issuer: Certificate, depth: int) -> str:
     """Return why *issuer* is not the issuer of *certificate*; empty when it is."""
-    from cryptography import x509
     from cryptography.exceptions import InvalidSignature
 
-    try:
-        basic = issuer.extensions.get_extension_for_class(x509.BasicConstraints).value
-        usage = issuer.extensions.get_extension_for_class(x509.KeyUsage).value
-    except x509.ExtensionNotFound as err:
-        return f"the issuer is no CA: {err}"
-    if not basic.ca or not usage.key_cert_sign:
-        return "the issuer may not sign certificates"
-    if basic.path_length is not None and depth > basic.path_length:
-        return f"more than {basic.path_length} intermediates below an issuer that allows no more"
+    problem = path_rules.no_issuer(issuer, depth)
+    if problem:
+        return problem
     try:
         certificate.verify_directly_issued_by(issuer)
     except InvalidSignature:
@@ -184,26 +177,10 @@ def _signed(certificate: Certificate, issuer: Certificate, depth: int) -> str:
     return ""
 
 
-def _common(certificate: Certificate, when: datetime.datetime) -> str:
+def _unfit(certificate: Certificate, when: datetime.datetime) -> str:
     """Return the problem of a certificate at any place in a path; empty for none."""
-    from cryptography.hazmat.primitives.asymmetric import ec, rsa
-
     name = _name(certificate)
-    if not certificate.not_valid_before_utc <= when <= certificate.not_valid_after_utc:
-        return f"{name} is valid from {certificate.not_valid_before_utc} to {certificate.not_valid_after_utc}"
-    digest = certificate.signature_hash_algorithm
-    if digest is None or digest.digest_size < 32:
-        return f"{name} is signed with {digest.name if digest else 'an unknown hash'}"
-    key = certificate.public_key()
-    if isinstance(key, rsa.RSAPublicKey):
-        if key.key_size < 2048:
-            return f"{name} has an RSA key of {key.key_size} bits"
-    elif not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.key_size < 256:
-        return f"{name} has a key that is neither RSA nor on a curve of 256 bits or more"
-    for one in certificate.extensions:
-        if one.critical and one.oid.dotted_string not in _UNDERSTOOD:
-            return f"{name} has the critical extension {one.oid.dotted_string}, which is not understood"
-    return ""
+    return path_rules.unfit(certificate, name, when, _UNDERSTOOD) or path_rules.weak(certificate, name)
 
 
 def _name(certificate: Certificate) -> str:
