@@ -180,7 +180,7 @@ def _only(found: encoding.Pem) -> bytes:
 def _load_list(data: bytes) -> _Signed:
     from cryptography import x509
 
-    return _Signed(x509.load_der_x509_crl(encoding.with_sorted_issuer(data)), encoding.parts(data).signed)
+    return _Signed(x509.load_der_x509_crl(encoding.with_sorted_issuer(data)), encoding.signed_part(data))
 
 
 def _not_revoked(
@@ -243,7 +243,7 @@ def _load(data: bytes) -> _Signed:
     # pass, and then one certificate would have two encodings.
     if data[-len(certificate.signature) - 1] != 0:
         raise ValueError("its signature has unused bits")
-    return _Signed(certificate, encoding.parts(data).signed)
+    return _Signed(certificate, encoding.signed_part(data))
 
 
 def _readable(data: bytes) -> _Signed | None:

@@ -2,7 +2,7 @@
 
 Some makers (Nuvoton among them) write a SET OF with its members unsorted, which X.690, 11.6, forbids and
 ``cryptography`` refuses. :func:`with_sorted_sets` returns a copy that can be read. The copy's signed part differs from
-the certificate's, so **a signature is checked over the bytes as they came** (:func:`parts`), never over the copy.
+the certificate's, so **a signature is checked over the bytes as they came** (:func:`signed_part`), never over the copy.
 
 Reads only definite lengths and tags of one byte. Every length is bounded by the element around it.
 """
@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-SEQUENCE, SET, OBJECT, OCTETS = 0x30, 0x31, 0x06, 0x04
+SEQUENCE, SET, OCTETS = 0x30, 0x31, 0x04
 _CONSTRUCTED = 0x20
 # subjectAltName and issuerAltName (RFC 5280, 4.2.1.6): names of TPMs lie within their octet strings.
 _NAMES = (b"\x06\x03\x55\x1d\x11", b"\x06\x03\x55\x1d\x12")
@@ -37,13 +37,6 @@ class Pem(NamedTuple):
 
     contents: list[bytes]
     problems: list[str]
-
-
-class Parts(NamedTuple):
-    """A signed structure (RFC 5280, 4.1.1): the signed part, and the algorithm that stands outside of it."""
-
-    signed: bytes
-    algorithm: bytes
 
 
 def unreadable() -> tuple[type[Exception], ...]:
@@ -87,7 +80,7 @@ def _base64(body: bytes) -> bytes:
 
 
 def element(data: bytes, at: int, end: int) -> Element:
-    """Return the element of *data* at *at*, which must end before *end*.
+    """Return the element of *data* that begins at *at*, and ends at *end* or before.
 
     :raises ValueError: when there is none.
     """
@@ -137,8 +130,8 @@ def split(data: bytes, most: int) -> list[bytes]:
     return found
 
 
-def parts(data: bytes) -> Parts:
-    """Return the parts of the certificate or revocation list in *data*.
+def signed_part(data: bytes) -> bytes:
+    """Return the part of the certificate or revocation list in *data* that is signed (RFC 5280, 4.1.1).
 
     :raises ValueError: when *data* is neither, or names two algorithms.
     """
@@ -156,7 +149,7 @@ def parts(data: bytes) -> Parts:
         at = inside.end
     if data[inside.start : inside.end] != outside:
         raise ValueError("DER: two algorithms for one signature")
-    return Parts(data[signed.start : signed.end], outside)
+    return data[signed.start : signed.end]
 
 
 def with_sorted_sets(data: bytes) -> bytes:

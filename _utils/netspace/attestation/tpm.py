@@ -34,7 +34,6 @@ _ATTEMPTS = 5
 _PCR_CHANGED = 0x128
 # Those with a certificate in NV are preferred, in this order; ECC is the faster.
 TEMPLATES = ("EK-ECC256", "EK-RSA2048", "EK-HIGH-ECC256", "EK-HIGH-RSA2048", "EK-HIGH-ECC384")
-_LOW_RANGE = ("EK-ECC256", "EK-RSA2048")
 # Diversifies attestation keys from other primaries of the same template, and with a period's bytes from each other.
 _AK_LABEL = b"netspace-attest/1 attestation key"
 MAX_NV = 8192

@@ -46,13 +46,16 @@ _FMC = "3.9"
 _LAYOUT = {"bootloader": 0, "tee": 1, "snp": 6, "microcode": 7}
 _LAYOUT_TURIN = {"fmc": 0, "bootloader": 1, "tee": 2, "snp": 3, "microcode": 7}
 
-# GUIDs of the table that the host hands to its guest (GHCB specification 2.01, 4.1.8.1), as they are in memory.
-_TABLE = {
-    "c0b406a4-a803-4952-9743-3fb6014cd0ae": "ark",
-    "4ab7b379-bbac-4fe4-a02f-05aef327c782": "ask",
-    "63da758d-e664-4564-adc5-f4b93be8accd": "vcek",
-    "a8074bc2-a25a-483e-aae6-39c045a0b8a1": "vlek",
-}
+# GUIDs of certificates in the table that the host hands to its guest (GHCB specification 2.01, 4.1.8.1), as they are in
+# memory: of ARK, ASK, VCEK and VLEK.
+_TABLE = frozenset(
+    (
+        "c0b406a4-a803-4952-9743-3fb6014cd0ae",
+        "4ab7b379-bbac-4fe4-a02f-05aef327c782",
+        "63da758d-e664-4564-adc5-f4b93be8accd",
+        "a8074bc2-a25a-483e-aae6-39c045a0b8a1",
+    )
+)
 _MAX_ENTRIES = 32
 
 
@@ -193,13 +196,13 @@ def certificates(table: bytes) -> list[bytes]:
             return found
         if offset + length > len(table):
             raise TeeMalformed(f"certificate table: an entry up to byte {offset + length}; it has {len(table)}")
-        if _guids(guid) & _TABLE.keys():
+        if _guids(guid) & _TABLE:
             found.append(table[offset : offset + length])
     raise TeeMalformed(f"certificate table: more than {_MAX_ENTRIES} entries")
 
 
 def _guids(raw: bytes) -> set[str]:
-    """A GUID's two spellings: hosts' tools write it in both byte orders."""
+    """Return a GUID's two spellings: hosts' tools write it in both byte orders."""
     import uuid
 
     return {str(uuid.UUID(bytes=raw)), str(uuid.UUID(bytes_le=raw))}
@@ -274,7 +277,7 @@ def _mismatch(certificate: Certificate, report: Report) -> str:
 
 
 def _provider(leaf: Certificate) -> str:
-    """The cloud provider that a VLEK was issued to; empty for a VCEK."""
+    """Return the cloud provider that a VLEK was issued to; empty for a VCEK."""
     value = x509.extension(leaf, _CSP)
     if value is None:
         return ""

@@ -283,7 +283,7 @@ def _pairs(data: bytes, what: str, below: str = "") -> dict[str, tuple[int, byte
         if tag != binary.SEQUENCE or len(pair) != 2 or pair[0][0] != binary.OID:
             raise TeeMalformed(f"{what}: Intel's extension is not made of pairs")
         name = binary.oid(pair[0][1], what)
-        if not name.startswith(f"{_SGX}.{below}") or name in found:
+        if not name.startswith(f"{_SGX}.{below}"):
             raise TeeMalformed(f"{what}: the identifier {name} has no place there")
         name = name[len(f"{_SGX}.{below}") :]
         if name in found:
