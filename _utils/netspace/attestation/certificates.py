@@ -186,7 +186,7 @@ def _load_list(data: bytes) -> _Signed:
 def _not_revoked(
     certificate: _Signed, issuers: Sequence[_Signed], lists: Sequence[_Signed], when: datetime.datetime
 ) -> None:
-    """By the newest list of each of *issuers* that issued it; one's name alone is not one."""
+    """Check a certificate by the newest list of each of *issuers* that issued it: by the key, not by the name alone."""
     number: int = certificate.fields.serial_number
     for issuer in issuers:
         subject = issuer.fields.subject

@@ -60,7 +60,7 @@ STALE, FAILED, REVOKED = "stale", "failed", "revoked"
 
 
 class Store(Protocol):
-    """Where records are kept. Nothing that is read from it is believed without its signature."""
+    """A place where records are kept. Nothing that is read from it is believed without its signature."""
 
     def fetch(self, kind: str, key: str) -> dict[str, Any]:
         """Return what is there; empty for nothing."""
@@ -506,7 +506,7 @@ class Fleet:
         return group, learning.learn(self.policies.data(group), boots, wish)
 
     def _last(self, record: Mapping[str, Any]) -> tuple[Evidence | None, str]:
-        """What a record was made of: PCRs that were quoted, and logs of the boot; or why it is not here any more."""
+        """Return the evidence of a record (PCRs that were quoted, logs of the boot), or why it is not kept any more."""
         found: dict[str, bytes | None] = {}
         for name in ("log", "systemd"):
             digest = record[name]

@@ -32,7 +32,7 @@ _CURVE = "secp256r1"
 
 @dataclass(frozen=True)
 class Module:
-    """Where keys are.
+    """A module (PKCS #11) that keys are in.
 
     :param path: of the module's library.
     :param token: label of the token.

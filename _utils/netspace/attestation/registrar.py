@@ -117,7 +117,7 @@ class Registrar:
         }
 
     def trusted(self, now: float) -> list[Certificate]:
-        """Intermediates whose certificates count: the one that signs, and those before it that haven't run out."""
+        """Return the intermediates whose certificates count: the one that signs, and earlier ones until their end."""
         paths = self.folder / "ca/authority.pem", self.folder / "retired.pem"
         stamps = tuple(_stamp(path) for path in paths)
         if stamps != self._seen[0]:
@@ -388,7 +388,7 @@ class Registrar:
         return privacy_ca.load(self._ca(), self.module)
 
     def _new(self, use: str) -> EllipticCurvePrivateKey | None:
-        """A key in the module, where one is configured; else whoever needs it makes it."""
+        """Make a key in the module, where one is configured; else whoever needs a key makes it."""
         return None if self.module is None else self.module.create(use)
 
     def _log(self, event: str, now: float, data: dict[str, Any]) -> None:

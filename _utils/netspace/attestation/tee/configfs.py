@@ -137,7 +137,7 @@ def _report(files: Files, entry: Path, data: bytes) -> Taken:
 
 
 def _level(files: Files, entry: Path) -> int:
-    """The privilege level that this guest runs at: it can't ask for reports of a more privileged level (SNP's VMPL)."""
+    """Return the level that this guest runs at (SNP's VMPL): it gets no reports of a more privileged one."""
     try:
         return _number(files, entry / "privlevel_floor")
     except FileNotFoundError:

@@ -147,7 +147,7 @@ def _body(reader: binary.Reader, size: int) -> Body:
 
 
 def _data(reader: binary.Reader, wanted: int) -> binary.Reader:
-    """Certification data of the type *wanted*."""
+    """Return a reader of certification data, which must be of the type *wanted*."""
     kind = reader.number(2)
     if kind != wanted:
         raise TeeMalformed(f"TDX quote: certification data of type {kind} instead of {wanted}")

@@ -48,7 +48,10 @@ class Trust:
 
     @functools.cached_property
     def root_certificates(self) -> tuple[Certificate, ...]:
-        """The roots, read once for all reports. They and the others raise as :func:`load`, :func:`load_list`."""
+        """The roots, read once for all reports.
+
+        :raises TeeMalformed: when one can't be read; likewise for all others.
+        """
         return tuple(load(one) for one in self.roots)
 
     @functools.cached_property
