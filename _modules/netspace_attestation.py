@@ -94,6 +94,7 @@ def evidence(
 
     tee
         Bring the report of the TEE too, where this host is a confidential guest. Defaults to false.
+
     period
         The period of the attestation key, as ``salt-run netspace_attestation.certificate`` returns it with the key's
         certificate. Defaults to none: a key that has no certificate, and is always the same.

@@ -975,7 +975,7 @@ def _put(made: fleet.Fleet, group: str, data: Any) -> rules.Policy:
 
 
 def _wish(ima: Any, keys: str, overlap: Any) -> learning.Wish:
-    """What else is to be learned, and until when what it replaces counts."""
+    """Read the further parts that are to be learned, and until when the entries that they replace count."""
     now = time.time()
     until = ""
     if overlap is not None:
@@ -1019,7 +1019,7 @@ class _Store:
     @staticmethod
     @contextlib.contextmanager
     def _reached() -> Iterator[None]:
-        """Where results can't be read or kept, nothing is said of any host."""
+        """Raise for results that can't be read or kept: nothing is said of any host then."""
         from salt.exceptions import SaltException
 
         try:
@@ -1075,7 +1075,7 @@ def _registrar(settings: Mapping[str, Any] | None = None) -> Registrar:
 
 
 def _settings() -> dict[str, Any]:
-    """What the master's configuration says under ``netspace.attestation``."""
+    """Return the master's configuration under ``netspace.attestation``."""
     settings: dict[str, Any] = {"folder": f"/var/lib/{INSTANCE}-master", "roots": None, "timeout": 60}
     settings.update(concurrency=32, jitter=1, groups=[], pkcs11=None, tee_roots=None, inventory=None)
     given = __opts__.get("netspace.attestation") or {}

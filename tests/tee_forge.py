@@ -60,8 +60,8 @@ def issue(
     return builder.sign(signer, hashes.SHA256()).public_bytes(Encoding.DER)
 
 
-def revocations(issuer: str, signer: Key, serials: Sequence[int], end: datetime.datetime = END) -> bytes:
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, issuer)])
+def revocations(issuer: str | x509.Name, signer: Key, serials: Sequence[int], end: datetime.datetime = END) -> bytes:
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, issuer)]) if isinstance(issuer, str) else issuer
     builder = x509.CertificateRevocationListBuilder().issuer_name(name).last_update(START).next_update(end)
     for serial in serials:
         one = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(START).build()

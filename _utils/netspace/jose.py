@@ -15,6 +15,7 @@ import json
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
+from netspace import ecdsa
 from netspace.errors import NetspaceError
 
 if TYPE_CHECKING:
@@ -51,12 +52,12 @@ def opened(token: Any, kind: str, keys: Collection[Mapping[str, str]], limit: in
     """
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives import hashes
-    from cryptography.hazmat.primitives.asymmetric import ec, utils
+    from cryptography.hazmat.primitives.asymmetric import ec
 
     if not isinstance(token, str) or len(token) > limit or token.count(".") != 2:
         raise Unreadable(f"not a token of at most {limit} bytes in three parts")
     head, body, signature = token.split(".")
-    header, raw = _object(head, "header"), _bytes(signature, "signature")
+    header, raw = _object(head, "header"), octets(signature, "signature")
     known = {thumbprint(one): one for one in keys}
     name = header.get("kid")
     if header != {"alg": "ES256", "kid": name, "typ": kind}:
@@ -65,8 +66,7 @@ def opened(token: Any, kind: str, keys: Collection[Mapping[str, str]], limit: in
         raise Forged(f"signed with the key {name!r:.50}, which is not one that is trusted")
     try:
         public = _point(known[name]["x"], known[name]["y"])
-        encoded = utils.encode_dss_signature(int.from_bytes(raw[:32], "big"), int.from_bytes(raw[32:], "big"))
-        public.verify(encoded, f"{head}.{body}".encode(), ec.ECDSA(hashes.SHA256()))
+        public.verify(ecdsa.to_der(raw), f"{head}.{body}".encode(), ec.ECDSA(hashes.SHA256()))
     except InvalidSignature as err:
         raise Forged("the key that it names did not sign this") from err
     return _object(body, "claims")
@@ -86,7 +86,7 @@ def jwk(key: EllipticCurvePublicKey) -> dict[str, str]:
 
 
 def thumbprint(key: Mapping[str, str]) -> str:
-    """RFC 7638: what a key is pinned by."""
+    """Return the thumbprint (RFC 7638) by which a key is pinned."""
     return text(hashlib.sha256(_json({name: key[name] for name in ("crv", "kty", "x", "y")})).digest())
 
 
@@ -106,10 +106,10 @@ def parse_jwk(data: Any) -> dict[str, str]:
 
 @functools.lru_cache(maxsize=64)
 def _point(*coordinates: str) -> EllipticCurvePublicKey:
-    """A verifier opens its own records all day, and a point takes as long to check as a signature."""
+    """Read a point, once: it takes as long to check as a signature, and a verifier opens its own records all day."""
     from cryptography.hazmat.primitives.asymmetric import ec
 
-    x, y = (_bytes(one, "key") for one in coordinates)
+    x, y = (octets(one, "key") for one in coordinates)
     try:
         numbers = ec.EllipticCurvePublicNumbers(int.from_bytes(x, "big"), int.from_bytes(y, "big"), ec.SECP256R1())
         return numbers.public_key()
@@ -123,6 +123,21 @@ def text(data: bytes) -> str:
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
+def octets(encoded: str, what: str) -> bytes:
+    """Return the bytes that are *encoded* in base64url without padding, by the one spelling that they have.
+
+    :param what: names them in the error.
+    :raises Unreadable: for any other spelling, and for what is none.
+    """
+    try:
+        raw = base64.b64decode(encoded.encode("ascii") + b"=" * (-len(encoded) % 4), b"-_", validate=True)
+    except (binascii.Error, ValueError) as err:
+        raise Unreadable(f"{what}: not base64url") from err
+    if text(raw) != encoded:
+        raise Unreadable(f"{what}: not base64url as it is written")
+    return raw
+
+
 def number(value: int) -> str:
     """A coordinate, or the private number, of a key on P-256."""
     return text(value.to_bytes(32, "big"))
@@ -134,20 +149,9 @@ def _json(value: Mapping[str, Any]) -> bytes:
 
 def _object(encoded: str, what: str) -> dict[str, Any]:
     try:
-        found = json.loads(_bytes(encoded, what))
+        found = json.loads(octets(encoded, what))
     except (ValueError, RecursionError) as err:
         raise Unreadable(f"{what}: not JSON") from err
     if not isinstance(found, dict):
         raise Unreadable(f"{what}: not a JSON object")
     return found
-
-
-def _bytes(encoded: str, what: str) -> bytes:
-    """The one spelling of these bytes only."""
-    try:
-        raw = base64.b64decode(encoded.encode("ascii") + b"=" * (-len(encoded) % 4), b"-_", validate=True)
-    except (binascii.Error, ValueError) as err:
-        raise Unreadable(f"{what}: not base64url") from err
-    if text(raw) != encoded:
-        raise Unreadable(f"{what}: not base64url as it is written")
-    return raw

@@ -42,7 +42,7 @@ class LogBroken(NetspaceError):
 
 @dataclass(frozen=True)
 class Head:
-    """Where a log ends: so many *records*, and the last one's *hash*. Note it elsewhere."""
+    """The end of a log: so many *records*, and the last one's *hash*. Note it elsewhere."""
 
     records: int = 0
     hash: str = FIRST

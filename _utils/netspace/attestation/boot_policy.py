@@ -24,6 +24,7 @@ from netspace.attestation.policy_reading import (
     Pattern,
     PolicyError,
     digests,
+    flag,
     items,
     mapping,
     octets,
@@ -230,8 +231,7 @@ def read(data: Any) -> Boot:
     """
     at = "policy:boot"
     found = mapping(data, at, tuple(Boot.__dataclass_fields__))
-    if type(found.get("secure_boot", False)) is not bool:
-        raise PolicyError(f"{at}:secure_boot: expected true or false")
+    secure_boot = flag(found, "secure_boot", at, False)
     sets = {
         key: digests(found[key], f"{at}:{key}")
         for key in ("dbx", "signers", "mok", "applications", "kernels", "initrds", "files", "grub_commands")
@@ -254,7 +254,7 @@ def read(data: Any) -> Boot:
         pcr(number, f"{at}:unchecked") for number in items(found.get("unchecked", []), f"{at}:unchecked")
     )
     return Boot(
-        secure_boot=found.get("secure_boot", False),
+        secure_boot=secure_boot,
         sbat=_generations(found.get("sbat", {}), f"{at}:sbat"),
         started_by=_starters(found.get("started_by", {}), f"{at}:started_by"),
         command_lines=lines,

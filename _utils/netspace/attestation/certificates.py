@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from netspace.attestation import der as encoding
-from netspace.attestation import revocation
+from netspace.attestation import path_rules, revocation
 from netspace.attestation.refusals import RevokedEndorsementCertificate
 from netspace.errors import NetspaceError
 
@@ -155,7 +155,7 @@ def revocations(raw: bytes) -> bytes:
     try:
         data = raw
         if raw.lstrip()[:5] == b"-----":
-            (data,) = encoding.from_pem(raw)
+            data = _only(encoding.from_pem(raw))
         found: CertificateRevocationList = _load_list(data).fields
         critical = [one.oid.dotted_string for one in found.extensions if one.critical]
         ends = found.next_update_utc
@@ -168,17 +168,25 @@ def revocations(raw: bytes) -> bytes:
     return data
 
 
+def _only(found: encoding.Pem) -> bytes:
+    if found.problems:
+        raise ValueError(found.problems[0])
+    if len(found.contents) != 1:
+        raise ValueError(f"{len(found.contents)} PEM blocks, where one is expected")
+    return found.contents[0]
+
+
 @functools.lru_cache(maxsize=64)
 def _load_list(data: bytes) -> _Signed:
     from cryptography import x509
 
-    return _Signed(x509.load_der_x509_crl(encoding.with_sorted_issuer(data)), encoding.parts(data).signed)
+    return _Signed(x509.load_der_x509_crl(encoding.with_sorted_issuer(data)), encoding.signed_part(data))
 
 
 def _not_revoked(
     certificate: _Signed, issuers: Sequence[_Signed], lists: Sequence[_Signed], when: datetime.datetime
 ) -> None:
-    """By the newest list of each of *issuers* that issued it; one's name alone is not one."""
+    """Check a certificate by the newest list of each of *issuers* that issued it: by the key, not by the name alone."""
     number: int = certificate.fields.serial_number
     for issuer in issuers:
         subject = issuer.fields.subject
@@ -235,7 +243,7 @@ def _load(data: bytes) -> _Signed:
     # pass, and then one certificate would have two encodings.
     if data[-len(certificate.signature) - 1] != 0:
         raise ValueError("its signature has unused bits")
-    return _Signed(certificate, encoding.parts(data).signed)
+    return _Signed(certificate, encoding.signed_part(data))
 
 
 def _readable(data: bytes) -> _Signed | None:
@@ -276,65 +284,36 @@ def _path(
 
 def _issued(signed: _Signed, by: _Signed, when: datetime.datetime, depth: int) -> str:
     """Return why *by* is not the valid issuer of the certificate *signed*; empty when it is."""
-    from cryptography import x509
-
     certificate: Certificate = signed.fields
     issuer: Certificate = by.fields
     if issuer.subject != certificate.issuer:
         return "another name"
-    problem = _common(certificate, when) or _weak(signed) or _common(issuer, when)
+    problem = (
+        _unfit(certificate, when)
+        # A root's own signature is ignored: the operator vouches for the root.
+        or path_rules.weak(certificate, _name(certificate))
+        or _unfit(issuer, when)
+        or path_rules.no_issuer(issuer, depth)
+    )
     if problem:
         return problem
-    try:
-        basic = issuer.extensions.get_extension_for_class(x509.BasicConstraints).value
-        usage = issuer.extensions.get_extension_for_class(x509.KeyUsage).value
-    except x509.ExtensionNotFound as err:
-        return f"the issuer is no CA: {err}"
-    if not basic.ca or not usage.key_cert_sign:
-        return "the issuer may not sign certificates"
-    if basic.path_length is not None and depth > basic.path_length:
-        return f"more than {basic.path_length} intermediates below an issuer that allows no more"
     problem = _unsigned(signed, by)
     return f"the issuer did not sign it: {problem}" if problem else ""
 
 
-def _weak(signed: _Signed) -> str:
-    """Return why a certificate's signature is too weak.
-
-    A root's signature is ignored: the operator vouches for the root.
-    """
-    certificate: Certificate = signed.fields
-    digest = certificate.signature_hash_algorithm
-    if digest is not None and digest.digest_size >= 32:
-        return ""
-    name = certificate.subject.rfc4514_string() or "the endorsement certificate"
-    return f"{name} is signed with {digest.name if digest else 'no hash'}"
+def _unfit(certificate: Certificate, when: datetime.datetime) -> str:
+    return path_rules.unfit(certificate, _name(certificate), when, _UNDERSTOOD)
 
 
-def _common(certificate: Certificate, when: datetime.datetime) -> str:
-    """What holds for every certificate of a path."""
-    from cryptography.hazmat.primitives.asymmetric import ec, rsa
-
-    name = certificate.subject.rfc4514_string() or "the endorsement certificate"
-    if not certificate.not_valid_before_utc <= when <= certificate.not_valid_after_utc:
-        return f"{name} is valid from {certificate.not_valid_before_utc} to {certificate.not_valid_after_utc}"
-    key = certificate.public_key()
-    if isinstance(key, rsa.RSAPublicKey):
-        if key.key_size < 2048:
-            return f"{name} has an RSA key of {key.key_size} bits"
-    elif not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.key_size < 256:
-        return f"{name} has a key that is neither RSA nor on a curve of 256 bits or more"
-    for extension in certificate.extensions:
-        if extension.critical and extension.oid.dotted_string not in _UNDERSTOOD:
-            return f"{name} has the critical extension {extension.oid.dotted_string}, which is not understood"
-    return ""
+def _name(certificate: Certificate) -> str:
+    return certificate.subject.rfc4514_string() or "the endorsement certificate"
 
 
 def _check_leaf(certificate: Certificate, when: datetime.datetime) -> None:
-    """EK Credential Profile, 3.2: no CA, key usage for decryption, EKU tcg-kp-EKCertificate."""
+    """Check a leaf by EK Credential Profile, 3.2: no CA, key usage for decryption, EKU tcg-kp-EKCertificate."""
     from cryptography import x509
 
-    problem = _common(certificate, when)
+    problem = _unfit(certificate, when)
     if problem:
         raise Untrusted(problem)
     for extension in certificate.extensions:

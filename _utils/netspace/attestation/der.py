@@ -2,7 +2,7 @@
 
 Some makers (Nuvoton among them) write a SET OF with its members unsorted, which X.690, 11.6, forbids and
 ``cryptography`` refuses. :func:`with_sorted_sets` returns a copy that can be read. The copy's signed part differs from
-the certificate's, so **a signature is checked over the bytes as they came** (:func:`parts`), never over the copy.
+the certificate's, so **a signature is checked over the bytes as they came** (:func:`signed_part`), never over the copy.
 
 Reads only definite lengths and tags of one byte. Every length is bounded by the element around it.
 """
@@ -14,12 +14,13 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-SEQUENCE, SET, OBJECT, OCTETS = 0x30, 0x31, 0x06, 0x04
+SEQUENCE, SET, OCTETS = 0x30, 0x31, 0x04
 _CONSTRUCTED = 0x20
 # subjectAltName and issuerAltName (RFC 5280, 4.2.1.6): names of TPMs lie within their octet strings.
 _NAMES = (b"\x06\x03\x55\x1d\x11", b"\x06\x03\x55\x1d\x12")
 MAX_DEPTH = 24
-_PEM = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----\s(.*?)-----END \1-----", re.DOTALL)
+# The boundary of a PEM block; without its label where it is damaged.
+_BOUNDARY = re.compile(rb"-----(BEGIN|END)(?: ([A-Z0-9 ]{1,64})-----)?")
 
 
 class Element(NamedTuple):
@@ -31,11 +32,11 @@ class Element(NamedTuple):
     end: int
 
 
-class Parts(NamedTuple):
-    """A signed structure (RFC 5280, 4.1.1): the signed part, and the algorithm that stands outside of it."""
+class Pem(NamedTuple):
+    """The contents of PEM blocks in their order, and the problems of the damaged ones."""
 
-    signed: bytes
-    algorithm: bytes
+    contents: list[bytes]
+    problems: list[str]
 
 
 def unreadable() -> tuple[type[Exception], ...]:
@@ -47,16 +48,39 @@ def unreadable() -> tuple[type[Exception], ...]:
     return (ValueError, TypeError, UnsupportedAlgorithm, *late)
 
 
-def from_pem(text: bytes) -> list[bytes]:
-    """Return the contents of the PEM blocks (RFC 7468) of *text*, in their order.
+def from_pem(text: bytes) -> Pem:
+    """Read the PEM blocks (RFC 7468) of *text*; other text around them is ignored."""
+    found = Pem([], [])
+    begun: re.Match[bytes] | None = None
+    for boundary in _BOUNDARY.finditer(text):
+        place = f"PEM at byte {(begun or boundary).start()}"
+        if boundary[1] == b"BEGIN":
+            if begun is not None:
+                found.problems.append(f"{place}: a block that does not end")
+            begun = boundary
+            continue
+        if begun is None or begun[2] is None or begun[2] != boundary[2]:
+            found.problems.append(f"{place}: a block whose first and last lines are not a pair")
+        else:
+            try:
+                found.contents.append(_base64(text[begun.end() : boundary.start()]))
+            except ValueError as err:
+                found.problems.append(f"{place}: {err}")
+        begun = None
+    if begun is not None:
+        found.problems.append(f"PEM at byte {begun.start()}: a block that does not end")
+    return found
 
-    :raises ValueError: for a block that is not base64.
-    """
-    return [base64.b64decode(b"".join(body.split()), validate=True) for _, body in _PEM.findall(text)]
+
+def _base64(body: bytes) -> bytes:
+    data = base64.b64decode(b"".join(body.split()), validate=True)
+    if not data:
+        raise ValueError("an empty block")
+    return data
 
 
 def element(data: bytes, at: int, end: int) -> Element:
-    """Return the element of *data* at *at*, which must end before *end*.
+    """Return the element of *data* that begins at *at*, and ends at *end* or before.
 
     :raises ValueError: when there is none.
     """
@@ -106,8 +130,8 @@ def split(data: bytes, most: int) -> list[bytes]:
     return found
 
 
-def parts(data: bytes) -> Parts:
-    """Return the parts of the certificate or revocation list in *data*.
+def signed_part(data: bytes) -> bytes:
+    """Return the part of the certificate or revocation list in *data* that is signed (RFC 5280, 4.1.1).
 
     :raises ValueError: when *data* is neither, or names two algorithms.
     """
@@ -125,7 +149,7 @@ def parts(data: bytes) -> Parts:
         at = inside.end
     if data[inside.start : inside.end] != outside:
         raise ValueError("DER: two algorithms for one signature")
-    return Parts(data[signed.start : signed.end], outside)
+    return data[signed.start : signed.end]
 
 
 def with_sorted_sets(data: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""What a verifier concluded, as a signed token that others can check: EAR (draft-ietf-rats-ear-04), JWT, ES256.
+"""A verifier's result, as a signed token that others can check: EAR (draft-ietf-rats-ear-04), JWT, ES256.
 
 :func:`make` and :func:`check` are the two ends; no file but the signer's key (:func:`signer`), no clock.
 One algorithm and one form of header are known, so there is nothing to negotiate (``netspace.jose``).

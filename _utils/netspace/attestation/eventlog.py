@@ -226,7 +226,7 @@ def _event(reader: _Reader, sizes: Mapping[int, int], usual: _Layout) -> Event:
 
 
 class _Layout:
-    """How almost every event looks: a digest for each algorithm, in the header's order. Read at one go, for speed."""
+    """The form of almost every event: a digest for each algorithm, in the header's order. Read at one go, for speed."""
 
     def __init__(self, sizes: Mapping[int, int]) -> None:
         self._struct = struct.Struct("<III" + "".join(f"H{size}s" for size in sizes.values()) + "I")

@@ -1,4 +1,4 @@
-"""What a boot log's events say, for people and for policies.
+"""The contents of a boot log's events, for people and for policies.
 
 Decodes event data: UEFI variables, signature databases, device paths, command lines,
 tagged events. Most data is a comment of whoever wrote the log: only where its digest was

@@ -44,14 +44,14 @@ PERIOD = 16
 
 @dataclass(frozen=True)
 class Context:
-    """What one piece of evidence is made for; both sides must hold the same.
+    """The occasion that one piece of evidence is made for; both sides must hold the same.
 
     :param verifier: fingerprint of the verifier's key; ``self`` where the host judges itself.
     :param host: the host's identity with this verifier.
     :param session: the verifier's name for this exchange.
     :param nonce: 16 to 64 random bytes, used once.
     :param environments: head of the log of environments' events; empty where none is kept.
-    :param binding: what else this evidence is bound to, such as the id of the boot; empty for nothing.
+    :param binding: a further thing that this evidence is bound to, such as the id of the boot; empty for none.
     """
 
     verifier: str
@@ -66,7 +66,7 @@ class Context:
             raise Malformed(f"a nonce of {len(self.nonce)} bytes; {MIN_NONCE} to {MAX_NONCE} are possible")
 
     def qualifying(self) -> bytes:
-        """SHA-256 over the fields, each after its length: what a quote is qualified with."""
+        """Return SHA-256 over the fields, each after its length: a quote is qualified with it."""
         fields = _joined(
             PROTOCOL,
             self.verifier.encode(),
@@ -79,14 +79,14 @@ class Context:
         return hashlib.sha256(fields).digest()
 
     def report_data(self, key: bytes) -> bytes:
-        """The 64 bytes that a TEE's report is over: this context, and the key that signs the evidence beside it.
+        """Return the 64 bytes that a TEE's report is over: this context, and the key that signs the evidence beside it.
 
         :param key: as in :class:`Evidence`.
         """
         return hashlib.sha512(_joined(TEE_PREFIX, self.qualifying(), key)).digest()
 
     def activation(self, secret: bytes, name: bytes) -> bytes:
-        """The answer to a credential: shows that *secret* was opened, without sending it back.
+        """Return the answer to a credential: shows that *secret* was opened, without sending it back.
 
         :param name: of the attestation key.
         """
@@ -313,7 +313,7 @@ def _log_wire(made: Evidence) -> str | dict[str, str] | None:
 
 
 def _known(data: Any) -> str | None:
-    """The digest that stands in a log's place."""
+    """Return the digest that stands in a log's place; None for a log."""
     if not isinstance(data, Mapping):
         return None
     if set(data) != {"sha256"} or from_hex(data["sha256"], 32) is None:
@@ -370,7 +370,7 @@ def _tee(data: Any) -> TeeReport:
 
 
 def _joined(*fields: bytes) -> bytes:
-    """Each field after its length (32 bits, big-endian), so that no two lists of fields are equal."""
+    """Return each field after its length (32 bits, big-endian), so that no two lists of fields are equal."""
     return b"".join(len(part).to_bytes(4, "big") + part for part in fields)
 
 

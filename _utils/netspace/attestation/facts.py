@@ -1,4 +1,4 @@
-"""What this host has, from the kernel's files: TPM, boot, TEE, isolation.
+"""Parts of this host, from the kernel's files: TPM, boot, TEE, isolation.
 
 For grains: cheap (reads a few dozen small files under ``/sys``, ``/proc`` and ``/dev``,
 imports nothing heavy) and never raises. These are claims of the host about itself. They
@@ -212,7 +212,7 @@ def _tee(root: Path, flags: frozenset[str]) -> dict[str, Any]:
 
 
 def _isolation(root: Path) -> dict[str, Any]:
-    """What environments are isolated with. None: not loaded now, the kernel may have it as a module."""
+    """Return the means of isolating environments. None: not loaded now, the kernel may have it as a module."""
     filesystems = {line.split()[-1] for line in (_text(root / "proc/filesystems") or "").splitlines() if line.split()}
     modules = root / "sys/module"
     release = _text(root / "proc/sys/kernel/osrelease") or ""

@@ -42,7 +42,7 @@ from netspace.attestation.groups import Group, Policies
 from netspace.attestation.identity import Identities
 from netspace.attestation.policy import Policy
 from netspace.attestation.refusals import Malformed, Refused, UnknownAttestationKey, WrongSaltKey
-from netspace.attestation.registrar import Registrar, attestation_key, bound_key, key_of
+from netspace.attestation.registrar import Registrar, bound_key, key_of
 from netspace.attestation.result import SKEW
 from netspace.attestation.structures import Clock
 from netspace.attestation.tee import appraisal as tees
@@ -60,7 +60,7 @@ STALE, FAILED, REVOKED = "stale", "failed", "revoked"
 
 
 class Store(Protocol):
-    """Where records are kept. Nothing that is read from it is believed without its signature."""
+    """A place where records are kept. Nothing that is read from it is believed without its signature."""
 
     def fetch(self, kind: str, key: str) -> dict[str, Any]:
         """Return what is there; empty for nothing."""
@@ -506,7 +506,7 @@ class Fleet:
         return group, learning.learn(self.policies.data(group), boots, wish)
 
     def _last(self, record: Mapping[str, Any]) -> tuple[Evidence | None, str]:
-        """What a record was made of: PCRs that were quoted, and logs of the boot; or why it is not here any more."""
+        """Return the evidence of a record (PCRs that were quoted, logs of the boot), or why it is not kept any more."""
         found: dict[str, bytes | None] = {}
         for name in ("log", "systemd"):
             digest = record[name]
@@ -603,7 +603,7 @@ def _same_tpm(record: Mapping[str, Any], host: Mapping[str, Any]) -> bool:
     """
     if "ek" in record:
         return bool(record["ek"] == host["ek"])
-    return record["key"] in (None, attestation_key(host), host.get("former"))
+    return record["key"] in (None, bound_key(host).fingerprint, host.get("former"))
 
 
 def _answer(data: Any) -> tuple[str, Evidence]:

@@ -1,4 +1,4 @@
-"""Which policy is whose: groups of hosts, and their policies in force, signed and never of a lower version.
+"""Groups of hosts, and their policies in force, signed and never of a lower version.
 
 A group is chosen by the minion's id alone: a grain is what a host says of itself, so it must not choose by
 what the host is judged. :class:`Policies` keeps, in the registrar's folder::

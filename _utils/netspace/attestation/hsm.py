@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from netspace import ecdsa
 from netspace.errors import MissingError, NetspaceError
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ _CURVE = "secp256r1"
 
 @dataclass(frozen=True)
 class Module:
-    """Where keys are.
+    """A module (PKCS #11) that keys are in.
 
     :param path: of the module's library.
     :param token: label of the token.
@@ -152,9 +153,9 @@ def _pin(chosen: Module) -> str:
 
 
 def _key(chosen: Module, label: str, public: EllipticCurvePublicKey) -> EllipticCurvePrivateKey:
-    """``cryptography`` signs certificates with whatever is a private key of its kind; here, for its late import."""
+    """Return a private key of ``cryptography``'s kind, by which it signs certificates; here, for its late import."""
     from cryptography.hazmat.primitives import hashes
-    from cryptography.hazmat.primitives.asymmetric import ec, utils
+    from cryptography.hazmat.primitives.asymmetric import ec
 
     class Key(ec.EllipticCurvePrivateKey):
         """Signs in the module, and does nothing else."""
@@ -167,8 +168,7 @@ def _key(chosen: Module, label: str, public: EllipticCurvePublicKey) -> Elliptic
             with _session(chosen) as (pkcs11, session):
                 private = session.get_key(object_class=pkcs11.ObjectClass.PRIVATE_KEY, label=label)
                 made = private.sign(hashlib.sha256(data).digest(), mechanism=pkcs11.Mechanism.ECDSA)
-            half = len(made) // 2
-            return utils.encode_dss_signature(int.from_bytes(made[:half], "big"), int.from_bytes(made[half:], "big"))
+            return ecdsa.to_der(made)
 
         def public_key(self) -> ec.EllipticCurvePublicKey:
             return public

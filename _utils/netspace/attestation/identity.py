@@ -45,14 +45,16 @@ class Identities:
     keys: Keys
 
     def enrolment(self, minion: str, shown: Any) -> dict[str, Any]:
-        """Return an enrolment without its signature.
+        """Check the signature of an enrolment, and return the rest of it.
+
+        A signature is not checked where the minion's Salt key is not known here.
 
         :raises Refused: when *minion*'s Salt key did not sign it.
         """
         return self._checked(ENROLMENT, minion, shown, {})
 
     def activation(self, context: Context, opened: Any) -> dict[str, Any]:
-        """Return the answer to a credential without its signature; see :meth:`enrolment`."""
+        """Check the signature of an answer to a credential, and return the rest of it; see :meth:`enrolment`."""
         return self._checked(ACTIVATION, context.host, opened, exchange(context.session, context.nonce))
 
     def answer(self, minion: str, asked: Mapping[str, str], answer: Any) -> bool:

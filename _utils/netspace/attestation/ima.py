@@ -73,7 +73,7 @@ class Entry(NamedTuple):
 
 
 class File(NamedTuple):
-    """What a line says of a file.
+    """A line's word on a file.
 
     :param digest: as the kernel writes it: ``algorithm:``, NUL, the digest.
     :param signature: the file's signature (``security.ima``), where the template has one.
@@ -86,7 +86,7 @@ class File(NamedTuple):
 
 @dataclass(frozen=True)
 class State:
-    """How far a list was read: *lines* of it lead to *value* (the SHA-256 bank).
+    """The place up to which a list was read: *lines* of it lead to *value* (the SHA-256 bank).
 
     :param boot: (resetCount, restartCount) of the TPM: after a reboot nothing of this holds.
     :param policy: fingerprint of the policy that the lines were judged by.

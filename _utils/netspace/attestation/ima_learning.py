@@ -27,7 +27,7 @@ _NAMED = 5
 
 @dataclass
 class Seen:
-    """What hosts were seen to run."""
+    """Files, entries and keys that hosts were seen to use, and notes on them for people."""
 
     files: dict[str, list[str]] = field(default_factory=dict)
     entries: dict[str, None] = field(default_factory=dict)

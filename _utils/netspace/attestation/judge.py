@@ -27,7 +27,7 @@ from netspace.attestation.refusals import ImaUnfounded, NoImaPolicy, Refused
 
 @dataclass(frozen=True)
 class Appraisal:
-    """What evidence is worth, and why not more.
+    """The worth of evidence, and why it is not more.
 
     :param level: 3, 4 or 5.
     :param code: why not the next level (``ok`` at L5).

@@ -66,7 +66,7 @@ class Learned:
 
 @dataclass(frozen=True)
 class Wish:
-    """What else is learned.
+    """The further parts that are learned.
 
     :param now: parts of a policy that ended before are left out.
     :param ima: which files may run; each host brought its whole measurement list.
@@ -160,7 +160,7 @@ def _retired(boot: dict[str, Any], told: Iterable[Told], boots: Iterable[Evidenc
 
 
 def _split(known: list[str], shown: set[str]) -> tuple[list[str], list[str]]:
-    """What is to stay, and what is not; patterns stay."""
+    """Split *known* into the entries that stay and the others; patterns stay."""
     good = [one for one in known if one in shown or "*" in one]
     return (good, [one for one in known if one not in good]) if good else (known, [])
 

@@ -54,10 +54,10 @@ class Makers:
         path = next((one for one in paths if one.exists()), None)
         if path is None:
             return enrolment
-        try:
-            leaf, *chain = (certificates.readable(one) for one in _in_file(path))
-        except (OSError, ValueError, NetspaceError) as err:
-            raise NetspaceError(f"{path}: no endorsement certificate that can be read: {err}") from err
+        found, problems = _certificates(path)
+        if problems:
+            raise NetspaceError(f"{path}: no endorsement certificate that can be read: {problems[0]}")
+        leaf, *chain = found
         return dataclasses.replace(enrolment, certificate=leaf, chain=(*chain, *enrolment.chain)[:MAX_CHAIN])
 
 
@@ -79,7 +79,7 @@ def read(folder: str | None) -> Makers:
             elif path.suffix in SUFFIXES:
                 found, problems = _certificates(path)
                 roots += found
-                unreadable += problems
+                unreadable += (f"{path.name}: {problem}" for problem in problems)
     except (OSError, NetspaceError) as err:
         raise NetspaceError(f"attestation:roots: {path}: {err}") from err
     given = Path(folder) / GIVEN
@@ -97,22 +97,22 @@ def listed(folder: str | None) -> dict[str, object]:
     return {"certificates": found, "lists": len(makers.lists), "unreadable": list(makers.unreadable)}
 
 
-def _certificates(path: Path) -> tuple[list[bytes], list[str]]:
-    """Return the certificates of a file that can be read, and the problems of the others."""
-    found: list[bytes] = []
-    problems: list[str] = []
+def _certificates(path: Path) -> der.Pem:
+    """Return the certificates of a file that can be read, and the problems of the others: there is either."""
     try:
-        for one in _in_file(path):
-            try:
-                found.append(certificates.readable(one))
-            except NetspaceError as err:
-                problems.append(f"{path.name}: {err}")
+        found = _in_file(path)
     except (OSError, ValueError) as err:
-        problems.append(f"{path.name}: {err}")
-    return found, problems
+        return der.Pem([], [str(err)])
+    good: list[bytes] = []
+    for one in found.contents:
+        try:
+            good.append(certificates.readable(one))
+        except NetspaceError as err:
+            found.problems.append(str(err))
+    return der.Pem(good, found.problems)
 
 
-def _in_file(path: Path) -> list[bytes]:
+def _in_file(path: Path) -> der.Pem:
     """Return the DER certificates that a file holds, in PEM or one after the other.
 
     :raises ValueError: when it holds none.
@@ -121,7 +121,7 @@ def _in_file(path: Path) -> list[bytes]:
         raw = stream.read(MAX_FILE + 1)
     if len(raw) > MAX_FILE:
         raise ValueError(f"more than {MAX_FILE} bytes")
-    found = der.from_pem(raw) if b"-----BEGIN" in raw else der.split(raw, certificates.MAX_ROOTS)
-    if not found:
+    found = der.from_pem(raw) if b"-----BEGIN" in raw else der.Pem(der.split(raw, certificates.MAX_ROOTS), [])
+    if not any(found):
         raise ValueError("no certificate")
     return found

@@ -62,7 +62,7 @@ class Logs:
 
 @dataclass
 class Report:
-    """What was found, check by check, up to the first that failed.
+    """The findings, check by check, up to the first that failed.
 
     :param code: ``ok``, or the stable code of the failure (docs/attestation-reasons.md).
     """

@@ -55,6 +55,7 @@ from netspace.attestation.policy_reading import items as _list
 from netspace.attestation.policy_reading import mapping as _mapping
 from netspace.attestation.policy_reading import octets as _hex
 from netspace.attestation.policy_reading import patterns as _patterns
+from netspace.attestation.tee import rules
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -196,8 +197,6 @@ def parse(data: Any, now: float | None = None) -> Policy:
 
 
 def _parsed(data: Any, now: float | None) -> Policy:
-    from netspace.attestation.tee import rules  # which reports errors by this module's exception
-
     found = _mapping(data, "policy", ("version", "boot", "ima", "tee", "until"))
     version = found.get("version")
     if type(version) is not int or not 0 < version < 2**31:

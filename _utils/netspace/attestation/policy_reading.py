@@ -1,4 +1,4 @@
-"""Read the parts of policies: lists of digests, patterns, PCR numbers.
+"""Read the parts of policies: lists of digests, patterns, flags, PCR numbers.
 
 Each function takes the path of the part, and an error's message begins with that path. Pure: no file is read.
 """
@@ -66,9 +66,9 @@ def items(data: Any, at: str, limit: int = MAX_ITEMS) -> list[Any]:
     return data
 
 
-def digests(data: Any, at: str) -> frozenset[bytes]:
-    """Read a list of SHA-256 digests."""
-    return frozenset(octets(one, 32, at) for one in items(data, at))
+def digests(data: Any, at: str, size: int = 32, limit: int = MAX_ITEMS) -> frozenset[bytes]:
+    """Read a list of at most *limit* digests of *size* bytes: of SHA-256 by default."""
+    return frozenset(octets(one, size, at) for one in items(data, at, limit))
 
 
 def octets(text: Any, size: int, at: str) -> bytes:
@@ -77,6 +77,14 @@ def octets(text: Any, size: int, at: str) -> bytes:
     if raw is None:
         raise PolicyError(f"{at}: {text!r:.40}: expected {size} bytes in hex")
     return raw
+
+
+def flag(found: Mapping[str, Any], name: str, at: str, default: bool) -> bool:
+    """Read the flag *name* of the section *found*, which has the path *at*."""
+    value = found.get(name, default)
+    if type(value) is not bool:
+        raise PolicyError(f"{at}:{name}: {value!r:.40}: expected true or false")
+    return value
 
 
 def patterns(data: Any, at: str) -> tuple[Pattern, ...]:

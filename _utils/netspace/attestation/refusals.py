@@ -1,4 +1,4 @@
-"""Why evidence is refused: one exception and one stable reason code per cause.
+"""Reasons for which evidence is refused: one exception and one stable reason code per cause.
 
 Codes are part of the interface (logs, results, documentation): they are never
 renamed or used for something else. This file decides nothing.

@@ -104,7 +104,7 @@ class Registrar:
             return self.status(now)
 
     def status(self, now: float) -> dict[str, Any]:
-        """What there is: the CA, how long it lasts, hosts, and the log's head."""
+        """Return the state of the books: the CA and how long it lasts, and the number of hosts."""
         authority = self._authority() if (self.folder / "ca").exists() else None
         return {
             "ca": None if authority is None else authority.certificate.subject.rfc4514_string(),
@@ -117,14 +117,12 @@ class Registrar:
         }
 
     def trusted(self, now: float) -> list[Certificate]:
-        """Intermediates whose certificates count: the one that signs, and those before it that haven't run out."""
+        """Return the intermediates whose certificates count: the one that signs, and earlier ones until their end."""
         paths = self.folder / "ca/authority.pem", self.folder / "retired.pem"
         stamps = tuple(_stamp(path) for path in paths)
         if stamps != self._seen[0]:
             # Read again only when it changed: each host of a fleet is judged by them. Their keys aren't needed here.
-            if not paths[0].exists():
-                raise NetspaceError("there is no Privacy CA: netspace_attestation.ca_init")
-            self._seen = stamps, [privacy_ca.load_certificate(self.folder / "ca"), *self._retired(0)]
+            self._seen = stamps, [privacy_ca.load_certificate(self._ca()), *self._retired(0)]
         return [one for one in self._seen[1] if one.not_valid_after_utc.timestamp() > now or one is self._seen[1][0]]
 
     def revocations(self, now: float) -> bytes:
@@ -165,7 +163,7 @@ class Registrar:
         :param makers: the operator's trusted makers of TPMs.
         :raises Refused: when the TPM fails a check; the log records it.
         """
-        self._authority()  # there must be one
+        self._ca()
         with self._told(minion, now):
             known = self.host(minion)
             shown = parse_enrolment(enrolment)
@@ -216,7 +214,7 @@ class Registrar:
                     "ek": mine[0],
                     "others": mine[1:],
                     "period": enrolment.period.hex(),
-                    "former": None if pending.known is None else attestation_key(pending.known),
+                    "former": None if pending.known is None else bound_key(pending.known).fingerprint,
                     "ak": base64.b64encode(bound.key.raw).decode(),
                     "level": bound.level,
                     "reason": bound.reason,
@@ -358,7 +356,7 @@ class Registrar:
         owner = self._owned(key.fingerprint).get(key.fingerprint)
         if owner is not None and owner != minion:
             raise SharedAttestationKey(f"the attestation key is {owner}'s; {minion} needs its own")
-        if known is not None and attestation_key(known) == key.fingerprint:
+        if known is not None and bound_key(known).fingerprint == key.fingerprint:
             raise SharedAttestationKey(
                 f"{minion} shows the attestation key of its last certificate; a new key was requested"
             )
@@ -375,13 +373,22 @@ class Registrar:
             raise NetspaceError(f"{minion} is not enrolled: netspace_attestation.enroll {minion}")
         return record
 
-    def _authority(self) -> Authority:
-        if not (self.folder / "ca").exists():
+    def _ca(self) -> Path:
+        """Return the folder of the intermediate that signs.
+
+        :raises NetspaceError: when there is none.
+        """
+        folder = self.folder / "ca"
+        if not folder.exists():
             raise NetspaceError("there is no Privacy CA: netspace_attestation.ca_init")
-        return privacy_ca.load(self.folder / "ca", self.module)
+        return folder
+
+    def _authority(self) -> Authority:
+        """Return the intermediate that signs, with its key: for those that sign alone, a module may be slow or away."""
+        return privacy_ca.load(self._ca(), self.module)
 
     def _new(self, use: str) -> EllipticCurvePrivateKey | None:
-        """A key in the module, where one is configured; else whoever needs it makes it."""
+        """Make a key in the module, where one is configured; else whoever needs a key makes it."""
         return None if self.module is None else self.module.create(use)
 
     def _log(self, event: str, now: float, data: dict[str, Any]) -> None:
@@ -422,11 +429,6 @@ class Registrar:
         return [one for one in found if one.not_valid_after_utc.timestamp() > now]
 
 
-def attestation_key(record: Mapping[str, Any]) -> str:
-    """Return the fingerprint of the attestation key in a minion's record."""
-    return structures.public(base64.b64decode(record["ak"])).fingerprint
-
-
 def bound_key(record: Mapping[str, Any]) -> structures.Public:
     """Return the attestation key that a minion's record is of, whether or not its certificate counts.
 
@@ -440,7 +442,7 @@ def bound_key(record: Mapping[str, Any]) -> structures.Public:
 
 def keys_of(record: Mapping[str, Any]) -> list[str]:
     """Return the fingerprints of all keys in a minion's record."""
-    return [record["ek"], *record.get("others", ()), attestation_key(record)]
+    return [record["ek"], *record.get("others", ()), bound_key(record).fingerprint]
 
 
 def key_of(minion: str) -> str:

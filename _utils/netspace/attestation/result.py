@@ -1,4 +1,4 @@
-"""What the last appraisal of this host concluded: the file that enforcement reads.
+"""The result of the last appraisal of this host: the file that enforcement reads.
 
 Read with the standard library alone, since every apply reads it. A result that is expired,
 of another boot, from the future or damaged counts as none: trust is L0. This file appraises

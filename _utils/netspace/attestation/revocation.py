@@ -19,7 +19,7 @@ SKEW = datetime.timedelta(minutes=5)
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the lists say of a certificate.
+    """The lists' word on a certificate.
 
     :param revoked: when its issuer revoked it; None where it did not.
     :param out_of_force: from when to when the list is good, where that is not now; empty where it is in force.

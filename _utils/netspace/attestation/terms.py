@@ -21,7 +21,7 @@ ASK = "let the master ask: salt-run netspace_attestation.attest <this minion>"
 
 
 def of(declared: Attestation) -> dict[str, Any]:
-    """What an appraisal depends on, as it is recorded."""
+    """Return the settings that an appraisal depends on, as they are recorded."""
     return {
         "policy": declared.policy,
         "tpm": declared.tpm,

@@ -34,7 +34,6 @@ _ATTEMPTS = 5
 _PCR_CHANGED = 0x128
 # Those with a certificate in NV are preferred, in this order; ECC is the faster.
 TEMPLATES = ("EK-ECC256", "EK-RSA2048", "EK-HIGH-ECC256", "EK-HIGH-RSA2048", "EK-HIGH-ECC384")
-_LOW_RANGE = ("EK-ECC256", "EK-RSA2048")
 # Diversifies attestation keys from other primaries of the same template, and with a period's bytes from each other.
 _AK_LABEL = b"netspace-attest/1 attestation key"
 MAX_NV = 8192
@@ -150,7 +149,7 @@ def _open(tcti: str) -> Iterator[Device]:
 
 
 def _hint(tcti: str) -> str:
-    """What libtss2 doesn't say of a software TPM: it has two sockets, and the second one's name is not configured."""
+    """Return a hint that libtss2 lacks: a software TPM has two sockets, of which the configuration names one."""
     kind, _, path = tcti.partition(":path=")
     control = Path(f"{path}.ctrl")
     return f"; swtpm needs --ctrl type=unixio,path={control}" if kind == "swtpm" and not control.exists() else ""
@@ -242,7 +241,7 @@ class Device:
 
     @contextlib.contextmanager
     def _primary(self, template: Any) -> Iterator[tuple[Any, bytes]]:
-        """A primary key of the endorsement hierarchy: (handle, TPMT_PUBLIC), flushed at the end."""
+        """Make a primary key of the endorsement hierarchy: (handle, TPMT_PUBLIC), flushed at the end."""
         handle, public, *_ = self._esapi.create_primary(
             self._tss.TPM2B_SENSITIVE_CREATE(), template, primary_handle=self._tss.ESYS_TR.ENDORSEMENT
         )
@@ -253,7 +252,7 @@ class Device:
 
     @contextlib.contextmanager
     def attestation_key(self, period: bytes = b"") -> Iterator[tuple[Any, bytes]]:
-        """The attestation key of *period*, loaded: (handle, TPMT_PUBLIC).
+        """Load the attestation key of *period*: (handle, TPMT_PUBLIC).
 
         One period gives the same key until the endorsement seed changes; nothing of the key is stored.
 
@@ -275,7 +274,7 @@ class Device:
             yield loaded
 
     def activate(self, key: Any, template: str, blob: bytes, encrypted: bytes) -> bytes:
-        """TPM2_ActivateCredential for an attestation key that is loaded; return the secret.
+        """Open a credential for an attestation key that is loaded (TPM2_ActivateCredential); return the secret.
 
         :param key: its handle, of :meth:`attestation_key`.
         :raises DeviceError: (by ``run``) when the credential is not for these two keys.

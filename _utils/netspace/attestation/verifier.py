@@ -385,8 +385,10 @@ def check_attestation_key(key: Public) -> None:
 
 
 def _check_clock(clock: Clock, previous: Clock | None) -> None:
-    """resetCount never falls; the others are comparable only between equal resetCounts
-    (a reboot lowers restartCount)."""
+    """Check that the TPM's counters did not fall.
+
+    resetCount never does; the others are comparable only between equal resetCounts (a reboot lowers restartCount).
+    """
     if previous is None:
         return
     fallen = clock.reset_count < previous.reset_count or (
@@ -438,13 +440,16 @@ def _check_covers(quote: Quote, key: Public, pcrs: frozenset[int], at: str = "")
 
 
 def _is_digest(quote: Quote, values: bytes, key: Public) -> bool:
-    """By the hash of the key's scheme (Part 3, TPM2_Quote), which check_signature has found to be a good one."""
+    """Whether the quote is over *values*, by the hash of the key's scheme (Part 3, TPM2_Quote).
+
+    :func:`check_signature` has found this hash to be a good one.
+    """
     scheme = cast("tuple[int, int]", key.scheme)
     return hmac.compare_digest(hashlib.new(structures.HASHES[scheme[1]], values).digest(), quote.digest)
 
 
 def _check_measurements(made: Measurements, key: Public, context: Context, clock: Clock) -> None:
-    """The quote of PCR 10: everything that is checked of the other quote, and that both are of one boot."""
+    """Check the quote of PCR 10: all that is checked of the other quote, and that both are of one boot."""
     quote = _signed(made.attest, made.signature, key, context, "IMA: ")
     _check_covers(quote, key, frozenset((ima.PCR,)), "IMA: ")
     if not _is_digest(quote, made.value, key):
@@ -464,8 +469,9 @@ def verify_software(evidence: Evidence, key: bytes, context: Context) -> Verifie
 
     if evidence.kind != "software" or evidence.key != key:
         raise UnknownAttestationKey("evidence by another key than this host's")
-    if len(key) != 32 or evidence.pcrs or evidence.boot_log is not None or evidence.known_log is not None:
-        raise Malformed("a software key's evidence claims nothing about PCRs or the boot")
+    logs = evidence.boot_log, evidence.known_log, evidence.systemd_log, evidence.ima
+    if len(key) != 32 or evidence.pcrs or any(one is not None for one in logs):
+        raise Malformed("a software key's evidence claims nothing about PCRs, the boot or what ran after it")
     try:
         Ed25519PublicKey.from_public_bytes(key).verify(evidence.signature, evidence.attest)
     except InvalidSignature as err:
@@ -505,7 +511,7 @@ def references(data: Any) -> References:
 
 
 def shown(pcrs: Collection[int]) -> str:
-    """PCR numbers for people."""
+    """Return PCR numbers for people."""
     return ",".join(str(pcr) for pcr in sorted(pcrs)) or "none"
 
 

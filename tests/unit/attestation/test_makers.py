@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import checkout
@@ -18,6 +19,8 @@ from test_certificates import KEY, NOW, Authority, der, usage
 from netspace.attestation import certificates, makers
 from netspace.attestation import der as encoding
 from netspace.attestation.certificates import Untrusted, check
+from netspace.attestation.evidence import Enrolment
+from netspace.attestation.makers import Makers
 from netspace.errors import NetspaceError
 
 ROOTS = Path(os.environ.get("NETSPACE_EK_ROOTS") or checkout.ROOT.parent / "shared/data/ek/keylime")
@@ -41,7 +44,9 @@ def unsorted(certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> 
     signed = certificate.tbs_certificate_bytes
     signed = turned(signed, encoding.element(signed, 0, len(signed)))
     signature = key.sign(signed, curves.ECDSA(hashes.SHA256()))
-    body = signed + encoding.parts(der(certificate)).algorithm
+    whole = der(certificate)
+    _, algorithm, _ = encoding.elements(whole, encoding.element(whole, 0, len(whole)).content, len(whole))
+    body = signed + whole[algorithm.start : algorithm.end]
     body += bytes((0x03, len(signature) + 1, 0)) + signature
     return b"\x30\x82" + len(body).to_bytes(2, "big") + body
 
@@ -126,18 +131,18 @@ def test_no_bit_of_an_unsorted_certificate_may_differ(root: bytes, leaf: bytes, 
 @given(st.binary(max_size=200), st.integers(0, 60))
 def test_any_bytes_are_read_or_refused(leaf: bytes, noise: bytes, at: int) -> None:
     for raw in (noise, leaf[:at] + noise + leaf[at:], b"\x30\x80" * 200, b"\x30\x82\x01\x00" * 64):
-        for read in (encoding.with_sorted_sets, encoding.with_sorted_issuer, encoding.parts):
+        for read in (encoding.with_sorted_sets, encoding.with_sorted_issuer, encoding.signed_part):
             try:
                 found = read(raw)
             except ValueError:
                 continue
-            assert read is encoding.parts or len(found) == len(raw)
+            assert read is encoding.signed_part or len(found) == len(raw)
 
 
 def test_two_algorithms_for_one_signature_are_refused(root: bytes) -> None:
     other = root.replace(bytes.fromhex("06082a8648ce3d040302"), bytes.fromhex("06082a8648ce3d040303"), 1)
     with pytest.raises(ValueError, match="two algorithms"):
-        encoding.parts(other)
+        encoding.signed_part(other)
 
 
 def test_a_list_by_a_maker_with_an_unsorted_name(maker: Authority, root: bytes, leaf: bytes) -> None:
@@ -170,6 +175,57 @@ def test_one_unreadable_file_is_named_and_stops_no_other(tmp_path: Path, root: b
     assert len(shown["certificates"]) == 2 and shown["unreadable"] == list(found.unreadable)  # type: ignore[arg-type]
     with pytest.raises(NetspaceError, match="nowhere"):
         makers.read(str(tmp_path / "nowhere"))
+
+
+GOOD = b"-----BEGIN CERTIFICATE-----\nAAEC\n-----END CERTIFICATE-----\n"
+DAMAGED = {
+    "cut off": (GOOD[:-20], "does not end"),
+    "without an end": (GOOD[:30] + b"AAEC\n", "does not end"),
+    "without a beginning": (GOOD[28:], "not a pair"),
+    "a dash too few at the end": (GOOD[:-2] + b"\n", "not a pair"),
+    "a dash too few at the beginning": (GOOD[1:], "not a pair"),
+    "the first line damaged": (GOOD.replace(b"BEGIN CERT", b"BEGIN cert"), "not a pair"),
+    "another kind's end": (GOOD.replace(b"END CERTIFICATE", b"END X509 CRL"), "not a pair"),
+    "no base64": (GOOD.replace(b"AAEC", b"AA*C"), "base64"),
+    "half a group": (GOOD.replace(b"AAEC", b"AAE"), "padding"),
+    "nothing in it": (GOOD.replace(b"AAEC", b""), "empty"),
+}
+
+
+@pytest.mark.parametrize(("block", "problem"), DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_block_is_named_and_spoils_no_other(block: bytes, problem: str) -> None:
+    for raw, good in ((GOOD + b"text\n" + block + GOOD, 2), (block + b"\n" + GOOD, 1), (block, 0)):
+        contents, problems = encoding.from_pem(raw)
+        assert contents == [b"\0\1\2"] * good and len(problems) == 1 and problem in problems[0]
+    assert encoding.from_pem(b"text ----- only") == ([], [])
+
+
+@pytest.mark.parametrize("hostile", [b"-----BEGIN A-----\n", b"-----BEGIN ", b"-----END A-----", b"-", b"A"])
+def test_pem_is_read_in_time_that_grows_with_its_size(hostile: bytes) -> None:
+    begun = time.process_time()
+    assert encoding.from_pem(hostile * (makers.MAX_FILE // len(hostile))).contents == []
+    assert time.process_time() - begun < 20, "about a second; it was hours"
+
+
+def test_a_bundle_with_a_damaged_block_is_named_and_the_rest_is_trusted(tmp_path: Path) -> None:
+    pem = [Authority(name).certificate.public_bytes(serialization.Encoding.PEM) for name in ("one", "two", "three")]
+    (tmp_path / "bundle.pem").write_bytes(pem[0] + pem[1].replace(b"-----END", b"---END") + pem[2])
+    found = makers.read(str(tmp_path))
+    assert len(found.roots) == 2 and len(found.unreadable) == 1 and "bundle.pem: PEM at byte" in found.unreadable[0]
+    given = Makers(given=tmp_path)
+    (tmp_path / "ab.pem").write_bytes(pem[0] + pem[1][:-20])
+    with pytest.raises(NetspaceError, match=r"ab\.pem: no endorsement certificate .*: PEM at byte"):
+        given.completed(Enrolment("", b"", None, b""), "ab")
+
+
+def test_a_revocation_list_in_damaged_pem_is_an_error(maker: Authority) -> None:
+    builder = x509.CertificateRevocationListBuilder().issuer_name(maker.certificate.subject).last_update(NOW)
+    made = builder.next_update(NOW.replace(year=2027)).sign(maker.key, hashes.SHA256())
+    pem = made.public_bytes(serialization.Encoding.PEM)
+    assert certificates.revocations(pem) == made.public_bytes(serialization.Encoding.DER)
+    for raw, problem in ((pem + pem[:-20], "does not end"), (pem * 2, "2 PEM blocks"), (b"-----", "0 PEM blocks")):
+        with pytest.raises(NetspaceError, match=f"not a revocation list: .*{problem}"):
+            certificates.revocations(raw)
 
 
 def test_what_can_not_be_read_is_in_the_reason(tmp_path: Path, fake_tpm, context) -> None:  # type: ignore[no-untyped-def]

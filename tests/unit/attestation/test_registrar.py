@@ -458,6 +458,28 @@ def test_a_damaged_book_is_to_be_restored_never_removed(registrar: Registrar, mi
             look()
 
 
+def test_the_cas_key_is_opened_by_what_signs_alone(
+    registrar: Registrar, minion: Minion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be in a module, whose session takes a second: many minions may begin that never finish."""
+    opened: list[Path] = []
+    load = privacy_ca.load
+    monkeypatch.setattr(privacy_ca, "load", lambda folder, module: opened.append(folder) or load(folder, module))
+    pending = registrar.begin("web1", minion.enroll(registrar.request("web1")), MASTER, Makers(), NOW)
+    assert opened == []
+    registrar.finish(pending, minion.activate(**pending.wire()), NOW)
+    assert opened == [registrar.folder / "ca"]
+
+
+@pytest.mark.parametrize("key", ["", "AAAA", "no base64", None])
+def test_a_record_without_its_key_is_named(registrar: Registrar, minion: Minion, key: str | None) -> None:
+    enroll(registrar, minion)
+    (path,) = (registrar.folder / "hosts").iterdir()
+    path.write_text(json.dumps({**json.loads(path.read_text()), "ak": key}))
+    with pytest.raises(NetspaceError, match="web1: not a record of an enrolment"):
+        enroll(registrar, minion)
+
+
 def test_names_of_minions_are_no_paths(registrar: Registrar, fake_tpm) -> None:
     enroll(registrar, Minion("../../etc/x", fake_tpm))
     assert registrar.host("../../etc/x") and len(list((registrar.folder / "hosts").iterdir())) == 1

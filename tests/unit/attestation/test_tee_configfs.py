@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from netspace.attestation import evidence
 from netspace.attestation.tee import configfs
 from netspace.attestation.tee.configfs import FOLDER, Taken, TsmError
 
@@ -146,7 +147,7 @@ def test_a_directory_that_stays_is_told() -> None:
         configfs.take(Path("/"), DATA, kernel)
 
 
-@pytest.mark.parametrize("table", [b"x" * (configfs.MAX_CERTIFICATES + 1)])
+@pytest.mark.parametrize("table", [b"x" * (evidence.MAX_TABLE + 1)])
 def test_a_table_beyond_all_bounds_is_refused(table: bytes) -> None:
     with pytest.raises(TsmError, match="auxblob has more than"):
         configfs.take(Path("/"), DATA, FakeKernel(table=table))
@@ -154,7 +155,7 @@ def test_a_table_beyond_all_bounds_is_refused(table: bytes) -> None:
 
 def test_a_report_beyond_all_bounds_is_refused() -> None:
     kernel = FakeKernel()
-    kernel.report = b"x" * configfs.MAX_REPORT
+    kernel.report = b"x" * evidence.MAX_REPORT
     with pytest.raises(TsmError, match="outblob has more than"):
         configfs.take(Path("/"), DATA, kernel)
 

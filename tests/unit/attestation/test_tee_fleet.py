@@ -19,7 +19,19 @@ from test_registrar import MASTER, Minion, enrolled
 from test_tee_ccel import EVENTS
 from test_tee_configfs import FakeKernel
 
-from netspace.attestation import attester, ear, fleet, groups, policy, refusals, result, software, terms, verdict
+from netspace.attestation import (
+    attester,
+    certificates,
+    ear,
+    fleet,
+    groups,
+    policy,
+    refusals,
+    result,
+    software,
+    terms,
+    verdict,
+)
 from netspace.attestation.evidence import Context, Evidence, TeeReport
 from netspace.attestation.evidence import parse as parse_evidence
 from netspace.attestation.fleet import Fleet
@@ -280,6 +292,34 @@ def test_a_damaged_file_in_the_folder_is_an_error(tmp_path: Path, name: str) -> 
         roots.read(str(path))
     with pytest.raises(NetspaceError, match="tee_roots"):
         roots.read(str(tmp_path / "nowhere"))
+
+
+def test_no_block_of_a_file_in_the_folder_is_passed_over(tmp_path: Path) -> None:
+    path = folder(tmp_path / "roots")
+    good = (path / "amd.pem").read_bytes()
+    (path / "amd.pem").write_bytes(good[:-20])
+    with pytest.raises(NetspaceError, match=r"amd\.pem: certificates: PEM at byte \d+: a block that does not end"):
+        roots.read(str(path))
+    listed = pyca.load_der_x509_crl((path / "amd.crl").read_bytes()).public_bytes(Encoding.PEM)
+    (path / "amd.pem").write_bytes(good + listed)
+    with pytest.raises(NetspaceError, match=r"amd\.pem: certificate: "):
+        roots.read(str(path))
+
+
+def test_a_list_whose_name_is_in_the_wrong_order_is_an_error(tmp_path: Path) -> None:
+    """Makers of TPMs write such names, and their lists are read; no judgement of a TEE could read this one."""
+    parts = [pyca.NameAttribute(pyca.NameOID.COMMON_NAME, "A"), pyca.NameAttribute(pyca.NameOID.COUNTRY_NAME, "TW")]
+    name = pyca.Name([pyca.RelativeDistinguishedName(parts)])
+    # A name of one set has a head of four bytes.
+    alone = [pyca.Name([pyca.RelativeDistinguishedName([one])]).public_bytes()[4:] for one in parts]
+    wrong = next(both for both in (alone[0] + alone[1], alone[1] + alone[0]) if both not in name.public_bytes())
+    good = tee_forge.revocations(name, Amd().root_key, [])
+    raw = good.replace(name.public_bytes()[4:], wrong)
+    assert certificates.revocations(raw) == raw != good
+    path = folder(tmp_path / "roots")
+    (path / "odd.crl").write_bytes(raw)
+    with pytest.raises(NetspaceError, match=r"tee_roots: .*/odd\.crl: revocation list: .*; get it anew"):
+        roots.read(str(path))
 
 
 def test_the_runner_asks_judges_and_explains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

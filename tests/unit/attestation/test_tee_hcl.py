@@ -6,6 +6,7 @@ import base64
 import datetime
 import hashlib
 import json
+import string
 import struct
 from typing import Any
 
@@ -148,6 +149,18 @@ def test_what_is_no_report_is_malformed(raw: bytes) -> None:
 def test_a_document_without_the_key_is_malformed(document: bytes) -> None:
     with pytest.raises(refusals.TeeMalformed):
         hcl.parse(hcl_report(bytes(1184), document)).key(hcl.ATTESTATION_KEY)
+
+
+def test_a_number_of_a_key_has_one_spelling() -> None:
+    """The last character of 256 bytes has four bits that mean nothing."""
+    whole = json.loads(DOCUMENT)
+    (key,) = (one for one in whole["keys"] if one["kid"] == hcl.ATTESTATION_KEY)
+    modulus = key["n"]
+    letters = string.ascii_uppercase + string.ascii_lowercase + string.digits + "-_"
+    for other in (modulus[:-1] + letters[letters.index(modulus[-1]) + 1], modulus + "==", modulus[:5] + "\n"):
+        key["n"] = other
+        with pytest.raises(refusals.TeeMalformed, match="HCL report: a key: not base64url"):
+            hcl.parse(hcl_report(bytes(1184), json.dumps(whole).encode())).key(hcl.ATTESTATION_KEY)
 
 
 def test_a_report_in_a_file_shows_the_keys() -> None:

@@ -89,6 +89,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "no measurement of a TD": ({"tdx": {"measurements": []}}, "policy:tee:tdx:measurements"),
     "a short measurement": ({"snp": {"measurements": ["00" * 32]}}, "48 bytes"),
     "a measurement that is none": ({"snp": {"measurements": [7]}}, "48 bytes"),
+    "which measurement": ({"snp": {"measurements": [ONE, "zz"]}}, "policy:tee:snp:measurements: 'zz'"),
     "no list": ({"snp": {"measurements": ONE}}, "expected a list"),
     "a long list": ({"snp": {"measurements": [ONE] * 5000}}, "at most"),
     "a flag that is none": ({"rooted_key": 1, "snp": SNP}, "rooted_key"),
@@ -106,6 +107,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "a register that is none": ({"tdx": {**TDX, "rtmrs": {4: [ONE]}}}, "rtmrs:4"),
     "a register twice": ({"tdx": {**TDX, "rtmrs": {0: [ONE], "0": [ONE]}}}, "twice"),
     "a register by a flag": ({"tdx": {**TDX, "rtmrs": {True: [ONE]}}}, "rtmrs:True"),
+    "a register by a fraction": ({"tdx": {**TDX, "rtmrs": {1.0: [ONE]}}}, "rtmrs:1.0"),
 }
 
 

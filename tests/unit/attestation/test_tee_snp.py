@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import itertools
+from typing import Any
 
 import boot_logs
 import pytest
@@ -190,6 +191,26 @@ def test_vcek_and_vlek_do_not_stand_for_each_other() -> None:
     assert found.settings["provider"] == "cloud"
 
 
+@pytest.mark.parametrize("flags", [0, 1 << 2], ids=["VCEK", "VLEK"])
+def test_a_certificate_that_fits_and_is_for_another_key_hides_no_other(flags: int) -> None:
+    """A provider's VLEKs of one TCB look alike; so does a VCEK of a host that lies to its guest."""
+    maker = Amd()
+    how: dict[str, Any] = {"chip": None, "csp": b"cloud"} if flags else {}
+    good, report = maker.leaf(**how), maker.report(flags=flags)
+    other = maker.leaf(key=ec.generate_private_key(ec.SECP384R1()), **how)
+    curve = maker.leaf(key=ec.generate_private_key(ec.SECP256R1()), **how)
+    odd = maker.leaf({**tee_forge.TCB, "tee": 1 << 80}, **how)
+    for wrong in (other, curve, odd):
+        snp.genuine(report, b"", maker.trust(wrong, good), NOW)
+        snp.genuine(report, table((tee_forge.VCEK_GUID, wrong)), maker.trust(good), NOW)
+    for brought in (b"", table((tee_forge.VCEK_GUID, curve))):
+        with pytest.raises(refusals.TeeSignature):
+            snp.genuine(report, brought, maker.trust(other, odd), NOW)
+    for wrong, problem in ((curve, "P-384"), (odd, "version of tee")):
+        with pytest.raises(refusals.TeeCertificate, match=problem):
+            snp.genuine(report, table((tee_forge.VCEK_GUID, wrong)), maker.trust(), NOW)
+
+
 def test_a_chain_of_another_maker_is_untrusted() -> None:
     maker, forger = Amd(), Amd("forger")
     brought = table((tee_forge.VCEK_GUID, forger.leaf()), (tee_forge.ASK_GUID, forger.ask))
@@ -222,6 +243,16 @@ def test_a_path_is_found_past_an_issuer_that_has_none() -> None:
     )
     for known in ((old, maker.ask), (maker.ask, old)):
         snp.genuine(maker.report(), b"", Trust((maker.root,), (*known, maker.leaf())), NOW)
+
+
+def test_the_operators_certificates_are_read_once_however_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    maker, key = Amd(), ec.generate_private_key(ec.SECP256R1())
+    many = [tee_forge.issue("other", key, "other", key, False, serial=number) for number in range(1, 1100)]
+    trusted = maker.trust(*many, maker.leaf(), lists=[tee_forge.revocations("ARK", maker.root_key, [])])
+    snp.genuine(maker.report(), b"", trusted, NOW)
+    for name in ("load_der_x509_certificate", "load_der_x509_crl"):
+        monkeypatch.delattr(f"cryptography.x509.{name}")
+    assert snp.genuine(maker.report(b"d" * 64), b"", trusted, NOW).report_data == b"d" * 64
 
 
 def test_look_alike_issuers_take_no_time() -> None:

@@ -151,6 +151,14 @@ def test_a_quote_with_another_platforms_chain_is_refused() -> None:
         tdx.genuine(maker.quote(chain=(maker.leaf(),)), maker.trust(), NOW)
 
 
+def test_a_chain_with_a_damaged_block_is_malformed() -> None:
+    maker = Intel()
+    raw = maker.quote()
+    at = raw.rindex(b"-----END")
+    with pytest.raises(refusals.TeeMalformed, match="certificates: PEM"):
+        tdx.genuine(raw[:at] + b"-----end" + raw[at + 8 :], maker.trust(), NOW)
+
+
 @pytest.mark.parametrize(
     "extension",
     [

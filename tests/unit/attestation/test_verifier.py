@@ -11,10 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from netspace.attestation import refusals, structures, verifier
+from netspace.attestation import attester, refusals, software, structures, verifier
 from netspace.attestation.evidence import Context, Evidence, Measurements, parse
 from netspace.attestation.structures import Clock
 from netspace.attestation.verifier import Bound, Expected, Verified
+from netspace.layout import Layout
 
 PCRS = tuple(range(8))
 NOW = 1_700_000_000.0
@@ -229,6 +230,24 @@ def test_only_verification_makes_its_values(fake_tpm, context: Context) -> None:
 def test_software_evidence_where_a_tpm_is_expected(fake_tpm, context: Context) -> None:
     evidence = dataclasses.replace(fake_tpm.evidence(context), kind="software")
     refused(refusals.UnknownAttestationKey, fake_tpm, context, evidence)
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        {"pcrs": {0: bytes(32)}},
+        {"boot_log": b""},
+        {"known_log": "ab" * 32},
+        {"systemd_log": b""},
+        {"ima": Measurements(b"", b"", bytes(32), 0, b"")},
+    ],
+    ids=lambda claim: next(iter(claim)),
+)
+def test_a_software_key_proves_nothing_of_the_boot(tmp_path: Path, context: Context, claim: dict[str, object]) -> None:
+    made = attester.by_key(software.load(Layout(root=tmp_path)), context)
+    assert verifier.verify_software(made, made.key, context).level == 1
+    with pytest.raises(refusals.Malformed, match="claims nothing"):
+        verifier.verify_software(dataclasses.replace(made, **claim), made.key, context)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@
 - ``configfs``: the guest's side; takes a report from the kernel.
 - ``offline``: reports in files, for people.
 
-All but ``configfs``, ``roots`` and ``offline`` are pure: no file, no network, no clock.
+``configfs`` and ``roots`` work on files. All others are pure: no file, no network, no clock.
 A further TEE is a module beside ``snp`` and a line in ``kinds``.
 
 Importing this package imports nothing heavy.

@@ -75,7 +75,7 @@ def oid(content: bytes, what: str) -> str:
 
 
 def _next(data: bytes, what: str) -> tuple[int, bytes, bytes]:
-    """Tag, content and the rest; definite lengths in their shortest form (X.690, 10.1)."""
+    """Return tag, content and the rest; definite lengths in their shortest form (X.690, 10.1)."""
     try:
         found = der.element(data, 0, len(data))
     except ValueError as err:

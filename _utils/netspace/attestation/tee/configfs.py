@@ -16,12 +16,11 @@ import secrets
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from netspace.attestation.evidence import MAX_REPORT, MAX_TABLE
 from netspace.errors import NetspaceError
 
 FOLDER = "sys/kernel/config/tsm/report"
 INPUT = 64
-MAX_REPORT = 16 * 1024
-MAX_CERTIFICATES = 64 * 1024
 _ATTEMPTS = 3
 
 
@@ -129,7 +128,7 @@ def _report(files: Files, entry: Path, data: bytes) -> Taken:
         writes += 1
     files.write(entry / "inblob", data)
     report = _blob(files, entry / "outblob", MAX_REPORT)
-    certificates = _blob(files, entry / "auxblob", MAX_CERTIFICATES, optional=True)
+    certificates = _blob(files, entry / "auxblob", MAX_TABLE, optional=True)
     if _number(files, entry / "generation") != before + writes:
         raise _Changed("another process wrote into the same report, or the kernel refused the input")
     if not report or not provider:
@@ -138,7 +137,7 @@ def _report(files: Files, entry: Path, data: bytes) -> Taken:
 
 
 def _level(files: Files, entry: Path) -> int:
-    """The privilege level that this guest runs at: it can't ask for reports of a more privileged level (SNP's VMPL)."""
+    """Return the level that this guest runs at (SNP's VMPL): it gets no reports of a more privileged one."""
     try:
         return _number(files, entry / "privlevel_floor")
     except FileNotFoundError:

@@ -10,14 +10,13 @@ For TDX the paravisor keeps a TDREPORT, which only its own machine can check: th
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import hmac
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from netspace import jose
 from netspace.attestation.refusals import TeeBinding, TeeMalformed
 from netspace.attestation.tee import binary, snp, tdx
 from netspace.attestation.tee.report import Genuine
@@ -28,8 +27,8 @@ if TYPE_CHECKING:
 
 MAX_SIZE = 16 * 1024
 MAGIC = b"HCLA"
-# Where the two kinds of report stand: 1,184 bytes from byte 32 on.
-HEADER, REPORT = 32, 1184
+# Where the report of either kind stands, in a space of the size of SNP's.
+HEADER = 32
 SNP, TDX = 2, 4
 _HASHES = {1: "sha256", 2: "sha384", 3: "sha512"}
 ATTESTATION_KEY, ENDORSEMENT_KEY = "HCLAkPub", "HCLEkPub"
@@ -86,13 +85,13 @@ def parse(raw: bytes) -> Claims:
     if magic != MAGIC or version not in (1, 2):
         raise TeeMalformed("HCL report: does not begin as one")
     reader.take(HEADER - 12)
-    report = reader.take(REPORT)
+    report = reader.take(snp.SIZE)
     whole, _, kind, algorithm = (reader.number(4) for _ in range(4))
     if kind not in (SNP, TDX) or algorithm not in _HASHES:
         raise TeeMalformed(f"HCL report: type {kind} with hash {algorithm}: unknown to this version")
     length = reader.number(4)
     document = reader.take(length)
-    if whole != 20 + length or size != HEADER + REPORT + whole:
+    if whole != 20 + length or size != HEADER + snp.SIZE + whole:
         raise TeeMalformed("HCL report: its lengths contradict each other")
     reader.zero(reader.left)
     try:
@@ -125,10 +124,10 @@ def genuine(raw: bytes, evidence: bytes, trust: Trust, now: float) -> tuple[Genu
 
 
 def _number(text: Any) -> int:
-    """A number in base64url without padding (RFC 7518, 6.3.1)."""
-    if not isinstance(text, str) or not 1 <= len(text) <= 1024 or not text.isascii():
+    """Read a number of a key (RFC 7518, 6.3.1)."""
+    if not isinstance(text, str) or not 1 <= len(text) <= 1024:
         raise TeeMalformed("HCL report: a key without its numbers")
     try:
-        return int.from_bytes(base64.b64decode(text + "=" * (-len(text) % 4), b"-_", validate=True), "big")
-    except (binascii.Error, ValueError) as err:
-        raise TeeMalformed(f"HCL report: a key: {err}") from err
+        return int.from_bytes(jose.octets(text, "a key"), "big")
+    except jose.Unreadable as err:
+        raise TeeMalformed(f"HCL report: {err}") from err

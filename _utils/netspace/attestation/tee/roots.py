@@ -44,6 +44,7 @@ def read(folder: str | None) -> Trust:
                     (roots if x509.is_root(x509.load(one)) else known).append(one)
             elif path.suffix == ".crl":
                 lists.append(certificates.revocations(path.read_bytes()))
+                x509.load_list(lists[-1])  # names in the wrong order, which TPMs' makers may write, are refused here
             elif path.suffix == ".json":
                 documents.append(path.read_bytes())
                 tdx_tcb.read(documents[-1])

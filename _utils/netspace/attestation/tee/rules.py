@@ -35,8 +35,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from netspace.attestation.evidence import from_hex
-from netspace.attestation.policy import PolicyError
+from netspace.attestation.policy_reading import PolicyError, digests, flag, items, mapping
 from netspace.attestation.tee.tdx_tcb import REVOKED, STATUSES
 
 MAX_ITEMS = 4096
@@ -97,7 +96,7 @@ def parse(data: Any, at: str = "policy:tee") -> Tee:
 
     :raises PolicyError: for unknown keys, wrong types, sizes out of bounds, and for rules that any guest would meet.
     """
-    found = _mapping(data, at, ("rooted_key", "snp", "tdx"))
+    found = mapping(data, at, ("rooted_key", "snp", "tdx"))
     kinds = {}
     if "snp" in found:
         kinds["snp"] = _snp(found["snp"], f"{at}:snp")
@@ -105,7 +104,7 @@ def parse(data: Any, at: str = "policy:tee") -> Tee:
         kinds["tdx"] = _tdx(found["tdx"], f"{at}:tdx")
     if not kinds:
         raise PolicyError(f"{at}: names no kind of TEE: expected snp or tdx")
-    return Tee(kinds, _flag(found, "rooted_key", at, False))
+    return Tee(kinds, flag(found, "rooted_key", at, False))
 
 
 def _snp(data: Any, at: str) -> Rules:
@@ -121,16 +120,16 @@ def _snp(data: Any, at: str) -> Rules:
         "providers",
         *_SNP_LISTS,
     )
-    found = _mapping(data, at, known)
+    found = mapping(data, at, known)
     settings: dict[str, frozenset[Value]] = _listed(found, _SNP_LISTS, at)
-    if not _flag(found, "smt", at, True):
+    if not flag(found, "smt", at, True):
         settings["smt"] = frozenset((False,))
-    if not _flag(found, "migration", at, False):
+    if not flag(found, "migration", at, False):
         settings["migration"] = frozenset((False,))
     for name in ("single_socket", "alias_check"):
-        if _flag(found, name, at, False):
+        if flag(found, name, at, False):
             settings[name] = frozenset((True,))
-    vmpls = _list(found.get("vmpls", [0]), f"{at}:vmpls")
+    vmpls = items(found.get("vmpls", [0]), f"{at}:vmpls", MAX_ITEMS)
     if any(type(one) is not int or not 0 <= one <= 3 for one in vmpls):
         raise PolicyError(f"{at}:vmpls: expected numbers from 0 to 3")
     settings["vmpl"] = frozenset(vmpls)
@@ -139,7 +138,7 @@ def _snp(data: Any, at: str) -> Rules:
             settings[setting] = frozenset(_texts(found[rule], f"{at}:{rule}"))
     if not settings.get("key", frozenset()) <= {"vcek", "vlek"}:
         raise PolicyError(f"{at}:keys: expected vcek, vlek or both")
-    tcb = _mapping(found.get("tcb", {}), f"{at}:tcb", _PARTS)
+    tcb = mapping(found.get("tcb", {}), f"{at}:tcb", _PARTS)
     for part, version in tcb.items():
         if type(version) is not int or not 0 <= version <= 255:
             raise PolicyError(f"{at}:tcb:{part}: {version!r:.40}: expected a number from 0 to 255")
@@ -148,24 +147,20 @@ def _snp(data: Any, at: str) -> Rules:
 
 
 def _tdx(data: Any, at: str) -> Rules:
-    found = _mapping(data, at, ("measurements", "statuses", "rtmrs", "log", "migration", *_TDX_LISTS))
+    found = mapping(data, at, ("measurements", "statuses", "rtmrs", "log", "migration", *_TDX_LISTS))
     settings = _listed(found, _TDX_LISTS, at)
-    if not _flag(found, "migration", at, False):
+    if not flag(found, "migration", at, False):
         settings["migration"] = frozenset((False,))
     settings.setdefault("services", frozenset((bytes(48),)))
     statuses = frozenset(_texts(found.get("statuses", ["UpToDate"]), f"{at}:statuses"))
     if not statuses or not statuses <= set(STATUSES) - {REVOKED}:
         raise PolicyError(f"{at}:statuses: expected some of {', '.join(one for one in STATUSES if one != REVOKED)}")
-    values = _mapping(found.get("rtmrs", {}), f"{at}:rtmrs", ("0", "1", "2", "3", 0, 1, 2, 3))
-    registers = {int(number): _digests(one, f"{at}:rtmrs:{number}") for number, one in values.items()}
-    if len(registers) != len(values):
-        raise PolicyError(f"{at}:rtmrs: a register is given twice")
     return Rules(
         _measurements(found, at, False),
         statuses=statuses,
-        registers=registers,
+        registers=_registers(found.get("rtmrs", {}), f"{at}:rtmrs"),
         settings=settings,
-        log=_flag(found, "log", at, False),
+        log=flag(found, "log", at, False),
     )
 
 
@@ -187,38 +182,23 @@ def _listed(found: Mapping[Any, Any], rules: Mapping[str, tuple[str, int]], at: 
     }
 
 
+def _registers(data: Any, at: str) -> dict[int, frozenset[bytes]]:
+    """Read the values of registers, whose numbers are numbers in YAML and texts in JSON."""
+    named = data
+    if isinstance(data, Mapping):
+        named = {str(key) if type(key) is int else key: one for key, one in data.items()}
+        if len(named) != len(data):
+            raise PolicyError(f"{at}: a register is given twice")
+    values = mapping(named, at, ("0", "1", "2", "3"))
+    return {int(number): _digests(one, f"{at}:{number}") for number, one in values.items()}
+
+
 def _digests(data: Any, at: str, size: int = 48) -> frozenset[bytes]:
-    raw = [from_hex(one, size) for one in _list(data, at)]
-    if None in raw:
-        raise PolicyError(f"{at}: expected {size} bytes in hex")
-    return frozenset(one for one in raw if one is not None)
+    return digests(data, at, size, MAX_ITEMS)
 
 
 def _texts(data: Any, at: str) -> list[str]:
-    texts = _list(data, at)
+    texts = items(data, at, MAX_ITEMS)
     if any(not isinstance(one, str) or not 0 < len(one) <= 256 for one in texts):
         raise PolicyError(f"{at}: expected a list of texts of at most 256 characters")
     return texts
-
-
-def _list(data: Any, at: str) -> list[Any]:
-    if not isinstance(data, list) or len(data) > MAX_ITEMS:
-        raise PolicyError(f"{at}: expected a list of at most {MAX_ITEMS}")
-    return data
-
-
-def _flag(found: Mapping[Any, Any], name: str, at: str, default: bool) -> bool:
-    value = found.get(name, default)
-    if type(value) is not bool:
-        raise PolicyError(f"{at}:{name}: {value!r:.40}: expected true or false")
-    return value
-
-
-def _mapping(data: Any, at: str, known: tuple[str | int, ...]) -> Mapping[Any, Any]:
-    if not isinstance(data, Mapping):
-        raise PolicyError(f"{at}: expected a mapping")
-    for key in data:
-        if isinstance(key, bool) or key not in known:
-            names = ", ".join(one for one in known if isinstance(one, str))
-            raise PolicyError(f"{at}:{key!s:.40}: unknown; there are {names}")
-    return data

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from netspace.attestation.refusals import TeeCertificate, TeeMalformed, TeeSignature, TeeUntrusted
 from netspace.attestation.tee import binary, x509
@@ -46,13 +46,16 @@ _FMC = "3.9"
 _LAYOUT = {"bootloader": 0, "tee": 1, "snp": 6, "microcode": 7}
 _LAYOUT_TURIN = {"fmc": 0, "bootloader": 1, "tee": 2, "snp": 3, "microcode": 7}
 
-# GUIDs of the table that the host hands to its guest (GHCB specification 2.01, 4.1.8.1), as they are in memory.
-_TABLE = {
-    "c0b406a4-a803-4952-9743-3fb6014cd0ae": "ark",
-    "4ab7b379-bbac-4fe4-a02f-05aef327c782": "ask",
-    "63da758d-e664-4564-adc5-f4b93be8accd": "vcek",
-    "a8074bc2-a25a-483e-aae6-39c045a0b8a1": "vlek",
-}
+# GUIDs of certificates in the table that the host hands to its guest (GHCB specification 2.01, 4.1.8.1), as they are in
+# memory: of ARK, ASK, VCEK and VLEK.
+_TABLE = frozenset(
+    (
+        "c0b406a4-a803-4952-9743-3fb6014cd0ae",
+        "4ab7b379-bbac-4fe4-a02f-05aef327c782",
+        "63da758d-e664-4564-adc5-f4b93be8accd",
+        "a8074bc2-a25a-483e-aae6-39c045a0b8a1",
+    )
+)
 _MAX_ENTRIES = 32
 
 
@@ -147,13 +150,13 @@ def genuine(raw: bytes, table: bytes, trust: Trust, now: float) -> Genuine:
     :param now: seconds since the epoch.
     :raises TeeMalformed: when report or table can't be parsed.
     :raises TeeCertificate: when the certificate that came along is not for this report.
-    :raises TeeSignature: when the key of the certificate did not sign the report.
+    :raises TeeSignature: when there are certificates for this report, and none of their keys signed it.
     :raises TeeUntrusted: when there is no certificate for it, or no path to a root.
     :raises TeeRevoked: when a certificate was revoked.
     """
     report = parse(raw)
     brought = [x509.load(one) for one in certificates(table)]
-    leaf = _leaf(report, raw, brought, [x509.load(one) for one in trust.known])
+    leaf = _leaf(report, raw, brought, trust.known_certificates)
     x509.check(leaf, brought, trust, now)
     return Genuine(
         KIND,
@@ -193,25 +196,24 @@ def certificates(table: bytes) -> list[bytes]:
             return found
         if offset + length > len(table):
             raise TeeMalformed(f"certificate table: an entry up to byte {offset + length}; it has {len(table)}")
-        if _guids(guid) & _TABLE.keys():
+        if _guids(guid) & _TABLE:
             found.append(table[offset : offset + length])
     raise TeeMalformed(f"certificate table: more than {_MAX_ENTRIES} entries")
 
 
 def _guids(raw: bytes) -> set[str]:
-    """A GUID's two spellings: hosts' tools write it in both byte orders."""
+    """Return a GUID's two spellings: hosts' tools write it in both byte orders."""
     import uuid
 
     return {str(uuid.UUID(bytes=raw)), str(uuid.UUID(bytes_le=raw))}
 
 
 def _leaf(report: Report, raw: bytes, brought: Sequence[Certificate], known: Sequence[Certificate]) -> Certificate:
-    """Return the certificate of the signing key: the first that fits."""
-    from cryptography.exceptions import InvalidSignature
-    from cryptography.hazmat.primitives import hashes
-    from cryptography.hazmat.primitives.asymmetric import ec, utils
+    """Return the certificate of the signing key.
 
-    other = ""
+    A certificate that fits may still be for another key, so each one is tried: a VLEK's tells only the TCB.
+    """
+    other, fits = "", False
     for certificate in (*brought, *known):
         if x509.extension(certificate, _AMD + _PARTS["snp"]) is None:
             continue
@@ -220,15 +222,11 @@ def _leaf(report: Report, raw: bytes, brought: Sequence[Certificate], known: Seq
             if not other and certificate in brought:
                 other = problem
             continue
-        key = certificate.public_key()
-        if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
-            raise TeeCertificate("the certificate is not for a key on P-384")
-        try:
-            signature = utils.encode_dss_signature(report.r, report.s)
-            key.verify(signature, raw[:SIGNED], ec.ECDSA(hashes.SHA384()))
-        except (InvalidSignature, ValueError) as err:
-            raise TeeSignature("SNP report: the processor's key did not sign it") from err
-        return certificate
+        if _signed(report, raw, certificate):
+            return certificate
+        fits = True
+    if fits:
+        raise TeeSignature("SNP report: the processor's key did not sign it")
     if other:
         raise TeeCertificate(f"the certificate that came with the report is not for it: {other}")
     raise TeeUntrusted(
@@ -236,8 +234,27 @@ def _leaf(report: Report, raw: bytes, brought: Sequence[Certificate], known: Seq
     )
 
 
+def _signed(report: Report, raw: bytes, certificate: Certificate) -> bool:
+    """Whether the key of *certificate*, which is on P-384, signed the report."""
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import ec, utils
+
+    key = cast("ec.EllipticCurvePublicKey", certificate.public_key())
+    try:
+        key.verify(utils.encode_dss_signature(report.r, report.s), raw[:SIGNED], ec.ECDSA(hashes.SHA384()))
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
 def _mismatch(certificate: Certificate, report: Report) -> str:
     """Return why *certificate* is not for *report*; empty when it is."""
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = certificate.public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
+        return "it is not for a key on P-384"
     chip = x509.extension(certificate, _HWID)
     if (chip is None) != (report.key == VLEK):
         return f"signed by a {KEYS[report.key].upper()}, and the certificate is of the other kind"
@@ -250,14 +267,17 @@ def _mismatch(certificate: Certificate, report: Report) -> str:
         value = x509.extension(certificate, _AMD + number)
         if value is None:
             return f"it does not tell the version of {name}"
-        certified[name] = binary.number(binary.element(value, binary.INTEGER, "certificate"), "certificate")
+        try:
+            certified[name] = binary.number(binary.element(value, binary.INTEGER, "certificate"), "certificate")
+        except TeeMalformed as err:
+            return f"its version of {name} can't be read: {err.args[0]}"
     if certified != report.tcb:
         return f"it is for TCB {certified}, the report has {report.tcb}"
     return ""
 
 
 def _provider(leaf: Certificate) -> str:
-    """The cloud provider that a VLEK was issued to; empty for a VCEK."""
+    """Return the cloud provider that a VLEK was issued to; empty for a VCEK."""
     value = x509.extension(leaf, _CSP)
     if value is None:
         return ""

@@ -18,6 +18,7 @@ import hmac
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from netspace import ecdsa
 from netspace.attestation.refusals import TeeMalformed, TeeRevoked, TeeSignature
 from netspace.attestation.tee import binary, tdx_tcb, x509
 from netspace.attestation.tee.report import Genuine
@@ -146,7 +147,7 @@ def _body(reader: binary.Reader, size: int) -> Body:
 
 
 def _data(reader: binary.Reader, wanted: int) -> binary.Reader:
-    """Certification data of the type *wanted*."""
+    """Return a reader of certification data, which must be of the type *wanted*."""
     kind = reader.number(2)
     if kind != wanted:
         raise TeeMalformed(f"TDX quote: certification data of type {kind} instead of {wanted}")
@@ -241,13 +242,12 @@ def _verify(key: object, signature: bytes, data: bytes, problem: str) -> None:
     """Check an ECDSA signature on P-256 with SHA-256, r and s as 32 big-endian bytes each."""
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives import hashes
-    from cryptography.hazmat.primitives.asymmetric import ec, utils
+    from cryptography.hazmat.primitives.asymmetric import ec
 
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise TeeSignature("TDX quote: signed by a key that is not on P-256")
-    r, s = int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:], "big")
     try:
-        key.verify(utils.encode_dss_signature(r, s), data, ec.ECDSA(hashes.SHA256()))
+        key.verify(ecdsa.to_der(signature), data, ec.ECDSA(hashes.SHA256()))
     except (InvalidSignature, ValueError) as err:
         raise TeeSignature(f"TDX quote: {problem}") from err
 
@@ -283,7 +283,7 @@ def _pairs(data: bytes, what: str, below: str = "") -> dict[str, tuple[int, byte
         if tag != binary.SEQUENCE or len(pair) != 2 or pair[0][0] != binary.OID:
             raise TeeMalformed(f"{what}: Intel's extension is not made of pairs")
         name = binary.oid(pair[0][1], what)
-        if not name.startswith(f"{_SGX}.{below}") or name in found:
+        if not name.startswith(f"{_SGX}.{below}"):
             raise TeeMalformed(f"{what}: the identifier {name} has no place there")
         name = name[len(f"{_SGX}.{below}") :]
         if name in found:

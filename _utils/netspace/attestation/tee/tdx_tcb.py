@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from netspace import ecdsa
 from netspace.attestation.refusals import Refused, TeeMalformed
 from netspace.attestation.tee import x509
 from netspace.attestation.tee.report import UNKNOWN
@@ -35,6 +36,7 @@ STATUSES = (
     REVOKED,
 )
 MAX_DOCUMENT = 1024 * 1024
+_SIGNER = "TCB Signing"
 _TCB, _IDENTITY = b"tcbInfo", b"enclaveIdentity"
 _DOCUMENT = re.compile(rb'\s*\{"(tcbInfo|enclaveIdentity)":(\{.+\}),"signature":"([0-9a-fA-F]{128})"\}\s*', re.DOTALL)
 
@@ -122,18 +124,21 @@ def _signed(raw: bytes, known: tuple[bytes, ...]) -> tuple[bytes, dict[str, Any]
     """Return a document and the certificate of *known* that signed it; cached, since all reports need it."""
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives import hashes
-    from cryptography.hazmat.primitives.asymmetric import ec, utils
+    from cryptography.hazmat.primitives.asymmetric import ec
 
     try:
         kind, data, signed, signature = read(raw)
     except Refused:
         return None
-    der = utils.encode_dss_signature(int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:], "big"))
+    der = ecdsa.to_der(signature)
     for one in known:
+        # By its name, which Intel's root gives to this key alone: a platform's key chains to the same root. Of
+        # thousands of certificates, only those are read that have these bytes somewhere.
+        if _SIGNER.encode() not in one:
+            continue
         certificate = x509.load(one)
         key = certificate.public_key()
-        # By its name, which Intel's root gives to this key alone: a platform's key chains to the same root.
-        if "TCB Signing" not in certificate.subject.rfc4514_string() or not isinstance(key, ec.EllipticCurvePublicKey):
+        if _SIGNER not in certificate.subject.rfc4514_string() or not isinstance(key, ec.EllipticCurvePublicKey):
             continue
         try:
             key.verify(der, signed, ec.ECDSA(hashes.SHA256()))

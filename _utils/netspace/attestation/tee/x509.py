@@ -8,18 +8,16 @@ operator, and revocation lists come from the operator. An operator's list of an 
 
 from __future__ import annotations
 
-import base64
-import binascii
 import datetime
 import functools
 import itertools
-import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from netspace.attestation import revocation
+from netspace.attestation import der as encoding
+from netspace.attestation import path_rules, revocation
 from netspace.attestation.der import unreadable
 from netspace.attestation.refusals import TeeMalformed, TeeRevoked, TeeUntrusted
 
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
 MAX_CERTIFICATE = 8192
 # Intermediates in a path, and signatures that are checked to find one.
 MAX_DEPTH, MAX_CHECKS = 3, 64
-_PEM = re.compile(rb"-----BEGIN CERTIFICATE-----([A-Za-z0-9+/=\s]{1,12000})-----END CERTIFICATE-----")
 # basicConstraints, keyUsage, extKeyUsage, subject and authority key identifiers.
 _UNDERSTOOD = frozenset(("2.5.29.19", "2.5.29.15", "2.5.29.37", "2.5.29.14", "2.5.29.35"))
 
@@ -49,24 +46,40 @@ class Trust:
     lists: tuple[bytes, ...] = ()
     documents: tuple[bytes, ...] = ()
 
+    @functools.cached_property
+    def root_certificates(self) -> tuple[Certificate, ...]:
+        """The roots, read once for all reports.
+
+        :raises TeeMalformed: when one can't be read; likewise for all others.
+        """
+        return tuple(load(one) for one in self.roots)
+
+    @functools.cached_property
+    def known_certificates(self) -> tuple[Certificate, ...]:
+        """The further certificates, read once."""
+        return tuple(load(one) for one in self.known)
+
+    @functools.cached_property
+    def revocation_lists(self) -> tuple[CertificateRevocationList, ...]:
+        """The revocation lists, read once."""
+        return tuple(load_list(one) for one in self.lists)
+
 
 def from_pem(raw: bytes, limit: int) -> list[bytes]:
-    """Return the DER certificates that stand in PEM in *raw* (RFC 7468); the text around them is ignored.
+    """Return the contents of the PEM blocks in *raw*, each of which has to be a certificate's; see :func:`load`.
 
-    :raises TeeMalformed: when one is not base64, or there are more than *limit*.
+    :raises TeeMalformed: when a block is damaged, or there are more than *limit*.
     """
-    blocks = _PEM.findall(raw)
+    blocks, problems = encoding.from_pem(raw)
+    if problems:
+        raise TeeMalformed(f"certificates: {problems[0]}")
     if len(blocks) > limit:
         raise TeeMalformed(f"{len(blocks)} certificates; at most {limit} are possible")
-    try:
-        return [base64.b64decode(b"".join(block.split()), validate=True) for block in blocks]
-    except binascii.Error as err:
-        raise TeeMalformed(f"certificate: {err}") from err
+    return blocks
 
 
-@functools.lru_cache(maxsize=1024)
 def load(der: bytes) -> Certificate:
-    """Read one DER certificate. The last ones are cached: the operator's are needed again for each report.
+    """Read one DER certificate.
 
     :raises TeeMalformed: when it can't be read.
     """
@@ -107,12 +120,9 @@ def check(leaf: Certificate, brought: Sequence[Certificate], trust: Trust, now: 
     if not trust.roots:
         raise TeeUntrusted("no root certificates are configured")
     when = datetime.datetime.fromtimestamp(now, tz=datetime.timezone.utc)
-    roots = [load(root) for root in trust.roots]
-    between = [*(load(one) for one in trust.known), *brought]
-    path = _path(leaf, between, roots, when)
-    lists = [_load_list(one) for one in trust.lists]
+    path = _path(leaf, (*trust.known_certificates, *brought), trust.root_certificates, when)
     for certificate, issuer in itertools.pairwise(path):
-        _not_revoked(certificate, issuer, lists, when)
+        _not_revoked(certificate, issuer, trust.revocation_lists, when)
 
 
 def is_root(certificate: Certificate) -> bool:
@@ -133,7 +143,7 @@ def _path(
     while open_paths:
         path = open_paths.pop()
         certificate = path[-1]
-        problem = _common(certificate, when)
+        problem = _unfit(certificate, when)
         last = problem or last or f"its issuer, {certificate.issuer.rfc4514_string()!r:.200}, is not there"
         if problem:
             continue
@@ -144,7 +154,7 @@ def _path(
             checks += 1
             if checks > MAX_CHECKS:
                 raise TeeUntrusted(f"more than {MAX_CHECKS} certificates might be issuers")
-            problem = _signed(certificate, issuer, len(path) - 1) or (_common(issuer, when) if trusted else "")
+            problem = _signed(certificate, issuer, len(path) - 1) or (_unfit(issuer, when) if trusted else "")
             if problem:
                 last = problem
             elif trusted:
@@ -156,18 +166,11 @@ def _path(
 
 def _signed(certificate: Certificate, issuer: Certificate, depth: int) -> str:
     """Return why *issuer* is not the issuer of *certificate*; empty when it is."""
-    from cryptography import x509
     from cryptography.exceptions import InvalidSignature
 
-    try:
-        basic = issuer.extensions.get_extension_for_class(x509.BasicConstraints).value
-        usage = issuer.extensions.get_extension_for_class(x509.KeyUsage).value
-    except x509.ExtensionNotFound as err:
-        return f"the issuer is no CA: {err}"
-    if not basic.ca or not usage.key_cert_sign:
-        return "the issuer may not sign certificates"
-    if basic.path_length is not None and depth > basic.path_length:
-        return f"more than {basic.path_length} intermediates below an issuer that allows no more"
+    problem = path_rules.no_issuer(issuer, depth)
+    if problem:
+        return problem
     try:
         certificate.verify_directly_issued_by(issuer)
     except InvalidSignature:
@@ -177,37 +180,30 @@ def _signed(certificate: Certificate, issuer: Certificate, depth: int) -> str:
     return ""
 
 
-def _common(certificate: Certificate, when: datetime.datetime) -> str:
+def _unfit(certificate: Certificate, when: datetime.datetime) -> str:
     """Return the problem of a certificate at any place in a path; empty for none."""
-    from cryptography.hazmat.primitives.asymmetric import ec, rsa
-
     name = _name(certificate)
-    if not certificate.not_valid_before_utc <= when <= certificate.not_valid_after_utc:
-        return f"{name} is valid from {certificate.not_valid_before_utc} to {certificate.not_valid_after_utc}"
-    digest = certificate.signature_hash_algorithm
-    if digest is None or digest.digest_size < 32:
-        return f"{name} is signed with {digest.name if digest else 'an unknown hash'}"
-    key = certificate.public_key()
-    if isinstance(key, rsa.RSAPublicKey):
-        if key.key_size < 2048:
-            return f"{name} has an RSA key of {key.key_size} bits"
-    elif not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.key_size < 256:
-        return f"{name} has a key that is neither RSA nor on a curve of 256 bits or more"
-    for one in certificate.extensions:
-        if one.critical and one.oid.dotted_string not in _UNDERSTOOD:
-            return f"{name} has the critical extension {one.oid.dotted_string}, which is not understood"
-    return ""
+    return path_rules.unfit(certificate, name, when, _UNDERSTOOD) or path_rules.weak(certificate, name)
 
 
 def _name(certificate: Certificate) -> str:
     return f"{certificate.subject.rfc4514_string() or 'a certificate'!r:.200}"
 
 
-@functools.lru_cache(maxsize=64)
-def _load_list(der: bytes) -> CertificateRevocationList:
+def load_list(der: bytes) -> CertificateRevocationList:
+    """Read one DER revocation list.
+
+    :raises TeeMalformed: when it can't be read.
+    """
     from cryptography import x509
 
-    return x509.load_der_x509_crl(der)
+    try:
+        found = x509.load_der_x509_crl(der)
+        # These are read late: what can't be read must be found here.
+        _ = found.extensions, found.issuer, found.last_update_utc, found.next_update_utc
+    except unreadable() as err:
+        raise TeeMalformed(f"revocation list: {err}; get it anew from its maker") from err
+    return found
 
 
 def _not_revoked(
