@@ -1,8 +1,9 @@
-"""Run the tests that need root in parts, some of them at once.
+"""Run the tests in parts, some of them at once.
 
-    tests/parts.py [--at-once N] functional|integration|vm...
+    tests/parts.py [--at-once N] unit|functional|integration|vm...
 
-Each part runs on a host of its own (scripts/sandbox) with a Salt of its own, and what it writes is shown when it ends.
+Each part has a Salt of its own and, but for unit tests, which need no root, a host of its own (scripts/sandbox).
+What it writes is shown when it ends.
 Exits with 1 if one failed; its last line names those.
 """
 
@@ -25,6 +26,10 @@ LOGS = ROOT / ".cache/tests"
 
 # By name, the longest first: where its tests lie, but for what another part has below there.
 PARTS = {
+    "unit": {
+        "unit-attestation": ["tests/unit/attestation"],
+        "unit": ["tests/unit", "client/tests"],
+    },
     "functional": {
         "links-afar": [
             f"tests/functional/link/test_link_{what}.py"
@@ -47,13 +52,10 @@ PARTS = {
 
 
 def command(paths: list[str], others: list[str]) -> list[str]:
-    """What runs the tests at *paths* without those of *others* that lie below."""
+    """Return what runs the tests at *paths* without those of *others* that lie below."""
     left_out = [f"--ignore={other}" for other in others if any(other.startswith(f"{path}/") for path in paths)]
-    return [
-        *("scripts/sandbox", sys.executable, "-m", "pytest", "-p", "no:cacheprovider"),
-        *left_out,
-        *paths,
-    ]
+    host = [] if paths[0].startswith("tests/unit") else ["scripts/sandbox"]
+    return [*host, sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *left_out, *paths]
 
 
 class Runner:

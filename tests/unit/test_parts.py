@@ -1,4 +1,4 @@
-"""Each test that needs root is run in one part, and in one only."""
+"""Each test is run in one part, and in one only."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def taken(file: str, command: list[str]) -> bool:
     )
 
 
-@pytest.mark.parametrize("folders", [["functional", "integration"], ["vm"], ["functional"]])
+@pytest.mark.parametrize("folders", [["unit", "functional", "integration"], ["vm"], ["functional"], ["unit"]])
 def test_every_file_is_in_one_part(folders: list[str]) -> None:
     chosen = {name: paths for folder in folders for name, paths in parts.PARTS[folder].items()}
     everything = [path for paths in chosen.values() for path in paths]

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from netspace.attestation import der as encoding
 from netspace.attestation import path_rules, revocation
 from netspace.attestation.refusals import RevokedEndorsementCertificate
-from netspace.errors import NetspaceError
+from netspace.errors import NetspaceError, unreadable
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate, CertificateRevocationList
@@ -78,7 +78,7 @@ def public_key(certificate: bytes) -> object:
     """
     try:
         return _load(certificate).fields.public_key()
-    except encoding.unreadable() as err:
+    except unreadable() as err:
         raise Untrusted(f"the endorsement certificate can't be read: {err}") from err
 
 
@@ -107,7 +107,7 @@ def check(leaf: bytes, chain: Sequence[bytes], roots: Sequence[bytes], now: floa
         for one in path if told else ():
             # An intermediate that lies among the roots is trusted as long as its own issuer, if he is there, does.
             _not_revoked(one, [*anchors, *brought], told, when)
-    except encoding.unreadable() as err:
+    except unreadable() as err:
         raise Untrusted(f"a certificate can't be read: {err}") from err
 
 
@@ -122,7 +122,7 @@ def readable(data: bytes) -> bytes:
         found = _load(data).fields
         found.public_key()
         list(found.extensions)
-    except encoding.unreadable() as err:
+    except unreadable() as err:
         raise NetspaceError(f"certificate: can't be read: {err}") from err
     return data
 
@@ -159,7 +159,7 @@ def revocations(raw: bytes) -> bytes:
         found: CertificateRevocationList = _load_list(data).fields
         critical = [one.oid.dotted_string for one in found.extensions if one.critical]
         ends = found.next_update_utc
-    except encoding.unreadable() as err:
+    except unreadable() as err:
         raise NetspaceError(f"not a revocation list: {err}") from err
     if critical:
         raise NetspaceError(f"a revocation list with the critical extension {critical[0]}, which is not understood")
@@ -211,7 +211,7 @@ def _signed_list(found: _Signed, issuer: _Signed) -> bool:
         return bool(usage.crl_sign) and not _unsigned(found, issuer)
     except x509.ExtensionNotFound:
         return False
-    except encoding.unreadable():
+    except unreadable():
         return False
 
 

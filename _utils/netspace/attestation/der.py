@@ -39,15 +39,6 @@ class Pem(NamedTuple):
     problems: list[str]
 
 
-def unreadable() -> tuple[type[Exception], ...]:
-    """Return the exceptions of ``cryptography`` for what it can't read; some come late, on use of a part."""
-    from cryptography import x509
-    from cryptography.exceptions import UnsupportedAlgorithm
-
-    late = (x509.DuplicateExtension, x509.UnsupportedGeneralNameType, x509.InvalidVersion)
-    return (ValueError, TypeError, UnsupportedAlgorithm, *late)
-
-
 def from_pem(text: bytes) -> Pem:
     """Read the PEM blocks (RFC 7468) of *text*; other text around them is ignored."""
     found = Pem([], [])

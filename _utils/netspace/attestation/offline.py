@@ -28,6 +28,7 @@ from netspace.attestation.refusals import (
     WrongQualifyingData,
     WrongSelection,
 )
+from netspace.errors import unreadable
 
 if TYPE_CHECKING:
     from netspace.attestation.policy import Policy
@@ -233,7 +234,7 @@ def _certified(report: Report, trusted: PublicKey, issue: Issue) -> None:
     try:
         leaf = x509.load_pem_x509_certificate(issue.certificate[:MAX_KEY]).public_bytes(Encoding.DER)
         issuers = x509.load_pem_x509_certificates(issue.ca[:MAX_KEY])
-    except ValueError as err:
+    except unreadable() as err:
         raise WrongAttestationCertificate(f"not certificates in PEM: {err}") from err
     pseudonym = privacy_ca.check(leaf, trusted, issuers, [issue.crl] if issue.crl else None, issue.now)
     report.passed("ak-certificate", f"by the Privacy CA, for a key in a TPM; pseudonym {pseudonym}")

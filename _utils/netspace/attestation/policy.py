@@ -56,6 +56,7 @@ from netspace.attestation.policy_reading import mapping as _mapping
 from netspace.attestation.policy_reading import octets as _hex
 from netspace.attestation.policy_reading import patterns as _patterns
 from netspace.attestation.tee import rules
+from netspace.errors import unreadable
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -376,7 +377,6 @@ def _keys(data: Any, at: str) -> dict[bytes, PublicKey]:
 
 def _key(pem: Any, at: str) -> ec.EllipticCurvePublicKey | rsa.RSAPublicKey:
     from cryptography import x509
-    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric import ec, rsa
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
@@ -386,7 +386,7 @@ def _key(pem: Any, at: str) -> ec.EllipticCurvePublicKey | rsa.RSAPublicKey:
             key: object = x509.load_pem_x509_certificate(raw).public_key()
         else:
             key = load_pem_public_key(raw)
-    except (AttributeError, ValueError, UnsupportedAlgorithm, x509.InvalidVersion) as err:
+    except unreadable(AttributeError) as err:
         raise PolicyError(f"{at}: not a certificate or public key in PEM: {err}") from err
     if isinstance(key, rsa.RSAPublicKey) and key.key_size >= 2048:
         return key

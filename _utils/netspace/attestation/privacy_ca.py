@@ -38,7 +38,7 @@ from netspace.attestation.refusals import (
     SharedEndorsementKey,
     WrongAttestationCertificate,
 )
-from netspace.errors import NetspaceError
+from netspace.errors import NetspaceError, unreadable
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
@@ -114,7 +114,7 @@ def sign_request(authority: Authority, pem: bytes, now: float, days: float = INT
         asked = x509.load_pem_x509_csr(pem[:MAX_CERTIFICATE])
         key = asked.public_key()
         good = asked.is_signature_valid and isinstance(key, ec.EllipticCurvePublicKey)
-    except (ValueError, TypeError) as err:
+    except unreadable() as err:
         raise NetspaceError(f"certificate request: {err}") from err
     if not good or not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise NetspaceError("certificate request: not signed by its own key on P-256")
@@ -314,7 +314,7 @@ def _read(folder: Path) -> tuple[bytes, list[Certificate]]:
         _private(path)
         raw = path.read_bytes()
         return raw, x509.load_pem_x509_certificates(raw)
-    except (OSError, ValueError) as err:
+    except unreadable(OSError) as err:
         # The key's content is never repeated in a message.
         raise NetspaceError(f"{folder}: no CA that can be used: {type(err).__name__}") from err
 
@@ -332,7 +332,7 @@ def _pem(certificate: bytes) -> Certificate:
 
     try:
         return x509.load_pem_x509_certificate(certificate[:MAX_CERTIFICATE])
-    except ValueError as err:
+    except unreadable() as err:
         raise NetspaceError(f"not a certificate in PEM: {err}") from err
 
 
@@ -357,7 +357,7 @@ def _by(certificate: Certificate, issuer: Certificate) -> bool:
 
     try:
         certificate.verify_directly_issued_by(issuer)
-    except (ValueError, TypeError, InvalidSignature):
+    except unreadable(InvalidSignature):
         return False
     return True
 
@@ -423,7 +423,7 @@ def _list(pem: bytes, issuer: Certificate) -> CertificateRevocationList | None:
     try:
         found = x509.load_pem_x509_crl(pem)
         genuine = found.issuer == issuer.subject and found.is_signature_valid(issuer.public_key())  # type: ignore[arg-type]
-    except (ValueError, TypeError):
+    except unreadable():
         return None
     return found if genuine else None
 

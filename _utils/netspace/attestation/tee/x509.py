@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 
 from netspace.attestation import der as encoding
 from netspace.attestation import path_rules, revocation
-from netspace.attestation.der import unreadable
 from netspace.attestation.refusals import TeeMalformed, TeeRevoked, TeeUntrusted
+from netspace.errors import unreadable
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate, CertificateRevocationList
