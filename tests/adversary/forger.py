@@ -1,8 +1,8 @@
 """A forger's moves on boot logs and PCRs.
 
-He is root on the host after the boot. He writes each log that is sent, and extends any PCR of 0 to 15 with any digest,
-before systemd measures or after it. He can't undo an extension. Moves after which the logs no longer lead to the values
-of the PCRs are included, but rare: the replay refuses them at once.
+He is root on the host after the boot. He writes each log that is sent, and extends any PCR with any digest, before
+systemd measures or after it. He can't undo an extension. Moves after which the logs no longer lead to the values of the
+PCRs are included, but rare: the replay refuses them at once.
 """
 
 from __future__ import annotations

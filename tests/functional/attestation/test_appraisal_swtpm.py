@@ -244,7 +244,7 @@ def test_a_tpm_that_goes_half_way(
     assert not appraisal.pin_path(layout).exists()
 
 
-def test_a_tpm_that_hangs_does_not_hang_the_host(layout: Layout, make_tpm: Callable, tmp_path: Path) -> None:
+def test_a_tpm_that_hangs_does_not_hang_the_host(make_tpm: Callable, tmp_path: Path) -> None:
     device = make_tpm()
     device.pause()
     with pytest.raises(tpm.DeviceError, match=r"no answer within 0\.3 s"):

@@ -336,9 +336,7 @@ def test_certificates_are_renewed_by_two_messages_whoever_is_away(
         assert (record["expires"] > time.time() + 80000) == (name not in away | {"web4"}), host.name
 
 
-def test_a_damaged_record_or_lost_roots_stop_no_other_host(
-    made: tuple[Any, Bus], monkeypatch: pytest.MonkeyPatch, fake_tpm: Any
-) -> None:
+def test_a_damaged_record_or_lost_roots_stop_no_other_host(made: tuple[Any, Bus], fake_tpm: Any) -> None:
     runner, bus = made
     registrar = runner._fleet().registrar
     registrar.init(time.time() - 90000)

@@ -318,7 +318,7 @@ def test_a_signature_that_is_cut_is_none() -> None:
     assert ima.file(entry) is None
 
 
-def test_many_exclusions_and_long_names_take_little_time(host: Host) -> None:
+def test_many_exclusions_and_long_names_take_little_time() -> None:
     import time
 
     rules = policy.parse(

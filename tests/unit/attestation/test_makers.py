@@ -102,7 +102,7 @@ def test_names_in_no_order_lead_to_their_root(root: bytes, leaf: bytes) -> None:
     assert b"TPM Root CA" in root and certificates.described(root)[1] == "ECC secp256r1"
 
 
-def test_the_signature_is_over_what_its_maker_wrote(maker: Authority, root: bytes, leaf: bytes) -> None:
+def test_the_signature_is_over_what_its_maker_wrote(root: bytes, leaf: bytes) -> None:
     """The sorted copy, which is read, is signed by nobody."""
     with pytest.raises(Untrusted, match="did not sign"):
         check(encoding.with_sorted_sets(leaf), [], [root], NOW.timestamp())
@@ -172,7 +172,7 @@ def test_one_unreadable_file_is_named_and_stops_no_other(tmp_path: Path, root: b
         makers.read(str(tmp_path / "nowhere"))
 
 
-def test_what_can_not_be_read_is_in_the_reason(tmp_path: Path, fake_tpm, context) -> None:  # type: ignore[no-untyped-def]
+def test_what_can_not_be_read_is_in_the_reason(fake_tpm, context) -> None:  # type: ignore[no-untyped-def]
     from netspace.attestation import verifier
 
     made = verifier.challenge(
