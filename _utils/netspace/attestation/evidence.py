@@ -40,6 +40,8 @@ MAX_CHAIN = 8
 MAX_OTHERS = 8
 # Bytes of a period, which selects an attestation key: each certificate has a period and a key of its own.
 PERIOD = 16
+# Characters of an answer that travel in one message: less than half of what Salt lets through.
+PART = 384 * 1024
 
 
 @dataclass(frozen=True)
