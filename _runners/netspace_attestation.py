@@ -978,7 +978,7 @@ def _put(made: fleet.Fleet, group: str, data: Any) -> rules.Policy:
 
 
 def _wish(ima: Any, keys: str, overlap: Any) -> learning.Wish:
-    """Read what else is to be learned, and until when what it replaces counts."""
+    """Read the further parts that are to be learned, and until when the entries that they replace count."""
     now = time.time()
     until = ""
     if overlap is not None:
@@ -1081,7 +1081,7 @@ def _registrar(settings: Mapping[str, Any] | None = None) -> Registrar:
 
 
 def _settings() -> dict[str, Any]:
-    """Read the master's configuration under ``netspace.attestation``."""
+    """Return the master's configuration under ``netspace.attestation``."""
     settings: dict[str, Any] = {"folder": f"/var/lib/{INSTANCE}-master", "roots": None, "timeout": 60}
     settings.update(concurrency=32, jitter=1, groups=[], pkcs11=None, tee_roots=None, inventory=None)
     given = __opts__.get("netspace.attestation") or {}
