@@ -172,7 +172,7 @@ def test_one_unreadable_file_is_named_and_stops_no_other(tmp_path: Path, root: b
         makers.read(str(tmp_path / "nowhere"))
 
 
-def test_what_can_not_be_read_is_in_the_reason(fake_tpm, context) -> None:  # type: ignore[no-untyped-def]
+def test_what_can_not_be_read_is_in_the_reason(tmp_path: Path, fake_tpm, context) -> None:  # type: ignore[no-untyped-def]
     from netspace.attestation import verifier
 
     made = verifier.challenge(
