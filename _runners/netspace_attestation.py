@@ -29,7 +29,7 @@ import functools
 import json
 import re
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -191,13 +191,12 @@ def verify_quote(
             _read(sig, 64 * 1024),
             _read(ak, 64 * 1024),
             nonce=_nonce(nonce),
-            pcrs=_read(pcrs, 64 * 1024) if pcrs else b"",
+            pcrs=_given(pcrs, 64 * 1024),
             logs=_logs(log, systemd, ima),
             policy=_policy(policy) if policy else None,
             issue=_issue(certificate, ca, crl),
         )
-        found = report.result()
-        return found if found["valid"] else {**found, "retcode": 1}
+        return report.result()
 
     return _answer(work)
 
@@ -249,16 +248,15 @@ def verify_tee(
     def work() -> dict[str, Any]:
         given = tees.Given(
             _read(report, tees.MAX_FILE),
-            _read(certificates, tees.MAX_FILE) if certificates else b"",
-            _read(quote, tees.MAX_FILE) if quote else b"",
-            _read(ccel, tees.MAX_LOG) if ccel else b"",
+            _given(certificates, tees.MAX_FILE),
+            _given(quote, tees.MAX_FILE),
+            _given(ccel, tees.MAX_LOG),
         )
         section = _policy(policy).tee if policy else None
         if policy and section is None:
             raise NetspaceError(f"{policy}: has no section 'tee'")
         trust = tee_roots.read(folder or _settings()["tee_roots"])
-        found = tees.verify(given, trust, time.time(), data=_nonce(data), section=section)
-        return found if found["valid"] else {**found, "retcode": 1}
+        return tees.verify(given, trust, time.time(), data=_nonce(data), section=section)
 
     return _answer(work)
 
@@ -285,8 +283,9 @@ def enroll(minion: str) -> dict[str, Any]:
 
     def work() -> dict[str, Any]:
         settings = _settings()
-        found = _enrolled(str(minion), settings)
-        unreadable = makers.read(settings["roots"]).unreadable
+        trusted = _trusted(settings)
+        found = _enrolled(str(minion), settings, trusted)
+        unreadable = trusted().unreadable
         return {**_shown(found), **({"unreadable_roots": list(unreadable)} if unreadable else {})}
 
     return _answer(work)
@@ -525,7 +524,7 @@ def verify_log(records: int = 0, hash: str = "") -> dict[str, Any]:
         try:
             head = _registrar().verify_log(noted)
         except audit_log.LogBroken as err:
-            return {"valid": False, "code": "audit-log", "reason": str(err), "retcode": 1}
+            return {"valid": False, "code": "audit-log", "reason": str(err)}
         return {"valid": True, "records": head.records, "hash": head.hash}
 
     return _answer(work)
@@ -556,12 +555,10 @@ def attest(target: str = "*", tgt_type: str = "glob") -> dict[str, Any]:
         How ``target`` is meant: ``glob`` (default), ``list``, ``grain``, ``compound``, ...
     """
 
-    def work() -> dict[str, Any]:
-        found = _attest(_minions(target, tgt_type), _fleet())
-        good = found and all(one["state"] == fleet.TRUSTED for one in found.values())
-        return found if good else {**found, "retcode": 1}
-
-    return _answer(work)
+    return _answer(
+        lambda: _attest(_minions(target, tgt_type), _fleet()),
+        lambda found: bool(found) and all(one["state"] == fleet.TRUSTED for one in found.values()),
+    )
 
 
 def status(target: str = "*") -> dict[str, Any]:
@@ -875,33 +872,39 @@ def ear_token(minion: str) -> dict[str, Any]:
 
 def _attest(minions: list[str], made: fleet.Fleet, *, listed: bool = False) -> dict[str, Any]:
     settings = _settings()
-    turn = rounds.Round(made, _credentials(made.registrar, settings), lambda one: _announce(made, one), listed=listed)
+    ready = _credentials(made.registrar, _trusted(settings))
+    turn = rounds.Round(made, ready, lambda one: _announce(made, one), listed=listed)
     with _bus(settings) as bus:
         return turn.run(minions, bus, _pace(settings), _seen(rounds.doubtful(made.registrar.folder, minions)))
 
 
-def _enrolled(minion: str, settings: dict[str, Any]) -> dict[str, Any]:
+def _enrolled(minion: str, settings: dict[str, Any], trusted: Callable[[], makers.Makers]) -> dict[str, Any]:
     """Enrol one minion; return its record."""
     registrar = _registrar(settings)
     found: list[dict[str, Any]] = []
 
     def work() -> window.Work:
-        found.append((yield from rounds.enrolled(registrar, minion, _credentials(registrar, settings), _identities())))
+        found.append((yield from rounds.enrolled(registrar, minion, _credentials(registrar, trusted), _identities())))
 
     with _bus(settings) as bus:
         window.Window(bus, window.Pace(1, 0.0, settings["timeout"])).run([(minion, work())])
     return found[0]
 
 
-def _credentials(registrar: Registrar, settings: dict[str, Any]) -> rounds.Ready:
-    """Return the maker of credentials; the makers' certificates are read once, before the first credential."""
+def _trusted(settings: dict[str, Any]) -> Callable[[], makers.Makers]:
+    """Return a reader of the makers' certificates; it reads their folder once, when it is first called."""
+    return functools.cache(lambda: makers.read(settings["roots"]))
+
+
+def _credentials(registrar: Registrar, trusted: Callable[[], makers.Makers]) -> rounds.Ready:
+    """Return the maker of credentials; it reads the makers' certificates before the first credential."""
 
     @functools.cache
     def ready() -> rounds.Begin:
-        trusted, master = makers.read(settings["roots"]), _master()
+        known, master = trusted(), _master()
 
         def begin(minion: str, shown: Any, now: float) -> Pending:
-            return registrar.begin(minion, shown, master, trusted, now)
+            return registrar.begin(minion, shown, master, known, now)
 
         return begin
 
@@ -984,7 +987,10 @@ def _wish(ima: Any, keys: str, overlap: Any) -> learning.Wish:
         until = time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime(now + overlap * 86400))
     if keys and ima is not True:
         raise NetspaceError("keys are of files that IMA measures: say ima=True, too")
-    blocks = _BLOCK.findall(_read(keys, MAX_KEYS)[:MAX_KEYS].decode("ascii", "replace")) if keys else []
+    raw = _given(keys, MAX_KEYS)
+    if len(raw) > MAX_KEYS:
+        raise NetspaceError(f"{keys}: more than {MAX_KEYS} bytes; name a file with fewer keys")
+    blocks = _BLOCK.findall(raw.decode("ascii", "replace"))
     if keys and not blocks:
         raise NetspaceError(f"{keys}: no certificate or public key (PEM)")
     return learning.Wish(now, ima is True, blocks, until)
@@ -1118,15 +1124,25 @@ def _shown(record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _answer(work: Any) -> dict[str, Any]:
-    """A runner that raises shows a traceback: return the refusal instead, with Salt's key for the exit status."""
+def _valid(found: Mapping[str, Any]) -> bool:
+    """Whether an answer does not call itself invalid; most say nothing of it."""
+    return found.get("valid") is not False
+
+
+def _answer(work: Callable[[], dict[str, Any]], good: Callable[[Mapping[str, Any]], bool] = _valid) -> dict[str, Any]:
+    """Return what *work* returns, with Salt's key for the exit status where that is not *good*.
+
+    A refusal is returned, too: a runner that raises shows a traceback.
+    """
     try:
-        found: dict[str, Any] = work()
+        found = work()
+        passed = good(found)
     except Refused as err:
-        return {"valid": False, "code": err.code, "reason": err.args[0], "remedy": err.remedy, "retcode": 1}
+        found = {"valid": False, "code": err.code, "reason": err.args[0], "remedy": err.remedy}
+        passed = False
     except (NetspaceError, OSError) as err:
-        return {"valid": False, "code": "input", "reason": str(err), "retcode": 1}
-    return found
+        found, passed = {"valid": False, "code": "input", "reason": str(err)}, False
+    return found if passed else {**found, "retcode": 1}
 
 
 def _issue(certificate: str, ca: str, crl: str) -> offline.Issue | None:
@@ -1136,16 +1152,21 @@ def _issue(certificate: str, ca: str, crl: str) -> offline.Issue | None:
         return None
     if not ca:
         raise NetspaceError("certificate: name the Privacy CA that you trust, too (ca=chain.pem)")
-    lists = _read(crl, privacy_ca.MAX_LIST) if crl else b""
-    return offline.Issue(_read(certificate, 64 * 1024), _read(ca, 64 * 1024), time.time(), lists)
+    revoked = _given(crl, privacy_ca.MAX_LIST)
+    return offline.Issue(_read(certificate, 64 * 1024), _read(ca, 64 * 1024), time.time(), revoked)
 
 
 def _logs(log: str, systemd: str, ima: str) -> offline.Logs:
     return offline.Logs(
-        _read(log, lists.MAX_LIST) if log else b"",
-        _read(systemd, lists.MAX_LIST) if systemd else b"",
-        _read(ima, lists.MAX_LIST) if ima else b"",
+        _given(log, lists.MAX_LIST),
+        _given(systemd, lists.MAX_LIST),
+        _given(ima, lists.MAX_LIST),
     )
+
+
+def _given(path: str, limit: int) -> bytes:
+    """Read the file *path* as :func:`_read` does; return no bytes for an empty *path*."""
+    return _read(path, limit) if path else b""
 
 
 def _read(path: str, limit: int) -> bytes:

@@ -1,4 +1,4 @@
-"""Edits boot logs as a forger would: event by event, and re-measured where that is possible for him.
+"""Make data of boot events, and edit logs as a forger would: re-measured where that is possible for him.
 
 Also the policies that our two recorded boots satisfy.
 """
@@ -6,7 +6,9 @@ Also the policies that our two recorded boots satisfy.
 from __future__ import annotations
 
 import hashlib
+import json
 import struct
+import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,6 +21,8 @@ from netspace.attestation.eventlog import NO_ACTION, Event, EventLog
 LINE = "root=/dev/nvme0n1 rootfstype=ext4 rw console=ttyS0 quiet systemd.show_status=0 ima_policy=tcb"
 KERNEL = "fd09ba2d352b222ed9dc5e5446d434b821d5b7eae0ba030cdd078e903a85cfb9"
 INITRD = "748ff81ed5b6823e3a2e3fa200e52ecc17566c4a7512162c60b8fa6ef142d68a"
+# Tags of Linux's EFI stub (drivers/firmware/efi/libstub): an initrd, and its command line.
+TAG_INITRD, TAG_OPTIONS = 0x8F3B22EC, 0x8F3B22ED
 PCRS = {"shim-grub": (*range(10), 11, 12, 14), "uki": (*range(10), 11, 12, 15)}
 
 
@@ -39,6 +43,34 @@ def packed(found: list[Event]) -> bytes:
 def measured(pcr: int, kind: int, data: bytes, of: bytes | None = None) -> Event:
     """An event whose digest is of *data*, or of something else that was measured."""
     return Event(pcr, kind, {"sha256": hashlib.sha256(data if of is None else of).digest()}, data)
+
+
+def variable(guid: str, name: str, content: bytes) -> bytes:
+    """UEFI_VARIABLE_DATA."""
+    told = name.encode("utf-16-le")
+    return uuid.UUID(guid).bytes_le + struct.pack("<QQ", len(name), len(content)) + told + content
+
+
+def tagged(number: int, text: str) -> bytes:
+    """TCG_PCClientTaggedEvent."""
+    raw = text.encode() + b"\0"
+    return struct.pack("<II", number, len(raw)) + raw
+
+
+def wide(text: str) -> bytes:
+    """UTF-16 with its NUL, as kernels and systemd's stub take a command line."""
+    return text.encode("utf-16-le") + b"\0\0"
+
+
+def record(pcr: int, digest: bytes, text: str, kind: str = "phase") -> bytes:
+    """A record of systemd's log that claims *text* for *digest*."""
+    found = {
+        "pcr": pcr,
+        "digests": [{"hashAlg": "sha256", "digest": digest.hex()}],
+        "content_type": "systemd",
+        "content": {"string": text, "eventType": kind},
+    }
+    return b"\x1e" + json.dumps(found).encode() + b"\n"
 
 
 def edited(boot: str, edit: Callable[[list[Event]], None]) -> tuple[bytes, dict[int, bytes]]:

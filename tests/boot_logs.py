@@ -6,13 +6,17 @@ checkout. ``NETSPACE_TEE`` names that of recorded TEE reports. Tests of absent f
 
 from __future__ import annotations
 
+import datetime
 import os
 import re
 from pathlib import Path
 
 import checkout
+import pytest
 
 FIXTURES = checkout.ROOT / "tests/fixtures/eventlogs"
+THEN = datetime.datetime(2025, 6, 1, tzinfo=datetime.timezone.utc).timestamp()
+"""A moment within the time of every certificate of the recorded TEE reports."""
 
 
 def others() -> Path | None:
@@ -25,6 +29,14 @@ def tee(name: str) -> Path | None:
     """A file of recorded TEE reports, beside the logs of others; None where it is not there."""
     path = Path(os.environ.get("NETSPACE_TEE") or checkout.ROOT.parent / "shared/data/tee") / name
     return path if path.is_file() else None
+
+
+def recorded(name: str) -> bytes:
+    """The content of a file of recorded TEE reports; the test is skipped where there is no such file."""
+    path = tee(name)
+    if path is None:
+        pytest.skip(f"{name} is not in the folder of recorded reports (NETSPACE_TEE)")
+    return path.read_bytes()
 
 
 def pcrread(path: Path) -> dict[int, bytes]:

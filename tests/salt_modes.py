@@ -70,7 +70,7 @@ class Salt:
         return json.loads(done.stdout)["local"], done.stderr
 
     def fails(self, *arguments: str) -> str:
-        """The output of ``salt-call`` where it fails."""
+        """``salt-call``, which must fail: what it printed and what was logged."""
         command = "import sys; from salt.scripts import salt_call; sys.argv[0] = 'salt-call'; salt_call()"
         done = subprocess.run(
             [str(self.python), "-c", command, "-c", str(self.config.parent), *arguments],

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import datetime
 import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 
 
 @dataclass
@@ -23,6 +28,26 @@ class Factory:
     def roots(self) -> Path:
         """The maker's certificates."""
         return self.folder / "roots"
+
+    def certify(self, key: CertificatePublicKeyTypes) -> x509.Certificate:
+        """Issue a certificate for an endorsement key, as makers do for keys that swtpm's own tool does not certify."""
+        issuer = x509.load_pem_x509_certificate((self.folder / "ca/issuercert.pem").read_bytes())
+        signer = serialization.load_pem_private_key((self.folder / "ca/signkey.pem").read_bytes(), None)
+        now = datetime.datetime.now(datetime.timezone.utc)
+        names = ("digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_cert_sign")
+        usage = dict.fromkeys((*names, "crl_sign", "encipher_only", "decipher_only"), False)
+        return (
+            x509.CertificateBuilder()
+            .subject_name(x509.Name([]))
+            .issuer_name(issuer.subject)
+            .public_key(key)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(hours=1))
+            .not_valid_after(now + datetime.timedelta(days=1))
+            .add_extension(x509.KeyUsage(**usage, key_agreement=True), True)
+            .add_extension(x509.ExtendedKeyUsage([x509.ObjectIdentifier("2.23.133.8.1")]), False)
+            .sign(signer, hashes.SHA256())
+        )
 
 
 def missing() -> str:

@@ -82,7 +82,8 @@ def integer(value: int) -> bytes:
 
 
 @functools.cache
-def _rsa(name: str) -> rsa.RSAPrivateKey:
+def rsa_key(name: str) -> rsa.RSAPrivateKey:
+    """A key of that name, the same one each time: to make it takes long."""
     return rsa.generate_private_key(65537, 2048)
 
 
@@ -91,13 +92,21 @@ def _ec(name: str, curve: type[ec.EllipticCurve]) -> ec.EllipticCurvePrivateKey:
     return ec.generate_private_key(curve())
 
 
+@functools.cache
+def _amd_chain(name: str) -> tuple[bytes, bytes]:
+    root, ask = rsa_key(f"{name} ark"), rsa_key(f"{name} ask")
+    return (
+        issue("ARK", root, "ARK", root, True),
+        issue("SEV-Milan", ask, "ARK", root, True, path=0, serial=8, crl_sign=False),
+    )
+
+
 class Amd:
     """AMD: a root, an intermediate for each kind of key, and one processor."""
 
     def __init__(self, name: str = "amd") -> None:
-        self.root_key, self.ask_key = _rsa(f"{name} ark"), _rsa(f"{name} ask")
-        self.root = issue("ARK", self.root_key, "ARK", self.root_key, True)
-        self.ask = issue("SEV-Milan", self.ask_key, "ARK", self.root_key, True, path=0, serial=8, crl_sign=False)
+        self.root_key, self.ask_key = rsa_key(f"{name} ark"), rsa_key(f"{name} ask")
+        self.root, self.ask = _amd_chain(name)
         self.key = _ec(f"{name} vcek", ec.SECP384R1)
 
     def leaf(self, tcb: dict[str, int] = TCB, chip: bytes | None = CHIP, csp: bytes = b"", **how: Any) -> bytes:

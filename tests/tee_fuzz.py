@@ -71,7 +71,7 @@ def targets() -> dict[str, Target]:
         intel.document("tcbInfo", tee_forge.tcb_info()),
         intel.document("enclaveIdentity", tee_forge.identity()),
     ]
-    document = tee_forge.vtpm(tee_forge._rsa("ak"), tee_forge._rsa("ek"))
+    document = tee_forge.vtpm(tee_forge.rsa_key("ak"), tee_forge.rsa_key("ek"))
     paravisor = tee_forge.hcl_report(report, document)
     made = Evidence("software", b"k" * 32, b"", b"", tee=TeeReport("tdx_guest", b"report", b"table", b"log"))
     section = {

@@ -209,6 +209,15 @@ def read(path: Path | str, most: int | None = None) -> bytes:
     return b"".join(parts)
 
 
+def stamp(path: Path) -> tuple[int, int, int]:
+    """Return inode, size and time of modification: a file whose stamp is the same was not written since.
+
+    :raises OSError: when the file can't be looked at.
+    """
+    info = path.stat()
+    return info.st_ino, info.st_size, info.st_mtime_ns
+
+
 def read_json(path: Path | str, remedy: str = REBUILT) -> dict[str, Any] | None:
     """Return the object in *path*, or None where there is no such file.
 

@@ -1,6 +1,9 @@
 """An adversary for the verifier: worlds where it must refuse, a forger with all rights, and a search.
 
-``search`` has no code about boots: it tries moves, keeps claims that get further, and reports the shortest
-sequence that deceives the verifier. ``boots`` and ``bad_boots`` make the measurements of a TPM, ``policies``
-the verifier's demands, ``claims`` and ``forger`` the moves on logs and PCRs; ``worlds`` combines them.
+``search`` has no code about boots: it tries moves, keeps claims that get further, and reports the shortest sequence
+that deceives the verifier. Two kinds of worlds use it:
+
+- Boots. ``boots`` and ``bad_boots`` make the measurements of a TPM, ``policies`` the verifier's demands, ``claims`` and
+  ``forger`` the moves on logs and PCRs; ``worlds`` combines them.
+- Measurement lists. ``list_claims`` makes lines and quotes, ``list_forger`` the moves on them; ``lists`` combines them.
 """

@@ -12,6 +12,8 @@ import struct
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 
+from boot_forge import TAG_INITRD, TAG_OPTIONS, tagged, variable, wide
+
 from adversary.boots import (
     APPLICATION,
     AUTHORITY,
@@ -19,14 +21,10 @@ from adversary.boots import (
     SETTING,
     SHIM,
     TAG,
-    TAG_INITRD,
     Boot,
     Entry,
     command,
     measured,
-    tagged,
-    variable,
-    wide,
 )
 from netspace.attestation import eventlog, events
 
@@ -215,7 +213,7 @@ def _other_line(entry: Entry, evil: str, section: bool) -> Entry | None:
     if command(entry) is not None:
         return measured(entry.pcr, IPL, wide(evil))
     read = events.tag(eventlog.Event(entry.pcr, entry.type, {}, entry.data))
-    if read is not None and read[0] == events.TAG_OPTIONS:
+    if read is not None and read[0] == TAG_OPTIONS:
         image = "BOOT_IMAGE=" if evil.startswith("/") else ""
         return measured(entry.pcr, TAG, entry.data, wide(image + evil))
     return measured(11, IPL, entry.data, evil.encode()) if section else None

@@ -10,13 +10,12 @@ import base64
 import dataclasses
 import functools
 import hashlib
-import struct
-import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import boot_forge
 import boot_logs
+from boot_forge import TAG_OPTIONS, wide
 
 from netspace.attestation import eventlog, events, measurelog
 from netspace.attestation.refusals import Refused
@@ -24,7 +23,6 @@ from netspace.attestation.refusals import Refused
 SHIM = "605dab50-e046-4300-abb6-3dd810dd8b23"
 IPL, TAG, APPLICATION, AUTHORITY = events.IPL, events.EVENT_TAG, events.APPLICATION, events.VARIABLE_AUTHORITY
 SETTING = events.VARIABLE_DRIVER_CONFIG
-TAG_INITRD = 0x8F3B22EC
 # Where boot loaders, stub and kernel measure what they load.
 LOADED = (9, 11, 12)
 SECTIONS = ("linux", "osrel", "cmdline", "initrd", "ucode", "splash", "dtb", "uname", "sbat", "pcrsig", "pcrpkey")
@@ -79,23 +77,6 @@ def spoken(pcr: int, kind: str, text: str, mark: str) -> Entry:
     """A record of systemd's."""
     raw = text.encode()
     return Entry(mark, pcr, hashlib.sha256(raw).digest(), IPL, raw, raw, kind, text)
-
-
-def variable(guid: str, name: str, content: bytes) -> bytes:
-    """UEFI_VARIABLE_DATA."""
-    wide = name.encode("utf-16-le")
-    return uuid.UUID(guid).bytes_le + struct.pack("<QQ", len(name), len(content)) + wide + content
-
-
-def tagged(number: int, text: str) -> bytes:
-    """TCG_PCClientTaggedEvent."""
-    raw = text.encode() + b"\0"
-    return struct.pack("<II", number, len(raw)) + raw
-
-
-def wide(text: str) -> bytes:
-    """UTF-16 with its NUL, as kernels and systemd's stub take a command line."""
-    return text.encode("utf-16-le") + b"\0\0"
 
 
 def _content(event: eventlog.Event) -> bytes | None:
@@ -187,7 +168,7 @@ def _entry(uki: Boot, passed: Entry) -> Boot:
         if one.pcr == 11:
             continue
         options = events.tag(eventlog.Event(one.pcr, one.type, {}, one.data))
-        if one.pcr == 9 and options is not None and options[0] == events.TAG_OPTIONS:
+        if one.pcr == 9 and options is not None and options[0] == TAG_OPTIONS:
             told += [program, passed, measured(9, TAG, one.data, wide(boot_forge.LINE), one.mark)]
         else:
             told.append(one)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
-import json
 import random
 import struct
 from dataclasses import dataclass
 
-from adversary.boots import FORMS, SECTIONS, SHIM, TAG_INITRD, Boot, Entry, tagged, variable, wide
+from boot_forge import TAG_INITRD, TAG_OPTIONS, record, tagged, variable, wide
+
+from adversary.boots import FORMS, SECTIONS, SHIM, Boot, Entry
 from netspace.attestation import events
 from netspace.attestation.eventlog import NO_ACTION
 
@@ -61,10 +62,7 @@ def _event(one: Entry, algorithms: tuple[int, ...]) -> bytes:
 
 @functools.lru_cache(65_536)
 def _record(one: Entry) -> bytes:
-    digests = [{"hashAlg": "sha256", "digest": one.digest.hex()}]
-    content = {"string": one.text, "eventType": one.kind}
-    record = {"pcr": one.pcr, "digests": digests, "content_type": "systemd", "content": content}
-    return b"\x1e" + json.dumps(record).encode() + b"\n"
+    return record(one.pcr, one.digest, one.text, one.kind)
 
 
 def honest(boot: Boot) -> Claim:
@@ -101,7 +99,7 @@ class Knowledge:
             *(form.encode() + line + b"\0" for form in FORMS for line in lines),
             *(wide(line) for line in self.lines),
             tagged(TAG_INITRD, "Linux initrd"),
-            tagged(events.TAG_OPTIONS, "LOADED_IMAGE::LoadOptions"),
+            tagged(TAG_OPTIONS, "LOADED_IMAGE::LoadOptions"),
             *(f".{name}\0".encode("utf-16-le") for name in SECTIONS),
             variable(events.GLOBAL, "SecureBoot", b"\1"),
             variable(events.SECURITY, "dbx", b""),

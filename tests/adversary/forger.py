@@ -1,8 +1,8 @@
 """A forger's moves on boot logs and PCRs.
 
-He is root on the host after the boot. He writes each log that is sent, and extends any PCR of 0 to 15 with any digest,
-before systemd measures or after it. He can't undo an extension. Moves after which the logs no longer lead to the values
-of the PCRs are included, but rare: the replay refuses them at once.
+He is root on the host after the boot. He writes each log that is sent, and extends any PCR with any digest, before
+systemd measures or after it. He can't undo an extension. Moves after which the logs no longer lead to the values of the
+PCRs are included, but rare: the replay refuses them at once.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ import hashlib
 import random
 from collections.abc import Callable, Mapping, Sequence
 
+from boot_forge import TAG_OPTIONS, tagged, wide
+
 from adversary import boots
-from adversary.boots import FORMS, IPL, LOADED, TAG, Entry, measured, tagged, wide
+from adversary.boots import FORMS, IPL, LOADED, TAG, Entry, measured
 from adversary.claims import Claim, Knowledge
 from adversary.search import Move
 from netspace.attestation import events
@@ -258,7 +260,7 @@ def _extension(chance: random.Random, know: Knowledge) -> Entry:
         return Entry("", pcr, chance.choice(know.digests), kind, b"(hd0,gpt1)/vmlinuz\0")
     if how < 8 and know.lines:
         line = chance.choice(know.lines)
-        options = tagged(events.TAG_OPTIONS, "LOADED_IMAGE::LoadOptions")
+        options = tagged(TAG_OPTIONS, "LOADED_IMAGE::LoadOptions")
         return chance.choice(
             (
                 measured(8, IPL, b"kernel_cmdline: " + line.encode() + b"\0", line.encode()),

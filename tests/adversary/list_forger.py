@@ -55,7 +55,7 @@ def _on_lines(name: str, said: str, change: Callable[[list[Line]], None], which:
 
 
 def _at(world: Known, chance: random.Random, claim: Claim) -> int:
-    """A line of the last answer: the bad one half of the time."""
+    """Return the number of a line in the last answer: 6 times of 10 the first bad one, if it is there, else any."""
     lines = claim.rounds[-1].lines
     here = world.bad - claim.rounds[-1].first
     if 0 <= here < len(lines) and chance.random() < 0.6:

@@ -292,7 +292,7 @@ def _turned_off(quoted: tuple[int, ...], boot: dict[str, Any]) -> tuple[tuple[Ev
     def edit(found: list[Event]) -> None:
         for at in range(len(found) - 1, -1, -1):
             tag = events.tag(found[at])
-            if tag and tag[0] == events.TAG_OPTIONS:
+            if tag and tag[0] == boot_forge.TAG_OPTIONS:
                 del found[at]
             elif found[at].data.startswith(b"kernel_cmdline: "):
                 found[at] = boot_forge.measured(8, events.IPL, b"kernel_cmdline: " + EVIL_LINE + b"\0", EVIL_LINE)

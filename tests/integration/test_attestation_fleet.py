@@ -39,7 +39,7 @@ def accept(made: Fleet, name: str, token: str, key: dict[str, str]) -> str:
     return str(done.data if done.data is not None else done.stdout)
 
 
-def test_a_fleet_is_attested_and_enforces_it(fleet: Fleet, salt_factories: FactoriesManager, tmp_path: Path) -> None:
+def test_a_fleet_is_attested_and_enforces_it(fleet: Fleet, salt_factories: FactoriesManager) -> None:
     a, b = fleet.minions["a"], fleet.minions["b"]
 
     def told(state: str) -> None:

@@ -231,7 +231,7 @@ def test_a_detached_crun_is_always_systemds_own_child(
 
 
 def test_a_detached_crun_after_crash_kill_and_stop(
-    call: Callable[..., Any], detached: Callable[..., dict[str, Any]], host: SystemdHost, tmp_path: Path
+    call: Callable[..., Any], detached: Callable[..., dict[str, Any]], host: SystemdHost
 ) -> None:
     deaf = detached("deaf", "trap '' TERM; while :; do busybox sleep 0.1; done", stop_timeout=0.3)
     # To systemd one that has ended before it looked at it has not started.

@@ -1,9 +1,10 @@
 """A host without a master judges itself: attester and verifier in one process.
 
-What this is worth: a host whose root is honest learns whether its TPM, firmware and boot
-are what they should be. It can't convince anybody else, which is why the result names the
-verifier ``self``. The steps and checks are those of a verifier elsewhere: nothing is left
-out for being at home.
+A host whose root is honest learns by this whether its TPM, firmware and boot are what they should be. It can't convince
+anybody else, so the result names the verifier ``self``. The checks are in ``verifier``, as for a verifier elsewhere.
+Less is given to them here: values of PCRs (``references``) and no policy, so neither measurement lists nor reports of a
+TEE are judged. The pin has the TPM's last clock without the boot in which it was seen, so a reset of the TPM within one
+boot is not noticed.
 """
 
 from __future__ import annotations

@@ -16,7 +16,6 @@ from netspace.attestation import (
     events,
     extensions,
     measured,
-    measurelog,
     platform_rules,
     policy_reading,
 )
@@ -52,14 +51,11 @@ def told(evidence: Evidence) -> Told:
 
     :raises Refused: when the logs can't be read, or do not lead to the quoted values that the rules rest on.
     """
-    if evidence.boot_log is None:
-        raise LogMismatch("the firmware gives no boot log")
-    log = eventlog.parse(evidence.boot_log)
-    records = measurelog.parse(evidence.systemd_log) if evidence.systemd_log is not None else ()
-    replayed = measurelog.extend(log.replay(BANK), records, BANK)
-    unled = frozenset(pcr for pcr in _APART & evidence.pcrs.keys() if not _led(pcr, evidence, log, replayed))
-    log.check({pcr: value for pcr, value in evidence.pcrs.items() if pcr not in unled}, BANK, replayed)
-    extended = extensions.of(log, records, range(24))
+    logs = extensions.read(evidence)
+    replayed = logs.replayed()
+    unled = frozenset(pcr for pcr in _APART & evidence.pcrs.keys() if not _led(pcr, evidence, logs.boot, replayed))
+    logs.boot.check({pcr: value for pcr, value in evidence.pcrs.items() if pcr not in unled}, BANK, replayed)
+    extended = logs.of(range(24))
     quoted = {pcr: extended[pcr] if pcr in evidence.pcrs else [] for pcr in range(24)}
     rules: dict[str, Any] = {
         "applications": [one.digest.hex() for one in quoted[4] if one.kind == events.APPLICATION],

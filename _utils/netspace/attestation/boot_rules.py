@@ -19,13 +19,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from netspace.attestation import boot_policy, eventlog, events, extensions, measured, measurelog, platform_rules
+from netspace.attestation import boot_policy, events, extensions, measured, platform_rules
 from netspace.attestation.boot_policy import FIRMWARE, Boot
 from netspace.attestation.evidence import BANK, Evidence
 from netspace.attestation.extensions import Extension
 from netspace.attestation.refusals import (
     LogMismatch,
-    NoBootLog,
     NoPolicy,
     Uncovered,
     UnexpectedEvent,
@@ -52,14 +51,10 @@ def judged_boot(evidence: Evidence, policy: Boot | None, references: References 
     """
     if policy is None and references is None:
         raise NoPolicy("there are no references for the PCRs")
-    if evidence.boot_log is None:
-        raise NoBootLog("the firmware gives no boot log")
-    quoted, given = evidence.pcrs, references or {}
-    log = eventlog.parse(evidence.boot_log)
-    records = measurelog.parse(evidence.systemd_log) if evidence.systemd_log is not None else ()
-    replayed = measurelog.extend(log.replay(BANK), records, BANK)
+    logs = extensions.read(evidence)
+    quoted, given, replayed = evidence.pcrs, references or {}, logs.replayed()
     unchecked = policy.unchecked if policy else frozenset[int]()
-    log.check({pcr: value for pcr, value in quoted.items() if pcr not in unchecked}, BANK, replayed)
+    logs.boot.check({pcr: value for pcr, value in quoted.items() if pcr not in unchecked}, BANK, replayed)
     if policy is None:
         _values(quoted, given, quoted.keys())
         return frozenset()
@@ -68,7 +63,7 @@ def judged_boot(evidence: Evidence, policy: Boot | None, references: References 
     for pcr in sorted(touched - replayed.keys()):
         if quoted[pcr] != _UNTOUCHED:
             raise LogMismatch(f"PCR {pcr} has a value, and no log has an event for it")
-    extended = extensions.of(log, records, touched)
+    extended = logs.of(touched)
     if policy.secure_boot or policy.dbx or policy.sbat or policy.signers is not None:
         platform_rules.check(extended[7], policy)
     if 14 in policy.judged:

@@ -75,8 +75,6 @@ SECURITY = "d719b2cb-3d3a-4596-a3bc-dad00e67656f"
 # UEFI 2.10, 32.4.1: the kinds of a signature list.
 _X509 = uuid.UUID("a5c059a1-94e4-4aa7-87b5-ab155c2bf072").bytes_le
 _SHA256 = uuid.UUID("c1c41626-504c-4092-aca9-41f936934328").bytes_le
-# Tag of Linux's EFI stub (drivers/firmware/efi/libstub): its command line.
-TAG_OPTIONS = 0x8F3B22ED
 # What GRUB logs before a kernel's command line, which is what it measures.
 GRUB = (b"kernel_cmdline: ", b"grub_kernel_cmdline ")
 

@@ -40,6 +40,8 @@ MAX_CHAIN = 8
 MAX_OTHERS = 8
 # Bytes of a period, which selects an attestation key: each certificate has a period and a key of its own.
 PERIOD = 16
+# Characters of an answer that travel in one message: less than half of what Salt lets through.
+PART = 384 * 1024
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,8 @@ class TeeReport:
 
     :param provider: the kernel's name for the report's format. It only picks the parser.
     :param certificates: as the host gave them to its guest; empty for none.
-    :param log: the area that the guest's boot log lies in (CCEL), where there is one.
+    :param log: the guest's boot log (CCEL) without the padding of its area; an area that can't be read as a log is sent
+        as it is. None where there is no area.
     """
 
     provider: str

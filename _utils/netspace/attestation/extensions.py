@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
-from netspace.attestation import events, measured
+from netspace.attestation import eventlog, events, measured, measurelog
 from netspace.attestation.eventlog import NO_ACTION, Event, EventLog
-from netspace.attestation.evidence import BANK
+from netspace.attestation.evidence import BANK, Evidence
 from netspace.attestation.measurelog import Record
+from netspace.attestation.refusals import NoBootLog
 
 # Before what GRUB measures, its log says what it is: the text after it is what was measured.
 _GRUB = (*events.GRUB, b"grub_cmd: ")
@@ -60,6 +61,33 @@ class Extension(NamedTuple):
     def preimage(self) -> bytes | None:
         """Return the data that was measured, where it is known."""
         return next(self.preimages(), None)
+
+
+class Logs(NamedTuple):
+    """The two logs of a boot; the second is empty where systemd kept none."""
+
+    boot: EventLog
+    records: tuple[Record, ...]
+
+    def replayed(self) -> dict[int, bytes]:
+        """Return the PCR values that both logs lead to."""
+        return measurelog.extend(self.boot.replay(BANK), self.records, BANK)
+
+    def of(self, pcrs: Collection[int]) -> Mapping[int, list[Extension]]:
+        """Return what *pcrs* were extended with."""
+        return of(self.boot, self.records, pcrs)
+
+
+def read(evidence: Evidence) -> Logs:
+    """Read the logs that came with *evidence*.
+
+    :raises NoBootLog: when there is no boot log.
+    :raises Refused: when a log is malformed.
+    """
+    if evidence.boot_log is None:
+        raise NoBootLog("the firmware gives no boot log")
+    boot = eventlog.parse(evidence.boot_log)
+    return Logs(boot, measurelog.parse(evidence.systemd_log) if evidence.systemd_log is not None else ())
 
 
 def is_word(pcr: int, one: Extension) -> bool:

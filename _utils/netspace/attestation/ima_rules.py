@@ -47,7 +47,7 @@ import functools
 import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from netspace.attestation import eventlog, extensions, ima, measurelog
+from netspace.attestation import extensions, ima
 from netspace.attestation.evidence import BANK, Evidence
 from netspace.attestation.ima import BOOT_AGGREGATE, Entry, File, State
 from netspace.attestation.policy import Ima
@@ -145,14 +145,13 @@ def _at_start(evidence: Evidence) -> Values:
     values = dict(evidence.pcrs)
     if evidence.boot_log is None or evidence.systemd_log is None:
         return values
-    log = eventlog.parse(evidence.boot_log)
-    extended = extensions.of(log, measurelog.parse(evidence.systemd_log), AGGREGATED)
-    for pcr, found in extended.items():
+    logs = extensions.read(evidence)
+    for pcr, found in logs.of(AGGREGATED).items():
         last = len(found)
         while last and extensions.is_word(pcr, found[last - 1]):
             last -= 1
         if last < len(found):
-            values[pcr] = log.extended(pcr, BANK, (one.digest for one in found[:last]))
+            values[pcr] = logs.boot.extended(pcr, BANK, (one.digest for one in found[:last]))
     return values
 
 

@@ -16,6 +16,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from netspace import files
 from netspace.attestation.refusals import UnlistedEndorsementKey
 from netspace.errors import NetspaceError
 
@@ -52,15 +53,15 @@ def read(path: Path) -> Inventory:
     :raises NetspaceError: naming the line that is wrong.
     """
     try:
-        info = path.stat()
-        return _read(path, info.st_ino, info.st_size, info.st_mtime_ns)
+        return _read(path, files.stamp(path))
     except OSError as err:
         raise NetspaceError(f"netspace.attestation:inventory: {path}: {err.strerror}") from err
 
 
 @functools.lru_cache(maxsize=4)
-def _read(path: Path, *_stamp: int) -> Inventory:
-    raw = path.read_bytes()
+def _read(path: Path, stamp: tuple[int, int, int]) -> Inventory:
+    """Read the file whose stamp is *stamp*: another stamp is another call to the cache."""
+    raw = files.read(path, MAX_FILE + 1)
     if len(raw) > MAX_FILE:
         raise NetspaceError(f"{path}: more than {MAX_FILE} bytes")
     owners: dict[str, str] = {}

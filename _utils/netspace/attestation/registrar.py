@@ -452,10 +452,9 @@ def key_of(minion: str) -> str:
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
     try:
-        info = path.stat()
+        return files.stamp(path)
     except OSError:
         return None
-    return info.st_ino, info.st_size, info.st_mtime_ns
 
 
 def _answer(data: Any) -> bytes:

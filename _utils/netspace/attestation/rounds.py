@@ -279,14 +279,6 @@ def doubtful(folder: Path, minions: Collection[str]) -> frozenset[str]:
     return last.absent & set(minions) if last.rounds else frozenset(minions)
 
 
-def absent(folder: Path) -> frozenset[str]:
-    """Return the minions that did not answer the last time.
-
-    :param folder: the registrar's.
-    """
-    return _read(folder).absent
-
-
 def deadline(folder: Path, now: float) -> float:
     """Return the seconds for which a result counts where the configuration says nothing.
 

@@ -22,8 +22,8 @@ from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
-from netspace.attestation import eventlog, ima, measurelog, verdict
-from netspace.attestation.evidence import MAX_TEE, from_hex
+from netspace.attestation import eventlog, ima, measurelog
+from netspace.attestation.evidence import MAX_TEE, PART, from_hex
 from netspace.attestation.refusals import Malformed
 from netspace.attestation.window import PARTS, Answer, Call, Step
 
@@ -49,9 +49,9 @@ class Parts:
         """
         number = head.get("parts") if isinstance(head, Mapping) else None
         digest = from_hex(head.get("sha256"), 32) if isinstance(head, Mapping) else None
-        if type(number) is not int or not 0 < number <= -(-self.MOST // verdict.PART) or digest is None:
+        if type(number) is not int or not 0 < number <= -(-self.MOST // PART) or digest is None:
             raise Malformed("answer: not an announcement of parts")
-        self.size = number * verdict.PART
+        self.size = number * PART
         self._digest = digest
         self._number = number
         self._came = 0
@@ -69,7 +69,7 @@ class Parts:
         :raises Malformed: when it is no part.
         """
         text = data.get("text") if isinstance(data, Mapping) and set(data) == {"text"} else None
-        if not isinstance(text, str) or not text.isascii() or not 0 < len(text) <= verdict.PART:
+        if not isinstance(text, str) or not text.isascii() or not 0 < len(text) <= PART:
             raise Malformed(f"answer: part {self._came} is none")
         self._file.write(text.encode())
         self._digest_now.update(text.encode())

@@ -22,7 +22,7 @@ from typing import Any
 
 from netspace import files, jose
 from netspace.attestation import appraisal, attester, ear, identity, result, terms
-from netspace.attestation.evidence import Context, Evidence, from_hex
+from netspace.attestation.evidence import PART, Context, Evidence, from_hex
 from netspace.attestation.evidence import period as read_period
 from netspace.attestation.refusals import Malformed, ResultForged
 from netspace.attestation.result import Result
@@ -30,8 +30,6 @@ from netspace.errors import NetspaceError, StateError
 from netspace.layout import Layout
 
 WAITING = "answer.json"
-# Characters of an answer that travel in one message: less than half of what Salt lets through.
-PART = 384 * 1024
 
 
 def answer(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import subprocess
 import time
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from software_tpm import Factory
 
 from netspace.attestation import attester, makers, refusals, result, structures, tpm, verifier
@@ -185,24 +184,7 @@ def test_a_chain_that_may_not_be_read_stops_no_enrolment(
 
 def made_by(factory: Factory, public: bytes) -> bytes:
     """The certificate (PEM) that a maker publishes for an endorsement key, instead of storing it in the TPM."""
-    issuer = x509.load_pem_x509_certificate((factory.folder / "ca/issuercert.pem").read_bytes())
-    key = serialization.load_pem_private_key((factory.folder / "ca/signkey.pem").read_bytes(), None)
-    now = datetime.datetime.now(datetime.timezone.utc)
-    names = ("digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_cert_sign")
-    usage = dict.fromkeys((*names, "crl_sign", "encipher_only", "decipher_only"), False)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(x509.Name([]))
-        .issuer_name(issuer.subject)
-        .public_key(structures.public(public).key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.KeyUsage(**usage, key_agreement=True), True)
-        .add_extension(x509.ExtendedKeyUsage([x509.ObjectIdentifier("2.23.133.8.1")]), False)
-        .sign(key, hashes.SHA256())
-    )
-    return made.public_bytes(serialization.Encoding.PEM)
+    return factory.certify(structures.public(public).key()).public_bytes(serialization.Encoding.PEM)
 
 
 @pytest.fixture

@@ -130,7 +130,7 @@ def test_evidence_without_the_list_stops_at_l4(host: Host) -> None:
     assert host.verify(rules(), None, None).code == "ima-none"
 
 
-def test_the_hosts_own_evidence_has_the_logs_that_explain_pcr_11(host: Host, tmp_path: Path) -> None:
+def test_the_hosts_own_evidence_has_the_logs_that_explain_pcr_11(host: Host) -> None:
     (host.layout.root / attester.SYSTEMD_LOG).unlink()
     found = host.verify(rules(), None, None)
     assert (found.level, found.code) == (3, "log-mismatch") and "PCR 11" in found.reason

@@ -253,9 +253,7 @@ def test_an_update_that_does_not_become_healthy_is_taken_back(host: Host) -> Non
     assert host.plan({"web": better}).steps == []
 
 
-def test_an_image_that_fails_goes_and_the_layer_of_the_one_before_is_still_there(
-    host: Host, writable: str, tmp_path: Path
-) -> None:
+def test_an_image_that_fails_goes_and_the_layer_of_the_one_before_is_still_there(host: Host, writable: str) -> None:
     check = {"exec": ["/bin/sh", "-c", "[ -e /etc/motd ]"], "interval": 0.2, "retries": 2, "timeout": 60}
     host.run("web", image=writable, health=check)
     host.operations.wait(["web"])

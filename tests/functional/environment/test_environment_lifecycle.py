@@ -270,15 +270,17 @@ def test_exec_kills_nobody_who_got_the_number_of_what_has_ended(host, debian):
     """A remaining child of the program may keep its output open until the deadline; its number is then another's."""
     host.run("web", image=f"dir:{debian}")
     script = "import os, time\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(30)\n"
-    with subprocess.Popen(["/bin/sleep", "60"], start_new_session=True) as victim, ThreadPoolExecutor(1) as apart:
-        run = apart.submit(host.operations.exec, "web", ["/usr/bin/python3", "-c", script], timeout=4)
-        until(lambda: [path for path in host.layout.run.glob("exec-*/pid") if path.read_text()])
-        for path in host.layout.run.glob("exec-*/pid"):
-            path.write_text(str(victim.pid))  # as if the kernel had given it to this process
-        done = run.result()
-        assert done["timed_out"]
-        assert victim.poll() is None
-        victim.kill()
+    with subprocess.Popen(["/bin/sleep", "60"], start_new_session=True) as victim:
+        try:
+            with ThreadPoolExecutor(1) as apart:
+                run = apart.submit(host.operations.exec, "web", ["/usr/bin/python3", "-c", script], timeout=4)
+                until(lambda: [path for path in host.layout.run.glob("exec-*/pid") if path.read_text()])
+                for path in host.layout.run.glob("exec-*/pid"):
+                    path.write_text(str(victim.pid))  # as if the kernel had given it to this process
+                assert run.result()["timed_out"]
+            assert victim.poll() is None
+        finally:
+            victim.kill()
 
 
 def test_exec_ends_what_is_never_silent(host):

@@ -461,7 +461,7 @@ LIMIT = ["x" * 48, "0", "con", "on", "null", "nul", "a-b_c", "1-0", "none", "hos
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=repr)
-def test_a_hostile_name_is_refused_with_its_path_before_anything_changes(name: object, tmp_path: Path) -> None:
+def test_a_hostile_name_is_refused_with_its_path_before_anything_changes(name: object) -> None:
     spec = {"image": "dir:/srv/x", "command": ["/bin/true"]}
     for section in (
         {"environments": {name: spec}},

@@ -144,7 +144,7 @@ def test_a_mistake_is_named_with_its_path_and_nothing_is_changed(salt, image):
     assert checked["problems"][0]["path"] == "netspace:environments:web:limits:memroy"
 
 
-def test_states_by_hand_make_the_same_host(salt, image, tmp_path):
+def test_states_by_hand_make_the_same_host(salt, image):
     run = salt
     made = run(
         "state.single", "netspace_environment.running", "name=alone", f"image=tar:{image}", f"command={python(IDLE)}"

@@ -44,7 +44,7 @@ def test_interface_without_parent_stops_only_its_own(salt: Salt, image: Path) ->
     assert changes(salt.apply(shop(image))) == {}
 
 
-def test_environment_moves_to_another_host_in_one_apply(salt: Salt, image: Path, tmp_path: Path) -> None:
+def test_environment_moves_to_another_host_in_one_apply(salt: Salt, image: Path) -> None:
     """The host that loses an environment applies its new links at the first try."""
     declared = shop(image)
     all_true(salt.apply(declared))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import http.server
+import itertools
 import json
 import subprocess
 import sys
@@ -39,18 +40,26 @@ class Town:
         self.folder = folder
         self.ends = ends
 
-    def bridge(self, name: str, *arguments: str) -> subprocess.Popen[str]:
-        """Run the bridge in *name*, until the test ends."""
-        process = self.world.run_inside(name, RUN, *arguments, cards=str(self.folder / name))
+    def run(self, name: str, code: str, *arguments: str) -> subprocess.Popen[str]:
+        """Run Python *code* in *name*, until the test ends."""
+        process = self.world.run_inside(name, code, *arguments, cards=str(self.folder / name))
 
         def end() -> None:
-            process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.communicate(timeout=10)
-            process.kill()
+            with process:  # waits for it, and closes its pipes
+                try:
+                    process.terminate()
+                    process.communicate(timeout=10)
+                except subprocess.TimeoutExpired:
+                    pass
+                finally:
+                    process.kill()
 
         self.ends.callback(end)
         return process
+
+    def bridge(self, name: str, *arguments: str) -> subprocess.Popen[str]:
+        """Run the bridge in *name*, until the test ends."""
+        return self.run(name, RUN, *arguments)
 
     def serve(self, name: str, port: int, answer: Any) -> list[dict[str, Any]]:
         """An HTTP server in *name*; ``answer(request)`` returns ``(status, headers, body)``. Return what it gets."""
@@ -153,11 +162,11 @@ def test_bridge_tells_that_a_message_was_taken(town: Town) -> None:
 def test_bridge_tries_again_until_the_server_takes_it(town: Town) -> None:
     sender = Program(town.world, "web", town.folder / "web")
     town.ends.callback(sender.leave)
-    answers = iter((503, 500, 200))
+    answers = itertools.chain((503, 500), itertools.repeat(200))
     got = town.serve("audit", 9000, lambda request: (next(answers), {}, b""))
     town.bridge("audit", "--forward", "http://127.0.0.1:9000/")
     sender.send("audit", "sold")
-    until(lambda: len(got) == 3, "it was not tried again")
+    until(lambda: len(got) >= 3, "it was not tried again")
 
 
 def test_bridge_survives_whatever_a_peer_sends(town: Town) -> None:
@@ -186,8 +195,7 @@ def test_demo_service_survives_whatever_a_peer_sends(town: Town) -> None:
     town.ends.callback(asker.leave)
     folder = Path(__file__).parents[3] / "scripts/demo.d/image"
     code = f"import sys; sys.path[:0] = [{str(folder)!r}, *{sys.path!r}]\n" + (folder / "orders.py").read_text()
-    process = town.world.run_inside("orders", code, cards=str(town.folder / "orders"))
-    town.ends.callback(process.kill)
+    process = town.run("orders", code)
     for body in (b"\xff\xfe no text", b"", b"\0" * 1000):
         asker.run(asker.mailbox.send("orders", body))
     answer = asker.run(asker.mailbox.call("orders", "three", timeout=60))

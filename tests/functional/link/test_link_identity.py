@@ -66,7 +66,7 @@ def made(folder: Path, content: bytes) -> Path:
 
 
 # -- who is let in -----------------------------------------------------------------------
-def test_a_certificate_of_ones_own_lets_in_and_nothing_else_does(host, tmp_path, monkeypatch):
+def test_a_certificate_of_ones_own_lets_in_and_nothing_else_does(host, tmp_path):
     known = authority.read(host.layout)
     now = time.time()
     assert admitted(host, "web")

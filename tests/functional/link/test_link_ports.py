@@ -57,10 +57,10 @@ def squatter(host, name: str) -> Iterator[subprocess.Popen[str]]:
 
 @pytest.fixture
 def host(world):
-    """No link; the namespaces of three environments."""
+    """No link and no mail, also after a test that fails; the namespaces of three environments."""
     world.environment("web", "orders", "audit")
     yield world
-    world.apply()
+    world.apply(purge=True)
 
 
 def errors(host, *links: Link) -> dict[str, str]:

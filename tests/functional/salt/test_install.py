@@ -185,7 +185,7 @@ def test_folder_serves_modules_and_runners(nothing: Salt) -> None:
     assert "runners.netspace_attestation" in master["runners"]
 
 
-def test_gitfs_serves_what_is_needed_and_no_more(nothing: Salt, tmp_path: Path) -> None:
+def test_gitfs_serves_what_is_needed_and_no_more(nothing: Salt) -> None:
     pytest.importorskip("git")
     git = ["git", "-C", str(nothing.source), "-c", "user.name=n", "-c", "user.email=n@example.org"]
     (nothing.source / "secret").write_text("no minion's\n")

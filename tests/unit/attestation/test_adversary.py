@@ -1,7 +1,7 @@
 """The adversary of boots: no forgery of a bad boot reaches L4, and the search finds the hole when a check is removed.
 
 ``NETSPACE_FORGERIES`` is the number of forgeries, by default 5,000. Half of them have a fixed seed, half
-a new one, which a failure prints. ``python tests/adversary`` is the long run.
+``NETSPACE_SEED``; without that a new one, which a failure prints. ``python tests/adversary`` is the long run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from netspace.attestation.extensions import Extension
 from netspace.attestation.verifier import Expected
 
 FORGERIES = int(os.environ.get("NETSPACE_FORGERIES", "5000"))
-SEEDS = {"same": 1, "new": random.SystemRandom().randrange(2**32)}
+SEEDS = {"same": 1, "new": int(os.environ.get("NETSPACE_SEED") or random.SystemRandom().randrange(2**32))}
 EACH = 40
 NOW = 1_700_000_000.0
 CONTEXT = Context("verifier", "host", "session", bytes(range(32)))
@@ -39,7 +39,9 @@ def test_no_forgery_of_a_bad_boot_reaches_l4(kind: str, seed: str) -> None:
     count = FORGERIES // len(bad_boots.KINDS) // len(SEEDS)
     report = tried(kind, count, SEEDS[seed])
     assert not report.holes, str(report)
-    assert report.real[kind] >= count // EACH, str(report)
+    if count >= 100:  # most forgeries pass the replay, so that a rule of the policy refuses them
+        clumsy = sum(number for code, number in report.codes().items() if code.startswith(worlds.BootWorld.hopeless))
+        assert clumsy < report.forgeries / 2, f"{report}\nrefused as: {report.codes()}"
 
 
 # -- where a check is taken out, the adversary finds the hole -------------------------

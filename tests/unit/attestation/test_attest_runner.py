@@ -20,7 +20,7 @@ import salt.utils.event
 from runner_bus import Bus
 from test_registrar import Minion, enrolled
 
-from netspace.attestation import appraisal, attester, ima, terms, verdict
+from netspace.attestation import appraisal, attester, ima, makers, terms, verdict
 from netspace.attestation.evidence import Context
 from netspace.layout import Layout
 from netspace.spec.types import Attestation
@@ -261,6 +261,16 @@ def test_wishes_that_cannot_be_met_ask_nobody(made: tuple[Any, Bus], wrong: dict
     assert not bus.asked
 
 
+def test_keys_that_are_too_many_are_refused_and_not_cut_off(made: tuple[Any, Bus], tmp_path: Path) -> None:
+    runner, bus = made
+    keys = tmp_path / "keys.pem"
+    keys.write_bytes(b"-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n".ljust(runner.MAX_KEYS + 1, b"\n"))
+    found = runner.learn("*", ima=True, keys=str(keys))
+    assert (found["code"], found["retcode"]) == ("input", 1)
+    assert found["reason"] == f"{keys}: more than {runner.MAX_KEYS} bytes; name a file with fewer keys"
+    assert not bus.asked
+
+
 def test_a_lost_log_is_asked_for_again_with_the_reason(measured: Any) -> None:
     host = measured(1000)
     assert host.attest()["level"] == "L5"
@@ -336,9 +346,33 @@ def test_certificates_are_renewed_by_two_messages_whoever_is_away(
         assert (record["expires"] > time.time() + 80000) == (name not in away | {"web4"}), host.name
 
 
-def test_a_damaged_record_or_lost_roots_stop_no_other_host(
-    made: tuple[Any, Bus], monkeypatch: pytest.MonkeyPatch, fake_tpm: Any
+def test_enroll_reads_the_makers_folder_once_and_says_what_it_could_not_read(
+    made: tuple[Any, Bus], monkeypatch: pytest.MonkeyPatch, fake_tpm: Any, tmp_path: Path
 ) -> None:
+    runner, _ = made
+    host = Minion("web1", fake_tpm, runner._master())
+    runner._fleet().registrar.init(time.time())
+    roots = tmp_path / "roots"
+    roots.mkdir()
+    (roots / "odd.pem").write_text("nothing of a certificate")
+    runner.__opts__["netspace.attestation"]["roots"] = str(roots)
+    read: list[str] = []
+    whole = makers.read
+    monkeypatch.setattr(makers, "read", lambda folder: read.append(folder) or whole(folder))
+
+    def ask(minions: list[str], function: str, arguments: Any) -> dict[str, Any]:
+        if function == "enroll":
+            return {"web1": (host.enroll(arguments["asked"]["web1"]), "")}
+        return {"web1": (host.activate(**arguments["credentials"]["web1"]), "")}
+
+    runner_bus.join(runner, ask)
+    found = runner.enroll("web1")
+    (unreadable,) = found["unreadable_roots"]
+    assert found["level"] == "L2" and unreadable.startswith("odd.pem: ") and "retcode" not in found
+    assert read == [str(roots)]
+
+
+def test_a_damaged_record_or_lost_roots_stop_no_other_host(made: tuple[Any, Bus], fake_tpm: Any) -> None:
     runner, bus = made
     registrar = runner._fleet().registrar
     registrar.init(time.time() - 90000)

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import struct
-import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import boot_forge
 import boot_logs
 import pytest
-from boot_forge import index, measured
+from boot_forge import index, measured, record, variable, wide
 
 from netspace.attestation import (
     boot_policy,
@@ -40,17 +38,6 @@ BOOTS = ("shim-grub", "uki")
 
 def sha256(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
-
-
-def record(pcr: int, digest: bytes, text: str) -> bytes:
-    """A record of systemd's log that claims *text* for *digest*."""
-    found = {
-        "pcr": pcr,
-        "digests": [{"hashAlg": "sha256", "digest": digest.hex()}],
-        "content_type": "systemd",
-        "content": {"string": text, "eventType": "phase"},
-    }
-    return b"\x1e" + json.dumps(found).encode() + b"\n"
 
 
 def booted(boot: str, edit: Callable[[list[Event]], None] = lambda found: None) -> list[Event]:
@@ -90,12 +77,7 @@ EVIL = sha256(b"evil.efi")
 CERTIFICATE = b"\x30\x82" + b"the attacker's certificate" * 20
 
 
-def authority(guid: str, name: str, data: bytes) -> bytes:
-    wide = name.encode("utf-16-le")
-    return uuid.UUID(guid).bytes_le + struct.pack("<QQ", len(name), len(data)) + wide + data
-
-
-MOK = authority(fixed.SHIM, "MokListRT", bytes(16) + CERTIFICATE)
+MOK = variable(fixed.SHIM, "MokListRT", bytes(16) + CERTIFICATE)
 
 
 # Rules for what is loaded left out, as `learn` does where only PCRs 0 to 7 are quoted.
@@ -181,7 +163,7 @@ TEXTS = {
     "grub.cfg": b"linux /vmlinuz root=/dev/nvme0n1 init=/evil\nboot\n",
     "one line of grub.cfg": b"linux /vmlinuz init=/evil",
     "archive": cpio("etc/init.sh", b"#!/bin/sh\nexec /evil\n") + cpio("TRAILER!!!", b""),
-    "options": "init=/bin/evil".encode("utf-16-le") + b"\0\0",
+    "options": wide("init=/bin/evil"),
     "like systemd's": b"nvpcr-init:x:0x1:sha256:" + b"ab" * 32 + b"\nlinux /evil",
     "phase and more": b"sysinit\0" + cpio("x", b"y"),
     "file system": b"file-system:x\nlinux /evil",
@@ -225,9 +207,8 @@ def other_line(line: bytes, *, older: bool = True) -> Callable[[list[Event]], No
             tagged = events.tag(found[at])
             if found[at].data.startswith(b"kernel_cmdline: "):
                 found[at] = measured(8, events.IPL, b"kernel_cmdline: " + line + b"\0", line)
-            elif tagged and tagged[0] == events.TAG_OPTIONS:
-                wide = b"BOOT_IMAGE=".decode() + line.decode("latin-1")
-                found[at] = measured(9, found[at].type, found[at].data, wide.encode("utf-16-le") + b"\0\0")
+            elif tagged and tagged[0] == boot_forge.TAG_OPTIONS:
+                found[at] = measured(9, found[at].type, found[at].data, wide(f"BOOT_IMAGE={line.decode('latin-1')}"))
                 if older:
                     del found[at]
 
@@ -317,7 +298,7 @@ def signed() -> dict[str, Any]:
 def test_a6_shim_that_verifies_nothing(pcr: int, rules: Callable[[], dict[str, Any]]) -> None:
     def edit(found: list[Event]) -> None:
         at = next(n for n, one in enumerate(found) if one.pcr == 14 and one.data.startswith(b"MokListTrusted"))
-        state = authority(fixed.SHIM, "MokSBState", b"\1")
+        state = variable(fixed.SHIM, "MokSBState", b"\1")
         how = (
             measured(7, events.VARIABLE_AUTHORITY, state)
             if pcr == 7
@@ -341,7 +322,7 @@ def test_a6_another_key_that_shim_trusts() -> None:
 
 
 def level(text: bytes) -> Event:
-    return measured(7, events.VARIABLE_AUTHORITY, authority(fixed.SHIM, "SbatLevel", text))
+    return measured(7, events.VARIABLE_AUTHORITY, variable(fixed.SHIM, "SbatLevel", text))
 
 
 LEVEL = b"sbat,1,2025021800\nshim,4\ngrub,5\n"
@@ -466,7 +447,7 @@ def test_f6_a_pcr_that_anybody_resets_has_no_value(pcr: int) -> None:
 @pytest.mark.parametrize("boot", BOOTS)
 def test_a8_an_authority_before_the_separator_is_no_setting(boot: str, name: str, guid: str, kind: int) -> None:
     """Old firmware runs option ROMs before the separator; the authority for them has to be a listed signer."""
-    data = authority(guid, name, bytes(16) + CERTIFICATE)
+    data = variable(guid, name, bytes(16) + CERTIFICATE)
     at = next(n for n, one in enumerate(booted(boot)) if one.digests["sha256"] == fixed.SEPARATOR and one.pcr == 7)
     told = booted(boot)
     told.insert(at, measured(7, kind, data))
@@ -485,7 +466,7 @@ def test_an_authority_without_a_certificate_vouches_for_nothing() -> None:
     """The digest of empty data is no signer, even where it was learned as one."""
     rules = boot_forge.policy("shim-grub")
     rules["boot"]["signers"].append(fixed.NOTHING.hex())
-    short = authority(events.SECURITY, "db", b"x" * 16)
+    short = variable(events.SECURITY, "db", b"x" * 16)
     told = booted("shim-grub", lambda found: found.append(measured(7, events.VARIABLE_AUTHORITY, short)))
     assert code("shim-grub", told, rules) == "boot-event"
 
@@ -752,7 +733,7 @@ def f1() -> str:
 
 def a8() -> str:
     told = booted("shim-grub")
-    told.insert(0, measured(7, events.VARIABLE_DRIVER_CONFIG, authority(fixed.SHIM, "Shim", bytes(16) + CERTIFICATE)))
+    told.insert(0, measured(7, events.VARIABLE_DRIVER_CONFIG, variable(fixed.SHIM, "Shim", bytes(16) + CERTIFICATE)))
     return code("shim-grub", told, boot_forge.policy("shim-grub"))
 
 

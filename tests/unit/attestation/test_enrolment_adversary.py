@@ -30,11 +30,27 @@ def told(problem: str, scene: list[Move]) -> str:
     return problem + "".join(f"\n  {number}. {move}" for number, move in enumerate(scene, 1))
 
 
+@pytest.fixture
+def forged(monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """The levels that the forger's own enrolments reach, as the scenes are played."""
+    levels: set[int] = set()
+    whole = forger.Scene.undeserved
+
+    def undeserved(scene: forger.Scene, minion: str, record: dict[str, Any], *, honest: bool) -> str:
+        if not honest:
+            levels.add(record["level"])
+        return whole(scene, minion, record, honest=honest)
+
+    monkeypatch.setattr(forger.Scene, "undeserved", undeserved)
+    return levels
+
+
 @pytest.mark.parametrize("listed", [False, True], ids=["no inventory", "inventory"])
-def test_a_forger_of_enrolments_gets_nothing(material: Material, listed: bool) -> None:
-    problem, played, scene = forger.search(material, FORGERIES // 2, FIRST, listed=listed)
+def test_a_forger_of_enrolments_gets_nothing(material: Material, listed: bool, forged: set[int]) -> None:
+    problem, _, scene = forger.search(material, FORGERIES // 2, FIRST, listed=listed)
     assert not problem, told(problem, scene)
-    assert played >= FORGERIES // 2
+    if FORGERIES >= 300:  # among so many he gets his due; by an inventory at most T1's, which has a certificate
+        assert forged >= ({3} if listed else {2, 3}), forged
 
 
 def test_the_forger_is_not_refused_for_clumsiness(material: Material) -> None:

@@ -46,11 +46,16 @@ def test_variables_paths_and_command_lines() -> None:
     assert shown(tag="0x8f3b22ec", text="Linux initrd", pcr=9)
 
 
-def test_command_line_that_was_not_measured_is_told() -> None:
-    (event,) = [one for one in SHIM.events if events.is_command_line(one) and events.describe(one)["matches"]]
+def test_a_command_line_is_one_by_its_claim_and_matches_by_its_digest() -> None:
+    lines = [event for event in SHIM.events if events.is_command_line(event)]
+    assert [events.text(event.data) for event in lines] == [f"kernel_cmdline: {LINE}"]
+    (event,) = lines
+    assert events.describe(event)["matches"] is True
     forged = Event(event.pcr, event.type, event.digests, event.data.replace(b"quiet", b"debug"))
-    assert events.is_command_line(forged)
-    assert events.describe(forged)["matches"] is False
+    assert events.is_command_line(forged) and events.describe(forged)["matches"] is False
+    wide = "root=/dev/vda ro\0".encode("utf-16-le")
+    stub = Event(12, events.IPL, {"sha256": hashlib.sha256(wide).digest()}, wide)
+    assert events.is_command_line(stub) and events.text(wide) == "root=/dev/vda ro"
 
 
 def test_data_that_is_not_what_was_measured_is_told() -> None:
@@ -95,4 +100,5 @@ def test_any_data_is_described(kind: int, pcr: int, data: st.DataObject) -> None
     event = Event(pcr, kind, {"sha256": bytes(32)}, bytes(raw))
     assert events.describe(event)["pcr"] == pcr
     assert len(str(events.describe(event))) < 20_000
+    events.is_command_line(event)
     events.tag(event)

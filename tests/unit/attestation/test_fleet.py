@@ -194,7 +194,7 @@ def test_a_result_from_the_future_is_stale(made: Fleet, minion: Minion) -> None:
     assert standing(made, NOW + 86400 - 1) == ("trusted", "L2"), "a second is no reason"
 
 
-def test_what_a_host_measured_moves_no_cursor(made: Fleet, minion: Minion, logged: bytes) -> None:
+def test_what_a_host_measured_moves_no_cursor(made: Fleet, minion: Minion) -> None:
     """Reasons quote what hosts measured, and are shown in terminals."""
     import boot_forge
     from boot_forge import edited
@@ -279,7 +279,7 @@ def test_an_answer_that_is_none(made: Fleet, minion: Minion, forged: Any) -> Non
     assert standing(made)[0] == "failed"
 
 
-def test_an_answer_in_anothers_name_lowers_nothing(made: Fleet, minion: Minion, tmp_path: Path) -> None:
+def test_an_answer_in_anothers_name_lowers_nothing(made: Fleet, minion: Minion) -> None:
     """Salt lets any minion answer for any other: what no key of the host signed says nothing of the host."""
     attest(made, minion)
     before = made.record("web1")
@@ -660,9 +660,7 @@ def test_learning_shows_a_difference_and_keeps_what_was_good(made: Fleet, minion
     assert after["version"] == 2 and after["boot"]["pcrs"]["4"] == [old.hex(), "07" * 32]
 
 
-def test_nothing_is_learned_from_what_was_refused_or_of_two_groups(
-    made: Fleet, minion: Minion, store: Store, tmp_path: Path
-) -> None:
+def test_nothing_is_learned_from_what_was_refused_or_of_two_groups(made: Fleet, minion: Minion, tmp_path: Path) -> None:
     with pytest.raises(NetspaceError, match="never attested: nothing is learned"):
         made.learn(["web1"], Wish())
     attest(made, minion, session="other")

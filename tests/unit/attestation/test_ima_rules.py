@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import struct
 from typing import Any
 
 import boot_logs
 import pytest
-from boot_forge import PCRS
+from boot_forge import PCRS, record
 from test_ima import ALL, NG, OLD, named, sized
 from test_ima import line as raw_line
 from test_judge import CONTENT, Host, add, allowed, line, pem, signature, whole
@@ -155,13 +154,7 @@ def test_what_systemd_measures_into_pcr_9_is_later_than_the_start(fake_tpm: Any,
     host = Host(fake_tpm, context, "uki")
     text = "nvpcr-init:hardware:0x1d10200:sha256:" + "de" * 32
     digest = hashlib.sha256(text.encode()).digest()
-    record = {
-        "pcr": 9,
-        "digests": [{"hashAlg": "sha256", "digest": digest.hex()}],
-        "content_type": "systemd",
-        "content": {"string": text, "eventType": "nvpcr-init"},
-    }
-    later = b"\x1e" + json.dumps(record).encode() + b"\n"
+    later = record(9, digest, text, "nvpcr-init")
     systemd = boot_logs.read("uki/systemd-tpm2-measure.log")
     host.lines = host.lines[: ima.offset(host.lines, ima.match(ima.parse(host.lines), bytes(32), host.tpm.pcrs[10]))]
     before = aggregate(host)
@@ -195,13 +188,11 @@ def test_an_untouched_pcr_10_is_a_kernel_without_ima(host: Host) -> None:
 
 
 def test_process_1_under_a_bare_name_is_none(host: Host) -> None:
-    entries = ima.parse(host.lines)
-    first = host.lines[: ima.offset(host.lines, 1)]
-    host.lines = first
+    host.lines = host.lines[: ima.offset(host.lines, 1)]
     add(host, line(b"systemd", CONTENT))
     rules = whole(host)
     rules["ima"]["files"]["systemd"] = ["sha256:" + hashlib.sha256(b"program").hexdigest()]
-    assert entries and code(host, rules) == "ima-unmeasured"
+    assert code(host, rules) == "ima-unmeasured"
 
 
 @pytest.mark.parametrize(
@@ -327,7 +318,7 @@ def test_a_signature_that_is_cut_is_none() -> None:
     assert ima.file(entry) is None
 
 
-def test_many_exclusions_and_long_names_take_little_time(host: Host) -> None:
+def test_many_exclusions_and_long_names_take_little_time() -> None:
     import time
 
     rules = policy.parse(

@@ -379,7 +379,7 @@ def lines(text: str) -> Callable[[list[Event]], None]:
             if one.data.startswith(b"kernel_cmdline: "):
                 found[at] = measured(8, events.IPL, b"kernel_cmdline: " + text.encode() + b"\0", text.encode())
             tagged = events.tag(one)
-            if tagged and tagged[0] == events.TAG_OPTIONS:
+            if tagged and tagged[0] == boot_forge.TAG_OPTIONS:
                 found[at] = measured(9, one.type, one.data, f"BOOT_IMAGE={text}".encode("utf-16-le"))
 
     return edit
@@ -405,7 +405,7 @@ def test_a_command_line_that_grub_measured_and_the_kernel_got_another(host: Host
     def edit(found: list[Event]) -> None:
         for at, one in enumerate(found):
             tagged = events.tag(one)
-            if tagged and tagged[0] == events.TAG_OPTIONS:
+            if tagged and tagged[0] == boot_forge.TAG_OPTIONS:
                 found[at] = measured(9, one.type, one.data, b"init=/bin/sh")
 
     host.edit(edit)
@@ -421,7 +421,7 @@ def test_a_command_line_where_pcr_8_is_known_by_its_value(host: Host, pattern: s
     # The kernel's own measurement of it is known by the text, too.
     options = boot_forge.log("shim-grub").events
     (digest,) = [
-        one.digests["sha256"].hex() for one in options if (tag := events.tag(one)) and tag[0] == events.TAG_OPTIONS
+        one.digests["sha256"].hex() for one in options if (tag := events.tag(one)) and tag[0] == boot_forge.TAG_OPTIONS
     ]
     rules["boot"]["files"].remove(digest)
     assert host.appraise(rules).level == 4

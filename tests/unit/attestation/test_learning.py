@@ -267,7 +267,7 @@ def test_a_command_line_that_is_no_pattern_of_its_own_is_pinned_by_its_digest(li
         for at, one in enumerate(told):
             if one.data.startswith(b"kernel_cmdline: "):
                 told[at] = boot_forge.measured(8, events.IPL, b"kernel_cmdline: " + line.encode(), line.encode())
-            elif events.tag(one) and events.tag(one)[0] == events.TAG_OPTIONS:  # type: ignore[index]
+            elif events.tag(one) and events.tag(one)[0] == boot_forge.TAG_OPTIONS:  # type: ignore[index]
                 wide = f"BOOT_IMAGE={line}".encode("utf-16-le")
                 told[at] = boot_forge.measured(9, one.type, one.data, wide)
 

@@ -107,7 +107,7 @@ def test_names_in_no_order_lead_to_their_root(root: bytes, leaf: bytes) -> None:
     assert b"TPM Root CA" in root and certificates.described(root)[1] == "ECC secp256r1"
 
 
-def test_the_signature_is_over_what_its_maker_wrote(maker: Authority, root: bytes, leaf: bytes) -> None:
+def test_the_signature_is_over_what_its_maker_wrote(root: bytes, leaf: bytes) -> None:
     """The sorted copy, which is read, is signed by nobody."""
     with pytest.raises(Untrusted, match="did not sign"):
         check(encoding.with_sorted_sets(leaf), [], [root], NOW.timestamp())

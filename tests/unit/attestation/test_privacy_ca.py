@@ -144,7 +144,7 @@ def test_nothing_outlives_its_issuer(root: Authority, bound: verifier.Bound) -> 
     assert intermediate(brief).certificate.not_valid_after_utc == brief.certificate.not_valid_after_utc
 
 
-def test_revocation(ca: Authority, root: Authority, bound: verifier.Bound) -> None:
+def test_revocation(ca: Authority, bound: verifier.Bound) -> None:
     issued, other = privacy_ca.issue(ca, bound, NOW), privacy_ca.issue(ca, bound, NOW)
     good = privacy_ca.revocations(ca, {other.serial: NOW}, NOW)
     assert check(issued, bound, ca, lists=[good]) == issued.pseudonym

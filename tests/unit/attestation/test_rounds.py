@@ -74,7 +74,7 @@ def test_a_whole_fleet_that_is_away_ends_and_comes_back(tmp_path: Path) -> None:
     assert found.took < 1100
     # They are back: those who did not answer the last time are no slower than others.
     back = dict.fromkeys(hosts, Host(1.0))
-    assert round_of(back, tmp_path).took < 120 and not rounds.absent(tmp_path)
+    assert round_of(back, tmp_path).took < 120 and not rounds.doubtful(tmp_path, back)
 
 
 def test_slow_hosts_are_judged_though_they_lost_their_slots(tmp_path: Path) -> None:
@@ -361,11 +361,14 @@ def test_minions_without_an_accepted_key_are_not_waited_for() -> None:
 
 
 # -- what is kept for the next round ------------------------------------------------------
+WEB = ("web1", "web2", "web3")
+
+
 def test_who_was_silent_is_remembered_until_he_answers(tmp_path: Path) -> None:
     round_of({"web1": AWAY, "web2": Host(), "web3": AWAY}, tmp_path)
-    assert rounds.absent(tmp_path) == {"web1", "web3"}
+    assert rounds.doubtful(tmp_path, WEB) == {"web1", "web3"}
     round_of({"web1": Host()}, tmp_path)
-    assert rounds.absent(tmp_path) == {"web3"}, "a round over some says nothing of the others"
+    assert rounds.doubtful(tmp_path, WEB) == {"web3"}, "a round over some says nothing of the others"
 
 
 def test_who_is_seen_again_is_asked_as_all_others(tmp_path: Path) -> None:
@@ -391,14 +394,16 @@ def test_first_round_asks_those_that_are_connected_first(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     "text",
-    ["{", "[]", "{}", '{"absent": [1], "rounds": []}', '{"absent": [], "rounds": [[1]]}', '{"absent": [], "rounds": 1}',
-     '{"absent": ["web1"], "rounds": [["1", 2]]}', '{"absent": ["web1"], "rounds": [[true, 2]]}'],
+    ["{", "[]", "{}", '{"absent": ["web1"], "rounds": [[1, 2]]}', '{"absent": [1], "slow": [], "rounds": [[1, 2]]}',
+     '{"absent": ["web1"], "slow": 1, "rounds": [[1, 2]]}', '{"absent": ["web1"], "slow": [], "rounds": [[1]]}',
+     '{"absent": ["web1"], "slow": [], "rounds": 1}', '{"absent": ["web1"], "slow": [], "rounds": [["1", 2]]}',
+     '{"absent": ["web1"], "slow": [], "rounds": [[true, 2]]}'],
 )  # fmt: skip
 def test_a_damaged_memory_of_rounds_is_as_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "rounds.json").write_text(text)
-    assert not rounds.absent(tmp_path) and rounds.deadline(tmp_path, START) == DEADLINE
+    assert rounds.doubtful(tmp_path, WEB) == set(WEB) and rounds.deadline(tmp_path, START) == DEADLINE
     found = round_of({"web1": Host(), "web2": AWAY}, tmp_path)
-    assert set(found.judged) == {"web1"} and rounds.absent(tmp_path) == {"web2"}
+    assert set(found.judged) == {"web1"} and rounds.doubtful(tmp_path, WEB) == {"web2"}
 
 
 def test_the_deadline_follows_the_longest_round_of_a_day(tmp_path: Path) -> None:

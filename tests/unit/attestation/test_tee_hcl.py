@@ -3,38 +3,38 @@
 from __future__ import annotations
 
 import base64
-import datetime
+import functools
 import hashlib
 import json
 import string
 import struct
+from collections.abc import Callable
 from typing import Any
 
-import boot_logs
 import pytest
 import tee_forge
+from boot_logs import THEN, recorded
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tee_forge import NOW, Amd, Intel, hcl_report
+from tee_forge import NOW, Amd, Intel, hcl_report, rsa_key
 
 from netspace.attestation import offline as quotes
 from netspace.attestation import refusals
 from netspace.attestation.tee import hcl, offline, tdx, x509
 from netspace.attestation.tee.x509 import Trust
 
-THEN = datetime.datetime(2025, 6, 1, tzinfo=datetime.timezone.utc).timestamp()
-AK, EK = rsa.generate_private_key(65537, 2048), rsa.generate_private_key(65537, 2048)
-DOCUMENT = tee_forge.vtpm(AK, EK)
-BOUND = hashlib.sha256(DOCUMENT).digest().ljust(64, b"\0")
+
+@functools.cache
+def document() -> bytes:
+    """The paravisor's document with the two keys of a vTPM."""
+    return tee_forge.vtpm(rsa_key("ak"), rsa_key("ek"))
 
 
-def recorded(name: str) -> bytes:
-    path = boot_logs.tee(name)
-    if path is None:
-        pytest.skip("there is no folder of recorded reports (NETSPACE_TEE)")
-    return path.read_bytes()
+def bound() -> bytes:
+    """The report data that binds the document."""
+    return hashlib.sha256(document()).digest().ljust(64, b"\0")
 
 
 def azure(vcek: bytes = b"") -> Trust:
@@ -88,53 +88,53 @@ def test_each_changed_byte_of_a_recorded_document_is_noticed() -> None:
 
 def test_the_keys_of_a_vtpm_are_bound_to_an_snp_report() -> None:
     maker = Amd()
-    raw = hcl_report(maker.report(BOUND), DOCUMENT)
+    raw = hcl_report(maker.report(bound()), document())
     found, claims = hcl.genuine(raw, tee_forge.table((tee_forge.VCEK_GUID, maker.leaf())), maker.trust(), NOW)
-    assert found.report_data == BOUND
-    assert pem(claims.key(hcl.ATTESTATION_KEY)) == pem(AK.public_key())
-    assert pem(claims.key(hcl.ENDORSEMENT_KEY)) == pem(EK.public_key())
+    assert found.report_data == bound()
+    assert pem(claims.key(hcl.ATTESTATION_KEY)) == pem(rsa_key("ak").public_key())
+    assert pem(claims.key(hcl.ENDORSEMENT_KEY)) == pem(rsa_key("ek").public_key())
 
 
 @pytest.mark.parametrize(("algorithm", "name"), [(1, "sha256"), (2, "sha384"), (3, "sha512")])
 def test_the_document_is_bound_by_each_hash(algorithm: int, name: str) -> None:
     maker = Intel()
-    quote = maker.quote(hashlib.new(name, DOCUMENT).digest().ljust(64, b"\0"))
-    raw = hcl_report(b"", DOCUMENT, kind=4, algorithm=algorithm, version=2)
+    quote = maker.quote(hashlib.new(name, document()).digest().ljust(64, b"\0"))
+    raw = hcl_report(b"", document(), kind=4, algorithm=algorithm, version=2)
     assert hcl.genuine(raw, quote, maker.trust(), NOW)[0].kind == "tdx"
     with pytest.raises(refusals.TeeBinding):
-        hcl.genuine(hcl_report(b"", DOCUMENT + b" ", kind=4, algorithm=algorithm), quote, maker.trust(), NOW)
+        hcl.genuine(hcl_report(b"", document() + b" ", kind=4, algorithm=algorithm), quote, maker.trust(), NOW)
 
 
 def test_a_report_that_the_guest_asked_for_binds_nothing() -> None:
     """The guest's own report may be over a document of its own, with keys that it holds itself."""
     maker = Amd()
-    raw = hcl_report(maker.report(BOUND, vmpl=2), DOCUMENT)
+    raw = hcl_report(maker.report(bound(), vmpl=2), document())
     with pytest.raises(refusals.TeeBinding, match="paravisor"):
         hcl.genuine(raw, b"", maker.trust(maker.leaf()), NOW)
 
 
-MALFORMED = {
-    "empty": b"",
-    "another magic": b"HCLB" + hcl_report(bytes(1184), DOCUMENT)[4:],
-    "another version": hcl_report(bytes(1184), DOCUMENT, version=3),
-    "another type": hcl_report(bytes(1184), DOCUMENT, kind=3),
-    "another hash": hcl_report(bytes(1184), DOCUMENT, algorithm=0),
-    "no JSON": hcl_report(bytes(1184), b"{"),
-    "no object": hcl_report(bytes(1184), b"[]"),
-    "nested": hcl_report(bytes(1184), b"[" * 10000),
-    "more after it": hcl_report(bytes(1184), DOCUMENT) + b"x",
-    "too long": hcl_report(bytes(1184), DOCUMENT, pad=20000),
+MALFORMED: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda good: b"",
+    "another magic": lambda good: b"HCLB" + hcl_report(bytes(1184), good)[4:],
+    "another version": lambda good: hcl_report(bytes(1184), good, version=3),
+    "another type": lambda good: hcl_report(bytes(1184), good, kind=3),
+    "another hash": lambda good: hcl_report(bytes(1184), good, algorithm=0),
+    "no JSON": lambda good: hcl_report(bytes(1184), b"{"),
+    "no object": lambda good: hcl_report(bytes(1184), b"[]"),
+    "nested": lambda good: hcl_report(bytes(1184), b"[" * 10000),
+    "more after it": lambda good: hcl_report(bytes(1184), good) + b"x",
+    "too long": lambda good: hcl_report(bytes(1184), good, pad=20000),
 }
 
 
-@pytest.mark.parametrize("raw", MALFORMED.values(), ids=MALFORMED)
-def test_what_is_no_report_is_malformed(raw: bytes) -> None:
+@pytest.mark.parametrize("make", MALFORMED.values(), ids=MALFORMED)
+def test_what_is_no_report_is_malformed(make: Callable[[bytes], bytes]) -> None:
     with pytest.raises(refusals.TeeMalformed):
-        hcl.parse(raw)
+        hcl.parse(make(document()))
 
 
 @pytest.mark.parametrize(
-    "document",
+    "told",
     [
         b"{}",
         b'{"keys": 1}',
@@ -143,17 +143,22 @@ def test_what_is_no_report_is_malformed(raw: bytes) -> None:
         b'{"keys": [{"kid": "HCLAkPub", "kty": "RSA"}]}',
         b'{"keys": [{"kid": "HCLAkPub", "kty": "RSA", "n": "AQAB", "e": "AQAB"}]}',
         b'{"keys": [{"kid": "HCLAkPub", "kty": "RSA", "n": "!!", "e": "AQAB"}]}',
-        json.dumps({"keys": json.loads(DOCUMENT)["keys"][:1] * 2}).encode(),
     ],
 )
-def test_a_document_without_the_key_is_malformed(document: bytes) -> None:
+def test_a_document_without_the_key_is_malformed(told: bytes) -> None:
     with pytest.raises(refusals.TeeMalformed):
-        hcl.parse(hcl_report(bytes(1184), document)).key(hcl.ATTESTATION_KEY)
+        hcl.parse(hcl_report(bytes(1184), told)).key(hcl.ATTESTATION_KEY)
+
+
+def test_a_document_with_the_key_twice_is_malformed() -> None:
+    twice = json.dumps({"keys": json.loads(document())["keys"][:1] * 2}).encode()
+    with pytest.raises(refusals.TeeMalformed):
+        hcl.parse(hcl_report(bytes(1184), twice)).key(hcl.ATTESTATION_KEY)
 
 
 def test_a_number_of_a_key_has_one_spelling() -> None:
     """The last character of 256 bytes has four bits that mean nothing."""
-    whole = json.loads(DOCUMENT)
+    whole = json.loads(document())
     (key,) = (one for one in whole["keys"] if one["kid"] == hcl.ATTESTATION_KEY)
     modulus = key["n"]
     letters = string.ascii_uppercase + string.ascii_lowercase + string.digits + "-_"
@@ -165,16 +170,16 @@ def test_a_number_of_a_key_has_one_spelling() -> None:
 
 def test_a_report_in_a_file_shows_the_keys() -> None:
     maker = Amd()
-    raw = hcl_report(maker.report(BOUND), DOCUMENT)
+    raw = hcl_report(maker.report(bound()), document())
     found = offline.verify(offline.Given(raw), maker.trust(maker.leaf()), NOW)
-    assert found["valid"] and found["report"]["vtpm"]["attestation_key"].encode() == pem(AK.public_key())
+    assert found["valid"] and found["report"]["vtpm"]["attestation_key"].encode() == pem(rsa_key("ak").public_key())
     assert found["report"]["vtpm"]["configuration"] == {"secure-boot": True}
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_mutations_give_claims_or_a_refusal(data: st.DataObject) -> None:
-    raw = bytearray(hcl_report(bytes(1184), DOCUMENT))
+    raw = bytearray(hcl_report(bytes(1184), document()))
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(raw) - 1))
         raw[at : at + data.draw(st.integers(1, 3))] = data.draw(st.binary(max_size=4))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import datetime
 import functools
 import hashlib
 
-import boot_logs
 import pytest
 import tee_forge
+from boot_logs import THEN, recorded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tee_forge import NOW, Intel
@@ -25,14 +24,6 @@ QUOTES = (
 )
 # SHA-256 of Intel's SGX Root CA (https://certificates.trustedservices.intel.com/IntelSGXRootCA.der).
 INTEL_ROOT = "44a0196b2b99f889b8e149e95b807a350e7424964399e885a7cbb8ccfab674d3"
-THEN = datetime.datetime(2025, 6, 1, tzinfo=datetime.timezone.utc).timestamp()
-
-
-def recorded(name: str) -> bytes:
-    path = boot_logs.tee(name)
-    if path is None:
-        pytest.skip("there is no folder of recorded reports (NETSPACE_TEE)")
-    return path.read_bytes()
 
 
 def intel() -> Trust:

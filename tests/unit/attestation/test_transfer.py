@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from netspace.attestation import transfer, verdict
+from netspace.attestation import transfer
+from netspace.attestation.evidence import PART
 from netspace.attestation.refusals import Malformed
 from netspace.attestation.window import Answer, Call
 
@@ -52,15 +53,18 @@ def test_a_part_that_is_none(part: Any) -> None:
 
 
 def test_parts_of_another_answer_are_none() -> None:
-    head, parts = cut([1])
-    for text in ("[2]", "[1", "[" * 100_000):
-        coming = transfer.Parts(
-            {**head, "sha256": hashlib.sha256(text.encode()).hexdigest()} if text != "[2]" else head
-        )
-        coming.add({"text": text})
-        with pytest.raises(Malformed):
-            coming.whole()
-    assert parts
+    coming = transfer.Parts(cut([1])[0])
+    coming.add({"text": "[2]"})
+    with pytest.raises(Malformed, match="not of the answer that was announced"):
+        coming.whole()
+
+
+@pytest.mark.parametrize("text", ["[1", "[" * 100_000], ids=["cut off", "nested"])
+def test_parts_of_an_announced_answer_that_is_no_json(text: str) -> None:
+    coming = transfer.Parts({"parts": 1, "sha256": hashlib.sha256(text.encode()).hexdigest()})
+    coming.add({"text": text})
+    with pytest.raises(Malformed, match="answer: "):
+        coming.whole()
 
 
 # -- what somebody sends to exhaust the master --------------------------------------------
@@ -71,9 +75,9 @@ def test_a_bomb_in_parts_costs_no_more_than_its_text(unit: bytes) -> None:
     """Forty-five MiB of empty lists were 1.3 GiB of objects. Here 8 MiB: the bound is per byte."""
     text = b"[" + unit * (8 * MIB // len(unit))
     text = text.rstrip(b",") + (b"]" if unit.endswith(b",") else b"")
-    coming = transfer.Parts({"parts": -(-len(text) // verdict.PART), "sha256": hashlib.sha256(text).hexdigest()})
-    for at in range(0, len(text), verdict.PART):
-        coming.add({"text": text[at : at + verdict.PART].decode()})
+    coming = transfer.Parts({"parts": -(-len(text) // PART), "sha256": hashlib.sha256(text).hexdigest()})
+    for at in range(0, len(text), PART):
+        coming.add({"text": text[at : at + PART].decode()})
     tracemalloc.start()
     try:
         with pytest.raises(Malformed):
@@ -92,8 +96,8 @@ def test_an_answer_of_the_largest_size_is_read() -> None:
 # -- the time that it may take ------------------------------------------------------------
 def fetch(number: int, seconds: float, timeout: float = 60.0) -> tuple[float, int, Any, str]:
     """Fetch an answer whose parts take *seconds* each; return its end, the parts, the answer and the problem."""
-    text = json.dumps({"boot": "x" * (number * verdict.PART - 20)})
-    head = {"parts": -(-len(text) // verdict.PART), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+    text = json.dumps({"boot": "x" * (number * PART - 20)})
+    head = {"parts": -(-len(text) // PART), "sha256": hashlib.sha256(text.encode()).hexdigest()}
     work: Generator[Call, Answer, Any] = transfer.fetched(head, timeout)
     taken, parts = 0.0, 0
     try:
@@ -105,7 +109,7 @@ def fetch(number: int, seconds: float, timeout: float = 60.0) -> tuple[float, in
                 call = work.send(Answer(problem="nothing", took=may, silent=True))
                 continue
             parts += 1
-            part = text[call.value * verdict.PART : (call.value + 1) * verdict.PART]
+            part = text[call.value * PART : (call.value + 1) * PART]
             call = work.send(Answer({"text": part}, took=seconds))
     except StopIteration as end:
         value, came = end.value
@@ -114,7 +118,7 @@ def fetch(number: int, seconds: float, timeout: float = 60.0) -> tuple[float, in
 
 def test_parts_at_a_good_pace_are_all_fetched() -> None:
     taken, parts, value, problem = fetch(50, 5.0)
-    assert (taken, parts, problem) == (250.0, 50, "") and len(value["boot"]) == 50 * verdict.PART - 20
+    assert (taken, parts, problem) == (250.0, 50, "") and len(value["boot"]) == 50 * PART - 20
 
 
 @pytest.mark.parametrize(("seconds", "most"), [(59.0, 66.0), (61.0, 60.0), (20.0, 90.0), (7.0, 500.0)])

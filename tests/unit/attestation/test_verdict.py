@@ -14,7 +14,7 @@ import pytest
 from netspace import jose
 from netspace.attestation import appraisal, attester, ear, refusals, result, terms, verdict, verifier
 from netspace.attestation.ear import Signer, Told
-from netspace.attestation.evidence import Context
+from netspace.attestation.evidence import PART, Context
 from netspace.attestation.evidence import parse as parse_evidence
 from netspace.attestation.kind import Attestations
 from netspace.errors import NetspaceError, SpecError
@@ -232,7 +232,7 @@ def test_a_large_answer_waits_to_be_fetched_part_by_part(host: Host, signer: Sig
     head = host.answer()
     assert set(head) == {"parts", "sha256"} and head["parts"] == 4
     parts = [verdict.part(host.layout, number)["text"] for number in range(head["parts"])]
-    assert max(map(len, parts)) == verdict.PART
+    assert max(map(len, parts)) == PART
     text = "".join(parts).encode()
     assert hashlib.sha256(text).hexdigest() == head["sha256"]
     assert parse_evidence(json.loads(text)["evidence"]).boot_log == logged

@@ -408,7 +408,7 @@ def test_too_many_lookups_are_refused(monkeypatch):
     refused(tar([member("d/"), member("l", linkname="d"), *(member(f"l/{number}") for number in range(60))]))
 
 
-def test_too_many_bytes_are_refused_before_they_are_on_disk(monkeypatch, tmp_path):
+def test_too_many_bytes_are_refused_before_they_are_on_disk(monkeypatch):
     monkeypatch.setattr(bounds, "BYTES", 1 << 20)
     # Plain: by what the header says alone. Compressed: as soon as they come out.
     assert "unpacks to more" in refused(tar([member("a", bytes(900_000)), member("b", bytes(900_000))]))

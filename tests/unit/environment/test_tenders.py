@@ -177,7 +177,7 @@ def test_the_disk_is_a_plain_archive_of_whole_blocks(files: dict[str, bytes]) ->
     assert read == files
 
 
-def test_other_arguments_are_no_reason_to_build_but_another_tender_is(tmp_path: Path) -> None:
+def test_other_arguments_are_no_reason_to_build_but_another_tender_is() -> None:
     spec = parse.environment("clock", KERNEL)
     one, other = Runtime("qemu"), Runtime("qemu", {"machine": "microvm"})
     assert tenders.source(spec, one) == "kernel:qemu:/srv/clock.elf"

@@ -231,7 +231,7 @@ def test_an_authority_that_speaks_for_other_names_is_refused(root, layout, tmp_p
         authority.ensure(layout, spec, _now())
 
 
-def test_an_authority_without_constraints_serves_a_host_that_is_alone_and_no_other(root, layout, tmp_path):
+def test_an_authority_without_constraints_serves_a_host_that_is_alone_and_no_other(layout, tmp_path):
     folder = tmp_path / "authority"
     folder.mkdir()
     alone = authority.ensure(Layout(root=tmp_path / "other"), LocalBroker(), _now())

@@ -385,7 +385,7 @@ def test_full_and_unread_mailboxes_are_told(tmp_path, queue, problems):
 
 
 # -- the beacon ----------------------------------------------------------------------------
-def test_the_beacon_tells_what_changes_and_not_how_much(monkeypatch):
+def test_the_beacon_tells_what_changes_and_not_how_much():
     beacon = runpy.run_path("_beacons/netspace_link.py")
     said = {"problems": []}
     context: dict[str, object] = {}
