@@ -14,10 +14,10 @@ from whole_host import ASK, all_true, changes, shop
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("clean")]
 
-ROUNDS = 20
+ROUNDS = 20 if os.environ.get("NETSPACE_FAULTS") == "all" else 9
 
 
-def test_twenty_killed_applies_are_each_repaired(salt, image):
+def test_killed_applies_are_each_repaired(salt, image):
     before = snapshot.rested()
     everything = shop(image)
     started = time.monotonic()
