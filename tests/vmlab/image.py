@@ -131,7 +131,9 @@ def build(*, say: bool = True) -> Image:
 
     progress("Debian (half a minute)")
     root = work / "root"
-    _run("mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory", "--skip=output/dev",
+    # What it mounts in the root goes with it, also when it is killed.
+    private = ("unshare", "--mount", "--propagation", "private", "--")
+    _run(*private, "mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory", "--skip=output/dev",
          f"--include={','.join(PACKAGES)}", _suite(), root, *_sources())  # fmt: skip
     progress("kernel and boot loader")
     downloads = work / "packages"
