@@ -42,8 +42,6 @@ from netspace.spec.types import Broker, ClusterBroker, Link, LocalBroker
 from netspace.supervision import Supervisor
 
 IMPORT_SECONDS = 300.0
-# Seconds for which shovels that were just changed may be missing from what the broker tells of them.
-CARRIERS_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -292,12 +290,8 @@ class Change:
         """
         if not isinstance(broker, LocalBroker) or not any(map(model.carried, after.values())):
             return
-        deadline = time.monotonic() + CARRIERS_SECONDS
-        while api.get("shovels", vhost) == []:
-            if time.monotonic() > deadline:
-                node.restart_carriers(self.layout, broker)
-                return
-            time.sleep(0.1)
+        if reach.carriers_ended(api, vhost):
+            node.restart_carriers(self.layout, broker)
 
     def _with_carriers(self, broker: Broker, do: Callable[[], object]) -> None:
         """Change a shovel; once more where that ended what runs them all, or it had ended (``reach.stalled``)."""

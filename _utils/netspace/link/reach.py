@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
@@ -18,6 +19,8 @@ from netspace.supervision import Status
 
 BrokerState = Literal["absent", "stopped", "starting", "running", "deaf", "unreachable"]
 """``deaf``: our broker runs, but clients can't reach it: another program has its port, or nobody has."""
+CARRIERS_SECONDS = 3.0
+"""For so long shovels that were just changed may be missing from what the broker tells of them."""
 
 
 def vhost(layout: Layout, broker: Broker) -> str:
@@ -130,9 +133,19 @@ def stalled(layout: Layout, broker: Broker, definitions: Mapping[str, Any] | Non
         return False
     try:
         with management(layout, broker) as api:
-            return bool(api.get("shovels", where) == [])
+            return carriers_ended(api, where)
     except NetspaceError:  # the broker's state tells
         return False
+
+
+def carriers_ended(api: Management, vhost: str) -> bool:
+    """Whether the broker knows of no shovel, for as long as it may take to know of one that was defined."""
+    deadline = time.monotonic() + CARRIERS_SECONDS
+    while api.get("shovels", vhost) == []:
+        if time.monotonic() > deadline:
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def flooded(layout: Layout, api: Management, broker: Broker, links: Mapping[str, Link]) -> tuple[Key, ...]:

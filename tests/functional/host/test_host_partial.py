@@ -101,4 +101,5 @@ def test_exec_takes_words_text_or_list(salt: Salt, image: Path) -> None:
     assert salt("netspace_environment.exec", "web", "echo", "1", "2.5")["stdout"] == "1 2.5\n"
     # A list is taken as it is, also a list of one: here a program that isn't there, by the whole of its name.
     for words in (json.dumps(["ls /demo"]), "command=" + json.dumps(["ls /demo"])):
-        assert salt("netspace_environment.exec", "web", words)["retcode"] != 0
+        with pytest.raises(AssertionError, match="`/ls /demo` not found"):
+            salt("netspace_environment.exec", "web", words)
