@@ -100,6 +100,42 @@ def check(declaration: dict[str, Any] | None = None, host: bool = True) -> dict[
     return {"valid": not problems, "problems": problems}
 
 
+def check_host(summary: bool = False) -> list[dict[str, str]] | dict[str, Any]:
+    """
+    Say what on this host weakens the isolation of environments, and what to do about it. Changes nothing.
+
+    Returns a row for each setting of the kernel, and each weakness of the processor that it knows: ``name``,
+    ``outcome``, ``found`` (the value), ``expected``, ``matters``, ``why`` (what follows from another value) and
+    ``remedy``. The outcome is ``good``, ``weak`` or ``unknown`` (the value can't be read, or says nothing; **that is
+    not good**). It ``matters`` for ``environments``, for ``local users`` of the host alone (the profiles ``strict`` and
+    ``standard`` keep programs inside from it) or for the ``host``, should somebody have become root or taken over a
+    service. What each row rests on is on the page :doc:`isolation </isolation>`.
+
+    The return code is 1 where there is something to mend. Root can read more than another user.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' netspace.check_host
+        salt '*' netspace.check_host summary=True
+
+    summary
+        Return ``comment``, the number of rows by outcome, and those rows alone that are not good. Defaults to
+        ``False``.
+    """
+    from netspace import weaknesses
+
+    found = weaknesses.look()
+    counts = weaknesses.count(found)
+    if counts["weak"]:
+        __context__["retcode"] = 1
+    if not summary:
+        return [row._asdict() for row in found]
+    comment = ", ".join(f"{number} {outcome}" for outcome, number in counts.items())
+    return {"comment": comment, **counts, "rows": [row._asdict() for row in found if row.outcome != "good"]}
+
+
 def teardown(test: bool = False) -> dict[str, Any]:
     """
     Remove everything of netspace from this host: environments, links and mail,

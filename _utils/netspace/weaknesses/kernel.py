@@ -1,0 +1,118 @@
+"""The rest of the kernel's settings: crashes, its own compiler, merged pages, security modules, lockdown. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from netspace.weaknesses.readings import Reading, path
+from netspace.weaknesses.row import Outcome, Row, number, row, said, setting, unseen
+
+_CORE = "kernel.core_pattern"
+_COMPILED, _HARDENED = "net.core.bpf_jit_enable", "net.core.bpf_jit_harden"
+SYSCTLS = (_CORE, _COMPILED, _HARDENED)
+
+_CONFINING = ("apparmor", "selinux", "smack")
+_SECURITY = "/sys/kernel/security"
+_UNMOUNTED = (
+    f"see that securityfs is mounted (`mount -t securityfs securityfs {_SECURITY}`), and read {_SECURITY}/{{}} as root"
+)
+
+
+def core_pattern(known: Mapping[str, Reading]) -> Row:
+    """Return who is given the memory of a program that crashed: a file, or a handler on the host.
+
+    core(5): a handler behind ``|`` runs as root in the first namespaces, whatever the limit on core files is. A limit
+    of exactly 1 keeps it from running; no limit holds for a socket behind ``@`` (fs/coredump.c, Linux 6.16).
+    """
+    reading = known[_CORE]
+    outcome: Outcome = "unknown"
+    if not reading.error:
+        outcome = "weak" if reading.text.startswith(("|", "@")) else "good"
+    return row(
+        _CORE,
+        outcome,
+        said(reading),
+        expected="the name of a file, with neither | nor @ before it",
+        matters="environments",
+        why="A handler on the host, mostly root's, reads what a crashed program held. netspace's limit of 1 on core "
+        "files keeps an ordinary crash from a handler behind |. A hostile program lowers that limit to 0, and the "
+        "handler runs. No limit keeps a crash from a socket behind @.",
+        remedy=f"{setting(_CORE, 'core')} that sorts after the handler's own; or count the handler among what you "
+        "trust",
+        unseen=unseen(path(_CORE)),
+    )
+
+
+def compiler(known: Mapping[str, Reading]) -> Row:
+    """Return whether constants of a program's filters stand in the kernel's code (admin-guide/sysctl/net.rst)."""
+    reading = known[_HARDENED]
+    value, found = number(reading), said(reading)
+    outcome: Outcome = "unknown"
+    if number(known[_COMPILED]) == 0:
+        outcome, found = "good", f"{found}; {_COMPILED}: 0"
+    elif value is not None:
+        outcome = "good" if value in (1, 2) else "weak"
+    return row(
+        _HARDENED,
+        outcome,
+        found,
+        expected=f"1 or 2, or {_COMPILED} 0",
+        matters="environments",
+        why="All profiles let `seccomp` through, so that a program can narrow itself. The kernel compiles its filter "
+        "to machine code with constants of the program's choice in it, which helps to use an error of the kernel's.",
+        remedy=setting(_HARDENED, 1),
+        unseen=f"read {path(_HARDENED)} as root, in the host's own network namespace",
+    )
+
+
+def merging(reading: Reading) -> Row:
+    """Return whether equal pages are merged (admin-guide/mm/ksm.rst, "KSM security concerns")."""
+    outcomes: Mapping[int | None, Outcome] = {0: "good", 1: "weak", 2: "good"}
+    return row(
+        "ksm",
+        outcomes.get(number(reading), "unknown"),
+        said(reading),
+        expected="0 or 2",
+        matters="host",
+        why="Equal pages of programs that ask for it are merged, and the time of a write tells that another has the "
+        "same. No program under strict or standard can ask (madvise, prctl); virtual machines and services can.",
+        remedy="`echo 2 >/sys/kernel/mm/ksm/run`, and stop what switches it on (ksmtuned)",
+        unseen=unseen("/sys/kernel/mm/ksm/run"),
+    )
+
+
+def modules(reading: Reading) -> Row:
+    """Return whether a security module can confine the host's services (admin-guide/LSM)."""
+    outcome: Outcome = "unknown"
+    if reading.text:
+        outcome = "good" if set(reading.text.split(",")) & set(_CONFINING) else "weak"
+    return row(
+        "security modules",
+        outcome,
+        said(reading),
+        expected=f"one of {', '.join(_CONFINING)} among them",
+        matters="host",
+        why="Only its user's rights bound a service of the host (the broker, the forwarder) that was taken over. "
+        "netspace gives environments no profile or label, so such a module confines none of them further.",
+        remedy="install the distribution's policy (Debian: `apparmor`), and boot with it (`security=apparmor`)",
+        unseen=_UNMOUNTED.format("lsm"),
+    )
+
+
+def lockdown(reading: Reading) -> Row:
+    """Return whether root can change the running kernel (kernel_lockdown(7))."""
+    chosen = re.search(r"\[(\w+)\]", reading.text)
+    mode = chosen[1] if chosen else ""
+    outcomes: Mapping[str, Outcome] = {"none": "weak", "integrity": "good", "confidentiality": "good"}
+    return row(
+        "lockdown",
+        outcomes.get(mode, "unknown"),
+        mode or said(reading),
+        expected="integrity or confidentiality",
+        matters="host",
+        why="Root can change the running kernel, and a measured boot says nothing of what runs after that. A program "
+        "inside has none of the rights that this takes.",
+        remedy="boot with Secure Boot, or with `lockdown=integrity`",
+        unseen=_UNMOUNTED.format("lockdown"),
+    )

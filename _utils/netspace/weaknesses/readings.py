@@ -1,0 +1,89 @@
+"""Values of a host's kernel, read from ``/proc`` and ``/sys``. Decides nothing, changes nothing.
+
+Each file is read up to a page, which is all that the kernel gives of one in ``/sys``; of a folder the first names.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from netspace import files
+
+_MOST = 4096  # bytes of a file
+_NAMES = 256  # of a folder
+
+
+class Reading(NamedTuple):
+    """The text of a file, without blanks around it; or *error*, which is why it can't be read."""
+
+    text: str = ""
+    error: str = ""
+
+
+class Readings(msgspec.Struct, frozen=True, kw_only=True):
+    """Values that were read of a host.
+
+    :param sysctls: by name with dots, all of ``weaknesses.SYSCTLS``.
+    :param modules: ``/sys/kernel/security/lsm``.
+    :param lockdown: ``/sys/kernel/security/lockdown``.
+    :param merging: ``/sys/kernel/mm/ksm/run``.
+    :param threads: ``/sys/devices/system/cpu/smt/active``.
+    :param processor: the files of ``/sys/devices/system/cpu/vulnerabilities``, by name.
+    :param controllers: ``/sys/fs/cgroup/cgroup.controllers``, which cgroup version 2 has.
+    :param hierarchies: the names of version 1's hierarchies, below ``/sys/fs/cgroup``.
+    """
+
+    sysctls: Mapping[str, Reading]
+    modules: Reading
+    lockdown: Reading
+    merging: Reading
+    threads: Reading
+    processor: Mapping[str, Reading]
+    controllers: Reading
+    hierarchies: Collection[str]
+
+
+def path(sysctl: str) -> str:
+    """Return the file of a sysctl, whose name has dots."""
+    return f"/proc/sys/{sysctl.replace('.', '/')}"
+
+
+def read(sysctls: Iterable[str], root: Path = Path("/")) -> Readings:
+    """Return what can be read; of all else, why it can't. No right is needed, but root can read more.
+
+    :param root: where the host's files are; only tests set it.
+    """
+    cgroup, processor = root / "sys/fs/cgroup", root / "sys/devices/system/cpu"
+    controllers, known = cgroup / "cgroup.controllers", processor / "vulnerabilities"
+    return Readings(
+        sysctls={name: _text(root / path(name)[1:]) for name in sysctls},
+        modules=_text(root / "sys/kernel/security/lsm"),
+        lockdown=_text(root / "sys/kernel/security/lockdown"),
+        merging=_text(root / "sys/kernel/mm/ksm/run"),
+        threads=_text(processor / "smt/active"),
+        processor={name: _text(known / name) for name in _names(known)},
+        controllers=_text(controllers),
+        # Below version 2's root the folders are cgroups, not hierarchies.
+        hierarchies=() if os.path.lexists(controllers) else tuple(_names(cgroup)),
+    )
+
+
+def _text(file: Path) -> Reading:
+    try:
+        return Reading(files.read(file, _MOST).decode(errors="replace").strip())
+    except OSError as err:
+        return Reading(error=err.strerror or str(err))
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in itertools.islice(entries, _NAMES))
+    except OSError:
+        return []
