@@ -75,6 +75,9 @@ def present(name: str, **kwargs: Any) -> dict[str, Any]:
     to
         The environment whose mailbox it may send to; of another host: ``<name>@<host>``.
 
+    as
+        What the sender's program calls the receiver, whichever environment of whichever host that is.
+
     pattern
         ``send`` (default), or ``request``: each message asks for one reply, which goes to
         the asker alone.

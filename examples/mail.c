@@ -47,8 +47,9 @@ static const char *text(json_object *table, const char *key)
 static json_object *find(json_object *list, const char *key, const char *value, size_t length)
 {
     for (size_t at = 0; at < json_object_array_length(list); at++) {
-        json_object *entry = json_object_array_get_idx(list, at);
-        if (strlen(text(entry, key)) == length && !memcmp(text(entry, key), value, length))
+        json_object *entry = json_object_array_get_idx(list, at), *has;
+        const char *said = json_object_object_get_ex(entry, key, &has) ? json_object_get_string(has) : NULL;
+        if (said && strlen(said) == length && !memcmp(said, value, length))
             return entry;
     }
     return NULL;
@@ -75,7 +76,9 @@ static amqp_connection_state_t log_in(json_object *broker)
 
 static void send_text(json_object *me, amqp_connection_state_t link, const char *to, const char *said)
 {
-    json_object *peer = find(part(me, "peers"), "to", to, strlen(to));
+    /* By the name that its link gives it here, which stays wherever it moves; or by its own. */
+    json_object *named = find(part(me, "peers"), "as", to, strlen(to));
+    json_object *peer = named ? named : find(part(me, "peers"), "to", to, strlen(to));
     amqp_basic_properties_t about = {._flags = AMQP_BASIC_DELIVERY_MODE_FLAG, .delivery_mode = 2};
     amqp_frame_t answer;
     if (!peer)

@@ -32,8 +32,8 @@ type broker struct {
 }
 
 type peer struct {
-	To, Exchange string
-	Broker       *broker // of a peer on another host: that host's
+	To, As, Exchange string  // As: what its link calls it here, wherever it moves
+	Broker           *broker // of a peer on another host: that host's
 }
 
 type card struct {
@@ -115,7 +115,7 @@ func receive(me card) {
 func send(me card, to, text string) {
 	known := []string{}
 	for _, peer := range me.Peers {
-		if known = append(known, peer.To); peer.To != to {
+		if known = append(known, peer.To); peer.To != to && (peer.As != to || to == "") {
 			continue
 		}
 		where := me.Broker

@@ -25,7 +25,7 @@ run() {
 }
 case "$#-${1-}" in
     3-send)
-        exchange=$(has '.peers[] | select(.to == $name).exchange' "$2") || {
+        exchange=$(has '.peers[] | select(.as == $name or .to == $name).exchange' "$2") || {
             echo "no link to $2 is declared; $(has .name) may send to: $(has '[.peers[].to] | join(", ")')" >&2
             exit 1
         }

@@ -21,7 +21,8 @@ def connect(broker: dict):
 
 
 async def send(card: dict, to: str, text: str) -> None:
-    peer = next((peer for peer in card["peers"] if peer["to"] == to), None)
+    # By the name that its link gives it here, which stays wherever it moves; or by its own.
+    peer = next((peer for peer in card["peers"] if to in (peer.get("as"), peer["to"])), None)
     if peer is None:
         sys.exit(f"no link to {to} is declared; {card['name']} may send to: {[one['to'] for one in card['peers']]}")
     if "broker" in peer:

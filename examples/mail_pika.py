@@ -21,7 +21,8 @@ def find(entries, key, value):
 
 
 def peer(name):
-    return find(me["peers"], "to", name) or sys.exit(
+    # By the name that its link gives it here, which stays wherever it moves; or by its own.
+    return next((one for one in me["peers"] if name in (one.get("as"), one["to"])), None) or sys.exit(
         f"no link to {name} is declared; {me['name']} may send to: {', '.join(one['to'] for one in me['peers'])}"
     )
 

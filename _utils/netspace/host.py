@@ -21,7 +21,7 @@ from typing import Any, Literal
 import msgspec
 
 from netspace import files
-from netspace.errors import NetspaceError, Problem
+from netspace.errors import NetspaceError, Problem, SpecError
 from netspace.layout import Layout
 from netspace.plan import Outcome, Plan, Refusal, Result, Step
 from netspace.spec import check, trust
@@ -185,6 +185,8 @@ class Host:
     def converge_links(self, declared: Declaration, *, whole: bool = False, test: bool = False) -> Result:
         """Make the declared links that trust permits; withheld ones are revoked."""
         with self._lock(test):
+            if not whole:
+                self._check_local_names(declared.links)
             attended = self._attend(test)
             verdicts = self._verdicts(trust.links, declared, test)
             result = self._links(declared.broker, self._permitted(declared, verdicts), verdicts.keys(), whole, test)
@@ -193,6 +195,16 @@ class Host:
                 ends = {end for link in declared.links for end in (link.source, link.target)}
                 result = _join(result, self._refresh_cards(ends, test))
             return _join(attended, result)
+
+    def _check_local_names(self, declared: Collection[Link]) -> None:
+        """Refuse links whose local names can't stand beside those of links that were applied before.
+
+        :raises SpecError: naming each of them.
+        """
+        links = {**self._linked().links, **{link.name: link for link in declared}}
+        wrong = check.local_names(links.values())
+        if wrong:
+            raise SpecError([Problem(f"{name}:as", message) for name, message in wrong.items()])
 
     def renew_seals(self, names: Collection[str] = ()) -> tuple[list[str], Result]:
         """Give environments new keys for their sealed links, and tell all who need to know; return who has some.
@@ -259,7 +271,8 @@ class Host:
             if verdict.allowed:
                 found.append(link)
             elif verdict.on_loss == "report" and link.name in there:
-                found.append(there[link.name])
+                # A local name is no right: were it kept, it could be another link's by now.
+                found.append(msgspec.structs.replace(there[link.name], local=link.local))
         return tuple(found)
 
     def _linked(self) -> Any:
@@ -358,7 +371,7 @@ class Host:
                 handed.update(seals.handed(name, own, keys))
             if spec.kernel is not None:
                 handed = self._disk(name, handed, interfaces.get(name, {}))
-            summary = {"links": sorted(f"{link.name} ({_manner(link)})" for link in own), "trust": known.name}
+            summary = {"links": sorted(f"{link.name} ({_manner(link, name)})" for link in own), "trust": known.name}
             single = "the answer to a question of one could reach the other" if name in asking else ""
             if recorded:
                 single = "that is decided by its declaration"
@@ -626,8 +639,10 @@ def _problem(refusal: Refusal) -> Problem:
     return Problem(places.get(refusal.kind, f"netspace:{refusal.kind}"), refusal.message)
 
 
-def _manner(link: Link) -> str:
-    return f"{link.pattern}, sealed" if link.seal else link.pattern
+def _manner(link: Link, name: str) -> str:
+    """What is told environment *name* of a link, in a few words."""
+    local = f", as {link.local}" if link.local is not None and link.source == name else ""
+    return f"{link.pattern}{', sealed' if link.seal else ''}{local}"
 
 
 def _kind(spec: Environment) -> str:

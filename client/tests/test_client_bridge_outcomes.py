@@ -12,7 +12,7 @@ from unittest.mock import create_autospec
 
 import pytest
 
-from netspace_client import errors
+from netspace_client import card, errors
 from netspace_client.bridge import worker
 from netspace_client.bridge.execute import Execute
 from netspace_client.bridge.forward import Forward
@@ -20,14 +20,32 @@ from netspace_client.bridge.message import Request, header_value
 from netspace_client.bridge.server import Server
 from netspace_client.bridge.wire import BODY
 from netspace_client.bridge.worker import Done
-from netspace_client.mailbox import Link, Mailbox
+from netspace_client.mailbox import Mailbox
 from netspace_client.message import Message
+
+BROKER = card.Broker("127.0.0.1", 5671, "v")
+CARD = card.Card(
+    "web",
+    peers={
+        "orders": card.Peer("orders", "request", "x1", BROKER),
+        "audit@h2": card.Peer("audit@h2", "send", "x2", BROKER, local="log"),
+    },
+)
 
 
 def mailbox() -> Any:
     made = create_autospec(Mailbox, instance=True)
-    made.links.return_value = [Link("to", "orders", "request")]
+    made.card = CARD
     return made
+
+
+@pytest.mark.parametrize("name", ["log", "audit@h2"])
+def test_a_url_has_the_peer_s_local_name_or_its_own(name: str) -> None:
+    box = mailbox()
+    box.send.return_value = "id 1"
+    found = asyncio.run(Server(box).answer(Request(b"POST", f"/{name}/x".encode())))
+    assert found.status == 202
+    assert box.send.await_args.args[0] == name
 
 
 def message(body: bytes = b"a body", kind: str | None = "text/plain; charset=utf-8", *, asks: bool = False) -> Any:

@@ -8,6 +8,7 @@ import json
 import struct
 from collections import OrderedDict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pamqp.commands
 import pamqp.frame
@@ -85,6 +86,70 @@ def test_a_certificate_and_a_broker_of_a_peers_own_are_read():
     broker = card.parse({**CARD, "peers": peers}).peers["audit"].broker
     assert (broker.port, broker.server_name) == (5673, "far")
     assert (broker.authority, broker.key) == (Path("/run/netspace/ca.pem"), Path("/etc/k"))
+
+
+def named(**locals: str) -> dict:
+    """The card, with these local names of peers."""
+    return {
+        **CARD,
+        "peers": [{**peer, **({"as": locals[peer["to"]]} if peer["to"] in locals else {})} for peer in CARD["peers"]],
+    }
+
+
+def test_a_peer_is_called_by_its_local_name_and_by_its_own():
+    read = card.parse(named(orders="shop"))
+    orders, audit = read.peers["orders"], read.peers["audit"]
+    assert read.called == {"shop": orders, "orders": orders, "audit": audit}
+    assert (orders.name, orders.called, audit.called) == ("orders", "shop", "audit")
+    with pytest.raises(CardError, match="peers:0: as is"):
+        card.parse(named(orders=""))
+
+
+def test_a_local_name_leads_to_whoever_has_it_now(tmp_path):
+    """The same program lines, before and after the peer was replaced by another environment."""
+    place = tmp_path / "environment.json"
+
+    async def play() -> None:
+        place.write_text(json.dumps(named(audit="shop")))
+        async with Mailbox(tmp_path) as mailbox:
+            assert [(link.peer, link.pattern) for link in mailbox.links()][:2] == [
+                ("orders", "request"),
+                ("shop", "send"),
+            ]
+            watch, wanted = mailbox.monitor("shop"), mailbox._matcher("shop")
+            with pytest.raises(NotDeclared, match="may send to orders, shop"):
+                await mailbox.send("nobody", "x")
+            assert wanted(SimpleNamespace(sender="audit")) and not wanted(SimpleNamespace(sender="shop"))
+
+            place.write_text(json.dumps({**named(orders="shop"), "peers": named(orders="shop")["peers"][:1]}))
+            assert mailbox._host.peer("shop").name == "orders"
+            assert wanted(SimpleNamespace(sender="orders")) and not wanted(SimpleNamespace(sender="audit"))
+            assert await watch.down(10) == Change("shop", "revoked"), "the one that was monitored is no peer any more"
+
+    asyncio.run(play())
+
+
+def test_what_a_peer_may_have_is_not_sent_to_another_that_has_its_local_name_by_now(tmp_path):
+    place = tmp_path / "environment.json"
+    published = []
+
+    class Replaced:
+        """The way to a peer that is replaced amid the send."""
+
+        async def publish(self, *letter: object, **options: object) -> None:
+            published.append(letter)
+            place.write_text(json.dumps(named(orders="shop")))
+            raise Revoked("so it is")
+
+    async def play() -> None:
+        place.write_text(json.dumps({**named(audit="shop"), "peers": named(audit="shop")["peers"][1:]}))
+        async with Mailbox(tmp_path) as mailbox:
+            mailbox._lines.outlet = lambda *about: Replaced()
+            with pytest.raises(Revoked):
+                await mailbox.send("shop", "x")
+            assert mailbox.card.called["shop"].name == "orders" and len(published) == 1
+
+    asyncio.run(play())
 
 
 def test_all_queues_are_read_and_a_sender_may_have_a_former_exchange():

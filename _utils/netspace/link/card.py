@@ -49,6 +49,8 @@ def card(
             known = link if home is None else remote.there(link, home)
             called = names if home is None else remote.called(link, home, names)
             peer: dict[str, Any] = {"to": link.target, "pattern": link.pattern, "exchange": called.exchange(known)}
+            if link.local is not None:
+                peer["as"] = link.local
             peer.update(link.narrowed)
             if link.pattern == "request":
                 through = called.reply(known.target, known.from_host)

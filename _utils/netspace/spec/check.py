@@ -12,7 +12,7 @@ import ipaddress
 import math
 import re
 import urllib.parse
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -425,6 +425,8 @@ def link(spec: Link, path: str) -> list[Problem]:
             problems.append(Problem(f"{path}:{key}", f"{name!r} can't be an environment's name, nor <name>@<host>"))
     if spec.source == spec.target:
         problems.append(Problem(path, f"{spec.source} can't be linked to itself"))
+    if spec.local is not None and not NAME.fullmatch(spec.local):
+        problems.append(Problem(f"{path}:as", f"{spec.local!r:.60} can't be a local name: use {NAME_RULE}"))
     if spec.ttl is not None and not 0.001 <= spec.ttl <= LINK_TTL:
         problems.append(Problem(f"{path}:ttl", f"{spec.ttl:g}: expected 0.001 to {LINK_TTL} seconds, a week"))
     if spec.length is not None and not 1 <= spec.length <= LINK_LENGTH:
@@ -441,6 +443,30 @@ def link(spec: Link, path: str) -> list[Problem]:
     if spec.full != "reject" and spec.length is None:
         problems.append(Problem(f"{path}:full", "needs length: a mailbox that others send to as well rejects"))
     return problems
+
+
+def local_names(links: Iterable[Link]) -> dict[str, str]:
+    """Return, by link, why its local name can't be: to the sender's program each name has to mean one environment.
+
+    The names of those that send to it count as well, because the program receives by these.
+    """
+    links = list(links)
+    others: dict[str, set[str]] = {}
+    for one in links:
+        others.setdefault(one.source, set()).add(one.target)
+        others.setdefault(one.target, set()).add(one.source)
+    wrong: dict[str, str] = {}
+    owners: dict[tuple[str, str], Link] = {}
+    for one in links:
+        if one.local is None:
+            continue
+        first = owners.setdefault((one.source, one.local), one)
+        if first.target != one.target:
+            wrong[one.name] = f"{one.local} is what {one.source} calls {first.target} already; choose another name"
+        elif one.local != one.target and one.local in others[one.source]:
+            why = f"{one.local} is another environment that {one.source} is linked with"
+            wrong[one.name] = f"{why}; choose another name"
+    return wrong
 
 
 def clashes(
@@ -475,6 +501,7 @@ def clashes(
             problems.append(
                 Problem(f"{where}:monitor", "needs a broker of netspace's own, which tells who comes and goes")
             )
+    problems += [Problem(f"{seen[name]}:as", message) for name, message in local_names(declared.links).items()]
 
     addresses: dict[str, str] = {}
     for name, spec in declared.environments.items():

@@ -31,11 +31,16 @@ def local(links: Iterable[Link], broker: Broker) -> tuple[Link, ...]:
     if broker.host is None:
         return tuple(links)
     suffix = f"@{broker.host}"
-    named = (
-        msgspec.structs.replace(link, source=link.source.removesuffix(suffix), target=link.target.removesuffix(suffix))
-        for link in links
-    )
+    named = (_named_here(link, suffix) for link in links)
     return tuple(link for link in named if link.here)
+
+
+def _named_here(link: Link, suffix: str) -> Link:
+    source, target = link.source.removesuffix(suffix), link.target.removesuffix(suffix)
+    # A sender's card is written on its own host: what it calls its peer changes nothing on another.
+    local = None if remote(source) else link.local
+    named: Link = msgspec.structs.replace(link, source=source, target=target, local=local)
+    return named
 
 
 def address(text: str) -> tuple[str, int] | None:

@@ -481,6 +481,8 @@ class Link(Base, frozen=True):
         broker and no relay can read or change them. **Their programs must seal and open**, as netspace-client does.
     :param via: to another host ``direct``: the sender is connected to the receiver's broker, and told at once what
         becomes of a message; or ``buffered``: its own broker takes the message and carries it over once it can.
+    :param as: what the sender's program calls the receiver, whichever environment of whichever host that is. So the
+        receiver may move, or be replaced, and the program stays as it is.
     """
 
     source: str = msgspec.field(name="from")
@@ -496,6 +498,7 @@ class Link(Base, frozen=True):
     size: Size | None = None
     content_type: str | None = None
     via: Via = "direct"
+    local: str | None = msgspec.field(name="as", default=None)
 
     @property
     def bounds(self) -> dict[str, float | int | str]:

@@ -7,6 +7,7 @@ put together. Keys that are not known are left alone, for a later host may add s
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Mapping
@@ -58,6 +59,8 @@ class Narrowed:
 class Peer:
     """One whom this environment may send to.
 
+    :param name: the peer's own, ``<name>@<host>`` on another host.
+    :param local: what this environment's program calls the peer, wherever that is; None: by its own name.
     :param replies: for ``request``: (own queue for answers, exchange to bind it to).
     :param broker: which broker the link is on: this environment's own, or that of the peer's host.
     :param monitor: where we are told of it: (exchange that the news come from, the queue that they are about).
@@ -75,6 +78,12 @@ class Peer:
     notices: str | None = None
     message_size: int | None = None
     narrowed: Narrowed = Narrowed()
+    local: str | None = None
+
+    @property
+    def called(self) -> str:
+        """What programs are to call it."""
+        return self.local or self.name
 
 
 @dataclass(frozen=True)
@@ -100,6 +109,7 @@ class Card:
     """All that ``environment.json`` says.
 
     :param queues: all that this environment reads.
+    :param peers: by their own names.
     :param senders: by the exchange that they send through.
     :param keys: file of this environment's own keys, where a link of its is sealed.
     """
@@ -111,6 +121,11 @@ class Card:
     senders: Mapping[str, Sender] = field(default_factory=dict)
     trust: Mapping[str, Any] = field(default_factory=dict)
     keys: Path | None = None
+
+    @functools.cached_property
+    def called(self) -> Mapping[str, Peer]:
+        """Peers by all that a program may call them: local names, and their own."""
+        return {**self.peers, **{peer.called: peer for peer in self.peers.values()}}
 
     @property
     def brokers(self) -> list[Broker]:
@@ -171,7 +186,8 @@ def parse(value: Any, folder: Path = FOLDER) -> Card:
         pattern, exchange = _text(about, "pattern", where), _text(about, "exchange", where)
         most = None if about.get("message_size") is None else _size(about["message_size"], f"{where}:message_size")
         seal, narrowed = _seal(about, where), _narrowed(about, where)
-        peers[name] = Peer(name, pattern, exchange, own, replies, seal, watched, heard, most, narrowed)
+        local = None if about.get("as") is None else _text(about, "as", where)
+        peers[name] = Peer(name, pattern, exchange, own, replies, seal, watched, heard, most, narrowed, local)
     for index, entry in enumerate(_list(top, "senders")):
         where = f"senders:{index}"
         about = _table(entry, where)

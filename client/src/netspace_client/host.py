@@ -54,13 +54,14 @@ class Host:
     def peer(self, name: str) -> Peer:
         """Whom we may send to.
 
+        :param name: a local name, or the peer's own.
         :raises NotDeclared: he is not one of these.
         """
         about = self.card
-        if name not in about.peers:
-            known = ", ".join(about.peers) or "nobody"
+        if name not in about.called:
+            known = ", ".join(peer.called for peer in about.peers.values()) or "nobody"
             raise NotDeclared(f"no link to {name} is declared; {about.name} may send to {known}")
-        return about.peers[name]
+        return about.called[name]
 
 
 def _state(path: Path) -> tuple[int, ...]:

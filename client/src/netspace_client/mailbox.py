@@ -40,7 +40,7 @@ Work = Callable[[Message], Awaitable[bytes | str | None]]
 
 @dataclass(frozen=True)
 class Link:
-    """A declared link of this environment: ``to`` a peer, or ``from`` one."""
+    """A declared link of this environment: ``to`` a peer (by its local name, where it has one), or ``from`` one."""
 
     direction: str
     peer: str
@@ -157,7 +157,7 @@ class Mailbox:
     def links(self) -> list[Link]:
         """All links that are declared now, from this environment and to it."""
         about = self.card
-        to = [Link("to", peer.name, peer.pattern) for peer in about.peers.values()]
+        to = [Link("to", peer.called, peer.pattern) for peer in about.peers.values()]
         senders = [sender for sender in about.senders.values() if not sender.former]
         return to + [Link("from", sender.name, sender.pattern) for sender in senders]
 
@@ -176,7 +176,7 @@ class Mailbox:
 
         Waits where many are on their way already. Messages of one link arrive in the order of the calls.
 
-        :param link: the peer's name.
+        :param link: the peer's local name, or its own.
         :param timeout: seconds to try for, over lost connections and restarts of the broker.
         :param urgent: it comes before others that wait in the mailbox, two such for one of the others.
         :param id: the message's id, where the same is sent again after an error that left open whether it arrived.
@@ -191,33 +191,35 @@ class Mailbox:
         """
         self._open()
         named = letter.short(id, "id") if id not in (None, "") else secrets.token_hex(16)
-        return await self._send(link, letter.content(body, content_type), timeout, named, urgent)
+        content = letter.content(body, content_type)
+        return await self._send(self._host.peer(link), content, timeout, named, urgent)
 
     async def _send(
-        self, link: str, content: tuple[bytes, str], timeout: float, id: str, urgent: bool, **more: str
+        self, peer: Peer, content: tuple[bytes, str], timeout: float, id: str, urgent: bool, **more: str
     ) -> str:
-        peer = self._host.peer(link)
+        what = f"the link to {peer.called}"
         self._narrow(peer, content)
         deadline = _now() + timeout
         try:
             await asyncio.wait_for(self._flight.acquire(), timeout)
         except asyncio.TimeoutError:
-            raise Timeout(f"the link to {link}: others were on their way for {timeout:g} s") from None
+            raise Timeout(f"{what}: others were on their way for {timeout:g} s") from None
         try:
             while True:
                 raw, properties = self._sealing.prepared(
                     content, peer.seal, peer.name, "message", id, urgent=urgent, **more
                 )
                 if peer.message_size is not None and len(raw) > peer.message_size:
-                    raise Refused(f"the link to {link}: {len(raw)} bytes; its host takes {peer.message_size} at most")
-                outlet = self._lines.outlet(peer.broker, peer.exchange, f"the link to {link}")
+                    raise Refused(f"{what}: {len(raw)} bytes; its host takes {peer.message_size} at most")
+                outlet = self._lines.outlet(peer.broker, peer.exchange, what)
                 try:
                     await outlet.publish(raw, properties, timeout=max(0.0, deadline - _now()))
                     return id
                 except Unroutable as err:
-                    raise Unreachable(f"{link} has no mailbox ({err})") from None
+                    raise Unreachable(f"{peer.called} has no mailbox ({err})") from None
                 except Revoked:
-                    again = self.card.peers.get(link)  # it may have been made anew under another name
+                    # It may have been made anew. Another environment that is called so now never gets this message.
+                    again = self.card.peers.get(peer.name)
                     if again is None or again.exchange == peer.exchange:
                         raise
                     peer = again
@@ -233,12 +235,12 @@ class Mailbox:
         try:
             narrowing.check(peer.narrowed, *content)
         except Refused as err:
-            raise Refused(f"the link to {peer.name}: {err}") from None
+            raise Refused(f"the link to {peer.called}: {err}") from None
         pace = self._paces.of(peer.exchange, peer.narrowed)
         if pace is None:
             return
         if (left := pace.wait(_now())) > 0:
-            raise TooFast(f"the link to {peer.name}: {pace.rate:g} in a second are declared; again in {left:.3f} s")
+            raise TooFast(f"the link to {peer.called}: {pace.rate:g} in a second are declared; again in {left:.3f} s")
         pace.take(_now())
 
     async def call(
@@ -268,7 +270,7 @@ class Mailbox:
             except asyncio.TimeoutError:
                 raise question.session.unreached(f"the link to {link}", timeout) from None
             left, identity = max(0.0, deadline - _now()), secrets.token_hex(16)
-            await self._send(link, content, left, identity, urgent, reply_to=way, correlation_id=question.id)
+            await self._send(peer, content, left, identity, urgent, reply_to=way, correlation_id=question.id)
             return await self._answers.wait(question, max(0.0, deadline - _now()))
 
     async def reply(
@@ -300,13 +302,25 @@ class Mailbox:
     async def receive(self, match: Match | str | None = None, timeout: float | None = None) -> Message:
         """The first message that is asked for; others stay, in their order.
 
-        :param match: says whether a message is wanted; or a peer's name. Absent: any.
+        :param match: says whether a message is wanted; or a peer's name, local or its own. Absent: any.
         :param timeout: seconds to wait; absent: for ever.
         :raises Timeout: none came.
         :raises InboxFull: none can come, for others take all the room.
         """
         self._open()
-        return await self._arrivals.receive(_matcher(match), timeout)
+        return await self._arrivals.receive(self._matcher(match), timeout)
+
+    def _matcher(self, match: Match | str | None) -> Match:
+        if match is None:
+            return lambda message: True
+        if not isinstance(match, str):
+            return match
+
+        def wanted(message: Message) -> bool:
+            peer = self.card.called.get(match)  # each time: it may be another since
+            return message.sender == (match if peer is None else peer.name)
+
+        return wanted
 
     async def messages(self, match: Match | str | None = None) -> AsyncIterator[Message]:
         """All messages that are asked for, as they come: ``async for message in mailbox.messages()``."""
@@ -351,11 +365,3 @@ class Mailbox:
 
 def _now() -> float:
     return asyncio.get_running_loop().time()
-
-
-def _matcher(match: Match | str | None) -> Match:
-    if match is None:
-        return lambda message: True
-    if isinstance(match, str):
-        return lambda message: message.sender == match
-    return match

@@ -29,11 +29,13 @@ class Notices:
 
         :raises NotDeclared: no such link, or without ``monitor: true``.
         """
-        if self._host.peer(name).monitor is None:
+        peer = self._host.peer(name)
+        if peer.monitor is None:
             us = self._host.card.name
             raise NotDeclared(f"{us} may not monitor {name}; declare the link with monitor: true")
         made = Monitor(name)
-        self._monitors.setdefault(name, weakref.WeakSet()).add(made)
+        # By its own name: should the local one be another's from now on, the link to this peer is no more.
+        self._monitors.setdefault(peer.name, weakref.WeakSet()).add(made)
         return made
 
     def follow(self, about: Card) -> None:

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pika
 import pytest
 from aiormq import spec
@@ -151,6 +152,41 @@ def test_a_call_is_answered_to_the_asker(town):
     assert [answer.text for answer in answers] == [f"web asked {number}" for number in range(20)]
     assert {answer.sender for answer in answers} == {"orders"}
     serving.cancel()
+
+
+def test_a_program_asks_whoever_has_the_local_name_now(town):
+    def on_the_broker():
+        with town.world.here(), town.world.api() as api:
+            return {
+                section: sorted(map(json.dumps, entries)) if isinstance(entries, list) else entries
+                for section, entries in api.get("definitions").items()
+            }
+
+    def named(link: Link) -> Link:
+        return msgspec.structs.replace(link, local="shop")
+
+    def serve(program: Program):
+        async def work(message):
+            return f"{program.name}, asked by {message.sender}"
+
+        return program.start(program.mailbox.serve(work))
+
+    others, before = (TELL, ALSO, OTHERS), on_the_broker()
+    for changes in ([(ASK.name, "change")], []):
+        plan = town.world.apply(named(ASK), SEALED, *others)
+        assert [(step.name, step.action) for step in plan.steps] == changes
+    assert on_the_broker() == before, "it is the card's alone"
+
+    town.apply(named(ASK), *others)
+    web, orders, vault = town.program("web"), town.program("orders"), town.program("vault")
+    serving = [serve(orders), serve(vault)]
+    ask = lambda: web.run(web.mailbox.call("shop", "who are you?", 60))  # noqa: E731
+    assert ask().text == "orders, asked by web"
+    town.apply(named(SEALED), *others)
+    assert (ask().text, ask().sender) == ("vault, asked by web", "vault")
+    assert {(link.peer, link.pattern) for link in web.mailbox.links()} == {("shop", "request"), ("audit", "send")}
+    for one in serving:
+        one.cancel()
 
 
 def test_a_call_that_nobody_answers_times_out_and_its_late_answer_is_dropped(town):

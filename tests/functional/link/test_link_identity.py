@@ -269,10 +269,12 @@ def run(host, name: str, folder: Path, *command: str) -> str:
 
 
 def try_out(host, folder: Path, *program: str) -> None:
-    """What all examples do: send, read all queues, refuse what comes of nobody who may send, say what is wrong."""
-    host.apply(TELL, Link(source="web", target="audit", length=5))
+    """What all examples do: send, also to a local name; read all queues, refuse what comes of nobody who may send; say
+    what is wrong.
+    """
+    host.apply(TELL, Link(source="web", target="audit", local="log", length=5))
     assert run(host, "orders", folder, *program, "send", "audit", "sold") == ""
-    assert run(host, "web", folder, *program, "send", "audit", "by a lane") == ""
+    assert run(host, "web", folder, *program, "send", "log", "by a lane") == ""
     heard = {run(host, "audit", folder, *program, "receive") for _ in range(2)}
     assert heard == {"orders: sold", "web: by a lane"}
 
@@ -328,9 +330,10 @@ def test_the_shell_example_and_passwords_where_they_are_asked_for(host, tmp_path
     program = str(EXAMPLES / "mail.sh")
     lane = Link(source="web", target="audit", length=5)
     try:
-        host.apply(*LINKS, lane, broker=broker)
-        assert host.plan(*LINKS, lane, broker=broker).steps == []
-        assert run(host, "orders", tmp_path, program, "send", "audit", "sold") == ""
+        links = (ASK, Link(source="orders", target="audit", local="log"), lane)
+        host.apply(*links, broker=broker)
+        assert host.plan(*links, broker=broker).steps == []
+        assert run(host, "orders", tmp_path, program, "send", "log", "sold") == ""
         with pytest.raises(AssertionError, match="no link to nobody"):
             run(host, "orders", tmp_path, program, "send", "nobody", "x")
         place = host.place("audit", host.write_cards("audit", tmp_path / "card-audit"))

@@ -99,6 +99,36 @@ def test_a_request_is_answered_across_hosts_and_both_know_each_other_for_certain
     assert web.receive("orders@h2") == "done"
 
 
+def test_a_local_name_follows_a_peer_to_another_host(linked, program, tmp_path):
+    h1, h2, _ = linked
+    here = Link(source="web@h1", target="other@h1", pattern="request", local="shop")
+    there = msgspec.structs.replace(ASK, local="shop")
+    others = (TELL, BACK)
+    named = h1.plan(*h1.local(there, *others, ALONE))
+    assert {step.name: step.changes for step in named.steps} == {"web.orders@h2": {"as": {"old": None, "new": "shop"}}}
+    assert not h2.plan(*h2.local(there, *others, ALONE)).steps, "it is nothing of the receiver's host"
+
+    h1.declare(here, *others)
+    web, other, orders = program(h1, "web"), program(h1, "other"), program(h2, "orders")
+
+    def serve(served: Program):
+        async def work(message):
+            return f"{served.name}, asked by {message.sender}"
+
+        return served.start(served.mailbox.serve(work))
+
+    serving = [serve(other), serve(orders)]
+    ask = lambda: web.run(web.mailbox.call("shop", "who are you?", 60)).text  # noqa: E731
+    assert ask() == "other, asked by web"
+    h1.declare(there, *others)
+    tell(h1, "web", tmp_path / "web")
+    assert ask() == "orders, asked by web@h1"
+    for one in serving:
+        one.cancel()
+    orders.send("web@h1", "done")
+    assert web.receive("shop") == "done", "the program receives by the local name, too"
+
+
 def test_any_client_needs_no_more_than_its_card(linked):
     h1, h2, _ = linked
     peer = next(one for one in h1.card("web")["peers"] if one["to"] == "orders@h2")

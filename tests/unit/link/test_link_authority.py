@@ -217,6 +217,7 @@ LINKS = st.lists(
         ttl=st.sampled_from([None, 5.0]),
         seal=st.booleans(),
         monitor=st.booleans(),
+        local=st.sampled_from([None, "shop"]),
     ),
     unique_by=lambda link: link.name,
 )

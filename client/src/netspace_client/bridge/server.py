@@ -115,14 +115,14 @@ class Server:
             return _plain(status, f"{type(err).__name__}: {err}")
 
     async def _along(self, peer: str, request: Request) -> Response:
-        patterns = {link.peer: link.pattern for link in self._mailbox.links() if link.direction == "to"}
+        link = self._mailbox.card.called.get(peer)
         kind, body = MEDIA_TYPE, b""
         if peer in self._raw:
             given = dict(end_to_end(request.headers)).get(b"content-type", b"application/octet-stream")
             kind, body = given.decode("latin-1"), request.body
         else:
             body = dump_request(request, peer.encode())
-        if patterns.get(peer) == "send":
+        if link is not None and link.pattern == "send":
             identity = await self._mailbox.send(peer, body, timeout=self._timeout, content_type=kind)
             return Response(202, ((b"netspace-message-id", identity.encode()),))
         answer = await self._mailbox.call(peer, body, self._timeout, content_type=kind)
