@@ -1124,6 +1124,8 @@ def _raise_limit(kind: int) -> Attempt:
             resource.setrlimit(kind, (hard + 1, hard + 1))
         except ValueError as err:
             raise Refused(str(err)) from None
+        if resource.getrlimit(kind)[1] == hard:
+            raise Refused("it is told that this was done, and nothing has changed")
         return f"raised {hard}"
 
     return run
@@ -1131,6 +1133,19 @@ def _raise_limit(kind: int) -> Attempt:
 
 for _name in ("NOFILE", "NPROC", "CORE", "MEMLOCK", "MSGQUEUE"):
     attempt("resources", f"raise its limit {_name}")(_raise_limit(getattr(resource, f"RLIMIT_{_name}")))
+
+
+@attempt("resources", "lower its limit CORE, so that the host's crash handler runs")
+def lower_core_limit(target: dict[str, Any]) -> str:
+    soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    try:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
+    except (OSError, ValueError) as err:
+        raise Refused(str(err)) from None
+    if resource.getrlimit(resource.RLIMIT_CORE) == (soft, hard):
+        raise Refused("it is told that this was done, and nothing has changed")
+    resource.setrlimit(resource.RLIMIT_CORE, (soft, hard))
+    return f"lowered {soft}"
 
 
 @attempt("resources", "be preferred: a better priority, real-time scheduling, real-time disk access")

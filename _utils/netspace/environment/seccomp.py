@@ -19,7 +19,15 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from netspace.environment.seccomp_arguments import NARROWED, conditions, equal, masked
+from netspace.environment.seccomp_arguments import (
+    NARROWED,
+    asking,
+    changing,
+    conditions,
+    equal,
+    masked,
+    pretended,
+)
 from netspace.errors import NetspaceError
 
 _EPERM = 1
@@ -296,6 +304,9 @@ def _of_families(families: Iterable[Family]) -> list[dict[str, Any]]:
         for call in calls:
             if call in NARROWED:
                 rules += [_allow([call], condition) for condition in conditions(NARROWED[call])]
+                rules += [_allow([call], *held) for held in asking(NARROWED[call])]
+                done = {"names": [call], "action": "SCMP_ACT_ERRNO", "errnoRet": 0}
+                rules += [{**done, "args": held} for held in pretended(NARROWED[call])]
     return rules
 
 
@@ -374,10 +385,9 @@ def dangers(rules: Mapping[str, Any]) -> list[str]:
     if any(answer(rules, "clone", (bit,)).passes for bit in bits):
         found.append("clone with a new namespace")
     for call, narrow in NARROWED.items():
-        before = (0,) * narrow.place
         found += [
             f"{call} with {name}"
             for name, value in narrow.refused.items()
-            if any(answer(rules, call, (*before, word)).passes for word in (value, _UPPER | value))
+            if any(answer(rules, call, changing(narrow, word)).passes for word in (value, _UPPER | value))
         ]
     return sorted(found)

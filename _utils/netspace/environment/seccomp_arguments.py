@@ -2,7 +2,7 @@
 
 A filter can compare arguments that are no pointers: the command of ``fcntl``, the advice of
 ``madvise``. The values are those of <linux/fcntl.h>, <linux/fadvise.h>, <asm-generic/mman-common.h>,
-<linux/memfd.h>, <linux/shm.h> and <linux/prctl.h>, which are the same on both architectures.
+<linux/memfd.h>, <linux/shm.h>, <asm-generic/resource.h> and <linux/prctl.h>, which are the same on both architectures.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ class Narrow(NamedTuple):
     :param place: number of the argument, from 0; of its 64 bits the kernel reads the lower 32.
     :param passes: ranges of values that pass, first and last; empty: all but those with one of *bits*.
     :param refused: values that must not pass, by the names that manual pages have for them.
+    :param asks: number of another argument, a pointer: where that is null the call changes nothing, and passes.
+    :param told: number of a pointer to what the call tells. Where it is null, or the call tells nothing (-1), what is
+        refused is answered as if it were done: programs that take it for an error end, and need nothing of it.
     """
 
     why: str
@@ -26,10 +29,14 @@ class Narrow(NamedTuple):
     refused: Mapping[str, int]
     passes: Sequence[tuple[int, int]] = ()
     bits: int = 0
+    asks: int | None = None
+    told: int | None = None
 
 
 _MAP_HUGETLB, _MFD_HUGETLB, _SHM_HUGETLB = 0x40000, 0x4, 0o4000
 _HUGE = "huge pages come out of a pool of the whole host, and no limit of an environment counts them"
+_CORE = "the host's crash handler, which is root's, runs for a limit of 0, and for 1 it doesn't"
+_CORES, _NOT_CORES = {"RLIMIT_CORE": 4}, ((0, 3), (5, 15))
 _MERGED = "pages that are merged with others' tell by the time of a write what these hold"
 
 # Of calls that a family lets through: which of their arguments pass.
@@ -59,6 +66,8 @@ NARROWED: Mapping[str, Narrow] = {
         {"PR_SET_MEMORY_MERGE": 67},
         ((0, 66), (68, 79), *((word, word) for word in (0x41555856, 0x53564D41, 0x59616D61))),
     ),
+    "setrlimit": Narrow(_CORE, 0, _CORES, _NOT_CORES, told=-1),
+    "prlimit64": Narrow(_CORE, 1, _CORES, _NOT_CORES, asks=2, told=3),
     "mmap": Narrow(_HUGE, 3, {"MAP_HUGETLB": _MAP_HUGETLB}, bits=_MAP_HUGETLB),
     "memfd_create": Narrow(_HUGE, 1, {"MFD_HUGETLB": _MFD_HUGETLB}, bits=_MFD_HUGETLB),
     "shmget": Narrow(_HUGE, 2, {"SHM_HUGETLB": _SHM_HUGETLB}, bits=_SHM_HUGETLB),
@@ -82,6 +91,31 @@ def conditions(narrow: Narrow) -> Iterator[dict[str, Any]]:
                 size //= 2
             yield masked(narrow.place, _WORD ^ (size - 1), first)
             first += size
+
+
+def changing(narrow: Narrow, value: int) -> list[int]:
+    """Arguments of a call that changes something with *value*."""
+    return [value if place == narrow.place else int(place == narrow.asks) for place in range(6)]
+
+
+def asking(narrow: Narrow) -> Iterator[list[dict[str, Any]]]:
+    """Alternative conditions, each a list that must hold whole, under which a call asks for what it may not change."""
+    if narrow.asks is not None:
+        for value in narrow.refused.values():
+            yield [masked(narrow.place, _WORD, value), equal(narrow.asks, 0)]
+
+
+def pretended(narrow: Narrow) -> Iterator[list[dict[str, Any]]]:
+    """Likewise, under which a call is answered as if it were done."""
+    if narrow.told is None:
+        return
+    for value in narrow.refused.values():
+        found = [masked(narrow.place, _WORD, value)]
+        if narrow.asks is not None:
+            found.append({"index": narrow.asks, "value": 0, "op": "SCMP_CMP_NE"})
+        if narrow.told >= 0:
+            found.append(equal(narrow.told, 0))
+        yield found
 
 
 def equal(index: int, value: int) -> dict[str, Any]:

@@ -23,7 +23,8 @@ def core_pattern(known: Mapping[str, Reading]) -> Row:
     """Return who is given the memory of a program that crashed: a file, or a handler on the host.
 
     core(5): a handler behind ``|`` runs as root in the first namespaces, whatever the limit on core files is. A limit
-    of exactly 1 keeps it from running; no limit holds for a socket behind ``@`` (fs/coredump.c, Linux 6.16).
+    of exactly 1 keeps it from running, and netspace's profiles keep programs from another limit; no limit holds for a
+    socket behind ``@`` (fs/coredump.c, Linux 6.16), nor where an environment has a profile of its own or none.
     """
     reading = known[_CORE]
     outcome: Outcome = "unknown"
@@ -36,8 +37,8 @@ def core_pattern(known: Mapping[str, Reading]) -> Row:
         expected="the name of a file, with neither | nor @ before it",
         matters="environments",
         why="A handler on the host, mostly root's, reads what a crashed program held. netspace's limit of 1 on core "
-        "files keeps an ordinary crash from a handler behind |. A hostile program lowers that limit to 0, and the "
-        "handler runs. No limit keeps a crash from a socket behind @.",
+        "files keeps a crash from a handler behind |, and its profiles keep programs from changing that limit. A "
+        "profile of your own may not. No limit keeps a crash from a socket behind @.",
         remedy=f"{setting(_CORE, 'core')} that sorts after the handler's own; or count the handler among what you "
         "trust",
         unseen=unseen(path(_CORE)),

@@ -86,6 +86,27 @@ def edges():
                 yield name, arguments
 
 
+LOWER = """
+import ctypes, resource
+libc = ctypes.CDLL(None, use_errno=True)
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # raises where it is refused
+both = (ctypes.c_ulong * 2)(0, 0)
+known = (ctypes.c_ulong * 2)(7, 7)
+print(libc.prlimit64(0, resource.RLIMIT_CORE, both, known), ctypes.get_errno(), list(known))
+print(resource.getrlimit(resource.RLIMIT_CORE))
+resource.setrlimit(resource.RLIMIT_NOFILE, (16, 16))
+print(resource.getrlimit(resource.RLIMIT_NOFILE))
+"""
+
+
+@pytest.mark.parametrize("profile", seccomp.PROFILES)
+def test_no_program_changes_its_limit_on_core_files(host, debian, profile):
+    """The host's crash handler would run as root for it (core(5)). One that only wants no core file goes on."""
+    host.run("web", image=f"dir:{debian}", seccomp=profile)
+    done = host.operations.exec("web", [PYTHON, "-c", LOWER])
+    assert done["stdout"].splitlines() == ["-1 1 [7, 7]", "(1, 1)", "(16, 16)"], done
+
+
 @pytest.mark.parametrize("profile", seccomp.PROFILES)
 def test_every_call_is_answered_as_the_tables_say(host, debian, tmp_path, profile):
     """The very tables, with errors that only a filter gives: nothing that passes can be mistaken for refused."""
