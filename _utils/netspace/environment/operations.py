@@ -21,7 +21,7 @@ from netspace import files
 from netspace.environment import disks, entering, ids, mounts, oci, records, runtime
 from netspace.environment.entering import MAX_OUTPUT
 from netspace.environment.kind import Environments
-from netspace.environment.observe import Around, around, current, describe, own_disks
+from netspace.environment.observe import AS_DECLARED, Around, around, current, describe, own_disks
 from netspace.environment.records import Record, RunState
 from netspace.errors import NetspaceError, StateError
 from netspace.health import verdict
@@ -255,6 +255,8 @@ class Operations:
 def _how(name: str, row: Mapping[str, Any]) -> str:
     """How one is that is not as it should be."""
     state = row["health"] if row["state"] == "running" and row["health"] else row["state"]
+    if state == "stopped" and row["declared_stopped"]:
+        return f"environment {name} is stopped{AS_DECLARED}"
     said = row["problem"] or row["exit"]
     return f"environment {name} is {state}{f' ({said})' if said else ''}"
 
