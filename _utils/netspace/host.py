@@ -573,6 +573,13 @@ class Host:
             "supervised": self.supervisor.attended(),
         }
 
+    def link_health(self) -> dict[str, Any]:
+        """What of links needs attention; that mail waits for what is declared to be stopped is as it should be."""
+        known, _ = self.environments.readable()
+        stopped = {name for name, record in known.items() if record.spec.state == "stopped"}
+        found: dict[str, Any] = self.links.health(stopped)
+        return found
+
     # -- plumbing ------------------------------------------------------------------------
     @contextlib.contextmanager
     def _lock(self, test: bool) -> Iterator[None]:
