@@ -243,7 +243,7 @@ def exec_(
     return _do(lambda operations: operations.exec(name, arguments, timeout=timeout, stdin=stdin))
 
 
-def logs(name: str, lines: int = 100) -> list[str]:
+def logs(name: str, lines: int = 100, since: str | float | None = None) -> list[str]:
     """
     Return the last lines that an environment's program wrote.
 
@@ -252,14 +252,20 @@ def logs(name: str, lines: int = 100) -> list[str]:
     .. code-block:: bash
 
         salt '*' netspace_environment.logs web lines=20
+        salt '*' netspace_environment.logs web since=600
 
     name
         The environment.
 
     lines
-        How many. Defaults to 100.
+        How many at most. Defaults to 100.
+
+    since
+        Leave out what was written before: a number of seconds ago, or a time such as ``2026-01-31T12:00:00``,
+        which is the host's own where it has no offset. **Only where systemd runs**: the log files that netspace
+        writes elsewhere have no times, and ``since`` is an error there.
     """
-    found: list[str] = _do(lambda operations: operations.logs(name, lines))["lines"]
+    found: list[str] = _do(lambda operations: operations.logs(name, lines, since))["lines"]
     return found
 
 

@@ -66,6 +66,9 @@ def test_a_whole_host_lives_crashes_boots_again_and_goes(machine: SystemdHost, s
         pid = show(machine, f"netspace-environment-{name}", "MainPID")
         assert listed(machine, f"netspace-environment-{name}") == [pid]
     assert salt("netspace_environment.logs", "orders") == ["serving"]
+    later = machine.run("date", "--iso-8601=seconds", "--date=1 second").stdout.strip()
+    assert salt("netspace_environment.logs", "orders", "since=3600") == ["serving"]
+    assert salt("netspace_environment.logs", "orders", f"since={later}") == []
 
     # A program that is killed is started again, by systemd.
     pid = show(machine, "netspace-environment-orders", "MainPID")
@@ -73,6 +76,9 @@ def test_a_whole_host_lives_crashes_boots_again_and_goes(machine: SystemdHost, s
     until(lambda: show(machine, "netspace-environment-orders", "MainPID") not in ("0", pid))
     assert salt("netspace_environment.list")["orders"]["restarts"] == 1
     until(lambda: answered(salt, "after a crash"), patience=180)
+    assert salt("netspace_environment.logs", "orders", "lines=5") == ["serving"] * 2
+    assert salt("netspace_environment.logs", "orders", "lines=1", "since=3600") == ["serving"]
+    assert salt("netspace_environment.logs", "orders", f"since={later}") == ["serving"]
 
     # A boot without Salt brings everything back, and what is declared to be stopped without its program.
     everything["environments"]["stranger"]["state"] = "stopped"
