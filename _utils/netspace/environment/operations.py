@@ -144,7 +144,7 @@ class Operations:
                     records.write(self._layout, name, msgspec.structs.replace(record, failed=None))
 
     def logs(self, name: str, lines: int = 100, since: str | float | None = None) -> dict[str, Any]:
-        """The last *lines* lines of what the program wrote: ``{"lines": [...]}``; see :func:`terminal.harmless`.
+        """The last *lines* lines of what the program wrote: ``{"lines": [...]}``; see :func:`text.harmless`.
 
         :param since: leave out what was written before; see :func:`moments.since`. Only where there is a journal.
         """
@@ -178,7 +178,7 @@ class Operations:
         :param folder: where it begins, inside; absent: where the environment's program did.
         :param variables: beside the environment's own.
         :return: ``retcode`` (124 after a timeout), ``stdout`` and ``stderr`` (text, at most 1 MiB
-            each; see :func:`terminal.harmless`), ``truncated`` (whether there was more) and ``timed_out``.
+            each; see :func:`text.harmless`), ``truncated`` (whether there was more) and ``timed_out``.
         :raises NetspaceError: when the environment doesn't run or the program can't be run.
         """
         record = self.known([name])[name]
