@@ -24,9 +24,9 @@ import netspace
 
 netspace.refresh(__file__)
 
-from netspace import declared, supervision  # noqa: E402
+from netspace import declared  # noqa: E402
 from netspace.errors import NetspaceError  # noqa: E402
-from netspace.link.kind import Links  # noqa: E402
+from netspace.host import Host  # noqa: E402
 
 if TYPE_CHECKING:
     __opts__: dict[str, Any]
@@ -51,8 +51,7 @@ def validate(config: Any) -> tuple[bool, str]:
 def beacon(config: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return an event where the links' health is another than at the last call, or not well at the first."""
     try:
-        layout = declared.layout(__opts__)
-        health = Links(layout, supervision.select(layout)).health()
+        health = Host(declared.layout(__opts__)).link_health()
         problems = [str(problem) for problem in health["problems"]]
     except NetspaceError as err:
         problems = [str(err)]

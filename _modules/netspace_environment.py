@@ -84,7 +84,8 @@ def list_() -> dict[str, dict[str, Any]]:
     without a check or while it doesn't run), ``flapping`` (whether it ends and is restarted again and again),
     ``pid``, ``since`` (seconds since the epoch), ``restarts``, ``exit`` (how it last ended: ``oom`` is for want of
     memory), ``oom_kills`` (how many of its processes the kernel killed for that since it was asked to start),
-    ``image``, ``digest``, ``runtime``, ``wanted`` (the state it should have), ``updating`` (whether a second
+    ``image``, ``digest``, ``runtime``, ``wanted`` (the state it should have, by its declaration or by hand),
+    ``declared_stopped`` (whether its declaration says ``state: stopped``), ``updating`` (whether a second
     instance is there, which an update started beside it), ``supervised`` (whether somebody is there to start it
     again when it ends) and ``problem`` (why it doesn't run, or not well, as far as that is known). Of one whose
     record is damaged only the service is known; its ``problem`` says what to do.
@@ -117,7 +118,8 @@ def inspect(name: str) -> dict[str, Any]:
 
 def start(*names: str) -> bool:
     """
-    Start environments that don't run, in parallel.
+    Start environments that don't run, in parallel. One whose declaration says ``state: stopped`` runs, also
+    over a reboot, until it is stopped or its declaration is applied again.
 
     CLI Example:
 
@@ -134,7 +136,8 @@ def start(*names: str) -> bool:
 def stop(*names: str) -> bool:
     """
     Stop environments and wait until they are gone. They stay stopped, also over a reboot,
-    until they are started or their declaration is applied again.
+    until they are started or their declaration is applied again. To have one stopped for good, declare
+    ``state: stopped``.
 
     CLI Example:
 
@@ -240,7 +243,7 @@ def exec_(
     return _do(lambda operations: operations.exec(name, arguments, timeout=timeout, stdin=stdin))
 
 
-def logs(name: str, lines: int = 100) -> list[str]:
+def logs(name: str, lines: int = 100, since: str | float | None = None) -> list[str]:
     """
     Return the last lines that an environment's program wrote.
 
@@ -249,14 +252,20 @@ def logs(name: str, lines: int = 100) -> list[str]:
     .. code-block:: bash
 
         salt '*' netspace_environment.logs web lines=20
+        salt '*' netspace_environment.logs web since=600
 
     name
         The environment.
 
     lines
-        How many. Defaults to 100.
+        How many at most. Defaults to 100.
+
+    since
+        Leave out what was written before: a number of seconds ago, or a time such as ``2026-01-31T12:00:00``,
+        which is the host's own where it has no offset. **Only where systemd runs**: the log files that netspace
+        writes elsewhere have no times, and ``since`` is an error there.
     """
-    found: list[str] = _do(lambda operations: operations.logs(name, lines))["lines"]
+    found: list[str] = _do(lambda operations: operations.logs(name, lines, since))["lines"]
     return found
 
 

@@ -64,7 +64,8 @@ def health() -> dict[str, Any]:
     Return what needs attention: ``{ok: bool, problems: [text], dead: number, late: number}``.
 
     Looks at the broker and its memory and disk alarms, the forwarder, mailboxes that are 80 % full
-    or whose mail nobody reads, dead letters and parked mail. The beacon of the same name sends this as an event.
+    or whose mail nobody reads (but for those of environments with ``state: stopped``), dead letters and parked mail.
+    The beacon of the same name sends this as an event.
     ``dead`` are letters that their reader refused or got in vain: they are a problem until they are sent again or
     discarded. ``late`` are those that waited too long or made way, as was declared or asked for: they are none.
 
@@ -75,7 +76,7 @@ def health() -> dict[str, Any]:
         salt '*' netspace_link.health
     """
     try:
-        return _links().health()
+        return Host(declared.layout(__opts__)).link_health()
     except NetspaceError as err:
         raise CommandExecutionError(str(err)) from err
 

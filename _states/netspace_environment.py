@@ -67,7 +67,7 @@ def _told(*states: dict[str, Any]) -> dict[str, Any]:
 
 def managed(name: str, declaration: dict[str, Any] | None = None) -> dict[str, Any]:
     """
-    All declared environments run as declared, and no others exist.
+    All declared environments run as declared (or don't, with ``state: stopped``), and no others exist.
 
     An environment is restarted only when one of its own keys changed that needs it;
     ``changes`` says which. One that demands more trust than this host has is not
@@ -196,6 +196,25 @@ def present(name: str, **kwargs: Any) -> dict[str, Any]:
     return _one(name, kwargs, "present")
 
 
+def stopped(name: str, **kwargs: Any) -> dict[str, Any]:
+    """
+    An environment exists as declared, and its program doesn't run: not now, and not after a boot.
+
+    Its root, volumes, interface and links are there, and its mailbox goes on receiving. In pillar, and in a
+    declaration that :py:func:`managed` is given, that is ``state: stopped``.
+
+    Takes the arguments of :py:func:`running`.
+
+    .. code-block:: yaml
+
+        orders:
+          netspace_environment.stopped:
+            - image: tar:/srv/images/shop.tar
+            - command: [/usr/bin/orders]
+    """
+    return _one(name, kwargs, "stopped")
+
+
 def healthy(name: str, timeout: float = 60) -> dict[str, Any]:
     """
     An environment is healthy or, where it declares no health check, runs. It is waited for, and never changed.
@@ -259,7 +278,9 @@ def _one(name: str, kwargs: dict[str, Any], state: str) -> dict[str, Any]:
         wanted = None
         for each, arguments in batch.items():
             try:
-                alone = declared.one_environment(each, arguments, __pillar__)
+                # A state of Salt's can't have an argument of that name.
+                said = {"state": "stopped"} if state == "stopped" else {}
+                alone = declared.one_environment(each, {**arguments, **said}, __pillar__)
             except NetspaceError as err:
                 results[each] = report.failure(each, err)
             else:
@@ -302,7 +323,7 @@ def mod_aggregate(low: dict[str, Any], chunks: list[dict[str, Any]], running: di
         conditions = [key for key in chunk if key in STATE_INTERNAL_KEYWORDS and key not in _UNCONDITIONAL]
         return bool(wanted) and not conditions and state_utils.gen_tag(chunk) not in running
 
-    if low.get("fun") not in ("running", "present"):
+    if low.get("fun") not in ("running", "present", "stopped"):
         return low
     batch = {low["name"]: own(low)}
     for chunk in chunks:

@@ -285,7 +285,7 @@ class Host:
     def converge_environments(
         self, declared: Declaration, *, whole: bool = False, test: bool = False, state: RunState = "running"
     ) -> Result:
-        """Make the declared environments run as declared (or be ``present``, not started)."""
+        """Make the declared environments run as declared (or be ``present``, not started, or be stopped)."""
         with self._lock(test):
             attended = self._attend(test)
             self._tidy(test)
@@ -317,20 +317,21 @@ class Host:
             # Recorded with the requirement in force, for whoever starts it without the declaration.
             required = trust.requirement(spec, declared.attestation)
             record = there.get(name) if verdicts[name].runs_on else None
-            if record is not None and record.state != "stopped":
-                as_it_is = msgspec.structs.replace(record.spec, attestation=required)
+            # To stop is to take away, and waits for no trust.
+            if record is not None and record.state != "stopped" and spec.state != "stopped":
+                as_it_is = msgspec.structs.replace(record.spec, attestation=required, state=spec.state)
                 wanted[name] = as_it_is, "present", record.profile, record.runtime
                 kept.add(name)
                 continue
             wanted[name] = (
                 msgspec.structs.replace(spec, attestation=required),
-                state if verdicts[name].allowed else "stopped",
+                state if verdicts[name].allowed and spec.state != "stopped" else "stopped",
                 seccomp_file.look(spec.seccomp),
                 looked[name],
             )
         remove = self.environments.names() - set(declared.environments) if whole else ()
         result = self._run_environments(self._desired(wanted, links, access, kept), remove, test)
-        return _say(result, "environment", verdicts)
+        return _say(result, "environment", trust.told(declared, verdicts))
 
     def _desired(
         self,
@@ -584,6 +585,13 @@ class Host:
             "links": self.links.list(),
             "supervised": self.supervisor.attended(),
         }
+
+    def link_health(self) -> dict[str, Any]:
+        """What of links needs attention; that mail waits for what is declared to be stopped is as it should be."""
+        known, _ = self.environments.readable()
+        stopped = {name for name, record in known.items() if record.spec.state == "stopped"}
+        found: dict[str, Any] = self.links.health(stopped)
+        return found
 
     # -- plumbing ------------------------------------------------------------------------
     @contextlib.contextmanager

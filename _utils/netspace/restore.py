@@ -55,7 +55,9 @@ def run(layout: Layout) -> int:
         # Where the appraisal failed, what an earlier boot was worth counts no longer.
         withheld = trust.withheld({name: record.spec for name, record in known.items()}, result.trust(layout))
         # A second instance that an update left is nothing that should come back.
-        return {**damaged, **withheld, **kind.sweep(), **kind.withhold(withheld), **kind.restore(without=withheld)}
+        stay = {name for name in withheld if known[name].state == known[name].spec.state == "stopped"}
+        told = {name: why for name, why in withheld.items() if name not in stay}
+        return {**damaged, **told, **kind.sweep(), **kind.withhold(withheld), **kind.restore(without=withheld)}
 
     def links() -> Mapping[str, str]:
         from netspace.link.kind import Links

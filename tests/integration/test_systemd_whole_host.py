@@ -13,6 +13,7 @@ from whole_host import ASK, IMAGE, Salt, all_true, changes, shop
 pytestmark = [pytest.mark.systemd, pytest.mark.root]
 
 ENVIRONMENTS = ("orders", "stranger", "web")
+STRANGER = "netspace-environment-stranger"
 UNITS = {
     "netspace-restore",
     "netspace-broker",
@@ -65,6 +66,9 @@ def test_a_whole_host_lives_crashes_boots_again_and_goes(machine: SystemdHost, s
         pid = show(machine, f"netspace-environment-{name}", "MainPID")
         assert listed(machine, f"netspace-environment-{name}") == [pid]
     assert salt("netspace_environment.logs", "orders") == ["serving"]
+    later = machine.run("date", "--iso-8601=seconds", "--date=1 second").stdout.strip()
+    assert salt("netspace_environment.logs", "orders", "since=3600") == ["serving"]
+    assert salt("netspace_environment.logs", "orders", f"since={later}") == []
 
     # A program that is killed is started again, by systemd.
     pid = show(machine, "netspace-environment-orders", "MainPID")
@@ -72,11 +76,19 @@ def test_a_whole_host_lives_crashes_boots_again_and_goes(machine: SystemdHost, s
     until(lambda: show(machine, "netspace-environment-orders", "MainPID") not in ("0", pid))
     assert salt("netspace_environment.list")["orders"]["restarts"] == 1
     until(lambda: answered(salt, "after a crash"), patience=180)
+    assert salt("netspace_environment.logs", "orders", "lines=5") == ["serving"] * 2
+    assert salt("netspace_environment.logs", "orders", "lines=1", "since=3600") == ["serving"]
+    assert salt("netspace_environment.logs", "orders", f"since={later}") == ["serving"]
 
-    # A boot without Salt brings everything back.
+    # A boot without Salt brings everything back, and what is declared to be stopped without its program.
+    everything["environments"]["stranger"]["state"] = "stopped"
+    assert changes(salt.apply(everything)) == {
+        "netspace environments": {"stranger": {"state": {"old": "running", "new": "stopped"}}}
+    }
     there = look(machine)
     machine.reboot()
-    until(lambda: active(machine, UNITS))
+    until(lambda: active(machine, UNITS - {STRANGER}))
+    assert show(machine, STRANGER, "ActiveState") == "inactive"
     until(lambda: answered(salt, "after a boot"), patience=180)
     now = look(machine)
     for key in ("namespaces", "interfaces", "routes", "nftables", "mounts"):
@@ -84,6 +96,11 @@ def test_a_whole_host_lives_crashes_boots_again_and_goes(machine: SystemdHost, s
     settled = salt.apply(everything)
     all_true(settled)
     assert changes(settled) == {}
+    row = salt("netspace_environment.list")["stranger"]
+    assert (row["state"], row["declared_stopped"]) == ("stopped", True)
+    del everything["environments"]["stranger"]["state"]
+    all_true(salt.apply(everything))
+    assert active(machine, UNITS)
 
     # A twin needs no supervisor, and leaves nothing.
     audit = salt("netspace_environment.audit", "orders", "summary=True")

@@ -326,7 +326,9 @@ class Applying:
             for name, work in left.items()
             if not (work.start or work.stop) and (work.record is None or work.want.state == "stopped")
         ]
+        halt(self.layout, idle)
         self._supervise(self.supervisor.stop, idle)
+        verdict.clear(self.layout, idle)
 
     def _watch(self) -> None:
         """Have the service that watches health run where any environment needs it, and be gone where none does."""
@@ -408,8 +410,9 @@ class Applying:
             runtime.delete(self.layout, name, mounted, record.runtime)
             old = record.previous
             content = self.making.render(name, old.spec, record.base, old.image, old.runtime, old.profile)
+            spec = msgspec.structs.replace(old.spec, state=record.spec.state)
             now = Record(
-                *(old.spec, record.state, record.base, old.image, hashlib.sha256(content).hexdigest()),
+                *(spec, record.state, record.base, old.image, hashlib.sha256(content).hexdigest()),
                 *(self._revision, record.summary, old.profile, old.runtime),
                 failed=proving.failed(record, reasons[name]),
             )

@@ -25,7 +25,9 @@ from netspace.supervision import policy
 KIND = "environment"
 
 # Keys whose change needs no restart: what they say matters to the supervisor, the appraisal or Salt alone.
-_LIVE = frozenset({"restart", "stop_timeout", "attestation", "source_hash", "health", "after", "update", "target"})
+_LIVE = frozenset(
+    {"state", "restart", "stop_timeout", "attestation", "source_hash", "health", "after", "update", "target"}
+)
 # Limits that are changed in place: the kernel keeps them in cgroups.
 _TUNED = ("limits:memory", "limits:cpus", "limits:io")
 # And why another one's change needs a restart.
@@ -150,7 +152,8 @@ def plan(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: 
             )
             # What is there is what was put back, and stays as it is recorded.
             was = seen.record
-            want = msgspec.structs.replace(want, spec=was.spec, profile=was.profile, runtime=was.runtime)
+            spec = msgspec.structs.replace(was.spec, state=want.spec.state)
+            want = msgspec.structs.replace(want, spec=spec, profile=was.profile, runtime=was.runtime)
             source = images.Seen()
         if want.profile and want.profile.dangers:
             notes.append(

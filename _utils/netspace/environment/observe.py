@@ -39,6 +39,8 @@ from netspace.layout import Layout, below
 from netspace.spec.types import Environment
 from netspace.supervision import Status, Supervisor, booted, payload_cgroup, policy
 
+AS_DECLARED = ", as it is declared (state: stopped)"
+
 
 class Seen(msgspec.Struct, frozen=True):
     """One environment as it was found.
@@ -299,8 +301,14 @@ def awaited(layout: Layout, name: str, known: Mapping[str, Record], statuses: Ma
         judged = current(layout, other, record, its)
         if not is_up(record, its, judged):
             state = judged.judgement.state if judged is not None and its.state == "running" else its.state
-            missing.append(f"{other}, which is {'not healthy yet' if state == 'running' else state}")
+            how = "not healthy yet" if state == "running" else state
+            missing.append(f"{other}, which is {how}{AS_DECLARED if declared_stopped(record, its) else ''}")
     return f"waits for {', '.join(missing)}; it is started as soon as that is healthy" if missing else ""
+
+
+def declared_stopped(record: Record, status: Status) -> bool:
+    """Whether it doesn't run, and its declaration says that it shall not."""
+    return status.state == "stopped" and record.spec.state == "stopped"
 
 
 class Around(msgspec.Struct, frozen=True):
@@ -344,6 +352,7 @@ def describe(layout: Layout, name: str, around: Around, damage: str = "") -> dic
         "image": "",
         "digest": "",
         "wanted": "",
+        "declared_stopped": False,
         "runtime": "",
         "health": "",
         "flapping": policy.flapping(status.state, status.restarts, status.since, time.time()),
@@ -364,6 +373,7 @@ def describe(layout: Layout, name: str, around: Around, damage: str = "") -> dic
         "image": tenders.source(record.spec, record.runtime),
         "digest": f"sha256:{record.image.digest}",
         "wanted": record.state,
+        "declared_stopped": record.spec.state == "stopped",
         "runtime": record.runtime.name,
         "health": health,
         "problem": problem(layout, name, around.known, around.statuses),

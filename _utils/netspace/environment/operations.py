@@ -18,10 +18,10 @@ from typing import Any
 import msgspec
 
 from netspace import files
-from netspace.environment import disks, entering, ids, mounts, oci, records, runtime
+from netspace.environment import disks, entering, ids, moments, mounts, oci, records, runtime
 from netspace.environment.entering import MAX_OUTPUT
 from netspace.environment.kind import Environments
-from netspace.environment.observe import Around, around, current, describe, own_disks
+from netspace.environment.observe import AS_DECLARED, Around, around, current, describe, own_disks
 from netspace.environment.records import Record, RunState
 from netspace.errors import NetspaceError, StateError
 from netspace.health import verdict
@@ -143,29 +143,23 @@ class Operations:
                 if record.failed is not None:
                     records.write(self._layout, name, msgspec.structs.replace(record, failed=None))
 
-    def logs(self, name: str, lines: int = 100) -> dict[str, Any]:
-        """The last *lines* lines of what the program wrote: ``{"lines": [...]}``; see :func:`terminal.harmless`."""
+    def logs(self, name: str, lines: int = 100, since: str | float | None = None) -> dict[str, Any]:
+        """The last *lines* lines of what the program wrote: ``{"lines": [...]}``; see :func:`text.harmless`.
+
+        :param since: leave out what was written before; see :func:`moments.since`. Only where there is a journal.
+        """
         try:
             count = min(max(int(lines), 0), MAX_LINES)
         except (TypeError, ValueError, OverflowError) as err:
             raise NetspaceError(f"lines: expected a whole number, got {lines!r}") from err
+        begin = None if since is None else moments.since(since, time.time())
         self.known([name])
         own = runtime.output(self._layout, name)
-        if own.exists() or not booted():
-            return {"lines": [harmless(line) for line in _last_lines(own, count)]}
-        service = self._layout.service(runtime.service_name(name))
-        # By its identifier too: without what systemd itself says of the unit.
-        which = ("--unit", f"{service}.service", "--identifier", service)
-        done = subprocess.run(
-            ["journalctl", *which, "--lines", str(count), "--output", "cat", "--no-pager", "--quiet"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=False,
-        )
-        if done.returncode != 0:
-            raise NetspaceError(f"journalctl: {done.stderr.decode(errors='replace').strip()}")
-        told = done.stdout[-MAX_OUTPUT:].decode(errors="replace").removesuffix("\n")
-        return {"lines": harmless(told).split("\n")[-count:] if count and told else []}
+        if not own.exists() and booted():
+            return {"lines": _journal(self._layout.service(runtime.service_name(name)), count, begin)}
+        if begin is not None:
+            raise NetspaceError(f"since: {own} is no journal and tells no times; leave it out, and choose by lines")
+        return {"lines": [harmless(line) for line in _last_lines(own, count)]}
 
     def exec(
         self,
@@ -184,7 +178,7 @@ class Operations:
         :param folder: where it begins, inside; absent: where the environment's program did.
         :param variables: beside the environment's own.
         :return: ``retcode`` (124 after a timeout), ``stdout`` and ``stderr`` (text, at most 1 MiB
-            each; see :func:`terminal.harmless`), ``truncated`` (whether there was more) and ``timed_out``.
+            each; see :func:`text.harmless`), ``truncated`` (whether there was more) and ``timed_out``.
         :raises NetspaceError: when the environment doesn't run or the program can't be run.
         """
         record = self.known([name])[name]
@@ -255,6 +249,8 @@ class Operations:
 def _how(name: str, row: Mapping[str, Any]) -> str:
     """How one is that is not as it should be."""
     state = row["health"] if row["state"] == "running" and row["health"] else row["state"]
+    if state == "stopped" and row["declared_stopped"]:
+        return f"environment {name} is stopped{AS_DECLARED}"
     said = row["problem"] or row["exit"]
     return f"environment {name} is {state}{f' ({said})' if said else ''}"
 
@@ -274,6 +270,25 @@ def _idle(statuses: Mapping[str, Status], name: str) -> bool:
     """Whether it has to be started: it doesn't run, or is about to end though its supervisor hasn't seen that yet."""
     status = statuses.get(runtime.service_name(name), Status("stopped"))
     return status.state not in ("running", "starting") or (status.state == "running" and process.dying(status.pid))
+
+
+def _journal(service: str, count: int, begin: float | None) -> list[str]:
+    """The last *count* lines in the journal of a service's program, none from before *begin*."""
+    # By its identifier too: without what systemd itself says of the unit.
+    which = ["--unit", f"{service}.service", "--identifier", service]
+    if begin is not None:
+        which += ["--since", f"@{begin:.6f}"]
+    # The last come first, since some versions count lines from the other end where there is a time.
+    done = subprocess.run(
+        ["journalctl", *which, "--reverse", "--lines", str(count), "--output", "cat", "--no-pager", "--quiet"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise NetspaceError(f"journalctl: {done.stderr.decode(errors='replace').strip()}")
+    told = done.stdout[:MAX_OUTPUT].decode(errors="replace").removesuffix("\n")
+    return harmless(told).split("\n")[:count][::-1] if count and told else []
 
 
 def _last_lines(path: Path, count: int) -> Sequence[str]:

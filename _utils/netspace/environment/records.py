@@ -85,9 +85,9 @@ class Record(msgspec.Struct, frozen=True):
 
 
 def fingerprint(spec: Environment, profile: Profile | None, runtime: Runtime) -> str:
-    """Tells one declaration of an environment from another."""
+    """Tell one declaration of an environment from another; whether it shall run is no part of that."""
     content = {
-        "spec": parse.encode(own(spec)),
+        "spec": {key: value for key, value in parse.encode(own(spec)).items() if key != "state"},
         "profile": "" if profile is None else profile.digest,
         "runtime": _encoded_runtime(runtime),
     }

@@ -37,8 +37,11 @@ TOLD_SECONDS = 3600.0
 """How long it is said of an environment that it was cut off."""
 
 
-def health(layout: Layout, supervisor: Supervisor) -> dict[str, Any]:
-    """``{ok, problems: [text]}``, and ``dead`` and ``late``: how many letters, where that can be told."""
+def health(layout: Layout, supervisor: Supervisor, stopped: Collection[str] = ()) -> dict[str, Any]:
+    """``{ok, problems: [text]}``, and ``dead`` and ``late``: how many letters, where that can be told.
+
+    :param stopped: the environments that are meant to read nothing now.
+    """
     record = read(layout)
     problems = planning.parked_notes(record.parked)
     if record.broker is None or not record.links:
@@ -71,7 +74,7 @@ def health(layout: Layout, supervisor: Supervisor) -> dict[str, Any]:
             with reach.management(layout, record.broker) as api:
                 problems += _alarms(api)
                 problems += _floods(layout, record, api)
-                problems += _queues(layout, record, api)
+                problems += _queues(layout, record, api, stopped)
                 problems += _across(layout, record, api)
                 dead, late = letters.Letters(layout).number(api)
         except NetspaceError as err:
@@ -118,7 +121,7 @@ def _floods(layout: Layout, record: Record, api: Management) -> list[str]:
     return found
 
 
-def _queues(layout: Layout, record: Record, api: Management) -> list[str]:
+def _queues(layout: Layout, record: Record, api: Management, stopped: Collection[str]) -> list[str]:
     """Mailboxes and lanes that are nearly full, or have mail that nobody is reading."""
     if record.broker is None:
         return []
@@ -141,7 +144,8 @@ def _queues(layout: Layout, record: Record, api: Management) -> list[str]:
         if full >= FULL:
             what = "drops the oldest" if link.bounds and link.full == "drop-head" else "takes no more at 100 %"
             found.append(f"the mailbox of {whose} is {full:.0%} full, and {what}")
-        if queue.get("messages") and not queue.get("consumers") and link.to_host is None:
+        awaited = link.to_host is None and link.target not in stopped
+        if awaited and queue.get("messages") and not queue.get("consumers"):
             found.append(f"nobody reads the mailbox of {whose}: {queue['messages']} messages wait")
     return found
 

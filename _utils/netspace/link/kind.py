@@ -334,9 +334,12 @@ class Links:
         """Links and mailboxes with their state (``seeing.links``)."""
         return seeing.links(self.layout, self.supervisor)
 
-    def health(self) -> dict[str, Any]:
-        """What needs attention: ``{ok, problems: [text], dead: number}``."""
-        return health.health(self.layout, self.supervisor)
+    def health(self, stopped: Collection[str] = ()) -> dict[str, Any]:
+        """What needs attention: ``{ok, problems: [text], dead: number}``.
+
+        :param stopped: the environments that are meant to read nothing now.
+        """
+        return health.health(self.layout, self.supervisor, stopped)
 
     def management(self, broker: Broker) -> Management:
         """The management API of *broker*."""

@@ -76,6 +76,15 @@ def environments(declared: Declaration, trust: Trust) -> dict[str, Verdict]:
     return {name: judge(requirement(spec, declared.attestation), trust) for name, spec in declared.environments.items()}
 
 
+def told(declared: Declaration, verdicts: Mapping[str, Verdict]) -> dict[str, Verdict]:
+    """Return what to say of the environments: one that is declared to be stopped is as declared without any trust."""
+    found = dict(verdicts)
+    for name, verdict in verdicts.items():
+        if declared.environments[name].state == "stopped":
+            found[name] = msgspec.structs.replace(verdict, allowed=True)
+    return found
+
+
 def withheld(applied: Mapping[str, Environment], trust: Trust) -> dict[str, str]:
     """Return which of the applied environments must not be started, and why.
 

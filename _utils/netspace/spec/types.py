@@ -426,6 +426,7 @@ class Environment(Base, frozen=True):
         absent: the host's default.
     :param seccomp: which system calls it may make: ``strict``, ``standard`` or ``file:/profile.json``.
     :param read_only: no writes to the root at all; else to a layer of its own.
+    :param state: ``running``, or ``stopped``: all of it is there, its mailbox receives, and its program doesn't run.
     :param restart: ``always``, ``on-failure`` or ``never``.
     :param stop_timeout: seconds between SIGTERM and SIGKILL.
     :param health: absent: it is well as long as it runs.
@@ -449,6 +450,7 @@ class Environment(Base, frozen=True):
     read_only: bool = False
     runtime: str | None = None
     seccomp: str = "strict"
+    state: Literal["running", "stopped"] = "running"
     restart: Literal["always", "on-failure", "never"] = "on-failure"
     stop_timeout: float = 10.0
     health: Health | None = None

@@ -48,7 +48,11 @@ class Direct:
         traced = set(records.traced(self.layout))
         watched = bool(traced) and place.running(self.layout)
         seen = {name: records.read_trace(self.layout, name) for name in names if name in traced}
-        return {name: self._status(name, seen.get(name), watched) for name in names}
+        found = {name: self._status(name, seen.get(name), watched) for name in names}
+        failed = {name for name, status in found.items() if status.state == "failed"}
+        # One that shall not run has not failed any more: it was stopped.
+        stopped = failed - records.desired(self.layout) if failed else set()
+        return {name: replace(status, state="stopped") if name in stopped else status for name, status in found.items()}
 
     def _status(self, name: str, trace: Trace | None, watched: bool) -> Status:
         """What *trace* says; where nobody watches, what has become of it since."""

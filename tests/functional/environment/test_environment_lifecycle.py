@@ -228,6 +228,10 @@ def test_present_leaves_running_or_stopped(host):
 def test_operations(host):
     host.run("web", command=shell(f"echo started; {STAY}"))
     until(lambda: host.operations.logs("web", 5) == {"lines": ["started"]})
+    with pytest.raises(
+        NetspaceError, match=r"^since: /var/log/netspace/environment-web\.log is no journal and tells no"
+    ):
+        host.operations.logs("web", since=600)
     assert host.operations.stop(["web"]) == {"web": ""}
     assert host.operations.list()["web"]["state"] == "stopped"
     assert host.operations.list()["web"]["wanted"] == "stopped"

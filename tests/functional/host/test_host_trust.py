@@ -144,6 +144,32 @@ def test_what_runs_goes_on_where_the_loss_says_so_and_regaining_restores(salt, i
     assert [state["changes"] for state in again.values()] == [{}] * 4
 
 
+def test_a_declared_stop_waits_for_no_trust(salt, image, tpm):
+    declared = vault(image, policy="prefer", minimum="L2", tpm=tpm)
+    wanted = declared["environments"]["vault"]
+    wanted["attestation"]["on_loss"] = "report"
+    all_true(salt.apply(declared))
+    # The trust is lost, and what would run on is declared to be stopped: no state of it fails, also none that follows.
+    del declared["attestation"]["tpm"]
+    declared["links"] = []
+    wanted["state"] = "stopped"
+    for change in ({"old": "running", "new": "stopped"}, None):
+        told = salt.apply(declared)["netspace environments"]
+        assert told["result"] is True
+        assert told["changes"].get("vault", {}).get("state") == change
+        assert "environment vault: needs trust level L2, this host has L1" in told["comment"]
+    assert salt("netspace_environment.list")["vault"]["state"] == "stopped"
+    # A boot that is trusted less has nothing to say of it.
+    layout = Layout()
+    reboot(layout)
+    done = subprocess.run(library.command(layout, "restore"), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    # To run it takes the trust.
+    del wanted["state"]
+    told = salt.apply(declared)["netspace environments"]
+    assert told["result"] is False and salt("netspace_environment.list")["vault"]["state"] == "stopped"
+
+
 def test_what_runs_without_trust_is_not_made_anew_whatever_changes(salt, image, tpm, tmp_path):
     """Not for another image, another hardening, a damaged root or a lost namespace; its interface only gets less."""
     own = shutil.copy(image, tmp_path / "vault.tar")

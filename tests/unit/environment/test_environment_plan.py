@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netspace import files
-from netspace.environment import handout, ids, images, records
+from netspace.environment import handout, ids, images, proving, records
 from netspace.environment.compare import DesiredEnvironment
 from netspace.environment.images import Image
 from netspace.environment.images.sources import Defaults
@@ -267,6 +267,69 @@ def test_a_folder_of_a_recorded_environment_is_not_given_to_another(source):
 )
 def test_steps(want, found, action):
     assert [step.action for step in plan(want, found).steps] == ([action] if action else [])
+
+
+def declared(state, **keys):
+    """An environment as its own ``state`` has it."""
+    want = desired(state, **keys)
+    return msgspec.structs.replace(want, spec=msgspec.structs.replace(want.spec, state=state))
+
+
+def by_hand(found, state, status):
+    """What a start or stop by hand makes of it."""
+    return msgspec.structs.replace(found, record=msgspec.structs.replace(found.record, state=state), status=status)
+
+
+STOPPED = {"state": {"old": "running", "new": "stopped"}}
+STARTED = {"state": {"old": "stopped", "new": "running"}}
+
+
+@pytest.mark.parametrize(
+    ("want", "found", "action", "changes"),
+    [
+        (declared("stopped"), seen(), "stop", STOPPED),
+        (declared("stopped"), seen(status=Status("starting", exit="exit 3")), "stop", STOPPED),
+        (declared("stopped"), seen(status=Status("failed", exit="exit 3")), "update", STOPPED),
+        (declared("running"), seen(declared("stopped")), "start", STARTED),
+        # By hand: what the declaration says is made so again, also where only the record has to be told.
+        (declared("stopped"), by_hand(seen(declared("stopped")), "running", RUNNING), "stop", STOPPED),
+        (declared("stopped"), by_hand(seen(), "stopped", Status("stopped")), "update", STOPPED),
+        (declared("running"), by_hand(seen(declared("stopped")), "running", RUNNING), "update", STARTED),
+        # What isn't recorded as run by anybody, and runs.
+        (declared("stopped"), seen(declared("stopped"), status=RUNNING), "stop", {}),
+    ],
+)
+def test_a_declared_stop_is_a_difference_like_any_other(want, found, action, changes):
+    step = only(plan(want, found))
+    assert (step.action, step.changes) == (action, changes)
+    assert step.data.start == (action == "start")
+    assert step.data.record.spec == found.record.spec
+
+
+def test_what_is_declared_to_be_stopped_is_made_and_changed_without_a_start():
+    new = only(plan(declared("stopped")))
+    assert (new.action, new.changes["state"], new.data.start) == ("create", {"old": None, "new": "stopped"}, False)
+    there = seen(declared("stopped"))
+    assert (plan(declared("stopped"), there).steps, plan(declared("stopped"), there).refusals) == ([], [])
+    changed = only(plan(declared("stopped"), there, {"tar:/x.tar": images.Seen("other")}))
+    work = changed.data
+    assert (changed.action, list(changed.changes)) == ("change", ["image"])
+    assert (work.build, work.assemble, work.start, work.rolling, work.previous) == (True, True, False, False, None)
+    both = only(plan(declared("stopped"), seen(), {"tar:/x.tar": images.Seen("other")}))
+    assert (both.action, set(both.changes), both.data.start) == ("stop", {"image", "state"}, False)
+
+
+def test_an_update_that_was_taken_back_stays_so_over_a_stop():
+    well = {"health": {"exec": ["/check"]}}
+    bad = desired(user=7, **well)
+    noted = proving.failed(msgspec.structs.replace(seen(bad).record, previous=None), "it ended (exit 7)")
+    was = seen(desired(**well))
+    was = msgspec.structs.replace(was, record=msgspec.structs.replace(was.record, failed=noted))
+    result = plan(declared("stopped", user=7, **well), was)
+    step = only(result)
+    assert (step.action, step.changes, step.data.failed) == ("stop", STOPPED, noted)
+    assert (step.data.want.spec.user, step.data.want.spec.state) == (was.record.spec.user, "stopped")
+    assert "taken back, since it ended (exit 7)" in result.refusals[0].message
 
 
 def test_a_changed_source_is_a_changed_image_and_a_missing_one_a_note():

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netspace.environment import ids, mounts, oci, runtime, seccomp, volumes
+from netspace.environment import ids, moments, mounts, oci, runtime, seccomp, volumes
 from netspace.environment.images.bounds import Budget
 from netspace.environment.images.sources import Defaults
 from netspace.environment.images.sources import oci as oci_source
@@ -296,6 +297,38 @@ def test_netspace_s_own_folders_are_no_volumes(tmp_path, source):
 def test_a_number_of_lines_that_is_none(lines):
     with pytest.raises(NetspaceError, match="expected a whole number"):
         object.__new__(Operations).logs("web", lines)
+
+
+NOW = 1_800_000_000.0
+
+
+@pytest.mark.parametrize(
+    ("given", "moment"),
+    [
+        (600, NOW - 600),
+        ("0.5", NOW - 0.5),
+        ("2026-01-31T12:00:00Z", 1_769_860_800.0),
+        ("2026-01-31T13:00:00+01:00", 1_769_860_800.0),
+    ],
+)
+def test_a_moment_is_seconds_ago_or_a_time(given, moment):
+    assert moments.since(given, NOW) == moment
+
+
+def test_a_time_without_an_offset_is_the_hosts(monkeypatch):
+    monkeypatch.setenv("TZ", "Etc/GMT-2")
+    time.tzset()
+    try:
+        assert moments.since("2026-01-31 14:00", NOW) == 1_769_860_800.0
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+@pytest.mark.parametrize("given", ["yesterday", "", -1, NOW + 1, float("nan"), "inf", True, [], "0001-01-01", 10**400])
+def test_a_moment_that_is_none(given):
+    with pytest.raises(NetspaceError, match="no time; give a number of seconds ago, or a time such as"):
+        moments.since(given, NOW)
 
 
 def test_a_device_is_there_for_the_kind_of_interface_that_needs_it_alone():

@@ -101,6 +101,11 @@ def test_what_is_encoded_parses_to_the_same():
         ("environments:web:env", {"A": 1}, "netspace:environments:web:env: expected 'str', got 'int'"),
         ("environments:web:command", "/bin/sh", "netspace:environments:web:command: expected 'array', got 'str'"),
         ("environments:Web", {"image": "tar:/x"}, "netspace:environments:Web: 'Web' can't be an environment's name"),
+        (
+            "environments:web:state",
+            "paused",
+            "netspace:environments:web:state: 'paused' is not possible here; choose from running, stopped",
+        ),
         ("environments:web:seccomp", "none", "netspace:environments:web:seccomp: 'none' is no profile"),
         (
             "environments:web:attestation",

@@ -57,6 +57,15 @@ def test_only_what_demands_more_is_withheld_and_its_links_with_it():
     assert "vault" in trust.links(declared, here)["plain.vault"].comment
 
 
+def test_what_is_declared_to_be_stopped_is_refused_nothing_and_the_trust_it_lacks_is_still_told():
+    vault = {"image": "tar:/x", "attestation": {"policy": "require", "minimum": "L3"}}
+    declared = parse.declaration({"environments": {"vault": vault, "kept": {**vault, "state": "stopped"}}})
+    verdicts = trust.environments(declared, Trust(1, "self", "no TPM"))
+    told = trust.told(declared, verdicts)
+    assert {name: verdict.allowed for name, verdict in told.items()} == {"vault": False, "kept": True}
+    assert told["kept"].comment == verdicts["kept"].comment != ""
+
+
 @pytest.mark.parametrize("on_loss", ["stop", "revoke-links", "report"])
 def test_what_is_lost_says_what_becomes_of_it(on_loss):
     required = Requirement(policy="require", minimum="L3", on_loss=on_loss)

@@ -1,0 +1,30 @@
+"""Points in time as an operator gives them. Pure."""
+
+from __future__ import annotations
+
+import datetime
+import math
+
+from netspace.errors import NetspaceError
+
+
+def since(given: str | float, now: float) -> float:
+    """Return the moment that is meant, in seconds since the epoch: so many seconds before *now*, or a time of ISO 8601.
+
+    A time without an offset is the host's own.
+
+    :raises NetspaceError: when it is neither.
+    """
+    problem = f"since: {given!r:.80}: no time; give a number of seconds ago, or a time such as 2026-01-31T12:00:00"
+    if isinstance(given, bool):
+        raise NetspaceError(problem)
+    try:
+        ago = float(given)
+    except (TypeError, ValueError, OverflowError):
+        try:
+            return datetime.datetime.fromisoformat(str(given).replace("Z", "+00:00")).timestamp()
+        except (ValueError, OverflowError, OSError) as err:
+            raise NetspaceError(problem) from err
+    if not math.isfinite(ago) or not 0 <= ago <= now:
+        raise NetspaceError(problem)
+    return now - ago
