@@ -33,8 +33,8 @@ def assemble(layout: Layout, name: str, spec: Environment, image: Path, digest: 
     bundle = layout.bundle(name)
     _ways(layout, bundle, base)
     layer = bundle / "layer" if spec.read_only else _layer(layout, name, digest, spec.limits.disk, base, keep)
-    if not spec.read_only:
-        trees.remove(bundle / "layer")  # of the time when its root was read-only
+    # A read-only root's layer holds the folders that are mounted on: of a former declaration, too.
+    trees.remove(bundle / "layer")
     upper, work, lower, root = layer / "upper", layer / "work", bundle / "lower", bundle / "rootfs"
     for folder in (layer, upper, work, lower, root):
         folder.mkdir(exist_ok=True, mode=0o700)

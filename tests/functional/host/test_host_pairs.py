@@ -25,21 +25,25 @@ pytestmark = [pytest.mark.root]
 PAIRS = int(os.environ.get("NETSPACE_PAIRS", "4"))
 SEED = int(os.environ.get("NETSPACE_SEED", "20261127"))
 NAMES = ("a", "b", "c", "d")
-ADDRESSES = ("10.203.77.1", "10.203.77.2")
+ADDRESSES = tuple(f"10.203.77.{last}" for last in range(1, 6))
 WAYS: tuple[dict[str, Any], ...] = ({}, {"pattern": "request"}, {"length": 10}, {"pattern": "request", "ttl": 60})
 
 
 class Host(World):
-    """A host without what its history may change: the order of routes, which of our modules were compiled, and
-    whether somebody's health was ever watched.
+    """A host without what its history may change: the order of routes, which of our modules were compiled,
+    whether somebody's health was ever watched, and what environments have written, which is kept.
     """
 
     def look(self) -> dict[str, Any]:
         found = super().look()
         found["routes"] = sorted(found["routes"])
         watched = (f"{LAYOUT.run}/health", f"{LAYOUT.run}/health/.watch")
-        files = found["files"].items()
-        found["files"] = {path: about for path, about in files if "/__pycache__" not in path and path not in watched}
+        kept = f"{LAYOUT.layers}/"
+        found["files"] = {
+            path: about
+            for path, about in found["files"].items()
+            if "/__pycache__" not in path and path not in watched and not path.startswith(kept)
+        }
         return found
 
 
@@ -61,13 +65,14 @@ class Chooser:
         made = self._world.declared()
         common = {key: made["environments"]["a"][key] for key in ("image", "command")}
         names = [name for name in NAMES if self._random.random() < 0.65]
-        addresses, folders = self._shared(ADDRESSES, names), self._shared(("one", "two"), names)
+        addresses = dict(zip(names, self._random.sample(ADDRESSES, len(names)), strict=True))
+        folders = self._shared(("one", "two"), names)
         environments = {}
         for place, name in enumerate(names):
             environments[name] = {
                 **common,
                 **self._some(place, names),
-                "interface": self._interface(addresses.get(name)),
+                "interface": self._interface(addresses[name]),
                 "limits": {"pids": self._random.choice((64, 128)), "memory": self._random.choice(("64M", "96M"))},
             }
             if name in folders:
@@ -103,11 +108,12 @@ class Chooser:
             found["after"] = [choose(names[:place])]
         return found
 
-    def _interface(self, address: str | None) -> dict[str, Any]:
-        if address is not None:
-            return {"kind": "veth", "ipv4": address}
-        found: dict[str, Any] = {"kind": self._random.choice(("none", "veth"))}
-        if found["kind"] == "veth" and self._random.random() < 0.5:
+    def _interface(self, address: str) -> dict[str, Any]:
+        """Its address is declared: one that netspace chose stays for as long as there is an interface."""
+        if self._random.random() < 0.3:
+            return {"kind": "none"}
+        found: dict[str, Any] = {"kind": "veth", "ipv4": address}
+        if self._random.random() < 0.5:
             found["allow"] = [{"direction": "out", "cidr": "198.51.100.0/24", "port": self._random.choice((80, 443))}]
         return found
 
