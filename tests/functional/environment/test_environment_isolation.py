@@ -215,6 +215,18 @@ def test_a_read_only_root_has_no_lasting_layer(host):
     assert [path.name for path in layers.iterdir()] == ["handout"]
 
 
+def test_nothing_of_a_former_declaration_is_in_a_root(host, tmp_path):
+    """A read-only root has folders to mount on in a layer of its own, which nobody wrote into."""
+    host.run("web", read_only=True, volumes=[{"source": str(tmp_path / "data"), "target": "/data"}])
+    assert host.sh("web", "ls -d /data") == "/data"
+    scratch = host.layout.bundle("web") / "layer"
+    assert scratch.is_dir()
+    host.run("web", read_only=True)
+    assert "No such file" in host.sh("web", "ls -d /data")
+    host.run("web")
+    assert not scratch.exists()
+
+
 @pytest.mark.parametrize("read_only", [False, True])
 def test_locks_on_the_same_image_file_don_t_meet(host, read_only):
     for name in ("one", "two"):
