@@ -381,7 +381,14 @@ def test_alarms_of_a_broker_are_told():
 def test_full_and_unread_mailboxes_are_told(tmp_path, queue, problems):
     named = [] if queue is None else [{"name": "mailbox.orders", **queue}]
     record = Record(LocalBroker(), {LINK.name: LINK})
-    assert len(health._queues(Layout(root=tmp_path), record, Answers(queues=named))) == problems
+    assert len(health._queues(Layout(root=tmp_path), record, Answers(queues=named), ())) == problems
+
+
+def test_mail_of_who_is_meant_to_read_nothing_is_told_only_where_it_fills_the_mailbox(tmp_path):
+    record = Record(LocalBroker(), {LINK.name: LINK})
+    for messages, problems in ((1, 0), (8000, 1)):
+        waiting = Answers(queues=[{"name": "mailbox.orders", "messages": messages, "message_bytes": 5, "consumers": 0}])
+        assert len(health._queues(Layout(root=tmp_path), record, waiting, {"orders"})) == problems
 
 
 # -- the beacon ----------------------------------------------------------------------------
@@ -395,7 +402,7 @@ def test_the_beacon_tells_what_changes_and_not_how_much():
         return beacon["beacon"]([{"interval": 60}])
 
     beacon["beacon"].__globals__.update(
-        __opts__={}, __context__=context, Links=lambda *_: SimpleNamespace(health=lambda: said)
+        __opts__={}, __context__=context, Host=lambda _: SimpleNamespace(link_health=lambda: said)
     )
     assert once() == []
     assert once("3 dead letters") == [{"ok": False, "problems": ["3 dead letters"]}]
