@@ -31,7 +31,7 @@ from types import TracebackType
 
 KEPT = ("/var/lib/netspace", "/var/log/netspace")
 HIDDEN = ("var/lib/netspace-broker",)
-"""What the real machine has there, of an instance that runs on it, is not seen."""
+"""Folders of an instance that runs on the real machine: not seen here."""
 
 # Units of the real machine that would reach for what is shared with it (devices,
 # sysctls, binfmt) or have no business here.

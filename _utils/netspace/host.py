@@ -587,7 +587,7 @@ class Host:
         }
 
     def link_health(self) -> dict[str, Any]:
-        """What of links needs attention; that mail waits for what is declared to be stopped is as it should be."""
+        """Return what needs attention about links; mail may wait for an environment that is declared to be stopped."""
         known, _ = self.environments.readable()
         stopped = {name for name, record in known.items() if record.spec.state == "stopped"}
         found: dict[str, Any] = self.links.health(stopped)
@@ -648,7 +648,7 @@ def _problem(refusal: Refusal) -> Problem:
 
 
 def _manner(link: Link, name: str) -> str:
-    """What is told environment *name* of a link, in a few words."""
+    """Describe a link to environment *name*, in a few words."""
     local = f", as {link.local}" if link.local is not None and link.source == name else ""
     return f"{link.pattern}{', sealed' if link.seal else ''}{local}"
 

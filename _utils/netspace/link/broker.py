@@ -39,7 +39,7 @@ FORMER = "epmd"
 """The service for epmd that former versions ran beside the node."""
 READY_SECONDS = 90.0
 DEAF_SECONDS = 30.0
-"""What a busy broker gets for one answer, before it is restarted for all."""
+"""Seconds that a busy broker gets for one answer, before it is restarted for all."""
 CONSUMERS = 256  # of a channel: one for each queue that an environment may read is enough
 PLUGINS = ("rabbitmq_auth_mechanism_ssl", "rabbitmq_event_exchange", "rabbitmq_management", guard.NAME)
 SHOVEL = ("rabbitmq_shovel", "rabbitmq_shovel_management")  # where there are other hosts to carry mail to

@@ -335,7 +335,7 @@ class Links:
         return seeing.links(self.layout, self.supervisor)
 
     def health(self, stopped: Collection[str] = ()) -> dict[str, Any]:
-        """What needs attention: ``{ok, problems: [text], dead: number}``.
+        """Return what needs attention: ``{ok, problems: [text], dead: number}``.
 
         :param stopped: the environments that are meant to read nothing now.
         """

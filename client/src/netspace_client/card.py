@@ -82,7 +82,7 @@ class Peer:
 
     @property
     def called(self) -> str:
-        """What programs are to call it."""
+        """The name by which programs call it."""
         return self.local or self.name
 
 

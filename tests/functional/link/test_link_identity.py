@@ -269,9 +269,7 @@ def run(host, name: str, folder: Path, *command: str) -> str:
 
 
 def try_out(host, folder: Path, *program: str) -> None:
-    """What all examples do: send, also to a local name; read all queues, refuse what comes of nobody who may send; say
-    what is wrong.
-    """
+    """Try what each example can: send, also to a local name, read all queues, refuse strangers, and tell problems."""
     host.apply(TELL, Link(source="web", target="audit", local="log", length=5))
     assert run(host, "orders", folder, *program, "send", "audit", "sold") == ""
     assert run(host, "web", folder, *program, "send", "log", "by a lane") == ""

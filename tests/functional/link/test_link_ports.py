@@ -148,7 +148,7 @@ for chosen in itertools.chain.from_iterable(itertools.combinations(options, coun
 
 
 def tried(host, name: str) -> set[str]:
-    """How far a program of the environment's came at its port, in all ways."""
+    """Try the port as a program of the environment, in each way; return how far it came."""
     command = ["ip", "netns", "exec", host.layout.netns_name(name), sys.executable, "-c", SHARER]
     return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines())
 

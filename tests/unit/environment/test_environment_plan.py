@@ -276,7 +276,7 @@ def declared(state, **keys):
 
 
 def by_hand(found, state, status):
-    """What a start or stop by hand makes of it."""
+    """Record a start or stop by hand."""
     return msgspec.structs.replace(found, record=msgspec.structs.replace(found.record, state=state), status=status)
 
 

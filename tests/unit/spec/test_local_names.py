@@ -1,4 +1,4 @@
-"""What a sender may call its peers: to its program each name means one environment."""
+"""Names of peers: to a sender's program each means one environment."""
 
 from __future__ import annotations
 
