@@ -185,9 +185,12 @@ class Host:
     def converge_links(self, declared: Declaration, *, whole: bool = False, test: bool = False) -> Result:
         """Make the declared links that trust permits; withheld ones are revoked."""
         with self._lock(test):
-            if not whole:
-                self._check_local_names(declared.links)
+            clashes = () if whole else self._name_clashes(declared.links)
+            if clashes and not test:
+                raise SpecError(clashes)
             attended = self._attend(test)
+            # What was applied before may be gone by then: a dry run says it, and can't tell.
+            attended = _join(attended, Result(Plan(notes=[f"link {clash}" for clash in clashes])))
             verdicts = self._verdicts(trust.links, declared, test)
             result = self._links(declared.broker, self._permitted(declared, verdicts), verdicts.keys(), whole, test)
             result = _say(result, "link", verdicts)
@@ -196,15 +199,10 @@ class Host:
                 result = _join(result, self._refresh_cards(ends, test))
             return _join(attended, result)
 
-    def _check_local_names(self, declared: Collection[Link]) -> None:
-        """Refuse links whose local names can't stand beside those of links that were applied before.
-
-        :raises SpecError: naming each of them.
-        """
+    def _name_clashes(self, declared: Collection[Link]) -> list[Problem]:
+        """Return why local names of links can't stand beside those of links that were applied before."""
         links = {**self._linked().links, **{link.name: link for link in declared}}
-        wrong = check.local_names(links.values())
-        if wrong:
-            raise SpecError([Problem(f"{name}:as", message) for name, message in wrong.items()])
+        return [Problem(f"{name}:as", message) for name, message in check.local_names(links.values()).items()]
 
     def renew_seals(self, names: Collection[str] = ()) -> tuple[list[str], Result]:
         """Give environments new keys for their sealed links, and tell all who need to know; return who has some.

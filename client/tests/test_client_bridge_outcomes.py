@@ -48,6 +48,22 @@ def test_a_url_has_the_peer_s_local_name_or_its_own(name: str) -> None:
     assert box.send.await_args.args[0] == name
 
 
+@pytest.mark.parametrize("raw", ["log", "audit@h2"])
+@pytest.mark.parametrize("name", ["log", "audit@h2"])
+def test_peer_that_runs_no_bridge_is_known_by_each_of_its_names(name: str, raw: str) -> None:
+    box = mailbox()
+    box.send.return_value = "id 1"
+    asyncio.run(Server(box, raw=[raw]).answer(Request(b"POST", f"/{name}/x".encode(), body=b"sold")))
+    assert box.send.await_args.args[1] == b"sold"
+
+
+def test_local_name_is_told_to_no_peer() -> None:
+    box = mailbox()
+    box.send.return_value = "id 1"
+    asyncio.run(Server(box).answer(Request(b"POST", b"/log/x")))
+    assert b"host: audit@h2\r\n" in box.send.await_args.args[1].lower()
+
+
 def message(body: bytes = b"a body", kind: str | None = "text/plain; charset=utf-8", *, asks: bool = False) -> Any:
     made = create_autospec(Message, instance=True)
     made.sender, made.id, made.body, made.content_type = "web", "id 1", body, kind
@@ -189,8 +205,9 @@ def test_program_that_reads_nothing_is_no_hindrance() -> None:
     assert done == Done("done", (b"sold\n", "application/octet-stream"))
 
 
-def test_program_that_takes_too_long_is_ended_with_all_that_it_started(tmp_path: Any) -> None:
-    script = f"sleep 300 & echo $! > {tmp_path}/pid; wait"
+@pytest.mark.parametrize("then", ["wait", "exit 0"])
+def test_program_that_takes_too_long_is_ended_with_all_that_it_started(tmp_path: Any, then: str) -> None:
+    script = f"sleep 300 & echo $! > {tmp_path}/pid; {then}"
     begun = time.monotonic()
     done = asyncio.run(Execute(["/bin/sh", "-c", script], timeout=2)(message()))
     assert done == Done("later")

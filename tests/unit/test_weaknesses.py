@@ -65,6 +65,11 @@ def test_nothing_is_good_where_nothing_can_be_read(tmp_path):
     assert "cpu weaknesses" in found
 
 
+@pytest.mark.parametrize("told", [{}, {f"{CPU}/vulnerabilities/mds": ""}])
+def test_threads_are_good_only_where_the_processor_tells_of_weaknesses(tmp_path, told):
+    assert host(tmp_path, {f"{CPU}/smt/active": "1", **told})["cpu threads"].outcome == "unknown"
+
+
 def test_what_matters_for_environments_comes_first(tmp_path):
     matters = [row.matters for row in host(tmp_path, GOOD).values()]
     assert matters == sorted(matters, key=["environments", "local users", "host"].index)

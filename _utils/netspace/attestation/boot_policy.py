@@ -215,7 +215,7 @@ def _measures(line: str) -> bool:
 
     What follows the word ``--`` is for process 1, and not the kernel's.
     """
-    words = itertools.takewhile(lambda word: word != "--", _WORD.findall(line))
+    words = itertools.takewhile(lambda word: word.strip('"') != "--", _WORD.findall(line))
     found = [option for option in map(_IMA_OPTION.fullmatch, words) if option is not None]
     return any("tcb" in (option[1] or option[2]).replace("|", " ").split() for option in found)
 

@@ -39,7 +39,7 @@ from netspace.attestation.enrolment import Pending
 from netspace.attestation.evidence import PERIOD, Context, Enrolment, from_hex, parse_enrolment
 from netspace.attestation.privacy_ca import Authority
 from netspace.attestation.refusals import Malformed, Refused, SharedAttestationKey
-from netspace.errors import NetspaceError
+from netspace.errors import NetspaceError, unreadable
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
@@ -424,7 +424,7 @@ class Registrar:
             found = x509.load_pem_x509_certificates((self.folder / "retired.pem").read_bytes())
         except FileNotFoundError:
             return []
-        except ValueError as err:
+        except unreadable() as err:
             raise NetspaceError(f"{self.folder / 'retired.pem'}: {err}") from err
         return [one for one in found if one.not_valid_after_utc.timestamp() > now]
 

@@ -22,9 +22,12 @@ def since(given: str | float, now: float) -> float:
         ago = float(given)
     except (TypeError, ValueError, OverflowError):
         try:
-            return datetime.datetime.fromisoformat(str(given).replace("Z", "+00:00")).timestamp()
+            moment = datetime.datetime.fromisoformat(str(given).replace("Z", "+00:00")).timestamp()
         except (ValueError, OverflowError, OSError) as err:
             raise NetspaceError(problem) from err
+        if moment > now:
+            raise NetspaceError(f"since: {given!r:.80}: is yet to come; give a time that is past") from None
+        return moment
     if not math.isfinite(ago) or not 0 <= ago <= now:
         raise NetspaceError(problem)
     return now - ago

@@ -1138,6 +1138,8 @@ for _name in ("NOFILE", "NPROC", "CORE", "MEMLOCK", "MSGQUEUE"):
 @attempt("resources", "lower its limit CORE, so that the host's crash handler runs")
 def lower_core_limit(target: dict[str, Any]) -> str:
     soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    if soft != 1:
+        return f"it is {soft}"
     try:
         resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
     except (OSError, ValueError) as err:

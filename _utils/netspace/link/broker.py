@@ -340,7 +340,7 @@ def start(
 ) -> None:
     """Install the node, have it run, and wait until clients reach it.
 
-    :param deaf: it runs, and no client reached it: it is restarted if it doesn't answer when it gets longer for that.
+    :param deaf: it runs, and no client reached it: it is asked again, and restarted if it doesn't answer.
     :raises NetspaceError: when another program has one of its ports, and then nothing is changed; when it doesn't
         come up, with the end of its log.
     """
@@ -348,7 +348,9 @@ def start(
     status = supervisor.observe().get(NODE)
     if refusal := listening.taken(spec, None if status is None else status.pid):
         raise NetspaceError(refusal)
-    deaf = deaf and bool(listening.unanswered(layout, spec, seconds=DEAF_SECONDS))
+    if deaf:
+        progress(f"asking the broker again, for up to {DEAF_SECONDS:.0f} s")
+        deaf = bool(listening.unanswered(layout, spec, seconds=DEAF_SECONDS))
     if status is not None and (deaf or not installed(layout, spec)):
         # Stopped before anything is written: one killed in between is then started anew by the next run.
         _raise(layout, "can't stop the broker to reconfigure it", supervisor.stop([NODE]))

@@ -133,7 +133,9 @@ def plan(layout: Layout, desired: DesiredLinks, observed: Observed, remove: Coll
             accounts.update(_former_changes(comparison.formers(observed), observed.record.former))
     work = Work(wanted, before, after, observed, comparison)
     if observed.broker == "deaf":
-        notes.append(f"no client reaches the broker: {observed.detail}; it is started anew")
+        notes.append(
+            f"no client reaches the broker: {observed.detail}; it is asked again, and started anew if it doesn't answer"
+        )
     elif before and observed.broker not in ("running", "unreachable"):
         notes.append("the broker doesn't run: whether its links are as recorded is unknown until it does")
 

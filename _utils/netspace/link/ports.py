@@ -10,6 +10,7 @@ which nobody listens. An environment whose port can't be held is left out, and n
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +18,7 @@ from types import TracebackType
 from netspace import threads
 
 LOOPBACK = "127.0.0.1"
+_LISTEN = "0A"  # TCP_LISTEN
 
 
 class Held:
@@ -51,9 +53,22 @@ class Held:
                 one.bind((LOOPBACK, port))
             except OSError as err:
                 one.close()
+                if _root_listens(port):
+                    continue  # the forwarder, whose own connections keep the port from being bound: it holds it
                 self.refused[name] = f"a program in it has taken {LOOPBACK}:{port} ({err.strerror})"
                 continue
             self._sockets.append(one)
+
+
+def _root_listens(port: int) -> bool:
+    """Whether a socket that root made listens at *port* of the calling thread's loopback (proc(5), ``net/tcp``).
+
+    Then nobody else can. No program in an environment has the user id 0 of the host.
+    """
+    at = f"{int.from_bytes(socket.inet_aton(LOOPBACK), sys.byteorder):08X}:{port:04X}"
+    with open("/proc/thread-self/net/tcp") as table:
+        rows = (line.split() for line in table)
+        return any(row[1:4:2] == [at, _LISTEN] and row[7] == "0" for row in rows)
 
 
 def told(refused: Mapping[str, str]) -> str:

@@ -462,7 +462,8 @@ def local_names(links: Iterable[Link]) -> dict[str, str]:
             continue
         first = owners.setdefault((one.source, one.local), one)
         if first.target != one.target:
-            wrong[one.name] = f"{one.local} is what {one.source} calls {first.target} already; choose another name"
+            why = f"{one.local} is what {one.source} calls {first.target} already"
+            wrong[one.name] = f"{why}; remove that link, or choose another name"
         elif one.local != one.target and one.local in others[one.source]:
             why = f"{one.local} is another environment that {one.source} is linked with"
             wrong[one.name] = f"{why}; choose another name"

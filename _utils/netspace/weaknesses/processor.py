@@ -44,7 +44,7 @@ def threads(active: Reading, known: Mapping[str, Reading]) -> Row:
     outcome: Outcome = "unknown"
     if value == 1 and by_it:
         outcome = "weak"
-    elif value in (0, 1) and not hidden:
+    elif value in (0, 1) and not hidden and (value == 0 or _all_said(known)):
         outcome = "good"
     found = [{0: "off", 1: "on"}.get(-1 if value is None else value, said(active))]
     found += [f"vulnerable by it: {', '.join(by_it)}"] if by_it else []
@@ -59,6 +59,11 @@ def threads(active: Reading, known: Mapping[str, Reading]) -> Row:
         remedy="boot with `nosmt`, or `echo off >/sys/devices/system/cpu/smt/control`",
         unseen="read /sys/devices/system/cpu/smt/active; in a virtual machine, ask whoever runs its host",
     )
+
+
+def _all_said(known: Mapping[str, Reading]) -> bool:
+    """Whether the kernel says something of each weakness, and of some at all."""
+    return bool(known) and all(reading.text and not reading.error for reading in known.values())
 
 
 def _parts(reading: Reading) -> list[str]:

@@ -175,6 +175,24 @@ def test_a_held_port_is_nobody_elses(host):
             assert tried(host, "audit") == {"Address already in use"}
 
 
+def test_connections_of_the_forwarder_s_own_are_in_nobody_s_way(host):
+    """They belong to another user than root. A listener on another address of the port has the kernel look at them."""
+    host.apply(*LINKS)
+    beside = (
+        "import socket, time; one = socket.create_server(('127.0.0.2', 5671)); print(1, flush=True); time.sleep(99)"
+    )
+    command = ["ip", "netns", "exec", host.layout.netns_name("audit"), sys.executable, "-c", beside]
+    with host.client("audit") as channel, subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline() == "1\n"
+            with ports.Held({"audit": (host.layout.netns("audit"), 5671)}) as held:
+                assert held.refused == {}
+            host.apply(ASK, TELL, Link(source="web", target="audit"))
+            assert channel.is_open and host.listens("audit")
+        finally:
+            process.kill()
+
+
 def test_a_port_that_a_program_has_is_not_held(host):
     with squatter(host, "audit") as process:
         assert process.stdout is not None and process.stdout.readline() == "has it\n"

@@ -331,6 +331,11 @@ def test_a_moment_that_is_none(given):
         moments.since(given, NOW)
 
 
+def test_a_moment_is_past():
+    with pytest.raises(NetspaceError, match="is yet to come"):
+        moments.since("2999-01-31T12:00:00Z", NOW)
+
+
 def test_a_device_is_there_for_the_kind_of_interface_that_needs_it_alone():
     def config(interface):
         spec = parse.environment("web", {"image": "tar:/x.tar", "command": ["/x"], "interface": interface})

@@ -66,7 +66,7 @@ def test_names_that_mean_one_environment_are_accepted(links: list[dict[str, Any]
     [
         (
             [to("orders", "shop"), to("audit", "shop")],
-            "netspace:links:1:as: shop is what web calls orders already; choose another name",
+            "netspace:links:1:as: shop is what web calls orders already; remove that link, or choose another name",
         ),
         (
             [to("orders", "audit"), to("audit")],

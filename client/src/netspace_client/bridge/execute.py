@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 from collections.abc import Mapping, Sequence
+from typing import BinaryIO
 
 from netspace_client.bridge.wire import BODY
 from netspace_client.bridge.worker import Done
@@ -41,30 +42,28 @@ class Execute:
         }
         # Pipes of asyncio's own are not used: its wait() also waits until they have ended, and one that nobody reads
         # any more, or that a child which outlives the program holds, never does.
-        output, given = os.pipe()
         try:
-            process = await self._start(message.body, given, variables)
+            output, given = os.pipe()
         except OSError as err:
-            os.close(output)
             log.error("%s: %s", self._command[0], err)
             return Done("later")
-        finally:
-            os.close(given)
-        stream = asyncio.StreamReader()
-        pipe, _ = await asyncio.get_running_loop().connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(stream), os.fdopen(output, "rb", 0)
-        )
-        try:
-            printed = await asyncio.wait_for(_printed(process, stream), self._timeout)
-        except asyncio.TimeoutError:
-            log.warning("%s took longer than %g s for %r", self._command[0], self._timeout, message)
-            return Done("later")
-        finally:
-            pipe.close()
-            if process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                await process.wait()
+        with open(output, "rb", 0) as reading:
+            try:
+                process = await self._start(message.body, given, variables)
+            except OSError as err:
+                log.error("%s: %s", self._command[0], err)
+                return Done("later")
+            finally:
+                os.close(given)
+            printed = None
+            try:
+                printed = await asyncio.wait_for(_printed(process, reading), self._timeout)
+            except asyncio.TimeoutError:
+                log.warning("%s took longer than %g s for %r", self._command[0], self._timeout, message)
+                return Done("later")
+            finally:
+                if printed is None:
+                    await _end(process)
         if printed is None:
             log.warning("%s printed more than %d bytes for %r", self._command[0], BODY, message)
             return Done("never")
@@ -86,15 +85,28 @@ class Execute:
             )
 
 
-async def _printed(process: asyncio.subprocess.Process, stream: asyncio.StreamReader) -> bytes | None:
+async def _printed(process: asyncio.subprocess.Process, reading: BinaryIO) -> bytes | None:
     """Read a program's output until it ends, then wait for the program; None where the output is too large."""
+    stream = asyncio.StreamReader()
+    loop = asyncio.get_running_loop()
+    pipe, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stream), reading)
     printed = bytearray()
-    while part := await stream.read(65536):
-        printed += part
-        if len(printed) > BODY:
-            return None
+    try:
+        while part := await stream.read(65536):
+            printed += part
+            if len(printed) > BODY:
+                return None
+        await process.wait()
+        return bytes(printed)
+    finally:
+        pipe.close()
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Kill the program, and all of its session that it started; some may go on where it has ended."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
     await process.wait()
-    return bytes(printed)
 
 
 def _clean(text: str) -> str:

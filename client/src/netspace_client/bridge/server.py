@@ -117,11 +117,13 @@ class Server:
     async def _along(self, peer: str, request: Request) -> Response:
         link = self._mailbox.card.called.get(peer)
         kind, body = MEDIA_TYPE, b""
-        if peer in self._raw:
+        # By either of its names, whichever the URL has.
+        names = {peer} if link is None else {link.name, link.local}
+        if names & self._raw:
             given = dict(end_to_end(request.headers)).get(b"content-type", b"application/octet-stream")
             kind, body = given.decode("latin-1"), request.body
         else:
-            body = dump_request(request, peer.encode())
+            body = dump_request(request, (peer if link is None else link.name).encode())
         if link is not None and link.pattern == "send":
             identity = await self._mailbox.send(peer, body, timeout=self._timeout, content_type=kind)
             return Response(202, ((b"netspace-message-id", identity.encode()),))
