@@ -102,18 +102,25 @@ def awaited(
 ) -> dict[str, str]:
     """Wait for environments that come after others to be started; return why some are not, by name.
 
-    They are started by whatever supervises them, also after this: nothing is lost by not waiting longer.
+    They are started by whatever supervises them, also after this: nothing is lost by not waiting longer. No time is
+    given to those that come after one that is declared to be stopped.
     """
-    until = time.monotonic() + max((_patience(name, known) for name in names), default=0.0)
+    soon = {name for name in names if not _after_stopped(name, known)}
+    until = time.monotonic() + max((_patience(name, known) for name in soon), default=0.0)
     services = {runtime.service_name(name) for name in names}
     while True:
         statuses = supervisor.observe(services)
         left = [name for name in names if _waits(statuses.get(runtime.service_name(name)))]
-        if not left or time.monotonic() > until:
+        if soon.isdisjoint(left) or time.monotonic() > until:
             statuses = supervisor.observe() if left else {}  # also of what they wait for
             missing = {name: observe.awaited(layout, name, known, statuses) for name in left}
             return {name: why for name, why in missing.items() if why}
         time.sleep(LOOK)
+
+
+def _after_stopped(name: str, known: Mapping[str, Record]) -> bool:
+    """Whether it comes after one that is declared to be stopped."""
+    return any(other in known and known[other].spec.state == "stopped" for other in known[name].spec.after)
 
 
 def _waits(status: Status | None) -> bool:

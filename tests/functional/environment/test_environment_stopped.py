@@ -157,7 +157,7 @@ def test_no_boot_and_no_crash_of_the_supervisor_starts_it(host: Host) -> None:
 
 
 def test_what_comes_after_it_says_what_it_waits_for(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("netspace.environment.proving.SLACK", 0.5)
+    monkeypatch.setattr("netspace.environment.proving.SLACK", 3600.0)  # nobody waits for what is not to come
     apply(host, stopped(host))
     later = host.desired("later", after=["web"], command=shell(STAY))
     error = host.apply({"later": later})["later"].error
