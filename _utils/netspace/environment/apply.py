@@ -1,4 +1,4 @@
-"""Doing what was planned for environments, as one batch.
+"""Application of what was planned for environments, as one batch.
 
 Images are built before anything that runs is touched. A record is written before what it
 names is made, and removed after that is gone, so that a run killed at any moment is
@@ -36,10 +36,11 @@ _LOOKS = (0.002, 0.003, 0.015, 0.08)
 class Applying:
     """One application: the steps that are still good, and the errors of those that aren't.
 
-    :param purge: what is removed takes its volumes along, but for folders of the host.
-    :param give: gives the devices of these environments' interfaces to these users (the host's ids), before they start.
-    :param observed: what the steps were planned by, where nothing but this can have changed anything since.
-    :param gone: called once the programs of all that is removed have ended.
+    :param purge: also delete the volumes of removed environments, except for folders of the host.
+    :param give: called with the host's user id by environment, before they start; makes it the owner of the devices of
+        the environment's interface.
+    :param observed: what the steps were planned from, if only this application can have changed anything since.
+    :param gone: called once the programs of all environments that are removed have ended.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class Applying:
         self._observed = observed
 
     def run(self) -> list[Outcome]:
-        """Do the steps: what goes, then images, then what has to stop; all is made, then started together."""
+        """Apply the steps: remove, build images, stop what must stop; then make all and start them together."""
         self.making.store.tidy()
         self.making.store.note_seen()
         self._remove()
@@ -91,11 +92,11 @@ class Applying:
         return taken_back + [Outcome(step, self.errors.get(step.name, "")) for step in self._steps]
 
     def _left(self, wanted: Callable[[Work], bool] = lambda work: True) -> dict[str, Work]:
-        """The steps without an error so far."""
+        """Return the work of the steps that have no error so far."""
         return {name: work for name, work in self._work.items() if name not in self.errors and wanted(work)}
 
     def _recorded(self) -> dict[str, Record]:
-        """What is recorded now, without reading again what was observed."""
+        """Return the records as they are now: the observed ones with this run's changes, or read from disk."""
         if self._observed is None:
             return records.read(self.layout)
         known = {name: record for name, record in self._observed.records.items() if name not in self._removed}
@@ -106,12 +107,12 @@ class Applying:
             self.errors.setdefault(name, error)
 
     def _supervise(self, call: Callable[[list[str]], Mapping[str, str]], names: Iterable[str]) -> None:
-        """Have the supervisor do something to these environments' services."""
+        """Have the supervisor apply *call* to these environments' services."""
         if todo := list(names):
             self._fail(_asked(call, todo))
 
     def _remove(self) -> None:
-        """Stop and erase; the record goes last."""
+        """Stop and delete the environments that are removed; the record goes last."""
         self._fail(rolling.erase(self.layout, self.supervisor, self._removals))
         at_once = self._ended(self._removals)
         if at_once and self._gone is not None:
@@ -139,14 +140,14 @@ class Applying:
         self._removed = {name for name in doomed if name not in self.errors}
 
     def _ended(self, names: Iterable[str]) -> bool:
-        """Whether none of these ran, or was about to, when it was looked at."""
+        """Return whether none of these ran, or was about to, when it was observed."""
         if self._observed is None:
             return False
         seen = (self._observed.environments.get(name) for name in names)
         return all(one is None or one.status is None or one.status.state in ("stopped", "failed") for one in seen)
 
     def _build(self) -> None:
-        """Have every image and decide ids: nothing that runs is touched yet."""
+        """Build every image that is missing, and decide user ids and records. No running environment is touched."""
         wanted: dict[tuple[str, str], list[str]] = {}
         built: dict[tuple[str, str], Image] = {}
 
@@ -204,7 +205,10 @@ class Applying:
         )
 
     def _try_beside(self) -> None:
-        """Start beside what runs what can be: only what gets healthy there replaces that."""
+        """Start a second instance beside each environment that can have one.
+
+        Only once it is healthy is the running one replaced.
+        """
         work = self._left(lambda work: work.rolling)
         if not work:
             return
@@ -219,7 +223,7 @@ class Applying:
         self._fail(errors)
 
         def leave(name: str) -> None:
-            """What is there stays, with the card that there is for it now."""
+            """Keep the running environment and its record; note the failed update, and hand out the present card."""
             record = work[name].record
             assert record is not None
             noted = proving.failed(wanted[name], failed[name])
@@ -238,12 +242,15 @@ class Applying:
         self._mounted = mounts.table()
 
     def _retire(self) -> None:
-        """Remove what was started beside, whatever came of it: another run is in its place, or the one before."""
+        """Remove the second instances, whatever came of them: the new run or the previous one is in their place."""
         tried = self._work.keys() & records.updating(self.layout)
         self._fail(rolling.erase(self.layout, self.supervisor, tried))
 
     def _stop(self) -> None:
-        """Stop what can't go on as it is. What is created must not run under an old record either."""
+        """Stop what must stop.
+
+        An environment that is created must not run under an old record, so its leftover service is stopped, too.
+        """
         created = [runtime.service_name(name) for name in self._left(lambda work: work.record is None)]
         defined = self.supervisor.observe(created) if created else {}
         names = [
@@ -292,7 +299,7 @@ class Applying:
         self._fail(each(self._left(), make))
 
     def _give_devices(self) -> None:
-        """Have each that has a device of its interface's own it, before it starts."""
+        """Give the devices of interfaces to the environments that have some, before they start."""
         self._fail(self._give_to({name: self._records[name] for name in self._left()}))
 
     def _give_to(self, known: Mapping[str, Record]) -> Mapping[str, str]:
@@ -304,7 +311,7 @@ class Applying:
         return self._give(owners) if owners and self._give is not None else {}
 
     def _define(self) -> None:
-        """Tell the supervisor, all at once; what isn't to run must not be started at boot either."""
+        """Define all services at once; stop those that must not run, so that no boot starts them either."""
         left = self._left()
         if not left:
             return
@@ -331,7 +338,7 @@ class Applying:
         verdict.clear(self.layout, idle)
 
     def _watch(self) -> None:
-        """Have the service that watches health run where any environment needs it, and be gone where none does."""
+        """Have the service that watches health run if any environment needs it, else remove it."""
         known = self._recorded()
         needed = any(record.spec.health is not None or record.spec.after for record in known.values())
         try:
@@ -352,7 +359,7 @@ class Applying:
             self._fail(dict.fromkeys(needy, str(err)))
 
     def _start(self) -> None:
-        """Start, all at once, and see whether they really run."""
+        """Start the environments, all at once, and check whether they really run."""
         for name in self._left(lambda work: work.start):
             if not self.layout.netns(name).exists():
                 self._fail(
@@ -373,9 +380,9 @@ class Applying:
     # -- updates that are on trial -------------------------------------------------
 
     def _prove(self) -> None:
-        """See whether what was changed is healthy; what isn't is taken back.
+        """Check whether updates on trial are healthy, and take back those that aren't.
 
-        Where something else went wrong before it was started, it stays on trial, for the next run.
+        An update that failed for another reason before it was started stays on trial, for the next run.
         """
         trials = {
             name: record
@@ -398,7 +405,7 @@ class Applying:
             self._take_back({name: trials[name] for name in reasons}, reasons)
 
     def _take_back(self, trials: Mapping[str, Record], reasons: Mapping[str, str]) -> None:
-        """Put back what these were before, and remember what failed."""
+        """Put back what these environments were before their update, and record why it failed."""
         halt(self.layout, trials)
         errors = _asked(self.supervisor.stop, trials)
         verdict.clear(self.layout, trials)
@@ -446,7 +453,7 @@ class Applying:
 
 
 def halt(layout: Layout, names: Iterable[str]) -> None:
-    """Note that these are about to be stopped by us."""
+    """Note that we are about to stop these environments."""
     for name in names:
         mark = runtime.halt_mark(layout, name)
         if mark.parent.is_dir():
@@ -487,7 +494,7 @@ def start(layout: Layout, supervisor: Supervisor, names: Collection[str]) -> dic
 
 
 def _asked(call: Callable[[list[str]], Mapping[str, str]], names: Iterable[str]) -> dict[str, str]:
-    """Ask the supervisor something about these; return what went wrong, by environment."""
+    """Have the supervisor do something with these environments' services; return the errors, by environment."""
     services = {runtime.service_name(name): name for name in names}
     try:
         return {services[service]: error for service, error in call(list(services)).items()}
@@ -498,10 +505,10 @@ def _asked(call: Callable[[list[str]], Mapping[str, str]], names: Iterable[str])
 def _ends(
     layout: Layout, statuses: Mapping[str, Status], names: Collection[str], failed: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """Why some of these, which were just started, don't run.
+    """Return why some of these environments, which were just started, don't run, by name.
 
-    :param statuses: of their services, by what was seen last.
-    :param failed: what the supervisor said, by service.
+    :param statuses: the last observed ones, by service.
+    :param failed: the supervisor's errors, by service.
     """
     failed = failed or {}
     errors = {}
@@ -522,7 +529,7 @@ def _ends(
 
 
 def _after_a_moment(supervisor: Supervisor, services: Collection[str]) -> dict[str, Status]:
-    """Wait until it can be told what has become of services that were just started: the less where all ended."""
+    """Wait until the statuses of just started services can be told; stop waiting once none of them runs."""
     statuses: dict[str, Status] = {}
     for pause in _LOOKS:
         time.sleep(pause)

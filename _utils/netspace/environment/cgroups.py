@@ -1,4 +1,4 @@
-"""The limits that the kernel's cgroups keep of a running environment: read, and changed in place.
+"""The limits that the kernel's cgroups keep of a running environment: reads them, and changes them in place.
 
 The runtime sets them when an environment starts, as ``oci`` says; this module changes those
 of one that runs, without a restart, and tells which are no longer what they should be.
@@ -53,8 +53,8 @@ Device = tuple[int, int]
 class Setting(msgspec.Struct, frozen=True):
     """One file of a cgroup and what to write to it.
 
-    :param key: the limit it keeps, as the declaration calls it.
-    :param optional: a kernel may not have it.
+    :param key: the limit that the file keeps, as the declaration calls it.
+    :param optional: the kernel may lack the file.
     """
 
     key: str
@@ -64,27 +64,27 @@ class Setting(msgspec.Struct, frozen=True):
 
 
 def limits(known: Iterable[str]) -> frozenset[str]:
-    """The controllers among *known* that can keep a limit, as :data:`CONTROLLERS` calls them."""
+    """Return the controllers among *known* that can keep a limit, as :data:`CONTROLLERS` calls them."""
     return frozenset(_ALIASES.get(name, name) for name in known) & frozenset(CONTROLLERS.values())
 
 
 def sockets() -> frozenset[str]:
-    """:data:`SOCKETS`, where this host's kernel bounds it separately; else nothing."""
+    """Return :data:`SOCKETS` if this host's kernel bounds it separately, else nothing."""
     return frozenset({SOCKETS} if os.path.exists(f"{ROOT}/memory/{_SOCKETS_FILE}") else ())
 
 
 def quota(cpus: float) -> int:
-    """Microseconds of CPU time in each period."""
+    """Return the CPU time of each period, in microseconds."""
     return max(round(cpus * PERIOD), _LEAST_QUOTA)
 
 
 def rates(io: Io) -> dict[str, int]:
-    """The rates that are bounded, by key."""
+    """Return the rates that are bounded, by key."""
     return {key: int(getattr(io, key)) for key, _, _ in _RATES if getattr(io, key) is not None}
 
 
 def settings(spec: Limits, devices: Collection[Device], unified: bool) -> list[Setting]:
-    """What the files of an environment's cgroup hold. Pure.
+    """Return the files of an environment's cgroup and what each has to hold. Pure.
 
     :param devices: the disks that ``io`` is about.
     :param unified: cgroup version 2.
@@ -125,9 +125,9 @@ def settings(spec: Limits, devices: Collection[Device], unified: bool) -> list[S
 
 
 class Hierarchies:
-    """Where this host's cgroups are: looked up once for all environments.
+    """The folders of this host's cgroup hierarchies, looked up once for all environments.
 
-    :param controllers: those that can keep limits here.
+    :param controllers: the controllers that can keep limits on this host.
     """
 
     def __init__(self, mounted: Mapping[str, mounts.Mount], controllers: Collection[str]) -> None:
@@ -145,7 +145,8 @@ class Group:
     """One environment's cgroup, in all cgroup hierarchies of this host.
 
     :param path: from the root of each hierarchy.
-    :param unit: its parent is a systemd unit with the same bounds (but for io), which must never be the lower ones.
+    :param unit: its parent is a systemd unit with the same bounds (but for io), which must never be below the
+        environment's.
         systemd applies a changed unit file at a time of its own choice, so both are changed here; systemd's rounding of
         the CPU bound does not matter.
     :param lacks: bounds that the maker of the cgroup does not set (of these, ``sockets``).
@@ -168,7 +169,7 @@ class Group:
         return [one for one in kept if one.file != _SOCKETS_FILE or SOCKETS not in self._lacks]
 
     def differing(self, spec: Limits, devices: Collection[Device]) -> tuple[str, ...]:
-        """The limits that are not what *spec* says; none where the environment doesn't run."""
+        """Return the limits that differ from *spec*; none if the environment doesn't run."""
         found = [key for key in self._above.differing(spec, ()) if key != "cpus"] if self._above else []
         for one in self._settings(spec, devices):
             try:
@@ -181,9 +182,9 @@ class Group:
         return tuple(found)
 
     def change(self, spec: Limits, devices: Collection[Device]) -> None:
-        """Have a running environment's limits be what *spec* says.
+        """Set a running environment's limits to what *spec* says.
 
-        :raises NetspaceError: when one can't be; the others are set.
+        :raises NetspaceError: when one can't be set; the others are set all the same.
         """
         if self._above is not None:
             self._above.change(spec, ())
@@ -209,7 +210,10 @@ class Group:
             raise NetspaceError("; ".join(dict.fromkeys(failed.values())))
 
     def _reclaim(self, wanted: int) -> None:
-        """Have version 2 free what is over *wanted*, or refuse as version 1 does: it would kill instead."""
+        """Have version 2 free the memory over *wanted*, since a write to memory.max would kill instead.
+
+        :raises OSError: EBUSY when it can't free all, as version 1 refuses it.
+        """
         file = self._file("memory.current")
         with open(file, "rb", buffering=0) as stream:
             over = int(stream.read()) - wanted
@@ -230,7 +234,7 @@ def _write(file: str, value: str) -> None:
 
 
 def _same(one: Setting, now: str) -> bool:
-    """Whether what a file holds means what the setting says."""
+    """Return whether a file's content *now* means the setting's value."""
     if one.key == "memory":
         page = os.sysconf("SC_PAGESIZE")  # the kernel rounds down
         with contextlib.suppress(ValueError):
@@ -249,7 +253,7 @@ def _same(one: Setting, now: str) -> bool:
 
 
 def disk(path: Path) -> Device | None:
-    """The whole disk that the file system of *path* is on; None where it is on none (memory, network).
+    """Return the whole disk that the file system of *path* is on; None if it is on none (memory, network).
 
     Rates are kept per disk, never per partition.
     """

@@ -1,4 +1,4 @@
-"""What is asked of environments, compared with what was found: the steps. Pure.
+"""Comparison of the desired environments with the observed ones, giving the steps. Pure.
 
 Only a difference makes a step, and the step names it.
 """
@@ -42,18 +42,18 @@ _HIDDEN = "(not shown)"
 
 
 class DesiredEnvironment(msgspec.Struct, frozen=True):
-    """What one environment shall be.
+    """The desired configuration and state of one environment.
 
     :param spec: its ``attestation`` is the requirement in force, the host's own where it has none:
         it is recorded, for those who start it without the declaration.
-    :param files: appear under ``/run/netspace`` inside; may hold secrets.
+    :param files: the files under ``/run/netspace`` inside, by name; may hold secrets.
     :param files_summary: what to show in changes when the files differ; no secrets.
     :param state: ``running``; ``present``: there, and left running or stopped as it is;
         ``stopped``: there, and not running.
     :param profile: the operator's own system call profile; None where it is one of ours.
-    :param runtime: what shall run it.
-    :param single: why there can never be two of it, as far as *spec* doesn't tell.
-    :param kept: it is not trusted now, and goes on as it is: whatever changed, it is neither stopped nor made anew.
+    :param runtime: the runtime that shall run it.
+    :param single: why it can't have a second instance, apart from reasons that *spec* gives; empty if it can.
+    :param kept: it is not trusted now: whatever changed, it is neither stopped nor made anew.
     """
 
     spec: Environment
@@ -67,16 +67,16 @@ class DesiredEnvironment(msgspec.Struct, frozen=True):
 
     @property
     def image(self) -> str:
-        """Where its root comes from."""
+        """The image source of its root."""
         return tenders.source(self.spec, self.runtime)
 
 
 class Work(msgspec.Struct, frozen=True):
-    """What a step's ``apply`` has to do, decided by the plan.
+    """The work of one step, decided by the plan and done by ``apply``.
 
-    :param previous: what to go back to if it does not prove itself.
+    :param previous: what to put back if the update does not prove itself.
     :param failed: the update that was taken back, and is still what is declared.
-    :param rolling: it is started beside what runs first.
+    :param rolling: a second instance is started beside the running one first.
     """
 
     want: DesiredEnvironment
@@ -92,12 +92,12 @@ class Work(msgspec.Struct, frozen=True):
 
 
 def plan(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: Collection[str] = ()) -> Plan:
-    """Say what has to change: ``create``, ``restart``, ``change``, ``start``, ``stop``, ``update``, ``remove``.
+    """Plan what has to change: ``create``, ``restart``, ``change``, ``start``, ``stop``, ``update``, ``remove``.
 
-    ``restart`` names exactly the keys that need it. ``change`` is the same for one that
-    doesn't run, ``update`` for what is changed without a restart. A folder that belongs to
-    another environment is refused, and then nothing of the one that asked for it changes;
-    so is a system call profile that can't be read, or a runtime that there isn't.
+    ``restart`` names exactly the keys that need it. ``change`` is the same for an environment that
+    doesn't run; ``update`` is a change without a restart. An environment is refused, and nothing of it
+    changes, if it wants a folder of another one, a system call profile that can't be read, or a runtime
+    that can't be used here.
     """
     steps = [Step(KIND, name, "remove") for name in sorted(remove) if name in observed.environments]
     notes = []
@@ -182,12 +182,12 @@ def plan(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: 
 
 
 def _builds(want: DesiredEnvironment, seen: Seen | None) -> bool:
-    """Whether an environment needs an image that it does not have."""
+    """Return whether an environment needs an image that it does not have."""
     return seen is None or tenders.source(seen.record.spec, seen.record.runtime) != want.image
 
 
 def _failed_before(want: DesiredEnvironment, seen: Seen, observed: Observed) -> Failed | None:
-    """The update that was taken back, where that is still what is asked for."""
+    """Return the update that was taken back, if it is still what is declared; else None."""
     failed = seen.record.failed
     if failed is None or records.fingerprint(want.spec, want.profile, want.runtime) != failed.declared:
         return None
@@ -196,7 +196,7 @@ def _failed_before(want: DesiredEnvironment, seen: Seen, observed: Observed) -> 
 
 
 def _ails(name: str, seen: Seen, now: float) -> list[str]:
-    """What an operator should know of one that is there, though nothing has to change."""
+    """Return notes for the operator on an existing environment's problems: out of memory, unhealthy, flapping."""
     found = []
     status = seen.status
     if status is not None and status.exit == "oom":
@@ -217,7 +217,7 @@ def _ails(name: str, seen: Seen, now: float) -> list[str]:
 
 
 def _down(want: DesiredEnvironment, seen: Seen, step: Step | None, now: float) -> str:
-    """Why one that shall run doesn't, though nothing is done about it by this plan; empty where it does."""
+    """Return why an environment that shall run doesn't, if this plan does not start it; empty if it runs."""
     status = seen.status
     if status is None or want.state != "running" or want.kept or (step is not None and step.data.start):
         return ""
@@ -236,7 +236,10 @@ def _down(want: DesiredEnvironment, seen: Seen, step: Step | None, now: float) -
 def _unordered(
     desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: Collection[str]
 ) -> dict[str, str]:
-    """Which come after what there is not, or wait for each other; within one declaration that is an error already."""
+    """Return the environments whose ``after`` names a missing one or makes a circle, with the error.
+
+    Within one declaration that is an error already.
+    """
     after = {name: seen.record.spec.after for name, seen in observed.environments.items() if name not in remove}
     after |= {name: want.spec.after for name, want in desired.items()}
     refused = {
@@ -255,7 +258,7 @@ def _source(want: DesiredEnvironment, observed: Observed) -> images.Seen:
 
 
 def _taken(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: Collection[str]) -> dict[str, str]:
-    """Which want a folder that another environment has and keeps, and why that can't be.
+    """Return the environments that want a folder which another environment keeps, with the error.
 
     Within one declaration the same path is an error already; this is about environments declared
     apart, and about one folder under two names (bind mounts).
@@ -280,7 +283,7 @@ def _taken(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove
 
 
 class _Folders:
-    """Folders of the host that are given to environments, by where they really are (``mounts.origin``)."""
+    """The host's folders that are given to environments, by their origin (``mounts.origin``)."""
 
     def __init__(self, mounted: Mapping[str, mounts.Mount]) -> None:
         self._mounted = mounted
@@ -295,7 +298,7 @@ class _Folders:
                 self._above.setdefault(folder, (owner, source))
 
     def taken(self, spec: Environment) -> str:
-        """Who has a folder of these already, one in it or one above it; empty where nobody has."""
+        """Return the error if another environment has one of *spec*'s folders, or one below or above it; else empty."""
         for source in _sources(spec):
             path, *above = self._upwards(source)
             hits = [self._above.get(path), *(self._given.get(folder) for folder in (path, *above))]
@@ -418,7 +421,7 @@ def _compare(name: str, want: DesiredEnvironment, seen: Seen, source: images.See
 
 
 def _told(name: str, want: DesiredEnvironment, seen: Seen) -> Step | None:
-    """All that can be done to one that may not be made anew: note what it demands, and give it its card."""
+    """Plan all that an environment which may not be made anew is allowed: a new record of its declaration, its card."""
     if want.spec.kernel is not None:  # A kernel reads that when it starts; until then it is to be seen as due.
         return None
     changes = {**_differences(seen.record.spec, want.spec), **_files_changes(want, seen)}
@@ -427,7 +430,7 @@ def _told(name: str, want: DesiredEnvironment, seen: Seen) -> Step | None:
 
 
 def _tuned(key: str, old: Environment, new: Environment, grows: bool) -> bool:
-    """Whether a changed key is a limit that is changed in place."""
+    """Return whether a changed key is a limit that is changed in place."""
     if key == "limits:pids":
         return new.limits.pids <= old.limits.pids
     if key == "limits:disk":
@@ -446,7 +449,7 @@ def _tuned(key: str, old: Environment, new: Environment, grows: bool) -> bool:
 
 
 def _sizes(spec: Environment) -> dict[str, int]:
-    """The sizes of its own file systems, by what ``Seen.disks`` calls them."""
+    """Return the sizes of its own file systems, by the keys of ``Seen.disks``."""
     found = {one.target: int(one.size) for one in spec.volumes if one.size is not None}
     if spec.limits.disk is not None and not spec.read_only:
         found[disks.LAYER] = int(spec.limits.disk)
@@ -454,13 +457,13 @@ def _sizes(spec: Environment) -> dict[str, int]:
 
 
 def _smaller(spec: Environment, seen: Seen) -> list[str]:
-    """Which of its file systems are smaller than recorded: a crash while they grew, or a hand."""
+    """Return which of its file systems are smaller than recorded, by a crash while they grew or by hand."""
     wanted = _sizes(spec)
     return sorted(key for key, there in seen.disks.items() if key in wanted and there.size < disks.whole(wanted[key]))
 
 
 def _bounded(desired: Mapping[str, DesiredEnvironment], observed: Observed) -> dict[str, str]:
-    """Which want a file system of a size that can't be: here at all, or with what it holds already."""
+    """Return the error of each environment that wants a file system size which the host or the content rules out."""
     refused = {}
     for name, want in desired.items():
         sizes = _sizes(want.spec)
@@ -479,7 +482,7 @@ def _bounded(desired: Mapping[str, DesiredEnvironment], observed: Observed) -> d
 
 
 def _promised(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: Collection[str]) -> list[str]:
-    """Whether all sizes together are more than the disk has: no error, for few are ever full."""
+    """Return a note if all sizes together exceed what the disk has: no error, for few are ever full."""
     specs = {name: seen.record.spec for name, seen in observed.environments.items() if name not in remove}
     specs.update({name: want.spec for name, want in desired.items()})
     promised = sum(size for spec in specs.values() for size in _sizes(spec).values())
@@ -490,7 +493,7 @@ def _promised(desired: Mapping[str, DesiredEnvironment], observed: Observed, rem
 
 
 def _unslowed(desired: Mapping[str, DesiredEnvironment], observed: Observed) -> list[str]:
-    """Which want rates that nothing here can keep."""
+    """Return a note that names the environments whose rates this host can't keep."""
     names = sorted(name for name, want in desired.items() if want.spec.limits.io != Io())
     if not names or not (observed.idle or "io" in observed.unkept):
         return []
@@ -520,7 +523,7 @@ def _created(want: DesiredEnvironment) -> Changes:
 
 
 def _shown(key: str, change: dict[str, Any]) -> dict[str, Any]:
-    """Values of variables may be secrets: show that they differ, not what they are."""
+    """Return the change without the values of environment variables, which may be secrets: only that they differ."""
     if key.partition(":")[0] != "env":
         return change
     return {side: None if value is None else f"({side} value)" for side, value in change.items()}

@@ -1,14 +1,14 @@
 """File systems of a bounded size, each in a file of its own: writable layers and volumes without a source.
 
-Each is an ext4 in a sparse file on a loop device, so the kernel keeps its bounds (bytes, and
-files: one per 16 KiB) on any host, whatever the state folder is on, and an environment's
-``df`` tells its own. Nothing of it is shared: no free space, no journal. It is grown while in
-use, where we may (CAP_SYS_RESOURCE). Else, and to get smaller, it is written anew, so that a
-crash leaves the old one or the new one. The loop device lets the host's page cache alone
-(direct I/O): what an environment reads and writes is its own memory, and its own I/O on the
-disk below.
+Each is an ext4 in a sparse file on a loop device. So the kernel keeps its bounds (bytes, and
+files: one per 16 KiB) on any host, whatever file system the state folder is on, and ``df`` in an
+environment shows its own. File systems share neither free space nor a journal. One is grown while
+in use where we may do that (CAP_SYS_RESOURCE). Otherwise, and to become smaller, it is written
+anew; a crash leaves the old one or the new one. The loop device bypasses the host's page cache
+(direct I/O): what an environment reads and writes is its own memory, and its own I/O on the disk
+below.
 
-What lies in one is never removed here, unless *remove* is called. Written after loop(4),
+The content of a file system is never removed here, except by *remove*. Written after loop(4),
 ext4(5) and linux/loop.h.
 """
 
@@ -66,12 +66,12 @@ _MAGIC = 0xEF53
 
 
 class Place(msgspec.Struct, frozen=True):
-    """One file system that an environment has.
+    """A file system that an environment is declared to have.
 
     :param key: ``layer``, or the volume's target.
-    :param file: what it is kept in.
-    :param point: where it is mounted.
-    :param content: the folder in it that counts.
+    :param file: the file that holds it.
+    :param point: its mount point.
+    :param content: the folder in it that holds the environment's files.
     """
 
     key: str
@@ -88,9 +88,9 @@ class Place(msgspec.Struct, frozen=True):
 class Disk(msgspec.Struct, frozen=True):
     """A file system as it was found, mounted.
 
-    :param size: bytes that it has now: what was asked for, unless it was changed or left half-way.
-    :param used: bytes of it in use.
-    :param files: how many there are, the file system's own among them.
+    :param size: its size in bytes: the declared one, unless it was changed or a change was interrupted.
+    :param used: its bytes in use.
+    :param files: the number of its files, the file system's own among them.
     """
 
     size: int
@@ -99,13 +99,13 @@ class Disk(msgspec.Struct, frozen=True):
 
 
 def layer(layout: Layout, name: str, digest: str, size: int) -> Place:
-    """The place of the layer on the image *digest*."""
+    """Return the place of the layer on the image *digest*."""
     file = layout.environment(name) / f"{digest[:16]}{SUFFIX}"
     return Place(LAYER, file, layout.disks(name) / LAYER, whole(size), "upper")
 
 
 def volume(layout: Layout, name: str, one: Volume) -> Place:
-    """The place of a volume without a source."""
+    """Return the place of a volume without a source."""
     assert one.size is not None
     own = check.quoted(one.target)
     file = layout.volumes(name) / f"{own}{SUFFIX}"
@@ -113,7 +113,7 @@ def volume(layout: Layout, name: str, one: Volume) -> Place:
 
 
 def places(layout: Layout, name: str, spec: Environment, digest: str) -> list[Place]:
-    """Every file system of its own that the environment is declared to have."""
+    """Return every file system of its own that the environment is declared to have."""
     found = []
     if spec.limits.disk is not None and not spec.read_only:
         found.append(layer(layout, name, digest, spec.limits.disk))
@@ -121,7 +121,7 @@ def places(layout: Layout, name: str, spec: Environment, digest: str) -> list[Pl
 
 
 def lacking() -> str:
-    """Why this host can have no file system of a bounded size; empty where it can."""
+    """Return why this host can't have file systems of a bounded size; empty if it can."""
     if not _CONTROL.exists():
         return f"there is no {_CONTROL} (is the kernel's loop module there?)"
     if shutil.which("mkfs.ext4", path=_PROGRAMS) is None:
@@ -131,7 +131,7 @@ def lacking() -> str:
 
 @functools.cache
 def grows() -> bool:
-    """Whether we may have a file system grow while it is in use (CAP_SYS_RESOURCE, capabilities(7))."""
+    """Return whether we may grow a file system while it is in use (CAP_SYS_RESOURCE, capabilities(7))."""
     with open("/proc/self/status") as stream:
         found = next((line.split()[1] for line in stream if line.startswith("CapEff:")), "0")
     return bool(int(found, 16) >> _CAP_SYS_RESOURCE & 1)
@@ -141,7 +141,7 @@ def grows() -> bool:
 
 
 def observe(place: Place, mounted: Mapping[str, mounts.Mount]) -> Disk | None:
-    """What is mounted at the place; None unless it is what lies in its file."""
+    """Return the file system mounted at the place; None unless it is the one in the place's file."""
     mount = mounted.get(str(place.point))
     if mount is None or mount.kind != "ext4" or not mount.source.startswith("/dev/loop"):
         return None
@@ -162,7 +162,7 @@ def observe(place: Place, mounted: Mapping[str, mounts.Mount]) -> Disk | None:
 
 
 def _size(path: Path) -> int:
-    """Bytes of the ext4 in *path* (a file, or better the device it is mounted from), by its super block."""
+    """Return the size in bytes of the ext4 in *path* (a file, or better its mounted device), by its super block."""
     with path.open("rb", buffering=0) as stream:
         block = os.pread(stream.fileno(), 1024, _SUPER_BLOCK)
     if len(block) < 1024 or struct.unpack_from("<H", block, 0x38)[0] != _MAGIC:
@@ -173,7 +173,7 @@ def _size(path: Path) -> int:
 
 
 def budget(layout: Layout) -> int | None:
-    """Bytes that all file systems of their own can hold together here: what they have of the disk, and what is free."""
+    """Return the bytes that all file systems of their own can hold together here: those they use, and those free."""
     try:
         system = os.statvfs(layout.state)
         files = [file for folder in (layout.layers, layout.volumes("")) for file in folder.glob(f"*/*{SUFFIX}")]
@@ -186,11 +186,11 @@ def budget(layout: Layout) -> int | None:
 
 
 def ensure(place: Place, owner: int, mode: int) -> None:
-    """Have the place mounted with at least its size, made if it is missing; nothing uses it.
+    """Mount the place with at least its size; make it if it is missing. Nothing may use it.
 
-    :param owner: host id that a new content's folder belongs to.
-    :param mode: of a new content's folder.
-    :raises NetspaceError: when it can't be, with the reason.
+    :param owner: host id that owns the folder of new content.
+    :param mode: mode of the folder of new content.
+    :raises NetspaceError: when that fails, with the reason.
     """
     try:
         detach(place.point)
@@ -217,7 +217,7 @@ def ensure(place: Place, owner: int, mode: int) -> None:
 
 
 def _fits(place: Place) -> bool:
-    """Whether the place's file is of its size, or can be grown to it as it is."""
+    """Return whether the place's file has its size, or can be grown to it without being written anew."""
     size, length = _size(place.file), place.file.stat().st_size
     if length > place.size or size > place.size:
         return False
@@ -225,9 +225,9 @@ def _fits(place: Place) -> bool:
 
 
 def write(place: Place, source: Path, owner: int, mode: int) -> None:
-    """Write the place's file, holding what is in the folder *source*. The old one counts until all is done.
+    """Write the place's file anew, with the content of the folder *source*; replace the old file once all is written.
 
-    :raises NetspaceError: when that is too much for it.
+    :raises NetspaceError: when the file system has no room for the content.
     """
     aside = _aside(place)
     beside = place.point.with_name(place.point.name + _NEW)
@@ -245,7 +245,7 @@ def write(place: Place, source: Path, owner: int, mode: int) -> None:
 
 
 def _aside(place: Place) -> Path:
-    """Where the place's file is made, without what an interrupted run left there."""
+    """Return the path at which the place's new file is made; delete what an interrupted run left there."""
     aside = place.file.with_name(place.file.name + _NEW)
     aside.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     aside.unlink(missing_ok=True)
@@ -255,7 +255,7 @@ def _aside(place: Place) -> Path:
 def copy(source: Path, target: Path) -> None:
     """Copy all of the folder *source* into the folder *target*: owners, modes, times, links, attributes.
 
-    :raises NetspaceError: when it can't be, as when *target* has no room for it.
+    :raises NetspaceError: when that fails, as when *target* has no room for it.
     """
     done = subprocess.run(
         ["cp", "--archive", "--no-target-directory", str(source), str(target)],
@@ -271,9 +271,9 @@ def copy(source: Path, target: Path) -> None:
 
 
 def grow(place: Place, device: str) -> None:
-    """Have a mounted place be as large as it shall be, if it is smaller; also while it is in use.
+    """Grow a mounted place to its size, if it is smaller; also while it is in use.
 
-    :param device: what is mounted there.
+    :param device: the loop device that is mounted there.
     """
     if place.file.stat().st_size < place.size:
         os.truncate(place.file, place.size)
@@ -288,7 +288,7 @@ def grow(place: Place, device: str) -> None:
 
 
 def attach(file: Path, point: Path) -> str:
-    """Mount the file system in *file* at *point*; return its loop device, which goes with the mount."""
+    """Mount the file system in *file* at *point*; return its loop device, which is freed with the mount."""
     for folder in (point.parent.parent, point.parent):
         folder.mkdir(parents=True, exist_ok=True)
         if stat.S_IMODE(folder.stat().st_mode) & 0o711 != 0o711:
@@ -329,7 +329,7 @@ def remove(file: Path) -> None:
 
 @contextlib.contextmanager
 def attached(file: Path, point: Path) -> Iterator[None]:
-    """Have the file system in *file* mounted at *point* for a moment."""
+    """Mount the file system in *file* at *point* for the duration of the context."""
     attach(file, point)
     try:
         yield
@@ -338,7 +338,7 @@ def attached(file: Path, point: Path) -> Iterator[None]:
 
 
 def _loop(file: Path) -> tuple[str, int]:
-    """A loop device on *file*, as its name and an open handle: without one, and no mount, it is gone."""
+    """Return a new loop device on *file*, and an open handle of it; it is freed once it is neither open nor mounted."""
     backing = os.open(file, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         _claim(file, backing)
@@ -363,10 +363,12 @@ def _loop(file: Path) -> tuple[str, int]:
 
 
 def _claim(file: Path, backing: int) -> None:
-    """Have *file* be one loop device's alone: two mounts of one ext4, unaware of each other, would destroy it.
+    """Lock *file* for one loop device: two mounts of one ext4, unaware of each other, would destroy it.
 
-    The device keeps the open file that it is given, and so the lock on it, for as long as anybody has
-    something open in a mount of it: also in one that we unmounted, and so no longer see.
+    The device keeps the open file that it is given, and so the lock on it, as long as any process has
+    a file open in a mount of it, even in one that we have unmounted and no longer see.
+
+    :raises NetspaceError: when another device still has the lock.
     """
     deadline = time.monotonic() + _RELEASED
     while True:
@@ -402,7 +404,7 @@ def _blank_file(path: Path, size: int) -> None:
 
 @functools.lru_cache(maxsize=4)
 def _blank(size: int) -> tuple[tuple[int, bytes], ...]:
-    """What is not zero in an empty ext4 of this size: mkfs runs once for many."""
+    """Return the offsets and bytes that are not zero in an empty ext4 of this size; mkfs runs once per size."""
     program = shutil.which("mkfs.ext4", path=_PROGRAMS)
     if program is None:
         raise MissingError("the program mkfs.ext4", "install it: apt-get install e2fsprogs")
@@ -460,12 +462,12 @@ def _sync(folder: Path, *, everything: bool = False) -> None:
 
 
 def whole(size: int) -> int:
-    """The size in whole blocks, as a file system has it."""
+    """Return the size rounded down to whole blocks, as a file system has it."""
     return int(size) // _BLOCK * _BLOCK
 
 
 def overfull(size: int, used: int, files: int) -> str:
-    """Why a file system of *size* can't hold that much; empty where it can."""
+    """Return why a file system of *size* can't hold so many bytes and files; empty if it can."""
     if used > room(size):
         return f"it holds {used / 1024**2:.1f} MiB already, {size} bytes have no room for that"
     if files > most_files(size):
@@ -474,7 +476,7 @@ def overfull(size: int, used: int, files: int) -> str:
 
 
 def measure(folder: Path) -> tuple[int, int] | None:
-    """Bytes and files that a folder holds, which may be in use meanwhile; None where that can't be told."""
+    """Return the bytes and files that a folder, which may be in use, holds; None if they can't be counted."""
     found = []
     for what in (("--block-size=1",), ("--inodes",)):
         try:
@@ -493,10 +495,10 @@ def measure(folder: Path) -> tuple[int, int] | None:
 
 
 def room(size: int) -> int:
-    """About how much a file system of *size* can hold: without its journal and its tables."""
+    """Return about how many bytes a file system of *size* can hold, without its journal and its tables."""
     return size - size * 256 // _BYTES_PER_FILE - (_JOURNAL + 1) * 1024**2
 
 
 def most_files(size: int) -> int:
-    """About how many files a file system of *size* can have."""
+    """Return about how many files a file system of *size* can have."""
     return size // _BYTES_PER_FILE

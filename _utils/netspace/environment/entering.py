@@ -1,7 +1,7 @@
-"""Running another program in an environment that runs: how ``exec`` and health's probes get in.
+"""Execution of another program in a running environment, for ``exec`` and health's probes.
 
-It has the same rights, limits and filter as the environment's own program. Of each stream no
-more than a bounded part is kept, and what takes too long is killed inside.
+The program has the same rights, limits and filter as the environment's own. A bounded part of each
+of its streams is kept, and a program that exceeds its timeout is killed inside.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _REAPED = 5.0  # seconds that a runtime gets to end after the program it waits f
 
 @dataclass
 class Done:
-    """How it ended: ``retcode`` is 124 after a timeout."""
+    """The result of a program that ended; ``retcode`` is 124 after a timeout."""
 
     retcode: int
     stdout: bytes
@@ -46,7 +46,7 @@ class Done:
 def enter(
     layout: Layout, name: str, record: Record, arguments: Sequence[str], timeout: float, stdin: bytes = b""
 ) -> Done:
-    """Run *arguments* in the environment *name*, which runs.
+    """Run *arguments* in the running environment *name*.
 
     :raises NetspaceError: when the program can't be run.
     """
@@ -65,7 +65,7 @@ def enter(
 def _run(call: Sequence[str], stdin: bytes, timeout: float, pid_file: Path, cgroup: str) -> Done:
     """Run *call* to its end or the timeout, and keep at most MAX_OUTPUT of each stream.
 
-    :param cgroup: of the environment, in which the program is.
+    :param cgroup: the environment's, in which the program runs.
     """
     deadline = time.monotonic() + timeout
     kept = {"stdout": bytearray(), "stderr": bytearray()}
@@ -108,7 +108,7 @@ def _run(call: Sequence[str], stdin: bytes, timeout: float, pid_file: Path, cgro
 
 
 def _feed(stream: IO[bytes], data: bytes) -> bytes:
-    """Write what the pipe takes; return what is left (nothing, when nobody reads)."""
+    """Write as much as the pipe takes; return the rest (nothing if nobody reads)."""
     try:
         return data[os.write(stream.fileno(), data) :]
     except BlockingIOError:

@@ -30,7 +30,7 @@ _FOLDER_MODE = 0o550
 
 
 def digests(handed: Mapping[str, bytes]) -> dict[str, str]:
-    """The sha256 of each file's content: tells a change without telling a secret."""
+    """Return the sha256 of each file's content, which tells a change without telling a secret."""
     return {name: hashlib.sha256(content).hexdigest() for name, content in sorted(handed.items())}
 
 
@@ -67,7 +67,7 @@ def keep(layout: Layout, wanted: Mapping[str, Mapping[str, bytes]]) -> dict[str,
 
 
 def show(layout: Layout, name: str, handed: Mapping[str, bytes], owner: tuple[int, int]) -> None:
-    """Show exactly these files inside.
+    """Show exactly these files inside the environment.
 
     :param owner: host ids of root inside, and of the environment's group.
     """
@@ -90,13 +90,13 @@ def _forget_others(folder: Path, handed: Collection[str]) -> None:
 
 
 def read(layout: Layout, name: str) -> dict[str, bytes]:
-    """The kept files, and the keys that there are now."""
+    """Return the kept files, and the private keys that the issuer keeps in memory now."""
     keys = {file: content for file, content in _read(layout.identity(name)).items() if file in _NEVER_KEPT}
     return {**_read(_kept(layout, name)), **keys}
 
 
 def observe(layout: Layout, name: str) -> dict[str, str] | None:
-    """Digests of what is seen inside; None unless it is the same as what is kept."""
+    """Return digests of the files that the environment sees; None if they differ from the kept ones."""
     inside = digests(_read(layout.inside(name)))
     return inside if inside == digests(read(layout, name)) else None
 

@@ -1,9 +1,8 @@
-"""Which host user ids an environment's ids 0..65535 stand for. Pure: never touches the disk.
+"""Host user ids that an environment's ids 0..65535 stand for. Pure: never touches the disk.
 
-Every environment gets 65,536 host ids that nobody else on the host has, so that
-its processes and files are nobody's but its own. The ranges come out of
-1879048192..2147483647, which neither useradd, systemd nor subuid hands out
-(systemd's "Users, Groups, UIDs and GIDs", section "Summary").
+Every environment gets 65,536 host ids of its own, so its processes and files belong to nobody else
+on the host. The ranges come out of 1879048192..2147483647, which neither useradd, systemd nor
+subuid hands out (systemd's "Users, Groups, UIDs and GIDs", section "Summary").
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ RANGES = (LAST + 1 - FIRST) // COUNT
 def allocate(names: Iterable[str], taken: Mapping[str, int]) -> dict[str, int]:
     """Return the first host id of each of *names*.
 
-    A name in *taken* keeps what it has. A new one starts looking at a place that
-    only its name decides, so that it mostly gets the same ids wherever it is made.
+    A name in *taken* keeps its ids. A new one begins its search at a range that only its name decides, so it mostly
+    gets the same ids on every host.
 
     :param taken: first id of every environment that exists, wanted here or not.
     :raises NetspaceError: when all ranges are in use.

@@ -1,8 +1,8 @@
-"""Environments as a kind of thing: observe what is there, plan, apply.
+"""Environments as a kind of thing: observe, plan, apply.
 
-Looking is in ``observe``, the pure comparison in ``compare``, doing in ``apply`` and
-``making``; here they are joined for one host. Interfaces, links and trust are not known:
-the namespace an environment joins stands already, and the files it is handed come as bytes.
+``observe`` observes, ``compare`` compares (pure), ``apply`` and ``making`` apply; here they are
+joined for one host. Interfaces, links and trust are not known here: the network namespace that an
+environment joins exists already, and the files that it is handed come as bytes.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ Outcomes = list[Outcome]
 class Environments:
     """The environments of one host. See ``netspace.plan.Kind``.
 
-    :param supervisor: what keeps them running.
-    :param give: gives interfaces' devices to these environments' users; returns what went wrong.
-    :param remote: who fetches images' sources that are not on this host.
+    :param supervisor: keeps them running.
+    :param give: makes environments' users the owners of their interfaces' devices; returns the errors.
+    :param remote: fetches images' sources that are not on this host.
     """
 
     def __init__(
@@ -53,24 +53,27 @@ class Environments:
     # -- seeing ------------------------------------------------------------------
 
     def names(self) -> set[str]:
-        """Every environment that exists, by the records."""
+        """Return the names of all environments that exist, by the records."""
         return files.record_names(self.layout.records(records.KIND))
 
     def recorded(self) -> dict[str, Record]:
-        """Every environment's record: ``spec``, ``state`` and how it was made.
+        """Return every environment's record: ``spec``, ``state`` and how it was made.
 
-        :raises StateError: when one can't be understood.
+        :raises StateError: when a record can't be understood.
         """
         return records.read(self.layout)
 
     def readable(self) -> tuple[dict[str, Record], dict[str, str]]:
-        """The records that can be understood, and why each other can't: for what is done with each by itself."""
+        """Return the records that can be understood, and the errors of the others, by name.
+
+        For operations on each environment by itself.
+        """
         return records.read_each(self.layout)
 
     def observe(self, about: Collection[str] | None = None, wanted: Collection[str] = ()) -> Observed:
-        """Look at everything once: records, services, mounts, files, image sources. Changes nothing.
+        """Observe everything once: records, services, mounts, files, image sources. Changes nothing.
 
-        :param about: the environments that something may be planned for, if not all.
+        :param about: the environments that a step may be planned for; None: all.
         :param wanted: images that may have to be built.
         """
         return observe.observe(
@@ -78,7 +81,7 @@ class Environments:
         )
 
     def list(self) -> dict[str, Any]:
-        """Per environment what :func:`observe.describe` tells: ``state``, ``health``, ``image`` and so on."""
+        """Return a row of :func:`observe.describe` per environment: ``state``, ``health``, ``image`` and so on."""
         known, damaged = self.readable()
         around = observe.around(self.layout, self.supervisor, known, {*known, *damaged})
         return {
@@ -90,7 +93,7 @@ class Environments:
 
     @staticmethod
     def plan(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: Collection[str] = ()) -> Plan:
-        """Say what has to change. See :func:`compare.plan`."""
+        """Plan what has to change. See :func:`compare.plan`."""
         return compare.plan(desired, observed, remove)
 
     # -- doing ---------------------------------------------------------------------
@@ -103,11 +106,11 @@ class Environments:
         observed: Observed | None = None,
         gone: Callable[[], None] | None = None,
     ) -> Outcomes:
-        """Do the steps as one batch; what fails for one environment doesn't stop the others.
+        """Apply the steps as one batch; an error of one environment doesn't stop the others.
 
-        :param purge: what is removed takes its volumes along, but for folders of the host.
-        :param observed: what the steps were planned by, where the lock was held since.
-        :param gone: called once the programs of all that is removed have ended.
+        :param purge: also delete the volumes of removed environments, except for folders of the host.
+        :param observed: what the steps were planned from, if the lock was held since.
+        :param gone: called once the programs of all environments that are removed have ended.
         """
         applying = Applying(
             *(self.making, self.supervisor, steps), purge=purge, give=self._give, observed=observed, gone=gone
@@ -115,18 +118,18 @@ class Environments:
         return applying.run()
 
     def plan_purge(self, names: Collection[str]) -> Plan:
-        """Which volumes of these lie there, though there are no such environments any more."""
+        """Plan the deletion of the volumes that these names have, if no environment of that name exists any more."""
         gone = {name: volumes.kept(self.layout, name) for name in sorted(set(names) - self.names())}
         changes = {name: {"volumes": {"old": targets, "new": None}} for name, targets in gone.items() if targets}
         return Plan([Step(compare.KIND, name, "purge", change) for name, change in changes.items()])
 
     def apply_purge(self, steps: Sequence[Step]) -> Outcomes:
-        """Remove those volumes."""
+        """Delete the volumes that were planned to be deleted."""
         errors = each([step.name for step in steps], lambda name: volumes.erase(self.layout, name))
         return [Outcome(step, errors.get(step.name, "")) for step in steps]
 
     def sweep(self) -> dict[str, str]:
-        """Remove the second instances that a killed run left; return what went wrong, by name."""
+        """Remove the second instances that a killed run left; return the errors, by name."""
         return rolling.erase(self.layout, self.supervisor, records.updating(self.layout))
 
     def start(self, names: Collection[str]) -> dict[str, str]:
@@ -134,7 +137,7 @@ class Environments:
         return start(self.layout, self.supervisor, names)
 
     def stop(self, names: Collection[str]) -> dict[str, str]:
-        """Stop them, whatever stands in for them too, and wait until they are gone; return what went wrong, by name."""
+        """Stop these environments and their second instances; return the errors, by name, once all have ended."""
         beside = rolling.erase(self.layout, self.supervisor, names)
         halt(self.layout, names)
         services = {runtime.service_name(name): name for name in names}
@@ -143,9 +146,9 @@ class Environments:
         return {**beside, **{services[service]: error for service, error in errors.items()}}
 
     def withhold(self, names: Collection[str]) -> dict[str, str]:
-        """Have these neither run nor be started at boot, until an apply or an operator starts them.
+        """Stop these environments, and keep boots from starting them, until an apply or an operator starts them.
 
-        :return: what went wrong, by environment.
+        :return: the errors, by environment.
         """
         known, _ = self.readable()
         for name in names:
@@ -153,21 +156,21 @@ class Environments:
         return self.stop(names)
 
     def restore(self, without: Collection[str] = ()) -> dict[str, str]:
-        """Rebuild what a reboot took (mounts, bundles, files) from the records, before the services start.
+        """Rebuild from the records what a reboot lost (mounts, bundles, files), before the services start.
 
-        One whose record can't be understood is left as it is.
+        An environment whose record can't be understood is left as it is.
 
-        :param without: those that are not rebuilt: without its bundle nothing can start one.
-        :return: what went wrong, by environment.
+        :param without: environments that are not rebuilt; without its bundle none can start.
+        :return: the errors, by environment.
         """
         known, _ = self.readable()
         return self.making.restore({name: record for name, record in known.items() if name not in without})
 
     def hand_out(self, tell: Callable[[str], dict[str, bytes]]) -> dict[str, str]:
-        """Show these environments the keys and the trusted certificates that there are for them now.
+        """Show these environments the keys and the trusted certificates that exist for them now.
 
-        :param tell: what :meth:`netspace.link.kind.Links.handed` returns.
-        :return: what went wrong, by environment.
+        :param tell: returns what :meth:`netspace.link.kind.Links.handed` does.
+        :return: the errors, by environment.
         """
         from netspace.environment import handout
 
@@ -186,7 +189,7 @@ class Environments:
     def purge(self) -> None:
         """Remove what is left when no environment exists any more: images, mounts, empty cgroups.
 
-        :raises NetspaceError: when there still are environments.
+        :raises NetspaceError: when environments still exist.
         """
         if names := self.names():
             raise NetspaceError(f"there still are environments: {', '.join(sorted(names))}")

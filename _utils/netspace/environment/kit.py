@@ -1,10 +1,9 @@
 """This host's Python interpreter, packed so that it runs inside any environment.
 
-An image may hold no interpreter, another C library, or nothing but one static program. So
-the interpreter, the shared objects it loads and the few modules it needs are copied into one
-folder, and started by the copy of their own loader: of the image nothing is used, and
-nothing is changed, so it can't make the interpreter say what it wants. Nothing is fetched,
-built or installed.
+An image may hold no interpreter, another C library, or nothing but one static program. So the
+interpreter, the shared objects that it loads and the few modules that it needs are copied into one
+folder and started by the copy of their own loader. They use and change nothing of the image, so
+the image can't falsify what the interpreter says. Nothing is fetched, built or installed.
 """
 
 from __future__ import annotations
@@ -50,26 +49,26 @@ print(json.dumps({"files": files, "objects": objects, "program": os.readlink("/p
 class Kit:
     """A packed interpreter.
 
-    :param start: what starts it, within the folder: before the script and its arguments.
+    :param start: the words before the script and its arguments; ``{}`` stands for the folder.
     """
 
     start: tuple[str, ...]
 
     def command(self, folder: str, script: str, *arguments: str) -> list[str]:
-        """The argument vector that runs *script*, when the kit is seen at *folder*."""
+        """Return the argument vector that runs *script*, if the kit is seen at *folder*."""
         return [*(part.replace("{}", folder) for part in self.start), "-S", "-s", "-B", script, *arguments]
 
     @staticmethod
     def variables(folder: str) -> list[str]:
-        """The interpreter's environment variables."""
+        """Return the interpreter's environment variables."""
         return [f"PYTHONHOME={folder}", "PYTHONDONTWRITEBYTECODE=1", "PYTHONUTF8=1", "PYTHONCOERCECLOCALE=0", "TZ=UTC0"]
 
 
 def pack(folder: Path, modules: Sequence[str], interpreter: str = "") -> Kit:
     """Fill *folder* with an interpreter that can import *modules*.
 
-    :param interpreter: whose; this very one's by default.
-    :raises NetspaceError: when it can't be looked into.
+    :param interpreter: the interpreter to pack; this process's by default.
+    :raises NetspaceError: when it can't import the modules or be inspected.
     """
     program = interpreter or sys.executable
     done = subprocess.run(
@@ -107,7 +106,7 @@ def pack(folder: Path, modules: Sequence[str], interpreter: str = "") -> Kit:
 
 
 def _place(source: Path, module: str, library: Path) -> None:
-    """Put a module's file where an interpreter looks for it, whatever folder it comes from."""
+    """Copy a module's file to the place where the interpreter looks for it, whatever folder it comes from."""
     parts = module.split(".")
     if source.suffix == ".so":
         target = library.joinpath("lib-dynload", *parts[:-1], source.name)

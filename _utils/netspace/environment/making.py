@@ -1,7 +1,7 @@
-"""Making environments: each one's mounts, configuration and files, for a batch and after a reboot.
+"""Making of environments: each one's mounts, configuration and files, for a batch and after a reboot.
 
-Nothing is decided here: the record says what to make. Only what *tune* changes may run
-already, and no record is written but for what a reboot changed.
+Nothing is decided here: the record says what to make. Only *tune* and *hand_out* change an
+environment that may run already. No record is written, except for what a reboot changed.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ T = TypeVar("T")
 
 
 class Making:
-    """How the environments of one layout are made.
+    """The maker of one layout's environments.
 
-    :param store: where their images are.
+    :param store: the store of their images.
     """
 
     def __init__(self, layout: Layout, store: Store) -> None:
@@ -62,7 +62,7 @@ class Making:
 
     @functools.cached_property
     def unified(self) -> bool:
-        """Whether they are cgroup version 2's."""
+        """Whether the host's controllers are cgroup version 2's."""
         return Path(cgroups.ROOT, "cgroup.controllers").exists()
 
     @functools.cached_property
@@ -70,7 +70,7 @@ class Making:
         return cgroups.disk(self.layout.layers)
 
     def devices(self, spec: Environment) -> frozenset[cgroups.Device]:
-        """The disks that the environment's layer and volumes are on."""
+        """Return the disks that the environment's layer and volumes are on."""
         sources = [Path(volume.source) for volume in spec.volumes if volume.source is not None]
         found = {self._own_disk, *(cgroups.disk(source) for source in sources)}
         return frozenset(device for device in found if device is not None)
@@ -78,7 +78,7 @@ class Making:
     def render(
         self, name: str, spec: Environment, base: int, image: Image, runtime: Runtime, profile: Profile | None = None
     ) -> bytes:
-        """The bundle's ``config.json``."""
+        """Return the bundle's ``config.json``."""
         rules = None if profile is None else profile.rules
         opened: tuple[str, ...] = ()
         seen: list[dict[str, Any]] = []
@@ -109,7 +109,7 @@ class Making:
         return payload_cgroup(self.layout, runtime.service_name(name))
 
     def assemble(self, name: str, record: Record) -> str:
-        """Mount the root and write the configuration; the image is mounted, nothing runs.
+        """Mount the root and write the configuration. The image must be mounted; nothing of the environment may run.
 
         :return: the configuration's digest, as records have it.
         """
@@ -130,7 +130,7 @@ class Making:
         return hashlib.sha256(content).hexdigest()
 
     def tune(self, name: str, record: Record, mounted: Mapping[str, mounts.Mount]) -> None:
-        """Have the limits of one that is made, and maybe runs, be those of its record.
+        """Set the limits of an environment that is made, and may run, to those of its record.
 
         :raises NetspaceError: when one can't be changed in place.
         """
@@ -144,21 +144,21 @@ class Making:
         group.change(record.spec.limits, self.devices(record.spec))
 
     def hand_out(self, name: str, record: Record, handed: Mapping[str, bytes]) -> None:
-        """Have the environment see the files that are kept for it."""
+        """Show the environment the files that are kept for it."""
         owner = (record.base, record.base + oci.group_of(record.spec, record.image.defaults))
         handout.show(self.layout, name, handed, owner)
         if record.spec.kernel is not None:
             tenders.hand_out(self.layout, name, record.runtime, handed, owner)
 
     def mount_images(self, digests: Iterable[str], mounted: Collection[str]) -> dict[str, str]:
-        """Mount these images, where they aren't; return what went wrong, by digest."""
+        """Mount those of these images that aren't mounted; return the errors, by digest."""
         return each(set(digests), lambda digest: self.store.mount(digest, mounted))
 
     def service(self, name: str, spec: Environment, used: Runtime, mounted: Mapping[str, mounts.Mount]) -> Service:
         return runtime.service(self.layout, name, spec, used, mounted, self.controllers)
 
     def restore(self, known: Mapping[str, Record]) -> dict[str, str]:
-        """Rebuild what these lack of mounts, bundles and files; return what went wrong, by environment."""
+        """Rebuild the missing mounts, bundles and files of these environments; return the errors, by environment."""
         self.store.tidy()
         mounted = mounts.table()
         lost = {
@@ -177,14 +177,14 @@ class Making:
             self.hand_out(name, record, handout.read(self.layout, name))
 
         def complete(name: str) -> None:
-            """A restoration that was killed may have got as far as the configuration."""
+            """Hand out the files again: a restoration that was killed may have got only as far as the configuration."""
             self.hand_out(name, known[name], handout.read(self.layout, name))
 
         return {**each(lost, rebuild), **each(known.keys() - lost.keys(), complete)}
 
 
 def each(items: Iterable[T], act: Callable[[T], object]) -> dict[T, str]:
-    """Do *act* for each item, several at once; return what went wrong."""
+    """Call *act* for each item, several at once; return the errors, by item."""
 
     def attempt(item: T) -> tuple[T, str]:
         try:

@@ -9,11 +9,11 @@ from netspace.errors import NetspaceError
 
 
 def since(given: str | float, now: float) -> float:
-    """Return the moment that is meant, in seconds since the epoch: so many seconds before *now*, or a time of ISO 8601.
+    """Return the moment that *given* means, in seconds since the epoch.
 
-    A time without an offset is the host's own.
+    It is a number of seconds before *now*, or a time of ISO 8601. A time without an offset is the host's own.
 
-    :raises NetspaceError: when it is neither.
+    :raises NetspaceError: when it is neither, or lies in the future.
     """
     problem = f"since: {given!r:.80}: no time; give a number of seconds ago, or a time such as 2026-01-31T12:00:00"
     if isinstance(given, bool):

@@ -1,4 +1,4 @@
-"""Mounts, straight by system call: no process is forked for one. Decides nothing.
+"""Mounts, by system call: no process is forked for one. Decides nothing.
 
 Written after mount(2), umount2(2), open_tree(2), move_mount(2), mount_setattr(2)
 and user_namespaces(7). The numbers of the newer calls are the same on every
@@ -69,7 +69,7 @@ class Mount(msgspec.Struct, frozen=True):
     """One line of ``/proc/self/mountinfo``.
 
     :param device: of the file system, ``major:minor``.
-    :param root: which of its folders is mounted.
+    :param root: the folder of the file system that is mounted.
     """
 
     target: str
@@ -92,7 +92,10 @@ def _check(result: int, what: str) -> int:
 
 
 def mount(source: str | Path, target: Path, kind: str, flags: int = 0, data: str = "") -> None:
-    """mount(2). :raises OSError: with source and target in its text."""
+    """Mount by mount(2).
+
+    :raises OSError: with source and target in its text.
+    """
     _check(
         _libc().mount(
             os.fsencode(source), os.fsencode(target), kind.encode(), ctypes.c_ulong(flags), os.fsencode(data)
@@ -118,18 +121,18 @@ def unmount(target: Path) -> bool:
 
 
 def sync(folder_fd: int) -> None:
-    """Write all of the file system that the folder lies in to its disk (syncfs(2))."""
+    """Write the whole file system that the folder lies in to its disk (syncfs(2))."""
     _check(_libc().syncfs(ctypes.c_int(folder_fd)), "syncfs")
 
 
 def bind(source: Path, target: Path, flags: int) -> None:
-    """Show the folder *source* at *target* too, with the mount flags *flags*."""
+    """Bind-mount the folder *source* at *target*, with the mount flags *flags*."""
     mount(source, target, "none", BIND)
     mount("none", target, "none", BIND | REMOUNT | flags)
 
 
 def idmapped(source: Path, target: Path, user_namespace_fd: int) -> None:
-    """Show the mount at *source* at *target* too, its ids mapped as in the user namespace."""
+    """Mount the mount at *source* at *target*, too, with its ids mapped as in the user namespace."""
     libc = _libc()
     tree = _check(
         libc.syscall(
@@ -170,7 +173,7 @@ def idmapped(source: Path, target: Path, user_namespace_fd: int) -> None:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[int]:
-    """A file descriptor of the file or folder at *path*, for :func:`idmapped`."""
+    """Open the file or folder at *path* for :func:`idmapped`; give its file descriptor."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         yield descriptor
@@ -179,11 +182,12 @@ def opened(path: Path) -> Iterator[int]:
 
 
 def keep_user_namespace(target: Path, base: int, count: int) -> None:
-    """Keep a user namespace at the file *target*: its ids 0.. are the host's *base*.., and the user *base* made it.
+    """Make a user namespace and keep it at the file *target*.
 
-    The kernel also counts the use of some resources in a user namespace for its maker (user_namespaces(7),
-    ``/proc/sys/user``): inotify instances, queued signals, locked memory. If root made all user namespaces, they
-    would share root's own bounds.
+    Its ids 0.. are the host's *base*.., *count* of them, and the user *base* made it. The kernel counts the use
+    of some resources in a user namespace for its maker, too (user_namespaces(7), ``/proc/sys/user``): inotify
+    instances, queued signals, locked memory. If root made all user namespaces, they would share root's own
+    bounds.
 
     :raises OSError: when it can't be made.
     """
@@ -208,9 +212,10 @@ def keep_user_namespace(target: Path, base: int, count: int) -> None:
 def _user_namespace(base: int, count: int) -> int:
     """Make a user namespace; return a descriptor of it.
 
-    A user namespace is made only together with a process in it. That process borrows the memory of the calling
-    process for its only call, ``_exit``, so nothing of the caller (maybe large, maybe threaded) is copied. Until it is
-    reaped, its ``/proc`` entry serves to set the map and open the namespace. It sends no SIGCHLD.
+    A user namespace is made only together with a process in it. That process borrows the memory of the
+    calling process for its only call, ``_exit``, so nothing of the caller (maybe large, maybe threaded) is
+    copied. Until it is reaped, its ``/proc`` entry serves to set the map and open the namespace. It sends
+    no SIGCHLD.
     """
     libc = _libc()
     stack = ctypes.create_string_buffer(65536)
@@ -232,8 +237,7 @@ def _user_namespace(base: int, count: int) -> int:
 def overlay(lower: Path, upper: Path, work: Path, target: Path, flags: int) -> None:
     """Mount an overlay of *upper* on *lower* at *target*.
 
-    The layers are named by file descriptor: whoever sees the mount from inside
-    (``/proc/self/mountinfo``) learns no path of the host.
+    The layers are named by file descriptor, so ``/proc/self/mountinfo`` inside shows no path of the host.
     """
     with contextlib.ExitStack() as stack:
 
@@ -252,9 +256,9 @@ def overlay(lower: Path, upper: Path, work: Path, target: Path, flags: int) -> N
 
 
 def table(text: str | None = None) -> dict[str, Mount]:
-    """What is mounted where, by target; the topmost where several are.
+    """Return the mounts by target; the topmost one if a target has several.
 
-    :param text: what ``/proc/self/mountinfo`` holds; read when absent.
+    :param text: the content of ``/proc/self/mountinfo``; read if None.
     """
     if text is None:
         with open("/proc/self/mountinfo", errors="surrogateescape") as stream:
@@ -271,7 +275,7 @@ def table(text: str | None = None) -> dict[str, Mount]:
 
 
 def over(path: str, mounted: Mapping[str, Mount]) -> Mount:
-    """The mount that a path (without links) is on. Pure."""
+    """Return the mount that a path (without links) is on. Pure."""
     target = path
     while target not in mounted and target != "/":
         target = target.rpartition("/")[0] or "/"
@@ -279,9 +283,9 @@ def over(path: str, mounted: Mapping[str, Mount]) -> Mount:
 
 
 def origin(path: str, mounted: Mapping[str, Mount]) -> tuple[str, str]:
-    """Where a path (without links) really is: its file system's device, and the path from that one's own root.
+    """Return the device of a path's file system, and the path from that file system's own root.
 
-    So it is the same for all names that bind mounts give to a folder. Pure.
+    *path* has no links. The result is the same for all names that bind mounts give to a folder. Pure.
     """
     mount = over(path, mounted)
     rest = path[len(mount.target.rstrip("/")) :]

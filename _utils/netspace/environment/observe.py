@@ -1,7 +1,7 @@
-"""What there is of our environments: reads, never writes.
+"""Observation of our environments: reads, never writes.
 
-What was applied is in the records; what is there (mounts, configuration, files, the
-service) is looked at once for all of them.
+The records say what was applied. What exists (mounts, configuration, files, services) is read
+once for all environments.
 """
 
 from __future__ import annotations
@@ -43,19 +43,19 @@ AS_DECLARED = ", as it is declared (state: stopped)"
 
 
 class Seen(msgspec.Struct, frozen=True):
-    """One environment as it was found.
+    """An environment as it was observed.
 
-    :param status: of its service; None where none is defined.
+    :param status: of its service; None if none is defined.
     :param assembled: its root is mounted and its configuration is as recorded.
-    :param files: sha256 of each file handed out; None where they are damaged.
-    :param namespace: whether it runs in the network namespace that has its name.
-    :param halted: it was stopped by us, and not started since.
+    :param files: sha256 of each file handed out; None if they are damaged.
+    :param namespace: it runs in the network namespace that has its name, or doesn't run.
+    :param halted: we stopped it, and nothing started it since.
     :param differing: the limits that are not kept as its record says, though it runs.
-    :param disks: its own file systems that are mounted.
-    :param service: its service, where there is one, is defined as its record says.
-    :param verdict: what is thought of the process that runs; None where it has no check, or nothing is known yet.
-    :param begun: whether its program was begun when it was last started, as far as the runtime tells.
-    :param problem: why it doesn't run, or not well, as far as that is known; empty where it does.
+    :param disks: its own file systems that are mounted, by key.
+    :param service: its service, if it has one, is defined as its record says.
+    :param verdict: the health of the running process; None if it has no check, or none is known yet.
+    :param begun: its program was begun at its last start, as far as the runtime tells.
+    :param problem: the reason that it doesn't run or is unhealthy, as far as known; empty if all is well.
     """
 
     record: Record
@@ -76,9 +76,9 @@ class Observed(msgspec.Struct, frozen=True):
     """All environments, and their images' sources (by the text in the declaration).
 
     :param unkept: the limits that no cgroup controller on this host can keep.
-    :param unbounded: why no file system can have a bounded size here; empty where it can.
+    :param unbounded: why no file system can have a bounded size here; empty if one can.
     :param grows: whether such a file system can be made larger while it is in use.
-    :param budget: bytes that all of these file systems can hold together; None where that isn't known.
+    :param budget: bytes that all of these file systems can hold together; None if that isn't known.
     :param idle: whether the state folder is on no disk, so that ``limits:io`` has no effect on layers.
     :param unrecorded: names of environments that have a layer but no record.
     :param mounted: mounts by their target.
@@ -118,12 +118,12 @@ def observe(
     about: Collection[str] | None = None,
     wanted: Collection[str] = (),
 ) -> Observed:
-    """Look at everything once: records, services, mounts, files, limits, image sources. Changes nothing.
+    """Observe everything once: records, services, mounts, files, limits, image sources. Changes nothing.
 
     :param controllers: the cgroup controllers that can keep limits here.
     :param devices: returns the disks that an environment's files are on.
-    :param about: the environments that something may be planned for, if not all. Of the others only the records are
-        read, and believed.
+    :param about: the environments that a step may be planned for; None: all. Of the others only the records
+        are read, and believed.
     :param wanted: images that may have to be built; :attr:`Observed.missing` has those that can't be.
     """
     known = records.read(layout)
@@ -189,9 +189,9 @@ def observe(
 def assembled(
     layout: Layout, name: str, record: Record, mounted: Mapping[str, mounts.Mount], own: Mapping[str, Disk]
 ) -> bool:
-    """Whether all is mounted and the configuration is as recorded.
+    """Return whether all is mounted and the configuration is as recorded.
 
-    :param own: what :func:`own_disks` says.
+    :param own: the result of :func:`own_disks`.
     """
     if not rootfs.is_assembled(layout, name, mounted):
         return False
@@ -215,7 +215,7 @@ def assembled(
 
 
 def own_disks(layout: Layout, name: str, record: Record, mounted: Mapping[str, mounts.Mount]) -> dict[str, Disk]:
-    """Its own file systems that are mounted, by their keys."""
+    """Return its own file systems that are mounted, by their keys."""
     found = {
         place.key: disks.observe(place, mounted)
         for place in disks.places(layout, name, record.spec, record.image.digest)
@@ -249,7 +249,7 @@ def _in_namespace(layout: Layout, name: str, status: Status | None) -> bool:
 
 
 def current(layout: Layout, name: str, record: Record, status: Status | None) -> Verdict | None:
-    """What is thought of the process that runs."""
+    """Return the health verdict of the running process; None if it has no check or the verdict is another process's."""
     if record.spec.health is None or status is None or not status.pid:
         return None
     found = verdict.read(layout, name)
@@ -257,21 +257,21 @@ def current(layout: Layout, name: str, record: Record, status: Status | None) ->
 
 
 def is_up(record: Record, status: Status | None, known: Verdict | None) -> bool:
-    """Whether it does its work, as far as that can be told: it is healthy or, without a check, runs."""
+    """Return whether it does its work, as far as that can be told: it is healthy or, without a check, runs."""
     if status is None or status.state != "running":
         return False
     return record.spec.health is None or (known is not None and known.judgement.state == "healthy")
 
 
 def _down(status: Status | None) -> bool:
-    """Whether a service was started, and doesn't run."""
+    """Return whether a service was started, and doesn't run."""
     return status is not None and status.state in ("starting", "failed")
 
 
 def problem(layout: Layout, name: str, known: Mapping[str, Record], statuses: Mapping[str, Status]) -> str:
-    """Why one doesn't run, or not well, as far as that is known; empty where it does, or was stopped.
+    """Return why an environment doesn't run or is unhealthy, as far as known; empty if it is well or was stopped.
 
-    :param statuses: by service; of those that it comes after, too.
+    :param statuses: by service; also of those that it comes after.
     """
     record, status = known[name], statuses.get(runtime.service_name(name), Status("stopped"))
     if status.state == "stopped":
@@ -291,7 +291,7 @@ def problem(layout: Layout, name: str, known: Mapping[str, Record], statuses: Ma
 
 
 def awaited(layout: Layout, name: str, known: Mapping[str, Record], statuses: Mapping[str, Status]) -> str:
-    """What one waits for, for the operator; empty where that is up."""
+    """Return the environments that *name* waits for, as a text for the operator; empty if all of them are up."""
     missing = []
     for other in known[name].spec.after:
         record, its = known.get(other), statuses.get(runtime.service_name(other), Status("stopped"))
@@ -307,17 +307,17 @@ def awaited(layout: Layout, name: str, known: Mapping[str, Record], statuses: Ma
 
 
 def declared_stopped(record: Record, status: Status) -> bool:
-    """Whether it doesn't run, and its declaration says that it shall not."""
+    """Return whether it doesn't run, and its declaration says that it shall not."""
     return status.state == "stopped" and record.spec.state == "stopped"
 
 
 class Around(msgspec.Struct, frozen=True):
-    """What a table tells of environments, and is asked once for all.
+    """Observations that the table of environments is made of, made once for all rows.
 
     :param known: every record that can be understood.
     :param statuses: of the services, by their names.
-    :param updating: those that have a second instance now.
-    :param supervised: whether what ends is started again.
+    :param updating: the environments that have a second instance now.
+    :param supervised: services that end are started again, since their supervisor runs.
     """
 
     known: Mapping[str, Record]
@@ -327,7 +327,7 @@ class Around(msgspec.Struct, frozen=True):
 
 
 def around(layout: Layout, supervisor: Supervisor, known: Mapping[str, Record], about: Collection[str]) -> Around:
-    """Look at what is asked once.
+    """Make the observations that are made once for all rows.
 
     :param about: the environments that will be described.
     """
@@ -337,9 +337,9 @@ def around(layout: Layout, supervisor: Supervisor, known: Mapping[str, Record], 
 
 
 def describe(layout: Layout, name: str, around: Around, damage: str = "") -> dict[str, Any]:
-    """One environment in a table; see ``Environments.list``.
+    """Return one environment's row of the table; see ``Environments.list``.
 
-    :param damage: why its record can't be understood: then its service alone is known.
+    :param damage: why its record can't be understood; then only its service is known.
     """
     status = around.statuses.get(runtime.service_name(name), Status("stopped"))
     row: dict[str, Any] = {

@@ -1,10 +1,10 @@
 """The OCI runtime configuration of an environment. Pure: values in, a dict out.
 
-All hardening stands here, none of it can be loosened by a declaration: namespaces of its
-own, user ids of its own, no capability, no new privileges, our system call profile, a
-minimal /dev, masked kernel files, limits. There are no annotations (``run.oci.*`` would
-reconfigure crun), no hooks and no devices but what a kind of interface needs (``DEVICES``).
-Written after the OCI runtime specification 1.1.
+All hardening stands here, and a declaration can loosen none of it: namespaces of its own, user ids
+of its own, no capability, no new privileges, our system call profile, a minimal /dev, masked kernel
+files, limits. There are no annotations (``run.oci.*`` would reconfigure crun), no hooks and no
+devices but those that a kind of interface (``DEVICES``) or a runtime needs. Written after the OCI
+runtime specification 1.1.
 """
 
 from __future__ import annotations
@@ -74,16 +74,16 @@ def config(
     """Return ``config.json`` of the environment's bundle.
 
     :param base: the host id that the environment's id 0 stands for.
-    :param cgroup: where it is accounted, from the root of the cgroup hierarchy.
-    :param controllers: the cgroup controllers that the host has: a runtime refuses a limit that none keeps.
-    :param disks: the disks that its layer and volumes are on: what ``limits:io`` is about.
+    :param cgroup: its cgroup's path from the root of the cgroup hierarchy.
+    :param controllers: the cgroup controllers that the host has: a runtime refuses a limit that no controller keeps.
+    :param disks: the disks that its layer and volumes are on, which ``limits:io`` bounds.
     :param unified: whether those controllers are cgroup version 2's.
-    :param defaults: what the image says where *spec* says nothing.
-    :param rules: the system call profile, where that is an operator's own file.
+    :param defaults: the image's own settings, used if *spec* has none.
+    :param rules: the system call profile of an operator's own file; None if *spec* names one of ours.
     :param opened: devices of the host's that it may open, beside its interface's.
     :param seen: mounts beside those of every environment.
     :param lacks: what the runtime can't do (``runtimes.LACKS``).
-    :raises NetspaceError: when neither says what to run.
+    :raises NetspaceError: when neither *spec* nor the image says what to run.
     """
     devices = (*(spec.interface.DEVICES if spec.interface is not None else ()), *opened)
     return {
@@ -125,9 +125,9 @@ def process(
     defaults: Defaults = Defaults(),  # noqa: B008 (immutable)
     command: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Return the ``process`` object: of the environment's program, or of another *command* beside it.
+    """Return the ``process`` object of the environment's program, or of another *command* beside it.
 
-    :raises NetspaceError: when nothing says what to run.
+    :raises NetspaceError: when neither *spec*, the image nor *command* says what to run.
     """
     arguments = list(command or arguments_of(spec, defaults))
     if not arguments:
@@ -158,17 +158,20 @@ def process(
 
 
 def user_of(spec: Environment, defaults: Defaults) -> int:
-    """The uid inside: the declaration's, else the image's; never 0."""
+    """Return the uid inside: the declaration's, else the image's; never 0."""
     return spec.user or defaults.user or USER
 
 
 def group_of(spec: Environment, defaults: Defaults) -> int:
-    """The gid inside: the same number as a declared user's, else the image's; never 0."""
+    """Return the gid inside: the same number as a declared user's, else the image's; never 0."""
     return spec.user or defaults.group or USER
 
 
 def arguments_of(spec: Environment, defaults: Defaults) -> tuple[str, ...]:
-    """What to run, as in Kubernetes: ``command`` replaces the image's Entrypoint and Cmd, ``args`` its Cmd."""
+    """Return the argument vector.
+
+    As in Kubernetes, ``command`` replaces the image's Entrypoint and Cmd, ``args`` its Cmd.
+    """
     if spec.command:
         return (*spec.command, *(spec.args or ()))
     return (*defaults.entrypoint, *(defaults.cmd if spec.args is None else spec.args))
@@ -258,10 +261,10 @@ def _resources(
 
 @functools.lru_cache(maxsize=4)
 def revision(controllers: frozenset[str]) -> str:
-    """What tells one hardening from another: a digest of a sample's configuration.
+    """Return the revision of the hardening: a digest of a sample's configuration and of the profiles.
 
-    A new version of this library that hardens otherwise thus restarts what runs, and so does
-    a host that can keep limits which it could not before.
+    A new version of this library that hardens differently thus restarts running environments, and so does
+    a host that can keep limits which it could not keep before.
     """
     sample = Environment(image="tar:/sample", command=("/sample",))
     rendered = config("sample", sample, layout=Layout(), base=FIRST, cgroup="/sample", controllers=controllers)
@@ -271,5 +274,5 @@ def revision(controllers: frozenset[str]) -> str:
 
 
 def encode(config: Mapping[str, Any]) -> bytes:
-    """A configuration as it is written; compact, since there is one per environment."""
+    """Return the bytes of a configuration; compact, since each environment has one."""
     return msgspec.json.encode(config, order="sorted")

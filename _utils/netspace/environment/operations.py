@@ -1,8 +1,8 @@
-"""What an operator does with environments that exist. Returns are plain values, fit for JSON.
+"""Operations of an operator on environments that exist. Returns are plain values, fit for JSON.
 
-What is started or stopped by hand is noted in the environment's record, so that a new card
-doesn't start what was stopped; the next apply of the declaration decides again. No value of a
-variable and no content of a handed-out file is ever returned.
+A start or stop by hand is noted in the environment's record, so that a new card doesn't start an
+environment that was stopped; the next apply of the declaration decides again. No value of a variable
+and no content of a handed-out file is ever returned.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _TAIL = 256  # bytes of log read per wanted line, to begin with
 class Operations:
     """Operations on the environments of one host; those that change something take the layout's lock.
 
-    :param withheld: says which of the environments must not be started now, and why.
+    :param withheld: returns which of the environments must not be started now, and why.
     """
 
     def __init__(
@@ -55,17 +55,18 @@ class Operations:
         self._kind = Environments(layout, supervisor)
 
     def list(self) -> dict[str, Any]:
-        """Per environment what :func:`observe.describe` tells: ``state``, ``health``, ``image`` and so on."""
+        """Return a row of :func:`observe.describe` per environment: ``state``, ``health``, ``image`` and so on."""
         return self._kind.list()
 
     def inspect(self, name: str) -> dict[str, Any]:
-        """All that is known of one environment.
+        """Return all that is known of one environment.
 
-        What :meth:`list` tells, and ``spec`` (values of variables hidden), ``user`` (``inside``,
+        It has the keys of :meth:`list`, and ``spec`` (values of variables hidden), ``user`` (``inside``,
         ``host``), ``ids`` (``base``, ``count``), ``cgroup``, ``netns``, ``layer``, ``log``, ``usage``
-        (``memory`` in bytes, ``pids``; both absent where it doesn't run; ``disk`` and ``volumes``, in bytes,
-        of those that have a bounded size) and ``files`` (names); where it has a health check and runs, ``check``
-        (``since``, ``failures`` in a row, ``detail`` of the last); where an update was taken back, ``taken_back``.
+        (``memory`` in bytes, ``pids``; both absent if it doesn't run; ``disk`` and ``volumes``, in bytes,
+        of those that have a bounded size) and ``files`` (names). If it has a health check and runs, it has
+        ``check`` (``since``, ``failures`` in a row, ``detail`` of the last); if an update was taken back,
+        ``taken_back``.
         """
         record = self.known([name])[name]
         status = self._status(name)
@@ -92,7 +93,7 @@ class Operations:
         }
 
     def start(self, names: Collection[str]) -> dict[str, str]:
-        """Start those that don't run and are not withheld; return an error text per name, empty where it runs."""
+        """Start those that don't run and are not withheld; return an error text per name, empty if it runs."""
 
         def act(known: Mapping[str, Record]) -> dict[str, str]:
             lost = self._kind.restore()
@@ -102,11 +103,14 @@ class Operations:
         return self._change(names, "running", act)
 
     def stop(self, names: Collection[str]) -> dict[str, str]:
-        """Stop them and wait until they are gone; return an error text per name, empty where it stopped."""
+        """Stop these environments; return an error text per name once they have ended, empty if it stopped."""
         return self._change(names, "stopped", self._kind.stop)
 
     def restart(self, names: Collection[str]) -> dict[str, str]:
-        """Stop and start them, but not what is withheld; return an error text per name, empty where it runs."""
+        """Stop these environments; start those that are not withheld.
+
+        Return an error text per name, empty if it runs.
+        """
 
         def act(known: Mapping[str, Record]) -> dict[str, str]:
             failed = self._kind.stop(known)
@@ -116,10 +120,10 @@ class Operations:
         return self._change(names, "running", act)
 
     def wait(self, names: Collection[str], timeout: float = 60.0) -> dict[str, Any]:
-        """Wait until they are healthy or, without a check, run; return what :meth:`list` tells of them then.
+        """Wait until all are healthy or, without a check, run; return their rows of :meth:`list`.
 
         :param timeout: seconds.
-        :raises NetspaceError: when one isn't within that time, or has ended and is not started again; says how it is.
+        :raises NetspaceError: when one isn't within that time, or has ended and is not started again; names its state.
         """
         deadline = time.monotonic() + timeout
         while True:
@@ -137,16 +141,17 @@ class Operations:
             time.sleep(_LOOK)
 
     def retry(self, names: Collection[str]) -> None:
-        """Have updates that were taken back be tried again by the next apply."""
+        """Let the next apply try updates again that were taken back."""
         with files.locked(self._layout.lock):
             for name, record in self.known(names).items():
                 if record.failed is not None:
                     records.write(self._layout, name, msgspec.structs.replace(record, failed=None))
 
     def logs(self, name: str, lines: int = 100, since: str | float | None = None) -> dict[str, Any]:
-        """The last *lines* lines of what the program wrote: ``{"lines": [...]}``; see :func:`text.harmless`.
+        """Return the last *lines* lines of the program's output: ``{"lines": [...]}``; see :func:`text.harmless`.
 
-        :param since: leave out what was written before; see :func:`moments.since`. Only where there is a journal.
+        :param since: leave out lines from before; see :func:`moments.since`. Only if there is a journal.
+        :raises NetspaceError: when *lines* is no whole number, or *since* no time or without a journal.
         """
         try:
             count = min(max(int(lines), 0), MAX_LINES)
@@ -175,11 +180,11 @@ class Operations:
 
         :param command: argument vector; the program is looked up inside.
         :param timeout: seconds; then it is killed.
-        :param folder: where it begins, inside; absent: where the environment's program did.
-        :param variables: beside the environment's own.
+        :param folder: its working directory, inside; None: that of the environment's program.
+        :param variables: its environment variables beside the environment's own.
         :return: ``retcode`` (124 after a timeout), ``stdout`` and ``stderr`` (text, at most 1 MiB
             each; see :func:`text.harmless`), ``truncated`` (whether there was more) and ``timed_out``.
-        :raises NetspaceError: when the environment doesn't run or the program can't be run.
+        :raises NetspaceError: when the environment doesn't run or is a kernel, or the program can't be run.
         """
         record = self.known([name])[name]
         arguments = [str(argument) for argument in command]
@@ -205,9 +210,10 @@ class Operations:
         }
 
     def known(self, names: Collection[str]) -> dict[str, Record]:
-        """The records of these.
+        """Return the records of these environments.
 
-        :raises NetspaceError: naming one that there is not.
+        :raises StateError: when one can't be understood.
+        :raises NetspaceError: naming one that doesn't exist.
         """
         known, damaged = records.read_each(self._layout)
         for name in names:
@@ -247,7 +253,7 @@ class Operations:
 
 
 def _how(name: str, row: Mapping[str, Any]) -> str:
-    """How one is that is not as it should be."""
+    """Return a sentence on the state of an environment that is not as it should be."""
     state = row["health"] if row["state"] == "running" and row["health"] else row["state"]
     if state == "stopped" and row["declared_stopped"]:
         return f"environment {name} is stopped{AS_DECLARED}"
@@ -267,13 +273,13 @@ def _disk_usage(layout: Layout, name: str, record: Record, mounted: Mapping[str,
 
 
 def _idle(statuses: Mapping[str, Status], name: str) -> bool:
-    """Whether it has to be started: it doesn't run, or is about to end though its supervisor hasn't seen that yet."""
+    """Return whether it has to be started: it doesn't run, or is ending without its supervisor having seen that."""
     status = statuses.get(runtime.service_name(name), Status("stopped"))
     return status.state not in ("running", "starting") or (status.state == "running" and process.dying(status.pid))
 
 
 def _journal(service: str, count: int, begin: float | None) -> list[str]:
-    """The last *count* lines in the journal of a service's program, none from before *begin*."""
+    """Return the last *count* lines in the journal of a service's program, none from before *begin*."""
     # By its identifier too: without what systemd itself says of the unit.
     which = ["--unit", f"{service}.service", "--identifier", service]
     if begin is not None:
@@ -292,7 +298,7 @@ def _journal(service: str, count: int, begin: float | None) -> list[str]:
 
 
 def _last_lines(path: Path, count: int) -> Sequence[str]:
-    """The last *count* lines; reads no more of the file than it has to."""
+    """Return the file's last *count* lines; read no more of the file than needed."""
     if not count or not path.exists():
         return []
     with files.opened(path) as stream:

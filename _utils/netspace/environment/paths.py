@@ -1,4 +1,4 @@
-"""Whether others of this host could change what a path leads to. Reads only."""
+"""Check of whether other users of this host could change what a path leads to. Reads only."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 
 def loose(path: Path) -> Path | None:
-    """The folder above in which another than root may rename what leads to *path*; None where there is none.
+    """Return the folder above *path* in which a user other than root may rename entries; None if there is none.
 
-    What lies in a folder that only root gets into is safe, whoever it belongs to; so will be what root makes.
+    A file in a folder that only root gets into is safe, whoever owns it. Files that root will make are safe, too.
     """
     for folder in reversed(path.parents):
         if not os.path.lexists(folder):
@@ -28,7 +28,7 @@ def loose(path: Path) -> Path | None:
 
 
 def private(folder: Path) -> bool:
-    """Whether only root gets into the folder."""
+    """Return whether only root gets into the folder."""
     info = folder.stat()
     return _own(info) and not info.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
 

@@ -1,7 +1,7 @@
-"""Updates that have to prove themselves: who is on trial, until when, and what its verdict is.
+"""Updates on trial: which environments are, until when, and the verdict.
 
-An environment that ran well and is changed keeps what it was (``Record.previous``) until the
-new one is healthy. What follows from a verdict is done in ``apply``; here is only looked.
+An environment that ran well and is changed keeps its previous self (``Record.previous``) until the
+new one is healthy. ``apply`` acts on the verdict; this module only observes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SLACK = 10.0  # seconds beside what is declared: a busy host's
 
 
 def worth_keeping(seen: Seen, new: Environment) -> Previous | None:
-    """What to go back to if an update of what was seen fails; None where there is nothing to prove, or go back to."""
+    """Return the version to go back to if an update fails; None if nothing has to be proved or went well before."""
     record = seen.record
     if new.health is None or not new.update.rollback:
         return None
@@ -37,16 +37,16 @@ def worth_keeping(seen: Seen, new: Environment) -> Previous | None:
 
 
 def failed(record: Record, reason: str) -> Failed:
-    """What to remember of an update that is taken back."""
+    """Return the note of an update that is taken back."""
     image, declared = record.image, fingerprint(record.spec, record.profile, record.runtime)
     source = tenders.source(record.spec, record.runtime)
     return Failed(declared, source, image.identity, image.digest, reason)
 
 
 def wait(layout: Layout, supervisor: Supervisor, trials: Mapping[str, Record]) -> dict[str, str]:
-    """Wait for each of these, which were just started, until it is healthy, has failed or its time is up.
+    """Wait for each of these environments, just started, until it is healthy, has failed or its time is up.
 
-    :return: why it has failed, by name; empty where it is healthy.
+    :return: why it has failed, by name; empty if it is healthy.
     """
     began = time.monotonic()
     services = {runtime.service_name(name) for name in trials}
@@ -64,7 +64,7 @@ def wait(layout: Layout, supervisor: Supervisor, trials: Mapping[str, Record]) -
 
 
 def _finding(layout: Layout, name: str, record: Record, status: Status, late: bool) -> str | None:
-    """Why its trial failed; empty where it has passed, None where that is not known yet."""
+    """Return why the trial failed; empty if it has passed, None if that is not known yet."""
     if observe.is_up(record, status, observe.current(layout, name, record, status)):
         return ""
     # Also of one that was ended for that: what was thought of it before the trial was cleared.
@@ -82,9 +82,9 @@ def _finding(layout: Layout, name: str, record: Record, status: Status, late: bo
 
 
 def watched(layout: Layout, supervisor: Supervisor) -> None:
-    """Wait until the watch has begun to look: only then does anybody's time run.
+    """Wait until the watch has begun to probe: only then does the time of a trial run.
 
-    :raises NetspaceError: when it doesn't.
+    :raises NetspaceError: when it doesn't begin.
     """
     until = time.monotonic() + BEGUN
     while True:
@@ -102,8 +102,8 @@ def awaited(
 ) -> dict[str, str]:
     """Wait for environments that come after others to be started; return why some are not, by name.
 
-    They are started by whatever supervises them, also after this: nothing is lost by not waiting longer. No time is
-    given to those that come after one that is declared to be stopped.
+    The supervisor starts them, also after this function has returned: nothing is lost by not waiting longer.
+    No time is given to environments that come after one that is declared to be stopped.
     """
     soon = {name for name in names if not _after_stopped(name, known)}
     until = time.monotonic() + max((_patience(name, known) for name in soon), default=0.0)
@@ -119,17 +119,17 @@ def awaited(
 
 
 def _after_stopped(name: str, known: Mapping[str, Record]) -> bool:
-    """Whether it comes after one that is declared to be stopped."""
+    """Return whether it comes after an environment that is declared to be stopped."""
     return any(other in known and known[other].spec.state == "stopped" for other in known[name].spec.after)
 
 
 def _waits(status: Status | None) -> bool:
-    """Whether it is not started yet, and never was."""
+    """Return whether it is not started yet, and never was."""
     return status is not None and status.state == "starting" and not status.exit
 
 
 def _patience(name: str, known: Mapping[str, Record], trail: tuple[str, ...] = ()) -> float:
-    """How long all it comes after may take, one after the other."""
+    """Return the seconds that all environments it comes after may take, one after the other."""
     longest = SLACK
     for other in known[name].spec.after if name in known else ():
         if other in known and other not in (*trail, name):

@@ -1,8 +1,8 @@
-"""What was applied, one record per environment: all that is needed to build it again.
+"""Records of what was applied, one per environment: all that is needed to build it again.
 
-A record is written before what it names is made and removed after it is gone. It is
-replaced only while the environment is stopped, unless nothing that runs depends on the
-change; so whatever runs, runs as its record says.
+A record is written before anything that it names is made, and removed after all of that is gone. It is
+replaced only while the environment is stopped, unless nothing that runs depends on the change. So an
+environment that runs, runs as its record says.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _VERSION = 1
 
 
 class Previous(msgspec.Struct, frozen=True):
-    """What an environment was before an update, until that has proved itself."""
+    """An environment's version before an update, kept until the update has proved itself."""
 
     spec: Environment
     image: Image
@@ -41,12 +41,12 @@ class Previous(msgspec.Struct, frozen=True):
 
 
 class Failed(msgspec.Struct, frozen=True):
-    """An update that was taken back: not tried again until something of it is another.
+    """An update that was taken back; it is not tried again until its declaration or its image changes.
 
-    :param declared: what :func:`fingerprint` says of what was declared.
+    :param declared: the :func:`fingerprint` of the declaration.
     :param source: the image's source as the declaration named it.
-    :param identity: what that source was.
-    :param digest: of the image that it made.
+    :param identity: the identity of that source's content.
+    :param digest: of the image that was built from it.
     :param reason: why it was taken back.
     """
 
@@ -58,17 +58,17 @@ class Failed(msgspec.Struct, frozen=True):
 
 
 class Record(msgspec.Struct, frozen=True):
-    """One environment as it was applied.
+    """An environment as it was applied.
 
-    :param state: what was asked for last, by a declaration or an operator.
+    :param state: the state asked for last, by a declaration or an operator.
     :param base: host id of the id 0 inside.
     :param config: sha256 of the bundle's ``config.json``.
-    :param revision: of the hardening it was rendered with.
-    :param summary: what its files said, for the operator.
-    :param profile: the operator's own system call profile, as it was read; None where it is one of ours.
-    :param runtime: what runs it, and how that was set.
-    :param previous: what to go back to; None where nothing has to be proved (any more).
-    :param failed: the update that was taken back last, if it is what is still declared.
+    :param revision: of the hardening that it was rendered with.
+    :param summary: a summary of its files, for the operator.
+    :param profile: the operator's own system call profile, as it was read; None if it is one of ours.
+    :param runtime: the runtime that runs it, and its settings.
+    :param previous: the version to go back to; None if nothing has to be proved (any more).
+    :param failed: the update that was taken back last, if it is still what is declared.
     """
 
     spec: Environment
@@ -85,7 +85,7 @@ class Record(msgspec.Struct, frozen=True):
 
 
 def fingerprint(spec: Environment, profile: Profile | None, runtime: Runtime) -> str:
-    """Tell one declaration of an environment from another; whether it shall run is no part of that."""
+    """Return a digest of an environment's declaration; its ``state`` is no part of that."""
     content = {
         "spec": {key: value for key, value in parse.encode(own(spec)).items() if key != "state"},
         "profile": "" if profile is None else profile.digest,
@@ -95,9 +95,9 @@ def fingerprint(spec: Environment, profile: Profile | None, runtime: Runtime) ->
 
 
 def own(spec: Environment) -> Environment:
-    """What of a declared environment is recorded here: all but the interface, which has its own record.
+    """Return the part of a declared environment that is recorded here: all but the interface, which has its own record.
 
-    Only that it is of a kind with devices concerns the environment itself.
+    Of an interface with devices, only its kind is kept: that concerns the environment itself.
     """
     interface = type(spec.interface)() if spec.interface is not None and spec.interface.DEVICES else None
     return msgspec.structs.replace(spec, interface=interface)
@@ -108,19 +108,19 @@ def path(layout: Layout, name: str) -> Path:
 
 
 def write(layout: Layout, name: str, record: Record) -> bool:
-    """Write the record; return whether it was another."""
+    """Write the record; return whether it changed."""
     return files.write(path(layout, name), _encoded(record))
 
 
 def write_all(layout: Layout, wanted: Mapping[str, Record]) -> dict[str, str]:
-    """Write the records of these environments; return what went wrong, by environment."""
+    """Write the records of these environments; return the errors, by environment."""
     paths = {path(layout, name): name for name in wanted}
     _, failed = files.write_all({where: _encoded(wanted[name]) for where, name in paths.items()})
     return {paths[where]: f"its record can't be written: {err}" for where, err in failed.items()}
 
 
 def updating(layout: Layout) -> set[str]:
-    """The environments beside which a second instance was started, and may be there still."""
+    """Return the environments whose second instance was started, and may exist still."""
     return files.record_names(layout.records(BESIDE))
 
 
@@ -165,12 +165,12 @@ def _profile(profile: Profile | None) -> dict[str, Any]:
 
 
 def read(layout: Layout) -> dict[str, Record]:
-    """Every record, by the environment's name.
+    """Return every record, by the environment's name.
 
-    For whoever changes something: what another has (user ids, folders, its place in an order) is known only if all
-    records are.
+    For callers that change something: the user ids, folders and order that others have are known only if
+    all records are.
 
-    :raises StateError: naming the one that can't be understood.
+    :raises StateError: naming a record that can't be understood.
     """
     known, damaged = read_each(layout)
     for error in damaged.values():
@@ -179,7 +179,7 @@ def read(layout: Layout) -> dict[str, Record]:
 
 
 def read_each(layout: Layout) -> tuple[dict[str, Record], dict[str, str]]:
-    """The records that can be understood, and why each other can't; by the environment's name."""
+    """Return the records that can be understood, and the errors of the others, both by the environment's name."""
     known: dict[str, Record] = {}
     damaged: dict[str, str] = {}
     for name in sorted(files.record_names(layout.records(KIND))):
@@ -194,7 +194,7 @@ def read_each(layout: Layout) -> tuple[dict[str, Record], dict[str, str]]:
 
 
 def read_one(layout: Layout, name: str) -> Record | None:
-    """One environment's record; None where there is no such environment.
+    """Return one environment's record; None if it has none.
 
     :raises StateError: when it can't be understood.
     """

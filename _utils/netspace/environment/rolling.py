@@ -1,10 +1,10 @@
-"""Rolling updates: the new one is started beside the old one, and replaces it only once it is healthy.
+"""Rolling updates: a second instance is started, and only once it is healthy is the running one replaced.
 
-What is beside is a second instance under a name of its own (``Layout.beside``), with a root, a
-cgroup, a service and files of its own; it shares the environment's network namespace, ids and
-account, and is never recorded. It stands in while the old one is stopped and the new one is
-started in its place, and goes when that is healthy. A note that is written before anything of it
-is made, and removed when all is gone, has the next run (or boot) remove what a killed one left.
+The second instance has a name of its own (``Layout.beside``), and a root, a cgroup, a service and
+files of its own. It shares the environment's network namespace, ids and account, and is never
+recorded. It stands in while the old program is stopped and the new one is started in its place, and
+is removed when that is healthy. A note is written before anything of it is made, and removed when
+all of it is gone; by that the next run (or boot) removes what a killed run left.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Files = Mapping[str, bytes]
 
 
 def hindrance(new: Environment) -> str:
-    """Why there can't be two of this environment for a while; empty where there can. Pure."""
+    """Return why this environment can't have a second instance; empty if it can. Pure."""
     if not new.update.rolling:
         return "update:rolling is false"
     if new.health is None or not new.health.exec:
@@ -53,11 +53,12 @@ def _note(layout: Layout, name: str) -> Path:
 def try_beside(
     making: Making, supervisor: Supervisor, wanted: Mapping[str, Record], handed: Mapping[str, Files]
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Start these beside what runs, and wait for each until it is healthy; those that don't get so are removed again.
+    """Start a second instance of each, and wait until it is healthy; remove again those that don't become so.
 
-    :param handed: what each finds under ``/run/netspace``.
-    :return: why one was started and did not become healthy, by name; and what kept others from being started.
-    :raises NetspaceError: when the supervisor can't be reached; then what was made is noted, for the next run.
+    :param handed: the files that each finds under ``/run/netspace``.
+    :return: why an instance was started and did not become healthy, by name; and the errors that kept others
+        from being started.
+    :raises NetspaceError: when the supervisor can't be reached; then a note of what was made stays, for the next run.
     """
     layout = making.layout
     errors = erase(layout, supervisor, wanted)
@@ -97,12 +98,12 @@ def try_beside(
 
 
 def _once(spec: Environment) -> Environment:
-    """What is beside waits for nobody, and whatever ends it has ended it."""
+    """Return the second instance's declaration: without restart, ``after`` and a check of its own."""
     return msgspec.structs.replace(spec, restart="never", after=(), health=None)
 
 
 def _proved(layout: Layout, supervisor: Supervisor, name: str, record: Record, refused: str) -> str:
-    """Probe what was started beside until it is healthy; return why it is not within its time."""
+    """Probe the second instance until it is healthy; return why it is not within its time, else an empty text."""
     from netspace.health import probes
 
     place, service = layout.beside(name), runtime.service_name(layout.beside(name))
@@ -125,9 +126,9 @@ def _proved(layout: Layout, supervisor: Supervisor, name: str, record: Record, r
 
 
 def erase(layout: Layout, supervisor: Supervisor, names: Iterable[str], *, keep_output: bool = False) -> dict[str, str]:
-    """Stop what was started beside these and remove all of it; return what went wrong, by name.
+    """Stop and remove the second instances of these environments; return the errors, by name.
 
-    :param keep_output: what it wrote stays, where there is no journal, for the operator.
+    :param keep_output: keep its output for the operator, if there is no journal.
     """
     todo = sorted(records.updating(layout) & set(names))
     if not todo:

@@ -2,10 +2,10 @@
 
 The erofs file is the image on every host, and its digest is what a host attests to. It is
 mounted once, straight from the file, after its content was checked against its name (again
-after each boot). Where the kernel can't do that (no erofs, older than 6.12, a file system
-that can't back it), the file is checked just so and unpacked beside itself, and that folder
-is mounted. Nothing is removed but by :meth:`Store.prune` and :meth:`Store.remove`. Images don't
-know environments: who uses what is the caller's to say.
+after each boot). Where the kernel can't mount it (no erofs, older than 6.12, a file system that
+can't back it), the file is checked likewise and unpacked beside itself, and that folder is
+mounted. Only :meth:`Store.prune` and :meth:`Store.remove` remove images. Images don't know
+environments: the caller says which images are used.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Image(msgspec.Struct, frozen=True):
     """A built image.
 
     :param digest: hexadecimal sha256 of the erofs file.
-    :param identity: of the source's content it was built from.
+    :param identity: identity of the source's content that it was built from.
     """
 
     digest: str
@@ -54,14 +54,14 @@ class Image(msgspec.Struct, frozen=True):
 
 
 class Seen(msgspec.Struct, frozen=True):
-    """What a source looks like now: its content's identity, or why it can't be told."""
+    """The state of a source: the identity of its content, or the error if that can't be told."""
 
     identity: str = ""
     error: str = ""
 
 
 class Note(msgspec.Struct, frozen=True):
-    """What a source was built into."""
+    """A record of the image that a source was built into."""
 
     image: str
     fingerprint: str
@@ -71,7 +71,7 @@ class Note(msgspec.Struct, frozen=True):
 
 
 def mismatch(identity: str, source_hash: str) -> str:
-    """Why what a source is isn't what was declared; empty where it is, or nothing was."""
+    """Return the error if a source's *identity* is not its declared hash; empty if it is, or either is empty."""
     if not source_hash or not identity:
         return ""
     _, marked, found = identity.rpartition("sha256:")
@@ -84,7 +84,7 @@ def mismatch(identity: str, source_hash: str) -> str:
 class Store:
     """The images of one host. Calls that change something need the layout's lock held.
 
-    :param remote: who fetches sources that are not on this host; None: nobody can here.
+    :param remote: fetches sources that are not on this host; None if this host can't.
     """
 
     def __init__(self, layout: Layout, remote: Remote | None = None) -> None:
@@ -96,7 +96,7 @@ class Store:
         return self._layout.images / f"sha256-{digest}.erofs"
 
     def folder(self, digest: str) -> Path:
-        """Where the image is unpacked, on hosts that can't mount the file."""
+        """Return the folder of the unpacked image, on hosts that can't mount the file."""
         return self._layout.images / f"sha256-{digest}"
 
     def mountpoint(self, digest: str) -> Path:
@@ -105,7 +105,7 @@ class Store:
     # -- building --------------------------------------------------------------
 
     def seen(self, image: str) -> Seen:
-        """Look at a source without building it; hashes it only if it may have changed. Writes nothing."""
+        """Observe a source without building it; hash it only if it may have changed. Writes nothing."""
         try:
             source, location = sources.split(image)
             note = self.note(image)
@@ -141,7 +141,7 @@ class Store:
         return ""
 
     def note_seen(self) -> None:
-        """Note which sources were seen to be touched but the same, so that they aren't hashed again."""
+        """Note which sources were touched but have the same content, so that they aren't hashed again."""
         for image, (fingerprint, identity) in self._unchanged.items():
             note = self.note(image)
             if note is not None and note.identity == identity:
@@ -149,10 +149,10 @@ class Store:
         self._unchanged.clear()
 
     def ensure(self, image: str, source_hash: str = "") -> Image:
-        """Have the image that ``<source>:<location>`` is now, building it if need be.
+        """Return the image of ``<source>:<location>`` as the source is now; build it if need be.
 
         :param source_hash: sha256 that the source must have.
-        :raises NetspaceError: when the source is missing, damaged, no image, or not what it must be;
+        :raises NetspaceError: when the source is missing, damaged, no image, or has another hash;
             then nothing of it is left.
         """
         source, location = sources.split(image)
@@ -205,7 +205,7 @@ class Store:
 
     @staticmethod
     def _pinned(source: sources.Source, location: str, identity: str, aside: Path) -> str:
-        """A copy of the source that has a declared hash, which nobody changes between its check and its use."""
+        """Copy a source with a declared hash, so that nobody changes it between check and use; return where."""
         folder = aside / "pinned"
         folder.mkdir()
         copy = sources.pinned(source, location, folder)
@@ -231,7 +231,7 @@ class Store:
 
     @contextlib.contextmanager
     def _telling(self, image: str) -> Iterator[None]:
-        """Name the image in whatever goes wrong, and the remedy where the disk is full."""
+        """Name the image in every error, and the remedy if the disk is full."""
         try:
             yield
         except (NetspaceError, OSError) as err:
@@ -251,7 +251,7 @@ class Store:
             shutil.rmtree(aside, ignore_errors=True)
 
     def tidy(self) -> None:
-        """Remove what interrupted builds left. Nothing is being built now: the caller has the lock."""
+        """Remove what interrupted builds left. The caller has the lock, so nothing is being built."""
         for entry in self._entries():
             if entry.name.startswith(_BUILDING):
                 tools.end_those_in(Path(entry.path))
@@ -262,17 +262,17 @@ class Store:
     # -- notes: which source became which image ----------------------------------
 
     def note(self, image: str) -> Note | None:
-        """What the source was built into; None where it never was, or that can't be told any more."""
+        """Return the note of the image that the source was built into; None if there is none or it can't be read."""
         return self._read_note(self._note_path(image))
 
     def notes(self) -> list[Note]:
-        """All of them, by source."""
+        """Return all notes, ordered by source."""
         paths = [Path(entry.path) for entry in self._entries() if _NOTE.fullmatch(entry.name)]
         found = [note for note in map(self._read_note, paths) if note is not None]
         return sorted(found, key=lambda note: note.image)
 
     def digests(self) -> list[str]:
-        """Every image that is here."""
+        """Return the digests of all images on this host."""
         matches = (_FILE.fullmatch(entry.name) for entry in self._entries())
         return sorted(match[1] for match in matches if match and match[2])
 
@@ -316,7 +316,7 @@ class Store:
     # -- checking and mounting -----------------------------------------------------
 
     def damage(self, digest: str) -> str:
-        """Read the whole image; return what is wrong with it, and what to do, empty where it is what its name says."""
+        """Read the whole image; return its damage and the remedy, empty if its content has the sha256 of its name."""
         path = self.file(digest)
         remedy = f"remove it and apply again: rm {path}"
         try:
@@ -329,10 +329,10 @@ class Store:
         return "" if found == digest else f"image {path} was changed (its sha256 is {found}); {remedy}"
 
     def mount(self, digest: str, mounted: Collection[str]) -> Path:
-        """Have the image mounted; return where.
+        """Mount the image if it isn't mounted; return its mount point.
 
-        :param mounted: targets of the mounts that are there.
-        :raises NetspaceError: when it is missing, or isn't what its name says.
+        :param mounted: targets of the existing mounts.
+        :raises NetspaceError: when the image is missing, or its content isn't what its name says.
         """
         target = self.mountpoint(digest)
         if str(target) in mounted:
@@ -355,7 +355,7 @@ class Store:
         return target
 
     def _unpack(self, digest: str) -> Path:
-        """Unpack the checked image beside itself, afresh: what lies there may have been changed."""
+        """Unpack the checked image beside itself, replacing a folder that is there: it may have been changed."""
         folder, path = self.folder(digest), self.file(digest)
         log.info("image sha256:%s: unpacking, since this host can't mount it", digest)
         with self._telling(str(path)), self._aside() as aside:
@@ -372,7 +372,7 @@ class Store:
     # -- removing ------------------------------------------------------------------
 
     def remove(self, digest: str) -> None:
-        """Remove an image that nobody uses, with all that is known of it."""
+        """Remove an image that nobody uses, with its notes, its unpacked folder and its mount."""
         target = self.mountpoint(digest)
         with contextlib.suppress(FileNotFoundError):
             mounts.unmount(target)
@@ -384,7 +384,7 @@ class Store:
         shutil.rmtree(self.folder(digest), ignore_errors=True)
 
     def unused(self, used: Collection[str]) -> list[str]:
-        """Every image, or what is left of one, that is not in *used*."""
+        """Return the digests of all images, and remains of images, that are not in *used*."""
         found = {match[1] for entry in self._entries() if (match := _FILE.fullmatch(entry.name))}
         with contextlib.suppress(FileNotFoundError), os.scandir(self._layout.run / "images") as entries:
             found |= {match[1] for entry in entries if (match := _FILE.fullmatch(entry.name))}
@@ -392,7 +392,7 @@ class Store:
         return sorted(found - set(used))
 
     def prune(self, used: Collection[str]) -> None:
-        """Remove every image but those in *used*, and what an interrupted build left."""
+        """Remove every image that is not in *used*, and what interrupted builds left."""
         self.tidy()
         for digest in self.unused(used):
             self.remove(digest)

@@ -1,7 +1,7 @@
-"""What an operator does with images: have one, see them, check them, remove what is unused.
+"""Operations on images: have one, list, inspect and verify them, remove the unused.
 
 ``present`` and ``absent`` have the one shape of change (look, plan, apply), so a test is the
-plan. Who uses an image is told by the caller. Returns are plain values, fit for JSON.
+plan. The caller tells which images are used. Returns are plain values, fit for JSON.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Users = Mapping[str, Sequence[str]]
 
 @dataclass(frozen=True)
 class Wanted:
-    """An image to have.
+    """An image that an operator wants to have.
 
     :param source: ``<source>:<location>``.
     :param source_hash: sha256 that the source must have; empty: any.
@@ -40,9 +40,9 @@ class Wanted:
 
 
 class Images:
-    """The images of one host; what changes something needs the layout's lock held.
+    """The images of one host. Calls that change something need the layout's lock held.
 
-    :param users: says who uses what now.
+    :param users: returns which environments use which image now.
     """
 
     def __init__(self, store: Store, users: Callable[[], Users]) -> None:
@@ -52,7 +52,7 @@ class Images:
     # -- seeing ------------------------------------------------------------------
 
     def list(self) -> dict[str, dict[str, Any]]:
-        """Per image: ``sources``, ``size`` in bytes, ``built`` (seconds since 1970), ``used_by``, ``mounted``."""
+        """Return ``sources``, ``size`` (bytes), ``built`` (seconds since 1970), ``used_by``, ``mounted`` per image."""
         users, mounted = self._users(), mounts.table()
         sources: dict[str, list[str]] = {}
         for note in self._store.notes():
@@ -78,10 +78,10 @@ class Images:
         }
 
     def inspect(self, name: str) -> dict[str, Any]:
-        """All that is known of one image; values of variables are not shown.
+        """Return all that is known of one image; values of variables are not shown.
 
-        What :meth:`list` tells, and ``digest``, ``file``, ``unpacked`` (the folder, where this host can't
-        mount the file), ``verity`` (its digest, or why there is none), and of each source what the image
+        It has the keys of :meth:`list`, and ``digest``, ``file``, ``unpacked`` (the folder, where this host
+        can't mount the file), ``verity`` (its digest, or why there is none), and per source what the image
         says about running it.
         """
         digest = self.resolve(name)
@@ -98,9 +98,9 @@ class Images:
         }
 
     def resolve(self, name: str) -> str:
-        """The digest of the image that *name* means: a source, a digest or the beginning of one.
+        """Return the digest of the image that *name* means: a source, a digest or the beginning of one.
 
-        :raises NetspaceError: when it means none, or several.
+        :raises NetspaceError: when it means no image, or several.
         """
         note = self._store.note(name)
         if note is not None:
@@ -115,14 +115,14 @@ class Images:
         raise NetspaceError(f"image {name}: there is no such image; netspace_image.list shows them")
 
     def verify(self, names: Collection[str] = ()) -> dict[str, str]:
-        """Read whole images, all of them by default; return what is wrong with each, empty where nothing is."""
+        """Read whole images, all of them by default; return the damage of each, empty if it has none."""
         digests = [self.resolve(name) for name in names] or sorted({*self._store.digests(), *self._users()})
         return {f"sha256:{digest}": self._store.damage(digest) for digest in digests}
 
     # -- having one ----------------------------------------------------------------
 
     def plan(self, wanted: Mapping[str, Wanted]) -> Plan:
-        """What would have to be built, by the name of the thing. Asks for hashes, fetches and writes nothing."""
+        """Plan the builds of *wanted* (by the caller's names). Asks for hashes; fetches and writes nothing."""
         steps, refusals = [], []
         for name, want in wanted.items():
             found = self._needed(name, want)
@@ -133,7 +133,7 @@ class Images:
         return Plan(steps, refusals)
 
     def _needed(self, name: str, want: Wanted) -> Step | str:
-        """What has to be done to have it, or why it can't be had; empty where it is there."""
+        """Return the step that builds the image, or why it can't be had; empty if it is built."""
         if error := _invalid(want):
             return error
         seen = self._store.seen(want.source)
@@ -174,7 +174,7 @@ class Images:
     # -- removing ------------------------------------------------------------------
 
     def plan_absent(self, name: str) -> Plan:
-        """What would have to be removed that is called so; refused while an environment uses it."""
+        """Plan the removal of the image *name*; refuse it while an environment uses the image."""
         try:
             digest = self.resolve(name)
         except NetspaceError as err:
@@ -188,7 +188,7 @@ class Images:
         return Plan([self._removal(name, digest)])
 
     def plan_prune(self) -> Plan:
-        """Every image that no environment uses."""
+        """Plan the removal of every image that no environment uses."""
         return Plan([self._removal(f"sha256:{digest}", digest) for digest in self._store.unused(self._users())])
 
     def _removal(self, name: str, digest: str) -> Step:

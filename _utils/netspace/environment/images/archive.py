@@ -1,9 +1,9 @@
-"""Reads tar archives: ustar, pax and GNU long names; strict, and within bounds.
+"""Reader of tar archives: ustar, pax and GNU long names; strict, and within bounds.
 
-Says what an archive holds and touches nothing. Headers are decoded by the standard
-library; what stands around them (extended headers, sizes, types) is decided here, because
-an archive is somebody else's word: sparse files, unknown types, data where there can be none, and an
-archive without its end are refused. Written after pax(1) of POSIX.1-2017 and GNU tar's manual.
+It says what an archive holds and touches nothing. The standard library decodes the headers; this
+module decides what stands around them (extended headers, sizes, types), because an archive is
+untrusted: sparse files, unknown types, data where there can be none, and an archive without its end
+are refused. Written after pax(1) of POSIX.1-2017 and GNU tar's manual.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _NOT_GLOBAL = frozenset({b"path", b"linkpath", b"size"})
 def members(reader: Reader, budget: Budget) -> Iterator[Member]:
     """Yield the archive's members in their order.
 
-    :raises NetspaceError: where it is damaged, beyond the bounds, or not to be trusted.
+    :raises NetspaceError: when it is damaged, beyond the bounds, or not to be trusted.
     """
     pax: dict[bytes, bytes] = {}
     headers = count = 0
@@ -119,7 +119,7 @@ def _member(info: tarfile.TarInfo, pax: dict[bytes, bytes], reader: Reader, budg
 
 
 def _records(data: bytes, budget: Budget) -> dict[bytes, bytes]:
-    """The ``<length> <key>=<value>\\n`` records of an extended header."""
+    """Return the ``<length> <key>=<value>\\n`` records of an extended header."""
     records: dict[bytes, bytes] = {}
     at = 0
     while at < len(data):

@@ -1,4 +1,4 @@
-"""How large an image may be. What goes beyond is refused before it is on disk.
+"""Bounds of an image's size. An image beyond them is refused before it is on disk.
 
 An image comes from whoever packed it; these bounds keep a small file from filling the
 host's disk or memory. They are far above what programs need.
@@ -15,15 +15,15 @@ ENTRIES = 500_000
 DEPTH = 100
 """Folders above a file."""
 PATH = 4095
-"""Bytes of a path, and of what a symbolic link says."""
+"""Bytes of a path, and of a symbolic link's target."""
 NAME = 255
 """Bytes of one name in a path."""
 LAYERS = 128
 """Layers of an OCI image."""
 RATIO = 250
-"""Bytes that come out of a compressed stream for each that went in..."""
+"""Bytes that may come out of a compressed stream for each byte that went in, once more than ``UNRATED`` came out."""
 UNRATED = 64 * 1024**2
-"""...once more than this came out."""
+"""Bytes that may come out of a compressed stream before ``RATIO`` counts."""
 HEADER = 256 * 1024
 """Bytes of one member's extended headers (long names, extended attributes)."""
 NAMES = 128 * 1024**2
@@ -31,19 +31,19 @@ NAMES = 128 * 1024**2
 ID = 2**32 - 2
 """Largest user or group id."""
 TIME = 2**33
-"""Latest file time, in seconds since 1970; what lies beyond, or before 1970, is moved there."""
+"""Latest file time, in seconds since 1970; a later one becomes this, one before 1970 becomes 1970."""
 JSON = 4 * 1024**2
 """Bytes of an OCI index, manifest or configuration."""
 LOOKUPS = 1_000_000
-"""Symbolic links followed to find where members belong."""
+"""Symbolic links that may be followed to find where members belong."""
 DICTIONARY = 128 * 1024**2
 """Bytes of memory that a compressed stream may ask for."""
 
 
 class Budget:
-    """What of the bounds one image has used up.
+    """The part of the bounds that one image has used up.
 
-    :param where: what the operator calls the image's source; begins every refusal.
+    :param where: the image's source as the operator names it; begins every refusal.
     """
 
     def __init__(self, where: str) -> None:
@@ -54,7 +54,7 @@ class Budget:
         self._names = 0
 
     def refuse(self, message: str) -> NetspaceError:
-        """The error to raise."""
+        """Return the error to raise."""
         return NetspaceError(f"image source {self.where}: {message}")
 
     def take_bytes(self, count: int) -> None:

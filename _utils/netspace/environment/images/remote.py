@@ -1,8 +1,7 @@
 """Image sources that are not on this host yet: ``tar:salt://images/shop.tar``.
 
-Whoever knows how to fetch is handed in; here it is only decided what is asked of it, and
-what comes is believed only as far as its hash goes. A fetched file is kept no longer
-than the image takes to be built.
+The caller hands in a :class:`Remote` that fetches; this module only decides what is asked of it. A
+fetched file is believed only as far as its hash goes, and is kept only until the image is built.
 """
 
 from __future__ import annotations
@@ -22,18 +21,21 @@ class Remote(Protocol):
     """A server of files, by URL."""
 
     def here(self, url: str) -> Path | None:
-        """Where the file lies, if it is on this host already; then nothing else is asked for it.
+        """Return the file's path if it is on this host already; then nothing else is asked for it.
 
-        :raises NetspaceError: when it should be, and isn't.
+        :raises NetspaceError: when it should be on this host, and isn't.
         """
         ...
 
     def hash(self, url: str) -> str:
-        """``sha256:<hex>`` of the file as it is there now. :raises NetspaceError: when it can't be told."""
+        """Return ``sha256:<hex>`` of the file as it is on the server now.
+
+        :raises NetspaceError: when it can't be told.
+        """
         ...
 
     def fetch(self, url: str, folder: Path) -> Path:
-        """Bring the file into *folder*, which is empty; return where it is.
+        """Fetch the file into *folder*, which is empty; return its path.
 
         :raises NetspaceError: when that fails.
         """
@@ -41,7 +43,7 @@ class Remote(Protocol):
 
 
 class Located(msgspec.Struct, frozen=True):
-    """Where a source is: at a location on this host, or behind a URL with *rest* after it."""
+    """A source's place: a location on this host, or a URL and the *rest* of the location after it."""
 
     location: str
     url: str = ""
@@ -49,7 +51,7 @@ class Located(msgspec.Struct, frozen=True):
 
 
 def locate(source: sources.Source, location: str, remote: Remote | None) -> Located:
-    """Tell where a declared location is.
+    """Return the place of a declared location.
 
     :raises NetspaceError: when it can't be fetched.
     """

@@ -1,8 +1,8 @@
-"""Archives' bytes: plain or compressed (gzip, xz, bzip2, zstd), counted, and checked by digest.
+"""Bytes of archives: plain or compressed (gzip, xz, bzip2, zstd), counted, and checked by digest.
 
-A plain archive's contents are left where they are. What is compressed, or has a digest to
-be checked, is unpacked once, and file contents are set aside in an unnamed file, which the
-kernel removes when we end, however that is.
+The contents of a plain archive stay where they are. An archive that is compressed, or whose digest
+is checked, is unpacked once; file contents go to an unnamed file, which the kernel removes when we
+end, however that is.
 """
 
 from __future__ import annotations
@@ -30,30 +30,34 @@ class Reader(Protocol):
     """An archive's bytes from its beginning to its end."""
 
     def take(self, count: int) -> bytes:
-        """The next *count* bytes; fewer at the end."""
+        """Return the next *count* bytes; fewer at the end."""
         ...
 
     def content(self, size: int) -> Piece | None:
-        """The next *size* bytes, to be read later; None where there are fewer."""
+        """Return the next *size* bytes, to be read later; None if there are fewer."""
         ...
 
     def finish(self) -> None:
-        """Read what is left. :raises NetspaceError: when the whole isn't what its digest says it is unpacked."""
+        """Read the rest of the archive.
+
+        :raises NetspaceError: when the unpacked whole doesn't have its digest.
+        """
         ...
 
 
 def compression(piece: Piece) -> str:
-    """``gzip``, ``xz``, ``bzip2``, ``zstd``, or nothing."""
+    """Return ``gzip``, ``xz``, ``bzip2``, ``zstd``, or an empty text if the archive is plain."""
     start = piece.read(6)
     return next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), "")
 
 
 @contextlib.contextmanager
 def reader(piece: Piece, budget: Budget, scratch: Path, *, packed: str = "", unpacked: str = "") -> Iterator[Reader]:
-    """Read an archive.
+    """Return a reader of an archive.
 
     :param packed: hexadecimal sha256 that it must have.
     :param unpacked: hexadecimal sha256 that it must have unpacked.
+    :raises NetspaceError: when it is damaged or has another digest.
     """
     kind = compression(piece)
     if not kind and not packed and not unpacked:
@@ -158,7 +162,7 @@ class _Unpacked:
 
 
 class _Raw(io.RawIOBase):
-    """The archive as it is, read once from its beginning; counted and hashed on the way."""
+    """The archive's raw bytes, read once from the beginning; counted and hashed on the way."""
 
     def __init__(self, piece: Piece) -> None:
         self._piece = piece
@@ -205,7 +209,7 @@ def _unpacking(kind: str, raw: _Raw, budget: Budget) -> Iterator[IO[bytes]]:
 
 
 class _Xz(io.RawIOBase):
-    """lzma.LZMAFile with a limit of memory: an xz header may ask for 4 GiB."""
+    """A replacement of lzma.LZMAFile with a limit of memory: an xz header may ask for 4 GiB."""
 
     def __init__(self, packed: IO[bytes]) -> None:
         self._packed = packed
@@ -243,7 +247,7 @@ class _Xz(io.RawIOBase):
 
 @contextlib.contextmanager
 def _zstd(packed: IO[bytes], budget: Budget) -> Iterator[IO[bytes]]:
-    """By the program: Python has no zstd before 3.14."""
+    """Unpack by the program zstd: Python has no zstd before 3.14."""
     command = ["zstd", "-d", "-c", "-q", f"-M{bounds.DICTIONARY // 2**20}MB"]
     with tools.started(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None
@@ -268,7 +272,7 @@ def _feed(packed: IO[bytes], pipe: IO[bytes]) -> None:
 
 
 class _Checked(io.RawIOBase):
-    """A program's output; its end counts only where the program ended well."""
+    """A program's output; reading its end fails if the program failed."""
 
     def __init__(self, process: subprocess.Popen[bytes], budget: Budget) -> None:
         self._process = process

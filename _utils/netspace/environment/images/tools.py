@@ -1,4 +1,4 @@
-"""Programs that work on images, and how their failure is told. Knows none of them."""
+"""Execution of programs that work on images, and of errors about their failure. Knows none of them."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _MOST = 600
 
 
 def message(output: bytes) -> str:
-    """The end of what a program complained of, on one line."""
+    """Return the end of a program's complaint, on one line."""
     return " ".join(output.decode(errors="replace").split())[-_MOST:]
 
 
 @contextlib.contextmanager
 def started(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a program with its stderr piped; it is gone at the end, and when who started it is killed.
+    """Start a program with its stderr piped; it is killed on an exception, and when the process that started it dies.
 
     :raises MissingError: when it is not installed.
     """
@@ -44,7 +44,7 @@ def started(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen
 
 
 def end_those_in(folder: Path) -> None:
-    """Kill the programs that were started for something in *folder* by one who was killed just then."""
+    """Kill the programs that a killed run started for a file in *folder*."""
     for entry in os.listdir("/proc"):
         if not entry.isdigit():
             continue
@@ -61,10 +61,10 @@ def end_those_in(folder: Path) -> None:
 
 
 def run(command: Sequence[str], what: str) -> bytes:
-    """Run a program that asks nothing; return what it printed.
+    """Run a program without input; return its output.
 
     :param what: begins the error when it fails.
-    :raises NetspaceError: with the end of what it complained of.
+    :raises NetspaceError: with the end of its complaint.
     """
     with started(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
         output, complaint = process.communicate()

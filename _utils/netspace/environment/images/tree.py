@@ -1,10 +1,9 @@
-"""What an image consists of, in memory: names, modes, owners, links, and where contents lie.
+"""The content of an image, in memory: names, modes, owners, links, and where file contents lie.
 
-Every source but a ready erofs file becomes a tree before it becomes an image, so what an
-archive says is never acted upon on the host's own files. A tree holds folders, files and
-symbolic links; anything else is left out, and set-user-id bits and all extended attributes
-but ``user.*`` are dropped. Equal trees are written as equal bytes, in whatever order
-they were filled.
+Every source but a ready erofs file becomes a tree before it becomes an image, so an archive
+never acts upon the host's own files. A tree holds folders, files and symbolic links. Other members
+are left out, and set-user-id bits and all extended attributes but ``user.*`` are dropped. Equal
+trees are written as equal bytes, in whatever order they were filled.
 """
 
 from __future__ import annotations
@@ -32,13 +31,16 @@ _BLOCK = 512
 
 
 class Content(Protocol):
-    """Where a file's bytes are."""
+    """The bytes of a file, wherever they are."""
 
     @property
     def size(self) -> int: ...
 
     def chunks(self) -> Iterator[bytes]:
-        """Exactly *size* bytes. :raises NetspaceError: when they are no longer there."""
+        """Yield exactly *size* bytes.
+
+        :raises NetspaceError: when they are no longer there.
+        """
         ...
 
 
@@ -63,7 +65,7 @@ class Piece(msgspec.Struct):
 
 
 class Node(msgspec.Struct, eq=False):
-    """A folder, a file or a symbolic link. Names of one file (hard links) share one node."""
+    """A folder, a file or a symbolic link. All names of one file (hard links) share its node."""
 
     kind: str
     mode: int = 0o755
@@ -83,7 +85,7 @@ class Node(msgspec.Struct, eq=False):
 
 
 class Member(msgspec.Struct):
-    """One member of an archive: a node, another name of one (``same_as``), or something odd."""
+    """A member of an archive: a node, another name of one (``same_as``), or a member of another kind (``odd``)."""
 
     path: bytes
     node: Node | None = None
@@ -92,7 +94,7 @@ class Member(msgspec.Struct):
 
     @property
     def length(self) -> int:
-        """Bytes of its name, and of what else of it is kept in memory."""
+        """Return the bytes of its name, and of all else of it that is kept in memory."""
         node = self.node
         own = 0 if node is None else len(node.target) + sum(len(name) + len(value) for name, value in node.xattrs)
         return len(self.path) + len(self.same_as or b"") + own
@@ -104,7 +106,7 @@ def _kept(name: bytes) -> bool:
 
 
 def printable(name: bytes) -> str:
-    """A name for a message: bounded, and without control characters."""
+    """Return a name for a message: bounded, and without control characters."""
     shown = text.printable(name.decode(errors="backslashreplace"))
     return shown if len(shown) <= 200 else f"{shown[:200]}..."
 
@@ -123,9 +125,9 @@ class Tree:
     # -- filling -----------------------------------------------------------------
 
     def apply(self, members: Iterable[Member], *, layer: bool = False) -> None:
-        """Add what an archive holds; where two members have one path, the last counts.
+        """Add an archive's members; if two have one path, the last counts.
 
-        :param layer: it is a layer of an OCI image: its whiteouts hide what lies below it,
+        :param layer: it is a layer of an OCI image: its whiteouts hide members of the layers below it,
             wherever in the archive they stand.
         """
         if layer:
@@ -142,7 +144,7 @@ class Tree:
                 self.add(member.path, member.node)
 
     def add(self, path: bytes, node: Node) -> None:
-        """Put *node* at *path*; a folder that is there keeps what is in it.
+        """Put *node* at *path*; an existing folder keeps its content.
 
         :raises NetspaceError: when the path leads out, is too long or too deep.
         """
@@ -161,9 +163,9 @@ class Tree:
             folder.children[parts[-1]] = node
 
     def parts(self, path: bytes) -> list[bytes]:
-        """The names in *path*; a leading ``/`` or ``./`` means the image's root.
+        """Return the names in *path*; a leading ``/`` or ``./`` means the image's root.
 
-        :raises NetspaceError: when it leads out, or is too long.
+        :raises NetspaceError: when the path leads out, or is too long.
         """
         parts = _parts(path)
         if b".." in parts:
@@ -182,7 +184,7 @@ class Tree:
             raise self._budget.refuse(f"{printable(path)}: a path of more than {bounds.PATH} bytes")
 
     def _folder(self, parts: list[bytes]) -> tuple[Node, int, int]:
-        """The folder at *parts*, made where it is missing; its depth and its path's length."""
+        """Return the folder at *parts*, its depth and its path's length; make missing folders."""
         trail = self._walk(parts, make=True)
         assert trail is not None
         names, node = trail
@@ -191,7 +193,7 @@ class Tree:
         return node, len(names), sum(len(name) + 1 for name in names)
 
     def _walk(self, parts: list[bytes], *, make: bool = False) -> tuple[list[bytes], Node] | None:
-        """Follow *parts* as a process inside would: links lead nowhere but into the image."""
+        """Follow *parts* as a process inside would: links lead only into the image. Return names and node."""
         trail, names = [self.root], list[bytes]()
         todo = parts[::-1]
         hops = 0
@@ -228,7 +230,7 @@ class Tree:
         return names, trail[-1]
 
     def find(self, path: bytes) -> Node | None:
-        """What a process inside would find at *path*, links followed; None where there is nothing."""
+        """Return the node that a process inside would find at *path*, links followed; None if there is none."""
         found = self._walk(_parts(path))
         return found[1] if found is not None else None
 
@@ -268,7 +270,7 @@ class Tree:
     # -- reading -----------------------------------------------------------------
 
     def walk(self) -> Iterator[tuple[bytes, Node]]:
-        """Every path with its node, in the one order there is; a folder before what is in it."""
+        """Yield every path with its node in a fixed order; a folder comes before its content."""
         stack = [(b".", self.root)]
         while stack:
             path, node = stack.pop()
@@ -277,9 +279,9 @@ class Tree:
             stack.extend((below + name, node.children[name]) for name in sorted(node.children, reverse=True))
 
     def write(self, write: Callable[[bytes], object]) -> tuple[int, int]:
-        """Write the tree as a tar archive: the same tree is the same bytes.
+        """Write the tree as a tar archive: an equal tree gives equal bytes.
 
-        :return: how many entries, and how many bytes of content.
+        :return: the number of entries, and the bytes of content.
         """
         import tarfile  # for nothing but this; what only looks at a source loads this module too
 
@@ -310,7 +312,7 @@ class Tree:
         return entries, total
 
     def notes(self) -> tuple[str, ...]:
-        """What was left out, in words."""
+        """Return notes on the members that were left out, by kind."""
         return tuple(f"left out: {count} {kind}" for kind, count in sorted(self.left_out.items()))
 
 

@@ -1,6 +1,6 @@
-"""Which user an image asks to be run as: by number, or by name through its own /etc/passwd.
+"""The user that an image asks to run as: by number, or by name through its own /etc/passwd.
 
-Root is never given, and neither is what the image doesn't know: then nobody is named here,
+Root is never given, nor a user or group that the image doesn't know. Then no user is returned,
 and a note says so. Pure.
 """
 
@@ -15,10 +15,10 @@ _MOST = 1024 * 1024
 
 
 def resolve(user: str, read: Callable[[str, int], bytes]) -> tuple[int, int, str]:
-    """Return uid, gid (0: nobody is named) and what the operator should know.
+    """Return uid, gid (both 0 if no user is given) and a note for the operator.
 
     :param user: ``USER[:GROUP]`` of an OCI configuration.
-    :param read: returns the beginning of a file of the image; empty where there is none.
+    :param read: returns the beginning of a file of the image; empty if there is none.
     """
     name, _, group = user.partition(":")
     if not name:

@@ -1,9 +1,8 @@
 """fs-verity: the kernel checks each block of an image's file whenever it is read.
 
-Where the kernel and the file system have it, a byte that flips on disk after the image was
-mounted is an error at the read, not another program. Where they don't, nothing is lost: an
-image's whole content is hashed before each mount anyway. Written after
-Documentation/filesystems/fsverity.rst and linux/fsverity.h.
+Where the kernel and the file system have it, a byte that flips on disk after the image was mounted
+makes the read fail and never changes a program. Where they don't, an image's whole content is still
+hashed before each mount. Written after Documentation/filesystems/fsverity.rst and linux/fsverity.h.
 """
 
 from __future__ import annotations
@@ -31,12 +30,15 @@ _ABSENT = {
 
 
 def request() -> bytes:
-    """The argument that enables it: SHA-256 over blocks of 4096 bytes, neither salt nor signature."""
+    """Return the argument that enables it: SHA-256 over blocks of 4096 bytes, neither salt nor signature."""
     return _ENABLE_ARG.pack(_VERSION, SHA256, _BLOCK, 0, 0, 0, 0, 0, *([0] * 11))
 
 
 def answer(buffer: bytes) -> str:
-    """``sha256:<hex>`` of what the kernel says of a file. :raises ValueError: when it is another kind."""
+    """Return ``sha256:<hex>`` from the kernel's answer on a file.
+
+    :raises ValueError: when the digest is of another kind.
+    """
     algorithm, size, digest = _DIGEST.unpack(buffer)
     if (algorithm, size) != (SHA256, 32):
         raise ValueError(f"fs-verity with the unknown algorithm {algorithm} ({size} bytes)")
@@ -44,9 +46,9 @@ def answer(buffer: bytes) -> str:
 
 
 def enable(path: Path) -> str:
-    """Have the kernel keep a file as it is from now on, which nobody has open to write.
+    """Have the kernel refuse all changes of a file from now on. No process may have it open for writing.
 
-    :return: why it can't; empty where it does.
+    :return: why the kernel can't; empty if it does.
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:

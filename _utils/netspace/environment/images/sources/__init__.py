@@ -1,11 +1,11 @@
-"""Where images come from: one module per scheme (``tar:/srv/shop.tar``). A new file is a new source.
+"""Sources of images: one module per scheme (``tar:/srv/shop.tar``). A new file is a new source.
 
 Each module has
 
 - ``fingerprint(location)``: text that changes whenever the source may have changed,
   from stat data or an index alone; cheap;
 - ``identity(location)``: text that changes exactly when the source's content did. It ends in
-  ``sha256:`` and what a declared ``source_hash`` is compared with, if the source has such a thing;
+  ``sha256:`` and the hash that a declared ``source_hash`` is compared with, if the source has one;
 - ``build(location, target, scratch)``: makes the erofs file *target*, with the empty
   folder *scratch* to work in, and returns what the image itself says about running it.
   :func:`pack` makes it of a tree (``netspace.environment.images.tree``).
@@ -56,10 +56,10 @@ log = logging.getLogger(__name__)
 
 
 class Defaults(msgspec.Struct, frozen=True):
-    """What an image says about how to run it; empty where it says nothing.
+    """An image's own settings for running it; empty where it says nothing.
 
-    :param user: 0 where it names none that can be given; then *group* is 0 too.
-    :param notes: what the operator should know of how the image was made and will be run.
+    :param user: 0 if the image names none that can be given; then *group* is 0 too.
+    :param notes: notes for the operator on how the image was made and will be run.
     """
 
     entrypoint: tuple[str, ...] = ()
@@ -95,7 +95,7 @@ class Defaults(msgspec.Struct, frozen=True):
 
 
 class Source(Protocol):
-    """What a module of this package offers."""
+    """The interface of a module of this package."""
 
     def fingerprint(self, location: str) -> str: ...
 
@@ -115,7 +115,7 @@ def split(image: str) -> tuple[Source, str]:
 
 
 def of_stat(path: Path) -> str:
-    """Fingerprint of one file.
+    """Return a fingerprint of one file, from its stat data.
 
     :raises NetspaceError: when it can't be read.
     """
@@ -127,7 +127,7 @@ def of_stat(path: Path) -> str:
 
 
 def of_content(path: Path) -> str:
-    """``sha256:<hex>`` of a file's content.
+    """Return ``sha256:<hex>`` of a file's content.
 
     :raises NetspaceError: when it can't be read.
     """
@@ -139,7 +139,7 @@ def of_content(path: Path) -> str:
 
 
 def digest(stream: IO[bytes]) -> str:
-    """Hexadecimal sha256 of the rest of *stream*."""
+    """Return the hexadecimal sha256 of the rest of *stream*."""
     state = hashlib.sha256()
     while chunk := stream.read(_CHUNK):
         state.update(chunk)
@@ -147,9 +147,9 @@ def digest(stream: IO[bytes]) -> str:
 
 
 def opened(path: Path) -> IO[bytes]:
-    """A source's file, open to be read.
+    """Return a source's file, open for reading.
 
-    :raises NetspaceError: when it can't be.
+    :raises NetspaceError: when it can't be opened, or is no regular file.
     """
     try:
         # Not waiting: a named pipe would be opened only when somebody writes to it.
@@ -163,7 +163,7 @@ def opened(path: Path) -> IO[bytes]:
 
 
 def pinned(source: Source, location: str, folder: Path) -> str:
-    """A location in *folder* with what the source is now: whoever may change the source can't change that."""
+    """Copy the source into *folder*; return the copy's location, which nobody who may change the source can change."""
     path, rest = cast(Any, source).split(location)
     if os.path.isdir(path):
         return f"{cast(Any, source).pin(Path(path), folder)}{rest}"
@@ -174,14 +174,14 @@ def pinned(source: Source, location: str, folder: Path) -> str:
 
 
 def whole(stream: IO[bytes]) -> Piece:
-    """All of an open file."""
+    """Return the piece that is all of an open file."""
     return Piece(stream, 0, stream.seek(0, 2))
 
 
 def pack(tree: Tree, target: Path, budget: Budget) -> None:
-    """Make an erofs file of a tree: the same tree is the same file, byte for byte.
+    """Make an erofs file of a tree: an equal tree makes an equal file, byte for byte.
 
-    The program gets an archive of our own making, never one of somebody else's.
+    The program reads an archive that we make, never somebody else's.
 
     :raises OSError: when the disk is full.
     """
@@ -218,7 +218,7 @@ def _room(target: Path) -> int:
 
 @contextlib.contextmanager
 def _watched(process: subprocess.Popen[bytes], target: Path) -> Iterator[None]:
-    """End the program when it can't go on: mkfs.erofs 1.8 waits for itself forever once the disk is full."""
+    """Kill the program when it can't go on: mkfs.erofs 1.8 waits for itself forever once the disk is full."""
     done = threading.Event()
 
     def watch() -> None:
@@ -240,7 +240,7 @@ def _watched(process: subprocess.Popen[bytes], target: Path) -> Iterator[None]:
 
 
 def _ticks(pid: int) -> str:
-    """What the process has used of the processor."""
+    """Return the processor time that the process has used (user and system ticks), as text; empty if it is gone."""
     try:
         return " ".join(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13])
     except OSError:

@@ -1,7 +1,7 @@
 """``dir:/srv/root``: a folder that is a root. It is copied into the image, never mounted itself.
 
-All file times become 0, so that copies of one folder are one image on every host. Links
-are never followed: whoever may write there can't have another file of the host copied.
+All file times become 0, so that copies of one folder are one image on every host. Links are
+never followed, so a user who may write in the folder can't have another file of the host copied.
 """
 
 from __future__ import annotations
@@ -38,7 +38,10 @@ def fingerprint(location: str) -> str:
 
 
 def identity(location: str) -> str:
-    """Of all that goes into the image: names, types, modes, owners, contents, ``user.*`` attributes; not of times."""
+    """Return the identity of all that goes into the image.
+
+    That is names, types, modes, owners, contents and ``user.*`` attributes; file times are no part of it.
+    """
     state = hashlib.sha256()
     _tree(location, Budget(f"dir:{location}")).write(state.update)
     return "tree:" + state.hexdigest()
@@ -52,7 +55,7 @@ def build(location: str, target: Path, scratch: Path) -> sources.Defaults:
 
 
 class _File(msgspec.Struct, frozen=True):
-    """A file's content, as long as it is the one that was seen."""
+    """A file's content; reading it fails if the file changed since it was listed."""
 
     location: str
     path: str
@@ -86,7 +89,7 @@ def _same(info: os.stat_result) -> tuple[int, ...]:
 
 
 def _open(location: str, path: str) -> int:
-    """Open a file below the folder; no name on the way may be a link by now."""
+    """Open a file below the folder; fail if a name on the way has become a link."""
     folder = os.open(location, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     *parents, name = path.split("/")
     try:
@@ -158,7 +161,7 @@ def _attributes(path: str, budget: Budget) -> tuple[tuple[bytes, bytes], ...]:
 
 
 def _walk(location: str) -> Iterator[tuple[str, os.stat_result]]:
-    """Every entry below *location* in a fixed order, by relative path; links are not followed."""
+    """Yield every entry below *location* in a fixed order, by relative path; links are not followed."""
     try:
         yield "", os.stat(location)
         stack = [""]

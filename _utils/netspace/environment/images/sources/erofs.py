@@ -1,8 +1,8 @@
 """``erofs:/srv/shop.erofs``: a ready image, taken as it is: its sha256 is the image's name.
 
-The kernel will read it as a file system, so it is checked first by erofs-utils, and
-measured against the bounds of bytes and of files. That finds damage and bombs; it can't make a file
-harmless that was made to attack the kernel, so take such files only from who may be trusted with that.
+The kernel will read it as a file system, so erofs-utils check it first, and it is measured against
+the bounds of bytes and of files. That finds damage and bombs. It can't make a file harmless that was
+made to attack the kernel, so take such files only from sources that you trust with that.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """``oci:/srv/images/shop:orders``: a tagged image in an OCI layout folder, or in a tar of one.
 
-A tar may be an OCI layout (``skopeo copy ... oci-archive:``) or what ``docker save`` writes;
-which it is, is told by its content. Every blob and every layer is checked against its digest
+A tar may be an OCI layout (``skopeo copy ... oci-archive:``) or what ``docker save`` writes; its content tells which.
+Every blob and every layer is checked against its digest
 while it is read, and layers are put together in memory: nothing is unpacked on the host.
 Written after the OCI image specification 1.1 (image-layout.md, manifest.md, config.md,
 layer.md) and Docker's image specification 1.2.
@@ -44,7 +44,7 @@ def split(location: str) -> tuple[str, str]:
 
 
 def pin(path: Path, folder: Path) -> Path:
-    """The index alone: all else is checked against the digests in it while it is read."""
+    """Copy the index alone: all else is checked against the digests in it while it is read."""
     with sources.opened(path / "index.json") as stream:
         (folder / "index.json").write_bytes(stream.read(bounds.JSON + 1))
     (folder / "blobs").symlink_to(path.absolute() / "blobs")
@@ -59,7 +59,7 @@ def fingerprint(location: str) -> str:
 
 
 def identity(location: str) -> str:
-    """A layout folder's manifest by its digest, an archive by its content."""
+    """Return a layout folder's manifest digest, or the sha256 of an archive's content."""
     path, _ = _split(location)
     return fingerprint(location) if path.is_dir() else sources.of_content(path)
 
@@ -88,7 +88,7 @@ def build(location: str, target: Path, scratch: Path) -> sources.Defaults:
 
 class _Blobs(Protocol):
     def open(self, name: str, stack: contextlib.ExitStack) -> Piece | None:
-        """What is called so, as long as the stack stands; None where there is nothing."""
+        """Return the content of the blob *name*, readable until *stack* closes; None if there is no such blob."""
         ...
 
 
@@ -126,7 +126,7 @@ def _open(path: Path, scratch: Path, budget: Budget, stack: contextlib.ExitStack
 
 
 class _Layer(msgspec.Struct, frozen=True):
-    """A layer's name among the blobs, and its digests, packed (unless there is none) and unpacked."""
+    """A layer's name among the blobs, and its digests, packed (empty if none is declared) and unpacked."""
 
     name: str
     packed: str
@@ -186,7 +186,7 @@ def _manifest_digest(blobs: _Blobs, tag: str, location: str) -> str:
 
 
 def _descriptor(blobs: _Blobs, tag: str, budget: Budget) -> dict[str, Any]:
-    """The manifest's descriptor for *tag* and this machine."""
+    """Return the manifest's descriptor for *tag* and this machine."""
     entries = _manifests(_object(_read(blobs, "index.json", budget), "index.json", budget))
     found = _pick({index: _refs(entry) for index, entry in enumerate(entries)}, tag, budget)
     descriptor = entries[found]
@@ -206,7 +206,7 @@ def _descriptor(blobs: _Blobs, tag: str, budget: Budget) -> dict[str, Any]:
 
 
 def _saved(blobs: _Blobs, tag: str, budget: Budget) -> dict[str, Any]:
-    """The entry of docker's ``manifest.json`` for *tag*."""
+    """Return the entry of docker's ``manifest.json`` for *tag*."""
     try:
         value = json.loads(_read(blobs, "manifest.json", budget))
     except (ValueError, RecursionError) as err:
@@ -220,7 +220,7 @@ def _saved(blobs: _Blobs, tag: str, budget: Budget) -> dict[str, Any]:
 
 
 def _pick(named: dict[int, list[str]], tag: str, budget: Budget) -> int:
-    """The one image that is called *tag*, or whose name ends in ``:tag``; without a tag, ``latest`` or the only one."""
+    """Return the index of the one image named *tag* or ``...:tag``; without a tag, of ``latest`` or the only one."""
     wanted = tag or "latest"
     exact = [index for index, names in named.items() if wanted in names]
     ending = [index for index, names in named.items() if any(name.endswith(f":{wanted}") for name in names)]
@@ -310,7 +310,7 @@ def _object(raw: bytes, name: str, budget: Budget) -> dict[str, Any]:
 
 
 def _defaults(config: Any, tree: Tree) -> sources.Defaults:
-    """What the image's config says; what it says badly is left out, the declaration can say it."""
+    """Return the settings of the image's config. Invalid ones are left out; the declaration can give them."""
     config = config if isinstance(config, dict) else {}
 
     def texts(key: str) -> tuple[str, ...]:
@@ -340,5 +340,5 @@ def _defaults(config: Any, tree: Tree) -> sources.Defaults:
 
 
 def _plain(value: Any) -> bool:
-    """Whether it is text that a declaration could say too."""
+    """Return whether the value is text that a declaration could give, too."""
     return isinstance(value, str) and check.plain(value, check.MAX_ARGUMENT)

@@ -1,8 +1,7 @@
 """``tar:/srv/shop.tar``: a tar archive of a root, plain or compressed (gzip, xz, bzip2, zstd).
 
-It is never unpacked: no member can reach a path of the host. File times are kept, to the
-second (Python trusts its compiled modules by them); they are part of the input, the
-order of the members is not.
+It is never unpacked: no member can reach a path of the host. File times are kept, to the second (Python trusts its
+compiled modules by them). They are part of the input; the order of the members is not.
 """
 
 from __future__ import annotations
