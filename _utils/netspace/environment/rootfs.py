@@ -1,11 +1,11 @@
-"""An environment's root: an overlay of its own on an image that others use too.
+"""An environment's root: an overlay of its own on an image that others use, too.
 
 Even a read-only environment has its own, because two programs on one file system see each
 other's file locks and inotify events there. The image is mounted with the environment's
-user ids; what it writes goes to a layer that belongs to it and to this very image: a new
-image starts with an empty layer (what shall stay belongs into a volume). The layer is a
-folder, or where its size is bounded a file system of its own (``disks``). A read-only
-environment's layer, which only holds mount points, is volatile.
+user ids. What the environment writes goes to a layer that belongs to it and to this very image: a
+new image begins with an empty layer (data that shall stay belongs into a volume). The layer is a
+folder, or a file system of its own (``disks``) if its size is bounded. A read-only environment's
+layer, which only holds mount points, is volatile.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ LOST = "lost-"
 
 
 def assemble(layout: Layout, name: str, spec: Environment, image: Path, digest: str, base: int, keep: str = "") -> None:
-    """Mount the environment's root at ``<bundle>/rootfs``, which has nothing mounted on it.
+    """Mount the environment's root at ``<bundle>/rootfs``; nothing may be mounted there yet.
 
     :param image: where the image is mounted.
-    :param keep: digest of another image; the layer on that stays, too.
-    :raises NetspaceError: when a mount fails, with which and why.
+    :param keep: digest of another image; the layer on that image stays, too.
+    :raises NetspaceError: when a mount fails, with the mount and the reason.
     """
     bundle = layout.bundle(name)
     _ways(layout, bundle, base)
@@ -58,8 +58,8 @@ def _ways(layout: Layout, bundle: Path, base: int) -> None:
     """Make the folders that lead to the environment's root, for the runtime and for nobody else.
 
     The runtime walks here as root of the environment's user namespace, so the modes must not depend on the umask of the
-    folders' maker. Other users of the host learn no name, and can't reach into an environment's root: they could leave
-    files and sockets there.
+    folders' maker. Other users of the host learn no name and can't reach into an environment's root, so they can't
+    leave files and sockets there.
     """
     folders = {layout.run: 0o711, layout.identities: 0o700, bundle.parent: 0o711, bundle: 0o710}
     for folder, mode in folders.items():
@@ -72,10 +72,10 @@ def _ways(layout: Layout, bundle: Path, base: int) -> None:
 
 
 def _layer(layout: Layout, name: str, digest: str, size: int | None, base: int, keep: str) -> Path:
-    """Have the lasting layer on this image, in a folder or in a file system of *size*; return where its parts are.
+    """Make the lasting layer on this image, in a folder or in a file system of *size*; return the folder of its parts.
 
-    What is in the one kind goes over into the other: all of it, or (where that fails) the old one stays.
-    Once the wanted kind is there it is complete, so the other one is a left-over.
+    The content of the other kind of layer is copied over whole; where that fails, the old one stays.
+    Once the wanted kind exists it is complete, so the other one is a left-over.
     """
     folder = layout.environment(name) / digest[:16]
     folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -105,9 +105,9 @@ def _layer(layout: Layout, name: str, digest: str, size: int | None, base: int, 
 
 
 def check(layout: Layout, name: str, spec: Environment, digest: str) -> None:
-    """See whether a layer that shall get a size has room for what it holds; nothing is changed, it may be in use.
+    """Check that a layer which shall get a size has room for its content. Changes nothing; the layer may be in use.
 
-    :raises NetspaceError: when it has not.
+    :raises NetspaceError: when it has no room.
     """
     size = spec.limits.disk
     if size is None or spec.read_only or disks.layer(layout, name, digest, size).file.exists():
@@ -119,10 +119,10 @@ def check(layout: Layout, name: str, spec: Environment, digest: str) -> None:
 
 
 def _own(upper: Path, base: int) -> None:
-    """Have the layer's top, and all in it that had the ids of another base, belong to *base*'s ids.
+    """Give the layer's top to *base*'s ids, and all in it that had the ids of another base.
 
-    That is so where an environment's record was lost and it got other ids. The top goes last:
-    until then there may be something left to do.
+    An environment whose record was lost has got other ids. The top goes last, so an interrupted change is
+    noticed and done again.
     """
     old = upper.stat().st_uid
     if old != base and old >= FIRST:
@@ -138,7 +138,7 @@ def _own(upper: Path, base: int) -> None:
 
 
 def forget_layers(layout: Layout, name: str, keep: Collection[str]) -> None:
-    """Remove the layers on other images than those, but not those that were found without a record."""
+    """Remove the layers on other images than *keep*, except layers that were found without a record."""
     kept = tuple(digest[:16] for digest in keep)
     for entry in os.scandir(layout.environment(name)):
         if entry.name == "handout" or entry.name.startswith((*kept, LOST)):
@@ -150,7 +150,7 @@ def forget_layers(layout: Layout, name: str, keep: Collection[str]) -> None:
 
 
 def layers(layout: Layout) -> set[str]:
-    """The names under which there is a layer, or was one."""
+    """Return the names of the environments that have a layer, or had one."""
     try:
         return {entry.name for entry in os.scandir(layout.layers) if entry.is_dir(follow_symlinks=False)}
     except FileNotFoundError:
@@ -160,8 +160,8 @@ def layers(layout: Layout) -> set[str]:
 def adopt(layout: Layout, name: str, digest: str) -> None:
     """Take over the layer of an environment whose record was lost: nobody asked to remove it.
 
-    A layer on another image can't be used any more: it is put aside under a name that
-    begins with ``lost-``, until the environment is removed.
+    A layer on another image can't be used any more. It is put aside under a name that begins with
+    ``lost-``, until the environment is removed.
     """
     dismantle(layout, name)
     trees.remove(layout.bundle(name))
@@ -181,7 +181,7 @@ def is_assembled(layout: Layout, name: str, mounted: Collection[str]) -> bool:
 
 
 def dismantle(layout: Layout, name: str) -> None:
-    """Unmount the environment's root and its own file systems; what is in them stays."""
+    """Unmount the environment's root and its own file systems; their content stays."""
     bundle = layout.bundle(name)
     for folder in (bundle / "rootfs", bundle / "lower", layout.users(name), *sorted((bundle / "volumes").glob("*"))):
         mounts.unmount(folder)
@@ -189,7 +189,7 @@ def dismantle(layout: Layout, name: str) -> None:
 
 
 def erase(layout: Layout, name: str) -> None:
-    """Unmount the root and remove bundle and layers."""
+    """Unmount the root; remove the bundle and all layers."""
     dismantle(layout, name)
     for folder in (layout.bundle(name), layout.environment(name)):
         trees.remove(folder)

@@ -1,10 +1,10 @@
-"""How OCI runtimes are called: the command lines, and what one left behind when it failed.
+"""Calls of OCI runtimes: their command lines, and the errors that they leave.
 
-Which there are, and how they differ, is in ``runtimes``. Detached: the runtime starts the
+``runtimes`` has the runtimes and their differences. A runtime is called detached: it starts the
 program, leaves its PID in a file and ends, so no process of ours stands beside an
 environment. crun refuses a *hybrid* cgroup layout (version 1 controllers with version 2 at
-``/sys/fs/cgroup/unified``). There each call runs in a mount namespace of its own where that
-mount is covered; the machine's mounts are never touched.
+``/sys/fs/cgroup/unified``). On such a host each call runs in a mount namespace of its own in which
+that mount is covered; the machine's mounts are never touched.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ _UNIFIED = f"{cgroups.ROOT}/unified"
 
 
 def service_name(name: str) -> str:
-    """The environment's service, as the supervisor knows it."""
+    """Return the name of the environment's service, as the supervisor knows it."""
     return f"environment-{name}"
 
 
 def container(layout: Layout, name: str, runtime: Runtime) -> str:
-    """The environment's name for the runtime."""
+    """Return the environment's container name for the runtime."""
     if runtime.module.FIXED_NAMES:
         return f"{layout.instance}-{hashlib.sha256(name.encode()).hexdigest()[:32]}"
     return f"{layout.instance}-{name}"
 
 
 def prefix(mounted: Mapping[str, mounts.Mount]) -> tuple[str, ...]:
-    """What stands before each call of a runtime that can't do with hybrid cgroups: nothing, unless they are."""
+    """Return the words before a call of a runtime that fails on hybrid cgroups; none if this host's aren't hybrid."""
     unified = mounted.get(_UNIFIED)
     if unified is None or unified.kind != "cgroup2" or not os.path.ismount(_UNIFIED):
         return ()  # not there, or covered by another mount
@@ -62,9 +62,9 @@ def prefix(mounted: Mapping[str, mounts.Mount]) -> tuple[str, ...]:
 
 
 def call(layout: Layout, runtime: Runtime, mounted: Mapping[str, mounts.Mount], *arguments: str) -> tuple[str, ...]:
-    """A call of an OCI runtime with our own state folder.
+    """Return the command line of an OCI runtime with our own state folder.
 
-    :raises MissingError: when it is not installed.
+    :raises MissingError: when the runtime is not installed.
     """
     return (*_before(runtime, mounted), *_program(runtime, state(layout, runtime.name)), *arguments)
 
@@ -82,9 +82,9 @@ def _program(runtime: Runtime, root: Path) -> tuple[str, ...]:
 def beside(
     layout: Layout, name: str, runtime: Runtime, mounted: Mapping[str, mounts.Mount], scratch: Path
 ) -> tuple[str, ...]:
-    """The call that runs another program in a running environment: ``<scratch>/process.json``.
+    """Return the command line that runs another program (``<scratch>/process.json``) in a running environment.
 
-    Its PID will be in ``<scratch>/pid``, and complaints in ``<scratch>/log``.
+    The program's PID will be in ``<scratch>/pid``, and the runtime's complaints in ``<scratch>/log``.
 
     :raises NetspaceError: when the runtime doesn't know the environment (any more).
     """
@@ -107,7 +107,7 @@ def beside(
 def piped(call: Sequence[str]) -> subprocess.Popen[bytes]:
     """Start a call that stays with its program, on three pipes.
 
-    Never the host's /dev/null: a runtime hands its streams to the environment's user (fchown).
+    It never gets the host's /dev/null: a runtime hands its streams to the environment's user (fchown).
     """
     return subprocess.Popen(
         call,
@@ -121,17 +121,17 @@ def piped(call: Sequence[str]) -> subprocess.Popen[bytes]:
 
 
 def state(layout: Layout, runtime: str) -> Path:
-    """Where the runtime keeps what runs."""
+    """Return the runtime's state folder, in which it keeps its running containers."""
     return below(layout.run, runtime)
 
 
 def log(layout: Layout, name: str) -> Path:
-    """Where the runtime writes why it failed."""
+    """Return the path of the runtime's log, to which it writes its errors."""
     return below(layout.bundle(name), "runtime.log")
 
 
 def output(layout: Layout, name: str) -> Path:
-    """Where the program's output goes where there is no journal."""
+    """Return the path of the program's output on a host without a journal."""
     return below(layout.logs, f"{service_name(name)}.log")
 
 
@@ -140,7 +140,7 @@ def pid_file(layout: Layout, name: str) -> Path:
 
 
 def halt_mark(layout: Layout, name: str) -> Path:
-    """There from before we stop the environment until it is started: its end was not its own."""
+    """Return the path of a mark that exists from before we stop the environment until it is started again."""
     return below(layout.bundle(name), "halted")
 
 
@@ -152,9 +152,9 @@ def service(
     mounted: Mapping[str, mounts.Mount],
     controllers: Collection[str],
 ) -> Service:
-    """The environment as something to keep running.
+    """Return the environment's service.
 
-    :param controllers: the cgroup controllers that the host has; what none keeps is no limit.
+    :param controllers: the cgroup controllers that the host has; limits without a controller are left out.
     :raises MissingError: when the runtime is not installed.
     """
     # One with a check is meant to stay: whenever it ends, that is no success.
@@ -188,7 +188,7 @@ def service(
 def _cleanup(
     layout: Layout, name: str, runtime: Runtime, mounted: Mapping[str, mounts.Mount]
 ) -> tuple[tuple[str, ...], ...]:
-    """The commands that kill and forget the environment's container, whatever its launch got to."""
+    """Return the commands that kill and forget the environment's container, however far its launch got."""
     own = container(layout, name, runtime)
     delete = call(layout, runtime, mounted, "delete", "--force", own)
     if "tidy" not in runtime.lacks:
@@ -198,13 +198,13 @@ def _cleanup(
 
 
 def _entries(layout: Layout, name: str, runtime: Runtime) -> list[Path]:
-    """What there may be of the environment in a runtime's state folder."""
+    """Return the paths of all files that a runtime's state folder may have of the environment."""
     folder, own = state(layout, runtime.name), container(layout, name, runtime)
     return [folder / entry.format(own) for entry in runtime.module.ENTRIES]
 
 
 def health(layout: Layout) -> Service:
-    """What watches the health of all environments."""
+    """Return the service that watches the health of all environments."""
     return Service(
         name=HEALTH,
         description=f"{layout.instance}: the health of environments",
@@ -216,12 +216,12 @@ def health(layout: Layout) -> Service:
 
 
 def failure(layout: Layout, name: str) -> str:
-    """Why the environment's last start failed in the runtime, or nothing."""
+    """Return why the runtime failed to start the environment the last time; empty if it did not."""
     return complaint(log(layout, name))
 
 
 def complaint(path: Path) -> str:
-    """The last thing that a runtime complained of in its log, or nothing."""
+    """Return the last error in a runtime's log; empty if there is none."""
     try:
         lines = path.read_text(errors="replace").splitlines()
     except OSError:
@@ -236,7 +236,7 @@ def complaint(path: Path) -> str:
 
 
 def _objects(line: str) -> list[dict[str, Any]]:
-    """The JSON objects in a line: runsc ends none of its own."""
+    """Return the JSON objects in a line: runsc ends none of its lines."""
     found, at = [], 0
     with contextlib.suppress(ValueError, RecursionError):  # the last may be cut off
         while at < len(line):
@@ -246,7 +246,7 @@ def _objects(line: str) -> list[dict[str, Any]]:
 
 
 def known(layout: Layout, name: str) -> list[str]:
-    """The runtimes that know a container of the environment's, running or not, or have something left of one."""
+    """Return the runtimes that know a container of the environment, running or not, or have remains of one."""
     return [
         runtime
         for runtime in runtimes.names()
@@ -256,10 +256,10 @@ def known(layout: Layout, name: str) -> list[str]:
 
 
 def delete(layout: Layout, name: str, mounted: Mapping[str, mounts.Mount], used: Runtime = USUAL) -> None:
-    """Have runtimes kill and forget the environment's container, if one still knows it or has something left of it.
+    """Have runtimes kill and forget the environment's container, if one still knows it or has remains of it.
 
-    :param used: the runtime that it was made with.
-    :raises NetspaceError: when it doesn't come to an end.
+    :param used: the runtime that the environment was made with.
+    :raises NetspaceError: when a runtime does not end within ``PATIENCE``.
     """
     for one in known(layout, name):
         runtime = used.jail if used.jail.name == one else Runtime(one)
@@ -290,7 +290,7 @@ def remove_cgroups(layout: Layout, cgroup: str, mounted: Mapping[str, mounts.Mou
 
 
 def remove_output(layout: Layout, name: str) -> None:
-    """Remove the program's log, rotated ones too."""
+    """Remove the program's output file and its rotated ones."""
     own = output(layout, name)
     if own.parent.is_dir():
         for path in [own, *own.parent.glob(f"{own.name}.*")]:
@@ -298,7 +298,7 @@ def remove_output(layout: Layout, name: str) -> None:
 
 
 def usage(cgroup: str, mounted: Mapping[str, mounts.Mount]) -> dict[str, int]:
-    """What the environment uses now: ``memory`` in bytes and ``pids``; empty where it doesn't run."""
+    """Return the environment's usage: ``memory`` in bytes and ``pids``; empty if it doesn't run."""
     found = {}
     for mount in mounted.values():
         if mount.kind in ("cgroup", "cgroup2") and mount.target.startswith(cgroups.ROOT):

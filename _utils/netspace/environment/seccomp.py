@@ -1,12 +1,12 @@
 """The system calls that an environment may make. Deny by default; pure tables.
 
-The profile ``strict`` lists what ordinary programs need, by family, each with why;
-``standard`` adds what some servers want beyond that (``STANDARD``). A call that is not listed
-fails with EPERM, or with ENOSYS where a C library tests for the call and goes on without it. ``NEVER`` lists the
-calls that neither profile lets through, with any capabilities: those that make namespaces or mounts, reach into another
-process or widen the kernel's attack surface. Some calls pass only with some arguments
+The profile ``strict`` lists the calls that ordinary programs need, by family, each with the reason;
+``standard`` adds calls that some servers need beyond that (``STANDARD``). A call that is not listed
+fails with EPERM, or with ENOSYS if a C library tests for the call and goes on without it. ``NEVER`` lists the
+calls that neither profile lets through, with any capabilities: those that make namespaces or mounts, reach into
+another process or widen the kernel's attack surface. Some calls pass only with some arguments
 (``seccomp_arguments``). Landlock and seccomp stay, so that a program can narrow itself further.
-A profile of an operator's own is read by ``seccomp_file``; here nothing touches a file.
+``seccomp_file`` reads profiles of an operator's own; this module touches no file.
 
 Written from the manual pages of section 2; the names of both architectures stand in one
 table, since a name unknown to one of them is skipped.
@@ -37,7 +37,7 @@ ARCHITECTURES = {"x86_64": "SCMP_ARCH_X86_64", "aarch64": "SCMP_ARCH_AARCH64"}
 
 
 class Family(NamedTuple):
-    """Calls that belong together, and why they are allowed."""
+    """System calls that belong together, and the reason why they are allowed or never allowed."""
 
     why: str
     calls: str
@@ -279,7 +279,7 @@ def profile(name: str, machine: str | None = None) -> dict[str, Any]:
 
 
 def tender(machine: str | None = None, *, looks: bool = False) -> dict[str, Any]:
-    """The profile of a tender: narrower than ``strict``. It makes threads, but no process.
+    """Return the profile of a tender: narrower than ``strict``. A tender makes threads, but no process.
 
     :param looks: whether it may ask which interfaces its namespace has.
     :raises NetspaceError: for an unknown machine.
@@ -296,7 +296,7 @@ def tender(machine: str | None = None, *, looks: bool = False) -> dict[str, Any]
 
 
 def _of_families(families: Iterable[Family]) -> list[dict[str, Any]]:
-    """The rules that let *families* through, each call of ``NARROWED`` with its conditions."""
+    """Return the rules that let *families* through, each call of ``NARROWED`` with its conditions."""
     rules: list[dict[str, Any]] = []
     for family in families:
         calls = family.calls.split()
@@ -311,7 +311,7 @@ def _of_families(families: Iterable[Family]) -> list[dict[str, Any]]:
 
 
 def _denying(rules: list[dict[str, Any]], machine: str | None) -> dict[str, Any]:
-    """A profile that lets through what *rules* say, and nothing else."""
+    """Return a profile that lets through what *rules* say, and nothing else."""
     machine = machine or os.uname().machine
     if machine not in ARCHITECTURES:
         raise NetspaceError(f"no seccomp profile is written for {machine}, only for {', '.join(ARCHITECTURES)}")
@@ -329,7 +329,7 @@ def _allow(names: list[str], *args: dict[str, Any]) -> dict[str, Any]:
 
 
 class Answer(NamedTuple):
-    """What a profile does with a call: an action without its ``SCMP_ACT_``, and the error it gives."""
+    """A profile's answer to a call: an action without its ``SCMP_ACT_``, and the error that the call gives."""
 
     action: str
     errno: int = 0
@@ -340,11 +340,11 @@ class Answer(NamedTuple):
 
 
 def answer(rules: Mapping[str, Any], name: str, arguments: Sequence[int] = ()) -> Answer:
-    """What a profile answers to one call, as libseccomp(3) puts its rules together.
+    """Return a profile's answer to one call, combining its rules as libseccomp(3) does.
 
     A rule without conditions wins over those with some.
 
-    :param arguments: absent ones are 0.
+    :param arguments: of the call; absent ones are 0.
     """
     given = [*arguments, *[0] * (6 - len(arguments))]
     fitting = [
@@ -372,7 +372,7 @@ def _holds(condition: Mapping[str, Any], arguments: Sequence[int]) -> bool:
 
 
 def dangers(rules: Mapping[str, Any]) -> list[str]:
-    """Return a profile's dangers: calls of ``NEVER``, if only under conditions; namespaces by clone; bad arguments."""
+    """Return a profile's dangers: calls of ``NEVER``, even if conditional; namespaces by clone; refused arguments."""
     passing = [rule for rule in rules.get("syscalls") or () if _answer(rule["action"], 0).passes]
     named = {name for rule in passing for name in rule["names"]}
     found = [

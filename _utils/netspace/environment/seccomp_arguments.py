@@ -1,4 +1,4 @@
-"""The arguments of allowed system calls that pass, where not all of them do. Pure tables.
+"""The arguments with which allowed system calls pass, if not all do. Pure tables.
 
 A filter can compare arguments that are no pointers: the command of ``fcntl``, the advice of
 ``madvise``. The values are those of <linux/fcntl.h>, <linux/fadvise.h>, <asm-generic/mman-common.h>,
@@ -19,9 +19,10 @@ class Narrow(NamedTuple):
     :param place: number of the argument, from 0; of its 64 bits the kernel reads the lower 32.
     :param passes: ranges of values that pass, first and last; empty: all but those with one of *bits*.
     :param refused: values that must not pass, by the names that manual pages have for them.
-    :param asks: number of another argument, a pointer: where that is null the call changes nothing, and passes.
-    :param told: number of a pointer to what the call tells. Where it is null, or the call tells nothing (-1), what is
-        refused is answered as if it were done: programs that take it for an error end, and need nothing of it.
+    :param asks: number of another argument, a pointer: if it is null the call changes nothing, and passes.
+    :param told: number of a pointer to the call's result. If it is null, or the call has no result (-1), a refused
+        call is answered as if it were done: programs that take a refusal for an error would end, though they need
+        nothing of the call.
     """
 
     why: str
@@ -75,7 +76,7 @@ NARROWED: Mapping[str, Narrow] = {
 
 
 def conditions(narrow: Narrow) -> Iterator[dict[str, Any]]:
-    """Alternative conditions: one of them must hold.
+    """Yield alternative conditions, of which one must hold.
 
     A comparison for "less" or "not equal" would look at all 64 bits of an argument of which the
     kernel reads 32: with some of the upper bits set, a refused value would pass. So a range is cut
@@ -94,19 +95,25 @@ def conditions(narrow: Narrow) -> Iterator[dict[str, Any]]:
 
 
 def changing(narrow: Narrow, value: int) -> list[int]:
-    """Arguments of a call that changes something with *value*."""
+    """Return arguments of a call that changes something with *value*."""
     return [value if place == narrow.place else int(place == narrow.asks) for place in range(6)]
 
 
 def asking(narrow: Narrow) -> Iterator[list[dict[str, Any]]]:
-    """Alternative conditions, each a list that must hold whole, under which a call asks for what it may not change."""
+    """Yield alternative conditions under which a call only asks for a value that it may not change.
+
+    Each is a list, all of which must hold.
+    """
     if narrow.asks is not None:
         for value in narrow.refused.values():
             yield [masked(narrow.place, _WORD, value), equal(narrow.asks, 0)]
 
 
 def pretended(narrow: Narrow) -> Iterator[list[dict[str, Any]]]:
-    """Likewise, under which a call is answered as if it were done."""
+    """Yield alternative conditions under which a refused call is answered as if it were done.
+
+    Each is a list, all of which must hold.
+    """
     if narrow.told is None:
         return
     for value in narrow.refused.values():
@@ -119,10 +126,10 @@ def pretended(narrow: Narrow) -> Iterator[list[dict[str, Any]]]:
 
 
 def equal(index: int, value: int) -> dict[str, Any]:
-    """The condition that all 64 bits of an argument are *value*."""
+    """Return the condition that all 64 bits of an argument are *value*."""
     return {"index": index, "value": value, "op": "SCMP_CMP_EQ"}
 
 
 def masked(index: int, mask: int, value: int) -> dict[str, Any]:
-    """The condition that the bits of *mask* in an argument are *value*."""
+    """Return the condition that the bits of *mask* in an argument are *value*."""
     return {"index": index, "value": mask, "valueTwo": value, "op": "SCMP_CMP_MASKED_EQ"}

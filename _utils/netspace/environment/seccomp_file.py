@@ -1,9 +1,9 @@
 """A system call profile of an operator's own: a JSON file as OCI runtimes or Docker know it.
 
-Read strictly and with bounds: an unknown key, action or operator is an error, for what is
-misread here would be a hole there. Docker's conditions (``includes``, ``excludes``,
-``archMap``) are resolved for this machine and for a program without capabilities. What it lets
-through is the operator's word; what of it is in ``seccomp.NEVER`` is named in the plan's notes.
+Read strictly and with bounds: an unknown key, action or operator is an error, for a misread
+rule would be a hole. Docker's conditions (``includes``, ``excludes``, ``archMap``) are resolved
+for this machine and for a program without capabilities. The operator decides what the profile lets
+through; the plan's notes name the calls of ``seccomp.NEVER`` among them.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Profile(msgspec.Struct, frozen=True):
 
     :param digest: hexadecimal sha256 of the file, which tells a changed one.
     :param rules: ``linux.seccomp`` of the OCI runtime configuration.
-    :param dangers: what it lets through that no profile of ours does.
+    :param dangers: calls and arguments that it lets through and no profile of ours does.
     :param error: why it could not be read; then there are no rules.
     """
 
@@ -113,7 +113,7 @@ class Profile(msgspec.Struct, frozen=True):
 
 
 def look(name: str) -> Profile | None:
-    """Read the profile that ``seccomp`` names; None where that is one of our own."""
+    """Read the profile that ``seccomp`` names; return None if that is one of our own."""
     if not name.startswith(PREFIX):
         return None
     path = name.removeprefix(PREFIX)
@@ -146,12 +146,12 @@ def _read(path: str) -> bytes:
 
 @functools.lru_cache(maxsize=64)
 def parse(content: bytes, path: str, machine: str | None = None, kernel: str | None = None) -> Profile:
-    """Understand a profile.
+    """Parse a profile.
 
-    :param path: what to call it in errors.
+    :param path: its name in errors.
     :param machine: ``uname -m``; this machine's when absent.
     :param kernel: ``uname -r``; this machine's when absent.
-    :raises NetspaceError: naming what can't be understood.
+    :raises NetspaceError: naming the part that can't be understood.
     """
     machine = machine or os.uname().machine
     try:
@@ -163,7 +163,7 @@ def parse(content: bytes, path: str, machine: str | None = None, kernel: str | N
 
 
 def dangers(rules: Mapping[str, Any], machine: str) -> list[str]:
-    """What should make an operator think again."""
+    """Return the profile's dangers, which an operator should reconsider; also calls of other architectures."""
     found = seccomp.dangers(rules)
     if others := [name for name in rules["architectures"] if name != seccomp.ARCHITECTURES[machine]]:
         found.append(f"the calls of {', '.join(others)}")
@@ -206,7 +206,7 @@ def _architectures(found: _File, machine: str) -> list[str]:
 
 
 def _applies(rule: _Rule, index: int, machine: str, kernel: str) -> bool:
-    """Whether Docker would apply a rule here, to a program without capabilities."""
+    """Return whether Docker would apply a rule here, to a program without capabilities."""
     name = _DOCKER[machine]
     wants, spares = rule.includes, rule.excludes
     if spares.minKernel is not None:

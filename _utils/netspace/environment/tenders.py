@@ -1,9 +1,10 @@
-"""Kernels as environments: what a unikernel's environment consists of. Reads the tender's files, never writes.
+"""Kernels as environments: the image, program and disk of a unikernel's environment. Reads the tender's files.
 
 A unikernel is the guest of a tender, and the tender is the one program of an ordinary environment.
 Its image is made here, as one more image source (:data:`SCHEME`, never declared): the kernel, the tender, the
 libraries it loads and the data it needs, under names of our own, and nothing else. So it is built, measured, noticed
-when it changes and pruned like any other image. What is handed to the kernel is one read-only disk.
+when it changes and pruned like any other image. The files handed to the kernel are one read-only disk. Nothing is
+written but the copy of that disk which some tenders need (:func:`hand_out`).
 """
 
 from __future__ import annotations
@@ -49,13 +50,13 @@ _LARGEST = 64 * 1024
 
 
 class Guest(msgspec.Struct, frozen=True):
-    """What a tender is to run, as it finds it.
+    """A tender's guest, with the paths that the tender sees.
 
     :param kernel: the kernel's path.
-    :param found: arguments that follow from the kernel itself, as ``reads`` said when the image was built.
+    :param found: arguments that follow from the kernel itself, as ``reads`` returned them when the image was built.
     :param arguments: the kernel's own.
-    :param memory: bytes for the kernel: the limit without what the tender needs.
-    :param disk: the path of what it is handed.
+    :param memory: bytes for the kernel: the limit without the tender's own need.
+    :param disk: the path of the disk with the files handed to it.
     :param tap: the tap device's name; empty: it has no interface.
     :param mac: the interface's.
     """
@@ -73,7 +74,7 @@ class Guest(msgspec.Struct, frozen=True):
 
 
 def source(spec: Environment, runtime: Runtime) -> str:
-    """Where an environment's image comes from: what is declared, or a tender with this kernel."""
+    """Return an environment's image source: the declared one, or a tender with this kernel."""
     if spec.kernel is None:
         return spec.image
     settings = json.dumps(dict(sorted(runtime.settings.items())), separators=(",", ":")) if runtime.settings else ""
@@ -81,7 +82,7 @@ def source(spec: Environment, runtime: Runtime) -> str:
 
 
 def program(layout: Layout, name: str, spec: Environment, runtime: Runtime, defaults: sources.Defaults) -> Environment:
-    """The environment whose program is the tender: what is rendered in place of a kernel's."""
+    """Return the environment whose program is the tender; it is rendered in place of the kernel's environment."""
     tap = TAP if spec.interface is not None and _TUN in spec.interface.DEVICES else ""
     guest = Guest(
         kernel=KERNEL,
@@ -100,12 +101,12 @@ def program(layout: Layout, name: str, spec: Environment, runtime: Runtime, defa
 
 
 def copied(layout: Layout, name: str) -> Path:
-    """The folder with a disk of the tender's own, where it has to be able to write to it."""
+    """Return the folder with the tender's own copy of the disk, for a tender that must be able to write to it."""
     return layout.bundle(name) / "disk"
 
 
 def extra_mounts(layout: Layout, name: str, runtime: Runtime) -> list[dict[str, Any]]:
-    """What a tender sees beside what every environment does."""
+    """Return the mounts of a tender beside those of every environment."""
     if not runtime.module.WRITES:
         return []
     options = ["bind", "nosuid", "nodev", "noexec", "private", "rw"]
@@ -113,7 +114,7 @@ def extra_mounts(layout: Layout, name: str, runtime: Runtime) -> list[dict[str, 
 
 
 def hand_out(layout: Layout, name: str, runtime: Runtime, files: Mapping[str, bytes], owner: tuple[int, int]) -> None:
-    """Give a tender that has to be able to write its own copy of the disk; the kernel can change only that."""
+    """Give a tender that must be able to write its own copy of the disk; the kernel can change only that copy."""
     if not runtime.module.WRITES:
         return
     folder = copied(layout, name)
@@ -126,7 +127,7 @@ def _disk_inside(runtime: Runtime) -> str:
 
 
 def disk(files: Mapping[str, bytes]) -> bytes:
-    """The disk with these files: a tar archive (ustar), the same for the same files."""
+    """Return a disk with these files: a tar archive (ustar), equal for equal files."""
     import tarfile
 
     out = io.BytesIO()
@@ -142,7 +143,7 @@ def disk(files: Mapping[str, bytes]) -> bytes:
 
 
 class _File(msgspec.Struct, frozen=True):
-    """One file's content, as the tree takes it."""
+    """A file's content, as the tree takes it."""
 
     path: str
     size: int
@@ -167,7 +168,7 @@ def fingerprint(location: str) -> str:
 
 
 def identity(location: str) -> str:
-    """Of the tender's files, and after ``sha256:`` the kernel's own hash, which a ``source_hash`` can name."""
+    """Return a hash of the tender's files and, after ``sha256:``, the kernel's own for a declared ``source_hash``."""
     runtime, kernel, files, start = _parts(location)
     state = hashlib.sha256(json.dumps([runtime.name, start]).encode())
     for inside, path in sorted(files.items()):
@@ -192,7 +193,7 @@ def build(location: str, target: Path, scratch: Path) -> sources.Defaults:
 
 
 def _parts(location: str) -> tuple[Runtime, str, dict[str, str], tuple[str, ...]]:
-    """The tender, the kernel's path, the tender's files (path inside: path), and how it is started."""
+    """Return the tender, the kernel's path, the tender's files (path inside: path), and its start command."""
     name, rest = re.fullmatch(r"([a-z0-9_]+)(.*)", location, re.DOTALL).groups()  # type: ignore[union-attr]
     settings, end = json.JSONDecoder().raw_decode(rest) if rest.startswith("{") else ({}, 0)
     runtime, kernel = Runtime(name, settings), rest[end + 1 :]
@@ -211,7 +212,7 @@ def _parts(location: str) -> tuple[Runtime, str, dict[str, str], tuple[str, ...]
 
 
 def _interpreter(program: str) -> str:
-    """The loader that a program names (elf(5)); empty where it is linked statically.
+    """Return the loader that a program names (elf(5)); empty if it is linked statically.
 
     :raises NetspaceError: when it is no program of this machine's.
     """
@@ -238,10 +239,10 @@ def _interpreter(program: str) -> str:
 
 @functools.lru_cache(maxsize=16)
 def _libraries(program: str, loader: str, state: str) -> tuple[str, ...]:
-    """What the loader would load for a program, which is not run (ld.so(8), --list).
+    """Return the libraries that the loader would load for a program, without running it (ld.so(8), --list).
 
-    :param state: of the program: asked again when that is another.
-    :raises NetspaceError: when something of it is missing.
+    :param state: the program's fingerprint; part of the key of the cache.
+    :raises NetspaceError: when a library is missing.
     """
     done = subprocess.run(
         [loader, "--list", program],

@@ -1,8 +1,8 @@
 """Folders whose content an environment made: walked and removed whole, however deep it is. Nothing uses them meanwhile.
 
 A program may nest folders deeper than any path, any stack and any number of open files can
-reach. So none is descended into by its path: one step is made at a time, or what lies two
-folders down is moved to the top, under a name of ours. Links are never followed.
+reach. So none is entered by its path: a walk goes one step at a time, and a removal moves folders
+from two levels down to the top, under a name of ours. Links are never followed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def remove(folder: Path) -> None:
-    """Remove *folder* with all that is in it; nothing is done where there is none.
+    """Remove *folder* with all that is in it; do nothing if it doesn't exist.
 
     :raises OSError: when something in it can't be removed.
     """
@@ -52,9 +52,9 @@ def remove(folder: Path) -> None:
 
 
 def _folders(folder: int) -> list[str]:
-    """Remove the files from an open folder; return the names of some folders in it, none where it is empty.
+    """Remove the files from an open folder; return the names of some folders in it, none if it is empty.
 
-    Never reads all names at once: a program can make more names than the host has memory for.
+    It never reads all names at once: a program can make more names than the host has memory for.
     """
     found: list[str] = []
     again = True
@@ -74,7 +74,7 @@ def _folders(folder: int) -> list[str]:
 
 
 def walk(folder: Path, act: Callable[[str, int], None]) -> None:
-    """Call *act* with the name of all that is in *folder*, and the open folder that it is in.
+    """Call *act* with the name of each entry below *folder*, and the open folder that it is in.
 
     *act* may not add or remove names there. Only names of folders are kept, never all names.
     """

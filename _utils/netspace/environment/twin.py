@@ -3,8 +3,8 @@
 It has the original's image, system call profile, limits, user and hardening; ids, a root, a
 cgroup and a card of its own. It has none of the original's files, variables, volumes (an empty
 tmpfs stands for each) or credentials, and runs the probe, by an interpreter of this host's,
-instead of the image's program. What else differs is listed in ``docs/isolation.md``. A twin is
-never recorded: what notes it is removed after all that it names is gone.
+instead of the image's program. ``docs/isolation.md`` lists the other differences. A twin is
+never recorded; its note is removed after all that the note names is gone.
 """
 
 from __future__ import annotations
@@ -50,23 +50,23 @@ _MOST = 4 * 1024**2  # bytes of the probe's answer
 
 
 def names() -> tuple[str, str]:
-    """Names for a twin and for the peer that it attacks."""
+    """Return names for a twin and for the peer that it attacks."""
     token = secrets.token_hex(4)
     return f"{_PREFIX}{token}", f"{_PREFIX}{token}-peer"
 
 
 def note(layout: Layout, twins: Sequence[str]) -> None:
-    """Remember twins before anything of them is made."""
+    """Write a note of twins before anything of them is made."""
     files.write_json(_path(layout, twins), {"twins": list(twins)})
 
 
 def forget(layout: Layout, twins: Sequence[str]) -> None:
-    """Forget twins of which nothing is left."""
+    """Remove the note of twins of which nothing is left."""
     files.remove(_path(layout, twins))
 
 
 def noted(layout: Layout) -> list[list[str]]:
-    """The twins of audits that did not come to their end."""
+    """Return the twins of audits that were interrupted."""
     return [[str(name) for name in note["twins"]] for note in files.read_records(layout.records(_KIND)).values()]
 
 
@@ -92,7 +92,7 @@ def erase(layout: Layout, name: str) -> None:
 
 
 def _kit(layout: Layout, attacker: str) -> Path:
-    """The folder of the interpreter and the probe.
+    """Return the folder of the interpreter and the probe.
 
     It is outside the bundles, since both twins' runtimes must reach it.
     """
@@ -105,11 +105,11 @@ def _cgroup(layout: Layout, name: str) -> str:
 
 
 def attack(making: Making, original: Record, twins: tuple[str, str], target: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Run the probe in a twin that aims at another; return its rows.
+    """Run the probe in the first twin, with the second as its target; return the probe's rows.
 
-    Both are noted, and have their network namespaces.
+    Both must be noted, and have their network namespaces.
 
-    :param target: what to aim at, beside the peer and the limits.
+    :param target: further targets, beside the peer and the limits.
     :raises NetspaceError: when one of them doesn't run.
     """
     if original.spec.kernel is not None:
@@ -144,7 +144,7 @@ def attack(making: Making, original: Record, twins: tuple[str, str], target: Map
 
 
 def _pack(folder: Path) -> kit.Kit:
-    """Put the interpreter and the probe into a file system of their own: /run may forbid to run programs."""
+    """Copy the interpreter and the probe into a file system of their own: /run may forbid to run programs."""
     folder.mkdir(parents=True)
     folder.parent.chmod(0o711)
     mounts.mount("tmpfs", folder, "tmpfs", mounts.NOSUID | mounts.NODEV, f"mode=755,size={_KIT_SIZE}")
@@ -175,7 +175,7 @@ def _make(
 
 
 def _limits(making: Making, original: Record) -> dict[str, Any]:
-    """The limits to go beyond; of those that nothing on this host keeps, that."""
+    """Return the limits that the probe tries to exceed; a limit that this host can't keep is marked as skipped."""
     found: dict[str, Any] = {
         key: value for key, value in parse.encode(original.spec.limits).items() if isinstance(value, int | float)
     }
@@ -186,7 +186,7 @@ def _limits(making: Making, original: Record) -> dict[str, Any]:
 
 
 def _readable(image: Path) -> tuple[str, str]:
-    """Two files of an image (or one, twice) that everybody may read, as they are seen inside."""
+    """Return two files of an image (or one, twice) that everybody may read, by their paths inside."""
     found: list[str] = []
     for folder, folders, entries in os.walk(image):
         folders[:] = [
@@ -214,7 +214,7 @@ def _start(layout: Layout, name: str, used: Runtime) -> subprocess.Popen[bytes]:
 
 @contextlib.contextmanager
 def _running(layout: Layout, name: str, used: Runtime) -> Iterator[None]:
-    """Have the peer run, and be ready."""
+    """Run the peer for the duration of the context, which begins once the peer is ready."""
     process = _start(layout, name, used)
     assert process.stdin is not None and process.stdout is not None
     process.stdin.close()
@@ -246,7 +246,7 @@ def _rows(layout: Layout, name: str, used: Runtime, stdin: str) -> list[dict[str
 
 
 def _failed(layout: Layout, name: str, process: subprocess.Popen[bytes]) -> NetspaceError:
-    """Why a twin doesn't run."""
+    """Return the error that tells why a twin doesn't run."""
     _end(layout, name, process)
     reason = runtime.failure(layout, name)
     if not reason and process.stderr is not None and not process.stderr.closed:
@@ -257,7 +257,7 @@ def _failed(layout: Layout, name: str, process: subprocess.Popen[bytes]) -> Nets
 
 
 def _end(layout: Layout, name: str, process: subprocess.Popen[bytes]) -> None:
-    """Kill what is left of it; the runtime then ends, too."""
+    """Kill a twin's remaining processes; the runtime then ends, too."""
     if process.poll() is None:
         runtime.delete(layout, name, mounts.table())
         deadline = time.monotonic() + 10

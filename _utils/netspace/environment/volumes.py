@@ -1,12 +1,12 @@
 """Volumes: host folders, or file systems of netspace's own, that belong to one environment alone.
 
-Made when missing, never deleted; one of netspace's own (``disks``) is removed only by a purge.
+They are made when missing, and never deleted; only a purge removes one of netspace's own (``disks``).
 
 A volume keeps the ids that are used inside: files of user 1000 inside are user 1000's on
 disk, so they can be backed up and outlive the environment. On the host those ids may be
 somebody's, so a writable volume must lie where only root gets to: in a folder of root's
-with mode 0700. No folder above may be another's to write, or that one could have any folder of
-the host given to an environment, by a link in its place.
+with mode 0700. Only root may be able to write to a folder above it. Another user who could do so
+could give any folder of the host to an environment, by a link in the volume's place.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from netspace.spec.types import Volume
 
 
 def folder(layout: Layout, name: str, volume: Volume) -> Path:
-    """What is shown at the volume's target. Pure."""
+    """Return the host's folder that is mounted at the volume's target. Pure."""
     if volume.source is not None:
         return Path(volume.source)
     return disks.volume(layout, name, volume).folder
 
 
 def shown(layout: Layout, name: str, index: int) -> Path:
-    """Where the volume of that place is mounted with the environment's ids, for a runtime that can't do it itself."""
+    """Return the mount point of a volume (by its index) with mapped ids, for a runtime that can't map them itself."""
     return layout.bundle(name) / "volumes" / str(index)
 
 
@@ -51,7 +51,7 @@ def show(layout: Layout, name: str, wanted: Sequence[Volume]) -> None:
 
 
 def ensure(layout: Layout, name: str, volume: Volume, user: int) -> None:
-    """Have the volume's folder, made for the uid *user* (inside) if it is missing.
+    """Make sure that the volume's folder exists; make it for the uid *user* (inside) if it is missing.
 
     :raises NetspaceError: when the environment can't be given that folder.
     """
@@ -90,7 +90,7 @@ def ensure(layout: Layout, name: str, volume: Volume, user: int) -> None:
 
 
 def kept(layout: Layout, name: str) -> list[str]:
-    """Targets of the volumes of netspace's own that lie there, whether there is such an environment or not."""
+    """Return the targets of netspace's own volumes under this name, whether such an environment exists or not."""
     found = layout.volumes(name).glob(f"*{disks.SUFFIX}")
     return sorted(f"/{urllib.parse.unquote(file.name.removesuffix(disks.SUFFIX))}" for file in found)
 

@@ -1,10 +1,10 @@
-"""Files of a running environment, seen and changed from the host as its own user would.
+"""Files of a running environment, read and changed from the host with the rights of the environment's user.
 
-No program of the image is needed, so it works in an image that is one static binary. Whatever
-is in an environment may be hostile, so nothing is done there with the host's rights: a thread
-takes on the environment's user and group and has no capability left, and every path is resolved
-by the kernel within the environment's root (``openat2(2)``, ``RESOLVE_IN_ROOT``), whatever links
-lie there. Only plain files, folders and links are touched; /proc never. Nothing of the image is run.
+No program of the image is run or needed, so it works in an image that is one static binary. An
+environment may be hostile, so nothing is done there with the host's rights: a thread takes on the
+environment's user and group and has no capability left, and the kernel resolves every path within
+the environment's root (``openat2(2)``, ``RESOLVE_IN_ROOT``), whatever links lie there. Only plain
+files, folders and links are touched; /proc never.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _call(number: int, *arguments: Any) -> int:
 def opened(root: int, path: str, flags: int, *, one_file_system: bool = False) -> int:
     """Open *path* with *root* (a descriptor) as ``/``: no link and no ``..`` leads out of it. Never blocks for long.
 
-    :raises OSError: as open(2); EAGAIN where the file can't be opened for PATIENCE seconds: another process has a lease
+    :raises OSError: as open(2); EAGAIN if the file can't be opened for PATIENCE seconds: another process has a lease
         on it (fcntl(2)), or keeps renaming folders above it.
     """
     resolve = _IN_ROOT | _NO_MAGICLINKS | (_NO_XDEV if one_file_system else 0)
@@ -78,9 +78,9 @@ def opened(root: int, path: str, flags: int, *, one_file_system: bool = False) -
 
 
 def beginning(folder: str, path: str, most: int) -> bytes:
-    """The first *most* bytes of a plain file in a root that may be hostile; empty where there is none.
+    """Return the first *most* bytes of a plain file in a root that may be hostile; empty if there is none.
 
-    Only of that root's own file system: not of what is mounted in it.
+    It reads only that root's own file system, and nothing that is mounted in it.
     """
     try:
         root = os.open(folder, _PATH | os.O_DIRECTORY)
@@ -101,7 +101,7 @@ def beginning(folder: str, path: str, most: int) -> bytes:
 
 
 def as_user(uid: int, gid: int, action: Callable[[], T]) -> T:
-    """Have a thread do *action* as the host's user *uid*: no other group, no capability.
+    """Call *action* in a thread that is the host's user *uid*: no other group, no capability.
 
     :raises MissingError: on a machine whose system calls aren't known here.
     """
@@ -122,7 +122,7 @@ def as_user(uid: int, gid: int, action: Callable[[], T]) -> T:
 
 @dataclass(frozen=True)
 class Entry:
-    """What lies at a path: ``file``, ``folder``, ``link`` or ``other``, its permissions, and a link's target."""
+    """An entry of a folder: ``file``, ``folder``, ``link`` or ``other``, its permissions, and a link's target."""
 
     kind: str
     mode: int = 0
@@ -136,7 +136,7 @@ class Within:
         self._root, self._uid, self._gid = root, uid, gid
 
     def look(self, path: str) -> Entry | None:
-        """What lies there, links not followed; None where there is nothing."""
+        """Return the entry at *path*, links not followed; None if there is none."""
 
         def act() -> Entry | None:
             with self._parent(path) as (parent, name):
@@ -145,9 +145,9 @@ class Within:
         return self._do(path, act, absent=None)
 
     def read(self, path: str, most: int = MOST) -> bytes | None:
-        """The content of a plain file; None where there is nothing.
+        """Return the content of a plain file; None if it doesn't exist.
 
-        :raises NetspaceError: where it is larger than *most*, or no plain file.
+        :raises NetspaceError: when it is larger than *most*, or no plain file.
         """
 
         def act() -> bytes:
@@ -164,7 +164,10 @@ class Within:
         return self._do(path, act, absent=None)
 
     def write(self, path: str, content: bytes, mode: int | None) -> None:
-        """Have a plain file hold *content*, all at once; a link there is followed. *mode* None: kept, or 0600."""
+        """Write *content* into a plain file, all at once; a link at *path* is followed.
+
+        :param mode: its permissions; None: they stay as they are, or are 0600 for a new file.
+        """
 
         def act() -> None:
             target = self._followed(path)
@@ -202,7 +205,7 @@ class Within:
         self._do(path, act)
 
     def make_folder(self, path: str, mode: int) -> None:
-        """Make one folder; the one above it is there."""
+        """Make one folder; the one above it must exist."""
 
         def act() -> None:
             with self._parent(path) as (parent, name):
@@ -213,7 +216,7 @@ class Within:
         self._do(path, act)
 
     def make_link(self, path: str, target: str) -> None:
-        """Have *path* be a symbolic link to *target*, in place of another link."""
+        """Make *path* a symbolic link to *target*; an existing link or file is replaced."""
 
         def act() -> None:
             with self._parent(path) as (parent, name):
@@ -252,7 +255,7 @@ class Within:
 
     @contextlib.contextmanager
     def _parent(self, path: str) -> Iterator[tuple[int, str]]:
-        """The folder above, and the last part of *path*."""
+        """Open the folder above; give it and the last part of *path*."""
         whole = PurePosixPath(path)
         if whole.name in ("", ".."):
             raise OSError(errno.EINVAL, "no name that can be used")
@@ -261,7 +264,7 @@ class Within:
             yield parent, whole.name
 
     def _followed(self, path: str) -> str:
-        """Where a chain of links at the end of *path* leads to, within the root."""
+        """Return the path that a chain of links at the end of *path* leads to, within the root."""
         for _ in range(8):
             with self._parent(path) as (parent, name):
                 there = _entry(parent, name)
@@ -281,11 +284,11 @@ class Within:
 
 @contextlib.contextmanager
 def entered(pid: int, base: int, uid: int, gid: int, root: str) -> Iterator[Within]:
-    """The files that process *pid* of an environment sees.
+    """Give the files that process *pid* of an environment sees.
 
     :param base: host id of the id 0 inside: the process must have one of the environment's ids.
-    :param root: where the environment's root is mounted on the host: the process must have that one.
-    :raises NetspaceError: when the process is gone, or is not what it is thought to be.
+    :param root: where the environment's root is mounted on the host: the process must have that root.
+    :raises NetspaceError: when the process has ended, has other ids or another root.
     """
     lost = f"process {pid} is no longer the environment's"
     try:

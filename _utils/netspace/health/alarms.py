@@ -1,7 +1,8 @@
-"""What is worth an event, out of two looks at a host's environments. Pure.
+"""Events from two observations of a host's environments. Pure.
 
-What lasts (unhealthy, flapping, failed) is told once, until it is over; what happens (a crash, a
-kill for want of memory) each time, but all of one look as one.
+A lasting trouble (unhealthy, flapping, failed) makes one event until it is over. An incident (a
+crash, a kill for want of memory) makes an event each time, but several between two observations
+make one.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ Rows = Mapping[str, Mapping[str, Any]]
 
 
 def problem(config: Any) -> str:
-    """What is wrong with a beacon's configuration (a list of mappings); empty where nothing is."""
+    """Return the error in a beacon's configuration (a list of mappings); empty if there is none."""
     if not isinstance(config, list) or not all(isinstance(part, Mapping) for part in config):
         return "expected a list, such as [{events: [crashed, unhealthy]}, {interval: 10}]"
     for part in config:
@@ -37,9 +38,9 @@ def problem(config: Any) -> str:
 
 
 def news(before: Rows | None, now: Rows, wanted: Collection[str] = EVENTS) -> list[dict[str, Any]]:
-    """Return the events that tell what has become of environments since the last look.
+    """Return the events that tell what has become of environments since the last observation.
 
-    :param before: what the last look returned (``environments.list``); None at the first one.
+    :param before: the rows of the last observation (``environments.list``); None at the first one.
     """
     found: list[dict[str, Any]] = []
     if _alone(now) and not _alone(before or {}) and "unsupervised" in wanted:
@@ -60,12 +61,12 @@ def news(before: Rows | None, now: Rows, wanted: Collection[str] = EVENTS) -> li
 
 
 def _alone(rows: Rows) -> bool:
-    """Whether nobody keeps these running: that is so of all environments of a host, or of none."""
+    """Return whether no supervisor keeps these running; that holds for all environments of a host, or for none."""
     return any(not row["supervised"] for row in rows.values())
 
 
 def lasting(row: Mapping[str, Any]) -> set[str]:
-    """What is wrong with an environment now."""
+    """Return the lasting troubles of an environment now."""
     found = {key for key, so in (("flapping", row["flapping"]), ("unhealthy", row["health"] == "unhealthy")) if so}
     if row["state"] == "failed":
         found.add("oom" if row["exit"] == "oom" else "crashed")
@@ -73,6 +74,6 @@ def lasting(row: Mapping[str, Any]) -> set[str]:
 
 
 def _rose(was: Mapping[str, Any], row: Mapping[str, Any], count: str) -> bool:
-    """Whether one of the counts has grown in between: they begin anew when it is asked to start."""
+    """Return whether a count has grown since the last observation; counts begin anew when it is asked to start."""
     earlier = was[count] if row[count] >= was[count] and row["restarts"] >= was["restarts"] else 0
     return bool(row[count] > earlier)

@@ -1,4 +1,4 @@
-"""From what probes found to whether an environment is healthy. Pure: times come in, a judgement goes out."""
+"""Judgement of an environment's health from its probes. Pure: times come in, a judgement goes out."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ DETAIL = 200  # characters that are kept of what a failed probe said
 
 
 class Judgement(msgspec.Struct, frozen=True):
-    """What is thought of one process.
+    """The judgement on one process.
 
-    :param failures: probes that failed in a row.
-    :param detail: what the last failed one said.
+    :param failures: number of probes that failed in a row.
+    :param detail: the text of the last failed probe.
     """
 
     state: Name = "starting"
@@ -26,19 +26,19 @@ class Judgement(msgspec.Struct, frozen=True):
 
 
 def allowance(health: Health) -> float:
-    """Seconds that one has from its start until it must have been healthy once."""
+    """Return the seconds that an environment has from its start until it must have been healthy once."""
     return health.start_period + health.retries * health.interval
 
 
 def judge(before: Judgement, health: Health, passed: bool | None, detail: str, age: float) -> Judgement:
-    """Return what to think after a probe.
+    """Return the judgement after a probe.
 
-    One that starts has its allowance, however many probes fail in it. One that was healthy is
-    unhealthy after ``retries`` failures in a row; one success makes either healthy. What can't be
-    known changes nothing but what is said.
+    A starting environment has its allowance, however many probes fail in it. A healthy one becomes
+    unhealthy after ``retries`` failures in a row; one success makes either healthy. A probe without a
+    result changes only the text.
 
-    :param passed: None where that can't be known.
-    :param age: seconds since the process started, or since that could not be known.
+    :param passed: None if the probe has no result.
+    :param age: seconds since the process started, or since the last probe without a result.
     """
     if passed:
         return Judgement("healthy")
@@ -51,5 +51,8 @@ def judge(before: Judgement, health: Health, passed: bool | None, detail: str, a
 
 
 def pause(now: Judgement, health: Health) -> float:
-    """Seconds until the next probe: one that starts is looked at more often, so that nobody waits for long."""
+    """Return the seconds until the next probe.
+
+    A starting environment is probed more often, so that nobody waits long.
+    """
     return min(health.interval, SOON) if now.state == "starting" else health.interval

@@ -1,7 +1,7 @@
-"""Asking an environment how it is: by a program run inside, or by who reads its mailbox.
+"""Probes of an environment's health: by a program run inside, or by the readers of its mailbox.
 
-A probe changes nothing, and never raises. A program that can't be run inside is not well; a
-broker that doesn't answer tells nothing of who reads there, and a restart would not bring it back.
+A probe changes nothing, and never raises. An environment in which the program can't be run is not well.
+A broker that doesn't answer tells nothing of the mailbox's readers, and a restart would not bring it back.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Found = tuple[bool | None, str]
 
 
 def inside(layout: Layout, name: str, record: Record, health: Health) -> Found:
-    """Run its program inside."""
+    """Run the check's program inside."""
     try:
         done = entering.enter(layout, name, record, health.exec, health.timeout)
     except (NetspaceError, OSError) as err:
@@ -35,9 +35,9 @@ def inside(layout: Layout, name: str, record: Record, health: Health) -> Found:
 
 
 def mailbox(name: str, readers: Callable[[str], int]) -> Found:
-    """See whether somebody reads its mailbox.
+    """Check whether somebody reads the environment's mailbox.
 
-    :param readers: tells how many do, or raises.
+    :param readers: returns the number of its readers, or raises.
     """
     try:
         count = readers(name)

@@ -1,13 +1,13 @@
-"""What is written about environments' health: below ``/run``, for this boot alone, root's.
+"""Files about environments' health: below ``/run``, for this boot alone, root's.
 
 ``<run>/health/<name>.json``
-    the judgement, and of which process. Written by the watch, read by whoever lists.
+    the judgement, and its process. The watch writes it; whoever lists environments reads it.
 ``<run>/health/<name>.up``
-    there while the environment is healthy (or, without a check, runs): what others that come
-    after it wait for, without asking anybody.
+    exists while the environment is healthy (or, without a check, runs). Environments that come after it wait for
+    this file, without asking anybody.
 ``<run>/health/<name>.condemned``
-    there from when the watch ends one that is unhealthy until it is healthy again: its
-    restarts are a crash's, however long it ran.
+    exists from when the watch ends an unhealthy environment until it is healthy again. Meanwhile its
+    restarts count as a crash's, however long it ran.
 
 Nothing is judged here.
 """
@@ -28,7 +28,7 @@ from netspace.layout import Layout
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """A judgement on the process *pid*; ``ticks`` is when it started (proc(5)), ``since`` seconds since the epoch."""
+    """A judgement on the process *pid*, started at ``ticks`` (proc(5)); ``since`` is in seconds since the epoch."""
 
     judgement: Judgement
     pid: int
@@ -49,7 +49,7 @@ def condemned(layout: Layout, name: str) -> Path:
 
 
 def ready(layout: Layout) -> Path:
-    """Holds the PID of the watch that has begun to look."""
+    """Return the path of the file with the PID of the watch that has begun to probe."""
     return folder(layout) / ".watch"
 
 
@@ -58,7 +58,7 @@ def _path(layout: Layout, name: str) -> Path:
 
 
 def write(layout: Layout, name: str, verdict: Verdict) -> None:
-    """Replace the judgement at once. ``/run`` is memory: nothing to sync."""
+    """Replace the judgement at once. ``/run`` is memory, so nothing is synced."""
     known = verdict.judgement
     record: dict[str, Any] = {"state": known.state, "failures": known.failures, "detail": known.detail}
     record |= {"pid": verdict.pid, "ticks": verdict.ticks, "since": verdict.since}
@@ -72,7 +72,7 @@ def write(layout: Layout, name: str, verdict: Verdict) -> None:
 
 
 def read(layout: Layout, name: str) -> Verdict | None:
-    """The judgement; None where there is none, or none that makes sense."""
+    """Return the judgement; None if there is none, or it makes no sense."""
     try:
         with open(_path(layout, name), "rb") as stream:
             record: Any = json.loads(stream.read(65536))
@@ -84,14 +84,14 @@ def read(layout: Layout, name: str) -> Verdict | None:
 
 
 def clear(layout: Layout, names: Iterable[str]) -> None:
-    """Forget what was thought of environments that were stopped: nothing is to go on as if they ran."""
+    """Remove the verdicts and marks of environments that were stopped, so that nothing takes them for running."""
     for name in names:
         for path in (up(layout, name), _path(layout, name), condemned(layout, name)):
             files.remove(path)
 
 
 def mark(path: Path, there: bool) -> None:
-    """Have a mark be there, or not."""
+    """Create the mark, or remove it."""
     if there:
         path.touch(mode=0o600)
     else:

@@ -1,13 +1,13 @@
 """The one process that watches the health of all environments of a host.
 
-A service like the broker: it is kept running by whatever supervises the environments, and
-needs no word with that. Which environments there are it reads from their records, which of
-them run from the files that their runtime leaves; processes are followed by pidfd. Probes run
-in a few threads, all else in one loop. What it found is written for others (``verdict``).
+It is a service like the broker: the supervisor of the environments keeps it running, and it needs no
+word with that. It reads the environments from their records, and finds those that run by the PID files
+that their runtime leaves; it follows processes by pidfd. Probes run in a few threads, all else in one
+loop. It writes its findings for others (``verdict``).
 
-What it does to others: it ends an unhealthy environment whose ``restart`` isn't ``never``, by
-SIGTERM and, at the deadline, SIGKILL, if there is a supervisor: that starts it again, as after a crash. Killed
-itself, it goes on where it was: nothing of what it watches depends on it.
+If there is a supervisor, it ends an unhealthy environment whose ``restart`` isn't ``never``, by SIGTERM
+and, at the deadline, SIGKILL; the supervisor starts that again, as after a crash. A watch that was
+killed itself goes on where it was: nothing that it watches depends on it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _TICK = os.sysconf("SC_CLK_TCK")
 
 
 class Watched:
-    """One environment, and what is thought of it. ``pidfd`` is -1 while it doesn't run."""
+    """A watched environment and the judgement on it. ``pidfd`` is -1 while it doesn't run."""
 
     def __init__(self, name: str, record: Record) -> None:
         self.name = name
@@ -55,7 +55,7 @@ class Watched:
 
 
 class Watch:
-    """The loop, and all that is watched."""
+    """The loop, and all watched environments."""
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
@@ -68,7 +68,7 @@ class Watch:
         self._over = False
 
     def run(self) -> None:
-        """Watch until a signal says that it is enough."""
+        """Watch until SIGTERM or SIGINT."""
         verdict.folder(self.layout).mkdir(parents=True, exist_ok=True, mode=0o700)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._end)
@@ -87,7 +87,7 @@ class Watch:
 
     # -- who is watched --------------------------------------------------------
     def _reread(self) -> None:
-        """Take up changed records: a new folder's time tells of them."""
+        """Read the records again if they have changed, which the time of their folder tells."""
         self.loop.after(REREAD, self._reread)
         try:
             info = os.stat(self.layout.records(records.KIND))
@@ -117,7 +117,7 @@ class Watch:
 
     # -- who runs ----------------------------------------------------------------
     def _look(self) -> None:
-        """Find those that were started."""
+        """Find environments that were started."""
         self.loop.after(LOOK, self._look)
         for one in self.watched.values():
             if one.pidfd < 0:
@@ -144,7 +144,7 @@ class Watch:
         self._begin(one)
 
     def _begin(self, one: Watched) -> None:
-        """Judge it from now on; without a check, that it runs is enough."""
+        """Write its judgement, and probe it from now on; without a check, it is up as long as it runs."""
         one.cancel()
         self._write(one)
         health = one.record.spec.health
@@ -184,7 +184,7 @@ class Watch:
         self._pool.submit(ask)
 
     def _collect(self) -> None:
-        """Take what probes found."""
+        """Judge by the findings of probes."""
         with contextlib.suppress(BlockingIOError):
             os.read(self._told, 4096)
         while self._found:
@@ -213,11 +213,11 @@ class Watch:
         one.timer = self.loop.after(machine.pause(one.judgement, health), lambda: self._probe(one))
 
     def _restarted(self) -> bool:
-        """Whether somebody is there to start it again: what does badly is better than nothing."""
+        """Return whether a supervisor would start it again: an unhealthy program is better than none."""
         return booted() or place.running(self.layout)
 
     def _write(self, one: Watched) -> None:
-        """Tell what is thought of it, unless it has ended: whoever stopped it has cleared that."""
+        """Write the judgement, unless the process has ended: whoever stopped it has cleared the verdict."""
         if not process.alive(one.pid, one.ticks):
             return
         health, state = one.record.spec.health, one.judgement.state
@@ -233,7 +233,7 @@ class Watch:
 
     # -- what is done about it ---------------------------------------------------------
     def _doom(self, one: Watched) -> None:
-        """Have an unhealthy one end: by itself, or not."""
+        """End an unhealthy environment: by SIGTERM, and by SIGKILL at its stop timeout."""
         one.doomed = True
         said = f" ({one.judgement.detail})" if one.judgement.detail else ""
         sys.stderr.write(f"netspace health: {one.name} is unhealthy{said}: it is ended, and started again\n")
@@ -251,12 +251,12 @@ class Watch:
 
 
 def needed(known: Mapping[str, Record]) -> dict[str, Record]:
-    """Which of the environments have to be watched: those with a check, and those that others come after."""
+    """Return the environments that have to be watched: those with a check, and those that others come after."""
     awaited = {name for record in known.values() for name in record.spec.after}
     return {name: record for name, record in known.items() if record.spec.health is not None or name in awaited}
 
 
 def main(layout: Layout) -> int:
-    """Watch until it is told to end; return an exit code."""
+    """Watch until SIGTERM or SIGINT; return an exit code."""
     Watch(layout).run()
     return 0

@@ -1,8 +1,7 @@
-"""Keeping programs running: under systemd where it is PID 1, else by one process of ours.
+"""Supervision of programs: by systemd where it is PID 1, else by one process of ours.
 
-``Service`` is what is to run, whoever runs it; ``Supervisor`` is what both ways
-offer, and :func:`select` picks one. Environments, the broker and the forwarder
-are all services.
+``Service`` is a program to run, whoever runs it; ``Supervisor`` is the interface of both
+ways, and :func:`select` picks one. Environments, the broker and the forwarder are all services.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Service:
-    """One program to keep running.
+    """A program to keep running.
 
     :param name: without the instance: ``broker``, ``forwarder``, ``environment-web``.
     :param command: argument vector, absolute program. It stays in the foreground,
@@ -26,21 +25,21 @@ class Service:
         there and exits 0.
     :param variables: environment variables, complete (nothing is inherited). They can be
         seen by every user of the host: never a secret.
-    :param cleanup: argument vectors run after the end, and before a start where it is not
-        sure that they were; their failure is ignored (``crun delete --force``).
+    :param cleanup: argument vectors run after the end, and before a start if it is not
+        certain that they were run; their failure is ignored (``crun delete --force``).
     :param reload: argument vector that makes the program re-read its configuration;
         ``{pid}`` stands for the main process.
     :param restart: when to start it again after it ended by itself.
     :param stop_timeout: seconds from SIGTERM (to the main process) to SIGKILL of all of it.
     :param user: run as this user (name), else root; not together with ``pid_file``.
     :param after: services that must be started before; they are started with it.
-    :param until: files that must be there before it is started; it is ``starting`` until then, for as long as it takes.
-        Whoever starts it does not wait for that.
-    :param condemned: where this file is there when it ends, that was no good end, however long it ran: the delay
-        before its restart grows on.
-    :param log: file the output goes to where there is no journal; ``<logs>/<name>.log`` by default.
-    :param limits: bounds that the supervisor's own cgroup sets where it has one
-        (memory in bytes, cpus, pids); an environment's are set by its runtime too.
+    :param until: files that must exist before it is started; it is ``starting`` until then, for as long as it takes.
+        A call that starts it does not wait for that.
+    :param condemned: if this file exists when the service ends, its end counts as a failure, however long it ran: the
+        delay before its restart grows on.
+    :param log: file of the output on a host without a journal; ``<logs>/<name>.log`` by default.
+    :param limits: bounds that the supervisor's own cgroup sets if it has one
+        (memory in bytes, cpus, pids); an environment's are set by its runtime, too.
     :param delegate: the program makes cgroups below its own (a container runtime; implied
         by ``pid_file``): it gets the subtree, and is not confined by the supervisor.
     """
@@ -66,17 +65,17 @@ class Service:
 
 @dataclass(frozen=True)
 class Status:
-    """What a service is doing.
+    """The state of a service.
 
     :param state: ``running``, ``starting`` (also: waiting to be restarted), ``stopped``
         (on purpose, or ended and not to be restarted), ``failed``.
-    :param pid: main process, 0 where there is none.
+    :param pid: main process, 0 if there is none.
     :param since: seconds since the epoch of the last change of state.
-    :param restarts: how often it was restarted since it was last asked to start.
-    :param exit: how it last ended: ``""``, ``exit 3``, ``signal 9``, ``oom``, or ``unknown``
-        where its end was not witnessed. systemd soon forgets a clean end: ``""`` again.
-    :param oom_kills: how many of its processes the kernel killed for want of memory since it was last asked to
-        start; where systemd ends all of it for one, that is one. Only of what has a control group of its own.
+    :param restarts: number of its restarts since it was last asked to start.
+    :param exit: its last end: ``""``, ``exit 3``, ``signal 9``, ``oom``, or ``unknown``
+        if its end was not witnessed. systemd soon forgets a clean end: ``""`` again.
+    :param oom_kills: number of its processes that the kernel killed for want of memory since it was last asked to
+        start; where systemd ends all of it for one, that is one. Only for a service with a control group of its own.
     """
 
     state: Literal["running", "starting", "stopped", "failed"]
@@ -88,53 +87,56 @@ class Status:
 
 
 class Supervisor(Protocol):
-    """What keeps services running; see ``systemd`` and ``direct``.
+    """A supervisor of services; see ``systemd`` and ``direct``.
 
-    Each call is one batch, whatever the number of services: one message, one
-    ``systemctl``. Errors are returned per service; a call raises only where the
+    Each call is one batch, whatever the number of services: one message, or a few
+    ``systemctl``. Errors are returned per service; a call raises only if the
     supervisor itself can't be reached.
     """
 
     def observe(self, names: Collection[str] | None = None) -> dict[str, Status]:
-        """Every defined service's status, or that of *names*. Starts nothing, forks nothing where it can be helped."""
+        """Return the status of every defined service, or of *names*. Starts nothing, and forks nothing if it can."""
         ...
 
     def define(self, services: Sequence[Service]) -> bool:
-        """Write what is needed to start them now and at boot; return whether anything changed."""
+        """Write the definitions that start the services, now and at boot; return whether anything changed."""
         ...
 
     def differing(self, services: Sequence[Service]) -> set[str]:
-        """Which of these are defined otherwise: by a run that was killed, or by hand. Reads only."""
+        """Return those whose definition differs, by a run that was killed or by hand. Reads only."""
         ...
 
     def start(self, names: Collection[str]) -> dict[str, str]:
-        """Start those that don't run (in parallel); per failed name an error text."""
+        """Start those that don't run (in parallel); return an error text per failed name."""
         ...
 
     def stop(self, names: Collection[str]) -> dict[str, str]:
-        """Stop them and wait until they are gone; stays stopped over a reboot."""
+        """Stop these services and wait until they have ended; they stay stopped over a reboot."""
         ...
 
     def reload(self, names: Collection[str]) -> dict[str, str]:
-        """Have them re-read their configuration without a stop."""
+        """Make these services re-read their configuration without a stop."""
         ...
 
     def remove(self, names: Collection[str]) -> dict[str, str]:
-        """Stop and forget them: no unit, no record is left."""
+        """Stop and forget these services: no unit, no record is left."""
         ...
 
     def attended(self) -> bool:
-        """Whether somebody watches over what runs: else what ends is not started again. Reads only."""
+        """Return whether a supervisor watches the services: else a service that ends is not started again.
+
+        Reads only.
+        """
         ...
 
     def attend(self) -> None:
-        """Have somebody watch over what runs. What ended meanwhile is followed up; nothing else is started."""
+        """Have a supervisor watch the services. It follows up those that ended meanwhile, and starts nothing else."""
         ...
 
     def resume(self) -> None:
-        """Have all that should run be running and watched, after a reboot or the supervisor's own death.
+        """Have all services that should run be running and watched, after a reboot or the supervisor's own death.
 
-        Costs nothing where that is so already. Under systemd there is nothing to do.
+        It costs nothing if they are so already. Under systemd there is nothing to do.
         """
         ...
 
@@ -144,7 +146,7 @@ class Supervisor(Protocol):
 
 
 def booted() -> bool:
-    """Whether systemd is this machine's PID 1 (sd_booted(3))."""
+    """Return whether systemd is this machine's PID 1 (sd_booted(3))."""
     return Path("/run/systemd/system").is_dir()
 
 
@@ -176,9 +178,9 @@ def select(layout: Layout) -> Supervisor:
 
 
 def payload_cgroup(layout: Layout, name: str) -> str:
-    """Return the cgroup (from the hierarchy's root) for what the service *name* starts detached.
+    """Return the cgroup (from the hierarchy's root) for the program that the service *name* starts detached.
 
-    For an OCI ``cgroupsPath``. Under systemd it lies in the unit's delegated subtree, so that
+    It is an OCI ``cgroupsPath``. Under systemd it lies in the unit's delegated subtree, so that
     the unit's limits hold for it and the unit's end is its end.
     """
     if booted():

@@ -1,6 +1,6 @@
-"""Taking over what an earlier daemon started, by the traces it left.
+"""Adoption of the services that an earlier daemon started, by the traces it left.
 
-Whatever runs goes on running; what ended meanwhile is followed up as if it had been seen.
+Services that run go on running; those that ended meanwhile are followed up as if their end had been seen.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from netspace.supervision.units import BY_MARK, Unit, Units
 
 
 class Adopting:
-    """Done once, before the first request is listened to."""
+    """Adoption, done once, before the daemon listens to its first request."""
 
     def __init__(self, units: Units, loop: Loop, children: Children, starting: Starting, ending: Ending) -> None:
         self.units = units
@@ -29,7 +29,7 @@ class Adopting:
         self.ending = ending
 
     def adopt(self) -> None:
-        """Take over what an earlier daemon started: watch what runs, follow up what ended meanwhile."""
+        """Adopt an earlier daemon's services: watch those that run, follow up those that ended meanwhile."""
         folder = records.traces(self.units.layout)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         for entry in os.listdir(folder):

@@ -1,7 +1,7 @@
 """Properties of many units at once, from systemd itself, without a process.
 
 ``systemctl show`` asks for all of a unit's 300 properties (1.5 ms each unit); we need
-seven. This speaks just enough of the D-Bus protocol (D-Bus Specification, "Message
+seven. This module speaks just enough of the D-Bus protocol (D-Bus Specification, "Message
 Protocol") to call ``org.freedesktop.DBus.Properties.Get`` over systemd's own socket, as
 systemctl does when root runs it: no bus daemon is needed. It changes nothing.
 """
@@ -35,7 +35,7 @@ WANTED = {
 
 
 def object_path(unit: str) -> str:
-    """Return the object that stands for *unit*: all but letters and digits as ``_xx``."""
+    """Return the path of the object for *unit*: all but letters and digits as ``_xx``."""
     escaped = "".join(c if c.isascii() and c.isalnum() else "".join(f"_{o:02x}" for o in c.encode()) for c in unit)
     return f"/org/freedesktop/systemd1/unit/{escaped}"
 
@@ -82,9 +82,9 @@ def size(head: bytes) -> int:
 
 
 def answer(message: bytes) -> tuple[int, str | None]:
-    """Return which call *message* answers and the property as text; None for an error.
+    """Return the number of the call that *message* answers, and the property as text; None for an error.
 
-    What answers nothing (a signal) has the number 0.
+    A message that answers no call (a signal) has the number 0.
 
     :raises ValueError: when it can't be read.
     """
@@ -131,8 +131,8 @@ def _answer(message: bytes) -> tuple[int, str | None]:
 def show(units: Sequence[str]) -> dict[str, dict[str, str]]:
     """Return the properties ``WANTED`` of each unit, by its name.
 
-    :raises OSError: when systemd can't be reached so.
-    :raises ValueError: when it says what can't be understood.
+    :raises OSError: when systemd can't be reached over its socket.
+    :raises ValueError: when its answer can't be understood.
     """
     found: dict[str, dict[str, str]] = {unit: {} for unit in units}
     with _connected() as connection:
@@ -154,8 +154,8 @@ def show(units: Sequence[str]) -> dict[str, dict[str, str]]:
 def version() -> int:
     """Return systemd's version.
 
-    :raises OSError: when systemd can't be reached so.
-    :raises ValueError: when it says what can't be understood.
+    :raises OSError: when systemd can't be reached over its socket.
+    :raises ValueError: when its answer can't be understood.
     """
     with _connected() as connection:
         connection.sendall(call(1, *MANAGER, "Version"))
@@ -212,7 +212,7 @@ def _collect(
 
 
 def _messages(connection: socket.socket) -> Iterator[bytes]:
-    """Yield message by message."""
+    """Yield one received message after the other."""
     received = bytearray()
     while True:
         while len(received) < 16:

@@ -1,6 +1,6 @@
 """Processes that are followed by their pidfds until they end, and every child's status.
 
-A status is collected for strays too: the daemon is their reaper. Nothing is started or signalled here.
+Strays' statuses are collected, too, since the daemon is their reaper. Nothing is started or signalled here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ UNREAPED = 200  # looks, a hundredth of a second apart, at a process that has en
 
 
 class Children:
-    """Who is followed, and how those ended that nobody has asked for yet."""
+    """The processes that are followed, and the statuses of ended ones that nobody has asked for yet."""
 
     def __init__(self, loop: Loop) -> None:
         self.loop = loop
@@ -63,6 +63,6 @@ class Children:
         return pidfd
 
     def forget(self) -> None:
-        """Let go of the statuses that nobody will ask for."""
+        """Forget the statuses that nobody will ask for."""
         if self.statuses:
             self.statuses = {pid: status for pid, status in self.statuses.items() if pid in self._followed}

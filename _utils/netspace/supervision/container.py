@@ -1,10 +1,10 @@
-"""Forgetting a container that has ended, as ``crun delete --force`` does, but without a process for it.
+"""Deletion of a container that has ended, as ``crun delete --force`` does, but without a process for it.
 
-Starting crun costs four milliseconds of processor time; what it does for a container without
-processes is a few rmdir(2) and unlink(2). Only what is plain is done here: crun's own status names a process that
-is gone and the control group that is the service's, there are no hooks, and every hierarchy lets
-that group be removed, which it does only for an empty one. All else is left as it is, to crun.
-Killed between any two steps, this leaves what crun deletes as well. It kills nothing.
+Starting crun costs four milliseconds of processor time; its work on a container without processes is a
+few rmdir(2) and unlink(2). Only the plain case is done here: crun's own status names a process that has
+ended and the service's control group, there are no hooks, and every hierarchy lets that group be
+removed, which it does only for an empty one. Every other container is left to crun as it is.
+If this is killed between any two steps, crun can delete what is left. It kills nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _UNUSUAL = (b'"hooks"', b'"intelRdt"')
 
 
 def folder(argv: Sequence[str]) -> str | None:
-    """Where crun keeps the container that *argv* deletes; None where it is another command."""
+    """Return crun's folder of the container that *argv* deletes; None if *argv* is another command."""
     if len(argv) < 6 or os.path.basename(argv[-6]) != "crun" or argv[-5] != "--root":
         return None
     if tuple(argv[-3:-1]) != ("delete", "--force") or "/" in argv[-1] or argv[-1].startswith("."):
@@ -33,15 +33,15 @@ def folder(argv: Sequence[str]) -> str | None:
 
 
 def unknown(argv: Sequence[str]) -> bool:
-    """Whether *argv* deletes a container that crun doesn't know: there is nothing to do."""
+    """Return whether *argv* deletes a container that crun doesn't know, so that there is nothing to do."""
     path = folder(argv)
     return path is not None and not os.path.lexists(path)
 
 
 def forget(argv: Sequence[str], cgroup: str) -> bool:
-    """Do what *argv* would do for a container that has ended; return whether that could be done.
+    """Do the work of *argv* for a container that has ended; return whether that could be done.
 
-    Then nothing runs any more that the container had started: its control group was empty.
+    If so, no process that the container had started runs any more: its control group was empty.
 
     :param cgroup: the service's, from the hierarchy's root.
     """
@@ -98,7 +98,7 @@ def _read(path: str) -> bytes:
 
 
 def _hierarchies() -> Iterator[str]:
-    """Where control groups are mounted: version 2's one place, or a folder for each hierarchy of version 1."""
+    """Yield the folders where control groups are mounted: version 2's one, or one for each hierarchy of version 1."""
     if os.path.exists(f"{_CGROUPS}/cgroup.controllers"):
         yield _CGROUPS
         return

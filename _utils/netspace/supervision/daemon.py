@@ -2,14 +2,14 @@
 
 One poll loop watches every process by its pidfd; there is no thread, no process per
 service and no polling of processes. Programs started detached (``crun run --detach``)
-become this process's children, since it is a *child subreaper*, so their exit is known
+become this process's children, since it is a *child subreaper*, so their exit is known,
 too. It is needed for restarts only: killed, it leaves the services running, and the next
 one adopts them by their traces (see ``records``). A second process stands by to be the next
 (see ``standing``), unless an init of the operator's looks after this one.
 
-What makes that safe: the lock file is held by whoever supervises. A forked child shares
-the lock until it becomes its program, and writes its own trace before that. So whoever
-gets the lock sees a trace of every process there is.
+Adoption is safe because the supervising process holds the lock file. A forked child shares
+the lock until it becomes its program, and writes its own trace before that. So a process that
+gets the lock finds a trace of every process that exists.
 
 It listens on a socket that only root may use, ends when there is nothing left to watch,
 and never reads a network, a declaration or Salt.
@@ -79,7 +79,7 @@ class Daemon:
         return self.serving.renewing
 
     def run(self, ready: Callable[[], None], standing: Standing | None) -> None:
-        """Adopt what runs, call *ready* once requests are listened to, and work until there is nothing to do."""
+        """Adopt the running services; call *ready* once the socket listens; work until nothing is left to do."""
         process.prctl(process.PR_SET_CHILD_SUBREAPER)
         wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
@@ -131,19 +131,19 @@ class Daemon:
             self.loop.after(wait, lambda: None)
 
     def _woken(self, wake: int) -> None:
-        """A signal came. SIGTERM ends this process only: the services are adopted by the next."""
+        """Handle a signal. SIGTERM ends this process only: the next one adopts the services."""
         if signal.SIGTERM in os.read(wake, 4096):
             self._over = True
 
     def _leave_nothing(self) -> None:
-        """Remove what only this process needed: the folders of traces and pipes, cgroups of detached programs."""
+        """Remove the folders that only this process needed: of traces, of pipes, and of detached programs' cgroups."""
         for directory in (records.traces(self.layout), relay.folder(self.layout), *_cgroups(self.layout)):
             with contextlib.suppress(OSError):
                 os.rmdir(directory)
 
 
 def _cgroups(layout: Layout) -> list[Path]:
-    """Folders that detached programs' cgroups were made in, in any hierarchy."""
+    """Return the folders, in all hierarchies, in which cgroups of detached programs were made."""
     root = Path("/sys/fs/cgroup")
     return [root / layout.instance, *root.glob(f"*/{layout.instance}")]
 
@@ -152,10 +152,10 @@ def _cgroups(layout: Layout) -> list[Path]:
 def main(layout: Layout, version: str, foreground: bool = False, lock: int | None = None) -> int:
     """Supervise until there is nothing to do; by default in the background.
 
-    In the background it returns as soon as the daemon listens. Where one runs already it
+    In the background it returns as soon as the daemon listens. If another supervisor runs already, it
     returns at once.
 
-    :param foreground: stay, for an init that starts it again when it ends; where another supervises, wait for its end.
+    :param foreground: stay, for an init that starts it again when it ends; if another supervises, wait for its end.
     :param lock: a descriptor of the lock file, held: this process was a supervisor, or stood by, before.
     :return: an exit code.
     """
@@ -216,7 +216,7 @@ def _supervise(layout: Layout, version: str, foreground: bool, tell: int, held: 
 
 
 def _widen() -> None:
-    """Have descriptors enough for any number of services, whatever limit was inherited from who started us.
+    """Raise the limit of descriptors to enough for any number of services, whatever limit was inherited.
 
     A program gets the usual soft limit (see ``spawn``), and may raise it as under systemd.
     """
@@ -229,7 +229,7 @@ def _widen() -> None:
 
 
 def _detach(layout: Layout, keep: set[int]) -> None:
-    """Let go of all that was inherited: descriptors, terminal. Errors go to a log of our own."""
+    """Close inherited descriptors and leave the terminal. Errors go to a log of our own."""
     log = logs.open_log(layout.logs / "supervisor.log")
     null = os.open("/dev/null", os.O_RDWR)
     for number, target in ((0, null), (1, log), (2, log)):
@@ -241,7 +241,7 @@ def _detach(layout: Layout, keep: set[int]) -> None:
 
 
 def answers(layout: Layout) -> bool:
-    """Whether somebody listens on the socket."""
+    """Return whether a daemon listens on the socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
             probe.connect(str(socket_path(layout)))

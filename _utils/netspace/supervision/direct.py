@@ -1,6 +1,6 @@
 """The client's side of our own supervisor, for hosts where systemd is not PID 1.
 
-Definitions and what shall run are files (see ``records``), and reading a status is
+Definitions and the desired services are files (see ``records``), and reading a status is
 reading files. Only a change of what runs needs the daemon, which is started on demand
 from the library's copy and ends when there is nothing left to watch.
 """
@@ -38,7 +38,7 @@ STATES: dict[str, Literal["running", "starting", "stopped", "failed"]] = {
 
 
 class Direct:
-    """Implements :class:`~netspace.supervision.Supervisor` over the daemon of ``daemon.py``."""
+    """The :class:`~netspace.supervision.Supervisor` that works through the daemon of ``daemon.py``."""
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
@@ -55,7 +55,10 @@ class Direct:
         return {name: replace(status, state="stopped") if name in stopped else status for name, status in found.items()}
 
     def _status(self, name: str, trace: Trace | None, watched: bool) -> Status:
-        """What *trace* says; where nobody watches, what has become of it since."""
+        """Return the status by *trace*, with the kernel's count of kills.
+
+        If no daemon watches, the process is checked, too.
+        """
         status = _status(trace, watched)
         if trace is None or status.state != "running":
             return status
@@ -146,7 +149,7 @@ class Direct:
 
     # -- the daemon -----------------------------------------------------------------
     def _ask(self, do: str, names: Iterable[str]) -> dict[str, str]:
-        """Have the daemon do it, starting one if there is none; what is asked may be asked twice."""
+        """Send the request to the daemon, starting one if there is none; a request may be sent twice."""
         asked = tuple(names)
         reason = ""
         for _ in range(ATTEMPTS):
@@ -167,7 +170,7 @@ class Direct:
         raise SupervisorError(f"the supervisor of {self.layout.instance} does not answer ({reason}); see {log}")
 
     def _renew(self, version: str) -> None:
-        """Have a daemon of another version of the library load the present one."""
+        """Make a daemon of another version of the library load the present one."""
         if self._exchange(messages.render(messages.Request("hello"))).version == version:
             return
         with contextlib.suppress(OSError, ValueError):
@@ -215,7 +218,7 @@ class Direct:
 
 
 def _status(trace: Trace | None, watched: bool) -> Status:
-    """Return what *trace* says; where nobody watches, what has become of it since."""
+    """Return the status by *trace*; if no daemon watches, check whether the process still runs."""
     if trace is None:
         return Status("stopped")
     state = STATES.get(trace.state, "failed")

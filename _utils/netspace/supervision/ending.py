@@ -1,6 +1,6 @@
-"""How services end: asked to, forced to, cleaned up after, and whether they are started again.
+"""The end of services: asked for, forced, cleaned up after, and followed by a restart or not.
 
-What a program leaves behind is found by its session and mark (see ``process``) and killed;
+Processes that a program leaves behind are found by its session and mark (see ``process``) and killed;
 a container runtime's left-overs are removed by its own cleanup command.
 """
 
@@ -23,9 +23,9 @@ HELPER_TIMEOUT = 30.0  # seconds for a cleanup or reload command
 
 
 class Ending:
-    """Brings services to ``idle``, or to ``backoff`` and then back to their start.
+    """The part of the daemon that brings services to ``idle``, or to ``backoff`` and then back to their start.
 
-    :param again: has a unit be started again.
+    :param again: starts a unit again.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Ending:
             # launching, stopping, ending: seen to when that is done
 
     def halt(self, unit: Unit) -> None:
-        """Ask a running service to end, and see to it that it does."""
+        """Ask a running service to end, and kill it if it doesn't end in time."""
         assert unit.service is not None
         self.units.note(unit, "stopping", "stopping")
         unit.kill(signal.SIGTERM)
@@ -76,7 +76,7 @@ class Ending:
         unit.kill(signal.SIGKILL)
 
     def ended(self, unit: Unit) -> None:
-        """The main process of one that ran is gone."""
+        """Handle the end of a running service's main process."""
         assert unit.service is not None
         self.shortage.end(unit)
         self.units.say(f"{unit.name}: ended, {unit.exit}")
@@ -85,14 +85,14 @@ class Ending:
         self.end(unit)
 
     def _forgotten(self, unit: Unit) -> bool:
-        """Have the runtime's container be forgotten without its help; then nothing of it is left either."""
+        """Delete the runtime's container without the runtime; return whether that was done: then nothing is left."""
         assert unit.service is not None
         cgroup = payload_cgroup(self.units.layout, unit.name)
         cleanup = unit.service.cleanup if unit.service.pid_file is not None else ()
         return bool(cleanup) and all(container.forget(argv, cgroup) for argv in cleanup)
 
     def end(self, unit: Unit) -> None:
-        """Remove what is left of a service whose main process is gone, then decide what comes."""
+        """Remove the remains of a service whose main process has ended, then decide on its restart."""
         unit.pid = unit.ticks = 0
         unit.phase = "ending"
         self.units.active.add(unit.name)
@@ -102,9 +102,9 @@ class Ending:
             self._clean(unit)
 
     def sweep(self) -> None:
-        """Kill what ended services left behind: one pass over all processes for all of them.
+        """Kill the processes that ended services left behind: one pass over all processes for all services.
 
-        SIGKILL takes a moment, so a service goes on only when a pass finds nothing of it.
+        SIGKILL takes a moment, so a service goes on only when a pass finds no process of it.
         """
         marks = {f"{self.units.layout.instance}/{name}": name for name in self.sweeping}
         sessions = [self.units.by_name[name].session for name in self.sweeping]
@@ -159,7 +159,7 @@ class Ending:
         pidfd = self.children.follow(pid, ended)
 
     def _decide(self, unit: Unit) -> None:
-        """All of a service is gone: start it again, later, or not at all."""
+        """Restart a service of which nothing is left, at once or later, or bring it to rest."""
         assert unit.service is not None
         if unit.service.pid_file is not None:
             unit.service.pid_file.unlink(missing_ok=True)

@@ -1,10 +1,9 @@
-"""Output of services where there is no journal: one file each, bounded in size and number.
+"""Output of services on hosts without a journal: one file each, bounded in size and number.
 
 netspace's own programs write to the file themselves (opened for appending), so their output needs
 no process of netspace's and outlives the daemon. The output of other programs comes through ``relay``.
 A file that has grown too large is *copied and truncated*, since a program can't be made to reopen it. Output between
-the copy and the truncation, microseconds, is lost; of a file larger than the limit only the
-last part is kept.
+the copy and the truncation (microseconds) is lost. Of a file larger than the limit only the last part is kept.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ def append(path: Path, data: bytes) -> None:
 
 
 def size(path: Path) -> int:
-    """Return the size in bytes, 0 where there is no file."""
+    """Return the size in bytes; 0 if there is no file."""
     try:
         return os.stat(path).st_size
     except OSError:
@@ -81,7 +80,7 @@ def rotate(path: Path, limit: int = SIZE, old: int = OLD) -> bool:
 
 
 def remove(path: Path, old: int = OLD) -> None:
-    """Remove *path* and what was rotated from it."""
+    """Remove *path* and the files that were rotated from it."""
     for name in (str(path), *(f"{path}.{number}" for number in range(1, old + 1))):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)

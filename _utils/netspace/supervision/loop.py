@@ -1,6 +1,6 @@
-"""What a single-threaded process waits for: descriptors that become readable, and times that come.
+"""The loop of a single-threaded process: it waits for readable descriptors and for times.
 
-No thread, and no polling of anything. Nothing is known here of services or processes.
+No thread, and no polling of anything. It knows nothing of services or processes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 
 class Timer:
-    """Something to do at a time, unless cancelled."""
+    """An action to call at a time, unless it is cancelled."""
 
     def __init__(self, action: Callable[[], None]) -> None:
         self.action: Callable[[], None] | None = action
@@ -23,7 +23,7 @@ class Timer:
 
 
 class Loop:
-    """Calls who watches a descriptor or waits for a time; one at a time."""
+    """Calls the handlers of ready descriptors, and the actions of timers; one at a time."""
 
     def __init__(self) -> None:
         self._timers: list[tuple[float, int, Timer]] = []
@@ -45,7 +45,7 @@ class Loop:
         return timer
 
     def due(self) -> None:
-        """Do what it is time for."""
+        """Call the actions whose time has come."""
         now = time.monotonic()
         while self._timers and self._timers[0][0] <= now:
             action = heapq.heappop(self._timers)[2].action
@@ -53,7 +53,7 @@ class Loop:
                 action()
 
     def wait(self) -> None:
-        """Wait for something to happen, or for the next time that comes; call who watches it."""
+        """Wait for a ready descriptor or the next timer; call the handlers of ready descriptors."""
         timeout = None
         if self._timers:
             timeout = max(0, self._timers[0][0] - time.monotonic()) * 1000 + 1

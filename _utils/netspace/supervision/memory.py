@@ -1,7 +1,7 @@
-"""What the kernel killed in control groups for want of memory: counted, and told of at once. Kills nothing.
+"""The kernel's kills in control groups for want of memory: counted, and reported at once. Kills nothing.
 
-cgroup version 2 counts in ``memory.events`` and tells by inotify(7); version 1 counts in
-``memory.oom_control`` and tells by eventfd(2), through ``cgroup.event_control``.
+cgroup version 2 counts in ``memory.events`` and reports by inotify(7); version 1 counts in
+``memory.oom_control`` and reports by eventfd(2), through ``cgroup.event_control``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _EVENT = struct.Struct("iIII")
 
 
 def kills(cgroup: str, root: str = ROOT) -> int:
-    """How many processes of *cgroup* were killed since it was made; 0 where it isn't there.
+    """Return how many processes of *cgroup* were killed since it was made; 0 if it doesn't exist.
 
     :param root: where the cgroup file systems are mounted; only tests set it.
     """
@@ -32,7 +32,7 @@ def kills(cgroup: str, root: str = ROOT) -> int:
 
 
 class Notices:
-    """One descriptor, readable when something may have been killed in one of the groups that are watched."""
+    """A descriptor that is readable when a process may have been killed in a watched control group."""
 
     def __init__(self, root: str = ROOT) -> None:
         self._root = root
@@ -51,7 +51,10 @@ class Notices:
         return result
 
     def watch(self, name: str, cgroup: str) -> None:
-        """Be told of *cgroup* from now on, as long as it is there; where that can't be, it is only counted."""
+        """Report kills in *cgroup* from now on, as long as it exists.
+
+        Kills that the kernel can't report are only counted.
+        """
         with contextlib.suppress(OSError):
             if self._unified:
                 path = f"{self._root}{cgroup}/memory.events".encode()
@@ -69,7 +72,7 @@ class Notices:
                 os.close(count)
 
     def heard(self) -> set[str] | None:
-        """Whose groups the kernel has told of since the last time; None: it may be any."""
+        """Return the names whose groups the kernel has reported since the last call; None: it may be any."""
         if not self._unified:
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self.fd)

@@ -1,9 +1,9 @@
-"""What client and daemon say to each other: one JSON object each way per connection.
+"""The messages between client and daemon: one JSON object each way per connection.
 
 A request is ``{"do": "start", "names": ["web"], "version": "..."}``; the answer ``{"version": "...",
-"errors": {"web": "..."}}``. A daemon of another version than is asked for does nothing and tells
-its own; without one it does whatever is asked, as older ones do. Both are parsed strictly and bounded
-in size, for both sides run as root. Nothing here does input or output.
+"errors": {"web": "..."}}``. A daemon of another version than the request's does nothing and answers with
+its own version. A request without a version is done by any daemon, as older daemons do all requests. Both
+messages are parsed strictly and bounded in size, for both sides run as root. Nothing here does input or output.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ VERBS = frozenset({"start", "stop", "reload", "remove", "resume", "renew", "hell
 
 
 class Request(NamedTuple):
-    """``hello``, ``resume`` (start what shall run) and ``renew`` (load the library anew) take no names.
+    """A request.
 
-    ``version``: the library's that has to do it; empty: whichever.
+    ``hello``, ``resume`` (start the desired services) and ``renew`` (load the library anew) take no names.
+
+    ``version``: of the library that has to do it; empty: any.
     """
 
     do: str
@@ -30,7 +32,7 @@ class Request(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """``version`` is the library's that the daemon runs; ``errors`` by service."""
+    """An answer: ``version`` is of the library that the daemon runs; ``errors`` are by service."""
 
     version: str
     errors: dict[str, str]
@@ -51,7 +53,7 @@ def _object(raw: bytes, keys: set[str], optional: frozenset[str] = frozenset()) 
 def parse_request(raw: bytes) -> Request:
     """Return the request in *raw*.
 
-    :raises ValueError: when it is none.
+    :raises ValueError: when it is no request.
     """
     value = _object(raw, {"do", "names"}, frozenset({"version"}))
     do, names, version = value["do"], value["names"], value.get("version", "")
@@ -71,7 +73,7 @@ def parse_request(raw: bytes) -> Request:
 def parse_answer(raw: bytes) -> Answer:
     """Return the answer in *raw*.
 
-    :raises ValueError: when it is none.
+    :raises ValueError: when it is no answer.
     """
     value = _object(raw, {"version", "errors"})
     version, errors = value["version"], value["errors"]

@@ -1,6 +1,6 @@
-"""Where the supervisor of a host without systemd is found, and whether it is there.
+"""Paths of the supervisor of a host without systemd, and a check whether it runs.
 
-Apart from the supervisor itself: most runs only ask, and need nothing of what it is made of.
+They are apart from the supervisor itself: most runs only ask, and need none of its modules.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def lock_path(layout: Layout) -> Path:
 
 
 def running(layout: Layout) -> bool:
-    """Whether a daemon holds the lock; forks nothing and starts nothing."""
+    """Return whether a daemon holds the lock; forks nothing and starts nothing."""
     try:
         fd = os.open(lock_path(layout), os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:

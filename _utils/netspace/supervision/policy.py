@@ -1,4 +1,4 @@
-"""When a program that ended is started again, and after how long. Pure."""
+"""The policy of restarts: whether a program that ended is started again, and after which delay. Pure."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ FLAPPING = 300.0
 
 
 def flapping(state: str, restarts: int, since: float, now: float) -> bool:
-    """Whether a service is started again and again.
+    """Return whether a service is started again and again.
 
-    :param since: of its last change of state.
+    :param since: time of its last change of state, in seconds since the epoch, as *now*.
     """
     return state in ("running", "starting") and restarts >= FLAPS and now - since < FLAPPING
 
@@ -30,12 +30,12 @@ def delay(failures: int) -> float:
 
 
 def again(restart: str, end: str) -> bool:
-    """Whether a service with policy *restart* that ended as *end* says is to be started again."""
+    """Return whether a service with policy *restart* that ended with *end* is to be started again."""
     return restart == "always" or (restart == "on-failure" and end != "exit 0")
 
 
 def end_of(status: int | None) -> str:
-    """Return wait(2)'s *status* in :class:`~netspace.supervision.Status`'s words; None is unknown."""
+    """Return wait(2)'s *status* in the words of :class:`~netspace.supervision.Status`; None is unknown."""
     if status is None:
         return "unknown"
     code = os.waitstatus_to_exitcode(status)

@@ -1,4 +1,4 @@
-"""Processes as the kernel shows them: who they are, for certain, and which belong to a service.
+"""Processes as the kernel shows them: their certain identity, and the service that they belong to.
 
 Reads ``/proc`` (proc(5)) and makes the few system calls that Python has no name for.
 It starts nothing.
@@ -23,7 +23,7 @@ PF_EXITING = 0x4  # of /proc/PID/stat's flags
 
 
 class Stat(NamedTuple):
-    """Of ``/proc/PID/stat``: ``state`` is a letter (``Z``: zombie), ``ticks`` the start since boot."""
+    """A part of ``/proc/PID/stat``: ``state`` is a letter (``Z``: zombie), ``ticks`` the start since boot."""
 
     state: str
     ppid: int
@@ -35,7 +35,7 @@ _GONE = Stat("X", 0, 0, 0)
 
 
 def stat(pid: int) -> Stat | None:
-    """Return what the kernel says of *pid*; None when there is no such process."""
+    """Return the kernel's data on *pid*; None if there is no such process."""
     try:
         fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -48,13 +48,13 @@ def stat(pid: int) -> Stat | None:
 
 
 def alive(pid: int, ticks: int) -> bool:
-    """Whether the process *pid* that started at *ticks* still runs (a zombie doesn't)."""
+    """Return whether the process *pid* that started at *ticks* still runs (a zombie doesn't)."""
     there = stat(pid) if pid > 0 else None
     return there is not None and there.ticks == ticks and there.state not in "ZX"
 
 
 def dying(pid: int) -> bool:
-    """Whether *pid* has ended or is about to: by its own will, or since it was sent SIGKILL."""
+    """Return whether *pid* has ended or is about to end: by itself, or since it was sent SIGKILL."""
     try:
         with open(f"/proc/{pid}/stat") as stream:
             flags = int(stream.read().rpartition(")")[2].split()[6])
@@ -66,7 +66,7 @@ def dying(pid: int) -> bool:
 
 
 def contained(pid: int) -> bool:
-    """Whether *pid* is in another PID namespace than we: then all it has started ends with it."""
+    """Return whether *pid* is in another PID namespace than we: then all processes that it started end with it."""
     try:
         return os.readlink(f"/proc/{pid}/ns/pid") != os.readlink("/proc/self/ns/pid")
     except OSError:
@@ -74,7 +74,7 @@ def contained(pid: int) -> bool:
 
 
 def within(pid: int, cgroup: str) -> bool:
-    """Whether *pid* is in *cgroup* or below it, in any hierarchy (cgroups(7), /proc/PID/cgroup)."""
+    """Return whether *pid* is in *cgroup* or below it, in any hierarchy (cgroups(7), /proc/PID/cgroup)."""
     try:
         with open(f"/proc/{pid}/cgroup") as stream:
             paths = [line.rstrip("\n").split(":", 2)[2] for line in stream]
@@ -86,10 +86,10 @@ def within(pid: int, cgroup: str) -> bool:
 def left_over(marks: Iterable[str], sessions: Iterable[int]) -> dict[int, int]:
     """Return ``{pid: ticks}`` of all processes that bear one of *marks* or are in one of *sessions*.
 
-    One pass over ``/proc``, whatever is sought. Zombies and ourselves don't count.
+    It is one pass over ``/proc``, whatever is sought. Zombies and ourselves don't count.
 
-    :param sessions: whose leaders have ended. Where such a number is a process's again, that is
-        somebody else's, and so are the processes of its session.
+    :param sessions: sessions whose leaders have ended. If a process has such a number again, it and its session
+        are somebody else's, and don't count.
     """
     wanted = {f"{MARK}={mark}".encode() for mark in marks}
     ids = {session for session in sessions if session > 0 and (stat(session) or _GONE).state in "ZX"}
@@ -114,9 +114,10 @@ def _environment(pid: str) -> list[bytes]:
 
 
 def weigh(score: int) -> None:
-    """Set this process' weight in the kernel's choice of whom to kill for want of memory (-1000 to 1000).
+    """Set this process's weight in the kernel's choice of the process to kill for want of memory (-1000 to 1000).
 
-    It is handed on to all that is started. Where one below 0 isn't permitted (in a container, mostly), it is 0.
+    Processes that it starts inherit the weight. Where a weight below 0 isn't permitted (mostly in a container),
+    it is 0.
     """
     for wanted in (score, 0):
         with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as stream:

@@ -1,16 +1,16 @@
-"""What is known of services on disk: their definitions, which shall run, and what became of them.
+"""Records of services on disk: their definitions, the desired services, and their traces.
 
 Three places, all root's, 0600:
 
 ``<state>/services/<name>.json``
     the definition. Written by whoever defines it, read by the daemon at each start.
 ``<state>/services/.desired.json``
-    ``{"running": [names]}``: what shall run, also after a reboot. One file, so that
+    ``{"running": [names]}``: the services that shall run, also after a reboot. One file, so that
     starting a thousand is one write.
 ``<run>/services/<name>.json``
     a trace: process, state and the definition it was started with. Written by the daemon
     (by the child itself before it becomes the program, so that no process is ever unrecorded)
-    and read by a later daemon to adopt what runs. Gone after a reboot, like the processes.
+    and read by a later daemon to adopt the running services. Gone after a reboot, like the processes.
 
 Everything read is checked strictly. Nothing here starts, stops or signals a process.
 """
@@ -167,7 +167,7 @@ class _Check:
 
 
 def validate(services: Iterable[Service]) -> dict[str, dict[str, Any]]:
-    """Return each service's record by name, having checked all of them.
+    """Check all services; return their records by name.
 
     :raises StateError: when one can't be run, or two have one name.
     """
@@ -182,7 +182,7 @@ def validate(services: Iterable[Service]) -> dict[str, dict[str, Any]]:
 
 
 def folder(layout: Layout) -> Path:
-    """Where the definitions are."""
+    """Return the folder of the definitions."""
     return layout.records("services")
 
 
@@ -192,7 +192,7 @@ def defined(layout: Layout) -> list[str]:
 
 
 def read(layout: Layout, name: str) -> Service | None:
-    """Return the definition of *name*, None where there is none."""
+    """Return the definition of *name*; None if there is none."""
     record = files.read_json(folder(layout) / f"{name}.json")
     if record is None:
         return None
@@ -203,9 +203,9 @@ def read(layout: Layout, name: str) -> Service | None:
 
 
 def in_order(names: Iterable[str], after: Mapping[str, Iterable[str]]) -> list[str]:
-    """Return *names* and all they come after, each behind what it comes after.
+    """Return *names* and all services that they come after, each behind those that it comes after.
 
-    A service that is not in *after* is left out. Where they wait for each other in a
+    A service that is not in *after* is left out. If services wait for each other in a
     circle, the circle is cut at the service reached first: starting late beats never.
     """
     order: list[str] = []
@@ -250,15 +250,15 @@ def desire(layout: Layout, add: Iterable[str] = (), drop: Iterable[str] = ()) ->
 # -- traces ------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Trace:
-    """What is recorded of a service that was started since the host booted.
+    """The trace of a service that was started since the host booted.
 
     :param state: as in :class:`~netspace.supervision.Status`, and ``launching`` (a
         detached start is under way; ``pid`` is the launcher's) and ``stopping``.
-    :param ticks: when the process *pid* started, in clock ticks since boot (proc(5)): with
-        it, a PID means one process for ever.
+    :param ticks: start of the process *pid*, in clock ticks since boot (proc(5)): with it, a PID always means the
+        same process.
     :param service: the definition it was started with.
-    :param oom_kills: how many of its processes were killed for want of memory since it was asked to start.
-    :param oom_seen: what its control group had counted when that was last looked at.
+    :param oom_kills: number of its processes that were killed for want of memory since it was asked to start.
+    :param oom_seen: its control group's count when that was last read.
     """
 
     state: str
@@ -297,7 +297,7 @@ def traced(layout: Layout) -> list[str]:
 
 
 def read_trace(layout: Layout, name: str) -> Trace | None:
-    """Return the trace of *name*; None where there is none or it makes no sense."""
+    """Return the trace of *name*; None if there is none or it makes no sense."""
     try:
         with open(f"{traces(layout)}/{name}.json", "rb") as stream:
             record = json.loads(stream.read(files.MAX_RECORD))
@@ -314,7 +314,7 @@ def read_trace(layout: Layout, name: str) -> Trace | None:
 
 
 def write_trace(layout: Layout, name: str, trace: Trace) -> None:
-    """Replace the trace of *name* atomically. ``/run`` is memory: nothing to sync."""
+    """Replace the trace of *name* atomically. ``/run`` is memory, so nothing is synced."""
     path = f"{traces(layout)}/{name}.json"
     aside = f"{traces(layout)}/.{name}.{os.getpid()}"
     record = {item.name: getattr(trace, item.name) for item in fields(trace)}

@@ -33,7 +33,7 @@ def folder(layout: Layout) -> Path:
 
 
 def pipe(layout: Layout, name: str) -> Path:
-    """The named pipe that a detached program writes to."""
+    """Return the path of the named pipe that a detached program writes to."""
     return folder(layout) / name
 
 
@@ -113,7 +113,7 @@ class Relay:
         self.loop.after(PAUSE, again)
 
     def _take(self, unit: Unit) -> int | None:
-        """Write a chunk to the log; return its size: 0 where no writer is left, None where the pipe is empty."""
+        """Write a chunk to the log; return its size, 0 if no writer is left, None if the pipe is empty."""
         descriptor = self._pipes.get(unit.name)
         if descriptor is None:
             return None

@@ -1,4 +1,4 @@
-"""When logs are rotated: the sooner, the faster a file grows. What rotating is, is in ``logs``."""
+"""The times at which logs are rotated: the sooner, the faster a file grows. ``logs`` rotates."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FASTEST = 0.5
 
 
 class Rotation:
-    """Looks at the logs of all services that do something, and at the daemon's own."""
+    """Rotation of the logs of all services that aren't idle, and of the daemon's own."""
 
     def __init__(self, units: Units, loop: Loop) -> None:
         self.units = units
@@ -24,7 +24,7 @@ class Rotation:
         self._timer = Timer(lambda: None)
 
     def look(self) -> None:
-        """Rotate what is too large; look again the sooner, the faster a file grows or the newer a program is."""
+        """Rotate logs that are too large; look again the sooner, the faster a file grows or the newer a program is."""
         now = time.monotonic()
         wait = min(2 * self._wait, SLOWEST)
         working = [self.units.by_name[name] for name in self.units.active]
@@ -50,6 +50,6 @@ class Rotation:
             self._timer = self.loop.after(self._wait, self.look)
 
     def remove(self, path: Path) -> None:
-        """Remove a log, and what was rotated from it."""
+        """Remove a log, and the files that were rotated from it."""
         self._growth.pop(path, None)
         logs.remove(path)

@@ -1,6 +1,6 @@
-"""What is asked of the daemon over its socket, by root alone, and the answers.
+"""The daemon's requests over its socket, by root alone, and their answers.
 
-A request is answered when all it asked for is done. What the messages look like is in ``messages``.
+A request is answered when all that it asked for is done. ``messages`` has the messages.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CONNECTIONS = 32
 
 
 class Client:
-    """One connection: reads a request, is answered when all it asked for is done."""
+    """A connection: it reads a request, which is answered when all that it asked for is done."""
 
     def __init__(self, connection: socket.socket, changed: Callable[[Client], None]) -> None:
         self._changed = changed
@@ -38,7 +38,7 @@ class Client:
         self.answer = b""
 
     def done(self, name: str, error: str) -> None:
-        """What was asked for *name* is done, or can't be."""
+        """Note that the request for *name* is done, or failed with *error*."""
         self.pending.discard(name)
         if error:
             self.errors[name] = error
@@ -51,7 +51,7 @@ class Client:
 
 
 class Serving:
-    """The socket, and who is connected to it.
+    """The socket and its clients.
 
     :param version: of the library that runs.
     """
@@ -69,7 +69,7 @@ class Serving:
         self.renewing = False  # asked to load the library anew
 
     def listen(self, path: str) -> socket.socket:
-        """Have a socket that only root may use."""
+        """Listen on a socket that only root may use; return the socket."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)

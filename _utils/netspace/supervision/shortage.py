@@ -1,8 +1,8 @@
-"""How many of a service's processes the kernel killed for want of memory, and whether its main process is one of them.
+"""The count of a service's processes that the kernel killed for want of memory, its main process among them or not.
 
 A program may live on when one of its children is killed, and be killed by somebody else, much
-later: so each kill is taken note of when it happens. Only one that comes with the end of the
-main process is that one's end. Services have control groups of their own only where they are
+later: so each kill is noted when it happens. Only a kill that comes with the end of the
+main process counts as the cause of that end. Services have control groups of their own only if they are
 started detached. Nothing is started or ended here.
 """
 
@@ -18,7 +18,7 @@ SOON, LATER = 0.1, 1.0
 
 
 class Shortage:
-    """Keeps ``Unit.oom_kills``: since the service was asked to start; and ``oom_seen``, what the kernel counts."""
+    """Keeps ``Unit.oom_kills``, counted since the service was asked to start, and ``oom_seen``, the kernel's count."""
 
     def __init__(self, units: Units, loop: Loop) -> None:
         self.units = units
@@ -29,18 +29,21 @@ class Shortage:
         loop.watch(self.notices.fd, lambda _: self._told())
 
     def begin(self, unit: Unit) -> None:
-        """Before it is launched: what its group has counted by now, if it is there already, is none of its kills."""
+        """Read the kernel's count before the launch: kills that an existing group counted before aren't the unit's."""
         if self._detached(unit):
             unit.oom_seen = memory.kills(payload_cgroup(self.units.layout, unit.name))
 
     def follow(self, unit: Unit) -> None:
-        """It runs: take note of kills from now on."""
+        """Note kills of the running unit from now on."""
         if self._detached(unit):
             self.notices.watch(unit.name, payload_cgroup(self.units.layout, unit.name))
             self._look(unit)
 
     def end(self, unit: Unit) -> None:
-        """Its main process has ended, and its group is still there."""
+        """Count the kills once the main process has ended, while its group exists.
+
+        A kill of its own is noted as ``oom``.
+        """
         if not self._detached(unit):
             return
         if self._count(unit) and unit.exit in ("signal 9", "unknown"):
@@ -69,7 +72,7 @@ class Shortage:
             self._whose = set()
 
     def _look(self, unit: Unit) -> None:
-        """Take note of what was killed, unless its main process is about to end: maybe it was that one."""
+        """Note kills, unless the main process is about to end: a kill may have been its own, which ``end`` judges."""
         if unit.phase != "running" or not self._detached(unit) or process.dying(unit.pid):
             return
         if killed := self._count(unit):
@@ -77,7 +80,7 @@ class Shortage:
             self.units.record(unit, "running")
 
     def _count(self, unit: Unit) -> int:
-        """Count what was killed since the last time; return how many that were."""
+        """Count the kills since the last count; return their number."""
         now = memory.kills(payload_cgroup(self.units.layout, unit.name))
         fresh = max(0, now - unit.oom_seen)
         unit.oom_kills += fresh
@@ -86,5 +89,5 @@ class Shortage:
 
 
 def since(trace: records.Trace, cgroup: str) -> int:
-    """How many were killed of a service that runs, by what was recorded and by the kernel's count now."""
+    """Return the kills of a running service: the recorded ones, and those that the kernel has counted since."""
     return trace.oom_kills + max(0, memory.kills(cgroup) - trace.oom_seen)

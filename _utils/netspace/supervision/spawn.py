@@ -1,6 +1,6 @@
-"""How the daemon's child becomes a program: identity, output, environment, and its own trace first.
+"""The way of the daemon's child to its program: its own trace first, then output, identity and environment.
 
-A child never returns to the daemon's code: it becomes the program or tells why not.
+A child never returns to the daemon's code: it becomes the program or reports the error.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DESCRIPTORS = 1024  # a program's soft limit, as under systemd; it may raise it
 def fork(layout: Layout, name: str, service: Service, argv: tuple[str, ...], trace: Trace | None) -> tuple[int, int]:
     """Fork a child that becomes *argv*; return its PID and a descriptor.
 
-    From the descriptor comes an error text, or nothing once it has become its program.
+    The descriptor yields an error text, or ends empty once the child has become its program.
 
     :param trace: written by the child with its own PID before anything else; None for a
         helper (cleanup, reload), which runs as root whatever the service's user.
@@ -45,7 +45,7 @@ def fork(layout: Layout, name: str, service: Service, argv: tuple[str, ...], tra
 def _become(
     layout: Layout, name: str, service: Service, argv: tuple[str, ...], trace: Trace | None, report: int
 ) -> NoReturn:
-    """In the child: become *argv*, or tell *report* why not and exit. Never returns."""
+    """Become *argv* in the child, or write the error to *report* and exit. Never returns."""
     step = ""
     try:
         signal.set_wakeup_fd(-1)

@@ -1,10 +1,10 @@
 """The process that stands by to be the next supervisor, should this one be killed.
 
-A fork of the supervisor that does nothing: it sleeps in the kernel until it gets the lock that
-whoever supervises holds, which is when the supervisor has ended in whatever way. Then it
-becomes the supervisor, which has another stand by. Killed itself, it is replaced. It costs what
-its own pages do (most are shared with the supervisor), and no processor time. It starts,
-signals and watches nothing.
+It is a fork of the supervisor that sleeps in the kernel until it gets the lock that the supervisor
+holds, which is when the supervisor has ended in whatever way. Then it becomes the supervisor, and
+has another process stand by. If it is killed itself, the supervisor replaces it. It costs its own
+pages (most are shared with the supervisor), and no processor time. It starts, signals and watches
+nothing.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ PAUSE = 1.0
 
 
 class Standing:
-    """Who stands by for one supervisor."""
+    """The stand-by process of one supervisor."""
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
         self._pid = 0
 
     def begin(self, loop: Loop, children: Children) -> None:
-        """Have somebody stand by from now on."""
+        """Keep a stand-by process from now on."""
 
         def again() -> None:
             try:
@@ -51,7 +51,7 @@ class Standing:
         again()
 
     def end(self) -> None:
-        """Have nobody stand by any more: before the lock is let go."""
+        """End the stand-by process, before the lock is released."""
         if self._pid:
             with contextlib.suppress(ProcessLookupError, ChildProcessError):
                 os.kill(self._pid, signal.SIGKILL)
@@ -86,7 +86,7 @@ def _stand_by(layout: Layout) -> NoReturn:
 def become_anew(lock: int) -> NoReturn:
     """Become a supervisor of the library's present version, in this process: its children stay its children.
 
-    :param lock: the descriptor by which the lock is held, and goes on to be.
+    :param lock: the descriptor that holds the lock, and keeps holding it.
     """
     os.set_inheritable(lock, True)
     arguments = sys.orig_argv[1:]

@@ -1,7 +1,7 @@
-"""How services come to run: what they come after first, then launched, so many at a time.
+"""The start of services: first those that they come after, then they are launched, a bounded number at a time.
 
-A program started detached is followed by its launcher, until that leaves the PID of the
-program itself. How one ends, and what follows from that, is in ``ending``.
+A detached start is followed by its launcher, until that leaves the PID of the program itself.
+``ending`` handles the end of services.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LAUNCHES = 4 * (os.cpu_count() or 2)
 
 
 class Starting:
-    """Brings services from ``idle`` or ``backoff`` to ``running``."""
+    """The part of the daemon that brings services from ``idle`` or ``backoff`` to ``running``."""
 
     def __init__(
         self, units: Units, loop: Loop, children: Children, ending: Ending, shortage: Shortage, rotation: Rotation
@@ -46,11 +46,11 @@ class Starting:
         self._queue: deque[Unit] = deque()
 
     def ready(self, unit: Unit) -> None:
-        """Have *unit* be launched when its turn comes."""
+        """Queue *unit* for its launch."""
         self._queue.append(unit)
 
     def start(self, names: Iterable[str], asker: Waiter | None = None) -> None:
-        """Start *names*, and what they come after first; *asker* is answered for its names."""
+        """Start *names*, and first the services that they come after; *asker* is answered for *names*."""
         after: dict[str, tuple[str, ...]] = {}
         fetch = list(names)
         asked = set(fetch)
@@ -100,7 +100,7 @@ class Starting:
             self._queue.append(unit)
 
     def pump(self) -> None:
-        """Launch what waits only for its turn."""
+        """Launch units that wait only for their turn."""
         while self._queue and len(self.launching) < LAUNCHES:
             unit = self._queue.popleft()
             if unit.phase == "waiting" and not unit.blocked_by:
@@ -152,7 +152,7 @@ class Starting:
         self.loop.watch(unit.report, lambda _: self._executed(unit))
 
     def _hold(self, unit: Unit) -> None:
-        """Look again soon; nobody waits for one that may have to wait for long."""
+        """Check again soon whether the unit's files exist; its waiters are answered now, since that may take long."""
         if not unit.held:
             unit.held = True
             unit.pid = unit.ticks = 0
@@ -167,7 +167,7 @@ class Starting:
         unit.timer = self.loop.after(HOLD, again)
 
     def _executed(self, unit: Unit) -> None:
-        """The child became its program, or says why it can't."""
+        """Read the child's report: it became its program, or failed with an error."""
         assert unit.service is not None
         error = os.read(unit.report, 4096).decode(errors="replace")
         self.loop.unwatch(unit.report)
@@ -179,7 +179,7 @@ class Starting:
             self.main_runs(unit)
 
     def launched(self, unit: Unit, status: int | None) -> None:
-        """The launcher of a detached program ended."""
+        """Handle the end of a detached program's launcher."""
         unit.cancel()
         unit.pidfd = -1
         if unit.report >= 0:
@@ -197,10 +197,10 @@ class Starting:
         self._failed_launch(unit)
 
     def main_of(self, unit: Unit, launcher_ticks: int) -> bool:
-        """Follow the process that the PID file names, if it is the one that was just launched.
+        """Follow the process that the PID file names, if it is the one that was just launched; return whether it is.
 
-        A PID alone may have been given to another process meanwhile: ours was born after
-        its launcher, and is in the service's cgroup, where nobody else is.
+        A PID alone may have been given to another process meanwhile. The unit's process started after
+        its launcher, and is in the service's cgroup, where no other process is.
         """
         assert unit.service is not None and unit.service.pid_file is not None
         try:
@@ -262,7 +262,7 @@ class Starting:
         unit.kill(signal.SIGKILL)
 
     def ended(self, unit: Unit, status: int | None) -> None:
-        """The main process is gone."""
+        """Handle the end of the main process."""
         unit.cancel()
         unit.pidfd = -1
         unit.exit = policy.end_of(status)
@@ -275,7 +275,7 @@ class Starting:
 
 
 def _ends_or_is_within(pid: int, pidfd: int, cgroup: str) -> bool:
-    """Whether a process is in the cgroup, or ends within a moment."""
+    """Return whether a process is in the cgroup, or ends within a moment."""
     end = select.poll()
     end.register(pidfd, select.POLLIN)
     return any(process.within(pid, cgroup) or end.poll(5) for _ in range(100))

@@ -1,8 +1,8 @@
 """Services as systemd units, one file each in ``/etc/systemd/system``.
 
-systemd keeps them running, also after a reboot; there is no process of ours. Each call
-is one ``systemctl``, whatever the number of services, and writes only what differs. A
-unit that does not start with our header is never touched, whatever its name.
+systemd keeps them running, also after a reboot; there is no process of ours. A call runs a few
+``systemctl``, whatever the number of services (``reload``: one for each), and writes only files that
+differ. A unit that does not begin with our header is never touched, whatever its name.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TIMEOUT = 3600.0 + 120.0
 
 
 class Systemd:
-    """Implements :class:`~netspace.supervision.Supervisor` by units."""
+    """The :class:`~netspace.supervision.Supervisor` that works by systemd units."""
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
@@ -41,7 +41,7 @@ class Systemd:
         return self.folder / self._unit(name)
 
     def _wish(self, name: str) -> Path:
-        """The symlink that has the unit started at boot, as ``systemctl enable`` makes it."""
+        """Return the path of the symlink that has the unit started at boot, as ``systemctl enable`` makes it."""
         return self.folder / "multi-user.target.wants" / self._unit(name)
 
     def _ours(self, name: str) -> bool:
@@ -65,33 +65,33 @@ class Systemd:
 
     @functools.cached_property
     def version(self) -> int:
-        """systemd's; the newest where it can't be asked."""
+        """The version of systemd; the newest that matters if systemd can't be asked."""
         try:
             return bus.version()
         except (OSError, ValueError):
             return unit.GROWING
 
     def _noted(self, name: str) -> str:
-        """How a detached one last ended, by what was noted then."""
+        """Return the last end of a detached service, by its note; empty if there is none."""
         try:
             return end(unit.ended(self.layout, name).read_text())
         except OSError:
             return ""
 
     def _kills(self, name: str) -> int:
-        """How often something of it was killed for want of memory."""
+        """Return the service's kills for want of memory: those noted at its ends, and the kernel's count now."""
         noted = 0
         with contextlib.suppress(OSError):
             noted = unit.kills(self.layout, name).stat().st_size
         return noted + memory.kills(payload_cgroup(self.layout, name))
 
     def _forget(self, name: str) -> None:
-        """Let go of what was noted of earlier ends."""
+        """Remove the notes of the service's earlier ends."""
         for path in (unit.ended(self.layout, name), unit.kills(self.layout, name)):
             path.unlink(missing_ok=True)
 
     def _waits(self, name: str) -> bool:
-        """Whether it may have to wait, for long, until it is started."""
+        """Return whether the unit may wait long until it is started."""
         try:
             return f"\n{unit.WAITS}\n" in self._file(name).read_text()
         except OSError:
@@ -228,7 +228,7 @@ class Systemd:
         return {name: f"{self._unit(name)} does not stop: {done.stderr.strip()}" for name in left}
 
     def _erase(self, names: Sequence[str]) -> None:
-        """Remove the units of stopped services and what systemd remembers of them."""
+        """Remove the units of stopped services, our notes of them and systemd's memory of them."""
         if names:
             for name in names:
                 files.remove(self._file(name))
@@ -277,7 +277,7 @@ class Systemd:
 
 
 def end(note: str) -> str:
-    """Return what a note of systemd's variables (systemd.exec(5), $SERVICE_RESULT) says, in ``Status``'s words."""
+    """Return the end noted by systemd's variables (systemd.exec(5), $SERVICE_RESULT), in ``Status``'s words."""
     result, code, value = [*note.split(), "", "", ""][:3]
     if result == "oom-kill":
         return "oom"
@@ -290,11 +290,11 @@ def end(note: str) -> str:
 
 
 def _status(shown: Mapping[str, str], wanted: bool, noted: str = "", kills: int = 0) -> Status:
-    """Return what systemd shows of a unit.
+    """Return a unit's status from the properties that systemd shows.
 
-    :param wanted: whether it shall run; one that is not wanted has not failed, it was stopped.
-    :param noted: how it last ended, where systemd has forgotten that.
-    :param kills: for want of memory.
+    :param wanted: whether it shall run; a unit that is not wanted has not failed, it was stopped.
+    :param noted: its last end, used if systemd has forgotten that.
+    :param kills: number of its kills for want of memory.
     """
     active = shown.get("ActiveState", "inactive")
     state: Literal["running", "starting", "stopped", "failed"]

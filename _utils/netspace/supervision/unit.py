@@ -1,8 +1,8 @@
 """A service as a systemd unit file (systemd.unit(5), systemd.service(5), systemd.exec(5)). Pure.
 
-A program that keeps to itself is confined by systemd; a container runtime
-(``delegate``, ``pid_file``) can't be, for it makes namespaces and mounts, and confines its
-payload itself: it gets a cgroup subtree that is bounded as a whole.
+systemd confines an ordinary program. It can't confine a container runtime (``delegate``,
+``pid_file``), which makes namespaces and mounts, and confines its payload itself: the runtime
+gets a cgroup subtree that is bounded as a whole.
 """
 
 from __future__ import annotations
@@ -70,19 +70,19 @@ NOTE = (
 
 
 def ended(layout: Layout, service: str) -> Path:
-    """Where it is noted how a detached service last ended."""
+    """Return the path of the note of a detached service's last end."""
     return layout.run / "ended" / service
 
 
 def kills(layout: Layout, service: str) -> Path:
-    """Holds a byte for each time that it was ended for want of memory since it was asked to start."""
+    """Return the path of a file with one byte per end of the service for want of memory since it was asked to start."""
     return layout.run / "ended" / f"{service}.oom"
 
 
 def quote(text: str, variables: bool = False) -> str:
-    """Return *text* as one word of a unit file: systemd's quoting and specifiers undone.
+    """Return *text* as one word of a unit file, with all escaped that systemd takes for quoting or specifiers.
 
-    :param variables: also keep ``$`` literal, which has a meaning in ``Exec...=`` only.
+    :param variables: also escape ``$``, which has a meaning in ``Exec...=`` only.
     """
     escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
     if variables:
@@ -102,14 +102,14 @@ def line(argv: tuple[str, ...]) -> str:
 
 
 def name(layout: Layout, service: str) -> str:
-    """Return the unit's name of *service*."""
+    """Return the name of *service*'s unit."""
     return f"{layout.service(service)}.service"
 
 
 def render(layout: Layout, service: Service, version: int = GROWING) -> str:
     """Return the unit file of *service*.
 
-    :param version: systemd's.
+    :param version: of systemd.
     """
     after = [name(layout, other) for other in service.after]
     unit = [
@@ -170,16 +170,16 @@ def render(layout: Layout, service: Service, version: int = GROWING) -> str:
 
 
 def _confinement(service: Service) -> str:
-    """Return the hardening of a confined service: a /tmp of its own, unless what it runs lies in the host's."""
+    """Return the hardening of a confined service; with a /tmp of its own, unless its program lies in the host's."""
     if any(part.startswith(("/tmp/", "/var/tmp/")) for part in service.command):  # noqa: S108 (a checkout's venv)
         return CONFINEMENT.replace("PrivateTmp=yes\n", "")
     return CONFINEMENT
 
 
 def render_restore(layout: Layout, command: tuple[str, ...]) -> str:
-    """Return the unit that rebuilds, at boot and before any service, what does not survive a reboot.
+    """Return the unit that rebuilds, at boot and before any service, all that does not survive a reboot.
 
-    After what may flush the host's packet filter, or our table would be gone again.
+    It comes after services that may flush the host's packet filter, which would remove our table again.
     """
     return f"""{HEADER}
 [Unit]

@@ -1,7 +1,7 @@
-"""The services that the daemon knows, each with what is being done with it.
+"""The services that the daemon knows, each with its phase.
 
-Here phases are entered, recorded, and told to those who wait for them. What brings a
-service from one phase to the next is in ``starting`` and ``ending``.
+This module enters and records phases, and tells them to those who wait for them. ``starting`` and
+``ending`` bring a service from one phase to the next.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SETTLED = ("running", "idle", "backoff")
 
 
 class Waiter(Protocol):
-    """Who asked for something and is told what came of it."""
+    """An asker who is told the outcome of a start or stop."""
 
     pending: set[str]
     errors: dict[str, str]
@@ -34,11 +34,11 @@ class Waiter(Protocol):
 
 
 class Unit:
-    """A service and what is being done with it.
+    """A service and its phase.
 
     ``phase`` is one of: ``idle`` (nothing runs, nothing is planned), ``waiting`` (for
-    another service or its turn), ``launching``, ``running``, ``stopping`` (SIGTERM was
-    sent), ``ending`` (the main process is gone; what is left of it is being removed) and
+    another service, for files or its turn), ``launching``, ``running``, ``stopping`` (SIGTERM was
+    sent), ``ending`` (the main process has ended; its remains are being removed) and
     ``backoff`` (until it is started again).
     """
 
@@ -76,12 +76,12 @@ class Unit:
         return self.service.log
 
     def afresh(self) -> None:
-        """Forget how it ended before, and how often: it was asked to start."""
+        """Forget its earlier ends and their number, since it was asked to start."""
         self.restarts = self.failures = self.oom_kills = 0
         self.exit = self.error = ""
 
     def cancel(self) -> None:
-        """Forget what was to be done at a time."""
+        """Cancel its timer."""
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
@@ -94,7 +94,7 @@ class Unit:
 
 
 class Units:
-    """All of them, by name.
+    """All units, by name.
 
     :param ready: called with a unit that has nothing to wait for any more.
     """
@@ -136,14 +136,14 @@ class Units:
             self.unblock(unit)
 
     def record(self, unit: Unit, state: str) -> None:
-        """Write the trace of one in *state*."""
+        """Write the unit's trace with *state*."""
         try:
             records.write_trace(self.layout, unit.name, self.trace(unit, state))
         except OSError as err:
             self.say(f"{unit.name}: its trace can't be written: {err}")
 
     def unblock(self, unit: Unit) -> None:
-        """Let those go on that waited for *unit*."""
+        """Let the units go on that waited for *unit*."""
         for name in self.dependents.pop(unit.name, ()):
             blocked = self.by_name[name]
             blocked.blocked_by.discard(unit.name)
@@ -161,13 +161,13 @@ class Units:
         self.tell(unit, "start", unit.error or "it ended before it could be used")
 
     def tell(self, unit: Unit, what: str, error: str = "") -> None:
-        """Answer those who wait for *unit* to *what*."""
+        """Answer those who wait for *unit* to *what* (start or stop)."""
         for asker, goal in [waiter for waiter in unit.waiters if waiter[1] == what]:
             unit.waiters.remove((asker, goal))
             asker.done(unit.name, error)
 
     def fail(self, asker: Waiter | None, name: str, error: str) -> None:
-        """Tell who asked for *name*, or the log, why that can't be."""
+        """Report the error for *name* to the asker, or to the log if there is none."""
         if asker is not None:
             asker.errors[name] = error
         else:

@@ -1,23 +1,23 @@
-"""What can run an environment: one module each, named as a declaration's ``runtime`` names it. A new file is a new one.
+"""Runtimes of environments: one module each, named as a declaration's ``runtime`` names it. A new file is a new one.
 
 Every module has
 
 - ``PROGRAM`` and ``PACKAGE``: its program, and the Debian package that has it (empty: none has);
-- ``RUNS``: ``"images"`` or ``"kernels"``: what of an environment it needs;
+- ``RUNS``: ``"images"`` or ``"kernels"``: the kind of thing that it runs;
 - ``OWN_KERNEL``: whether programs in it have another kernel than the host's;
-- ``Settings``: what an operator may set under ``netspace:runtimes:<name>``: :class:`Settings`, or more;
+- ``Settings``: the settings of ``netspace:runtimes:<name>``: :class:`Settings`, or more;
 
-and where there is more to it than a missing program, ``problem(settings) -> str``: why it can't be used on this host;
-where it needs some of an environment's limits itself, ``LEAST``: how much of each (``memory``, ``pids``) is the least.
+and, if it can lack more than its program, ``problem(settings) -> str``: why it can't be used on this host;
+if it uses some of an environment's limits itself, ``LEAST``: the least value of each (``memory``, ``pids``).
 
 A module that runs **images** is an OCI runtime, called by the OCI's command line (``run``, ``exec``, ``delete``).
 It tells how it differs from others:
 
 - ``options(settings)``: global options of each call, before ``--root``;
-- ``LACKS``: what it can't do of what is asked of it (:data:`LACKS`); then it is done without, or for it;
-- ``FIXED_NAMES``: whether containers' names must be equally long: it takes a name's beginning for the name;
-- ``ENTRIES``: what there may be of a container in its state folder, also of one whose launch was killed, ``{}``
-  being the container's name;
+- ``LACKS``: the abilities it lacks (:data:`LACKS`); each is done without, or by us in its place;
+- ``FIXED_NAMES``: whether containers' names must be equally long, since it takes a name's beginning for the name;
+- ``ENTRIES``: the names of all files that its state folder may have of a container, also of one whose launch was
+  killed; ``{}`` stands for the container's name;
 
 and one that can't start a second program in a network namespace that is the host's has
 
@@ -27,17 +27,18 @@ and one that can't start a second program in a network namespace that is the hos
 A module that runs **kernels** is a tender: a program whose guest is the kernel. It runs as the one process of an
 ordinary environment (by crun) whose root holds nothing but the tender and the kernel (``tenders``):
 
-- ``files(settings) -> {path inside: path on the host}``: what it needs to be there, beside its program and
+- ``files(settings) -> {path inside: path on the host}``: the files that it needs beside its program and
   the libraries of that;
 - ``command(guest) -> (argument, ...)``: its arguments, for a ``tenders.Guest``;
-- ``RESERVE``: bytes of the limit of memory that it needs itself;
-- ``ONE_LINE``: whether the kernel gets its arguments as one line, in which a space ends one;
+- ``RESERVE``: bytes of the memory limit that it needs itself;
+- ``ONE_LINE``: whether the kernel gets its arguments as one line, in which a space ends an argument;
 - ``STOPS``: whether it ends when it is sent SIGTERM; one that doesn't is killed at once;
-- ``LOOKS``: whether it asks the kernel which interfaces there are, before it attaches to its own;
-- ``WRITES``: whether it can open its disk only to write; then it has a copy of its own;
+- ``LOOKS``: whether it asks the kernel for all interfaces before it attaches to its own;
+- ``WRITES``: whether it can open its disk only for writing; then it has a copy of its own;
 - ``devices(settings)``: the host's devices that it opens, beside those of the interface;
 
-and where the kernel itself says what it needs, ``reads(kernel, disk) -> (argument, ...)``, when its image is built.
+and, if the kernel itself tells its needs, ``reads(kernel, disk) -> (argument, ...)``, called when its image
+is built.
 
 Everything else, hardening above all, is done alike for all of them.
 """
@@ -71,9 +72,9 @@ Thing = Literal["images", "kernels"]
 
 
 class Settings(Base, frozen=True):
-    """What can be set of every runtime.
+    """The settings that every runtime has.
 
-    :param program: its program's path; absent: it is looked for where programs are.
+    :param program: its program's path; None: it is searched for in the usual folders.
     """
 
     program: str | None = None
@@ -81,10 +82,10 @@ class Settings(Base, frozen=True):
 
 @dataclass(frozen=True)
 class Runtime:
-    """One runtime as it is to be used.
+    """A runtime and its settings.
 
-    :param settings: what is set of it, in plain values.
-    :param error: why it can't be used here; empty where it can.
+    :param settings: its settings, in plain values.
+    :param error: why it can't be used here; empty if it can.
     """
 
     name: str = DEFAULT
@@ -102,12 +103,12 @@ class Runtime:
 
     @functools.cached_property
     def typed(self) -> Any:
-        """The settings as their module has them."""
+        """The settings in the type that their module has for them."""
         return msgspec.convert(dict(self.settings), self.module.Settings)
 
     @property
     def jail(self) -> Runtime:
-        """The OCI runtime that makes the environment: itself, or for a tender the default one."""
+        """The OCI runtime that makes the environment: this one, or for a tender the default one."""
         return self if self.runs == "images" else USUAL
 
     @property
@@ -116,9 +117,9 @@ class Runtime:
 
     @functools.cached_property
     def program(self) -> str:
-        """Where its program is.
+        """The path of its program.
 
-        :raises MissingError: when it is nowhere.
+        :raises MissingError: when it is not installed.
         """
         return _program(self.name, self.module.PROGRAM, self.module.PACKAGE, self.typed.program)
 
@@ -152,16 +153,16 @@ def _program(runtime: str, name: str, package: str, path: str | None) -> str:
 
 @functools.cache
 def names() -> tuple[str, ...]:
-    """Every runtime, by the names of the modules alone."""
+    """Return the names of all runtimes, by their modules' file names; imports none."""
     found = {path.stem for folder in __path__ for path in Path(folder).glob("*.py")}
     return tuple(sorted(found - {"__init__"}))
 
 
 @functools.cache
 def find(name: str) -> Any:
-    """The module of a runtime.
+    """Return the module of a runtime.
 
-    :raises NetspaceError: when there is none.
+    :raises NetspaceError: when there is no such runtime.
     """
     if name not in names():
         raise NetspaceError(f"there is no runtime {name!r}; choose from {', '.join(names())}")
@@ -169,12 +170,12 @@ def find(name: str) -> Any:
 
 
 def running(thing: Thing) -> list[str]:
-    """The names of the runtimes that run images, or kernels."""
+    """Return the names of the runtimes that run images, or kernels."""
     return [name for name in names() if thing == find(name).RUNS]
 
 
 def look(name: str, settings: Mapping[str, Any]) -> Runtime:
-    """A runtime as it can be used on this host, or the error why it can't."""
+    """Return a runtime, with the error if it can't be used on this host."""
     wanted = Runtime(name, settings)
     try:
         for one in {wanted.name: wanted, wanted.jail.name: wanted.jail}.values():

@@ -1,7 +1,7 @@
 """``qemu``: a tender that is a whole PC, for kernels that boot by multiboot, PVH or as Linux does.
 
-The console is the first serial port; the disk is virtio's; the interface's NIC comes first, and last one that
-leads nowhere but to ``10.0.2.2``, which is the environment's own ``lo``: there is its mailbox, at port 5671 or 5672.
+The console is the first serial port. The disk is virtio's. The interface's NIC comes first; the last NIC
+leads only to ``10.0.2.2``, which is the environment's own ``lo``: its mailbox is there, at port 5671 or 5672.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _FILES = {
 
 
 class Settings(runtimes.Settings, frozen=True):
-    """What can be set of qemu.
+    """The settings of qemu.
 
     :param machine: ``pc`` has PCI and all firmware; ``microvm`` has virtio-mmio, and boots faster.
     :param accelerator: ``kvm`` needs a ``/dev/kvm`` that every user may open.

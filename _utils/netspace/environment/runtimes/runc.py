@@ -1,4 +1,4 @@
-"""``runc``: the OCI's own. No time namespace before 1.2, and bind mounts with mapped ids only since then.
+"""``runc``: the OCI's own. Only since 1.2 it has time namespaces and bind mounts with mapped ids.
 
 Older versions also enter the user namespace first. They then lack the right to enter a network
 namespace that the host owns, and netspace's are the host's. So runc makes the user namespace itself at a start;

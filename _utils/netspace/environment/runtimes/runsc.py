@@ -1,8 +1,8 @@
 """``runsc`` (gVisor): the program's system calls are answered by a kernel of its own, in user space.
 
 That kernel has its own ``/proc`` and ``/sys`` and sees neither masks nor a time namespace. It uses the
-network namespace's own stack (``--network=host``): the only way into a namespace that is there already.
-Its sandbox passes signals on to the program, and ends as that does. What the program writes goes to
+network namespace's own stack (``--network=host``): the only way into an existing namespace.
+Its sandbox passes signals on to the program, and ends when the program ends. The program's writes go to
 the environment's layer, never to memory of runsc's own (``--overlay2=none``).
 """
 
@@ -25,9 +25,9 @@ ENTRIES = ("{0}_sandbox:{0}.state", "{0}_sandbox:{0}.lock", "runsc-{0}.sock")
 
 
 class Settings(runtimes.Settings, frozen=True):
-    """What can be set of runsc.
+    """The settings of runsc.
 
-    :param platform: how the program's system calls are caught; ``kvm`` needs ``/dev/kvm``.
+    :param platform: the way in which the program's system calls are caught; ``kvm`` needs ``/dev/kvm``.
     """
 
     platform: Literal["systrap", "ptrace", "kvm"] = "systrap"

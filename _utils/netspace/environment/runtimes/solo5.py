@@ -1,8 +1,8 @@
 """``solo5``: the tender solo5-spt, which runs MirageOS's and other Solo5 kernels as a process; it needs no KVM.
 
-No distribution has it: ``program`` says where it is. A kernel's manifest names its devices: a network
-device gets the interface's tap device, a block device the disk with what the kernel is handed. It knows
-no signal, so it is not asked to stop but killed.
+No distribution has it, so ``program`` must name its path. A kernel's manifest names its devices: a network
+device gets the interface's tap device, a block device the disk with the files handed to the kernel. The
+tender knows no signal, so it is not asked to stop but killed.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ def files(settings: runtimes.Settings) -> dict[str, str]:
 
 
 def reads(kernel: str, disk: str) -> tuple[str, ...]:
-    """The arguments that attach what a kernel's manifest names.
+    """Return the arguments that attach the devices of a kernel's manifest.
 
-    :raises NetspaceError: when it is no such kernel, or wants more than there is.
+    :raises NetspaceError: when it is no such kernel, or wants more devices of a kind than there are.
     """
     found: dict[int, list[str]] = {_BLOCK: [], _NETWORK: []}
     for kind, name in manifest(Path(kernel).read_bytes(), kernel):
@@ -67,7 +67,7 @@ def reads(kernel: str, disk: str) -> tuple[str, ...]:
 
 
 def manifest(content: bytes, path: str) -> list[tuple[int, str]]:
-    """The devices that a kernel names: (kind, name).
+    """Return the devices that a kernel names: (kind, name).
 
     :raises NetspaceError: when it has no manifest that is understood.
     """
@@ -93,7 +93,7 @@ def manifest(content: bytes, path: str) -> list[tuple[int, str]]:
 
 
 def _notes(content: bytes) -> list[bytes]:
-    """The Solo5 manifests in an ELF file's notes (elf(5))."""
+    """Return the Solo5 manifests in an ELF file's notes (elf(5))."""
     if content[:6] != b"\x7fELF\x02\x01":
         raise ValueError("no 64-bit little-endian ELF file")
     (table,) = struct.unpack_from("<Q", content, 32)
