@@ -242,7 +242,7 @@ class Applying:
         self._mounted = mounts.table()
 
     def _retire(self) -> None:
-        """Remove the second instances, whatever came of them: the new run or the previous one is in their place."""
+        """Remove the second instances, healthy or not: the new run or the previous one has taken their place."""
         tried = self._work.keys() & records.updating(self.layout)
         self._fail(rolling.erase(self.layout, self.supervisor, tried))
 

@@ -96,8 +96,8 @@ def plan(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: 
 
     ``restart`` names exactly the keys that need it. ``change`` is the same for an environment that
     doesn't run; ``update`` is a change without a restart. An environment is refused, and nothing of it
-    changes, if it wants a folder of another one, a system call profile that can't be read, or a runtime
-    that can't be used here.
+    changes, if it wants something that can't be had: another one's folder, an unreadable system call
+    profile, a runtime that can't be used here, an order, a size or an image.
     """
     steps = [Step(KIND, name, "remove") for name in sorted(remove) if name in observed.environments]
     notes = []
@@ -421,7 +421,7 @@ def _compare(name: str, want: DesiredEnvironment, seen: Seen, source: images.See
 
 
 def _told(name: str, want: DesiredEnvironment, seen: Seen) -> Step | None:
-    """Plan all that an environment which may not be made anew is allowed: a new record of its declaration, its card."""
+    """Plan all that may be done to an environment which may not be made anew: update its record and its card."""
     if want.spec.kernel is not None:  # A kernel reads that when it starts; until then it is to be seen as due.
         return None
     changes = {**_differences(seen.record.spec, want.spec), **_files_changes(want, seen)}

@@ -39,7 +39,7 @@ def _kept(layout: Layout, name: str) -> Path:
 
 
 def keep(layout: Layout, wanted: Mapping[str, Mapping[str, bytes]]) -> dict[str, str]:
-    """Keep exactly these files for these environments; return what went wrong, by environment."""
+    """Keep exactly these files for these environments; return the errors, by environment."""
     failed: dict[str, str] = {}
     contents: dict[Path, bytes] = {}
     owners: dict[Path, str] = {}

@@ -132,7 +132,7 @@ def bind(source: Path, target: Path, flags: int) -> None:
 
 
 def idmapped(source: Path, target: Path, user_namespace_fd: int) -> None:
-    """Mount the mount at *source* at *target*, too, with its ids mapped as in the user namespace."""
+    """Show the mount at *source* at *target*, too, with its ids mapped as in the user namespace."""
     libc = _libc()
     tree = _check(
         libc.syscall(

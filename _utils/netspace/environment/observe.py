@@ -249,7 +249,7 @@ def _in_namespace(layout: Layout, name: str, status: Status | None) -> bool:
 
 
 def current(layout: Layout, name: str, record: Record, status: Status | None) -> Verdict | None:
-    """Return the health verdict of the running process; None if it has no check or the verdict is another process's."""
+    """Return the verdict on the running process; None if it has no check, or no verdict is known of it."""
     if record.spec.health is None or status is None or not status.pid:
         return None
     found = verdict.read(layout, name)

@@ -79,7 +79,7 @@ def config(
     :param disks: the disks that its layer and volumes are on, which ``limits:io`` bounds.
     :param unified: whether those controllers are cgroup version 2's.
     :param defaults: the image's own settings, used if *spec* has none.
-    :param rules: the system call profile of an operator's own file; None if *spec* names one of ours.
+    :param rules: the system call profile of an operator's own file, or a tender's; None: the one that *spec* names.
     :param opened: devices of the host's that it may open, beside its interface's.
     :param seen: mounts beside those of every environment.
     :param lacks: what the runtime can't do (``runtimes.LACKS``).

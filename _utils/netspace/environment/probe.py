@@ -1,12 +1,12 @@
-"""Tries to break out of an environment; run *inside* one, by its Python.
+"""Tries to break out of an environment; runs *inside* one, by its Python.
 
 A program by itself: standard library only (``pika`` where the image has it), no
 import of netspace, Python 3.9 or newer. It reads one JSON object from standard
 input, tries everything below once, bounded in count and time, and prints a JSON
 list of rows ``{name, group, outcome, detail}``; *outcome* is ``refused`` (good),
-``succeeded`` (isolation is broken) or ``skipped`` (nothing to try it on).
+``succeeded`` (isolation is broken) or ``skipped`` (there is no target).
 
-The input says what to aim at; what is absent is skipped::
+The input names the targets; attempts on absent ones are skipped::
 
     {"peer": {"addresses": [...], "port": 7000, "mailbox": "mailbox.x", "link": "link.x.y", "account": "env.x",
               "marker": "text in the peer's files", "locked": "/path", "touched": "/path",
@@ -17,9 +17,9 @@ The input says what to aim at; what is absent is skipped::
 
 A value ``{"skip": "why"}`` gives the reason.
 
-No attempt asks for more than a little beyond a limit, and none harms the host where it succeeds.
+No attempt asks for more than a little beyond a limit, and none harms the host if it succeeds.
 
-``victim`` as argument turns it into the peer that is aimed at: it holds a lock, keeps
+``victim`` as argument makes it the peer, a target of the attempts: it holds a lock, keeps
 touching a file, keeps the marker in a file, in memory and in its environment, and
 listens; it prints ``ready`` and waits.
 """
@@ -76,7 +76,7 @@ ATTEMPTS: list[tuple[str, str, Attempt]] = []
 
 
 class Skip(Exception):
-    """There is nothing here to try this on."""
+    """The attempt has no target here."""
 
 
 class Refused(Exception):
@@ -94,7 +94,7 @@ def attempt(group: str, name: str) -> Callable[[Attempt], Attempt]:
 
 
 def syscall(name: str, *arguments: Any) -> int:
-    """Call the kernel directly, past libc's wrappers; raises OSError."""
+    """Call the kernel directly, past libc's wrappers; raise OSError if that fails."""
     numbers = NUMBERS[name]
     number = numbers[0] if MACHINE == "x86_64" else numbers[1]
     if number < 0 or MACHINE not in ("x86_64", "aarch64"):
@@ -108,7 +108,7 @@ def syscall(name: str, *arguments: Any) -> int:
 
 
 def want(target: dict[str, Any], *keys: str) -> Any:
-    """The value at *keys* of the input; Skip where there is none, with the reason that may stand there."""
+    """Return the value at *keys* of the input; raise Skip if it is absent, with the input's reason if it gives one."""
     value: Any = target
     for key in keys:
         if isinstance(value, dict) and "skip" in value:
@@ -126,7 +126,7 @@ SEARCH_LIMIT = 50_000
 
 
 def find(marker: str, roots: tuple[str, ...]) -> str:
-    """Look for *marker* in small files below *roots*; return where it stands."""
+    """Look for *marker* in small files below *roots*; return the path of one that holds it."""
     seen = 0
     for root in roots:
         for folder, folders, names in os.walk(root):
@@ -886,7 +886,7 @@ def broker_events(target: dict[str, Any], card: Any, channel: Any, pika: Any) ->
 
 
 def _tls(own: bool) -> Any:
-    """TLS that believes any broker, with this environment's own certificate or without one."""
+    """Return a TLS context that believes any broker, with this environment's own certificate or without one."""
     try:
         import ssl
     except ImportError:
@@ -900,7 +900,7 @@ def _tls(own: bool) -> Any:
 
 
 def _stream(own: bool) -> Any:
-    """A connection to the broker, by whichever port is served."""
+    """Return a connection to the broker, by the port that is served."""
     try:
         plain = socket.create_connection(("127.0.0.1", 5672), timeout=PATIENCE * 10)
     except OSError:
@@ -914,7 +914,7 @@ def _stream(own: bool) -> Any:
 
 
 def login(mechanism: str, response: bytes, own: bool = False) -> str:
-    """Log in at the broker by a few bytes of AMQP 0-9-1; raises Refused when it isn't taken.
+    """Log in at the broker by a few bytes of AMQP 0-9-1; raise Refused if the login isn't accepted.
 
     :param own: show this environment's own certificate.
     """
@@ -945,7 +945,7 @@ def _frame(stream: socket.socket) -> bytes:
 
 
 def _exactly(stream: socket.socket, size: int) -> bytes:
-    """So many bytes; TLS knows no MSG_WAITALL."""
+    """Read exactly so many bytes; TLS knows no MSG_WAITALL."""
     found = b""
     while len(found) < size:
         part = stream.recv(size - len(found))
@@ -1031,7 +1031,7 @@ MOST = 2 * 1024**3  # bytes that an attempt may ask for at most
 
 
 def limit(target: dict[str, Any], name: str, most: int = MOST) -> int:
-    """A limit to go beyond; Skip where it is unknown, or so high that to try it would burden the host."""
+    """Return a limit to exceed; raise Skip if it is unknown, or so high that the attempt would burden the host."""
     value = int(want(target, "limits", name))
     if value > most:
         raise Skip(f"the limit of {value} is too much to try")
@@ -1174,7 +1174,7 @@ def message_queue(target: dict[str, Any]) -> str:
 
 # -- the program --------------------------------------------------------------------------------------------
 def run(target: dict[str, Any]) -> list[dict[str, str]]:
-    """Try everything, each in a process of its own, so that one can't help or hinder the next."""
+    """Run all attempts, each in a process of its own, so that none can help or hinder the next."""
     return [
         {"name": name, "group": group, **isolated(function, target)}
         for group, name, function in sorted(ATTEMPTS, key=lambda entry: GROUPS.index(entry[0]))
@@ -1227,7 +1227,7 @@ def one(function: Attempt, target: dict[str, Any]) -> dict[str, str]:
 
 
 def victim(target: dict[str, Any]) -> None:
-    """Be the peer: hold, keep and offer what an attacker would want."""
+    """Act as the peer: hold, keep and offer the targets of an attacker."""
     marker = target["marker"]
     with open("/tmp/victim", "w") as stream:
         stream.write(marker)

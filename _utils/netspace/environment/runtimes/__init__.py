@@ -34,7 +34,7 @@ ordinary environment (by crun) whose root holds nothing but the tender and the k
 - ``ONE_LINE``: whether the kernel gets its arguments as one line, in which a space ends an argument;
 - ``STOPS``: whether it ends when it is sent SIGTERM; one that doesn't is killed at once;
 - ``LOOKS``: whether it asks the kernel for all interfaces before it attaches to its own;
-- ``WRITES``: whether it can open its disk only for writing; then it has a copy of its own;
+- ``WRITES``: whether it must open its disk for writing, too; then it has a copy of its own;
 - ``devices(settings)``: the host's devices that it opens, beside those of the interface;
 
 and, if the kernel itself tells its needs, ``reads(kernel, disk) -> (argument, ...)``, called when its image

@@ -163,7 +163,7 @@ def opened(path: Path) -> IO[bytes]:
 
 
 def pinned(source: Source, location: str, folder: Path) -> str:
-    """Copy the source into *folder*; return the copy's location, which nobody who may change the source can change."""
+    """Copy the source into *folder*, where nobody else can change it; return the copy's location."""
     path, rest = cast(Any, source).split(location)
     if os.path.isdir(path):
         return f"{cast(Any, source).pin(Path(path), folder)}{rest}"
