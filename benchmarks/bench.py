@@ -1,4 +1,4 @@
-"""What the benchmarks share: a host of their own, rounds, and how figures are told. Measures nothing itself.
+"""Shared parts of the benchmarks: a host of their own, rounds, and the form of figures. Measures nothing itself.
 
 A line compares one value with its peer, both measured in this run; lines of *processor time* tell the
 same on a machine that is busy with something else. ``target`` is in the value's own
@@ -150,7 +150,7 @@ def line(
 
 
 def machine() -> str:
-    """What this ran on, for a table's caption."""
+    """Return a description of this machine, for a table's caption."""
     found = [f"Linux {os.uname().release.split('-')[0]}"]
     for program in ("crun", "podman", "docker"):
         with contextlib.suppress(FileNotFoundError):

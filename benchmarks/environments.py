@@ -1,4 +1,4 @@
-"""How fast environments are made, found unchanged and removed, and what an idle one costs, beside their peers.
+"""The time to make environments, to find them unchanged and to remove them, and an idle one's cost, beside their peers.
 
 usage: sudo python benchmarks/environments.py [--json | --markdown] [--count N] [--many N] [--rounds N]
 
@@ -305,7 +305,7 @@ class Salt:
         return json.loads(done.stdout)["local"]
 
     def floor(self, rounds: Rounds) -> None:
-        """What Salt alone takes for four states that do nothing, beyond ``test.ping``."""
+        """Note what Salt alone takes for four states that do nothing, beyond ``test.ping``."""
         values = []
         for arguments in (("test.ping",), (f"--file-root={self.nothing}", "state.apply", "nothing")):
             start, used = time.perf_counter(), bench.processor()

@@ -1,4 +1,4 @@
-"""What links cost: declaring thousands, taking one away, and a message, beside Salt's own states and a bare connection.
+"""The cost of links: thousands declared, one taken away, one message; beside Salt's own states and a bare connection.
 
 usage: sudo python benchmarks/links.py [--json] [--environments N] [--rounds N] [--messages N] [--salt N]
 
@@ -308,7 +308,7 @@ def hostile(host: Host, name: str, attack: str) -> Iterator[None]:
 
 
 def programs(host: Host, rounds: Rounds, times: int, folder: Path) -> None:
-    """What programs get, over a plain and over a sealed link."""
+    """Measure messages between programs, over a plain and over a sealed link."""
     from netspace.spec.types import Link
 
     asker, plain, sealed, *_ = host.names

@@ -87,7 +87,7 @@ def edited(boot: str, edit: Callable[[list[Event]], None]) -> tuple[bytes, dict[
 
 
 def index(found: list[Event], pcr: int, kind: int, name: str = "", number: int = 0) -> int:
-    """Where the event stands: the *number*-th of *kind* in *pcr*, of the UEFI variable *name*."""
+    """Return the index of an event: the *number*-th of *kind* in *pcr*, of the UEFI variable *name*."""
     hits = []
     for at, event in enumerate(found):
         read = events.variable(event.data) if name else None
@@ -105,7 +105,7 @@ def _starters(told: Sequence[Event]) -> dict[str, list[str]]:
 
 
 def policy(boot: str, **rules: Any) -> dict[str, Any]:
-    """What *boot* satisfies, with *rules* changed; None leaves a rule out."""
+    """Return a policy that *boot* satisfies, with *rules* changed; None leaves a rule out."""
     told = log(boot).events
     files = [event.digests["sha256"].hex() for event in told if event.pcr in (9, 11) and event.type != NO_ACTION]
     commands = [

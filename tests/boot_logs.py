@@ -40,7 +40,7 @@ def recorded(name: str) -> bytes:
 
 
 def pcrread(path: Path) -> dict[int, bytes]:
-    """What ``tpm2_pcrread`` printed of one bank."""
+    """Return the PCR values of one bank from the output of ``tpm2_pcrread``."""
     return {int(p): bytes.fromhex(v) for p, v in re.findall(r"(\d+)\s*: 0x([0-9A-F]+)", path.read_text())}
 
 
@@ -50,5 +50,5 @@ def read(name: str) -> bytes:
 
 
 def values(boot: str) -> dict[int, bytes]:
-    """What the TPM had after one of our boots, in the SHA-256 bank."""
+    """Return the TPM's PCR values after one of our boots, in the SHA-256 bank."""
     return pcrread(FIXTURES / boot / "tpm2_pcrread_sha256.txt")

@@ -290,7 +290,7 @@ class World:
 
     # -- what is there -------------------------------------------------------------------
     def look(self) -> dict[str, Any]:
-        """What the host looks like, without what differs between two hosts that are alike."""
+        """Return the host's state, without what differs between two hosts that are alike."""
         whole = snapshot.host()
         del whole["files"]
         # One that was changed in place lists the same things in another order.
@@ -330,7 +330,7 @@ class World:
         return whole
 
     def rested(self) -> dict[str, Any]:
-        """What it looks like at rest."""
+        """Return the host's state at rest."""
         return snapshot.rested(self.look)
 
     def settled(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
@@ -343,7 +343,7 @@ class World:
             time.sleep(0.02)
 
     def reboot(self) -> None:
-        """What a reboot takes: processes, mounts, namespaces, links, the packet filter, all of /run."""
+        """Take away what a reboot takes: processes, mounts, namespaces, links, the packet filter, all of /run."""
         if place.running(LAYOUT):
             for pid, name in snapshot.processes().items():
                 if "lib/netspace/lib/current supervise" in name:
@@ -390,7 +390,7 @@ def _removed(cgroup: Path) -> bool:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """What differs, by part; of lists and mappings only what is in one of them."""
+    """Return the differences by part; of lists and mappings only the items that one of them lacks."""
     found: dict[str, Any] = {}
     for key in old.keys() | new.keys():
         before, after = old.get(key), new.get(key)

@@ -88,7 +88,7 @@ def _chains(ordered: Sequence[Guarded]) -> list[str]:
 
 
 def _limits(ruled: Sequence[Guarded]) -> list[str]:
-    """Where the first packet of an allowed connection goes: connections are counted by interface."""
+    """Return the chains for the first packet of an allowed connection: they count connections by interface."""
     text = []
     for fam in FAMILIES:
         text += _block(f"ct timeout brief_{fam}", "protocol tcp", f"l3proto {_WORD[fam]}", f"policy = {{ {_CLOSED} }}")

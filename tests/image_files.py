@@ -99,7 +99,7 @@ class Layout:
 
 
 def saved(layers: Iterable[bytes], tags: list[str], config: Mapping[str, Any] | None = None) -> bytes:
-    """What ``docker save`` writes (before version 25): layers by links, as it shares them."""
+    """Return an archive as ``docker save`` writes it (before version 25): layers by links, as it shares them."""
     layers = list(layers)
     rootfs = {"type": "layers", "diff_ids": [sha256(layer) for layer in layers]}
     about = json.dumps(

@@ -74,7 +74,7 @@ class World:
         return plan
 
     def local(self, *links: Link) -> tuple[Link, ...]:
-        """What is this host's of links that are declared to all hosts of a fleet."""
+        """Return this host's part of links that are declared to all hosts of a fleet."""
         return fleet.local(links, self.broker)
 
     def declare(self, *links: Link) -> Plan:
@@ -132,7 +132,7 @@ class World:
         return _in_namespace(Path("/run/netns", self.namespace)) if self.namespace else contextlib.nullcontext()
 
     def tls(self, certificate: str | Path | None = None) -> ssl.SSLContext:
-        """What a client checks the broker by, and what it shows (None: nothing)."""
+        """Return the TLS context of a client: it checks the broker, and shows *certificate* (None: nothing)."""
         context = ssl.create_default_context(cadata=authority.read(self.layout).anchors.decode())
         context.verify_flags |= ssl.VERIFY_X509_STRICT  # as Python is by default from 3.13 on
         if certificate is not None:
@@ -181,7 +181,7 @@ class World:
                 connection.close()
 
     def place(self, name: str, cards: str) -> list[str]:
-        """What runs a command in an environment's namespace, where ``/run/netspace`` is the folder *cards*."""
+        """Return a command that runs others in an environment's namespace, with *cards* as ``/run/netspace``."""
         script = 'mkdir -p /run/netspace && mount --bind "$0" /run/netspace && exec "$@"'
         return ["ip", "netns", "exec", self.layout.netns_name(name), "unshare", "-m", "sh", "-c", script, cards]
 
@@ -191,7 +191,7 @@ class World:
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def write_cards(self, name: str, folder) -> str:
-        """What the host puts into an environment's ``/run/netspace``."""
+        """Write to *folder* the files that the host puts into an environment's ``/run/netspace``; return its path."""
         folder.mkdir()
         (folder / "environment.json").write_text(json.dumps(self.card(name)))
         for file, content in self.links.handed()(name).items():

@@ -33,7 +33,7 @@ def domain(name: str) -> str:
 
 
 class Cable:
-    """What lies between the two hosts."""
+    """The cable between the two hosts."""
 
     def cut(self) -> None:
         """Whatever is sent from now on is lost; nobody is told."""
@@ -44,7 +44,7 @@ class Cable:
 
 
 def broker(folder: Path, name: str, instances: Mapping[str, str]) -> LocalBroker:
-    """What the host *name* is declared to have, with its authority in *folder*."""
+    """Return the broker that the host *name* is declared to have, with its authority in *folder*."""
     others = {
         other: RemoteHost(
             trust_domain=domain(other),

@@ -133,11 +133,11 @@ class Wire:
                 raise
 
     def received(self, *, patience: float = 0.02) -> list[bytes]:
-        """What has come in, until nothing more does."""
+        """Return the frames that came in, up to a pause of *patience* seconds."""
         return [data for data, leaves in self._seen(patience) if not leaves]
 
     def sent(self) -> list[bytes]:
-        """What has gone out."""
+        """Return the frames that went out."""
         return [data for data, leaves in self._seen(0) if leaves]
 
     def _seen(self, patience: float) -> Iterator[tuple[bytes, bool]]:
@@ -146,7 +146,7 @@ class Wire:
             yield data, kind == socket.PACKET_OUTGOING
 
     def until(self, mark: bytes) -> list[bytes]:
-        """What has come in up to the frame that holds *mark*, and right after it.
+        """Return the frames that came in up to the one that holds *mark*, and right after it.
 
         Whatever the same processor sent before it (the fixture ``one_processor``) has come by then, or never does.
         """
@@ -160,6 +160,6 @@ class Wire:
 
 
 def tags(frames: Iterable[bytes], known: Iterable[bytes]) -> set[bytes]:
-    """Which of the *known* data have arrived in *frames*."""
+    """Return those of the *known* data that have arrived in *frames*."""
     listed = list(frames)
     return {tag for tag in known if any(tag in one for one in listed)}

@@ -90,7 +90,7 @@ class Salt:
         return json.loads(done.stdout), done.returncode
 
     def load(self) -> dict[str, Any]:
-        """What Salt's loaders find, and where the library came from."""
+        """Return what Salt's loaders find, and the place that the library came from."""
         done = subprocess.run(
             [str(self.python), "-c", LOAD, str(self.config), str(self.config.with_name("master"))],
             capture_output=True, text=True, check=False, cwd="/",

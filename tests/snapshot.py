@@ -1,4 +1,4 @@
-"""What a host looks like, so that before and after can be compared."""
+"""Snapshots of a host, so that before and after can be compared."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def host() -> dict[str, object]:
 
 
 def rested(look: Callable[[], dict[str, Any]] = host) -> dict[str, Any]:
-    """What is seen once that doesn't change for two seconds: what was told to end is gone then."""
+    """Return the snapshot once it hasn't changed for two seconds: what was told to end is gone then."""
     before, since = look(), time.monotonic()
     deadline = since + PATIENCE
     while time.monotonic() - since < 2:

@@ -51,7 +51,7 @@ class Factory:
 
 
 def missing() -> str:
-    """Why no TPM can be made here; empty where one can."""
+    """Return why no TPM can be made here; empty where one can."""
     found = [name for name in ("swtpm", "swtpm_setup", "swtpm_localca", "certtool") if shutil.which(name) is None]
     return f"{', '.join(found)} missing: apt-get install swtpm swtpm-tools gnutls-bin" if found else ""
 

@@ -1,4 +1,4 @@
-"""What tests of supervised services share: finding and killing the supervisor, small services."""
+"""Helpers for tests of supervised services: find and kill the supervisor, make small services."""
 
 from __future__ import annotations
 

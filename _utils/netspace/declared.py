@@ -112,7 +112,7 @@ def one_link(name: str, kwargs: Mapping[str, Any], pillar: Mapping[str, Any]) ->
 
 
 def link(name: str, kwargs: Mapping[str, Any], pillar: Mapping[str, Any]) -> Link:
-    """Which link is meant by state arguments (``from``/``to``) or by its name; it may be an impossible one."""
+    """Return the link that state arguments (``from``/``to``) or its name describe; such a link may be impossible."""
     parsed = _named(name, kwargs)
     return next(iter(fleet.local((parsed,), _with(pillar).broker)), parsed)
 

@@ -87,7 +87,7 @@ class Host:
 
     @functools.cached_property
     def images(self) -> Any:
-        """What an operator does with images."""
+        """Operations on images."""
         from netspace.environment.images.admin import Images
 
         return Images(self.environments.store, self._image_users)
@@ -100,7 +100,7 @@ class Host:
 
     @functools.cached_property
     def operations(self) -> Any:
-        """What an operator does with environments that exist (start, stop, exec, logs...)."""
+        """Operations on environments that exist (start, stop, exec, logs...)."""
         from netspace.environment.operations import Operations
 
         return Operations(self.layout, self.supervisor, self.withheld)
@@ -127,7 +127,7 @@ class Host:
         return _say(result, "attestation", {"host": verdict})
 
     def trust(self) -> Trust:
-        """What is known of this host's trust now."""
+        """Return this host's trust as it is now."""
         from netspace.attestation import result
 
         return result.trust(self.layout)
@@ -142,12 +142,12 @@ class Host:
             return self._interfaces(declared, whole, test, withheld)
 
     def _withheld(self, declared: Declaration, test: bool) -> dict[str, str]:
-        """Why trust withholds environments that are declared."""
+        """Return, by name, why trust withholds declared environments."""
         verdicts = self._verdicts(trust.environments, declared, test)
         return {name: verdict.comment for name, verdict in verdicts.items() if not verdict.allowed}
 
     def _withheld_so_far(self, names: Collection[str]) -> dict[str, str]:
-        """Why trust withholds environments that were applied."""
+        """Return, by name, why trust withholds environments that were applied."""
         known = self.environments.recorded()
         return trust.withheld({name: known[name].spec for name in names if name in known}, self.trust())
 
@@ -219,7 +219,7 @@ class Host:
             return renewed, self._refresh_cards(told, False)
 
     def seal_bundles(self) -> tuple[dict[str, str], Result]:
-        """What this host says of its seals to others (``link.bundles``), by name; keys that are due are renewed."""
+        """Renew keys of seals that are due; return this host's bundles for other hosts (``link.bundles``), by name."""
         from netspace.link import seals
 
         with self._lock(False):
@@ -339,7 +339,7 @@ class Host:
         kept: Collection[str] = (),
         recorded: bool = False,
     ) -> dict[str, Any]:
-        """What environments shall be, by specification, state, system call profile and runtime; cards of *links*.
+        """Return desired environments: specification, state, system call profile, runtime, and the cards of *links*.
 
         :param kept: those that go on as they are, for want of trust.
         :param recorded: the specifications are records', which don't tell of interfaces.
@@ -380,7 +380,7 @@ class Host:
         return desired
 
     def _disk(self, name: str, handed: Mapping[str, bytes], interface: Mapping[str, Any]) -> dict[str, bytes]:
-        """What a kernel is handed in place of files: a disk with them, and what its interface is."""
+        """Return the disk that a kernel gets in place of files: *handed*, and a description of its interface."""
         from netspace.environment import tenders
 
         if interface.get("addresses"):
@@ -624,7 +624,7 @@ class Host:
 
 
 def _runtimes(declared: Declaration) -> dict[str, Any]:
-    """What shall run each environment, as this host has it; each is looked for once."""
+    """Return the runtime of each declared environment as this host has it; each runtime is looked for once."""
     from netspace.environment import runtimes
 
     names = {name: check.used(spec, declared.runtimes) for name, spec in declared.environments.items()}

@@ -1,4 +1,4 @@
-"""Where netspace keeps things on a host: every path and system-wide name, in one place.
+"""Places of netspace on a host: every path and system-wide name, in this one module.
 
 All names carry the *instance* (``netspace`` unless configured otherwise), so
 that what is ours can be told from what is somebody else's and removed without
@@ -70,12 +70,12 @@ class Layout:
         return self.root / "var/log" / self.instance
 
     def records(self, kind: str) -> Path:
-        """What was applied, one JSON file per object: ``<state>/<kind>/<name>.json``."""
+        """Return the folder of applied objects' records, one JSON file per object: ``<state>/<kind>/<name>.json``."""
         return below(self.state, kind)
 
     @cached_property
     def layers(self) -> Path:
-        """What environments write to their roots, a folder for each."""
+        """Folder of the layers that environments write to in place of their roots, a folder for each."""
         return self.state / "layers"
 
     def environment(self, name: str) -> Path:
@@ -104,7 +104,7 @@ class Layout:
         return self.run / "environments"
 
     def inside(self, name: str) -> Path:
-        """What the environment sees as ``/run/netspace`` (bind-mounted, read-only)."""
+        """Return the folder that the environment sees as ``/run/netspace`` (bind-mounted, read-only)."""
         return below(self.bundle(name), "inside")
 
     def users(self, name: str) -> Path:
@@ -117,11 +117,11 @@ class Layout:
         return self.run / "identities"
 
     def identity(self, name: str) -> Path:
-        """What is handed to an environment beside what is kept on disk."""
+        """Return the folder of files that are handed to an environment and not kept on disk."""
         return self.identities / name
 
     def disks(self, name: str) -> Path:
-        """Where the environment's own file systems are mounted. Never emptied, only unmounted."""
+        """Return the folder where the environment's own file systems are mounted. Never emptied, only unmounted."""
         return below(self._disks, name)
 
     @cached_property
@@ -130,7 +130,7 @@ class Layout:
 
     # -- system-wide names ---------------------------------------------------
     def beside(self, name: str) -> str:
-        """What a second instance goes by, while its environment is updated: no environment's name has capitals."""
+        """Return the name of the second instance during an update. It has capitals, which no environment's name has."""
         return f"{name}{_BESIDE}"
 
     def whose(self, name: str) -> str:

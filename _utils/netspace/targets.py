@@ -49,7 +49,7 @@ def of(opts: Mapping[str, Any]) -> Targets:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command did: 124 is a timeout."""
+    """Result of a command; ``retcode`` 124 is a timeout."""
 
     retcode: int
     stdout: str
@@ -161,7 +161,7 @@ class Targets:
             yield inside
 
     def grains(self, target: str) -> dict[str, Any]:
-        """What is known of a target. What its image says of itself (``os``...) is no more than a claim."""
+        """Return the grains of a target. Those that its image gives (``os``...) are no more than a claim."""
         from netspace.environment import tenders, within
         from netspace.interface import records as interfaces
 
@@ -236,7 +236,7 @@ def _seconds(timeout: Any) -> float:
 
 
 def os_grains(release: bytes) -> dict[str, str]:
-    """What an ``os-release(5)`` says, as Salt's grains: only plain words, since templates use them."""
+    """Return an ``os-release(5)`` file as Salt's grains: only plain words, since templates use them."""
     found = {}
     for line in release.decode("ascii", errors="replace").splitlines():
         match = _OS_LINE.fullmatch(line)

@@ -58,7 +58,7 @@ class Meanwhile(Generic[T]):
             self._thread.join()
 
     def result(self) -> T:
-        """What it returns; raises what it raises."""
+        """Return what the work returns; raise what it raises."""
         if self._thread is None:
             return self._work()
         self.end()

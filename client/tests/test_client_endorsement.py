@@ -77,7 +77,7 @@ def held(name: str, token: str | None) -> Ring:
 
 
 def known(name: str, **more: Any) -> Ring:
-    """What another host tells of an environment: its keys to encrypt, and no others."""
+    """Return the keys that another host tells of an environment: those to encrypt, and no others."""
     return ring([{**one, **more} for one in KEYS[name] if one["use"] == "enc"], "keys")
 
 

@@ -1,4 +1,4 @@
-"""What is told the broker of a message while its connection is going away."""
+"""A message is settled with the broker while its connection is going away, and nobody waits for that."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What scripts/demo --hosts shows: two hosts, linked. Each is a set of namespaces with a Salt of its own.
+"""The show of ``scripts/demo --hosts``: two hosts, linked. Each is a set of namespaces with a Salt of its own.
 
 Everything that a host does, it does by its own ``scripts/salt-call``. Nothing is left when this ends.
 """

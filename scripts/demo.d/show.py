@@ -1,4 +1,4 @@
-"""What scripts/demo shows, step by step: everything through scripts/salt-call.
+"""The show of ``scripts/demo``, step by step: everything through ``scripts/salt-call``.
 
 Changes nothing itself, and reads nothing but what Salt returns.
 """

@@ -37,7 +37,7 @@ PROCESSOR = "max,la57=off,erms=off,fsrm=off,fsrs=off,fzrm=off,smap=off,smep=off,
 
 @dataclass(frozen=True)
 class Done:
-    """What became of a command."""
+    """The result of a command."""
 
     code: int
     out: str

@@ -1,4 +1,4 @@
-"""What calls Salt inside a virtual machine: it is set up once, each call is a fork of it, as a minion's jobs are.
+"""Calls of Salt inside a virtual machine: Salt is set up once, each call is a fork of it, as a minion's jobs are.
 
 A program of its own. On a machine that is translated, importing and setting up Salt takes most of a call. It listens
 on the socket that is its argument; a request is a line of JSON, function and arguments of a ``salt-call``, and the

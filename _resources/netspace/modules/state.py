@@ -117,7 +117,7 @@ class _HighState(salt.state.HighState):  # type: ignore[misc]
 
 
 def _unknown(high: Any) -> list[str]:
-    """What of rendered states can't be applied inside."""
+    """Return a problem for each rendered state or function that can't be applied inside an environment."""
     return [
         f"{identifier}: {problem}"
         for identifier, body in (high or {}).items()
@@ -129,7 +129,7 @@ def _unknown(high: Any) -> list[str]:
 
 
 def _foreign(state: str, parts: Any) -> list[str]:
-    """Why a state can't be applied inside; *parts* are its arguments and, as a text, its function."""
+    """Return why a state can't be applied inside; *parts* are its arguments and, as a text, its function."""
     kind = state.partition(".")[0]
     if kind not in KNOWN:
         return [f"state {state} acts on a host; in an environment there are: {', '.join(KNOWN)}"]

@@ -1,4 +1,4 @@
-"""Which address each interface gets: pure, and stable.
+"""Allocation of interfaces' addresses: pure, and stable.
 
 An address, once given, is kept as long as its interface exists and the range
 allows it. A new one is found by starting at a place that only the name decides

@@ -42,7 +42,7 @@ _TOGETHER = 128
 
 
 class Work(msgspec.Struct, frozen=True):
-    """What a step on one environment needs.
+    """The work of one step on one environment.
 
     :param record: what to remember; None: remove it all.
     :param namespace: ``create`` it, ``settle`` one that isn't set up (completely), or ``keep`` it.
@@ -512,7 +512,7 @@ class Applying:
 
 
 def _ipv6(folder: int | None, name: str, wanted: ends.End, disabled: bool) -> None:
-    """What of a host end can be said by sysctl only."""
+    """Write the settings of a host end that only sysctl can set."""
     if wanted.accept_ra is not None and folder is not None:
         namespaces.write_setting(folder, f"{name}/accept_ra", str(wanted.accept_ra))
         if disabled and any(":" in address for address in wanted.addresses):

@@ -1,7 +1,7 @@
-"""What an interface is, in values: its ends as they should be or as they are. Pure.
+"""An interface as values: its two ends, desired or observed. Pure.
 
-A kind of interface says which :class:`Ends` it wants; here is how one end is described
-to the operator, and which messages bring one that is to one that should be.
+A kind of interface says which :class:`Ends` it wants. This module describes one end to
+the operator, and gives the messages that turn an observed end into the desired one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ INSIDE_NAME = "eth0"
 
 
 class Place(msgspec.Struct, frozen=True):
-    """Where an interface stands: what a kind must know beside what is declared.
+    """Facts about one interface that its kind needs beside the declaration.
 
     :param host_name: the host end's name.
     :param mac: the pair's MAC.
@@ -173,9 +173,9 @@ def seen(
 
 
 def messages(index: int, now: End | None, wanted: End) -> list[Message]:
-    """What makes the link *index*, which is as *now* (None: just made), as *wanted*.
+    """Return the messages that turn the link *index* from *now* (None: just made) into *wanted*.
 
-    Inside, the namespace's settings keep IPv6 from giving itself addresses; outside, this does.
+    They keep IPv6 at the host end from giving itself addresses; inside, the namespace's settings do that.
     """
     todo: list[Message] = []
     rename = now is not None and now.name != wanted.name

@@ -144,7 +144,7 @@ WAYS = {
 
 
 def of_way(way: str, allow: Iterable[Allow]) -> tuple[Allow, ...]:
-    """Which rules concern packets on that way."""
+    """Return the rules of *allow* that concern packets on *way*."""
     direction = WAYS[way][0]
     return tuple(rule for rule in allow if rule.direction == direction and (way != "host" or single(rule)))
 
@@ -227,7 +227,7 @@ def _chain(way: str, allow: tuple[Allow, ...]) -> tuple[str, Sequence[Rule]]:
 def _limits(
     ruled: Sequence[Guarded], keys: Mapping[str, bytes], chains: dict[str, Chain], sets: dict[str, Collection]
 ) -> None:
-    """Where the first packet of an allowed connection goes: connections are counted by interface."""
+    """Add the chains for the first packet of an allowed connection: they count connections by interface."""
     for most in sorted({one.connections for one in ruled}):
         sets[f"open.{most}"] = Collection(*_NAME, most=_MOST)
         for way, end in _WAYS.items():

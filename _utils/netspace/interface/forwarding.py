@@ -60,7 +60,7 @@ def changes(needed: Collection[str], now: Mapping[str, str], before: Mapping[str
 
 
 def old_values(needed: Collection[str], ours: Collection[str]) -> Iterator[tuple[str, str]]:
-    """What :func:`switch` is about to change for *needed*: sysctl and present value.
+    """Yield each sysctl that :func:`switch` is about to change for *needed*, and its present value.
 
     :param ours: names of our own interfaces, which never accept advertisements.
     """

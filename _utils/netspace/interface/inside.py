@@ -150,7 +150,7 @@ def _at(offset: int, value: bytes, *, negate: bool = False) -> list[bytes]:
 
 
 def _pinned(guarded: Guarded) -> list[list[bytes]]:
-    """What may leave the link at all, down to the frame."""
+    """Return the rules that pin frames to the environment's own MAC and addresses, whatever ``allow`` says."""
     rules = []
     mac = bytes.fromhex(guarded.mac.replace(":", ""))
     if mac:
@@ -169,7 +169,7 @@ def _pinned(guarded: Guarded) -> list[list[bytes]]:
 
 
 def _neighbourly(mac: bytes, own: Sequence[bytes]) -> list[list[bytes]]:
-    """What may be said to IPv6 neighbours: RFC 4861, RFC 3810."""
+    """Return the rules on messages to IPv6 neighbours: neighbour discovery (RFC 4861), group reports (RFC 3810)."""
     six = nf.of_protocol(nf.IPV6)
     rules = []
     for type_, option in ((_ADVERTISEMENT, b"\x02\x01"), (_SOLICITATION, b"\x01\x01")):

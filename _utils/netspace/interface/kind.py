@@ -33,7 +33,7 @@ Outcomes = list[Outcome]
 
 
 class DesiredInterfaces(msgspec.Struct, frozen=True):
-    """What interfaces there should be.
+    """The desired interfaces.
 
     :param network: the ranges that addresses come from.
     :param interfaces: by the environment's name.
@@ -64,7 +64,7 @@ class Interfaces:
         about: Collection[str] | None = None,
         doomed: Collection[str] = (),
     ) -> Observed:
-        """What there is now, of all interfaces and of what *desired* ones need.
+        """Return the observed state of all interfaces, and of what *desired* ones need.
 
         :param about: the environments that something is to be done to, if no others: the rest are only looked at as
             far as their packet filters may have to learn of that. See :meth:`concerns_all`.
@@ -117,7 +117,7 @@ class Interfaces:
 
     # -- planning: pure ---------------------------------------------------------------
     def plan(self, desired: DesiredInterfaces, observed: Observed, remove: Collection[str] = ()) -> Plan:
-        """What would have to change. An interface that can't be had is refused, the others go on."""
+        """Return the plan. An interface that this host can't have is refused; the others are planned all the same."""
         gone = {name for name in remove if name in observed.records}
         wanted = {name: spec for name, spec in desired.interfaces.items() if name not in remove}
         kept = {name: record for name, record in observed.records.items() if name not in gone}
@@ -219,7 +219,7 @@ class Interfaces:
         return steps
 
     def _guard_before(self, name: str, observed: Observed, everybody: guards.Numbers) -> tuple[Message, ...]:
-        """What made the table that is in its namespace; empty where that isn't known."""
+        """Return the messages that made the table in its namespace; empty where they aren't known."""
         record, loaded = observed.records.get(name), observed.volatile.guards.get(name, {})
         if record is None or observed.guards.get(name) != "intact":
             return ()
@@ -236,7 +236,7 @@ class Interfaces:
     def _step(
         self, name: str, record: Record, observed: Observed, everybody: guards.Numbers, known: guards.Numbers
     ) -> Step | None:
-        """What makes the interface of *name* as *record* says; None where it is.
+        """Return the step that makes the interface of *name* as *record* says; None where it already is.
 
         :param everybody: whom tables inside must know of; *known*: whom by the records they know.
         """
@@ -374,7 +374,7 @@ class Interfaces:
 
 
 def _impossible(record: Record, observed: Observed) -> str:
-    """Why this host can't have the interface, for the operator; empty where it can."""
+    """Return why this host can't have the interface, for the operator; empty where it can."""
     kind, name = kinds.of(record.interface), kinds.name(record.interface)
     if name in observed.missing:
         return f"an interface of kind {name} can't be had: {observed.missing[name]}"
@@ -394,7 +394,7 @@ def _clashing(new: Mapping[str, Record], others: Mapping[str, Record]) -> dict[s
 
 
 def _unchangeable(spec: Interface, now: Ends, wanted: Ends) -> str:
-    """What differs that the kernel can't change in place, in words; empty where there is no such thing."""
+    """Return, in words, the differences that the kernel can't change in place; empty where there are none."""
     fixed = getattr(kinds.of(spec), "FIXED", ())
     pairs = ((now.inside, wanted.inside), (now.outside, wanted.outside))
     both = [(is_, due) for is_, due in pairs if is_ is not None and due is not None]
@@ -405,7 +405,7 @@ def _unchangeable(spec: Interface, now: Ends, wanted: Ends) -> str:
 
 
 def _filter(guard: Sequence[Message], observed: Observed, name: str) -> dict[str, str]:
-    """How the table in its namespace differs from what it should be; empty where it doesn't."""
+    """Return how the table in its namespace differs from the desired one (``old``, ``new``); empty where it doesn't."""
     loaded = observed.volatile.guards.get(name, {})
     old = str(loaded.get("rendered", ""))[:12] or "absent"
     new = nftables.digest(guard)[:12] if guard else "absent"

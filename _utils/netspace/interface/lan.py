@@ -1,4 +1,4 @@
-"""What the kinds share that put an environment onto somebody's network: addresses, gateways, routes. Pure.
+"""Addresses, gateways and routes of the kinds that join somebody's network. Pure.
 
 Such a network isn't ours: no address of it is given away unless the operator names it, with
 its network's prefix, and nothing is learnt from it (no router advertisement, no DHCP). All
@@ -26,7 +26,7 @@ _MAX_ROUTES = 256
 
 
 class Lan(Filtered, frozen=True):
-    """What all kinds on a network that isn't netspace's have besides.
+    """Base of all kinds on a network that isn't netspace's, with the keys that they share.
 
     :param ipv4: its address there and that network's prefix, such as ``198.51.100.7/24``.
     :param ipv6: likewise; one of the two must be given.
@@ -45,7 +45,7 @@ class Lan(Filtered, frozen=True):
     mtu: int = 1500
 
     def network(self) -> str:
-        """Which network it is on, in words."""
+        """Return a description of the network that it is on."""
         raise NotImplementedError
 
     def problems(self) -> Iterable[tuple[str, str]]:
@@ -59,14 +59,14 @@ class Lan(Filtered, frozen=True):
 
 
 def name_problem(name: str) -> str:
-    """Why *name* can't be a link's (kernel: dev_valid_name); empty where it can."""
+    """Return why *name* can't be a link's name (kernel: dev_valid_name); empty where it can."""
     if _NAME.fullmatch(name) and name not in (".", "..") and len(name.encode()) <= 15:
         return ""
     return f"{name!r} can't be a link's name: 1 to 15 bytes, no space, '/' or ':'"
 
 
 def address_problems(spec: Any) -> Iterable[tuple[str, str]]:
-    """What is wrong with the addresses, gateways and routes of a kind that has these keys."""
+    """Yield the problems of the addresses, gateways and routes of a kind that has these keys: (key, message)."""
     if spec.ipv4 is None and spec.ipv6 is None:
         yield "ipv4", "give ipv4 or ipv6 (address/prefix): none is taken from a network that isn't netspace's"
     networks: dict[int, ipaddress.IPv4Network | ipaddress.IPv6Network] = {}
@@ -178,7 +178,7 @@ def inside(
 def lacks_parent(
     name: str, mtu: int, links: Mapping[str, Link], *, room: int = 0, up: bool = False, alone: bool = True
 ) -> str:
-    """Why nothing can be made on the host's link *name*; empty where it can.
+    """Return why nothing can be made on the host's link *name*; empty where something can.
 
     :param room: bytes that are put around each packet.
     :param up: it must be up.

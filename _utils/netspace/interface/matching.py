@@ -1,4 +1,7 @@
-"""What both packet filters share: where things stand in a packet, and what of one an ``allow`` rule covers. Pure."""
+"""Matches that both packet filters share: offsets in a packet, and the part of it that an ``allow`` rule covers.
+
+Pure.
+"""
 
 from __future__ import annotations
 

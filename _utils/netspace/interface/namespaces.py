@@ -81,7 +81,7 @@ def unshare() -> None:
 
 
 def lacking(directory: Path) -> dict[str, bool]:
-    """What :func:`prepare` would have to make: ``folder``, ``mount``; empty where nothing lacks."""
+    """Return the parts that :func:`prepare` would have to make: ``folder``, ``mount``; empty where nothing lacks."""
     mounted = any(line.split(" ", 5)[4] == str(directory) for line in _mountinfo().splitlines())
     return {what: True for what, there in (("folder", directory.is_dir()), ("mount", mounted)) if not there}
 

@@ -113,7 +113,7 @@ class Message(msgspec.Struct, frozen=True):
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """What the kernel answered to a message it refused."""
+    """The kernel's answer to a message that it refused."""
 
     code: int
     text: str = ""
@@ -127,7 +127,7 @@ class NetlinkError(OSError):
 
 
 class Link(msgspec.Struct, frozen=True):
-    """What the kernel says of one link; ``ipv4`` and ``accept_ra`` are its settings, ``queue`` its root qdisc.
+    """One link as the kernel reports it; ``ipv4`` and ``accept_ra`` are its settings, ``queue`` its root qdisc.
 
     :param parent: index of the link it lies on, maybe in another namespace.
     :param master: index of the bridge (or such) that it is a port of.

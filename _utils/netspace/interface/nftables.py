@@ -272,7 +272,7 @@ def _message(type_: int, family: int, flags: int, *attributes: bytes) -> Message
 
 
 def _of(table: str, name: str, type_: int = 2) -> bytes:
-    """Which thing of a table: the attribute *type_* bears its name."""
+    """Return the attributes that name an object of a table: the table's name, and *name* as attribute *type_*."""
     return attribute(1, _text(table)) + attribute(type_, _text(name))
 
 
@@ -516,9 +516,10 @@ class Ruleset:
         raise netlink.NetlinkError(failure.code, f"{failure}{about}")
 
     def listed(self, table: str, family: int = socket.AF_UNSPEC) -> tuple[str, str] | None:
-        """Digests of what the kernel holds as *table*: of all but elements of sets, and of these; None: no such table.
+        """Return two digests of *table* as the kernel holds it; None where there is no such table.
 
-        What packets have put into sets is left out.
+        The first is of all but the elements of sets, the second of these elements. Elements that packets have put into
+        sets are left out.
 
         :param family: tables of others aren't looked at; none given: of any.
         """
@@ -558,7 +559,7 @@ class Ruleset:
 
 
 def _named(message: Message) -> str:
-    """Which thing a message is about, in words."""
+    """Return the kind and name of the object that a message is about, in words."""
     type_ = message.type & 0xFF
     values = dict(netlink.attributes(message.body, 4))
     which = 1 if type_ in (_NEWTABLE, _DELTABLE) else 3 if type_ in (_NEWCHAIN, _DELCHAIN) else 2
@@ -567,7 +568,7 @@ def _named(message: Message) -> str:
 
 
 def elements_digest(family: int, sets: Mapping[str, Mapping[bytes, Verdict | None]]) -> str:
-    """What :meth:`Ruleset.listed` says of a table with just these elements."""
+    """Return the digest that :meth:`Ruleset.listed` gives for the elements of a table that has just these."""
     return _sum(
         {
             f"{family} {name}": [

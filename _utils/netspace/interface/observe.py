@@ -1,4 +1,4 @@
-"""What there is of our interfaces: reads, never writes.
+"""Observation of our interfaces: reads, never writes.
 
 Of an environment without an interface no more is asked than whether its namespace is
 mounted: one file for all of them. Of the others: one dump of the host's links, addresses
@@ -57,7 +57,7 @@ class Observed(msgspec.Struct, frozen=True):
 
 
 def place(layout: Layout, name: str, record: Record) -> Place:
-    """Where the interface of *name* stands, by its record."""
+    """Return the :class:`Place` of the interface of *name*, from its record."""
     allow = getattr(record.interface, "allow", ())
     return Place(
         host_name=ends.host_name(layout.instance, name),

@@ -1,4 +1,4 @@
-"""What is remembered of interfaces: on disk what was declared, under /run what was done.
+"""Records of interfaces: the declaration on disk, changes to the host under /run.
 
 ``<state>/interfaces/<name>.json`` (:class:`Record`) survives a reboot, and is written
 before what it names is made and removed after that is gone. ``<run>/network.json``
@@ -52,7 +52,7 @@ class Record(msgspec.Struct, frozen=True):
         }
 
     def shown(self) -> dict[str, Any]:
-        """What an operator sees as old and new."""
+        """Return the form that an operator sees as old and new."""
         declared = plain(self.interface)
         given = {family for family in self.addresses if not isinstance(getattr(self.interface, family), Prefixed)}
         shown = {
@@ -88,7 +88,7 @@ def path(layout: Layout, name: str) -> Path:
 
 
 def secret(layout: Layout, name: str) -> Path:
-    """Where the interface's private key lies, if its kind has one; root's alone, like the folder."""
+    """Return the path of the interface's private key, if its kind has one; root's alone, like the folder."""
     return below(layout.records(KIND), f"{name}.key")
 
 
@@ -117,7 +117,7 @@ def read_one(layout: Layout, name: str) -> Record | None:
 
 
 class Volatile(msgspec.Struct):
-    """What was done since the host started.
+    """Changes made since the host started.
 
     :param namespaces: inode of each namespace that was made and set up completely.
     :param firewall: of our nftables table: ``rendered`` (digest of what was asked for), ``structure``

@@ -22,7 +22,7 @@ Rule = Sequence[Expression]
 
 
 class Base(msgspec.Struct, frozen=True):
-    """Where packets come into a chain, whose policy is to accept."""
+    """The hook by which packets enter a chain; the chain's policy is accept."""
 
     type: str
     hook: int

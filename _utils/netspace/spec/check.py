@@ -1,4 +1,4 @@
-"""What types can't say: bounds of single values, and declarations that clash.
+"""Checks beyond types: bounds of single values, and declarations that clash.
 
 Pure. Every function returns the problems it finds; an empty list is acceptance.
 """
@@ -93,7 +93,7 @@ def runtime_settings(spec: Any, path: str) -> list[Problem]:
 
 
 def runtime(name: str, thing: Literal["images", "kernels"]) -> str:
-    """Why a runtime can't run such a thing (``images``, ``kernels``); empty where it can."""
+    """Return why the runtime *name* can't run *thing* (``images``, ``kernels``); empty where it can."""
     from netspace.environment import runtimes as known
 
     if name in known.names() and thing == known.find(name).RUNS:
@@ -102,7 +102,7 @@ def runtime(name: str, thing: Literal["images", "kernels"]) -> str:
 
 
 def image(text: str) -> str:
-    """What is wrong with an image's ``<source>:<location>``; empty where nothing is."""
+    """Return the problem of an image's ``<source>:<location>``; empty where there is none."""
     source, _, location = text.partition(":")
     if source not in image_sources() or not location:
         return f"{text!r}: write <source>:<location> with one of {', '.join(image_sources())}"
@@ -117,7 +117,7 @@ def image(text: str) -> str:
 
 
 def source_hash(text: str) -> str:
-    """What is wrong with a ``sha256:<hex>``; empty where nothing is."""
+    """Return the problem of a ``sha256:<hex>``; empty where there is none."""
     return "" if _HASH.fullmatch(text) else f"{text!r}: expected sha256: and 64 hexadecimal digits"
 
 
@@ -234,7 +234,7 @@ def circle(after: Mapping[str, Collection[str]]) -> list[str]:
 
 
 def _order(declared: Declaration, path: str, names: Collection[str]) -> list[Problem]:
-    """What comes after what: only what is there, and in no circle."""
+    """Check ``after``: each environment named there is declared, and none wait for each other in a circle."""
     problems = [
         Problem(f"{path}:environments:{name}:after:{index}", no_environment(other, names))
         for name, spec in declared.environments.items()
@@ -379,7 +379,7 @@ def interface(spec: Interface, path: str) -> list[Problem]:
 
 
 def together(interfaces: Mapping[str, Interface]) -> list[tuple[str, str, str]]:
-    """What interfaces of one host, by their environments' names, can't have together: (name, key, message)."""
+    """Return the conflicts among one host's interfaces, by their environments' names: (name, key, message)."""
     found: list[tuple[str, str, str]] = []
     owners: dict[str, str] = {}
     agreed: dict[str, tuple[str, str]] = {}

@@ -43,7 +43,7 @@ def other_store(store: Store, tmp_path: Path) -> Store:
 
 
 def leftovers(store: Store, built: int = 0) -> list[str]:
-    """What is in the images' folder beside that many built images with their notes."""
+    """Return the files in the images' folder, without that many built images and their notes."""
     images = store.file("x").parent
     found = sorted(path.name for path in images.iterdir()) if images.exists() else []
     kept = [name for name in found if not name.startswith(".")]

@@ -1,4 +1,4 @@
-"""What an environment has, and what it hasn't."""
+"""An environment has what it was given, and nothing else."""
 
 from __future__ import annotations
 

@@ -303,7 +303,7 @@ def test_variables_are_never_shown(host):
 
 
 def reboot(host) -> None:
-    """What is gone after one: processes, mounts, /run."""
+    """Take away what a reboot takes: processes, mounts, /run."""
     host.supervisor.stop([f"environment-{name}" for name in host.kind.names()])
     for target in mounts.table():
         if Path(target).is_relative_to(host.layout.run):

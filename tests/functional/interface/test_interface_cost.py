@@ -1,4 +1,4 @@
-"""What a packet costs doesn't grow with the number of environments: the rules that it meets are counted."""
+"""The cost of a packet doesn't grow with the number of environments: the rules that it meets are counted."""
 
 from __future__ import annotations
 

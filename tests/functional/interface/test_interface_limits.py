@@ -1,4 +1,4 @@
-"""What one environment may take of the host: bytes per second that it sends, connections that are open."""
+"""Limits on what one environment takes of the host: bytes per second that it sends, connections that are open."""
 
 from __future__ import annotations
 

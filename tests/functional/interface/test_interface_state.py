@@ -1,4 +1,4 @@
-"""What applying does to the host: complete, repeatable, repairing, and leaving nothing behind."""
+"""The host after an apply: complete and repaired, the same after a second one, with nothing left behind."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ class Guest:
         self.write(frame(target or self.gateway_mac, source or self.mac, kind_of(packet), packet))
 
     def ask(self, family: str, about: str = "", source: str = "", **claimed: str) -> str:
-        """Who has the gateway? Its MAC, or nothing."""
+        """Ask by ARP or neighbour discovery for *about* (default: the gateway); return its MAC, empty for no answer."""
         about, source = about or self.gateway[family], source or self.own[family]
         own_mac = claimed.get("mac", self.mac)
         if family == "ipv4":

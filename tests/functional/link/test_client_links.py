@@ -249,7 +249,7 @@ def test_what_cannot_be_sent_is_refused_and_no_other_message_is_told_wrong(town)
         web.run(web.mailbox.call("orders", "bad", content_type="t" * 256))
 
     async def unforeseen():
-        """What only aiormq finds out, amid others."""
+        """Send a message that only aiormq finds wrong, amid others."""
         outlet = next(iter(web.mailbox._lines.outlets.values()))
         bad = outlet.publish(b"bad", spec.Basic.Properties(message_id=["no text"]), timeout=60)
         return await every([bad, *(web.mailbox.send("audit", str(number)) for number in range(3))])
@@ -839,7 +839,7 @@ def test_only_a_declared_peer_is_monitored_and_nothing_else_is_told(town):
 
 # -- sealed links ------------------------------------------------------------------------------------
 class Relay:
-    """Who carries what *name* is to read: sees, takes and publishes whatever it likes."""
+    """A carrier of all that *name* is to read: it sees, takes and publishes whatever it likes."""
 
     def __init__(self, town: Town, name: str) -> None:
         self.town = town

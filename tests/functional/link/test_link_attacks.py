@@ -175,7 +175,7 @@ def test_channels_are_bounded_over_all_connections(host):
 
 # -- dead letters ------------------------------------------------------------------------
 def forgery(host) -> dict:
-    """What would make a letter of the attacker's one of its neighbour's, if it were believed."""
+    """Return headers that would make a letter of the attacker's one of its neighbour's, if they were believed."""
     exchange, queue = host.n("link.orders.audit"), host.n("mailbox.audit")
     said = {"exchange": exchange, "queue": queue, "reason": "rejected"}
     return {f"x-{which}-death-{key}": value for which in ("first", "last") for key, value in said.items()}

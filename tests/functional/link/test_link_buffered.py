@@ -38,7 +38,7 @@ def shovels(world) -> list[str]:
 
 
 def waiting(world, queue: str) -> int:
-    """How many messages are in a queue, asked of the queue itself."""
+    """Return how many messages are in a queue, asked of the queue itself."""
     with world.here(), world.api() as api:
         body = {"count": 10_000, "ackmode": "ack_requeue_true", "encoding": "base64", "truncate": 1}
         return len(api.post("queues", world.layout.instance, queue, "get", body=body) or [])

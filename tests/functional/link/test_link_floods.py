@@ -107,7 +107,7 @@ def neighbour(host) -> Iterator[Neighbour]:
 
 
 def cut_offs(host, name: str) -> int:
-    """How often an environment was cut off since the broker began, as health tells for an hour."""
+    """Return how often an environment was cut off since the broker began, as health tells for an hour."""
     found = re.search(rf"\b{name} was cut off (\d+) times", str(host.links.health()["problems"]))
     return int(found[1]) if found else 0
 
@@ -267,7 +267,7 @@ def test_what_asking_does_not_need_is_refused_over_amqp_0_9_1(host, unbound, att
 
 @pytest.mark.parametrize("attack", [by_exchange, by_exchange_over_amqp_1])
 def test_no_answer_is_led_where_there_is_no_link(host, unbound, attack):
-    """Who asks may write to its link, and read what answers come through: it must not join the two."""
+    """An asker may write to its link and read its answers' exchange: it must not join the two."""
     with pytest.raises((AMQPError, amqp1.RefusedError, OSError)):
         attack(host)
     until(lambda: answers_bound(host) == [], patience=PATIENCE)

@@ -223,7 +223,7 @@ def test_one_host_can_be_no_other_whatever_it_issues(linked, tmp_path):
 
 
 def _handshake(world, certificate, name: str) -> str:
-    """What a client says of a server that shows *certificate* when it asked for *name*; empty: it is content."""
+    """Return a client's objection to a server that shows *certificate* when asked for *name*; empty: it has none."""
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(certificate)
     client = world.tls()
@@ -489,7 +489,7 @@ def test_a_host_that_does_not_declare_the_sender_is_told_from_one_out_of_reach(l
     until(lambda: len(web.connections()) == 2)
 
     def told(how: Callable[..., Coroutine[Any, Any, Any]], text: str) -> type[LinkError] | None:
-        """What says so, once there was time to try again to connect."""
+        """Send, with time to connect again; return the error's class if its text has *text*."""
         try:
             web.run(how("orders@h2", "x", timeout=3.0))
         except LinkError as err:

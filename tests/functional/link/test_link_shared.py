@@ -135,7 +135,7 @@ def test_each_host_makes_its_own_and_both_ends_are_told_who_the_other_is(fleet):
 
 
 def came_of(web: Program, text: str) -> type[LinkError] | None:
-    """What is said of a message to orders; web may be on a node that has yet to hear of a change."""
+    """Send to orders; return the error's class, if any. web may be on a node that has yet to hear of a change."""
     try:
         web.send("orders@h2", text)
     except LinkError as err:

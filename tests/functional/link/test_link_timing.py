@@ -74,7 +74,7 @@ class Attacker:
         self.connection, self.n = connection, n
 
     def ask(self, what: str, name: str) -> tuple[str, float]:
-        """How the broker refuses a request, and after how long; each is on a channel of its own."""
+        """Return the broker's refusal of a request, and the seconds that it took; each is on a channel of its own."""
         channel = self.connection.channel()
         begun = time.perf_counter()
         try:
@@ -85,7 +85,7 @@ class Attacker:
         raise AssertionError(f"{what} {name}: that was not refused")
 
     def slower(self, what: str, kinds: Mapping[str, Callable[[], str]]) -> dict[str, int]:
-        """How often each kind of name took longer than nobody's; all must be answered alike."""
+        """Return how often each kind of name took longer than nobody's; all must be answered alike."""
         dice = random.Random(1)
         found = dict.fromkeys(kinds, 0)
         for _ in range(TIMES):

@@ -608,7 +608,7 @@ def test_l5_a_line_added_later_is_no_line_in_either_log(pcr: int, told_by: str) 
 
 
 def test_l5_words_of_systemds_may_follow_the_kernels_start() -> None:
-    """What systemd measures into PCR 9 itself came after the list's first line, and is no reason against it."""
+    """systemd's own extensions of PCR 9 come after the list's first line, and are no reason against it."""
     told, word = booted("uki"), b"nvpcr-init:hardware:0x1d10200:sha256:" + b"ab" * 32
     real = listed(told, SYSTEMD)
     values = {**real.pcrs, 9: sha256(real.pcrs[9] + sha256(word))}

@@ -22,7 +22,7 @@ SHIM = (FIXTURES / "shim-grub/binary_bios_measurements").read_bytes()
 
 
 def pcrread(path: Path) -> dict[int, str]:
-    """What ``tpm2_pcrread`` printed."""
+    """Return the PCR values from the output of ``tpm2_pcrread``."""
     return {int(pcr): value.lower() for pcr, value in re.findall(r"(\d+)\s*: 0x([0-9A-F]+)", path.read_text())}
 
 

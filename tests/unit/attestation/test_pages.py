@@ -1,4 +1,4 @@
-"""What the pages tell an operator to type exists, with these arguments."""
+"""Every command that the pages tell an operator to type exists, with these arguments."""
 
 from __future__ import annotations
 

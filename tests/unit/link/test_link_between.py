@@ -94,7 +94,7 @@ def steady(tmp_path_factory) -> Fleet:
 
 
 def enc(now: float = NOW) -> list[dict[str, Any]]:
-    """What a host tells of an environment's keys."""
+    """Return the keys of an environment that its host tells others."""
     return seals.promised(seals.renewed((), now), now)
 
 

@@ -124,7 +124,7 @@ def test_an_outboxs_letters_may_come_back_as_often_as_they_have_to():
 
 
 def test_answers_that_are_flooded_are_made_anew_for_each_host_that_asks(layout, monkeypatch):
-    """Where their bindings are more than can be read, all that askers may have bound something to is named."""
+    """Too many bindings to read: every exchange is named to which askers may have bound something."""
 
     class Flooded:
         def get(self, *path: str, **_: object) -> object:

@@ -167,7 +167,7 @@ def _at(base: int, offset: int, value: bytes) -> list[bytes]:
 
 
 def _arp_answer(guest: bytes, own: bytes, router: bytes, gateway: bytes) -> list[bytes]:
-    """Who has the gateway? The router: RFC 826."""
+    """Return the rule that answers the guest's ARP request for *gateway* with the MAC *router* (RFC 826)."""
     return [
         *nf.of_protocol(nf.ARP), *_at(nf.NETWORK, 0, _REQUEST),
         *_at(nf.NETWORK, 8, guest + own), *_at(nf.NETWORK, 24, gateway),
