@@ -1054,7 +1054,7 @@ def _identities() -> identity.Identities:
 
 
 def _salt_key(minion: str) -> bytes | None:
-    """The Salt key that this master accepted for a minion; None for minions below another master (a syndic)."""
+    """Return the Salt key that this master accepted for a minion; None for minions below another master (a syndic)."""
     import salt.utils.verify
 
     pem: bytes | None = None
@@ -1125,7 +1125,7 @@ def _shown(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _valid(found: Mapping[str, Any]) -> bool:
-    """Whether an answer does not call itself invalid; most say nothing of it."""
+    """Return whether an answer does not call itself invalid; most say nothing of it."""
     return found.get("valid") is not False
 
 

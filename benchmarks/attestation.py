@@ -115,7 +115,7 @@ class Tpm:
         return attest, signature
 
     def values_blob(self, pcrs: tuple[int, ...]) -> bytes:
-        """The values as tpm2_quote -o writes them."""
+        """Return the values as tpm2_quote -o writes them."""
         bits = sum(1 << pcr for pcr in pcrs).to_bytes(3, "little")
         blob = struct.pack("<IHB", 1, 0x000B, 3) + bits + bytes(2) + bytes(8 * 15)
         groups = [sorted(pcrs)[at : at + 8] for at in range(0, len(pcrs), 8)]
@@ -144,7 +144,7 @@ def made_list(aggregate: bytes) -> tuple[bytes, list[tuple[str, bytes]]]:
 
 
 def shown(raw: bytes) -> str:
-    """The list as ascii_runtime_measurements shows it: the form that Keylime takes."""
+    """Return the list as ascii_runtime_measurements shows it: the form that Keylime takes."""
     lines = []
     for entry in ima.parse(raw):
         file = ima.file(entry)

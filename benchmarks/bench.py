@@ -132,7 +132,7 @@ class Rounds:
 def line(
     value: float, unit: str, peer: str, peer_value: float, *, ratio: float | None = None, limit: float | None = None
 ) -> dict[str, Any]:
-    """One line of the result.
+    """Return one line of the result.
 
     :param ratio: the value shall be at most this many times the peer's.
     :param limit: the value shall be at most this.
@@ -162,7 +162,7 @@ def machine() -> str:
 
 
 def _figure(value: float, unit: str) -> str:
-    """A value as a reader wants it: three digits."""
+    """Return a value as a reader wants it: three digits."""
     text = f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
     return f"{text} {unit.replace(' each', '')}"
 

@@ -162,7 +162,7 @@ class Told:
 
 
 def connect(host: Host, name: str) -> Any:
-    """A client inside an environment."""
+    """Return a client inside an environment."""
     import ssl
 
     import pika

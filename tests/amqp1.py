@@ -73,7 +73,7 @@ _FIXED |= {0x56: 1, 0x60: 2, 0x61: 2, 0x70: 4, 0x71: 4, 0x72: 4, 0x73: 4, 0x80: 
 
 
 def decode(raw: bytes, at: int = 0) -> tuple[Any, int]:
-    """The value at an offset, and where it ends."""
+    """Return the value at an offset, and where it ends."""
     code = raw[at]
     at += 1
     if code == 0x00:

@@ -160,7 +160,7 @@ class Grammar:
         return [frame(2, channel, head), *([frame(3, channel, body)] if body else [])]
 
     def on_channel(self, channel: int) -> list[bytes]:
-        """The frames of one channel, but for its opening."""
+        """Return the frames of one channel, but for its opening."""
         found: list[bytes] = []
         for _ in range(self.dice.randint(1, EACH)):
             which = self.dice.choice(ON_CHANNELS if self.often(0.6) else COMMON)
@@ -274,7 +274,7 @@ class Grammar:
         )
 
     def on_session(self, channel: int) -> list[bytes]:
-        """The frames of one session, but for its beginning."""
+        """Return the frames of one session, but for its beginning."""
         found: list[bytes] = []
         if self.often(0.3):  # a pair of links for management, so that requests are read
             for receives in (False, True):

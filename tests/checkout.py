@@ -34,7 +34,7 @@ def with_example_kind(target: Path) -> Path:
 
 
 def plugins(folder: str) -> dict[str, set[str]]:
-    """The plugins in *folder* by the name Salt gives them, with their public functions."""
+    """Return the plugins in *folder* by the name Salt gives them, with their public functions."""
     return {_name(path): _functions(path) for path in sorted((ROOT / folder).glob("*.py")) if path.stem != "__init__"}
 
 

@@ -61,7 +61,7 @@ def warm_up() -> None:
 
 
 def busybox(folder: Path) -> Path:
-    """A root with a static busybox."""
+    """Return a root with a static busybox."""
     (folder / "bin").mkdir(parents=True, mode=0o755)
     folder.chmod(0o755)
     shutil.copy("/bin/busybox", folder / "bin/busybox")
@@ -113,7 +113,7 @@ def _plain(text: str) -> str:
 
 
 def _files(*roots: Path) -> dict[str, str]:
-    """Every file with its owner and mode; of records their content too."""
+    """Return every file with its owner and mode; of records their content too."""
     found = {}
     for path in sorted(path for root in roots for path in snapshot.files(root)):
         try:

@@ -23,7 +23,7 @@ _ERRORS = {
 
 
 def render(table: str, guarded: Sequence[Guarded]) -> str:
-    """The transaction that puts the table (family ``inet``) in place of an older one, or removes it."""
+    """Return the transaction that puts the table (family ``inet``) in place of an older one, or removes it."""
     text = [f"add table inet {table}", f"delete table inet {table}"]
     if not guarded:
         return "\n".join(text) + "\n"

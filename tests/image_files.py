@@ -17,7 +17,7 @@ MACHINE = MACHINES.get(os.uname().machine, os.uname().machine)
 
 
 def member(name: str, content: bytes = b"", **attributes: Any) -> tuple[tarfile.TarInfo, bytes]:
-    """One member; a name that ends in ``/`` is a folder, ``linkname`` makes a symbolic link."""
+    """Return one member; a name that ends in ``/`` is a folder, ``linkname`` makes a symbolic link."""
     info = tarfile.TarInfo(name)
     info.size = len(content)
     info.mode = 0o644

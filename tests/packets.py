@@ -75,7 +75,7 @@ def ip(
     options: bytes = b"",
     hops: int = 64,
 ) -> bytes:
-    """A packet of the addresses' family; *offset*, *more* and *options* are IPv4's."""
+    """Return a packet of the addresses' family; *offset*, *more* and *options* are IPv4's."""
     if ":" in source:
         head = struct.pack(">IHBB", 6 << 28, len(body), protocol, hops)
         return head + packed(source) + packed(target) + body
@@ -87,12 +87,12 @@ def ip(
 
 
 def fragment(protocol: int, body: bytes, *, offset: int = 0, more: bool = False, number: int = 1) -> bytes:
-    """An IPv6 fragment header and its part."""
+    """Return an IPv6 fragment header and its part."""
     return struct.pack(">BBHI", protocol, 0, offset | more, number) + body
 
 
 def datagram(source: str, target: str, protocol: str, port: int | None, data: bytes) -> bytes:
-    """A whole first packet of ``tcp``, ``udp`` or ``icmp``."""
+    """Return a whole first packet of ``tcp``, ``udp`` or ``icmp``."""
     six = ":" in source
     if protocol == "icmp":
         return ip(source, target, ICMP6 if six else ICMP, echo(source, target, data))

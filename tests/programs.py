@@ -57,7 +57,7 @@ class Program:
         return self.run(self.mailbox.send(to, body, **options))
 
     def receive(self, match: Any = None, timeout: float = 30.0) -> str:
-        """The next message's text; it is acknowledged."""
+        """Return the next message's text; it is acknowledged."""
 
         async def take() -> str:
             async with await self.mailbox.receive(match, timeout) as message:

@@ -20,7 +20,7 @@ def _run(*command: str) -> list[str]:
 
 
 def files(*roots: Path) -> dict[str, tuple[int, ...]]:
-    """Every file below *roots* (the disk's own; not what is mounted there) with what a write would change."""
+    """Return every file below *roots* (the disk's own; not what is mounted there) with what a write would change."""
     found: dict[str, tuple[int, ...]] = {}
     for root in roots:
         if not root.exists():
@@ -40,7 +40,7 @@ def files(*roots: Path) -> dict[str, tuple[int, ...]]:
 
 
 def processes() -> dict[int, str]:
-    """Every process but kernel threads, by command line."""
+    """Return every process but kernel threads, by command line."""
     found = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():

@@ -14,7 +14,7 @@ from netspace.supervision import Service, place
 
 
 def _lock(layout: Layout) -> str:
-    """The supervisor's lock as ``/proc/locks`` names it (proc_locks(5))."""
+    """Return the supervisor's lock as ``/proc/locks`` names it (proc_locks(5))."""
     info = place.lock_path(layout).stat()
     return f"{os.major(info.st_dev):02x}:{os.minor(info.st_dev):02x}:{info.st_ino}"
 

@@ -658,7 +658,7 @@ def _kind(spec: Environment) -> str:
 
 
 def _alone(name: str, links: Collection[Link]) -> dict[str, Any]:
-    """The card of an environment of a host without links: neither their names nor a broker are in it."""
+    """Return the card of an environment of a host without links: neither their names nor a broker are in it."""
     from netspace.link import card, names
 
     return card.card(name, links, "", names.PLAIN)

@@ -134,7 +134,7 @@ class Layout:
         return f"{name}{_BESIDE}"
 
     def whose(self, name: str) -> str:
-        """The environment that an instance is of."""
+        """Return the environment that an instance is of."""
         return name.removesuffix(_BESIDE)
 
     def netns_name(self, name: str) -> str:
@@ -149,7 +149,7 @@ class Layout:
         return below(self._namespaces, self.netns_name(name))
 
     def mac(self, name: str) -> str:
-        """The MAC of an environment's interface: locally administered, unicast, a hash."""
+        """Return the MAC of an environment's interface: locally administered, unicast, a hash."""
         digest = hashlib.sha256(f"mac/{self.instance}/{name}".encode()).digest()
         return bytes([digest[0] & 0xFC | 0x02, *digest[1:6]]).hex(":")
 

@@ -40,7 +40,7 @@ _OS_GRAINS = {
 
 
 def of(opts: Mapping[str, Any]) -> Targets:
-    """The targets of the minion whose configuration this is.
+    """Return the targets of the minion whose configuration this is.
 
     :raises NetspaceError: when its instance has a name that can't be used.
     """
@@ -70,7 +70,7 @@ class Targets:
         self._host = Host(layout)
 
     def list(self) -> dict[str, str]:
-        """Every target's environment, by the target's id."""
+        """Return every target's environment, by the target's id."""
         from netspace.environment import records
 
         known, _ = records.read_each(self._layout)
@@ -80,7 +80,7 @@ class Targets:
         return f"{self._minion}-{name}"
 
     def environment(self, target: str) -> str:
-        """The environment that a target is.
+        """Return the environment that a target is.
 
         :raises NetspaceError: when it is no target of this host (any more).
         """
@@ -100,7 +100,7 @@ class Targets:
             return False
 
     def has_files(self, target: str) -> bool:
-        """Whether its files can be reached (:meth:`files`): not where it has a kernel of its own.
+        """Return whether its files can be reached (:meth:`files`): not where it has a kernel of its own.
 
         :raises NetspaceError: when it is no target of this host (any more).
         """
@@ -190,7 +190,7 @@ class Targets:
         }
 
     def _process(self, name: str) -> int:
-        """The process of an environment.
+        """Return the process of an environment.
 
         :raises NetspaceError: when it doesn't run.
         """

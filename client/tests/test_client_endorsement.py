@@ -71,7 +71,7 @@ def signed(header: dict[str, Any], claims: dict[str, Any], key: ECKey) -> str:
 
 
 def held(name: str, token: str | None) -> Ring:
-    """An environment's own keys, with an endorsement of the one to sign."""
+    """Return an environment's own keys, with an endorsement of the one to sign."""
     keys = [{**one, **({"endorsement": token} if one["use"] == "sig" and token else {})} for one in KEYS[name]]
     return ring(keys, "keys", private=True)
 
@@ -145,7 +145,7 @@ def test_a_key_to_encrypt_signs_nothing_though_it_is_endorsed_as_what_it_is():
 
 
 def raw(token: Any, signer: ECKey, kid: str = "web-sig-0", **signed: Any) -> bytes:
-    """A seal of what *signer* says, with an endorsement."""
+    """Return a seal of what *signer* says, with an endorsement."""
     about = {"kid": kid, "lnk": LETTER.link, "frm": WEB, "to": ORDERS, "exp": NOW + LIFE, "edt": token, **signed}
     return forged(about, key_to_sign=signer)
 

@@ -236,7 +236,7 @@ class Machine:
         return base64.b64decode(reply["data"])
 
     def console(self) -> str:
-        """The end of what it wrote to its serial console."""
+        """Return the end of what it wrote to its serial console."""
         with contextlib.suppress(OSError):
             return (self.folder / "console").read_text(errors="replace")[-3000:]
         return ""

@@ -143,7 +143,7 @@ def _foreign(state: str, parts: Any) -> list[str]:
 
 
 def _options(kwargs: dict[str, Any], test: bool | None) -> dict[str, Any]:
-    """The minion's configuration, as the target's own."""
+    """Return the minion's configuration, as the target's own."""
     opts = salt.utils.state.get_sls_opts(dict(__opts__), **kwargs)
     opts["netspace.minion"] = declared.minion(__opts__)
     opts["id"] = __resource__["id"]

@@ -138,7 +138,7 @@ class Boot:
         }
 
     def allows_line(self, line: str) -> bool:
-        """Whether a pattern allows a command line that is known as text."""
+        """Return whether a pattern allows a command line that is known as text."""
         return any(
             one.matches(line) and (one.exact or measured.plain_line(line, one.text)) for one in self.command_lines or ()
         )
@@ -174,7 +174,7 @@ def gaps(boot: Boot, quoted: Collection[int] | None = None, values: Collection[i
 
 
 def valued_lines(boot: Boot, values: Collection[int] = ()) -> bool:
-    """Whether all PCRs that a command line is measured into are known by value, so that it needs no other proof.
+    """Return whether all PCRs that a command line is measured into are known by value, so that it needs no other proof.
 
     :param values: PCRs that have values from elsewhere (references).
     """

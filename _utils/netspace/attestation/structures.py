@@ -101,7 +101,7 @@ class Reader:
         return int.from_bytes(self.take(size), self.order)
 
     def sized(self, limit: int, field: str) -> bytes:
-        """A TPM2B: a 16-bit length and as many bytes."""
+        """Return a TPM2B: a 16-bit length and as many bytes."""
         length = self.number(2)
         if length > limit:
             raise self.refuse(f"{field} of {length} bytes, at most {limit} are possible")

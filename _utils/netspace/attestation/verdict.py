@@ -171,7 +171,7 @@ def _folder(layout: Layout) -> Path:
 
 
 def _known(layout: Layout) -> tuple[str, str, dict[str, int]]:
-    """The nonce that waits for its result, the boot in which it was answered, and the versions."""
+    """Return the nonce that waits for its result, the boot in which it was answered, and the versions."""
     path = _folder(layout) / "master.json"
     record = files.read_json(path)
     if record is None:

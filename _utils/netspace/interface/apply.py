@@ -558,7 +558,7 @@ def _differ(now: Any, wanted: Any) -> bool:
 
 
 def _free_group(used: set[int]) -> int:
-    """A link group that nobody uses."""
+    """Return a link group that nobody uses."""
     group = int.from_bytes(os.urandom(4), "big") | 1 << 30
     while group in used:
         group = int.from_bytes(os.urandom(4), "big") | 1 << 30

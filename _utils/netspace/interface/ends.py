@@ -82,7 +82,7 @@ class End:
     secret: str = field(default="", compare=False, repr=False)
 
     def facts(self) -> dict[str, Any]:
-        """The end in plain values, for the operator and for comparing."""
+        """Return the end in plain values, for the operator and for comparing."""
         facts: dict[str, Any] = {
             "name": self.name,
             "mac": self.mac,
@@ -130,7 +130,7 @@ class Ends:
 # Each is asked for several times in one run.
 @functools.lru_cache(maxsize=16384)
 def host_name(instance: str, environment: str) -> str:
-    """The host end's name: 15 characters, of which 13 (65 bits) are a hash."""
+    """Return the host end's name: 15 characters, of which 13 (65 bits) are a hash."""
     number = int.from_bytes(hashlib.sha256(f"{instance}/{environment}".encode()).digest(), "big")
     digits = "abcdefghijklmnopqrstuvwxyz234567"
     return "ns" + "".join(digits[number >> 5 * place & 31] for place in range(13))

@@ -82,7 +82,7 @@ class Guarded(msgspec.Struct, frozen=True):
 
 
 def forwarded(allow: Iterable[Allow], gateways: Mapping[str, str]) -> frozenset[str]:
-    """The families in which *allow* concerns others than the host, so that it must forward packets."""
+    """Return the families in which *allow* concerns others than the host, so that it must forward packets."""
     return frozenset(
         fam for rule in allow if (fam := family(rule)) not in gateways or not _is(rule.cidr, gateways[fam])
     )
@@ -90,12 +90,12 @@ def forwarded(allow: Iterable[Allow], gateways: Mapping[str, str]) -> frozenset[
 
 @functools.lru_cache(4096)
 def _is(cidr: Cidr, address: str) -> bool:
-    """Whether a network is that one address."""
+    """Return whether a network is that one address."""
     return cidr.network == ipaddress.ip_network(address)
 
 
 def build(guarded: Sequence[Guarded]) -> Table:
-    """The table (family ``inet``) for these; an empty one for none."""
+    """Return the table (family ``inet``) for these; an empty one for none."""
     if not guarded:
         return Table()
     ordered = sorted(guarded, key=lambda one: one.environment)
@@ -128,7 +128,7 @@ def build(guarded: Sequence[Guarded]) -> Table:
 
 
 def chain_name(way: str, rules: Sequence[Allow]) -> str:
-    """The name of the chain that interfaces with the same rules share."""
+    """Return the name of the chain that interfaces with the same rules share."""
     text = repr([(str(rule.cidr), rule.protocol, str(rule.port)) for rule in rules])
     return f"{way}.{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
@@ -151,7 +151,7 @@ def of_way(way: str, allow: Iterable[Allow]) -> tuple[Allow, ...]:
 
 @functools.lru_cache(4096)
 def single(rule: Allow) -> bool:
-    """Whether it names one address."""
+    """Return whether it names one address."""
     return rule.cidr.network.num_addresses == 1
 
 

@@ -18,7 +18,7 @@ _CONF6 = "net/ipv6/conf"
 
 
 def read(name: str) -> str | None:
-    """A sysctl's value, or None where the kernel has none of that name."""
+    """Return a sysctl's value, or None where the kernel has none of that name."""
     try:
         return (_SYSCTL / name).read_text().strip()
     except OSError:
@@ -30,7 +30,7 @@ def write(name: str, value: str) -> None:
 
 
 def switches() -> dict[str, str]:
-    """The present value of each family's switch, where the kernel has the family."""
+    """Return the present value of each family's switch, where the kernel has the family."""
     values = {family: read(name) for family, name in SWITCH.items()}
     return {family: value for family, value in values.items() if value is not None}
 
@@ -89,5 +89,5 @@ def restore(values: Mapping[str, str]) -> None:
 
 
 def belongs(name: str, family: str) -> bool:
-    """Whether a sysctl was changed for *family*'s sake."""
+    """Return whether a sysctl was changed for *family*'s sake."""
     return name.startswith(f"net/{family}/")

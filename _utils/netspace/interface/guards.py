@@ -35,7 +35,7 @@ def numbers(known: Collection[Record]) -> Numbers:
 
 
 def wanted(layout: Layout, record: Record, ends: Ends, place: Place, everybody: Numbers) -> tuple[Message, ...]:
-    """The messages that make the table; none where there is to be none. Pure."""
+    """Return the messages that make the table; none where there is to be none. Pure."""
     kind, spec = kinds.of(record.interface), record.interface
     if ends.inside is None:
         return ()

@@ -100,7 +100,7 @@ def _untouched(loaded: Mapping[str, Any], generation: int | None) -> bool:
 
 
 def _holds(ruleset: nf.Ruleset, name: str, loaded: Mapping[str, Any], generation: int | None) -> bool:
-    """Whether the kernel at *generation* holds what was loaded. (One that moves on refuses what follows.)"""
+    """Return whether the kernel at *generation* holds what was loaded. (One that moves on refuses what follows.)"""
     return bool(loaded) and generation is not None and _state(ruleset, name, loaded, generation) == "intact"
 
 

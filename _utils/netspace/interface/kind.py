@@ -55,7 +55,7 @@ class Interfaces:
         return files.record_names(self.layout.records(records.KIND))
 
     def recorded(self) -> dict[str, Interface]:
-        """The interface of each environment as it was applied."""
+        """Return the interface of each environment as it was applied."""
         return {name: record.interface for name, record in records.read(self.layout).items()}
 
     def observe(
@@ -80,12 +80,12 @@ class Interfaces:
         return any(step.name == FORWARDING for step in plan.steps)
 
     def list(self) -> dict[str, dict[str, Any]]:
-        """Every environment's interface by its record, and whether its namespace is there."""
+        """Return every environment's interface by its record, and whether its namespace is there."""
         kept = namespaces.found(self.layout.netns("").parent)
         return {name: self._entry(name, record, kept) for name, record in records.read(self.layout).items()}
 
     def inspect(self, name: str) -> dict[str, Any]:
-        """One interface as declared and as it is, with what differs (``drift``).
+        """Return one interface as declared and as it is, with what differs (``drift``).
 
         :raises NetspaceError: there is no such interface.
         """
@@ -292,7 +292,7 @@ class Interfaces:
         return Step("interface", name, action, changes, reason, work)
 
     def _table(self, known: Mapping[str, Record]) -> Table:
-        """The host's nftables table for these."""
+        """Return the host's nftables table for these."""
         return firewall.build([
             firewall.Guarded(
                 name,

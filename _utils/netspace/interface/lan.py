@@ -121,7 +121,7 @@ def _unreachable(gateway: Address, version: int, address: Prefixed | None) -> st
 
 
 def link_local(mac: str) -> str:
-    """The link-local address that belongs to a MAC (RFC 4291, appendix A)."""
+    """Return the link-local address that belongs to a MAC (RFC 4291, appendix A)."""
     raw = bytes.fromhex(mac.replace(":", ""))
     return str(ipaddress.IPv6Address(b"\xfe\x80" + bytes(6) + bytes([raw[0] ^ 2]) + raw[1:3] + b"\xff\xfe" + raw[3:]))
 
@@ -136,7 +136,7 @@ def inside(
     neighbours: bool = True,
     more: Iterable[str] = (),
 ) -> End:
-    """The inner end of a kind with these addresses.
+    """Return the inner end of a kind with these addresses.
 
     :param mac: empty: not ours to say.
     :param neighbours: whether it looks for neighbours (and so needs a link-local address).

@@ -53,7 +53,7 @@ def _mountinfo() -> str:
 
 
 def found(directory: Path, mountinfo: str | None = None) -> dict[str, int]:
-    """The namespaces that are kept under *directory*: per file name the namespace's inode.
+    """Return the namespaces that are kept under *directory*: per file name the namespace's inode.
 
     One read of ``/proc/self/mountinfo`` (proc_pid_mountinfo(5)), whatever their number.
     """

@@ -184,7 +184,7 @@ _NOTHING = memoryview(b"")
 
 # -- packing -------------------------------------------------------------------------
 def attribute(type_: int, value: bytes) -> bytes:
-    """One attribute, padded to four bytes."""
+    """Return one attribute, padded to four bytes."""
     length = len(value)
     return _ATTRIBUTE.pack(4 + length, type_) + value + _PADDING[length & 3]
 
@@ -418,7 +418,7 @@ def makes_link(message: Message) -> bool:
 
 
 def forgiven(message: Message, failure: Failure) -> bool:
-    """Whether the failure only says that what should go was gone already."""
+    """Return whether the failure only says that what should go was gone already."""
     gone = {
         _DELADDR: errno.EADDRNOTAVAIL,
         _DELROUTE: errno.ESRCH,
@@ -429,7 +429,7 @@ def forgiven(message: Message, failure: Failure) -> bool:
 
 
 def generic(family: int, command: int, body: bytes, *, dump: bool = False) -> Message:
-    """A command of a generic netlink family (see :func:`generic_family`), version 1."""
+    """Return a command of a generic netlink family (see :func:`generic_family`), version 1."""
     return Message(family, _DUMP if dump else 0, struct.pack("=BBH", command, 1, 0) + body, NETLINK_GENERIC)
 
 
@@ -488,7 +488,7 @@ def number(value: bytes | memoryview) -> int:
 
 @bounded
 def parse_link(payload: bytes | memoryview) -> Link:
-    """A link out of an RTM_NEWLINK."""
+    """Return a link out of an RTM_NEWLINK."""
     _, _, index, flags, _ = _LINK.unpack_from(payload)
     found = _by_type(payload, _LINK.size)
     addr_gen, accept_ra = 0, None
@@ -527,7 +527,7 @@ def parse_link(payload: bytes | memoryview) -> Link:
 
 @bounded
 def parse_rate(payload: bytes | memoryview) -> tuple[int, int]:
-    """The link's index and the bits per second out of an RTM_NEWQDISC; 0 where it is no such limit."""
+    """Return the link's index and the bits per second out of an RTM_NEWQDISC; 0 where it is no such limit."""
     _, index, _, parent, _ = _TRAFFIC.unpack_from(payload)
     found = _by_type(payload, _TRAFFIC.size)
     if parent != _TC_ROOT or _string(found.get(_TCA_KIND, _NOTHING)) != "tbf":
@@ -540,7 +540,7 @@ def parse_rate(payload: bytes | memoryview) -> tuple[int, int]:
 
 @bounded
 def parse_address(payload: bytes | memoryview) -> Address:
-    """An address out of an RTM_NEWADDR."""
+    """Return an address out of an RTM_NEWADDR."""
     family, prefix, _, _, index = _ADDRESS.unpack_from(payload)
     found = _by_type(payload, _ADDRESS.size)
     packed = found.get(_IFA_LOCAL, found.get(_IFA_ADDRESS, _NOTHING))
@@ -549,7 +549,7 @@ def parse_address(payload: bytes | memoryview) -> Address:
 
 @bounded
 def parse_route(payload: bytes | memoryview) -> tuple[int, Route]:
-    """The outgoing link's index and the route out of an RTM_NEWROUTE."""
+    """Return the outgoing link's index and the route out of an RTM_NEWROUTE."""
     family, prefix = _ROUTE.unpack_from(payload)[:2]
     found = _by_type(payload, _ROUTE.size)
     none = bytes(4 if family == socket.AF_INET else 16)
@@ -647,7 +647,7 @@ class Socket:
                     return refused
 
     def dump(self, message: Message) -> list[bytes]:
-        """The payloads of all that a dump request yields; asked again where it changed meanwhile."""
+        """Return the payloads of all that a dump request yields; asked again where it changed meanwhile."""
         for _ in range(5):
             found, whole = self._dump(message)
             if whole:
@@ -685,16 +685,16 @@ class Socket:
             offset += (length + 3) & ~3
 
     def links(self) -> list[Link]:
-        """Every link of the namespace."""
+        """Return every link of the namespace."""
         mask = attribute(_IFLA_EXT_MASK, _U32.pack(_SKIP_STATISTICS))
         return [parse_link(p) for p in self.dump(Message(_GETLINK, _DUMP, _LINK.pack(0, 0, 0, 0, 0) + mask))]
 
     def addresses(self) -> list[Address]:
-        """Every address of the namespace."""
+        """Return every address of the namespace."""
         return [parse_address(p) for p in self.dump(Message(_GETADDR, _DUMP, _ADDRESS.pack(0, 0, 0, 0, 0)))]
 
     def routes(self, families: Iterable[int] = FAMILIES.values()) -> list[tuple[int, Route]]:
-        """Every route of ours in the main table, with its link's index."""
+        """Return every route of ours in the main table, with its link's index."""
         found = []
         for family in families:
             body = _ROUTE.pack(family, 0, 0, 0, _RT_TABLE_MAIN, ROUTE_PROTOCOL, 0, 0, 0)
@@ -713,7 +713,7 @@ class Socket:
 
 
 def _explanation(flags: int, payload: memoryview) -> str:
-    """The kernel's own words (extended ack), where it has any: they follow the code and the request's header."""
+    """Return the kernel's own words (extended ack), where it has any: they follow the code and the request's header."""
     if not flags & _ACK_TLVS or not flags & _ACK_CAPPED:
         return ""
     return next((_string(value) for type_, value in attributes(payload, 4 + _HEADER.size) if type_ == 1), "")
@@ -721,7 +721,7 @@ def _explanation(flags: int, payload: memoryview) -> str:
 
 @functools.cache
 def generic_family(name: str) -> int | None:
-    """The number of a generic netlink family; None where the kernel doesn't have it."""
+    """Return the number of a generic netlink family; None where the kernel doesn't have it."""
     body = attribute(_FAMILY_NAME, _text(name))
     try:
         with Socket(NETLINK_GENERIC) as control:

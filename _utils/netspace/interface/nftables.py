@@ -485,7 +485,7 @@ class Ruleset:
             self._socket.close()
 
     def generation(self) -> int | None:
-        """The number that the kernel raises at every change of any rule; None without nftables."""
+        """Return the number that the kernel raises at every change of any rule; None without nftables."""
         try:
             for payload in self._socket.dump(Message(_GETGEN, 0, struct.pack("=BBH", 0, 0, 0))):
                 for type_, value in netlink.attributes(payload, 4):
@@ -580,7 +580,7 @@ def elements_digest(family: int, sets: Mapping[str, Mapping[bytes, Verdict | Non
 
 
 def _told(element: memoryview) -> bytes:
-    """One element as the kernel tells it, in the words of :func:`elements_digest`."""
+    """Return one element as the kernel tells it, in the words of :func:`elements_digest`."""
     values = dict(netlink.attributes(element))
     told = bytes(values[1][4:]) if 1 in values else b""
     if 2 in values:

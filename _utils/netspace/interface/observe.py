@@ -74,7 +74,7 @@ def place(layout: Layout, name: str, record: Record) -> Place:
 
 
 def expected(layout: Layout, name: str, record: Record, at: Place | None = None) -> Ends:
-    """The ends that *record* asks for, *at* its :func:`place` where that is known."""
+    """Return the ends that *record* asks for, *at* its :func:`place` where that is known."""
     where = place(layout, name, record) if at is None else at
     wanted: Ends = kinds.of(record.interface).ends(record.interface, where)
     rate = getattr(record.interface, "rate", None)
@@ -212,5 +212,5 @@ def _by_index(where: netlink.Socket) -> tuple[dict[int, list[str]], dict[int, li
 
 @functools.cache
 def has_ipv6() -> bool:
-    """Whether the kernel has IPv6 at all."""
+    """Return whether the kernel has IPv6 at all."""
     return os.path.isdir("/proc/sys/net/ipv6")

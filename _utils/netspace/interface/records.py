@@ -78,7 +78,7 @@ class Record(msgspec.Struct, frozen=True):
 
 
 def plain(spec: Interface) -> dict[str, Any]:
-    """A declared interface as JSON would give it back."""
+    """Return a declared interface as JSON would give it back."""
     encoded = parse.encode(spec)
     return {key: list(value) if isinstance(value, tuple) else value for key, value in encoded.items()}
 
@@ -103,7 +103,7 @@ def secrets(layout: Layout) -> set[str]:
 
 
 def read(layout: Layout) -> dict[str, Record]:
-    """Every record, by the environment's name."""
+    """Return every record, by the environment's name."""
     return {
         name: Record.decoded(value, path(layout, name))
         for name, value in files.read_records(layout.records(KIND)).items()
@@ -111,7 +111,7 @@ def read(layout: Layout) -> dict[str, Record]:
 
 
 def read_one(layout: Layout, name: str) -> Record | None:
-    """One environment's record; None where it has none."""
+    """Return one environment's record; None where it has none."""
     value = files.read_json(path(layout, name))
     return None if value is None else Record.decoded(value, path(layout, name))
 

@@ -40,7 +40,7 @@ def has(module: str, kind: str) -> bool:
 
 
 def listed(module: str, modules: Path = Path("/lib/modules"), sys: Path = Path("/sys/module")) -> bool:
-    """Whether files tell that a module is loaded, built in, or there to be loaded (modules.dep(5))."""
+    """Return whether files tell that a module is loaded, built in, or there to be loaded (modules.dep(5))."""
     if (sys / module.replace("-", "_")).is_dir():
         return True
     for name in ("modules.builtin", "modules.dep"):

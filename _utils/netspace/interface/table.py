@@ -78,7 +78,7 @@ class Table(msgspec.Struct, frozen=True, dict=True):
         return found.hexdigest()
 
     def same_structure(self, other: Table) -> bool:
-        """Whether nothing but elements differs."""
+        """Return whether nothing but elements differs."""
         return self.chains == other.chains and self.timeouts == other.timeouts and self.sets.keys() == other.sets.keys()
 
 
@@ -89,7 +89,7 @@ def whole(name: str, table: Table) -> list[Message]:
 
 
 def difference(name: str, old: Table, new: Table) -> list[Message]:
-    """The messages that make *new* of *old*, which is in the kernel."""
+    """Return the messages that make *new* of *old*, which is in the kernel."""
     refilled = [chain for chain, one in new.chains.items() if chain in old.chains and old.chains[chain] != one]
     gone = [chain for chain in old.chains if chain not in new.chains]
     made: list[Message] = []

@@ -293,7 +293,7 @@ def kernel(spec: Environment, path: str) -> list[Problem]:
 
 
 def used(spec: Environment, usual: Runtimes) -> str:
-    """The runtime that an environment names, or else the host's default."""
+    """Return the runtime that an environment names, or else the host's default."""
     return spec.runtime or (usual.default if spec.kernel is None else usual.kernels)
 
 
@@ -648,7 +648,7 @@ def _loopback(host: str) -> bool:
 
 
 def within(path: str, folder: str) -> bool:
-    """Whether *path* is *folder* or lies below it (both absolute and normal)."""
+    """Return whether *path* is *folder* or lies below it (both absolute and normal)."""
     return path == folder or path.startswith(folder.rstrip("/") + "/")
 
 

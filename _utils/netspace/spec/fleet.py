@@ -27,7 +27,7 @@ _ADDRESS = re.compile(r"(?:\[([0-9a-fA-F:.]{2,45})\]|([A-Za-z0-9.-]{1,253})):([0
 
 
 def local(links: Iterable[Link], broker: Broker) -> tuple[Link, ...]:
-    """The links of this host, with its own environments named as they are here."""
+    """Return the links of this host, with its own environments named as they are here."""
     if broker.host is None:
         return tuple(links)
     suffix = f"@{broker.host}"
@@ -199,5 +199,5 @@ def _on_cluster(spec: Link, broker: ClusterBroker, path: str, key: str) -> list[
 
 
 def remote(end: str) -> bool:
-    """Whether an end of a link is on another host."""
+    """Return whether an end of a link is on another host."""
     return host_of(end) is not None

@@ -291,7 +291,7 @@ def _is_struct(of: Any) -> bool:
 
 
 def _walk(of: Any, keys: list[str]) -> list[Any]:
-    """The types that may stand at *keys* below the type *of*."""
+    """Return the types that may stand at *keys* below the type *of*."""
     current = _members(of)
     for key in keys:
         below: list[Any] = []

@@ -544,7 +544,7 @@ class Link(Base, frozen=True):
 
 
 def host_of(end: str) -> str | None:
-    """The other host that an end of a link is on; None: this one."""
+    """Return the other host that an end of a link is on; None: this one."""
     return end.partition("@")[2] or None
 
 

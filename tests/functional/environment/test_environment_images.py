@@ -538,7 +538,7 @@ def test_verity_is_used_where_the_file_system_has_it(host, image):
 
 
 def merkle(content: bytes) -> str:
-    """The fs-verity digest as Documentation/filesystems/fsverity.rst defines it."""
+    """Return the fs-verity digest as Documentation/filesystems/fsverity.rst defines it."""
     level = [content[at : at + 4096] for at in range(0, len(content), 4096)]
     hashes = [hashlib.sha256(block.ljust(4096, b"\0")).digest() for block in level]
     while len(hashes) > 1:

@@ -123,7 +123,7 @@ print(json.dumps([len(json.load(open(card["seal"]["keys_file"]))["keys"]), len(o
 
 
 def own(files):
-    """All but the broker's data, which it writes as it lives, and logs."""
+    """Return all but the broker's data, which it writes as it lives, and logs."""
     return {path: value for path, value in files.items() if "broker" not in path and not path.startswith("/var/log/")}
 
 

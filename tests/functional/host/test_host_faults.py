@@ -78,7 +78,7 @@ def scenarios(world: World) -> list[Scenario]:
 
 
 def chosen(run: faultpoints.Run) -> list[Point]:
-    """The points that are tried: of each kind of step the first, or all."""
+    """Return the points that are tried: of each kind of step the first, or all."""
     points = [point for point in run.changing if not point.what.startswith(SAME_AS_BEFORE)]
     if points and points[-1].what == "write pipe":
         points.pop()  # that is the run's own report

@@ -136,7 +136,7 @@ def test_the_host_by_any_of_its_addresses(attack: Attack, family: str) -> None:
 
 
 def parts(attack: Attack, family: str, whole: bytes, cut: int, number: int, source: str = "") -> list[bytes]:
-    """A datagram in two fragments."""
+    """Return a datagram in two fragments."""
     one, other = source or attack.own(family), WIRE[family][1]
     if family == "ipv4":
         return [

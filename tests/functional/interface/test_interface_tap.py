@@ -105,7 +105,7 @@ class Guest:
         return found
 
     def awaited(self, wanted: Callable[[bytes], object]) -> list[bytes]:
-        """Those frames that are wanted, one at least."""
+        """Return those frames that are wanted, one at least."""
         found: list[bytes] = []
 
         def came() -> list[bytes]:

@@ -77,7 +77,7 @@ class Town:
         return self.programs[-1]
 
     def example(self, name: str, which: str, *arguments: str) -> subprocess.Popen[str]:
-        """One of the client's examples, as it stands, in a process of its own inside *name*."""
+        """Return one of the client's examples, as it stands, in a process of its own inside *name*."""
         path = f"import sys; sys.path[:0] = [{str(CLIENT / 'src')!r}, *{sys.path!r}]\n"
         code = path + (CLIENT / f"examples/{which}.py").read_text()
         return self.world.run_inside(name, code, *arguments, cards=str(self.folder / name))
@@ -847,7 +847,7 @@ class Relay:
         self.exchanges = {sender["from"]: sender["exchange"] for sender in town.card(name)["senders"]}
 
     def take(self) -> dict:
-        """The next letter, which is then gone."""
+        """Return the next letter, which is then gone."""
         got: list[dict] = []
 
         def ask() -> bool:

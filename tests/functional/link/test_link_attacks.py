@@ -53,7 +53,7 @@ def _unharmed(host):
 
 
 def stream(host, name: str = "web") -> ssl.SSLSocket:
-    """A connection of *name*'s, with its certificate, on which anything can be said."""
+    """Return a connection of *name*'s, with its certificate, on which anything can be said."""
     about = host.card(name)["broker"]
     with host.inside(name):
         plain = socket.create_connection((about["host"], about["port"]), timeout=30)
@@ -63,7 +63,7 @@ def stream(host, name: str = "web") -> ssl.SSLSocket:
 
 # -- names -------------------------------------------------------------------------------
 def ask_whether_there_is(channel, kind: str, name: str) -> int:
-    """The broker's answer to a passive declare, which needs no right."""
+    """Return the broker's answer to a passive declare, which needs no right."""
     try:
         if kind == "queue":
             channel.queue_declare(name, passive=True)

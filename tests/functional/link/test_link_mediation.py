@@ -139,7 +139,7 @@ def test_the_key_is_root_only_and_shared_where_a_file_says_so(host, tmp_path):
 
 # -- bounds of one link --------------------------------------------------------------------
 def bounded(host, **bounds) -> Link:
-    """The link from orders to audit with bounds of its own."""
+    """Return the link from orders to audit with bounds of its own."""
     link = Link(source="orders", target="audit", **bounds)
     host.apply(ASK, link)
     assert not host.plan(ASK, link).steps
@@ -277,7 +277,7 @@ def test_revocation_severs_one_link_in_the_midst_of_mail(host):
 
 
 def bodies(host, name: str, *exchanges: str) -> dict[str, list[bytes]]:
-    """All that *name* finds in its mailbox, by exchange."""
+    """Return all that *name* finds in its mailbox, by exchange."""
     found: dict[str, list[bytes]] = {exchange: [] for exchange in exchanges}
     with host.client(name) as channel:
         while True:

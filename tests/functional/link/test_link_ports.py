@@ -72,7 +72,7 @@ def errors(host, *links: Link) -> dict[str, str]:
 
 
 def is_well(host) -> bool:
-    """Whether mail goes from web to orders."""
+    """Return whether mail goes from web to orders."""
     try:
         with host.client("web") as channel:
             channel.basic_publish(host.n("link.web.orders"), "", b"x", mandatory=True)

@@ -42,7 +42,7 @@ def again(program) -> None:
 
 
 def waiting(world, queue: str) -> list[dict[str, Any]]:
-    """The letters in a queue, which stay there."""
+    """Return the letters in a queue, which stay there."""
     body = {"count": 100, "ackmode": "ack_requeue_true", "encoding": "base64"}
     with world.here(), world.api() as api:
         return api.post("queues", world.layout.instance, queue, "get", body=body) or []

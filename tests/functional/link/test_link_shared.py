@@ -63,7 +63,7 @@ class Fleet:
         return found[0]
 
     def settled(self) -> bool:
-        """Whether all nodes are there, and have all the queues."""
+        """Return whether all nodes are there, and have all the queues."""
         with self.worlds["h1"].here(), self.cluster.api("n2") as api:
             nodes, queues = api.get("nodes") or [], api.get("queues", "fleet") or []
         running = sum(bool(node.get("running")) for node in nodes) == len(NODES)
@@ -156,7 +156,7 @@ def test_an_environment_without_links_is_cut_off_by_its_own_host(fleet):
 
 
 def apart(fleet: Fleet) -> tuple[Program, Program, str]:
-    """A sender and a receiver on different nodes, and the sender's node."""
+    """Return a sender and a receiver on different nodes, and the sender's node."""
     web = fleet.program("web", confirm=5.0)
     web.send("orders@h2", "first")
     node = fleet.node("web")

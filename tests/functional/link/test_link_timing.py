@@ -104,7 +104,7 @@ def attacker(host) -> Iterator[Attacker]:
 
 
 def tagged(plain: str) -> str:
-    """A name as the broker's are, with a tag that the attacker made up."""
+    """Return a name as the broker's are, with a tag that the attacker made up."""
     return f"{plain}.{secrets.token_hex(16)}"
 
 

@@ -41,7 +41,7 @@ def sha256(data: bytes) -> bytes:
 
 
 def booted(boot: str, edit: Callable[[list[Event]], None] = lambda found: None) -> list[Event]:
-    """The true measurements of firmware and loaders, in order."""
+    """Return the true measurements of firmware and loaders, in order."""
     found = list(boot_forge.log(boot).events[1:])
     edit(found)
     return [one for one in found if one.type != NO_ACTION]
@@ -287,7 +287,7 @@ SHIM_RULES = dict.fromkeys(("applications", "kernels", "initrds", "files", "comm
 
 
 def signed() -> dict[str, Any]:
-    """A policy that judges only signers."""
+    """Return a policy that judges only signers."""
     found = boot_forge.policy("shim-grub", **SHIM_RULES)
     found["boot"]["unchecked"] += [4, 9]
     return found
@@ -493,7 +493,7 @@ def test_l5_rests_on_the_kernel_that_measures_and_its_command_line() -> None:
 
 
 def listed(told: list[Event], records: bytes | None = None) -> Evidence:
-    """A boot after which root typed a list: its first line is of PCRs 0 to 9, as a kernel's is."""
+    """Return a boot after which root typed a list: its first line is of PCRs 0 to 9, as a kernel's is."""
     raw = boot_forge.packed(told)
     values = {pcr: bytes(32) for pcr in range(24)} | eventlog.parse(raw).replay("sha256")
     first = sha256(b"".join(values[pcr] for pcr in range(10)))

@@ -83,7 +83,7 @@ def either(request: pytest.FixtureRequest, fake_tpm, context: Context) -> Host:
 
 
 def allowed(lines: bytes, **rules: Any) -> dict[str, Any]:
-    """The IMA policy that *lines* satisfy."""
+    """Return the IMA policy that *lines* satisfy."""
     files: dict[str, list[str]] = {}
     for entry in ima.parse(lines):
         file = ima.file(entry)

@@ -230,7 +230,7 @@ def test_a_root_of_somebody_elses_counts_for_nothing(steady, tmp_path):
 
 
 def below(known: Authority, domain: str, path: int | None = None, **more: Any) -> Authority:
-    """An authority that *known* made below itself, whatever that may do."""
+    """Return an authority that *known* made below itself, whatever that may do."""
     key = ec.generate_private_key(ec.SECP256R1())
     above = x509.load_pem_x509_certificates(known.pem.encode())
     names: list[Any] = [x509.UniformResourceIdentifier(domain)]
@@ -261,7 +261,7 @@ def fleets(steady: Fleet) -> Authority:
 
 
 def between_root(steady: Fleet, uris: list[str], excluded: list[str] | None = None) -> Authority:
-    """An authority of the operator's between root and hosts, for some names."""
+    """Return an authority of the operator's between root and hosts, for some names."""
     known = fleets(steady)
     key = ec.generate_private_key(ec.SECP256R1())
     root = x509.load_pem_x509_certificate(known.pem.encode())
@@ -369,7 +369,7 @@ def test_what_is_said_otherwise_is_not_believed(steady, claims, why):
 
 
 def spoken(fleet: Fleet, said: dict[str, Any], kind: str = bundles.KIND) -> str:
-    """A bundle that says this, signed by a genuine endorser."""
+    """Return a bundle that says this, signed by a genuine endorser."""
     own = fleet.own["h2"]
     with pytest.MonkeyPatch.context() as patch:  # which may say what no number is
         patch.setattr(jose, "_json", lambda value: json.dumps(value).encode())
@@ -520,7 +520,7 @@ def promised(fleet: Fleet, host: str, name: str) -> list[Any]:
 
 
 def told(fleet: Fleet, at: str, name: str, links: list[Link], keys: dict[str, seals.Keys]) -> dict[str, Any]:
-    """The card of an environment of host *at*, but for the broker's part."""
+    """Return the card of an environment of host *at*, but for the broker's part."""
     from netspace.spec import fleet as words
 
     local = words.local(links, fleet.broker(at))

@@ -77,13 +77,13 @@ def create(wanted: Ends, far: int, parents: Mapping[str, int]) -> list[Message]:
 
 
 def gateway_mac(mac: str) -> str:
-    """The MAC that the guest takes for its gateway's: the host's end has the guest's own."""
+    """Return the MAC that the guest takes for its gateway's: the host's end has the guest's own."""
     return f"{int(mac[:2], 16) ^ 0x04:02x}{mac[2:]}"
 
 
 # -- the device ----------------------------------------------------------------------
 def details(link: Link, like: End, hosts: Mapping[int, str]) -> dict[str, Any]:
-    """The tap device as it is, where *link* is the inner end."""
+    """Return the tap device as it is, where *link* is the inner end."""
     if NAME not in like.details:
         return {}
     with netlink.Socket() as inner:
@@ -132,7 +132,7 @@ def _own(owner: int) -> None:
 
 # -- the table -----------------------------------------------------------------------
 def guard(table: str, wanted: Ends, place: Place) -> list[Message]:
-    """The table that hands frames over between the tap device and the pair; nothing else passes."""
+    """Return the table that hands frames over between the tap device and the pair; nothing else passes."""
     inside = wanted.inside
     assert inside is not None
     guest = bytes.fromhex(place.mac.replace(":", ""))

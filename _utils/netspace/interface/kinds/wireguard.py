@@ -138,7 +138,7 @@ def endpoint(text: str) -> tuple[int, str, int] | None:
 
 
 def ends(spec: Wireguard, place: Place) -> Ends:
-    """The inner end only."""
+    """Return the inner end only."""
     details: dict[str, Any] = {
         "peers": {
             peer.public_key: {
