@@ -128,7 +128,7 @@ class Tpm:
 
 
 def made_list(aggregate: bytes) -> tuple[bytes, list[tuple[str, bytes]]]:
-    """A list of LINES lines, and its files; the first line is the boot's."""
+    """Return a list of LINES lines, and its files; the first line is the boot's."""
     raw, files = b"", [("boot_aggregate", aggregate)]
     files.append(("/usr/lib/systemd/systemd", hashlib.sha256(b"1").digest()))
     files += [
@@ -298,7 +298,7 @@ class Fleet:
 
 
 def fleet(hosts: int) -> dict[str, float]:
-    """A whole fleet through the runner: books, certificates, results in salt.cache's files; all but Salt's bus."""
+    """Measure a fleet through the runner: books, certificates, results in salt.cache's files; all but Salt's bus."""
     with tempfile.TemporaryDirectory() as folder:
         made = Fleet(Path(folder), hosts)
         first, brought = made.attest()

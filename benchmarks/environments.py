@@ -50,7 +50,7 @@ CLI = {"podman": "podman", "docker": "docker"}
 
 # -- what is run ------------------------------------------------------------------------
 def image(folder: Path) -> Path:
-    """A root with a static busybox."""
+    """Make a root with a static busybox."""
     busybox = shutil.which("busybox")
     assert busybox, "busybox is missing: apt-get install busybox-static (scripts/provision --test)"
     root = folder / "image"
@@ -218,7 +218,7 @@ class Engine:
         self.networks: list[str] = []
 
     def start(self) -> bool:
-        """Whether it works here, and with which networks."""
+        """Return whether the engine works here; find out with which networks it does."""
         if self.name == "docker" and not self._serve():
             return False
         archive = subprocess.run(["tar", "-C", str(self.root), "-c", "."], capture_output=True, check=True).stdout

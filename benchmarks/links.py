@@ -121,7 +121,7 @@ def manage(host: Host, rounds: Rounds) -> None:
 
 
 class Told:
-    """A sender that sends and sends; when does it hear that it may no longer?"""
+    """A sender that sends without end, and notes when it hears that it may no longer."""
 
     def __init__(self, host: Host, link: Any) -> None:
         from netspace.link.management import Management
@@ -292,7 +292,7 @@ def messages(host: Host, rounds: Rounds, count: int, times: int) -> None:
 
 @contextlib.contextmanager
 def hostile(host: Host, name: str, attack: str) -> Iterator[None]:
-    """Have environment *name* do its worst, again and again."""
+    """Run an attack by environment *name* again and again."""
     with tempfile.TemporaryDirectory() as folder:
         card = host.links.cards()(name, [link for link in host.links.recorded() if name in (link.source, link.target)])
         (Path(folder) / "environment.json").write_text(json.dumps(card))

@@ -224,7 +224,7 @@ class Grammar:
         return self.state()
 
     def state(self) -> Described:
-        """The outcome of a delivery; for too many fields in an outcome, RabbitMQ's reader ends the connection."""
+        """Return the outcome of a delivery. RabbitMQ's reader ends the connection at too many fields in one."""
         code = self.dice.choice(list(STATES))
         return Described(code, self.rarely(STATES[code] if self.often(0.98) else 9))
 
@@ -331,7 +331,7 @@ def frame1(channel: int, code: int, fields: list[Any], payload: bytes = b"") -> 
 
 
 def batch(dice: random.Random, names: Sequence[str], vhost: str, modern: bool) -> tuple[list[bytes], int]:
-    """One connection's bytes, in pieces with an answer awaited between them, and their number of random frames."""
+    """Return one connection's bytes, in pieces between which an answer is awaited, and how many frames are random."""
     grammar = Grammar(dice, names)
     groups = [(number, (grammar.on_session if modern else grammar.on_channel)(number)) for number in range(1, CHANNELS)]
     count = sum(len(frames) for _, frames in groups)

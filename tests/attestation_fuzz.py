@@ -60,7 +60,7 @@ def _log(raw: bytes) -> None:
 
 
 def _judged(values: dict[int, bytes], rules: policy.Policy) -> Callable[[bytes], None]:
-    """The log's own values, so that the policy itself is reached."""
+    """Return a parser that judges a log by its own values, so that the policy itself is reached."""
 
     def work(raw: bytes) -> None:
         log = parse_log(raw)

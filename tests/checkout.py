@@ -1,4 +1,4 @@
-"""A copy of what Salt and pip get of this checkout, which a test may change."""
+"""A copy of the parts of this checkout that Salt and pip get, which a test may change."""
 
 from __future__ import annotations
 

@@ -239,7 +239,7 @@ def _trace(leader: int, done: Run, at: Point | None, fail: int) -> bool:
 
 
 def _call(tid: int) -> tuple[tuple[int, tuple[int, ...]] | None, int]:
-    """The call's number and arguments where *tid* stands at its beginning; at its end what it returned."""
+    """Return the number and arguments of the call that *tid* enters; where *tid* leaves one, None and its result."""
     _ptrace(_GET_SYSCALL_INFO, tid, len(_information), ctypes.addressof(_information))
     if _information.raw[0] != 1:
         return None, struct.unpack_from("<q", _information.raw, 24)[0]

@@ -155,7 +155,7 @@ def _steady(value: Any) -> Any:
 
 
 class _Plainly:
-    """Supervises what is somebody else's: starts it, and stops it. (See ``supervision.Supervisor``.)"""
+    """A supervisor for somebody else's programs, which starts and stops them. (See ``supervision.Supervisor``.)"""
 
     def __init__(self) -> None:
         self.known: dict[str, Service] = {}
@@ -261,7 +261,7 @@ class World:
 
     # -- what is declared --------------------------------------------------------------
     def declared(self) -> Declared:
-        """One with a veth and a volume, one with nothing, a link between them."""
+        """Return a declaration: an environment with veth and volume, one with nothing, a link between them."""
         image = f"dir:{self.image}"
         common = {"image": image, "command": shell(STAY), "stop_timeout": 2}
         value = {
@@ -334,7 +334,9 @@ class World:
         return snapshot.rested(self.look)
 
     def settled(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
-        """Look again until it is as *wanted*, for a while: what was told to end takes a moment. Return differences."""
+        """Look again, for a while, until the host is as *wanted*: what was told to end takes a moment.
+        Return differences.
+        """
         deadline = time.monotonic() + 30
         while True:
             found = differences(wanted, self.look())
@@ -379,7 +381,7 @@ class World:
 
 
 def _removed(cgroup: Path) -> bool:
-    """Whether it could be removed: a killed process is in it for a moment yet."""
+    """Remove *cgroup*; return whether that was possible: a killed process is in it for a moment yet."""
     try:
         cgroup.rmdir()
     except OSError as err:

@@ -87,7 +87,7 @@ def connect(
 
 
 def connected(path: Path | None, address: str, port: int) -> socket.socket:
-    """A connection that must come about, by one patient try: one that is given up would be counted, or accepted."""
+    """Return a connection that must come about, by one patient try: one given up would be counted, or accepted."""
     made = connect(path, address, port, timeout=PATIENCE, tries=1)
     assert made is not None, f"{address} does not answer at port {port}"
     return made

@@ -122,7 +122,7 @@ def configure(folder: Path, source: Path | None) -> Path:
 
 
 def scratch(folder: Path) -> Path:
-    """A venv that has all that this one has; return its interpreter. Nothing is downloaded."""
+    """Make a venv that has all that this one has; return its interpreter. Nothing is downloaded."""
     venv.EnvBuilder(symlinks=True, with_pip=False).create(folder)
     python = folder / "bin" / "python"
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
@@ -131,7 +131,7 @@ def scratch(folder: Path) -> Path:
 
 
 def bare(folder: Path) -> Path:
-    """A venv with Salt, but without the Python packages that netspace needs; return its interpreter.
+    """Make a venv with Salt, but without the Python packages that netspace needs; return its interpreter.
 
     Files are hard links where possible: nothing is downloaded, and little is written.
     """

@@ -86,7 +86,7 @@ def manufacture(folder: Path) -> Factory:
 
 
 def listening(path: Path) -> bool:
-    """Whether somebody takes connections at a socket: it is there, by bind(2), before that."""
+    """Return whether somebody accepts connections at a socket; its file is there earlier, from bind(2) on."""
     accepts = "00010000"  # SO_ACCEPTCON, of the column Flags
     lines = (line.split() for line in Path("/proc/net/unix").read_text().splitlines())
     return any(one[3] == accepts and one[-1] == str(path) for one in lines)

@@ -48,7 +48,7 @@ def reap() -> None:
 
 
 def kill_daemon(layout: Layout, heir: int = 0) -> None:
-    """Kill the supervisor, and who stands by for it: nobody is left, but *heir* that waits to supervise as well."""
+    """Kill the supervisor and its stand-by; only *heir*, which waits to supervise as well, is left alive."""
     pid = daemon_pid(layout)
     assert pid
 

@@ -61,7 +61,7 @@ class Calls:
 
 
 def of(command: Sequence[str], trace: Path) -> Calls:
-    """Run *command*, which must succeed, and tell what it did."""
+    """Run *command*, which must succeed; return its calls."""
     watched = ",".join((*CHANGING, *JUDGED, *STARTING))
     options = [
         "-f",

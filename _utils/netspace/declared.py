@@ -33,12 +33,12 @@ def layout(opts: Mapping[str, Any]) -> Layout:
 
 
 def minion(opts: Mapping[str, Any]) -> str:
-    """The minion's id; where Salt applies states in a target, that says its own in its place."""
+    """Return the minion's id, also where Salt applies states in a target and ``id`` is the target's."""
     return str(opts.get("netspace.minion") or opts["id"])
 
 
 def targets_wanted(opts: Mapping[str, Any], pillar: Mapping[str, Any]) -> bool:
-    """Whether environments are to be Salt's targets, and this is the minion that offers them, no ``salt-call``."""
+    """Return whether environments are to be Salt's targets, and this process is the minion, no ``salt-call``."""
     return opts.get("__cli") != "salt-call" and _looked_for(opts, pillar)
 
 
@@ -61,7 +61,7 @@ def unaddressable(declared: Declaration, opts: Mapping[str, Any], pillar: Mappin
 
 
 def addressable(opts: Mapping[str, Any]) -> str:
-    """The problem of those that are :func:`unaddressable`, and its remedy."""
+    """Return the message about :func:`unaddressable` environments: the problem, and its remedy."""
     return f"Salt looks for no targets on this minion; add '{_pillar_key(opts)}: {{netspace: {{}}}}' to its pillar"
 
 

@@ -79,11 +79,14 @@ class Layout:
         return self.state / "layers"
 
     def environment(self, name: str) -> Path:
-        """The environment's own persistent folder (overlay upper and work)."""
+        """Return the environment's own persistent folder (overlay upper and work)."""
         return below(self.layers, name)
 
     def volumes(self, name: str) -> Path:
-        """The environment's volumes that have no folder of the host's: one file each, kept after its removal."""
+        """Return the folder of the environment's volumes that have no folder of the host's.
+
+        Each is one file, which is kept after the environment's removal.
+        """
         return below(self._volumes, name)
 
     @cached_property
@@ -96,7 +99,7 @@ class Layout:
         return self.root / "run" / self.instance
 
     def bundle(self, name: str) -> Path:
-        """OCI bundle of an environment: config.json, rootfs, inside/, users."""
+        """Return the OCI bundle of an environment: config.json, rootfs, inside/, users."""
         return below(self._bundles, name)
 
     @cached_property
@@ -108,7 +111,7 @@ class Layout:
         return below(self.bundle(name), "inside")
 
     def users(self, name: str) -> Path:
-        """The environment's user namespace, mounted at a file."""
+        """Return the file at which the environment's user namespace is mounted."""
         return below(self.bundle(name), "users")
 
     @cached_property
@@ -145,7 +148,7 @@ class Layout:
         return self.root / "run/netns"
 
     def netns(self, name: str) -> Path:
-        """The environment's network namespace, where ``ip netns`` looks too."""
+        """Return the file of the environment's network namespace, where ``ip netns`` looks too."""
         return below(self._namespaces, self.netns_name(name))
 
     def mac(self, name: str) -> str:
@@ -159,5 +162,5 @@ class Layout:
         return self.instance
 
     def service(self, name: str) -> str:
-        """Name of a supervised service, without a suffix: ``netspace-broker``."""
+        """Return the name of a supervised service, without a suffix: ``netspace-broker``."""
         return f"{self.instance}-{name}"

@@ -87,7 +87,7 @@ class Targets:
         return self._found(target)[0]
 
     def ping(self, target: str) -> bool:
-        """Whether it runs, and what it was handed can be read inside by its own user.
+        """Return whether it runs, and its own user can read inside what it was handed.
 
         Under a runtime that has a kernel of its own (gVisor), whether it runs.
         """

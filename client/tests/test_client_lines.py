@@ -11,7 +11,7 @@ from netspace_client.lines import settle
 
 
 class Channel:
-    """As aiormq's is when a connection is about to go: nobody takes what it is to write any more."""
+    """A channel as aiormq's is when a connection is about to go: nobody takes what it is to write any more."""
 
     def __init__(self) -> None:
         self.closing: asyncio.Future[None] = asyncio.get_running_loop().create_future()

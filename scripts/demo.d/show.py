@@ -75,7 +75,7 @@ def apply() -> dict[str, dict[str, Any]]:
 
 
 def show_changes(states: dict[str, dict[str, Any]]) -> int:
-    """One line for each thing that changed; return how many."""
+    """Print a line for each thing that changed; return how many."""
     rows = []
     for state_id, state in states.items():
         kind = state_id.removeprefix("netspace ")

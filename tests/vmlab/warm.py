@@ -29,7 +29,7 @@ DECLARED = {"environments": {"some": {"image": "dir:/", "command": ["/bin/true"]
 
 
 def prepared() -> salt.cli.caller.BaseCaller:
-    """A ``salt-call`` up to where it calls."""
+    """Return a ``salt-call`` that is set up and has not called yet."""
     sys.argv = ["salt-call"]  # that is who it says it is
     parser = salt.cli.call.SaltCall()
     parser.parse_args(["--out=json", "--retcode-passthrough", "test.ping"])

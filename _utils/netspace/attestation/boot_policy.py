@@ -211,7 +211,9 @@ def ima_gaps(boot: Boot | None, quoted: Collection[int] | None = None, values: C
 
 
 def _measures(line: str) -> bool:
-    """Whether a command line makes IMA measure programs (kernel-parameters: ``ima_policy=``, one or several names).
+    """Return whether a command line makes IMA measure programs.
+
+    By kernel-parameters, ``ima_policy=`` has one or several names.
 
     What follows the word ``--`` is for process 1, and not the kernel's.
     """

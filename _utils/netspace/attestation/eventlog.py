@@ -122,7 +122,7 @@ class _Reader:
         return len(self.data) - self.at
 
     def padding(self) -> bool:
-        """Whether padding begins here: PCR and type of an event are both 0, or both all ones, which no event has.
+        """Return whether padding begins here: PCR and type are both 0, or both all ones, as in no event.
 
         :raises LogMalformed: when other bytes follow the padding.
         """

@@ -367,7 +367,7 @@ class Fleet:
             return False
 
     def _check_software(self, asked: Asked, answer: Any, evidence: Evidence, context: Context) -> None:
-        """A host without a TPM has the key that it had at first; at first its Salt key signs for it."""
+        """Check that a host without a TPM uses its first key, which its Salt key signed for when it was first used."""
         if evidence.kind != "software":
             raise NotEnrolled(
                 f"{asked.minion} has a TPM and is not enrolled: netspace_attestation.enroll {asked.minion}"
@@ -385,7 +385,7 @@ class Fleet:
             self.registrar.note("tpm-firmware", {"minion": minion, "old": before, "new": f"{found:016x}"}, now)
 
     def _by_software(self, minion: str, evidence: Evidence, context: Context) -> verifier.Verified:
-        """A host without a TPM: by the key that it had at first."""
+        """Verify the evidence of a host without a TPM, and pin its key where none is pinned yet."""
         found = verifier.verify_software(evidence, evidence.key, context)
         if self._pinned(minion) is None:
             files.write_json(self._pin(minion), {"v": 1, "minion": minion, "key": evidence.key.hex()})

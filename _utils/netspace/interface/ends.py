@@ -138,7 +138,7 @@ def host_name(instance: str, environment: str) -> str:
 
 @functools.lru_cache(maxsize=16384)
 def mac(instance: str, environment: str) -> str:
-    """The pair's MAC, as the layout has it."""
+    """Return the pair's MAC, which the layout derives."""
     return Layout(instance).mac(environment)
 
 
@@ -154,7 +154,7 @@ def seen(
     rate: int = 0,
     details: Mapping[str, Any] | None = None,
 ) -> End:
-    """The end that *link* is, in so far as *like* (what it should be) has a say in it."""
+    """Return *link* as an observed end, with only those settings that *like* (the desired end) sets as well."""
     return End(
         name=link.name,
         mac=link.mac if like is None or like.mac else "",

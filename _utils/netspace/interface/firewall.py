@@ -205,7 +205,7 @@ def _judged(end: int, original: str, reply: str) -> list[Rule]:
 def _allowed(
     ruled: Sequence[Guarded], keys: Mapping[str, bytes], chains: dict[str, Chain], sets: dict[str, Collection]
 ) -> None:
-    """Chains of rules, one for all interfaces with the same rules, and the maps that lead there."""
+    """Add chains of rules, one for all interfaces with the same rules, and the maps that lead there."""
     for way in WAYS:
         elements: dict[bytes, Verdict | None] = {}
         for one in ruled:

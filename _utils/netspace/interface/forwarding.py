@@ -36,7 +36,7 @@ def switches() -> dict[str, str]:
 
 
 def changes(needed: Collection[str], now: Mapping[str, str], before: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """Per sysctl (with dots) ``{"old", "new"}``. Pure.
+    """Return the changes by sysctl (with dots): ``{"old", "new"}``. Pure.
 
     :param needed: the families in which packets must be forwarded.
     :param now: :func:`switches`.
@@ -82,7 +82,7 @@ def switch_on(values: Mapping[str, str]) -> None:
 
 
 def restore(values: Mapping[str, str]) -> None:
-    """Give sysctls their old values: the switches first. An interface that is gone needs nothing."""
+    """Restore sysctls' old values, the switches first. The settings of an interface that is gone are passed over."""
     for name in sorted(values, key=lambda name: name not in SWITCH.values()):
         with contextlib.suppress(FileNotFoundError):
             write(name, values[name])

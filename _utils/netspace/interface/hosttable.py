@@ -27,7 +27,7 @@ _LACKING = (*netlink.UNSUPPORTED, errno.ENOENT)
 
 
 def state(name: str, loaded: Mapping[str, Any]) -> str:
-    """``absent``, ``intact`` or ``changed``; *loaded* is what :func:`put` returned."""
+    """Return ``absent``, ``intact`` or ``changed``; *loaded* is what :func:`put` returned."""
     if not loaded:
         return "absent"
     try:

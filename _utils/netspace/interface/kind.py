@@ -76,7 +76,7 @@ class Interfaces:
 
     @staticmethod
     def concerns_all(plan: Plan) -> bool:
-        """Whether a plan made by a look at some needs one at all: the host's switch overrides each end's own."""
+        """Return whether *plan* needs a look at all interfaces: the host's switch overrides each end's own."""
         return any(step.name == FORWARDING for step in plan.steps)
 
     def list(self) -> dict[str, dict[str, Any]]:
@@ -179,7 +179,7 @@ class Interfaces:
         return record if outside is None else msgspec.structs.replace(record, host_end=outside.name)
 
     def _plan(self, new: Mapping[str, Record], gone: Collection[str], observed: Observed) -> Plan:
-        """Steps that make *new* true and remove *gone*; other records stay as they are."""
+        """Return the steps that make *new* true and remove *gone*; other records stay as they are."""
         removals = [self._removal(name, observed) for name in sorted(gone)]
         impossible = {name: reason for name, record in new.items() if (reason := _impossible(record, observed))}
         possible = {name: record for name, record in new.items() if name not in impossible}
@@ -384,7 +384,7 @@ def _impossible(record: Record, observed: Observed) -> str:
 
 
 def _clashing(new: Mapping[str, Record], others: Mapping[str, Record]) -> dict[str, str]:
-    """Per name of *new* why it can't stand beside *others*, which stand already, or beside the rest of *new*."""
+    """Return, for each name of *new* that clashes with *others* or with the rest of *new*, why it does."""
     found: dict[str, str] = {}
     declared = {**others, **new}
     for name, _, message in check.together({name: record.interface for name, record in declared.items()}):

@@ -148,7 +148,7 @@ def write_settings(settings: Iterable[tuple[str, str]]) -> None:
 
 @contextlib.contextmanager
 def settings_folder(name: str) -> Iterator[int | None]:
-    """A descriptor of a folder of sysctls of the calling thread's namespace; None where IPv6's isn't there.
+    """Open a folder of sysctls of the calling thread's namespace; None where IPv6's isn't there.
 
     Each namespace has its own under the same name, so finding one takes the longer the more there are.
     """

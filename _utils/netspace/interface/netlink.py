@@ -267,7 +267,7 @@ def _information(kind: str, data: bytes) -> bytes:
 
 
 def change_link(index: int, kind: str, data: bytes) -> Message:
-    """Change what is special to a link's kind."""
+    """Return the message that changes the attributes special to a link's kind."""
     return Message(_NEWLINK, 0, _LINK.pack(0, 0, index, 0, 0) + _information(kind, data))
 
 
@@ -277,7 +277,7 @@ def join(index: int, master: int) -> Message:
 
 
 def change_port(index: int, kind: str, data: bytes) -> Message:
-    """Change what a master of *kind* says of its port."""
+    """Return the message that changes a port's attributes at its master of *kind*."""
     about = attribute(_IFLA_INFO_SLAVE_KIND, kind.encode()) + attribute(_IFLA_INFO_SLAVE_DATA, data)
     return Message(_NEWLINK, 0, _LINK.pack(0, 0, index, 0, 0) + attribute(_IFLA_LINKINFO, about))
 
@@ -435,7 +435,7 @@ def generic(family: int, command: int, body: bytes, *, dump: bool = False) -> Me
 
 # -- unpacking -----------------------------------------------------------------------
 def bounded(parse: Callable[[bytes | memoryview], T]) -> Callable[[bytes | memoryview], T]:
-    """Let *parse* fail with a :class:`NetlinkError`, and nothing else, on what doesn't fit its bounds."""
+    """Return *parse* made to raise :class:`NetlinkError`, and nothing else, on an answer out of its bounds."""
 
     @functools.wraps(parse)
     def strict(payload: bytes | memoryview) -> T:
@@ -460,7 +460,7 @@ def attributes(data: bytes | memoryview, offset: int = 0) -> Iterator[tuple[int,
 
 
 def _by_type(data: bytes | memoryview, offset: int = 0) -> dict[int, memoryview]:
-    """The last of each type of :func:`attributes`: of each of a thousand links there are fifty."""
+    """Return the last attribute of each type. It repeats :func:`attributes` for speed: a link has fifty."""
     found: dict[int, memoryview] = {}
     view, unpack = memoryview(data), _ATTRIBUTE.unpack_from
     end = len(view)
@@ -482,7 +482,7 @@ def _values(nested: memoryview | None) -> dict[int, bytes]:
 
 
 def number(value: bytes | memoryview) -> int:
-    """An unsigned number of the host's byte order, of whatever length; nothing is 0."""
+    """Return an unsigned number in the host's byte order, of any length; 0 for no bytes."""
     return int.from_bytes(value, sys.byteorder)
 
 
@@ -706,7 +706,7 @@ class Socket:
         return found
 
     def rates(self) -> dict[int, int]:
-        """By the link's index, how many bits per second it may send, where that is limited."""
+        """Return the rate in bits per second of each link that is limited, by the link's index."""
         body = _TRAFFIC.pack(0, 0, 0, 0, 0)
         found = dict(parse_rate(payload) for payload in self.dump(Message(_GETQDISC, _DUMP, body)))
         return {index: rate for index, rate in found.items() if rate}

@@ -125,7 +125,7 @@ def _links(
     volatile: Volatile,
     doomed: Collection[str],
 ) -> tuple[list[Link], dict[str, Live], dict[str, str]]:
-    """The host's links, as far as they are needed, and the interfaces *wanted* as they are."""
+    """Return the host's links, as far as they are needed, and the interfaces *wanted* as they are."""
     if not wanted and not needed:
         return [], {}, {}
     with netlink.Socket() as host:
@@ -181,7 +181,7 @@ def _links(
 
 
 def _outer(layout: Layout, name: str, by_alias: Mapping[str, Link], by_name: Mapping[str, Link]) -> Link | None:
-    """Its end on the host, also where it was renamed or bears no alias yet."""
+    """Return the link of its end on the host, also where it was renamed or bears no alias yet."""
     found = by_alias.get(ends.alias(layout.instance, name))
     if found is None:
         found = by_name.get(ends.host_name(layout.instance, name))
@@ -191,7 +191,7 @@ def _outer(layout: Layout, name: str, by_alias: Mapping[str, Link], by_name: Map
 
 
 def _own(links: Sequence[Link], wanted: Ends) -> Link | None:
-    """The inner end, also where it was renamed or is not named yet."""
+    """Return the inner end's link, also where it was renamed or is not named yet."""
     for link in links:
         if link.name == ends.INSIDE_NAME:
             return link

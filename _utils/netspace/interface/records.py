@@ -93,7 +93,7 @@ def secret(layout: Layout, name: str) -> Path:
 
 
 def secrets(layout: Layout) -> set[str]:
-    """Environments of which a private key lies there, or what a killed run left of one."""
+    """Return the environments of which a private key, or what a killed run left of one, lies on disk."""
     try:
         entries = os.listdir(layout.records(KIND))
     except FileNotFoundError:

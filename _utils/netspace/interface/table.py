@@ -67,7 +67,7 @@ class Table(msgspec.Struct, frozen=True, dict=True):
 
     @functools.cached_property
     def digest(self) -> str:
-        """Two tables that differ in anything have different ones."""
+        """Digest of the whole table: tables that differ in anything have different digests."""
         found = hashlib.sha256(self.elements.encode())
         for message in _declared("", self):
             found.update(message.body)
@@ -83,7 +83,7 @@ class Table(msgspec.Struct, frozen=True, dict=True):
 
 
 def whole(name: str, table: Table) -> list[Message]:
-    """The messages that put the table in place of what there is of its name."""
+    """Return the messages that replace whatever table has this name."""
     made = nf.remove_table(nf.INET, name)
     return [*made, *nf.add_table(nf.INET, name), *difference(name, Table(), table)] if table.chains else made
 
@@ -125,7 +125,7 @@ def _add_chain(name: str, chain: str, one: Chain) -> Message:
 
 
 def _declared(name: str, new: Table, old: Table | None = None) -> list[Message]:
-    """Timeouts and (empty) sets that *old* hasn't."""
+    """Return the messages that add the timeouts and (empty) sets that *old* lacks."""
     made = [
         nf.add_timeout(nf.INET, name, which, one.l3, one.l4, one.seconds)
         for which, one in new.timeouts.items()

@@ -33,5 +33,5 @@ def clean(path: str) -> bool:
 
 
 def bare(path: str) -> bool:
-    """Whether *path* is clean and stands for itself in any configuration: without a blank, a quote or a variable."""
+    """Return whether *path* is clean and needs no quoting in any configuration: no blank, quote or variable."""
     return clean(path) and not any(one.isspace() or one in _MEANT for one in path)

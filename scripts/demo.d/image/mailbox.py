@@ -105,7 +105,7 @@ def peer(card, name):
 
 
 def shop(card):
-    """The peer that may be asked, or else be sent to, wherever it is."""
+    """Return the peer that may be asked; where there is none, one that may be sent to."""
     askable = [entry["to"] for entry in card["peers"] if "replies" in entry]
     return next(iter(askable or [entry["to"] for entry in card["peers"]]))
 

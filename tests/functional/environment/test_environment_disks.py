@@ -180,7 +180,7 @@ SEAMS = (
 
 
 def apply_until(host: Host, wanted, count: int) -> bool:
-    """Apply in a process that is killed before its call number *count* of those; whether it was."""
+    """Apply in a process that is killed before its call number *count* of those; return whether it was."""
     pid = os.fork()
     if pid == 0:
         left = itertools.count(-count)

@@ -112,7 +112,7 @@ sys.stdin.read()
 
 
 def _free() -> tuple[bool, int]:
-    """Whether this process can watch files, and how many signals are queued for its user."""
+    """Return whether this process can watch files, and how many signals are queued for its user."""
     libc = ctypes.CDLL(None, use_errno=True)
     instance = libc.inotify_init1(0)
     if instance >= 0:

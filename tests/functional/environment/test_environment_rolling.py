@@ -34,7 +34,7 @@ def desired(host: Host, script: str = WELL, **keys: Any) -> DesiredEnvironment:
 
 @pytest.fixture
 def runs(host: Host) -> Host:
-    """One that is healthy."""
+    """Host with a healthy environment."""
     assert host.apply({"web": desired(host)})["web"].error == ""
     host.operations.wait(["web"])
     return host

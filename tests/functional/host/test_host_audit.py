@@ -193,7 +193,7 @@ def test_a_weakness_of_the_configuration_is_found(applied):
 
 
 def test_success_is_an_exit_code():
-    """The module's own word: a row that succeeded makes the job fail."""
+    """A row that succeeded makes the job fail, by the module's own exit code."""
     script = (
         "import sys; sys.path[:0] = sys.argv[1:]\n"
         "import netspace_environment as module\n"

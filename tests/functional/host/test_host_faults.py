@@ -105,7 +105,7 @@ def succeeded(run: faultpoints.Run) -> str:
 
 
 def check(world: World, scenario: Scenario) -> list[str]:
-    """Do it again, and see that it is done, and just so; return what is wrong."""
+    """Do the scenario again, and check that it is done and that nothing is left to do; return what is wrong."""
     wrong = []
     if error := succeeded(faultpoints.run(scenario.act, traced=False)):
         wrong.append(f"the next run fails: {error}")

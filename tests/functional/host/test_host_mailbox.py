@@ -54,7 +54,7 @@ def reader(salt: Salt) -> dict[str, Any]:
 
 @pytest.fixture
 def stopped() -> Iterator[list[int]]:
-    """Processes that stand still; they go on after the test, whatever came of it."""
+    """Processes that stand still; they go on after the test, even a failed one."""
     pids: list[int] = []
     yield pids
     for pid in pids:

@@ -35,7 +35,7 @@ PEER = {
 
 
 def attacked(image):
-    """The shop with a victim to aim at, and an attacker with a link and an interface of its own."""
+    """Shop with a victim to aim at, and an attacker with a link and an interface of its own."""
     declared = shop(image)
     every = [
         {"direction": direction, "cidr": cidr, "protocol": protocol}

@@ -53,7 +53,7 @@ class Packet:
 
 
 def passes(rules: tuple[Allow, ...], packet: Packet) -> bool:
-    """The declaration's meaning."""
+    """Return whether the declaration lets the packet through."""
     for rule in rules:
         first, last = (check.ports(rule.port) if rule.port is not None else None) or (0, 65535)
         if (

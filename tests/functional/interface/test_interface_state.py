@@ -320,7 +320,7 @@ class Killed(BaseException):
 
 @pytest.fixture
 def killer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
-    """Die at the n-th thing done to the host: before it, or (odd n) with half a batch sent."""
+    """A way to die at the n-th thing done to the host: before it, or (odd n) with half a batch sent."""
     left = [-1]
 
     def watch(owner: Any, name: str) -> None:

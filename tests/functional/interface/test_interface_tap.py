@@ -105,7 +105,7 @@ class Guest:
         return found
 
     def awaited(self, wanted: Callable[[bytes], object]) -> list[bytes]:
-        """Return those frames that are wanted, one at least."""
+        """Return the wanted frames, at least one."""
         found: list[bytes] = []
 
         def came() -> list[bytes]:
@@ -144,7 +144,7 @@ class Guest:
         return ""
 
     def settle(self) -> None:
-        """Find the gateway: asked again, since a link that came up a moment ago may lose what is sent."""
+        """Find the gateway; ask again, since a link that came up a moment ago may lose what is sent."""
 
         def found() -> str:
             self.gateway_mac = self.ask("ipv4")

@@ -193,7 +193,7 @@ def test_a_call_that_nobody_answers_times_out_and_its_late_answer_is_dropped(tow
     web, orders = town.program("web"), town.program("orders")
 
     def in_vain() -> bool:
-        """Whether a question was sent and its time passed; on a busy machine it may pass on the way."""
+        """Return whether a question was sent and its time passed; on a busy machine it may pass on the way."""
         try:
             web.run(web.mailbox.call("orders", "first", 1.0))
         except LinkError as err:

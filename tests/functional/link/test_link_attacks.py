@@ -290,7 +290,7 @@ def test_management_is_refused_over_amqp_1(host, managed):
 
 # -- the wire ---------------------------------------------------------------------------
 def closed(secured: ssl.SSLSocket) -> bool:
-    """Whether the broker closes it; what it says before is read."""
+    """Read what the broker says until it closes the connection; then return True."""
     try:
         while secured.recv(65536):
             pass
@@ -368,7 +368,7 @@ def test_whoever_is_slow_is_cut_off_and_takes_nobodys_place(host, record_propert
 
 
 def cut_off(one: socket.socket, drips: bool) -> bool:
-    """Whether it is closed; else it says one more byte, if it is of those that say anything."""
+    """Return whether the connection is closed; if not, send one more byte where the attack says anything."""
     try:
         while one.recv(100):
             pass

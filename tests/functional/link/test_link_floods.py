@@ -149,7 +149,7 @@ def test_who_consumes_with_arguments_too_large_is_cut_off(host, cards):
 
 # -- time ----------------------------------------------------------------------------------
 def multiple(neighbour: Neighbour, process: subprocess.Popen[str], phases: int = 5, each: int = 30) -> float:
-    """A neighbour's time while the attack goes on, as a multiple of what it is while the attacker sleeps.
+    """Return a neighbour's time during the attack, as a multiple of its time while the attacker sleeps.
 
     Both are measured in turn, so that what else the machine does, which comes and goes, falls on either.
     """

@@ -50,7 +50,7 @@ def guesses(h1, there: Iterable[str]) -> set[str]:
 
 
 def found(connection: pika.BlockingConnection, names: Iterable[str]) -> set[str]:
-    """Those of the names that there is a queue or an exchange of, as the broker tells."""
+    """Return those of the names that the broker has a queue or an exchange of."""
     told = set()
     for name in names:
         for kind in KINDS:

@@ -51,7 +51,7 @@ class Fleet:
         return self.programs[-1]
 
     def node(self, name: str, by: str = "n2") -> str:
-        """The node that an environment's program is connected to, as node *by* knows."""
+        """Return the node that an environment's program is connected to, as the node *by* knows it."""
         found: list[str] = []
 
         def told() -> bool:

@@ -400,7 +400,7 @@ def test_a7_a_driver_is_a_program_too() -> None:
 
 # -- F1: who started what -----------------------------------------------------------------
 def started(*order: int) -> Callable[[list[Event]], None]:
-    """The programs of the good boot in another order; -1: the firmware's next boot entry."""
+    """Return an edit that puts the good boot's programs in another order; -1: the firmware's next boot entry."""
 
     def edit(found: list[Event]) -> None:
         run = [one for one in found if one.pcr == 4 and one.type == events.APPLICATION]
@@ -593,7 +593,7 @@ def uki_rules(**rules: Any) -> policy.Policy:
 @pytest.mark.parametrize("told_by", ["the boot log", "systemd's log"])
 @pytest.mark.parametrize("pcr", [8, 9, 12])
 def test_l5_a_line_added_later_is_no_line_in_either_log(pcr: int, told_by: str) -> None:
-    """The list's first line has PCRs 0 to 9 as they were; in which log an extension stands changes nothing of that."""
+    """The list's first line has the former PCRs 0 to 9, in whichever log a later extension stands."""
     told = booted("uki", without_line)
     real = listed(told, SYSTEMD)
     form = fixed.line_forms(pcr, boot_forge.LINE)[0]

@@ -270,7 +270,7 @@ def test_steps(want, found, action):
 
 
 def declared(state, **keys):
-    """An environment as its own ``state`` has it."""
+    """Return an environment as its own ``state`` declares it."""
     want = desired(state, **keys)
     return msgspec.structs.replace(want, spec=msgspec.structs.replace(want.spec, state=state))
 

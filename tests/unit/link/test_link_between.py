@@ -89,7 +89,7 @@ def fleet(tmp_path) -> Fleet:
 
 @pytest.fixture(scope="module")
 def steady(tmp_path_factory) -> Fleet:
-    """One that nothing is kept in."""
+    """Fleet for tests that keep nothing in it."""
     return Fleet(tmp_path_factory.mktemp("fleet"))
 
 
@@ -150,7 +150,7 @@ def keyed(known: Authority) -> Any:
 
 
 def issued(known: Authority, host: str = IDS["h2"], **odd: Any) -> str:
-    """An endorser's certificate by *known*, and those above it, with something other than usual."""
+    """Return an endorser's certificate by *known*, and those above it, with something other than usual."""
     key = odd.get("key") or ec.generate_private_key(ec.SECP256R1())
     above = x509.load_pem_x509_certificates(known.pem.encode())
     names = [x509.UniformResourceIdentifier(name) for name in odd.get("names", [f"{host}/seals"])]
@@ -255,7 +255,7 @@ def test_who_is_below_a_hosts_authority_speaks_for_nobody(steady):
 
 
 def fleets(steady: Fleet) -> Authority:
-    """The root itself, as who signs."""
+    """Root of the fleet, as the authority that signs."""
     pem = (steady.folder / "root" / "root.pem").read_text()
     return dataclasses.replace(steady.known["h1"], pem=pem)
 
@@ -369,7 +369,7 @@ def test_what_is_said_otherwise_is_not_believed(steady, claims, why):
 
 
 def spoken(fleet: Fleet, said: dict[str, Any], kind: str = bundles.KIND) -> str:
-    """Return a bundle that says this, signed by a genuine endorser."""
+    """Return a bundle with this content, signed by a genuine endorser."""
     own = fleet.own["h2"]
     with pytest.MonkeyPatch.context() as patch:  # which may say what no number is
         patch.setattr(jose, "_json", lambda value: json.dumps(value).encode())

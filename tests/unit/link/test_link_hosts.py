@@ -46,14 +46,14 @@ CARRIED = Link(source="web@h1", target="log", via="buffered")
 
 
 def objects(*links: Link) -> model.Objects:
-    """On h1."""
+    """Return the objects on h1's broker."""
     outboxes = {CALLED.outbox(link): link for link in links if model.carried(link)}
     shovels = remote.shovels(H1, outboxes, CALLED, "netspace", Path("/tls/ca.pem"), Path("/tls/client.pem"))
     return model.objects(links, CALLED, shovels)
 
 
 def there(*links: Link) -> model.Objects:
-    """On h2."""
+    """Return the objects on h2's broker."""
     return model.objects(links, AT_H2)
 
 

@@ -64,7 +64,7 @@ class Tap(Filtered, frozen=True, tag="tap"):
 
 
 def ends(spec: Tap, place: Place) -> Ends:
-    """The host's end like a veth's; the inner one is but a wire to the tap device."""
+    """Return a veth's ends; the inner one is but a wire to the tap device, without addresses or routes."""
     pair = veth.ends(spec, place)
     assert pair.inside is not None
     tap = {"mtu": spec.mtu, "up": True, "owner": place.owner}
@@ -180,7 +180,7 @@ def _arp_answer(guest: bytes, own: bytes, router: bytes, gateway: bytes) -> list
 
 
 def _neighbour_answer(guest: bytes, own: bytes, router: bytes, gateway: bytes, *, option: bool) -> list[bytes]:
-    """The same of IPv6 (RFC 4861), asked with the option that tells the guest's MAC, or without."""
+    """Return the rule for IPv6 (RFC 4861): *option* says whether the question tells the guest's MAC."""
     head = bytes([_ADVERTISEMENT, 0, 0, 0]) + _FROM_ROUTER
     answer = head + gateway + (b"\x02\x01" + router if option else b"")
     pseudo = gateway + own + struct.pack(">IxxxB", len(answer), socket.IPPROTO_ICMPV6)
