@@ -1,6 +1,6 @@
 """
-What this host can do
-=====================
+Abilities of this host
+======================
 
 Grains ``tpm``, ``secure_boot``, ``measured_boot``, ``ima``, ``tee`` and ``netspace``, from the
 kernel's files alone. The TPM's manufacturer and firmware, which the kernel does not show for

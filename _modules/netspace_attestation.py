@@ -1,6 +1,6 @@
 """
-What this host can prove
-========================
+Trust of this host
+==================
 
 The trust level that the host was found to have, and evidence for a verifier.
 """

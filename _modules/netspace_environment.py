@@ -48,7 +48,10 @@ def _do(action: Callable[[Any], T]) -> T:
 
 
 def _each(outcomes: dict[str, str]) -> bool:
-    """What was done to each, after Salt was told where its targets may be others now."""
+    """Tell Salt that its targets may have changed, then return True.
+
+    :raises CommandExecutionError: *outcomes* has an error for some name; all of them are told.
+    """
     declared.tell_targets(__salt__, __opts__, __pillar__)
     failed = {name: error for name, error in outcomes.items() if error}
     if failed:

@@ -61,7 +61,7 @@ def init(opts: dict[str, Any]) -> None:
 
 
 def initialized() -> bool:
-    """Whether :func:`init` was called."""
+    """Return whether :func:`init` was called."""
     return bool(__context__.get(_CONTEXT))
 
 
@@ -104,7 +104,7 @@ def discover(opts: dict[str, Any]) -> list[str]:
 
 
 def ping() -> bool:
-    """Whether the target runs, seen from inside."""
+    """Return whether the target runs, seen from inside."""
     return _targets(__opts__).ping(__resource__["id"])
 
 

@@ -929,14 +929,14 @@ def _bus(settings: dict[str, Any]) -> Iterator[buses.Bus]:
 
 
 def _seen(minions: Collection[str]) -> set[str]:
-    """Return the *minions* that are connected to this master, as far as Salt can tell. They are asked first."""
+    """Return those of *minions* that are connected to this master, as far as Salt can tell. They are asked first."""
     import salt.utils.minions
 
     return set(salt.utils.minions.CkMinions(__opts__).connected_ids(subset=minions)) if minions else set()
 
 
 def _minions(target: Any, tgt_type: str) -> list[str]:
-    """The minions that a target means. It chooses who is asked, and never by what they are judged."""
+    """Return the minions that a target means. A target chooses who is asked, and never how they are judged."""
     import salt.utils.minions
 
     found = salt.utils.minions.CkMinions(__opts__).check_minions(target, tgt_type)["minions"]
@@ -946,7 +946,7 @@ def _minions(target: Any, tgt_type: str) -> list[str]:
 
 
 def _known(made: fleet.Fleet, pattern: str) -> list[str]:
-    """Minions whose keys are accepted, and those that were enrolled: one whose key was deleted is not forgotten."""
+    """Return the minions whose keys are accepted or that were enrolled: one whose key was deleted is not forgotten."""
     import fnmatch
 
     import salt.utils.minions
@@ -1054,7 +1054,7 @@ def _identities() -> identity.Identities:
 
 
 def _salt_key(minion: str) -> bytes | None:
-    """The Salt key that this master accepted for a minion; None for minions below another master (a syndic)."""
+    """Return the Salt key that this master accepted for a minion; None for minions below another master (a syndic)."""
     import salt.utils.verify
 
     pem: bytes | None = None
@@ -1125,7 +1125,7 @@ def _shown(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _valid(found: Mapping[str, Any]) -> bool:
-    """Whether an answer does not call itself invalid; most say nothing of it."""
+    """Return whether an answer does not call itself invalid; most say nothing of it."""
     return found.get("valid") is not False
 
 
@@ -1197,7 +1197,7 @@ def _policy_data(path: str) -> Any:
 
 
 def _nonce(text: Any) -> bytes | None:
-    """The nonce as bytes. Salt's command line makes a number of digits: those lose their zeros, so they are refused."""
+    """Return the nonce as bytes; refuse a number, since Salt's command line takes the zeros from digits."""
     if text == "" or text is None:
         return None
     if not isinstance(text, str):

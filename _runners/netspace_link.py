@@ -145,7 +145,7 @@ def exchange_seals(target: str = "*", tgt_type: str = "glob", timeout: int = 60)
 
 
 def _answer(work: Callable[[], Any]) -> Any:
-    """A runner that raises shows a traceback: return the refusal instead, with Salt's key for the exit status."""
+    """Return what *work* returns; of a refusal its text, with Salt's key for the exit status, and no traceback."""
     try:
         return work()
     except (NetspaceError, OSError, ValueError) as err:

@@ -59,7 +59,7 @@ def _host() -> Host:
 
 
 def _told(*states: dict[str, Any]) -> dict[str, Any]:
-    """The first of *states*, after Salt was told where its targets may be others now."""
+    """Return the first of *states*; if any of them changed something, first tell Salt to look for its targets anew."""
     if any(state["changes"] for state in states) and not __opts__["test"]:
         declared.tell_targets(__salt__, __opts__, __pillar__)
     return states[0]

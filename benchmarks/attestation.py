@@ -115,7 +115,7 @@ class Tpm:
         return attest, signature
 
     def values_blob(self, pcrs: tuple[int, ...]) -> bytes:
-        """The values as tpm2_quote -o writes them."""
+        """Return the values as tpm2_quote -o writes them."""
         bits = sum(1 << pcr for pcr in pcrs).to_bytes(3, "little")
         blob = struct.pack("<IHB", 1, 0x000B, 3) + bits + bytes(2) + bytes(8 * 15)
         groups = [sorted(pcrs)[at : at + 8] for at in range(0, len(pcrs), 8)]
@@ -128,7 +128,7 @@ class Tpm:
 
 
 def made_list(aggregate: bytes) -> tuple[bytes, list[tuple[str, bytes]]]:
-    """A list of LINES lines, and its files; the first line is the boot's."""
+    """Return a list of LINES lines, and its files; the first line is the boot's."""
     raw, files = b"", [("boot_aggregate", aggregate)]
     files.append(("/usr/lib/systemd/systemd", hashlib.sha256(b"1").digest()))
     files += [
@@ -144,7 +144,7 @@ def made_list(aggregate: bytes) -> tuple[bytes, list[tuple[str, bytes]]]:
 
 
 def shown(raw: bytes) -> str:
-    """The list as ascii_runtime_measurements shows it: the form that Keylime takes."""
+    """Return the list as ascii_runtime_measurements shows it: the form that Keylime takes."""
     lines = []
     for entry in ima.parse(raw):
         file = ima.file(entry)
@@ -298,7 +298,7 @@ class Fleet:
 
 
 def fleet(hosts: int) -> dict[str, float]:
-    """A whole fleet through the runner: books, certificates, results in salt.cache's files; all but Salt's bus."""
+    """Measure a fleet through the runner: books, certificates, results in salt.cache's files; all but Salt's bus."""
     with tempfile.TemporaryDirectory() as folder:
         made = Fleet(Path(folder), hosts)
         first, brought = made.attest()

@@ -1,4 +1,4 @@
-"""What the benchmarks share: a host of their own, rounds, and how figures are told. Measures nothing itself.
+"""Shared parts of the benchmarks: a host of their own, rounds, and the form of figures. Measures nothing itself.
 
 A line compares one value with its peer, both measured in this run; lines of *processor time* tell the
 same on a machine that is busy with something else. ``target`` is in the value's own
@@ -132,7 +132,7 @@ class Rounds:
 def line(
     value: float, unit: str, peer: str, peer_value: float, *, ratio: float | None = None, limit: float | None = None
 ) -> dict[str, Any]:
-    """One line of the result.
+    """Return one line of the result.
 
     :param ratio: the value shall be at most this many times the peer's.
     :param limit: the value shall be at most this.
@@ -150,7 +150,7 @@ def line(
 
 
 def machine() -> str:
-    """What this ran on, for a table's caption."""
+    """Return a description of this machine, for a table's caption."""
     found = [f"Linux {os.uname().release.split('-')[0]}"]
     for program in ("crun", "podman", "docker"):
         with contextlib.suppress(FileNotFoundError):
@@ -162,7 +162,7 @@ def machine() -> str:
 
 
 def _figure(value: float, unit: str) -> str:
-    """A value as a reader wants it: three digits."""
+    """Return a value as a reader wants it: three digits."""
     text = f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
     return f"{text} {unit.replace(' each', '')}"
 

@@ -80,7 +80,7 @@ def plain(number: int) -> tuple[str, str]:
 
 
 def inner(number: int, host: int) -> list[bytes]:
-    """What is sent inside the namespace: the pair, addresses, routes."""
+    """Return the messages sent inside the namespace: the pair, addresses, routes."""
     v4, v6 = plain(number)
     return [
         *(pair(f"fl{number}", host), address(2, v4), address(2, v6), up(2)),
@@ -89,7 +89,7 @@ def inner(number: int, host: int) -> list[bytes]:
 
 
 def outer(number: int) -> list[bytes]:
-    """What is sent in the host's."""
+    """Return the messages sent in the host's namespace."""
     index = socket.if_nametoindex(f"fl{number}")
     v4, v6 = plain(number)
     return [

@@ -1,4 +1,4 @@
-"""How fast environments are made, found unchanged and removed, and what an idle one costs, beside their peers.
+"""The time to make environments, to find them unchanged and to remove them, and an idle one's cost, beside their peers.
 
 usage: sudo python benchmarks/environments.py [--json | --markdown] [--count N] [--many N] [--rounds N]
 
@@ -50,7 +50,7 @@ CLI = {"podman": "podman", "docker": "docker"}
 
 # -- what is run ------------------------------------------------------------------------
 def image(folder: Path) -> Path:
-    """A root with a static busybox."""
+    """Make a root with a static busybox."""
     busybox = shutil.which("busybox")
     assert busybox, "busybox is missing: apt-get install busybox-static (scripts/provision --test)"
     root = folder / "image"
@@ -218,7 +218,7 @@ class Engine:
         self.networks: list[str] = []
 
     def start(self) -> bool:
-        """Whether it works here, and with which networks."""
+        """Return whether the engine works here; find out with which networks it does."""
         if self.name == "docker" and not self._serve():
             return False
         archive = subprocess.run(["tar", "-C", str(self.root), "-c", "."], capture_output=True, check=True).stdout
@@ -305,7 +305,7 @@ class Salt:
         return json.loads(done.stdout)["local"]
 
     def floor(self, rounds: Rounds) -> None:
-        """What Salt alone takes for four states that do nothing, beyond ``test.ping``."""
+        """Note what Salt alone takes for four states that do nothing, beyond ``test.ping``."""
         values = []
         for arguments in (("test.ping",), (f"--file-root={self.nothing}", "state.apply", "nothing")):
             start, used = time.perf_counter(), bench.processor()

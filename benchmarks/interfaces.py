@@ -1,4 +1,4 @@
-"""How fast interfaces are made, found unchanged and removed, beside what netlink itself costs.
+"""The time to make interfaces, to find them unchanged and to remove them, beside the cost of netlink itself.
 
 usage: sudo python benchmarks/interfaces.py [--json | --markdown] [--count N] [--many N] [--rounds N]
 

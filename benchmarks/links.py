@@ -1,4 +1,4 @@
-"""What links cost: declaring thousands, taking one away, and a message, beside Salt's own states and a bare connection.
+"""The cost of links: thousands declared, one taken away, one message; beside Salt's own states and a bare connection.
 
 usage: sudo python benchmarks/links.py [--json] [--environments N] [--rounds N] [--messages N] [--salt N]
 
@@ -121,7 +121,7 @@ def manage(host: Host, rounds: Rounds) -> None:
 
 
 class Told:
-    """A sender that sends and sends; when does it hear that it may no longer?"""
+    """A sender that sends without end, and notes when it hears that it may no longer."""
 
     def __init__(self, host: Host, link: Any) -> None:
         from netspace.link.management import Management
@@ -162,7 +162,7 @@ class Told:
 
 
 def connect(host: Host, name: str) -> Any:
-    """A client inside an environment."""
+    """Return a client inside an environment."""
     import ssl
 
     import pika
@@ -292,7 +292,7 @@ def messages(host: Host, rounds: Rounds, count: int, times: int) -> None:
 
 @contextlib.contextmanager
 def hostile(host: Host, name: str, attack: str) -> Iterator[None]:
-    """Have environment *name* do its worst, again and again."""
+    """Run an attack by environment *name* again and again."""
     with tempfile.TemporaryDirectory() as folder:
         card = host.links.cards()(name, [link for link in host.links.recorded() if name in (link.source, link.target)])
         (Path(folder) / "environment.json").write_text(json.dumps(card))
@@ -308,7 +308,7 @@ def hostile(host: Host, name: str, attack: str) -> Iterator[None]:
 
 
 def programs(host: Host, rounds: Rounds, times: int, folder: Path) -> None:
-    """What programs get, over a plain and over a sealed link."""
+    """Measure messages between programs, over a plain and over a sealed link."""
     from netspace.spec.types import Link
 
     asker, plain, sealed, *_ = host.names

@@ -1,4 +1,4 @@
-"""What a packet costs among many environments, beside what it costs alone.
+"""The cost of a packet among many environments, beside its cost alone.
 
 usage: sudo python benchmarks/packets.py [--json] [--count N] [--rounds N] [--times N]
 

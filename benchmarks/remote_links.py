@@ -1,4 +1,4 @@
-"""What a link between two hosts costs: direct and buffered, beside a link on one host and a bare connection.
+"""The cost of a link between two hosts, direct and buffered, beside a link on one host and a bare connection.
 
 usage: sudo python benchmarks/remote_links.py [--json] [--rounds N] [--messages N]
 

@@ -73,7 +73,7 @@ _FIXED |= {0x56: 1, 0x60: 2, 0x61: 2, 0x70: 4, 0x71: 4, 0x72: 4, 0x73: 4, 0x80: 
 
 
 def decode(raw: bytes, at: int = 0) -> tuple[Any, int]:
-    """The value at an offset, and where it ends."""
+    """Return the value at an offset, and where it ends."""
     code = raw[at]
     at += 1
     if code == 0x00:
@@ -145,7 +145,7 @@ class Client:
         return STATES[state.code]
 
     def receive(self) -> tuple[dict[str, Any], list[Any], bytes | str]:
-        """The next message of what is attached, which is then accepted: annotations, properties and body."""
+        """Return the next message (annotations, properties and body) of what is attached, and accept it."""
         fields, payload = self._frame(TRANSFER)
         sections: dict[int, Any] = {}
         at = 0
@@ -157,7 +157,7 @@ class Client:
         return sections.get(ANNOTATIONS, {}), sections.get(PROPERTIES, []), body
 
     def manage(self, method: str, path: str, body: Any = None) -> str:
-        """A request to the broker's management node: the status of its answer."""
+        """Send a request to the broker's management node; return the status of its answer."""
         node, pair = "/management", f"pair {self._handles}"
         there = self._attach(False, Described(SOURCE, [node]), Described(TARGET, [node]), pair)
         here = self._attach(True, Described(SOURCE, [node]), Described(TARGET, [node]), pair)
@@ -213,11 +213,11 @@ class Client:
         return parts
 
     def _until(self, code: int) -> Any:
-        """Read frames until one of *code*: its fields."""
+        """Read frames until one of *code*; return its fields."""
         return self._frame(code)[0]
 
     def _frame(self, code: int) -> tuple[Any, bytes]:
-        """Likewise, and its payload."""
+        """Read frames until one of *code*; return its fields and its payload."""
         while True:
             size, offset, *_ = struct.unpack(">IBBH", self._read(8))
             body = self._read(size - 8)[(offset - 2) * 4 :]

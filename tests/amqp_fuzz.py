@@ -160,7 +160,7 @@ class Grammar:
         return [frame(2, channel, head), *([frame(3, channel, body)] if body else [])]
 
     def on_channel(self, channel: int) -> list[bytes]:
-        """The frames of one channel, but for its opening."""
+        """Return the frames of one channel, but for its opening."""
         found: list[bytes] = []
         for _ in range(self.dice.randint(1, EACH)):
             which = self.dice.choice(ON_CHANNELS if self.often(0.6) else COMMON)
@@ -224,7 +224,7 @@ class Grammar:
         return self.state()
 
     def state(self) -> Described:
-        """The outcome of a delivery; for too many fields in an outcome, RabbitMQ's reader ends the connection."""
+        """Return the outcome of a delivery. RabbitMQ's reader ends the connection at too many fields in one."""
         code = self.dice.choice(list(STATES))
         return Described(code, self.rarely(STATES[code] if self.often(0.98) else 9))
 
@@ -274,7 +274,7 @@ class Grammar:
         )
 
     def on_session(self, channel: int) -> list[bytes]:
-        """The frames of one session, but for its beginning."""
+        """Return the frames of one session, but for its beginning."""
         found: list[bytes] = []
         if self.often(0.3):  # a pair of links for management, so that requests are read
             for receives in (False, True):
@@ -331,7 +331,7 @@ def frame1(channel: int, code: int, fields: list[Any], payload: bytes = b"") -> 
 
 
 def batch(dice: random.Random, names: Sequence[str], vhost: str, modern: bool) -> tuple[list[bytes], int]:
-    """One connection's bytes, in pieces with an answer awaited between them, and their number of random frames."""
+    """Return one connection's bytes, in pieces between which an answer is awaited, and how many frames are random."""
     grammar = Grammar(dice, names)
     groups = [(number, (grammar.on_session if modern else grammar.on_channel)(number)) for number in range(1, CHANNELS)]
     count = sum(len(frames) for _, frames in groups)

@@ -60,7 +60,7 @@ def _log(raw: bytes) -> None:
 
 
 def _judged(values: dict[int, bytes], rules: policy.Policy) -> Callable[[bytes], None]:
-    """The log's own values, so that the policy itself is reached."""
+    """Return a parser that judges a log by its own values, so that the policy itself is reached."""
 
     def work(raw: bytes) -> None:
         log = parse_log(raw)
@@ -82,7 +82,7 @@ def _public(raw: bytes) -> None:
 
 
 def _told(parse: Callable[[Any], object]) -> Callable[[bytes], None]:
-    """A parser whose refusals are of the wider kind."""
+    """Return a parser whose refusals are of the wider kind."""
 
     def work(raw: bytes) -> None:
         try:
@@ -96,7 +96,7 @@ def _told(parse: Callable[[Any], object]) -> Callable[[bytes], None]:
 
 
 def _wire(parse: Callable[[Any], object]) -> Callable[[bytes], None]:
-    """A parser of what comes over Salt's bus, fed with JSON."""
+    """Return a parser of what comes over Salt's bus, fed with JSON."""
 
     def work(raw: bytes) -> None:
         try:
@@ -109,7 +109,7 @@ def _wire(parse: Callable[[Any], object]) -> Callable[[bytes], None]:
 
 
 def _alone(genuine: bytes, parse: Callable[[bytes], object]) -> Callable[[bytes], None]:
-    """A parser of what is signed: it takes the genuine one, and no other bytes."""
+    """Return a parser of what is signed: it takes the genuine one, and no other bytes."""
 
     def work(raw: bytes) -> None:
         parse(raw)
@@ -130,7 +130,7 @@ def _parts(data: Any) -> None:
 
 
 def _maker() -> tuple[bytes, bytes, bytes]:
-    """A maker's certificate, one of an endorsement key, and a revocation list: DER, the same bytes each time."""
+    """Return a maker's certificate, one of an endorsement key, and a revocation list: DER, the same bytes each time."""
     key = ec.derive_private_key(7, ec.SECP256R1())
     start = datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc)
     end = start + datetime.timedelta(days=3650)

@@ -31,7 +31,7 @@ def log(boot: str) -> EventLog:
 
 
 def packed(found: list[Event]) -> bytes:
-    """The log of *found*, with the SHA-256 bank alone."""
+    """Return the log of *found*, with the SHA-256 bank alone."""
     header = b"Spec ID Event03\0" + bytes(8) + struct.pack("<IHH", 1, 0x000B, 32) + b"\0"
     raw = struct.pack("<II20xI", 0, NO_ACTION, len(header)) + header
     for event in found:
@@ -41,7 +41,7 @@ def packed(found: list[Event]) -> bytes:
 
 
 def measured(pcr: int, kind: int, data: bytes, of: bytes | None = None) -> Event:
-    """An event whose digest is of *data*, or of something else that was measured."""
+    """Return an event whose digest is of *data*, or of something else that was measured."""
     return Event(pcr, kind, {"sha256": hashlib.sha256(data if of is None else of).digest()}, data)
 
 
@@ -63,7 +63,7 @@ def wide(text: str) -> bytes:
 
 
 def record(pcr: int, digest: bytes, text: str, kind: str = "phase") -> bytes:
-    """A record of systemd's log that claims *text* for *digest*."""
+    """Return a record of systemd's log that claims *text* for *digest*."""
     found = {
         "pcr": pcr,
         "digests": [{"hashAlg": "sha256", "digest": digest.hex()}],
@@ -74,7 +74,7 @@ def record(pcr: int, digest: bytes, text: str, kind: str = "phase") -> bytes:
 
 
 def edited(boot: str, edit: Callable[[list[Event]], None]) -> tuple[bytes, dict[int, bytes]]:
-    """A boot that differs from *boot* by *edit*: its log, and the PCR values that it really has then."""
+    """Return a boot that differs from *boot* by *edit*: its log, and the PCR values that it really has then."""
     found = list(log(boot).events[1:])
     edit(found)
     raw = packed(found)
@@ -87,7 +87,7 @@ def edited(boot: str, edit: Callable[[list[Event]], None]) -> tuple[bytes, dict[
 
 
 def index(found: list[Event], pcr: int, kind: int, name: str = "", number: int = 0) -> int:
-    """Where the event stands: the *number*-th of *kind* in *pcr*, of the UEFI variable *name*."""
+    """Return the index of an event: the *number*-th of *kind* in *pcr*, of the UEFI variable *name*."""
     hits = []
     for at, event in enumerate(found):
         read = events.variable(event.data) if name else None
@@ -105,7 +105,7 @@ def _starters(told: Sequence[Event]) -> dict[str, list[str]]:
 
 
 def policy(boot: str, **rules: Any) -> dict[str, Any]:
-    """What *boot* satisfies, with *rules* changed; None leaves a rule out."""
+    """Return a policy that *boot* satisfies, with *rules* changed; None leaves a rule out."""
     told = log(boot).events
     files = [event.digests["sha256"].hex() for event in told if event.pcr in (9, 11) and event.type != NO_ACTION]
     commands = [

@@ -20,19 +20,19 @@ THEN = datetime.datetime(2025, 6, 1, tzinfo=datetime.timezone.utc).timestamp()
 
 
 def others() -> Path | None:
-    """The folder of others' logs; None where there is none."""
+    """Return the folder of others' logs; None where there is none."""
     folder = Path(os.environ.get("NETSPACE_EVENTLOGS") or checkout.ROOT.parent / "shared/data/eventlogs")
     return folder if folder.is_dir() else None
 
 
 def tee(name: str) -> Path | None:
-    """A file of recorded TEE reports, beside the logs of others; None where it is not there."""
+    """Return a file of recorded TEE reports, beside the logs of others; None where it is not there."""
     path = Path(os.environ.get("NETSPACE_TEE") or checkout.ROOT.parent / "shared/data/tee") / name
     return path if path.is_file() else None
 
 
 def recorded(name: str) -> bytes:
-    """The content of a file of recorded TEE reports; the test is skipped where there is no such file."""
+    """Return the content of a file of recorded TEE reports; the test is skipped where there is no such file."""
     path = tee(name)
     if path is None:
         pytest.skip(f"{name} is not in the folder of recorded reports (NETSPACE_TEE)")
@@ -40,15 +40,15 @@ def recorded(name: str) -> bytes:
 
 
 def pcrread(path: Path) -> dict[int, bytes]:
-    """What ``tpm2_pcrread`` printed of one bank."""
+    """Return the PCR values of one bank from the output of ``tpm2_pcrread``."""
     return {int(p): bytes.fromhex(v) for p, v in re.findall(r"(\d+)\s*: 0x([0-9A-F]+)", path.read_text())}
 
 
 def read(name: str) -> bytes:
-    """A fixture, e.g. ``uki/quote.msg``."""
+    """Return a fixture, e.g. ``uki/quote.msg``."""
     return (FIXTURES / name).read_bytes()
 
 
 def values(boot: str) -> dict[int, bytes]:
-    """What the TPM had after one of our boots, in the SHA-256 bank."""
+    """Return the TPM's PCR values after one of our boots, in the SHA-256 bank."""
     return pcrread(FIXTURES / boot / "tpm2_pcrread_sha256.txt")

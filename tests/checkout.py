@@ -1,4 +1,4 @@
-"""A copy of what Salt and pip get of this checkout, which a test may change."""
+"""A copy of the parts of this checkout that Salt and pip get, which a test may change."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def with_example_kind(target: Path) -> Path:
 
 
 def plugins(folder: str) -> dict[str, set[str]]:
-    """The plugins in *folder* by the name Salt gives them, with their public functions."""
+    """Return the plugins in *folder* by the name Salt gives them, with their public functions."""
     return {_name(path): _functions(path) for path in sorted((ROOT / folder).glob("*.py")) if path.stem != "__init__"}
 
 

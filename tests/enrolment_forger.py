@@ -167,7 +167,7 @@ class Scene:
         return self.honest(move) if move.kind == "honest" else self.forged(move)
 
     def honest(self, move: Move) -> str:
-        """The stock client, on a host that nobody tampers with yet."""
+        """Enrol with the stock client, on a host that nobody tampers with yet."""
         tpm = self.material.tpms[move.source]
         asked = self.registrar.request(move.minion)
         kind = "rsa" if asked["template"] == "EK-RSA2048" else "ecc"

@@ -69,7 +69,7 @@ class Host:
         return desired
 
     def sh(self, name: str, script: str, **options: Any) -> str:
-        """What a script prints inside."""
+        """Run a script inside; return its output."""
         done = self.operations.exec(name, shell(script), **options)
         return str(done["stdout"] + done["stderr"]).strip()
 
@@ -105,7 +105,7 @@ class Host:
                 path.unlink()
 
     def traces(self) -> dict[str, list[str]]:
-        """What there is on this host that could be left over."""
+        """Return all on this host that could be left over."""
         own = self.layout.instance
         folders = (
             self.layout.run / "environments",

@@ -92,7 +92,7 @@ class Point(NamedTuple):
 
 @dataclass
 class Run:
-    """What came of a traced run.
+    """The result of a traced run.
 
     :param points: all that were passed, in order.
     :param changing: those of them that came to something: the call did not fail.
@@ -142,7 +142,7 @@ def run(work: Callable[[], Any], at: Point | None = None, fail: int = 0, traced:
 
 @contextlib.contextmanager
 def _bounded(done: Run) -> Iterator[None]:
-    """What hangs fails."""
+    """Fail work that hangs."""
 
     def ring(*_: object) -> None:
         raise AssertionError(f"not done in {PATIENCE} s; last passed: {', '.join(map(str, done.points[-3:]))}")
@@ -239,7 +239,7 @@ def _trace(leader: int, done: Run, at: Point | None, fail: int) -> bool:
 
 
 def _call(tid: int) -> tuple[tuple[int, tuple[int, ...]] | None, int]:
-    """The call's number and arguments where *tid* stands at its beginning; at its end what it returned."""
+    """Return the number and arguments of the call that *tid* enters; where *tid* leaves one, None and its result."""
     _ptrace(_GET_SYSCALL_INFO, tid, len(_information), ctypes.addressof(_information))
     if _information.raw[0] != 1:
         return None, struct.unpack_from("<q", _information.raw, 24)[0]
@@ -258,7 +258,7 @@ class _Seen:
         os.close(self.memory)
 
     def name(self, tid: int, number: int, arguments: tuple[int, ...]) -> str:
-        """What is about to be done; empty where it changes nothing."""
+        """Return a name for the call that is about to be made; empty where it changes nothing."""
         found = _CALLS.get(number)
         if found is None:
             return ""
@@ -286,7 +286,7 @@ class _Seen:
         return _plain(text)
 
     def program(self, pid: int) -> str:
-        """What a child of that number is by now."""
+        """Return the program that the child *pid* runs by now."""
         try:
             with open(f"/proc/{pid}/cmdline", "rb") as stream:
                 words = stream.read().decode(errors="replace").split("\0")

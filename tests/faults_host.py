@@ -61,7 +61,7 @@ def warm_up() -> None:
 
 
 def busybox(folder: Path) -> Path:
-    """A root with a static busybox."""
+    """Return a root with a static busybox."""
     (folder / "bin").mkdir(parents=True, mode=0o755)
     folder.chmod(0o755)
     shutil.copy("/bin/busybox", folder / "bin/busybox")
@@ -113,7 +113,7 @@ def _plain(text: str) -> str:
 
 
 def _files(*roots: Path) -> dict[str, str]:
-    """Every file with its owner and mode; of records their content too."""
+    """Return every file with its owner and mode; of records their content too."""
     found = {}
     for path in sorted(path for root in roots for path in snapshot.files(root)):
         try:
@@ -155,7 +155,7 @@ def _steady(value: Any) -> Any:
 
 
 class _Plainly:
-    """Supervises what is somebody else's: starts it, and stops it. (See ``supervision.Supervisor``.)"""
+    """A supervisor for somebody else's programs, which starts and stops them. (See ``supervision.Supervisor``.)"""
 
     def __init__(self) -> None:
         self.known: dict[str, Service] = {}
@@ -261,7 +261,7 @@ class World:
 
     # -- what is declared --------------------------------------------------------------
     def declared(self) -> Declared:
-        """One with a veth and a volume, one with nothing, a link between them."""
+        """Return a declaration: an environment with veth and volume, one with nothing, a link between them."""
         image = f"dir:{self.image}"
         common = {"image": image, "command": shell(STAY), "stop_timeout": 2}
         value = {
@@ -290,7 +290,7 @@ class World:
 
     # -- what is there -------------------------------------------------------------------
     def look(self) -> dict[str, Any]:
-        """What the host looks like, without what differs between two hosts that are alike."""
+        """Return the host's state, without what differs between two hosts that are alike."""
         whole = snapshot.host()
         del whole["files"]
         # One that was changed in place lists the same things in another order.
@@ -330,11 +330,13 @@ class World:
         return whole
 
     def rested(self) -> dict[str, Any]:
-        """What it looks like at rest."""
+        """Return the host's state at rest."""
         return snapshot.rested(self.look)
 
     def settled(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
-        """Look again until it is as *wanted*, for a while: what was told to end takes a moment. Return differences."""
+        """Look again, for a while, until the host is as *wanted*: what was told to end takes a moment.
+        Return differences.
+        """
         deadline = time.monotonic() + 30
         while True:
             found = differences(wanted, self.look())
@@ -343,7 +345,7 @@ class World:
             time.sleep(0.02)
 
     def reboot(self) -> None:
-        """What a reboot takes: processes, mounts, namespaces, links, the packet filter, all of /run."""
+        """Take away what a reboot takes: processes, mounts, namespaces, links, the packet filter, all of /run."""
         if place.running(LAYOUT):
             for pid, name in snapshot.processes().items():
                 if "lib/netspace/lib/current supervise" in name:
@@ -379,7 +381,7 @@ class World:
 
 
 def _removed(cgroup: Path) -> bool:
-    """Whether it could be removed: a killed process is in it for a moment yet."""
+    """Remove *cgroup*; return whether that was possible: a killed process is in it for a moment yet."""
     try:
         cgroup.rmdir()
     except OSError as err:
@@ -390,7 +392,7 @@ def _removed(cgroup: Path) -> bool:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """What differs, by part; of lists and mappings only what is in one of them."""
+    """Return the differences by part; of lists and mappings only the items that one of them lacks."""
     found: dict[str, Any] = {}
     for key in old.keys() | new.keys():
         before, after = old.get(key), new.get(key)

@@ -23,7 +23,7 @@ _ERRORS = {
 
 
 def render(table: str, guarded: Sequence[Guarded]) -> str:
-    """The transaction that puts the table (family ``inet``) in place of an older one, or removes it."""
+    """Return the transaction that puts the table (family ``inet``) in place of an older one, or removes it."""
     text = [f"add table inet {table}", f"delete table inet {table}"]
     if not guarded:
         return "\n".join(text) + "\n"
@@ -88,7 +88,7 @@ def _chains(ordered: Sequence[Guarded]) -> list[str]:
 
 
 def _limits(ruled: Sequence[Guarded]) -> list[str]:
-    """Where the first packet of an allowed connection goes: connections are counted by interface."""
+    """Return the chains for the first packet of an allowed connection: they count connections by interface."""
     text = []
     for fam in FAMILIES:
         text += _block(f"ct timeout brief_{fam}", "protocol tcp", f"l3proto {_WORD[fam]}", f"policy = {{ {_CLOSED} }}")

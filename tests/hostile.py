@@ -1,4 +1,4 @@
-"""What a hostile environment does to a broker with nothing but its card, again and again, until it is killed.
+"""Attacks on a broker by a hostile environment with nothing but its card, again and again, until it is killed.
 
 usage: python hostile.py ATTACK FOLDER, where FOLDER has what is in an environment's /run/netspace.
 It prints a line when it begins, and one whenever it was ended, and begins anew.
@@ -28,7 +28,7 @@ FRAME = 131_072 - 8
 
 
 class Inside:
-    """What the environment knows."""
+    """The environment's knowledge."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

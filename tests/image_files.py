@@ -17,7 +17,7 @@ MACHINE = MACHINES.get(os.uname().machine, os.uname().machine)
 
 
 def member(name: str, content: bytes = b"", **attributes: Any) -> tuple[tarfile.TarInfo, bytes]:
-    """One member; a name that ends in ``/`` is a folder, ``linkname`` makes a symbolic link."""
+    """Return one member; a name that ends in ``/`` is a folder, ``linkname`` makes a symbolic link."""
     info = tarfile.TarInfo(name)
     info.size = len(content)
     info.mode = 0o644
@@ -99,7 +99,7 @@ class Layout:
 
 
 def saved(layers: Iterable[bytes], tags: list[str], config: Mapping[str, Any] | None = None) -> bytes:
-    """What ``docker save`` writes (before version 25): layers by links, as it shares them."""
+    """Return an archive as ``docker save`` writes it (before version 25): layers by links, as it shares them."""
     layers = list(layers)
     rootfs = {"type": "layers", "diff_ids": [sha256(layer) for layer in layers]}
     about = json.dumps(

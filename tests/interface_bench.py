@@ -69,7 +69,7 @@ def listen(path: Path | None, address: str, port: int) -> socket.socket:
 def connect(
     path: Path | None, address: str, port: int, *, timeout: float = 0.25, tries: int = 3
 ) -> socket.socket | None:
-    """A connection from the namespace at *path*, or None where none comes about.
+    """Return a connection from the namespace at *path*, or None where none comes about.
 
     :param timeout: seconds for each of the *tries*.
     """
@@ -87,7 +87,7 @@ def connect(
 
 
 def connected(path: Path | None, address: str, port: int) -> socket.socket:
-    """A connection that must come about, by one patient try: one that is given up would be counted, or accepted."""
+    """Return a connection that must come about, by one patient try: one given up would be counted, or accepted."""
     made = connect(path, address, port, timeout=PATIENCE, tries=1)
     assert made is not None, f"{address} does not answer at port {port}"
     return made
@@ -120,7 +120,7 @@ def meets(client: Path | None, server: Path | None, address: str, port: int = 80
 
 
 def _running(link: str) -> bool:
-    """Whether the kernel takes a link for usable: netdevice(7)."""
+    """Return whether the kernel takes a link for usable: netdevice(7)."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         answer = fcntl.ioctl(any_socket, SIOCGIFFLAGS, struct.pack("16s16x", link.encode()))
     return bool(struct.unpack_from("=H", answer, 16)[0] & IFF_RUNNING)
@@ -138,7 +138,7 @@ def settled(names: set[str]) -> None:
 
 
 def snapshot() -> dict[str, Any]:
-    """All of the host that interfaces could leave a trace in."""
+    """Return all of the host that interfaces could leave a trace in."""
     return {
         "links": {link["ifname"] for link in json.loads(run("ip -j link"))},
         "routes": run("ip route") + run("ip -6 route"),

@@ -74,7 +74,7 @@ class World:
         return plan
 
     def local(self, *links: Link) -> tuple[Link, ...]:
-        """What is this host's of links that are declared to all hosts of a fleet."""
+        """Return this host's part of links that are declared to all hosts of a fleet."""
         return fleet.local(links, self.broker)
 
     def declare(self, *links: Link) -> Plan:
@@ -106,7 +106,7 @@ class World:
             return False
 
     def n(self, plain: str) -> str:
-        """The whole name of a broker's object, which tests say without what can't be guessed."""
+        """Return the whole name of a broker's object; tests give it without the part that can't be guessed."""
         kind, _, ends = plain.partition(".")
         host = host_of(ends.partition(".")[0]) if kind in ("link", "replies", "notices") else None
         return self.links.called.dead if plain == "dead" else self.links.called.of(plain, host=host)
@@ -119,7 +119,7 @@ class World:
         return _in_namespace(self.layout.netns(name))
 
     def listens(self, name: str) -> bool:
-        """Whether the forwarder does inside *name*, where a certificate is asked for."""
+        """Return whether the forwarder listens inside *name*, where a certificate is asked for."""
         with self.inside(name):
             try:
                 socket.create_connection(("127.0.0.1", 5671), timeout=5).close()
@@ -132,7 +132,7 @@ class World:
         return _in_namespace(Path("/run/netns", self.namespace)) if self.namespace else contextlib.nullcontext()
 
     def tls(self, certificate: str | Path | None = None) -> ssl.SSLContext:
-        """What a client checks the broker by, and what it shows (None: nothing)."""
+        """Return the TLS context of a client: it checks the broker, and shows *certificate* (None: nothing)."""
         context = ssl.create_default_context(cadata=authority.read(self.layout).anchors.decode())
         context.verify_flags |= ssl.VERIFY_X509_STRICT  # as Python is by default from 3.13 on
         if certificate is not None:
@@ -142,7 +142,7 @@ class World:
     def connect(
         self, name: str, password: str | None = None, certificate: str | Path | None = None, to: str = "", **options
     ) -> pika.BlockingConnection:
-        """A client inside *name*, by nothing but what its card says, or with another's password or certificate."""
+        """Return a client inside *name*, made by its card alone, or with another's password or certificate."""
         card = self.card(name)
         # At its own broker, or at that of a peer on another host.
         about = next((one for one in card["peers"] if one["to"] == to), {}).get("broker") or card["broker"]
@@ -181,17 +181,17 @@ class World:
                 connection.close()
 
     def place(self, name: str, cards: str) -> list[str]:
-        """What runs a command in an environment's namespace, where ``/run/netspace`` is the folder *cards*."""
+        """Return a command that runs others in an environment's namespace, with *cards* as ``/run/netspace``."""
         script = 'mkdir -p /run/netspace && mount --bind "$0" /run/netspace && exec "$@"'
         return ["ip", "netns", "exec", self.layout.netns_name(name), "unshare", "-m", "sh", "-c", script, cards]
 
     def run_inside(self, name: str, code: str, *arguments: str, cards: str) -> subprocess.Popen[str]:
-        """Run Python *code* there."""
+        """Run Python *code* in an environment's network namespace."""
         command = [*self.place(name, cards), sys.executable, "-c", code, *arguments]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def write_cards(self, name: str, folder) -> str:
-        """What the host puts into an environment's ``/run/netspace``."""
+        """Write to *folder* the files that the host puts into an environment's ``/run/netspace``; return its path."""
         folder.mkdir()
         (folder / "environment.json").write_text(json.dumps(self.card(name)))
         for file, content in self.links.handed()(name).items():
@@ -202,14 +202,14 @@ class World:
         return self.links.management(self.broker)
 
     def remove(self) -> None:
-        """Leave nothing of it."""
+        """Remove the host, with all that it left."""
         with self.here():
             self.links.purge()
             self.supervisor.purge()
         self.no_environment(*list(self.netns))
 
     def evaluate(self, expression: str) -> None:
-        """Have the broker do what no client may ask for."""
+        """Run Erlang in the broker, for what no client may ask for."""
         refused = node.evaluate(self.layout, self.broker, expression)
         assert not refused, refused
 

@@ -33,10 +33,10 @@ def domain(name: str) -> str:
 
 
 class Cable:
-    """What lies between the two hosts."""
+    """The cable between the two hosts."""
 
     def cut(self) -> None:
-        """Whatever is sent from now on is lost; nobody is told."""
+        """Lose whatever is sent from now on; nobody is told."""
         ip("-n", "host-h1", "link", "set", "cable", "down")
 
     def mend(self) -> None:
@@ -44,7 +44,7 @@ class Cable:
 
 
 def broker(folder: Path, name: str, instances: Mapping[str, str]) -> LocalBroker:
-    """What the host *name* is declared to have, with its authority in *folder*."""
+    """Return the broker that the host *name* is declared to have, with its authority in *folder*."""
     others = {
         other: RemoteHost(
             trust_domain=domain(other),
@@ -70,7 +70,7 @@ def certify(folder: Path, name: str) -> None:
 
 
 def exchange(*worlds: World) -> dict[str, list[str]]:
-    """Hand each what the others say of their seals, as the master does; return who heard something new of whom."""
+    """Tell each host the others' bundles of seals, as the master does; return who heard something new of whom."""
     made = {str(world.broker.host): world for world in worlds}
 
     def hand(name: str, texts: Sequence[str]) -> dict[str, bool]:
@@ -84,7 +84,7 @@ def exchange(*worlds: World) -> dict[str, list[str]]:
 
 
 def as_broker(whose: World, there: World, certificate: str | Path | None = None) -> pika.BlockingConnection:
-    """A connection to the broker *there* as that of the host *whose*, or by another certificate of it."""
+    """Connect to the broker *there* as the broker of the host *whose*, or with another certificate of it."""
     own = identity.server_folder(whose.layout) / identity.CLIENT
     tls = pika.SSLOptions(whose.tls(certificate or own), str(there.broker.trust_domain))
     address, _, port = str(there.broker.listen).partition(":")

@@ -20,7 +20,7 @@ def send(host, link: Link, *bodies: bytes, **properties) -> None:
 
 
 def read(host, name: str, count: int, *, queues=None) -> list[tuple[str, bytes]]:
-    """What *name* reads as its card tells it: (sender, body), *count* of them."""
+    """Return *count* messages that *name* reads as its card tells it: (sender, body)."""
     about = host.card(name)
     senders = {sender["exchange"]: sender["from"] for sender in about["senders"]}
     got: list[tuple[str, bytes]] = []
@@ -38,7 +38,7 @@ def read(host, name: str, count: int, *, queues=None) -> list[tuple[str, bytes]]
 
 
 def messages(host, queue: str) -> int | None:
-    """How many a queue holds for certain, as its reader would be told; None: there is no such queue."""
+    """Return the exact number of messages in a queue, as its reader would be told; None: there is no such queue."""
     with host.api() as api:
         if api.get("queues", "netspace", queue, query="columns=name") is None:
             return None

@@ -146,7 +146,7 @@ class Cluster:
 
     # -- how it is reached ---------------------------------------------------------
     def broker(self, host: str, vhost: str = "fleet") -> ClusterBroker:
-        """What a host of the fleet declares."""
+        """Return the broker that a host of the fleet declares."""
         credentials, key = self.folder / "credentials", self.folder / "names.key"
         credentials.write_text(f"{self.login.username}:{self.login.password}\n")
         if not key.exists():

@@ -75,7 +75,7 @@ def ip(
     options: bytes = b"",
     hops: int = 64,
 ) -> bytes:
-    """A packet of the addresses' family; *offset*, *more* and *options* are IPv4's."""
+    """Return a packet of the addresses' family; *offset*, *more* and *options* are IPv4's."""
     if ":" in source:
         head = struct.pack(">IHBB", 6 << 28, len(body), protocol, hops)
         return head + packed(source) + packed(target) + body
@@ -87,12 +87,12 @@ def ip(
 
 
 def fragment(protocol: int, body: bytes, *, offset: int = 0, more: bool = False, number: int = 1) -> bytes:
-    """An IPv6 fragment header and its part."""
+    """Return an IPv6 fragment header and its part."""
     return struct.pack(">BBHI", protocol, 0, offset | more, number) + body
 
 
 def datagram(source: str, target: str, protocol: str, port: int | None, data: bytes) -> bytes:
-    """A whole first packet of ``tcp``, ``udp`` or ``icmp``."""
+    """Return a whole first packet of ``tcp``, ``udp`` or ``icmp``."""
     six = ":" in source
     if protocol == "icmp":
         return ip(source, target, ICMP6 if six else ICMP, echo(source, target, data))
@@ -133,11 +133,11 @@ class Wire:
                 raise
 
     def received(self, *, patience: float = 0.02) -> list[bytes]:
-        """What has come in, until nothing more does."""
+        """Return the frames that came in, up to a pause of *patience* seconds."""
         return [data for data, leaves in self._seen(patience) if not leaves]
 
     def sent(self) -> list[bytes]:
-        """What has gone out."""
+        """Return the frames that went out."""
         return [data for data, leaves in self._seen(0) if leaves]
 
     def _seen(self, patience: float) -> Iterator[tuple[bytes, bool]]:
@@ -146,7 +146,7 @@ class Wire:
             yield data, kind == socket.PACKET_OUTGOING
 
     def until(self, mark: bytes) -> list[bytes]:
-        """What has come in up to the frame that holds *mark*, and right after it.
+        """Return the frames that came in up to the one that holds *mark*, and right after it.
 
         Whatever the same processor sent before it (the fixture ``one_processor``) has come by then, or never does.
         """
@@ -160,6 +160,6 @@ class Wire:
 
 
 def tags(frames: Iterable[bytes], known: Iterable[bytes]) -> set[bytes]:
-    """Which of the *known* data have arrived in *frames*."""
+    """Return those of the *known* data that have arrived in *frames*."""
     listed = list(frames)
     return {tag for tag in known if any(tag in one for one in listed)}

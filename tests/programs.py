@@ -50,14 +50,14 @@ class Program:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def run(self, work: Coroutine[Any, Any, T], timeout: float = 60.0) -> T:
-        """Have *work* done there."""
+        """Run *work* there."""
         return self.start(work).result(timeout)
 
     def send(self, to: str, body: str, **options: Any) -> str:
         return self.run(self.mailbox.send(to, body, **options))
 
     def receive(self, match: Any = None, timeout: float = 30.0) -> str:
-        """The next message's text; it is acknowledged."""
+        """Return the next message's text; it is acknowledged."""
 
         async def take() -> str:
             async with await self.mailbox.receive(match, timeout) as message:
@@ -66,11 +66,11 @@ class Program:
         return self.run(take())
 
     def reads(self) -> bool:
-        """Whether it reads all of its queues."""
+        """Return whether it reads all of its queues."""
         return all(ear._consumer for ear in self.mailbox._arrivals._ears)
 
     def connections(self) -> set[Any]:
-        """Those that it has now."""
+        """Return the connections that it has now."""
         return {session._connection for session in self.mailbox._lines.sessions.values() if session.connected}
 
     def leave(self) -> None:
@@ -100,7 +100,7 @@ class Program:
 
 
 def no_mail(world: Any) -> None:
-    """Empty all mailboxes; twice, for what a program had in hand may come back a moment after it left."""
+    """Empty all mailboxes, twice: what a program had in hand may come back a moment after it left."""
     vhost, look = world.layout.instance, {"count": 1, "ackmode": "ack_requeue_true", "encoding": "auto", "truncate": 1}
 
     def emptied() -> bool:

@@ -66,7 +66,7 @@ SALT_PUBLIC = _SALT.public_key().public_bytes(Encoding.PEM, PublicFormat.Subject
 
 
 def signed(function: str, master: str, minion: str, given: Mapping[str, Any], value: Any) -> Any:
-    """What a minion says, with the signature of its Salt key where the execution module makes one.
+    """Return a minion's answer, with the signature of its Salt key where the execution module makes one.
 
     :param given: what the minion was asked.
     """

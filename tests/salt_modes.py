@@ -90,7 +90,7 @@ class Salt:
         return json.loads(done.stdout), done.returncode
 
     def load(self) -> dict[str, Any]:
-        """What Salt's loaders find, and where the library came from."""
+        """Return what Salt's loaders find, and the place that the library came from."""
         done = subprocess.run(
             [str(self.python), "-c", LOAD, str(self.config), str(self.config.with_name("master"))],
             capture_output=True, text=True, check=False, cwd="/",
@@ -122,7 +122,7 @@ def configure(folder: Path, source: Path | None) -> Path:
 
 
 def scratch(folder: Path) -> Path:
-    """A venv that has all that this one has; return its interpreter. Nothing is downloaded."""
+    """Make a venv that has all that this one has; return its interpreter. Nothing is downloaded."""
     venv.EnvBuilder(symlinks=True, with_pip=False).create(folder)
     python = folder / "bin" / "python"
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
@@ -131,7 +131,7 @@ def scratch(folder: Path) -> Path:
 
 
 def bare(folder: Path) -> Path:
-    """A venv with Salt, but without the Python packages that netspace needs; return its interpreter.
+    """Make a venv with Salt, but without the Python packages that netspace needs; return its interpreter.
 
     Files are hard links where possible: nothing is downloaded, and little is written.
     """

@@ -98,7 +98,7 @@ class SimulatedBus:
 
 
 def head(parts: int) -> dict[str, Any]:
-    """An announcement of *parts*; they are short, since only their time counts here."""
+    """Return an announcement of *parts*; they are short, since only their time counts here."""
     return {"parts": parts, "sha256": hashlib.sha256(b"1" * parts).hexdigest()}
 
 
@@ -166,7 +166,7 @@ def round_of(
 def fleet(
     number: int, away: int = 0, drips: int = 0, drip: Host = DRIPS, seconds: float | None = None
 ) -> dict[str, Host]:
-    """A fleet whose good hosts answer within half a second to three, or after *seconds*."""
+    """Return a fleet whose good hosts answer within half a second to three, or after *seconds*."""
     rng = random.Random(1)
     hosts = {f"m{one}": Host(rng.uniform(0.5, 3.0) if seconds is None else seconds) for one in range(number)}
     bad = rng.sample(sorted(hosts), away + drips)

@@ -1,4 +1,4 @@
-"""What a host looks like, so that before and after can be compared."""
+"""Snapshots of a host, so that before and after can be compared."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _run(*command: str) -> list[str]:
 
 
 def files(*roots: Path) -> dict[str, tuple[int, ...]]:
-    """Every file below *roots* (the disk's own; not what is mounted there) with what a write would change."""
+    """Return every file below *roots* (the disk's own; not what is mounted there) with what a write would change."""
     found: dict[str, tuple[int, ...]] = {}
     for root in roots:
         if not root.exists():
@@ -40,7 +40,7 @@ def files(*roots: Path) -> dict[str, tuple[int, ...]]:
 
 
 def processes() -> dict[int, str]:
-    """Every process but kernel threads, by command line."""
+    """Return every process but kernel threads, by command line."""
     found = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
@@ -83,7 +83,7 @@ def host() -> dict[str, object]:
 
 
 def rested(look: Callable[[], dict[str, Any]] = host) -> dict[str, Any]:
-    """What is seen once that doesn't change for two seconds: what was told to end is gone then."""
+    """Return the snapshot once it hasn't changed for two seconds: what was told to end is gone then."""
     before, since = look(), time.monotonic()
     deadline = since + PATIENCE
     while time.monotonic() - since < 2:

@@ -51,7 +51,7 @@ class Factory:
 
 
 def missing() -> str:
-    """Why no TPM can be made here; empty where one can."""
+    """Return why no TPM can be made here; empty where one can."""
     found = [name for name in ("swtpm", "swtpm_setup", "swtpm_localca", "certtool") if shutil.which(name) is None]
     return f"{', '.join(found)} missing: apt-get install swtpm swtpm-tools gnutls-bin" if found else ""
 
@@ -86,7 +86,7 @@ def manufacture(folder: Path) -> Factory:
 
 
 def listening(path: Path) -> bool:
-    """Whether somebody takes connections at a socket: it is there, by bind(2), before that."""
+    """Return whether somebody accepts connections at a socket; its file is there earlier, from bind(2) on."""
     accepts = "00010000"  # SO_ACCEPTCON, of the column Flags
     lines = (line.split() for line in Path("/proc/net/unix").read_text().splitlines())
     return any(one[3] == accepts and one[-1] == str(path) for one in lines)

@@ -12,7 +12,7 @@ FIRST = (1 << 30, b"")
 
 
 def elf(entries: list[tuple[int, bytes]], version: int = 1, cut: int = 0) -> bytes:
-    """An ELF file with one note: a manifest of these devices, as solo5's elftool writes it."""
+    """Return an ELF file with one note: a manifest of these devices, as solo5's elftool writes it."""
     held = struct.pack("<II", version, len(entries))
     for kind, name in entries:
         held += name.ljust(68, b"\0") + struct.pack("<I", kind) + bytes(32)

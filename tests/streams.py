@@ -1,4 +1,4 @@
-"""Many confirmed messages from one program to another, while things happen to what is between them."""
+"""Streams of confirmed messages from one program to another, while things happen to what is between them."""
 
 from __future__ import annotations
 

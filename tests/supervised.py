@@ -1,4 +1,4 @@
-"""What tests of supervised services share: finding and killing the supervisor, small services."""
+"""Helpers for tests of supervised services: find and kill the supervisor, make small services."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from netspace.supervision import Service, place
 
 
 def _lock(layout: Layout) -> str:
-    """The supervisor's lock as ``/proc/locks`` names it (proc_locks(5))."""
+    """Return the supervisor's lock as ``/proc/locks`` names it (proc_locks(5))."""
     info = place.lock_path(layout).stat()
     return f"{os.major(info.st_dev):02x}:{os.minor(info.st_dev):02x}:{info.st_ino}"
 
@@ -48,7 +48,7 @@ def reap() -> None:
 
 
 def kill_daemon(layout: Layout, heir: int = 0) -> None:
-    """Kill the supervisor, and who stands by for it: nobody is left, but *heir* that waits to supervise as well."""
+    """Kill the supervisor and its stand-by; only *heir*, which waits to supervise as well, is left alive."""
     pid = daemon_pid(layout)
     assert pid
 

@@ -1,4 +1,4 @@
-"""What a process and its children do to a host, by their system calls (strace): changes only, not what they read."""
+"""Changes that a process and its children make to a host, by their system calls (strace); reads don't count."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _ASKING = {*ASKING, *ASKING.values(), "0"}  # 0: the padding of what iproute2 as
 
 @dataclass
 class Calls:
-    """What was done.
+    """System calls of a process and its children.
 
     :param changes: system calls that change something, as strace shows them.
     :param opened: paths that were opened for writing (also in *changes*).
@@ -61,7 +61,7 @@ class Calls:
 
 
 def of(command: Sequence[str], trace: Path) -> Calls:
-    """Run *command*, which must succeed, and tell what it did."""
+    """Run *command*, which must succeed; return its calls."""
     watched = ",".join((*CHANGING, *JUDGED, *STARTING))
     options = [
         "-f",
@@ -83,7 +83,7 @@ def of(command: Sequence[str], trace: Path) -> Calls:
 
 
 def judged(text: str) -> Calls:
-    """What strace's output says."""
+    """Return the calls in strace's output."""
     calls = Calls()
     for line in text.splitlines():
         match = _LINE.match(line)

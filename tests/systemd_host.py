@@ -260,7 +260,7 @@ class SystemdHost:
         return done
 
     def path(self, inside: str) -> Path:
-        """Where a file of the machine is seen from outside, while it is on."""
+        """Return the path, seen from outside, of a file of the machine while it is on."""
         return Path(f"/proc/{self.pid}/root") / inside.lstrip("/")
 
 

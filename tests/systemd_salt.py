@@ -34,7 +34,7 @@ class Inside(Salt):
 
 
 def look(machine: SystemdHost) -> dict[str, Any]:
-    """All that netspace could leave something in; what systemd does for itself is left out."""
+    """Return all that netspace could leave something in; what systemd does for itself is left out."""
     found: dict[str, Any] = json.loads(machine.run(sys.executable, "-c", SNAPSHOT).stdout)
     # systemd's own services come and go, and it keeps a file per unit that it invoked or logs of.
     foreign = ("/run/systemd/", "/run/log/", "/sys/fs/cgroup/system.slice", "/sys/fs/cgroup/init.scope", "/run/udev")
@@ -54,6 +54,6 @@ def show(machine: SystemdHost, unit: str, key: str) -> str:
 
 
 def listed(machine: SystemdHost, unit: str) -> list[str]:
-    """The processes in a unit's cgroup, wherever below it."""
+    """Return the processes in a unit's cgroup, wherever below it."""
     group = f"/sys/fs/cgroup/netspace.slice/{unit}.service"
     return machine.run("sh", "-c", f"find {group} -name cgroup.procs -exec cat {{}} +").stdout.split()

@@ -38,7 +38,7 @@ LAUNCH = hashlib.sha384(b"launch").digest()
 def issue(
     subject: str, key: Key, issuer: str, signer: Key, ca: bool, more: Sequence[tuple[str, bytes]] = (), **how: Any
 ) -> bytes:
-    """A certificate, DER. *how*: ``start``, ``end``, ``serial``, ``path``, ``crl_sign``, ``pss``."""
+    """Return a certificate, DER. *how*: ``start``, ``end``, ``serial``, ``path``, ``crl_sign``, ``pss``."""
 
     def name(text: str) -> x509.Name:
         return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, text)])
@@ -83,7 +83,7 @@ def integer(value: int) -> bytes:
 
 @functools.cache
 def rsa_key(name: str) -> rsa.RSAPrivateKey:
-    """A key of that name, the same one each time: to make it takes long."""
+    """Return a key of that name, the same one each time: to make it takes long."""
     return rsa.generate_private_key(65537, 2048)
 
 
@@ -110,7 +110,7 @@ class Amd:
         self.key = _ec(f"{name} vcek", ec.SECP384R1)
 
     def leaf(self, tcb: dict[str, int] = TCB, chip: bytes | None = CHIP, csp: bytes = b"", **how: Any) -> bytes:
-        """The processor's certificate: a VCEK, or without *chip* a VLEK."""
+        """Return the processor's certificate: a VCEK, or without *chip* a VLEK."""
         parts = {"bootloader": "3.1", "tee": "3.2", "snp": "3.3", "microcode": "3.8", "fmc": "3.9"}
         more = [(AMD + parts[part], integer(value)) for part, value in tcb.items()]
         if chip is not None:
@@ -144,7 +144,7 @@ def snp_body(
     platform: int = 1,
     mitigations: bytes = bytes(16),
 ) -> bytes:
-    """The signed part of an SNP report: 672 bytes."""
+    """Return the signed part of an SNP report: 672 bytes."""
     out = struct.pack("<IIQ", version, 0, policy) + bytes(32) + struct.pack("<II", vmpl, 1) + tcb
     out += struct.pack("<QII", platform, flags, 0) + data + measurement + host_data + bytes(96) + b"r" * 32 + bytes(32)
     out += tcb + (bytes([family, 1, 1]) if version > 2 else bytes(3)) + bytes(21) + chip + tcb
@@ -155,7 +155,7 @@ def snp_body(
 
 
 def table(*entries: tuple[str, bytes]) -> bytes:
-    """A host's table of certificates, by GUID (in the order of bytes that Linux tools write)."""
+    """Return a host's table of certificates, by GUID (in the order of bytes that Linux tools write)."""
     import uuid
 
     at = 24 * (len(entries) + 1)
@@ -255,7 +255,7 @@ def td_report(
     xfam: bytes = bytes(8),
     registers: Sequence[bytes] = (bytes(48),) * 4,
 ) -> bytes:
-    """A TD's report of version 1.0: 584 bytes."""
+    """Return a TD's report of version 1.0: 584 bytes."""
     out = tcb + b"m" * 48 + module_signer + module_attributes + attributes + xfam + mrtd + config_id
     out += bytes(96) + b"".join(registers) + data
     assert len(out) == 584
@@ -332,14 +332,14 @@ def identity(status: str = "UpToDate", svn: int = 4, **changes: Any) -> dict[str
 def hcl_report(
     report: bytes, document: bytes, *, kind: int = 2, algorithm: int = 1, version: int = 1, pad: int = 64
 ) -> bytes:
-    """A paravisor's report, as the vTPM's NV index has it; *report* is an SNP report, or a TDREPORT."""
+    """Return a paravisor's report, as the vTPM's NV index has it; *report* is an SNP report, or a TDREPORT."""
     runtime = struct.pack("<IIIII", 20 + len(document), 1, kind, algorithm, len(document)) + document
     body = report.ljust(1184, b"\0") + runtime
     return b"HCLA" + struct.pack("<IIII", version, 32 + len(body), 2, 0) + bytes(12) + body + bytes(pad)
 
 
 def vtpm(*keys: rsa.RSAPrivateKey) -> bytes:
-    """A paravisor's document, with the keys of a vTPM: for attestation, and for endorsement."""
+    """Return a paravisor's document, with the keys of a vTPM: for attestation, and for endorsement."""
     import base64
 
     def text(number: int) -> str:
@@ -353,7 +353,7 @@ def vtpm(*keys: rsa.RSAPrivateKey) -> bytes:
 
 
 def ccel(*events: tuple[int, bytes], pad: bytes = b"\xff" * 512) -> bytes:
-    """A TD's log area: events by register (1: RTMR 0) and data, digests being of the data."""
+    """Return a TD's log area: events by register (1: RTMR 0) and data, digests being of the data."""
     spec = b"Spec ID Event03\0" + bytes(8) + struct.pack("<IHH", 1, 0x000C, 48) + b"\0"
     out = struct.pack("<II", 1, 3) + bytes(20) + struct.pack("<I", len(spec)) + spec
     for index, data in events:
@@ -363,7 +363,7 @@ def ccel(*events: tuple[int, bytes], pad: bytes = b"\xff" * 512) -> bytes:
 
 
 def rtmrs(*events: tuple[int, bytes]) -> list[bytes]:
-    """The registers that :func:`ccel` leads to."""
+    """Return the registers that :func:`ccel` leads to."""
     values = [bytes(48)] * 4
     for index, data in events:
         values[index - 1] = hashlib.sha384(values[index - 1] + hashlib.sha384(data).digest()).digest()

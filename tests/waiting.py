@@ -1,4 +1,4 @@
-"""How tests wait for what happens beside them."""
+"""Waiting for what happens beside a test."""
 
 from __future__ import annotations
 

@@ -63,12 +63,12 @@ IDLE = "import signal; print('idle', flush=True); signal.pause()"
 
 
 def python(script: str, *arguments: str) -> list[str]:
-    """An environment's command that runs *script*, and ends on SIGTERM."""
+    """Return an environment's command that runs *script*, and ends on SIGTERM."""
     return ["/usr/bin/python3", "-c", f"import signal; signal.signal(15, lambda *_: exit(0))\n{script}", *arguments]
 
 
 def shop(image: Path) -> dict[str, Any]:
-    """A declaration of three: web may ask orders; stranger is linked to nothing."""
+    """Return a declaration of three: web may ask orders; stranger is linked to nothing."""
     limits = {"memory": "64M", "cpus": 1, "pids": 16}
     common = {"image": f"tar:{image}", "limits": limits, "stop_timeout": 2}
     declared = {

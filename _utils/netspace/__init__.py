@@ -90,7 +90,7 @@ def _require() -> None:
 
 
 def _installed(name: str) -> bool:
-    """Whether *name* can be imported now; a package that was installed a moment ago counts."""
+    """Return whether *name* can be imported now; a package that was installed a moment ago counts."""
     from importlib import invalidate_caches
     from importlib.util import find_spec
 

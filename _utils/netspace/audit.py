@@ -91,7 +91,7 @@ def _declared(twins: tuple[str, str], interface: Interface, network: Network) ->
 
 
 def _anonymous(interface: Interface) -> Interface:
-    """The same interface without an address of its own: two can't have one."""
+    """Return the same interface without an address of its own: two can't have one."""
     own = [key for key in ("ipv4", "ipv6") if getattr(interface, key, None) is not None]
     changed: Interface = msgspec.structs.replace(interface, **dict.fromkeys(own))
     return changed
@@ -124,7 +124,7 @@ def _listening(host: Host, name: str, interface: Interface | None) -> Iterator[d
 
 
 def _allowed(address: str, port: int, allow: tuple[Allow, ...]) -> bool:
-    """Whether a rule of the declaration lets the environment reach that much of the host."""
+    """Return whether a rule of the declaration lets the environment reach that much of the host."""
     for rule in allow:
         first, _, last = str(rule.port or "0-65535").partition("-")
         network = rule.cidr.network

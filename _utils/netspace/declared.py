@@ -20,7 +20,7 @@ def arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def layout(opts: Mapping[str, Any]) -> Layout:
-    """The layout of the instance that the minion's configuration names (``netspace.instance``).
+    """Return the layout of the instance that the minion's configuration names (``netspace.instance``).
 
     :raises NetspaceError: when the name can't be used.
     """
@@ -33,23 +33,23 @@ def layout(opts: Mapping[str, Any]) -> Layout:
 
 
 def minion(opts: Mapping[str, Any]) -> str:
-    """The minion's id; where Salt applies states in a target, that says its own in its place."""
+    """Return the minion's id, also where Salt applies states in a target and ``id`` is the target's."""
     return str(opts.get("netspace.minion") or opts["id"])
 
 
 def targets_wanted(opts: Mapping[str, Any], pillar: Mapping[str, Any]) -> bool:
-    """Whether environments are to be Salt's targets, and this is the minion that offers them, no ``salt-call``."""
+    """Return whether environments are to be Salt's targets, and this process is the minion, no ``salt-call``."""
     return opts.get("__cli") != "salt-call" and _looked_for(opts, pillar)
 
 
 def _looked_for(opts: Mapping[str, Any], pillar: Mapping[str, Any]) -> bool:
-    """Whether pillar has Salt 3008 look for netspace's targets on this minion."""
+    """Return whether pillar has Salt 3008 look for netspace's targets on this minion."""
     section = pillar.get(_pillar_key(opts))
     return isinstance(section, Mapping) and "netspace" in section
 
 
 def _pillar_key(opts: Mapping[str, Any]) -> str:
-    """The key of pillar that names a minion's kinds of targets (Salt's ``resource_pillar_key``)."""
+    """Return the key of pillar that names a minion's kinds of targets (Salt's ``resource_pillar_key``)."""
     return str(opts.get("resource_pillar_key") or "resources")
 
 
@@ -61,7 +61,7 @@ def unaddressable(declared: Declaration, opts: Mapping[str, Any], pillar: Mappin
 
 
 def addressable(opts: Mapping[str, Any]) -> str:
-    """The problem of those that are :func:`unaddressable`, and its remedy."""
+    """Return the message about :func:`unaddressable` environments: the problem, and its remedy."""
     return f"Salt looks for no targets on this minion; add '{_pillar_key(opts)}: {{netspace: {{}}}}' to its pillar"
 
 
@@ -72,7 +72,7 @@ def tell_targets(salt: Mapping[str, Any], opts: Mapping[str, Any], pillar: Mappi
 
 
 def whole(given: Mapping[str, Any] | None, pillar: Mapping[str, Any]) -> Declaration:
-    """The host's declaration: *given*, or what ``pillar:netspace`` says.
+    """Return the host's declaration: *given*, or what ``pillar:netspace`` says.
 
     :raises SpecError: when there is none, or it can't be accepted.
     """
@@ -83,25 +83,25 @@ def whole(given: Mapping[str, Any] | None, pillar: Mapping[str, Any]) -> Declara
 
 
 def network(pillar: Mapping[str, Any]) -> Network:
-    """The ranges that addresses come from, as the pillar says."""
+    """Return the ranges that addresses come from, as the pillar says."""
     return _with(pillar).network
 
 
 def one_environment(name: str, kwargs: Mapping[str, Any], pillar: Mapping[str, Any]) -> Declaration:
-    """A declaration of one environment by state arguments; settings come from the pillar."""
+    """Return a declaration of one environment by state arguments; settings come from the pillar."""
     spec = parse.environment(name, arguments(kwargs), _with(pillar).runtimes)
     return _with(pillar, environments={name: spec})
 
 
 def one_interface(name: str, kwargs: Mapping[str, Any], pillar: Mapping[str, Any]) -> Declaration:
-    """A declaration of one interface (of the environment *name*) by state arguments."""
+    """Return a declaration of one interface (of the environment *name*) by state arguments."""
     given = arguments(kwargs) or {"kind": "none"}
     spec = parse.environment(name, {"image": "dir:/", "interface": given})
     return _with(pillar, environments={name: spec})
 
 
 def one_link(name: str, kwargs: Mapping[str, Any], pillar: Mapping[str, Any]) -> Declaration:
-    """A declaration of one link by state arguments, or by its name ``<from>.<to>`` alone."""
+    """Return a declaration of one link by state arguments, or by its name ``<from>.<to>`` alone."""
     declared = _with(pillar)
     parsed = _named(name, kwargs)
     found = fleet.local((parsed,), declared.broker)
@@ -112,7 +112,7 @@ def one_link(name: str, kwargs: Mapping[str, Any], pillar: Mapping[str, Any]) ->
 
 
 def link(name: str, kwargs: Mapping[str, Any], pillar: Mapping[str, Any]) -> Link:
-    """Which link is meant by state arguments (``from``/``to``) or by its name; it may be an impossible one."""
+    """Return the link that state arguments (``from``/``to``) or its name describe; such a link may be impossible."""
     parsed = _named(name, kwargs)
     return next(iter(fleet.local((parsed,), _with(pillar).broker)), parsed)
 
@@ -143,7 +143,7 @@ def merged(first: Declaration | None, second: Declaration) -> Declaration:
 
 
 def _with(pillar: Mapping[str, Any], **parts: Any) -> Declaration:
-    """The settings of ``pillar:netspace`` (trust, broker, ranges) with *parts* as the things."""
+    """Return the settings of ``pillar:netspace`` (trust, broker, ranges) with *parts* as the things."""
     from msgspec.structs import replace
 
     section = pillar.get("netspace") or {}

@@ -174,7 +174,7 @@ def _same(path: Path, content: bytes, mode: int, owner: tuple[int, int] | None) 
 
 
 def differs(path: Path, content: bytes) -> bool:
-    """Whether there is a file at *path* with another content."""
+    """Return whether there is a file at *path* with another content."""
     try:
         return read(path) != content
     except FileNotFoundError:
@@ -194,7 +194,7 @@ def write_json(path: Path, value: Any, *, mode: int = 0o600, owner: tuple[int, i
 
 
 def read(path: Path | str, most: int | None = None) -> bytes:
-    """A file's content, or its first *most* bytes.
+    """Return a file's content, or its first *most* bytes.
 
     For the small files that each run reads by the hundred: a third of what ``Path.read_bytes`` takes.
     """
@@ -250,7 +250,7 @@ def read_records(directory: Path, remedy: str = REBUILT) -> dict[str, dict[str, 
 
 
 def record_names(directory: Path) -> set[str]:
-    """The names of the records in *directory*, which aren't read."""
+    """Return the names of the records in *directory*, which aren't read."""
     try:
         entries = os.listdir(directory)
     except FileNotFoundError:

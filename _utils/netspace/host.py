@@ -87,7 +87,7 @@ class Host:
 
     @functools.cached_property
     def images(self) -> Any:
-        """What an operator does with images."""
+        """Operations on images."""
         from netspace.environment.images.admin import Images
 
         return Images(self.environments.store, self._image_users)
@@ -100,13 +100,13 @@ class Host:
 
     @functools.cached_property
     def operations(self) -> Any:
-        """What an operator does with environments that exist (start, stop, exec, logs...)."""
+        """Operations on environments that exist (start, stop, exec, logs...)."""
         from netspace.environment.operations import Operations
 
         return Operations(self.layout, self.supervisor, self.withheld)
 
     def withheld(self, applied: Mapping[str, Environment]) -> dict[str, str]:
-        """Say which must not be started, and why; the host is appraised again first where its result ran out."""
+        """Return which must not be started, and why; first appraise the host again where its result ran out."""
         if not trust.withheld(applied, self.trust()):
             return {}
         self.attestations.restore()
@@ -127,7 +127,7 @@ class Host:
         return _say(result, "attestation", {"host": verdict})
 
     def trust(self) -> Trust:
-        """What is known of this host's trust now."""
+        """Return this host's trust as it is now."""
         from netspace.attestation import result
 
         return result.trust(self.layout)
@@ -142,12 +142,12 @@ class Host:
             return self._interfaces(declared, whole, test, withheld)
 
     def _withheld(self, declared: Declaration, test: bool) -> dict[str, str]:
-        """Why trust withholds environments that are declared."""
+        """Return, by name, why trust withholds declared environments."""
         verdicts = self._verdicts(trust.environments, declared, test)
         return {name: verdict.comment for name, verdict in verdicts.items() if not verdict.allowed}
 
     def _withheld_so_far(self, names: Collection[str]) -> dict[str, str]:
-        """Why trust withholds environments that were applied."""
+        """Return, by name, why trust withholds environments that were applied."""
         known = self.environments.recorded()
         return trust.withheld({name: known[name].spec for name in names if name in known}, self.trust())
 
@@ -174,7 +174,7 @@ class Host:
         return _join(result, Result(told))
 
     def _run_interfaces(self, desired: Any, remove: Collection[str], test: bool) -> Result:
-        """Do what concerns some: a host may have a thousand others, which need not be looked at."""
+        """Apply interfaces, looking only at those concerned: a host may have a thousand others."""
         seen = self.interfaces.observe(desired, {*desired.interfaces, *remove}, remove)
         plan: Plan = self.interfaces.plan(desired, seen, remove)
         if self.interfaces.concerns_all(plan):
@@ -219,7 +219,7 @@ class Host:
             return renewed, self._refresh_cards(told, False)
 
     def seal_bundles(self) -> tuple[dict[str, str], Result]:
-        """What this host says of its seals to others (``link.bundles``), by name; keys that are due are renewed."""
+        """Renew keys of seals that are due; return this host's bundles for other hosts (``link.bundles``), by name."""
         from netspace.link import seals
 
         with self._lock(False):
@@ -228,7 +228,7 @@ class Host:
             return bundles, self._refresh_cards(told, False)
 
     def adopt_seals(self, bundles: Iterable[str]) -> tuple[dict[str, bool], list[str], Result]:
-        """Believe what other hosts say of their seals, and tell all who need to know.
+        """Adopt other hosts' bundles of seals, and tell all who need to know.
 
         :return: per host whose bundle was believed, whether it was news; and why others weren't.
         """
@@ -261,7 +261,7 @@ class Host:
         return self._run(self.links, DesiredLinks(broker, permitted), remove, test)
 
     def _permitted(self, declared: Declaration, verdicts: Mapping[str, Verdict]) -> tuple[Link, ...]:
-        """The links that are to be: those that trust permits, and as they are those whose loss is only reported."""
+        """Return the desired links: permitted ones, and present ones, unchanged, whose loss is only reported."""
         there = self._linked().links if any(verdict.on_loss == "report" for verdict in verdicts.values()) else {}
         found = []
         for link in declared.links:
@@ -274,7 +274,7 @@ class Host:
         return tuple(found)
 
     def _linked(self) -> Any:
-        """The links that were applied, as recorded: asked by every run, so without loading what speaks to brokers."""
+        """Return the record of applied links. Every run reads it, so the code that speaks to brokers isn't loaded."""
         from netspace.link import record
 
         return record.read(self.layout)
@@ -339,7 +339,7 @@ class Host:
         kept: Collection[str] = (),
         recorded: bool = False,
     ) -> dict[str, Any]:
-        """What environments shall be, by specification, state, system call profile and runtime; cards of *links*.
+        """Return desired environments: specification, state, system call profile, runtime, and the cards of *links*.
 
         :param kept: those that go on as they are, for want of trust.
         :param recorded: the specifications are records', which don't tell of interfaces.
@@ -380,7 +380,7 @@ class Host:
         return desired
 
     def _disk(self, name: str, handed: Mapping[str, bytes], interface: Mapping[str, Any]) -> dict[str, bytes]:
-        """What a kernel is handed in place of files: a disk with them, and what its interface is."""
+        """Return the disk that a kernel gets in place of files: *handed*, and a description of its interface."""
         from netspace.environment import tenders
 
         if interface.get("addresses"):
@@ -389,7 +389,7 @@ class Host:
         return {tenders.DISK: tenders.disk(handed)}
 
     def _card_links(self, declared: Declaration, whole: bool, test: bool) -> tuple[Link, ...]:
-        """The links that cards tell of: what stands, and for a test what would stand."""
+        """Return the links for cards: those recorded, and for a test of the whole host those that would be."""
         if not (whole and test):
             return tuple(self._linked().links.values())
         return self._permitted(declared, self._verdicts(trust.links, declared, test))
@@ -414,7 +414,7 @@ class Host:
         return Result(msgspec.structs.replace(result.plan, refusals=()), result.outcomes)
 
     def _run_environments(self, desired: Any, remove: Collection[str], test: bool, **options: Any) -> Result:
-        """Look, plan, do; what was seen is handed on, for the lock is held."""
+        """Observe, plan and apply environments; the plan is made from that one look, since the lock is held."""
         observed = self.environments.observe({*desired, *remove}, {one.image for one in desired.values()})
         return self._run(self.environments, desired, remove, test, observed, observed=observed, **options)
 
@@ -571,7 +571,7 @@ class Host:
         return list(dict.fromkeys(_problem(refusal) for result in results for refusal in result.plan.refusals))
 
     def overview(self) -> dict[str, Any]:
-        """Environments with their interface, links, trust and whether they are supervised: what a table shows."""
+        """Return environments with their interface, links, trust and whether they are supervised, for a table."""
         known = self.trust()
         interfaces = self.interfaces.list()
         return {
@@ -594,7 +594,7 @@ class Host:
     # -- plumbing ------------------------------------------------------------------------
     @contextlib.contextmanager
     def _lock(self, test: bool) -> Iterator[None]:
-        """Hold the lock, unless it is a test; what the system refuses meanwhile is an error like any other."""
+        """Hold the lock, unless it is a test; turn what the system refuses meanwhile into netspace's errors."""
         with files.refusals_told(), contextlib.nullcontext() if test else files.locked(self.layout.lock):
             yield
 
@@ -624,7 +624,7 @@ class Host:
 
 
 def _runtimes(declared: Declaration) -> dict[str, Any]:
-    """What shall run each environment, as this host has it; each is looked for once."""
+    """Return the runtime of each declared environment as this host has it; each runtime is looked for once."""
     from netspace.environment import runtimes
 
     names = {name: check.used(spec, declared.runtimes) for name, spec in declared.environments.items()}
@@ -633,7 +633,7 @@ def _runtimes(declared: Declaration) -> dict[str, Any]:
 
 
 def _problem(refusal: Refusal) -> Problem:
-    """A refusal with the path of the refused part; some messages begin with a path of their own."""
+    """Return a refusal as a problem with the refused part's path; some messages begin with a path of their own."""
     path, parted, message = refusal.message.partition(": ")
     if parted and path.startswith("netspace:"):
         return Problem(path, message)
@@ -658,7 +658,7 @@ def _kind(spec: Environment) -> str:
 
 
 def _alone(name: str, links: Collection[Link]) -> dict[str, Any]:
-    """The card of an environment of a host without links: neither their names nor a broker are in it."""
+    """Return the card of an environment on a host without links: it has neither names of links nor a broker."""
     from netspace.link import card, names
 
     return card.card(name, links, "", names.PLAIN)
@@ -673,7 +673,7 @@ def _say(result: Result, kind: str, verdicts: Mapping[str, Verdict]) -> Result:
 
 
 def _join(first: Result, second: Result) -> Result:
-    """One result of two."""
+    """Return one result that holds both."""
     plan = Plan(
         [*first.plan.steps, *second.plan.steps],
         [*first.plan.refusals, *second.plan.refusals],

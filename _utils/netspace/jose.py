@@ -139,7 +139,7 @@ def octets(encoded: str, what: str) -> bytes:
 
 
 def number(value: int) -> str:
-    """A coordinate, or the private number, of a key on P-256."""
+    """Return a coordinate, or the private number, of a key on P-256 as base64url."""
     return text(value.to_bytes(32, "big"))
 
 

@@ -1,4 +1,4 @@
-"""Where netspace keeps things on a host: every path and system-wide name, in one place.
+"""Places of netspace on a host: every path and system-wide name, in this one module.
 
 All names carry the *instance* (``netspace`` unless configured otherwise), so
 that what is ours can be told from what is somebody else's and removed without
@@ -70,20 +70,23 @@ class Layout:
         return self.root / "var/log" / self.instance
 
     def records(self, kind: str) -> Path:
-        """What was applied, one JSON file per object: ``<state>/<kind>/<name>.json``."""
+        """Return the folder of applied objects' records, one JSON file per object: ``<state>/<kind>/<name>.json``."""
         return below(self.state, kind)
 
     @cached_property
     def layers(self) -> Path:
-        """What environments write to their roots, a folder for each."""
+        """Folder of the layers that environments write to in place of their roots, a folder for each."""
         return self.state / "layers"
 
     def environment(self, name: str) -> Path:
-        """The environment's own persistent folder (overlay upper and work)."""
+        """Return the environment's own persistent folder (overlay upper and work)."""
         return below(self.layers, name)
 
     def volumes(self, name: str) -> Path:
-        """The environment's volumes that have no folder of the host's: one file each, kept after its removal."""
+        """Return the folder of the environment's volumes that have no folder of the host's.
+
+        Each is one file, which is kept after the environment's removal.
+        """
         return below(self._volumes, name)
 
     @cached_property
@@ -96,7 +99,7 @@ class Layout:
         return self.root / "run" / self.instance
 
     def bundle(self, name: str) -> Path:
-        """OCI bundle of an environment: config.json, rootfs, inside/, users."""
+        """Return the OCI bundle of an environment: config.json, rootfs, inside/, users."""
         return below(self._bundles, name)
 
     @cached_property
@@ -104,11 +107,11 @@ class Layout:
         return self.run / "environments"
 
     def inside(self, name: str) -> Path:
-        """What the environment sees as ``/run/netspace`` (bind-mounted, read-only)."""
+        """Return the folder that the environment sees as ``/run/netspace`` (bind-mounted, read-only)."""
         return below(self.bundle(name), "inside")
 
     def users(self, name: str) -> Path:
-        """The environment's user namespace, mounted at a file."""
+        """Return the file at which the environment's user namespace is mounted."""
         return below(self.bundle(name), "users")
 
     @cached_property
@@ -117,11 +120,11 @@ class Layout:
         return self.run / "identities"
 
     def identity(self, name: str) -> Path:
-        """What is handed to an environment beside what is kept on disk."""
+        """Return the folder of files that are handed to an environment and not kept on disk."""
         return self.identities / name
 
     def disks(self, name: str) -> Path:
-        """Where the environment's own file systems are mounted. Never emptied, only unmounted."""
+        """Return the folder where the environment's own file systems are mounted. Never emptied, only unmounted."""
         return below(self._disks, name)
 
     @cached_property
@@ -130,11 +133,11 @@ class Layout:
 
     # -- system-wide names ---------------------------------------------------
     def beside(self, name: str) -> str:
-        """What a second instance goes by, while its environment is updated: no environment's name has capitals."""
+        """Return the name of the second instance during an update. It has capitals, which no environment's name has."""
         return f"{name}{_BESIDE}"
 
     def whose(self, name: str) -> str:
-        """The environment that an instance is of."""
+        """Return the environment that an instance is of."""
         return name.removesuffix(_BESIDE)
 
     def netns_name(self, name: str) -> str:
@@ -145,11 +148,11 @@ class Layout:
         return self.root / "run/netns"
 
     def netns(self, name: str) -> Path:
-        """The environment's network namespace, where ``ip netns`` looks too."""
+        """Return the file of the environment's network namespace, where ``ip netns`` looks too."""
         return below(self._namespaces, self.netns_name(name))
 
     def mac(self, name: str) -> str:
-        """The MAC of an environment's interface: locally administered, unicast, a hash."""
+        """Return the MAC of an environment's interface: locally administered, unicast, a hash."""
         digest = hashlib.sha256(f"mac/{self.instance}/{name}".encode()).digest()
         return bytes([digest[0] & 0xFC | 0x02, *digest[1:6]]).hex(":")
 
@@ -159,5 +162,5 @@ class Layout:
         return self.instance
 
     def service(self, name: str) -> str:
-        """Name of a supervised service, without a suffix: ``netspace-broker``."""
+        """Return the name of a supervised service, without a suffix: ``netspace-broker``."""
         return f"{self.instance}-{name}"

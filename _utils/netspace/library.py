@@ -133,7 +133,7 @@ def _unchanged(folders: Mapping[str, int]) -> bool:
 
 
 def _files(origin: str) -> tuple[dict[str, str], dict[str, int]]:
-    """The paths of the library's files by their names in the copy, and the folders they are in."""
+    """Return the paths of the library's files by their names in the copy, and the folders they are in."""
     found: dict[str, str] = {}
     folders: dict[str, int] = {}
     todo = [(origin, "netspace")]

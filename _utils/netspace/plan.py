@@ -48,7 +48,7 @@ class Step(msgspec.Struct, frozen=True):
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What became of a step: done when ``error`` is empty."""
+    """The outcome of a step: it was done when ``error`` is empty."""
 
     step: Step
     error: str = ""
@@ -90,7 +90,7 @@ Observed = TypeVar("Observed")
 
 
 class Kind(Protocol[Desired, Observed]):
-    """What each of the four kinds implements."""
+    """Protocol of the four kinds of thing."""
 
     def observe(self) -> Observed: ...
 

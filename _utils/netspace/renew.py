@@ -1,9 +1,9 @@
-"""What the renewer runs each hour: certificates that are due are issued anew, and handed to who has them.
+"""The renewer's hourly run: certificates that are due are issued anew, and handed to their holders.
 
-So are endorsements of keys for sealed links to other hosts.
+It renews endorsements of keys for sealed links to other hosts as well.
 
-From the records on disk, without Salt or the declaration, like :mod:`netspace.restore`. No program is restarted and no
-connection ended: a client reads its certificate whenever it connects.
+It reads the records on disk, without Salt or the declaration, like :mod:`netspace.restore`. No program is restarted
+and no connection ended: a client reads its certificate whenever it connects.
 """
 
 from __future__ import annotations

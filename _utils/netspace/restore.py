@@ -1,4 +1,4 @@
-"""What a host does after a reboot before its services start: all that is volatile is rebuilt.
+"""The rebuilding of all that is volatile, after a reboot and before the host's services start.
 
 From the records on disk, in one process, without Salt, a master or the declaration. It
 only puts the kinds' own ``restore`` in order; a kind that fails does not keep the others

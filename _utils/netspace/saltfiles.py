@@ -25,7 +25,7 @@ class SaltFiles:
         self._local = opts.get("file_client") == "local"
 
     def here(self, url: str) -> Path | None:
-        """Without a master, where the file lies in file_roots: Salt copies nothing then."""
+        """Return the file's path in file_roots where there is no master (Salt copies nothing then); None with one."""
         if not self._local:
             return None
         path = self._call("cp.cache_file", url)

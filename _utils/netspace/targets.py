@@ -40,7 +40,7 @@ _OS_GRAINS = {
 
 
 def of(opts: Mapping[str, Any]) -> Targets:
-    """The targets of the minion whose configuration this is.
+    """Return the targets of the minion whose configuration this is.
 
     :raises NetspaceError: when its instance has a name that can't be used.
     """
@@ -49,7 +49,7 @@ def of(opts: Mapping[str, Any]) -> Targets:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command did: 124 is a timeout."""
+    """Result of a command; ``retcode`` 124 is a timeout."""
 
     retcode: int
     stdout: str
@@ -70,7 +70,7 @@ class Targets:
         self._host = Host(layout)
 
     def list(self) -> dict[str, str]:
-        """Every target's environment, by the target's id."""
+        """Return every target's environment, by the target's id."""
         from netspace.environment import records
 
         known, _ = records.read_each(self._layout)
@@ -80,14 +80,14 @@ class Targets:
         return f"{self._minion}-{name}"
 
     def environment(self, target: str) -> str:
-        """The environment that a target is.
+        """Return the environment that a target is.
 
         :raises NetspaceError: when it is no target of this host (any more).
         """
         return self._found(target)[0]
 
     def ping(self, target: str) -> bool:
-        """Whether it runs, and what it was handed can be read inside by its own user.
+        """Return whether it runs, and its own user can read inside what it was handed.
 
         Under a runtime that has a kernel of its own (gVisor), whether it runs.
         """
@@ -100,7 +100,7 @@ class Targets:
             return False
 
     def has_files(self, target: str) -> bool:
-        """Whether its files can be reached (:meth:`files`): not where it has a kernel of its own.
+        """Return whether its files can be reached (:meth:`files`): not where it has a kernel of its own.
 
         :raises NetspaceError: when it is no target of this host (any more).
         """
@@ -161,7 +161,7 @@ class Targets:
             yield inside
 
     def grains(self, target: str) -> dict[str, Any]:
-        """What is known of a target. What its image says of itself (``os``...) is no more than a claim."""
+        """Return the grains of a target. Those that its image gives (``os``...) are no more than a claim."""
         from netspace.environment import tenders, within
         from netspace.interface import records as interfaces
 
@@ -190,7 +190,7 @@ class Targets:
         }
 
     def _process(self, name: str) -> int:
-        """The process of an environment.
+        """Return the process of an environment.
 
         :raises NetspaceError: when it doesn't run.
         """
@@ -236,7 +236,7 @@ def _seconds(timeout: Any) -> float:
 
 
 def os_grains(release: bytes) -> dict[str, str]:
-    """What an ``os-release(5)`` says, as Salt's grains: only plain words, since templates use them."""
+    """Return an ``os-release(5)`` file as Salt's grains: only plain words, since templates use them."""
     found = {}
     for line in release.decode("ascii", errors="replace").splitlines():
         match = _OS_LINE.fullmatch(line)

@@ -39,7 +39,7 @@ def enter_network(path: Path) -> None:
 
 
 class Meanwhile(Generic[T]):
-    """Work that is done while its owner goes on: from :meth:`begin`, if that is called, else when it is asked for."""
+    """Work beside its owner's: it runs in a thread after :meth:`begin`, and otherwise when its result is asked for."""
 
     def __init__(self, work: Callable[[], T]) -> None:
         self._work = work
@@ -53,12 +53,12 @@ class Meanwhile(Generic[T]):
         self._thread = thread
 
     def end(self) -> None:
-        """Wait for it, where it was begun."""
+        """Wait until the work has ended, if it was begun."""
         if self._thread is not None:
             self._thread.join()
 
     def result(self) -> T:
-        """What it returns; raises what it raises."""
+        """Return what the work returns; raise what it raises."""
         if self._thread is None:
             return self._work()
         self.end()

@@ -191,7 +191,7 @@ def test_program_that_prints_too_much_is_ended() -> None:
 
 
 def test_child_that_keeps_the_output_open_keeps_nobody_waiting(tmp_path: Any) -> None:
-    """It left the program's session, so that nobody ends it."""
+    """The child left the program's session, so nobody ends it."""
     script = f"setsid sleep 300 & echo $! > {tmp_path}/pid; exec cat /dev/zero"
     try:
         done = asyncio.run(asyncio.wait_for(Execute(["/bin/sh", "-c", script], timeout=60)(message()), 50))
@@ -228,7 +228,7 @@ def running(pid: int) -> bool:
 
 
 def settled(work: worker.Work, one: Any, patience: float) -> list[str]:
-    """Work on one message; return what was done with it."""
+    """Work on one message; return how it was settled."""
     asyncio.run(worker._one(one, work, patience))
     return [name for name in ("ack", "requeue", "reject", "reply") if getattr(one, name).await_count]
 

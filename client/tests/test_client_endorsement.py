@@ -46,7 +46,7 @@ def endorser(host: str = H1, **more: Any) -> Endorser:
 
 
 def endorsement(name: str = "web", use: str = "sig", by: str = H1, header: dict | None = None, **said: Any) -> str:
-    """Host *by* endorses a key of *name*; what is *said* otherwise than usual."""
+    """Return an endorsement by *host* of a key of *name*; *said* differs from the usual."""
     jwk = next(one for one in KEYS[name] if one["use"] == use)
     claims = {
         "iss": H1,
@@ -63,7 +63,7 @@ def endorsement(name: str = "web", use: str = "sig", by: str = H1, header: dict 
 
 
 def signed(header: dict[str, Any], claims: dict[str, Any], key: ECKey) -> str:
-    """By hand, for ``joserfc`` doesn't sign what is odd."""
+    """Return a hand-made token: ``joserfc`` doesn't sign what is odd."""
     text = ".".join(base64.urlsafe_b64encode(json.dumps(one).encode()).decode().rstrip("=") for one in (header, claims))
     der = key.private_key.sign(text.encode(), ec.ECDSA(hashes.SHA256()))
     both = b"".join(number.to_bytes(32, "big") for number in utils.decode_dss_signature(der))
@@ -71,13 +71,13 @@ def signed(header: dict[str, Any], claims: dict[str, Any], key: ECKey) -> str:
 
 
 def held(name: str, token: str | None) -> Ring:
-    """An environment's own keys, with an endorsement of the one to sign."""
+    """Return an environment's own keys, with an endorsement of the one to sign."""
     keys = [{**one, **({"endorsement": token} if one["use"] == "sig" and token else {})} for one in KEYS[name]]
     return ring(keys, "keys", private=True)
 
 
 def known(name: str, **more: Any) -> Ring:
-    """What another host tells of an environment: its keys to encrypt, and no others."""
+    """Return the keys that another host tells of an environment: those to encrypt, and no others."""
     return ring([{**one, **more} for one in KEYS[name] if one["use"] == "enc"], "keys")
 
 
@@ -129,7 +129,7 @@ def test_what_a_host_endorsed_for_its_environment_is_opened():
     ],
 )
 def test_nothing_else_is_an_endorsement(forgery, why):
-    """As it is on the way: made by who would profit, who is no netspace-client and checks nothing."""
+    """The forger would profit, is no netspace-client, and checks nothing of what it sends."""
     name = forgery.get("name", "web")
     token = endorsement(**forgery)
     signer = ECKey.import_key({**KEYS[name][0]})
@@ -145,7 +145,7 @@ def test_a_key_to_encrypt_signs_nothing_though_it_is_endorsed_as_what_it_is():
 
 
 def raw(token: Any, signer: ECKey, kid: str = "web-sig-0", **signed: Any) -> bytes:
-    """A seal of what *signer* says, with an endorsement."""
+    """Return a seal of what *signer* says, with an endorsement."""
     about = {"kid": kid, "lnk": LETTER.link, "frm": WEB, "to": ORDERS, "exp": NOW + LIFE, "edt": token, **signed}
     return forged(about, key_to_sign=signer)
 

@@ -1,4 +1,4 @@
-"""What is told the broker of a message while its connection is going away."""
+"""A message is settled with the broker while its connection is going away, and nobody waits for that."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from netspace_client.lines import settle
 
 
 class Channel:
-    """As aiormq's is when a connection is about to go: nobody takes what it is to write any more."""
+    """A channel as aiormq's is when a connection is about to go: nobody takes what it is to write any more."""
 
     def __init__(self) -> None:
         self.closing: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -1,4 +1,4 @@
-"""What ``pip install ./client`` installs."""
+"""The package that ``pip install ./client`` installs."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ def test_a_certificate_and_a_broker_of_a_peers_own_are_read():
 
 
 def named(**locals: str) -> dict:
-    """The card, with these local names of peers."""
+    """Return the card, with these local names of peers."""
     return {
         **CARD,
         "peers": [{**peer, **({"as": locals[peer["to"]]} if peer["to"] in locals else {})} for peer in CARD["peers"]],

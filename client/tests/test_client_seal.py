@@ -99,7 +99,7 @@ def test_a_seal_holds_for_its_time():
 
 
 def forged(signed: dict, wrapped: dict | None = None, key_to_sign: ECKey | OctKey | None = None) -> bytes:
-    """A seal by its sender's own keys, but with other headers."""
+    """Return a seal by its sender's own keys, but with other headers."""
     header = {"alg": "ES256", "kid": "web-sig-0", "typ": "netspace-seal", "cty": "t", "lnk": "web.orders", "frm": "web"}
     header |= {"to": "orders", "use": "message", "jti": "id-1", "cid": "", "iat": NOW, "exp": NOW + 60, **signed}
     header = {name: value for name, value in header.items() if value is not ...}

@@ -17,7 +17,7 @@ TUNE = pamqp.commands.Connection.Tune(64, 131072, 1)
 
 
 def test_a_broker_that_is_slow_to_let_one_in_is_tried_again(tmp_path):
-    """It sends heartbeats meanwhile, which aiormq doesn't expect."""
+    """The broker sends heartbeats meanwhile, which aiormq doesn't expect."""
     (tmp_path / "password").write_text("x")
 
     async def trial() -> None:

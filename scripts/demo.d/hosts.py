@@ -1,4 +1,4 @@
-"""What scripts/demo --hosts shows: two hosts, linked. Each is a set of namespaces with a Salt of its own.
+"""The show of ``scripts/demo --hosts``: two hosts, linked. Each is a set of namespaces with a Salt of its own.
 
 Everything that a host does, it does by its own ``scripts/salt-call``. Nothing is left when this ends.
 """
@@ -33,7 +33,7 @@ LINKS = [
 
 
 class Host:
-    """One of them, and what runs commands in it: this file again, inside of a sandbox."""
+    """One of the demo's hosts, with a process that runs commands in it: this file again, inside a sandbox."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -126,14 +126,14 @@ class Host:
         return found
 
     def process(self) -> int:
-        """A process of its, as it is numbered here."""
+        """Return the number, as seen here, of one of the host's processes."""
         found = self._process.pid
         while below := Path(f"/proc/{found}/task/{found}/children").read_text().split():
             found = int(below[0])
         return found
 
     def end(self) -> None:
-        """All that is of it goes with its namespaces."""
+        """End the host: all that it has goes with its namespaces."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
@@ -206,7 +206,7 @@ def authority(host: Host) -> None:
 
 
 def ask(h1: Host, text: str, seconds: float = 180.0) -> float:
-    """Have web ask orders until it is answered; return the seconds that it took."""
+    """Let web ask orders until it gets an answer; return the seconds that it took."""
     began = time.monotonic()
     while True:
         result = h1.inside("web", PYTHON, "/demo/web.py", text)

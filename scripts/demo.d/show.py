@@ -1,4 +1,4 @@
-"""What scripts/demo shows, step by step: everything through scripts/salt-call.
+"""The show of ``scripts/demo``, step by step: everything through ``scripts/salt-call``.
 
 Changes nothing itself, and reads nothing but what Salt returns.
 """
@@ -75,7 +75,7 @@ def apply() -> dict[str, dict[str, Any]]:
 
 
 def show_changes(states: dict[str, dict[str, Any]]) -> int:
-    """One line for each thing that changed; return how many."""
+    """Print a line for each thing that changed; return how many."""
     rows = []
     for state_id, state in states.items():
         kind = state_id.removeprefix("netspace ")

@@ -68,13 +68,13 @@ class Boot:
 
 
 def measured(pcr: int, kind: int, data: bytes, content: bytes | None = None, mark: str = "bad") -> Entry:
-    """An event of *content*; of its data where no content is given."""
+    """Return an event of *content*; of its data where no content is given."""
     real = data if content is None else content
     return Entry(mark, pcr, hashlib.sha256(real).digest(), kind, data, real)
 
 
 def spoken(pcr: int, kind: str, text: str, mark: str) -> Entry:
-    """A record of systemd's."""
+    """Return a record of systemd's."""
     raw = text.encode()
     return Entry(mark, pcr, hashlib.sha256(raw).digest(), IPL, raw, raw, kind, text)
 
@@ -116,7 +116,7 @@ def _boot(name: str, raw: bytes, systemd: bytes = b"") -> Boot | None:
 
 
 def command(entry: Entry) -> str | None:
-    """The kernel's command line where *entry* is one whose text is known."""
+    """Return the kernel's command line where *entry* is one whose text is known."""
     if entry.type != IPL or entry.content is None or entry.pcr not in (8, 12):
         return None
     if entry.pcr == 8 and entry.data.startswith((b"kernel_cmdline: ", b"grub_kernel_cmdline ")):
@@ -128,7 +128,7 @@ def command(entry: Entry) -> str | None:
 
 @functools.cache
 def recorded() -> tuple[Boot, ...]:
-    """The two recorded boots of this repository, and variants with other kernels and boot loaders."""
+    """Return the two recorded boots of this repository, and variants with other kernels and boot loaders."""
     found = []
     for name in ("shim-grub", "uki"):
         systemd = boot_logs.read("uki/systemd-tpm2-measure.log") if name == "uki" else b""
@@ -156,12 +156,12 @@ def recorded() -> tuple[Boot, ...]:
 
 
 def _older(boot: Boot) -> tuple[Entry, ...]:
-    """The boot's events with a kernel that measures neither options nor initrd."""
+    """Return the boot's events with a kernel that measures neither options nor initrd."""
     return tuple(one for one in boot.events if not (one.pcr == 9 and one.type == TAG))
 
 
 def _entry(uki: Boot, passed: Entry) -> Boot:
-    """A boot by systemd-boot's entry: the kernel is a program of its own, and gets its line from the entry."""
+    """Return a boot by systemd-boot's entry: the kernel is a program of its own, and gets its line from the entry."""
     program = Entry("kernel", 4, hashlib.sha256(b"kernel").digest(), APPLICATION, bytes(32))
     told = []
     for one in uki.events:
@@ -192,7 +192,7 @@ def others() -> tuple[Boot, ...]:
 
 
 def _named(entry: Entry, content: bytes) -> Entry:
-    """The entry with its content, if that is *content*."""
+    """Return the entry with its content, if that is *content*."""
     hit = entry.content is None and hashlib.sha256(content).digest() == entry.digest
     return dataclasses.replace(entry, content=content) if hit else entry
 

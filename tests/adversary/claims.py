@@ -66,7 +66,7 @@ def _record(one: Entry) -> bytes:
 
 
 def honest(boot: Boot) -> Claim:
-    """The claim of an honest sender."""
+    """Return the claim of an honest sender."""
     return Claim(boot.events, boot.words)
 
 
@@ -86,7 +86,7 @@ class Knowledge:
     quoted: tuple[int, ...]
 
     def likely(self, chance: random.Random, pcr: int | None = None) -> int:
-        """A PCR: *pcr* most of the time, else one that is quoted, or any."""
+        """Return a PCR: *pcr* most of the time, else one that is quoted, or any."""
         if pcr is not None and chance.random() < 0.6:
             return pcr
         return chance.choice(self.quoted) if chance.random() < 0.9 else chance.randrange(24)

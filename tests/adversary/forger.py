@@ -75,7 +75,7 @@ def _edit(mark: str, change: Callable[[Entry], Entry]) -> Callable[[Claim], Clai
 
 
 def _pick(chance: random.Random, entries: Sequence[Entry], know: Knowledge) -> Entry | None:
-    """An entry: a bad one half of the time, else most likely one of a quoted PCR."""
+    """Return an entry: a bad one half of the time, else most likely one of a quoted PCR."""
     bad = [one for one in entries if one.mark.startswith("bad")]
     if bad and chance.random() < 0.55:
         return chance.choice(bad)
@@ -249,7 +249,7 @@ def _extended(claim: Claim, entries: Sequence[Entry], early: bool, spoken: bool)
 
 
 def _extension(chance: random.Random, know: Knowledge) -> Entry:
-    """A digest that looks good somewhere, and a record of it."""
+    """Return a digest that looks good somewhere, and a record of it."""
     how = chance.randrange(10)
     if how < 3:
         one = chance.choice([one for one in know.good.events if one.type != NO_ACTION])

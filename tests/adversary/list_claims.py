@@ -45,7 +45,7 @@ class Line(NamedTuple):
         return struct.pack("<I", self.pcr) + digest + sized(self.template) + body
 
     def extended(self) -> bytes:
-        """The value that the kernel extends PCR 10 with for this line."""
+        """Return the value that the kernel extends PCR 10 with for this line."""
         if self.digest == VIOLATION:
             return ONES
         data = self.data
@@ -55,12 +55,12 @@ class Line(NamedTuple):
 
 
 def file(path: bytes, digest: bytes, signature: bytes = b"", algorithm: bytes = b"sha256") -> Line:
-    """A line of the template ``ima-sig``."""
+    """Return a line of the template ``ima-sig``."""
     return Line(sized(algorithm + b":\0" + digest) + sized(path + b"\0") + sized(signature))
 
 
 def signature(key: ec.EllipticCurvePrivateKey, digest: bytes) -> bytes:
-    """The signature that ``evmctl ima_sign`` writes."""
+    """Return the signature that ``evmctl ima_sign`` writes."""
     identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key()).digest[-4:]
     raw = key.sign(digest, ec.ECDSA(utils.Prehashed(hashes.SHA256())))
     return b"\3\2\4" + identifier + struct.pack(">H", len(raw)) + raw
@@ -126,7 +126,7 @@ def start_values(values: dict[int, bytes] | None = None) -> dict[int, bytes]:
 
 
 def first_lines(values: dict[int, bytes]) -> tuple[Line, ...]:
-    """The list of a kernel that found these PCRs, good until its end."""
+    """Return the list of a kernel that found these PCRs, good until its end."""
     aggregate = hashlib.sha256(b"".join(values[pcr] for pcr in range(10))).digest()
     return (file(b"boot_aggregate", aggregate), *GOOD)
 

@@ -37,7 +37,7 @@ from netspace.attestation.eventlog import Event
 
 
 def _on_lines(name: str, said: str, change: Callable[[list[Line]], None], which: int = -1) -> Move[Claim]:
-    """A move on the lines of one answer; where it is impossible, the lines stay as they are."""
+    """Return a move on the lines of one answer; where it is impossible, the lines stay as they are."""
 
     def apply(claim: Claim) -> Claim:
         if not -len(claim.rounds) <= which < len(claim.rounds):
@@ -100,7 +100,7 @@ def _relabel(world: Known, chance: random.Random, claim: Claim) -> Move[Claim]:
 
 
 def _as_old(world: Known, chance: random.Random, claim: Claim) -> Move[Claim]:
-    """The same data, split as the template ``ima`` is: it has the same hash where the length is right."""
+    """Return the move that splits the same data as the template ``ima`` is: the hash is equal where the length fits."""
 
     def change(line: Line) -> Line:
         data = line.data[:20] + sized(line.data[20:276].rstrip(b"\0") if chance_bit else line.data[20:276])

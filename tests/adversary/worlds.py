@@ -72,7 +72,7 @@ class BootWorld:
 
 
 def promised(kind: str, boot: Boot, rules: policy.Boot, quoted: tuple[int, ...]) -> bool:
-    """Whether the policy names the bad entry of *boot*, or the value of the PCR that has it."""
+    """Return whether the policy names the bad entry of *boot*, or the value of the PCR that has it."""
     if by_value(boot, rules):
         return True
     if kind == "old dbx":
@@ -94,7 +94,7 @@ def promised(kind: str, boot: Boot, rules: policy.Boot, quoted: tuple[int, ...])
 
 
 def by_value(boot: Boot, rules: policy.Boot) -> bool:
-    """Whether the policy knows the value of the PCR that has the bad entry: then no forged log helps."""
+    """Return whether the policy knows the value of the PCR that has the bad entry: then no forged log helps."""
     return any(one.pcr in rules.pcrs for one in boot.bad())
 
 

@@ -1,4 +1,4 @@
-"""What holds for every functional test."""
+"""Fixtures of every functional test."""
 
 from __future__ import annotations
 

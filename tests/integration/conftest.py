@@ -1,4 +1,4 @@
-"""Where pytest-salt-factories keeps the daemons it starts, and who makes the TPMs."""
+"""Folders of the daemons that pytest-salt-factories starts, and makers of the TPMs."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ PAGE = checkout.ROOT / "docs/attestation-fleet.md"
 
 
 def snippet(begins: str) -> str:
-    """The page's one YAML block that begins so."""
+    """Return the page's one YAML block that begins so."""
     blocks = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), re.DOTALL)
     (found,) = (block for block in blocks if block.startswith(begins))
     return str(found)

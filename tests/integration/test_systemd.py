@@ -73,7 +73,7 @@ def listing(host: SystemdHost) -> tuple[set[str], str, list[str]]:
 
 
 def log(host: SystemdHost, name: str) -> str:
-    """What a service said, as far as the journal has it: that is a process of its own."""
+    """Return a service's output as far as the journal has it: the journal is a process of its own."""
     return host.run("journalctl", "--no-pager", "-u", f"netspace-{name}").stdout
 
 

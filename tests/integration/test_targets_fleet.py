@@ -61,7 +61,7 @@ class Fleet:
     client: Any = None
 
     def at(self, target: str, function: str, *arguments: Any, timeout: int = 60) -> dict[str, Any]:
-        """What each target that answered returned, by its id."""
+        """Return the value of each target that answered, by its id."""
         found = self.client.cmd(target, function, arguments, timeout=timeout, tgt_type="compound")
         return {name: value for name, value in found.items() if not str(value).startswith("Minion did not return")}
 

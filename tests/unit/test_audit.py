@@ -1,4 +1,4 @@
-"""What a twin gets of its original's interface, and what it may aim at."""
+"""The twin's part of its original's interface, and the targets that it may aim at."""
 
 from __future__ import annotations
 

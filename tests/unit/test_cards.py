@@ -1,4 +1,4 @@
-"""What a host tells its environments is found once for all of them."""
+"""The content of environments' cards is found once for all environments of a host."""
 
 from __future__ import annotations
 

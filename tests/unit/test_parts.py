@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def taken(file: str, command: list[str]) -> bool:
-    """Whether pytest would take a file by these arguments."""
+    """Return whether pytest would take a file by these arguments."""
     ignored = [argument.removeprefix("--ignore=") for argument in command if argument.startswith("--ignore=")]
     paths = [argument for argument in command if argument.startswith("tests/")]
     return any(f"{file}/".startswith(f"{path}/") for path in paths) and not any(

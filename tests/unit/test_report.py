@@ -1,4 +1,4 @@
-"""What a state returns of a plan and its outcomes."""
+"""A state's return value for a plan and its outcomes."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ GOOD = {
 
 
 def host(root: Path, files: dict[str, str | bytes]) -> dict[str, Row]:
-    """The rows of a host that has these files, by name."""
+    """Return the rows of a host that has these files, by name."""
     for name, content in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)

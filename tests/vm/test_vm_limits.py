@@ -21,7 +21,7 @@ until = functools.partial(waiting.until, patience=300, pause=0.5)
 
 
 def grown(machine: Machine, name: str, file: str, key: str, seconds: float) -> tuple[int, float]:
-    """How much a counter of an environment's cgroup grew in *seconds* or more of the machine's clock; and in how many.
+    """Return a cgroup counter's growth, and the seconds it took (*seconds* or more), by the machine's clock.
 
     The clock is read before and after, so what the machine doesn't get itself makes the time longer, never shorter.
     """

@@ -1,4 +1,4 @@
-"""What was declared comes back after a reboot and after a power cut: without Salt, master or network."""
+"""All that was declared comes back after a reboot and after a power cut: without Salt, master or network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which machines there are: how each is booted, and what it has to attest with."""
+"""Flavours of machines: the way each is booted, and its means of attestation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ OVMF = Path("/usr/share/OVMF")
 
 @dataclass(frozen=True)
 class Flavour:
-    """How a machine is booted.
+    """The way a machine is booted.
 
     :param tpm: it has a TPM 2.0 (swtpm).
     :param secure_boot: UEFI, Secure Boot with Microsoft's keys, shim, GRUB; else QEMU starts the kernel.

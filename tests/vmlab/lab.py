@@ -133,7 +133,7 @@ STAY = "trap 'exit 0' TERM; sleep 1000000 & wait"
 
 
 def environment(script: str, **keys: Any) -> dict[str, Any]:
-    """An environment that runs a shell script, once."""
+    """Return an environment that runs a shell script, once."""
     return {
         "image": f"dir:{ROOTFS}",
         "command": ["/bin/sh", "-c", script],

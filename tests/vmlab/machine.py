@@ -37,7 +37,7 @@ PROCESSOR = "max,la57=off,erms=off,fsrm=off,fsrs=off,fzrm=off,smap=off,smep=off,
 
 @dataclass(frozen=True)
 class Done:
-    """What became of a command."""
+    """The result of a command."""
 
     code: int
     out: str
@@ -236,7 +236,7 @@ class Machine:
         return base64.b64decode(reply["data"])
 
     def console(self) -> str:
-        """The end of what it wrote to its serial console."""
+        """Return the end of what it wrote to its serial console."""
         with contextlib.suppress(OSError):
             return (self.folder / "console").read_text(errors="replace")[-3000:]
         return ""

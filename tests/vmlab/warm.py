@@ -1,4 +1,4 @@
-"""What calls Salt inside a virtual machine: it is set up once, each call is a fork of it, as a minion's jobs are.
+"""Calls of Salt inside a virtual machine: Salt is set up once, each call is a fork of it, as a minion's jobs are.
 
 A program of its own. On a machine that is translated, importing and setting up Salt takes most of a call. It listens
 on the socket that is its argument; a request is a line of JSON, function and arguments of a ``salt-call``, and the
@@ -29,7 +29,7 @@ DECLARED = {"environments": {"some": {"image": "dir:/", "command": ["/bin/true"]
 
 
 def prepared() -> salt.cli.caller.BaseCaller:
-    """A ``salt-call`` up to where it calls."""
+    """Return a ``salt-call`` that is set up and has not called yet."""
     sys.argv = ["salt-call"]  # that is who it says it is
     parser = salt.cli.call.SaltCall()
     parser.parse_args(["--out=json", "--retcode-passthrough", "test.ping"])

@@ -72,7 +72,7 @@ class _State(salt.state.State):  # type: ignore[misc]
         )
 
     def verify_data(self, data: Any) -> list[str]:
-        """As Salt's; and what needs files that can't be reached is refused."""
+        """Verify as Salt does, and refuse states that need files which can't be reached."""
         errors: list[str] = super().verify_data(data)
         if (data["state"] == "file" or "creates" in data) and not targets.of(self.opts).has_files(self.opts["id"]):
             what = "file" if data["state"] == "file" else "creates"
@@ -82,7 +82,7 @@ class _State(salt.state.State):  # type: ignore[misc]
         return errors
 
     def _run_check_creates(self, low: Any) -> dict[str, Any]:
-        """As Salt's, which would look on the host."""
+        """Check ``creates`` inside the environment; Salt's own method would look on the host."""
         wanted = low["creates"] if isinstance(low["creates"], list) else [low["creates"]]
         try:
             with targets.of(self.opts).files(self.opts["id"]) as inside:
@@ -117,7 +117,7 @@ class _HighState(salt.state.HighState):  # type: ignore[misc]
 
 
 def _unknown(high: Any) -> list[str]:
-    """What of rendered states can't be applied inside."""
+    """Return a problem for each rendered state or function that can't be applied inside an environment."""
     return [
         f"{identifier}: {problem}"
         for identifier, body in (high or {}).items()
@@ -129,7 +129,7 @@ def _unknown(high: Any) -> list[str]:
 
 
 def _foreign(state: str, parts: Any) -> list[str]:
-    """Why a state can't be applied inside; *parts* are its arguments and, as a text, its function."""
+    """Return why a state can't be applied inside; *parts* are its arguments and, as a text, its function."""
     kind = state.partition(".")[0]
     if kind not in KNOWN:
         return [f"state {state} acts on a host; in an environment there are: {', '.join(KNOWN)}"]
@@ -143,7 +143,7 @@ def _foreign(state: str, parts: Any) -> list[str]:
 
 
 def _options(kwargs: dict[str, Any], test: bool | None) -> dict[str, Any]:
-    """The minion's configuration, as the target's own."""
+    """Return the minion's configuration, as the target's own."""
     opts = salt.utils.state.get_sls_opts(dict(__opts__), **kwargs)
     opts["netspace.minion"] = declared.minion(__opts__)
     opts["id"] = __resource__["id"]
@@ -155,7 +155,7 @@ def _options(kwargs: dict[str, Any], test: bool | None) -> dict[str, Any]:
 
 
 def _pillar(given: Any) -> dict[str, Any]:
-    """The minion's pillar as it has it, with what was given. Never asked for: to the master a target is nobody."""
+    """Return the minion's pillar merged with *given*. The master is not asked: it knows no target's pillar."""
     own = __opts__.get("pillar") or {}
     own = copy.deepcopy(dict(own.value() if hasattr(own, "value") else own))
     if given is not None and not isinstance(given, dict):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def ping() -> bool:
     """
-    Whether the environment runs: what it was handed could be read inside, as its own user.
+    Return whether the environment runs: what it was handed could be read inside, as its own user.
 
     CLI Example:
 

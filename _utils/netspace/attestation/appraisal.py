@@ -54,12 +54,12 @@ def appraise(layout: Layout, chosen: Mapping[str, Any]) -> Result:
 
 
 def failed(layout: Layout, chosen: Mapping[str, Any], reason: str) -> Result:
-    """The result of an appraisal that could not be made: L0, and tried again at once."""
+    """Return the result of an appraisal that could not be made: L0, and tried again at once."""
     return _none(layout, chosen, VERIFIER, reason, "mend what the reason names, and apply again")
 
 
 def waiting(layout: Layout, chosen: Mapping[str, Any]) -> Result:
-    """The result of a host whose master is to judge it, and has not yet: L0."""
+    """Return the result of a host whose master is to judge it, and has not yet: L0."""
     return _none(layout, chosen, MASTER, "its master is to judge this host, and has not since that was declared", ASK)
 
 

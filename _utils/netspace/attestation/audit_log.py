@@ -129,7 +129,7 @@ def _sync_folder(path: Path) -> None:
 
 
 def _end(fd: int, size: int) -> tuple[Head, int]:
-    """The last whole record, and how many bytes of a half-written one follow it."""
+    """Return the last whole record, and how many bytes of a half-written one follow it."""
     start = max(0, size - 2 * MAX_RECORD)
     tail = os.pread(fd, size - start, start)
     whole, newline, torn = tail.rpartition(b"\n")

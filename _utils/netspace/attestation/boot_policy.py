@@ -138,7 +138,7 @@ class Boot:
         }
 
     def allows_line(self, line: str) -> bool:
-        """Whether a pattern allows a command line that is known as text."""
+        """Return whether a pattern allows a command line that is known as text."""
         return any(
             one.matches(line) and (one.exact or measured.plain_line(line, one.text)) for one in self.command_lines or ()
         )
@@ -174,7 +174,7 @@ def gaps(boot: Boot, quoted: Collection[int] | None = None, values: Collection[i
 
 
 def valued_lines(boot: Boot, values: Collection[int] = ()) -> bool:
-    """Whether all PCRs that a command line is measured into are known by value, so that it needs no other proof.
+    """Return whether all PCRs that a command line is measured into are known by value, so that it needs no other proof.
 
     :param values: PCRs that have values from elsewhere (references).
     """
@@ -211,7 +211,9 @@ def ima_gaps(boot: Boot | None, quoted: Collection[int] | None = None, values: C
 
 
 def _measures(line: str) -> bool:
-    """Whether a command line makes IMA measure programs (kernel-parameters: ``ima_policy=``, one or several names).
+    """Return whether a command line makes IMA measure programs.
+
+    By kernel-parameters, ``ima_policy=`` has one or several names.
 
     What follows the word ``--`` is for process 1, and not the kernel's.
     """

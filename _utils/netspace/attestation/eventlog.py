@@ -122,7 +122,7 @@ class _Reader:
         return len(self.data) - self.at
 
     def padding(self) -> bool:
-        """Whether padding begins here: PCR and type of an event are both 0, or both all ones, which no event has.
+        """Return whether padding begins here: PCR and type are both 0, or both all ones, as in no event.
 
         :raises LogMalformed: when other bytes follow the padding.
         """
@@ -255,7 +255,7 @@ def _checked(event: Event) -> Event:
 
 
 def _locality(events: list[Event]) -> int:
-    """The locality that TPM2_Startup came from, which is PCR 0's first value."""
+    """Return the locality that TPM2_Startup came from, which is PCR 0's first value."""
     for event in events:
         if event.type == NO_ACTION and event.data.startswith(_LOCALITY):
             if len(event.data) != len(_LOCALITY) + 1 or event.data[-1] > 4:

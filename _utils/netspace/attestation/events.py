@@ -93,7 +93,7 @@ def type_name(kind: int) -> str:
 
 
 def proved(event: Event, bank: str, data: bytes | None = None) -> bool:
-    """Whether the event's digest in *bank* is of its data (or of *data*): only then was that measured."""
+    """Return whether the event's digest in *bank* is of its data (or of *data*): only then was that measured."""
     expected: bytes = getattr(hashlib, bank)(event.data if data is None else data).digest()
     return event.digests.get(bank) == expected
 
@@ -180,7 +180,7 @@ def text(data: bytes) -> str | None:
 
 
 def is_command_line(event: Event) -> bool:
-    """Whether *event* claims to be a kernel's command line, proved or not."""
+    """Return whether *event* claims to be a kernel's command line, proved or not."""
     if event.type != IPL:
         return False
     return event.pcr == 12 or (event.pcr == 8 and (event.data.startswith(GRUB) or event.data[1:2] == b"\0"))

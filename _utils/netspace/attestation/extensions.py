@@ -91,7 +91,7 @@ def read(evidence: Evidence) -> Logs:
 
 
 def is_word(pcr: int, one: Extension) -> bool:
-    """Whether systemd measures this, and nothing else does: it adds no trust, wherever it stands."""
+    """Return whether systemd measures this, and nothing else does: it adds no trust, wherever it stands."""
     if one.digest in measured.WORDS.get(pcr, ()):
         return True
     return pcr == 9 and any(map(measured.nvpcr, one.preimages()))

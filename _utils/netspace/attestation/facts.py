@@ -175,7 +175,7 @@ def _measured_boot(root: Path) -> dict[str, Any]:
 
 
 def _ima(root: Path) -> dict[str, Any]:
-    """A count of the measured files where it can be read (root)."""
+    """Return whether IMA is ``active``, and the number of its ``measurements`` where root can read it."""
     security = root / "sys/kernel/security"
     if not _there(security / "ima"):
         known = bool(_names(security))

@@ -191,7 +191,7 @@ class Fleet:
 
     # -- asking and judging ---------------------------------------------------------
     def certificate_due(self, minion: str, now: float) -> bool:
-        """Whether the minion is enrolled, not revoked, and needs another certificate before it is asked.
+        """Return whether the minion is enrolled, not revoked, and needs another certificate before it is asked.
 
         A certificate is due an hour before its end, and up to eleven hours sooner, by chance. So a fleet that was
         enrolled in one go is not renewed in one go, and no host is renewed in a rhythm that would identify it by its
@@ -348,7 +348,7 @@ class Fleet:
             raise
 
     def _as_asked(self, asked: Asked, host: dict[str, Any]) -> dict[str, Any]:
-        """The host's record as it was when the host was asked: its certificate may have been renewed since.
+        """Return the host's record as it was when the host was asked: its certificate may have been renewed since.
 
         What was decided since counts: it was revoked (enrolled again or not), or has another TPM.
         """
@@ -360,14 +360,14 @@ class Fleet:
         return before
 
     def _signed(self, asked: Asked, answer: Any) -> bool:
-        """Whether the host's Salt key signed an answer."""
+        """Return whether the host's Salt key signed an answer."""
         try:
             return self.identities is not None and self.identities.answer(asked.minion, asked.exchange, answer)
         except Refused:
             return False
 
     def _check_software(self, asked: Asked, answer: Any, evidence: Evidence, context: Context) -> None:
-        """A host without a TPM has the key that it had at first; at first its Salt key signs for it."""
+        """Check that a host without a TPM uses its first key, which its Salt key signed for when it was first used."""
         if evidence.kind != "software":
             raise NotEnrolled(
                 f"{asked.minion} has a TPM and is not enrolled: netspace_attestation.enroll {asked.minion}"
@@ -385,14 +385,14 @@ class Fleet:
             self.registrar.note("tpm-firmware", {"minion": minion, "old": before, "new": f"{found:016x}"}, now)
 
     def _by_software(self, minion: str, evidence: Evidence, context: Context) -> verifier.Verified:
-        """A host without a TPM: by the key that it had at first."""
+        """Verify the evidence of a host without a TPM, and pin its key where none is pinned yet."""
         found = verifier.verify_software(evidence, evidence.key, context)
         if self._pinned(minion) is None:
             files.write_json(self._pin(minion), {"v": 1, "minion": minion, "key": evidence.key.hex()})
         return found
 
     def _pinned(self, minion: str) -> str | None:
-        """The software key that a minion had at first, in hex."""
+        """Return the software key that a minion had at first, in hex."""
         pin = files.read_json(self._pin(minion), files.KEPT)
         return None if pin is None else str(pin.get("key"))
 
@@ -427,7 +427,7 @@ class Fleet:
         return known
 
     def _log(self, minion: str, digest: str, name: str = "log") -> bytes | None:
-        """A log that is kept of a host's boot, if it is the one of this digest."""
+        """Return a log that is kept of a host's boot, if it is the one of this digest."""
         try:
             log = base64.b64decode(self._store.fetch("log", key_of(minion)).get(name, ""), validate=True)
         except (TypeError, ValueError):
@@ -597,7 +597,7 @@ def _trial(old: int | None, new: int | None, code: str, reason: str) -> dict[str
 
 
 def _same_tpm(record: Mapping[str, Any], host: Mapping[str, Any]) -> bool:
-    """Whether a result is of the TPM that the host is enrolled with.
+    """Return whether a result is of the TPM that the host is enrolled with.
 
     Results that were kept before attestation keys had periods name the attestation key alone.
     """
@@ -616,13 +616,13 @@ def _answer(data: Any) -> tuple[str, Evidence]:
 
 
 def _boot(data: Any) -> str:
-    """The boot's id that an answer names; empty where it names none."""
+    """Return the boot's id that an answer names; empty where it names none."""
     boot = data.get("boot") if isinstance(data, Mapping) else None
     return boot if isinstance(boot, str) and len(boot) <= MAX_BOOT and boot.isprintable() else ""
 
 
 def _clock(record: Mapping[str, Any] | None, host: Mapping[str, Any]) -> Clock | None:
-    """The TPM's clock when it was last seen; another TPM's says nothing."""
+    """Return the TPM's clock when it was last seen; another TPM's says nothing."""
     if record is None or record["clock"] is None or not _same_tpm(record, host):
         return None
     return Clock(*record["clock"])
@@ -642,7 +642,7 @@ def _ima_record(found: ima.State) -> dict[str, Any]:
 
 
 def _logs(evidence: Evidence) -> dict[str, bytes | None]:
-    """The logs of a boot. systemd's means nothing without the firmware's."""
+    """Return the logs of a boot. systemd's means nothing without the firmware's."""
     return {
         "log": evidence.boot_log,
         "systemd": None if evidence.boot_log is None else evidence.systemd_log,

@@ -117,7 +117,7 @@ def _matches(minion: str, term: str) -> bool:
 
 
 def _terms(one: str, at: str, nodegroups: Mapping[str, Any], depth: int = 0) -> list[str]:
-    """A term of a target, nodegroups taken apart.
+    """Return the terms of a target's term: itself, or the terms of the nodegroup that it names.
 
     :raises NetspaceError: for one that matches by grains, pillar or addresses: by what a host may choose.
     """
@@ -231,7 +231,7 @@ def diff(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> list[str
 
 
 def _lines(data: Mapping[str, Any] | None) -> list[str]:
-    """All but the files of IMA."""
+    """Return a policy line by line, without IMA's files."""
     if data is None:
         return []
     shown = policy.plain(data)

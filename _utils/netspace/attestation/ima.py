@@ -165,7 +165,7 @@ def measured(entry: Entry, bank: str = "sha256") -> bytes:
 
 
 def genuine(entry: Entry) -> bool:
-    """Whether the line's SHA-1 is of its data: false for a list that somebody edited by hand.
+    """Return whether the line's SHA-1 is of its data: false for a list that somebody edited by hand.
 
     Redundant where the list is matched to a quote of SHA-256, so that is not asked then.
     """
@@ -263,7 +263,7 @@ def boot_aggregate(entries: Sequence[Entry]) -> bytes | None:
 
 
 def measures_programs(entries: Sequence[Entry]) -> bool:
-    """Whether process 1 is among *entries*.
+    """Return whether process 1 is among *entries*.
 
     A kernel that does not measure programs has a short list without a bad line. With Secure Boot alone, kernels measure
     modules. A list can't show that the kernel left out nothing.
@@ -298,7 +298,7 @@ def canonical(raw: bytes) -> bytes:
 
 
 def _of(raw: bytes, bank: str) -> bool:
-    """Whether the first line's digest by *bank* matches the line."""
+    """Return whether the first line's digest by *bank* matches the line."""
     header = struct.Struct(f"<I{hashlib.new(bank).digest_size}sI")
     if len(raw) < header.size + 4:
         return False

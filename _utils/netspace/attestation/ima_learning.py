@@ -125,7 +125,7 @@ def _host(
 
 
 def _entries(evidence: Evidence) -> list[ima.Entry]:
-    """The lines that were quoted.
+    """Return the lines that were quoted.
 
     :raises Refused: when they are no whole list.
     """
@@ -139,7 +139,7 @@ def _entries(evidence: Evidence) -> list[ima.Entry]:
 
 
 def _named(digest: bytes) -> str | None:
-    """A digest as a policy has it; None for one that it can't have."""
+    """Return a digest as a policy has it; None for one that it can't have."""
     algorithm, _, raw = digest.partition(b":\0")
     name = algorithm.decode("ascii", "replace")
     return f"{name}:{raw.hex()}" if policy.DIGESTS.get(name) == len(raw) else None

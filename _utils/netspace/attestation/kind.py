@@ -180,7 +180,7 @@ def _renew(found: Result | None) -> str:
 
 
 def _changes(before: Result | None, after: Result) -> dict[str, dict[str, Any]]:
-    """An appraisal always changes its time; the level only where it did."""
+    """Return the changes that an appraisal makes: always the time, and the level where it differs."""
     changes: dict[str, dict[str, Any]] = {}
     old = f"L{before.level}" if before else None
     if old != f"L{after.level}":

@@ -78,7 +78,7 @@ _MAX_LINE = 2000
 
 
 def nvpcr(data: bytes) -> bool:
-    """Whether *data* is what systemd measures into PCR 9 for each PCR that it keeps in an NV index."""
+    """Return whether *data* is what systemd measures into PCR 9 for each PCR that it keeps in an NV index."""
     return _NVPCR.fullmatch(data) is not None
 
 
@@ -113,7 +113,7 @@ def line_forms(pcr: int, line: str) -> tuple[bytes, ...]:
 
 
 def starts_with_path(line: str) -> bool:
-    """Whether *line* begins with a file, as GRUB names the kernel.
+    """Return whether *line* begins with a file, as GRUB names the kernel.
 
     No GRUB command does, so none is taken for a line.
     """
@@ -121,7 +121,7 @@ def starts_with_path(line: str) -> bool:
 
 
 def plain_line(line: str, pattern: str) -> bool:
-    """Whether the text in place of each ``*`` of *pattern* leaves the reading of the rest of *line* unchanged.
+    """Return whether the text in place of each ``*`` of *pattern* leaves the reading of the rest of *line* unchanged.
 
     The kernel would read the text after a quote, or after a word ``--``, as something else, and cuts off a line that
     is too long. Text that is not printable may not be a line at all.

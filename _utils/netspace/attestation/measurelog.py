@@ -35,7 +35,7 @@ class Record:
     text: str
 
     def proved(self, bank: str) -> bool:
-        """Whether the digest is of the text: only then was that measured."""
+        """Return whether the digest is of the text: only then was that measured."""
         return self.digests.get(bank) == hashlib.new(bank, self.text.encode()).digest()
 
     def describe(self) -> dict[str, Any]:

@@ -296,7 +296,7 @@ def _selections(quote: Quote) -> list[tuple[str, list[int]]]:
 
 
 def _given(quote: Quote, selections: list[tuple[str, list[int]]], pcrs: bytes, digest: str) -> Values:
-    """The values of the quoted PCRs, as the caller gave them and the quote confirms them."""
+    """Return the values of the quoted PCRs, as the caller gave them and the quote confirms them."""
     given = pcrfile.parse(pcrs, selections)
     missing = [f"{bank}:{pcr}" for bank, chosen in selections for pcr in chosen if pcr not in given.get(bank, {})]
     if missing:

@@ -127,7 +127,7 @@ def is_shim_level(read: events.Variable) -> bool:
 
 
 def _is_authority(data: bytes) -> bool:
-    """Whether *data* is EFI_SIGNATURE_DATA (an owner, and a certificate or a digest), or a certificate alone."""
+    """Return whether *data* is EFI_SIGNATURE_DATA (an owner, and a certificate or a digest), or a certificate alone."""
     return len(data) == 48 or (len(data) > 64 and events.certificate(data)[:1] == b"\x30")
 
 

@@ -93,7 +93,7 @@ class Keyring:
         return bool(self._keys)
 
     def signed(self, file: File) -> bool:
-        """Whether one of the keys signed the digest of *file*."""
+        """Return whether one of the keys signed the digest of *file*."""
         if not file.signature or not self._keys:
             return False
         seen = (file.digest, file.signature)
@@ -147,7 +147,7 @@ class Ima:
     kexec: bool = False
 
     def listed(self, entry: Entry) -> bool:
-        """Whether a line is one of an allowed file, without a signature or with an empty one."""
+        """Return whether a line is one of an allowed file, without a signature or with an empty one."""
         data = entry[2]
         if entry[1] == b"ima-sig" and data[-4:] == b"\0\0\0\0":
             data = data[:-4]
@@ -156,7 +156,7 @@ class Ima:
         return data in self.lines
 
     def allows(self, file: File) -> bool:
-        """Whether *file* may run: listed, signed, or excluded."""
+        """Return whether *file* may run: listed, signed, or excluded."""
         if line(file.path, file.digest) in self.lines:
             return True
         # Before the signature, which takes longer: a host chooses how many bad ones it brings under excluded names.

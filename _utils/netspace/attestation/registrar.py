@@ -276,7 +276,7 @@ class Registrar:
             return record
 
     def is_revoked(self, serial: str) -> bool:
-        """Whether a certificate that may still be in its time was revoked, by its serial number."""
+        """Return whether a certificate that may still be in its time was revoked, by its serial number."""
         return serial in (files.read_json(self._revoked_path, files.KEPT) or {})
 
     def release(self, minion: str, now: float) -> dict[str, Any]:

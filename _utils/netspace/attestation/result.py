@@ -64,7 +64,7 @@ def path(layout: Layout) -> Path:
 
 
 def boot_id(layout: Layout) -> str:
-    """The kernel's id of this boot (``random(4)``); empty where it can't be read."""
+    """Return the kernel's id of this boot (``random(4)``); empty where it can't be read."""
     try:
         return (layout.root / "proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

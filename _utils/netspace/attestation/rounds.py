@@ -327,5 +327,5 @@ def _read(folder: Path) -> _Last:
 
 
 def _is_round(data: Any) -> bool:
-    """Whether a value is ``[when the round ended, seconds that it took]``."""
+    """Return whether a value is ``[when the round ended, seconds that it took]``."""
     return isinstance(data, list) and [type(one) in (int, float) for one in data] == [True, True]

@@ -101,7 +101,7 @@ class Reader:
         return int.from_bytes(self.take(size), self.order)
 
     def sized(self, limit: int, field: str) -> bytes:
-        """A TPM2B: a 16-bit length and as many bytes."""
+        """Return a TPM2B: a 16-bit length and as many bytes."""
         length = self.number(2)
         if length > limit:
             raise self.refuse(f"{field} of {length} bytes, at most {limit} are possible")
@@ -287,7 +287,7 @@ class Public:
 
 @functools.lru_cache(maxsize=1024)
 def _key(kind: int, size: int, exponent: int, unique: tuple[bytes, ...]) -> PublicKey:
-    """A verifier meets the same attestation key again and again, and a point takes longer to check than a quote."""
+    """Return the public key; cached, since a verifier meets a key often, and checking its point takes long."""
     from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
     if kind == RSA:

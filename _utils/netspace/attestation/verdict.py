@@ -91,7 +91,7 @@ def part(layout: Layout, number: Any) -> dict[str, str]:
 
 
 def _without_log(made: Evidence, known: str | None) -> Evidence:
-    """The firmware's log changes at a boot alone: a verifier that has it is told so."""
+    """Return the evidence with the firmware log's digest in its place, if the verifier already has that log."""
     if known is None or made.boot_log is None or hashlib.sha256(made.boot_log).hexdigest() != known:
         return made
     return dataclasses.replace(made, boot_log=None, known_log=known)
@@ -171,7 +171,7 @@ def _folder(layout: Layout) -> Path:
 
 
 def _known(layout: Layout) -> tuple[str, str, dict[str, int]]:
-    """The nonce that waits for its result, the boot in which it was answered, and the versions."""
+    """Return the nonce that waits for its result, the boot in which it was answered, and the versions."""
     path = _folder(layout) / "master.json"
     record = files.read_json(path)
     if record is None:

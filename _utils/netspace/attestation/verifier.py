@@ -440,7 +440,7 @@ def _check_covers(quote: Quote, key: Public, pcrs: frozenset[int], at: str = "")
 
 
 def _is_digest(quote: Quote, values: bytes, key: Public) -> bool:
-    """Whether the quote is over *values*, by the hash of the key's scheme (Part 3, TPM2_Quote).
+    """Return whether the quote is over *values*, by the hash of the key's scheme (Part 3, TPM2_Quote).
 
     :func:`check_signature` has found this hash to be a good one.
     """

@@ -195,7 +195,7 @@ class _Lane:
         return not self.limit or (self.slots < self.limit and self.lent < LENT * self.limit)
 
     def next(self) -> _Task | None:
-        """The task whose call may be sent now."""
+        """Return the task whose call may be sent now."""
         if self.going:
             return self.going.popleft()
         if self.coming and (not self.held or self.held + self.coming[0].call.size <= self.room):
@@ -382,7 +382,7 @@ class Window:
                 del self._outbox[key]
 
     def _given_up(self) -> bool:
-        """Whether the master accepted no message for a whole timeout, or none so far.
+        """Return whether the master accepted no message for a whole timeout, or none so far.
 
         A master that is busy for a moment must not end a round.
         """

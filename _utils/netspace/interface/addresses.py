@@ -1,4 +1,4 @@
-"""Which address each interface gets: pure, and stable.
+"""Allocation of interfaces' addresses: pure, and stable.
 
 An address, once given, is kept as long as its interface exists and the range
 allows it. A new one is found by starting at a place that only the name decides
@@ -34,12 +34,12 @@ _parsed = functools.lru_cache(maxsize=16384)(ipaddress.ip_address)
 
 
 def gateway(network: Network) -> str | None:
-    """The host's address in *network*; None where the range is too small to have one."""
+    """Return the host's address in *network*; None where the range is too small to have one."""
     return str(network[1]) if network.num_addresses >= 4 else None
 
 
 def usable(network: Network) -> range:
-    """The places in *network*, counted from its first address, that can be given away."""
+    """Return the places in *network*, counted from its first address, that can be given away."""
     last = network.num_addresses - (1 if network.version == 4 else 0)
     return range(2, max(last, 2)) if network.num_addresses >= 4 else range(0)
 

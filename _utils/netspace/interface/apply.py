@@ -42,7 +42,7 @@ _TOGETHER = 128
 
 
 class Work(msgspec.Struct, frozen=True):
-    """What a step on one environment needs.
+    """The work of one step on one environment.
 
     :param record: what to remember; None: remove it all.
     :param namespace: ``create`` it, ``settle`` one that isn't set up (completely), or ``keep`` it.
@@ -76,12 +76,12 @@ class Work(msgspec.Struct, frozen=True):
         return self.namespace == "create"
 
     def create(self, far: int) -> list[Message]:
-        """The kind's messages that make the link."""
+        """Return the kind's messages that make the link."""
         made: list[Message] = self.kind.create(self.wanted, far, self.parents) if self.kind is not None else []
         return made
 
     def change(self, index: int, now: End | None, wanted: End) -> list[Message]:
-        """The kind's messages that change what only it knows of."""
+        """Return the kind's messages that change attributes known to that kind only."""
         change = getattr(self.kind, "change", None)
         messages: list[Message] = change(index, now, wanted, self.parents) if change is not None else []
         return messages
@@ -95,7 +95,7 @@ class Firewall(msgspec.Struct, frozen=True):
 
     @property
     def digest(self) -> str:
-        """Empty where there is to be none."""
+        """Digest of the table; empty where there is to be none."""
         return self.table.digest if self.table.chains else ""
 
 
@@ -345,7 +345,7 @@ class Applying:
             namespaces.prepare(folder)
 
     def _release_folder(self) -> None:
-        """With our last namespace goes what was made for the first."""
+        """Undo the changes to the folder of namespaces once our last namespace is gone."""
         if (
             self.volatile.folder
             and not self.volatile.namespaces
@@ -354,7 +354,7 @@ class Applying:
             self.volatile.folder = {}
 
     def _one_by_one(self, todo: Mapping[str, Work], host: int, outer: netlink.Socket) -> None:
-        """Runs in a thread that goes from namespace to namespace; *host* and *outer* are the host's."""
+        """Do the work, in a thread that goes from namespace to namespace; *host* and *outer* are the host's."""
         far: dict[str, int] = {}  # those whose links the host makes, all in one go, and their namespaces
         for name, one in todo.items():
             path = self.layout.netns(name)
@@ -512,7 +512,7 @@ class Applying:
 
 
 def _ipv6(folder: int | None, name: str, wanted: ends.End, disabled: bool) -> None:
-    """What of a host end can be said by sysctl only."""
+    """Write the settings of a host end that only sysctl can set."""
     if wanted.accept_ra is not None and folder is not None:
         namespaces.write_setting(folder, f"{name}/accept_ra", str(wanted.accept_ra))
         if disabled and any(":" in address for address in wanted.addresses):
@@ -522,7 +522,7 @@ def _ipv6(folder: int | None, name: str, wanted: ends.End, disabled: bool) -> No
 def _patiently(
     where: netlink.Socket, messages: Sequence[Message], late: Callable[[int], bool]
 ) -> dict[int, netlink.Failure]:
-    """Send *messages*, and again what is refused because something is there that goes: see ``Work.late``.
+    """Send *messages*; repeat those that are refused because something that is going away is in the way.
 
     A namespace that is gone ends when the kernel finds time; until then its link is in the way.
     """
@@ -558,7 +558,7 @@ def _differ(now: Any, wanted: Any) -> bool:
 
 
 def _free_group(used: set[int]) -> int:
-    """A link group that nobody uses."""
+    """Return a link group that nobody uses."""
     group = int.from_bytes(os.urandom(4), "big") | 1 << 30
     while group in used:
         group = int.from_bytes(os.urandom(4), "big") | 1 << 30

@@ -1,7 +1,7 @@
-"""What an interface is, in values: its ends as they should be or as they are. Pure.
+"""An interface as values: its two ends, desired or observed. Pure.
 
-A kind of interface says which :class:`Ends` it wants; here is how one end is described
-to the operator, and which messages bring one that is to one that should be.
+A kind of interface says which :class:`Ends` it wants. This module describes one end to
+the operator, and gives the messages that turn an observed end into the desired one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ INSIDE_NAME = "eth0"
 
 
 class Place(msgspec.Struct, frozen=True):
-    """Where an interface stands: what a kind must know beside what is declared.
+    """Facts about one interface that its kind needs beside the declaration.
 
     :param host_name: the host end's name.
     :param mac: the pair's MAC.
@@ -82,7 +82,7 @@ class End:
     secret: str = field(default="", compare=False, repr=False)
 
     def facts(self) -> dict[str, Any]:
-        """The end in plain values, for the operator and for comparing."""
+        """Return the end in plain values, for the operator and for comparing."""
         facts: dict[str, Any] = {
             "name": self.name,
             "mac": self.mac,
@@ -130,7 +130,7 @@ class Ends:
 # Each is asked for several times in one run.
 @functools.lru_cache(maxsize=16384)
 def host_name(instance: str, environment: str) -> str:
-    """The host end's name: 15 characters, of which 13 (65 bits) are a hash."""
+    """Return the host end's name: 15 characters, of which 13 (65 bits) are a hash."""
     number = int.from_bytes(hashlib.sha256(f"{instance}/{environment}".encode()).digest(), "big")
     digits = "abcdefghijklmnopqrstuvwxyz234567"
     return "ns" + "".join(digits[number >> 5 * place & 31] for place in range(13))
@@ -138,7 +138,7 @@ def host_name(instance: str, environment: str) -> str:
 
 @functools.lru_cache(maxsize=16384)
 def mac(instance: str, environment: str) -> str:
-    """The pair's MAC, as the layout has it."""
+    """Return the pair's MAC, which the layout derives."""
     return Layout(instance).mac(environment)
 
 
@@ -154,7 +154,7 @@ def seen(
     rate: int = 0,
     details: Mapping[str, Any] | None = None,
 ) -> End:
-    """The end that *link* is, in so far as *like* (what it should be) has a say in it."""
+    """Return *link* as an observed end, with only those settings that *like* (the desired end) sets as well."""
     return End(
         name=link.name,
         mac=link.mac if like is None or like.mac else "",
@@ -173,9 +173,9 @@ def seen(
 
 
 def messages(index: int, now: End | None, wanted: End) -> list[Message]:
-    """What makes the link *index*, which is as *now* (None: just made), as *wanted*.
+    """Return the messages that turn the link *index* from *now* (None: just made) into *wanted*.
 
-    Inside, the namespace's settings keep IPv6 from giving itself addresses; outside, this does.
+    They keep IPv6 at the host end from giving itself addresses; inside, the namespace's settings do that.
     """
     todo: list[Message] = []
     rename = now is not None and now.name != wanted.name

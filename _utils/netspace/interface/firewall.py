@@ -82,7 +82,7 @@ class Guarded(msgspec.Struct, frozen=True):
 
 
 def forwarded(allow: Iterable[Allow], gateways: Mapping[str, str]) -> frozenset[str]:
-    """The families in which *allow* concerns others than the host, so that it must forward packets."""
+    """Return the families in which *allow* concerns others than the host, so that it must forward packets."""
     return frozenset(
         fam for rule in allow if (fam := family(rule)) not in gateways or not _is(rule.cidr, gateways[fam])
     )
@@ -90,12 +90,12 @@ def forwarded(allow: Iterable[Allow], gateways: Mapping[str, str]) -> frozenset[
 
 @functools.lru_cache(4096)
 def _is(cidr: Cidr, address: str) -> bool:
-    """Whether a network is that one address."""
+    """Return whether a network is that one address."""
     return cidr.network == ipaddress.ip_network(address)
 
 
 def build(guarded: Sequence[Guarded]) -> Table:
-    """The table (family ``inet``) for these; an empty one for none."""
+    """Return the table (family ``inet``) for these; an empty one for none."""
     if not guarded:
         return Table()
     ordered = sorted(guarded, key=lambda one: one.environment)
@@ -128,7 +128,7 @@ def build(guarded: Sequence[Guarded]) -> Table:
 
 
 def chain_name(way: str, rules: Sequence[Allow]) -> str:
-    """The name of the chain that interfaces with the same rules share."""
+    """Return the name of the chain that interfaces with the same rules share."""
     text = repr([(str(rule.cidr), rule.protocol, str(rule.port)) for rule in rules])
     return f"{way}.{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
@@ -144,14 +144,14 @@ WAYS = {
 
 
 def of_way(way: str, allow: Iterable[Allow]) -> tuple[Allow, ...]:
-    """Which rules concern packets on that way."""
+    """Return the rules of *allow* that concern packets on *way*."""
     direction = WAYS[way][0]
     return tuple(rule for rule in allow if rule.direction == direction and (way != "host" or single(rule)))
 
 
 @functools.lru_cache(4096)
 def single(rule: Allow) -> bool:
-    """Whether it names one address."""
+    """Return whether it names one address."""
     return rule.cidr.network.num_addresses == 1
 
 
@@ -205,7 +205,7 @@ def _judged(end: int, original: str, reply: str) -> list[Rule]:
 def _allowed(
     ruled: Sequence[Guarded], keys: Mapping[str, bytes], chains: dict[str, Chain], sets: dict[str, Collection]
 ) -> None:
-    """Chains of rules, one for all interfaces with the same rules, and the maps that lead there."""
+    """Add chains of rules, one for all interfaces with the same rules, and the maps that lead there."""
     for way in WAYS:
         elements: dict[bytes, Verdict | None] = {}
         for one in ruled:
@@ -227,7 +227,7 @@ def _chain(way: str, allow: tuple[Allow, ...]) -> tuple[str, Sequence[Rule]]:
 def _limits(
     ruled: Sequence[Guarded], keys: Mapping[str, bytes], chains: dict[str, Chain], sets: dict[str, Collection]
 ) -> None:
-    """Where the first packet of an allowed connection goes: connections are counted by interface."""
+    """Add the chains for the first packet of an allowed connection: they count connections by interface."""
     for most in sorted({one.connections for one in ruled}):
         sets[f"open.{most}"] = Collection(*_NAME, most=_MOST)
         for way, end in _WAYS.items():

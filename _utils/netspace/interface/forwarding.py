@@ -18,7 +18,7 @@ _CONF6 = "net/ipv6/conf"
 
 
 def read(name: str) -> str | None:
-    """A sysctl's value, or None where the kernel has none of that name."""
+    """Return a sysctl's value, or None where the kernel has none of that name."""
     try:
         return (_SYSCTL / name).read_text().strip()
     except OSError:
@@ -30,13 +30,13 @@ def write(name: str, value: str) -> None:
 
 
 def switches() -> dict[str, str]:
-    """The present value of each family's switch, where the kernel has the family."""
+    """Return the present value of each family's switch, where the kernel has the family."""
     values = {family: read(name) for family, name in SWITCH.items()}
     return {family: value for family, value in values.items() if value is not None}
 
 
 def changes(needed: Collection[str], now: Mapping[str, str], before: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """Per sysctl (with dots) ``{"old", "new"}``. Pure.
+    """Return the changes by sysctl (with dots): ``{"old", "new"}``. Pure.
 
     :param needed: the families in which packets must be forwarded.
     :param now: :func:`switches`.
@@ -60,7 +60,7 @@ def changes(needed: Collection[str], now: Mapping[str, str], before: Mapping[str
 
 
 def old_values(needed: Collection[str], ours: Collection[str]) -> Iterator[tuple[str, str]]:
-    """What :func:`switch` is about to change for *needed*: sysctl and present value.
+    """Yield each sysctl that :func:`switch` is about to change for *needed*, and its present value.
 
     :param ours: names of our own interfaces, which never accept advertisements.
     """
@@ -82,12 +82,12 @@ def switch_on(values: Mapping[str, str]) -> None:
 
 
 def restore(values: Mapping[str, str]) -> None:
-    """Give sysctls their old values: the switches first. An interface that is gone needs nothing."""
+    """Restore sysctls' old values, the switches first. The settings of an interface that is gone are passed over."""
     for name in sorted(values, key=lambda name: name not in SWITCH.values()):
         with contextlib.suppress(FileNotFoundError):
             write(name, values[name])
 
 
 def belongs(name: str, family: str) -> bool:
-    """Whether a sysctl was changed for *family*'s sake."""
+    """Return whether a sysctl was changed for *family*'s sake."""
     return name.startswith(f"net/{family}/")

@@ -29,13 +29,13 @@ def is_inside(record: Record) -> bool:
 
 
 def numbers(known: Collection[Record]) -> Numbers:
-    """The addresses of all whose packets the host's table doesn't see, as (version, number), sorted."""
+    """Return the addresses, as sorted (version, number), of all interfaces that the host's table doesn't see."""
     parsed = (ipaddress.ip_address(one) for record in known if is_inside(record) for one in record.addresses.values())
     return sorted((address.version, int(address)) for address in parsed)
 
 
 def wanted(layout: Layout, record: Record, ends: Ends, place: Place, everybody: Numbers) -> tuple[Message, ...]:
-    """The messages that make the table; none where there is to be none. Pure."""
+    """Return the messages that make the table; none where there is to be none. Pure."""
     kind, spec = kinds.of(record.interface), record.interface
     if ends.inside is None:
         return ()
@@ -63,7 +63,7 @@ def wanted(layout: Layout, record: Record, ends: Ends, place: Place, everybody: 
 
 
 def state(layout: Layout, loaded: Mapping[str, Any]) -> str:
-    """``intact`` or ``changed``, of the calling thread's namespace; *loaded* is what :func:`put` returned."""
+    """Return ``intact`` or ``changed`` for the calling thread's namespace; *loaded* is what :func:`put` returned."""
     with nf.Ruleset() as ruleset:
         return _state(ruleset, layout, loaded)
 
@@ -112,7 +112,7 @@ def _changed_in_place(
     before: Sequence[Message],
     loaded: Mapping[str, Any],
 ) -> int | None:
-    """The generation that this made; None where it can't be done."""
+    """Change only the table's elements; return the generation that this made, None where it can't be done."""
     changed = nf.elements_changed(before, messages)
     now = ruleset.generation()
     if not changed or now is None or _state(ruleset, layout, loaded) != "intact":

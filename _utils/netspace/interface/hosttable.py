@@ -27,7 +27,7 @@ _LACKING = (*netlink.UNSUPPORTED, errno.ENOENT)
 
 
 def state(name: str, loaded: Mapping[str, Any]) -> str:
-    """``absent``, ``intact`` or ``changed``; *loaded* is what :func:`put` returned."""
+    """Return ``absent``, ``intact`` or ``changed``; *loaded* is what :func:`put` returned."""
     if not loaded:
         return "absent"
     try:
@@ -100,7 +100,7 @@ def _untouched(loaded: Mapping[str, Any], generation: int | None) -> bool:
 
 
 def _holds(ruleset: nf.Ruleset, name: str, loaded: Mapping[str, Any], generation: int | None) -> bool:
-    """Whether the kernel at *generation* holds what was loaded. (One that moves on refuses what follows.)"""
+    """Return whether the kernel at *generation* holds what was loaded. (One that moves on refuses what follows.)"""
     return bool(loaded) and generation is not None and _state(ruleset, name, loaded, generation) == "intact"
 
 

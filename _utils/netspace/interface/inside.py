@@ -59,7 +59,7 @@ class Guarded(msgspec.Struct, frozen=True):
 
 
 def covered(allow: Sequence[Allow], addresses: Sequence[tuple[int, int]]) -> dict[str, list[str]]:
-    """By family, which *addresses* (version and number, sorted) some rule covers."""
+    """Return, by family, those of *addresses* (version and number, sorted) that some rule covers."""
     from bisect import bisect_left, bisect_right
 
     found: dict[str, set[str]] = {}
@@ -73,7 +73,7 @@ def covered(allow: Sequence[Allow], addresses: Sequence[tuple[int, int]]) -> dic
 
 
 def render(table: str, guarded: Guarded) -> list[Message]:
-    """The messages that fill the tables *table* (families ``inet`` and ``netdev``), which aren't there yet."""
+    """Return the messages that make and fill the tables *table* (families ``inet`` and ``netdev``)."""
     text = [*nf.add_table(nf.INET, table), *nf.add_table(nf.NETDEV, table)]
     # Also where there are no others yet: who comes later is an element more, and nothing else changes.
     for family in guarded.addresses:
@@ -108,7 +108,7 @@ def _drop() -> bytes:
 
 
 def _judged(guarded: Guarded, *, outwards: bool) -> list[list[bytes]]:
-    """The rules of what the environment sends, or of what it is sent."""
+    """Return the rules on packets that the environment sends (*outwards*) or receives."""
     six = FAMILIES["ipv6"]
     rules = [[*nf.is_(nf.OIF if outwards else nf.IIF, _LOOPBACK), _accept()]]
     # Neighbours: never from beyond the link (RFC 4861 section 7.1).
@@ -150,7 +150,7 @@ def _at(offset: int, value: bytes, *, negate: bool = False) -> list[bytes]:
 
 
 def _pinned(guarded: Guarded) -> list[list[bytes]]:
-    """What may leave the link at all, down to the frame."""
+    """Return the rules that pin frames to the environment's own MAC and addresses, whatever ``allow`` says."""
     rules = []
     mac = bytes.fromhex(guarded.mac.replace(":", ""))
     if mac:
@@ -169,7 +169,7 @@ def _pinned(guarded: Guarded) -> list[list[bytes]]:
 
 
 def _neighbourly(mac: bytes, own: Sequence[bytes]) -> list[list[bytes]]:
-    """What may be said to IPv6 neighbours: RFC 4861, RFC 3810."""
+    """Return the rules on messages to IPv6 neighbours: neighbour discovery (RFC 4861), group reports (RFC 3810)."""
     six = nf.of_protocol(nf.IPV6)
     rules = []
     for type_, option in ((_ADVERTISEMENT, b"\x02\x01"), (_SOLICITATION, b"\x01\x01")):

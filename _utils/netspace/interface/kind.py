@@ -33,7 +33,7 @@ Outcomes = list[Outcome]
 
 
 class DesiredInterfaces(msgspec.Struct, frozen=True):
-    """What interfaces there should be.
+    """The desired interfaces.
 
     :param network: the ranges that addresses come from.
     :param interfaces: by the environment's name.
@@ -55,7 +55,7 @@ class Interfaces:
         return files.record_names(self.layout.records(records.KIND))
 
     def recorded(self) -> dict[str, Interface]:
-        """The interface of each environment as it was applied."""
+        """Return the interface of each environment as it was applied."""
         return {name: record.interface for name, record in records.read(self.layout).items()}
 
     def observe(
@@ -64,7 +64,7 @@ class Interfaces:
         about: Collection[str] | None = None,
         doomed: Collection[str] = (),
     ) -> Observed:
-        """What there is now, of all interfaces and of what *desired* ones need.
+        """Return the observed state of all interfaces, and of what *desired* ones need.
 
         :param about: the environments that something is to be done to, if no others: the rest are only looked at as
             far as their packet filters may have to learn of that. See :meth:`concerns_all`.
@@ -76,16 +76,16 @@ class Interfaces:
 
     @staticmethod
     def concerns_all(plan: Plan) -> bool:
-        """Whether a plan made by a look at some needs one at all: the host's switch overrides each end's own."""
+        """Return whether *plan* needs a look at all interfaces: the host's switch overrides each end's own."""
         return any(step.name == FORWARDING for step in plan.steps)
 
     def list(self) -> dict[str, dict[str, Any]]:
-        """Every environment's interface by its record, and whether its namespace is there."""
+        """Return every environment's interface by its record, and whether its namespace is there."""
         kept = namespaces.found(self.layout.netns("").parent)
         return {name: self._entry(name, record, kept) for name, record in records.read(self.layout).items()}
 
     def inspect(self, name: str) -> dict[str, Any]:
-        """One interface as declared and as it is, with what differs (``drift``).
+        """Return one interface as declared and as it is, with what differs (``drift``).
 
         :raises NetspaceError: there is no such interface.
         """
@@ -117,7 +117,7 @@ class Interfaces:
 
     # -- planning: pure ---------------------------------------------------------------
     def plan(self, desired: DesiredInterfaces, observed: Observed, remove: Collection[str] = ()) -> Plan:
-        """What would have to change. An interface that can't be had is refused, the others go on."""
+        """Return the plan. An interface that this host can't have is refused; the others are planned all the same."""
         gone = {name for name in remove if name in observed.records}
         wanted = {name: spec for name, spec in desired.interfaces.items() if name not in remove}
         kept = {name: record for name, record in observed.records.items() if name not in gone}
@@ -179,7 +179,7 @@ class Interfaces:
         return record if outside is None else msgspec.structs.replace(record, host_end=outside.name)
 
     def _plan(self, new: Mapping[str, Record], gone: Collection[str], observed: Observed) -> Plan:
-        """Steps that make *new* true and remove *gone*; other records stay as they are."""
+        """Return the steps that make *new* true and remove *gone*; other records stay as they are."""
         removals = [self._removal(name, observed) for name in sorted(gone)]
         impossible = {name: reason for name, record in new.items() if (reason := _impossible(record, observed))}
         possible = {name: record for name, record in new.items() if name not in impossible}
@@ -219,7 +219,7 @@ class Interfaces:
         return steps
 
     def _guard_before(self, name: str, observed: Observed, everybody: guards.Numbers) -> tuple[Message, ...]:
-        """What made the table that is in its namespace; empty where that isn't known."""
+        """Return the messages that made the table in its namespace; empty where they aren't known."""
         record, loaded = observed.records.get(name), observed.volatile.guards.get(name, {})
         if record is None or observed.guards.get(name) != "intact":
             return ()
@@ -236,7 +236,7 @@ class Interfaces:
     def _step(
         self, name: str, record: Record, observed: Observed, everybody: guards.Numbers, known: guards.Numbers
     ) -> Step | None:
-        """What makes the interface of *name* as *record* says; None where it is.
+        """Return the step that makes the interface of *name* as *record* says; None where it already is.
 
         :param everybody: whom tables inside must know of; *known*: whom by the records they know.
         """
@@ -292,7 +292,7 @@ class Interfaces:
         return Step("interface", name, action, changes, reason, work)
 
     def _table(self, known: Mapping[str, Record]) -> Table:
-        """The host's nftables table for these."""
+        """Return the host's nftables table for these."""
         return firewall.build([
             firewall.Guarded(
                 name,
@@ -374,7 +374,7 @@ class Interfaces:
 
 
 def _impossible(record: Record, observed: Observed) -> str:
-    """Why this host can't have the interface, for the operator; empty where it can."""
+    """Return why this host can't have the interface, for the operator; empty where it can."""
     kind, name = kinds.of(record.interface), kinds.name(record.interface)
     if name in observed.missing:
         return f"an interface of kind {name} can't be had: {observed.missing[name]}"
@@ -384,7 +384,7 @@ def _impossible(record: Record, observed: Observed) -> str:
 
 
 def _clashing(new: Mapping[str, Record], others: Mapping[str, Record]) -> dict[str, str]:
-    """Per name of *new* why it can't stand beside *others*, which stand already, or beside the rest of *new*."""
+    """Return, for each name of *new* that clashes with *others* or with the rest of *new*, why it does."""
     found: dict[str, str] = {}
     declared = {**others, **new}
     for name, _, message in check.together({name: record.interface for name, record in declared.items()}):
@@ -394,7 +394,7 @@ def _clashing(new: Mapping[str, Record], others: Mapping[str, Record]) -> dict[s
 
 
 def _unchangeable(spec: Interface, now: Ends, wanted: Ends) -> str:
-    """What differs that the kernel can't change in place, in words; empty where there is no such thing."""
+    """Return, in words, the differences that the kernel can't change in place; empty where there are none."""
     fixed = getattr(kinds.of(spec), "FIXED", ())
     pairs = ((now.inside, wanted.inside), (now.outside, wanted.outside))
     both = [(is_, due) for is_, due in pairs if is_ is not None and due is not None]
@@ -405,7 +405,7 @@ def _unchangeable(spec: Interface, now: Ends, wanted: Ends) -> str:
 
 
 def _filter(guard: Sequence[Message], observed: Observed, name: str) -> dict[str, str]:
-    """How the table in its namespace differs from what it should be; empty where it doesn't."""
+    """Return how the table in its namespace differs from the desired one (``old``, ``new``); empty where it doesn't."""
     loaded = observed.volatile.guards.get(name, {})
     old = str(loaded.get("rendered", ""))[:12] or "absent"
     new = nftables.digest(guard)[:12] if guard else "absent"

@@ -1,4 +1,4 @@
-"""What the kinds share that put an environment onto somebody's network: addresses, gateways, routes. Pure.
+"""Addresses, gateways and routes of the kinds that join somebody's network. Pure.
 
 Such a network isn't ours: no address of it is given away unless the operator names it, with
 its network's prefix, and nothing is learnt from it (no router advertisement, no DHCP). All
@@ -26,7 +26,7 @@ _MAX_ROUTES = 256
 
 
 class Lan(Filtered, frozen=True):
-    """What all kinds on a network that isn't netspace's have besides.
+    """Base of all kinds on a network that isn't netspace's, with the keys that they share.
 
     :param ipv4: its address there and that network's prefix, such as ``198.51.100.7/24``.
     :param ipv6: likewise; one of the two must be given.
@@ -45,7 +45,7 @@ class Lan(Filtered, frozen=True):
     mtu: int = 1500
 
     def network(self) -> str:
-        """Which network it is on, in words."""
+        """Return a description of the network that it is on."""
         raise NotImplementedError
 
     def problems(self) -> Iterable[tuple[str, str]]:
@@ -59,14 +59,14 @@ class Lan(Filtered, frozen=True):
 
 
 def name_problem(name: str) -> str:
-    """Why *name* can't be a link's (kernel: dev_valid_name); empty where it can."""
+    """Return why *name* can't be a link's name (kernel: dev_valid_name); empty where it can."""
     if _NAME.fullmatch(name) and name not in (".", "..") and len(name.encode()) <= 15:
         return ""
     return f"{name!r} can't be a link's name: 1 to 15 bytes, no space, '/' or ':'"
 
 
 def address_problems(spec: Any) -> Iterable[tuple[str, str]]:
-    """What is wrong with the addresses, gateways and routes of a kind that has these keys."""
+    """Yield the problems of the addresses, gateways and routes of a kind that has these keys: (key, message)."""
     if spec.ipv4 is None and spec.ipv6 is None:
         yield "ipv4", "give ipv4 or ipv6 (address/prefix): none is taken from a network that isn't netspace's"
     networks: dict[int, ipaddress.IPv4Network | ipaddress.IPv6Network] = {}
@@ -121,7 +121,7 @@ def _unreachable(gateway: Address, version: int, address: Prefixed | None) -> st
 
 
 def link_local(mac: str) -> str:
-    """The link-local address that belongs to a MAC (RFC 4291, appendix A)."""
+    """Return the link-local address that belongs to a MAC (RFC 4291, appendix A)."""
     raw = bytes.fromhex(mac.replace(":", ""))
     return str(ipaddress.IPv6Address(b"\xfe\x80" + bytes(6) + bytes([raw[0] ^ 2]) + raw[1:3] + b"\xff\xfe" + raw[3:]))
 
@@ -136,7 +136,7 @@ def inside(
     neighbours: bool = True,
     more: Iterable[str] = (),
 ) -> End:
-    """The inner end of a kind with these addresses.
+    """Return the inner end of a kind with these addresses.
 
     :param mac: empty: not ours to say.
     :param neighbours: whether it looks for neighbours (and so needs a link-local address).
@@ -178,7 +178,7 @@ def inside(
 def lacks_parent(
     name: str, mtu: int, links: Mapping[str, Link], *, room: int = 0, up: bool = False, alone: bool = True
 ) -> str:
-    """Why nothing can be made on the host's link *name*; empty where it can.
+    """Return why nothing can be made on the host's link *name*; empty where something can.
 
     :param room: bytes that are put around each packet.
     :param up: it must be up.

@@ -1,4 +1,7 @@
-"""What both packet filters share: where things stand in a packet, and what of one an ``allow`` rule covers. Pure."""
+"""Matches that both packet filters share: offsets in a packet, and the part of it that an ``allow`` rule covers.
+
+Pure.
+"""
 
 from __future__ import annotations
 
@@ -47,13 +50,13 @@ def family(rule: Allow) -> str:
 
 
 def icmp(of: Family, *types: int) -> list[list[Expression]]:
-    """For each of *types* what a packet of it is."""
+    """Return, for each of *types*, the expressions that match its packets."""
     head = [*nf.is_(nf.NFPROTO, of.proto), *nf.is_(nf.L4PROTO, bytes([of.icmp]))]
     return [[*head, nf.payload(nf.TRANSPORT, 0, 1), nf.equal(bytes([type_]))] for type_ in types]
 
 
 def covers(rule: Allow, peer: str, port: str) -> list[Expression]:
-    """Whether *rule* covers a packet.
+    """Return the expressions that match packets which *rule* covers.
 
     :param peer: where the other end's address stands in it: ``saddr`` or ``daddr``.
     :param port: where the server's port stands, ``sport`` or ``dport``.

@@ -53,7 +53,7 @@ def _mountinfo() -> str:
 
 
 def found(directory: Path, mountinfo: str | None = None) -> dict[str, int]:
-    """The namespaces that are kept under *directory*: per file name the namespace's inode.
+    """Return the namespaces that are kept under *directory*: per file name the namespace's inode.
 
     One read of ``/proc/self/mountinfo`` (proc_pid_mountinfo(5)), whatever their number.
     """
@@ -81,7 +81,7 @@ def unshare() -> None:
 
 
 def lacking(directory: Path) -> dict[str, bool]:
-    """What :func:`prepare` would have to make: ``folder``, ``mount``; empty where nothing lacks."""
+    """Return the parts that :func:`prepare` would have to make: ``folder``, ``mount``; empty where nothing lacks."""
     mounted = any(line.split(" ", 5)[4] == str(directory) for line in _mountinfo().splitlines())
     return {what: True for what, there in (("folder", directory.is_dir()), ("mount", mounted)) if not there}
 
@@ -148,7 +148,7 @@ def write_settings(settings: Iterable[tuple[str, str]]) -> None:
 
 @contextlib.contextmanager
 def settings_folder(name: str) -> Iterator[int | None]:
-    """A descriptor of a folder of sysctls of the calling thread's namespace; None where IPv6's isn't there.
+    """Open a folder of sysctls of the calling thread's namespace; None where IPv6's isn't there.
 
     Each namespace has its own under the same name, so finding one takes the longer the more there are.
     """

@@ -113,7 +113,7 @@ class Message(msgspec.Struct, frozen=True):
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """What the kernel answered to a message it refused."""
+    """The kernel's answer to a message that it refused."""
 
     code: int
     text: str = ""
@@ -127,7 +127,7 @@ class NetlinkError(OSError):
 
 
 class Link(msgspec.Struct, frozen=True):
-    """What the kernel says of one link; ``ipv4`` and ``accept_ra`` are its settings, ``queue`` its root qdisc.
+    """One link as the kernel reports it; ``ipv4`` and ``accept_ra`` are its settings, ``queue`` its root qdisc.
 
     :param parent: index of the link it lies on, maybe in another namespace.
     :param master: index of the bridge (or such) that it is a port of.
@@ -184,7 +184,7 @@ _NOTHING = memoryview(b"")
 
 # -- packing -------------------------------------------------------------------------
 def attribute(type_: int, value: bytes) -> bytes:
-    """One attribute, padded to four bytes."""
+    """Return one attribute, padded to four bytes."""
     length = len(value)
     return _ATTRIBUTE.pack(4 + length, type_) + value + _PADDING[length & 3]
 
@@ -267,7 +267,7 @@ def _information(kind: str, data: bytes) -> bytes:
 
 
 def change_link(index: int, kind: str, data: bytes) -> Message:
-    """Change what is special to a link's kind."""
+    """Return the message that changes the attributes special to a link's kind."""
     return Message(_NEWLINK, 0, _LINK.pack(0, 0, index, 0, 0) + _information(kind, data))
 
 
@@ -277,7 +277,7 @@ def join(index: int, master: int) -> Message:
 
 
 def change_port(index: int, kind: str, data: bytes) -> Message:
-    """Change what a master of *kind* says of its port."""
+    """Return the message that changes a port's attributes at its master of *kind*."""
     about = attribute(_IFLA_INFO_SLAVE_KIND, kind.encode()) + attribute(_IFLA_INFO_SLAVE_DATA, data)
     return Message(_NEWLINK, 0, _LINK.pack(0, 0, index, 0, 0) + attribute(_IFLA_LINKINFO, about))
 
@@ -418,7 +418,7 @@ def makes_link(message: Message) -> bool:
 
 
 def forgiven(message: Message, failure: Failure) -> bool:
-    """Whether the failure only says that what should go was gone already."""
+    """Return whether the failure only says that what should go was gone already."""
     gone = {
         _DELADDR: errno.EADDRNOTAVAIL,
         _DELROUTE: errno.ESRCH,
@@ -429,13 +429,13 @@ def forgiven(message: Message, failure: Failure) -> bool:
 
 
 def generic(family: int, command: int, body: bytes, *, dump: bool = False) -> Message:
-    """A command of a generic netlink family (see :func:`generic_family`), version 1."""
+    """Return a command of a generic netlink family (see :func:`generic_family`), version 1."""
     return Message(family, _DUMP if dump else 0, struct.pack("=BBH", command, 1, 0) + body, NETLINK_GENERIC)
 
 
 # -- unpacking -----------------------------------------------------------------------
 def bounded(parse: Callable[[bytes | memoryview], T]) -> Callable[[bytes | memoryview], T]:
-    """Let *parse* fail with a :class:`NetlinkError`, and nothing else, on what doesn't fit its bounds."""
+    """Return *parse* made to raise :class:`NetlinkError`, and nothing else, on an answer out of its bounds."""
 
     @functools.wraps(parse)
     def strict(payload: bytes | memoryview) -> T:
@@ -460,7 +460,7 @@ def attributes(data: bytes | memoryview, offset: int = 0) -> Iterator[tuple[int,
 
 
 def _by_type(data: bytes | memoryview, offset: int = 0) -> dict[int, memoryview]:
-    """The last of each type of :func:`attributes`: of each of a thousand links there are fifty."""
+    """Return the last attribute of each type. It repeats :func:`attributes` for speed: a link has fifty."""
     found: dict[int, memoryview] = {}
     view, unpack = memoryview(data), _ATTRIBUTE.unpack_from
     end = len(view)
@@ -482,13 +482,13 @@ def _values(nested: memoryview | None) -> dict[int, bytes]:
 
 
 def number(value: bytes | memoryview) -> int:
-    """An unsigned number of the host's byte order, of whatever length; nothing is 0."""
+    """Return an unsigned number in the host's byte order, of any length; 0 for no bytes."""
     return int.from_bytes(value, sys.byteorder)
 
 
 @bounded
 def parse_link(payload: bytes | memoryview) -> Link:
-    """A link out of an RTM_NEWLINK."""
+    """Return a link out of an RTM_NEWLINK."""
     _, _, index, flags, _ = _LINK.unpack_from(payload)
     found = _by_type(payload, _LINK.size)
     addr_gen, accept_ra = 0, None
@@ -527,7 +527,7 @@ def parse_link(payload: bytes | memoryview) -> Link:
 
 @bounded
 def parse_rate(payload: bytes | memoryview) -> tuple[int, int]:
-    """The link's index and the bits per second out of an RTM_NEWQDISC; 0 where it is no such limit."""
+    """Return the link's index and the bits per second out of an RTM_NEWQDISC; 0 where it is no such limit."""
     _, index, _, parent, _ = _TRAFFIC.unpack_from(payload)
     found = _by_type(payload, _TRAFFIC.size)
     if parent != _TC_ROOT or _string(found.get(_TCA_KIND, _NOTHING)) != "tbf":
@@ -540,7 +540,7 @@ def parse_rate(payload: bytes | memoryview) -> tuple[int, int]:
 
 @bounded
 def parse_address(payload: bytes | memoryview) -> Address:
-    """An address out of an RTM_NEWADDR."""
+    """Return an address out of an RTM_NEWADDR."""
     family, prefix, _, _, index = _ADDRESS.unpack_from(payload)
     found = _by_type(payload, _ADDRESS.size)
     packed = found.get(_IFA_LOCAL, found.get(_IFA_ADDRESS, _NOTHING))
@@ -549,7 +549,7 @@ def parse_address(payload: bytes | memoryview) -> Address:
 
 @bounded
 def parse_route(payload: bytes | memoryview) -> tuple[int, Route]:
-    """The outgoing link's index and the route out of an RTM_NEWROUTE."""
+    """Return the outgoing link's index and the route out of an RTM_NEWROUTE."""
     family, prefix = _ROUTE.unpack_from(payload)[:2]
     found = _by_type(payload, _ROUTE.size)
     none = bytes(4 if family == socket.AF_INET else 16)
@@ -647,7 +647,7 @@ class Socket:
                     return refused
 
     def dump(self, message: Message) -> list[bytes]:
-        """The payloads of all that a dump request yields; asked again where it changed meanwhile."""
+        """Return the payloads of all that a dump request yields; asked again where it changed meanwhile."""
         for _ in range(5):
             found, whole = self._dump(message)
             if whole:
@@ -685,16 +685,16 @@ class Socket:
             offset += (length + 3) & ~3
 
     def links(self) -> list[Link]:
-        """Every link of the namespace."""
+        """Return every link of the namespace."""
         mask = attribute(_IFLA_EXT_MASK, _U32.pack(_SKIP_STATISTICS))
         return [parse_link(p) for p in self.dump(Message(_GETLINK, _DUMP, _LINK.pack(0, 0, 0, 0, 0) + mask))]
 
     def addresses(self) -> list[Address]:
-        """Every address of the namespace."""
+        """Return every address of the namespace."""
         return [parse_address(p) for p in self.dump(Message(_GETADDR, _DUMP, _ADDRESS.pack(0, 0, 0, 0, 0)))]
 
     def routes(self, families: Iterable[int] = FAMILIES.values()) -> list[tuple[int, Route]]:
-        """Every route of ours in the main table, with its link's index."""
+        """Return every route of ours in the main table, with its link's index."""
         found = []
         for family in families:
             body = _ROUTE.pack(family, 0, 0, 0, _RT_TABLE_MAIN, ROUTE_PROTOCOL, 0, 0, 0)
@@ -706,14 +706,14 @@ class Socket:
         return found
 
     def rates(self) -> dict[int, int]:
-        """By the link's index, how many bits per second it may send, where that is limited."""
+        """Return the rate in bits per second of each link that is limited, by the link's index."""
         body = _TRAFFIC.pack(0, 0, 0, 0, 0)
         found = dict(parse_rate(payload) for payload in self.dump(Message(_GETQDISC, _DUMP, body)))
         return {index: rate for index, rate in found.items() if rate}
 
 
 def _explanation(flags: int, payload: memoryview) -> str:
-    """The kernel's own words (extended ack), where it has any: they follow the code and the request's header."""
+    """Return the kernel's own words (extended ack), where it has any: they follow the code and the request's header."""
     if not flags & _ACK_TLVS or not flags & _ACK_CAPPED:
         return ""
     return next((_string(value) for type_, value in attributes(payload, 4 + _HEADER.size) if type_ == 1), "")
@@ -721,7 +721,7 @@ def _explanation(flags: int, payload: memoryview) -> str:
 
 @functools.cache
 def generic_family(name: str) -> int | None:
-    """The number of a generic netlink family; None where the kernel doesn't have it."""
+    """Return the number of a generic netlink family; None where the kernel doesn't have it."""
     body = attribute(_FAMILY_NAME, _text(name))
     try:
         with Socket(NETLINK_GENERIC) as control:

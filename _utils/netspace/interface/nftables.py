@@ -130,7 +130,7 @@ def payload(base: int, offset: int, length: int, register: int = _REGISTER) -> E
 
 @_remembered
 def masked(mask: bytes) -> Expression:
-    """Only these bits of what was loaded."""
+    """Keep only these bits of the loaded value."""
     return _expression(
         "bitwise",
         attribute(1, _number(_REGISTER)),
@@ -156,14 +156,14 @@ def between(first: bytes, last: bytes) -> Expression:
 
 @_remembered
 def member(name: str, *, negate: bool = False) -> Expression:
-    """Whether what was loaded is in the set *name*."""
+    """Match if the loaded value is in the set *name*; with *negate* if it isn't."""
     inverted = [attribute(5, _number(1))] if negate else []
     return _expression("lookup", attribute(1, _text(name)), attribute(2, _number(_REGISTER)), *inverted)
 
 
 @_remembered
 def by_map(name: str) -> Expression:
-    """Do what the map *name* says of what was loaded; go on where it says nothing."""
+    """Apply the verdict that the map *name* has for the loaded value; go on where it has none."""
     return _expression("lookup", attribute(1, _text(name)), attribute(2, _number(_REGISTER)), attribute(3, _number(0)))
 
 
@@ -198,13 +198,13 @@ def write(base: int, offset: int, data: bytes) -> list[Expression]:
 
 @_remembered
 def more_open_than(count: int) -> Expression:
-    """Whether more connections than *count* are open, this one included."""
+    """Match if more connections than *count* are open, this one included."""
     return _expression("connlimit", attribute(1, _number(count)), attribute(2, _number(1)))
 
 
 @_remembered
 def more_open_each(name: str, count: int) -> Expression:
-    """Whether more connections than *count* are open of what was loaded; the dynamic set *name* remembers which."""
+    """Match if the loaded value has more than *count* connections open; the dynamic set *name* counts them."""
     return _expression(
         "dynset",
         attribute(1, _text(name)),
@@ -253,12 +253,12 @@ def is_(key: int, data: bytes) -> list[Expression]:
 
 
 def of_protocol(ether: int) -> list[Expression]:
-    """Whether a frame is of this protocol."""
+    """Match frames of this protocol."""
     return is_(PROTOCOL, struct.pack(">H", ether))
 
 
 def not_new() -> list[Expression]:
-    """Whether a packet isn't the first of a connection. (Each is in one state.)"""
+    """Match packets that aren't the first of a connection. (Each is in one state.)"""
     return [connection(STATE), equal(struct.pack("=I", _NEW), negate=True)]
 
 
@@ -272,7 +272,7 @@ def _message(type_: int, family: int, flags: int, *attributes: bytes) -> Message
 
 
 def _of(table: str, name: str, type_: int = 2) -> bytes:
-    """Which thing of a table: the attribute *type_* bears its name."""
+    """Return the attributes that name an object of a table: the table's name, and *name* as attribute *type_*."""
     return attribute(1, _text(table)) + attribute(type_, _text(name))
 
 
@@ -281,7 +281,7 @@ def add_table(family: int, table: str) -> list[Message]:
 
 
 def remove_table(family: int, table: str) -> list[Message]:
-    """No table, whether there was one or not."""
+    """Remove a table, whether it exists or not."""
     name = attribute(1, _text(table))
     return [_message(_NEWTABLE, family, _CREATE, name), _message(_DELTABLE, family, 0, name)]
 
@@ -301,7 +301,7 @@ def add_base(
     type_: str = "filter",
     priority: int = 0,
 ) -> Message:
-    """A chain that the kernel sends packets to: of an INET hook, or of a device."""
+    """Add a chain that the kernel sends packets to: of an INET hook, or of a device."""
     place = attribute(1, _number(hook)) + attribute(2, _number(priority))
     if device:
         place += attribute(3, _text(device))
@@ -321,7 +321,7 @@ def remove_chain(family: int, table: str, chain: str) -> Message:
 
 
 def remove_rules(family: int, table: str, chain: str) -> Message:
-    """A chain is left without rules."""
+    """Remove all rules of a chain."""
     return _message(_DELRULE, family, 0, _of(table, chain))
 
 
@@ -336,7 +336,7 @@ def add_rule(family: int, table: str, chain: str, expressions: Iterable[Expressi
 
 
 def add_set(family: int, table: str, name: str, key: str, elements: Sequence[bytes]) -> list[Message]:
-    """A set of addresses (*key*: ``ipv4`` or ``ipv6``)."""
+    """Add a set of addresses (*key*: ``ipv4`` or ``ipv6``)."""
     type_, length = _KEYS[key]
     return [
         declare_set(family, table, name, type_, length),
@@ -356,7 +356,7 @@ def declare_set(
     most: int = 0,
     about: bytes = b"",
 ) -> Message:
-    """A set without elements.
+    """Add a set without elements.
 
     :param type_: nft's number of its keys' type, *length* their bytes.
     :param verdicts: it is a map, which says of each key what is done.
@@ -406,7 +406,7 @@ def _elements(
 
 
 def elements_changed(old: Sequence[Message], new: Sequence[Message]) -> list[Message] | None:
-    """The messages that turn what *old* made into what *new* makes, if only elements of sets differ; else None."""
+    """Return the messages that turn *old*'s elements into *new*'s; None where more than elements differs."""
     (rest, before), (other_rest, after) = _apart(old), _apart(new)
     if rest != other_rest:
         return None
@@ -421,7 +421,7 @@ def elements_changed(old: Sequence[Message], new: Sequence[Message]) -> list[Mes
 
 
 def _apart(messages: Sequence[Message]) -> tuple[list[Message], dict[bytes, dict[bytes, None]]]:
-    """Messages that add no elements, and by their set the elements that the others add."""
+    """Return the messages that add no elements, and the elements that the others add, by set."""
     rest: list[Message] = []
     elements: dict[bytes, dict[bytes, None]] = {}
     for message in messages:
@@ -435,7 +435,7 @@ def _apart(messages: Sequence[Message]) -> tuple[list[Message], dict[bytes, dict
 
 
 def add_timeout(family: int, table: str, name: str, l3: int, l4: int, seconds: Mapping[int, int]) -> Message:
-    """For how long connections of a protocol are remembered, by their state; of other states the host's own say."""
+    """Add timeouts of a protocol's connections, by state; the host's own hold for states that are left out."""
     return _message(
         _NEWOBJECT,
         family,
@@ -485,7 +485,7 @@ class Ruleset:
             self._socket.close()
 
     def generation(self) -> int | None:
-        """The number that the kernel raises at every change of any rule; None without nftables."""
+        """Return the number that the kernel raises at every change of any rule; None without nftables."""
         try:
             for payload in self._socket.dump(Message(_GETGEN, 0, struct.pack("=BBH", 0, 0, 0))):
                 for type_, value in netlink.attributes(payload, 4):
@@ -496,7 +496,7 @@ class Ruleset:
         return None
 
     def load(self, messages: Sequence[Message], generation: int | None = None) -> int:
-        """Do all of *messages*, or nothing; return the generation that this made, and nobody else.
+        """Load all of *messages*, or none; return the generation that this load made.
 
         :param generation: do it only if the ruleset is at this one.
         :raises netlink.NetlinkError: with the first refusal; ERESTART where somebody else changed the ruleset.
@@ -516,9 +516,10 @@ class Ruleset:
         raise netlink.NetlinkError(failure.code, f"{failure}{about}")
 
     def listed(self, table: str, family: int = socket.AF_UNSPEC) -> tuple[str, str] | None:
-        """Digests of what the kernel holds as *table*: of all but elements of sets, and of these; None: no such table.
+        """Return two digests of *table* as the kernel holds it; None where there is no such table.
 
-        What packets have put into sets is left out.
+        The first is of all but the elements of sets, the second of these elements. Elements that packets have put into
+        sets are left out.
 
         :param family: tables of others aren't looked at; none given: of any.
         """
@@ -549,7 +550,7 @@ class Ruleset:
         return structure.hexdigest(), _sum(elements)
 
     def confirmed(self, table: str, generation: int, family: int = socket.AF_UNSPEC) -> tuple[str, str] | None:
-        """The same, if nobody changed the ruleset since *generation*; else it can't be told whose doing it is."""
+        """Return :meth:`listed`'s digests if nobody changed the ruleset since *generation*; else None."""
         try:
             found = self.listed(table, family)
         except OSError:  # it went while one looked
@@ -558,7 +559,7 @@ class Ruleset:
 
 
 def _named(message: Message) -> str:
-    """Which thing a message is about, in words."""
+    """Return the kind and name of the object that a message is about, in words."""
     type_ = message.type & 0xFF
     values = dict(netlink.attributes(message.body, 4))
     which = 1 if type_ in (_NEWTABLE, _DELTABLE) else 3 if type_ in (_NEWCHAIN, _DELCHAIN) else 2
@@ -567,7 +568,7 @@ def _named(message: Message) -> str:
 
 
 def elements_digest(family: int, sets: Mapping[str, Mapping[bytes, Verdict | None]]) -> str:
-    """What :meth:`Ruleset.listed` says of a table with just these elements."""
+    """Return the digest that :meth:`Ruleset.listed` gives for the elements of a table that has just these."""
     return _sum(
         {
             f"{family} {name}": [
@@ -579,7 +580,7 @@ def elements_digest(family: int, sets: Mapping[str, Mapping[bytes, Verdict | Non
 
 
 def _told(element: memoryview) -> bytes:
-    """One element as the kernel tells it, in the words of :func:`elements_digest`."""
+    """Return one element as the kernel tells it, in the words of :func:`elements_digest`."""
     values = dict(netlink.attributes(element))
     told = bytes(values[1][4:]) if 1 in values else b""
     if 2 in values:

@@ -1,4 +1,4 @@
-"""What there is of our interfaces: reads, never writes.
+"""Observation of our interfaces: reads, never writes.
 
 Of an environment without an interface no more is asked than whether its namespace is
 mounted: one file for all of them. Of the others: one dump of the host's links, addresses
@@ -57,7 +57,7 @@ class Observed(msgspec.Struct, frozen=True):
 
 
 def place(layout: Layout, name: str, record: Record) -> Place:
-    """Where the interface of *name* stands, by its record."""
+    """Return the :class:`Place` of the interface of *name*, from its record."""
     allow = getattr(record.interface, "allow", ())
     return Place(
         host_name=ends.host_name(layout.instance, name),
@@ -74,7 +74,7 @@ def place(layout: Layout, name: str, record: Record) -> Place:
 
 
 def expected(layout: Layout, name: str, record: Record, at: Place | None = None) -> Ends:
-    """The ends that *record* asks for, *at* its :func:`place` where that is known."""
+    """Return the ends that *record* asks for, *at* its :func:`place` where that is known."""
     where = place(layout, name, record) if at is None else at
     wanted: Ends = kinds.of(record.interface).ends(record.interface, where)
     rate = getattr(record.interface, "rate", None)
@@ -125,7 +125,7 @@ def _links(
     volatile: Volatile,
     doomed: Collection[str],
 ) -> tuple[list[Link], dict[str, Live], dict[str, str]]:
-    """The host's links, as far as they are needed, and the interfaces *wanted* as they are."""
+    """Return the host's links, as far as they are needed, and the interfaces *wanted* as they are."""
     if not wanted and not needed:
         return [], {}, {}
     with netlink.Socket() as host:
@@ -181,7 +181,7 @@ def _links(
 
 
 def _outer(layout: Layout, name: str, by_alias: Mapping[str, Link], by_name: Mapping[str, Link]) -> Link | None:
-    """Its end on the host, also where it was renamed or bears no alias yet."""
+    """Return the link of its end on the host, also where it was renamed or bears no alias yet."""
     found = by_alias.get(ends.alias(layout.instance, name))
     if found is None:
         found = by_name.get(ends.host_name(layout.instance, name))
@@ -191,7 +191,7 @@ def _outer(layout: Layout, name: str, by_alias: Mapping[str, Link], by_name: Map
 
 
 def _own(links: Sequence[Link], wanted: Ends) -> Link | None:
-    """The inner end, also where it was renamed or is not named yet."""
+    """Return the inner end's link, also where it was renamed or is not named yet."""
     for link in links:
         if link.name == ends.INSIDE_NAME:
             return link
@@ -212,5 +212,5 @@ def _by_index(where: netlink.Socket) -> tuple[dict[int, list[str]], dict[int, li
 
 @functools.cache
 def has_ipv6() -> bool:
-    """Whether the kernel has IPv6 at all."""
+    """Return whether the kernel has IPv6 at all."""
     return os.path.isdir("/proc/sys/net/ipv6")

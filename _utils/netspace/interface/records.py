@@ -1,4 +1,4 @@
-"""What is remembered of interfaces: on disk what was declared, under /run what was done.
+"""Records of interfaces: the declaration on disk, changes to the host under /run.
 
 ``<state>/interfaces/<name>.json`` (:class:`Record`) survives a reboot, and is written
 before what it names is made and removed after that is gone. ``<run>/network.json``
@@ -52,7 +52,7 @@ class Record(msgspec.Struct, frozen=True):
         }
 
     def shown(self) -> dict[str, Any]:
-        """What an operator sees as old and new."""
+        """Return the form that an operator sees as old and new."""
         declared = plain(self.interface)
         given = {family for family in self.addresses if not isinstance(getattr(self.interface, family), Prefixed)}
         shown = {
@@ -78,7 +78,7 @@ class Record(msgspec.Struct, frozen=True):
 
 
 def plain(spec: Interface) -> dict[str, Any]:
-    """A declared interface as JSON would give it back."""
+    """Return a declared interface as JSON would give it back."""
     encoded = parse.encode(spec)
     return {key: list(value) if isinstance(value, tuple) else value for key, value in encoded.items()}
 
@@ -88,12 +88,12 @@ def path(layout: Layout, name: str) -> Path:
 
 
 def secret(layout: Layout, name: str) -> Path:
-    """Where the interface's private key lies, if its kind has one; root's alone, like the folder."""
+    """Return the path of the interface's private key, if its kind has one; root's alone, like the folder."""
     return below(layout.records(KIND), f"{name}.key")
 
 
 def secrets(layout: Layout) -> set[str]:
-    """Environments of which a private key lies there, or what a killed run left of one."""
+    """Return the environments of which a private key, or what a killed run left of one, lies on disk."""
     try:
         entries = os.listdir(layout.records(KIND))
     except FileNotFoundError:
@@ -103,7 +103,7 @@ def secrets(layout: Layout) -> set[str]:
 
 
 def read(layout: Layout) -> dict[str, Record]:
-    """Every record, by the environment's name."""
+    """Return every record, by the environment's name."""
     return {
         name: Record.decoded(value, path(layout, name))
         for name, value in files.read_records(layout.records(KIND)).items()
@@ -111,13 +111,13 @@ def read(layout: Layout) -> dict[str, Record]:
 
 
 def read_one(layout: Layout, name: str) -> Record | None:
-    """One environment's record; None where it has none."""
+    """Return one environment's record; None where it has none."""
     value = files.read_json(path(layout, name))
     return None if value is None else Record.decoded(value, path(layout, name))
 
 
 class Volatile(msgspec.Struct):
-    """What was done since the host started.
+    """Changes made since the host started.
 
     :param namespaces: inode of each namespace that was made and set up completely.
     :param firewall: of our nftables table: ``rendered`` (digest of what was asked for), ``structure``

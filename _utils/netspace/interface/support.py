@@ -19,7 +19,7 @@ from netspace.threads import in_thread
 
 
 def missing(specs: Iterable[Interface], links: Iterable[Link]) -> dict[str, str]:
-    """Per kind among *specs* that this kernel lacks, what is missing and what to do.
+    """Return, for each kind among *specs* that this kernel lacks, the missing module and the remedy.
 
     :param links: the host's: a kind of which there is one is there.
     """
@@ -35,12 +35,12 @@ def missing(specs: Iterable[Interface], links: Iterable[Link]) -> dict[str, str]
 
 @functools.cache
 def has(module: str, kind: str) -> bool:
-    """Whether the kernel has *module*, or can load it; *kind* is what its links are called."""
+    """Return whether the kernel has *module*, or can load it; *kind* is the kind of its links."""
     return listed(module) or _tried(kind)
 
 
 def listed(module: str, modules: Path = Path("/lib/modules"), sys: Path = Path("/sys/module")) -> bool:
-    """Whether files tell that a module is loaded, built in, or there to be loaded (modules.dep(5))."""
+    """Return whether files tell that a module is loaded, built in, or there to be loaded (modules.dep(5))."""
     if (sys / module.replace("-", "_")).is_dir():
         return True
     for name in ("modules.builtin", "modules.dep"):

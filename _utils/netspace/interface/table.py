@@ -22,7 +22,7 @@ Rule = Sequence[Expression]
 
 
 class Base(msgspec.Struct, frozen=True):
-    """Where packets come into a chain, whose policy is to accept."""
+    """The hook by which packets enter a chain; the chain's policy is accept."""
 
     type: str
     hook: int
@@ -67,7 +67,7 @@ class Table(msgspec.Struct, frozen=True, dict=True):
 
     @functools.cached_property
     def digest(self) -> str:
-        """Two tables that differ in anything have different ones."""
+        """Digest of the whole table: tables that differ in anything have different digests."""
         found = hashlib.sha256(self.elements.encode())
         for message in _declared("", self):
             found.update(message.body)
@@ -78,18 +78,18 @@ class Table(msgspec.Struct, frozen=True, dict=True):
         return found.hexdigest()
 
     def same_structure(self, other: Table) -> bool:
-        """Whether nothing but elements differs."""
+        """Return whether nothing but elements differs."""
         return self.chains == other.chains and self.timeouts == other.timeouts and self.sets.keys() == other.sets.keys()
 
 
 def whole(name: str, table: Table) -> list[Message]:
-    """The messages that put the table in place of what there is of its name."""
+    """Return the messages that replace whatever table has this name."""
     made = nf.remove_table(nf.INET, name)
     return [*made, *nf.add_table(nf.INET, name), *difference(name, Table(), table)] if table.chains else made
 
 
 def difference(name: str, old: Table, new: Table) -> list[Message]:
-    """The messages that make *new* of *old*, which is in the kernel."""
+    """Return the messages that make *new* of *old*, which is in the kernel."""
     refilled = [chain for chain, one in new.chains.items() if chain in old.chains and old.chains[chain] != one]
     gone = [chain for chain in old.chains if chain not in new.chains]
     made: list[Message] = []
@@ -125,7 +125,7 @@ def _add_chain(name: str, chain: str, one: Chain) -> Message:
 
 
 def _declared(name: str, new: Table, old: Table | None = None) -> list[Message]:
-    """Timeouts and (empty) sets that *old* hasn't."""
+    """Return the messages that add the timeouts and (empty) sets that *old* lacks."""
     made = [
         nf.add_timeout(nf.INET, name, which, one.l3, one.l4, one.seconds)
         for which, one in new.timeouts.items()

@@ -1,4 +1,4 @@
-"""What types can't say: bounds of single values, and declarations that clash.
+"""Checks beyond types: bounds of single values, and declarations that clash.
 
 Pure. Every function returns the problems it finds; an empty list is acceptance.
 """
@@ -74,7 +74,7 @@ _PORTS = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?")
 
 @functools.cache
 def image_sources() -> tuple[str, ...]:
-    """The schemes an image may come from: the modules of ``netspace.environment.images.sources``, by name alone."""
+    """Return the schemes of images: the modules of ``netspace.environment.images.sources``, by name alone."""
     folder = Path(__file__).parents[1] / "environment/images/sources"
     return tuple(sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__"))
 
@@ -93,7 +93,7 @@ def runtime_settings(spec: Any, path: str) -> list[Problem]:
 
 
 def runtime(name: str, thing: Literal["images", "kernels"]) -> str:
-    """Why a runtime can't run such a thing (``images``, ``kernels``); empty where it can."""
+    """Return why the runtime *name* can't run *thing* (``images``, ``kernels``); empty where it can."""
     from netspace.environment import runtimes as known
 
     if name in known.names() and thing == known.find(name).RUNS:
@@ -102,7 +102,7 @@ def runtime(name: str, thing: Literal["images", "kernels"]) -> str:
 
 
 def image(text: str) -> str:
-    """What is wrong with an image's ``<source>:<location>``; empty where nothing is."""
+    """Return the problem of an image's ``<source>:<location>``; empty where there is none."""
     source, _, location = text.partition(":")
     if source not in image_sources() or not location:
         return f"{text!r}: write <source>:<location> with one of {', '.join(image_sources())}"
@@ -117,7 +117,7 @@ def image(text: str) -> str:
 
 
 def source_hash(text: str) -> str:
-    """What is wrong with a ``sha256:<hex>``; empty where nothing is."""
+    """Return the problem of a ``sha256:<hex>``; empty where there is none."""
     return "" if _HASH.fullmatch(text) else f"{text!r}: expected sha256: and 64 hexadecimal digits"
 
 
@@ -190,7 +190,7 @@ def environment(spec: Environment, path: str) -> list[Problem]:
 
 
 def _health(spec: Environment, path: str) -> list[Problem]:
-    """Health, what it comes after, and how it is updated."""
+    """Check ``health``, ``after`` and ``update``."""
     problems: list[Problem] = []
     health = spec.health
     if health is not None:
@@ -222,7 +222,7 @@ def no_environment(name: str, names: Collection[str]) -> str:
 
 
 def circle(after: Mapping[str, Collection[str]]) -> list[str]:
-    """Names that wait for each other in a circle, the first one again at the end; empty where there is none.
+    """Return the names of a circle in *after*, the first one again at the end; empty where there is none.
 
     What waits for a name that is not among them is no circle.
     """
@@ -234,7 +234,7 @@ def circle(after: Mapping[str, Collection[str]]) -> list[str]:
 
 
 def _order(declared: Declaration, path: str, names: Collection[str]) -> list[Problem]:
-    """What comes after what: only what is there, and in no circle."""
+    """Check ``after``: each environment named there is declared, and none wait for each other in a circle."""
     problems = [
         Problem(f"{path}:environments:{name}:after:{index}", no_environment(other, names))
         for name, spec in declared.environments.items()
@@ -249,7 +249,7 @@ def _order(declared: Declaration, path: str, names: Collection[str]) -> list[Pro
 
 
 def whole(declared: Declaration, path: str, names: Collection[str]) -> list[Problem]:
-    """Check what only all that there is on a host can tell.
+    """Check what takes a look at all declarations of a host together.
 
     :param names: of all environments, also those that didn't parse.
     """
@@ -270,7 +270,7 @@ def whole(declared: Declaration, path: str, names: Collection[str]) -> list[Prob
 
 
 def kernel(spec: Environment, path: str) -> list[Problem]:
-    """Check what a kernel can't have; its interface is checked where that is parsed."""
+    """Check the keys that an environment with a kernel can't have; its interface is checked where that is parsed."""
     problems = []
     assert spec.kernel is not None
     if not clean(spec.kernel):
@@ -293,12 +293,12 @@ def kernel(spec: Environment, path: str) -> list[Problem]:
 
 
 def used(spec: Environment, usual: Runtimes) -> str:
-    """The runtime that an environment names, or else the host's default."""
+    """Return the runtime that an environment names, or else the host's default."""
     return spec.runtime or (usual.default if spec.kernel is None else usual.kernels)
 
 
 def under(spec: Environment, used: str, path: str) -> list[Problem]:
-    """Check what a runtime asks of an environment.
+    """Check the demands that a runtime makes on an environment.
 
     :param used: the runtime that is in use.
     """
@@ -379,7 +379,7 @@ def interface(spec: Interface, path: str) -> list[Problem]:
 
 
 def together(interfaces: Mapping[str, Interface]) -> list[tuple[str, str, str]]:
-    """What interfaces of one host, by their environments' names, can't have together: (name, key, message)."""
+    """Return the conflicts among one host's interfaces, by their environments' names: (name, key, message)."""
     found: list[tuple[str, str, str]] = []
     owners: dict[str, str] = {}
     agreed: dict[str, tuple[str, str]] = {}
@@ -446,7 +446,7 @@ def link(spec: Link, path: str) -> list[Problem]:
 
 
 def local_names(links: Iterable[Link]) -> dict[str, str]:
-    """Return, by link, why its local name can't be: to the sender's program each name has to mean one environment.
+    """Return, by link, why its local name is refused: to the sender's program each name means one environment.
 
     The names of those that send to it count as well, because the program receives by these.
     """
@@ -529,7 +529,7 @@ def clashes(
 
 
 def _volumes(declared: Declaration, path: str) -> list[Problem]:
-    """A host path belongs to one environment: no equal, nested or enclosing path."""
+    """Check that each host path belongs to one environment: no other has an equal, nested or enclosing path."""
     problems = []
     sources = sorted(
         (volume.source, name, f"{path}:environments:{name}:volumes:{index}:source")
@@ -610,7 +610,7 @@ def _settings(declared: Declaration, path: str) -> list[Problem]:
 
 
 def _urls(value: str | tuple[str, ...], schemes: tuple[str, str], path: str) -> list[Problem]:
-    """One address to connect to, or a list of a cluster's nodes."""
+    """Check one address to connect to, or a list of a cluster's nodes."""
     if isinstance(value, str):
         return _url(value, schemes, path)
     if not value:
@@ -619,7 +619,7 @@ def _urls(value: str | tuple[str, ...], schemes: tuple[str, str], path: str) -> 
 
 
 def _url(value: str, schemes: tuple[str, str], path: str) -> list[Problem]:
-    """An address to connect to; the value is not repeated, since it may hold a password.
+    """Check an address to connect to; no message repeats it, since it may hold a password.
 
     :param schemes: without TLS, for this host alone, and with it.
     """
@@ -648,12 +648,12 @@ def _loopback(host: str) -> bool:
 
 
 def within(path: str, folder: str) -> bool:
-    """Whether *path* is *folder* or lies below it (both absolute and normal)."""
+    """Return whether *path* is *folder* or lies below it (both absolute and normal)."""
     return path == folder or path.startswith(folder.rstrip("/") + "/")
 
 
 def quoted(target: str) -> str:
-    """A path inside as the name of one file: what a volume without a source is kept under."""
+    """Return a path inside as the name of one file, under which a volume without a source is kept."""
     return urllib.parse.quote(target.strip("/"), safe="")
 
 

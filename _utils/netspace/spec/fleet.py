@@ -27,7 +27,7 @@ _ADDRESS = re.compile(r"(?:\[([0-9a-fA-F:.]{2,45})\]|([A-Za-z0-9.-]{1,253})):([0
 
 
 def local(links: Iterable[Link], broker: Broker) -> tuple[Link, ...]:
-    """The links of this host, with its own environments named as they are here."""
+    """Return the links of this host, with its own environments named as they are here."""
     if broker.host is None:
         return tuple(links)
     suffix = f"@{broker.host}"
@@ -44,7 +44,7 @@ def _named_here(link: Link, suffix: str) -> Link:
 
 
 def address(text: str) -> tuple[str, int] | None:
-    """Host and port of ``<host>:<port>`` (``[<IPv6>]:<port>``); None where it isn't one."""
+    """Return host and port of ``<host>:<port>`` (``[<IPv6>]:<port>``); None where *text* is no such thing."""
     match = _ADDRESS.fullmatch(text)
     if match is None or not 1 <= int(match[3]) <= 65535:
         return None
@@ -52,7 +52,7 @@ def address(text: str) -> tuple[str, int] | None:
 
 
 def _is_numeric(text: str) -> bool:
-    """Whether it is an address, and not a name, with a port."""
+    """Return whether *text* is an IP address with a port, and no name."""
     found = address(text)
     try:
         return found is not None and bool(ipaddress.ip_address(found[0]))
@@ -61,7 +61,10 @@ def _is_numeric(text: str) -> bool:
 
 
 def within(one: str, other: str) -> bool:
-    """Whether one of two different trust domains is below the other: authorities speak for what is below their name."""
+    """Return whether one of two different trust domains is below the other.
+
+    An authority speaks for all names below its own.
+    """
     return one.endswith(f".{other}") or other.endswith(f".{one}")
 
 
@@ -122,7 +125,7 @@ def settings(broker: LocalBroker, path: str) -> list[Problem]:
 
 
 def _keys(broker: LocalBroker, path: str) -> list[Problem]:
-    """Check what the names of that which is between this host and each other one follow from."""
+    """Check the keys from which the names of objects between this host and each other one are derived."""
     problems = []
     without = [name for name, host in broker.hosts.items() if host.public_key is None]
     if broker.names_key is None:
@@ -199,5 +202,5 @@ def _on_cluster(spec: Link, broker: ClusterBroker, path: str, key: str) -> list[
 
 
 def remote(end: str) -> bool:
-    """Whether an end of a link is on another host."""
+    """Return whether an end of a link is on another host."""
     return host_of(end) is not None

@@ -119,7 +119,7 @@ def environment(name: Any, data: Any, usual: Runtimes | None = None) -> Environm
 
 
 def _environment(name: Any, data: Any, where: str, usual: Runtimes | None) -> tuple[Environment | None, list[Problem]]:
-    """One environment, as far as its types are right, and all that is wrong with it."""
+    """Parse one environment; return it, as far as its types are right, and all its problems."""
     problems: list[Problem] = []
     if not isinstance(name, str) or not NAME.fullmatch(name):
         problems.append(Problem(where, f"{name!r} can't be an environment's name: use {NAME_RULE}"))
@@ -278,7 +278,7 @@ def _members(of: Any) -> list[Any]:
 
 
 def _chosen(of: Any, data: Any) -> Any:
-    """Of a union of kinds the one that *data* names: only its keys and values are worth suggesting."""
+    """Return the kind that *data* names of a union of kinds: only its keys and values are worth suggesting."""
     for one in _members(of):
         tag = one.__struct_config__.tag_field if _is_struct(one) else None
         if tag and isinstance(data, Mapping) and data.get(tag) == one.__struct_config__.tag:
@@ -291,7 +291,7 @@ def _is_struct(of: Any) -> bool:
 
 
 def _walk(of: Any, keys: list[str]) -> list[Any]:
-    """The types that may stand at *keys* below the type *of*."""
+    """Return the types that may stand at *keys* below the type *of*."""
     current = _members(of)
     for key in keys:
         below: list[Any] = []
@@ -320,7 +320,7 @@ def _fields_at(of: Any, data: Any, keys: list[str]) -> list[str]:
 
 
 def _tags_at(of: Any, keys: list[str]) -> list[str]:
-    """Possible tags, where the wrong value is the tag (``kind``) of a union of structs."""
+    """Return the possible tags, where the wrong value is the tag (``kind``) of a union of structs."""
     if not keys:
         return []
     parents = [one for one in _walk(of, keys[:-1]) if _is_struct(one)]

@@ -14,7 +14,7 @@ PLAINLY = "without blanks, quotes or control characters"
 
 
 def plain(text: str, most: int = MAX_TEXT) -> bool:
-    """Whether *text* can be given to the kernel: bounded, no NUL, and Unicode (YAML's "\\ud800" is not)."""
+    """Return whether *text* can be given to the kernel: bounded, no NUL, and Unicode (YAML's "\\ud800" is not)."""
     try:
         return "\0" not in text and len(text.encode()) <= most
     except UnicodeEncodeError:
@@ -22,7 +22,7 @@ def plain(text: str, most: int = MAX_TEXT) -> bool:
 
 
 def clean(path: str) -> bool:
-    """Whether *path* is absolute and normal, without a character that ends a line or steers a terminal."""
+    """Return whether *path* is absolute and normal, without a character that ends a line or steers a terminal."""
     return (
         path.startswith("/")
         and not path.startswith("//")
@@ -33,5 +33,5 @@ def clean(path: str) -> bool:
 
 
 def bare(path: str) -> bool:
-    """Whether *path* is clean and stands for itself in any configuration: without a blank, a quote or a variable."""
+    """Return whether *path* is clean and needs no quoting in any configuration: no blank, quote or variable."""
     return clean(path) and not any(one.isspace() or one in _MEANT for one in path)

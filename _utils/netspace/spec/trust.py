@@ -15,7 +15,7 @@ from netspace.spec.types import Declaration, Environment, Filtered, Interface, O
 
 
 class Trust(msgspec.Struct, frozen=True):
-    """What is known of this host's trust, as far as enforcement needs it.
+    """This host's trust, as far as enforcement needs it.
 
     :param level: 0 to 5 (L0..L5).
     :param verifier: who says so: ``self``, or the name of a verifier.
@@ -96,7 +96,7 @@ def withheld(applied: Mapping[str, Environment], trust: Trust) -> dict[str, str]
 
 
 def narrowed(there: Interface, declared: Interface) -> Interface:
-    """What the interface that is *there* may become while its environment is withheld: less, and nothing else."""
+    """Return the interface that *there* may become while its environment is withheld: its rules may only get fewer."""
     if declared.NONE:
         return declared
     if isinstance(there, Filtered) and isinstance(declared, Filtered):

@@ -108,7 +108,7 @@ class Prefixed(str):
 
 
 class Base(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What all declared values share."""
+    """Base of all declared values."""
 
 
 class Requirement(Base, frozen=True):
@@ -236,12 +236,12 @@ class ClusterBroker(Base, frozen=True, tag_field="kind", tag="cluster"):
 
     @property
     def urls(self) -> tuple[str, ...]:
-        """Where its nodes take connections."""
+        """URLs at which its nodes take connections."""
         return (self.url,) if isinstance(self.url, str) else self.url
 
     @property
     def managements(self) -> tuple[str, ...]:
-        """Where its nodes are managed."""
+        """URLs at which its nodes are managed."""
         return (self.management,) if isinstance(self.management, str) else self.management
 
 
@@ -256,7 +256,7 @@ class Network(Base, frozen=True):
 
 
 class Io(Base, frozen=True):
-    """How fast one environment may use the disks its layer and volumes are on; absent: as fast as they are.
+    """Bounds on one environment's use of the disks that hold its layer and volumes; absent: no bound.
 
     :param read: bytes per second.
     :param write: bytes per second.
@@ -349,15 +349,15 @@ class Interface(Base, frozen=True, tag_field="kind"):
     NONE: ClassVar[bool] = False
 
     def problems(self) -> Iterable[tuple[str, str]]:
-        """What is wrong with the values: (key, message)."""
+        """Return the problems of the values: (key, message)."""
         return ()
 
     def claims(self) -> Iterable[tuple[str, str]]:
-        """What only one interface of the host can have: (key, what)."""
+        """Return the things that only one interface of the host can have: (key, thing)."""
         return ()
 
     def shares(self) -> Iterable[tuple[str, str, str]]:
-        """What interfaces must agree about: (key, of what, value)."""
+        """Return the values that interfaces must agree about: (key, subject, value)."""
         return ()
 
 
@@ -375,7 +375,7 @@ class Filtered(Interface, frozen=True):
 
 
 class Health(Base, frozen=True):
-    """How it is told whether an environment does its work: by a program run inside, or by its mailbox.
+    """Health check of an environment: by a program run inside, or by its mailbox.
 
     :param exec: argument vector, run inside with the environment's own rights; it exits with 0 where all is well.
     :param mailbox: all is well while its program reads its mailbox. Needs a link that leads there.
@@ -394,9 +394,9 @@ class Health(Base, frozen=True):
 
 
 class Update(Base, frozen=True):
-    """What happens when an environment that is healthy is to run otherwise, and has a health check.
+    """Update of an environment that is healthy and has a health check, when it is to run otherwise.
 
-    Where there can be two for a while, the new one is started beside the old one, which is stopped only once the new
+    Where two can run at once, the new one is started beside the old one, which is stopped only once the new
     one is healthy; else the old one is stopped first. Mail waits in the mailbox.
 
     :param rolling: false: never two at once.
@@ -504,7 +504,7 @@ class Link(Base, frozen=True):
 
     @property
     def bounds(self) -> dict[str, float | int | str]:
-        """What was declared of its queue; nothing: its mail waits in the receiver's mailbox."""
+        """Declared bounds of its queue; empty: its mail waits in the receiver's mailbox."""
         bounds: dict[str, float | int | str] = {}
         if self.ttl is not None:
             bounds["ttl"] = float(self.ttl)
@@ -514,7 +514,7 @@ class Link(Base, frozen=True):
 
     @property
     def narrowed(self) -> dict[str, float | int | str]:
-        """What was declared of each of its messages, for the programs at both ends to keep."""
+        """Declared bounds of each of its messages, which the programs at both ends keep."""
         wanted = {
             "rate": None if self.rate is None else float(self.rate),
             "size": None if self.size is None else int(self.size),
@@ -544,12 +544,12 @@ class Link(Base, frozen=True):
 
 
 def host_of(end: str) -> str | None:
-    """The other host that an end of a link is on; None: this one."""
+    """Return the other host that an end of a link is on; None: this one."""
     return end.partition("@")[2] or None
 
 
 class Runtimes(Base, frozen=True):
-    """What runs environments that don't say it, and how the runtimes are set.
+    """Runtimes of environments that don't name one, and the settings of each runtime.
 
     Under a runtime's name stand its own settings, such as ``program``.
 

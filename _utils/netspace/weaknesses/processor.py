@@ -62,7 +62,7 @@ def threads(active: Reading, known: Mapping[str, Reading]) -> Row:
 
 
 def _all_said(known: Mapping[str, Reading]) -> bool:
-    """Whether the kernel says something of each weakness, and of some at all."""
+    """Return whether the kernel says something of each weakness, and of some at all."""
     return bool(known) and all(reading.text and not reading.error for reading in known.values())
 
 

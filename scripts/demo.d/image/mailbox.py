@@ -1,4 +1,4 @@
-"""How a program in an environment sends, asks and answers: a small client over pika.
+"""A small client over pika, by which a program in an environment sends, asks and answers.
 
 All it knows it reads from /run/netspace (see docs/environment-json.md). It declares
 nothing at the broker: what it may use stands already, and the rest is refused. The
@@ -97,7 +97,7 @@ def publish(opened, exchange, text, key="", **properties):
 
 
 def peer(card, name):
-    """What the card says of *name*; the exchange that it would have if it says nothing."""
+    """Return the card's entry for *name*; where there is none, one with the exchange that it would have."""
     for entry in card["peers"]:
         if entry["to"] == name:
             return entry
@@ -105,7 +105,7 @@ def peer(card, name):
 
 
 def shop(card):
-    """The peer that may be asked, or else be sent to, wherever it is."""
+    """Return the peer that may be asked; where there is none, one that may be sent to."""
     askable = [entry["to"] for entry in card["peers"] if "replies" in entry]
     return next(iter(askable or [entry["to"] for entry in card["peers"]]))
 

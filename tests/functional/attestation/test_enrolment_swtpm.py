@@ -183,7 +183,7 @@ def test_a_chain_that_may_not_be_read_stops_no_enrolment(
 
 
 def made_by(factory: Factory, public: bytes) -> bytes:
-    """The certificate (PEM) that a maker publishes for an endorsement key, instead of storing it in the TPM."""
+    """Return the certificate (PEM) that a maker publishes for an endorsement key, instead of storing it in the TPM."""
     return factory.certify(structures.public(public).key()).public_bytes(serialization.Encoding.PEM)
 
 

@@ -1,4 +1,4 @@
-"""What tpm2-tools write, our verifier reads; what is wrong with it, it names."""
+"""Our verifier reads the files that tpm2-tools write, and names what is wrong with them."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ json.dump(answers, sys.stdout)
 
 
 def resolve(name: str) -> int:
-    """The number of a system call here; negative where there is none. crun's own library knows."""
+    """Return the number of a system call here, from crun's own library; negative where there is none."""
     library = ctypes.CDLL("libseccomp.so.2")
     return int(library.seccomp_syscall_resolve_name(name.encode()))
 

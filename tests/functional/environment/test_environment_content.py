@@ -1,4 +1,4 @@
-"""What an environment, or somebody of the host, may leave where root works: trees without end, links, other mounts."""
+"""Traps that an environment, or a user of the host, leaves where root works: trees without end, links, other mounts."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_layer_whose_record_was_lost_gets_its_new_ids_however_deep_it_is(host,
 
 
 def test_a_file_system_that_somebody_still_has_open_is_not_mounted_a_second_time(host):
-    """Two mounts of one ext4 that don't know of each other would destroy it."""
+    """Two mounts of one ext4 that know nothing of each other would destroy it."""
     host.run("web", volumes=[SIZED])
     host.sh("web", "echo kept > /data/file")
     again = {"web": host.desired("web", volumes=[SIZED], limits={"files": 512})}
@@ -131,7 +131,7 @@ def test_more_files_than_a_smaller_layer_can_have_are_refused_by_the_plan(host, 
 
 
 def test_a_system_call_profile_can_t_be_swapped_by_another_user_of_the_host(tmp_path):
-    """Who owns the folder could put a link there, to any file of root's that lets more through."""
+    """The folder's owner could put a link there, to a file of root's that lets more through."""
     with tempfile.TemporaryDirectory(dir="/var/tmp") as theirs:
         profile = Path(theirs, "profile.json")
         profile.write_text('{"defaultAction": "SCMP_ACT_ERRNO"}')

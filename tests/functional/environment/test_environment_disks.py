@@ -28,7 +28,7 @@ def fill(host: Host, name: str, path: str, megabytes: int) -> str:
 
 
 def loops() -> set[str]:
-    """The loop devices in use on files of ours; the machine's other hosts have theirs, under the same paths."""
+    """Return the loop devices in use on files of ours; the machine's other hosts have theirs, under the same paths."""
     state = os.stat("/var/lib/netspace").st_dev
     wanted = f"{os.major(state)}:{os.minor(state)}"
     columns = ["losetup", "--noheadings", "--raw", "--output", "NAME,BACK-MAJ:MIN"]
@@ -180,7 +180,7 @@ SEAMS = (
 
 
 def apply_until(host: Host, wanted, count: int) -> bool:
-    """Apply in a process that is killed before its call number *count* of those; whether it was."""
+    """Apply in a process that is killed before its call number *count* of those; return whether it was."""
     pid = os.fork()
     if pid == 0:
         left = itertools.count(-count)

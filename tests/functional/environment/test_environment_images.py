@@ -43,7 +43,7 @@ def other_store(store: Store, tmp_path: Path) -> Store:
 
 
 def leftovers(store: Store, built: int = 0) -> list[str]:
-    """What is in the images' folder beside that many built images with their notes."""
+    """Return the files in the images' folder, without that many built images and their notes."""
     images = store.file("x").parent
     found = sorted(path.name for path in images.iterdir()) if images.exists() else []
     kept = [name for name in found if not name.startswith(".")]
@@ -538,7 +538,7 @@ def test_verity_is_used_where_the_file_system_has_it(host, image):
 
 
 def merkle(content: bytes) -> str:
-    """The fs-verity digest as Documentation/filesystems/fsverity.rst defines it."""
+    """Return the fs-verity digest as Documentation/filesystems/fsverity.rst defines it."""
     level = [content[at : at + 4096] for at in range(0, len(content), 4096)]
     hashes = [hashlib.sha256(block.ljust(4096, b"\0")).digest() for block in level]
     while len(hashes) > 1:

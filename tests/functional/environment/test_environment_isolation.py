@@ -1,4 +1,4 @@
-"""What an environment has, and what it hasn't."""
+"""An environment has what it was given, and nothing else."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ sys.stdin.read()
 
 
 def _free() -> tuple[bool, int]:
-    """Whether this process can watch files, and how many signals are queued for its user."""
+    """Return whether this process can watch files, and how many signals are queued for its user."""
     libc = ctypes.CDLL(None, use_errno=True)
     instance = libc.inotify_init1(0)
     if instance >= 0:

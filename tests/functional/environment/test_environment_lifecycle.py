@@ -36,7 +36,7 @@ def fingerprint(*folders: Path) -> dict[str, tuple[int, int, int]]:
 
 
 def look_long(monkeypatch, looks):
-    """Be told also of what ends a while after its start, as on a busy machine: so many tenths of a second."""
+    """Let looks take long, to see also what ends a while after its start: so many tenths of a second."""
     monkeypatch.setattr(apply, "_LOOKS", (*apply._LOOKS, *[0.1] * looks))
 
 
@@ -303,7 +303,7 @@ def test_variables_are_never_shown(host):
 
 
 def reboot(host) -> None:
-    """What is gone after one: processes, mounts, /run."""
+    """Take away what a reboot takes: processes, mounts, /run."""
     host.supervisor.stop([f"environment-{name}" for name in host.kind.names()])
     for target in mounts.table():
         if Path(target).is_relative_to(host.layout.run):

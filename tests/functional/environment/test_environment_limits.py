@@ -30,7 +30,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 @pytest.fixture
 def pair(host: Host) -> Host:
-    """A neighbour beside what is tested."""
+    """Host with a neighbour beside what is tested."""
     host.run("neighbour")
     return host
 
@@ -62,7 +62,7 @@ def read(host: Host, name: str, file: str) -> str:
 
 
 def settle(condition: Callable[[], bool]) -> bool:
-    """Wait until it is so; generously, for it is not the time that is tested."""
+    """Return whether a condition comes to hold; wait generously, since time is not what is tested."""
     for _ in range(600):
         if condition():
             return True
@@ -121,7 +121,7 @@ def test_what_nobody_reads_from_connections_is_bounded(pair, debian):
 
 @pytest.fixture
 def swap(disk: Path) -> Iterator[None]:
-    """The machine has swap for a while: more than what is tested here is to have, and last in order."""
+    """Swap of the machine for a while: more than what is tested may have, and last in order."""
     file = disk / "swap"
     file.touch(mode=0o600)
     with file.open("wb") as stream:

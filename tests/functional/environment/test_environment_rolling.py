@@ -34,21 +34,21 @@ def desired(host: Host, script: str = WELL, **keys: Any) -> DesiredEnvironment:
 
 @pytest.fixture
 def runs(host: Host) -> Host:
-    """One that is healthy."""
+    """Host with a healthy environment."""
     assert host.apply({"web": desired(host)})["web"].error == ""
     host.operations.wait(["web"])
     return host
 
 
 def left(host: Host) -> list[str]:
-    """What there is of a second instance."""
+    """Return all that is there of a second instance."""
     found = [name for name in host.supervisor.observe() if "NEXT" in name]
     found += [one for kind in host.traces().values() for one in kind if "NEXT" in one]
     return [*found, *records.updating(host.layout)]
 
 
 def watched(monkeypatch: pytest.MonkeyPatch, host: Host) -> list[tuple[str, set[str], bool]]:
-    """What runs just before each of these is done: the step, the services with a process, and what the list says."""
+    """Watch four steps; each adds the step, the services with a process, and whether the list says ``updating``."""
     seen: list[tuple[str, set[str], bool]] = []
 
     def before(step: str) -> None:

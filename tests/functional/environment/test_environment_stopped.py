@@ -27,13 +27,13 @@ SERVICE = "environment-web"
 
 
 def stopped(host: Host, name: str = "web", **keys: Any) -> DesiredEnvironment:
-    """One that its declaration says shall not run."""
+    """Return an environment whose declaration says that it shall not run."""
     want = host.desired(name, state="stopped", **keys)
     return msgspec.structs.replace(want, spec=msgspec.structs.replace(want.spec, state="stopped"))
 
 
 def apply(host: Host, want: DesiredEnvironment) -> Step:
-    """Apply a difference, and see that it is none any more; return the step."""
+    """Apply a difference, and check that none is left; return the step."""
     (step,) = host.plan({"web": want}).steps
     assert host.apply({"web": want})["web"].error == ""
     again = host.plan({"web": want})

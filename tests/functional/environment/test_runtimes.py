@@ -185,7 +185,7 @@ exit 137
 
 
 def sockets_elsewhere() -> Iterator[Path]:
-    """What runsc would put elsewhere when there is something in its way."""
+    """Yield the sockets that runsc puts elsewhere when something is in its way."""
     for folder in ("/run", "/tmp"):
         yield from Path(folder).glob("runsc-*.sock")
 

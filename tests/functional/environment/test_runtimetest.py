@@ -37,7 +37,7 @@ def wait_for_the_end(host):
 
 
 def findings(output):
-    """The lines of TAP that say ``not ok``, without their numbers."""
+    """Return the lines of TAP that say ``not ok``, without their numbers."""
     return [match[1].strip() for match in re.finditer(r"^not ok \d+ - (.*)$", output, re.MULTILINE)]
 
 

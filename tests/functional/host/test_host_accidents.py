@@ -53,7 +53,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 
 def apply(act: Callable[[], dict[str, list[str]]]) -> list[str]:
-    """Do it in a fork; return the errors. A surprise fails."""
+    """Apply in a fork; return the errors. Any other outcome fails the test."""
     done = faultpoints.run(act, traced=False)
     assert done.error == ""
     errors: list[str] = done.value["errors"]
@@ -65,7 +65,7 @@ def converge(declared: Declared) -> list[str]:
 
 
 def mends(declared: Declared) -> None:
-    """The next apply makes it so, and the one after it has nothing to do."""
+    """Check that the next apply repairs all, and that the one after it has nothing to do."""
     assert converge(declared) == []
     planned = faultpoints.run(lambda: faults_host.converge(declared, test=True), traced=False)
     assert planned.value == {"steps": [], "errors": []}
@@ -73,7 +73,7 @@ def mends(declared: Declared) -> None:
 
 @contextlib.contextmanager
 def mounted(target: Path, size: str) -> Iterator[None]:
-    """A small file system at *target* for a while; what was mounted there before (the sandbox's) stays."""
+    """Mount a small file system at *target* for a while; what was mounted there before (the sandbox's) stays."""
     target.mkdir(parents=True, exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size},mode=755", "small", target], check=True)
     try:
@@ -266,7 +266,7 @@ def test_nobody_supervises_and_an_apply_sees_and_mends_that(world: World) -> Non
 # -- programs that fail or hang --------------------------------------------------------
 @contextlib.contextmanager
 def instead_of(program: str, script: str, folder: Path) -> Iterator[None]:
-    """Another program stands in the place of *program*, which the script may run as ``$REAL``."""
+    """Put another program in the place of *program*, which the script may run as ``$REAL``."""
     place = Path(shutil.which(program) or "")
     real, other = folder / f"real-{program}", folder / f"other-{program}"
     shutil.copy(place, real)
@@ -422,7 +422,7 @@ def test_two_hundred_environments_at_once(world: World) -> None:
     done = threading.Event()
 
     def watch() -> None:
-        """The most threads and descriptors of any process of this library."""
+        """Note the threads and descriptors of each Python process, again and again."""
         while not done.wait(0.02):
             for entry in os.listdir("/proc"):
                 with contextlib.suppress(OSError):

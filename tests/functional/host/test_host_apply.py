@@ -108,7 +108,7 @@ def test_a_declared_host_runs_talks_and_settles(salt, image):
 
 
 def keys(salt, name):
-    """How many keys of its own an environment has, and how many of the other end of its sealed link."""
+    """Return how many keys an environment has of its own, and how many of the other end of its sealed link."""
     told = salt.exec(name, ["/usr/bin/python3", "-c", KEYS])
     assert told["retcode"] == 0, told
     return tuple(json.loads(told["stdout"]))
@@ -123,7 +123,7 @@ print(json.dumps([len(json.load(open(card["seal"]["keys_file"]))["keys"]), len(o
 
 
 def own(files):
-    """All but the broker's data, which it writes as it lives, and logs."""
+    """Return all but the broker's data, which it writes as it lives, and logs."""
     return {path: value for path, value in files.items() if "broker" not in path and not path.startswith("/var/log/")}
 
 

@@ -76,7 +76,7 @@ def applied(salt, image, bare, tmp_path):
 
 
 def traces():
-    """What there is of twins on this host."""
+    """Return all that is there of twins on this host."""
     layout = Layout()
     places = [layout.state, layout.run, Path("/run/netns"), Path("/sys/class/net")]
     found = [str(path) for place in places for path in place.rglob("*audit-*")]
@@ -87,7 +87,7 @@ def traces():
 
 
 def users():
-    """Which processes run as somebody's environment."""
+    """Return the processes that run as the user of an environment."""
     found = set()
     for entry in os.listdir("/proc"):
         if entry.isdigit():
@@ -193,7 +193,7 @@ def test_a_weakness_of_the_configuration_is_found(applied):
 
 
 def test_success_is_an_exit_code():
-    """The module's own word: a row that succeeded makes the job fail."""
+    """A row that succeeded makes the job fail, by the module's own exit code."""
     script = (
         "import sys; sys.path[:0] = sys.argv[1:]\n"
         "import netspace_environment as module\n"

@@ -59,7 +59,7 @@ def teardown() -> list[str]:
 
 
 def records() -> list[Path]:
-    """Every record of ours: what is JSON and not handed out."""
+    """Return every record of ours: what is JSON and not handed out."""
     found = [path for folder in (LAYOUT.state, LAYOUT.run) for path in folder.rglob("*.json")]
     return sorted(
         path

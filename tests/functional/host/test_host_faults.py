@@ -78,7 +78,7 @@ def scenarios(world: World) -> list[Scenario]:
 
 
 def chosen(run: faultpoints.Run) -> list[Point]:
-    """The points that are tried: of each kind of step the first, or all."""
+    """Return the points that are tried: of each kind of step the first, or all."""
     points = [point for point in run.changing if not point.what.startswith(SAME_AS_BEFORE)]
     if points and points[-1].what == "write pipe":
         points.pop()  # that is the run's own report
@@ -105,7 +105,7 @@ def succeeded(run: faultpoints.Run) -> str:
 
 
 def check(world: World, scenario: Scenario) -> list[str]:
-    """Do it again, and see that it is done, and just so; return what is wrong."""
+    """Do the scenario again, and check that it is done and that nothing is left to do; return what is wrong."""
     wrong = []
     if error := succeeded(faultpoints.run(scenario.act, traced=False)):
         wrong.append(f"the next run fails: {error}")

@@ -71,7 +71,7 @@ def answered(asking: socket.socket, text: bytes) -> bool:
 
 
 def pinged(address: str = ADDRESS) -> bool:
-    """Whether it answers an echo request (RFC 792)."""
+    """Send an echo request (RFC 792); return whether it is answered."""
     with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as raw:
         raw.settimeout(1)
         head = struct.pack(">BBHHH", 8, 0, 0, 77, 1)

@@ -54,7 +54,7 @@ def reader(salt: Salt) -> dict[str, Any]:
 
 @pytest.fixture
 def stopped() -> Iterator[list[int]]:
-    """Processes that stand still; they go on after the test, whatever came of it."""
+    """Processes that stand still; they go on after the test, even a failed one."""
     pids: list[int] = []
     yield pids
     for pid in pids:
@@ -100,7 +100,7 @@ def test_what_reads_its_mailbox_is_healthy_and_what_stops_is_restarted(
 
 
 def test_an_update_that_does_not_read_is_taken_back_though_the_one_before_did(salt: Salt, image: Path) -> None:
-    """What the broker still counts of the one before is nothing that the new one does."""
+    """A count that the broker still keeps of the former program says nothing of the new one."""
     all_true(salt.apply(declared(image)))
     assert salt("netspace_environment.wait", "reader", "timeout=120")["reader"]["health"] == "healthy"
     deaf = declared(image, IDLE, update={"deadline": 30})

@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.root, pytest.mark.usefixtures("clean")]
 
 
 def answer(salt: Salt) -> str:
-    """The answer that 'web' gets from 'orders' along the link."""
+    """Return the answer that 'web' gets from 'orders' along the link."""
     done = salt.exec("web", ["/usr/bin/python3", "-c", ASK, "orders", "two"], timeout=50)
     assert done["retcode"] == 0, done
     return str(done["stdout"]).strip()

@@ -1,4 +1,4 @@
-"""What a host hears of another's keys for sealed links, its programs know at once; nothing is restarted for it."""
+"""A host's programs know at once the keys that another host tells for sealed links; nothing is restarted for it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Other:
         )
 
     def heard(self, text: str) -> bundles.Bundle:
-        """What it believes of h1."""
+        """Return the bundle of h1's that this host reads in *text* and believes."""
         name, found = bundles.opened(text, self.broker, self.known, time.time())
         assert name == "h1"
         return found

@@ -35,7 +35,7 @@ PEER = {
 
 
 def attacked(image):
-    """The shop with a victim to aim at, and an attacker with a link and an interface of its own."""
+    """Shop with a victim to aim at, and an attacker with a link and an interface of its own."""
     declared = shop(image)
     every = [
         {"direction": direction, "cidr": cidr, "protocol": protocol}
@@ -114,7 +114,7 @@ def outside():
 
 
 def aim(salt, declared):
-    """What the attacker is told to aim at: far more than a real one would know."""
+    """Return the targets that the attacker is told: far more than a real one would know."""
     interfaces = salt("netspace_interface.list")
     broker = declared.get("broker", {})
     called = names.ensure(Layout(), LocalBroker())

@@ -35,7 +35,7 @@ def states(salt: Salt) -> dict[str, str]:
 
 
 def applied(salt: Salt, declared: dict[str, Any]) -> dict[str, Any]:
-    """Apply it, after a test that told the same, and before an apply that has nothing to do; return the changes."""
+    """Apply after a test that tells the same, and before an apply with nothing to do; return the changes."""
     tested = salt.apply(declared, "test=True")
     assert tested["netspace environments"]["result"] is None
     made = salt.apply(declared)

@@ -1,4 +1,4 @@
-"""What demands trust runs only where it is; everything else runs all the same."""
+"""An environment that demands trust runs only on a host that has it; everything else runs all the same."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def test_what_runs_without_trust_is_not_made_anew_whatever_changes(salt, image, 
 
 
 def reboot(layout):
-    """What a host has lost after one: processes, mounts, bundles, and that its last appraisal counts."""
+    """Take away what a reboot takes: processes, mounts, bundles, and the validity of the last appraisal."""
     wanted = records.desired(layout)
     names = list(Direct(layout).observe())
     assert Direct(layout).stop(names) == {}

@@ -1,4 +1,4 @@
-"""Where nothing is to do, nothing is done: counted by system calls, not by time."""
+"""An apply with nothing to do changes nothing: counted by system calls, not by time."""
 
 from __future__ import annotations
 

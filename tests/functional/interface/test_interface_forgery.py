@@ -1,4 +1,4 @@
-"""What a program could send if it were root in its namespace and wrote frames itself: only honest ones pass."""
+"""A program that is root in its namespace and writes frames itself gets none but honest ones through."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Attack:
         return ip(one, other, UDP, udp(one, other, port, data))
 
     def arrived(self, *known: bytes) -> set[bytes]:
-        """Which of these came out anywhere, by the time that an honest one did."""
+        """Return those of *known* that came out anywhere, by the time that an honest datagram did."""
         self.send(self.datagram("ipv4", MARK))
         seen = self.outside.until(MARK)
         return tags([*seen, *self.neighbour.received()], known)
@@ -136,7 +136,7 @@ def test_the_host_by_any_of_its_addresses(attack: Attack, family: str) -> None:
 
 
 def parts(attack: Attack, family: str, whole: bytes, cut: int, number: int, source: str = "") -> list[bytes]:
-    """A datagram in two fragments."""
+    """Return a datagram in two fragments."""
     one, other = source or attack.own(family), WIRE[family][1]
     if family == "ipv4":
         return [
@@ -249,7 +249,7 @@ def test_neighbour_discovery_and_router_advertisements_teach_the_host_nothing(at
 
 
 def redirects(family: str) -> int:
-    """How many redirects the host's own stack has seen."""
+    """Return how many redirects the host's own stack has seen."""
     if family == "ipv4":
         names, values = (
             line.split()

@@ -339,7 +339,7 @@ def test_drift_is_seen_and_repaired(bench: Bench, lan: Lan, spoil: Callable[[Ben
 
 
 def test_a_link_that_has_no_name_yet_is_completed(bench: Bench, lan: Lan) -> None:
-    """As a run leaves it that is killed there; before Linux 6.16 no table can name a link that isn't called so."""
+    """A run that is killed leaves such a link; before Linux 6.16 no table can name a link that isn't called so."""
     desired = bench.make(a=lan.spec())
     where = f"ip -n {bench.path('a').name}"
     run(f"{where} link set eth0 down")

@@ -1,4 +1,4 @@
-"""What one environment may take of the host: bytes per second that it sends, connections that are open."""
+"""Limits on what one environment takes of the host: bytes per second that it sends, connections that are open."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def sent(bench: Bench, name: str) -> int:
 
 
 def flood(bench: Bench, name: str) -> int:
-    """Send a known amount as fast as one can; return how much of it came out of the interface."""
+    """Send a known amount as fast as possible; return how much of it came out of the interface."""
 
     def send() -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
@@ -136,7 +136,7 @@ def test_connections_stay_counted_while_other_environments_come_change_and_go(be
 
 
 def test_who_has_nothing_open_any_more_is_forgotten(bench: Bench, outside: Path) -> None:
-    """Else names of environments long gone would fill the set of those that are counted."""
+    """Otherwise names of environments long gone would fill the set of those that are counted."""
     out = {"direction": "out", "cidr": WORLD["ipv4"], "port": 8080}
     bench.make(a=veth(out), b=veth(out))
     assert meets(bench.path("a"), outside, WIRE["ipv4"][1], 8080)
@@ -148,7 +148,7 @@ def test_who_has_nothing_open_any_more_is_forgotten(bench: Bench, outside: Path)
 
 @families
 def test_what_is_closed_leaves_the_table_of_connections(bench: Bench, outside: Path, family: str) -> None:
-    """Else one that opens and closes quickly would fill the host's table, however few are open."""
+    """Otherwise an environment that opens and closes quickly would fill the host's table."""
     bench.make(a=veth({"direction": "out", "cidr": WORLD[family], "port": 8080}))
     far = WIRE[family][1]
 

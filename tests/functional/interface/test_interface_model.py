@@ -53,7 +53,7 @@ class Packet:
 
 
 def passes(rules: tuple[Allow, ...], packet: Packet) -> bool:
-    """The declaration's meaning."""
+    """Return whether the declaration lets the packet through."""
     for rule in rules:
         first, last = (check.ports(rule.port) if rule.port is not None else None) or (0, 65535)
         if (
@@ -129,7 +129,7 @@ class Stack:
             self._senders[family].sendto(packet, (target, 0))
 
     def until(self, mark: bytes) -> list[bytes]:
-        """What has come in up to the packet that holds *mark*, and right after it."""
+        """Return the packets that came in up to the one that holds *mark*, and right after it."""
         found: list[bytes] = []
         end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
@@ -151,7 +151,7 @@ class Between:
         self.count = 0
 
     def judged(self, sample: list[Packet]) -> list[bool]:
-        """Which of *sample* arrive."""
+        """Return, for each packet of *sample*, whether it arrives."""
         known = []
         marks = {}
         for packet in [*sample, *(Packet(way, "ipv4", "198.18.0.2", "udp", MARK_PORT) for way in DIRECTIONS)]:

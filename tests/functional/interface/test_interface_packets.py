@@ -1,4 +1,4 @@
-"""Which packets pass, tried with real ones: nothing but what ``allow`` names."""
+"""Nothing passes but what ``allow`` names, tried with real packets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What applying does to the host: complete, repeatable, repairing, and leaving nothing behind."""
+"""The host after an apply: complete and repaired, the same after a second one, with nothing left behind."""
 
 from __future__ import annotations
 
@@ -320,7 +320,7 @@ class Killed(BaseException):
 
 @pytest.fixture
 def killer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
-    """Die at the n-th thing done to the host: before it, or (odd n) with half a batch sent."""
+    """A way to die at the n-th thing done to the host: before it, or (odd n) with half a batch sent."""
     left = [-1]
 
     def watch(owner: Any, name: str) -> None:

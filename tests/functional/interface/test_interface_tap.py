@@ -105,7 +105,7 @@ class Guest:
         return found
 
     def awaited(self, wanted: Callable[[bytes], object]) -> list[bytes]:
-        """Those frames that are wanted, one at least."""
+        """Return the wanted frames, at least one."""
         found: list[bytes] = []
 
         def came() -> list[bytes]:
@@ -119,7 +119,7 @@ class Guest:
         self.write(frame(target or self.gateway_mac, source or self.mac, kind_of(packet), packet))
 
     def ask(self, family: str, about: str = "", source: str = "", **claimed: str) -> str:
-        """Who has the gateway? Its MAC, or nothing."""
+        """Ask by ARP or neighbour discovery for *about* (default: the gateway); return its MAC, empty for no answer."""
         about, source = about or self.gateway[family], source or self.own[family]
         own_mac = claimed.get("mac", self.mac)
         if family == "ipv4":
@@ -144,7 +144,7 @@ class Guest:
         return ""
 
     def settle(self) -> None:
-        """Find the gateway: asked again, since a link that came up a moment ago may lose what is sent."""
+        """Find the gateway; ask again, since a link that came up a moment ago may lose what is sent."""
 
         def found() -> str:
             self.gateway_mac = self.ask("ipv4")

@@ -1,4 +1,4 @@
-"""What is packed by hand is what nft makes of the same table as text; a change in place ends where a whole load does.
+"""The hand-packed table equals the one that nft makes of text; a change in place ends where a whole load does.
 
 Each in a namespace of its own, where nothing else is.
 """
@@ -81,7 +81,7 @@ def nft(*arguments: str, text: str = "") -> str:
 
 
 def listing() -> list[str]:
-    """What nft lists, whatever the order of elements and of what stands beside each other."""
+    """Return nft's listing, independent of the order of elements and of objects beside each other."""
 
     def ordered(match: re.Match[str]) -> str:
         return ",".join(sorted(" ".join(element.split()) for element in match[1].split(",")))

@@ -25,7 +25,7 @@ def world() -> Iterator[World]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the authorities of :func:`both` are."""
+    """Folder of the authorities of :func:`both`."""
     return tmp_path_factory.mktemp("hosts")
 
 

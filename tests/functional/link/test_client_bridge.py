@@ -62,7 +62,10 @@ class Town:
         return self.run(name, RUN, *arguments)
 
     def serve(self, name: str, port: int, answer: Any) -> list[dict[str, Any]]:
-        """An HTTP server in *name*; ``answer(request)`` returns ``(status, headers, body)``. Return what it gets."""
+        """Run an HTTP server in *name*; return what it gets.
+
+        *answer* takes a request and returns ``(status, headers, body)``.
+        """
         got: list[dict[str, Any]] = []
 
         class Handler(http.server.BaseHTTPRequestHandler):

@@ -77,7 +77,7 @@ class Town:
         return self.programs[-1]
 
     def example(self, name: str, which: str, *arguments: str) -> subprocess.Popen[str]:
-        """One of the client's examples, as it stands, in a process of its own inside *name*."""
+        """Return one of the client's examples, as it stands, in a process of its own inside *name*."""
         path = f"import sys; sys.path[:0] = [{str(CLIENT / 'src')!r}, *{sys.path!r}]\n"
         code = path + (CLIENT / f"examples/{which}.py").read_text()
         return self.world.run_inside(name, code, *arguments, cards=str(self.folder / name))
@@ -193,7 +193,7 @@ def test_a_call_that_nobody_answers_times_out_and_its_late_answer_is_dropped(tow
     web, orders = town.program("web"), town.program("orders")
 
     def in_vain() -> bool:
-        """Whether a question was sent and its time passed; on a busy machine it may pass on the way."""
+        """Return whether a question was sent and its time passed; on a busy machine it may pass on the way."""
         try:
             web.run(web.mailbox.call("orders", "first", 1.0))
         except LinkError as err:
@@ -249,7 +249,7 @@ def test_what_cannot_be_sent_is_refused_and_no_other_message_is_told_wrong(town)
         web.run(web.mailbox.call("orders", "bad", content_type="t" * 256))
 
     async def unforeseen():
-        """What only aiormq finds out, amid others."""
+        """Send a message that only aiormq finds wrong, amid others."""
         outlet = next(iter(web.mailbox._lines.outlets.values()))
         bad = outlet.publish(b"bad", spec.Basic.Properties(message_id=["no text"]), timeout=60)
         return await every([bad, *(web.mailbox.send("audit", str(number)) for number in range(3))])
@@ -839,7 +839,7 @@ def test_only_a_declared_peer_is_monitored_and_nothing_else_is_told(town):
 
 # -- sealed links ------------------------------------------------------------------------------------
 class Relay:
-    """Who carries what *name* is to read: sees, takes and publishes whatever it likes."""
+    """A carrier of all that *name* is to read: it sees, takes and publishes whatever it likes."""
 
     def __init__(self, town: Town, name: str) -> None:
         self.town = town
@@ -847,7 +847,7 @@ class Relay:
         self.exchanges = {sender["from"]: sender["exchange"] for sender in town.card(name)["senders"]}
 
     def take(self) -> dict:
-        """The next letter, which is then gone."""
+        """Return the next letter, which is then gone."""
         got: list[dict] = []
 
         def ask() -> bool:

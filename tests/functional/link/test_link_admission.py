@@ -50,7 +50,7 @@ def _unharmed(host):
 
 
 def refusal(host, ask: Callable[[pika.adapters.blocking_connection.BlockingChannel], object]) -> tuple[int, str]:
-    """The error with which the broker closes the channel, within seconds."""
+    """Return the error with which the broker closes the channel, within seconds."""
     with host.client("web") as channel:
         channel.connection.call_later(20, lambda: channel.connection.close())
         with pytest.raises(ChannelClosedByBroker) as caught:
@@ -64,7 +64,7 @@ PREFIX = "amq.rabbitmq.reply-to"
 
 
 def process(name: str) -> str:
-    """The name of a direct reply's queue that makes RabbitMQ call one of its own processes."""
+    """Return the name of a direct reply's queue that makes RabbitMQ call one of its own processes."""
     term = bytes([131, 119, len(name)]) + name.encode()
     return f"{PREFIX}.{base64.b64encode(term).decode()}.x"
 
@@ -129,7 +129,7 @@ def test_direct_replies_are_refused_over_amqp_1(host, name):
 
 # -- all that isn't needed ------------------------------------------------------------------
 def told(host, method: pika.amqp_object.Method) -> tuple[int, str]:
-    """The broker's answer to a method, sent as it is."""
+    """Return the broker's answer to a method, sent as it is."""
 
     def ask(channel: pika.adapters.blocking_connection.BlockingChannel) -> None:
         channel.connection._impl._send_method(channel.channel_number, method)

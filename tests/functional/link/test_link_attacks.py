@@ -53,7 +53,7 @@ def _unharmed(host):
 
 
 def stream(host, name: str = "web") -> ssl.SSLSocket:
-    """A connection of *name*'s, with its certificate, on which anything can be said."""
+    """Return a connection of *name*'s, with its certificate, on which anything can be said."""
     about = host.card(name)["broker"]
     with host.inside(name):
         plain = socket.create_connection((about["host"], about["port"]), timeout=30)
@@ -63,7 +63,7 @@ def stream(host, name: str = "web") -> ssl.SSLSocket:
 
 # -- names -------------------------------------------------------------------------------
 def ask_whether_there_is(channel, kind: str, name: str) -> int:
-    """The broker's answer to a passive declare, which needs no right."""
+    """Return the broker's answer to a passive declare, which needs no right."""
     try:
         if kind == "queue":
             channel.queue_declare(name, passive=True)
@@ -175,7 +175,7 @@ def test_channels_are_bounded_over_all_connections(host):
 
 # -- dead letters ------------------------------------------------------------------------
 def forgery(host) -> dict:
-    """What would make a letter of the attacker's one of its neighbour's, if it were believed."""
+    """Return headers that would make a letter of the attacker's one of its neighbour's, if they were believed."""
     exchange, queue = host.n("link.orders.audit"), host.n("mailbox.audit")
     said = {"exchange": exchange, "queue": queue, "reason": "rejected"}
     return {f"x-{which}-death-{key}": value for which in ("first", "last") for key, value in said.items()}
@@ -290,7 +290,7 @@ def test_management_is_refused_over_amqp_1(host, managed):
 
 # -- the wire ---------------------------------------------------------------------------
 def closed(secured: ssl.SSLSocket) -> bool:
-    """Whether the broker closes it; what it says before is read."""
+    """Read what the broker says until it closes the connection; then return True."""
     try:
         while secured.recv(65536):
             pass
@@ -368,7 +368,7 @@ def test_whoever_is_slow_is_cut_off_and_takes_nobodys_place(host, record_propert
 
 
 def cut_off(one: socket.socket, drips: bool) -> bool:
-    """Whether it is closed; else it says one more byte, if it is of those that say anything."""
+    """Return whether the connection is closed; if not, send one more byte where the attack says anything."""
     try:
         while one.recv(100):
             pass

@@ -178,7 +178,7 @@ def test_the_broker_listens_on_loopback_only(host):
 
 
 def of_processes(file: str) -> list[bytes]:
-    """A file in /proc of each process that doesn't end meanwhile."""
+    """Return a file in /proc of each process that doesn't end meanwhile."""
     found = []
     for path in Path("/proc").glob(f"[0-9]*/{file}"):
         with contextlib.suppress(OSError):

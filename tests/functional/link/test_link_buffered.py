@@ -38,7 +38,7 @@ def shovels(world) -> list[str]:
 
 
 def waiting(world, queue: str) -> int:
-    """How many messages are in a queue, asked of the queue itself."""
+    """Return how many messages are in a queue, asked of the queue itself."""
     with world.here(), world.api() as api:
         body = {"count": 10_000, "ackmode": "ack_requeue_true", "encoding": "base64", "truncate": 1}
         return len(api.post("queues", world.layout.instance, queue, "get", body=body) or [])
@@ -98,7 +98,7 @@ def test_nothing_is_lost_though_brokers_die_and_the_cable_is_cut(linked, program
 
 
 def test_a_full_mailbox_there_loses_nothing_and_the_outbox_tells_its_sender_in_the_end(linked, program):
-    """The facts' trap: with the usual delivery limit, 194 of 200 were lost without a word."""
+    """With the usual delivery limit, 194 of 200 messages were lost without a word."""
     h1, h2, _ = linked
     web = program(h1, "web")
     for number in range(200):
@@ -146,7 +146,7 @@ def test_revoked_at_the_receivers_host_what_waits_stays_and_the_operator_is_told
     until(lambda: waiting(h1, h1.links.called.outbox(h1.local(TELL)[0])) == 1, "what waits is gone")
 
     def stalled() -> bool:
-        """A shovel that tries again is said to be running until it is told that nothing is there for it."""
+        """Return whether the shovel is stalled: it counts as running until it hears that nothing is there for it."""
         with h1.here():
             told = h1.links.list()["links"]["web.orders@h2"]
         return told["state"] == "stalled" and "its mail is not carried over now" in told["why"]
@@ -158,7 +158,7 @@ def test_revoked_at_the_receivers_host_what_waits_stays_and_the_operator_is_told
 
 
 def test_an_apply_starts_what_carries_anew_where_that_ended_for_good(linked, program):
-    """As it does when a link is revoked in the moment in which its broken way is tried again."""
+    """A shovel ends for good when a link is revoked at the moment in which the broken way is tried again."""
     h1, h2, _ = linked
     end_carriers(h1)
     assert any("not carried over now (absent)" in problem for problem in problems(h1))
@@ -206,7 +206,7 @@ def test_a_shovel_that_somebody_changed_or_removed_is_repaired(linked):
 
 
 def test_another_hosts_broker_may_send_by_that_hosts_links_and_do_nothing_else(linked):
-    """With its key, and every name."""
+    """The attacker has the other broker's key, and every name."""
     h1, h2, _ = linked
     attempts = {
         "read a mailbox": lambda channel: channel.basic_get(h2.n("mailbox.orders")),
@@ -277,7 +277,7 @@ def test_a_broker_that_is_killed_in_its_sleep_carries_on(linked, program):
 
 
 def test_more_links_than_an_environment_may_have_connections_are_carried(linked):
-    """Each shovel is a connection of the same broker's."""
+    """Each shovel is a connection of the same broker."""
     h1, h2, _ = linked
     many = [Link(source=f"web{number}@h1", target="audit@h2", via="buffered") for number in range(12)]
     h1.environment(*(link.source.partition("@")[0] for link in many))

@@ -25,7 +25,7 @@ LINK = Link(source="a", target="b", pattern="request")
 
 @pytest.fixture
 def shared(world, tmp_path):
-    """Our own broker, seen by another instance as somebody's."""
+    """Our own broker, seen by another instance as somebody else's."""
     world.environment("web", "orders")
     world.apply(Link(source="web", target="orders"), broker=OURS)
     login = broker.login(world.layout)
@@ -158,7 +158,7 @@ NOWHERE = ClusterBroker(
 
 
 def attempt(links: Links, where: ClusterBroker, *wanted: Link, purge: bool = False):
-    """As converge, but whatever comes of it: the plan, and the errors."""
+    """Converge, whatever fails; return the plan and the errors."""
     plan = links.plan(DesiredLinks(where, wanted), links.observe(), links.names() - {link.name for link in wanted})
     return plan, {outcome.error for outcome in links.apply(plan.steps, purge=purge)}
 
@@ -183,7 +183,7 @@ def test_a_broker_that_was_never_reached_is_simply_replaced(world, shared, other
 
 
 def lose(links: Links, broker: ClusterBroker) -> None:
-    """The recorded broker was reached once, and is no more."""
+    """Record *broker*, as one that was reached once and is gone."""
     record.write(links.layout, msgspec.structs.replace(record.read(links.layout), broker=broker))
 
 

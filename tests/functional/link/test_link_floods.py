@@ -107,7 +107,7 @@ def neighbour(host) -> Iterator[Neighbour]:
 
 
 def cut_offs(host, name: str) -> int:
-    """How often an environment was cut off since the broker began, as health tells for an hour."""
+    """Return how often an environment was cut off since the broker began, as health tells for an hour."""
     found = re.search(rf"\b{name} was cut off (\d+) times", str(host.links.health()["problems"]))
     return int(found[1]) if found else 0
 
@@ -149,7 +149,7 @@ def test_who_consumes_with_arguments_too_large_is_cut_off(host, cards):
 
 # -- time ----------------------------------------------------------------------------------
 def multiple(neighbour: Neighbour, process: subprocess.Popen[str], phases: int = 5, each: int = 30) -> float:
-    """A neighbour's time while the attack goes on, as a multiple of what it is while the attacker sleeps.
+    """Return a neighbour's time during the attack, as a multiple of its time while the attacker sleeps.
 
     Both are measured in turn, so that what else the machine does, which comes and goes, falls on either.
     """
@@ -267,7 +267,7 @@ def test_what_asking_does_not_need_is_refused_over_amqp_0_9_1(host, unbound, att
 
 @pytest.mark.parametrize("attack", [by_exchange, by_exchange_over_amqp_1])
 def test_no_answer_is_led_where_there_is_no_link(host, unbound, attack):
-    """Who asks may write to its link, and read what answers come through: it must not join the two."""
+    """An asker may write to its link and read its answers' exchange: it must not join the two."""
     with pytest.raises((AMQPError, amqp1.RefusedError, OSError)):
         attack(host)
     until(lambda: answers_bound(host) == [], patience=PATIENCE)

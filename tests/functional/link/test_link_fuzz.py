@@ -40,7 +40,7 @@ def host(world):
 
 
 def number(host, expression: str) -> int:
-    """A number from within the broker, by a global parameter, the only way for a result to come back."""
+    """Return a number from within the broker; a global parameter is the only way for it to come back."""
     host.evaluate(f'ok = rabbit_runtime_parameters:set_global(told, {expression}, <<"test">>).')
     with host.api() as api:
         return int(api.get("global-parameters", "told")["value"])

@@ -1,4 +1,4 @@
-"""Who may log in at the broker and how: certificates, their renewal and end; passwords where they are asked for."""
+"""Logins at the broker: by certificates, with their renewal and end; by passwords where they are asked for."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def test_renaming_loses_no_mail_and_no_sender(host):
 
 
 def counted(host, queue: str) -> int | None:
-    """What the broker's statistic, which is up to 5 s old, says of a queue."""
+    """Return the number of messages in a queue by the broker's statistic, which is up to 5 s old."""
     with host.api() as api:
         return api.get("queues", "netspace", queue).get("messages")
 
@@ -139,7 +139,7 @@ def test_the_key_is_root_only_and_shared_where_a_file_says_so(host, tmp_path):
 
 # -- bounds of one link --------------------------------------------------------------------
 def bounded(host, **bounds) -> Link:
-    """The link from orders to audit with bounds of its own."""
+    """Return the link from orders to audit with bounds of its own."""
     link = Link(source="orders", target="audit", **bounds)
     host.apply(ASK, link)
     assert not host.plan(ASK, link).steps
@@ -224,7 +224,7 @@ def test_health_names_full_and_unread_mailboxes(host):
 # -- revocation --------------------------------------------------------------------------
 @pytest.mark.revocation
 def test_revocation_severs_one_link_in_the_midst_of_mail(host):
-    """What was confirmed has arrived; what was in flight is refused or lost, and nothing comes later."""
+    """Confirmed messages have arrived; those in flight are refused or lost, and nothing comes later."""
     doomed, other = Link(source="web", target="audit"), TELL
     host.apply(ASK, doomed, other)
     exchange, beside = host.links.called.exchange(doomed), host.links.called.exchange(other)
@@ -277,7 +277,7 @@ def test_revocation_severs_one_link_in_the_midst_of_mail(host):
 
 
 def bodies(host, name: str, *exchanges: str) -> dict[str, list[bytes]]:
-    """All that *name* finds in its mailbox, by exchange."""
+    """Return all that *name* finds in its mailbox, by exchange."""
     found: dict[str, list[bytes]] = {exchange: [] for exchange in exchanges}
     with host.client(name) as channel:
         while True:

@@ -57,14 +57,14 @@ def squatter(host, name: str) -> Iterator[subprocess.Popen[str]]:
 
 @pytest.fixture
 def host(world):
-    """No link and no mail, also after a test that fails; the namespaces of three environments."""
+    """Host without links or mail, also after a test that fails; the namespaces of three environments."""
     world.environment("web", "orders", "audit")
     yield world
     world.apply(purge=True)
 
 
 def errors(host, *links: Link) -> dict[str, str]:
-    """Apply, whatever fails: the errors by their step."""
+    """Apply, whatever fails; return the errors by their step."""
     desired = DesiredLinks(host.broker, links)
     plan = host.links.plan(desired, host.links.observe(), host.links.names() - {link.name for link in links})
     assert plan.steps
@@ -72,7 +72,7 @@ def errors(host, *links: Link) -> dict[str, str]:
 
 
 def is_well(host) -> bool:
-    """Whether mail goes from web to orders."""
+    """Return whether mail goes from web to orders."""
     try:
         with host.client("web") as channel:
             channel.basic_publish(host.n("link.web.orders"), "", b"x", mandatory=True)
@@ -148,7 +148,7 @@ for chosen in itertools.chain.from_iterable(itertools.combinations(options, coun
 
 
 def tried(host, name: str) -> set[str]:
-    """Try the port as a program of the environment, in each way; return how far it came."""
+    """Try the port in each way, as a program of the environment; return how far it came."""
     command = ["ip", "netns", "exec", host.layout.netns_name(name), sys.executable, "-c", SHARER]
     return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines())
 
@@ -176,7 +176,10 @@ def test_a_held_port_is_nobody_elses(host):
 
 
 def test_connections_of_the_forwarder_s_own_are_in_nobody_s_way(host):
-    """They belong to another user than root. A listener on another address of the port has the kernel look at them."""
+    """The connections belong to a user other than root.
+
+    A listener on another address of the port has the kernel look at them.
+    """
     host.apply(*LINKS)
     beside = (
         "import socket, time; one = socket.create_server(('127.0.0.2', 5671)); print(1, flush=True); time.sleep(99)"

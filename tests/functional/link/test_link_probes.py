@@ -1,4 +1,4 @@
-"""What a host that is taken over can find out at another one: what is between the two, and nothing else."""
+"""A host that is taken over finds out at another host only what is between the two."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def linked(both, folder):
 
 
 def guesses(h1, there: Iterable[str]) -> set[str]:
-    """What h1 can make of its keys, for names that it knows but for what can't be guessed."""
+    """Return every name that h1's keys make of the plain names *there*, which h1 is assumed to know."""
     own = h1.links.called
     bounds = {repr(sorted(link.bounds.items())) for link in LINKS}
     known = (PLAIN, *(Names(key) for key in (own.key, *own.pairs.values())))
@@ -50,7 +50,7 @@ def guesses(h1, there: Iterable[str]) -> set[str]:
 
 
 def found(connection: pika.BlockingConnection, names: Iterable[str]) -> set[str]:
-    """Those of the names that there is a queue or an exchange of, as the broker tells."""
+    """Return those of the names that the broker has a queue or an exchange of."""
     told = set()
     for name in names:
         for kind in KINDS:

@@ -179,7 +179,7 @@ def test_a_monitor_is_told_across_hosts(linked, program):
 
 # -- who may what ------------------------------------------------------------------------------
 def test_at_the_other_host_an_environment_may_use_its_links_and_nothing_else(linked):
-    """It has every name, which a real one can't know."""
+    """The attacker has every name here, which a real one can't know."""
     h1, h2, _ = linked
     attempts = {
         "read a mailbox": lambda channel: channel.basic_get(h2.n("mailbox.orders")),
@@ -223,7 +223,7 @@ def test_one_host_can_be_no_other_whatever_it_issues(linked, tmp_path):
 
 
 def _handshake(world, certificate, name: str) -> str:
-    """What a client says of a server that shows *certificate* when it asked for *name*; empty: it is content."""
+    """Return a client's objection to a server that shows *certificate* when asked for *name*; empty: it has none."""
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(certificate)
     client = world.tls()
@@ -246,7 +246,7 @@ def _handshake(world, certificate, name: str) -> str:
 
 
 def test_who_has_no_link_there_does_not_get_there(linked):
-    """Its port leads to its own broker, whatever name it asks for; and that one isn't the other."""
+    """An environment's port leads to its own broker, whatever name it asks for; and that broker isn't the other."""
     h1, _, _ = linked
     with h1.inside("other"):
         with socket.create_connection(("127.0.0.1", 5671), timeout=10) as stream:
@@ -292,11 +292,11 @@ def test_revoked_at_the_receivers_host_the_sender_is_told_at_once(linked):
 
 @pytest.mark.revocation
 def test_who_has_not_said_yet_whom_he_wants_is_not_led_by_what_is_revoked(linked):
-    """His connection was made under the former rules, and is kept by who knows only those."""
+    """A process of the forwarder that knows only the former rules keeps such a connection."""
     h1, _, _ = linked
 
     def severed() -> bool:
-        """False: it took so long that he who said nothing was led to his own broker."""
+        """Return whether the way was severed; False where the silent client got to its own broker after its time."""
         h1.declare(*LINKS)
         with h1.inside("web"):
             early = socket.create_connection(("127.0.0.1", 5671), timeout=20)
@@ -312,7 +312,7 @@ def test_who_has_not_said_yet_whom_he_wants_is_not_led_by_what_is_revoked(linked
 
 
 def test_peers_of_one_name_are_not_taken_for_each_other(linked, program, tmp_path):
-    """With one key for names their objects are called alike, on the broker of each."""
+    """With one key for names, the objects of both are called alike, on the broker of each."""
     h1, h2, _ = linked
     near = (Link(source="web@h1", target="orders@h1", pattern="request", monitor=True),)
     h1.environment("orders")
@@ -378,7 +378,7 @@ def test_its_ways_are_closed_though_its_own_broker_does_not_answer(linked):
 
 
 def test_what_is_declared_no_more_is_revoked_though_names_can_not_be_made(linked):
-    """The key that they follow from can't be read: nothing is made, and all else goes on as it is."""
+    """The key of names can't be read: nothing is made, and all else goes on as it is."""
     h1, h2, _ = linked
     key = Path(str(h2.broker.authority)) / pairs.FILE
     ways = {one["to"]: one["exchange"] for one in h1.card("web")["peers"]}
@@ -412,7 +412,7 @@ def test_what_is_declared_no_more_is_revoked_though_names_can_not_be_made(linked
 
 
 def test_it_is_revoked_though_the_brokers_definitions_can_not_be_read(linked, monkeypatch):
-    """By the record, which has the keys that names in use follow from."""
+    """Links are revoked by the record, which has the keys of names in use."""
     h1, h2, _ = linked
     key = Path(str(h2.broker.authority)) / pairs.FILE
     exchange = next(one["exchange"] for one in h1.card("web")["peers"] if one["to"] == "orders@h2")
@@ -489,7 +489,7 @@ def test_a_host_that_does_not_declare_the_sender_is_told_from_one_out_of_reach(l
     until(lambda: len(web.connections()) == 2)
 
     def told(how: Callable[..., Coroutine[Any, Any, Any]], text: str) -> type[LinkError] | None:
-        """What says so, once there was time to try again to connect."""
+        """Send, with time to connect again; return the error's class if its text has *text*."""
         try:
             web.run(how("orders@h2", "x", timeout=3.0))
         except LinkError as err:
@@ -522,7 +522,7 @@ def test_nothing_is_lost_though_brokers_die_and_the_cable_is_cut(linked, program
 
 
 def test_after_a_boot_the_way_is_there_again(linked, program):
-    """The forwarder is put together from what was recorded, as by whoever restores a host without Salt."""
+    """The forwarder is put together from the records, as when a host is restored without Salt."""
     h1, h2, _ = linked
     for world in (h1, h2):
         shutil.rmtree(forwarder.folder(world.layout))

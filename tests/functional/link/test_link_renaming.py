@@ -32,7 +32,7 @@ def linked(both):
 
 
 def declare(both) -> None:
-    """As an operator does, and without a purge."""
+    """Declare as an operator does, and without a purge."""
     for world in both[1::-1]:
         world.apply(*world.local(*LINKS))
         assert not world.plan(*world.local(*LINKS)).steps
@@ -61,13 +61,13 @@ def of_one_key(both, folder, monkeypatch) -> None:
 
 
 def the_same(both, folder, monkeypatch):
-    """The names that there are now."""
+    """Keep the names that there are now."""
     declare(both)
     yield
 
 
 def shared_by_all(both, folder) -> None:
-    """The declaration stays as it is."""
+    """Keep the declaration as it is."""
 
 
 def of_pairs(both, folder) -> None:
@@ -78,7 +78,7 @@ def of_pairs(both, folder) -> None:
 
 
 def other_keys(both, folder) -> None:
-    """All are lost."""
+    """Lose all keys."""
     for world in both[:2]:
         (folder / str(world.broker.host) / pairs.FILE).unlink()
         (world.layout.records("link") / "names.json").unlink()
@@ -137,5 +137,5 @@ def settle(world) -> None:
 
 
 def gone(world) -> bool:
-    """Whether what bears a former name is gone, once applied."""
+    """Apply; return whether there was nothing to do and the record has no former names."""
     return not world.apply(*world.local(*LINKS)).steps and not record.read(world.layout).former

@@ -37,12 +37,12 @@ def linked(declared):
 
 
 def again(program) -> None:
-    """Tell a program what there is now."""
+    """Tell a program its present card and keys."""
     tell(program.world, program.name, program.folder)
 
 
 def waiting(world, queue: str) -> list[dict[str, Any]]:
-    """The letters in a queue, which stay there."""
+    """Return the letters in a queue, which stay there."""
     body = {"count": 100, "ackmode": "ack_requeue_true", "encoding": "base64"}
     with world.here(), world.api() as api:
         return api.post("queues", world.layout.instance, queue, "get", body=body) or []
@@ -68,7 +68,7 @@ def test_a_question_and_its_answer_are_sealed_from_host_to_host(linked, program)
 
 
 def test_neither_broker_sees_anything_of_what_it_carries(linked, program):
-    """In the receiver's mailbox, in the sender's outbox, and in the answers."""
+    """Searched: the receiver's mailbox, the sender's outbox, and the answers."""
     h1, h2, cable = linked
     web = program(h1, "web")
     asking = web.start(web.mailbox.call("vault@h2", SECRET, 120, content_type="text/secret"))
@@ -107,7 +107,7 @@ def test_neither_broker_sees_anything_of_what_it_carries(linked, program):
 
 
 def test_what_another_environment_of_the_same_host_seals_is_not_taken_for_it(linked, program):
-    """Its own host endorsed its key, for its own name."""
+    """The forger's own host endorsed its key, for its own name."""
     h1, h2, _ = linked
     web, shop, vault = program(h1, "web"), program(h1, "shop"), program(h2, "vault")
     exchanges = {one["to"]: one["exchange"] for one in h1.card("web")["peers"]}
@@ -152,7 +152,7 @@ def test_before_hosts_know_each_other_nothing_is_sent_and_the_operator_is_told(b
 
 
 def test_who_is_not_known_there_yet_sends_nothing_that_would_be_refused(linked, program):
-    """The first exchange, or another endorser: only when the other host has said that it knows ours is it sent to."""
+    """After a first exchange, or for a new endorser, nothing is sent until the other host says that it knows ours."""
     h1, h2, _ = linked
     web, vault = program(h1, "web"), program(h2, "vault")
     with h1.here():

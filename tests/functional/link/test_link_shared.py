@@ -51,7 +51,7 @@ class Fleet:
         return self.programs[-1]
 
     def node(self, name: str, by: str = "n2") -> str:
-        """The node that an environment's program is connected to, as node *by* knows."""
+        """Return the node that an environment's program is connected to, as the node *by* knows it."""
         found: list[str] = []
 
         def told() -> bool:
@@ -63,7 +63,7 @@ class Fleet:
         return found[0]
 
     def settled(self) -> bool:
-        """Whether all nodes are there, and have all the queues."""
+        """Return whether all nodes are there, and have all the queues."""
         with self.worlds["h1"].here(), self.cluster.api("n2") as api:
             nodes, queues = api.get("nodes") or [], api.get("queues", "fleet") or []
         running = sum(bool(node.get("running")) for node in nodes) == len(NODES)
@@ -135,7 +135,7 @@ def test_each_host_makes_its_own_and_both_ends_are_told_who_the_other_is(fleet):
 
 
 def came_of(web: Program, text: str) -> type[LinkError] | None:
-    """What is said of a message to orders; web may be on a node that has yet to hear of a change."""
+    """Send to orders; return the error's class, if any. web may be on a node that has yet to hear of a change."""
     try:
         web.send("orders@h2", text)
     except LinkError as err:
@@ -156,7 +156,7 @@ def test_an_environment_without_links_is_cut_off_by_its_own_host(fleet):
 
 
 def apart(fleet: Fleet) -> tuple[Program, Program, str]:
-    """A sender and a receiver on different nodes, and the sender's node."""
+    """Return a sender and a receiver on different nodes, and the sender's node."""
     web = fleet.program("web", confirm=5.0)
     web.send("orders@h2", "first")
     node = fleet.node("web")

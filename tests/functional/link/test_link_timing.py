@@ -74,7 +74,7 @@ class Attacker:
         self.connection, self.n = connection, n
 
     def ask(self, what: str, name: str) -> tuple[str, float]:
-        """How the broker refuses a request, and after how long; each is on a channel of its own."""
+        """Return the broker's refusal of a request, and the seconds that it took; each is on a channel of its own."""
         channel = self.connection.channel()
         begun = time.perf_counter()
         try:
@@ -85,7 +85,7 @@ class Attacker:
         raise AssertionError(f"{what} {name}: that was not refused")
 
     def slower(self, what: str, kinds: Mapping[str, Callable[[], str]]) -> dict[str, int]:
-        """How often each kind of name took longer than nobody's; all must be answered alike."""
+        """Return how often each kind of name took longer than nobody's; all must be answered alike."""
         dice = random.Random(1)
         found = dict.fromkeys(kinds, 0)
         for _ in range(TIMES):
@@ -104,13 +104,13 @@ def attacker(host) -> Iterator[Attacker]:
 
 
 def tagged(plain: str) -> str:
-    """A name as the broker's are, with a tag that the attacker made up."""
+    """Return a name of the broker's form, with a tag that the attacker made up."""
     return f"{plain}.{secrets.token_hex(16)}"
 
 
 @pytest.mark.parametrize("what", ALL)
 def test_times_do_not_tell_what_there_is(host, attacker, record_property, what):
-    """Not the right name with a wrong tag, as much as can be guessed; nor, where a right is needed, the whole name."""
+    """Tried: the right name with a wrong tag (all that can be guessed), and the whole name where a right is needed."""
     known, nobody = ("mailbox.audit", "mailbox.nobod") if what in QUEUES else ("reply.audit", "reply.nobod")
     kinds = {"guessed": lambda: tagged(known), "nobody's": lambda: tagged(nobody)}
     if what not in TRUTHFUL:
@@ -121,7 +121,7 @@ def test_times_do_not_tell_what_there_is(host, attacker, record_property, what):
 
 
 def test_an_answer_that_took_twice_as_long_would_tell(host, attacker, monkeypatch):
-    """The stop-watch is good enough, here and now: what is usual changes with what else the machine does."""
+    """The stop-watch is good enough on this machine now: usual times change with its load."""
     kinds = {"guessed": lambda: tagged("mailbox.audit"), "nobody's": lambda: tagged("mailbox.nobod")}
 
     def would_tell() -> bool:

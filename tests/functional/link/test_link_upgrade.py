@@ -61,7 +61,7 @@ def named(definitions: dict[str, Any], section: str, kind: str, *ends: str) -> s
 
 
 def stale(host) -> set[tuple[str, ...]]:
-    """What is on the broker and not of today's version."""
+    """Return the objects on the broker that are not of today's version."""
     known = record.read(host.layout)
     with host.api() as api:
         definitions = reach.definitions(host.layout, api, known.broker)

@@ -33,7 +33,7 @@ SHOP = {
 
 
 def section(page: Path, title: str) -> str:
-    """The text of *page* below the heading *title*."""
+    """Return the text of *page* below the heading *title*."""
     return re.split(r"^## ", page.read_text().split(f"\n## {title}\n", 1)[1], maxsplit=1, flags=re.MULTILINE)[0]
 
 
@@ -45,7 +45,7 @@ def commands(text: str) -> list[list[str]]:
 
 
 def settings(text: str) -> dict[str, Any]:
-    """The first ``yaml`` block in *text*."""
+    """Return the first ``yaml`` block in *text*."""
     (block, *_) = re.findall(r"^( *)```yaml\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)
     found: dict[str, Any] = yaml.safe_load(block[1])
     return found

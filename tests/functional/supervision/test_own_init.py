@@ -1,4 +1,4 @@
-"""What the documentation has an init other than systemd run: as it stands there, with the Python of the tests."""
+"""The documentation's script for an init other than systemd runs as it stands there, with the Python of the tests."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STAY = "trap 'exit 0' TERM; while :; do sleep 0.05; done"
 
 
 def script(folder: Path, word: str) -> Path:
-    """The page's script in which *word* stands."""
+    """Write the page's script that has *word* in it to a file; return its path."""
     (text,) = [block for block in re.findall(r"```sh\n(#!.*?)```", PAGE.read_text(), re.DOTALL) if word in block]
     assert PYTHON in text
     path = folder / "script"

@@ -134,7 +134,7 @@ class FakeTpm:
         return Evidence("tpm", self.ak_public, attest, self.sign(attest), {pcr: self.pcrs[pcr] for pcr in pcrs})
 
     def measurements(self, context: Context, lines: bytes, first: int = 0, **changes: object) -> Measurements:
-        """A quote of PCR 10, with *lines* of IMA's list."""
+        """Return a quote of PCR 10, with *lines* of IMA's list."""
         attest = self.attest(context.qualifying(), (10,), **changes)
         return Measurements(attest, self.sign(attest), self.pcrs[10], first, lines)
 

@@ -41,7 +41,7 @@ def sha256(data: bytes) -> bytes:
 
 
 def booted(boot: str, edit: Callable[[list[Event]], None] = lambda found: None) -> list[Event]:
-    """The true measurements of firmware and loaders, in order."""
+    """Return the true measurements of firmware and loaders, in order."""
     found = list(boot_forge.log(boot).events[1:])
     edit(found)
     return [one for one in found if one.type != NO_ACTION]
@@ -287,7 +287,7 @@ SHIM_RULES = dict.fromkeys(("applications", "kernels", "initrds", "files", "comm
 
 
 def signed() -> dict[str, Any]:
-    """A policy that judges only signers."""
+    """Return a policy that judges only signers."""
     found = boot_forge.policy("shim-grub", **SHIM_RULES)
     found["boot"]["unchecked"] += [4, 9]
     return found
@@ -400,7 +400,7 @@ def test_a7_a_driver_is_a_program_too() -> None:
 
 # -- F1: who started what -----------------------------------------------------------------
 def started(*order: int) -> Callable[[list[Event]], None]:
-    """The programs of the good boot in another order; -1: the firmware's next boot entry."""
+    """Return an edit that puts the good boot's programs in another order; -1: the firmware's next boot entry."""
 
     def edit(found: list[Event]) -> None:
         run = [one for one in found if one.pcr == 4 and one.type == events.APPLICATION]
@@ -493,7 +493,7 @@ def test_l5_rests_on_the_kernel_that_measures_and_its_command_line() -> None:
 
 
 def listed(told: list[Event], records: bytes | None = None) -> Evidence:
-    """A boot after which root typed a list: its first line is of PCRs 0 to 9, as a kernel's is."""
+    """Return a boot after which root typed a list: its first line is of PCRs 0 to 9, as a kernel's is."""
     raw = boot_forge.packed(told)
     values = {pcr: bytes(32) for pcr in range(24)} | eventlog.parse(raw).replay("sha256")
     first = sha256(b"".join(values[pcr] for pcr in range(10)))
@@ -593,7 +593,7 @@ def uki_rules(**rules: Any) -> policy.Policy:
 @pytest.mark.parametrize("told_by", ["the boot log", "systemd's log"])
 @pytest.mark.parametrize("pcr", [8, 9, 12])
 def test_l5_a_line_added_later_is_no_line_in_either_log(pcr: int, told_by: str) -> None:
-    """The list's first line has PCRs 0 to 9 as they were; in which log an extension stands changes nothing of that."""
+    """The list's first line has the former PCRs 0 to 9, in whichever log a later extension stands."""
     told = booted("uki", without_line)
     real = listed(told, SYSTEMD)
     form = fixed.line_forms(pcr, boot_forge.LINE)[0]
@@ -608,7 +608,7 @@ def test_l5_a_line_added_later_is_no_line_in_either_log(pcr: int, told_by: str) 
 
 
 def test_l5_words_of_systemds_may_follow_the_kernels_start() -> None:
-    """What systemd measures into PCR 9 itself came after the list's first line, and is no reason against it."""
+    """systemd's own extensions of PCR 9 come after the list's first line, and are no reason against it."""
     told, word = booted("uki"), b"nvpcr-init:hardware:0x1d10200:sha256:" + b"ab" * 32
     real = listed(told, SYSTEMD)
     values = {**real.pcrs, 9: sha256(real.pcrs[9] + sha256(word))}

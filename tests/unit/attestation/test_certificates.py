@@ -60,7 +60,7 @@ class Authority:
         return builder.sign(self.key, digest or hashes.SHA256())
 
     def leaf(self, key, **options: object):
-        """An EK certificate as the profile has it: no subject, a critical alternative name of directory names."""
+        """Return an EK certificate by the profile: no subject, a critical alternative name of directory names."""
         tpm = x509.Name([x509.NameAttribute(ObjectIdentifier("2.23.133.2.1"), "id:00001014")])
         extensions = [
             x509.SubjectAlternativeName([x509.DirectoryName(tpm)]),

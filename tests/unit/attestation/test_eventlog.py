@@ -22,7 +22,7 @@ SHIM = (FIXTURES / "shim-grub/binary_bios_measurements").read_bytes()
 
 
 def pcrread(path: Path) -> dict[int, str]:
-    """What ``tpm2_pcrread`` printed."""
+    """Return the PCR values from the output of ``tpm2_pcrread``."""
     return {int(pcr): value.lower() for pcr, value in re.findall(r"(\d+)\s*: 0x([0-9A-F]+)", path.read_text())}
 
 
@@ -42,7 +42,7 @@ Banks = dict[str, dict[int, str]]
 
 
 def expectations() -> list[tuple[str, bytes, Banks]]:
-    """Every log of others that has expected values: tpm2-tools' YAML, JSON beside it, or a quote around it."""
+    """Return every log of others that has expected values: tpm2-tools' YAML, JSON beside it, or a quote around it."""
     folder = boot_logs.others()
     found: list[tuple[str, bytes, Banks]] = []
     for table in sorted(folder.glob("**/*")) if folder else []:
@@ -222,7 +222,7 @@ def quoted() -> dict[int, bytes]:
 
 
 def events(raw: bytes) -> list[bytes]:
-    """The log cut into its events, the first being the header."""
+    """Return the log cut into its events, the first being the header."""
     sizes = [len(spec) for spec in _walk(raw)]
     cut, at = [], 0
     for size in sizes:

@@ -1,4 +1,4 @@
-"""What a boot log says, for people; and what of it was really measured."""
+"""A boot log is shown for people, with the parts of it that were really measured."""
 
 from __future__ import annotations
 

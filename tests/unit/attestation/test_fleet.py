@@ -421,7 +421,7 @@ def test_each_change_of_state_is_told_once(made: Fleet, minion: Minion) -> None:
 
 
 def test_a_minion_that_lies_in_its_grains(made: Fleet, minion: Minion) -> None:
-    """What a host says of itself has no place in an answer, and chooses no policy."""
+    """A host's claims about itself have no place in an answer, and choose no policy."""
     asked = made.ask("web1")
     lies = {"grains": {"tpm": {"class": "discrete"}, "secure_boot": {"enabled": True}, "netspace": {"level": "L5"}}}
     assert made.judge(asked, signed(asked, {**answer(asked, minion.tpm), **lies}), NOW)["code"] == "malformed"

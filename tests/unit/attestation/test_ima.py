@@ -21,7 +21,7 @@ def sized(data: bytes) -> bytes:
 
 
 def line(template: bytes, data: bytes, *, pcr: int = 10, digest: bytes | None = None) -> bytes:
-    """A line of the binary list, as the kernel writes it."""
+    """Return a line of the binary list, as the kernel writes it."""
     hashed = data[:20] + data[24:].ljust(256, b"\0") if template == b"ima" else data
     head = struct.pack("<I", pcr) + (hashlib.sha1(hashed).digest() if digest is None else digest) + sized(template)
     return head + (data if template == b"ima" else sized(data))

@@ -23,7 +23,7 @@ LEARN = Wish(now=1_700_000_000.0, ima=True)
 
 
 def booted(boot: str, extra: bytes = b"", lines: bytes | None = None) -> Evidence:
-    """One of our recorded boots with its real list, and further lines."""
+    """Return one of our recorded boots with its real list, and further lines."""
     raw = boot_logs.read(f"{boot}/ima_binary_runtime_measurements") if lines is None else lines
     values = boot_logs.values(boot)
     count = ima.match(ima.parse(raw), bytes(32), values[10]) if lines is None else None

@@ -142,7 +142,7 @@ def test_a_pcr_that_was_extended_after_the_start_is_noticed(host: Host, pcr: int
 
 
 def relogged(host: Host, pcr: int) -> bytes:
-    """The host's log after an extension of *pcr* with a text that the log names."""
+    """Return the host's log after an extension of *pcr* with a text that the log names."""
     import boot_forge
 
     more = boot_forge.measured(pcr, boot_forge.events.IPL, b"said later")
@@ -336,7 +336,7 @@ def test_many_exclusions_and_long_names_take_little_time() -> None:
 
 # -- the other forms of a list -----------------------------------------------------------
 def by(bank: str, raw: bytes) -> bytes:
-    """A list as the kernel gives it for *bank* (Linux 6.10)."""
+    """Return a list as the kernel gives it for *bank* (Linux 6.10)."""
     size = hashlib.new(bank).digest_size
     made = b""
     for entry in ima.parse(raw):

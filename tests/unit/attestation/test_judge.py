@@ -1,4 +1,4 @@
-"""What real boots are worth, and what is found when one differs. Each test is a threat or a mistake."""
+"""Levels of real boots, and the finding when one differs. Each test is a threat or a mistake."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def either(request: pytest.FixtureRequest, fake_tpm, context: Context) -> Host:
 
 
 def allowed(lines: bytes, **rules: Any) -> dict[str, Any]:
-    """The IMA policy that *lines* satisfy."""
+    """Return the IMA policy that *lines* satisfy."""
     files: dict[str, list[str]] = {}
     for entry in ima.parse(lines):
         file = ima.file(entry)
@@ -667,7 +667,7 @@ def test_exclusions_are_by_path(host: Host) -> None:
 
 
 def test_a_violation_under_an_excluded_name(host: Host) -> None:
-    """What a violation says of a file is not measured: anybody may write another path there."""
+    """The path in a violation is not measured: anybody may write another one there."""
     raw = line(b"/var/cache/x", b"sha256:\0" + bytes(32))
     rules = whole(host, exclude=["/var/cache/*"])
     add(host, raw[:4] + bytes(20) + raw[24:])

@@ -1,4 +1,4 @@
-"""What is learned from golden hosts: rules that say what a good boot is, and that judge it so."""
+"""Rules learned from golden hosts say what a good boot is, and judge it so."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the pages tell an operator to type exists, with these arguments."""
+"""Every command that the pages tell an operator to type exists, with these arguments."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FILES = {"salt-run": "_runners/netspace_attestation.py", "salt": "_modules/netsp
 
 
 def commands() -> list[tuple[str, list[str]]]:
-    """Every call of ours in the pages' shell blocks: the program, and the words from the function's name on."""
+    """Return every call of ours in the pages' shell blocks: the program, and the words from the function's name on."""
     found = []
     for page in PAGES:
         for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL):

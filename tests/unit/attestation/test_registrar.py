@@ -22,7 +22,7 @@ MASTER = "ab" * 32
 
 
 class Minion:
-    """What a minion answers, honest unless told otherwise."""
+    """A minion that answers honestly unless told otherwise."""
 
     def __init__(self, name: str, tpm: Any, master: str = MASTER) -> None:
         self.name, self.tpm, self.master = name, tpm, master
@@ -228,7 +228,7 @@ def test_a_credential_is_answered_within_60_s_however_long_the_bus_waits(
 
 @pytest.mark.parametrize("disguise", ["policy", "attributes"])
 def test_one_tpm_in_disguise_is_still_one(registrar: Registrar, minion: Minion, disguise: str) -> None:
-    """What stands beside the key in an endorsement key's public area is not proved by its certificate."""
+    """An endorsement key's certificate proves the key alone, and no other field of its public area."""
     enroll(registrar, minion)
     genuine = minion.tpm.ek_public
     if disguise == "policy":

@@ -84,7 +84,7 @@ def test_slow_hosts_are_judged_though_they_lost_their_slots(tmp_path: Path) -> N
 
 
 def test_a_fleet_that_is_slow_as_a_whole_keeps_its_slots(tmp_path: Path) -> None:
-    """Where each answer takes long, no host loses its slot for it."""
+    """No host loses its slot for a long answer in a fleet whose answers all take long."""
     hosts = {f"m{one}": Host(20.0) for one in range(600)}
     found = round_of(hosts, tmp_path)
     assert set(found.judged) == set(hosts)

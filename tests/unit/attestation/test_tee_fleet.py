@@ -66,7 +66,7 @@ def context(asked: fleet.Asked) -> Context:
 
 
 def guest(asked: fleet.Asked, key: software.Key, **changes: Any) -> dict[str, Any]:
-    """The answer of a host without a TPM that is a confidential guest."""
+    """Return the answer of a host without a TPM that is a confidential guest."""
     evidence = attester.by_key(key, context(asked))
     report = Amd().report(context(asked).report_data(evidence.key), **changes)
     return {"boot": BOOT, "evidence": dataclasses.replace(evidence, tee=TeeReport("sev_guest", report)).wire()}

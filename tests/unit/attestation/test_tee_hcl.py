@@ -28,12 +28,12 @@ from netspace.attestation.tee.x509 import Trust
 
 @functools.cache
 def document() -> bytes:
-    """The paravisor's document with the two keys of a vTPM."""
+    """Return the paravisor's document with the two keys of a vTPM."""
     return tee_forge.vtpm(rsa_key("ak"), rsa_key("ek"))
 
 
 def bound() -> bytes:
-    """The report data that binds the document."""
+    """Return the report data that binds the document."""
     return hashlib.sha256(document()).digest().ljust(64, b"\0")
 
 
@@ -50,7 +50,7 @@ def pem(key: rsa.RSAPublicKey) -> bytes:
 
 
 def quoted(whole: dict[str, Any], key: rsa.RSAPublicKey) -> str:
-    """The code of a recorded evidence's quote, by *key*."""
+    """Return the code of a recorded evidence's quote, by *key*."""
     message, signature = (bytes.fromhex(whole["tpm_quote"][name]) for name in ("message", "signature"))
     signed = struct.pack(">HHH", 0x0014, 0x000B, len(signature)) + signature
     return quotes.verify_quote(message, signed, pem(key)).code

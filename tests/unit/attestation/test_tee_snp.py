@@ -310,7 +310,7 @@ def test_a_table_that_points_outside_is_malformed() -> None:
 
 @functools.cache
 def brought_report() -> tuple[bytes, bytes]:
-    """A report and its host's table: the same bytes for each example, which signatures made anew would change."""
+    """Return a report and its host's table, the same bytes each time: signatures made anew would change them."""
     maker = Amd()
     chain = table((tee_forge.VCEK_GUID, maker.leaf()), (tee_forge.ASK_GUID, maker.ask))
     return maker.report(b"d" * 64, version=3, family=0x19), chain

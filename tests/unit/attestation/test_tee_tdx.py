@@ -245,7 +245,7 @@ def test_intels_recorded_documents_are_read() -> None:
 
 @functools.cache
 def quote_of(version: int) -> bytes:
-    """A quote of the same bytes each time, since signatures and certificates vary in size."""
+    """Return a quote of the same bytes each time, since signatures and certificates vary in size."""
     return Intel().quote(b"d" * 64, version=version)
 
 

@@ -35,7 +35,7 @@ def desired(state="running", handed=FILES, summary=None, **keys):
 
 
 def seen(want=None, **changes):
-    """What one apply of *want* leaves."""
+    """Return the observed state that one apply of *want* leaves."""
     want = want or desired()
     record = Record(want.spec, want.state, ids.FIRST, Image("d" * 64, "i", Defaults()), "c", "r", want.files_summary)
     status = RUNNING if want.state == "running" else Status("stopped")
@@ -270,7 +270,7 @@ def test_steps(want, found, action):
 
 
 def declared(state, **keys):
-    """An environment as its own ``state`` has it."""
+    """Return an environment as its own ``state`` declares it."""
     want = desired(state, **keys)
     return msgspec.structs.replace(want, spec=msgspec.structs.replace(want.spec, state=state))
 

@@ -28,7 +28,7 @@ from netspace.errors import NetspaceError
 
 
 def read(*layers: bytes, layer: bool = False, folder: Path | None = None) -> Tree:
-    """The tree of these archives, one over the other."""
+    """Return the tree of these archives, one over the other."""
     budget = Budget("test")
     tree = Tree(budget)
     for content in layers:
@@ -41,7 +41,7 @@ def read(*layers: bytes, layer: bool = False, folder: Path | None = None) -> Tre
 
 
 def paths(tree: Tree) -> dict[str, str]:
-    """Every path but the root, with a file's content, a link's target (``-> target``), or ``/``."""
+    """Return every path but the root, with a file's content, a link's target (``-> target``), or ``/``."""
     shown = {}
     for path, node in tree.walk():
         if node.kind == FILE:

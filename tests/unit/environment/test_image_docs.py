@@ -1,4 +1,4 @@
-"""What the pages say of images is so: the bounds, the example of a source, the words of states."""
+"""The pages on images are true: the bounds, the example of a source, the words of states."""
 
 from __future__ import annotations
 

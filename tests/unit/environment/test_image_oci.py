@@ -26,7 +26,7 @@ UPPER = tar([member(".wh.gone"), member("app", b"app")])
 
 @pytest.fixture
 def packed(monkeypatch):
-    """What would be made into an erofs file: the trees, in order."""
+    """Trees that would be made into an erofs file, in order."""
     trees: list[dict[str, str]] = []
 
     def keep(tree: Tree, target: Path, budget: Any) -> None:
@@ -210,7 +210,7 @@ def test_no_name_in_an_archive_reaches_the_host(packed, tmp_path):
 
 
 def test_a_folder_is_a_layout_or_nothing(packed, tmp_path):
-    """What ``docker save`` wrote, unpacked into a folder, would be read by the names it says."""
+    """The unpacked output of ``docker save`` would be read by the paths that it names, even outside the folder."""
     (tmp_path / "secret.tar").write_bytes(LOWER)
     folder = tmp_path / "saved"
     folder.mkdir()

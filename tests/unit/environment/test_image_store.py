@@ -432,7 +432,7 @@ def test_what_is_used_stays_and_what_is_not_goes_on_demand(fake, images, store, 
 
 @pytest.mark.parametrize("swapped", [False, True])
 def test_what_has_a_hash_is_built_as_it_was_hashed(fake, store, source, monkeypatch, swapped):
-    """Who may write to the source may change it for the moment between (a shared mapping leaves its times alone)."""
+    """A writer may change the source for the moment between (a shared mapping leaves its times alone)."""
     build = fake.build
 
     def meanwhile(location, target, scratch):

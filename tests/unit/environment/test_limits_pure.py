@@ -147,7 +147,7 @@ def test_rates_are_compared_by_disk(wanted, now, same):
 
 
 def hierarchy(tmp_path, monkeypatch, unified):
-    """A cgroup as files, in version 1 or 2."""
+    """Return a cgroup as files, in version 1 or 2."""
     monkeypatch.setattr(cgroups, "ROOT", str(tmp_path))
     root = str(tmp_path)
     if unified:

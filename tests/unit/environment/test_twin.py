@@ -1,4 +1,4 @@
-"""What a twin is made of: the packed interpreter, the files it aims at."""
+"""The parts of a twin: the packed interpreter, the files it aims at."""
 
 from __future__ import annotations
 

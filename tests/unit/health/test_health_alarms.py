@@ -1,4 +1,4 @@
-"""Which events two looks at the environments make."""
+"""The events that two looks at the environments make."""
 
 from __future__ import annotations
 

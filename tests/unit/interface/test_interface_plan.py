@@ -43,7 +43,7 @@ DECLARED = st.dictionaries(NAMES, SPECS, max_size=6)
 
 
 def done(plan: Plan, before: Observed) -> Observed:
-    """The host as it would be found after *plan* was applied."""
+    """Return the host as it would be found after *plan* was applied."""
     records, live = dict(before.records), dict(before.live)
     kept, volatile = dict(before.namespaces), before.volatile
     firewall, switches = before.firewall, dict(before.forwarding)

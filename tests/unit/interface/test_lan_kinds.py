@@ -175,7 +175,7 @@ def host(**more: Any) -> Observed:
 
 
 def done(plan: Plan, before: Observed) -> Observed:
-    """The host as it would be found after *plan* was applied."""
+    """Return the host as it would be found after *plan* was applied."""
     known, live, kept = dict(before.records), dict(before.live), dict(before.namespaces)
     volatile, firewall = before.volatile, before.firewall
     for step in plan.steps:

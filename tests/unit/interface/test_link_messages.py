@@ -1,4 +1,4 @@
-"""What is said to the kernel, beside what iproute2 6.15 and wg 1.0 say for the same; what it answers, within bounds.
+"""Messages to the kernel equal those of iproute2 6.15 and wg 1.0 for the same; its answers are read within bounds.
 
 The bytes were captured by strace on Linux 6.12 (x86-64), from the commands that stand beside them.
 """

@@ -1,4 +1,4 @@
-"""What messages say of themselves is passed on as it came, beside what pika makes of it."""
+"""Properties of messages are passed on as they came, compared with what pika makes of them."""
 
 from __future__ import annotations
 

@@ -89,12 +89,12 @@ def fleet(tmp_path) -> Fleet:
 
 @pytest.fixture(scope="module")
 def steady(tmp_path_factory) -> Fleet:
-    """One that nothing is kept in."""
+    """Fleet for tests that keep nothing in it."""
     return Fleet(tmp_path_factory.mktemp("fleet"))
 
 
 def enc(now: float = NOW) -> list[dict[str, Any]]:
-    """What a host tells of an environment's keys."""
+    """Return the keys of an environment that its host tells others."""
     return seals.promised(seals.renewed((), now), now)
 
 
@@ -150,7 +150,7 @@ def keyed(known: Authority) -> Any:
 
 
 def issued(known: Authority, host: str = IDS["h2"], **odd: Any) -> str:
-    """An endorser's certificate by *known*, and those above it, with something other than usual."""
+    """Return an endorser's certificate by *known*, and those above it, with something other than usual."""
     key = odd.get("key") or ec.generate_private_key(ec.SECP256R1())
     above = x509.load_pem_x509_certificates(known.pem.encode())
     names = [x509.UniformResourceIdentifier(name) for name in odd.get("names", [f"{host}/seals"])]
@@ -230,7 +230,7 @@ def test_a_root_of_somebody_elses_counts_for_nothing(steady, tmp_path):
 
 
 def below(known: Authority, domain: str, path: int | None = None, **more: Any) -> Authority:
-    """An authority that *known* made below itself, whatever that may do."""
+    """Return an authority that *known* made below itself, whatever that may do."""
     key = ec.generate_private_key(ec.SECP256R1())
     above = x509.load_pem_x509_certificates(known.pem.encode())
     names: list[Any] = [x509.UniformResourceIdentifier(domain)]
@@ -255,13 +255,13 @@ def test_who_is_below_a_hosts_authority_speaks_for_nobody(steady):
 
 
 def fleets(steady: Fleet) -> Authority:
-    """The root itself, as who signs."""
+    """Root of the fleet, as the authority that signs."""
     pem = (steady.folder / "root" / "root.pem").read_text()
     return dataclasses.replace(steady.known["h1"], pem=pem)
 
 
 def between_root(steady: Fleet, uris: list[str], excluded: list[str] | None = None) -> Authority:
-    """An authority of the operator's between root and hosts, for some names."""
+    """Return an authority of the operator's between root and hosts, for some names."""
     known = fleets(steady)
     key = ec.generate_private_key(ec.SECP256R1())
     root = x509.load_pem_x509_certificate(known.pem.encode())
@@ -369,7 +369,7 @@ def test_what_is_said_otherwise_is_not_believed(steady, claims, why):
 
 
 def spoken(fleet: Fleet, said: dict[str, Any], kind: str = bundles.KIND) -> str:
-    """A bundle that says this, signed by a genuine endorser."""
+    """Return a bundle with this content, signed by a genuine endorser."""
     own = fleet.own["h2"]
     with pytest.MonkeyPatch.context() as patch:  # which may say what no number is
         patch.setattr(jose, "_json", lambda value: json.dumps(value).encode())
@@ -520,7 +520,7 @@ def promised(fleet: Fleet, host: str, name: str) -> list[Any]:
 
 
 def told(fleet: Fleet, at: str, name: str, links: list[Link], keys: dict[str, seals.Keys]) -> dict[str, Any]:
-    """The card of an environment of host *at*, but for the broker's part."""
+    """Return the card of an environment of host *at*, but for the broker's part."""
     from netspace.spec import fleet as words
 
     local = words.local(links, fleet.broker(at))

@@ -1,4 +1,4 @@
-"""What hosts make on a broker that they share: all of a fleet's links between them, and nobody what is another's."""
+"""Hosts that share a broker make all of a fleet's links between them, and none makes what is another's."""
 
 from __future__ import annotations
 

@@ -46,14 +46,14 @@ CARRIED = Link(source="web@h1", target="log", via="buffered")
 
 
 def objects(*links: Link) -> model.Objects:
-    """On h1."""
+    """Return the objects on h1's broker."""
     outboxes = {CALLED.outbox(link): link for link in links if model.carried(link)}
     shovels = remote.shovels(H1, outboxes, CALLED, "netspace", Path("/tls/ca.pem"), Path("/tls/client.pem"))
     return model.objects(links, CALLED, shovels)
 
 
 def there(*links: Link) -> model.Objects:
-    """On h2."""
+    """Return the objects on h2's broker."""
     return model.objects(links, AT_H2)
 
 
@@ -124,7 +124,7 @@ def test_an_outboxs_letters_may_come_back_as_often_as_they_have_to():
 
 
 def test_answers_that_are_flooded_are_made_anew_for_each_host_that_asks(layout, monkeypatch):
-    """Where their bindings are more than can be read, all that askers may have bound something to is named."""
+    """Too many bindings to read: every exchange is named to which askers may have bound something."""
 
     class Flooded:
         def get(self, *path: str, **_: object) -> object:

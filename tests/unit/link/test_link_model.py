@@ -1,4 +1,4 @@
-"""What the broker is told to be, and what must change: pure, over every set of links."""
+"""The desired state of the broker, and the changes towards it: pure, over every set of links."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ SECRET = "a secret of all hosts that is long enough"
 
 @pytest.fixture
 def brokers(tmp_path) -> dict[str, LocalBroker]:
-    """What each of three hosts declares of the others."""
+    """Brokers of three hosts, each with what it declares of the others."""
     public = {name: pairs.public(tmp_path / name) for name in HOSTS}
     return {
         name: LocalBroker(

@@ -1,4 +1,4 @@
-"""What may be declared of a link's bounds, and what is refused because nothing would hold a sender to it."""
+"""Bounds of a link that may be declared, and those that are refused because nothing would hold a sender to them."""
 
 from __future__ import annotations
 

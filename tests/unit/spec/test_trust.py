@@ -1,4 +1,4 @@
-"""Who may run with which trust."""
+"""Trust levels and requirements: which environments and links may run."""
 
 from __future__ import annotations
 

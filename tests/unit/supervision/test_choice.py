@@ -1,4 +1,4 @@
-"""What supervises here, and which limits it can keep."""
+"""The choice of a supervisor on this host, and the limits that it can keep."""
 
 from __future__ import annotations
 

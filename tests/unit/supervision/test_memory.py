@@ -1,4 +1,4 @@
-"""Who was killed for want of memory, by the kernel's own counts, and how we are told."""
+"""Kills for want of memory, by the kernel's own counts, and the way we are told of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What daemon and client accept from each other."""
+"""Messages that daemon and client accept from each other."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ class Kernel:
 
 
 def available(root: Path) -> bool:
-    """Whether this host is a guest that can make reports.
+    """Return whether this host is a guest that can make reports.
 
     :param root: stands for ``/``.
     """

@@ -17,7 +17,7 @@ Verify = Callable[[bytes, bytes, Trust, float], Genuine]
 
 
 def _tdx(report: bytes, certificates: bytes, trust: Trust, now: float) -> Genuine:
-    """A quote brings its own certificates."""
+    """Verify a TDX quote, which brings its own certificates."""
     return tdx.genuine(report, trust, now)
 
 

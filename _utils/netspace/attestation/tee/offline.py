@@ -96,7 +96,7 @@ def _genuine(shown: Report, given: Given, trust: Trust, now: float) -> Genuine:
 
 
 def _vtpm(claims: hcl.Claims) -> dict[str, Any]:
-    """The vTPM's keys, PEM, as ``verify_quote`` takes them, and what else the document says."""
+    """Return the vTPM's keys, PEM, as ``verify_quote`` takes them, and what else the document says."""
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
     keys = {"attestation_key": hcl.ATTESTATION_KEY, "endorsement_key": hcl.ENDORSEMENT_KEY}

@@ -235,7 +235,7 @@ def _leaf(report: Report, raw: bytes, brought: Sequence[Certificate], known: Seq
 
 
 def _signed(report: Report, raw: bytes, certificate: Certificate) -> bool:
-    """Whether the key of *certificate*, which is on P-384, signed the report."""
+    """Return whether the key of *certificate*, which is on P-384, signed the report."""
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec, utils

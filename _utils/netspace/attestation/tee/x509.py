@@ -126,7 +126,7 @@ def check(leaf: Certificate, brought: Sequence[Certificate], trust: Trust, now: 
 
 
 def is_root(certificate: Certificate) -> bool:
-    """Whether *certificate* is a CA's that signed itself."""
+    """Return whether *certificate* is a CA's that signed itself."""
     return certificate.subject == certificate.issuer and not _signed(certificate, certificate, 0)
 
 

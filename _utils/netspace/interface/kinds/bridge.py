@@ -58,7 +58,7 @@ def lacks(spec: Bridge, links: Mapping[str, Link]) -> str:
 
 
 def ends(spec: Bridge, place: Place) -> Ends:
-    """The inner end, and the outer as a port."""
+    """Return the inner end, and the outer as a port."""
     return Ends(
         inside=lan.inside(spec, place, LINK, {}),
         outside=End(

@@ -64,7 +64,7 @@ def lacks(spec: Ipvlan, links: Mapping[str, Link]) -> str:
 
 
 def ends(spec: Ipvlan, place: Place) -> Ends:
-    """The inner end only; its MAC is the parent's."""
+    """Return the inner end only; its MAC is the parent's."""
     details = {"parent": spec.parent, "mode": spec.mode, "isolation": spec.isolation}
     end = lan.inside(spec, place, LINK, details, mac="", neighbours=spec.mode == "l2")
     return Ends(inside=end, made_as=place.host_name)

@@ -58,7 +58,7 @@ def lacks(spec: Macvlan, links: Mapping[str, Link]) -> str:
 
 
 def ends(spec: Macvlan, place: Place) -> Ends:
-    """The inner end only."""
+    """Return the inner end only."""
     details = {"parent": spec.parent, "mode": spec.mode}
     return Ends(inside=lan.inside(spec, place, LINK, details), made_as=place.host_name)
 

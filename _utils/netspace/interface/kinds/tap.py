@@ -64,7 +64,7 @@ class Tap(Filtered, frozen=True, tag="tap"):
 
 
 def ends(spec: Tap, place: Place) -> Ends:
-    """The host's end like a veth's; the inner one is but a wire to the tap device."""
+    """Return a veth's ends; the inner one is but a wire to the tap device, without addresses or routes."""
     pair = veth.ends(spec, place)
     assert pair.inside is not None
     tap = {"mtu": spec.mtu, "up": True, "owner": place.owner}
@@ -77,13 +77,13 @@ def create(wanted: Ends, far: int, parents: Mapping[str, int]) -> list[Message]:
 
 
 def gateway_mac(mac: str) -> str:
-    """The MAC that the guest takes for its gateway's: the host's end has the guest's own."""
+    """Return the MAC that the guest takes for its gateway's: the host's end has the guest's own."""
     return f"{int(mac[:2], 16) ^ 0x04:02x}{mac[2:]}"
 
 
 # -- the device ----------------------------------------------------------------------
 def details(link: Link, like: End, hosts: Mapping[int, str]) -> dict[str, Any]:
-    """The tap device as it is, where *link* is the inner end."""
+    """Return the tap device as it is, where *link* is the inner end."""
     if NAME not in like.details:
         return {}
     with netlink.Socket() as inner:
@@ -132,7 +132,7 @@ def _own(owner: int) -> None:
 
 # -- the table -----------------------------------------------------------------------
 def guard(table: str, wanted: Ends, place: Place) -> list[Message]:
-    """The table that hands frames over between the tap device and the pair; nothing else passes."""
+    """Return the table that hands frames over between the tap device and the pair; nothing else passes."""
     inside = wanted.inside
     assert inside is not None
     guest = bytes.fromhex(place.mac.replace(":", ""))
@@ -167,7 +167,7 @@ def _at(base: int, offset: int, value: bytes) -> list[bytes]:
 
 
 def _arp_answer(guest: bytes, own: bytes, router: bytes, gateway: bytes) -> list[bytes]:
-    """Who has the gateway? The router: RFC 826."""
+    """Return the rule that answers the guest's ARP request for *gateway* with the MAC *router* (RFC 826)."""
     return [
         *nf.of_protocol(nf.ARP), *_at(nf.NETWORK, 0, _REQUEST),
         *_at(nf.NETWORK, 8, guest + own), *_at(nf.NETWORK, 24, gateway),
@@ -180,7 +180,7 @@ def _arp_answer(guest: bytes, own: bytes, router: bytes, gateway: bytes) -> list
 
 
 def _neighbour_answer(guest: bytes, own: bytes, router: bytes, gateway: bytes, *, option: bool) -> list[bytes]:
-    """The same of IPv6 (RFC 4861), asked with the option that tells the guest's MAC, or without."""
+    """Return the rule for IPv6 (RFC 4861): *option* says whether the question tells the guest's MAC."""
     head = bytes([_ADVERTISEMENT, 0, 0, 0]) + _FROM_ROUTER
     answer = head + gateway + (b"\x02\x01" + router if option else b"")
     pseudo = gateway + own + struct.pack(">IxxxB", len(answer), socket.IPPROTO_ICMPV6)

@@ -57,7 +57,7 @@ def lacks(spec: Vlan, links: Mapping[str, Link]) -> str:
 
 
 def ends(spec: Vlan, place: Place) -> Ends:
-    """The inner end only."""
+    """Return the inner end only."""
     details = {"parent": spec.parent, "id": spec.vid}
     return Ends(inside=lan.inside(spec, place, LINK, details), made_as=place.host_name)
 

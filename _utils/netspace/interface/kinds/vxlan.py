@@ -96,7 +96,7 @@ def lacks(spec: Vxlan, links: Mapping[str, Link]) -> str:
 
 
 def ends(spec: Vxlan, place: Place) -> Ends:
-    """The inner end only."""
+    """Return the inner end only."""
     details: dict[str, Any] = {"id": spec.vni, "port": spec.port}
     for key in ("remote", "group", "local", "parent"):
         value = getattr(spec, key)

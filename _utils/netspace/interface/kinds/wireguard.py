@@ -45,7 +45,7 @@ _ENDPOINT = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([0-9.]+)):(\d{1,5})")
 
 
 class Peer(Base, frozen=True):
-    """Whom a wireguard interface talks to.
+    """A peer of a wireguard interface.
 
     :param public_key: 44 characters, as ``wg pubkey`` or ``netspace_interface.inspect`` tell it.
     :param endpoint: ``ADDRESS:PORT`` or ``[ADDRESS]:PORT``; absent: it is learnt when the peer calls.
@@ -138,7 +138,7 @@ def endpoint(text: str) -> tuple[int, str, int] | None:
 
 
 def ends(spec: Wireguard, place: Place) -> Ends:
-    """The inner end only."""
+    """Return the inner end only."""
     details: dict[str, Any] = {
         "peers": {
             peer.public_key: {
@@ -214,7 +214,7 @@ def configuration(
     peers: Mapping[str, Mapping[str, Any]],
     had: Mapping[str, Mapping[str, Any]],
 ) -> list[bytes]:
-    """The bodies of the messages that make the device *index* so; *had*: the peers that it has."""
+    """Return the bodies of the messages that configure the device *index*; *had*: the peers that it has."""
     head = attribute(_INDEX, struct.pack("=I", index))
     first = head + attribute(_PRIVATE, private)
     if port is not None:
@@ -241,7 +241,7 @@ def _gone(key: str) -> bytes:
 
 
 def _peer(key: str, peer: Mapping[str, Any]) -> list[bytes]:
-    """A peer in portions: what it is, then what it is allowed."""
+    """Return a peer as attributes: the first with its settings, all with a portion of its allowed networks."""
     name = attribute(_PEER_KEY, _key(key) or b"")
     body = name + attribute(_PEER_FLAGS, struct.pack("=I", _REPLACE_ALLOWED))
     if "endpoint" in peer:
@@ -269,7 +269,7 @@ def _sockaddr(family: int, address: str, port: int) -> bytes:
 
 
 def details(link: Link, like: End, hosts: Mapping[int, str]) -> dict[str, Any]:
-    """Ask the kernel, in as far as *like* has a say: a random port, or where a peer called from, is no drift."""
+    """Return the device's settings that *like* fixes; a random port, or the address a peer called from, is no drift."""
     family = netlink.generic_family("wireguard")
     if family is None or link.kind != LINK:
         return {}
