@@ -26,7 +26,10 @@ ABSENT = "isn't on {host}'s broker: revoked there, not applied there yet, or the
 
 
 def direct(layout: Layout, record: Record, called: Names, api: Management) -> dict[str, tuple[str, str]]:
-    """Return each direct link to another host with its state (``active``, ``missing``, ``unknown``) and the reason."""
+    """Return, by direct link to another host, its state and why it isn't active.
+
+    The state is ``active``, ``missing`` or ``unknown``.
+    """
     links = [link for link in record.links.values() if model.elsewhere(link)]
     broker = record.broker
     if not links or broker is None:

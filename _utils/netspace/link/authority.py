@@ -47,7 +47,7 @@ SERVER_NAMES = ("localhost", "127.0.0.1")
 SERVER_ADDRESSES = ("127.0.0.1",)
 
 ENDORSES = "1.3.6.1.5.5.7.3.36"
-"""The one extended key usage of an endorser's certificate: to sign documents (RFC 9336), and nothing that TLS does."""
+"""The one extended key usage of an endorser's certificate, of no use in TLS: to sign documents (RFC 9336)."""
 
 _HEADER = re.compile(r"# netspace: (\S+) from (\d+) to (\d+) by ([0-9a-f]{16})(?: as (\S+))?\n")
 _LABEL = re.compile(r"[^a-z0-9._-]+")
@@ -305,7 +305,7 @@ def _source(spec: LocalBroker, raw: bytes) -> str:
 def bounded(own: Certificate, trust_domain: str, where: str) -> None:
     """Check that an authority among other hosts may certify the names of its own host alone: RFC 5280, 4.2.1.10.
 
-    :raises NetspaceError: its name constraints permit other names, or not all of these.
+    :raises NetspaceError: its name constraints permit other names, or lack one of these.
     """
     from cryptography import x509
 
@@ -392,7 +392,10 @@ class Issuer:
         return self._issue(whose, "broker", names, ExtendedKeyUsageOID.CLIENT_AUTH, now, life)
 
     def endorser(self, key: EllipticCurvePublicKey, now: float) -> str:
-        """Return a certificate of this host's endorser (PEM), then those above it, the root last; all end together."""
+        """Return a certificate of this host's endorser (PEM), then those above it, the root last.
+
+        It is valid for as long as they are.
+        """
         from cryptography import x509
         from cryptography.x509 import ObjectIdentifier
 

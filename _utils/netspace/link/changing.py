@@ -324,7 +324,7 @@ class Change:
         return sorted({names.owner(name) for name in full})
 
     def _leave(self, broker: Broker, parked: Sequence[str]) -> None:
-        """Remove renewer, forwarder and our own broker after the last link; the broker's data stay where mail is."""
+        """Remove renewer, forwarder and our own broker after the last link; its data stay if mail is *parked*."""
         renewer.apply(self.layout, self.supervisor, wanted=False)
         forwarder.remove(self.layout, self.supervisor)
         if isinstance(broker, LocalBroker):

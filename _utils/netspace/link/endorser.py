@@ -120,7 +120,7 @@ def lacking(known: Endorser | None, authority: Authority | None) -> str:
 
 
 def ensure(layout: Layout, authority: Authority | None, now: float) -> Endorser:
-    """Return the endorser, certified by *authority*; a key that there is stays.
+    """Return the endorser, certified by *authority*; make it where there is none. An existing one keeps its key.
 
     :raises NetspaceError: there is no authority yet.
     """

@@ -104,7 +104,7 @@ def _alarms(api: Management) -> list[str]:
 
 
 def _floods(layout: Layout, record: Record, api: Management) -> list[str]:
-    """Return the environments that were cut off in the last hour, with the reasons, and bindings beyond need."""
+    """Return problems: environments that were cut off in the last hour, with the reasons, and bindings beyond need."""
     if record.broker is None:
         return []
     found = []
@@ -122,7 +122,7 @@ def _floods(layout: Layout, record: Record, api: Management) -> list[str]:
 
 
 def _queues(layout: Layout, record: Record, api: Management, stopped: Collection[str]) -> list[str]:
-    """Return the queues (of mail, to other hosts, of dead letters) that are missing, nearly full, or unread."""
+    """Return the problems of queues: they are missing or nearly full, or have mail that nobody reads."""
     if record.broker is None:
         return []
     vhost, called = reach.vhost(layout, record.broker), names.used(layout, record.broker)

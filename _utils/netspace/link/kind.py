@@ -79,7 +79,7 @@ class Links:
 
     @property
     def called(self) -> Names:
-        """The names that the broker's objects have by the record; before there is one, those of first versions."""
+        """The names of the broker's objects, by the record; before there is a record, those of first versions."""
         return names.used(self.layout, self.recorded_broker())
 
     def cards(

@@ -134,7 +134,10 @@ def members(links: Iterable[Link]) -> set[str]:
 
 
 def writer(link: Link) -> str:
-    """Return the publisher into a link's exchange on the broker that has it: the sender, or the broker of its host."""
+    """Return the publisher into a link's exchange, on the broker that has it.
+
+    It is the sender; of a buffered link from another host it is that host's broker.
+    """
     if link.via == "buffered" and link.from_host is not None:
         return carrier(link.from_host)
     return link.source

@@ -37,8 +37,8 @@ class DesiredLinks:
 class Observed:
     """The links of this host, their broker and its services, as observed.
 
-    :param broker: ``unreachable`` (with ``detail``): a broker that isn't ours gives no answer, or a broker
-        refuses ours. Our own broker that gives no answer is ``starting``.
+    :param broker: ``unreachable`` (with ``detail``): a broker that isn't ours gives no answer, or any broker refuses
+        the question. Our own broker is ``starting`` while it gives no answer.
     :param definitions: the broker's, with accounts by our names; None where it doesn't run, or where objects are
         ``flooded`` (``model.flooded``), which must be made anew first.
     :param stalled: the process that runs all shovels to other hosts has ended for good.
@@ -323,7 +323,7 @@ def _broker_changes(work: Work) -> dict[str, dict[str, Any]]:
 
 
 def _key_changes(work: Work) -> dict[str, dict[str, Any]]:
-    """Return the environments whose keys for sealed links change, and how; so for the endorser of this host."""
+    """Return, by environment, the keys for sealed links to make, endorse, renew or forget; and the host's endorser."""
     observed, own = work.observed, work.observed.others.own
     wanted = seals.members(work.after.values())
     promises = seals.promises(own, work.after.values())
