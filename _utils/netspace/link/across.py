@@ -1,8 +1,9 @@
-"""What can be known here of links that another host's broker has: direct ones, and what carries buffered ones there.
+"""State of the links to other hosts, as far as this host can find it out.
 
-A direct link is asked for where it is, by its sender's own certificate: any account is told whether a name that
-it knows exists, and nothing else. One that isn't there was revoked there, isn't applied yet, or the two
-hosts don't have the same key of names; from here that can't be told apart.
+A direct link is on the other host's broker alone. This host asks that broker by the sender's own certificate: the
+broker tells any account whether a name that it knows exists, and nothing else. A link that is missing there was
+revoked there, isn't applied yet, or the two hosts have different keys of names; this host can't tell which.
+Of a buffered link this host's own broker tells whether a shovel carries its mail over.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ ABSENT = "isn't on {host}'s broker: revoked there, not applied there yet, or the
 
 
 def direct(layout: Layout, record: Record, called: Names, api: Management) -> dict[str, tuple[str, str]]:
-    """Per direct link to another host its state (``active``, ``missing`` or ``unknown``) and why it isn't active."""
+    """Return, by direct link to another host, its state and why it isn't active.
+
+    The state is ``active``, ``missing`` or ``unknown``.
+    """
     links = [link for link in record.links.values() if model.elsewhere(link)]
     broker = record.broker
     if not links or broker is None:
@@ -74,7 +78,7 @@ def _connected(layout: Layout, broker: LocalBroker, environment: str, host: str)
 
 
 def carried(layout: Layout, record: Record, called: Names, api: Management) -> dict[str, str]:
-    """Per buffered link to another host why its mail isn't carried over now; empty: it is."""
+    """Return, by buffered link to another host, why its mail isn't carried over now; empty: it is."""
     outboxes = [(link.name, called.outbox(link)) for link in record.links.values() if model.carried(link)]
     outboxes += [
         (names.owner(one.queue), one.queue) for one in record.former if names.environments_of(one.queue, "outbox")

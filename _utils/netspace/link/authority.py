@@ -47,7 +47,7 @@ SERVER_NAMES = ("localhost", "127.0.0.1")
 SERVER_ADDRESSES = ("127.0.0.1",)
 
 ENDORSES = "1.3.6.1.5.5.7.3.36"
-"""What an endorser's certificate is for, and nothing that TLS is for: to sign documents (RFC 9336)."""
+"""The one extended key usage of an endorser's certificate, of no use in TLS: to sign documents (RFC 9336)."""
 
 _HEADER = re.compile(r"# netspace: (\S+) from (\d+) to (\d+) by ([0-9a-f]{16})(?: as (\S+))?\n")
 _LABEL = re.compile(r"[^a-z0-9._-]+")
@@ -55,9 +55,9 @@ _LABEL = re.compile(r"[^a-z0-9._-]+")
 
 @dataclass(frozen=True)
 class Issued:
-    """What the first line of an issued file says; the rest is its key, its certificate and those above it.
+    """The first line of an issued file; the rest of the file is a key, its certificate and those above it.
 
-    :param id: whose it is.
+    :param id: SPIFFE ID of its owner.
     :param by: the authority's ``name``.
     :param serves: the name that other hosts reach it by; empty: none.
     """
@@ -69,13 +69,13 @@ class Issued:
     serves: str = ""
 
     def due(self, now: float, by: str) -> bool:
-        """Whether it runs out, or is of another authority."""
+        """Check whether it has less than a third of its life left, begins in the future, or isn't by authority *by*."""
         third = (self.ends - self.begins) / 3
         return self.by != by or now > self.ends - third or now + SKEW < self.begins
 
 
 def issued(pem: bytes) -> Issued | None:
-    """Tell what a file is that was issued here, without reading its certificate; None: it isn't.
+    """Read the first line of an issued file, without its certificate; None: the file wasn't issued here.
 
     :param pem: the first ``HEADER`` bytes of the file, or more.
     """
@@ -90,8 +90,8 @@ class Authority:
     :param host: the SPIFFE ID of this host, that all it issues begin with.
     :param pem: its key, its certificate, and those up to what is trusted (or none, where it is that itself).
     :param anchor: the certificate (PEM) that is trusted.
-    :param name: tells it from others.
-    :param source: tells the operator's file that it was read from, and as what; empty: made here.
+    :param name: tells it from others: the first 16 hex digits of its certificate's SHA-256.
+    :param source: digest of the operator's file that it was read from (``_source``); empty: made here.
     :param former: certificates of authorities before it, each with the time until which it is trusted still.
     """
 
@@ -111,7 +111,7 @@ class Authority:
 
     @property
     def anchors(self) -> bytes:
-        """The same, as one file."""
+        """The trusted certificates, as the content of one file."""
         return "".join(self.trusted).encode()
 
     def id(self, environment: str | None) -> str:
@@ -160,7 +160,7 @@ def remove(layout: Layout) -> None:
 
 
 def wanting(layout: Layout, spec: LocalBroker, known: Authority | None, now: float) -> str:
-    """Why the authority isn't as *spec* wants it; empty: it is. Reads the operator's file, if there is one."""
+    """Return why the authority isn't as *spec* wants it; empty: it is. Reads the operator's file, if there is one."""
     if known is None:
         return "absent"
     if domain_of(known.host) != domain(layout, spec):
@@ -185,9 +185,9 @@ def ensure(
 ) -> Authority:
     """Have an authority as *spec* wants it, and return it.
 
-    :param replace: make another, whatever there is.
-    :param distrust: trust none but the one returned, from now on; else what an authority before it
-        issued is good for as long as such certificates live.
+    :param replace: make another authority, whatever the record has.
+    :param distrust: trust the returned authority alone from now on; else an authority before it stays trusted
+        for ``LIFE``, as long as an environment's certificate lives.
     :raises NetspaceError: when the operator's can't be used.
     """
     known = read(layout)
@@ -295,14 +295,17 @@ def _adopt(spec: LocalBroker, host: str, now: float) -> Authority:
 
 
 def _source(spec: LocalBroker, raw: bytes) -> str:
-    """What an operator's file was read as: one that becomes known to other hosts is looked at once more."""
+    """Return the digest of an operator's file, with the trust domain that it must be bounded to among other hosts.
+
+    It changes when the first other host is declared: so the file is then checked once more.
+    """
     return _digest(raw) + (f" for {spec.trust_domain} alone" if spec.among_hosts else "")
 
 
 def bounded(own: Certificate, trust_domain: str, where: str) -> None:
-    """Have an authority among those of other hosts be good for names of its own host alone: RFC 5280, 4.2.1.10.
+    """Check that an authority among other hosts may certify the names of its own host alone: RFC 5280, 4.2.1.10.
 
-    :raises NetspaceError: it is good for others.
+    :raises NetspaceError: its name constraints permit other names, or lack one of these.
     """
     from cryptography import x509
 
@@ -389,7 +392,10 @@ class Issuer:
         return self._issue(whose, "broker", names, ExtendedKeyUsageOID.CLIENT_AUTH, now, life)
 
     def endorser(self, key: EllipticCurvePublicKey, now: float) -> str:
-        """A certificate of this host's endorser (PEM), then those above it, the root last; for as long as they are."""
+        """Return a certificate of this host's endorser (PEM), then those above it, the root last.
+
+        It is valid for as long as they are.
+        """
         from cryptography import x509
         from cryptography.x509 import ObjectIdentifier
 

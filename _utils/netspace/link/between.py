@@ -1,8 +1,8 @@
-"""Sealed links between hosts: which there are, what environments are told of the other end, and what lacks.
+"""Sealed links between hosts: the hosts at their other ends, the keys of these for the cards, and problems with them.
 
-Of the receiver's environment a sender must have a key to encrypt for; of the sender's host a receiver must know the
-endorser. Both come in that host's bundle (``bundles``). Until a bundle says that the other host knows the endorser of
-this one, environments here get no keys of it: so nothing is sent that would be refused there.
+A sender needs a key of the receiving environment to encrypt for. A receiver needs to know the endorser of the sender's
+host. Both come in the bundle of the other host (``bundles``). Until that bundle says that the other host knows this
+host's endorser, environments here get no keys of it: so nothing is sent that would be refused there.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from netspace.link.endorser import DAY, Endorser
 from netspace.spec.types import Broker, Link, LocalBroker
 
 SOON = 14 * DAY
-"""Seconds before something of another host runs out from which on that is told."""
+"""Seconds before the end of another host's key or endorser from which on ``lacking`` tells of it."""
 REMEDY = "exchange keys: salt-run netspace_link.exchange_seals"
 
 
@@ -51,12 +51,12 @@ def _read(links: Iterable[Link]) -> Iterator[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class Others:
-    """What is known of other hosts.
+    """Knowledge of other hosts, for sealed links to and from them.
 
     :param own: this host's endorser; None: there is none (yet).
     :param known: this host's authority.
-    :param hosts: SPIFFE IDs of the others that are declared, by name.
-    :param bundles: what they said, by name.
+    :param hosts: SPIFFE IDs of the other hosts that are declared, by name.
+    :param bundles: the bundles of other hosts, by name.
     """
 
     own: Endorser | None = field(default=None, repr=False)
@@ -65,23 +65,23 @@ class Others:
     bundles: Mapping[str, Bundle] = field(default_factory=dict, repr=False)
 
     def of(self, host: str) -> Bundle | None:
-        """What *host* said, if it is still who it was then, below a root that is still trusted."""
+        """Return the bundle of *host*; None: it is missing, or of another SPIFFE ID, or its root isn't trusted now."""
         found = self.bundles.get(host)
         if found is None or self.known is None or found.host != self.hosts.get(host):
             return None
         return found if found.anchor in self.known.trusted else None
 
     def keys(self, host: str, environment: str) -> Sequence[Mapping[str, Any]]:
-        """Those to encrypt for an environment of *host*; none before it would open what is sealed here."""
+        """Return the keys to encrypt for an environment of *host*; none before that host knows this host's endorser."""
         found = self.of(host)
         if found is None or self.own is None or found.knows != self.own.kid:
             return ()
         return found.keys.get(environment, ())
 
     def told(self, name: str, other: str, link: str) -> dict[str, Any]:
-        """What the environment *name* is told of a sealed link to or from *other* (``<name>@<host>``).
+        """Return the card's ``seal`` of environment *name* for a sealed link to or from *other* (``<name>@<host>``).
 
-        :param link: its name, as it is called here.
+        :param link: the link's name on this host.
         """
         environment, _, host = other.partition("@")
         found, whose = self.of(host), self.hosts.get(host, "")
@@ -98,7 +98,7 @@ class Others:
         }
 
     def lacking(self, links: Iterable[Link], now: float) -> list[str]:
-        """Why links to or from other hosts can't be used, or soon can't be, and what to do about it."""
+        """Return the reasons why sealed links to or from other hosts fail, or soon will, each with its remedy."""
         links = tuple(links)
         problems = []
         for host in sorted(hosts(links)):
@@ -121,7 +121,7 @@ class Others:
 
 
 def read(layout: Layout, broker: Broker | None, links: Iterable[Link]) -> Others:
-    """What is known, where any of *links* asks for it."""
+    """Return the knowledge of other hosts; empty where no link is sealed between hosts, or *broker* isn't ours."""
     if not isinstance(broker, LocalBroker) or not hosts(links):
         return Others()
     known = authority.read(layout)

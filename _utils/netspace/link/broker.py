@@ -167,7 +167,7 @@ consumer_timeout = 1800000
 
 
 def definitions(layout: Layout, username: str, password_hash: str) -> dict[str, Any]:
-    """What the node makes sure of at each start: our vhost, and who manages it.
+    """Return the definitions that the node loads at each start: our vhost, and the account that manages it.
 
     The management API deletes and looks into queues in the manager's name, hence its permissions.
     """
@@ -192,7 +192,7 @@ def _admin(layout: Layout) -> Path:
 
 
 def _plugins(layout: Layout) -> Path:
-    """Where our own plugin is."""
+    """Return the folder of our own plugin."""
     return layout.broker / "plugins"
 
 
@@ -296,7 +296,7 @@ def reader() -> tuple[int, int]:
 
 
 def evaluate(layout: Layout, spec: LocalBroker, expression: str) -> str:
-    """Have a running node do what it can't be asked for otherwise; return why it didn't, empty where it did."""
+    """Evaluate an Erlang *expression* in a running node, for what no API does; return why it failed; empty: it ran."""
     import subprocess
 
     done = subprocess.run(

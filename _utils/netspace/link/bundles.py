@@ -1,16 +1,16 @@
-"""What hosts tell each other of their environments' seals, and what one of them believes of another.
+"""Bundles, by which hosts tell each other their keys for sealed links: how one is made, checked and kept.
 
-A *bundle* is made by one host for one other (:func:`make`): the certificates of its endorser, and a JWT by it, with the
-public keys to encrypt for those of its environments that the other seals for, and which endorser it knows of the
-other. It holds no secret. Who carries it (Salt's master, or a person) can only withhold it. :func:`opened` believes a
-bundle if
+One host makes a *bundle* for one other (:func:`make`). It holds the certificates of the host's endorser, and a JWT that
+the endorser signed: with the public keys to encrypt for those environments that the other host seals for, and with the
+name of the other host's endorser, if that is known. It holds no secret. Its carrier (Salt's master, or a person) can
+only withhold it. :func:`opened` believes a bundle if
 
 1. its sizes and its form are what :func:`make` writes, member by member;
 2. its certificates make a key the endorser of a host that is declared (:mod:`netspace.link.chain`);
 3. that key signed it, for this host, and not in the future;
 4. each key is on its curve, bears the name that follows from it, is to encrypt, and for no longer than such are.
 
-:func:`adopt` takes it if it isn't older than what is known, and keeps it in ``<records>/bundles/<host>.json``.
+:func:`adopt` takes it if it isn't older than the kept one, and keeps it in ``<records>/bundles/<host>.json``.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Id = Annotated[str, msgspec.Meta(max_length=300)]
 
 
 class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Exactly these members."""
+    """A structure that refuses members other than its own."""
 
 
 class _Form(_Strict, frozen=True):
@@ -71,12 +71,12 @@ class _Claims(_Strict, frozen=True):
 
 
 class Bundle(_Strict, frozen=True):
-    """What is believed of another host.
+    """The content of another host's bundle, as it was checked.
 
     :param host: its SPIFFE ID.
-    :param at: when it said so.
+    :param at: when it made the bundle, in seconds since 1970.
     :param ends: until when its endorser is certified.
-    :param anchor: the root (PEM) that this was checked by.
+    :param anchor: the root (PEM) that the bundle was checked by.
     :param endorser: its endorser's public key, with its name.
     :param knows: the name of the endorser of this host that it knows; empty: none.
     :param keys: public keys to encrypt for its environments, each with the time until which it is good.
@@ -92,10 +92,10 @@ class Bundle(_Strict, frozen=True):
 
 
 def make(own: Endorser, to: str, knows: str, keys: Mapping[str, Sequence[Mapping[str, Any]]], now: float) -> str:
-    """What this host says to another one.
+    """Return this host's bundle for another host, as text.
 
     :param to: the other's SPIFFE ID.
-    :param knows: the name of its endorser, where that is known.
+    :param knows: the name of the other's endorser; empty where it isn't known.
     :param keys: public keys to encrypt for environments of this host.
     """
     claims = {"iss": own.host, "aud": to, "iat": round(now, 3), "knows": knows, "keys": keys}
@@ -103,10 +103,10 @@ def make(own: Endorser, to: str, knows: str, keys: Mapping[str, Sequence[Mapping
 
 
 def opened(text: Any, broker: LocalBroker, known: Authority, now: float) -> tuple[str, Bundle]:
-    """Return whose bundle it is, as that host is called in the declaration, and what it says.
+    """Check a bundle; return the name of its host in the declaration, and its content.
 
-    :param known: the authority of this host: whom it trusts, and who it is.
-    :raises NetspaceError: it isn't to be believed.
+    :param known: this host's authority, with its SPIFFE ID and the roots that it trusts.
+    :raises NetspaceError: the bundle isn't to be believed.
     """
     if not isinstance(text, str) or len(text) > MAX:
         raise NetspaceError(f"not a bundle of at most {MAX} bytes")
@@ -150,10 +150,10 @@ def _believable(claims: _Claims, host: str, own: str, now: float) -> None:
 def adopt(
     layout: Layout, broker: LocalBroker, wanted: Collection[str], known: Authority, text: Any, now: float
 ) -> tuple[str, bool]:
-    """Keep a bundle; return whose it is, and whether it says anything else than the one before.
+    """Keep a bundle; return the name of its host, and whether its content differs from the one before.
 
     :param wanted: the hosts that it may be of.
-    :raises NetspaceError: it isn't to be believed, older than what is known, or of none of these.
+    :raises NetspaceError: it isn't to be believed, is older than the kept one, or is of a host that isn't *wanted*.
     """
     name, found = opened(text, broker, known, now)
     if name not in wanted:
@@ -167,7 +167,7 @@ def adopt(
 
 
 def read_all(layout: Layout) -> dict[str, Bundle]:
-    """What is kept of other hosts, by their names."""
+    """Return the kept bundles of other hosts, by their names."""
     found = {}
     for name, record in files.read_records(layout.records("bundles")).items():
         try:
@@ -178,7 +178,7 @@ def read_all(layout: Layout) -> dict[str, Bundle]:
 
 
 def keep(layout: Layout, hosts: Collection[str]) -> None:
-    """Forget what is known of others than *hosts*."""
+    """Forget the bundles of all hosts but *hosts*."""
     folder = layout.records("bundles")
     if not folder.is_dir():
         return

@@ -1,4 +1,4 @@
-"""What an environment is told of its links: the content of ``/run/netspace/environment.json``.
+"""Card of an environment, which tells it of its links: the content of ``/run/netspace/environment.json``.
 
 Pure. The schema is ``docs/environment.schema.json``, its description ``docs/environment-json.md``. The
 card holds no secret: the key (or the password) is in a file of its own beside it.
@@ -33,10 +33,10 @@ def card(
 ) -> dict[str, Any]:
     """Return the card of environment *name*; *links* not its own are left out.
 
-    One without any link has no mailbox and no broker.
+    The card of an environment without any link names no mailbox and no broker.
 
     :param identity: the SPIFFE ID that its certificate bears; None: it logs in by password.
-    :param broker: what is declared of this host's broker, and so of others: needed where a link leads to one.
+    :param broker: the declaration of this host's broker and of other hosts: needed where a link leads to one of these.
     """
     peers = []
     senders = []

@@ -1,6 +1,6 @@
 """Certificates and keys of the authorities of links, made and written as PEM. Knows no host, file or declaration.
 
-RFC 5280. ``cryptography`` is imported by who needs it: most runs issue nothing.
+RFC 5280. Each function imports ``cryptography`` by itself: most runs issue nothing.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ SKEW = 300.0  # clocks that are set back a little must not make a new certificat
 def make(
     subject: Any, whose: Any, issuer: Any, key: Any, begins: float, ends: float, extensions: Iterable[tuple[Any, bool]]
 ) -> Certificate:
-    """A certificate of the public key *whose* by *key*, whose name is *issuer*; good from a little before *begins*.
+    """Return a certificate of the public key *whose*, signed by *key* in the name *issuer*.
 
-    :param extensions: each with whether who doesn't understand it must refuse it.
+    It is valid from ``SKEW`` seconds before *begins*.
+
+    :param extensions: each with whether it is critical: whoever doesn't understand it must then refuse the certificate.
     """
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes
@@ -70,7 +72,7 @@ def when(seconds: float) -> datetime.datetime:
 
 
 def usage(**given: bool) -> Any:
-    """What a key may be used for: what is *given*, and nothing else."""
+    """Return a key usage that permits what is *given*, and nothing else."""
     from cryptography import x509
 
     names = (

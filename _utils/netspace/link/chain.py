@@ -1,4 +1,4 @@
-"""Is a key the endorser of another host? Its certificate, and those above it, to a root that this host trusts.
+"""Check of another host's endorser: its certificate, and those above it, up to a root that this host trusts.
 
 RFC 5280, for exactly what :meth:`netspace.link.authority.Issuer.endorser` issues, written out because
 ``cryptography.x509.verification`` knows no name constraints of URIs. Signatures, encodings and names are
@@ -31,17 +31,17 @@ _UNDERSTOOD = {"2.5.29.15", "2.5.29.17", "2.5.29.19", "2.5.29.30", "2.5.29.37", 
 
 
 class Untrusted(NetspaceError):
-    """Certificates that don't make a key the endorser of a host that is declared."""
+    """Certificates that don't prove a key to be the endorser of a declared host."""
 
 
 @dataclass(frozen=True)
 class Vouched:
-    """What certificates say for certain.
+    """The endorser of another host, as its certificates prove it.
 
-    :param name: of the host, as it is declared.
-    :param key: its endorser's, public (JWK).
-    :param ends: until when.
-    :param anchor: the root (PEM) that it was checked by.
+    :param name: the host's, as it is declared.
+    :param key: the endorser's public key (JWK).
+    :param ends: until when all of the certificates are valid, in seconds since 1970.
+    :param anchor: the root (PEM) that they were checked by.
     """
 
     name: str
@@ -84,7 +84,7 @@ def checked(pem: str, hosts: Mapping[str, str], roots: Collection[str], now: flo
 
 
 def _whose(own: Certificate, hosts: Mapping[str, str]) -> str:
-    """The host that it names, of which nothing is believed yet."""
+    """Return the declared host that an unverified certificate names; raise Untrusted where it names none."""
     from cryptography import x509
 
     names = list(own.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
@@ -146,7 +146,7 @@ def _valid(one: Certificate, now: float) -> None:
 
 
 def _endorser(own: Certificate) -> dict[str, str]:
-    """The key of a certificate that is an endorser's."""
+    """Return the key (JWK) of an endorser's certificate; raise Untrusted where it isn't one on P-256."""
     from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric import ec
 

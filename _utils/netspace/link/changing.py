@@ -46,7 +46,7 @@ IMPORT_SECONDS = 300.0
 
 @dataclass(frozen=True)
 class _Left:
-    """Queues with mail in them that are none of today's: nobody's (parked), or read under a former name."""
+    """Queues with mail that no declared link leads to: parked ones, which nobody reads, and ones with a former name."""
 
     parked: tuple[str, ...] = ()
     former: tuple[Former, ...] = ()
@@ -54,11 +54,11 @@ class _Left:
 
 @dataclass(frozen=True)
 class _Naming:
-    """What the broker's objects are called.
+    """The names of the broker's objects before and after a change.
 
-    :param used: until now, by the record.
-    :param called: from now on.
-    :param failed: why they can't be named as declared; then they go on as they are, and nothing is made.
+    :param used: the names until now, by the record.
+    :param called: the names from now on.
+    :param failed: why objects can't be named as declared; then they keep their names, and no object is made.
     """
 
     used: Names
@@ -142,7 +142,7 @@ class Change:
                 self._forget()
 
     def _seals(self, work: Work, after: Mapping[str, Link]) -> None:
-        """Have keys for sealed links; what other hosts know of this one stays for as long as these are declared."""
+        """Make and forget keys for sealed links. Bundles and the endorser stay as long as other hosts are declared."""
         now, links = time.time(), after.values()
         others = work.broker.hosts if isinstance(work.broker, LocalBroker) else ()
         seals.leave(self.layout, seals.members(work.before.values()) - seals.members(links), now)
@@ -155,7 +155,7 @@ class Change:
         seals.ensure(self.layout, seals.members(links), now, promises)
 
     def _name(self, work: Work, *, revoking: bool) -> _Naming:
-        """Have the names that are declared. Where that fails, what is to be revoked is, all the same."""
+        """Return the declared names; where they can't be had while links are revoked, the used ones and the error."""
         used = names.used(self.layout, work.broker)
         try:
             return _Naming(used, names.ensure(self.layout, work.broker))
@@ -248,13 +248,13 @@ class Change:
         called: Names,
         accounts: Accounts,
     ) -> None:
-        """Revoke by the record alone: nothing that an environment may do to what is read next keeps it from that."""
+        """Revoke by the record alone, before definitions are read: no environment can prevent it by bloating these."""
         old, new = (planning.objects(self.layout, broker, links, called) for links in (before, after))
         self._delete(api, broker, diff.undeclared(old, new), accounts)
         self._delete(api, broker, reach.flooded(self.layout, api, broker, {**before, **after}), accounts)
 
     def _import(self, api: Management, broker: Broker, document: dict[str, Any], accounts: Accounts) -> None:
-        """Have the broker make what lacks or differs."""
+        """Import the objects of *document*, which are missing or differ; on a cluster, the vhost as well."""
         vhost = reach.vhost(self.layout, broker)
         if isinstance(broker, ClusterBroker) and api.get("vhosts", vhost, query="columns=name") is None:
             document["vhosts"] = [{"name": vhost}]
@@ -294,7 +294,7 @@ class Change:
             node.restart_carriers(self.layout, broker)
 
     def _with_carriers(self, broker: Broker, do: Callable[[], object]) -> None:
-        """Change a shovel; once more where that ended what runs them all, or it had ended (``reach.stalled``)."""
+        """Change a shovel; where our broker refuses, restart its shovels (``reach.stalled``) and try once more."""
         try:
             do()
         except RefusedError:
@@ -304,7 +304,7 @@ class Change:
             do()
 
     def _sweep(self, api: Management, vhost: str, left: Sequence[str], purge: bool) -> list[str]:
-        """Delete queues that nothing declares, but those with mail in them, unless told to; say whose these are."""
+        """Delete undeclared queues, those with mail only for a *purge*; return the owners of the queues that stay."""
         queues = dict.fromkeys(left)
         if not queues:
             return []
@@ -324,7 +324,7 @@ class Change:
         return sorted({names.owner(name) for name in full})
 
     def _leave(self, broker: Broker, parked: Sequence[str]) -> None:
-        """Stop what served the last link."""
+        """Remove renewer, forwarder and our own broker after the last link; its data stay if mail is *parked*."""
         renewer.apply(self.layout, self.supervisor, wanted=False)
         forwarder.remove(self.layout, self.supervisor)
         if isinstance(broker, LocalBroker):
@@ -347,9 +347,9 @@ class Change:
         return found.namespaces, forwarder.apply(self.layout, found, self.supervisor)
 
     def close_ways(self, work: Work, after: Mapping[str, Link]) -> None:
-        """Where the broker couldn't be changed: take away the ways to other hosts that shall go, which don't need it.
+        """Close the forwarder's ways of revoked links to other hosts, where the broker couldn't be changed.
 
-        As well as can be; the run has failed already, and the next one does it all.
+        This needs no broker. Errors are ignored: the run has failed already, and the next one does it all.
         """
         where = work.observed.record.broker
         if where is None or not any(model.elsewhere(link) for name, link in work.before.items() if name not in after):
@@ -369,7 +369,7 @@ class Change:
         return renewed
 
     def _tell_trust(self, broker: LocalBroker) -> None:
-        """Have what runs trust whom it shall from now on."""
+        """Have the running broker and forwarder trust the certificates that are trusted from now on."""
         services = self.supervisor.observe()
         running = {name for name, status in services.items() if status.state == "running"}
         if node.NODE in running:
@@ -381,7 +381,7 @@ class Change:
 
 
 def _named(work: Work, called: Names, after: Mapping[str, Link]) -> Mapping[str, str]:
-    """The names that the broker has for certain, while it is being changed."""
+    """Return the fingerprints of the names that the broker has for certain while it is being changed."""
     return work.observed.record.named if work.before else called.fingerprints(after.values())
 
 
@@ -424,7 +424,7 @@ def _delete(api: Management, vhost: str, key: Key, accounts: Accounts) -> None:
 
 
 def _has_mail(api: Management, vhost: str, queue: str) -> bool:
-    """Whether a message can be got (it is put back); also where that can't be found out."""
+    """Check whether *queue* has a message to get (it is put back); True as well where the broker refuses to tell."""
     body = {"count": 1, "ackmode": "ack_requeue_true", "encoding": "base64", "truncate": 1}
     try:
         got = api.post("queues", vhost, queue, "get", body=body)

@@ -1,8 +1,8 @@
-"""What must change on a broker: observed objects against the declared ones. Pure.
+"""Difference between a broker's observed objects and the declared ones. Pure.
 
-First comes what is revoked, then one import of everything that lacks or differs.
+Revoked objects come first, then one import of everything that is missing or differs.
 Only objects of ours are ever in it (``model.found`` picks them). Mailboxes are not
-deleted here: they may hold mail, so those nobody is meant to read any more are
+deleted here, because they may hold mail: those that no declaration names are
 *left*, and whoever applies the difference looks whether they are empty.
 """
 
@@ -26,7 +26,7 @@ _REVOKE_ORDER = {"user": 0, "permission": 1, "exchange": 2, "binding": 3, "shove
 
 @dataclass(frozen=True)
 class Difference:
-    """What to do to a broker.
+    """The changes to make on a broker.
 
     :param revoke: objects to delete, in this order.
     :param create: objects to import because they are absent (or deleted just before).
@@ -34,7 +34,7 @@ class Difference:
     :param passwords: accounts whose password hash isn't that of the stored password.
     :param left: queues of mail that nothing declares, by their whole name.
     :param stuck: objects that differ in what can't be changed, and that may hold mail.
-    :param last: what dead letters came by, of another name or version: to delete once the policies name the new way.
+    :param last: exchanges and policies of another name or version, to delete once the policies name the new exchanges.
     """
 
     revoke: tuple[Key, ...] = ()
@@ -47,7 +47,7 @@ class Difference:
 
     @property
     def empty(self) -> bool:
-        """Nothing to do to the broker."""
+        """Whether nothing is to be changed on the broker."""
         return not self.touched
 
     @property
@@ -56,7 +56,7 @@ class Difference:
 
 
 def difference(wanted: Objects, there: Found, passwords: Mapping[str, str]) -> Difference:
-    """Compare.
+    """Compare a broker's objects with the declared ones.
 
     :param wanted: all objects that shall be (``model.objects``).
     :param there: what the broker has (``model.found``).
@@ -117,7 +117,10 @@ def difference(wanted: Objects, there: Found, passwords: Mapping[str, str]) -> D
 
 
 def undeclared(before: Objects, after: Objects) -> list[Key]:
-    """What must go by the record alone, whatever the broker has: accounts, ways to send, queues for answers."""
+    """Return the objects of *before* that *after* lacks and that are deleted without a look at what the broker has.
+
+    They are accounts, exchanges, shovels, and queues for answers or notices, in the order of their deletion.
+    """
     gone = (key for key in before if key not in after)
     routes = [
         key
@@ -129,7 +132,10 @@ def undeclared(before: Objects, after: Objects) -> list[Key]:
 
 
 def _old_letters(wanted: Objects, there: Found) -> list[Key]:
-    """What is stale of it; hosts that share a virtual host may be of other versions, and need it."""
+    """Return the policies and exchanges of dead letters that aren't wanted any more.
+
+    Return none where nothing is wanted, or where hosts share the virtual host: those of other versions may need them.
+    """
     if not (wanted and there.whole):
         return []
     gone = [key for key in there.objects if key not in wanted]
@@ -137,7 +143,7 @@ def _old_letters(wanted: Objects, there: Found) -> list[Key]:
 
 
 def _is_shared(key: Key) -> bool:
-    """Whether it is what all links of a virtual host have in common; mail of others may need it."""
+    """Check whether all links of a virtual host share this object; other hosts' mail may need it."""
     return key[0] == "policy" or (key[0] in ("exchange", "binding") and is_dead(key[1]))
 
 
@@ -207,7 +213,7 @@ def hashed(password: str, salt: bytes | None = None) -> str:
 
 
 def verify(password: str, known: str) -> bool:
-    """Whether *known* is a hash of *password*. An empty hash refuses every password: it is that of none."""
+    """Check whether *known* is a hash of *password*. An empty hash refuses every password; it matches the empty one."""
     if not password:
         return not known
     try:

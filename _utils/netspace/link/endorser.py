@@ -1,4 +1,4 @@
-"""A host's endorser: the key by which it tells other hosts whose signing key is whose, in links that are sealed.
+"""A host's endorser: the key by which it tells other hosts which environment a signing key belongs to.
 
 An environment that sends to another host by a sealed link puts an *endorsement* of its signing key into each message:
 a JWT (RFC 7519, RFC 7800) that says "this key is this environment's, until then", signed by the endorser of its host.
@@ -34,7 +34,7 @@ DAY = 24 * 3600.0
 LIFE = 14 * DAY
 """Seconds that an endorsement holds: who steals a key to sign can use it at other hosts for no longer."""
 LEFT = 10 * DAY
-"""Seconds of it that are left when it is renewed: a seal holds for seven days, and no longer than the endorsement."""
+"""Seconds left of an endorsement when it is renewed: a seal holds for seven days, and no longer than it does."""
 PROMISE = 90 * DAY
 """Seconds from the making of a key to encrypt for which other hosts may use it."""
 
@@ -59,7 +59,7 @@ class Endorser:
     chain: str
 
     def endorsed(self, key: Mapping[str, Any], environment: str, now: float) -> bool:
-        """Whether the signing key has an endorsement by this, as whose it is, that holds for a while."""
+        """Check whether *key* has this endorser's endorsement for *environment*, which holds for ``LEFT`` at least."""
         token = key.get("endorsement")
         if not token:
             return False
@@ -77,11 +77,11 @@ class Endorser:
             raise StateError(f"the endorser of seals can't be read: {type(err).__name__}; {files.REBUILT}") from err
 
     def sign(self, kind: str, claims: Mapping[str, Any]) -> str:
-        """A token of this host's."""
+        """Return a JWT of *claims*, signed by this endorser."""
         return jose.sign(self.key(), kind, claims)
 
     def endorse(self, key: Mapping[str, Any], environment: str, now: float) -> str:
-        """An endorsement of the signing key of an environment of this host."""
+        """Return an endorsement of the signing key of an environment of this host."""
         members = ("kty", "crv", "x", "y", "kid", "use")
         begins = min(now, key["nbf"])
         claims = {
@@ -99,7 +99,7 @@ def _path(layout: Layout) -> Path:
 
 
 def read(layout: Layout) -> Endorser | None:
-    """The recorded one; None where there is none."""
+    """Return the recorded endorser; None where there is none."""
     record = files.read_json(_path(layout))
     if record is None:
         return None
@@ -111,7 +111,7 @@ def read(layout: Layout) -> Endorser | None:
 
 
 def lacking(known: Endorser | None, authority: Authority | None) -> str:
-    """Why it has to be certified; empty: it is."""
+    """Return why the endorser has to be certified; empty: it is."""
     if known is None:
         return "absent"
     if authority is None or known.host != authority.host:
@@ -120,7 +120,7 @@ def lacking(known: Endorser | None, authority: Authority | None) -> str:
 
 
 def ensure(layout: Layout, authority: Authority | None, now: float) -> Endorser:
-    """Have one that *authority* certified; its key stays while there is one.
+    """Return the endorser, certified by *authority*; make it where there is none. An existing one keeps its key.
 
     :raises NetspaceError: there is no authority yet.
     """
@@ -140,7 +140,7 @@ def ensure(layout: Layout, authority: Authority | None, now: float) -> Endorser:
 
 
 def remove(layout: Layout) -> None:
-    """Forget it: the next one is another."""
+    """Forget the endorser: the next one has another key."""
     folder = layout.records("endorser")
     if folder.is_dir():
         files.remove(_path(layout))

@@ -1,10 +1,10 @@
 """Queues that bear a former name: still read until they are empty, and written by nobody. Pure.
 
 A mailbox is named anew when its host gets a key of names, or another one; a lane, when the bounds
-of its link change. Nothing is moved, so nothing can be lost or come from elsewhere: the new
-queue takes what is sent from now on, the former one has no way in any more, and its reader
-reads both; of an outbox that is a shovel for each. The exchange that a delivery came from still
-tells the sender: which one meant whom is kept here.
+of its link change. No message is moved, so none can be lost or come from elsewhere. The new
+queue takes what is sent from now on; the former one has no way in any more. The reader
+reads both; outboxes are read by a shovel each. The exchange that a delivery came from still
+tells its sender: the link that each exchange was of is kept here.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ SETTLED = 15.0
 class Former(msgspec.Struct, frozen=True):
     """A queue with a former name.
 
-    :param environment: who reads it, of an outbox ``@<host>``; empty: dead letters, which the operator reads.
-    :param senders: exchange -> the link that it was.
-    :param since: when it got its last message at the latest, in seconds since 1970.
+    :param environment: its reader, for an outbox ``@<host>``; empty: it has dead letters, which the operator reads.
+    :param senders: exchange -> the link that it was of.
+    :param since: the latest time at which it may have got a message, in seconds since 1970.
     """
 
     queue: str
@@ -40,11 +40,11 @@ class Former(msgspec.Struct, frozen=True):
 def find(
     there: Found, wanted: Objects, links: Mapping[str, Link], known: Collection[Former], now: float
 ) -> list[Former]:
-    """The queues on the broker that are read under a former name.
+    """Return the queues on the broker that are read under a former name.
 
     :param there: what the broker has of ours, before anything is revoked.
     :param links: those that shall be.
-    :param known: what the record says of them.
+    :param known: the recorded ones.
     """
     members = {end for link in links.values() for end in (link.source, link.target)}
     if members and there.whole:
@@ -72,7 +72,7 @@ def find(
 
 
 def _reader(queue: str, members: Collection[str], links: Mapping[str, Link]) -> str | None:
-    """Who goes on reading *queue*; None: nobody, or it is none of ours."""
+    """Return the reader of a former *queue* (``Former.environment``); None: nobody reads it, or it isn't ours."""
     if is_dead(queue):
         return "" if "" in members else None
     mailbox = environments_of(queue, "mailbox")
@@ -86,20 +86,23 @@ def _reader(queue: str, members: Collection[str], links: Mapping[str, Link]) -> 
 
 
 def _carried(queue: str, links: Mapping[str, Link]) -> Link | None:
-    """The link whose mail is in an outbox; None: it is no outbox, or of no link that is carried over."""
+    """Return the link whose mail is in an outbox; None: *queue* is no outbox, or its link isn't carried over."""
     outbox = environments_of(queue, "outbox")
     link = None if outbox is None else links.get(".".join(outbox))
     return link if link is not None and carries(link) else None
 
 
 def outboxes(there: Found, wanted: Objects, links: Mapping[str, Link]) -> dict[str, Link]:
-    """The outboxes with a former name, and whose mail is in each."""
+    """Return the outboxes with a former name, each with the link whose mail it holds."""
     found = {key[1]: _carried(key[1], links) for key in there.objects if key[0] == "queue" and key not in wanted}
     return {queue: link for queue, link in found.items() if link is not None}
 
 
 def of(environment: str, known: Collection[Former], names: Names, links: Collection[Link]) -> tuple[list[str], Any]:
-    """What a card tells *environment*: its former queues, and their senders by exchange, but those of today."""
+    """Return *environment*'s former queues, and by exchange the links that led into them.
+
+    Exchanges that *links* have today are left out.
+    """
     today = {names.exchange(link) for link in links}
     own = [one for one in known if one.environment == environment]
     senders = {exchange: link for one in own for exchange, link in one.senders.items() if exchange not in today}
@@ -107,7 +110,7 @@ def of(environment: str, known: Collection[Former], names: Names, links: Collect
 
 
 def decode(value: Mapping[str, Any]) -> Former:
-    """From a record; raises KeyError or TypeError where it is damaged."""
+    """Decode a former queue of a record; raise KeyError, TypeError or ValueError where it is damaged."""
     return Former(value["queue"], value["environment"], dict(value["senders"]), float(value["since"]))
 
 

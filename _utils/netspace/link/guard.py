@@ -335,5 +335,5 @@ def install(folder: Path, group: int) -> None:
 
 
 def cut_off(parameter: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
-    """What the broker's global parameter tells: per account ``{why, times, at}``."""
+    """Return the accounts that were cut off, from the broker's global *parameter*: by account ``{why, times, at}``."""
     return dict((parameter or {}).get("value") or {})

@@ -1,6 +1,6 @@
-"""What needs attention: broker, alarms, who was cut off, the forwarder, full and unread mailboxes, dead letters.
+"""Health of links: broker, alarms, accounts that were cut off, forwarder, full or unread mailboxes, dead letters.
 
-Changes nothing. What the broker counts is up to 5 s old.
+Changes nothing. The broker's counts are up to 5 s old.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ FULL = 0.8
 """The part of a queue's bounds from which on it is said to be nearly full."""
 
 TOLD_SECONDS = 3600.0
-"""How long it is said of an environment that it was cut off."""
+"""Seconds for which ``health`` tells that an environment was cut off."""
 
 
 def health(layout: Layout, supervisor: Supervisor, stopped: Collection[str] = ()) -> dict[str, Any]:
-    """``{ok, problems: [text]}``, and ``dead`` and ``late``: how many letters, where that can be told.
+    """Return ``{ok, problems: [text], dead, late}``: the numbers of dead and late letters are None where unknown.
 
     :param stopped: the environments that are meant to read nothing now.
     """
@@ -85,7 +85,7 @@ def health(layout: Layout, supervisor: Supervisor, stopped: Collection[str] = ()
 
 
 def _left_out(layout: Layout, members: Collection[str]) -> list[str]:
-    """The environments that the forwarder doesn't serve, though they have links."""
+    """Return a problem for each environment that has links and isn't served by the forwarder."""
     left = set(members).difference(forwarder.served(forwarder.current(layout)))
     there = forwarder.namespaces(layout, left)
     why = {True: "a program in it has taken its port for the broker; end that", False: "it has no network namespace"}
@@ -104,7 +104,7 @@ def _alarms(api: Management) -> list[str]:
 
 
 def _floods(layout: Layout, record: Record, api: Management) -> list[str]:
-    """Who was cut off in the last hour because the broker had to keep too much for it, and bindings beyond need."""
+    """Return problems: environments that were cut off in the last hour, with the reasons, and bindings beyond need."""
     if record.broker is None:
         return []
     found = []
@@ -122,7 +122,7 @@ def _floods(layout: Layout, record: Record, api: Management) -> list[str]:
 
 
 def _queues(layout: Layout, record: Record, api: Management, stopped: Collection[str]) -> list[str]:
-    """Mailboxes and lanes that are nearly full, or have mail that nobody is reading."""
+    """Return the problems of queues: they are missing or nearly full, or have mail that nobody reads."""
     if record.broker is None:
         return []
     vhost, called = reach.vhost(layout, record.broker), names.used(layout, record.broker)

@@ -1,4 +1,4 @@
-"""Who the environments of this host are towards the broker: their keys and certificates, and the broker's own.
+"""Identities of this host's environments towards the broker: their keys and certificates, and the broker's own.
 
 An environment's key exists in memory alone: in ``layout.identity(<name>)`` (root's), and, handed out, in the
 environment's own ``/run/netspace``. One file holds key and certificate, so that both are replaced at
@@ -30,7 +30,7 @@ from netspace.spec.types import NAME, Broker, LocalBroker
 
 FILE, ANCHORS, PASSWORD = "identity.pem", "ca.pem", "password"
 SERVER, CLIENT = "server.pem", "client.pem"
-"""The broker's own: what it shows to who comes, and what it logs in by at brokers of other hosts."""
+"""The broker's own certificates: the one that it shows to clients, and the one by which it logs in at other hosts."""
 
 
 def certified(broker: Broker, environments: Iterable[str]) -> set[str]:
@@ -39,7 +39,7 @@ def certified(broker: Broker, environments: Iterable[str]) -> set[str]:
 
 
 def server_folder(layout: Layout) -> Path:
-    """What the broker reads: its own key and certificate, and whom it trusts."""
+    """Return the folder of the broker's own keys and certificates, and of the certificates that it trusts."""
     return layout.broker / "etc/tls"
 
 
@@ -49,14 +49,14 @@ def path(layout: Layout, environment: str) -> Path:
 
 @dataclass(frozen=True)
 class Identities:
-    """What is there, at one time.
+    """The authority and the certificates that it issued, as observed at one time.
 
     :param host: SPIFFE ID of the host; None where there is no authority yet.
     :param lacking: why the authority isn't as declared; empty: it is.
     :param by: the authority's name.
     :param trusted: digest of the certificates that are trusted.
-    :param issued: by environment; ``None`` as a key is the broker's own, :data:`CLIENT` what it logs in by elsewhere.
-    :param now: when this was looked at.
+    :param issued: by environment; key ``None``: the broker's own; key :data:`CLIENT`: its own to log in at other hosts.
+    :param now: when they were observed, in seconds since 1970.
     """
 
     host: str | None = None
@@ -67,7 +67,7 @@ class Identities:
     now: float = 0.0
 
     def changes(self, broker: Broker, environments: Collection[str]) -> dict[str, dict[str, Any]]:
-        """What must be issued, so that each of the environments (and the broker) has a certificate that lasts."""
+        """Return the certificates to issue, so that each of the environments (and the broker) has one that lasts."""
         if not isinstance(broker, LocalBroker):
             return {}
         if self.lacking:
@@ -86,7 +86,7 @@ class Identities:
 
 
 def observe(layout: Layout, broker: Broker, environments: Iterable[str], now: float) -> Identities:
-    """Look at what is issued, by the first line of each file."""
+    """Observe the issued certificates, by the first line of each file."""
     if not isinstance(broker, LocalBroker):
         return Identities(now=now)
     known = authority.read(layout)
@@ -102,7 +102,7 @@ def observe(layout: Layout, broker: Broker, environments: Iterable[str], now: fl
 
 
 def trusted(layout: Layout, broker: Broker) -> str:
-    """Digest of the certificates that client and broker trust; empty where none serve."""
+    """Return the digest of the certificates that client and broker trust; empty where there are none."""
     known = authority.read(layout) if isinstance(broker, LocalBroker) else None
     return "" if known is None else _digest(known)
 
@@ -192,7 +192,7 @@ def known(layout: Layout) -> set[str]:
 
 @dataclass(frozen=True)
 class Accounts:
-    """The names of accounts on the broker.
+    """The broker's names of accounts, and ours: :meth:`there` and :meth:`here` turn one into the other.
 
     :param host: SPIFFE ID of this host; None: accounts are named ``env.<name>`` there too.
     :param by_password: environments that are known there as ``env.<name>`` all the same.
@@ -204,7 +204,7 @@ class Accounts:
     hosts: Mapping[str, str] = field(default_factory=dict)
 
     def there(self, name: str) -> str:
-        """The broker's name of account *name*."""
+        """Return the broker's name of our account *name*."""
         kind, _, end = name.partition(".")
         if self.host is None or kind != "env" or end in self.by_password:
             return name
@@ -215,7 +215,7 @@ class Accounts:
         return authority.spiffe_id(self.hosts[host], environment or None) if host in self.hosts else name
 
     def here(self, name: str) -> str:
-        """Our name of an account of the broker's; one of ours that logs in otherwise than declared is :data:`STALE`."""
+        """Return our name of the broker's account *name*, after :data:`STALE` if it logs in otherwise than declared."""
         if self.host is None:
             return name
         for host, whose in self.hosts.items():
@@ -230,7 +230,7 @@ class Accounts:
         return ours if self.there(ours) == name else f"{STALE}{name}"
 
     def _environment(self, name: str) -> str:
-        """Whose account it is, in whatever trust domain this host was then; empty: none of this host's."""
+        """Return the environment that an account is of, in any trust domain of this host; empty: it is of none here."""
         host, slash, environment = name.partition("/env/")
         if slash:
             same = host.startswith("spiffe://") and host.rpartition("/")[2] == str(self.host).rpartition("/")[2]
@@ -238,11 +238,11 @@ class Accounts:
         return name.removeprefix("env.") if name.startswith("env.") else ""
 
     def told(self, definitions: Mapping[str, Any]) -> dict[str, Any]:
-        """A broker's definitions in our names."""
+        """Return a broker's *definitions* with our names of accounts."""
         return self._named(definitions, self.here)
 
     def document(self, definitions: Mapping[str, Any]) -> dict[str, Any]:
-        """Definitions of ours in the broker's names."""
+        """Return our *definitions* with the broker's names of accounts."""
         return self._named(definitions, self.there)
 
     def _named(self, definitions: Mapping[str, Any], rename: Any) -> dict[str, Any]:
@@ -266,7 +266,7 @@ class Accounts:
 
 
 def accounts(broker: Broker, host: str | None) -> Accounts:
-    """What *broker* calls the accounts of environments.
+    """Return the names of environments' accounts on *broker*.
 
     :param host: SPIFFE ID of this host, if it has one yet.
     """
@@ -277,9 +277,9 @@ def accounts(broker: Broker, host: str | None) -> Accounts:
 
 @dataclass(frozen=True)
 class Access:
-    """How each environment logs in: what its card says, and the files that it gets beside it.
+    """The log-in of each environment: its name on the card, and the files beside the card.
 
-    :param authority: None where certificates don't serve, or where none was issued yet.
+    :param authority: None where the broker isn't ours, or where there is no authority yet.
     """
 
     layout: Layout
@@ -288,13 +288,13 @@ class Access:
     authority: Authority | None = field(default=None, repr=False)
 
     def identity(self, environment: str) -> str | None:
-        """Its SPIFFE ID, or None where it logs in by password."""
+        """Return its SPIFFE ID, empty where there is no authority yet; None where it logs in by password."""
         if not certified(self.broker, [environment]):
             return None
         return self.authority.id(environment) if self.authority else ""
 
     def files(self, environment: str) -> dict[str, bytes]:
-        """Its key, certificate and the authority's, or its password; none where it has no account."""
+        """Return its key, certificate and the authority's, or its password; no file where it has none of these yet."""
         if certified(self.broker, [environment]):
             with contextlib.suppress(FileNotFoundError):
                 if self.authority is not None:
@@ -305,4 +305,4 @@ class Access:
 
 
 STALE = "stale "
-"""What :meth:`Accounts.told` puts before the name of an account that is ours to remove; no account begins so."""
+"""The mark that :meth:`Accounts.told` puts before the name of an account to remove; no account's name begins so."""

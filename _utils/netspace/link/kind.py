@@ -79,15 +79,15 @@ class Links:
 
     @property
     def called(self) -> Names:
-        """What the broker's objects are called; before there is a key, what they were."""
+        """The names of the broker's objects, by the record; before there is a record, those of first versions."""
         return names.used(self.layout, self.recorded_broker())
 
     def cards(
         self, access: Access | None = None, keys: Mapping[str, seals.Keys] | None = None
     ) -> Callable[[str, Collection[Link]], dict[str, Any]]:
-        """Return what says what an environment is told of links (``environment.json``).
+        """Return a function that makes an environment's card (``environment.json``) from its name and links.
 
-        :param access: how they log in; by default as they do now.
+        :param access: how environments log in; by default as they do now.
         :param keys: for sealed links, where they were read already.
         """
         record = read(self.layout)
@@ -106,13 +106,13 @@ class Links:
         return seals.read_all(self.layout)
 
     def renew_keys(self, environments: Collection[str], lead: float = seals.LEAD) -> list[str]:
-        """Make new keys for those of these that have some; return which. Cards don't tell of them yet."""
+        """Make new keys for those *environments* that have some; return these. Cards don't tell of the new keys yet."""
         links = self.recorded()
         own = endorser.read(self.layout)
         return seals.renew(self.layout, environments, time.time(), lead, seals.promises(own, links))
 
     def handed(self) -> Callable[[str], dict[str, bytes]]:
-        """Return what says which files beside its card an environment has: how it logs in, and its keys for seals."""
+        """Return a function that gives an environment's files beside its card: for its log-in, and its seal keys."""
         access, keys = self.access(), self.keys()
         linked: dict[str, list[Link]] = {}
         for link in self.recorded():
@@ -122,9 +122,10 @@ class Links:
 
     # -- keys of other hosts ---------------------------------------------------
     def seal_bundles(self) -> tuple[dict[str, str], list[str]]:
-        """What this host says of its seals to those that sealed links lead to or come from, by their names.
+        """Make this host's bundle for each host that sealed links lead to or come from.
 
-        :return: and whose keys had to be renewed for that. Cards don't tell of them yet.
+        :return: the bundles by the hosts' names, and the environments whose keys had to be renewed for them. Cards
+            don't tell of these keys yet.
         """
         links, broker = self.recorded(), self.recorded_broker()
         if not between.hosts(links):
@@ -143,11 +144,11 @@ class Links:
         return made, renewed
 
     def adopt_seals(self, bundle: str) -> tuple[str, bool]:
-        """Believe what another host says of its seals, where that can be; return which, and whether it is news.
+        """Adopt the bundle of another host; return the name of that host, and whether its content is new.
 
         Cards don't tell of it yet.
 
-        :raises NetspaceError: it can't, or no sealed link leads to that host or comes from it.
+        :raises NetspaceError: it isn't to be believed, or no sealed link leads to that host or comes from it.
         """
         links, broker, known = self.recorded(), self.recorded_broker(), authority.read(self.layout)
         if known is None or not isinstance(broker, LocalBroker) or not between.hosts(links):
@@ -155,7 +156,7 @@ class Links:
         return bundles.adopt(self.layout, broker, between.hosts(links), known, bundle, time.time())
 
     def access(self, declared: Broker | None = None) -> Access:
-        """How environments log in at the broker that was applied, or (for a test) at the declared one."""
+        """Return the log-in of environments at the broker that was applied, or (for a test) at the *declared* one."""
         broker = declared or self.recorded_broker()
         known = authority.read(self.layout) if isinstance(broker, LocalBroker) else None
         return Access(self.layout, broker, reach.vhost(self.layout, broker), known)
@@ -178,7 +179,7 @@ class Links:
         return renewed
 
     def endorse(self) -> list[str]:
-        """Renew endorsements of keys for sealed links to other hosts; return whose. The keys stay, and so do cards."""
+        """Renew endorsements of keys for sealed links to other hosts; return the environments. Keys and cards stay."""
         links, now = self.recorded(), time.time()
         if not between.hosts(links):
             return []
@@ -281,7 +282,7 @@ class Links:
         return outcomes
 
     def plan_purge(self, owners: Collection[str], going: Collection[str] = ()) -> Plan:
-        """What a purge drops of the mail of these environments and links (``parked.plan``)."""
+        """Return the plan of a purge of the mail of these environments and links (``parked.plan``)."""
         return parked.plan(self.layout, owners, going)
 
     def apply_purge(self, steps: Sequence[Step]) -> list[Outcome]:
@@ -335,7 +336,7 @@ class Links:
         return seeing.links(self.layout, self.supervisor)
 
     def health(self, stopped: Collection[str] = ()) -> dict[str, Any]:
-        """Return what needs attention: ``{ok, problems: [text], dead: number}``.
+        """Return what needs attention: ``{ok, problems: [text], dead: number, late: number}`` (``health.health``).
 
         :param stopped: the environments that are meant to read nothing now.
         """

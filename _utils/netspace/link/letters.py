@@ -1,4 +1,4 @@
-"""Dead letters: what could not be kept in a mailbox, seen, sent again by the way that it came, or thrown away.
+"""Dead letters, messages that no mailbox could keep: they are shown, sent again through their link, or thrown away.
 
 A dead letter's history (``x-first-death-...``) is the broker's own word: whatever a sender wrote there itself is
 overwritten when its message dies. So the exchange it names is the one that the message was sent to, and
@@ -56,7 +56,7 @@ class Letter:
     payload: str = field(default="", repr=False)
 
     def shown(self, payload: bool) -> dict[str, Any]:
-        """As an operator sees it; what was written only where it is asked for."""
+        """Return the letter as an operator sees it, with its text only where the *payload* is asked for."""
         about: dict[str, Any] = {"link": self.link, "reason": self.reason, "died": self.died, "bytes": self.size}
         for key in ("message_id", "content_type"):
             if key in self.properties:
@@ -69,11 +69,11 @@ class Letter:
 
 @dataclass(frozen=True)
 class Choice:
-    """Which letters something is done with.
+    """A choice among dead letters.
 
-    :param limit: how many at most.
-    :param link: those that came by it; ``unknown``: those of which nobody can tell.
-    :param message_id: those that bear it.
+    :param limit: the most letters to choose.
+    :param link: choose letters that came by it; ``unknown``: letters whose link can't be told. None: any.
+    :param message_id: choose letters that bear it. None: any.
     """
 
     limit: int = 100
@@ -106,7 +106,7 @@ class Letters:
         }
 
     def queues(self, api: Management) -> list[str]:
-        """Where letters are: those of today last, for what has a former name is older."""
+        """Return the queues of dead letters, those with former names first: their letters are older."""
         today = (self.called.dead, self.called.late)
         there = [one["name"] for one in api.get("queues", self.vhost, query="columns=name") or []]
         ours = names.is_dead if isinstance(self.broker, LocalBroker) else (*today, self.called.again).__contains__
@@ -114,13 +114,17 @@ class Letters:
         return [*sorted(former), *(name for name in today if name in there)]
 
     def number(self, api: Management) -> tuple[int, int]:
-        """How many need somebody to look after them, and how many came too late or made way."""
+        """Return the number of letters that somebody must look after, and of those that came too late or made way."""
         counts = {queue: _waiting(_get(api, self.vhost, queue, 1, truncate=1)) for queue in self.queues(api)}
         late = counts.pop(self.called.late, 0)
         return sum(counts.values()), late
 
     def count(self, limit: int = 20, payload: bool = False) -> dict[str, Any]:
-        """``count``: how many there are, ``late``: that many of them; ``letters``: *limit* of them."""
+        """Return ``{count, late, letters}``.
+
+        ``count`` is the number of all letters, ``late`` that of those among them that came too late or made way;
+        ``letters`` shows up to *limit* of them.
+        """
         _within(limit)
         counts: dict[str, int] = {}
         found: list[dict[str, Any]] = []
@@ -151,7 +155,7 @@ class Letters:
         act: Callable[[amqp.Connection, str, amqp.Held], str],
         test: bool,
     ) -> dict[str, Any]:
-        """Do something with the letters that are chosen, whichever stand before them."""
+        """Have *act* done with the chosen letters, wherever they stand in their queue."""
         _within(choice.limit)
         tally = _Tally()
         with reach.management(self.layout, self.broker) as api:
@@ -189,10 +193,10 @@ class Letters:
 
     @contextlib.contextmanager
     def _connected(self, api: Management) -> Iterator[amqp.Connection]:
-        """A connection of the host's own.
+        """Yield a connection of the host's own.
 
-        On our broker by an account that exists for so long, and bears the broker's own name: nobody else has a
-        certificate that says it. One that a killed run left is removed by the next apply, as all that aren't declared.
+        On our broker it logs in by an account that exists only meanwhile and bears the broker's own name: nobody else
+        has a certificate of that name. The next apply removes an account that a killed run left, as it is undeclared.
         """
         try:
             if isinstance(self.broker, ClusterBroker):
@@ -236,7 +240,7 @@ def _first(broker: ClusterBroker, vhost: str) -> amqp.Connection:
 
 
 def _trust(known: authority.Authority, certificate: bytes) -> ssl.SSLContext:
-    """What the own broker is checked by, and what it is shown."""
+    """Return a TLS context that checks our own broker by the authority's certificates and shows it *certificate*."""
     context = ssl.create_default_context(cadata=known.anchors.decode())
     with open(os.memfd_create("certificate", os.MFD_CLOEXEC), "wb") as memory:  # it takes files alone
         memory.write(certificate)

@@ -46,7 +46,7 @@ class RefusedError(NetspaceError):
 
 @dataclass(frozen=True)
 class Login:
-    """Who may manage the broker."""
+    """Name and password of an account that may manage the broker."""
 
     username: str
     password: str = field(repr=False)
@@ -54,7 +54,7 @@ class Login:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a node is managed."""
+    """The address of a node's management API."""
 
     scheme: str
     host: str

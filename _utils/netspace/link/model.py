@@ -1,4 +1,4 @@
-"""Which broker objects a set of links is. Pure: no broker, no disk, no secret.
+"""Broker objects of a set of links. Pure: no broker, no disk, no secret.
 
 One vhost; an environment with at least one link has an account and a mailbox, each
 link an exchange of its own (``names`` makes the names, which nobody can guess):
@@ -46,13 +46,13 @@ from netspace.link.names import AGAIN, DEAD, LATE, MAIL, TAG_PATTERN, Names, acc
 from netspace.spec.types import Link, host_of
 
 Key = tuple[str, ...]
-"""What names a broker object: ``("queue", "mailbox.web")``, ``("binding", source, type, target, key)``."""
+"""Kind and name of a broker object: ``("queue", "mailbox.web")``, ``("binding", source, type, target, key)``."""
 
 Objects = dict[Key, dict[str, Any]]
 """Broker objects in the form of RabbitMQ's definitions, without vhost and secrets."""
 
 ANSWERS = 1000
-"""How many answers an asker may wait for at a time: bindings of its replies queue."""
+"""Answers that an asker may wait for at a time: bindings of its replies queue."""
 
 CONNECTIONS = 8
 CHANNELS = 64
@@ -103,7 +103,7 @@ POLICIES = (
     "netspace.dead-again",
 )
 EVENTS = "amq.rabbitmq.event"
-"""The exchange of RabbitMQ's own, which only it publishes to: what happens on the broker."""
+"""RabbitMQ's own exchange for events of the broker; only RabbitMQ publishes into it."""
 
 
 def policies(names: Names) -> dict[str, dict[str, Any]]:
@@ -134,16 +134,19 @@ def members(links: Iterable[Link]) -> set[str]:
 
 
 def writer(link: Link) -> str:
-    """Who publishes into a link's exchange where that is: its sender, or the broker of its sender's host."""
+    """Return the publisher into a link's exchange, on the broker that has it.
+
+    It is the sender; of a buffered link from another host it is that host's broker.
+    """
     if link.via == "buffered" and link.from_host is not None:
         return carrier(link.from_host)
     return link.source
 
 
 def accounts(links: Collection[Link], names: Names) -> set[str]:
-    """All that this host makes an account for: its environments, and who sends to them from other hosts.
+    """Return all that this host makes accounts for: its environments, and the publishers of links from other hosts.
 
-    On a broker that hosts share, each sees to its own environments.
+    On a broker that hosts share, each makes the accounts of its own environments alone.
     """
     others = () if names.fleet else (writer(link) for link in links if link.from_host is not None)
     return members(links).union(others)
@@ -162,7 +165,7 @@ def carried(link: Link) -> bool:
 def objects(links: Collection[Link], names: Names, shovels: Mapping[str, Mapping[str, Any]] | None = None) -> Objects:
     """Return all broker objects of *links*, accounts without their passwords.
 
-    :param shovels: what those of buffered links to other hosts are set to, by their outbox (``remote.shovels``).
+    :param shovels: the settings of buffered links' shovels, by their outbox (``remote.shovels``).
     """
     made: Objects = {}
     environments = members(links)
@@ -229,12 +232,12 @@ def objects(links: Collection[Link], names: Names, shovels: Mapping[str, Mapping
 
 
 def way(link: Link, names: Names) -> str:
-    """The queue on this host's broker that a link leads to: to another host, what is carried over from here."""
+    """Return the queue on this host's broker that a link leads to; for a link to another host, its outbox."""
     return names.queue(link) if link.to_host is None else names.outbox(link)
 
 
 def shared(names: Names) -> Objects:
-    """What all links of a vhost have in common. It is never revoked: other hosts may use it too."""
+    """Return the objects that all links of a vhost share. No link's end revokes them: other hosts may use them too."""
     made: Objects = {("policy", name): policy for name, policy in policies(names).items()}
     _exchange(made, names.dead, "fanout")
     _queue(made, names.dead, "quorum")
@@ -248,7 +251,7 @@ def shared(names: Names) -> Objects:
 
 
 def of_link(link: Link, names: Names) -> list[Key]:
-    """The objects that are this link's alone."""
+    """Return the keys of the objects that are this link's alone."""
     if elsewhere(link):
         return []
     name, queue = names.exchange(link), way(link, names)
@@ -268,7 +271,7 @@ def _of_watch(link: Link, names: Names) -> list[Key]:
 
 
 def _bounds(link: Link) -> dict[str, Any]:
-    """A lane's own limits; the policy's count besides, whichever are less."""
+    """Return a lane's own limits. The policy's apply as well: of two limits the lower one counts."""
     bounds: dict[str, Any] = {"x-overflow": "drop-head" if link.full == "drop-head" else "reject-publish"}
     if link.length is not None:
         bounds["x-max-length"] = link.length
@@ -278,15 +281,18 @@ def _bounds(link: Link) -> dict[str, Any]:
 
 
 def fullness(link: Link, messages: int, size: int) -> float:
-    """How full the queue that *link* leads to here is, by its number of messages or their bytes.
+    """Return the used part (1 is full) of the queue that *link* leads to here, by messages or bytes, whichever is more.
 
-    Its own bounds are those of what waits for its receiver; an outbox has a mailbox's.
+    A queue that the receiver reads has the link's own bounds; an outbox has a mailbox's.
     """
     return part(messages, size, link.length if link.to_host is None else None)
 
 
 def part(messages: int, size: int, length: int | None = None) -> float:
-    """How full a queue of mail or of dead letters is; *length*: of as many at most."""
+    """Return the used part (1 is full) of a queue of mail or dead letters.
+
+    :param length: the most messages that it takes; None: as many as a mailbox.
+    """
     return max(messages / (length or int(_MAILBOX["max-length"])), size / int(_MAILBOX["max-length-bytes"]))
 
 
@@ -314,7 +320,7 @@ def _permission(
 
 
 def literal(name: str) -> str:
-    """A name as a permission's pattern has it."""
+    """Return a pattern for a permission that matches the *name* alone."""
     return name.replace(".", r"\.")
 
 
@@ -346,12 +352,12 @@ def _binding(made: Objects, source: str, target: str) -> None:
 
 @dataclass(frozen=True)
 class Found:
-    """What a broker has of ours, taken from its definitions.
+    """Our objects on a broker, taken from its definitions.
 
     :param objects: ours, in the form of :func:`objects`.
     :param hashes: per account, its password hash (``base64(salt || sha256(salt || password))``).
     :param vhost: whether our vhost exists.
-    :param whole: whether it is this host's alone.
+    :param whole: whether the vhost is this host's alone.
     """
 
     objects: Objects = field(default_factory=dict)

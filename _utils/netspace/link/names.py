@@ -1,4 +1,4 @@
-"""What the broker's objects are called, so that none can be guessed. Pure, but for reading the key.
+"""Names of the broker's objects, which nobody can guess. Pure, but for reading and writing the keys.
 
 RabbitMQ tells any account whether a name exists, and how many messages and consumers a queue
 has: declaring it passively needs no right. So each name ends in a keyed hash of itself, and
@@ -9,9 +9,9 @@ an environment knows those that its ``environment.json`` tells it, and no other:
 
 Where <a> or <b> is on another host, it is ``<environment>@<host>`` there. ``@<host>`` alone is that host's broker.
 
-What only this host names follows from a key of its own; what another host has to name as well, from a key that
-these two have and no third one (``pairs``): a host that is taken over can find out what is between it and
-another, and nothing else there. On a broker that hosts share, all names follow from one key (``broker:names_key``).
+Names that only this host uses follow from a key of its own. Names that another host uses as well follow from a key
+that these two have and no third one (``pairs``): whoever takes over a host can find out the objects between it and
+another, and no others there. On a broker that hosts share, all names follow from one key (``broker:names_key``).
 Keys are in ``<records>/link/names.json``, never on the broker, in a card, or in what Salt returns.
 """
 
@@ -40,7 +40,7 @@ _ENDS = {**dict.fromkeys(_ONE, 1), **dict.fromkeys(_TWO, 2), DEAD: 0, LATE: 0, A
 _TAG = re.compile(r"[0-9a-f]{32}")
 TAG_PATTERN = r"[0-9a-f]{32}"
 MAIL = ("mailbox", "lane", "outbox")
-"""The kinds of queues that hold mail: they are never deleted while there is some in them, unless told."""
+"""The kinds of queues that hold mail: they are deleted with mail in them only where an operator says so."""
 _SHOWN = re.compile(r"\.[0-9a-f]{32}(?![0-9a-f])")
 
 
@@ -53,10 +53,10 @@ def _tag(key: bytes, text: str) -> str:
 class Names:
     """The names that follow from a *key*; without one, those of netspace's first versions, which can be guessed.
 
-    :param apart: hosts that don't know this key use the same virtual host: what they share can't bear it.
+    :param apart: hosts that don't know this key use the same virtual host: objects that they share have plain names.
     :param fleet: hosts share the virtual host: an environment is named there without the host that it is on.
-    :param pairs: the keys of what is between this host and another, by that host. Of one that has none nobody there
-        knows a name.
+    :param pairs: by other host, the key of objects between this host and that one. Where a host has none, *key* is
+        used, and nobody there knows the names.
     """
 
     key: bytes = field(default=b"", repr=False)
@@ -65,7 +65,7 @@ class Names:
     pairs: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
     def fingerprints(self, links: Iterable[Link]) -> dict[str, str]:
-        """What tells keys apart, and nothing of them: this host's own (``""``), and by host those that *links* need."""
+        """Return digests that tell keys apart and reveal none: this host's own by ``""``, those of *links* by host."""
         hosts = {host for link in links for host in (link.from_host, link.to_host) if host is not None}
         found = {"": self.key, **({} if self.fleet else {host: self._key(host) for host in sorted(hosts)})}
         return {
@@ -73,14 +73,18 @@ class Names:
         }
 
     def over(self, host: str, here: str) -> Names:
-        """The names of what is between this host, which others call *here*, and *host*, where that is."""
+        """Return the names on *host*'s broker of objects between it and this host, which other hosts call *here*."""
         return Names(pairs={here: self._key(host)})
 
     def _key(self, host: str | None) -> bytes:
         return self.key if host is None or self.fleet else self.pairs.get(host, self.key)
 
     def of(self, plain: str, more: str = "", host: str | None = None) -> str:
-        """The whole name of what *host* has to know, too; *more* makes it another one though it reads alike."""
+        """Return the whole name, *plain* with its tag.
+
+        :param more: changes the tag alone: names that read alike then differ.
+        :param host: the other host that uses the name as well; None: there is none.
+        """
         key = self._key(host)
         return f"{plain}.{_tag(key, f'{plain} {more}')}" if key else plain
 
@@ -97,7 +101,7 @@ class Names:
         return self.of(f"replies.{self._ends(environment)}", host=host_of(environment))
 
     def reply(self, environment: str, host: str | None = None) -> str:
-        """What *environment* answers through; those who ask from another *host* have one of their own."""
+        """Return the exchange that *environment* answers through; askers of another *host* have one of their own."""
         return self.of(f"reply.{self._ends(environment)}", host=host)
 
     def notices(self, environment: str) -> str:
@@ -107,7 +111,7 @@ class Names:
         return self.of(f"watch.{self._ends(link.source, link.target)}")
 
     def watched(self, link: Link) -> str:
-        """The queue whose readers the sender is told of. Another host is not told the mailbox, which is everybody's."""
+        """Return the queue whose readers the sender is told of: the mailbox; for a sender on another host its lane."""
         return self.queue(link) if self.has_lane(link) and link.from_host else self.mailbox(link.target)
 
     def has_lane(self, link: Link) -> bool:
@@ -115,9 +119,9 @@ class Names:
         return bool(link.bounds) or (link.monitor and link.from_host is not None and not self.fleet)
 
     def queue(self, link: Link) -> str:
-        """Where a link's mail waits: in the mailbox, or in a lane of its own.
+        """Return the queue where a link's mail waits: the mailbox, or a lane of its own.
 
-        A queue's arguments can't be changed: other bounds are another lane.
+        A queue's arguments can't be changed: with other bounds the link gets another lane.
         """
         if not self.has_lane(link):
             return self.mailbox(link.target)
@@ -125,7 +129,7 @@ class Names:
         return self.of(plain, bounds, link.from_host if link.monitor else None)
 
     def outbox(self, link: Link) -> str:
-        """Where the mail of a buffered link waits until the receiver's host has taken it."""
+        """Return the queue where the mail of a buffered link waits until the receiver's host has taken it."""
         return self.of(f"outbox.{link.name}")
 
     @property
@@ -134,7 +138,7 @@ class Names:
 
     @property
     def late(self) -> str:
-        """Where letters are that waited too long, or made way."""
+        """The exchange and the queue of letters that waited too long, or made way."""
         return LATE if self.apart else self.of(LATE)
 
     @property
@@ -151,7 +155,7 @@ def account(environment: str) -> str:
 
 
 def environments_of(name: str, *kinds: str) -> tuple[str, ...] | None:
-    """The environments in the name of an object of ours of one of the *kinds*; None: not such a name."""
+    """Return the environments in a name of one of our *kinds* of objects; None: it is no such name."""
     kind, *ends = name.split(".")
     if kind not in kinds:
         return None
@@ -163,7 +167,7 @@ def environments_of(name: str, *kinds: str) -> tuple[str, ...] | None:
 
 
 def carrier(host: str) -> str:
-    """What the broker of another host is called in place of an environment: it brings what that host's have sent."""
+    """Return the name of another host's broker in the place of an environment's: it brings the mail of that host."""
     return f"@{host}"
 
 
@@ -177,22 +181,22 @@ def is_dead(name: str) -> bool:
 
 
 def owner(queue: str) -> str:
-    """Whose mail is in a queue of ours: an environment, a link (of a lane or an outbox), or ``dead``."""
+    """Return the owner of the mail in a queue of ours: an environment, a link (of a lane or an outbox), or ``dead``."""
     return ".".join(environments_of(queue, *MAIL) or (DEAD,))
 
 
 def shown(text: str) -> str:
-    """A name, or several, as people may read them: without what can't be guessed."""
+    """Return a text with names as people may read them: without their tags, which nobody can guess."""
     return _SHOWN.sub("", text)
 
 
 # -- the keys ----------------------------------------------------------------------
 @dataclass(frozen=True)
 class _Keys:
-    """What ``names.json`` holds.
+    """The keys in ``names.json``.
 
     :param shared: the key isn't this host's own, but of a file that hosts share.
-    :param pairs: None: it is of a version to which ``broker:names_key`` was the key of all names.
+    :param pairs: None: a version wrote the file for which ``broker:names_key`` was the key of all names.
     """
 
     key: bytes = field(repr=False)
@@ -262,5 +266,5 @@ def ensure(layout: Layout, broker: Broker) -> Names:
 
 
 def forget(layout: Layout) -> None:
-    """Nothing bears a name any more."""
+    """Forget the keys: no object bears a name any more."""
     files.remove(_path(layout))

@@ -1,4 +1,4 @@
-"""The key that two hosts have for the names of what is between them, and that no third host can have.
+"""Keys of pairs of hosts, for the names of objects between the two; no third host can have such a key.
 
 Each host has an X25519 key (RFC 7748) in the folder of its authority, ``names.key``, which never leaves it. Its public
 half, which is no secret, stands in the declarations of the others: ``broker:hosts:<h>:public_key``. One's own key and
@@ -33,7 +33,7 @@ MAX_FILE = 4096
 class Pair:
     """The key of one pair of hosts.
 
-    :param source: tells what it was made of.
+    :param source: digest of what it was made of.
     """
 
     key: bytes = field(repr=False)
@@ -54,8 +54,8 @@ def public(folder: Path) -> str:
 def between(broker: LocalBroker, known: Mapping[str, Pair]) -> dict[str, Pair]:
     """The key of this host and each of the others that are declared.
 
-    :param known: those that there are; what they were made of is compared, and nothing computed again.
-    :raises NetspaceError: when what they are made of can't be read or used.
+    :param known: the keys that there are; a key is computed again only where its source has changed.
+    :raises NetspaceError: when a key or secret that they are made of can't be read or used.
     """
     own: bytes | None = None
     shared: bytes | None = None
@@ -78,7 +78,7 @@ def between(broker: LocalBroker, known: Mapping[str, Pair]) -> dict[str, Pair]:
 
 
 def given(path: str | None) -> bytes:
-    """The secret that hosts share."""
+    """Return the secret that hosts share (``broker:names_key``)."""
     where = f"broker:names_key: {path}"
     if path is None:
         raise NetspaceError("broker:names_key is missing, and so is the public_key of a host of broker:hosts")
@@ -89,9 +89,10 @@ def given(path: str | None) -> bytes:
 
 
 def secret(path: Path, where: str) -> bytes:
-    """What is in a file that nobody but its owner may read.
+    """Return the content of a file that nobody but its owner may read, up to ``MAX_FILE`` bytes.
 
-    :param where: what to call it in errors.
+    :param where: the file's name in errors.
+    :raises NetspaceError: others have rights on it, or it can't be read.
     """
     try:
         with open(path, "rb") as stream:

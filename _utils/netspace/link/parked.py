@@ -1,4 +1,4 @@
-"""Mail that no link leads to any more: what there is of it, and dropping it where an operator says so.
+"""Parked mail, in queues that no link leads to any more: counted, and dropped where an operator says so.
 
 It stays where it was delivered (``Record.parked``), also while the broker is stopped because there is no link at all.
 """
@@ -24,10 +24,12 @@ MAIL = "mail"
 
 
 def plan(layout: Layout, owners: Collection[str], going: Collection[str]) -> Plan:
-    """What a purge drops. Reads only; the broker counts what came more than some 10 s ago.
+    """Return the plan of a purge: the mail that it drops, by owner. Reads only.
 
-    :param owners: environments and links whose parked mail it is about.
-    :param going: links that are revoked by the same run: then all goes that no other link leads to.
+    The broker's counts may leave out mail of the last 10 s or so.
+
+    :param owners: environments and links whose parked mail is dropped.
+    :param going: links that the same run revokes: then all mail is dropped that no other link leads to.
     """
     known = record.read(layout)
     staying = {name: link for name, link in known.links.items() if name not in going}
@@ -55,7 +57,7 @@ def plan(layout: Layout, owners: Collection[str], going: Collection[str]) -> Pla
 
 
 def _undeclared(layout: Layout, known: Record, api: Management) -> dict[str, int]:
-    """The queues of mail that none of the recorded links needs, and what is in them."""
+    """Return the queues of mail that none of the recorded links needs, with the number of messages in each."""
     assert known.broker is not None
     called = names.used(layout, known.broker)
     wanted = {key[1] for key in planning.objects(layout, known.broker, known.links, called) if key[0] == "queue"}
@@ -73,7 +75,7 @@ def _undeclared(layout: Layout, known: Record, api: Management) -> dict[str, int
 
 
 def purge(layout: Layout, supervisor: Supervisor, progress: Callable[[str], None], step: Step) -> None:
-    """Drop what was planned; other parked mail stays."""
+    """Drop the mail that *step* names; other parked mail stays."""
     known = record.read(layout)
     doomed: Collection[str] = step.data
     left = tuple(one for one in known.parked if one not in doomed)

@@ -1,4 +1,4 @@
-"""What must change so that links are as desired. Pure: no broker, no disk."""
+"""Plan of the changes that make links as desired. Pure: no broker, no disk."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ class DesiredLinks:
 
 @dataclass(frozen=True)
 class Observed:
-    """What is there.
+    """The links of this host, their broker and its services, as observed.
 
-    :param broker: ``unreachable`` (with ``detail``) is somebody else's broker giving no
-        answer; our own is then ``starting``.
-    :param definitions: the broker's, with accounts by our names, or None where it doesn't run, or where they aren't
-        read before what is ``flooded`` (``model.flooded``) has been made anew.
-    :param stalled: what carries mail to other hosts has ended for good.
-    :param names: what objects are to be called; None: their key is still to be made.
-    :param unnamed: why that can't be told; *names* are then those that are in use.
+    :param broker: ``unreachable`` (with ``detail``): a broker that isn't ours gives no answer, or any broker refuses
+        the question. Our own broker is ``starting`` while it gives no answer.
+    :param definitions: the broker's, with accounts by our names; None where it doesn't run, or where objects are
+        ``flooded`` (``model.flooded``), which must be made anew first.
+    :param stalled: the process that runs all shovels to other hosts has ended for good.
+    :param names: the names that objects are to have; None: their key is still to be made.
+    :param unnamed: why these names can't be told; *names* are then those that are in use.
     :param drained: queues with a former name that are empty.
     :param installed: our node's files are those of the recorded broker.
     :param config: the forwarder's configuration; ``namespaces`` its environments' inodes.
     :param keys: for sealed links, by environment.
-    :param others: what is known of other hosts, for sealed links to and from them.
+    :param others: knowledge of other hosts, for sealed links to and from them.
     :param pid: process of our own node; 0 where it doesn't run.
     """
 
@@ -76,9 +76,9 @@ class Observed:
 
 @dataclass(frozen=True)
 class Work:
-    """What ``apply`` needs to know; every step of a plan carries the same one.
+    """Input of ``apply``; every step of a plan carries the same one.
 
-    :param compared: what is on the broker beside what shall be, where that could be told.
+    :param compared: the broker's objects compared with the declared ones, where its definitions were read.
     """
 
     broker: Broker
@@ -89,7 +89,7 @@ class Work:
 
 
 def plan(layout: Layout, desired: DesiredLinks, observed: Observed, remove: Collection[str] = ()) -> Plan:
-    """What must change. Pure. Steps bear the name of a link, or ``broker``, ``forwarder``, ``seals``."""
+    """Return the plan of changes. Pure. Steps bear the name of a link, or ``broker``, ``forwarder``, ``seals``."""
     before = observed.record.links
     after = {name: link for name, link in before.items() if name not in remove}
     after.update({link.name: link for link in desired.links})
@@ -182,7 +182,7 @@ def plan(layout: Layout, desired: DesiredLinks, observed: Observed, remove: Coll
 
 
 def _renamed(observed: Observed, after: Mapping[str, Link]) -> dict[str, dict[str, Any]]:
-    """What is called otherwise from now on: all that only this host names, or what is between it and another one."""
+    """Return the objects to rename, by their key: those that only this host names, or those it shares with another."""
     record = observed.record
     own = record.named.get("", "")
     old = {"old": "another key's" if own else "guessable", "new": "unguessable"}
@@ -194,7 +194,7 @@ def _renamed(observed: Observed, after: Mapping[str, Link]) -> dict[str, dict[st
 
 
 def objects(layout: Layout, broker: Broker, links: Mapping[str, Link], names: Names) -> model.Objects:
-    """All that is to be on *broker* for these links."""
+    """Return all objects that *broker* is to have for these links."""
     outboxes = {names.outbox(link): link for link in links.values() if model.carried(link)}
     return model.objects(links.values(), names, _shovels(layout, broker, outboxes, names))
 
@@ -211,7 +211,7 @@ def found(layout: Layout, broker: Broker, known: Collection[str], definitions: M
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is on the broker beside what shall be."""
+    """Comparison of the broker's objects with the declared ones."""
 
     there: model.Found
     wanted: model.Objects
@@ -235,9 +235,9 @@ def compare(
     names: Names,
     drained: Collection[str],
 ) -> Comparison:
-    """What is on *broker* beside what shall be.
+    """Compare the objects on *broker* with the declared ones.
 
-    :param drained: queues with a former name that nothing is to be carried from any more.
+    :param drained: outboxes with a former name that are empty, and so need no shovel any more.
     """
     known = model.accounts([*before.values(), *after.values()], names)
     there = found(layout, broker, known, definitions)
@@ -251,7 +251,7 @@ def compare(
 
 
 def _former_changes(formers: Collection[Former], known: Collection[Former]) -> dict[str, dict[str, Any]]:
-    """Which queues are read under a former name, or no more."""
+    """Return the queues that are read under a former name from now on, or no more."""
     old, new = {one.queue for one in known}, {one.queue for one in formers}
     read = "read until it is empty"
     return {
@@ -263,7 +263,7 @@ def _former_changes(formers: Collection[Former], known: Collection[Former]) -> d
 def _drift(
     comparison: Comparison, before: Mapping[str, Link], observed: Observed
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
-    """What differs on the broker though the declaration is the same: per link, and the rest."""
+    """Return the objects that differ on the broker though the declaration is the same: per link, and the rest."""
     links: dict[str, dict[str, Any]] = {}
     others: dict[str, dict[str, Any]] = {}
     change, after = comparison.change, comparison.after
@@ -285,7 +285,7 @@ def _drift(
 
 
 def _expected(comparison: Comparison, before: Mapping[str, Link], names: Names) -> set[Key]:
-    """The objects that differ because the declaration does."""
+    """Return the objects that differ because the declaration does."""
     if before == comparison.after:
         return set()
     old, new = model.objects(before.values(), names), comparison.wanted
@@ -298,7 +298,7 @@ def _expected(comparison: Comparison, before: Mapping[str, Link], names: Names) 
 
 
 def _broker_changes(work: Work) -> dict[str, dict[str, Any]]:
-    """What must happen to the broker itself."""
+    """Return the changes of the broker itself."""
     from netspace.spec import parse
 
     observed = work.observed
@@ -323,7 +323,7 @@ def _broker_changes(work: Work) -> dict[str, dict[str, Any]]:
 
 
 def _key_changes(work: Work) -> dict[str, dict[str, Any]]:
-    """Whose keys for sealed links are made, endorsed, renewed or forgotten."""
+    """Return, by environment, the keys for sealed links to make, endorse, renew or forget; and the host's endorser."""
     observed, own = work.observed, work.observed.others.own
     wanted = seals.members(work.after.values())
     promises = seals.promises(own, work.after.values())

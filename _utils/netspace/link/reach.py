@@ -20,7 +20,7 @@ from netspace.supervision import Status
 BrokerState = Literal["absent", "stopped", "starting", "running", "deaf", "unreachable"]
 """``deaf``: our broker runs, but clients can't reach it: another program has its port, or nobody has."""
 CARRIERS_SECONDS = 3.0
-"""For so long shovels that were just changed may be missing from what the broker tells of them."""
+"""Seconds for which the broker's list of shovels may lack those that were just changed."""
 
 
 def vhost(layout: Layout, broker: Broker) -> str:
@@ -43,7 +43,7 @@ def management(layout: Layout, broker: Broker) -> Management:
 
 
 def login(broker: ClusterBroker) -> Login:
-    """Who manages a broker that isn't ours."""
+    """Return the credentials of the account that manages a broker that isn't ours."""
     try:
         with open(broker.credentials) as stream:
             username, colon, password = stream.read(4096).strip().partition(":")
@@ -55,22 +55,22 @@ def login(broker: ClusterBroker) -> Login:
 
 
 def accounts(layout: Layout, broker: Broker) -> Accounts:
-    """What the broker calls the accounts of environments."""
+    """Return the names of environments' accounts on the broker."""
     known = authority.read(layout) if isinstance(broker, LocalBroker) else None
     return identity.accounts(broker, None if known is None else known.host)
 
 
 def definitions(layout: Layout, api: Management, broker: Broker) -> dict[str, Any]:
-    """All that is on the broker, with accounts by our names."""
+    """Return all definitions of the broker, with accounts by our names."""
     return accounts(layout, broker).told(api.get("definitions") or {})
 
 
 def ask(
     layout: Layout, record: Record, services: Mapping[str, Status], *, whole: bool = True
 ) -> tuple[BrokerState, str, Mapping[str, Any] | None, tuple[Key, ...]]:
-    """State of the recorded broker, a detail, and its definitions, or what is flooded, where it runs.
+    """Return the recorded broker's state, a detail, and, where it runs, its definitions or the flooded objects.
 
-    :param whole: definitions are read; else None.
+    :param whole: read the definitions as well; else they are None.
     """
     broker = record.broker or LocalBroker()
     if isinstance(broker, LocalBroker):
@@ -104,7 +104,7 @@ def ask(
 
 
 def unneeded(excess: Collection[Key]) -> str:
-    """What is said of what is flooded."""
+    """Return the message about flooded objects (:func:`flooded`)."""
     return f"bindings that asking doesn't need: of {', '.join(names.shown(key[1]) for key in excess)}; apply again"
 
 
@@ -124,8 +124,8 @@ def drained(layout: Layout, record: Record, now: float) -> tuple[str, ...]:
 def stalled(layout: Layout, broker: Broker, definitions: Mapping[str, Any] | None) -> bool:
     """Whether our broker knows of no shovel though some are defined.
 
-    What runs them all ends when one is deleted in the moment in which it is being started again, after its way broke
-    (RabbitMQ 4.0: ``mirrored_supervisor:child`` finds no such child), and never comes back by itself.
+    The process that runs all shovels ends when one is deleted in the moment in which it is started again, after its
+    connection broke (RabbitMQ 4.0: ``mirrored_supervisor:child`` finds no such child). It never comes back by itself.
     """
     where = vhost(layout, broker)
     entries = (definitions or {}).get("parameters", ())
@@ -139,7 +139,7 @@ def stalled(layout: Layout, broker: Broker, definitions: Mapping[str, Any] | Non
 
 
 def carriers_ended(api: Management, vhost: str) -> bool:
-    """Whether the broker knows of no shovel, for as long as it may take to know of one that was defined."""
+    """Check whether the broker still lists no shovel after ``CARRIERS_SECONDS``, which a new one may take."""
     deadline = time.monotonic() + CARRIERS_SECONDS
     while api.get("shovels", vhost) == []:
         if time.monotonic() > deadline:
@@ -149,9 +149,10 @@ def carriers_ended(api: Management, vhost: str) -> bool:
 
 
 def flooded(layout: Layout, api: Management, broker: Broker, links: Mapping[str, Link]) -> tuple[Key, ...]:
-    """What environments have bound to answers beyond all need (``model.flooded``).
+    """Return the objects that environments have bound to answers beyond what asking needs (``model.flooded``).
 
-    The arguments of bindings, which may be huge, are left out of what is read.
+    Bindings are read without their arguments, which may be huge. Where they are too many to read, the exchanges
+    for answers on this host are returned.
     """
     asking = [link for link in links.values() if link.pattern == "request"]
     if not asking:

@@ -1,4 +1,4 @@
-"""What was applied last: ``<records>/link/applied.json``. Asks no broker.
+"""Record of what was applied last: ``<records>/link/applied.json``. Asks no broker.
 
 It is written before the broker is touched, and what was revoked is taken out of it
 afterwards: so a run that was killed anywhere is finished by the next one.
@@ -21,12 +21,12 @@ from netspace.spec.types import Broker, Link
 
 
 class Record(msgspec.Struct, frozen=True):
-    """What was applied last.
+    """The broker and the links that were applied last.
 
-    :param broker: None where nothing ever was.
+    :param broker: None where nothing was ever applied.
     :param parked: mailboxes (by environment), and lanes (by link), that were left with mail in them.
-    :param named: fingerprints of the names that it was applied with (``Names.fingerprints``); with the first alone, one
-        key was that of all; empty: those of netspace's first versions.
+    :param named: fingerprints of the keys of the names that were applied (``Names.fingerprints``). With that of this
+        host's own key alone, all names followed from it; empty: the names of netspace's first versions.
     :param former: queues with a former name that are read until they are empty.
     """
 
@@ -42,7 +42,7 @@ def _path(layout: Layout) -> Path:
 
 
 def read(layout: Layout) -> Record:
-    """What was applied last."""
+    """Return the record; an empty one where nothing was applied."""
     from netspace.errors import SpecError
     from netspace.spec import parse
 
@@ -66,7 +66,7 @@ def read(layout: Layout) -> Record:
 
 
 def write(layout: Layout, record: Record) -> None:
-    """Record it."""
+    """Write the record."""
     from netspace.spec import parse
 
     value = {
@@ -81,7 +81,7 @@ def write(layout: Layout, record: Record) -> None:
 
 
 def forget(layout: Layout) -> None:
-    """Nothing is applied any more."""
+    """Remove the record: nothing is applied any more."""
     path = _path(layout)
     files.remove(path)
     try:

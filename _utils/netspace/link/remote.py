@@ -1,9 +1,9 @@
-"""Links between hosts: who the others are, how they are reached, and what they call what is ours. Pure.
+"""Links between hosts: the other hosts' identities, the ways to them, and the names of objects on them. Pure.
 
 A direct link is made on the receiver's broker alone, where its sender logs in as itself: its own
 127.0.0.1:5671 leads to every broker that its links need, and the name that it asks for in TLS says to which
 (``forwarder``). A buffered link is made on both: the sender's broker keeps the mail in an outbox, and a shovel, which
-logs in as that broker, takes it over. What both have to name follows from a key of these two hosts, and is alike.
+logs in as that broker, takes it over. Names that both hosts use follow from a key of these two, and are the same.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ def identities(broker: Broker) -> dict[str, str]:
 
 
 def known(broker: Broker, link: Link) -> RemoteHost | None:
-    """What is declared of the host that a link leads to; None: nothing (any more)."""
+    """Return the declaration of the host that a link leads to; None: it isn't declared (any more)."""
     return broker.hosts.get(link.to_host or "") if isinstance(broker, LocalBroker) else None
 
 
 def most(broker: LocalBroker, link: Link) -> int:
-    """Bytes that a message of a buffered link may have: a larger one would stay in the outbox, and all behind it."""
+    """Return the most bytes of a buffered link's message: a larger one would stay in the outbox, and all behind it."""
     host = known(broker, link)
     return broker.message_size if host is None else min(broker.message_size, host.message_size)
 
@@ -52,7 +52,7 @@ def there(link: Link, broker: Broker) -> Link:
 
 
 def called(link: Link, broker: Broker, names: Names) -> Names:
-    """What the objects of a link to another host are called there."""
+    """Return the names of a link's objects on the other host that it leads to."""
     return names.over(str(link.to_host), str(broker.host))
 
 
@@ -74,7 +74,7 @@ def shovels(
 
     https://www.rabbitmq.com/docs/shovel-dynamic
 
-    :param outboxes: whose mail is in each; those that lead to no host that is declared are left out.
+    :param outboxes: the link of each; outboxes to a host that isn't declared are left out.
     :param vhost: of the links on this host's broker.
     :param anchors: file of the certificates that the other brokers are checked by.
     :param login: file of the key and the certificate by which this host's broker logs in there.

@@ -29,7 +29,7 @@ def service(layout: Layout) -> Service:
 
 
 def lacking(status: Status | None, wanted: bool) -> dict[str, dict[str, str | None]]:
-    """What must change, for it to run where it is wanted."""
+    """Return the change by which the renewer runs where it is *wanted*, and only there; empty: none is needed."""
     state = None if status is None else status.state
     if wanted and state not in ("running", "starting"):
         return {"renewal of certificates": {"old": state, "new": "running"}}
@@ -39,7 +39,7 @@ def lacking(status: Status | None, wanted: bool) -> dict[str, dict[str, str | No
 
 
 def apply(layout: Layout, supervisor: Supervisor, wanted: bool) -> None:
-    """Have it run, or be gone."""
+    """Have the renewer run where it is *wanted*; else remove it."""
     there = NAME in supervisor.observe()
     if wanted:
         supervisor.define([service(layout)])

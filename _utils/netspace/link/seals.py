@@ -50,7 +50,7 @@ def members(links: Iterable[Link]) -> set[str]:
 # -- pure ----------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Promise:
-    """That an environment's keys are known to other hosts too.
+    """A promise to other hosts: they know the keys of an environment, too.
 
     :param environment: its name.
     :param by: this host's endorser; None: there is none yet.
@@ -61,12 +61,12 @@ class Promise:
 
 
 def promises(by: Endorser | None, links: Iterable[Link]) -> dict[str, Promise]:
-    """By the environments whose keys other hosts know."""
+    """Return the promise of each environment whose keys other hosts know, by its name."""
     return {name: Promise(name, by) for name in between.members(links)}
 
 
 def due(keys: Keys, now: float, promise: Promise | None = None) -> str:
-    """Why an environment's keys must change; empty: they mustn't."""
+    """Return why an environment's keys must change; empty: they needn't."""
     if old := _old(keys, now):
         return old
     if len(kept(keys, now, lasting=promise is not None)) < len(keys):
@@ -100,7 +100,7 @@ def endorsed(keys: Keys, now: float, promise: Promise) -> list[Mapping[str, Any]
 
 
 def promised(keys: Keys, now: float) -> list[dict[str, Any]]:
-    """The public keys to encrypt that other hosts are told of: the newest two, for that may not be in use yet."""
+    """Return the public keys to encrypt that other hosts get: the newest two, as the newest may not be in use yet."""
     newest = sorted((key for key in keys if key["use"] == "enc"), key=lambda key: float(key["nbf"]))[-2:]
     found = [{**_public(key), "exp": key["nbf"] + endorser.PROMISE} for key in newest]
     return [key for key in found if key["exp"] > now]
@@ -140,10 +140,10 @@ def kept(keys: Keys, now: float, *, lasting: bool = False) -> list[Mapping[str, 
 def told(
     content: dict[str, Any], links: Collection[Link], keys: Mapping[str, Keys], others: Others | None = None
 ) -> dict[str, Any]:
-    """A card that says of each sealed link that it is, with the public keys of its other end.
+    """Return a card that has, for each sealed link, a ``seal`` with the public keys of its other end.
 
-    :param content: the card without that (``card.card``).
-    :param others: what is known of other hosts, where links lead there or come from there.
+    :param content: the card without seals (``card.card``).
+    :param others: knowledge of other hosts, where links lead there or come from there.
     """
     sealed = {link.name for link in links if link.seal}
     if not sealed:
@@ -185,9 +185,10 @@ def read_all(layout: Layout) -> dict[str, Keys]:
 
 
 def ensure(layout: Layout, environments: Collection[str], now: float, promises: Mapping[str, Promise]) -> list[str]:
-    """Make keys for those that have none, or old ones, and endorse them; forget the outlived. Return whose changed.
+    """Make keys for environments that have none or old ones, endorse them, and forget outlived ones.
 
-    :param promises: of those whose keys other hosts know.
+    :param promises: of those environments whose keys other hosts know.
+    :return: the environments whose keys changed.
     """
     known = read_all(layout) if environments else {}
     changed = []
@@ -209,7 +210,7 @@ def renew(
     lead: float = LEAD,
     promises: Mapping[str, Promise] | None = None,
 ) -> list[str]:
-    """Make new keys for those of *environments* that have some; return which."""
+    """Make new keys for those of *environments* that have some; return these."""
     known = read_all(layout)
     chosen = sorted(set(environments) & known.keys())
     for name in chosen:
@@ -220,7 +221,7 @@ def renew(
 
 
 def endorse(layout: Layout, now: float, promises: Mapping[str, Promise]) -> list[str]:
-    """Renew endorsements of keys that stay; return whose."""
+    """Renew endorsements of keys that stay; return the environments that got a new one."""
     known = read_all(layout) if promises else {}
     there = sorted(known.keys() & promises.keys())
     return [name for name in there if _keep(layout, name, endorsed(known[name], now, promises[name]))]
@@ -231,9 +232,9 @@ def _keep(layout: Layout, name: str, keys: Keys) -> bool:
 
 
 def leave(layout: Layout, environments: Collection[str], now: float) -> None:
-    """Forget the keys of those that have no sealed link any more, but for what other hosts may still seal for.
+    """Forget the keys of *environments* without a sealed link, unless other hosts may still seal for these.
 
-    A link may be back soon, where trust was lost; and what waits in another host's outbox must be read then.
+    A link that went because trust was lost may be back soon, and mail in another host's outbox must be read then.
     """
     known = read_all(layout) if environments else {}
     remove(layout, [name for name in environments if not awaited(known.get(name, ()), now)])

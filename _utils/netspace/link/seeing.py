@@ -1,4 +1,4 @@
-"""What an operator sees of links: their state, and what needs attention. Changes nothing."""
+"""Operator's view of links: their state, their mailboxes, and these mailboxes' readers. Changes nothing."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from netspace.supervision import Supervisor
 
 
 def links(layout: Layout, supervisor: Supervisor) -> dict[str, Any]:
-    """Links and mailboxes with their state: ``active``, ``missing`` (not on the broker), ``unknown``.
+    """Return the links with their state (``active``, ``missing``, ``stalled``, ``unknown``), and the mailboxes.
 
-    ``stalled``: on the broker, but its mail isn't carried to the other host. What isn't ``active`` says ``why`` where
-    that can be told.
+    ``missing``: the link isn't on the broker. ``stalled``: it is, but its mail isn't carried to the other host. A link
+    that isn't ``active`` has a ``why`` where the reason is known.
     """
     record = read(layout)
     listed: dict[str, Any] = {"links": {}, "mailboxes": {}, "parked": list(record.parked)}
@@ -60,9 +60,10 @@ def links(layout: Layout, supervisor: Supervisor) -> dict[str, Any]:
 
 
 def readers(layout: Layout, environment: str) -> int:
-    """How many consumers an environment's mailbox has. A new one is told of within 5 s; one that has gone, at once.
+    """Return the number of consumers of an environment's mailbox.
 
-    (The broker's ``consumers`` counts one that has gone for 10 s more: what was started in its place would seem well.)
+    A new consumer counts within 5 s; one that has gone counts no more at once. (The broker's ``consumers`` counts it
+    for 10 s more: a program that was started in its place would seem well.)
 
     :raises NetspaceError: when there is no such mailbox, or the broker doesn't answer.
     """

@@ -1,7 +1,7 @@
-"""What arrives in this environment's queues: judged in order, held until it is asked for, settled.
+"""Messages that arrive in this environment's queues: judged in order, held until they are asked for, settled.
 
-How much may be here is bounded by count and by bytes. A message whose sender is no longer declared is not handed out
-any more, though it arrived before: it goes to the dead letters, as what arrives after does.
+Their number and their bytes are bounded. A message whose sender is no longer declared is not handed out
+any more, though it arrived before: it goes to the dead letters, like later ones of that sender.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Match = Callable[[Message], bool]
 
 
 class Arrivals:
-    """All that was received and is not settled.
+    """All messages that were received and are not settled.
 
     :param owner: whose messages they are.
     :param capacity: messages that may be here.
@@ -78,7 +78,7 @@ class Arrivals:
 
     # -- what is heard -------------------------------------------------------------------
     def follow(self) -> None:
-        """Read the queues that the card names and no others, and hold nothing of whom it doesn't name."""
+        """Read the queues that the card names and no others; reject held messages of senders that it doesn't name."""
         about = self._host.card
         if about is self._followed:
             return
@@ -112,9 +112,9 @@ class Arrivals:
         return Ear(self._lines, session, queue, heard, self._share, self._forget_unnamed, in_order=True)
 
     async def _in_time(self, delivery: DeliveredMessage) -> None:
-        """Have no more come in a second than the link is declared for.
+        """Delay a delivery until the declared rate of its link permits it.
 
-        What waits here is not settled, and so the link's own queue fills up, and the broker tells the sender.
+        A delayed message is not settled: so the link's own queue fills up, and the broker tells the sender.
         """
         sender = self._host.card.senders.get(delivery.exchange or "")
         pace = None if sender is None else self._paces.of(sender.exchange, sender.narrowed)
@@ -125,12 +125,12 @@ class Arrivals:
             await asyncio.sleep(left)
 
     def _forget_unnamed(self) -> None:
-        """Messages without an id wouldn't be known when they are handed out again: forget the first time."""
+        """Forget held messages without an id whose channel is closed: they come again and couldn't be recognized."""
         for message in self.inbox.drop(lambda one: one.id is None and one._delivery.channel.is_closed):
             self._gone(message._queue, message._delivery)
 
     def _gone(self, queue: str, delivery: DeliveredMessage) -> None:
-        """A message is here no more."""
+        """Count a message as gone."""
         self._here[queue] -= 1
         self._forgotten(delivery)
 
@@ -168,7 +168,7 @@ class Arrivals:
             self._stuck()
 
     async def _admitted(self, queue: str, delivery: DeliveredMessage) -> Message | None:
-        """The message, if it is one that wasn't received before, of somebody who is declared to send."""
+        """Return the delivery as a message; None: its sender isn't declared, it came before, or it is refused."""
         sender = self._host.card.senders.get(delivery.exchange or "")
         if sender is None:
             self._stray()
@@ -207,10 +207,10 @@ class Arrivals:
 
     # -- asking --------------------------------------------------------------------------
     async def receive(self, wanted: Match, timeout: float | None) -> Message:
-        """The first message that is *wanted*; others stay, in their order.
+        """Return the first message that is *wanted*; others stay, in their order.
 
         :raises Timeout: none came.
-        :raises InboxFull: none can come.
+        :raises InboxFull: none can come, because others take all the room.
         :raises NotDeclared: there is no mailbox.
         """
         self.follow()
@@ -237,7 +237,7 @@ class Arrivals:
             waiter.future.cancel()
 
     def _stuck(self) -> None:
-        """Don't have anybody wait for what can't come: no more is taken than there is room for."""
+        """Raise InboxFull in all who wait, where held messages take all the room and so no other can come."""
         full = self._stopped or all(
             self._here[queue] >= self._room_in.get(queue, 1) for queue in self._host.card.queues
         )
@@ -268,7 +268,7 @@ class Arrivals:
 
 
 def _given(waiter: Waiter[Message]) -> Message | None:
-    """What a waiter got, though he no longer waits."""
+    """Return the message that a waiter got although he no longer waits; None: he got none."""
     future = waiter.future
     done = future.done() and not future.cancelled() and future.exception() is None
     return future.result() if done else None

@@ -1,8 +1,7 @@
-"""What the host tells a program: ``/run/netspace/environment.json``, read and checked. Reads only.
+"""Card, by which the host tells a program of its links: ``/run/netspace/environment.json``, read and checked.
 
-Every name, address and credential of this library comes from here and none is ever
-put together. Keys that are not known are left alone, for a later host may add some; a
-``version`` that is not known is an error.
+Reads only. Every name, address and credential of this library comes from here; it composes none of them.
+Unknown keys are ignored, for a later host may add some; an unknown ``version`` is an error.
 """
 
 from __future__ import annotations
@@ -27,12 +26,12 @@ MAX_CARD = 16 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Broker:
-    """Where the broker is and who one is there. Credentials are read from their files at each connect.
+    """A broker's address, and the log-in there. Credentials are read from their files at each connect.
 
     :param password_file: for a login by password.
     :param certificate: for a login by certificate (EXTERNAL); so is *key*.
     :param authority: certificates that the broker's own is checked by; with one, the connection is TLS.
-    :param server_name: what the broker's certificate must be for.
+    :param server_name: the name that the broker's certificate must be for.
     """
 
     host: str
@@ -48,7 +47,7 @@ class Broker:
 
 @dataclass(frozen=True)
 class Narrowed:
-    """What a message over a link may be, where that was declared: bytes of its body, its type, how many in a second."""
+    """Declared limits of a link's messages: bytes of a body, its type, messages in a second; None: not limited."""
 
     size: int | None = None
     content_type: str | None = None
@@ -57,14 +56,14 @@ class Narrowed:
 
 @dataclass(frozen=True)
 class Peer:
-    """One whom this environment may send to.
+    """An environment that this one may send to.
 
     :param name: the peer's own, ``<name>@<host>`` on another host.
-    :param local: what this environment's program calls the peer, wherever that is; None: by its own name.
+    :param local: the name by which programs here call the peer, wherever it is; None: by its own name.
     :param replies: for ``request``: (own queue for answers, exchange to bind it to).
-    :param broker: which broker the link is on: this environment's own, or that of the peer's host.
-    :param monitor: where we are told of it: (exchange that the news come from, the queue that they are about).
-    :param notices: the queue that these news come to.
+    :param broker: the broker that the link is on: this environment's own, or that of the peer's host.
+    :param monitor: source of notices of the peer: (exchange that they come from, queue that they are about).
+    :param notices: the queue that these notices come to.
     :param message_size: bytes that a message may have, on a link to another host.
     """
 
@@ -88,11 +87,11 @@ class Peer:
 
 @dataclass(frozen=True)
 class Sender:
-    """One who may send to this environment; what came from *exchange* is from him.
+    """An environment that may send to this one; all messages from *exchange* are its.
 
-    There may be several of one name: what he sent before his link was named anew (``former``) is still to be read.
+    There may be several of one name: messages that it sent before its link was named anew (``former``) are read, too.
 
-    :param reply_exchange: for ``request``: what answers to him go through.
+    :param reply_exchange: for ``request``: the exchange that answers to it go through.
     """
 
     name: str
@@ -106,9 +105,9 @@ class Sender:
 
 @dataclass(frozen=True)
 class Card:
-    """All that ``environment.json`` says.
+    """The content of ``environment.json``.
 
-    :param queues: all that this environment reads.
+    :param queues: all queues that this environment reads.
     :param peers: by their own names.
     :param senders: by the exchange that they send through.
     :param keys: file of this environment's own keys, where a link of its is sealed.
@@ -124,12 +123,12 @@ class Card:
 
     @functools.cached_property
     def called(self) -> Mapping[str, Peer]:
-        """Peers by all that a program may call them: local names, and their own."""
+        """The peers by all names that a program may use: local ones, and the peers' own."""
         return {**self.peers, **{peer.called: peer for peer in self.peers.values()}}
 
     @property
     def brokers(self) -> list[Broker]:
-        """All that are named: its own, and those that lead to peers."""
+        """All brokers on the card: the environment's own, and the one of each peer's link."""
         own = [] if self.broker is None else [self.broker]
         return own + [peer.broker for peer in self.peers.values()]
 
@@ -154,10 +153,10 @@ def load(folder: Path = FOLDER) -> Card:
 
 
 def parse(value: Any, folder: Path = FOLDER) -> Card:
-    """Understand a card.
+    """Parse and check a card.
 
-    :param folder: where the files lie that it names below ``/run/netspace``.
-    :raises CardError: naming what is missing or of another kind than expected.
+    :param folder: the folder of the files that it names below ``/run/netspace``.
+    :raises CardError: naming the entry that is missing or of another kind than expected.
     """
     top = _table(value, "the card")
     version = top.get("version")
@@ -263,7 +262,7 @@ def _broker(value: Any, where: str, folder: Path) -> Broker:
 
 
 def _placed(path: str, folder: Path) -> Path:
-    """The file that *path* names: what is said to be in ``/run/netspace`` is in *folder*."""
+    """Return the file that *path* names, with *folder* in the place of ``/run/netspace``."""
     named = Path(path)
     return folder / named.relative_to(FOLDER) if named.is_relative_to(FOLDER) else named
 

@@ -21,22 +21,22 @@ FIRST_PAUSE = 0.05
 LONGEST_PAUSE = 2.0
 
 LEFT_SECONDS = 3.0
-"""How long a mailbox is not read because somebody else reads it, who may be ourselves before our connection was lost.
+"""Seconds to wait before a mailbox is read that has another reader, which may be our own lost connection.
 
-What the broker has handed out to one whose end it hasn't noticed comes again, after all that followed it.
+Messages that the broker handed out to a lost reader, whose end it hasn't noticed, come again after all later ones.
 """
 ANSWER_SECONDS = 0.2
-"""RabbitMQ tells of an empty queue that nobody reads, too, where the queue itself doesn't say within 0.25 s."""
+"""Seconds within which a report of an empty, unread queue counts: after 0.25 s of silence RabbitMQ makes one up."""
 
 Heard = Callable[[DeliveredMessage], Coroutine[Any, Any, None]]
 
 
 class Ear:
-    """Has *heard* get what is in *queue*, until ``close``.
+    """A reader of *queue*, which gives each delivery to *heard*, until ``close``.
 
     :param most: messages that may be here unsettled; 0: any number.
-    :param begin: called whenever the broker is about to hand out anew what wasn't settled.
-    :param in_order: whether to wait, ``LEFT_SECONDS`` at most, until no former reader has any of it.
+    :param begin: called whenever the broker is about to hand out unsettled messages again.
+    :param in_order: whether to wait, ``LEFT_SECONDS`` at most, until no former reader has any message.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Ear:
         self._consumer: _Consumer | None = None
         self._more = asyncio.Event()
         self.hearing: asyncio.Future[Channel] = asyncio.get_running_loop().create_future()
-        """The channel that it hears by; another future whenever that is another."""
+        """The channel that it reads by; each new channel comes in a new future."""
         self._task = asyncio.create_task(self._run())
 
     def stop(self) -> None:
@@ -98,7 +98,7 @@ class Ear:
             self._pause = min(self._pause * 2, LONGEST_PAUSE)
 
     async def _let_go(self, channel: Channel) -> None:
-        """Wait until the broker has let go of who read before; whoever reads on then reads beside us."""
+        """Wait until the broker has dropped former readers; one that remains after ``LEFT_SECONDS`` reads beside us."""
         clock = asyncio.get_running_loop().time
         deadline, pause = clock() + LEFT_SECONDS, 0.005
         while True:
@@ -137,7 +137,7 @@ class Ear:
 
 
 class _Consumer:
-    """What the broker hands out to, by one channel."""
+    """A consumer on one channel, to which the broker hands out a queue's messages."""
 
     def __init__(self, channel: Channel, tag: str) -> None:
         self.channel = channel
@@ -167,7 +167,7 @@ async def _first(channel: Channel, event: asyncio.Event, timeout: float | None =
 class Ears:
     """An ear for each queue that is wanted.
 
-    :param make: how to begin to hear one.
+    :param make: makes the ear of a queue.
     """
 
     def __init__(self, lines: Lines, make: Callable[[Session, str], Ear]) -> None:
@@ -182,19 +182,19 @@ class Ears:
         return iter(list(self._ears.values()))
 
     def of(self, session: Session, queue: str) -> Ear:
-        """The ear for this queue, which is heard from now on."""
+        """Return the ear for this queue; make it where there is none."""
         if (session, queue) not in self._ears:
             self._ears[session, queue] = self._make(session, queue)
         return self._ears[session, queue]
 
     def follow(self, wanted: Set[tuple[Session, str]]) -> None:
-        """Hear these and no others."""
+        """Read the *wanted* queues and no others."""
         self.forget(wanted)
         for session, queue in wanted:
             self.of(session, queue)
 
     def forget(self, wanted: Set[tuple[Session, str]]) -> None:
-        """Hear no others than these."""
+        """Close the ears of all queues but the *wanted* ones."""
         for key in self._ears.keys() - wanted:
             self._lines.later(self._ears.pop(key).close())
 

@@ -1,7 +1,7 @@
-"""Endorsements: what the host of a sender says of its key to sign, to who hears from it on another host.
+"""Endorsements: statements of a sender's host to receivers on other hosts that a signing key is this sender's.
 
-A JWT (RFC 7519) that each message over a sealed link between hosts bears, signed by the *endorser* of the sender's
-host, of which our own host tells us in the card. :func:`checked` believes one if, in this order,
+Each message over a sealed link between hosts bears one: a JWT (RFC 7519), signed by the *endorser* of the sender's
+host, whose keys our own host tells us in the card. :func:`checked` believes one if, in this order,
 
 1. it is of at most ``MAX`` bytes, in three parts, with the header of an endorsement and of nothing else;
 2. it is signed by a key of that endorser that is good now;
@@ -31,7 +31,7 @@ _KEY = {"kty", "crv", "x", "y", "kid", "use"}
 
 @dataclass(frozen=True)
 class Endorser:
-    """Who endorses keys of a host: the host's SPIFFE ID, and the keys that it does it with."""
+    """The endorser of a host: the host's SPIFFE ID, and the keys by which it endorses."""
 
     id: str
     keys: Ring
@@ -47,7 +47,7 @@ class Endorsed:
 
 
 def ends(token: str) -> float:
-    """Until when an endorsement of ours holds, which our host gave us; 0 where that can't be told."""
+    """Return the end of an endorsement that our host gave us, in seconds since 1970; 0 where it can't be told."""
     try:
         found = jose.decoded(token.split(".")[1].encode()).get("exp")
     except (SealError, IndexError):
@@ -56,9 +56,9 @@ def ends(token: str) -> float:
 
 
 def checked(token: str, endorser: Endorser, sender: str, kid: str, now: float) -> Endorsed:
-    """The key *kid* that *sender* signs with, if *endorser* says so in *token*.
+    """Return the key *kid* that *sender* signs with, if *endorser* says so in *token*.
 
-    :raises SealError: he doesn't; :class:`UnknownKey` where newer keys of his might help.
+    :raises SealError: it doesn't; :class:`UnknownKey` where newer keys of the endorser might help.
     """
     if len(token) > MAX or token.count(".") != 2 or not token.isascii():
         raise SealError("its endorsement is none")
@@ -94,6 +94,6 @@ def _key(confirmed: Any, kid: str) -> dict[str, str]:
 
 @functools.lru_cache(maxsize=64)
 def _claims(raw: bytes, key: tuple[tuple[str, str], ...]) -> dict[str, Any]:
-    """What a token by this key says; each is on thousands of messages, and none but good ones are remembered."""
+    """Verify a token by *key* and return its claims. Each is on thousands of messages; good ones alone are cached."""
     jose.loaded().verify(raw, dict(key))
     return jose.decoded(raw.split(b".")[1])

@@ -1,4 +1,4 @@
-"""What can go wrong, each as a type of its own; all are :class:`LinkError`."""
+"""Errors of this library, each as a type of its own; all are :class:`LinkError`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ class LinkError(Exception):
 
 
 class CardError(LinkError):
-    """What the host has put into ``/run/netspace`` is missing or can't be understood."""
+    """A file of the host in ``/run/netspace`` is missing or can't be understood."""
 
 
 class NotDeclared(LinkError):
@@ -36,7 +36,7 @@ class Timeout(LinkError, TimeoutError):
 
 
 class Refused(LinkError):
-    """This very message is refused, and would be in vain to repeat: it is too large, say."""
+    """This very message is refused, and would be again: it is too large, say."""
 
 
 class TooFast(LinkError):
@@ -56,4 +56,4 @@ class SealError(LinkError):
 
 
 class UnknownKey(SealError):
-    """It is sealed by, or for, a key that isn't known (yet, or any more)."""
+    """A message that is sealed by, or for, a key that isn't known (yet, or any more)."""

@@ -67,9 +67,9 @@ def _sound(payload: bytes) -> bool:
 
 
 def _table(raw: bytes, at: int, end: int, depth: int, named: bool = True) -> int:
-    """Where the table (or array: without names) that begins *at* ends; within *end*.
+    """Return the end of the table (or array: without names) that begins *at*, which is *end* at most.
 
-    :raises ValueError: it doesn't end there, or holds what it may not.
+    :raises ValueError: its length is false, it is nested too deep, or it holds a value of an unknown type.
     """
     stop = at + 4 + int.from_bytes(raw[at : at + 4], "big")
     at += 4
@@ -125,5 +125,5 @@ class _Receiver(aiormq.connection.FrameReceiver):
 
 
 def guard() -> None:
-    """Have aiormq read frames so. It offers no other way that all of its versions know."""
+    """Have aiormq read frames by :class:`_Receiver`. All of its versions have no other way in common."""
     aiormq.connection.FrameReceiver = _Receiver  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""What the host says now: its files in ``/run/netspace``, read again whenever they were replaced. Reads only."""
+"""Files of the host in ``/run/netspace``, read again whenever they were replaced. Reads only."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Host:
 
     @property
     def card(self) -> Card:
-        """The same object for as long as nothing was changed."""
+        """The newest card; the same object for as long as its file is the same."""
         state = _state(self._path)
         if self._card is None or state != self._card_state:
             try:
@@ -52,10 +52,10 @@ class Host:
         return self._ring
 
     def peer(self, name: str) -> Peer:
-        """Whom we may send to.
+        """Return a peer that this environment may send to.
 
         :param name: a local name, or the peer's own.
-        :raises NotDeclared: he is not one of these.
+        :raises NotDeclared: no link leads to one of this name.
         """
         about = self.card
         if name not in about.called:
@@ -65,7 +65,7 @@ class Host:
 
 
 def _state(path: Path) -> tuple[int, ...]:
-    """What changes when a file is replaced."""
+    """Return inode, time and size of a file, which differ once it is replaced; empty where it can't be looked at."""
     try:
         found = path.stat()
     except OSError:

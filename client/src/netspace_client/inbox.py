@@ -36,7 +36,7 @@ class Inbox(Generic[T]):
 
     @property
     def waiting(self) -> int:
-        """How many wait for a message that isn't here."""
+        """The number of those who wait for a message that isn't here."""
         return sum(not waiter.future.done() for waiter in self._waiters)
 
     def put(self, item: T) -> bool:
@@ -56,7 +56,7 @@ class Inbox(Generic[T]):
             self._held.appendleft(item)
 
     def take(self, match: Match[T]) -> T | None:
-        """The first held item that matches, which is then no longer held."""
+        """Return the first held item that matches, which is then no longer held; None: none does."""
         for index, item in enumerate(self._held):
             if match(item):
                 del self._held[index]
@@ -68,7 +68,7 @@ class Inbox(Generic[T]):
         self._waiters.append(waiter)
 
     def leave(self, waiter: Waiter[T]) -> None:
-        """He waits no longer."""
+        """Forget *waiter*, who waits no longer."""
         if waiter in self._waiters:
             self._waiters.remove(waiter)
 
@@ -87,7 +87,7 @@ class Inbox(Generic[T]):
 
 
 def _matches(waiter: Waiter[T], item: T) -> bool:
-    """A match that fails is its waiter's error, and no reason to lose the item."""
+    """Check whether *item* matches; an exception of the match goes to its waiter, and the item isn't lost."""
     try:
         return waiter.match(item)
     except Exception as err:

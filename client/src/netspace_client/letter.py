@@ -1,6 +1,6 @@
-"""What a program wants to send, looked at before anything is done with it. Pure.
+"""Checks of a message that a program wants to send, before anything is done with it. Pure.
 
-AMQP's short strings have 255 bytes at most. What doesn't fit is refused here: aiormq finds out only when it has
+AMQP's short strings have 255 bytes at most. Longer ones are refused here: aiormq finds out only when it has
 counted the message as sent, and whoever sends on the same channel would be told of another's message.
 """
 
@@ -12,7 +12,7 @@ LONGEST = 255
 
 
 def short(value: str, what: str) -> str:
-    """*value*, if AMQP can carry it as a short string.
+    """Return *value* if AMQP can carry it as a short string.
 
     :param what: what to call it in the error.
     :raises TypeError: it is no text.
@@ -30,7 +30,7 @@ def short(value: str, what: str) -> str:
 
 
 def content(body: bytes | str, content_type: str | None) -> tuple[bytes, str]:
-    """The bytes of a body, and what type they are.
+    """Return the bytes of a body, and their type.
 
     :raises TypeError: it is neither bytes nor text.
     :raises Refused: as :func:`short`.

@@ -1,4 +1,4 @@
-"""The connections of a program and what it sends through them, for as long as the card names where they lead."""
+"""Connections of a program, and the outlets on them, for as long as the card names their brokers and exchanges."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Lines:
         self._errands: set[asyncio.Task[None]] = set()
 
     def session(self, broker: Broker) -> Session:
-        """The connection there; begun now where there is none."""
+        """Return the session with *broker*; begin it where there is none."""
         to = place(broker)
         session = self.sessions.get(to)
         if session is None:
@@ -41,11 +41,11 @@ class Lines:
         return session
 
     def known(self, broker: Broker) -> Session | None:
-        """The connection there, if one was begun."""
+        """Return the session with *broker*; None: none was begun."""
         return self.sessions.get(place(broker))
 
     def outlet(self, broker: Broker, exchange: str, what: str) -> Outlet:
-        """Where to publish into *exchange*, which errors call *what*."""
+        """Return the outlet into *exchange*, which errors call *what*; make it where there is none."""
         session = self.session(broker)
         outlet = self.outlets.get((session, exchange))
         if outlet is None:
@@ -77,11 +77,11 @@ class Lines:
         await asyncio.gather(*self._errands, return_exceptions=True)
 
     def _login(self, to: Place, known: Broker) -> Broker:
-        """How to log in there, by the newest card."""
+        """Return the broker at this place with its log-in by the newest card; *known* where the card has none there."""
         return next((one for one in self._host.card.brokers if place(one) == to), known)
 
     def _room(self) -> None:
-        """Close channels that nothing is on its way through, where there are many."""
+        """Close idle channels where there are more than ``CHANNELS``."""
         opened = [outlet for outlet in self.outlets.values() if outlet.open]
         for outlet in opened[: max(0, len(opened) - CHANNELS)]:
             outlet.release()

@@ -1,7 +1,7 @@
 """A program's mailbox and links: ``send``, ``call``, selective ``receive``, ``reply``, ``links``.
 
-What is promised, and by what, is in ``docs/client.md``. Nothing is declared on the broker but the
-binding by which answers find their asker; nothing is written to disk.
+``docs/client.md`` states the promises and what each rests on. The binding by which answers find their asker
+is all that is declared on the broker; nothing is written to disk.
 """
 
 from __future__ import annotations
@@ -86,17 +86,17 @@ class Mailbox:
 
     @property
     def duplicates(self) -> int:
-        """Messages that came again and were dropped."""
+        """The number of messages that came again and were dropped."""
         return self._arrivals.duplicates
 
     @property
     def strays(self) -> int:
-        """Messages of nobody who is declared to send; they are with the dead letters."""
+        """The number of messages from undeclared senders; they are with the dead letters."""
         return self._arrivals.strays
 
     @property
     def refused(self) -> int:
-        """Messages that their link is not for, or that weren't sealed for us, here and now; they are dead letters."""
+        """The number of messages beyond their link's limits, or not validly sealed for us; they are dead letters."""
         return self._sealing.refused + self._arrivals.refused
 
     # -- life --------------------------------------------------------------------
@@ -146,7 +146,7 @@ class Mailbox:
     # -- what is declared ----------------------------------------------------------
     @property
     def card(self) -> Card:
-        """What the host says now; read again where it was changed."""
+        """The newest card of the host; read again where its file was changed."""
         return self._host.card
 
     @property
@@ -227,10 +227,10 @@ class Mailbox:
             self._flight.release()
 
     def _narrow(self, peer: Peer, content: tuple[bytes, str]) -> None:
-        """Send nothing that the receiver would refuse.
+        """Refuse a message that the receiver would refuse.
 
-        :raises Refused: it is none of what the link is declared for.
-        :raises TooFast: there were too many.
+        :raises Refused: its size or type isn't what the link is declared for.
+        :raises TooFast: more were sent in a second than the link is declared for.
         """
         try:
             narrowing.check(peer.narrowed, *content)
@@ -300,7 +300,7 @@ class Mailbox:
 
     # -- receiving ----------------------------------------------------------------------
     async def receive(self, match: Match | str | None = None, timeout: float | None = None) -> Message:
-        """The first message that is asked for; others stay, in their order.
+        """Return the first message that is asked for; others stay, in their order.
 
         :param match: says whether a message is wanted; or a peer's name, local or its own. Absent: any.
         :param timeout: seconds to wait; absent: for ever.
@@ -344,7 +344,7 @@ class Mailbox:
                 log.exception("the work for %r failed; it comes again", message)
 
     async def _reply_if_possible(self, message: Message, said: bytes | str) -> None:
-        """The work was done: that its asker can't be told, as he pleases even, must not have it done again."""
+        """Send the answer; where that fails, log it: the work was done, and an asker must not have it done again so."""
         try:
             await message.reply(said)
         except LinkError as err:

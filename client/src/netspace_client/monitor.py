@@ -1,4 +1,4 @@
-"""Being told when a peer's program goes and comes, and when the link to it is no more."""
+"""Monitors of peers: they tell when a peer's program goes and comes, and when the link to it is revoked."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MOST = 100
 
 @dataclass(frozen=True)
 class Change:
-    """What became of a peer.
+    """A change of a peer's state.
 
     ``down``: nothing reads its mailbox any more; it died, or lost its connection. ``up``: something does.
     ``revoked``: the link is no more, by a change of the declaration or because trust was lost.
@@ -28,7 +28,7 @@ class Change:
 
 
 class Readers:
-    """Who reads a peer's mailbox, as far as the broker has told since we listen. Pure.
+    """The readers of a peer's mailbox, as far as the broker has told since we listen. Pure.
 
     Those who read before are not known by name: the first that goes counts as the last,
     unless another was seen to come.
@@ -38,7 +38,7 @@ class Readers:
         self._known: set[str] = set()
 
     def told(self, came: bool, reader: str) -> State | None:
-        """The peer's state, where this changes it."""
+        """Count a reader that came or went; return the peer's new state, None where it stays."""
         if came:
             self._known.add(reader)
             return "up" if len(self._known) == 1 else None
@@ -47,9 +47,9 @@ class Readers:
 
 
 class Monitor:
-    """What becomes of one peer from now on: ``async for change in mailbox.monitor(peer)``.
+    """The changes of one peer's state from now on: ``async for change in mailbox.monitor(peer)``.
 
-    Ends after ``revoked``. Of what isn't taken, the newest hundred are kept.
+    It ends after ``revoked``. Of the changes that nobody has taken yet, the newest hundred are kept.
     """
 
     def __init__(self, peer: str) -> None:
@@ -61,10 +61,10 @@ class Monitor:
         self._since = time.time()
 
     async def change(self, timeout: float | None = None) -> Change:
-        """The next change.
+        """Return the next change.
 
         :raises Timeout: there was none.
-        :raises Revoked: it was told already that the link is no more.
+        :raises Revoked: an earlier change was ``revoked``.
         """
         while not self._changes:
             if self._over:
@@ -77,7 +77,7 @@ class Monitor:
         return self._changes.popleft()
 
     async def down(self, timeout: float | None = None) -> Change:
-        """The next change for the worse: ``down`` or ``revoked``."""
+        """Return the next change for the worse: ``down`` or ``revoked``."""
         while (change := await self.change(timeout)).state == "up":
             pass
         return change
@@ -87,7 +87,7 @@ class Monitor:
             yield await self.change()
 
     def told(self, came: bool, reader: str, at: float) -> None:
-        """The broker says that a reader of the peer's mailbox came, or went, *at* that time."""
+        """Count a reader of the peer's mailbox that came or went *at* that time, as the broker says."""
         if at < self._since:
             return  # it waited for us in the queue
         state = self._readers.told(came, reader)
@@ -95,7 +95,7 @@ class Monitor:
             self._add(state)
 
     def revoked(self) -> None:
-        """The link is no more."""
+        """End with the change ``revoked``: the link is no more."""
         if not self._over:
             self._over = True
             self._add("revoked")

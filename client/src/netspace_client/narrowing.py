@@ -1,6 +1,6 @@
-"""Links whose messages may only be of some size or type, or so many in a second: kept here, at both ends.
+"""Limits of a link's messages in size, type and number in a second, checked at both ends.
 
-The broker can't hold a sender to it: the receiver does, so that it holds for hostile senders too.
+The broker can't hold a sender to them. The receiver does, so that hostile senders are bound as well.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ BURST = 1.0
 
 
 def check(narrowed: Narrowed, body: bytes, content_type: str | None) -> None:
-    """See whether a message may go over a link.
+    """Check that a message is of the size and type that are declared for its link.
 
-    :raises Refused: it may not.
+    :raises Refused: it isn't.
     """
     if narrowed.size is not None and len(body) > narrowed.size:
         raise Refused(f"{len(body)} bytes; {narrowed.size} are declared at most")
@@ -27,7 +27,7 @@ def check(narrowed: Narrowed, body: bytes, content_type: str | None) -> None:
 
 
 class Pace:
-    """How many may go over a link in a second. Pure: it is told the time.
+    """The rate of messages over a link. Pure: it is told the time.
 
     :param rate: messages in a second; one may always come when none came for as long as one takes.
     """
@@ -39,11 +39,11 @@ class Pace:
         self._filled = -math.inf
 
     def wait(self, now: float) -> float:
-        """Seconds until another one may come."""
+        """Return the seconds until another message may come."""
         return max(0.0, self._filled - self._room - now)
 
     def take(self, now: float) -> None:
-        """Another one comes."""
+        """Count another message."""
         self._filled = max(self._filled, now) + self._each
 
 
@@ -54,7 +54,7 @@ class Paces:
         self._paces: dict[str, Pace] = {}
 
     def of(self, exchange: str, narrowed: Narrowed) -> Pace | None:
-        """The pace of a link; None: it may come as it likes."""
+        """Return the pace of a link; None: its rate isn't limited."""
         if narrowed.rate is None:
             self._paces.pop(exchange, None)
             return None
@@ -64,6 +64,6 @@ class Paces:
         return pace
 
     def forget(self, named: set[str]) -> None:
-        """Keep none but those of these exchanges."""
+        """Forget the paces of all exchanges but *named*."""
         for exchange in self._paces.keys() - named:
             del self._paces[exchange]

@@ -1,4 +1,4 @@
-"""What the broker tells of those who read a peer's mailbox, for whoever monitors the peer."""
+"""Notices of the broker about the readers of a peer's mailbox, for whoever monitors the peer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from netspace_client.session import Session
 
 
 class Notices:
-    """The monitors of a program, and the queues that their news come to."""
+    """The monitors of a program, and the queues that their notices come to."""
 
     def __init__(self, host: Host, lines: Lines) -> None:
         self._host = host
@@ -25,7 +25,7 @@ class Notices:
         self.ears = Ears(lines, self._ear)
 
     def monitor(self, name: str) -> Monitor:
-        """Somebody new who is told of this peer.
+        """Return a new monitor of this peer.
 
         :raises NotDeclared: no such link, or without ``monitor: true``.
         """
@@ -39,7 +39,7 @@ class Notices:
         return made
 
     def follow(self, about: Card) -> None:
-        """Hear what the card says can be heard; tell of links that it names no more."""
+        """Read the queues of notices that the card names; end the monitors of links that it names no more."""
         watched = [peer for peer in about.peers.values() if peer.monitor and peer.notices]
         self.ears.follow({(self._lines.session(peer.broker), peer.notices or "") for peer in watched})
         for name in self._monitors.keys() - about.peers.keys():

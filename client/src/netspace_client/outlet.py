@@ -23,7 +23,7 @@ from netspace_client.errors import LinkError, MailboxFull, Refused, Revoked, Tim
 from netspace_client.session import FAILURES, Session, answer, hang_up
 
 CONFIRM_SECONDS = 20.0
-"""A broker that is up confirms long before; without this, one that lost the majority would be waited for."""
+"""Seconds to wait for a confirmation: a broker that is up is far faster; without its majority it may never confirm."""
 
 
 class Unroutable(LinkError):
@@ -49,9 +49,9 @@ class Parcel:
 
 
 class Outlet:
-    """What is published into *exchange*.
+    """A publisher into *exchange*, by a channel of its own.
 
-    :param what: what to call it in errors: ``the link to orders``.
+    :param what: its name in errors: ``the link to orders``.
     :param room: called before a channel is opened, to have idle ones closed.
     """
 
@@ -172,7 +172,7 @@ class Outlet:
             self._one_by_one = False
 
     def _lose(self, channel: Channel) -> None:
-        """Publish there no more; what is not confirmed goes on through another."""
+        """Give up a channel; unconfirmed messages go on through another."""
         if channel is self._channel:
             self._channel = None
             if not channel.is_closed:

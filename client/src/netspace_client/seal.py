@@ -43,7 +43,7 @@ _WRAPPED = {"alg", "enc", "kid", "typ", "cty", "epk"}
 
 @dataclass(frozen=True)
 class Envelope:
-    """What a message says of itself on the outside, and what its seal must say too.
+    """The properties of a message on the outside of its seal, which the seal must repeat.
 
     :param use: ``message`` or ``answer``.
     """
@@ -58,9 +58,9 @@ class Envelope:
 
 @dataclass(frozen=True)
 class Opened:
-    """What was in a seal.
+    """The content of a seal that was opened.
 
-    :param at: when it was sealed, in seconds.
+    :param at: when it was sealed, in seconds since 1970.
     """
 
     body: bytes
@@ -70,10 +70,10 @@ class Opened:
 
 @dataclass(frozen=True)
 class Sealed:
-    """That a link is sealed, its name, and the keys of the one at its other end.
+    """The seal of a link: the link's name, and the keys of its other end.
 
-    :param own: between hosts: what this environment is called in seals; *peer*: and the one at the other end.
-    :param endorser: between hosts: who says whose a key to sign is, and then no others are in *keys*.
+    :param own: between hosts: this environment's name in seals; *peer*: that of the other end.
+    :param endorser: between hosts: the endorser that vouches for the other end's keys to sign; *keys* has none then.
     """
 
     link: str
@@ -98,7 +98,7 @@ def seal(
 ) -> bytes:
     """Seal *body* with our newest key to sign, for their newest key to encrypt.
 
-    :param afar: it is for another host, which has to be told whose our key is.
+    :param afar: it is for another host, and so has to bear the endorsement of our key.
     :raises SealError: too large; :class:`UnknownKey` where there are no keys.
     """
     if len(body) > MAX_BODY:
@@ -141,7 +141,7 @@ def open_sealed(
 ) -> Opened:
     """Open what *theirs* sealed for *mine*, if it is what the *envelope* says.
 
-    :param endorser: who says whose key it is signed with, where it comes from another host.
+    :param endorser: the endorser of the sender's host, where it comes from another host.
     :raises SealError: it isn't; :class:`UnknownKey` where newer keys might help.
     """
     if len(raw) > MAX_SEALED:

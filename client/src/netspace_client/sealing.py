@@ -1,4 +1,4 @@
-"""What goes to the broker and what comes from it, sealed and opened where the link is. Knows no connection."""
+"""Messages to and from the broker, sealed and opened where their link is sealed. Knows no connection."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ URGENT = 9
 
 
 class Sealing:
-    """Seals and opens with the keys that the host says now.
+    """Sealing and opening by the keys in the host's newest files.
 
-    :param window: which messages came before.
+    :param window: the messages that came before.
     """
 
     def __init__(self, host: Host, window: Window) -> None:
@@ -47,10 +47,10 @@ class Sealing:
         correlation_id: str | None = None,
         urgent: bool = False,
     ) -> tuple[bytes, spec.Basic.Properties]:
-        """What goes to the broker.
+        """Return the body and the properties of a message as they go to the broker.
 
         :param content: the body and its type, as :func:`letter.content` makes them.
-        :param sealed: how the link is sealed; None: it isn't.
+        :param sealed: the seal of the link; None: it isn't sealed.
         :param use: ``message`` or ``answer``.
         """
         raw, kind = content
@@ -70,7 +70,7 @@ class Sealing:
         return raw, about
 
     def opened(self, delivery: DeliveredMessage, sealed: Sealed | None, sender: str, use: str) -> Opened | None:
-        """What is in a sealed message; None where the link isn't sealed.
+        """Return the content of a sealed message; None where the link isn't sealed.
 
         :raises LinkError: it isn't what its sender sealed for us.
         """
@@ -85,9 +85,9 @@ class Sealing:
         return found
 
     async def opened_soon(self, delivery: DeliveredMessage, sender: Sender) -> Opened | None:
-        """As :meth:`opened`; waits a moment for a key that the host is about to tell us.
+        """Do as :meth:`opened`; wait a second for a key that the host is about to tell us.
 
-        Not more than once in a while for one sender, who could keep us waiting with keys that he made up.
+        For one sender it waits only every ``WAIT_AGAIN`` seconds: he could keep us waiting with keys that he made up.
         """
         now = asyncio.get_running_loop().time()
         try:

@@ -42,14 +42,14 @@ FAILURES = (
     asyncio.TimeoutError,
     RuntimeError,
 )
-"""What an operation on a connection that is going away may raise, besides aiormq's ``CancelledError``.
+"""Exceptions of an operation on a connection that is going away, besides aiormq's ``CancelledError``.
 
 aiormq raises pamqp's own where a heartbeat comes before the answer that it waits for, from a broker that is slow.
 """
 
 
 async def answer(work: Coroutine[Any, Any, T], seconds: float = PATIENCE) -> T:
-    """Await what aiormq does, for so long.
+    """Await *work* of aiormq, for *seconds* at most.
 
     When a connection ends, aiormq cancels what waits for it; that must not look as if the waiting task
     itself had been cancelled.
@@ -76,13 +76,13 @@ async def hang_up(channel: Channel) -> None:
 
 
 Place = tuple[str, int, str, str]
-"""Which broker: host, port, vhost, and the name in its certificate: one port leads to several."""
+"""A broker's place: host, port, vhost, and the name in its certificate, as one port leads to several brokers."""
 
 
 class Session:
     """A connection that is kept up until ``close``.
 
-    :param broker: tells who one is there, each time anew.
+    :param broker: returns the broker with its log-in; called for each connect.
     """
 
     def __init__(self, place: Place, broker: Callable[[], Broker]) -> None:
@@ -95,7 +95,7 @@ class Session:
         self._problem: tuple[type[Unreachable], str] = (Unreachable, "not connected yet")
 
     async def connection(self) -> AbstractConnection:
-        """The connection, once there is one."""
+        """Return the connection, once there is one."""
         while True:
             await self._up.wait()
             if self._closed:
@@ -106,7 +106,7 @@ class Session:
             self._up.clear()
 
     async def channel(self) -> Channel:
-        """A new channel with confirms, once there is a connection.
+        """Return a new channel with confirms, once there is a connection.
 
         :raises ConnectionError: that connection went away meanwhile; try again.
         """
@@ -122,7 +122,7 @@ class Session:
         return channel
 
     async def leave(self, connection: AbstractConnection) -> None:
-        """Have another connection in its place, if it is still in use."""
+        """Replace *connection* by a new one, if it is the one in use."""
         if connection is self._connection:
             self._connection = None
             self._up.clear()
@@ -133,7 +133,7 @@ class Session:
         return self._connection is not None and not self._connection.is_closed
 
     def unreached(self, what: str, seconds: float) -> Unreachable:
-        """What to tell whoever waited so long for a connection, for the sake of *what*."""
+        """Return the error for whoever waited *seconds* for a connection, for the sake of *what*."""
         kind, why = self._problem
         return kind(f"{what}: the broker wasn't reached within {seconds:g} s ({why})")
 
@@ -212,7 +212,7 @@ def _secret(broker: Broker) -> str:
 
 
 def _told(err: BaseException) -> tuple[type[Unreachable], str]:
-    """What a failure to connect means, and what to do."""
+    """Return the type and the text of the error for a failure to connect; the text tells the cause and the remedy."""
     cause = err.__cause__ or err
     said = f"{type(cause).__name__}: {cause}" if str(cause) else type(cause).__name__
     if isinstance(err, aiormq.exceptions.AuthenticationError | aiormq.exceptions.ProbableAuthenticationError):

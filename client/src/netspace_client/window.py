@@ -1,9 +1,9 @@
-"""Which messages were received already. Pure, and bounded: it forgets the oldest.
+"""Ids of the messages that were received already. Pure, and bounded: the oldest are forgotten.
 
 Delivery on a link is at least once: a sender repeats what wasn't confirmed, and the broker repeats what
-wasn't acknowledged. Both come with the id of the first time, so what comes twice is told by
-its sender and id. What is sealed bears a time too, that nobody between can change: whatever is
-as old as an id that was forgotten is then taken for a repetition, so that none gets through.
+wasn't acknowledged. Both come with the id of the first time, so a message that comes twice is told by
+its sender and id. A sealed message also bears a time, which nobody between can change. If it is as old as
+an id that was forgotten, it is taken for a repetition, so that none gets through.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 
 SIZE = 8192
-"""How many ids are kept for each sender. A repetition is found if fewer others came in between."""
+"""Ids that are kept for each sender. A repetition is found if fewer others came in between."""
 
 
 class Window:
