@@ -1,4 +1,4 @@
-"""What answers inside a virtual machine: runs commands, reads and writes files, asks other programs there.
+"""Agent inside a virtual machine: it runs commands, reads and writes files, and asks other programs there.
 
 A program of its own (only the standard library), started at boot with the virtio port
 that leads to the driver. Requests and replies are a line of JSON each; every request
