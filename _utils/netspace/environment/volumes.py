@@ -11,6 +11,7 @@ could give any folder of the host to an environment, by a link in the volume's p
 
 from __future__ import annotations
 
+import hashlib
 import os
 import urllib.parse
 from collections.abc import Sequence
@@ -102,7 +103,14 @@ def erase(layout: Layout, name: str) -> None:
 
 
 def _make(source: Path, user: int) -> None:
-    missing = [source, *(folder for folder in source.parents if not folder.exists())]
-    for folder in reversed(missing):
-        folder.mkdir(mode=0o700)
-    os.chown(source, user, user)
+    """Make the folder *source* of the uid *user*, and those above it.
+
+    It has its name only once it is the user's: a run that is killed in between leaves no folder that seems to be the
+    operator's. Other environments' folders are made at the same time, perhaps in the same folder.
+    """
+    for folder in reversed([folder for folder in source.parents if not folder.exists()]):
+        folder.mkdir(mode=0o700, exist_ok=True)
+    making = source.with_name(f".{hashlib.sha256(os.fsencode(source.name)).hexdigest()[:16]}.new")
+    making.mkdir(mode=0o700, exist_ok=True)
+    os.chown(making, user, user)
+    making.rename(source)

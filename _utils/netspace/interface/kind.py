@@ -121,11 +121,18 @@ class Interfaces:
         gone = {name for name in remove if name in observed.records}
         wanted = {name: spec for name, spec in desired.interfaces.items() if name not in remove}
         kept = {name: record for name, record in observed.records.items() if name not in gone}
-        new, refused, notes = self._allocated(desired.network, wanted, kept, observed)
-        refused |= _clashing(new, {name: record for name, record in kept.items() if name not in new})
-        plan = self._plan({name: record for name, record in new.items() if name not in refused}, gone, observed)
+        refused = {name: reason for name, spec in wanted.items() if (reason := _impossible(spec, observed))}
+        while True:  # who is refused goes on with what he has, which is nobody else's: so all is looked at without him
+            wanted = {name: spec for name, spec in wanted.items() if name not in refused}
+            new, unaddressed, notes = self._allocated(desired.network, wanted, kept, observed)
+            clashing = _clashing(new, {name: record for name, record in kept.items() if name not in new})
+            refused |= clashing
+            if not clashing:
+                break
+        refused |= unaddressed
+        plan = self._plan(new, gone, observed)
         refusals = [Refusal("interface", name, message) for name, message in sorted(refused.items())]
-        return Plan(plan.steps, [*refusals, *plan.refusals], [*notes, *plan.notes])
+        return Plan(plan.steps, refusals, [*notes, *plan.notes])
 
     def _allocated(
         self, network: Network, wanted: Mapping[str, Interface], kept: Mapping[str, Record], observed: Observed
@@ -153,7 +160,7 @@ class Interfaces:
             recorded = {
                 name: record.addresses[family]
                 for name, record in kept.items()
-                if family in record.addresses and name not in foreign
+                if family in record.addresses and (name in asking or name not in wanted)  # others give theirs up
             }
             allocation = addresses.allocate(range_, asking, recorded)
             refused |= allocation.refused
@@ -181,11 +188,9 @@ class Interfaces:
     def _plan(self, new: Mapping[str, Record], gone: Collection[str], observed: Observed) -> Plan:
         """Return the steps that make *new* true and remove *gone*; other records stay as they are."""
         removals = [self._removal(name, observed) for name in sorted(gone)]
-        impossible = {name: reason for name, record in new.items() if (reason := _impossible(record, observed))}
-        possible = {name: record for name, record in new.items() if name not in impossible}
-        after = {name: record for name, record in observed.records.items() if name not in gone} | possible
+        after = {name: record for name, record in observed.records.items() if name not in gone} | dict(new)
         everybody, before = guards.numbers(after.values()), guards.numbers(observed.records.values())
-        steps = (self._step(name, possible[name], observed, everybody, before) for name in sorted(possible))
+        steps = (self._step(name, new[name], observed, everybody, before) for name in sorted(new))
         changes = [step for step in steps if step is not None]
         if everybody != before:
             others = {name: record for name, record in after.items() if name not in new}
@@ -197,8 +202,7 @@ class Interfaces:
             if step.name == FORWARDING
             for key, change in step.changes.items()
         ]
-        refusals = [Refusal("interface", name, reason) for name, reason in sorted(impossible.items())]
-        return Plan([*removals, *host, *changes], refusals, notes)
+        return Plan([*removals, *host, *changes], notes=notes)
 
     def _neighbours(
         self, others: Mapping[str, Record], observed: Observed, everybody: guards.Numbers, before: guards.Numbers
@@ -373,13 +377,13 @@ class Interfaces:
         return Result(plan, self.apply(plan.steps))
 
 
-def _impossible(record: Record, observed: Observed) -> str:
+def _impossible(spec: Interface, observed: Observed) -> str:
     """Return why this host can't have the interface, for the operator; empty where it can."""
-    kind, name = kinds.of(record.interface), kinds.name(record.interface)
+    kind, name = kinds.of(spec), kinds.name(spec)
     if name in observed.missing:
         return f"an interface of kind {name} can't be had: {observed.missing[name]}"
     lacks = getattr(kind, "lacks", None)
-    reason = lacks(record.interface, observed.links) if lacks is not None else ""
+    reason = lacks(spec, observed.links) if lacks is not None else ""
     return f"an interface of kind {name} can't be had: {reason}" if reason else ""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import time
 
 import pytest
@@ -334,6 +335,25 @@ def test_a_moment_that_is_none(given):
 def test_a_moment_is_past():
     with pytest.raises(NetspaceError, match="is yet to come"):
         moments.since("2999-01-31T12:00:00Z", NOW)
+
+
+def test_a_volumes_folder_has_its_name_once_it_is_its_users(tmp_path, monkeypatch):
+    """Killed in between, a run leaves none that would be taken for the operator's, and be root's."""
+    source, given = tmp_path / "made" / "data", []
+
+    def killed(path, user, group):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "chown", killed)
+    with pytest.raises(KeyboardInterrupt):
+        volumes._make(source, 1000)
+    assert not source.exists()
+    monkeypatch.setattr(os, "chown", lambda path, user, group: given.append((path.exists(), user, group)))
+    volumes._make(source, 1000)
+    assert given == [(True, 1000, 1000)]
+    assert [path.name for path in source.parent.iterdir()] == ["data"]
+    # Another environment's, made at the same time, may have made the folder above.
+    volumes._make(tmp_path / "made" / "other", 1000)
 
 
 def test_a_device_is_there_for_the_kind_of_interface_that_needs_it_alone():
