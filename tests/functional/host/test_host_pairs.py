@@ -37,6 +37,7 @@ class Host(World):
     def look(self) -> dict[str, Any]:
         found = super().look()
         found["routes"] = sorted(found["routes"])
+        found["nftables"] = sorted("\n".join(found["nftables"]).splitlines())
         watched = (f"{LAYOUT.run}/health", f"{LAYOUT.run}/health/.watch")
         kept = f"{LAYOUT.layers}/"
         found["files"] = {
@@ -64,7 +65,7 @@ class Chooser:
         """Make one."""
         made = self._world.declared()
         common = {key: made["environments"]["a"][key] for key in ("image", "command")}
-        names = [name for name in NAMES if self._random.random() < 0.65]
+        names = [name for name in NAMES if self._random.random() < 0.65] or [NAMES[0]]  # without any, images stay
         addresses = dict(zip(names, self._random.sample(ADDRESSES, len(names)), strict=True))
         folders = self._shared(("one", "two"), names)
         environments = {}
@@ -83,7 +84,8 @@ class Chooser:
             {
                 "from": one,
                 "to": other,
-                **self._random.choice(WAYS),
+                # Each of its own kind: other bounds are another queue, and the former one is read until it is empty.
+                **WAYS[(NAMES.index(one) + 2 * NAMES.index(other)) % len(WAYS)],
             }
             for one, other in itertools.permutations(names, 2)
             if self._random.random() < 0.3
