@@ -132,7 +132,7 @@ class Interfaces:
         refused |= unaddressed
         plan = self._plan(new, gone, observed)
         refusals = [Refusal("interface", name, message) for name, message in sorted(refused.items())]
-        return Plan(plan.steps, refusals, [*notes, *plan.notes])
+        return Plan(plan.steps, [*refusals, *plan.refusals], [*notes, *plan.notes])
 
     def _allocated(
         self, network: Network, wanted: Mapping[str, Interface], kept: Mapping[str, Record], observed: Observed
@@ -188,9 +188,11 @@ class Interfaces:
     def _plan(self, new: Mapping[str, Record], gone: Collection[str], observed: Observed) -> Plan:
         """Return the steps that make *new* true and remove *gone*; other records stay as they are."""
         removals = [self._removal(name, observed) for name in sorted(gone)]
-        after = {name: record for name, record in observed.records.items() if name not in gone} | dict(new)
+        refused = {name: why for name, one in new.items() if (why := _impossible(one.interface, observed))}
+        possible = {name: record for name, record in new.items() if name not in refused}
+        after = {name: record for name, record in observed.records.items() if name not in gone} | possible
         everybody, before = guards.numbers(after.values()), guards.numbers(observed.records.values())
-        steps = (self._step(name, new[name], observed, everybody, before) for name in sorted(new))
+        steps = (self._step(name, possible[name], observed, everybody, before) for name in sorted(possible))
         changes = [step for step in steps if step is not None]
         if everybody != before:
             others = {name: record for name, record in after.items() if name not in new}
@@ -202,7 +204,8 @@ class Interfaces:
             if step.name == FORWARDING
             for key, change in step.changes.items()
         ]
-        return Plan([*removals, *host, *changes], notes=notes)
+        refusals = [Refusal("interface", name, reason) for name, reason in sorted(refused.items())]
+        return Plan([*removals, *host, *changes], refusals, notes)
 
     def _neighbours(
         self, others: Mapping[str, Record], observed: Observed, everybody: guards.Numbers, before: guards.Numbers
