@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from netspace.errors import NetspaceError
+from netspace.text import REPLACEMENT, printable
 
 # Characters that are kept of a minion's error message.
 MAX_PROBLEM = 1000
@@ -135,7 +136,7 @@ class SaltBus:
         if data.get("id") != minion or "return" not in data:
             return None
         if data.get("retcode"):
-            said = printable(str(data["return"])[:MAX_PROBLEM])
+            said = printable(str(data["return"])[:MAX_PROBLEM], "\n", REPLACEMENT)
             return Reply(job, minion, None, said or "the minion failed without a message")
         return Reply(job, minion, data["return"])
 
@@ -156,8 +157,3 @@ def ask(
             waiting.discard(reply.minion)
             found[reply.minion] = reply
     return found
-
-
-def printable(text: str) -> str:
-    """Replace characters that move a cursor: terminals show text of a host."""
-    return "".join(one if one.isprintable() or one == "\n" else "\N{REPLACEMENT CHARACTER}" for one in text)

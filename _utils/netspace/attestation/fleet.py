@@ -35,7 +35,6 @@ from typing import Any, Protocol
 
 from netspace import files
 from netspace.attestation import ear, groups, identity, ima, judge, learning, origin, verifier
-from netspace.attestation.bus import printable
 from netspace.attestation.evidence import Context, Evidence
 from netspace.attestation.evidence import parse as parse_evidence
 from netspace.attestation.groups import Group, Policies
@@ -48,6 +47,7 @@ from netspace.attestation.structures import Clock
 from netspace.attestation.tee import appraisal as tees
 from netspace.attestation.tee.x509 import Trust
 from netspace.errors import NetspaceError
+from netspace.text import REPLACEMENT, printable
 
 VERSION = 3
 MAX_STATE = 256 * 1024
@@ -283,7 +283,7 @@ class Fleet:
             )
         except Refused as err:
             level, code, reason, remedy = 0, err.code, str(err), err.remedy
-        reason = printable(reason)
+        reason = printable(reason, "\n", REPLACEMENT)
         if level and evidence is not None:
             kept["log"], kept["systemd"] = self._keep(asked, evidence, before)
             if asked.listed:

@@ -20,7 +20,7 @@ from typing import Any
 
 from netspace import files
 from netspace.attestation import fleet, transfer
-from netspace.attestation.bus import Bus, printable
+from netspace.attestation.bus import Bus
 from netspace.attestation.enrolment import Pending
 from netspace.attestation.fleet import Fleet, Standing
 from netspace.attestation.identity import Identities
@@ -29,6 +29,7 @@ from netspace.attestation.refusals import Malformed, Refused, WrongSaltKey
 from netspace.attestation.registrar import Registrar
 from netspace.attestation.window import TELL, Again, Answer, Call, Pace, Step, Task, Window, Work
 from netspace.errors import NetspaceError
+from netspace.text import REPLACEMENT, printable
 
 # Seconds for which a result counts: the default, and the maximum.
 DEADLINE, MOST = 7200.0, 86400.0
@@ -183,7 +184,7 @@ class Round:
         key = {"key": self._fleet.signer.jwk}
         came = yield Call("accept", "tokens", record["token"], key, TELL)
         reply = came.value if isinstance(came.value, Mapping) else {}
-        why = came.problem or printable(str(reply.get("reason", ""))[:200])
+        why = came.problem or printable(str(reply.get("reason", ""))[:200], "\n", REPLACEMENT)
         stored = reply.get("stored") is True
         self._found[minion].update(enforced=stored, enforcement="" if stored else why)
 

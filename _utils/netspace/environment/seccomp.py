@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 
 from netspace.environment.seccomp_arguments import (
     NARROWED,
-    asking,
     changing,
     conditions,
     equal,
@@ -303,8 +302,7 @@ def _of_families(families: Iterable[Family]) -> list[dict[str, Any]]:
         rules.append(_allow([call for call in calls if call not in NARROWED]))
         for call in calls:
             if call in NARROWED:
-                rules += [_allow([call], condition) for condition in conditions(NARROWED[call])]
-                rules += [_allow([call], *held) for held in asking(NARROWED[call])]
+                rules += [_allow([call], *held) for held in conditions(NARROWED[call])]
                 done = {"names": [call], "action": "SCMP_ACT_ERRNO", "errnoRet": 0}
                 rules += [{**done, "args": held} for held in pretended(NARROWED[call])]
     return rules

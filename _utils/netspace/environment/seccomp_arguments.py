@@ -75,8 +75,8 @@ NARROWED: Mapping[str, Narrow] = {
 }
 
 
-def conditions(narrow: Narrow) -> Iterator[dict[str, Any]]:
-    """Yield alternative conditions, of which one must hold.
+def conditions(narrow: Narrow) -> Iterator[list[dict[str, Any]]]:
+    """Yield alternative conditions, each a list that must hold whole, under which a call passes.
 
     A comparison for "less" or "not equal" would look at all 64 bits of an argument of which the
     kernel reads 32: with some of the upper bits set, a refused value would pass. So a range is cut
@@ -84,29 +84,23 @@ def conditions(narrow: Narrow) -> Iterator[dict[str, Any]]:
     networks are: each is one comparison under a mask.
     """
     if not narrow.passes:
-        yield masked(narrow.place, narrow.bits, 0)
+        yield [masked(narrow.place, narrow.bits, 0)]
     for first, last in narrow.passes:
         while first <= last:
             size = first & -first or _WORD + 1
             while first + size - 1 > last:
                 size //= 2
-            yield masked(narrow.place, _WORD ^ (size - 1), first)
+            yield [masked(narrow.place, _WORD ^ (size - 1), first)]
             first += size
+    if narrow.asks is not None:
+        # Beside the value, and not for itself: libseccomp mixes up rules that differ in their first argument.
+        for value in narrow.refused.values():
+            yield [masked(narrow.place, _WORD, value), equal(narrow.asks, 0)]
 
 
 def changing(narrow: Narrow, value: int) -> list[int]:
     """Return arguments of a call that changes something with *value*."""
     return [value if place == narrow.place else int(place == narrow.asks) for place in range(6)]
-
-
-def asking(narrow: Narrow) -> Iterator[list[dict[str, Any]]]:
-    """Yield alternative conditions under which a call only asks for a value that it may not change.
-
-    Each is a list, all of which must hold.
-    """
-    if narrow.asks is not None:
-        for value in narrow.refused.values():
-            yield [masked(narrow.place, _WORD, value), equal(narrow.asks, 0)]
 
 
 def pretended(narrow: Narrow) -> Iterator[list[dict[str, Any]]]:

@@ -13,6 +13,7 @@ from netspace.environment.records import Record
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
 from netspace.spec.types import Health
+from netspace.text import printable
 
 # Whether all is well (None: that can't be known), and what was said where it isn't.
 Found = tuple[bool | None, str]
@@ -30,7 +31,7 @@ def inside(layout: Layout, name: str, record: Record, health: Health) -> Found:
         return True, ""
     said = (done.stdout + b"\n" + done.stderr).decode(errors="replace").split("\n")
     last = next((line.strip() for line in reversed(said) if line.strip()), "")
-    text = "".join(char if char.isprintable() else "?" for char in last)
+    text = printable(last, instead="?")
     return False, f"exit {done.retcode}{': ' + text if text else ''}"
 
 

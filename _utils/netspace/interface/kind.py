@@ -121,7 +121,7 @@ class Interfaces:
         gone = {name for name in remove if name in observed.records}
         wanted = {name: spec for name, spec in desired.interfaces.items() if name not in remove}
         kept = {name: record for name, record in observed.records.items() if name not in gone}
-        refused = {name: reason for name, spec in wanted.items() if (reason := _impossible(spec, observed))}
+        refused = _refused(wanted, observed)
         while True:  # who is refused goes on with what he has, which is nobody else's: so all is looked at without him
             wanted = {name: spec for name, spec in wanted.items() if name not in refused}
             new, unaddressed, notes = self._allocated(desired.network, wanted, kept, observed)
@@ -130,9 +130,7 @@ class Interfaces:
             if not clashing:
                 break
         refused |= unaddressed
-        plan = self._plan(new, gone, observed)
-        refusals = [Refusal("interface", name, message) for name, message in sorted(refused.items())]
-        return Plan(plan.steps, [*refusals, *plan.refusals], [*notes, *plan.notes])
+        return _refusing(refused, self._plan(new, gone, observed), notes)
 
     def _allocated(
         self, network: Network, wanted: Mapping[str, Interface], kept: Mapping[str, Record], observed: Observed
@@ -188,11 +186,9 @@ class Interfaces:
     def _plan(self, new: Mapping[str, Record], gone: Collection[str], observed: Observed) -> Plan:
         """Return the steps that make *new* true and remove *gone*; other records stay as they are."""
         removals = [self._removal(name, observed) for name in sorted(gone)]
-        refused = {name: why for name, one in new.items() if (why := _impossible(one.interface, observed))}
-        possible = {name: record for name, record in new.items() if name not in refused}
-        after = {name: record for name, record in observed.records.items() if name not in gone} | possible
+        after = {name: record for name, record in observed.records.items() if name not in gone} | dict(new)
         everybody, before = guards.numbers(after.values()), guards.numbers(observed.records.values())
-        steps = (self._step(name, possible[name], observed, everybody, before) for name in sorted(possible))
+        steps = (self._step(name, new[name], observed, everybody, before) for name in sorted(new))
         changes = [step for step in steps if step is not None]
         if everybody != before:
             others = {name: record for name, record in after.items() if name not in new}
@@ -204,8 +200,7 @@ class Interfaces:
             if step.name == FORWARDING
             for key, change in step.changes.items()
         ]
-        refusals = [Refusal("interface", name, reason) for name, reason in sorted(refused.items())]
-        return Plan([*removals, *host, *changes], refusals, notes)
+        return Plan([*removals, *host, *changes], notes=notes)
 
     def _neighbours(
         self, others: Mapping[str, Record], observed: Observed, everybody: guards.Numbers, before: guards.Numbers
@@ -370,14 +365,31 @@ class Interfaces:
         }
         if not new:
             return {}
-        plan = self._plan(new, (), self.observe())
+        plan = self._again(new, self.observe())
         return {outcome.step.name: outcome.error for outcome in self.apply(plan.steps) if outcome.error}
 
     def restore(self) -> Result:
         """Make everything as the records say, without the declaration: after a reboot."""
         observed = self.observe()
-        plan = self._plan(observed.records, (), observed)
+        plan = self._again(observed.records, observed)
         return Result(plan, self.apply(plan.steps))
+
+    def _again(self, known: Mapping[str, Record], observed: Observed) -> Plan:
+        """Return the plan for interfaces that are recorded; those that this host can't have any more are refused."""
+        refused = _refused({name: record.interface for name, record in known.items()}, observed)
+        possible = {name: record for name, record in known.items() if name not in refused}
+        return _refusing(refused, self._plan(possible, (), observed))
+
+
+def _refusing(refused: Mapping[str, str], plan: Plan, notes: Sequence[str] = ()) -> Plan:
+    """Add what was refused before it was planned, and *notes*."""
+    refusals = [Refusal("interface", name, message) for name, message in sorted(refused.items())]
+    return Plan(plan.steps, refusals, [*notes, *plan.notes])
+
+
+def _refused(wanted: Mapping[str, Interface], observed: Observed) -> dict[str, str]:
+    """Return, for each interface that this host can't have, the reason."""
+    return {name: reason for name, spec in wanted.items() if (reason := _impossible(spec, observed))}
 
 
 def _impossible(spec: Interface, observed: Observed) -> str:

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from netspace.layout import Layout
-from netspace.link import authority, identity
+from netspace.link import authority, identity, sockets
 from netspace.spec.types import PORTS, LocalBroker
 
-_LISTEN = "0A"  # of /proc/net/tcp: TCP_LISTEN
+# Loopback, also as an IPv6 socket has it for IPv4; all addresses are noughts.
+_NEAR = (sockets.LOOPBACK4, sockets.LOOPBACK6, f"0000000000000000FFFF0000{sockets.LOOPBACK4}")
 
 
 def unanswered(layout: Layout, spec: LocalBroker, seconds: float = 5.0) -> str:
@@ -73,7 +74,8 @@ def holder(port: int) -> Holder | None:
 
     Bound to one address that is not loopback, it is in nobody's way.
     """
-    inodes = {inode for path in ("tcp", "tcp6") for inode in _listening(Path("/proc/net") / path, port)}
+    found = [one for table in ("tcp", "tcp6") for one in sockets.listeners(table, port)]
+    inodes = {one.inode for one in found if one.address in _NEAR or not one.address.strip("0")}
     if not inodes:
         return None
     links = {f"socket:[{inode}]" for inode in inodes}
@@ -87,24 +89,6 @@ def holder(port: int) -> Holder | None:
         except OSError:  # it ended, or is another's
             continue
     return Holder("another program", 0)
-
-
-def _listening(table: Path, port: int) -> list[str]:
-    """The inodes of sockets that listen at *port* on loopback or on all addresses."""
-    try:
-        lines = table.read_text().splitlines()[1:]
-    except OSError:
-        return []
-    found = []
-    for line in lines:
-        fields = line.split()
-        address, _, number = fields[1].rpartition(":")
-        near = not address.strip("0") or address in ("0100007F", "0000000000000000FFFF00000100007F") or (
-            address == "00000000000000000000000001000000"
-        )  # fmt: skip
-        if fields[3] == _LISTEN and int(number, 16) == port and near:
-            found.append(fields[9])
-    return found
 
 
 def _any_identity(layout: Layout) -> Path | None:

@@ -10,15 +10,14 @@ which nobody listens. An environment whose port can't be held is left out, and n
 from __future__ import annotations
 
 import socket
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
 from netspace import threads
+from netspace.link import sockets
 
 LOOPBACK = "127.0.0.1"
-_LISTEN = "0A"  # TCP_LISTEN
 
 
 class Held:
@@ -61,14 +60,11 @@ class Held:
 
 
 def _root_listens(port: int) -> bool:
-    """Whether a socket that root made listens at *port* of the calling thread's loopback (proc(5), ``net/tcp``).
+    """Whether a socket that root made listens at *port* of the calling thread's loopback.
 
     Then nobody else can. No program in an environment has the user id 0 of the host.
     """
-    at = f"{int.from_bytes(socket.inet_aton(LOOPBACK), sys.byteorder):08X}:{port:04X}"
-    with open("/proc/thread-self/net/tcp") as table:
-        rows = (line.split() for line in table)
-        return any(row[1:4:2] == [at, _LISTEN] and row[7] == "0" for row in rows)
+    return any((one.address, one.user) == (sockets.LOOPBACK4, 0) for one in sockets.listeners("tcp", port))
 
 
 def told(refused: Mapping[str, str]) -> str:

@@ -13,6 +13,7 @@ import os
 from pathlib import Path
 
 from netspace import files
+from netspace.text import printable
 
 SIZE = 10 * 1024 * 1024
 OLD = 3
@@ -96,4 +97,4 @@ def tail(path: Path, offset: int) -> str:
     except OSError:
         return ""
     lines = [line.strip() for line in raw.decode(errors="replace").splitlines() if line.strip()]
-    return "".join(char if char.isprintable() else "?" for char in " | ".join(lines[-2:]))
+    return printable(" | ".join(lines[-2:]), instead="?")

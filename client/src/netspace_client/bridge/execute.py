@@ -40,24 +40,15 @@ class Execute:
             "NETSPACE_CONTENT_TYPE": _clean(message.content_type or ""),
             "NETSPACE_REDELIVERED": "1" if message.redelivered else "0",
         }
-        # Pipes of asyncio's own are not used: its wait() also waits until they have ended, and one that nobody reads
-        # any more, or that a child which outlives the program holds, never does.
         try:
-            output, given = os.pipe()
+            process, output = await self._start(message.body, variables)
         except OSError as err:
             log.error("%s: %s", self._command[0], err)
             return Done("later")
-        with open(output, "rb", 0) as reading:
+        printed = None
+        with output:
             try:
-                process = await self._start(message.body, given, variables)
-            except OSError as err:
-                log.error("%s: %s", self._command[0], err)
-                return Done("later")
-            finally:
-                os.close(given)
-            printed = None
-            try:
-                printed = await asyncio.wait_for(_printed(process, reading), self._timeout)
+                printed = await asyncio.wait_for(_printed(process, output), self._timeout)
             except asyncio.TimeoutError:
                 log.warning("%s took longer than %g s for %r", self._command[0], self._timeout, message)
                 return Done("later")
@@ -71,25 +62,38 @@ class Execute:
             return Done("done", (printed, "application/octet-stream"))
         return Done("never" if process.returncode == os.EX_DATAERR else "later")
 
-    async def _start(self, body: bytes, output: int, variables: Mapping[str, str]) -> asyncio.subprocess.Process:
-        """Start the program, in a session of its own, with *body* to read and *output* to write to."""
-        with open(os.memfd_create("body", os.MFD_CLOEXEC), "wb+") as body_file:
-            body_file.write(body)
-            body_file.seek(0)
-            return await asyncio.create_subprocess_exec(
-                *self._command,
-                env={**os.environ, **variables},
-                stdin=body_file,
-                stdout=output,
-                start_new_session=True,
-            )
+    async def _start(self, body: bytes, variables: Mapping[str, str]) -> tuple[asyncio.subprocess.Process, BinaryIO]:
+        """Start the program, in a session of its own, with *body* to read; return it and its output.
+
+        Pipes of asyncio's own are not used: its wait() also waits until they have ended, and one that nobody reads any
+        more, or that a child which outlives the program holds, never does.
+        """
+        number, given = os.pipe()
+        output = os.fdopen(number, "rb", 0)
+        try:
+            with open(os.memfd_create("body", os.MFD_CLOEXEC), "wb+") as body_file:
+                body_file.write(body)
+                body_file.seek(0)
+                process = await asyncio.create_subprocess_exec(
+                    *self._command,
+                    env={**os.environ, **variables},
+                    stdin=body_file,
+                    stdout=given,
+                    start_new_session=True,
+                )
+        except BaseException:
+            output.close()
+            raise
+        finally:
+            os.close(given)
+        return process, output
 
 
-async def _printed(process: asyncio.subprocess.Process, reading: BinaryIO) -> bytes | None:
+async def _printed(process: asyncio.subprocess.Process, output: BinaryIO) -> bytes | None:
     """Read a program's output until it ends, then wait for the program; None where the output is too large."""
     stream = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
-    pipe, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stream), reading)
+    pipe, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stream), output)
     printed = bytearray()
     try:
         while part := await stream.read(65536):
