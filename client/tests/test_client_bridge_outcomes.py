@@ -192,7 +192,8 @@ def test_program_that_prints_too_much_is_ended() -> None:
 
 def test_child_that_keeps_the_output_open_keeps_nobody_waiting(tmp_path: Any) -> None:
     """The child left the program's session, so nobody ends it."""
-    script = f"setsid sleep 300 & echo $! > {tmp_path}/pid; exec cat /dev/zero"
+    away = f"setsid sh -c 'echo $$ > {tmp_path}/pid; exec sleep 300' &"
+    script = f"{away} until [ -s {tmp_path}/pid ]; do sleep 0.01; done; exec cat /dev/zero"
     try:
         done = asyncio.run(asyncio.wait_for(Execute(["/bin/sh", "-c", script], timeout=60)(message()), 50))
         assert done == Done("never")

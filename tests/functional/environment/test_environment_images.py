@@ -485,7 +485,7 @@ def test_a_hash_that_is_declared_later_restarts_nothing(host, tar):
 
 
 def test_what_has_a_hash_is_built_as_it_was_hashed(store, tmp_path, monkeypatch):
-    """Of a layout folder: whoever may write there exchanges the index while it is read, and puts it back."""
+    """The writer of a layout folder exchanges its index while it is read, and puts it back."""
     made = OciLayout()
     for tag in ("right", "wrong"):
         made.tag(made.image([tar_of([member("etc/motd", tag.encode())])], {}), tag)

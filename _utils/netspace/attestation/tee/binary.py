@@ -13,7 +13,7 @@ _MAX_ITEMS = 256
 
 
 class Reader(structures.Reader):
-    """Reads a report from front to back; never past its end. The caller bounds the report's size."""
+    """A reader of a report, from front to back and never past its end. The caller bounds the report's size."""
 
     order = "little"
     malformed = TeeMalformed
