@@ -45,7 +45,7 @@ _RESETTABLE = frozenset((16, 23))
 # Programs of PCR 4 measure into these PCRs. (shim, which measures into 14, may be known by its signer.)
 _BY_PROGRAMS = frozenset((8, 9, 11, 12, 13, 15))
 # Words of a command line, as the kernel reads them: quotes may stand within (next_arg in lib/cmdline.c).
-_WORD = re.compile(r'(?:"[^"]*(?:"|\Z)|[^\s"])+')
+_WORD = re.compile(r'(?:"[^"]*(?:"|\Z)|[^\s"])+', re.ASCII)  # no other blank parts words for the kernel
 _IMA_OPTION = re.compile(r'ima_policy=(?:"([a-z_| ]+)"|([a-z_|]+))')
 _REMEDIES = {
     2: "its values under pcrs (programs that are loaded as drivers are measured there)",

@@ -546,6 +546,7 @@ def test_l5_wants_the_whole_command_line_and_ima_in_it(pattern: str, level: int)
         # The kernel ends at this word: the rest is for process 1.
         ("ro -- ima_policy=tcb", False),
         ('ro "--" ima_policy=tcb', False),
+        ("ro\u2003ima_policy=tcb", False),
         ("ro ima_policy=tcb -- quiet", True),
         # Within another option's value, also where the quote is never closed.
         ('ro a="x ima_policy=tcb y"', False),
