@@ -15,6 +15,7 @@ import hashlib
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from netspace.attestation.refusals import LogMalformed, LogMismatch
 
@@ -30,8 +31,7 @@ _LOCALITY = b"StartupLocality\0"
 _FIRMWARE = "; some firmware never logs all that it measures there: then name PCR 0 in the policy's 'unchecked'"
 
 
-@dataclass(frozen=True)
-class Event:
+class Event(NamedTuple):
     """One entry: *digests* by the bank's name; banks that we can't compute are left out."""
 
     pcr: int
@@ -165,13 +165,17 @@ def _parse(raw: bytes, *, padded: bool) -> tuple[EventLog, int]:
     sizes = _header(first)
     events = [first]
     usual = _Layout(sizes)
-    while reader.left and not (padded and reader.padding()):
+    while True:
+        if sizes:
+            usual.read(reader, events)
+        if not reader.left or (padded and reader.padding()):
+            break
         if len(events) == MAX_EVENTS:
             raise LogMalformed(f"boot log: more than {MAX_EVENTS} events")
-        events.append(_event(reader, sizes, usual) if sizes else _event_sha1(reader))
-    measured = [event for event in events if event.type != NO_ACTION]
+        events.append(_event(reader, sizes) if sizes else _event_sha1(reader))
+    forms = {tuple(event.digests) for event in events if event.type != NO_ACTION}
     named = [BANKS[alg] for alg in sizes if alg in BANKS] if sizes else ["sha1"]
-    banks = tuple(bank for bank in named if all(bank in event.digests for event in measured))
+    banks = tuple(bank for bank in named if all(bank in form for form in forms))
     return EventLog(banks, tuple(events), _locality(events)), reader.at
 
 
@@ -204,11 +208,8 @@ def _event_sha1(reader: _Reader) -> Event:
     return _checked(Event(pcr, kind, {"sha1": digest}, reader.take(reader.number(4))))
 
 
-def _event(reader: _Reader, sizes: Mapping[int, int], usual: _Layout) -> Event:
+def _event(reader: _Reader, sizes: Mapping[int, int]) -> Event:
     """TCG_PCR_EVENT2."""
-    event = usual.event(reader)
-    if event is not None:
-        return event
     pcr, kind, count = reader.number(4), reader.number(4), reader.number(4)
     if count > len(sizes):
         raise LogMalformed(f"boot log: an event with {count} digests; the log has {len(sizes)} algorithms")
@@ -231,21 +232,29 @@ class _Layout:
     def __init__(self, sizes: Mapping[int, int]) -> None:
         self._struct = struct.Struct("<III" + "".join(f"H{size}s" for size in sizes.values()) + "I")
         self._algorithms = tuple(sizes)
-        self._names = [(BANKS[algorithm], 4 + 2 * at) for at, algorithm in enumerate(sizes) if algorithm in BANKS]
+        self._names = [BANKS.get(algorithm, "") for algorithm in sizes]
         self._last = 3 + 2 * len(sizes)
 
-    def event(self, reader: _Reader) -> Event | None:
-        """Return the next event; None, with nothing read, where it looks otherwise."""
-        end = reader.at + self._struct.size
-        if end > len(reader.data):
-            return None
-        found = self._struct.unpack_from(reader.data, reader.at)
-        if found[2] != len(self._algorithms) or found[3 : self._last : 2] != self._algorithms:
-            return None
-        reader.at = end
-        return _checked(
-            Event(found[0], found[1], {name: found[at] for name, at in self._names}, reader.take(found[-1]))
-        )
+    def read(self, reader: _Reader, events: list[Event]) -> None:
+        """Move the next events from *reader* to *events*, up to the first that may be something else.
+
+        That is left to :func:`_event`: another form, padding, a size or a PCR out of bounds.
+        """
+        data, at, head, last = reader.data, reader.at, self._struct.size, self._last
+        unpack, algorithms, names, make = self._struct.unpack_from, self._algorithms, self._names, tuple.__new__
+        count, size, unknown = len(algorithms), len(data), "" in names
+        while at + head <= size and len(events) < MAX_EVENTS:
+            found = unpack(data, at)
+            pcr, kind, start = found[0], found[1], at + head
+            end = start + found[-1]
+            if found[2] != count or found[3:last:2] != algorithms or pcr >= PCRS or end > size or not (pcr or kind):
+                break
+            digests = dict(zip(names, found[4:last:2]))  # noqa: B905 - as many, by the struct; this is a hot loop
+            if unknown:
+                digests.pop("")
+            events.append(make(Event, (pcr, kind, digests, data[start:end])))
+            at = end
+        reader.at = at
 
 
 def _checked(event: Event) -> Event:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     PublicKey: TypeAlias = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
 
 MAX_STRUCTURE = 4096
+# TPMS_CLOCK_INFO, firmwareVersion and the selections' count of TPMS_ATTEST.
+_QUOTED = struct.Struct(">QIIBQI")
 # TPM_RH_ENDORSEMENT (Part 2, 7.4).
 ENDORSEMENT = 0x4000000B
 # TPM_GENERATED_VALUE: a restricted key signs nothing that begins so unless the TPM made it.
@@ -163,12 +166,9 @@ def quote(raw: bytes) -> Quote:
         raise WrongType(f"TPMS_ATTEST is of type {kind:04x}; a quote ({ATTEST_QUOTE:04x}) was asked")
     signer = reader.sized(68, "the signer's name")
     extra = reader.sized(64, "qualifying data")
-    ticks, resets, restarts = reader.number(8), reader.number(4), reader.number(4)
-    safe = reader.number(1)
+    ticks, resets, restarts, safe, firmware, count = _QUOTED.unpack(reader.take(_QUOTED.size))
     if safe > 1:
         raise reader.refuse(f"'safe' is {safe}, neither yes nor no")
-    firmware = reader.number(8)
-    count = reader.number(4)
     if count > 16:
         raise reader.refuse(f"{count} PCR selections, at most 16 are possible")
     selections = tuple(_selection(reader) for _ in range(count))
@@ -182,8 +182,14 @@ def _selection(reader: Reader) -> tuple[int, frozenset[int]]:
     size = reader.number(1)
     if not 1 <= size <= 4:
         raise reader.refuse(f"a PCR selection of {size} bytes; 1 to 4 are possible")
-    bits = int.from_bytes(reader.take(size), "little")
-    return bank, frozenset(index for index in range(size * 8) if bits >> index & 1)
+    return bank, _set_bits(reader.take(size))
+
+
+@functools.lru_cache(maxsize=64)
+def _set_bits(bitmap: bytes) -> frozenset[int]:
+    """Return the numbers of the bits that are set; a verifier asks all its hosts for a few selections."""
+    bits = int.from_bytes(bitmap, "little")
+    return frozenset(index for index in range(len(bitmap) * 8) if bits >> index & 1)
 
 
 @dataclass(frozen=True)

@@ -289,7 +289,7 @@ def log_with_an_event_that_was_not_measured(s: Scene) -> Any:
 def another_startup_locality(s: Scene) -> Any:
     found = list(boot_forge.log("shim-grub").events[1:])
     data = b"StartupLocality\0\3"
-    s.log = boot_forge.packed([dataclasses.replace(measured(0, 3, data)), *found])
+    s.log = boot_forge.packed([measured(0, 3, data), *found])
     s.rules["boot"]["unchecked"].remove(0)
     s.rules["boot"]["pcrs"]["0"] = [s.tpm.pcrs[0].hex()]
     return s.evidence().wire()

@@ -70,7 +70,7 @@ def test_where_only_its_digest_is_known_the_line_is_pinned_by_it() -> None:
 
     def other(told: list[Any]) -> None:
         at = next(n for n, one in enumerate(told) if one.pcr == 9 and events.tag(one))
-        told[at] = dataclasses.replace(told[at], digests={"sha256": bytes(32)})
+        told[at] = told[at]._replace(digests={"sha256": bytes(32)})
 
     assert code(found.after, booted("uki", other)) == "boot-file"
 
@@ -88,10 +88,10 @@ def test_what_was_learned_refuses_what_differs(edit: str, expected: str) -> None
         if edit == "kernel":
             for at, one in enumerate(told):
                 if one.pcr == 9 and one.digests["sha256"].hex() == boot_forge.KERNEL:
-                    told[at] = dataclasses.replace(one, digests={"sha256": bytes(32)})
+                    told[at] = one._replace(digests={"sha256": bytes(32)})
         elif edit == "loader":
             at = boot_forge.index(told, 4, events.APPLICATION, number=1)
-            told[at] = dataclasses.replace(told[at], digests={"sha256": bytes(32)})
+            told[at] = told[at]._replace(digests={"sha256": bytes(32)})
         else:
             at = boot_forge.index(told, 7, events.VARIABLE_DRIVER_CONFIG, "SecureBoot")
             told[at] = boot_forge.measured(7, events.VARIABLE_DRIVER_CONFIG, told[at].data[:-1] + b"\0")
@@ -105,7 +105,7 @@ def test_a_set_has_what_any_of_it_has_and_the_dbx_that_all_have() -> None:
         """A newer kernel, and an older list of revoked programs."""
         for at, one in enumerate(told):
             if one.digests["sha256"].hex() == boot_forge.KERNEL:
-                told[at] = dataclasses.replace(one, digests={"sha256": b"\7" * 32})
+                told[at] = one._replace(digests={"sha256": b"\7" * 32})
         at = boot_forge.index(told, 7, events.VARIABLE_DRIVER_CONFIG, "dbx")
         head = told[at].data
         read = events.variable(head)
@@ -197,9 +197,9 @@ def test_no_mutation_of_a_log_is_learned_as_good_and_none_breaks_it() -> None:
             elif kind == 1:
                 told.insert(at, chance.choice(genuine))
             elif kind == 2:
-                told[at] = dataclasses.replace(told[at], pcr=chance.choice((4, 7, 8, 9, 11, 12)))
+                told[at] = told[at]._replace(pcr=chance.choice((4, 7, 8, 9, 11, 12)))
             else:
-                told[at] = dataclasses.replace(told[at], data=chance.randbytes(chance.randrange(80)))
+                told[at] = told[at]._replace(data=chance.randbytes(chance.randrange(80)))
         raw = boot_forge.packed(told)
         values = eventlog.parse(raw).replay("sha256")
         pcrs = {pcr: values.get(pcr, bytes(32)) for pcr in range(15)}
@@ -249,9 +249,9 @@ def test_a_boot_loader_that_logs_no_paths_is_learned() -> None:
             digest = one.digests["sha256"].hex()
             if one.pcr == 9 and digest in (boot_forge.KERNEL, boot_forge.INITRD) and not events.tag(one):
                 name = b"grub_linuxefi Kernel" if digest == boot_forge.KERNEL else b"grub_linuxefi Initrd"
-                told[at] = dataclasses.replace(one, data=name)
+                told[at] = one._replace(data=name)
             elif one.data.startswith(b"kernel_cmdline: "):
-                told[at] = dataclasses.replace(one, data=one.data.replace(b"kernel_cmdline: ", b"grub_kernel_cmdline "))
+                told[at] = one._replace(data=one.data.replace(b"kernel_cmdline: ", b"grub_kernel_cmdline "))
 
     evidence = booted("shim-grub", edit)
     found = learning.learn(None, {"gold": evidence})
