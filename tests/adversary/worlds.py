@@ -17,7 +17,7 @@ from adversary.policies import Unfit
 from adversary.search import Move
 from netspace.attestation import events, judge, policy
 from netspace.attestation.evidence import Evidence
-from netspace.attestation.refusals import Refused
+from netspace.attestation.judge import GoodBoot
 
 # How far the judge came, by the code and the PCR of its refusal.
 PROGRESS = (
@@ -28,13 +28,16 @@ PROGRESS = (
     (("pcr-value",), 6),
 )
 
+FINGERPRINT = "the policy's"
+
 
 class BootWorld:
     """A bad boot and the policy that judges it."""
 
     hopeless = ("log-malformed", "log-mismatch", "policy-")
 
-    def __init__(self, kind: str, boot: Boot, know: Knowledge, rules: policy.Boot, name: str) -> None:
+    def __init__(self, kind: str, boot: Boot, know: Knowledge, rules: policy.Boot, good: GoodBoot, name: str) -> None:
+        self.good = good
         self.kind, self.name = kind, f"{boot.name}; {name}"
         self._boot, self._know, self.rules = boot, know, rules
         self._values = boots.values(boot)
@@ -61,11 +64,9 @@ class BootWorld:
         return boots.extended(self._before, (*claim.early, *self._words, *claim.late))
 
     def refusal(self, claim: Claim) -> str:
-        try:
-            judge.judged_boot(self.evidence(claim), self.rules, None)
-        except Refused as err:
-            return f"{err.code}: {err}"
-        return ""
+        """Return why the claim gets no L4, by a judge who remembers the good boot of the same host."""
+        found = judge.appraise(self.evidence(claim), _whole(self.rules), None, good=self.good)
+        return "" if found.level > 3 else f"{found.code}: {found.reason}"
 
     def progress(self, refusal: str) -> int:
         return next((far for codes, far in PROGRESS if refusal.startswith(codes)), 4)
@@ -124,13 +125,16 @@ def make(
         name, rules, pcrs = policies.make(chance, good, without)
     except Unfit as err:
         return str(err)
-    try:
-        judge.judged_boot(policies.evidence(good, pcrs), rules, None)
-    except Refused:
+    before = judge.appraise(policies.evidence(good, pcrs), _whole(rules), None).boot
+    if before is None:
         return "the good boot is refused"
     if by_value(boot, rules) and chance.random() < 0.8:
         return "bad in a PCR that is known by value: most are passed over"
     allowed = (rules.kernels, rules.initrds, rules.files, rules.applications)
     digests = tuple(sorted({digest for one in allowed for digest in one or ()}))
     lines = {*good.commands, *(one.text for one in rules.command_lines or ())}
-    return BootWorld(kind, boot, Knowledge(good, digests, tuple(sorted(lines)), pcrs), rules, name)
+    return BootWorld(kind, boot, Knowledge(good, digests, tuple(sorted(lines)), pcrs), rules, before, name)
+
+
+def _whole(rules: policy.Boot) -> policy.Policy:
+    return policy.Policy(1, FINGERPRINT, rules, None)

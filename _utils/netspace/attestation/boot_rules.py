@@ -11,11 +11,14 @@ nothing. In order:
 4. PCRs 8, 12, 9, 11, 13: commands, command lines, loaded files;
 5. plain values.
 
+A boot that was judged good is good again while nothing of what was judged differs (:class:`GoodBoot`).
+
 Pure: no file, no network, no clock.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -38,6 +41,31 @@ References = Mapping[int, Collection[bytes]]
 _UNTOUCHED = bytes(32)
 # Where text is logged first: a command line that is known by it is known by its digest in the others.
 _ORDER = (8, 12, 9, 11, 13)
+
+
+@dataclass(frozen=True)
+class GoodBoot:
+    """A boot that was judged good, as a verifier remembers it of a host.
+
+    :param identity: digest of all that was judged, in hex: see :func:`identity`.
+    :param proved: the PCRs that :func:`judged_boot` returned.
+    """
+
+    identity: str
+    proved: frozenset[int]
+
+
+def identity(evidence: Evidence, fingerprint: str) -> str:
+    """Return the digest of all that :func:`judged_boot` looks at, without references: both logs, values and policy.
+
+    :param fingerprint: of the policy.
+    """
+    whole = hashlib.sha256(b"netspace: judged boot\0" + fingerprint.encode() + b"\0")
+    for log in (evidence.boot_log, evidence.systemd_log):
+        whole.update(b"\0" if log is None else b"\1" + hashlib.sha256(log).digest())
+    for pcr, value in sorted(evidence.pcrs.items()):
+        whole.update(bytes((pcr, len(value))) + value)
+    return whole.hexdigest()
 
 
 def judged_boot(evidence: Evidence, policy: Boot | None, references: References | None) -> frozenset[int]:

@@ -11,6 +11,7 @@ the log of such an area; :func:`parse` takes logs alone.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import struct
 from collections.abc import Iterable, Mapping
@@ -162,11 +163,11 @@ def _parse(raw: bytes, *, padded: bool) -> tuple[EventLog, int]:
     if not reader.left or (padded and reader.padding()):
         raise LogMalformed("boot log: empty")
     first = _event_sha1(reader)
-    sizes = _header(first)
+    crypto_agile = first.type == NO_ACTION and first.data.startswith(_SPEC_ID)
+    sizes, usual = _header(first.data) if crypto_agile else ({}, None)
     events = [first]
-    usual = _Layout(sizes)
     while True:
-        if sizes:
+        if usual:
             usual.read(reader, events)
         if not reader.left or (padded and reader.padding()):
             break
@@ -179,11 +180,10 @@ def _parse(raw: bytes, *, padded: bool) -> tuple[EventLog, int]:
     return EventLog(banks, tuple(events), _locality(events)), reader.at
 
 
-def _header(event: Event) -> dict[int, int]:
-    """Digest sizes by algorithm, of a crypto-agile log's first event; empty for a SHA-1 log."""
-    if event.type != NO_ACTION or not event.data.startswith(_SPEC_ID):
-        return {}
-    reader = _Reader(event.data)
+@functools.lru_cache(maxsize=16)
+def _header(data: bytes) -> tuple[Mapping[int, int], _Layout]:
+    """Return the digests' sizes by algorithm, and the events' form, of a crypto-agile log's first event."""
+    reader = _Reader(data)
     reader.take(len(_SPEC_ID) + 8)
     count = reader.number(4)
     if not 1 <= count <= 16:
@@ -198,7 +198,7 @@ def _header(event: Event) -> dict[int, int]:
     reader.take(reader.number(1))
     if reader.left:
         raise LogMalformed(f"boot log: {reader.left} bytes too many in its first event")
-    return sizes
+    return sizes, _Layout(sizes)
 
 
 def _event_sha1(reader: _Reader) -> Event:

@@ -48,15 +48,21 @@ class Extension(NamedTuple):
         Old shims log a byte more of an authority than they measure; systemd-boot before v251 logged one less of a
         command line; GRUB logs a word before a text, and a NUL after it.
         """
-        if not isinstance(self.source, Event):
-            told = [self.source.text.encode()]
-        else:
-            data = self.source.data
-            told = [data, data[:-1], data + b"\0"]
-            told += [data[len(word) :].removesuffix(b"\0") for word in _GRUB if data.startswith(word)]
-        for one in told:
+        for one in self._told():
             if measured.digest(one) == self.digest:
                 yield one
+
+    def _told(self) -> Iterator[bytes]:
+        if not isinstance(self.source, Event):
+            yield self.source.text.encode()
+            return
+        data = self.source.data
+        yield data
+        yield data[:-1]
+        yield data + b"\0"
+        for word in _GRUB:
+            if data.startswith(word):
+                yield data[len(word) :].removesuffix(b"\0")
 
     def preimage(self) -> bytes | None:
         """Return the data that was measured, where it is known."""

@@ -39,6 +39,7 @@ from netspace.attestation.evidence import Context, Evidence
 from netspace.attestation.evidence import parse as parse_evidence
 from netspace.attestation.groups import Group, Policies
 from netspace.attestation.identity import Identities
+from netspace.attestation.judge import GoodBoot
 from netspace.attestation.policy import Policy
 from netspace.attestation.refusals import Malformed, Refused, UnknownAttestationKey, WrongSaltKey
 from netspace.attestation.registrar import Registrar, bound_key, key_of
@@ -55,6 +56,8 @@ MAX_BOOT = 64
 # From how many hosts measurement lists are learned at once: each may have 32 MiB.
 MAX_LISTED = 32
 ENROL_AGAIN, SPREAD = 3600.0, 11 * 3600.0
+# Seconds after which a boot is judged again of which nothing changed: the rules may be a newer netspace's.
+JUDGE_AGAIN = 24 * 3600.0
 UNKNOWN, ENROLLED, TRUSTED, DEGRADED = "unknown", "enrolled", "trusted", "degraded"
 STALE, FAILED, REVOKED = "stale", "failed", "revoked"
 
@@ -244,6 +247,7 @@ class Fleet:
             "ek": None if host is None else host["ek"],
             "seen": "",
             "firmware": None,
+            "good": None,
         }
         if before is not None and host is not None and _same_tpm(before, host):
             # Refused evidence must not make the TPM's clock forgotten.
@@ -264,6 +268,7 @@ class Fleet:
                     asked.policy,
                     _ima(before),
                     str(kept["seen"]).encode(),
+                    _good_boot(before, now),
                 )
                 found = verifier.verify_quote(evidence, key, expected)
                 self._note_firmware(minion, kept["firmware"], found.firmware, now)
@@ -280,6 +285,7 @@ class Fleet:
                 firmware=None if found.firmware is None else f"{found.firmware:016x}",
                 pcrs={str(pcr): value.hex() for pcr, value in sorted(found.pcrs.items())},
                 base=base,
+                good=_good_record(found.boot, before, now),
             )
         except Refused as err:
             level, code, reason, remedy = 0, err.code, str(err), err.remedy
@@ -639,6 +645,21 @@ def _ima(record: Mapping[str, Any] | None) -> ima.State | None:
 
 def _ima_record(found: ima.State) -> dict[str, Any]:
     return {**dataclasses.asdict(found), "value": found.value.hex()}
+
+
+def _good_boot(record: Mapping[str, Any] | None, now: float) -> GoodBoot | None:
+    """Return the boot that a result remembers as good; None once that was judged a day ago: judges learn, too."""
+    kept = None if record is None else record.get("good")
+    if not kept or not 0 <= now - kept["since"] < JUDGE_AGAIN:
+        return None
+    return GoodBoot(kept["identity"], frozenset(kept["proved"]))
+
+
+def _good_record(good: GoodBoot | None, before: Mapping[str, Any] | None, now: float) -> dict[str, Any] | None:
+    if good is None:
+        return None
+    since = before["good"]["since"] if before is not None and good == _good_boot(before, now) else now
+    return {"identity": good.identity, "proved": sorted(good.proved), "since": since}
 
 
 def _logs(evidence: Evidence) -> dict[str, bytes | None]:

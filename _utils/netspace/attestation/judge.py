@@ -13,11 +13,14 @@ every signature, and others with evidence that was verified before. The judge de
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection
 from dataclasses import dataclass
 
 from netspace.attestation import boot_policy, ima_rules
+from netspace.attestation.boot_rules import GoodBoot as GoodBoot
 from netspace.attestation.boot_rules import References as References
+from netspace.attestation.boot_rules import identity
 from netspace.attestation.boot_rules import judged_boot as judged_boot
 from netspace.attestation.evidence import Evidence
 from netspace.attestation.ima import State
@@ -32,6 +35,7 @@ class Appraisal:
     :param level: 3, 4 or 5.
     :param code: why not the next level (``ok`` at L5).
     :param ima: how far the measurement list was judged; None where it was not.
+    :param boot: the boot, where a policy alone found it good: to be remembered for the next time.
     """
 
     level: int
@@ -39,6 +43,7 @@ class Appraisal:
     reason: str
     remedy: str
     ima: State | None = None
+    boot: GoodBoot | None = None
 
 
 def appraise(
@@ -48,16 +53,35 @@ def appraise(
     *,
     boot: tuple[int, int] = (0, 0),
     start: State | None = None,
+    good: GoodBoot | None = None,
 ) -> Appraisal:
     """Appraise genuine *evidence*.
 
     :param boot: (resetCount, restartCount) that were quoted.
     :param start: how far this host's measurement list was judged before.
+    :param good: a boot that was judged good before: it isn't judged again where this is the same, by the same policy.
     """
-    try:
-        proved = judged_boot(evidence, policy.boot if policy else None, references)
-    except Refused as err:
-        return Appraisal(3, err.code, str(err), err.remedy)
+    now = None if policy is None or references is not None else identity(evidence, policy.fingerprint)
+    if good is None or good.identity != now:
+        try:
+            proved = judged_boot(evidence, policy.boot if policy else None, references)
+        except Refused as err:
+            return Appraisal(3, err.code, str(err), err.remedy)
+        good = None if now is None else GoodBoot(now, proved)
+    else:
+        proved = good.proved
+    return dataclasses.replace(_programs(evidence, policy, references, boot, start, proved), boot=good)
+
+
+def _programs(
+    evidence: Evidence,
+    policy: Policy | None,
+    references: References | None,
+    boot: tuple[int, int],
+    start: State | None,
+    proved: Collection[int],
+) -> Appraisal:
+    """Appraise the measurement list of a good boot."""
     try:
         if policy is None or policy.ima is None:
             raise NoImaPolicy("what runs after the boot is not measured (IMA)")

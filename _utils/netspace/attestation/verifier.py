@@ -134,6 +134,7 @@ class Verified:
     :param code: of the reason; ``ok`` where there is no next level.
     :param ima: how far the measurement list was judged: to be remembered for the next time.
     :param firmware: the TPM's firmware version, as it signs it; None for a software key.
+    :param boot: the boot, where a policy found it good: to be remembered for the next time.
     """
 
     level: int
@@ -146,6 +147,7 @@ class Verified:
     code: str = ""
     ima: ima.State | None = None
     firmware: int | None = None
+    boot: judge.GoodBoot | None = None
 
     def __post_init__(self) -> None:
         if self._seal is not _SEAL:
@@ -162,6 +164,7 @@ class Expected:
     :param policy: what a good boot is, and what may run. Without it and references: L3 at most.
     :param ima: how far this host's measurement list was judged, if at all.
     :param previous_boot: id of the boot (``Context.binding``) in which *previous* was seen; empty where it isn't known.
+    :param good_boot: the boot that this verifier judged good, if any.
     """
 
     context: Context
@@ -171,6 +174,7 @@ class Expected:
     policy: Policy | None = None
     ima: ima.State | None = None
     previous_boot: bytes = b""
+    good_boot: judge.GoodBoot | None = None
 
 
 class Challenge:
@@ -313,7 +317,14 @@ def verify_quote(evidence: Evidence, bound: Bound | Certified, expected: Expecte
         found = judge.Appraisal(2, NoChain.code, bound.reason, NoChain.remedy)
     else:
         boot = (quote.clock.reset_count, quote.clock.restart_count)
-        found = judge.appraise(evidence, expected.policy, expected.references, boot=boot, start=expected.ima)
+        found = judge.appraise(
+            evidence,
+            expected.policy,
+            expected.references,
+            boot=boot,
+            start=expected.ima,
+            good=expected.good_boot,
+        )
     return Verified(
         found.level,
         found.reason,
@@ -325,6 +336,7 @@ def verify_quote(evidence: Evidence, bound: Bound | Certified, expected: Expecte
         found.code,
         found.ima,
         quote.firmware,
+        found.boot,
     )
 
 

@@ -17,7 +17,7 @@ from adversary import bad_boots, boots, search, worlds
 from adversary.claims import Claim
 from adversary.search import Hole, Move, Report
 
-from netspace.attestation import boot_policy, boot_rules, events, extensions, platform_rules, policy, verifier
+from netspace.attestation import boot_policy, boot_rules, events, extensions, judge, platform_rules, policy, verifier
 from netspace.attestation.evidence import Context
 from netspace.attestation.extensions import Extension
 from netspace.attestation.verifier import Expected
@@ -116,6 +116,12 @@ def _gaps_open(patch: Any) -> None:
     )
 
 
+def _remembered_by_logs(patch: Any) -> None:
+    """Take a boot for the good one that is remembered, whatever the TPM's values, if the logs are that one's."""
+    whole = judge.identity
+    patch.setattr(judge, "identity", lambda sent, *given: whole(dataclasses.replace(sent, pcrs={}), *given))
+
+
 # What is taken out, a kind of bad boot, and moves one of which the shortest sequence has; no moves: whatever it has.
 PROGRAMS = ("applications", "started_by", "kernels", "initrds", "files", "command_lines", "grub_commands")
 TAKEN_OUT: dict[str, tuple[Callable[[Any], None], str, set[str]]] = {
@@ -132,6 +138,8 @@ TAKEN_OUT: dict[str, tuple[Callable[[Any], None], str, set[str]]] = {
     "shim's state": (_shim_unjudged, "shim insecure", set()),
     "gaps, drivers": (_gaps_open, "driver", set()),
     "gaps, initrds": (_gaps_open, "initrd", set()),
+    "a good boot's values, programs": (_remembered_by_logs, "program", set()),
+    "a good boot's values, Secure Boot": (_remembered_by_logs, "Secure Boot off", set()),
 }
 
 
@@ -174,8 +182,8 @@ def level(hole: Hole[Claim], tpm: Any) -> int:
     signed = dataclasses.replace(tpm.evidence(CONTEXT, pcrs), boot_log=sent.boot_log, systemd_log=sent.systemd_log)
     made = verifier.challenge(tpm.enrolment(), CONTEXT, roots=[], pinned=None, now=NOW)
     bound = made.redeem(CONTEXT.activation(tpm.activate(made.blob, made.encrypted), made._key.name), NOW)
-    rules = policy.Policy(1, "", hole.world.rules, None)
-    expected = Expected(CONTEXT, pcrs, None, None, rules)
+    rules = policy.Policy(1, worlds.FINGERPRINT, hole.world.rules, None)
+    expected = Expected(CONTEXT, pcrs, None, None, rules, good_boot=hole.world.good)
     return verifier.verify_quote(signed, dataclasses.replace(bound, level=3), expected).level
 
 

@@ -14,7 +14,7 @@ import pytest
 import runner_bus
 from test_registrar import MASTER, NOW, Minion, enrolled
 
-from netspace.attestation import attester, ear, fleet, groups, identity, origin, policy, refusals, software
+from netspace.attestation import attester, ear, fleet, groups, identity, judge, origin, policy, refusals, software
 from netspace.attestation.evidence import Context
 from netspace.attestation.fleet import Fleet
 from netspace.attestation.learning import Wish
@@ -447,11 +447,11 @@ def logged(minion: Minion) -> bytes:
     return log
 
 
-def judged(made: Fleet, minion: Minion, log: Any, asked: fleet.Asked | None = None) -> dict[str, Any]:
+def judged(made: Fleet, minion: Minion, log: Any, asked: fleet.Asked | None = None, now: float = NOW) -> dict[str, Any]:
     asked = made.ask("web1") if asked is None else asked
     wire = answer(asked, minion.tpm)
     wire["evidence"]["bootlog"] = base64.b64encode(log).decode() if isinstance(log, bytes) else log
-    return made.judge(asked, signed(asked, wire), NOW)
+    return made.judge(asked, signed(asked, wire), now)
 
 
 def trusted(made: Fleet, minion: Minion) -> None:
@@ -478,6 +478,33 @@ def test_a_boot_log_travels_once(made: Fleet, minion: Minion, store: Store, logg
     other = logged + logged[-64:]
     assert judged(made, minion, other)["code"] == "log-malformed"
     assert made.ask("web1").wire()["bootlog"] == hashlib.sha256(other).hexdigest()
+
+
+def test_a_good_boot_is_judged_again_after_a_day_or_a_change(
+    made: Fleet, minion: Minion, logged: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boots: list[Any] = []
+    whole = judge.judged_boot
+    monkeypatch.setattr(judge, "judged_boot", lambda *given: boots.append(given) or whole(*given))
+
+    def level(now: float = NOW, log: Any = None) -> tuple[int, int]:
+        """Return the level, and how many boots were judged for it."""
+        boots.clear()
+        return judged(made, minion, log or {"sha256": made.ask("web1").log}, now=now)["level"], len(boots)
+
+    trusted(made, minion)
+    assert level(log=logged) == (4, 1)
+    assert level() == (4, 0)
+    assert level(NOW + 20 * 3600) == (4, 0)
+    assert level(NOW + 24 * 3600) == (4, 1), "a day after it was judged, not after it was last asked for"
+    assert level(NOW + 23 * 3600) == (4, 1), "the clock was set back"
+    rules = {"pcrs": {str(n): [minion.tpm.pcrs[n].hex()] for n in range(8)}, "secure_boot": True}
+    made.policies.put("web", {"version": 2, "boot": rules})
+    assert level()[1] == 1, "by another policy"
+    made.policies.put("web", {"version": 3, "boot": {"pcrs": rules["pcrs"]}})
+    assert (level(), level()) == ((4, 1), (4, 0))
+    minion.tpm.pcrs[4] = bytes(32)
+    assert level() == (3, 1), "other values, the same log"
 
 
 def test_a_log_that_was_lost_is_asked_for_again_and_nothing_is_judged(
