@@ -25,6 +25,7 @@ from netspace.threads import in_thread
 RDONLY = 0x1
 NOSUID = 0x2
 NODEV = 0x4
+NOEXEC = 0x8
 BIND = 0x1000
 REMOUNT = 0x20
 PRIVATE = 1 << 18

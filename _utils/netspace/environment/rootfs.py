@@ -21,6 +21,8 @@ from netspace.layout import Layout, below
 from netspace.spec.types import Environment
 
 LOST = "lost-"
+# tmpfs(5). Memory is taken as files need it.
+_MEMORY_BOUNDS = "size=4m,nr_inodes=4096"
 
 
 def assemble(layout: Layout, name: str, spec: Environment, image: Path, digest: str, base: int, keep: str = "") -> None:
@@ -35,6 +37,9 @@ def assemble(layout: Layout, name: str, spec: Environment, image: Path, digest: 
     layer = bundle / "layer" if spec.read_only else _layer(layout, name, digest, spec.limits.disk, base, keep)
     # A read-only root's layer holds the folders that are mounted on: of a former declaration, too.
     trees.remove(bundle / "layer")
+    _own_memory(layout.inside(name))
+    if spec.read_only:
+        _own_memory(layer)
     upper, work, lower, root = layer / "upper", layer / "work", bundle / "lower", bundle / "rootfs"
     for folder in (layer, upper, work, lower, root):
         folder.mkdir(exist_ok=True, mode=0o700)
@@ -52,6 +57,13 @@ def assemble(layout: Layout, name: str, spec: Environment, image: Path, digest: 
             mounts.unmount(lower)  # the overlay keeps it; nobody else needs it
     except OSError as err:
         raise NetspaceError(f"environment {name}: {err}") from err
+
+
+def _own_memory(folder: Path) -> None:
+    """Mount a small file system in memory at *folder*: in the host's, one sees its identity, and what others take."""
+    folder.mkdir(exist_ok=True, mode=0o700)
+    flags = mounts.NOSUID | mounts.NODEV | mounts.NOEXEC
+    mounts.mount("netspace", folder, "tmpfs", flags, f"mode=0700,{_MEMORY_BOUNDS}")
 
 
 def _ways(layout: Layout, bundle: Path, base: int) -> None:
@@ -177,13 +189,15 @@ def adopt(layout: Layout, name: str, digest: str) -> None:
 
 
 def is_assembled(layout: Layout, name: str, mounted: Collection[str]) -> bool:
-    return str(below(layout.bundle(name), "rootfs")) in mounted
+    """Return whether the root is mounted, and the file system of what the environment is handed."""
+    return str(below(layout.bundle(name), "rootfs")) in mounted and str(layout.inside(name)) in mounted
 
 
 def dismantle(layout: Layout, name: str) -> None:
     """Unmount the environment's root and its own file systems; their content stays."""
     bundle = layout.bundle(name)
-    for folder in (bundle / "rootfs", bundle / "lower", layout.users(name), *sorted((bundle / "volumes").glob("*"))):
+    fixed = (bundle / "rootfs", bundle / "lower", bundle / "layer", layout.inside(name), layout.users(name))
+    for folder in (*fixed, *sorted((bundle / "volumes").glob("*"))):
         mounts.unmount(folder)
     disks.detach_all(layout, name)
 

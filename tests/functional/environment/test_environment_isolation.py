@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from waiting import until
 
-from netspace.environment import ids, within
+from netspace import files
+from netspace.environment import ids, mounts, within
 
 pytestmark = pytest.mark.root
 
@@ -213,6 +214,27 @@ def test_a_read_only_root_has_no_lasting_layer(host):
     assert host.sh("web", "cat /run/netspace/environment.json") == "{}"
     layers = host.layout.environment("web")
     assert [path.name for path in layers.iterdir()] == ["handout"]
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_what_is_handed_out_lies_in_a_file_system_of_its_own(host, read_only):
+    """The host's would tell its identity, and by its free space what others do (statfs(2))."""
+    host.run("web", read_only=read_only)
+    host.run("orders")
+    shown = [("web", "/run/netspace"), ("orders", "/run/netspace"), *([("web", "/")] if read_only else [])]
+    told = [os.statvfs(f"/proc/{host.pid(name)}/root{path}") for name, path in shown]
+    assert {one.f_blocks * one.f_frsize for one in told} == {4 << 20}
+    before = told[0].f_bavail
+    files.write(host.layout.inside("orders") / "big", bytes(1 << 20), mode=0o400)
+    assert os.statvfs(f"/proc/{host.pid('web')}/root/run/netspace").f_bavail == before
+    assert os.stat(host.layout.inside("web")).st_dev != os.stat(host.layout.inside("orders")).st_dev
+    mounts.unmount(host.layout.inside("web"))
+    former = host.pid("web")
+    host.run("web", read_only=read_only)
+    assert host.pid("web") != former, "a program that sees no new card is started again"
+    assert host.sh("web", "cat /run/netspace/environment.json") == "{}"
+    host.apply({}, ["web", "orders"])
+    assert not [path for path in mounts.table() if path.startswith(f"{host.layout.run}/environments")]
 
 
 def test_nothing_of_a_former_declaration_is_in_a_root(host, tmp_path):
