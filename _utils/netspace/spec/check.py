@@ -282,6 +282,7 @@ def kernel(spec: Environment, path: str) -> list[Problem]:
         "working_dir": "a kernel has no folders",
         "volumes": "a kernel has no folders",
         "read_only": "a kernel has no root to write to",
+        "init": "a kernel has no processes of the host's: leave it out",
         "target": "there is no other program to run in a kernel",
     }
     problems += [Problem(f"{path}:{key}", message) for key, message in instead.items() if getattr(spec, key)]
