@@ -64,6 +64,22 @@ def test_without_an_init_it_is_killed_and_told_so_beforehand(host: Host) -> None
     assert sigterm(host, "web") == ""
 
 
+def test_under_gvisor_it_ends_by_a_stop_without_an_init_too(host: Host) -> None:
+    if error := runtimes.look("runsc", {}).error:
+        pytest.skip(error)
+    host.run("web", runtime="runsc", command=DEAF, stop_timeout=LONG)
+    assert sigterm(host, "web") == ""
+    host.operations.stop(["web"])
+    assert host.kind.list()["web"]["exit"] == "exit 143"
+
+
+def test_a_program_that_is_not_there_is_told_by_its_log(host: Host) -> None:
+    missing = host.desired("web", command=["/bin/no-such-program"], init=True, restart="never")
+    assert "its logs may say why" in host.apply({"web": missing})["web"].error
+    until(lambda: "failed to exec pid1: No such file" in "".join(host.operations.logs("web")["lines"]))
+    assert host.kind.list()["web"]["exit"] == "exit 1"
+
+
 @pytest.mark.parametrize("wanted", [False, True])
 def test_a_program_that_wants_no_signal_is_told_to_be_so(host: Host, wanted: bool) -> None:
     host.run("web", command=shell("trap '' TERM; echo up; while :; do sleep 0.05; done"), init=wanted, stop_timeout=0.1)
