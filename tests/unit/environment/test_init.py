@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,7 +19,7 @@ from netspace.environment.images import Image
 from netspace.environment.images.sources import Defaults
 from netspace.environment.records import Record
 from netspace.environment.runtimes import Runtime
-from netspace.errors import SpecError
+from netspace.errors import NetspaceError, SpecError
 from netspace.layout import Layout
 from netspace.spec import parse
 from netspace.spec.types import Environment
@@ -56,8 +57,6 @@ def test_it_stands_before_the_program_and_before_no_other_command() -> None:
 
 
 def test_an_image_that_names_no_command_is_refused_with_an_init_too() -> None:
-    from netspace.errors import NetspaceError
-
     bare = parse.environment("web", {"image": "tar:/x.tar", "init": True})
     with pytest.raises(NetspaceError, match="names no command"):
         oci.process("web", bare, Defaults())
@@ -84,6 +83,11 @@ def test_where_it_is_missing_the_remedy_is_said(place: Path) -> None:
         "the program catatonit is missing on this host; install it: apt-get install catatonit "
         "(netspace.packages does), or leave out init"
     )
+
+
+def test_what_a_host_needs_has_it() -> None:
+    packages = yaml.safe_load((Path(__file__).parents[3] / "states/netspace/packages.yaml").read_text())
+    assert init.PACKAGE in packages["host"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a file that isn't root's is refused for that")
