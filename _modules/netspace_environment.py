@@ -107,6 +107,9 @@ def inspect(name: str) -> dict[str, Any]:
     Return all that is known of one environment: what :py:func:`list <list_>` tells, its
     declaration, ids, namespace, folders and what it uses. Values of variables are not shown.
 
+    ``sigterm`` says what becomes of the SIGTERM of a stop: the program has it ``handled``, it ``ends it``, or it
+    is ``ignored``, with the remedy. It is empty where nothing runs or that can't be known.
+
     CLI Example:
 
     .. code-block:: bash

@@ -163,6 +163,10 @@ def running(name: str, **kwargs: Any) -> dict[str, Any]:
     stop_timeout
         Seconds between SIGTERM and SIGKILL. Defaults to 10.
 
+    init
+        Whether process 1 is a small program of the host's (``catatonit``) that hands on signals to this one, and reaps.
+        A program that doesn't handle SIGTERM then ends at once, not after ``stop_timeout``. Defaults to false.
+
     health
         ``{exec: [argument vector]}`` or ``{mailbox: true}``, with ``interval`` (10 s), ``timeout`` (5 s), ``retries``
         (3) and ``start_period`` (0 s). By default it is well as long as it runs.

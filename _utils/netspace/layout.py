@@ -131,6 +131,11 @@ class Layout:
     def _disks(self) -> Path:
         return self.run / "disks"
 
+    @cached_property
+    def inits(self) -> Path:
+        """Copies of the program that is process 1 of environments with ``init``, a folder for each version."""
+        return self.run / "init"
+
     # -- system-wide names ---------------------------------------------------
     def beside(self, name: str) -> str:
         """Return the name of the second instance during an update. It has capitals, which no environment's name has."""

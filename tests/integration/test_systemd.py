@@ -344,3 +344,16 @@ def test_how_one_ended_is_known_after_its_restart_and_its_deadline_is_kept(
     assert call("stop", ["deaf"]) == {}
     assert call("observe")["deaf"]["exit"] == "signal 9"
     until(lambda: "State 'stop-sigterm' timed out. Killing." in log(host, "deaf"))
+
+
+def test_the_end_of_an_init_by_a_stop_has_not_failed(
+    call: Callable[..., Any], detached: Callable[..., dict[str, Any]], host: SystemdHost
+) -> None:
+    terminated = "trap 'exit 143' TERM; while :; do busybox sleep 0.1; done"  # as an init ends by its program's SIGTERM
+    call("define", [detached("with", terminated, init=True), detached("without", terminated)])
+    assert call("start", ["with", "without"]) == {}
+    assert call("stop", ["with", "without"]) == {}
+    show = ("systemctl", "show", "--value", "--property=ActiveState")
+    states = {name: host.run(*show, f"netspace-{name}").stdout.strip() for name in ("with", "without")}
+    assert states == {"with": "inactive", "without": "failed"}
+    assert call("observe")["with"]["exit"] in ("exit 143", "")

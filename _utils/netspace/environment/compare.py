@@ -37,6 +37,7 @@ _FIXED = {
     "limits:tmp": "the size of /tmp is set when it is mounted",
     "limits:pids": "what runs can't be allowed more processes than when it started",
     "limits:disk": "a file system of its own is given, taken or made smaller only while nothing uses it",
+    "init": "process 1 is there from the start to the end",
 }
 _HIDDEN = "(not shown)"
 
@@ -97,7 +98,7 @@ def plan(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: 
     ``restart`` names exactly the keys that need it. ``change`` is the same for an environment that
     doesn't run; ``update`` is a change without a restart. An environment is refused, and nothing of it
     changes, if it wants something that can't be had: another one's folder, an unreadable system call
-    profile, a runtime that can't be used here, an order, a size or an image.
+    profile, a runtime or an init that can't be used here, an order, a size or an image.
     """
     steps = [Step(KIND, name, "remove") for name in sorted(remove) if name in observed.environments]
     notes = []
@@ -109,6 +110,11 @@ def plan(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: 
         name: f"netspace:environments:{name}:runtime: {want.runtime.name} can't be used here: {want.runtime.error}"
         for name, want in desired.items()
         if want.runtime.error
+    }
+    refused |= {
+        name: f"netspace:environments:{name}:init: {observed.initless}"
+        for name, want in desired.items()
+        if want.spec.init and observed.initless
     }
     refused |= _taken(desired, observed, remove)
     refused |= _unordered(desired, observed, remove)

@@ -205,7 +205,7 @@ class Environments:
         for name in rootfs.layers(self.layout):  # of those whose record was lost
             trees.remove(self.layout.environment(name))
         states = [runtime.state(self.layout, name) for name in runtimes.names()]
-        kept = (verdict.folder(self.layout), self.layout.images, self.layout.records(records.KIND))
+        kept = (verdict.folder(self.layout), self.layout.inits, self.layout.images, self.layout.records(records.KIND))
         for left in (folder, *states, *kept):
             shutil.rmtree(left, ignore_errors=True)
         with contextlib.suppress(FileNotFoundError):

@@ -13,7 +13,7 @@ import errno
 import functools
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -235,8 +235,10 @@ def _user_namespace(base: int, count: int) -> int:
         os.waitpid(pid, _WALL)
 
 
-def overlay(lower: Path, upper: Path, work: Path, target: Path, flags: int) -> None:
-    """Mount an overlay of *upper* on *lower* at *target*.
+def overlay(lowers: Sequence[Path], upper: Path, work: Path, target: Path, flags: int) -> None:
+    """Mount an overlay of *upper* on *lowers* at *target*.
+
+    :param lowers: the uppermost first.
 
     The layers are named by file descriptor, so ``/proc/self/mountinfo`` inside shows no path of the host.
     """
@@ -247,12 +249,12 @@ def overlay(lower: Path, upper: Path, work: Path, target: Path, flags: int) -> N
             stack.callback(os.close, fd)
             return f"/proc/self/fd/{fd}"
 
-        options = f"lowerdir={handle(lower)},upperdir={handle(upper)},workdir={handle(work)}"
+        options = f"lowerdir={':'.join(map(handle, lowers))},upperdir={handle(upper)},workdir={handle(work)}"
         try:
             mount("overlay", target, "overlay", flags, options)
         except OSError as err:
             raise NetspaceError(
-                f"overlay at {target} of {lower} and {upper}: {err.strerror}; `dmesg` tells more"
+                f"overlay at {target} of {lowers[-1]} and {upper}: {err.strerror}; `dmesg` tells more"
             ) from err
 
 

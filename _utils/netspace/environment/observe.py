@@ -21,6 +21,7 @@ from netspace.environment import (
     disks,
     handout,
     images,
+    init,
     mounts,
     oci,
     records,
@@ -86,6 +87,7 @@ class Observed(msgspec.Struct, frozen=True):
     :param now: seconds since the epoch.
     :param watched: whether the service that watches health is in its required state.
     :param missing: images of no recorded environment that can't be built, each with the reason.
+    :param initless: why no environment can have an init here; empty if one can.
     """
 
     environments: Mapping[str, Seen]
@@ -102,6 +104,7 @@ class Observed(msgspec.Struct, frozen=True):
     now: float = 0.0
     updating: frozenset[str] = frozenset()
     missing: Mapping[str, str] = msgspec.field(default_factory=dict)
+    initless: str = ""
 
     @property
     def records(self) -> dict[str, Record]:
@@ -183,6 +186,7 @@ def observe(
         time.time(),
         frozenset(records.updating(layout)),
         missing,
+        init.problem(),
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from netspace.environment import cgroups, seccomp, volumes
+from netspace.environment import cgroups, init, seccomp, volumes
 from netspace.environment.ids import COUNT, FIRST
 from netspace.environment.images.sources import Defaults
 from netspace.errors import NetspaceError
@@ -129,8 +129,9 @@ def process(
 
     :raises NetspaceError: when neither *spec*, the image nor *command* says what to run.
     """
-    arguments = list(command or arguments_of(spec, defaults))
-    if not arguments:
+    own = arguments_of(spec, defaults)
+    arguments = list(command or (*init.before(spec), *own))
+    if not (command or own):
         raise NetspaceError(f"environment {name}: the image names no command; set command")
     variables = {"PATH": PATH, "HOME": HOME, **dict(defaults.env), **spec.env}
     none: list[str] = []

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from netspace import files
-from netspace.environment import disks, entering, ids, moments, mounts, oci, records, runtime
+from netspace.environment import disks, entering, ids, moments, mounts, oci, records, runtime, sigterm
 from netspace.environment.entering import MAX_OUTPUT
 from netspace.environment.kind import Environments
 from netspace.environment.observe import AS_DECLARED, Around, around, current, describe, own_disks
@@ -66,7 +66,7 @@ class Operations:
         (``memory`` in bytes, ``pids``; both absent if it doesn't run; ``disk`` and ``volumes``, in bytes,
         of those that have a bounded size) and ``files`` (names). If it has a health check and runs, it has
         ``check`` (``since``, ``failures`` in a row, ``detail`` of the last); if an update was taken back,
-        ``taken_back``.
+        ``taken_back``. ``sigterm`` is what :func:`sigterm.told` tells.
         """
         record = self.known([name])[name]
         status = self._status(name)
@@ -87,6 +87,7 @@ class Operations:
             "layer": str(self._layout.environment(name)),
             "log": str(runtime.output(self._layout, name)),
             "usage": {**runtime.usage(cgroup, mounted), **_disk_usage(self._layout, name, record, mounted)},
+            "sigterm": sigterm.told(record, status.pid),
             "files": sorted(os.listdir(inside)) if inside.is_dir() else [],
             **({"check": _judged(found)} if (found := current(self._layout, name, record, status)) else {}),
             **({"taken_back": msgspec.structs.asdict(record.failed)} if record.failed is not None else {}),

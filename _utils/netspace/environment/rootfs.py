@@ -5,7 +5,7 @@ other's file locks and inotify events there. The image is mounted with the envir
 user ids. What the environment writes goes to a layer that belongs to it and to this very image: a
 new image begins with an empty layer (data that shall stay belongs into a volume). The layer is a
 folder, or a file system of its own (``disks``) if its size is bounded. A read-only environment's
-layer, which only holds mount points, is volatile.
+layer, which only holds mount points, is volatile. Between the two may be the program that is its process 1 (``init``).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
-from netspace.environment import disks, mounts, trees
+from netspace.environment import disks, init, mounts, trees
 from netspace.environment.ids import COUNT, FIRST
 from netspace.errors import NetspaceError
 from netspace.layout import Layout, below
@@ -30,8 +30,10 @@ def assemble(layout: Layout, name: str, spec: Environment, image: Path, digest: 
 
     :param image: where the image is mounted.
     :param keep: digest of another image; the layer on that image stays, too.
+    :raises MissingError: when it is to have an init that this host lacks.
     :raises NetspaceError: when a mount fails, with the mount and the reason.
     """
+    above = [init.layer(layout)] if spec.init else []
     bundle = layout.bundle(name)
     _ways(layout, bundle, base)
     layer = bundle / "layer" if spec.read_only else _layer(layout, name, digest, spec.limits.disk, base, keep)
@@ -52,7 +54,7 @@ def assemble(layout: Layout, name: str, spec: Environment, image: Path, digest: 
         with mounts.opened(layout.users(name)) as ids:
             mounts.idmapped(image, lower, ids)
         try:
-            mounts.overlay(lower, upper, work, root, mounts.NOSUID | mounts.NODEV)
+            mounts.overlay([*above, lower], upper, work, root, mounts.NOSUID | mounts.NODEV)
         finally:
             mounts.unmount(lower)  # the overlay keeps it; nobody else needs it
     except OSError as err:

@@ -182,6 +182,7 @@ def service(
         log=output(layout, name),
         limits={key: value for key, value in limits.items() if cgroups.CONTROLLERS[key] in controllers},
         delegate=True,
+        init=spec.init,
     )
 
 

@@ -15,7 +15,6 @@ import io
 import json
 import os
 import re
-import struct
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Any
 import msgspec
 
 from netspace import files as written
+from netspace.environment import elf
 from netspace.environment.images import sources
 from netspace.environment.images.bounds import Budget
 from netspace.environment.images.tree import FILE, Node, Tree
@@ -45,8 +45,6 @@ _TUN = "/dev/net/tun"
 
 _LOADED = re.compile(r"\s(/\S+) \(0x[0-9a-f]+\)$")
 _PATIENCE = 30.0  # seconds for the loader to tell what a program loads
-_PT_INTERP = 3
-_LARGEST = 64 * 1024
 
 
 class Guest(msgspec.Struct, frozen=True):
@@ -212,29 +210,15 @@ def _parts(location: str) -> tuple[Runtime, str, dict[str, str], tuple[str, ...]
 
 
 def _interpreter(program: str) -> str:
-    """Return the loader that a program names (elf(5)); empty if it is linked statically.
+    """Return the loader that a tender's program names; empty if it is linked statically.
 
     :raises NetspaceError: when it is no program of this machine's.
     """
     with sources.opened(Path(program)) as stream:
         try:
-            head = stream.read(64)
-            if head[:6] != b"\x7fELF\x02\x01":
-                raise ValueError("no 64-bit little-endian ELF file")
-            (table,) = struct.unpack_from("<Q", head, 32)
-            entry, count = struct.unpack_from("<HH", head, 54)
-            stream.seek(table)
-            if entry < 56:
-                raise ValueError(f"program headers of {entry} bytes")
-            headers = stream.read(min(entry * count, _LARGEST))
-            for at in range(0, entry * count, entry):
-                kind, _, offset, _, _, size = struct.unpack_from("<IIQQQQ", headers, at)
-                if kind == _PT_INTERP:
-                    stream.seek(offset)
-                    return stream.read(min(size, 4096)).rstrip(b"\0").decode()
-        except (struct.error, ValueError, OverflowError, OSError) as err:
+            return elf.interpreter(stream)
+        except (ValueError, OSError) as err:
             raise NetspaceError(f"{program} can't be a tender: {err}") from err
-    return ""
 
 
 @functools.lru_cache(maxsize=16)

@@ -159,7 +159,7 @@ def _make(
     making: Making, name: str, original: Record, base: int, folder: Path, command: list[str], variables: list[str]
 ) -> None:
     layout = making.layout
-    spec = msgspec.structs.replace(original.spec, command=("/probe",), env={}, volumes=(), interface=None)
+    spec = msgspec.structs.replace(original.spec, command=("/probe",), env={}, init=False, volumes=(), interface=None)
     twin = msgspec.structs.replace(original, spec=spec, base=base)
     making.assemble(name, twin)
     making.hand_out(name, twin, {"environment.json": files.encode({"name": name, "peers": [], "senders": []})})

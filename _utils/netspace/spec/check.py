@@ -162,6 +162,8 @@ def environment(spec: Environment, path: str) -> list[Problem]:
     _between(problems, f"{path}:limits:memory", limits.memory, 4 * 1024**2, 2**50)
     _between(problems, f"{path}:limits:cpus", limits.cpus, 0.01, 4096)
     _between(problems, f"{path}:limits:pids", limits.pids, 1, 4_194_304)
+    if spec.init and spec.limits.pids == 1:
+        refuse("limits:pids", "init is a process beside the program: at least 2")
     _between(problems, f"{path}:limits:files", limits.files, 64, 1_048_576)
     _between(problems, f"{path}:limits:shm", limits.shm, 0, 2**50)
     _between(problems, f"{path}:limits:tmp", limits.tmp, 0, 2**50)
@@ -282,6 +284,7 @@ def kernel(spec: Environment, path: str) -> list[Problem]:
         "working_dir": "a kernel has no folders",
         "volumes": "a kernel has no folders",
         "read_only": "a kernel has no root to write to",
+        "init": "a kernel has no processes of the host's: leave it out",
         "target": "there is no other program to run in a kernel",
     }
     problems += [Problem(f"{path}:{key}", message) for key, message in instead.items() if getattr(spec, key)]

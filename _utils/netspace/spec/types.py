@@ -429,6 +429,8 @@ class Environment(Base, frozen=True):
     :param state: ``running``, or ``stopped``: all of it is there, its mailbox receives, and its program doesn't run.
     :param restart: ``always``, ``on-failure`` or ``never``.
     :param stop_timeout: seconds between SIGTERM and SIGKILL.
+    :param init: whether process 1 is a small program of the host's that hands on signals to this one, and reaps: then
+        it ends at once by a SIGTERM that it doesn't handle.
     :param health: absent: it is well as long as it runs.
     :param after: environments that must be healthy (or, without a check, run) before this one is started.
     :param attestation: absent: the host's default.
@@ -453,6 +455,7 @@ class Environment(Base, frozen=True):
     state: Literal["running", "stopped"] = "running"
     restart: Literal["always", "on-failure", "never"] = "on-failure"
     stop_timeout: float = 10.0
+    init: bool = False
     health: Health | None = None
     after: tuple[str, ...] = ()
     update: Update = Update()

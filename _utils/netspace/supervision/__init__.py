@@ -42,6 +42,8 @@ class Service:
         (memory in bytes, cpus, pids); an environment's are set by its runtime, too.
     :param delegate: the program makes cgroups below its own (a container runtime; implied
         by ``pid_file``): it gets the subtree, and is not confined by the supervisor.
+    :param init: its main process is an init, which tells the signal that ended its program as a shell does: by
+        an exit with 128 and the signal's number.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Service:
     log: Path | None = None
     limits: Mapping[str, float] = field(default_factory=dict)
     delegate: bool = False
+    init: bool = False
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ MARK = "NETSPACE_SERVICE"
 
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
+_MOST = 16 * 1024  # bytes of a file that are read
 PF_EXITING = 0x4  # of /proc/PID/stat's flags
 
 
@@ -63,6 +64,39 @@ def dying(pid: int) -> bool:
     except (OSError, IndexError, ValueError):
         return True
     return bool(flags & PF_EXITING or any(int(mask, 16) >> signal.SIGKILL - 1 & 1 for mask in pending))
+
+
+def status(pid: int) -> dict[str, str]:
+    """Return the lines of ``/proc/PID/status``, by their names; empty if there is no such process.
+
+    Nothing that the process holds is waited for, and no name of its own choice can make a line: the kernel
+    writes a line feed in it otherwise.
+    """
+    lines = _read(f"/proc/{pid}/status").decode(errors="replace").splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def first_child(pid: int) -> int:
+    """Return the child that *pid* has had for longest; 0 if it has none, or the kernel doesn't tell.
+
+    The kernel lists children in the order in which they became its children: first its own, then orphans.
+    """
+    words = _read(f"/proc/{pid}/task/{pid}/children").split()
+    return int(words[0]) if words else 0
+
+
+def _read(path: str) -> bytes:
+    """Return at most ``_MOST`` bytes of a kernel's file, by one read; empty where it can't be read."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        return os.read(fd, _MOST)
+    except OSError:  # it has ended meanwhile
+        return b""
+    finally:
+        os.close(fd)
 
 
 def contained(pid: int) -> bool:

@@ -47,6 +47,8 @@ def encode(service: Service) -> dict[str, Any]:
     record: dict[str, Any] = {}
     for item in fields(service):
         value = getattr(service, item.name)
+        if item.name == "init" and not value:  # the others' definitions are those that former versions wrote
+            continue
         if isinstance(value, Path):
             value = str(value)
         elif isinstance(value, Mapping):
@@ -76,8 +78,9 @@ def decode(record: Mapping[str, Any]) -> Service:
         raise check.error(f"restart {restart!r}: want one of {', '.join(POLICIES)}")
     if type(timeout) not in (int, float) or not 0 < timeout <= 3600:
         raise check.error(f"stop_timeout {timeout!r}: want seconds up to 3600")
-    if not isinstance(get("delegate", False), bool):
-        raise check.error("delegate: want true or false")
+    for key in ("delegate", "init"):
+        if not isinstance(get(key, False), bool):
+            raise check.error(f"{key}: want true or false")
     cleanup = get("cleanup", [])
     if not isinstance(cleanup, list):
         raise check.error("cleanup: want a list of argument vectors")
@@ -99,6 +102,7 @@ def decode(record: Mapping[str, Any]) -> Service:
         log=check.path("log", get("log")),
         limits=check.limits(get("limits", {})),
         delegate=get("delegate", False),
+        init=get("init", False),
     )
     if service.user and not USER.fullmatch(service.user):
         raise check.error(f"user {service.user!r} is not a user's name")

@@ -46,7 +46,10 @@ class Shortage:
         """
         if not self._detached(unit):
             return
-        if self._count(unit) and unit.exit in ("signal 9", "unknown"):
+        assert unit.service is not None
+        # An init is not the one that is killed where the kernel kills a single process.
+        killed = ("signal 9", "unknown", *(["exit 137"] if unit.service.init else []))
+        if self._count(unit) and unit.exit in killed:
             unit.exit = "oom"
 
     @staticmethod

@@ -62,6 +62,10 @@ BOOTED = "multi-user.target"
 GROWING = 254
 
 
+# The end of an init whose program ended by SIGTERM: to systemd as good an end as that without an init. Else each unit
+# that was stopped would have failed, and the system be degraded.
+TERMINATED = "SuccessExitStatus=143"
+
 # systemd forgets how a service ended once it is started again, and never counts.
 NOTE = (
     'mkdir -p "${0%/*}" && echo "$SERVICE_RESULT $EXIT_CODE $EXIT_STATUS" >"$0"; '
@@ -153,6 +157,7 @@ def render(layout: Layout, service: Service, version: int = GROWING) -> str:
             else ("RestartSec=5s",)
         ),
         *([WAITS] if gates else []),
+        *([TERMINATED] if service.init else []),
         # Nothing would be no limit at all.
         f"TimeoutStopSec={max(1, round(service.stop_timeout * 1000))}ms",
         "KillMode=mixed",

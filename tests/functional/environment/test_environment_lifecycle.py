@@ -16,7 +16,7 @@ from environment_host import STAY, shell
 from waiting import until
 
 from netspace import files, restore
-from netspace.environment import apply, handout, mounts, records, rootfs
+from netspace.environment import apply, handout, init, mounts, records, rootfs
 from netspace.errors import NetspaceError
 from netspace.supervision.records import desire, remove_trace
 
@@ -425,6 +425,7 @@ class Killed(BaseException):
 FAULTS = [
     (records, "write_all"),
     (rootfs, "assemble"),
+    (init, "layer"),
     (mounts, "idmapped"),
     (mounts, "overlay"),
     (handout, "keep"),
@@ -456,7 +457,7 @@ def test_a_kill_at_any_step_is_repaired_by_the_next_apply(host, monkeypatch, mod
                 host.apply(wanted, remove)
 
     created = {"web": host.desired("web")}
-    changed = {"web": host.desired("web", user=7, files={"environment.json": b"new"})}
+    changed = {"web": host.desired("web", user=7, init=True, files={"environment.json": b"new"})}
     for wanted in (created, changed):
         attempt(wanted)
         assert {outcome.error for outcome in host.apply(wanted).values()} <= {""}

@@ -52,6 +52,7 @@ def declared(image, bare, volume):
                 "command": ["/bin/busybox", "sleep", "1000"],
                 "limits": limits,
                 "read_only": True,
+                "init": True,
                 "seccomp": "standard",
                 "stop_timeout": 1,
             },

@@ -340,6 +340,18 @@ def test_a_changed_source_is_a_changed_image_and_a_missing_one_a_note():
     assert gone.notes == ["environment web keeps the image it has: no such file"]
 
 
+def test_an_init_is_a_planned_restart_and_refused_where_this_host_has_none():
+    for old, new in ((False, True), (True, False)):
+        step = only(plan(desired(init=new), seen(desired(init=old))))
+        assert (step.action, step.changes) == ("restart", {"init": {"old": old, "new": new}})
+        assert step.reason == "process 1 is there from the start to the end"
+    lacking = Observed({}, {"tar:/x.tar": images.Seen("i")}, "r", initless="catatonit is missing")
+    found = Environments.plan({"web": desired(init=True), "other": desired()}, lacking)
+    assert [step.name for step in found.steps] == ["other"]
+    (refusal,) = found.refusals
+    assert (refusal.name, refusal.message) == ("web", "netspace:environments:web:init: catatonit is missing")
+
+
 def test_a_new_hardening_restarts():
     step = only(plan(desired(), seen(), revision="new"))
     assert (step.action, step.changes) == ("restart", {"hardening": {"old": "r", "new": "new"}})

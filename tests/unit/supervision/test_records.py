@@ -68,6 +68,7 @@ def test_a_definition_survives_the_disk(service: Service) -> None:
         {"limits": {"memroy": 1}},
         {"limits": {"memory": 0}},
         {"delegate": 1},
+        {"init": "yes"},
         {"more": 1},
     ],
     ids=str,
@@ -75,6 +76,12 @@ def test_a_definition_survives_the_disk(service: Service) -> None:
 def test_refused(change: dict[str, Any]) -> None:
     with pytest.raises(StateError):
         records.decode({**records.encode(Service("a", ("/bin/true",))), **change})
+
+
+def test_only_a_service_with_an_init_is_defined_otherwise_than_by_former_versions() -> None:
+    assert "init" not in records.encode(Service("a", ("/bin/true",)))
+    service = Service("a", ("/bin/true",), init=True)
+    assert records.decode(records.encode(service)) == service
 
 
 def test_two_of_one_name_are_refused() -> None:

@@ -65,6 +65,12 @@ def test_a_detached_service() -> None:
     assert "ProtectSystem" not in found
 
 
+def test_the_end_of_an_init_by_a_stop_is_no_failure_to_systemd() -> None:
+    assert "SuccessExitStatus" not in keys(unit.render(LAYOUT, DETACHED))
+    found = keys(unit.render(LAYOUT, dataclasses.replace(DETACHED, init=True)))
+    assert found["SuccessExitStatus"] == ["143"]
+
+
 def test_a_plain_service_is_confined() -> None:
     found = keys(unit.render(LAYOUT, PLAIN))
     assert found["Type"] == ["exec"]
