@@ -16,6 +16,7 @@ Rules, in the order in which a packet meets them:
    closed leaves the host's table of connections within seconds. So none can fill that table.
 7. ICMP errors about a connection that passed may follow it. All else is dropped. No helper
    reads along, so no other connection is ever expected.
+8. Ports of the host that are published are led on: ``netspace.interface.published``.
 
 Allowed connections outwards are masqueraded. Everything is looked up in maps by the
 interface's name, so that a packet's cost doesn't grow with the number of environments,
@@ -38,11 +39,12 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
-from netspace.interface import matching
+from netspace.interface import matching, published
 from netspace.interface import nftables as nf
 from netspace.interface.matching import FAMILIES, family
 from netspace.interface.nftables import Verdict
 from netspace.interface.table import Base, Chain, Collection, Rule, Table, Timeout
+from netspace.spec.publish import Publication
 from netspace.spec.types import Allow, Cidr
 
 # From an environment, to it: by which name it is found.
@@ -70,6 +72,7 @@ class Guarded(msgspec.Struct, frozen=True):
     :param addresses: by family, the only addresses it may send from.
     :param gateways: by family, the host's address at its end.
     :param connections: that may be open at once.
+    :param publish: ports of the host that lead to it.
     """
 
     environment: str
@@ -79,13 +82,16 @@ class Guarded(msgspec.Struct, frozen=True):
     gateways: Mapping[str, str]
     allow: tuple[Allow, ...] = ()
     connections: int = 1024
+    publish: tuple[Publication, ...] = ()
 
 
-def forwarded(allow: Iterable[Allow], gateways: Mapping[str, str]) -> frozenset[str]:
-    """Return the families in which *allow* concerns others than the host, so that it must forward packets."""
+def forwarded(
+    allow: Iterable[Allow], gateways: Mapping[str, str], publish: Iterable[Publication] = ()
+) -> frozenset[str]:
+    """Return the families in which rules concern others than the host, so that it must forward packets."""
     return frozenset(
         fam for rule in allow if (fam := family(rule)) not in gateways or not _is(rule.cidr, gateways[fam])
-    )
+    ) | {fam for one in publish for fam in one.families}
 
 
 @functools.lru_cache(4096)
@@ -94,12 +100,15 @@ def _is(cidr: Cidr, address: str) -> bool:
     return cidr.network == ipaddress.ip_network(address)
 
 
-def build(guarded: Sequence[Guarded]) -> Table:
-    """Return the table (family ``inet``) for these; an empty one for none."""
+def build(guarded: Sequence[Guarded], elsewhere: Iterable[str] = ()) -> Table:
+    """Return the table (family ``inet``) for these; an empty one for none.
+
+    :param elsewhere: addresses of environments that have no end on the host: nothing published is for them.
+    """
     if not guarded:
         return Table()
     ordered = sorted(guarded, key=lambda one: one.environment)
-    ruled = [one for one in ordered if one.allow]
+    ruled = [one for one in ordered if one.allow or one.publish]
     keys = {one.interface: _key(one.interface) for one in ordered}
     sets = {"ends": Collection(*_NAME, dict.fromkeys(keys.values()))}
     for fam in FAMILIES:
@@ -124,12 +133,16 @@ def build(guarded: Sequence[Guarded]) -> Table:
         chains[name] = Chain(rules, Base("filter", hook))
     if any(rule.direction == "out" and forwarded([rule], one.gateways) for one in ruled for rule in one.allow):
         chains["outward"] = Chain([[*_OURS_IN, nf.MASQUERADE]], Base("nat", nf.POSTROUTING, _SRCNAT))
+    if led := [(publication, one.addresses) for one in ordered for publication in one.publish]:
+        more, maps = published.chains(led, elsewhere)
+        chains.update(more)
+        sets.update(maps)
     return Table(chains, sets, timeouts)
 
 
-def chain_name(way: str, rules: Sequence[Allow]) -> str:
+def chain_name(way: str, rules: Sequence[Allow], publish: Sequence[Publication] = ()) -> str:
     """Return the name of the chain that interfaces with the same rules share."""
-    text = repr([(str(rule.cidr), rule.protocol, str(rule.port)) for rule in rules])
+    text = repr([*publish, *((str(rule.cidr), rule.protocol, str(rule.port)) for rule in rules)])
     return f"{way}.{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
@@ -209,7 +222,7 @@ def _allowed(
     for way in WAYS:
         elements: dict[bytes, Verdict | None] = {}
         for one in ruled:
-            name, rules = _chain(way, one.allow)
+            name, rules = _chain(way, one.allow, one.publish)
             if rules:
                 chains.setdefault(name, Chain(rules))
                 elements[keys[one.interface]] = nf.to_jump(name)
@@ -217,11 +230,13 @@ def _allowed(
 
 
 @functools.lru_cache(4096)
-def _chain(way: str, allow: tuple[Allow, ...]) -> tuple[str, Sequence[Rule]]:
-    _, peer, port, chain = WAYS[way]
+def _chain(way: str, allow: tuple[Allow, ...], publish: tuple[Publication, ...]) -> tuple[str, Sequence[Rule]]:
+    direction, peer, port, chain = WAYS[way]
     then = nf.goto(chain) if chain else _ACCEPT
     rules = of_way(way, allow)
-    return chain_name(way, rules), [[*matching.covers(rule, peer, port), then] for rule in rules]
+    led = publish if direction == "in" else ()
+    made = [[*published.let_in(one, reply=not chain), then] for one in led]
+    return chain_name(way, rules, led), [*made, *([*matching.covers(rule, peer, port), then] for rule in rules)]
 
 
 def _limits(
