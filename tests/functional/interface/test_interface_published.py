@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import subprocess
 import sys
@@ -10,13 +11,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from interface_bench import ANY, WIRE, Bench, run, veth, within
-from lan_bench import bridged
+from interface_bench import ANY, WIRE, Bench, connect, connected, listen, run, snapshot, veth, within
+from lan_bench import FAR, bridged
 from waiting import until
+
+from netspace import sockets
+from netspace.interface import forwarding
 
 pytestmark = pytest.mark.root
 families = pytest.mark.parametrize("family", ["ipv4", "ipv6"])
-SERVED = ["443:8443", "53:5353/udp"]
+SERVED = ["443:8443", "53:53/udp"]
+LOOPBACK = {"ipv4": "127.0.0.1", "ipv6": "::1"}
 ON_BRIDGE = {"ipv4": "198.18.6.1", "ipv6": "fd00:198:6::1"}
 _KIND = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
 
@@ -91,7 +96,7 @@ while True:
         server.communicate()
 
 
-INSIDE = {"tcp": 8443, "udp": 5353}
+INSIDE = {"tcp": 8443, "udp": 53}
 OUTER = {"tcp": 443, "udp": 53}
 
 
@@ -107,7 +112,7 @@ def test_who_reaches_the_host_reaches_the_environment_and_nothing_else_of_it(
             assert answered(outside, near, OUTER[protocol], protocol) == far, "the environment sees who asks"
             assert asked(outside, own, inside, protocol) is None, "straight to it nothing passes"
             assert asked(outside, own, OUTER[protocol], protocol) is None
-            assert asked(outside, near, inside, protocol) is None
+            assert inside == OUTER[protocol] or asked(outside, near, inside, protocol) is None
             other = {"tcp": "udp", "udp": "tcp"}[protocol]
             assert asked(outside, near, OUTER[protocol], other) is None
             assert asked(outside, bench.gateway("a", family), OUTER[protocol], protocol) == far, "as any other address"
@@ -120,8 +125,10 @@ def test_host_reaches_it_by_any_address_but_loopback(bench: Bench, outside: Path
         for protocol, port in OUTER.items():
             for address in (WIRE[family][0], bench.gateway("a", family)):
                 assert answered(None, address, port, protocol) == address
-            assert asked(None, {"ipv4": "127.0.0.1", "ipv6": "::1"}[family], port, protocol) is None
+            assert asked(None, LOOPBACK[family], port, protocol) is None
             assert asked(None, bench.address("a", family), INSIDE[protocol], protocol) is None
+        with serving(None, OUTER):
+            assert answered(None, LOOPBACK[family], 443, "tcp"), "loopback stays the host's own"
 
 
 @families
@@ -145,7 +152,176 @@ def test_no_environment_reaches_another_by_its_published_port(
             for address in hosts:
                 for name in ("routed", "neighbour", "a"):
                     assert asked(bench.path(name), address, number, protocol) is None, (name, address)
-    # What keeps them out is that rule, not that they reach nothing of the host.
-    with serving(None, {"tcp": 444}):
+    # To them the host's ports are the host's own, as their rules say.
+    with serving(None, {"tcp": 443}):
         for name in ("routed", "neighbour"):
-            assert answered(bench.path(name), ON_BRIDGE[family], 444, "tcp")
+            assert answered(bench.path(name), ON_BRIDGE[family], 443, "tcp")
+
+
+def at(address: str, port: int) -> str:
+    """Return *address* and *port* as a publication has them."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+@families
+def test_by_address_it_is_that_address_alone(bench: Bench, outside: Path, family: str) -> None:
+    near, far = WIRE[family]
+    bench.make(a=veth(publish=[f"{at(near, 443)}:8443", f"{at(near, 53)}:53/udp"]))
+    other = {"ipv4": "ipv6", "ipv6": "ipv4"}[family]
+    with serving(bench.path("a"), INSIDE):
+        for protocol, port in OUTER.items():
+            assert answered(outside, near, port, protocol) == far
+            assert asked(outside, bench.gateway("a", family), port, protocol) is None
+            assert asked(outside, WIRE[other][0], port, protocol) is None
+    needed = {fam: forwarding.read(name) for fam, name in forwarding.SWITCH.items()}
+    assert needed == {family: "1", other: "0"}, "what needs no forwarding gets none"
+
+
+def test_what_passes_through_the_host_is_not_caught(bench: Bench, outside: Path, lan: Path) -> None:
+    for address, target in (("198.18.6.1/24", "198.18.66.7/32"), ("fd00:198:6::1/64", "fd00:198:66::7/128")):
+        option = "-6" if ":" in address else "-4"
+        nodad = " nodad" if ":" in address else ""
+        run(f"ip addr add {address}{nodad} dev test-br")
+        run(f"ip -n test-lan addr add {target}{nodad} dev lo")
+        run(f"ip -n test-lan {option} route add default via {address.partition('/')[0]}")
+        run(f"ip {option} route add {target} via {FAR['ipv6' if ':' in address else 'ipv4']}")
+    bench.make(a=veth(publish=SERVED))
+    with serving(bench.path("a"), INSIDE), serving(lan, {"tcp": 443}):
+        for family, target in (("ipv4", "198.18.66.7"), ("ipv6", "fd00:198:66::7")):
+            assert answered(outside, WIRE[family][0], 443, "tcp"), "it is published"
+            assert answered(outside, target, 443, "tcp") == WIRE[family][1]
+        run("ip -n test-lan link set wire down")
+        assert asked(outside, "198.18.66.7", 443, "tcp") is None, "it was the machine behind the host that answered"
+
+
+@pytest.mark.revocation
+@families
+@pytest.mark.parametrize("near", [False, True], ids=["from outside", "from the host"])
+def test_a_port_that_is_taken_back_cuts_live_connections(
+    bench: Bench, outside: Path, family: str, *, near: bool
+) -> None:
+    bench.make(a=veth(publish=SERVED))
+    with listen(bench.path("a"), bench.address("a", family), 8443) as server:
+        client = connected(None if near else outside, WIRE[family][0], 443)
+        accepted, _ = server.accept()
+        with client, accepted:
+            client.send(b"before")
+            accepted.settimeout(30)
+            assert accepted.recv(100) == b"before"
+            accepted.settimeout(0.4)
+            client.settimeout(0.4)
+            bench.make(a=veth(publish=["444:8443"]))
+            client.send(b"after")
+            accepted.send(b"after")
+            for end in (accepted, client):
+                with pytest.raises(TimeoutError):
+                    end.recv(100)
+
+
+@families
+def test_who_sends_all_the_time_is_led_where_it_leads_now(bench: Bench, outside: Path, family: str) -> None:
+    """The kernel leads only the first packet of a connection, and without a pause a sender's never ends."""
+    near = WIRE[family][0]
+    bench.make(a=veth(), b=veth())
+    with socket_of(outside, family) as client, serving(bench.path("a"), INSIDE), serving(bench.path("b"), INSIDE):
+
+        def hears() -> bool:
+            with contextlib.suppress(OSError):
+                client.sendto(b"?", (near, 53))
+                client.settimeout(0.1)
+                return bool(client.recv(100))
+            return False
+
+        assert not hears()
+        for name in ("a", "b", "a"):
+            bench.make(**{one: veth(publish=SERVED if one == name else []) for one in ("a", "b")})
+            until(hears, f"it is not led to {name}", patience=10)
+
+
+def socket_of(path: Path, family: str) -> socket.socket:
+    return within(path, lambda: socket.socket(_KIND[family], socket.SOCK_DGRAM))
+
+
+def test_published_connections_count_among_those_that_may_be_open(bench: Bench, outside: Path) -> None:
+    bench.make(a=veth(publish=SERVED, connections=2))
+    near = WIRE["ipv4"][0]
+    with listen(bench.path("a"), bench.address("a", "ipv4"), 8443):
+        with connected(outside, near, 443), connected(outside, near, 443):
+            assert connect(outside, near, 443, tries=1) is None
+
+
+def test_state_is_complete_and_repaired(bench: Bench, outside: Path) -> None:
+    before = snapshot()
+    desired = bench.make(a=veth(publish=SERVED))
+    assert not bench.plan(desired).steps
+    assert bench.kind.list()["a"]["publish"] == SERVED
+    assert bench.kind.inspect("a")["declared"]["publish"] == SERVED
+    for spoil in ("flush chain inet netspace lead", "delete element inet netspace published_ipv4 { tcp . 443 }"):
+        run(f"nft {spoil}")
+        (step,) = bench.plan(desired).steps
+        assert step.changes["table"]["old"] == "changed by hand"
+        bench.apply(desired)
+        assert not bench.plan(desired).steps
+    with serving(bench.path("a"), INSIDE):
+        assert answered(outside, WIRE["ipv4"][0], 443, "tcp")
+    plan = bench.apply(bench.desired(a=veth(publish=["443:8444"])))
+    changed = next(step.changes for step in plan.steps if step.name == "a")
+    assert changed == {"publish": {"old": SERVED, "new": ["443:8444"]}}
+    run("nft delete table inet netspace")
+    assert bench.kind.restore().ok
+    assert not bench.plan(bench.desired(a=veth(publish=["443:8444"]))).steps
+    bench.make(a=veth())
+    assert "published" not in run("nft list ruleset")
+    bench.remove_all()
+    before["namespaces"] = [name for name in before["namespaces"] if "netspace" not in name]
+    assert snapshot() == before
+
+
+@pytest.mark.parametrize(
+    ("address", "protocol", "publish", "refused"),
+    [
+        ("", "tcp", "443:8443", True),
+        ("", "udp", "443:8443/udp", True),
+        ("", "tcp", "443:8443/udp", False),
+        ("", "tcp", "444:443", False),
+        ("127.0.0.1", "tcp", "443:8443", True),
+        ("::1", "udp", "443:8443/udp", True),
+        ("", "tcp", "198.18.0.1:443:8443", True),
+        ("198.18.0.1", "tcp", "198.18.0.1:443:8443", True),
+        ("198.18.0.1", "tcp", "198.18.0.9:443:8443", False),
+        ("fd00:198:18::1", "udp", "[fd00:198:18::1]:443:8443/udp", True),
+    ],
+)
+def test_a_port_that_a_program_has_is_refused(
+    bench: Bench, outside: Path, address: str, protocol: str, publish: str, *, refused: bool
+) -> None:
+    kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
+    with socket.socket(_KIND["ipv6" if ":" in address else "ipv4"], kind) as one:
+        one.bind((address, 443))
+        if protocol == "tcp":
+            one.listen()
+        plan = bench.plan(bench.desired(a=veth(publish=[publish]), b=veth(publish=["80:80"])))
+        said = {refusal.name: refusal.message for refusal in plan.refusals}
+        assert ("a" in said) == refused
+        if refused:
+            assert "can't be published: " in said["a"]
+            assert "443/" in said["a"]
+            assert f"(process {os.getpid()}) has it; end that program" in said["a"]
+        assert "b" in {step.name for step in plan.steps}, "the others are planned all the same"
+
+
+def test_its_own_ports_are_looked_for_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who takes a published port later is in nobody's way, and a look that finds nothing changed reads no socket."""
+    desired = bench.make(a=veth(publish=SERVED))
+    monkeypatch.setattr(sockets, "listeners", lambda *_: pytest.fail("sockets were read"))
+    assert not bench.plan(desired).steps
+    moved = bench.plan(bench.desired(a=veth(), b=veth(publish=SERVED)))
+    assert not moved.refusals
+
+
+def test_a_port_of_one_that_is_applied_already_is_refused(bench: Bench) -> None:
+    bench.make(a=veth(publish=SERVED))
+    (refusal,) = bench.plan(bench.desired(b=veth(publish=["198.18.0.1:443:80"]))).refusals
+    assert refusal.name == "b"
+    assert "a:interface:publish:0 has 443/tcp already" in refusal.message
+    assert not bench.plan(bench.desired(a=veth(), b=veth(publish=["198.18.0.1:443:80"]))).refusals
