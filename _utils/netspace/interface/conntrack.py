@@ -42,11 +42,9 @@ def forget_stale(published: Sequence[Led]) -> None:
         with netlink.Socket(netlink.NETLINK_NETFILTER) as table:
             for family, of in FAMILIES.items():
                 found = table.dump(Message(_SUBSYSTEM | _GET, _DUMP, _head(of.proto[0])))
-                table.batch([
-                    Message(_SUBSYSTEM | _DELETE, 0, _head(of.proto[0]) + named)
-                    for entry in found
-                    if (named := _stale(family, entry, published, own))
-                ])  # fmt: skip
+                stale = [named for entry in found if (named := _stale(family, entry, published, own))]
+                if stale:
+                    table.batch([Message(_SUBSYSTEM | _DELETE, 0, _head(of.proto[0]) + named) for named in stale])
     except OSError:
         return
 

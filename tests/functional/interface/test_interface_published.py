@@ -16,7 +16,9 @@ from lan_bench import FAR, bridged
 from waiting import until
 
 from netspace import sockets
-from netspace.interface import forwarding
+from netspace.host import Host
+from netspace.interface import conntrack, forwarding
+from netspace.spec import parse
 
 pytestmark = pytest.mark.root
 families = pytest.mark.parametrize("family", ["ipv4", "ipv6"])
@@ -221,21 +223,39 @@ def test_a_port_that_is_taken_back_cuts_live_connections(
 @families
 def test_who_sends_all_the_time_is_led_where_it_leads_now(bench: Bench, outside: Path, family: str) -> None:
     """The kernel leads only the first packet of a connection, and without a pause a sender's never ends."""
-    near = WIRE[family][0]
     bench.make(a=veth(), b=veth())
     with socket_of(outside, family) as client, serving(bench.path("a"), INSIDE), serving(bench.path("b"), INSIDE):
-
-        def hears() -> bool:
-            with contextlib.suppress(OSError):
-                client.sendto(b"?", (near, 53))
-                client.settimeout(0.1)
-                return bool(client.recv(100))
-            return False
-
-        assert not hears()
+        assert not hears(client, family)
         for name in ("a", "b", "a"):
             bench.make(**{one: veth(publish=SERVED if one == name else []) for one in ("a", "b")})
-            until(hears, f"it is not led to {name}", patience=10)
+            until(lambda: hears(client, family), f"it is not led to {name}", patience=10)
+
+
+def test_so_it_is_after_a_run_that_was_cut_short(bench: Bench, outside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    desired = bench.desired(a=veth(publish=SERVED))
+    bench.make(a=veth())
+    with socket_of(outside, "ipv4") as client, serving(bench.path("a"), INSIDE):
+        assert not hears(client, "ipv4")
+
+        def killed(_: object) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched:
+            patched.setattr(conntrack, "forget_stale", killed)
+            with pytest.raises(KeyboardInterrupt):
+                bench.apply(desired)
+        assert not hears(client, "ipv4")
+        bench.apply(desired)
+        until(lambda: hears(client, "ipv4"), "it is not led on", patience=10)
+
+
+def hears(client: socket.socket, family: str) -> bool:
+    """Send a packet to the published port; return whether one comes back."""
+    with contextlib.suppress(OSError):
+        client.settimeout(0.1)
+        client.sendto(b"?", (WIRE[family][0], 53))
+        return bool(client.recv(100))
+    return False
 
 
 def socket_of(path: Path, family: str) -> socket.socket:
@@ -268,7 +288,8 @@ def test_state_is_complete_and_repaired(bench: Bench, outside: Path) -> None:
     changed = next(step.changes for step in plan.steps if step.name == "a")
     assert changed == {"publish": {"old": SERVED, "new": ["443:8444"]}}
     run("nft delete table inet netspace")
-    assert bench.kind.restore().ok
+    with listen(None, WIRE["ipv4"][0], 443):  # of a program that was faster at boot, which the next change tells
+        assert bench.kind.restore().ok
     assert not bench.plan(bench.desired(a=veth(publish=["443:8444"]))).steps
     bench.make(a=veth())
     assert "published" not in run("nft list ruleset")
@@ -325,3 +346,22 @@ def test_a_port_of_one_that_is_applied_already_is_refused(bench: Bench) -> None:
     assert refusal.name == "b"
     assert "a:interface:publish:0 has 443/tcp already" in refusal.message
     assert not bench.plan(bench.desired(a=veth(), b=veth(publish=["198.18.0.1:443:80"]))).refusals
+
+
+def test_check_and_dry_run_and_apply_say_the_same_and_the_others_go_on(bench: Bench) -> None:
+    def one(*led: str) -> dict[str, object]:
+        return {"image": "dir:/nowhere", "command": ["/bin/true"], "interface": veth(publish=led)}
+
+    declared = parse.declaration({"environments": {"a": one("443:8443"), "b": one("80:80")}})
+    host = Host(bench.layout)
+    with listen(None, "127.0.0.1", 443):
+        said = [problem.message for problem in host.check(declared) if problem.path.endswith("a:interface")]
+        dry = host.converge_interfaces(declared, whole=True, test=True)
+        made = host.converge_interfaces(declared, whole=True)
+    assert len(said) == 1
+    assert [refusal.message for refusal in dry.plan.refusals] == said
+    assert [refusal.message for refusal in made.plan.refusals] == said
+    assert set(bench.kind.list()) == {"b"}
+    assert not made.failures
+    assert host.converge_interfaces(declared, whole=True).ok
+    assert bench.kind.list()["a"]["publish"] == ["443:8443"]
