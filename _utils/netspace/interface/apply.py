@@ -91,7 +91,7 @@ class Work(msgspec.Struct, frozen=True):
 class Firewall(msgspec.Struct, frozen=True):
     """The packet filter to load, and (if known) the one that is in the kernel: then only what differs is changed.
 
-    :param led: the publications, where they may differ from those in the kernel.
+    :param led: the publications that the kernel may not have yet.
     """
 
     table: Table

@@ -324,9 +324,8 @@ class Interfaces:
             # What the records say may be more than was loaded, when a run was cut short between the two.
             before = self._table(observed.records)
             todo = msgspec.structs.replace(todo, before=before if before.digest == loaded.get("rendered") else None)
-        led = _led(after)
-        if todo.before is None or led != _led(observed.records):
-            todo = msgspec.structs.replace(todo, led=led)
+        known = [] if todo.before is None else _led(observed.records)
+        todo = msgspec.structs.replace(todo, led=[one for one in _led(after) if one not in known])
         old = {"intact": loaded.get("rendered", "")[:12], "changed": "changed by hand", "absent": "absent"}
         change = {"old": old[observed.firewall], "new": todo.digest[:12] or "absent"}
         if change["old"] == change["new"]:
