@@ -175,6 +175,14 @@ def test_by_address_it_is_that_address_alone(bench: Bench, outside: Path, family
             assert answered(outside, near, port, protocol) == far
             assert asked(outside, bench.gateway("a", family), port, protocol) is None
             assert asked(outside, WIRE[other][0], port, protocol) is None
+        moving, bits = {"ipv4": ("198.18.0.9", 24), "ipv6": ("fd00:198:18::9", 64)}[family]
+        bench.make(a=veth(publish=[f"{at(moving, 443)}:8443"]))
+        assert asked(outside, near, 443, "tcp") is None
+        run(f"ip addr add {moving}/{bits}{' nodad' if family == 'ipv6' else ''} dev test-wire")
+        try:
+            assert answered(outside, moving, 443, "tcp") == far, "once the host has the address"
+        finally:
+            run(f"ip addr del {moving}/{bits} dev test-wire")
     needed = {fam: forwarding.read(name) for fam, name in forwarding.SWITCH.items()}
     assert needed == {family: "1", other: "0"}, "what needs no forwarding gets none"
 
