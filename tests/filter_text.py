@@ -48,7 +48,12 @@ def render(table: str, guarded: Sequence[Guarded], elsewhere: Sequence[str] = ()
     text += _chain("beyond", _judged(ruled, "iifname", "out", "in.reply"))
     text += _chain("to_host", _judged(ruled, "iifname", "host", "in.reply"))
     text += _chain("towards", _judged(ruled, "oifname", "in", "out.reply"))
+    others = _by_family(elsewhere) if ruled else {}
+    for fam, own in others.items():
+        text += _collection(f"set elsewhere_{fam}", _TYPE[fam], own)
     text += _base("forward", "filter", "forward", "filter", [
+        *(f"iifname @ends {_WORD[fam]} daddr @elsewhere_{fam} drop" for fam in others),
+        *(f"oifname @ends {_WORD[fam]} saddr @elsewhere_{fam} drop" for fam in others),
         "iifname @ends oifname @ends drop",
         "iifname @ends goto beyond",
         "oifname @ends goto towards",
@@ -84,14 +89,12 @@ def _published(ordered: Sequence[Guarded], elsewhere: Sequence[str]) -> list[str
                 ways["_at" if at else ""].append(f"{protocol} . {led.host.port}{at} : goto {name}")
         text += _collection(f"map published_{fam}", "inet_proto . inet_service : verdict", ways[""])
         text += _collection(f"map published_at_{fam}", f"inet_proto . inet_service . {type_} : verdict", ways["_at"])
-        own = [one for one in elsewhere if (":" in one) == (fam == "ipv6")]
-        text += _collection(f"set elsewhere_{fam}", type_, own)
         key = f"meta nfproto {fam} meta l4proto . th dport"
         lead += [f"{key} . {word} daddr vmap @published_at_{fam}", f"{key} vmap @published_{fam}"]
     text += _chain("lead", lead)
     text += _base("published", "nat", "prerouting", "dstnat", [
         "iifname @ends accept",
-        *(f"{_WORD[fam]} saddr @elsewhere_{fam} accept" for fam in FAMILIES),
+        *(f"{_WORD[fam]} saddr @elsewhere_{fam} accept" for fam in _by_family(elsewhere)),
         "fib daddr type local goto lead",
     ])  # fmt: skip
     text += _base("published_here", "nat", "output", "-100", [
@@ -101,6 +104,11 @@ def _published(ordered: Sequence[Guarded], elsewhere: Sequence[str]) -> list[str
     ])  # fmt: skip
     text += _base("led", "filter", "postrouting", "filter", ["oifname @ends ct status dnat iif 0 goto towards"])
     return text
+
+
+def _by_family(addresses: Sequence[str]) -> dict[str, list[str]]:
+    found = {fam: [one for one in addresses if (":" in one) == (fam == "ipv6")] for fam in FAMILIES}
+    return {fam: own for fam, own in found.items() if own}
 
 
 def _let_in(led: Publication, port: str) -> str:

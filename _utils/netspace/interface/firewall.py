@@ -5,7 +5,8 @@ Rules, in the order in which a packet meets them:
 1. What neither comes from nor goes to an interface of ours passes untouched.
 2. What an interface sends must bear its own MAC and its own address, else it is dropped
    before anything else looks at it.
-3. From one environment to another nothing passes, whatever ``allow`` says.
+3. From one environment to another nothing passes, whatever ``allow`` says, and wherever the
+   other is: with an end on the host, or on somebody's network, by its address there.
 4. A connection passes if an ``allow`` rule covers it. That is judged anew for each of its
    packets, in both directions, so that a rule taken away cuts what it had opened.
 5. The host itself is reached by an ``out`` rule only if that names one single address;
@@ -55,6 +56,7 @@ _MOST = 65536  # interfaces whose connections are counted
 _RAW, _SRCNAT = -300, 100  # priorities: linux/netfilter_ipv4.h
 # Of a set's keys: nft's number of the type, bytes, and what nft wants to know of their byte order.
 _NAME = (41, 16, bytes.fromhex("000401000000"))
+_ADDRESS = {"ipv4": (7, 4), "ipv6": (8, 16)}
 _NAME_TO_VERDICT = (41, 16, bytes.fromhex("000401000000010400000000"))
 # A name, a MAC and an address: each padded to four bytes.
 _SOURCE = {
@@ -103,7 +105,7 @@ def _is(cidr: Cidr, address: str) -> bool:
 def build(guarded: Sequence[Guarded], elsewhere: Iterable[str] = ()) -> Table:
     """Return the table (family ``inet``) for these; an empty one for none.
 
-    :param elsewhere: addresses of environments that have no end on the host: nothing published is for them.
+    :param elsewhere: addresses of environments that have no end on the host.
     """
     if not guarded:
         return Table()
@@ -129,15 +131,34 @@ def build(guarded: Sequence[Guarded], elsewhere: Iterable[str] = ()) -> Table:
         ("towards", nf.OIFNAME, "in", "out.reply"),
     ):
         chains[name] = Chain(_judged(end, original, reply) if ruled else [[_DROP]])
+    others = _elsewhere(elsewhere, sets) if ruled else []
     for name, (hook, rules) in _HOOKED.items():
-        chains[name] = Chain(rules, Base("filter", hook))
+        apart: list[Rule] = []
+        if name == "forward":
+            for which, ours in (("daddr", _OURS_IN), ("saddr", _OURS_OUT)):
+                apart += [[*ours, *matching.address(fam, which), nf.member(one), _DROP] for fam, one in others]
+        chains[name] = Chain([*apart, *rules], Base("filter", hook))
     if any(rule.direction == "out" and forwarded([rule], one.gateways) for one in ruled for rule in one.allow):
         chains["outward"] = Chain([[*_OURS_IN, nf.MASQUERADE]], Base("nat", nf.POSTROUTING, _SRCNAT))
     if led := [(publication, one.addresses) for one in ordered for publication in one.publish]:
-        more, maps = published.chains(led, elsewhere)
+        sent_by = [[*matching.address(fam, "saddr"), nf.member(one)] for fam, one in others]
+        more, maps = published.chains(led, sent_by)
         chains.update(more)
         sets.update(maps)
     return Table(chains, sets, timeouts)
+
+
+def _elsewhere(addresses: Iterable[str], sets: dict[str, Collection]) -> list[tuple[str, str]]:
+    """Add sets of these addresses; return the family and the name of each, none where there are no addresses."""
+    found: dict[str, set[bytes]] = {}
+    for one in addresses:
+        parsed = ipaddress.ip_address(one)
+        found.setdefault(f"ipv{parsed.version}", set()).add(parsed.packed)
+    names = []
+    for fam, packed in sorted(found.items()):
+        sets[f"elsewhere_{fam}"] = Collection(*_ADDRESS[fam], b"", dict.fromkeys(sorted(packed)))
+        names.append((fam, f"elsewhere_{fam}"))
+    return names
 
 
 def chain_name(way: str, rules: Sequence[Allow], publish: Sequence[Publication] = ()) -> str:

@@ -55,6 +55,12 @@ def icmp(of: Family, *types: int) -> list[list[Expression]]:
     return [[*head, nf.payload(nf.TRANSPORT, 0, 1), nf.equal(bytes([type_]))] for type_ in types]
 
 
+def address(name: str, which: str, length: int = 0) -> list[Expression]:
+    """Match packets of the family *name*, and load the first *length* bytes of one of their addresses; 0: all of it."""
+    of = FAMILIES[name]
+    return [*nf.is_(nf.NFPROTO, of.proto), nf.payload(nf.NETWORK, of.address[which], length or of.length)]
+
+
 def covers(rule: Allow, peer: str, port: str) -> list[Expression]:
     """Return the expressions that match packets which *rule* covers.
 

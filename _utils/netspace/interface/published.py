@@ -18,8 +18,9 @@ import functools
 import hashlib
 import ipaddress
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
+from netspace.interface import matching
 from netspace.interface import nftables as nf
 from netspace.interface.matching import FAMILIES, PROTOCOLS
 from netspace.interface.nftables import Verdict
@@ -38,16 +39,14 @@ _LOOPBACK = {"ipv4": bytes([127]), "ipv6": ipaddress.IPv6Address("::1").packed}
 _IIF_NONE = struct.pack("=I", 0)
 
 
-def chains(published: Sequence[Led], elsewhere: Iterable[str]) -> tuple[dict[str, Chain], dict[str, Collection]]:
+def chains(published: Sequence[Led], sent_by: Sequence[Rule]) -> tuple[dict[str, Chain], dict[str, Collection]]:
     """Return the chains and maps that lead connections on.
 
-    :param elsewhere: addresses of environments that have no end on the host.
+    :param sent_by: matches of packets that environments without an end on the host send.
     """
     made: dict[str, Chain] = {}
     sets: dict[str, Collection] = {}
     for fam, of in FAMILIES.items():
-        found = sorted(ipaddress.ip_address(one).packed for one in elsewhere if (":" in one) == (fam == "ipv6"))
-        sets[f"elsewhere_{fam}"] = Collection(_ADDRESS[fam], of.length, b"", dict.fromkeys(found))
         anywhere: dict[bytes, Verdict | None] = {}
         at: dict[bytes, Verdict | None] = {}
         for one, addresses in published:
@@ -63,11 +62,9 @@ def chains(published: Sequence[Led], elsewhere: Iterable[str]) -> tuple[dict[str
         )
     made["lead"] = Chain([rule for fam in FAMILIES for rule in _looked_up(fam)])
     into = [*nf.to_own_address(), nf.goto("lead")]
-    sent = [[*_of(fam, "saddr"), nf.member(f"elsewhere_{fam}"), _ACCEPT] for fam in FAMILIES]
-    made["published"] = Chain(
-        [[nf.meta(nf.IIFNAME), nf.member("ends"), _ACCEPT], *sent, into], Base("nat", nf.PREROUTING, _DSTNAT)
-    )
-    loopback = [[*_of(fam, "daddr", len(it)), nf.equal(it), _ACCEPT] for fam, it in _LOOPBACK.items()]
+    others = [[*match, _ACCEPT] for match in ([nf.meta(nf.IIFNAME), nf.member("ends")], *sent_by)]
+    made["published"] = Chain([*others, into], Base("nat", nf.PREROUTING, _DSTNAT))
+    loopback = [[*matching.address(fam, "daddr", len(it)), nf.equal(it), _ACCEPT] for fam, it in _LOOPBACK.items()]
     made["published_here"] = Chain([*loopback, into], Base("nat", nf.OUTPUT, _DSTNAT))
     # What the host's own programs send leaves by lo, as far as the chain "output" can tell.
     own = [nf.meta(nf.OIFNAME), nf.member("ends"), *nf.translated(), *nf.is_(nf.IIF, _IIF_NONE), nf.goto("towards")]
@@ -115,12 +112,6 @@ def _looked_up(fam: str) -> list[Rule]:
     key = [*nf.is_(nf.NFPROTO, of.proto), nf.meta(nf.L4PROTO), nf.payload(nf.TRANSPORT, 2, 2, nf.FIRST_SECOND)]
     address = nf.payload(nf.NETWORK, of.address["daddr"], of.length, nf.FIRST_THIRD)
     return [[*key, address, nf.by_map(f"published_at_{fam}")], [*key, nf.by_map(f"published_{fam}")]]
-
-
-def _of(fam: str, which: str, length: int = 0) -> list[bytes]:
-    """Match packets of a family, and load the first *length* bytes of one of their addresses; 0: all of it."""
-    of = FAMILIES[fam]
-    return [*nf.is_(nf.NFPROTO, of.proto), nf.payload(nf.NETWORK, of.address[which], length or of.length)]
 
 
 @functools.lru_cache(4096)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from interface_bench import ANY, WIRE, Bench, connect, connected, listen, run, snapshot, veth, within
-from lan_bench import FAR, bridged
+from lan_bench import FAR, address, bridged
 from waiting import until
 
 from netspace import sockets
@@ -137,8 +137,8 @@ def test_host_reaches_it_by_any_address_but_loopback(bench: Bench, outside: Path
 def test_no_environment_reaches_another_by_its_published_port(
     bench: Bench, outside: Path, lan: Path, family: str
 ) -> None:
-    for address in ON_BRIDGE.values():
-        run(f"ip addr add {address}/{'64 nodad' if ':' in address else '24'} dev test-br")
+    for one in ON_BRIDGE.values():
+        run(f"ip addr add {one}/{'64 nodad' if ':' in one else '24'} dev test-br")
     hosts = [WIRE[family][0], ON_BRIDGE[family], str(getattr(bench.desired().network, family).network[1])]
     everything = [
         {"direction": way, "cidr": cidr, "protocol": protocol}
@@ -151,18 +151,32 @@ def test_no_environment_reaches_another_by_its_published_port(
     with serving(bench.path("a"), INSIDE):
         for protocol, number in OUTER.items():
             assert answered(lan, ON_BRIDGE[family], number, protocol), "who is no environment is served"
-            for address in hosts:
+            for host in hosts:
                 for name in ("routed", "neighbour", "a"):
-                    assert asked(bench.path(name), address, number, protocol) is None, (name, address)
+                    assert asked(bench.path(name), host, number, protocol) is None, (name, host)
     # To them the host's ports are the host's own, as their rules say.
     with serving(None, {"tcp": 443}):
         for name in ("routed", "neighbour"):
             assert answered(bench.path(name), ON_BRIDGE[family], 443, "tcp")
 
 
-def at(address: str, port: int) -> str:
-    """Return *address* and *port* as a publication has them."""
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+@families
+def test_nor_by_its_address_where_the_other_is_on_somebody_s_network(bench: Bench, lan: Path, family: str) -> None:
+    run(f"ip addr add {ON_BRIDGE[family]}/{'64 nodad' if family == 'ipv6' else '24'} dev test-br")
+    everything = [{"direction": way, "cidr": ANY[family]} for way in ("out", "in")]
+    gateways = {f"gateway{family[-1]}": ON_BRIDGE[family]}
+    bench.make(a=veth(*everything), b=bridged(7, *everything, isolated=False, **gateways))
+    own, others, port = bench.address("a", family), address(7, family), {"tcp": 80}
+    with serving(bench.path("a"), port), serving(bench.path("b"), port), serving(lan, port):
+        assert answered(bench.path("a"), FAR[family], 80, "tcp"), "who is no environment is reached"
+        assert answered(bench.path("b"), FAR[family], 80, "tcp")
+        assert asked(bench.path("a"), others, 80, "tcp") is None
+        assert asked(bench.path("b"), own, 80, "tcp") is None
+
+
+def at(host: str, port: int) -> str:
+    """Return an address and a port as a publication has them."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 @families
@@ -188,13 +202,13 @@ def test_by_address_it_is_that_address_alone(bench: Bench, outside: Path, family
 
 
 def test_what_passes_through_the_host_is_not_caught(bench: Bench, outside: Path, lan: Path) -> None:
-    for address, target in (("198.18.6.1/24", "198.18.66.7/32"), ("fd00:198:6::1/64", "fd00:198:66::7/128")):
-        option = "-6" if ":" in address else "-4"
-        nodad = " nodad" if ":" in address else ""
-        run(f"ip addr add {address}{nodad} dev test-br")
+    for near, target in (("198.18.6.1/24", "198.18.66.7/32"), ("fd00:198:6::1/64", "fd00:198:66::7/128")):
+        option = "-6" if ":" in near else "-4"
+        nodad = " nodad" if ":" in near else ""
+        run(f"ip addr add {near}{nodad} dev test-br")
         run(f"ip -n test-lan addr add {target}{nodad} dev lo")
-        run(f"ip -n test-lan {option} route add default via {address.partition('/')[0]}")
-        run(f"ip {option} route add {target} via {FAR['ipv6' if ':' in address else 'ipv4']}")
+        run(f"ip -n test-lan {option} route add default via {near.partition('/')[0]}")
+        run(f"ip {option} route add {target} via {FAR['ipv6' if ':' in near else 'ipv4']}")
     bench.make(a=veth(publish=SERVED))
     with serving(bench.path("a"), INSIDE), serving(lan, {"tcp": 443}):
         for family, target in (("ipv4", "198.18.66.7"), ("ipv6", "fd00:198:66::7")):

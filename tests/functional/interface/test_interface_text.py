@@ -140,17 +140,17 @@ def test_it_lists_as_the_text_does(host: list[Guarded], elsewhere: list[str]) ->
 
 
 @property_
-@given(st.lists(HOSTS, min_size=2, max_size=5))
-def test_a_change_in_place_ends_where_a_whole_load_does(hosts: list[list[Guarded]]) -> None:
+@given(st.lists(st.tuples(HOSTS, ELSEWHERE), min_size=2, max_size=5))
+def test_a_change_in_place_ends_where_a_whole_load_does(hosts: list[tuple[list[Guarded], list[str]]]) -> None:
     def compare() -> None:
-        loaded = hosttable.put(NAME, build(hosts[0]), None, {})
+        loaded = hosttable.put(NAME, build(*hosts[0]), None, {})
         handle = netlink_handle()
         for before, after in itertools.pairwise(hosts):
-            loaded = hosttable.put(NAME, build(after), build(before), loaded)
+            loaded = hosttable.put(NAME, build(*after), build(*before), loaded)
             assert hosttable.state(NAME, {**loaded, "generation": 0}) == "intact"
         assert netlink_handle() == handle, "the table was never made anew"
         in_place = listing()
-        hosttable.put(NAME, build(hosts[-1]), None, {})
+        hosttable.put(NAME, build(*hosts[-1]), None, {})
         assert listing() == in_place
 
     alone(compare)
