@@ -163,7 +163,11 @@ def test_no_environment_reaches_another_by_its_published_port(
 @families
 def test_nor_by_its_address_where_the_other_is_on_somebody_s_network(bench: Bench, lan: Path, family: str) -> None:
     run(f"ip addr add {ON_BRIDGE[family]}/{'64 nodad' if family == 'ipv6' else '24'} dev test-br")
-    everything = [{"direction": way, "cidr": ANY[family]} for way in ("out", "in")]
+    everything = [
+        {"direction": way, "cidr": ANY[family], "protocol": protocol}
+        for way in ("out", "in")
+        for protocol in ("tcp", "udp")
+    ]
     gateways = {f"gateway{family[-1]}": ON_BRIDGE[family]}
     bench.make(a=veth(*everything), b=bridged(7, *everything, isolated=False, **gateways))
     own, others, port = bench.address("a", family), address(7, family), {"tcp": 80}
@@ -172,6 +176,23 @@ def test_nor_by_its_address_where_the_other_is_on_somebody_s_network(bench: Benc
         assert answered(bench.path("b"), FAR[family], 80, "tcp")
         assert asked(bench.path("a"), others, 80, "tcp") is None
         assert asked(bench.path("b"), own, 80, "tcp") is None
+    assert delivered(bench.path("a"), lan, FAR[family])
+    assert not delivered(bench.path("a"), bench.path("b"), others), "not even one way"
+    assert not delivered(bench.path("b"), bench.path("a"), own)
+
+
+def delivered(sender: Path, receiver: Path, host: str) -> bool:
+    """Send one datagram; return whether it arrives."""
+    kind = _KIND["ipv6" if ":" in host else "ipv4"]
+    with within(receiver, lambda: socket.socket(kind, socket.SOCK_DGRAM)) as waiting:
+        waiting.bind((host, 53))
+        waiting.settimeout(0.3)
+        with within(sender, lambda: socket.socket(kind, socket.SOCK_DGRAM)) as sending:
+            sending.sendto(b"?", (host, 53))
+            try:
+                return bool(waiting.recv(10))
+            except TimeoutError:
+                return False
 
 
 def at(host: str, port: int) -> str:
@@ -354,7 +375,7 @@ def test_a_port_that_a_program_has_is_refused(
 
 
 def test_its_own_ports_are_looked_for_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who takes a published port later is in nobody's way, and a look that finds nothing changed reads no socket."""
+    """Read no socket where nothing is newly published: a program that takes such a port later is in nobody's way."""
     desired = bench.make(a=veth(publish=SERVED))
     monkeypatch.setattr(sockets, "listeners", lambda *_: pytest.fail("sockets were read"))
     assert not bench.plan(desired).steps
