@@ -28,11 +28,11 @@ from netspace.interface import conntrack, ends, forwarding, guards, hosttable, n
 from netspace.interface.ends import INSIDE_INDEX, End, Ends
 from netspace.interface.netlink import Message
 from netspace.interface.observe import Live
-from netspace.interface.published import Led
 from netspace.interface.records import Record, Volatile
 from netspace.interface.table import Table
 from netspace.layout import Layout
 from netspace.plan import Outcome, Step
+from netspace.spec.publish import Led
 from netspace.threads import in_thread
 
 # What a link that is still there answers: EEXIST a VLAN or VXLAN, the others a MAC.

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from netspace.interface import netlink
 from netspace.interface.matching import FAMILIES, PROTOCOLS
 from netspace.interface.netlink import Message, attribute
-from netspace.interface.published import Led
+from netspace.spec.publish import Led
 
 _SUBSYSTEM = 1 << 8
 _GET, _DELETE, _DUMP = 1, 2, 0x300

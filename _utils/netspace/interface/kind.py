@@ -20,7 +20,6 @@ from netspace.interface.apply import Applying, Firewall, Forwarding, Work
 from netspace.interface.ends import Ends
 from netspace.interface.netlink import Message
 from netspace.interface.observe import Live, Observed, expected, forwarded, observe, place
-from netspace.interface.published import Led
 from netspace.interface.records import Record
 from netspace.interface.table import Table
 from netspace.layout import Layout
@@ -324,8 +323,8 @@ class Interfaces:
             # What the records say may be more than was loaded, when a run was cut short between the two.
             before = self._table(observed.records)
             todo = msgspec.structs.replace(todo, before=before if before.digest == loaded.get("rendered") else None)
-        known = [] if todo.before is None else _led(observed.records)
-        todo = msgspec.structs.replace(todo, led=[one for one in _led(after) if one not in known])
+        known = [] if todo.before is None else records.led(observed.records.values())
+        todo = msgspec.structs.replace(todo, led=[one for one in records.led(after.values()) if one not in known])
         old = {"intact": loaded.get("rendered", "")[:12], "changed": "changed by hand", "absent": "absent"}
         change = {"old": old[observed.firewall], "new": todo.digest[:12] or "absent"}
         if change["old"] == change["new"]:
@@ -387,11 +386,6 @@ class Interfaces:
         refused = _refused({name: record.interface for name, record in known.items()}, observed)
         possible = {name: record for name, record in known.items() if name not in refused}
         return _refusing(refused, self._plan(possible, (), observed))
-
-
-def _led(known: Mapping[str, Record]) -> Sequence[Led]:
-    """Return all that is published, and where it leads."""
-    return [(one, record.addresses) for record in known.values() for one in published(record.interface)]
 
 
 def _refusing(refused: Mapping[str, str], plan: Plan, notes: Sequence[str] = ()) -> Plan:

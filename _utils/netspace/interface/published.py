@@ -18,17 +18,14 @@ import functools
 import hashlib
 import ipaddress
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from netspace.interface import matching
 from netspace.interface import nftables as nf
 from netspace.interface.matching import FAMILIES, PROTOCOLS
 from netspace.interface.nftables import Verdict
 from netspace.interface.table import Base, Chain, Collection, Rule
-from netspace.spec.publish import HostPort, Publication
-
-Led = tuple[Publication, Mapping[str, str]]
-"""A publication and, by family, the addresses of the environment that it leads to."""
+from netspace.spec.publish import HostPort, Led, Publication
 
 _DSTNAT = -100  # linux/netfilter_ipv4.h
 # Of keys and elements, as nft counts its types: inet_proto, inet_service, ipv4_addr, ipv6_addr.

@@ -92,6 +92,10 @@ class Publication(str):
         return ("ipv4", "ipv6") if not address else ("ipv6",) if ":" in address else ("ipv4",)
 
 
+Led = tuple[Publication, Mapping[str, str]]
+"""A publication and, by family, the addresses of the environment that it leads to."""
+
+
 def _before(address: str) -> str:
     """Return what stands before a port: *address* and a colon, or nothing."""
     return "" if not address else f"[{address}]:" if ":" in address else f"{address}:"
