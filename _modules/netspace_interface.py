@@ -33,8 +33,8 @@ def __virtual__() -> str:
 
 def list_() -> dict[str, dict[str, Any]]:
     """
-    Return every environment's interface: its kind, addresses, the name of its host end,
-    its namespace's path and whether that is ``present`` or ``missing``.
+    Return every environment's interface: its kind, addresses, the name of its host end, the ports of
+    the host that are published, its namespace's path and whether that is ``present`` or ``missing``.
 
     CLI Example:
 

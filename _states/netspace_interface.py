@@ -83,6 +83,10 @@ def present(name: str, **kwargs: Any) -> dict[str, Any]:
         Exceptions to the default drop: a list of ``{direction: in|out, cidr, protocol:
         tcp|udp|icmp, port}``. ``port`` may be ``first-last``; **without it, every port of
         the protocol** is allowed. Nothing here ever opens another environment.
+
+    publish
+        Of ``veth`` and ``tap``: ports of the host that lead to the environment's, for **whoever reaches the host**, and
+        no environment: a list of ``[ADDRESS:]PORT:INSIDE[/udp]``, in quotes. By default none.
     """
     test = bool(__opts__["test"])
     try:

@@ -7,7 +7,9 @@ from collections.abc import Iterable, Sequence
 
 from netspace.interface.firewall import WAYS, Guarded, chain_name, forwarded, of_way, single
 from netspace.interface.matching import FAMILIES, family
+from netspace.interface.published import lead_name
 from netspace.spec import check
+from netspace.spec.publish import Publication
 from netspace.spec.types import Allow
 
 # From an environment, to it: by which name it is found.
@@ -22,20 +24,20 @@ _ERRORS = {
 }
 
 
-def render(table: str, guarded: Sequence[Guarded]) -> str:
+def render(table: str, guarded: Sequence[Guarded], elsewhere: Sequence[str] = ()) -> str:
     """Return the transaction that puts the table (family ``inet``) in place of an older one, or removes it."""
     text = [f"add table inet {table}", f"delete table inet {table}"]
     if not guarded:
         return "\n".join(text) + "\n"
     ordered = sorted(guarded, key=lambda one: one.environment)
-    ruled = any(one.allow for one in ordered)
+    ruled = any(one.allow or one.publish for one in ordered)
     text.append(f"table inet {table} {{")
     text += _collection("set ends", "ifname", (f'"{one.interface}"' for one in ordered))
     for fam in FAMILIES:
         sources = (f'"{one.interface}" . {one.mac} . {one.addresses[fam]}' for one in ordered if fam in one.addresses)
         text += _collection(f"set sources_{fam}", f"ifname . ether_addr . {_TYPE[fam]}", sources)
     if ruled:
-        text += _limits([one for one in ordered if one.allow])
+        text += _limits([one for one in ordered if one.allow or one.publish])
         text += _chains(ordered)
         text += _chain("errors", [*(f"{word} type {one} accept" for word in _ERRORS for one in _ERRORS[word]), "drop"])
     text += _base("spoofed", "filter", "prerouting", "raw", [
@@ -46,7 +48,12 @@ def render(table: str, guarded: Sequence[Guarded]) -> str:
     text += _chain("beyond", _judged(ruled, "iifname", "out", "in.reply"))
     text += _chain("to_host", _judged(ruled, "iifname", "host", "in.reply"))
     text += _chain("towards", _judged(ruled, "oifname", "in", "out.reply"))
+    others = _by_family(elsewhere) if ruled else {}
+    for fam, own in others.items():
+        text += _collection(f"set elsewhere_{fam}", _TYPE[fam], own)
     text += _base("forward", "filter", "forward", "filter", [
+        *(f"iifname @ends {_WORD[fam]} daddr @elsewhere_{fam} drop" for fam in others),
+        *(f"oifname @ends {_WORD[fam]} saddr @elsewhere_{fam} drop" for fam in others),
         "iifname @ends oifname @ends drop",
         "iifname @ends goto beyond",
         "oifname @ends goto towards",
@@ -55,8 +62,62 @@ def render(table: str, guarded: Sequence[Guarded]) -> str:
     text += _base("output", "filter", "output", "filter", ["oifname @ends goto towards"])
     if any(rule.direction == "out" and forwarded([rule], one.gateways) for one in ordered for rule in one.allow):
         text += _base("outward", "nat", "postrouting", "srcnat", ["iifname @ends masquerade"])
+    if any(one.publish for one in ordered):
+        text += _published(ordered, elsewhere)
     text.append("}")
     return "\n".join(text) + "\n"
+
+
+def _published(ordered: Sequence[Guarded], elsewhere: Sequence[str]) -> list[str]:
+    """Return the chains and maps that lead published ports on."""
+    text: list[str] = []
+    lead: list[str] = []
+    for fam in FAMILIES:
+        word, type_ = _WORD[fam], _TYPE[fam]
+        ways: dict[str, list[str]] = {"": [], "_at": []}
+        for one in ordered:
+            for led in one.publish:
+                if fam not in led.families or fam not in one.addresses:
+                    continue
+                protocol, address = led.host.protocol, one.addresses[fam]
+                name = lead_name(led, address)
+                target = f"[{address}]" if fam == "ipv6" else address
+                rule = f"meta nfproto {fam} meta l4proto {protocol} dnat {word} to {target}:{led.inside}"
+                if f"\tchain {name} {{" not in text:
+                    text += _chain(name, [rule])
+                at = f" . {led.host.address}" if led.host.address else ""
+                ways["_at" if at else ""].append(f"{protocol} . {led.host.port}{at} : goto {name}")
+        text += _collection(f"map published_{fam}", "inet_proto . inet_service : verdict", ways[""])
+        text += _collection(f"map published_at_{fam}", f"inet_proto . inet_service . {type_} : verdict", ways["_at"])
+        key = f"meta nfproto {fam} meta l4proto . th dport"
+        lead += [f"{key} . {word} daddr vmap @published_at_{fam}", f"{key} vmap @published_{fam}"]
+    text += _chain("lead", lead)
+    text += _base("published", "nat", "prerouting", "dstnat", [
+        "iifname @ends accept",
+        *(f"{_WORD[fam]} saddr @elsewhere_{fam} accept" for fam in _by_family(elsewhere)),
+        "fib daddr type local goto lead",
+    ])  # fmt: skip
+    text += _base("published_here", "nat", "output", "-100", [
+        "ip daddr 127.0.0.0/8 accept",
+        "ip6 daddr ::1 accept",
+        "fib daddr type local goto lead",
+    ])  # fmt: skip
+    text += _base("led", "filter", "postrouting", "filter", ["oifname @ends ct status dnat iif 0 goto towards"])
+    return text
+
+
+def _by_family(addresses: Sequence[str]) -> dict[str, list[str]]:
+    found = {fam: [one for one in addresses if (":" in one) == (fam == "ipv6")] for fam in FAMILIES}
+    return {fam: own for fam, own in found.items() if own}
+
+
+def _let_in(led: Publication, port: str) -> str:
+    words = f"ct status dnat meta l4proto {led.host.protocol} {led.host.protocol} {port} {led.inside}"
+    words += f" ct original proto-dst {led.host.port}"
+    if led.host.address:
+        fam = led.families[0]
+        words += f" meta nfproto {fam} ct original {_WORD[fam]} daddr {led.host.address}"
+    return words
 
 
 def _judged(ruled: bool, end: str, original: str, reply: str) -> list[str]:
@@ -75,11 +136,13 @@ def _chains(ordered: Sequence[Guarded]) -> list[str]:
     chains: dict[str, list[str]] = {}
     ways: dict[str, list[str]] = {way: [] for way in WAYS}
     for one in ordered:
-        for way, (_, peer, port, then) in WAYS.items():
-            if rules := of_way(way, one.allow):
-                name = chain_name(way, rules)
+        for way, (direction, peer, port, then) in WAYS.items():
+            rules, led = of_way(way, one.allow), one.publish if direction == "in" else ()
+            if rules or led:
+                name = chain_name(way, rules, led)
                 verdict = f"goto {then}" if then else "accept"
-                chains.setdefault(name, _chain(name, [f"{_matches(rule, peer, port)} {verdict}" for rule in rules]))
+                matches = [*(_let_in(one, port) for one in led), *(_matches(rule, peer, port) for rule in rules)]
+                chains.setdefault(name, _chain(name, [f"{match} {verdict}" for match in matches]))
                 ways[way].append(f'"{one.interface}" : jump {name}')
     text = [line for name in sorted(chains) for line in chains[name]]
     for way, elements in ways.items():

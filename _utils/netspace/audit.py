@@ -20,6 +20,7 @@ from netspace import files
 from netspace.errors import NetspaceError
 from netspace.host import Host
 from netspace.spec import parse
+from netspace.spec.publish import Routed
 from netspace.spec.types import Allow, Declaration, Environment, Interface, LocalBroker, Network
 
 Rows = list[dict[str, str]]
@@ -91,10 +92,10 @@ def _declared(twins: tuple[str, str], interface: Interface, network: Network) ->
 
 
 def _anonymous(interface: Interface) -> Interface:
-    """Return the same interface without an address of its own: two can't have one."""
+    """Return the same interface without an address and published ports of its own: two can't have one."""
     own = [key for key in ("ipv4", "ipv6") if getattr(interface, key, None) is not None]
     changed: Interface = msgspec.structs.replace(interface, **dict.fromkeys(own))
-    return changed
+    return msgspec.structs.replace(changed, publish=()) if isinstance(changed, Routed) else changed
 
 
 @contextlib.contextmanager

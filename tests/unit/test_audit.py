@@ -32,9 +32,11 @@ def connect(interface):
     return problem, host.made
 
 
-def test_the_same_kind_and_rules_with_an_address_of_its_own():
+def test_the_same_kind_and_rules_with_an_address_of_its_own_and_no_published_port():
     rules = [{"direction": "out", "cidr": "198.51.100.0/24", "port": 443}]
-    problem, made = connect({"kind": "veth", "ipv4": "10.203.0.9", "allow": rules, "mtu": 1400})
+    problem, made = connect(
+        {"kind": "veth", "ipv4": "10.203.0.9", "allow": rules, "mtu": 1400, "publish": ["443:8443"]}
+    )
     wanted = parse.interface({"kind": "veth", "allow": rules, "mtu": 1400})
     assert (problem, made) == ("", [{"one": wanted, "two": wanted}])
     assert connect(None) == ("", [{"one": NONE, "two": NONE}])

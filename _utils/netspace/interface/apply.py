@@ -24,7 +24,7 @@ import msgspec
 
 from netspace import files
 from netspace.errors import MissingError, NetspaceError, StateError
-from netspace.interface import ends, forwarding, guards, hosttable, namespaces, netlink, records
+from netspace.interface import conntrack, ends, forwarding, guards, hosttable, namespaces, netlink, records
 from netspace.interface.ends import INSIDE_INDEX, End, Ends
 from netspace.interface.netlink import Message
 from netspace.interface.observe import Live
@@ -32,6 +32,7 @@ from netspace.interface.records import Record, Volatile
 from netspace.interface.table import Table
 from netspace.layout import Layout
 from netspace.plan import Outcome, Step
+from netspace.spec.publish import Led
 from netspace.threads import in_thread
 
 # What a link that is still there answers: EEXIST a VLAN or VXLAN, the others a MAC.
@@ -88,10 +89,14 @@ class Work(msgspec.Struct, frozen=True):
 
 
 class Firewall(msgspec.Struct, frozen=True):
-    """The packet filter to load, and (if known) the one that is in the kernel: then only what differs is changed."""
+    """The packet filter to load, and (if known) the one that is in the kernel: then only what differs is changed.
+
+    :param led: the publications that the kernel may not have yet.
+    """
 
     table: Table
     before: Table | None = None
+    led: Sequence[Led] = ()
 
     @property
     def digest(self) -> str:
@@ -253,6 +258,7 @@ class Applying:
                 self.volatile.write(self.layout)
                 try:
                     self.volatile.firewall = hosttable.put(self.layout.nft_table, todo.table, todo.before, before)
+                    conntrack.forget_stale(todo.led)
                 except NetspaceError as err:
                     self._fail(step.name, err)
                     self.volatile.firewall = before  # it is all or nothing

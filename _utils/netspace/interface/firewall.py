@@ -5,7 +5,8 @@ Rules, in the order in which a packet meets them:
 1. What neither comes from nor goes to an interface of ours passes untouched.
 2. What an interface sends must bear its own MAC and its own address, else it is dropped
    before anything else looks at it.
-3. From one environment to another nothing passes, whatever ``allow`` says.
+3. From one environment to another nothing passes, whatever ``allow`` says, and wherever the
+   other is: with an end on the host, or on somebody's network, by its address there.
 4. A connection passes if an ``allow`` rule covers it. That is judged anew for each of its
    packets, in both directions, so that a rule taken away cuts what it had opened.
 5. The host itself is reached by an ``out`` rule only if that names one single address;
@@ -16,6 +17,7 @@ Rules, in the order in which a packet meets them:
    closed leaves the host's table of connections within seconds. So none can fill that table.
 7. ICMP errors about a connection that passed may follow it. All else is dropped. No helper
    reads along, so no other connection is ever expected.
+8. Ports of the host that are published are led on: ``netspace.interface.published``.
 
 Allowed connections outwards are masqueraded. Everything is looked up in maps by the
 interface's name, so that a packet's cost doesn't grow with the number of environments,
@@ -38,11 +40,12 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
-from netspace.interface import matching
+from netspace.interface import matching, published
 from netspace.interface import nftables as nf
 from netspace.interface.matching import FAMILIES, family
 from netspace.interface.nftables import Verdict
 from netspace.interface.table import Base, Chain, Collection, Rule, Table, Timeout
+from netspace.spec.publish import Publication
 from netspace.spec.types import Allow, Cidr
 
 # From an environment, to it: by which name it is found.
@@ -53,6 +56,7 @@ _MOST = 65536  # interfaces whose connections are counted
 _RAW, _SRCNAT = -300, 100  # priorities: linux/netfilter_ipv4.h
 # Of a set's keys: nft's number of the type, bytes, and what nft wants to know of their byte order.
 _NAME = (41, 16, bytes.fromhex("000401000000"))
+_ADDRESS = {"ipv4": (7, 4), "ipv6": (8, 16)}
 _NAME_TO_VERDICT = (41, 16, bytes.fromhex("000401000000010400000000"))
 # A name, a MAC and an address: each padded to four bytes.
 _SOURCE = {
@@ -70,6 +74,7 @@ class Guarded(msgspec.Struct, frozen=True):
     :param addresses: by family, the only addresses it may send from.
     :param gateways: by family, the host's address at its end.
     :param connections: that may be open at once.
+    :param publish: ports of the host that lead to it.
     """
 
     environment: str
@@ -79,13 +84,16 @@ class Guarded(msgspec.Struct, frozen=True):
     gateways: Mapping[str, str]
     allow: tuple[Allow, ...] = ()
     connections: int = 1024
+    publish: tuple[Publication, ...] = ()
 
 
-def forwarded(allow: Iterable[Allow], gateways: Mapping[str, str]) -> frozenset[str]:
-    """Return the families in which *allow* concerns others than the host, so that it must forward packets."""
+def forwarded(
+    allow: Iterable[Allow], gateways: Mapping[str, str], publish: Iterable[Publication] = ()
+) -> frozenset[str]:
+    """Return the families in which rules concern others than the host, so that it must forward packets."""
     return frozenset(
         fam for rule in allow if (fam := family(rule)) not in gateways or not _is(rule.cidr, gateways[fam])
-    )
+    ) | {fam for one in publish for fam in one.families}
 
 
 @functools.lru_cache(4096)
@@ -94,12 +102,15 @@ def _is(cidr: Cidr, address: str) -> bool:
     return cidr.network == ipaddress.ip_network(address)
 
 
-def build(guarded: Sequence[Guarded]) -> Table:
-    """Return the table (family ``inet``) for these; an empty one for none."""
+def build(guarded: Sequence[Guarded], elsewhere: Iterable[str] = ()) -> Table:
+    """Return the table (family ``inet``) for these; an empty one for none.
+
+    :param elsewhere: addresses of environments that have no end on the host.
+    """
     if not guarded:
         return Table()
     ordered = sorted(guarded, key=lambda one: one.environment)
-    ruled = [one for one in ordered if one.allow]
+    ruled = [one for one in ordered if one.allow or one.publish]
     keys = {one.interface: _key(one.interface) for one in ordered}
     sets = {"ends": Collection(*_NAME, dict.fromkeys(keys.values()))}
     for fam in FAMILIES:
@@ -120,16 +131,39 @@ def build(guarded: Sequence[Guarded]) -> Table:
         ("towards", nf.OIFNAME, "in", "out.reply"),
     ):
         chains[name] = Chain(_judged(end, original, reply) if ruled else [[_DROP]])
+    others = _elsewhere(elsewhere, sets) if ruled else []
     for name, (hook, rules) in _HOOKED.items():
-        chains[name] = Chain(rules, Base("filter", hook))
+        apart: list[Rule] = []
+        if name == "forward":
+            for which, ours in (("daddr", _OURS_IN), ("saddr", _OURS_OUT)):
+                apart += [[*ours, *matching.address(fam, which), nf.member(one), _DROP] for fam, one in others]
+        chains[name] = Chain([*apart, *rules], Base("filter", hook))
     if any(rule.direction == "out" and forwarded([rule], one.gateways) for one in ruled for rule in one.allow):
         chains["outward"] = Chain([[*_OURS_IN, nf.MASQUERADE]], Base("nat", nf.POSTROUTING, _SRCNAT))
+    if led := [(publication, one.addresses) for one in ordered for publication in one.publish]:
+        sent_by = [[*matching.address(fam, "saddr"), nf.member(one)] for fam, one in others]
+        more, maps = published.chains(led, sent_by)
+        chains.update(more)
+        sets.update(maps)
     return Table(chains, sets, timeouts)
 
 
-def chain_name(way: str, rules: Sequence[Allow]) -> str:
+def _elsewhere(addresses: Iterable[str], sets: dict[str, Collection]) -> list[tuple[str, str]]:
+    """Add sets of these addresses; return the family and the name of each, none where there are no addresses."""
+    found: dict[str, set[bytes]] = {}
+    for one in addresses:
+        parsed = ipaddress.ip_address(one)
+        found.setdefault(f"ipv{parsed.version}", set()).add(parsed.packed)
+    names = []
+    for fam, packed in sorted(found.items()):
+        sets[f"elsewhere_{fam}"] = Collection(*_ADDRESS[fam], b"", dict.fromkeys(sorted(packed)))
+        names.append((fam, f"elsewhere_{fam}"))
+    return names
+
+
+def chain_name(way: str, rules: Sequence[Allow], publish: Sequence[Publication] = ()) -> str:
     """Return the name of the chain that interfaces with the same rules share."""
-    text = repr([(str(rule.cidr), rule.protocol, str(rule.port)) for rule in rules])
+    text = repr([*publish, *((str(rule.cidr), rule.protocol, str(rule.port)) for rule in rules)])
     return f"{way}.{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
@@ -209,7 +243,7 @@ def _allowed(
     for way in WAYS:
         elements: dict[bytes, Verdict | None] = {}
         for one in ruled:
-            name, rules = _chain(way, one.allow)
+            name, rules = _chain(way, one.allow, one.publish)
             if rules:
                 chains.setdefault(name, Chain(rules))
                 elements[keys[one.interface]] = nf.to_jump(name)
@@ -217,11 +251,13 @@ def _allowed(
 
 
 @functools.lru_cache(4096)
-def _chain(way: str, allow: tuple[Allow, ...]) -> tuple[str, Sequence[Rule]]:
-    _, peer, port, chain = WAYS[way]
+def _chain(way: str, allow: tuple[Allow, ...], publish: tuple[Publication, ...]) -> tuple[str, Sequence[Rule]]:
+    direction, peer, port, chain = WAYS[way]
     then = nf.goto(chain) if chain else _ACCEPT
     rules = of_way(way, allow)
-    return chain_name(way, rules), [[*matching.covers(rule, peer, port), then] for rule in rules]
+    led = publish if direction == "in" else ()
+    made = [[*published.let_in(one, reply=not chain), then] for one in led]
+    return chain_name(way, rules, led), [*made, *([*matching.covers(rule, peer, port), then] for rule in rules)]
 
 
 def _limits(

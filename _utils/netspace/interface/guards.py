@@ -30,8 +30,12 @@ def is_inside(record: Record) -> bool:
 
 def numbers(known: Collection[Record]) -> Numbers:
     """Return the addresses, as sorted (version, number), of all interfaces that the host's table doesn't see."""
-    parsed = (ipaddress.ip_address(one) for record in known if is_inside(record) for one in record.addresses.values())
-    return sorted((address.version, int(address)) for address in parsed)
+    return sorted((address.version, int(address)) for address in map(ipaddress.ip_address, elsewhere(known)))
+
+
+def elsewhere(known: Collection[Record]) -> list[str]:
+    """Return the addresses of all interfaces that the host's table doesn't see."""
+    return [one for record in known if is_inside(record) for one in record.addresses.values()]
 
 
 def wanted(layout: Layout, record: Record, ends: Ends, place: Place, everybody: Numbers) -> tuple[Message, ...]:

@@ -114,8 +114,8 @@ def _explained(error: OSError) -> NetspaceError:
     if error.errno in _LACKING:
         return MissingError(
             f"nftables in the kernel ({said})",
-            "use a kernel with CONFIG_NF_TABLES_INET, NFT_CT, NFT_CONNLIMIT, NFT_MASQ, NF_CONNTRACK and "
-            "NF_CONNTRACK_TIMEOUT, or declare kind none only",
+            "use a kernel with CONFIG_NF_TABLES_INET, NFT_CT, NFT_CONNLIMIT, NFT_MASQ, NFT_NAT, NFT_FIB_INET, "
+            "NF_CONNTRACK and NF_CONNTRACK_TIMEOUT, or declare kind none only",
         )
     if error.errno == errno.EPERM:
         said += "; another program owns a table of that name (nft list tables), or this one isn't run by root"

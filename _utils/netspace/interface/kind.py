@@ -19,12 +19,13 @@ from netspace.interface import addresses, ends, firewall, forwarding, guards, ki
 from netspace.interface.apply import Applying, Firewall, Forwarding, Work
 from netspace.interface.ends import Ends
 from netspace.interface.netlink import Message
-from netspace.interface.observe import Live, Observed, expected, observe, place
+from netspace.interface.observe import Live, Observed, expected, forwarded, observe, place
 from netspace.interface.records import Record
 from netspace.interface.table import Table
 from netspace.layout import Layout
 from netspace.plan import Outcome, Plan, Refusal, Result, Step
 from netspace.spec import check
+from netspace.spec.publish import published
 from netspace.spec.types import Filtered, Interface, Network
 
 FIREWALL, FORWARDING = "host:firewall", "host:forwarding"
@@ -110,6 +111,7 @@ class Interfaces:
             "addresses": dict(record.addresses),
             "gateways": dict(record.gateways),
             "host_end": record.host_end,
+            **({"publish": list(led)} if (led := published(record.interface)) else {}),
             **({"public_key": record.public_key} if record.public_key else {}),
             "netns": str(self.layout.netns(name)),
             "state": "present" if self.layout.netns_name(name) in kept else "missing",
@@ -304,10 +306,11 @@ class Interfaces:
                 record.gateways,
                 record.interface.allow,
                 record.interface.connections,
+                published(record.interface),
             )
             for name, record in known.items()
             if isinstance(record.interface, Filtered) and kinds.of(record.interface).FILTER == "host"
-        ])  # fmt: skip
+        ], guards.elsewhere(known.values()))  # fmt: skip
 
     def _firewall(self, after: Mapping[str, Record], observed: Observed) -> Step | None:
         loaded = observed.volatile.firewall
@@ -320,6 +323,8 @@ class Interfaces:
             # What the records say may be more than was loaded, when a run was cut short between the two.
             before = self._table(observed.records)
             todo = msgspec.structs.replace(todo, before=before if before.digest == loaded.get("rendered") else None)
+        known = [] if todo.before is None else records.led(observed.records.values())
+        todo = msgspec.structs.replace(todo, led=[one for one in records.led(after.values()) if one not in known])
         old = {"intact": loaded.get("rendered", "")[:12], "changed": "changed by hand", "absent": "absent"}
         change = {"old": old[observed.firewall], "new": todo.digest[:12] or "absent"}
         if change["old"] == change["new"]:
@@ -331,13 +336,15 @@ class Interfaces:
             family
             for record in after.values()
             if kinds.of(record.interface).FILTER == "host"
-            for family in firewall.forwarded(getattr(record.interface, "allow", ()), record.gateways)
+            for family in forwarded(record)
             if family in record.addresses
         }
         changes = forwarding.changes(needed, observed.forwarding, observed.volatile.forwarding)
         if not changes:
             return None
-        reason = "an allow rule needs packets to be forwarded" if needed else "nothing needs it any more"
+        reason = (
+            "an allow rule or a published port needs packets to be forwarded" if needed else "nothing needs it any more"
+        )
         standing = {name: one for name, one in observed.live.items() if one.outside and name in after}
         settings = {
             one.outside: outside.ipv4
@@ -398,8 +405,13 @@ def _impossible(spec: Interface, observed: Observed) -> str:
     if name in observed.missing:
         return f"an interface of kind {name} can't be had: {observed.missing[name]}"
     lacks = getattr(kind, "lacks", None)
-    reason = lacks(spec, observed.links) if lacks is not None else ""
-    return f"an interface of kind {name} can't be had: {reason}" if reason else ""
+    if reason := lacks(spec, observed.links) if lacks is not None else "":
+        return f"an interface of kind {name} can't be had: {reason}"
+    taken = (one.host for one in published(spec) if one.host in observed.taken)
+    return "; ".join(
+        f"port {port} can't be published: {observed.taken[port]} has it; end that program, or take another port"
+        for port in taken
+    )
 
 
 def _clashing(new: Mapping[str, Record], others: Mapping[str, Record]) -> dict[str, str]:

@@ -41,7 +41,7 @@ FAMILIES = {
     "ipv6": Family(bytes([socket.AF_INET6]), nf.IPV6, {"saddr": 8, "daddr": 24}, 16, 58, (1, 2, 3, 4)),
 }
 _PORT = {"sport": 0, "dport": 2}
-_PROTOCOLS = {"tcp": 6, "udp": 17}
+PROTOCOLS = {"tcp": 6, "udp": 17}
 
 
 def family(rule: Allow) -> str:
@@ -53,6 +53,12 @@ def icmp(of: Family, *types: int) -> list[list[Expression]]:
     """Return, for each of *types*, the expressions that match its packets."""
     head = [*nf.is_(nf.NFPROTO, of.proto), *nf.is_(nf.L4PROTO, bytes([of.icmp]))]
     return [[*head, nf.payload(nf.TRANSPORT, 0, 1), nf.equal(bytes([type_]))] for type_ in types]
+
+
+def address(name: str, which: str, length: int = 0) -> list[Expression]:
+    """Match packets of the family *name*, and load the first *length* bytes of one of their addresses; 0: all of it."""
+    of = FAMILIES[name]
+    return [*nf.is_(nf.NFPROTO, of.proto), nf.payload(nf.NETWORK, of.address[which], length or of.length)]
 
 
 def covers(rule: Allow, peer: str, port: str) -> list[Expression]:
@@ -75,7 +81,7 @@ def covers(rule: Allow, peer: str, port: str) -> list[Expression]:
             ]
         else:
             words += [nf.payload(nf.NETWORK, of.address[peer], octets), nf.equal(address[:octets])]
-    protocol = of.icmp if rule.protocol == "icmp" else _PROTOCOLS[rule.protocol]
+    protocol = of.icmp if rule.protocol == "icmp" else PROTOCOLS[rule.protocol]
     words += nf.is_(nf.L4PROTO, bytes([protocol]))
     if rule.protocol != "icmp" and rule.port is not None:
         bounds = check.ports(rule.port)

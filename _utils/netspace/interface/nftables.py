@@ -33,7 +33,7 @@ IPV4, IPV6, ARP = 0x0800, 0x86DD, 0x0806  # linux/if_ether.h
 
 # What can be loaded: meta and ct keys.
 PROTOCOL, IIF, OIF, IIFNAME, OIFNAME, IIFTYPE, NFPROTO, L4PROTO = 1, 4, 5, 6, 7, 8, 15, 16
-STATE, DIRECTION = 0, 1
+STATE, DIRECTION, STATUS, TO_PORT, TO_IPV4, TO_IPV6 = 0, 1, 2, 12, 20, 22
 ORIGINAL, REPLY = b"\0", b"\1"
 LINK, NETWORK, TRANSPORT = 0, 1, 2  # what payload offsets count from
 
@@ -52,7 +52,12 @@ _JUMP, _GOTO = -3, -4
 _REGISTER = 1
 # The second register of 16 bytes, and the third quarter of it: behind an interface's name, and a MAC.
 SECOND, SECOND_THIRD = 2, 14
+# The second and third quarter of the first: behind a protocol, and a port.
+FIRST_SECOND, FIRST_THIRD = 9, 10
 _NEW, _RELATED = 8, 4  # bits of a connection's state
+_TRANSLATED = 0x20  # bit of its status: it goes elsewhere than it was sent to
+_DNAT, _PORT_GIVEN = 1, 2  # linux/netfilter/nf_nat.h
+_FIB_DESTINATION, _FIB_TYPE, _LOCAL = 2, 3, 2
 _TIMEOUT = 7  # the number of that kind of object
 
 # Of a set's keys: nft's number of the type (for whoever lists it), and bytes.
@@ -113,8 +118,10 @@ def meta(key: int) -> Expression:
 
 
 @_remembered
-def connection(key: int) -> Expression:
-    return _expression("ct", attribute(2, _number(key)), attribute(1, _number(_REGISTER)))
+def connection(key: int, *, original: bool = False) -> Expression:
+    """Load what the kernel knows of the packet's connection; with *original*, as its first packet was sent."""
+    way = [attribute(3, ORIGINAL)] if original else []
+    return _expression("ct", attribute(2, _number(key)), attribute(1, _number(_REGISTER)), *way)
 
 
 @_remembered
@@ -264,6 +271,42 @@ def not_new() -> list[Expression]:
 
 def related() -> list[Expression]:
     return [connection(STATE), masked(struct.pack("=I", _RELATED)), equal(bytes(4), negate=True)]
+
+
+def translated() -> list[Expression]:
+    """Match packets of a connection that some rule leads elsewhere than it was sent to."""
+    return [connection(STATUS), masked(struct.pack("=I", _TRANSLATED)), equal(bytes(4), negate=True)]
+
+
+@_remembered
+def _to_fib_type() -> Expression:
+    return _expression(
+        "fib",
+        attribute(1, _number(_REGISTER)),
+        attribute(2, _number(_FIB_TYPE)),
+        attribute(3, _number(_FIB_DESTINATION)),
+    )
+
+
+def to_own_address() -> list[Expression]:
+    """Match packets that are sent to an address which the host has."""
+    return [_to_fib_type(), equal(struct.pack("=I", _LOCAL))]
+
+
+def lead_to(family: int, address: bytes, port: int) -> list[Expression]:
+    """Lead the connection that begins to another address, of the protocol *family*, and port."""
+    return [
+        _expression("immediate", attribute(1, _number(_REGISTER)), _value(2, address)),
+        _expression("immediate", attribute(1, _number(SECOND)), _value(2, struct.pack(">H", port))),
+        _expression(
+            "nat",
+            attribute(1, _number(_DNAT)),
+            attribute(2, _number(family)),
+            attribute(3, _number(_REGISTER)),
+            attribute(5, _number(SECOND)),
+            attribute(7, _number(_PORT_GIVEN)),
+        ),
+    ]
 
 
 # -- tables --------------------------------------------------------------------------

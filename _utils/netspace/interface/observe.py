@@ -15,12 +15,24 @@ from dataclasses import replace
 
 import msgspec
 
-from netspace.interface import ends, forwarding, guards, hosttable, kinds, namespaces, netlink, records, support
+from netspace import sockets
+from netspace.interface import (
+    ends,
+    firewall,
+    forwarding,
+    guards,
+    hosttable,
+    kinds,
+    namespaces,
+    netlink,
+    records,
+    support,
+)
 from netspace.interface.ends import End, Ends, Place
-from netspace.interface.firewall import forwarded
 from netspace.interface.netlink import Link, Route
 from netspace.interface.records import Record, Volatile
 from netspace.layout import Layout
+from netspace.spec.publish import HostPort, published
 from netspace.spec.types import Interface
 from netspace.threads import in_thread
 
@@ -43,6 +55,7 @@ class Observed(msgspec.Struct, frozen=True):
     :param links: the host's links that interfaces need, by name, where these are there.
     :param guards: per environment with a table in its namespace ``intact`` or ``changed``.
     :param missing: per kind that the kernel lacks, what is missing and what to do.
+    :param taken: of the ports to be published that aren't yet, those that a program of the host's has, and which.
     """
 
     records: Mapping[str, Record] = msgspec.field(default_factory=dict)
@@ -54,23 +67,29 @@ class Observed(msgspec.Struct, frozen=True):
     links: Mapping[str, Link] = msgspec.field(default_factory=dict)
     missing: Mapping[str, str] = msgspec.field(default_factory=dict)
     guards: Mapping[str, str] = msgspec.field(default_factory=dict)
+    taken: Mapping[HostPort, str] = msgspec.field(default_factory=dict)
 
 
 def place(layout: Layout, name: str, record: Record) -> Place:
     """Return the :class:`Place` of the interface of *name*, from its record."""
-    allow = getattr(record.interface, "allow", ())
     return Place(
         host_name=ends.host_name(layout.instance, name),
         mac=ends.mac(layout.instance, name),
         alias=ends.alias(layout.instance, name),
         addresses=record.addresses,
         gateways=record.gateways,
-        forwarding="ipv4" in forwarded(allow, record.gateways),
+        forwarding="ipv4" in forwarded(record),
         ipv6=has_ipv6(),
         secret=str(records.secret(layout, name)),
         public_key=record.public_key,
         owner=record.owner,
     )
+
+
+def forwarded(record: Record) -> frozenset[str]:
+    """Return the families in which the host forwards packets for an interface."""
+    spec = record.interface
+    return firewall.forwarded(getattr(spec, "allow", ()), record.gateways, published(spec))
 
 
 def expected(layout: Layout, name: str, record: Record, at: Place | None = None) -> Ends:
@@ -100,6 +119,7 @@ def observe(
     volatile = Volatile.read(layout)
     wanted = {name: expected(layout, name, record) for name, record in known.items() if only is None or name in only}
     linked = {name: one for name, one in wanted.items() if one != Ends()}
+    declared = list(declared)
     specs = [*(known[name].interface for name in wanted), *declared]
     needed = {parent for spec in specs for parent in kinds.parents(spec)}
     links, live, guarded = _links(layout, linked, known, kept, needed, volatile, doomed)
@@ -113,7 +133,24 @@ def observe(
         links={link.name: link for link in links if link.name in needed},
         missing=support.missing(specs, links),
         guards=guarded,
+        taken=_taken(declared, known.values()),
     )
+
+
+def _taken(declared: Iterable[Interface], known: Iterable[Record]) -> dict[HostPort, str]:
+    """Return the ports to be published that somebody has; those that are published already are ours."""
+    ours = {one.host for record in known for one in published(record.interface)}
+    wanted = {one.host for spec in declared for one in published(spec)} - ours
+    if not wanted:
+        return {}
+    ports = {port.port for port in wanted}
+    found = [one for table in sockets.TABLES for one in sockets.listeners(table, ports)]
+    taken = {}
+    for port in wanted:
+        # As bind(2) would: any address is in the way of each, and each in the way of any.
+        if own := [one for one in found if HostPort(one.protocol, one.port, one.address).overlaps(port)]:
+            taken[port] = str(sockets.holder(own))
+    return taken
 
 
 def _links(

@@ -8,7 +8,7 @@ before what it names is made and removed after that is gone. ``<run>/network.jso
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from netspace import files
 from netspace.errors import SpecError, StateError
 from netspace.layout import Layout, below
 from netspace.spec import parse
+from netspace.spec.publish import Led, published
 from netspace.spec.types import Interface, Prefixed
 
 KIND = "interfaces"
@@ -81,6 +82,11 @@ def plain(spec: Interface) -> dict[str, Any]:
     """Return a declared interface as JSON would give it back."""
     encoded = parse.encode(spec)
     return {key: list(value) if isinstance(value, tuple) else value for key, value in encoded.items()}
+
+
+def led(known: Iterable[Record]) -> list[Led]:
+    """Return all that is published, and where it leads."""
+    return [(one, record.addresses) for record in known for one in published(record.interface)]
 
 
 def path(layout: Layout, name: str) -> Path:

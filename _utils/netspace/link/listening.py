@@ -7,17 +7,14 @@ port was taken. Changes nothing.
 from __future__ import annotations
 
 import contextlib
-import os
+import ipaddress
 import socket
 from pathlib import Path
-from typing import NamedTuple
 
+from netspace import sockets
 from netspace.layout import Layout
-from netspace.link import authority, identity, sockets
+from netspace.link import authority, identity
 from netspace.spec.types import PORTS, LocalBroker
-
-# Loopback, also as an IPv6 socket has it for IPv4; all addresses are noughts.
-_NEAR = (sockets.LOOPBACK4, sockets.LOOPBACK6, f"0000000000000000FFFF0000{sockets.LOOPBACK4}")
 
 
 def unanswered(layout: Layout, spec: LocalBroker, seconds: float = 5.0) -> str:
@@ -46,16 +43,6 @@ def unanswered(layout: Layout, spec: LocalBroker, seconds: float = 5.0) -> str:
         return f"port {spec.port} doesn't answer as the broker ({err})" + (f"; {who} has it" if who else "")
 
 
-class Holder(NamedTuple):
-    """A program that has a port; ``pid`` is 0 where that can't be told."""
-
-    name: str
-    pid: int
-
-    def __str__(self) -> str:
-        return f"{self.name} (process {self.pid})" if self.pid else self.name
-
-
 def taken(spec: LocalBroker, own: int | None = None) -> str:
     """Return which of the broker's ports another program has, and which program; empty where none is taken.
 
@@ -69,26 +56,17 @@ def taken(spec: LocalBroker, own: int | None = None) -> str:
     return ""
 
 
-def holder(port: int) -> Holder | None:
-    """Return the program that listens at a TCP port of this network namespace (proc(5), ``net/tcp``); None: none does.
+def holder(port: int) -> sockets.Holder | None:
+    """Return the program that listens at a TCP port of this network namespace; None: none does.
 
     Bound to one address that is not loopback, it is in nobody's way.
     """
-    found = [one for table in ("tcp", "tcp6") for one in sockets.listeners(table, port)]
-    inodes = {one.inode for one in found if one.address in _NEAR or not one.address.strip("0")}
-    if not inodes:
-        return None
-    links = {f"socket:[{inode}]" for inode in inodes}
-    for name in os.listdir("/proc"):
-        if not name.isdigit():
-            continue
-        try:
-            with os.scandir(f"/proc/{name}/fd") as descriptors:
-                if any(os.readlink(one.path) in links for one in descriptors):
-                    return Holder(Path(f"/proc/{name}/comm").read_text().strip(), int(name))
-        except OSError:  # it ended, or is another's
-            continue
-    return Holder("another program", 0)
+    found = [one for table in ("tcp", "tcp6") for one in sockets.listeners(table, {port}) if _near(one.address)]
+    return sockets.holder(found) if found else None
+
+
+def _near(address: str) -> bool:
+    return not address or ipaddress.ip_address(address).is_loopback
 
 
 def _any_identity(layout: Layout) -> Path | None:

@@ -14,8 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
-from netspace import threads
-from netspace.link import sockets
+from netspace import sockets, threads
 
 LOOPBACK = "127.0.0.1"
 
@@ -64,7 +63,7 @@ def _root_listens(port: int) -> bool:
 
     Then nobody else can. No program in an environment has the user id 0 of the host.
     """
-    return any((one.address, one.user) == (sockets.LOOPBACK4, 0) for one in sockets.listeners("tcp", port))
+    return any((one.address, one.user) == (LOOPBACK, 0) for one in sockets.listeners("tcp", {port}))
 
 
 def told(refused: Mapping[str, str]) -> str:

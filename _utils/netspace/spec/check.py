@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from netspace.errors import Problem
-from netspace.spec import fleet
+from netspace.spec import fleet, publish
 from netspace.spec.paths import PLAINLY, bare, clean
 from netspace.spec.paths import plain as plain  # others know it from here
 from netspace.spec.types import (
@@ -377,12 +377,17 @@ def interface(spec: Interface, path: str) -> list[Problem]:
             problems.append(Problem(where, "icmp has no ports"))
         elif ports(rule.port) is None:
             problems.append(Problem(where, f"{rule.port!r}: expected a port in 1..65535 or 'first-last'"))
+    if len(publish.published(spec)) > publish.MOST:
+        problems.append(Problem(f"{path}:publish", f"more than {publish.MOST}"))
     problems += [Problem(f"{path}:{key}", message) for key, message in spec.problems()]
     return problems
 
 
-def together(interfaces: Mapping[str, Interface]) -> list[tuple[str, str, str]]:
-    """Return the conflicts among one host's interfaces, by their environments' names: (name, key, message)."""
+def together(interfaces: Mapping[str, Interface], path: str = "netspace") -> list[tuple[str, str, str]]:
+    """Return the conflicts among one host's interfaces, by their environments' names: (name, key, message).
+
+    :param path: where the declaration stands.
+    """
     found: list[tuple[str, str, str]] = []
     owners: dict[str, str] = {}
     agreed: dict[str, tuple[str, str]] = {}
@@ -395,7 +400,7 @@ def together(interfaces: Mapping[str, Interface]) -> list[tuple[str, str, str]]:
             first, other = agreed.setdefault(subject, (name, value))
             if other != value:
                 found.append((name, key, f"{subject} is {value} here, but {other} for {first}: they must be the same"))
-    return found
+    return found + publish.conflicts(interfaces, path)
 
 
 def ports(value: int | str) -> tuple[int, int] | None:
@@ -523,12 +528,21 @@ def clashes(
 
     known_ones = {name: spec.interface for name, spec in declared.environments.items() if spec.interface is not None}
     problems += [
-        Problem(f"{path}:environments:{name}:interface:{key}", message) for name, key, message in together(known_ones)
+        Problem(f"{path}:environments:{name}:interface:{key}", message)
+        for name, key, message in (*together(known_ones, path), *_published(declared, known_ones, path))
     ]
 
     problems += _volumes(declared, path)
     problems += _settings(declared, path)
     return problems
+
+
+def _published(declared: Declaration, interfaces: Mapping[str, Interface], path: str) -> Iterable[tuple[str, str, str]]:
+    """Return the publications at a port of the broker's: (name, key, message)."""
+    broker = declared.broker
+    if not isinstance(broker, LocalBroker):
+        return ()
+    return publish.against_broker(interfaces, broker, fleet.address(broker.listen or ""), path)
 
 
 def _volumes(declared: Declaration, path: str) -> list[Problem]:

@@ -18,7 +18,8 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 import msgspec
 
 from netspace.errors import Problem, SpecError
-from netspace.spec import check, fleet
+from netspace.spec import check, fleet, publish
+from netspace.spec.publish import Publication, Routed
 from netspace.spec.types import (
     NAME,
     NAME_RULE,
@@ -147,6 +148,10 @@ def interface(data: Any, path: str = "interface") -> Interface:
     """Parse one interface of any kind; None is the kind ``none``."""
     if data is None:
         data = {"kind": "none"}
+    if isinstance(data, Mapping) and "publish" in data:
+        kind = data.get("kind")
+        if any(of.__struct_config__.tag == kind and not issubclass(of, Routed) for of in _members(_interface_kinds())):
+            raise SpecError([Problem(f"{path}:publish", publish.misplaced(str(kind)))])
     parsed: Interface = convert(data, _interface_kinds(), path)
     problems = check.interface(parsed, path)
     if problems:
@@ -210,7 +215,7 @@ def encode(value: Any) -> Any:
 def _encode(value: Any) -> Any:
     if isinstance(value, (Size, Rate)):
         return int(value)
-    if isinstance(value, (Cidr, Address, Prefixed)):
+    if isinstance(value, (Cidr, Address, Prefixed, Publication)):
         return str(value)
     raise NotImplementedError(type(value))
 
@@ -233,7 +238,7 @@ def convert(data: Any, of: Any, path: str) -> Any:
 
 
 def _decode(of: type, value: Any) -> Any:
-    if of in (Size, Rate, Cidr, Address, Prefixed):
+    if of in (Size, Rate, Cidr, Address, Prefixed, Publication):
         return of.parse(value)
     raise NotImplementedError(of)
 

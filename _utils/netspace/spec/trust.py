@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from netspace.spec.publish import Routed, published
 from netspace.spec.types import Declaration, Environment, Filtered, Interface, OnLoss, Requirement
 
 
@@ -96,11 +97,19 @@ def withheld(applied: Mapping[str, Environment], trust: Trust) -> dict[str, str]
 
 
 def narrowed(there: Interface, declared: Interface) -> Interface:
-    """Return the interface that *there* may become while its environment is withheld: its rules may only get fewer."""
+    """Return the interface that *there* may become while its environment is withheld.
+
+    Its rules and publications may only get fewer.
+    """
     if declared.NONE:
         return declared
     if isinstance(there, Filtered) and isinstance(declared, Filtered):
-        return msgspec.structs.replace(there, allow=tuple(rule for rule in there.allow if rule in declared.allow))
+        allow = tuple(rule for rule in there.allow if rule in declared.allow)
+        kept: Interface = msgspec.structs.replace(there, allow=allow)
+        if isinstance(kept, Routed):
+            led = tuple(one for one in kept.publish if one in published(declared))
+            kept = msgspec.structs.replace(kept, publish=led)
+        return kept
     return there
 
 

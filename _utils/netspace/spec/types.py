@@ -360,6 +360,10 @@ class Interface(Base, frozen=True, tag_field="kind"):
         """Return the values that interfaces must agree about: (key, subject, value)."""
         return ()
 
+    def listens(self) -> Iterable[tuple[str, int]]:
+        """Return the UDP ports of the host at which its own packets arrive: (key, port)."""
+        return ()
+
 
 class Filtered(Interface, frozen=True):
     """Base of the kinds that are filtered: nothing passes but what ``allow`` names.

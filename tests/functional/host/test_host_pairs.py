@@ -2,7 +2,8 @@
 
 Each declaration of a chain is applied from nothing first, which shows how the host is to look. Then the chain is
 walked: each step succeeds at once, and leaves nothing to do, nothing of the one before, nothing of another's touched.
-What two may take from one another moves between environments: an address, a folder, the ends of links, an order.
+What two may take from one another moves between environments: an address, a port of the host, a folder, the ends of
+links, an order.
 
 ``NETSPACE_PAIRS`` is the number of steps, ``NETSPACE_SEED`` another seed.
 """
@@ -68,12 +69,13 @@ class Chooser:
         names = [name for name in NAMES if self._random.random() < 0.65] or [NAMES[0]]  # without any, images stay
         addresses = dict(zip(names, self._random.sample(ADDRESSES, len(names)), strict=True))
         folders = self._shared(("one", "two"), names)
+        ports = self._shared(("443", "198.51.100.1:53"), names)
         environments = {}
         for place, name in enumerate(names):
             environments[name] = {
                 **common,
                 **self._some(place, names),
-                "interface": self._interface(addresses[name]),
+                "interface": self._interface(addresses[name], ports.get(name)),
                 "limits": {"pids": self._random.choice((64, 128)), "memory": self._random.choice(("64M", "96M"))},
             }
             if name in folders:
@@ -110,13 +112,15 @@ class Chooser:
             found["after"] = [choose(names[:place])]
         return found
 
-    def _interface(self, address: str) -> dict[str, Any]:
+    def _interface(self, address: str, port: str | None) -> dict[str, Any]:
         """Its address is declared: one that netspace chose stays for as long as there is an interface."""
         if self._random.random() < 0.3:
             return {"kind": "none"}
         found: dict[str, Any] = {"kind": "veth", "ipv4": address}
         if self._random.random() < 0.5:
             found["allow"] = [{"direction": "out", "cidr": "198.51.100.0/24", "port": self._random.choice((80, 443))}]
+        if port is not None:
+            found["publish"] = [f"{port}:{self._random.choice(('8080', '8443', '53/udp'))}"]
         return found
 
 

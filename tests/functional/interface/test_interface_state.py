@@ -21,6 +21,7 @@ from netspace.spec.types import Cidr, Network
 pytestmark = pytest.mark.root
 
 OUT = {"direction": "out", "cidr": "198.18.0.0/15", "port": 8080}
+LED = ["443:8443", "198.18.0.1:53:53/udp"]
 SWITCHES = tuple(forwarding.SWITCH.values())
 
 
@@ -36,7 +37,7 @@ def test_namespace_holds_what_is_promised(bench: Bench) -> None:
 
 
 def test_second_apply_changes_and_writes_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    desired = bench.make(a=veth(OUT), b={"kind": "none"})
+    desired = bench.make(a=veth(OUT, publish=LED), b={"kind": "none"})
     kept = [*bench.layout.records("interfaces").iterdir(), bench.layout.run / "network.json"]
     before = [(path.stat().st_mtime_ns, path.stat().st_ino) for path in kept]
 
@@ -369,9 +370,15 @@ def test_whatever_is_cut_short_is_repaired(
     before = snapshot()
     tunnel = {"kind": "vxlan", "remote": "198.18.0.2", "ipv4": "198.18.7.7/24"}
     port = {"kind": "bridge", "bridge": a_bridge, "ipv4": "198.18.8.7/24"}
-    old = bench.desired(a={"kind": "none"}, b=veth(OUT), c=veth(), d={**tunnel, "id": 42}, e={"kind": "none"})
+    old = bench.desired(
+        a={"kind": "none"}, b=veth(OUT, publish=LED), c=veth(), d={**tunnel, "id": 42}, e={"kind": "none"}
+    )
     new = bench.desired(
-        a=veth(OUT), b={"kind": "none"}, c=veth(OUT, mtu=1400, ipv4="10.203.1.1"), d={**tunnel, "id": 43}, e=port
+        a=veth(OUT, publish=LED),
+        b={"kind": "none"},
+        c=veth(OUT, mtu=1400, ipv4="10.203.1.1"),
+        d={**tunnel, "id": 43},
+        e=port,
     )
     for count in range(200):
         if what != "create":

@@ -197,6 +197,24 @@ def test_a_datagram_and_its_answer(guest: Guest, bench: Bench, outside: Path, fa
 
 
 @families
+def test_a_published_port_leads_to_the_guest(guest: Guest, bench: Bench, outside: Path, family: str) -> None:
+    bench.make(a=tap(*SENDS, publish=[f"53:{PORT}/udp"]))
+    guest.settle()
+    own, (near, far) = guest.own[family], WIRE[family]
+    kind_ = socket.AF_INET6 if family == "ipv6" else socket.AF_INET
+    with within(outside, lambda: socket.socket(kind_, socket.SOCK_DGRAM)) as peer:
+        peer.settimeout(PATIENCE)
+        peer.sendto(b"asked", (near, 53))
+        (asked,) = guest.awaited(lambda one: b"asked" in one)
+        head = 14 + (40 if family == "ipv6" else 20)
+        from_port, port = struct.unpack_from(">HH", asked, head)
+        assert port == PORT
+        guest.send(ip(own, far, UDP, udp(own, far, from_port, b"answered", PORT)))
+        data, address = peer.recvfrom(100)
+        assert (data, address[:2]) == (b"answered", (near, 53))
+
+
+@families
 def test_the_host_pings_the_guest_where_that_is_allowed(bench: Bench, outside: Path, family: str) -> None:
     host = str(getattr(bench.desired().network, family).network[1])
     bench.make(a=tap({"direction": "in", "cidr": host, "protocol": "icmp"}))

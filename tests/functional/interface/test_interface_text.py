@@ -21,6 +21,7 @@ from netspace.interface import nftables as nf
 from netspace.interface.firewall import Guarded, build
 from netspace.interface.netlink import Message
 from netspace.interface.table import Chain, Table, difference
+from netspace.spec.publish import Publication
 from netspace.spec.types import Allow, Cidr
 from netspace.threads import in_thread
 
@@ -49,7 +50,9 @@ RULES = st.one_of(
 )
 
 
-def guarded(number: int, allow: Sequence[Allow], connections: int, families: Sequence[str]) -> Guarded:
+def guarded(
+    number: int, allow: Sequence[Allow], connections: int, families: Sequence[str], publish: Sequence[str] = ()
+) -> Guarded:
     addresses = {"ipv4": f"10.203.1.{number}", "ipv6": f"fd00::1:{number}"}
     return Guarded(
         f"e{number}",
@@ -59,15 +62,27 @@ def guarded(number: int, allow: Sequence[Allow], connections: int, families: Seq
         GATEWAYS,
         tuple(allow),
         connections,
+        # No two publish one port.
+        tuple(Publication.parse(one.replace("N", str(number))) for one in publish),
     )
 
 
+PUBLISHED = [
+    "800N:80",
+    "810N:80",
+    "198.51.100.7:820N:443",
+    "[fd00:51::7]:820N:443",
+    "53N:53/udp",
+    "[fd00:51::7]:54N:53/udp",
+]
+ELSEWHERE = st.lists(st.sampled_from(["198.51.100.9", "198.51.100.10", "fd00:51::9"]), unique=True)
 HOSTS = st.dictionaries(
     st.integers(1, 8),
     st.tuples(
         st.lists(RULES, max_size=4),
         st.sampled_from([1, 3, 1024]),
         st.sampled_from([["ipv4", "ipv6"], ["ipv4"], ["ipv6"]]),
+        st.lists(st.sampled_from(PUBLISHED), max_size=2, unique=True),
     ),
     min_size=1,
     max_size=6,
@@ -109,33 +124,33 @@ property_ = settings(
 
 
 @property_
-@given(HOSTS)
-def test_it_lists_as_the_text_does(host: list[Guarded]) -> None:
+@given(HOSTS, ELSEWHERE)
+def test_it_lists_as_the_text_does(host: list[Guarded], elsewhere: list[str]) -> None:
     def compare() -> None:
-        loaded = hosttable.put(NAME, build(host), None, {})
+        loaded = hosttable.put(NAME, build(host, elsewhere), None, {})
         ours = listing()
         assert hosttable.state(NAME, loaded) == "intact"
         # Also by a look at all of it: nothing is held against the kernel but what it was given.
         assert hosttable.state(NAME, {**loaded, "generation": 0}) == "intact"
         nft("-f", "-", text=nft("-s", "list", "ruleset"))  # nft can read what it says of it
-        nft("-f", "-", text=render(NAME, host))
+        nft("-f", "-", text=render(NAME, host, elsewhere))
         assert listing() == ours
 
     alone(compare)
 
 
 @property_
-@given(st.lists(HOSTS, min_size=2, max_size=5))
-def test_a_change_in_place_ends_where_a_whole_load_does(hosts: list[list[Guarded]]) -> None:
+@given(st.lists(st.tuples(HOSTS, ELSEWHERE), min_size=2, max_size=5))
+def test_a_change_in_place_ends_where_a_whole_load_does(hosts: list[tuple[list[Guarded], list[str]]]) -> None:
     def compare() -> None:
-        loaded = hosttable.put(NAME, build(hosts[0]), None, {})
+        loaded = hosttable.put(NAME, build(*hosts[0]), None, {})
         handle = netlink_handle()
         for before, after in itertools.pairwise(hosts):
-            loaded = hosttable.put(NAME, build(after), build(before), loaded)
+            loaded = hosttable.put(NAME, build(*after), build(*before), loaded)
             assert hosttable.state(NAME, {**loaded, "generation": 0}) == "intact"
         assert netlink_handle() == handle, "the table was never made anew"
         in_place = listing()
-        hosttable.put(NAME, build(hosts[-1]), None, {})
+        hosttable.put(NAME, build(*hosts[-1]), None, {})
         assert listing() == in_place
 
     alone(compare)

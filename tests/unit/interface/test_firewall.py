@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from netspace.interface import nftables as nf
 from netspace.interface.firewall import Guarded, build, forwarded
+from netspace.interface.published import lead_name
 from netspace.interface.table import difference, whole
+from netspace.spec.publish import Publication
 from netspace.spec.types import Allow, Cidr
 
 DROP = nf.verdict(nf.DROP)
@@ -21,9 +25,12 @@ RULES = st.builds(
 )
 
 
-def guarded(number: int, *allow: Allow) -> Guarded:
+def guarded(number: int, *allow: Allow, publish: Sequence[str] = ()) -> Guarded:
     addresses = {"ipv4": f"10.203.1.{number}", "ipv6": f"fd00::1:{number}"}
-    return Guarded(f"e{number}", f"ns{number}", f"02:00:00:00:00:{number:02x}", addresses, GATEWAYS, allow)
+    return Guarded(
+        f"e{number}", f"ns{number}", f"02:00:00:00:00:{number:02x}", addresses, GATEWAYS, allow,
+        publish=tuple(map(Publication.parse, publish)),
+    )  # fmt: skip
 
 
 JUDGES = ("beyond", "to_host", "towards")
@@ -92,3 +99,32 @@ def test_forwarding_is_needed_for_others_than_the_host() -> None:
     assert forwarded([rule("10.203.0.0/16")], GATEWAYS) == {"ipv4"}
     assert forwarded([rule("fd00::/64")], GATEWAYS) == {"ipv6"}
     assert "outward" not in build([guarded(1, rule("10.203.0.1/32"))]).chains
+
+
+def test_where_nothing_is_published_nothing_is_led() -> None:
+    table = build([guarded(1, Allow(direction="in", cidr=Cidr("0.0.0.0/0")))], ["198.51.100.9"])
+    assert not {"published", "published_here", "lead", "led"} & table.chains.keys()
+    assert not [name for name in table.sets if name.startswith("published")]
+
+
+def test_a_packet_meets_as_many_rules_whatever_the_number_of_publications() -> None:
+    one = build([guarded(1, publish=["443:8443"])], ["198.51.100.9"])
+    many = build(
+        [guarded(number, publish=[f"{1000 + number}:80", f"198.51.100.1:{number}:53/udp"]) for number in range(1, 200)],
+        [f"198.51.100.{last}" for last in range(1, 200)],
+    )
+    for name in ("published", "published_here", "lead", "led", "forward"):
+        assert one.chains[name] == many.chains[name]
+    assert many.chains["published"].rules[0] == [nf.meta(nf.IIFNAME), nf.member("ends"), nf.verdict(nf.ACCEPT)]
+
+
+def test_one_publication_more_touches_nothing_of_the_others() -> None:
+    few = build([guarded(number, publish=[f"{1000 + number}:80"]) for number in (1, 2, 3)])
+    more = build([guarded(number, publish=[f"{1000 + number}:80"]) for number in (1, 2, 3, 4)])
+    touched = {bytes(message.body) for message in difference("netspace", few, more)}
+    assert touched
+    assert not [body for body in touched if b"lead.tcp.80" in body and chain_of(3) in body]
+
+
+def chain_of(number: int) -> bytes:
+    return lead_name(Publication("1:80"), f"10.203.1.{number}").encode()

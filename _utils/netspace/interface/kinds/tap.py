@@ -30,7 +30,8 @@ from netspace.interface.kinds import veth
 from netspace.interface.matching import FAMILIES
 from netspace.interface.netlink import Link, Message
 from netspace.layout import TAP
-from netspace.spec.types import Address, Filtered
+from netspace.spec.publish import Routed
+from netspace.spec.types import Address
 
 NEEDS = "veth"
 LINK = "veth"
@@ -48,7 +49,7 @@ _SOLICITATION, _ADVERTISEMENT = 135, 136
 _FROM_ROUTER = bytes.fromhex("e0000000")  # router, solicited, override
 
 
-class Tap(Filtered, frozen=True, tag="tap"):
+class Tap(Routed, frozen=True, tag="tap"):
     """A tap device for a network stack of the environment's own.
 
     :param ipv4: a fixed address; absent: a stable one out of ``network:ipv4``.

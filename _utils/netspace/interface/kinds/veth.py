@@ -18,7 +18,8 @@ from typing import Any
 from netspace.interface import netlink
 from netspace.interface.ends import INSIDE_INDEX, INSIDE_NAME, End, Ends, Place
 from netspace.interface.netlink import Message, Route
-from netspace.spec.types import Address, Filtered
+from netspace.spec.publish import Routed
+from netspace.spec.types import Address
 
 NEEDS = "veth"
 LINK = "veth"
@@ -27,7 +28,7 @@ _ANYWHERE = {"ipv4": "0.0.0.0/0", "ipv6": "::/0"}
 _LENGTH = {"ipv4": 32, "ipv6": 128}
 
 
-class Veth(Filtered, frozen=True, tag="veth"):
+class Veth(Routed, frozen=True, tag="veth"):
     """A veth pair between the environment and the host.
 
     :param ipv4: a fixed address; absent: a stable one out of ``network:ipv4``.

@@ -83,6 +83,9 @@ class Vxlan(lan.Lan, frozen=True, kw_only=True, tag="vxlan"):
     def shares(self) -> Iterable[tuple[str, str, str]]:
         yield "port", f"UDP port {self.port}", "vxlan's"
 
+    def listens(self) -> Iterable[tuple[str, int]]:
+        yield "port", self.port
+
 
 def parents(spec: Vxlan) -> tuple[str, ...]:
     return () if spec.parent is None else (spec.parent,)

@@ -115,6 +115,10 @@ class Wireguard(Filtered, frozen=True, kw_only=True, tag="wireguard"):
         if self.listen_port is not None:
             yield "listen_port", f"UDP port {self.listen_port}", "wireguard's"
 
+    def listens(self) -> Iterable[tuple[str, int]]:
+        if self.listen_port is not None:
+            yield "listen_port", self.listen_port
+
 
 def _key(text: str) -> bytes | None:
     try:

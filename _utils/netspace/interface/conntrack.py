@@ -1,0 +1,100 @@
+"""The kernel's table of connections: forgetting those that go elsewhere than a published port leads.
+
+Only the first packet of a connection is led on. Who has sent UDP from one port all along, before the port was published
+or when it led to another environment, would go on being led as before for as long as he sends. Changes nothing of
+connections through the host, nor of those that go where they should.
+
+Sources: ``linux/netfilter/nfnetlink_conntrack.h``.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import struct
+from collections.abc import Sequence
+
+from netspace.interface import netlink
+from netspace.interface.matching import FAMILIES, PROTOCOLS
+from netspace.interface.netlink import Message, attribute
+from netspace.spec.publish import Led
+
+_SUBSYSTEM = 1 << 8
+_GET, _DELETE, _DUMP = 1, 2, 0x300
+_ORIGINAL, _REPLY, _ID = 1, 2, 12
+_IP, _PROTOCOL = 1, 2  # of a tuple
+_SOURCE_OF = {"ipv4": (1, 2), "ipv6": (3, 4)}  # source and destination
+_NESTED = 0x8000
+End = tuple[bytes, int]
+Tuple = tuple[int, End, End]
+"""The protocol's number, and address and port of source and destination."""
+
+
+def forget_stale(published: Sequence[Led]) -> None:
+    """Have the kernel forget connections to published ports that go elsewhere, in the calling thread's namespace.
+
+    Where the kernel can't tell of its connections, nothing is done: they end by themselves.
+    """
+    if not published:
+        return
+    ports = re.compile(b"|".join({re.escape(_to_port(one.host.port)) for one, _ in published}))
+    try:
+        with netlink.Socket() as host:
+            own = {ipaddress.ip_interface(one.text).ip.packed for one in host.addresses()}
+        with netlink.Socket(netlink.NETLINK_NETFILTER) as table:
+            for family, of in FAMILIES.items():
+                found = table.dump(Message(_SUBSYSTEM | _GET, _DUMP, _head(of.proto[0])))
+                # There may be a hundred thousand, of which hardly any has one of these ports.
+                near = (entry for entry in found if ports.search(entry))
+                stale = [named for entry in near if (named := _stale(family, entry, published, own))]
+                if stale:
+                    table.batch([Message(_SUBSYSTEM | _DELETE, 0, _head(of.proto[0]) + named) for named in stale])
+    except OSError:
+        return
+
+
+def _to_port(port: int) -> bytes:
+    """Return the attribute that tells the port which a packet is sent to."""
+    return attribute(3, struct.pack(">H", port))
+
+
+def _head(family: int) -> bytes:
+    return struct.pack("=BBH", family, 0, 0)
+
+
+def _stale(family: str, entry: bytes, published: Sequence[Led], own: set[bytes]) -> bytes:
+    """Return the attributes that name the connection of *entry*; empty where it goes where it should."""
+    values = dict(netlink.attributes(entry, 4))
+    if not {_ORIGINAL, _REPLY, _ID} <= values.keys():
+        return b""
+    original, reply = (_parsed(family, values[one]) for one in (_ORIGINAL, _REPLY))
+    if original is None or reply is None or original[2][0] not in own or goes_right(family, original, reply, published):
+        return b""
+    return attribute(_ORIGINAL | _NESTED, bytes(values[_ORIGINAL])) + attribute(_ID, bytes(values[_ID]))
+
+
+def goes_right(family: str, original: Tuple, reply: Tuple, published: Sequence[Led]) -> bool:
+    """Return whether a connection to an address of the host's goes where publications lead it. Pure."""
+    protocol, _, (sent_to, port) = original
+    for one, addresses in published:
+        host = one.host
+        if family not in one.families or family not in addresses:
+            continue
+        if (PROTOCOLS[host.protocol], host.port) != (protocol, port):
+            continue
+        if host.address and ipaddress.ip_address(host.address).packed != sent_to:
+            continue
+        return reply[1] == (ipaddress.ip_address(addresses[family]).packed, one.inside)
+    return True
+
+
+def _parsed(family: str, value: memoryview) -> Tuple | None:
+    parts = dict(netlink.attributes(value))
+    if not {_IP, _PROTOCOL} <= parts.keys():
+        return None
+    ip, protocol = dict(netlink.attributes(parts[_IP])), dict(netlink.attributes(parts[_PROTOCOL]))
+    source, target = _SOURCE_OF[family]
+    if not {source, target} <= ip.keys() or not {1, 2, 3} <= protocol.keys():
+        return None
+    ports = (int.from_bytes(protocol[one], "big") for one in (2, 3))
+    return protocol[1][0], (bytes(ip[source]), next(ports)), (bytes(ip[target]), next(ports))

@@ -1,0 +1,189 @@
+"""Ports of the host that are led to an environment's: how they are written, and which two can't stand together. Pure.
+
+Written as docker and podman take them: ``[<address>:]<port>:<port inside>[/<protocol>]``.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from netspace.spec.types import PORTS, Filtered, Interface, LocalBroker
+
+MOST = 256  # of one environment
+_EXAMPLES = "'443:8443', '198.51.100.1:443:8443', '[2001:db8::1]:443:8443' or '53:53/udp'"
+_WRITTEN = re.compile(r"(?:(?:\[([0-9a-fA-F:.]{2,45})\]|([0-9.]{7,15})):)?([0-9]{1,5}):([0-9]{1,5})(?:/(tcp|udp))?")
+_EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104 (refused, not bound)
+
+
+class HostPort(NamedTuple):
+    """A port of the host.
+
+    :param address: of the host; empty: any that it has.
+    """
+
+    protocol: str
+    port: int
+    address: str = ""
+
+    def __str__(self) -> str:
+        return f"{_before(self.address)}{self.port}/{self.protocol}"
+
+    def overlaps(self, other: HostPort) -> bool:
+        """Return whether a packet could be for both."""
+        return (
+            self.protocol == other.protocol
+            and self.port == other.port
+            and (not self.address or not other.address or self.address == other.address)
+        )
+
+
+class Publication(str):
+    """A port of the host and the environment's port that it leads to, in canonical form.
+
+    ``443:8443``, ``198.51.100.1:443:8443``, ``[2001:db8::1]:443:8443``, ``53:53/udp``.
+    """
+
+    @classmethod
+    def parse(cls, value: object) -> Publication:
+        """Parse one as it is declared.
+
+        :raises ValueError: it is none.
+        """
+        if not isinstance(value, str):
+            raise ValueError(
+                f"expected text in quotes, such as {_EXAMPLES} (YAML reads 53:53 as a number), got {value!r}"
+            )
+        match = _WRITTEN.fullmatch(value)
+        if match is None:
+            raise ValueError(f"expected {_EXAMPLES}, got {value!r:.100}")
+        address = _address(match[1] or match[2]) if match[1] or match[2] else ""
+        if bool(match[1]) != (":" in address):
+            raise ValueError(f"expected {_EXAMPLES}: brackets stand around an IPv6 address alone, got {value!r}")
+        port, inside = int(match[3]), int(match[4])
+        for number in (port, inside):
+            if not 1 <= number <= 65535:
+                raise ValueError(f"{number} is out of 1..65535")
+        protocol = match[5] or "tcp"
+        return cls(f"{_before(address)}{port}:{inside}{'' if protocol == 'tcp' else f'/{protocol}'}")
+
+    def _parts(self) -> re.Match[str]:
+        match = _WRITTEN.fullmatch(self)
+        assert match is not None  # parse() alone makes them
+        return match
+
+    @property
+    def host(self) -> HostPort:
+        """The host's port."""
+        found = self._parts()
+        return HostPort(found[5] or "tcp", int(found[3]), found[1] or found[2] or "")
+
+    @property
+    def inside(self) -> int:
+        """The environment's port."""
+        return int(self._parts()[4])
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """The families whose packets it leads on."""
+        address = self.host.address
+        return ("ipv4", "ipv6") if not address else ("ipv6",) if ":" in address else ("ipv4",)
+
+
+Led = tuple[Publication, Mapping[str, str]]
+"""A publication and, by family, the addresses of the environment that it leads to."""
+
+
+def _before(address: str) -> str:
+    """Return what stands before a port: *address* and a colon, or nothing."""
+    return "" if not address else f"[{address}]:" if ":" in address else f"{address}:"
+
+
+def _address(text: str) -> str:
+    """Return one of the host's addresses in canonical form.
+
+    :raises ValueError: it is none that somebody outside could reach.
+    """
+    address = ipaddress.ip_address(text)
+    if str(address) in _EVERYWHERE:
+        raise ValueError(f"{text}: leave it out to publish at every address of the host's")
+    if address.is_loopback:
+        raise ValueError(f"{text}: nobody outside reaches a loopback address, and it can't be led on; name another one")
+    mapped = address.version == 6 and address.ipv4_mapped is not None
+    if address.is_multicast or address.is_link_local or mapped or text == "255.255.255.255":
+        raise ValueError(f"{text} is no address by which one host is reached from everywhere; name another one")
+    return str(address)
+
+
+class Routed(Filtered, frozen=True):
+    """Base of the kinds that the host routes to, so that it can lead its own ports to them.
+
+    :param publish: ports of the host that are led to ports of the environment, for whoever reaches the host:
+        ``[<address>:]<port>:<port inside>[/udp]``. No rule of ``allow`` is needed. Never for another environment.
+    """
+
+    publish: tuple[Publication, ...] = ()
+
+
+def published(spec: Interface) -> tuple[Publication, ...]:
+    """Return the publications of an interface; none where its kind has none."""
+    return spec.publish if isinstance(spec, Routed) else ()
+
+
+def ports(interfaces: Mapping[str, Interface]) -> Iterator[tuple[HostPort, str, str]]:
+    """Yield the ports of the host that interfaces take: the port, the environment's name, the interface's key.
+
+    Publications come last.
+    """
+    for name, spec in interfaces.items():
+        for key, port in spec.listens():
+            yield HostPort("udp", port), name, key
+    for name, spec in interfaces.items():
+        for index, one in enumerate(published(spec)):
+            yield one.host, name, f"publish:{index}"
+
+
+def conflicts(interfaces: Mapping[str, Interface], path: str = "netspace") -> list[tuple[str, str, str]]:
+    """Return the publications whose port is another's already: (name, key, message).
+
+    :param path: where the declaration stands, for the other's place.
+    """
+    found = []
+    taken: dict[tuple[str, int], list[tuple[HostPort, str]]] = {}
+    for port, name, key in ports(interfaces):
+        others = taken.setdefault((port.protocol, port.port), [])
+        if key.startswith("publish:"):
+            other = next((entry for entry in others if entry[0].overlaps(port)), None)
+            if other is not None:
+                found.append((name, key, f"{port}: {other[1]} has {other[0]} already; take another port"))
+        others.append((port, f"{path}:environments:{name}:interface:{key}"))
+    return found
+
+
+def against_broker(
+    interfaces: Mapping[str, Interface], broker: LocalBroker, listen: tuple[str, int] | None, path: str
+) -> list[tuple[str, str, str]]:
+    """Return the publications whose port is the broker's: (name, key, message).
+
+    :param listen: where environments of other hosts reach it; None: nowhere.
+    """
+    own = [(HostPort("tcp", getattr(broker, key), "127.0.0.1"), key) for key in PORTS]
+    if listen is not None:
+        own.append((HostPort("tcp", listen[1], listen[0]), "listen"))
+    return [
+        (name, key, f"{port}: {path}:broker:{of} has {other} already; take another port")
+        for port, name, key in ports(interfaces)
+        if key.startswith("publish:")
+        for other, of in own
+        if other.overlaps(port)
+    ]
+
+
+def misplaced(kind: str) -> str:
+    """Return why an interface of *kind*, which has no ``publish``, can't have one."""
+    return (
+        f"the host doesn't route to an interface of kind {kind}, so it can lead no port there; leave publish out and "
+        "have users come to its own address (allow, direction in), or take kind veth or tap"
+    )
