@@ -348,7 +348,7 @@ def _apply(layout: Layout, wanted: Wanted, supervisor: Supervisor) -> None:
                 raise
             _sever(layout, _ways(before) - _ways(config))
     else:
-        if status is not None and status.state in ("running", "starting"):
+        if status is not None and status.state in ("running", "starting", "frozen"):
             raise_any(supervisor.stop([NAME]))
         raise_any(supervisor.start([NAME]))
         _wait(layout, supervisor)

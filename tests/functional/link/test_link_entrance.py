@@ -13,9 +13,11 @@ from collections.abc import Iterator
 
 import pytest
 from link_world import World
+from waiting import until
 
 from netspace.errors import NetspaceError
-from netspace.link import forwarder, haproxy, seeing
+from netspace.link import broker as node
+from netspace.link import forwarder, haproxy, renewer, seeing
 from netspace.spec.types import Link
 
 pytestmark = pytest.mark.root
@@ -65,6 +67,23 @@ def test_a_forwarder_that_is_frozen_is_told_and_restarted(world: World, monkeypa
     says(world)
     with world.client("web"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("service", "problem"),
+    [(node.NODE, "the broker is stopped: its process {} is stopped by a signal"), (renewer.NAME, "the renewer of")],
+)
+def test_a_service_that_is_frozen_is_told_and_goes_on_with_the_next_apply(
+    world: World, service: str, problem: str
+) -> None:
+    pid = world.supervisor.observe()[service].pid
+    with frozen(pid):
+        until(lambda: world.supervisor.observe()[service].state == "frozen")
+        problems = world.links.health()["problems"]
+        assert any(one.startswith(problem.format(pid)) for one in problems), problems
+        assert world.apply(TELL).steps
+    assert world.supervisor.observe()[service].pid == pid
+    says(world)
 
 
 def test_an_environment_beside_what_the_forwarder_serves_is_told(world: World) -> None:
