@@ -81,16 +81,15 @@ def correct(minion: type) -> None:
 
     async def send(self: Any, load: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Send a request to the master; what it is told of this minion's resources has no target of ours in it."""
-        return await originals["_send_req_async_main"](self, untold(load), *args, **kwargs)
+        told = untold(load) if load.get("cmd") == "_register_resources" else load
+        return await originals["_send_req_async_main"](self, told, *args, **kwargs)
 
     for name, corrected in zip(_CORRECTED, (target_load, resolve, classmethod(thread_return), send), strict=True):
         setattr(minion, name, corrected)
 
 
 def untold(load: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a request to the master without our targets, if it is the one that tells of resources."""
-    if load.get("cmd") != "_register_resources":
-        return dict(load)
+    """Return the request that tells the master of resources, without our targets."""
     resources = {kind: ids for kind, ids in (load.get("resources") or {}).items() if kind != TYPE}
     grains = {name: its for name, its in (load.get("resource_grains") or {}).items() if not name.startswith(f"{TYPE}:")}
     return {**load, "resources": resources, "resource_grains": grains}
