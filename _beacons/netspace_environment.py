@@ -3,14 +3,15 @@ Events of isolated environments
 ===============================
 
 Fires an event when an environment of the host crashes (``crashed``), is killed for want of memory, or one of its
-processes is (``oom``), ends and is restarted again and again (``flapping``) or fails its health check (``unhealthy``),
-and when nobody is there to restart what ends (``unsupervised``), which is so of all of them.
+processes is (``oom``), ends and is restarted again and again (``flapping``), is stopped by a signal (``frozen``) or
+fails its health check (``unhealthy``), and when nobody is there to restart what ends (``unsupervised``), which is so of
+all of them.
 
 .. code-block:: yaml
 
     beacons:
       netspace_environment:
-        - events: [crashed, oom, flapping, unhealthy, unsupervised]
+        - events: [crashed, oom, flapping, unhealthy, frozen, unsupervised]
         - environments: [web, orders]
         - interval: 10
 

@@ -83,8 +83,9 @@ def list_() -> dict[str, dict[str, Any]]:
     """
     Return every environment with its state.
 
-    Per name: ``state`` (running, starting, stopped, failed), ``health`` (healthy, starting, unhealthy; empty
-    without a check or while it doesn't run), ``flapping`` (whether it ends and is restarted again and again),
+    Per name: ``state`` (running, starting, stopped, failed, or frozen: stopped by a signal), ``health`` (healthy,
+    starting, unhealthy, unknown; empty without a check or while it doesn't run), ``flapping`` (whether it ends and is
+    restarted again and again),
     ``pid``, ``since`` (seconds since the epoch), ``restarts``, ``exit`` (how it last ended: ``oom`` is for want of
     memory), ``oom_kills`` (how many of its processes the kernel killed for that since it was asked to start),
     ``image``, ``digest``, ``runtime``, ``wanted`` (the state it should have, by its declaration or by hand),

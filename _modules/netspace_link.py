@@ -43,7 +43,8 @@ def list_() -> dict[str, Any]:
 
     ``links`` says per link ``from``, ``to``, ``pattern`` and ``state``: ``active``, ``missing``
     (declared, but not on the broker: apply again; of a direct link to another host: not on its broker), ``stalled``
-    (buffered, but its mail isn't carried over) or ``unknown`` (the broker gives no answer). ``why`` tells the reason.
+    (buffered, but its mail isn't carried over; or an environment of this host can't reach the broker) or ``unknown``
+    (the broker gives no answer). ``why`` tells the reason.
     ``mailboxes`` says per environment ``messages`` and ``consumers`` (up to 5 s old), and
     ``parked`` whose mail was left when its last link went.
 

@@ -28,7 +28,7 @@ netspace.refresh(__file__)
 
 from salt.exceptions import CommandExecutionError  # noqa: E402
 
-from netspace import targets  # noqa: E402
+from netspace import addressing, targets  # noqa: E402
 from netspace.errors import NetspaceError  # noqa: E402
 
 if TYPE_CHECKING:
@@ -70,36 +70,18 @@ def shutdown(opts: dict[str, Any]) -> None:
     __context__.pop(_CONTEXT, None)
 
 
-def _keep_the_minions_return() -> None:
-    """Make the minion return its own result when a state function reaches both it and its targets.
+def discover(opts: dict[str, Any]) -> list[str]:
+    """
+    Return the ids of this minion's targets: of what was applied with ``target: true`` and is to run.
 
-    The minion of Salt 3008 (seen in 3008.4) runs such functions on its targets at the end of its own job, and then
-    returns for the targets alone: of ``salt '*' state.apply`` its own return is lost (``Minion._thread_return``, "merge
-    mode"). The job is therefore done in two parts, one after the other: the minion's own, then its targets'. A
-    pattern of minion ids has no second part: the master waits for no target then (``CkMinions.check_minions``).
+    The minion reads addresses by netspace's rule from then on: a target runs only what is addressed to it as such.
     """
     from salt.minion import Minion
 
-    original = getattr(Minion, "_thread_return", None)
-    if original is None or not getattr(Minion, "_MERGE_RESOURCE_FUNS", None) or hasattr(original, "in_two_parts"):
-        return
-
-    def in_two_parts(cls: type, minion: Any, opts: dict[str, Any], data: dict[str, Any]) -> Any:
-        merged = isinstance(data.get("fun"), str) and data["fun"] in Minion._MERGE_RESOURCE_FUNS
-        if merged and data.get("resource_targets") and not data.get("pure_resource_target"):
-            own = original.__func__(cls, minion, opts, {**data, "resource_targets": []})
-            if data.get("tgt_type", "glob") == "glob":
-                return own
-            data = {**data, "pure_resource_target": True}
-        return original.__func__(cls, minion, opts, data)
-
-    in_two_parts.in_two_parts = True  # type: ignore[attr-defined]
-    Minion._thread_return = classmethod(in_two_parts)
-
-
-def discover(opts: dict[str, Any]) -> list[str]:
-    """Return the ids of this minion's targets: of what was applied with ``target: true`` and is to run."""
-    _keep_the_minions_return()
+    try:
+        addressing.correct(Minion)
+    except NetspaceError as err:
+        raise CommandExecutionError(str(err)) from err
     return list(_targets(opts).list())
 
 

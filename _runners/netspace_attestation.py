@@ -939,10 +939,10 @@ def _minions(target: Any, tgt_type: str) -> list[str]:
     """Return the minions that a target means. A target chooses who is asked, and never how they are judged."""
     import salt.utils.minions
 
-    found = salt.utils.minions.CkMinions(__opts__).check_minions(target, tgt_type)["minions"]
+    found = buses.hosts(salt.utils.minions.CkMinions(__opts__), target, tgt_type)
     if not found:
         raise NetspaceError(f"no minion matches {target!r:.80}")
-    return list(found)
+    return found
 
 
 def _known(made: fleet.Fleet, pattern: str) -> list[str]:
@@ -951,7 +951,7 @@ def _known(made: fleet.Fleet, pattern: str) -> list[str]:
 
     import salt.utils.minions
 
-    accepted = salt.utils.minions.CkMinions(__opts__).check_minions(pattern, "glob")["minions"]
+    accepted = buses.hosts(salt.utils.minions.CkMinions(__opts__), pattern, "glob")
     enrolled = [str(one["minion"]) for one in made.registrar.hosts()]
     return sorted({*accepted, *(one for one in enrolled if fnmatch.fnmatchcase(one, pattern))})
 

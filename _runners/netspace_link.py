@@ -184,7 +184,7 @@ def _ask(
 
     from netspace.attestation import bus
 
-    minions = salt.utils.minions.CkMinions(__opts__).check_minions(target, tgt_type)["minions"]
+    minions = bus.hosts(salt.utils.minions.CkMinions(__opts__), target, tgt_type)
     if not minions:
         return {}
     try:

@@ -19,7 +19,7 @@ from waiting import until
 
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
-from netspace.link import admission, authority, credentials, forwarder, guard, identity
+from netspace.link import admission, authority, credentials, guard, haproxy, identity
 from netspace.link import broker as node
 from netspace.link.kind import DesiredLinks, Links
 from netspace.plan import Plan
@@ -244,7 +244,7 @@ class World:
         )
 
     def forwarder(self, command: str) -> str:
-        return forwarder.ask(self.layout, command)
+        return haproxy.ask(self.layout, command)
 
 
 @contextlib.contextmanager

@@ -540,7 +540,7 @@ class Host:
         """Have somebody watch over what runs, before it is looked at: what ended unseen is started again by that."""
         if self.supervisor.attended():
             return Result(Plan())
-        change = {"state": {"old": "killed", "new": "running"}}
+        change = {"state": {"old": "down", "new": "running"}}
         step = Step("service", self.layout.service("supervisor"), "start", change, "nothing that ends is started again")
         if test:
             return Result(Plan([step]))

@@ -144,6 +144,11 @@ def test_a_foreground_service(call: Callable[..., Any], host: SystemdHost) -> No
         name: status["pid"] for name, status in seen.items()
     }
     until(lambda: "hello" in log(host, "a"))
+    # What is stopped by a signal does not run, and goes on when it is started.
+    host.run("kill", "-STOP", str(seen["a"]["pid"]))
+    until(lambda: call("observe")["a"]["state"] == "frozen")
+    assert call("start", ["a"]) == {}
+    assert (call("observe")["a"]["state"], call("observe")["a"]["pid"]) == ("running", seen["a"]["pid"])
     host.run("kill", "-9", str(seen["a"]["pid"]))
     until(lambda: (now := call("observe")["a"])["state"] == "running" and now["restarts"] == 1)
     assert call("stop", ["a", "b"]) == {}

@@ -1,9 +1,14 @@
-"""Environments of a real minion as a real master's targets: addressed, told apart, and acted in."""
+"""Environments of a real minion as a real master's targets: addressed, told apart, and acted in.
+
+All other addresses mean the host, as if there were no targets: each command of the pages that has ``'*'`` is run.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 import secrets
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,12 +67,19 @@ class Fleet:
 
     def at(self, target: str, function: str, *arguments: Any, timeout: int = 60) -> dict[str, Any]:
         """Return the value of each target that answered, by its id."""
-        found = self.client.cmd(target, function, arguments, timeout=timeout, tgt_type="compound")
+        found = self.client.cmd(target, function, arguments, timeout=timeout, tgt_type="compound", gather_job_timeout=1)
         return {name: value for name, value in found.items() if not str(value).startswith("Minion did not return")}
 
-    def until_answered(self, target: str, wanted: dict[str, Any]) -> None:
-        """Wait until a ping of *target* is answered so; one that is not answered must end long before that fails."""
-        until(lambda: self.at(target, "test.ping", timeout=10) == wanted, patience=300)
+    def until_answered(self, *wanted: str, silent: str = "") -> None:
+        """Wait until the targets *wanted* answer a ping, and *silent* doesn't."""
+        asked = " or ".join(f"T@netspace:{target}" for target in (*wanted, silent) if target)
+        timeout = 2 if silent else 10  # Salt waits for it
+        until(lambda: self.at(asked, "test.ping", timeout=timeout) == dict.fromkeys(wanted, True), patience=300)
+
+    def everywhere(self, function: str, *arguments: str) -> dict[str, Any]:
+        """Call ``salt '*' ...``; return the full return of all that answered, by their ids."""
+        found: dict[str, Any] = self.client.cmd("*", function, arguments, timeout=120, full_return=True)
+        return found
 
     def host(self, function: str, *arguments: str) -> Any:
         return self.client.cmd(self.minion, function, arguments, timeout=120, tgt_type="list").get(self.minion)
@@ -116,7 +128,7 @@ def fleet(salt_factories: FactoriesManager, tmp_path_factory: pytest.TempPathFac
         assert "resources.netspace_targets" in made.host("saltutil.sync_all")["resources"]
         try:
             made.apply()
-            made.until_answered("T@netspace", {f"{made.minion}-web": True})
+            made.until_answered(f"{made.minion}-web")
             yield made
         finally:
             made.host("netspace.teardown")
@@ -148,13 +160,15 @@ def test_a_command_runs_inside_as_its_user(fleet: Fleet) -> None:
     assert "in an environment, cmd has no runas" in refused[web]
 
 
-def test_a_target_has_grains_of_its_own_and_is_found_by_them(fleet: Fleet) -> None:
+def test_a_target_has_grains_of_its_own(fleet: Fleet) -> None:
     web = f"{fleet.minion}-web"
     grains = fleet.at(f"T@netspace:{web}", "grains.items")[web]
     assert (grains["id"], grains["minion"], grains["environment"]) == (web, fleet.minion, "web")
     assert grains["image_digest"].startswith("sha256:") and grains["os_id"] == "debian"
     assert grains["trust"]["level"] == "L0"
-    assert fleet.at("G@environment:web", "test.ping") == {web: True}
+    # Those of a host find hosts alone, and its targets with nothing but their ids.
+    assert fleet.at("G@kernel:Linux", "test.ping") == {fleet.minion: True}
+    assert fleet.at(f"T@netspace:{web} and not G@environment:web", "test.ping", timeout=2) == {}
 
 
 def test_states_act_inside_and_settle(fleet: Fleet) -> None:
@@ -196,14 +210,14 @@ def test_targets_come_and_go_with_an_apply(fleet: Fleet) -> None:
     environments = fleet.declared["environments"]
     fleet.declare(shy={**environments["shy"], "target": True})
     fleet.apply()
-    fleet.until_answered("T@netspace", {web: True, shy: True})
+    fleet.until_answered(web, shy)
     assert fleet.host("netspace_environment.stop", "shy") is True
-    fleet.until_answered("T@netspace", {web: True})
+    fleet.until_answered(web, silent=shy)
     assert fleet.host("netspace_environment.start", "shy") is True
-    fleet.until_answered("T@netspace", {web: True, shy: True})
+    fleet.until_answered(web, shy)
     fleet.declare(shy={**environments["shy"], "target": False})
     fleet.apply()
-    fleet.until_answered("T@netspace", {web: True})
+    fleet.until_answered(web, silent=shy)
 
 
 def test_under_a_kernel_of_its_own_commands_run_and_files_are_refused(fleet: Fleet) -> None:
@@ -214,7 +228,7 @@ def test_under_a_kernel_of_its_own_commands_run_and_files_are_refused(fleet: Fle
     fleet.declare(apart={**web, "runtime": "runsc", "limits": {"memory": "256M", "pids": 96}})
     fleet.apply()
     asked = f"T@netspace:{target}"
-    fleet.until_answered(asked, {target: True})
+    fleet.until_answered(target)
     assert fleet.at(asked, "cmd.run", "cat /proc/sys/kernel/hostname; id -u")[target].split() == ["apart", "1000"]
     made = fleet.at(asked, "state.single", "cmd.run", "echo x >/tmp/made", "onlyif=test ! -e /tmp/made")[target]
     assert [one["result"] for one in made.values()] == [True], made
@@ -227,21 +241,58 @@ def test_under_a_kernel_of_its_own_commands_run_and_files_are_refused(fleet: Fle
     assert fleet.at(asked, "cmd.retcode", "test -e /tmp/made/card") == {target: 1}
 
 
-def test_glob_of_states_is_for_hosts_alone(fleet: Fleet) -> None:
-    """A fleet-wide apply works as it does without targets: Salt 3008 itself drops the minion's own return."""
+def test_a_host_and_its_targets_each_return_for_themselves(fleet: Fleet) -> None:
     web = f"{fleet.minion}-web"
-    for function, arguments in (
-        ("state.single", ["test.nop", "name=hello"]),
-        ("state.apply", ["netspace.environments", "test=True"]),
-    ):
-        found = fleet.client.cmd("*", function, arguments, timeout=120, full_return=True)
-        assert set(found) == {fleet.minion}, found
-        assert found[fleet.minion]["retcode"] == 0, found
-    ids = {row["__id__"] for row in found[fleet.minion]["ret"].values()}
-    assert ids == {"netspace interfaces", "netspace environments"}
-    # Both are addressed, and each returns for itself.
     both = fleet.at(f"{fleet.minion} or T@netspace:{web}", "state.single", "test.nop", "name=hello")
     assert {name: [row["__id__"] for row in rows.values()] for name, rows in both.items()} == {
         fleet.minion: ["hello"],
         web: ["hello"],
     }
+    both = fleet.at(f"{fleet.minion} or T@netspace:{web}", "cmd.run", "id -u")
+    assert both == {fleet.minion: "0", web: "1000"}
+    # A target of a host is not the host.
+    assert fleet.at(f"other or T@netspace:{web}", "cmd.run", "id -u") == {web: "1000"}
+    states = fleet.at(f"other or T@netspace:{web}", "state.single", "cmd.run", "name=id -u")
+    assert {name: [row["changes"]["stdout"] for row in rows.values()] for name, rows in states.items()} == {
+        web: ["1000"]
+    }
+
+
+def test_a_fleet_wide_command_and_a_batch_are_for_hosts_alone(fleet: Fleet) -> None:
+    """As an operator types it: one answer, the right exit code."""
+    for arguments in (
+        ("netspace_environment.list",),
+        ("state.single", "test.nop", "name=hello"),
+        ("cmd.run", "id -u"),
+        ("-b", "1", "state.single", "test.nop", "name=hello"),
+    ):
+        done = fleet.cli.run(*arguments, minion_tgt="*")
+        assert done.returncode == 0, done
+        assert f"{fleet.minion}-web" not in done.stdout.replace(f"'target': '{fleet.minion}-web'", ""), done
+
+
+# Run last: they apply, and take all away.
+LAST = "netspace.teardown"
+
+
+def commands() -> list[tuple[str, ...]]:
+    """Return what README and pages have after ``salt '*'``, each once."""
+    found: dict[tuple[str, ...], None] = {}
+    for page in (checkout.ROOT / "README.md", *sorted((checkout.ROOT / "docs").glob("*.md"))):
+        for written in re.findall(r"salt '\*' ([^`\n]+)", page.read_text()):
+            words = tuple(shlex.split(written, comments=True))
+            if "..." not in words:
+                found[words] = None
+    return sorted(found, key=lambda words: words[0] == LAST)
+
+
+def test_each_command_of_the_pages_for_all_hosts_is_answered_by_hosts_alone(fleet: Fleet) -> None:
+    every = commands()
+    assert len(every) > 20 and (LAST,) in every
+    for function, *arguments in every:
+        if arguments == ["netspace.packages"]:
+            arguments.append("test=True")  # the packages of this machine are not the test's
+        found = fleet.everywhere(function, *arguments)
+        assert set(found) == {fleet.minion}, (function, arguments, found)
+        text = str(found[fleet.minion]["ret"])
+        assert not re.search("is not available|not supported|invalid arguments", text), (function, arguments, text)

@@ -141,6 +141,17 @@ class SaltBus:
         return Reply(job, minion, data["return"])
 
 
+def hosts(known: Any, target: Any, tgt_type: str) -> list[str]:
+    """Return the minions that a target means: those whose keys the master accepted.
+
+    Salt 3008 adds what minions say that they manage (environments among it) to each pattern: that is no host.
+
+    :param known: a ``salt.utils.minions.CkMinions``.
+    """
+    accepted = known._pki_minions()
+    return [minion for minion in known.check_minions(target, tgt_type)["minions"] if minion in accepted]
+
+
 def ask(
     bus: Bus, minions: Collection[str], function: str, arguments: Mapping[str, Any], timeout: float
 ) -> dict[str, Reply]:

@@ -475,7 +475,7 @@ def start(layout: Layout, supervisor: Supervisor, names: Collection[str]) -> dic
         unforgotten = [
             name
             for name in unforgotten
-            if now.get(runtime.service_name(name), idle).state not in ("running", "starting")
+            if now.get(runtime.service_name(name), idle).state not in ("running", "starting", "frozen")
         ]
     if unforgotten:
         mounted, (made, _) = mounts.table(), records.read_each(layout)

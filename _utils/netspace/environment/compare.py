@@ -345,7 +345,8 @@ def _compare(name: str, want: DesiredEnvironment, seen: Seen, source: images.See
     # A kernel sees what it is handed on a disk, which it may have read already.
     reread = want.spec.kernel is not None and any(key.startswith("files:") for key in handed)
 
-    runs = status is not None and status.state in ("running", "starting")
+    frozen = status is not None and status.state == "frozen"
+    runs = frozen or (status is not None and status.state in ("running", "starting"))
     # A program that is not to be restarted after its success has done what was asked; after its failure, if that is
     # the end of it, it is for somebody to say that it may be run once more.
     succeeded = status is not None and (status.state, status.exit) == ("stopped", "exit 0")
@@ -359,7 +360,7 @@ def _compare(name: str, want: DesiredEnvironment, seen: Seen, source: images.See
     stop = runs and (assemble or not seen.namespace or not run or reread)
     # What it couldn't be started for may be mended: an apply waits for no back-off to find out.
     refused = status is not None and status.state == "starting" and not seen.begun
-    begin = run and (stop or refused or not (runs or (done and not assemble)))
+    begin = run and (stop or refused or frozen or not (runs or (done and not assemble)))
     # Another program than what there is: that one is kept until this one has proved itself.
     trial = record.previous is not None and want.state == "running"
     previous = proving.worth_keeping(seen, want.spec) if trial or (depends and run) else None
@@ -409,6 +410,8 @@ def _compare(name: str, want: DesiredEnvironment, seen: Seen, source: images.See
         reasons.append("its service is not defined as it was declared")
     elif refused and begin and not stop:
         reasons.append(f"it is tried again: {seen.problem}")
+    elif frozen and begin and not stop:
+        reasons.append(f"it is frozen: {seen.problem}")
     elif begin and not runs:
         reasons.append(f"it is {status.state}" + (f" ({status.exit})" if status.exit else ""))
     if stop and run:

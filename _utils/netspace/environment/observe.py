@@ -167,8 +167,7 @@ def observe(
     images_of |= {record.failed.source for record in near.values() if record.failed is not None}
     sources = {image: store.seen(image) for image in sorted(images_of)}
     missing = {image: why for image in sorted({*wanted} - images_of) if (why := store.problem(image))}
-    watch = statuses.get(runtime.HEALTH)
-    runs = watch is not None and watch.state in ("running", "starting") and runtime.HEALTH not in redefined
+    runs = watching(statuses) and runtime.HEALTH not in redefined
     watched = runs or not probed
     unkept = tuple(key for key, needed in cgroups.CONTROLLERS.items() if needed not in controllers)
     return Observed(
@@ -283,8 +282,12 @@ def problem(layout: Layout, name: str, known: Mapping[str, Record], statuses: Ma
     judged = verdict.read(layout, name)
     said = f": {judged.judgement.detail}" if judged is not None and judged.judgement.detail else ""
     if status.state == "running":
+        if record.spec.health is not None and not watching(statuses):
+            return "the watch of health does nothing, so its health is not known; apply again"
         now = current(layout, name, record, status)
         return f"its health check fails{said}" if now is not None and now.judgement.state == "unhealthy" else ""
+    if status.state == "frozen":
+        return f"its process {status.pid} is stopped by a signal; kill -CONT {status.pid}, or apply again"
     if complaint := runtime.failure(layout, name):
         return f"can't be started: {complaint}"
     if record.spec.health is not None and verdict.condemned(layout, name).exists():
@@ -292,6 +295,12 @@ def problem(layout: Layout, name: str, known: Mapping[str, Record], statuses: Ma
     if status.exit:
         return f"it ended ({status.exit})"
     return awaited(layout, name, known, statuses) if status.state == "starting" else ""
+
+
+def watching(statuses: Mapping[str, Status]) -> bool:
+    """Return whether the process that watches health is there and does its work."""
+    watch = statuses.get(runtime.HEALTH)
+    return watch is not None and watch.state in ("running", "starting")
 
 
 def awaited(layout: Layout, name: str, known: Mapping[str, Record], statuses: Mapping[str, Status]) -> str:
@@ -336,7 +345,7 @@ def around(layout: Layout, supervisor: Supervisor, known: Mapping[str, Record], 
     :param about: the environments that will be described.
     """
     wanted = {*about, *(other for name in about if name in known for other in known[name].spec.after)}
-    statuses = supervisor.observe(set(map(runtime.service_name, wanted))) if wanted else {}
+    statuses = supervisor.observe({runtime.HEALTH, *map(runtime.service_name, wanted)}) if wanted else {}
     return Around(known, statuses, records.updating(layout), supervisor.attended())
 
 
@@ -373,6 +382,8 @@ def describe(layout: Layout, name: str, around: Around, damage: str = "") -> dic
         health = known.judgement.state if known is not None else "starting"
         if verdict.condemned(layout, name).exists():  # it was ended for that, and has not been healthy since
             health = "unhealthy"
+        elif not watching(around.statuses):
+            health = "unknown"
     return row | {
         "image": tenders.source(record.spec, record.runtime),
         "digest": f"sha256:{record.image.digest}",

@@ -1,6 +1,6 @@
 """Events from two observations of a host's environments. Pure.
 
-A lasting trouble (unhealthy, flapping, failed) makes one event until it is over. An incident (a
+A lasting trouble (unhealthy, flapping, frozen, failed) makes one event until it is over. An incident (a
 crash, a kill for want of memory) makes an event each time, but several between two observations
 make one.
 """
@@ -11,7 +11,7 @@ import difflib
 from collections.abc import Collection, Mapping
 from typing import Any
 
-EVENTS = ("crashed", "oom", "flapping", "unhealthy", "unsupervised")
+EVENTS = ("crashed", "oom", "flapping", "unhealthy", "frozen", "unsupervised")
 # What Salt itself puts into a beacon's configuration.
 _SALTS = frozenset({"interval", "disable_during_state_run", "enabled", "beacon_module", "_beacon"})
 _KEYS = ("environments", "events")
@@ -68,6 +68,8 @@ def _alone(rows: Rows) -> bool:
 def lasting(row: Mapping[str, Any]) -> set[str]:
     """Return the lasting troubles of an environment now."""
     found = {key for key, so in (("flapping", row["flapping"]), ("unhealthy", row["health"] == "unhealthy")) if so}
+    if row["state"] == "frozen":
+        found.add("frozen")
     if row["state"] == "failed":
         found.add("oom" if row["exit"] == "oom" else "crashed")
     return found

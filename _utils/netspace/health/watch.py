@@ -214,7 +214,7 @@ class Watch:
 
     def _restarted(self) -> bool:
         """Return whether a supervisor would start it again: an unhealthy program is better than none."""
-        return booted() or place.running(self.layout)
+        return booted() or place.attended(self.layout)
 
     def _write(self, one: Watched) -> None:
         """Write the judgement, unless the process has ended: whoever stopped it has cleared the verdict."""

@@ -15,7 +15,7 @@ import msgspec
 
 from netspace import files
 from netspace.errors import NetspaceError
-from netspace.interface import addresses, ends, firewall, forwarding, guards, kinds, namespaces, nftables, records
+from netspace.interface import addresses, ends, firewall, forwarding, guards, kinds, nftables, records
 from netspace.interface.apply import Applying, Firewall, Forwarding, Work
 from netspace.interface.ends import Ends
 from netspace.interface.netlink import Message
@@ -81,9 +81,21 @@ class Interfaces:
         return any(step.name == FORWARDING for step in plan.steps)
 
     def list(self) -> dict[str, dict[str, Any]]:
-        """Return every environment's interface by its record, and whether its namespace is there."""
-        kept = namespaces.found(self.layout.netns("").parent)
-        return {name: self._entry(name, record, kept) for name, record in records.read(self.layout).items()}
+        """Return every environment's interface by its record, and whether it is so (``state`` ``present``).
+
+        ``missing``: its namespace is not there. ``differs``: this is not as recorded, of the interface itself or, where
+        it relies on them, of the host's packet filter and forwarding.
+        """
+        observed = observe(self.layout)
+        drift = {step.name: sorted(step.changes) for step in self._plan(observed.records, set(), observed).steps}
+        listed = {}
+        for name, record in observed.records.items():
+            host = (FIREWALL, FORWARDING) if kinds.of(record.interface).FILTER == "host" else ()
+            differs = [*drift.get(name, ()), *(one for one in host if one in drift)]
+            listed[name] = self._entry(name, record, observed.namespaces)
+            if differs and listed[name]["state"] == "present":
+                listed[name] |= {"state": "differs", "differs": differs}
+        return listed
 
     def inspect(self, name: str) -> dict[str, Any]:
         """Return one interface as declared and as it is, with what differs (``drift``).

@@ -28,10 +28,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import re
 import shutil
-import socket
-import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -40,7 +39,7 @@ from urllib.parse import urlsplit
 from netspace import files, library
 from netspace.errors import MissingError, NetspaceError, raise_any
 from netspace.layout import Layout
-from netspace.link import identity, ports, remote
+from netspace.link import haproxy, identity, ports, remote
 from netspace.link.card import PORT, SERVER_NAME, TLS_PORT
 from netspace.spec.types import Broker, Link, LocalBroker, RemoteHost
 from netspace.supervision import Service, Supervisor
@@ -54,6 +53,7 @@ RATE = "32m"  # bytes a second that it may send: more wait, so that reading it t
 ALL_CONNECTIONS = 9000
 OLD_WORKERS = 16  # each holds 10 MB until its last connection ends; older ones are ended
 SECTION = "frontend environment:"
+_ENTRY = re.compile(rf"^{SECTION}(\S+)\n    # network namespace (\d+)\n    bind \S+:(\d+) ", re.MULTILINE)
 _CHECK = "check no-check-ssl inter 5s fastinter 1s downinter 2s fall 3 rise 1 on-marked-down shutdown-sessions"
 _WAY = "backend to:"
 FROM_ELSEWHERE = 4000  # connections from all other hosts together
@@ -72,10 +72,6 @@ def config_file(layout: Layout) -> Path:
 def served_file(layout: Layout) -> Path:
     """Copy of the configuration that haproxy is known to have taken."""
     return folder(layout) / "served.cfg"
-
-
-def _socket(layout: Layout) -> Path:
-    return folder(layout) / "master.sock"
 
 
 def service(layout: Layout) -> Service:
@@ -97,7 +93,7 @@ def command(layout: Layout) -> tuple[str, ...]:
         str(PROGRAM),
         "-W",
         "-S",
-        f"{_socket(layout)},level,admin,mode,600",
+        f"{haproxy.socket_path(layout)},level,admin,mode,600",
         "-n",
         str(ALL_CONNECTIONS),
         "-x",
@@ -303,6 +299,11 @@ def served(config: str) -> list[str]:
     return [line.removeprefix(SECTION) for line in config.splitlines() if line.startswith(SECTION)]
 
 
+def entries(config: str) -> dict[str, tuple[int, int]]:
+    """The network namespace (its inode number) and the port of each environment that a configuration serves."""
+    return {name: (int(inode), int(port)) for name, inode, port in _ENTRY.findall(config)}
+
+
 def _ways(config: str) -> set[str]:
     """The ways to other hosts' brokers that a configuration has: ``to:<environment>:<host>``, and where they lead."""
     lines = config.splitlines()
@@ -318,7 +319,8 @@ def available() -> None:
 def apply(layout: Layout, wanted: Wanted, supervisor: Supervisor) -> dict[str, str]:
     """Serve exactly the environments *wanted*; return, by environment, why it is left out.
 
-    Live connections of the others go on, except to hosts that they may no longer reach.
+    Live connections of the others go on, except to hosts that they may no longer reach. A haproxy that is silent is
+    restarted.
 
     :raises NetspaceError: when haproxy refuses; it then keeps its former configuration.
     """
@@ -335,7 +337,9 @@ def _apply(layout: Layout, wanted: Wanted, supervisor: Supervisor) -> None:
     config = _install(layout, wanted)
     supervisor.define([service(layout)])
     status = supervisor.observe().get(NAME)
-    if status is not None and status.state == "running" and _socket(layout).exists():
+    running = status is not None and status.state == "running" and haproxy.socket_path(layout).exists()
+    # A restart ends all connections, so one that is only slow has more time than for a report.
+    if running and not haproxy.silent(layout, haproxy.DEAD_SECONDS):
         if config != before:
             try:
                 _reload(layout)
@@ -344,7 +348,7 @@ def _apply(layout: Layout, wanted: Wanted, supervisor: Supervisor) -> None:
                 raise
             _sever(layout, _ways(before) - _ways(config))
     else:
-        if status is not None and status.state in ("running", "starting"):
+        if status is not None and status.state in ("running", "starting", "frozen"):
             raise_any(supervisor.stop([NAME]))
         raise_any(supervisor.start([NAME]))
         _wait(layout, supervisor)
@@ -373,7 +377,7 @@ def _install(layout: Layout, wanted: Wanted) -> str:
 
 def _reload(layout: Layout) -> None:
     """Ask haproxy's master to reload, which answers when the new worker serves, or why it doesn't."""
-    answer = ask(layout, "reload")
+    answer = haproxy.ask(layout, "reload")
     if not answer.startswith("Success=1"):
         alerts = [line.partition("config : ")[2] or line for line in answer.splitlines() if "[ALERT]" in line]
         raise NetspaceError(f"the forwarder refuses its configuration: {'; '.join(alerts) or answer[:400]}")
@@ -391,44 +395,12 @@ def _sever(layout: Layout, gone: Collection[str]) -> None:
     # Who hasn't said yet whom he wants would be led there by the former rules.
     undecided = {f"fe=environment:{one.split()[1].split(':')[1]}" for one in gone}
     # Of each process: its number, and what it is.
-    listed = [line.split() for line in ask(layout, "show proc").splitlines() if line[:1].isdigit()]
+    listed = [line.split() for line in haproxy.ask(layout, "show proc").splitlines() if line[:1].isdigit()]
     for worker in (line[0] for line in listed if line[1] == "worker"):
-        for line in ask(layout, f"@!{worker} show sess").splitlines():
+        for line in haproxy.ask(layout, f"@!{worker} show sess").splitlines():
             told = set(line.split())
             if backends & told or (undecided & told and "be=<NONE>" in told):
-                ask(layout, f"@!{worker} shutdown session {line.partition(':')[0]}")
-
-
-def ask(layout: Layout, command: str) -> str:
-    """Send one command to haproxy's master and return its answer.
-
-    https://docs.haproxy.org/3.0/management.html#9.4
-    """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as stream:
-        stream.settimeout(30)
-        try:
-            stream.connect(str(_socket(layout)))
-            stream.sendall(command.encode() + b"\n")
-            stream.shutdown(socket.SHUT_WR)
-            parts = []
-            while part := stream.recv(65536):
-                parts.append(part)
-        except OSError as err:
-            raise NetspaceError(f"the forwarder doesn't answer on {_socket(layout)}: {err}") from err
-    return b"".join(parts).decode(errors="replace")
-
-
-def serves(layout: Layout, seconds: float, ended: Callable[[], bool] = lambda: False) -> bool:
-    """Wait until haproxy serves. Return whether it does after *seconds*, or once it has *ended*."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        with contextlib.suppress(NetspaceError):
-            if "worker" in ask(layout, "show proc").partition("# workers")[2].partition("#")[0]:
-                return True
-        if ended():
-            break
-        time.sleep(0.05)
-    return False
+                haproxy.ask(layout, f"@!{worker} shutdown session {line.partition(':')[0]}")
 
 
 def _wait(layout: Layout, supervisor: Supervisor, seconds: float = 20.0) -> None:
@@ -436,7 +408,7 @@ def _wait(layout: Layout, supervisor: Supervisor, seconds: float = 20.0) -> None
         status = supervisor.observe().get(NAME)
         return status is None or status.state in ("failed", "stopped")
 
-    if not serves(layout, seconds, ended):
+    if not haproxy.serves(layout, seconds, ended):
         raise NetspaceError(f"the forwarder doesn't start: {_complaint(layout)}")
 
 

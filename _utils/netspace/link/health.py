@@ -15,8 +15,10 @@ from netspace.link import (
     across,
     authority,
     between,
+    entrance,
     forwarder,
     guard,
+    haproxy,
     identity,
     letters,
     model,
@@ -52,8 +54,12 @@ def health(layout: Layout, supervisor: Supervisor, stopped: Collection[str] = ()
     status = services.get(forwarder.NAME)
     if status is None or status.state != "running":
         problems.append("the forwarder doesn't run: environments can't reach the broker")
+    elif why := haproxy.silent(layout):
+        problems.append(f"the forwarder doesn't do its work ({why}): environments can't reach the broker; apply again")
     members = model.members(record.links.values())
-    problems += _left_out(layout, members)
+    problems += [f"the forwarder leaves out {name}: {why}" for name, why in entrance.left_out(layout, members).items()]
+    shut = entrance.shut(layout, members)
+    problems += [f"{name} can't reach the broker: {why}" for name, why in sorted(shut.items())]
     issued = identity.observe(layout, record.broker, members, time.time())
     if lacking := list(issued.changes(record.broker, members)):
         problems.append(f"{', '.join(lacking[:10])}: to be issued anew; apply again")
@@ -82,14 +88,6 @@ def health(layout: Layout, supervisor: Supervisor, stopped: Collection[str] = ()
     if dead:  # what came too late or made way did as somebody has declared or asked for
         problems.append(f"{dead} dead letters")
     return {"ok": not problems, "problems": problems, "dead": dead, "late": late}
-
-
-def _left_out(layout: Layout, members: Collection[str]) -> list[str]:
-    """Return a problem for each environment that has links and isn't served by the forwarder."""
-    left = set(members).difference(forwarder.served(forwarder.current(layout)))
-    there = forwarder.namespaces(layout, left)
-    why = {True: "a program in it has taken its port for the broker; end that", False: "it has no network namespace"}
-    return [f"the forwarder leaves out {name}: {why[name in there]}; apply again" for name in sorted(left)]
 
 
 def _alarms(api: Management) -> list[str]:

@@ -22,6 +22,7 @@ from netspace.link import (
     credentials,
     endorser,
     forwarder,
+    haproxy,
     health,
     identity,
     listening,
@@ -197,7 +198,7 @@ class Links:
             return Observed(record)
         services = self.supervisor.observe()
         state, detail, definitions, flooded = reach.ask(self.layout, record, services)
-        config = forwarder.current(self.layout)
+        config, carrier = forwarder.current(self.layout), services.get(forwarder.NAME)
         now = time.time()
         members = model.members(record.links.values())
         unnamed = ""
@@ -219,7 +220,8 @@ class Links:
             now=now,
             passwords=credentials.read_all(self.layout),
             installed=not isinstance(record.broker, LocalBroker) or node.installed(self.layout, record.broker),
-            forwarder=services.get(forwarder.NAME),
+            forwarder=carrier,
+            silent=haproxy.silent(self.layout) if carrier is not None and carrier.state == "running" else "",
             config=config,
             namespaces=forwarder.namespaces(self.layout, members),
             keys=seals.read_all(self.layout),

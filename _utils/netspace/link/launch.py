@@ -16,7 +16,7 @@ from typing import NoReturn
 from netspace import files
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
-from netspace.link import forwarder, ports
+from netspace.link import forwarder, haproxy, ports
 
 SECONDS = 20.0
 """Seconds for which the ports are held for haproxy, which needs one."""
@@ -41,7 +41,7 @@ def _become(layout: Layout, held: ports.Held) -> NoReturn:
     if os.fork() == 0:
         # Twice, so that haproxy is nobody's parent that it doesn't know.
         if os.fork() == 0:
-            forwarder.serves(layout, SECONDS)
+            haproxy.serves(layout, SECONDS)
         os._exit(0)
     os.wait()
     command = forwarder.command(layout)

@@ -46,6 +46,7 @@ class Observed:
     :param unnamed: why these names can't be told; *names* are then those that are in use.
     :param drained: queues with a former name that are empty.
     :param installed: our node's files are those of the recorded broker.
+    :param silent: why the forwarder carries nothing, though its process runs; empty where it does.
     :param config: the forwarder's configuration; ``namespaces`` its environments' inodes.
     :param keys: for sealed links, by environment.
     :param others: knowledge of other hosts, for sealed links to and from them.
@@ -65,6 +66,7 @@ class Observed:
     passwords: Mapping[str, str] = field(default_factory=dict, repr=False)
     installed: bool = True
     forwarder: Status | None = None
+    silent: str = ""
     config: str = ""
     namespaces: Mapping[str, int] = field(default_factory=dict)
     keys: Mapping[str, seals.Keys] = field(default_factory=dict, repr=False)
@@ -356,6 +358,8 @@ def _forwarder_changes(layout: Layout, work: Work) -> dict[str, dict[str, Any]]:
     running = observed.forwarder is not None and observed.forwarder.state == "running"
     if work.after and not running:
         changes["state"] = {"old": observed.forwarder.state if observed.forwarder else "absent", "new": "running"}
+    elif work.after and observed.silent:
+        changes["state"] = {"old": f"silent: {observed.silent}", "new": "running"}
     return changes
 
 

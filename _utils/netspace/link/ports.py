@@ -51,14 +51,14 @@ class Held:
                 one.bind((LOOPBACK, port))
             except OSError as err:
                 one.close()
-                if _root_listens(port):
+                if root_listens(port):
                     continue  # the forwarder, whose own connections keep the port from being bound: it holds it
                 self.refused[name] = f"a program in it has taken {LOOPBACK}:{port} ({err.strerror})"
                 continue
             self._sockets.append(one)
 
 
-def _root_listens(port: int) -> bool:
+def root_listens(port: int) -> bool:
     """Whether a socket that root made listens at *port* of the calling thread's loopback.
 
     Then nobody else can. No program in an environment has the user id 0 of the host.

@@ -77,6 +77,8 @@ def ask(
         status = services.get(node.NODE)
         if status is None or status.state in ("stopped", "failed"):
             return "stopped", status.exit if status else "", None, ()
+        if status.state == "frozen":
+            return "stopped", f"its process {status.pid} is stopped by a signal; apply again", None, ()
         if node.login(layout) is None:
             return "starting", "its management credentials are missing", None, ()
     try:

@@ -6,16 +6,17 @@ from typing import Any
 
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
-from netspace.link import across, listening, model, names, planning, reach
+from netspace.link import across, entrance, haproxy, listening, model, names, planning, reach
 from netspace.link.record import plain, read
-from netspace.spec.types import LocalBroker
+from netspace.spec.types import Broker, LocalBroker
 from netspace.supervision import Supervisor
 
 
 def links(layout: Layout, supervisor: Supervisor) -> dict[str, Any]:
     """Return the links with their state (``active``, ``missing``, ``stalled``, ``unknown``), and the mailboxes.
 
-    ``missing``: the link isn't on the broker. ``stalled``: it is, but its mail isn't carried to the other host. A link
+    ``missing``: the link isn't on the broker. ``stalled``: it is, but its mail isn't carried to the other host, or an
+    environment of this host can't reach the broker. A link
     that isn't ``active`` has a ``why`` where the reason is known.
     """
     record = read(layout)
@@ -25,6 +26,7 @@ def links(layout: Layout, supervisor: Supervisor) -> dict[str, Any]:
     state, detail, definitions, _ = reach.ask(layout, record, supervisor.observe())
     there: model.Objects = {}
     beyond: dict[str, tuple[str, str]] = {}
+    shut: dict[str, str] = {}
     called = names.used(layout, record.broker)
     if definitions is not None:
         there = planning.found(
@@ -44,6 +46,7 @@ def links(layout: Layout, supervisor: Supervisor) -> dict[str, Any]:
         for environment in sorted(model.members(record.links.values())):
             queue = counts.get(called.mailbox(environment), {})
             listed["mailboxes"][environment] = {key: queue.get(key) for key in ("messages", "consumers")}
+        shut = entrance.closed(layout, model.members(record.links.values()))
         for key, queue_of in (("dead", called.dead), ("late", called.late)):
             listed[key] = counts.get(queue_of, {}).get("messages")
     for name, link in sorted(record.links.items()):
@@ -53,6 +56,8 @@ def links(layout: Layout, supervisor: Supervisor) -> dict[str, Any]:
             state_of, why = beyond.get(name, ("unknown", ""))
         elif state_of == "active":
             state_of, why = beyond.get(name, (state_of, why))
+        if state_of == "active" and (ends := [end for end in link.here if end in shut]):
+            state_of, why = "stalled", f"{ends[0]} can't reach the broker: {shut[ends[0]]}"
         listed["links"][name] = {**(plain(link) or {}), "state": state_of, **({"why": why} if why else {})}
     kind = "local" if isinstance(record.broker, LocalBroker) else "cluster"
     about = {"kind": kind, "state": state, "vhost": reach.vhost(layout, record.broker)}
@@ -79,6 +84,13 @@ def readers(layout: Layout, environment: str) -> int:
     if "consumer_details" not in queue:
         raise NetspaceError(f"the broker does not tell (yet) who reads the mailbox of {environment}")
     count = len(queue["consumer_details"])
-    if not count and isinstance(record.broker, LocalBroker) and (why := listening.unanswered(layout, record.broker)):
+    if not count and (why := _unreachable(layout, record.broker, environment)):
         raise NetspaceError(f"nobody can read the mailbox of {environment}: {why}")  # which is no fault of its program
     return count
+
+
+def _unreachable(layout: Layout, broker: Broker, environment: str) -> str:
+    """Return why no program of an environment could reach the broker; empty where one could."""
+    deaf = listening.unanswered(layout, broker) if isinstance(broker, LocalBroker) else ""
+    silent = deaf or haproxy.silent(layout)
+    return silent or entrance.shut(layout, [environment]).get(environment, "")

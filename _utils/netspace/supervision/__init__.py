@@ -7,9 +7,11 @@ ways, and :func:`select` picks one. Environments, the broker and the forwarder a
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
+
+from netspace.supervision import process
 
 if TYPE_CHECKING:
     from netspace.layout import Layout
@@ -66,12 +68,16 @@ class Service:
     init: bool = False
 
 
+State = Literal["running", "starting", "stopped", "failed", "frozen"]
+
+
 @dataclass(frozen=True)
 class Status:
     """The state of a service.
 
     :param state: ``running``, ``starting`` (also: waiting to be restarted), ``stopped``
-        (on purpose, or ended and not to be restarted), ``failed``.
+        (on purpose, or ended and not to be restarted), ``failed``, ``frozen`` (its main process is there, and stopped
+        by a signal: it does nothing until it is started again).
     :param pid: main process, 0 if there is none.
     :param since: seconds since the epoch of the last change of state.
     :param restarts: number of its restarts since it was last asked to start.
@@ -81,7 +87,7 @@ class Status:
         start; where systemd ends all of it for one, that is one. Only for a service with a control group of its own.
     """
 
-    state: Literal["running", "starting", "stopped", "failed"]
+    state: State
     pid: int = 0
     since: float = 0.0
     restarts: int = 0
@@ -110,7 +116,10 @@ class Supervisor(Protocol):
         ...
 
     def start(self, names: Collection[str]) -> dict[str, str]:
-        """Start those that don't run (in parallel); return an error text per failed name."""
+        """Start those that don't run, in parallel, and have those that are frozen go on.
+
+        :return: an error text per failed name.
+        """
         ...
 
     def stop(self, names: Collection[str]) -> dict[str, str]:
@@ -146,6 +155,13 @@ class Supervisor(Protocol):
     def purge(self) -> None:
         """Stop and forget everything, and leave nothing behind but what callers own."""
         ...
+
+
+def looked_at(status: Status) -> Status:
+    """Return *status* as the kernel shows it, too: what is stopped by a signal does not run."""
+    if status.state == "running" and process.frozen(status.pid):
+        return replace(status, state="frozen")
+    return status
 
 
 def booted() -> bool:

@@ -20,14 +20,25 @@ from typing import Literal
 
 from netspace import files, library
 from netspace.layout import Layout
-from netspace.supervision import Service, Status, messages, payload_cgroup, place, process, records, shortage
+from netspace.supervision import (
+    Service,
+    State,
+    Status,
+    looked_at,
+    messages,
+    payload_cgroup,
+    place,
+    process,
+    records,
+    shortage,
+)
 from netspace.supervision.records import SupervisorError, Trace
 
 # Seconds to wait for an answer: the longest stop there is, and some.
 PATIENCE = 3600.0 + 120.0
 ATTEMPTS = 5
 
-STATES: dict[str, Literal["running", "starting", "stopped", "failed"]] = {
+STATES: dict[str, State] = {
     "launching": "starting",
     "starting": "starting",
     "running": "running",
@@ -46,7 +57,7 @@ class Direct:
     def observe(self, names: Collection[str] | None = None) -> dict[str, Status]:
         names = [name for name in records.defined(self.layout) if names is None or name in names]
         traced = set(records.traced(self.layout))
-        watched = bool(traced) and place.running(self.layout)
+        watched = bool(traced) and place.attended(self.layout)
         seen = {name: records.read_trace(self.layout, name) for name in names if name in traced}
         found = {name: self._status(name, seen.get(name), watched) for name in names}
         failed = {name for name, status in found.items() if status.state == "failed"}
@@ -62,7 +73,7 @@ class Direct:
         status = _status(trace, watched)
         if trace is None or status.state != "running":
             return status
-        return replace(status, oom_kills=shortage.since(trace, payload_cgroup(self.layout, name)))
+        return looked_at(replace(status, oom_kills=shortage.since(trace, payload_cgroup(self.layout, name))))
 
     def define(self, services: Sequence[Service]) -> bool:
         wanted = records.validate(services)
@@ -89,6 +100,9 @@ class Direct:
         errors = records.unknown(names, records.defined(self.layout))
         known = [name for name in names if name not in errors]
         if known:
+            for status in self.observe(known).values():
+                if status.state == "frozen":
+                    process.thaw(status.pid)
             records.desire(self.layout, add=known)
             errors.update(self._ask("start", known))
         return errors
@@ -107,7 +121,7 @@ class Direct:
 
     def attended(self) -> bool:
         if place.running(self.layout):
-            return True
+            return place.attended(self.layout)
         traces = (records.read_trace(self.layout, name) for name in records.traced(self.layout))
         return all(trace is None or trace.state in records.AT_REST for trace in traces)
 
@@ -152,6 +166,7 @@ class Direct:
         """Send the request to the daemon, starting one if there is none; a request may be sent twice."""
         asked = tuple(names)
         reason = ""
+        process.thaw(place.holder(self.layout))  # else its answer would be waited for
         for _ in range(ATTEMPTS):
             try:
                 if not place.running(self.layout) or reason:

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from netspace.layout import Layout
+from netspace.supervision import process
 
 
 def socket_path(layout: Layout) -> Path:
@@ -18,6 +19,24 @@ def socket_path(layout: Layout) -> Path:
 
 def lock_path(layout: Layout) -> Path:
     return layout.run / "supervisor.lock"
+
+
+def attended(layout: Layout) -> bool:
+    """Return whether a daemon holds the lock and can do its work: it isn't stopped by a signal."""
+    return running(layout) and not process.frozen(holder(layout))
+
+
+def holder(layout: Layout) -> int:
+    """Return the process of the daemon that holds the lock; 0 if there is none, or it can't be told (proc_locks(5))."""
+    try:
+        info = lock_path(layout).stat()
+        with open("/proc/locks") as stream:
+            locks = [line.split() for line in stream]
+    except OSError:
+        return 0
+    lock = f"{os.major(info.st_dev):02x}:{os.minor(info.st_dev):02x}:{info.st_ino}"
+    held = (words[4] for words in locks if len(words) > 5 and words[1::2][:3] == ["FLOCK", "WRITE", lock])
+    return int(next(held, "0"))
 
 
 def running(layout: Layout) -> bool:

@@ -99,6 +99,19 @@ def _read(path: str) -> bytes:
         os.close(fd)
 
 
+def frozen(pid: int) -> bool:
+    """Return whether *pid* is stopped by a signal (SIGSTOP), so that it does nothing until it gets SIGCONT."""
+    there = stat(pid) if pid > 0 else None
+    return there is not None and there.state == "T"
+
+
+def thaw(pid: int) -> None:
+    """Let *pid* go on, if it is frozen."""
+    if frozen(pid):
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGCONT)
+
+
 def contained(pid: int) -> bool:
     """Return whether *pid* is in another PID namespace than we: then all processes that it started end with it."""
     try:

@@ -15,12 +15,11 @@ import subprocess
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 from netspace import files, library
 from netspace.errors import StateError
 from netspace.layout import Layout
-from netspace.supervision import Service, Status, bus, memory, payload_cgroup, records, unit
+from netspace.supervision import Service, State, Status, bus, looked_at, memory, payload_cgroup, process, records, unit
 from netspace.supervision.records import SupervisorError
 
 TIMEOUT = 3600.0 + 120.0
@@ -101,7 +100,7 @@ class Systemd:
     def observe(self, names: Collection[str] | None = None) -> dict[str, Status]:
         names = [name for name in self._defined() if names is None or name in names]
         return {
-            name: _status(shown, self._wanted(name), self._noted(name), self._kills(name))
+            name: looked_at(_status(shown, self._wanted(name), self._noted(name), self._kills(name)))
             for name, shown in self._show(names).items()
         }
 
@@ -135,6 +134,9 @@ class Systemd:
         known, errors = self._known(names)
         if not known:
             return errors
+        for status in self.observe(known).values():
+            if status.state == "frozen":
+                process.thaw(status.pid)
         for name in known:
             self._forget(name)
         self._link(known)
@@ -297,7 +299,7 @@ def _status(shown: Mapping[str, str], wanted: bool, noted: str = "", kills: int 
     :param kills: number of its kills for want of memory.
     """
     active = shown.get("ActiveState", "inactive")
-    state: Literal["running", "starting", "stopped", "failed"]
+    state: State
     if active in ("active", "reloading", "refreshing", "deactivating"):
         state = "running"
     elif active == "activating":

@@ -30,7 +30,7 @@ from waiting import until
 
 from netspace import files, library
 from netspace.environment import mounts, runtime
-from netspace.errors import SpecError
+from netspace.errors import NetspaceError, SpecError
 from netspace.health import alarms
 from netspace.host import Host
 from netspace.interface import nftables
@@ -261,6 +261,45 @@ def test_nobody_supervises_and_an_apply_sees_and_mends_that(world: World) -> Non
     until(lambda: host.environments.list()["a"]["pid"] not in (0, pids["a"]))
     assert host.environments.list()["b"]["pid"] == pids["b"]
     mends(declared)
+
+
+@pytest.mark.parametrize("what", ["supervisor", "watch", "program"])
+def test_what_is_frozen_is_told_and_goes_on_with_the_next_apply(world: World, what: str) -> None:
+    declared = world.declared()
+    declared["environments"]["a"]["health"] = {"exec": ["/bin/true"], "interval": 1}
+    assert converge(declared) == []
+    host = Host(LAYOUT)
+    host.operations.wait(["a"])
+    before = host.environments.list()
+    pids = {
+        "supervisor": daemon_pid(LAYOUT),
+        "watch": host.supervisor.observe([runtime.HEALTH])[runtime.HEALTH].pid,
+        "program": before["a"]["pid"],
+    }
+    os.kill(pids[what], signal.SIGSTOP)
+    until(lambda: process.frozen(pids[what]))
+    row, events = host.environments.list()["a"], alarms.news(before, host.environments.list())
+    planned = faultpoints.run(lambda: faults_host.converge(declared, test=True), traced=False).value["steps"]
+    if what == "supervisor":
+        assert not row["supervised"] and not host.overview()["supervised"]
+        assert [event["event"] for event in events] == ["unsupervised"]
+        assert planned[0].startswith("start service netspace-supervisor")
+        # What ends meanwhile is not said to run on.
+        os.kill(before["b"]["pid"], signal.SIGKILL)
+        until(lambda: host.environments.list()["b"]["state"] == "failed")
+    elif what == "watch":
+        assert (row["state"], row["health"]) == ("running", "unknown") and "watch of health" in row["problem"]
+        assert any("what watches its health does not run" in step for step in planned), planned
+    else:
+        assert row["state"] == "frozen" and f"kill -CONT {pids[what]}" in row["problem"]
+        assert [event["event"] for event in events] == ["frozen"]
+        assert any(step.startswith("start environment a") and "it is frozen" in step for step in planned), planned
+        with pytest.raises(NetspaceError, match="environment a is frozen"):
+            host.operations.wait(["a"], timeout=0.2)
+    assert process.frozen(pids[what]), "a test changes nothing"
+    mends(declared)
+    host.operations.wait(["a"])
+    assert host.environments.list()["a"] | {"since": 0.0} == before["a"] | {"since": 0.0}
 
 
 # -- programs that fail or hang --------------------------------------------------------

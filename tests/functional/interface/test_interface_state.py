@@ -175,8 +175,14 @@ def test_drift_is_seen_and_repaired(
     assert found[step].action == action
     assert key in found[step].changes
     assert found[step].changes[key]["old"] != found[step].changes[key]["new"]
+    listed = bench.kind.list()
+    if spoil is _delete_namespace:
+        assert listed["a"]["state"] == "missing"
+    else:
+        assert listed["a"]["state"] == "differs" and {key, step} & set(listed["a"]["differs"]), listed
     bench.apply(desired)
     assert not bench.plan(desired).steps
+    assert {one["state"] for one in bench.kind.list().values()} == {"present"}
     for family in WIRE:
         assert meets(bench.path("a"), outside, WIRE[family][1]) == WIRE[family][0]
 

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import socket
+import ssl
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from link_world import World
+from msgspec.structs import replace
 from waiting import until
 
 from netspace.layout import Layout
+from netspace.link import authority, listening
 from netspace.link import broker as node
-from netspace.link import listening
 from netspace.spec.types import Link, LocalBroker
 
 pytestmark = pytest.mark.root
@@ -78,6 +84,42 @@ def test_broker_without_its_port_is_told_and_started_anew(world: World) -> None:
     assert listed(world)["broker"]["state"] == "running"
 
 
+def answered_by(world: World, identity: bytes, folder: Path) -> str:
+    """Return why a TLS server with this certificate and key isn't the broker; empty if it is taken for it."""
+    path = folder / "identity.pem"
+    path.write_bytes(identity)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(path)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            taken, _ = server.accept()
+            with contextlib.suppress(OSError), context.wrap_socket(taken, server_side=True) as secured:
+                secured.recv(1)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            return listening.unanswered(world.layout, replace(world.broker, port=server.getsockname()[1]))
+        finally:
+            thread.join()
+
+
+def test_a_listener_is_the_broker_by_a_valid_certificate_of_this_host_alone(world: World, tmp_path: Path) -> None:
+    """Another instance's broker, another program that speaks TLS, and our own with a certificate that ran out."""
+    world.environment("web", "orders")
+    world.apply(TELL)
+    now, known = time.time(), authority.read(world.layout)
+    assert known is not None
+    ours = authority.Issuer(known)
+    assert answered_by(world, ours.server(now), tmp_path) == ""
+    assert "expired" in answered_by(world, ours.server(now - 400 * 86400, 86400.0), tmp_path)
+    other = authority.Issuer(authority.ensure(Layout("elsewhere", tmp_path), LocalBroker(), now))
+    assert "CERTIFICATE_VERIFY_FAILED" in answered_by(world, other.server(now), tmp_path)
+    # Of this host, but an environment's.
+    assert "doesn't answer as the broker" in answered_by(world, ours.environment("web", now), tmp_path)
+
+
 def test_broker_that_was_only_slow_is_not_started_anew(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """It restarts all who are connected, so it is looked at once more, and for longer, before that."""
     world.environment("web", "orders")
@@ -93,3 +135,11 @@ def test_broker_that_was_only_slow_is_not_started_anew(world: World, monkeypatch
     assert next(late, None) is None
     assert world.supervisor.observe()[node.NODE].pid == before
     assert health(world)["ok"], health(world)
+
+
+def test_a_broker_that_is_short_of_space_is_told(world: World) -> None:
+    """The last test here: the broker looks at its disk every ten seconds, and nobody waits for the second look."""
+    world.environment("web", "orders")
+    world.apply(TELL)
+    world.evaluate('rabbit_disk_monitor:set_disk_free_limit("1000TB").')
+    until(lambda: any("short of disk space" in one for one in health(world)["problems"]))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import salt.config
+import salt.utils.minions
 from simulated_round import AWAY, Host, SimulatedBus
 
-from netspace.attestation.bus import Reply, SaltBus, Sent, Unreachable, ask
+from netspace.attestation.bus import Reply, SaltBus, Sent, Unreachable, ask, hosts
 
 
 class Events:
@@ -144,3 +147,22 @@ def test_a_minion_that_is_always_at_work_holds_up_nobody() -> None:
 def test_one_message_ends_once_all_have_answered() -> None:
     bus = SimulatedBus({"web1": Host(1.0), "web2": Host(3.0)})
     assert set(ask(bus, ["web1", "web2"], "tell", {}, 60)) == {"web1", "web2"} and bus.now == 3.0
+
+
+def test_what_a_minion_says_that_it_manages_is_no_host(tmp_path: Path) -> None:
+    """Salt's own lists: of accepted keys, and of resources, which hold whatever a minion has claimed."""
+    opts = salt.config.master_config(None)
+    paths = {"root_dir": str(tmp_path), "pki_dir": str(tmp_path / "pki"), "cachedir": str(tmp_path / "cache")}
+    opts = {**opts, **paths, "__role": "master", "resource_index_primary_capacity": 1024}
+    for name in ("h1", "h2"):
+        path = tmp_path / "pki/minions" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("key")
+    known = salt.utils.minions.CkMinions(opts)
+    if hasattr(salt.utils.minions, "update_resource_index"):  # Salt 3008
+        salt.utils.minions.update_resource_index(opts, "h1", {"netspace": ["h1-web", "h3"]})
+        assert {"h1-web", "h3"} <= set(known.check_minions("*", "glob")["minions"])
+        assert known.check_minions("h1-web,h3", "list")["minions"]
+    assert sorted(hosts(known, "*", "glob")) == ["h1", "h2"]
+    assert hosts(known, "h1,h1-web,h3", "list") == ["h1"]
+    assert hosts(known, "T@netspace:h1-web", "compound") == []

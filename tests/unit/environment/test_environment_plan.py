@@ -241,6 +241,10 @@ def test_a_folder_of_a_recorded_environment_is_not_given_to_another(source):
     ("want", "found", "action"),
     [
         (desired(), seen(status=Status("stopped")), "start"),
+        # What is frozen goes on, and nothing is put together anew below a program that is there.
+        (desired(), seen(status=Status("frozen", pid=7)), "start"),
+        (desired(user=7), seen(status=Status("frozen", pid=7)), "restart"),
+        (desired("stopped"), seen(status=Status("frozen", pid=7)), "stop"),
         (desired(), seen(status=Status("failed", exit="exit 1")), "start"),
         (desired(), seen(status=None), "start"),
         (desired(), seen(status=Status("starting", exit="exit 1")), None),

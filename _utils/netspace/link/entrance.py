@@ -1,0 +1,72 @@
+"""The entrance of each environment to the broker, looked at from its inside. Changes nothing.
+
+That the forwarder runs and was told of an environment does not mean that this one reaches it: its network namespace
+may be another by now, its loopback may be down, another program may have the port.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import socket
+import struct
+from collections.abc import Collection
+
+from netspace import threads
+from netspace.layout import Layout
+from netspace.link import forwarder, haproxy, ports
+
+_SIOCGIFFLAGS, _IFF_UP = 0x8913, 0x1  # netdevice(7)
+
+
+def closed(layout: Layout, environments: Collection[str]) -> dict[str, str]:
+    """Return why *environments* can't reach the broker, whatever it is between them and it, by name."""
+    if why := haproxy.silent(layout):
+        return dict.fromkeys(environments, f"the forwarder doesn't do its work ({why}); apply again")
+    left = left_out(layout, environments)
+    return {
+        **{name: f"it is left out by the forwarder: {why}" for name, why in left.items()},
+        **shut(layout, environments),
+    }
+
+
+def left_out(layout: Layout, environments: Collection[str]) -> dict[str, str]:
+    """Return why *environments* are not served by the forwarder, and what to do, by name."""
+    left = set(environments).difference(forwarder.served(forwarder.current(layout)))
+    there = forwarder.namespaces(layout, left)
+    why = {True: "a program in it has taken its port for the broker; end that", False: "it has no network namespace"}
+    return {name: f"{why[name in there]}; apply again" for name in sorted(left)}
+
+
+def shut(layout: Layout, environments: Collection[str]) -> dict[str, str]:
+    """Return why *environments* that the forwarder serves can't reach it, and what to do, by name.
+
+    It makes no connection, which would count towards their share.
+    """
+    entries = {name: at for name, at in forwarder.entries(forwarder.current(layout)).items() if name in environments}
+    there = forwarder.namespaces(layout, entries)
+    found: dict[str, str] = {}
+
+    def look() -> None:
+        for name, (inode, port) in entries.items():
+            if there.get(name) != inode:
+                found[name] = "it has another network namespace than the forwarder serves; apply again"
+                continue
+            try:
+                threads.enter_network(layout.netns(name))
+            except OSError as err:
+                found[name] = f"its network namespace can't be entered: {err.strerror}; apply again"
+                continue
+            if not _loopback_is_up():
+                found[name] = f"its loopback is down; ip -n {layout.netns_name(name)} link set lo up"
+            elif not ports.root_listens(port):
+                found[name] = f"nothing of the host's listens at its {ports.LOOPBACK}:{port}; restart the forwarder"
+
+    threads.in_thread(look)
+    return found
+
+
+def _loopback_is_up() -> bool:
+    """Return whether ``lo`` is up in the calling thread's network namespace."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asking:
+        answer = fcntl.ioctl(asking, _SIOCGIFFLAGS, struct.pack("16sh14x", b"lo", 0))
+    return bool(struct.unpack_from("h", answer, 16)[0] & _IFF_UP)
