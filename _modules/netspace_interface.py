@@ -34,8 +34,8 @@ def __virtual__() -> str:
 def list_() -> dict[str, dict[str, Any]]:
     """
     Return every environment's interface: its kind, addresses, the name of its host end, the ports of
-    the host that are published, its namespace's path, and its state: ``present``; ``differs`` (by hand, in the keys that
-    ``differs`` names; the next apply mends it); or ``missing``, where there is no namespace.
+    the host that are published, its namespace's path, and its state: ``present``; ``differs`` (by hand,
+    in the keys that ``differs`` names; the next apply mends it); or ``missing``, where there is no namespace.
 
     CLI Example:
 
