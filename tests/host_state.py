@@ -110,6 +110,8 @@ def _memory() -> int:
 
 
 def _used(path: Path) -> int:
+    if not path.exists():
+        return 0
     info = os.statvfs(path)
     return (info.f_blocks - info.f_bfree) * info.f_frsize
 

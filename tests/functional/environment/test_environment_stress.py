@@ -8,6 +8,7 @@ of JSON for each, to the file that ``NETSPACE_STRESS_REPORT`` names.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import random
@@ -24,6 +25,7 @@ import snapshot
 from environment_host import Host, shell
 from waiting import until
 
+from netspace.environment import mounts
 from netspace.errors import NetspaceError
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(not shutil.which("stress-ng"), reason="no stress-ng here")]
@@ -36,6 +38,7 @@ SAMPLE = 10
 SECONDS = 2
 PATIENCE = 20.0  # seconds after which a stressor that doesn't end is killed
 LIMITS = {"memory": "192M", "cpus": 1, "pids": 128, "disk": "64M"}
+INSTANCES = Path("/proc/sys/fs/inotify/max_user_instances")
 IDLE = shell("while :; do sleep 1; done")
 
 
@@ -116,6 +119,31 @@ def test_the_host_is_as_it_was_after_each_stressor(host: Host, stressed: Path, p
     assert not [
         command for command in snapshot.processes().values() if "stress-ng" in command and "temp-path" in command
     ]
+
+
+def test_what_is_not_as_it_was_is_seen(tmp_path: Path):
+    """A test of the test: each of these changes is one that a stressor could make, if it could."""
+    before = host_state.look()
+    assert host_state.changed(before, host_state.look()) == {}
+    libc = ctypes.CDLL(None)
+    left = tmp_path / "left"
+    left.mkdir()
+    mounts.mount("tmpfs", left, "tmpfs")
+    segment = libc.shmget(0, 4096, 0o1600)
+    watching = [libc.inotify_init1(0) for _ in range(int(INSTANCES.read_text()))]
+    opened = [os.open("/", os.O_PATH) for _ in range(host_state.DESCRIPTORS + 1)]
+    sleeping = subprocess.Popen(["/bin/sleep", "100"])
+    try:
+        found = host_state.changed(before, host_state.look())
+    finally:
+        sleeping.kill()
+        sleeping.wait()
+        for one in (*opened, *(instance for instance in watching if instance >= 0)):
+            os.close(one)
+        libc.shmctl(segment, 0, None)
+        mounts.unmount(left)
+    assert {"mounts", "segments", "shares", "descriptors", "processes"} <= found.keys()
+    assert wrong(before) == {}
 
 
 def wrong(before: host_state.State) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from netspace.host import Host
 from netspace.layout import Layout
 from netspace.spec.types import Network
 
-pytestmark = [pytest.mark.root, pytest.mark.usefixtures("clean")]
+pytestmark = pytest.mark.root
 
 ASYNCHRONOUS = "asynchronous file operations (64)"
 # What no kernel bounds for an environment (docs/limits.md): found here, or the page is wrong.
@@ -33,8 +33,9 @@ def bare(tmp_path_factory):
     return bare_root(tmp_path_factory.mktemp("bare"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def applied(salt, bare):
+    salt("netspace.teardown")
     web = {
         "image": f"dir:{bare}",
         "command": ["/bin/busybox", "sleep", "1000"],
@@ -43,9 +44,10 @@ def applied(salt, bare):
         "seccomp": "standard",
         "stop_timeout": 1,
     }
-    declared = {"environments": {"web": web}}
+    declared = {"environments": {"web": web, "other": {**web, "runtime": "runc", "seccomp": "strict"}}}
     all_true(salt.apply(declared))
-    return declared
+    yield declared
+    salt("netspace.teardown")
 
 
 def takers():
@@ -88,6 +90,15 @@ def test_nobody_goes_short_but_of_what_the_page_names(salt, applied):
     assert traces() == []
     assert users() == before
     assert takers() == []
+
+
+def test_a_leak_is_told(applied, monkeypatch):
+    """Under runc the kernel counts for the host's root (docs/limits.md): nobody else gets any meanwhile."""
+    monkeypatch.setattr(pools, "POOLS", {name: pools.POOLS[name] for name in ("inotify instances", "timers")})
+    watching, timers = exhaustion.exhaust(Host(Layout()), "other", Network(), waiting=False)
+    assert watching.outcome == "leak"
+    assert watching.root == watching.neighbour == exhaustion.Share(16, 0, 16)
+    assert timers.outcome == "held"
 
 
 def test_others_are_timed_meanwhile(applied, monkeypatch):
