@@ -82,7 +82,10 @@ def _shares() -> dict[str, int]:
     """Return how many root gets of each pool of the kernel's, of the few that it asks for."""
     with tempfile.TemporaryDirectory() as folder:
         program = exhaust.Program(folder)
-        return {name: program.answer({"share": name})[0] for name in pools.POOLS if name not in BULKY}
+        try:
+            return {name: program.answer({"share": name})[0] for name in pools.POOLS if name not in BULKY}
+        finally:
+            program.close()
 
 
 def _own() -> dict[str, int]:

@@ -29,6 +29,7 @@ Outcome = Literal["held", "leak", "open", "skipped", "slow"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 # Bytes of its memory that a twin pays for what it took, in all and for each: less is the kernel's own rounding.
 CHARGED, LEAST = 2 * 1024**2, 48
+ON_DISK = ("disk (MiB)", "files on disk")  # what memory holds of them is a copy, and goes when there is need
 FULL = 0.9  # of a pool of the whole host: the rest is no reserve
 # How many times longer others may have to wait, and the seconds below which nobody would notice.
 GOALS: Mapping[str, float] = {"answer": 2.0, "exec": 1.5, "look": 1.5, "restart": 1.5}
@@ -76,7 +77,7 @@ def judge(
 
     :param charged: bytes that what was taken added to the twin's memory.
     """
-    paid = taken > 0 and charged >= max(CHARGED, taken * LEAST)
+    paid = taken > 0 and name not in ON_DISK and charged >= max(CHARGED, taken * LEAST)
     told = f"took {taken}, " + (f"then {ended}" if ended else "and was not refused")
     told += f", each for {charged // taken} bytes of its own memory" if paid else ""
     told += f"; of the host's {host.most} {host.before} were in use, then {host.during}" if host else ""

@@ -42,6 +42,11 @@ def test_the_verdict_on_a_pool(outcome, taken, ended, root, neighbour, host, cha
     assert judge("x", taken, ended, root, neighbour, host, charged).outcome == outcome
 
 
+def test_memory_is_no_price_for_a_disk():
+    assert judge("disk (MiB)", 512, "", ALL, ALL, None, 10 * CHARGED).outcome == "open"
+    assert judge("disk (MiB)", 57, "ENOSPC", ALL, ALL, None, 10 * CHARGED).outcome == "held"
+
+
 def test_a_row_tells_who_got_how_many():
     row = judge("x", 1024, "EAGAIN", Share(16, 0, 14), Share(16, 2, 16), Used(0, 1024, 1024))
     assert row.detail == (
@@ -100,8 +105,8 @@ def test_it_takes_until_it_is_refused_and_gives_all_back(program):
 
 
 def test_what_outlives_it_is_given_back_when_its_input_ends(program, tmp_path):
-    program.ask(take="files in memory")
-    assert len(list(tmp_path.iterdir())) == pools.POOLS["files in memory"].most
+    taken = program.ask(take="files in memory").taken
+    assert len(list(tmp_path.iterdir())) == taken > exhaust.SHARE
     # the fixture looks again when it has ended
 
 

@@ -37,7 +37,7 @@ from netspace.environment.pools import POOLS, Place, Pool, Taker
 from netspace.environment.storms import STORMS
 
 SHARE = 16
-PATIENCE = 4.0  # seconds for taking
+PATIENCE = 20.0  # seconds for taking, on a machine that is busy with something else
 CHILDREN = 24  # processes that take, one after the other: some bounds are a process's, not a user's
 WORKERS = 8  # processes of a storm
 
@@ -66,13 +66,17 @@ class Program:
 
     def drop(self) -> None:
         """Give all back."""
+        self.close()
+        self.hold, self.release = os.pipe()
+
+    def close(self) -> None:
+        """Give all back, and ask for nothing more."""
         os.close(self.release)
         for pid in self.holders:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)
         os.close(self.hold)
         self.holders = []
-        self.hold, self.release = os.pipe()
 
     def _share(self, wanted: Pool) -> tuple[int, str]:
         if wanted.brief:
@@ -186,7 +190,7 @@ def main() -> None:
     for line in sys.stdin:
         taken, ended = program.answer(json.loads(line))
         print(json.dumps({"taken": taken, "ended": ended}), flush=True)
-    program.drop()
+    program.close()
 
 
 if __name__ == "__main__":
