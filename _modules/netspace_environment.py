@@ -323,6 +323,69 @@ def audit(name: str, summary: bool = False) -> list[dict[str, str]] | dict[str, 
     return {"comment": comment, **counts, "rows": succeeded}
 
 
+def exhaust(name: str, summary: bool = False, waiting: bool = True) -> list[dict[str, Any]] | dict[str, Any]:
+    """
+    Have an environment take all that it can get of what is the host's and others', and tell who went short.
+
+    This is done by a throw-away twin of it, as in :py:func:`audit <audit>`, while this host's root and a second
+    twin, its neighbour, each try to have a little of the same. It takes about a minute, in which nothing else of
+    netspace is changed on this host; **whatever the twin wins is gone for all others meanwhile**, so choose the hour.
+
+    Returns a row for each pool of the kernel's that a program draws from (``group`` is ``pools``), with ``name``,
+    ``outcome`` and ``detail``, how many units the twin has ``taken``, by which error that ``ended``, and how many of
+    the 16 units that they ask for ``root`` and the ``neighbour`` got before, during and after it; where the
+    kernel counts the pool for the whole host, ``host`` has that. The outcome is
+
+    - ``held``: the twin was refused at some point, and nobody else went short;
+    - ``leak``: root or the neighbour got fewer than before, or the pool of the whole host was used up;
+    - ``open``: nothing refused the twin as far as it went, and nobody went short. What bounds that
+      pool is not shown;
+    - ``skipped``: there is no such pool here.
+
+    And a row for each way to make others wait (``group`` is ``waiting``), with the ``seconds`` of each of these alone
+    and meanwhile: an ``answer`` of the neighbour's (the 99th percentile of 200), an ``exec`` in it, its ``restart``,
+    and a ``look`` at all environments, with which each apply begins. ``slow`` says that one of them
+    took more than 1.5 times as long as alone (an answer: twice), and over 20 ms; else it ``held``.
+
+    Where anything leaks the return code is not 0.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' netspace_environment.exhaust web
+        salt '*' netspace_environment.exhaust web summary=True
+
+    name
+        The environment. It need not run.
+
+    summary
+        Return ``comment``, the number of rows by outcome, and those rows alone that did not hold.
+        Defaults to False.
+
+    waiting
+        Make others wait, too. Defaults to True.
+    """
+    import msgspec
+
+    from netspace import exhaustion
+
+    try:
+        instance = Host(declared.layout(__opts__))
+        found = exhaustion.exhaust(instance, name, declared.network(__pillar__), waiting=bool(waiting))
+    except NetspaceError as err:
+        raise CommandExecutionError(str(err)) from err
+    rows: list[dict[str, Any]] = [msgspec.to_builtins(row) for row in found]
+    counts = {kind: len([row for row in found if row.outcome == kind]) for kind in exhaustion.OUTCOMES}
+    if counts["leak"]:
+        __context__["retcode"] = 2
+    if not summary:
+        return rows
+    verdict = "OTHERS GO SHORT" if counts["leak"] else "nobody else went short"
+    comment = f"{verdict}: " + ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    return {"comment": comment, **counts, "rows": [row for row in rows if row["outcome"] in ("leak", "open", "slow")]}
+
+
 def remove(*names: str, purge: bool = False) -> bool:
     """
     Remove environments with all that is theirs: links, layer, namespace and interface.

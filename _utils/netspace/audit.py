@@ -12,7 +12,8 @@ import contextlib
 import ipaddress
 import socket
 from collections.abc import Iterator, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -23,16 +24,33 @@ from netspace.spec import parse
 from netspace.spec.publish import Routed
 from netspace.spec.types import Allow, Declaration, Environment, Interface, LocalBroker, Network
 
+if TYPE_CHECKING:
+    from netspace.environment.records import Record
+
 Rows = list[dict[str, str]]
 OUTSIDE = {"skip": "an audit sends nothing beyond this host"}
 
 
-def audit(host: Host, name: str, network: Network) -> Rows:
-    """Try to break out of a twin of an environment.
+@dataclass(frozen=True)
+class Twins:
+    """Two twins of an environment, of which the first attacks: noted, with a network, but not made yet.
+
+    :param interface: the original's.
+    :param problem: why theirs is not like the original's; empty where it is.
+    """
+
+    original: Record
+    names: tuple[str, str]
+    interface: Interface | None
+    problem: str
+
+
+@contextlib.contextmanager
+def twins(host: Host, name: str, network: Network) -> Iterator[Twins]:
+    """Hold the instance's lock while there are twins of an environment; afterwards nothing is left of them.
 
     :param network: the ranges that the twins' addresses come from.
-    :return: a row per attempt: ``name``, ``group``, ``outcome``, ``detail``.
-    :raises NetspaceError: when there is no such environment, or its twins can't be run.
+    :raises NetspaceError: when there is no such environment, or it is not to run.
     """
     from netspace.environment import twin
     from netspace.interface import records
@@ -42,23 +60,33 @@ def audit(host: Host, name: str, network: Network) -> Rows:
         record = host.operations.known([name])[name]
         if reason := host.withheld({name: record.spec}).get(name):
             raise NetspaceError(f"environment {name} is not to run now: {reason}")
-        twins = twin.names()
-        twin.note(host.layout, twins)
+        names = twin.names()
+        twin.note(host.layout, names)
         try:
             known = records.read(host.layout).get(name)
             interface = None if known is None else known.interface
-            problem = _connect(host, twins, interface, network)
-            with _listening(host, twins[0], interface) as aim:
-                target = {**aim, "outside": OUTSIDE}
-                if problem:
-                    target["peer"] = {"addresses": {"skip": problem}}
-                else:
-                    addresses = host.interfaces.list()[twins[1]]["addresses"]
-                    target["peer"] = {"addresses": list(addresses.values()) or {"skip": "it has no interface"}}
-                rows: Rows = twin.attack(host.environments.making, record, twins, target)
-                return rows
+            yield Twins(record, names, interface, _connect(host, names, interface, network))
         finally:
             host.sweep()
+
+
+def audit(host: Host, name: str, network: Network) -> Rows:
+    """Try to break out of a twin of an environment.
+
+    :return: a row per attempt: ``name``, ``group``, ``outcome``, ``detail``.
+    :raises NetspaceError: when there is no such environment, or its twins can't be run; see :func:`twins`.
+    """
+    from netspace.environment import twin
+
+    with twins(host, name, network) as there, _listening(host, there.names[0], there.interface) as aim:
+        target = {**aim, "outside": OUTSIDE}
+        if there.problem:
+            target["peer"] = {"addresses": {"skip": there.problem}}
+        else:
+            addresses = host.interfaces.list()[there.names[1]]["addresses"]
+            target["peer"] = {"addresses": list(addresses.values()) or {"skip": "it has no interface"}}
+        rows: Rows = twin.attack(host.environments.making, there.original, there.names, target)
+        return rows
 
 
 def _connect(host: Host, twins: tuple[str, str], interface: Interface | None, network: Network) -> str:

@@ -168,6 +168,15 @@ class Group:
         kept = [one for one in settings(spec, devices, self.unified) if CONTROLLERS[one.key] in self._controllers]
         return [one for one in kept if one.file != _SOCKETS_FILE or SOCKETS not in self._lacks]
 
+    def used(self) -> int:
+        """Return the bytes that count towards its limits of memory; version 1 counts what sockets hold separately."""
+        files = ("memory.current",) if self.unified else ("memory.usage_in_bytes", "memory.kmem.tcp.usage_in_bytes")
+        found = 0
+        for file in files:
+            with contextlib.suppress(FileNotFoundError), open(self._file(file), "rb", buffering=0) as stream:
+                found += int(stream.read())
+        return found
+
     def differing(self, spec: Limits, devices: Collection[Device]) -> tuple[str, ...]:
         """Return the limits that differ from *spec*; none if the environment doesn't run."""
         found = [key for key in self._above.differing(spec, ()) if key != "cpus"] if self._above else []

@@ -1,9 +1,9 @@
-"""A throw-away twin of an environment, in which the probe tries to break out.
+"""A throw-away twin of an environment, in which the probe tries to break out, or to use up what is others'.
 
 It has the original's image, system call profile, limits, user and hardening; ids, a root, a
 cgroup and a card of its own. It has none of the original's files, variables, volumes (an empty
-tmpfs stands for each) or credentials, and runs the probe, by an interpreter of this host's,
-instead of the image's program. ``docs/isolation.md`` lists the other differences. A twin is
+tmpfs stands for each) or credentials, and runs a program of ours, by an interpreter of this host's,
+instead of the image's. ``docs/isolation.md`` lists the other differences. A twin is
 never recorded; its note is removed after all that the note names is gone.
 """
 
@@ -19,13 +19,14 @@ import stat
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from netspace import files
-from netspace.environment import cgroups, ids, kit, mounts, oci, probe, records, rootfs, runtime
+from netspace.environment import cgroups, ids, kit, mounts, oci, records, rootfs, runtime
 from netspace.environment.making import Making
 from netspace.environment.records import Record
 from netspace.environment.runtimes import Runtime
@@ -37,9 +38,11 @@ INSIDE = "/run/netspace-audit"
 # What the probe imports, and the codecs that Python looks for on its way.
 MODULES = (
     *("__future__", "contextlib", "ctypes", "errno", "fcntl", "json", "mmap", "os", "resource", "select"),
-    *("signal", "socket", "struct", "sys", "threading", "time"),
+    *("signal", "socket", "struct", "sys", "threading", "time", "dataclasses", "itertools"),
     *("collections.abc", "typing", "encodings.idna", "encodings.ascii"),
 )
+PROGRAMS = ("probe.py", "exhaust.py")
+LIBRARY = ("pools.py", "storms.py")  # what they import of ours
 PORT = 7000
 _KIND = "audits"
 _PREFIX = "audit-"
@@ -78,7 +81,7 @@ def erase(layout: Layout, name: str) -> None:
     """Remove everything of a twin: processes, mounts, files, cgroup."""
     mounted = mounts.table()
     runtime.delete(layout, name, mounted)
-    kept = _kit(layout, name)
+    kept = kit_folder(layout, name)
     mounts.unmount(kept)
     for left in (kept, kept.parent):
         with contextlib.suppress(OSError):  # absent, or another audit's
@@ -86,20 +89,21 @@ def erase(layout: Layout, name: str) -> None:
     rootfs.erase(layout, name)
     for mount in mounted.values():
         if mount.kind in ("cgroup", "cgroup2"):
-            for folder in (_cgroup(layout, name), os.path.dirname(_cgroup(layout, name))):
+            for folder in (cgroup(layout, name), os.path.dirname(cgroup(layout, name))):
                 with contextlib.suppress(OSError):  # absent, or another twin's
                     os.rmdir(mount.target + folder)
 
 
-def _kit(layout: Layout, attacker: str) -> Path:
-    """Return the folder of the interpreter and the probe.
+def kit_folder(layout: Layout, attacker: str) -> Path:
+    """Return the folder of the interpreter and its programs.
 
     It is outside the bundles, since both twins' runtimes must reach it.
     """
     return layout.run / "kits" / attacker
 
 
-def _cgroup(layout: Layout, name: str) -> str:
+def cgroup(layout: Layout, name: str) -> str:
+    """Return a twin's cgroup, from the root of each hierarchy."""
     # Beside the supervisor's: no unit and no service of its own knows of a twin.
     return f"/{layout.instance}-audit/{name}"
 
@@ -112,14 +116,9 @@ def attack(making: Making, original: Record, twins: tuple[str, str], target: Map
     :param target: further targets, beside the peer and the limits.
     :raises NetspaceError: when one of them doesn't run.
     """
-    if original.spec.kernel is not None:
-        raise NetspaceError("a kernel makes no system calls of the host's: there is nothing to run the probe in")
-    attacker, peer = twins
-    image = making.store.mountpoint(original.image.digest)
-    problems = making.mount_images({original.image.digest}, mounts.table())
-    if problems:
-        raise NetspaceError(*problems.values())
+    image = _mounted(making, original)
     first, second = _readable(image)
+    attacker, peer = twins
     aim = {
         "marker": secrets.token_hex(16),
         "locked": first,
@@ -128,28 +127,69 @@ def attack(making: Making, original: Record, twins: tuple[str, str], target: Map
         "abstract": secrets.token_hex(8),
         "port": PORT,
     }
-    taken = {name: record.base for name, record in records.read(making.layout).items()}
-    bases = ids.allocate(twins, taken)
-    folder = _kit(making.layout, attacker)
-    interpreter = _pack(folder)
-    for name, arguments in ((attacker, ()), (peer, ("victim", json.dumps(aim)))):
-        command = interpreter.command(INSIDE, f"{INSIDE}/probe.py", *arguments)
-        variables = [*interpreter.variables(INSIDE), f"HOME={oci.HOME}", f"PATH={oci.PATH}"]
-        if name == peer:
-            variables.append(f"MARKER={aim['marker']}")
-        _make(making, name, original, bases[name], folder, command, variables)
+    marked = [f"MARKER={aim['marker']}"]
+    prepare(making, original, {attacker: Role("probe.py"), peer: Role("probe.py", ("victim", json.dumps(aim)), marked)})
     given = {**target, "peer": {**target.get("peer", {}), **aim}, "limits": _limits(making, original)}
     with _running(making.layout, peer, original.runtime):
         return _rows(making.layout, attacker, original.runtime, json.dumps(given))
 
 
+@dataclass(frozen=True)
+class Role:
+    """A twin's part in a trial.
+
+    :param program: one of :data:`PROGRAMS`.
+    :param variables: of its environment, beside the usual ones.
+    """
+
+    program: str
+    arguments: Sequence[str] = ()
+    variables: Sequence[str] = ()
+
+
+def prepare(making: Making, original: Record, roles: Mapping[str, Role]) -> kit.Kit:
+    """Make twins, each for its role; return the interpreter, which lies in :func:`kit_folder` of the first one.
+
+    All must be noted, and have their network namespaces.
+
+    :raises NetspaceError: when one of them can't be made.
+    """
+    _mounted(making, original)
+    taken = {name: record.base for name, record in records.read(making.layout).items()}
+    bases = ids.allocate(tuple(roles), taken)
+    folder = kit_folder(making.layout, next(iter(roles)))
+    interpreter = _pack(folder)
+    for name, role in roles.items():
+        command = interpreter.command(INSIDE, f"{INSIDE}/{role.program}", *role.arguments)
+        variables = [*interpreter.variables(INSIDE), f"HOME={oci.HOME}", f"PATH={oci.PATH}", *role.variables]
+        _make(making, name, original, bases[name], folder, command, variables)
+    return interpreter
+
+
+def _mounted(making: Making, original: Record) -> Path:
+    """Return the original's image, mounted."""
+    if original.spec.kernel is not None:
+        raise NetspaceError("a kernel makes no system calls of the host's: there is nothing to run the probe in")
+    problems = making.mount_images({original.image.digest}, mounts.table())
+    if problems:
+        raise NetspaceError(*problems.values())
+    return making.store.mountpoint(original.image.digest)
+
+
 def _pack(folder: Path) -> kit.Kit:
-    """Copy the interpreter and the probe into a file system of their own: /run may forbid to run programs."""
+    """Copy the interpreter and the programs into a file system of their own: /run may forbid to run programs."""
     folder.mkdir(parents=True)
     folder.parent.chmod(0o711)
     mounts.mount("tmpfs", folder, "tmpfs", mounts.NOSUID | mounts.NODEV, f"mode=755,size={_KIT_SIZE}")
     packed = kit.pack(folder, MODULES)
-    shutil.copyfile(probe.__file__, folder / "probe.py")
+    here, library = Path(__file__).parent, folder / "netspace" / "environment"
+    library.mkdir(parents=True)
+    for package in (library.parent, library):
+        (package / "__init__.py").touch()  # none of the library's own: that imports what the kit hasn't
+    for program in PROGRAMS:
+        shutil.copyfile(here / program, folder / program)
+    for module in LIBRARY:
+        shutil.copyfile(here / module, library / module)
     for path in [folder, *folder.rglob("*")]:  # whatever the umask is
         path.chmod(path.stat().st_mode | (0o755 if path.is_dir() else 0o444))
     return packed
@@ -165,7 +205,7 @@ def _make(
     making.hand_out(name, twin, {"environment.json": files.encode({"name": name, "peers": [], "senders": []})})
     config = json.loads(making.render(name, spec, base, original.image, original.runtime, original.profile))
     config["process"]["args"], config["process"]["env"] = command, variables
-    config["linux"]["cgroupsPath"] = _cgroup(layout, name)
+    config["linux"]["cgroupsPath"] = cgroup(layout, name)
     options = ["nosuid", "nodev"]
     bound = {"type": "bind", "source": str(folder), "options": ["bind", "private", "ro", *options]}
     empty = {"type": "tmpfs", "source": "tmpfs", "options": ["mode=1777", "size=1048576", *options]}
@@ -205,7 +245,7 @@ def _readable(image: Path) -> tuple[str, str]:
 # -- running ---------------------------------------------------------------------------------
 
 
-def _start(layout: Layout, name: str, used: Runtime) -> subprocess.Popen[bytes]:
+def start(layout: Layout, name: str, used: Runtime) -> subprocess.Popen[bytes]:
     bundle = layout.bundle(name)
     own = runtime.container(layout, name, used)
     run = ("--log", str(runtime.log(layout, name)), "run", "--bundle", str(bundle), own)
@@ -215,7 +255,7 @@ def _start(layout: Layout, name: str, used: Runtime) -> subprocess.Popen[bytes]:
 @contextlib.contextmanager
 def _running(layout: Layout, name: str, used: Runtime) -> Iterator[None]:
     """Run the peer for the duration of the context, which begins once the peer is ready."""
-    process = _start(layout, name, used)
+    process = start(layout, name, used)
     assert process.stdin is not None and process.stdout is not None
     process.stdin.close()
     try:
@@ -223,31 +263,31 @@ def _running(layout: Layout, name: str, used: Runtime) -> Iterator[None]:
             selector.register(process.stdout, selectors.EVENT_READ)
             ready = selector.select(_READY) and os.read(process.stdout.fileno(), 64) == b"ready\n"
         if not ready:
-            raise _failed(layout, name, process)
+            raise failed(layout, name, process)
         yield
     finally:
-        _end(layout, name, process)
+        end(layout, name, process)
 
 
 def _rows(layout: Layout, name: str, used: Runtime, stdin: str) -> list[dict[str, str]]:
-    process = _start(layout, name, used)
+    process = start(layout, name, used)
     try:
         try:
             answer, _ = process.communicate(stdin.encode(), timeout=_TIMEOUT)
         except subprocess.TimeoutExpired as err:
             raise NetspaceError(f"the probe came to no end within {_TIMEOUT:.0f} seconds") from err
         if process.returncode != 0 or len(answer) > _MOST:
-            raise _failed(layout, name, process)
+            raise failed(layout, name, process)
         return msgspec.json.decode(answer, type=list[dict[str, str]])
     except msgspec.DecodeError as err:
         raise NetspaceError(f"the probe's answer can't be understood: {err}") from err
     finally:
-        _end(layout, name, process)
+        end(layout, name, process)
 
 
-def _failed(layout: Layout, name: str, process: subprocess.Popen[bytes]) -> NetspaceError:
+def failed(layout: Layout, name: str, process: subprocess.Popen[bytes]) -> NetspaceError:
     """Return the error that tells why a twin doesn't run."""
-    _end(layout, name, process)
+    end(layout, name, process)
     reason = runtime.failure(layout, name)
     if not reason and process.stderr is not None and not process.stderr.closed:
         reason = process.stderr.read(4096).decode(errors="replace").strip()
@@ -256,7 +296,7 @@ def _failed(layout: Layout, name: str, process: subprocess.Popen[bytes]) -> Nets
     return NetspaceError(f"a twin can't be run: {reason}")
 
 
-def _end(layout: Layout, name: str, process: subprocess.Popen[bytes]) -> None:
+def end(layout: Layout, name: str, process: subprocess.Popen[bytes]) -> None:
     """Kill a twin's remaining processes; the runtime then ends, too."""
     if process.poll() is None:
         runtime.delete(layout, name, mounts.table())

@@ -49,6 +49,14 @@ NUMBERS = (
         "A program can map page 0. An error of the kernel's (a null pointer) then reads what the program put there.",
     ),
     Number(
+        "fs.aio-max-nr",
+        *(2**26, None, 2**30),
+        "environments",
+        "These events are counted for the whole host. One environment under `standard` can have all of them, and other "
+        "databases and virtual machines then get none. An event costs its environment 64 bytes of memory, so that "
+        "memory is the bound where there are many.",
+    ),
+    Number(
         "kernel.io_uring_disabled",
         *(1, 2, 2),
         "local users",

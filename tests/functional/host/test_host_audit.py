@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from twins import bare_root, traces, users
 from whole_host import CHECKOUT, IDLE, all_true, python
 
-from netspace.environment import ids, mounts, probe
-from netspace.layout import Layout
+from netspace.environment import probe
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("clean")]
 
@@ -24,14 +22,7 @@ SECRET = "secret-7c1d"
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory):
-    """An image without Python, without a C library: one static program."""
-    root = tmp_path_factory.mktemp("bare")
-    root.chmod(0o755)
-    (root / "bin").mkdir()
-    (root / "var/tmp").mkdir(parents=True)
-    (root / "var/tmp").chmod(0o1777)
-    shutil.copy("/bin/busybox", root / "bin/busybox")
-    return root
+    return bare_root(tmp_path_factory.mktemp("bare"))
 
 
 def declared(image, bare, volume):
@@ -74,30 +65,6 @@ def applied(salt, image, bare, tmp_path):
     all_true(salt.apply(wanted))
     (volume / "file").write_text(SECRET)
     return wanted
-
-
-def traces():
-    """Return all that is there of twins on this host."""
-    layout = Layout()
-    places = [layout.state, layout.run, Path("/run/netns"), Path("/sys/class/net")]
-    found = [str(path) for place in places for path in place.rglob("*audit-*")]
-    found += [target for target in mounts.table() if "audit-" in target]
-    found += [str(path) for path in Path("/sys/fs/cgroup").glob("**/netspace-audit*")]
-    tables = subprocess.run(["nft", "list", "ruleset"], capture_output=True, text=True, check=True).stdout
-    return found + [line for line in tables.splitlines() if "audit-" in line]
-
-
-def users():
-    """Return the processes that run as the user of an environment."""
-    found = set()
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                if os.stat(f"/proc/{entry}").st_uid >= ids.FIRST:
-                    found.add(int(entry))
-            except FileNotFoundError:
-                pass
-    return found
 
 
 def test_everything_is_refused_whatever_the_image(salt, applied):

@@ -1,0 +1,197 @@
+"""Takes what it can get of each pool, in a twin; takes a small share, in its neighbour and as root on the host.
+
+A program by itself: standard library, ``pools.py`` and ``storms.py`` only, Python 3.10 or newer. It reads
+requests from standard input, a JSON object a line, and answers each by a line, ``{"taken": number, "ended": text}``:
+
+``{"take": pool, "aim": [address]}``
+    Take until it is refused, and keep it. ``ended`` is the error's name, ``killed`` where the kernel ended a process
+    for it, and empty where nothing refused it within the pool's ``most``, :data:`PATIENCE` and :data:`CHILDREN`.
+``{"share": pool}``
+    Take :data:`SHARE` of it at most, and give them back.
+``{"storm": name}``
+    Burden the host in that way until ``drop``.
+``{"drop": true}``
+    Give all back.
+``{"echo": true}``
+    Answer.
+
+It ends, and gives everything back, when its standard input does. Its argument is the folder to make files in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import mmap
+import os
+import resource
+import select
+import signal
+import struct
+import sys
+import time
+from contextlib import ExitStack
+
+from netspace.environment.pools import POOLS, Place, Pool, Taker
+from netspace.environment.storms import STORMS
+
+SHARE = 16
+PATIENCE = 20.0  # seconds for taking, on a machine that is busy with something else
+CHILDREN = 24  # processes that take, one after the other: some bounds are a process's, not a user's
+WORKERS = 8  # processes of a storm
+
+
+class Program:
+    """Keeps the processes that hold what was taken."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self.holders: list[int] = []
+        self.hold, self.release = os.pipe()
+
+    def answer(self, request: dict[str, object]) -> tuple[int, str]:
+        """Do what is asked."""
+        if "take" in request:
+            wanted, aim = POOLS[str(request["take"])], request.get("aim")
+            given = tuple(str(address) for address in aim) if isinstance(aim, list) else ()
+            return self._take(wanted, wanted.most, CHILDREN, given)
+        if "share" in request:
+            return self._share(POOLS[str(request["share"])])
+        if "storm" in request:
+            return self._storm(str(request["storm"]))
+        if "drop" in request:
+            self.drop()
+        return 0, ""
+
+    def drop(self) -> None:
+        """Give all back."""
+        self.close()
+        self.hold, self.release = os.pipe()
+
+    def close(self) -> None:
+        """Give all back, and ask for nothing more."""
+        os.close(self.release)
+        for pid in self.holders:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+        os.close(self.hold)
+        self.holders = []
+
+    def _share(self, wanted: Pool) -> tuple[int, str]:
+        if wanted.brief:
+            taken = 0
+            for taken in range(SHARE):
+                found, ended = _briefly(wanted, Place(self.folder, self.hold))
+                if not found:
+                    return taken, ended
+            return taken + 1, ""
+        answer = self._take(wanted, SHARE, 1, ())
+        self.drop()
+        return answer
+
+    def _take(self, wanted: Pool, most: int, children: int, aim: tuple[str, ...]) -> tuple[int, str]:
+        deadline = time.monotonic() + PATIENCE
+        taken, ended = 0, ""
+        for _ in range(children):
+            found, ended = self._child(wanted, most - taken, deadline, aim)
+            if ended == "killed" and found:
+                # What it had is given back: keep nearly as much, so that others feel it.
+                kept, _ = self._child(wanted, found - found // 8, deadline + PATIENCE, aim)
+                return taken + kept, ended
+            taken += found
+            if found == 0 or taken >= most or time.monotonic() > deadline:
+                break
+        return taken, ended
+
+    def _child(self, wanted: Pool, most: int, deadline: float, aim: tuple[str, ...]) -> tuple[int, str]:
+        """Take in one more process; return how many it got, and what ended that."""
+        count = mmap.mmap(-1, 8)  # shared: what was taken is known even of a process that was killed
+        reader, writer = os.pipe()
+        try:
+            pid = os.fork()
+        except OSError as err:
+            os.close(reader)
+            os.close(writer)
+            return 0, name_of(err)
+        if pid == 0:
+            os.close(self.release)
+            os.close(reader)
+            _hold(wanted.take, Place(self.folder, self.hold, aim), most, deadline, count, writer)
+        os.close(writer)
+        self.holders.append(pid)
+        ready, _, _ = select.select([reader], [], [], max(0.0, deadline - time.monotonic()) + 2)
+        told = os.read(reader, 64).decode() if ready else ""
+        os.close(reader)
+        if not told:
+            os.kill(pid, signal.SIGKILL)
+        ended = told.strip() if told else "killed" if ready else "it hangs"
+        return struct.unpack_from("=q", count)[0], ended
+
+    def _storm(self, name: str) -> tuple[int, str]:
+        for started in range(WORKERS):
+            try:
+                pid = os.fork()
+            except OSError as err:
+                return started, name_of(err)
+            if pid == 0:
+                os.close(self.release)
+                while not select.select([self.hold], [], [], 0)[0]:
+                    with contextlib.suppress(OSError):
+                        STORMS[name](self.folder)
+                os._exit(0)
+            self.holders.append(pid)
+        return WORKERS, ""
+
+
+def name_of(error: OSError) -> str:
+    """Return an error's name."""
+    return errno.errorcode.get(error.errno or 0, str(error))
+
+
+def _briefly(wanted: Pool, place: Place) -> tuple[int, str]:
+    """Take one and give it back."""
+    try:
+        with ExitStack() as after:
+            wanted.take(place, after)()
+    except OSError as err:
+        return 0, name_of(err)
+    return 1, ""
+
+
+def _hold(taker: Taker, place: Place, most: int, deadline: float, count: mmap.mmap, writer: int) -> None:
+    """Take until it is refused, tell that, keep it until it is to be given back, and end the process."""
+    # Where memory runs out, this one goes, not who asks it.
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as stream:
+        stream.write("1000")
+    with contextlib.suppress(OSError, ValueError):
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    ended, taken, after = "", 0, ExitStack()
+    try:
+        take = taker(place, after)
+        while taken < most and time.monotonic() < deadline:
+            take()
+            taken += 1
+            struct.pack_into("=q", count, 0, taken)
+    except OSError as err:
+        ended = name_of(err)
+    except MemoryError:
+        ended = "ENOMEM"
+    os.write(writer, f"{ended}\n".encode())
+    os.read(place.hold, 1)
+    with contextlib.suppress(OSError):
+        after.close()
+    os._exit(0)
+
+
+def main() -> None:
+    program = Program(sys.argv[1])
+    for line in sys.stdin:
+        taken, ended = program.answer(json.loads(line))
+        print(json.dumps({"taken": taken, "ended": ended}), flush=True)
+    program.close()
+
+
+if __name__ == "__main__":
+    main()

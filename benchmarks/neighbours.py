@@ -1,0 +1,228 @@
+"""The price of one environment's worst: a neighbour's round trips and an apply meanwhile, beside the same alone.
+
+usage: sudo python benchmarks/neighbours.py [--json | --markdown] [--ways A,B] [--rounds N] [--messages N]
+
+It goes on a host of its own by itself (``scripts/sandbox``): a real broker, real environments of the demo's
+image (``scripts/demo-image``). ``web`` asks ``orders`` by a request link, over and over; the 99th percentile of
+a round is told. An apply makes one more environment, with an interface. Meanwhile ``worst`` does one of these:
+
+*storms* of ``environment/storms.py`` -- eight processes that count, fork, touch memory, write and sync, send, make
+names; *pools* of ``environment/pools.py`` -- it holds all that it gets of one, after taking it again and again;
+*output* -- its program writes to its log as fast as it can.
+
+Each value is measured right beside the same alone, so that what else this machine does burdens both. The goals: a
+round trip takes at most twice as long, an apply at most one and a half times.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import bench
+from bench import Rounds, line, say
+
+sys.path.insert(0, str(bench.ROOT / "tests"))
+GOALS = {"round trip": 2.0, "apply": 1.5}
+OUTPUT = "output"
+SECONDS = 60  # at most, for one way
+KILLED = 137
+SIGNS = "/var/tmp"  # where worst and this program see each other's files
+
+# Asks and asks; tells the milliseconds of each answer.
+ASK = """
+import time
+peer = next(peer for peer in card["peers"] if peer["to"] == "orders")
+replies, taken = peer["replies"], []
+key = uuid.uuid4().hex
+channel.queue_bind(replies["queue"], replies["exchange"], key)
+answers = channel.consume(replies["queue"], auto_ack=True, inactivity_timeout=30)
+for number in range(int(sys.argv[1])):
+    began = time.perf_counter()
+    channel.basic_publish(peer["exchange"], "", b"x" * 64,
+        pika.BasicProperties(reply_to=replies["exchange"] + "/" + key, message_id=key), mandatory=True)
+    if next(answers)[0] is None:
+        sys.exit("no answer in 30 s")
+    taken.append((time.perf_counter() - began) * 1000)
+print(json.dumps(taken[len(taken) // 10:]))
+"""
+# Shouts while it is told to.
+SHOUT = """
+import os, time
+line = b"x" * 999 + b"\\n"
+while True:
+    if os.path.exists("/var/tmp/shout"):
+        os.write(1, line * 16)
+    else:
+        time.sleep(0.05)
+"""
+WORST = """
+import json, os, sys, time
+for path in ("netspace/environment", "netspace"):
+    os.makedirs("/tmp/own/" + path, exist_ok=True)
+    open("/tmp/own/" + path + "/__init__.py", "w").close()
+for name, source in json.load(sys.stdin).items():
+    open("/tmp/own/netspace/environment/" + name, "w").write(source)
+sys.path.insert(0, "/tmp/own")
+from netspace.environment.exhaust import Program
+way, name, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
+program, end = Program("/tmp"), time.monotonic() + seconds
+# Made before there is no room for it. Who has seen enough removes it: that takes no room.
+open("/var/tmp/almost", "w").close()
+if way == "output":
+    open("/var/tmp/shout", "w").close()
+else:
+    program.answer({way: name})
+os.rename("/var/tmp/almost", "/var/tmp/ready")
+while time.monotonic() < end and os.path.exists("/var/tmp/ready"):
+    time.sleep(0.05)
+    if way == "take":  # not only held: taken
+        program.drop()
+        program.answer({way: name})
+program.drop()
+if way == "output":
+    os.unlink("/var/tmp/shout")
+"""
+
+
+def ways() -> dict[str, str]:
+    """Return the ways to do one's worst, by name, and how each is done."""
+    from netspace.environment import pools, storms
+
+    return {OUTPUT: OUTPUT, **dict.fromkeys(storms.STORMS, "storm"), **dict.fromkeys(pools.POOLS, "take")}
+
+
+class World:
+    """Three environments, a broker, and what is timed of them."""
+
+    def __init__(self, messages: int) -> None:
+        from whole_host import CLIENT, IMAGE, SERVE, python
+
+        from netspace.host import Host
+        from netspace.layout import Layout
+
+        assert IMAGE.exists(), f"{IMAGE} is missing: scripts/demo-image makes it"
+        self.host = Host(Layout())
+        self.ask = CLIENT + ASK
+        self.messages = messages
+        limits = {"memory": "128M", "cpus": 1, "pids": 128}
+        common = {"image": f"tar:{IMAGE}", "limits": limits, "stop_timeout": 1, "interface": {"kind": "veth"}}
+        self.extra = {**common, "command": python("import signal; signal.pause()")}
+        self.apply(
+            {
+                "orders": {**common, "command": python(SERVE)},
+                "web": self.extra,
+                "worst": {
+                    **common,
+                    "command": python(SHOUT),
+                    "limits": {**limits, "disk": "64M", "files": 1024},
+                },
+            },
+            [{"from": "web", "to": "orders", "pattern": "request"}],
+        )
+
+    def apply(self, environments: dict[str, Any], links: list[dict[str, str]] | None = None) -> None:
+        from netspace.spec import parse
+
+        declared = parse.declaration({"environments": environments, "links": links or []})
+        for converge in (self.host.converge_interfaces, self.host.converge_links, self.host.converge_environments):
+            if links is None and converge == self.host.converge_links:
+                continue
+            result = converge(declared)
+            assert result.ok, result.failures
+
+    def _run(self, name: str, script: str, *arguments: str, stdin: str = "") -> dict[str, Any]:
+        command = ["/usr/bin/python3", "-c", script, *arguments]
+        done: dict[str, Any] = self.host.operations.exec(name, command, timeout=2 * SECONDS, stdin=stdin)
+        assert done["retcode"] in (0, KILLED), (name, done["stdout"][-300:], done["stderr"][-600:])
+        return done
+
+    def _did(self, *what: str, stdin: str = "") -> bool:
+        """Run a script to its end; return whether it came to that, or was killed."""
+        return bool(self._run(*what, stdin=stdin)["retcode"] == 0)
+
+    def round_trip(self) -> float:
+        """Return the 99th percentile of a round of answers, in milliseconds."""
+        taken = sorted(json.loads(self._run("web", self.ask, str(self.messages))["stdout"]))
+        return float(taken[int(len(taken) * 0.99)])
+
+    def measure(self, rounds: Rounds, name: str) -> None:
+        rounds.note(f"round trip {name}", self.round_trip())
+        with rounds.timed(f"apply {name}"):
+            self.apply({"extra": self.extra})
+        result = self.host.remove_environments(["extra"])
+        assert result.ok, result.failures
+
+    @contextlib.contextmanager
+    def at_worst(self, way: str, how: str) -> Iterator[None]:
+        """Have ``worst`` do something for the duration of the context."""
+        failed: list[BaseException] = []
+        over = threading.Event()
+        signs = Path(self.host.layout.bundle("worst")) / "rootfs" / SIGNS[1:]
+
+        def work() -> None:
+            try:
+                while not self._did("worst", WORST, how, way, str(SECONDS), stdin=_programs()) and not over.is_set():
+                    say(f"{way}: killed for it, and begins anew")
+            except BaseException as err:
+                failed.append(err)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        try:
+            while not (signs / "ready").exists() and thread.is_alive():
+                thread.join(0.1)
+            yield
+        finally:
+            over.set()
+            (signs / "ready").unlink(missing_ok=True)
+            thread.join()
+        if failed:
+            raise failed[0]
+
+
+def _programs() -> str:
+    """Return what takes, each file by its name."""
+    import netspace
+
+    folder = Path(netspace.__file__).parent / "environment"
+    return json.dumps({name: (folder / name).read_text() for name in ("exhaust.py", "pools.py", "storms.py")})
+
+
+def main() -> None:
+    parser = bench.arguments(__doc__, rounds=3)
+    parser.add_argument("--ways", default="", help="some of them, parted by commas (default: all)")
+    parser.add_argument("--messages", type=int, default=300, help="of one round (default 300)")
+    options = parser.parse_args()
+    bench.on_a_host_of_its_own()
+    every = ways()
+    wanted = options.ways.split(",") if options.ways else list(every)
+    rounds = Rounds()
+    with bench.disk(in_memory=options.memory_disk):
+        world = World(options.messages)
+        try:
+            for number in range(options.rounds):
+                for way in wanted:
+                    say(f"round {number + 1}: {way}")
+                    world.measure(rounds, f"{way}, alone")
+                    with world.at_worst(way, every[way]):
+                        world.measure(rounds, way)
+        finally:
+            world.host.teardown()
+    lines = {
+        f"{what}, {way}": line(
+            rounds.middle(f"{what} {way}"), "ms", "alone", rounds.middle(f"{what} {way}, alone"), ratio=goal
+        )
+        for what, goal in GOALS.items()
+        for way in wanted
+    }
+    bench.tell(lines, options)
+
+
+if __name__ == "__main__":
+    main()
