@@ -19,9 +19,9 @@ def taken(file: str, command: list[str]) -> bool:
     )
 
 
-@pytest.mark.parametrize("folders", [["unit", "functional", "integration"], ["vm"], ["functional"], ["unit"]])
+@pytest.mark.parametrize("folders", [["unit", "functional", "integration", "vm"], ["vm"], ["functional"], ["unit"]])
 def test_every_file_is_in_one_part(folders: list[str]) -> None:
-    chosen = {name: paths for folder in folders for name, paths in parts.PARTS[folder].items()}
+    chosen = parts.in_order(folders)
     everything = [path for paths in chosen.values() for path in paths]
     commands = {name: parts.command(paths, everything) for name, paths in chosen.items()}
     for path in everything:
