@@ -1,7 +1,8 @@
 """Machines of a fleet: each is a host of its own made of namespaces, with an ``/etc``, ``/srv`` and Salt of its own.
 
 They lie on one network, and have no route to anything else. What a machine is told to run runs there, by a process that
-reads commands: this file again, inside ``scripts/sandbox``. Nothing of a machine stays.
+reads commands: this file again, inside ``scripts/sandbox``. On each, ``ssh NAME COMMAND`` runs a command on another;
+no more of ssh is there. Nothing of a machine stays.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -24,10 +27,11 @@ SWITCH = "fleet"
 _OWN = """
 for folder in "$@"; do
     own=/run/own$folder
-    mkdir -p "$own/upper" "$own/work" "$folder"
+    mkdir -p "$own/upper" "$own/work"
     mount -t overlay overlay -o "lowerdir=$folder,upperdir=$own/upper,workdir=$own/work" "$folder"
 done
 """
+_LOGIN = f'#!/bin/sh\nexec {sys.executable} -B {__file__} login "$@"\n'
 
 
 class Done(NamedTuple):
@@ -41,22 +45,25 @@ class Done(NamedTuple):
 class Machine:
     """One machine.
 
+    :param doors: folder that all machines of one fleet see: by it they run commands on each other.
     :param own: folders that it has for itself: what is written there is not on the disk of whoever runs the tests.
     """
 
-    def __init__(self, name: str, own: tuple[str, ...]) -> None:
+    def __init__(self, name: str, doors: Path, own: tuple[str, ...]) -> None:
         self.name = name
         self._process = subprocess.Popen(
-            [str(ROOT / "scripts/sandbox"), str(PROGRAMS / "python"), "-B", __file__],
+            [str(ROOT / "scripts/sandbox"), sys.executable, "-B", __file__, "obey", str(doors), name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
         self.must("bash", "-euc", _OWN, "own", *own)
         self.must("hostname", name)
+        self.write("/run/programs/ssh", _LOGIN)
+        self.must("chmod", "755", "/run/programs/ssh")
 
     def run(self, *command: str, stdin: str = "") -> Done:
-        """Run a command there, and wait for its end. Salt's commands are forks: Salt is imported once."""
+        """Run a command there, and wait for its end."""
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(json.dumps([list(command), stdin]) + "\n")
         self._process.stdin.flush()
@@ -73,6 +80,9 @@ class Machine:
     def write(self, path: str, content: str) -> None:
         self.must("bash", "-euc", 'mkdir -p "$(dirname "$1")"; cat >"$1"', "write", path, stdin=content)
 
+    def read(self, path: str) -> str:
+        return self.must("cat", path)
+
     @property
     def process(self) -> int:
         """The number, as seen here, of one of its processes."""
@@ -81,40 +91,43 @@ class Machine:
             found = int(below[0])
         return found
 
-    def end(self) -> None:
-        """End it, with all that runs there."""
+    def leave(self) -> None:
+        """Begin to end it, with all that runs there."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
-        try:
-            self._process.wait(60)
-        finally:
-            self._process.kill()
 
-
-def connect(machines: Mapping[str, Machine], addresses: Mapping[str, str]) -> None:
-    """Give each an address on one network, whose switch is the first one."""
-    first, *others = machines.values()
-    first.must("ip", "link", "add", SWITCH, "type", "bridge")
-    first.must("ip", "link", "set", SWITCH, "up")
-    first.must("ip", "address", "add", f"{addresses[first.name]}/24", "dev", SWITCH)
-    for machine in others:
-        plug(first, machine, addresses[machine.name])
+    def end(self) -> None:
+        """End it: as if its plug were pulled and its disk lost."""
+        self.leave()
+        self._process.wait(60)
 
 
 def plug(switch: Machine, machine: Machine, address: str) -> None:
-    """Join a machine to the others."""
-    ends = ("link", "add", machine.name, "netns", str(switch.process), "type", "veth", "peer", "name", "eth0")
-    subprocess.run(["ip", *ends, "netns", str(machine.process)], check=True)
-    switch.must("ip", "link", "set", machine.name, "master", SWITCH, "up")
-    machine.must("ip", "address", "add", f"{address}/24", "dev", "eth0")
-    machine.must("ip", "link", "set", "eth0", "up")
+    """Join a machine to the network; the first one is its switch."""
+    if machine is switch:
+        machine.must("ip", "link", "add", SWITCH, "type", "bridge")
+        device = SWITCH
+    else:
+        ends = ("link", "add", machine.name, "netns", str(switch.process), "type", "veth", "peer", "name", "eth0")
+        subprocess.run(["ip", *ends, "netns", str(machine.process)], check=True)
+        switch.must("ip", "link", "set", machine.name, "master", SWITCH, "up")
+        device = "eth0"
+    machine.must("ip", "address", "add", f"{address}/24", "dev", device)
+    machine.must("ip", "link", "set", device, "up")
 
 
-def obey() -> None:
-    """Inside: run each command that comes; answer with how it ended and what it printed."""
-    sys.path.insert(0, str(PROGRAMS.resolve()))
-    os.environ["PATH"] = f"{PROGRAMS}:{os.environ['PATH']}"
+# -- inside ------------------------------------------------------------------------
+
+
+def _environment() -> Mapping[str, str]:
+    return {**os.environ, "PATH": f"/run/programs:{PROGRAMS}:{os.environ['PATH']}"}
+
+
+def obey(doors: str, name: str) -> None:
+    """Run each command that comes; answer with how it ended and what it printed."""
+    os.environ.update(_environment(), DOORS=doors)
+    threading.Thread(target=_serve, args=(Path(doors) / name,), daemon=True).start()
     for line in sys.stdin:
         command, fed = json.loads(line)
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
@@ -126,5 +139,36 @@ def obey() -> None:
         print(json.dumps([done.returncode, *texts]), flush=True)
 
 
+def _serve(door: Path) -> None:
+    """Run what other machines ask for, with the files that they pass as its input and output."""
+    door.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(door))
+        listener.listen()
+        while True:
+            asker, _ = listener.accept()
+            threading.Thread(target=_answer, args=(asker,), daemon=True).start()
+
+
+def _answer(asker: socket.socket) -> None:
+    with asker:
+        command, streams, _, _ = socket.recv_fds(asker, 65536, 3)
+        done = subprocess.run(
+            ["sh", "-c", command.decode()], stdin=streams[0], stdout=streams[1], stderr=streams[2], cwd="/", check=False
+        )
+        for stream in streams:
+            os.close(stream)
+        asker.sendall(bytes([done.returncode & 0xFF]))
+
+
+def login(name: str, *command: str) -> int:
+    """Run a command on the machine *name*, as ssh does: its words are joined for a shell there."""
+    with socket.socket(socket.AF_UNIX) as door:
+        door.connect(str(Path(os.environ["DOORS"]) / name))
+        socket.send_fds(door, [" ".join(command).encode()], [0, 1, 2])
+        return door.recv(1)[0]
+
+
 if __name__ == "__main__":
-    obey()
+    role, *words = sys.argv[1:]
+    sys.exit(login(*words) if role == "login" else obey(*words))
