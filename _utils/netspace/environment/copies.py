@@ -145,9 +145,12 @@ def _write(source: Path, aside: Path) -> None:
     aside.unlink(missing_ok=True)
     _run("cp", "--sparse=always", "--reflink=auto", "--no-target-directory", str(source), str(aside), bad=1)
     aside.chmod(0o600)
-    size, length = disks.size_of(aside), aside.stat().st_size
+    try:
+        size, length = disks.size_of(aside), aside.stat().st_size
+    except ValueError as err:
+        raise NetspaceError(f"{source}: it holds no ext4; take another copy") from err
     if size > length:
-        raise NetspaceError(f"{source}: it is cut off: {length} bytes of a file system of {size}")
+        raise NetspaceError(f"{source}: it is cut off: {length} bytes of a file system of {size}; take another copy")
     _run("e2fsck", "-f", "-p", str(aside), bad=_MENDED + 1)
     with aside.open("rb") as stream:
         os.fsync(stream.fileno())
