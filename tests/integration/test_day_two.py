@@ -108,11 +108,7 @@ class Fleet:
 
     def type(self, line: str) -> str:
         """Type one line at the master; it must succeed. Return what it said."""
-        import sys
-
-        t = time.time()
         done = self.master.run("bash", "-euo", "pipefail", "-c", line)
-        print(f"{time.time() - t:6.1f} {line}", file=sys.__stderr__, flush=True)
         assert done.code == 0, f"{line}\n{done.out}{done.err}"
         return done.out
 

@@ -92,8 +92,11 @@ def load(layout: Layout, supervisor: Supervisor, name: str, folder: str) -> dict
             disks.detach(_point(layout, name, copy))
             aside.replace(home / copy.name)
         files.sync_all(home)
-        if name in records.read_each(layout)[0] and (why := Environments(layout, supervisor).restore().get(name)):
-            raise NetspaceError(f"{name}: its volumes are back, but can't be mounted: {why}")
+        known = records.read_each(layout)[0]
+        if name in known and layout.bundle(name).is_dir():  # else trust withholds it, or a start makes it
+            failed = Environments(layout, supervisor).making.restore({name: known[name]})
+            if why := failed.get(name):
+                raise NetspaceError(f"{name}: its volumes are back, but can't be mounted: {why}")
         return {_target(copy): _row(home / copy.name) for copy in copies}
 
 

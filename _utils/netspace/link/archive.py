@@ -1,9 +1,9 @@
 """Mail of netspace's own broker as one file: made and put back while the broker is down, which takes it seconds.
 
-The file is a tar of the node's data, behind a member that says whose it is. Everything in it is checked before the
-broker is stopped: it must be a file of root's, of this instance and of no newer RabbitMQ, with folders and plain files
-alone. The data are exchanged by one rename, so a run that is killed leaves the former mail or the restored, and at
-worst a broker that the next apply starts.
+The file is a tar of the node's data, behind a member that says whose it is and has the keys of the names in it.
+Everything is checked before the broker is stopped: it must be a file of root's, of this instance and of no newer
+RabbitMQ, with folders and plain files alone. The data are exchanged by one rename, so a run that is killed leaves the
+former mail or the restored, and at worst a broker that the next apply starts, with queues that it names anew.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from netspace import files, paths
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
 from netspace.link import broker as node
+from netspace.link import names
 from netspace.link.record import read
 from netspace.spec.types import LocalBroker
 from netspace.supervision import Supervisor
@@ -33,7 +34,7 @@ ABOUT = "about.json"
 DATA = "mnesia"
 """The folder of RabbitMQ's data below the node's own, and in the archive."""
 
-MAX_ABOUT = 4096
+MAX_ABOUT = 1024**2  # it has a key for each other host
 MAX_MEMBERS = 200_000
 _EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
 _HERE = -100  # AT_FDCWD
@@ -75,9 +76,11 @@ def load(layout: Layout, supervisor: Supervisor, source: Path, progress: Callabl
         aside = data.with_name(f"{DATA}.new")
         shutil.rmtree(aside, ignore_errors=True)
         try:
-            size = _unpack(layout, source, aside)
+            size, keys = _unpack(layout, source, aside)
             try:
                 _down(supervisor)
+                if keys:
+                    names.adopt(layout, keys)
                 data.mkdir(mode=0o700, exist_ok=True)
                 _exchange(aside, data)
             finally:
@@ -117,7 +120,8 @@ def _writable(target: Path) -> None:
 
 
 def _pack(layout: Layout, aside: Path) -> None:
-    about = json.dumps({"netspace": 1, "instance": layout.instance, "rabbitmq": _installed()}).encode()
+    told = {"netspace": 1, "instance": layout.instance, "rabbitmq": _installed(), "names": names.exported(layout)}
+    about = json.dumps(told).encode()
     handle = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     with os.fdopen(handle, "wb") as stream:
         with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as archive:
@@ -144,8 +148,8 @@ def _installed() -> list[int]:
 # -- reading one -------------------------------------------------------------------
 
 
-def _unpack(layout: Layout, source: Path, aside: Path) -> int:
-    """Write the archive's data to *aside*, for the node to have; return the archive's size."""
+def _unpack(layout: Layout, source: Path, aside: Path) -> tuple[int, dict[str, Any]]:
+    """Write the archive's data to *aside*, for the node to have; return the archive's size and its keys of names."""
     handle = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     with os.fdopen(handle, "rb") as stream:
         info = os.fstat(handle)
@@ -154,11 +158,11 @@ def _unpack(layout: Layout, source: Path, aside: Path) -> int:
         try:
             with tarfile.open(fileobj=stream, mode="r:") as archive:
                 members = _members(archive, source)
-                _acceptable(layout, archive, next(members, None), source)
+                keys = _acceptable(layout, archive, next(members, None), source)
                 _extract(archive, members, aside, source)
         except (tarfile.TarError, EOFError, UnicodeError) as err:
             raise NetspaceError(f"{source}: it is no archive of mail: {err}") from err
-        return info.st_size
+        return info.st_size, keys
 
 
 def _members(archive: tarfile.TarFile, source: Path) -> Iterator[tarfile.TarInfo]:
@@ -168,8 +172,13 @@ def _members(archive: tarfile.TarFile, source: Path) -> Iterator[tarfile.TarInfo
         yield member
 
 
-def _acceptable(layout: Layout, archive: tarfile.TarFile, first: tarfile.TarInfo | None, source: Path) -> None:
-    """Refuse what isn't this instance's, or is of a RabbitMQ that is newer than the one that would read it."""
+def _acceptable(
+    layout: Layout, archive: tarfile.TarFile, first: tarfile.TarInfo | None, source: Path
+) -> dict[str, Any]:
+    """Refuse what isn't this instance's, or is of a RabbitMQ that is newer than the one that would read it.
+
+    :return: the keys of the names in it.
+    """
     about: Any = None
     if first is not None and first.name == ABOUT and first.isreg() and first.size <= MAX_ABOUT:
         stream = archive.extractfile(first)
@@ -187,6 +196,10 @@ def _acceptable(layout: Layout, archive: tarfile.TarFile, first: tarfile.TarInfo
     if not all(type(part) is int for part in version) or version > _installed():
         told = ".".join(map(str, version))
         raise NetspaceError(f"{source}: it is of RabbitMQ {told:.40}; install that version or a newer one")
+    keys: Any = about.get("names")
+    if not isinstance(keys, dict) or not all(isinstance(key, str) for key in keys):
+        raise NetspaceError(f"{source}: it lacks the keys of its names; take another backup")
+    return keys
 
 
 def _extract(archive: tarfile.TarFile, members: Iterator[tarfile.TarInfo], aside: Path, source: Path) -> None:

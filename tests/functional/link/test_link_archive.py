@@ -54,14 +54,18 @@ def load(world: World, file: Path) -> None:
     archive.load(world.layout, world.supervisor, file, lambda _: None)
 
 
-def test_mail_comes_back_and_links_go_on(linked, file):
+def test_mail_comes_back_also_where_all_names_are_others(linked, file):
     texts = [b"letter %d" % number for number in range(100)]
     send(linked, *texts)
     made = archive.save(linked.layout, linked.supervisor, file, lambda _: None)
     assert made == {"file": str(file), "size": file.stat().st_size} and file.stat().st_mode & 0o777 == 0o600
     assert waiting(linked) == texts
     send(linked, b"since then")
+    # As on a host that was made anew, all names are others by now.
+    (linked.layout.records("link") / "names.json").unlink()
+    linked.apply(LINK)
     load(linked, file)
+    linked.apply(LINK)
     assert not linked.plan(LINK).steps
     assert waiting(linked) == texts
     send(linked, b"and on")
@@ -72,7 +76,7 @@ def test_what_is_no_such_file_changes_nothing(linked, file):
     waiting(linked)
     send(linked, b"here")
     pid = linked.supervisor.observe()["broker"].pid
-    about = {"netspace": 1, "instance": linked.layout.instance, "rabbitmq": [4, 0, 0]}
+    about = {"netspace": 1, "instance": linked.layout.instance, "rabbitmq": [4, 0, 0], "names": {}}
 
     def packed(first: object, *members: tuple[str, bytes]) -> bytes:
         stream = io.BytesIO()
@@ -95,6 +99,7 @@ def test_what_is_no_such_file_changes_nothing(linked, file):
         (packed({**about, "instance": "other"}), "it is of the instance 'other'"),
         (packed({**about, "rabbitmq": [99, 0, 0]}), "RabbitMQ 99.0.0; install that version"),
         (packed({**about, "rabbitmq": ["4"]}), "install that version"),
+        (packed({**about, "names": None}), "lacks the keys of its names"),
         (packed(about, ("mnesia/../../x", tarfile.REGTYPE)), "has no place"),
         (packed(about, ("/etc/x", tarfile.REGTYPE)), "has no place"),
         (packed(about, ("plugins/x", tarfile.REGTYPE)), "has no place"),
