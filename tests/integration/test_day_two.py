@@ -55,6 +55,7 @@ class Fleet:
             if step.path.startswith("/etc/salt/"):
                 self.step(step)
         self.master.must("salt-master", "--daemon")
+        self.master.warm()
         for name in HOSTS:
             self.install(name)
         self.asks(set(HOSTS))
