@@ -31,7 +31,9 @@ HOSTS = ("h1", "h2")
 SETTLED = 30.0  # seconds that something gets to be seen
 MASTER = f"interface: {ADDRESSES['master']}\nworker_threads: 3\nenable_gpu_grains: false\n"
 MINION = "id: {}\nmaster: {}\nenable_fqdns_grains: false\nenable_gpu_grains: false\nacceptance_wait_time: 1\n"
-LOOKS = re.compile(r"salt\S* .*(netspace_environment\.(exec|list|logs)|netspace_link\.(list|health)|netspace\.check)\b")
+LOOKS = re.compile(
+    r"salt\S* (.* )?(netspace_environment\.(exec|list|logs)|netspace_link\.(list|health)|netspace\.check|manage\.up)\b"
+)
 
 
 class Fleet:
@@ -60,6 +62,7 @@ class Fleet:
             self.install(name)
         self.asks(set(HOSTS))
         self.master.must("salt-key", "--yes", "--accept-all")
+        until(lambda: self.up() == set(HOSTS), pause=0.5)
 
     def install(self, name: str) -> None:
         """Have a new machine, with a minion."""
@@ -71,6 +74,10 @@ class Fleet:
         """Wait until these minions have shown the master their keys."""
         folder = "/etc/salt/pki/master/minions_pre"
         until(lambda: names <= set(self.master.run("ls", folder).out.split()), pause=0.2)
+
+    def up(self) -> set[str]:
+        """Return the minions that answer."""
+        return set(json.loads(self.master.must("salt-run", "--out=json", "manage.up", "timeout=2")))
 
     def publish(self, version: str) -> None:
         """Have another release upstream."""
