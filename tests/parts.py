@@ -4,6 +4,8 @@
 
 Each part has a Salt of its own and, but for unit tests, which need no root, a host of its own (scripts/sandbox).
 What it writes is shown when it ends.
+Machines take a third of all processor time, so beside other folders only half of their parts run, by turns from day to
+day; all of them alone (scripts/test vm), or with NETSPACE_MACHINES=all.
 Exits with 1 if one failed; its last line names those.
 """
 
@@ -61,12 +63,16 @@ ORDER = (
     *("functional", "host-killed", "vm-kinds", "unit-attestation", "vm", "unit"),
 )
 
+# Parts of machines: those in even places run on one day, the others on the next.
+TURNS = ("vm-attestation", "vm-supervision", "vm-kinds", "vm")
+
 
 def command(paths: list[str], others: list[str]) -> list[str]:
     """Return what runs the tests at *paths* without those of *others* that lie below."""
     left_out = [f"--ignore={other}" for other in others if any(other.startswith(f"{path}/") for path in paths)]
     host = [] if paths[0].startswith("tests/unit") else ["scripts/sandbox"]
-    return [*host, sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *left_out, *paths]
+    slowest = ["--durations=12", "--durations-min=5"]
+    return [*host, sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *slowest, *left_out, *paths]
 
 
 class Runner:
@@ -114,9 +120,14 @@ class Runner:
             print(text, file=sys.stderr, flush=True)
 
 
-def in_order(folders: list[str]) -> dict[str, list[str]]:
-    """Return the parts of *folders* and their paths, in the order in which they begin."""
+def in_order(folders: list[str], day: int | None = None) -> dict[str, list[str]]:
+    """Return the parts of *folders* and their paths, in the order in which they begin.
+
+    :param day: number of the day whose turn it is among machines; None: all of them run.
+    """
     chosen = {name: paths for folder in folders for name, paths in PARTS[folder].items()}
+    if day is not None and len(folders) > 1:
+        chosen = {name: paths for name, paths in chosen.items() if name not in TURNS or name in TURNS[day % 2 :: 2]}
     return {name: chosen[name] for name in sorted(chosen, key=ORDER.index)}
 
 
@@ -126,7 +137,8 @@ def main() -> int:
     parser.add_argument("folder", nargs="+", choices=sorted(PARTS))
     arguments = parser.parse_args()
     LOGS.mkdir(parents=True, exist_ok=True)
-    chosen = in_order(arguments.folder)
+    every = os.environ.get("NETSPACE_MACHINES") == "all"
+    chosen = in_order(arguments.folder, None if every else int(time.time() // 86400))
     everything = [path for paths in chosen.values() for path in paths]
     shared = Path(tempfile.mkdtemp(prefix="netspace-tests-", dir="/var/tmp"))  # what parts share, such as snapshots
     runner = Runner(shared)
