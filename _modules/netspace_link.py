@@ -9,6 +9,7 @@ use the states of the same name.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,8 @@ from netspace.link.letters import Choice, Letters  # noqa: E402
 
 if TYPE_CHECKING:
     __opts__: dict[str, Any]
+
+log = logging.getLogger(__name__)
 
 __virtualname__ = "netspace_link"
 
@@ -200,6 +203,58 @@ def _told(what: str, result: Any) -> None:
     if result.failures:
         told = "; ".join(f"{failure.step.name}: {failure.error}" for failure in result.failures)
         raise CommandExecutionError(f"{what}: {told}")
+
+
+def backup(file: str) -> dict[str, Any]:
+    """
+    Write all mail of this host's own broker to a file: mailboxes, outboxes, dead letters; return ``file`` and ``size``.
+
+    **The broker is down for the seconds that this takes**: programs connect anew, and buffered links of other hosts
+    wait. Mail between brokers at that moment stays with its sender.
+
+    file
+        An absolute path in a folder that nobody but root may write to. A former file is replaced once the new one is
+        whole. It holds the mail in plain, but for sealed links, and is root's alone.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt h1 netspace_link.backup /srv/backup/mail.tar
+    """
+    from netspace.link import archive
+
+    try:
+        host = Host(declared.layout(__opts__))
+        return archive.save(host.layout, host.supervisor, Path(file), log.info)
+    except NetspaceError as err:
+        raise CommandExecutionError(str(err)) from err
+
+
+def restore(file: str) -> dict[str, Any]:
+    """
+    Have this host's own broker hold the mail that ``backup`` wrote, and no other: **what it holds now is lost**, and
+    what was read since the backup comes again. Return ``file`` and ``size``.
+
+    The links of this host must have been applied. Apply once more afterwards: accounts and links become what is
+    declared now. A damaged file, or one of a newer RabbitMQ, is an error and replaces nothing.
+
+    file
+        What ``backup`` wrote. It must be a file of root's.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt h1 netspace_link.restore /srv/backup/mail.tar
+    """
+    from netspace.link import archive
+
+    try:
+        host = Host(declared.layout(__opts__))
+        return archive.load(host.layout, host.supervisor, Path(file), log.info)
+    except NetspaceError as err:
+        raise CommandExecutionError(str(err)) from err
 
 
 def authority_request(folder: str = "/etc/netspace/authority") -> str:

@@ -106,6 +106,44 @@ def certify(minion: str, trust_domain: str, folder: str = "/etc/netspace/authori
     return _answer(work)
 
 
+def certified() -> Any:
+    """
+    Return which trust domain was given to which host's key (SHA-256 of its SubjectPublicKeyInfo).
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run netspace_link.certified
+    """
+    return _answer(lambda: _root().given())
+
+
+def release(trust_domain: str) -> Any:
+    """
+    Let the next host that asks for a trust domain have it; return ``True``. For a host that was installed anew and has
+    lost its key.
+
+    **It revokes nothing**: whoever has the former key can be that host until its certificate ends, two years after
+    ``certify``. If somebody else may have that key, give the new host another trust domain, and release none.
+
+    trust_domain
+        That of the host which is gone.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run netspace_link.release h1.example.org
+    """
+
+    def work() -> bool:
+        _root().release(trust_domain)
+        return True
+
+    return _answer(work)
+
+
 def exchange_seals(target: str = "*", tgt_type: str = "glob", timeout: int = 60) -> dict[str, Any]:
     """
     Have minions know what they need of each other's keys for sealed links between hosts; return per host of which

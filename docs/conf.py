@@ -27,6 +27,7 @@ html_sidebars = {"**": ["about.html", "navigation.html", "searchfield.html"]}
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 myst_heading_anchors = 3
+myst_enable_extensions = ["deflist"]
 
 TITLES = {
     "modules": "Execution modules",

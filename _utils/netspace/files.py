@@ -149,6 +149,15 @@ def _sync(paths: Collection[str]) -> None:
             os.close(fd)
 
 
+def sync_all(folder: Path) -> None:
+    """Have all of the file system that a folder lies in on its disk (syncfs(2))."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _syncfs(fd)
+    finally:
+        os.close(fd)
+
+
 def _syncfs(fd: int) -> None:
     import ctypes
 

@@ -150,7 +150,7 @@ def observe(place: Place, mounted: Mapping[str, mounts.Mount]) -> Disk | None:
         if not os.path.samestat(os.stat(backing), os.stat(place.file)):
             return None
         system = os.statvfs(place.point)
-        size = _size(Path(mount.source))
+        size = size_of(Path(mount.source))
         length = place.file.stat().st_size
     except (OSError, ValueError):
         return None
@@ -161,7 +161,7 @@ def observe(place: Place, mounted: Mapping[str, mounts.Mount]) -> Disk | None:
     return Disk(size, (system.f_blocks - system.f_bfree) * system.f_frsize, system.f_files - system.f_ffree)
 
 
-def _size(path: Path) -> int:
+def size_of(path: Path) -> int:
     """Return the size in bytes of the ext4 in *path* (a file, or better its mounted device), by its super block."""
     with path.open("rb", buffering=0) as stream:
         block = os.pread(stream.fileno(), 1024, _SUPER_BLOCK)
@@ -218,7 +218,7 @@ def ensure(place: Place, owner: int, mode: int) -> None:
 
 def _fits(place: Place) -> bool:
     """Return whether the place's file has its size, or can be grown to it without being written anew."""
-    size, length = _size(place.file), place.file.stat().st_size
+    size, length = size_of(place.file), place.file.stat().st_size
     if length > place.size or size > place.size:
         return False
     return grows() or (length == place.size and place.size < size + _SLACK)
@@ -279,7 +279,7 @@ def grow(place: Place, device: str) -> None:
         os.truncate(place.file, place.size)
     with open(device, "rb", buffering=0) as stream:
         fcntl.ioctl(stream, _LOOP_SET_CAPACITY, 0)
-    if _size(Path(device)) < place.size and grows():
+    if size_of(Path(device)) < place.size and grows():
         point = os.open(place.point, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.ioctl(point, _EXT4_IOC_RESIZE_FS, struct.pack("=Q", place.size // _BLOCK))

@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from netspace import files
-from netspace.environment import elf, paths, runtimes, trees
+from netspace import files, paths
+from netspace.environment import elf, runtimes, trees
 from netspace.errors import MissingError, NetspaceError
 from netspace.layout import Layout
 from netspace.spec.types import Environment

@@ -19,7 +19,8 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from netspace.environment import paths, seccomp
+from netspace import paths
+from netspace.environment import seccomp
 from netspace.errors import NetspaceError
 
 PREFIX = "file:"

@@ -17,7 +17,8 @@ import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path
 
-from netspace.environment import disks, mounts, paths, trees
+from netspace import paths
+from netspace.environment import disks, mounts, trees
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
 from netspace.spec.check import within

@@ -27,6 +27,7 @@ import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from netspace import files
 from netspace.errors import StateError
@@ -231,8 +232,24 @@ def _path(layout: Layout) -> Path:
 
 def _recorded(layout: Layout) -> _Keys | None:
     record = files.read_json(_path(layout))
-    if record is None:
-        return None
+    return None if record is None else _decoded(layout, record)
+
+
+def exported(layout: Layout) -> Mapping[str, Any]:
+    """Return the keys as they are recorded, for a backup of what bears these names; empty: there are none."""
+    return files.read_json(_path(layout)) or {}
+
+
+def adopt(layout: Layout, record: Mapping[str, Any]) -> None:
+    """Have the keys that :func:`exported` returned once. The next run names anew what bears other names.
+
+    :raises StateError: they can't be read.
+    """
+    _decoded(layout, record)
+    files.write_json(_path(layout), record)
+
+
+def _decoded(layout: Layout, record: Mapping[str, Any]) -> _Keys:
     try:
         between = None
         if "pairs" in record:

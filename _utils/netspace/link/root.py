@@ -109,7 +109,7 @@ class Root:
         return certificates.text(certificate) + certificates.text(own)
 
     def _grant(self, trust_domain: str, whose: Any) -> None:
-        """Record that a trust domain belongs to a key, for good.
+        """Record that a trust domain belongs to a key, until it is released.
 
         :raises NetspaceError: it belongs to another key, or overlaps with another trust domain.
         """
@@ -117,17 +117,38 @@ class Root:
 
         raw = whose.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         key = hashlib.sha256(raw).hexdigest()
-        path = self.path.parent / "certified.json"
         with self._alone():
-            given = files.read_json(path) or {}
+            given = self.given()
             for name, other in given.items():
                 if name == trust_domain and other != key:
                     raise NetspaceError(
-                        f"{trust_domain} was given to another key: if that host has a new one, take it out of {path}"
+                        f"{trust_domain} was given to another key; if that host has a new one, call "
+                        f"`netspace_link.release {trust_domain}` on the master first"
                     )
                 if within(name, trust_domain):
                     raise NetspaceError(f"{trust_domain}: {name} is given already, and one within the other can be it")
-            files.write_json(path, {**given, trust_domain: key})
+            files.write_json(self._given, {**given, trust_domain: key})
+
+    @property
+    def _given(self) -> Path:
+        return self.path.parent / "certified.json"
+
+    def given(self) -> dict[str, Any]:
+        """Return which trust domain was given to which key: the SHA-256 of its SubjectPublicKeyInfo, in hex."""
+        return files.read_json(self._given) or {}
+
+    def release(self, trust_domain: str) -> None:
+        """Let the next key that asks for a trust domain have it. **Certificates that it was given stay valid.**
+
+        :raises NetspaceError: it was given to no key.
+        """
+        with self._alone():
+            given = self.given()
+            if trust_domain not in given:
+                raise NetspaceError(
+                    f"{trust_domain} was given to no key; there are: {', '.join(sorted(given)) or 'none'}"
+                )
+            files.write_json(self._given, {name: key for name, key in given.items() if name != trust_domain})
 
     def _read(self) -> tuple[Any, Any]:
         from cryptography import x509

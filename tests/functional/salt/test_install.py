@@ -23,6 +23,7 @@ from salt_modes import Salt, bare, configure
 pytestmark = pytest.mark.root
 
 PAGE = checkout.ROOT / "docs/installation.md"
+UPGRADE = checkout.ROOT / "docs/day-2/upgrade.md"
 README = checkout.ROOT / "README.md"
 SHOP = {
     "environments": {
@@ -174,6 +175,16 @@ def test_pip_brings_plugins_library_and_sls(nothing: Salt) -> None:
     follow(nothing, lines)
     listed, _ = nothing.call("netspace_environment.list")
     assert {name: one["state"] for name, one in listed.items()} == {"orders": "running", "web": "running"}
+
+    # The next release, by the page on upgrades: nothing is restarted.
+    module = nothing.source / "_utils/netspace/__init__.py"
+    module.write_text(re.sub('^__version__ = ".*"$', '__version__ = "9.9.9"', module.read_text(), flags=re.MULTILINE))
+    (words,) = commands(section(UPGRADE, "netspace, installed by pip"))
+    type_in(nothing, words)
+    assert nothing.call("netspace.version")[0] == "9.9.9"
+    follow(nothing, [["salt", "*", "state.apply", "netspace"]])
+    again, _ = nothing.call("netspace_environment.list")
+    assert {name: one["pid"] for name, one in again.items()} == {name: one["pid"] for name, one in listed.items()}
 
 
 def test_folder_serves_modules_and_runners(nothing: Salt) -> None:

@@ -14,7 +14,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netspace.environment import ids, init, oci, paths, records, runtimes, sigterm
+from netspace import paths
+from netspace.environment import ids, init, oci, records, runtimes, sigterm
 from netspace.environment.images import Image
 from netspace.environment.images.sources import Defaults
 from netspace.environment.records import Record

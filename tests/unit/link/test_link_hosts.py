@@ -215,6 +215,23 @@ def test_a_name_is_given_to_one_key_and_to_none_above_or_below_it(root, tmp_path
     root.certify(request(second), "h2.example.org")
 
 
+def test_released_name_is_given_to_the_next_key_and_to_it_alone(root, tmp_path):
+    first, second, third = tmp_path / "a", tmp_path / "b", tmp_path / "c"
+    root.certify(request(first), "h1.example.org")
+    with pytest.raises(NetspaceError, match=r"call `netspace_link\.release h1\.example\.org`"):
+        root.certify(request(second), "h1.example.org")
+    before = root.given()["h1.example.org"]
+    root.release("h1.example.org")
+    assert adopt(second, root.certify(request(second), "h1.example.org"))
+    assert root.given()["h1.example.org"] != before
+    for folder in (first, third):
+        with pytest.raises(NetspaceError, match="given to another key"):
+            root.certify(request(folder), "h1.example.org")
+    for name in ("h2.example.org", "example.org", "../x"):
+        with pytest.raises(NetspaceError, match=r"was given to no key; there are: h1\.example\.org"):
+            root.release(name)
+
+
 def test_another_hosts_broker_may_have_a_connection_for_each_link():
     limits = {}
     for count in (1, 30):

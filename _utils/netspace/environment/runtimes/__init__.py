@@ -56,7 +56,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from netspace.environment import paths
+from netspace import paths
 from netspace.errors import MissingError, NetspaceError
 from netspace.spec.types import Base
 

@@ -1,0 +1,146 @@
+"""All mail of a host as one file: it comes back whole, and what isn't such a file changes nothing."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+from link_world import World
+
+from netspace.errors import NetspaceError
+from netspace.link import archive
+from netspace.spec.types import Link
+
+pytestmark = pytest.mark.root
+
+LINK = Link(source="web", target="orders")
+
+
+@pytest.fixture(scope="module")
+def linked(world: World) -> World:
+    world.environment("web", "orders")
+    world.apply(LINK)
+    return world
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    tmp_path.chmod(0o700)
+    return tmp_path / "mail.tar"
+
+
+def waiting(world: World) -> list[bytes]:
+    """Read all that waits for ``orders``."""
+    found = []
+    with world.client("orders") as channel:
+        while True:
+            method, _, body = channel.basic_get(world.n("mailbox.orders"), auto_ack=True)
+            if method is None:
+                return found
+            found.append(body)
+
+
+def send(world: World, *texts: bytes) -> None:
+    with world.client("web") as channel:
+        channel.confirm_delivery()
+        for text in texts:
+            channel.basic_publish(world.n("link.web.orders"), "", text, mandatory=True)
+
+
+def load(world: World, file: Path) -> None:
+    archive.load(world.layout, world.supervisor, file, lambda _: None)
+
+
+def test_mail_comes_back_also_where_all_names_are_others(linked, file):
+    texts = [b"letter %d" % number for number in range(100)]
+    send(linked, *texts)
+    made = archive.save(linked.layout, linked.supervisor, file, lambda _: None)
+    assert made == {"file": str(file), "size": file.stat().st_size} and file.stat().st_mode & 0o777 == 0o600
+    assert waiting(linked) == texts
+    send(linked, b"since then")
+    # As on a host that was made anew, all names are others by now.
+    (linked.layout.records("link") / "names.json").unlink()
+    linked.apply(LINK)
+    load(linked, file)
+    linked.apply(LINK)
+    assert not linked.plan(LINK).steps
+    assert waiting(linked) == texts
+    send(linked, b"and on")
+    assert waiting(linked) == [b"and on"]
+
+
+def test_what_is_no_such_file_changes_nothing(linked, file):
+    waiting(linked)
+    send(linked, b"here")
+    pid = linked.supervisor.observe()["broker"].pid
+    about = {"netspace": 1, "instance": linked.layout.instance, "rabbitmq": [4, 0, 0], "names": {}}
+
+    def packed(first: object, *members: tuple[str, bytes]) -> bytes:
+        stream = io.BytesIO()
+        with tarfile.open(fileobj=stream, mode="w") as made:
+            content = json.dumps(first).encode()
+            head = tarfile.TarInfo("about.json")
+            head.size = len(content)
+            made.addfile(head, io.BytesIO(content))
+            for name, kind in members:
+                member = tarfile.TarInfo(name)
+                member.type, member.linkname = kind, "/etc/passwd"
+                made.addfile(member)
+        return stream.getvalue()
+
+    for content, why in (
+        (b"", "no archive of mail"),
+        (b"\0" * 10240, "no archive of mail"),
+        (b"rubbish" * 1000, "no archive of mail"),
+        (packed([]), "no archive of mail"),
+        (packed({**about, "instance": "other"}), "it is of the instance 'other'"),
+        (packed({**about, "rabbitmq": [99, 0, 0]}), "RabbitMQ 99.0.0; install that version"),
+        (packed({**about, "rabbitmq": ["4"]}), "install that version"),
+        (packed({**about, "names": None}), "lacks the keys of its names"),
+        (packed(about, ("mnesia/../../x", tarfile.REGTYPE)), "has no place"),
+        (packed(about, ("/etc/x", tarfile.REGTYPE)), "has no place"),
+        (packed(about, ("plugins/x", tarfile.REGTYPE)), "has no place"),
+        (packed(about, ("mnesia/x", tarfile.SYMTYPE)), "has no place"),
+        (packed(about, ("mnesia/x", tarfile.LNKTYPE)), "has no place"),
+        (packed(about, ("mnesia/x", tarfile.FIFOTYPE)), "has no place"),
+    ):
+        file.write_bytes(content)
+        file.chmod(0o600)
+        with pytest.raises(NetspaceError, match=why):
+            load(linked, file)
+    file.chmod(0o666)
+    with pytest.raises(NetspaceError, match="a file of root's"):
+        load(linked, file)
+    with pytest.raises(NetspaceError, match="No such file"):
+        load(linked, file.with_name("none"))
+    with pytest.raises(NetspaceError, match="an absolute path"):
+        archive.save(linked.layout, linked.supervisor, Path("mail.tar"), lambda _: None)
+    assert linked.supervisor.observe()["broker"].pid == pid, "the broker was not stopped for any of them"
+    assert not (linked.layout.broker / "data/mnesia.new").exists()
+    assert waiting(linked) == [b"here"]
+
+
+@pytest.mark.parametrize("moment", ["stopped", "exchanged"])
+def test_killed_restoration_is_finished_by_the_next_apply(linked, file, monkeypatch, moment):
+    waiting(linked)
+    send(linked, b"saved")
+    archive.save(linked.layout, linked.supervisor, file, lambda _: None)
+    waiting(linked)
+    send(linked, b"later")
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: object, **__: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(archive.node, "start", killed)
+        if moment == "stopped":
+            patched.setattr(archive, "_exchange", killed)
+        load(linked, file)
+    linked.apply(LINK)
+    assert waiting(linked) == [b"later" if moment == "stopped" else b"saved"]
