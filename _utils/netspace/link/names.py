@@ -236,14 +236,14 @@ def _recorded(layout: Layout) -> _Keys | None:
 
 
 def exported(layout: Layout) -> Mapping[str, Any]:
-    """Return the keys as they are recorded, for a backup of what bears these names; empty: there are none."""
+    """Return the recorded keys, for a backup of objects with these names; empty: there are none."""
     return files.read_json(_path(layout)) or {}
 
 
 def adopt(layout: Layout, record: Mapping[str, Any]) -> None:
-    """Have the keys that :func:`exported` returned once. The next run names anew what bears other names.
+    """Record the keys from :func:`exported`. The next run renames objects that have other names.
 
-    :raises StateError: they can't be read.
+    :raises StateError: the keys can't be decoded.
     """
     _decoded(layout, record)
     files.write_json(_path(layout), record)

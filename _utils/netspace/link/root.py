@@ -134,13 +134,13 @@ class Root:
         return self.path.parent / "certified.json"
 
     def given(self) -> dict[str, Any]:
-        """Return which trust domain was given to which key: the SHA-256 of its SubjectPublicKeyInfo, in hex."""
+        """Return the key of each issued trust domain: the SHA-256 of its SubjectPublicKeyInfo, in hex."""
         return files.read_json(self._given) or {}
 
     def release(self, trust_domain: str) -> None:
-        """Let the next key that asks for a trust domain have it. **Certificates that it was given stay valid.**
+        """Release a trust domain, so that the next key that requests it gets it. **Issued certificates stay valid.**
 
-        :raises NetspaceError: it was given to no key.
+        :raises NetspaceError: no key has this trust domain.
         """
         with self._alone():
             given = self.given()
