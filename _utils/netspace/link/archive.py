@@ -36,7 +36,7 @@ ABOUT = "about.json"
 DATA = "mnesia"
 """The folder of RabbitMQ's data below the node's own, and in the archive."""
 
-MAX_ABOUT = 1024**2  # it has a key for each other host
+MAX_ABOUT = 1024**2  # it contains a name key for each other host
 MAX_MEMBERS = 200_000
 _EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
 _HERE = -100  # AT_FDCWD

@@ -290,7 +290,7 @@ def _adopt(spec: LocalBroker, host: str, now: float) -> Authority:
     try:
         key = load_pem_private_key(raw, None)
         chain = x509.load_pem_x509_certificates(raw)
-    except unreadable() as err:  # the key's content is never repeated
+    except unreadable() as err:  # the error must not contain the key
         raise NetspaceError(f"{where}: want a key and the certificates above it in PEM: {type(err).__name__}") from err
     if not isinstance(key, ec.EllipticCurvePrivateKey) or chain[0].public_key() != key.public_key():
         raise NetspaceError(f"{where}: want an elliptic curve's key, and its own certificate first")

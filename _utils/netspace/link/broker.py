@@ -89,7 +89,7 @@ def service(layout: Layout, spec: LocalBroker) -> Service:
             "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
             "LANG": "C.UTF-8",
             "HOME": str(base / "data"),
-            # Makes the start script become the node instead of waiting beside it.
+            # With this variable, the start script execs the node instead of waiting for it.
             "RUNNING_UNDER_SYSTEMD": "true",
             "ERL_INETRC": str(base / "etc/inetrc"),
             **_NO_QUESTIONS,

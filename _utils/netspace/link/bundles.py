@@ -184,7 +184,7 @@ def keep(layout: Layout, hosts: Collection[str]) -> None:
         return
     for name in files.record_names(folder) - set(hosts):
         files.remove(_path(layout, name))
-    with contextlib.suppress(OSError):  # there are others
+    with contextlib.suppress(OSError):  # the folder isn't empty
         folder.rmdir()
 
 

@@ -46,7 +46,7 @@ class Difference:
 
     @property
     def empty(self) -> bool:
-        """Whether the broker needs no change."""
+        """True if the broker needs no change."""
         return not self.touched
 
     @property
@@ -132,10 +132,10 @@ def undeclared(before: Objects, after: Objects) -> list[Key]:
 
 
 def _old_letters(wanted: Objects, there: Found) -> list[Key]:
-    """Return the undesired policies, and the undesired exchanges of dead letters.
+    """Return the policies, and the exchanges of dead letters, that are on the broker but not desired.
 
-    Return none if nothing at all is desired. Return none if hosts share the virtual host: hosts with another version
-    of netspace may need these objects.
+    Return none if no object at all is desired, or if hosts share the virtual host: hosts with another version of
+    netspace may need them.
     """
     if not (wanted and there.whole):
         return []

@@ -102,7 +102,7 @@ def _path(layout: Layout) -> Path:
 
 
 def read(layout: Layout) -> Endorser | None:
-    """Return the recorded endorser; None where there is none."""
+    """Return the recorded endorser; None: there is none."""
     record = files.read_json(_path(layout))
     if record is None:
         return None

@@ -162,7 +162,7 @@ def render(layout: Layout, wanted: Wanted) -> str:
         "    mode tcp",
         f"    maxconn {CONNECTIONS}",
         "    timeout connect 5s",
-        "    timeout client 20d",  # AMQP has heartbeats of its own
+        "    timeout client 20d",  # AMQP's heartbeats detect dead connections
         "    timeout server 20d",
         "backend shares",
         "    stick-table type integer size 100k expire 10s store bytes_in_rate(1s)",

@@ -236,7 +236,7 @@ class Links:
         )
 
     def plan(self, desired: DesiredLinks, observed: Observed, remove: Collection[str] = ()) -> Plan:
-        """Return the plan of changes. It refuses to start the broker if another program has one of its ports.
+        """Return the plan of changes. The plan refuses to start our broker if another program has one of its ports.
 
         A step's name is that of a link, or ``broker``, ``forwarder`` or ``seals``.
         """

@@ -103,7 +103,7 @@ class Letters:
         self.broker = record.broker
         self.vhost = reach.vhost(layout, record.broker)
         self.called = names.used(layout, record.broker)
-        self.exchanges = {  # by what the broker calls a link
+        self.exchanges = {  # by the link's name in the exchange's name
             ".".join(names.environments_of(exchange, "link") or ()): exchange
             for exchange in map(self.called.exchange, record.links.values())
         }

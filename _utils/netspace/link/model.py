@@ -311,12 +311,12 @@ def _permission(
     if sends:
         sender = f"[a-z0-9_-]+{environment}" if environment.startswith("@") else environment
         write.append(rf"link\.{sender}\.[a-z0-9_@-]+{tag}")
-    if asks:  # binding a queue needs write on it, and read on the exchange
+    if asks:  # binding a queue needs permission to write to it, and to read the exchange
         write.append(literal(names.replies(environment)))
     write.extend(literal(exchange) for exchange in sorted(answers))
     # The tag is left open: the environment also reads its draining queues (an older tag) until they are empty.
     read = [rf"mailbox\.{environment}(\.{TAG_PATTERN})?", rf"lane\.[a-z0-9_@-]+\.{environment}(\.{TAG_PATTERN})?"]
-    if host_of(environment) is not None:  # its mailbox is on its own host
+    if host_of(environment) is not None:  # its mailbox is on the other host
         read = []
     if watches:
         read.append(literal(names.notices(environment)))
@@ -404,7 +404,7 @@ def found(definitions: Mapping[str, Any], vhost: str, known: Collection[str], *,
             ours["queue", entry["name"]] = _pick(entry, durable=True, auto_delete=False, arguments={})
     for entry in here("bindings"):
         source, kind, target = entry["source"], entry["destination_type"], entry["destination"]
-        if not source:  # the default exchange's, which every queue has
+        if not source:  # a binding to the default exchange, which every queue has
             continue
         others = not whole and environments_of(source, "link", "watch") is not None
         asking = not whole and environments_of(source, "reply") is not None

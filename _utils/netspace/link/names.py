@@ -47,7 +47,7 @@ MAIL = ("mailbox", "lane", "outbox")
 _SHOWN = re.compile(r"\.[0-9a-f]{32}(?![0-9a-f])")
 
 
-@functools.lru_cache(maxsize=65536)  # a plan names each object several times
+@functools.lru_cache(maxsize=65536)  # a plan computes each name several times
 def _tag(key: bytes, text: str) -> str:
     return hmac.digest(key, text.encode(), "sha256").hex()[:32]
 

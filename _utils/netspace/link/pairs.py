@@ -27,7 +27,7 @@ from netspace.link import certificates
 from netspace.spec.types import LocalBroker
 
 FILE = "names.key"
-LEAST = 32  # characters of a secret that is given
+LEAST = 32  # characters of the shared secret
 MAX_FILE = 4096
 
 

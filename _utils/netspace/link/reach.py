@@ -104,7 +104,7 @@ def ask(
         if isinstance(broker, LocalBroker) and err.status in (401, 503):
             return "starting", str(err), None, ()
         return "unreachable", str(err), None, ()
-    except NetspaceError as err:  # its credentials can't be read
+    except NetspaceError as err:  # the credentials can't be read
         if isinstance(broker, LocalBroker):
             raise
         return "unreachable", str(err), None, ()

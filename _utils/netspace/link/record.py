@@ -87,7 +87,7 @@ def forget(layout: Layout) -> None:
     files.remove(path)
     try:
         path.parent.rmdir()
-    except OSError:  # the management account's record is in it
+    except OSError:  # it holds other records, such as the management account's
         return
 
 

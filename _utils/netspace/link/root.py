@@ -22,7 +22,7 @@ from netspace.link.authority import SERVER_NAMES
 from netspace.spec.fleet import DOMAIN, within
 
 KEY, BUNDLE = "authority.key", "authority.pem"
-LIFE = 10 * 365  # days, of the root
+LIFE = 10 * 365  # days, for the root's certificate
 HOST_LIFE = 2 * 365
 DAY = 24 * 3600
 MAX_TEXT = 65536

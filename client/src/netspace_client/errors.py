@@ -32,7 +32,7 @@ class NotAdmitted(Unreachable):
 
 
 class Timeout(LinkError, TimeoutError):
-    """There was no confirmation or no answer in time; whether a message arrived is unknown."""
+    """The confirmation or the answer didn't come in time; whether a message arrived is unknown."""
 
 
 class Refused(LinkError):

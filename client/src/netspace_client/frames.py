@@ -19,11 +19,11 @@ import pamqp.frame
 
 METHOD, HEADER = 1, 2
 _DELIVER = struct.pack(">HH", 60, 60)
-# Of a content header: class, weight, body size, then the flags that say which properties follow.
+# A content header begins with class, weight and body size; then come the flags of the properties that follow.
 _BEFORE_FLAGS = 12
 
 
-# The sizes of values in a table, by their type: https://www.rabbitmq.com/amqp-0-9-1-errata
+# Sizes of the values in a table, by type: https://www.rabbitmq.com/amqp-0-9-1-errata
 _SIZES = {b"t": 1, b"b": 1, b"B": 1, b"s": 2, b"U": 2, b"u": 2, b"I": 4, b"i": 4, b"l": 8, b"L": 8, b"f": 4, b"d": 8}
 _SIZES |= {b"D": 5, b"T": 8, b"V": 0}
 _LONG, _ARRAY, _TABLE = (b"S", b"x"), b"A", b"F"

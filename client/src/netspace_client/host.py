@@ -14,7 +14,7 @@ log = logging.getLogger("netspace_client")
 
 
 class Host:
-    """The newest card in *folder*, and the keys that it names."""
+    """The newest card in *folder*, and the environment's own keys."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "environment.json"

@@ -58,7 +58,7 @@ class Message:
 
     @property
     def wants_reply(self) -> bool:
-        """Whether it is a request with an address for the answer."""
+        """True if it is a request with an address for the answer."""
         back = self._from.reply_exchange
         return bool(back and self.reply_to and self.reply_to.startswith(back + "/"))
 

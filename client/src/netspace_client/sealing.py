@@ -24,7 +24,7 @@ URGENT = 9
 
 
 class Sealing:
-    """Seals and opens messages with the keys in the host's newest files.
+    """Sealing and opening of messages with the keys in the host's newest files.
 
     :param window: the ids of earlier messages.
     """

@@ -200,7 +200,7 @@ def _context(broker: Broker) -> ssl.SSLContext:
         context = ssl.create_default_context(cafile=broker.authority)
         if broker.certificate is not None:
             context.load_cert_chain(broker.certificate, broker.key)
-    except OSError as err:  # ssl.SSLError is one
+    except OSError as err:  # includes ssl.SSLError
         raise CardError(f"{broker.certificate}, {broker.key}, {broker.authority}: {err}") from err
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context

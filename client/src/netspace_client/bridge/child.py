@@ -1,4 +1,4 @@
-"""Runs a program beside the bridge. As process 1 of a container must, it passes signals on and reaps orphans."""
+"""Runner of a program beside the bridge. As process 1 of a container must, it passes signals on and reaps orphans."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class Execute:
         self._timeout = timeout
 
     async def __call__(self, message: Message) -> Done:
-        """Work on a message."""
+        """Run the program for a message; return the outcome."""
         variables = {
             "NETSPACE_SENDER": message.sender,
             "NETSPACE_MESSAGE_ID": _clean(message.id or ""),

@@ -50,7 +50,7 @@ class Forward:
         self._timeout = timeout
 
     async def __call__(self, message: Message) -> Done:
-        """Work on a message."""
+        """Send a message to the server; return the outcome."""
         try:
             request = self._request(message)
         except MessageError as err:

@@ -24,7 +24,7 @@ _HOP_BY_HOP = frozenset(
 
 
 class MessageError(ValueError):
-    """Bytes are not exactly one HTTP request or response."""
+    """The bytes are not exactly one HTTP request or response."""
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,9 @@ def _dump(connection: h11.Connection, start: h11.Request | h11.Response, body: b
 
 
 def load_request(raw: bytes) -> Request:
-    """Read the body of a message.
+    """Return the HTTP request in the body of a message.
 
-    :raises MessageError: when it is not exactly one request.
+    :raises MessageError: the body is not exactly one request.
     """
     start, body = _load(h11.Connection(h11.SERVER, max_incomplete_event_size=HEADERS), raw)
     assert isinstance(start, h11.Request)
@@ -108,9 +108,9 @@ def load_request(raw: bytes) -> Request:
 
 
 def load_response(raw: bytes) -> Response:
-    """Read the body of an answer.
+    """Return the HTTP response in the body of an answer.
 
-    :raises MessageError: when it is not exactly one response.
+    :raises MessageError: the body is not exactly one response.
     """
     connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEADERS)
     connection.send(h11.Request(method=b"POST", target=b"/", headers=[(b"host", b"x"), (b"content-length", b"0")]))
