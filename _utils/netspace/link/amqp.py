@@ -216,7 +216,7 @@ class Connection:
         return self._wait(channel, *answers)
 
     def _read(self) -> tuple[int, int, bytes]:
-        """Return channel, kind and payload of the next frame that isn't a heartbeat."""
+        """Return kind, channel and payload of the next frame that isn't a heartbeat."""
         while True:
             kind, channel, size = struct.unpack(">BHI", self._take(7))
             if kind == ord("A"):  # "AMQP": a server with another protocol version sends this header and closes

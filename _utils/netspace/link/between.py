@@ -2,7 +2,8 @@
 
 A sender needs an encryption key of the receiving environment. A receiver needs the key of the endorser of the sender's
 host. Both are in the bundle of the other host (``bundles``). Environments here get keys of the other host only after
-its bundle confirms that it knows this host's endorser. Until then it would refuse the messages.
+its bundle confirms that it knows this host's endorser. Until then the other host would refuse
+their messages.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def known(broker: Broker, link: Link) -> RemoteHost | None:
 
 
 def most(broker: LocalBroker, link: Link) -> int:
-    """Return the largest size of a buffered link's message in bytes: the lower limit of both brokers.
+    """Return the largest size of a buffered link's message in bytes: the lower one of both brokers' limits.
 
     A message that the other broker refuses would block all later ones in the outbox.
     """
