@@ -2,11 +2,11 @@
 Abilities of this host
 ======================
 
-Grains ``tpm``, ``secure_boot``, ``measured_boot``, ``ima``, ``tee`` and ``netspace``, from the
-kernel's files alone. The TPM's manufacturer and firmware, which the kernel does not show for
-TPM 2.0, are those of the last appraisal, where there was one.
+Grains ``tpm``, ``secure_boot``, ``measured_boot``, ``ima``, ``tee`` and ``netspace``, read from the kernel's files.
+The kernel does not show the manufacturer and firmware of a TPM 2.0. These come from the last appraisal, if there was
+one.
 
-Grains are what a host says of itself: they never raise its trust level.
+A host's grains are its own unverified claims: they never raise its trust level.
 """
 
 from __future__ import annotations

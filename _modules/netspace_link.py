@@ -2,8 +2,8 @@
 Message-queue links between environments
 ========================================
 
-What links there are on this host, and whether they work. To make or revoke links
-use the states of the same name.
+List the links of this host, check them, and manage their keys and mail. To make or revoke links, use the states of the
+same name.
 """
 
 from __future__ import annotations
@@ -42,14 +42,19 @@ def __virtual__() -> str:
 
 def list_() -> dict[str, Any]:
     """
-    Return the links of this host, with the state of each, and the mailboxes.
+    Return the links of this host with their states, and the mailboxes.
 
-    ``links`` says per link ``from``, ``to``, ``pattern`` and ``state``: ``active``, ``missing``
-    (declared, but not on the broker: apply again; of a direct link to another host: not on its broker), ``stalled``
-    (buffered, but its mail isn't carried over; or an environment of this host can't reach the broker) or ``unknown``
-    (the broker gives no answer). ``why`` tells the reason.
-    ``mailboxes`` says per environment ``messages`` and ``consumers`` (up to 5 s old), and
-    ``parked`` whose mail was left when its last link went.
+    ``links`` has by link ``from``, ``to``, ``pattern`` and ``state``, and ``why`` if a reason is known. The states are:
+
+    - ``active``;
+    - ``missing``: declared, but not on the broker (for a direct link to another host: not on that host's broker).
+      Apply again;
+    - ``stalled``: buffered, but its mail isn't moved to the other host; or an environment of this host can't reach the
+      broker;
+    - ``unknown``: the broker doesn't answer.
+
+    ``mailboxes`` has by environment ``messages`` and ``consumers`` (up to 5 s old). ``parked`` lists the owners of mail
+    that stayed when the last link to it was revoked.
 
     CLI Example:
 
@@ -65,13 +70,15 @@ def list_() -> dict[str, Any]:
 
 def health() -> dict[str, Any]:
     """
-    Return what needs attention: ``{ok: bool, problems: [text], dead: number, late: number}``.
+    Return the problems of links: ``{ok: bool, problems: [text], dead: number, late: number}``.
 
-    Looks at the broker and its memory and disk alarms, the forwarder, mailboxes that are 80 % full
-    or whose mail nobody reads (but for those of environments with ``state: stopped``), dead letters and parked mail.
-    The beacon of the same name sends this as an event.
-    ``dead`` are letters that their reader refused or got in vain: they are a problem until they are sent again or
-    discarded. ``late`` are those that waited too long or made way, as was declared or asked for: they are none.
+    It checks the broker and its memory and disk alarms, the forwarder, mailboxes that are 80 % full, mailboxes with
+    mail that no program reads (except for environments with ``state: stopped``), dead letters and parked mail. The
+    beacon of the same name sends the result as an event.
+
+    ``dead`` counts messages that the reader rejected or that reached the delivery limit. They are a problem until they
+    are sent again or discarded. ``late`` counts messages that expired or were dropped from a full queue, as
+    declared or as their sender requested. They are no problem.
 
     CLI Example:
 
@@ -89,17 +96,17 @@ def renew(authority: bool = False, distrust: bool = False) -> list[str]:
     """
     Replace environments' certificates that are due; return the environments that got a new one.
 
-    A service does the same each hour, and so does an apply: this is for when you don't want to wait. Nothing is
+    A service does the same each hour, and so does an apply; use this function if you don't want to wait. No service is
     restarted and no connection ends; clients read their certificate whenever they connect.
 
     authority
-        Make (or read) another authority, and issue all certificates anew. Those of the former one are good for one
-        more day, so that no client is turned away.
+        Make (or read) another authority, and issue all certificates anew. Certificates of the old authority stay valid
+        for one more day, so that no client is refused.
 
     distrust
-        From now on trust no former authority: **whoever still shows one of its certificates is refused.** For when
-        its key may be known to others. Keys for sealed links are made anew, too; other hosts have to be told of them
-        (the master's ``netspace_link.exchange_seals``), and until then nothing is sealed for them.
+        Trust no previous authority from now on: **clients with its certificates are refused.** Use it if its key may
+        be known to others. Keys for sealed links are made anew, too. Other hosts must get them
+        (``salt-run netspace_link.exchange_seals``); until then nothing is sealed for these hosts.
 
     CLI Example:
 
@@ -125,13 +132,13 @@ def renew(authority: bool = False, distrust: bool = False) -> list[str]:
 
 def renew_seals(*environments: str) -> list[str]:
     """
-    Give environments new keys for their sealed links now, and tell their peers; return which have new ones.
+    Make new keys for environments' sealed links and publish them to their peers; return the environments.
 
-    They are used a minute later, when all have heard of them, and the old ones are kept for what is under way:
-    nothing is lost. An apply does the same when keys are 30 days old; this is for when one may be known to others.
+    The new keys are used a minute later, when all peers have them. The old keys are kept for messages that are under
+    way, so none is lost. An apply renews keys that are 30 days old; use this function if a key may be known to others.
 
     environments
-        Names; absent: all that have sealed links.
+        Names; by default all environments with sealed links.
 
     CLI Example:
 
@@ -149,11 +156,11 @@ def renew_seals(*environments: str) -> list[str]:
 
 def seal_bundles() -> dict[str, Any]:
     """
-    Return what this host says of its keys for sealed links to other hosts: ``{host: <its name>, bundles: {<host>:
-    text}}``, for each host that such links lead to or come from.
+    Return this host's keys for sealed links, as one bundle for each other host with sealed links to or from here.
 
-    There is no secret in it. The master's ``netspace_link.exchange_seals`` hands them over; without a master, write
-    each to a file, carry it there, and have ``seal_adopt`` read it. Keys that are due are renewed first.
+    The form is ``{host: <its name>, bundles: {<host>: text}}``. A bundle contains no secret. The runner
+    ``netspace_link.exchange_seals`` delivers bundles. Without a master, write each to a file, copy it to that host, and
+    call ``seal_adopt`` there. Keys that are due are renewed first.
 
     CLI Example:
 
@@ -173,13 +180,14 @@ def seal_bundles() -> dict[str, Any]:
 
 def seal_adopt(bundles: str | list[str]) -> dict[str, bool]:
     """
-    Believe what other hosts say of their keys for sealed links; return per host whether it is news.
+    Check and store bundles with other hosts' keys for sealed links; return by host whether its bundle was new.
 
-    Each is checked by itself: it has to be by that host's authority, below the root that this host trusts, for this
-    host, and not older than what is known. If any isn't, that is an error, and the others are taken all the same.
+    Each bundle is checked alone: it must be signed below that host's authority and the root that this host trusts, be
+    for this host, and not be older than the stored one. If a bundle is refused, the function raises an error; the
+    others are stored nevertheless.
 
     bundles
-        What ``seal_bundles`` gave for this host on others; one of them or a list. Or the path of a file with one.
+        A bundle for this host from ``seal_bundles`` on another host, the path of a file with one, or a list of these.
 
     CLI Example:
 
@@ -209,12 +217,12 @@ def backup(file: str) -> dict[str, Any]:
     """
     Write all mail of this host's own broker to a file: mailboxes, outboxes, dead letters; return ``file`` and ``size``.
 
-    **The broker is down for the seconds that this takes**: programs connect anew, and buffered links of other hosts
-    wait. Mail between brokers at that moment stays with its sender.
+    **The broker is down for some seconds**: programs reconnect, and buffered links of other hosts wait. Mail between
+    brokers at that moment stays with its sender.
 
     file
-        An absolute path in a folder that nobody but root may write to. A former file is replaced once the new one is
-        whole. It holds the mail in plain, but for sealed links, and is root's alone.
+        An absolute path in a folder that only root may write. An existing file is replaced once the new one is
+        complete. Only root can read the file. It holds mail in plain text, except mail of sealed links.
 
     CLI Example:
 
@@ -233,14 +241,15 @@ def backup(file: str) -> dict[str, Any]:
 
 def restore(file: str) -> dict[str, Any]:
     """
-    Have this host's own broker hold the mail that ``backup`` wrote, and no other: **what it holds now is lost**, and
-    what was read since the backup comes again. Return ``file`` and ``size``.
+    Replace all mail of this host's own broker by that of a backup; return ``file`` and ``size``.
 
-    The links of this host must have been applied. Apply once more afterwards: accounts and links become what is
-    declared now. A damaged file, or one of a newer RabbitMQ, is an error and replaces nothing.
+    **The broker's present mail is lost.** Messages that were read since the backup come again.
+
+    The links of this host must have been applied. Apply again afterwards, to bring accounts and links to their declared
+    state. If the file is damaged or of a newer RabbitMQ, the function raises an error and replaces nothing.
 
     file
-        What ``backup`` wrote. It must be a file of root's.
+        A file from ``backup``, which must belong to root.
 
     CLI Example:
 
@@ -259,13 +268,13 @@ def restore(file: str) -> dict[str, Any]:
 
 def authority_request(folder: str = "/etc/netspace/authority") -> str:
     """
-    Return a request (PEM) for an authority of this host's own below a fleet's root.
+    Return a certificate signing request (PEM) for this host's authority below a fleet's root.
 
-    Its key is made where there is none, and never leaves ``folder``. The master's ``netspace_link.certify`` does
-    this and ``authority_adopt`` in one.
+    The authority's key is made if there is none, and never leaves ``folder``. The runner ``netspace_link.certify`` does
+    this and ``authority_adopt`` in one step.
 
     folder
-        Where it is kept: what ``broker: {authority: ...}`` says.
+        The authority's folder, as in ``broker: {authority: ...}``.
 
     CLI Example:
 
@@ -283,10 +292,10 @@ def authority_request(folder: str = "/etc/netspace/authority") -> str:
 
 def authority_adopt(chain: str, folder: str = "/etc/netspace/authority") -> bool:
     """
-    Keep an authority that was asked for by ``authority_request``; return whether it is another than before.
+    Install the certificate for an ``authority_request``; return whether it differs from the old one.
 
     chain
-        The answer (PEM): its certificate, and those above it with the root's last. Or the path of a file with that.
+        The certificate chain (PEM), the root's last; or the path of a file with it.
 
     folder
         As for ``authority_request``.
@@ -308,15 +317,15 @@ def authority_adopt(chain: str, folder: str = "/etc/netspace/authority") -> bool
 
 def public_key(folder: str = "/etc/netspace/authority") -> str:
     """
-    Return the public half of this host's key for links to other hosts; the key is made where there is none.
+    Return the public half of this host's key for links to other hosts. Make the key if there is none.
 
-    It is no secret: it stands in the declarations of the other hosts, ``broker:hosts:<this one>:public_key``. The names
-    of what is between two hosts follow from what the key of one and the public half of the other's give, which no
-    third host can know. The key itself (``names.key``) never leaves ``folder``. Remove it to have a new one: the public
-    half is then another, and the links can't be used until the other hosts have been told.
+    The public half is no secret: the other hosts declare it as ``broker:hosts:<this host>:public_key``. Two hosts
+    derive the names of their shared broker objects from the key of one and the public half of the other, so no third
+    host can know these names. The key itself (``names.key``) never leaves ``folder``. To get a new key, remove that
+    file. Links to other hosts then don't work until those hosts declare the new public half.
 
     folder
-        Where it is kept: what ``broker: {authority: ...}`` says.
+        The key's folder, as in ``broker: {authority: ...}``.
 
     CLI Example:
 
@@ -340,19 +349,19 @@ def _folder(path: str) -> Path:
 
 def dead_letters(limit: int = 20, payload: bool = False) -> dict[str, Any]:
     """
-    Return how many dead letters there are (``count``, of which ``late``), and the first of them (``letters``).
+    Return the number of dead letters (``count``, of which ``late``), and the first of them (``letters``).
 
-    A message is dead when it was refused by its reader or delivered 20 times in vain; and late, when it waited too
-    long or made way in a full queue that drops the oldest. Each letter says its ``link``, the ``reason``, when it
-    ``died`` (seconds since 1970), its size in ``bytes`` and what its sender gave as ``message_id`` and
-    ``content_type``. All but the late ones stay until they are sent again or discarded, for 30 days; of the late
-    ones 10,000 or 64 MiB, whosever they are.
+    A message becomes a dead letter if its reader rejected it, or if it was delivered 20 times in vain. A dead letter is
+    late if it waited too long, or if a full queue dropped it as its oldest message. Each entry of ``letters`` has
+    ``link``, ``reason``, ``died`` (seconds since 1970), the size in ``bytes``, and the sender's ``message_id`` and
+    ``content_type``. Dead letters are kept for 30 days, or until they are sent again or discarded. Of the late ones of
+    all links together, only the newest 10,000 or 64 MiB are kept.
 
     limit
-        How many letters to return, at most 1000.
+        The most dead letters to return, up to 1000.
 
     payload
-        Return the first 4 KiB of what was written, too. **It then stands in the job's return**, on the master as well.
+        Also return the first 4 KiB of each payload. **It is then in the job's return**, on the master too.
 
     CLI Example:
 
@@ -370,23 +379,23 @@ def redeliver(
     limit: int = 100, link: str | None = None, message_id: str | None = None, test: bool = False
 ) -> dict[str, Any]:
     """
-    Send dead letters again, each by the link that it came by.
+    Send dead letters again, each through its own link.
 
-    Those whose link is revoked, or whose mailbox is full, are kept. Return how many were ``sent`` per link, and how
-    many were looked at and ``kept``, with the reason. A letter keeps its ``message_id``; should this be interrupted,
-    one may be sent twice.
+    Dead letters whose link is revoked or whose mailbox is full are kept. Return by link how many were ``sent``, and how
+    many were ``kept``, with the reason. A message keeps its ``message_id``. If this function is interrupted, one
+    message may be sent twice.
 
     limit
-        How many letters to send at most, up to 1000. Those that are kept don't count.
+        The most messages to send, up to 1000. Kept ones don't count.
 
     link
         ``<from>.<to>``: only those of this link.
 
     message_id
-        Only those that bear it.
+        Only those with this id.
 
     test
-        Only tell what would be done.
+        Change nothing; return what would be done.
 
     CLI Example:
 
@@ -405,20 +414,19 @@ def discard(
     limit: int = 100, link: str | None = None, message_id: str | None = None, test: bool = False
 ) -> dict[str, Any]:
     """
-    Throw dead letters away for good. Return how many were ``discarded`` per link, and how many looked at and ``kept``.
+    Delete dead letters. Return by link how many were ``discarded``, and how many were ``kept``.
 
     limit
-        How many letters to throw away at most, up to 1000.
+        The most dead letters to delete, up to 1000.
 
     link
-        ``<from>.<to>``: only those of this link; ``unknown``: those of which nobody can tell by which link they came.
-        **Absent: of any link.**
+        ``<from>.<to>``: only those of this link; ``unknown``: those whose link is unknown. **By default: of any link.**
 
     message_id
-        Only those that bear it.
+        Only those with this id.
 
     test
-        Only tell what would be done.
+        Change nothing; return what would be done.
 
     CLI Example:
 
@@ -442,7 +450,7 @@ def _letters(test: bool) -> Iterator[Letters]:
 
 
 def _choice(limit: int, link: str | None, message_id: str | None) -> Choice:
-    # Salt takes what looks like a number on the command line for one.
+    # Salt converts an argument of the command line that looks like a number.
     return Choice(limit, link, None if message_id is None else str(message_id))
 
 

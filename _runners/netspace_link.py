@@ -2,11 +2,11 @@
 The root of a fleet's links on the master
 =========================================
 
-Hosts whose environments are linked trust one root, and each has an authority below it that is good for
-names of that host alone. ``certify`` gives a minion its own, over Salt's bus; the minion's key never leaves it.
-``sign`` does the same for a host without a master, or where the root is kept elsewhere. ``exchange_seals`` has hosts
-know what they need of each other for sealed links. What is refused is told as ``error``, and the command's exit
-status is 1.
+Hosts with links between them trust one root certificate. Each host has an authority below it, which can issue only
+names of that host. ``certify`` issues the certificate of a minion's authority over Salt's bus; the authority's key
+never leaves the minion. ``sign`` does the same for a host without a master, or where the root is kept elsewhere.
+``exchange_seals`` exchanges the keys for sealed links between hosts. On a refusal, a function returns ``error``, and
+the command's exit status is 1.
 
 The master's configuration may have (this is the default)::
 
@@ -42,7 +42,7 @@ def __virtual__() -> str:
 
 def root() -> Any:
     """
-    Return the root's certificate (PEM); the root is made where there is none.
+    Return the root's certificate (PEM). Make the root if there is none.
 
     CLI Example:
 
@@ -55,14 +55,14 @@ def root() -> Any:
 
 def sign(request: str, trust_domain: str) -> Any:
     """
-    Return the certificate (PEM) of a host's authority, and the root's after it.
+    Return the certificate (PEM) of a host's authority, followed by the root's.
 
     request
-        File of what ``netspace_link.authority_request`` gave on that host.
+        File with the output of ``netspace_link.authority_request`` on that host.
 
     trust_domain
-        The host's own: its authority is good for names of it alone. **Whoever has it, is that host**: make sure that
-        the request is of it.
+        The host's own trust domain: its authority can issue only names in it. **Whoever gets the certificate can act
+        as that host**: make sure that the request comes from it.
 
     CLI Example:
 
@@ -75,21 +75,21 @@ def sign(request: str, trust_domain: str) -> Any:
 
 def certify(minion: str, trust_domain: str, folder: str = "/etc/netspace/authority", timeout: int = 60) -> Any:
     """
-    Give a minion an authority for its links; return whether it is another than before.
+    Issue the certificate of a minion's authority and install it there; return whether it differs from the old one.
 
-    Its key is made there and stays there. The next apply of its links issues everything by it.
+    The minion makes the authority's key, which stays there. The next apply of its links issues all certificates by it.
 
     minion
         The minion's id; no pattern.
 
     trust_domain
-        The host's own, as its ``broker: {trust_domain: ...}`` says: no two hosts may have the same.
+        The host's own trust domain, as in its ``broker: {trust_domain: ...}``. No two hosts may have the same.
 
     folder
-        Where the minion keeps it: its ``broker: {authority: ...}``.
+        The authority's folder on the minion, as in its ``broker: {authority: ...}``.
 
     timeout
-        Seconds that the minion may take for each of two answers.
+        Seconds to wait for each of the minion's two answers.
 
     CLI Example:
 
@@ -108,7 +108,7 @@ def certify(minion: str, trust_domain: str, folder: str = "/etc/netspace/authori
 
 def certified() -> Any:
     """
-    Return which trust domain was given to which host's key (SHA-256 of its SubjectPublicKeyInfo).
+    Return, for each issued trust domain, the host's key (SHA-256 of its SubjectPublicKeyInfo).
 
     CLI Example:
 
@@ -121,14 +121,14 @@ def certified() -> Any:
 
 def release(trust_domain: str) -> Any:
     """
-    Let the next host that asks for a trust domain have it; return ``True``. For a host that was installed anew and has
-    lost its key.
+    Release a trust domain, so that the next host that requests it gets it; return ``True``. Use it for a host that was
+    installed anew and has lost its key.
 
-    **It revokes nothing**: whoever has the former key can be that host until its certificate ends, two years after
-    ``certify``. If somebody else may have that key, give the new host another trust domain, and release none.
+    **It revokes nothing**: whoever has the old key can act as that host until its certificate ends, two years after
+    ``certify``. If somebody else may have that key, don't release the trust domain; give the new host another one.
 
     trust_domain
-        That of the host which is gone.
+        The trust domain of the old host.
 
     CLI Example:
 
@@ -146,18 +146,20 @@ def release(trust_domain: str) -> Any:
 
 def exchange_seals(target: str = "*", tgt_type: str = "glob", timeout: int = 60) -> dict[str, Any]:
     """
-    Have minions know what they need of each other's keys for sealed links between hosts; return per host of which
-    others it heard something new (``exchanged``), and what went wrong (``problems``; the exit status is then 1).
+    Exchange the keys for sealed links between hosts.
 
-    Nothing secret is carried, and nothing that the master could forge: each host checks what the others say by the root
-    that it trusts. Do it when sealed links between hosts are new, and from then on by a schedule, once a day: a key is
-    good for 90 days, and renewed after 30.
+    Return ``exchanged``, the other hosts of which each host got new keys, and ``problems``. If there are problems, the
+    exit status is 1.
+
+    The keys are public, and the master can't forge them: each host verifies the others' keys by the root that it
+    trusts. Call this when sealed links between hosts are new, and then once a day by a schedule: a key is valid for
+    90 days and renewed after 30.
 
     target, tgt_type
-        The minions, all of those that such links lead to or come from: what only some say is not enough.
+        All minions with sealed links to or from other hosts. Some of them are not enough.
 
     timeout
-        Seconds that minions may take for each answer.
+        Seconds to wait for each answer of the minions.
 
     CLI Example:
 
@@ -183,7 +185,7 @@ def exchange_seals(target: str = "*", tgt_type: str = "glob", timeout: int = 60)
 
 
 def _answer(work: Callable[[], Any]) -> Any:
-    """Return what *work* returns; of a refusal its text, with Salt's key for the exit status, and no traceback."""
+    """Return the result of *work*. On a refusal, return its text and Salt's key for the exit status, no traceback."""
     try:
         return work()
     except (NetspaceError, OSError, ValueError) as err:
@@ -204,7 +206,7 @@ def _root() -> Root:
 
 
 def _asked(minion: str, function: str, arguments: dict[str, Any], timeout: int) -> Any:
-    answers = _ask([minion], "list", function, arguments, timeout)  # a name may look like a pattern
+    answers = _ask([minion], "list", function, arguments, timeout)  # as a list: an id may look like a pattern
     if minion not in answers:
         raise NetspaceError(f"{minion} did not answer within {timeout} s")
     if isinstance(answers[minion], NetspaceError):
@@ -215,7 +217,7 @@ def _asked(minion: str, function: str, arguments: dict[str, Any], timeout: int) 
 def _ask(
     target: str | list[str], tgt_type: str, function: str, arguments: dict[str, Any], timeout: int
 ) -> dict[str, Any]:
-    """Return each minion's answer that comes within *timeout* seconds; an error where a minion failed."""
+    """Return the answers that come within *timeout* seconds, by minion; if a minion failed, an error."""
     import salt.client
     import salt.utils.minions
     from salt.exceptions import SaltException

@@ -2,8 +2,8 @@
 Message-queue links as states
 =============================
 
-A link is the right of one environment to send to another's mailbox. Nothing else
-connects two environments, and what is not declared is not there.
+A link is the right of one environment to send to another's mailbox. Environments have no other connection to each
+other, and only declared links exist.
 
 .. code-block:: yaml
 
@@ -42,16 +42,16 @@ def __virtual__() -> str:
 
 def managed(name: str, declaration: dict[str, Any] | None = None) -> dict[str, Any]:
     """
-    All declared links exist, and no others; the broker runs if there is any.
+    Ensure that exactly the declared links exist, and that the broker runs if there is one.
 
-    Links that are no longer declared are revoked first: their senders are told at once.
-    Mail that was accepted stays until it is read (see ``purge`` of :py:func:`absent`).
+    Undeclared links are revoked first; their senders get an error at once. Accepted mail stays until it is read (see
+    ``purge`` of :py:func:`absent`).
 
     name
         Any text.
 
     declaration
-        The host's declaration. By default, what ``pillar:netspace`` says.
+        The host's declaration. By default, ``pillar:netspace``.
     """
     test = bool(__opts__["test"])
     try:
@@ -64,19 +64,19 @@ def managed(name: str, declaration: dict[str, Any] | None = None) -> dict[str, A
 
 def present(name: str, **kwargs: Any) -> dict[str, Any]:
     """
-    A link exists.
+    Ensure that a link exists.
 
     name
-        Any text; ``<from>.<to>`` says which link, where ``from`` and ``to`` are not given.
+        Any text. If ``from`` and ``to`` are not given, ``<from>.<to>``.
 
     from
-        The environment that may send; of another host: ``<name>@<host>``.
+        The sending environment; on another host: ``<name>@<host>``.
 
     to
-        The environment whose mailbox it may send to; of another host: ``<name>@<host>``.
+        The receiving environment; on another host: ``<name>@<host>``.
 
     as
-        What the sender's program calls the receiver, whichever environment of whichever host that is.
+        A local name by which the sender's programs address the receiver, independent of its name and host.
 
     pattern
         ``send`` (default), or ``request``: each message asks for one reply, which goes to
@@ -86,34 +86,35 @@ def present(name: str, **kwargs: Any) -> dict[str, Any]:
         Messages and answers are signed and encrypted end to end with the environments' own keys.
 
     monitor
-        The sender is told when the receiver's program goes and comes.
+        The sender's programs may watch whether a program reads the receiver's mailbox.
 
     via
-        To or from another host: ``direct`` (default), the sender is told at once what becomes of a message; or
-        ``buffered``, its own host keeps it until the other one has taken it.
+        For a link to or from another host. ``direct`` (default): the sender publishes to the receiver's broker and
+        learns at once whether it accepted a message. ``buffered``: the sender's host keeps a message until the other
+        host has taken it.
 
     ttl
-        Seconds that a message may wait to be read; then it is a dead letter.
+        Seconds that a message may wait to be read; then it becomes a dead letter.
 
     length
-        How many messages may wait.
+        The most messages that may wait.
 
     full
-        What happens beyond ``length``: ``reject`` (default), the sender is told; or ``drop-head``, the oldest message
-        is a dead letter.
+        If ``length`` messages wait: ``reject`` (default), the sender gets an error; or ``drop-head``, the oldest
+        message becomes a dead letter.
 
     rate
-        Messages in a second; needs ``length``. This, ``size`` and ``content_type`` are **kept by netspace-client** at
-        both ends; other programs have to look at their card.
+        Messages per second; needs ``length``. ``rate``, ``size`` and ``content_type`` are **enforced by
+        netspace-client** at both ends; other programs must read them from their card.
 
     size
-        Bytes that the body of a message may have.
+        The most bytes of a message's body.
 
     content_type
-        What all messages must be, such as ``application/json``.
+        The required type of all messages, such as ``application/json``.
 
     attestation
-        ``{policy, minimum}``: the least trust level without which the link is withheld.
+        ``{policy, minimum}``: the lowest trust level. Below it, the link is withheld.
     """
     test = bool(__opts__["test"])
     try:
@@ -126,18 +127,18 @@ def present(name: str, **kwargs: Any) -> dict[str, Any]:
 
 def absent(name: str, purge: bool = False, **kwargs: Any) -> dict[str, Any]:
     """
-    A link doesn't exist; its sender is told at once.
+    Ensure that a link doesn't exist. Its sender gets an error at once.
 
     name
-        Any text; ``<from>.<to>`` says which link, where ``from`` and ``to`` are not given.
+        Any text. If ``from`` and ``to`` are not given, ``<from>.<to>``.
 
     from, to
         The link's ends.
 
     purge
-        Drop mail in mailboxes that no link leads to any more, also where this link was revoked before. By default it
-        is parked. ``changes`` (``mail``) say whose, and how many messages, as far as the broker
-        has counted them (what came in the last 10 s is just "mail").
+        Drop mail in mailboxes to which no link delivers any more, even if this link was revoked earlier. By default
+        such mail is parked. ``changes`` (``mail``) list its owners and the number of messages, as counted by the
+        broker. If the broker hasn't counted them yet (messages of the last 10 s), they say only "mail".
     """
     test = bool(__opts__["test"])
     try:

@@ -1,9 +1,12 @@
-"""Links: the message-queue rights that alone connect environments.
+"""Links: message-queue rights, the only connections between environments.
 
-``model`` says which broker objects a set of links is, ``names`` what they are called, ``diff`` what must
-change on a broker to get there, ``card`` what an environment is told; all are pure.
-``broker`` runs a RabbitMQ node of our own, ``management`` talks to its HTTP API,
-``forwarder`` carries each environment's own 127.0.0.1:5671 to it, ``authority`` issues certificates, ``identity``
-keeps them (``renewer`` has them replaced) and ``credentials`` the passwords of those that need one; ``planning``,
-``changing`` and ``seeing`` are what ``kind`` joins to observe, plan and apply.
+Pure: ``model`` computes the broker objects of a set of links, ``names`` their names, ``diff`` the changes to make on a
+broker, and ``card`` the content of ``environment.json``.
+
+``broker`` runs netspace's own RabbitMQ node, and ``management`` is a client of its HTTP API. ``forwarder`` connects
+127.0.0.1:5671 in each environment to the broker. ``authority`` issues certificates, ``identity`` stores them, and
+``renewer`` renews them. ``credentials`` stores the passwords of environments that log in by password.
+
+``kind`` joins these modules to observe, plan and apply; ``planning`` makes the plan, ``changing`` applies it, and
+``seeing`` reports the state.
 """

@@ -1,9 +1,9 @@
-"""State of the links to other hosts, as far as this host can find it out.
+"""State of the links to other hosts, as far as this host can observe it.
 
-A direct link is on the other host's broker alone. This host asks that broker by the sender's own certificate: the
-broker tells any account whether a name that it knows exists, and nothing else. A link that is missing there was
-revoked there, isn't applied yet, or the two hosts have different keys of names; this host can't tell which.
-Of a buffered link this host's own broker tells whether a shovel carries its mail over.
+A direct link is on the other host's broker only. This host logs in there with the sender's certificate and asks whether
+the link's exchange exists, which any account that knows the name may ask. If it is missing, the link was revoked there
+or isn't applied yet, or the two hosts have different name keys; this host can't tell which.
+For a buffered link, this host's own broker reports the state of the shovel.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from netspace.link.names import Names
 from netspace.link.record import Record
 from netspace.spec.types import Link, LocalBroker
 
-SECONDS = 5.0  # that one waits for another host
+SECONDS = 5.0  # to wait for another host
 REFUSED = 403
 ABSENT = "isn't on {host}'s broker: revoked there, not applied there yet, or the hosts' keys of names differ"
 
 
 def direct(layout: Layout, record: Record, called: Names, api: Management) -> dict[str, tuple[str, str]]:
-    """Return, by direct link to another host, its state and why it isn't active.
+    """Return, by direct link to another host, its state and the reason why it isn't active.
 
     The state is ``active``, ``missing`` or ``unknown``.
     """
@@ -34,7 +34,7 @@ def direct(layout: Layout, record: Record, called: Names, api: Management) -> di
     broker = record.broker
     if not links or broker is None:
         return {}
-    if not isinstance(broker, LocalBroker):  # the broker that hosts share is this one as well
+    if not isinstance(broker, LocalBroker):  # hosts share one broker, so it can be asked directly
         exchanges = api.get("exchanges", reach.vhost(layout, broker), query="columns=name") or []
         there = {one["name"] for one in exchanges}
         return {link.name: _told(called.exchange(link) in there, link) for link in links}
@@ -42,7 +42,7 @@ def direct(layout: Layout, record: Record, called: Names, api: Management) -> di
     ways: dict[tuple[str, str], list[Link]] = {}
     for link in links:
         ways.setdefault((link.source, str(link.to_host)), []).append(link)
-    away: dict[str, str] = {}  # not asked again for each environment
+    away: dict[str, str] = {}  # hosts out of reach, which are asked only once
     for (source, host), theirs in sorted(ways.items()):
         try:
             if host in away:
@@ -56,7 +56,7 @@ def direct(layout: Layout, record: Record, called: Names, api: Management) -> di
             if isinstance(err, OSError) and not isinstance(err, (ssl.SSLError, FileNotFoundError)):
                 away[host] = why
             for link in theirs:
-                # Whom no link lets in there has no account.
+                # If a sender has no link on the other broker, it has no account there, and its log-in is refused.
                 refused = isinstance(err, amqp.ClosedError) and err.code == REFUSED
                 unknown = ("unknown", f"{host}'s broker can't be asked: {why}")
                 found[link.name] = _told(False, link) if refused else unknown
@@ -78,7 +78,7 @@ def _connected(layout: Layout, broker: LocalBroker, environment: str, host: str)
 
 
 def carried(layout: Layout, record: Record, called: Names, api: Management) -> dict[str, str]:
-    """Return, by buffered link to another host, why its mail isn't carried over now; empty: it is."""
+    """Return, by buffered link to another host, why its shovel doesn't run; empty: it does."""
     outboxes = [(link.name, called.outbox(link)) for link in record.links.values() if model.carried(link)]
     outboxes += [
         (names.owner(one.queue), one.queue) for one in record.former if names.environments_of(one.queue, "outbox")
@@ -91,8 +91,8 @@ def carried(layout: Layout, record: Record, called: Names, api: Management) -> d
     for name, outbox in outboxes:
         shovel = told.get(outbox, {"state": "absent"})
         why = ""
-        if shovel.get("state") not in ("running", "flow"):  # flow: as fast as the other end takes it
-            # Its reason names objects, and may be long.
+        if shovel.get("state") not in ("running", "flow"):  # flow: it runs, slowed down by the other broker
+            # The shovel's reason contains object names, and may be long.
             reason = names.shown(str(shovel.get("reason") or ""))[:300]
             why = f"its mail is not carried over now ({shovel.get('state')}{': ' + reason if reason else ''})"
         found[name] = found.get(name) or why

@@ -1,16 +1,17 @@
-"""The part of the broker's plugin that admits what a card's user needs of AMQP 0-9-1, and refuses everything else.
+"""Module of the broker's plugin that admits the AMQP 0-9-1 methods which links need, and refuses all others.
 
-RabbitMQ checks rights one by one, within each method, and works on some arguments before it checks. The name of a queue
-that begins with ``amq.rabbitmq.reply-to.`` holds an Erlang term. RabbitMQ decodes it and calls a process before it
-checks any right: one such ``queue.declare`` ended the whole node. A channel interceptor is called before RabbitMQ looks
-at a method. This one has a list of admitted methods, kinds of name and arguments, and refuses all others with 403
-(ACCESS_REFUSED), or with 406 for a message whose headers no client could read. RabbitMQ's own check of rights comes
-after it, as before.
+RabbitMQ checks permissions within each method, and handles some arguments before that check. For example, the name of a
+queue that begins with ``amq.rabbitmq.reply-to.`` holds an Erlang term. RabbitMQ decodes it and calls a process before
+it checks any permission; one such ``queue.declare`` ended the whole node.
 
-It holds for every account but those that manage the broker, and the broker's own carriers of mail, which log in
-as nobody. A connection of AMQP 1.0 calls no interceptor (RabbitMQ 4.0 has none for it). There, RabbitMQ's own checks
-stand alone, except for messages, which a decorator of netspace's exchanges checks. Messages with headers or annotations
-that are nested thousands deep would otherwise end the connection of each reader, and return to the queue.
+RabbitMQ calls a channel interceptor before it handles a method. This interceptor has a list of admitted methods, kinds
+of names, and arguments. It refuses all others with 403 (ACCESS_REFUSED). It refuses a message with 406 if no client
+could read its headers. RabbitMQ then checks permissions as usual.
+
+The interceptor applies to all accounts but those that manage the broker, and the broker's own shovels, which use no
+account. RabbitMQ 4.0 calls no interceptor for AMQP 1.0. There, only RabbitMQ's own checks apply to methods, and a
+decorator of netspace's exchanges checks messages. Without it, a message with headers or annotations nested thousands of
+levels deep would end the connection of each reader, and return to the queue.
 """
 
 from __future__ import annotations
@@ -220,5 +221,5 @@ shown(Name) ->
 
 
 def source() -> str:
-    """Return the module in Erlang."""
+    """Return the module's source in Erlang."""
     return SOURCE.replace("@REGISTERED@", REGISTERED).replace("@DEPTH@", str(DEPTH))

@@ -1,10 +1,10 @@
-"""A client of AMQP 0-9-1 for the host itself: it holds messages of a queue, sends some on, and takes away those alone.
+"""AMQP 0-9-1 client for the host itself: it gets messages unacknowledged, and acknowledges only the chosen ones.
 
-What is held is nobody else's meanwhile, and is back in its queue when the connection ends, however that
-ends. The management API can't do that: it takes away whatever is at a queue's head. Properties and headers
-that aren't looked at are passed on as the bytes that they came as.
+While this client holds a message, no other consumer gets it. The broker requeues held messages when the connection
+ends, however it ends. The management API can't do this: it can only remove the message at the head of a queue.
+Properties and headers are passed on byte for byte.
 
-Only what ``letters`` and ``across`` need is here: one thing at a time, no consumers, no heartbeats.
+It has only the operations that ``letters`` and ``across`` need: synchronous, without consumers and heartbeats.
 https://www.rabbitmq.com/resources/specs/amqp0-9-1.pdf
 """
 
@@ -23,7 +23,7 @@ from netspace.link.names import shown
 
 SECONDS = 30.0
 _METHOD, _HEADER, _BODY, _HEARTBEAT, _END = 1, 2, 3, 8, 0xCE
-_HOLD, _SEND = 1, 2  # the channels: one that is closed for what it was asked doesn't take what the other one holds
+_HOLD, _SEND = 1, 2  # channels: an error closes the sending channel without returning held messages
 _MOST = 256 * 1024 * 1024
 
 _Method = tuple[int, int]
@@ -35,7 +35,7 @@ _DECLARE, _DECLARE_OK = (40, 10), (40, 11)
 _PUBLISH, _RETURN, _GET, _GET_OK, _GET_EMPTY = (60, 40), (60, 50), (60, 70), (60, 71), (60, 72)
 _ACK, _NACK, _CONFIRM, _CONFIRM_OK = (60, 80), (60, 120), (85, 10), (85, 11)
 
-# In the order of their flags, from the highest bit on; how many bytes, 0: a short text, None: a table.
+# In the order of their flags, from the highest bit on. The size in bytes; 0: a short string; None: a table.
 _PROPERTIES: tuple[tuple[str, int | None], ...] = (
     ("content_type", 0),
     ("content_encoding", 0),
@@ -57,15 +57,16 @@ _SIZES = {
     for kinds, size in ((b"V", 0), (b"tbB", 1), (b"Uus", 2), (b"Iif", 4), (b"D", 5), (b"LldT", 8))
     for kind in kinds
 }
-_LONG = b"SxAF"  # a length of four bytes, and as many bytes
+_LONG = b"SxAF"  # four bytes with the length, then the content
 
 
 @dataclass(frozen=True)
 class Held:
-    """A message that is held.
+    """An unacknowledged message.
 
-    :param properties: by name, as the bytes that they came as, but for the headers.
-    :param headers: likewise; each with its type before it.
+    :param tag: the delivery tag.
+    :param properties: by name, the encoded properties without the headers.
+    :param headers: by name, the encoded headers, each with its type octet.
     """
 
     tag: int
@@ -74,18 +75,18 @@ class Held:
     headers: Mapping[str, bytes] = field(repr=False)
 
     def text(self, name: str) -> str | None:
-        """A property that is a short text."""
+        """Return a property that is a short string; None: it is missing."""
         raw = self.properties.get(name)
         return None if raw is None else raw[1:].decode(errors="replace")
 
     def header(self, name: str) -> str | None:
-        """A header that is text."""
+        """Return a header that is a string; None: it is missing or of another type."""
         raw = self.headers.get(name, b"")
         return raw[5:].decode(errors="replace") if raw[:1] == b"S" else None
 
 
 class ClosedError(NetspaceError):
-    """The broker closed a channel, or the connection, and says why."""
+    """The broker closed a channel or the connection; the error has its code and reason."""
 
     def __init__(self, code: int, text: str) -> None:
         self.code = code
@@ -93,10 +94,12 @@ class ClosedError(NetspaceError):
 
 
 class Connection:
-    """One connection, to do one thing after another.
+    """One connection with synchronous operations.
 
-    :param trusted: None: without TLS.
-    :param login: None: by the certificate that *trusted* shows.
+    :param trusted: TLS context; None: no TLS.
+    :param name: the server name for TLS.
+    :param login: None: log in by the client certificate in *trusted*.
+    :param seconds: the timeout of each read and write.
     """
 
     def __init__(
@@ -126,9 +129,9 @@ class Connection:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave; what is held goes back."""
+        """Close the connection; the broker requeues held messages."""
         with contextlib.suppress(OSError, NetspaceError):
-            # Answered when what was taken away is, and the rest is back.
+            # The broker's answer shows that acknowledged messages are removed and the others requeued.
             goodbye = struct.pack(">H", 200) + _short("") + bytes(4)
             self._call(_HOLD, _CHANNEL_CLOSE, goodbye, _CHANNEL_CLOSE_OK)
             self._call(0, _CLOSE, goodbye, _CLOSE_OK)
@@ -136,7 +139,7 @@ class Connection:
         self._socket.close()
 
     def hold(self, queue: str) -> Held | None:
-        """Hold the next message of *queue*; None: there is no other."""
+        """Get the next message of *queue* without acknowledging it; None: there is no other."""
         method, raw = self._call(_HOLD, _GET, bytes(2) + _short(queue) + b"\0", _GET_OK, _GET_EMPTY)
         if method == _GET_EMPTY:
             return None
@@ -145,11 +148,11 @@ class Connection:
         return Held(tag, body, properties, headers)
 
     def remove(self, held: Held) -> None:
-        """Take a message that is held away for good."""
+        """Acknowledge a held message, so that the broker deletes it."""
         self._send(_HOLD, _ACK, struct.pack(">QB", held.tag, 0))
 
     def has_exchange(self, name: str) -> bool:
-        """Whether there is an exchange of that name, which no account needs a right to be told."""
+        """Return whether an exchange of that name exists; no permission is needed to ask."""
         try:
             self._call(_SEND, _DECLARE, bytes(2) + _short(name) + _short("fanout") + b"\1" + bytes(4), _DECLARE_OK)
         except ClosedError as err:
@@ -160,7 +163,7 @@ class Connection:
         return True
 
     def publish(self, exchange: str, body: bytes, properties: Mapping[str, bytes], headers: Mapping[str, bytes]) -> str:
-        """Publish a message; return why it wasn't taken, empty where it was, for certain."""
+        """Publish a message and wait for the confirmation; return why it was refused; empty: it was confirmed."""
         self._send(_SEND, _PUBLISH, bytes(2) + _short(exchange) + _short("") + b"\1")
         encoded = _encode(properties, headers)
         self._frame(_HEADER, _SEND, struct.pack(">HHQ", 60, 0, len(body)) + encoded)
@@ -188,7 +191,7 @@ class Connection:
     def _greet(self, vhost: str, login: Login | None) -> None:
         self._socket.sendall(b"AMQP\0\0\x09\x01")
         self._wait(0, _START)
-        # A client that is refused is told so rather than cut off if it can take that: section 2.2.4.
+        # With this capability, the broker reports a refused log-in instead of closing the connection: section 2.2.4.
         capable = _short("capabilities") + b"F" + _long(_short("authentication_failure_close") + b"t\1")
         mechanism, secret = "EXTERNAL", b""
         if login is not None:
@@ -213,10 +216,10 @@ class Connection:
         return self._wait(channel, *answers)
 
     def _read(self) -> tuple[int, int, bytes]:
-        """The next frame that says something."""
+        """Return kind, channel and payload of the next frame that isn't a heartbeat."""
         while True:
             kind, channel, size = struct.unpack(">BHI", self._take(7))
-            if kind == ord("A"):  # "AMQP": what a broker that speaks something else says before it leaves
+            if kind == ord("A"):  # "AMQP": a server with another protocol version sends this header and closes
                 raise NetspaceError("the broker doesn't speak AMQP 0-9-1")
             if size > _MOST:
                 raise NetspaceError(f"the broker sent a frame of {size} bytes")
@@ -263,7 +266,7 @@ class Connection:
         return properties, headers, bytes(body)
 
 
-# -- values: kept as they came ---------------------------------------------------
+# -- values: kept in their encoded form ---------------------------------------------------
 def _short(text: str) -> bytes:
     raw = text.encode()
     return bytes([len(raw)]) + raw
@@ -274,7 +277,7 @@ def _long(raw: bytes) -> bytes:
 
 
 def decode(raw: bytes) -> tuple[dict[str, bytes], dict[str, bytes]]:
-    """A message's properties and headers."""
+    """Return the properties and the headers of a message, by name, in their encoded form."""
     (flags,) = struct.unpack_from(">H", raw)
     at = 2
     properties: dict[str, bytes] = {}
@@ -294,7 +297,7 @@ def decode(raw: bytes) -> tuple[dict[str, bytes], dict[str, bytes]]:
 
 
 def _fields(raw: bytes) -> Iterator[tuple[str, bytes]]:
-    """The entries of a table, each with its type before it."""
+    """Yield the entries of a table: name and encoded value with its type octet."""
     at = 0
     while at < len(raw):
         begin = at + 1 + raw[at]

@@ -1,9 +1,11 @@
-"""Mail of netspace's own broker as one file: made and put back while the broker is down, which takes it seconds.
+"""Backup and restoration of all mail of netspace's own broker, in one file. The broker is down for some seconds.
 
-The file is a tar of the node's data, behind a member that says whose it is and has the keys of the names in it.
-Everything is checked before the broker is stopped: it must be a file of root's, of this instance and of no newer
-RabbitMQ, with folders and plain files alone. The data are exchanged by one rename, so a run that is killed leaves the
-former mail or the restored, and at worst a broker that the next apply starts, with queues that it names anew.
+The file is a tar archive. Its first member has the instance, RabbitMQ's version and the name keys of the data; the
+node's data follow. A restoration checks the whole archive before it stops the broker: the file must belong to root, be
+of this instance and of no newer RabbitMQ, and contain only folders and regular files.
+
+A restoration exchanges the data by one rename. So a run that is killed leaves either the old mail or the restored mail.
+The next apply then starts the broker if needed, and renames queues.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ ABOUT = "about.json"
 DATA = "mnesia"
 """The folder of RabbitMQ's data below the node's own, and in the archive."""
 
-MAX_ABOUT = 1024**2  # it has a key for each other host
+MAX_ABOUT = 1024**2  # it contains a name key for each other host
 MAX_MEMBERS = 200_000
 _EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
 _HERE = -100  # AT_FDCWD
@@ -42,9 +44,9 @@ _VERSION = re.compile(r"rabbitmq_server-(\d+)\.(\d+)\.(\d+)")
 
 
 def save(layout: Layout, supervisor: Supervisor, target: Path, progress: Callable[[str], None]) -> dict[str, Any]:
-    """Write the broker's mail to *target*; return its ``file`` and ``size``. The broker is down meanwhile.
+    """Write the broker's mail to *target*; return ``file`` and ``size``. The broker is down meanwhile.
 
-    :raises NetspaceError: there is no broker of netspace's own, or *target* can't be written; the broker runs again.
+    :raises NetspaceError: netspace has no broker of its own here, or *target* can't be written. The broker runs again.
     """
     with files.refusals_told(), files.locked(layout.lock):
         spec = _own(layout)
@@ -64,11 +66,11 @@ def save(layout: Layout, supervisor: Supervisor, target: Path, progress: Callabl
 
 
 def load(layout: Layout, supervisor: Supervisor, source: Path, progress: Callable[[str], None]) -> dict[str, Any]:
-    """Have the broker hold the mail in *source*; return that ``file`` and ``size``. **What it holds now is lost.**
+    """Replace the broker's mail by the mail in *source*; return ``file`` and ``size``. **Its present mail is lost.**
 
-    The links are what they were: the next apply puts right whatever in the restored data is declared no more.
+    The record of links stays. The next apply removes undeclared objects from the restored data.
 
-    :raises NetspaceError: there is no broker of netspace's own, or *source* can't be used; then nothing changes.
+    :raises NetspaceError: netspace has no broker of its own here, or *source* can't be used. Nothing changes then.
     """
     with files.refusals_told(), files.locked(layout.lock):
         spec = _own(layout)
@@ -134,7 +136,10 @@ def _pack(layout: Layout, aside: Path) -> None:
 
 
 def _plain(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
-    """Leave out what is neither folder nor file, and whose it is: both are told by who puts it back."""
+    """Return the member without its owner; None: it is neither a folder nor a regular file.
+
+    The restoration sets the owner, and refuses other kinds of members.
+    """
     member.uid = member.gid = 0
     member.uname = member.gname = ""
     return member if member.isreg() or member.isdir() else None
@@ -149,7 +154,10 @@ def _installed() -> list[int]:
 
 
 def _unpack(layout: Layout, source: Path, aside: Path) -> tuple[int, dict[str, Any]]:
-    """Write the archive's data to *aside*, for the node to have; return the archive's size and its keys of names."""
+    """Check the archive and extract its data to *aside*, owned by the node's user.
+
+    :return: the archive's size, and the name keys in it.
+    """
     handle = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     with os.fdopen(handle, "rb") as stream:
         info = os.fstat(handle)
@@ -175,9 +183,9 @@ def _members(archive: tarfile.TarFile, source: Path) -> Iterator[tarfile.TarInfo
 def _acceptable(
     layout: Layout, archive: tarfile.TarFile, first: tarfile.TarInfo | None, source: Path
 ) -> dict[str, Any]:
-    """Refuse what isn't this instance's, or is of a RabbitMQ that is newer than the one that would read it.
+    """Return the name keys in an archive; check that it is of this instance and of no newer RabbitMQ.
 
-    :return: the keys of the names in it.
+    :raises NetspaceError: it isn't.
     """
     about: Any = None
     if first is not None and first.name == ABOUT and first.isreg() and first.size <= MAX_ABOUT:
@@ -229,7 +237,7 @@ def _extract(archive: tarfile.TarFile, members: Iterator[tarfile.TarInfo], aside
 
 
 def _exchange(one: Path, other: Path) -> None:
-    """Exchange the names of two folders, at once (renameat2(2))."""
+    """Exchange the names of two folders atomically (renameat2(2))."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.renameat2(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) != 0:
         number = ctypes.get_errno()

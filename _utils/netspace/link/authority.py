@@ -1,16 +1,19 @@
-"""The certificate authority of one host's links: it says who is who towards the broker, and nothing else.
+"""Certificate authority of one host's links: it issues the certificates by which environments and broker log in.
 
-Its own key and certificate are made once, or are the operator's (``broker: {authority: FOLDER}``: an
-intermediate of a fleet's). It issues two kinds of certificates, short-lived and on P-256:
+Its key and certificate are made once, or come from the operator (``broker: {authority: FOLDER}``: an intermediate
+below a fleet's root). It issues short-lived certificates on P-256:
 
-- to an environment, for clients alone, with its SPIFFE ID as the one name:
-  ``spiffe://<trust domain>/host/<host>/env/<name>``, which is what the broker knows it by;
-- to the broker, for servers alone, with the names that clients inside look for;
+- to an environment, for client authentication only. The SPIFFE ID
+  ``spiffe://<trust domain>/host/<host>/env/<name>`` is its only name, and the name of its account on the broker;
+- to the broker, for server authentication only, with the names that clients in environments connect to;
+- to the broker, for client authentication only, to log in at the brokers of other hosts.
 
-and, where links to other hosts are sealed, one that lasts, to the ``endorser`` of this host, to sign documents alone.
+If links to other hosts are sealed, it also issues a long-lived certificate to this host's ``endorser``, for signing
+documents only.
 
-The authority's key never leaves ``<records>/link/authority.json``, root's alone. Nothing here talks to a broker.
-A certificate is due when less than a third of its life is left, or when it is by another authority.
+The authority's key never leaves ``<records>/link/authority.json``, which only root can read. This module talks to no
+broker. A certificate is due for renewal when less than a third of its lifetime is left, or when another authority
+issued it.
 """
 
 from __future__ import annotations
@@ -42,7 +45,7 @@ OWN_LIFE = 10 * 365 * 24 * HOUR
 MAX_FILE = 65536
 HEADER = 700
 
-# What clients inside look for: the address they connect to, also as a name (librabbitmq knows no addresses).
+# Clients in environments connect to this address. It is a DNS name too: librabbitmq compares only DNS names.
 SERVER_NAMES = ("localhost", "127.0.0.1")
 SERVER_ADDRESSES = ("127.0.0.1",)
 
@@ -55,11 +58,12 @@ _LABEL = re.compile(r"[^a-z0-9._-]+")
 
 @dataclass(frozen=True)
 class Issued:
-    """The first line of an issued file; the rest of the file is a key, its certificate and those above it.
+    """The first line of an issued file. The rest of the file is the key, its certificate and the intermediates.
 
-    :param id: SPIFFE ID of its owner.
-    :param by: the authority's ``name``.
-    :param serves: the name that other hosts reach it by; empty: none.
+    :param id: SPIFFE ID of the owner.
+    :param begins: start of validity, in seconds since 1970; *ends*: end of validity.
+    :param by: the issuing authority's ``name``.
+    :param serves: the server name by which other hosts reach the owner; empty: none.
     """
 
     id: str
@@ -69,13 +73,16 @@ class Issued:
     serves: str = ""
 
     def due(self, now: float, by: str) -> bool:
-        """Check whether it has less than a third of its life left, begins in the future, or isn't by authority *by*."""
+        """Check whether the certificate must be renewed.
+
+        It must if less than a third of its lifetime is left, if it begins in the future, or if its issuer isn't *by*.
+        """
         third = (self.ends - self.begins) / 3
         return self.by != by or now > self.ends - third or now + SKEW < self.begins
 
 
 def issued(pem: bytes) -> Issued | None:
-    """Read the first line of an issued file, without its certificate; None: the file wasn't issued here.
+    """Parse the first line of an issued file; None: it has no such line. The certificate is not read.
 
     :param pem: the first ``HEADER`` bytes of the file, or more.
     """
@@ -85,14 +92,15 @@ def issued(pem: bytes) -> Issued | None:
 
 @dataclass(frozen=True)
 class Authority:
-    """The authority as it is recorded.
+    """The recorded authority.
 
-    :param host: the SPIFFE ID of this host, that all it issues begin with.
-    :param pem: its key, its certificate, and those up to what is trusted (or none, where it is that itself).
-    :param anchor: the certificate (PEM) that is trusted.
-    :param name: tells it from others: the first 16 hex digits of its certificate's SHA-256.
+    :param host: the SPIFFE ID of this host, the prefix of all SPIFFE IDs that the authority issues.
+    :param pem: its key, then its certificate chain up to and including *anchor*.
+    :param anchor: the trusted certificate (PEM): the operator's root, or the authority's own certificate.
+    :param name: its identifier: the first 16 hex digits of its certificate's SHA-256.
+    :param begins: start of validity, in seconds since 1970; *ends*: the earliest end of validity in the chain.
     :param source: digest of the operator's file that it was read from (``_source``); empty: made here.
-    :param former: certificates of authorities before it, each with the time until which it is trusted still.
+    :param former: trusted certificates of previous authorities, each with the time until which it is trusted.
     """
 
     host: str
@@ -106,7 +114,7 @@ class Authority:
 
     @property
     def trusted(self) -> tuple[str, ...]:
-        """The certificates that client and broker shall trust (PEM)."""
+        """The certificates (PEM) that clients and the broker trust."""
         return (self.anchor, *(pem for pem, _ in self.former))
 
     @property
@@ -115,22 +123,25 @@ class Authority:
         return "".join(self.trusted).encode()
 
     def id(self, environment: str | None) -> str:
-        """The SPIFFE ID of an environment of this host; None: the broker's."""
+        """Return the SPIFFE ID of an environment of this host; for None, the broker's."""
         return spiffe_id(self.host, environment)
 
 
 def host_id(trust_domain: str, name: str) -> str:
-    """The SPIFFE ID of a host."""
+    """Return the SPIFFE ID of a host."""
     return f"spiffe://{trust_domain}/host/{name}"
 
 
 def spiffe_id(host: str, environment: str | None) -> str:
-    """The SPIFFE ID of an environment of *host* (its own SPIFFE ID); None: the broker's."""
+    """Return the SPIFFE ID of an environment; for None, the broker's.
+
+    :param host: the SPIFFE ID of its host.
+    """
     return f"{host}/broker" if environment is None else f"{host}/env/{environment}"
 
 
 def endorser_id(host: str) -> str:
-    """The name of a host's endorser of seals: no account is called so."""
+    """Return the SPIFFE ID of a host's endorser. No account on a broker has this name."""
     return f"{host}/seals"
 
 
@@ -139,7 +150,7 @@ def _path(layout: Layout) -> Path:
 
 
 def read(layout: Layout) -> Authority | None:
-    """The recorded authority; None where there is none yet."""
+    """Return the recorded authority; None: there is none yet."""
     record = files.read_json(_path(layout))
     if record is None:
         return None
@@ -160,7 +171,10 @@ def remove(layout: Layout) -> None:
 
 
 def wanting(layout: Layout, spec: LocalBroker, known: Authority | None, now: float) -> str:
-    """Return why the authority isn't as *spec* wants it; empty: it is. Reads the operator's file, if there is one."""
+    """Return how the authority differs from the declaration *spec*; empty: it doesn't.
+
+    Reads the operator's file, if one is declared.
+    """
     if known is None:
         return "absent"
     if domain_of(known.host) != domain(layout, spec):
@@ -170,7 +184,7 @@ def wanting(layout: Layout, spec: LocalBroker, known: Authority | None, now: flo
     try:
         source = _source(spec, _given(spec)) if spec.authority else ""
     except NetspaceError as err:
-        return str(err)  # what is there goes on; replacing it fails by this
+        return str(err)  # the recorded authority stays in use; ``ensure`` raises this error
     if known.source != source:
         return "another authority"
     if now > known.ends - (known.ends - known.begins) / 3 and not known.source:
@@ -183,12 +197,12 @@ def wanting(layout: Layout, spec: LocalBroker, known: Authority | None, now: flo
 def ensure(
     layout: Layout, spec: LocalBroker, now: float, *, replace: bool = False, distrust: bool = False
 ) -> Authority:
-    """Have an authority as *spec* wants it, and return it.
+    """Return the authority that *spec* declares; make, read or replace it where needed.
 
-    :param replace: make another authority, whatever the record has.
-    :param distrust: trust the returned authority alone from now on; else an authority before it stays trusted
-        for ``LIFE``, as long as an environment's certificate lives.
-    :raises NetspaceError: when the operator's can't be used.
+    :param replace: replace the recorded authority even if it is as declared.
+    :param distrust: trust only the returned authority from now on. Otherwise the previous one stays trusted for
+        ``LIFE``, the lifetime of an environment's certificate.
+    :raises NetspaceError: the operator's authority can't be used.
     """
     known = read(layout)
     why = wanting(layout, spec, known, now)
@@ -210,17 +224,17 @@ def ensure(
 
 
 def domain(layout: Layout, spec: LocalBroker) -> str:
-    """The trust domain: the operator's, or the instance's name."""
+    """Return the declared trust domain; by default the instance's name."""
     return spec.trust_domain or layout.instance
 
 
 def domain_of(host: str) -> str:
-    """The trust domain of a host's SPIFFE ID."""
+    """Return the trust domain of a host's SPIFFE ID."""
     return host.removeprefix("spiffe://").partition("/")[0]
 
 
 def _label(hostname: str) -> str:
-    """A host's name as a part of a SPIFFE ID's path."""
+    """Return a host name as a segment of a SPIFFE ID's path: other characters become ``-``."""
     return _LABEL.sub("-", hostname.lower()).strip("-.") or "localhost"
 
 
@@ -235,7 +249,7 @@ def _make(host: str, now: float) -> Authority:
 
     key = ec.generate_private_key(ec.SECP256R1())
     name = certificates.named(f"netspace links of {host.rpartition('/')[2]}"[:64])
-    # RFC 5280 tells authorities apart by their names, and so does the broker while it trusts two.
+    # RFC 5280 identifies authorities by name. A unique name lets the broker trust two authorities at once.
     name = x509.Name([*name, x509.NameAttribute(x509.NameOID.SERIAL_NUMBER, f"{x509.random_serial_number():x}"[:16])])
     extensions = [
         (x509.BasicConstraints(True, 0), True),
@@ -248,7 +262,7 @@ def _make(host: str, now: float) -> Authority:
 
 
 def _root(host: str) -> str:
-    """An authority's own SPIFFE ID is its trust domain's: SPIFFE X.509-SVID, section 2."""
+    """Return the SPIFFE ID of the authority itself: that of its trust domain (SPIFFE X.509-SVID, section 2)."""
     return f"spiffe://{domain_of(host)}"
 
 
@@ -265,7 +279,7 @@ def _given(spec: LocalBroker) -> bytes:
 
 
 def _adopt(spec: LocalBroker, host: str, now: float) -> Authority:
-    """The operator's intermediate: its key, its certificate, then those above it, the root last."""
+    """Return the operator's authority, read from a file with its key and certificate chain, the root last."""
     from cryptography import x509
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -276,7 +290,7 @@ def _adopt(spec: LocalBroker, host: str, now: float) -> Authority:
     try:
         key = load_pem_private_key(raw, None)
         chain = x509.load_pem_x509_certificates(raw)
-    except unreadable() as err:  # the key's content is never repeated
+    except unreadable() as err:  # the error must not contain the key
         raise NetspaceError(f"{where}: want a key and the certificates above it in PEM: {type(err).__name__}") from err
     if not isinstance(key, ec.EllipticCurvePrivateKey) or chain[0].public_key() != key.public_key():
         raise NetspaceError(f"{where}: want an elliptic curve's key, and its own certificate first")
@@ -295,17 +309,18 @@ def _adopt(spec: LocalBroker, host: str, now: float) -> Authority:
 
 
 def _source(spec: LocalBroker, raw: bytes) -> str:
-    """Return the digest of an operator's file, with the trust domain that it must be bounded to among other hosts.
+    """Return the digest of the operator's file, plus the trust domain if the host has links to other hosts.
 
-    It changes when the first other host is declared: so the file is then checked once more.
+    The value changes when the first other host is declared, so the file is then checked again for name constraints.
     """
     return _digest(raw) + (f" for {spec.trust_domain} alone" if spec.among_hosts else "")
 
 
 def bounded(own: Certificate, trust_domain: str, where: str) -> None:
-    """Check that an authority among other hosts may certify the names of its own host alone: RFC 5280, 4.2.1.10.
+    """Check that the name constraints (RFC 5280, 4.2.1.10) of a host's authority permit only names of that host.
 
-    :raises NetspaceError: its name constraints permit other names, or lack one of these.
+    :param where: the prefix of errors.
+    :raises NetspaceError: the name constraints permit other names, or lack one of the host's names.
     """
     from cryptography import x509
 
@@ -336,9 +351,9 @@ def _authority(host: str, key: EllipticCurvePrivateKey, chain: list[Certificate]
     )
 
 
-# -- what it issues ------------------------------------------------------------------------
+# -- certificates that it issues ------------------------------------------------------------------------
 class Issuer:
-    """An authority whose key is loaded, to issue many."""
+    """An authority with its key loaded, to issue certificates."""
 
     def __init__(self, authority: Authority) -> None:
         from cryptography import x509
@@ -356,7 +371,7 @@ class Issuer:
         self._identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key)
 
     def environment(self, name: str, now: float, life: float = LIFE) -> bytes:
-        """A new key and certificate (PEM) of an environment, by which it logs in."""
+        """Return a new key and certificate (PEM) by which an environment logs in at the broker."""
         from cryptography import x509
         from cryptography.x509.oid import ExtendedKeyUsageOID
 
@@ -365,9 +380,9 @@ class Issuer:
         return self._issue(whose, name, names, ExtendedKeyUsageOID.CLIENT_AUTH, now, life)
 
     def server(self, now: float, life: float = SERVER_LIFE, serves: str = "") -> bytes:
-        """A new key and certificate (PEM) of the broker.
+        """Return a new key and server certificate (PEM) of the broker.
 
-        :param serves: the name that other hosts reach it by.
+        :param serves: the server name by which other hosts reach it; empty: none.
         """
         from cryptography import x509
         from cryptography.x509.oid import ExtendedKeyUsageOID
@@ -383,7 +398,7 @@ class Issuer:
         return self._issue(whose, "broker", names, ExtendedKeyUsageOID.SERVER_AUTH, now, life, serves)
 
     def client(self, now: float, life: float = SERVER_LIFE) -> bytes:
-        """A new key and certificate (PEM) by which the broker logs in at those of other hosts."""
+        """Return a new key and client certificate (PEM) by which the broker logs in at the brokers of other hosts."""
         from cryptography import x509
         from cryptography.x509.oid import ExtendedKeyUsageOID
 
@@ -392,9 +407,9 @@ class Issuer:
         return self._issue(whose, "broker", names, ExtendedKeyUsageOID.CLIENT_AUTH, now, life)
 
     def endorser(self, key: EllipticCurvePublicKey, now: float) -> str:
-        """Return a certificate of this host's endorser (PEM), then those above it, the root last.
+        """Return the certificate chain (PEM) of this host's endorser, the root last.
 
-        It is valid for as long as they are.
+        The endorser's certificate is valid for as long as the authority.
         """
         from cryptography import x509
         from cryptography.x509 import ObjectIdentifier
@@ -421,7 +436,7 @@ class Issuer:
         made = self._certificate(key.public_key(), common, names, use, now, ends)
         named_too = f" as {serves}" if serves else ""
         header = f"# netspace: {whose} from {begins} to {ends} by {self.authority.name}{named_too}\n"
-        # What lies between a certificate and what is trusted travels with it.
+        # The file includes the intermediates, which the peer needs to verify the certificate up to the root.
         return (header + private(key) + "".join(map(text, (made, *self._chain[:-1])))).encode()
 
     def _certificate(

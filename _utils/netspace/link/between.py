@@ -1,8 +1,9 @@
-"""Sealed links between hosts: the hosts at their other ends, the keys of these for the cards, and problems with them.
+"""Sealed links between hosts: keys of other hosts for the cards, and problems with these keys.
 
-A sender needs a key of the receiving environment to encrypt for. A receiver needs to know the endorser of the sender's
-host. Both come in the bundle of the other host (``bundles``). Until that bundle says that the other host knows this
-host's endorser, environments here get no keys of it: so nothing is sent that would be refused there.
+A sender needs an encryption key of the receiving environment. A receiver needs the key of the endorser of the sender's
+host. Both are in the bundle of the other host (``bundles``). Environments here get keys of the other host only after
+its bundle confirms that it knows this host's endorser. Until then the other host would refuse
+their messages.
 """
 
 from __future__ import annotations
@@ -25,23 +26,23 @@ REMEDY = "exchange keys: salt-run netspace_link.exchange_seals"
 
 
 def hosts(links: Iterable[Link]) -> set[str]:
-    """The other hosts that sealed links lead to or come from."""
+    """Return the other hosts at the ends of sealed links."""
     return {host for link in links for host in (link.to_host, link.from_host) if link.seal and host}
 
 
 def members(links: Iterable[Link]) -> set[str]:
-    """The environments of this host that have sealed links to or from other hosts."""
+    """Return the environments of this host that have sealed links to or from other hosts."""
     return {end for link in links if link.seal and (link.to_host or link.from_host) for end in link.here}
 
 
 def readers(links: Iterable[Link], host: str) -> set[str]:
-    """The environments of this host that environments of *host* seal for: what they send, and what they answer."""
+    """Return the environments of this host that receive sealed messages or sealed answers from *host*."""
     sent = {link.target for link in links if link.seal and link.from_host == host}
     return sent | {link.source for link in links if link.seal and link.to_host == host and link.pattern == "request"}
 
 
 def _read(links: Iterable[Link]) -> Iterator[tuple[str, str]]:
-    """The environments of other hosts that ours seal for: host and name."""
+    """Yield host and name of each environment of another host that receives sealed messages or answers from here."""
     for link in links:
         if link.seal and link.to_host:
             yield link.to_host, link.target.partition("@")[0]
@@ -55,7 +56,7 @@ class Others:
 
     :param own: this host's endorser; None: there is none (yet).
     :param known: this host's authority.
-    :param hosts: SPIFFE IDs of the other hosts that are declared, by name.
+    :param hosts: SPIFFE IDs of the other declared hosts, by name.
     :param bundles: the bundles of other hosts, by name.
     """
 
@@ -65,22 +66,26 @@ class Others:
     bundles: Mapping[str, Bundle] = field(default_factory=dict, repr=False)
 
     def of(self, host: str) -> Bundle | None:
-        """Return the bundle of *host*; None: it is missing, or of another SPIFFE ID, or its root isn't trusted now."""
+        """Return the valid bundle of *host*, or None.
+
+        A bundle is invalid if its SPIFFE ID isn't the declared one, or if this host no longer trusts its root.
+        """
         found = self.bundles.get(host)
         if found is None or self.known is None or found.host != self.hosts.get(host):
             return None
         return found if found.anchor in self.known.trusted else None
 
     def keys(self, host: str, environment: str) -> Sequence[Mapping[str, Any]]:
-        """Return the keys to encrypt for an environment of *host*; none before that host knows this host's endorser."""
+        """Return the encryption keys of an environment of *host*; none until that host knows this host's endorser."""
         found = self.of(host)
         if found is None or self.own is None or found.knows != self.own.kid:
             return ()
         return found.keys.get(environment, ())
 
     def told(self, name: str, other: str, link: str) -> dict[str, Any]:
-        """Return the card's ``seal`` of environment *name* for a sealed link to or from *other* (``<name>@<host>``).
+        """Return the ``seal`` entry for a sealed link in the card of environment *name*.
 
+        :param other: the environment at the link's other end, ``<name>@<host>``.
         :param link: the link's name on this host.
         """
         environment, _, host = other.partition("@")
@@ -98,7 +103,7 @@ class Others:
         }
 
     def lacking(self, links: Iterable[Link], now: float) -> list[str]:
-        """Return the reasons why sealed links to or from other hosts fail, or soon will, each with its remedy."""
+        """Return why sealed links to or from other hosts fail now or will fail soon, each with its remedy."""
         links = tuple(links)
         problems = []
         for host in sorted(hosts(links)):
@@ -121,7 +126,7 @@ class Others:
 
 
 def read(layout: Layout, broker: Broker | None, links: Iterable[Link]) -> Others:
-    """Return the knowledge of other hosts; empty where no link is sealed between hosts, or *broker* isn't ours."""
+    """Return the knowledge of other hosts; empty if no sealed link leads between hosts, or the broker isn't ours."""
     if not isinstance(broker, LocalBroker) or not hosts(links):
         return Others()
     known = authority.read(layout)

@@ -1,14 +1,12 @@
-"""A RabbitMQ node of our own, from Debian's package, whose default service is left alone.
+"""netspace's own RabbitMQ node. It uses the programs of Debian's package, and leaves the package's service alone.
 
-It is one service, without the epmd (Erlang's port mapper) that a node usually insists on (``mapper``). Everything
-listens on loopback only. Data, log and
-configuration lie in ``layout.broker``; the node runs as the package's user ``rabbitmq``
-and may write only to its data and log. It never asks a name server, whatever the
-host's resolver is set to. There is no user ``guest``: the node loads
-our management account and vhost from a definitions file that holds only a password's hash.
+The node is one service. It needs no epmd (Erlang's port mapper; see ``mapper``). It listens on loopback only. Data, log
+and configuration are in ``layout.broker``. The node runs as the package's user ``rabbitmq``, which may write only to
+the data and the log. The node never asks a name server, whatever the host's resolver is set to. There is no user
+``guest``: the node loads our management account and vhost from a definitions file, which holds only a password hash.
 
-It takes only TLS connections, and only with a certificate of this host's authority, whose SPIFFE ID
-is the account (:mod:`netspace.link.identity`), unless the declaration lists environments that need passwords.
+Clients must use TLS and show a certificate of this host's authority; the SPIFFE ID in it is the account
+(:mod:`netspace.link.identity`). Passwords are accepted only if the declaration lists environments that need them.
 """
 
 from __future__ import annotations
@@ -40,29 +38,29 @@ FORMER = "epmd"
 READY_SECONDS = 90.0
 DEAF_SECONDS = 30.0
 """Seconds that a busy broker gets for one answer, before it is restarted for all."""
-CONSUMERS = 256  # of a channel: one for each queue that an environment may read is enough
+CONSUMERS = 256  # per channel; an environment needs one for each queue that it reads
 PLUGINS = ("rabbitmq_auth_mechanism_ssl", "rabbitmq_event_exchange", "rabbitmq_management", guard.NAME)
-SHOVEL = ("rabbitmq_shovel", "rabbitmq_shovel_management")  # where there are other hosts to carry mail to
+SHOVEL = ("rabbitmq_shovel", "rabbitmq_shovel_management")  # only if other hosts are declared
 
-# Erlang's schedulers don't spin while idle; our node is one of many things on this host.
+# Erlang's schedulers must not busy-wait: the node shares the host with other programs.
 _EMULATOR = "+sbwt none +sbwtdcpu none +sbwtdio none -kernel inet_dist_use_interface {127,0,0,1}"
 
-# RabbitMQ looks up its host's own name while it starts and for many an answer of the management API, and waits
-# for name servers that may never answer. https://www.erlang.org/doc/apps/erts/inet_cfg.html
+# RabbitMQ looks up the host's own name at its start and for many requests to the management API. It would wait for
+# name servers that may never answer. https://www.erlang.org/doc/apps/erts/inet_cfg.html
 _NAMES = """% Written by netspace: names are looked up in files only, never in the DNS.
 {lookup, [file]}.
 {host, {127,0,0,1}, ["localhost"]}.
 """
 
-# Before it reads that file, Erlang has the C library look up a host name that has no dot (one with a dot it takes
-# as it is). Such a name is asked for only below the search domain, and there is no question to send for one whose
-# label exceeds the 63 octets of RFC 1035, 2.3.4. resolv.conf(5)
+# Before Erlang reads that file, it has the C library look up a host name without a dot. With these options, the C
+# library looks up such a name only below the search domain. A search domain with a label of more than 63 octets
+# (RFC 1035, 2.3.4) makes every such query invalid, so none is sent. resolv.conf(5)
 _NO_QUESTIONS = {"RES_OPTIONS": "ndots:1 no-tld-query", "LOCALDOMAIN": "x" * 64}
 
 
-# The start script reads it. With the 1,024 descriptors that a service usually has, some 800 connections would be all,
-# for whoever comes from other hosts too; and Erlang needs memory for as many as it may have.
-# RabbitMQ's own plugins are in a folder that bears its version, which an upgrade changes.
+# Read by the start script. The usual limit of 1,024 descriptors permits only some 800 connections, including those from
+# other hosts. The limit has an upper bound because Erlang allocates memory for each descriptor that it may have.
+# RabbitMQ's own plugins are in a folder whose name contains RabbitMQ's version, so an upgrade changes it.
 _START = """# Written by netspace.
 most=$(ulimit -H -n)
 if [ "$most" = unlimited ] || [ "$most" -gt 65536 ]; then most=65536; fi
@@ -71,8 +69,8 @@ own=$(echo /usr/lib/rabbitmq/lib/rabbitmq_server-*/plugins)
 export RABBITMQ_PLUGINS_DIR="${{own##* }}:{plugins}"
 """
 
-# Dead letters that found no place are tried again after so many milliseconds; a queue's log is given up after so
-# many entries (``guard`` says why).
+# Milliseconds until RabbitMQ tries again to move a dead letter to a full queue; and log entries until a queue frees
+# its log (see ``guard``).
 _ADVANCED = f"""[{{rabbit, [
     {{dead_letter_worker_publisher_confirm_timeout, 10000}},
     {{quorum_min_checkpoint_interval, {guard.ENTRIES}}}
@@ -81,7 +79,7 @@ _ADVANCED = f"""[{{rabbit, [
 
 
 def service(layout: Layout, spec: LocalBroker) -> Service:
-    """The service that is the node."""
+    """Return the supervisor's service that runs the node."""
     base = layout.broker
     return Service(
         name=NODE,
@@ -91,7 +89,7 @@ def service(layout: Layout, spec: LocalBroker) -> Service:
             "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
             "LANG": "C.UTF-8",
             "HOME": str(base / "data"),
-            # Makes the start script become the node instead of waiting beside it.
+            # With this variable, the start script execs the node instead of waiting for it.
             "RUNNING_UNDER_SYSTEMD": "true",
             "ERL_INETRC": str(base / "etc/inetrc"),
             **_NO_QUESTIONS,
@@ -118,7 +116,7 @@ def _mapped(layout: Layout, spec: LocalBroker) -> str:
 
 
 def configuration(layout: Layout, spec: LocalBroker) -> str:
-    """Content of ``rabbitmq.conf``."""
+    """Return the content of ``rabbitmq.conf``."""
     tls = identity.server_folder(layout)
     allowed = ("EXTERNAL", "PLAIN") if spec.passwords else ("EXTERNAL",)
     mechanisms = "\n".join(f"auth_mechanisms.{number} = {name}" for number, name in enumerate(allowed, 1))
@@ -167,9 +165,9 @@ consumer_timeout = 1800000
 
 
 def definitions(layout: Layout, username: str, password_hash: str) -> dict[str, Any]:
-    """Return the definitions that the node loads at each start: our vhost, and the account that manages it.
+    """Return the definitions that the node loads at each start: our vhost, and the management account.
 
-    The management API deletes and looks into queues in the manager's name, hence its permissions.
+    The account needs its permissions because the management API deletes and reads queues in its name.
     """
     vhost = layout.instance
     return {
@@ -197,7 +195,7 @@ def _plugins(layout: Layout) -> Path:
 
 
 def login(layout: Layout) -> Login | None:
-    """Our node's management account, or None before it was ever installed."""
+    """Return our node's management account; None: the node was never installed."""
     record = files.read_json(_admin(layout))
     if record is None:
         return None
@@ -208,7 +206,7 @@ def login(layout: Layout) -> Login | None:
 
 
 def management(layout: Layout, spec: LocalBroker, timeout: float = 10.0) -> Management:
-    """The management API of our node."""
+    """Return a client of our node's management API."""
     account = login(layout)
     if account is None:
         raise UnreachableError("the broker's management credentials are missing; apply again to make new ones")
@@ -216,13 +214,13 @@ def management(layout: Layout, spec: LocalBroker, timeout: float = 10.0) -> Mana
 
 
 def available() -> None:
-    """Raise MissingError where Debian's RabbitMQ is not installed."""
+    """Check that Debian's RabbitMQ is installed; raise MissingError if it isn't."""
     if not SERVER.exists():
         raise MissingError(f"RabbitMQ ({SERVER})", "apt-get install rabbitmq-server")
 
 
 def installed(layout: Layout, spec: LocalBroker) -> bool:
-    """Whether configuration and credentials on disk are those of *spec*. Reads only."""
+    """Return whether configuration, credentials and plugin on disk are as *spec* requires. Reads only."""
     record = files.read_json(_admin(layout))
     if record is None or "hash" not in record:
         return False
@@ -247,7 +245,7 @@ def _files(layout: Layout, spec: LocalBroker, record: Mapping[str, Any]) -> dict
 
 
 def install(layout: Layout, spec: LocalBroker) -> None:
-    """Write what the node needs on disk.
+    """Write the node's folders, configuration, credentials and plugin.
 
     :raises MissingError: RabbitMQ is not installed.
     """
@@ -270,7 +268,7 @@ def install(layout: Layout, spec: LocalBroker) -> None:
         record = {"username": f"{layout.instance}.admin", "password": password, "hash": diff.hashed(password)}
         files.write_json(_admin(layout), record)
     if not (identity.server_folder(layout) / identity.SERVER).exists():
-        identity.ensure(layout, spec, (), time.time(), reader())  # else whoever changes links has seen to it
+        identity.ensure(layout, spec, (), time.time(), reader())  # otherwise ``changing`` has issued it
     for name, content in _files(layout, spec, record).items():
         files.write(base / "etc" / name, content, mode=0o640, owner=(0, owner.pw_gid))
     guard.install(_plugins(layout), owner.pw_gid)
@@ -287,7 +285,7 @@ def _user() -> pwd.struct_passwd:
 
 
 def reader() -> tuple[int, int]:
-    """Owner of what the node may read and not write: root, and the node's group.
+    """Return the owner (root) and the group (the node's) of files that the node may read and not write.
 
     :raises MissingError: RabbitMQ is not installed.
     """
@@ -296,7 +294,10 @@ def reader() -> tuple[int, int]:
 
 
 def evaluate(layout: Layout, spec: LocalBroker, expression: str) -> str:
-    """Evaluate an Erlang *expression* in a running node, for what no API does; return why it failed; empty: it ran."""
+    """Evaluate an Erlang *expression* in a running node; return why it failed; empty: it ran.
+
+    For operations that no API offers.
+    """
     import subprocess
 
     done = subprocess.run(
@@ -316,16 +317,19 @@ def evaluate(layout: Layout, spec: LocalBroker, expression: str) -> str:
 
 
 def reread_certificates(layout: Layout, spec: LocalBroker) -> None:
-    """Have a running node look at its certificate files now, which it does every two minutes by itself.
+    """Have a running node reload its certificate files now; by itself it does so every two minutes.
 
-    Connections that stand are not touched.
+    Established connections stay.
     """
     if why := evaluate(layout, spec, "ssl:clear_pem_cache()."):
         raise NetspaceError(f"the broker can't be told of new certificates: {why}")
 
 
 def restart_carriers(layout: Layout, spec: LocalBroker) -> None:
-    """Have a running node start its shovels anew, where what runs them has ended: nothing in RabbitMQ does that."""
+    """Restart the shovel plugin of a running node.
+
+    RabbitMQ itself never restarts the process that runs all shovels, once that has ended (``reach.stalled``).
+    """
     if why := evaluate(layout, spec, "application:stop(rabbitmq_shovel), ok = application:start(rabbitmq_shovel)."):
         raise NetspaceError(f"what carries mail to other hosts can't be started anew: {why}")
 
@@ -338,11 +342,12 @@ def start(
     *,
     deaf: bool = False,
 ) -> None:
-    """Install the node, have it run, and wait until clients reach it.
+    """Install and start the node, and wait until clients can reach it.
 
-    :param deaf: it runs, and no client reached it: it is asked again, and restarted if it doesn't answer.
-    :raises NetspaceError: when another program has one of its ports, and then nothing is changed; when it doesn't
-        come up, with the end of its log.
+    :param deaf: the node runs, but clients couldn't reach it. Try again for ``DEAF_SECONDS``; if it still doesn't
+        answer, restart it.
+    :raises NetspaceError: another program has one of its ports (nothing is changed then); or the node doesn't start
+        (the error contains the end of its log).
     """
     available()
     status = supervisor.observe().get(NODE)
@@ -352,7 +357,7 @@ def start(
         progress(f"asking the broker again, for up to {DEAF_SECONDS:.0f} s")
         deaf = bool(listening.unanswered(layout, spec, seconds=DEAF_SECONDS))
     if status is not None and (deaf or not installed(layout, spec)):
-        # Stopped before anything is written: one killed in between is then started anew by the next run.
+        # Stop it before writing files: if this run is killed in between, the next run starts the node.
         _raise(layout, "can't stop the broker to reconfigure it", supervisor.stop([NODE]))
     install(layout, spec)
     supervisor.define([service(layout, spec)])
@@ -369,9 +374,9 @@ def wait(
     progress: Callable[[str], None],
     seconds: float = READY_SECONDS,
 ) -> None:
-    """Wait until the node's management API answers, our vhost is there and, last of all, it takes connections.
+    """Wait until the node's management API answers, our vhost exists, and the node accepts connections.
 
-    :raises NetspaceError: when it ends or *seconds* pass; with the end of its log.
+    :raises NetspaceError: the node ended, or *seconds* have passed; the error contains the end of its log.
     """
     begun = time.monotonic()
     said = 0.0
@@ -382,7 +387,7 @@ def wait(
                     complaint = "it has no vhost of ours"
                 elif not (complaint := listening.unanswered(layout, spec)):
                     return
-            except (UnreachableError, RefusedError) as err:  # it refuses while it still loads its definitions
+            except (UnreachableError, RefusedError) as err:  # it refuses requests while it loads its definitions
                 complaint = str(err)
             passed = time.monotonic() - begun
             status = supervisor.observe().get(NODE)
@@ -398,7 +403,7 @@ def wait(
 
 
 def log_tail(layout: Layout, lines: int = 20) -> str:
-    """The end of the node's log, or of what it printed where it got no further."""
+    """Return the end of the node's log; if that is empty, the end of its output."""
     for path in (layout.broker / "log/broker.log", layout.logs / "broker.log"):
         try:
             with files.opened(path) as stream:
@@ -412,13 +417,16 @@ def log_tail(layout: Layout, lines: int = 20) -> str:
 
 
 def remove(layout: Layout, supervisor: Supervisor, *, keep_data: bool) -> None:
-    """Stop and forget the node; with *keep_data*, its mail stays for a later start."""
+    """Stop the node and remove its service.
+
+    :param keep_data: keep its mail for a later start.
+    """
     known = [name for name in (NODE, FORMER) if name in supervisor.observe()]
     if known:
         _raise(layout, "the broker can't be removed", supervisor.remove(known))
     if keep_data:
         return
-    # It may be a mount point of the operator's: then it stays, empty.
+    # The folder may be a mount point of the operator. Then it stays, empty.
     with contextlib.suppress(FileNotFoundError):
         for entry in list(os.scandir(layout.broker)):
             if entry.is_dir(follow_symlinks=False):

@@ -1,16 +1,16 @@
-"""Bundles, by which hosts tell each other their keys for sealed links: how one is made, checked and kept.
+"""Bundles, in which a host publishes its keys for sealed links to one other host: made, checked and stored here.
 
-One host makes a *bundle* for one other (:func:`make`). It holds the certificates of the host's endorser, and a JWT that
-the endorser signed: with the public keys to encrypt for those environments that the other host seals for, and with the
-name of the other host's endorser, if that is known. It holds no secret. Its carrier (Salt's master, or a person) can
-only withhold it. :func:`opened` believes a bundle if
+:func:`make` makes the bundle of this host for one other host. A bundle holds the certificate chain of the host's
+endorser, and a JWT that the endorser signed. The JWT holds the public encryption keys of those environments for which
+the other host seals. It also holds the thumbprint of the other host's endorser key, if that is known. There is no
+secret in a bundle. Its courier (Salt's master, or a person) can only withhold it. :func:`opened` accepts a bundle if
 
-1. its sizes and its form are what :func:`make` writes, member by member;
-2. its certificates make a key the endorser of a host that is declared (:mod:`netspace.link.chain`);
-3. that key signed it, for this host, and not in the future;
-4. each key is on its curve, bears the name that follows from it, is to encrypt, and for no longer than such are.
+1. it has exactly the members that :func:`make` writes, within their sizes;
+2. its certificates prove that a key is the endorser of a declared host (:mod:`netspace.link.chain`);
+3. that key signed it, its audience is this host, and its time isn't in the future;
+4. each key is on P-256, its ``kid`` is its thumbprint, its use is encryption, and its lifetime isn't too long.
 
-:func:`adopt` takes it if it isn't older than the kept one, and keeps it in ``<records>/bundles/<host>.json``.
+:func:`adopt` stores it in ``<records>/bundles/<host>.json``, if it isn't older than the stored one.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Id = Annotated[str, msgspec.Meta(max_length=300)]
 
 
 class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A structure that refuses members other than its own."""
+    """A structure whose decoder refuses unknown members."""
 
 
 class _Form(_Strict, frozen=True):
@@ -71,15 +71,15 @@ class _Claims(_Strict, frozen=True):
 
 
 class Bundle(_Strict, frozen=True):
-    """The content of another host's bundle, as it was checked.
+    """The content of another host's bundle, after its check.
 
-    :param host: its SPIFFE ID.
-    :param at: when it made the bundle, in seconds since 1970.
-    :param ends: until when its endorser is certified.
-    :param anchor: the root (PEM) that the bundle was checked by.
-    :param endorser: its endorser's public key, with its name.
-    :param knows: the name of the endorser of this host that it knows; empty: none.
-    :param keys: public keys to encrypt for its environments, each with the time until which it is good.
+    :param host: the SPIFFE ID of that host.
+    :param at: the time at which it made the bundle, in seconds since 1970.
+    :param ends: the end of its endorser's certification.
+    :param anchor: the trusted root (PEM) of the endorser's certificates.
+    :param endorser: its endorser's public key (JWK), with its ``kid``.
+    :param knows: ``kid`` of this host's endorser that the other host knows; empty: it knows none.
+    :param keys: public encryption keys of its environments, each with its expiry ``exp``.
     """
 
     host: str
@@ -94,19 +94,19 @@ class Bundle(_Strict, frozen=True):
 def make(own: Endorser, to: str, knows: str, keys: Mapping[str, Sequence[Mapping[str, Any]]], now: float) -> str:
     """Return this host's bundle for another host, as text.
 
-    :param to: the other's SPIFFE ID.
-    :param knows: the name of the other's endorser; empty where it isn't known.
-    :param keys: public keys to encrypt for environments of this host.
+    :param to: the other host's SPIFFE ID.
+    :param knows: ``kid`` of the other host's endorser; empty: it isn't known.
+    :param keys: public encryption keys of environments of this host, by environment.
     """
     claims = {"iss": own.host, "aud": to, "iat": round(now, 3), "knows": knows, "keys": keys}
     return files.encode({"version": 1, "chain": own.chain, "token": own.sign(KIND, claims)}).decode()
 
 
 def opened(text: Any, broker: LocalBroker, known: Authority, now: float) -> tuple[str, Bundle]:
-    """Check a bundle; return the name of its host in the declaration, and its content.
+    """Check a bundle; return the declared name of its host, and its content.
 
-    :param known: this host's authority, with its SPIFFE ID and the roots that it trusts.
-    :raises NetspaceError: the bundle isn't to be believed.
+    :param known: this host's authority, with this host's SPIFFE ID and the trusted roots.
+    :raises NetspaceError: a check failed.
     """
     if not isinstance(text, str) or len(text) > MAX:
         raise NetspaceError(f"not a bundle of at most {MAX} bytes")
@@ -150,10 +150,10 @@ def _believable(claims: _Claims, host: str, own: str, now: float) -> None:
 def adopt(
     layout: Layout, broker: LocalBroker, wanted: Collection[str], known: Authority, text: Any, now: float
 ) -> tuple[str, bool]:
-    """Keep a bundle; return the name of its host, and whether its content differs from the one before.
+    """Check and store a bundle; return the name of its host, and whether its content differs from the stored one.
 
-    :param wanted: the hosts that it may be of.
-    :raises NetspaceError: it isn't to be believed, is older than the kept one, or is of a host that isn't *wanted*.
+    :param wanted: the hosts whose bundles are accepted.
+    :raises NetspaceError: a check failed, it is older than the stored one, or its host isn't *wanted*.
     """
     name, found = opened(text, broker, known, now)
     if name not in wanted:
@@ -167,7 +167,7 @@ def adopt(
 
 
 def read_all(layout: Layout) -> dict[str, Bundle]:
-    """Return the kept bundles of other hosts, by their names."""
+    """Return the stored bundles, by the names of their hosts."""
     found = {}
     for name, record in files.read_records(layout.records("bundles")).items():
         try:
@@ -178,13 +178,13 @@ def read_all(layout: Layout) -> dict[str, Bundle]:
 
 
 def keep(layout: Layout, hosts: Collection[str]) -> None:
-    """Forget the bundles of all hosts but *hosts*."""
+    """Delete the bundles of all hosts but *hosts*."""
     folder = layout.records("bundles")
     if not folder.is_dir():
         return
     for name in files.record_names(folder) - set(hosts):
         files.remove(_path(layout, name))
-    with contextlib.suppress(OSError):  # there are others
+    with contextlib.suppress(OSError):  # the folder isn't empty
         folder.rmdir()
 
 

@@ -1,7 +1,7 @@
-"""Card of an environment, which tells it of its links: the content of ``/run/netspace/environment.json``.
+"""Card of an environment, which describes its links: the content of ``/run/netspace/environment.json``. Pure.
 
-Pure. The schema is ``docs/environment.schema.json``, its description ``docs/environment-json.md``. The
-card holds no secret: the key (or the password) is in a file of its own beside it.
+The schema is ``docs/environment.schema.json``, its description ``docs/environment-json.md``. The card contains no
+secret: the key (or the password) is in a separate file beside it.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ def card(
     identity: str | None = None,
     broker: Broker | None = None,
 ) -> dict[str, Any]:
-    """Return the card of environment *name*; *links* not its own are left out.
+    """Return the card of environment *name*. Links of other environments are ignored.
 
-    The card of an environment without any link names no mailbox and no broker.
+    The card of an environment without links contains no mailbox and no broker.
 
-    :param identity: the SPIFFE ID that its certificate bears; None: it logs in by password.
-    :param broker: the declaration of this host's broker and of other hosts: needed where a link leads to one of these.
+    :param formers: the recorded draining queues.
+    :param identity: the SPIFFE ID in its certificate; None: it logs in by password.
+    :param broker: the declaration of this host's broker with the other hosts; needed if a link leads to one of them.
     """
     peers = []
     senders = []
@@ -45,7 +46,7 @@ def card(
     for link in sorted(links, key=lambda link: link.name):
         if link.source == name:
             home = own if model.elsewhere(link) else None
-            # A link to another host as it is known where its objects are, and what they are called there.
+            # A direct link to another host has its objects there: in that host's terms, under the names there.
             known = link if home is None else remote.there(link, home)
             called = names if home is None else remote.called(link, home, names)
             peer: dict[str, Any] = {"to": link.target, "pattern": link.pattern, "exchange": called.exchange(known)}
@@ -59,7 +60,7 @@ def card(
                 peer["monitor"] = {"exchange": EVENTS, "queue": called.watched(known)}
             if home is not None:
                 host = remote.known(home, link)
-                if host is None:  # not declared any more: there is no way
+                if host is None:  # the host is no longer declared, so there is no route to it
                     continue
                 if link.monitor:
                     peer["monitor"]["notices"] = called.notices(known.source)
@@ -81,7 +82,7 @@ def card(
         today = {f"{sender['from']}.{name}": sender for sender in senders}
         more, whose = former.of(name, formers, names, links)
         for exchange, was in sorted(whose.items()):
-            if was in today:  # a revoked link's mail is nobody's any more
+            if was in today:  # mail of a revoked link is not accepted any more
                 senders.append({**today[was], "exchange": exchange, "former": True})
         content["mailbox"] = names.mailbox(name)
         content["queues"] = queues + more

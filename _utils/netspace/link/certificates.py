@@ -1,6 +1,6 @@
-"""Certificates and keys of the authorities of links, made and written as PEM. Knows no host, file or declaration.
+"""Helpers for X.509 certificates (RFC 5280) and keys: build them and write them as PEM. Knows no host or file.
 
-RFC 5280. Each function imports ``cryptography`` by itself: most runs issue nothing.
+Each function imports ``cryptography`` itself, because most runs issue no certificate.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
     from cryptography.x509 import Certificate
 
-SKEW = 300.0  # clocks that are set back a little must not make a new certificate one of the future
+SKEW = 300.0  # if a clock is set back a little, new certificates must still be valid
 
 
 def make(
@@ -22,9 +22,9 @@ def make(
 ) -> Certificate:
     """Return a certificate of the public key *whose*, signed by *key* in the name *issuer*.
 
-    It is valid from ``SKEW`` seconds before *begins*.
+    It is valid from ``SKEW`` seconds before *begins* until *ends*.
 
-    :param extensions: each with whether it is critical: whoever doesn't understand it must then refuse the certificate.
+    :param extensions: each with a flag whether it is critical (RFC 5280, 4.2).
     """
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes
@@ -45,7 +45,7 @@ def make(
 
 
 def private(key: EllipticCurvePrivateKey | X25519PrivateKey) -> str:
-    """A private key as PEM."""
+    """Return a private key as PEM."""
     from cryptography.hazmat.primitives import serialization
 
     pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
@@ -53,26 +53,26 @@ def private(key: EllipticCurvePrivateKey | X25519PrivateKey) -> str:
 
 
 def text(certificate: Certificate) -> str:
-    """A certificate as PEM."""
+    """Return a certificate as PEM."""
     from cryptography.hazmat.primitives import serialization
 
     return certificate.public_bytes(serialization.Encoding.PEM).decode()
 
 
 def named(common: str) -> Any:
-    """A distinguished name of one part."""
+    """Return a distinguished name with only a common name."""
     from cryptography import x509
 
     return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, common)])
 
 
 def when(seconds: float) -> datetime.datetime:
-    """Seconds since 1970 as certificates want them."""
+    """Return a time, given in seconds since 1970, in the form for certificates: UTC, whole seconds."""
     return datetime.datetime.fromtimestamp(int(seconds), tz=datetime.timezone.utc)
 
 
 def usage(**given: bool) -> Any:
-    """Return a key usage that permits what is *given*, and nothing else."""
+    """Return a key usage extension that permits the *given* uses only."""
     from cryptography import x509
 
     names = (

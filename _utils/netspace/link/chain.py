@@ -1,14 +1,14 @@
-"""Check of another host's endorser: its certificate, and those above it, up to a root that this host trusts.
+"""Certification path validation (RFC 5280) of another host's endorser, up to a root that this host trusts.
 
-RFC 5280, for exactly what :meth:`netspace.link.authority.Issuer.endorser` issues, written out because
-``cryptography.x509.verification`` knows no name constraints of URIs. Signatures, encodings and names are
-``cryptography``'s. Fetches nothing, reads no file, knows no clock. All of this holds, or it is refused:
+It accepts exactly the chains that :meth:`netspace.link.authority.Issuer.endorser` issues. The checks are written out
+here because ``cryptography.x509.verification`` doesn't support name constraints of URIs; signatures, encodings and
+names are checked by ``cryptography``. Fetches nothing, reads no file, knows no clock. A chain is accepted if
 
-1. there are three certificates or a few more, and the first is of a host that is declared, by its one name;
-2. each was issued by the next, with a digest of 256 bits or more; the last is a root that is trusted;
-3. all but the first are authorities, and may have as many below them; all are valid now;
-4. every name constraint permits that host's trust domain, and that of its own authority nothing else;
-5. the first is on P-256, an endorser's and nothing else's; nothing is critical that isn't looked at here.
+1. it has 3 to ``MAX`` certificates, and the only name in the first one is the endorser of a declared host;
+2. each was issued by the next, with a digest of 256 bits or more, and the last is a trusted root;
+3. all but the first are authorities whose path length permits the chain, and all are valid now;
+4. every name constraint permits the host's trust domain, and that of the host's own authority permits nothing else;
+5. the first has a key on P-256 and is for an endorser only, and this module understands all critical extensions.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ _UNDERSTOOD = {"2.5.29.15", "2.5.29.17", "2.5.29.19", "2.5.29.30", "2.5.29.37", 
 
 
 class Untrusted(NetspaceError):
-    """Certificates that don't prove a key to be the endorser of a declared host."""
+    """The certificates don't prove that a key belongs to the endorser of a declared host."""
 
 
 @dataclass(frozen=True)
 class Vouched:
-    """The endorser of another host, as its certificates prove it.
+    """The endorser of another host, as proved by its certificates.
 
-    :param name: the host's, as it is declared.
+    :param name: the declared name of the host.
     :param key: the endorser's public key (JWK).
-    :param ends: until when all of the certificates are valid, in seconds since 1970.
-    :param anchor: the root (PEM) that they were checked by.
+    :param ends: the earliest end of validity in the chain, in seconds since 1970.
+    :param anchor: the trusted root of the chain (PEM).
     """
 
     name: str
@@ -51,11 +51,11 @@ class Vouched:
 
 
 def checked(pem: str, hosts: Mapping[str, str], roots: Collection[str], now: float) -> Vouched:
-    """Check an endorser's certificate and those above it (PEM, the root last).
+    """Check an endorser's certificate chain (PEM, the root last), and return the endorser.
 
-    :param hosts: SPIFFE IDs of the hosts that are declared, by name.
-    :param roots: those that are trusted (PEM, as :func:`netspace.link.certificates.text` writes it).
-    :raises Untrusted: saying why.
+    :param hosts: SPIFFE IDs of the declared hosts, by name.
+    :param roots: the trusted roots (PEM, as :func:`netspace.link.certificates.text` writes it).
+    :raises Untrusted: the chain is refused; the error gives the reason.
     """
     from cryptography import x509
     from cryptography.exceptions import InvalidSignature
@@ -84,7 +84,10 @@ def checked(pem: str, hosts: Mapping[str, str], roots: Collection[str], now: flo
 
 
 def _whose(own: Certificate, hosts: Mapping[str, str]) -> str:
-    """Return the declared host that an unverified certificate names; raise Untrusted where it names none."""
+    """Return the declared host that the (still unverified) certificate names.
+
+    :raises Untrusted: it names none.
+    """
     from cryptography import x509
 
     names = list(own.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
@@ -95,7 +98,10 @@ def _whose(own: Certificate, hosts: Mapping[str, str]) -> str:
 
 
 def _issues(below: Certificate, above: Certificate, depth: int, domain: str) -> None:
-    """Check that *above* may issue *below*, with *depth* authorities between it and the first."""
+    """Check that *above* may issue *below*, for a host of the trust domain *domain*.
+
+    :param depth: the number of authorities between *above* and the first certificate.
+    """
     from cryptography import x509
 
     name = above.subject.rfc4514_string()
@@ -132,7 +138,10 @@ def _domains(subtrees: Sequence[Any] | None) -> list[str]:
 
 
 def _among(domain: str, constraints: Sequence[str]) -> bool:
-    """RFC 5280, 4.2.1.10: a constraint is a host, or, with a dot before it, all below one."""
+    """Return whether a constraint covers *domain*: it names the domain, or, with a leading dot, a domain above it.
+
+    RFC 5280, 4.2.1.10.
+    """
     return any(domain == one or (one.startswith(".") and domain.endswith(one)) for one in constraints)
 
 
@@ -146,7 +155,10 @@ def _valid(one: Certificate, now: float) -> None:
 
 
 def _endorser(own: Certificate) -> dict[str, str]:
-    """Return the key (JWK) of an endorser's certificate; raise Untrusted where it isn't one on P-256."""
+    """Return the public key (JWK) in an endorser's certificate.
+
+    :raises Untrusted: it isn't an endorser's certificate with a key on P-256.
+    """
     from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric import ec
 

@@ -1,4 +1,4 @@
-"""Carrying a plan out on the broker: what is revoked goes first, then one import of the rest."""
+"""Application of a plan to the broker: first delete revoked objects, then import all others at once."""
 
 from __future__ import annotations
 
@@ -46,7 +46,11 @@ IMPORT_SECONDS = 300.0
 
 @dataclass(frozen=True)
 class _Left:
-    """Queues with mail that no declared link leads to: parked ones, which nobody reads, and ones with a former name."""
+    """Queues with mail to which no declared link delivers.
+
+    :param parked: owners of queues that nobody reads.
+    :param former: draining queues, which are read until they are empty (:mod:`netspace.link.former`).
+    """
 
     parked: tuple[str, ...] = ()
     former: tuple[Former, ...] = ()
@@ -56,9 +60,9 @@ class _Left:
 class _Naming:
     """The names of the broker's objects before and after a change.
 
-    :param used: the names until now, by the record.
+    :param used: the recorded names.
     :param called: the names from now on.
-    :param failed: why objects can't be named as declared; then they keep their names, and no object is made.
+    :param failed: the error because of which objects keep their recorded names, and no object is created.
     """
 
     used: Names
@@ -67,7 +71,7 @@ class _Naming:
 
 
 class Change:
-    """One run's changes of one instance."""
+    """The changes that one run makes to the links of one instance."""
 
     def __init__(self, layout: Layout, supervisor: Supervisor, progress: Callable[[str], None]) -> None:
         self.layout = layout
@@ -76,14 +80,17 @@ class Change:
         self._recorded: Record | None = None
 
     def links(self, work: Work, after: Mapping[str, Link], purge: bool) -> None:
-        """Make the broker carry the links *after*, and record it."""
+        """Change the broker so that it has exactly the links *after*, and record them.
+
+        :param purge: delete mail to which no link delivers any more.
+        """
         before = self._recorded = work.observed.record
         where = before.broker
         left = _Left(tuple(before.parked), before.former)
         lost = isinstance(where, ClusterBroker) and work.observed.broker == "unreachable"
         moved = where is None or not reach.same(where, work.broker)
         if after and moved and isinstance(work.broker, ClusterBroker):
-            # One that was never reached is neither recorded nor a reason to leave the former.
+            # Ask the new broker first: if it can't be reached, it isn't recorded, and the old broker stays in use.
             with reach.management(self.layout, work.broker) as api:
                 if api.get("overview") is None:
                     raise NetspaceError(f"there is no management API at {api.where}; is it RabbitMQ?")
@@ -93,7 +100,7 @@ class Change:
                 used = names.used(self.layout, where)
                 left = self._on_broker(where, work, {}, purge, None, _Naming(used, used))
             except NetspaceError:
-                if not lost:  # else the plan's notes say so
+                if not lost:  # if it is lost, a note of the plan says so
                     raise
                 left = _Left()
             self._leave(where, left.parked)
@@ -105,7 +112,7 @@ class Change:
             naming = self._name(
                 work, revoking=not moved and any(after.get(name) != link for name, link in work.before.items())
             )
-            # What is recorded of names is what the broker has for certain: the former ones, until it has been changed.
+            # Until the broker has been changed, record the old names: only those exist on it for certain.
             named = _named(work, naming.called, after)
             self._record(Record(work.broker, {**work.before, **after}, left.parked, named, left.former))
         elif purge and isinstance(work.broker, LocalBroker):
@@ -124,7 +131,7 @@ class Change:
             if after or not (purge and lost):
                 raise
             left = _Left()
-        # Before the record goes: without it nothing would ever find them.
+        # Remove the secrets before the record: without the record no later run would find them.
         members = model.members(after.values())
         certified = identity.certified(work.broker, members)
         obsolete = certified & work.observed.passwords.keys()
@@ -142,7 +149,10 @@ class Change:
                 self._forget()
 
     def _seals(self, work: Work, after: Mapping[str, Link]) -> None:
-        """Make and forget keys for sealed links. Bundles and the endorser stay as long as other hosts are declared."""
+        """Create and delete keys for sealed links.
+
+        Bundles and the endorser stay for as long as other hosts are declared.
+        """
         now, links = time.time(), after.values()
         others = work.broker.hosts if isinstance(work.broker, LocalBroker) else ()
         seals.leave(self.layout, seals.members(work.before.values()) - seals.members(links), now)
@@ -155,7 +165,11 @@ class Change:
         seals.ensure(self.layout, seals.members(links), now, promises)
 
     def _name(self, work: Work, *, revoking: bool) -> _Naming:
-        """Return the declared names; where they can't be had while links are revoked, the used ones and the error."""
+        """Return the names before and after the change.
+
+        If the new names can't be computed and links are to be revoked, return the recorded names with the error, so
+        that the revocation can go on.
+        """
         used = names.used(self.layout, work.broker)
         try:
             return _Naming(used, names.ensure(self.layout, work.broker))
@@ -165,7 +179,7 @@ class Change:
             return _Naming(used, used, err)
 
     def _record(self, what: Record) -> None:
-        if what != self._recorded:  # thousands of links take a while, and the disk's time
+        if what != self._recorded:  # with thousands of links, writing the record is slow
             record.write(self.layout, what)
             self._recorded = what
 
@@ -182,12 +196,15 @@ class Change:
         definitions: Mapping[str, Any] | None,
         naming: _Naming,
     ) -> _Left:
-        """Revoke, then import; return the queues that stay with mail in them."""
+        """Delete revoked objects, then import the others; return the queues that stay because they hold mail.
+
+        :param definitions: the broker's, by our account names; None: they must be read, after starting our broker.
+        """
         failed, called = naming.failed, naming.called
         try:
             self.issue(broker, model.members(after.values()))
         except NetspaceError as err:
-            failed = failed or err  # what is to be revoked is, all the same
+            failed = failed or err  # raised below, after the revocation
         if definitions is None and isinstance(broker, LocalBroker):
             self.progress("starting the broker")
             deaf = work.observed.broker == "deaf"
@@ -214,7 +231,7 @@ class Change:
                 )
             change = compared.change
             formers = former.find(compared.there, compared.wanted, after, before.former, time.time())
-            if after:  # which exchange meant whom must be known before it is gone
+            if after:  # record the link of each exchange of a draining queue before the exchange is deleted
                 named = _named(work, called, after)
                 self._record(Record(broker, {**work.before, **after}, before.parked, named, tuple(formers)))
             self._delete(api, broker, change.revoke, accounts)
@@ -248,13 +265,16 @@ class Change:
         called: Names,
         accounts: Accounts,
     ) -> None:
-        """Revoke by the record alone, before definitions are read: no environment can prevent it by bloating these."""
+        """Delete revoked objects by the record alone, before the broker's definitions are read.
+
+        No environment can then prevent its revocation by bloating the definitions.
+        """
         old, new = (planning.objects(self.layout, broker, links, called) for links in (before, after))
         self._delete(api, broker, diff.undeclared(old, new), accounts)
         self._delete(api, broker, reach.flooded(self.layout, api, broker, {**before, **after}), accounts)
 
     def _import(self, api: Management, broker: Broker, document: dict[str, Any], accounts: Accounts) -> None:
-        """Import the objects of *document*, which are missing or differ; on a cluster, the vhost as well."""
+        """Import the missing and differing objects in *document*; on a cluster also the vhost, if it is missing."""
         vhost = reach.vhost(self.layout, broker)
         if isinstance(broker, ClusterBroker) and api.get("vhosts", vhost, query="columns=name") is None:
             document["vhosts"] = [{"name": vhost}]
@@ -262,7 +282,7 @@ class Change:
             manager = {"user": reach.login(broker).username, "vhost": vhost, **every}
             document["permissions"] = [*document.get("permissions", ()), manager]
         self.progress(f"importing {sum(map(len, document.values()))} objects into the broker")
-        # A shovel that finds no queue makes one, and not as we want it: so they come when all else is there.
+        # Shovels are imported last: a shovel that finds no queue would declare one with other arguments.
         shovels = {"parameters": document.pop("parameters")} if "parameters" in document else {}
         for body in (document, shovels):
             if body:
@@ -284,9 +304,10 @@ class Change:
                 delete()
 
     def _ensure_carriers(self, api: Management, broker: Broker, vhost: str, after: Mapping[str, Link]) -> None:
-        """Wait until the broker knows of its shovels, and start them anew where it has given them up.
+        """Wait until the broker lists its shovels; restart the shovel plugin if it lists none.
 
-        A change of one may end what runs them all (``reach.stalled``), a moment after the change was taken.
+        A change of one shovel may end the process that runs all of them (``reach.stalled``), shortly after the broker
+        accepted the change.
         """
         if not isinstance(broker, LocalBroker) or not any(map(model.carried, after.values())):
             return
@@ -294,7 +315,7 @@ class Change:
             node.restart_carriers(self.layout, broker)
 
     def _with_carriers(self, broker: Broker, do: Callable[[], object]) -> None:
-        """Change a shovel; where our broker refuses, restart its shovels (``reach.stalled``) and try once more."""
+        """Change a shovel; if our broker refuses, restart its shovel plugin (``reach.stalled``) and try once more."""
         try:
             do()
         except RefusedError:
@@ -304,7 +325,10 @@ class Change:
             do()
 
     def _sweep(self, api: Management, vhost: str, left: Sequence[str], purge: bool) -> list[str]:
-        """Delete undeclared queues, those with mail only for a *purge*; return the owners of the queues that stay."""
+        """Delete undeclared queues, but those with mail only for a *purge*.
+
+        :return: the owners of the queues that stay.
+        """
         queues = dict.fromkeys(left)
         if not queues:
             return []
@@ -314,8 +338,8 @@ class Change:
             return []
         counted = api.get("queues", vhost, query="columns=name,messages") or []
         full = {queue["name"] for queue in counted if queue.get("messages")} & queues.keys()
-        # Those counts are up to 5 s old, and mail that a consumer held comes back only when its
-        # connection has ended: so ask each queue itself, and once more a little later.
+        # These counts are up to 5 s old, and unacknowledged mail returns to its queue only when its consumer's
+        # connection has ended. So try to get a message from each queue, and again 0.2 s later.
         for _ in range(2):
             full |= {name for name in queues if name not in full and _has_mail(api, vhost, name)}
             time.sleep(0.2)
@@ -324,7 +348,7 @@ class Change:
         return sorted({names.owner(name) for name in full})
 
     def _leave(self, broker: Broker, parked: Sequence[str]) -> None:
-        """Remove renewer, forwarder and our own broker after the last link; its data stay if mail is *parked*."""
+        """Remove renewer, forwarder and our own broker. The broker's data stay if mail is *parked*."""
         renewer.apply(self.layout, self.supervisor, wanted=False)
         forwarder.remove(self.layout, self.supervisor)
         if isinstance(broker, LocalBroker):
@@ -339,28 +363,28 @@ class Change:
     def _serve(
         self, broker: Broker, wanted: Collection[str], leading: Mapping[str, Link]
     ) -> tuple[Collection[str], dict[str, str]]:
-        """Forward for the environments *wanted*, to the other hosts that *leading* names.
+        """Configure the forwarder for the environments *wanted* and the routes that the links *leading* need.
 
-        :return: the environments with a network namespace, and why each environment that is left out is.
+        :return: the environments with a network namespace, and the reason for each environment that is left out.
         """
         found = forwarder.find(self.layout, broker, wanted, leading.values())
         return found.namespaces, forwarder.apply(self.layout, found, self.supervisor)
 
     def close_ways(self, work: Work, after: Mapping[str, Link]) -> None:
-        """Close the forwarder's ways of revoked links to other hosts, where the broker couldn't be changed.
+        """Remove the forwarder's routes of revoked links to other hosts, after a change of the broker has failed.
 
-        This needs no broker. Errors are ignored: the run has failed already, and the next one does it all.
+        This needs no broker. Errors are ignored: the run has failed already, and the next run repeats everything.
         """
         where = work.observed.record.broker
         if where is None or not any(model.elsewhere(link) for name, link in work.before.items() if name not in after):
             return
         staying = {name: link for name, link in work.before.items() if name in after}
         with contextlib.suppress(NetspaceError):
-            # Environments stay as they are: only where they lead to changes.
+            # The set of environments stays; only their routes to other hosts change.
             self._serve(where, model.members(work.before.values()), staying)
 
     def issue(self, broker: Broker, environments: Collection[str], **how: bool) -> set[str]:
-        """Have certificates for these (see ``identity.ensure``); return the environments that got a new one."""
+        """Issue missing and due certificates (``identity.ensure``); return the environments that got a new one."""
         if not isinstance(broker, LocalBroker):
             return set()
         renewed, told = identity.ensure(self.layout, broker, environments, time.time(), node.reader(), **how)
@@ -369,24 +393,29 @@ class Change:
         return renewed
 
     def _tell_trust(self, broker: LocalBroker) -> None:
-        """Have the running broker and forwarder trust the certificates that are trusted from now on."""
+        """Have the running broker and forwarder load the new trusted certificates."""
         services = self.supervisor.observe()
         running = {name for name, status in services.items() if status.state == "running"}
         if node.NODE in running:
             node.reread_certificates(self.layout, broker)
         if forwarder.NAME in running:
-            # The record also has links that are being revoked, and their environments may be gone.
+            # The record still has links that are being revoked; their environments may no longer exist.
             links = record.read(self.layout).links
             self._serve(broker, model.members(links.values()), links)
 
 
 def _named(work: Work, called: Names, after: Mapping[str, Link]) -> Mapping[str, str]:
-    """Return the fingerprints of the names that the broker has for certain while it is being changed."""
+    """Return the fingerprints to record during the change: those of the names that certainly exist on the broker."""
     return work.observed.record.named if work.before else called.fingerprints(after.values())
 
 
 def complete(wanted: Collection[str], found: Collection[str], refused: Mapping[str, str]) -> None:
-    """Raise where an environment has no network namespace, or its port was *refused*; the others are served."""
+    """Report environments that the forwarder leaves out; the others are served.
+
+    :param found: the environments with a network namespace.
+    :param refused: by environment, why its port can't be used.
+    :raises NetspaceError: an environment of *wanted* is left out.
+    """
     missing = sorted(set(wanted) - set(found))
     why = []
     if missing:
@@ -401,7 +430,7 @@ def complete(wanted: Collection[str], found: Collection[str], refused: Mapping[s
 
 
 def _delete(api: Management, vhost: str, key: Key, accounts: Accounts) -> None:
-    """Delete one object; one that is gone already is as good."""
+    """Delete one object, if it still exists."""
     match key[0]:
         case "user":
             api.delete("users", accounts.there(key[1]))
@@ -410,10 +439,10 @@ def _delete(api: Management, vhost: str, key: Key, accounts: Accounts) -> None:
         case "policy":
             api.delete("policies", vhost, key[1])
         case "shovel":
-            # It says good-bye to the other host first, or waits until that is given up.
+            # The shovel first closes its connection to the other host, or waits until that times out.
             api.delete("parameters", "shovel", vhost, key[1], timeout=IMPORT_SECONDS)
         case "exchange" | "queue":
-            # Its bindings go with it, which may be many.
+            # This also deletes its bindings, of which there may be many.
             api.delete(f"{key[0]}s", vhost, key[1], timeout=IMPORT_SECONDS)
         case _:
             _, source, kind, target, routing_key = key
@@ -424,7 +453,7 @@ def _delete(api: Management, vhost: str, key: Key, accounts: Accounts) -> None:
 
 
 def _has_mail(api: Management, vhost: str, queue: str) -> bool:
-    """Check whether *queue* has a message to get (it is put back); True as well where the broker refuses to tell."""
+    """Check whether a message can be got from *queue* (it is requeued). True too if the broker refuses."""
     body = {"count": 1, "ackmode": "ack_requeue_true", "encoding": "base64", "truncate": 1}
     try:
         got = api.post("queues", vhost, queue, "get", body=body)

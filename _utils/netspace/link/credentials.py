@@ -1,7 +1,6 @@
-"""The password of each environment's broker account: random, one root-only file each.
+"""Random passwords of environments' broker accounts, each in its own file that only root can read.
 
-The files are ``<records>/credentials/<environment>.json``; nothing here logs or returns
-a password to anybody but the caller.
+The files are ``<records>/credentials/<environment>.json``. Only the caller gets a password; none is logged.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ def _path(layout: Layout, environment: str) -> Path:
 
 
 def read(layout: Layout, environment: str) -> str | None:
-    """Return the environment's password, or None where it has none."""
+    """Return the environment's password; None: it has none."""
     record = files.read_json(_path(layout, environment))
     return None if record is None else _password(record, environment)
 
@@ -32,7 +31,7 @@ def read_all(layout: Layout) -> dict[str, str]:
 
 
 def ensure(layout: Layout, environments: Collection[str], known: dict[str, str]) -> dict[str, str]:
-    """Make a password for those that have none in *known*; return all of theirs."""
+    """Return the passwords of *environments*; make one for each that has none in *known*."""
     passwords = {}
     for environment in environments:
         password = known.get(environment)
@@ -44,12 +43,12 @@ def ensure(layout: Layout, environments: Collection[str], known: dict[str, str])
 
 
 def remove(layout: Layout, environments: Collection[str]) -> None:
-    """Forget the passwords of *environments*."""
+    """Delete the passwords of *environments*."""
     for environment in environments:
         files.remove(_path(layout, environment))
     try:
         layout.records("credentials").rmdir()
-    except OSError:  # others' are in it, or there is none
+    except OSError:  # it has other passwords, or doesn't exist
         return
 
 

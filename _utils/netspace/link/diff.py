@@ -1,9 +1,8 @@
-"""Difference between a broker's observed objects and the declared ones. Pure.
+"""Difference between a broker's observed objects and the desired ones. Pure.
 
-Revoked objects come first, then one import of everything that is missing or differs.
-Only objects of ours are ever in it (``model.found`` picks them). Mailboxes are not
-deleted here, because they may hold mail: those that no declaration names are
-*left*, and whoever applies the difference looks whether they are empty.
+It lists the objects to delete first, then those to import at once because they are missing or differ. It contains only
+netspace's own objects (``model.found`` selects them). Undeclared queues may hold mail, so they are not deleted but
+listed as *left*; ``changing`` deletes those that are empty.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from netspace.link import model
 from netspace.link.model import Found, Key, Objects
 from netspace.link.names import MAIL, account, environments_of, is_dead
 
-# Accounts first: that closes their connections. Then whatever routes, then what holds replies.
+# Accounts are deleted first, which closes their connections; then objects that route; then queues.
 _REVOKE_ORDER = {"user": 0, "permission": 1, "exchange": 2, "binding": 3, "shovel": 4, "queue": 5, "policy": 6}
 
 
@@ -31,10 +30,10 @@ class Difference:
     :param revoke: objects to delete, in this order.
     :param create: objects to import because they are absent (or deleted just before).
     :param change: objects to import because they differ.
-    :param passwords: accounts whose password hash isn't that of the stored password.
-    :param left: queues of mail that nothing declares, by their whole name.
-    :param stuck: objects that differ in what can't be changed, and that may hold mail.
-    :param last: exchanges and policies of another name or version, to delete once the policies name the new exchanges.
+    :param passwords: accounts whose password hash doesn't match the stored password.
+    :param left: undeclared queues that may hold mail, by their whole name.
+    :param stuck: queues that differ in arguments that can't be changed, and that may hold mail.
+    :param last: old exchanges and policies of dead letters, to delete once the policies name the new exchanges.
     """
 
     revoke: tuple[Key, ...] = ()
@@ -47,7 +46,7 @@ class Difference:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing is to be changed on the broker."""
+        """True if the broker needs no change."""
         return not self.touched
 
     @property
@@ -56,12 +55,12 @@ class Difference:
 
 
 def difference(wanted: Objects, there: Found, passwords: Mapping[str, str]) -> Difference:
-    """Compare a broker's objects with the declared ones.
+    """Compare a broker's objects with the desired ones.
 
-    :param wanted: all objects that shall be (``model.objects``).
-    :param there: what the broker has (``model.found``).
-    :param passwords: the stored password of each environment, empty where it logs in by certificate; one
-        without any is about to get one, and its account then differs.
+    :param wanted: all desired objects (``model.objects``).
+    :param there: the observed objects (``model.found``).
+    :param passwords: by environment, the stored password; empty: it logs in by certificate. The account of an
+        environment that is missing here counts as different, because it is about to get a password.
     """
     revoke: list[Key] = []
     change: list[Key] = []
@@ -83,7 +82,7 @@ def difference(wanted: Objects, there: Found, passwords: Mapping[str, str]) -> D
                 stuck.append(key)
             else:
                 change.append(key)
-    # Deleting an exchange or a queue takes its bindings along.
+    # RabbitMQ deletes the bindings of an exchange or a queue with it.
     gone = {(key[0], key[1]) for key in revoke if key[0] in ("exchange", "queue")}
     create = [
         key
@@ -117,9 +116,10 @@ def difference(wanted: Objects, there: Found, passwords: Mapping[str, str]) -> D
 
 
 def undeclared(before: Objects, after: Objects) -> list[Key]:
-    """Return the objects of *before* that *after* lacks and that are deleted without a look at what the broker has.
+    """Return the revoked objects that can be deleted before the broker's definitions are read.
 
-    They are accounts, exchanges, shovels, and queues for answers or notices, in the order of their deletion.
+    They are the accounts, exchanges, shovels, and queues for answers or notices that are in *before* and not in
+    *after*, in the order of their deletion.
     """
     gone = (key for key in before if key not in after)
     routes = [
@@ -132,9 +132,10 @@ def undeclared(before: Objects, after: Objects) -> list[Key]:
 
 
 def _old_letters(wanted: Objects, there: Found) -> list[Key]:
-    """Return the policies and exchanges of dead letters that aren't wanted any more.
+    """Return the policies, and the exchanges of dead letters, that are on the broker but not desired.
 
-    Return none where nothing is wanted, or where hosts share the virtual host: those of other versions may need them.
+    Return none if no object at all is desired, or if hosts share the virtual host: hosts with another version of
+    netspace may need them.
     """
     if not (wanted and there.whole):
         return []
@@ -143,12 +144,12 @@ def _old_letters(wanted: Objects, there: Found) -> list[Key]:
 
 
 def _is_shared(key: Key) -> bool:
-    """Check whether all links of a virtual host share this object; other hosts' mail may need it."""
+    """Check whether all links of a virtual host share this object, so that other hosts may need it."""
     return key[0] == "policy" or (key[0] in ("exchange", "binding") and is_dead(key[1]))
 
 
 def _answers(key: Key, wanted: Objects) -> bool:
-    """Whether *key* is a binding that an asker may make: its replies to the answers of one it may ask."""
+    """Check whether *key* is a binding that an asker may make: from a peer's answers to the asker's replies queue."""
     if key[0] != "binding" or key[2] != "queue":
         return False
     asker = environments_of(key[3], "replies")
@@ -159,9 +160,9 @@ def _answers(key: Key, wanted: Objects) -> bool:
 
 
 def document(wanted: Objects, change: Difference, vhost: str, passwords: Mapping[str, str]) -> dict[str, Any]:
-    """Return the definitions to import for *change*: only what lacks or differs.
+    """Return the definitions to import for *change*: only the missing and the differing objects.
 
-    :param passwords: of every environment in *wanted*.
+    :param passwords: by owner of each account in *wanted*, its password.
     """
     sections: dict[str, list[dict[str, Any]]] = {
         name: [] for name in ("users", "permissions", "queues", "exchanges", "bindings", "policies", "parameters")
@@ -202,18 +203,18 @@ def document(wanted: Objects, change: Difference, vhost: str, passwords: Mapping
 
 
 def hashed(password: str, salt: bytes | None = None) -> str:
-    """RabbitMQ's salted SHA-256: ``base64(salt || sha256(salt || password))``, 4 bytes of salt.
+    """Return RabbitMQ's salted SHA-256: ``base64(salt || sha256(salt || password))``, 4 bytes of salt.
 
     https://www.rabbitmq.com/docs/passwords#computing-password-hash
     """
     if not password:
-        return ""  # logs in by certificate: an empty hash refuses every password
+        return ""  # the account logs in by certificate; RabbitMQ accepts no password for an empty hash
     salt = secrets.token_bytes(4) if salt is None else salt
     return base64.b64encode(salt + hashlib.sha256(salt + password.encode()).digest()).decode()
 
 
 def verify(password: str, known: str) -> bool:
-    """Check whether *known* is a hash of *password*. An empty hash refuses every password; it matches the empty one."""
+    """Check whether the hash *known* was made by :func:`hashed` from *password*."""
     if not password:
         return not known
     try:

@@ -1,15 +1,18 @@
-"""A host's endorser: the key by which it tells other hosts which environment a signing key belongs to.
+"""Endorser of a host: a key that certifies to other hosts which environment a signing key belongs to.
 
-An environment that sends to another host by a sealed link puts an *endorsement* of its signing key into each message:
-a JWT (RFC 7519, RFC 7800) that says "this key is this environment's, until then", signed by the endorser of its host.
-So no other host has to be told of its keys: it has to know the endorser (``bundles``), which stays while they change.
+A message over a sealed link to another host carries an *endorsement* of its signing key. This is a JWT (RFC 7519,
+RFC 7800), signed by the endorser of the sender's host: "this key belongs to this environment until this time". So
+receivers on other hosts need only the endorser's key (``bundles``), which stays when the environments' keys change.
 
-The endorser is certified by the host's authority, for this alone: its one name is ``<the host's SPIFFE ID>/seals``, its
-one use is to sign documents (RFC 9336). No broker lets that in, and no certificate of an environment or a broker passes
-for it. It is a key of its own because an authority's is for certificates alone (RFC 5280, 4.2.1.3), because it is on
-P-256 whatever the authority is on, and because it stays when the authority is replaced: so nothing is lost then.
+The host's authority certifies the endorser for this purpose only: its only name is ``<the host's SPIFFE ID>/seals``,
+and its only use is to sign documents (RFC 9336). No broker accepts this certificate, and no certificate of an
+environment or a broker is accepted as an endorser's.
 
-The file is ``<records>/endorser/own.json``, root's alone, made with the first sealed link to another host.
+The endorser has its own key for three reasons. An authority's key is for certificates only (RFC 5280, 4.2.1.3). The
+authority may be on another curve, the endorser is on P-256. And the endorser's key stays when the authority is
+replaced, so no message is lost then.
+
+The file is ``<records>/endorser/own.json``, readable by root alone, made with the first sealed link to another host.
 """
 
 from __future__ import annotations
@@ -41,14 +44,14 @@ PROMISE = 90 * DAY
 
 @dataclass(frozen=True)
 class Endorser:
-    """The endorser as it is recorded.
+    """The recorded endorser.
 
     :param host: SPIFFE ID of this host.
-    :param kid: its key's thumbprint.
+    :param kid: its key's thumbprint (RFC 7638).
     :param by: name of the authority that certified it.
-    :param ends: until when it is certified, in seconds.
-    :param pem: its key.
-    :param chain: its certificate and those above it, the root last (PEM).
+    :param ends: the end of its certification, in seconds since 1970.
+    :param pem: its private key.
+    :param chain: its certificate chain (PEM), the root last.
     """
 
     host: str
@@ -59,7 +62,7 @@ class Endorser:
     chain: str
 
     def endorsed(self, key: Mapping[str, Any], environment: str, now: float) -> bool:
-        """Check whether *key* has this endorser's endorsement for *environment*, which holds for ``LEFT`` at least."""
+        """Check whether *key* has an endorsement by this endorser for *environment* that is valid for ``LEFT`` more."""
         token = key.get("endorsement")
         if not token:
             return False
@@ -68,7 +71,7 @@ class Endorser:
         return (header.get("kid"), said.get("iss"), said.get("sub")) == whose and said.get("exp", 0) >= now + LEFT
 
     def key(self) -> EllipticCurvePrivateKey:
-        """Its private key."""
+        """Return its private key."""
         from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
         try:
@@ -99,7 +102,7 @@ def _path(layout: Layout) -> Path:
 
 
 def read(layout: Layout) -> Endorser | None:
-    """Return the recorded endorser; None where there is none."""
+    """Return the recorded endorser; None: there is none."""
     record = files.read_json(_path(layout))
     if record is None:
         return None
@@ -111,7 +114,7 @@ def read(layout: Layout) -> Endorser | None:
 
 
 def lacking(known: Endorser | None, authority: Authority | None) -> str:
-    """Return why the endorser has to be certified; empty: it is."""
+    """Return why the endorser must be certified (again); empty: it needn't."""
     if known is None:
         return "absent"
     if authority is None or known.host != authority.host:
@@ -120,7 +123,7 @@ def lacking(known: Endorser | None, authority: Authority | None) -> str:
 
 
 def ensure(layout: Layout, authority: Authority | None, now: float) -> Endorser:
-    """Return the endorser, certified by *authority*; make it where there is none. An existing one keeps its key.
+    """Return the endorser, certified by *authority*; make it if there is none. An existing one keeps its key.
 
     :raises NetspaceError: there is no authority yet.
     """
@@ -140,7 +143,7 @@ def ensure(layout: Layout, authority: Authority | None, now: float) -> Endorser:
 
 
 def remove(layout: Layout) -> None:
-    """Forget the endorser: the next one has another key."""
+    """Delete the endorser; the next one will have another key."""
     folder = layout.records("endorser")
     if folder.is_dir():
         files.remove(_path(layout))

@@ -1,7 +1,7 @@
-"""The entrance of each environment to the broker, looked at from its inside. Changes nothing.
+"""Checks, from inside each environment's network namespace, that its programs can reach the forwarder. Changes nothing.
 
-That the forwarder runs and was told of an environment does not mean that this one reaches it: its network namespace
-may be another by now, its loopback may be down, another program may have the port.
+Even if the forwarder runs and serves an environment, its programs may not reach it: the network namespace may have been
+replaced, its loopback may be down, or another program may have the port.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _SIOCGIFFLAGS, _IFF_UP = 0x8913, 0x1  # netdevice(7)
 
 
 def closed(layout: Layout, environments: Collection[str]) -> dict[str, str]:
-    """Return why *environments* can't reach the broker, whatever it is between them and it, by name."""
+    """Return, by name, why *environments* can't reach the broker: the results of all checks of the forwarder."""
     if why := haproxy.silent(layout):
         return dict.fromkeys(environments, f"the forwarder doesn't do its work ({why}); apply again")
     left = left_out(layout, environments)
@@ -30,7 +30,7 @@ def closed(layout: Layout, environments: Collection[str]) -> dict[str, str]:
 
 
 def left_out(layout: Layout, environments: Collection[str]) -> dict[str, str]:
-    """Return why *environments* are not served by the forwarder, and what to do, by name."""
+    """Return, by name, why the forwarder doesn't serve some of *environments*, with the remedy."""
     left = set(environments).difference(forwarder.served(forwarder.current(layout)))
     there = forwarder.namespaces(layout, left)
     why = {True: "a program in it has taken its port for the broker; end that", False: "it has no network namespace"}
@@ -38,9 +38,9 @@ def left_out(layout: Layout, environments: Collection[str]) -> dict[str, str]:
 
 
 def shut(layout: Layout, environments: Collection[str]) -> dict[str, str]:
-    """Return why *environments* that the forwarder serves can't reach it, and what to do, by name.
+    """Return, by name, why served *environments* can't reach the forwarder, with the remedy.
 
-    It makes no connection, which would count towards their share.
+    The check makes no connection, because a connection would count towards the environment's limits.
     """
     entries = {name: at for name, at in forwarder.entries(forwarder.current(layout)).items() if name in environments}
     there = forwarder.namespaces(layout, entries)

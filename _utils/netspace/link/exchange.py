@@ -1,7 +1,7 @@
-"""Handing what hosts say of their seals (``bundles``) to those that it is for. Asks and tells by whatever it is given.
+"""Exchange of bundles (``bundles``) between the hosts of a fleet. Does no I/O itself: callers pass functions for it.
 
-Who carries bundles need not be trusted with them, but two hosts that claim one name are told, and get nothing: what
-is for one of them is none of the other's business.
+The courier of bundles need not be trusted. If two minions claim the same host name, neither gets the bundles for that
+host, and the conflict is reported: one of them must not learn what is meant for the other.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ ROUNDS = 2
 
 
 def exchange(ask: Callable[[], Answers], hand: Callable[[str, Sequence[str]], Any]) -> dict[str, Any]:
-    """Have all hosts know what they need of each other.
+    """Collect the bundles of all hosts and deliver each to the host for which it is meant.
 
-    :param ask: returns what ``netspace_link.seal_bundles`` returns on each minion.
-    :param hand: has one minion do ``netspace_link.seal_adopt``; returns what that returns, or an exception.
-    :return: ``exchanged``: per host the others of which it heard something new; ``problems``.
+    :param ask: returns the result of ``netspace_link.seal_bundles`` by minion.
+    :param hand: runs ``netspace_link.seal_adopt`` on one minion; returns its result, or an exception.
+    :return: ``exchanged``: by host, the other hosts whose bundle was new to it; ``problems``.
     """
     heard: dict[str, set[str]] = {}
     problems: list[str] = []
@@ -42,7 +42,7 @@ def exchange(ask: Callable[[], Answers], hand: Callable[[str, Sequence[str]], An
 
 
 def _sorted(answers: Answers) -> tuple[dict[str, str], dict[str, list[str]], list[str]]:
-    """Minions by the hosts that they are, what is for each host, and what can't be used."""
+    """Return the minion of each host, the bundles for each host, and the problems with the answers."""
     problems, said = [] if answers else ["no minion answers"], {}
     for minion, answer in sorted(answers.items()):
         if isinstance(answer, dict) and isinstance(answer.get("bundles"), dict):

@@ -1,10 +1,11 @@
-"""Queues that bear a former name: still read until they are empty, and written by nobody. Pure.
+"""Draining queues: queues under an old name. They are read until they are empty; nothing publishes to them. Pure.
 
-A mailbox is named anew when its host gets a key of names, or another one; a lane, when the bounds
-of its link change. No message is moved, so none can be lost or come from elsewhere. The new
-queue takes what is sent from now on; the former one has no way in any more. The reader
-reads both; outboxes are read by a shovel each. The exchange that a delivery came from still
-tells its sender: the link that each exchange was of is kept here.
+A mailbox gets a new name when its host gets its first or another name key. A dedicated queue gets a new name when the
+bounds of its link change. New messages go to the new queue, and messages in the old one are not moved: none can get
+lost or change its sender. The environment reads both queues; each outbox has its own shovel.
+
+The exchange of a delivery identifies its sender. So the record of a draining queue keeps the link of each exchange that
+was bound to it.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ SETTLED = 15.0
 
 
 class Former(msgspec.Struct, frozen=True):
-    """A queue with a former name.
+    """A draining queue.
 
-    :param environment: its reader, for an outbox ``@<host>``; empty: it has dead letters, which the operator reads.
-    :param senders: exchange -> the link that it was of.
-    :param since: the latest time at which it may have got a message, in seconds since 1970.
+    :param environment: its reader; for an outbox ``@<host>``; empty: it holds dead letters, which the operator reads.
+    :param senders: by exchange, the link to which the exchange belonged.
+    :param since: the latest time at which the queue may have got a message, in seconds since 1970.
     """
 
     queue: str
@@ -40,15 +41,16 @@ class Former(msgspec.Struct, frozen=True):
 def find(
     there: Found, wanted: Objects, links: Mapping[str, Link], known: Collection[Former], now: float
 ) -> list[Former]:
-    """Return the queues on the broker that are read under a former name.
+    """Return the draining queues on the broker.
 
-    :param there: what the broker has of ours, before anything is revoked.
-    :param links: those that shall be.
-    :param known: the recorded ones.
+    :param there: our objects on the broker, before anything is revoked.
+    :param wanted: the desired objects.
+    :param links: the desired links.
+    :param known: the recorded draining queues.
     """
     members = {end for link in links.values() for end in (link.source, link.target)}
     if members and there.whole:
-        members.add("")  # dead letters have no reader of their own, but belong to all
+        members.add("")  # the reader of dead letters is the operator, see Former.environment
     recorded = {one.queue: one for one in known}
     senders: dict[str, dict[str, str]] = {}
     for key in there.objects:
@@ -65,14 +67,14 @@ def find(
             continue
         before = recorded.get(key[1])
         ways = {**(before.senders if before else {}), **senders.get(key[1], {})}
-        # Bound to whatever, it may have got mail up to now.
+        # While an exchange is bound to it, it may get messages.
         since = before.since if before and key[1] not in senders else now
         found.append(Former(key[1], reader, ways, since))
     return sorted(found, key=lambda one: one.queue)
 
 
 def _reader(queue: str, members: Collection[str], links: Mapping[str, Link]) -> str | None:
-    """Return the reader of a former *queue* (``Former.environment``); None: nobody reads it, or it isn't ours."""
+    """Return the reader of an undesired *queue* (``Former.environment``); None: nobody reads it, or it isn't ours."""
     if is_dead(queue):
         return "" if "" in members else None
     mailbox = environments_of(queue, "mailbox")
@@ -86,22 +88,22 @@ def _reader(queue: str, members: Collection[str], links: Mapping[str, Link]) -> 
 
 
 def _carried(queue: str, links: Mapping[str, Link]) -> Link | None:
-    """Return the link whose mail is in an outbox; None: *queue* is no outbox, or its link isn't carried over."""
+    """Return the link of the outbox *queue*; None: it is no outbox, or its link is no longer a buffered one."""
     outbox = environments_of(queue, "outbox")
     link = None if outbox is None else links.get(".".join(outbox))
     return link if link is not None and carries(link) else None
 
 
 def outboxes(there: Found, wanted: Objects, links: Mapping[str, Link]) -> dict[str, Link]:
-    """Return the outboxes with a former name, each with the link whose mail it holds."""
+    """Return the draining outboxes, each with its link."""
     found = {key[1]: _carried(key[1], links) for key in there.objects if key[0] == "queue" and key not in wanted}
     return {queue: link for queue, link in found.items() if link is not None}
 
 
 def of(environment: str, known: Collection[Former], names: Names, links: Collection[Link]) -> tuple[list[str], Any]:
-    """Return *environment*'s former queues, and by exchange the links that led into them.
+    """Return the draining queues of *environment*, and by exchange the links that delivered to them.
 
-    Exchanges that *links* have today are left out.
+    Exchanges that *links* still use are left out.
     """
     today = {names.exchange(link) for link in links}
     own = [one for one in known if one.environment == environment]
@@ -110,7 +112,7 @@ def of(environment: str, known: Collection[Former], names: Names, links: Collect
 
 
 def decode(value: Mapping[str, Any]) -> Former:
-    """Decode a former queue of a record; raise KeyError, TypeError or ValueError where it is damaged."""
+    """Decode a recorded draining queue; raise KeyError, TypeError or ValueError if the record is damaged."""
     return Former(value["queue"], value["environment"], dict(value["senders"]), float(value["since"]))
 
 

@@ -1,26 +1,28 @@
-"""Each environment's own 127.0.0.1:5671 (or 5672), carried to the broker by one haproxy for all.
+"""Forwarder: one haproxy that connects 127.0.0.1:5671 (or 5672) in each environment to the broker.
 
-haproxy runs in the host's network namespace and listens in those of the environments
-(``bind ... namespace``). It carries bytes: the broker checks rights. TLS is between client and
-broker; only for clients that can't do it (``broker: {passwords: [...]}``) it is between haproxy and broker. An
-environment's namespace is found by name, and identified by its inode number, since a new
-namespace under the same name needs a new socket.
+haproxy runs in the host's network namespace and listens in those of the environments (``bind ... namespace``). It only
+forwards bytes; the broker checks permissions. TLS is between client and broker. Only for clients that can't use TLS
+(``broker: {passwords: [...]}``) it is between haproxy and broker. An environment's network namespace is found by name
+and identified by its inode number, because a new namespace of the same name needs a new socket.
 
-Each environment has a bounded share of the broker's time: a number of new connections (TLS handshakes), and of bytes a
-second of all its connections together. A client beyond its share waits.
+Each environment has two limits: new connections (TLS handshakes) per second, and bytes per second over all its
+connections. A client above a limit waits.
 
-An environment with links to other hosts reaches their brokers at the same port. The name that its client asks for (TLS
-SNI) selects one of the hosts that its links need. Where other hosts reach this host
-(``broker: {listen: ...}``), haproxy carries their connections on to the broker, if they ask for it by its name.
+An environment with direct links to other hosts reaches their brokers at the same port. The server name that its client
+asks for (TLS SNI) selects one of the hosts that its links need. If this host accepts connections from other hosts
+(``broker: {listen: ...}``), haproxy forwards those that ask for the broker's server name.
 
-An environment is left out (``ports``) if a program of its own has taken its port. ``apply`` checks this, and so does
-the start of haproxy (``launch``).
+An environment is left out (``ports``) if one of its programs has taken its port. Both ``apply`` and the start of
+haproxy (``launch``) check this.
 
-Facts that the code relies on: haproxy refuses a configuration that names a missing
-namespace, and keeps the former one. A reload hands sockets over to the new worker by
-address and name of the namespace, so it would keep those of a removed namespace (``-x /dev/null`` prevents this). Its
-master holds a descriptor for each namespace, and doesn't start with more than 250 of them unless ``-n`` allows as many
-connections. Old workers keep theirs until these end.
+Facts about haproxy on which the code relies:
+
+- It refuses a configuration that names a missing namespace, and keeps the old configuration.
+- A reload hands sockets over to the new worker by address and namespace name. It would keep sockets of a removed
+  namespace; ``-x /dev/null`` prevents this.
+- Its master holds a descriptor for each namespace. It doesn't start with more than 250 of them, unless ``-n`` allows
+  as many connections.
+- Old workers keep their connections until these end.
 """
 
 from __future__ import annotations
@@ -47,18 +49,18 @@ from netspace.supervision import Service, Supervisor
 NAME = "forwarder"
 PROGRAM = Path("/usr/sbin/haproxy")
 
-CONNECTIONS = 16  # of one environment: the broker admits 8, and refuses the rest by itself
-NEW = 8  # connections a second of one environment: more wait
-RATE = "32m"  # bytes a second that it may send: more wait, so that reading it takes the broker no time from the others
+CONNECTIONS = 16  # per environment; the broker accepts 8 and refuses the others itself
+NEW = 8  # new connections per second and environment; others wait
+RATE = "32m"  # bytes per second that an environment may send; without a limit, reading them would starve the others
 ALL_CONNECTIONS = 9000
-OLD_WORKERS = 16  # each holds 10 MB until its last connection ends; older ones are ended
+OLD_WORKERS = 16  # each needs 10 MB until its last connection ends; haproxy ends older ones
 SECTION = "frontend environment:"
 _ENTRY = re.compile(rf"^{SECTION}(\S+)\n    # network namespace (\d+)\n    bind \S+:(\d+) ", re.MULTILINE)
 _CHECK = "check no-check-ssl inter 5s fastinter 1s downinter 2s fall 3 rise 1 on-marked-down shutdown-sessions"
 _WAY = "backend to:"
 FROM_ELSEWHERE = 4000  # connections from all other hosts together
-FROM_ONE = 500  # and from one of them
-PATIENCE = "10s"  # for a client to say whom it wants, which it does first of all
+FROM_ONE = 500  # connections from one of them
+PATIENCE = "10s"  # for a client's TLS ClientHello, the first thing that it sends
 
 
 def folder(layout: Layout) -> Path:
@@ -70,12 +72,12 @@ def config_file(layout: Layout) -> Path:
 
 
 def served_file(layout: Layout) -> Path:
-    """Copy of the configuration that haproxy is known to have taken."""
+    """Return the path of a copy of the configuration that haproxy has accepted."""
     return folder(layout) / "served.cfg"
 
 
 def service(layout: Layout) -> Service:
-    """The one service that forwards for all environments."""
+    """Return the supervisor's service that runs haproxy."""
     return Service(
         name=NAME,
         command=library.command(layout, "forward"),
@@ -88,7 +90,7 @@ def service(layout: Layout) -> Service:
 
 
 def command(layout: Layout) -> tuple[str, ...]:
-    """The command that starts haproxy."""
+    """Return the command that starts haproxy."""
     return (
         str(PROGRAM),
         "-W",
@@ -114,11 +116,12 @@ def namespaces(layout: Layout, environments: Collection[str]) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Whom the forwarder serves, and where it carries them.
+    """The desired state of the forwarder: the environments to serve, and their routes.
 
     :param namespaces: the inode number of each environment's network namespace.
-    :param trusted: tells the certificates that our broker is checked by, which haproxy reads once.
-    :param ways: the other hosts that each environment's direct links lead to.
+    :param trusted: digest of the trusted certificates for our broker. It is in the configuration, so that haproxy is
+        reloaded when they change.
+    :param ways: by environment, the other hosts to which its direct links lead.
     """
 
     broker: Broker
@@ -128,16 +131,16 @@ class Wanted:
 
     @cached_property
     def certified(self) -> set[str]:
-        """Those of the environments that log in by certificate."""
+        """The served environments that log in by certificate."""
         return identity.certified(self.broker, self.namespaces)
 
     def port(self, environment: str) -> int:
-        """The broker's port in an environment."""
+        """Return the port in the environment for the broker."""
         return TLS_PORT if environment in self.certified else PORT
 
 
 def find(layout: Layout, broker: Broker, environments: Collection[str], links: Collection[Link]) -> Wanted:
-    """Whom it can serve of the *environments*, and where their *links* lead, as this host is now."""
+    """Return the desired state of the forwarder for those *environments* that have a network namespace now."""
     return Wanted(
         broker, namespaces(layout, environments), identity.trusted(layout, broker), remote.ways(broker, links)
     )
@@ -151,7 +154,7 @@ def render(layout: Layout, wanted: Wanted) -> str:
         f"    chroot {folder(layout)}/empty",
         "    user haproxy",
         "    group haproxy",
-        # What -n asks for is no demand: haproxy makes do with less where the system grants less.
+        # If the system grants fewer descriptors than -n needs, haproxy uses what it gets.
         "    no strict-limits",
         f"    mworker-max-reloads {OLD_WORKERS}",
         "    nbthread 2",
@@ -159,7 +162,7 @@ def render(layout: Layout, wanted: Wanted) -> str:
         "    mode tcp",
         f"    maxconn {CONNECTIONS}",
         "    timeout connect 5s",
-        "    timeout client 20d",  # AMQP has heartbeats of its own
+        "    timeout client 20d",  # AMQP's heartbeats detect dead connections
         "    timeout server 20d",
         "backend shares",
         "    stick-table type integer size 100k expire 10s store bytes_in_rate(1s)",
@@ -172,7 +175,7 @@ def render(layout: Layout, wanted: Wanted) -> str:
 
 
 def with_something(layout: Layout, config: str) -> str:
-    """A configuration with something to listen at: haproxy refuses one without."""
+    """Return the configuration with at least one frontend; haproxy refuses a configuration without any."""
     if "\nfrontend " in config:
         return config
     lines = (
@@ -184,7 +187,7 @@ def with_something(layout: Layout, config: str) -> str:
 
 
 def _to_broker(layout: Layout, wanted: Wanted) -> list[str]:
-    """The ways to the broker: for who talks TLS with it, and for who can't."""
+    """Return the backends to the broker: for clients that use TLS, and for those that can't."""
     lines = ["backend broker", *_servers(wanted.broker)]
     if isinstance(wanted.broker, LocalBroker) and len(wanted.certified) < len(wanted.namespaces):
         anchors = identity.server_folder(layout) / identity.ANCHORS
@@ -197,12 +200,12 @@ def _to_broker(layout: Layout, wanted: Wanted) -> list[str]:
 
 
 def _from_elsewhere(broker: Broker) -> list[str]:
-    """The entry for other hosts, if there is one."""
+    """Return the frontend for other hosts, if one is declared."""
     if not isinstance(broker, LocalBroker) or broker.listen is None:
         return []
     return [
         "frontend from-elsewhere",
-        # Whether that address is there already doesn't matter: after a boot it may come later.
+        # transparent: the address may not exist yet; after a boot it may come later.
         f"    bind {broker.listen} transparent",
         f"    maxconn {FROM_ELSEWHERE}",
         "    stick-table type ipv6 size 10k expire 10m store conn_cur",
@@ -216,12 +219,12 @@ def _from_elsewhere(broker: Broker) -> list[str]:
 
 
 def _from_environment(layout: Layout, wanted: Wanted, name: str) -> list[str]:
-    """The port of one environment, and its ways to other hosts."""
+    """Return the frontend of one environment, and the backends of its routes to other hosts."""
     certified = name in wanted.certified
     away = sorted(wanted.ways.get(name, {}).items()) if certified else []
     lines = []
     for host, about in away:
-        # One for each, so that whoever has no link there any more can be cut off, and nobody else.
+        # One backend per environment and host, so that revoking one route can end its connections alone.
         lines += [f"{_WAY}{name}:{host}", f"    server broker {about.address} init-addr last,libc,none"]
     lines += [
         f"{SECTION}{name}",
@@ -251,13 +254,13 @@ def _local(broker: LocalBroker) -> str:
 
 
 def _servers(broker: Broker) -> list[str]:
-    """The lines of a backend: of one broker, or of several nodes of a cluster."""
+    """Return the lines of a backend for one broker, or for the nodes of a cluster."""
     if isinstance(broker, LocalBroker):
         return [f"    server broker {_local(broker)}"]
     if len(broker.urls) == 1:
         return [f"    server broker {_node(broker.urls[0], broker.ca)}"]
-    # Each connection goes to the next node that answers. One that is found dead has its connections ended: who
-    # was on it is told so at once and connects again, instead of waiting for heartbeats.
+    # Each connection goes to the next node that answers. If a node is found dead, haproxy ends its connections, so that
+    # clients reconnect at once instead of waiting for heartbeats.
     lines = ["    balance roundrobin", "    option redispatch 1", "    retries 2", f"    default-server {_CHECK}"]
     return lines + [f"    server node{number} {_node(url, broker.ca)}" for number, url in enumerate(broker.urls, 1)]
 
@@ -275,11 +278,11 @@ def _node(url: str, ca: str | None) -> str:
 
 
 def _quoted(value: str) -> str:
-    """A value as one word of haproxy's configuration, whatever characters it has.
+    """Return *value* quoted as one word of haproxy's configuration.
 
     https://docs.haproxy.org/3.0/configuration.html#2.2
 
-    :raises NetspaceError: when it has a control character, which can't be quoted.
+    :raises NetspaceError: it has a control character, which can't be quoted.
     """
     if not value.isprintable():
         raise NetspaceError(f"{value!r}: has a control character; it can't be written into a configuration")
@@ -287,7 +290,7 @@ def _quoted(value: str) -> str:
 
 
 def current(layout: Layout) -> str:
-    """The configuration that is served, or nothing."""
+    """Return the configuration that haproxy has accepted; empty: there is none."""
     try:
         return served_file(layout).read_text()
     except FileNotFoundError:
@@ -295,34 +298,34 @@ def current(layout: Layout) -> str:
 
 
 def served(config: str) -> list[str]:
-    """The environments that a configuration serves."""
+    """Return the environments in a configuration."""
     return [line.removeprefix(SECTION) for line in config.splitlines() if line.startswith(SECTION)]
 
 
 def entries(config: str) -> dict[str, tuple[int, int]]:
-    """The network namespace (its inode number) and the port of each environment that a configuration serves."""
+    """Return, by environment in a configuration, the inode number of its network namespace and its port."""
     return {name: (int(inode), int(port)) for name, inode, port in _ENTRY.findall(config)}
 
 
 def _ways(config: str) -> set[str]:
-    """The ways to other hosts' brokers that a configuration has: ``to:<environment>:<host>``, and where they lead."""
+    """Return the routes to other hosts' brokers: each backend ``to:<environment>:<host>`` with its server line."""
     lines = config.splitlines()
     return {f"{line} {after}" for line, after in itertools.pairwise(lines) if line.startswith(_WAY)}
 
 
 def available() -> None:
-    """Raise MissingError where haproxy is not installed."""
+    """Check that haproxy is installed; raise MissingError if it isn't."""
     if not PROGRAM.exists():
         raise MissingError(f"haproxy ({PROGRAM})", "apt-get install haproxy")
 
 
 def apply(layout: Layout, wanted: Wanted, supervisor: Supervisor) -> dict[str, str]:
-    """Serve exactly the environments *wanted*; return, by environment, why it is left out.
+    """Serve exactly the environments in *wanted*; return, by environment that is left out, the reason.
 
-    Live connections of the others go on, except to hosts that they may no longer reach. A haproxy that is silent is
-    restarted.
+    Connections of environments that stay go on, except to hosts that they may no longer reach. A haproxy that doesn't
+    answer is restarted.
 
-    :raises NetspaceError: when haproxy refuses; it then keeps its former configuration.
+    :raises NetspaceError: haproxy refuses its configuration, and keeps the old one.
     """
     available()
     reached = {name: (layout.netns(name), wanted.port(name)) for name in wanted.namespaces}
@@ -338,13 +341,13 @@ def _apply(layout: Layout, wanted: Wanted, supervisor: Supervisor) -> None:
     supervisor.define([service(layout)])
     status = supervisor.observe().get(NAME)
     running = status is not None and status.state == "running" and haproxy.socket_path(layout).exists()
-    # A restart ends all connections, so one that is only slow has more time than for a report.
+    # A restart ends all connections, so haproxy gets more time to answer here than in a health check.
     if running and not haproxy.silent(layout, haproxy.DEAD_SECONDS):
         if config != before:
             try:
                 _reload(layout)
             except NetspaceError:
-                files.write(config_file(layout), before.encode())  # what it would start with again
+                files.write(config_file(layout), before.encode())  # its next start would load this file
                 raise
             _sever(layout, _ways(before) - _ways(config))
     else:
@@ -358,7 +361,7 @@ def _apply(layout: Layout, wanted: Wanted, supervisor: Supervisor) -> None:
 def restore(layout: Layout, wanted: Wanted, supervisor: Supervisor) -> dict[str, str]:
     """Write the configuration for haproxy's start after a reboot, without starting it.
 
-    Returns as :func:`apply` does.
+    If haproxy already runs, do as :func:`apply`. Returns as :func:`apply` does.
     """
     status = supervisor.observe().get(NAME)
     if status is not None and status.state == "running":
@@ -376,7 +379,10 @@ def _install(layout: Layout, wanted: Wanted) -> str:
 
 
 def _reload(layout: Layout) -> None:
-    """Ask haproxy's master to reload, which answers when the new worker serves, or why it doesn't."""
+    """Have haproxy's master reload its configuration; wait until the new worker serves.
+
+    :raises NetspaceError: haproxy refuses the configuration; the error contains haproxy's alerts.
+    """
     answer = haproxy.ask(layout, "reload")
     if not answer.startswith("Success=1"):
         alerts = [line.partition("config : ")[2] or line for line in answer.splitlines() if "[ALERT]" in line]
@@ -384,17 +390,17 @@ def _reload(layout: Layout) -> None:
 
 
 def _sever(layout: Layout, gone: Collection[str]) -> None:
-    """End the connections that go on by such ways, which old workers keep.
+    """End the connections over removed routes, in all workers.
 
-    One by one, for a worker that is on its way out refuses to end all of a server's ("Proxy is disabled").
+    They are ended one by one: an old worker refuses to end all sessions of a server at once ("Proxy is disabled").
     https://docs.haproxy.org/3.0/management.html#9.3-show%20sess
     """
     if not gone:
         return
     backends = {f"be={one.split()[1]}" for one in gone}
-    # Who hasn't said yet whom he wants would be led there by the former rules.
+    # Old workers would still route a connection that has no backend yet by the old rules.
     undecided = {f"fe=environment:{one.split()[1].split(':')[1]}" for one in gone}
-    # Of each process: its number, and what it is.
+    # Each line: a process id and the kind of the process.
     listed = [line.split() for line in haproxy.ask(layout, "show proc").splitlines() if line[:1].isdigit()]
     for worker in (line[0] for line in listed if line[1] == "worker"):
         for line in haproxy.ask(layout, f"@!{worker} show sess").splitlines():
@@ -421,7 +427,7 @@ def _complaint(layout: Layout) -> str:
 
 
 def remove(layout: Layout, supervisor: Supervisor) -> None:
-    """Stop and forget the forwarder."""
+    """Stop the forwarder, and remove its service and its files."""
     if NAME in supervisor.observe():
         raise_any(supervisor.remove([NAME]))
     shutil.rmtree(folder(layout), ignore_errors=True)

@@ -1,29 +1,28 @@
-"""A plugin for netspace's own broker, which bounds what no setting of RabbitMQ 4.0 bounds.
+"""Plugin for netspace's own broker that enforces limits for which RabbitMQ 4.0 has no setting.
 
-An account needs no right to make the broker keep unbounded data for it: messages in a transaction that is never
-committed, the beginning of a message that never ends, messages that it doesn't read. The broker's only answer is the
-memory alarm, which stops all clients. So a process within the broker looks at the memory in use ten times a second.
-From half of the alarm's threshold on, it closes the connections of the account whose connections hold the most.
+Memory: without any permission, an account can make the broker keep unbounded data for it. Examples are messages in a
+transaction that is never committed, a message that never ends, and messages that it doesn't read. RabbitMQ's only
+answer is the memory alarm, which stops all clients. So a process in the plugin looks at the memory in use ten times a
+second. From half of the alarm's threshold on, it closes the connections of the account that hold the most memory.
 
-An account that asks may bind its queue for answers to the accounts that it may ask. The rights for this also let it
-bind an exchange that it writes to, with arguments of any size. Asking needs neither, so such a binding is undone at
-once, and its maker cut off.
+Bindings: an asker may bind its replies queue to the answers of its peers. The permissions for this also let it bind an
+exchange to which it writes, with arguments of any size. A request needs neither, so the plugin deletes such a binding
+at once and closes the connections of the account.
 
-Methods that are of use only to an attacker are refused before RabbitMQ looks at them (:mod:`netspace.link.admission`).
+Methods: :mod:`netspace.link.admission` refuses methods that are of use only to an attacker, before RabbitMQ handles
+them.
 
-A quorum queue frees the disk of acknowledged messages only after 8,192 entries in its log, however large: 128 GiB of
-16 MiB each. Here it does after 64.
+Disk: RabbitMQ's quorum queues free the disk of acknowledged messages only after 8,192 log entries of any size. With
+messages of 16 MiB that is 128 GiB. The plugin makes them do so after 64 entries.
 
-The plugin also repairs queues that were made less than half a second before a broker is killed. RabbitMQ records the
-owner of each log only twice a second. A queue whose log has no known owner has no leader after the restart, and never
-gets one. Here the owner is recorded as soon as a queue is made, and such queues are made to choose a leader.
+Leaders: RabbitMQ records the owner of each queue's log only twice a second. If the broker is killed within half a
+second after a queue was made, the queue never has a leader again. The plugin records the owner as soon as a queue is
+made, and makes queues without a leader elect one.
 
-Names that clients give themselves are logged without characters that end a line or steer a terminal.
+Log: the plugin replaces characters in the log that end a line or control a terminal, as clients choose their names.
 
-The plugin records the accounts that it cuts off in the log and in a global parameter of the broker, where ``health``
-reads them.
-
-It is written in Erlang and compiled where the broker is installed, by a compiler that its package depends on.
+The plugin reports the accounts whose connections it closes in the log and in a global parameter of the broker, which
+``health`` reads. It is written in Erlang and compiled on the host, by the compiler on which RabbitMQ's package depends.
 """
 
 from __future__ import annotations
@@ -280,7 +279,7 @@ tell(State) -> State.
 
 
 def sources() -> Mapping[str, str]:
-    """The plugin's files by name, before it is compiled."""
+    """Return the plugin's source files, by name."""
     filled = _GUARD.replace("@ENTRIES@", str(ENTRIES)).replace("@ANSWERS@", str(ANSWERS))
     return {
         f"{NAME}.erl": filled,
@@ -292,12 +291,12 @@ def sources() -> Mapping[str, str]:
 
 
 def place(folder: Path) -> Path:
-    """The folder of the plugin's modules in *folder*."""
+    """Return the folder of the plugin's modules below the plugins' *folder*."""
     return folder / f"{NAME}-1.0.0" / "ebin"
 
 
 def installed(folder: Path) -> bool:
-    """Whether the plugin is in *folder* as it is to be."""
+    """Return whether this version of the plugin is installed in *folder*."""
     there = place(folder)
     try:
         same = all((there / name).read_text() == text for name, text in sources().items())
@@ -307,7 +306,7 @@ def installed(folder: Path) -> bool:
 
 
 def install(folder: Path, group: int) -> None:
-    """Compile the plugin into *folder*, where *group* may read it.
+    """Compile the plugin into *folder*, readable by *group*.
 
     :raises MissingError: Erlang's compiler is not installed.
     """
@@ -329,11 +328,11 @@ def install(folder: Path, group: int) -> None:
         for one in (there.parent, there):
             one.mkdir(mode=0o750)
             os.chown(one, 0, group)
-        # What it was made of comes last: so one that is found whole is whole.
+        # Write the sources last: if they are found, the compiled modules are there too.
         for path in sorted(Path(made).iterdir(), key=lambda path: path.suffix != ".beam"):
             files.write(there / path.name, path.read_bytes(), mode=0o640, owner=(0, group))
 
 
 def cut_off(parameter: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
-    """Return the accounts that were cut off, from the broker's global *parameter*: by account ``{why, times, at}``."""
+    """Return, from the broker's global *parameter*, the accounts that were cut off: by account ``{why, times, at}``."""
     return dict((parameter or {}).get("value") or {})

@@ -1,6 +1,6 @@
-"""haproxy's master, asked over its socket: which workers there are, and whether one answers.
+"""Queries to haproxy's master over its socket: which workers exist, and whether one answers.
 
-Its process may be there and carry nothing: stopped by a signal, or without a worker.
+A haproxy whose process exists may forward nothing, because a signal has stopped it or because it has no worker.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def ask(layout: Layout, command: str, seconds: float = 30.0) -> str:
 
     https://docs.haproxy.org/3.0/management.html#9.4
 
-    :raises NetspaceError: when there is no answer within *seconds*.
+    :raises NetspaceError: haproxy didn't answer within *seconds*.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as stream:
         stream.settimeout(seconds)
@@ -44,12 +44,12 @@ def ask(layout: Layout, command: str, seconds: float = 30.0) -> str:
 
 
 def silent(layout: Layout, seconds: float | None = None) -> str:
-    """Return why haproxy, whose process runs, may carry nothing; empty where its worker answers.
+    """Return why haproxy, whose process runs, forwards nothing; empty: a worker answers.
 
-    The worker is asked by its master, and not through an environment's port: whoever fills the port of an environment
-    of his own must not make the forwarder look dead.
+    The question goes to a worker through its master, not through an environment's port: a program that overloads the
+    port in its own environment must not make the forwarder look dead.
 
-    :param seconds: for each of its answers; None: ``SILENT_SECONDS``.
+    :param seconds: the time for each answer; None: ``SILENT_SECONDS``.
     """
     patience = SILENT_SECONDS if seconds is None else seconds
     try:
@@ -62,13 +62,16 @@ def silent(layout: Layout, seconds: float | None = None) -> str:
 
 
 def workers(layout: Layout, seconds: float) -> list[str]:
-    """Return the processes that serve now, without those that only end their former connections."""
+    """Return the process ids of the current workers, without old ones that only finish their connections."""
     listed = ask(layout, "show proc", seconds).partition("# workers")[2].partition("#")[0]
     return [words[0] for words in map(str.split, listed.splitlines()) if words[1:2] == ["worker"]]
 
 
 def serves(layout: Layout, seconds: float, ended: Callable[[], bool] = lambda: False) -> bool:
-    """Wait until haproxy serves. Return whether it does after *seconds*, or once it has *ended*."""
+    """Wait until haproxy has a worker; return whether it has one.
+
+    Give up after *seconds*, or when *ended* returns True.
+    """
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         with contextlib.suppress(NetspaceError):

@@ -1,6 +1,6 @@
 """Health of links: broker, alarms, accounts that were cut off, forwarder, full or unread mailboxes, dead letters.
 
-Changes nothing. The broker's counts are up to 5 s old.
+Changes nothing. The broker's message counts are up to 5 s old.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ TOLD_SECONDS = 3600.0
 
 
 def health(layout: Layout, supervisor: Supervisor, stopped: Collection[str] = ()) -> dict[str, Any]:
-    """Return ``{ok, problems: [text], dead, late}``: the numbers of dead and late letters are None where unknown.
+    """Return ``{ok, problems: [text], dead, late}``; the numbers of dead letters and late ones are None if unknown.
 
-    :param stopped: the environments that are meant to read nothing now.
+    :param stopped: environments that are stopped on purpose, so that nothing reads their mailboxes.
     """
     record = read(layout)
     problems = planning.parked_notes(record.parked)
@@ -85,7 +85,7 @@ def health(layout: Layout, supervisor: Supervisor, stopped: Collection[str] = ()
                 dead, late = letters.Letters(layout).number(api)
         except NetspaceError as err:
             problems.append(f"the broker doesn't say how it is: {err}")
-    if dead:  # what came too late or made way did as somebody has declared or asked for
+    if dead:  # late ones are no problem: they expired or were dropped as declared or requested
         problems.append(f"{dead} dead letters")
     return {"ok": not problems, "problems": problems, "dead": dead, "late": late}
 
@@ -102,7 +102,7 @@ def _alarms(api: Management) -> list[str]:
 
 
 def _floods(layout: Layout, record: Record, api: Management) -> list[str]:
-    """Return problems: environments that were cut off in the last hour, with the reasons, and bindings beyond need."""
+    """Return problems: accounts that were cut off in the last hour, with the reasons, and excess bindings."""
     if record.broker is None:
         return []
     found = []
@@ -120,7 +120,7 @@ def _floods(layout: Layout, record: Record, api: Management) -> list[str]:
 
 
 def _queues(layout: Layout, record: Record, api: Management, stopped: Collection[str]) -> list[str]:
-    """Return the problems of queues: they are missing or nearly full, or have mail that nobody reads."""
+    """Return problems of queues: a queue is missing, or nearly full, or has mail and no consumer."""
     if record.broker is None:
         return []
     vhost, called = reach.vhost(layout, record.broker), names.used(layout, record.broker)
@@ -149,7 +149,7 @@ def _queues(layout: Layout, record: Record, api: Management, stopped: Collection
 
 
 def _across(layout: Layout, record: Record, api: Management) -> list[str]:
-    """Links to other hosts that carry nothing now, as far as can be told from here."""
+    """Return problems of links to other hosts, as far as this host can observe them."""
     if record.broker is None:
         return []
     called = names.used(layout, record.broker)

@@ -1,13 +1,12 @@
-"""Identities of this host's environments towards the broker: their keys and certificates, and the broker's own.
+"""Keys and certificates by which environments log in at the broker, and those of the broker itself.
 
-An environment's key exists in memory alone: in ``layout.identity(<name>)`` (root's), and, handed out, in the
-environment's own ``/run/netspace``. One file holds key and certificate, so that both are replaced at
-once; a client reads it whenever it connects, and connections that stand are not asked for it again.
-After a reboot all are issued anew.
+An environment's key is on no disk: it is in ``layout.identity(<name>)`` (readable by root alone), and in the
+environment's own ``/run/netspace``. One file holds key and certificate, so that both are replaced at once. A client
+reads the file whenever it connects; established connections need it no more. After a reboot all are issued anew.
 
-The broker knows an environment by its SPIFFE ID; ``model`` and ``diff`` know it as ``env.<name>``.
-:class:`Accounts` is where the two meet. Environments that the declaration lists in ``broker: {passwords: [...]}`` have
-a password instead; so have all on a broker that isn't ours.
+An environment's account on the broker is named by its SPIFFE ID; ``model`` and ``diff`` name it ``env.<name>``.
+:class:`Accounts` converts these names. Environments in ``broker: {passwords: [...]}`` have a password instead of a
+certificate, as have all environments on a broker that isn't ours.
 """
 
 from __future__ import annotations
@@ -34,12 +33,12 @@ SERVER, CLIENT = "server.pem", "client.pem"
 
 
 def certified(broker: Broker, environments: Iterable[str]) -> set[str]:
-    """Those of the environments that log in by certificate."""
+    """Return those of *environments* that log in by certificate."""
     return set(environments) - set(broker.passwords) if isinstance(broker, LocalBroker) else set()
 
 
 def server_folder(layout: Layout) -> Path:
-    """Return the folder of the broker's own keys and certificates, and of the certificates that it trusts."""
+    """Return the folder of the broker's own keys and certificates, and of its trusted certificates."""
     return layout.broker / "etc/tls"
 
 
@@ -49,14 +48,15 @@ def path(layout: Layout, environment: str) -> Path:
 
 @dataclass(frozen=True)
 class Identities:
-    """The authority and the certificates that it issued, as observed at one time.
+    """The authority and its issued certificates, as observed at one time.
 
-    :param host: SPIFFE ID of the host; None where there is no authority yet.
-    :param lacking: why the authority isn't as declared; empty: it is.
+    :param host: SPIFFE ID of the host; None: there is no authority yet.
+    :param lacking: how the authority differs from the declaration; empty: it doesn't.
     :param by: the authority's name.
-    :param trusted: digest of the certificates that are trusted.
-    :param issued: by environment; key ``None``: the broker's own; key :data:`CLIENT`: its own to log in at other hosts.
-    :param now: when they were observed, in seconds since 1970.
+    :param trusted: digest of the trusted certificates.
+    :param issued: the certificates by environment. Key ``None``: the broker's server certificate; key :data:`CLIENT`:
+        its client certificate for brokers of other hosts.
+    :param now: the time of the observation, in seconds since 1970.
     """
 
     host: str | None = None
@@ -67,7 +67,7 @@ class Identities:
     now: float = 0.0
 
     def changes(self, broker: Broker, environments: Collection[str]) -> dict[str, dict[str, Any]]:
-        """Return the certificates to issue, so that each of the environments (and the broker) has one that lasts."""
+        """Return the certificates to issue to *environments* and to the broker, because they are missing or due."""
         if not isinstance(broker, LocalBroker):
             return {}
         if self.lacking:
@@ -86,7 +86,7 @@ class Identities:
 
 
 def observe(layout: Layout, broker: Broker, environments: Iterable[str], now: float) -> Identities:
-    """Observe the issued certificates, by the first line of each file."""
+    """Observe the issued certificates. Only the first line of each file is read."""
     if not isinstance(broker, LocalBroker):
         return Identities(now=now)
     known = authority.read(layout)
@@ -102,7 +102,7 @@ def observe(layout: Layout, broker: Broker, environments: Iterable[str], now: fl
 
 
 def trusted(layout: Layout, broker: Broker) -> str:
-    """Return the digest of the certificates that client and broker trust; empty where there are none."""
+    """Return the digest of the certificates that clients and broker trust; empty: there are none."""
     known = authority.read(layout) if isinstance(broker, LocalBroker) else None
     return "" if known is None else _digest(known)
 
@@ -112,12 +112,12 @@ def _digest(known: Authority) -> str:
 
 
 def serves(broker: LocalBroker) -> str:
-    """The name in its certificate by which other hosts reach *broker*; empty: they don't."""
+    """Return the server name by which other hosts reach *broker*; empty: they don't."""
     return str(broker.trust_domain) if broker.listen else ""
 
 
 def _due(one: Issued | None, whose: str, by: str, now: float, serves: str = "") -> bool:
-    """Whether a certificate must be issued: there is none, it runs out, or says another name or authority."""
+    """Return whether a certificate must be issued: it is missing or due, or has another name or authority."""
     return one is None or one.id != whose or one.serves != serves or one.due(now, by)
 
 
@@ -139,11 +139,12 @@ def ensure(
     replace: bool = False,
     distrust: bool = False,
 ) -> tuple[set[str], bool]:
-    """Issue what lacks or is due, to the environments and to the broker.
+    """Issue missing and due certificates to the environments and to the broker.
 
-    :param owner: of the broker's files: root, and the group that it runs as.
-    :param replace: with another authority; *distrust*: and trust no former one.
-    :return: the environments that got a new one, and whether the broker has to read its files again.
+    :param owner: owner and group of the broker's files: root, and the group as which it runs.
+    :param replace: replace the authority first.
+    :param distrust: trust no previous authority from now on.
+    :return: the environments that got a new certificate, and whether the broker must reload its files.
     """
     if not isinstance(broker, LocalBroker):
         return set(), False
@@ -167,7 +168,7 @@ def ensure(
         if _due(_issued(path(layout, name)), known.id(name), known.name, now):
             issuer = issuer or Issuer(known)
             folder = layout.identity(name)
-            layout.identities.mkdir(mode=0o700, parents=True, exist_ok=True)  # no local user reads the names
+            layout.identities.mkdir(mode=0o700, parents=True, exist_ok=True)  # other users must not learn names
             folder.mkdir(mode=0o700, exist_ok=True)
             files.write(folder / FILE, issuer.environment(name, now))
             renewed.add(name)
@@ -175,7 +176,7 @@ def ensure(
 
 
 def remove(layout: Layout, environments: Iterable[str]) -> None:
-    """Forget the keys of *environments*."""
+    """Delete the keys and certificates of *environments*."""
     for name in environments:
         shutil.rmtree(layout.identity(name), ignore_errors=True)
     with contextlib.suppress(OSError):
@@ -183,7 +184,7 @@ def remove(layout: Layout, environments: Iterable[str]) -> None:
 
 
 def known(layout: Layout) -> set[str]:
-    """The environments that have a key."""
+    """Return the environments that have a key."""
     try:
         return {entry.name for entry in layout.identities.iterdir()}
     except FileNotFoundError:
@@ -192,10 +193,10 @@ def known(layout: Layout) -> set[str]:
 
 @dataclass(frozen=True)
 class Accounts:
-    """The broker's names of accounts, and ours: :meth:`there` and :meth:`here` turn one into the other.
+    """Conversion between our names of accounts (``env.<name>``) and the broker's (SPIFFE IDs).
 
-    :param host: SPIFFE ID of this host; None: accounts are named ``env.<name>`` there too.
-    :param by_password: environments that are known there as ``env.<name>`` all the same.
+    :param host: SPIFFE ID of this host; None: the broker's names are ``env.<name>`` too.
+    :param by_password: environments that log in by password; the broker's names of their accounts are ``env.<name>``.
     :param hosts: SPIFFE IDs of other hosts, by their names.
     """
 
@@ -211,11 +212,14 @@ class Accounts:
         environment, _, host = end.partition("@")
         if not host:
             return authority.spiffe_id(self.host, environment)
-        # One that is declared no more has no account either: whatever name it gets here is nobody's.
+        # An undeclared host has no account, so any name that doesn't exist will do.
         return authority.spiffe_id(self.hosts[host], environment or None) if host in self.hosts else name
 
     def here(self, name: str) -> str:
-        """Return our name of the broker's account *name*, after :data:`STALE` if it logs in otherwise than declared."""
+        """Return our name of the broker's account *name*.
+
+        The name is prefixed by :data:`STALE` if the account isn't the one by which the environment logs in as declared.
+        """
         if self.host is None:
             return name
         for host, whose in self.hosts.items():
@@ -224,13 +228,13 @@ class Accounts:
                 return account(f"{environment}@{host}")
         environment = self._environment(name)
         if not NAME.fullmatch(environment):
-            # All certificates that are let in are of this host or of those above: no other account can be of use.
+            # The broker accepts only certificates of this host and of declared hosts; no other account can be used.
             return f"{STALE}{name}" if name.startswith("spiffe://") else name
         ours = account(environment)
         return ours if self.there(ours) == name else f"{STALE}{name}"
 
     def _environment(self, name: str) -> str:
-        """Return the environment that an account is of, in any trust domain of this host; empty: it is of none here."""
+        """Return the environment of an account, in any trust domain of this host; empty: it has none on this host."""
         host, slash, environment = name.partition("/env/")
         if slash:
             same = host.startswith("spiffe://") and host.rpartition("/")[2] == str(self.host).rpartition("/")[2]
@@ -238,7 +242,7 @@ class Accounts:
         return name.removeprefix("env.") if name.startswith("env.") else ""
 
     def told(self, definitions: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a broker's *definitions* with our names of accounts."""
+        """Return the broker's *definitions* with our names of accounts."""
         return self._named(definitions, self.here)
 
     def document(self, definitions: Mapping[str, Any]) -> dict[str, Any]:
@@ -256,7 +260,10 @@ class Accounts:
         return {**definitions, **renamed}
 
     def stale(self, definitions: Mapping[str, Any], vhost: str) -> list[str]:
-        """Accounts in our vhost that log in otherwise than declared (an older version's), by the broker's names."""
+        """Return the accounts in our vhost that log in otherwise than declared, by the broker's names.
+
+        An older version of netspace, or an older declaration, made them.
+        """
         users = {one["name"] for one in definitions.get("users", ())}
         return sorted(
             one["user"].removeprefix(STALE)
@@ -266,9 +273,9 @@ class Accounts:
 
 
 def accounts(broker: Broker, host: str | None) -> Accounts:
-    """Return the names of environments' accounts on *broker*.
+    """Return the conversion of account names for *broker*.
 
-    :param host: SPIFFE ID of this host, if it has one yet.
+    :param host: SPIFFE ID of this host; None: it has none yet.
     """
     if not isinstance(broker, LocalBroker):
         return Accounts()
@@ -277,9 +284,9 @@ def accounts(broker: Broker, host: str | None) -> Accounts:
 
 @dataclass(frozen=True)
 class Access:
-    """The log-in of each environment: its name on the card, and the files beside the card.
+    """The log-in of environments: the account name in the card, and the files beside the card.
 
-    :param authority: None where the broker isn't ours, or where there is no authority yet.
+    :param authority: None: the broker isn't ours, or there is no authority yet.
     """
 
     layout: Layout
@@ -288,13 +295,16 @@ class Access:
     authority: Authority | None = field(default=None, repr=False)
 
     def identity(self, environment: str) -> str | None:
-        """Return its SPIFFE ID, empty where there is no authority yet; None where it logs in by password."""
+        """Return the environment's SPIFFE ID; empty: there is no authority yet; None: it logs in by password."""
         if not certified(self.broker, [environment]):
             return None
         return self.authority.id(environment) if self.authority else ""
 
     def files(self, environment: str) -> dict[str, bytes]:
-        """Return its key, certificate and the authority's, or its password; no file where it has none of these yet."""
+        """Return the environment's files by name: its key with certificate and the trusted ones, or its password.
+
+        Return no file if these don't exist yet.
+        """
         if certified(self.broker, [environment]):
             with contextlib.suppress(FileNotFoundError):
                 if self.authority is not None:

@@ -1,9 +1,8 @@
 """The links of one host: observe, plan, apply (see ``netspace.plan``).
 
-What was declared is recorded in ``<records>/link/applied.json`` before the broker is
-touched, and what was revoked is taken out of it afterwards: so a run that was killed
-anywhere is finished by the next one. The broker's definitions are read once per run,
-compared as a whole, and changed by revoking first and importing the difference at once.
+A run records new links in ``<records>/link/applied.json`` before it changes the broker, and removes revoked links from
+the record afterwards. If a run is killed, the next one therefore finishes its work. A run reads the broker's
+definitions once and compares them as a whole. It deletes revoked objects first, then imports the difference at once.
 """
 
 from __future__ import annotations
@@ -50,14 +49,14 @@ __all__ = ["KIND", "DesiredLinks", "Links", "Observed", "Record"]
 
 
 def _silent(_: str) -> None:
-    """Report progress to nobody."""
+    """Ignore a progress report."""
 
 
 class Links:
     """The links of one instance.
 
-    :param supervisor: runs the broker (where it is ours) and the forwarder.
-    :param progress: told what is being waited for.
+    :param supervisor: runs the forwarder, and the broker if it is ours.
+    :param progress: called with a text that says what a run is doing or waiting for.
     """
 
     def __init__(self, layout: Layout, supervisor: Supervisor, progress: Callable[[str], None] = _silent) -> None:
@@ -65,22 +64,22 @@ class Links:
         self.supervisor = supervisor
         self.progress = progress
 
-    # -- what is recorded: asks nobody ---------------------------------------
+    # -- the record: asks no broker -------------------------------------------
     def names(self) -> set[str]:
-        """The links that were applied, ``<from>.<to>``."""
+        """Return the names ``<from>.<to>`` of the links that were applied."""
         return set(read(self.layout).links)
 
     def recorded(self) -> list[Link]:
-        """The links that were applied."""
+        """Return the links that were applied."""
         return list(read(self.layout).links.values())
 
     def recorded_broker(self) -> Broker:
-        """The broker that was applied, or our own by default."""
+        """Return the broker that was applied; by default our own."""
         return read(self.layout).broker or LocalBroker()
 
     @property
     def called(self) -> Names:
-        """The names of the broker's objects, by the record; before there is a record, those of first versions."""
+        """The recorded names of the broker's objects; without a record, those of netspace's first versions."""
         return names.used(self.layout, self.recorded_broker())
 
     def cards(
@@ -88,8 +87,8 @@ class Links:
     ) -> Callable[[str, Collection[Link]], dict[str, Any]]:
         """Return a function that makes an environment's card (``environment.json``) from its name and links.
 
-        :param access: how environments log in; by default as they do now.
-        :param keys: for sealed links, where they were read already.
+        :param access: the log-in of environments; by default the current one.
+        :param keys: the keys for sealed links; by default they are read.
         """
         record = read(self.layout)
         called = names.used(self.layout, record.broker or LocalBroker())
@@ -103,17 +102,20 @@ class Links:
         return tell
 
     def keys(self) -> Mapping[str, seals.Keys]:
-        """The keys for sealed links, by environment."""
+        """Return the keys for sealed links, by environment."""
         return seals.read_all(self.layout)
 
     def renew_keys(self, environments: Collection[str], lead: float = seals.LEAD) -> list[str]:
-        """Make new keys for those *environments* that have some; return these. Cards don't tell of the new keys yet."""
+        """Make new keys for those of *environments* that have keys; return their names.
+
+        The caller must rewrite the cards, which don't have the new keys yet.
+        """
         links = self.recorded()
         own = endorser.read(self.layout)
         return seals.renew(self.layout, environments, time.time(), lead, seals.promises(own, links))
 
     def handed(self) -> Callable[[str], dict[str, bytes]]:
-        """Return a function that gives an environment's files beside its card: for its log-in, and its seal keys."""
+        """Return a function that returns an environment's files beside its card: its log-in and its seal keys."""
         access, keys = self.access(), self.keys()
         linked: dict[str, list[Link]] = {}
         for link in self.recorded():
@@ -123,10 +125,10 @@ class Links:
 
     # -- keys of other hosts ---------------------------------------------------
     def seal_bundles(self) -> tuple[dict[str, str], list[str]]:
-        """Make this host's bundle for each host that sealed links lead to or come from.
+        """Make this host's bundle for each other host with sealed links to or from here.
 
-        :return: the bundles by the hosts' names, and the environments whose keys had to be renewed for them. Cards
-            don't tell of these keys yet.
+        :return: the bundles by the hosts' names, and the environments whose keys were renewed for them. The caller
+            must rewrite the cards, which don't have these keys yet.
         """
         links, broker = self.recorded(), self.recorded_broker()
         if not between.hosts(links):
@@ -145,11 +147,11 @@ class Links:
         return made, renewed
 
     def adopt_seals(self, bundle: str) -> tuple[str, bool]:
-        """Adopt the bundle of another host; return the name of that host, and whether its content is new.
+        """Check and store the bundle of another host; return that host's name, and whether its content is new.
 
-        Cards don't tell of it yet.
+        The caller must rewrite the cards, which don't have the new keys yet.
 
-        :raises NetspaceError: it isn't to be believed, or no sealed link leads to that host or comes from it.
+        :raises NetspaceError: a check of the bundle failed, or that host has no sealed links to or from here.
         """
         links, broker, known = self.recorded(), self.recorded_broker(), authority.read(self.layout)
         if known is None or not isinstance(broker, LocalBroker) or not between.hosts(links):
@@ -157,18 +159,18 @@ class Links:
         return bundles.adopt(self.layout, broker, between.hosts(links), known, bundle, time.time())
 
     def access(self, declared: Broker | None = None) -> Access:
-        """Return the log-in of environments at the broker that was applied, or (for a test) at the *declared* one."""
+        """Return the log-in of environments at the applied broker, or (for ``test=True``) at the *declared* one."""
         broker = declared or self.recorded_broker()
         known = authority.read(self.layout) if isinstance(broker, LocalBroker) else None
         return Access(self.layout, broker, reach.vhost(self.layout, broker), known)
 
     def renew(self, *, replace: bool = False, distrust: bool = False) -> set[str]:
-        """Issue certificates that are due or lost; return the environments that got a new one.
+        """Issue certificates that are due or missing; return the environments that got a new one.
 
-        Neither starts nor stops anything, and ends no connection.
+        No service is started or stopped, and no connection ends.
 
-        :param replace: have another authority; *distrust*: and trust no former one from now on, and have another
-            endorser.
+        :param replace: replace the authority first.
+        :param distrust: trust no previous authority from now on, and delete the endorser, so that a new one is made.
         """
         record = read(self.layout)
         if not record.links or record.broker is None:
@@ -180,7 +182,10 @@ class Links:
         return renewed
 
     def endorse(self) -> list[str]:
-        """Renew endorsements of keys for sealed links to other hosts; return the environments. Keys and cards stay."""
+        """Renew the endorsements of signing keys for other hosts; return the environments that got a new one.
+
+        Keys and cards stay.
+        """
         links, now = self.recorded(), time.time()
         if not between.hosts(links):
             return []
@@ -189,9 +194,9 @@ class Links:
 
     # -- observe, plan, apply --------------------------------------------------
     def observe(self) -> Observed:
-        """Read the records, our services and, where the broker runs, its definitions.
+        """Read the records, the state of our services and, if the broker runs, its definitions.
 
-        Where nothing was ever applied nothing is asked.
+        If no link is recorded, only the record is read.
         """
         record = read(self.layout)
         if record.broker is None or not record.links:
@@ -204,7 +209,7 @@ class Links:
         unnamed = ""
         try:
             called = names.declared(self.layout, record.broker)
-        except NetspaceError as err:  # what is in use is known all the same, and so can be revoked
+        except NetspaceError as err:  # with the recorded names, links can still be revoked
             called, unnamed = names.used(self.layout, record.broker), str(err)
         return Observed(
             record=record,
@@ -231,9 +236,9 @@ class Links:
         )
 
     def plan(self, desired: DesiredLinks, observed: Observed, remove: Collection[str] = ()) -> Plan:
-        """Return the changes to make, and why the broker can't be started as desired (a port that is taken).
+        """Return the plan of changes. The plan refuses to start our broker if another program has one of its ports.
 
-        Steps bear the name of a link, or ``broker``, ``forwarder``, ``seals``.
+        A step's name is that of a link, or ``broker``, ``forwarder`` or ``seals``.
         """
         found = planning.plan(self.layout, desired, observed, remove)
         starts = any(step.name == planning.BROKER and step.action != "remove" for step in found.steps)
@@ -245,10 +250,10 @@ class Links:
         return found
 
     def apply(self, steps: Sequence[Step], *, purge: bool = False) -> list[Outcome]:
-        """Carry out a plan's steps.
+        """Apply the steps of a plan.
 
-        :param purge: delete mail in mailboxes that no link leads to any more; else it is parked. Where all links
-            go, a broker that isn't ours and was found out of reach is given up, with what is on it.
+        :param purge: delete mail to which no link delivers any more; otherwise it is parked. If all links are revoked
+            and a broker that isn't ours can't be reached, forget that broker and leave its objects there.
         """
         if not steps:
             return []
@@ -284,11 +289,11 @@ class Links:
         return outcomes
 
     def plan_purge(self, owners: Collection[str], going: Collection[str] = ()) -> Plan:
-        """Return the plan of a purge of the mail of these environments and links (``parked.plan``)."""
+        """Return the plan of a purge of the parked mail of these environments and links (``parked.plan``)."""
         return parked.plan(self.layout, owners, going)
 
     def apply_purge(self, steps: Sequence[Step]) -> list[Outcome]:
-        """Drop mail that is parked already."""
+        """Apply the plan of a purge: drop mail that was parked by an earlier run."""
         outcomes = []
         for step in steps:
             error = ""
@@ -300,9 +305,9 @@ class Links:
         return outcomes
 
     def restore(self) -> dict[str, str]:
-        """After a reboot: rebuild what the forwarder starts from. Per failed service an error.
+        """Rebuild, after a reboot, the configuration with which the forwarder starts; return errors by service.
 
-        Starts neither it nor the broker, for both may wait for the restoration's end: the supervisor does.
+        Starts no service: the supervisor starts forwarder and broker, which may wait for the end of the restoration.
         """
         record = read(self.layout)
         if record.broker is None or not record.links:
@@ -317,9 +322,9 @@ class Links:
         return errors
 
     def purge(self) -> None:
-        """Remove broker, mail, forwarder and records of this host, whatever there is.
+        """Remove renewer, forwarder, our own broker with all mail, keys and records of this host.
 
-        A broker that isn't ours keeps what was made there: remove the links first.
+        Objects on a broker that isn't ours stay; to delete them, remove the links first.
         """
         renewer.apply(self.layout, self.supervisor, wanted=False)
         forwarder.remove(self.layout, self.supervisor)
@@ -332,18 +337,18 @@ class Links:
         identity.remove(self.layout, identity.known(self.layout))
         forget(self.layout)
 
-    # -- seeing -----------------------------------------------------------------
+    # -- reports -----------------------------------------------------------------
     def list(self) -> dict[str, Any]:
-        """Links and mailboxes with their state (``seeing.links``)."""
+        """Return links and mailboxes with their state (``seeing.links``)."""
         return seeing.links(self.layout, self.supervisor)
 
     def health(self, stopped: Collection[str] = ()) -> dict[str, Any]:
-        """Return what needs attention: ``{ok, problems: [text], dead: number, late: number}`` (``health.health``).
+        """Return the problems of links: ``{ok, problems: [text], dead: number, late: number}`` (``health.health``).
 
-        :param stopped: the environments that are meant to read nothing now.
+        :param stopped: environments that are stopped on purpose, so that nothing reads their mailboxes.
         """
         return health.health(self.layout, self.supervisor, stopped)
 
     def management(self, broker: Broker) -> Management:
-        """The management API of *broker*."""
+        """Return a client of *broker*'s management API."""
         return reach.management(self.layout, broker)

@@ -1,8 +1,8 @@
 """Become haproxy (``python -m netspace forward``), even if programs in environments have taken its ports.
 
-The supervisor or systemd runs this, also after a crash or an update, when nobody applies anything. So this module
-checks the environments to serve. An environment without a network namespace, or whose port a program of its own has
-taken, is left out of the configuration, and of the copy by which the next plan notices it.
+The supervisor or systemd runs this module, also after a crash or an update, when no apply runs. So this module itself
+checks the environments to serve. It removes an environment from the configuration if its network namespace is missing
+or if one of its programs has taken the port. It also removes it from the served copy, so that the next plan notices.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _BOUND = re.compile(
 
 
 def main(layout: Layout) -> NoReturn:
-    """Replace this process by haproxy; exit with 1 where that fails."""
+    """Replace this process by haproxy; exit with status 1 if that fails."""
     try:
         forwarder.available()
         held = _hold(layout)
@@ -37,9 +37,9 @@ def main(layout: Layout) -> NoReturn:
 
 
 def _become(layout: Layout, held: ports.Held) -> NoReturn:
-    """Become haproxy; a child process waits until haproxy listens, and only until then are the ports held."""
+    """Become haproxy. The ports are held until a child process has seen that haproxy listens."""
     if os.fork() == 0:
-        # Twice, so that haproxy is nobody's parent that it doesn't know.
+        # Fork twice: haproxy must not be the parent of a process that it didn't start.
         if os.fork() == 0:
             haproxy.serves(layout, SECONDS)
         os._exit(0)
@@ -50,7 +50,7 @@ def _become(layout: Layout, held: ports.Held) -> NoReturn:
 
 
 def _hold(layout: Layout) -> ports.Held:
-    """Hold the ports of all environments to serve; remove an environment whose port can't be held."""
+    """Hold the ports of all configured environments; remove those whose port can't be held from the configuration."""
     path = forwarder.config_file(layout)
     config = path.read_text()
     held = ports.Held({name: (layout.netns(name), port) for name, port in wanted(config).items()})
@@ -63,12 +63,12 @@ def _hold(layout: Layout) -> ports.Held:
 
 
 def wanted(config: str) -> dict[str, int]:
-    """The port of each environment that a configuration serves."""
+    """Return the port of each environment in haproxy's configuration."""
     return {name: int(port) for name, port in _BOUND.findall(config)}
 
 
 def without(config: str, environments: Collection[str]) -> str:
-    """The configuration without these environments."""
+    """Return haproxy's configuration without these environments."""
     gone = {f"{forwarder.SECTION}{name}" for name in environments}
     sections = re.split(r"^(?=\S)", config, flags=re.MULTILINE)
     return "".join(one for one in sections if one.partition("\n")[0] not in gone)

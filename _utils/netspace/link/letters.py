@@ -1,13 +1,13 @@
-"""Dead letters, messages that no mailbox could keep: they are shown, sent again through their link, or thrown away.
+"""Dead letters, messages that no mailbox could keep: show them, send them again through their link, or discard them.
 
-A dead letter's history (``x-first-death-...``) is the broker's own word: whatever a sender wrote there itself is
-overwritten when its message dies. So the exchange it names is the one that the message was sent to, and
-a letter that is sent again goes through that very link, if it still is declared, and to nobody else.
+The headers ``x-first-death-...`` of a dead letter can be trusted: the broker overwrites them when a message dies. So
+the exchange in them is the one to which the message was sent. A dead letter is sent again through that link only, and
+only if the link is still declared.
 
-Letters are looked at by the management API. To send one again or to throw it away it is held (``amqp``), so that
-nobody else can have it meanwhile, and leaves its queue after the mailbox has confirmed it. What is not done with
-goes back when the connection ends: a run that is killed loses none, and sends one twice at
-worst, with the same ``message_id``.
+Dead letters are listed by the management API. To send one again or to discard it, netspace holds it unacknowledged
+(``amqp``), so that no other consumer can get it. It is removed from its queue after the mailbox has confirmed it. If a
+run is killed, the broker requeues the held ones: none is lost, and at worst one is sent twice with the same
+``message_id``.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ LOGIN_SECONDS = 600.0
 class Letter:
     """One dead letter.
 
-    :param link: ``<from>.<to>``; ``unknown`` where that can't be told.
+    :param link: ``<from>.<to>``; ``unknown`` if its headers don't name a link.
     :param died: seconds since 1970.
     """
 
@@ -56,7 +56,10 @@ class Letter:
     payload: str = field(default="", repr=False)
 
     def shown(self, payload: bool) -> dict[str, Any]:
-        """Return the letter as an operator sees it, with its text only where the *payload* is asked for."""
+        """Return the dead letter in the form for operators.
+
+        :param payload: include the first ``SHOWN`` bytes of its payload.
+        """
         about: dict[str, Any] = {"link": self.link, "reason": self.reason, "died": self.died, "bytes": self.size}
         for key in ("message_id", "content_type"):
             if key in self.properties:
@@ -69,11 +72,11 @@ class Letter:
 
 @dataclass(frozen=True)
 class Choice:
-    """A choice among dead letters.
+    """A filter of dead letters.
 
-    :param limit: the most letters to choose.
-    :param link: choose letters that came by it; ``unknown``: letters whose link can't be told. None: any.
-    :param message_id: choose letters that bear it. None: any.
+    :param limit: the most dead letters to choose.
+    :param link: choose those of this link; ``unknown``: those whose link is unknown; None: any.
+    :param message_id: choose those with this id; None: any.
     """
 
     limit: int = 100
@@ -100,13 +103,13 @@ class Letters:
         self.broker = record.broker
         self.vhost = reach.vhost(layout, record.broker)
         self.called = names.used(layout, record.broker)
-        self.exchanges = {  # by what the broker calls a link
+        self.exchanges = {  # by the link's name in the exchange's name
             ".".join(names.environments_of(exchange, "link") or ()): exchange
             for exchange in map(self.called.exchange, record.links.values())
         }
 
     def queues(self, api: Management) -> list[str]:
-        """Return the queues of dead letters, those with former names first: their letters are older."""
+        """Return the queues of dead letters, those with old names first because their messages are older."""
         today = (self.called.dead, self.called.late)
         there = [one["name"] for one in api.get("queues", self.vhost, query="columns=name") or []]
         ours = names.is_dead if isinstance(self.broker, LocalBroker) else (*today, self.called.again).__contains__
@@ -114,7 +117,10 @@ class Letters:
         return [*sorted(former), *(name for name in today if name in there)]
 
     def number(self, api: Management) -> tuple[int, int]:
-        """Return the number of letters that somebody must look after, and of those that came too late or made way."""
+        """Return the number of dead letters that need attention, and the number of late ones.
+
+        Late dead letters expired or were dropped from a full queue.
+        """
         counts = {queue: _waiting(_get(api, self.vhost, queue, 1, truncate=1)) for queue in self.queues(api)}
         late = counts.pop(self.called.late, 0)
         return sum(counts.values()), late
@@ -122,8 +128,8 @@ class Letters:
     def count(self, limit: int = 20, payload: bool = False) -> dict[str, Any]:
         """Return ``{count, late, letters}``.
 
-        ``count`` is the number of all letters, ``late`` that of those among them that came too late or made way;
-        ``letters`` shows up to *limit* of them.
+        ``count`` is the number of all dead letters. ``late`` is the number of those that expired or were dropped from a
+        full queue. ``letters`` lists up to *limit* of them.
         """
         _within(limit)
         counts: dict[str, int] = {}
@@ -136,15 +142,15 @@ class Letters:
         return {"count": sum(counts.values()), "late": counts.get(self.called.late, 0), "letters": found}
 
     def redeliver(self, choice: Choice | None = None, test: bool = False) -> dict[str, Any]:
-        """Send letters again.
+        """Send dead letters again.
 
-        :param test: only say what would be done.
-        :return: ``sent``: a number per link; ``kept``: per link a number and why.
+        :param test: change nothing; return what would be done.
+        :return: ``sent``: by link, a number; ``kept``: by link, a number and the reason.
         """
         return self._each(choice or Choice(), "sent", self._why_not, self._send, test)
 
     def discard(self, choice: Choice | None = None, test: bool = False) -> dict[str, Any]:
-        """Throw letters away for good; as :meth:`redeliver`, but ``discarded``."""
+        """Delete dead letters; return as :meth:`redeliver` does, with ``discarded`` in place of ``sent``."""
         return self._each(choice or Choice(), "discarded", lambda _: "", lambda *_: "", test)
 
     def _each(
@@ -155,7 +161,12 @@ class Letters:
         act: Callable[[amqp.Connection, str, amqp.Held], str],
         test: bool,
     ) -> dict[str, Any]:
-        """Have *act* done with the chosen letters, wherever they stand in their queue."""
+        """Call *act* for each chosen dead letter, wherever it is in its queue.
+
+        :param done: the key of the result for those that were handled.
+        :param why_not: returns, by link, why a dead letter can't be handled; empty: it can.
+        :param act: handles one; returns why it failed; empty: it succeeded, and the message is removed.
+        """
         _within(choice.limit)
         tally = _Tally()
         with reach.management(self.layout, self.broker) as api:
@@ -184,7 +195,7 @@ class Letters:
         return "" if link in self.exchanges else "the link is revoked"
 
     def _send(self, connection: amqp.Connection, link: str, held: amqp.Held) -> str:
-        """Publish a letter through its link, confirmed; return why that is refused."""
+        """Publish a dead letter through its link and wait for the confirmation; return why it was refused, if so."""
         properties = {key: value for key, value in held.properties.items() if key != "user_id"}
         headers = {
             key: value for key, value in held.headers.items() if key not in _ITS_OWN and not key.startswith(_DEATHS)
@@ -193,10 +204,10 @@ class Letters:
 
     @contextlib.contextmanager
     def _connected(self, api: Management) -> Iterator[amqp.Connection]:
-        """Yield a connection of the host's own.
+        """Yield an AMQP connection of the host itself.
 
-        On our broker it logs in by an account that exists only meanwhile and bears the broker's own name: nobody else
-        has a certificate of that name. The next apply removes an account that a killed run left, as it is undeclared.
+        On our broker it logs in by a temporary account, named by the broker's own SPIFFE ID. Only this host has a
+        certificate with that name. If a killed run leaves the account behind, the next apply removes it as undeclared.
         """
         try:
             if isinstance(self.broker, ClusterBroker):
@@ -225,7 +236,7 @@ class Letters:
 
 
 def _first(broker: ClusterBroker, vhost: str) -> amqp.Connection:
-    """A connection to the first node that answers."""
+    """Return a connection to the first node that answers."""
     failures = []
     for url in broker.urls:
         parts = urlsplit(url)
@@ -240,9 +251,12 @@ def _first(broker: ClusterBroker, vhost: str) -> amqp.Connection:
 
 
 def _trust(known: authority.Authority, certificate: bytes) -> ssl.SSLContext:
-    """Return a TLS context that checks our own broker by the authority's certificates and shows it *certificate*."""
+    """Return a TLS context for our own broker.
+
+    It verifies the broker by the authority's trusted certificates and presents *certificate* as the client's.
+    """
     context = ssl.create_default_context(cadata=known.anchors.decode())
-    with open(os.memfd_create("certificate", os.MFD_CLOEXEC), "wb") as memory:  # it takes files alone
+    with open(os.memfd_create("certificate", os.MFD_CLOEXEC), "wb") as memory:  # ssl loads only files
         memory.write(certificate)
         memory.flush()
         context.load_cert_chain(f"/proc/self/fd/{memory.fileno()}")
@@ -267,14 +281,14 @@ class _Tally:
 
 
 def came_by(exchange: str | None) -> str:
-    """The link that a letter came by, as the broker's exchange says."""
+    """Return the link of an exchange; ``unknown`` if it isn't the exchange of a link."""
     return ".".join(names.environments_of(exchange or "", "link") or (UNKNOWN,))
 
 
 def letter(got: Mapping[str, Any]) -> Letter:
-    """The broker's record of a dead letter; only the fields that the broker wrote are believed.
+    """Return the dead letter that an entry of the management API describes, trusting only fields that the broker wrote.
 
-    A sender may have put anything into the rest: a field that is not in the broker's form counts as absent.
+    A sender may have set any other field. A field that doesn't have the broker's form counts as absent.
     """
     properties = _object(got.get("properties"))
     headers = _object(properties.get("headers"))
@@ -297,7 +311,7 @@ def _object(value: Any) -> dict[str, Any]:
 
 
 def _get(api: Management, vhost: str, queue: str, number: int, truncate: int) -> list[dict[str, Any]]:
-    """Look at messages; they stay."""
+    """Return the first messages of a queue, which stay in it."""
     body = {"count": number, "ackmode": "ack_requeue_true", "encoding": "base64", "truncate": truncate}
     return api.post("queues", vhost, queue, "get", body=body, timeout=60.0) or []
 

@@ -1,7 +1,7 @@
-"""The listener at the broker's port for clients: the broker itself, known by its certificate, or another program.
+"""Checks that the broker itself, identified by its certificate, listens at its port for clients. Changes nothing.
 
-The management API shows that the node runs, but not that clients reach it: RabbitMQ goes on without a listener whose
-port was taken. Changes nothing.
+The management API shows only that the node runs. If another program has the port for clients, RabbitMQ runs on without
+that listener.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from netspace.spec.types import PORTS, LocalBroker
 
 
 def unanswered(layout: Layout, spec: LocalBroker, seconds: float = 5.0) -> str:
-    """Return why clients can't reach the broker; empty where its port answers by the broker's own certificate.
+    """Return why clients can't reach the broker; empty: its port answers with the broker's own certificate.
 
     Makes one TLS connection and ends it before AMQP begins.
     """
@@ -26,12 +26,12 @@ def unanswered(layout: Layout, spec: LocalBroker, seconds: float = 5.0) -> str:
 
     known = authority.read(layout)
     if known is None:
-        return ""  # there is nothing to check it by, which the plan mends
+        return ""  # the certificate can't be checked without an authority; the plan will make one
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(cadata=known.anchors.decode())
     if (own := _any_identity(layout)) is not None:
         with contextlib.suppress(OSError, ssl.SSLError):
-            context.load_cert_chain(own)  # a broker that is shown none writes an alert into its log
+            context.load_cert_chain(own)  # without a client certificate the broker logs an alert
     try:
         with socket.create_connection(("127.0.0.1", spec.port), timeout=seconds) as plain:
             with context.wrap_socket(plain, server_hostname=authority.SERVER_NAMES[0]):
@@ -44,9 +44,9 @@ def unanswered(layout: Layout, spec: LocalBroker, seconds: float = 5.0) -> str:
 
 
 def taken(spec: LocalBroker, own: int | None = None) -> str:
-    """Return which of the broker's ports another program has, and which program; empty where none is taken.
+    """Return the first of the broker's ports that another program has, and that program; empty: none is taken.
 
-    :param own: process of our own broker, whose ports are its own; None: it doesn't run.
+    :param own: the process of our own broker, which may have the ports; None: it doesn't run.
     """
     for key in PORTS:
         port = getattr(spec, key)
@@ -57,9 +57,9 @@ def taken(spec: LocalBroker, own: int | None = None) -> str:
 
 
 def holder(port: int) -> sockets.Holder | None:
-    """Return the program that listens at a TCP port of this network namespace; None: none does.
+    """Return the program that listens at a TCP port of this network namespace, on loopback or on all addresses.
 
-    Bound to one address that is not loopback, it is in nobody's way.
+    None: no program does. A listener on another single address doesn't conflict with the broker.
     """
     found = [one for table in ("tcp", "tcp6") for one in sockets.listeners(table, {port}) if _near(one.address)]
     return sockets.holder(found) if found else None
@@ -70,7 +70,7 @@ def _near(address: str) -> bool:
 
 
 def _any_identity(layout: Layout) -> Path | None:
-    """The certificate and key of an arbitrary environment."""
+    """Return the file with the key and certificate of an arbitrary environment; None: there is none."""
     try:
         folders = sorted(path for path in layout.identities.iterdir() if path.is_dir())
     except OSError:

@@ -1,7 +1,7 @@
-"""A client of RabbitMQ's HTTP management API: what ``kind`` needs of it, and no more.
+"""Client of RabbitMQ's HTTP management API, with only the operations that links need.
 
-One kept connection, bounded answers and times. Of a cluster's nodes the first that answers is asked.
-Credentials go into a header, never into a URL, a log or an error's text.
+It keeps one connection, and bounds the size of answers and the time to wait for them. It uses the first node of a
+cluster that answers. Credentials are sent in a header, and never put into a URL, a log or an error's text.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class UnreachableError(NetspaceError):
 
 
 class TooLargeError(NetspaceError):
-    """The management API's answer is larger than any that is taken."""
+    """The management API's answer is larger than ``MAX_ANSWER``."""
 
 
 class RefusedError(NetspaceError):
-    """The management API answered, but not with what was asked for."""
+    """The management API answered with an error status, or not with JSON."""
 
     def __init__(self, message: str, status: int) -> None:
         self.status = status
@@ -74,10 +74,11 @@ class _Place:
 
 
 class Management:
-    """The management API at the first of *urls* that answers (``http://`` or ``https://``).
+    """Client of the management API at the first of *urls* (``http://`` or ``https://``) that answers.
 
-    :param urls: of one node, or of the nodes of one cluster.
-    :param ca: PEM file of the certificates that ``https`` is verified by; absent: the system's.
+    :param urls: URLs of one node, or of the nodes of one cluster.
+    :param timeout: seconds to wait for an answer.
+    :param ca: PEM file of the trusted certificates for ``https``; None: the system's.
     """
 
     def __init__(self, urls: Sequence[str], login: Login, timeout: float = 10.0, ca: str | None = None) -> None:
@@ -96,7 +97,7 @@ class Management:
 
     @property
     def where(self) -> str:
-        """The node that is asked."""
+        """The address of the node in use."""
         return str(self._places[0])
 
     def close(self) -> None:
@@ -105,7 +106,7 @@ class Management:
             self._connection = None
 
     def get(self, *path: str, query: str = "") -> Any:
-        """GET ``/api/<path>``; None where there is no such thing.
+        """Return the answer to GET ``/api/<path>``; None: the resource doesn't exist.
 
         :raises UnreachableError: no answer.
         :raises TooLargeError: more than ``MAX_ANSWER`` bytes.
@@ -114,11 +115,11 @@ class Management:
         return self._call("GET", path, query=query)
 
     def post(self, *path: str, body: Any, timeout: float | None = None) -> Any:
-        """POST *body* as JSON; raises as :meth:`get` does."""
+        """Send a POST with *body* as JSON, and return the answer. Raises as :meth:`get` does."""
         return self._call("POST", path, body=body, timeout=timeout)
 
     def delete(self, *path: str, timeout: float | None = None) -> bool:
-        """DELETE; whether there was such a thing. Raises as :meth:`get` does."""
+        """Send a DELETE; return whether the resource existed. Raises as :meth:`get` does."""
         return self._call("DELETE", path, timeout=timeout) is not None
 
     def _call(
@@ -137,14 +138,14 @@ class Management:
                 except (ConnectionError, http.client.BadStatusLine, http.client.CannotSendRequest):
                     if not kept:
                         raise
-                    # The server closes idle connections; all calls made here may be repeated.
+                    # The server closes idle connections. All calls of this library may be repeated.
                     self.close()
                     status, raw = self._exchange(method, url, data, timeout)
                 break
             except (OSError, http.client.HTTPException) as err:
                 self.close()
                 failures.append(f"the broker's management API at {self.where} gives no answer: {err}")
-                self._places.append(self._places.pop(0))  # the next one, from now on
+                self._places.append(self._places.pop(0))  # continue with the next node
                 if len(failures) == len(self._places):
                     raise UnreachableError("; ".join(failures)) from err
         if status == 404:
@@ -186,11 +187,11 @@ class Management:
 
 
 def decoded(raw: bytes) -> Any:
-    """Decode JSON; arrays and objects below ``DEEPEST`` levels are left out where the whole can't be decoded.
+    """Decode JSON. If it is nested too deep, replace arrays and objects below ``DEEPEST`` levels by ``null``.
 
-    Any sender may make the broker answer with thousands of levels: the answer includes a message's headers.
+    Answers include headers of messages, which a sender may nest thousands of levels deep.
 
-    :raises ValueError: when it is no JSON.
+    :raises ValueError: it isn't JSON.
     """
     try:
         return json.loads(raw)
@@ -199,7 +200,7 @@ def decoded(raw: bytes) -> Any:
 
 
 def _shallow(raw: bytes) -> bytes:
-    """JSON text with ``null`` in place of each array and object below ``DEEPEST`` levels."""
+    """Return the JSON text with ``null`` in place of each array and object below ``DEEPEST`` levels."""
     kept: list[bytes] = []
     depth = begin = 0
     for found in _TOKEN.finditer(raw):

@@ -1,8 +1,8 @@
-"""The part of the broker's plugin that replaces epmd.
+"""Replacement of epmd (Erlang's port mapper), as a module of the broker's plugin.
 
 An Erlang node registers its name and port at epmd, a process that every local user can reach. RabbitMQ doesn't start
-where somebody has registered its name there already. Here is one node with one fixed port: this
-module returns it, without asking another process. RabbitMQ's own command-line tools are started with it as well.
+if another process has already registered its name there. netspace's node has one fixed port, so this module returns
+that port and needs no other process. RabbitMQ's command-line tools are started with the same module.
 
 https://www.erlang.org/doc/apps/erts/alt_disco.html
 """
@@ -44,5 +44,9 @@ port() ->
 
 
 def arguments(folder: Path, port: int) -> str:
-    """The arguments of a node, or of a tool that asks one: *folder* has the module, the node listens at *port*."""
+    """Return the Erlang arguments of a node, or of a command-line tool for it.
+
+    :param folder: the folder of the compiled module.
+    :param port: the node's distribution port.
+    """
     return f"-start_epmd false -pa {folder} -epmd_module {MODULE} -erl_epmd_port {port}"

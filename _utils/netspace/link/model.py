@@ -1,39 +1,42 @@
 """Broker objects of a set of links. Pure: no broker, no disk, no secret.
 
-One vhost; an environment with at least one link has an account and a mailbox, each
-link an exchange of its own (``names`` makes the names, which nobody can guess):
+All links are in one vhost. An environment with at least one link has an account and a mailbox; each link has its own
+exchange. ``names`` makes the names, which nobody can guess:
 
 ===========  ==================  ===================================================
 account      ``env.<e>``         no tags, few connections and channels, no configure
 mailbox      ``mailbox.<e>``     quorum queue, bounded by a policy; only <e> reads it
 link         ``link.<a>.<b>``    fanout exchange bound to ``mailbox.<b>``; only <a>
                                  writes, so the exchange of a delivery is its sender
-lane         ``lane.<a>.<b>``    quorum queue in place of the mailbox for a link with
-                                 bounds of its own, or from another host that watches
-                                 its readers; only <b> reads it
+dedicated    ``lane.<a>.<b>``    quorum queue that replaces the mailbox for a link with
+queue                            its own bounds, or for a link with ``monitor`` from
+                                 another host; only <b> reads it
 replies      ``replies.<a>``     queue for answers, where <a> has a request link
-answers      ``reply.<b>``       direct exchange that <b> answers through; each asker
+answers      ``reply.<b>``       direct exchange to which <b> publishes answers; each asker
                                  binds its replies queue to it under a random key
-notices      ``notices.<a>``     queue for news of those whom <a> may monitor
-watch        ``watch.<a>.<b>``   headers exchange that lets through to it what the broker
-                                 tells of the consumers of ``mailbox.<b>`` (or the lane), and no more
-dead         ``dead``            exchange and queue for mail that its reader refused or was given in vain
-late         ``dead-late``       headers exchange and queue for mail that waited too long or made way; all other
-                                 dead letters come through it, too, and go on to ``dead``
-outbox       ``outbox.<a>.<b>``  quorum queue in place of a mailbox for a buffered link to another host
-carrier      ``outbox.<a>.<b>``  shovel that takes what is in it to the other host's broker
+notices      ``notices.<a>``     queue for notices about the peers that <a> may monitor
+watch        ``watch.<a>.<b>``   headers exchange that passes to ``notices.<a>`` only the broker's events about
+                                 consumers of ``mailbox.<b>`` (or of the dedicated queue)
+dead         ``dead``            exchange and queue for messages that the reader rejected, or that reached the
+                                 delivery limit
+late         ``dead-late``       headers exchange and queue for messages that expired or were dropped from a full
+                                 queue; all other dead letters pass through this exchange to ``dead``
+outbox       ``outbox.<a>.<b>``  quorum queue that replaces the mailbox for a buffered link to another host
+shovel       ``outbox.<a>.<b>``  moves the messages of the outbox to the other host's broker
 ===========  ==================  ===================================================
 
-A link from another host (``<a>`` is then ``<environment>@<host>``) is made like any other, and its sender has an
-account and no mailbox; of a buffered one the other host's broker is the sender, and only it has an account. A
-direct link to another host is made there and not here. On a broker that hosts share (``Names.fleet``) a link's
-objects are made by the receiver's host, its sender's account and replies by the sender's: each looks after
-what belongs to environments of its own, the last in a name, and leaves all else alone.
+A link from another host (``<a>`` is then ``<environment>@<host>``) has the same objects as a local one. Its sender has
+an account here and no mailbox. The publisher of a buffered link from another host is that host's broker, so only that
+broker has an account here. A direct link to another host has its objects on that host's broker alone.
 
-A mailbox's limits are policies and not arguments, because arguments can't be changed later;
-a lane with other limits is another lane, and the former one is read until it is empty.
-Links have exchanges of their own because a keyed exchange shared by several would
-let a CC header reach undeclared receivers. Names of environments have no dot, so these can't clash.
+On a broker that hosts share (``Names.fleet``), the receiver's host makes the objects of a link. The sender's host makes
+the sender's account and replies queue. Each host changes only objects of its own environments: those whose name ends
+with one of them.
+
+Limits of a mailbox are policies, because arguments of a queue can't be changed later. If the limits of a dedicated
+queue change, a new queue is made, and the old one is read until it is empty.
+Each link has its own exchange: if links shared an exchange with routing keys, a CC header could reach undeclared
+receivers. Environment names contain no dot, so names of objects can't clash.
 """
 
 from __future__ import annotations
@@ -64,13 +67,13 @@ _MAILBOX: dict[str, Any] = {
     "overflow": "reject-publish",
     "message-ttl": 30 * _DAY,
     "delivery-limit": 20,
-    # As long a message may be in hand. Then its reader's channel is closed, which counts as a delivery: so one that
-    # hangs has no more than ten days, for which what came after stays on the disk beside the message. With the
-    # broker's own 30 minutes, what a program holds (a selective receive) or works on for ten hours would be dead.
+    # A reader may hold a message for this time. Then RabbitMQ closes its channel, and the redelivery counts towards
+    # delivery-limit: a reader that hangs keeps a message (and the log after it on disk) for ten days at most. With
+    # RabbitMQ's default of 30 minutes, a message that is held or worked on for ten hours would become a dead letter.
     "consumer-timeout": _DAY // 2,
 }
-_LANE = {key: value for key, value in _MAILBOX.items() if key != "overflow"}  # a policy's would hide its own
-# What the other side doesn't take now comes back, however often: nothing may be lost for that.
+_LANE = {key: value for key, value in _MAILBOX.items() if key != "overflow"}  # it would override the queue's argument
+# A shovel returns each message that the other host doesn't take. No number of such returns may lose a message.
 _OUTBOX = {**_MAILBOX, "delivery-limit": 1_000_000_000}
 _REPLIES: dict[str, Any] = {
     "max-length": 10_000,
@@ -80,16 +83,16 @@ _REPLIES: dict[str, Any] = {
 }
 _NOTICES: dict[str, Any] = {
     "max-length": 1000,
-    "overflow": "drop-head",  # whoever comes and goes all the time hides no more than what came before
+    "overflow": "drop-head",  # a consumer that comes and goes all the time can only displace older notices
     "message-ttl": 3600 * 1000,
 }
 _DEAD: dict[str, Any] = {
     "max-length": 10_000,
     "max-length-bytes": 64 * 1024 * 1024,
-    # Nobody pushes another's letters out: what finds no room stays where it died, and counts there.
+    # No sender can evict another's dead letters: if this queue is full, a message stays in the queue where it died.
     "overflow": "reject-publish",
     "message-ttl": 30 * _DAY,
-    # Looking into it counts as a delivery; and without any limit, what was looked at goes behind the others.
+    # Each look at a message counts as a delivery. With no limit at all, RabbitMQ would requeue it at the tail.
     "delivery-limit": 1_000_000_000,
 }
 POLICIES = (
@@ -107,8 +110,8 @@ EVENTS = "amq.rabbitmq.event"
 
 
 def policies(names: Names) -> dict[str, dict[str, Any]]:
-    """The limits of all queues, by the policy's name."""
-    # A queue that drops its oldest hands over without a confirmation, whatever is said here.
+    """Return the policies that limit all queues, by the policy's name."""
+    # RabbitMQ ignores at-least-once for a queue with overflow drop-head.
     letters = {"dead-letter-exchange": names.late, "dead-letter-strategy": "at-least-once"}
     return {
         "netspace.mailbox": _policy(r"^mailbox\.", "quorum_queues", {**_MAILBOX, **letters}),
@@ -117,7 +120,7 @@ def policies(names: Names) -> dict[str, dict[str, Any]]:
         "netspace.replies": _policy(r"^replies\.", "classic_queues", _REPLIES),
         "netspace.notices": _policy(r"^notices\.", "classic_queues", _NOTICES),
         "netspace.dead": _policy(rf"^dead(-again)?(\.{TAG_PATTERN})?$", "quorum_queues", _DEAD),
-        # Any sender can have its own mail die so, as much as it likes.
+        # drop-head: any sender can produce any number of late messages.
         "netspace.dead-late": _policy(
             rf"^dead-late(\.{TAG_PATTERN})?$", "quorum_queues", {**_DEAD, "overflow": "drop-head"}
         ),
@@ -129,14 +132,14 @@ def _policy(pattern: str, kind: str, definition: dict[str, Any]) -> dict[str, An
 
 
 def members(links: Iterable[Link]) -> set[str]:
-    """The environments of this host that have an account and a mailbox: those with at least one link."""
+    """Return the environments of this host with at least one link: each has an account and a mailbox."""
     return {end for link in links for end in link.here}
 
 
 def writer(link: Link) -> str:
-    """Return the publisher into a link's exchange, on the broker that has it.
+    """Return the publisher into a link's exchange, on the broker that has the exchange.
 
-    It is the sender; of a buffered link from another host it is that host's broker.
+    It is the sender; for a buffered link from another host it is that host's broker.
     """
     if link.via == "buffered" and link.from_host is not None:
         return carrier(link.from_host)
@@ -144,40 +147,41 @@ def writer(link: Link) -> str:
 
 
 def accounts(links: Collection[Link], names: Names) -> set[str]:
-    """Return all that this host makes accounts for: its environments, and the publishers of links from other hosts.
+    """Return the owners of the accounts that this host makes.
 
-    On a broker that hosts share, each makes the accounts of its own environments alone.
+    They are its environments and the publishers of links from other hosts. On a broker that hosts share, each host
+    makes only the accounts of its own environments.
     """
     others = () if names.fleet else (writer(link) for link in links if link.from_host is not None)
     return members(links).union(others)
 
 
 def elsewhere(link: Link) -> bool:
-    """Whether a link is made by another host: its sender goes to the receiver's broker by itself."""
+    """Return whether the link is direct and leads to another host, which then has all of its broker objects."""
     return link.to_host is not None and link.via == "direct"
 
 
 def carried(link: Link) -> bool:
-    """Whether a link's mail waits on this host's broker until it is carried over to another host's."""
+    """Return whether the link is buffered and leads to another host, so that it has an outbox and a shovel here."""
     return link.to_host is not None and link.via == "buffered"
 
 
 def objects(links: Collection[Link], names: Names, shovels: Mapping[str, Mapping[str, Any]] | None = None) -> Objects:
-    """Return all broker objects of *links*, accounts without their passwords.
+    """Return all broker objects of *links*. Accounts have no passwords.
 
-    :param shovels: the settings of buffered links' shovels, by their outbox (``remote.shovels``).
+    :param shovels: the settings of the shovels of buffered links, by outbox (``remote.shovels``).
     """
     made: Objects = {}
     environments = members(links)
     if not environments:
         return made
     here = [link for link in links if not elsewhere(link)]
-    answered: dict[str, set[str]] = {}  # asker -> what those answer through whom it may ask
-    asked: dict[str, set[str]] = {}  # who is asked -> what it answers through
+    answered: dict[str, set[str]] = {}  # asker -> exchanges of the answers to it
+    asked: dict[str, set[str]] = {}  # responder -> exchanges to which it publishes answers
     sends: set[str] = set()
     watches: set[str] = set()
-    brought: dict[str, int] = {}  # another host's broker -> how many links it brings mail of
-    # On a shared broker the receiver's host makes the link, and the sender's its account and queue for answers.
+    brought: dict[str, int] = {}  # another host's broker -> the number of its buffered links to here
+    # On a shared broker the receiver's host makes the link; the sender's host makes its account and replies queue.
     for link in links if names.fleet else here:
         sends.add(writer(link))
         if writer(link) != link.source:
@@ -191,7 +195,7 @@ def objects(links: Collection[Link], names: Names, shovels: Mapping[str, Mapping
 
     made.update(shared(names))
     for environment in environments | accounts(here, names):
-        # Each shovel of another host's broker is a connection, and a new one may come before the old one has gone.
+        # Each shovel of another host's broker has one connection here, and may open a new one before the old one ends.
         times = 2 * brought.get(environment, 0) / CONNECTIONS + 1
         made["user", account(environment)] = {
             "tags": [],
@@ -232,12 +236,15 @@ def objects(links: Collection[Link], names: Names, shovels: Mapping[str, Mapping
 
 
 def way(link: Link, names: Names) -> str:
-    """Return the queue on this host's broker that a link leads to; for a link to another host, its outbox."""
+    """Return the queue on this host's broker to which a link delivers; for a link to another host, its outbox."""
     return names.queue(link) if link.to_host is None else names.outbox(link)
 
 
 def shared(names: Names) -> Objects:
-    """Return the objects that all links of a vhost share. No link's end revokes them: other hosts may use them too."""
+    """Return the objects that all links of a vhost share.
+
+    They stay when links are revoked, because other hosts may use them too.
+    """
     made: Objects = {("policy", name): policy for name, policy in policies(names).items()}
     _exchange(made, names.dead, "fanout")
     _queue(made, names.dead, "quorum")
@@ -251,7 +258,7 @@ def shared(names: Names) -> Objects:
 
 
 def of_link(link: Link, names: Names) -> list[Key]:
-    """Return the keys of the objects that are this link's alone."""
+    """Return the keys of the objects that belong to this link alone."""
     if elsewhere(link):
         return []
     name, queue = names.exchange(link), way(link, names)
@@ -271,7 +278,7 @@ def _of_watch(link: Link, names: Names) -> list[Key]:
 
 
 def _bounds(link: Link) -> dict[str, Any]:
-    """Return a lane's own limits. The policy's apply as well: of two limits the lower one counts."""
+    """Return the arguments with the limits of a dedicated queue. The policy applies too; the lower limit counts."""
     bounds: dict[str, Any] = {"x-overflow": "drop-head" if link.full == "drop-head" else "reject-publish"}
     if link.length is not None:
         bounds["x-max-length"] = link.length
@@ -281,17 +288,17 @@ def _bounds(link: Link) -> dict[str, Any]:
 
 
 def fullness(link: Link, messages: int, size: int) -> float:
-    """Return the used part (1 is full) of the queue that *link* leads to here, by messages or bytes, whichever is more.
+    """Return the fill ratio (1 is full) of the link's queue here, by messages or by bytes, whichever is higher.
 
-    A queue that the receiver reads has the link's own bounds; an outbox has a mailbox's.
+    A queue that the receiver reads has the link's own bounds; an outbox has those of a mailbox.
     """
     return part(messages, size, link.length if link.to_host is None else None)
 
 
 def part(messages: int, size: int, length: int | None = None) -> float:
-    """Return the used part (1 is full) of a queue of mail or dead letters.
+    """Return the fill ratio (1 is full) of a queue of messages or dead letters.
 
-    :param length: the most messages that it takes; None: as many as a mailbox.
+    :param length: the most messages that it takes; None: those of a mailbox.
     """
     return max(messages / (length or int(_MAILBOX["max-length"])), size / int(_MAILBOX["max-length-bytes"]))
 
@@ -304,12 +311,12 @@ def _permission(
     if sends:
         sender = f"[a-z0-9_-]+{environment}" if environment.startswith("@") else environment
         write.append(rf"link\.{sender}\.[a-z0-9_@-]+{tag}")
-    if asks:  # binding a queue needs write on it, and read on the exchange
+    if asks:  # binding a queue needs permission to write to it, and to read the exchange
         write.append(literal(names.replies(environment)))
     write.extend(literal(exchange) for exchange in sorted(answers))
-    # A mailbox or lane with a former name is this environment's as well, until it is empty.
+    # The tag is left open: the environment also reads its draining queues (an older tag) until they are empty.
     read = [rf"mailbox\.{environment}(\.{TAG_PATTERN})?", rf"lane\.[a-z0-9_@-]+\.{environment}(\.{TAG_PATTERN})?"]
-    if host_of(environment) is not None:  # its mailbox is on its own host
+    if host_of(environment) is not None:  # its mailbox is on the other host
         read = []
     if watches:
         read.append(literal(names.notices(environment)))
@@ -320,7 +327,7 @@ def _permission(
 
 
 def literal(name: str) -> str:
-    """Return a pattern for a permission that matches the *name* alone."""
+    """Return a pattern for a permission that matches only *name*."""
     return name.replace(".", r"\.")
 
 
@@ -352,12 +359,12 @@ def _binding(made: Objects, source: str, target: str) -> None:
 
 @dataclass(frozen=True)
 class Found:
-    """Our objects on a broker, taken from its definitions.
+    """netspace's objects on a broker, taken from its definitions.
 
-    :param objects: ours, in the form of :func:`objects`.
-    :param hashes: per account, its password hash (``base64(salt || sha256(salt || password))``).
+    :param objects: the objects, in the form of :func:`objects`.
+    :param hashes: by account, its password hash (``base64(salt || sha256(salt || password))``).
     :param vhost: whether our vhost exists.
-    :param whole: whether the vhost is this host's alone.
+    :param whole: whether this host alone uses the vhost.
     """
 
     objects: Objects = field(default_factory=dict)
@@ -367,14 +374,14 @@ class Found:
 
 
 def found(definitions: Mapping[str, Any], vhost: str, known: Collection[str], *, whole: bool) -> Found:
-    """Pick what is ours out of a broker's *definitions* (``GET /api/definitions``).
+    """Select netspace's objects from a broker's *definitions* (``GET /api/definitions``).
 
-    Ours is what bears one of our names in our *vhost*. Accounts have no vhost: an
-    ``env.<e>`` is ours where it has permissions in our vhost, or <e> is known to us.
+    An object in our *vhost* is ours if it has one of our names. Accounts have no vhost: ``env.<e>`` is ours if it has
+    permissions in our vhost, or if <e> is *known*.
 
-    :param known: environments that are, were or are about to be linked.
-    :param whole: the vhost is this host's alone. Else (a broker that hosts share) only
-        what belongs to *known* environments is ours: a link to its receiver, a binding to answers to the asker.
+    :param known: environments that have or had links, or are about to get some.
+    :param whole: this host alone uses the vhost. Otherwise only objects of *known* environments are ours: a link
+        belongs to its receiver, a binding to answers belongs to the asker.
     """
     names = set(known)
 
@@ -397,7 +404,7 @@ def found(definitions: Mapping[str, Any], vhost: str, known: Collection[str], *,
             ours["queue", entry["name"]] = _pick(entry, durable=True, auto_delete=False, arguments={})
     for entry in here("bindings"):
         source, kind, target = entry["source"], entry["destination_type"], entry["destination"]
-        if not source:  # the default exchange's, which every queue has
+        if not source:  # a binding to the default exchange, which every queue has
             continue
         others = not whole and environments_of(source, "link", "watch") is not None
         asking = not whole and environments_of(source, "reply") is not None
@@ -430,14 +437,14 @@ def found(definitions: Mapping[str, Any], vhost: str, known: Collection[str], *,
 
 
 def flooded(bindings: Iterable[Mapping[str, Any]], known: Collection[str], *, whole: bool) -> list[Key]:
-    """Return the queues and exchanges of ours that environments have bound to answers beyond what asking needs.
+    """Return our queues and exchanges that environments have bound to answers beyond what a request needs.
 
-    An asker needs read on ``reply.<b>`` to bind its replies queue there, and so may bind whatever it may
-    write to, in any number and with arguments of any size; the broker keeps them all, and says them all
-    in its definitions. Made anew, these are without any such binding. No other binding can be
-    made by an environment, for it may read no other exchange.
+    An asker needs the right to read ``reply.<b>`` to bind its replies queue to it. This right also permits it to bind
+    any object that it may write to, any number of times, with arguments of any size. The broker stores all of these
+    bindings and lists them in its definitions. An object that is deleted and recreated has lost them. An environment
+    can make no other bindings, because it may read no other exchange.
 
-    :param bindings: of our vhost, with source, destination_type, destination and properties_key
+    :param bindings: the bindings in our vhost, with source, destination_type, destination and properties_key
         (``<routing key>~<hash>`` where there are arguments, ``~`` for an empty key without any).
     :param known: as for :func:`found`; so is *whole*.
     """

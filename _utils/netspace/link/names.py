@@ -1,18 +1,20 @@
-"""Names of the broker's objects, which nobody can guess. Pure, but for reading and writing the keys.
+"""Unguessable names of the broker's objects. Pure, except for reading and writing the keys.
 
-RabbitMQ tells any account whether a name exists, and how many messages and consumers a queue
-has: declaring it passively needs no right. So each name ends in a keyed hash of itself, and
-an environment knows those that its ``environment.json`` tells it, and no other::
+RabbitMQ tells any account whether a name exists, and how many messages and consumers a queue has: a passive declare
+needs no permission. So each name ends in a tag, a keyed hash (HMAC) of the name. An environment knows only the names in
+its ``environment.json``::
 
     mailbox.<e>.<tag>   lane.<a>.<b>.<tag>   link.<a>.<b>.<tag>   replies.<a>.<tag>   reply.<b>.<tag>   dead.<tag>
     notices.<a>.<tag>   watch.<a>.<b>.<tag>   outbox.<a>.<b>.<tag>
 
-Where <a> or <b> is on another host, it is ``<environment>@<host>`` there. ``@<host>`` alone is that host's broker.
+If <a> or <b> is on another host, it is written ``<environment>@<host>``. ``@<host>`` alone is that host's broker.
 
-Names that only this host uses follow from a key of its own. Names that another host uses as well follow from a key
-that these two have and no third one (``pairs``): whoever takes over a host can find out the objects between it and
-another, and no others there. On a broker that hosts share, all names follow from one key (``broker:names_key``).
-Keys are in ``<records>/link/names.json``, never on the broker, in a card, or in what Salt returns.
+Tags of objects that only this host uses derive from this host's own key. Tags of objects that another host uses too
+derive from a key that only these two hosts have (``pairs``). An attacker who takes over a host can compute the names of
+the objects that it shares with another host, but no other names there. On a broker that hosts share, all tags derive
+from one key (``broker:names_key``).
+
+Keys are in ``<records>/link/names.json``, never on the broker, in a card, or in Salt's returns.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from netspace.link.pairs import Pair
 from netspace.spec.types import END, Broker, ClusterBroker, Link, LocalBroker, host_of
 
 DEAD, LATE = "dead", "dead-late"
-AGAIN = "dead-again"  # where an older version had letters while it sent them again
+AGAIN = "dead-again"  # an older version kept dead letters here while it sent them again
 _ONE, _TWO = ("reply", "mailbox", "replies", "notices", "env"), ("link", "lane", "watch", "outbox")
 _ENDS = {**dict.fromkeys(_ONE, 1), **dict.fromkeys(_TWO, 2), DEAD: 0, LATE: 0, AGAIN: 0}
 _TAG = re.compile(r"[0-9a-f]{32}")
@@ -45,19 +47,19 @@ MAIL = ("mailbox", "lane", "outbox")
 _SHOWN = re.compile(r"\.[0-9a-f]{32}(?![0-9a-f])")
 
 
-@functools.lru_cache(maxsize=65536)  # a plan names each object several times
+@functools.lru_cache(maxsize=65536)  # a plan computes each name several times
 def _tag(key: bytes, text: str) -> str:
     return hmac.digest(key, text.encode(), "sha256").hex()[:32]
 
 
 @dataclass(frozen=True)
 class Names:
-    """The names that follow from a *key*; without one, those of netspace's first versions, which can be guessed.
+    """Names with tags derived from a *key*; without a key, the guessable names of netspace's first versions.
 
-    :param apart: hosts that don't know this key use the same virtual host: objects that they share have plain names.
-    :param fleet: hosts share the virtual host: an environment is named there without the host that it is on.
-    :param pairs: by other host, the key of objects between this host and that one. Where a host has none, *key* is
-        used, and nobody there knows the names.
+    :param apart: hosts that don't have this key use the same virtual host; objects that they share have no tag.
+    :param fleet: hosts share the virtual host; names there contain environments without ``@<host>``.
+    :param pairs: by other host, the key of the objects that this host shares with it. If a host is missing, *key* is
+        used, and that host doesn't know the names.
     """
 
     key: bytes = field(default=b"", repr=False)
@@ -66,7 +68,10 @@ class Names:
     pairs: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
     def fingerprints(self, links: Iterable[Link]) -> dict[str, str]:
-        """Return digests that tell keys apart and reveal none: this host's own by ``""``, those of *links* by host."""
+        """Return a digest of each key: this host's own under ``""``, those shared with other hosts of *links* by host.
+
+        The digests reveal a change of a key, but not the key.
+        """
         hosts = {host for link in links for host in (link.from_host, link.to_host) if host is not None}
         found = {"": self.key, **({} if self.fleet else {host: self._key(host) for host in sorted(hosts)})}
         return {
@@ -74,17 +79,20 @@ class Names:
         }
 
     def over(self, host: str, here: str) -> Names:
-        """Return the names on *host*'s broker of objects between it and this host, which other hosts call *here*."""
+        """Return the names on *host*'s broker of the objects that it shares with this host.
+
+        :param here: the name of this host in the declarations of other hosts.
+        """
         return Names(pairs={here: self._key(host)})
 
     def _key(self, host: str | None) -> bytes:
         return self.key if host is None or self.fleet else self.pairs.get(host, self.key)
 
     def of(self, plain: str, more: str = "", host: str | None = None) -> str:
-        """Return the whole name, *plain* with its tag.
+        """Return the whole name: *plain* with its tag.
 
-        :param more: changes the tag alone: names that read alike then differ.
-        :param host: the other host that uses the name as well; None: there is none.
+        :param more: changes only the tag, so that names that are otherwise equal differ.
+        :param host: the other host that uses the object too; None: there is none.
         """
         key = self._key(host)
         return f"{plain}.{_tag(key, f'{plain} {more}')}" if key else plain
@@ -102,7 +110,7 @@ class Names:
         return self.of(f"replies.{self._ends(environment)}", host=host_of(environment))
 
     def reply(self, environment: str, host: str | None = None) -> str:
-        """Return the exchange that *environment* answers through; askers of another *host* have one of their own."""
+        """Return the exchange to which *environment* publishes answers; each other *host* of askers has its own."""
         return self.of(f"reply.{self._ends(environment)}", host=host)
 
     def notices(self, environment: str) -> str:
@@ -112,17 +120,20 @@ class Names:
         return self.of(f"watch.{self._ends(link.source, link.target)}")
 
     def watched(self, link: Link) -> str:
-        """Return the queue whose readers the sender is told of: the mailbox; for a sender on another host its lane."""
+        """Return the queue whose consumers the sender monitors: the mailbox; for a remote sender the dedicated queue.
+
+        A dedicated queue that a local link has because of its bounds is not monitored.
+        """
         return self.queue(link) if self.has_lane(link) and link.from_host else self.mailbox(link.target)
 
     def has_lane(self, link: Link) -> bool:
-        """Whether a link's mail waits in a queue of its own: it has bounds, or its sender watches from another host."""
+        """Return whether a link has a dedicated queue: it has bounds, or its sender monitors from another host."""
         return bool(link.bounds) or (link.monitor and link.from_host is not None and not self.fleet)
 
     def queue(self, link: Link) -> str:
-        """Return the queue where a link's mail waits: the mailbox, or a lane of its own.
+        """Return the queue to which a link delivers: the mailbox, or the link's dedicated queue.
 
-        A queue's arguments can't be changed: with other bounds the link gets another lane.
+        A queue's arguments can't be changed, so the name of a dedicated queue depends on the bounds of its link.
         """
         if not self.has_lane(link):
             return self.mailbox(link.target)
@@ -130,7 +141,7 @@ class Names:
         return self.of(plain, bounds, link.from_host if link.monitor else None)
 
     def outbox(self, link: Link) -> str:
-        """Return the queue where the mail of a buffered link waits until the receiver's host has taken it."""
+        """Return the queue that holds the mail of a buffered link until the receiver's host has taken it."""
         return self.of(f"outbox.{link.name}")
 
     @property
@@ -139,7 +150,7 @@ class Names:
 
     @property
     def late(self) -> str:
-        """The exchange and the queue of letters that waited too long, or made way."""
+        """The exchange and the queue of dead letters that expired or were dropped from a full queue."""
         return LATE if self.apart else self.of(LATE)
 
     @property
@@ -151,12 +162,12 @@ PLAIN = Names()
 
 
 def account(environment: str) -> str:
-    """The name of an environment's account; no account can find out about another."""
+    """Return the name of an environment's account. It needs no tag: no account can learn whether another exists."""
     return f"env.{environment}"
 
 
 def environments_of(name: str, *kinds: str) -> tuple[str, ...] | None:
-    """Return the environments in a name of one of our *kinds* of objects; None: it is no such name."""
+    """Return the environments in the name of an object of one of *kinds*; None: the name is not of this form."""
     kind, *ends = name.split(".")
     if kind not in kinds:
         return None
@@ -168,7 +179,7 @@ def environments_of(name: str, *kinds: str) -> tuple[str, ...] | None:
 
 
 def carrier(host: str) -> str:
-    """Return the name of another host's broker in the place of an environment's: it brings the mail of that host."""
+    """Return the name of another host's broker as the publisher of buffered links, in place of an environment."""
     return f"@{host}"
 
 
@@ -177,17 +188,20 @@ def _is_broker(end: str) -> bool:
 
 
 def is_dead(name: str) -> bool:
-    """Whether it is an exchange or queue of dead letters."""
+    """Return whether *name* is an exchange or queue of dead letters."""
     return environments_of(name, DEAD, LATE, AGAIN) is not None
 
 
 def owner(queue: str) -> str:
-    """Return the owner of the mail in a queue of ours: an environment, a link (of a lane or an outbox), or ``dead``."""
+    """Return the owner of the mail in one of our queues.
+
+    It is an environment for a mailbox, a link for a dedicated queue or an outbox, and ``dead`` for dead letters.
+    """
     return ".".join(environments_of(queue, *MAIL) or (DEAD,))
 
 
 def shown(text: str) -> str:
-    """Return a text with names as people may read them: without their tags, which nobody can guess."""
+    """Return a text without the tags of names, so that people may read it and nobody learns the tags."""
     return _SHOWN.sub("", text)
 
 
@@ -196,8 +210,9 @@ def shown(text: str) -> str:
 class _Keys:
     """The keys in ``names.json``.
 
-    :param shared: the key isn't this host's own, but of a file that hosts share.
-    :param pairs: None: a version wrote the file for which ``broker:names_key`` was the key of all names.
+    :param shared: *key* isn't this host's own, but comes from a file that hosts share.
+    :param pairs: by other host, the pair's key; None: an older version of netspace wrote the file, for which
+        ``broker:names_key`` was the key of all names.
     """
 
     key: bytes = field(repr=False)
@@ -221,14 +236,14 @@ def _recorded(layout: Layout) -> _Keys | None:
 
 
 def exported(layout: Layout) -> Mapping[str, Any]:
-    """Return the keys as they are recorded, for a backup of what bears these names; empty: there are none."""
+    """Return the recorded keys, for a backup of objects with these names; empty: there are none."""
     return files.read_json(_path(layout)) or {}
 
 
 def adopt(layout: Layout, record: Mapping[str, Any]) -> None:
-    """Have the keys that :func:`exported` returned once. The next run names anew what bears other names.
+    """Record the keys from :func:`exported`. The next run renames objects that have other names.
 
-    :raises StateError: they can't be read.
+    :raises StateError: the keys can't be decoded.
     """
     _decoded(layout, record)
     files.write_json(_path(layout), record)
@@ -247,7 +262,7 @@ def _decoded(layout: Layout, record: Mapping[str, Any]) -> _Keys:
 
 
 def _declared(broker: Broker, recorded: _Keys | None) -> _Keys | None:
-    """The keys that a broker's declaration asks for; None: this host's own is still to be made."""
+    """Return the keys that a broker's declaration requires; None: this host's own key is still to be made."""
     if isinstance(broker, ClusterBroker) and broker.names_key:
         return _Keys(pairs.given(broker.names_key), True)
     if recorded is None or recorded.shared:
@@ -257,7 +272,7 @@ def _declared(broker: Broker, recorded: _Keys | None) -> _Keys | None:
 
 
 def used(layout: Layout, broker: Broker) -> Names:
-    """The names that are in use on *broker*, by the record alone; before there is one, those of first versions."""
+    """Return the recorded names in use on *broker*; if there is no record, the names of netspace's first versions."""
     recorded = _recorded(layout)
     if broker.names_key and (recorded is None or recorded.pairs is None):
         return _Keys(pairs.given(broker.names_key)).names(broker)
@@ -265,16 +280,16 @@ def used(layout: Layout, broker: Broker) -> Names:
 
 
 def declared(layout: Layout, broker: Broker) -> Names | None:
-    """The names that *broker* is to have; None: their key is still to be made.
+    """Return the desired names on *broker*; None: their key is still to be made.
 
-    :raises NetspaceError: when a key that they follow from can't be read.
+    :raises NetspaceError: a key from which they derive can't be read.
     """
     keys = _declared(broker, _recorded(layout))
     return None if keys is None else keys.names(broker)
 
 
 def ensure(layout: Layout, broker: Broker) -> Names:
-    """The names that *broker* is to have, with a new key where there is none; they are the used ones from now on."""
+    """Return the desired names on *broker* and record their keys; make a key where there is none."""
     keys = _declared(broker, _recorded(layout)) or _declared(broker, _Keys(secrets.token_bytes(32)))
     assert keys is not None
     between = {host: {"key": one.key.hex(), "source": one.source} for host, one in (keys.pairs or {}).items()}
@@ -283,5 +298,5 @@ def ensure(layout: Layout, broker: Broker) -> Names:
 
 
 def forget(layout: Layout) -> None:
-    """Forget the keys: no object bears a name any more."""
+    """Delete the keys, after the last named object was deleted."""
     files.remove(_path(layout))

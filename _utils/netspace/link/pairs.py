@@ -1,11 +1,13 @@
-"""Keys of pairs of hosts, for the names of objects between the two; no third host can have such a key.
+"""Pairwise keys of two hosts, from which the names of their shared broker objects derive.
 
-Each host has an X25519 key (RFC 7748) in the folder of its authority, ``names.key``, which never leaves it. Its public
-half, which is no secret, stands in the declarations of the others: ``broker:hosts:<h>:public_key``. One's own key and
-the other's public half give the same secret on both. Where a public half isn't declared, the secret is that which all
-hosts have (``broker:names_key``): **whoever has it can find out what is between the others**.
+Each host has an X25519 key (RFC 7748) in the folder of its authority, ``names.key``, which never leaves it. Other hosts
+declare its public half, which is no secret, as ``broker:hosts:<h>:public_key``. Both hosts of a pair compute the same
+shared secret from their own key and the other's public half; no third host can.
 
-Keys are kept with the names (``names``), and made anew when what they were made of has changed.
+If a host's public half isn't declared, the secret that all hosts share (``broker:names_key``) is used instead: **each
+host that has it can then compute the names between the others**.
+
+Pairwise keys are stored with the names (``names``), and computed again when their source has changed.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from netspace.link import certificates
 from netspace.spec.types import LocalBroker
 
 FILE = "names.key"
-LEAST = 32  # characters of a secret that is given
+LEAST = 32  # characters of the shared secret
 MAX_FILE = 4096
 
 
@@ -33,7 +35,7 @@ MAX_FILE = 4096
 class Pair:
     """The key of one pair of hosts.
 
-    :param source: digest of what it was made of.
+    :param source: digest of the keys and trust domains from which it was derived.
     """
 
     key: bytes = field(repr=False)
@@ -41,7 +43,7 @@ class Pair:
 
 
 def public(folder: Path) -> str:
-    """The public half of the key in *folder*, which is made where there is none."""
+    """Return the public half of the X25519 key in *folder*; make the key if there is none."""
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
     path = folder / FILE
@@ -52,10 +54,10 @@ def public(folder: Path) -> str:
 
 
 def between(broker: LocalBroker, known: Mapping[str, Pair]) -> dict[str, Pair]:
-    """The key of this host and each of the others that are declared.
+    """Return the pairwise key of this host with each other declared host, by name.
 
-    :param known: the keys that there are; a key is computed again only where its source has changed.
-    :raises NetspaceError: when a key or secret that they are made of can't be read or used.
+    :param known: the existing keys; a key is computed again only if its source has changed.
+    :raises NetspaceError: a key or secret from which they derive can't be read or used.
     """
     own: bytes | None = None
     shared: bytes | None = None
@@ -89,10 +91,10 @@ def given(path: str | None) -> bytes:
 
 
 def secret(path: Path, where: str) -> bytes:
-    """Return the content of a file that nobody but its owner may read, up to ``MAX_FILE`` bytes.
+    """Return the content of a file that only its owner may access, up to ``MAX_FILE`` bytes.
 
     :param where: the file's name in errors.
-    :raises NetspaceError: others have rights on it, or it can't be read.
+    :raises NetspaceError: other users have permissions on it, or it can't be read.
     """
     try:
         with open(path, "rb") as stream:
@@ -132,7 +134,7 @@ def _load(raw: bytes, where: str) -> Any:
 
     try:
         key = load_pem_private_key(raw, None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as err:  # the key's content is never repeated
+    except (ValueError, TypeError, UnsupportedAlgorithm) as err:  # the error must not contain the key
         raise NetspaceError(f"{where}: {type(err).__name__}: it holds no key; remove it to have a new one") from err
     if not isinstance(key, X25519PrivateKey):
         raise NetspaceError(f"{where}: it holds a key of another kind; remove it to have a new one")

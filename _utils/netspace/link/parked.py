@@ -1,6 +1,6 @@
-"""Parked mail, in queues that no link leads to any more: counted, and dropped where an operator says so.
+"""Parked mail: messages in queues to which no link delivers any more. Counted here, and dropped on request.
 
-It stays where it was delivered (``Record.parked``), also while the broker is stopped because there is no link at all.
+Parked mail stays in its queue (``Record.parked``), even while the broker is stopped because there are no links.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ MAIL = "mail"
 
 
 def plan(layout: Layout, owners: Collection[str], going: Collection[str]) -> Plan:
-    """Return the plan of a purge: the mail that it drops, by owner. Reads only.
+    """Return the plan of a purge: the mail to drop, by owner. Reads only.
 
-    The broker's counts may leave out mail of the last 10 s or so.
+    The broker's counts may miss messages of the last 10 s or so.
 
     :param owners: environments and links whose parked mail is dropped.
-    :param going: links that the same run revokes: then all mail is dropped that no other link leads to.
+    :param going: links that the same run revokes. If there are any, the run drops all mail to which no other link
+        delivers.
     """
     known = record.read(layout)
     staying = {name: link for name, link in known.links.items() if name not in going}
@@ -57,14 +58,14 @@ def plan(layout: Layout, owners: Collection[str], going: Collection[str]) -> Pla
 
 
 def _undeclared(layout: Layout, known: Record, api: Management) -> dict[str, int]:
-    """Return the queues of mail that none of the recorded links needs, with the number of messages in each."""
+    """Return the mail queues that no recorded link needs, with the number of messages in each."""
     assert known.broker is not None
     called = names.used(layout, known.broker)
     wanted = {key[1] for key in planning.objects(layout, known.broker, known.links, called) if key[0] == "queue"}
     wanted |= {one.queue for one in known.former if one.environment or known.links}
     vhost = reach.vhost(layout, known.broker)
     found: list[Mapping[str, Any]] = api.get("queues", vhost, query="columns=name,messages") or []
-    # On a broker that hosts share, dead letters are everybody's.
+    # On a broker that hosts share, the queues of dead letters belong to all hosts.
     dead = not known.links and isinstance(known.broker, LocalBroker)
     return {
         one["name"]: one.get("messages") or 0
@@ -75,7 +76,7 @@ def _undeclared(layout: Layout, known: Record, api: Management) -> dict[str, int
 
 
 def purge(layout: Layout, supervisor: Supervisor, progress: Callable[[str], None], step: Step) -> None:
-    """Drop the mail that *step* names; other parked mail stays."""
+    """Drop the mail of the owners in *step*; other parked mail stays."""
     known = record.read(layout)
     doomed: Collection[str] = step.data
     left = tuple(one for one in known.parked if one not in doomed)

@@ -1,4 +1,4 @@
-"""Plan of the changes that make links as desired. Pure: no broker, no disk."""
+"""Plan of the changes that bring links into the desired state. Pure: no broker, no disk."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BROKER, FORWARDER, SEALS = "broker", "forwarder", "seals"
 
 @dataclass(frozen=True)
 class DesiredLinks:
-    """Links that shall exist, on which broker. Other recorded links stay."""
+    """The desired links and their broker. Other recorded links stay."""
 
     broker: Broker
     links: tuple[Link, ...]
@@ -37,20 +37,22 @@ class DesiredLinks:
 class Observed:
     """The links of this host, their broker and its services, as observed.
 
-    :param broker: ``unreachable`` (with ``detail``): a broker that isn't ours gives no answer, or any broker refuses
-        the question. Our own broker is ``starting`` while it gives no answer.
-    :param definitions: the broker's, with accounts by our names; None where it doesn't run, or where objects are
-        ``flooded`` (``model.flooded``), which must be made anew first.
+    :param broker: its state. ``unreachable`` (with ``detail``): a broker that isn't ours doesn't answer, or a broker
+        refuses the request. Our own broker is ``starting`` while it doesn't answer.
+    :param definitions: the broker's definitions with our names of accounts; None: it doesn't run, or some objects are
+        *flooded*.
+    :param flooded: objects with excess bindings, which must be recreated first (``model.flooded``).
     :param stalled: the process that runs all shovels to other hosts has ended for good.
-    :param names: the names that objects are to have; None: their key is still to be made.
-    :param unnamed: why these names can't be told; *names* are then those that are in use.
-    :param drained: queues with a former name that are empty.
-    :param installed: our node's files are those of the recorded broker.
-    :param silent: why the forwarder carries nothing, though its process runs; empty where it does.
-    :param config: the forwarder's configuration; ``namespaces`` its environments' inodes.
-    :param keys: for sealed links, by environment.
+    :param names: the desired names of objects; None: their key is still to be made.
+    :param unnamed: why the desired names can't be computed; *names* are then the recorded ones. Empty: they can.
+    :param drained: draining queues that are empty.
+    :param installed: the files of our node are those of the recorded broker.
+    :param silent: why the forwarder forwards nothing, though its process runs; empty: it forwards.
+    :param config: the forwarder's configuration.
+    :param namespaces: inode numbers of the environments' network namespaces.
+    :param keys: keys for sealed links, by environment.
     :param others: knowledge of other hosts, for sealed links to and from them.
-    :param pid: process of our own node; 0 where it doesn't run.
+    :param pid: process id of our own node; 0: it doesn't run.
     """
 
     record: Record = field(default_factory=Record)
@@ -78,9 +80,10 @@ class Observed:
 
 @dataclass(frozen=True)
 class Work:
-    """Input of ``apply``; every step of a plan carries the same one.
+    """Input of ``apply``; all steps of a plan have the same one in ``data``.
 
-    :param compared: the broker's objects compared with the declared ones, where its definitions were read.
+    :param before: the recorded links; *after*: the desired ones.
+    :param compared: the comparison of the broker's objects with the desired ones; None: there are no definitions.
     """
 
     broker: Broker
@@ -91,14 +94,14 @@ class Work:
 
 
 def plan(layout: Layout, desired: DesiredLinks, observed: Observed, remove: Collection[str] = ()) -> Plan:
-    """Return the plan of changes. Pure. Steps bear the name of a link, or ``broker``, ``forwarder``, ``seals``."""
+    """Return the plan of changes. A step's name is that of a link, or ``broker``, ``forwarder`` or ``seals``."""
     before = observed.record.links
     after = {name: link for name, link in before.items() if name not in remove}
     after.update({link.name: link for link in desired.links})
     notes = parked_notes(observed.record.parked)
     if not before and not after:
         return Plan(notes=notes)
-    # With nothing desired the broker is whichever there is.
+    # If no link is desired, the broker stays the recorded one.
     wanted = desired.broker if desired.links or observed.record.broker is None else observed.record.broker
     if observed.broker == "unreachable" and (not after or not reach.same(wanted, observed.record.broker or wanted)):
         stay = "its links can't be revoked there and stay usable by whoever reaches it"
@@ -184,7 +187,10 @@ def plan(layout: Layout, desired: DesiredLinks, observed: Observed, remove: Coll
 
 
 def _renamed(observed: Observed, after: Mapping[str, Link]) -> dict[str, dict[str, Any]]:
-    """Return the objects to rename, by their key: those that only this host names, or those it shares with another."""
+    """Return the groups of objects to rename because their name key changed.
+
+    ``names`` are objects of this host alone, ``names:<host>`` are those that it shares with another host.
+    """
     record = observed.record
     own = record.named.get("", "")
     old = {"old": "another key's" if own else "guessable", "new": "unguessable"}
@@ -196,7 +202,7 @@ def _renamed(observed: Observed, after: Mapping[str, Link]) -> dict[str, dict[st
 
 
 def objects(layout: Layout, broker: Broker, links: Mapping[str, Link], names: Names) -> model.Objects:
-    """Return all objects that *broker* is to have for these links."""
+    """Return all desired objects on *broker* for these links."""
     outboxes = {names.outbox(link): link for link in links.values() if model.carried(link)}
     return model.objects(links.values(), names, _shovels(layout, broker, outboxes, names))
 
@@ -213,7 +219,7 @@ def found(layout: Layout, broker: Broker, known: Collection[str], definitions: M
 
 @dataclass(frozen=True)
 class Comparison:
-    """Comparison of the broker's objects with the declared ones."""
+    """Comparison of the observed objects on the broker (*there*) with the desired ones (*wanted*)."""
 
     there: model.Found
     wanted: model.Objects
@@ -221,7 +227,7 @@ class Comparison:
     change: Difference
 
     def formers(self, observed: Observed) -> list[Former]:
-        """The queues that are read under a former name from now on."""
+        """Return the draining queues after the change: those that aren't empty yet."""
         known = observed.record.former
         found = former.find(self.there, self.wanted, self.after, known, observed.now)
         return [one for one in found if one.queue not in observed.drained]
@@ -237,9 +243,9 @@ def compare(
     names: Names,
     drained: Collection[str],
 ) -> Comparison:
-    """Compare the objects on *broker* with the declared ones.
+    """Compare the objects on *broker* with the desired ones.
 
-    :param drained: outboxes with a former name that are empty, and so need no shovel any more.
+    :param drained: empty draining queues; an outbox among them needs no shovel any more.
     """
     known = model.accounts([*before.values(), *after.values()], names)
     there = found(layout, broker, known, definitions)
@@ -253,7 +259,7 @@ def compare(
 
 
 def _former_changes(formers: Collection[Former], known: Collection[Former]) -> dict[str, dict[str, Any]]:
-    """Return the queues that are read under a former name from now on, or no more."""
+    """Return the queues that begin or cease to be draining queues."""
     old, new = {one.queue for one in known}, {one.queue for one in formers}
     read = "read until it is empty"
     return {
@@ -265,7 +271,7 @@ def _former_changes(formers: Collection[Former], known: Collection[Former]) -> d
 def _drift(
     comparison: Comparison, before: Mapping[str, Link], observed: Observed
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
-    """Return the objects that differ on the broker though the declaration is the same: per link, and the rest."""
+    """Return the objects that differ on the broker although their declaration hasn't changed: by link, and others."""
     links: dict[str, dict[str, Any]] = {}
     others: dict[str, dict[str, Any]] = {}
     change, after = comparison.change, comparison.after
@@ -287,20 +293,20 @@ def _drift(
 
 
 def _expected(comparison: Comparison, before: Mapping[str, Link], names: Names) -> set[Key]:
-    """Return the objects that differ because the declaration does."""
+    """Return the objects that differ because the declaration has changed."""
     if before == comparison.after:
         return set()
     old, new = model.objects(before.values(), names), comparison.wanted
     keys = {key for key in {*old, *new} if old.get(key) != new.get(key)}
     for name, link in before.items():
         if comparison.after.get(name) != link:
-            # An asker's bindings to answers that it may no longer hear have keys of its own making.
+            # Bindings of a revoked asker to answers have random routing keys, so only their exchange identifies them.
             keys.update(model.of_link(link, names))
     return keys
 
 
 def _broker_changes(work: Work) -> dict[str, dict[str, Any]]:
-    """Return the changes of the broker itself."""
+    """Return the changes of the broker itself: declaration, certificates, renewer, configuration and state."""
     from netspace.spec import parse
 
     observed = work.observed
@@ -325,7 +331,7 @@ def _broker_changes(work: Work) -> dict[str, dict[str, Any]]:
 
 
 def _key_changes(work: Work) -> dict[str, dict[str, Any]]:
-    """Return, by environment, the keys for sealed links to make, endorse, renew or forget; and the host's endorser."""
+    """Return, by environment, the keys for sealed links to make, endorse, renew or delete; and the host's endorser."""
     observed, own = work.observed, work.observed.others.own
     wanted = seals.members(work.after.values())
     promises = seals.promises(own, work.after.values())

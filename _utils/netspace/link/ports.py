@@ -1,10 +1,12 @@
-"""The port of each environment for the broker: held by root until the forwarder listens there.
+"""Reservation of each environment's port for the broker, until the forwarder listens there.
 
-Inside its network namespace a program may take any port. haproxy refuses its whole configuration if one port is taken,
-so one program could keep it from starting, for all environments. So the starter of the forwarder, and whoever changes
-it, first holds all ports by sockets that are bound and don't listen. With SO_REUSEPORT haproxy, which binds as root,
-can share them, and no other user can: socket(7). They are without SO_REUSEADDR, by which anybody could share a port on
-which nobody listens. An environment whose port can't be held is left out, and named.
+A program may take any port inside its network namespace. haproxy refuses its whole configuration if one port is taken,
+so one program could prevent its start for all environments. So ``launch`` and ``forwarder.apply`` first hold all ports
+with sockets that are bound but don't listen.
+
+The sockets have SO_REUSEPORT: haproxy binds as root, like these sockets, and can share the port; other users can't
+(socket(7)). They don't have SO_REUSEADDR, with which any user could share a port on which no socket listens. An
+environment whose port can't be held is left out and reported.
 """
 
 from __future__ import annotations
@@ -20,13 +22,16 @@ LOOPBACK = "127.0.0.1"
 
 
 class Held:
-    """Ports that are held as long as this is open.
+    """Context manager that holds ports until its end.
 
     :ivar refused: by environment, why its port can't be held.
     """
 
     def __init__(self, wanted: Mapping[str, tuple[Path, int]]) -> None:
-        """Hold the ports *wanted*: each environment's namespace and port."""
+        """Hold ports.
+
+        :param wanted: by environment, its network namespace and the port.
+        """
         self.refused: dict[str, str] = {}
         self._sockets: list[socket.socket] = []
         threads.in_thread(lambda: self._hold(wanted))
@@ -52,21 +57,21 @@ class Held:
             except OSError as err:
                 one.close()
                 if root_listens(port):
-                    continue  # the forwarder, whose own connections keep the port from being bound: it holds it
+                    continue  # the forwarder has the port; its connections prevent another bind
                 self.refused[name] = f"a program in it has taken {LOOPBACK}:{port} ({err.strerror})"
                 continue
             self._sockets.append(one)
 
 
 def root_listens(port: int) -> bool:
-    """Whether a socket that root made listens at *port* of the calling thread's loopback.
+    """Return whether a socket of the host's root listens at *port* of loopback in the calling thread's namespace.
 
-    Then nobody else can. No program in an environment has the user id 0 of the host.
+    Then no program of the environment can listen there: none has the host's user id 0.
     """
     return any((one.address, one.user) == (LOOPBACK, 0) for one in sockets.listeners("tcp", {port}))
 
 
 def told(refused: Mapping[str, str]) -> str:
-    """The message to an operator about environments that are left out."""
+    """Return the message to the operator about environments that are left out."""
     each = "; ".join(f"{name}: {why}" for name, why in sorted(refused.items()))
     return f"left out by the forwarder: {each}; end that program, and apply again"

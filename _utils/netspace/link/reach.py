@@ -1,4 +1,4 @@
-"""Reaching the recorded broker: its management API, its state, and what it has of ours. Changes nothing."""
+"""Access to the recorded broker: its management API, its state, and netspace's objects on it. Changes nothing."""
 
 from __future__ import annotations
 
@@ -24,26 +24,29 @@ CARRIERS_SECONDS = 3.0
 
 
 def vhost(layout: Layout, broker: Broker) -> str:
-    """The virtual host that the links are in."""
+    """Return the virtual host of the links."""
     return layout.instance if isinstance(broker, LocalBroker) else broker.vhost
 
 
 def same(one: Broker, other: Broker) -> bool:
-    """Whether two brokers are the same one, whatever else is changed; a cluster, by any of its nodes."""
+    """Return whether two declarations mean the same broker, even if settings differ.
+
+    A cluster is the same if the vhost and at least one management URL are.
+    """
     if isinstance(one, LocalBroker) or isinstance(other, LocalBroker):
         return isinstance(one, LocalBroker) and isinstance(other, LocalBroker)
     return one.vhost == other.vhost and not set(one.managements).isdisjoint(other.managements)
 
 
 def management(layout: Layout, broker: Broker) -> Management:
-    """The management API of whichever broker it is."""
+    """Return a client of *broker*'s management API."""
     if isinstance(broker, LocalBroker):
         return node.management(layout, broker)
     return Management(broker.managements, login(broker), ca=broker.ca)
 
 
 def login(broker: ClusterBroker) -> Login:
-    """Return the credentials of the account that manages a broker that isn't ours."""
+    """Return the credentials of the management account on a broker that isn't ours."""
     try:
         with open(broker.credentials) as stream:
             username, colon, password = stream.read(4096).strip().partition(":")
@@ -55,22 +58,24 @@ def login(broker: ClusterBroker) -> Login:
 
 
 def accounts(layout: Layout, broker: Broker) -> Accounts:
-    """Return the names of environments' accounts on the broker."""
+    """Return the conversion of account names for *broker*."""
     known = authority.read(layout) if isinstance(broker, LocalBroker) else None
     return identity.accounts(broker, None if known is None else known.host)
 
 
 def definitions(layout: Layout, api: Management, broker: Broker) -> dict[str, Any]:
-    """Return all definitions of the broker, with accounts by our names."""
+    """Return all definitions of the broker, with our names of accounts."""
     return accounts(layout, broker).told(api.get("definitions") or {})
 
 
 def ask(
     layout: Layout, record: Record, services: Mapping[str, Status], *, whole: bool = True
 ) -> tuple[BrokerState, str, Mapping[str, Any] | None, tuple[Key, ...]]:
-    """Return the recorded broker's state, a detail, and, where it runs, its definitions or the flooded objects.
+    """Return the recorded broker's state, a detail, its definitions, and the flooded objects.
 
-    :param whole: read the definitions as well; else they are None.
+    If there are flooded objects (:func:`flooded`), the definitions are None.
+
+    :param whole: also read definitions and flooded objects of a running broker; else return None and an empty tuple.
     """
     broker = record.broker or LocalBroker()
     if isinstance(broker, LocalBroker):
@@ -99,7 +104,7 @@ def ask(
         if isinstance(broker, LocalBroker) and err.status in (401, 503):
             return "starting", str(err), None, ()
         return "unreachable", str(err), None, ()
-    except NetspaceError as err:  # its credentials can't be read
+    except NetspaceError as err:  # the credentials can't be read
         if isinstance(broker, LocalBroker):
             raise
         return "unreachable", str(err), None, ()
@@ -111,23 +116,23 @@ def unneeded(excess: Collection[Key]) -> str:
 
 
 def drained(layout: Layout, record: Record, now: float) -> tuple[str, ...]:
-    """The recorded queues with a former name that are empty for certain, also of mail that a reader holds."""
+    """Return the recorded draining queues that certainly hold no message, not even an unacknowledged one."""
     settled = {one.queue for one in record.former if now - one.since > former.SETTLED}
     if not settled or record.broker is None:
         return ()
     try:
         with management(layout, record.broker) as api:
             counted = api.get("queues", vhost(layout, record.broker), query="columns=name,messages") or []
-    except NetspaceError:  # then they are read a little longer
+    except NetspaceError:  # the queues are then read a little longer
         return ()
     return tuple(sorted(queue["name"] for queue in counted if queue["name"] in settled and queue.get("messages") == 0))
 
 
 def stalled(layout: Layout, broker: Broker, definitions: Mapping[str, Any] | None) -> bool:
-    """Whether our broker knows of no shovel though some are defined.
+    """Return whether the broker lists no shovel although some are defined.
 
-    The process that runs all shovels ends when one is deleted in the moment in which it is started again, after its
-    connection broke (RabbitMQ 4.0: ``mirrored_supervisor:child`` finds no such child). It never comes back by itself.
+    A bug of RabbitMQ 4.0: if a shovel is deleted while it restarts after a broken connection, the process that runs all
+    shovels ends (``mirrored_supervisor:child`` finds no such child). RabbitMQ never restarts that process.
     """
     where = vhost(layout, broker)
     entries = (definitions or {}).get("parameters", ())
@@ -136,12 +141,12 @@ def stalled(layout: Layout, broker: Broker, definitions: Mapping[str, Any] | Non
     try:
         with management(layout, broker) as api:
             return carriers_ended(api, where)
-    except NetspaceError:  # the broker's state tells
+    except NetspaceError:  # the broker's state shows this problem
         return False
 
 
 def carriers_ended(api: Management, vhost: str) -> bool:
-    """Check whether the broker still lists no shovel after ``CARRIERS_SECONDS``, which a new one may take."""
+    """Check whether the broker lists no shovel for ``CARRIERS_SECONDS``; a new shovel may take that long to appear."""
     deadline = time.monotonic() + CARRIERS_SECONDS
     while api.get("shovels", vhost) == []:
         if time.monotonic() > deadline:
@@ -151,10 +156,10 @@ def carriers_ended(api: Management, vhost: str) -> bool:
 
 
 def flooded(layout: Layout, api: Management, broker: Broker, links: Mapping[str, Link]) -> tuple[Key, ...]:
-    """Return the objects that environments have bound to answers beyond what asking needs (``model.flooded``).
+    """Return the objects that environments have bound to answers beyond what a request needs (``model.flooded``).
 
-    Bindings are read without their arguments, which may be huge. Where they are too many to read, the exchanges
-    for answers on this host are returned.
+    Bindings are read without their arguments, which may be huge. If there are too many bindings to read, return the
+    exchanges for answers on this host.
     """
     asking = [link for link in links.values() if link.pattern == "request"]
     if not asking:
@@ -164,7 +169,8 @@ def flooded(layout: Layout, api: Management, broker: Broker, links: Mapping[str,
         found = api.get("bindings", vhost(layout, broker), query=columns) or []
     except (TooLargeError, UnreachableError):
         api.get("overview")
-        # It is well but for its bindings: without the exchanges for answers, those of environments are gone.
+        # The broker answers, so the bindings are too many. Deleting the exchanges for answers deletes all bindings
+        # that environments have made.
         called = names.used(layout, broker)
         own = {called.reply(link.target, link.from_host) for link in asking if link.to_host is None}
         return tuple(("exchange", name) for name in sorted(own))

@@ -1,7 +1,7 @@
-"""Record of what was applied last: ``<records>/link/applied.json``. Asks no broker.
+"""Record of the links that were applied last: ``<records>/link/applied.json``. Asks no broker.
 
-It is written before the broker is touched, and what was revoked is taken out of it
-afterwards: so a run that was killed anywhere is finished by the next one.
+Each run records new links before it changes the broker, and removes revoked links from the record afterwards. If a run
+is killed, the next one therefore finishes its work.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from netspace.spec.types import Broker, Link
 class Record(msgspec.Struct, frozen=True):
     """The broker and the links that were applied last.
 
-    :param broker: None where nothing was ever applied.
-    :param parked: mailboxes (by environment), and lanes (by link), that were left with mail in them.
-    :param named: fingerprints of the keys of the names that were applied (``Names.fingerprints``). With that of this
-        host's own key alone, all names followed from it; empty: the names of netspace's first versions.
-    :param former: queues with a former name that are read until they are empty.
+    :param broker: None: nothing was ever applied.
+    :param parked: owners of the queues that hold mail and have no link: environments (mailboxes) and links (dedicated
+        queues and outboxes), or ``dead``.
+    :param named: fingerprints of the name keys in use (``Names.fingerprints``). If it has only that of this host's own
+        key, all names derive from that key; if it is empty, names are those of netspace's first versions.
+    :param former: the draining queues, which are read until they are empty.
     """
 
     broker: Broker | None = None
@@ -42,7 +43,7 @@ def _path(layout: Layout) -> Path:
 
 
 def read(layout: Layout) -> Record:
-    """Return the record; an empty one where nothing was applied."""
+    """Return the record; an empty one if nothing was applied."""
     from netspace.errors import SpecError
     from netspace.spec import parse
 
@@ -81,17 +82,17 @@ def write(layout: Layout, record: Record) -> None:
 
 
 def forget(layout: Layout) -> None:
-    """Remove the record: nothing is applied any more."""
+    """Remove the record, after everything was revoked."""
     path = _path(layout)
     files.remove(path)
     try:
         path.parent.rmdir()
-    except OSError:  # the management account's record is in it
+    except OSError:  # it holds other records, such as the management account's
         return
 
 
 def plain(link: Link | None) -> dict[str, Any] | None:
-    """A link as it is recorded and shown."""
+    """Return a link as a mapping, in the form for the record and for operators."""
     if link is None:
         return None
     rights: dict[str, Any] = {**({"seal": True} if link.seal else {}), **({"monitor": True} if link.monitor else {})}

@@ -1,9 +1,9 @@
-"""Links between hosts: the other hosts' identities, the ways to them, and the names of objects on them. Pure.
+"""Links between hosts: SPIFFE IDs of other hosts, routes and shovels to them, and object names on them. Pure.
 
-A direct link is made on the receiver's broker alone, where its sender logs in as itself: its own
-127.0.0.1:5671 leads to every broker that its links need, and the name that it asks for in TLS says to which
-(``forwarder``). A buffered link is made on both: the sender's broker keeps the mail in an outbox, and a shovel, which
-logs in as that broker, takes it over. Names that both hosts use follow from a key of these two, and are the same.
+A direct link has objects on the receiver's broker only. Its sender logs in there as itself: 127.0.0.1:5671 in its
+environment leads to all brokers that its links need, and the TLS server name selects one (``forwarder``). A buffered
+link has objects on both brokers: the sender's broker keeps the mail in an outbox, and a shovel, which logs in as that
+broker, moves it to the receiver's. Both hosts compute the same object names, from the key that only they have.
 """
 
 from __future__ import annotations
@@ -27,37 +27,40 @@ RECONNECT = 2
 
 
 def identities(broker: Broker) -> dict[str, str]:
-    """The SPIFFE ID of each other host."""
+    """Return the SPIFFE ID of each other declared host, by name."""
     if not isinstance(broker, LocalBroker):
         return {}
     return {name: authority.host_id(host.trust_domain, name) for name, host in broker.hosts.items()}
 
 
 def known(broker: Broker, link: Link) -> RemoteHost | None:
-    """Return the declaration of the host that a link leads to; None: it isn't declared (any more)."""
+    """Return the declaration of the host to which a link leads; None: it isn't declared (any more)."""
     return broker.hosts.get(link.to_host or "") if isinstance(broker, LocalBroker) else None
 
 
 def most(broker: LocalBroker, link: Link) -> int:
-    """Return the most bytes of a buffered link's message: a larger one would stay in the outbox, and all behind it."""
+    """Return the largest size of a buffered link's message in bytes: the lower one of both brokers' limits.
+
+    A message that the other broker refuses would block all later ones in the outbox.
+    """
     host = known(broker, link)
     return broker.message_size if host is None else min(broker.message_size, host.message_size)
 
 
 def there(link: Link, broker: Broker) -> Link:
-    """A link to another host as that host names it."""
+    """Return a link to another host in that host's terms: from ``<source>@<this host>`` to a local environment."""
     environment, _, _ = link.target.partition("@")
     named: Link = msgspec.structs.replace(link, source=f"{link.source}@{broker.host}", target=environment)
     return named
 
 
 def called(link: Link, broker: Broker, names: Names) -> Names:
-    """Return the names of a link's objects on the other host that it leads to."""
+    """Return the names of a link's objects on the broker of the host to which it leads."""
     return names.over(str(link.to_host), str(broker.host))
 
 
 def ways(broker: Broker, links: Collection[Link]) -> dict[str, dict[str, RemoteHost]]:
-    """The other hosts whose brokers each environment talks to: those that its direct links lead to."""
+    """Return, by environment, the other hosts to which its direct links lead."""
     found: dict[str, dict[str, RemoteHost]] = {}
     for link in links:
         if model.elsewhere(link):
@@ -70,14 +73,14 @@ def ways(broker: Broker, links: Collection[Link]) -> dict[str, dict[str, RemoteH
 def shovels(
     broker: Broker, outboxes: Mapping[str, Link], names: Names, vhost: str, anchors: Path, login: Path
 ) -> dict[str, dict[str, Any]]:
-    """The shovel of each outbox, by its name.
+    """Return the settings of the shovel of each outbox, by the outbox's name.
 
     https://www.rabbitmq.com/docs/shovel-dynamic
 
-    :param outboxes: the link of each; outboxes to a host that isn't declared are left out.
-    :param vhost: of the links on this host's broker.
-    :param anchors: file of the certificates that the other brokers are checked by.
-    :param login: file of the key and the certificate by which this host's broker logs in there.
+    :param outboxes: by outbox, its link. Outboxes to undeclared hosts are left out.
+    :param vhost: the virtual host of the links on this host's broker.
+    :param anchors: file of the trusted certificates for other brokers.
+    :param login: file of the key and the certificate by which this host's broker logs in at others.
     """
     made = {}
     for queue, link in outboxes.items():
@@ -93,7 +96,8 @@ def shovels(
             "dest-uri": _uri(host, anchors, login),
             "dest-exchange": called(link, broker, names).exchange(there(link, broker)),
             "dest-exchange-key": "",
-            # A user id is checked against who logs in there: whose message it is says the exchange.
+            # RabbitMQ compares a message's user_id with the account that publishes, so it must name this host's broker.
+            # The exchange identifies the sending environment.
             "dest-publish-properties": {"user_id": f"{identity(broker)}/broker"},
             "dest-add-forward-headers": False,
             "ack-mode": "on-confirm",
@@ -103,7 +107,7 @@ def shovels(
 
 
 def identity(broker: Broker) -> str:
-    """The SPIFFE ID of this host, as it is declared."""
+    """Return the declared SPIFFE ID of this host."""
     assert isinstance(broker, LocalBroker) and broker.host is not None and broker.trust_domain is not None
     return authority.host_id(broker.trust_domain, broker.host)
 

@@ -1,7 +1,7 @@
-"""The service that has certificates replaced before they run out, on a host where nothing is applied for days.
+"""Service that replaces certificates before they expire, on a host on which no apply runs for days.
 
-A shell that sleeps (under a megabyte, whatever supervises it) and runs ``python -m netspace renew`` each hour.
-What that does is in :mod:`netspace.renew`; an apply does the same, and first.
+It is a shell that sleeps (it needs less than a megabyte) and runs ``python -m netspace renew`` each hour
+(:mod:`netspace.renew`). An apply renews certificates too.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def service(layout: Layout) -> Service:
 
 
 def lacking(status: Status | None, wanted: bool) -> dict[str, dict[str, str | None]]:
-    """Return the change by which the renewer runs where it is *wanted*, and only there; empty: none is needed."""
+    """Return the change that starts the renewer if it is *wanted*, or else removes it; empty: none is needed."""
     state = None if status is None else status.state
     if wanted and state not in ("running", "starting"):
         return {"renewal of certificates": {"old": state, "new": "running"}}
@@ -39,7 +39,7 @@ def lacking(status: Status | None, wanted: bool) -> dict[str, dict[str, str | No
 
 
 def apply(layout: Layout, supervisor: Supervisor, wanted: bool) -> None:
-    """Have the renewer run where it is *wanted*; else remove it."""
+    """Start the renewer if it is *wanted*; else remove it."""
     there = NAME in supervisor.observe()
     if wanted:
         supervisor.define([service(layout)])

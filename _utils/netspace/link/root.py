@@ -1,9 +1,9 @@
-"""The root that a fleet's hosts trust for their links, and the authorities below it, each good for one host alone.
+"""Root certificate authority of a fleet's links, and the authorities of single hosts below it.
 
-A host makes a key, which never leaves it, and asks for a certificate (:func:`request`); whoever has the root answers
-(:meth:`Root.certify`), and the host keeps the answer (:func:`adopt`) where ``broker: {authority: ...}`` looks for it.
-The certificate's name constraints (RFC 5280, 4.2.1.10) have it speak for names of that host and no other: brokers
-and clients both check them, so a host that is taken over can't be another.
+A host makes a key, which never leaves it, and a certificate signing request (:func:`request`). The machine with the
+root issues the certificate (:meth:`Root.certify`). The host stores it (:func:`adopt`) in the folder that
+``broker: {authority: ...}`` names. Name constraints (RFC 5280, 4.2.1.10) limit each host's authority to names of that
+host. Brokers and clients check them, so an attacker who takes over one host can't impersonate another.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from netspace.link.authority import SERVER_NAMES
 from netspace.spec.fleet import DOMAIN, within
 
 KEY, BUNDLE = "authority.key", "authority.pem"
-LIFE = 10 * 365  # days, of the root
+LIFE = 10 * 365  # days, for the root's certificate
 HOST_LIFE = 2 * 365
 DAY = 24 * 3600
 MAX_TEXT = 65536
 
 
 class Root:
-    """The root in *folder* (root's alone): ``root.pem`` holds its key and its certificate.
+    """The root in *folder*, which only root can read: ``root.pem`` holds its key and its certificate.
 
-    :raises NetspaceError: when what is there can't be used.
+    Methods raise NetspaceError if that file can't be used.
     """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "root.pem"
 
     def make(self, name: str) -> str:
-        """Make it where there is none; return its certificate (PEM)."""
+        """Make the root, if there is none; return its certificate (PEM)."""
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self._alone():
             self._make(name)
@@ -68,11 +68,12 @@ class Root:
             files.write(self.path, (certificates.private(key) + certificates.text(certificate)).encode())
 
     def certify(self, request: str, trust_domain: str) -> str:
-        """Return the certificate (PEM) of a host's authority, for names of *trust_domain* alone, then the root's.
+        """Return the certificate (PEM) of a host's authority for names of *trust_domain*, then the root's.
 
-        :param request: what :func:`request` gave there.
-        :raises NetspaceError: also where that name, one above or one below it was given to another key: who has it
-            could be that host. ``certified.json`` beside the root says who has what.
+        :param request: the certificate signing request from :func:`request` on that host.
+        :raises NetspaceError: the request can't be used; or this trust domain belongs to another key; or a trust
+            domain above or below it was issued, whose owner could impersonate this host. ``certified.json`` beside
+            the root lists which key has which trust domain.
         """
         from cryptography import x509
         from cryptography.hazmat.primitives.asymmetric import ec
@@ -101,14 +102,17 @@ class Root:
                 (certificates.usage(key_cert_sign=True, crl_sign=True), True),
                 (x509.NameConstraints(names, None), True),
                 (x509.SubjectKeyIdentifier.from_public_key(whose), False),
-                # RFC 5280, 4.2.1.1: strict clients (Python's from 3.13 on) want to be told whose it is.
+                # RFC 5280, 4.2.1.1: strict clients (Python's from 3.13 on) require the issuer's key identifier.
                 (x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()), False),
             ],
         )
         return certificates.text(certificate) + certificates.text(own)
 
     def _grant(self, trust_domain: str, whose: Any) -> None:
-        """Give a name to a key, until it is released."""
+        """Record that a trust domain belongs to a key, until it is released.
+
+        :raises NetspaceError: it belongs to another key, or overlaps with another trust domain.
+        """
         from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
         raw = whose.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
@@ -130,13 +134,13 @@ class Root:
         return self.path.parent / "certified.json"
 
     def given(self) -> dict[str, Any]:
-        """Return which trust domain was given to which key: the SHA-256 of its SubjectPublicKeyInfo, in hex."""
+        """Return the key of each issued trust domain: the SHA-256 of its SubjectPublicKeyInfo, in hex."""
         return files.read_json(self._given) or {}
 
     def release(self, trust_domain: str) -> None:
-        """Let the next key that asks for a trust domain have it. **Certificates that it was given stay valid.**
+        """Release a trust domain, so that the next key that requests it gets it. **Issued certificates stay valid.**
 
-        :raises NetspaceError: it was given to no key.
+        :raises NetspaceError: no key has this trust domain.
         """
         with self._alone():
             given = self.given()
@@ -158,7 +162,7 @@ class Root:
 
 
 def request(folder: Path) -> str:
-    """Return a request (PEM) for the key in *folder*, which is made where there is none, and never leaves it."""
+    """Return a certificate signing request (PEM) for the key in *folder*; make the key if there is none."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -177,9 +181,9 @@ def request(folder: Path) -> str:
 
 
 def adopt(folder: Path, chain: str) -> bool:
-    """Keep what :meth:`Root.certify` answered beside the key; return whether it is news.
+    """Store the certificate chain from :meth:`Root.certify` beside the key; return whether it differs from the old one.
 
-    :raises NetspaceError: when it is for another key, or no chain.
+    :raises NetspaceError: it is for another key, or it isn't a chain.
     """
     from cryptography import x509
     from cryptography.exceptions import InvalidSignature

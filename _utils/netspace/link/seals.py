@@ -1,16 +1,16 @@
-"""Environments' keys for sealed links: one pair to sign and one to decrypt for each, made and renewed here.
+"""Keys of environments for sealed links: each has a pair to sign and a pair to encrypt, made and renewed here.
 
-The files are ``<records>/seals/<environment>.json``, root's alone; each environment gets its own in ``/run/netspace``,
-and in its card the public keys of those at the other ends. What is done with them is the environments'
-business (``docs/seals.md``): the host seals and opens nothing.
+The files are ``<records>/seals/<environment>.json``, readable by root alone. Each environment gets its own keys in
+``/run/netspace``, and in its card the public keys of its peers. Only the environments seal and open messages
+(``docs/seals.md``); the host doesn't.
 
-A new key is known for a while before it is used (``nbf``), and an old one is kept for as long as what was
-sealed for it may be under way: so none is lost when keys are renewed. The keys are kept on disk, as passwords
-are, because mail that waits in a mailbox over a reboot could be read by nobody otherwise.
+A new key is published for a while before it is used (``nbf``). An old key is kept for as long as a message that was
+sealed for it may be under way. So no message is lost when keys are renewed. Like passwords, keys are on disk: without
+them, nobody could open mail that waits in a mailbox over a reboot.
 
-What other hosts know of a key to encrypt, they may not hear of its successor for long: it is promised to them for
-``endorser.PROMISE``, and kept until then, also where the link is revoked meanwhile. What they must know of a key to
-sign is told by each message, by the endorsement that this host's ``endorser`` gave it.
+Other hosts may learn of a new encryption key late. So a published encryption key is promised to them for
+``endorser.PROMISE``, and kept for that time, even if the link is revoked meanwhile. Other hosts need no list of signing
+keys: each message carries the endorsement of its signing key by this host's ``endorser``.
 """
 
 from __future__ import annotations
@@ -43,14 +43,16 @@ Keys = Sequence[Mapping[str, Any]]
 
 
 def members(links: Iterable[Link]) -> set[str]:
-    """The environments of this host that need keys: those at an end of a sealed link."""
+    """Return the environments of this host that need keys: those with a sealed link."""
     return {end for link in links if link.seal for end in link.here}
 
 
 # -- pure ----------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Promise:
-    """A promise to other hosts: they know the keys of an environment, too.
+    """The promise to other hosts for an environment whose keys they use.
+
+    Its signing keys are endorsed, and its published encryption keys stay valid for ``endorser.PROMISE``.
 
     :param environment: its name.
     :param by: this host's endorser; None: there is none yet.
@@ -61,12 +63,12 @@ class Promise:
 
 
 def promises(by: Endorser | None, links: Iterable[Link]) -> dict[str, Promise]:
-    """Return the promise of each environment whose keys other hosts know, by its name."""
+    """Return, by name, the promise for each environment whose keys other hosts use."""
     return {name: Promise(name, by) for name in between.members(links)}
 
 
 def due(keys: Keys, now: float, promise: Promise | None = None) -> str:
-    """Return why an environment's keys must change; empty: they needn't."""
+    """Return why an environment's keys must be made, renewed, endorsed or deleted; empty: they stay."""
     if old := _old(keys, now):
         return old
     if len(kept(keys, now, lasting=promise is not None)) < len(keys):
@@ -82,7 +84,7 @@ def _old(keys: Keys, now: float) -> str:
 
 
 def _unendorsed(keys: Keys, now: float, promise: Promise) -> list[Mapping[str, Any]]:
-    """The keys to sign that other hosts don't know for certain, or soon won't."""
+    """Return the signing keys without an endorsement that lasts."""
     by = promise.by
     return [
         key for key in keys if key["use"] == "sig" and (by is None or not by.endorsed(key, promise.environment, now))
@@ -90,7 +92,7 @@ def _unendorsed(keys: Keys, now: float, promise: Promise) -> list[Mapping[str, A
 
 
 def endorsed(keys: Keys, now: float, promise: Promise) -> list[Mapping[str, Any]]:
-    """*keys*, with endorsements of those to sign that lack one."""
+    """Return *keys*, with a new endorsement for each signing key that needs one."""
     assert promise.by is not None
     lacking = {key["kid"] for key in _unendorsed(keys, now, promise)}
     return [
@@ -100,31 +102,36 @@ def endorsed(keys: Keys, now: float, promise: Promise) -> list[Mapping[str, Any]
 
 
 def promised(keys: Keys, now: float) -> list[dict[str, Any]]:
-    """Return the public keys to encrypt that other hosts get: the newest two, as the newest may not be in use yet."""
+    """Return the public encryption keys to publish to other hosts.
+
+    They are the newest two, because the newest may not be in use yet.
+    """
     newest = sorted((key for key in keys if key["use"] == "enc"), key=lambda key: float(key["nbf"]))[-2:]
     found = [{**_public(key), "exp": key["nbf"] + endorser.PROMISE} for key in newest]
     return [key for key in found if key["exp"] > now]
 
 
 def awaited(keys: Keys, now: float) -> bool:
-    """Whether other hosts may know of these keys, and seal for them still."""
+    """Return whether other hosts may still use these keys, so that sealed messages for them may come."""
     known = any("endorsement" in key for key in keys)
     return known and any(key["use"] == "enc" and now < key["nbf"] + endorser.PROMISE + KEEP for key in keys)
 
 
 def renewed(keys: Keys, now: float, lead: float = LEAD, *, lasting: bool = False) -> list[Mapping[str, Any]]:
-    """*keys* with a new pair of each use, without those that nobody needs any more.
+    """Return the keys to keep (:func:`kept`), and a new pair for each use.
 
-    The very first are in use at once, for there are none to use meanwhile.
+    An environment's first keys are in use at once, because there are no others to use meanwhile.
+
+    :param lead: seconds until new keys come into use.
     """
     since = now + lead if keys else now
     return [*kept(keys, now, lasting=lasting), *(_made(use, since) for use in USES)]
 
 
 def kept(keys: Keys, now: float, *, lasting: bool = False) -> list[Mapping[str, Any]]:
-    """*keys* without those that were replaced so long ago that nothing sealed for them can be under way.
+    """Return *keys* without those that were replaced so long ago that no message sealed for them can be under way.
 
-    :param lasting: those to encrypt are known to other hosts, which use them for as long as was promised.
+    :param lasting: other hosts use the encryption keys, each for ``endorser.PROMISE``.
     """
     gone = {
         old["kid"]
@@ -140,10 +147,11 @@ def kept(keys: Keys, now: float, *, lasting: bool = False) -> list[Mapping[str, 
 def told(
     content: dict[str, Any], links: Collection[Link], keys: Mapping[str, Keys], others: Others | None = None
 ) -> dict[str, Any]:
-    """Return a card that has, for each sealed link, a ``seal`` with the public keys of its other end.
+    """Return the card with a ``seal`` entry for each sealed link, with the public keys of its other end.
 
     :param content: the card without seals (``card.card``).
-    :param others: knowledge of other hosts, where links lead there or come from there.
+    :param keys: the keys of this host's environments.
+    :param others: the keys of other hosts' environments.
     """
     sealed = {link.name for link in links if link.seal}
     if not sealed:
@@ -170,7 +178,7 @@ def _public(key: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def handed(name: str, links: Collection[Link], keys: Mapping[str, Keys]) -> dict[str, bytes]:
-    """The file of its own keys that an environment is handed; nothing where none of its *links* is sealed."""
+    """Return, by file name, the file with an environment's own keys; empty: none of its *links* is sealed."""
     own = keys.get(name)
     if not own or not any(link.seal for link in links):
         return {}
@@ -179,15 +187,15 @@ def handed(name: str, links: Collection[Link], keys: Mapping[str, Keys]) -> dict
 
 # -- on disk -----------------------------------------------------------------------------------------
 def read_all(layout: Layout) -> dict[str, Keys]:
-    """Every environment's keys."""
+    """Return the recorded keys, by environment."""
     found = files.read_records(layout.records("seals"))
     return {name: _checked(record, _path(layout, name)) for name, record in found.items()}
 
 
 def ensure(layout: Layout, environments: Collection[str], now: float, promises: Mapping[str, Promise]) -> list[str]:
-    """Make keys for environments that have none or old ones, endorse them, and forget outlived ones.
+    """Make keys for environments without any or with old ones, endorse them, and delete outlived keys.
 
-    :param promises: of those environments whose keys other hosts know.
+    :param promises: the promises for environments whose keys other hosts use, by name.
     :return: the environments whose keys changed.
     """
     known = read_all(layout) if environments else {}
@@ -210,7 +218,7 @@ def renew(
     lead: float = LEAD,
     promises: Mapping[str, Promise] | None = None,
 ) -> list[str]:
-    """Make new keys for those of *environments* that have some; return these."""
+    """Make new keys for those of *environments* that have keys; return the names of these environments."""
     known = read_all(layout)
     chosen = sorted(set(environments) & known.keys())
     for name in chosen:
@@ -221,7 +229,7 @@ def renew(
 
 
 def endorse(layout: Layout, now: float, promises: Mapping[str, Promise]) -> list[str]:
-    """Renew endorsements of keys that stay; return the environments that got a new one."""
+    """Renew endorsements without changing keys; return the environments that got a new endorsement."""
     known = read_all(layout) if promises else {}
     there = sorted(known.keys() & promises.keys())
     return [name for name in there if _keep(layout, name, endorsed(known[name], now, promises[name]))]
@@ -232,16 +240,17 @@ def _keep(layout: Layout, name: str, keys: Keys) -> bool:
 
 
 def leave(layout: Layout, environments: Collection[str], now: float) -> None:
-    """Forget the keys of *environments* without a sealed link, unless other hosts may still seal for these.
+    """Delete the keys of *environments* without a sealed link, unless other hosts may still seal for these.
 
-    A link that went because trust was lost may be back soon, and mail in another host's outbox must be read then.
+    A link that was withheld for lack of trust may be back soon. Mail that waits in another host's outbox must then
+    still be readable.
     """
     known = read_all(layout) if environments else {}
     remove(layout, [name for name in environments if not awaited(known.get(name, ()), now)])
 
 
 def remove(layout: Layout, environments: Collection[str]) -> None:
-    """Forget the keys of *environments*."""
+    """Delete the keys of *environments*."""
     folder = layout.records("seals")
     if not folder.is_dir():
         return
@@ -249,7 +258,7 @@ def remove(layout: Layout, environments: Collection[str]) -> None:
         files.remove(_path(layout, name))
     try:
         folder.rmdir()
-    except OSError:  # others' are in it
+    except OSError:  # it has keys of other environments
         return
 
 

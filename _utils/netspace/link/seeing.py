@@ -1,4 +1,4 @@
-"""Operator's view of links: their state, their mailboxes, and these mailboxes' readers. Changes nothing."""
+"""State of links and mailboxes for operators, and the number of a mailbox's consumers. Changes nothing."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from netspace.supervision import Supervisor
 def links(layout: Layout, supervisor: Supervisor) -> dict[str, Any]:
     """Return the links with their state (``active``, ``missing``, ``stalled``, ``unknown``), and the mailboxes.
 
-    ``missing``: the link isn't on the broker. ``stalled``: it is, but its mail isn't carried to the other host, or an
-    environment of this host can't reach the broker. A link
-    that isn't ``active`` has a ``why`` where the reason is known.
+    ``missing``: the link isn't on the broker. ``stalled``: it is, but its shovel doesn't run, or an environment of this
+    host can't reach the broker. A link that isn't ``active`` has a ``why`` if the reason is known.
     """
     record = read(layout)
     listed: dict[str, Any] = {"links": {}, "mailboxes": {}, "parked": list(record.parked)}
@@ -67,10 +66,11 @@ def links(layout: Layout, supervisor: Supervisor) -> dict[str, Any]:
 def readers(layout: Layout, environment: str) -> int:
     """Return the number of consumers of an environment's mailbox.
 
-    A new consumer counts within 5 s; one that has gone counts no more at once. (The broker's ``consumers`` counts it
-    for 10 s more: a program that was started in its place would seem well.)
+    It counts entries of ``consumer_details``. A new consumer appears there within 5 s; one that has ended disappears at
+    once. The broker's field ``consumers`` would count it for 10 s more, so a restarted program would seem to read.
 
-    :raises NetspaceError: when there is no such mailbox, or the broker doesn't answer.
+    :raises NetspaceError: the environment has no mailbox, the broker doesn't answer, or programs of the environment
+        can't reach the broker.
     """
     record = read(layout)
     if record.broker is None:
@@ -85,12 +85,12 @@ def readers(layout: Layout, environment: str) -> int:
         raise NetspaceError(f"the broker does not tell (yet) who reads the mailbox of {environment}")
     count = len(queue["consumer_details"])
     if not count and (why := _unreachable(layout, record.broker, environment)):
-        raise NetspaceError(f"nobody can read the mailbox of {environment}: {why}")  # which is no fault of its program
+        raise NetspaceError(f"nobody can read the mailbox of {environment}: {why}")  # the program isn't at fault
     return count
 
 
 def _unreachable(layout: Layout, broker: Broker, environment: str) -> str:
-    """Return why no program of an environment could reach the broker; empty where one could."""
+    """Return why programs of an environment can't reach the broker; empty: they can."""
     deaf = listening.unanswered(layout, broker) if isinstance(broker, LocalBroker) else ""
     silent = deaf or haproxy.silent(layout)
     return silent or entrance.shut(layout, [environment]).get(environment, "")

@@ -7,11 +7,15 @@
             async with message:  # acknowledged at the end
                 ...
 
-``card`` reads what the host tells and ``host`` follows it; ``session`` keeps a connection, ``outlet`` sends in order
-until it is confirmed, ``ear`` listens, ``lines`` holds these; ``arrivals`` judges what comes, with ``inbox`` (selective
-receive) and ``window`` (what comes twice); ``answers`` and ``notices`` have what else is heard; ``letter`` looks at
-what is to be sent, ``narrowing`` at what a link may carry; ``seal`` seals and opens (with ``keys``, ``endorsement`` and
-``jose``) as ``sealing`` has it do; ``mailbox`` joins them.
+``mailbox`` is the interface; it joins the other modules:
+
+- ``card`` parses ``environment.json``, and ``host`` reads it again when it changes;
+- ``session`` keeps a connection to a broker, ``outlet`` publishes in order with confirmations, ``ear`` consumes a
+  queue, and ``lines`` holds the sessions and outlets;
+- ``arrivals`` checks incoming messages, with ``inbox`` (selective receive) and ``window`` (duplicates);
+- ``answers`` receives answers to requests, ``notices`` events about monitored peers;
+- ``letter`` checks outgoing messages, ``narrowing`` checks the limits of a link;
+- ``seal`` seals and opens messages (with ``keys``, ``endorsement`` and ``jose``), ``sealing`` applies it to AMQP.
 """
 
 from netspace_client.card import Card

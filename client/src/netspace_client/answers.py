@@ -1,4 +1,4 @@
-"""Answers on their way to who asked: where they come in, and whose they are."""
+"""Receipt of answers to requests: binds the replies queue, and assigns each answer to its question."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 
 class Question:
-    """One that was asked, until it is answered.
+    """A request that waits for its answer.
 
-    :param exchange: what its answer must come through.
+    :param exchange: the exchange through which the answer must come.
     """
 
     def __init__(self, session: Session, exchange: str, peer: str) -> None:
@@ -40,7 +40,10 @@ class Question:
 
 
 class Answers:
-    """Whoever asks begins with ``asking``, tells the peer where ``way`` leads, and waits by ``wait``."""
+    """The open questions of a program.
+
+    To ask, enter ``asking``, put the result of ``way`` into the request's ``reply_to``, and call ``wait``.
+    """
 
     def __init__(self, owner: Mailbox, host: Host, lines: Lines, sealing: Sealing) -> None:
         self._owner = owner
@@ -54,7 +57,7 @@ class Answers:
 
     @contextlib.contextmanager
     def asking(self, peer: Peer, exchange: str) -> Iterator[Question]:
-        """Have the answer to a question in mind."""
+        """Yield a new question, which is open until the end of the context."""
         question = Question(self._lines.session(peer.broker), exchange, peer.name)
         self._questions[question.id] = question
         try:
@@ -63,10 +66,10 @@ class Answers:
             del self._questions[question.id]
 
     async def way(self, question: Question, queue: str) -> str:
-        """Have answers find us; returns what the question must name for it.
+        """Bind the replies queue to the peer's answers; return the address for the request's ``reply_to``.
 
-        :param queue: our own for answers.
-        :raises Revoked: the link is no more.
+        :param queue: our own replies queue.
+        :raises Revoked: the link was revoked.
         """
         place = (question.session, question.exchange)
         ear = self._ears.of(question.session, queue)
@@ -86,18 +89,18 @@ class Answers:
                 await asyncio.sleep(0.1)
 
     async def wait(self, question: Question, timeout: float) -> Message:
-        """The answer.
+        """Wait for the answer to a question and return it.
 
-        :raises Timeout: there is none.
+        :raises Timeout: there was none in time.
         """
         try:
             return await asyncio.wait_for(question.answered, timeout)
         except asyncio.TimeoutError:
-            self._bound.pop((question.session, question.exchange), None)  # should the host have made it anew
+            self._bound.pop((question.session, question.exchange), None)  # the exchange may be a new one
             raise Timeout(f"{question.peer} didn't answer in time") from None
 
     def follow(self, about: Card) -> None:
-        """Forget where answers came from, if the card names it no more."""
+        """Close the ears and forget the bindings of replies that are no longer in the card."""
         asked = [peer for peer in about.peers.values() if peer.replies]
         wanted = {(session, peer.replies) for peer in asked if (session := self._lines.known(peer.broker))}
         self._ears.forget({(session, replies[0]) for session, replies in wanted if replies})
@@ -107,7 +110,7 @@ class Answers:
             self._bound.pop(place, None)
 
     async def close(self) -> None:
-        """Take back what answers found us by."""
+        """Delete the bindings and stop consuming."""
         with contextlib.suppress(LinkError, ConnectionError, asyncio.TimeoutError):
             await asyncio.wait_for(self._unbind(), 2.0)
         await self._ears.close()
@@ -120,7 +123,7 @@ class Answers:
         return Ear(self._lines, session, queue, heard)
 
     def judge(self, session: Session, delivery: DeliveredMessage) -> None:
-        """Give an answer to who asked; what nobody waits for any more is dropped."""
+        """Check an answer and give it to its question. Drop it if no question is open, or if a check fails."""
         question = self._questions.get(delivery.header.properties.correlation_id or "")
         if question is None or question.answered.done():
             return

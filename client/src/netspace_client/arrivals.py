@@ -1,7 +1,7 @@
-"""Messages that arrive in this environment's queues: judged in order, held until they are asked for, settled.
+"""Incoming messages of this environment's queues: check them in order, hold them until they are received, settle them.
 
-Their number and their bytes are bounded. A message whose sender is no longer declared is not handed out
-any more, though it arrived before: it goes to the dead letters, like later ones of that sender.
+Their number and their bytes are bounded. If a sender is no longer declared, its held messages are not handed out but
+rejected; they become dead letters, like its later messages.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ Match = Callable[[Message], bool]
 
 
 class Arrivals:
-    """All messages that were received and are not settled.
+    """The messages that this program has received from the broker and not settled.
 
-    :param owner: whose messages they are.
-    :param capacity: messages that may be here.
-    :param memory: bytes of bodies after which no more are taken until all are settled.
+    :param owner: the mailbox to which the messages belong.
+    :param capacity: the most unsettled messages.
+    :param memory: bytes of bodies. Above it, no more messages are consumed until all are settled.
     """
 
     def __init__(
@@ -76,9 +76,9 @@ class Arrivals:
         self.strays = 0
         self.refused = 0
 
-    # -- what is heard -------------------------------------------------------------------
+    # -- consuming -------------------------------------------------------------------
     def follow(self) -> None:
-        """Read the queues that the card names and no others; reject held messages of senders that it doesn't name."""
+        """Consume exactly the queues in the card; reject held messages of senders that are not in it."""
         about = self._host.card
         if about is self._followed:
             return
@@ -103,7 +103,7 @@ class Arrivals:
                     ear.stop()
             try:
                 await self._in_time(delivery)
-            except asyncio.CancelledError:  # with its connection
+            except asyncio.CancelledError:  # aiormq cancels this when the connection ends
                 self._forgotten(delivery)
                 raise
             await self._arrived.put((queue, delivery))
@@ -114,7 +114,8 @@ class Arrivals:
     async def _in_time(self, delivery: DeliveredMessage) -> None:
         """Delay a delivery until the declared rate of its link permits it.
 
-        A delayed message is not settled: so the link's own queue fills up, and the broker tells the sender.
+        A delayed message is not settled, so the link's dedicated queue fills up, and the broker refuses the sender's
+        next messages.
         """
         sender = self._host.card.senders.get(delivery.exchange or "")
         pace = None if sender is None else self._paces.of(sender.exchange, sender.narrowed)
@@ -125,12 +126,15 @@ class Arrivals:
             await asyncio.sleep(left)
 
     def _forget_unnamed(self) -> None:
-        """Forget held messages without an id whose channel is closed: they come again and couldn't be recognized."""
+        """Drop held messages without an id whose channel is closed.
+
+        They are delivered again, and without an id they would not be recognized as duplicates.
+        """
         for message in self.inbox.drop(lambda one: one.id is None and one._delivery.channel.is_closed):
             self._gone(message._queue, message._delivery)
 
     def _gone(self, queue: str, delivery: DeliveredMessage) -> None:
-        """Count a message as gone."""
+        """Remove a message from the counts of its queue and of bytes."""
         self._here[queue] -= 1
         self._forgotten(delivery)
 
@@ -145,9 +149,9 @@ class Arrivals:
         self.strays += 1
         log.warning("a message of nobody who is declared to send was put with the dead letters")
 
-    # -- judging -------------------------------------------------------------------------
+    # -- checking -------------------------------------------------------------------------
     async def sort(self) -> None:
-        """Judge what arrives, in order."""
+        """Check deliveries in order, and put accepted messages into the inbox, for ever."""
         while True:
             queue, delivery = await self._arrived.get()
             if delivery.channel.is_closed:
@@ -155,7 +159,7 @@ class Arrivals:
                 continue
             try:
                 message = await self._admitted(queue, delivery)
-            except Exception:  # one message must not keep the others from coming
+            except Exception:  # one message must not block the others
                 log.exception("a message can't be judged; it is with the dead letters")
                 await self._not_taken(delivery, "reject")
                 continue
@@ -168,7 +172,10 @@ class Arrivals:
             self._stuck()
 
     async def _admitted(self, queue: str, delivery: DeliveredMessage) -> Message | None:
-        """Return the delivery as a message; None: its sender isn't declared, it came before, or it is refused."""
+        """Check a delivery and return it as a message.
+
+        Return None if its sender isn't declared, if it is a duplicate, or if it is refused; it is settled then.
+        """
         sender = self._host.card.senders.get(delivery.exchange or "")
         if sender is None:
             self._stray()
@@ -178,7 +185,7 @@ class Arrivals:
         if identity:
             former = self._unsettled.get((sender.name, identity))
             if former is not None and former._delivery.channel.is_closed:
-                former._delivery, delivery = delivery, former._delivery  # handed out again after a lost connection
+                former._delivery, delivery = delivery, former._delivery  # redelivered after a lost connection
                 self._forgotten(delivery)
                 return None
             if former is not None or (sender.name, identity) in self._window:
@@ -205,13 +212,13 @@ class Arrivals:
         self._forgotten(delivery)
         await settle(delivery, how)
 
-    # -- asking --------------------------------------------------------------------------
+    # -- receiving --------------------------------------------------------------------------
     async def receive(self, wanted: Match, timeout: float | None) -> Message:
-        """Return the first message that is *wanted*; others stay, in their order.
+        """Wait for the first message that matches *wanted* and return it. Others stay, in their order.
 
         :raises Timeout: none came.
-        :raises InboxFull: none can come, because others take all the room.
-        :raises NotDeclared: there is no mailbox.
+        :raises InboxFull: none can come, because other messages take up the whole capacity.
+        :raises NotDeclared: this environment has no mailbox.
         """
         self.follow()
         found = self.inbox.take(wanted)
@@ -237,7 +244,7 @@ class Arrivals:
             waiter.future.cancel()
 
     def _stuck(self) -> None:
-        """Raise InboxFull in all who wait, where held messages take all the room and so no other can come."""
+        """Fail all waiting ``receive`` calls with InboxFull, if held messages take up the whole capacity."""
         full = self._stopped or all(
             self._here[queue] >= self._room_in.get(queue, 1) for queue in self._host.card.queues
         )
@@ -251,14 +258,17 @@ class Arrivals:
             )
 
     async def settle(self, message: Message, how: str) -> None:
-        """Tell the broker what became of a message, once."""
+        """Settle a message at the broker, at most once.
+
+        :param how: ``ack``, ``requeue`` or ``reject``.
+        """
         if message.settled:
             return
         message.settled = True
         self._gone(message._queue, message._delivery)
         if message.id is not None:
             self._unsettled.pop((message.sender, message.id), None)
-            if how == "ack":  # whoever sends a dead letter again wants it to be received
+            if how == "ack":  # a rejected one may be sent again from the dead letters, and is then no duplicate
                 self._window.add(message.sender, message.id, message.sealed_at)
         await settle(message._delivery, how)
 
@@ -268,7 +278,7 @@ class Arrivals:
 
 
 def _given(waiter: Waiter[Message]) -> Message | None:
-    """Return the message that a waiter got although he no longer waits; None: he got none."""
+    """Return the message that was given to *waiter* after its timeout or cancellation; None: there is none."""
     future = waiter.future
     done = future.done() and not future.cancelled() and future.exception() is None
     return future.result() if done else None

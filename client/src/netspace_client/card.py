@@ -1,7 +1,7 @@
-"""Card, by which the host tells a program of its links: ``/run/netspace/environment.json``, read and checked.
+"""Parser of the card ``/run/netspace/environment.json``, in which the host describes an environment's links.
 
-Reads only. Every name, address and credential of this library comes from here; it composes none of them.
-Unknown keys are ignored, for a later host may add some; an unknown ``version`` is an error.
+This library takes all names, addresses and credentials from the card and composes none. It only reads files.
+Unknown keys are ignored, because a newer host may add some; an unknown ``version`` is an error.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ MAX_CARD = 16 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Broker:
-    """A broker's address, and the log-in there. Credentials are read from their files at each connect.
+    """A broker's address and log-in. Credentials are read from their files at each connect.
 
-    :param password_file: for a login by password.
-    :param certificate: for a login by certificate (EXTERNAL); so is *key*.
-    :param authority: certificates that the broker's own is checked by; with one, the connection is TLS.
-    :param server_name: the name that the broker's certificate must be for.
+    :param password_file: for a log-in by password.
+    :param certificate: for a log-in by certificate (EXTERNAL), together with *key*.
+    :param authority: file of the trusted certificates for the broker; if given, the connection uses TLS.
+    :param server_name: the name that must be in the broker's certificate.
     """
 
     host: str
@@ -47,7 +47,11 @@ class Broker:
 
 @dataclass(frozen=True)
 class Narrowed:
-    """Declared limits of a link's messages: bytes of a body, its type, messages in a second; None: not limited."""
+    """Declared limits of a link's messages; None: not limited.
+
+    :param size: bytes of a body.
+    :param rate: messages per second.
+    """
 
     size: int | None = None
     content_type: str | None = None
@@ -56,15 +60,15 @@ class Narrowed:
 
 @dataclass(frozen=True)
 class Peer:
-    """An environment that this one may send to.
+    """An environment to which this one may send.
 
-    :param name: the peer's own, ``<name>@<host>`` on another host.
-    :param local: the name by which programs here call the peer, wherever it is; None: by its own name.
-    :param replies: for ``request``: (own queue for answers, exchange to bind it to).
-    :param broker: the broker that the link is on: this environment's own, or that of the peer's host.
-    :param monitor: source of notices of the peer: (exchange that they come from, queue that they are about).
-    :param notices: the queue that these notices come to.
-    :param message_size: bytes that a message may have, on a link to another host.
+    :param name: the peer's own name; ``<name>@<host>`` if it is on another host.
+    :param broker: the broker of the link: this environment's own, or that of the peer's host.
+    :param replies: for ``request``: (own replies queue, exchange to which it is bound).
+    :param monitor: source of notices about the peer: (their exchange, the peer's queue).
+    :param notices: the queue to which these notices are delivered.
+    :param message_size: the most bytes of a message, on a link to another host.
+    :param local: the local name of the peer in programs here; None: they use its own name.
     """
 
     name: str
@@ -81,17 +85,18 @@ class Peer:
 
     @property
     def called(self) -> str:
-        """The name by which programs call it."""
+        """The name that programs use: the local name, or else the peer's own."""
         return self.local or self.name
 
 
 @dataclass(frozen=True)
 class Sender:
-    """An environment that may send to this one; all messages from *exchange* are its.
+    """An environment that may send to this one. It alone can publish into *exchange*.
 
-    There may be several of one name: messages that it sent before its link was named anew (``former``) are read, too.
+    There may be several with the same name: after a link was renamed, messages from its old exchange are still read.
 
-    :param reply_exchange: for ``request``: the exchange that answers to it go through.
+    :param reply_exchange: for ``request``: the exchange for answers to it.
+    :param former: *exchange* is an old one of the link.
     """
 
     name: str
@@ -109,8 +114,8 @@ class Card:
 
     :param queues: all queues that this environment reads.
     :param peers: by their own names.
-    :param senders: by the exchange that they send through.
-    :param keys: file of this environment's own keys, where a link of its is sealed.
+    :param senders: by their exchange.
+    :param keys: file of this environment's own keys; None: none of its links is sealed.
     """
 
     name: str
@@ -123,12 +128,12 @@ class Card:
 
     @functools.cached_property
     def called(self) -> Mapping[str, Peer]:
-        """The peers by all names that a program may use: local ones, and the peers' own."""
+        """The peers by all names that programs may use: local names and the peers' own."""
         return {**self.peers, **{peer.called: peer for peer in self.peers.values()}}
 
     @property
     def brokers(self) -> list[Broker]:
-        """All brokers on the card: the environment's own, and the one of each peer's link."""
+        """All brokers in the card: the environment's own, and that of each peer's link."""
         own = [] if self.broker is None else [self.broker]
         return own + [peer.broker for peer in self.peers.values()]
 
@@ -136,7 +141,7 @@ class Card:
 def load(folder: Path = FOLDER) -> Card:
     """Read the card in *folder*.
 
-    :raises CardError: it isn't there, or isn't understood.
+    :raises CardError: it is missing or invalid.
     """
     path = folder / "environment.json"
     try:
@@ -155,8 +160,8 @@ def load(folder: Path = FOLDER) -> Card:
 def parse(value: Any, folder: Path = FOLDER) -> Card:
     """Parse and check a card.
 
-    :param folder: the folder of the files that it names below ``/run/netspace``.
-    :raises CardError: naming the entry that is missing or of another kind than expected.
+    :param folder: replaces ``/run/netspace`` in the card's file names.
+    :raises CardError: an entry is missing or invalid; the error names it.
     """
     top = _table(value, "the card")
     version = top.get("version")
@@ -208,9 +213,9 @@ def parse(value: Any, folder: Path = FOLDER) -> Card:
 
 
 def load_keys(path: Path) -> Ring:
-    """Read an environment's own keys.
+    """Read the environment's own keys.
 
-    :raises CardError: they aren't there, or aren't understood.
+    :raises CardError: their file is missing or invalid.
     """
     try:
         with path.open("rb") as stream:
@@ -262,7 +267,7 @@ def _broker(value: Any, where: str, folder: Path) -> Broker:
 
 
 def _placed(path: str, folder: Path) -> Path:
-    """Return the file that *path* names, with *folder* in the place of ``/run/netspace``."""
+    """Return *path* with *folder* in place of ``/run/netspace``."""
     named = Path(path)
     return folder / named.relative_to(FOLDER) if named.is_relative_to(FOLDER) else named
 

@@ -1,4 +1,4 @@
-"""Listening to queues: an ear for each that is to be heard, over lost connections. Declares nothing."""
+"""Consumption of queues over lost connections, by one *ear* per queue. Declares nothing."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ Heard = Callable[[DeliveredMessage], Coroutine[Any, Any, None]]
 
 
 class Ear:
-    """A reader of *queue*, which gives each delivery to *heard*, until ``close``.
+    """A consumer of *queue* that calls *heard* with each delivery, until ``close``.
 
-    :param most: messages that may be here unsettled; 0: any number.
-    :param begin: called whenever the broker is about to hand out unsettled messages again.
-    :param in_order: whether to wait, ``LEFT_SECONDS`` at most, until no former reader has any message.
+    :param most: the most unsettled messages (AMQP's prefetch count); 0: no limit.
+    :param begin: called before each new AMQP consumer, when the broker may redeliver unsettled messages.
+    :param in_order: wait up to ``LEFT_SECONDS`` until earlier consumers of the queue are gone.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Ear:
         self._task = asyncio.create_task(self._run())
 
     def stop(self) -> None:
-        """Take no more until ``go_on``; what the broker has sent already still comes."""
+        """Stop consuming until ``go_on``. Deliveries that the broker has already sent still come."""
         self._more.clear()
         if self._consumer is not None and not self._consumer.stopped:
             self._consumer.stopped = True
@@ -98,7 +98,10 @@ class Ear:
             self._pause = min(self._pause * 2, LONGEST_PAUSE)
 
     async def _let_go(self, channel: Channel) -> None:
-        """Wait until the broker has dropped former readers; one that remains after ``LEFT_SECONDS`` reads beside us."""
+        """Wait until the queue has no earlier consumer, for up to ``LEFT_SECONDS``.
+
+        A consumer that remains then counts as another program's; it is not waited for again.
+        """
         clock = asyncio.get_running_loop().time
         deadline, pause = clock() + LEFT_SECONDS, 0.005
         while True:
@@ -113,14 +116,14 @@ class Ear:
             pause = min(pause * 2, 0.1)
 
     async def _hear(self, channel: Channel) -> None:
-        """Listen by *channel* for as long as the broker allows it."""
+        """Consume by *channel* until the broker cancels the consumer or the channel closes."""
         while True:
             self._more.set()
             self._begin()
             tag = (await answer(channel.basic_consume(self._queue, self._heard))).consumer_tag
             self._consumer = consumer = _Consumer(channel, str(tag))
             if not self._more.is_set():
-                self.stop()  # what it was for came before the broker's answer
+                self.stop()  # ``stop`` was called before the broker's answer came
             if self.hearing.done():
                 self.hearing = asyncio.get_running_loop().create_future()
             self.hearing.set_result(channel)
@@ -129,7 +132,7 @@ class Ear:
                 await _first(channel, consumer.over, 0.5)
             self._consumer = None
             if not consumer.stopped:
-                return  # the broker has taken it away
+                return  # the broker has cancelled the consumer
             while not self._more.is_set():
                 await _first(channel, self._more)
                 if channel.is_closed:
@@ -137,7 +140,7 @@ class Ear:
 
 
 class _Consumer:
-    """A consumer on one channel, to which the broker hands out a queue's messages."""
+    """An AMQP consumer on one channel."""
 
     def __init__(self, channel: Channel, tag: str) -> None:
         self.channel = channel
@@ -156,7 +159,7 @@ class _Consumer:
 
 
 async def _first(channel: Channel, event: asyncio.Event, timeout: float | None = None) -> None:
-    """Wait until the channel is closed or something has happened."""
+    """Wait until the channel is closed, *event* is set, or *timeout* seconds have passed."""
     happening = asyncio.ensure_future(event.wait())
     try:
         await asyncio.wait({channel.closing, happening}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
@@ -165,7 +168,7 @@ async def _first(channel: Channel, event: asyncio.Event, timeout: float | None =
 
 
 class Ears:
-    """An ear for each queue that is wanted.
+    """A set of ears, one per queue.
 
     :param make: makes the ear of a queue.
     """
@@ -182,13 +185,13 @@ class Ears:
         return iter(list(self._ears.values()))
 
     def of(self, session: Session, queue: str) -> Ear:
-        """Return the ear for this queue; make it where there is none."""
+        """Return the ear of this queue; make it if there is none."""
         if (session, queue) not in self._ears:
             self._ears[session, queue] = self._make(session, queue)
         return self._ears[session, queue]
 
     def follow(self, wanted: Set[tuple[Session, str]]) -> None:
-        """Read the *wanted* queues and no others."""
+        """Consume exactly the *wanted* queues."""
         self.forget(wanted)
         for session, queue in wanted:
             self.of(session, queue)

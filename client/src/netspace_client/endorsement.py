@@ -1,13 +1,13 @@
-"""Endorsements: statements of a sender's host to receivers on other hosts that a signing key is this sender's.
+"""Endorsements: JWTs by which a sender's host certifies to other hosts that a signing key belongs to this sender.
 
-Each message over a sealed link between hosts bears one: a JWT (RFC 7519), signed by the *endorser* of the sender's
-host, whose keys our own host tells us in the card. :func:`checked` believes one if, in this order,
+Each message over a sealed link between hosts carries one (RFC 7519), signed by the *endorser* of the sender's host. The
+card has the endorser's public keys. :func:`checked` accepts an endorsement if, checked in this order,
 
-1. it is of at most ``MAX`` bytes, in three parts, with the header of an endorsement and of nothing else;
-2. it is signed by a key of that endorser that is good now;
-3. it says no more and no less than an endorsement does: who endorses, which is that host; whose key it is, which is
-   the sender that the message came from; from when until when, which is now; and the key (RFC 7800);
-4. the key is to sign, on P-256, and the one that the message says it is signed with.
+1. it has at most ``MAX`` bytes, three parts, and exactly the header of an endorsement;
+2. a key of that endorser that is valid now has signed it;
+3. it has exactly the claims of an endorsement: the issuer is that host, the subject is the message's sender, it has not
+   expired, and it contains a key (RFC 7800);
+4. the key is on P-256, for signing, and its ``kid`` is that of the message's signature.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _KEY = {"kty", "crv", "x", "y", "kid", "use"}
 
 @dataclass(frozen=True)
 class Endorser:
-    """The endorser of a host: the host's SPIFFE ID, and the keys by which it endorses."""
+    """The endorser of a host: the host's SPIFFE ID, and its public keys."""
 
     id: str
     keys: Ring
@@ -39,7 +39,7 @@ class Endorser:
 
 @dataclass(frozen=True)
 class Endorsed:
-    """A key to sign, and the time for which it is its sender's."""
+    """An endorsed signing key, and the period of its endorsement."""
 
     jwk: Mapping[str, str] = field(repr=False)
     begins: float
@@ -47,7 +47,7 @@ class Endorsed:
 
 
 def ends(token: str) -> float:
-    """Return the end of an endorsement that our host gave us, in seconds since 1970; 0 where it can't be told."""
+    """Return the expiry of our own host's endorsement, in seconds since 1970; 0 if it can't be read."""
     try:
         found = jose.decoded(token.split(".")[1].encode()).get("exp")
     except (SealError, IndexError):
@@ -56,9 +56,10 @@ def ends(token: str) -> float:
 
 
 def checked(token: str, endorser: Endorser, sender: str, kid: str, now: float) -> Endorsed:
-    """Return the key *kid* that *sender* signs with, if *endorser* says so in *token*.
+    """Check the endorsement *token*; return the signing key *kid* of *sender* in it.
 
-    :raises SealError: it doesn't; :class:`UnknownKey` where newer keys of the endorser might help.
+    :raises SealError: a check failed.
+    :raises UnknownKey: the endorser's key is unknown or expired; newer keys of the endorser might help.
     """
     if len(token) > MAX or token.count(".") != 2 or not token.isascii():
         raise SealError("its endorsement is none")
@@ -94,6 +95,9 @@ def _key(confirmed: Any, kid: str) -> dict[str, str]:
 
 @functools.lru_cache(maxsize=64)
 def _claims(raw: bytes, key: tuple[tuple[str, str], ...]) -> dict[str, Any]:
-    """Verify a token by *key* and return its claims. Each is on thousands of messages; good ones alone are cached."""
+    """Verify a token by *key* and return its claims.
+
+    Valid tokens are cached, because thousands of messages carry the same one.
+    """
     jose.loaded().verify(raw, dict(key))
     return jose.decoded(raw.split(b".")[1])

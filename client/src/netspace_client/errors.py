@@ -1,4 +1,4 @@
-"""Errors of this library, each as a type of its own; all are :class:`LinkError`."""
+"""Errors of this library, one type each; all are subclasses of :class:`LinkError`."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ class LinkError(Exception):
 
 
 class CardError(LinkError):
-    """A file of the host in ``/run/netspace`` is missing or can't be understood."""
+    """A file of the host in ``/run/netspace`` is missing or invalid."""
 
 
 class NotDeclared(LinkError):
-    """There is no such link: nobody declared that this environment may talk to that one, or in this way."""
+    """The link, or the requested use of it, is not declared."""
 
 
 class Revoked(LinkError):
-    """The link was declared once and is no more: the broker refuses what is sent."""
+    """The link was revoked: the broker refuses the message."""
 
 
 class MailboxFull(LinkError):
-    """The receiver's mailbox took no more; the message was not kept."""
+    """The receiver's mailbox is full; the message was not accepted."""
 
 
 class Unreachable(LinkError):
@@ -28,32 +28,32 @@ class Unreachable(LinkError):
 
 
 class NotAdmitted(Unreachable):
-    """The broker is there and refuses our log-in: its host declares no link of ours, or not yet."""
+    """The broker answers but refuses our log-in: its host declares no link with this environment (yet)."""
 
 
 class Timeout(LinkError, TimeoutError):
-    """The broker didn't confirm, or nobody answered, in time; whether a message arrived is unknown."""
+    """The confirmation or the answer didn't come in time; whether a message arrived is unknown."""
 
 
 class Refused(LinkError):
-    """This very message is refused, and would be again: it is too large, say."""
+    """This message is refused, for example because it is too large; sending it again won't help."""
 
 
 class TooFast(LinkError):
-    """More messages in a second than are declared for the link; this one was not sent."""
+    """The message was not sent, because it would exceed the link's declared rate."""
 
 
 class InboxFull(LinkError):
-    """As many messages wait as may, and none is what this ``receive`` asked for; receive some of the others."""
+    """The inbox is full of messages that this ``receive`` doesn't match; receive some of these first."""
 
 
 class Closed(LinkError):
-    """The mailbox was closed by this program."""
+    """This program has closed the mailbox, or not opened it yet."""
 
 
 class SealError(LinkError):
-    """A message on a sealed link that isn't what its sender sealed for this receiver, or that can't be sealed."""
+    """A message can't be sealed, or isn't one that its sender sealed for this receiver."""
 
 
 class UnknownKey(SealError):
-    """A message that is sealed by, or for, a key that isn't known (yet, or any more)."""
+    """A message is signed by or encrypted for an unknown key, which may be too new or too old."""

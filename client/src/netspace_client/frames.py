@@ -1,10 +1,11 @@
-"""Frames that a sender made so that they can't be decoded are made harmless, before they end the connection.
+"""Filter for AMQP frames that can't be decoded, so that one message can't end the connection of its receiver.
 
-Content type, headers, time and routing key are the sender's to choose, and the broker hands on what is no UTF-8, no
-date or nested without end. pamqp raises at these (or goes on for ever at what has a false length), aiormq then ends the
-connection, and the broker hands the same message out again: one letter would keep its receiver from all
-others. So each frame is tried first; of a header that can't be decoded the properties are left out, and of a delivery
-all but ASCII in the routing key.
+A sender chooses content type, headers, timestamp and routing key. The broker passes on values that are not UTF-8, not a
+date, or nested without end. pamqp raises at these, or loops for ever at a wrong length. aiormq then ends the
+connection, and the broker redelivers the same message: the receiver would never get another one.
+
+So each frame is decoded here first. If a content header can't be decoded, its properties are left out. If a delivery
+can't be decoded, non-ASCII bytes in its routing key are replaced.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ import pamqp.frame
 
 METHOD, HEADER = 1, 2
 _DELIVER = struct.pack(">HH", 60, 60)
-# Of a content header: class, weight, body size, then the flags that say which properties follow.
+# A content header begins with class, weight and body size; then come the flags of the properties that follow.
 _BEFORE_FLAGS = 12
 
 
-# The sizes of values in a table, by their type: https://www.rabbitmq.com/amqp-0-9-1-errata
+# Sizes of the values in a table, by type: https://www.rabbitmq.com/amqp-0-9-1-errata
 _SIZES = {b"t": 1, b"b": 1, b"B": 1, b"s": 2, b"U": 2, b"u": 2, b"I": 4, b"i": 4, b"l": 8, b"L": 8, b"f": 4, b"d": 8}
 _SIZES |= {b"D": 5, b"T": 8, b"V": 0}
 _LONG, _ARRAY, _TABLE = (b"S", b"x"), b"A", b"F"
@@ -30,9 +31,9 @@ _DEEPEST = 16
 
 
 def harmless(head: bytes, payload: bytes) -> bytes:
-    """The frame's payload (its end mark included), changed only where it can't be decoded.
+    """Return the frame's payload with its end mark, changed only if it can't be decoded.
 
-    :param head: type, channel and size.
+    :param head: the frame's header: type, channel and size.
     """
     kind = head[0]
     if kind == HEADER and len(payload) > _BEFORE_FLAGS + 2:
@@ -46,15 +47,15 @@ def harmless(head: bytes, payload: bytes) -> bytes:
 def _decodes(frame: bytes) -> bool:
     try:
         pamqp.frame.unmarshal(frame)
-    except Exception:  # whatever a sender can make it raise
+    except Exception:  # a sender can make it raise anything
         return False
     return True
 
 
 def _sound(payload: bytes) -> bool:
-    """Whether the lengths in a content header are true, and its table is not too deep."""
+    """Return whether the lengths in a content header are correct, and its table is not nested too deep."""
     flags = int.from_bytes(payload[_BEFORE_FLAGS : _BEFORE_FLAGS + 2], "big")
-    if flags & 0b11:  # the last two are no properties; one says that more flags follow
+    if flags & 0b11:  # the last two bits stand for no property; the lowest says that more flags follow
         return False
     at, end = _BEFORE_FLAGS + 2, len(payload) - 1
     try:
@@ -67,9 +68,11 @@ def _sound(payload: bytes) -> bool:
 
 
 def _table(raw: bytes, at: int, end: int, depth: int, named: bool = True) -> int:
-    """Return the end of the table (or array: without names) that begins *at*, which is *end* at most.
+    """Return the end of the table that begins *at*.
 
-    :raises ValueError: its length is false, it is nested too deep, or it holds a value of an unknown type.
+    :param end: the end must not be beyond this.
+    :param named: False: it is an array, whose values have no names.
+    :raises ValueError: a length is wrong, it is nested too deep, or a value has an unknown type.
     """
     stop = at + 4 + int.from_bytes(raw[at : at + 4], "big")
     at += 4
@@ -85,14 +88,17 @@ def _table(raw: bytes, at: int, end: int, depth: int, named: bool = True) -> int
         elif kind in (_ARRAY, _TABLE):
             at = _table(raw, at, stop, depth + 1, kind == _TABLE)
         else:
-            at += _SIZES.get(kind, end)  # an unknown one ends beyond the end
+            at += _SIZES.get(kind, end)  # an unknown type gives a position beyond the end
     if at != stop:
         raise ValueError
     return stop
 
 
 def _plain_key(payload: bytes) -> bytes:
-    """A delivery with a routing key of ASCII: consumer tag, delivery tag, a bit, exchange, routing key."""
+    """Return a delivery with ``?`` for each non-ASCII byte in its routing key.
+
+    A delivery has consumer tag, delivery tag, a bit, exchange and routing key.
+    """
     at = len(_DELIVER)
     at += 1 + payload[at] + 8 + 1
     at += 1 + payload[at] + 1
@@ -101,7 +107,7 @@ def _plain_key(payload: bytes) -> bytes:
 
 
 class _Reader:
-    """A stream of frames, each of which is read in three pieces: one byte, the rest of its head, its payload."""
+    """A stream of filtered frames. aiormq reads each in three pieces: one byte, the rest of its header, its payload."""
 
     def __init__(self, reader: asyncio.StreamReader) -> None:
         self._reader = reader
@@ -125,5 +131,5 @@ class _Receiver(aiormq.connection.FrameReceiver):
 
 
 def guard() -> None:
-    """Have aiormq read frames by :class:`_Receiver`. All of its versions have no other way in common."""
+    """Replace aiormq's frame receiver by :class:`_Receiver`: the only hook that all of its versions have."""
     aiormq.connection.FrameReceiver = _Receiver  # type: ignore[misc]

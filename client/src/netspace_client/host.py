@@ -1,4 +1,4 @@
-"""Files of the host in ``/run/netspace``, read again whenever they were replaced. Reads only."""
+"""The host's files in ``/run/netspace``, read again whenever they were replaced. Reads only."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ log = logging.getLogger("netspace_client")
 
 
 class Host:
-    """The newest card in *folder*, and the keys that it names."""
+    """The newest card in *folder*, and the environment's own keys."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "environment.json"
@@ -25,7 +25,10 @@ class Host:
 
     @property
     def card(self) -> Card:
-        """The newest card; the same object for as long as its file is the same."""
+        """The newest card; the same object as long as its file stays the same.
+
+        If a new file is invalid, the previous card stays in use.
+        """
         state = _state(self._path)
         if self._card is None or state != self._card_state:
             try:
@@ -41,7 +44,7 @@ class Host:
     def keys(self) -> Ring:
         """This environment's own keys, for sealed links.
 
-        :raises CardError: there are none.
+        :raises CardError: there are none, or their file is invalid.
         """
         path = self.card.keys
         if path is None:
@@ -52,10 +55,10 @@ class Host:
         return self._ring
 
     def peer(self, name: str) -> Peer:
-        """Return a peer that this environment may send to.
+        """Return a peer to which this environment may send.
 
-        :param name: a local name, or the peer's own.
-        :raises NotDeclared: no link leads to one of this name.
+        :param name: its local name, or its own name.
+        :raises NotDeclared: no link leads to a peer of this name.
         """
         about = self.card
         if name not in about.called:
@@ -65,7 +68,7 @@ class Host:
 
 
 def _state(path: Path) -> tuple[int, ...]:
-    """Return inode, time and size of a file, which differ once it is replaced; empty where it can't be looked at."""
+    """Return inode, time and size of a file, which change when it is replaced; empty: stat(2) failed."""
     try:
         found = path.stat()
     except OSError:

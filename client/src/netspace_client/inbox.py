@@ -1,8 +1,7 @@
-"""Selective receive, as in Erlang: who waits gets the first message that he asked for. Pure.
+"""Selective receive, as in Erlang: a waiter gets the first message that it matches. Pure.
 
-What nobody waits for stays, in its order. How much may stay is bounded by whoever
-puts messages in; a waiter whose message can't come any more, because the bound is
-reached by others, is told so instead of being left to wait for ever.
+Messages without a matching waiter stay, in their order. The caller bounds their number. If the bound is reached, no
+matching message can come any more, and the caller fails the waiters.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ Match = Callable[[T], bool]
 
 
 class Waiter(Generic[T]):
-    """Somebody who waits; ``future`` gets his message, or why there will be none."""
+    """A ``receive`` call that waits; ``future`` gets its message, or the error because of which there will be none."""
 
     def __init__(self, match: Match[T], future: asyncio.Future[T]) -> None:
         self.match = match
@@ -25,7 +24,7 @@ class Waiter(Generic[T]):
 
 
 class Inbox(Generic[T]):
-    """Messages that nobody has taken, and those who wait for others."""
+    """The held messages, and the waiters for other messages."""
 
     def __init__(self) -> None:
         self._held: deque[T] = deque()
@@ -36,11 +35,11 @@ class Inbox(Generic[T]):
 
     @property
     def waiting(self) -> int:
-        """The number of those who wait for a message that isn't here."""
+        """The number of waiters."""
         return sum(not waiter.future.done() for waiter in self._waiters)
 
     def put(self, item: T) -> bool:
-        """Give *item* to who has waited longest of those that asked for it, or keep it; return whether it was given."""
+        """Give *item* to the first waiter that matches, or else hold it; return whether it was given."""
         for index, waiter in enumerate(self._waiters):
             if not waiter.future.done() and _matches(waiter, item):
                 del self._waiters[index]
@@ -50,13 +49,13 @@ class Inbox(Generic[T]):
         return False
 
     def put_back(self, item: T) -> None:
-        """Return what was taken last: it is the first again."""
+        """Give an item that was taken to a waiter, or else hold it in first place."""
         if not self.put(item):
             self._held.remove(item)
             self._held.appendleft(item)
 
     def take(self, match: Match[T]) -> T | None:
-        """Return the first held item that matches, which is then no longer held; None: none does."""
+        """Remove and return the first held item that matches; None: none does."""
         for index, item in enumerate(self._held):
             if match(item):
                 del self._held[index]
@@ -64,30 +63,30 @@ class Inbox(Generic[T]):
         return None
 
     def wait(self, waiter: Waiter[T]) -> None:
-        """Have *waiter* get the next item that matches; those held were looked at by ``take``."""
+        """Add *waiter*, which gets the next matching item. The caller has tried ``take`` for the held ones."""
         self._waiters.append(waiter)
 
     def leave(self, waiter: Waiter[T]) -> None:
-        """Forget *waiter*, who waits no longer."""
+        """Remove *waiter*."""
         if waiter in self._waiters:
             self._waiters.remove(waiter)
 
     def fail(self, error: BaseException) -> None:
-        """Tell all who wait that there will be nothing."""
+        """Remove all waiters and raise *error* in them."""
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             if not waiter.future.done():
                 waiter.future.set_exception(error)
 
     def drop(self, unwanted: Callable[[T], bool]) -> list[T]:
-        """Take out all held items that are *unwanted*; the others keep their order."""
+        """Remove and return all held items that are *unwanted*; the others keep their order."""
         dropped = [item for item in self._held if unwanted(item)]
         self._held = deque(item for item in self._held if not unwanted(item))
         return dropped
 
 
 def _matches(waiter: Waiter[T], item: T) -> bool:
-    """Check whether *item* matches; an exception of the match goes to its waiter, and the item isn't lost."""
+    """Return whether *waiter* matches *item*. If its function raises, the waiter gets the exception; return False."""
     try:
         return waiter.match(item)
     except Exception as err:

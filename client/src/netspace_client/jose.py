@@ -1,6 +1,6 @@
-"""The four operations of JOSE that seals need, each with one algorithm, by ``joserfc``.
+"""The four JOSE operations for seals, each with one algorithm, by ``joserfc``.
 
-All that they raise is a :class:`SealError`; headers and sizes are bounded before anything is done.
+Decryption and verification raise only :class:`SealError`. Sizes of headers and bodies are bounded.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_SEALED = MAX_BODY * 16 // 9 + 2 * MAX_PART
 
 
 class Jose:
-    """Signing, verifying, encrypting and decrypting."""
+    """The operations: sign, verify, encrypt and decrypt."""
 
     def __init__(self) -> None:
         from joserfc import jwe, jws
@@ -36,9 +36,9 @@ class Jose:
             max_ciphertext_length = MAX_SEALED
 
         self._jws, self._jwe = jws, jwe
-        # Of the keys in use; to make one of its numbers takes as long as to sign with it.
+        # A cache of the keys in use: importing a key takes as long as signing with it.
         self._made = functools.lru_cache(maxsize=64)(lambda members: ECKey.import_key(dict(members)))
-        # Which members a header has is checked by us: the registry doesn't know ours.
+        # ``seal`` checks the members of headers; joserfc's registry doesn't know netspace's members.
         self._signatures = Signatures(algorithms=[SIGN], strict_check_header=False)
         self._encryptions = Encryptions(algorithms=[WRAP, ENCRYPT], strict_check_header=False)
 
@@ -54,7 +54,7 @@ class Jose:
     def decrypt(self, raw: bytes, key: Mapping[str, str]) -> bytes:
         try:
             found = self._jwe.decrypt_compact(raw, self._key(key), registry=self._encryptions)
-        except Exception as err:  # whatever a forger can make it raise
+        except Exception as err:  # a forged message may raise anything here
             raise SealError(f"it can't be decrypted: {type(err).__name__}") from None
         return found.plaintext or b""
 
@@ -66,9 +66,9 @@ class Jose:
 
 
 def decoded(encoded: bytes) -> dict[str, Any]:
-    """A header, or the claims of a token, of which nothing is believed yet.
+    """Decode a header or the claims of a token, without verification.
 
-    :raises SealError: it can't be read, or is too long.
+    :raises SealError: it can't be decoded, or is too long.
     """
     if len(encoded) > MAX_PART:
         raise SealError("its header is too long")
@@ -85,9 +85,9 @@ _made: list[Jose] = []
 
 
 def loaded() -> Jose:
-    """The one that there is; ``joserfc`` is loaded when it is needed first.
+    """Return the shared :class:`Jose`; the first call imports ``joserfc``.
 
-    :raises CardError: it isn't there.
+    :raises CardError: ``joserfc`` is not installed.
     """
     if not _made:
         try:
@@ -98,9 +98,9 @@ def loaded() -> Jose:
 
 
 def text(header: Mapping[str, Any], name: str) -> str:
-    """A member that has to be text.
+    """Return a header member that must be text.
 
-    :raises SealError: it isn't.
+    :raises SealError: it is missing or not text.
     """
     value = header.get(name)
     if not isinstance(value, str):

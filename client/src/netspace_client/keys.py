@@ -1,4 +1,4 @@
-"""Keys as the host tells them: JWKs on P-256, to sign or to encrypt, each with the time of its use."""
+"""Keys in the host's files: JWKs on P-256, to sign or to encrypt, each with the period of its use."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ _PUBLIC = ("kty", "crv", "x", "y")
 
 @dataclass(frozen=True)
 class Key:
-    """One key. ``jwk`` has a private part, or not.
+    """One key, public or private.
 
-    :param until: when nothing may be sealed for it any more.
-    :param endorsement: of one of ours to sign, for other hosts.
+    :param use: ``sig`` or ``enc``.
+    :param since: the time from which it is used, in seconds since 1970.
+    :param until: the time from which nothing may be sealed for it.
+    :param endorsement: the endorsement of one of our signing keys, for other hosts.
     """
 
     kid: str
@@ -36,9 +38,9 @@ class Ring:
     keys: tuple[Key, ...] = ()
 
     def current(self, use: str, now: float) -> Key:
-        """The key to use now: the newest whose time has come; where none has, the first.
+        """Return the key to use now: the newest one in use; if none is in use yet, the oldest.
 
-        :raises UnknownKey: there is none at all.
+        :raises UnknownKey: there is no unexpired key for this use.
         """
         keys = sorted((key for key in self.keys if key.use == use and now < key.until), key=lambda key: key.since)
         if not keys:
@@ -46,7 +48,10 @@ class Ring:
         return next((key for key in reversed(keys) if key.since <= now), keys[0])
 
     def find(self, use: str, kid: str) -> Key:
-        """:raises UnknownKey: it isn't there."""
+        """Return the key with this use and *kid*.
+
+        :raises UnknownKey: there is no such key.
+        """
         for key in self.keys:
             if key.kid == kid and key.use == use:
                 return key
@@ -54,9 +59,11 @@ class Ring:
 
 
 def ring(keys: Any, where: str, *, private: bool = False) -> Ring:
-    """Read keys as the host writes them.
+    """Parse a list of keys from a file of the host.
 
-    :raises CardError: they aren't that.
+    :param where: the prefix of errors.
+    :param private: the keys have private parts.
+    :raises CardError: the list is invalid.
     """
     if not isinstance(keys, list) or len(keys) > MAX:
         raise CardError(f"{where}: expected a list of at most {MAX} keys")

@@ -1,7 +1,7 @@
-"""Checks of a message that a program wants to send, before anything is done with it. Pure.
+"""Checks of an outgoing message, before anything else is done with it. Pure.
 
-AMQP's short strings have 255 bytes at most. Longer ones are refused here: aiormq finds out only when it has
-counted the message as sent, and whoever sends on the same channel would be told of another's message.
+AMQP's short strings have at most 255 bytes. Longer ones are refused here, because aiormq notices them only after it has
+counted the message as sent. It would then assign confirmations on that channel to the wrong messages.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ LONGEST = 255
 
 
 def short(value: str, what: str) -> str:
-    """Return *value* if AMQP can carry it as a short string.
+    """Return *value*, after a check that it can be an AMQP short string.
 
-    :param what: what to call it in the error.
-    :raises TypeError: it is no text.
-    :raises Refused: it is too long, or no text that UTF-8 has.
+    :param what: its name in errors.
+    :raises TypeError: it is not text.
+    :raises Refused: it is too long, or can't be encoded in UTF-8.
     """
     if not isinstance(value, str):
         raise TypeError(f"{what}: expected a str, got {type(value).__name__}")
@@ -30,10 +30,10 @@ def short(value: str, what: str) -> str:
 
 
 def content(body: bytes | str, content_type: str | None) -> tuple[bytes, str]:
-    """Return the bytes of a body, and their type.
+    """Return the bytes of a body, and its content type.
 
-    :raises TypeError: it is neither bytes nor text.
-    :raises Refused: as :func:`short`.
+    :raises TypeError: the body is neither bytes nor text.
+    :raises Refused: body or type can't be encoded in UTF-8, or the type is too long.
     """
     if isinstance(body, str):
         try:

@@ -1,4 +1,4 @@
-"""Connections of a program, and the outlets on them, for as long as the card names their brokers and exchanges."""
+"""Sessions with brokers and outlets into exchanges, kept for as long as the card contains them."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ CHANNELS = 40
 
 
 class Lines:
-    """A session for each broker, an outlet for each exchange that something was sent through.
+    """The sessions of a program, one per broker, and its outlets, one per exchange in use.
 
-    :param confirm: seconds after which a broker that doesn't confirm is asked again.
+    :param confirm: seconds that an outlet waits for a confirmation before it tries another connection.
     """
 
     def __init__(self, host: Host, confirm: float) -> None:
         self._host = host
         self._confirm = confirm
         self.sessions: dict[Place, Session] = {}
-        # By session as well as by exchange: what is on another host's broker may bear the same name.
+        # By session too: an exchange on another host's broker may have the same name.
         self.outlets: dict[tuple[Session, str], Outlet] = {}
         self._errands: set[asyncio.Task[None]] = set()
 
     def session(self, broker: Broker) -> Session:
-        """Return the session with *broker*; begin it where there is none."""
+        """Return the session with *broker*; start it if there is none."""
         to = place(broker)
         session = self.sessions.get(to)
         if session is None:
@@ -41,11 +41,14 @@ class Lines:
         return session
 
     def known(self, broker: Broker) -> Session | None:
-        """Return the session with *broker*; None: none was begun."""
+        """Return the session with *broker*; None: none was started."""
         return self.sessions.get(place(broker))
 
     def outlet(self, broker: Broker, exchange: str, what: str) -> Outlet:
-        """Return the outlet into *exchange*, which errors call *what*; make it where there is none."""
+        """Return the outlet into *exchange*; make it if there is none.
+
+        :param what: its name in errors.
+        """
         session = self.session(broker)
         outlet = self.outlets.get((session, exchange))
         if outlet is None:
@@ -53,13 +56,13 @@ class Lines:
         return outlet
 
     def later(self, work: Coroutine[Any, Any, None]) -> None:
-        """Have *work* done that nobody waits for."""
+        """Run *work* in the background."""
         task = asyncio.create_task(work)
         self._errands.add(task)
         task.add_done_callback(self._errands.discard)
 
     def follow(self, about: Card) -> None:
-        """Leave brokers, and forget exchanges, that the card names no more."""
+        """Close sessions and idle outlets that are no longer in the card."""
         for moved in self.sessions.keys() - {place(broker) for broker in about.brokers}:
             self.later(self.sessions.pop(moved).close())
         named = {(self.known(peer.broker), peer.exchange) for peer in about.peers.values()}
@@ -77,11 +80,11 @@ class Lines:
         await asyncio.gather(*self._errands, return_exceptions=True)
 
     def _login(self, to: Place, known: Broker) -> Broker:
-        """Return the broker at this place with its log-in by the newest card; *known* where the card has none there."""
+        """Return the broker at this address with its log-in from the newest card; if it isn't in the card, *known*."""
         return next((one for one in self._host.card.brokers if place(one) == to), known)
 
     def _room(self) -> None:
-        """Close idle channels where there are more than ``CHANNELS``."""
+        """Close idle channels if more than ``CHANNELS`` are open."""
         opened = [outlet for outlet in self.outlets.values() if outlet.open]
         for outlet in opened[: max(0, len(opened) - CHANNELS)]:
             outlet.release()
@@ -92,9 +95,9 @@ def place(broker: Broker) -> Place:
 
 
 async def settle(delivery: DeliveredMessage, how: str) -> None:
-    """Tell the broker what became of a message (``ack``, ``requeue``, ``reject``).
+    """Settle a message at the broker: ``ack``, ``requeue`` or ``reject``.
 
-    Where the broker is gone, the message comes again and is known then.
+    If the connection is lost, nothing is sent: the message is delivered again and recognized by its id.
     """
     channel, tag = delivery.channel, delivery.delivery_tag
     if channel.is_closed or tag is None:
@@ -103,7 +106,7 @@ async def settle(delivery: DeliveredMessage, how: str) -> None:
         telling = channel.basic_ack(tag, wait=False)
     else:
         telling = channel.basic_nack(tag, requeue=how == "requeue", wait=False)
-    # Where the connection is just going, nobody takes it from aiormq any more.
+    # If the connection is just ending, aiormq never sends the frame and never finishes the call.
     task = asyncio.ensure_future(telling)
     try:
         await asyncio.wait({task, channel.closing}, return_when=asyncio.FIRST_COMPLETED)

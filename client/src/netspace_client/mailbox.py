@@ -1,7 +1,7 @@
 """A program's mailbox and links: ``send``, ``call``, selective ``receive``, ``reply``, ``links``.
 
-``docs/client.md`` states the promises and what each rests on. The binding by which answers find their asker
-is all that is declared on the broker; nothing is written to disk.
+``docs/client.md`` lists the guarantees and the mechanism of each. The only object that this library declares on the
+broker is the binding for answers. It writes nothing to disk.
 """
 
 from __future__ import annotations
@@ -40,7 +40,12 @@ Work = Callable[[Message], Awaitable[bytes | str | None]]
 
 @dataclass(frozen=True)
 class Link:
-    """A declared link of this environment: ``to`` a peer (by its local name, where it has one), or ``from`` one."""
+    """A declared link of this environment.
+
+    :param direction: ``to`` or ``from`` the peer.
+    :param peer: the peer's local name, or its own name if it has no local one.
+    :param pattern: ``send`` or ``request``.
+    """
 
     direction: str
     peer: str
@@ -48,14 +53,14 @@ class Link:
 
 
 class Mailbox:
-    """This environment's mailbox, and the links from it. Use: ``async with Mailbox() as mailbox``.
+    """This environment's mailbox and links. Use: ``async with Mailbox() as mailbox``.
 
-    :param folder: where the host has put ``environment.json``.
-    :param capacity: how many messages may wait here or be in work; more stay with the broker.
-    :param memory: bytes that they may have; when there are more, none is taken until all of them are settled.
-    :param in_flight: how many ``send`` may wait for the broker at once; more wait for their turn.
-    :param window: how many ids of each sender are remembered, to drop what comes twice.
-    :param confirm: seconds after which a broker that doesn't confirm is asked again.
+    :param folder: the folder of ``environment.json``.
+    :param capacity: the most unsettled messages in this program; more stay with the broker.
+    :param memory: the bytes of their bodies. Above it, no more messages are consumed until all are settled.
+    :param in_flight: the most ``send`` calls that wait for the broker at once; more wait for their turn.
+    :param window: the number of ids remembered for each sender, to drop duplicates.
+    :param confirm: seconds to wait for a confirmation; then the message is published again over a new connection.
     """
 
     def __init__(
@@ -86,17 +91,17 @@ class Mailbox:
 
     @property
     def duplicates(self) -> int:
-        """The number of messages that came again and were dropped."""
+        """The number of duplicates that were dropped."""
         return self._arrivals.duplicates
 
     @property
     def strays(self) -> int:
-        """The number of messages from undeclared senders; they are with the dead letters."""
+        """The number of messages from undeclared senders, which became dead letters."""
         return self._arrivals.strays
 
     @property
     def refused(self) -> int:
-        """The number of messages beyond their link's limits, or not validly sealed for us; they are dead letters."""
+        """The number of refused messages, beyond their link's limits or not validly sealed; they are dead letters."""
         return self._sealing.refused + self._arrivals.refused
 
     # -- life --------------------------------------------------------------------
@@ -111,7 +116,7 @@ class Mailbox:
         await self.close()
 
     async def close(self) -> None:
-        """Leave. What was received and not acknowledged goes back to the broker."""
+        """Close all connections. The broker requeues messages that were received and not acknowledged."""
         if self._closed:
             return
         self._closed = True
@@ -124,7 +129,7 @@ class Mailbox:
         await self._lines.close()
 
     async def _watch(self) -> None:
-        """Follow the card."""
+        """Apply changes of the card, for ever."""
         while True:
             await asyncio.sleep(0.5)
             self._follow()
@@ -143,10 +148,10 @@ class Mailbox:
         if not self._tasks:
             raise Closed("this mailbox isn't open yet: use `async with Mailbox() as mailbox`")
 
-    # -- what is declared ----------------------------------------------------------
+    # -- the declaration ----------------------------------------------------------
     @property
     def card(self) -> Card:
-        """The newest card of the host; read again where its file was changed."""
+        """The newest card, read again if its file has changed."""
         return self._host.card
 
     @property
@@ -155,7 +160,7 @@ class Mailbox:
         return self.card.name
 
     def links(self) -> list[Link]:
-        """All links that are declared now, from this environment and to it."""
+        """Return all links that are declared now, from this environment and to it."""
         about = self.card
         to = [Link("to", peer.called, peer.pattern) for peer in about.peers.values()]
         senders = [sender for sender in about.senders.values() if not sender.former]
@@ -172,22 +177,22 @@ class Mailbox:
         content_type: str | None = None,
         urgent: bool = False,
     ) -> str:
-        """Put a message into a peer's mailbox; returns its id when it is safe there.
+        """Send a message to a peer's mailbox; return its id after the broker has confirmed it.
 
-        Waits where many are on their way already. Messages of one link arrive in the order of the calls.
+        At most ``in_flight`` calls wait for the broker at once. Messages of one link arrive in the order of the calls.
 
-        :param link: the peer's local name, or its own.
-        :param timeout: seconds to try for, over lost connections and restarts of the broker.
-        :param urgent: it comes before others that wait in the mailbox, two such for one of the others.
-        :param id: the message's id, where the same is sent again after an error that left open whether it arrived.
-        :raises NotDeclared: no such link.
-        :raises Revoked: it is no more.
-        :raises MailboxFull: the peer's mailbox takes no more now.
+        :param link: the peer's local name, or its own name.
+        :param timeout: seconds to try, over lost connections and restarts of the broker.
+        :param urgent: deliver it before other waiting messages: two urgent ones for each other one.
+        :param id: the message's id. To repeat a message after an error that left its arrival unknown, give its id.
+        :raises NotDeclared: there is no such link.
+        :raises Revoked: the link was revoked.
+        :raises MailboxFull: the peer's mailbox is full.
         :raises Unreachable: the broker can't be reached. It may have the message.
         :raises Timeout: the broker doesn't confirm. It may have the message.
-        :raises Refused: not this message.
-        :raises TooFast: not so many in a second.
-        :raises TypeError: the body is neither bytes nor text, or the id or type is no text.
+        :raises Refused: the message is too large or of another type than declared, or the broker refuses it.
+        :raises TooFast: the message would exceed the link's declared rate.
+        :raises TypeError: the body is neither bytes nor text, or the id or type is not text.
         """
         self._open()
         named = letter.short(id, "id") if id not in (None, "") else secrets.token_hex(16)
@@ -218,7 +223,8 @@ class Mailbox:
                 except Unroutable as err:
                     raise Unreachable(f"{peer.called} has no mailbox ({err})") from None
                 except Revoked:
-                    # It may have been made anew. Another environment that is called so now never gets this message.
+                    # The link may have been recreated with another exchange. Look it up by the peer's own name: the
+                    # local name may belong to another environment now, which must not get this message.
                     again = self.card.peers.get(peer.name)
                     if again is None or again.exchange == peer.exchange:
                         raise
@@ -227,10 +233,10 @@ class Mailbox:
             self._flight.release()
 
     def _narrow(self, peer: Peer, content: tuple[bytes, str]) -> None:
-        """Refuse a message that the receiver would refuse.
+        """Check the declared limits of a link, which the receiver checks too.
 
-        :raises Refused: its size or type isn't what the link is declared for.
-        :raises TooFast: more were sent in a second than the link is declared for.
+        :raises Refused: the message's size or type isn't as declared.
+        :raises TooFast: the message would exceed the declared rate.
         """
         try:
             narrowing.check(peer.narrowed, *content)
@@ -252,10 +258,10 @@ class Mailbox:
         content_type: str | None = None,
         urgent: bool = False,
     ) -> Message:
-        """Ask a peer, and wait for its answer.
+        """Send a request to a peer, wait for its answer and return it. Raises as :meth:`send` does, and:
 
-        :raises Timeout: no answer came; the peer may have done the work all the same.
-        :raises NotDeclared: no such link, or one that is for sending only.
+        :raises Timeout: no answer came; the peer may have done the work nevertheless.
+        :raises NotDeclared: there is no such link, or its pattern isn't ``request``.
         """
         self._open()
         content = letter.content(body, content_type)
@@ -276,7 +282,7 @@ class Mailbox:
     async def reply(
         self, message: Message, body: bytes | str, *, content_type: str | None = None, timeout: float = TIMEOUT
     ) -> bool:
-        """Answer a request; see :meth:`Message.reply`."""
+        """Send an answer to a request; see :meth:`Message.reply`."""
         self._open()
         content = letter.content(body, content_type)
         sender, about = message._from, self.card.broker
@@ -300,12 +306,13 @@ class Mailbox:
 
     # -- receiving ----------------------------------------------------------------------
     async def receive(self, match: Match | str | None = None, timeout: float | None = None) -> Message:
-        """Return the first message that is asked for; others stay, in their order.
+        """Wait for the first message that matches and return it. Others stay, in their order.
 
-        :param match: says whether a message is wanted; or a peer's name, local or its own. Absent: any.
-        :param timeout: seconds to wait; absent: for ever.
+        :param match: a function that returns whether a message is wanted; or the sender's name, local or its own;
+            None: any message.
+        :param timeout: seconds to wait; None: without limit.
         :raises Timeout: none came.
-        :raises InboxFull: none can come, for others take all the room.
+        :raises InboxFull: none can come, because other messages take up the whole capacity.
         """
         self._open()
         return await self._arrivals.receive(self._matcher(match), timeout)
@@ -317,22 +324,22 @@ class Mailbox:
             return match
 
         def wanted(message: Message) -> bool:
-            peer = self.card.called.get(match)  # each time: it may be another since
+            peer = self.card.called.get(match)  # looked up each time, as the card may change
             return message.sender == (match if peer is None else peer.name)
 
         return wanted
 
     async def messages(self, match: Match | str | None = None) -> AsyncIterator[Message]:
-        """All messages that are asked for, as they come: ``async for message in mailbox.messages()``."""
+        """Yield all matching messages as they arrive: ``async for message in mailbox.messages()``."""
         while True:
             yield await self.receive(match)
 
     async def serve(self, work: Work, match: Match | str | None = None) -> None:
-        """Have *work* done for each message, one after another; what it returns answers a request.
+        """Call *work* for each message, one after another; its result is the answer to a request.
 
-        A message is acknowledged after its work; one whose work raises comes again, until the
-        broker's delivery limit, and is then with the dead letters. Work whose answer can't be delivered,
-        because the asker doesn't read his answers say, is not done again; that is logged.
+        A message is acknowledged after its work. If the work raises, the message is delivered again, up to the broker's
+        delivery limit; then it becomes a dead letter. If the answer can't be delivered, for example because the asker's
+        queue is full, the failure is logged and the work is not repeated.
         """
         async for message in self.messages(match):
             try:
@@ -344,7 +351,7 @@ class Mailbox:
                 log.exception("the work for %r failed; it comes again", message)
 
     async def _reply_if_possible(self, message: Message, said: bytes | str) -> None:
-        """Send the answer; where that fails, log it: the work was done, and an asker must not have it done again so."""
+        """Send the answer; only log a failure, because the work is done and must not be repeated."""
         try:
             await message.reply(said)
         except LinkError as err:
@@ -355,9 +362,9 @@ class Mailbox:
 
     # -- monitoring -------------------------------------------------------------------------
     def monitor(self, peer: str) -> Monitor:
-        """Be told when *peer*'s program goes and comes, and when the link to it is revoked, also for want of trust.
+        """Return a monitor that reports when *peer*'s program starts or stops reading, and when the link is revoked.
 
-        :raises NotDeclared: no such link, or without ``monitor: true``.
+        :raises NotDeclared: there is no such link, or it lacks ``monitor: true``.
         """
         self._open()
         return self._notices.monitor(peer)

@@ -1,4 +1,4 @@
-"""A message that was received, and what its receiver does with it."""
+"""Received messages, and their acknowledgement, rejection and reply."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ if TYPE_CHECKING:
 
 
 class Message:
-    """A message, until it is acknowledged: what isn't comes again, to this program or its successor.
+    """A received message. Until it is acknowledged, it is delivered again, to this program or its successor.
 
-    ``async with message:`` acknowledges it at the end of the work, or puts it back
-    where the work fails.
+    ``async with message:`` acknowledges it at the end of the block, or requeues it if the block raises.
 
-    :ivar sender: the environment that sent it, known for certain.
-    :ivar id: the sender's id for it, the same at each repetition; None: it gave none.
-    :ivar sealed_at: when its sender sealed it (seconds since 1970); None: the link is not sealed.
-    :ivar redelivered: it may have been handed out before.
+    :ivar sender: the environment that sent it; can't be forged.
+    :ivar id: the sender's id for it, the same at each repetition; None: the sender gave none.
+    :ivar sealed_at: the time at which its sender sealed it (seconds since 1970); None: the link is not sealed.
+    :ivar redelivered: it may have been delivered before.
     """
 
     def __init__(
@@ -59,27 +58,27 @@ class Message:
 
     @property
     def wants_reply(self) -> bool:
-        """It is a request, and says where its answer goes."""
+        """True if it is a request with an address for the answer."""
         back = self._from.reply_exchange
         return bool(back and self.reply_to and self.reply_to.startswith(back + "/"))
 
     async def reply(self, body: bytes | str, *, content_type: str | None = None, timeout: float = 60.0) -> bool:
-        """Answer a request, to the asker alone; False: the asker waits for answers no longer.
+        """Send an answer to the asker; return False if the asker no longer receives answers.
 
-        :raises NotDeclared: it is no request.
+        :raises NotDeclared: the message is no request.
         """
         return await self._mailbox.reply(self, body, content_type=content_type, timeout=timeout)
 
     async def ack(self) -> None:
-        """The work is done: it doesn't come again."""
+        """Acknowledge the message: the broker deletes it."""
         await self._mailbox._settle(self, "ack")
 
     async def requeue(self) -> None:
-        """Put it back: it comes again, until the broker's delivery limit."""
+        """Return the message to its queue: it is delivered again, until the broker's delivery limit."""
         await self._mailbox._settle(self, "requeue")
 
     async def reject(self) -> None:
-        """It can't be worked on by anybody: the broker puts it with the dead letters."""
+        """Reject the message: the broker moves it to the dead letters."""
         await self._mailbox._settle(self, "reject")
 
     async def __aenter__(self) -> Message:

@@ -1,4 +1,4 @@
-"""Monitors of peers: they tell when a peer's program goes and comes, and when the link to it is revoked."""
+"""Monitors of peers: they report when a peer's program starts or stops reading, and when the link is revoked."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ MOST = 100
 class Change:
     """A change of a peer's state.
 
-    ``down``: nothing reads its mailbox any more; it died, or lost its connection. ``up``: something does.
-    ``revoked``: the link is no more, by a change of the declaration or because trust was lost.
+    ``down``: no program reads the peer's mailbox any more: it ended, or lost its connection. ``up``: a program reads
+    it. ``revoked``: the link was revoked, by a change of the declaration or because trust was lost.
     """
 
     peer: str
@@ -28,17 +28,20 @@ class Change:
 
 
 class Readers:
-    """The readers of a peer's mailbox, as far as the broker has told since we listen. Pure.
+    """The known consumers of a peer's mailbox, by the broker's events. Pure.
 
-    Those who read before are not known by name: the first that goes counts as the last,
-    unless another was seen to come.
+    Consumers from before the first event are unknown. So if a consumer ends and none is known, the peer counts as down.
     """
 
     def __init__(self) -> None:
         self._known: set[str] = set()
 
     def told(self, came: bool, reader: str) -> State | None:
-        """Count a reader that came or went; return the peer's new state, None where it stays."""
+        """Process an event about a consumer; return the peer's new state; None: it stays.
+
+        :param came: the consumer was created; else it ended.
+        :param reader: the consumer's tag.
+        """
         if came:
             self._known.add(reader)
             return "up" if len(self._known) == 1 else None
@@ -49,7 +52,7 @@ class Readers:
 class Monitor:
     """The changes of one peer's state from now on: ``async for change in mailbox.monitor(peer)``.
 
-    It ends after ``revoked``. Of the changes that nobody has taken yet, the newest hundred are kept.
+    The iteration ends after ``revoked``. The newest ``MOST`` changes are kept until they are taken.
     """
 
     def __init__(self, peer: str) -> None:
@@ -61,9 +64,10 @@ class Monitor:
         self._since = time.time()
 
     async def change(self, timeout: float | None = None) -> Change:
-        """Return the next change.
+        """Wait for the next change and return it.
 
-        :raises Timeout: there was none.
+        :param timeout: seconds; None: wait without limit.
+        :raises Timeout: there was no change.
         :raises Revoked: an earlier change was ``revoked``.
         """
         while not self._changes:
@@ -77,7 +81,7 @@ class Monitor:
         return self._changes.popleft()
 
     async def down(self, timeout: float | None = None) -> Change:
-        """Return the next change for the worse: ``down`` or ``revoked``."""
+        """Wait for the next change to ``down`` or ``revoked`` and return it; raises as :meth:`change` does."""
         while (change := await self.change(timeout)).state == "up":
             pass
         return change
@@ -87,15 +91,18 @@ class Monitor:
             yield await self.change()
 
     def told(self, came: bool, reader: str, at: float) -> None:
-        """Count a reader of the peer's mailbox that came or went *at* that time, as the broker says."""
+        """Process the broker's event about a consumer of the peer's mailbox.
+
+        :param at: the event's time, in seconds since 1970. Events from before this monitor began are ignored.
+        """
         if at < self._since:
-            return  # it waited for us in the queue
+            return  # an older event that was still in the queue
         state = self._readers.told(came, reader)
         if state is not None:
             self._add(state)
 
     def revoked(self) -> None:
-        """End with the change ``revoked``: the link is no more."""
+        """Add the change ``revoked`` and end."""
         if not self._over:
             self._over = True
             self._add("revoked")

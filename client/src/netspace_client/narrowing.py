@@ -1,6 +1,6 @@
-"""Limits of a link's messages in size, type and number in a second, checked at both ends.
+"""Declared limits of a link's messages (size, content type, rate), checked at both ends.
 
-The broker can't hold a sender to them. The receiver does, so that hostile senders are bound as well.
+The broker can't enforce them. The receiver enforces them too, because a hostile sender may ignore them.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ BURST = 1.0
 
 
 def check(narrowed: Narrowed, body: bytes, content_type: str | None) -> None:
-    """Check that a message is of the size and type that are declared for its link.
+    """Check a message's size and type against those declared for its link.
 
-    :raises Refused: it isn't.
+    :raises Refused: it is too large or of another type.
     """
     if narrowed.size is not None and len(body) > narrowed.size:
         raise Refused(f"{len(body)} bytes; {narrowed.size} are declared at most")
@@ -27,9 +27,9 @@ def check(narrowed: Narrowed, body: bytes, content_type: str | None) -> None:
 
 
 class Pace:
-    """The rate of messages over a link. Pure: it is told the time.
+    """Rate limit of a link, as a bucket with room for the messages of ``BURST`` seconds. Pure: callers pass the time.
 
-    :param rate: messages in a second; one may always come when none came for as long as one takes.
+    :param rate: messages per second. If none came for ``1 / rate`` seconds, the next one may always come.
     """
 
     def __init__(self, rate: float) -> None:
@@ -39,22 +39,22 @@ class Pace:
         self._filled = -math.inf
 
     def wait(self, now: float) -> float:
-        """Return the seconds until another message may come."""
+        """Return the seconds until the next message may come."""
         return max(0.0, self._filled - self._room - now)
 
     def take(self, now: float) -> None:
-        """Count another message."""
+        """Count a message."""
         self._filled = max(self._filled, now) + self._each
 
 
 class Paces:
-    """The paces of some links, by the exchange that they lead through."""
+    """The rate limits of links, by exchange."""
 
     def __init__(self) -> None:
         self._paces: dict[str, Pace] = {}
 
     def of(self, exchange: str, narrowed: Narrowed) -> Pace | None:
-        """Return the pace of a link; None: its rate isn't limited."""
+        """Return the rate limit of a link; None: it has none."""
         if narrowed.rate is None:
             self._paces.pop(exchange, None)
             return None
@@ -64,6 +64,6 @@ class Paces:
         return pace
 
     def forget(self, named: set[str]) -> None:
-        """Forget the paces of all exchanges but *named*."""
+        """Delete the rate limits of all exchanges but *named*."""
         for exchange in self._paces.keys() - named:
             del self._paces[exchange]

@@ -1,4 +1,4 @@
-"""Notices of the broker about the readers of a peer's mailbox, for whoever monitors the peer."""
+"""Events of the broker about the consumers of a peer's mailbox, for the monitors of that peer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from netspace_client.session import Session
 
 
 class Notices:
-    """The monitors of a program, and the queues that their notices come to."""
+    """The monitors of a program, and the readers of their notice queues."""
 
     def __init__(self, host: Host, lines: Lines) -> None:
         self._host = host
@@ -27,19 +27,19 @@ class Notices:
     def monitor(self, name: str) -> Monitor:
         """Return a new monitor of this peer.
 
-        :raises NotDeclared: no such link, or without ``monitor: true``.
+        :raises NotDeclared: there is no such link, or it lacks ``monitor: true``.
         """
         peer = self._host.peer(name)
         if peer.monitor is None:
             us = self._host.card.name
             raise NotDeclared(f"{us} may not monitor {name}; declare the link with monitor: true")
         made = Monitor(name)
-        # By its own name: should the local one be another's from now on, the link to this peer is no more.
+        # By the peer's own name, because the local name may be given to another peer later.
         self._monitors.setdefault(peer.name, weakref.WeakSet()).add(made)
         return made
 
     def follow(self, about: Card) -> None:
-        """Read the queues of notices that the card names; end the monitors of links that it names no more."""
+        """Read exactly the notice queues in the card, and end the monitors of links that are no longer in it."""
         watched = [peer for peer in about.peers.values() if peer.monitor and peer.notices]
         self.ears.follow({(self._lines.session(peer.broker), peer.notices or "") for peer in watched})
         for name in self._monitors.keys() - about.peers.keys():

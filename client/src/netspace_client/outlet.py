@@ -1,8 +1,8 @@
-"""Messages on their way into one exchange: in order, each until the broker has confirmed it.
+"""Publication into one exchange: messages are sent in order, and again until the broker confirms them.
 
-An exchange has a channel of its own, because a revoked one closes the channel. When
-that is lost, with its connection or alone, all that is not confirmed is sent again in the
-order it was given, under the same id: so order stays, and a receiver can tell what came twice.
+Each exchange has its own channel, because the broker closes the channel if the exchange is revoked. If the channel or
+its connection is lost, all unconfirmed messages are sent again in their order and with their ids. So the order stays,
+and a receiver can recognize duplicates.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ CONFIRM_SECONDS = 20.0
 
 
 class Unroutable(LinkError):
-    """The exchange led nowhere."""
+    """The exchange has no binding to a queue."""
 
 
 class Parcel:
-    """One message, until it is confirmed or given up."""
+    """One message, until it is confirmed or has failed."""
 
     def __init__(self, body: bytes, properties: spec.Basic.Properties, key: str) -> None:
         self.body = body
@@ -49,10 +49,11 @@ class Parcel:
 
 
 class Outlet:
-    """A publisher into *exchange*, by a channel of its own.
+    """A publisher into *exchange* with its own channel.
 
     :param what: its name in errors: ``the link to orders``.
-    :param room: called before a channel is opened, to have idle ones closed.
+    :param room: called before a channel is opened, to close idle ones of other outlets.
+    :param confirm: seconds to wait for a confirmation before trying another connection.
     """
 
     def __init__(
@@ -79,9 +80,9 @@ class Outlet:
         return self._channel is not None
 
     async def publish(self, body: bytes, properties: spec.Basic.Properties, key: str = "", *, timeout: float) -> None:
-        """Have the broker take a message; returns when it has.
+        """Publish a message; return after the broker has confirmed it.
 
-        :raises LinkError: it didn't, or it is not known whether it did.
+        :raises LinkError: the broker refused it, or it is unknown whether the broker has it.
         """
         parcel = Parcel(body, properties, key)
         self._pending[parcel] = None
@@ -101,7 +102,7 @@ class Outlet:
             self._pending.pop(parcel, None)
 
     def release(self) -> None:
-        """Close the channel, if nothing is on its way."""
+        """Close the channel, if no message is unconfirmed."""
         if self._channel is not None and self.idle:
             self._lose(self._channel)
 
@@ -140,20 +141,20 @@ class Outlet:
             self._lose(channel)
             parcel.fail(Revoked(f"{self.what} is revoked ({err})"))
         except ChannelPreconditionFailed as err:
-            # One of those on the channel is meant. Sent one by one, it is found out which.
+            # The broker refuses one of the messages on the channel. Send them one by one to find out which.
             if len(self._pending) == 1 or (self._one_by_one and channel is self._channel):
                 parcel.fail(Refused(f"{self.what}: the broker refuses the message: {err}"))
                 self._pending.pop(parcel, None)
             self._one_by_one = True
             self._lose(channel)
         except asyncio.TimeoutError:
-            # It may have lost the majority of its cluster. Another connection may lead to another node.
+            # The node may have lost the majority of its cluster. Another connection may lead to another node.
             self._lose(channel)
             self._keep(asyncio.create_task(self.session.leave(channel.connection)))
         except FAILURES:
             self._lose(channel)
         except Exception as err:
-            # aiormq may have counted it as sent; each confirmation would then be taken for the neighbour's.
+            # aiormq may have counted the message as sent; it would then assign confirmations to the wrong messages.
             parcel.fail(err)
             self._pending.pop(parcel, None)
             self._lose(channel)
@@ -172,7 +173,7 @@ class Outlet:
             self._one_by_one = False
 
     def _lose(self, channel: Channel) -> None:
-        """Give up a channel; unconfirmed messages go on through another."""
+        """Give up a channel, and send unconfirmed messages through another."""
         if channel is self._channel:
             self._channel = None
             if not channel.is_closed:

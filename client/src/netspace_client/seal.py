@@ -1,22 +1,22 @@
-"""Sealed links: what is sent is signed by its sender and encrypted for its receiver; those between can't read it.
+"""Seals of messages: the sender signs and encrypts a message for the receiver, so that relays can't read or alter it.
 
-A sealed body is a JWE (ECDH-ES+A256KW, A256GCM) around a JWS (ES256), both compact, by ``joserfc``. What
-is signed along with the body says all that a relay might want to change:
+A sealed body is a JWE (ECDH-ES+A256KW, A256GCM) around a JWS (ES256), both in compact form, by ``joserfc``. The
+signature also covers all properties that a relay might change:
 
-1. by whom and for whom it is, over which link, a message or an answer: it can't be readdressed, nor sent back;
-2. its id and its correlation id: it can't be given out for another, nor an answer for that to another question;
-3. when it was sealed and until when it holds: with the ids that were seen, it can't be repeated.
+1. sender, receiver, link, and whether it is a message or an answer: so it can't be redirected or returned;
+2. its id and its correlation id: so it can't pass for another message, nor for the answer to another question;
+3. the time of sealing and the expiry: together with the ids of received messages, it can't be replayed.
 
-``open_sealed`` checks all of it in one order and returns what only it can make, an :class:`Opened`; whatever is
-wrong is a :class:`SealError`. Its work is bounded before it begins. It reads no file and keeps nothing: that an
-id was not seen before is for the caller to say (``window``).
+``open_sealed`` checks all of this in a fixed order and returns an :class:`Opened`, or raises a :class:`SealError`. It
+checks sizes before any cryptographic work. It reads no file and keeps no state: the caller recognizes duplicates
+(``window``).
 
-Keys are JWKs on P-256, a pair to sign and a pair to encrypt for each environment, made by the host. A key has a time
-from which it is used (``nbf``): before that it is only known, so that all have it when it is needed.
+Keys are JWKs on P-256, made by the host: each environment has a pair to sign and a pair to encrypt. A key is published
+before the time from which it is used (``nbf``), so that all peers have it by then.
 
-Over a link between hosts the receiver isn't told the sender's keys to sign: each message bears the endorsement of its
-own by the sender's host (``endorsement``), and both ends are called by their SPIFFE IDs. A seal of the one sort is
-none of the other.
+On a link between hosts, the receiver's card doesn't have the sender's signing keys. Instead, each message carries an
+endorsement of its signing key by the sender's host (``endorsement``), and both ends are named by their SPIFFE IDs. A
+seal of a local link is not accepted on a link between hosts, nor the reverse.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _WRAPPED = {"alg", "enc", "kid", "typ", "cty", "epk"}
 
 @dataclass(frozen=True)
 class Envelope:
-    """The properties of a message on the outside of its seal, which the seal must repeat.
+    """The properties of a message outside its seal. The signed properties inside must be equal.
 
     :param use: ``message`` or ``answer``.
     """
@@ -58,9 +58,9 @@ class Envelope:
 
 @dataclass(frozen=True)
 class Opened:
-    """The content of a seal that was opened.
+    """The verified content of a sealed message.
 
-    :param at: when it was sealed, in seconds since 1970.
+    :param at: the time of sealing, in seconds since 1970.
     """
 
     body: bytes
@@ -70,10 +70,10 @@ class Opened:
 
 @dataclass(frozen=True)
 class Sealed:
-    """The seal of a link: the link's name, and the keys of its other end.
+    """The seal of a link, as in the card: the link's name, and the public keys of its other end.
 
-    :param own: between hosts: this environment's name in seals; *peer*: that of the other end.
-    :param endorser: between hosts: the endorser that vouches for the other end's keys to sign; *keys* has none then.
+    :param own: only between hosts: the SPIFFE ID of this environment; *peer*: that of the other end.
+    :param endorser: only between hosts: the endorser of the other end's signing keys; *keys* has no signing keys then.
     """
 
     link: str
@@ -83,10 +83,10 @@ class Sealed:
     endorser: Endorser | None = None
 
     def envelope(self, own: str, other: str, use: str, id: str, correlation: str, *, ours: bool) -> Envelope:
-        """The envelope of a message over this link.
+        """Return the envelope of a message over this link.
 
-        :param own: this environment's name, and *other* that of the other end, as the card has them.
-        :param ours: we send it.
+        :param own: this environment's name in the card; *other*: that of the other end.
+        :param ours: whether this environment is the sender.
         """
         ends = (self.own or own, self.peer or other)
         sender, receiver = ends if ours else ends[::-1]
@@ -96,10 +96,11 @@ class Sealed:
 def seal(
     body: bytes, content_type: str, envelope: Envelope, mine: Ring, theirs: Ring, now: float, *, afar: bool = False
 ) -> bytes:
-    """Seal *body* with our newest key to sign, for their newest key to encrypt.
+    """Return *body*, signed with our current signing key and encrypted for their current encryption key.
 
-    :param afar: it is for another host, and so has to bear the endorsement of our key.
-    :raises SealError: too large; :class:`UnknownKey` where there are no keys.
+    :param afar: the receiver is on another host, so the endorsement of our key is added.
+    :raises SealError: the body is too large, or our key has no valid endorsement.
+    :raises UnknownKey: there is no key to sign or to encrypt.
     """
     if len(body) > MAX_BODY:
         raise SealError(f"{len(body)} bytes can't be sealed: at most {MAX_BODY}")
@@ -139,10 +140,12 @@ def seal(
 def open_sealed(
     raw: bytes, envelope: Envelope, mine: Ring, theirs: Ring, now: float, endorser: Endorser | None = None
 ) -> Opened:
-    """Open what *theirs* sealed for *mine*, if it is what the *envelope* says.
+    """Decrypt and verify a sealed message, and compare it with its *envelope*; return its content.
 
-    :param endorser: the endorser of the sender's host, where it comes from another host.
-    :raises SealError: it isn't; :class:`UnknownKey` where newer keys might help.
+    :param mine: our own keys; *theirs*: the sender's public keys.
+    :param endorser: the endorser of the sender's host, if that is another host.
+    :raises SealError: a check failed.
+    :raises UnknownKey: a key is unknown; newer files of the host might have it.
     """
     if len(raw) > MAX_SEALED:
         raise SealError(f"{len(raw)} bytes are more than a seal may have ({MAX_SEALED})")
@@ -162,7 +165,7 @@ def open_sealed(
     if endorser is not None:
         endorsed = endorsement.checked(text(header, "edt"), endorser, envelope.sender, kid, now)
     body = work.verify(inner, endorsed.jwk if endorsed else theirs.find("sig", kid).jwk)
-    # From here on it is the sender's word.
+    # From here on, the header is verified as the sender's.
     said = Envelope(*(text(header, name) for name in ("lnk", "frm", "to", "use", "jti", "cid")))
     if header["typ"] != _TYPE or said != envelope:
         raise SealError(f"it was sealed as {said}, but came as {envelope}")

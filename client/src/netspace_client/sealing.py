@@ -1,4 +1,4 @@
-"""Messages to and from the broker, sealed and opened where their link is sealed. Knows no connection."""
+"""Sealing of outgoing and opening of incoming AMQP messages, for sealed links. Knows no connection."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ URGENT = 9
 
 
 class Sealing:
-    """Sealing and opening by the keys in the host's newest files.
+    """Sealing and opening of messages with the keys in the host's newest files.
 
-    :param window: the messages that came before.
+    :param window: the ids of earlier messages.
     """
 
     def __init__(self, host: Host, window: Window) -> None:
@@ -47,10 +47,11 @@ class Sealing:
         correlation_id: str | None = None,
         urgent: bool = False,
     ) -> tuple[bytes, spec.Basic.Properties]:
-        """Return the body and the properties of a message as they go to the broker.
+        """Return the body and the properties of a message for the broker, sealed if the link is.
 
-        :param content: the body and its type, as :func:`letter.content` makes them.
+        :param content: the body and its type, from :func:`letter.content`.
         :param sealed: the seal of the link; None: it isn't sealed.
+        :param to: the receiver.
         :param use: ``message`` or ``answer``.
         """
         raw, kind = content
@@ -70,9 +71,9 @@ class Sealing:
         return raw, about
 
     def opened(self, delivery: DeliveredMessage, sealed: Sealed | None, sender: str, use: str) -> Opened | None:
-        """Return the content of a sealed message; None where the link isn't sealed.
+        """Open a sealed message and return its content; None: the link isn't sealed.
 
-        :raises LinkError: it isn't what its sender sealed for us.
+        :raises LinkError: it isn't a message that *sender* sealed for this environment.
         """
         if sealed is None:
             return None
@@ -85,9 +86,10 @@ class Sealing:
         return found
 
     async def opened_soon(self, delivery: DeliveredMessage, sender: Sender) -> Opened | None:
-        """Do as :meth:`opened`; wait a second for a key that the host is about to tell us.
+        """Open as :meth:`opened` does; if a key is unknown, wait a second for the host's newer files and try again.
 
-        For one sender it waits only every ``WAIT_AGAIN`` seconds: he could keep us waiting with keys that he made up.
+        For each sender it waits at most once in ``WAIT_AGAIN`` seconds. Otherwise a sender could block the receiver
+        with invented keys.
         """
         now = asyncio.get_running_loop().time()
         try:
@@ -101,6 +103,6 @@ class Sealing:
         return self.opened(delivery, sender.seal, sender.name, "message")
 
     def refuse(self, err: LinkError, sender: str) -> None:
-        """Count and log what could not be opened."""
+        """Count and log a message that could not be opened."""
         self.refused += 1
         log.warning("a message over the sealed link from %s was refused: %s", sender, err)

@@ -1,7 +1,7 @@
-"""One connection to a broker, made again whenever it is lost, with a growing pause. Declares nothing.
+"""One connection to a broker, reopened whenever it is lost, after a growing pause. Declares nothing.
 
-That a port accepts doesn't mean that the broker behind it is up, so only a finished
-handshake counts. Credentials are read anew for each connect, for they may have been renewed.
+A port may accept connections while the broker behind it is down, so only a completed handshake counts as connected.
+Credentials are read again at each connect, because they may have been renewed.
 """
 
 from __future__ import annotations
@@ -49,12 +49,13 @@ aiormq raises pamqp's own where a heartbeat comes before the answer that it wait
 
 
 async def answer(work: Coroutine[Any, Any, T], seconds: float = PATIENCE) -> T:
-    """Await *work* of aiormq, for *seconds* at most.
+    """Await an operation of aiormq, for *seconds* at most, and return its result.
 
-    When a connection ends, aiormq cancels what waits for it; that must not look as if the waiting task
-    itself had been cancelled.
+    When a connection ends, aiormq cancels pending operations. Here that becomes an error, so that the calling task
+    doesn't look cancelled.
 
     :raises ConnectionError: the connection ended.
+    :raises asyncio.TimeoutError: *seconds* have passed.
     """
     task = asyncio.ensure_future(work)
     try:
@@ -70,7 +71,7 @@ async def answer(work: Coroutine[Any, Any, T], seconds: float = PATIENCE) -> T:
 
 
 async def hang_up(channel: Channel) -> None:
-    """Close a channel as well as can be."""
+    """Close a channel; ignore failures."""
     with contextlib.suppress(*FAILURES):
         await answer(channel.close(), 5.0)
 
@@ -80,9 +81,9 @@ Place = tuple[str, int, str, str]
 
 
 class Session:
-    """A connection that is kept up until ``close``.
+    """A connection that is reopened whenever it is lost, until ``close``.
 
-    :param broker: returns the broker with its log-in; called for each connect.
+    :param broker: returns the broker's address and log-in; called for each connect.
     """
 
     def __init__(self, place: Place, broker: Callable[[], Broker]) -> None:
@@ -95,7 +96,7 @@ class Session:
         self._problem: tuple[type[Unreachable], str] = (Unreachable, "not connected yet")
 
     async def connection(self) -> AbstractConnection:
-        """Return the connection, once there is one."""
+        """Wait until there is a connection, and return it."""
         while True:
             await self._up.wait()
             if self._closed:
@@ -106,9 +107,9 @@ class Session:
             self._up.clear()
 
     async def channel(self) -> Channel:
-        """Return a new channel with confirms, once there is a connection.
+        """Wait until there is a connection, and return a new channel with publisher confirms.
 
-        :raises ConnectionError: that connection went away meanwhile; try again.
+        :raises ConnectionError: the connection ended meanwhile; try again.
         """
         connection = await self.connection()
         try:
@@ -122,7 +123,7 @@ class Session:
         return channel
 
     async def leave(self, connection: AbstractConnection) -> None:
-        """Replace *connection* by a new one, if it is the one in use."""
+        """Close *connection* if it is the one in use, so that a new one is opened."""
         if connection is self._connection:
             self._connection = None
             self._up.clear()
@@ -133,7 +134,10 @@ class Session:
         return self._connection is not None and not self._connection.is_closed
 
     def unreached(self, what: str, seconds: float) -> Unreachable:
-        """Return the error for whoever waited *seconds* for a connection, for the sake of *what*."""
+        """Return the error for a caller that waited *seconds* for a connection.
+
+        :param what: the purpose, the first words of the error.
+        """
         kind, why = self._problem
         return kind(f"{what}: the broker wasn't reached within {seconds:g} s ({why})")
 
@@ -164,7 +168,7 @@ class Session:
                 self._say(Unreachable, "the connection was lost")
                 if clock() - begun > LONGEST_PAUSE:
                     pause = FIRST_PAUSE
-            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 (not all at the same time, no secret)
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 (only spreads reconnects; no secret)
             pause = min(pause * 2, LONGEST_PAUSE)
 
     def _say(self, kind: type[Unreachable], problem: str) -> None:
@@ -196,7 +200,7 @@ def _context(broker: Broker) -> ssl.SSLContext:
         context = ssl.create_default_context(cafile=broker.authority)
         if broker.certificate is not None:
             context.load_cert_chain(broker.certificate, broker.key)
-    except OSError as err:  # ssl.SSLError is one
+    except OSError as err:  # includes ssl.SSLError
         raise CardError(f"{broker.certificate}, {broker.key}, {broker.authority}: {err}") from err
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context
@@ -212,7 +216,7 @@ def _secret(broker: Broker) -> str:
 
 
 def _told(err: BaseException) -> tuple[type[Unreachable], str]:
-    """Return the type and the text of the error for a failure to connect; the text tells the cause and the remedy."""
+    """Return the error's type and text for a failure to connect. The text gives the cause and, if known, the remedy."""
     cause = err.__cause__ or err
     said = f"{type(cause).__name__}: {cause}" if str(cause) else type(cause).__name__
     if isinstance(err, aiormq.exceptions.AuthenticationError | aiormq.exceptions.ProbableAuthenticationError):

@@ -1,9 +1,10 @@
-"""Ids of the messages that were received already. Pure, and bounded: the oldest are forgotten.
+"""Ids of messages that were received already, to recognize duplicates. Pure, and bounded: the oldest are forgotten.
 
-Delivery on a link is at least once: a sender repeats what wasn't confirmed, and the broker repeats what
-wasn't acknowledged. Both come with the id of the first time, so a message that comes twice is told by
-its sender and id. A sealed message also bears a time, which nobody between can change. If it is as old as
-an id that was forgotten, it is taken for a repetition, so that none gets through.
+Delivery on a link is at least once: a sender repeats a message that wasn't confirmed, and the broker redelivers one
+that wasn't acknowledged. A repetition has the id of the original, so sender and id identify a duplicate.
+
+A sealed message also contains the time of its sealing, which a relay can't change. If that time isn't later than the
+time of a forgotten id, the message counts as a duplicate, so that no duplicate is accepted.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ SIZE = 8192
 
 
 class Window:
-    """The ids of finished work, by sender: one can't push another's out.
+    """The ids of acknowledged messages, by sender, so that no sender can displace another's ids.
 
-    :param size: how many ids to keep for each sender.
+    :param size: the number of ids to keep for each sender.
     """
 
     def __init__(self, size: int = SIZE) -> None:
@@ -30,7 +31,7 @@ class Window:
     def add(self, sender: str, identity: str, at: float | None = None) -> None:
         """Remember an id as the newest of its sender.
 
-        :param at: when it was sealed.
+        :param at: the time at which the message was sealed; None: it wasn't.
         """
         seen = self._seen.setdefault(sender, OrderedDict())
         seen[identity] = at
@@ -45,7 +46,7 @@ class Window:
         return identity in self._seen.get(sender, ())
 
     def too_old(self, sender: str, at: float) -> bool:
-        """Whether what was sealed *at* that time may be one that was forgotten."""
+        """Return whether a message of *sender* that was sealed *at* that time may be one whose id was forgotten."""
         return sender in self._floors and at <= self._floors[sender]
 
     def __len__(self) -> int:

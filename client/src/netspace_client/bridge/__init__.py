@@ -4,7 +4,8 @@
     python -m netspace_client.bridge --forward http://127.0.0.1:9000 -- /usr/bin/app
     python -m netspace_client.bridge --execute -- /usr/bin/handle                 # each message to its stdin
 
-``message`` converts HTTP to messages (RFC 9112, ``message/http``) and back. ``server`` lets local programs ask along
-links. ``worker`` takes messages out of the mailbox; ``forward`` hands them to a local HTTP server, ``execute`` to a
-program. ``child`` runs the program beside the bridge. Needs the library ``h11``.
+``message`` converts HTTP to messages (RFC 9112, ``message/http``) and back. ``server`` accepts HTTP requests of local
+programs and sends them over links. ``worker`` receives messages from the mailbox; ``forward`` hands them to a local
+HTTP server, ``execute`` to a program. ``child`` runs the program beside the bridge. The bridge needs the library
+``h11``.
 """

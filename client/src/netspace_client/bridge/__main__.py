@@ -1,4 +1,4 @@
-"""``python -m netspace_client.bridge``: see ``--help``."""
+"""Command line of the bridge: ``python -m netspace_client.bridge``; see ``--help``."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _address(text: str) -> tuple[str, int]:
 
 
 async def _bridge(options: argparse.Namespace) -> int:
-    """Bridge until the program beside it ends, or a signal comes."""
+    """Run the bridge until the program beside it ends or a signal comes; return the exit status."""
     from netspace_client.bridge import child, worker
     from netspace_client.bridge.execute import Execute
     from netspace_client.bridge.forward import Forward
@@ -76,7 +76,7 @@ async def _bridge(options: argparse.Namespace) -> int:
 
 
 async def _signalled() -> int:
-    """Wait for the signal that ends the bridge."""
+    """Wait for SIGTERM or SIGINT; return the exit status 0."""
     end = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, end.set)

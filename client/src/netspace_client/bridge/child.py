@@ -1,4 +1,4 @@
-"""Run a program beside the bridge, as process 1 of a container has to: pass signals on, reap orphans."""
+"""Runner of a program beside the bridge. As process 1 of a container must, it passes signals on and reaps orphans."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ HANDED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signa
 
 
 async def run(command: Sequence[str]) -> int:
-    """Run *command* until it ends; return its exit status, or 128 and its signal's number as a shell does.
+    """Run *command* until it ends; return its exit status, or 128 plus its signal's number as a shell does.
 
-    :raises OSError: when it can't be started.
+    :raises OSError: it can't be started.
     """
     loop = asyncio.get_running_loop()
     received: asyncio.Queue[signal.Signals] = asyncio.Queue()
-    # Before the program is there: a signal that comes while it is being started is handed on as well.
+    # Before the program starts, so that a signal during its start is passed on too.
     for number in HANDED_ON:
         loop.add_signal_handler(number, received.put_nowait, number)
     tasks: list[asyncio.Task[None]] = []
@@ -37,7 +37,7 @@ async def run(command: Sequence[str]) -> int:
 
 
 async def _hand_on(process: asyncio.subprocess.Process, received: asyncio.Queue[signal.Signals]) -> None:
-    """Send *process* each signal that this process gets."""
+    """Send *process* each signal that this process receives."""
     while True:
         number = await received.get()
         with contextlib.suppress(ProcessLookupError):
@@ -45,7 +45,10 @@ async def _hand_on(process: asyncio.subprocess.Process, received: asyncio.Queue[
 
 
 async def _reap(own: int) -> None:
-    """Reap orphans, which become children of process 1 when their parent ends. asyncio reaps its own children."""
+    """Reap orphans, for ever: they become children of process 1 when their parent ends.
+
+    :param own: the program, which asyncio reaps itself.
+    """
     while True:
         await asyncio.sleep(1.0)
         for pid in _zombies():
@@ -55,7 +58,7 @@ async def _reap(own: int) -> None:
 
 
 def _zombies() -> list[int]:
-    """Children of this process that have ended and that nobody has waited for (proc_pid_stat(5))."""
+    """Return the children of this process that have ended and have not been waited for (proc_pid_stat(5))."""
     found = []
     for name in os.listdir("/proc"):
         if name.isdigit():

@@ -1,4 +1,4 @@
-"""Hand each message to a program's standard input; the program's output answers a request."""
+"""Work of the bridge: run a program for each message, with the body as its input; its output answers a request."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ log = logging.getLogger("netspace_client.bridge")
 class Execute:
     """A program that is run for each message.
 
-    It finds ``NETSPACE_SENDER`` (certain), ``NETSPACE_MESSAGE_ID``, ``NETSPACE_CONTENT_TYPE`` and
-    ``NETSPACE_REDELIVERED`` in its environment. Exit status 0: the message is done; 65 (``EX_DATAERR``, sysexits.h): it
-    goes to the dead letters; any other: the program is run again for it.
+    Its environment has the variables ``NETSPACE_SENDER`` (can't be forged), ``NETSPACE_MESSAGE_ID``,
+    ``NETSPACE_CONTENT_TYPE`` and ``NETSPACE_REDELIVERED``. Its exit status decides: 0: the message is done; 65
+    (``EX_DATAERR``, sysexits.h): it becomes a dead letter; any other: the program is run again.
 
     :param command: argument vector.
-    :param timeout: seconds that it may take; then it is killed with all that it started, and the message comes again.
+    :param timeout: seconds that it may run. Then its process group is killed, and the message is tried again.
     """
 
     def __init__(self, command: Sequence[str], *, timeout: float = 60.0) -> None:
@@ -33,7 +33,7 @@ class Execute:
         self._timeout = timeout
 
     async def __call__(self, message: Message) -> Done:
-        """Work on a message."""
+        """Run the program for a message; return the outcome."""
         variables = {
             "NETSPACE_SENDER": message.sender,
             "NETSPACE_MESSAGE_ID": _clean(message.id or ""),
@@ -63,10 +63,10 @@ class Execute:
         return Done("never" if process.returncode == os.EX_DATAERR else "later")
 
     async def _start(self, body: bytes, variables: Mapping[str, str]) -> tuple[asyncio.subprocess.Process, BinaryIO]:
-        """Start the program, in a session of its own, with *body* to read; return it and its output.
+        """Start the program in its own session with *body* as its input; return the process and its output pipe.
 
-        Pipes of asyncio's own are not used: its wait() also waits until they have ended, and one that nobody reads any
-        more, or that a child which outlives the program holds, never does.
+        asyncio's own pipes are not used, because its wait() also waits for their end. A pipe never ends if it is no
+        longer read, or if a child that outlives the program holds it.
         """
         number, given = os.pipe()
         output = os.fdopen(number, "rb", 0)
@@ -90,7 +90,7 @@ class Execute:
 
 
 async def _printed(process: asyncio.subprocess.Process, output: BinaryIO) -> bytes | None:
-    """Read a program's output until it ends, then wait for the program; None where the output is too large."""
+    """Read a program's output, wait for the program's end, and return the output; None: it is too large."""
     stream = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
     pipe, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stream), output)
@@ -107,12 +107,12 @@ async def _printed(process: asyncio.subprocess.Process, output: BinaryIO) -> byt
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """Kill the program, and all of its session that it started; some may go on where it has ended."""
+    """Kill the program and its process group. Processes of the group may still run after the program has ended."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     await process.wait()
 
 
 def _clean(text: str) -> str:
-    """Return a sender's text without control characters, as the value of a variable."""
+    """Return a sender's text as the value of a variable, with ``?`` for control characters."""
     return "".join(sign if sign.isprintable() else "?" for sign in text)

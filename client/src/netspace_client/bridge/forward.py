@@ -1,4 +1,4 @@
-"""Hand messages to a local HTTP server, with their sender in a header, and return its responses to the askers."""
+"""Work of the bridge: send each message to a local HTTP server; its response answers a request."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ log = logging.getLogger("netspace_client.bridge")
 
 
 class Forward:
-    """A local HTTP server that messages are handed to.
+    """A local HTTP server that gets each message.
 
-    A message of type ``message/http`` is the request in its body; any other is a ``POST`` of its body to the URL's
-    path. The server gets ``Netspace-Sender`` (certain), ``Netspace-Message-Id`` and ``Netspace-Redelivered``. For a
-    message that wants no answer, the response's status decides: 200 to 399: the message is done; 400 to 499: it goes to
-    the dead letters; 500 and above: it is sent to the server again.
+    A message of type ``message/http`` contains the request in its body; the body of any other is sent by ``POST`` to
+    the URL's path. The request has the headers ``Netspace-Sender`` (can't be forged), ``Netspace-Message-Id`` and
+    ``Netspace-Redelivered``. For a message that wants no answer, the response's status decides: 200 to 399: the message
+    is done; 400 to 499: it becomes a dead letter; 500 and above: it is sent to the server again.
 
     :param url: ``http://ADDRESS:PORT/PATH``.
-    :param timeout: seconds that the server may take for a request.
-    :raises ValueError: when *url* has another form.
+    :param timeout: seconds to wait for a response.
+    :raises ValueError: *url* has another form.
     """
 
     def __init__(self, url: str, *, timeout: float = 60.0) -> None:
@@ -45,12 +45,12 @@ class Forward:
             raise ValueError(f"{url}: expected http://ADDRESS:PORT/PATH")
         self._url: SplitResult = parts
         self._host, self._port = parts.hostname, parts.port or 80
-        # RFC 3986 3.2.2: an IPv6 address stands in brackets.
+        # RFC 3986, 3.2.2: an IPv6 address stands in brackets.
         self._authority = f"[{self._host}]:{self._port}" if ":" in self._host else f"{self._host}:{self._port}"
         self._timeout = timeout
 
     async def __call__(self, message: Message) -> Done:
-        """Work on a message."""
+        """Send a message to the server; return the outcome."""
         try:
             request = self._request(message)
         except MessageError as err:
@@ -68,9 +68,9 @@ class Forward:
         return Done("never" if response.status < 500 else "later", answer)
 
     def _request(self, message: Message) -> Request:
-        """Return the request that the server gets for *message*.
+        """Return the HTTP request for *message*.
 
-        :raises MessageError: when the message's type is that of a request, and its body holds none.
+        :raises MessageError: the message has type ``message/http``, but its body is no request.
         """
         if message.content_type == MEDIA_TYPE:
             held = load_request(message.body)

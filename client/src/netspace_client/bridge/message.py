@@ -14,7 +14,7 @@ HEADERS = 64 * 1024
 """Bytes that the header section of a request or response may have."""
 
 Header = tuple[bytes, bytes]
-# RFC 9110, 7.6.1: what is meant for one connection alone; the body's length is told anew at each hop.
+# RFC 9110, 7.6.1: headers for one connection only. Content-Length is set again at each hop.
 _HOP_BY_HOP = frozenset(
     (
         *(b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection", b"te"),
@@ -24,7 +24,7 @@ _HOP_BY_HOP = frozenset(
 
 
 class MessageError(ValueError):
-    """Bytes that are no single HTTP request or response."""
+    """The bytes are not exactly one HTTP request or response."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,10 @@ class Response:
 
 
 def end_to_end(headers: Iterable[Header]) -> tuple[Header, ...]:
-    """Return the headers that go on to the other end.
+    """Return the headers to pass on to the other end.
 
-    Headers of one hop, and those that ``Connection`` names, are left out. So are ``Netspace-*``: only the bridge sets
-    them.
+    Hop-by-hop headers and those that ``Connection`` names are left out. So are ``Netspace-*``, which only the bridge
+    sets.
     """
     found = [(name.lower(), value) for name, value in headers]
     named = {
@@ -64,7 +64,7 @@ def end_to_end(headers: Iterable[Header]) -> tuple[Header, ...]:
 
 
 def header_value(text: str) -> bytes:
-    """Return a sender's text as the value of a header: visible characters and blanks (RFC 9110, 5.5)."""
+    """Return a sender's text as the value of a header, with ``?`` for characters that RFC 9110, 5.5 doesn't permit."""
     return bytes(byte if 0x20 <= byte < 0x7F else 0x3F for byte in text.encode("ascii", "replace")).strip()
 
 
@@ -98,9 +98,9 @@ def _dump(connection: h11.Connection, start: h11.Request | h11.Response, body: b
 
 
 def load_request(raw: bytes) -> Request:
-    """Read the body of a message.
+    """Return the HTTP request in the body of a message.
 
-    :raises MessageError: when it is not exactly one request.
+    :raises MessageError: the body is not exactly one request.
     """
     start, body = _load(h11.Connection(h11.SERVER, max_incomplete_event_size=HEADERS), raw)
     assert isinstance(start, h11.Request)
@@ -108,9 +108,9 @@ def load_request(raw: bytes) -> Request:
 
 
 def load_response(raw: bytes) -> Response:
-    """Read the body of an answer.
+    """Return the HTTP response in the body of an answer.
 
-    :raises MessageError: when it is not exactly one response.
+    :raises MessageError: the body is not exactly one response.
     """
     connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEADERS)
     connection.send(h11.Request(method=b"POST", target=b"/", headers=[(b"host", b"x"), (b"content-length", b"0")]))

@@ -1,4 +1,4 @@
-"""HTTP on ``lo`` for local programs that ask along links: ``POST /orders/books`` asks ``orders`` for ``/books``."""
+"""HTTP server on ``lo`` for local programs that use links: ``POST /orders/books`` asks ``orders`` for ``/books``."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ _STATUS: tuple[tuple[type[LinkError], int], ...] = (
 class Server:
     """The HTTP server.
 
-    :param timeout: seconds that a peer may take to answer.
-    :param raw: peers that run no bridge: they get only the body, not the whole request.
+    :param timeout: seconds to wait for a peer's answer.
+    :param raw: peers without a bridge; they get only the body of a request.
     """
 
     def __init__(self, mailbox: Mailbox, *, timeout: float = 60.0, raw: Collection[str] = ()) -> None:
@@ -65,7 +65,7 @@ class Server:
         self._places = asyncio.Semaphore(CONNECTIONS)
 
     async def listen(self, host: str, port: int) -> asyncio.Server:
-        """Begin to take connections."""
+        """Open the listening socket and return its server."""
         return await asyncio.start_server(self._connected, host, port)
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -78,7 +78,7 @@ class Server:
             writer.close()
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer the requests of one connection, one after another."""
+        """Read and answer the requests of one connection, one after another."""
         connection = h11.Connection(h11.SERVER, max_incomplete_event_size=HEADERS)
         while True:
             try:
@@ -98,7 +98,7 @@ class Server:
             connection.start_next_cycle()
 
     async def answer(self, request: Request) -> Response:
-        """Ask a peer for *request*; each failure becomes a response with the reason."""
+        """Send *request* to a peer and return its response; a failure becomes a response with the reason."""
         _, _, path = request.target.partition(b"/")
         named, _, rest = path.partition(b"/")
         name, _, query = named.partition(b"?")
@@ -117,7 +117,7 @@ class Server:
     async def _along(self, peer: str, request: Request) -> Response:
         link = self._mailbox.card.called.get(peer)
         kind, body = MEDIA_TYPE, b""
-        # By either of its names, whichever the URL has.
+        # ``raw`` may list either of the peer's names, whichever the URL uses.
         names = {peer} if link is None else {link.name, link.local}
         if names & self._raw:
             given = dict(end_to_end(request.headers)).get(b"content-type", b"application/octet-stream")
@@ -134,7 +134,7 @@ class Server:
         return Response(200, ((b"content-type", told),), answer.body)
 
     def _index(self) -> Response:
-        """The peers that this environment may ask or send to."""
+        """Return a response that lists the peers to which this environment may send."""
         peers = [
             {"peer": link.peer, "pattern": link.pattern} for link in self._mailbox.links() if link.direction == "to"
         ]
@@ -149,7 +149,7 @@ def _plain(status: int, text: str) -> Response:
 async def _request(
     connection: h11.Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> Request | None:
-    """Read one request; None where the connection ends before it is whole."""
+    """Read one request; None: the connection ended before."""
 
     def go_on() -> None:
         if connection.they_are_waiting_for_100_continue:
@@ -164,7 +164,7 @@ async def _request(
 async def _respond(
     connection: h11.Connection, writer: asyncio.StreamWriter, response: Response, *, close: bool = False
 ) -> None:
-    # The peer's Netspace-* headers were dropped when its answer was read: what stands here is the bridge's own.
+    # Netspace-* headers of the peer were dropped when its answer was read; those here are the bridge's own.
     headers = [*response.headers, (b"content-length", b"%d" % len(response.body))]
     if close:
         headers.append((b"connection", b"close"))

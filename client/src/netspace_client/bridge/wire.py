@@ -1,4 +1,4 @@
-"""Whole HTTP messages on a connection: read one within bounds, and write one."""
+"""Reading and encoding of complete HTTP messages, within bounds."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ BODY = 8 * 1024 * 1024
 async def received(
     connection: h11.Connection, reader: asyncio.StreamReader, waiting: Callable[[], None] = lambda: None
 ) -> tuple[h11.Request | h11.Response, bytes] | None:
-    """Read one message: how it starts, and its body; None where the other end ends first.
+    """Read one message; return its start and its body; None: the connection ended before.
 
-    :param waiting: called each time before more bytes are waited for.
-    :raises h11.RemoteProtocolError: for what is no HTTP, and for a body of more than :data:`BODY` bytes.
+    :param waiting: called each time before more bytes are read.
+    :raises h11.RemoteProtocolError: the bytes are not HTTP, or the body has more than :data:`BODY` bytes.
     """
     start: h11.Request | h11.Response | None = None
     body = bytearray()
@@ -41,7 +41,7 @@ async def received(
 def sent(connection: h11.Connection, start: h11.Request | h11.Response, body: bytes) -> bytes:
     """Return the bytes of one message.
 
-    :raises h11.LocalProtocolError: when it can't be one.
+    :raises h11.LocalProtocolError: it isn't a valid message.
     """
     events = (start, h11.Data(data=body), h11.EndOfMessage())
     return b"".join(connection.send(event) or b"" for event in events)

@@ -1,4 +1,4 @@
-"""Take messages out of the mailbox and have each worked on, several at once; settle each when its work ends."""
+"""Worker of the bridge: receives messages, works on several at once, and settles each when its work ends."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ FIRST_WAIT, LONGEST_WAIT = 0.2, 5.0
 class Done:
     """The outcome of the work on a message.
 
-    :param how: ``done``; ``later``: not now, try again; ``never``: nobody can work on it.
-    :param answer: body and type of the answer, for a request.
+    :param how: ``done``; ``later``: try again; ``never``: reject the message.
+    :param answer: body and type of the answer to a request.
     """
 
     how: Literal["done", "later", "never"]
@@ -33,11 +33,11 @@ Work = Callable[[Message], Awaitable[Done]]
 
 
 async def work_on(mailbox: Mailbox, work: Work, *, at_once: int, patience: float) -> None:
-    """Have *work* done for each message, for ever.
+    """Call *work* for each message, for ever.
 
-    :param at_once: messages that are worked on at once; with 1 they are in order.
-    :param patience: seconds for which the work is tried again. Then the message goes back to the broker, which counts
-        its returns (and moves it to the dead letters after 20).
+    :param at_once: the most messages in work at once; with 1, the work is done in order.
+    :param patience: seconds for which the work is tried again. Then the message is requeued; the broker counts
+        redeliveries, and moves the message to the dead letters after 20.
     """
     places = asyncio.Semaphore(at_once)
     running: set[asyncio.Task[None]] = set()
@@ -55,7 +55,7 @@ async def work_on(mailbox: Mailbox, work: Work, *, at_once: int, patience: float
 
 
 async def _one(message: Message, work: Work, patience: float) -> None:
-    """Work on one message; its failure does not stop the next ones."""
+    """Work on one message and settle it. Log a failure, so that it does not stop the others."""
     try:
         async with message:
             done = await _patiently(message, work, patience)
@@ -71,7 +71,7 @@ async def _one(message: Message, work: Work, patience: float) -> None:
 
 
 async def _patiently(message: Message, work: Work, patience: float) -> Done:
-    """Work on a message until it is done, or *patience* is over."""
+    """Work on a message until it is done, or *patience* seconds have passed. Try a request only once."""
     loop = asyncio.get_running_loop()
     end, pause = loop.time() + patience, FIRST_WAIT
     while True:
@@ -83,7 +83,7 @@ async def _patiently(message: Message, work: Work, patience: float) -> Done:
 
 
 async def _answer(message: Message, body: bytes, kind: str) -> None:
-    """Answer a request. The work was done, so a failure to reach the asker must not repeat it."""
+    """Answer a request; only log a failure, because the work is done and must not be repeated."""
     try:
         await message.reply(body, content_type=kind)
     except LinkError as err:
