@@ -50,7 +50,7 @@ SERVER_NAMES = ("localhost", "127.0.0.1")
 SERVER_ADDRESSES = ("127.0.0.1",)
 
 ENDORSES = "1.3.6.1.5.5.7.3.36"
-"""The one extended key usage of an endorser's certificate, of no use in TLS: to sign documents (RFC 9336)."""
+"""The only extended key usage of an endorser's certificate: to sign documents (RFC 9336). It is useless in TLS."""
 
 _HEADER = re.compile(r"# netspace: (\S+) from (\d+) to (\d+) by ([0-9a-f]{16})(?: as (\S+))?\n")
 _LABEL = re.compile(r"[^a-z0-9._-]+")

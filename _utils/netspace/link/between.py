@@ -21,7 +21,7 @@ from netspace.link.endorser import DAY, Endorser
 from netspace.spec.types import Broker, Link, LocalBroker
 
 SOON = 14 * DAY
-"""Seconds before the end of another host's key or endorser from which on ``lacking`` tells of it."""
+"""Seconds before the expiry of another host's key or endorser from which ``lacking`` reports it."""
 REMEDY = "exchange keys: salt-run netspace_link.exchange_seals"
 
 

@@ -34,10 +34,10 @@ USER = "rabbitmq"
 SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 NODE = "broker"
 FORMER = "epmd"
-"""The service for epmd that former versions ran beside the node."""
+"""The service for epmd that older versions of netspace ran beside the node."""
 READY_SECONDS = 90.0
 DEAF_SECONDS = 30.0
-"""Seconds that a busy broker gets for one answer, before it is restarted for all."""
+"""Seconds to wait for an answer of a busy broker before it is restarted, which ends all connections."""
 CONSUMERS = 256  # per channel; an environment needs one for each queue that it reads
 PLUGINS = ("rabbitmq_auth_mechanism_ssl", "rabbitmq_event_exchange", "rabbitmq_management", guard.NAME)
 SHOVEL = ("rabbitmq_shovel", "rabbitmq_shovel_management")  # only if other hosts are declared

@@ -35,11 +35,11 @@ if TYPE_CHECKING:
 KIND = "netspace-endorsement+jwt"
 DAY = 24 * 3600.0
 LIFE = 14 * DAY
-"""Seconds that an endorsement holds: who steals a key to sign can use it at other hosts for no longer."""
+"""Seconds for which an endorsement is valid: other hosts accept a stolen signing key for no longer."""
 LEFT = 10 * DAY
-"""Seconds left of an endorsement when it is renewed: a seal holds for seven days, and no longer than it does."""
+"""Seconds left of an endorsement when it is renewed. A seal is valid for seven days, but not beyond its endorsement."""
 PROMISE = 90 * DAY
-"""Seconds from the making of a key to encrypt for which other hosts may use it."""
+"""Seconds from the making of an encryption key for which other hosts may use it."""
 
 
 @dataclass(frozen=True)

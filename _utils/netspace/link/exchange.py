@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 Answers = Mapping[str, Any]
-"""By minion: what it returned, or an exception."""
+"""The result of each minion, or an exception."""
 
 ROUNDS = 2
-"""A host is sent to only when it has said that it knows who sends: so the second time all is known that can be."""
+"""Rounds of an exchange. A host seals for a peer only after the peer confirmed its endorser; this takes two."""
 
 
 def exchange(ask: Callable[[], Answers], hand: Callable[[str, Sequence[str]], Any]) -> dict[str, Any]:

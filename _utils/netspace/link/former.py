@@ -21,7 +21,7 @@ from netspace.link.names import Names, carrier, environments_of, is_dead
 from netspace.spec.types import Link
 
 SETTLED = 15.0
-"""Seconds after which the broker's count of a queue's messages tells of all that was sent there."""
+"""Seconds after which the broker's count of a queue's messages includes all that were sent to it."""
 
 
 class Former(msgspec.Struct, frozen=True):

@@ -43,7 +43,7 @@ from netspace.link.model import ANSWERS
 NAME = "netspace_guard"
 COMPILER = Path("/usr/bin/erlc")
 ENTRIES = 64
-"""Entries of a quorum queue's log after which it frees what it doesn't need, and in a file of that log."""
+"""Entries of a quorum queue's log after which it frees unneeded ones; also the entries of a log file."""
 
 _APPLICATION = """{application, netspace_guard, [
     {description, "Bounds of accounts"}, {vsn, "1.0.0"}, {registered, [netspace_guard]},

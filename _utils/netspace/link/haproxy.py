@@ -15,7 +15,7 @@ from netspace.errors import NetspaceError
 from netspace.layout import Layout
 
 SILENT_SECONDS, DEAD_SECONDS = 5.0, 15.0
-"""Seconds for an answer until it is told that there is none, and until haproxy is restarted for that."""
+"""Seconds to wait for an answer before haproxy is reported as silent, and before it is restarted."""
 
 
 def socket_path(layout: Layout) -> Path:

@@ -33,10 +33,10 @@ from netspace.spec.types import LocalBroker
 from netspace.supervision import Supervisor
 
 FULL = 0.8
-"""The part of a queue's bounds from which on it is said to be nearly full."""
+"""The fill ratio from which a queue is reported as nearly full."""
 
 TOLD_SECONDS = 3600.0
-"""Seconds for which ``health`` tells that an environment was cut off."""
+"""Seconds for which ``health`` reports that an account was cut off."""
 
 
 def health(layout: Layout, supervisor: Supervisor, stopped: Collection[str] = ()) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from netspace.spec.types import NAME, Broker, LocalBroker
 
 FILE, ANCHORS, PASSWORD = "identity.pem", "ca.pem", "password"
 SERVER, CLIENT = "server.pem", "client.pem"
-"""The broker's own certificates: the one that it shows to clients, and the one by which it logs in at other hosts."""
+"""The broker's own certificates: its server certificate, and the client certificate for brokers of other hosts."""
 
 
 def certified(broker: Broker, environments: Iterable[str]) -> set[str]:
@@ -315,4 +315,4 @@ class Access:
 
 
 STALE = "stale "
-"""The mark that :meth:`Accounts.told` puts before the name of an account to remove; no account's name begins so."""
+"""The prefix by which :meth:`Accounts.told` marks the name of an account to remove. No account name begins with it."""

@@ -19,7 +19,7 @@ from netspace.layout import Layout
 from netspace.link import forwarder, haproxy, ports
 
 SECONDS = 20.0
-"""Seconds for which the ports are held for haproxy, which needs one."""
+"""Seconds for which the ports are held at most, until haproxy listens. It needs about one second."""
 
 _BOUND = re.compile(
     rf"^{forwarder.SECTION}(\S+)\n(?:    .*\n)*?    bind {re.escape(ports.LOOPBACK)}:(\d+) namespace", re.MULTILINE

@@ -34,7 +34,7 @@ MOST = 1000
 EVERY = 2**31 - 1
 UNKNOWN = "unknown"
 SHOWN = 4096
-"""Bytes of a payload that are shown."""
+"""The most bytes of a payload to show."""
 _ITS_OWN = ("x-death", "x-delivery-count", "x-acquired-count", "CC", "BCC")
 _DEATHS = ("x-first-death-", "x-last-death-")
 LOGIN_SECONDS = 600.0

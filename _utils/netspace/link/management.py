@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 MAX_ANSWER = 256 * 1024 * 1024
 DEEPEST = 64
-"""Levels that are read of a too deeply nested answer: the broker's own data has fewer than ten."""
+"""Levels of a too deeply nested answer that are decoded. The broker's own data has fewer than ten."""
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
 """A string, or a bracket that begins or ends a level. RFC 8259 sections 2 and 7."""
 

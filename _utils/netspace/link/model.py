@@ -55,7 +55,7 @@ Objects = dict[Key, dict[str, Any]]
 """Broker objects in the form of RabbitMQ's definitions, without vhost and secrets."""
 
 ANSWERS = 1000
-"""Answers that an asker may wait for at a time: bindings of its replies queue."""
+"""The most bindings of an asker's replies queue to answers."""
 
 CONNECTIONS = 8
 CHANNELS = 64

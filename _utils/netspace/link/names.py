@@ -43,7 +43,7 @@ _ENDS = {**dict.fromkeys(_ONE, 1), **dict.fromkeys(_TWO, 2), DEAD: 0, LATE: 0, A
 _TAG = re.compile(r"[0-9a-f]{32}")
 TAG_PATTERN = r"[0-9a-f]{32}"
 MAIL = ("mailbox", "lane", "outbox")
-"""The kinds of queues that hold mail: they are deleted with mail in them only where an operator says so."""
+"""The kinds of queues that hold mail. If they are not empty, they are deleted only on an operator's request."""
 _SHOWN = re.compile(r"\.[0-9a-f]{32}(?![0-9a-f])")
 
 

@@ -18,9 +18,9 @@ from netspace.spec.types import Broker, ClusterBroker, Link, LocalBroker
 from netspace.supervision import Status
 
 BrokerState = Literal["absent", "stopped", "starting", "running", "deaf", "unreachable"]
-"""``deaf``: our broker runs, but clients can't reach it: another program has its port, or nobody has."""
+"""State of the broker. ``deaf``: our broker runs but doesn't listen at its port, which another program may have."""
 CARRIERS_SECONDS = 3.0
-"""Seconds for which the broker's list of shovels may lack those that were just changed."""
+"""Seconds for which shovels that were just changed may be missing in the broker's list."""
 
 
 def vhost(layout: Layout, broker: Broker) -> str:

@@ -20,10 +20,10 @@ from netspace.link.names import Names
 from netspace.spec.types import Broker, Link, LocalBroker, RemoteHost
 
 PREFETCH = 8
-"""Messages of a buffered link that are on their way at once: as many may come twice when a broker dies."""
+"""The most unconfirmed messages of a shovel. As many may be delivered twice if a broker is killed."""
 
 RECONNECT = 2
-"""Seconds after which a shovel that lost its way tries again."""
+"""Seconds until a shovel that lost its connection tries again."""
 
 
 def identities(broker: Broker) -> dict[str, str]:

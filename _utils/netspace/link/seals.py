@@ -31,10 +31,10 @@ from netspace.spec.types import Link
 FILE = "seal.json"
 PATH = f"/run/netspace/{FILE}"
 LEAD = 60.0
-"""Seconds from the making of a key to its use: by then all have heard of it."""
+"""Seconds from the making of a key to its use. By then it is in all cards."""
 RENEW = 30 * 24 * 3600.0
 KEEP = 8 * 24 * 3600.0
-"""Seconds that a key is kept after its successor came into use: a seal holds for seven days."""
+"""Seconds that a key is kept after its successor came into use. A seal is valid for seven days."""
 USES = ("sig", "enc")
 PUBLIC = ("kty", "crv", "x", "y", "kid", "use", "nbf")
 

@@ -21,12 +21,13 @@ FIRST_PAUSE = 0.05
 LONGEST_PAUSE = 2.0
 
 LEFT_SECONDS = 3.0
-"""Seconds to wait before a mailbox is read that has another reader, which may be our own lost connection.
+"""Seconds to wait for the end of another consumer of a mailbox, which may be our own lost connection.
 
-Messages that the broker handed out to a lost reader, whose end it hasn't noticed, come again after all later ones.
+While the broker hasn't noticed the end of a lost consumer, it delivers later messages first. Those that it delivered to
+the lost one are redelivered after them, out of order.
 """
 ANSWER_SECONDS = 0.2
-"""Seconds within which a report of an empty, unread queue counts: after 0.25 s of silence RabbitMQ makes one up."""
+"""Seconds within which an answer "empty, no consumer" is believed: RabbitMQ invents it after 0.25 s of silence."""
 
 Heard = Callable[[DeliveredMessage], Coroutine[Any, Any, None]]
 
@@ -61,7 +62,7 @@ class Ear:
         self._consumer: _Consumer | None = None
         self._more = asyncio.Event()
         self.hearing: asyncio.Future[Channel] = asyncio.get_running_loop().create_future()
-        """The channel that it reads by; each new channel comes in a new future."""
+        """The channel of the consumer; each new channel comes in a new future."""
         self._task = asyncio.create_task(self._run())
 
     def stop(self) -> None:

@@ -16,7 +16,7 @@ from netspace_client.errors import CardError, SealError
 SIGN, WRAP, ENCRYPT = "ES256", "ECDH-ES+A256KW", "A256GCM"
 MAX_PART = 8192
 MAX_BODY = 8 * 1024 * 1024
-"""Sealed, it fits into the 16 MiB that the broker takes."""
+"""The most bytes of a body. Sealed, it fits into the broker's limit of 16 MiB."""
 MAX_SEALED = MAX_BODY * 16 // 9 + 2 * MAX_PART
 
 

@@ -15,7 +15,7 @@ from netspace_client.outlet import Outlet
 from netspace_client.session import FAILURES, Place, Session
 
 CHANNELS = 40
-"""The host permits 64 for all connections of an environment: two programs of it may be this busy, but for a moment."""
+"""The most open channels of a program. The broker permits 64 per account, for all programs of an environment."""
 
 
 class Lines:

@@ -11,7 +11,7 @@ from netspace_client.card import Narrowed
 from netspace_client.errors import Refused
 
 BURST = 1.0
-"""Seconds whose messages may come at once."""
+"""Seconds; the messages that the rate permits in this time may come at once."""
 
 
 def check(narrowed: Narrowed, body: bytes, content_type: str | None) -> None:

@@ -23,7 +23,7 @@ from netspace_client.errors import LinkError, MailboxFull, Refused, Revoked, Tim
 from netspace_client.session import FAILURES, Session, answer, hang_up
 
 CONFIRM_SECONDS = 20.0
-"""Seconds to wait for a confirmation: a broker that is up is far faster; without its majority it may never confirm."""
+"""Seconds to wait for a confirmation. A healthy broker is far faster; one without its majority may never confirm."""
 
 
 class Unroutable(LinkError):

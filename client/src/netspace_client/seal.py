@@ -31,7 +31,7 @@ from netspace_client.keys import Ring
 
 CONTENT_TYPE = "application/jose"
 LIFE = 7 * 24 * 3600
-"""Seconds that a seal holds: as long as a message may wait in a mailbox."""
+"""Seconds for which a seal is valid."""
 SKEW = 60
 """Seconds that a sender's clock may be ahead."""
 

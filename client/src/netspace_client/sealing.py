@@ -20,7 +20,7 @@ log = logging.getLogger("netspace_client")
 
 WAIT_AGAIN = 30.0
 URGENT = 9
-"""A quorum queue takes all above 4 for urgent, and hands out two of these for one of the others."""
+"""The priority of urgent messages. Quorum queues treat 5 and more as high, and deliver two of these for each other."""
 
 
 class Sealing:

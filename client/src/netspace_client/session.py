@@ -32,7 +32,7 @@ FIRST_PAUSE = 0.05
 LONGEST_PAUSE = 5.0
 HEARTBEAT = 20
 PATIENCE = 15.0
-"""Seconds for a handshake, and for each answer that the broker owes at once."""
+"""Seconds to wait for a handshake, and for each answer to a method."""
 
 FAILURES = (
     aiormq.AMQPError,
@@ -42,9 +42,9 @@ FAILURES = (
     asyncio.TimeoutError,
     RuntimeError,
 )
-"""Exceptions of an operation on a connection that is going away, besides aiormq's ``CancelledError``.
+"""Exceptions of an operation on a connection that is ending, besides aiormq's ``CancelledError``.
 
-aiormq raises pamqp's own where a heartbeat comes before the answer that it waits for, from a broker that is slow.
+aiormq raises pamqp's exceptions if a slow broker sends a heartbeat before the answer for which aiormq waits.
 """
 
 
@@ -77,7 +77,7 @@ async def hang_up(channel: Channel) -> None:
 
 
 Place = tuple[str, int, str, str]
-"""A broker's place: host, port, vhost, and the name in its certificate, as one port leads to several brokers."""
+"""A broker's address: host, port, vhost and server name. The server name counts: one port leads to several brokers."""
 
 
 class Session:

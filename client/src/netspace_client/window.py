@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import OrderedDict
 
 SIZE = 8192
-"""Ids that are kept for each sender. A repetition is found if fewer others came in between."""
+"""Ids that are kept for each sender. A duplicate is found if fewer other messages came in between."""
 
 
 class Window:

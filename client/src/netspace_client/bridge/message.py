@@ -11,7 +11,7 @@ from netspace_client.bridge import wire
 
 MEDIA_TYPE = "message/http"
 HEADERS = 64 * 1024
-"""Bytes that the header section of a request or response may have."""
+"""The most bytes of the header section of a request or response."""
 
 Header = tuple[bytes, bytes]
 # RFC 9110, 7.6.1: headers for one connection only. Content-Length is set again at each hop.

@@ -36,7 +36,7 @@ from netspace_client.mailbox import Mailbox
 log = logging.getLogger("netspace_client.bridge")
 
 CONNECTIONS = 64
-"""Connections that are served at once; more of them wait."""
+"""The most connections served at once; others wait."""
 IDLE_SECONDS = 60.0
 """Seconds that a connection may wait for its next request, or for the rest of one."""
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import h11
 
 BODY = 8 * 1024 * 1024
-"""Bytes that a body may have; a link's own bound is mostly lower."""
+"""The most bytes of a body. A link's own limit is mostly lower."""
 
 
 async def received(
