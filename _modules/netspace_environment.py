@@ -332,7 +332,7 @@ def audit(name: str, summary: bool = False) -> list[dict[str, str]] | dict[str, 
 
 def exhaust(name: str, summary: bool = False, waiting: bool = True) -> list[dict[str, Any]] | dict[str, Any]:
     """
-    Let an environment take all shared resources that it can get, and return whether the host or others lack any.
+    Let an environment take all shared resources that it can get, and return who else got fewer of them.
 
     A throw-away twin of it, as in :py:func:`audit <audit>`, takes the resources. Meanwhile this host's root and a
     second twin, its neighbour, each try to get a few units of the same. This takes about a minute; meanwhile netspace

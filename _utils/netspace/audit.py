@@ -128,7 +128,7 @@ def _anonymous(interface: Interface) -> Interface:
 
 @contextlib.contextmanager
 def _listening(host: Host, name: str, interface: Interface | None) -> Iterator[dict[str, Any]]:
-    """Listen at the host's end of a twin's interface, which the twin must not reach; yield that target."""
+    """Listen at the host's end of a twin's interface, which the twin must not reach; yield its addresses and port."""
     gateways: Mapping[str, str] = host.interfaces.list()[name]["gateways"]
     port = 0
     with contextlib.ExitStack() as stack:

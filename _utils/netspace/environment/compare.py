@@ -224,7 +224,7 @@ def _ails(name: str, seen: Seen, now: float) -> list[str]:
 
 
 def _down(want: DesiredEnvironment, seen: Seen, step: Step | None, now: float) -> str:
-    """Return why an environment is down that should run and that this plan doesn't start; else an empty text."""
+    """Return why an environment is down although it should run, if this plan doesn't start it; else an empty text."""
     status = seen.status
     if status is None or want.state != "running" or want.kept or (step is not None and step.data.start):
         return ""
@@ -467,13 +467,13 @@ def _sizes(spec: Environment) -> dict[str, int]:
 
 
 def _smaller(spec: Environment, seen: Seen) -> list[str]:
-    """Return the keys of file systems that are smaller than recorded, after a crash in a growth or by hand."""
+    """Return the keys of file systems that are smaller than recorded, by a crash while they grew or by hand."""
     wanted = _sizes(spec)
     return sorted(key for key, there in seen.disks.items() if key in wanted and there.size < disks.whole(wanted[key]))
 
 
 def _bounded(desired: Mapping[str, DesiredEnvironment], observed: Observed) -> dict[str, str]:
-    """Return the error, by name, of each file system size that this host can't keep or the content exceeds."""
+    """Return the error of each environment with a file system size that this host can't keep or the content exceeds."""
     refused = {}
     for name, want in desired.items():
         sizes = _sizes(want.spec)

@@ -122,7 +122,7 @@ def unmount(target: Path) -> bool:
 
 
 def sync(folder_fd: int) -> None:
-    """Write the whole file system that the folder lies in to its disk (syncfs(2))."""
+    """Write the whole file system of an open folder to its disk (syncfs(2))."""
     _check(_libc().syncfs(ctypes.c_int(folder_fd)), "syncfs")
 
 

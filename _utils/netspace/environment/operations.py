@@ -121,7 +121,7 @@ class Operations:
         return self._change(names, "running", act)
 
     def wait(self, names: Collection[str], timeout: float = 60.0) -> dict[str, Any]:
-        """Wait until all are healthy or, without a check, run; return their rows of :meth:`list`.
+        """Wait until all environments are healthy or, without a check, run; return their rows of :meth:`list`.
 
         :param timeout: seconds.
         :raises NetspaceError: when one isn't in time, or has ended and is not started again; the text has its state.

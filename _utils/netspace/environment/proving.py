@@ -25,7 +25,7 @@ SLACK = 10.0  # seconds in addition to the declared ones, for a busy host
 
 
 def worth_keeping(seen: Seen, new: Environment) -> Previous | None:
-    """Return the version to go back to if an update fails; None if no proof is needed or that version isn't up."""
+    """Return the version to go back to if an update fails; None if there is no trial or that version isn't up."""
     record = seen.record
     if new.health is None or not new.update.rollback:
         return None

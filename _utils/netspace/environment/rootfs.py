@@ -133,7 +133,7 @@ def check(layout: Layout, name: str, spec: Environment, digest: str) -> None:
 
 
 def _own(upper: Path, base: int) -> None:
-    """Change the owner of the layer's top folder to *base*, and of all files in it from the former base to *base*.
+    """Make *base* the owner of the layer's top folder, and move all ids of the former base in it to *base*.
 
     An environment whose record was lost has got other ids. The top folder is changed last, so that an interrupted
     change is noticed and repeated.

@@ -84,7 +84,7 @@ def beside(
 ) -> tuple[str, ...]:
     """Return the command line that runs another program (``<scratch>/process.json``) in a running environment.
 
-    The program's PID will be in ``<scratch>/pid``, and the runtime's complaints in ``<scratch>/log``.
+    The program's PID will be in ``<scratch>/pid``, and the runtime's errors in ``<scratch>/log``.
 
     :raises NetspaceError: when the runtime doesn't know the environment (any more).
     """

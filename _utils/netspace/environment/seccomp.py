@@ -5,7 +5,7 @@ The profile ``strict`` lists the calls that ordinary programs need, by family, e
 fails with EPERM, or with ENOSYS if a C library tests for the call and goes on without it. ``NEVER`` lists the
 calls that neither profile lets through, with any capabilities: those that make namespaces or mounts, reach into
 another process or widen the kernel's attack surface. Some calls pass only with some arguments
-(``seccomp_arguments``). Landlock and seccomp stay, so that a program can narrow itself further.
+(``seccomp_arguments``). Landlock and seccomp stay allowed, so that a program can narrow itself further.
 ``seccomp_file`` reads profiles of an operator's own; this module touches no file.
 
 Written from the manual pages of section 2; the names of both architectures stand in one
@@ -370,7 +370,7 @@ def _holds(condition: Mapping[str, Any], arguments: Sequence[int]) -> bool:
 
 
 def dangers(rules: Mapping[str, Any]) -> list[str]:
-    """Return dangers that a profile allows: calls of ``NEVER``, even if conditional; clone flags; bad arguments."""
+    """Return dangers that a profile allows: calls of ``NEVER``, even if conditional; clone flags; refused arguments."""
     passing = [rule for rule in rules.get("syscalls") or () if _answer(rule["action"], 0).passes]
     named = {name for rule in passing for name in rule["names"]}
     found = [

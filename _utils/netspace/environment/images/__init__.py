@@ -70,7 +70,7 @@ class Note(msgspec.Struct, frozen=True):
 
 
 def mismatch(identity: str, source_hash: str) -> str:
-    """Return the error if a source's *identity* differs from its declared hash; empty if one of them is empty."""
+    """Return the error if a source's *identity* differs from its declared hash; empty if they agree or one is empty."""
     if not source_hash or not identity:
         return ""
     _, marked, found = identity.rpartition("sha256:")

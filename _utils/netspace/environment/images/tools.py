@@ -19,7 +19,7 @@ _MOST = 600
 
 
 def message(output: bytes) -> str:
-    """Return the end of a program's complaint, on one line."""
+    """Return the end of a program's error output, on one line."""
     return " ".join(output.decode(errors="replace").split())[-_MOST:]
 
 

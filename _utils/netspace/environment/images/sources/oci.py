@@ -219,7 +219,7 @@ def _saved(blobs: _Blobs, tag: str, budget: Budget) -> dict[str, Any]:
 
 
 def _pick(named: dict[int, list[str]], tag: str, budget: Budget) -> int:
-    """Return the index of the one image named *tag* or ``...:tag``; without a tag, of ``latest`` or the only one."""
+    """Return the index of the only image named *tag* or ``...:tag``; without *tag*, of ``latest`` or the only image."""
     wanted = tag or "latest"
     exact = [index for index, names in named.items() if wanted in names]
     ending = [index for index, names in named.items() if any(name.endswith(f":{wanted}") for name in names)]
