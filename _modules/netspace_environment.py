@@ -5,7 +5,7 @@ Isolated environments
 See, start, stop and enter the environments of a host. They are declared in pillar or
 by :py:mod:`netspace_environment states <netspace.states.netspace_environment>`.
 
-Needs ``crun`` only to start or enter one: every function says what it misses.
+Only starting and entering an environment needs ``crun``. A function that misses a program names it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _do(action: Callable[[Any], T]) -> T:
 def _each(outcomes: dict[str, str]) -> bool:
     """Tell Salt that its targets may have changed, then return True.
 
-    :raises CommandExecutionError: *outcomes* has an error for some name; all of them are told.
+    :raises CommandExecutionError: when *outcomes* has errors; the text has all of them.
     """
     declared.tell_targets(__salt__, __opts__, __pillar__)
     failed = {name: error for name, error in outcomes.items() if error}
@@ -60,7 +60,7 @@ def _each(outcomes: dict[str, str]) -> bool:
 
 
 def _argument_vector(given: Any) -> list[str]:
-    """Return a program with its arguments: a text is split as a shell splits it, a list is taken as it is."""
+    """Return an argument vector: a text is split as a shell splits it, a list is used unchanged."""
     if isinstance(given, str):
         try:
             found = shlex.split(given)
@@ -83,16 +83,23 @@ def list_() -> dict[str, dict[str, Any]]:
     """
     Return every environment with its state.
 
-    Per name: ``state`` (running, starting, stopped, failed, or frozen: stopped by a signal), ``health`` (healthy,
-    starting, unhealthy, unknown; empty without a check or while it doesn't run), ``flapping`` (whether it ends and is
-    restarted again and again),
-    ``pid``, ``since`` (seconds since the epoch), ``restarts``, ``exit`` (how it last ended: ``oom`` is for want of
-    memory), ``oom_kills`` (how many of its processes the kernel killed for that since it was asked to start),
-    ``image``, ``digest``, ``runtime``, ``wanted`` (the state it should have, by its declaration or by hand),
-    ``declared_stopped`` (whether its declaration says ``state: stopped``), ``updating`` (whether a second
-    instance is there, which an update started beside it), ``supervised`` (whether somebody is there to start it
-    again when it ends) and ``problem`` (why it doesn't run, or not well, as far as that is known). Of one whose
-    record is damaged only the service is known; its ``problem`` says what to do.
+    Each row, by name, has
+
+    - ``state``: running, starting, stopped, failed, or frozen (stopped by a signal);
+    - ``health``: healthy, starting, unhealthy or unknown; empty without a check or while it doesn't run;
+    - ``flapping``: whether it ends and is restarted again and again;
+    - ``pid``, ``since`` (seconds since the epoch), ``restarts``;
+    - ``exit``: how it last ended; ``oom`` means that it was killed for lack of memory;
+    - ``oom_kills``: how many of its processes the kernel killed for lack of memory since it was asked to start;
+    - ``image``, ``digest``, ``runtime``;
+    - ``wanted``: the desired state, by its declaration or an operator;
+    - ``declared_stopped``: whether its declaration says ``state: stopped``;
+    - ``updating``: whether it has a second instance, which an update started beside it;
+    - ``supervised``: whether the supervisor runs, which restarts it when it ends;
+    - ``problem``: why it doesn't run or is unhealthy, as far as known.
+
+    If the record of an environment is damaged, the row has only the values of its service; its ``problem`` has the
+    remedy.
 
     CLI Example:
 
@@ -105,11 +112,11 @@ def list_() -> dict[str, dict[str, Any]]:
 
 def inspect(name: str) -> dict[str, Any]:
     """
-    Return all that is known of one environment: what :py:func:`list <list_>` tells, its
-    declaration, ids, namespace, folders and what it uses. Values of variables are not shown.
+    Return all that is known of one environment: its row of :py:func:`list <list_>`, its
+    declaration, ids, namespace, folders and usage. Values of variables are not shown.
 
-    ``sigterm`` says what becomes of the SIGTERM of a stop: the program has it ``handled``, it ``ends it``, or it
-    is ``ignored``, with the remedy. It is empty where nothing runs or that can't be known.
+    ``sigterm`` is the effect that the SIGTERM of a stop has: ``handled`` by the program, ``ends it``, or
+    ``ignored`` or ``blocked``, with an explanation. It is empty if nothing runs or the effect can't be known.
 
     CLI Example:
 
@@ -125,8 +132,8 @@ def inspect(name: str) -> dict[str, Any]:
 
 def start(*names: str) -> bool:
     """
-    Start environments that don't run, in parallel. One whose declaration says ``state: stopped`` runs, also
-    over a reboot, until it is stopped or its declaration is applied again.
+    Start environments that don't run, in parallel. An environment that is declared with ``state: stopped`` starts, too.
+    It then runs, also after a reboot, until it is stopped or its declaration is applied again.
 
     CLI Example:
 
@@ -142,8 +149,8 @@ def start(*names: str) -> bool:
 
 def stop(*names: str) -> bool:
     """
-    Stop environments and wait until they are gone. They stay stopped, also over a reboot,
-    until they are started or their declaration is applied again. To have one stopped for good, declare
+    Stop environments and wait until they have ended. They stay stopped, also after a reboot,
+    until they are started or their declaration is applied again. To keep an environment stopped, declare
     ``state: stopped``.
 
     CLI Example:
@@ -178,8 +185,8 @@ def wait(*names: str, timeout: float = 60) -> dict[str, dict[str, Any]]:
     """
     Wait until environments are healthy or, where they declare no health check, run.
 
-    Returns what :py:func:`list <list_>` tells of them then. One that isn't in time, or that has ended and is
-    not started again, is an error, which says how it is.
+    Returns their rows of :py:func:`list <list_>`. It is an error if an environment isn't ready in time, or has ended
+    and is not started again; the error says its state.
 
     CLI Example:
 
@@ -198,8 +205,8 @@ def wait(*names: str, timeout: float = 60) -> dict[str, dict[str, Any]]:
 
 def retry(*names: str) -> bool:
     """
-    Let the next apply try updates again that were taken back since they did not become healthy. Without this
-    they are tried when the declaration or the image has changed.
+    Let the next apply retry updates that were taken back because they did not become healthy. Otherwise they are
+    retried only when the declaration or the image changes.
 
     CLI Example:
 
@@ -237,13 +244,13 @@ def exec_(
         **There is no shell** unless you name one. Salt reads ``name=value`` as an option: use a list there.
 
     command
-        The same in one: a text or a list.
+        The program and its arguments in one value, a text or a list, in place of ``words``.
 
     timeout
         Seconds after which the command is killed. Defaults to 60.
 
     stdin
-        What the command reads.
+        The command's standard input.
     """
     given = words[0] if len(words) == 1 else words
     arguments = _argument_vector(given if command is None else command)
@@ -265,11 +272,11 @@ def logs(name: str, lines: int = 100, since: str | float | None = None) -> list[
         The environment.
 
     lines
-        How many at most. Defaults to 100.
+        The number of lines at most. Defaults to 100.
 
     since
-        Leave out what was written before: a number of seconds ago, or a time such as ``2026-01-31T12:00:00``,
-        which is the host's own where it has no offset. **Only where systemd runs**: the log files that netspace
+        Leave out older lines: a number of seconds ago, or a time such as ``2026-01-31T12:00:00``,
+        which is local time if it has no offset. **Only where systemd runs**: the log files that netspace
         writes elsewhere have no times, and ``since`` is an error there.
     """
     found: list[str] = _do(lambda operations: operations.logs(name, lines, since))["lines"]
@@ -278,17 +285,17 @@ def logs(name: str, lines: int = 100, since: str | float | None = None) -> list[
 
 def audit(name: str, summary: bool = False) -> list[dict[str, str]] | dict[str, Any]:
     """
-    Try to break out of an environment, in more than a hundred ways, and tell what came of it.
+    Try to break out of an environment, in more than a hundred ways, and return the results.
 
-    The attempts are made in a throw-away twin of it, which attacks a second one: the same image,
-    system call profile, limits, user, hardening and kind of interface, but none of its data,
-    variables, volumes or credentials. The environment itself is not touched. It takes some
-    seconds, in which nothing else of netspace is changed on this host.
+    The attempts are made in a throw-away twin of it, which attacks a second twin. Twins have the same image,
+    system call profile, limits, user, hardening and kind of interface, but none of the environment's data,
+    variables, volumes or credentials. The environment itself is not touched. The audit takes some
+    seconds; meanwhile netspace changes nothing else on this host.
 
     Returns a row for each attempt: ``name``, ``group`` (files, locks, memory, processes, namespaces,
     kernel, devices, network, broker, time, resources), ``outcome`` and ``detail``. The outcome is
-    ``refused`` (good), ``succeeded`` (**isolation is broken**) or ``skipped`` (there was nothing to
-    try it on; the detail says why). Where anything succeeded the return code is not 0.
+    ``refused`` (good), ``succeeded`` (**isolation is broken**) or ``skipped`` (there was no target;
+    the detail says why). If any attempt succeeded, the return code is not 0.
 
     CLI Example:
 
@@ -301,7 +308,7 @@ def audit(name: str, summary: bool = False) -> list[dict[str, str]] | dict[str, 
         The environment. It need not run.
 
     summary
-        Return ``comment``, the number of attempts by outcome, and those rows alone that succeeded.
+        Return ``comment``, the number of attempts by outcome, and only the rows of attempts that succeeded.
         Defaults to False.
     """
     from netspace import audit as auditing
@@ -325,29 +332,30 @@ def audit(name: str, summary: bool = False) -> list[dict[str, str]] | dict[str, 
 
 def exhaust(name: str, summary: bool = False, waiting: bool = True) -> list[dict[str, Any]] | dict[str, Any]:
     """
-    Have an environment take all that it can get of what is the host's and others', and tell who went short.
+    Let an environment take all shared resources that it can get, and return who else got fewer of them.
 
-    This is done by a throw-away twin of it, as in :py:func:`audit <audit>`, while this host's root and a second
-    twin, its neighbour, each try to have a little of the same. It takes about a minute, in which nothing else of
-    netspace is changed on this host; **whatever the twin wins is gone for all others meanwhile**, so choose the hour.
+    A throw-away twin of it, as in :py:func:`audit <audit>`, takes the resources. Meanwhile this host's root and a
+    second twin, its neighbour, each try to get a few units of the same. This takes about a minute; meanwhile netspace
+    changes nothing else on this host. **All others on this host lack what the twin holds**, so choose the hour.
 
-    Returns a row for each pool of the kernel's that a program draws from (``group`` is ``pools``), with ``name``,
-    ``outcome`` and ``detail``, how many units the twin has ``taken``, by which error that ``ended``, and how many of
-    the 16 units that they ask for ``root`` and the ``neighbour`` got before, during and after it; where the
-    kernel counts the pool for the whole host, ``host`` has that. The outcome is
+    Returns a row for each pool of the kernel from which a program takes units (``group`` is ``pools``): ``name``,
+    ``outcome``, ``detail``, the number of units that the twin has ``taken``, and the error by which that ``ended``.
+    ``root`` and ``neighbour`` are the units that they got, of the 16 that they ask for, before, during and after it. If
+    the kernel counts the pool for the whole host, ``host`` has its counts. The outcome is
 
-    - ``held``: the twin was refused at some point, and nobody else went short;
-    - ``leak``: root or the neighbour got fewer than before, or the pool of the whole host was used up;
-    - ``open``: nothing refused the twin as far as it went, and nobody went short. What bounds that
-      pool is not shown;
+    - ``held``: the twin was refused at some point, paid with its own memory or took nothing of the host's pool, and
+      nobody else got less;
+    - ``leak``: root or the neighbour got fewer units than before, or the pool of the whole host was used up;
+    - ``open``: nothing refused the twin as far as it went, and nobody else got less. The audit doesn't show what
+      bounds that pool;
     - ``skipped``: there is no such pool here.
 
-    And a row for each way to make others wait (``group`` is ``waiting``), with the ``seconds`` of each of these alone
-    and meanwhile: an ``answer`` of the neighbour's (the 99th percentile of 200), an ``exec`` in it, its ``restart``,
-    and a ``look`` at all environments, with which each apply begins. ``slow`` says that one of them
-    took more than 1.5 times as long as alone (an answer: twice), and over 20 ms; else it ``held``.
+    Returns also a row for each way to make others wait (``group`` is ``waiting``). Its ``seconds`` are, alone and
+    meanwhile, those of an ``answer`` of the neighbour (the 99th percentile of 200), an ``exec`` in it, its
+    ``restart``, and a ``look`` at all environments, with which each apply begins. The outcome is ``slow`` if one of
+    them took more than 1.5 times as long as alone (an answer: twice) and over 20 ms; else ``held``.
 
-    Where anything leaks the return code is not 0.
+    If the outcome of any row is ``leak``, the return code is not 0.
 
     CLI Example:
 
@@ -360,11 +368,11 @@ def exhaust(name: str, summary: bool = False, waiting: bool = True) -> list[dict
         The environment. It need not run.
 
     summary
-        Return ``comment``, the number of rows by outcome, and those rows alone that did not hold.
+        Return ``comment``, the number of rows by outcome, and only the rows with ``leak``, ``open`` or ``slow``.
         Defaults to False.
 
     waiting
-        Make others wait, too. Defaults to True.
+        Also make others wait. Defaults to True.
     """
     import msgspec
 
@@ -388,8 +396,8 @@ def exhaust(name: str, summary: bool = False, waiting: bool = True) -> list[dict
 
 def remove(*names: str, purge: bool = False) -> bool:
     """
-    Remove environments with all that is theirs: links, layer, namespace and interface.
-    What lies in volumes stays. **What is still declared comes back at the next apply.**
+    Remove environments with their links, layers, namespaces and interfaces. Their volumes stay.
+    **An environment that is still declared comes back at the next apply.**
 
     CLI Example:
 
@@ -401,7 +409,7 @@ def remove(*names: str, purge: bool = False) -> bool:
         The environments.
 
     purge
-        Drop unread mail too, **and volumes that have a size** (never a host folder). By default mail is
+        Delete unread mail too, **and volumes that have a size** (never a host folder). By default, mail is
         parked and volumes are kept.
     """
     wanted = _names(names)

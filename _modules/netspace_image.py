@@ -2,11 +2,10 @@
 Images of environments
 ======================
 
-See, check and tidy up the images of a host. An image is built from its source when an
-environment needs it, or by :py:mod:`netspace_image states <netspace.states.netspace_image>`
-before that; it is never removed but by :py:func:`prune`,
-:py:func:`netspace_image.absent <netspace.states.netspace_image.absent>` and
-:py:func:`netspace.teardown <netspace.modules.netspace.teardown>`.
+See, check and remove the images of a host. An image is built from its source when an
+environment needs it, or before that by :py:mod:`netspace_image states <netspace.states.netspace_image>`.
+Only :py:func:`prune`, :py:func:`netspace_image.absent <netspace.states.netspace_image.absent>` and
+:py:func:`netspace.teardown <netspace.modules.netspace.teardown>` remove images.
 """
 
 from __future__ import annotations
@@ -47,11 +46,11 @@ def _do(action: Callable[[Host], T]) -> T:
 
 def list_() -> dict[str, dict[str, Any]]:
     """
-    Return every image with its sources and who uses it.
+    Return every image with its sources and the environments that use it.
 
-    Per image (by ``sha256:`` of its file): ``sources``, ``size`` in bytes, ``built`` (seconds
-    since the epoch), ``used_by`` (environments) and ``mounted``. One that an environment uses and
-    that is lost has no size.
+    Each row, by the ``sha256:`` of the image's file, has ``sources``, ``size`` in bytes, ``built`` (seconds
+    since the epoch), ``used_by`` (environments) and ``mounted``. If an environment uses an image whose file
+    is missing, the row has no size.
 
     CLI Example:
 
@@ -64,10 +63,10 @@ def list_() -> dict[str, dict[str, Any]]:
 
 def inspect(name: str) -> dict[str, Any]:
     """
-    Return all that is known of one image: what :py:func:`list <list_>` tells, its file, whether
-    the kernel keeps it by fs-verity, and for each source what it was and what the image says about
-    running it (``entrypoint``, ``cmd``, ``env`` without the values, ``user``, ``group``,
-    ``working_dir``) with ``notes`` on what was left out.
+    Return all that is known of one image: its row of :py:func:`list <list_>`, its file, and its fs-verity
+    digest or why there is none. For each source, it returns the identity of the source's content, the image's own
+    settings (``entrypoint``, ``cmd``, ``env`` without the values, ``user``, ``group``, ``working_dir``) and
+    ``notes`` on parts that were left out.
 
     CLI Example:
 
@@ -84,10 +83,10 @@ def inspect(name: str) -> dict[str, Any]:
 
 def verify(*names: str) -> dict[str, str]:
     """
-    Read images and compare them with their digests. Returns ``ok`` per image, or what is wrong and
-    what to do; then the return code is not 0.
+    Read images and compare them with their digests. Returns ``ok`` per image, or its damage and the
+    remedy; then the return code is not 0.
 
-    The same is done before an image is mounted, once after each boot. This takes as long as reading the files.
+    netspace does the same before it mounts an image, once after each boot. This takes as long as reading the files.
 
     CLI Example:
 
@@ -107,9 +106,9 @@ def verify(*names: str) -> dict[str, str]:
 
 def prune(test: bool = False) -> dict[str, Any]:
     """
-    Remove every image that no environment uses, whether it runs or not.
+    Remove every image that no environment uses. Environments that don't run use their images, too.
 
-    Returns ``{name, result, changes, comment}`` as a state would.
+    Returns ``{name, result, changes, comment}``, as a state does.
 
     CLI Example:
 
@@ -118,7 +117,7 @@ def prune(test: bool = False) -> dict[str, Any]:
         salt '*' netspace_image.prune test=True
 
     test
-        Say what would be removed, and remove nothing.
+        Return what would be removed, and remove nothing.
     """
     result = _do(lambda host: host.prune_images(test=test))
     return report.state("netspace_image.prune", result, test=test)

@@ -2,9 +2,9 @@
 Isolated environments as states
 ===============================
 
-An environment is one program in an isolated world of its own. It shares nothing
-with another: no file, no interface, no memory. See :py:mod:`netspace_link
-<netspace.states.netspace_link>` for the only way it may talk.
+An environment is one isolated program. It shares nothing with another environment:
+no file, no interface, no memory. The only way to talk is a link, see
+:py:mod:`netspace_link <netspace.states.netspace_link>`.
 
 Everything that ``pillar:netspace:environments`` declares, in one state:
 
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 __virtualname__ = "netspace_environment"
 
 _RESULTS = "netspace_environment.aggregated"
-# Of Salt's own keys, those that every state has and that decide nothing.
+# Salt's internal keys that every state has, and that are not conditions.
 _UNCONDITIONAL = frozenset({"__env__", "__id__", "__sls__", "__sls_included_from__", "fun", "order", "state"})
 
 
@@ -59,7 +59,7 @@ def _host() -> Host:
 
 
 def _told(*states: dict[str, Any]) -> dict[str, Any]:
-    """Return the first of *states*; if any of them changed something, first tell Salt to look for its targets anew."""
+    """Return the first of *states*; if any state has changes, first tell Salt to refresh its targets."""
     if any(state["changes"] for state in states) and not __opts__["test"]:
         declared.tell_targets(__salt__, __opts__, __pillar__)
     return states[0]
@@ -67,17 +67,18 @@ def _told(*states: dict[str, Any]) -> dict[str, Any]:
 
 def managed(name: str, declaration: dict[str, Any] | None = None) -> dict[str, Any]:
     """
-    All declared environments run as declared (or don't, with ``state: stopped``), and no others exist.
+    Ensure that all declared environments run as declared (or are stopped, with ``state: stopped``), and that no
+    others exist.
 
-    An environment is restarted only when one of its own keys changed that needs it;
-    ``changes`` says which. One that demands more trust than this host has is not
-    started (and stopped, if it runs): that one fails, the others don't.
+    An environment is restarted only if one of its own keys changed and needs a restart;
+    ``changes`` names the key. An environment that demands more trust than this host has is not
+    started, and is stopped if it runs. It fails; the others don't.
 
     name
         Any text.
 
     declaration
-        The host's declaration. By default, what ``pillar:netspace`` says.
+        The host's declaration. By default, the value of ``pillar:netspace``.
 
     .. code-block:: yaml
 
@@ -98,7 +99,7 @@ def managed(name: str, declaration: dict[str, Any] | None = None) -> dict[str, A
 
 def running(name: str, **kwargs: Any) -> dict[str, Any]:
     """
-    An environment exists as declared, and runs.
+    Ensure that an environment exists as declared, and runs.
 
     name
         Its name: 1 to 48 of ``a-z``, ``0-9``, ``-`` and ``_``.
@@ -106,11 +107,11 @@ def running(name: str, **kwargs: Any) -> dict[str, Any]:
     image
         ``<source>:<absolute path>``; sources are ``tar``, ``oci``, ``dir`` and ``erofs``. A file may be
         on Salt's file server: ``tar:salt://images/shop.tar``. It is fetched when the master's hash of
-        it changed, and held to that hash.
+        it changed, and must have that hash.
 
     kernel
-        In place of an image: the absolute path of a unikernel's file. ``args`` are its arguments, its interface is
-        of kind ``tap``.
+        In place of an image: the absolute path of a unikernel's file. ``args`` are its arguments; its interface, if
+        any, must be of kind ``tap``.
 
     source_hash
         ``sha256:<hex>`` that the source must have; see :py:func:`netspace_image.present
@@ -120,17 +121,17 @@ def running(name: str, **kwargs: Any) -> dict[str, Any]:
         Argument vector, in place of an ``oci`` image's Entrypoint **and** Cmd (as ``command`` in Kubernetes).
 
     args
-        What follows ``command``, or the image's Entrypoint in place of its Cmd.
+        Arguments after ``command``; without ``command``, after the image's Entrypoint in place of its Cmd.
 
     env
         Variables of the program. **Don't put secrets here**; they can be read from the
         minion's cache.
 
     user
-        User and group id inside, 1 to 65535. By default, what an ``oci`` image says unless that is root, else 1000.
+        User and group id inside, 1 to 65535. By default, the ``oci`` image's user unless that is root, else 1000.
 
     working_dir
-        By default, what an ``oci`` image says, else ``/``.
+        By default, the ``oci`` image's, else ``/``.
 
     limits
         ``memory`` (default 256M, no swap), ``cpus`` (1.0), ``pids`` (128), ``files``
@@ -146,16 +147,15 @@ def running(name: str, **kwargs: Any) -> dict[str, Any]:
         ``{target, size, read_only}``: a file system of that size, which netspace keeps.
 
     read_only
-        The root can't be written to at all. Defaults to false: writes go to a layer of
-        the environment's own.
+        Make the root read-only. Defaults to false: writes go to the environment's own layer.
 
     runtime
-        ``crun``, ``runc`` or ``runsc``; with a kernel ``qemu`` or ``solo5``. By default, what
-        ``pillar:netspace:runtimes`` says, else ``crun`` and ``qemu``.
+        ``crun``, ``runc`` or ``runsc``; with a kernel ``qemu`` or ``solo5``. By default, the one in
+        ``pillar:netspace:runtimes``, else ``crun`` and ``qemu``.
 
     seccomp
-        Which system calls it may make: ``strict`` (default), ``standard``, which adds what some databases
-        and older servers need, or ``file:/profile.json``: a file of the host's in the format of OCI or Docker.
+        The system call profile: ``strict`` (default), ``standard``, which adds calls that some databases
+        and older servers need, or ``file:/profile.json``: a file on the host in the format of OCI or Docker.
 
     restart
         ``on-failure`` (default), ``always`` or ``never``.
@@ -164,36 +164,37 @@ def running(name: str, **kwargs: Any) -> dict[str, Any]:
         Seconds between SIGTERM and SIGKILL. Defaults to 10.
 
     init
-        Whether process 1 is a small program of the host's (``catatonit``) that hands on signals to this one, and reaps.
-        A program that doesn't handle SIGTERM then ends at once, not after ``stop_timeout``. Defaults to false.
+        Run a small program of the host (``catatonit``) as process 1, which forwards signals and reaps orphaned
+        processes. A program that doesn't handle SIGTERM then ends at once, not after ``stop_timeout``. Defaults to
+        false.
 
     health
         ``{exec: [argument vector]}`` or ``{mailbox: true}``, with ``interval`` (10 s), ``timeout`` (5 s), ``retries``
-        (3) and ``start_period`` (0 s). By default it is well as long as it runs.
+        (3) and ``start_period`` (0 s). By default there is no check.
 
     after
         Environments that must be healthy (or, without a check, run) before this one is started.
 
     update
-        ``{rolling: true, deadline: 60, rollback: true}``: what a change does to one that has a health check. Where
-        there can be two for a while, the new one is started beside the old one. If it isn't healthy within the
-        deadline, the change is taken back, and this state fails.
+        ``{rolling: true, deadline: 60, rollback: true}``: how an environment with a health check is changed. If two
+        instances can run at the same time, the new one is started beside the old one. If it isn't healthy within the
+        deadline (seconds), the change is taken back, and this state fails.
 
     attestation
-        ``{policy: require|prefer|off, minimum: L0..L5}``. By default, that of the host
+        ``{policy: require|prefer|off, minimum: L0..L5}``. By default, the host's
         (``pillar:netspace:attestation``).
 
     target
-        Whether Salt may address it by itself (``T@netspace:MINION-NAME``), and so act in it. Defaults to false.
+        Let Salt address it as a target (``T@netspace:MINION-NAME``), and so act in it. Defaults to false.
 
-    Takes part in ``aggregate: True``: any number of these states is then one batch.
+    Supports ``aggregate: True``: any number of these states is then applied as one batch.
     """
     return _one(name, kwargs, "running")
 
 
 def present(name: str, **kwargs: Any) -> dict[str, Any]:
     """
-    An environment exists as declared; whether it runs is left alone.
+    Ensure that an environment exists as declared, and leave it running or stopped.
 
     Takes the arguments of :py:func:`running`.
     """
@@ -202,10 +203,10 @@ def present(name: str, **kwargs: Any) -> dict[str, Any]:
 
 def stopped(name: str, **kwargs: Any) -> dict[str, Any]:
     """
-    An environment exists as declared, and its program doesn't run: not now, and not after a boot.
+    Ensure that an environment exists as declared, and that its program doesn't run, neither now nor after a boot.
 
-    Its root, volumes, interface and links are there, and its mailbox goes on receiving. In pillar, and in a
-    declaration that :py:func:`managed` is given, that is ``state: stopped``.
+    Its root, volumes, interface and links exist, and its mailbox goes on receiving. In pillar, and in the
+    declaration of :py:func:`managed`, write ``state: stopped`` for this.
 
     Takes the arguments of :py:func:`running`.
 
@@ -221,9 +222,9 @@ def stopped(name: str, **kwargs: Any) -> dict[str, Any]:
 
 def healthy(name: str, timeout: float = 60) -> dict[str, Any]:
     """
-    An environment is healthy or, where it declares no health check, runs. It is waited for, and never changed.
+    Wait until an environment is healthy or, without a health check, runs. Changes nothing.
 
-    For requisites: what requires this goes on only when the environment does its work.
+    For requisites: states that require this one run only when the environment does its work.
 
     name
         Its name.
@@ -250,17 +251,17 @@ def healthy(name: str, timeout: float = 60) -> dict[str, Any]:
 
 def absent(name: str, purge: bool = False) -> dict[str, Any]:
     """
-    An environment doesn't exist: neither its program, nor its layer, links or interface.
+    Ensure that an environment doesn't exist: neither its program nor its layer, links or interface.
 
-    What lies in its volumes stays.
+    Its volumes stay.
 
     name
         Its name.
 
     purge
-        Drop the mail in its mailbox too, **and its volumes that have a size** (never a host folder), also
+        Delete the mail in its mailbox too, **and its volumes that have a size** (never a host folder), also
         those that an environment of this name left when it was removed without ``purge``.
-        By default, unread mail is parked, and said so.
+        By default, unread mail is parked, and the result says so.
     """
     test = bool(__opts__["test"])
     try:
@@ -282,7 +283,7 @@ def _one(name: str, kwargs: dict[str, Any], state: str) -> dict[str, Any]:
         wanted = None
         for each, arguments in batch.items():
             try:
-                # A state of Salt's can't have an argument of that name.
+                # A Salt state can't have an argument named "state": the function sets it.
                 said = {"state": "stopped"} if state == "stopped" else {}
                 alone = declared.one_environment(each, {**arguments, **said}, __pillar__)
             except NetspaceError as err:
@@ -308,9 +309,9 @@ def mod_aggregate(low: dict[str, Any], chunks: list[dict[str, Any]], running: di
     """
     Make one batch of all states of the same function that have ``aggregate: True``.
 
-    Each state still reports its own result and changes. One that waits for another or
-    depends on a condition (``require``, ``onlyif``...) is left to its own turn, when that
-    is known.
+    Each state still reports its own result and changes. A state with a requisite or a condition
+    (``require``, ``onlyif``...) is not part of the batch: it runs in its own turn, when the
+    condition can be decided.
     """
     from salt.state import STATE_INTERNAL_KEYWORDS
     from salt.utils import state as state_utils

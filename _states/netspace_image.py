@@ -2,9 +2,8 @@
 Images of environments as states
 ================================
 
-An image is built by itself when an environment needs it. These states are for having it
-earlier (it is fetched and built before the hour when environments change), for pinning
-what it must be, and for removing it.
+An image is built automatically when an environment needs it. These states build it earlier
+(before the hour when environments change), pin its content, or remove it.
 
 .. code-block:: yaml
 
@@ -48,13 +47,13 @@ def present(
     name: str, source: str | None = None, source_hash: str | None = None, digest: str | None = None
 ) -> dict[str, Any]:
     """
-    The image that a source is now has been built.
+    Ensure that the image of a source's present content is built.
 
-    A source that did not change is neither fetched nor read again. ``test=True`` looks at it, or
+    A source that did not change is neither fetched nor read again. ``test=True`` looks at the source, or
     asks the master for its hash, but fetches nothing.
 
     name
-        Any text; the source, where none is given.
+        The source, or any text if ``source`` is given.
 
     source
         ``<source>:<location>`` as in an environment's ``image``: ``oci:``, ``tar:``, ``erofs:``
@@ -62,8 +61,8 @@ def present(
         ``oci:salt://images/shop.tar:orders``, ``erofs:salt://shop.erofs?saltenv=prod``.
 
     source_hash
-        ``sha256:<hex>`` that the source's file must have (of an OCI layout folder: its manifest). By
-        default, what comes by ``salt://`` is held to the master's own hash, and a local file to none.
+        ``sha256:<hex>`` that the source's file must have (for an OCI layout folder: its manifest). By
+        default, a file from ``salt://`` must have the master's hash; a local file may have any.
 
     digest
         ``sha256:<hex>`` that the image must have, as :py:func:`netspace_image.list
@@ -72,7 +71,7 @@ def present(
     test = bool(__opts__["test"])
     try:
         host = Host(declared.layout(__opts__), remote=SaltFiles(__salt__, __opts__))
-        # A hash that YAML takes for a number is refused, not left out.
+        # YAML may read a hash as a number: that is refused, not ignored.
         hashes = ("" if value is None else str(value) for value in (source_hash, digest))
         wanted = Wanted(name if source is None else str(source), *hashes)
         result = host.converge_images({name: wanted}, test=test)
@@ -83,7 +82,7 @@ def present(
 
 def absent(name: str) -> dict[str, Any]:
     """
-    There is no such image. Refused while an environment uses it.
+    Ensure that an image doesn't exist. Refused while an environment uses it.
 
     name
         A source, a digest, or at least the first 12 digits of one.

@@ -1,9 +1,9 @@
-"""An environment put to the test: two throw-away twins of it, one of which attacks the other.
+"""Audit of an environment's isolation: two throw-away twins, of which one attacks the other.
 
-Joins what makes a twin with what gives it a network: an interface of the original's kind,
-with the same rules, and an address of its own; but none that is part of a network beyond this
-host. The instance's lock is held all the while, so
-nothing else changes meanwhile; what an audit leaves that was killed, the next run removes.
+This module makes the twins and gives them interfaces: of the original's kind, with the same rules and
+an address of their own. A twin never gets an interface on a network beyond this host. The instance's
+lock is held during the audit, so nothing else changes meanwhile. The next run removes what a killed
+audit left.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ OUTSIDE = {"skip": "an audit sends nothing beyond this host"}
 
 @dataclass(frozen=True)
 class Twins:
-    """Two twins of an environment, of which the first attacks: noted, with a network, but not made yet.
+    """Two twins of an environment; the first attacks. They have a note and a network, but are not made yet.
 
-    :param interface: the original's.
-    :param problem: why theirs is not like the original's; empty where it is.
+    :param interface: the original's interface.
+    :param problem: why the twins' interfaces differ from the original's; empty if they don't.
     """
 
     original: Record
@@ -47,10 +47,10 @@ class Twins:
 
 @contextlib.contextmanager
 def twins(host: Host, name: str, network: Network) -> Iterator[Twins]:
-    """Hold the instance's lock while there are twins of an environment; afterwards nothing is left of them.
+    """Yield two twins of an environment, under the instance's lock; remove them afterwards.
 
     :param network: the ranges that the twins' addresses come from.
-    :raises NetspaceError: when there is no such environment, or it is not to run.
+    :raises NetspaceError: when there is no such environment, or it must not run now.
     """
     from netspace.environment import twin
     from netspace.interface import records
@@ -90,14 +90,14 @@ def audit(host: Host, name: str, network: Network) -> Rows:
 
 
 def _connect(host: Host, twins: tuple[str, str], interface: Interface | None, network: Network) -> str:
-    """Give both twins a namespace, with an interface like the original's; return why it isn't like that."""
+    """Give both twins a network namespace and an interface like the original's; return why it differs, if it does."""
     from netspace.interface import kinds
 
     problem = ""
     if interface is not None:
         kind = type(interface).__struct_config__.tag
         if kinds.of(interface).FILTER == "inside":
-            # It would bear somebody's address there, or the original's own key.
+            # There, a twin would have an address of somebody's, or the original's own key.
             problem = f"a twin has no interface of kind {kind}: it would be seen on a network beyond this host"
         elif error := _made(host, _declared(twins, _anonymous(interface), network)):
             problem = f"a twin can't have an interface of kind {kind}: {error}"
@@ -120,7 +120,7 @@ def _declared(twins: tuple[str, str], interface: Interface, network: Network) ->
 
 
 def _anonymous(interface: Interface) -> Interface:
-    """Return the same interface without an address and published ports of its own: two can't have one."""
+    """Return the interface without declared addresses and published ports, which two interfaces can't share."""
     own = [key for key in ("ipv4", "ipv6") if getattr(interface, key, None) is not None]
     changed: Interface = msgspec.structs.replace(interface, **dict.fromkeys(own))
     return msgspec.structs.replace(changed, publish=()) if isinstance(changed, Routed) else changed
@@ -128,7 +128,7 @@ def _anonymous(interface: Interface) -> Interface:
 
 @contextlib.contextmanager
 def _listening(host: Host, name: str, interface: Interface | None) -> Iterator[dict[str, Any]]:
-    """Listen at the host's end of a twin's interface, and say where: a service that the twin must not reach."""
+    """Listen at the host's end of a twin's interface, which the twin must not reach; yield its addresses and port."""
     gateways: Mapping[str, str] = host.interfaces.list()[name]["gateways"]
     port = 0
     with contextlib.ExitStack() as stack:
@@ -153,7 +153,7 @@ def _listening(host: Host, name: str, interface: Interface | None) -> Iterator[d
 
 
 def _allowed(address: str, port: int, allow: tuple[Allow, ...]) -> bool:
-    """Return whether a rule of the declaration lets the environment reach that much of the host."""
+    """Return whether a rule of the declaration lets the environment reach that address and port of the host."""
     for rule in allow:
         first, _, last = str(rule.port or "0-65535").partition("-")
         network = rule.cidr.network

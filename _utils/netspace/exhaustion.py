@@ -1,9 +1,9 @@
-"""An environment's worst, as others feel it: what it can take of what is theirs, and how long they wait.
+"""Exhaustion audit of an environment: the shared resources that it can take, and how long it makes others wait.
 
-The audit's second half. A twin of the environment takes all that it gets of each pool of the
-kernel's, while the host's root and a second twin, its neighbour, each try to have a small share,
-and what the kernel tells of the whole pool is read. Then the twin makes others wait in every way
-that there is, and what takes its time is timed. All that was taken is given back in between.
+This is the audit's second half. A twin of the environment takes all units that it gets of each pool of
+the kernel. Meanwhile the host's root and a second twin, its neighbour, each ask for a small share, and
+the kernel's count of the whole pool is read. Then the twin runs each storm (a load that makes others
+wait), while operations of others are timed. The twin releases everything after each pool and storm.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ from netspace.spec.types import Network
 
 Outcome = Literal["held", "leak", "open", "skipped", "slow"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
-# Bytes of its memory that a twin pays for what it took, in all and for each: less is the kernel's own rounding.
+# Bytes of its own memory that a twin has to pay, in all and per unit, so that memory counts as the bound: the kernel's
+# rounding is less.
 CHARGED, LEAST = 2 * 1024**2, 48
-ON_DISK = ("disk (MiB)", "files on disk")  # what memory holds of them is a copy, and goes when there is need
-FULL = 0.9  # of a pool of the whole host: the rest is no reserve
-# How many times longer others may have to wait, and the seconds below which nobody would notice.
+ON_DISK = ("disk (MiB)", "files on disk")  # memory holds only copies of these, which the kernel drops at need
+FULL = 0.9  # share of a host-wide pool from which on the pool counts as used up
+# Factors by which others may wait longer, and the seconds below which a wait doesn't count.
 GOALS: Mapping[str, float] = {"answer": 2.0, "exec": 1.5, "look": 1.5, "restart": 1.5}
 NOTICED = 0.02
 _ANSWERS = 200
@@ -39,7 +40,7 @@ _TIMES = 3
 
 
 class Share(msgspec.Struct, frozen=True):
-    """The units that somebody got, of the few asked for: before, while the twin held what it had taken, and after."""
+    """Units of a small share that a rival got: before, while the twin held its units, and after their release."""
 
     before: int
     during: int
@@ -47,7 +48,7 @@ class Share(msgspec.Struct, frozen=True):
 
 
 class Used(msgspec.Struct, frozen=True):
-    """A pool of the whole host: units in use, and all that there are."""
+    """A host-wide pool: units in use before the taking and after it, and the size of the pool."""
 
     before: int
     during: int
@@ -55,7 +56,7 @@ class Used(msgspec.Struct, frozen=True):
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One pool, or one way to make others wait."""
+    """The result of one pool or of one storm."""
 
     name: str
     group: Literal["pools", "waiting"]
@@ -73,9 +74,9 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 def judge(
     name: str, taken: int, ended: str, root: Share, neighbour: Share, host: Used | None = None, charged: int = 0
 ) -> Row:
-    """Return the row of a pool, given who got what of it. Pure.
+    """Return the row of a pool, from the units that each rival got. Pure.
 
-    :param charged: bytes that what was taken added to the twin's memory.
+    :param charged: bytes that the taken units added to the twin's memory.
     """
     paid = taken > 0 and name not in ON_DISK and charged >= max(CHARGED, taken * LEAST)
     told = f"took {taken}, " + (f"then {ended}" if ended else "and was not refused")
@@ -110,7 +111,7 @@ def judge(
 
 
 def compare(name: str, alone: Mapping[str, float], meanwhile: Mapping[str, float]) -> Row:
-    """Return the row of a storm, given what took how many seconds. Pure."""
+    """Return the row of a storm, from the seconds that each operation took alone and during the storm. Pure."""
     slow = [what for what, goal in GOALS.items() if meanwhile[what] > goal * alone[what] and meanwhile[what] > NOTICED]
     return Row(
         name=name,
@@ -122,7 +123,7 @@ def compare(name: str, alone: Mapping[str, float], meanwhile: Mapping[str, float
     )
 
 
-# -- what the kernel tells of a pool of the whole host --------------------------------------------
+# -- the kernel's counts of host-wide pools --------------------------------------------------------
 def _number(path: str, word: int = 0) -> int:
     return int(Path("/proc/sys", path).read_text().split()[word])
 
@@ -141,7 +142,7 @@ def _disk(folder: Path, files: bool) -> tuple[int, int]:
 
 
 def readings(state: Path) -> dict[str, Callable[[], tuple[int, int]]]:
-    """Return what tells how much of a pool is in use and how much there is, by the pool's name.
+    """Return, by the pool's name, functions that return the units in use and the size of the pool.
 
     :param state: netspace's state folder.
     """
@@ -167,11 +168,11 @@ def readings(state: Path) -> dict[str, Callable[[], tuple[int, int]]]:
 
 # -- trying ---------------------------------------------------------------------------------------
 def exhaust(host: Host, name: str, network: Network, waiting: bool = True) -> list[Row]:
-    """Have a twin of an environment take all that it gets, and make others wait.
+    """Have a twin of an environment take all units that it gets of each pool, and make others wait.
 
     :param network: the ranges that the twins' addresses come from.
-    :param waiting: whether others are made to wait, too.
-    :return: a row for each pool and for each way to make others wait.
+    :param waiting: whether to run the storms, too.
+    :return: a row for each pool and for each storm.
     :raises NetspaceError: when there is no such environment, or its twins can't be run.
     """
     with ExitStack() as stack:
@@ -211,11 +212,11 @@ def _read(look: Callable[[], tuple[int, int]] | None) -> tuple[int, int] | None:
     try:
         return look() if look else None
     except (OSError, ValueError, IndexError):
-        return None  # a kernel without it
+        return None  # this kernel has no such count
 
 
 def _timed(three: Rivals, times: Mapping[str, Callable[[], object]]) -> dict[str, float]:
-    """Return the seconds that a neighbour's answer takes (its 99th percentile), and each of *times* (its median)."""
+    """Return the seconds of the neighbour's answer (99th percentile) and of each operation in *times* (median)."""
     answers = sorted(_seconds(lambda: three.neighbour.ask(echo=True)) for _ in range(_ANSWERS))
     found = {what: median(_seconds(act) for _ in range(_TIMES)) for what, act in times.items()}
     return {"answer": answers[int(len(answers) * 0.99)], **found}

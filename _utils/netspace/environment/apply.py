@@ -1,8 +1,8 @@
-"""Application of what was planned for environments, as one batch.
+"""Application of the steps that were planned for environments, as one batch.
 
-Images are built before anything that runs is touched. A record is written before what it
-names is made, and removed after that is gone, so that a run killed at any moment is
-repaired by the next. What fails for one environment doesn't stop the others.
+Images are built before any running environment is touched. A record is written before the things
+that it names are made, and removed after they are gone. So the next run repairs a run that was
+killed at any moment. An error of one environment doesn't stop the others.
 """
 
 from __future__ import annotations
@@ -29,18 +29,19 @@ from netspace.supervision import Status, Supervisor
 
 Give = Callable[[Mapping[str, int]], Mapping[str, str]]
 
-# A batch that was started is looked at after each of these pauses (seconds), until nothing of it runs (any more).
+# Pauses (seconds) between looks at a batch that was just started; the looks end early once none of it runs.
 _LOOKS = (0.002, 0.003, 0.015, 0.08)
 
 
 class Applying:
-    """One application: the steps that are still good, and the errors of those that aren't.
+    """One application of steps, with the errors of the steps that failed.
 
-    :param purge: also delete the volumes of removed environments, except for folders of the host.
-    :param give: called with the host's user id by environment, before they start; makes it the owner of the devices of
-        the environment's interface.
-    :param observed: what the steps were planned from, if only this application can have changed anything since.
-    :param gone: called once the programs of all environments that are removed have ended.
+    :param purge: also delete the volumes of removed environments, except host folders.
+    :param give: called before environments start, with the host user id of each; makes that user the owner of the
+        devices of the environment's interface, and returns the errors.
+    :param observed: the observation that the steps were planned from; None if another run may have changed
+        anything since.
+    :param gone: called once the programs of all removed environments have ended.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class Applying:
         self._removals = [step.name for step in steps if step.action == "remove"]
         self._work: dict[str, Work] = {step.name: step.data for step in steps if step.action != "remove"}
         self._records: dict[str, Record] = {}
-        self._tried: set[str] = set()  # those that were started, whatever came of it
+        self._tried: set[str] = set()  # environments that this run started, with or without success
         self._taken_back: list[Step] = []
         self._removed: set[str] = set()
         self._written: set[str] = set()
@@ -74,7 +75,7 @@ class Applying:
         self._observed = observed
 
     def run(self) -> list[Outcome]:
-        """Apply the steps: remove, build images, stop what must stop; then make all and start them together."""
+        """Apply the steps: remove, build images and stop; then make and start all environments together."""
         self.making.store.tidy()
         self.making.store.note_seen()
         self._remove()
@@ -92,7 +93,7 @@ class Applying:
         return taken_back + [Outcome(step, self.errors.get(step.name, "")) for step in self._steps]
 
     def _left(self, wanted: Callable[[Work], bool] = lambda work: True) -> dict[str, Work]:
-        """Return the work of the steps that have no error so far."""
+        """Return the work of the steps that have no error so far and that *wanted* accepts."""
         return {name: work for name, work in self._work.items() if name not in self.errors and wanted(work)}
 
     def _recorded(self) -> dict[str, Record]:
@@ -107,7 +108,7 @@ class Applying:
             self.errors.setdefault(name, error)
 
     def _supervise(self, call: Callable[[list[str]], Mapping[str, str]], names: Iterable[str]) -> None:
-        """Have the supervisor apply *call* to these environments' services."""
+        """Call a method of the supervisor for these environments' services; note the errors."""
         if todo := list(names):
             self._fail(_asked(call, todo))
 
@@ -140,14 +141,14 @@ class Applying:
         self._removed = {name for name in doomed if name not in self.errors}
 
     def _ended(self, names: Iterable[str]) -> bool:
-        """Return whether none of these ran, or was about to, when it was observed."""
+        """Return whether all of these environments had ended when observed; False without an observation."""
         if self._observed is None:
             return False
         seen = (self._observed.environments.get(name) for name in names)
         return all(one is None or one.status is None or one.status.state in ("stopped", "failed") for one in seen)
 
     def _build(self) -> None:
-        """Build every image that is missing, and decide user ids and records. No running environment is touched."""
+        """Build the missing images, allocate user ids and compose the records. Touches no running environment."""
         wanted: dict[tuple[str, str], list[str]] = {}
         built: dict[tuple[str, str], Image] = {}
 
@@ -205,9 +206,9 @@ class Applying:
         )
 
     def _try_beside(self) -> None:
-        """Start a second instance beside each environment that can have one.
+        """Start a second instance of each environment that has a rolling update.
 
-        Only once it is healthy is the running one replaced.
+        The running instance is replaced only once the second one is healthy.
         """
         work = self._left(lambda work: work.rolling)
         if not work:
@@ -223,7 +224,7 @@ class Applying:
         self._fail(errors)
 
         def leave(name: str) -> None:
-            """Keep the running environment and its record; note the failed update, and hand out the present card."""
+            """Keep the running environment; record the failed update, and hand out the current card."""
             record = work[name].record
             assert record is not None
             noted = proving.failed(wanted[name], failed[name])
@@ -242,14 +243,14 @@ class Applying:
         self._mounted = mounts.table()
 
     def _retire(self) -> None:
-        """Remove the second instances, healthy or not: the new run or the previous one has taken their place."""
+        """Remove the second instances, healthy or not: the updated or the previous version runs by now."""
         tried = self._work.keys() & records.updating(self.layout)
         self._fail(rolling.erase(self.layout, self.supervisor, tried))
 
     def _stop(self) -> None:
-        """Stop what must stop.
+        """Stop the environments that have to stop.
 
-        An environment that is created must not run under an old record, so its leftover service is stopped, too.
+        An environment whose record was lost may still have a service. It is stopped before the new record is written.
         """
         created = [runtime.service_name(name) for name in self._left(lambda work: work.record is None)]
         defined = self.supervisor.observe(created) if created else {}
@@ -263,7 +264,7 @@ class Applying:
         verdict.clear(self.layout, names)
 
     def _make(self) -> None:
-        """Write records, mount, write configurations, hand out files."""
+        """Write records, mount images and roots, write configurations, and hand out files."""
         left = self._left(lambda work: work.assemble)
         digests = {self._records[name].image.digest for name in left}
         unmountable = self.making.mount_images(digests, self._mounted)
@@ -275,7 +276,7 @@ class Applying:
             }
         )
 
-        # Of those whose record was lost.
+        # An environment without a record may have layers: its record was lost.
         self._fail(
             each(
                 self._left(lambda work: work.record is None),
@@ -299,7 +300,7 @@ class Applying:
         self._fail(each(self._left(), make))
 
     def _give_devices(self) -> None:
-        """Give the devices of interfaces to the environments that have some, before they start."""
+        """Make environments' users the owners of their interfaces' devices, before the environments start."""
         self._fail(self._give_to({name: self._records[name] for name in self._left()}))
 
     def _give_to(self, known: Mapping[str, Record]) -> Mapping[str, str]:
@@ -338,7 +339,7 @@ class Applying:
         verdict.clear(self.layout, idle)
 
     def _watch(self) -> None:
-        """Have the service that watches health run if any environment needs it, else remove it."""
+        """Start the service that watches health if any environment needs it; else remove it."""
         known = self._recorded()
         needed = any(record.spec.health is not None or record.spec.after for record in known.values())
         try:
@@ -351,7 +352,7 @@ class Applying:
                     self.supervisor.stop([own.name])
                 if errors := self.supervisor.start([own.name]):
                     raise NetspaceError(f"what watches health does not run: {errors[own.name]}")
-                proving.watched(self.layout, self.supervisor)  # it may have been killed, and begin again
+                proving.watched(self.layout, self.supervisor)  # it may have been killed, and be starting again
             elif there is not None and (errors := self.supervisor.remove([runtime.HEALTH])):
                 raise NetspaceError(f"what watches health does not end: {errors[runtime.HEALTH]}")
         except (NetspaceError, OSError) as err:
@@ -382,7 +383,7 @@ class Applying:
     def _prove(self) -> None:
         """Check whether updates on trial are healthy, and take back those that aren't.
 
-        An update that failed for another reason before it was started stays on trial, for the next run.
+        An update that had an error and was not started in this run stays on trial for the next run.
         """
         trials = {
             name: record
@@ -405,7 +406,7 @@ class Applying:
             self._take_back({name: trials[name] for name in reasons}, reasons)
 
     def _take_back(self, trials: Mapping[str, Record], reasons: Mapping[str, str]) -> None:
-        """Put back what these environments were before their update, and record why it failed."""
+        """Put back the previous versions of these environments, and record why the updates failed."""
         halt(self.layout, trials)
         errors = _asked(self.supervisor.stop, trials)
         verdict.clear(self.layout, trials)
@@ -453,7 +454,7 @@ class Applying:
 
 
 def halt(layout: Layout, names: Iterable[str]) -> None:
-    """Note that we are about to stop these environments."""
+    """Create the halt marks of these environments, before they are stopped."""
     for name in names:
         mark = runtime.halt_mark(layout, name)
         if mark.parent.is_dir():
@@ -461,16 +462,16 @@ def halt(layout: Layout, names: Iterable[str]) -> None:
 
 
 def start(layout: Layout, supervisor: Supervisor, names: Collection[str]) -> dict[str, str]:
-    """Start environments that are made; return why some don't run, by name."""
+    """Start assembled environments; return, by name, why some don't run."""
     services = {runtime.service_name(name): name for name in names}
     if not services:
         return {}
     for name in names:
         files.remove(runtime.log(layout, name))
-    # What a runtime could not forget when it last ended would keep it from being started.
+    # A container that a runtime still knows from the last run would make the start fail.
     unforgotten = [name for name in names if runtime.known(layout, name)]
     if unforgotten:
-        # One that the supervisor is just starting (again) is known, too: that is not to be undone.
+        # The runtime also knows an environment that the supervisor is just starting: that one must not be deleted.
         now, idle = supervisor.observe({runtime.service_name(name) for name in unforgotten}), Status("stopped")
         unforgotten = [
             name
@@ -494,7 +495,7 @@ def start(layout: Layout, supervisor: Supervisor, names: Collection[str]) -> dic
 
 
 def _asked(call: Callable[[list[str]], Mapping[str, str]], names: Iterable[str]) -> dict[str, str]:
-    """Have the supervisor do something with these environments' services; return the errors, by environment."""
+    """Call a method of the supervisor for these environments' services; return the errors, by environment."""
     services = {runtime.service_name(name): name for name in names}
     try:
         return {services[service]: error for service, error in call(list(services)).items()}
@@ -505,9 +506,9 @@ def _asked(call: Callable[[list[str]], Mapping[str, str]], names: Iterable[str])
 def _ends(
     layout: Layout, statuses: Mapping[str, Status], names: Collection[str], failed: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """Return why some of these environments, which were just started, don't run, by name.
+    """Return, by name, why environments that were just started don't run.
 
-    :param statuses: the last observed ones, by service.
+    :param statuses: observed after the start, by service.
     :param failed: the supervisor's errors, by service.
     """
     failed = failed or {}
@@ -529,7 +530,7 @@ def _ends(
 
 
 def _after_a_moment(supervisor: Supervisor, services: Collection[str]) -> dict[str, Status]:
-    """Wait until the statuses of just started services can be told; stop waiting once none of them runs."""
+    """Return the statuses of just started services after a short wait, which ends early once none of them runs."""
     statuses: dict[str, Status] = {}
     for pause in _LOOKS:
         time.sleep(pause)

@@ -1,7 +1,7 @@
-"""The limits that the kernel's cgroups keep of a running environment: reads them, and changes them in place.
+"""Cgroup limits of a running environment: reads them, and changes them in place.
 
-The runtime sets them when an environment starts, as ``oci`` says; this module changes those
-of one that runs, without a restart, and tells which are no longer what they should be.
+The runtime sets the limits when an environment starts, from the configuration of ``oci``. This
+module changes them without a restart, and finds limits that differ from the declaration.
 Written after cgroups(7) and the kernel's cgroup-v2, memory, blkio-controller and pids pages.
 """
 
@@ -21,25 +21,25 @@ from netspace.spec.types import Io, Limits
 
 ROOT = "/sys/fs/cgroup"
 
-# Which cgroup controller keeps a limit; blkio is what version 1 calls io.
+# The cgroup controller of each limit; version 1 calls io blkio.
 CONTROLLERS = {"memory": "memory", "cpus": "cpu", "pids": "pids", "io": "io"}
 _ALIASES = {"blkio": "io"}
 
-# Not a controller: the data that TCP sockets hold, which version 1 of some kernels bounds separately from memory.
+# Not a controller: the memory of TCP sockets, which some kernels bound separately under version 1.
 SOCKETS = "sockets"
 _SOCKETS_FILE = "memory.kmem.tcp.limit_in_bytes"
 
 PERIOD = 100_000  # microseconds; cpu.cfs_period_us
 _LEAST_QUOTA = 1_000  # microseconds; the kernel takes no less
 
-# Of one device: what the declaration calls it, version 1's file, version 2's key in io.max.
+# The rates of a device: the declaration's key, version 1's file, version 2's key in io.max.
 _RATES = (
     ("read", "blkio.throttle.read_bps_device", "rbps"),
     ("write", "blkio.throttle.write_bps_device", "wbps"),
     ("read_ops", "blkio.throttle.read_iops_device", "riops"),
     ("write_ops", "blkio.throttle.write_iops_device", "wiops"),
 )
-# The same for an OCI configuration.
+# The declaration's key, and the key in an OCI configuration.
 OCI_RATES = {
     "read": "throttleReadBpsDevice",
     "write": "throttleWriteBpsDevice",
@@ -64,12 +64,12 @@ class Setting(msgspec.Struct, frozen=True):
 
 
 def limits(known: Iterable[str]) -> frozenset[str]:
-    """Return the controllers among *known* that can keep a limit, as :data:`CONTROLLERS` calls them."""
+    """Return the controllers among *known* that can keep a limit, by their names in :data:`CONTROLLERS`."""
     return frozenset(_ALIASES.get(name, name) for name in known) & frozenset(CONTROLLERS.values())
 
 
 def sockets() -> frozenset[str]:
-    """Return :data:`SOCKETS` if this host's kernel bounds it separately, else nothing."""
+    """Return a set with :data:`SOCKETS` if this host's kernel bounds it separately; else an empty set."""
     return frozenset({SOCKETS} if os.path.exists(f"{ROOT}/memory/{_SOCKETS_FILE}") else ())
 
 
@@ -84,10 +84,10 @@ def rates(io: Io) -> dict[str, int]:
 
 
 def settings(spec: Limits, devices: Collection[Device], unified: bool) -> list[Setting]:
-    """Return the files of an environment's cgroup and what each has to hold. Pure.
+    """Return the settings that an environment's cgroup must have. Pure.
 
-    :param devices: the disks that ``io`` is about.
-    :param unified: cgroup version 2.
+    :param devices: the disks that ``io`` bounds.
+    :param unified: the host has cgroup version 2.
     """
     memory = str(int(spec.memory))
     wanted = rates(spec.io)
@@ -144,12 +144,11 @@ class Hierarchies:
 class Group:
     """One environment's cgroup, in all cgroup hierarchies of this host.
 
-    :param path: from the root of each hierarchy.
-    :param unit: its parent is a systemd unit with the same bounds (but for io), which must never be below the
-        environment's.
-        systemd applies a changed unit file at a time of its own choice, so both are changed here; systemd's rounding of
-        the CPU bound does not matter.
-    :param lacks: bounds that the maker of the cgroup does not set (of these, ``sockets``).
+    :param path: its path from the root of each hierarchy.
+    :param unit: its parent is a systemd unit with the same bounds except io. The parent's bounds must never be lower
+        than the environment's. systemd applies a changed unit file later, so this class changes both. systemd rounds
+        the CPU bound, so a difference there is ignored.
+    :param lacks: bounds that the creator of the cgroup does not set; only ``sockets`` counts.
     """
 
     def __init__(self, path: str, hierarchies: Hierarchies, *, unit: bool = False, lacks: Collection[str] = ()) -> None:
@@ -169,7 +168,7 @@ class Group:
         return [one for one in kept if one.file != _SOCKETS_FILE or SOCKETS not in self._lacks]
 
     def used(self) -> int:
-        """Return the bytes that count towards its limits of memory; version 1 counts what sockets hold separately."""
+        """Return the bytes that count towards its memory limits; version 1 counts the data of sockets separately."""
         files = ("memory.current",) if self.unified else ("memory.usage_in_bytes", "memory.kmem.tcp.usage_in_bytes")
         found = 0
         for file in files:
@@ -193,14 +192,14 @@ class Group:
     def change(self, spec: Limits, devices: Collection[Device]) -> None:
         """Set a running environment's limits to what *spec* says.
 
-        :raises NetspaceError: when one can't be set; the others are set all the same.
+        :raises NetspaceError: when a limit can't be set; the others are still set.
         """
         if self._above is not None:
             self._above.change(spec, ())
         failed: dict[str, str] = {}
         todo = self._settings(spec, devices)
-        # Version 1 has two bounds of memory, of which one must never be above the other: whether
-        # they grow or shrink, one of the two orders works.
+        # Version 1 has two memory bounds, and the first must never exceed the second. Writing
+        # both twice works, whether they grow or shrink.
         for one in (*todo, *(one for one in todo if one.key == "memory")):
             try:
                 if one.file == "memory.max":
@@ -219,15 +218,15 @@ class Group:
             raise NetspaceError("; ".join(dict.fromkeys(failed.values())))
 
     def _reclaim(self, wanted: int) -> None:
-        """Have version 2 free the memory over *wanted*, since a write to memory.max would kill instead.
+        """Have the kernel free the memory over *wanted*: under version 2, a write to memory.max would kill instead.
 
-        :raises OSError: EBUSY when it can't free all, as version 1 refuses it.
+        :raises OSError: EBUSY when the kernel can't free all of it, as version 1 reports it.
         """
         file = self._file("memory.current")
         with open(file, "rb", buffering=0) as stream:
             over = int(stream.read()) - wanted
         if over > 0:
-            with contextlib.suppress(OSError):  # EAGAIN: not all of it; or an older kernel
+            with contextlib.suppress(OSError):  # EAGAIN: it freed a part; or an older kernel
                 _write(self._file("memory.reclaim"), str(over))
             with open(file, "rb", buffering=0) as stream:
                 if int(stream.read()) > wanted:
@@ -268,7 +267,7 @@ def disk(path: Path) -> Device | None:
     """
     try:
         number = os.stat(_existing(path)).st_dev
-        if os.major(number) == 0:  # of no device of its own: btrfs and others name theirs in the mount
+        if os.major(number) == 0:  # no device of its own: for btrfs and others, the mount names the device
             source = mounts.over(str(path), mounts.table()).source
             if not source.startswith("/dev/"):
                 return None

@@ -1,4 +1,4 @@
-"""Comparison of the desired environments with the observed ones, giving the steps. Pure.
+"""Comparison of the desired environments with the observed ones, which results in steps. Pure.
 
 Only a difference makes a step, and the step names it.
 """
@@ -24,13 +24,13 @@ from netspace.supervision import policy
 
 KIND = "environment"
 
-# Keys whose change needs no restart: what they say matters to the supervisor, the appraisal or Salt alone.
+# Keys whose change needs no restart: only the supervisor, the appraisal or Salt uses them.
 _LIVE = frozenset(
     {"state", "restart", "stop_timeout", "attestation", "source_hash", "health", "after", "update", "target"}
 )
 # Limits that are changed in place: the kernel keeps them in cgroups.
 _TUNED = ("limits:memory", "limits:cpus", "limits:io")
-# And why another one's change needs a restart.
+# Why a change of another key needs a restart.
 _FIXED = {
     "limits:files": "a program's limit of open files is set when it starts",
     "limits:shm": "the size of /dev/shm is set when it is mounted",
@@ -45,16 +45,16 @@ _HIDDEN = "(not shown)"
 class DesiredEnvironment(msgspec.Struct, frozen=True):
     """The desired configuration and state of one environment.
 
-    :param spec: its ``attestation`` is the requirement in force, the host's own where it has none:
-        it is recorded, for those who start it without the declaration.
+    :param spec: the declaration. Its ``attestation`` is the requirement in force, by default the host's. It is
+        recorded, since an operator's start has no declaration.
     :param files: the files under ``/run/netspace`` inside, by name; may hold secrets.
-    :param files_summary: what to show in changes when the files differ; no secrets.
-    :param state: ``running``; ``present``: there, and left running or stopped as it is;
-        ``stopped``: there, and not running.
-    :param profile: the operator's own system call profile; None where it is one of ours.
-    :param runtime: the runtime that shall run it.
+    :param files_summary: the values to show in changes when the files differ; no secrets.
+    :param state: ``running``; ``present``: it exists, and is left running or stopped;
+        ``stopped``: it exists, and doesn't run.
+    :param profile: the operator's own system call profile; None for a built-in one.
+    :param runtime: the runtime to run it with.
     :param single: why it can't have a second instance, apart from reasons that *spec* gives; empty if it can.
-    :param kept: it is not trusted now: whatever changed, it is neither stopped nor made anew.
+    :param kept: it is not trusted now, so no change stops or rebuilds it.
     """
 
     spec: Environment
@@ -75,8 +75,8 @@ class DesiredEnvironment(msgspec.Struct, frozen=True):
 class Work(msgspec.Struct, frozen=True):
     """The work of one step, decided by the plan and done by ``apply``.
 
-    :param previous: what to put back if the update does not prove itself.
-    :param failed: the update that was taken back, and is still what is declared.
+    :param previous: the version to put back if the update does not become healthy.
+    :param failed: the update that was taken back, if the declaration still asks for it.
     :param rolling: a second instance is started beside the running one first.
     """
 
@@ -93,12 +93,13 @@ class Work(msgspec.Struct, frozen=True):
 
 
 def plan(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: Collection[str] = ()) -> Plan:
-    """Plan what has to change: ``create``, ``restart``, ``change``, ``start``, ``stop``, ``update``, ``remove``.
+    """Plan the steps: ``create``, ``restart``, ``change``, ``start``, ``stop``, ``update``, ``remove``.
 
-    ``restart`` names exactly the keys that need it. ``change`` is the same for an environment that
-    doesn't run; ``update`` is a change without a restart. An environment is refused, and nothing of it
-    changes, if it wants something that can't be had: another one's folder, an unreadable system call
-    profile, a runtime or an init that can't be used here, an order, a size or an image.
+    A ``restart`` names the keys that need it. A ``change`` is the same for an environment that doesn't
+    run. An ``update`` changes an environment without a restart. An environment is refused, and left
+    unchanged, if it asks for something that is not available: a folder of another environment, an
+    unreadable system call profile, a runtime or an init that this host lacks, an order that can't be
+    kept, a size or an image.
     """
     steps = [Step(KIND, name, "remove") for name in sorted(remove) if name in observed.environments]
     notes = []
@@ -156,7 +157,7 @@ def plan(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: 
                 f"the update to sha256:{failed.digest[:12]} was taken back, since {failed.reason}; it is not tried "
                 "again until its declaration or its image is another, or netspace_environment.retry says so"
             )
-            # What is there is what was put back, and stays as it is recorded.
+            # The previous version was put back: keep it as recorded.
             was = seen.record
             spec = msgspec.structs.replace(was.spec, state=want.spec.state)
             want = msgspec.structs.replace(want, spec=spec, profile=was.profile, runtime=was.runtime)
@@ -193,7 +194,7 @@ def _builds(want: DesiredEnvironment, seen: Seen | None) -> bool:
 
 
 def _failed_before(want: DesiredEnvironment, seen: Seen, observed: Observed) -> Failed | None:
-    """Return the update that was taken back, if it is still what is declared; else None."""
+    """Return the update that was taken back, if the declaration and the image are still the same; else None."""
     failed = seen.record.failed
     if failed is None or records.fingerprint(want.spec, want.profile, want.runtime) != failed.declared:
         return None
@@ -223,7 +224,7 @@ def _ails(name: str, seen: Seen, now: float) -> list[str]:
 
 
 def _down(want: DesiredEnvironment, seen: Seen, step: Step | None, now: float) -> str:
-    """Return why an environment that shall run doesn't, if this plan does not start it; empty if it runs."""
+    """Return why an environment is down although it should run, if this plan doesn't start it; else an empty text."""
     status = seen.status
     if status is None or want.state != "running" or want.kept or (step is not None and step.data.start):
         return ""
@@ -242,9 +243,9 @@ def _down(want: DesiredEnvironment, seen: Seen, step: Step | None, now: float) -
 def _unordered(
     desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: Collection[str]
 ) -> dict[str, str]:
-    """Return the environments whose ``after`` names a missing one or makes a circle, with the error.
+    """Return the error, by name, of each environment whose ``after`` names a missing one or makes a circle.
 
-    Within one declaration that is an error already.
+    Validation finds this within one declaration; here also environments that were declared separately count.
     """
     after = {name: seen.record.spec.after for name, seen in observed.environments.items() if name not in remove}
     after |= {name: want.spec.after for name, want in desired.items()}
@@ -264,14 +265,14 @@ def _source(want: DesiredEnvironment, observed: Observed) -> images.Seen:
 
 
 def _taken(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: Collection[str]) -> dict[str, str]:
-    """Return the environments that want a folder which another environment keeps, with the error.
+    """Return the error, by name, of each environment that asks for a folder which another environment keeps.
 
-    Within one declaration the same path is an error already; this is about environments declared
-    apart, and about one folder under two names (bind mounts).
+    Validation refuses the same path twice in one declaration. This function also finds environments
+    that were declared separately, and one folder under two names (bind mounts).
     """
     refused: dict[str, str] = {}
     while True:
-        # One that is refused keeps what it has, so that may be another's obstacle in turn.
+        # A refused environment keeps its present folders, which can be the reason to refuse another one.
         kept = _Folders(observed.mounted)
         for owner, seen in observed.environments.items():
             if owner not in remove and (owner not in desired or owner in refused):
@@ -342,13 +343,13 @@ def _compare(name: str, want: DesiredEnvironment, seen: Seen, source: images.See
         changes["state"] = {"old": record.state, "new": want.state}
     handed = _files_changes(want, seen)
     changes.update(handed)
-    # A kernel sees what it is handed on a disk, which it may have read already.
+    # A unikernel gets its files on a disk, which it may have read already.
     reread = want.spec.kernel is not None and any(key.startswith("files:") for key in handed)
 
     frozen = status is not None and status.state == "frozen"
     runs = frozen or (status is not None and status.state in ("running", "starting"))
-    # A program that is not to be restarted after its success has done what was asked; after its failure, if that is
-    # the end of it, it is for somebody to say that it may be run once more.
+    # A program that succeeded has done its work, unless ``restart`` is ``always``. A program that failed under
+    # ``restart: never`` runs again only when an operator starts it.
     succeeded = status is not None and (status.state, status.exit) == ("stopped", "exit 0")
     failed = status is not None and status.state == "failed" and seen.begun
     done = not seen.halted and (
@@ -358,13 +359,13 @@ def _compare(name: str, want: DesiredEnvironment, seen: Seen, source: images.See
     assemble = depends or not seen.assembled
     tune = bool(tuned or seen.differing or _smaller(record.spec, seen)) and not assemble
     stop = runs and (assemble or not seen.namespace or not run or reread)
-    # What it couldn't be started for may be mended: an apply waits for no back-off to find out.
+    # The reason why it couldn't be started may be gone: an apply tries at once, without waiting for the back-off.
     refused = status is not None and status.state == "starting" and not seen.begun
     begin = run and (stop or refused or frozen or not (runs or (done and not assemble)))
-    # Another program than what there is: that one is kept until this one has proved itself.
+    # The present version is kept until the new one is healthy.
     trial = record.previous is not None and want.state == "running"
     previous = proving.worth_keeping(seen, want.spec) if trial or (depends and run) else None
-    # Only where the one before does its work there is something to be lost.
+    # A second instance helps only if the present version works.
     alone = rolling.hindrance(want.spec) or want.single
     roll = depends and stop and begin and not trial and previous is not None and seen.namespace and not alone
     was = records.fingerprint(record.spec, record.profile, record.runtime)
@@ -382,7 +383,7 @@ def _compare(name: str, want: DesiredEnvironment, seen: Seen, source: images.See
     )
     unwatched = not observed.watched and (want.spec.health is not None or bool(want.spec.after))
 
-    # A run was killed after it started it, before it had noted that.
+    # A run was killed after it had started the environment, before it removed the halt mark.
     unnoted = seen.halted and runs and want.state == "running" and not stop
 
     reasons = [_FIXED[key] for key in fixed if key in _FIXED] if runs else []
@@ -430,8 +431,8 @@ def _compare(name: str, want: DesiredEnvironment, seen: Seen, source: images.See
 
 
 def _told(name: str, want: DesiredEnvironment, seen: Seen) -> Step | None:
-    """Plan all that may be done to an environment which may not be made anew: update its record and its card."""
-    if want.spec.kernel is not None:  # A kernel reads that when it starts; until then it is to be seen as due.
+    """Plan the only step that is allowed without trust: an update of the environment's record and card."""
+    if want.spec.kernel is not None:  # A kernel reads its card when it starts: until then the change stays pending.
         return None
     changes = {**_differences(seen.record.spec, want.spec), **_files_changes(want, seen)}
     work = Work(want, seen.record, failed=seen.record.failed)
@@ -458,7 +459,7 @@ def _tuned(key: str, old: Environment, new: Environment, grows: bool) -> bool:
 
 
 def _sizes(spec: Environment) -> dict[str, int]:
-    """Return the sizes of its own file systems, by the keys of ``Seen.disks``."""
+    """Return the declared sizes of an environment's own file systems, by the keys of ``Seen.disks``."""
     found = {one.target: int(one.size) for one in spec.volumes if one.size is not None}
     if spec.limits.disk is not None and not spec.read_only:
         found[disks.LAYER] = int(spec.limits.disk)
@@ -466,13 +467,13 @@ def _sizes(spec: Environment) -> dict[str, int]:
 
 
 def _smaller(spec: Environment, seen: Seen) -> list[str]:
-    """Return which of its file systems are smaller than recorded, by a crash while they grew or by hand."""
+    """Return the keys of file systems that are smaller than recorded, by a crash while they grew or by hand."""
     wanted = _sizes(spec)
     return sorted(key for key, there in seen.disks.items() if key in wanted and there.size < disks.whole(wanted[key]))
 
 
 def _bounded(desired: Mapping[str, DesiredEnvironment], observed: Observed) -> dict[str, str]:
-    """Return the error of each environment that wants a file system size which the host or the content rules out."""
+    """Return the error of each environment with a file system size that this host can't keep or the content exceeds."""
     refused = {}
     for name, want in desired.items():
         sizes = _sizes(want.spec)
@@ -491,7 +492,7 @@ def _bounded(desired: Mapping[str, DesiredEnvironment], observed: Observed) -> d
 
 
 def _promised(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: Collection[str]) -> list[str]:
-    """Return a note if all sizes together exceed what the disk has: no error, for few are ever full."""
+    """Return a note if all sizes together exceed the disk. That is no error, since few file systems are ever full."""
     specs = {name: seen.record.spec for name, seen in observed.environments.items() if name not in remove}
     specs.update({name: want.spec for name, want in desired.items()})
     promised = sum(size for spec in specs.values() for size in _sizes(spec).values())
@@ -502,7 +503,7 @@ def _promised(desired: Mapping[str, DesiredEnvironment], observed: Observed, rem
 
 
 def _unslowed(desired: Mapping[str, DesiredEnvironment], observed: Observed) -> list[str]:
-    """Return a note that names the environments whose rates this host can't keep."""
+    """Return a note that names the environments whose ``limits:io`` this host can't keep."""
     names = sorted(name for name, want in desired.items() if want.spec.limits.io != Io())
     if not names or not (observed.idle or "io" in observed.unkept):
         return []
@@ -512,7 +513,7 @@ def _unslowed(desired: Mapping[str, DesiredEnvironment], observed: Observed) -> 
 
 def _differences(old: Environment, new: Environment) -> dict[str, dict[str, Any]]:
     changes = files.differences(parse.encode(records.own(old)), parse.encode(records.own(new)))
-    # What counts is the runtime in use, declared or by default.
+    # _runtime_changes compares the runtimes in use, declared or by default.
     return {key: _shown(key, change) for key, change in changes.items() if key != "runtime"}
 
 
@@ -532,7 +533,7 @@ def _created(want: DesiredEnvironment) -> Changes:
 
 
 def _shown(key: str, change: dict[str, Any]) -> dict[str, Any]:
-    """Return the change without the values of environment variables, which may be secrets: only that they differ."""
+    """Return the change, with the values of environment variables hidden: they may be secrets."""
     if key.partition(":")[0] != "env":
         return change
     return {side: None if value is None else f"({side} value)" for side, value in change.items()}

@@ -1,15 +1,15 @@
 """File systems of a bounded size, each in a file of its own: writable layers and volumes without a source.
 
 Each is an ext4 in a sparse file on a loop device. So the kernel keeps its bounds (bytes, and
-files: one per 16 KiB) on any host, whatever file system the state folder is on, and ``df`` in an
-environment shows its own. File systems share neither free space nor a journal. One is grown while
-in use where we may do that (CAP_SYS_RESOURCE). Otherwise, and to become smaller, it is written
-anew; a crash leaves the old one or the new one. The loop device bypasses the host's page cache
-(direct I/O): what an environment reads and writes is its own memory, and its own I/O on the disk
-below.
+files: one per 16 KiB) on any host, whatever file system holds the state folder. ``df`` in an
+environment shows its own file system. File systems share neither free space nor a journal.
 
-The content of a file system is never removed here, except by *remove*. Written after loop(4),
-ext4(5) and linux/loop.h.
+With CAP_SYS_RESOURCE, a file system is grown while in use. Without it, and to shrink, it is
+rewritten; a crash leaves either the old or the new one. The loop device bypasses the host's page
+cache (direct I/O). So an environment is charged for the memory and the disk I/O of all that it
+reads and writes.
+
+Only *remove* deletes the content of a file system. Written after loop(4), ext4(5) and linux/loop.h.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ _NEW = ".new"
 
 _BLOCK = 4096
 _BYTES_PER_FILE = 16384
-_JOURNAL = 4  # MiB, the least there is
-# ext4 leaves a rest unused that is too small for another block group's tables.
+_JOURNAL = 4  # MiB, the minimum
+# ext4 leaves space at the end unused that is too small for the tables of another block group.
 _SLACK = 8 * 1024**2
 _OPTIONS = "discard,noinit_itable,errors=remount-ro"
 _PROGRAMS = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -56,8 +56,8 @@ _LO_FLAGS_DIRECT_IO = 16
 _EXT4_IOC_RESIZE_FS = 0x40086610
 _CONTROL = Path("/dev/loop-control")
 _ATTEMPTS = 100
-_MEASURED = 60.0  # seconds that a folder gets to be measured
-_RELEASED = 2.0  # seconds that the kernel gets to let go of what was unmounted
+_MEASURED = 60.0  # seconds allowed for measuring a folder
+_RELEASED = 2.0  # seconds allowed to the kernel for releasing an unmounted file system
 
 _CAP_SYS_RESOURCE = 24
 
@@ -66,7 +66,7 @@ _MAGIC = 0xEF53
 
 
 class Place(msgspec.Struct, frozen=True):
-    """A file system that an environment is declared to have.
+    """A declared file system of an environment.
 
     :param key: ``layer``, or the volume's target.
     :param file: the file that holds it.
@@ -86,11 +86,11 @@ class Place(msgspec.Struct, frozen=True):
 
 
 class Disk(msgspec.Struct, frozen=True):
-    """A file system as it was found, mounted.
+    """A mounted file system, as observed.
 
-    :param size: its size in bytes: the declared one, unless it was changed or a change was interrupted.
+    :param size: its size in bytes. It differs from the declared one after a change by hand or an interrupted change.
     :param used: its bytes in use.
-    :param files: the number of its files, the file system's own among them.
+    :param files: the number of its files, including the file system's own.
     """
 
     size: int
@@ -113,7 +113,7 @@ def volume(layout: Layout, name: str, one: Volume) -> Place:
 
 
 def places(layout: Layout, name: str, spec: Environment, digest: str) -> list[Place]:
-    """Return every file system of its own that the environment is declared to have."""
+    """Return the places of all file systems of its own that the environment declares."""
     found = []
     if spec.limits.disk is not None and not spec.read_only:
         found.append(layer(layout, name, digest, spec.limits.disk))
@@ -141,7 +141,7 @@ def grows() -> bool:
 
 
 def observe(place: Place, mounted: Mapping[str, mounts.Mount]) -> Disk | None:
-    """Return the file system mounted at the place; None unless it is the one in the place's file."""
+    """Return the file system that is mounted at the place; None if there is none, or it isn't in the place's file."""
     mount = mounted.get(str(place.point))
     if mount is None or mount.kind != "ext4" or not mount.source.startswith("/dev/loop"):
         return None
@@ -173,7 +173,7 @@ def size_of(path: Path) -> int:
 
 
 def budget(layout: Layout) -> int | None:
-    """Return the bytes that all file systems of their own can hold together here: those they use, and those free."""
+    """Return the bytes that all bounded file systems of this host can hold together: allocated and free ones."""
     try:
         system = os.statvfs(layout.state)
         files = [file for folder in (layout.layers, layout.volumes("")) for file in folder.glob(f"*/*{SUFFIX}")]
@@ -186,7 +186,7 @@ def budget(layout: Layout) -> int | None:
 
 
 def ensure(place: Place, owner: int, mode: int) -> None:
-    """Mount the place with at least its size; make it if it is missing. Nothing may use it.
+    """Mount the place's file system with at least its size; make it if it is missing. No process may use it.
 
     :param owner: host id that owns the folder of new content.
     :param mode: mode of the folder of new content.
@@ -195,8 +195,8 @@ def ensure(place: Place, owner: int, mode: int) -> None:
     try:
         detach(place.point)
         if not place.file.exists():
-            # The mount itself has all of the file written to the disk (it flushes its device), so
-            # that a name which survives a power failure is a whole file system.
+            # The mount flushes the device, so the whole file is on the disk before it gets its name:
+            # a name that survives a power failure names a complete file system.
             aside = _aside(place)
             _blank_file(aside, place.size)
             device = attach(aside, place.point)
@@ -206,7 +206,7 @@ def ensure(place: Place, owner: int, mode: int) -> None:
                 with attached(place.file, place.point):
                     write(place, place.folder, owner, mode)
             device = attach(place.file, place.point)
-        place.point.chmod(0o700)  # what is in it has the ids inside, which may be somebody's on this host
+        place.point.chmod(0o700)  # its files have the ids inside, which may belong to a user of this host
         grow(place, device)
         if not place.folder.exists():
             _folder(place.folder, owner, mode)
@@ -217,7 +217,7 @@ def ensure(place: Place, owner: int, mode: int) -> None:
 
 
 def _fits(place: Place) -> bool:
-    """Return whether the place's file has its size, or can be grown to it without being written anew."""
+    """Return whether the place's file has the declared size, or can grow to it without a rewrite."""
     size, length = size_of(place.file), place.file.stat().st_size
     if length > place.size or size > place.size:
         return False
@@ -225,7 +225,7 @@ def _fits(place: Place) -> bool:
 
 
 def write(place: Place, source: Path, owner: int, mode: int) -> None:
-    """Write the place's file anew, with the content of the folder *source*; replace the old file once all is written.
+    """Rewrite the place's file with the content of the folder *source*; replace the old file once all is written.
 
     :raises NetspaceError: when the file system has no room for the content.
     """
@@ -255,7 +255,7 @@ def _aside(place: Place) -> Path:
 def copy(source: Path, target: Path) -> None:
     """Copy all of the folder *source* into the folder *target*: owners, modes, times, links, attributes.
 
-    :raises NetspaceError: when that fails, as when *target* has no room for it.
+    :raises NetspaceError: when that fails, for example because *target* is full.
     """
     done = subprocess.run(
         ["cp", "--archive", "--no-target-directory", str(source), str(target)],
@@ -271,7 +271,7 @@ def copy(source: Path, target: Path) -> None:
 
 
 def grow(place: Place, device: str) -> None:
-    """Grow a mounted place to its size, if it is smaller; also while it is in use.
+    """Grow a mounted file system to its place's size, if it is smaller; it may be in use.
 
     :param device: the loop device that is mounted there.
     """
@@ -303,7 +303,7 @@ def attach(file: Path, point: Path) -> str:
 
 
 def detach(point: Path) -> None:
-    """Unmount what is mounted at *point*, if anything is; its content stays."""
+    """Unmount the file system at *point*, if there is one; its content stays."""
     mounts.unmount(point)
     with contextlib.suppress(FileNotFoundError):
         point.rmdir()
@@ -319,7 +319,7 @@ def detach_all(layout: Layout, name: str) -> None:
 
 
 def remove(file: Path) -> None:
-    """Remove a file system that is not mounted, with all that is in it."""
+    """Delete an unmounted file system with its content."""
     file.unlink(missing_ok=True)
     file.with_name(file.name + _NEW).unlink(missing_ok=True)
 
@@ -338,7 +338,10 @@ def attached(file: Path, point: Path) -> Iterator[None]:
 
 
 def _loop(file: Path) -> tuple[str, int]:
-    """Return a new loop device on *file*, and an open handle of it; it is freed once it is neither open nor mounted."""
+    """Return a new loop device on *file*, and an open handle of it.
+
+    The kernel frees the device once it is neither open nor mounted.
+    """
     backing = os.open(file, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         _claim(file, backing)
@@ -353,7 +356,7 @@ def _loop(file: Path) -> tuple[str, int]:
                 fcntl.ioctl(handle, _LOOP_CONFIGURE, config)
             except OSError as err:
                 os.close(handle)
-                if err.errno != errno.EBUSY:  # somebody was quicker
+                if err.errno != errno.EBUSY:  # another process took it first
                     raise
             else:
                 return device, handle
@@ -363,10 +366,10 @@ def _loop(file: Path) -> tuple[str, int]:
 
 
 def _claim(file: Path, backing: int) -> None:
-    """Lock *file* for one loop device: two mounts of one ext4, unaware of each other, would destroy it.
+    """Lock *file* for one loop device: two independent mounts of one ext4 would destroy it.
 
-    The device keeps the open file that it is given, and so the lock on it, as long as any process has
-    a file open in a mount of it, even in one that we have unmounted and no longer see.
+    The device keeps its backing file open, and with it the lock. It does so as long as any process has
+    a file open in a mount of it, even after we have unmounted it.
 
     :raises NetspaceError: when another device still has the lock.
     """
@@ -388,7 +391,7 @@ def _claim(file: Path, backing: int) -> None:
 
 def _backing_files() -> Iterator[tuple[str, str]]:
     for path in Path("/sys/block").glob("loop*/loop/backing_file"):
-        with contextlib.suppress(OSError):  # it just went
+        with contextlib.suppress(OSError):  # the device was just freed
             yield f"/dev/{path.parts[3]}", path.read_text().rstrip("\n")
 
 
@@ -404,7 +407,7 @@ def _blank_file(path: Path, size: int) -> None:
 
 @functools.lru_cache(maxsize=4)
 def _blank(size: int) -> tuple[tuple[int, bytes], ...]:
-    """Return the offsets and bytes that are not zero in an empty ext4 of this size; mkfs runs once per size."""
+    """Return the parts of an empty ext4 of this size that are not zero: offset and bytes. mkfs runs once per size."""
     program = shutil.which("mkfs.ext4", path=_PROGRAMS)
     if program is None:
         raise MissingError("the program mkfs.ext4", "install it: apt-get install e2fsprogs")
@@ -462,7 +465,7 @@ def _sync(folder: Path, *, everything: bool = False) -> None:
 
 
 def whole(size: int) -> int:
-    """Return the size rounded down to whole blocks, as a file system has it."""
+    """Return the size rounded down to whole blocks of a file system."""
     return int(size) // _BLOCK * _BLOCK
 
 
@@ -476,7 +479,7 @@ def overfull(size: int, used: int, files: int) -> str:
 
 
 def measure(folder: Path) -> tuple[int, int] | None:
-    """Return the bytes and files that a folder, which may be in use, holds; None if they can't be counted."""
+    """Return the bytes and files in a folder, which may be in use; None if they can't be counted."""
     found = []
     for what in (("--block-size=1",), ("--inodes",)):
         try:
@@ -484,7 +487,7 @@ def measure(folder: Path) -> tuple[int, int] | None:
                 ["du", "--summarize", *what, str(folder)],
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
-                check=False,  # what went away meanwhile is no error here
+                check=False,  # du fails if a file disappears meanwhile: no error here
                 env={"PATH": _PROGRAMS, "LC_ALL": "C"},
                 timeout=_MEASURED,
             )
@@ -495,10 +498,10 @@ def measure(folder: Path) -> tuple[int, int] | None:
 
 
 def room(size: int) -> int:
-    """Return about how many bytes a file system of *size* can hold, without its journal and its tables."""
+    """Return roughly the bytes that a file system of *size* has for content: all but its journal and tables."""
     return size - size * 256 // _BYTES_PER_FILE - (_JOURNAL + 1) * 1024**2
 
 
 def most_files(size: int) -> int:
-    """Return about how many files a file system of *size* can have."""
+    """Return roughly the number of files that a file system of *size* can have."""
     return size // _BYTES_PER_FILE

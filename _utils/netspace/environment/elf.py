@@ -1,4 +1,4 @@
-"""The head of a program's file (elf(5)): which loader it names. Reads only, and runs nothing."""
+"""Reader of a program's ELF headers (elf(5)), for the loader that they name. Runs nothing."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _LARGEST = 64 * 1024
 def interpreter(program: IO[bytes]) -> str:
     """Return the loader that a program names; empty if it is linked statically.
 
-    :param program: its file, at its beginning.
-    :raises ValueError: when it is no program of this machine's.
+    :param program: its file, open at the beginning.
+    :raises ValueError: when it is no 64-bit little-endian ELF file, or a damaged one.
     :raises OSError: when it can't be read.
     """
     try:

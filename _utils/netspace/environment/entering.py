@@ -1,7 +1,7 @@
-"""Execution of another program in a running environment, for ``exec`` and health's probes.
+"""Execution of another program in a running environment, for ``exec`` and health probes.
 
-The program has the same rights, limits and filter as the environment's own. A bounded part of each
-of its streams is kept, and a program that exceeds its timeout is killed inside.
+The program has the same rights, limits and filter as the environment's own. At most MAX_OUTPUT
+bytes of each output stream are kept. A program that exceeds its timeout is killed inside.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from netspace.supervision import process as processes
 
 MAX_OUTPUT = 1024 * 1024
 _PROCESS_GROUP = 1 << 2  # PIDFD_SIGNAL_PROCESS_GROUP of pidfd_send_signal(2)
-_REAPED = 5.0  # seconds that a runtime gets to end after the program it waits for was killed
+_REAPED = 5.0  # seconds allowed to a runtime for ending after its program was killed
 
 
 @dataclass
@@ -65,7 +65,7 @@ def enter(
 def _run(call: Sequence[str], stdin: bytes, timeout: float, pid_file: Path, cgroup: str) -> Done:
     """Run *call* to its end or the timeout, and keep at most MAX_OUTPUT of each stream.
 
-    :param cgroup: the environment's, in which the program runs.
+    :param cgroup: the environment's cgroup, in which the program runs.
     """
     deadline = time.monotonic() + timeout
     kept = {"stdout": bytearray(), "stderr": bytearray()}
@@ -82,7 +82,7 @@ def _run(call: Sequence[str], stdin: bytes, timeout: float, pid_file: Path, cgro
             selector.register(process.stdin, selectors.EVENT_WRITE, "stdin")
         while selector.get_map() and not timed_out:
             ready = selector.select(max(deadline - time.monotonic(), 0.0))
-            timed_out = not ready or time.monotonic() >= deadline  # some are never without output
+            timed_out = not ready or time.monotonic() >= deadline  # some programs never stop writing
             for key, _ in ready:
                 if process.stdin is not None and key.data == "stdin":
                     stdin = _feed(process.stdin, stdin)
@@ -120,9 +120,9 @@ def _feed(stream: IO[bytes], data: bytes) -> bytes:
 def _kill(process: subprocess.Popen[bytes], pid_file: Path, cgroup: str) -> None:
     """Kill the program inside with its process group; the runtime then reaps it, and ends.
 
-    The runtime may be about to start the program; it reports the process number before it does. Once the runtime has
-    ended, the program has ended too, and its number may be another process's. A remaining child of the program (which
-    holds the other end of a pipe, say) is not killed.
+    The runtime may be about to start the program; it reports the process number before that. Once the runtime has
+    ended, the program has ended too, and another process may have its number. Then children of the program that are
+    left, and may hold a pipe open, are not killed.
     """
     deadline, killed = time.monotonic() + _REAPED, False
     while time.monotonic() < deadline and process.poll() is None:
@@ -137,8 +137,8 @@ def _kill(process: subprocess.Popen[bytes], pid_file: Path, cgroup: str) -> None
 def _kill_inside(process: subprocess.Popen[bytes], pid: int, cgroup: str) -> bool:
     """Kill *pid* with its process group, if it is in the environment; return whether it was.
 
-    Another process may have this number by now, so the process is held by a descriptor. A descriptor always means the
-    same process, and that process is the program as long as the runtime, which waits for it, has not ended.
+    Another process may have this number by now, so the check uses a descriptor, which always refers to one process.
+    That process is the program as long as the runtime, which waits for the program, has not ended.
 
     :raises OSError: when there is no such process.
     """
@@ -152,7 +152,7 @@ def _kill_inside(process: subprocess.Popen[bytes], pid: int, cgroup: str) -> boo
         except OSError as err:
             if err.errno != errno.EINVAL:
                 raise
-            # Linux before 6.9 has no signal for a group by descriptor. It is the program's while that isn't reaped.
+            # Linux before 6.9 can't signal a group by descriptor. The number stays the program's until it is reaped.
             if process.poll() is None:
                 os.killpg(pid, signal.SIGKILL)
         return True

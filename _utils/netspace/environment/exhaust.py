@@ -1,21 +1,24 @@
-"""Takes what it can get of each pool, in a twin; takes a small share, in its neighbour and as root on the host.
+"""Program of the exhaustion audit: takes units of the kernel's pools, and holds them.
 
-A program by itself: standard library, ``pools.py`` and ``storms.py`` only, Python 3.10 or newer. It reads
-requests from standard input, a JSON object a line, and answers each by a line, ``{"taken": number, "ended": text}``:
+In the attacking twin it takes all units that it can get; in the neighbour twin and as root on the host, a small share.
+
+It runs by itself: standard library, ``pools.py`` and ``storms.py`` only, Python 3.10 or newer. It reads requests from
+standard input, one JSON object per line. It answers each with one line, ``{"taken": number, "ended": text}``:
 
 ``{"take": pool, "aim": [address]}``
-    Take until it is refused, and keep it. ``ended`` is the error's name, ``killed`` where the kernel ended a process
-    for it, and empty where nothing refused it within the pool's ``most``, :data:`PATIENCE` and :data:`CHILDREN`.
+    Take units until one is refused, and hold them. ``ended`` is the name of the error, or ``killed`` if the kernel
+    killed a process for it. It is empty if nothing was refused within the pool's ``most``, :data:`PATIENCE` and
+    :data:`CHILDREN`.
 ``{"share": pool}``
-    Take :data:`SHARE` of it at most, and give them back.
+    Take at most :data:`SHARE` units, and release them.
 ``{"storm": name}``
-    Burden the host in that way until ``drop``.
+    Put that load on the host until ``drop``.
 ``{"drop": true}``
-    Give all back.
+    Release everything.
 ``{"echo": true}``
-    Answer.
+    Only answer.
 
-It ends, and gives everything back, when its standard input does. Its argument is the folder to make files in.
+At the end of its standard input it releases everything and exits. Its argument is the folder in which it makes files.
 """
 
 from __future__ import annotations
@@ -37,13 +40,13 @@ from netspace.environment.pools import POOLS, Place, Pool, Taker
 from netspace.environment.storms import STORMS
 
 SHARE = 16
-PATIENCE = 20.0  # seconds for taking, on a machine that is busy with something else
-CHILDREN = 24  # processes that take, one after the other: some bounds are a process's, not a user's
+PATIENCE = 20.0  # seconds for one take, even on a busy machine
+CHILDREN = 24  # processes that take units, one after the other: some bounds hold per process, not per user
 WORKERS = 8  # processes of a storm
 
 
 class Program:
-    """Keeps the processes that hold what was taken."""
+    """The program's state: the processes that hold the taken units."""
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
@@ -51,7 +54,7 @@ class Program:
         self.hold, self.release = os.pipe()
 
     def answer(self, request: dict[str, object]) -> tuple[int, str]:
-        """Do what is asked."""
+        """Carry out a request; return the number of units taken, and the reason why the taking ended."""
         if "take" in request:
             wanted, aim = POOLS[str(request["take"])], request.get("aim")
             given = tuple(str(address) for address in aim) if isinstance(aim, list) else ()
@@ -65,12 +68,12 @@ class Program:
         return 0, ""
 
     def drop(self) -> None:
-        """Give all back."""
+        """Release everything."""
         self.close()
         self.hold, self.release = os.pipe()
 
     def close(self) -> None:
-        """Give all back, and ask for nothing more."""
+        """Release everything, for good."""
         os.close(self.release)
         for pid in self.holders:
             with contextlib.suppress(ChildProcessError):
@@ -96,7 +99,7 @@ class Program:
         for _ in range(children):
             found, ended = self._child(wanted, most - taken, deadline, aim)
             if ended == "killed" and found:
-                # What it had is given back: keep nearly as much, so that others feel it.
+                # The killed process's units are released: take nearly as many again, so that others feel the lack.
                 kept, _ = self._child(wanted, found - found // 8, deadline + PATIENCE, aim)
                 return taken + kept, ended
             taken += found
@@ -105,8 +108,8 @@ class Program:
         return taken, ended
 
     def _child(self, wanted: Pool, most: int, deadline: float, aim: tuple[str, ...]) -> tuple[int, str]:
-        """Take in one more process; return how many it got, and what ended that."""
-        count = mmap.mmap(-1, 8)  # shared: what was taken is known even of a process that was killed
+        """Take units in one more process; return their number, and the reason why the taking ended."""
+        count = mmap.mmap(-1, 8)  # shared memory: the count outlives a killed process
         reader, writer = os.pipe()
         try:
             pid = os.fork()
@@ -145,12 +148,12 @@ class Program:
 
 
 def name_of(error: OSError) -> str:
-    """Return an error's name."""
+    """Return an error's symbolic name."""
     return errno.errorcode.get(error.errno or 0, str(error))
 
 
 def _briefly(wanted: Pool, place: Place) -> tuple[int, str]:
-    """Take one and give it back."""
+    """Take one unit and release it; return 1, or 0 and the error's name."""
     try:
         with ExitStack() as after:
             wanted.take(place, after)()
@@ -160,8 +163,8 @@ def _briefly(wanted: Pool, place: Place) -> tuple[int, str]:
 
 
 def _hold(taker: Taker, place: Place, most: int, deadline: float, count: mmap.mmap, writer: int) -> None:
-    """Take until it is refused, tell that, keep it until it is to be given back, and end the process."""
-    # Where memory runs out, this one goes, not who asks it.
+    """Take units until one is refused, report the reason, hold the units until their release, and exit."""
+    # If memory runs out, the kernel shall kill this process, not its parent.
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as stream:
         stream.write("1000")
     with contextlib.suppress(OSError, ValueError):

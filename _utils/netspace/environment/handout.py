@@ -1,10 +1,11 @@
-"""The files that an environment finds under ``/run/netspace``: its card and its credentials.
+"""Files of an environment under ``/run/netspace``: its card and its credentials.
 
-They are kept twice: in the state folder, which only root can read and from which a reboot restores them, and
-in the folder that is mounted (read-only) into the environment. There they belong to root of the environment's
-user namespace, an identity that no program in it can take, and its group reads them: mode 0440 in a folder
-of 0550. A program must not own them: by a lease, an owner delays everybody who opens the file
-(fcntl(2)). A change is a rename within that folder, so a running environment sees it at once.
+There are two copies. The kept one is in the state folder, which only root can read; after a reboot the files are
+restored from it. The other one is in the folder that is mounted read-only into the environment. There the files
+belong to root of the environment's user namespace, and no program inside can become that user. The environment's
+group may read them: mode 0440, in a folder of mode 0550. A program must not own them: by a lease, an owner delays
+everybody who opens the file (fcntl(2)). A change is a rename within that folder, so a running environment sees it at
+once.
 
 A private key is not kept on disk: its issuer keeps it in ``layout.identity(<name>)``, in memory, and
 issues another after a reboot.
@@ -30,7 +31,7 @@ _FOLDER_MODE = 0o550
 
 
 def digests(handed: Mapping[str, bytes]) -> dict[str, str]:
-    """Return the sha256 of each file's content, which tells a change without telling a secret."""
+    """Return the sha256 of each file's content, which shows a change and reveals no secret."""
     return {name: hashlib.sha256(content).hexdigest() for name, content in sorted(handed.items())}
 
 
@@ -39,7 +40,7 @@ def _kept(layout: Layout, name: str) -> Path:
 
 
 def keep(layout: Layout, wanted: Mapping[str, Mapping[str, bytes]]) -> dict[str, str]:
-    """Keep exactly these files for these environments; return the errors, by environment."""
+    """Write the kept copies of these files, and delete all others; return the errors, by environment."""
     failed: dict[str, str] = {}
     contents: dict[Path, bytes] = {}
     owners: dict[Path, str] = {}
@@ -67,9 +68,9 @@ def keep(layout: Layout, wanted: Mapping[str, Mapping[str, bytes]]) -> dict[str,
 
 
 def show(layout: Layout, name: str, handed: Mapping[str, bytes], owner: tuple[int, int]) -> None:
-    """Show exactly these files inside the environment.
+    """Write exactly these files into the folder that the environment sees.
 
-    :param owner: host ids of root inside, and of the environment's group.
+    :param owner: the host's uid of root inside, and its gid of the environment's group.
     """
     inside = layout.inside(name)
     inside.mkdir(parents=True, exist_ok=True, mode=_FOLDER_MODE)

@@ -1,8 +1,8 @@
-"""Host user ids that an environment's ids 0..65535 stand for. Pure: never touches the disk.
+"""Host user ids, to which an environment's ids 0..65535 are mapped. Pure: never touches the disk.
 
 Every environment gets 65,536 host ids of its own, so its processes and files belong to nobody else
-on the host. The ranges come out of 1879048192..2147483647, which neither useradd, systemd nor
-subuid hands out (systemd's "Users, Groups, UIDs and GIDs", section "Summary").
+on the host. The ranges are parts of 1879048192..2147483647, which neither useradd, systemd nor
+subuid allocates (systemd's "Users, Groups, UIDs and GIDs", section "Summary").
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ RANGES = (LAST + 1 - FIRST) // COUNT
 def allocate(names: Iterable[str], taken: Mapping[str, int]) -> dict[str, int]:
     """Return the first host id of each of *names*.
 
-    A name in *taken* keeps its ids. A new one begins its search at a range that only its name decides, so it mostly
-    gets the same ids on every host.
+    A name in *taken* keeps its ids. For a new name, the search begins at a range that depends only on the name, so the
+    name mostly gets the same ids on every host.
 
-    :param taken: first id of every environment that exists, wanted here or not.
+    :param taken: first id of every existing environment, also of those that are not in *names*.
     :raises NetspaceError: when all ranges are in use.
     """
     used = set(taken.values())

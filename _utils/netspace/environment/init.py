@@ -1,10 +1,9 @@
-"""Process 1 of environments with ``init: true``: it hands on signals to the program, and reaps what loses its parent.
+"""Process 1 of environments with ``init: true``: forwards signals to the program, and reaps orphaned processes.
 
-It is the host's own ``catatonit``, linked statically, so it needs nothing of an image. Each root has it as one more
-layer above its image's (overlay): nothing that an image holds can take its place, and environments share its
-memory, but neither its locks nor its notices (inotify), as they would by a bind mount. The layer holds a copy, named by
-its content and never changed, since a layer in use must not change: a newer version is used when a root is
-made the next time.
+It is the host's own ``catatonit``, linked statically, so it needs no file of an image. An overlay layer above the
+image adds it to a root, so no file of the image can replace it. Environments share its pages in memory. Unlike with a
+bind mount, they share neither its locks nor its inotify events. The layer holds a copy, named by its content and never
+changed, since a layer in use must not change. A root gets a newer version when it is made the next time.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from netspace.spec.types import Environment
 PROGRAM = PACKAGE = "catatonit"
 NAME = ".netspace-init"
 INSIDE = f"/{NAME}"
-# Where other distributions have it, which run it for podman alone.
+# Folders of distributions that install it for podman only.
 _ELSEWHERE = "/usr/libexec/catatonit:/usr/libexec/podman:/usr/lib/podman"
 _LARGEST = 16 * 1024**2
 
@@ -35,12 +34,12 @@ _copying = threading.Lock()
 
 
 def before(spec: Environment) -> tuple[str, ...]:
-    """Return the words before the command of an environment's own program."""
+    """Return the arguments that stand before an environment's own command."""
     return (INSIDE, "--") if spec.init else ()
 
 
 def problem() -> str:
-    """Return why this host can give environments no process 1; empty if it can. Reads only."""
+    """Return why this host has no usable program for process 1; empty if it has one. Reads only."""
     try:
         with _opened():
             pass
@@ -50,7 +49,7 @@ def problem() -> str:
 
 
 def layer(layout: Layout) -> Path:
-    """Return the folder that is a root's uppermost lower layer; make it if it isn't there.
+    """Return the folder of the overlay layer with the program; make it if it is missing.
 
     :raises MissingError: when the program is not installed.
     :raises NetspaceError: when it can't be used.
@@ -58,9 +57,9 @@ def layer(layout: Layout) -> Path:
     with _opened() as stream:
         content = stream.read(_LARGEST)
     folder = layout.inits / hashlib.sha256(content).hexdigest()[:16]
-    with _copying:  # roots are made several at once
+    with _copying:  # several roots are made at the same time
         if not folder.is_dir():
-            # It has its name only once it is whole: a run that was killed would leave a part.
+            # The folder gets its name when it is complete: a killed run would leave a partial one.
             making = folder.with_suffix(".new")
             trees.remove(making)
             making.mkdir(parents=True, mode=0o755)
@@ -72,10 +71,10 @@ def layer(layout: Layout) -> Path:
 
 @contextlib.contextmanager
 def _opened() -> Iterator[IO[bytes]]:
-    """Open the program to read.
+    """Open the program's file for reading.
 
     :raises MissingError: when it is not installed.
-    :raises NetspaceError: when others than root may change it, or it needs a loader or is no program.
+    :raises NetspaceError: when others than root may change it, it needs a loader, or it is no program.
     """
     found = shutil.which(PROGRAM, path=f"{runtimes.SEARCHED}:{_ELSEWHERE}")
     if found is None:

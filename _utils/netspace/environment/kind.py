@@ -1,8 +1,8 @@
-"""Environments as a kind of thing: observe, plan, apply.
+"""Reconciler of environments: observe, plan, apply.
 
-``observe`` observes, ``compare`` compares (pure), ``apply`` and ``making`` apply; here they are
-joined for one host. Interfaces, links and trust are not known here: the network namespace that an
-environment joins exists already, and the files that it is handed come as bytes.
+This module joins ``observe``, ``compare`` (pure), ``apply`` and ``making`` for one host. It knows
+nothing of interfaces, links and trust: an environment's network namespace exists already, and its
+files come as bytes.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Environments:
     def readable(self) -> tuple[dict[str, Record], dict[str, str]]:
         """Return the records that can be understood, and the errors of the others, by name.
 
-        For operations on each environment by itself.
+        For operations that handle each environment separately.
         """
         return records.read_each(self.layout)
 
@@ -109,8 +109,8 @@ class Environments:
         """Apply the steps as one batch; an error of one environment doesn't stop the others.
 
         :param purge: also delete the volumes of removed environments, except for folders of the host.
-        :param observed: what the steps were planned from, if the lock was held since.
-        :param gone: called once the programs of all environments that are removed have ended.
+        :param observed: the observation that the steps were planned from, if the lock was held since.
+        :param gone: called once the programs of all removed environments have ended.
         """
         applying = Applying(
             *(self.making, self.supervisor, steps), purge=purge, give=self._give, observed=observed, gone=gone
@@ -133,7 +133,7 @@ class Environments:
         return rolling.erase(self.layout, self.supervisor, records.updating(self.layout))
 
     def start(self, names: Collection[str]) -> dict[str, str]:
-        """Start environments that are made; return why some don't run, by name."""
+        """Start assembled environments; return, by name, why some don't run."""
         return start(self.layout, self.supervisor, names)
 
     def stop(self, names: Collection[str]) -> dict[str, str]:
@@ -156,20 +156,20 @@ class Environments:
         return self.stop(names)
 
     def restore(self, without: Collection[str] = ()) -> dict[str, str]:
-        """Rebuild from the records what a reboot lost (mounts, bundles, files), before the services start.
+        """Rebuild mounts, bundles and files that a reboot removed, before the services start.
 
-        An environment whose record can't be understood is left as it is.
+        An environment whose record can't be understood is left unchanged.
 
-        :param without: environments that are not rebuilt; without its bundle none can start.
+        :param without: environments that are not rebuilt; without a bundle they can't start.
         :return: the errors, by environment.
         """
         known, _ = self.readable()
         return self.making.restore({name: record for name, record in known.items() if name not in without})
 
     def hand_out(self, tell: Callable[[str], dict[str, bytes]]) -> dict[str, str]:
-        """Show these environments the keys and the trusted certificates that exist for them now.
+        """Show environments the keys and the trusted certificates that exist for them now.
 
-        :param tell: returns what :meth:`netspace.link.kind.Links.handed` does.
+        :param tell: returns an environment's files, as :meth:`netspace.link.kind.Links.handed` does.
         :return: the errors, by environment.
         """
         from netspace.environment import handout
@@ -181,13 +181,13 @@ class Environments:
         failed = handout.keep(self.layout, wanted)
 
         def show(name: str) -> None:
-            if self.layout.bundle(name).is_dir():  # else trust withholds it
+            if self.layout.bundle(name).is_dir():  # else it is withheld for lack of trust
                 self.making.hand_out(name, known[name], wanted[name])
 
         return {**damaged, **failed, **each(wanted.keys() - failed.keys(), show)}
 
     def purge(self) -> None:
-        """Remove what is left when no environment exists any more: images, mounts, empty cgroups.
+        """Remove images, mounts, empty cgroups and other remains, once no environment exists any more.
 
         :raises NetspaceError: when environments still exist.
         """
@@ -200,9 +200,9 @@ class Environments:
             if Path(target).is_relative_to(folder) or Path(target).is_relative_to(file_systems):
                 mounts.unmount(Path(target))
         for path in sorted(file_systems.rglob("*"), reverse=True):
-            path.rmdir()  # never more: volumes were mounted there
+            path.rmdir()  # an empty mount point of a volume
         runtime.remove_cgroups(self.layout, f"/{self.layout.instance}", mounted)
-        for name in rootfs.layers(self.layout):  # of those whose record was lost
+        for name in rootfs.layers(self.layout):  # of environments whose record was lost
             trees.remove(self.layout.environment(name))
         states = [runtime.state(self.layout, name) for name in runtimes.names()]
         kept = (verdict.folder(self.layout), self.layout.inits, self.layout.images, self.layout.records(records.KIND))

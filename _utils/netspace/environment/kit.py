@@ -1,9 +1,9 @@
 """This host's Python interpreter, packed so that it runs inside any environment.
 
-An image may hold no interpreter, another C library, or nothing but one static program. So the
-interpreter, the shared objects that it loads and the few modules that it needs are copied into one
-folder and started by the copy of their own loader. They use and change nothing of the image, so
-the image can't falsify what the interpreter says. Nothing is fetched, built or installed.
+An image may hold no interpreter, another C library, or just one static program. So the interpreter,
+the shared objects that it loads and the few modules that it needs are copied into one folder. The
+copy of their own loader starts them. They use and change no file of the image, so the image can't
+falsify the interpreter's output. Nothing is fetched, built or installed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 from netspace.errors import NetspaceError
 
-# Imports the given modules and tells all that was loaded with them: modules, shared objects, itself.
+# Imports the given modules; prints all loaded modules and shared objects, and the interpreter's path.
 _LOADED = """
 import ctypes, importlib, json, os, sys, sysconfig
 for name in sys.argv[1:]:
@@ -49,13 +49,13 @@ print(json.dumps({"files": files, "objects": objects, "program": os.readlink("/p
 class Kit:
     """A packed interpreter.
 
-    :param start: the words before the script and its arguments; ``{}`` stands for the folder.
+    :param start: the arguments before the script; ``{}`` stands for the folder.
     """
 
     start: tuple[str, ...]
 
     def command(self, folder: str, script: str, *arguments: str) -> list[str]:
-        """Return the argument vector that runs *script*, if the kit is seen at *folder*."""
+        """Return the argument vector that runs *script* if the kit is mounted at *folder*."""
         return [*(part.replace("{}", folder) for part in self.start), "-S", "-s", "-B", script, *arguments]
 
     @staticmethod
@@ -91,14 +91,14 @@ def pack(folder: Path, modules: Sequence[str], interpreter: str = "") -> Kit:
     for name in found["objects"]:
         source = Path(name)
         if not source.is_absolute() or not source.exists() or str(source) in found["files"]:
-            continue  # the kernel's own (vdso), or an extension module that has its place
+            continue  # the kernel's vdso, or an extension module that was copied already
         shutil.copy(source, folder / "so" / source.name)
         if source.name.startswith(("ld-", "ld.so", "ld64")):
             loader = source.name
     shutil.copy(found["program"], folder / "python")
     if not loader:
         return Kit(("{}/python",))  # linked statically
-    # glibc's loader reads this file, always: an image could have its own code loaded with ours.
+    # glibc's loader always reads this file: by it, an image could load its own code into the interpreter.
     content = (folder / "so" / loader).read_bytes()
     (folder / "so" / loader).write_bytes(content.replace(b"/etc/ld.so.preload\0", b"/dev/ld.so.nothing\0"))
     (folder / "so" / loader).chmod(0o755)
@@ -106,7 +106,7 @@ def pack(folder: Path, modules: Sequence[str], interpreter: str = "") -> Kit:
 
 
 def _place(source: Path, module: str, library: Path) -> None:
-    """Copy a module's file to the place where the interpreter looks for it, whatever folder it comes from."""
+    """Copy a module's file from any folder to the place where the interpreter looks for it."""
     parts = module.split(".")
     if source.suffix == ".so":
         target = library.joinpath("lib-dynload", *parts[:-1], source.name)
@@ -115,4 +115,4 @@ def _place(source: Path, module: str, library: Path) -> None:
     else:
         target = library.joinpath(*(parts if source.name == "__init__.py" else parts[:-1]), source.name)
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy2(source, target)  # with its time: compiled modules are checked against it
+    shutil.copy2(source, target)  # keeps the time: compiled modules are checked against it

@@ -1,7 +1,7 @@
-"""Making of environments: each one's mounts, configuration and files, for a batch and after a reboot.
+"""Builder of environments: their mounts, configurations and files, for a batch and after a reboot.
 
-Nothing is decided here: the record says what to make. Only *tune* and *hand_out* change an
-environment that may run already. No record is written, except for what a reboot changed.
+It decides nothing: the record says what to make. Only *tune* and *hand_out* may change a running
+environment. Only *restore* writes records, since a reboot can change a configuration.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ T = TypeVar("T")
 
 
 class Making:
-    """The maker of one layout's environments.
+    """Builder of one layout's environments.
 
     :param store: the store of their images.
     """
@@ -57,12 +57,12 @@ class Making:
 
     @functools.cached_property
     def controllers(self) -> frozenset[str]:
-        """The cgroup controllers that can keep an environment's limits here, and other means that bound a resource."""
+        """The cgroup controllers that can keep limits here, and ``sockets`` if the kernel bounds it separately."""
         return cgroups.limits(host_controllers()) | cgroups.sockets()
 
     @functools.cached_property
     def unified(self) -> bool:
-        """Whether the host's controllers are cgroup version 2's."""
+        """True if the host's controllers are those of cgroup version 2."""
         return Path(cgroups.ROOT, "cgroup.controllers").exists()
 
     @functools.cached_property
@@ -109,9 +109,9 @@ class Making:
         return payload_cgroup(self.layout, runtime.service_name(name))
 
     def assemble(self, name: str, record: Record) -> str:
-        """Mount the root and write the configuration. The image must be mounted; nothing of the environment may run.
+        """Mount the root and write the configuration. The image must be mounted; the environment must not run.
 
-        :return: the configuration's digest, as records have it.
+        :return: sha256 of the configuration, for the record.
         """
         spec = record.spec
         rootfs.dismantle(self.layout, name)
@@ -130,9 +130,9 @@ class Making:
         return hashlib.sha256(content).hexdigest()
 
     def tune(self, name: str, record: Record, mounted: Mapping[str, mounts.Mount]) -> None:
-        """Set the limits of an environment that is made, and may run, to those of its record.
+        """Set the limits of an assembled environment, which may run, to those of its record.
 
-        :raises NetspaceError: when one can't be changed in place.
+        :raises NetspaceError: when a limit can't be changed in place.
         """
         self._configure(name, record)
         for place in disks.places(self.layout, name, record.spec, record.image.digest):
@@ -144,14 +144,14 @@ class Making:
         group.change(record.spec.limits, self.devices(record.spec))
 
     def hand_out(self, name: str, record: Record, handed: Mapping[str, bytes]) -> None:
-        """Show the environment the files that are kept for it."""
+        """Show the environment the files *handed*; a kernel may get a copy of its disk, too."""
         owner = (record.base, record.base + oci.group_of(record.spec, record.image.defaults))
         handout.show(self.layout, name, handed, owner)
         if record.spec.kernel is not None:
             tenders.hand_out(self.layout, name, record.runtime, handed, owner)
 
     def mount_images(self, digests: Iterable[str], mounted: Collection[str]) -> dict[str, str]:
-        """Mount those of these images that aren't mounted; return the errors, by digest."""
+        """Mount the images that are not mounted yet; return the errors, by digest."""
         return each(set(digests), lambda digest: self.store.mount(digest, mounted))
 
     def service(self, name: str, spec: Environment, used: Runtime, mounted: Mapping[str, mounts.Mount]) -> Service:
@@ -172,12 +172,12 @@ class Making:
             record = lost[name]
             if error := errors.get(record.image.digest):
                 raise NetspaceError(error)
-            # Disks may have got other numbers: what the configuration says of them is no change.
+            # Disks may have new device numbers: record the new digest, so that the plan finds no change.
             records.write(self.layout, name, msgspec.structs.replace(record, config=self.assemble(name, record)))
             self.hand_out(name, record, handout.read(self.layout, name))
 
         def complete(name: str) -> None:
-            """Hand out the files again: a restoration that was killed may have got only as far as the configuration."""
+            """Hand out the files again: a killed restoration may have ended after the configuration."""
             self.hand_out(name, known[name], handout.read(self.layout, name))
 
         return {**each(lost, rebuild), **each(known.keys() - lost.keys(), complete)}
@@ -191,7 +191,7 @@ def each(items: Iterable[T], act: Callable[[T], object]) -> dict[T, str]:
             act(item)
         except (NetspaceError, OSError) as err:
             return item, str(err)
-        except Exception as err:  # whatever it is, the other items go on
+        except Exception as err:  # no error may stop the other items
             return item, f"{type(err).__name__}: {err}"
         return item, ""
 

@@ -1,4 +1,4 @@
-"""Points in time as an operator gives them. Pure."""
+"""Parser of points in time that an operator gives. Pure."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from netspace.errors import NetspaceError
 def since(given: str | float, now: float) -> float:
     """Return the moment that *given* means, in seconds since the epoch.
 
-    It is a number of seconds before *now*, or a time of ISO 8601. A time without an offset is the host's own.
+    *given* is a number of seconds before *now*, or an ISO 8601 time. A time without an offset is the host's local time.
 
-    :raises NetspaceError: when it is neither, or lies in the future.
+    :raises NetspaceError: when *given* is neither, or lies in the future.
     """
     problem = f"since: {given!r:.80}: no time; give a number of seconds ago, or a time such as 2026-01-31T12:00:00"
     if isinstance(given, bool):

@@ -1,4 +1,4 @@
-"""Mounts, by system call: no process is forked for one. Decides nothing.
+"""Mount operations as direct system calls, without a mount program. Decides nothing.
 
 Written after mount(2), umount2(2), open_tree(2), move_mount(2), mount_setattr(2)
 and user_namespaces(7). The numbers of the newer calls are the same on every
@@ -48,7 +48,7 @@ _CLONE_VFORK = 0x00004000
 _CLONE_NEWUSER = 0x10000000
 _WALL = 0x40000000
 
-# prctl(2), capabilities(7): that a change of the user takes no capability.
+# prctl(2), capabilities(7): a change of the user id takes no capability.
 _PR_SET_SECUREBITS, _NO_SETUID_FIXUP = 28, 0x4
 _SYS_SETRESUID = {"x86_64": 117, "aarch64": 147}
 
@@ -69,7 +69,7 @@ class _Attributes(ctypes.Structure):
 class Mount(msgspec.Struct, frozen=True):
     """One line of ``/proc/self/mountinfo``.
 
-    :param device: of the file system, ``major:minor``.
+    :param device: the file system's device, ``major:minor``.
     :param root: the folder of the file system that is mounted.
     """
 
@@ -106,7 +106,7 @@ def mount(source: str | Path, target: Path, kind: str, flags: int = 0, data: str
 
 
 def unmount(target: Path) -> bool:
-    """Unmount all that is mounted at *target*, at once (users keep what they have open).
+    """Unmount everything at *target*, at once: processes keep their open files (MNT_DETACH).
 
     :return: whether anything was mounted there.
     """
@@ -122,7 +122,7 @@ def unmount(target: Path) -> bool:
 
 
 def sync(folder_fd: int) -> None:
-    """Write the whole file system that the folder lies in to its disk (syncfs(2))."""
+    """Write the whole file system of an open folder to its disk (syncfs(2))."""
     _check(_libc().syncfs(ctypes.c_int(folder_fd)), "syncfs")
 
 
@@ -133,7 +133,7 @@ def bind(source: Path, target: Path, flags: int) -> None:
 
 
 def idmapped(source: Path, target: Path, user_namespace_fd: int) -> None:
-    """Show the mount at *source* at *target*, too, with its ids mapped as in the user namespace."""
+    """Mount *source* at *target*, too, with its ids mapped as in the user namespace."""
     libc = _libc()
     tree = _check(
         libc.syscall(
@@ -174,7 +174,7 @@ def idmapped(source: Path, target: Path, user_namespace_fd: int) -> None:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[int]:
-    """Open the file or folder at *path* for :func:`idmapped`; give its file descriptor."""
+    """Open the file or folder at *path* for :func:`idmapped`; yield its file descriptor."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         yield descriptor
@@ -185,17 +185,17 @@ def opened(path: Path) -> Iterator[int]:
 def keep_user_namespace(target: Path, base: int, count: int) -> None:
     """Make a user namespace and keep it at the file *target*.
 
-    Its ids 0.. are the host's *base*.., *count* of them, and the user *base* made it. The kernel counts the use
-    of some resources in a user namespace for its maker, too (user_namespaces(7), ``/proc/sys/user``): inotify
-    instances, queued signals, locked memory. If root made all user namespaces, they would share root's own
-    bounds.
+    It maps *count* ids, from 0 inside and from *base* on the host. The user *base* makes it, since the kernel
+    also charges a user namespace's maker for some resources that are used in it (user_namespaces(7),
+    ``/proc/sys/user``): inotify instances, queued signals, locked memory. If root made all user namespaces, they
+    would share root's own bounds.
 
     :raises OSError: when it can't be made.
     """
     libc = _libc()
 
     def make() -> int:
-        # Of this thread alone, as the numbers of system calls are: it keeps its capabilities as another user.
+        # prctl and the raw system call change this thread alone: it keeps its capabilities as another user.
         _check(libc.prctl(_PR_SET_SECUREBITS, ctypes.c_ulong(_NO_SETUID_FIXUP), 0, 0, 0), "keep capabilities")
         number = _SYS_SETRESUID[os.uname().machine]
         unchanged = ctypes.c_uint(0xFFFFFFFF)
@@ -213,10 +213,9 @@ def keep_user_namespace(target: Path, base: int, count: int) -> None:
 def _user_namespace(base: int, count: int) -> int:
     """Make a user namespace; return a descriptor of it.
 
-    A user namespace is made only together with a process in it. That process borrows the memory of the
-    calling process for its only call, ``_exit``, so nothing of the caller (maybe large, maybe threaded) is
-    copied. Until it is reaped, its ``/proc`` entry serves to set the map and open the namespace. It sends
-    no SIGCHLD.
+    A new process makes the namespace (clone(2), CLONE_NEWUSER). That process shares the caller's memory for
+    its only call, ``_exit``, so a large or threaded caller is not copied. Until it is reaped, its ``/proc``
+    entry is used to write the maps and to open the namespace. It sends no SIGCHLD.
     """
     libc = _libc()
     stack = ctypes.create_string_buffer(65536)
@@ -238,9 +237,9 @@ def _user_namespace(base: int, count: int) -> int:
 def overlay(lowers: Sequence[Path], upper: Path, work: Path, target: Path, flags: int) -> None:
     """Mount an overlay of *upper* on *lowers* at *target*.
 
-    :param lowers: the uppermost first.
-
     The layers are named by file descriptor, so ``/proc/self/mountinfo`` inside shows no path of the host.
+
+    :param lowers: the uppermost first.
     """
     with contextlib.ExitStack() as stack:
 
@@ -268,7 +267,7 @@ def table(text: str | None = None) -> dict[str, Mount]:
             text = stream.read()
     mounts = {}
     for line in text.splitlines():
-        place, _, rest = line.partition(" - ")  # a space in a name is written otherwise
+        place, _, rest = line.partition(" - ")  # a space in a name is escaped
         _, _, device, root, target, _ = place.split(" ", 5)
         kind, source, _ = rest.split(" ", 2)
         if "\\" in line:

@@ -1,7 +1,7 @@
-"""Observation of our environments: reads, never writes.
+"""Observation of environments: reads, never writes.
 
-The records say what was applied. What exists (mounts, configuration, files, services) is read
-once for all environments.
+The records say what was applied. Mounts, configurations, files and services are read once for all
+environments.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ AS_DECLARED = ", as it is declared (state: stopped)"
 class Seen(msgspec.Struct, frozen=True):
     """An environment as it was observed.
 
-    :param status: of its service; None if none is defined.
+    :param status: the status of its service; None if none is defined.
     :param assembled: its root is mounted and its configuration is as recorded.
     :param files: sha256 of each file handed out; None if they are damaged.
     :param namespace: it runs in the network namespace that has its name, or doesn't run.
-    :param halted: we stopped it, and nothing started it since.
-    :param differing: the limits that are not kept as its record says, though it runs.
+    :param halted: we stopped it, and it was not started since.
+    :param differing: the limits of the running environment that differ from its record.
     :param disks: its own file systems that are mounted, by key.
     :param service: its service, if it has one, is defined as its record says.
-    :param verdict: the health of the running process; None if it has no check, or none is known yet.
-    :param begun: its program was begun at its last start, as far as the runtime tells.
-    :param problem: the reason that it doesn't run or is unhealthy, as far as known; empty if all is well.
+    :param verdict: the health of the running process; None if it has no check, or no verdict yet.
+    :param begun: False if the runtime reports that it could not start the program the last time.
+    :param problem: why it doesn't run or is unhealthy, as far as known; empty if it is well.
     """
 
     record: Record
@@ -74,19 +74,20 @@ class Seen(msgspec.Struct, frozen=True):
 
 
 class Observed(msgspec.Struct, frozen=True):
-    """All environments, and their images' sources (by the text in the declaration).
+    """Observation of all environments, and of their images' sources.
 
+    :param sources: image sources, by their text in the declaration.
     :param unkept: the limits that no cgroup controller on this host can keep.
     :param unbounded: why no file system can have a bounded size here; empty if one can.
     :param grows: whether such a file system can be made larger while it is in use.
     :param budget: bytes that all of these file systems can hold together; None if that isn't known.
-    :param idle: whether the state folder is on no disk, so that ``limits:io`` has no effect on layers.
+    :param idle: whether the state folder is not on a disk, so that ``limits:io`` has no effect on layers.
     :param unrecorded: names of environments that have a layer but no record.
     :param mounted: mounts by their target.
     :param updating: names of environments that have a second instance.
     :param now: seconds since the epoch.
     :param watched: whether the service that watches health is in its required state.
-    :param missing: images of no recorded environment that can't be built, each with the reason.
+    :param missing: images that no recorded environment uses and that can't be built, each with the reason.
     :param initless: why no environment can have an init here; empty if one can.
     """
 
@@ -108,7 +109,7 @@ class Observed(msgspec.Struct, frozen=True):
 
     @property
     def records(self) -> dict[str, Record]:
-        """Every environment's record."""
+        """Every environment's record, by name."""
         return {name: seen.record for name, seen in self.environments.items()}
 
 
@@ -126,7 +127,7 @@ def observe(
     :param controllers: the cgroup controllers that can keep limits here.
     :param devices: returns the disks that an environment's files are on.
     :param about: the environments that a step may be planned for; None: all. Of the others only the records
-        are read, and believed.
+        are read.
     :param wanted: images that may have to be built; :attr:`Observed.missing` has those that can't be.
     """
     known = records.read(layout)
@@ -140,7 +141,7 @@ def observe(
     probed = any(record.spec.health is not None or record.spec.after for record in known.values())
     services = [runtime.health(layout)] if probed else []
     for name, record in near.items():
-        with contextlib.suppress(MissingError):  # without its runtime nothing can be told of it; the plan says so
+        with contextlib.suppress(MissingError):  # without its runtime it has no service; the plan says so
             services.append(runtime.service(layout, name, record.spec, record.runtime, mounted, controllers))
     redefined = supervisor.differing(services)
     for name, record in known.items():
@@ -192,7 +193,7 @@ def observe(
 def assembled(
     layout: Layout, name: str, record: Record, mounted: Mapping[str, mounts.Mount], own: Mapping[str, Disk]
 ) -> bool:
-    """Return whether all is mounted and the configuration is as recorded.
+    """Return whether the environment is mounted and its configuration is as recorded.
 
     :param own: the result of :func:`own_disks`.
     """
@@ -204,7 +205,7 @@ def assembled(
             return False
     for place in disks.places(layout, name, record.spec, record.image.digest):
         there = own.get(place.key)
-        # One that is too small is grown as it is, where that can be.
+        # A file system that is too small is grown in place, if this host can do that.
         if there is None or there.size > place.size or (there.size < place.size and not disks.grows()):
             return False
     try:
@@ -212,13 +213,13 @@ def assembled(
     except OSError:
         return False
     users = str(layout.users(name))
-    if users not in mounted and os.fsencode(users) in written:  # what an older version made has none
+    if users not in mounted and os.fsencode(users) in written:  # an older version made no such mount
         return False
     return hashlib.sha256(written).hexdigest() == record.config
 
 
 def own_disks(layout: Layout, name: str, record: Record, mounted: Mapping[str, mounts.Mount]) -> dict[str, Disk]:
-    """Return its own file systems that are mounted, by their keys."""
+    """Return the environment's own file systems that are mounted, by key."""
     found = {
         place.key: disks.observe(place, mounted)
         for place in disks.places(layout, name, record.spec, record.image.digest)
@@ -252,7 +253,7 @@ def _in_namespace(layout: Layout, name: str, status: Status | None) -> bool:
 
 
 def current(layout: Layout, name: str, record: Record, status: Status | None) -> Verdict | None:
-    """Return the verdict on the running process; None if it has no check, or no verdict is known of it."""
+    """Return the health verdict on the running process; None if it has no check or no verdict yet."""
     if record.spec.health is None or status is None or not status.pid:
         return None
     found = verdict.read(layout, name)
@@ -260,21 +261,21 @@ def current(layout: Layout, name: str, record: Record, status: Status | None) ->
 
 
 def is_up(record: Record, status: Status | None, known: Verdict | None) -> bool:
-    """Return whether it does its work, as far as that can be told: it is healthy or, without a check, runs."""
+    """Return whether an environment is healthy or, without a health check, runs."""
     if status is None or status.state != "running":
         return False
     return record.spec.health is None or (known is not None and known.judgement.state == "healthy")
 
 
 def _down(status: Status | None) -> bool:
-    """Return whether a service was started, and doesn't run."""
+    """Return whether a service was started but does not run."""
     return status is not None and status.state in ("starting", "failed")
 
 
 def problem(layout: Layout, name: str, known: Mapping[str, Record], statuses: Mapping[str, Status]) -> str:
     """Return why an environment doesn't run or is unhealthy, as far as known; empty if it is well or was stopped.
 
-    :param statuses: by service; also of those that it comes after.
+    :param statuses: by service; includes the environments in its ``after``.
     """
     record, status = known[name], statuses.get(runtime.service_name(name), Status("stopped"))
     if status.state == "stopped":
@@ -298,7 +299,7 @@ def problem(layout: Layout, name: str, known: Mapping[str, Record], statuses: Ma
 
 
 def watching(statuses: Mapping[str, Status]) -> bool:
-    """Return whether the process that watches health is there and does its work."""
+    """Return whether the service that watches health runs or is starting."""
     watch = statuses.get(runtime.HEALTH)
     return watch is not None and watch.state in ("running", "starting")
 
@@ -320,17 +321,17 @@ def awaited(layout: Layout, name: str, known: Mapping[str, Record], statuses: Ma
 
 
 def declared_stopped(record: Record, status: Status) -> bool:
-    """Return whether it doesn't run, and its declaration says that it shall not."""
+    """Return whether an environment is stopped and its declaration says ``state: stopped``."""
     return status.state == "stopped" and record.spec.state == "stopped"
 
 
 class Around(msgspec.Struct, frozen=True):
-    """Observations that the table of environments is made of, made once for all rows.
+    """Observations for the table of environments, made once for all rows.
 
     :param known: every record that can be understood.
     :param statuses: of the services, by their names.
     :param updating: the environments that have a second instance now.
-    :param supervised: services that end are started again, since their supervisor runs.
+    :param supervised: the supervisor runs, so it restarts services that end.
     """
 
     known: Mapping[str, Record]
@@ -340,7 +341,7 @@ class Around(msgspec.Struct, frozen=True):
 
 
 def around(layout: Layout, supervisor: Supervisor, known: Mapping[str, Record], about: Collection[str]) -> Around:
-    """Make the observations that are made once for all rows.
+    """Return the observations that all rows of the table share.
 
     :param about: the environments that will be described.
     """
@@ -380,7 +381,7 @@ def describe(layout: Layout, name: str, around: Around, damage: str = "") -> dic
     health = ""
     if record.spec.health is not None and status.state in ("running", "starting"):
         health = known.judgement.state if known is not None else "starting"
-        if verdict.condemned(layout, name).exists():  # it was ended for that, and has not been healthy since
+        if verdict.condemned(layout, name).exists():  # its failed check ended it, and it has not been healthy since
             health = "unhealthy"
         elif not watching(around.statuses):
             health = "unknown"

@@ -1,10 +1,10 @@
 """The OCI runtime configuration of an environment. Pure: values in, a dict out.
 
-All hardening stands here, and a declaration can loosen none of it: namespaces of its own, user ids
-of its own, no capability, no new privileges, our system call profile, a minimal /dev, masked kernel
-files, limits. There are no annotations (``run.oci.*`` would reconfigure crun), no hooks and no
-devices but those that a kind of interface (``DEVICES``) or a runtime needs. Written after the OCI
-runtime specification 1.1.
+All hardening is here: own namespaces and user ids, no capability, no new privileges, a system call
+profile, a minimal /dev, masked kernel files, limits. A declaration chooses the profile and the limits;
+it can loosen nothing else. There are no annotations (``run.oci.*`` would reconfigure crun) and no
+hooks. The only devices are those that a kind of interface (``DEVICES``) or a runtime needs. Written
+after the OCI runtime specification 1.1.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ PATH = "/usr/local/bin:/usr/bin:/bin"
 HOME = "/tmp"  # noqa: S108 (inside; a tmpfs of the environment's own)
 INSIDE = "/run/netspace"
 
-# Who runs a program where neither the declaration nor the image says it.
+# The uid and gid if neither the declaration nor the image names a user.
 USER = 1000
 
 _MEMLOCK = 64 * 1024
-_SIGNALS = 1024  # queued, and timers, each of which has one kept for it
-# core(5): where crashes are handed to a program, it is run as the host's root whatever this is, but for 1.
+_SIGNALS = 1024  # queued signals; each timer reserves one, too
+# core(5): if the host pipes crashes to a handler, that runs as the host's root with any limit except 1.
 _NO_CORE = 1
 OOM_SCORE_ADJ = 500  # an environment dies before the host's own services
 
@@ -43,7 +43,7 @@ _MASKED = (
     *("/proc/kpagecount", "/proc/kpageflags", "/proc/kpagecgroup", "/proc/kmsg", "/proc/vmallocinfo"),
     *("/proc/slabinfo", "/proc/iomem", "/proc/ioports", "/proc/dma", "/proc/diskstats"),
     *("/proc/bootconfig", "/proc/mtrr", "/proc/swaps", "/proc/zoneinfo", "/proc/buddyinfo"),
-    # Which host this is, and how busy with what, as far as ordinary programs don't ask for it.
+    # Files that identify the host or show its load, and that ordinary programs don't read.
     *("/proc/sys/kernel/random/boot_id", "/proc/sys/fs/file-nr", "/proc/sys/fs/inode-nr", "/proc/sys/fs/inode-state"),
     *("/proc/sys/fs/dentry-state", "/proc/sys/fs/aio-nr", "/proc/sys/fs/quota", "/proc/sys/kernel/pty/nr"),
     *("/proc/bus", "/proc/driver", "/proc/fs", "/proc/irq", "/proc/tty"),
@@ -77,13 +77,13 @@ def config(
     :param cgroup: its cgroup's path from the root of the cgroup hierarchy.
     :param controllers: the cgroup controllers that the host has: a runtime refuses a limit that no controller keeps.
     :param disks: the disks that its layer and volumes are on, which ``limits:io`` bounds.
-    :param unified: whether those controllers are cgroup version 2's.
+    :param unified: whether those controllers are of cgroup version 2.
     :param defaults: the image's own settings, used if *spec* has none.
     :param rules: the system call profile of an operator's own file, or a tender's; None: the one that *spec* names.
-    :param opened: devices of the host's that it may open, beside its interface's.
-    :param seen: mounts beside those of every environment.
-    :param lacks: what the runtime can't do (``runtimes.LACKS``).
-    :raises NetspaceError: when neither *spec* nor the image says what to run.
+    :param opened: devices of the host that it may open, in addition to its interface's.
+    :param seen: mounts in addition to those of every environment.
+    :param lacks: the abilities that the runtime lacks (``runtimes.LACKS``).
+    :raises NetspaceError: when neither *spec* nor the image names a command.
     """
     devices = (*(spec.interface.DEVICES if spec.interface is not None else ()), *opened)
     return {
@@ -127,7 +127,7 @@ def process(
 ) -> dict[str, Any]:
     """Return the ``process`` object of the environment's program, or of another *command* beside it.
 
-    :raises NetspaceError: when neither *spec*, the image nor *command* says what to run.
+    :raises NetspaceError: when neither *spec* nor the image names a command, and *command* is empty.
     """
     own = arguments_of(spec, defaults)
     arguments = list(command or (*init.before(spec), *own))
@@ -164,7 +164,7 @@ def user_of(spec: Environment, defaults: Defaults) -> int:
 
 
 def group_of(spec: Environment, defaults: Defaults) -> int:
-    """Return the gid inside: the same number as a declared user's, else the image's; never 0."""
+    """Return the gid inside: the declared user's number, else the image's gid; never 0."""
     return spec.user or defaults.group or USER
 
 
@@ -212,14 +212,14 @@ def _bind(source: str, target: str, *options: str) -> dict[str, Any]:
 
 
 def _volume(layout: Layout, name: str, volume: Volume, shown: int | None) -> dict[str, Any]:
-    # "idmap": ids on disk are those inside, whatever host ids the environment runs with.
+    # "idmap": files on disk have the ids inside, whatever host ids the environment runs with.
     access = "ro" if volume.read_only else "rw"
     if shown is not None:
         return _bind(str(volumes.shown(layout, name, shown)), volume.target, access)
     return _bind(str(volumes.folder(layout, name, volume)), volume.target, "idmap", access)
 
 
-# linux/Documentation/admin-guide/devices.txt: major and minor of what can be handed out.
+# linux/Documentation/admin-guide/devices.txt: major and minor of devices that an environment can get.
 _NUMBERS = {"/dev/net/tun": (10, 200), "/dev/kvm": (10, 232)}
 
 
@@ -241,7 +241,7 @@ def _resources(
         for key, rate in cgroups.rates(limits.io).items()
         if disks
     }
-    # Version 1 counts connections' data separately, and only with a bound: without one, it is charged to nobody.
+    # Version 1 counts TCP data separately, and only if it is bounded: else it is charged to nobody.
     sockets = {"kernelTCP": memory} if cgroups.SOCKETS in controllers else {}
     bounds = {
         # The OCI value of swap is memory and swap together: equal means no swap.
@@ -251,7 +251,7 @@ def _resources(
         **({"io": ("blockIO", throttle)} if throttle else {}),
     }
     kept = {key: bound for controller, (key, bound) in bounds.items() if controller in controllers}
-    # An environment that is out of memory ends as a whole; version 1 can't say that.
+    # If memory runs out, the kernel kills the whole environment; version 1 has no such setting.
     whole = {"unified": {"memory.oom.group": "1"}} if unified and "memory" in controllers else {}
     opened = [
         {"allow": True, "type": "c", "major": major, "minor": minor, "access": "rw"}
@@ -264,8 +264,8 @@ def _resources(
 def revision(controllers: frozenset[str]) -> str:
     """Return the revision of the hardening: a digest of a sample's configuration and of the profiles.
 
-    A new version of this library that hardens differently thus restarts running environments, and so does
-    a host that can keep limits which it could not keep before.
+    A different revision restarts running environments. It differs if a new version of this library hardens
+    differently, or if the host can keep other limits than before.
     """
     sample = Environment(image="tar:/sample", command=("/sample",))
     rendered = config("sample", sample, layout=Layout(), base=FIRST, cgroup="/sample", controllers=controllers)

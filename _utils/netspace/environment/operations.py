@@ -1,8 +1,8 @@
-"""Operations of an operator on environments that exist. Returns are plain values, fit for JSON.
+"""Operations of an operator on existing environments. They return plain values, fit for JSON.
 
-A start or stop by hand is noted in the environment's record, so that a new card doesn't start an
-environment that was stopped; the next apply of the declaration decides again. No value of a variable
-and no content of a handed-out file is ever returned.
+A start or stop by hand is written to the environment's record, so that a new card doesn't start a
+stopped environment. The next apply of the declaration decides again. No operation returns the value
+of a variable or the content of a handed-out file.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from netspace.supervision import Status, Supervisor, booted, process
 from netspace.text import harmless
 
 MAX_LINES = 10_000
-_LOOK = 0.1  # seconds between two looks at what is waited for
+_LOOK = 0.1  # seconds between two looks while waiting
 _WELL = ("", "healthy")
-_TAIL = 256  # bytes of log read per wanted line, to begin with
+_TAIL = 256  # bytes of log read per wanted line, at first
 
 
 class Operations:
     """Operations on the environments of one host; those that change something take the layout's lock.
 
-    :param withheld: returns which of the environments must not be started now, and why.
+    :param withheld: returns the environments among these that must not be started now, with the reason.
     """
 
     def __init__(
@@ -61,12 +61,12 @@ class Operations:
     def inspect(self, name: str) -> dict[str, Any]:
         """Return all that is known of one environment.
 
-        It has the keys of :meth:`list`, and ``spec`` (values of variables hidden), ``user`` (``inside``,
-        ``host``), ``ids`` (``base``, ``count``), ``cgroup``, ``netns``, ``layer``, ``log``, ``usage``
-        (``memory`` in bytes, ``pids``; both absent if it doesn't run; ``disk`` and ``volumes``, in bytes,
-        of those that have a bounded size) and ``files`` (names). If it has a health check and runs, it has
-        ``check`` (``since``, ``failures`` in a row, ``detail`` of the last); if an update was taken back,
-        ``taken_back``. ``sigterm`` is what :func:`sigterm.told` tells.
+        The keys are those of :meth:`list` and ``spec`` (values of variables hidden), ``user`` (``inside``,
+        ``host``), ``ids`` (``base``, ``count``), ``cgroup``, ``netns``, ``layer``, ``log``, ``files`` (names)
+        and ``sigterm`` (see :func:`sigterm.told`). ``usage`` has ``memory`` in bytes and ``pids`` while the
+        environment runs, and ``disk`` and ``volumes`` in bytes where their size is bounded. ``check`` (``since``,
+        ``failures`` in a row, ``detail`` of the last) exists if the environment runs with a health check,
+        ``taken_back`` if its update was taken back.
         """
         record = self.known([name])[name]
         status = self._status(name)
@@ -94,7 +94,7 @@ class Operations:
         }
 
     def start(self, names: Collection[str]) -> dict[str, str]:
-        """Start those that don't run and are not withheld; return an error text per name, empty if it runs."""
+        """Start the environments that neither run nor are withheld; return an error per name, empty if it runs."""
 
         def act(known: Mapping[str, Record]) -> dict[str, str]:
             lost = self._kind.restore()
@@ -108,7 +108,7 @@ class Operations:
         return self._change(names, "stopped", self._kind.stop)
 
     def restart(self, names: Collection[str]) -> dict[str, str]:
-        """Stop these environments; start those that are not withheld.
+        """Stop these environments and start them again, except those that are withheld: they are left alone.
 
         Return an error text per name, empty if it runs.
         """
@@ -121,10 +121,10 @@ class Operations:
         return self._change(names, "running", act)
 
     def wait(self, names: Collection[str], timeout: float = 60.0) -> dict[str, Any]:
-        """Wait until all are healthy or, without a check, run; return their rows of :meth:`list`.
+        """Wait until all environments are healthy or, without a check, run; return their rows of :meth:`list`.
 
         :param timeout: seconds.
-        :raises NetspaceError: when one isn't within that time, or has ended and is not started again; names its state.
+        :raises NetspaceError: when one isn't in time, or has ended and is not started again; the text has its state.
         """
         deadline = time.monotonic() + timeout
         while True:
@@ -142,7 +142,7 @@ class Operations:
             time.sleep(_LOOK)
 
     def retry(self, names: Collection[str]) -> None:
-        """Let the next apply try updates again that were taken back."""
+        """Let the next apply retry updates that were taken back."""
         with files.locked(self._layout.lock):
             for name, record in self.known(names).items():
                 if record.failed is not None:
@@ -151,8 +151,8 @@ class Operations:
     def logs(self, name: str, lines: int = 100, since: str | float | None = None) -> dict[str, Any]:
         """Return the last *lines* lines of the program's output: ``{"lines": [...]}``; see :func:`text.harmless`.
 
-        :param since: leave out lines from before; see :func:`moments.since`. Only if there is a journal.
-        :raises NetspaceError: when *lines* is no whole number, or *since* no time or without a journal.
+        :param since: leave out older lines; see :func:`moments.since`. Works only with a journal.
+        :raises NetspaceError: when *lines* is no whole number, *since* is no time, or there is no journal for *since*.
         """
         try:
             count = min(max(int(lines), 0), MAX_LINES)
@@ -182,7 +182,7 @@ class Operations:
         :param command: argument vector; the program is looked up inside.
         :param timeout: seconds; then it is killed.
         :param folder: its working directory, inside; None: that of the environment's program.
-        :param variables: its environment variables beside the environment's own.
+        :param variables: its environment variables, in addition to the environment's own.
         :return: ``retcode`` (124 after a timeout), ``stdout`` and ``stderr`` (text, at most 1 MiB
             each; see :func:`text.harmless`), ``truncated`` (whether there was more) and ``timed_out``.
         :raises NetspaceError: when the environment doesn't run or is a kernel, or the program can't be run.
@@ -254,7 +254,7 @@ class Operations:
 
 
 def _how(name: str, row: Mapping[str, Any]) -> str:
-    """Return a sentence on the state of an environment that is not as it should be."""
+    """Return a sentence on the state of an environment that is not ready."""
     state = row["health"] if row["state"] == "running" and row["health"] else row["state"]
     if state == "stopped" and row["declared_stopped"]:
         return f"environment {name} is stopped{AS_DECLARED}"
@@ -274,18 +274,18 @@ def _disk_usage(layout: Layout, name: str, record: Record, mounted: Mapping[str,
 
 
 def _idle(statuses: Mapping[str, Status], name: str) -> bool:
-    """Return whether it has to be started: it doesn't run, or is ending without its supervisor having seen that."""
+    """Return whether an environment has to be started: it doesn't run, or is ending unnoticed by its supervisor."""
     status = statuses.get(runtime.service_name(name), Status("stopped"))
     return status.state not in ("running", "starting") or (status.state == "running" and process.dying(status.pid))
 
 
 def _journal(service: str, count: int, begin: float | None) -> list[str]:
     """Return the last *count* lines in the journal of a service's program, none from before *begin*."""
-    # By its identifier too: without what systemd itself says of the unit.
+    # The identifier leaves out systemd's own messages about the unit.
     which = ["--unit", f"{service}.service", "--identifier", service]
     if begin is not None:
         which += ["--since", f"@{begin:.6f}"]
-    # The last come first, since some versions count lines from the other end where there is a time.
+    # Newest first: with --since, some versions of journalctl count --lines from the oldest.
     done = subprocess.run(
         ["journalctl", *which, "--reverse", "--lines", str(count), "--output", "cat", "--no-pager", "--quiet"],
         stdin=subprocess.DEVNULL,

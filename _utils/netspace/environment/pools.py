@@ -1,8 +1,8 @@
-"""Pools of the kernel's that a program draws from, and storms that make others wait: for ``exhaust.py``.
+"""Pools of the kernel from which a program takes units: for ``exhaust.py``.
 
-Standard library only: the audit copies this file into a twin. A pool is a function that returns another, which
-takes one more whenever it is called, keeps it, and raises OSError when it is refused. What the end of the process
-doesn't give back, the given stack of callbacks does.
+Standard library only: the audit copies this file into a twin. A pool is a function that returns another function.
+Each call of that other function takes one more unit and holds it, or raises OSError when it is refused. The end of
+the process releases most units; callbacks on the given stack release the others.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True)
 class Place:
-    """The surroundings of a process that takes.
+    """Surroundings of a process that takes units.
 
-    :param folder: where to make files.
-    :param hold: a descriptor that is readable once all is to be given back.
+    :param folder: the folder in which it makes files.
+    :param hold: a descriptor that becomes readable when all units are to be released.
     :param aim: addresses to send packets to.
     """
 
@@ -46,11 +46,11 @@ Taker = Callable[[Place, ExitStack], Take]
 
 @dataclass(frozen=True)
 class Pool:
-    """A pool.
+    """A pool of units.
 
-    :param most: how many are asked for at most.
-    :param brief: whether one outlives a process that is killed: whoever only looks whether there are any takes them
-        one by one.
+    :param most: the number of units to ask for at most.
+    :param brief: whether a unit outlives a killed process. Then a small share is taken one by one, and each unit is
+        released before the next.
     """
 
     take: Taker
@@ -71,7 +71,7 @@ def pool(name: str, most: int, brief: bool = False) -> Callable[[Taker], None]:
 
 
 def each(name: str, most: int) -> Callable[[Callable[[int], object]], None]:
-    """Register a pool of which the process keeps what it took by never closing it."""
+    """Register a pool whose units the process holds by keeping the objects that *take* returns."""
 
     def register(take: Callable[[int], object]) -> None:
         def taker(place: Place, after: ExitStack) -> Take:
@@ -92,7 +92,7 @@ def checked(result: int) -> int:
 
 
 def called(x86: int, arm: int, *arguments: object) -> int:
-    """Call the kernel by a number, past the C library."""
+    """Make a system call by its number on x86-64 or Arm, past the C library."""
     LIBC.syscall.restype = ctypes.c_long
     number = x86 if os.uname().machine == "x86_64" else arm
     words = (ctypes.c_long(word) if isinstance(word, int) else word for word in arguments)
@@ -100,7 +100,7 @@ def called(x86: int, arm: int, *arguments: object) -> int:
 
 
 def beside(place: Place, act: Callable[[], object]) -> int:
-    """Do something in a process of its own, which stays until all is given back; return its number."""
+    """Call *act* in a child process, which stays until all units are to be released; return its process id."""
     reader, writer = os.pipe()
     try:
         pid = os.fork()
@@ -128,14 +128,14 @@ def beside(place: Place, act: Callable[[], object]) -> int:
 
 
 def end(pid: int) -> None:
-    """Kill a child."""
+    """Kill a child process."""
     with contextlib.suppress(ProcessLookupError, ChildProcessError):
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
 
 
 def others(act: Callable[[], object]) -> Taker:
-    """Return what takes by one more process each time."""
+    """Return a taker that starts one more child process for each unit, in which it calls *act*."""
 
     def taker(place: Place, after: ExitStack) -> Take:
         return lambda: after.callback(end, beside(place, act))
@@ -143,7 +143,7 @@ def others(act: Callable[[], object]) -> Taker:
     return taker
 
 
-# -- what a program, a user or a group of programs may have ----------------------------------
+# -- bounded per process, user or cgroup -----------------------------------------------------
 pool("processes", 5000)(others(lambda: None))
 pool("user namespaces", 1000)(others(lambda: checked(LIBC.unshare(0x10000000))))
 
@@ -254,14 +254,14 @@ def _locks(place: Place, after: ExitStack) -> Take:
 
     def one() -> None:
         number = next(numbers)
-        if number % 200 == 0:  # the kernel goes through all those of a file, one by one
+        if number % 200 == 0:  # the kernel searches the locks of a file one by one
             locked.append(os.open(place.folder, os.O_TMPFILE | os.O_RDWR, 0o600))
         fcntl.lockf(locked[-1], fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 2 * number)
 
     return one
 
 
-# -- what the kernel keeps for all ---------------------------------------------------------------
+# -- kept by the kernel for the whole host -------------------------------------------------------
 @each("POSIX message queues", 500)
 def _queue(number: int) -> object:
     name = f"/netspace-{os.getpid()}-{number}".encode()
@@ -322,7 +322,7 @@ def _files(place: Place, after: ExitStack) -> Take:
 
 
 def unnamed() -> int:
-    """Open a file without a name on the layer's disk: whatever ends this process, nothing is left."""
+    """Open a file without a name on the layer's disk: however this process ends, no file is left."""
     for folder in ("/var/tmp", "/", "/var", "/home", "/srv", "/opt"):  # noqa: S108 (without a name)
         with contextlib.suppress(OSError):
             return os.open(folder, os.O_TMPFILE | os.O_RDWR, 0o600)
@@ -348,7 +348,7 @@ def _on_disk(number: int) -> object:
 
 # -- network -----------------------------------------------------------------------------------------
 def _fill(sender: socket.socket, least: int) -> None:
-    """Send until that would have to wait; raise OSError if less than so many bytes were taken."""
+    """Send until the socket would block; raise OSError if it took fewer than *least* bytes."""
     sender.setblocking(False)
     sent = 0
     with contextlib.suppress(BlockingIOError):
@@ -381,7 +381,7 @@ def _tcp(place: Place, after: ExitStack) -> Take:
 
 @pool("orphaned TCP connections", 5000)
 def _orphans(place: Place, after: ExitStack) -> Take:
-    # Nobody accepts them, so they cost no descriptor; what is not sent yet keeps each in the kernel.
+    # Nobody accepts these connections, so they use no descriptor; unsent data keeps each in the kernel.
     listeners: list[socket.socket] = []
     numbers = itertools.count()
 
@@ -425,7 +425,7 @@ def _followed(place: Place, after: ExitStack) -> Take:
 
     def one() -> None:
         port, which = divmod(next(numbers), len(senders))
-        with contextlib.suppress(PermissionError, ConnectionRefusedError, BlockingIOError):  # others may pass
+        with contextlib.suppress(PermissionError, ConnectionRefusedError, BlockingIOError):  # the next may pass
             senders[which].sendto(b"x", socket.MSG_DONTWAIT, (place.aim[which], 1024 + port % 60_000))
 
     return one

@@ -1,8 +1,8 @@
-"""Tries to break out of an environment; runs *inside* one, by its Python.
+"""Program of the audit: tries to break out of an environment, from *inside* it.
 
-A program by itself: standard library only (``pika`` where the image has it), no
+It runs by itself: standard library only (``pika`` where the image has it), no
 import of netspace, Python 3.9 or newer. It reads one JSON object from standard
-input, tries everything below once, bounded in count and time, and prints a JSON
+input, makes each attempt below once, bounded in count and time, and prints a JSON
 list of rows ``{name, group, outcome, detail}``; *outcome* is ``refused`` (good),
 ``succeeded`` (isolation is broken) or ``skipped`` (there is no target).
 
@@ -19,9 +19,9 @@ A value ``{"skip": "why"}`` gives the reason.
 
 No attempt asks for more than a little beyond a limit, and none harms the host if it succeeds.
 
-``victim`` as argument makes it the peer, a target of the attempts: it holds a lock, keeps
-touching a file, keeps the marker in a file, in memory and in its environment, and
-listens; it prints ``ready`` and waits.
+With the argument ``victim`` it is the peer, a target of the attempts: it holds a lock, opens a
+file again and again, keeps the marker in a file and in memory, and listens. It prints ``ready``
+and then runs until it is killed.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ NUMBERS = {
     "delete_module": (176, 106), "io_setup": (206, 0), "mlock": (149, 228),
 }  # fmt: skip
 
-# Whatever is tried on the network is on this machine, or refused: it answers at once or not at all.
+# Seconds. Network targets are on this machine or refused, so they answer at once or never.
 PATIENCE = 0.3
 
 GROUPS = ("files", "locks", "memory", "processes", "namespaces", "kernel", "devices", "network", "broker", "time",
@@ -84,7 +84,7 @@ class Refused(Exception):
 
 
 def attempt(group: str, name: str) -> Callable[[Attempt], Attempt]:
-    """Register an attempt: it returns what it achieved, or raises Refused or OSError."""
+    """Register an attempt, which returns a text on its success, or raises Refused, OSError or Skip."""
 
     def register(function: Attempt) -> Attempt:
         ATTEMPTS.append((group, name, function))
@@ -337,8 +337,8 @@ def send_signal(target: dict[str, Any]) -> str:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, 0)
             if os.path.exists(f"/proc/{pid}"):
-                continue  # one of our own world, started since
-            os.kill(pid, 0)  # or started and ended
+                continue  # a process of this environment, started meanwhile
+            os.kill(pid, 0)  # fails if it was started and ended meanwhile
             return f"process {pid} can be signalled"
     raise Refused("2998 process ids tried")
 
@@ -886,7 +886,7 @@ def broker_events(target: dict[str, Any], card: Any, channel: Any, pika: Any) ->
 
 
 def _tls(own: bool) -> Any:
-    """Return a TLS context that believes any broker, with this environment's own certificate or without one."""
+    """Return a TLS context that accepts any broker, with this environment's own certificate or without one."""
     try:
         import ssl
     except ImportError:
@@ -900,7 +900,7 @@ def _tls(own: bool) -> Any:
 
 
 def _stream(own: bool) -> Any:
-    """Return a connection to the broker, by the port that is served."""
+    """Return a connection to the broker: plain on port 5672 or, if that fails, TLS on port 5671."""
     try:
         plain = socket.create_connection(("127.0.0.1", 5672), timeout=PATIENCE * 10)
     except OSError:
@@ -916,7 +916,7 @@ def _stream(own: bool) -> Any:
 def login(mechanism: str, response: bytes, own: bool = False) -> str:
     """Log in at the broker by a few bytes of AMQP 0-9-1; raise Refused if the login isn't accepted.
 
-    :param own: show this environment's own certificate.
+    :param own: present this environment's own certificate.
     """
     try:
         return _login(mechanism, response, own)
@@ -945,7 +945,7 @@ def _frame(stream: socket.socket) -> bytes:
 
 
 def _exactly(stream: socket.socket, size: int) -> bytes:
-    """Read exactly so many bytes; TLS knows no MSG_WAITALL."""
+    """Read exactly *size* bytes: TLS has no MSG_WAITALL."""
     found = b""
     while len(found) < size:
         part = stream.recv(size - len(found))
@@ -986,7 +986,7 @@ def anonymous(target: dict[str, Any]) -> str:
 # -- time ------------------------------------------------------------------------------------------------
 def _clock(name: str, *arguments: Any) -> Attempt:
     def run(target: dict[str, Any]) -> str:
-        # Nothing would change: the time that is set is the time that is.
+        # Set the present time, so that a success changes nothing.
         now = (ctypes.c_int64 * 2)(int(time.time()), 0)
         return f"returned {syscall(name, *(now if value is ... else value for value in arguments))}"
 
@@ -1080,7 +1080,7 @@ def too_many_files(target: dict[str, Any]) -> str:
 
 
 def _fill(folder: str, size: int) -> str:
-    # Without a name, so that whatever ends this, nothing is left.
+    # A file without a name: however this process ends, nothing is left.
     fd = os.open(folder, os.O_TMPFILE | os.O_RDWR, 0o600)
     block = b"\xa5" * (1024 * 1024)
     written = 0
@@ -1187,7 +1187,7 @@ def isolated(function: Attempt, target: dict[str, Any]) -> dict[str, str]:
     pid = os.fork()
     if pid == 0:
         os.close(reader)
-        # Where memory runs out, this one goes, not who asks it.
+        # If memory runs out, the kernel shall kill this process, not its parent.
         with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as stream:
             stream.write("1000")
         os.write(writer, json.dumps(one(function, target)).encode()[:60_000])
@@ -1222,12 +1222,12 @@ def one(function: Attempt, target: dict[str, Any]) -> dict[str, str]:
     except OSError as err:
         return {"outcome": "refused", "detail": errno.errorcode.get(err.errno or 0, "") + f" {err}"}
     except Exception as err:
-        # Neither refused by the system nor achieved: the probe itself is at fault, and that must show.
+        # The system didn't refuse the attempt: the probe itself failed, and that must be visible.
         return {"outcome": "succeeded", "detail": f"the probe failed: {err!r}"}
 
 
 def victim(target: dict[str, Any]) -> None:
-    """Act as the peer: hold, keep and offer the targets of an attacker."""
+    """Act as the peer: hold the targets of the attempts and answer connections, until killed."""
     marker = target["marker"]
     with open("/tmp/victim", "w") as stream:
         stream.write(marker)

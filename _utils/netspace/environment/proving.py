@@ -1,7 +1,7 @@
-"""Updates on trial: which environments are, until when, and the verdict.
+"""Updates on trial: the wait until updated environments are healthy, and the verdict.
 
-An environment that ran well and is changed keeps its previous self (``Record.previous``) until the
-new one is healthy. ``apply`` acts on the verdict; this module only observes.
+When a healthy environment is updated, its record keeps the previous version (``Record.previous``) until
+the new one is healthy. ``apply`` acts on the verdict; this module only observes.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from netspace.spec.types import Environment
 from netspace.supervision import Status, Supervisor
 
 LOOK = 0.1
-BEGUN = 300.0  # seconds that the watch has to begin, its library compiled, on however slow a host
-SLACK = 10.0  # seconds beside what is declared: a busy host's
+BEGUN = 300.0  # seconds allowed to the health service for its begin: a slow host has to compile the library first
+SLACK = 10.0  # seconds in addition to the declared ones, for a busy host
 
 
 def worth_keeping(seen: Seen, new: Environment) -> Previous | None:
-    """Return the version to go back to if an update fails; None if no proof is needed or that version isn't up."""
+    """Return the version to go back to if an update fails; None if there is no trial or that version isn't up."""
     record = seen.record
     if new.health is None or not new.update.rollback:
         return None
-    if record.previous is not None:  # the update before was not proved: what was there before that is
+    if record.previous is not None:  # the last update is still on trial: keep the version before it
         return record.previous
     if not observe.is_up(record, seen.status, seen.verdict):
         return None
@@ -67,7 +67,7 @@ def _finding(layout: Layout, name: str, record: Record, status: Status, late: bo
     """Return why the trial failed; empty if it has passed, None if that is not known yet."""
     if observe.is_up(record, status, observe.current(layout, name, record, status)):
         return ""
-    # Also of one that was ended for that: what was thought of it before the trial was cleared.
+    # The process may have been ended for its failed check. Verdicts from before the trial were deleted.
     known = verdict.read(layout, name)
     said = f": {known.judgement.detail}" if known is not None and known.judgement.detail else ""
     if verdict.condemned(layout, name).exists() or (known is not None and known.judgement.state == "unhealthy"):
@@ -82,7 +82,7 @@ def _finding(layout: Layout, name: str, record: Record, status: Status, late: bo
 
 
 def watched(layout: Layout, supervisor: Supervisor) -> None:
-    """Wait until the watch has begun to probe: only then does the time of a trial run.
+    """Wait until the health service has begun to probe: the time of a trial counts from then.
 
     :raises NetspaceError: when it doesn't begin.
     """
@@ -100,10 +100,10 @@ def watched(layout: Layout, supervisor: Supervisor) -> None:
 def awaited(
     layout: Layout, supervisor: Supervisor, names: Collection[str], known: Mapping[str, Record]
 ) -> dict[str, str]:
-    """Wait for environments that come after others to be started; return why some are not, by name.
+    """Wait until environments with ``after`` are started; return, by name, why some are not.
 
-    The supervisor starts them, also after this function has returned: nothing is lost by not waiting longer.
-    No time is given to environments that come after one that is declared to be stopped.
+    The supervisor starts them, even after this function has returned. This function does not wait for environments
+    that come after one which is declared as stopped.
     """
     soon = {name for name in names if not _after_stopped(name, known)}
     until = time.monotonic() + max((_patience(name, known) for name in soon), default=0.0)
@@ -112,24 +112,24 @@ def awaited(
         statuses = supervisor.observe(services)
         left = [name for name in names if _waits(statuses.get(runtime.service_name(name)))]
         if soon.isdisjoint(left) or time.monotonic() > until:
-            statuses = supervisor.observe() if left else {}  # also of what they wait for
+            statuses = supervisor.observe() if left else {}  # includes the environments that they wait for
             missing = {name: observe.awaited(layout, name, known, statuses) for name in left}
             return {name: why for name, why in missing.items() if why}
         time.sleep(LOOK)
 
 
 def _after_stopped(name: str, known: Mapping[str, Record]) -> bool:
-    """Return whether it comes after an environment that is declared to be stopped."""
+    """Return whether *name* comes after an environment that is declared as stopped."""
     return any(other in known and known[other].spec.state == "stopped" for other in known[name].spec.after)
 
 
 def _waits(status: Status | None) -> bool:
-    """Return whether it is not started yet, and never was."""
+    """Return whether a service still waits for its first start."""
     return status is not None and status.state == "starting" and not status.exit
 
 
 def _patience(name: str, known: Mapping[str, Record], trail: tuple[str, ...] = ()) -> float:
-    """Return the seconds that all environments it comes after may take, one after the other."""
+    """Return the seconds that the environments before *name* may take to become healthy, one after the other."""
     longest = SLACK
     for other in known[name].spec.after if name in known else ():
         if other in known and other not in (*trail, name):

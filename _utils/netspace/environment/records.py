@@ -1,8 +1,8 @@
-"""Records of what was applied, one per environment: all that is needed to build it again.
+"""Records of applied environments, one each, with all that is needed to rebuild the environment.
 
 A record is written before anything that it names is made, and removed after all of that is gone. It is
-replaced only while the environment is stopped, unless nothing that runs depends on the change. So an
-environment that runs, runs as its record says.
+replaced only while the environment is stopped, or if the change doesn't affect the running program. So
+a running environment always matches its record.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from netspace.spec.types import Environment
 
 RunState = Literal["running", "present", "stopped"]
 KIND = "environments"
-BESIDE = "beside"  # notes of what was started beside an environment, while that is updated
+BESIDE = "beside"  # notes of second instances, which run during a rolling update
 _VERSION = 1
 
 
@@ -46,7 +46,7 @@ class Failed(msgspec.Struct, frozen=True):
     :param declared: the :func:`fingerprint` of the declaration.
     :param source: the image's source as the declaration named it.
     :param identity: the identity of that source's content.
-    :param digest: of the image that was built from it.
+    :param digest: the digest of the image that was built from it.
     :param reason: why it was taken back.
     """
 
@@ -63,12 +63,12 @@ class Record(msgspec.Struct, frozen=True):
     :param state: the state asked for last, by a declaration or an operator.
     :param base: host id of the id 0 inside.
     :param config: sha256 of the bundle's ``config.json``.
-    :param revision: of the hardening that it was rendered with.
+    :param revision: the revision of the hardening in ``config.json``.
     :param summary: a summary of its files, for the operator.
-    :param profile: the operator's own system call profile, as it was read; None if it is one of ours.
+    :param profile: the operator's own system call profile, as it was read; None for a built-in one.
     :param runtime: the runtime that runs it, and its settings.
-    :param previous: the version to go back to; None if nothing has to be proved (any more).
-    :param failed: the update that was taken back last, if it is still what is declared.
+    :param previous: the version to go back to while an update is on trial; else None.
+    :param failed: the last update that was taken back, if the declaration still asks for it.
     """
 
     spec: Environment
@@ -85,7 +85,7 @@ class Record(msgspec.Struct, frozen=True):
 
 
 def fingerprint(spec: Environment, profile: Profile | None, runtime: Runtime) -> str:
-    """Return a digest of an environment's declaration; its ``state`` is no part of that."""
+    """Return a digest of an environment's declaration without its ``state``."""
     content = {
         "spec": {key: value for key, value in parse.encode(own(spec)).items() if key != "state"},
         "profile": "" if profile is None else profile.digest,
@@ -97,7 +97,7 @@ def fingerprint(spec: Environment, profile: Profile | None, runtime: Runtime) ->
 def own(spec: Environment) -> Environment:
     """Return the part of a declared environment that is recorded here: all but the interface, which has its own record.
 
-    Of an interface with devices, only its kind is kept: that concerns the environment itself.
+    The kind of an interface with devices is kept, since the environment's configuration depends on it.
     """
     interface = type(spec.interface)() if spec.interface is not None and spec.interface.DEVICES else None
     return msgspec.structs.replace(spec, interface=interface)
@@ -120,7 +120,7 @@ def write_all(layout: Layout, wanted: Mapping[str, Record]) -> dict[str, str]:
 
 
 def updating(layout: Layout) -> set[str]:
-    """Return the environments whose second instance was started, and may exist still."""
+    """Return the names of the environments that may have a second instance."""
     return files.record_names(layout.records(BESIDE))
 
 
@@ -167,8 +167,7 @@ def _profile(profile: Profile | None) -> dict[str, Any]:
 def read(layout: Layout) -> dict[str, Record]:
     """Return every record, by the environment's name.
 
-    For callers that change something: the user ids, folders and order that others have are known only if
-    all records are.
+    For callers that change something: they need the user ids, folders and order of all environments.
 
     :raises StateError: naming a record that can't be understood.
     """
@@ -232,13 +231,13 @@ def _decode(where: Path, name: str, data: dict[str, Any]) -> Record:
 
 
 def _runtime(data: dict[str, Any]) -> Runtime:
-    # Before there was a choice, it was crun.
+    # Records from before the choice of runtimes have none: it was crun.
     runtime = Runtime(data.get("name", runtimes.DEFAULT), data.get("settings", {}))
     if runtime.name not in runtimes.names():
         raise NetspaceError(
             f"the runtime {runtime.name!r} that it was made with is gone; put it back, or declare another"
         )
-    _ = runtime.typed  # its settings are those that there are
+    _ = runtime.typed  # raises for settings that the runtime doesn't have
     return runtime
 
 

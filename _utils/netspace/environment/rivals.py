@@ -1,7 +1,7 @@
-"""Three that draw from the same pools: a twin that takes all it can, its neighbour, and the host's root.
+"""Three rivals for the same pools: a twin that takes all it can, its neighbour, and the host's root.
 
-Each runs ``exhaust.py`` and is asked by its standard input. What the two twins answer comes
-from inside an environment: it is read with bounds, and no more than a number and a short text.
+Each runs ``exhaust.py``, which gets requests on its standard input. The answers of the two twins come
+from inside an environment, so they are read with bounds: only a number and a short text are accepted.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from netspace.errors import NetspaceError
 from netspace.text import printable
 
 _PATIENCE = 60.0  # seconds for one answer
-_LINE = 4096  # bytes of an answer
+_LINE = 4096  # bytes of an answer at most
 _FOLDER = "/tmp"  # noqa: S108 (a twin's own)
 GONE = "killed with all its processes"
 
 
 class Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The number of units taken, and the error that ended that."""
+    """The number of units taken, and the error that ended the taking."""
 
     taken: Annotated[int, msgspec.Meta(ge=0, le=2**40)]
     ended: Annotated[str, msgspec.Meta(max_length=64)]
 
 
 class Rival:
-    """A program that is asked.
+    """A process of ``exhaust.py`` that answers requests.
 
-    :param begin: starts it.
-    :param finish: ends what it started, whatever state that is in.
+    :param begin: starts the process.
+    :param finish: ends the process, in whatever state it is.
     """
 
     def __init__(
@@ -51,9 +51,11 @@ class Rival:
         self._process: subprocess.Popen[bytes] | None = None
 
     def ask(self, **request: object) -> Answer:
-        """Return its answer; one that was killed for what it did answers :data:`GONE`, and begins anew next time.
+        """Send a request and return the answer, or :data:`GONE` if the process was killed.
 
-        :raises NetspaceError: when it can't be started, or doesn't answer as it should.
+        The first request starts the process, as does the next one after it was killed.
+
+        :raises NetspaceError: when it can't be started, or its answer is late or malformed.
         """
         if self._process is None:
             self._process = self._begin()
@@ -68,12 +70,12 @@ class Rival:
         return Answer(answer.taken, printable(answer.ended))
 
     def restart(self) -> None:
-        """End it, and have it ready again."""
+        """End the process, start it again, and wait until it answers."""
         self.end()
         self.ask(echo=True)
 
     def end(self) -> None:
-        """End it."""
+        """End the process."""
         if self._process is not None:
             process, self._process = self._process, None
             with contextlib.suppress(BrokenPipeError):
@@ -86,7 +88,7 @@ class Rival:
 
 
 def _exchange(process: subprocess.Popen[bytes], request: Mapping[str, object]) -> bytes:
-    """Return the line that answers a request, nothing where the program has ended."""
+    """Send a request and return the line that answers it; empty if the program has ended."""
     assert process.stdin is not None
     assert process.stdout is not None
     try:
@@ -97,7 +99,7 @@ def _exchange(process: subprocess.Popen[bytes], request: Mapping[str, object]) -
 
 
 def _line(fd: int) -> bytes:
-    """Read one line; return nothing once there is no more."""
+    """Read one line; return empty bytes at the end of the stream."""
     found = b""
     deadline = time.monotonic() + _PATIENCE
     with selectors.DefaultSelector() as selector:
@@ -116,7 +118,7 @@ def _line(fd: int) -> bytes:
 
 @dataclass(frozen=True)
 class Rivals:
-    """The three.
+    """The three rivals, and functions to measure them.
 
     :param enter: runs a program that does nothing in the neighbour.
     :param memory: returns the bytes of memory that the attacker is charged for.
@@ -138,11 +140,11 @@ def _end_on_host(process: subprocess.Popen[bytes]) -> None:
 
 @contextlib.contextmanager
 def rivals(making: Making, original: Record, twins: tuple[str, str]) -> Iterator[Rivals]:
-    """Make the two twins, and have all three ready.
+    """Make the two twins and yield the three rivals; end all three afterwards.
 
-    The twins must be noted, and have their network namespaces.
+    The twins must have a note and network namespaces.
 
-    :raises NetspaceError: when one of them doesn't run.
+    :raises NetspaceError: when a twin can't be made.
     """
     layout, used = making.layout, original.runtime
     interpreter = twin.prepare(making, original, dict.fromkeys(twins, twin.Role("exhaust.py", (_FOLDER,))))

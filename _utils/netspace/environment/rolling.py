@@ -1,10 +1,10 @@
-"""Rolling updates: a second instance is started, and only once it is healthy is the running one replaced.
+"""Rolling updates: the running instance is replaced only once a second instance is healthy.
 
-The second instance has a name of its own (``Layout.beside``), and a root, a cgroup, a service and
-files of its own. It shares the environment's network namespace, ids and account, and is never
-recorded. It stands in while the old program is stopped and the new one is started in its place, and
-is removed when that is healthy. A note is written before anything of it is made, and removed when
-all of it is gone; by that the next run (or boot) removes what a killed run left.
+The second instance has its own name (``Layout.beside``), root, cgroup, service and files. It shares
+the environment's network namespace, ids and account, and is never recorded. It runs while the old
+program is stopped and the new one is started in its place. It is removed when the new one is healthy.
+A note is written before anything of the second instance is made, and removed when all of it is gone.
+By that note the next run (or boot) removes what a killed run left.
 """
 
 from __future__ import annotations
@@ -53,12 +53,11 @@ def _note(layout: Layout, name: str) -> Path:
 def try_beside(
     making: Making, supervisor: Supervisor, wanted: Mapping[str, Record], handed: Mapping[str, Files]
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Start a second instance of each, and wait until it is healthy; remove again those that don't become so.
+    """Start a second instance of each environment, wait until it is healthy, and remove it if it isn't in time.
 
-    :param handed: the files that each finds under ``/run/netspace``.
-    :return: why an instance was started and did not become healthy, by name; and the errors that kept others
-        from being started.
-    :raises NetspaceError: when the supervisor can't be reached; then a note of what was made stays, for the next run.
+    :param handed: the files under ``/run/netspace`` for each.
+    :return: by name, why instances that were started did not become healthy, and why others could not be started.
+    :raises NetspaceError: when the supervisor can't be reached; then the notes stay, and the next run cleans up.
     """
     layout = making.layout
     errors = erase(layout, supervisor, wanted)
@@ -103,7 +102,7 @@ def _once(spec: Environment) -> Environment:
 
 
 def _proved(layout: Layout, supervisor: Supervisor, name: str, record: Record, refused: str) -> str:
-    """Probe the second instance until it is healthy; return why it is not within its time, else an empty text."""
+    """Probe the second instance until it is healthy; return why it isn't in time, or an empty text."""
     from netspace.health import probes
 
     place, service = layout.beside(name), runtime.service_name(layout.beside(name))
@@ -128,7 +127,7 @@ def _proved(layout: Layout, supervisor: Supervisor, name: str, record: Record, r
 def erase(layout: Layout, supervisor: Supervisor, names: Iterable[str], *, keep_output: bool = False) -> dict[str, str]:
     """Stop and remove the second instances of these environments; return the errors, by name.
 
-    :param keep_output: keep its output for the operator, if there is no journal.
+    :param keep_output: keep their output for the operator, if there is no journal.
     """
     todo = sorted(records.updating(layout) & set(names))
     if not todo:

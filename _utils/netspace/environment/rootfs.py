@@ -1,11 +1,11 @@
-"""An environment's root: an overlay of its own on an image that others use, too.
+"""An environment's root: its own overlay on an image that other environments may share.
 
-Even a read-only environment has its own, because two programs on one file system see each
-other's file locks and inotify events there. The image is mounted with the environment's
-user ids. What the environment writes goes to a layer that belongs to it and to this very image: a
-new image begins with an empty layer (data that shall stay belongs into a volume). The layer is a
-folder, or a file system of its own (``disks``) if its size is bounded. A read-only environment's
-layer, which only holds mount points, is volatile. Between the two may be the program that is its process 1 (``init``).
+Even a read-only environment has its own overlay, because two programs on one file system see each
+other's file locks and inotify events. The image is mounted with the environment's user ids. The
+environment writes to a layer that belongs to it and to one image. A new image begins with an empty
+layer, so lasting data belongs into a volume. The layer is a folder, or a file system of its own
+(``disks``) if its size is bounded. A read-only environment's layer is volatile and holds only mount
+points. A layer with the program for process 1 (``init``) may lie between the image and the writable layer.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ _MEMORY_BOUNDS = "size=4m,nr_inodes=4096"
 def assemble(layout: Layout, name: str, spec: Environment, image: Path, digest: str, base: int, keep: str = "") -> None:
     """Mount the environment's root at ``<bundle>/rootfs``; nothing may be mounted there yet.
 
-    :param image: where the image is mounted.
+    :param image: the mount point of the image.
     :param keep: digest of another image; the layer on that image stays, too.
-    :raises MissingError: when it is to have an init that this host lacks.
+    :raises MissingError: when it needs an init that this host lacks.
     :raises NetspaceError: when a mount fails, with the mount and the reason.
     """
     above = [init.layer(layout)] if spec.init else []
     bundle = layout.bundle(name)
     _ways(layout, bundle, base)
     layer = bundle / "layer" if spec.read_only else _layer(layout, name, digest, spec.limits.disk, base, keep)
-    # A read-only root's layer holds the folders that are mounted on: of a former declaration, too.
+    # A read-only root's layer holds mount points, also those of an earlier declaration.
     trees.remove(bundle / "layer")
     _own_memory(layout.inside(name))
     if spec.read_only:
@@ -62,17 +62,17 @@ def assemble(layout: Layout, name: str, spec: Environment, image: Path, digest: 
 
 
 def _own_memory(folder: Path) -> None:
-    """Mount a small file system in memory at *folder*: in the host's, one sees its identity, and what others take."""
+    """Mount a small tmpfs at *folder*: the host's own would show its identity, and how much others use."""
     folder.mkdir(exist_ok=True, mode=0o700)
     flags = mounts.NOSUID | mounts.NODEV | mounts.NOEXEC
     mounts.mount("netspace", folder, "tmpfs", flags, f"mode=0700,{_MEMORY_BOUNDS}")
 
 
 def _ways(layout: Layout, bundle: Path, base: int) -> None:
-    """Make the folders that lead to the environment's root, for the runtime and for nobody else.
+    """Make the folders above the environment's root, so that only the runtime can pass them.
 
-    The runtime walks here as root of the environment's user namespace, so the modes must not depend on the umask of the
-    folders' maker. Other users of the host learn no name and can't reach into an environment's root, so they can't
+    The runtime passes them as root of the environment's user namespace, so their modes must not depend on the umask of
+    the process that makes them. Other users of the host can't list them or enter an environment's root, so they can't
     leave files and sockets there.
     """
     folders = {layout.run: 0o711, layout.identities: 0o700, bundle.parent: 0o711, bundle: 0o710}
@@ -86,14 +86,14 @@ def _ways(layout: Layout, bundle: Path, base: int) -> None:
 
 
 def _layer(layout: Layout, name: str, digest: str, size: int | None, base: int, keep: str) -> Path:
-    """Make the lasting layer on this image, in a folder or in a file system of *size*; return the folder of its parts.
+    """Make the persistent layer on this image, as a folder or a file system of *size*; return the folder of its parts.
 
-    The content of the other kind of layer is copied over whole; where that fails, the old one stays.
-    Once the wanted kind exists it is complete, so the other one is a left-over.
+    If there is a layer of the other kind, all its content is copied. If that fails, the old layer stays.
+    A layer of the wanted kind is always complete, so one of the other kind beside it is a left-over.
     """
     folder = layout.environment(name) / digest[:16]
     folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    # What counts has its own name only as long as it is whole: else a run that was killed would leave a part.
+    # A layer has its final name only while it is complete: a killed run would leave a partial one.
     making, leaving = (folder.with_name(f"{folder.name}{suffix}") for suffix in (".new", ".old"))
     trees.remove(making)
     trees.remove(leaving)
@@ -119,9 +119,9 @@ def _layer(layout: Layout, name: str, digest: str, size: int | None, base: int, 
 
 
 def check(layout: Layout, name: str, spec: Environment, digest: str) -> None:
-    """Check that a layer which shall get a size has room for its content. Changes nothing; the layer may be in use.
+    """Check that a layer's content fits into the size that it will get. Changes nothing; the layer may be in use.
 
-    :raises NetspaceError: when it has no room.
+    :raises NetspaceError: when it doesn't fit.
     """
     size = spec.limits.disk
     if size is None or spec.read_only or disks.layer(layout, name, digest, size).file.exists():
@@ -133,10 +133,10 @@ def check(layout: Layout, name: str, spec: Environment, digest: str) -> None:
 
 
 def _own(upper: Path, base: int) -> None:
-    """Give the layer's top to *base*'s ids, and all in it that had the ids of another base.
+    """Make *base* the owner of the layer's top folder, and move all ids of the former base in it to *base*.
 
-    An environment whose record was lost has got other ids. The top goes last, so an interrupted change is
-    noticed and done again.
+    An environment whose record was lost has got other ids. The top folder is changed last, so that an interrupted
+    change is noticed and repeated.
     """
     old = upper.stat().st_uid
     if old != base and old >= FIRST:
@@ -172,10 +172,10 @@ def layers(layout: Layout) -> set[str]:
 
 
 def adopt(layout: Layout, name: str, digest: str) -> None:
-    """Take over the layer of an environment whose record was lost: nobody asked to remove it.
+    """Keep the layers of an environment whose record was lost: nobody asked to remove them.
 
-    A layer on another image can't be used any more. It is put aside under a name that begins with
-    ``lost-``, until the environment is removed.
+    A layer on another image can't be used any more. It gets a name that begins with ``lost-``, and is
+    kept until the environment is removed.
     """
     dismantle(layout, name)
     trees.remove(layout.bundle(name))
@@ -191,7 +191,7 @@ def adopt(layout: Layout, name: str, digest: str) -> None:
 
 
 def is_assembled(layout: Layout, name: str, mounted: Collection[str]) -> bool:
-    """Return whether the root is mounted, and the file system of what the environment is handed."""
+    """Return whether the root and the file system of the handed-out files are mounted."""
     return str(below(layout.bundle(name), "rootfs")) in mounted and str(layout.inside(name)) in mounted
 
 

@@ -1,10 +1,10 @@
-"""Calls of OCI runtimes: their command lines, and the errors that they leave.
+"""Calls of OCI runtimes: their command lines, and the errors in their logs.
 
 ``runtimes`` has the runtimes and their differences. A runtime is called detached: it starts the
-program, leaves its PID in a file and ends, so no process of ours stands beside an
+program, writes the program's PID to a file and ends, so no process of ours stays with an
 environment. crun refuses a *hybrid* cgroup layout (version 1 controllers with version 2 at
-``/sys/fs/cgroup/unified``). On such a host each call runs in a mount namespace of its own in which
-that mount is covered; the machine's mounts are never touched.
+``/sys/fs/cgroup/unified``). On such a host each call runs in its own mount namespace, in which
+another mount covers that one; the host's mounts are never touched.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from netspace.supervision import Service, payload_cgroup
 
 VARIABLES = {"PATH": runtimes.SEARCHED}
 PATIENCE = 60.0  # seconds for a runtime to kill and forget a container
-_AT_ONCE = 0.1  # seconds for a tender that no signal stops; none would be no deadline
-# What runs beside gets neither the score nor the umask that the program got from the runtime: without them it would
-# be as precious as the minion, and its files everybody's.
+_AT_ONCE = 0.1  # stop timeout (seconds) of a tender that no signal stops; 0 would mean no deadline
+# For a second program, the runtime sets neither the OOM score nor the umask of the first one. Without them the kernel
+# would spare it like the minion, and everybody could read its files.
 _BESIDE = f'umask 077 && echo {oci.OOM_SCORE_ADJ} >/proc/self/oom_score_adj && exec "$@"'
-# What a runtime can't tidy up: files of its state folder, and the environment's cgroup ($0) in whatever hierarchy.
+# Removes what a runtime leaves behind: files of its state folder, and the environment's cgroup ($0) in all hierarchies.
 _TIDY = f'rm -f -- "$@"; for folder in {cgroups.ROOT}"$0" {cgroups.ROOT}/*"$0"; do rmdir "$folder"; done 2>/dev/null; :'
 HEALTH = "health"  # the service that watches environments' health
 _UNIFIED = f"{cgroups.ROOT}/unified"
@@ -52,11 +52,11 @@ def container(layout: Layout, name: str, runtime: Runtime) -> str:
 
 
 def prefix(mounted: Mapping[str, mounts.Mount]) -> tuple[str, ...]:
-    """Return the words before a call of a runtime that fails on hybrid cgroups; none if this host's aren't hybrid."""
+    """Return the command prefix that hides hybrid cgroups from a runtime; empty if this host has none."""
     unified = mounted.get(_UNIFIED)
     if unified is None or unified.kind != "cgroup2" or not os.path.ismount(_UNIFIED):
         return ()  # not there, or covered by another mount
-    # It makes a folder for the environment there all the same: in a tmpfs that goes with the namespace.
+    # The runtime still makes a folder for the environment there: it lies in a tmpfs that ends with the namespace.
     script = f'mount -t tmpfs -o size=64k none {_UNIFIED} && exec "$@"'
     return ("/usr/bin/unshare", "--mount", "--propagation", "private", "--", "/bin/sh", "-c", script, "sh")
 
@@ -84,7 +84,7 @@ def beside(
 ) -> tuple[str, ...]:
     """Return the command line that runs another program (``<scratch>/process.json``) in a running environment.
 
-    The program's PID will be in ``<scratch>/pid``, and the runtime's complaints in ``<scratch>/log``.
+    The program's PID will be in ``<scratch>/pid``, and the runtime's errors in ``<scratch>/log``.
 
     :raises NetspaceError: when the runtime doesn't know the environment (any more).
     """
@@ -105,9 +105,9 @@ def beside(
 
 
 def piped(call: Sequence[str]) -> subprocess.Popen[bytes]:
-    """Start a call that stays with its program, on three pipes.
+    """Start a runtime call that stays as long as its program, with three pipes as its standard streams.
 
-    It never gets the host's /dev/null: a runtime hands its streams to the environment's user (fchown).
+    It never gets the host's /dev/null: a runtime makes the environment's user the owner of its streams (fchown).
     """
     return subprocess.Popen(
         call,
@@ -140,7 +140,7 @@ def pid_file(layout: Layout, name: str) -> Path:
 
 
 def halt_mark(layout: Layout, name: str) -> Path:
-    """Return the path of a mark that exists from before we stop the environment until it is started again."""
+    """Return the path of the halt mark: a file that exists from before we stop the environment until its next start."""
     return below(layout.bundle(name), "halted")
 
 
@@ -157,7 +157,7 @@ def service(
     :param controllers: the cgroup controllers that the host has; limits without a controller are left out.
     :raises MissingError: when the runtime is not installed.
     """
-    # One with a check is meant to stay: whenever it ends, that is no success.
+    # A program with a health check is meant to stay, so any end counts as a failure.
     checked = spec.health is not None and spec.restart == "on-failure"
     limits = {"memory": int(spec.limits.memory), "cpus": spec.limits.cpus, "pids": spec.limits.pids}
     jail = runtime.jail
@@ -189,7 +189,7 @@ def service(
 def _cleanup(
     layout: Layout, name: str, runtime: Runtime, mounted: Mapping[str, mounts.Mount]
 ) -> tuple[tuple[str, ...], ...]:
-    """Return the commands that kill and forget the environment's container, however far its launch got."""
+    """Return the commands that kill and delete the environment's container, even after a partial launch."""
     own = container(layout, name, runtime)
     delete = call(layout, runtime, mounted, "delete", "--force", own)
     if "tidy" not in runtime.lacks:
@@ -210,14 +210,14 @@ def health(layout: Layout) -> Service:
         name=HEALTH,
         description=f"{layout.instance}: the health of environments",
         command=library.command(layout, "health"),
-        variables={**VARIABLES, "NETSPACE_LIBRARY": library.installed(layout)},  # another one is another service
+        variables={**VARIABLES, "NETSPACE_LIBRARY": library.installed(layout)},  # a new library restarts the service
         stop_timeout=5.0,
         delegate=True,  # it runs crun
     )
 
 
 def failure(layout: Layout, name: str) -> str:
-    """Return why the runtime failed to start the environment the last time; empty if it did not."""
+    """Return why the runtime failed to start the environment the last time; empty if it didn't fail."""
     return complaint(log(layout, name))
 
 
@@ -237,7 +237,7 @@ def complaint(path: Path) -> str:
 
 
 def _objects(line: str) -> list[dict[str, Any]]:
-    """Return the JSON objects in a line: runsc ends none of its lines."""
+    """Return the JSON objects in a line: runsc writes no line ends."""
     found, at = [], 0
     with contextlib.suppress(ValueError, RecursionError):  # the last may be cut off
         while at < len(line):
@@ -257,7 +257,7 @@ def known(layout: Layout, name: str) -> list[str]:
 
 
 def delete(layout: Layout, name: str, mounted: Mapping[str, mounts.Mount], used: Runtime = USUAL) -> None:
-    """Have runtimes kill and forget the environment's container, if one still knows it or has remains of it.
+    """Have each runtime that knows the environment's container, or has remains of it, kill and delete it.
 
     :param used: the runtime that the environment was made with.
     :raises NetspaceError: when a runtime does not end within ``PATIENCE``.

@@ -5,7 +5,7 @@ The profile ``strict`` lists the calls that ordinary programs need, by family, e
 fails with EPERM, or with ENOSYS if a C library tests for the call and goes on without it. ``NEVER`` lists the
 calls that neither profile lets through, with any capabilities: those that make namespaces or mounts, reach into
 another process or widen the kernel's attack surface. Some calls pass only with some arguments
-(``seccomp_arguments``). Landlock and seccomp stay, so that a program can narrow itself further.
+(``seccomp_arguments``). Landlock and seccomp stay allowed, so that a program can narrow itself further.
 ``seccomp_file`` reads profiles of an operator's own; this module touches no file.
 
 Written from the manual pages of section 2; the names of both architectures stand in one
@@ -127,7 +127,7 @@ STANDARD: Mapping[str, Family] = {
     ),
 }
 
-# What a tender needs: a program that has a kernel for its guest, opens a few files, and starts none.
+# Calls for a tender: a program that runs a kernel as its guest, opens a few files, and starts no program.
 TENDER: Mapping[str, Family] = {
     "starting": Family("become the tender; load its libraries", "execve arch_prctl set_tid_address brk"),
     "files": Family(
@@ -209,7 +209,7 @@ NEVER: Mapping[str, Family] = {
     ),
 }
 
-# Calls that a C library or runtime tries and does without where they don't exist.
+# Calls that a C library or a language runtime tries, and does without if the kernel doesn't have them.
 ABSENT = (
     "clone3 io_uring_setup io_uring_enter io_uring_register io_setup cachestat statmount listmount setxattrat "
     "getxattrat listxattrat removexattrat file_getattr file_setattr"
@@ -217,7 +217,7 @@ ABSENT = (
 
 _THREAD = 0x00010000  # CLONE_THREAD
 
-# clone(2) without any of these: CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET.
+# Flags that clone(2) must not have: CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET.
 NAMESPACE_FLAGS = 0x00020000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000
 
 _UNIX, _INET, _INET6, _NETLINK = 1, 2, 10, 16
@@ -227,9 +227,9 @@ _NETLINK_ROUTE = 0
 _STREAM, _DGRAM = 1, 2
 _KIND = 0xF  # of a socket's type; the rest is flags: SOCK_CLOEXEC, SOCK_NONBLOCK
 
-# (address family, type, protocol); None for any. Other types and protocols would load kernel modules
-# on request: a type alone does (SOCK_DCCP with protocol 0). Netlink's routing family stays, reading one's
-# own namespace: getifaddrs, if_nameindex and getaddrinfo ask it. Without capabilities it changes nothing.
+# (address family, type, protocol); None for any. Other types and protocols would load kernel modules on
+# request: a type alone does (SOCK_DCCP with protocol 0). Netlink's routing family is allowed, since getifaddrs,
+# if_nameindex and getaddrinfo read their own namespace by it. Without capabilities it changes nothing.
 SOCKETS: tuple[tuple[int, int | None, int | None], ...] = (
     (_UNIX, None, None),
     *((family, _STREAM, protocol) for family in (_INET, _INET6) for protocol in (_ANY, _TCP)),
@@ -240,12 +240,12 @@ SOCKETS: tuple[tuple[int, int | None, int | None], ...] = (
 )
 
 TENDER_SOCKETS = tuple(one for one in SOCKETS if one[0] == _INET and one[2] in (_ANY, _TCP, _UDP))
-# Of a tender that looks for its device among all interfaces (getifaddrs) before it attaches to it.
+# For a tender that looks for its device among all interfaces (getifaddrs) before it attaches to it.
 _LOOKING = (_NETLINK, 3, _NETLINK_ROUTE)
 
 PROFILES = ("strict", "standard")
 
-_UPPER = 1 << 32  # a bit of an argument that the kernel doesn't read where it wants an int
+_UPPER = 1 << 32  # a bit of an argument above those that the kernel reads for an int
 _TYPE = 0o170000
 _NODES = (0, 0o010000, 0o100000, 0o140000)  # fifo, regular file (two ways), socket; no device
 _PERSONALITIES = (0, 0xFFFFFFFF)  # set plain Linux; ask
@@ -327,7 +327,7 @@ def _allow(names: list[str], *args: dict[str, Any]) -> dict[str, Any]:
 
 
 class Answer(NamedTuple):
-    """A profile's answer to a call: an action without its ``SCMP_ACT_``, and the error that the call gives."""
+    """A profile's answer to a call: the action without the prefix ``SCMP_ACT_``, and the call's errno."""
 
     action: str
     errno: int = 0
@@ -342,7 +342,7 @@ def answer(rules: Mapping[str, Any], name: str, arguments: Sequence[int] = ()) -
 
     A rule without conditions wins over those with some.
 
-    :param arguments: of the call; absent ones are 0.
+    :param arguments: the call's arguments; absent ones are 0.
     """
     given = [*arguments, *[0] * (6 - len(arguments))]
     fitting = [
@@ -370,7 +370,7 @@ def _holds(condition: Mapping[str, Any], arguments: Sequence[int]) -> bool:
 
 
 def dangers(rules: Mapping[str, Any]) -> list[str]:
-    """Return a profile's dangers: calls of ``NEVER``, even if conditional; namespaces by clone; refused arguments."""
+    """Return dangers that a profile allows: calls of ``NEVER``, even if conditional; clone flags; refused arguments."""
     passing = [rule for rule in rules.get("syscalls") or () if _answer(rule["action"], 0).passes]
     named = {name for rule in passing for name in rule["names"]}
     found = [

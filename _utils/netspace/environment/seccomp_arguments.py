@@ -1,6 +1,6 @@
-"""The arguments with which allowed system calls pass, if not all do. Pure tables.
+"""System calls that pass only with certain arguments. Pure tables.
 
-A filter can compare arguments that are no pointers: the command of ``fcntl``, the advice of
+A filter can compare only arguments that are not pointers, such as the command of ``fcntl`` or the advice of
 ``madvise``. The values are those of <linux/fcntl.h>, <linux/fadvise.h>, <asm-generic/mman-common.h>,
 <linux/memfd.h>, <linux/shm.h>, <asm-generic/resource.h> and <linux/prctl.h>, which are the same on both architectures.
 """
@@ -17,12 +17,12 @@ class Narrow(NamedTuple):
     """Conditions on one argument of a call.
 
     :param place: number of the argument, from 0; of its 64 bits the kernel reads the lower 32.
-    :param passes: ranges of values that pass, first and last; empty: all but those with one of *bits*.
-    :param refused: values that must not pass, by the names that manual pages have for them.
-    :param asks: number of another argument, a pointer: if it is null the call changes nothing, and passes.
-    :param told: number of a pointer to the call's result. If it is null, or the call has no result (-1), a refused
-        call is answered as if it were done: programs that take a refusal for an error would end, though they need
-        nothing of the call.
+    :param passes: ranges of values that pass (first, last). If empty, all values without a bit of *bits* pass.
+    :param refused: values that must not pass, by their names in the manual pages.
+    :param asks: number of a pointer argument. If it is null, the call changes nothing, and passes.
+    :param told: number of a pointer to the call's result; -1: the call has no result. If the pointer is null or there
+        is no result, a refused call reports success. Some programs would exit at an error, though they don't need
+        the call's effect.
     """
 
     why: str
@@ -40,7 +40,7 @@ _CORE = "the host's crash handler, which is root's, runs for a limit of 0, and f
 _CORES, _NOT_CORES = {"RLIMIT_CORE": 4}, ((0, 3), (5, 15))
 _MERGED = "pages that are merged with others' tell by the time of a write what these hold"
 
-# Of calls that a family lets through: which of their arguments pass.
+# Calls that a family lets through with some arguments only.
 NARROWED: Mapping[str, Narrow] = {
     "fcntl": Narrow(
         "whoever opens a file that somebody has a lease on waits, for 45 s unless told otherwise",
@@ -76,12 +76,12 @@ NARROWED: Mapping[str, Narrow] = {
 
 
 def conditions(narrow: Narrow) -> Iterator[list[dict[str, Any]]]:
-    """Yield alternative conditions, each a list that must hold whole, under which a call passes.
+    """Yield alternatives under which a call passes, each a list of conditions that must all hold.
 
-    A comparison for "less" or "not equal" would look at all 64 bits of an argument of which the
-    kernel reads 32: with some of the upper bits set, a refused value would pass. So a range is cut
-    into blocks whose size is a power of 2 and whose first value is a multiple of that, as
-    networks are: each is one comparison under a mask.
+    A comparison for "less" or "not equal" would look at all 64 bits of an argument, but the kernel
+    reads only 32. With an upper bit set, a refused value would pass. So a range is cut into blocks
+    whose size is a power of 2 and whose first value is a multiple of that size, like networks.
+    Each block is one comparison under a mask.
     """
     if not narrow.passes:
         yield [masked(narrow.place, narrow.bits, 0)]
@@ -93,21 +93,18 @@ def conditions(narrow: Narrow) -> Iterator[list[dict[str, Any]]]:
             yield [masked(narrow.place, _WORD ^ (size - 1), first)]
             first += size
     if narrow.asks is not None:
-        # Beside the value, and not for itself: libseccomp mixes up rules that differ in their first argument.
+        # Compare the value, too: libseccomp mixes up rules that differ in their first argument.
         for value in narrow.refused.values():
             yield [masked(narrow.place, _WORD, value), equal(narrow.asks, 0)]
 
 
 def changing(narrow: Narrow, value: int) -> list[int]:
-    """Return arguments of a call that changes something with *value*."""
+    """Return example arguments of a call that changes something with *value*."""
     return [value if place == narrow.place else int(place == narrow.asks) for place in range(6)]
 
 
 def pretended(narrow: Narrow) -> Iterator[list[dict[str, Any]]]:
-    """Yield alternative conditions under which a refused call is answered as if it were done.
-
-    Each is a list, all of which must hold.
-    """
+    """Yield alternatives under which a refused call reports success, each a list of conditions that must all hold."""
     if narrow.told is None:
         return
     for value in narrow.refused.values():

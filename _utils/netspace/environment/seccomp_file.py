@@ -1,9 +1,9 @@
-"""A system call profile of an operator's own: a JSON file as OCI runtimes or Docker know it.
+"""Reader of an operator's own system call profile: a JSON file in the format of OCI runtimes or Docker.
 
-Read strictly and with bounds: an unknown key, action or operator is an error, for a misread
-rule would be a hole. Docker's conditions (``includes``, ``excludes``, ``archMap``) are resolved
-for this machine and for a program without capabilities. The operator decides what the profile lets
-through; the plan's notes name the calls of ``seccomp.NEVER`` among them.
+The file is read strictly and with bounds: an unknown key, action or operator is an error, since a
+misread rule would be a hole. Docker's conditions (``includes``, ``excludes``, ``archMap``) are
+resolved for this machine and for a program without capabilities. The operator decides which calls the
+profile allows; the plan's notes name those of ``seccomp.NEVER`` among them.
 """
 
 from __future__ import annotations
@@ -101,9 +101,9 @@ class _File(_Strict, frozen=True):
 class Profile(msgspec.Struct, frozen=True):
     """A profile as it was read.
 
-    :param digest: hexadecimal sha256 of the file, which tells a changed one.
+    :param digest: hexadecimal sha256 of the file, to notice a change.
     :param rules: ``linux.seccomp`` of the OCI runtime configuration.
-    :param dangers: calls and arguments that it lets through and no profile of ours does.
+    :param dangers: calls and arguments that it allows and that no built-in profile allows.
     :param error: why it could not be read; then there are no rules.
     """
 
@@ -114,7 +114,7 @@ class Profile(msgspec.Struct, frozen=True):
 
 
 def look(name: str) -> Profile | None:
-    """Read the profile that ``seccomp`` names; return None if that is one of our own."""
+    """Return the profile in the file that ``seccomp`` names; None if it names a built-in profile."""
     if not name.startswith(PREFIX):
         return None
     path = name.removeprefix(PREFIX)
@@ -126,7 +126,7 @@ def look(name: str) -> Profile | None:
 
 def _read(path: str) -> bytes:
     try:
-        # Not blocked by a fifo, and looked at only as what was really opened.
+        # A FIFO must not block the open. The checks below are on the opened file, not on its path.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except (OSError, ValueError) as err:
         raise NetspaceError(f"seccomp profile {path}: {getattr(err, 'strerror', None) or err}") from err
@@ -164,7 +164,7 @@ def parse(content: bytes, path: str, machine: str | None = None, kernel: str | N
 
 
 def dangers(rules: Mapping[str, Any], machine: str) -> list[str]:
-    """Return the profile's dangers, which an operator should reconsider; also calls of other architectures."""
+    """Return the profile's dangers for the operator to reconsider, including calls of other architectures."""
     found = seccomp.dangers(rules)
     if others := [name for name in rules["architectures"] if name != seccomp.ARCHITECTURES[machine]]:
         found.append(f"the calls of {', '.join(others)}")

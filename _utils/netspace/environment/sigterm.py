@@ -1,8 +1,7 @@
-"""An environment's program and SIGTERM: whether it does anything about it, by what the kernel shows of the program.
+"""Reaction of an environment's program to SIGTERM, as ``/proc`` shows it. Sends no signal.
 
 The kernel withholds a signal from process 1 of a pid namespace that has no handler for it (pid_namespaces(7)). So a
-program that has none is killed only when all of ``stop_timeout`` has passed, unless it has an init above it.
-Reads ``/proc`` and sends nothing.
+program without a handler and without an init above it is killed only after all of ``stop_timeout``.
 """
 
 from __future__ import annotations
@@ -17,17 +16,17 @@ _BIT = 1 << signal.SIGTERM - 1
 
 
 def told(record: Record, pid: int) -> str:
-    """Return what a SIGTERM does to a running environment's program, with the remedy where that is nothing.
+    """Return the effect of SIGTERM on a running environment's program, with a remedy if there is no effect.
 
-    :param pid: the environment's process 1, as the host numbers it; 0: it doesn't run.
-    :return: ``handled``, ``ends it``, or a text that begins with ``blocked`` or ``ignored``; empty where it can't be
-        known: nothing runs, it just ended, or its processes are another kernel's.
+    :param pid: the host's process id of the environment's process 1; 0: it doesn't run.
+    :return: ``handled``, ``ends it``, or a text that begins with ``blocked`` or ``ignored``; empty if the effect can't
+        be known: nothing runs, the program just ended, or another kernel runs it.
     """
     spec = record.spec
     if not pid or spec.kernel is not None or record.runtime.module.OWN_KERNEL:
         return ""
     main = process.status(pid)
-    if not _is_first(main):  # it has ended, and the number is another's
+    if not _is_first(main):  # it has ended, and another process has its number
         return ""
     if not spec.init:
         return judge(main, spec.stop_timeout, first=True)

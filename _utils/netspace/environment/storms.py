@@ -1,4 +1,4 @@
-"""Ways to make others wait without keeping anything: for ``exhaust.py``, which runs one over and over.
+"""Storms: loads that make others wait and hold nothing. ``exhaust.py`` repeats one in a loop.
 
 Standard library and ``pools.py`` only: the audit copies this file into a twin.
 """

@@ -1,10 +1,10 @@
-"""Kernels as environments: the image, program and disk of a unikernel's environment. Reads the tender's files.
+"""Unikernels as environments: the image, the program and the disk of such an environment.
 
-A unikernel is the guest of a tender, and the tender is the one program of an ordinary environment.
-Its image is made here, as one more image source (:data:`SCHEME`, never declared): the kernel, the tender, the
-libraries it loads and the data it needs, under names of our own, and nothing else. So it is built, measured, noticed
-when it changes and pruned like any other image. The files handed to the kernel are one read-only disk. Nothing is
-written but the copy of that disk which some tenders need (:func:`hand_out`).
+A unikernel is the guest of a tender, and the tender is the only program of an ordinary environment.
+This module is the image source of such environments (:data:`SCHEME`, never declared). An image holds the kernel, the
+tender, the tender's libraries and its data, under fixed names, and nothing else. So it is built, measured, compared
+and pruned like any other image. The kernel gets its files as one read-only disk. Some tenders need their own copy of
+that disk (:func:`hand_out`); nothing else is written.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ KERNEL = "/kernel"
 FOLDER = "/tender"
 SHARE = f"{FOLDER}/share"
 _LIBRARIES = f"{FOLDER}/lib"
-# The disk's name among the files that are handed out, and where the tender finds it.
+# The disk's name among the handed-out files, and its paths inside.
 DISK = "handout.tar"
 _DISK_INSIDE = f"/run/netspace/{DISK}"
 _COPY_INSIDE = "/run/disk"
 _TUN = "/dev/net/tun"
 
 _LOADED = re.compile(r"\s(/\S+) \(0x[0-9a-f]+\)$")
-_PATIENCE = 30.0  # seconds for the loader to tell what a program loads
+_PATIENCE = 30.0  # seconds for the loader to list a program's libraries
 
 
 class Guest(msgspec.Struct, frozen=True):
@@ -52,11 +52,11 @@ class Guest(msgspec.Struct, frozen=True):
 
     :param kernel: the kernel's path.
     :param found: arguments that follow from the kernel itself, as ``reads`` returned them when the image was built.
-    :param arguments: the kernel's own.
-    :param memory: bytes for the kernel: the limit without the tender's own need.
-    :param disk: the path of the disk with the files handed to it.
+    :param arguments: the declared arguments of the kernel.
+    :param memory: bytes for the kernel: the limit minus the tender's ``RESERVE``.
+    :param disk: the path of the disk with the kernel's files.
     :param tap: the tap device's name; empty: it has no interface.
-    :param mac: the interface's.
+    :param mac: the interface's MAC address.
     """
 
     kernel: str
@@ -68,7 +68,7 @@ class Guest(msgspec.Struct, frozen=True):
     mac: str
 
 
-# -- what of a declaration ------------------------------------------------------------------
+# -- from a declaration ---------------------------------------------------------------------
 
 
 def source(spec: Environment, runtime: Runtime) -> str:
@@ -80,7 +80,7 @@ def source(spec: Environment, runtime: Runtime) -> str:
 
 
 def program(layout: Layout, name: str, spec: Environment, runtime: Runtime, defaults: sources.Defaults) -> Environment:
-    """Return the environment whose program is the tender; it is rendered in place of the kernel's environment."""
+    """Return the environment to render in place of a kernel's: the same one with the tender as its program."""
     tap = TAP if spec.interface is not None and _TUN in spec.interface.DEVICES else ""
     guest = Guest(
         kernel=KERNEL,
@@ -99,12 +99,12 @@ def program(layout: Layout, name: str, spec: Environment, runtime: Runtime, defa
 
 
 def copied(layout: Layout, name: str) -> Path:
-    """Return the folder with the tender's own copy of the disk, for a tender that must be able to write to it."""
+    """Return the folder with the tender's own copy of the disk, for a tender that opens its disk for writing."""
     return layout.bundle(name) / "disk"
 
 
 def extra_mounts(layout: Layout, name: str, runtime: Runtime) -> list[dict[str, Any]]:
-    """Return the mounts of a tender beside those of every environment."""
+    """Return the mounts of a tender in addition to those of every environment."""
     if not runtime.module.WRITES:
         return []
     options = ["bind", "nosuid", "nodev", "noexec", "private", "rw"]
@@ -112,7 +112,7 @@ def extra_mounts(layout: Layout, name: str, runtime: Runtime) -> list[dict[str, 
 
 
 def hand_out(layout: Layout, name: str, runtime: Runtime, files: Mapping[str, bytes], owner: tuple[int, int]) -> None:
-    """Give a tender that must be able to write its own copy of the disk; the kernel can change only that copy."""
+    """Write a tender's own copy of the disk, if it opens its disk for writing; the kernel can change only that copy."""
     if not runtime.module.WRITES:
         return
     folder = copied(layout, name)
@@ -141,7 +141,7 @@ def disk(files: Mapping[str, bytes]) -> bytes:
 
 
 class _File(msgspec.Struct, frozen=True):
-    """A file's content, as the tree takes it."""
+    """The content of a file, for a node of the tree."""
 
     path: str
     size: int
@@ -166,7 +166,7 @@ def fingerprint(location: str) -> str:
 
 
 def identity(location: str) -> str:
-    """Return a hash of the tender's files and, after ``sha256:``, the kernel's own for a declared ``source_hash``."""
+    """Return a hash of the tender's files and the kernel's ``sha256:<hex>``, which ``source_hash`` is compared with."""
     runtime, kernel, files, start = _parts(location)
     state = hashlib.sha256(json.dumps([runtime.name, start]).encode())
     for inside, path in sorted(files.items()):
@@ -212,7 +212,7 @@ def _parts(location: str) -> tuple[Runtime, str, dict[str, str], tuple[str, ...]
 def _interpreter(program: str) -> str:
     """Return the loader that a tender's program names; empty if it is linked statically.
 
-    :raises NetspaceError: when it is no program of this machine's.
+    :raises NetspaceError: when it is no 64-bit little-endian ELF program.
     """
     with sources.opened(Path(program)) as stream:
         try:

@@ -1,8 +1,8 @@
-"""Folders whose content an environment made: walked and removed whole, however deep it is. Nothing uses them meanwhile.
+"""Walk and removal of folders that an environment filled, however deep. No process may use them meanwhile.
 
-A program may nest folders deeper than any path, any stack and any number of open files can
-reach. So none is entered by its path: a walk goes one step at a time, and a removal moves folders
-from two levels down to the top, under a name of ours. Links are never followed.
+A program may nest folders deeper than a path, a stack or the number of open files can reach. So no
+folder is entered by its path. A walk goes one level at a time. A removal moves folders from two
+levels down to the top, under new names. Links are never followed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import secrets
 from collections.abc import Callable
 from pathlib import Path
 
-_SOME = 1000  # names that are looked at together
+_SOME = 1000  # names that are read at once
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -47,12 +47,12 @@ def remove(folder: Path) -> None:
     try:
         folder.rmdir()
     except OSError as err:
-        if err.errno != errno.EBUSY:  # else somebody's disk is mounted there: it stays, empty
+        if err.errno != errno.EBUSY:  # EBUSY: a disk is mounted there, so the empty folder stays
             raise
 
 
 def _folders(folder: int) -> list[str]:
-    """Remove the files from an open folder; return the names of some folders in it, none if it is empty.
+    """Remove files from an open folder; return the names of some folders in it, none once it is empty.
 
     It never reads all names at once: a program can make more names than the host has memory for.
     """
@@ -74,9 +74,9 @@ def _folders(folder: int) -> list[str]:
 
 
 def walk(folder: Path, act: Callable[[str, int], None]) -> None:
-    """Call *act* with the name of each entry below *folder*, and the open folder that it is in.
+    """Call *act* for each entry below *folder*, with its name and the descriptor of the folder that it is in.
 
-    *act* may not add or remove names there. Only names of folders are kept, never all names.
+    *act* must not add or remove entries. Only names of folders are kept in memory, never all names.
     """
 
     def look(handle: int) -> list[str]:

@@ -1,10 +1,10 @@
-"""A throw-away twin of an environment, in which the probe tries to break out, or to use up what is others'.
+"""Throw-away twins of an environment, in which an audit tries to break out or to exhaust shared resources.
 
-It has the original's image, system call profile, limits, user and hardening; ids, a root, a
-cgroup and a card of its own. It has none of the original's files, variables, volumes (an empty
-tmpfs stands for each) or credentials, and runs a program of ours, by an interpreter of this host's,
-instead of the image's. ``docs/isolation.md`` lists the other differences. A twin is
-never recorded; its note is removed after all that the note names is gone.
+A twin has the original's image, system call profile, limits, user and hardening, but its own ids,
+root, cgroup and card. It has none of the original's files, variables, volumes (an empty tmpfs
+replaces each) or credentials. Instead of the image's program it runs a program of netspace, by an
+interpreter of this host. ``docs/isolation.md`` lists the other differences. A twin has no record, but
+a note, which is removed after all that it names is gone.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ from netspace.layout import Layout
 from netspace.spec import parse
 
 INSIDE = "/run/netspace-audit"
-# What the probe imports, and the codecs that Python looks for on its way.
+# Modules that the programs import, and codecs that Python itself loads for them.
 MODULES = (
     *("__future__", "contextlib", "ctypes", "errno", "fcntl", "json", "mmap", "os", "resource", "select"),
     *("signal", "socket", "struct", "sys", "threading", "time", "dataclasses", "itertools"),
     *("collections.abc", "typing", "encodings.idna", "encodings.ascii"),
 )
 PROGRAMS = ("probe.py", "exhaust.py")
-LIBRARY = ("pools.py", "storms.py")  # what they import of ours
+LIBRARY = ("pools.py", "storms.py")  # modules of netspace that they import
 PORT = 7000
 _KIND = "audits"
 _PREFIX = "audit-"
-_READY = 20.0  # seconds that the peer gets to be ready
+_READY = 20.0  # seconds allowed to the peer for becoming ready
 _TIMEOUT = 300.0  # seconds for the whole probe
 _KIT_SIZE = 128 * 1024**2
-_MOST = 4 * 1024**2  # bytes of the probe's answer
+_MOST = 4 * 1024**2  # bytes of the probe's answer at most
 
 
 def names() -> tuple[str, str]:
@@ -104,16 +104,16 @@ def kit_folder(layout: Layout, attacker: str) -> Path:
 
 def cgroup(layout: Layout, name: str) -> str:
     """Return a twin's cgroup, from the root of each hierarchy."""
-    # Beside the supervisor's: no unit and no service of its own knows of a twin.
+    # Not below the supervisor's cgroup: a twin has neither a unit nor a service.
     return f"/{layout.instance}-audit/{name}"
 
 
 def attack(making: Making, original: Record, twins: tuple[str, str], target: Mapping[str, Any]) -> list[dict[str, str]]:
     """Run the probe in the first twin, with the second as its target; return the probe's rows.
 
-    Both must be noted, and have their network namespaces.
+    Both must have a note and network namespaces.
 
-    :param target: further targets, beside the peer and the limits.
+    :param target: targets in addition to the peer and the limits.
     :raises NetspaceError: when one of them doesn't run.
     """
     image = _mounted(making, original)
@@ -139,7 +139,7 @@ class Role:
     """A twin's part in a trial.
 
     :param program: one of :data:`PROGRAMS`.
-    :param variables: of its environment, beside the usual ones.
+    :param variables: environment variables in addition to the usual ones.
     """
 
     program: str
@@ -150,9 +150,9 @@ class Role:
 def prepare(making: Making, original: Record, roles: Mapping[str, Role]) -> kit.Kit:
     """Make twins, each for its role; return the interpreter, which lies in :func:`kit_folder` of the first one.
 
-    All must be noted, and have their network namespaces.
+    All must have a note and network namespaces.
 
-    :raises NetspaceError: when one of them can't be made.
+    :raises NetspaceError: when a twin can't be made.
     """
     _mounted(making, original)
     taken = {name: record.base for name, record in records.read(making.layout).items()}
@@ -177,7 +177,7 @@ def _mounted(making: Making, original: Record) -> Path:
 
 
 def _pack(folder: Path) -> kit.Kit:
-    """Copy the interpreter and the programs into a file system of their own: /run may forbid to run programs."""
+    """Copy the interpreter and the programs into a tmpfs of their own: /run may be mounted noexec."""
     folder.mkdir(parents=True)
     folder.parent.chmod(0o711)
     mounts.mount("tmpfs", folder, "tmpfs", mounts.NOSUID | mounts.NODEV, f"mode=755,size={_KIT_SIZE}")
@@ -185,7 +185,7 @@ def _pack(folder: Path) -> kit.Kit:
     here, library = Path(__file__).parent, folder / "netspace" / "environment"
     library.mkdir(parents=True)
     for package in (library.parent, library):
-        (package / "__init__.py").touch()  # none of the library's own: that imports what the kit hasn't
+        (package / "__init__.py").touch()  # empty: the library's own imports modules that the kit lacks
     for program in PROGRAMS:
         shutil.copyfile(here / program, folder / program)
     for module in LIBRARY:
@@ -286,7 +286,7 @@ def _rows(layout: Layout, name: str, used: Runtime, stdin: str) -> list[dict[str
 
 
 def failed(layout: Layout, name: str, process: subprocess.Popen[bytes]) -> NetspaceError:
-    """Return the error that tells why a twin doesn't run."""
+    """End a twin; return the error that says why it doesn't run."""
     end(layout, name, process)
     reason = runtime.failure(layout, name)
     if not reason and process.stderr is not None and not process.stderr.closed:

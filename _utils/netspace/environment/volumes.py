@@ -1,12 +1,12 @@
 """Volumes: host folders, or file systems of netspace's own, that belong to one environment alone.
 
-They are made when missing, and never deleted; only a purge removes one of netspace's own (``disks``).
+A missing volume is made. Only a purge deletes one of netspace's own (``disks``); no folder is deleted.
 
-A volume keeps the ids that are used inside: files of user 1000 inside are user 1000's on
-disk, so they can be backed up and outlive the environment. On the host those ids may be
-somebody's, so a writable volume must lie where only root gets to: in a folder of root's
-with mode 0700. Only root may be able to write to a folder above it. Another user who could do so
-could give any folder of the host to an environment, by a link in the volume's place.
+Files on disk have the ids inside: a file of user 1000 inside belongs to user 1000 on disk. So volumes
+can be backed up and outlive the environment. On the host those ids may belong to somebody, so a
+writable volume must lie below a folder of root's with mode 0700. Only root may write to the folders
+above a volume: another user could put a link in the volume's place, and so give any folder of the host
+to an environment.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ def folder(layout: Layout, name: str, volume: Volume) -> Path:
 
 
 def shown(layout: Layout, name: str, index: int) -> Path:
-    """Return the mount point of a volume (by its index) with mapped ids, for a runtime that can't map them itself."""
+    """Return the mount point of a volume (by index) with mapped ids, for a runtime that can't map ids itself."""
     return layout.bundle(name) / "volumes" / str(index)
 
 
 def show(layout: Layout, name: str, wanted: Sequence[Volume]) -> None:
     """Mount these volumes with the ids of the environment's user namespace (``layout.users``).
 
-    :raises NetspaceError: when one can't be mounted.
+    :raises NetspaceError: when a volume can't be mounted.
     """
     for index, volume in enumerate(wanted):
         target = shown(layout, name, index)
@@ -55,7 +55,7 @@ def show(layout: Layout, name: str, wanted: Sequence[Volume]) -> None:
 def ensure(layout: Layout, name: str, volume: Volume, user: int) -> None:
     """Make sure that the volume's folder exists; make it for the uid *user* (inside) if it is missing.
 
-    :raises NetspaceError: when the environment can't be given that folder.
+    :raises NetspaceError: when that folder can't be a volume.
     """
     if volume.source is None:
         disks.ensure(disks.volume(layout, name, volume), user, 0o700)
@@ -98,16 +98,16 @@ def kept(layout: Layout, name: str) -> list[str]:
 
 
 def erase(layout: Layout, name: str) -> None:
-    """Remove the environment's volumes that have no folder of the host's, with all that is in them."""
+    """Delete netspace's own volumes of the environment, with their content."""
     disks.detach_all(layout, name)
     trees.remove(layout.volumes(name))
 
 
 def _make(source: Path, user: int) -> None:
-    """Make the folder *source* of the uid *user*, and those above it.
+    """Make the folder *source*, owned by the uid *user*, and missing folders above it.
 
-    It has its name only once it is the user's: a run that is killed in between leaves no folder that seems to be the
-    operator's. Other environments' folders are made at the same time, perhaps in the same folder.
+    The folder gets its name after its owner: a run killed in between must not leave a folder that seems to be the
+    operator's. Folders of other environments are made at the same time, perhaps in the same folder.
     """
     for folder in reversed([folder for folder in source.parents if not folder.exists()]):
         folder.mkdir(mode=0o700, exist_ok=True)

@@ -1,10 +1,10 @@
 """Files of a running environment, read and changed from the host with the rights of the environment's user.
 
-No program of the image is run or needed, so it works in an image that is one static binary. An
-environment may be hostile, so nothing is done there with the host's rights: a thread takes on the
-environment's user and group and has no capability left, and the kernel resolves every path within
-the environment's root (``openat2(2)``, ``RESOLVE_IN_ROOT``), whatever links lie there. Only plain
-files, folders and links are touched; /proc never.
+No program of the image is run, so this works in an image with just one static binary. An environment
+may be hostile, so nothing is done there with root's rights: a thread takes the environment's user and
+group, without any capability. The kernel resolves every path within the environment's root
+(``openat2(2)``, ``RESOLVE_IN_ROOT``), whatever links are there. Only plain files, folders and links
+are touched, and never /proc.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from netspace.threads import in_thread
 
 T = TypeVar("T")
 
-MOST = 1024 * 1024  # bytes of a file
-PATIENCE = 1.0  # seconds to wait for a file that a process inside keeps from being opened
+MOST = 1024 * 1024  # bytes of a file at most
+PATIENCE = 1.0  # seconds to wait for a file whose opening a process inside delays
 _PAUSE = 0.002
-DEPTH = 64  # folders within one another that are removed
+DEPTH = 64  # levels of folders that are removed
 
 _OPENAT2 = 437
 _NO_XDEV, _NO_MAGICLINKS, _IN_ROOT = 0x01, 0x02, 0x10
 _PATH = os.O_PATH | os.O_CLOEXEC
-# Of the thread alone: the C library's functions of these names change a whole process.
+# Numbers of system calls, which change one thread; the C library's functions change the whole process.
 _CALLS = {
     "x86_64": {"setgroups": 116, "setresgid": 119, "setresuid": 117},
     "aarch64": {"setgroups": 159, "setresgid": 149, "setresuid": 147},
@@ -101,7 +101,7 @@ def beginning(folder: str, path: str, most: int) -> bytes:
 
 
 def as_user(uid: int, gid: int, action: Callable[[], T]) -> T:
-    """Call *action* in a thread that is the host's user *uid*: no other group, no capability.
+    """Call *action* in a thread with the host's user *uid* and group *gid*, no other group and no capability.
 
     :raises MissingError: on a machine whose system calls aren't known here.
     """
@@ -255,7 +255,7 @@ class Within:
 
     @contextlib.contextmanager
     def _parent(self, path: str) -> Iterator[tuple[int, str]]:
-        """Open the folder above; give it and the last part of *path*."""
+        """Open the folder above *path*; yield its descriptor and the last part of *path*."""
         whole = PurePosixPath(path)
         if whole.name in ("", ".."):
             raise OSError(errno.EINVAL, "no name that can be used")
@@ -270,9 +270,7 @@ class Within:
                 there = _entry(parent, name)
             if there is None or there.kind != "link":
                 return path
-            path = os.path.join(
-                os.path.dirname(path), there.target
-            )  # parts that go upwards are the kernel's to resolve
+            path = os.path.join(os.path.dirname(path), there.target)  # the kernel resolves any ".." in it
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
 
     def _no_proc(self, file: int) -> None:
@@ -284,10 +282,10 @@ class Within:
 
 @contextlib.contextmanager
 def entered(pid: int, base: int, uid: int, gid: int, root: str) -> Iterator[Within]:
-    """Give the files that process *pid* of an environment sees.
+    """Yield the files that process *pid* of an environment sees.
 
-    :param base: host id of the id 0 inside: the process must have one of the environment's ids.
-    :param root: where the environment's root is mounted on the host: the process must have that root.
+    :param base: host id of the id 0 inside; the process must have one of the environment's ids.
+    :param root: the host's mount point of the environment's root; the process must have that root.
     :raises NetspaceError: when the process has ended, has other ids or another root.
     """
     lost = f"process {pid} is no longer the environment's"
@@ -295,7 +293,7 @@ def entered(pid: int, base: int, uid: int, gid: int, root: str) -> Iterator[With
         with _closing(os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as process:
             if not base <= os.fstat(process).st_uid < base + COUNT:
                 raise NetspaceError(lost)
-            # Of this very process: were the number another's by now, it would not be there.
+            # Relative to the opened process: this fails if another process has the number by now.
             inside = os.open("root", _PATH | os.O_DIRECTORY, dir_fd=process)
     except OSError as err:
         raise NetspaceError(lost) from err

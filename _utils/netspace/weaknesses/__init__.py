@@ -1,10 +1,10 @@
-"""Weaknesses of a host: settings of its kernel and processor that make an environment's isolation worth less.
+"""Weaknesses of a host: settings of its kernel and processor that weaken the isolation of environments.
 
-``readings`` reads, the other modules judge what was read and are pure; nothing is ever changed.
+``readings`` reads the settings; the other modules are pure and judge the values. Nothing is ever changed.
 
-A row says for whom it matters, given what netspace does already: what every profile of system calls refuses
-(``environment.seccomp``) can't be used from inside, whatever the host allows. So most of the kernel's switches matter
-for the host's own users alone. A value that can't be read is ``unknown``, never ``good``.
+A row says for whom the setting matters. A system call that both profiles refuse (``environment.seccomp``) can't be made
+from inside, whatever the host allows. So most of the kernel's switches matter only for the host's own users. A value
+that can't be read is ``unknown``, never ``good``.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ _ORDER: tuple[Matters, ...] = ("environments", "local users", "host")
 _OUTCOMES: tuple[Outcome, ...] = ("good", "weak", "unknown")
 
 
-# Every sysctl that a row is about.
+# Every sysctl that a row needs.
 SYSCTLS = (*(one.name for one in numbers.NUMBERS), *kernel.SYSCTLS, *users.SYSCTLS)
 
 
 def look(root: Path = Path("/")) -> list[Row]:
     """Return the rows of this host.
 
-    :param root: where its ``/proc`` and ``/sys`` are; only tests set it.
+    :param root: the folder with its ``/proc`` and ``/sys``; only tests set it.
     """
     return rows(readings.read(SYSCTLS, root))
 
 
 def rows(seen: Readings) -> list[Row]:
-    """Return a row for each thing that was looked at: first those that matter for environments."""
+    """Return a row for each setting; the rows that matter for environments come first."""
     found = [
         kernel.core_pattern(seen.sysctls),
         kernel.compiler(seen.sysctls),

@@ -1,4 +1,4 @@
-"""The rest of the kernel's settings: crashes, its own compiler, merged pages, security modules, lockdown. Pure."""
+"""Other settings of the kernel: crashes, the BPF compiler, merged pages, security modules, lockdown. Pure."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _UNMOUNTED = (
 
 
 def core_pattern(known: Mapping[str, Reading]) -> Row:
-    """Return who is given the memory of a program that crashed: a file, or a handler on the host.
+    """Return the row on core dumps: a crashed program's memory goes to a file, or to a handler on the host.
 
-    core(5): a handler behind ``|`` runs as root in the first namespaces, whatever the limit on core files is. A limit
-    of exactly 1 keeps it from running, and netspace's profiles keep programs from another limit; no limit holds for a
-    socket behind ``@`` (fs/coredump.c, Linux 6.16), nor where an environment has a profile of its own or none.
+    A handler behind ``|`` runs as root in the initial namespaces with any limit on core files except exactly 1
+    (core(5)). netspace sets that limit, and its profiles keep programs from changing it; an operator's own profile may
+    not. No limit keeps a crash from a socket behind ``@`` (fs/coredump.c, Linux 6.16).
     """
     reading = known[_CORE]
     outcome: Outcome = "unknown"
@@ -46,7 +46,7 @@ def core_pattern(known: Mapping[str, Reading]) -> Row:
 
 
 def compiler(known: Mapping[str, Reading]) -> Row:
-    """Return whether constants of a program's filters stand in the kernel's code (admin-guide/sysctl/net.rst)."""
+    """Return the row on constants of programs' filters in the kernel's code (admin-guide/sysctl/net.rst)."""
     reading = known[_HARDENED]
     value, found = number(reading), said(reading)
     outcome: Outcome = "unknown"
@@ -68,7 +68,7 @@ def compiler(known: Mapping[str, Reading]) -> Row:
 
 
 def merging(reading: Reading) -> Row:
-    """Return whether equal pages are merged (admin-guide/mm/ksm.rst, "KSM security concerns")."""
+    """Return the row on merged pages with equal content (admin-guide/mm/ksm.rst, "KSM security concerns")."""
     outcomes: Mapping[int | None, Outcome] = {0: "good", 1: "weak", 2: "good"}
     return row(
         "ksm",
@@ -84,7 +84,7 @@ def merging(reading: Reading) -> Row:
 
 
 def modules(reading: Reading) -> Row:
-    """Return whether a security module can confine the host's services (admin-guide/LSM)."""
+    """Return the row on security modules that can confine the host's services (admin-guide/LSM)."""
     outcome: Outcome = "unknown"
     if reading.text:
         outcome = "good" if set(reading.text.split(",")) & set(_CONFINING) else "weak"
@@ -102,7 +102,7 @@ def modules(reading: Reading) -> Row:
 
 
 def lockdown(reading: Reading) -> Row:
-    """Return whether root can change the running kernel (kernel_lockdown(7))."""
+    """Return the row on lockdown, which keeps root from changing the running kernel (kernel_lockdown(7))."""
     chosen = re.search(r"\[(\w+)\]", reading.text)
     mode = chosen[1] if chosen else ""
     outcomes: Mapping[str, Outcome] = {"none": "weak", "integrity": "good", "confidentiality": "good"}

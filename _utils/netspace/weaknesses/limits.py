@@ -1,4 +1,4 @@
-"""Cgroups: whether this host can keep the limits of environments (cgroups(7)). Pure."""
+"""Cgroups, by which a host keeps the limits of environments (cgroups(7)). Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _UNSEEN = "see that cgroups are mounted at /sys/fs/cgroup"
 
 
 def version(seen: Readings) -> Row:
-    """Return which version of cgroups the host has."""
+    """Return the row on the host's version of cgroups."""
     names = _names(seen)
     outcome: Outcome = "unknown"
     found = said(seen.controllers)
@@ -33,7 +33,7 @@ def version(seen: Readings) -> Row:
 
 
 def controllers(seen: Readings) -> Row:
-    """Return whether each limit has a controller that keeps it."""
+    """Return the row on the controllers that keep limits."""
     names = _names(seen)
     wanted = set(cgroups.CONTROLLERS.values())
     have = cgroups.limits(names)

@@ -1,7 +1,7 @@
-"""Numbers in ``/proc/sys``, and which of them are good. A pure table.
+"""Numeric sysctls, and the ranges of their good values. A pure table.
 
-Meanings after the kernel's admin-guide/sysctl (kernel.rst, fs.rst, vm.rst), admin-guide/LSM/Yama.rst and
-perf_event_open(2); what kptr_restrict leaves open, after kallsyms_show_value() in kernel/ksyms_common.c.
+Written after the kernel's admin-guide/sysctl (kernel.rst, fs.rst, vm.rst), admin-guide/LSM/Yama.rst,
+perf_event_open(2) and, for kptr_restrict, kallsyms_show_value() in kernel/ksyms_common.c.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from netspace.weaknesses.row import Matters, Outcome, Row, number, refused, row,
 class Number(NamedTuple):
     """A sysctl and the range of its good values.
 
-    :param most: None where there is no upper bound.
-    :param advised: what a remedy sets.
-    :param calls: the system calls by which a program uses what it allows; all profiles of netspace refuse them.
+    :param most: None if there is no upper bound.
+    :param advised: the value that the remedy sets.
+    :param calls: the system calls that the sysctl is about; all profiles of netspace refuse them.
     """
 
     name: str
@@ -113,7 +113,7 @@ NUMBERS = (
 
 
 def rows(known: Mapping[str, Reading]) -> Iterator[Row]:
-    """Return a row for each number."""
+    """Return a row for each of :data:`NUMBERS`."""
     return (_row(one, known[one.name]) for one in NUMBERS)
 
 

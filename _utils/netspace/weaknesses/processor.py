@@ -1,4 +1,4 @@
-"""Weaknesses of the processor, as the kernel tells them. Pure.
+"""Weaknesses of the processor, as the kernel reports them. Pure.
 
 Written after the kernel's ABI/testing/sysfs-devices-system-cpu and admin-guide/hw-vuln.
 """
@@ -12,7 +12,7 @@ from netspace.weaknesses.readings import Reading
 from netspace.weaknesses.row import Outcome, Row, number, row, said
 
 _FOLDER = "/sys/devices/system/cpu/vulnerabilities"
-# How the kernel begins what a weakness means for threads of one core.
+# The prefix of the kernel's report on threads of one core.
 _THREADS = "SMT "
 _GOOD = ("Not affected", "Mitigation:", "KVM: Mitigation:")
 
@@ -36,7 +36,7 @@ def weaknesses(known: Mapping[str, Reading]) -> Iterator[Row]:
 
 
 def threads(active: Reading, known: Mapping[str, Reading]) -> Row:
-    """Return whether two programs that run at once on one core can spy on each other."""
+    """Return the row on threads: two programs that run at once on one core may spy on each other."""
     parts = {name: _parts(reading) for name, reading in sorted(known.items())}
     by_it = [name for name, words in parts.items() if f"{_THREADS}vulnerable" in words]
     hidden = any(f"{_THREADS}Host state unknown" in words for words in parts.values())
@@ -62,7 +62,7 @@ def threads(active: Reading, known: Mapping[str, Reading]) -> Row:
 
 
 def _all_said(known: Mapping[str, Reading]) -> bool:
-    """Return whether the kernel says something of each weakness, and of some at all."""
+    """Return whether the kernel lists any weakness, and reports on each one that it lists."""
     return bool(known) and all(reading.text and not reading.error for reading in known.values())
 
 
@@ -71,7 +71,7 @@ def _parts(reading: Reading) -> list[str]:
 
 
 def _outcome(reading: Reading) -> Outcome:
-    """Judge all that the kernel says of one weakness, but for threads: a mitigation can leave a part vulnerable."""
+    """Return the outcome of one weakness, apart from threads: even a mitigation can leave a part vulnerable."""
     if any("vulnerable" in part.lower() for part in _parts(reading) if not part.startswith(_THREADS)):
         return "weak"
     return "good" if reading.text.startswith(_GOOD) else "unknown"

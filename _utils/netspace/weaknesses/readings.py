@@ -1,6 +1,6 @@
 """Values of a host's kernel, read from ``/proc`` and ``/sys``. Decides nothing, changes nothing.
 
-Each file is read up to a page, which is all that the kernel gives of one in ``/sys``; of a folder the first names.
+Of a file at most a page is read, the largest size of a file in ``/sys``; of a folder at most 256 names.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _NAMES = 256  # of a folder
 
 
 class Reading(NamedTuple):
-    """The text of a file, without blanks around it; or *error*, which is why it can't be read."""
+    """The text of a file without surrounding blanks, or the *error* for which it can't be read."""
 
     text: str = ""
     error: str = ""
 
 
 class Readings(msgspec.Struct, frozen=True, kw_only=True):
-    """Values that were read of a host.
+    """Values that were read on a host.
 
     :param sysctls: by name with dots, all of ``weaknesses.SYSCTLS``.
     :param modules: ``/sys/kernel/security/lsm``.
@@ -55,9 +55,9 @@ def path(sysctl: str) -> str:
 
 
 def read(sysctls: Iterable[str], root: Path = Path("/")) -> Readings:
-    """Return what can be read; of all else, why it can't. No right is needed, but root can read more.
+    """Return the values, each with an error if it can't be read. Needs no privilege, but root can read more.
 
-    :param root: where the host's files are; only tests set it.
+    :param root: the folder with the host's files; only tests set it.
     """
     cgroup, processor = root / "sys/fs/cgroup", root / "sys/devices/system/cpu"
     controllers, known = cgroup / "cgroup.controllers", processor / "vulnerabilities"

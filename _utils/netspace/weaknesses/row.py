@@ -1,4 +1,4 @@
-"""A row of what was looked at on a host, and the words that rows share. Pure."""
+"""A row on one setting of a host, and texts that rows share. Pure."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _NUMBER = re.compile(r"-?[0-9]{1,18}")
 
 
 class Row(NamedTuple):
-    """One thing that was looked at.
+    """One setting of a host.
 
     :param found: the value, or why it can't be read.
-    :param matters: for whom it does: programs in environments, whatever their profile; other users of this host; or the
-        host itself, should somebody have become root or taken over a service.
-    :param remedy: what to do; empty where nothing is to be done.
+    :param matters: for whom the setting matters: programs in environments, whatever their profile; other users of this
+        host; or the host itself, once an attacker is root or controls a service.
+    :param remedy: the steps to take; empty if there are none.
     """
 
     name: str
@@ -39,8 +39,8 @@ def row(
 ) -> Row:
     """Return a row with the remedy that fits its outcome.
 
-    :param remedy: against a weakness.
-    :param unseen: for a value that is not known.
+    :param remedy: the remedy against a weakness.
+    :param unseen: the remedy for an unknown value.
     """
     return Row(
         name=shown(name),
@@ -59,12 +59,12 @@ def shown(text: str) -> str:
 
 
 def said(reading: Reading) -> str:
-    """Return what a file holds, or that it can't be read and why."""
+    """Return the text of a file, or a sentence on why it can't be read."""
     return f"can't be read: {reading.error}" if reading.error else reading.text
 
 
 def number(reading: Reading) -> int | None:
-    """Return the number that a file holds; None where it can't be read or holds none."""
+    """Return the number in a file; None if the file can't be read or holds no number."""
     return int(reading.text) if not reading.error and _NUMBER.fullmatch(reading.text) else None
 
 
@@ -79,7 +79,7 @@ def unseen(path: str) -> str:
 
 
 def refused(calls: Sequence[str]) -> str:
-    """Return the sentence that says of *calls* that no program inside can make them."""
+    """Return the sentence that programs inside can't make *calls*."""
     return (
         f"The profiles strict and standard refuse {', '.join(calls)}: for environments it matters only with a profile "
         "of your own that doesn't."

@@ -15,7 +15,7 @@ CALLS = ("unshare", "setns")
 
 
 def namespaces(known: Mapping[str, Reading]) -> Row:
-    """Return whether the host's users can make user namespaces."""
+    """Return the row on user namespaces, which the host's users may be able to make."""
     switches = {name: value for name in _SWITCHES if (value := number(known[name])) is not None}
     most = known[_MOST]
     outcome: Outcome = "unknown"

@@ -1,11 +1,10 @@
-"""Images: read-only roots, kept under the sha256 of their erofs file, built once.
+"""Images: read-only roots, each built once as an erofs file that is named by its sha256.
 
-The erofs file is the image on every host, and its digest is what a host attests to. It is
-mounted once, straight from the file, after its content was checked against its name (again
-after each boot). Where the kernel can't mount it (no erofs, older than 6.12, a file system that
-can't back it), the file is checked likewise and unpacked beside itself, and that folder is
-mounted. Only :meth:`Store.prune` and :meth:`Store.remove` remove images. Images don't know
-environments: the caller says which images are used.
+The erofs file is the same on every host, and a host attests to its digest. After each boot the file
+is checked against its name and mounted once, for all environments. If the kernel can't mount it (no
+erofs, older than 6.12, a file system that can't back it), the checked file is unpacked into a folder
+beside it, and that folder is mounted. Only :meth:`Store.prune` and :meth:`Store.remove` remove images.
+Images know no environments: the caller says which images are used.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ class Image(msgspec.Struct, frozen=True):
     """A built image.
 
     :param digest: hexadecimal sha256 of the erofs file.
-    :param identity: identity of the source's content that it was built from.
+    :param identity: the identity of the source's content that it was built from.
     """
 
     digest: str
@@ -54,14 +53,14 @@ class Image(msgspec.Struct, frozen=True):
 
 
 class Seen(msgspec.Struct, frozen=True):
-    """The state of a source: the identity of its content, or the error if that can't be told."""
+    """The state of a source: the identity of its content, or the error if that is not known."""
 
     identity: str = ""
     error: str = ""
 
 
 class Note(msgspec.Struct, frozen=True):
-    """A record of the image that a source was built into."""
+    """A record of the image that was built from a source."""
 
     image: str
     fingerprint: str
@@ -71,7 +70,7 @@ class Note(msgspec.Struct, frozen=True):
 
 
 def mismatch(identity: str, source_hash: str) -> str:
-    """Return the error if a source's *identity* is not its declared hash; empty if it is, or either is empty."""
+    """Return the error if a source's *identity* differs from its declared hash; empty if they agree or one is empty."""
     if not source_hash or not identity:
         return ""
     _, marked, found = identity.rpartition("sha256:")
@@ -84,7 +83,7 @@ def mismatch(identity: str, source_hash: str) -> str:
 class Store:
     """The images of one host. Calls that change something need the layout's lock held.
 
-    :param remote: fetches sources that are not on this host; None if this host can't.
+    :param remote: fetches sources that are not on this host; None if none can be fetched.
     """
 
     def __init__(self, layout: Layout, remote: Remote | None = None) -> None:
@@ -111,7 +110,7 @@ class Store:
             note = self.note(image)
             at = remotes.locate(source, location, self._remote)
             if at.url:
-                # Without a master to ask, what was built last is what there is.
+                # Without a master to ask, the content that was built last counts as current.
                 return Seen(self._remote.hash(at.url) if self._remote else note.identity if note else "")
             now = source.fingerprint(at.location)
             if note is None or note.fingerprint != now:
@@ -125,9 +124,9 @@ class Store:
         return Seen(identity)
 
     def problem(self, image: str) -> str:
-        """Return why an image can't be built from its source now; empty where the source is there.
+        """Return why an image can't be built from its source now; empty if the source exists.
 
-        Looks at names, sizes and times, at no content. An image that passes may still be refused when it is read.
+        Looks at names, sizes and times, not at content: the build may still refuse the source.
         """
         try:
             source, location = sources.split(image)
@@ -141,7 +140,7 @@ class Store:
         return ""
 
     def note_seen(self) -> None:
-        """Note which sources were touched but have the same content, so that they aren't hashed again."""
+        """Write the new fingerprints of sources that were touched but not changed, so that they aren't hashed again."""
         for image, (fingerprint, identity) in self._unchanged.items():
             note = self.note(image)
             if note is not None and note.identity == identity:
@@ -149,11 +148,11 @@ class Store:
         self._unchanged.clear()
 
     def ensure(self, image: str, source_hash: str = "") -> Image:
-        """Return the image of ``<source>:<location>`` as the source is now; build it if need be.
+        """Return the image of the present content of ``<source>:<location>``; build it if it doesn't exist.
 
         :param source_hash: sha256 that the source must have.
         :raises NetspaceError: when the source is missing, damaged, no image, or has another hash;
-            then nothing of it is left.
+            then no file of the build is left.
         """
         source, location = sources.split(image)
         note = self.note(image)
@@ -205,7 +204,7 @@ class Store:
 
     @staticmethod
     def _pinned(source: sources.Source, location: str, identity: str, aside: Path) -> str:
-        """Copy a source with a declared hash, so that nobody changes it between check and use; return where."""
+        """Copy a source with a declared hash, so that nobody changes it between check and use; return the copy."""
         folder = aside / "pinned"
         folder.mkdir()
         copy = sources.pinned(source, location, folder)
@@ -231,7 +230,7 @@ class Store:
 
     @contextlib.contextmanager
     def _telling(self, image: str) -> Iterator[None]:
-        """Name the image in every error, and the remedy if the disk is full."""
+        """Add the image's name to every error, and the remedy if the disk is full."""
         try:
             yield
         except (NetspaceError, OSError) as err:
@@ -262,7 +261,7 @@ class Store:
     # -- notes: which source became which image ----------------------------------
 
     def note(self, image: str) -> Note | None:
-        """Return the note of the image that the source was built into; None if there is none or it can't be read."""
+        """Return the note of the image that was built from a source; None if there is none or it can't be read."""
         return self._read_note(self._note_path(image))
 
     def notes(self) -> list[Note]:
@@ -300,7 +299,7 @@ class Store:
 
     @staticmethod
     def _read_note(path: Path) -> Note | None:
-        # It only spares work: one that can't be understood is as good as none.
+        # A note only saves work: an invalid one counts as none.
         with contextlib.suppress(StateError, KeyError, TypeError, AttributeError, ValueError):
             data = files.read_json(path)
             if data is not None and re.fullmatch(r"[0-9a-f]{64}", data["digest"]):
@@ -316,7 +315,7 @@ class Store:
     # -- checking and mounting -----------------------------------------------------
 
     def damage(self, digest: str) -> str:
-        """Read the whole image; return its damage and the remedy, empty if its content has the sha256 of its name."""
+        """Read the whole image; return its damage and the remedy, or an empty text if its content matches its name."""
         path = self.file(digest)
         remedy = f"remove it and apply again: rm {path}"
         try:
@@ -332,7 +331,7 @@ class Store:
         """Mount the image if it isn't mounted; return its mount point.
 
         :param mounted: targets of the existing mounts.
-        :raises NetspaceError: when the image is missing, or its content isn't what its name says.
+        :raises NetspaceError: when the image is missing, or its content doesn't match its name.
         """
         target = self.mountpoint(digest)
         if str(target) in mounted:
@@ -342,7 +341,7 @@ class Store:
         path = self.file(digest)
         verity.enable(path)
         target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if target.parent.stat().st_mode & 0o077:  # of an older version
+        if target.parent.stat().st_mode & 0o077:  # made by an older version
             target.parent.chmod(0o700)
         target.mkdir(exist_ok=True, mode=0o700)
         try:
@@ -355,7 +354,7 @@ class Store:
         return target
 
     def _unpack(self, digest: str) -> Path:
-        """Unpack the checked image beside itself, replacing a folder that is there: it may have been changed."""
+        """Unpack the checked image into a folder beside it; replace an existing one, which may have been changed."""
         folder, path = self.folder(digest), self.file(digest)
         log.info("image sha256:%s: unpacking, since this host can't mount it", digest)
         with self._telling(str(path)), self._aside() as aside:
@@ -372,7 +371,7 @@ class Store:
     # -- removing ------------------------------------------------------------------
 
     def remove(self, digest: str) -> None:
-        """Remove an image that nobody uses, with its notes, its unpacked folder and its mount."""
+        """Remove an unused image with its notes, its unpacked folder and its mount."""
         target = self.mountpoint(digest)
         with contextlib.suppress(FileNotFoundError):
             mounts.unmount(target)

@@ -1,7 +1,7 @@
-"""Operations on images: have one, list, inspect and verify them, remove the unused.
+"""Operations on images: build, list, inspect, verify, remove.
 
-``present`` and ``absent`` have the one shape of change (look, plan, apply), so a test is the
-plan. The caller tells which images are used. Returns are plain values, fit for JSON.
+Each change is planned and then applied, so a test run shows the plan. The caller says which images
+are used. Returned values are plain, fit for JSON.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Users = Mapping[str, Sequence[str]]
 
 @dataclass(frozen=True)
 class Wanted:
-    """An image that an operator wants to have.
+    """A desired image.
 
     :param source: ``<source>:<location>``.
     :param source_hash: sha256 that the source must have; empty: any.
@@ -68,7 +68,7 @@ class Images:
         try:
             info = self._store.file(digest).stat()
         except FileNotFoundError:
-            info = None  # used, and lost
+            info = None  # an environment uses it, but its file is missing
         return {
             "sources": list(sources),
             "size": info.st_size if info else None,
@@ -81,8 +81,8 @@ class Images:
         """Return all that is known of one image; values of variables are not shown.
 
         It has the keys of :meth:`list`, and ``digest``, ``file``, ``unpacked`` (the folder, where this host
-        can't mount the file), ``verity`` (its digest, or why there is none), and per source what the image
-        says about running it.
+        can't mount the file), ``verity`` (its digest, or why there is none), and per source the image's own
+        settings for running it.
         """
         digest = self.resolve(name)
         row = self.list()[f"sha256:{digest}"]
@@ -119,10 +119,10 @@ class Images:
         digests = [self.resolve(name) for name in names] or sorted({*self._store.digests(), *self._users()})
         return {f"sha256:{digest}": self._store.damage(digest) for digest in digests}
 
-    # -- having one ----------------------------------------------------------------
+    # -- building ------------------------------------------------------------------
 
     def plan(self, wanted: Mapping[str, Wanted]) -> Plan:
-        """Plan the builds of *wanted* (by the caller's names). Asks for hashes; fetches and writes nothing."""
+        """Plan the builds of images, by the caller's names for them. Asks for hashes; fetches and writes nothing."""
         steps, refusals = [], []
         for name, want in wanted.items():
             found = self._needed(name, want)
@@ -133,7 +133,7 @@ class Images:
         return Plan(steps, refusals)
 
     def _needed(self, name: str, want: Wanted) -> Step | str:
-        """Return the step that builds the image, or why it can't be had; empty if it is built."""
+        """Return the step that builds the image, or why it can't be built; empty if it is built already."""
         if error := _invalid(want):
             return error
         seen = self._store.seen(want.source)
@@ -149,7 +149,7 @@ class Images:
         return Step(KIND, name, "build", changes, data=want)
 
     def apply(self, steps: Sequence[Step]) -> Sequence[Outcome]:
-        """Build what was planned; the outcomes tell the digests."""
+        """Build the planned images; the outcomes have the digests."""
         self._store.tidy()
         return [self._build(step) for step in steps]
 
@@ -201,7 +201,7 @@ class Images:
         return Step(KIND, name, "remove", changes, data=digest)
 
     def apply_removal(self, steps: Sequence[Step]) -> Sequence[Outcome]:
-        """Remove what was planned, and what interrupted builds left."""
+        """Remove the planned images, and the remains of interrupted builds."""
         self._store.tidy()
         outcomes = []
         for step in steps:

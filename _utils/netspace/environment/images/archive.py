@@ -1,9 +1,9 @@
 """Reader of tar archives: ustar, pax and GNU long names; strict, and within bounds.
 
-It says what an archive holds and touches nothing. The standard library decodes the headers; this
-module decides what stands around them (extended headers, sizes, types), because an archive is
-untrusted: sparse files, unknown types, data where there can be none, and an archive without its end
-are refused. Written after pax(1) of POSIX.1-2017 and GNU tar's manual.
+It yields an archive's members and writes nothing. The standard library decodes the headers; this
+module checks everything around them (extended headers, sizes, types), because an archive is
+untrusted. It refuses sparse files, unknown types, data after a member that has none, and an archive
+without its end. Written after pax(1) of POSIX.1-2017 and GNU tar's manual.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _SPARSE = b"GNU.sparse."
 _NUMBER = re.compile(rb"\d{1,19}")
 _TIME = re.compile(rb"(-?\d{1,19})(?:\.\d*)?")
 _LENGTH = re.compile(rb"([1-9]\d{0,8}) ")
-# What a header for all members may not decide: two readers would take two different archives from it.
+# Keys that a global header must not have: two readers would read two different archives.
 _NOT_GLOBAL = frozenset({b"path", b"linkpath", b"size"})
 
 

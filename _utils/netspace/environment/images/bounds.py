@@ -1,7 +1,7 @@
-"""Bounds of an image's size. An image beyond them is refused before it is on disk.
+"""Bounds of an image's size. An image that exceeds them is refused before it is built.
 
-An image comes from whoever packed it; these bounds keep a small file from filling the
-host's disk or memory. They are far above what programs need.
+An image source is untrusted: these bounds keep a small file from filling the host's disk or memory.
+They are far above the needs of programs.
 """
 
 from __future__ import annotations

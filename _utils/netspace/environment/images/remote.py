@@ -1,7 +1,7 @@
 """Image sources that are not on this host yet: ``tar:salt://images/shop.tar``.
 
-The caller hands in a :class:`Remote` that fetches; this module only decides what is asked of it. A
-fetched file is believed only as far as its hash goes, and is kept only until the image is built.
+The caller passes a :class:`Remote` that fetches; this module only decides which files are fetched. A
+fetched file is used only if its hash matches, and is kept only until the image is built.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Remote(Protocol):
     """A server of files, by URL."""
 
     def here(self, url: str) -> Path | None:
-        """Return the file's path if it is on this host already; then nothing else is asked for it.
+        """Return the file's path if it is on this host already; then no other method is called for it.
 
         :raises NetspaceError: when it should be on this host, and isn't.
         """
@@ -30,7 +30,7 @@ class Remote(Protocol):
     def hash(self, url: str) -> str:
         """Return ``sha256:<hex>`` of the file as it is on the server now.
 
-        :raises NetspaceError: when it can't be told.
+        :raises NetspaceError: when the server doesn't give the hash.
         """
         ...
 
@@ -53,7 +53,7 @@ class Located(msgspec.Struct, frozen=True):
 def locate(source: sources.Source, location: str, remote: Remote | None) -> Located:
     """Return the place of a declared location.
 
-    :raises NetspaceError: when it can't be fetched.
+    :raises NetspaceError: when this kind of source can't be fetched.
     """
     if not location.startswith(SCHEME):
         return Located(location)

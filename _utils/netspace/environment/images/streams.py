@@ -1,8 +1,8 @@
-"""Bytes of archives: plain or compressed (gzip, xz, bzip2, zstd), counted, and checked by digest.
+"""Readers of archives' bytes: plain or compressed (gzip, xz, bzip2, zstd), counted, and checked by digest.
 
-The contents of a plain archive stay where they are. An archive that is compressed, or whose digest
-is checked, is unpacked once; file contents go to an unnamed file, which the kernel removes when we
-end, however that is.
+File contents of a plain archive are read from the archive itself. An archive that is compressed, or
+whose digest is checked, is unpacked once. Its file contents go to an unnamed file, which the kernel
+removes when this process ends, however it ends.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ def compression(piece: Piece) -> str:
 
 @contextlib.contextmanager
 def reader(piece: Piece, budget: Budget, scratch: Path, *, packed: str = "", unpacked: str = "") -> Iterator[Reader]:
-    """Return a reader of an archive.
+    """Yield a reader of an archive.
 
-    :param packed: hexadecimal sha256 that it must have.
-    :param unpacked: hexadecimal sha256 that it must have unpacked.
-    :raises NetspaceError: when it is damaged or has another digest.
+    :param packed: hexadecimal sha256 that the archive must have.
+    :param unpacked: hexadecimal sha256 that its unpacked content must have.
+    :raises NetspaceError: when the archive is damaged or has another digest.
     """
     kind = compression(piece)
     if not kind and not packed and not unpacked:
@@ -71,7 +71,7 @@ def reader(piece: Piece, budget: Budget, scratch: Path, *, packed: str = "", unp
             yield _Unpacked(stream, raw, budget, aside, unpacked)
             raw.drain()
     except NetspaceError:
-        # Whatever was found wrong: where it isn't what it should be, that is the reason.
+        # If the archive's digest is wrong, report that: it is the cause of any other error.
         raw.drain()
         _check(raw, packed, "content", budget)
         raise
@@ -123,7 +123,7 @@ class _Unpacked:
         try:
             chunk = self._stream.read(count)
         except (EOFError, ValueError, lzma.LZMAError, zlib.error, OSError) as err:
-            # gzip and bz2 say it with an OSError that has no number; others are the system's.
+            # gzip and bz2 report damage by an OSError without a number; an error with a number is the system's.
             if isinstance(err, OSError) and err.errno is not None:
                 raise
             raise self._budget.refuse(f"damaged archive: {err}") from err
@@ -257,7 +257,7 @@ def _zstd(packed: IO[bytes], budget: Budget) -> Iterator[IO[bytes]]:
         try:
             yield cast(IO[bytes], _Checked(process, budget))
         finally:
-            # Where we stop early, it is told by a broken pipe, and so is the feeder.
+            # If we stop early, the program is killed, and a broken pipe ends the feeder.
             process.stdout.close()
             process.kill()
             feeder.join()

@@ -1,4 +1,4 @@
-"""Execution of programs that work on images, and of errors about their failure. Knows none of them."""
+"""Execution of programs that work on images, and errors for their failures."""
 
 from __future__ import annotations
 
@@ -19,21 +19,23 @@ _MOST = 600
 
 
 def message(output: bytes) -> str:
-    """Return the end of a program's complaint, on one line."""
+    """Return the end of a program's error output, on one line."""
     return " ".join(output.decode(errors="replace").split())[-_MOST:]
 
 
 @contextlib.contextmanager
 def started(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a program with its stderr piped; it is killed on an exception, and when the process that started it dies.
+    """Run a program with its stderr piped, for the duration of the context.
 
-    :raises MissingError: when it is not installed.
+    The program is killed on an exception, and when the process that started it dies.
+
+    :raises MissingError: when the program is not installed.
     """
     program = command[0]
     if shutil.which(program) is None:
         package = _PACKAGES.get(program, program)
         raise MissingError(f"the program {program}", f"install it: apt-get install {package}")
-    # mkfs.erofs 1.8 doesn't end with its input: it would go on for ever.
+    # mkfs.erofs 1.8 doesn't end with its input: without a parent it would run forever.
     tied = ["setpriv", "--pdeathsig", "KILL", "--", *command]
     with subprocess.Popen(tied, stderr=subprocess.PIPE, **options) as process:
         try:
@@ -64,7 +66,7 @@ def run(command: Sequence[str], what: str) -> bytes:
     """Run a program without input; return its output.
 
     :param what: begins the error when it fails.
-    :raises NetspaceError: with the end of its complaint.
+    :raises NetspaceError: when it fails; the text has the end of its output.
     """
     with started(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
         output, complaint = process.communicate()

@@ -1,8 +1,8 @@
-"""The content of an image, in memory: names, modes, owners, links, and where file contents lie.
+"""The content of an image, in memory: names, modes, owners, links, and the places of file contents.
 
-Every source but a ready erofs file becomes a tree before it becomes an image, so an archive
-never acts upon the host's own files. A tree holds folders, files and symbolic links. Other members
-are left out, and set-user-id bits and all extended attributes but ``user.*`` are dropped. Equal
+Every source except a ready erofs file becomes a tree before it becomes an image, so an archive
+never changes the host's own files. A tree holds folders, files and symbolic links. Other members
+are left out. Set-user-id bits and all extended attributes except ``user.*`` are dropped. Equal
 trees are written as equal bytes, in whatever order they were filled.
 """
 
@@ -31,7 +31,7 @@ _BLOCK = 512
 
 
 class Content(Protocol):
-    """The bytes of a file, wherever they are."""
+    """The content of a file, wherever it is stored."""
 
     @property
     def size(self) -> int: ...
@@ -94,14 +94,14 @@ class Member(msgspec.Struct):
 
     @property
     def length(self) -> int:
-        """Return the bytes of its name, and of all else of it that is kept in memory."""
+        """Return the bytes of it that are kept in memory: names, link target and extended attributes."""
         node = self.node
         own = 0 if node is None else len(node.target) + sum(len(name) + len(value) for name, value in node.xattrs)
         return len(self.path) + len(self.same_as or b"") + own
 
 
 def _kept(name: bytes) -> bool:
-    # security.* and trusted.* are rights on a host, system.* are ACLs, user.overlay.* and the like overlayfs's own.
+    # security.* and trusted.* grant rights on a host, system.* are ACLs, user.overlay.* and its like are overlayfs's.
     return name.startswith(b"user.") and not name.startswith((b"user.overlay.", b"user.fuseoverlayfs."))
 
 
@@ -127,8 +127,8 @@ class Tree:
     def apply(self, members: Iterable[Member], *, layer: bool = False) -> None:
         """Add an archive's members; if two have one path, the last counts.
 
-        :param layer: it is a layer of an OCI image: its whiteouts hide members of the layers below it,
-            wherever in the archive they stand.
+        :param layer: the archive is a layer of an OCI image: its whiteouts hide members of the layers below,
+            wherever in the archive the whiteouts are.
         """
         if layer:
             members = list(members)
@@ -199,7 +199,7 @@ class Tree:
         hops = 0
         while todo:
             part = todo.pop()
-            if part == b"..":  # a link's
+            if part == b"..":  # from a link's target
                 if names:
                     trail.pop()
                     names.pop()
@@ -283,7 +283,7 @@ class Tree:
 
         :return: the number of entries, and the bytes of content.
         """
-        import tarfile  # for nothing but this; what only looks at a source loads this module too
+        import tarfile  # here, since callers that only look at a source load this module, too
 
         first: dict[int, bytes] = {}
         entries = total = 0

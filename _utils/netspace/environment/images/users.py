@@ -1,7 +1,7 @@
-"""The user that an image asks to run as: by number, or by name through its own /etc/passwd.
+"""The user that an image asks to run as: by number, or by name from its own /etc/passwd. Pure.
 
-Root is never given, nor a user or group that the image doesn't know. Then no user is returned,
-and a note says so. Pure.
+Root, a name that the image doesn't know and an id beyond 65535 are refused: then no user is returned,
+and a note says so. In place of root's group, the user gets a group with its own number.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _MOST = 1024 * 1024
 
 
 def resolve(user: str, read: Callable[[str, int], bytes]) -> tuple[int, int, str]:
-    """Return uid, gid (both 0 if no user is given) and a note for the operator.
+    """Return uid, gid (both 0 if the image's user can't be used) and a note for the operator.
 
     :param user: ``USER[:GROUP]`` of an OCI configuration.
     :param read: returns the beginning of a file of the image; empty if there is none.

@@ -1,8 +1,8 @@
 """fs-verity: the kernel checks each block of an image's file whenever it is read.
 
-Where the kernel and the file system have it, a byte that flips on disk after the image was mounted
-makes the read fail and never changes a program. Where they don't, an image's whole content is still
-hashed before each mount. Written after Documentation/filesystems/fsverity.rst and linux/fsverity.h.
+With fs-verity, a byte that flips on disk after the image was mounted makes the read fail and never
+changes a program. Without it (it depends on the kernel and the file system), the image's content is
+still hashed before each mount. Written after Documentation/filesystems/fsverity.rst and linux/fsverity.h.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _ABSENT = {
 
 
 def request() -> bytes:
-    """Return the argument that enables it: SHA-256 over blocks of 4096 bytes, neither salt nor signature."""
+    """Return the argument that enables fs-verity: SHA-256 over blocks of 4096 bytes, no salt and no signature."""
     return _ENABLE_ARG.pack(_VERSION, SHA256, _BLOCK, 0, 0, 0, 0, 0, *([0] * 11))
 
 
@@ -48,7 +48,7 @@ def answer(buffer: bytes) -> str:
 def enable(path: Path) -> str:
     """Have the kernel refuse all changes of a file from now on. No process may have it open for writing.
 
-    :return: why the kernel can't; empty if it does.
+    :return: why the kernel can't do that; empty if it does.
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:

@@ -1,46 +1,49 @@
-"""Runtimes of environments: one module each, named as a declaration's ``runtime`` names it. A new file is a new one.
+"""Runtimes of environments, one module each; its name is the value of ``runtime`` in a declaration.
 
-Every module has
+A new file adds a runtime. Every module has
 
-- ``PROGRAM`` and ``PACKAGE``: its program, and the Debian package that has it (empty: none has);
+- ``PROGRAM`` and ``PACKAGE``: its program, and the Debian package with the program (empty: none);
 - ``RUNS``: ``"images"`` or ``"kernels"``: the kind of thing that it runs;
-- ``OWN_KERNEL``: whether programs in it have another kernel than the host's;
-- ``Settings``: the settings of ``netspace:runtimes:<name>``: :class:`Settings`, or more;
+- ``OWN_KERNEL``: whether its programs run on another kernel than the host's;
+- ``Settings``: the settings of ``netspace:runtimes:<name>``: :class:`Settings`, or more.
 
-and, if it can lack more than its program, ``problem(settings) -> str``: why it can't be used on this host;
-if it uses some of an environment's limits itself, ``LEAST``: the least value of each (``memory``, ``pids``).
+A module may have
+
+- ``problem(settings) -> str``: why this host can't use it, if it needs more than its program;
+- ``LEAST``: the least values of limits (``memory``, ``pids``), if it uses some of an environment's limits itself.
 
 A module that runs **images** is an OCI runtime, called by the OCI's command line (``run``, ``exec``, ``delete``).
-It tells how it differs from others:
+It states its differences from others:
 
 - ``options(settings)``: global options of each call, before ``--root``;
-- ``LACKS``: the abilities it lacks (:data:`LACKS`); each is done without, or by us in its place;
-- ``FIXED_NAMES``: whether containers' names must be equally long, since it takes a name's beginning for the name;
-- ``ENTRIES``: the names of all files that its state folder may have of a container, also of one whose launch was
-  killed; ``{}`` stands for the container's name;
+- ``LACKS``: the abilities that it lacks (:data:`LACKS`); netspace provides each itself, or does without;
+- ``FIXED_NAMES``: whether all names of containers must have the same length, since it accepts the beginning of a
+  name for the name;
+- ``ENTRIES``: the names of all files that its state folder may have of a container, even after a killed launch;
+  ``{}`` stands for the container's name.
 
-and one that can't start a second program in a network namespace that is the host's has
+A runtime that can't ``exec`` into a network namespace which the host owns also has
 
-- ``elsewhere(root, name, scratch) -> Path``: another state folder, in *scratch*, by which the container is known
-  to have no such namespace. It is then called from within that namespace.
+- ``elsewhere(root, name, scratch) -> Path``: makes and returns another state folder, in *scratch*, which describes
+  the container without its network namespace. The runtime is then called from within that namespace.
 
-A module that runs **kernels** is a tender: a program whose guest is the kernel. It runs as the one process of an
-ordinary environment (by crun) whose root holds nothing but the tender and the kernel (``tenders``):
+A module that runs **kernels** is a tender: a program whose guest is the kernel. It runs as the only process of an
+ordinary environment (by crun) whose root holds just the tender and the kernel (``tenders``). It has
 
-- ``files(settings) -> {path inside: path on the host}``: the files that it needs beside its program and
-  the libraries of that;
-- ``command(guest) -> (argument, ...)``: its arguments, for a ``tenders.Guest``;
+- ``files(settings) -> {path inside: path on the host}``: the files that it needs in addition to its program and
+  the program's libraries;
+- ``command(settings, guest) -> (argument, ...)``: its arguments, for a ``tenders.Guest``;
 - ``RESERVE``: bytes of the memory limit that it needs itself;
 - ``ONE_LINE``: whether the kernel gets its arguments as one line, in which a space ends an argument;
-- ``STOPS``: whether it ends when it is sent SIGTERM; one that doesn't is killed at once;
+- ``STOPS``: whether it ends after a SIGTERM; a tender that doesn't is killed at once;
 - ``LOOKS``: whether it asks the kernel for all interfaces before it attaches to its own;
-- ``WRITES``: whether it must open its disk for writing, too; then it has a copy of its own;
-- ``devices(settings)``: the host's devices that it opens, beside those of the interface;
+- ``WRITES``: whether it must open its disk for writing, too; then it gets its own copy of the disk;
+- ``devices(settings)``: the host's devices that it opens, in addition to those of the interface;
 
-and, if the kernel itself tells its needs, ``reads(kernel, disk) -> (argument, ...)``, called when its image
+and, if the kernel's file names its devices, ``reads(kernel, disk) -> (argument, ...)``, which is called when its image
 is built.
 
-Everything else, hardening above all, is done alike for all of them.
+Everything else, hardening above all, is the same for all runtimes.
 """
 
 from __future__ import annotations
@@ -62,10 +65,10 @@ from netspace.spec.types import Base
 
 DEFAULT = "crun"
 SEARCHED = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-# time: a time namespace; idmap: the mount option of that name; hybrid: to work beside version 1 controllers
-# with version 2 at /sys/fs/cgroup/unified; umask: to make mount points that all may pass, whatever umask it has;
-# tidy: to delete, by force, all that a launch left that was killed, and to set the limits of a cgroup that is there.
-# users: to join an existing user namespace; sockets: to bound TCP's data, where it is counted separately.
+# time: it makes time namespaces. idmap: it has the mount option of that name. hybrid: it works with version 1
+# controllers and version 2 at /sys/fs/cgroup/unified. umask: it makes mount points that all users may pass, whatever
+# its umask. tidy: it can delete all remains of a killed launch, and sets the limits of a cgroup that exists already.
+# users: it can join an existing user namespace. sockets: it can bound TCP's data, where that is counted separately.
 LACKS = ("time", "idmap", "hybrid", "umask", "tidy", "users", "sockets")
 
 Thing = Literal["images", "kernels"]
@@ -74,7 +77,7 @@ Thing = Literal["images", "kernels"]
 class Settings(Base, frozen=True):
     """The settings that every runtime has.
 
-    :param program: its program's path; None: it is searched for in the usual folders.
+    :param program: its program's path; None: the program is searched for in the usual folders.
     """
 
     program: str | None = None
@@ -103,12 +106,12 @@ class Runtime:
 
     @functools.cached_property
     def typed(self) -> Any:
-        """The settings in the type that their module has for them."""
+        """The settings, as the module's type ``Settings``."""
         return msgspec.convert(dict(self.settings), self.module.Settings)
 
     @property
     def jail(self) -> Runtime:
-        """The OCI runtime that makes the environment: this one, or for a tender the default one."""
+        """The OCI runtime that runs the environment: this one, or for a tender the default one."""
         return self if self.runs == "images" else USUAL
 
     @property
@@ -170,7 +173,7 @@ def find(name: str) -> Any:
 
 
 def running(thing: Thing) -> list[str]:
-    """Return the names of the runtimes that run images, or kernels."""
+    """Return the names of the runtimes that run this kind of thing: images or kernels."""
     return [name for name in names() if thing == find(name).RUNS]
 
 

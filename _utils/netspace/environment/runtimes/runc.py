@@ -1,8 +1,8 @@
-"""``runc``: the OCI's own. Only since 1.2 it has time namespaces and bind mounts with mapped ids.
+"""``runc``: the OCI's reference runtime. It has time namespaces and bind mounts with mapped ids since 1.2 only.
 
-Older versions also enter the user namespace first. They then lack the right to enter a network
-namespace that the host owns, and netspace's are the host's. So runc makes the user namespace itself at a start;
-for ``exec`` see ``elsewhere``.
+Older versions also enter the user namespace first. Then they may not enter a network namespace that
+the host owns, as it owns all of netspace's. So at a start runc makes the user namespace itself; for
+``exec`` see ``elsewhere``.
 """
 
 from __future__ import annotations

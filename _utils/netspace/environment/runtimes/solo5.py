@@ -1,8 +1,8 @@
 """``solo5``: the tender solo5-spt, which runs MirageOS's and other Solo5 kernels as a process; it needs no KVM.
 
 No distribution has it, so ``program`` must name its path. A kernel's manifest names its devices: a network
-device gets the interface's tap device, a block device the disk with the files handed to the kernel. The
-tender knows no signal, so it is not asked to stop but killed.
+device gets the interface's tap device, a block device the disk with the kernel's files. The tender
+handles no signal, so it is killed at once.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ONE_LINE = False
 LEAST = {"pids": 2}  # as crun, which starts it
 Settings = runtimes.Settings
 
-# solo5/mft_abi.h and elf_abi.h: the note "Solo5" of this type holds version, number of entries, and those.
+# solo5/mft_abi.h and elf_abi.h: the note "Solo5" of this type holds version, number of entries, and the entries.
 _NOTE, _MANIFEST, _VERSION = b"Solo5\0", 0x3154464D, 1
 _ENTRY, _NAME, _KIND_AT = 104, 68, 68
 _BLOCK, _NETWORK = 1, 2
@@ -51,7 +51,7 @@ def files(settings: runtimes.Settings) -> dict[str, str]:
 def reads(kernel: str, disk: str) -> tuple[str, ...]:
     """Return the arguments that attach the devices of a kernel's manifest.
 
-    :raises NetspaceError: when it is no such kernel, or wants more devices of a kind than there are.
+    :raises NetspaceError: when it is no such kernel, or wants more than one device of a kind.
     """
     found: dict[int, list[str]] = {_BLOCK: [], _NETWORK: []}
     for kind, name in manifest(Path(kernel).read_bytes(), kernel):
@@ -69,7 +69,7 @@ def reads(kernel: str, disk: str) -> tuple[str, ...]:
 def manifest(content: bytes, path: str) -> list[tuple[int, str]]:
     """Return the devices that a kernel names: (kind, name).
 
-    :raises NetspaceError: when it has no manifest that is understood.
+    :raises NetspaceError: when it has no manifest, or an invalid one.
     """
     try:
         for note in _notes(content):
@@ -116,6 +116,6 @@ def _notes(content: bytes) -> list[bytes]:
 def command(settings: runtimes.Settings, guest: Guest) -> tuple[str, ...]:
     memory = guest.memory // 1024**2
     networks = [one[len(_NET) :].partition("=")[0] for one in guest.found if one.startswith(_NET)]
-    # Else it would choose one by chance, with which nothing gets through.
+    # Without it, the tender chooses a random address, with which no packet gets through.
     macs = tuple(f"--net-mac:{name}={guest.mac}" for name in networks if guest.mac)
     return (f"--mem={memory}", *guest.found, *macs, "--", guest.kernel, *guest.arguments)

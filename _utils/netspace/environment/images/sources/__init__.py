@@ -1,4 +1,4 @@
-"""Sources of images: one module per scheme (``tar:/srv/shop.tar``). A new file is a new source.
+"""Sources of images: one module per scheme (``tar:/srv/shop.tar``). A new file adds a source.
 
 Each module has
 
@@ -7,16 +7,16 @@ Each module has
 - ``identity(location)``: text that changes exactly when the source's content did. It ends in
   ``sha256:`` and the hash that a declared ``source_hash`` is compared with, if the source has one;
 - ``build(location, target, scratch)``: makes the erofs file *target*, with the empty
-  folder *scratch* to work in, and returns what the image itself says about running it.
-  :func:`pack` makes it of a tree (``netspace.environment.images.tree``).
+  folder *scratch* to work in, and returns the image's own settings (:class:`Defaults`).
+  :func:`pack` makes the file from a tree (``netspace.environment.images.tree``).
 
-and, where a location is a file that can be fetched from elsewhere first:
+and, if a location is a file that can be fetched from elsewhere first:
 
-- ``split(location)``: the path of that file, and what of the location follows it;
-- ``pin(path, folder)``, if the path may be a folder too: copies into *folder* what the identity
-  depends on, and returns the path of that.
+- ``split(location)``: the path of that file, and the rest of the location after it;
+- ``pin(path, folder)``, if the path may be a folder too: copies the parts on which the identity
+  depends into *folder*, and returns the path of the copy.
 
-All raise NetspaceError where the location can't be used.
+All raise NetspaceError if the location can't be used.
 """
 
 from __future__ import annotations
@@ -44,22 +44,22 @@ from netspace.errors import NetspaceError
 
 # Every image has this UUID ("netspace" and zeros), so that equal content is an equal file.
 UUID = "6e657473-7061-6365-0000-000000000000"
-# What has no module here can't be declared as an image.
+# Sources for netspace itself. They have no module in this package, so no declaration can name them.
 _INTERNAL = {"kernel": "netspace.environment.tenders"}
 _CHUNK = 1 << 20
 _LITTLE = 1 << 20
-_FULL = 128 * 1024  # bytes free
-_LOOK = 0.2  # seconds between looks at mkfs.erofs...
-_STUCK = 120.0  # ...which is given up when it did nothing for so long
+_FULL = 128 * 1024  # free bytes; with fewer, the disk counts as full
+_LOOK = 0.2  # seconds between looks at mkfs.erofs
+_STUCK = 120.0  # seconds without progress after which mkfs.erofs is killed
 
 log = logging.getLogger(__name__)
 
 
 class Defaults(msgspec.Struct, frozen=True):
-    """An image's own settings for running it; empty where it says nothing.
+    """An image's own settings for running it; empty if it has none.
 
-    :param user: 0 if the image names none that can be given; then *group* is 0 too.
-    :param notes: notes for the operator on how the image was made and will be run.
+    :param user: 0 if the image names no user that can be used; then *group* is 0 too.
+    :param notes: notes for the operator on the build of the image and its user.
     """
 
     entrypoint: tuple[str, ...] = ()
@@ -134,7 +134,7 @@ def of_content(path: Path) -> str:
     with opened(path) as stream:
         try:
             return "sha256:" + digest(stream)
-        except OSError as err:  # of the disk
+        except OSError as err:  # an error of the disk
             raise NetspaceError(f"image source {path}: {err.strerror}") from err
 
 
@@ -152,7 +152,7 @@ def opened(path: Path) -> IO[bytes]:
     :raises NetspaceError: when it can't be opened, or is no regular file.
     """
     try:
-        # Not waiting: a named pipe would be opened only when somebody writes to it.
+        # O_NONBLOCK: else the open of a named pipe waits until somebody writes to it.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as err:
         raise NetspaceError(f"image source {path}: {err.strerror}") from err
@@ -174,14 +174,14 @@ def pinned(source: Source, location: str, folder: Path) -> str:
 
 
 def whole(stream: IO[bytes]) -> Piece:
-    """Return the piece that is all of an open file."""
+    """Return a piece that covers a whole open file."""
     return Piece(stream, 0, stream.seek(0, 2))
 
 
 def pack(tree: Tree, target: Path, budget: Budget) -> None:
     """Make an erofs file of a tree: an equal tree makes an equal file, byte for byte.
 
-    The program reads an archive that we make, never somebody else's.
+    mkfs.erofs reads an archive that this function writes, never an untrusted one.
 
     :raises OSError: when the disk is full.
     """
@@ -199,10 +199,10 @@ def pack(tree: Tree, target: Path, budget: Budget) -> None:
                     entries, size = tree.write(process.stdin.write)
                 log.info("image source %s: packed %d files, %d bytes", budget.where, entries, size)
             except BrokenPipeError:
-                pass  # it ended early, and says why below
+                pass  # it ended early; its message follows below
             message = tools.message(process.stderr.read(65536))
     if process.returncode != 0:
-        _want_room(target, _LITTLE)  # on a full disk it complains of other things
+        _want_room(target, _LITTLE)  # on a full disk it reports other errors
         raise budget.refuse(f"mkfs.erofs failed: {message or process.returncode}")
 
 
@@ -218,7 +218,7 @@ def _room(target: Path) -> int:
 
 @contextlib.contextmanager
 def _watched(process: subprocess.Popen[bytes], target: Path) -> Iterator[None]:
-    """Kill the program when it can't go on: mkfs.erofs 1.8 waits for itself forever once the disk is full."""
+    """Kill mkfs.erofs during the context when it can't go on: version 1.8 hangs forever once the disk is full."""
     done = threading.Event()
 
     def watch() -> None:

@@ -38,9 +38,9 @@ def fingerprint(location: str) -> str:
 
 
 def identity(location: str) -> str:
-    """Return the identity of all that goes into the image.
+    """Return the identity of the folder's content.
 
-    That is names, types, modes, owners, contents and ``user.*`` attributes; file times are no part of it.
+    It depends on names, types, modes, owners, contents and ``user.*`` attributes, and not on file times.
     """
     state = hashlib.sha256()
     _tree(location, Budget(f"dir:{location}")).write(state.update)

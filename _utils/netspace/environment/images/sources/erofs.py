@@ -1,8 +1,8 @@
 """``erofs:/srv/shop.erofs``: a ready image, taken as it is: its sha256 is the image's name.
 
-The kernel will read it as a file system, so erofs-utils check it first, and it is measured against
-the bounds of bytes and of files. That finds damage and bombs. It can't make a file harmless that was
-made to attack the kernel, so take such files only from sources that you trust with that.
+The kernel will read it as a file system, so erofs-utils check it first, and its bytes and files must
+be within the bounds. That finds damage and bombs. It does not stop a file that was made to attack the
+kernel, so use erofs files only from sources that you trust.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def build(location: str, target: Path, scratch: Path) -> sources.Defaults:
         stream.seek(0)
         with target.open("wb") as copy:
             shutil.copyfileobj(stream, copy, 1 << 20)
-    # Of the copy, which nobody else can change.
+    # Check the copy, which nobody else can change.
     tools.run(["fsck.erofs", str(target)], f"image source erofs:{location}: damaged: fsck.erofs")
     told = tools.run(["dump.erofs", "-S", str(target)], f"image source erofs:{location}: dump.erofs")
     count, size = _COUNT.search(told), _SIZE.search(told)

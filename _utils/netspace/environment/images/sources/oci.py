@@ -1,10 +1,9 @@
 """``oci:/srv/images/shop:orders``: a tagged image in an OCI layout folder, or in a tar of one.
 
-A tar may be an OCI layout (``skopeo copy ... oci-archive:``) or what ``docker save`` writes; its content tells which.
-Every blob and every layer is checked against its digest
-while it is read, and layers are put together in memory: nothing is unpacked on the host.
-Written after the OCI image specification 1.1 (image-layout.md, manifest.md, config.md,
-layer.md) and Docker's image specification 1.2.
+A tar may hold an OCI layout (``skopeo copy ... oci-archive:``) or the output of ``docker save``; its
+content decides. Every blob and every layer is checked against its digest while it is read. Layers are
+combined in memory: nothing is unpacked on the host. Written after the OCI image specification 1.1
+(image-layout.md, manifest.md, config.md, layer.md) and Docker's image specification 1.2.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ def split(location: str) -> tuple[str, str]:
 
 
 def pin(path: Path, folder: Path) -> Path:
-    """Copy the index alone: all else is checked against the digests in it while it is read."""
+    """Copy only the index: all other files are checked against its digests while they are read."""
     with sources.opened(path / "index.json") as stream:
         (folder / "index.json").write_bytes(stream.read(bounds.JSON + 1))
     (folder / "blobs").symlink_to(path.absolute() / "blobs")
@@ -83,7 +82,7 @@ def build(location: str, target: Path, scratch: Path) -> sources.Defaults:
         return _defaults(found.config.get("config"), tree)
 
 
-# -- where blobs lie -------------------------------------------------------------
+# -- places of blobs -------------------------------------------------------------
 
 
 class _Blobs(Protocol):
@@ -114,7 +113,7 @@ def _open(path: Path, scratch: Path, budget: Budget, stack: contextlib.ExitStack
     if path.is_dir():
         return _Folder(path)
     stream = stack.enter_context(sources.opened(path))
-    # The archive around the layers has its own bounds: what counts is what comes out of them.
+    # The outer archive has its own budget: the image's budget counts the content of the layers.
     outer = Budget(budget.where)
     tree = Tree(outer)
     with streams.reader(sources.whole(stream), outer, scratch) as reader:
@@ -122,7 +121,7 @@ def _open(path: Path, scratch: Path, budget: Budget, stack: contextlib.ExitStack
     return _Archive(tree)
 
 
-# -- which image, and what it consists of ------------------------------------------
+# -- the image, and its layers -----------------------------------------------------
 
 
 class _Layer(msgspec.Struct, frozen=True):
@@ -220,7 +219,7 @@ def _saved(blobs: _Blobs, tag: str, budget: Budget) -> dict[str, Any]:
 
 
 def _pick(named: dict[int, list[str]], tag: str, budget: Budget) -> int:
-    """Return the index of the one image named *tag* or ``...:tag``; without a tag, of ``latest`` or the only one."""
+    """Return the index of the only image named *tag* or ``...:tag``; without *tag*, of ``latest`` or the only image."""
     wanted = tag or "latest"
     exact = [index for index, names in named.items() if wanted in names]
     ending = [index for index, names in named.items() if any(name.endswith(f":{wanted}") for name in names)]
@@ -306,11 +305,11 @@ def _object(raw: bytes, name: str, budget: Budget) -> dict[str, Any]:
     return value
 
 
-# -- how to run it -----------------------------------------------------------------
+# -- settings for running it -------------------------------------------------------
 
 
 def _defaults(config: Any, tree: Tree) -> sources.Defaults:
-    """Return the settings of the image's config. Invalid ones are left out; the declaration can give them."""
+    """Return the settings of the image's config, without invalid ones; the declaration can replace those."""
     config = config if isinstance(config, dict) else {}
 
     def texts(key: str) -> tuple[str, ...]:
