@@ -188,7 +188,7 @@ class LocalBroker(Base, frozen=True, tag_field="kind", tag="local"):
         their own port 5672 accepts AMQP without TLS. **Without such an environment, the broker accepts no passwords.**
     :param trust_domain: the trust domain of each environment's SPIFFE ID; by default the instance's name.
     :param authority: folder with ``authority.pem`` (readable by root alone): the key, the certificate and the
-        certificates above it of an intermediate CA that issues the certificates; by default the host creates its own CA.
+        certificates above it of an intermediate CA that issues the certificates; by default the host creates a CA.
     :param host: the name of this host in links (``web@<host>``) and certificates; absent: no links to other hosts.
     :param listen: the ``<address>:<port>`` of this host for environments of other hosts; absent: **none**.
     :param hosts: the other hosts that links lead to or come from, by name.
@@ -222,8 +222,8 @@ class ClusterBroker(Base, frozen=True, tag_field="kind", tag="cluster"):
         is used.
     :param credentials: file with ``user:password`` for the management API, readable by root.
     :param names_key: file (readable by root alone) of 32 random characters or more, the same on all hosts. All object
-        names are derived from it, so that nobody can guess them; absent: this host's own key, and other hosts can
-        probe for dead letters.
+        names are derived from it, so that nobody can guess them; absent: the host uses its own key, and everybody with
+        a login at the broker can count the dead letters.
     :param ca: PEM file of the CA certificates that check the broker if a URL is ``amqps`` or ``https``;
         by default the system's.
     :param host: the name of this host in links (``web@<host>``); absent: no links to other hosts.
