@@ -21,9 +21,9 @@ MAX_RECORD = 4 * 1024 * 1024
 # Remedies for a damaged file: one that an apply can rebuild from the declaration, and one that it can't.
 REBUILT = "remove the file and apply again to rebuild it"
 KEPT = "restore it from a backup: nothing can make it anew"
-# The number of files that are synced together; more files take several syncs. ext4 takes long to find an inode near
-# others that were just freed, and each replaced file frees one. So as many files as possible are created before the
-# first is replaced. _FEW: below this number, syncing each file costs less than syncing the file system.
+# _TOGETHER: the number of files per sync; more files take several syncs. ext4 takes long to find an inode near others
+# that were just freed, and each replaced file frees one. So as many files as possible are created before the first is
+# replaced. _FEW: below this number, syncing each file costs less than syncing the file system.
 _TOGETHER = 1024
 _FEW = 4
 _CHUNK = 65536

@@ -2,9 +2,9 @@
 
 A *kind* (environment, interface, link, attestation) offers::
 
-    observe()                               the observed state: reads, never writes
-    plan(desired, observed, remove) -> Plan pure: the steps that lead to the desired state
-    apply(steps) -> [Outcome]               applies the steps, batched, in the given order
+    observe()                                 reads the observed state, never writes
+    plan(desired, observed, remove) -> Plan   pure: the steps that lead to the desired state
+    apply(steps) -> [Outcome]                 applies the steps, batched, in the given order
 
 ``test=True`` shows the plan; a second apply plans nothing. The next run repairs a
 failed step. ``remove`` names the things to remove: nothing is ever removed just

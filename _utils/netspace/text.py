@@ -4,8 +4,8 @@ from __future__ import annotations
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
-# ECMA-48: C0, DEL and C1 (U+009B begins a command like ESC [). Unicode: line separators, and the characters of UAX 9
-# that embed, override or isolate directions, by which a text can be displayed in another order.
+# ECMA-48: C0 except tab and line feed, DEL, and C1 (U+009B begins a command like ESC [). Unicode: line separators, and
+# the characters of UAX 9 that embed, override or isolate directions, which can change the displayed order of a text.
 _COMMANDS = (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
 _HARMLESS = {code: REPLACEMENT for code in _COMMANDS if chr(code) not in "\t\n"}
 

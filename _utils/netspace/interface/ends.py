@@ -25,7 +25,7 @@ INSIDE_NAME = "eth0"
 
 
 class Place(msgspec.Struct, frozen=True):
-    """Facts about one interface that its kind needs beside the declaration.
+    """Facts about one interface that its kind needs in addition to the declaration.
 
     :param host_name: the host end's name.
     :param mac: the pair's MAC.

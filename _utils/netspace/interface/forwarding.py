@@ -60,9 +60,9 @@ def changes(needed: Collection[str], now: Mapping[str, str], before: Mapping[str
 
 
 def old_values(needed: Collection[str], ours: Collection[str]) -> Iterator[tuple[str, str]]:
-    """Yield each sysctl that :func:`switch` is about to change for *needed*, and its present value.
+    """Yield each sysctl that :func:`switch_on` must change for *needed*, and its present value.
 
-    :param ours: names of our own interfaces, which never accept advertisements.
+    :param ours: names of netspace's host ends, which never accept advertisements.
     """
     for family in sorted(needed):
         if read(SWITCH[family]) != "0":

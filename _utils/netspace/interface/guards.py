@@ -131,6 +131,6 @@ def _changed_in_place(
     try:
         return ruleset.load(changed, now)
     except netlink.NetlinkError as err:
-        if err.errno != errno.ERESTART:  # somebody else was faster
+        if err.errno != errno.ERESTART:  # ERESTART: somebody else has changed the ruleset meanwhile
             raise
         return None

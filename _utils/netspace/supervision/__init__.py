@@ -135,7 +135,7 @@ class Supervisor(Protocol):
         ...
 
     def attended(self) -> bool:
-        """Return whether a supervisor watches the services, and restarts those that end. Reads only."""
+        """Return whether every running service has a supervisor that restarts it. Reads only."""
         ...
 
     def attend(self) -> None:
